@@ -1,0 +1,54 @@
+"""The contract of a pass: one set of decisions, two faces.
+
+`rewrite` changes the *description* of a model in microseconds; the planner calls it thousands of times. The executing face
+(in `passes.walk` and `passes.execute`) changes the *weights*, once. The description after the last `rewrite` says tensor
+for tensor what the checkpoint holds afterwards; `passes.execute` compares the two and refuses any difference.
+
+A pass is a frozen dataclass whose fields are its options. It prints as `name{option=value, …}` and reads back from JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from passes.ir.model import ModelIR
+from passes.reason import Reason
+
+
+class Pass(ABC):
+    """A rewrite of a model, on its description and on its weights."""
+
+    #: Stable identifier, used in plans and on the command line.
+    name: ClassVar[str]
+
+    @abstractmethod
+    def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
+        """Why this pass cannot be applied to this model; empty when it can."""
+
+    @abstractmethod
+    def rewrite(self, ir: ModelIR) -> ModelIR:
+        """The description after the pass. Pure; the pass must be legal."""
+
+    def missing(self) -> str | None:
+        """What the executing face still lacks, in words; None when `apply` can run it."""
+        return None
+
+    @property
+    def load_time(self) -> bool:
+        """Whether only the engine acts on it: the checkpoint stays as it is and `apply` does nothing."""
+        return False
+
+    def options(self) -> dict[str, Any]:
+        """The options as JSON values."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def text(self) -> str:
+        """`name{option=value, …}`, options at their default left out."""
+        shown = []
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if value != f.default:
+                shown.append(f"{f.name}={getattr(value, 'label', value)}")
+        return self.name + ("{" + ", ".join(shown) + "}" if shown else "")

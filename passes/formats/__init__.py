@@ -1,0 +1,1 @@
+"""How a matrix is stored: one file a format, with its tensors, bytes, encode and decode."""

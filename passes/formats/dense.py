@@ -1,0 +1,45 @@
+"""Plain 16- or 32-bit weights: one `.weight` tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from passes.formats.format import Format, Quantized
+from passes.formats.tensor import Tensor
+from passes.reason import Reason
+
+if TYPE_CHECKING:
+    import torch
+
+_LABELS = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dense(Format):
+    """A matrix stored as it is; `dtype` in safetensors' spelling."""
+
+    kind: ClassVar[str] = "dense"
+    dtype: str = "BF16"
+
+    @property
+    def label(self) -> str:
+        """`bf16`, `fp16` or `fp32`."""
+        return _LABELS.get(self.dtype, self.dtype.lower())
+
+    def illegal(self, out_features: int, in_features: int) -> Reason | None:
+        """Every shape is legal."""
+        return None
+
+    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+        """One tensor, `<name>.weight`."""
+        return (Tensor(f"{name}.weight", self.dtype, (out_features, in_features)),)
+
+    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
+        """The codes are the weights: no grid, no scale."""
+        return {f"{name}.weight": quantized.codes}
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """The stored weight, cast."""
+        return tensors[f"{name}.weight"].to(dtype)

@@ -1,0 +1,95 @@
+"""The contract of a storage format: what tensors a matrix becomes, whether it may, and how to write and read it.
+
+A format is a frozen value (`PackQuantized(bits=4, group_size=64)`), so it can be a field of the IR, a dictionary key and a
+memoisation key. Its descriptive half (`illegal`, `tensors`, `bytes`) is pure arithmetic and needs no torch; its codec half
+(`encode`, `decode`) imports torch when called. Orientation is Hugging Face's: a weight is `[out_features, in_features]`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar
+
+from passes.formats.tensor import Tensor
+from passes.reason import Reason
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The set of values an algorithm may round to, independent of how they are stored.
+
+    `group_size`: consecutive inputs that share a scale; -1 = the whole row (per output channel), 0 = the whole matrix.
+    `kind`: "int" (uniform integers) or "float" (e4m3 values). Symmetric integers are signed, -2^(b-1) … 2^(b-1)-1.
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool = True
+    kind: str = "int"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What an algorithm hands to a format, for one matrix `[N, K]` with G groups a row.
+
+    `codes`: integers `[N, K]` (signed when symmetric, else unsigned), or e4m3 values for a float grid.
+    `scale`: `[N, G]`; `zero_point`: integers `[N, G]` in the range of `codes`, None when symmetric.
+    `group_of_input`: `[K]`, the group of each input when it is not `i // group_size` (activation order), else None.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None = None
+    group_of_input: torch.Tensor | None = None
+
+
+class Format(ABC):
+    """How one weight matrix is stored in a checkpoint."""
+
+    #: The name's stem in `label`, and the key of the registry.
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The name users write for it: `bf16`, `w4a16-g64`, `gptq-4-g128`."""
+
+    @abstractmethod
+    def illegal(self, out_features: int, in_features: int) -> Reason | None:
+        """Why a matrix of this shape cannot be stored so; None when it can."""
+
+    @abstractmethod
+    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+        """The stored tensors of a matrix called `name` (without `.weight`), bias excluded. Shapes must be legal."""
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        """Bytes of the stored matrix, bias and header excluded. Exact."""
+        return _matrix_bytes(self, out_features, in_features)
+
+    def bits_per_weight(self, out_features: int, in_features: int) -> float:
+        """Effective bits a weight, scales and all included."""
+        return 8 * self.bytes(out_features, in_features) / (out_features * in_features)
+
+    @property
+    def grid(self) -> Grid | None:
+        """What an algorithm must round to; None where the format stores plain numbers."""
+        return None
+
+    @abstractmethod
+    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
+        """The stored tensors, by full name, of a quantized matrix. Inverse of `decode`."""
+
+    @abstractmethod
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """The weight `[out_features, in_features]` exactly as an engine computes it, rounded once to `dtype`."""
+
+
+@lru_cache(maxsize=1 << 16)
+def _matrix_bytes(form: Format, out_features: int, in_features: int) -> int:
+    return sum(tensor.bytes for tensor in form.tensors("", out_features, in_features))

@@ -1,0 +1,1 @@
+"""The model as passes see it (the intermediate representation), and the ways in."""

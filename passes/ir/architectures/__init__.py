@@ -1,0 +1,1 @@
+"""How model families name their parts. Fails closed on what it does not know."""

@@ -1,0 +1,309 @@
+"""ModelIR: a model's description, factored so that rewriting and summing it costs microseconds.
+
+A model is a few *stacks* (the decoder; a vision tower, an MTP head where there is one) of layers, plus the matrices outside
+them (embedding, head). A stack names each layer's *block class*; 80 equal layers are one class, and the 256 experts of a
+layer are one `Linear` with `copies=256`. Sums over a class are memoised per (class, option), so DeepSeek-V3's 45,000
+matrices cost as much as a handful. The exact list of tensors is expanded lazily by `tensors()`, for the chosen plan only:
+it says tensor for tensor what the checkpoint on disk holds.
+
+Nothing here imports torch. Every value is frozen; a pass makes a new ModelIR from an old one (`dataclasses.replace`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+from passes.formats.dense import Dense
+from passes.formats.format import Format
+from passes.formats.tensor import Tensor
+from passes.ir.state import FullKV, LatentKV, LayerState, NoState
+
+
+class Role(StrEnum):
+    """What a matrix does. Tensor parallelism, fusion and quantization defaults follow from it."""
+
+    EMBEDDING = "embedding"
+    POSITION = "position"
+    HEAD = "head"
+    Q = "q"
+    K = "k"
+    V = "v"
+    QKV = "qkv"
+    O = "o"  # noqa: E741
+    Q_DOWN = "q_down"
+    Q_UP = "q_up"
+    KV_DOWN = "kv_down"
+    KV_UP = "kv_up"
+    INDEXER = "indexer"
+    GATE = "gate"
+    UP = "up"
+    GATE_UP = "gate_up"
+    DOWN = "down"
+    ROUTER = "router"
+    SHARED_GATE = "shared_gate"
+    MIXER_IN = "mixer_in"
+    MIXER_OUT = "mixer_out"
+    MIXER_GATE = "mixer_gate"
+    PROJECTOR = "projector"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Stacking:
+    """How the source stores a bank of experts as ONE tensor: `[copies, out, in]`, or `[copies, in, out]` when `transposed`.
+
+    `tensor` is its whole name relative to the block. `parts` are the names (with `{e}`) and output rows that the bank splits
+    into when a format stores each expert's matrices apart (`gate_up_proj` -> `gate_proj`, `up_proj`); interleaved when the
+    rows of the parts alternate (gpt-oss).
+    """
+
+    tensor: str
+    transposed: bool
+    parts: tuple[tuple[str, int], ...]
+    interleaved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A weight matrix, or `copies` equal ones (the experts of a layer), by description.
+
+    `name` is relative to the block (absolute outside of stacks), without `.weight`; `{e}` stands for the expert.
+    `agree`: matrices of one block with the same key must take the same option (engines fuse them: q/k/v, gate/up, experts).
+    `reads`: matrices of one block with the same key see the same input, so one Hessian serves them.
+    `quantizable`: False for what every recipe keeps dense (embedding, head, router, vision tower).
+    """
+
+    name: str
+    role: Role
+    out_features: int
+    in_features: int
+    storage: Format = Dense()
+    bias: str | None = None
+    """dtype of the bias, None without one."""
+    copies: int = 1
+    active: float = 1
+    """Copies that one token uses (experts per token); equals `copies` where all are used."""
+    agree: str = ""
+    reads: str = ""
+    quantizable: bool = True
+    stacking: Stacking | None = None
+    shared_expert: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, all copies, bias excluded."""
+        return self.copies * self.out_features * self.in_features
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The stored tensors, names still relative."""
+        if self.stacking is not None and isinstance(self.storage, Dense):
+            shape = (self.in_features, self.out_features) if self.stacking.transposed else (self.out_features, self.in_features)
+            yield Tensor(self.stacking.tensor, self.storage.dtype, (self.copies, *shape))
+            if self.bias:
+                yield Tensor(f"{self.stacking.tensor}_bias", self.bias, (self.copies, self.out_features))
+            return
+        parts = self.stacking.parts if self.stacking is not None else ((self.name, self.out_features),)
+        for expert in range(self.copies):
+            for part, rows in parts:
+                name = part.replace("{e}", str(expert))
+                yield from self.storage.tensors(name, rows, self.in_features)
+                if self.bias:
+                    yield Tensor(f"{name}.bias", self.bias, (rows,))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all stored tensors of this matrix, all copies, bias included."""
+        return self.copies * sum(t.bytes for t in replace(self, copies=1).tensors())
+
+
+class Block:
+    """One class of layers: its matrices, its other tensors, what it keeps per sequence.
+
+    Immutable, compared by content; its hash is computed once, because every memoised sum is keyed by it.
+    """
+
+    __slots__ = ("_hash", "heads", "linears", "state", "tensors")
+
+    linears: tuple[Linear, ...]
+    tensors: tuple[Tensor, ...]
+    state: LayerState
+    heads: int
+
+    def __init__(
+        self, linears: tuple[Linear, ...], tensors: tuple[Tensor, ...] = (), state: LayerState = NoState(), heads: int = 0
+    ) -> None:
+        object.__setattr__(self, "linears", linears)
+        object.__setattr__(self, "tensors", tensors)
+        object.__setattr__(self, "state", state)
+        object.__setattr__(self, "heads", heads)
+        object.__setattr__(self, "_hash", hash((linears, tensors, state, heads)))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"Block is immutable (tried to set {name})")
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined,no-any-return]
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Block) and (self.linears, self.tensors, self.state, self.heads) == (
+            other.linears, other.tensors, other.state, other.heads,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"Block(linears={self.linears!r}, tensors={self.tensors!r}, state={self.state!r}, heads={self.heads})"
+
+    def replace(self, **changes: Any) -> Block:
+        """A block with some fields changed."""
+        return Block(**({"linears": self.linears, "tensors": self.tensors, "state": self.state, "heads": self.heads} | changes))
+
+    def map_linears(self, change: Callable[[Linear], Linear]) -> Block:
+        """A block with every matrix rewritten by `change`."""
+        return self.replace(linears=tuple(change(linear) for linear in self.linears))
+
+
+@lru_cache(maxsize=1 << 14)
+def block_bytes(block: Block) -> int:
+    """Bytes a layer of this class takes on disk, headers excluded."""
+    return sum(linear.bytes for linear in block.linears) + sum(tensor.bytes for tensor in block.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A run of layers: `prefix` holds `{i}` for the layer's index; `layers[i]` is an index into `classes`.
+
+    `name` is `decoder`, `vision`, `audio`, `encoder` or `mtp`.
+    """
+
+    name: str
+    prefix: str
+    classes: tuple[Block, ...]
+    layers: tuple[int, ...]
+    first_index: int = 0
+
+    @property
+    def counts(self) -> tuple[tuple[Block, int], ...]:
+        """Each class with how many layers are of it."""
+        counts = Counter(self.layers)
+        return tuple((block, counts[index]) for index, block in enumerate(self.classes) if counts[index])
+
+    def block(self, layer: int) -> Block:
+        """The class of one layer (0-based position in this stack)."""
+        return self.classes[self.layers[layer]]
+
+    def layer_prefix(self, layer: int) -> str:
+        """The prefix of the names of one layer's tensors."""
+        return self.prefix.replace("{i}", str(layer + self.first_index))
+
+    def map_blocks(self, change: Callable[[Block], Block]) -> Stack:
+        """The stack with every class rewritten; equal classes stay one."""
+        return replace(self, classes=tuple(change(block) for block in self.classes))
+
+    def with_blocks(self, blocks: tuple[Block, ...]) -> Stack:
+        """The stack with one block given per layer, factored again into classes."""
+        classes = tuple(dict.fromkeys(blocks))
+        index = {block: position for position, block in enumerate(classes)}
+        return replace(self, classes=classes, layers=tuple(index[block] for block in blocks))
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """How the cache is kept: `dtype` as engines name it (`auto`, `fp8`, `fp8_e5m2`, `q8`, `q6`, `q4`).
+
+    `scales`: the checkpoint stores calibrated per-layer `k_scale` and `v_scale`.
+    """
+
+    dtype: str = "auto"
+    scales: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTime:
+    """What the engine, not the checkpoint, does to the weights (bitsandbytes, online fp8): resident state only."""
+
+    name: str = "none"
+
+
+@dataclass(frozen=True)
+class ModelIR:
+    """A model's description. `config` is its config.json; it is carried along, never compared or hashed."""
+
+    name: str
+    architecture: str
+    model_type: str
+    dtype: str
+    """safetensors dtype the model computes in: BF16, F16 or F32."""
+    hidden_size: int
+    vocab_size: int
+    max_context: int
+    stacks: tuple[Stack, ...]
+    outer: tuple[Linear, ...]
+    """Matrices outside the stacks, absolute names: embedding, head, projector."""
+    outer_tensors: tuple[Tensor, ...] = ()
+    """Other tensors outside the stacks, absolute names: the final norm."""
+    tied_embeddings: bool = False
+    kv_cache: KVCache = KVCache()
+    load_time: LoadTime = LoadTime()
+    quant_method: str | None = None
+    """`quantization_config.quant_method` of an already quantized source; None for a dense one."""
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What was assumed or ignored while reading the model, for people."""
+
+    @property
+    def decoder(self) -> Stack:
+        """The stack that generates text."""
+        return next(stack for stack in self.stacks if stack.name == "decoder")
+
+    @property
+    def weights(self) -> int:
+        """Number of weights in matrices and other tensors, of the description (exact for dense models)."""
+        return sum(
+            count * (sum(lin.weights + (lin.copies * lin.out_features if lin.bias else 0) for lin in block.linears)
+                     + sum(t.elements for t in block.tensors))
+            for stack in self.stacks for block, count in stack.counts
+        ) + sum(lin.weights + (lin.out_features if lin.bias else 0) for lin in self.outer) + sum(t.elements for t in self.outer_tensors)  # fmt: skip
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors of the checkpoint, headers excluded. From memoised sums."""
+        stacked = sum(count * block_bytes(block) for stack in self.stacks for block, count in stack.counts)
+        return stacked + sum(lin.bytes for lin in self.outer) + sum(t.bytes for t in self.outer_tensors)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor of the checkpoint, with its full name. Lazy; for the chosen plan only."""
+        for linear in self.outer:
+            yield from linear.tensors()
+        yield from self.outer_tensors
+        for stack in self.stacks:
+            for layer in range(len(stack.layers)):
+                prefix, block = stack.layer_prefix(layer), stack.block(layer)
+                for linear in block.linears:
+                    for tensor in linear.tensors():
+                        yield Tensor(prefix + tensor.name, tensor.dtype, tensor.shape)
+                for tensor in block.tensors:
+                    yield Tensor(prefix + tensor.name, tensor.dtype, tensor.shape)
+
+    def with_decoder(self, decoder: Stack) -> ModelIR:
+        """The model with its decoder replaced."""
+        return replace(self, stacks=tuple(decoder if stack.name == "decoder" else stack for stack in self.stacks))
+
+    def kv_elements_per_token(self) -> int:
+        """Cache elements one more token takes, over all layers that grow with every token."""
+        return sum(
+            count * block.state.elements_per_token
+            for block, count in self.decoder.counts
+            if isinstance(block.state, LatentKV) or type(block.state) is FullKV
+        )
+
+
+def pattern_matches(pattern: str, name: str) -> bool:
+    """Whether a module name is named by `pattern`: a plain name, or `re:` and a regular expression (compressed-tensors' way)."""
+    return re.match(pattern[3:], name) is not None if pattern.startswith("re:") else pattern == name

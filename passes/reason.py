@@ -1,0 +1,102 @@
+"""Reasons and errors as data: why something is illegal, does not fit, or was refused, and what to do.
+
+A `Reason` explains a verdict (a rejected candidate, a card that is too small); an `InputError` ends a command
+because what the user gave cannot be used. Both say what is wrong and what would mend it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a candidate or a setting is out.
+
+    `code` is a stable identifier for programs (`does_not_fit`, `group_size_does_not_divide`), `message` a sentence for
+    people with the figures in it, `remedy` the smallest change that would flip the verdict, `data` the figures themselves.
+    """
+
+    code: str
+    message: str
+    remedy: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The reason as the JSON object of the command-line contract."""
+        return {"code": self.code, "message": self.message, "remedy": self.remedy, **({"data": dict(self.data)} if self.data else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where in a user's file something stands; line and column count from 1."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+
+
+class TightfitError(Exception):
+    """Base of every error that is the user's to mend: printed as one message, never as a traceback.
+
+    `exit_code` follows the command line's contract: 2 bad input, 3 nothing fits, 4 result misses its goals, 5 stale plan.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, remedy: str | None = None, location: Location | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.location = location
+
+    def __str__(self) -> str:
+        where = f"{self.location}: " if self.location else ""
+        return f"{where}{self.message}" + (f"\n  {self.remedy}" if self.remedy else "")
+
+
+class InputError(TightfitError):
+    """The spec, an argument or the model cannot be used as given (exit code 2)."""
+
+
+class DoesNotFitError(TightfitError):
+    """Nothing legal meets the goals, or the machine lacks room for the work (exit code 3)."""
+
+    exit_code = 3
+
+
+class GoalMissedError(TightfitError):
+    """The finished result misses a goal or differs from its prediction (exit code 4)."""
+
+    exit_code = 4
+
+
+class StalePlanError(TightfitError):
+    """What a plan locks has moved since it was made (exit code 5)."""
+
+    exit_code = 5
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names closest to a misspelt one, best first; case, spaces and dashes ignored."""
+
+    def fold(text: str) -> str:
+        return "".join(ch for ch in text.lower() if ch.isalnum())
+
+    folded: dict[str, str] = {}
+    for candidate in known:
+        folded.setdefault(fold(candidate), candidate)
+    return [folded[match] for match in difflib.get_close_matches(fold(name), list(folded), n=count, cutoff=0.5)]
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str, location: Location | None = None) -> InputError:
+    """The error for a name that is not known: says the nearest known names, then what to do."""
+    close = nearest(name, known)
+    hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+    return InputError(f"unknown {kind} {name!r}.{hint}", remedy=remedy, location=location)

@@ -1,0 +1,1 @@
+"""What should be done: spec, search, plan, reasons, and the command line."""

@@ -1,0 +1,1 @@
+"""Where a model runs: cards, engines, workloads, launch files. Never executes a pass."""

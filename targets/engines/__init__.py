@@ -1,0 +1,1 @@
+"""One file an engine: legality by version and card, memory accounting, speed."""

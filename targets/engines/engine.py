@@ -1,0 +1,151 @@
+"""The contract of an engine: what it accepts, how it spends a card's memory, how fast it runs.
+
+Every estimate is a pure function of (model description, card, settings, workload). The result types here are the shapes of
+the command line's JSON (`docs/architecture.md`, "Contracts").
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from passes.ir.model import ModelIR
+from passes.reason import Reason
+from targets.gpu import Gpu
+from targets.quantity import Quantity
+from targets.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """How a model is spread over cards: tensor, pipeline, data and expert parallel degrees."""
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    ep: int = 1
+
+    @property
+    def gpus(self) -> int:
+        """Cards in use."""
+        return self.tp * self.pp * self.dp
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """An engine's settings; None means the engine's own default for its version and the card.
+
+    `version` None: the newest the accounting knows. `kv_cache_memory_bytes`: explicit KV size, bypasses the utilisation.
+    `reserve_bytes`: what else lives on the card (a desktop), kept free.
+    """
+
+    version: str | None = None
+    parallel: Parallel = Parallel()
+    gpu_memory_utilization: float | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    enforce_eager: bool = False
+    block_size: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    reserve_bytes: int = 0
+    cpu_cores: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of the tightest rank. `budget` is what the engine may spend; `total` what it would spend with the KV it needs.
+
+    `weights`: as resident after the engine's repacking. `kv_cache`: what is left for KV (or what was asked explicitly).
+    `per_rank`: one mapping a rank where ranks differ.
+    """
+
+    weights: Quantity
+    kv_cache: Quantity
+    activations: Quantity
+    non_torch: Quantity
+    cuda_graphs: Quantity
+    total: Quantity
+    budget: Quantity
+    per_rank: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KVEstimate:
+    """What the KV memory holds. `bytes_per_token` counts what one more token of one sequence takes, on the tightest rank;
+
+    `bytes_per_sequence` what a sequence at full context takes, constant state included. `max_context`: the longest context
+    one request may have in the memory at hand; `tokens` and `max_concurrency` as the engine prints them.
+    """
+
+    bytes_per_token: float
+    bytes_per_sequence: int
+    tokens: Quantity
+    max_concurrency: Quantity
+    max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """The answer of an engine's memory accounting.
+
+    `starts`: the engine comes up at this context length; `serves`: the asked concurrency fits at full context without
+    preemption; `margin` (bytes) to the start condition, negative when short; `reasons` say what fails and what would mend it.
+    `notes`: assumptions made, for people (an unknown newer version, a generic card).
+    """
+
+    memory: Memory
+    kv: KVEstimate
+    starts: bool
+    serves: bool
+    margin: Quantity
+    reasons: tuple[Reason, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedEstimate:
+    """Steady-state means under a closed loop of `Workload.concurrency` requests (1 when not asked), no prefix hits.
+
+    Milliseconds and tokens a second. `prefill_tok_s`: prompt tokens a second of one request alone.
+    """
+
+    ttft_ms: Quantity
+    tpot_ms: Quantity
+    prefill_tok_s: Quantity
+    decode_tok_s_per_request: Quantity
+    throughput_tok_s: Quantity
+
+
+class Engine(ABC):
+    """An inference engine as a target."""
+
+    #: Name on the command line: vllm, vllm-cpu, exllamav2, exllamav3.
+    name: ClassVar[str]
+
+    @abstractmethod
+    def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
+        """Why the engine refuses this checkpoint on this card with these settings; empty when it starts."""
+
+    @abstractmethod
+    def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
+        """How the engine spends the card's memory. Answered for illegal combinations too."""
+
+    @abstractmethod
+    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
+        """How fast it prefills and decodes. Answered for illegal combinations too."""
+
+    def known_versions(self) -> tuple[str, ...]:
+        """Versions whose accounting is known, oldest first."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFile:
+    """One file of a launch folder: relative path, content, whether it is a program."""
+
+    path: str
+    text: str
+    executable: bool = False
+    data: Mapping[str, Any] = field(default_factory=dict, compare=False)

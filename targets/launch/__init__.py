@@ -1,0 +1,1 @@
+"""What is written to start an engine."""

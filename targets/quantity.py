@@ -1,0 +1,67 @@
+"""A predicted number with its interval and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Basis(StrEnum):
+    """How a number came about, best first."""
+
+    EXACT = "exact"
+    """Arithmetic on known facts."""
+    MEASURED = "measured"
+    """Measured on this machine with this model."""
+    CALIBRATED = "calibrated"
+    """Fitted on data whose error is known and stored with the fit."""
+    ASSUMED = "assumed"
+    """A stated assumption."""
+
+
+_ORDER = list(Basis)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A value with its 90 % interval (`low` … `high`) and basis; the unit is in the name of the field that holds it."""
+
+    value: float
+    low: float
+    high: float
+    basis: Basis
+
+    @classmethod
+    def exact(cls, value: float) -> Quantity:
+        """A number that arithmetic gives."""
+        return cls(value, value, value, Basis.EXACT)
+
+    @classmethod
+    def relative(cls, value: float, error: float, basis: Basis) -> Quantity:
+        """A value with a symmetric relative 90 % half width."""
+        return cls(value, value * (1 - error), value * (1 + error), basis)
+
+    def __add__(self, other: Quantity) -> Quantity:
+        """Sum of independent terms: half widths add in quadrature on each side; the weaker basis wins."""
+        value = self.value + other.value
+        low = value - ((self.value - self.low) ** 2 + (other.value - other.low) ** 2) ** 0.5
+        high = value + ((self.high - self.value) ** 2 + (other.high - other.value) ** 2) ** 0.5
+        return Quantity(value, low, high, weaker(self.basis, other.basis))
+
+    def scaled(self, factor: float) -> Quantity:
+        """The quantity times a known positive factor."""
+        return Quantity(self.value * factor, self.low * factor, self.high * factor, self.basis)
+
+    def as_json(self) -> dict[str, Any]:
+        """The `Q` object of the command-line contract; whole numbers are printed as integers."""
+
+        def number(x: float) -> float | int:
+            return int(x) if float(x).is_integer() else x
+
+        return {"value": number(self.value), "low": number(self.low), "high": number(self.high), "basis": str(self.basis)}
+
+
+def weaker(*bases: Basis) -> Basis:
+    """The least certain of several bases."""
+    return max(bases, key=_ORDER.index)

@@ -1,0 +1,41 @@
+"""Makes passes/ir/catalog/models.jsonl, the bundled offline catalog, from folders of config files.
+
+Usage: python benchmarks/make_catalog.py CONFIGS [CONFIGS ...]
+
+Each CONFIGS is a folder of `ORG--NAME.json` files (config.json facts with a `_provenance` object that says where they come
+from). Later folders win where two name the same model. Nothing is invented here: the script only moves facts, one model a line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+TARGET = Path(__file__).resolve().parent.parent / "passes" / "ir" / "catalog" / "models.jsonl"
+
+
+def read(folder: Path) -> dict[str, dict[str, object]]:
+    """The models of one folder, by Hub id."""
+    models = {}
+    for path in sorted(folder.glob("*--*.json")):
+        config = json.loads(path.read_text())
+        provenance = config.pop("_provenance")
+        model = path.stem.replace("--", "/", 1)
+        models[model] = {"id": model, "config": config, "provenance": provenance}
+    return models
+
+
+def main(folders: list[str]) -> None:
+    models: dict[str, dict[str, object]] = {}
+    for folder in folders:
+        models |= read(Path(folder))
+    lines = [json.dumps(models[model], ensure_ascii=False) + "\n" for model in sorted(models, key=str.lower)]
+    TARGET.write_text("".join(lines))
+    print(f"{TARGET}: {len(lines)} models, {TARGET.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main(sys.argv[1:])

@@ -1,0 +1,189 @@
+"""Plain decoders: one attention and one dense MLP a layer. A family is one row of `STYLES`.
+
+Facts are those of the model classes in transformers (5.x) and of the files on the Hub: parameter names, biases, which norms
+there are, which fields turn a sliding window on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from passes.ir.architectures.config import Config, not_understood
+from passes.ir.architectures.draft import attention_state, ends, make_ir, make_stack
+from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.model import Block, ModelIR, Role, Stack
+from passes.ir.state import FullKV
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Style:
+    """How a family of plain decoders names and shapes its parts. A bias given as a field name is read from the config."""
+
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    norm_bias: bool = False
+    qkv_bias: bool | str = "attention_bias"
+    o_bias: bool | str = "attention_bias"
+    mlp_bias: bool | str = "mlp_bias"
+    qk_norm: str = ""
+    """`head`: one weight a head dimension; `full`: over the whole projection; `heads`: one row a head (Cohere)."""
+    qk_norm_names: tuple[str, str] = ("self_attn.q_norm", "self_attn.k_norm")
+    fused_qkv: bool = False
+    o_name: str = "o_proj"
+    mlp: str = "gated"
+    """`gated`, `fused`, or `plain` with `mlp_names`."""
+    mlp_names: tuple[str, str] = ("up_proj", "down_proj")
+    tied: bool = False
+    """Default of `tie_word_embeddings`."""
+    window: str = "layer_types"
+    """What decides a layer's window where there are no `layer_types`: see `layer_types`."""
+    norm: str = "norm"
+    head_bias: bool = False
+    mtp: bool = False
+
+
+_GEMMA2_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+STYLES: dict[str, Style] = {
+    "LlamaForCausalLM": Style(),
+    "MistralForCausalLM": Style(qkv_bias=False, o_bias=False, mlp_bias=False, window="all"),
+    "Ministral3ForCausalLM": Style(qkv_bias=False, o_bias=False, mlp_bias=False, window="all"),
+    "Qwen2ForCausalLM": Style(qkv_bias=True, o_bias=False, mlp_bias=False, window="qwen"),
+    "Qwen3ForCausalLM": Style(mlp_bias=False, qk_norm="head", window="qwen"),
+    "MiMoForCausalLM": Style(qkv_bias=True, o_bias=False, mlp_bias=False, window="qwen", mtp=True),
+    "GemmaForCausalLM": Style(mlp_bias=False, tied=True),
+    "Gemma2ForCausalLM": Style(norms=_GEMMA2_NORMS, mlp_bias=False, tied=True, window="every 2"),
+    "Gemma3ForCausalLM": Style(norms=_GEMMA2_NORMS, mlp_bias=False, tied=True, qk_norm="head", window="every 6"),
+    "CohereForCausalLM": Style(norms=("input_layernorm",), mlp_bias=False, tied=True, qk_norm="heads"),
+    "Cohere2ForCausalLM": Style(norms=("input_layernorm",), mlp_bias=False, tied=True, window="every 4"),
+    "GraniteForCausalLM": Style(),
+    "Olmo2ForCausalLM": Style(norms=("post_attention_layernorm", "post_feedforward_layernorm"), mlp_bias=False, qk_norm="full"),
+    "Olmo3ForCausalLM": Style(
+        norms=("post_attention_layernorm", "post_feedforward_layernorm"), mlp_bias=False, qk_norm="full", window="every 4"
+    ),
+    "Phi3ForCausalLM": Style(qkv_bias=False, o_bias=False, fused_qkv=True, mlp="fused", window="all"),
+    "Glm4ForCausalLM": Style(
+        norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"),
+        o_bias=False, mlp="fused",
+    ),
+    "GlmForCausalLM": Style(o_bias=False, mlp="fused"),
+    "SmolLM3ForCausalLM": Style(tied=True, window="qwen"),
+    "Exaone4ForCausalLM": Style(
+        norms=("post_attention_layernorm", "post_feedforward_layernorm"), qkv_bias=False, o_bias=False, mlp_bias=False,
+        qk_norm="head", window="letters",
+    ),
+    "Starcoder2ForCausalLM": Style(
+        norm_bias=True, qkv_bias="use_bias", o_bias="use_bias", mlp="plain", mlp_names=("c_fc", "c_proj"), mlp_bias="use_bias",
+        tied=True, window="all",
+    ),
+    "NemotronForCausalLM": Style(norm_bias=True, mlp="plain"),
+    "PhiForCausalLM": Style(
+        norms=("input_layernorm",), norm_bias=True, qkv_bias=True, o_bias=True, o_name="dense", mlp="plain", mlp_names=("fc1", "fc2"),
+        mlp_bias=True, norm="final_layernorm", head_bias=True,
+    ),
+}  # fmt: skip
+
+
+def _bias(config: Config, setting: bool | str, default: bool = False) -> bool:
+    return setting if isinstance(setting, bool) else config.flag(setting, default=default)
+
+
+def layer_types(config: Config, rule: str) -> list[str]:
+    """What each layer attends to: `layer_types` where the config has them, else the family's rule.
+
+    Rules: `layer_types` full everywhere; `all` the window everywhere; `qwen` layers from `max_window_layers` on, if
+    `use_sliding_window`; `every N` full at every N-th layer (`sliding_window_pattern` overrides N); `letters` a pattern `LLLG`.
+    """
+    layers = config.layer_numbers()
+    if config.has("layer_types"):
+        return [str(kind) for kind in config.items("layer_types", len(layers))]
+    if rule == "layer_types" or not config.has("sliding_window"):
+        return ["full_attention"] * len(layers)
+    if rule == "all":
+        return ["sliding_attention"] * len(layers)
+    if rule == "qwen":
+        first = config.int("max_window_layers", default=len(layers)) if config.flag("use_sliding_window") else len(layers)
+        return ["full_attention" if i < first else "sliding_attention" for i in layers]
+    pattern = config.get("sliding_window_pattern", default=int(rule.split()[1]) if " " in rule else None)
+    if isinstance(pattern, str):
+        full = [pattern[i % len(pattern)] == "G" or i == len(layers) - 1 for i in layers]
+    elif isinstance(pattern, int) and pattern > 0:
+        full = [(i + 1) % pattern == 0 for i in layers]
+    else:
+        raise not_understood(config.name, f"{config.path}: sliding_window_pattern {pattern!r} is not known")
+    return ["full_attention" if whole else "sliding_attention" for whole in full]
+
+
+def head_sizes(config: Config) -> tuple[int, int, int]:
+    """Query heads, KV heads and head dimension."""
+    heads = config.int("num_attention_heads")
+    kv_heads = config.int("num_key_value_heads", default=heads)
+    head_dim = config.int("head_dim", default=config.int("hidden_size") // max(heads, 1))
+    if not heads or not kv_heads or heads % kv_heads:
+        raise not_understood(config.name, f"{config.path}: {heads} query heads over {kv_heads} key/value heads")
+    return heads, kv_heads, head_dim
+
+
+def attention(config: Config, m: Maker, style: Style) -> Part:
+    """The attention of a plain decoder layer."""
+    hidden = config.int("hidden_size")
+    heads, kv_heads, head_dim = head_sizes(config)
+    qkv_bias, o_bias = _bias(config, style.qkv_bias), _bias(config, style.o_bias)
+    if style.fused_qkv:
+        part = m.fused_attention(hidden, heads, kv_heads, head_dim, qkv_bias=qkv_bias, o_bias=o_bias)
+    else:
+        names = ("q_proj", "k_proj", "v_proj", style.o_name)
+        part = m.attention(hidden, heads, kv_heads, head_dim, qkv_bias=qkv_bias, o_bias=o_bias, names=names)
+    return part.at("self_attn.") + qk_norms(config, m, style, heads, kv_heads, head_dim)
+
+
+def qk_norms(config: Config, m: Maker, style: Style, heads: int, kv_heads: int, head_dim: int) -> Part:
+    """The norms on queries and keys, where the family (or its config) has them."""
+    q, k = style.qk_norm_names
+    if style.qk_norm == "head":
+        return m.norms(head_dim, q, k)
+    if style.qk_norm == "full":
+        return m.norms(heads * head_dim, q) + m.norms(kv_heads * head_dim, k)
+    if style.qk_norm == "heads" and config.flag("use_qk_norm"):
+        return m.tensor(f"{q}.weight", heads, head_dim) + m.tensor(f"{k}.weight", kv_heads, head_dim)
+    return Part()
+
+
+def mlp(config: Config, m: Maker, style: Style, inner: int | None = None) -> Part:
+    """The dense MLP of a plain decoder layer."""
+    hidden, inner = config.int("hidden_size"), inner or config.int("intermediate_size")
+    if style.mlp == "fused":
+        return m.fused_mlp(hidden, inner).at("mlp.")
+    if style.mlp == "plain":
+        return m.plain_mlp(hidden, inner, names=style.mlp_names, bias=_bias(config, style.mlp_bias)).at("mlp.")
+    return m.gated_mlp(hidden, inner, bias=_bias(config, style.mlp_bias)).at("mlp.")
+
+
+def decoder_blocks(config: Config, m: Maker, style: Style) -> list[Block]:
+    """One block per layer."""
+    heads, kv_heads, head_dim = head_sizes(config)
+    kv = FullKV(kv_heads, head_dim, head_dim)
+    part = total(
+        m.norms(config.int("hidden_size"), *style.norms, bias=style.norm_bias), attention(config, m, style), mlp(config, m, style)
+    )
+    return [part.block(attention_state(config, kind, kv), heads) for kind in layer_types(config, style.window)]
+
+
+def mimo_mtp(config: Config, m: Maker, style: Style) -> Part:
+    """What a MiMo MTP layer has besides a decoder layer."""
+    hidden = config.int("hidden_size")
+    return m.norms(hidden, "token_layernorm", "hidden_layernorm", "final_layernorm") + m.linear(
+        "input_proj", Role.PROJECTOR, hidden, 2 * hidden, quantizable=False
+    )
+
+
+def build(root: Config, architecture: str, dtype: str) -> ModelIR:
+    """The IR of a plain decoder."""
+    style, m = STYLES[architecture], Maker(dtype)
+    tied = root.flag("tie_word_embeddings", default=style.tied)
+    stacks: list[Stack] = [make_stack("decoder", "model.layers.{i}.", decoder_blocks(root, m, style))]
+    if style.mtp and (count := root.int("num_nextn_predict_layers", default=0)):
+        heads, kv_heads, head_dim = head_sizes(root)
+        layer = total(mimo_mtp(root, m, style), m.norms(root.int("hidden_size"), *style.norms), attention(root, m, style), mlp(root, m, style))
+        stacks.append(make_stack("mtp", "model.mtp_layers.{i}.", [layer.block(FullKV(kv_heads, head_dim, head_dim), heads)] * count))
+    outer = ends(m, root, prefix="model.", tied=tied, norm=style.norm, norm_bias=style.norm_bias, head_bias=style.head_bias)
+    return make_ir(root, root, dtype, stacks, outer, tied=tied)

@@ -1,0 +1,189 @@
+"""Building blocks that families share: attention, MLPs, experts, norms. Shapes are `[out_features, in_features]`.
+
+Every function returns a `Part`; a block is the sum of its parts. `agree` and `reads` keys are set here once, so that every
+family fuses and calibrates alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from passes.formats.dense import Dense
+from passes.formats.tensor import Tensor
+from passes.ir.model import Block, Linear, Role, Stacking
+from passes.ir.state import LayerState, NoState
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some matrices and other tensors of a block."""
+
+    linears: tuple[Linear, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+
+    def __add__(self, other: Part) -> Part:
+        return Part(self.linears + other.linears, self.tensors + other.tensors)
+
+    def block(self, state: LayerState = NoState(), heads: int = 0) -> Block:
+        """The block made of these parts."""
+        return Block(self.linears, self.tensors, state, heads)
+
+    def at(self, prefix: str) -> Part:
+        """The same parts, every name under `prefix`."""
+        from dataclasses import replace
+
+        return Part(
+            tuple(
+                replace(
+                    lin,
+                    name=prefix + lin.name,
+                    stacking=lin.stacking
+                    and replace(
+                        lin.stacking,
+                        tensor=prefix + lin.stacking.tensor,
+                        parts=tuple((prefix + name, rows) for name, rows in lin.stacking.parts),
+                    ),
+                )
+                for lin in self.linears
+            ),
+            tuple(replace(tensor, name=prefix + tensor.name) for tensor in self.tensors),
+        )
+
+    def dense(self) -> Part:
+        """The same parts, none quantizable (towers, projectors)."""
+        from dataclasses import replace
+
+        return Part(tuple(replace(lin, quantizable=False, agree="") for lin in self.linears), self.tensors)
+
+
+def total(*parts: Part) -> Part:
+    """The sum of parts."""
+    return sum(parts, Part())
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Makes parts of one dtype."""
+
+    dtype: str
+
+    def linear(
+        self, name: str, role: Role, out: int, into: int, *, bias: bool = False, agree: str = "", reads: str = "",
+        quantizable: bool = True, copies: int = 1, active: float = 1, stacking: Stacking | None = None, shared: bool = False,
+        dtype: str | None = None,
+    ) -> Part:  # fmt: skip
+        """One matrix."""
+        dtype = dtype or self.dtype
+        return Part(
+            (Linear(name, role, out, into, Dense(dtype), dtype if bias else None, copies, active, agree, reads, quantizable, stacking, shared),)
+        )
+
+    def tensor(self, name: str, *shape: int, dtype: str | None = None) -> Part:
+        """One tensor that is no matrix of a linear layer."""
+        return Part(tensors=(Tensor(name, dtype or self.dtype, tuple(shape)),))
+
+    def norms(self, size: int, *names: str, bias: bool = False) -> Part:
+        """Norm weights (and biases) of one size."""
+        weights = total(*(self.tensor(f"{name}.weight", size) for name in names))
+        return weights + total(*(self.tensor(f"{name}.bias", size) for name in names)) if bias else weights
+
+    def attention(
+        self, hidden: int, heads: int, kv_heads: int, head_dim: int, *, qkv_bias: bool = False, o_bias: bool = False,
+        names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"), v_head_dim: int = 0, gated: bool = False,
+        value: bool = True,
+    ) -> Part:  # fmt: skip
+        """Grouped-query attention with separate projections; `gated`: the query projection also makes an output gate."""
+        q, k, v, o = names
+        v_dim = v_head_dim or head_dim
+        same = {"agree": "qkv", "reads": "attn_in"}
+        return total(
+            self.linear(q, Role.Q, heads * head_dim * (2 if gated else 1), hidden, bias=qkv_bias, **same),
+            self.linear(k, Role.K, kv_heads * head_dim, hidden, bias=qkv_bias, **same),
+            self.linear(v, Role.V, kv_heads * v_dim, hidden, bias=qkv_bias, **same) if value else Part(),
+            self.linear(o, Role.O, hidden, heads * v_dim, bias=o_bias, reads="attn_out"),
+        )
+
+    def fused_attention(
+        self, hidden: int, heads: int, kv_heads: int, head_dim: int, *, names: tuple[str, str] = ("qkv_proj", "o_proj"),
+        qkv_bias: bool = False, o_bias: bool = False,
+    ) -> Part:  # fmt: skip
+        """Grouped-query attention whose q, k and v are one matrix."""
+        return total(
+            self.linear(names[0], Role.QKV, (heads + 2 * kv_heads) * head_dim, hidden, bias=qkv_bias, reads="attn_in"),
+            self.linear(names[1], Role.O, hidden, heads * head_dim, bias=o_bias, reads="attn_out"),
+        )
+
+    def gated_mlp(
+        self, hidden: int, inner: int, *, bias: bool = False, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+        shared: bool = False, key: str = "mlp",
+    ) -> Part:  # fmt: skip
+        """Gate, up and down (SwiGLU and kin)."""
+        gate, up, down = names
+        same = {"agree": f"{key}_gate_up", "reads": f"{key}_in"}
+        return total(
+            self.linear(gate, Role.GATE, inner, hidden, bias=bias, shared=shared, **same),
+            self.linear(up, Role.UP, inner, hidden, bias=bias, shared=shared, **same),
+            self.linear(down, Role.DOWN, hidden, inner, bias=bias, shared=shared, reads=f"{key}_mid"),
+        )
+
+    def fused_mlp(
+        self, hidden: int, inner: int, *, names: tuple[str, str] = ("gate_up_proj", "down_proj"), bias: bool = False
+    ) -> Part:
+        """Gate and up in one matrix, and down."""
+        return total(
+            self.linear(names[0], Role.GATE_UP, 2 * inner, hidden, bias=bias, reads="mlp_in"),
+            self.linear(names[1], Role.DOWN, hidden, inner, bias=bias, reads="mlp_mid"),
+        )
+
+    def plain_mlp(
+        self, hidden: int, inner: int, *, names: tuple[str, str], bias: bool = False, shared: bool = False, key: str = "mlp"
+    ) -> Part:
+        """Up and down without a gate."""
+        return total(
+            self.linear(names[0], Role.UP, inner, hidden, bias=bias, reads=f"{key}_in", shared=shared),
+            self.linear(names[1], Role.DOWN, hidden, inner, bias=bias, reads=f"{key}_mid", shared=shared),
+        )
+
+    def experts(
+        self, hidden: int, inner: int, count: int, active: int, *, prefix: str = "mlp.experts.{e}.",
+        names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    ) -> Part:  # fmt: skip
+        """A bank of experts stored matrix by matrix; `active` of `count` serve one token."""
+        bank = {"copies": count, "active": float(active), "agree": "experts"}
+        gate, up, down = (prefix + name if name else "" for name in names)
+        return total(
+            self.linear(gate, Role.GATE, inner, hidden, reads="experts_in", **bank) if gate else Part(),  # type: ignore[arg-type]
+            self.linear(up, Role.UP, inner, hidden, reads="experts_in", **bank),  # type: ignore[arg-type]
+            self.linear(down, Role.DOWN, hidden, inner, reads="experts_mid", **bank),  # type: ignore[arg-type]
+        )
+
+    def stacked_experts(
+        self, hidden: int, inner: int, count: int, active: int, *, prefix: str = "mlp.experts.", transposed: bool = False,
+        bias: bool = False, interleaved: bool = False, apart: str | None = None,
+    ) -> Part:  # fmt: skip
+        """A bank of experts stored as two 3-D tensors, `gate_up_proj` and `down_proj`.
+
+        `apart`: the prefix (with `{e}`) under which a quantized checkpoint stores each expert's matrices.
+        """
+        apart = apart or prefix + "{e}."
+        gate_up = Stacking(
+            prefix + "gate_up_proj", transposed, ((apart + "gate_proj", inner), (apart + "up_proj", inner)), interleaved
+        )
+        down = Stacking(prefix + "down_proj", transposed, ((apart + "down_proj", hidden),))
+        bank = {"copies": count, "active": float(active), "agree": "experts", "bias": bias}
+        return total(
+            self.linear(apart + "gate_up_proj", Role.GATE_UP, 2 * inner, hidden, reads="experts_in", stacking=gate_up, **bank),  # type: ignore[arg-type]
+            self.linear(apart + "down_proj", Role.DOWN, hidden, inner, reads="experts_mid", stacking=down, **bank),  # type: ignore[arg-type]
+        )
+
+    def router(self, name: str, count: int, hidden: int, *, bias: bool = False, dtype: str | None = None) -> Part:
+        """The matrix that picks experts; recipes keep it dense."""
+        return self.linear(name, Role.ROUTER, count, hidden, bias=bias, quantizable=False, dtype=dtype)
+
+    def embedding(self, name: str, vocab: int, hidden: int) -> Part:
+        """Token embedding."""
+        return self.linear(name, Role.EMBEDDING, vocab, hidden, quantizable=False)
+
+    def head(self, name: str, vocab: int, hidden: int, *, bias: bool = False) -> Part:
+        """Output head. Recipes for uniform formats keep it dense; a pass may still choose to store it in fewer bits."""
+        return self.linear(name, Role.HEAD, vocab, hidden, bias=bias, quantizable=False)

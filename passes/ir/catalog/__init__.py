@@ -1,0 +1,46 @@
+"""Architecture facts of well-known models, so that planning works offline.
+
+One JSON object a line: `id`, `config` (config.json reduced to what fixes shapes, caches and limits), `provenance`, and where
+useful `names`, other spellings that mean it. Made by `benchmarks/make_catalog.py`. A lookup reads the file's bytes and parses
+one line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+_FILE = Path(__file__).with_name("models.jsonl")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the catalog."""
+
+    id: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+@lru_cache(maxsize=1)
+def _lines() -> tuple[bytes, dict[str, int]]:
+    """The file and where each model's line starts."""
+    data = _FILE.read_bytes()
+    return data, {match[1].decode(): match.start() for match in re.finditer(rb'^\{"id": "([^"]+)"', data, re.MULTILINE)}
+
+
+def ids() -> tuple[str, ...]:
+    """Every model of the catalog, as the Hub spells it."""
+    return tuple(_lines()[1])
+
+
+def entry(model: str) -> Entry:
+    """The entry of an exact id. Raises KeyError."""
+    data, starts = _lines()
+    start = starts[model]
+    line = json.loads(data[start : data.index(b"\n", start)])
+    return Entry(line["id"], line["config"], line["provenance"])

@@ -1,0 +1,183 @@
+"""Safetensors headers, read strictly and without torch: the truth about what a checkpoint holds.
+
+Format: 8 bytes little-endian length, a JSON object `{name: {dtype, shape, data_offsets}}`, then the data
+(https://github.com/huggingface/safetensors, README "Format").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from passes.formats.tensor import DTYPE_BITS, Tensor
+from passes.reason import InputError
+
+#: The safetensors library's own limit of a header's length.
+MAX_HEADER_BYTES = 100_000_000
+
+_AGAIN = "Download the file again; its header and its data do not belong together."
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint's headers say: every tensor with the file that holds it, and the metadata of the first file."""
+
+    tensors: Mapping[str, Tensor]
+    files: Mapping[str, str]
+    """Tensor name -> file name."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 over sorted names, dtypes and shapes."""
+        return digest(self.tensors.values())
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """sha256 over names, dtypes and shapes, sorted by name."""
+    lines = sorted(f"{t.name} {t.dtype} {list(t.shape)}\n" for t in tensors)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def header_length(first: bytes, file_bytes: int, where: str) -> int:
+    """The length of the JSON header, from a file's first 8 bytes."""
+    if len(first) < 8:
+        raise InputError(f"{where}: only {file_bytes} bytes, no safetensors file", remedy=_AGAIN)
+    length = int.from_bytes(first[:8], "little")
+    if first[:2] == b"PK" or first[:1] == b"\x80":
+        raise InputError(f"{where}: this is a pickle (PyTorch .bin), not safetensors", remedy=PICKLE_REMEDY)
+    if length > MAX_HEADER_BYTES or length < 2 or 8 + length > file_bytes:
+        raise InputError(f"{where}: the header claims {length:,} bytes, the file has {file_bytes:,}", remedy=_AGAIN)
+    return length
+
+
+def parse_header(raw: bytes, file_bytes: int, where: str) -> dict[str, Tensor]:
+    """The tensors of one file, from the JSON bytes of its header. Checks that offsets tile the data exactly."""
+    try:
+        entries = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: the header is not valid JSON ({error})", remedy=_AGAIN) from error
+    if not isinstance(entries, dict):
+        raise InputError(f"{where}: the header is not a JSON object", remedy=_AGAIN)
+    entries.pop("__metadata__", None)
+    spans: list[tuple[int, int, str]] = []
+    tensors: dict[str, Tensor] = {}
+    for name, entry in entries.items():
+        tensor, start, end = _entry(name, entry, where)
+        tensors[name] = tensor
+        spans.append((start, end, name))
+    position = 0
+    for start, end, name in sorted(spans):
+        if start != position:
+            what = "overlaps another tensor" if start < position else f"leaves {start - position:,} bytes unnamed before it"
+            raise InputError(f"{where}: tensor {name!r} {what}", remedy=_AGAIN)
+        position = end
+    if 8 + len(raw) + position != file_bytes:
+        raise InputError(
+            f"{where}: the header describes {8 + len(raw) + position:,} bytes, the file has {file_bytes:,}"
+            + (" (truncated)" if file_bytes < 8 + len(raw) + position else ""),
+            remedy=_AGAIN,
+        )
+    return tensors
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name stands twice")
+    return result
+
+
+def _entry(name: str, entry: Any, where: str) -> tuple[Tensor, int, int]:
+    def bad(what: str) -> InputError:
+        return InputError(f"{where}: tensor {name!r} {what}", remedy=_AGAIN)
+
+    if not isinstance(entry, dict):
+        raise bad("has no description")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if dtype not in DTYPE_BITS:
+        raise InputError(f"{where}: tensor {name!r} has the unknown dtype {dtype!r}", remedy=f"Known: {', '.join(DTYPE_BITS)}.")
+    if not _whole_numbers(shape):
+        raise bad(f"has the impossible shape {shape!r}")
+    if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise bad(f"has the impossible offsets {offsets!r}")
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
+        raise bad(f"of {dtype} {shape} needs {bits / 8:,.0f} bytes, its offsets give it {offsets[1] - offsets[0]:,}")
+    return Tensor(name, dtype, tuple(shape)), offsets[0], offsets[1]
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value)
+
+
+def read_file_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = header_length(file.read(8), size, str(path))
+            return parse_header(file.read(length), size, str(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})", remedy="Check the path and its permissions.") from error
+
+
+PICKLE_REMEDY = "Pickle files can run code when loaded. Use a safetensors version of the model, or convert it with transformers' save_pretrained."
+
+
+def shard_names(index: Any, where: str) -> tuple[str, ...]:
+    """The shards that a `model.safetensors.index.json` names, in order; paths that leave the folder are refused."""
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise InputError(f"{where}: no valid weight_map", remedy="Download the index file again.")
+    names = tuple(sorted(set(weight_map.values())))
+    for shard in names:
+        if "/" in shard or "\\" in shard or shard.startswith(".") or not shard.endswith(".safetensors"):
+            raise InputError(f"{where}: shard {shard!r} is not a safetensors file of this folder", remedy="Download the index file again.")
+    return names
+
+
+def merge(parts: Mapping[str, Mapping[str, Tensor]], index: Any | None, where: str) -> Header:
+    """One header of several files; where there is an index, both must name the same tensors in the same files."""
+    tensors: dict[str, Tensor] = {}
+    files: dict[str, str] = {}
+    for file, found in parts.items():
+        for name, tensor in found.items():
+            if name in tensors:
+                raise InputError(f"{where}: tensor {name!r} is in {files[name]} and in {file}", remedy="Remove the stray file.")
+            tensors[name], files[name] = tensor, file
+    for name, file in (index["weight_map"] if index is not None else {}).items():
+        if files.get(name) != file:
+            raise InputError(
+                f"{where}: the index puts {name!r} in {file}, " + (f"it is in {files[name]}" if name in files else "which lacks it"),
+                remedy="Download the model again; shards and index do not belong together.",
+            )
+    return Header(tensors, files)
+
+
+def read_folder_header(folder: Path) -> Header | None:
+    """The headers of a local checkpoint; None where the folder has no weights at all."""
+    index_path = folder / "model.safetensors.index.json"
+    if index_path.is_file():
+        try:
+            index = json.loads(index_path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{index_path}: cannot be read ({error})", remedy="Download the index file again.") from error
+        shards = shard_names(index, str(index_path))
+        for shard in shards:
+            if not (folder / shard).is_file():
+                raise InputError(f"{folder / shard}: missing; the index names it", remedy="Download the missing shard.")
+        return merge({shard: read_file_header(folder / shard) for shard in shards}, index, str(index_path))
+    found = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    if len(found) > 1 and (folder / "model.safetensors") in found:
+        found = [folder / "model.safetensors"]
+    if found:
+        return merge({path.name: read_file_header(path) for path in found}, None, str(folder))
+    pickles = sorted(path for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern) if "training_args" not in path.name)
+    if pickles:
+        raise InputError(f"{pickles[0]}: a pickle checkpoint is not read", remedy=PICKLE_REMEDY)
+    return None

@@ -1,0 +1,103 @@
+"""The ways in: a local folder, a GGUF file, the bundled catalog, the Hugging Face Hub. `open_model` tells them apart.
+
+Headers are the truth about tensors, config.json about meaning. Nothing here downloads weights before `materialize`, and the
+source is never written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from passes.ir import catalog
+from passes.ir.architectures import build_ir
+from passes.ir.headers import read_folder_header
+from passes.ir.model import ModelIR
+from passes.ir.names import resolve_name
+from passes.reason import InputError
+
+#: What a result needs besides config and weights; carried along as it is.
+CARRIED = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "spiece.model", "tekken.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "tiktoken.model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was found: its description and the way to its weights.
+
+    `path`: the folder or file, None where the weights are elsewhere. `revision`: the commit of a Hub model. `header_digest`:
+    sha256 over names, dtypes and shapes of the tensors; over the config where there are no headers. `files`: tokenizer, chat
+    template and the like beside the weights.
+    """
+
+    ir: ModelIR
+    kind: str
+    path: Path | None
+    revision: str | None
+    header_digest: str
+    has_weights: bool
+    files: tuple[Path, ...] = ()
+    materializer: Callable[[Path], Path] | None = field(default=None, compare=False, repr=False)
+
+    def materialize(self, work: Path) -> Path:
+        """A folder with config, tokenizer and safetensors: the folder itself, or made once inside `work`."""
+        if self.materializer is not None:
+            return self.materializer(work)
+        if self.path is None or not self.has_weights:
+            raise InputError(
+                f"{self.ir.name}: only its description is known here, not its weights",
+                remedy="Name a folder with safetensors, a .gguf file, or a Hub model with the network on.",
+            )
+        return self.path
+
+
+def open_model(model: str | Path, *, revision: str | None = None, assume: str | None = None) -> Source:
+    """Find a model: an existing folder or .gguf file, else a name of the catalog, else a Hub repository.
+
+    `revision` pins a Hub commit, branch or tag. `assume`: how to read an architecture that is not known. Raises InputError
+    with the nearest known names.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _open_folder(path, assume)
+    return _open_catalog(resolve_name(str(model)), assume)
+
+
+def _open_folder(folder: Path, assume: str | None) -> Source:
+    config = read_json(folder / "config.json")
+    header = read_folder_header(folder)
+    name = folder.resolve().name
+    ir = build_ir(config, name, assume=assume)
+    files = tuple(folder / file for file in CARRIED if (folder / file).is_file())
+    digest = header.digest if header else config_digest(config)
+    return Source(ir, "folder", folder, None, digest, header is not None, files)
+
+
+def _open_catalog(model: str, assume: str | None) -> Source:
+    entry = catalog.entry(model)
+    return Source(build_ir(entry.config, entry.id, assume=assume), "catalog", None, None, config_digest(entry.config), False)
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """sha256 over a config, keys sorted."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; InputError naming it otherwise."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing", remedy="A model folder needs a config.json.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})", remedy="Download the file again.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object", remedy="Download the file again.")
+    return value

@@ -36,6 +36,11 @@ class Header:
         """sha256 over sorted names, dtypes and shapes."""
         return digest(self.tensors.values())
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.bytes for tensor in self.tensors.values())
+
 
 def digest(tensors: Iterable[Tensor]) -> str:
     """sha256 over names, dtypes and shapes, sorted by name."""
@@ -73,7 +78,11 @@ def parse_header(raw: bytes, file_bytes: int, where: str) -> dict[str, Tensor]:
     position = 0
     for start, end, name in sorted(spans):
         if start != position:
-            what = "overlaps another tensor" if start < position else f"leaves {start - position:,} bytes unnamed before it"
+            what = (
+                "overlaps another tensor"
+                if start < position
+                else f"leaves {start - position:,} bytes unnamed before it"
+            )
             raise InputError(f"{where}: tensor {name!r} {what}", remedy=_AGAIN)
         position = end
     if 8 + len(raw) + position != file_bytes:
@@ -100,7 +109,9 @@ def _entry(name: str, entry: Any, where: str) -> tuple[Tensor, int, int]:
         raise bad("has no description")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if dtype not in DTYPE_BITS:
-        raise InputError(f"{where}: tensor {name!r} has the unknown dtype {dtype!r}", remedy=f"Known: {', '.join(DTYPE_BITS)}.")
+        raise InputError(
+            f"{where}: tensor {name!r} has the unknown dtype {dtype!r}", remedy=f"Known: {', '.join(DTYPE_BITS)}."
+        )
     if not _whole_numbers(shape):
         raise bad(f"has the impossible shape {shape!r}")
     if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -112,7 +123,9 @@ def _entry(name: str, entry: Any, where: str) -> tuple[Tensor, int, int]:
 
 
 def _whole_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value)
+    return isinstance(value, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value
+    )
 
 
 def read_file_header(path: Path) -> dict[str, Tensor]:
@@ -123,7 +136,9 @@ def read_file_header(path: Path) -> dict[str, Tensor]:
             length = header_length(file.read(8), size, str(path))
             return parse_header(file.read(length), size, str(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})", remedy="Check the path and its permissions.") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror})", remedy="Check the path and its permissions."
+        ) from error
 
 
 PICKLE_REMEDY = "Pickle files can run code when loaded. Use a safetensors version of the model, or convert it with transformers' save_pretrained."
@@ -137,7 +152,10 @@ def shard_names(index: Any, where: str) -> tuple[str, ...]:
     names = tuple(sorted(set(weight_map.values())))
     for shard in names:
         if "/" in shard or "\\" in shard or shard.startswith(".") or not shard.endswith(".safetensors"):
-            raise InputError(f"{where}: shard {shard!r} is not a safetensors file of this folder", remedy="Download the index file again.")
+            raise InputError(
+                f"{where}: shard {shard!r} is not a safetensors file of this folder",
+                remedy="Download the index file again.",
+            )
     return names
 
 
@@ -148,12 +166,15 @@ def merge(parts: Mapping[str, Mapping[str, Tensor]], index: Any | None, where: s
     for file, found in parts.items():
         for name, tensor in found.items():
             if name in tensors:
-                raise InputError(f"{where}: tensor {name!r} is in {files[name]} and in {file}", remedy="Remove the stray file.")
+                raise InputError(
+                    f"{where}: tensor {name!r} is in {files[name]} and in {file}", remedy="Remove the stray file."
+                )
             tensors[name], files[name] = tensor, file
     for name, file in (index["weight_map"] if index is not None else {}).items():
         if files.get(name) != file:
             raise InputError(
-                f"{where}: the index puts {name!r} in {file}, " + (f"it is in {files[name]}" if name in files else "which lacks it"),
+                f"{where}: the index puts {name!r} in {file}, "
+                + (f"it is in {files[name]}" if name in files else "which lacks it"),
                 remedy="Download the model again; shards and index do not belong together.",
             )
     return Header(tensors, files)
@@ -166,7 +187,9 @@ def read_folder_header(folder: Path) -> Header | None:
         try:
             index = json.loads(index_path.read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"{index_path}: cannot be read ({error})", remedy="Download the index file again.") from error
+            raise InputError(
+                f"{index_path}: cannot be read ({error})", remedy="Download the index file again."
+            ) from error
         shards = shard_names(index, str(index_path))
         for shard in shards:
             if not (folder / shard).is_file():
@@ -177,7 +200,12 @@ def read_folder_header(folder: Path) -> Header | None:
         found = [folder / "model.safetensors"]
     if found:
         return merge({path.name: read_file_header(path) for path in found}, None, str(folder))
-    pickles = sorted(path for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern) if "training_args" not in path.name)
+    pickles = sorted(
+        path
+        for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
+        for path in folder.glob(pattern)
+        if "training_args" not in path.name
+    )
     if pickles:
         raise InputError(f"{pickles[0]}: a pickle checkpoint is not read", remedy=PICKLE_REMEDY)
     return None

@@ -103,7 +103,11 @@ class Linear:
     def tensors(self) -> Iterator[Tensor]:
         """The stored tensors, names still relative."""
         if self.stacking is not None and isinstance(self.storage, Dense):
-            shape = (self.in_features, self.out_features) if self.stacking.transposed else (self.out_features, self.in_features)
+            shape = (
+                (self.in_features, self.out_features)
+                if self.stacking.transposed
+                else (self.out_features, self.in_features)
+            )
             yield Tensor(self.stacking.tensor, self.storage.dtype, (self.copies, *shape))
             if self.bias:
                 yield Tensor(f"{self.stacking.tensor}_bias", self.bias, (self.copies, self.out_features))
@@ -136,7 +140,11 @@ class Block:
     heads: int
 
     def __init__(
-        self, linears: tuple[Linear, ...], tensors: tuple[Tensor, ...] = (), state: LayerState = NoState(), heads: int = 0
+        self,
+        linears: tuple[Linear, ...],
+        tensors: tuple[Tensor, ...] = (),
+        state: LayerState = NoState(),
+        heads: int = 0,
     ) -> None:
         object.__setattr__(self, "linears", linears)
         object.__setattr__(self, "tensors", tensors)
@@ -162,7 +170,9 @@ class Block:
 
     def replace(self, **changes: Any) -> Block:
         """A block with some fields changed."""
-        return Block(**({"linears": self.linears, "tensors": self.tensors, "state": self.state, "heads": self.heads} | changes))
+        return Block(
+            **({"linears": self.linears, "tensors": self.tensors, "state": self.state, "heads": self.heads} | changes)
+        )
 
     def map_linears(self, change: Callable[[Linear], Linear]) -> Block:
         """A block with every matrix rewritten by `change`."""

@@ -20,4 +20,6 @@ def resolve_name(name: str) -> str:
     for candidate in known:
         if fold(candidate) == wanted or fold(candidate.split("/", 1)[1]) == wanted:
             return candidate
-    raise unknown_name("model", name, known, remedy="Give a folder, a .gguf file, a Hub id, or a name from `optimize models`.")
+    raise unknown_name(
+        "model", name, known, remedy="Give a folder, a .gguf file, a Hub id, or a name from `optimize models`."
+    )

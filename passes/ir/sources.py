@@ -15,6 +15,8 @@ from typing import Any
 
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
+from passes.ir.gguf import read_gguf_header
+from passes.ir.gguf_model import check_tensors, dequantize, hf_config
 from passes.ir.headers import read_folder_header
 from passes.ir.model import ModelIR
 from passes.ir.names import resolve_name
@@ -44,6 +46,8 @@ class Source:
     header_digest: str
     has_weights: bool
     files: tuple[Path, ...] = ()
+    stored_bytes: int | None = None
+    """Bytes of the tensors as they lie on disk, by their headers; None where there are none."""
     materializer: Callable[[Path], Path] | None = field(default=None, compare=False, repr=False)
 
     def materialize(self, work: Path) -> Path:
@@ -67,6 +71,13 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
     path = Path(model).expanduser()
     if path.is_dir():
         return _open_folder(path, assume)
+    if path.suffix.lower() == ".gguf":
+        return _open_gguf(path, assume)
+    if path.is_file():
+        raise InputError(
+            f"{path}: a model is a folder with config.json, or a .gguf file",
+            remedy="Name the folder that holds this file.",
+        )
     return _open_catalog(resolve_name(str(model)), assume)
 
 
@@ -77,12 +88,33 @@ def _open_folder(folder: Path, assume: str | None) -> Source:
     ir = build_ir(config, name, assume=assume)
     files = tuple(folder / file for file in CARRIED if (folder / file).is_file())
     digest = header.digest if header else config_digest(config)
-    return Source(ir, "folder", folder, None, digest, header is not None, files)
+    return Source(
+        ir,
+        "folder",
+        folder,
+        None,
+        digest,
+        header is not None,
+        files,
+        stored_bytes=header.tensor_bytes if header else None,
+    )
+
+
+def _open_gguf(path: Path, assume: str | None) -> Source:
+    header = read_gguf_header(path)
+    ir = build_ir(hf_config(header, path.stem), path.stem, assume=assume)
+    check_tensors(header, ir)
+    return Source(
+        ir, "gguf", path, None, header.digest, True, stored_bytes=header.tensor_bytes,
+        materializer=lambda work: dequantize(path, ir, header.digest, work),
+    )  # fmt: skip
 
 
 def _open_catalog(model: str, assume: str | None) -> Source:
     entry = catalog.entry(model)
-    return Source(build_ir(entry.config, entry.id, assume=assume), "catalog", None, None, config_digest(entry.config), False)
+    return Source(
+        build_ir(entry.config, entry.id, assume=assume), "catalog", None, None, config_digest(entry.config), False
+    )
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

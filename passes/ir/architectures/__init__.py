@@ -58,12 +58,18 @@ def build_ir(config: Mapping[str, Any], name: str, *, assume: str | None = None)
 
 
 def _text_parts(root: Config) -> list[Config]:
-    return [root.part(field) for field in ("text_config", "llm_config", "language_config") if isinstance(root.values.get(field), Mapping)]
+    return [
+        root.part(field)
+        for field in ("text_config", "llm_config", "language_config")
+        if isinstance(root.values.get(field), Mapping)
+    ]
 
 
 def _unknown(name: str, architecture: str | None, root: Config) -> InputError:
     if architecture is None:
-        return InputError(f"{name}: config.json names no architecture (model_type {root.get('model_type')!r})", remedy=ESCAPE)
+        return InputError(
+            f"{name}: config.json names no architecture (model_type {root.get('model_type')!r})", remedy=ESCAPE
+        )
     close = nearest(architecture, _MODULE_OF)
     hint = f" Nearest known: {', '.join(close)}." if close else ""
     return InputError(f"{name}: the architecture {architecture!r} is not understood.{hint}", remedy=ESCAPE)

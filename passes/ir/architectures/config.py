@@ -7,7 +7,9 @@ from typing import Any
 
 from passes.reason import InputError
 
-ESCAPE = "If every layer keeps full keys and values, `assume: full-attention` in the spec reads it as a Llama-like model."
+ESCAPE = (
+    "If every layer keeps full keys and values, `assume: full-attention` in the spec reads it as a Llama-like model."
+)
 
 _DTYPES = {
     "bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32", "float": "F32", "bf16": "BF16", "fp16": "F16", "fp32": "F32",

@@ -41,7 +41,12 @@ class Style:
     mtp: bool = False
 
 
-_GEMMA2_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_GEMMA2_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
 
 STYLES: dict[str, Style] = {
     "LlamaForCausalLM": Style(),
@@ -101,7 +106,9 @@ def layer_types(config: Config, rule: str) -> list[str]:
     if rule == "all":
         return ["sliding_attention"] * len(layers)
     if rule == "qwen":
-        first = config.int("max_window_layers", default=len(layers)) if config.flag("use_sliding_window") else len(layers)
+        first = (
+            config.int("max_window_layers", default=len(layers)) if config.flag("use_sliding_window") else len(layers)
+        )
         return ["full_attention" if i < first else "sliding_attention" for i in layers]
     pattern = config.get("sliding_window_pattern", default=int(rule.split()[1]) if " " in rule else None)
     if isinstance(pattern, str):
@@ -163,7 +170,9 @@ def decoder_blocks(config: Config, m: Maker, style: Style) -> list[Block]:
     heads, kv_heads, head_dim = head_sizes(config)
     kv = FullKV(kv_heads, head_dim, head_dim)
     part = total(
-        m.norms(config.int("hidden_size"), *style.norms, bias=style.norm_bias), attention(config, m, style), mlp(config, m, style)
+        m.norms(config.int("hidden_size"), *style.norms, bias=style.norm_bias),
+        attention(config, m, style),
+        mlp(config, m, style),
     )
     return [part.block(attention_state(config, kind, kv), heads) for kind in layer_types(config, style.window)]
 
@@ -183,7 +192,18 @@ def build(root: Config, architecture: str, dtype: str) -> ModelIR:
     stacks: list[Stack] = [make_stack("decoder", "model.layers.{i}.", decoder_blocks(root, m, style))]
     if style.mtp and (count := root.int("num_nextn_predict_layers", default=0)):
         heads, kv_heads, head_dim = head_sizes(root)
-        layer = total(mimo_mtp(root, m, style), m.norms(root.int("hidden_size"), *style.norms), attention(root, m, style), mlp(root, m, style))
-        stacks.append(make_stack("mtp", "model.mtp_layers.{i}.", [layer.block(FullKV(kv_heads, head_dim, head_dim), heads)] * count))
-    outer = ends(m, root, prefix="model.", tied=tied, norm=style.norm, norm_bias=style.norm_bias, head_bias=style.head_bias)
+        layer = total(
+            mimo_mtp(root, m, style),
+            m.norms(root.int("hidden_size"), *style.norms),
+            attention(root, m, style),
+            mlp(root, m, style),
+        )
+        stacks.append(
+            make_stack(
+                "mtp", "model.mtp_layers.{i}.", [layer.block(FullKV(kv_heads, head_dim, head_dim), heads)] * count
+            )
+        )
+    outer = ends(
+        m, root, prefix="model.", tied=tied, norm=style.norm, norm_bias=style.norm_bias, head_bias=style.head_bias
+    )
     return make_ir(root, root, dtype, stacks, outer, tied=tied)

@@ -16,7 +16,14 @@ def make_stack(name: str, prefix: str, blocks: Sequence[Block], first_index: int
 
 
 def make_ir(
-    config: Config, root: Config, dtype: str, stacks: Sequence[Stack], outer: Part, *, tied: bool, max_context: int | None = None
+    config: Config,
+    root: Config,
+    dtype: str,
+    stacks: Sequence[Stack],
+    outer: Part,
+    *,
+    tied: bool,
+    max_context: int | None = None,
 ) -> ModelIR:
     """The IR of a model: `config` is that of the text decoder, `root` the whole config.json."""
     architectures = root.get("architectures", default=[])
@@ -27,7 +34,8 @@ def make_ir(
         dtype=dtype,
         hidden_size=config.int("hidden_size", "n_embd"),
         vocab_size=config.int("vocab_size"),
-        max_context=max_context or config.int("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"),
+        max_context=max_context
+        or config.int("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"),
         stacks=tuple(stacks),
         outer=outer.linears,
         outer_tensors=outer.tensors,
@@ -52,7 +60,9 @@ FULL_TYPES = frozenset({"full_attention", "attention"})
 SLIDING_TYPES = frozenset({"sliding_attention"})
 
 
-def attention_state(config: Config, layer_type: str, kv: FullKV, window: int | None = None, chunk: int | None = None) -> LayerState:
+def attention_state(
+    config: Config, layer_type: str, kv: FullKV, window: int | None = None, chunk: int | None = None
+) -> LayerState:
     """The cache kind of an attention layer by its `layer_types` entry."""
     sizes = (kv.kv_heads, kv.head_dim, kv.v_head_dim)
     if layer_type in FULL_TYPES:

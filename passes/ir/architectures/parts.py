@@ -75,7 +75,23 @@ class Maker:
         """One matrix."""
         dtype = dtype or self.dtype
         return Part(
-            (Linear(name, role, out, into, Dense(dtype), dtype if bias else None, copies, active, agree, reads, quantizable, stacking, shared),)
+            (
+                Linear(
+                    name,
+                    role,
+                    out,
+                    into,
+                    Dense(dtype),
+                    dtype if bias else None,
+                    copies,
+                    active,
+                    agree,
+                    reads,
+                    quantizable,
+                    stacking,
+                    shared,
+                ),
+            )
         )
 
     def tensor(self, name: str, *shape: int, dtype: str | None = None) -> Part:
@@ -136,7 +152,14 @@ class Maker:
         )
 
     def plain_mlp(
-        self, hidden: int, inner: int, *, names: tuple[str, str], bias: bool = False, shared: bool = False, key: str = "mlp"
+        self,
+        hidden: int,
+        inner: int,
+        *,
+        names: tuple[str, str],
+        bias: bool = False,
+        shared: bool = False,
+        key: str = "mlp",
     ) -> Part:
         """Up and down without a gate."""
         return total(
@@ -172,7 +195,9 @@ class Maker:
         down = Stacking(prefix + "down_proj", transposed, ((apart + "down_proj", hidden),))
         bank = {"copies": count, "active": float(active), "agree": "experts", "bias": bias}
         return total(
-            self.linear(apart + "gate_up_proj", Role.GATE_UP, 2 * inner, hidden, reads="experts_in", stacking=gate_up, **bank),  # type: ignore[arg-type]
+            self.linear(
+                apart + "gate_up_proj", Role.GATE_UP, 2 * inner, hidden, reads="experts_in", stacking=gate_up, **bank
+            ),  # type: ignore[arg-type]
             self.linear(apart + "down_proj", Role.DOWN, hidden, inner, reads="experts_mid", stacking=down, **bank),  # type: ignore[arg-type]
         )
 

@@ -120,9 +120,9 @@ def quantize(weight: torch.Tensor, factor: Factor, layouts: Sequence[Groups]) ->
     current = torch.empty(columns * count, device=weight.device)
 
     for first in range(0, rows, ROWS):
-        for slot, groups in enumerate(starts):
-            if first in groups:
-                bits, length = groups[first]
+        for slot, by_row in enumerate(starts):
+            if first in by_row:
+                bits, length = by_row[first]
                 span = slice(slot * columns, (slot + 1) * columns)
                 index, top = search_scale(work[first : first + length, span], bits)
                 scale_index[slot].append(index)

@@ -1,0 +1,231 @@
+"""The transformers model of any decoder family, run one block at a time.
+
+The model is built on the meta device: it weighs nothing. What surrounds the blocks (embedding, masks, rotary tables, final
+norm, head, soft caps) is the family's own code, run with the blocks replaced by stubs that record how each block is called
+and hand the hidden states through. So a family needs no re-implementation here; what it needs is a list of decoder layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from passes.ir.model import ModelIR
+from passes.reason import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Weights(Protocol):
+    """Where weights come from: a checkpoint, a renumbered view of one, or a quantized one decoded as it is read."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named tensors."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """How the family's code calls one block, besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class CacheMaxima:
+    """Stands in for a KV cache: notes the largest magnitude that a layer writes, and returns keys and values unchanged.
+
+    Keys arrive as an engine caches them: after the rotary embedding and any norm.
+    """
+
+    def __init__(self) -> None:
+        self.keys: float = 0.0
+        self.values: float = 0.0
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `transformers.Cache.update` is called as."""
+        self.keys = max(self.keys, float(keys.abs().amax()))
+        self.values = max(self.values, float(values.abs().amax()))
+        return keys, values
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Nothing is cached before."""
+        return 0
+
+
+class Decoder:
+    """A causal language model of `transformers` whose weights come and go block by block."""
+
+    def __init__(self, ir: ModelIR, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+        self.ir = ir
+        self.weights = weights
+        self.dtype = dtype
+        self.device = device
+        self._model = _skeleton(ir, dtype)
+        self._body = self._model.get_decoder()
+        self._layers = list(self._body.layers)
+        if len(self._layers) != len(ir.decoder.layers):
+            raise InputError(
+                f"transformers builds {len(self._layers)} blocks for {ir.name}, its description has {len(ir.decoder.layers)}",
+                remedy="check num_hidden_layers in config.json against the weights",
+            )
+        self._calls: dict[tuple[int, ...], list[LayerCall]] = {}
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def embed(self, ids: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Hidden states before the first block of each batch of token ids `[B, T]`."""
+        import torch
+
+        hidden = []
+        with self._outer_weights(self._body), torch.no_grad():
+            for batch in ids:
+                stubs = self._stub()
+                self._body(input_ids=batch.to(self.device), use_cache=False)
+                hidden.append(stubs[0].hidden)
+                self._calls.setdefault(tuple(batch.shape), [LayerCall(stub.args, stub.kwargs) for stub in stubs])
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[B, T, vocabulary]` of hidden states after the last block. Only inside `with head():`."""
+        import torch
+
+        ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
+        self._stub(replacement=hidden)
+        with torch.no_grad():
+            logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
+        return logits
+
+    @contextmanager
+    def head(self) -> Iterator[None]:
+        """Holds embedding, final norm and head in memory, for `logits`."""
+        with self._outer_weights(self._model):
+            yield
+
+    @contextmanager
+    def block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> Iterator[torch.nn.Module]:
+        """One block with its weights (`tensors`: by name relative to the block), dropped again afterwards."""
+        layer = self._layers[index]
+        _fill(layer, tensors, self.dtype, self.device, f"block {index}")
+        layer.eval()
+        try:
+            yield layer
+        finally:
+            layer.to("meta")
+
+    def run(
+        self, layer: torch.nn.Module, index: int, hidden: torch.Tensor, cache: CacheMaxima | None = None
+    ) -> torch.Tensor:
+        """A block's output for hidden states `[B, T, D]` whose ids went through `embed`."""
+        import torch
+
+        call = self._calls[tuple(hidden.shape[:2])][index]
+        kwargs = dict(call.kwargs)
+        if cache is not None and "past_key_values" in kwargs:
+            kwargs["past_key_values"] = cache
+        with torch.no_grad():
+            out = layer(hidden, *call.args, **kwargs)
+        output: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        return output
+
+    def _stub(self, replacement: torch.Tensor | None = None) -> list[Any]:
+        import torch
+
+        stubs = [_stub_class()(layer, replacement if index == 0 else None) for index, layer in enumerate(self._layers)]
+        self._body.layers = torch.nn.ModuleList(stubs)
+        return stubs
+
+    @contextmanager
+    def _outer_weights(self, root: torch.nn.Module) -> Iterator[None]:
+        import torch
+
+        self._body.layers = torch.nn.ModuleList()
+        prefix = next((f"{name}." for name, module in self._model.named_modules() if module is root and name), "")
+        wanted = {prefix + name for name, _ in root.named_parameters()}
+        present = [name for name in sorted(wanted) if name in self.weights]
+        for name, tensor in self.weights.read(present).items():
+            _assign(self._model, name, tensor.to(self.device, self.dtype))
+        self._model.tie_weights()
+        missing = [name for name, parameter in root.named_parameters() if parameter.is_meta]
+        if missing:
+            raise InputError(f"the checkpoint lacks {', '.join(missing[:3])}", remedy="check that it is complete")
+        try:
+            yield
+        finally:
+            self._body.layers = torch.nn.ModuleList()
+            for name, parameter in list(self._model.named_parameters()):
+                _assign(self._model, name, parameter.to("meta"))
+            self._model.tie_weights()
+
+
+def _skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
+    """The family's model with parameters on the meta device and its buffers (rotary tables) real."""
+    from accelerate import init_empty_weights
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    values = {key: value for key, value in ir.config.items() if key not in ("quantization_config", "auto_map")}
+    kind = str(values.get("model_type", ir.model_type))
+    if kind not in CONFIG_MAPPING:
+        raise InputError(
+            f"transformers has no model class for {kind!r}, so its blocks cannot be run",
+            remedy="update transformers, or choose passes that need no calibration",
+        )
+    config = CONFIG_MAPPING[kind].from_dict(values)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.eval()
+
+
+def _fill(
+    module: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device, where: str
+) -> None:
+    known = dict(module.named_parameters())
+    missing = sorted(set(known) - set(tensors))
+    if missing:
+        raise InputError(
+            f"{where}: transformers' class wants tensors that the checkpoint names otherwise: {', '.join(missing[:3])}",
+            remedy="this layout is not supported by the calibrated walk yet; choose round-to-nearest or an outside backend",
+        )
+    for name, parameter in known.items():
+        if tuple(tensors[name].shape) != tuple(parameter.shape):
+            raise InputError(
+                f"{where}: {name} has shape {tuple(tensors[name].shape)}, config.json asks for {tuple(parameter.shape)}",
+                remedy="config.json and weights do not belong together",
+            )
+        _assign(module, name, tensors[name].to(device, dtype))
+
+
+def _assign(root: Any, name: str, tensor: torch.Tensor) -> None:
+    import torch
+
+    path, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(path) if path else root, leaf, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+def _stub_class() -> Any:
+    """The stand-in of a block: records its call, returns its input (or a replacement). A class of its own once torch is there."""
+    import torch
+
+    class Stub(torch.nn.Module):
+        def __init__(self, layer: torch.nn.Module, replacement: torch.Tensor | None) -> None:
+            super().__init__()
+            self.__dict__["layer"] = layer
+            self.replacement = replacement
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(self.__dict__["layer"], name)
+
+        def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            self.hidden, self.args, self.kwargs = hidden, args, kwargs
+            return hidden if self.replacement is None else self.replacement
+
+    return Stub

@@ -1,0 +1,149 @@
+"""Checkpoints on disk: reading tensors by mmap, writing shards atomically.
+
+A shard becomes visible under its name only when it is whole (write to `<name>.partial`, then rename), so a process killed
+at any moment leaves whole shards or none. Reading maps the file: only the pages of the tensors asked for are touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passes.formats.tensor import Tensor
+from passes.ir.headers import read_file_header
+from passes.reason import InputError, TightfitError
+
+if TYPE_CHECKING:
+    import torch
+
+#: What travels with the weights, unchanged, into every result (tokenizer, templates, generation settings, processors).
+SIDE_FILES = (
+    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json",
+    "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+
+_INDEX = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """The safetensors files of one folder, read only. Tensors are found by name; nothing is loaded before it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, Path] = {}
+        self._described: dict[str, Tensor] = {}
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise InputError(
+                f"{folder} holds no safetensors files", remedy="name a folder with the model's weights in safetensors"
+            )
+        for path in paths:
+            for tensor in read_file_header(path).values():
+                self._files[tensor.name] = path
+                self._described[tensor.name] = tensor
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensor names, in file order."""
+        return tuple(self._files)
+
+    def describe(self) -> Iterator[Tensor]:
+        """Name, dtype and shape of every tensor, from the headers."""
+        return iter(self._described.values())
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named tensors, mapped from their files; the caller copies what it changes."""
+        from safetensors import safe_open
+
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            if name not in self._files:
+                raise InputError(
+                    f"{self.folder} has no tensor {name!r}", remedy="check that the checkpoint is complete"
+                )
+            by_file.setdefault(self._files[name], []).append(name)
+        out: dict[str, torch.Tensor] = {}
+        for path, wanted in by_file.items():
+            with safe_open(path, framework="pt") as file:
+                out.update((name, file.get_tensor(name)) for name in wanted)
+        return out
+
+
+def write_shard(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write one safetensors file atomically. The bytes depend on the tensors only."""
+    from safetensors.torch import save_file
+
+    partial = path.with_name(path.name + ".partial")
+    with clear_disk_errors(path):
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            partial,
+            metadata={"format": "pt"},
+        )
+        partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document atomically."""
+    partial = path.with_name(path.name + ".partial")
+    with clear_disk_errors(path):
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+
+def write_index(folder: Path) -> None:
+    """The index of a sharded checkpoint; none for a single `model.safetensors`."""
+    shards = sorted(folder.glob("*.safetensors"))
+    if len(shards) == 1 and shards[0].name == "model.safetensors":
+        return
+    weight_map: dict[str, str] = {}
+    total = 0
+    for shard in shards:
+        for tensor in read_file_header(shard).values():
+            weight_map[tensor.name] = shard.name
+            total += tensor.bytes
+    write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Carry tokenizer, chat template and generation settings along. The source is only read."""
+    for name in SIDE_FILES:
+        if (source / name).is_file():
+            with clear_disk_errors(target / name):
+                (target / name).write_bytes((source / name).read_bytes())
+
+
+@contextmanager
+def clear_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into one clear message. What was finished stays and is resumed."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        full = getattr(error, "errno", None) in (28, 122) or "No space left" in text or "os error 28" in text
+        denied = isinstance(error, PermissionError) or "Permission denied" in text or "os error 13" in text
+        read_only = getattr(error, "errno", None) == 30 or "Read-only file system" in text
+        if full:
+            raise TightfitError(
+                f"the disk is full: could not write {path}",
+                remedy="free some space and run the same command again; it resumes",
+            ) from error
+        if denied or read_only:
+            raise TightfitError(
+                f"no permission to write {path}",
+                remedy="choose another output folder or mend its permissions; a second run resumes",
+            ) from error
+        raise
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder, subfolders included."""
+    return sum(os.path.getsize(path) for path in folder.rglob("*") if path.is_file())  # noqa: PTH202

@@ -1,0 +1,103 @@
+"""The KV-cache pass: how an engine keeps keys and values, and the scales that a checkpoint may bring for fp8.
+
+Calibrated scales are per layer and per tensor: scale = max |x| / 448 (largest e4m3 value), so that the largest key and
+value of the calibration text just fit. Names and shape as compressed-tensors' `kv_cache_scheme` and vLLM 0.32 read them:
+`<attention>.k_scale`, `<attention>.v_scale`, one element each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from passes.base import Pass
+from passes.formats.tensor import Tensor
+from passes.ir.model import Block, KVCache, ModelIR, Role
+from passes.ir.state import ChunkedKV, FullKV, SlidingKV
+from passes.quantize.scales import E4M3_MAX
+from passes.reason import Reason
+
+if TYPE_CHECKING:
+    import torch
+
+#: What engines name their cache types. q8/q6/q4 are ExLlama's; the others vLLM's.
+DTYPES = ("auto", "fp8", "fp8_e5m2", "q8", "q6", "q4")
+_ATTENTION = (Role.K, Role.QKV)
+#: Checkpoint families whose loaders in vLLM take no k_scale/v_scale.
+_WITHOUT_SCALES = ("gptq", "awq", "exl2", "exl3")
+
+
+@dataclass(frozen=True)
+class KVCachePass(Pass):
+    """Keep the KV cache in `dtype`. With `scales`, calibrated per-layer fp8 scales go into the checkpoint."""
+
+    name: ClassVar[str] = "kv_cache"
+    dtype: str = "auto"
+    scales: bool = False
+
+    def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
+        """Unknown dtypes, scales for anything but e4m3, scales in a checkpoint whose loader ignores them."""
+        if self.dtype not in DTYPES:
+            return (Reason("unknown_kv_dtype", f"no KV-cache type {self.dtype!r}", f"one of {', '.join(DTYPES)}"),)
+        if not self.scales:
+            return ()
+        if self.dtype != "fp8":
+            return (
+                Reason(
+                    "kv_scales_need_fp8",
+                    f"calibrated scales exist for fp8 (e4m3), not for {self.dtype}",
+                    "scales: false",
+                ),
+            )
+        kinds = {linear.storage.kind for block, _ in ir.decoder.counts for linear in block.linears}
+        odd = sorted(kinds & set(_WITHOUT_SCALES))
+        if odd:
+            return (
+                Reason(
+                    "kv_scales_need_compressed_tensors",
+                    f"{odd[0]} checkpoints cannot carry k_scale/v_scale",
+                    "scales: false",
+                ),
+            )
+        if not any(attention_name(block) for block, _ in ir.decoder.counts):
+            return (Reason("no_kv_cache", f"{ir.name} has no layer with a key/value cache", "kv_cache: auto"),)
+        return ()
+
+    def rewrite(self, ir: ModelIR) -> ModelIR:
+        """The cache's kind, and two scalars a caching layer when scales are stored."""
+        out = replace(ir, kv_cache=KVCache(self.dtype, self.scales))
+        return out.with_decoder(out.decoder.map_blocks(_with_scales)) if self.scales else out
+
+    @property
+    def load_time(self) -> bool:
+        """Without stored scales only the engine acts on it."""
+        return not self.scales
+
+
+def attention_name(block: Block) -> str | None:
+    """The relative name of a block's caching attention (`self_attn.`), None where it keeps no keys and values of its own."""
+    if not isinstance(block.state, FullKV | SlidingKV | ChunkedKV):
+        return None
+    return next((linear.name.rpartition(".")[0] + "." for linear in block.linears if linear.role in _ATTENTION), None)
+
+
+def _with_scales(block: Block) -> Block:
+    name = attention_name(block)
+    if name is None:
+        return block
+    return block.replace(
+        tensors=(*block.tensors, Tensor(f"{name}k_scale", "F32", (1,)), Tensor(f"{name}v_scale", "F32", (1,)))
+    )
+
+
+def scale_tensors(block: Block, prefix: str, key_max: float, value_max: float) -> dict[str, torch.Tensor]:
+    """The two stored scales of one layer from the largest magnitudes seen; empty for a layer without a cache."""
+    import torch
+
+    name = attention_name(block)
+    if name is None:
+        return {}
+    return {
+        f"{prefix}{name}{which}_scale": torch.tensor([max(peak, 1e-6) / E4M3_MAX], dtype=torch.float32)
+        for which, peak in (("k", key_max), ("v", value_max))
+    }

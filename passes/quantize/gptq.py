@@ -1,0 +1,203 @@
+"""GPTQ: rounding column after column, each error compensated by the columns that follow (Frantar et al. 2022, alg. 1).
+
+Works on Wᵀ `[K, N]`, so that a column of the weight is a contiguous row here. Order of the columns:
+
+* `none`: as stored.
+* `static`: by falling diag(H), with every group's scale fixed beforehand in the original order, so that the stored format
+  needs no permutation (the reference code's `static_groups`, compressed-tensors' `actorder: weight`).
+* `group`: groups by falling mean diag(H), columns inside a group likewise; each group's scale is found when its turn comes,
+  on the weights compensated so far. Needs no permutation in the format either (group-aware reordering, arXiv 2505.14638).
+* `full`: by falling diag(H), groups formed in that order; the format must store `g_idx` (GPTQ's `desc_act`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from passes.formats.format import Grid, Quantized
+from passes.quantize.rtn import as_quantized
+from passes.quantize.scales import FULL_RANGE, Levels, ScaleSearch, decode_codes, find_levels, round_codes
+from passes.reason import TightfitError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Columns compensated inside a block before the rest of the matrix is updated by one product.
+BLOCK_COLUMNS = 32
+#: Times the damping is multiplied by ten before a Hessian is given up.
+DAMPING_ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class GptqOptions:
+    """Options of the algorithm; `damping` is the share of mean(diag H) added to the diagonal."""
+
+    order: str = "static"
+    damping: float = 0.01
+    search: ScaleSearch = FULL_RANGE
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What the columns' loop needs of a Hessian: the order and the upper Cholesky factor of the inverse, in that order."""
+
+    order: torch.Tensor
+    upper: torch.Tensor
+    diagonal: torch.Tensor
+    """diag(H) in the original order."""
+
+
+def factorise(hessian: torch.Tensor, damping: float, order: torch.Tensor, where: str) -> Factor:
+    """Damped inverse factor of H `[K, K]` under a column order. Raises TightfitError for a Hessian that no damping mends."""
+    import torch
+
+    diagonal = torch.diagonal(hessian).clone()
+    permuted = hessian[order][:, order]
+    dead = torch.diagonal(permuted) <= 0
+    torch.diagonal(permuted)[dead] = 1.0
+    step = damping * float(diagonal.mean()) or 1e-6
+    for _ in range(DAMPING_ATTEMPTS):
+        torch.diagonal(permuted).add_(step)
+        upper = _inverse_factor(permuted)
+        if upper is not None:
+            return Factor(order, upper, diagonal)
+        step *= 10
+    raise TightfitError(
+        f"the Hessian of {where} is not positive definite, even with damping {damping * 10**DAMPING_ATTEMPTS:g}",
+        remedy="use more calibration text, or a larger `damping`",
+    )
+
+
+def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
+    """Upper U with UᵀU = matrix⁻¹, None where the matrix is not positive definite.
+
+    Without forming the inverse: reversing rows and columns, Cholesky gives matrix = R Rᵀ with R upper, so U = R⁻¹.
+    """
+    import torch
+
+    lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
+    if int(failed) != 0:
+        return None
+    root = lower.flip(0, 1)
+    upper = torch.linalg.solve_triangular(root, torch.eye(len(root), device=root.device), upper=True)
+    return upper if bool(torch.isfinite(upper).all()) else None
+
+
+def column_order(diagonal: torch.Tensor, order: str, group_size: int) -> torch.Tensor:
+    """The order in which columns are rounded (see the module's text). Ties keep their place."""
+    import torch
+
+    columns = diagonal.shape[0]
+    if order == "none":
+        return torch.arange(columns, device=diagonal.device)
+    if order in ("static", "full") or group_size <= 0:
+        return torch.argsort(diagonal, descending=True, stable=True)
+    groups = diagonal.reshape(-1, group_size)
+    by_group = torch.argsort(groups.mean(1), descending=True, stable=True)
+    inside = torch.argsort(groups, dim=1, descending=True, stable=True)
+    return (inside + torch.arange(len(groups), device=diagonal.device)[:, None] * group_size)[by_group].reshape(-1)
+
+
+def gptq(
+    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, options: GptqOptions, where: str
+) -> tuple[Quantized, float]:
+    """Codes of `weight` `[N, K]` under H `[K, K]`, and the loss Σ (error / U_kk)² that the reference code reports."""
+    import torch
+
+    order = column_order(torch.diagonal(hessian), options.order, grid.group_size)
+    factor = factorise(hessian, options.damping, order, where)
+    size = grid.group_size if grid.group_size > 0 else weight.shape[1]
+    group_of_position = (
+        torch.arange(weight.shape[1], device=weight.device) // size if options.order == "full" else factor.order // size
+    )
+    work = weight.float()[:, order].T.contiguous()
+    fixed = None
+    if options.order in ("none", "static") or grid.group_size <= 0:
+        fixed = find_levels(weight, grid, scale_dtype, options.search, _importance(factor))
+    codes, levels, loss = _round_columns(work, factor, group_of_position, grid, scale_dtype, options, fixed)
+    unpermuted = torch.empty_like(codes)
+    unpermuted[order] = codes
+    group_of_input = None
+    if options.order == "full":
+        group_of_input = torch.empty_like(order)
+        group_of_input[order] = group_of_position
+    return as_quantized(unpermuted.T.contiguous(), levels, grid, group_of_input), loss
+
+
+def _importance(factor: Factor) -> torch.Tensor:
+    """Weight of each input's squared error in the original order: 1 / U_kk², what an error costs after compensation."""
+    import torch
+
+    weights = torch.empty_like(factor.diagonal)
+    weights[factor.order] = 1.0 / torch.diagonal(factor.upper).square()
+    return weights
+
+
+def _round_columns(
+    work: torch.Tensor,
+    factor: Factor,
+    group_of_position: torch.Tensor,
+    grid: Grid,
+    scale_dtype: torch.dtype,
+    options: GptqOptions,
+    fixed: Levels | None,
+) -> tuple[torch.Tensor, Levels, float]:
+    """The loop of algorithm 1 over `work` `[K, N]` (consumed). Returns codes `[K, N]`, levels `[N, G]`, the loss."""
+    import torch
+
+    columns, rows = work.shape
+    size = grid.group_size if grid.group_size > 0 else columns
+    groups = group_of_position.tolist()
+    scale = torch.empty(columns // size, rows, device=work.device) if fixed is None else fixed.scale.T.contiguous()
+    zero = None
+    if not grid.symmetric:
+        zero = torch.empty_like(scale) if fixed is None or fixed.zero is None else fixed.zero.T.contiguous()
+    step = min(size, BLOCK_COLUMNS) if fixed is None else BLOCK_COLUMNS
+    while size % step and fixed is None:
+        step -= 1
+    codes = torch.empty_like(work)
+    loss = torch.zeros((), device=work.device)
+    for start in range(0, columns, step):
+        end = min(start + step, columns)
+        if fixed is None and start % size == 0:
+            _set_levels(
+                scale, zero, work[start : start + size], groups[start], grid, scale_dtype, options, factor, start
+            )
+        block = work[start:end]
+        errors = torch.empty_like(block)
+        upper = factor.upper[start:end, start:end]
+        inverse_pivots = (1.0 / torch.diagonal(upper)).tolist()
+        for i in range(end - start):
+            group = groups[start + i]
+            levels = Levels(scale[group], None if zero is None else zero[group])
+            code = round_codes(block[i], levels, grid)
+            codes[start + i] = code
+            error = torch.sub(block[i], decode_codes(code, levels), out=errors[i]).mul_(inverse_pivots[i])
+            if i + 1 < end - start:
+                block[i + 1 :].addr_(upper[i, i + 1 :], error, alpha=-1.0)
+        loss += errors.square().sum()
+        if end < columns:
+            work[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
+    return codes, Levels(scale.T.contiguous(), None if zero is None else zero.T.contiguous()), float(loss)
+
+
+def _set_levels(
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    group_weights: torch.Tensor,
+    group: int,
+    grid: Grid,
+    scale_dtype: torch.dtype,
+    options: GptqOptions,
+    factor: Factor,
+    start: int,
+) -> None:
+    """Find one group's levels on its weights as compensated so far."""
+    import torch
+
+    importance = 1.0 / torch.diagonal(factor.upper)[start : start + group_weights.shape[0]].square()
+    found = find_levels(group_weights.T, replace(grid, group_size=-1), scale_dtype, options.search, importance)
+    scale[group] = found.scale[:, 0]
+    if zero is not None and found.zero is not None:
+        zero[group] = found.zero[:, 0]

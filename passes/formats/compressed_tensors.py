@@ -1,0 +1,253 @@
+"""compressed-tensors checkpoints: `pack-quantized`, `int-quantized` and `float-quantized` matrices and their config.
+
+The package `compressed-tensors` does its own packing and owns the schema; here stand the exact descriptions and the mapping
+from our grid. Orientation `[N, K]`; scales in the model's dtype (llm-compressor writes them so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from passes.formats.format import Format, Grid, Quantized
+from passes.formats.gptq import group_size_reason
+from passes.formats.tensor import Tensor
+from passes.reason import Reason
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _strategy(group_size: int) -> str:
+    return {-1: "channel", 0: "tensor"}.get(group_size, "group")
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@dataclass(frozen=True, slots=True)
+class PackQuantized(Format):
+    """Weight-only integers of 4 or 8 bits, packed along K: `weight_packed`, `weight_scale`, `weight_shape`, zero points.
+
+    `group_size` −1 = one scale an output channel. Widths that do not divide 32 were packed differently by releases up to
+    0.17, so only 4 and 8 are written.
+    """
+
+    kind: ClassVar[str] = "pack-quantized"
+    bits: int = 4
+    group_size: int = 128
+    symmetric: bool = True
+    dtype: str = "BF16"
+
+    @property
+    def label(self) -> str:
+        """`w4a16-g64`; `-asym` where there are zero points."""
+        group = "channel" if self.group_size < 0 else f"g{self.group_size}"
+        return f"w{self.bits}a16-{group}" + ("" if self.symmetric else "-asym")
+
+    @property
+    def grid(self) -> Grid:
+        """Integers of `bits`."""
+        return Grid(self.bits, self.group_size, self.symmetric)
+
+    def illegal(self, out_features: int, in_features: int) -> Reason | None:
+        """The group size must divide K."""
+        if self.bits not in (4, 8):
+            return Reason(
+                "pack_quantized_bits",
+                f"pack-quantized is written with 4 or 8 bits, not {self.bits}",
+                "choose 4 or 8 bits",
+            )
+        return group_size_reason(self.group_size, in_features)
+
+    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+        """Packed codes, scales, the original shape, and zero points when asymmetric."""
+        groups = 1 if self.group_size < 0 else in_features // self.group_size
+        out = [
+            Tensor(f"{name}.weight_packed", "I32", (out_features, _ceil(in_features * self.bits, 32))),
+            Tensor(f"{name}.weight_scale", self.dtype, (out_features, groups)),
+            Tensor(f"{name}.weight_shape", "I64", (2,)),
+        ]
+        if not self.symmetric:
+            out.append(Tensor(f"{name}.weight_zero_point", "I32", (_ceil(out_features * self.bits, 32), groups)))
+        return tuple(out)
+
+    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
+        """Pack with compressed-tensors' own packer (values carry the offset 2^(b−1))."""
+        import torch
+        from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+        half = 0 if quantized.zero_point is None else 1 << (self.bits - 1)
+        codes = (quantized.codes.to(torch.int32) - half).to(torch.int8)
+        stored = {
+            f"{name}.weight_packed": pack_to_int32(codes, self.bits),
+            f"{name}.weight_scale": quantized.scale.to(_torch_dtype(self.dtype)).contiguous(),
+            f"{name}.weight_shape": torch.tensor(quantized.codes.shape, dtype=torch.int64),
+        }
+        if quantized.zero_point is not None:
+            zero = (quantized.zero_point.to(torch.int32) - half).to(torch.int8)
+            stored[f"{name}.weight_zero_point"] = pack_to_int32(zero, self.bits, packed_dim=0).contiguous()
+        return stored
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """(q − zp)·scale."""
+        import torch
+        from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+        shape = torch.Size(tensors[f"{name}.weight_shape"].tolist())
+        codes = unpack_from_int32(tensors[f"{name}.weight_packed"], self.bits, shape).float()
+        scale = tensors[f"{name}.weight_scale"].float()
+        grouped = codes.reshape(shape[0], scale.shape[1], -1)
+        if not self.symmetric:
+            packed = tensors[f"{name}.weight_zero_point"]
+            zero = unpack_from_int32(packed, self.bits, torch.Size((shape[0], scale.shape[1])), packed_dim=0)
+            grouped = grouped - zero.float().unsqueeze(-1)
+        weight: torch.Tensor = (grouped * scale.unsqueeze(-1)).reshape(shape).to(dtype)
+        return weight
+
+    def scheme(self) -> dict[str, Any]:
+        """The `weights` and activation arguments of a config group."""
+        return _scheme(self.bits, "int", self.symmetric, self.group_size)
+
+
+@dataclass(frozen=True, slots=True)
+class IntQuantized(Format):
+    """W8A8: int8 weights with a scale an output channel; activations are quantized by the engine, per token (dynamic)."""
+
+    kind: ClassVar[str] = "int-quantized"
+    dtype: str = "BF16"
+
+    @property
+    def label(self) -> str:
+        """`w8a8`."""
+        return "w8a8"
+
+    @property
+    def grid(self) -> Grid:
+        """Symmetric int8 per channel."""
+        return Grid(8, -1)
+
+    def illegal(self, out_features: int, in_features: int) -> Reason | None:
+        """Every shape is legal."""
+        return None
+
+    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+        """Codes and channel scales."""
+        return (
+            Tensor(f"{name}.weight", "I8", (out_features, in_features)),
+            Tensor(f"{name}.weight_scale", self.dtype, (out_features, 1)),
+        )
+
+    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
+        """Codes as int8."""
+        import torch
+
+        return {
+            f"{name}.weight": quantized.codes.to(torch.int8).contiguous(),
+            f"{name}.weight_scale": quantized.scale.to(_torch_dtype(self.dtype)).contiguous(),
+        }
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Codes times scale."""
+        return (tensors[f"{name}.weight"].float() * tensors[f"{name}.weight_scale"].float()).to(dtype)
+
+    def scheme(self) -> dict[str, Any]:
+        """Static channel weights, dynamic token activations."""
+        return _scheme(8, "int", True, -1, activations=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FloatQuantized(Format):
+    """FP8 (e4m3) weights. `group_size` −1: a scale a channel; 0: one a matrix; `block` (rows, columns) for block scales.
+
+    Block scales are stored `weight_scale_inv`-like in other families; compressed-tensors calls them `weight_scale` too.
+    """
+
+    kind: ClassVar[str] = "float-quantized"
+    group_size: int = -1
+    block: tuple[int, int] | None = None
+    dtype: str = "BF16"
+
+    @property
+    def label(self) -> str:
+        """`fp8` (channel), `fp8-tensor`, `fp8-block`."""
+        if self.block:
+            return "fp8-block"
+        return "fp8" if self.group_size < 0 else "fp8-tensor"
+
+    @property
+    def grid(self) -> Grid:
+        """e4m3 values; block scales are searched per row of blocks like groups."""
+        return Grid(8, self.group_size, True, "float")
+
+    def illegal(self, out_features: int, in_features: int) -> Reason | None:
+        """Every shape is legal; the last block may be short."""
+        return None
+
+    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+        """Values and scales."""
+        if self.block:
+            scale = (_ceil(out_features, self.block[0]), _ceil(in_features, self.block[1]))
+        else:
+            scale = (out_features, 1) if self.group_size < 0 else (1,)  # type: ignore[assignment]
+        return (
+            Tensor(f"{name}.weight", "F8_E4M3", (out_features, in_features)),
+            Tensor(f"{name}.weight_scale", self.dtype, scale),
+        )
+
+    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
+        """Values as float8."""
+        import torch
+
+        scale = quantized.scale.to(_torch_dtype(self.dtype))
+        return {
+            f"{name}.weight": quantized.codes.to(torch.float8_e4m3fn).contiguous(),
+            f"{name}.weight_scale": (
+                scale.reshape(1) if self.group_size == 0 and not self.block else scale
+            ).contiguous(),
+        }
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Values times scale."""
+        values, scale = tensors[f"{name}.weight"].float(), tensors[f"{name}.weight_scale"].float()
+        if self.block:
+            rows, columns = values.shape
+            scale = scale.repeat_interleave(self.block[0], 0)[:rows].repeat_interleave(self.block[1], 1)[:, :columns]
+        return (values * scale).to(dtype)
+
+    def scheme(self) -> dict[str, Any]:
+        """Static weights, dynamic activations (per token; per 128 inputs with block scales)."""
+        out = _scheme(8, "float", True, self.group_size, activations=True)
+        if self.block:
+            out["weights"] |= {"strategy": "block", "block_structure": list(self.block), "group_size": None}
+            out["input_activations"] |= {"strategy": "group", "group_size": self.block[1]}
+        return out
+
+
+def _scheme(bits: int, kind: str, symmetric: bool, group_size: int, *, activations: bool = False) -> dict[str, Any]:
+    common = {
+        "num_bits": bits,
+        "type": kind,
+        "symmetric": symmetric,
+        "actorder": None,
+        "block_structure": None,
+        "observer_kwargs": {},
+    }
+    weights = common | {
+        "strategy": _strategy(group_size),
+        "group_size": group_size if group_size > 0 else None,
+        "dynamic": False,
+        "observer": "minmax",
+    }
+    inputs = (
+        common | {"strategy": "token", "group_size": None, "dynamic": True, "observer": None} if activations else None
+    )
+    return {"weights": weights, "input_activations": inputs, "output_activations": None}
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[name]

@@ -1,0 +1,184 @@
+"""Cards: what each offers, and how a name finds its card.
+
+The catalog is `gpus.yaml` (one card a line, made by `benchmarks/make_gpus.py`, with the source of its figures). A name may be
+the catalog's, the one NVML prints (`NVIDIA GeForce RTX 4090`, `Tesla T4`, `NVIDIA A100-SXM4-80GB`), or an alias; case, spaces
+and dashes do not count. `24GB` is a generic card of that size. `cpu` is this machine's processor.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from passes.reason import InputError, unknown_name
+from targets.quantity import Basis, Quantity
+
+_GIB = 1 << 30
+#: What CUDA sees of what nvidia-smi prints: median and range over the cards of the catalog where both are known.
+_VISIBLE_SHARE = (0.988, 0.971, 0.994)
+_PREFIXES = re.compile(r"^(nvidia|amd|geforce|tesla|quadro|radeon|instinct)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One card, or a CPU. Rates are dense (no sparsity), per second; None where the card has no such units or nobody says.
+
+    `memory_bytes`: what CUDA shows as the card's total (torch's `mem_get_info`), below the nominal size. `capability`: CUDA
+    compute capability × 10 (89 for 8.9), None for other vendors. `link_bytes_per_s`: card to card, both directions.
+    `note`: what a person must know (a bare name that was resolved, a generic card).
+    """
+
+    name: str
+    vendor: str
+    generation: str
+    memory_bytes: Quantity
+    bandwidth_bytes_per_s: float
+    bf16_flops: float | None
+    fp16_accumulate_flops: float | None
+    fp8_flops: float | None
+    int8_ops: float | None
+    fp4_flops: float | None
+    capability: int | None
+    pcie: str | None
+    link_bytes_per_s: float | None
+    basis: Basis = Basis.EXACT
+    note: str | None = None
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether this is a processor, not a card."""
+        return self.vendor == "CPU"
+
+
+def fold(name: str) -> str:
+    """A name without case, spaces, dashes and vendor prefixes."""
+    return _PREFIXES.sub("", re.sub(r"[^a-z0-9]", "", name.lower().replace("(r)", "")))
+
+
+@lru_cache(maxsize=1)
+def _index() -> tuple[dict[str, int], tuple[str, ...]]:
+    """Line numbers by folded name or alias, and the catalog's lines, each `- {json}`."""
+    text = files("targets").joinpath("gpus.yaml").read_text(encoding="utf-8")
+    lines = tuple(line[2:] for line in text.splitlines() if line.startswith("- {"))
+    index: dict[str, int] = {}
+    for number, line in enumerate(lines):
+        entry = json.loads(line)
+        for name in (entry["name"], *entry["aliases"]):
+            index.setdefault(fold(name), number)
+    return index, lines
+
+
+def all_gpus() -> tuple[Gpu, ...]:
+    """Every card of the catalog, in its order."""
+    return tuple(_gpu(json.loads(line)) for line in _index()[1])
+
+
+def find_gpu(name: str) -> Gpu:
+    """The card of that name. Raises InputError with the nearest names for one that is not known."""
+    if name.strip().lower() == "cpu":
+        from targets.probe import this_cpu
+
+        return this_cpu()
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gb|gib)", name.strip().lower())
+    if size:
+        return _generic(float(size[1]))
+    index, lines = _index()
+    folded = fold(name)
+    number = index.get(folded)
+    if number is None:
+        raise unknown_name(
+            "GPU", name, [json.loads(line)["name"] for line in lines],
+            remedy="`optimize targets` lists the cards; a size such as 24GB stands for a generic card.",
+        )  # fmt: skip
+    entry = json.loads(lines[number])
+    note = None
+    if folded in {fold(alias) for alias in entry.get("bare", ())}:
+        note = f"{name} is read as {entry['name']}"
+    return _gpu(entry, note)
+
+
+def inline_gpu(facts: Mapping[str, Any]) -> Gpu:
+    """A card given by its facts: `name`, `memory_gib` (as CUDA shows it), `bandwidth_gb_s`, `compute_capability`, rates."""
+    memory = facts.get("memory_gib")
+    if not isinstance(memory, int | float) or memory <= 0:
+        raise InputError(
+            "a GPU given by its facts needs memory_gib", remedy="write the total that nvidia-smi prints, in GiB"
+        )
+    return _gpu(
+        {
+            "name": facts.get("name", "inline card"),
+            "vendor": "NVIDIA",
+            "arch": facts.get("arch", "unknown"),
+            "cuda_visible_gib": memory,
+        }
+        | dict(facts)
+    )
+
+
+def _gpu(entry: Mapping[str, Any], note: str | None = None, basis: Basis = Basis.EXACT) -> Gpu:
+    def rate(key: str) -> float | None:
+        value = entry.get(key)
+        return None if value is None else float(value) * 1e12
+
+    capability = str(entry.get("compute_capability") or "")
+    link = entry.get("interconnect_gb_s_bidirectional")
+    return Gpu(
+        name=entry["name"],
+        vendor=entry.get("vendor", "NVIDIA"),
+        generation=entry.get("arch", "unknown"),
+        memory_bytes=_visible(entry),
+        bandwidth_bytes_per_s=float(entry["bandwidth_gb_s"]) * 1e9,
+        bf16_flops=rate("fp16_bf16_dense_tflops"),
+        fp16_accumulate_flops=rate("fp16_fp16acc_dense_tflops"),
+        fp8_flops=rate("fp8_dense_tflops"),
+        int8_ops=rate("int8_dense_tops"),
+        fp4_flops=rate("fp4_dense_tflops"),
+        capability=int(float(capability) * 10 + 0.5) if re.fullmatch(r"[\d.]+", capability) else None,
+        pcie=entry.get("pcie"),
+        link_bytes_per_s=None if link is None else float(link) * 1e9,
+        basis=basis,
+        note=note,
+    )
+
+
+def _visible(entry: Mapping[str, Any]) -> Quantity:
+    """The total that CUDA shows: as printed by real start-ups where known, else a share of what the driver prints."""
+    if entry.get("cuda_visible_gib"):
+        value = float(entry["cuda_visible_gib"]) * _GIB
+        return Quantity(value, value * 0.998, value * 1.002, Basis.EXACT)
+    total = (
+        float(entry["driver_total_mib"]) * (1 << 20)
+        if entry.get("driver_total_mib")
+        else float(entry["memory_gb_nominal"]) * _GIB
+    )
+    share, low, high = _VISIBLE_SHARE
+    return Quantity(total * share, total * low, total * high, Basis.CALIBRATED)
+
+
+def _generic(size_gb: float) -> Gpu:
+    """A card known by its size only: the memory a card of that size really shows, the slowest card's speed assumed."""
+    entries = [json.loads(line) for line in _index()[1]]
+    near = [
+        e for e in entries if e["vendor"] == "NVIDIA" and abs(float(e["memory_gb_nominal"]) - size_gb) <= 0.02 * size_gb
+    ]
+    near = [e for e in near if float(str(e["compute_capability"])) >= 8.0] or near
+    if not near:
+        sizes = sorted({float(e["memory_gb_nominal"]) for e in entries})
+        raise InputError(
+            f"no card of {size_gb:g} GB is known",
+            remedy=f"sizes: {', '.join(f'{s:g}' for s in sizes)} GB; or give the card's facts in the spec (target: gpu: {{…}})",
+        )
+    memories = sorted((_visible(e) for e in near), key=lambda q: q.value)
+    middle = memories[len(memories) // 2]
+    slow = min(near, key=lambda e: float(e["bandwidth_gb_s"]))
+    gpu = _gpu(
+        slow | {"name": f"generic {size_gb:g} GB card", "interconnect_gb_s_bidirectional": None}, basis=Basis.ASSUMED
+    )
+    memory = Quantity(middle.value, memories[0].low, memories[-1].high, Basis.ASSUMED)
+    note = f"a generic {size_gb:g} GB card: {middle.value / _GIB:.2f} GiB usable, speed of a {slow['name']} assumed"
+    return replace(gpu, memory_bytes=memory, note=note)

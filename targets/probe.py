@@ -1,0 +1,68 @@
+"""The live machine: its processor and memory, its cards through NVML. Everything here looks; nothing changes anything."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from targets.gpu import Gpu
+from targets.quantity import Basis, Quantity
+
+#: Bandwidth and bf16 rate assumed a core until `optimize calibrate` measured them: two-core AVX-512 cloud machines show
+#: about 10 GB/s and 0.1 Tflop/s a core.
+_BANDWIDTH_PER_CORE = 10e9
+_FLOPS_PER_CORE = 0.1e12
+
+
+def memory_total_bytes() -> int:
+    """This machine's memory, or its cgroup's limit where that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(limit).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel prints it."""
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match[1].strip() if match else "unknown processor"
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def this_cpu() -> Gpu:
+    """This machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
+    count = cores()
+    return Gpu(
+        name=f"{cpu_model()}, {count} cores", vendor="CPU", generation="CPU", memory_bytes=Quantity.exact(memory_total_bytes()),
+        bandwidth_bytes_per_s=_BANDWIDTH_PER_CORE * count, bf16_flops=_FLOPS_PER_CORE * count, fp16_accumulate_flops=None,
+        fp8_flops=None, int8_ops=None, fp4_flops=None, capability=None, pcie=None, link_bytes_per_s=None, basis=Basis.ASSUMED,
+    )  # fmt: skip
+
+
+def installed_gpus() -> tuple[str, ...]:
+    """The names NVML prints for this machine's cards; empty where there is no driver or no NVML binding."""
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+        names = [
+            pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())
+        ]
+    except pynvml.NVMLError:
+        return ()
+    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)

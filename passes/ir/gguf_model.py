@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -122,7 +121,7 @@ def dequantize(path: Path, ir: ModelIR, digest: str, work: Path) -> Path:
         temporary.chmod(0o755)
         for file in temporary.iterdir():
             file.chmod(0o644)
-        os.replace(temporary, target)
+        temporary.replace(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from passes.formats.tensor import DTYPE_BITS, Tensor
 from passes.reason import InputError
@@ -122,7 +122,7 @@ def _entry(name: str, entry: Any, where: str) -> tuple[Tensor, int, int]:
     return Tensor(name, dtype, tuple(shape)), offsets[0], offsets[1]
 
 
-def _whole_numbers(value: Any) -> bool:
+def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(
         isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value
     )
@@ -141,7 +141,10 @@ def read_file_header(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-PICKLE_REMEDY = "Pickle files can run code when loaded. Use a safetensors version of the model, or convert it with transformers' save_pretrained."
+PICKLE_REMEDY = (
+    "Pickle files can run code when loaded. Use a safetensors version of the model, "
+    "or convert it with transformers' save_pretrained."
+)
 
 
 def shard_names(index: Any, where: str) -> tuple[str, ...]:

@@ -87,8 +87,21 @@ class CrossKV(FullKV):
 
 
 @dataclass(frozen=True, slots=True)
+class CompressedKV:
+    """Keys that serve as values too, the last `window` tokens plus one entry for every `ratio` tokens (DeepSeek V4).
+
+    `head_dim` elements an entry, one head; `ratio` 0: the window only. `index_dim`: elements an entry of the indexer's cache.
+    """
+
+    head_dim: int
+    window: int
+    ratio: int
+    index_dim: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class NoState:
     """A layer that keeps nothing between tokens (an MLP-only block, an encoder block)."""
 
 
-LayerState = FullKV | SlidingKV | ChunkedKV | LatentKV | Recurrent | SharedKV | CrossKV | NoState
+LayerState = FullKV | SlidingKV | ChunkedKV | LatentKV | Recurrent | SharedKV | CrossKV | CompressedKV | NoState

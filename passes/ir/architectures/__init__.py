@@ -3,23 +3,65 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import ESCAPE, Config
+from passes.ir.architectures.draft import Description, Names
+from passes.ir.architectures.parts import Maker, stored_names
 from passes.ir.model import ModelIR
 from passes.reason import InputError, nearest
 
-#: Which module describes an architecture. Modules are imported when one of theirs is asked for.
+#: Which module describes an architecture. A module is imported when one of its families is asked for.
 _MODULES: dict[str, tuple[str, ...]] = {
     "decoder": (
-        "LlamaForCausalLM", "MistralForCausalLM", "Ministral3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MiMoForCausalLM",
-        "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "CohereForCausalLM", "Cohere2ForCausalLM", "GraniteForCausalLM",
-        "Olmo2ForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM", "Glm4ForCausalLM", "GlmForCausalLM", "SmolLM3ForCausalLM",
-        "Exaone4ForCausalLM", "Starcoder2ForCausalLM", "NemotronForCausalLM", "PhiForCausalLM",
+        "LlamaForCausalLM", "MistralForCausalLM", "Ministral3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
+        "MiMoForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "CohereForCausalLM",
+        "Cohere2ForCausalLM", "GraniteForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM",
+        "Glm4ForCausalLM", "GlmForCausalLM", "SmolLM3ForCausalLM", "Exaone4ForCausalLM", "Starcoder2ForCausalLM",
+        "NemotronForCausalLM", "PhiForCausalLM",
+    ),
+    "classic": (
+        "OPTForCausalLM", "FalconForCausalLM", "RWForCausalLM", "GPTJForCausalLM", "BloomForCausalLM", "MptForCausalLM",
+        "MPTForCausalLM", "QWenLMHeadModel", "BaichuanForCausalLM", "BaiChuanForCausalLM", "InternLM2ForCausalLM",
+        "DeciLMForCausalLM", "Phi3VForCausalLM", "MllamaForCausalLM",
+    ),
+    "moe": (
+        "MixtralForCausalLM", "PhiMoEForCausalLM", "PhimoeForCausalLM", "MiniMaxM2ForCausalLM", "MiniMaxM3ForCausalLM",
+        "MiniMaxM3SparseForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3VLMoeTextModel", "OlmoeForCausalLM",
+        "GraniteMoeForCausalLM", "Glm4MoeForCausalLM", "GptOssForCausalLM", "MiMoV2FlashForCausalLM", "Step3p7FlashForCausalLM",
+        "Llama4ForCausalLM",
+    ),
+    "mla": (
+        "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM", "Mistral4ForCausalLM",
+    ),
+    "hybrid": (
+        "Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM", "NemotronHForCausalLM", "KimiLinearForCausalLM",
+    ),
+    "gemma4": ("Gemma4ForCausalLM",),
+    "deepseek_v4": ("DeepseekV4ForCausalLM",),
+    "multimodal": (
+        "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration", "Gemma3ForConditionalGeneration",
+        "Mistral3ForConditionalGeneration", "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration", "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5MoeForConditionalGeneration", "InternVLForConditionalGeneration", "Llama4ForConditionalGeneration",
+        "MllamaForConditionalGeneration", "Gemma4ForConditionalGeneration", "KimiVLForConditionalGeneration",
+        "KimiK25ForConditionalGeneration", "KimiK3ForConditionalGeneration", "MiniMaxM3SparseForConditionalGeneration",
     ),
 }  # fmt: skip
 _MODULE_OF = {architecture: module for module, names in _MODULES.items() for architecture in names}
+
+#: The architecture of a nested text decoder, by its model_type.
+TEXT_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "ministral3": "Ministral3ForCausalLM", "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM", "granite": "GraniteForCausalLM", "phi3": "Phi3ForCausalLM", "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM", "gemma4_text": "Gemma4ForCausalLM", "mistral4": "Mistral4ForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM", "kimi_k2": "DeepseekV3ForCausalLM",
+    "kimi_linear": "KimiLinearForCausalLM", "llama4_text": "Llama4ForCausalLM", "mllama_text_model": "MllamaForCausalLM",
+    "qwen3_vl_text": "Qwen3ForCausalLM", "qwen3_vl_moe_text": "Qwen3VLMoeTextModel", "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+}  # fmt: skip
 
 #: `assume:` values and the architecture that such a model is read as.
 _ASSUMPTIONS = {"full-attention": "LlamaForCausalLM"}
@@ -30,46 +72,77 @@ def known_architectures() -> tuple[str, ...]:
     return tuple(sorted(_MODULE_OF))
 
 
-def build_ir(config: Mapping[str, Any], name: str, *, assume: str | None = None) -> ModelIR:
+def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
+    """The description of one decoder or whole model, by the module that knows its architecture."""
+    module = importlib.import_module(f"passes.ir.architectures.{_MODULE_OF[architecture]}")
+    description: Description = module.describe(config, architecture, m, names)
+    return description
+
+
+def build_ir(
+    config: Mapping[str, Any], name: str, *, assume: str | None = None, stored: Iterable[Tensor] | None = None
+) -> ModelIR:
     """The IR that a config.json describes, dense in the config's dtype.
 
+    `stored`: the tensors of the checkpoint's headers, which decide between layouts that a family is published in.
     `assume="full-attention"` reads an unknown architecture as a Llama-like decoder. Raises InputError naming the first thing
     not understood.
     """
     root = Config(config, name)
-    listed = root.get("architectures", default=[])
-    architecture = listed[0] if isinstance(listed, list) and listed else None
-    notes: tuple[str, ...] = ()
-    if architecture not in _MODULE_OF:
-        if assume is None:
-            raise _unknown(name, architecture, root)
-        if assume not in _ASSUMPTIONS:
-            raise InputError(f"unknown assumption {assume!r}", remedy=f"Use one of: {', '.join(_ASSUMPTIONS)}.")
-        notes = (f"{architecture} is not known; read as {_ASSUMPTIONS[assume]} because the spec assumes {assume}",)
-        architecture = _ASSUMPTIONS[assume]
-    module = importlib.import_module(f"passes.ir.architectures.{_MODULE_OF[architecture]}")
-    dtype = root.dtype() or next((part.dtype() for part in _text_parts(root) if part.dtype()), None)
+    architecture, notes = _architecture(root, assume)
+    text = root.text_part()
+    dtype = root.dtype() or text.dtype()
     if dtype is None:
         dtype, notes = "BF16", (*notes, "config.json names no dtype: BF16 assumed")
-    ir: ModelIR = module.build(root, architecture, dtype)
-    from dataclasses import replace
+    m = Maker(dtype, None if stored is None else stored_names(stored))
+    description = describe(root, architecture, m, _names(m))
+    return ModelIR(
+        name=name,
+        architecture=architecture,
+        model_type=root.text("model_type", ""),
+        dtype=dtype,
+        hidden_size=text.integer("hidden_size", "n_embd", "d_model"),
+        vocab_size=text.integer("vocab_size"),
+        max_context=text.integer(
+            "max_position_embeddings",
+            "n_positions",
+            "max_seq_len",
+            "model_max_length",
+            "max_sequence_length",
+            "seq_length",
+        ),
+        stacks=description.stacks,
+        outer=description.outer.linears,
+        outer_tensors=description.outer.tensors,
+        tied_embeddings=not any(linear.role == "head" for linear in description.outer.linears)
+        or root.flag("tie_word_embeddings"),
+        config=config,
+        notes=notes,
+    )
 
-    return replace(ir, notes=ir.notes + notes) if notes else ir
+
+def _architecture(root: Config, assume: str | None) -> tuple[str, tuple[str, ...]]:
+    listed = root.get("architectures", default=[])
+    architecture = listed[0] if isinstance(listed, list) and listed else None
+    if architecture in _MODULE_OF:
+        return architecture, ()
+    if assume is None:
+        raise _unknown(root, architecture)
+    if assume not in _ASSUMPTIONS:
+        raise InputError(f"unknown assumption {assume!r}", remedy=f"Use one of: {', '.join(_ASSUMPTIONS)}.")
+    read_as = _ASSUMPTIONS[assume]
+    return read_as, (f"{architecture} is not known; read as {read_as} because the spec assumes {assume}",)
 
 
-def _text_parts(root: Config) -> list[Config]:
-    return [
-        root.part(field)
-        for field in ("text_config", "llm_config", "language_config")
-        if isinstance(root.values.get(field), Mapping)
-    ]
+def _names(m: Maker) -> Names:
+    """The family's own names, or those that the headers show."""
+    return Names()
 
 
-def _unknown(name: str, architecture: str | None, root: Config) -> InputError:
+def _unknown(root: Config, architecture: str | None) -> InputError:
     if architecture is None:
-        return InputError(
-            f"{name}: config.json names no architecture (model_type {root.get('model_type')!r})", remedy=ESCAPE
-        )
+        what = f"config.json names no architecture (model_type {root.get('model_type')!r})"
+        return InputError(f"{root.name}: {what}", remedy=ESCAPE)
     close = nearest(architecture, _MODULE_OF)
     hint = f" Nearest known: {', '.join(close)}." if close else ""
-    return InputError(f"{name}: the architecture {architecture!r} is not understood.{hint}", remedy=ESCAPE)
+    return InputError(f"{root.name}: the architecture {architecture!r} is not understood.{hint}", remedy=ESCAPE)

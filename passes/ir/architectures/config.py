@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from passes.reason import InputError
@@ -21,13 +24,23 @@ def not_understood(name: str, what: str) -> InputError:
     return InputError(f"{name}: {what}", remedy=ESCAPE)
 
 
-class Config:
-    """A config.json (or a part of it) with typed, strict access; `name` is the model, for messages."""
+@lru_cache(maxsize=1)
+def _class_defaults() -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("defaults.json").read_text())["defaults"]
+    return table
 
-    def __init__(self, values: Mapping[str, Any], name: str, path: str = "config.json") -> None:
+
+class Config:
+    """A config.json (or a part of it) with typed, strict access; `name` is the model, for messages.
+
+    `kind`: the model_type whose class defaults complete a nested part, because transformers leaves them out there.
+    """
+
+    def __init__(self, values: Mapping[str, Any], name: str, path: str = "config.json", kind: str = "") -> None:
         self.values = values
         self.name = name
         self.path = path
+        self.kind = kind
 
     def has(self, field: str) -> bool:
         """Whether the field is present and not null."""
@@ -38,9 +51,12 @@ class Config:
         for field in fields:
             if (value := self.values.get(field)) is not None:
                 return value
+        if self.kind:
+            defaults = _class_defaults().get(self.kind, {})
+            return next((defaults[field] for field in fields if field in defaults), default)
         return default
 
-    def int(self, *fields: str, default: int | None = None) -> int:
+    def integer(self, *fields: str, default: int | None = None) -> int:
         """The first of the fields that is present, a whole number of at least 0."""
         value = self.get(*fields, default=default)
         if value is None:
@@ -72,12 +88,20 @@ class Config:
             raise not_understood(self.name, f"{self.path}: {field!r} should be {wanted}, found {found}")
         return value
 
-    def part(self, *fields: str) -> Config:
-        """A nested config (`text_config`), the first of the fields that is there."""
-        value = self.get(*fields)
+    def part(self, *fields: str, kind: str | None = None) -> Config:
+        """A nested config (`text_config`), the first of the fields that is there, completed by its class's defaults.
+
+        `kind`: its model_type where the file does not say it (or says the whole model's).
+        """
+        value = self.get(*fields, default={} if kind else None)
         if not isinstance(value, Mapping):
             raise not_understood(self.name, f"{self.path} lacks {fields[0]!r}")
-        return Config(value, self.name, f"{self.path}: {fields[0]}")
+        return Config(value, self.name, f"{self.path}: {fields[0]}", kind or str(value.get("model_type") or ""))
+
+    def text_part(self) -> Config:
+        """The config of the text decoder: a nested one where there is one, else this one."""
+        fields = [field for field in ("text_config", "llm_config", "language_config") if self.has(field)]
+        return self.part(fields[0]) if fields and "hidden_size" not in self.values else self
 
     def dtype(self) -> str | None:
         """The dtype of the weights in safetensors' spelling, None where the config does not say."""
@@ -90,4 +114,4 @@ class Config:
 
     def layer_numbers(self) -> range:
         """The layer indices of the decoder."""
-        return range(self.int("num_hidden_layers", "n_layer", "num_layers"))
+        return range(self.integer("num_hidden_layers", "n_layer", "num_layers"))

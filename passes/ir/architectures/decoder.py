@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from passes.ir.architectures.config import Config, not_understood
-from passes.ir.architectures.draft import attention_state, ends, make_ir, make_stack
+from passes.ir.architectures.draft import Description, Names, attention_state, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.parts import Maker, Part, total
-from passes.ir.model import Block, ModelIR, Role, Stack
+from passes.ir.model import Block, Role
 from passes.ir.state import FullKV
 
 
@@ -107,7 +107,9 @@ def layer_types(config: Config, rule: str) -> list[str]:
         return ["sliding_attention"] * len(layers)
     if rule == "qwen":
         first = (
-            config.int("max_window_layers", default=len(layers)) if config.flag("use_sliding_window") else len(layers)
+            config.integer("max_window_layers", default=len(layers))
+            if config.flag("use_sliding_window")
+            else len(layers)
         )
         return ["full_attention" if i < first else "sliding_attention" for i in layers]
     pattern = config.get("sliding_window_pattern", default=int(rule.split()[1]) if " " in rule else None)
@@ -122,9 +124,9 @@ def layer_types(config: Config, rule: str) -> list[str]:
 
 def head_sizes(config: Config) -> tuple[int, int, int]:
     """Query heads, KV heads and head dimension."""
-    heads = config.int("num_attention_heads")
-    kv_heads = config.int("num_key_value_heads", default=heads)
-    head_dim = config.int("head_dim", default=config.int("hidden_size") // max(heads, 1))
+    heads = config.integer("num_attention_heads")
+    kv_heads = config.integer("num_key_value_heads", default=heads)
+    head_dim = config.integer("head_dim", default=config.integer("hidden_size") // max(heads, 1))
     if not heads or not kv_heads or heads % kv_heads:
         raise not_understood(config.name, f"{config.path}: {heads} query heads over {kv_heads} key/value heads")
     return heads, kv_heads, head_dim
@@ -132,7 +134,7 @@ def head_sizes(config: Config) -> tuple[int, int, int]:
 
 def attention(config: Config, m: Maker, style: Style) -> Part:
     """The attention of a plain decoder layer."""
-    hidden = config.int("hidden_size")
+    hidden = config.integer("hidden_size")
     heads, kv_heads, head_dim = head_sizes(config)
     qkv_bias, o_bias = _bias(config, style.qkv_bias), _bias(config, style.o_bias)
     if style.fused_qkv:
@@ -157,7 +159,7 @@ def qk_norms(config: Config, m: Maker, style: Style, heads: int, kv_heads: int, 
 
 def mlp(config: Config, m: Maker, style: Style, inner: int | None = None) -> Part:
     """The dense MLP of a plain decoder layer."""
-    hidden, inner = config.int("hidden_size"), inner or config.int("intermediate_size")
+    hidden, inner = config.integer("hidden_size"), inner or config.integer("intermediate_size")
     if style.mlp == "fused":
         return m.fused_mlp(hidden, inner).at("mlp.")
     if style.mlp == "plain":
@@ -170,40 +172,38 @@ def decoder_blocks(config: Config, m: Maker, style: Style) -> list[Block]:
     heads, kv_heads, head_dim = head_sizes(config)
     kv = FullKV(kv_heads, head_dim, head_dim)
     part = total(
-        m.norms(config.int("hidden_size"), *style.norms, bias=style.norm_bias),
+        m.norms(config.integer("hidden_size"), *style.norms, bias=style.norm_bias),
         attention(config, m, style),
         mlp(config, m, style),
     )
     return [part.block(attention_state(config, kind, kv), heads) for kind in layer_types(config, style.window)]
 
 
-def mimo_mtp(config: Config, m: Maker, style: Style) -> Part:
+def mimo_mtp(config: Config, m: Maker) -> Part:
     """What a MiMo MTP layer has besides a decoder layer."""
-    hidden = config.int("hidden_size")
+    hidden = config.integer("hidden_size")
     return m.norms(hidden, "token_layernorm", "hidden_layernorm", "final_layernorm") + m.linear(
         "input_proj", Role.PROJECTOR, hidden, 2 * hidden, quantizable=False
     )
 
 
-def build(root: Config, architecture: str, dtype: str) -> ModelIR:
-    """The IR of a plain decoder."""
-    style, m = STYLES[architecture], Maker(dtype)
-    tied = root.flag("tie_word_embeddings", default=style.tied)
-    stacks: list[Stack] = [make_stack("decoder", "model.layers.{i}.", decoder_blocks(root, m, style))]
-    if style.mtp and (count := root.int("num_nextn_predict_layers", default=0)):
-        heads, kv_heads, head_dim = head_sizes(root)
-        layer = total(
-            mimo_mtp(root, m, style),
-            m.norms(root.int("hidden_size"), *style.norms),
-            attention(root, m, style),
-            mlp(root, m, style),
-        )
-        stacks.append(
-            make_stack(
-                "mtp", "model.mtp_layers.{i}.", [layer.block(FullKV(kv_heads, head_dim, head_dim), heads)] * count
-            )
-        )
+def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
+    """The description of a plain decoder."""
+    style = STYLES[architecture]
     outer = ends(
-        m, root, prefix="model.", tied=tied, norm=style.norm, norm_bias=style.norm_bias, head_bias=style.head_bias
+        m,
+        config,
+        names,
+        is_tied(config, style.tied),
+        norm=style.norm,
+        norm_bias=style.norm_bias,
+        head_bias=style.head_bias,
     )
-    return make_ir(root, root, dtype, stacks, outer, tied=tied)
+    mtp = []
+    if style.mtp and (count := config.integer("num_nextn_predict_layers", default=0)):
+        heads, kv_heads, head_dim = head_sizes(config)
+        norms = m.norms(config.integer("hidden_size"), *style.norms)
+        layer = total(mimo_mtp(config, m), norms, attention(config, m, style), mlp(config, m, style))
+        block = layer.block(FullKV(kv_heads, head_dim, head_dim), heads)
+        mtp.append(make_stack("mtp", names.base + "mtp_layers.{i}.", [block] * count))
+    return decoder(names, decoder_blocks(config, m, style), outer, mtp)

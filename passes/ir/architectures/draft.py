@@ -1,13 +1,33 @@
-"""From the blocks of a family to a ModelIR: what every decoder has around its layers."""
+"""What every family's description is made of: the names around the layers, the stacks, what a layer keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from passes.ir.architectures.config import Config, not_understood
-from passes.ir.architectures.parts import Maker, Part
-from passes.ir.model import Block, ModelIR, Stack
+from passes.ir.architectures.parts import EMPTY, Maker, Part
+from passes.ir.model import Block, Stack
 from passes.ir.state import ChunkedKV, FullKV, LayerState, SlidingKV
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Where a decoder's tensors stand: `base` before `layers.{i}.` and the embedding, `head` the output head."""
+
+    base: str = "model."
+    head: str = "lm_head"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Stacks and outer parts of a model, or of one of its towers."""
+
+    stacks: tuple[Stack, ...]
+    outer: Part = EMPTY
+
+    def __add__(self, other: Description) -> Description:
+        return Description(self.stacks + other.stacks, self.outer + other.outer)
 
 
 def make_stack(name: str, prefix: str, blocks: Sequence[Block], first_index: int = 0) -> Stack:
@@ -15,60 +35,42 @@ def make_stack(name: str, prefix: str, blocks: Sequence[Block], first_index: int
     return Stack(name, prefix, (), (), first_index).with_blocks(tuple(blocks))
 
 
-def make_ir(
-    config: Config,
-    root: Config,
-    dtype: str,
-    stacks: Sequence[Stack],
-    outer: Part,
-    *,
-    tied: bool,
-    max_context: int | None = None,
-) -> ModelIR:
-    """The IR of a model: `config` is that of the text decoder, `root` the whole config.json."""
-    architectures = root.get("architectures", default=[])
-    return ModelIR(
-        name=root.name,
-        architecture=architectures[0] if architectures else "",
-        model_type=root.text("model_type", ""),
-        dtype=dtype,
-        hidden_size=config.int("hidden_size", "n_embd"),
-        vocab_size=config.int("vocab_size"),
-        max_context=max_context
-        or config.int("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"),
-        stacks=tuple(stacks),
-        outer=outer.linears,
-        outer_tensors=outer.tensors,
-        tied_embeddings=tied,
-        config=root.values,
-    )
+def decoder(names: Names, blocks: Sequence[Block], outer: Part, mtp: Sequence[Stack] = ()) -> Description:
+    """A decoder whose layers stand under `<base>layers.{i}.`."""
+    return Description((make_stack("decoder", names.base + "layers.{i}.", blocks), *mtp), outer)
 
 
 def ends(
-    m: Maker, config: Config, *, prefix: str, tied: bool, head: str = "lm_head", embedding: str = "embed_tokens", norm: str = "norm",
-    norm_bias: bool = False, head_bias: bool = False,
-) -> Part:  # fmt: skip
-    """Embedding, final norm and head; a tied head is not stored."""
-    hidden, vocab = config.int("hidden_size", "n_embd"), config.int("vocab_size")
-    start = m.embedding(prefix + embedding, vocab, hidden)
-    end = m.norms(hidden, prefix + norm, bias=norm_bias)
-    return start + end if tied else start + end + m.head(head, vocab, hidden, bias=head_bias)
+    m: Maker,
+    config: Config,
+    names: Names,
+    tied: bool,
+    *,
+    embedding: str = "embed_tokens",
+    norm: str = "norm",
+    norm_bias: bool = False,
+    head_bias: bool = False,
+) -> Part:
+    """Embedding, final norm and head; a tied head is not stored, except where the checkpoint has a copy of it."""
+    hidden, vocab = config.integer("hidden_size", "n_embd", "d_model"), config.integer("vocab_size")
+    part = m.embedding(names.base + embedding, vocab, hidden) + m.norms(hidden, names.base + norm, bias=norm_bias)
+    if tied and not m.has(f"{names.head}.weight", default=False):
+        return part
+    return part + m.head(names.head, vocab, hidden, bias=head_bias)
 
 
-#: `layer_types` as transformers writes them, and what such a layer keeps.
-FULL_TYPES = frozenset({"full_attention", "attention"})
-SLIDING_TYPES = frozenset({"sliding_attention"})
+def is_tied(config: Config, default: bool) -> bool:
+    """Whether embedding and head share their weights."""
+    return config.flag("tie_word_embeddings", default=default)
 
 
-def attention_state(
-    config: Config, layer_type: str, kv: FullKV, window: int | None = None, chunk: int | None = None
-) -> LayerState:
-    """The cache kind of an attention layer by its `layer_types` entry."""
+def attention_state(config: Config, layer_type: str, kv: FullKV) -> LayerState:
+    """The cache kind of an attention layer by its `layer_types` entry (transformers' names)."""
     sizes = (kv.kv_heads, kv.head_dim, kv.v_head_dim)
-    if layer_type in FULL_TYPES:
+    if layer_type in ("full_attention", "attention"):
         return kv
-    if layer_type in SLIDING_TYPES:
-        return SlidingKV(*sizes, window=config.int("sliding_window") if window is None else window)
+    if layer_type == "sliding_attention":
+        return SlidingKV(*sizes, window=config.integer("sliding_window"))
     if layer_type == "chunked_attention":
-        return ChunkedKV(*sizes, chunk=config.int("attention_chunk_size") if chunk is None else chunk)
+        return ChunkedKV(*sizes, chunk=config.integer("attention_chunk_size"))
     raise not_understood(config.name, f"{config.path}: layer type {layer_type!r} is not known")

@@ -6,12 +6,17 @@ family fuses and calibrates alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from passes.formats.dense import Dense
 from passes.formats.tensor import Tensor
 from passes.ir.model import Block, Linear, Role, Stacking
 from passes.ir.state import LayerState, NoState
+
+#: The state of layers that keep nothing.
+NO_STATE = NoState()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +29,12 @@ class Part:
     def __add__(self, other: Part) -> Part:
         return Part(self.linears + other.linears, self.tensors + other.tensors)
 
-    def block(self, state: LayerState = NoState(), heads: int = 0) -> Block:
+    def block(self, state: LayerState = NO_STATE, heads: int = 0) -> Block:
         """The block made of these parts."""
         return Block(self.linears, self.tensors, state, heads)
 
     def at(self, prefix: str) -> Part:
         """The same parts, every name under `prefix`."""
-        from dataclasses import replace
-
         return Part(
             tuple(
                 replace(
@@ -51,9 +54,11 @@ class Part:
 
     def dense(self) -> Part:
         """The same parts, none quantizable (towers, projectors)."""
-        from dataclasses import replace
-
         return Part(tuple(replace(lin, quantizable=False, agree="") for lin in self.linears), self.tensors)
+
+
+#: No part.
+EMPTY = Part()
 
 
 def total(*parts: Part) -> Part:
@@ -61,11 +66,35 @@ def total(*parts: Part) -> Part:
     return sum(parts, Part())
 
 
+def stored_names(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    """One tensor for each name pattern of a checkpoint, layer and expert numbers replaced by `#`."""
+    found: dict[str, Tensor] = {}
+    for tensor in tensors:
+        found.setdefault(_NUMBER.sub("#", tensor.name), tensor)
+    return found
+
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Makes parts of one dtype."""
+    """Makes parts of one dtype. `stored`: the name patterns of the checkpoint's headers; None where there are none.
+
+    Headers decide between layouts that one family is published in (experts stacked or apart, a head that is stored although
+    tied); without headers the layout of the family's own repository is taken.
+    """
 
     dtype: str
+    stored: Mapping[str, Tensor] | None = field(default=None, hash=False, compare=False)
+
+    def has(self, ending: str, *, default: bool) -> bool:
+        """Whether a stored name pattern ends so; `default` where no headers are known."""
+        return default if self.stored is None else self.find(ending) is not None
+
+    def find(self, ending: str) -> Tensor | None:
+        """The first stored tensor whose name pattern ends so."""
+        return next((tensor for name, tensor in (self.stored or {}).items() if name.endswith(ending)), None)
 
     def linear(
         self, name: str, role: Role, out: int, into: int, *, bias: bool = False, agree: str = "", reads: str = "",
@@ -111,11 +140,15 @@ class Maker:
         """Grouped-query attention with separate projections; `gated`: the query projection also makes an output gate."""
         q, k, v, o = names
         v_dim = v_head_dim or head_dim
-        same = {"agree": "qkv", "reads": "attn_in"}
+        agree, reads = "qkv", "attn_in"
         return total(
-            self.linear(q, Role.Q, heads * head_dim * (2 if gated else 1), hidden, bias=qkv_bias, **same),
-            self.linear(k, Role.K, kv_heads * head_dim, hidden, bias=qkv_bias, **same),
-            self.linear(v, Role.V, kv_heads * v_dim, hidden, bias=qkv_bias, **same) if value else Part(),
+            self.linear(
+                q, Role.Q, heads * head_dim * (2 if gated else 1), hidden, bias=qkv_bias, agree=agree, reads=reads
+            ),
+            self.linear(k, Role.K, kv_heads * head_dim, hidden, bias=qkv_bias, agree=agree, reads=reads),
+            self.linear(v, Role.V, kv_heads * v_dim, hidden, bias=qkv_bias, agree=agree, reads=reads)
+            if value
+            else Part(),
             self.linear(o, Role.O, hidden, heads * v_dim, bias=o_bias, reads="attn_out"),
         )
 
@@ -135,10 +168,10 @@ class Maker:
     ) -> Part:  # fmt: skip
         """Gate, up and down (SwiGLU and kin)."""
         gate, up, down = names
-        same = {"agree": f"{key}_gate_up", "reads": f"{key}_in"}
+        agree, reads = f"{key}_gate_up", f"{key}_in"
         return total(
-            self.linear(gate, Role.GATE, inner, hidden, bias=bias, shared=shared, **same),
-            self.linear(up, Role.UP, inner, hidden, bias=bias, shared=shared, **same),
+            self.linear(gate, Role.GATE, inner, hidden, bias=bias, shared=shared, agree=agree, reads=reads),
+            self.linear(up, Role.UP, inner, hidden, bias=bias, shared=shared, agree=agree, reads=reads),
             self.linear(down, Role.DOWN, hidden, inner, bias=bias, shared=shared, reads=f"{key}_mid"),
         )
 
@@ -168,37 +201,84 @@ class Maker:
         )
 
     def experts(
-        self, hidden: int, inner: int, count: int, active: int, *, prefix: str = "mlp.experts.{e}.",
+        self,
+        hidden: int,
+        inner: int,
+        count: int,
+        active: int,
+        *,
+        prefix: str = "mlp.experts.",
         names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
-    ) -> Part:  # fmt: skip
-        """A bank of experts stored matrix by matrix; `active` of `count` serve one token."""
-        bank = {"copies": count, "active": float(active), "agree": "experts"}
-        gate, up, down = (prefix + name if name else "" for name in names)
-        return total(
-            self.linear(gate, Role.GATE, inner, hidden, reads="experts_in", **bank) if gate else Part(),  # type: ignore[arg-type]
-            self.linear(up, Role.UP, inner, hidden, reads="experts_in", **bank),  # type: ignore[arg-type]
-            self.linear(down, Role.DOWN, hidden, inner, reads="experts_mid", **bank),  # type: ignore[arg-type]
-        )
+        stacked: bool = False,
+        transposed: bool = False,
+        bias: bool = False,
+        interleaved: bool = False,
+    ) -> Part:
+        """A bank of experts, `active` of `count` serving one token; `names` of gate ("" for none), up and down.
 
-    def stacked_experts(
-        self, hidden: int, inner: int, count: int, active: int, *, prefix: str = "mlp.experts.", transposed: bool = False,
-        bias: bool = False, interleaved: bool = False, apart: str | None = None,
-    ) -> Part:  # fmt: skip
-        """A bank of experts stored as two 3-D tensors, `gate_up_proj` and `down_proj`.
-
-        `apart`: the prefix (with `{e}`) under which a quantized checkpoint stores each expert's matrices.
+        `stacked`: by default the bank is two 3-D tensors, `gate_up_proj` and `down_proj`; `transposed`: `[experts, in, out]`.
         """
-        apart = apart or prefix + "{e}."
-        gate_up = Stacking(
-            prefix + "gate_up_proj", transposed, ((apart + "gate_proj", inner), (apart + "up_proj", inner)), interleaved
-        )
-        down = Stacking(prefix + "down_proj", transposed, ((apart + "down_proj", hidden),))
-        bank = {"copies": count, "active": float(active), "agree": "experts", "bias": bias}
+        if names[0] and self.has(prefix + "gate_up_proj", default=stacked):
+            return self._stacked(hidden, inner, count, active, prefix, names, transposed, bias, interleaved)
+        gate, up, down = (f"{prefix}{{e}}.{name}" if name else "" for name in names)
         return total(
-            self.linear(
-                apart + "gate_up_proj", Role.GATE_UP, 2 * inner, hidden, reads="experts_in", stacking=gate_up, **bank
-            ),  # type: ignore[arg-type]
-            self.linear(apart + "down_proj", Role.DOWN, hidden, inner, reads="experts_mid", stacking=down, **bank),  # type: ignore[arg-type]
+            self.bank(gate, Role.GATE, inner, hidden, count, active, bias=bias) if gate else Part(),
+            self.bank(up, Role.UP, inner, hidden, count, active, bias=bias),
+            self.bank(down, Role.DOWN, hidden, inner, count, active, bias=bias),
+        )
+
+    def _stacked(
+        self,
+        hidden: int,
+        inner: int,
+        count: int,
+        active: int,
+        prefix: str,
+        names: tuple[str, str, str],
+        transposed: bool,
+        bias: bool,
+        interleaved: bool,
+    ) -> Part:
+        found = self.find(prefix + "gate_up_proj")
+        if found is not None and len(found.shape) == 3 and hidden != 2 * inner:
+            transposed = found.shape[1] == hidden
+        apart = prefix + "{e}."
+        gate_up = Stacking(
+            prefix + "gate_up_proj", transposed, ((apart + names[0], inner), (apart + names[1], inner)), interleaved
+        )
+        down = Stacking(prefix + "down_proj", transposed, ((apart + names[2], hidden),))
+        return total(
+            self.bank(
+                apart + "gate_up_proj", Role.GATE_UP, 2 * inner, hidden, count, active, bias=bias, stacking=gate_up
+            ),
+            self.bank(apart + names[2], Role.DOWN, hidden, inner, count, active, bias=bias, stacking=down),
+        )
+
+    def bank(
+        self,
+        name: str,
+        role: Role,
+        out: int,
+        into: int,
+        count: int,
+        active: int,
+        *,
+        bias: bool = False,
+        stacking: Stacking | None = None,
+    ) -> Part:
+        """One matrix of every expert."""
+        reads = "experts_mid" if role is Role.DOWN else "experts_in"
+        return self.linear(
+            name,
+            role,
+            out,
+            into,
+            bias=bias,
+            agree="experts",
+            reads=reads,
+            copies=count,
+            active=active,
+            stacking=stacking,
         )
 
     def router(self, name: str, count: int, hidden: int, *, bias: bool = False, dtype: str | None = None) -> Part:

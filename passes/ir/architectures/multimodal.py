@@ -1,0 +1,221 @@
+"""Models with a text decoder and towers: which decoder, which towers, which projector, and where each stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from passes.ir.architectures import TEXT_ARCHITECTURES
+from passes.ir.architectures import describe as describe_text
+from passes.ir.architectures.config import Config, not_understood
+from passes.ir.architectures.draft import Description, Names
+from passes.ir.architectures.parts import Maker, total
+from passes.ir.architectures.vision import (
+    clip,
+    gemma4_audio,
+    gemma4_vision,
+    internvl,
+    llama4_vision,
+    mllama_vision,
+    moonvit,
+    pixtral,
+    projector,
+    qwen_vision,
+)  # fmt: skip
+
+_INSIDE = Names("language_model.model.", "language_model.lm_head")
+_BESIDE = Names("model.language_model.", "lm_head")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """`names`: where the decoder stands; `towers`: everything else, from (whole config, text config, maker)."""
+
+    names: Names
+    towers: Callable[[Config, Config, Maker], Description]
+    text: str = ""
+    """Architecture of the decoder, where `text_config.model_type` does not say it."""
+
+
+def text_config(root: Config, kind: str = "") -> Config:
+    """The decoder's config, nested or (older files) the top level itself; tying is the whole model's where it says so."""
+    if any(root.has(field) for field in ("text_config", "llm_config", "language_config")):
+        part = root.part("text_config", "llm_config", "language_config")
+        if root.has("tie_word_embeddings"):
+            values = {**part.values, "tie_word_embeddings": root.values["tie_word_embeddings"]}
+            part = Config(values, part.name, part.path, part.kind)
+        return part
+    return root
+
+
+def _llava(root: Config, text: Config, m: Maker) -> Description:
+    vision = root.part("vision_config", kind=None)
+    siglip = vision.kind == "siglip_vision_model"
+    if not siglip and vision.kind != "clip_vision_model":
+        raise not_understood(root.name, f"vision_config: model_type {vision.kind!r} is not known")
+    prefix = (
+        "vision_tower."
+        if m.has("vision_tower.encoder.layers.#.mlp.fc1.weight", default=False)
+        else "vision_tower.vision_model."
+    )
+    taken = root.get("vision_feature_layer", default=-2)
+    width = vision.integer("hidden_size") * (len(taken) if isinstance(taken, list) else 1)
+    hidden = text.integer("hidden_size")
+    bias = root.flag("multimodal_projector_bias", default=True)
+    outer = total(
+        projector(m, "linear_1", hidden, width, bias=bias), projector(m, "linear_2", hidden, hidden, bias=bias)
+    ).at("multi_modal_projector.")  # fmt: skip
+    if root.get("model_type") == "llava_next":
+        outer += m.tensor("image_newline", hidden)
+    return clip(vision, m, prefix, siglip=siglip) + Description((), outer)
+
+
+def _gemma3(root: Config, text: Config, m: Maker) -> Description:
+    vision = root.part("vision_config", kind="siglip_vision_model")
+    prefix = (
+        "vision_tower."
+        if m.has("vision_tower.encoder.layers.#.mlp.fc1.weight", default=False)
+        else "vision_tower.vision_model."
+    )
+    width = vision.integer("hidden_size")
+    outer = m.tensor("mm_input_projection_weight", width, text.integer("hidden_size")) + m.norms(
+        width, "mm_soft_emb_norm"
+    )
+    return clip(vision, m, prefix, siglip=True) + Description((), outer.at("multi_modal_projector."))
+
+
+def _mistral3(root: Config, text: Config, m: Maker) -> Description:
+    vision = root.part("vision_config", kind="pixtral")
+    width, hidden = vision.integer("hidden_size"), text.integer("hidden_size")
+    merged, bias = width * root.integer("spatial_merge_size", default=2) ** 2, root.flag("multimodal_projector_bias")
+    outer = total(
+        m.norms(width, "norm"),
+        projector(m, "patch_merger.merging_layer", width, merged, bias=False),
+        projector(m, "linear_1", hidden, width, bias=bias),
+        projector(m, "linear_2", hidden, hidden, bias=bias),
+    )
+    return pixtral(vision, m, "vision_tower.") + Description((), outer.at("multi_modal_projector."))
+
+
+def _qwen(prefix: str, generation: str, kind: str) -> Callable[[Config, Config, Maker], Description]:
+    def towers(root: Config, text: Config, m: Maker) -> Description:
+        return qwen_vision(root.part("vision_config", kind=kind), m, prefix, generation)
+
+    return towers
+
+
+def _internvl(root: Config, text: Config, m: Maker) -> Description:
+    vision, hidden = root.part("vision_config", kind="internvl_vision"), text.integer("hidden_size")
+    width = vision.integer("hidden_size") * round(1 / float(root.get("downsample_ratio", default=0.5))) ** 2
+    outer = total(
+        m.norms(width, "layer_norm", bias=True),
+        projector(m, "linear_1", hidden, width),
+        projector(m, "linear_2", hidden, hidden),
+    )
+    return internvl(vision, m, "vision_tower.") + Description((), outer.at("multi_modal_projector."))
+
+
+def _llama4(root: Config, text: Config, m: Maker) -> Description:
+    vision = root.part("vision_config", kind="llama4_vision_model")
+    width = vision.integer("vision_output_dim")
+    outer = projector(m, "multi_modal_projector.linear_1", text.integer("hidden_size"), width, bias=False)
+    return llama4_vision(vision, m, "vision_model.") + Description((), outer)
+
+
+def _mllama(root: Config, text: Config, m: Maker) -> Description:
+    vision = root.part("vision_config", kind="mllama_vision_model")
+    outer = projector(m, "multi_modal_projector", text.integer("hidden_size"), vision.integer("vision_output_dim"))
+    return mllama_vision(vision, m, "vision_model.") + Description((), outer)
+
+
+def _gemma4(root: Config, text: Config, m: Maker) -> Description:
+    hidden, found = text.integer("hidden_size"), Description(())
+    if root.has("vision_config"):
+        vision = root.part("vision_config", kind="gemma4_vision")
+        outer = projector(
+            m, "model.embed_vision.embedding_projection", hidden, vision.integer("hidden_size"), bias=False
+        )
+        found += gemma4_vision(vision, m, "model.vision_tower.") + Description((), outer)
+    if root.has("audio_config"):
+        audio = root.part("audio_config", kind="gemma4_audio")
+        outer = projector(
+            m, "model.embed_audio.embedding_projection", hidden, audio.integer("output_proj_dims"), bias=False
+        )
+        found += gemma4_audio(audio, m, "model.audio_tower.") + Description((), outer)
+    return found
+
+
+def _kimi_vl(root: Config, text: Config, m: Maker) -> Description:
+    vision = root.part("vision_config")
+    kernel, width = vision.get("merge_kernel_size", default=[2, 2]), vision.integer("hidden_size")
+    merged, hidden = width * kernel[0] * kernel[1], text.integer("hidden_size")
+    outer = (
+        m.norms(width, "pre_norm", bias=True)
+        + projector(m, "linear_1", merged, merged)
+        + projector(m, "linear_2", hidden, merged)
+    )
+    return moonvit(vision, m, "vision_tower.") + Description((), outer.at("multi_modal_projector."))
+
+
+def _kimi_k25(root: Config, text: Config, m: Maker) -> Description:
+    vision = root.part("vision_config")
+    kernel, width = vision.get("merge_kernel_size", default=[2, 2]), vision.integer("mm_hidden_size")
+    merged, hidden = width * kernel[0] * kernel[1], text.integer("hidden_size")
+    outer = (
+        m.norms(width, "pre_norm", bias=True)
+        + projector(m, "proj.0", merged, merged)
+        + projector(m, "proj.2", hidden, merged)
+    )
+    return moonvit(vision, m, "vision_tower.") + Description((), outer.at("mm_projector."))
+
+
+def _minimax_m3(root: Config, text: Config, m: Maker) -> Description:
+    vision, hidden = root.part("vision_config", kind="minimax_m3_vl_vision"), text.integer("hidden_size")
+    middle, bias = (
+        root.integer("projector_hidden_size", default=hidden),
+        root.flag("multimodal_projector_bias", default=True),
+    )
+    compression = root.get("img_token_compression_config", default={})
+    frames, merge = compression.get("temporal_patch_size", 2), compression.get("spatial_merge_size", 2)
+    eyes = clip(vision, m, "vision_tower.vision_model.", positions=False, frames=(frames,))
+    outer = total(
+        projector(m, "multi_modal_projector.linear_1", middle, vision.integer("hidden_size"), bias=bias),
+        projector(m, "multi_modal_projector.linear_2", hidden, middle, bias=bias),
+        projector(m, "patch_merge_mlp.linear_1", middle, middle * merge * merge, bias=bias),
+        projector(m, "patch_merge_mlp.linear_2", hidden, middle, bias=bias),
+    )
+    return eyes + Description((), outer)
+
+
+_FAMILIES: dict[str, Family] = {
+    "LlavaForConditionalGeneration": Family(_INSIDE, _llava),
+    "LlavaNextForConditionalGeneration": Family(_INSIDE, _llava),
+    "Gemma3ForConditionalGeneration": Family(_INSIDE, _gemma3),
+    "Mistral3ForConditionalGeneration": Family(_INSIDE, _mistral3),
+    "Qwen2VLForConditionalGeneration": Family(Names(), _qwen("visual.", "2", "qwen2_vl_vision"), "Qwen2ForCausalLM"),
+    "Qwen2_5_VLForConditionalGeneration": Family(
+        Names(), _qwen("visual.", "2.5", "qwen2_5_vl_vision"), "Qwen2ForCausalLM"
+    ),
+    "Qwen3VLForConditionalGeneration": Family(_BESIDE, _qwen("model.visual.", "3", "qwen3_vl_vision")),
+    "Qwen3VLMoeForConditionalGeneration": Family(_BESIDE, _qwen("model.visual.", "3", "qwen3_vl_moe_vision")),
+    "Qwen3_5ForConditionalGeneration": Family(_BESIDE, _qwen("model.visual.", "3", "qwen3_5_vision")),
+    "Qwen3_5MoeForConditionalGeneration": Family(_BESIDE, _qwen("model.visual.", "3", "qwen3_5_moe_vision")),
+    "InternVLForConditionalGeneration": Family(_INSIDE, _internvl),
+    "Llama4ForConditionalGeneration": Family(_INSIDE, _llama4),
+    "MllamaForConditionalGeneration": Family(_INSIDE, _mllama),
+    "Gemma4ForConditionalGeneration": Family(_BESIDE, _gemma4),
+    "KimiVLForConditionalGeneration": Family(_INSIDE, _kimi_vl),
+    "KimiK25ForConditionalGeneration": Family(_INSIDE, _kimi_k25),
+    "KimiK3ForConditionalGeneration": Family(_INSIDE, _kimi_k25),
+    "MiniMaxM3SparseForConditionalGeneration": Family(_INSIDE, _minimax_m3, "MiniMaxM3SparseForCausalLM"),
+}
+
+
+def describe(root: Config, architecture: str, m: Maker, names: Names) -> Description:
+    """The description of a multimodal model: its decoder and its towers."""
+    family = _FAMILIES[architecture]
+    text = text_config(root)
+    decoder = family.text or TEXT_ARCHITECTURES.get(str(text.get("model_type")))
+    if decoder is None:
+        raise not_understood(root.name, f"{text.path}: model_type {text.get('model_type')!r} is not known")
+    return describe_text(text, decoder, m, family.names) + family.towers(root, text, m)

@@ -1,0 +1,105 @@
+"""How fast an engine prefills and decodes a model on a card: the entry that engines call.
+
+From the description's work (`speed_work`), the card's peaks and fitted efficiencies (`speed_rates`) come the seconds of a step
+(`speed_step`), from them the means of a closed loop of requests (`speed_serving`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from passes.ir.model import ModelIR
+from targets.engines.engine import Settings, SpeedEstimate
+from targets.engines.speed_card import card_of, generation_of
+from targets.engines.speed_rates import Fitted, fitted_rates
+from targets.engines.speed_serving import Loop, Means, closed_loop
+from targets.engines.speed_step import Card, Step, step_seconds
+from targets.engines.speed_work import Work, work_of
+from targets.gpu import Gpu
+from targets.quantity import Quantity
+from targets.workload import Workload
+
+#: Bytes of one cache element by cache dtype; grouped scales of ExLlama's formats included (a 16-bit scale for 32 elements).
+CACHE_BYTES = {"auto": 2.0, "fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "q8": 1.0625, "q6": 0.8125, "q4": 0.5625}
+
+#: Requests a client sends in a row in the serving benchmarks that the loop was fitted on.
+ROUNDS = 10
+
+
+def estimate(
+    engine: str, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, *, kv_tokens: float | None = None
+) -> SpeedEstimate:
+    """Speed of `ir` under `engine` on `gpu`, as steady means under the workload's closed loop.
+
+    `kv_tokens`: tokens of cache that one replica holds, from the engine's memory accounting; it bounds how many requests run
+    at once. None: all of them fit.
+    """
+    fitted = fitted_rates(engine, generation_of(gpu), settings.version)
+    work, card = work_of(ir), card_of(engine, gpu)
+    clients = max(1.0, (workload.concurrency or 1) / settings.parallel.dp)
+    resident = _resident(settings, workload, fitted.rates.occupancy, kv_tokens)
+    host_s, host_token_s = fitted.rates.host_s, fitted.rates.host_token_s
+    budget = settings.max_num_batched_tokens or default_token_budget(engine, gpu)
+    loop = Loop(
+        workload.input_tokens, workload.output_tokens, clients, resident, budget, CACHE_BYTES.get(ir.kv_cache.dtype, 2.0), ROUNDS, host_s,
+        host_token_s,
+    )  # fmt: skip
+    run = _Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
+    means = closed_loop(run.step, loop)
+    alone = means if clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
+    return _speed(means, alone, loop, fitted, settings.parallel.dp)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    work: Work
+    card: Card
+    fitted: Fitted
+    tp: int
+    pp: int
+
+    def step(self, step: Step) -> float:
+        """Seconds of a step; pipeline stages each run their share of the sequences, one after another."""
+        if self.pp > 1:
+            step = replace(step, decode=max(step.decode / self.pp, min(step.decode, 1.0)))
+        seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp)
+        return seconds + (self.pp - 1) * self.fitted.rates.link_s
+
+
+def default_token_budget(engine: str, gpu: Gpu) -> int:
+    """Prompt tokens a step takes when nothing is set.
+
+    vLLM: 8192 for its server on cards of 70 GiB and more except the A100, else 2048 (`EngineArgs._set_default_args`, 0.8 to
+    0.19); ExLlama: chunks of 2048.
+    """
+    large = generation_of(gpu) not in ("8.0", "cpu") and gpu.memory_bytes.value >= 70 * 2**30
+    return 8192 if engine == "vllm" and large else 2048
+
+
+def _resident(settings: Settings, workload: Workload, occupancy: float, kv_tokens: float | None) -> float:
+    """Requests that run at once: what the cache holds at their mean length, at most `max_num_seqs`."""
+    most = float(settings.max_num_seqs or 1024)
+    if kv_tokens is None:
+        return most
+    mean = workload.input_tokens + workload.output_tokens / 2
+    return max(1.0, min(most, kv_tokens / (occupancy * mean)))
+
+
+def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int) -> SpeedEstimate:
+    outputs = max(loop.output_tokens, 1)
+    request_s = means.ttft_s + means.tpot_s * (outputs - 1)
+    tpot_error = fitted.decode_error if loop.clients == 1 else fitted.tpot_error
+    ttft_error = fitted.prefill_error if loop.clients == 1 else fitted.ttft_error
+    prefill_s = max(alone.ttft_s - loop.host_s - loop.host_token_s * loop.input_tokens, 1e-9)
+    return SpeedEstimate(
+        ttft_ms=_quantity(1e3 * means.ttft_s, ttft_error, fitted),
+        tpot_ms=_quantity(1e3 * means.tpot_s, tpot_error, fitted),
+        prefill_tok_s=_quantity(loop.input_tokens / prefill_s, fitted.prefill_error, fitted),
+        decode_tok_s_per_request=_quantity(1 / means.tpot_s, tpot_error, fitted),
+        throughput_tok_s=_quantity(replicas * loop.clients * outputs / request_s, tpot_error, fitted),
+    )
+
+
+def _quantity(value: float, error: float, fitted: Fitted) -> Quantity:
+    return Quantity(value, value * math.exp(-error), value * math.exp(error), fitted.basis)

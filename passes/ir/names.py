@@ -1,25 +1,93 @@
-"""From the name a person writes to a model of the catalog: organisation optional, case, spaces, dashes and dots ignored."""
+"""From the name a person writes to a model of the catalog.
+
+In this order: the exact id; the same with case, spaces and dashes ignored, with or without the organisation; a known other
+spelling (`aliases.json`); the same model in another variant (base, instruct, chat: same shapes, other weights), which is said.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
 from passes.ir import catalog
-from passes.reason import unknown_name
+from passes.reason import InputError, unknown_name
+
+#: Words of a name that change a model's weights but not its shapes.
+_VARIANTS = frozenset({"instruct", "chat", "it", "base"})
+
+#: Words of a name that change neither.
+_EMPTY = frozenset({"hf", "meta", "fp16", "bf16"})
+_SEPARATORS = re.compile(r"[\s\-_:()]+")
+REMEDY = "Give a folder, a .gguf file, a Hub id, or a name that `optimize models` lists."
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A catalog id, and a note where the name asked for is another variant of that model."""
+
+    id: str
+    note: str | None = None
 
 
 def fold(name: str) -> str:
-    """A name reduced to lower-case letters, digits and inner dots."""
-    return "".join(char for char in name.lower() if char.isalnum() or char == ".")
+    """A name reduced to lower-case letters, digits and dots."""
+    return "".join(char for char in name.lower().replace("+", "plus") if char.isalnum() or char == ".")
 
 
-def resolve_name(name: str) -> str:
-    """The catalog id that a name means. Raises InputError with the nearest names."""
-    known = catalog.ids()
-    if name in known:
-        return name
-    wanted = fold(name)
-    for candidate in known:
-        if fold(candidate) == wanted or fold(candidate.split("/", 1)[1]) == wanted:
-            return candidate
-    raise unknown_name(
-        "model", name, known, remedy="Give a folder, a .gguf file, a Hub id, or a name from `optimize models`."
-    )
+def _words(name: str) -> list[str]:
+    return [word for word in _SEPARATORS.split(name.lower()) if word]
+
+
+def _bare(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
+
+
+def _family(name: str) -> str:
+    return fold("".join(word for word in _words(_bare(name)) if word not in _VARIANTS | _EMPTY))
+
+
+@lru_cache(maxsize=1)
+def _index() -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Catalog ids by folded id and by folded bare name (first wins); and by variant-free bare name."""
+    folded: dict[str, str] = {}
+    families: dict[str, list[str]] = {}
+    for known in catalog.ids():
+        folded.setdefault(fold(known), known)
+        families.setdefault(_family(known), []).append(known)
+    for known in catalog.ids():
+        folded.setdefault(fold(_bare(known)), known)
+    return folded, families
+
+
+@lru_cache(maxsize=1)
+def _aliases() -> dict[str, str]:
+    table = json.loads(Path(catalog.__file__).with_name("aliases.json").read_text())["aliases"]
+    return {fold(name): target for name, target in table.items()}
+
+
+def find(name: str) -> Match | None:
+    """The catalog's model for a name; None where there is none."""
+    folded, families = _index()
+    if name in catalog.ids():
+        return Match(name)
+    if known := folded.get(fold(name)):
+        return Match(known)
+    for key in (fold(name), fold(_bare(name))):
+        if target := _aliases().get(key):
+            return Match(target, f"{name} is read as {target}")
+        if "/" in name and (known := folded.get(key)):
+            return Match(known, f"{name} is not in the catalog; shapes of {known}, of the same name")
+    if candidates := families.get(_family(name)):
+        words = set(_words(_bare(name)))
+        best = min(candidates, key=lambda known: (len(words ^ set(_words(_bare(known)))), candidates.index(known)))
+        other = (words ^ set(_words(_bare(best)))) & _VARIANTS
+        return Match(best, f"{name} is not in the catalog; shapes of {best}" if other else None)
+    return None
+
+
+def unknown_model(name: str) -> InputError:
+    """The error for a model that nothing knows, with the nearest names."""
+    return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=REMEDY)

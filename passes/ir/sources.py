@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from passes.ir.gguf import read_gguf_header
 from passes.ir.gguf_model import check_tensors, dequantize, hf_config
 from passes.ir.headers import read_folder_header
 from passes.ir.model import ModelIR
-from passes.ir.names import resolve_name
+from passes.ir.names import Match, find, unknown_model
 from passes.reason import InputError
 
 #: What a result needs besides config and weights; carried along as it is.
@@ -78,7 +78,10 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
             f"{path}: a model is a folder with config.json, or a .gguf file",
             remedy="Name the folder that holds this file.",
         )
-    return _open_catalog(resolve_name(str(model)), assume)
+    match = find(str(model))
+    if match is None:
+        raise unknown_model(str(model))
+    return _open_catalog(match, assume)
 
 
 def _open_folder(folder: Path, assume: str | None) -> Source:
@@ -110,11 +113,12 @@ def _open_gguf(path: Path, assume: str | None) -> Source:
     )  # fmt: skip
 
 
-def _open_catalog(model: str, assume: str | None) -> Source:
-    entry = catalog.entry(model)
-    return Source(
-        build_ir(entry.config, entry.id, assume=assume), "catalog", None, None, config_digest(entry.config), False
-    )
+def _open_catalog(match: Match, assume: str | None) -> Source:
+    entry = catalog.entry(match.id)
+    ir = build_ir(entry.config, entry.id, assume=assume)
+    if match.note:
+        ir = replace(ir, notes=(*ir.notes, match.note))
+    return Source(ir, "catalog", None, None, config_digest(entry.config), False)
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

@@ -1,0 +1,97 @@
+"""Turns a rank's terms into the answer: what is left for the cache, what it holds, whether it starts, and what would mend it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from passes.ir.model import ModelIR
+from passes.reason import Reason
+from targets.engines.engine import KVEstimate, Memory, MemoryEstimate
+from targets.engines.kv_blocks import Layout
+from targets.quantity import Quantity
+from targets.workload import Workload
+
+_GIB = 1 << 30
+
+#: Solves for one change that would fit and says it; None where there is none.
+Remedy = Callable[[], str | None]
+
+
+def gib(value: float) -> str:
+    """Bytes as people read them."""
+    return f"{value / _GIB:.2f} GiB"
+
+
+def kv_estimate(layout: Layout, available: Quantity, context: int, limit: int) -> KVEstimate:
+    """What a memory holds: blocks are whole, so the interval's ends are counted like the value."""
+    blocks = [layout.blocks(x) for x in (available.value, available.low, available.high)]
+    tokens = [float(layout.tokens(b, context)) for b in blocks]
+    requests = [layout.concurrency(b, context) if layout.groups else math.inf for b in blocks]
+    return KVEstimate(
+        bytes_per_token=layout.bytes_per_token(),
+        bytes_per_sequence=layout.request_bytes(context),
+        tokens=Quantity(tokens[0], tokens[1], tokens[2], available.basis),
+        max_concurrency=Quantity(requests[0], requests[1], requests[2], available.basis),
+        max_context=layout.longest(available.value, limit),
+    )
+
+
+def answer(
+    memory: Memory,
+    layout: Layout,
+    ir: ModelIR,
+    workload: Workload,
+    *,
+    reasons: tuple[Reason, ...] = (),
+    remedies: tuple[Remedy, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> MemoryEstimate:
+    """Whether the engine starts at the asked context and serves the asked concurrency, and why not."""
+    kv = kv_estimate(layout, memory.kv_cache, workload.context, max(ir.max_context, workload.context))
+    needed = layout.request_bytes(workload.context) + (layout.block_bytes if layout.rules.null_block else 0)
+    margin = Quantity(
+        memory.kv_cache.value - needed,
+        memory.kv_cache.low - needed,
+        memory.kv_cache.high - needed,
+        memory.kv_cache.basis,
+    )
+    found = list(reasons)
+    if memory.kv_cache.value <= 0:
+        found.append(
+            Reason(
+                "weights_do_not_fit",
+                f"weights and overhead take {gib(memory.budget.value - memory.kv_cache.value)} of {gib(memory.budget.value)}",
+                _first(remedies),
+                {"short_bytes": int(-memory.kv_cache.value)},
+            )
+        )
+    elif not layout.starts(memory.kv_cache.value, workload.context):
+        longest = kv.max_context
+        remedy = f"context {longest:,} fits" if longest > 0 else None
+        others = _first(remedies)
+        found.append(
+            Reason(
+                "does_not_fit",
+                f"a context of {workload.context:,} needs {gib(needed)} of cache, {gib(max(0.0, memory.kv_cache.value))} is left",
+                "; ".join(text for text in (remedy, others) if text) or None,
+                {"needed_bytes": needed, "available_bytes": int(memory.kv_cache.value), "max_context": longest},
+            )
+        )
+    starts = memory.kv_cache.value > 0 and layout.starts(memory.kv_cache.value, workload.context)
+    wanted = workload.concurrency or 1
+    serves = starts and kv.max_concurrency.value >= wanted
+    if starts and not serves:
+        found.append(
+            Reason(
+                "concurrency_does_not_fit",
+                f"{wanted} requests of {workload.context:,} tokens asked, {kv.max_concurrency.value:.1f} fit at once",
+                f"concurrency {int(kv.max_concurrency.value)} fits",
+                {"asked": wanted, "fits": kv.max_concurrency.value},
+            )
+        )
+    return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), notes)
+
+
+def _first(remedies: tuple[Remedy, ...]) -> str | None:
+    return next((text for text in (remedy() for remedy in remedies) if text), None)

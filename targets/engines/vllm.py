@@ -1,0 +1,254 @@
+"""vLLM on CUDA cards: what it refuses, how it spends the card's memory (by version), how fast it runs.
+
+Sources: vLLM 0.32.0's code for the newest behaviour; `versions.py` for older ones; start-up logs for the fitted terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import ClassVar
+
+from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.dense import Dense
+from passes.formats.format import Format
+from passes.formats.gptq import Gptq
+from passes.ir.model import ModelIR, Role
+from passes.ir.state import LayerState
+from passes.reason import Reason
+from targets.engines import memory_terms
+from targets.engines.accounting import answer
+from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
+from targets.engines.kv_blocks import CacheSettings, Layout, build_layout
+from targets.engines.residence import stage_layers, weights_per_stage
+from targets.engines.versions import Rules, rules_for
+from targets.gpu import Gpu
+from targets.quantity import Basis, Quantity
+from targets.workload import Workload
+
+_GIB = 1 << 30
+#: Cards with more memory than this get the larger defaults (vLLM's `EngineArgs.get_batch_defaults`: 70 GiB, A100 excepted).
+_LARGE_CARD_BYTES = 70 * _GIB
+_BLOCK = 16
+_KERNEL_GROUPS = (-1, 32, 64, 128)
+
+
+def storages(ir: ModelIR) -> set[Format]:
+    """The formats that the model's matrices are stored in."""
+    return {linear.storage for stack in ir.stacks for block, _ in stack.counts for linear in block.linears}
+
+
+class Vllm(Engine):
+    """vLLM with its CUDA backend."""
+
+    name: ClassVar[str] = "vllm"
+
+    def known_versions(self) -> tuple[str, ...]:
+        """Versions whose behaviour differs in ways that are modelled."""
+        return ("0.6", "0.7", "0.8", "0.10", "0.11", "0.19", "0.20", "0.21", "0.22", "0.30", "0.32")
+
+    def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
+        """Formats without a kernel on this card, parallel degrees that do not divide the model, KV types it lacks."""
+        reasons = [r for form in sorted(storages(ir), key=lambda f: f.label) for r in self._format_reasons(form, gpu)]
+        if gpu.vendor not in ("NVIDIA", "CPU"):
+            reasons.append(
+                Reason("vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card")
+            )
+        reasons += self._cache_reasons(ir, gpu)
+        reasons += _parallel_reasons(ir, settings.parallel)
+        return tuple(reasons)
+
+    def _format_reasons(self, form: Format, gpu: Gpu) -> Iterator[Reason]:
+        capability = gpu.capability or 0
+        if isinstance(form, Dense):
+            if form.dtype == "BF16" and capability < 80:
+                yield Reason("bf16_needs_sm80", f"{gpu.name} has no bfloat16", "dtype fp16")
+            return
+        if isinstance(form, PackQuantized | Gptq):
+            if isinstance(form, Gptq) and form.bits not in (4, 8):
+                yield Reason("gptq_bits_unsupported", f"vLLM reads GPTQ at 4 and 8 bits, not {form.bits}", "4 bits")
+            if isinstance(form, Gptq) and not form.symmetric:
+                yield Reason("gptq_asymmetric", "vLLM reads symmetric GPTQ checkpoints only", "symmetric: true")
+            if form.group_size not in _KERNEL_GROUPS:
+                yield Reason(
+                    "group_size_without_kernel", f"vLLM has no kernel for group size {form.group_size}", "32, 64 or 128"
+                )
+            if capability < 75:
+                yield Reason(
+                    "needs_sm75",
+                    f"{gpu.name} has no 4- or 8-bit kernel in vLLM",
+                    "a card of compute capability 7.5 or more",
+                )
+        elif isinstance(form, IntQuantized | FloatQuantized):
+            if isinstance(form, IntQuantized) and capability < 75:
+                yield Reason(
+                    "int8_needs_sm75",
+                    f"{gpu.name} has no INT8 tensor cores",
+                    "a card of compute capability 7.5 or more",
+                )
+            if isinstance(form, FloatQuantized) and capability < 80:
+                yield Reason(
+                    "fp8_needs_sm80", "FP8 weights need compute capability 8.0 (weight-only) or 8.9", "w4a16 or w8a8"
+                )
+        else:
+            yield Reason(
+                f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "an ExLlama engine"
+            )
+
+    def _cache_reasons(self, ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
+        dtype = ir.kv_cache.dtype
+        if dtype in ("q8", "q6", "q4"):
+            yield Reason("kv_dtype_not_in_vllm", f"KV cache {dtype} is ExLlama's", "fp8")
+        elif dtype == "fp8" and not gpu.is_cpu and (gpu.capability or 0) < 89:
+            yield Reason(
+                "fp8_kv_needs_sm89",
+                f"an e4m3 KV cache needs compute capability 8.9; {gpu.name} lacks it",
+                "KV cache auto",
+            )
+
+    def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
+        """The tightest rank's budget, terms and cache."""
+        rules, note = rules_for(settings.version)
+        estimate = self._estimate(ir, gpu, settings, workload, rules)
+        remedies = (lambda: self._more_cards(ir, gpu, settings, workload, rules),)
+        memory, layout = estimate
+        notes = tuple(n for n in (note, gpu.note) if n)
+        return answer(memory, layout, ir, workload, remedies=remedies, notes=notes)
+
+    def _estimate(
+        self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules
+    ) -> tuple[Memory, Layout]:
+        parallel = settings.parallel
+        profile = memory_terms.Profile(
+            batched_tokens(settings, gpu, workload, rules), settings.max_num_seqs or default_sequences(gpu, rules),
+            parallel.tp, parallel.pp, settings.enforce_eager,
+        )  # fmt: skip
+        utilization = settings.gpu_memory_utilization or rules.utilization
+        card = gpu.memory_bytes
+        budget = Quantity(card.value * utilization, card.low * utilization, card.high * utilization, card.basis)
+        if settings.reserve_bytes:
+            kept = settings.reserve_bytes
+            free = Quantity(card.value - kept, card.low - kept, card.high - kept, card.basis)
+            budget = min(budget, free, key=lambda q: q.value)
+        activation = memory_terms.activations(ir, profile, rules)
+        outside = memory_terms.non_torch(profile, rules)
+        graphs = memory_terms.cuda_graphs(profile, rules)
+        best: tuple[Memory, Layout] | None = None
+        per_rank = []
+        for stage, size in enumerate(weights_per_stage(ir, parallel)):
+            weights = Quantity.relative(size, 0.005, Basis.EXACT)
+            spent = weights + activation + outside + (graphs if rules.graphs_in_budget else Quantity.exact(0))
+            left = _minus(budget, spent)
+            if settings.kv_cache_memory_bytes is not None:
+                left = Quantity.exact(settings.kv_cache_memory_bytes)
+            layout = build_layout(
+                _stage_states(ir, parallel.pp, stage), cache_settings(ir, settings, profile, rules), rules
+            )
+            needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
+            total = weights + activation + outside + graphs + Quantity.exact(needed)
+            memory = Memory(weights, left, activation, outside, graphs, total, budget)
+            per_rank.append({"stage": stage, "weights": size, "kv_cache": left.value})
+            if best is None or layout.concurrency(layout.blocks(left.value), workload.context) < best[1].concurrency(
+                best[1].blocks(best[0].kv_cache.value), workload.context
+            ):
+                best = (memory, layout)
+        assert best is not None
+        if len(per_rank) > 1:
+            best = (replace(best[0], per_rank=tuple(per_rank)), best[1])
+        return best
+
+    def _more_cards(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -> str | None:
+        """The fewest cards (tensor parallel) on which it would fit."""
+        for tp in (2, 4, 8):
+            parallel = replace(settings.parallel, tp=tp)
+            if tp <= settings.parallel.tp or _parallel_reasons(ir, parallel):
+                continue
+            memory, layout = self._estimate(ir, gpu, replace(settings, parallel=parallel), workload, rules)
+            enough = layout.concurrency(layout.blocks(memory.kv_cache.value), workload.context) >= (
+                workload.concurrency or 1
+            )
+            if layout.starts(memory.kv_cache.value, workload.context) and enough:
+                return f"{tp} cards fit"
+        return None
+
+    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
+        """By the fitted roofline."""
+        from targets.engines.speed import estimate
+
+        return estimate(self.name, ir, gpu, settings, workload)
+
+
+def _minus(a: Quantity, b: Quantity) -> Quantity:
+    """Difference of independent terms."""
+    value = a.value - b.value
+    low = value - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
+    high = value + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
+    return Quantity(value, low, high, Basis.CALIBRATED)
+
+
+def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rules) -> int:
+    """max_num_batched_tokens: as set, else the version's default for the card."""
+    if settings.max_num_batched_tokens:
+        return settings.max_num_batched_tokens
+    if not rules.v1:
+        # V0 without chunked prefill profiles a whole context; above 32K chunked prefill starts by itself with 2048.
+        return max(2048, workload.context) if workload.context <= 32768 else 2048
+    return 8192 if gpu.memory_bytes.value >= _LARGE_CARD_BYTES and "A100" not in gpu.name else 2048
+
+
+def default_sequences(gpu: Gpu, rules: Rules) -> int:
+    """max_num_seqs by version and card."""
+    return 1024 if rules.v1 and gpu.memory_bytes.value >= _LARGE_CARD_BYTES and "A100" not in gpu.name else 256
+
+
+def element_bytes(ir: ModelIR) -> float:
+    """Bytes of one cached key or value."""
+    size = 4 if ir.dtype == "F32" else 2
+    return 1.0 if ir.kv_cache.dtype.startswith("fp8") else float(size)
+
+
+def cache_settings(ir: ModelIR, settings: Settings, profile: memory_terms.Profile, rules: Rules) -> CacheSettings:
+    """What the cache layout depends on, on a CUDA card."""
+    return CacheSettings(
+        settings.block_size or _BLOCK, element_bytes(ir), 4 if ir.dtype == "F32" else 2, profile.tp,
+        profile.tokens * rules.in_flight_batches,
+    )  # fmt: skip
+
+
+def _stage_states(ir: ModelIR, pp: int, stage: int) -> tuple[tuple[LayerState, int], ...]:
+    """The layers' caches of one pipeline stage, with their counts."""
+    if pp == 1:
+        return tuple((block.state, count) for block, count in ir.decoder.counts)
+    counts = stage_layers(len(ir.decoder.layers), pp)
+    first = sum(counts[:stage])
+    return tuple((ir.decoder.block(layer).state, 1) for layer in range(first, first + counts[stage]))
+
+
+def _parallel_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
+    """Tensor parallelism must divide heads and rows, the pipeline must not be deeper than the model."""
+    out: list[Reason] = []
+    if parallel.pp > len(ir.decoder.layers):
+        out.append(
+            Reason("too_many_stages", f"{parallel.pp} stages for {len(ir.decoder.layers)} layers", "fewer stages")
+        )
+    if parallel.tp == 1:
+        return out
+    heads = {block.heads for block, _ in ir.decoder.counts if block.heads}
+    odd = sorted(h for h in heads if h % parallel.tp)
+    if odd:
+        legal = [n for n in (2, 4, 8, 16) if all(h % n == 0 for h in heads)]
+        remedy = f"tensor parallel {' or '.join(map(str, legal))}" if legal else "pipeline parallelism"
+        out.append(
+            Reason("tp_does_not_divide_heads", f"{odd[0]} attention heads cannot be cut into {parallel.tp}", remedy)
+        )
+    for block, _ in ir.decoder.counts:
+        for linear in block.linears:
+            group = getattr(linear.storage, "group_size", 0) or 0
+            if linear.role in (Role.O, Role.DOWN) and group > 0 and math.ceil(linear.in_features / parallel.tp) % group:
+                message = f"group size {group} does not divide {linear.name}'s {linear.in_features} inputs cut into {parallel.tp}"
+                return [
+                    *out,
+                    Reason("group_size_does_not_divide_shard", message, "a smaller group size or fewer cards"),
+                ]
+    return out

@@ -23,7 +23,7 @@ class Kernel:
 
 
 #: Kernel families that have fitted efficiencies.
-FAMILIES = ("w16", "w8", "w4", "awq", "w8a8", "fp8", "fp4", "mx", "bnb", "exl")
+FAMILIES = ("w16", "w8", "w4", "awq", "w8a8", "fp8", "fp4", "mx", "bnb", "exl", "exl-gptq")
 
 _EXLLAMA = ("exllamav2", "exllamav3")
 
@@ -34,7 +34,7 @@ def kernel_of(engine: str, storage: Format, capability: float) -> Kernel:
     if isinstance(storage, Dense):
         return Kernel("w16", "bf16")
     if engine in _EXLLAMA:
-        return Kernel("exl", "bf16")
+        return Kernel("exl-gptq" if storage.kind == "gptq" else "exl", "bf16")
     kind = f"{storage.kind} {storage.label}"
     if "fp4" in kind:
         native = capability >= 10 and "nvfp4" in kind

@@ -45,7 +45,8 @@ class Attention:
     """Layers with one kind of cache.
 
     `elements_per_token` of one layer; `pair_flops`: floating point operations for one (query token, cached token) pair of one
-    layer; `window`: most tokens a query sees, 0 = all; `latent`: the cache is one for all heads, never sharded.
+    layer while a prompt is prefilled; `window`: most tokens a query sees, 0 = all; `latent`: the cache is one for all heads,
+    never sharded.
     """
 
     layers: int
@@ -91,7 +92,7 @@ def _work(decoder: Stack, outer: tuple[Linear, ...], tied: bool, hidden: int, vo
     matmuls: Counter[tuple[Format, bool]] = Counter()
     matmul_weights: Counter[tuple[Format, bool]] = Counter()
     experts: dict[tuple[Format, int, float], list[int]] = {}
-    attention: Counter[tuple[LayerState, int]] = Counter()
+    attention: Counter[tuple[LayerState, int, int]] = Counter()
     state_bytes = expert_layers = recurrent_layers = 0
     for block, count in counts:
         work = _block_work(block)
@@ -109,12 +110,12 @@ def _work(decoder: Stack, outer: tuple[Linear, ...], tied: bool, hidden: int, vo
             state_bytes += count * _state_bytes(state)
             recurrent_layers += count
         else:
-            attention[state, block.heads] += count
+            attention[state, block.heads, _latent_outputs(block)] += count
     return Work(
         matmuls=tuple(Matmul(f, s, b, matmul_weights[f, s]) for (f, s), b in matmuls.items()),
         experts=tuple(Experts(f, c, a, n, b, w) for (f, c, a), (n, b, w) in experts.items()),
         attention=tuple(
-            kind for (state, heads), n in attention.items() if (kind := _attention(state, heads, n)) is not None
+            kind for (state, *shape), n in attention.items() if (kind := _attention(state, n, *shape)) is not None
         ),
         head=_head(outer, tied),
         layers=sum(count for _, count in counts),
@@ -146,10 +147,15 @@ def _block_work(block: Block) -> _BlockWork:
     return _BlockWork(tuple(matmuls), tuple(Experts(f, c, a, 1, b, w) for (f, c, a), (b, w) in experts.items()))
 
 
-def _attention(state: LayerState, heads: int, layers: int) -> Attention | None:
+def _latent_outputs(block: Block) -> int:
+    """Outputs of the matrix that unfolds a latent cache: all heads' keys without rope, and values."""
+    return sum(linear.out_features for linear in block.linears if linear.role is Role.KV_UP)
+
+
+def _attention(state: LayerState, layers: int, heads: int, latent_outputs: int) -> Attention | None:
     if isinstance(state, LatentKV):
-        # absorbed MLA: scores over latent + rope, values over the latent (DeepSeek-V2, arXiv 2405.04434, section 2.1)
-        flops = 2 * heads * (2 * state.latent_rank + state.rope_dim)
+        # prompts run unfolded, with full keys and values (DeepSeek-V2, arXiv 2405.04434, section 2.1; vLLM's MLA backends)
+        flops = 2 * (latent_outputs + heads * state.rope_dim)
         return Attention(layers, state.elements_per_token, 1, flops, 0, True)
     if isinstance(state, CrossKV) or not isinstance(state, FullKV):
         return None

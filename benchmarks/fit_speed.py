@@ -1,0 +1,350 @@
+"""Fits the constants of the speed model on published measurements and writes `targets/engines/speed_fit.json`.
+
+    python benchmarks/fit_speed.py [--check]      --check: print errors of the stored fit, change nothing
+
+Rows: `benchmarks/data/speed_refs.jsonl` (one stream) and `serving_refs.jsonl` (closed loops); every row names its source. Every
+constant has a physical meaning and a prior (value and spread in log space), so that what the rows do not tell stays sensible;
+deviations by generation and kernel are shrunk towards the shared value. Errors are soft-L1 in log space. Interval widths are
+quantiles of the errors of models that were left out whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from passes.ir.sources import open_model
+from passes.quantize.scheme import parse_scheme
+from targets.engines.speed_card import card_of, generation_of
+from targets.engines.speed_rates import FIT, rates_from
+from targets.engines.speed_serving import Loop, Means, closed_loop
+from targets.engines.speed_step import Card, step_seconds
+from targets.engines.speed_work import Work, work_of
+from targets.gpu import find_gpu
+
+DATA = Path(__file__).parent / "data"
+
+#: Constants of vLLM: (prior, spread in log space). Generations are CUDA compute capabilities; 9.0 is the reference.
+VLLM: dict[str, tuple[float, float]] = {
+    "memory": (0.85, 0.07), "memory@8.0": (1.0, 0.06), "memory@8.6": (1.0, 0.06), "memory@10": (0.95, 0.07),
+    "memory.w8": (1.0, 0.1), "memory.w4": (0.95, 0.1), "memory.awq": (0.9, 0.1), "memory.w8a8": (1.0, 0.1),
+    "memory.fp8": (1.0, 0.1), "memory.fp4": (0.95, 0.12), "memory.mx": (0.95, 0.12),
+    "compute": (0.6, 0.15), "compute@8.0": (1.0, 0.15), "compute@8.6": (1.0, 0.15), "compute@10": (0.75, 0.15),
+    "compute.w8": (0.8, 0.2), "compute.w4": (0.8, 0.2), "compute.awq": (0.8, 0.2), "compute.w8a8": (0.8, 0.2),
+    "compute.fp8": (0.9, 0.15), "compute.fp4": (0.8, 0.2), "compute.mx": (0.9, 0.2),
+    "expert_memory": (0.9, 0.15), "expert_compute": (0.4, 0.25),
+    "cache": (0.85, 0.08), "attention": (0.65, 0.2),
+    "layer_s": (4e-5, 0.25), "layer_s@8.0": (2.0, 0.4), "layer_s@8.6": (1.5, 0.4), "layer_s@10": (1.0, 0.15),
+    "expert_layer_s": (3.5e-5, 0.3),
+    "kernel_layer_s.fp8": (2e-5, 0.7), "kernel_layer_s.fp4": (1e-5, 0.7), "kernel_layer_s.mx": (5e-6, 0.7),
+    "kernel_layer_s.w4": (1e-5, 0.7), "kernel_layer_s.w8": (1e-5, 0.7), "kernel_layer_s.awq": (1e-5, 0.7),
+    "kernel_layer_s.w8a8": (1e-5, 0.7),
+    "step_s": (3e-4, 0.5), "sequence_s": (1.2e-5, 0.4), "token_s": (1.5e-8, 0.5),
+    "link_s": (6e-6, 0.3), "link": (0.7, 0.2), "tile": (15.0, 0.4), "routing": (0.9, 0.06),
+    "host_s": (0.028, 0.3), "host_token_s": (3e-6, 0.7), "drift": (1.07, 0.07), "occupancy": (0.85, 0.06),
+}  # fmt: skip
+
+#: Versions of vLLM that the drift was seen over: 0.12 to 0.19.
+FIXED = {"newest": 19.0, "drift_span": 7.0}
+
+#: Constants of ExLlamaV2 that its rows tell; the others are vLLM's. Ampere is the reference.
+EXLLAMA: dict[str, tuple[float, float]] = {
+    "memory": (0.8, 0.1), "memory@8.9": (1.1, 0.1), "memory.exl-gptq": (1.0, 0.1), "compute": (0.5, 0.3), "compute@8.9": (1.0, 0.3),
+    "layer_s": (1e-5, 0.5), "step_s": (8e-4, 0.3), "host_s": (1e-3, 0.01), "host_token_s": (1e-6, 0.01), "cache": (0.8, 0.1),
+}  # fmt: skip
+
+GPUS = {
+    "A100 80GB": "A100 SXM4 80GB", "A100": "A100 SXM4 80GB", "H100": "H100 SXM", "B200": "B200 SXM", "H200": "H200 SXM",
+    "h100_sxm": "H100 SXM", "h200_sxm": "H200 SXM", "b200_sxm": "B200 SXM", "b300_sxm": "B300 SXM",
+}  # fmt: skip
+
+
+def excluded(row: dict[str, Any]) -> bool:
+    """Rows that contradict their conditions (235 GB of weights on one card of 141) or that eager kernels made.
+
+    vLLM of 2023 had no CUDA graphs (and the table's links are PCIe, which it does not print); 0.4 left them beyond 8,192 tokens.
+    """
+    version = str(row.get("engine_version"))
+    early = row["engine"] == "vLLM" and (version == "2023-10" or ("0.4." in version and (row["input_len"] or 0) > 8192))
+    return bool(row.get("anomaly")) or ("235B" in row["model"] and row["tp"] == 1) or early
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: the load, and what was measured (seconds): `tpot`, `ttft`, or the whole `request`."""
+
+    id: str
+    engine: str
+    model: str
+    generation: str
+    version: str | None
+    work: Work
+    card: Card
+    tp: int
+    load: tuple[float, float, float]
+    kv_tokens: float
+    budget: float
+    measured: tuple[tuple[str, float], ...]
+    trust: float = 1.0
+
+
+def predict(values: dict[str, float], case: Case) -> Means:
+    """The model's means for one measurement."""
+    rates = rates_from(values, case.generation, case.version)
+    inputs, outputs, clients = case.load
+    resident = case.kv_tokens / (rates.occupancy * (inputs + outputs / 2))
+    loop = Loop(inputs, outputs, clients, resident, case.budget, 2.0, 10, rates.host_s, rates.host_token_s)
+    return closed_loop(lambda step: step_seconds(case.work, case.card, rates, step, case.tp), loop)
+
+
+def log_errors(values: dict[str, float], case: Case) -> dict[str, float]:
+    """ln(predicted / measured) by figure."""
+    means = predict(values, case)
+    seconds = {"tpot": means.tpot_s, "ttft": means.ttft_s, "request": means.ttft_s + means.tpot_s * (case.load[1] - 1)}
+    return {figure: math.log(seconds[figure] / measured) for figure, measured in case.measured}
+
+
+#: Scale of an unremarkable error by figure; larger ones count linearly.
+SCALE = {"tpot": 0.06, "ttft": 0.14, "request": 0.08}
+
+
+Priors = dict[str, tuple[float, float]]
+Values = dict[str, float]
+
+
+def fit(cases: list[Case], priors: Priors, fixed: Values, start: np.ndarray | None = None) -> Values:
+    """The constants that explain the cases best, given the priors."""
+    names = list(priors)
+    centre = np.log([priors[name][0] for name in names])
+    spread = np.array([priors[name][1] for name in names])
+    count = Counter(case.model for case in cases)
+    weight = {model: min(1.0, math.sqrt(30 / n)) for model, n in count.items()}
+
+    def values_of(x: np.ndarray) -> dict[str, float]:
+        return fixed | dict(zip(names, np.exp(x).tolist(), strict=True))
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        values, out = values_of(x), []
+        for case in cases:
+            for figure, error in log_errors(values, case).items():
+                z = error / SCALE[figure]
+                out.append(
+                    weight[case.model] * case.trust * math.copysign(math.sqrt(2 * (math.sqrt(1 + z * z) - 1)), z)
+                )
+        return np.concatenate([out, (x - centre) / spread])
+
+    steps = 30 if start is None else 8
+    found = least_squares(residuals, centre if start is None else start, diff_step=1e-3, max_nfev=steps)
+    return values_of(found.x)
+
+
+def describe(model: str, weights: str | None) -> Work:
+    """The work of a model with its matrices in a `--weights` format; None: as the checkpoint stores them."""
+    ir = open_model(model).ir
+    scheme = parse_scheme(weights) if weights else None
+    return work_of(scheme.rewrite(ir) if scheme else ir)
+
+
+def weights_name(quant: str | None) -> str | None:
+    """The `--weights` name of a source's wording; None where there is no such format here."""
+    quant = (quant or "").lower()
+    if bits := re.search(r"([\d.]+) ?bpw", quant):
+        return f"exl2-{float(bits[1]):g}"
+    for start, name in (
+        ("gptq-int4", "gptq-4-g128"),
+        ("gptq 4-bit", "gptq-4-g128"),
+        ("gptq-int8", "gptq-8-g128"),
+        ("awq", "awq-4-g128"),
+    ):
+        if quant.startswith(start):
+            return name
+    names = {"fp8 w8a8": "fp8", "int8 w8a8": "w8a8", "int4 w4a16 g128": "w4a16-g128"}
+    return quant if quant in ("bf16", "fp16", "fp8") else names.get(quant)
+
+
+ENGINES = {"vLLM": "vllm", "ExLlamaV2": "exllamav2"}
+
+
+def stream_cases() -> list[Case]:
+    """One stream at a time: decode speed, whole requests, or time to first token."""
+    cases = []
+    for row in rows("speed_refs.jsonl"):
+        weights = weights_name(row["quant"]) or ("exl2-4" if row["id"].startswith("tinychat") else None)
+        definition = str(row["speed_definition"])
+        if (
+            row["engine"] not in ENGINES
+            or not row["gpu"]
+            or not weights
+            or row["batch"] not in (1, None)
+            or excluded(row)
+        ):
+            continue
+        inputs, outputs = row["input_len"] or 1, row["output_len"] or 128
+        measured = []
+        if definition.startswith("decode") and row["decode_tok_s"]:
+            measured.append(("tpot", 1 / row["decode_tok_s"]))
+        if definition.startswith("gen/wall") and row["decode_tok_s"]:
+            measured.append(("request", outputs / row["decode_tok_s"]))
+        if row["e2e_latency_s"]:
+            measured.append(("request", row["e2e_latency_s"]))
+        if row["ttft_ms"] and row["engine"] == "ExLlamaV2":
+            measured.append(("ttft", row["ttft_ms"] / 1e3))
+        if measured:
+            cases.append(case(row, ENGINES[row["engine"]], weights, None, (inputs, outputs, 1), tuple(measured)))
+    return cases
+
+
+def serving_cases() -> list[Case]:
+    """Closed loops of vLLM; rows that repeat another one to the last figure count once."""
+    cases, seen = [], set()
+    for row in rows("serving_refs.jsonl"):
+        key = tuple(
+            row[k]
+            for k in ("model", "gpu", "gemm_quant", "tp", "moe_ep", "input_len", "output_len", "concurrency", "tpot_ms")
+        )
+        if (row["attention_dp"] or 1) != 1 or excluded(row) or key in seen:
+            continue
+        seen.add(key)
+        own = "gpt-oss" in row["model"] or row["gemm_quant"] == "int4_wo"  # these two ship in 4 bit
+        version = row["engine_version"] if str(row["engine_version"])[:1] == "0" else None
+        trust = (
+            0.1 if "235B" in row["model"] else 1.0
+        )  # flat over load at three times a step's work: conditions not printed
+        load = (row["input_len"], row["output_len"], row["concurrency"])
+        measured = (("tpot", row["tpot_ms"] / 1e3), ("ttft", row["ttft_ms"] / 1e3))
+        cases.append(case(row, "vllm", None if own else row["gemm_quant"] or "bf16", version, load, measured, trust))
+    return cases
+
+
+def case(
+    row: dict[str, Any],
+    engine: str,
+    weights: str | None,
+    version: str | None,
+    load: Any,
+    measured: Any,
+    trust: float = 1.0,
+) -> Case:
+    """A row as a case."""
+    gpu = find_gpu(GPUS.get(row["gpu"], row["gpu"]))
+    work, tp = describe(row["model"], weights), int(row.get("tp") or 1)
+    card = card_of(engine, gpu)
+    large = generation_of(gpu) not in ("8.0",) and gpu.memory_bytes.value >= 70 * 2**30
+    return Case(
+        row["id"], engine, row["model"], generation_of(gpu), version, work, card, tp, tuple(map(float, load)),
+        cache_tokens(work, gpu.memory_bytes.value, tp), 8192.0 if large else 2048.0, measured, trust,
+    )  # fmt: skip
+
+
+def cache_tokens(work: Work, card_bytes: float, tp: int) -> float:
+    """Tokens of cache beside the weights at vLLM's default utilisation, 4 GB kept for activations and graphs."""
+    weights = sum(m.bytes / (tp if m.sharded else 1) for m in work.matmuls) + sum(e.bytes for e in work.experts) / tp
+    free = 0.92 * card_bytes - weights - 2 * work.head.bytes / tp - 4e9
+    per_token = sum(
+        2 * a.layers * a.elements_per_token / (1 if a.latent else min(tp, a.kv_heads))
+        for a in work.attention
+        if not a.window
+    )
+    return max(free / max(per_token, 1), 1.0)
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """The rows of a data file."""
+    return [json.loads(line) for line in (DATA / name).open()]
+
+
+def report(title: str, cases: list[Case], errors: list[dict[str, float]]) -> dict[str, float]:
+    """Prints median errors by model and card; returns the 90 % quantile of each figure's log error."""
+    cells = defaultdict(list)
+    for c, error in zip(cases, errors, strict=True):
+        for figure, value in error.items():
+            cells[c.model.split("/")[-1][:24], c.generation, figure].append(value)
+            cells["all", "", figure].append(value)
+    print(title)
+    for (model, generation, figure), values in sorted(cells.items()):
+        print(f"  {model:24s} {generation:4s} {figure:8s} n {len(values):3d}  median |error| {np.median(np.abs(np.expm1(values))):.3f}"
+              f"  bias {np.expm1(np.median(values)):+.3f}")  # fmt: skip
+    return {key[2]: float(np.quantile(np.abs(values), 0.9)) for key, values in cells.items() if key[0] == "all"}
+
+
+def left_out(cases: list[Case], priors: Any, fixed: Any, best: dict[str, float], group: str) -> list[dict[str, float]]:
+    """Errors of each case by a fit that did not see its group (`model` or `generation`)."""
+    start = np.log([best[name] for name in priors])
+    errors: dict[str, dict[str, float]] = {}
+    for name in sorted({getattr(c, group) for c in cases}):
+        values = fit([c for c in cases if getattr(c, group) != name], priors, fixed, start)
+        errors |= {c.id: log_errors(values, c) for c in cases if getattr(c, group) == name}
+    return [errors[c.id] for c in cases]
+
+
+def main() -> None:
+    """Fit, cross-validate, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="print errors of the stored fit, change nothing")
+    arguments = parser.parse_args()
+    streams, serving = stream_cases(), serving_cases()
+    vllm = [c for c in streams if c.engine == "vllm"] + serving
+    exllama = [c for c in streams if c.engine == "exllamav2"]
+    if arguments.check:
+        stored = json.loads(FIT.read_text())["engines"]
+        report("vllm", vllm, [log_errors(stored["vllm"]["values"], c) for c in vllm])
+        report("exllamav2", exllama, [log_errors(stored["exllamav2"]["values"], c) for c in exllama])
+        return
+    stored = json.loads(FIT.read_text()) if FIT.exists() else {"engines": {}}
+    engines = stored["engines"]
+    base = fit(vllm, VLLM, FIXED)
+    report("vllm, fitted", vllm, [log_errors(base, c) for c in vllm])
+    report("vllm, generations left out", vllm, left_out(vllm, VLLM, FIXED, base, "generation"))
+    errors = left_out(vllm, VLLM, FIXED, base, "model")
+    report("vllm, models left out", vllm, errors)
+    stream = [(c, e) for c, e in zip(vllm, errors, strict=True) if c.load[2] == 1]
+    load = [(c, e) for c, e in zip(vllm, errors, strict=True) if c.load[2] > 1 and c.trust == 1.0]
+    alone = report("vllm, one stream, models left out", [c for c, _ in stream], [e for _, e in stream])
+    loop = report("vllm, load, models left out", [c for c, _ in load], [e for _, e in load])
+    engines["vllm"] = entry(
+        base, len(vllm), ["8.0", "8.6", "9.0", "10"], alone["tpot"], loop["ttft"], loop["ttft"], loop["tpot"]
+    )
+
+    fixed = {k: v for k, v in base.items() if k not in EXLLAMA and "@" not in k and not k.startswith("memory.")} | {
+        "drift": 1.0
+    }
+    values = fit(exllama, EXLLAMA, fixed)
+    report("exllamav2, fitted", exllama, [log_errors(values, c) for c in exllama])
+    width = report("exllamav2, models left out", exllama, left_out(exllama, EXLLAMA, fixed, values, "model"))
+    engines["exllamav2"] = entry(
+        values, len(exllama), ["8.6", "8.9"], width["tpot"], width["ttft"], loop["ttft"], 2 * width["tpot"]
+    )
+    stored["made_by"] = "benchmarks/fit_speed.py"
+    FIT.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
+
+
+#: What the quantile of left-out errors is multiplied by: other sources differ in more than their model.
+MARGIN = 1.15
+
+
+def entry(
+    values: Values, count: int, generations: list[str], decode: float, prefill: float, ttft: float, tpot: float
+) -> dict[str, Any]:
+    """An engine's part of the stored fit."""
+    errors = {"decode": decode, "prefill": prefill, "ttft": ttft, "tpot": tpot}
+    return {
+        "values": {k: float(f"{v:.4g}") for k, v in values.items()},
+        "errors": {k: float(f"{min(max(MARGIN * v, 0.08), 0.8):.3g}") for k, v in errors.items()},
+        "generations": dict.fromkeys(generations, "fitted"),
+        "unknown_generation_widens": 1.6,
+        "rows": count,
+        "error_is": "90 % quantile of |ln(predicted / measured)| of models left out whole, times " + str(MARGIN),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -68,6 +68,10 @@ class Format(ABC):
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
         """The stored tensors of a matrix called `name` (without `.weight`), bias excluded. Shapes must be legal."""
 
+    def stacked(self, name: str, copies: int, out_features: int, in_features: int) -> tuple[Tensor, ...] | None:
+        """The tensors of a whole bank of `copies` matrices stored as one; None where this format stores them apart."""
+        return None
+
     def bytes(self, out_features: int, in_features: int) -> int:
         """Bytes of the stored matrix, bias and header excluded. Exact."""
         return _matrix_bytes(self, out_features, in_features)

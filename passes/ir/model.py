@@ -102,13 +102,8 @@ class Linear:
 
     def tensors(self) -> Iterator[Tensor]:
         """The stored tensors, names still relative."""
-        if self.stacking is not None and isinstance(self.storage, Dense):
-            shape = (
-                (self.in_features, self.out_features)
-                if self.stacking.transposed
-                else (self.out_features, self.in_features)
-            )
-            yield Tensor(self.stacking.tensor, self.storage.dtype, (self.copies, *shape))
+        if self.stacking is not None and (whole := self._whole(self.stacking)) is not None:
+            yield from whole
             if self.bias:
                 yield Tensor(f"{self.stacking.tensor}_bias", self.bias, (self.copies, self.out_features))
             return
@@ -119,6 +114,13 @@ class Linear:
                 yield from self.storage.tensors(name, rows, self.in_features)
                 if self.bias:
                     yield Tensor(f"{name}.bias", self.bias, (rows,))
+
+    def _whole(self, stacking: Stacking) -> tuple[Tensor, ...] | None:
+        """The bank as whole tensors, None where its format stores every expert apart."""
+        if not isinstance(self.storage, Dense):
+            return self.storage.stacked(stacking.tensor, self.copies, self.out_features, self.in_features)
+        shape = (self.in_features, self.out_features) if stacking.transposed else (self.out_features, self.in_features)
+        return (Tensor(stacking.tensor, self.storage.dtype, (self.copies, *shape)),)
 
     @property
     def bytes(self) -> int:

@@ -20,6 +20,7 @@ from passes.ir.gguf_model import check_tensors, dequantize, hf_config
 from passes.ir.headers import read_folder_header
 from passes.ir.model import ModelIR
 from passes.ir.names import Match, find, unknown_model
+from passes.ir.reconcile import reconcile
 from passes.reason import InputError
 
 #: What a result needs besides config and weights; carried along as it is.
@@ -88,7 +89,9 @@ def _open_folder(folder: Path, assume: str | None) -> Source:
     config = read_json(folder / "config.json")
     header = read_folder_header(folder)
     name = folder.resolve().name
-    ir = build_ir(config, name, assume=assume)
+    ir = build_ir(config, name, assume=assume, stored=header.tensors.values() if header else None)
+    if header is not None:
+        ir = reconcile(ir, header.tensors)
     files = tuple(folder / file for file in CARRIED if (folder / file).is_file())
     digest = header.digest if header else config_digest(config)
     return Source(

@@ -75,8 +75,19 @@ def known_architectures() -> tuple[str, ...]:
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
     """The description of one decoder or whole model, by the module that knows its architecture."""
     module = importlib.import_module(f"passes.ir.architectures.{_MODULE_OF[architecture]}")
-    description: Description = module.describe(config, architecture, m, names)
+    description: Description = module.describe(config, architecture, m, _stored_names(m, names))
     return description
+
+
+def _stored_names(m: Maker, names: Names) -> Names:
+    """Where the headers show the decoder: some repositories were saved without `model.`, or by a newer transformers."""
+    if m.stored is None or f"{names.base}embed_tokens.weight" in m.stored:
+        return names
+    for base in ("model.", "", "model.language_model.", "language_model.model.", "language_model."):
+        if f"{base}embed_tokens.weight" in m.stored:
+            head = "language_model.lm_head" if "language_model.lm_head.weight" in m.stored else "lm_head"
+            return Names(base, head)
+    return names
 
 
 def build_ir(
@@ -95,7 +106,7 @@ def build_ir(
     if dtype is None:
         dtype, notes = "BF16", (*notes, "config.json names no dtype: BF16 assumed")
     m = Maker(dtype, None if stored is None else stored_names(stored))
-    description = describe(root, architecture, m, _names(m))
+    description = describe(root, architecture, m, Names())
     return ModelIR(
         name=name,
         architecture=architecture,
@@ -132,11 +143,6 @@ def _architecture(root: Config, assume: str | None) -> tuple[str, tuple[str, ...
         raise InputError(f"unknown assumption {assume!r}", remedy=f"Use one of: {', '.join(_ASSUMPTIONS)}.")
     read_as = _ASSUMPTIONS[assume]
     return read_as, (f"{architecture} is not known; read as {read_as} because the spec assumes {assume}",)
-
-
-def _names(m: Maker) -> Names:
-    """The family's own names, or those that the headers show."""
-    return Names()
 
 
 def _unknown(root: Config, architecture: str | None) -> InputError:

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.formats.tensor import Tensor
 from passes.ir.headers import read_file_header
+from passes.ir.sources import CARRIED
 from passes.reason import InputError, TightfitError
 
 if TYPE_CHECKING:
     import torch
-
-#: What travels with the weights, unchanged, into every result (tokenizer, templates, generation settings, processors).
-SIDE_FILES = (
-    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json",
-    "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", "processor_config.json",
-)  # fmt: skip
 
 _INDEX = "model.safetensors.index.json"
 
@@ -34,10 +28,19 @@ class Checkpoint:
     """The safetensors files of one folder, read only. Tensors are found by name; nothing is loaded before it is asked for."""
 
     def __init__(self, folder: Path) -> None:
+        self._open(folder, sorted(folder.glob("*.safetensors")))
+
+    @classmethod
+    def of_files(cls, paths: Sequence[Path]) -> Checkpoint:
+        """A checkpoint of exactly these files of one folder."""
+        out = cls.__new__(cls)
+        out._open(paths[0].parent, paths)
+        return out
+
+    def _open(self, folder: Path, paths: Sequence[Path]) -> None:
         self.folder = folder
         self._files: dict[str, Path] = {}
         self._described: dict[str, Tensor] = {}
-        paths = sorted(folder.glob("*.safetensors"))
         if not paths:
             raise InputError(
                 f"{folder} holds no safetensors files", remedy="name a folder with the model's weights in safetensors"
@@ -88,7 +91,15 @@ def write_shard(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             partial,
             metadata={"format": "pt"},
         )
+        partial.chmod(_ordinary_mode())  # safetensors makes its files private, but an engine may run as another user
         partial.replace(path)
+
+
+def _ordinary_mode() -> int:
+    """The mode that a plain `open` gives a new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -115,7 +126,7 @@ def write_index(folder: Path) -> None:
 
 def copy_side_files(source: Path, target: Path) -> None:
     """Carry tokenizer, chat template and generation settings along. The source is only read."""
-    for name in SIDE_FILES:
+    for name in CARRIED:
         if (source / name).is_file():
             with clear_disk_errors(target / name):
                 (target / name).write_bytes((source / name).read_bytes())
@@ -142,8 +153,3 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
                 remedy="choose another output folder or mend its permissions; a second run resumes",
             ) from error
         raise
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder, subfolders included."""
-    return sum(os.path.getsize(path) for path in folder.rglob("*") if path.is_file())  # noqa: PTH202

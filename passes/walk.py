@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from passes.adapters import CacheMaxima, Decoder, Weights
 from passes.checkpoint import write_shard
+from passes.evaluate import dense_block
 from passes.formats.format import Format, Quantized
 from passes.hessian import Hessian
 from passes.ir.model import Block, Linear, ModelIR
@@ -102,7 +103,7 @@ class Walk:
         """Quantize one block, write its shard, replace `hidden` by the block's outputs. Returns the losses."""
         before, after = self.source.decoder.block(index), self.target.decoder.block(index)
         prefix = self.source.decoder.layer_prefix(index)
-        weights = _block_weights(before, prefix, self.weights)
+        weights = dense_block(self.source, index, self.weights)
         todo = _groups(after)
         stored: dict[str, torch.Tensor] = {}
         losses: dict[str, float] = {}
@@ -225,15 +226,6 @@ def _groups(block: Block) -> list[list[Linear]]:
     return list(groups.values())
 
 
-def _block_weights(block: Block, prefix: str, weights: Weights) -> dict[str, torch.Tensor]:
-    """All tensors of a dense block by relative name."""
-    names = [tensor.name for linear in block.linears for tensor in linear.tensors()] + [
-        tensor.name for tensor in block.tensors
-    ]
-    read = weights.read(prefix + name for name in names)
-    return {name.removeprefix(prefix): tensor for name, tensor in read.items()}
-
-
 def _quantize_group(
     group: Sequence[Linear],
     hessian: torch.Tensor | None,
@@ -266,11 +258,11 @@ def _quantize_group(
 
 
 def _stackable(group: Sequence[Linear]) -> list[list[Linear]]:
-    """Matrices of a group that can be quantized as one tall matrix: same format, no scale that spans a whole matrix."""
+    """Matrices of a group that can be quantized as one tall matrix: same format, no scale that spans rows."""
     out: dict[object, list[Linear]] = {}
     for linear in group:
         grid = linear.storage.grid
-        alone = grid is not None and grid.group_size == 0
+        alone = (grid is not None and grid.group_size == 0) or getattr(linear.storage, "block", None) is not None
         out.setdefault((linear.name if alone else "", linear.storage), []).append(linear)
     return list(out.values())
 

@@ -40,3 +40,20 @@ def as_quantized(
     dtype = torch.float8_e4m3fn if grid.kind == "float" else torch.int32
     zero = None if levels.zero is None else levels.zero.to(torch.int32)
     return Quantized(codes.to(dtype), levels.scale, zero, group_of_input)
+
+
+def round_blocks_to_nearest(
+    weight: torch.Tensor, block: tuple[int, int], grid: Grid, scale_dtype: torch.dtype
+) -> Quantized:
+    """One scale a block of `block` = (rows, columns) weights; the last blocks may be short. Scale `[ceil N/r, ceil K/c]`."""
+    import torch
+
+    rows, columns = weight.shape
+    down, right = -rows % block[0], -columns % block[1]
+    padded = torch.nn.functional.pad(weight.float(), (0, right, 0, down))
+    tiles = padded.reshape(padded.shape[0] // block[0], block[0], padded.shape[1] // block[1], block[1])
+    flat = tiles.transpose(1, 2).reshape(-1, block[0] * block[1])
+    levels = find_levels(flat, Grid(grid.bits, -1, grid.symmetric, grid.kind), scale_dtype, FULL_RANGE)
+    codes = round_codes(flat, levels, grid).reshape(tiles.shape[0], tiles.shape[2], block[0], block[1])
+    whole = codes.transpose(1, 2).reshape(padded.shape)[:rows, :columns].contiguous()
+    return as_quantized(whole, Levels(levels.scale.reshape(tiles.shape[0], tiles.shape[2]), None), grid)

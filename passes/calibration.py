@@ -1,0 +1,226 @@
+"""Calibration and evaluation text as blocks of token ids.
+
+Calibration text comes from what the spec names: a text, jsonl or parquet file, a Hub data set, or `self`: text that the
+model writes itself (data-free calibration as in LLM-QAT, Liu et al. 2023: each sequence starts with a random token and is
+sampled at temperature 1). Evaluation text always has another source; unless one is named it is the language reference that
+every Python installation carries (`pydoc_data.topics`), which no model here writes by itself and which needs no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passes.reason import InputError, TightfitError
+
+if TYPE_CHECKING:
+    import torch
+
+#: The name of the evaluation text that needs no file and no network.
+PYTHON_REFERENCE = "python-reference"
+#: Keys under which data sets keep their text, in this order.
+_TEXT_KEYS = ("text", "content", "document", "article", "body")
+#: A model may write its own calibration text when its weights take at most this share of the free memory.
+_SELF_MEMORY_SHARE = 0.6
+_SELF_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TextSource:
+    """`samples` blocks of `length` tokens from `dataset`: `self`, `python-reference`, a file, or a Hub data set's id."""
+
+    dataset: str = "self"
+    samples: int = 128
+    length: int = 2048
+    seed: int = 0
+
+
+def token_blocks(source: TextSource, model_folder: Path) -> torch.Tensor:
+    """Token ids int64 `[samples, length]`, the same for the same source, seed and model.
+
+    Raises InputError when the text is missing, unreadable or too short.
+    """
+    if source.samples < 1 or source.length < 2:
+        raise InputError(
+            f"{source.samples} samples of {source.length} tokens is no text", remedy="at least 1 sample of 2 tokens"
+        )
+    if source.dataset == "self":
+        return _written_by_model(source, model_folder)
+    return _from_texts(source, model_folder, texts(source.dataset, model_folder))
+
+
+def tokens_digest(tokens: torch.Tensor) -> str:
+    """sha256 over shape and ids: what a plan locks."""
+    header = f"{tuple(tokens.shape)}".encode()
+    return hashlib.sha256(header + tokens.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def texts(dataset: str, model_folder: Path) -> Iterator[str]:
+    """The documents of a named source."""
+    path = Path(dataset)
+    if dataset == PYTHON_REFERENCE:
+        from pydoc_data.topics import topics
+
+        return iter([topics[name] for name in sorted(topics)])
+    if path.is_file():
+        return _file_texts(path, model_folder)
+    if path.suffix or dataset.count("/") != 1:
+        raise InputError(
+            f"no calibration text {dataset!r}",
+            remedy="name a .txt, .jsonl or .parquet file, a Hub data set (owner/name), or `self`",
+        )
+    return _hub_texts(dataset)
+
+
+def _file_texts(path: Path, model_folder: Path) -> Iterator[str]:
+    if path.suffix == ".parquet":
+        yield from _parquet_texts(path)
+    elif path.suffix in (".jsonl", ".json"):
+        yield from _jsonl_texts(path, model_folder)
+    else:
+        try:
+            yield path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path} is not UTF-8 text: {error}", remedy="name a text, jsonl or parquet file"
+            ) from error
+
+
+def _jsonl_texts(path: Path, model_folder: Path) -> Iterator[str]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: not JSON: {error}", remedy="one JSON object a line") from error
+        yield _record_text(record, f"{path}:{number}", model_folder)
+
+
+def _record_text(record: Any, where: str, model_folder: Path | None) -> str:
+    if isinstance(record, str):
+        return record
+    if isinstance(record, dict):
+        for key in _TEXT_KEYS:
+            if isinstance(record.get(key), str):
+                return str(record[key])
+        if isinstance(record.get("messages"), list) and model_folder is not None:
+            return str(_tokenizer(model_folder).apply_chat_template(record["messages"], tokenize=False))
+    raise InputError(
+        f"{where}: no text found", remedy=f"expected one of the fields {', '.join(_TEXT_KEYS)} or messages"
+    )
+
+
+def _parquet_texts(path: Path) -> Iterator[str]:
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(path)
+    column = next((key for key in _TEXT_KEYS if key in table.schema_arrow.names), None)
+    if column is None:
+        raise InputError(f"{path} has no text column", remedy=f"expected one of {', '.join(_TEXT_KEYS)}")
+    for batch in table.iter_batches(columns=[column]):
+        yield from (str(text) for text in batch.column(0).to_pylist() if text)
+
+
+def _hub_texts(dataset: str) -> Iterator[str]:
+    from datasets import load_dataset
+
+    try:
+        stream = load_dataset(dataset, split="train", streaming=True)
+        for record in stream:
+            yield _record_text(record, dataset, None)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"could not read the data set {dataset!r}: {str(error).splitlines()[0]}",
+            remedy="check its name and the network, or name a text file, or `self`",
+        ) from error
+
+
+def _from_texts(source: TextSource, model_folder: Path, documents: Iterator[str]) -> torch.Tensor:
+    """Documents joined by the end-of-text token, cut into blocks, and `samples` of them drawn by the seed.
+
+    Reads at most eight times the tokens asked for, so that a large data set is not read whole.
+    """
+    import torch
+
+    tokenizer = _tokenizer(model_folder)
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    stream = (
+        token
+        for text in documents
+        for token in (*tokenizer(text, add_special_tokens=False, verbose=False).input_ids, *end)
+    )
+    ids = list(islice(stream, 8 * source.samples * source.length))
+    blocks = len(ids) // source.length
+    if blocks < source.samples:
+        raise InputError(
+            f"{source.dataset} holds {len(ids):,} tokens, {source.samples} x {source.length} were asked for",
+            remedy=f"ask for at most {blocks} samples of {source.length} tokens, or name more text",
+        )
+    cut = torch.tensor(ids[: blocks * source.length], dtype=torch.int64).reshape(blocks, source.length)
+    chosen = torch.randperm(blocks, generator=torch.Generator().manual_seed(source.seed))[: source.samples]
+    return cut[chosen.sort().values]
+
+
+def _written_by_model(source: TextSource, model_folder: Path) -> torch.Tensor:
+    """Text sampled from the model, which must fit in memory whole."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    _refuse_large(model_folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device).eval()
+    generator = torch.Generator().manual_seed(source.seed)
+    special = torch.tensor(sorted(set(_tokenizer(model_folder).all_special_ids)), dtype=torch.long)
+    blocks = []
+    for first in range(0, source.samples, _SELF_BATCH):
+        rows = min(_SELF_BATCH, source.samples - first)
+        blocks.append(_sample(model, rows, source.length, generator, special))
+    return torch.cat(blocks)
+
+
+def _sample(model: Any, rows: int, length: int, generator: torch.Generator, special: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    ids = torch.empty(rows, length, dtype=torch.int64)
+    usable = torch.ones(model.config.get_text_config().vocab_size, dtype=torch.float32)
+    usable[special] = 0
+    ids[:, 0] = torch.multinomial(usable, rows, replacement=True, generator=generator)
+    cache = None
+    with torch.inference_mode():
+        for position in range(1, length):
+            out = model(
+                input_ids=ids[:, position - 1 : position].to(model.device), past_key_values=cache, use_cache=True
+            )
+            cache = out.past_key_values
+            probabilities = torch.softmax(out.logits[:, -1].float().cpu(), dim=-1)
+            ids[:, position] = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    return ids
+
+
+def _refuse_large(model_folder: Path) -> None:
+    import psutil
+
+    weights = sum(path.stat().st_size for path in model_folder.glob("*.safetensors"))
+    free = psutil.virtual_memory().available
+    if weights > _SELF_MEMORY_SHARE * free:
+        raise TightfitError(
+            f"the model ({weights / 2**30:.1f} GiB) does not fit in memory ({free / 2**30:.1f} GiB free) to write its own calibration text",
+            remedy="name a text file or a Hub data set under `calibration: dataset:`",
+        )
+
+
+def _tokenizer(model_folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model_folder)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{model_folder} has no usable tokenizer", remedy="add tokenizer.json to the model's folder"
+        ) from error

@@ -1,0 +1,47 @@
+"""A quantized checkpoint read as dense weights: each matrix is decoded from what is on disk when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from passes.checkpoint import Checkpoint
+from passes.formats.dense import Dense
+from passes.ir.model import Linear, ModelIR
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DecodedCheckpoint:
+    """Dense weights of a checkpoint whose storage `ir` describes. `X.weight` of a stored matrix `X` is its decoded value."""
+
+    def __init__(self, checkpoint: Checkpoint, ir: ModelIR, dtype: torch.dtype) -> None:
+        self._checkpoint = checkpoint
+        self._dtype = dtype
+        self._stored: dict[str, Linear] = {f"{linear.name}.weight": linear for linear in ir.outer if _packed(linear)}
+        for stack in ir.stacks:
+            for layer in range(len(stack.layers)):
+                prefix = stack.layer_prefix(layer)
+                for linear in stack.block(layer).linears:
+                    if _packed(linear):
+                        self._stored[f"{prefix}{linear.name}.weight"] = linear
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored or name in self._checkpoint
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named tensors, stored matrices decoded."""
+        return {name: self._one(name) for name in names}
+
+    def _one(self, name: str) -> torch.Tensor:
+        linear = self._stored.get(name)
+        if linear is None:
+            return self._checkpoint.read([name])[name]
+        module = name.removesuffix(".weight")
+        parts = [tensor.name for tensor in linear.storage.tensors(module, linear.out_features, linear.in_features)]
+        return linear.storage.decode(module, self._checkpoint.read(parts), self._dtype)
+
+
+def _packed(linear: Linear) -> bool:
+    return not isinstance(linear.storage, Dense)

@@ -1,0 +1,443 @@
+"""Runs a chain of passes on a model's weights: content-addressed steps, resume, progress, the size invariant.
+
+    text ──► walk ──► assemble ──► evaluate
+
+Each step has a key: sha256 over its inputs, its options and the code that computes it. What a key has made is kept under
+`<work>/<step>-<key>` and used again, so a second run does nothing, a changed option redoes only what follows from it, and
+two plans share their common steps. The output folder appears under its name only when it is whole and every tensor in it
+is the one that the description predicts: name, dtype, shape, bytes. The source is only ever read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passes import graph
+from passes.base import Pass
+from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks, tokens_digest
+from passes.checkpoint import Checkpoint, clear_disk_errors, copy_side_files, write_index, write_json, write_shard
+from passes.formats.config import quantization_config
+from passes.formats.tensor import Tensor
+from passes.ir.model import ModelIR
+from passes.measure import Meter
+from passes.quantize.methods import RoundToNearest, method
+from passes.quantize.quantize import Quantize
+from passes.reason import DoesNotFitError, GoalMissedError, InputError, TightfitError
+
+if TYPE_CHECKING:
+    import torch
+
+    from passes.evaluate import Measured
+    from passes.walk import Method
+
+#: Names the folder as ours, and the key of what is in it.
+MARKER = "tightfit.json"
+#: Files whose text decides what the walk writes; their digest is part of every key.
+_CODE = (
+    "walk.py",
+    "adapters.py",
+    "hessian.py",
+    "kv_cache.py",
+    "checkpoint.py",
+    "quantize/*.py",
+    "formats/*.py",
+    "ir/model.py",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`done` of `total` units of a step (blocks of a walk); `detail` for people; `seconds` since the step began."""
+
+    step: str
+    done: int
+    total: int
+    detail: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be run: `passes` on the model in `folder` described by `source`, into `out`; scratch space in `work`."""
+
+    source: ModelIR
+    folder: Path
+    passes: tuple[Pass, ...]
+    out: Path
+    work: Path
+    calibration: TextSource = TextSource()  # noqa: RUF009
+    evaluation: TextSource = TextSource(PYTHON_REFERENCE, 16, 512)  # noqa: RUF009
+    device: str = "auto"
+    compute_dtype: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One finished step. `reused`: it was there already, and `seconds` and `peak_bytes` are those of when it ran."""
+
+    name: str
+    key: str
+    seconds: float
+    peak_bytes: int
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The finished result: where it is, what it cost, how far it is from its source."""
+
+    out: Path
+    target: ModelIR
+    steps: tuple[Step, ...]
+    tensor_bytes: int
+    calibration_digest: str | None
+    evaluation_digest: str
+    measured: Measured
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+def execute(job: Job, progress: Callable[[Progress], None] = lambda event: None) -> Outcome:
+    """Run a job, or what is left of it. Raises TightfitError with a remedy; what was finished is kept for the next run."""
+    target = _check(job)
+    with _interruptions():
+        return _Run(job, target, progress).run()
+
+
+def _check(job: Job) -> ModelIR:
+    """Everything that can be refused before any work is done. Returns the description of the result."""
+    reasons = graph.illegal(job.source, job.passes)
+    if reasons:
+        raise InputError(reasons[0].message, remedy=reasons[0].remedy)
+    for one in job.passes:
+        missing = one.missing()
+        if missing:
+            raise InputError(
+                f"{one.text()} can be planned but not applied: {missing}",
+                remedy="choose another pass, or an outside backend",
+            )
+    out, source = job.out.resolve(), job.folder.resolve()
+    if out == source or source in out.parents or out in source.parents:
+        raise InputError(
+            f"the output folder {job.out} overlaps the source {job.folder}", remedy="choose another output folder"
+        )
+    if job.out.exists() and not job.out.is_dir():
+        raise InputError(f"{job.out} is a file", remedy="choose another output folder")
+    if job.out.is_dir() and any(job.out.iterdir()) and not (job.out / MARKER).exists():
+        raise InputError(
+            f"{job.out} holds files that are not a result of tightfit",
+            remedy="choose another output folder, or empty it",
+        )
+    if job.calibration.dataset == job.evaluation.dataset:
+        raise InputError(
+            f"calibration and evaluation text are both {job.calibration.dataset!r}",
+            remedy="name another text for one of them: a result must not be judged by the text it was fitted to",
+        )
+    return graph.rewrite(job.source, job.passes)
+
+
+class _Run:
+    """One run of a job: finds each step's result or makes it."""
+
+    def __init__(self, job: Job, target: ModelIR, progress: Callable[[Progress], None]) -> None:
+        import torch
+
+        self.job, self.target, self.progress = job, target, progress
+        self.device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if job.device == "auto" else job.device
+        )
+        self.dtype = _compute_dtype(job.compute_dtype, job.source)
+        self.method = _method(job.passes)
+        self.steps: list[Step] = []
+
+    def run(self) -> Outcome:
+        with clear_disk_errors(self.job.work):
+            self.job.work.mkdir(parents=True, exist_ok=True)
+        self._check_disk()
+        calibrated = self.method.needs_hessian or self.target.kv_cache.scales
+        tokens = self._text("calibration", self.job.calibration) if calibrated else _no_tokens()
+        walk, walk_key = self._walk(tokens, tokens_digest(tokens) if calibrated else "")
+        out_key = self._assemble(walk, walk_key)
+        held_out = self._text("evaluation", self.job.evaluation)
+        measured = self._evaluate(held_out, out_key)
+        report = json.loads((walk / "state.json").read_text())
+        return Outcome(
+            out=self.job.out,
+            target=self.target,
+            steps=tuple(self.steps),
+            tensor_bytes=self.target.tensor_bytes,
+            calibration_digest=tokens_digest(tokens) if calibrated else None,
+            evaluation_digest=tokens_digest(held_out),
+            measured=measured,
+            losses={
+                f"{block['block']}.{name}": loss for block in report["blocks"] for name, loss in block["losses"].items()
+            },
+        )
+
+    def _text(self, role: str, source: TextSource) -> torch.Tensor:
+        key = _key("text", asdict(source), _text_identity(source), _folder_identity(self.job.folder))
+        path = self.job.work / f"text-{key}.safetensors"
+
+        def make() -> None:
+            write_shard(path, {"input_ids": token_blocks(source, self.job.folder)})
+
+        self._step(f"{role} text", key, path.exists(), make)
+        tokens: torch.Tensor = Checkpoint.of_files([path]).read(["input_ids"])["input_ids"]
+        return tokens
+
+    def _walk(self, tokens: torch.Tensor, digest: str) -> tuple[Path, str]:
+        from passes.walk import Walk
+        from passes.walk_state import BlockReport, WalkState
+
+        key = _key(
+            "walk", _folder_identity(self.job.folder), graph.to_json(self.job.passes), digest, repr(self.method),
+            str(self.dtype), self.device.type, code_digest(),
+        )  # fmt: skip
+        folder = self.job.work / f"walk-{key}"
+        meter = Meter()
+
+        def report(block: BlockReport, blocks: int) -> None:
+            detail = f"loss {sum(block.losses.values()):.4g}" if block.losses else ""
+            self.progress(Progress("walk", block.block + 1, blocks, detail, meter.seconds))
+
+        def make() -> None:
+            weights = Checkpoint(self.job.folder)
+            Walk(
+                self.job.source,
+                self.target,
+                weights,
+                self.method,
+                tokens,
+                folder,
+                self.device,
+                self.dtype,
+                progress=report,
+            ).run()
+
+        blocks = len(self.target.decoder.layers)
+        self._step("walk", key, folder.exists() and WalkState(folder).done == blocks, make)
+        return folder, key
+
+    def _assemble(self, walk: Path, walk_key: str) -> str:
+        key = _key("assemble", walk_key, code_digest())
+        marker = self.job.out / MARKER
+        done = (
+            marker.exists()
+            and json.loads(marker.read_text()).get("key") == key
+            and not differences(self.job.out, self.target)
+        )
+
+        def make() -> None:
+            assemble(self.job, self.target, walk, key)
+
+        self._step("assemble", key, done, make)
+        return key
+
+    def _evaluate(self, tokens: torch.Tensor, out_key: str) -> Measured:
+        from passes.decoded import DecodedCheckpoint
+        from passes.evaluate import Measured, Side, evaluate
+
+        key = _key("evaluate", out_key, tokens_digest(tokens), code_digest())
+        path = self.job.work / f"evaluate-{key}.json"
+        meter = Meter()
+
+        def make() -> None:
+            source = Side(self.job.source, Checkpoint(self.job.folder))
+            decoded = DecodedCheckpoint(Checkpoint(self.job.out), self.target, self.dtype)
+            result = Side(_dense(self.target, self.job.source), decoded)
+            measured = evaluate(
+                source, result, tokens, self.dtype, self.device,
+                progress=lambda done, total: self.progress(Progress("evaluate", done, total, "", meter.seconds)),
+            )  # fmt: skip
+            write_json(path, asdict(measured))
+
+        self._step("evaluate", key, path.exists(), make)
+        return Measured(**json.loads(path.read_text()))
+
+    def _step(self, name: str, key: str, done: bool, make: Callable[[], None]) -> None:
+        """Run `make` unless its result is there; remember what it took."""
+        record = self.job.work / f"cost-{key}.json"
+        if not done:
+            self.progress(Progress(name, 0, 1, "", 0.0))
+            meter = Meter()
+            make()
+            write_json(record, {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes})
+        cost = json.loads(record.read_text()) if record.exists() else {}
+        self.steps.append(Step(name, key, float(cost.get("seconds", 0)), int(cost.get("peak_bytes", 0)), done))
+
+    def _check_disk(self) -> None:
+        """The walk's shards, two generations of hidden states; the output shares its files with the walk's where it can."""
+        source = self.job.calibration
+        hidden = 2 * source.samples * source.length * self.job.source.hidden_size * 4
+        needed = self.target.tensor_bytes * (1 if _same_disk(self.job.work, self.job.out) else 2) + hidden
+        free = shutil.disk_usage(self.job.work).free + _folder_bytes(self.job.work)
+        if needed > free:
+            raise DoesNotFitError(
+                f"{self.job.work} has {free / 2**30:.1f} GiB free, the work needs {needed / 2**30:.1f} GiB",
+                remedy="free some space, or name a work folder on another disk",
+            )
+
+
+def assemble(job: Job, target: ModelIR, walk: Path, key: str) -> None:
+    """Make the output folder from the walk's shards: beside its place, checked, then renamed into it."""
+    partial = job.out.with_name(job.out.name + ".partial")
+    with clear_disk_errors(partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for shard in sorted((walk / "shards").glob("*.safetensors")):
+            _link(shard, partial / shard.name)
+    write_shard(partial / "model-00000.safetensors", _outer_tensors(job, target))
+    copy_side_files(job.folder, partial)
+    config: dict[str, Any] = {k: v for k, v in target.config.items() if k != "quantization_config"}
+    quantized = quantization_config(target)
+    if quantized is not None:
+        config["quantization_config"] = quantized
+    write_json(partial / "config.json", config)
+    write_index(partial)
+    write_json(partial / MARKER, {"key": key, "passes": graph.to_json(job.passes)})
+    wrong = differences(partial, target)
+    if wrong:
+        raise GoalMissedError(
+            "the checkpoint differs from its description: " + "; ".join(wrong[:5]),
+            remedy="this is a defect of tightfit; nothing was published",
+        )
+    with clear_disk_errors(job.out):
+        if job.out.exists():
+            shutil.rmtree(job.out)
+        partial.rename(job.out)
+
+
+def differences(folder: Path, target: ModelIR) -> list[str]:
+    """How a checkpoint differs from its description, tensor by tensor; empty when it is exactly as described."""
+    try:
+        found = {tensor.name: tensor for tensor in Checkpoint(folder).describe()}
+    except InputError as error:
+        return [error.message]
+    expected = {tensor.name: tensor for tensor in target.tensors()}
+    out = [f"{name} is missing" for name in expected if name not in found]
+    out += [f"{name} is not in the description" for name in found if name not in expected]
+    out += [
+        f"{name}: {_form(found[name])} instead of {_form(tensor)}"
+        for name, tensor in expected.items()
+        if name in found and found[name] != tensor
+    ]
+    return out
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tensor.dtype}{list(tensor.shape)} ({tensor.bytes} bytes)"
+
+
+def _outer_tensors(job: Job, target: ModelIR) -> dict[str, torch.Tensor]:
+    """What is outside of the decoder's blocks, as it was."""
+    names = [t.name for linear in target.outer for t in linear.tensors()] + [t.name for t in target.outer_tensors]
+    for stack in target.stacks:
+        if stack.name == "decoder":
+            continue
+        for layer in range(len(stack.layers)):
+            prefix, block = stack.layer_prefix(layer), stack.block(layer)
+            names += [prefix + t.name for linear in block.linears for t in linear.tensors()]
+            names += [prefix + t.name for t in block.tensors]
+    return Checkpoint(job.folder).read(names)
+
+
+def _dense(target: ModelIR, source: ModelIR) -> ModelIR:
+    """The result's shape with the source's dense storage: what its decoded weights are."""
+    return source if len(target.decoder.layers) == len(source.decoder.layers) else target
+
+
+def _method(passes: Sequence[Pass]) -> Method:
+    for one in passes:
+        if isinstance(one, Quantize):
+            return method(one.method, one.storage)
+    return RoundToNearest()
+
+
+def _no_tokens() -> torch.Tensor:
+    import torch
+
+    return torch.zeros(0, 1, dtype=torch.int64)
+
+
+def _compute_dtype(name: str, ir: ModelIR) -> torch.dtype:
+    """The model's own dtype, unless another is named; float16 is not computed in on a CPU."""
+    import torch
+
+    names = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+    if name == "auto":
+        return {"BF16": torch.bfloat16, "F16": torch.float16 if torch.cuda.is_available() else torch.float32}.get(
+            ir.dtype, torch.float32
+        )
+    if name not in names:
+        raise InputError(f"unknown compute dtype {name!r}", remedy=f"one of auto, {', '.join(names)}")
+    return names[name]
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """sha256 over the code whose change may change what a walk writes."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for pattern in _CODE:
+        for path in sorted(root.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _folder_identity(folder: Path) -> list[Any]:
+    """What tells one source from another without reading its weights: names, sizes and times of its files."""
+    paths = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def _text_identity(source: TextSource) -> list[Any]:
+    path = Path(source.dataset)
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for the file; a copy where the file system knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _same_disk(work: Path, out: Path) -> bool:
+    parent = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
+    return work.stat().st_dev == parent.stat().st_dev
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def _interruptions() -> Iterator[None]:
+    """Ctrl-C and a lack of memory end in one clear message; the next run resumes."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise TightfitError(
+            "interrupted", remedy="run the same command again; it resumes at the first unfinished block"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            raise DoesNotFitError(
+                "out of memory while working",
+                remedy="use fewer calibration samples, or a machine with more memory; a second run resumes",
+            ) from error
+        raise

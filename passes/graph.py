@@ -1,0 +1,121 @@
+"""The pass graph: which passes, in which legal order, and its text and JSON forms.
+
+    source ──► prune ──► quantize ──► kv_cache ──► checkpoint
+
+A graph is a `networkx.DiGraph`; so far every graph is a chain. Order is prune → distil → quantize → KV cache: pruning after
+quantization would throw away compensated errors, and cache scales must be seen on the final weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from passes.base import Pass
+from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.dense import Dense
+from passes.formats.format import Format
+from passes.formats.gptq import Gptq
+from passes.ir.model import ModelIR
+from passes.kv_cache import KVCachePass
+from passes.quantize.quantize import Quantize
+from passes.reason import InputError, Reason, unknown_name
+
+if TYPE_CHECKING:
+    import networkx
+
+#: Stages in the order in which they may stand in a chain; passes of one stage exclude each other, prunings do not.
+_STAGES = ("prune", "distill", "quantize", "kv_cache")
+_REPEATABLE = ("prune",)
+
+_FORMATS: Mapping[str, type[Format]] = {
+    form.kind: form for form in (Dense, PackQuantized, IntQuantized, FloatQuantized, Gptq)
+}
+_PASSES: Mapping[str, type[Pass]] = {kind.name: kind for kind in (Quantize, KVCachePass)}
+
+
+def stage(one: Pass) -> str:
+    """The stage of a pass: the first word of its name."""
+    return next((name for name in _STAGES if one.name.startswith(name)), one.name)
+
+
+def illegal(ir: ModelIR, passes: Sequence[Pass]) -> tuple[Reason, ...]:
+    """Why a chain cannot be applied: its order, or a pass that is illegal on what the earlier ones made."""
+    stages = [stage(one) for one in passes]
+    ranks = [_STAGES.index(name) if name in _STAGES else len(_STAGES) for name in stages]
+    if ranks != sorted(ranks):
+        return (
+            Reason(
+                "pass_order", f"passes stand in the order {' → '.join(stages)}", f"order them {' → '.join(_STAGES)}"
+            ),
+        )
+    twice = [name for name in set(stages) if stages.count(name) > 1 and name not in _REPEATABLE]
+    if twice:
+        return (Reason("pass_twice", f"{twice[0]} stands twice in the chain", "keep one of them"),)
+    for one in passes:
+        reasons = one.illegal(ir)
+        if reasons:
+            return reasons
+        ir = one.rewrite(ir)
+    return ()
+
+
+def rewrite(ir: ModelIR, passes: Sequence[Pass]) -> ModelIR:
+    """The description after a chain. The chain must be legal."""
+    for one in passes:
+        ir = one.rewrite(ir)
+    return ir
+
+
+def graph(passes: Sequence[Pass]) -> networkx.DiGraph[str]:
+    """The chain as a graph; every node between `source` and `checkpoint` carries its pass as `run`."""
+    import networkx
+
+    out: networkx.DiGraph[str] = networkx.DiGraph()
+    names = ["source", *(f"{number}:{one.name}" for number, one in enumerate(passes, start=1)), "checkpoint"]
+    networkx.add_path(out, names)
+    for name, one in zip(names[1:-1], passes, strict=True):
+        out.nodes[name]["run"] = one
+    return out
+
+
+def draw(passes: Sequence[Pass]) -> str:
+    """One line: `source ─► quantize{gptq, w4a16-g64} ─► kv_cache{dtype=fp8} ─► checkpoint`."""
+    return " ─► ".join(["source", *(one.text() for one in passes), "checkpoint"])
+
+
+def to_json(passes: Sequence[Pass]) -> list[dict[str, Any]]:
+    """The chain as JSON values; `from_json` reads it back equal."""
+    return [{"pass": one.name, **{key: _value(value) for key, value in one.options().items()}} for one in passes]
+
+
+def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Pass, ...]:
+    """A chain read back. Raises InputError for unknown passes, formats or options."""
+    return tuple(_read_pass(value) for value in values)
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Format):
+        return {"format": value.kind, **{f.name: _value(getattr(value, f.name)) for f in dataclasses.fields(value)}}  # type: ignore[arg-type]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_pass(value: Mapping[str, Any]) -> Pass:
+    fields = dict(value)
+    name = str(fields.pop("pass", ""))
+    if name not in _PASSES:
+        raise unknown_name("pass", name, _PASSES, remedy=f"known passes: {', '.join(_PASSES)}")
+    try:
+        return _PASSES[name](**{key: _read_value(each) for key, each in fields.items()})
+    except TypeError as error:
+        raise InputError(f"pass {name}: {error}", remedy="make the plan again with this version") from error
+
+
+def _read_value(value: Any) -> Any:
+    if isinstance(value, Mapping) and "format" in value:
+        fields = {key: _read_value(each) for key, each in value.items() if key != "format"}
+        if value["format"] not in _FORMATS:
+            raise unknown_name("format", str(value["format"]), _FORMATS, remedy="make the plan again with this version")
+        return _FORMATS[value["format"]](**fields)
+    return tuple(value) if isinstance(value, list) else value

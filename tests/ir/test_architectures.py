@@ -1,0 +1,142 @@
+"""Every family's description equals what its own code writes: tensor for tensor, name and shape."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from passes.ir import catalog
+from passes.ir.architectures import build_ir
+from passes.ir.model import ModelIR
+from passes.reason import InputError
+from tests.ir.reference import reduced, written_by_transformers
+
+#: Tensors that are stored but that no count of parameters includes.
+_BUFFERS = re.compile(
+    r".*(e_score_correction_bias|layer_scalar|std_bias|std_scale|_min|_max|tid2eid|gate\.bias|router_bias)"
+)
+
+#: Counted by hand in the source; the difference is three biases of the vision tower that the hand count has twice.
+_HAND_COUNTED = {"moonshotai/Kimi-VL-A3B-Instruct"}
+
+
+def parameters(ir: ModelIR) -> int:
+    """Parameters as publishers count them: without MTP heads and without buffers."""
+    buffers = sum(
+        count * sum(t.elements for t in block.tensors if _BUFFERS.fullmatch(t.name))
+        for stack in ir.stacks
+        if stack.name != "mtp"
+        for block, count in stack.counts
+    ) + sum(t.elements for t in ir.outer_tensors if _BUFFERS.fullmatch(t.name))
+    mtp = sum(
+        count * (sum(lin.weights for lin in block.linears) + sum(t.elements for t in block.tensors))
+        + count * sum(lin.copies * lin.out_features for lin in block.linears if lin.bias)
+        for stack in ir.stacks
+        if stack.name == "mtp"
+        for block, count in stack.counts
+    )
+    return ir.weights - buffers - mtp
+
+
+COUNTED = {
+    model: count
+    for model in catalog.ids()
+    if (count := catalog.entry(model).provenance.get("param_count_computed")) and model not in _HAND_COUNTED
+}
+
+
+@pytest.mark.parametrize("model", COUNTED)
+def test_a_catalog_model_has_the_published_number_of_parameters(model: str) -> None:
+    assert parameters(build_ir(catalog.entry(model).config, model)) == COUNTED[model]
+
+
+def test_every_catalog_model_is_understood_or_fails_closed_naming_a_field() -> None:
+    refused = {}
+    for model in catalog.ids():
+        try:
+            ir = build_ir(catalog.entry(model).config, model)
+        except InputError as error:
+            refused[model] = error.message
+        else:
+            assert ir.tensor_bytes == sum(tensor.bytes for tensor in ir.tensors()) or ir.weights > 2e10
+    assert set(refused) == {"moonshotai/Kimi-K3"}
+    assert "routed_expert_hidden_size" in refused["moonshotai/Kimi-K3"]
+
+
+def representatives() -> list[str]:
+    """One model of every (architecture, text model_type) of the catalog that transformers has classes for."""
+    found: dict[tuple[Any, ...], str] = {}
+    for model in catalog.ids():
+        config = catalog.entry(model).config
+        text = config.get("text_config") or {}
+        vision = config.get("vision_config") or {}
+        extra = (
+            bool(text.get("hidden_size_per_layer_input")),
+            bool(text.get("enable_moe_block")),
+            vision.get("model_type"),
+        )
+        latent = bool(config.get("moe_latent_size")), bool(config.get("indexer_types"))
+        found.setdefault(
+            (*config["architectures"], config["model_type"], text.get("model_type"), *extra, *latent), model
+        )
+    return sorted(found.values(), key=str.lower)
+
+
+#: Architectures without a class in transformers, or whose class writes other names than the repositories have; with the reason.
+NO_REFERENCE = {
+    "InternLM2ForCausalLM": "code in the repository only",
+    "DeciLMForCausalLM": "code in the repository only",
+    "Phi3VForCausalLM": "code in the repository only",
+    "MiMoForCausalLM": "code in the repository only",
+    "KimiVLForCausalLM": "code in the repository only",
+    "KimiVLForConditionalGeneration": "code in the repository only",
+    "KimiK3ForConditionalGeneration": "not understood",
+    "MiniMaxM3ForCausalLM": "only the multimodal class exists",
+    "BaichuanForCausalLM": "code in the repository only",
+    "QWenLMHeadModel": "code in the repository only",
+    "DeepseekV4ForCausalLM": "transformers writes a `model.` prefix that the repositories do not have",
+    "Step3p7FlashForCausalLM": "only the multimodal class exists",
+    "Qwen3_5MoeForConditionalGeneration": "repositories stack the experts, transformers writes them apart",
+    "KimiK25ForConditionalGeneration": "transformers' reverse renaming mangles the decoder's layers",
+}
+
+#: Renames that transformers would do on writing but that the repositories on the Hub do not show.
+_HUB = (
+    (
+        re.compile(
+            r"^vision_tower\.(?=embeddings\.p(atch_embedding|osition_embedding)\.|embeddings\.class|encoder\.layers|p(re|ost)_lay|head\.)"
+        ),
+        "vision_tower.vision_model.",
+    ),
+    (re.compile(r"(model\.layers\.\d+)\.block_sparse_moe\.((gate|up|down)_proj)"), r"\1.mlp.\2"),
+)
+
+
+def on_the_hub(names: dict[str, tuple[int, ...]], config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """transformers' names as the repositories have them."""
+    for pattern, target in _HUB:
+        names = {pattern.sub(target, name): shape for name, shape in names.items()}
+    if config["model_type"] == "bloom":
+        names = {name.removeprefix("transformer."): shape for name, shape in names.items()}
+    if (
+        config["model_type"] == "qwen3_vl_moe"
+    ):  # stored [experts, in, out]; the meta device cannot show the transposition
+        names = {
+            name: (shape[0], shape[2], shape[1]) if ".mlp.experts." in name else shape for name, shape in names.items()
+        }
+    return names
+
+
+@pytest.mark.parametrize(
+    "model", [m for m in representatives() if catalog.entry(m).config["architectures"][0] not in NO_REFERENCE]
+)
+def test_names_and_shapes_are_those_of_transformers(model: str) -> None:
+    config = reduced(catalog.entry(model).config)
+    expected = on_the_hub(written_by_transformers(config), config)
+    ir = build_ir(config, model)
+    described = {tensor.name: tensor.shape for tensor in ir.tensors() if not re.match(r"mtp\.", tensor.name)}
+    layers = ir.decoder.first_index + len(ir.decoder.layers)
+    described = {name: shape for name, shape in described.items() if not re.match(rf"model\.layers\.{layers}\.", name)}
+    assert described == expected

@@ -36,7 +36,9 @@ class Stored(Format):
         """Only the shape that was read."""
         if (out_features, in_features) == (self.out_features, self.in_features):
             return None
-        return Reason("stored_as_read", f"a matrix stored by {self.method} cannot be reshaped", "start from the dense model")
+        return Reason(
+            "stored_as_read", f"a matrix stored by {self.method} cannot be reshaped", "start from the dense model"
+        )
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
         """The tensors that were read."""

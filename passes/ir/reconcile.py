@@ -27,7 +27,9 @@ _IGNORED = re.compile(
 #: Calibrated scales of the KV cache and of attention inputs.
 _KV_SCALE = re.compile(r".*[._](k|v|q|prob|output)_scale|.*\.kv_cache\.(key|value)_scale")
 _MTP = re.compile(r"(model\.)?mtp\.|.*\.mtp_|model\.layers\.\d+\.(enorm|hnorm|eh_proj|shared_head)")
-_TOWER = re.compile(r"(model\.)?(visual|vision|vit|audio|img_|multi_modal|mm_|embed_vision|embed_audio|patch_merge|vision_tower)")
+_TOWER = re.compile(
+    r"(model\.)?(visual|vision|vit|audio|img_|multi_modal|mm_|embed_vision|embed_audio|patch_merge|vision_tower)"
+)
 _FLOATS = frozenset({"BF16", "F16", "F32"})
 
 
@@ -62,7 +64,9 @@ class Reader:
             for part, rows in parts
         }
         if len(found) > 1 and not (linear.stacking and len({type(form) for form, _ in found}) == 1):
-            raise not_understood(self.ir.name, f"{prefix}{linear.name}: its {linear.copies} copies are stored differently")
+            raise not_understood(
+                self.ir.name, f"{prefix}{linear.name}: its {linear.copies} copies are stored differently"
+            )
         storage, bias = next(iter(found))
         return replace(linear, storage=storage, bias=bias)
 
@@ -102,7 +106,10 @@ class Reader:
         }:
             return declared, bias.dtype if bias else None
         if self.ir.quant_method is None:
-            raise not_understood(self.ir.name, f"{next(iter(held))!r} is of {next(iter(held.values())).dtype}, and config.json names no quantization")
+            raise not_understood(
+                self.ir.name,
+                f"{next(iter(held))!r} is of {next(iter(held.values())).dtype}, and config.json names no quantization",
+            )
         parts = tuple(sorted((t.name[len(module) + 1 :], t.dtype, t.shape) for t in held.values()))
         return Stored(self.ir.quant_method, rows, linear.in_features, parts), bias.dtype if bias else None
 
@@ -127,7 +134,9 @@ class Reader:
 
 def with_dtypes(storage: Format, tensors: Iterable[Tensor]) -> Format:
     """The declared format with its scales in the dtype that the checkpoint stores them in."""
-    scales = [t.dtype for t in tensors if t.name.endswith((".weight_scale", ".weight_scale_inv")) and t.dtype in _FLOATS]
+    scales = [
+        t.dtype for t in tensors if t.name.endswith((".weight_scale", ".weight_scale_inv")) and t.dtype in _FLOATS
+    ]
     if not scales or not hasattr(storage, "dtype") or isinstance(storage, Dense):
         return storage
     return replace(storage, dtype=scales[0])  # type: ignore[type-var]

@@ -20,6 +20,7 @@ from passes.ir.gguf_model import check_tensors, dequantize, hf_config
 from passes.ir.headers import read_folder_header
 from passes.ir.model import ModelIR
 from passes.ir.names import Match, find, unknown_model
+from passes.ir.quantized import quantized
 from passes.ir.reconcile import reconcile
 from passes.reason import InputError
 
@@ -86,10 +87,10 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
 
 
 def _open_folder(folder: Path, assume: str | None) -> Source:
-    config = read_json(folder / "config.json")
+    config = folder_config(folder)
     header = read_folder_header(folder)
     name = folder.resolve().name
-    ir = build_ir(config, name, assume=assume, stored=header.tensors.values() if header else None)
+    ir = quantized(build_ir(config, name, assume=assume, stored=header.tensors.values() if header else None))
     if header is not None:
         ir = reconcile(ir, header.tensors)
     files = tuple(folder / file for file in CARRIED if (folder / file).is_file())
@@ -106,6 +107,17 @@ def _open_folder(folder: Path, assume: str | None) -> Source:
     )
 
 
+def folder_config(folder: Path) -> dict[str, Any]:
+    """config.json, with ModelOpt's separate hf_quant_config.json and AutoGPTQ's quantize_config.json folded in."""
+    config = read_json(folder / "config.json")
+    if "quantization_config" not in config:
+        if (folder / "hf_quant_config.json").is_file():
+            config["hf_quant_config"] = read_json(folder / "hf_quant_config.json")
+        elif (folder / "quantize_config.json").is_file():
+            config["quantization_config"] = {"quant_method": "gptq", **read_json(folder / "quantize_config.json")}
+    return config
+
+
 def _open_gguf(path: Path, assume: str | None) -> Source:
     header = read_gguf_header(path)
     ir = build_ir(hf_config(header, path.stem), path.stem, assume=assume)
@@ -118,7 +130,7 @@ def _open_gguf(path: Path, assume: str | None) -> Source:
 
 def _open_catalog(match: Match, assume: str | None) -> Source:
     entry = catalog.entry(match.id)
-    ir = build_ir(entry.config, entry.id, assume=assume)
+    ir = quantized(build_ir(entry.config, entry.id, assume=assume))
     if match.note:
         ir = replace(ir, notes=(*ir.notes, match.note))
     return Source(ir, "catalog", None, None, config_digest(entry.config), False)

@@ -1,0 +1,141 @@
+"""Layouts that publishers ship and engines read, but tightfit does not write: exact sizes, no codec.
+
+Sources: `fp8-*` transformers' FineGrainedFP8 and AutoFP8/fbgemm checkpoints; `nvfp4-modelopt` NVIDIA ModelOpt's export;
+`nvfp4-packed`, `mxfp4-packed` compressed-tensors (nvfp4-pack-quantized, mxfp4-pack-quantized); `mxfp4-blocks` gpt-oss's own files;
+`awq` AutoAWQ's GEMM version; `nf4` bitsandbytes with double quantization (blocks of 64, scales in blocks of 256).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from passes.formats.format import Format, Quantized
+from passes.formats.tensor import Tensor
+from passes.reason import Reason, TightfitError
+
+if TYPE_CHECKING:
+    import torch
+
+Part = tuple[str, str, tuple[int, ...]]
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _fp8_block(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("weight", "F8_E4M3", (n, k)), ("weight_scale_inv", "F32", (_ceil(n, g), _ceil(k, g))))
+
+
+def _fp8_tensor(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("weight", "F8_E4M3", (n, k)), ("weight_scale", "F32", ()))
+
+
+def _fp8_static(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (*_fp8_tensor(n, k, g), ("input_scale", "F32", ()))
+
+
+def _fp8_row(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("weight", "F8_E4M3", (n, k)), ("weight_scale", "F32", (n, 1)))
+
+
+def _nvfp4_modelopt(n: int, k: int, g: int) -> tuple[Part, ...]:
+    scalars: tuple[Part, ...] = (("weight_scale_2", "F32", ()), ("input_scale", "F32", ()))
+    return (("weight", "U8", (n, k // 2)), ("weight_scale", "F8_E4M3", (n, k // g)), *scalars)
+
+
+def _nvfp4_packed(n: int, k: int, g: int) -> tuple[Part, ...]:
+    scalars: tuple[Part, ...] = (("weight_global_scale", "F32", (1,)), ("input_global_scale", "F32", (1,)))
+    return (("weight_packed", "U8", (n, k // 2)), ("weight_scale", "F8_E4M3", (n, k // g)), *scalars)
+
+
+def _mxfp4_packed(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("weight_packed", "U8", (n, k // 2)), ("weight_scale", "U8", (n, k // g)))
+
+
+def _awq(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("qweight", "I32", (k, n // 8)), ("qzeros", "I32", (k // g, n // 8)), ("scales", "F16", (k // g, n)))
+
+
+#: Bytes of the JSON that bitsandbytes stores beside a matrix; varies by a few with the shape's digits.
+_NF4_STATE_BYTES = 90
+
+
+def _nf4(n: int, k: int, g: int) -> tuple[Part, ...]:
+    blocks = _ceil(n * k, g)
+    return (
+        ("weight", "U8", (_ceil(n * k, 2), 1)),
+        ("weight.absmax", "U8", (blocks,)),
+        ("weight.nested_absmax", "F32", (_ceil(blocks, 256),)),
+        ("weight.nested_quant_map", "F32", (256,)),
+        ("weight.quant_map", "F32", (16,)),
+        ("weight.quant_state.bitsandbytes__nf4", "U8", (_NF4_STATE_BYTES,)),
+    )
+
+
+#: Layout -> its tensors, the group (or block) size it has unless told, and what K must be a multiple of.
+_LAYOUTS: dict[str, tuple[Callable[[int, int, int], tuple[Part, ...]], int]] = {
+    "fp8-block": (_fp8_block, 128),
+    "fp8-tensor": (_fp8_tensor, 0),
+    "fp8-static": (_fp8_static, 0),
+    "fp8-row": (_fp8_row, 0),
+    "nvfp4-modelopt": (_nvfp4_modelopt, 16),
+    "nvfp4-packed": (_nvfp4_packed, 16),
+    "mxfp4-packed": (_mxfp4_packed, 32),
+    "mxfp4-blocks": (_mxfp4_packed, 32),
+    "awq": (_awq, 128),
+    "nf4": (_nf4, 64),
+}
+_GROUPED = frozenset({"nvfp4-modelopt", "nvfp4-packed", "mxfp4-packed", "mxfp4-blocks", "awq"})
+
+
+@dataclass(frozen=True, slots=True)
+class Published(Format):
+    """One matrix in a publisher's `layout`; `group_size` inputs share a scale (a square block for fp8-block)."""
+
+    kind: ClassVar[str] = "published"
+    layout: str
+    group_size: int = 0
+
+    @property
+    def group(self) -> int:
+        """The group size in use."""
+        return self.group_size or _LAYOUTS[self.layout][1]
+
+    @property
+    def label(self) -> str:
+        """The layout, with its group size where that varies: `awq-4-g128`, `nvfp4-modelopt`."""
+        return f"awq-4-g{self.group}" if self.layout == "awq" else self.layout
+
+    def illegal(self, out_features: int, in_features: int) -> Reason | None:
+        """Grouped layouts need K to be a multiple of the group, AWQ also N of 8."""
+        if self.layout in _GROUPED and in_features % self.group:
+            return Reason("group_size_does_not_divide", f"group size {self.group} does not divide {in_features} inputs")
+        if self.layout == "awq" and out_features % 8:
+            return Reason("awq_needs_multiples_of_8", f"{out_features} outputs are no multiple of 8")
+        return None
+
+    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+        """The stored tensors of one matrix."""
+        parts = _LAYOUTS[self.layout][0](out_features, in_features, self.group)
+        return tuple(Tensor(f"{name}.{suffix}", dtype, shape) for suffix, dtype, shape in parts)
+
+    def stacked(self, name: str, copies: int, out_features: int, in_features: int) -> tuple[Tensor, ...] | None:
+        """gpt-oss keeps a bank in one tensor of blocks (16 bytes for 32 values) and one of scales."""
+        if self.layout != "mxfp4-blocks":
+            return None
+        groups = in_features // self.group
+        return (
+            Tensor(f"{name}_blocks", "U8", (copies, out_features, groups, self.group // 2)),
+            Tensor(f"{name}_scales", "U8", (copies, out_features, groups)),
+        )
+
+    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
+        """Not written."""
+        raise TightfitError(f"{self.layout} is not written", remedy="choose a format that is")
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Not read back."""
+        raise TightfitError(f"{self.layout} is not read back", remedy="start from the dense model")

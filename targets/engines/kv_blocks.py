@@ -17,7 +17,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from passes.formats.tensor import DTYPE_BITS
-from passes.ir.state import ChunkedKV, CrossKV, FullKV, LatentKV, LayerState, NoState, Recurrent, SharedKV, SlidingKV
+from passes.ir.state import (
+    ChunkedKV,
+    CompressedKV,
+    CrossKV,
+    FullKV,
+    LatentKV,
+    LayerState,
+    NoState,
+    Recurrent,
+    SharedKV,
+    SlidingKV,
+)
 from targets.engines.versions import Rules
 
 
@@ -150,6 +161,11 @@ def layer_spec(state: LayerState, settings: CacheSettings, rules: Rules) -> Spec
     if isinstance(state, Recurrent):
         size = sum(_part_bytes(part.shape, part.dtype, part.sharded_axis, settings) for part in state.parts)
         return Spec("state", size, block)
+    if isinstance(state, CompressedKV):
+        entry = state.head_dim + state.index_dim
+        if not state.ratio:
+            return Spec("sliding", _page(entry, block, settings), block, state.window)
+        return Spec("full", _page(math.ceil(entry * block / state.ratio), 1, settings), block)
     # A KV head that several ranks need is stored by each of them.
     heads = max(1, state.kv_heads // settings.tp)
     page = _page(heads * (state.head_dim + state.v_head_dim), block, settings)

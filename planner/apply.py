@@ -1,0 +1,91 @@
+"""`optimize apply`: run a plan exactly, write its launch files, and prove the result against the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from passes.calibration import TextSource
+from passes.checkpoint import write_json
+from passes.execute import Job, Outcome, Progress, execute
+from passes.graph import rewrite
+from passes.ir.sources import open_model
+from passes.reason import InputError
+from planner.certificate import NAME, certificate
+from planner.plan import chain_of_plan, load_plan, plan, require_executable, require_fresh, spec_of
+from planner.spec import TextChoice
+from targets.launch import launch_files, write_launch
+
+
+@dataclass(frozen=True)
+class ApplyResult:
+    """A finished result: its folder, the certificate, and what the run returned."""
+
+    out: Path
+    certificate: Mapping[str, Any]
+    outcome: Outcome
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything promised was kept."""
+        return bool(self.certificate["holds"])
+
+
+def find_plan(folder: Path) -> Path:
+    """The plan last saved in a folder. Raises InputError where there is none."""
+    plans = sorted(folder.glob("*.plan.json"), key=lambda path: path.stat().st_mtime)
+    if not plans:
+        raise InputError(
+            f"no plan is saved in {folder.resolve()}", remedy="`optimize plan SPEC` makes one, or name a plan or spec"
+        )
+    return plans[-1]
+
+
+def apply(
+    what: str | Path | Mapping[str, Any],
+    out: Path | None = None,
+    *,
+    work: Path | None = None,
+    progress: Callable[[Progress], None] = lambda event: None,
+) -> ApplyResult:
+    """Apply a plan (document, file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder.
+
+    Raises StalePlanError, DoesNotFitError or InputError before anything is done where the plan cannot be applied.
+    """
+    document, name = _document(what)
+    require_executable(document)
+    spec = spec_of(document)
+    source = open_model(spec.model, revision=spec.revision, assume=spec.assume)
+    require_fresh(document, spec, source)
+    out = out or Path(f"{name}-tightfit")
+    work = work or out.with_name(f".{out.name}.work")
+    folder = source.materialize(work)
+    passes = chain_of_plan(document)
+    job = Job(source.ir, folder, passes, out, work, _text(spec.calibration), _text(spec.evaluation))
+    outcome = execute(job, progress)
+    target = rewrite(source.ir, passes)
+    write_launch(out, launch_files(document, target, out.name))
+    write_json(out / "plan.json", _portable(document))
+    proof = certificate(document, outcome)
+    write_json(out / NAME, proof)
+    return ApplyResult(out, proof, outcome)
+
+
+def _portable(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan as it travels with the result: without the path the model was read from."""
+    return {key: value for key, value in document.items() if key != "source"}
+
+
+def _document(what: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    if isinstance(what, Mapping):
+        return what, str(what["model"]).rsplit("/", 1)[-1]
+    path = Path(what)
+    if path.suffix in (".yaml", ".yml"):
+        return plan(path).document, path.stem
+    return load_plan(path), path.name.removesuffix(".json").removesuffix(".plan")
+
+
+def _text(choice: TextChoice) -> TextSource:
+    return TextSource(choice.dataset, choice.samples, choice.length, choice.seed)

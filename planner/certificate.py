@@ -1,0 +1,99 @@
+"""The certificate of a result: what was promised and what was measured, slot by slot. Pure; `planner.apply` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from passes.checkpoint import Checkpoint
+from passes.execute import Outcome
+from planner.shapes import FORMAT_VERSION
+
+NAME = "certificate.json"
+
+
+def certificate(plan: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """The document. `holds` says whether every check does."""
+    chosen = plan["chosen"]
+    stored = list(Checkpoint(outcome.out).describe())
+    measured_bytes = sum(tensor.bytes for tensor in stored)
+    measured, quality = outcome.measured, chosen["quality"]
+    checks = [
+        _check(
+            "bytes of tensors",
+            f"{chosen['tensor_bytes']:,}",
+            f"{measured_bytes:,}",
+            measured_bytes == chosen["tensor_bytes"],
+        ),
+        _check(
+            "tensors in their format",
+            f"{sum(1 for _ in outcome.target.tensors()):,}",
+            f"{len(stored):,}",
+            _same(outcome, stored),
+        ),
+        _interval(
+            "log-perplexity rise", quality["log_ppl_increase"], measured.log_ppl_increase, measured.log_ppl_stderr
+        ),
+        _interval("KL divergence", quality["kl"], measured.kl, measured.kl_stderr),
+    ]
+    goals = [_goal(goal, outcome) for goal in chosen["goals"]]
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": plan["model"],
+        "label": chosen["label"],
+        "plan_digest": plan["digest"],
+        "engine": chosen["engine"],
+        "checks": checks,
+        "goals": [goal for goal in goals if goal is not None],
+        "quality": {
+            "kl": measured.kl, "kl_stderr": measured.kl_stderr, "perplexity": measured.perplexity,
+            "source_perplexity": measured.source_perplexity, "log_ppl_increase": measured.log_ppl_increase, "tokens": measured.tokens,
+            "calibration_digest": outcome.calibration_digest, "evaluation_digest": outcome.evaluation_digest,
+            "predicted": quality,
+        },
+        "predicted": {key: chosen[key] for key in ("memory", "kv_cache", "speed")},
+        "tensor_bytes": measured_bytes,
+        "steps": [
+            {"name": s.name, "seconds": s.seconds, "peak_bytes": s.peak_bytes, "reused": s.reused} for s in outcome.steps
+        ],
+        "losses": outcome.losses,
+        "holds": all(check["holds"] or not check["binding"] for check in checks) and all(g["met"] for g in goals if g is not None),
+    }  # fmt: skip
+
+
+def _check(name: str, predicted: str, measured: str, holds: bool) -> dict[str, Any]:
+    return {"name": name, "predicted": predicted, "measured": measured, "holds": holds, "binding": True}
+
+
+def _interval(name: str, predicted: Mapping[str, Any], value: float, stderr: float) -> dict[str, Any]:
+    """A measured figure against the predicted 90 % interval: informative, one in ten lies outside by design."""
+    return {
+        "name": name,
+        "predicted": f"{predicted['value']:.4f} ({predicted['low']:.4f} … {predicted['high']:.4f})",
+        "measured": f"{value:.4f} ± {stderr:.4f}",
+        "holds": predicted["low"] - 2 * stderr <= value <= predicted["high"] + 2 * stderr,
+        "binding": False,
+    }
+
+
+def _same(outcome: Outcome, stored: list[Any]) -> bool:
+    return {(t.name, t.dtype, t.shape) for t in stored} == {
+        (t.name, t.dtype, t.shape) for t in outcome.target.tensors()
+    }
+
+
+def _goal(goal: Mapping[str, Any], outcome: Outcome) -> dict[str, Any] | None:
+    """A quality goal against the measurement; goals on speed are `verify`'s."""
+    import math
+
+    values = {"perplexity": math.expm1(outcome.measured.log_ppl_increase), "KL": outcome.measured.kl}
+    if goal["name"] not in values:
+        return None
+    value = values[goal["name"]]
+    return {"name": goal["name"], "wanted": goal["wanted"], "measured": value, "met": value <= goal["wanted"]}
+
+
+def result_folder(path: Path) -> bool:
+    """Whether a path is a finished result."""
+    return (path / NAME).is_file()

@@ -1,0 +1,190 @@
+"""`optimize check`: does a given model, in a given format, with given settings, fit a card? No search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from passes.base import Pass
+from passes.ir.model import ModelIR
+from passes.ir.sources import Source, open_model
+from passes.kv_cache import KVCachePass
+from passes.quantize.scheme import dense_dtype, parse_scheme
+from passes.reason import InputError, Reason
+from planner.quality import Quality, expected_quality
+from planner.shapes import FORMAT_VERSION, kv_json, memory_json, quality_json, quantity_json, speed_json
+from targets.engines import find_engine
+from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate
+from targets.gpu import Gpu, find_gpu
+from targets.quantity import Quantity
+from targets.workload import Workload
+
+#: z of a two-sided 90 % interval.
+_Z90 = 1.645
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The answer of `check`; `as_json` is the contract. `starts`, `serves`, `fits` as in `MemoryEstimate`, legality included."""
+
+    model: str
+    gpu: Gpu
+    engine: str
+    estimate: MemoryEstimate
+    speed: SpeedEstimate
+    quality: Quality
+    workload: Workload
+    illegal: tuple[Reason, ...]
+
+    @property
+    def starts(self) -> bool:
+        """The engine comes up at this context length."""
+        return self.estimate.starts and not self.illegal
+
+    @property
+    def serves(self) -> bool:
+        """The asked concurrency at full context fits without preemption."""
+        return self.estimate.serves and not self.illegal
+
+    @property
+    def fits(self) -> bool:
+        """`starts`, and `serves` where a concurrency was asked."""
+        return self.serves if self.workload.concurrency else self.starts
+
+    @property
+    def confidence(self) -> float:
+        """Probability that the verdict on memory is right, from the margin's interval taken as normal."""
+        margin: Quantity = self.estimate.margin
+        if self.illegal or margin.high <= margin.low:
+            return 1.0
+        sigma = (margin.high - margin.low) / (2 * _Z90)
+        return round(0.5 * (1 + math.erf(abs(margin.value) / sigma / math.sqrt(2))), 4)
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Everything against it."""
+        return (*self.illegal, *self.estimate.reasons)
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of the command-line contract."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "model": self.model,
+            "gpu": self.gpu.name,
+            "engine": self.engine,
+            "fits": self.fits,
+            "starts": self.starts,
+            "serves": self.serves,
+            "margin": quantity_json(self.estimate.margin),
+            "confidence": self.confidence,
+            "reasons": [reason.as_json() for reason in self.reasons],
+            "memory": memory_json(self.estimate.memory),
+            "kv_cache": kv_json(self.estimate.kv),
+            "speed": speed_json(self.speed),
+            "quality": quality_json(self.quality),
+            "notes": list(self.estimate.notes),
+        }
+
+
+def check(
+    model: str | Source,
+    gpu: str | Gpu,
+    engine: str = "vllm",
+    *,
+    settings: Settings | None = None,
+    context: int | None = None,
+    concurrency: int | None = None,
+    input_tokens: int | None = None,
+    output_tokens: int | None = None,
+    weights: str | None = None,
+    kv_cache_dtype: str = "auto",
+    dtype: str | None = None,
+) -> CheckResult:
+    """Whether `model` fits `gpu` under `engine`. `weights` names a format; None: the checkpoint's own.
+
+    Raises InputError for unknown names. Illegal combinations are answered, with the reason.
+    """
+    settings = settings or Settings()
+    source = open_model(model) if isinstance(model, str) else model
+    card = find_gpu(gpu) if isinstance(gpu, str) else gpu
+    target = find_engine(engine)
+    dense = with_dtype(source.ir, weights, dtype)
+    chain = chain_of(weights, kv_cache_dtype)
+    ir, illegal = rewrite(dense, chain)
+    workload = Workload(context or source.ir.max_context, concurrency, input_tokens or 512, output_tokens or 128)
+    if context is not None and input_tokens is None:
+        workload = replace(
+            workload, input_tokens=max(1, min(512, context - 1)), output_tokens=max(1, min(128, context // 2))
+        )
+    estimate = target.memory(ir, card, settings, workload)
+    return CheckResult(
+        source.ir.name, card, engine, estimate, target.speed(ir, card, settings, workload), expected_quality(dense, chain), workload,
+        (*illegal, *target.illegal(ir, card, settings)),
+    )  # fmt: skip
+
+
+def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
+    """The passes that a format's name and a KV type stand for."""
+    chain: list[Pass] = []
+    scheme = parse_scheme(weights) if weights else None
+    if scheme is not None:
+        chain.append(scheme)
+    if kv_cache_dtype not in ("auto", "model"):
+        chain.append(KVCachePass("fp8" if kv_cache_dtype == "fp8_e4m3" else kv_cache_dtype))
+    return tuple(chain)
+
+
+def rewrite(ir: ModelIR, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason, ...]]:
+    """The description after a chain, and why its passes are illegal; an illegal pass is still described where it can be."""
+    reasons: list[Reason] = []
+    for step in chain:
+        reasons += step.illegal(ir)
+        ir = step.rewrite(ir)
+    return ir, tuple(reasons)
+
+
+def with_dtype(ir: ModelIR, weights: str | None, dtype: str | None) -> ModelIR:
+    """The model in the dtype that was asked by `--dtype` or a dense `--weights`."""
+    name = dense_dtype(weights) if weights else None
+    asked = name or _DTYPES.get((dtype or "auto").lower())
+    if dtype and dtype.lower() not in _DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}", remedy=f"one of {', '.join(_DTYPES)}")
+    if asked is None or asked == ir.dtype:
+        return ir
+    return cast_dense(ir, asked)
+
+
+_DTYPES: Mapping[str, str | None] = {
+    "auto": None, "bfloat16": "BF16", "bf16": "BF16", "float16": "F16", "half": "F16", "fp16": "F16", "float32": "F32", "float": "F32",
+    "fp32": "F32",
+}  # fmt: skip
+
+
+def cast_dense(ir: ModelIR, dtype: str) -> ModelIR:
+    """The model with its 16- and 32-bit tensors in another dtype."""
+    from passes.formats.dense import Dense
+    from passes.formats.tensor import Tensor
+    from passes.ir.model import Linear
+
+    floats = {"BF16", "F16", "F32"}
+
+    def linear(lin: Linear) -> Linear:
+        storage = Dense(dtype) if isinstance(lin.storage, Dense) else lin.storage
+        return replace(lin, storage=storage, bias=dtype if lin.bias in floats else lin.bias)
+
+    def tensor(t: Tensor) -> Tensor:
+        return Tensor(t.name, dtype, t.shape) if t.dtype in floats else t
+
+    stacks = tuple(
+        stack.map_blocks(lambda b: b.map_linears(linear).replace(tensors=tuple(map(tensor, b.tensors))))
+        for stack in ir.stacks
+    )
+    return replace(
+        ir,
+        dtype=dtype,
+        stacks=stacks,
+        outer=tuple(map(linear, ir.outer)),
+        outer_tensors=tuple(map(tensor, ir.outer_tensors)),
+    )

@@ -1,0 +1,282 @@
+"""The command line: parse, call, print. No logic. Exit codes: 0 yes, 1 internal error, 2 bad input, 3 nothing fits,
+4 the result misses its goals, 5 stale plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from passes.reason import TightfitError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="optimize", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Compiles a language model onto a card: plans, applies and proves chains of passes.",
+)  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+
+
+def _console(as_json: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=as_json, highlight=False, soft_wrap=True)
+
+
+def _emit(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Option(help="Hub id, catalog name, folder or .gguf file.")],
+    gpu: Annotated[str, typer.Option(help="Card: catalog name, NVML name, 24GB, or cpu.")],
+    engine: Annotated[str, typer.Option(help="vllm, vllm-cpu, exllamav2 or exllamav3.")] = "vllm",
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Number of cards; without --tp they are tensor parallel.")
+    ] = None,
+    engine_version: Annotated[str | None, typer.Option()] = None,
+    tp: Annotated[int | None, typer.Option(min=1)] = None,
+    pp: Annotated[int, typer.Option(min=1)] = 1,
+    dp: Annotated[int, typer.Option(min=1)] = 1,
+    ep: Annotated[int, typer.Option(min=1)] = 1,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Longest sequence; default: the model's own limit.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1)] = None,
+    input_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option()] = None,
+    kv_cache_dtype: Annotated[str, typer.Option()] = "auto",
+    kv_cache_memory: Annotated[int | None, typer.Option(min=1, help="Bytes.")] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(min=0.01, max=1.0)] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(min=1)] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    block_size: Annotated[int | None, typer.Option(min=1)] = None,
+    enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say whether a model fits a card, before deployment. Exit 3 when it does not."""
+    from planner.check import check as run
+    from targets.engines.engine import Parallel, Settings
+
+    tensor = tp or max(1, (gpus or 1) // (pp * dp))
+    settings = Settings(
+        version=engine_version, parallel=Parallel(tensor, pp, dp, ep), gpu_memory_utilization=gpu_memory_utilization,
+        max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, enforce_eager=enforce_eager,
+        block_size=block_size, kv_cache_memory_bytes=kv_cache_memory,
+    )  # fmt: skip
+    result = run(
+        model, gpu, engine, settings=settings, context=context, concurrency=concurrency, input_tokens=input_tokens,
+        output_tokens=output_tokens, weights=weights, kv_cache_dtype=kv_cache_dtype, dtype=dtype,
+    )  # fmt: skip
+    document = result.as_json()
+    if as_json:
+        _emit(document)
+    else:
+        from planner.tables import print_check
+
+        print_check(_console(), document)
+    raise typer.Exit(0 if result.fits else 3)
+
+
+@app.command()
+def plan(
+    spec: Annotated[Path, typer.Argument(help="The spec (YAML).")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to save the plan.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the best chain of passes for a spec, and say why every other lost. Exit 3 when none meets the goals."""
+    from planner.plan import plan as run
+    from planner.plan import save
+
+    made = run(spec)
+    path = output or Path(f"{spec.stem}.plan.json")
+    if made.feasible:
+        save(made.document, path)
+    if as_json:
+        _emit(made.document)
+    else:
+        from planner.tables import print_plan
+
+        print_plan(
+            _console(),
+            made.document,
+            made.source.ir.weights,
+            made.result.gpu.name,
+            str(path) if made.feasible else None,
+        )
+    raise typer.Exit(0 if made.feasible else 3)
+
+
+@app.command()
+def apply(
+    what: Annotated[
+        Path | None, typer.Argument(help="A plan or spec; default: the plan last saved in this folder.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The result's folder.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for unfinished work, kept for resuming.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a plan exactly; a second run resumes or does nothing. Exit 4 when the result misses a goal."""
+    from planner.apply import apply as run
+    from planner.apply import find_plan
+    from planner.progress import bars
+    from planner.tables import print_certificate
+
+    console = _console(as_json)
+    with bars(console) as progress:
+        result = run(what or find_plan(Path()), output, work=work, progress=progress)
+    if as_json:
+        _emit(result.certificate)
+    else:
+        print_certificate(console, result.certificate)
+        console.print(f"  [bold]Done: {result.out}[/]  Next: optimize verify {result.out}")
+    raise typer.Exit(0 if result.holds else 4)
+
+
+@app.command()
+def show(what: Annotated[Path, typer.Argument(help="A plan, or a result's folder.")], as_json: Json = False) -> None:
+    """Read a plan or a result."""
+    from planner.certificate import NAME, result_folder
+    from planner.plan import load_plan
+    from planner.tables import print_certificate, print_plan
+
+    if result_folder(what):
+        document = json.loads((what / NAME).read_text(encoding="utf-8"))
+        _emit(document) if as_json else print_certificate(_console(), document)
+        return
+    document = load_plan(what)
+    if as_json:
+        _emit(document)
+        return
+    from passes.ir.sources import open_model
+
+    weights = open_model(document["source"]).ir.weights
+    print_plan(_console(), document, weights, document["lock"]["gpu"]["name"], str(what))
+
+
+@app.command()
+def verify(
+    out: Annotated[Path, typer.Argument(help="A result's folder.")],
+    engine: Annotated[Path | None, typer.Option(help="The Python that has vLLM; default: TIGHTFIT_ENGINE.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Start the engine on a result from its launch files and measure it. Exit 4 when a promise is not kept."""
+    from planner.tables import print_verified
+    from planner.verify import verify as run
+
+    console = _console(as_json)
+    report = run(out, engine, say=lambda text: console.print(f"  {text}", style="dim"))
+    if as_json:
+        _emit(report.as_json())
+    else:
+        print_verified(console, report.as_json())
+    raise typer.Exit(0 if report.holds else 4)
+
+
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """List the cards that are known."""
+    from targets.gpu import all_gpus
+
+    cards = all_gpus()
+    if as_json:
+        _emit(
+            [
+                {"name": g.name, "memory_gib": round(g.memory_bytes.value / 2**30, 2), "generation": g.generation}
+                for g in cards
+            ]
+        )
+        return
+    console = _console()
+    for card in cards:
+        console.print(
+            f"  {card.name:38s} {card.memory_bytes.value / 2**30:8.2f} GiB  {card.bandwidth_bytes_per_s / 1e9:7.0f} GB/s  {card.generation}"
+        )
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models whose description is bundled."""
+    from passes.ir import catalog
+
+    names = sorted(catalog.ids())
+    if as_json:
+        _emit(names)
+    else:
+        sys.stdout.write("\n".join(names) + "\n")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the spec, for editors."""
+    from planner.spec import Spec
+
+    _emit(Spec.model_json_schema())
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] = Path("tightfit.yaml")) -> None:
+    """Write a commented spec to start from."""
+    from planner.template import TEMPLATE
+
+    if path.exists():
+        from passes.reason import InputError
+
+        raise InputError(f"{path} exists already", remedy="name another file, or remove it")
+    path.write_text(TEMPLATE, encoding="utf-8")
+    _console().print(f"  Wrote {path}. Next: optimize plan {path}")
+
+
+def main() -> None:
+    """Run the command line. Errors that a user can mend are one message; nothing else is swallowed."""
+    import click
+
+    try:
+        code = app(standalone_mode=False)
+    except TightfitError as error:
+        _report(error)
+        code = error.exit_code
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("\ninterrupted; the same command resumes\n")
+        code = 130
+    except Exception as error:  # the last line of defence: a defect of ours, said shortly
+        if os.environ.get("TIGHTFIT_DEBUG"):
+            raise
+        sys.stderr.write(
+            f"internal error: {type(error).__name__}: {error}\n  set TIGHTFIT_DEBUG=1 for the traceback and report it\n"
+        )
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: TightfitError) -> None:
+    if "--json" in sys.argv:
+        place = error.location
+        _emit({
+            "format_version": "1",
+            "error": {
+                "message": error.message, "remedy": error.remedy,
+                "location": None if place is None else {"file": place.file, "line": place.line, "column": place.column},
+            },
+        })  # fmt: skip
+    sys.stderr.write(f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The Plan document: what was chosen, why each other lost, and a lock on every input it rests on.
+
+JSON with `format_version`. `digest` is a sha256 over what the plan decides and locks; no timestamp or path is inside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from passes.base import Pass
+from passes.graph import from_json, to_json
+from passes.ir.sources import Source, open_model
+from passes.reason import DoesNotFitError, InputError, StalePlanError
+from planner.search import SearchResult, search, target_gpu
+from planner.shapes import FORMAT_VERSION, quantity_json, settings_json
+from planner.spec import Spec, load_spec
+from planner.verdict import Verdict, estimates_json
+from targets.engines import find_engine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan as a document (`document`, JSON) with the live objects it was made from."""
+
+    document: Mapping[str, Any]
+    spec: Spec
+    source: Source
+    result: SearchResult
+
+    @property
+    def feasible(self) -> bool:
+        """Whether a candidate meets all goals."""
+        return self.document["chosen"] is not None
+
+
+def tool_version() -> str:
+    """tightfit's version."""
+    try:
+        return version("tightfit")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def plan(spec: Spec | str | Path) -> Plan:
+    """Choose for a spec. A plan is returned also when nothing meets the goals; `feasible` says so."""
+    if not isinstance(spec, Spec):
+        spec = load_spec(spec)
+    source = open_model(spec.model, revision=spec.revision, assume=spec.assume)
+    result = search(spec, source.ir)
+    chosen = result.chosen
+    document: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "model": source.ir.name,
+        "spec": spec.model_dump(mode="json", exclude={"model"}),
+        "chosen": None if chosen is None else _chosen(chosen, source),
+        "rejected": [_rejected(v) for v in result.nearest],
+        "pareto": [{"candidate": v.candidate.label, **estimates_json(v)} for v in result.pareto],
+        "searched": result.searched,
+        "lock": lock(spec, source, chosen.candidate.engine if chosen else None),
+    }
+    document["digest"] = digest(document)
+    document["source"] = str(Path(spec.model).resolve()) if Path(spec.model).exists() else spec.model
+    return Plan(document, spec, source, result)
+
+
+def _chosen(verdict: Verdict, source: Source) -> dict[str, Any]:
+    missing = [text for text in (p.missing() for p in verdict.candidate.passes) if text]
+    if not source.has_weights:
+        missing.append("the weights: only the description of the model is here")
+    return {
+        "engine": {"name": verdict.candidate.engine, "version": engine_version(verdict)},
+        "label": verdict.candidate.label,
+        "passes": to_json(verdict.candidate.passes),
+        "settings": settings_json(verdict.candidate.settings),
+        **estimates_json(verdict),
+        "goals": [
+            {
+                "name": g.name,
+                "wanted": g.wanted,
+                "unit": g.unit,
+                "at_most": g.at_most,
+                "met": g.met,
+                "predicted": quantity_json(g.predicted),
+            }
+            for g in verdict.goals
+        ],
+        "tensor_bytes": verdict.ir.tensor_bytes,
+        "state": "resolved",
+        "executable": not missing,
+        "missing": missing,
+        "notes": list(verdict.notes),
+    }
+
+
+def engine_version(verdict: Verdict) -> str | None:
+    """The version that was asked, else the newest one known."""
+    known = find_engine(verdict.candidate.engine).known_versions()
+    return verdict.candidate.settings.version or (known[-1] if known else None)
+
+
+def _rejected(verdict: Verdict) -> dict[str, Any]:
+    return {"candidate": verdict.candidate.label, "reasons": [reason.as_json() for reason in verdict.reasons]}
+
+
+def lock(spec: Spec, source: Source, engine: str | None) -> dict[str, Any]:
+    """Every input the plan rests on: a change of any makes it stale."""
+    gpu = target_gpu(spec)
+    calibration = spec.calibration
+    return {
+        "model": source.ir.name,
+        "revision": source.revision,
+        "header_digest": source.header_digest,
+        "calibration": {
+            "dataset": _named(calibration.dataset), "digest": _file_digest(calibration.dataset), "samples": calibration.samples,
+            "length": calibration.length, "seed": calibration.seed,
+        },
+        "gpu": {"name": gpu.name, "memory_bytes": round(gpu.memory_bytes.value), "count": spec.target.count},
+        "engine": engine,
+        "tightfit": tool_version(),
+    }  # fmt: skip
+
+
+def _named(dataset: str) -> str:
+    return Path(dataset).name if Path(dataset).is_file() else dataset
+
+
+def _file_digest(dataset: str) -> str | None:
+    path = Path(dataset)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def digest(document: Mapping[str, Any]) -> str:
+    """sha256 over what is decided and locked."""
+    chosen = document["chosen"]
+    decided = None if chosen is None else {key: chosen[key] for key in ("engine", "passes", "settings", "tensor_bytes")}
+    text = json.dumps({"chosen": decided, "lock": document["lock"]}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def save(document: Mapping[str, Any], path: Path) -> None:
+    """Write a plan atomically."""
+    from passes.checkpoint import write_json
+
+    write_json(path, document)
+
+
+def load_plan(path: str | Path) -> dict[str, Any]:
+    """Read a saved plan. Raises InputError where it is none, or was edited."""
+    file = Path(path)
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no plan at {file}", remedy="`optimize plan SPEC` makes one") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is no plan: {error}", remedy="`optimize plan SPEC` makes one") from None
+    if not isinstance(document, dict) or "chosen" not in document or "lock" not in document:
+        raise InputError(f"{file} is no plan", remedy="`optimize plan SPEC` makes one")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{file} has format {document.get('format_version')!r}, this tightfit reads {FORMAT_VERSION!r}",
+            remedy="plan again",
+        )
+    if digest(document) != document.get("digest"):
+        raise InputError(f"{file} was edited since it was made", remedy="change the spec and plan again")
+    return document
+
+
+def spec_of(document: Mapping[str, Any]) -> Spec:
+    """The spec inside a plan, with the model where the plan found it."""
+    return Spec.model_validate(_with_units(document["spec"]) | {"model": document["source"]})
+
+
+def _with_units(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped spec holds plain numbers; write them with units again, as the parser wants them."""
+    out = json.loads(json.dumps(spec))
+    out["target"]["reserve"] = f"{out['target']['reserve']} B"
+    goals = out["goals"]
+    for key, unit in (("ttft", "s"), ("tpot", "s"), ("decode", "tok/s"), ("throughput", "tok/s")):
+        goals[key] = None if goals[key] is None else f"{goals[key]} {unit}"
+    rise = goals["quality"]["max_perplexity_increase"]
+    goals["quality"]["max_perplexity_increase"] = None if rise is None else f"{rise * 100} %"
+    if isinstance(out["engine"], dict) and out["engine"]["settings"]["kv_cache_memory"] is not None:
+        out["engine"]["settings"]["kv_cache_memory"] = f"{out['engine']['settings']['kv_cache_memory']} B"
+    goals = {key: value for key, value in goals.items() if value is not None}
+    out["goals"] = goals | {"quality": {k: v for k, v in goals["quality"].items() if v is not None}}
+    return {key: value for key, value in out.items() if value is not None}
+
+
+def chain_of_plan(document: Mapping[str, Any]) -> tuple[Pass, ...]:
+    """The passes that a plan chose."""
+    return from_json(document["chosen"]["passes"])
+
+
+def require_executable(document: Mapping[str, Any]) -> None:
+    """Refuse a plan that chose nothing or cannot be run, before anything is done."""
+    chosen = document["chosen"]
+    if chosen is None:
+        raise DoesNotFitError(
+            "the plan found nothing that meets the goals", remedy="loosen a goal or change the target, then plan again"
+        )
+    if not chosen["executable"]:
+        raise InputError(
+            f"this plan cannot be applied: {'; '.join(chosen['missing'])}", remedy="name a model whose weights are here"
+        )
+
+
+def require_fresh(document: Mapping[str, Any], spec: Spec, source: Source) -> None:
+    """Refuse a plan whose inputs have moved, saying which (exit code 5)."""
+    engine = document["chosen"]["engine"]["name"] if document["chosen"] else None
+    now, then = lock(spec, source, engine), document["lock"]
+    moved = [f"{key}: {then.get(key)} → {now[key]}" for key in now if now[key] != then.get(key)]
+    if moved:
+        raise StalePlanError(f"the plan is stale; {'; '.join(moved)}", remedy="plan again: `optimize plan SPEC`")

@@ -1,0 +1,270 @@
+"""The spec: what a user asks for, as strict YAML. Every error names file, line and column, what was expected, and a remedy.
+
+Paths in a spec are relative to the spec's folder. Units are written as people write them (`planner.units`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from passes.reason import InputError, Location, nearest
+from planner import units
+
+Bytes = Annotated[int, BeforeValidator(units.parse_bytes)]
+Seconds = Annotated[float, BeforeValidator(units.parse_seconds)]
+Rate = Annotated[float, BeforeValidator(units.parse_rate)]
+Share = Annotated[float, BeforeValidator(units.parse_share)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+class Strict(BaseModel):
+    """Base of every part of the spec: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Target(Strict):
+    """The card(s)."""
+
+    gpu: str | dict[str, Any]
+    """A catalog name, `auto` or `cpu` (this machine), a size such as 24GB, or a card's facts."""
+    count: Count = 1
+    reserve: Bytes = 0
+    """Memory to keep free on each card, for a desktop or other processes."""
+
+
+class EngineSettings(Strict):
+    """Settings handed to the engine; what is left out is the engine's own default."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_num_seqs: Count | None = None
+    max_num_batched_tokens: Count | None = None
+    enforce_eager: bool = False
+    block_size: Count | None = None
+    kv_cache_memory: Bytes | None = None
+
+
+class EngineChoice(Strict):
+    """An engine by name, with its version and settings."""
+
+    name: str
+    version: str | None = None
+    settings: EngineSettings = EngineSettings()
+
+
+class WorkloadSpec(Strict):
+    """What is asked of the served model."""
+
+    context: Count = 4096
+    concurrency: Count = 1
+    input_tokens: Count = 512
+    output_tokens: Count = 128
+
+    @model_validator(mode="after")
+    def _fits(self) -> WorkloadSpec:
+        if self.input_tokens + self.output_tokens > self.context:
+            raise ValueError(
+                f"input_tokens + output_tokens = {self.input_tokens + self.output_tokens} exceed the context of {self.context}"
+            )
+        return self
+
+
+class QualityGoal(Strict):
+    """How much worse the result may be."""
+
+    max_perplexity_increase: Share | None = None
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+
+
+class Goals(Strict):
+    """What a plan must meet, and what to maximise among those that do."""
+
+    ttft: Seconds | None = None
+    decode: Rate | None = None
+    tpot: Seconds | None = None
+    throughput: Rate | None = None
+    quality: QualityGoal = QualityGoal()
+    prefer: Literal["quality", "speed", "context", "size"] = "quality"
+
+
+class QuantizeChoice(Strict):
+    """Which ways to quantize are weighed."""
+
+    methods: tuple[Literal["rtn", "gptq"], ...] = ("gptq",)
+    formats: tuple[str, ...] | None = None
+    """Names of formats (`w4a16-g64`); left out: all that the engines read."""
+    dense: bool = True
+    """Whether leaving the weights as they are is weighed too."""
+
+
+class PassesChoice(Strict):
+    """Which passes may, must not or must be used."""
+
+    prune: Literal["forbid"] = "forbid"
+    quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
+    kv_cache: tuple[Literal["auto", "fp8"], ...] = ("auto", "fp8")
+
+
+class TextChoice(Strict):
+    """A text: `self` (the model writes it), `python-reference`, a file or a Hub data set."""
+
+    dataset: str
+    samples: Count = 128
+    length: Annotated[int, Field(ge=16, strict=True)] = 2048
+    seed: int = 0
+
+
+class Spec(Strict):
+    """A whole spec."""
+
+    model: str
+    revision: str | None = None
+    assume: str | None = None
+    trust_remote_code: bool = False
+    target: Target
+    engine: str | EngineChoice = "auto"
+    workload: WorkloadSpec = WorkloadSpec()
+    goals: Goals = Goals()
+    passes: PassesChoice = PassesChoice()
+    calibration: TextChoice = TextChoice(dataset="self")
+    evaluation: TextChoice = TextChoice(dataset="python-reference", samples=32, length=512)
+
+    @model_validator(mode="after")
+    def _texts_differ(self) -> Spec:
+        if self.calibration.dataset == self.evaluation.dataset and self.evaluation.dataset != "self":
+            raise ValueError("evaluation text must have another source than calibration text")
+        return self
+
+
+def load_spec(path: str | Path) -> Spec:
+    """Read and check a spec. Raises InputError for anything that is wrong, naming the place."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"no spec at {file}", remedy="`optimize init` writes one to start from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the spec {file}: {error}", remedy="name a readable YAML file") from None
+    spec = parse_spec(text, str(file))
+    return _resolve(spec, file.parent)
+
+
+def parse_spec(text: str, name: str = "spec") -> Spec:
+    """A spec from its text; `name` is the file shown in errors. Paths stay as written."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        location = Location(name, mark.line + 1, mark.column + 1) if mark else Location(name)
+        raise InputError(
+            f"not YAML: {error.problem}", remedy="check indentation, quotes and colons here", location=location
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(
+            "a spec is a mapping with `model:` and `target:`",
+            remedy="see `optimize init`",
+            location=Location(name, 1, 1),
+        )
+    try:
+        return Spec.model_validate(value)
+    except ValidationError as error:
+        raise _explain(error, node, value, name) from None
+
+
+def _resolve(spec: Spec, folder: Path) -> Spec:
+    """Paths of models and texts, relative to the spec's folder, made usable from anywhere."""
+
+    def place(text: str) -> str:
+        candidate = folder / Path(text).expanduser()
+        return (
+            str(candidate) if candidate.exists() or text.endswith(".gguf") or text.startswith(("./", "../")) else text
+        )
+
+    return spec.model_copy(
+        update={
+            "model": place(spec.model),
+            "calibration": spec.calibration.model_copy(update={"dataset": place(spec.calibration.dataset)}),
+            "evaluation": spec.evaluation.model_copy(update={"dataset": place(spec.evaluation.dataset)}),
+        }
+    )
+
+
+def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str, Any], name: str) -> InputError:
+    """The most helpful of a validation's errors as one message with a place."""
+    problems = sorted(error.errors(), key=lambda e: _rank(e["type"]))
+    problem = problems[0]
+    path = [part for part in problem["loc"] if not _is_branch(part, value, problem["loc"])]
+    kind, dotted = problem["type"], ".".join(str(p) for p in path)
+    location = _locate(node, path, name)
+    if kind == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        close = nearest(str(path[-1]), known)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return InputError(f"unknown key {dotted!r}.{hint}", remedy=f"keys here: {', '.join(known)}", location=location)
+    if kind == "missing":
+        return InputError(f"{dotted!r} is missing", remedy="add it here", location=_locate(node, path[:-1], name))
+    message = problem["msg"].removeprefix("Value error, ")
+    where = f"{dotted}: " if dotted else ""
+    shown = "" if kind == "value_error" else f" (found {problem['input']!r})"
+    return InputError(
+        f"{where}{message}{shown}", remedy="`optimize schema` prints every key with its type", location=location
+    )
+
+
+def _rank(kind: str) -> int:
+    return {"extra_forbidden": 0, "value_error": 1, "missing": 3}.get(kind, 2)
+
+
+def _is_branch(part: object, value: Mapping[str, Any], path: tuple[Any, ...]) -> bool:
+    """Whether a part of pydantic's path names a union's branch, not a key of the user's file."""
+    here: Any = value
+    for step in path:
+        inside = isinstance(here, Mapping) and step in here
+        item = isinstance(here, list) and isinstance(step, int) and step < len(here)
+        if step is part or step == part:
+            return (
+                not (inside or item)
+                and isinstance(part, str)
+                and (part[:1].isupper() or "[" in part or part in ("str", "dict", "int"))
+            )
+        if inside or item:
+            here = here[step]
+    return False
+
+
+def _locate(node: yaml.Node | None, path: list[Any], name: str) -> Location:
+    """Where a key stands; the nearest existing parent where it does not."""
+    mark = node.start_mark if node else None
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(step)), None)
+            if found is None:
+                break
+            mark, node = found[0].start_mark, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            mark = node.start_mark
+        else:
+            break
+    return Location(name, mark.line + 1, mark.column + 1) if mark else Location(name)
+
+
+def _known_keys(path: list[Any]) -> list[str]:
+    """The keys allowed under a path of the spec."""
+    model: type[BaseModel] = Spec
+    for step in path:
+        field = model.model_fields.get(str(step))
+        if field is None:
+            break
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not inner:
+            break
+        model = inner[0]
+    return list(model.model_fields)

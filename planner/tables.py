@@ -1,0 +1,212 @@
+"""What a person sees: a plan as a table that is read in ten seconds. Everything here prints; nothing computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_GIB = 1 << 30
+_BAR = 50
+
+
+def print_plan(console: Console, document: Mapping[str, Any], weights: int, card: str, saved: str | None) -> None:
+    """A plan: what was chosen, memory against the card, goals, why others lost, one line to remember."""
+    chosen = document["chosen"]
+    lock = document["lock"]
+    count = lock["gpu"]["count"]
+    cards = f"{count} × {card}" if count > 1 else card
+    console.print()
+    console.print(
+        f"  [bold]{document['model']}[/], {_count(weights)} weights    {cards}, {lock['gpu']['memory_bytes'] / _GIB:.2f} GiB usable"
+    )
+    console.print()
+    if chosen is None:
+        console.print(f"  [bold red]No plan meets the goals[/] ({document['searched']:,} candidates). Nearest:")
+        _print_rejected(console, document["rejected"][:5])
+        console.print()
+        console.print("  [bold]No plan.[/] Loosen a goal, choose another card, or a smaller model.")
+        return
+    chain = "  →  ".join(_step(step) for step in chosen["passes"]) or "as it is"
+    engine = f"{chosen['engine']['name']} {chosen['engine']['version'] or ''}".strip()
+    console.print(f"  Plan     [bold]{chain}[/]    {engine}    {document['searched']:,} candidates")
+    console.print()
+    _print_memory(console, chosen)
+    _print_goals(console, chosen)
+    console.print(f"  Graph    {_graph(chosen)}")
+    console.print()
+    if document["rejected"]:
+        console.print("  Why not")
+        _print_rejected(console, document["rejected"][:3])
+        more = document["searched"] - 1 - min(3, len(document["rejected"]))
+        if more > 0:
+            console.print(f"           ({more:,} more: optimize explain)", style="dim")
+        console.print()
+    for note in chosen["notes"]:
+        console.print(f"  Note     {note}", style="dim")
+    if not chosen["executable"]:
+        console.print(f"  [yellow]Not executable:[/] {'; '.join(chosen['missing'])}")
+    size = chosen["tensor_bytes"]
+    tail = f" Saved to {saved}." if saved else ""
+    action = "Next: optimize apply" if chosen["executable"] else "The plan can be read, not applied."
+    console.print(f"  [bold]Plan: {chain}, {_size(size)}, served by {engine}.[/]{tail}")
+    console.print(f"  {action}")
+
+
+def _count(weights: int) -> str:
+    return f"{weights / 1e9:.1f} B" if weights >= 1e9 else f"{weights / 1e6:.0f} M"
+
+
+def _size(size: float) -> str:
+    return f"{size / _GIB:.2f} GiB" if size >= _GIB / 2 else f"{size / (1 << 20):.1f} MiB"
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    if step["pass"] == "quantize":
+        storage = step["storage"]
+        group = storage.get("group_size")
+        detail = f" g{group}" if isinstance(group, int) and group > 0 else ""
+        return f"quantize {step['method']} {storage['format']} {storage.get('bits', 8)} bit{detail}"
+    if step["pass"] == "kv_cache":
+        return f"KV cache {step['dtype']}" + (" with scales" if step.get("scales") else "")
+    options = ", ".join(f"{key}={value}" for key, value in step.items() if key != "pass")
+    return f"{step['pass']} {options}".strip()
+
+
+def _graph(chosen: Mapping[str, Any]) -> str:
+    return " ─► ".join(["source", *(_step(step) for step in chosen["passes"]), "checkpoint", chosen["engine"]["name"]])
+
+
+def _print_memory(console: Console, chosen: Mapping[str, Any]) -> None:
+    memory = chosen["memory"]
+    budget, total = memory["budget"]["value"], memory["total"]["value"]
+    share = min(1.0, total / budget) if budget else 1.0
+    full = round(share * _BAR)
+    bar = Text("█" * full + "░" * (_BAR - full), style="green" if total <= budget else "red")
+    console.print(Text("  Memory   ") + bar + Text(f"  {_size(total)} of {_size(budget)}"))
+    kv = chosen["kv_cache"]
+    parts = [f"weights {_size(memory['weights']['value'])}", f"KV cache {_size(memory['kv_cache']['value'])}"]
+    parts += [f"activations {_size(memory['activations']['value'])}"] if memory["activations"]["value"] else []
+    overhead = memory["non_torch"]["value"] + memory["cuda_graphs"]["value"]
+    parts += [f"overhead {_size(overhead)}"] if overhead else []
+    requests = kv["max_concurrency"]["value"]
+    shown = (
+        "no cache" if requests is None else f"{kv['tokens']['value']:,.0f} KV tokens, {requests:.1f} requests at once"
+    )
+    console.print(f"           {'   '.join(parts)}")
+    console.print(f"           {shown}; longest context {kv['max_context']:,}")
+    console.print()
+
+
+def _print_goals(console: Console, chosen: Mapping[str, Any]) -> None:
+    from planner.verdict import show
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    rows: list[tuple[str, ...]] = []
+    for goal in chosen["goals"]:
+        p = goal["predicted"]
+        interval = (
+            f"{show(p['value'], goal['unit'])} ({show(p['low'], goal['unit'])} … {show(p['high'], goal['unit'])})"
+        )
+        sign = "≤" if goal["at_most"] else "≥"
+        tick = "[green]✓[/]" if goal["met"] else "[red]✗[/]"
+        rows.append((goal["name"], f"{sign} {show(goal['wanted'], goal['unit'])}", interval, p["basis"], tick))
+    if not rows:
+        speed, quality = chosen["speed"], chosen["quality"]
+        decode, rise = speed["decode_tok_s_per_request"], quality["log_ppl_increase"]
+        rows.append(
+            (
+                "decode",
+                "",
+                f"{decode['value']:.1f} tok/s ({decode['low']:.1f} … {decode['high']:.1f})",
+                decode["basis"],
+                "",
+            )
+        )
+        rows.append(
+            (
+                "log perplexity",
+                "",
+                f"{rise['value']:+.4f} ({rise['low']:+.4f} … {rise['high']:+.4f})",
+                rise["basis"],
+                "",
+            )
+        )
+    for number, row in enumerate(rows):
+        table.add_row("  Goals  " if number == 0 else "", *row)
+    console.print(table)
+    console.print()
+
+
+def _print_rejected(console: Console, rejected: list[Mapping[str, Any]]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    for verdict in rejected:
+        reasons = []
+        for reason in verdict["reasons"][:2]:
+            reasons.append(reason["message"] + (f" ({reason['remedy']})" if reason.get("remedy") else ""))
+        table.add_row("         ", verdict["candidate"], "; ".join(reasons))
+    console.print(table)
+
+
+def print_check(console: Console, document: Mapping[str, Any]) -> None:
+    """The answer of `check`."""
+    verdict = "[bold green]fits[/]" if document["fits"] else "[bold red]does not fit[/]"
+    console.print(
+        f"  {document['model']} on {document['gpu']} with {document['engine']}: {verdict} (confidence {document['confidence']:.0%})"
+    )
+    memory, kv = document["memory"], document["kv_cache"]
+    terms = ("weights", "kv_cache", "activations", "non_torch", "cuda_graphs")
+    console.print(
+        "  "
+        + "   ".join(f"{term.replace('_', ' ')} {_size(memory[term]['value'])}" for term in terms)
+        + f"   of {_size(memory['budget']['value'])}"
+    )
+    requests = kv["max_concurrency"]["value"]
+    if requests is not None:
+        console.print(
+            f"  {kv['tokens']['value']:,.0f} KV tokens, {requests:.1f} requests at once, longest context {kv['max_context']:,}"
+        )
+    speed = document["speed"]
+    if speed:
+        decode = speed["decode_tok_s_per_request"]
+        console.print(
+            f"  TTFT {speed['ttft_ms']['value']:.0f} ms   decode {decode['value']:.1f} tok/s ({decode['basis']})"
+        )
+    for reason in document["reasons"]:
+        console.print(f"  [red]✗[/] {reason['message']}" + (f" → {reason['remedy']}" if reason.get("remedy") else ""))
+    for note in document["notes"]:
+        console.print(f"  note: {note}", style="dim")
+
+
+def print_certificate(console: Console, document: Mapping[str, Any]) -> None:
+    """A finished result: what was promised and what was measured."""
+    console.print(f"  [bold]{document['model']}[/] → {document['label']}")
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for title in ("", "predicted", "measured", ""):
+        table.add_column(title)
+    for row in document["checks"]:
+        tick = "[green]✓[/]" if row["holds"] else "[red]✗[/]"
+        table.add_row("  " + row["name"], row["predicted"], row["measured"], tick)
+    console.print(table)
+    for step in document["steps"]:
+        reused = " (kept from an earlier run)" if step["reused"] else ""
+        console.print(
+            f"  {step['name']:18s} {step['seconds']:8.1f} s   peak {_size(step['peak_bytes'])}{reused}", style="dim"
+        )
+
+
+def print_verified(console: Console, document: Mapping[str, Any]) -> None:
+    """What the running engine showed."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for title in ("", "predicted", "measured", ""):
+        table.add_column(title)
+    for row in document["checks"]:
+        table.add_row(
+            "  " + row["name"], row["predicted"], row["measured"], "[green]✓[/]" if row["holds"] else "[red]✗[/]"
+        )
+    console.print(table)
+    verdict = "[bold green]Verified[/]" if document["holds"] else "[bold red]A promise is not kept[/]"
+    console.print(f"  {verdict}; started in {document['start_seconds']:.0f} s")

@@ -1,0 +1,48 @@
+"""Quantities as people write them, parsed strictly: `24 GiB`, `500 ms`, `20 tok/s`, `10%`. GB and GiB are different."""
+
+from __future__ import annotations
+
+import re
+
+_BYTES = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+}  # fmt: skip
+_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+_RATES = {"tok/s": 1.0, "tokens/s": 1.0, "t/s": 1.0, "tok/min": 1 / 60}
+
+
+def _parse(text: object, units: dict[str, float], kind: str, example: str) -> float:
+    if isinstance(text, bool) or not isinstance(text, str):
+        shown = f"{text!r}" if text is not None else "nothing"
+        raise ValueError(f"{shown} has no unit: write {kind} with one, such as {example}")
+    match = re.fullmatch(r"\s*([-+]?\d+(?:[_,]\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?)\s*([a-zA-Zµ%/]*)\s*", text)
+    if not match or match[2].lower() not in units:
+        known = ", ".join(units)
+        raise ValueError(f"{text!r} is not {kind}: write a number and one of {known}, such as {example}")
+    return float(re.sub(r"[_,]", "", match[1])) * units[match[2].lower()]
+
+
+def parse_bytes(text: object) -> int:
+    """`0.5 GiB` in bytes. Raises ValueError saying what was expected."""
+    return int(_positive(_parse(text, dict(_BYTES), "an amount of memory", "24 GiB"), text))
+
+
+def parse_seconds(text: object) -> float:
+    """`500 ms` in seconds. Raises ValueError saying what was expected."""
+    return _positive(_parse(text, dict(_SECONDS), "a time", "500 ms"), text)
+
+
+def parse_rate(text: object) -> float:
+    """`20 tok/s` in tokens a second. Raises ValueError saying what was expected."""
+    return _positive(_parse(text, dict(_RATES), "a rate", "20 tok/s"), text)
+
+
+def parse_share(text: object) -> float:
+    """`10%` as 0.1. Raises ValueError saying what was expected."""
+    return _positive(_parse(text, {"%": 0.01}, "a share", "10%"), text)
+
+
+def _positive(value: float, text: object) -> float:
+    if value < 0:
+        raise ValueError(f"{text!r} is negative: write a positive amount")
+    return value

@@ -1,0 +1,136 @@
+"""A candidate and what became of it: the estimates, the goals met or missed, and the typed reasons why it is out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from passes.base import Pass
+from passes.ir.model import ModelIR
+from passes.reason import Reason
+from planner.quality import Quality
+from planner.spec import Goals
+from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate
+from targets.quantity import Quantity
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An engine with settings, and a chain of passes that makes what it serves."""
+
+    engine: str
+    passes: tuple[Pass, ...]
+    settings: Settings
+
+    @property
+    def label(self) -> str:
+        """`vllm · gptq w4a16-g64 → KV fp8 · 2 cards`."""
+        chain = " → ".join(p.text() for p in self.passes) or "as it is"
+        cards = self.settings.parallel.gpus
+        return f"{self.engine}: {chain}" + (f" on {cards} cards" if cards > 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class GoalResult:
+    """One goal: what was asked, what is predicted, whether it is met. `wanted` and `predicted` share `unit`."""
+
+    name: str
+    wanted: float
+    predicted: Quantity
+    at_most: bool
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the predicted value meets the goal."""
+        return self.predicted.value <= self.wanted if self.at_most else self.predicted.value >= self.wanted
+
+    @property
+    def miss(self) -> float:
+        """By which share of the goal it is missed; 0 when met."""
+        if self.met:
+            return 0.0
+        return abs(self.predicted.value - self.wanted) / max(abs(self.wanted), 1e-12)
+
+    def reason(self) -> Reason:
+        """The reason of a missed goal."""
+        sign = ">" if self.at_most else "<"
+        message = f"{self.name} {show(self.predicted.value, self.unit)} {sign} {show(self.wanted, self.unit)}"
+        return Reason(
+            f"{self.name.replace(' ', '_')}_missed",
+            message,
+            None,
+            {"wanted": self.wanted, "predicted": self.predicted.value},
+        )
+
+
+def show(value: float, unit: str) -> str:
+    """A figure as people read it."""
+    if unit == "%":
+        return f"{100 * value:+.1f} %"
+    if unit == "ms":
+        return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.0f} ms"
+    return f"{value:,.3g} {unit}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is predicted of a candidate, and every reason against it (empty: it meets all goals)."""
+
+    candidate: Candidate
+    ir: ModelIR
+    memory: MemoryEstimate
+    speed: SpeedEstimate | None
+    quality: Quality
+    goals: tuple[GoalResult, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def feasible(self) -> bool:
+        """Legal, fits, and meets every goal."""
+        return not self.reasons
+
+    @property
+    def distance(self) -> tuple[int, float]:
+        """How far from feasible: reasons that no figure measures first, then the sum of relative misses."""
+        short = max(0.0, -self.memory.margin.value) / max(self.memory.memory.budget.value, 1.0)
+        hard = sum(
+            1
+            for r in self.reasons
+            if not r.code.endswith("_missed") and "does_not_fit" not in r.code and "do_not_fit" not in r.code
+        )
+        return hard, short + sum(goal.miss for goal in self.goals)
+
+
+def judge(goals: Goals, memory: MemoryEstimate, speed: SpeedEstimate, quality: Quality) -> Iterator[GoalResult]:
+    """The goals of a spec against the estimates."""
+    if goals.ttft is not None:
+        yield GoalResult("TTFT", goals.ttft * 1000, speed.ttft_ms, True, "ms")
+    if goals.tpot is not None:
+        yield GoalResult("TPOT", goals.tpot * 1000, speed.tpot_ms, True, "ms")
+    if goals.decode is not None:
+        yield GoalResult("decode", goals.decode, speed.decode_tok_s_per_request, False, "tok/s")
+    if goals.throughput is not None:
+        yield GoalResult("throughput", goals.throughput, speed.throughput_tok_s, False, "tok/s")
+    if goals.quality.max_perplexity_increase is not None:
+        import math
+
+        rise = quality.log_ppl_increase
+        grown = Quantity(math.expm1(rise.value), math.expm1(rise.low), math.expm1(rise.high), rise.basis)
+        yield GoalResult("perplexity", goals.quality.max_perplexity_increase, grown, True, "%")
+    if goals.quality.max_kl is not None:
+        yield GoalResult("KL", goals.quality.max_kl, quality.kl, True, "nats")
+
+
+def estimates_json(verdict: Verdict) -> Mapping[str, Any]:
+    """`memory`, `kv_cache`, `speed`, `quality` as the command-line contract shapes them."""
+    from planner.shapes import kv_json, memory_json, quality_json, speed_json
+
+    return {
+        "memory": memory_json(verdict.memory.memory),
+        "kv_cache": kv_json(verdict.memory.kv),
+        "speed": speed_json(verdict.speed),
+        "quality": quality_json(verdict.quality),
+    }

@@ -1,0 +1,64 @@
+"""`vllm serve --config` YAML and a script that starts it as it is, for the CUDA and the CPU engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from passes.ir.model import ModelIR
+from targets.engines.engine import LaunchFile
+
+_RUN = """#!/usr/bin/env bash
+# Starts vLLM on this result. PORT and HOST may be set; TIGHTFIT_ENGINE names the Python that has vLLM, where it is not the
+# `vllm` on PATH. Extra arguments go to `vllm serve`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export HF_HUB_OFFLINE="${{HF_HUB_OFFLINE:-1}}"
+{environment}if [ -n "${{TIGHTFIT_ENGINE:-}}" ]; then
+  export PATH="$(dirname "$TIGHTFIT_ENGINE"):$PATH"
+  exec "$TIGHTFIT_ENGINE" -m vllm.entrypoints.cli.main serve --config launch/vllm.yaml \\
+    --host "${{HOST:-127.0.0.1}}" --port "${{PORT:-8000}}" "$@"
+fi
+exec vllm serve --config launch/vllm.yaml --host "${{HOST:-127.0.0.1}}" --port "${{PORT:-8000}}" "$@"
+"""
+
+
+def vllm_files(plan: Mapping[str, Any], ir: ModelIR, served_name: str) -> tuple[LaunchFile, ...]:
+    """`vllm.yaml` and `run.sh`. Paths are relative to the result's folder, into which the script changes."""
+    cpu = plan["chosen"]["engine"]["name"] == "vllm-cpu"
+    environment = 'export VLLM_CPU_OMP_THREADS_BIND="${VLLM_CPU_OMP_THREADS_BIND:-auto}"\n' if cpu else ""
+    config = vllm_config(plan, ir, served_name)
+    head = f"# vllm serve --config: {plan['chosen']['label']}\n"
+    return (
+        LaunchFile("vllm.yaml", head + yaml.safe_dump(config, sort_keys=False), data=config),
+        LaunchFile("run.sh", _RUN.format(environment=environment), executable=True),
+    )
+
+
+def vllm_config(plan: Mapping[str, Any], ir: ModelIR, served_name: str) -> dict[str, Any]:
+    """The arguments of `vllm serve`, by the names of its config file."""
+    settings, workload = plan["chosen"]["settings"], plan["spec"]["workload"]
+    config: dict[str, Any] = {
+        "model": ".",
+        "served-model-name": served_name,
+        "max-model-len": workload["context"],
+        "tensor-parallel-size": settings["tensor_parallel"],
+        "dtype": {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[ir.dtype],
+    }
+    if settings["pipeline_parallel"] > 1:
+        config["pipeline-parallel-size"] = settings["pipeline_parallel"]
+    if ir.kv_cache.dtype != "auto" and not ir.kv_cache.scales:
+        config["kv-cache-dtype"] = ir.kv_cache.dtype
+    renamed = {
+        "gpu_memory_utilization": "gpu-memory-utilization", "max_num_seqs": "max-num-seqs", "block_size": "block-size",
+        "max_num_batched_tokens": "max-num-batched-tokens", "kv_cache_memory_bytes": "kv-cache-memory-bytes",
+    }  # fmt: skip
+    config |= {name: settings[key] for key, name in renamed.items() if key in settings}
+    if plan["chosen"]["engine"]["name"] == "vllm-cpu":
+        config["kv-cache-memory-bytes"] = plan["chosen"]["memory"]["kv_cache"]["value"]
+    if settings.get("enforce_eager"):
+        config["enforce-eager"] = True
+    return json.loads(json.dumps(config))  # type: ignore[no-any-return]

@@ -1,0 +1,236 @@
+"""Starts an engine from its launch files as a child process, watches it, measures it, and stops it whatever happens."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from passes.reason import InputError, TightfitError
+
+#: How long an engine may take until it answers; a cold start of a large model compiles for minutes.
+START_SECONDS = 900.0
+_STOP_SECONDS = 20.0
+_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens, Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
+_TOKENS_ALONE = re.compile(r"KV cache size: ([\d,]+) tokens")
+
+
+class EngineError(TightfitError):
+    """The engine did not start or died: the message holds the end of its log."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running engine: where it answers, what its log says of the cache, and how long it took to start."""
+
+    host: str
+    port: int
+    log: Path
+    start_seconds: float
+
+    def kv_tokens(self) -> int | None:
+        """KV tokens as printed; None where the log does not say."""
+        match = _TOKENS_ALONE.search(self.log.read_text(errors="replace"))
+        return int(match[1].replace(",", "")) if match else None
+
+    def max_concurrency(self) -> float | None:
+        """Concurrency at full context as printed."""
+        match = _TOKENS.search(self.log.read_text(errors="replace"))
+        return float(match[3]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Medians over requests that ran one at a time: milliseconds to the first token, milliseconds a further token."""
+
+    ttft_ms: float
+    tpot_ms: float
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    text: str
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Tokens a second after the first."""
+        return 1000 / self.tpot_ms if self.tpot_ms > 0 else 0.0
+
+
+def engine_python(given: Path | None = None) -> Path:
+    """The Python that has the engine: as given, else TIGHTFIT_ENGINE. Raises InputError where there is none."""
+    text = str(given) if given else os.environ.get("TIGHTFIT_ENGINE", "")
+    if text:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            path = path / "bin" / "python"
+        if not path.exists():
+            raise InputError(f"no Python at {path}", remedy="name the engine's Python with --engine or TIGHTFIT_ENGINE")
+        return path.absolute()
+    raise InputError(
+        "which Python has the engine?",
+        remedy="`make engine` sets one up; name it with --engine or TIGHTFIT_ENGINE=/path/to/bin/python",
+    )
+
+
+@contextmanager
+def serving(script: Path, python: Path | None, *, start_seconds: float = START_SECONDS) -> Iterator[Served]:
+    """Start `script` (a launch folder's run.sh) on a free local port; yields when it answers, stops it at the end.
+
+    The engine runs in a process group of its own, which is ended as a whole. Raises EngineError with the log's end.
+    """
+    port = _free_port()
+    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONUNBUFFERED": "1"}
+    if python is not None:
+        environment["TIGHTFIT_ENGINE"] = str(python)
+    for leftover in ("PYTHONPATH", "VIRTUAL_ENV"):
+        environment.pop(leftover, None)
+    descriptor, name = tempfile.mkstemp(prefix="tightfit-engine-", suffix=".log")
+    log = Path(name)
+    began = time.monotonic()
+    with os.fdopen(descriptor, "wb") as stream:
+        child = subprocess.Popen(
+            ["bash", str(script)],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        _wait(child, port, log, began + start_seconds)
+        yield Served("127.0.0.1", port, log, time.monotonic() - began)
+    finally:
+        _stop(child)
+        log.unlink(missing_ok=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _wait(child: subprocess.Popen[bytes], port: int, log: Path, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise EngineError(
+                f"the engine ended with code {child.returncode} before it answered:\n{_tail(log)}", remedy=_advice(log)
+            )
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.5)
+    raise EngineError(f"the engine did not answer in time:\n{_tail(log)}", remedy="see its log above")
+
+
+def _tail(log: Path, lines: int = 25) -> str:
+    return "\n".join(f"    {line[:240]}" for line in log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _advice(log: Path) -> str:
+    text = log.read_text(errors="replace")
+    if "No module named" in text or "vllm: not found" in text or "vllm: command not found" in text:
+        return "this Python has no vLLM: name the engine's Python with --engine or TIGHTFIT_ENGINE"
+    if "out of memory" in text.lower() or "less than requested memory" in text:
+        return "memory ran out: other processes may hold some; free it, or plan with a `reserve`"
+    return "the end of its log stands above"
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """End the engine's whole process group: politely, then for good."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            child.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        if not _group_alive(child.pid):
+            break
+        time.sleep(1.0)
+    child.wait()
+
+
+def _group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def measure(served: Served, model: str, *, input_tokens: int, output_tokens: int, requests: int = 5) -> Timing:
+    """Time requests one after another over the OpenAI API, each with a prompt of its own (no prefix hits)."""
+    _stream(served, model, _prompt(9_999, 16), 4)
+    firsts, rests, text = [], [], ""
+    for number in range(requests):
+        times, text = _stream(served, model, _prompt(number, input_tokens), output_tokens)
+        began, stamps = times[0], times[1:]
+        if len(stamps) < 2:
+            raise EngineError(
+                "the engine answered fewer than two tokens", remedy="ask for more output_tokens in the workload"
+            )
+        firsts.append(1000 * (stamps[0] - began))
+        rests.append(1000 * (stamps[-1] - stamps[0]) / (len(stamps) - 1))
+    return Timing(statistics.median(firsts), statistics.median(rests), requests, input_tokens, output_tokens, text)
+
+
+def _prompt(seed: int, tokens: int) -> list[int]:
+    """Token ids that differ from prompt to prompt; small ids exist in every vocabulary."""
+    return [100 + (seed * 7919 + position * 104729) % 800 for position in range(tokens)]
+
+
+def complete(served: Served, model: str, prompt: str, tokens: int) -> str:
+    """Greedy text for a prompt."""
+    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+    reply = json.loads(_post(served, body).read())
+    return str(reply["choices"][0]["text"])
+
+
+def _post(served: Served, body: dict[str, Any]) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection(served.host, served.port, timeout=600)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    reply = connection.getresponse()
+    if reply.status != 200:
+        raise EngineError(
+            f"the engine answered {reply.status}: {reply.read(500).decode(errors='replace')}", remedy="see its message"
+        )
+    return reply
+
+
+def _stream(served: Served, model: str, prompt: list[int], tokens: int) -> tuple[list[float], str]:
+    """When the request was sent, then when each token came; and the text."""
+    body = {
+        "model": model, "prompt": prompt, "max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True,
+    }  # fmt: skip
+    times, text = [time.perf_counter()], ""
+    reply = _post(served, body)
+    for raw in reply:
+        line = raw.decode().strip()
+        if not line.startswith("data: ") or line == "data: [DONE]":
+            continue
+        choices = json.loads(line[6:]).get("choices") or []
+        if choices:
+            times.append(time.perf_counter())
+            text += choices[0].get("text") or ""
+    return times, text

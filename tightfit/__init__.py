@@ -1,0 +1,45 @@
+"""tightfit compiles a language model onto a card. This facade holds every public name; the rooms behind it may change.
+
+import tightfit
+made = tightfit.plan("spec.yaml")
+result = tightfit.apply(made.document)
+tightfit.verify(result.out)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planner.apply import ApplyResult, apply
+    from planner.check import CheckResult, check
+    from planner.plan import Plan, plan
+    from planner.spec import Spec, load_spec
+    from planner.verify import VerifyReport, verify
+
+__all__ = [
+    "ApplyResult",
+    "CheckResult",
+    "Plan",
+    "Spec",
+    "VerifyReport",
+    "apply",
+    "check",
+    "load_spec",
+    "plan",
+    "verify",
+]
+
+_HOME = {
+    "ApplyResult": "apply", "apply": "apply", "CheckResult": "check", "check": "check", "Plan": "plan", "plan": "plan",
+    "Spec": "spec", "load_spec": "spec", "VerifyReport": "verify", "verify": "verify",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import tightfit` costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'tightfit' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"planner.{_HOME[name]}"), name)

@@ -24,6 +24,8 @@ from scipy.optimize import least_squares
 
 from passes.ir.sources import open_model
 from passes.quantize.scheme import parse_scheme
+from targets.engines.engine import Parallel, Settings
+from targets.engines.speed import cache_tokens, default_token_budget
 from targets.engines.speed_card import card_of, generation_of
 from targets.engines.speed_rates import FIT, rates_from
 from targets.engines.speed_serving import Loop, Means, closed_loop
@@ -238,23 +240,11 @@ def case(
     gpu = find_gpu(GPUS.get(row["gpu"], row["gpu"]))
     work, tp = describe(row["model"], weights), int(row.get("tp") or 1)
     card = card_of(engine, gpu)
-    large = generation_of(gpu) not in ("8.0",) and gpu.memory_bytes.value >= 70 * 2**30
     return Case(
         row["id"], engine, row["model"], generation_of(gpu), version, work, card, tp, tuple(map(float, load)),
-        cache_tokens(work, gpu.memory_bytes.value, tp), 8192.0 if large else 2048.0, measured, trust,
+
+        cache_tokens(work, card, gpu.memory_bytes.value, Settings(parallel=Parallel(tp=tp)), 2.0), default_token_budget(engine, gpu), measured, trust,
     )  # fmt: skip
-
-
-def cache_tokens(work: Work, card_bytes: float, tp: int) -> float:
-    """Tokens of cache beside the weights at vLLM's default utilisation, 4 GB kept for activations and graphs."""
-    weights = sum(m.bytes / (tp if m.sharded else 1) for m in work.matmuls) + sum(e.bytes for e in work.experts) / tp
-    free = 0.92 * card_bytes - weights - 2 * work.head.bytes / tp - 4e9
-    per_token = sum(
-        2 * a.layers * a.elements_per_token / (1 if a.latent else min(tp, a.kv_heads))
-        for a in work.attention
-        if not a.window
-    )
-    return max(free / max(per_token, 1), 1.0)
 
 
 def rows(name: str) -> list[dict[str, Any]]:

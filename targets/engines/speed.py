@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from passes.ir.model import ModelIR
 from targets.engines.engine import Settings, SpeedEstimate
 from targets.engines.speed_card import card_of, generation_of
-from targets.engines.speed_rates import Fitted, fitted_rates
+from targets.engines.speed_profile import Profile, load_profile, measured_card, measured_values
+from targets.engines.speed_rates import Fitted, engine_values, fitted_rates, rates_from
 from targets.engines.speed_serving import Loop, Means, closed_loop
 from targets.engines.speed_step import Card, Step, step_seconds
 from targets.engines.speed_work import Work, work_of
 from targets.gpu import Gpu
-from targets.quantity import Quantity
+from targets.quantity import Basis, Quantity
 from targets.workload import Workload
 
 #: Bytes of one cache element by cache dtype; grouped scales of ExLlama's formats included (a 16-bit scale for 32 elements).
@@ -32,12 +33,16 @@ def estimate(
 ) -> SpeedEstimate:
     """Speed of `ir` under `engine` on `gpu`, as steady means under the workload's closed loop.
 
-    `kv_tokens`: tokens of cache that one replica holds, from the engine's memory accounting; it bounds how many requests run
-    at once. None: all of them fit.
+    `kv_tokens`: tokens of cache that one replica holds, where the caller has the engine's accounting; it bounds how many
+    requests run at once. None: counted roughly here.
     """
-    fitted = fitted_rates(engine, generation_of(gpu), settings.version)
-    work, card = work_of(ir), card_of(engine, gpu)
+    work, card, fitted = work_of(ir), card_of(engine, gpu), fitted_rates(engine, generation_of(gpu), settings.version)
+    profile = load_profile(gpu.name)
+    if profile is not None:
+        card, fitted = measured_card(card, profile), _measured(fitted, engine, gpu, settings.version, profile)
     clients = max(1.0, (workload.concurrency or 1) / settings.parallel.dp)
+    if kv_tokens is None:
+        kv_tokens = cache_tokens(work, card, gpu.memory_bytes.value, settings, CACHE_BYTES.get(ir.kv_cache.dtype, 2.0))
     resident = _resident(settings, workload, fitted.rates.occupancy, kv_tokens)
     host_s, host_token_s = fitted.rates.host_s, fitted.rates.host_token_s
     budget = settings.max_num_batched_tokens or default_token_budget(engine, gpu)
@@ -49,6 +54,14 @@ def estimate(
     means = closed_loop(run.step, loop)
     alone = means if clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
     return _speed(means, alone, loop, fitted, settings.parallel.dp)
+
+
+def _measured(fitted: Fitted, engine: str, gpu: Gpu, version: str | None, profile: Profile) -> Fitted:
+    """The engine's rates with this machine's measurements in their place."""
+    values = measured_values(engine_values(engine), engine, gpu, profile)
+    error = profile.error(engine)
+    decode, prefill = min(fitted.decode_error, error), min(fitted.prefill_error, error)
+    return Fitted(rates_from(values, generation_of(gpu), version), decode, prefill, prefill, decode, Basis.MEASURED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +90,32 @@ def default_token_budget(engine: str, gpu: Gpu) -> int:
     return 8192 if engine == "vllm" and large else 2048
 
 
-def _resident(settings: Settings, workload: Workload, occupancy: float, kv_tokens: float | None) -> float:
+#: Bytes a card keeps for activations, graphs and the context beside weights and cache: the middle of vLLM's start-up logs.
+_SET_ASIDE = 4e9
+
+
+def cache_tokens(work: Work, card: Card, memory_bytes: float, settings: Settings, cache_bytes: float) -> float:
+    """Tokens of cache that the cards hold beside the weights, roughly; the engine's accounting has the exact figure.
+
+    Infinite where the weights leave no room: such a plan is refused for its memory, its speed is asked all the same.
+    """
+    tp, pp = settings.parallel.tp, settings.parallel.pp
+    weights = sum(m.bytes / (tp if m.sharded else 1) for m in work.matmuls) + sum(e.bytes for e in work.experts) / tp
+    share = settings.gpu_memory_utilization or 0.92
+    free = share * memory_bytes - (weights + 2 * work.head.bytes / tp) / pp - _SET_ASIDE * (card.capability > 0)
+    free = settings.kv_cache_memory_bytes or free
+    per_token = sum(
+        cache_bytes * kind.layers * kind.elements_per_token / (1 if kind.latent else min(tp, kind.kv_heads))
+        for kind in work.attention
+        if not kind.window
+    )
+    return free * pp / per_token if free > 0 and per_token else math.inf
+
+
+def _resident(settings: Settings, workload: Workload, occupancy: float, kv_tokens: float) -> float:
     """Requests that run at once: what the cache holds at their mean length, at most `max_num_seqs`."""
-    most = float(settings.max_num_seqs or 1024)
-    if kv_tokens is None:
-        return most
     mean = workload.input_tokens + workload.output_tokens / 2
-    return max(1.0, min(most, kv_tokens / (occupancy * mean)))
+    return max(1.0, min(float(settings.max_num_seqs or 1024), kv_tokens / (occupancy * mean)))
 
 
 def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int) -> SpeedEstimate:

@@ -39,13 +39,19 @@ def fit() -> Mapping[str, Any]:
     return stored
 
 
+def engine_values(engine: str) -> Mapping[str, float]:
+    """The named constants of an engine; those of the engine it is read as, where it has none."""
+    entry = fit()["engines"][engine]
+    values: Mapping[str, float] = fit()["engines"][entry.get("as", engine)]["values"]
+    return values
+
+
 @lru_cache(maxsize=256)
 def fitted_rates(engine: str, generation: str, version: str | None = None) -> Fitted:
     """What the fit says of an engine (and version of it; None = newest) on a generation of cards."""
-    engines = fit()["engines"]
-    entry = engines[engine]
+    entry = fit()["engines"][engine]
     known = entry.get("generations", {})
-    values = rates_from(engines[entry.get("as", engine)]["values"], generation, version)
+    values = rates_from(engine_values(engine), generation, version)
     errors = entry["errors"]
     widen = 1.0 if generation in known else entry["unknown_generation_widens"]
     basis = Basis.CALIBRATED if generation in known and "as" not in entry else Basis.ASSUMED

@@ -1,0 +1,96 @@
+"""What was measured on a machine, and how it replaces the fitted constants.
+
+`optimize calibrate` stores one JSON file a device under `~/.cache/tightfit/profiles` (`TIGHTFIT_HOME` replaces
+`~/.cache/tightfit`). `probe` holds the device's own rates; `engines` holds constants fitted on a short load of a served model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from targets.engines.speed_step import Card
+from targets.gpu import Gpu
+
+#: What a plain copy and a large product reach of a card's peaks where nothing is wrong; a probe is read relative to them.
+COPY_SHARE, PRODUCT_SHARE = 0.92, 0.75
+
+#: Relative 90 % half widths (log space) after a probe alone, and after a load.
+PROBE_ERROR, LOAD_ERROR = 0.25, 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A device's measurements: `probe` as `calibrate_probe` prints it, `engines` constants by engine name."""
+
+    device: str
+    probe: Mapping[str, Any]
+    engines: Mapping[str, Mapping[str, float]]
+
+    def as_json(self) -> dict[str, Any]:
+        """The stored document."""
+        engines = {name: dict(values) for name, values in self.engines.items()}
+        return {"format_version": "1", "device": self.device, "probe": dict(self.probe), "engines": engines}
+
+    def error(self, engine: str) -> float:
+        """Relative 90 % half width of predictions by this profile."""
+        return LOAD_ERROR if engine in self.engines else PROBE_ERROR
+
+
+def profile_path(device: str) -> Path:
+    """Where a device's profile is kept."""
+    home = Path(os.environ.get("TIGHTFIT_HOME") or Path.home() / ".cache" / "tightfit")
+    return home / "profiles" / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+
+
+def load_profile(device: str) -> Profile | None:
+    """The profile of a device; None where it was never calibrated."""
+    path = profile_path(device)
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _read(path, changed)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, changed: int) -> Profile | None:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return Profile(stored["device"], stored["probe"], stored["engines"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def measured_card(card: Card, profile: Profile) -> Card:
+    """The card with measured peaks: a processor's rates have no other source; a card keeps its printed ones."""
+    if card.capability:
+        return card
+    probe = profile.probe
+    flops = {"bf16": probe["bf16_flops"]} | ({"int8": probe["int8_ops"]} if probe.get("int8_ops") else {})
+    return replace(card, bandwidth=probe["vector_bytes_per_s"], flops=flops)
+
+
+def measured_values(values: Mapping[str, float], engine: str, gpu: Gpu, profile: Profile) -> dict[str, float]:
+    """An engine's constants with what was measured in their place."""
+    probe, changed = profile.probe, dict(values)
+    if gpu.is_cpu:
+        changed |= {"memory": 1.0, "compute": 1.0}
+        if "int4_flops" in probe:
+            changed["memory.w4"] = changed["memory.awq"] = (
+                probe["int4_vector_bytes_per_s"] / probe["vector_bytes_per_s"]
+            )
+            changed["compute.w4"] = changed["compute.awq"] = probe["int4_flops"] / probe["bf16_flops"]
+    else:
+        changed["memory"] *= probe["copy_bytes_per_s"] / gpu.bandwidth_bytes_per_s / COPY_SHARE
+        if gpu.bf16_flops:
+            changed["compute"] *= probe["bf16_flops"] / gpu.bf16_flops / PRODUCT_SHARE
+        if "link_bytes_per_s" in probe and gpu.link_bytes_per_s:
+            changed["link"] = 2 * probe["link_bytes_per_s"] / gpu.link_bytes_per_s
+    return changed | dict(profile.engines.get(engine, {}))

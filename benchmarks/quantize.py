@@ -1,0 +1,128 @@
+"""GPTQ W4 g64 beside llm-compressor: KL against the source on news text, and seconds.
+
+    python benchmarks/quantize.py MODEL_FOLDER [--seeds 0 1 2] [--peer PYTHON] [--sources grid twin]
+
+Both get the same 64 x 512 calibration tokens (another draw for each seed), both write compressed-tensors W4 g64 symmetric
+with static activation order, and both results are measured by the same code on the same 64 x 512 held-out tokens. Sources:
+the model itself, whose weights lie on a 4-bit grid (`grid`), and its de-gridded twin (`twin`, benchmarks/degrid.py). Nothing
+is tuned on `grid`. `--peer`: the Python of an environment with llmcompressor 0.14 (it pins another compressed-tensors).
+Results are kept in the cache folder; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.degrid import degrid
+from benchmarks.text import CACHE, calibration_tokens, evaluation_tokens
+from passes import graph
+from passes.checkpoint import Checkpoint, write_shard
+from passes.decoded import DecodedCheckpoint
+from passes.evaluate import Side, evaluate
+from passes.formats.compressed_tensors import PackQuantized
+from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
+from passes.measure import Meter
+from passes.quantize.gptq import GptqOptions
+from passes.quantize.methods import GPTQ_DEFAULT, Gptq
+from passes.quantize.quantize import Quantize
+from passes.quantize.scales import ScaleSearch
+from passes.walk import Walk
+
+_DTYPE = torch.bfloat16
+_CPU = torch.device("cpu")
+_CHAIN = (Quantize("gptq", PackQuantized(4, 64)),)
+
+#: Variants of our own quantizer that were tried on the twin; `default` is what ships.
+VARIANTS = {
+    "default": GPTQ_DEFAULT,
+    "plain": GptqOptions("static", 0.01, ScaleSearch()),
+    "search": GptqOptions("static", 0.01, ScaleSearch(20, 0.7)),
+    "group": GptqOptions("group", 0.01, ScaleSearch()),
+    "group-search": GptqOptions("group", 0.01, ScaleSearch(20, 0.7)),
+    "damped": GptqOptions("static", 0.05, ScaleSearch(20, 0.7)),
+}
+
+
+def ours(source: Path, seed: int, variant: str, label: str) -> dict[str, Any]:
+    """One walk of ours; seconds and peak of the walk alone, as for the peer."""
+    folder = CACHE / f"ours-{label}-{seed}-{variant}"
+    record = folder.with_suffix(".json")
+    if not record.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        ir = open_model(source).ir
+        tokens = calibration_tokens(source, seed)
+        meter = Meter()
+        Walk(
+            ir, graph.rewrite(ir, _CHAIN), Checkpoint(source), Gptq(VARIANTS[variant]), tokens, folder, _CPU, _DTYPE
+        ).run()
+        cost = {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes}
+        outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]
+        write_shard(folder / "shards" / "model-00000.safetensors", Checkpoint(source).read(outer))
+        record.write_text(json.dumps(cost | {"kl": _kl(ir, source, folder / "shards")}))
+    return dict(json.loads(record.read_text()))
+
+
+def peer(source: Path, seed: int, label: str, python: Path) -> dict[str, Any]:
+    """One run of llm-compressor, in its own environment."""
+    folder = CACHE / f"llmc-{label}-{seed}"
+    record = folder.with_suffix(".kl.json")
+    if not record.exists():
+        cost_file = folder.with_suffix(".json")
+        if not (cost_file.exists() and (folder / "model.safetensors").exists()):
+            tokens = CACHE / f"tokens-{seed}.pt"
+            torch.save(calibration_tokens(source, seed), tokens)
+            script = Path(__file__).with_name("peer_llmcompressor.py")
+            run = subprocess.run([python, script, source, tokens, folder], check=True, capture_output=True, text=True)
+            cost_file.write_text(run.stdout)
+        cost = json.loads(cost_file.read_text().strip().splitlines()[-1])
+        record.write_text(json.dumps(cost | {"kl": _kl(open_model(source).ir, source, folder)}))
+    return dict(json.loads(record.read_text()))
+
+
+def _kl(ir: ModelIR, source: Path, result: Path) -> float:
+    decoded = DecodedCheckpoint(Checkpoint(result), graph.rewrite(ir, _CHAIN), _DTYPE)
+    return evaluate(Side(ir, Checkpoint(source)), Side(ir, decoded), evaluation_tokens(source), _DTYPE, _CPU).kl
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sources", nargs="+", default=["twin", "grid"], choices=["twin", "grid"])
+    parser.add_argument("--variants", nargs="+", default=["default"], choices=sorted(VARIANTS))
+    parser.add_argument("--peer", type=Path)
+    options = parser.parse_args()
+    print(
+        f"{'source':6} {'seed':>4} {'quantizer':16} {'KL':>8} {'seconds':>8} {'peak MiB':>9} {'KL ratio':>9} {'time ratio':>10}"
+    )
+    for label in options.sources:
+        source = degrid(options.model, CACHE / "smollm2-degridded") if label == "twin" else options.model
+        for seed in options.seeds:
+            base = peer(source, seed, label, options.peer) if options.peer else None
+            if base:
+                _line(label, seed, "llm-compressor", base, None)
+            for variant in options.variants:
+                _line(label, seed, f"ours {variant}", ours(source, seed, variant, label), base)
+
+
+def _line(label: str, seed: int, name: str, row: dict[str, Any], base: dict[str, Any] | None) -> None:
+    ratios = f"{row['kl'] / base['kl']:9.3f} {row['seconds'] / base['seconds']:10.2f}" if base else ""
+    print(
+        f"{label:6} {seed:4} {name:16} {row['kl']:8.4f} {row['seconds']:8.1f} {row['peak_bytes'] >> 20:9} {ratios}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    main()
+    print(f"whole run {time.monotonic() - started:.0f} s")

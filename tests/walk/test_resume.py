@@ -1,0 +1,96 @@
+"""kill -9 at any moment: the next run goes on at the first unfinished block and ends with the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from passes.ir.model import ModelIR
+from passes.walk_state import WalkState
+from tests.walk.conftest import BLOCKS, save_tiny_llama
+from tests.walk.test_walk import walk
+
+_CHILD = """
+import os, random, signal, sys, threading
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from passes.ir.sources import open_model
+from tests.walk.test_walk import walk
+
+model, folder, seed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+ids = torch.randint(0, 256, (12, 32), generator=torch.Generator().manual_seed(3))
+
+def report(block, blocks):
+    print("block", block.block, flush=True)
+
+job = walk(model, open_model(model).ir, ids, folder, progress=report)
+if seed != "none":
+    # Some time into the walk, in the middle of whatever it is doing then.
+    threading.Timer(random.Random(int(seed)).uniform(0.0, 0.35), lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+job.run()
+"""
+
+
+def shards(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((folder / "shards").glob("*.safetensors"))
+    }
+
+
+def child(model: Path, folder: Path, seed: str) -> tuple[int, list[int]]:
+    run = subprocess.run(
+        [sys.executable, "-c", _CHILD, model, folder, seed], capture_output=True, text=True, timeout=120
+    )
+    return run.returncode, [int(line.split()[1]) for line in run.stdout.splitlines() if line.startswith("block")]
+
+
+@pytest.mark.slow
+def test_five_kills_end_with_the_bytes_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    model = save_tiny_llama(tmp_path / "model", blocks=12)
+    assert child(model, tmp_path / "whole", "none")[0] == 0
+    finished: list[int] = []
+    for seed in random.Random(11).sample(range(1000), 5):
+        code, done = child(model, tmp_path / "killed", str(seed))
+        assert code in (0, -9)
+        finished += done
+    code, done = child(model, tmp_path / "killed", "none")
+    finished += done
+    assert code == 0
+    assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
+    assert len(finished) == len(set(finished)), "a finished block was done again"
+
+
+def test_a_stop_after_any_block_resumes_there(
+    llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    class StopError(Exception):
+        pass
+
+    walk(llama, llama_ir, tokens, tmp_path / "whole").run()
+    blocks: list[int] = []
+
+    def stop(report: object, total: int) -> None:
+        blocks.append(report.block)  # type: ignore[attr-defined]
+        raise StopError
+
+    for _ in range(BLOCKS):
+        with pytest.raises(StopError):
+            walk(llama, llama_ir, tokens, tmp_path / "stopped", progress=stop).run()
+    state = walk(llama, llama_ir, tokens, tmp_path / "stopped").run()
+    assert blocks == list(range(BLOCKS)) and state.done == BLOCKS
+    assert shards(tmp_path / "stopped") == shards(tmp_path / "whole")
+
+
+def test_a_finished_walk_keeps_no_hidden_states(
+    llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    walk(llama, llama_ir, tokens, tmp_path).run()
+    assert not list(tmp_path.glob("hidden-*")) and WalkState(tmp_path).done == BLOCKS

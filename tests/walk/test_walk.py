@@ -1,0 +1,170 @@
+"""The streaming walk does what a whole model in memory with hooks does, block after block, and writes what it computed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaForCausalLM
+
+from passes import graph
+from passes.adapters import Decoder
+from passes.checkpoint import Checkpoint, write_shard
+from passes.decoded import DecodedCheckpoint
+from passes.evaluate import Side, dense_block, evaluate
+from passes.formats.compressed_tensors import PackQuantized
+from passes.ir.model import ModelIR
+from passes.kv_cache import KVCachePass
+from passes.quantize.gptq import gptq
+from passes.quantize.methods import GPTQ_DEFAULT, Gptq, RoundToNearest
+from passes.quantize.quantize import Quantize
+from passes.walk import Method, Walk
+
+CPU, FP32 = torch.device("cpu"), torch.float32
+METHOD = Gptq(GPTQ_DEFAULT)
+FORMAT = PackQuantized(4, 32)
+CHAIN = (Quantize("gptq", FORMAT), KVCachePass("fp8", True))
+
+
+def walk(
+    llama: Path, ir: ModelIR, tokens: torch.Tensor, folder: Path, method: Method = METHOD, **options: object
+) -> Walk:
+    return Walk(
+        ir, graph.rewrite(ir, CHAIN), Checkpoint(llama), method, tokens, folder, CPU, FP32, batch_tokens=128, **options
+    )  # type: ignore[arg-type]
+
+
+def decoded(llama: Path, ir: ModelIR, folder: Path) -> DecodedCheckpoint:
+    outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]
+    write_shard(folder / "shards" / "model-00000.safetensors", Checkpoint(llama).read(outer))
+    return DecodedCheckpoint(Checkpoint(folder / "shards"), graph.rewrite(ir, CHAIN), FP32)
+
+
+def reference(llama: Path, tokens: torch.Tensor) -> LlamaForCausalLM:
+    """GPTQ the plain way: the whole model, one whole forward and one hook for every matrix."""
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=FP32).eval()
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        groups = (
+            [attention.q_proj, attention.k_proj, attention.v_proj],
+            [attention.o_proj],
+            [mlp.gate_proj, mlp.up_proj],
+            [mlp.down_proj],
+        )
+        for group in groups:
+            seen: list[torch.Tensor] = []
+            handle = group[0].register_forward_pre_hook(
+                lambda _, args, seen=seen: seen.append(args[0].reshape(-1, args[0].shape[-1]))
+            )
+            with torch.no_grad():
+                for batch in tokens.split(4):
+                    model(batch)
+            handle.remove()
+            inputs = torch.cat(seen)
+            for linear in group:
+                quantized, _ = gptq(
+                    linear.weight.data, inputs.T @ inputs, FORMAT.grid, torch.bfloat16, GPTQ_DEFAULT, "reference"
+                )
+                codes = quantized.codes.float().reshape(*quantized.scale.shape, -1)
+                linear.weight.data = (codes * quantized.scale[..., None]).reshape(linear.weight.shape)
+    return model
+
+
+def test_the_walk_equals_a_whole_model_with_hooks(
+    llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    walk(llama, llama_ir, tokens, tmp_path).run()
+    weights, plain = decoded(llama, llama_ir, tmp_path), reference(llama, tokens)
+    for name, parameter in plain.named_parameters():
+        if "_proj" in name:
+            ours = weights.read([name])[name]
+            agreeing = float(((ours - parameter).abs() < 1e-5).float().mean())
+            assert agreeing > 0.99, (name, agreeing)
+
+
+def test_hidden_states_go_on_from_the_decoded_weights(
+    llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    carried: list[list[torch.Tensor]] = []
+
+    def keep(report: object, blocks: int) -> None:
+        latest = sorted(tmp_path.glob("hidden-*.safetensors"))[-1]
+        carried.append(list(load_file(latest).values()))
+
+    walk(llama, llama_ir, tokens, tmp_path, progress=keep).run()
+    weights = decoded(llama, llama_ir, tmp_path)
+    decoder = Decoder(llama_ir, weights, FP32, CPU)
+    hidden = decoder.embed(tokens.split(4))
+    for index in range(len(decoder)):
+        with decoder.block(index, dense_block(llama_ir, index, weights)) as layer:
+            hidden = [decoder.run(layer, index, each) for each in hidden]
+        for ours, theirs in zip(hidden, carried[index], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_kv_scales_are_the_largest_cached_magnitude_over_448(
+    llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    walk(llama, llama_ir, tokens, tmp_path, RoundToNearest()).run()
+    weights = decoded(llama, llama_ir, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=FP32).eval()
+    names = [name for name, _ in model.named_parameters()]
+    model.load_state_dict({name: weights.read([name])[name] for name in names}, strict=False)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(tokens, past_key_values=cache, use_cache=True)
+    stored = Checkpoint(tmp_path / "shards")
+    for index, layer in enumerate(cache.layers):
+        prefix = f"model.layers.{index}.self_attn."
+        scales = stored.read([prefix + "k_scale", prefix + "v_scale"])
+        torch.testing.assert_close(scales[prefix + "k_scale"], layer.keys.abs().amax().reshape(1) / 448)
+        torch.testing.assert_close(scales[prefix + "v_scale"], layer.values.abs().amax().reshape(1) / 448)
+
+
+def test_every_stored_tensor_is_the_described_one(
+    llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    walk(llama, llama_ir, tokens, tmp_path, RoundToNearest()).run()
+    decoded(llama, llama_ir, tmp_path)
+    assert set(Checkpoint(tmp_path / "shards").describe()) == set(graph.rewrite(llama_ir, CHAIN).tensors())
+
+
+@pytest.mark.parametrize("batch_tokens", [32, 10_000])
+def test_batch_size_changes_nothing_but_rounding(
+    batch_tokens: int, llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    walk(llama, llama_ir, tokens, one).run()
+    replace(walk(llama, llama_ir, tokens, two), batch_tokens=batch_tokens).run()
+    name = "model.layers.0.mlp.down_proj.weight"
+    a, b = (decoded(llama, llama_ir, folder).read([name])[name] for folder in (one, two))
+    assert float(((a - b).abs() < 1e-5).float().mean()) > 0.99
+
+
+def test_kl_and_perplexity_equal_those_of_whole_models(
+    llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    walk(llama, llama_ir, tokens, tmp_path, RoundToNearest()).run()
+    weights = decoded(llama, llama_ir, tmp_path)
+    measured = evaluate(Side(llama_ir, Checkpoint(llama)), Side(llama_ir, weights), tokens, FP32, CPU, batch_tokens=64)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=FP32).eval()
+    with torch.no_grad():
+        source = model(tokens).logits.log_softmax(-1)[:, :-1]
+        model.load_state_dict({name: weights.read([name])[name] for name, _ in model.named_parameters()}, strict=False)
+        result = model(tokens).logits.log_softmax(-1)[:, :-1]
+    kl = (source.exp() * (source - result)).sum(-1).mean()
+    likelihood = result.gather(-1, tokens[:, 1:, None]).mean()
+    assert measured.kl == pytest.approx(float(kl), rel=1e-3)
+    assert measured.perplexity == pytest.approx(float((-likelihood).exp()), rel=1e-3)
+    assert measured.tokens == tokens.shape[0] * (tokens.shape[1] - 1)
+
+
+def test_a_model_has_no_distance_from_itself(llama: Path, llama_ir: ModelIR, tokens: torch.Tensor) -> None:
+    side = Side(llama_ir, Checkpoint(llama))
+    measured = evaluate(side, side, tokens, FP32, CPU)
+    assert measured.kl == pytest.approx(0, abs=1e-6)
+    assert measured.log_ppl_increase == 0

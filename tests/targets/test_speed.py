@@ -1,0 +1,145 @@
+"""The speed model's promises: physics holds in every direction, every card is answered, what is unknown says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+
+import pytest
+
+from passes.ir.model import KVCache, ModelIR
+from passes.ir.sources import open_model
+from passes.quantize.scheme import parse_scheme
+from targets.engines.engine import Parallel, Settings, SpeedEstimate
+from targets.engines.speed import estimate
+from targets.gpu import all_gpus, find_gpu
+from targets.quantity import Basis
+from targets.workload import Workload
+
+ENGINES = ("vllm", "exllamav2", "exllamav3", "vllm-cpu")
+ONE = Workload(context=4096, concurrency=1, input_tokens=512, output_tokens=256)
+
+
+@pytest.fixture(autouse=True)
+def _no_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("TIGHTFIT_HOME", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def qwen() -> ModelIR:
+    return open_model("Qwen2.5-7B-Instruct").ir
+
+
+@pytest.fixture(scope="module")
+def experts() -> ModelIR:
+    return open_model("Qwen/Qwen3-30B-A3B").ir
+
+
+def w4(ir: ModelIR) -> ModelIR:
+    scheme = parse_scheme("w4a16-g128")
+    assert scheme is not None
+    return scheme.rewrite(ir)
+
+
+def speed(ir: ModelIR, gpu: str = "A100 SXM4 80GB", work: Workload = ONE, **settings: object) -> SpeedEstimate:
+    return estimate("vllm", ir, find_gpu(gpu), Settings(**settings), work)  # type: ignore[arg-type]
+
+
+def test_published_single_stream_speeds_are_met(qwen: ModelIR) -> None:
+    """Qwen2.5-7B on A100, vLLM: the docs of Qwen2 print 80 tok/s in bf16 and 143 with 4-bit weights for its 7B."""
+    short = Workload(context=2049, concurrency=1, input_tokens=1, output_tokens=2048)
+    assert speed(qwen, work=short).decode_tok_s_per_request.value == pytest.approx(80, rel=0.12)
+    assert speed(w4(qwen), work=short).decode_tok_s_per_request.value == pytest.approx(143, rel=0.15)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_card_of_the_catalog_is_answered(qwen: ModelIR, engine: str) -> None:
+    for gpu in all_gpus():
+        found = estimate(engine, qwen, gpu, Settings(), ONE)
+        for quantity in (
+            found.ttft_ms,
+            found.tpot_ms,
+            found.prefill_tok_s,
+            found.decode_tok_s_per_request,
+            found.throughput_tok_s,
+        ):
+            assert 0 < quantity.low < quantity.value < quantity.high < float("inf"), gpu.name
+
+
+def test_a_generation_without_data_is_wider_and_says_assumed(qwen: ModelIR) -> None:
+    known, unknown = speed(qwen).tpot_ms, speed(qwen, "RTX 5090").tpot_ms
+    assert known.basis is Basis.CALIBRATED and unknown.basis is Basis.ASSUMED
+    assert unknown.high / unknown.low > known.high / known.low
+
+
+def test_fewer_bits_decode_faster_but_not_prefill(qwen: ModelIR) -> None:
+    dense, packed = speed(qwen), speed(w4(qwen))
+    assert packed.decode_tok_s_per_request.value > 1.4 * dense.decode_tok_s_per_request.value
+    assert packed.prefill_tok_s.value < dense.prefill_tok_s.value
+
+
+def test_longer_contexts_and_more_clients_are_slower(qwen: ModelIR) -> None:
+    def tpot(inputs: int, clients: int) -> float:
+        return speed(qwen, work=Workload(32768, clients, inputs, 256)).tpot_ms.value
+
+    assert tpot(512, 1) < tpot(8192, 1) < tpot(30000, 1)
+    assert tpot(512, 1) < tpot(512, 8) < tpot(512, 64)
+
+
+def test_throughput_grows_with_clients(qwen: ModelIR) -> None:
+    figures = [speed(qwen, work=Workload(4096, c, 512, 256)).throughput_tok_s.value for c in (1, 4, 16, 64)]
+    assert figures == sorted(figures)
+
+
+def test_an_fp8_cache_makes_long_contexts_faster(qwen: ModelIR) -> None:
+    long = Workload(32768, 16, 24000, 512)
+    fp8 = replace(qwen, kv_cache=KVCache("fp8"))
+    assert speed(fp8, work=long).tpot_ms.value < speed(qwen, work=long).tpot_ms.value
+
+
+def test_more_cards_are_faster_but_less_than_in_proportion(qwen: ModelIR) -> None:
+    one, four = speed(qwen).tpot_ms.value, speed(qwen, parallel=Parallel(tp=4)).tpot_ms.value
+    assert one / 4 < four < one
+
+
+def test_all_reduce_over_pcie_costs_more_than_over_nvlink(qwen: ModelIR) -> None:
+    busy, cards = Workload(8192, 64, 4096, 256), {"parallel": Parallel(tp=2)}
+    gpu = find_gpu("A100 SXM4 80GB")
+    slow = replace(gpu, link_bytes_per_s=None)
+    settings = Settings(**cards)
+    assert (
+        estimate("vllm", qwen, slow, settings, busy).ttft_ms.value
+        > 1.1 * estimate("vllm", qwen, gpu, settings, busy).ttft_ms.value
+    )
+
+
+def test_a_token_reads_only_the_experts_it_uses(experts: ModelIR) -> None:
+    """Qwen3-30B-A3B reads 3 of 30 billion weights for one token, and nearly all of them for a batch of 128."""
+    alone, many = speed(experts).tpot_ms.value, speed(experts, work=replace(ONE, concurrency=128)).tpot_ms.value
+    weights_s = experts.tensor_bytes / find_gpu("A100 SXM4 80GB").bandwidth_bytes_per_s
+    assert alone / 1e3 < 0.6 * weights_s < weights_s < many / 1e3
+
+
+def test_requests_queue_where_the_cache_is_full(qwen: ModelIR) -> None:
+    load, gpu = Workload(8192, 64, 4096, 512), find_gpu("A100 SXM4 80GB")
+    roomy = estimate("vllm", qwen, gpu, Settings(), load, kv_tokens=1e6)
+    tight = estimate("vllm", qwen, gpu, Settings(), load, kv_tokens=5e4)
+    assert tight.ttft_ms.value > 10 * roomy.ttft_ms.value
+    assert tight.tpot_ms.value < roomy.tpot_ms.value
+
+
+def test_old_versions_have_more_overhead(qwen: ModelIR) -> None:
+    times = [speed(qwen, "H100 SXM", version=version).tpot_ms.value for version in ("0.19.0", "0.15.1", "0.12.0")]
+    assert times == sorted(times) and times[0] < times[-1]
+
+
+def test_a_warm_call_takes_less_than_a_fifth_of_a_millisecond(qwen: ModelIR) -> None:
+    gpu, settings = find_gpu("RTX 4090"), Settings()
+    estimate("vllm", qwen, gpu, settings, ONE)
+    best = float("inf")
+    for _ in range(5):
+        start = perf_counter()
+        for _ in range(100):
+            estimate("vllm", qwen, gpu, settings, ONE)
+        best = min(best, (perf_counter() - start) / 100)
+    assert best < 2e-4

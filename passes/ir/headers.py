@@ -53,9 +53,9 @@ def header_length(first: bytes, file_bytes: int, where: str) -> int:
     if len(first) < 8:
         raise InputError(f"{where}: only {file_bytes} bytes, no safetensors file", remedy=_AGAIN)
     length = int.from_bytes(first[:8], "little")
-    if first[:2] == b"PK" or first[:1] == b"\x80":
-        raise InputError(f"{where}: this is a pickle (PyTorch .bin), not safetensors", remedy=PICKLE_REMEDY)
     if length > MAX_HEADER_BYTES or length < 2 or 8 + length > file_bytes:
+        if first[:4] == b"PK\x03\x04" or (first[0] == 0x80 and first[1] in range(2, 6)):
+            raise InputError(f"{where}: this is a pickle (PyTorch .bin), not safetensors", remedy=PICKLE_REMEDY)
         raise InputError(f"{where}: the header claims {length:,} bytes, the file has {file_bytes:,}", remedy=_AGAIN)
     return length
 

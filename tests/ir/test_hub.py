@@ -37,7 +37,7 @@ def test_a_description_costs_headers_only_and_is_pinned_to_a_commit(hub: Hub) ->
     assert source.revision == COMMIT
     assert source.header_digest == local.header_digest
     assert source.ir.stacks == local.ir.stacks
-    files = [path for path in hub.folder.glob("*.safetensors")]
+    files = list(hub.folder.glob("*.safetensors"))
     assert sum(hub.sent[path.name] for path in files) < sum(path.stat().st_size for path in files) / 4
 
 
@@ -69,7 +69,7 @@ def test_busy_servers_and_broken_answers_are_tried_again(hub: Hub) -> None:
 def test_a_server_that_stays_busy_ends_with_a_message(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("passes.ir.hub._TRIES", 2)
     hub.busy = 100
-    with pytest.raises(InputError, match="did not answer .*429"):
+    with pytest.raises(InputError, match=r"did not answer .*429"):
         open_model("acme/tiny")
 
 

@@ -46,7 +46,7 @@ VLLM: dict[str, tuple[float, float]] = {
     "expert_memory": (0.9, 0.15), "expert_compute": (0.4, 0.25),
     "cache": (0.85, 0.08), "attention": (0.65, 0.2),
     "layer_s": (4e-5, 0.25), "layer_s@8.0": (2.0, 0.4), "layer_s@8.6": (1.5, 0.4), "layer_s@10": (1.0, 0.15),
-    "expert_layer_s": (3.5e-5, 0.3), "prefill_layer_s": (1e-4, 0.7),
+    "expert_layer_s": (3.5e-5, 0.3),
     "kernel_layer_s.fp8": (2e-5, 0.7), "kernel_layer_s.fp4": (1e-5, 0.7), "kernel_layer_s.mx": (5e-6, 0.7),
     "kernel_layer_s.w4": (1e-5, 0.7), "kernel_layer_s.w8": (1e-5, 0.7), "kernel_layer_s.awq": (1e-5, 0.7),
     "kernel_layer_s.w8a8": (1e-5, 0.7),

@@ -88,7 +88,6 @@ def rates_from(values: Mapping[str, float], generation: str, version: str | None
         layer_s=layer * slower,
         expert_layer_s=values["expert_layer_s"] * slower,
         kernel_layer_s={family: values.get(f"kernel_layer_s.{family}", 0.0) * slower for family in FAMILIES},
-        prefill_layer_s=values["prefill_layer_s"] * slower,
         step_s=at("step_s") * slower,
         sequence_s=values["sequence_s"] * slower,
         token_s=values["token_s"] * slower,

@@ -16,7 +16,7 @@ from targets.engines.speed_step import Step
 
 #: Prompts ahead of an arriving one, as a share of the residents and per round: half of them in the first round, later ones
 #: meet by chance and where answers of equal length end together. From a simulation of vLLM's scheduler, lengths spread by 20 %.
-CROWDING = 0.6
+CROWDING = 0.7
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,9 +43,8 @@ class Rates:
     attention over a prompt reaches.
 
     Seconds: `layer_s` per layer, `expert_layer_s` more where experts are routed, `kernel_layer_s` more per layer by kernel
-    family (quantizing activations, unpacking), `prefill_layer_s` more per layer in steps that carry prompt tokens (no whole CUDA
-    graph), `step_s` per step, `sequence_s` per running sequence and step, `token_s` per prompt token and layer at a width of
-    4,096 (what is neither matrix nor attention). `link_s`: seconds of an all-reduce beside its bytes; `link`: fraction of the
+    family (quantizing activations, unpacking), `step_s` per step, `sequence_s` per running sequence and step, `token_s` per
+    prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `link_s`: seconds of an all-reduce beside its bytes; `link`: fraction of the
     link. `host_s`, `host_token_s`: host seconds a request, and a prompt token, before the first token.
 
     `tile`: rows that each hit expert's tokens are padded by. `routing`: exponent on the number of tokens, below 1 because
@@ -62,7 +61,6 @@ class Rates:
     layer_s: float
     expert_layer_s: float
     kernel_layer_s: Mapping[str, float]
-    prefill_layer_s: float
     step_s: float
     sequence_s: float
     token_s: float
@@ -99,8 +97,7 @@ def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1) 
     """Seconds of one step of a model spread over `tp` cards."""
     tokens = step.decode + step.prefill
     seconds = overhead_seconds(work, card, rates) + rates.sequence_s * step.decode
-    if step.prefill:
-        seconds += (rates.prefill_layer_s + rates.token_s * step.prefill * work.hidden / 4096) * work.layers
+    seconds += rates.token_s * step.prefill * work.layers * work.hidden / 4096
     for matmul in work.matmuls:
         share = tp if matmul.sharded else 1
         kernel = kernel_of(card.engine, matmul.storage, card.capability)

@@ -25,7 +25,7 @@ _IGNORED = re.compile(
     r".*\.(rotary_emb\.(inv_freq|cos_cached|sin_cached)|masked_bias|attn\.bias|attention\.bias|position_ids|self_attention\.mask)"
 )
 #: Calibrated scales of the KV cache and of attention inputs.
-_KV_SCALE = re.compile(r".*[._](k|v|q|prob|output)_scale|.*\.kv_cache\.(key|value)_scale")
+_KV_SCALE = re.compile(r".*\.([kv]_scale|(self_)?attn\.(q|prob|output)_scale|kv_cache\.(key|value)_scale)")
 _MTP = re.compile(r"(model\.)?mtp\.|.*\.mtp_|model\.layers\.\d+\.(enorm|hnorm|eh_proj|shared_head)")
 _TOWER = re.compile(
     r"(model\.)?(visual|vision|vit|audio|img_|multi_modal|mm_|embed_vision|embed_audio|patch_merge|vision_tower)"

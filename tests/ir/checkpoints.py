@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from passes.formats.tensor import Tensor
 from passes.ir.architectures import build_ir
 
 TINY: dict[str, Any] = {
@@ -41,4 +42,19 @@ def write(folder: Path, config: dict[str, Any] = TINY, tensors: dict[str, Any] |
         save_file(part, folder / file)
         weight_map |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def write_described(folder: Path, config: dict[str, Any], tensors: list[Tensor]) -> Path:
+    """A checkpoint of zeros with exactly these tensors, in dtypes that numpy does not have, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    header, position = {}, 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, position + tensor.bytes]
+        }  # fmt: skip
+        position += tensor.bytes
+    raw = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(position))
     return folder

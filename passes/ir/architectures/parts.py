@@ -218,7 +218,8 @@ class Maker:
 
         `stacked`: by default the bank is two 3-D tensors, `gate_up_proj` and `down_proj`; `transposed`: `[experts, in, out]`.
         """
-        if names[0] and self.has(prefix + "gate_up_proj", default=stacked):
+        whole = prefix + "gate_up_proj"
+        if names[0] and (self.has(whole, default=stacked) or self.has(whole + "_blocks", default=False)):
             return self._stacked(hidden, inner, count, active, prefix, names, transposed, bias, interleaved)
         gate, up, down = (f"{prefix}{{e}}.{name}" if name else "" for name in names)
         return total(

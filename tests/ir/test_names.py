@@ -1,0 +1,62 @@
+"""Names resolve as people write them; what is unknown is answered with the nearest names."""
+
+from __future__ import annotations
+
+import pytest
+
+from passes.ir.names import find
+from passes.ir.sources import open_model
+from passes.reason import InputError
+
+SPELLINGS = {
+    "meta-llama/Llama-3.3-70B-Instruct": "meta-llama/Llama-3.3-70B-Instruct",
+    "llama-3.3-70b-instruct": "meta-llama/Llama-3.3-70B-Instruct",
+    "Llama2-7B": "meta-llama/Llama-2-7b-hf",
+    "Llama-2 7B": "meta-llama/Llama-2-7b-hf",
+    "Llama-3-8B": "meta-llama/Meta-Llama-3-8B",
+    "meta-llama/Llama-3.1-70B": "meta-llama/Llama-3.1-70B-Instruct",
+    "Mistral 7B Instruct": "mistralai/Mistral-7B-Instruct-v0.2",
+    "OPT-6.7B": "facebook/opt-6.7b",
+    "qwen2.5-7b-instruct": "Qwen/Qwen2.5-7B-Instruct",
+    "Qwen2.5-7B-Instruct": "Qwen/Qwen2.5-7B-Instruct",
+    "QWEN3_30B_A3B": "Qwen/Qwen3-30B-A3B",
+    "redhatai/llama-3.3-70b-instruct-quantized.W8A8": "RedHatAI/Llama-3.3-70B-Instruct-quantized.w8a8",
+    "gpt-oss 20b": "openai/gpt-oss-20b",
+    "Command-R": "CohereForAI/c4ai-command-r-v01",
+    "Command-R+": "CohereForAI/c4ai-command-r-plus",
+    "Llama 3.2:3b": "meta-llama/Llama-3.2-3B-Instruct",
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_name_means_one_model(name: str) -> None:
+    match = find(name)
+    assert match is not None
+    assert match.id == SPELLINGS[name]
+
+
+def test_another_variant_of_a_model_is_said() -> None:
+    assert any("shapes of" in note for note in open_model("Llama-3.1-8B").ir.notes)
+    assert not any("shapes of" in note for note in open_model("Llama-3.1-8B-Instruct").ir.notes)
+
+
+def test_quantized_repositories_are_not_taken_for_the_dense_model() -> None:
+    assert open_model("Qwen2.5-14B-Instruct-AWQ").ir.quant_method == "awq"
+    assert open_model("Qwen2.5-14B-Instruct").ir.quant_method is None
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=r"Did you mean .*Qwen2\.5-7B") as error:
+        open_model("Qwen2.5-7B-Instrct-X")
+    assert error.value.exit_code == 2
+    assert error.value.remedy
+
+
+def test_a_file_that_is_no_model_says_what_would_be(tmp_path: object) -> None:
+    from pathlib import Path
+
+    path = Path(str(tmp_path)) / "model.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="a folder with config.json"):
+        open_model(path)

@@ -24,6 +24,12 @@ from passes.formats.format import Format
 from passes.formats.tensor import Tensor
 from passes.ir.state import FullKV, LatentKV, LayerState, NoState
 
+#: A matrix stored as it is, in BF16.
+DENSE = Dense()
+
+#: The state of layers that keep nothing.
+NO_STATE = NoState()
+
 
 class Role(StrEnum):
     """What a matrix does. Tensor parallelism, fusion and quantization defaults follow from it."""
@@ -83,7 +89,7 @@ class Linear:
     role: Role
     out_features: int
     in_features: int
-    storage: Format = Dense()
+    storage: Format = DENSE
     bias: str | None = None
     """dtype of the bias, None without one."""
     copies: int = 1
@@ -145,7 +151,7 @@ class Block:
         self,
         linears: tuple[Linear, ...],
         tensors: tuple[Tensor, ...] = (),
-        state: LayerState = NoState(),
+        state: LayerState = NO_STATE,
         heads: int = 0,
     ) -> None:
         object.__setattr__(self, "linears", linears)
@@ -277,11 +283,12 @@ class ModelIR:
     @property
     def weights(self) -> int:
         """Number of weights in matrices and other tensors, of the description (exact for dense models)."""
-        return sum(
-            count * (sum(lin.weights + (lin.copies * lin.out_features if lin.bias else 0) for lin in block.linears)
-                     + sum(t.elements for t in block.tensors))
-            for stack in self.stacks for block, count in stack.counts
-        ) + sum(lin.weights + (lin.out_features if lin.bias else 0) for lin in self.outer) + sum(t.elements for t in self.outer_tensors)  # fmt: skip
+        stacked = sum(
+            count * (sum(map(_weights, block.linears)) + sum(tensor.elements for tensor in block.tensors))
+            for stack in self.stacks
+            for block, count in stack.counts
+        )
+        return stacked + sum(map(_weights, self.outer)) + sum(tensor.elements for tensor in self.outer_tensors)
 
     @property
     def tensor_bytes(self) -> int:
@@ -314,6 +321,10 @@ class ModelIR:
             for block, count in self.decoder.counts
             if isinstance(block.state, LatentKV) or type(block.state) is FullKV
         )
+
+
+def _weights(linear: Linear) -> int:
+    return linear.weights + (linear.copies * linear.out_features if linear.bias else 0)
 
 
 def pattern_matches(pattern: str, name: str) -> bool:

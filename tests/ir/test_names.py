@@ -58,5 +58,5 @@ def test_a_file_that_is_no_model_says_what_would_be(tmp_path: object) -> None:
 
     path = Path(str(tmp_path)) / "model.safetensors"
     path.write_bytes(b"")
-    with pytest.raises(InputError, match="a folder with config.json"):
+    with pytest.raises(InputError, match=r"a folder with config\.json"):
         open_model(path)

@@ -130,7 +130,7 @@ def test_formats_whose_widths_only_the_headers_know(tmp_path: Path, make: Any) -
     dense = build_ir(config, "exl")
     tensors = []
     for tensor in dense.tensors():
-        stem, _, suffix = tensor.name.rpartition(".")
+        stem, _, _ = tensor.name.rpartition(".")
         if len(tensor.shape) == 2 and "embed" not in stem:
             tensors += make(stem, *tensor.shape, 5 if ".0." in stem else 3)
         else:
@@ -171,5 +171,5 @@ def test_published_sizes_of_catalog_models() -> None:
     "settings", [{"quant_method": "aqlm"}, {"bits": 4}, {"quant_method": "modelopt", "quant_algo": "W9"}]
 )
 def test_a_quantization_that_is_not_understood_fails_closed(settings: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="understood|quant_method"):
+    with pytest.raises(InputError, match=r"understood|quant_method"):
         quantized(build_ir(WIDE | {"quantization_config": settings}, "odd"))

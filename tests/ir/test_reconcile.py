@@ -109,7 +109,7 @@ def test_quantized_weights_without_a_quantization_config_are_refused(tmp_path: P
 def test_an_unknown_architecture_fails_closed_with_an_escape(tmp_path: Path) -> None:
     folder = write(tmp_path / "tiny", TINY | {"architectures": ["LamaForCausalLM"]}, tensors_of(TINY))
     with pytest.raises(
-        InputError, match="'LamaForCausalLM' is not understood. Nearest known: LlamaForCausalLM"
+        InputError, match=r"'LamaForCausalLM' is not understood. Nearest known: LlamaForCausalLM"
     ) as error:
         open_model(folder)
     assert "assume: full-attention" in str(error.value)

@@ -12,11 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from passes.formats.dense import Dense
 from passes.formats.tensor import Tensor
-from passes.ir.model import Block, Linear, Role, Stacking
-from passes.ir.state import LayerState, NoState
-
-#: The state of layers that keep nothing.
-NO_STATE = NoState()
+from passes.ir.model import NO_STATE, Block, Linear, Role, Stacking
+from passes.ir.state import LayerState
 
 
 @dataclass(frozen=True, slots=True)

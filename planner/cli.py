@@ -185,6 +185,29 @@ def verify(
 
 
 @app.command()
+def calibrate(
+    gpu: Annotated[str | None, typer.Option(help="Card; default: this machine's first, else its processor.")] = None,
+    engine: Annotated[Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")] = None,
+    url: Annotated[str | None, typer.Option(help="A served model to put a short load on: http://host:port.")] = None,
+    model: Annotated[str | None, typer.Option(help="With --url: what is served, a folder or a name.")] = None,
+    served_name: Annotated[str | None, typer.Option(help="With --url: the name it is served by.")] = None,
+    tp: Annotated[int, typer.Option(min=1, help="With --url: its tensor parallel degree.")] = 1,
+    seconds: Annotated[float, typer.Option(min=2, max=60)] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine; predictions for it then say `measured`. With --url, the served engine as well."""
+    from planner.calibrate import calibrate as run
+
+    console = _console(as_json)
+    profile = run(gpu, engine, url, model, served_name, tp, seconds, say=lambda text: console.print(f"  {text}", style="dim"))
+    if as_json:
+        _emit(profile.as_json())
+        return
+    for line in profile.lines():
+        console.print(f"  {line}")
+
+
+@app.command()
 def targets(as_json: Json = False) -> None:
     """List the cards that are known."""
     from targets.gpu import all_gpus

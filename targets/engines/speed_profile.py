@@ -38,6 +38,18 @@ class Profile:
         engines = {name: dict(values) for name, values in self.engines.items()}
         return {"format_version": "1", "device": self.device, "probe": dict(self.probe), "engines": engines}
 
+    def lines(self) -> tuple[str, ...]:
+        """What was found, for people."""
+        named = (
+            ("vector_bytes_per_s", 1e9, "GB/s, a matrix read for one row"), ("copy_bytes_per_s", 1e9, "GB/s, copying"),
+            ("int4_vector_bytes_per_s", 1e9, "GB/s, a 4-bit matrix read for one row"), ("bf16_flops", 1e12, "TFLOP/s in bf16"),
+            ("int4_flops", 1e12, "TFLOP/s with 4-bit weights"), ("int8_ops", 1e12, "TOP/s in int8"), ("fp8_flops", 1e12, "TFLOP/s in fp8"),
+            ("launch_s", 1e-6, "µs a launch"), ("link_s", 1e-6, "µs a small all-reduce"), ("link_bytes_per_s", 1e9, "GB/s, all-reduce"),
+        )  # fmt: skip
+        found = (f"{self.probe[key] / unit:8.2f} {text}" for key, unit, text in named if self.probe.get(key))
+        fitted = (f"{engine}: constants fitted on a load" for engine in self.engines)
+        return (self.device, *found, *fitted)
+
     def error(self, engine: str) -> float:
         """Relative 90 % half width of predictions by this profile."""
         return LOAD_ERROR if engine in self.engines else PROBE_ERROR

@@ -44,8 +44,9 @@ class Rates:
 
     Seconds: `layer_s` per layer, `expert_layer_s` more where experts are routed, `kernel_layer_s` more per layer by kernel
     family (quantizing activations, unpacking), `step_s` per step, `sequence_s` per running sequence and step, `token_s` per
-    prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `link_s`: seconds of an all-reduce beside its bytes; `link`: fraction of the
-    link. `host_s`, `host_token_s`: host seconds a request, and a prompt token, before the first token.
+    prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `link_s`: seconds of an all-reduce beside
+    its bytes; `link`: fraction of the link. `host_s`, `host_token_s`: host seconds a request, and a prompt token, before the
+    first token.
 
     `tile`: rows that each hit expert's tokens are padded by. `routing`: exponent on the number of tokens, below 1 because
     tokens share experts more than uniform routing would.

@@ -1,0 +1,38 @@
+"""`optimize calibrate`: which device, which Python, then `targets.calibrate`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from passes.ir.sources import open_model
+from passes.reason import InputError
+from targets.calibrate import calibrate_machine, calibrate_served
+from targets.engines.engine import Parallel
+from targets.engines.speed_profile import Profile, load_profile, profile_path
+from targets.gpu import find_gpu
+from targets.probe import installed_gpus
+from targets.serve import engine_python
+
+
+def calibrate(
+    gpu: str | None, python: Path | None, url: str | None, model: str | None, served_name: str | None, tp: int, seconds: float,
+    *, say: Callable[[str], None],
+) -> Profile:  # fmt: skip
+    """Measure the device; with `url`, put a load on what is served there as well. The profile is stored and returned."""
+    card = find_gpu(gpu or next(iter(installed_gpus()), "cpu"))
+    engine = "vllm-cpu" if card.is_cpu else "vllm"
+    if url and not model:
+        raise InputError("what is served there?", remedy="name it with --model: a folder, or a name of the catalog")
+    profile = None if url is None else load_profile(card.name)
+    if profile is None:
+        say(f"measuring {card.name}, about {2 * seconds:.0f} s")
+        known = python is not None or "TIGHTFIT_ENGINE" in os.environ
+        profile = calibrate_machine(card, engine_python(python) if known else None, seconds=seconds)
+    if url and model:
+        say(f"a short load on {url}")
+        served = served_name or Path(model).name
+        profile = calibrate_served(url, served, open_model(model).ir, engine, card, Parallel(tp=tp))
+    say(f"kept in {profile_path(card.name)}")
+    return profile

@@ -28,6 +28,7 @@ from passes.ir.state import (
     Recurrent,
     SharedKV,
     SlidingKV,
+    StatePart,
 )
 from targets.engines.versions import Rules
 
@@ -36,7 +37,8 @@ from targets.engines.versions import Rules
 class CacheSettings:
     """What the layout depends on besides the layers. `element_bytes`: of a cached key or value; `model_bytes`: of the model dtype.
 
-    `state_bytes`: of a recurrent layer's SSM state where the model leaves it open. `in_flight_tokens`: most tokens scheduled
+    `state_bytes`: of an element of a recurrent layer's running state where the model leaves it open (None: the model dtype).
+    `in_flight_tokens`: most tokens scheduled
     but not settled. `prefix_caching`: recurrent layers keep two states a sequence then (vLLM's "align" mode).
     """
 
@@ -46,13 +48,13 @@ class CacheSettings:
     tp: int
     in_flight_tokens: int
     prefix_caching: bool = True
-    state_bytes: int = 4
+    state_bytes: int | None = None
     mamba_alignment: int = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One layer's cache. `kind`: full, sliding, chunked, mla, state, cross; `reach`: window or chunk in tokens."""
+    """One layer's cache. `kind`: full, sliding, chunked, mla, state, cross; `reach`: window or chunk in tokens, checkpoints of a state."""
 
     kind: str
     page_bytes: int
@@ -62,7 +64,8 @@ class Spec:
     def blocks(self, length: int, settings: CacheSettings) -> int:
         """Blocks one request of `length` tokens holds at most (the spec's `max_memory_usage_bytes` over its page)."""
         if self.kind == "state":
-            return 2 if settings.prefix_caching else 1
+            # `reach` counts the checkpoints that a prefill exports besides (Mamba 2).
+            return 2 + self.reach if settings.prefix_caching else 1
         if self.kind == "sliding":
             return math.ceil(min(self.reach - 1 + settings.in_flight_tokens, length) / self.block_size) + 1
         if self.kind == "chunked":
@@ -159,8 +162,9 @@ def layer_spec(state: LayerState, settings: CacheSettings, rules: Rules) -> Spec
             elements = math.ceil(elements / rules.mla_alignment) * rules.mla_alignment
         return Spec("mla", _page(elements, block, settings), block)
     if isinstance(state, Recurrent):
-        size = sum(_part_bytes(part.shape, part.dtype, part.sharded_axis, settings) for part in state.parts)
-        return Spec("state", size, block)
+        return Spec(
+            "state", _state_bytes(state, settings), block, rules.state_checkpoints if state.kind == "mamba2" else 0
+        )
     if isinstance(state, CompressedKV):
         entry = state.head_dim + state.index_dim
         if not state.ratio:
@@ -182,9 +186,18 @@ def _page(elements: int, block: int, settings: CacheSettings) -> int:
     return int(elements * block * settings.element_bytes)
 
 
-def _part_bytes(shape: tuple[int, ...], dtype: str | None, axis: int, settings: CacheSettings) -> int:
-    size = DTYPE_BITS[dtype] // 8 if dtype else settings.model_bytes
-    return math.prod(shape) // (settings.tp if axis >= 0 and shape[axis] % settings.tp == 0 else 1) * size
+def _state_bytes(state: Recurrent, settings: CacheSettings) -> int:
+    return sum(_part_bytes(part, settings) for part in state.parts)
+
+
+def _part_bytes(part: StatePart, settings: CacheSettings) -> int:
+    if part.dtype:
+        size = DTYPE_BITS[part.dtype] // 8
+    else:
+        # Convolutions keep inputs, in the model's dtype; what is summed over the sequence may be kept finer by the engine.
+        size = settings.model_bytes if part.name.startswith("conv") else settings.state_bytes or settings.model_bytes
+    sharded = part.sharded_axis >= 0 and part.shape[part.sharded_axis] % settings.tp == 0
+    return math.prod(part.shape) // (settings.tp if sharded else 1) * size
 
 
 def _with_state_alignment(states: tuple[tuple[LayerState, int], ...], settings: CacheSettings) -> CacheSettings:
@@ -193,10 +206,7 @@ def _with_state_alignment(states: tuple[tuple[LayerState, int], ...], settings: 
     attention = [state for state, _ in states if isinstance(state, FullKV | LatentKV)]
     if not recurrent or not attention:
         return settings
-    state_bytes = max(
-        sum(_part_bytes(part.shape, part.dtype, part.sharded_axis, settings) for part in state.parts)
-        for state in recurrent
-    )
+    state_bytes = max(_state_bytes(state, settings) for state in recurrent)
     first = attention[0]
     if isinstance(first, LatentKV):
         per_token, align = first.elements_per_token * settings.element_bytes, max(settings.block_size, 128)

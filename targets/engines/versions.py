@@ -25,6 +25,7 @@ class Rules:
     hold a recycled block (async scheduling). `null_block`: one block is reserved before the start-up check. `mla_alignment`:
     elements an MLA entry is padded to, 0 = none; `mla`: False stores expanded keys and values. `utilization`: default of
     gpu_memory_utilization. `group_slack`: the largest layer bucket is padded instead of split below this ratio.
+    `state_checkpoints`: further states a sequence of Mamba 2 may hold, exported inside a prefill (read in 0.32; older ones unread).
     """
 
     version: tuple[int, int]
@@ -38,6 +39,7 @@ class Rules:
     mla_alignment: int = 0
     utilization: float = 0.92
     group_slack: float = 1.5
+    state_checkpoints: int = 0
 
 
 #: (first version, what it changed back then), newest behaviour last; each entry holds until the next one.
@@ -52,6 +54,7 @@ _HISTORY: tuple[tuple[tuple[int, int], dict[str, object]], ...] = (
     ((0, 21), {"graphs_in_budget": True}),
     ((0, 22), {"tokens_from_concurrency": True, "group_slack": 1.5}),
     ((0, 30), {"in_flight_batches": 2, "null_block": True}),
+    ((0, 32), {"state_checkpoints": 1}),
 )  # fmt: skip
 
 

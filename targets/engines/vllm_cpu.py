@@ -94,7 +94,10 @@ class VllmCpu(Vllm):
         latent = any(isinstance(block.state, LatentKV) for block, _ in ir.decoder.counts)
         block = MLA_BLOCK if latent else settings.block_size or BLOCK
         tokens = settings.max_num_batched_tokens or BATCHED_TOKENS
-        return CacheSettings(block, element_bytes(ir), 4 if ir.dtype == "F32" else 2, settings.parallel.tp, tokens)
+        # The backend keeps running states in fp32 on processors with AVX-512 BF16 (`platforms/cpu.py`).
+        return CacheSettings(
+            block, element_bytes(ir), 4 if ir.dtype == "F32" else 2, settings.parallel.tp, tokens, state_bytes=4
+        )
 
     def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
         """By the roofline of this machine."""

@@ -43,33 +43,71 @@ class Case:
         for key, value in small.items():
             if isinstance(value, list) and len(value) == layers:
                 small[key] = value[: self.depth]
-        return small | {"num_hidden_layers": self.depth, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} | dict(self.changes)
+        return (
+            small
+            | {"num_hidden_layers": self.depth, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+            | dict(self.changes)
+        )
 
 
 _HEADS = {"hidden_size": 512, "num_attention_heads": 8}
 
 CASES = (
-    Case("grouped-query (Llama 3.1)", "meta-llama/Llama-3.1-8B-Instruct", 3, {**_HEADS, "num_key_value_heads": 2, "head_dim": 64}),
+    Case(
+        "grouped-query (Llama 3.1)",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        3,
+        {**_HEADS, "num_key_value_heads": 2, "head_dim": 64},
+    ),
     Case("three KV heads (SmolLM2)", "HuggingFaceTB/SmolLM2-135M-Instruct", 5),
     Case("fp8 cache (SmolLM2)", "HuggingFaceTB/SmolLM2-135M-Instruct", 5, arguments={"kv_cache_dtype": "fp8"}),
-    Case("one KV head (Falcon)", "tiiuae/falcon-7b", 2, _HEADS),
+    Case("one KV head (Falcon)", "tiiuae/falcon-7b", 2, _HEADS, arguments={"max_model_len": 2048}),
     Case("learned positions (OPT)", "facebook/opt-125m", 2, {"ffn_dim": 256}, arguments={"max_model_len": 2048}),
-    Case("window in every layer (Mistral 0.1)", "mistralai/Mistral-7B-v0.1", 3, {**_HEADS, "num_key_value_heads": 2, "sliding_window": 1024}),
+    Case(
+        "window in every layer (Mistral 0.1)",
+        "mistralai/Mistral-7B-v0.1",
+        3,
+        {**_HEADS, "num_key_value_heads": 2, "sliding_window": 1024},
+    ),
     Case("alternating windows (Gemma 2)", "google/gemma-2-2b", 5, {"hidden_size": 256, "sliding_window": 1024}),
     Case("five windows to one full (Gemma 3)", "google/gemma-3-1b-it", 8, {"hidden_size": 256}),
     Case("windows with sinks (gpt-oss)", "openai/gpt-oss-20b", 4, {"hidden_size": 256}),
-    Case("fused projections (Phi-3)", "microsoft/Phi-3-mini-4k-instruct", 2, {"hidden_size": 384, "num_attention_heads": 4, "num_key_value_heads": 4}),
-    Case("chunked (Llama 4)", "meta-llama/Llama-4-Scout-17B-16E-Instruct", 8, {**_HEADS, "num_key_value_heads": 2, "head_dim": 64, "attention_chunk_size": 1024}, "Llama4ForCausalLM"),
-    Case("latent (DeepSeek V2)", "deepseek-ai/DeepSeek-V2-Lite-Chat", 3, {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4}),
-    Case("latent (DeepSeek V3)", "deepseek-ai/DeepSeek-V3", 4, {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 128}),
+    Case(
+        "fused projections (Phi-3)",
+        "microsoft/Phi-3-mini-4k-instruct",
+        2,
+        {"hidden_size": 384, "num_attention_heads": 4, "num_key_value_heads": 4},
+    ),
+    Case(
+        "chunked (Llama 4)",
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+        8,
+        {**_HEADS, "num_key_value_heads": 2, "head_dim": 64, "attention_chunk_size": 1024},
+        "Llama4ForCausalLM",
+    ),
+    Case(
+        "latent (DeepSeek V2)",
+        "deepseek-ai/DeepSeek-V2-Lite-Chat",
+        3,
+        {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4},
+    ),
+    Case(
+        "latent (DeepSeek V3)",
+        "deepseek-ai/DeepSeek-V3",
+        4,
+        {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 128},
+    ),
     Case("experts (Qwen3 MoE)", "Qwen/Qwen3-30B-A3B", 3, {"hidden_size": 256}),
     Case("experts (Mixtral)", "mistralai/Mixtral-8x7B-v0.1", 2, {**_HEADS, "num_key_value_heads": 4}),
     Case("gated delta net (Qwen3-Next)", "Qwen/Qwen3-Next-80B-A3B-Instruct", 8, {"hidden_size": 256}),
-    Case("gated delta net (Qwen3.5)", "Qwen/Qwen3.5-4B", 6, {"hidden_size": 256}, "Qwen3_5ForCausalLM"),
     Case("Mamba 2 (Nemotron-H)", "nvidia/NVIDIA-Nemotron-Nano-9B-v2", 56, {"hidden_size": 256, "mamba_num_heads": 16}),
-    Case("delta attention with latent (Kimi Linear)", "moonshotai/Kimi-Linear-48B-A3B-Instruct", 8, {"hidden_size": 256}),
     Case("shared KV (Gemma 4)", "google/gemma-4-E4B-it", 42, {"hidden_size": 256}, "Gemma4ForCausalLM"),
-    Case("three windows to one full (EXAONE 4)", "LGAI-EXAONE/EXAONE-4.0-32B", 6, {**_HEADS, "num_key_value_heads": 2, "head_dim": 64}),
+    Case(
+        "three windows to one full (EXAONE 4)",
+        "LGAI-EXAONE/EXAONE-4.0-32B",
+        6,
+        {**_HEADS, "num_key_value_heads": 2, "head_dim": 64},
+    ),
     Case("post-norm (OLMo 2)", "allenai/OLMo-2-1124-7B-Instruct", 2, {**_HEADS, "num_key_value_heads": 8}),
     Case("other widths in windows (MiMo V2)", "XiaomiMiMo/MiMo-V2-Flash", 8, {"hidden_size": 256}),
 )

@@ -22,9 +22,9 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-from vllm import LLM  # noqa: E402
-from vllm.model_executor.models.registry import ModelRegistry  # noqa: E402
-from vllm.transformers_utils.config import get_config  # noqa: E402
+from vllm import LLM
+from vllm.model_executor.models.registry import ModelRegistry
+from vllm.transformers_utils.config import get_config
 
 
 def allot(folder: str, arguments: dict) -> dict:
@@ -47,7 +47,7 @@ def main(cases: list[dict]) -> None:
             os.dup2(2, 1)
             try:
                 answer = allot(case["folder"], case["arguments"])
-            except BaseException as error:  # the parent reports whatever went wrong
+            except BaseException as error:  # noqa: BLE001  the parent reports whatever went wrong
                 answer = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
             with os.fdopen(writer, "w") as pipe:
                 json.dump({"name": case["name"], **answer}, pipe)

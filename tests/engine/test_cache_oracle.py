@@ -36,7 +36,11 @@ def printed(engine_python: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         folder = root / str(number)
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(case.config))
-        common = {"max_model_len": _context(case), "kv_cache_memory_bytes": _KV_BYTES, "max_num_batched_tokens": _BATCHED_TOKENS}
+        common = {
+            "max_model_len": _context(case),
+            "kv_cache_memory_bytes": _KV_BYTES,
+            "max_num_batched_tokens": _BATCHED_TOKENS,
+        }
         asked.append({"name": case.name, "folder": str(folder), "arguments": {**common, **case.arguments}})
     (root / "cases.json").write_text(json.dumps(asked))
     script = Path(__file__).with_name("real_engine.py")

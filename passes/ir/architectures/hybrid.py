@@ -20,8 +20,8 @@ from passes.ir.state import FullKV, Recurrent, StatePart
 _SSM_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "auto": None}
 
 
-def _ssm_dtype(config: Config, field: str) -> str | None:
-    value = config.text(field, "auto")
+def _ssm_dtype(config: Config, field: str, default: str = "auto") -> str | None:
+    value = config.text(field, default)
     if value not in _SSM_DTYPES:
         raise not_understood(config.name, f"{config.path}: {field} {value!r} is not known")
     return _SSM_DTYPES[value]
@@ -129,7 +129,7 @@ def mamba2(config: Config, m: Maker) -> tuple[Part, Recurrent]:
         m.norms(inner, "norm"),
         m.linear("out_proj", Role.MIXER_OUT, hidden, inner, bias=bias, reads="mixer_out"),
     )
-    conv, ssm = StatePart("conv", (channels, kernel - 1)), _ssm_dtype(config, "mamba_ssm_cache_dtype")
+    conv, ssm = StatePart("conv", (channels, kernel - 1)), _ssm_dtype(config, "mamba_ssm_cache_dtype", "float32")
     return part.at("mixer."), Recurrent("mamba2", (conv, StatePart("ssm", (heads, dim, size), ssm)))
 
 

@@ -3,7 +3,7 @@
     python benchmarks/quantize.py MODEL_FOLDER [--seeds 0 1 2] [--peer PYTHON] [--sources grid twin]
 
 Both get the same 64 x 512 calibration tokens (another draw for each seed), both write compressed-tensors W4 g64 symmetric
-with static activation order, and both results are measured by the same code on the same 64 x 512 held-out tokens. Sources:
+with static activation order, and both results are measured by the same code on the same 32 x 512 held-out tokens. Sources:
 the model itself, whose weights lie on a 4-bit grid (`grid`), and its de-gridded twin (`twin`, benchmarks/degrid.py). Nothing
 is tuned on `grid`. `--peer`: the Python of an environment with llmcompressor 0.14 (it pins another compressed-tensors).
 Results are kept in the cache folder; what is there is not run again.

@@ -33,7 +33,7 @@ def news_file() -> Path:
     return path
 
 
-def evaluation_tokens(model_folder: Path, samples: int = 64, length: int = 512) -> torch.Tensor:
+def evaluation_tokens(model_folder: Path, samples: int = 32, length: int = 512) -> torch.Tensor:
     """News text, token ids `[samples, length]`."""
     return token_blocks(TextSource(str(news_file()), samples, length, seed=0), model_folder)
 

@@ -1,6 +1,6 @@
 """Runs a chain of passes on a model's weights: content-addressed steps, resume, progress, the size invariant.
 
-    text ──► walk ──► assemble ──► evaluate
+    text ──► measure ──► walk ──► assemble ──► evaluate
 
 Each step has a key: sha256 over its inputs, its options and the code that computes it. What a key has made is kept under
 `<work>/<step>-<key>` and used again, so a second run does nothing, a changed option redoes only what follows from it, and
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes import graph
+from passes.adapters import Weights
 from passes.base import Pass
 from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks, tokens_digest
 from passes.checkpoint import Checkpoint, clear_disk_errors, copy_side_files, write_index, write_json, write_shard
@@ -29,6 +30,7 @@ from passes.formats.config import quantization_config
 from passes.formats.tensor import Tensor
 from passes.ir.model import ModelIR
 from passes.measure import Meter
+from passes.prune.depth import DepthPrune, RenumberedWeights
 from passes.quantize.methods import RoundToNearest, method
 from passes.quantize.quantize import Quantize
 from passes.reason import DoesNotFitError, GoalMissedError, InputError, TightfitError
@@ -50,6 +52,7 @@ _CODE = (
     "checkpoint.py",
     "quantize/*.py",
     "formats/*.py",
+    "prune/*.py",
     "ir/model.py",
 )
 
@@ -93,9 +96,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The finished result: where it is, what it cost, how far it is from its source."""
+    """The finished result: where it is, what it cost, how far it is from its source.
+
+    `passes`: the chain as it was run, choices that had to be measured (which blocks to drop) filled in.
+    """
 
     out: Path
+    passes: tuple[Pass, ...]
     target: ModelIR
     steps: tuple[Step, ...]
     tensor_bytes: int
@@ -107,13 +114,13 @@ class Outcome:
 
 def execute(job: Job, progress: Callable[[Progress], None] = lambda event: None) -> Outcome:
     """Run a job, or what is left of it. Raises TightfitError with a remedy; what was finished is kept for the next run."""
-    target = _check(job)
+    _check(job)
     with _interruptions():
-        return _Run(job, target, progress).run()
+        return _Run(job, progress).run()
 
 
-def _check(job: Job) -> ModelIR:
-    """Everything that can be refused before any work is done. Returns the description of the result."""
+def _check(job: Job) -> None:
+    """Refuse before any work is done whatever can be refused."""
     reasons = graph.illegal(job.source, job.passes)
     if reasons:
         raise InputError(reasons[0].message, remedy=reasons[0].remedy)
@@ -141,16 +148,16 @@ def _check(job: Job) -> ModelIR:
             f"calibration and evaluation text are both {job.calibration.dataset!r}",
             remedy="name another text for one of them: a result must not be judged by the text it was fitted to",
         )
-    return graph.rewrite(job.source, job.passes)
 
 
 class _Run:
     """One run of a job: finds each step's result or makes it."""
 
-    def __init__(self, job: Job, target: ModelIR, progress: Callable[[Progress], None]) -> None:
+    def __init__(self, job: Job, progress: Callable[[Progress], None]) -> None:
         import torch
 
-        self.job, self.target, self.progress = job, target, progress
+        self.job, self.progress = job, progress
+        self.target = graph.rewrite(job.source, job.passes)
         self.device = torch.device(
             ("cuda" if torch.cuda.is_available() else "cpu") if job.device == "auto" else job.device
         )
@@ -162,8 +169,12 @@ class _Run:
         with clear_disk_errors(self.job.work):
             self.job.work.mkdir(parents=True, exist_ok=True)
         self._check_disk()
-        calibrated = self.method.needs_hessian or self.target.kv_cache.scales
+        unmeasured = any(isinstance(one, DepthPrune) and one.blocks is None for one in self.job.passes)
+        calibrated = self.method.needs_hessian or self.target.kv_cache.scales or unmeasured
         tokens = self._text("calibration", self.job.calibration) if calibrated else _no_tokens()
+        self.passes = tuple(self._resolved(one, tokens) for one in self.job.passes)
+        self.target = graph.rewrite(self.job.source, self.passes)
+        self.dense, self.weights = _structural(self.job, self.passes)
         walk, walk_key = self._walk(tokens, tokens_digest(tokens) if calibrated else "")
         out_key = self._assemble(walk, walk_key)
         held_out = self._text("evaluation", self.job.evaluation)
@@ -171,6 +182,7 @@ class _Run:
         report = json.loads((walk / "state.json").read_text())
         return Outcome(
             out=self.job.out,
+            passes=self.passes,
             target=self.target,
             steps=tuple(self.steps),
             tensor_bytes=self.target.tensor_bytes,
@@ -193,12 +205,32 @@ class _Run:
         tokens: torch.Tensor = Checkpoint.of_files([path]).read(["input_ids"])["input_ids"]
         return tokens
 
+    def _resolved(self, one: Pass, tokens: torch.Tensor) -> Pass:
+        """A pass whose choice had to be measured, with the choice made."""
+        if not isinstance(one, DepthPrune) or one.blocks is not None:
+            return one
+        from passes.prune.depth import choose_blocks
+
+        key = _key(
+            "depth", _folder_identity(self.job.folder), one.count, tokens_digest(tokens), str(self.dtype), code_digest()
+        )
+        path = self.job.work / f"depth-{key}.json"
+
+        def make() -> None:
+            chosen = choose_blocks(
+                self.job.source, Checkpoint(self.job.folder), one.count, tokens, self.dtype, self.device
+            )
+            write_json(path, list(chosen))
+
+        self._step("measure depth", key, path.exists(), make)
+        return DepthPrune(one.count, tuple(json.loads(path.read_text())))
+
     def _walk(self, tokens: torch.Tensor, digest: str) -> tuple[Path, str]:
         from passes.walk import Walk
         from passes.walk_state import BlockReport, WalkState
 
         key = _key(
-            "walk", _folder_identity(self.job.folder), graph.to_json(self.job.passes), digest, repr(self.method),
+            "walk", _folder_identity(self.job.folder), graph.to_json(self.passes), digest, repr(self.method),
             str(self.dtype), self.device.type, code_digest(),
         )  # fmt: skip
         folder = self.job.work / f"walk-{key}"
@@ -209,11 +241,10 @@ class _Run:
             self.progress(Progress("walk", block.block + 1, blocks, detail, meter.seconds))
 
         def make() -> None:
-            weights = Checkpoint(self.job.folder)
             Walk(
-                self.job.source,
+                self.dense,
                 self.target,
-                weights,
+                self.weights,
                 self.method,
                 tokens,
                 folder,
@@ -236,7 +267,7 @@ class _Run:
         )
 
         def make() -> None:
-            assemble(self.job, self.target, walk, key)
+            assemble(self.job, self.passes, self.target, walk, key)
 
         self._step("assemble", key, done, make)
         return key
@@ -252,7 +283,7 @@ class _Run:
         def make() -> None:
             source = Side(self.job.source, Checkpoint(self.job.folder))
             decoded = DecodedCheckpoint(Checkpoint(self.job.out), self.target, self.dtype)
-            result = Side(_dense(self.target, self.job.source), decoded)
+            result = Side(self.dense, decoded)
             measured = evaluate(
                 source, result, tokens, self.dtype, self.device,
                 progress=lambda done, total: self.progress(Progress("evaluate", done, total, "", meter.seconds)),
@@ -286,7 +317,7 @@ class _Run:
             )
 
 
-def assemble(job: Job, target: ModelIR, walk: Path, key: str) -> None:
+def assemble(job: Job, passes: Sequence[Pass], target: ModelIR, walk: Path, key: str) -> None:
     """Make the output folder from the walk's shards: beside its place, checked, then renamed into it."""
     partial = job.out.with_name(job.out.name + ".partial")
     with clear_disk_errors(partial):
@@ -302,7 +333,7 @@ def assemble(job: Job, target: ModelIR, walk: Path, key: str) -> None:
         config["quantization_config"] = quantized
     write_json(partial / "config.json", config)
     write_index(partial)
-    write_json(partial / MARKER, {"key": key, "passes": graph.to_json(job.passes)})
+    write_json(partial / MARKER, {"key": key, "passes": graph.to_json(passes)})
     wrong = differences(partial, target)
     if wrong:
         raise GoalMissedError(
@@ -349,9 +380,15 @@ def _outer_tensors(job: Job, target: ModelIR) -> dict[str, torch.Tensor]:
     return Checkpoint(job.folder).read(names)
 
 
-def _dense(target: ModelIR, source: ModelIR) -> ModelIR:
-    """The result's shape with the source's dense storage: what its decoded weights are."""
-    return source if len(target.decoder.layers) == len(source.decoder.layers) else target
+def _structural(job: Job, passes: Sequence[Pass]) -> tuple[ModelIR, Weights]:
+    """The dense model that the walk sees: the source, seen through the passes that take parts of it out."""
+    ir: ModelIR = job.source
+    weights: Weights = Checkpoint(job.folder)
+    for one in passes:
+        if isinstance(one, DepthPrune):
+            weights = RenumberedWeights(weights, ir, one.kept(len(ir.decoder.layers)))
+            ir = one.rewrite(ir)
+    return ir, weights
 
 
 def _method(passes: Sequence[Pass]) -> Method:

@@ -19,6 +19,7 @@ from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
+from passes.prune.depth import DepthPrune
 from passes.quantize.quantize import Quantize
 from passes.reason import InputError, Reason, unknown_name
 
@@ -32,7 +33,7 @@ _REPEATABLE = ("prune",)
 _FORMATS: Mapping[str, type[Format]] = {
     form.kind: form for form in (Dense, PackQuantized, IntQuantized, FloatQuantized, Gptq)
 }
-_PASSES: Mapping[str, type[Pass]] = {kind.name: kind for kind in (Quantize, KVCachePass)}
+_PASSES: Mapping[str, type[Pass]] = {kind.name: kind for kind in (DepthPrune, Quantize, KVCachePass)}
 
 
 def stage(one: Pass) -> str:

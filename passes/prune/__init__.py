@@ -1,0 +1,1 @@
+"""Structural passes: what can be taken out of a model."""

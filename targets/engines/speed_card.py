@@ -15,6 +15,10 @@ _PCIE_LANE = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
 _FLOPS_PER_BYTE = 60.0
 
 
+#: CUDA capability whose arithmetic another maker's generation has: FP8 from CDNA3 on, FP4 from CDNA4 on.
+_LIKE = {"CDNA4": 10.0, "CDNA3": 9.0, "CDNA2": 8.0, "RDNA3": 8.6, "RDNA4": 8.9}
+
+
 def generation_of(gpu: Gpu) -> str:
     """The generation that efficiencies are kept by: CUDA compute capability (`8.6`, `9.0`; `10` and `12` for all of Blackwell)."""
     if gpu.capability is None:
@@ -32,7 +36,7 @@ def card_of(engine: str, gpu: Gpu) -> Card:
     rates = {"bf16": bf16, "fp8": gpu.fp8_flops, "int8": gpu.int8_ops, "fp4": gpu.fp4_flops}
     return Card(
         engine=engine,
-        capability=(gpu.capability or 0) / 10,
+        capability=gpu.capability / 10 if gpu.capability else _LIKE.get(gpu.generation, 0.0),
         bandwidth=gpu.bandwidth_bytes_per_s,
         flops={name: rate for name, rate in rates.items() if rate},
         link=_link(gpu),

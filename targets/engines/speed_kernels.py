@@ -30,7 +30,7 @@ _EXLLAMA = ("exllamav2", "exllamav3")
 
 @lru_cache(maxsize=1 << 10)
 def kernel_of(engine: str, storage: Format, capability: float) -> Kernel:
-    """The kernel of one storage format on a card of this CUDA compute capability (9.0 for Hopper; 0 for a processor or AMD)."""
+    """The kernel of one storage format on a card of this CUDA compute capability (9.0 for Hopper; 0 for a processor)."""
     if isinstance(storage, Dense):
         return Kernel("w16", "bf16")
     if engine in _EXLLAMA:

@@ -20,7 +20,7 @@ OVERLAP = 3.0
 class Card:
     """What a step needs of a card: bytes a second, operations a second by arithmetic, bytes a second of one direction of its
 
-    link to the others. `capability`: CUDA compute capability, 0 for what has none.
+    link to the others. `capability`: CUDA compute capability or what another maker's card is like; 0 for a processor.
     """
 
     engine: str

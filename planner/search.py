@@ -7,6 +7,7 @@ expected loss) is computed once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -53,6 +54,14 @@ class SearchResult:
                 seen.add(key)
                 out.append(verdict)
         return tuple(out)
+
+    @property
+    def illegal(self) -> list[dict[str, object]]:
+        """Each kind of illegality with how many candidates it ruled out, most first."""
+        counts: Counter[Reason] = Counter(
+            reason for verdict in self.rejected for reason in verdict.reasons if not reason.measured
+        )
+        return [{**reason.as_json(), "candidates": count} for reason, count in counts.most_common()]
 
 
 def target_gpu(spec: Spec) -> Gpu:

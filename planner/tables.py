@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +28,7 @@ def print_plan(console: Console, document: Mapping[str, Any], weights: int, card
         console.print(f"  [bold red]No plan meets the goals[/] ({document['searched']:,} candidates). Nearest:")
         _print_rejected(console, document["rejected"][:5])
         console.print()
+        _print_illegal(console, document["illegal"])
         console.print("  [bold]No plan.[/] Loosen a goal, choose another card, or a smaller model.")
         return
     chain = "  →  ".join(_step(step) for step in chosen["passes"]) or "as it is"
@@ -45,6 +46,7 @@ def print_plan(console: Console, document: Mapping[str, Any], weights: int, card
         if more > 0:
             console.print(f"           ({more:,} more: optimize explain)", style="dim")
         console.print()
+    _print_illegal(console, document["illegal"])
     for note in chosen["notes"]:
         console.print(f"  Note     {note}", style="dim")
     if not chosen["executable"]:
@@ -104,7 +106,6 @@ def _print_memory(console: Console, chosen: Mapping[str, Any]) -> None:
 def _print_goals(console: Console, chosen: Mapping[str, Any]) -> None:
     from planner.verdict import show
 
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
     rows: list[tuple[str, ...]] = []
     for goal in chosen["goals"]:
         p = goal["predicted"]
@@ -135,20 +136,26 @@ def _print_goals(console: Console, chosen: Mapping[str, Any]) -> None:
                 "",
             )
         )
-    for number, row in enumerate(rows):
-        table.add_row("  Goals  " if number == 0 else "", *row)
-    console.print(table)
+    for number, (name, wanted, predicted, basis, tick) in enumerate(rows):
+        head = "  Goals    " if number == 0 else "           "
+        console.print(f"{head}{name:14s} {wanted:14s} {predicted:38s} {basis:11s} {tick}")
     console.print()
 
 
-def _print_rejected(console: Console, rejected: list[Mapping[str, Any]]) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+def _print_rejected(console: Console, rejected: Sequence[Mapping[str, Any]]) -> None:
     for verdict in rejected:
-        reasons = []
-        for reason in verdict["reasons"][:2]:
-            reasons.append(reason["message"] + (f" ({reason['remedy']})" if reason.get("remedy") else ""))
-        table.add_row("         ", verdict["candidate"], "; ".join(reasons))
-    console.print(table)
+        texts = [r["message"] + (f" ({r['remedy']})" if r.get("remedy") else "") for r in verdict["reasons"][:2]]
+        console.print(f"           {verdict['candidate']}")
+        console.print(f"             {'; '.join(texts)}", style="dim")
+
+
+def _print_illegal(console: Console, illegal: list[Mapping[str, Any]]) -> None:
+    for number, reason in enumerate(illegal[:4]):
+        remedy = f" ({reason['remedy']})" if reason.get("remedy") else ""
+        head = "  Illegal  " if number == 0 else "           "
+        console.print(f"{head}{reason['message']}{remedy}: {reason['candidates']} candidates")
+    if illegal:
+        console.print()
 
 
 def print_check(console: Console, document: Mapping[str, Any]) -> None:

@@ -96,11 +96,7 @@ class Verdict:
     def distance(self) -> tuple[int, float]:
         """How far from feasible: reasons that no figure measures first, then the sum of relative misses."""
         short = max(0.0, -self.memory.margin.value) / max(self.memory.memory.budget.value, 1.0)
-        hard = sum(
-            1
-            for r in self.reasons
-            if not r.code.endswith("_missed") and "does_not_fit" not in r.code and "do_not_fit" not in r.code
-        )
+        hard = sum(not reason.measured for reason in self.reasons)
         return hard, short + sum(goal.miss for goal in self.goals)
 
 

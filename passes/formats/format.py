@@ -47,6 +47,10 @@ class Quantized:
     scale: torch.Tensor
     zero_point: torch.Tensor | None = None
     group_of_input: torch.Tensor | None = None
+    global_scale: torch.Tensor | None = None
+    """fp32 `[1]`: what two-level scales (NVFP4) are multiplied by before they are stored; `scale` is already divided by it."""
+    input_scale: torch.Tensor | None = None
+    """`[1]`: the calibrated scale of the matrix's inputs, where the format stores one."""
 
 
 class Format(ABC):
@@ -54,6 +58,8 @@ class Format(ABC):
 
     #: The name's stem in `label`, and the key of the registry.
     kind: ClassVar[str]
+    #: Whether readers want fused matrices (qkv, gate_up) split into their parts.
+    splits_fused: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -71,6 +77,10 @@ class Format(ABC):
     def stacked(self, name: str, copies: int, out_features: int, in_features: int) -> tuple[Tensor, ...] | None:
         """The tensors of a whole bank of `copies` matrices stored as one; None where this format stores them apart."""
         return None
+
+    def stored_rows(self, out_features: int) -> int:
+        """Outputs as stored, padding included; a bias is as long."""
+        return out_features
 
     def bytes(self, out_features: int, in_features: int) -> int:
         """Bytes of the stored matrix, bias and header excluded. Exact."""

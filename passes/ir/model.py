@@ -119,7 +119,7 @@ class Linear:
                 name = part.replace("{e}", str(expert))
                 yield from self.storage.tensors(name, rows, self.in_features)
                 if self.bias:
-                    yield Tensor(f"{name}.bias", self.bias, (rows,))
+                    yield Tensor(f"{name}.bias", self.bias, (self.storage.stored_rows(rows),))
 
     def _whole(self, stacking: Stacking) -> tuple[Tensor, ...] | None:
         """The bank as whole tensors, None where its format stores every expert apart."""

@@ -39,10 +39,17 @@ class Reader:
     def __init__(self, ir: ModelIR, tensors: Mapping[str, Tensor]) -> None:
         self.ir = ir
         self.left = dict(tensors)
+        self.others = {tensor.name for tensor in ir.outer_tensors} | {
+            stack.layer_prefix(i) + tensor.name
+            for stack in ir.stacks
+            for i in range(len(stack.layers))
+            for tensor in stack.block(i).tensors
+        }
         self.modules: dict[str, list[str]] = defaultdict(list)
         for name in tensors:
             stem = name.rpartition(".")[0]
-            self.modules[stem.partition(".weight")[0] if ".weight" in stem else stem].append(name)
+            if name not in self.others:
+                self.modules[stem.partition(".weight")[0]].append(name)
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A tensor that must be there, with this shape."""

@@ -21,7 +21,7 @@ def describe(config: Config, architecture: str, m: Maker, names: Names) -> Descr
         if kind not in ("full_attention", "sliding_attention"):
             raise not_understood(config.name, f"{config.path}: layer type {kind!r} is not known")
         source = max((j for j in range(first_shared) if kinds[j] == kind), default=0) if i >= first_shared else None
-        blocks.append(_block(config, m, kind == "full_attention", source))
+        blocks.append(_block(config, m, i, kind == "full_attention", source))
     outer = ends(m, config, names, is_tied(config, True))
     if width := config.integer("hidden_size_per_layer_input", default=0):
         every = width * len(layers)
@@ -39,11 +39,23 @@ def describe(config: Config, architecture: str, m: Maker, names: Names) -> Descr
     return decoder(names, blocks, outer)
 
 
-def _block(config: Config, m: Maker, full: bool, source: int | None) -> Block:
+def _heads(config: Config, layer: int, full: bool) -> tuple[int, int]:
+    """KV heads and head dimension of a layer; newer configs spell out what differs in `per_layer_config`."""
+    own = Config(
+        config.get("per_layer_config", default={}).get(str(layer), {}), config.name, f"{config.path}: per_layer_config"
+    )
+    if not full or not config.has("global_head_dim"):
+        kv_heads = own.integer("num_key_value_heads", default=config.integer("num_key_value_heads"))
+        return kv_heads, own.integer("head_dim", default=config.integer("head_dim"))
+    same = config.flag("attention_k_eq_v")
+    kv_heads = config.integer("num_global_key_value_heads") if same else config.integer("num_key_value_heads")
+    return kv_heads, config.integer("global_head_dim")
+
+
+def _block(config: Config, m: Maker, layer: int, full: bool, source: int | None) -> Block:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     same = config.flag("attention_k_eq_v") and full
-    dim = config.integer("global_head_dim") if full else config.integer("head_dim")
-    kv_heads = config.integer("num_global_key_value_heads") if same else config.integer("num_key_value_heads")
+    kv_heads, dim = _heads(config, layer, full)
     bias = config.flag("attention_bias")
     state: LayerState
     if source is None:

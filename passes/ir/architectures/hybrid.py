@@ -159,7 +159,14 @@ def nemotron_moe(config: Config, m: Maker) -> Part:
     return part.at("mixer.")
 
 
-_NEMOTRON_KINDS = {"mamba": "M", "moe": "E", "attention": "*", "mlp": "-"}
+_NEMOTRON_KINDS = {
+    "mamba": "M",
+    "linear_attention": "M",
+    "moe": "E",
+    "attention": "*",
+    "full_attention": "*",
+    "mlp": "-",
+}
 
 
 def nemotron_pattern(config: Config) -> str:

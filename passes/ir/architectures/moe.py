@@ -128,7 +128,7 @@ def minimax_m3(config: Config, m: Maker, names: Names) -> Description:
 
 def qwen_moe_mlp(config: Config, m: Maker, *, stacked: bool = False, transposed: bool = False) -> Part:
     """Router, experts and (where the config has one) a gated shared expert, as Qwen names them."""
-    hidden, count = config.integer("hidden_size"), config.integer("num_experts")
+    hidden, count = config.integer("hidden_size"), config.integer("num_experts", "num_local_experts")
     part = m.router("gate", count, hidden) + m.experts(
         hidden, config.integer("moe_intermediate_size"), count, config.integer("num_experts_per_tok"),
         prefix="experts.", stacked=stacked, transposed=transposed,
@@ -152,7 +152,7 @@ def qwen_moe(config: Config, m: Maker, names: Names, *, style: Style, transposed
 def olmoe(config: Config, m: Maker, names: Names) -> Description:
     """OLMoE (arXiv 2409.02060): norms over whole q and k, `intermediate_size` is the experts'."""
     style = Style(qk_norm="full")
-    hidden, count = config.integer("hidden_size"), config.integer("num_experts")
+    hidden, count = config.integer("hidden_size"), config.integer("num_experts", "num_local_experts")
     layer = total(
         m.norms(hidden, *style.norms),
         attention(config, m, style),

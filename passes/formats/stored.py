@@ -19,6 +19,7 @@ class Stored(Format):
     """One matrix of a quantized checkpoint, as its headers list it: `parts` are (suffix, dtype, shape) of every tensor.
 
     `method` is the checkpoint's `quant_method`. The shapes are those of one matrix; asking for another shape is an error.
+    `bank`: the source keeps a layer's experts in one set of tensors, `<bank><suffix>`, with the expert as first dimension.
     """
 
     kind: ClassVar[str] = "stored"
@@ -26,6 +27,7 @@ class Stored(Format):
     out_features: int
     in_features: int
     parts: tuple[tuple[str, str, tuple[int, ...]], ...]
+    bank: bool = False
 
     @property
     def label(self) -> str:
@@ -43,6 +45,12 @@ class Stored(Format):
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
         """The tensors that were read."""
         return tuple(Tensor(f"{name}.{suffix}", dtype, shape) for suffix, dtype, shape in self.parts)
+
+    def stacked(self, name: str, copies: int, out_features: int, in_features: int) -> tuple[Tensor, ...] | None:
+        """The bank's tensors, where the source keeps a bank."""
+        if not self.bank:
+            return None
+        return tuple(Tensor(f"{name}{suffix}", dtype, (copies, *shape)) for suffix, dtype, shape in self.parts)
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
         """Not possible: the layout is known, its meaning is not."""

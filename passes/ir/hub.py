@@ -142,31 +142,39 @@ def _get_range(path: str, start: int, length: int, name: str) -> tuple[bytes, in
     return _request(path, name, (start, length))
 
 
+class UnreachableError(InputError):
+    """The Hub did not answer."""
+
+
 class _BusyError(Exception):
     """The server asks to come back later, or its answer broke off; `wait_s` where it says when."""
 
-    def __init__(self, what: str, wait_s: float | None = None) -> None:
+    def __init__(self, what: str, wait_s: float | None = None, *, hopeless: bool = False) -> None:
         super().__init__(what)
         self.wait_s = wait_s
+        self.hopeless = hopeless
 
 
 def _request(path: str, name: str, span: tuple[int, int] | None) -> tuple[bytes, int]:
-    """One GET, repeated where the server is busy or the answer breaks off."""
+    """One GET, repeated where the server is busy or the answer breaks off; not where its name cannot be looked up."""
+    remedy = "Try again later, or set HF_HUB_OFFLINE=1 to use what is cached."
     url, last = endpoint() + path, ""
     for attempt in range(_TRIES):
         try:
             return _attempt(url, name, span)
         except _BusyError as busy:
             last = str(busy)
+            if busy.hopeless:
+                break
             wait = busy.wait_s if busy.wait_s is not None else 0.5 * 2.0**attempt
             if attempt + 1 < _TRIES:
                 time.sleep(min(wait, _LONGEST_WAIT_S))
-    remedy = "Try again later, or set HF_HUB_OFFLINE=1 to use what is cached."
-    raise InputError(f"{name}: {url} did not answer ({last})", remedy=remedy)
+    raise UnreachableError(f"{name}: {url} did not answer ({last})", remedy=remedy)
 
 
 def _attempt(url: str, name: str, span: tuple[int, int] | None) -> tuple[bytes, int]:
     import http.client
+    import socket
     import urllib.error
     import urllib.request
 
@@ -180,7 +188,9 @@ def _attempt(url: str, name: str, span: tuple[int, int] | None) -> tuple[bytes, 
             raise _BusyError(f"HTTP {error.code}", float(after) if after.isdigit() else None) from error
         raise _refusal(error.code, error.headers.get("X-Error-Code", ""), url, name) from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        raise _BusyError(str(getattr(error, "reason", None) or error) or type(error).__name__) from error
+        reason = getattr(error, "reason", None) or error
+        nameless = isinstance(reason, socket.gaierror)
+        raise _BusyError(str(reason) or type(error).__name__, hopeless=nameless) from error
 
 
 def _headers(span: tuple[int, int] | None) -> dict[str, str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from passes.ir import catalog
 from passes.reason import InputError, unknown_name
@@ -24,12 +26,30 @@ _SEPARATORS = re.compile(r"[\s\-_:()]+")
 REMEDY = "Give a folder, a .gguf file, a Hub id, or a name that `optimize models` lists."
 
 
+#: What the words of a quantized repository's name usually mean: the settings most published ones have.
+_GPTQ = {"quant_method": "gptq", "group_size": 128, "sym": True, "desc_act": False}
+_QUANTIZED: dict[frozenset[str], dict[str, Any]] = {
+    frozenset({"gptq", "int4"}): _GPTQ | {"bits": 4},
+    frozenset({"gptq", "int8"}): _GPTQ | {"bits": 8},
+    frozenset({"gptq"}): _GPTQ | {"bits": 4},
+    frozenset({"awq", "int4"}): {"quant_method": "awq", "bits": 4, "group_size": 128},
+    frozenset({"awq"}): {"quant_method": "awq", "bits": 4, "group_size": 128},
+    frozenset({"fp8"}): {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    frozenset({"bnb", "4bit"}): {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    frozenset({"nvfp4"}): {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A catalog id, and a note where the name asked for is another variant of that model."""
+    """A catalog id, and a note where the name asked for is another variant of that model.
+
+    `quantization`: the `quantization_config` that such a name usually means, where only the dense model is in the catalog.
+    """
 
     id: str
     note: str | None = None
+    quantization: Mapping[str, Any] | None = None
 
 
 def fold(name: str) -> str:
@@ -85,7 +105,19 @@ def find(name: str) -> Match | None:
         best = min(candidates, key=lambda known: (len(words ^ set(_words(_bare(known)))), candidates.index(known)))
         other = (words ^ set(_words(_bare(best)))) & _VARIANTS
         return Match(best, f"{name} is not in the catalog; shapes of {best}" if other else None)
-    return None
+    return _quantized(name)
+
+
+def _quantized(name: str) -> Match | None:
+    """A quantized repository of a model whose dense version is known."""
+    words = _words(_bare(name))
+    told = frozenset(words) & frozenset().union(*_QUANTIZED)
+    dense = "-".join(word for word in words if word not in told)
+    if told not in _QUANTIZED or (base := find(dense)) is None:
+        return None
+    settings = _QUANTIZED[told]
+    said = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return Match(base.id, f"{name} is not in the catalog; shapes of {base.id}, assumed stored as {said}", settings)
 
 
 def unknown_model(name: str) -> InputError:

@@ -81,6 +81,8 @@ class Reader:
         assert linear.stacking is not None
         name = prefix + linear.stacking.tensor
         bias = self.left.pop(f"{name}_bias", None)
+        if name in self.left and self.left[name].dtype not in _FLOATS:
+            return replace(linear, storage=self._quantized_bank(name, linear), bias=bias.dtype if bias else None)
         if name in self.left:
             expected = next(replace(linear, storage=Dense(), bias=None).tensors())
             found = self.take(name, expected.shape)
@@ -91,6 +93,16 @@ class Reader:
         for tensor in stacked:
             self.take(tensor.name, tensor.shape)
         return replace(linear, bias=bias.dtype if bias else None)
+
+    def _quantized_bank(self, name: str, linear: Linear) -> Format:
+        """A bank whose codes and scales are whole tensors (`gate_up_proj`, `gate_up_proj_scale_inv`)."""
+        found = [self.left.pop(other) for other in list(self.left) if other == name or other.startswith(f"{name}_")]
+        odd = [tensor for tensor in found if tensor.shape[:1] != (linear.copies,)]
+        if odd or self.ir.quant_method is None:
+            tensor = (odd or found)[0]
+            raise not_understood(self.ir.name, f"{tensor.name!r} {tensor.dtype} {list(tensor.shape)} is not explained")
+        parts = tuple(sorted((t.name[len(name) :], t.dtype, t.shape[1:]) for t in found))
+        return Stored(self.ir.quant_method, linear.out_features, linear.in_features, parts, bank=True)
 
     def _matrix(self, module: str, rows: int, linear: Linear) -> tuple[Format, str | None]:
         """The storage and bias dtype of one matrix; its tensors are taken."""

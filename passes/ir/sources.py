@@ -19,7 +19,7 @@ from passes.ir.download import download
 from passes.ir.gguf import read_gguf_header
 from passes.ir.gguf_model import check_tensors, dequantize, hf_config
 from passes.ir.headers import read_folder_header
-from passes.ir.hub import is_cached, is_repository_name, offline, read_repository
+from passes.ir.hub import UnreachableError, is_cached, is_repository_name, offline, read_repository
 from passes.ir.model import ModelIR
 from passes.ir.names import Match, find, unknown_model
 from passes.ir.quantized import quantized
@@ -84,13 +84,22 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
         )
     name = str(model)
     match = find(name) if revision is None or offline() else None
+    if match is not None and match.quantization and is_repository_name(name) and not offline():
+        try:
+            return _open_hub(name, revision, assume)
+        except UnreachableError:
+            return _open_catalog(name, match, assume)
     if match is not None:
         return _open_catalog(name, match, assume)
     if not is_repository_name(name):
         raise unknown_model(name)
     if offline() and not is_cached(name):
         raise unknown_model(name)
-    return _open_hub(name, revision, assume)
+    try:
+        return _open_hub(name, revision, assume)
+    except UnreachableError as error:
+        message = f"{unknown_model(name).message} It is not in the catalog, and the Hub did not answer."
+        raise InputError(message, remedy=f"{error.message}. {error.remedy}") from error
 
 
 def _open_folder(folder: Path, assume: str | None) -> Source:
@@ -144,14 +153,15 @@ def _open_gguf(path: Path, assume: str | None) -> Source:
 
 def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
     entry = catalog.entry(match.id)
-    ir = quantized(build_ir(entry.config, entry.id, assume=assume))
+    config = entry.config | ({"quantization_config": match.quantization} if match.quantization else {})
+    ir = quantized(build_ir(config, entry.id, assume=assume))
     if match.note:
         ir = replace(ir, notes=(*ir.notes, match.note))
     repository = match.id if match.note is None else name if is_repository_name(name) else None
     if repository is None or offline():
-        return Source(ir, "catalog", None, None, config_digest(entry.config), False)
+        return Source(ir, "catalog", None, None, config_digest(config), False)
     return Source(
-        ir, "catalog", None, None, config_digest(entry.config), True, materializer=lambda _: download(repository, None)
+        ir, "catalog", None, None, config_digest(config), True, materializer=lambda _: download(repository, None)
     )
 
 

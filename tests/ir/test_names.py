@@ -45,6 +45,18 @@ def test_quantized_repositories_are_not_taken_for_the_dense_model() -> None:
     assert open_model("Qwen2.5-14B-Instruct").ir.quant_method is None
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "label"),
+    [("Qwen3-4B-AWQ", "awq", "awq-4-g128"), ("Qwen/Qwen2.5-3B-Instruct-GPTQ-Int8", "gptq", "gptq-8-g128"),
+     ("someone/Llama-3.1-8B-Instruct-FP8", "fp8", "fp8-block")],
+)  # fmt: skip
+def test_a_quantized_name_of_a_known_model_says_what_it_assumes(name: str, method: str, label: str) -> None:
+    ir = open_model(name).ir
+    assert ir.quant_method == method
+    assert {linear.storage.label for linear in ir.decoder.block(0).linears} == {label}
+    assert any("assumed stored as" in note for note in ir.notes)
+
+
 def test_an_unknown_name_is_answered_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match=r"Did you mean .*Qwen2\.5-7B") as error:

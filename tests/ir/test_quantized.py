@@ -157,6 +157,22 @@ def test_gpt_oss_keeps_its_experts_in_blocks_and_scales(tmp_path: Path) -> None:
     opened(write_described(tmp_path / "oss", config, list(described.tensors())))
 
 
+def test_a_bank_of_experts_may_be_quantized_whole(tmp_path: Path) -> None:
+    config = catalog.entry("Qwen/Qwen3-VL-30B-A3B-Thinking-FP8").config
+    text = config["text_config"] | {"num_hidden_layers": 1, "num_experts": 4, "vocab_size": 128}
+    small = config | {"text_config": text, "vision_config": config["vision_config"] | {"depth": 1}}
+    tensors = []
+    for tensor in build_ir(small, "vl").tensors():
+        if ".mlp.experts." not in tensor.name:
+            tensors.append(tensor)
+            continue
+        experts, inputs, outputs = tensor.shape
+        tensors.append(Tensor(tensor.name, "F8_E4M3", tensor.shape))
+        tensors.append(Tensor(f"{tensor.name}_scale_inv", "F32", (experts, -(-inputs // 128), -(-outputs // 128))))
+    ir = opened(write_described(tmp_path / "vl", small, tensors)).ir
+    assert {lin.storage.label for lin in ir.decoder.block(0).linears if lin.copies > 1} == {"fp8-8.00"}
+
+
 def test_published_sizes_of_catalog_models() -> None:
     """GiB that vLLM printed for the loaded weights (vllm_memory_logs); the rest is what the engine adds."""
     for model, gib in (

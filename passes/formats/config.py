@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
+from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.reason import TightfitError
 
-_COMPRESSED = (PackQuantized, IntQuantized, FloatQuantized)
+_COMPRESSED = (PackQuantized, IntQuantized, FloatQuantized, Nvfp4, Mxfp4)
 
 
 def quantization_config(ir: ModelIR) -> dict[str, Any] | None:
@@ -36,7 +38,7 @@ def quantization_config(ir: ModelIR) -> dict[str, Any] | None:
         return None
     if all(isinstance(form, _COMPRESSED) for form in packed):
         return _compressed(ir, by_format)
-    if len(packed) == 1 and isinstance(packed[0], Gptq):
+    if len(packed) == 1 and isinstance(packed[0], Gptq | Awq):
         return packed[0].config()
     kinds = ", ".join(sorted({form.kind for form in packed}))
     raise TightfitError(

@@ -5,15 +5,15 @@ The methods' algorithms run in the walk (`passes.walk`); a method without one he
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
 from passes.base import Pass
 from passes.formats.format import Format
-from passes.ir.model import Block, Linear, ModelIR
-from passes.reason import Reason
+from passes.ir.model import Block, Linear, ModelIR, Stack
+from passes.quantize.fused import head_shape, split_fused, with_head
+from passes.reason import Reason, nearest
 
 #: Methods whose algorithm the walk runs.
 EXECUTABLE_METHODS = ("rtn", "gptq")
@@ -21,11 +21,17 @@ EXECUTABLE_METHODS = ("rtn", "gptq")
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Store every quantizable matrix in `storage`, its integers chosen by `method`."""
+    """Store every quantizable matrix in `storage`, its integers chosen by `method`.
+
+    `assigned`: (full name without `.weight`, format) of matrices that take another one, a dense format included; `{e}` stands
+    for the experts of a bank. `head`: the format of the output head, None to leave it as it is.
+    """
 
     name: ClassVar[str] = "quantize"
     method: str
     storage: Format
+    assigned: tuple[tuple[str, Format], ...] = ()
+    head: Format | None = None
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """Shapes the format cannot hold (one reason for each kind of trouble), and sources that are quantized already."""
@@ -37,15 +43,34 @@ class Quantize(Pass):
                     "name the model it was made from",
                 ),
             )
+        unknown = sorted(dict(self.assigned).keys() - _names(ir)) if self.assigned else []
+        if unknown:
+            remedy = f"nearest: {', '.join(nearest(unknown[0], _names(ir))) or 'none'}"
+            return (Reason("no_such_matrix", f"{ir.name} has no quantizable matrix {unknown[0]}", remedy),)
         reasons: dict[str, Reason] = {}
-        for block, _ in ir.decoder.counts:
-            for reason in _block_reasons(block, self.storage):
+        for block, _ in self._decoder(ir).counts:
+            for reason in _block_reasons(block):
                 reasons.setdefault(reason.code, reason)
+        if self.head is not None and (refused := self.head.illegal(*head_shape(ir))):
+            reasons.setdefault(refused.code, replace(refused, message=f"{refused.message} of the head"))
         return tuple(reasons.values())
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """Every quantizable matrix of the decoder in the new storage; memoised per block class."""
-        return ir.with_decoder(ir.decoder.map_blocks(lambda block: _stored(block, self.storage)))
+        """Every quantizable matrix of the decoder in its new storage; memoised per block class and choice."""
+        out = ir.with_decoder(self._decoder(ir))
+        return out if self.head is None else with_head(out, self.head)
+
+    def _decoder(self, ir: ModelIR) -> Stack:
+        stack = ir.decoder
+        if not self.assigned:
+            return stack.map_blocks(lambda block: _stored(block, self.storage))
+        chosen = dict(self.assigned)
+        blocks = []
+        for layer in range(len(stack.layers)):
+            prefix, block = stack.layer_prefix(layer), stack.block(layer)
+            own = tuple((lin.name, chosen[prefix + lin.name]) for lin in block.linears if prefix + lin.name in chosen)
+            blocks.append(_stored(block, self.storage, own))
+        return stack.with_blocks(tuple(blocks))
 
     def missing(self) -> str | None:
         """Which algorithm or codec is not there."""
@@ -56,24 +81,50 @@ class Quantize(Pass):
         return None
 
     def text(self) -> str:
-        """`quantize{gptq, w4a16-g64}`."""
-        return f"quantize{{{self.method}, {self.storage.label}}}"
+        """`quantize{gptq, w4a16-g64}`, with how many matrices take another format."""
+        mixed = f", {len(self.assigned)} assigned" if self.assigned else ""
+        return f"quantize{{{self.method}, {self.storage.label}{mixed}}}"
+
+
+def _names(ir: ModelIR) -> set[str]:
+    stack = ir.decoder
+    return {
+        stack.layer_prefix(layer) + linear.name
+        for layer in range(len(stack.layers))
+        for linear in stack.block(layer).linears
+        if linear.quantizable
+    }
 
 
 @lru_cache(maxsize=1 << 12)
-def _stored(block: Block, storage: Format) -> Block:
-    change: Callable[[Linear], Linear] = lambda lin: replace(lin, storage=storage) if lin.quantizable else lin  # noqa: E731
-    return block.map_linears(change)
+def _stored(block: Block, storage: Format, own: tuple[tuple[str, Format], ...] = ()) -> Block:
+    chosen = dict(own)
+    base = split_fused(block) if storage.splits_fused else block
+    return base.map_linears(
+        lambda linear: replace(linear, storage=chosen.get(linear.name, storage)) if linear.quantizable else linear
+    )
 
 
 @lru_cache(maxsize=1 << 12)
-def _block_reasons(block: Block, storage: Format) -> tuple[Reason, ...]:
+def _block_reasons(block: Block) -> tuple[Reason, ...]:
     out = []
     for linear in block.linears:
         if not linear.quantizable:
             continue
         for _, rows in linear.stacking.parts if linear.stacking else ((linear.name, linear.out_features),):
-            reason = storage.illegal(rows, linear.in_features)
+            reason = linear.storage.illegal(rows, linear.in_features)
             if reason is not None:
                 out.append(replace(reason, message=f"{reason.message} of {linear.name}"))
-    return tuple(out)
+    return (*out, *_disagreements(block))
+
+
+def _disagreements(block: Block) -> list[Reason]:
+    """Matrices that engines fuse but that take different formats."""
+    out, first = [], dict[str, Linear]()
+    for linear in block.linears:
+        other = first.setdefault(linear.agree, linear) if linear.agree and linear.quantizable else linear
+        if other.storage != linear.storage:
+            names = f"{other.name} and {linear.name}"
+            message = f"{names} must agree, not {other.storage.label} and {linear.storage.label}"
+            out.append(Reason("formats_must_agree", message, "give them one format"))
+    return out

@@ -6,16 +6,24 @@ import re
 from collections.abc import Callable
 
 from passes.base import Pass
+from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.exl3 import Exl3
+from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
+from passes.quantize.exl2_pass import QuantizeExl2
+from passes.quantize.load_time import QuantizeAtLoad
 from passes.quantize.quantize import Quantize
 from passes.reason import InputError, unknown_name
 
 #: What `optimize` lists, one example a kind.
 EXAMPLES = (
     "bf16", "fp16", "fp32", "fp8", "fp8-block", "w8a8", "w4a16-g128", "w8a16-channel", "gptq-4-g128", "gptq-8-g128",
-    "rtn-4-g128", "rtn-3-channel",
+    "awq-4-g128", "rtn-4-g128", "rtn-3-channel", "exl2-4.65", "exl3-3.5", "nf4", "int8-bnb", "fp8-online", "nvfp4", "nvfp4a16", "mxfp4",
 )  # fmt: skip
+
+#: Bits of the head unless the name says otherwise (`exl2-4.65-h8`): the default of both converters.
+_HEAD_BITS = 6
 
 
 def _group(text: str) -> int:
@@ -34,6 +42,15 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
     ),
     (r"gptq-([2348])-(g\d+|channel)", lambda m: Quantize("gptq", Gptq(int(m[1]), _group(m[2])))),
     (r"rtn-([2348])-(g\d+|channel)", lambda m: Quantize("rtn", Gptq(int(m[1]), _group(m[2])))),
+    (r"awq-4-g(\d+)", lambda m: Quantize("awq", Awq(int(m[1])))),
+    (r"exl2-(\d(?:\.\d+)?)(?:-h([234568]))?", lambda m: QuantizeExl2(float(m[1]), int(m[2] or _HEAD_BITS))),
+    (
+        r"exl3-(\d(?:\.\d+)?)(?:-h([2-8]))?",
+        lambda m: Quantize("exl3", Exl3(float(m[1])), head=Exl3(float(m[2] or _HEAD_BITS))),
+    ),
+    (r"nf4|int8-bnb|fp8-online", lambda m: QuantizeAtLoad(m[0])),
+    (r"nvfp4(a16)?", lambda m: Quantize("rtn", Nvfp4(m[1] is None))),
+    (r"mxfp4", lambda m: Quantize("rtn", Mxfp4())),
 )
 
 
@@ -47,7 +64,7 @@ def parse_scheme(name: str) -> Pass | None:
         match = re.fullmatch(pattern, folded)
         if match:
             return build(match)
-    if re.fullmatch(r"(w[48]a16|gptq-\d|rtn-\d)", folded):
+    if re.fullmatch(r"(w[48]a16|gptq-\d|rtn-\d|awq-4)", folded):
         raise InputError(
             f"the weight format {name!r} lacks its group size", remedy=f"write {folded}-g128, -g64, -g32 or -channel"
         )

@@ -1,0 +1,1 @@
+"""Recovery of a pruned model by training on what the source model says."""

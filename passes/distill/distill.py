@@ -1,0 +1,40 @@
+"""The distillation pass: trains the pruned model to follow its source. The description does not change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from passes.base import Pass
+from passes.ir.model import ModelIR
+from passes.reason import Reason
+
+#: `logits`: the source's next-token distribution; `sequences`: text that it wrote; `blockwise`: each block's output.
+METHODS = ("logits", "sequences", "blockwise")
+
+
+@dataclass(frozen=True)
+class Distill(Pass):
+    """Train on `tokens` tokens with `method`."""
+
+    name: ClassVar[str] = "distill"
+    method: str = "logits"
+    tokens: int = 100_000_000
+
+    def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
+        """Unknown methods, no tokens, weights that are quantized already."""
+        if self.method not in METHODS:
+            return (Reason("unknown_distillation", f"no method {self.method!r}", f"one of {', '.join(METHODS)}"),)
+        if self.tokens <= 0:
+            return (Reason("distill_tokens", f"{self.tokens} tokens", "tokens: 100000000"),)
+        if any(linear.storage.kind != "dense" for block, _ in ir.decoder.counts for linear in block.linears):
+            return (Reason("distill_needs_dense", "quantized weights cannot be trained", "distil before quantizing"),)
+        return ()
+
+    def rewrite(self, ir: ModelIR) -> ModelIR:
+        """Only values change."""
+        return ir
+
+    def missing(self) -> str | None:
+        """The training loop."""
+        return f"distillation ({self.method}) has no executing face yet"

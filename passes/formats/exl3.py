@@ -1,0 +1,67 @@
+"""EXL3 matrices (ExLlamaV3): exact sizes only. ExLlamaV3's own converter makes them, on a GPU.
+
+`trellis` I16 `[K/16, N/16, 16·bits]` (every 16 × 16 tile one trellis path), `suh` F16 `[K]`, `svh` F16 `[N]` (signs and scales around a
+128-wide Hadamard rotation of both sides).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from passes.formats.format import Format, Quantized
+from passes.formats.tensor import Tensor
+from passes.reason import Reason, TightfitError
+
+if TYPE_CHECKING:
+    import torch
+
+_TILE, _ROTATION = 16, 128
+_REMEDY = "convert with ExLlamaV3's own converter on a CUDA machine"
+
+
+@dataclass(frozen=True, slots=True)
+class Exl3(Format):
+    """One EXL3 matrix of `bits` a weight. A width between whole ones stands for the converter's mix over the matrices of a model.
+
+    The mix spends `bits` on average, so the sum over a model is that of its matrices at `bits`, rounded up to whole 16-bit words a tile.
+    """
+
+    kind: ClassVar[str] = "exl3"
+    splits_fused: ClassVar[bool] = True
+    bits: float = 4.0
+
+    @property
+    def label(self) -> str:
+        """`exl3-3.5`."""
+        return f"exl3-{self.bits:g}"
+
+    def illegal(self, out_features: int, in_features: int) -> Reason | None:
+        """Between 1 and 8 bits; both sides multiples of 128 (the rotation)."""
+        if not 1 <= self.bits <= 8:
+            return Reason("exl3_bits", f"EXL3 stores 1 to 8 bits, not {self.bits:g}", "choose 2 to 6 bits")
+        if in_features % _ROTATION or out_features % _ROTATION:
+            return Reason(
+                "exl3_needs_multiples_of_128",
+                f"a {out_features} × {in_features} matrix is not a multiple of 128 each way",
+                "exl2",
+            )
+        return None
+
+    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+        """The trellis and the two sign vectors."""
+        words = int(-(-16 * self.bits // 1))
+        return (
+            Tensor(f"{name}.trellis", "I16", (in_features // _TILE, out_features // _TILE, words)),
+            Tensor(f"{name}.suh", "F16", (in_features,)),
+            Tensor(f"{name}.svh", "F16", (out_features,)),
+        )
+
+    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
+        """Not possible here: the trellis search is a CUDA kernel of ExLlamaV3."""
+        raise TightfitError("EXL3 is made by ExLlamaV3 only", remedy=_REMEDY)
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Not possible here."""
+        raise TightfitError("EXL3 is read by ExLlamaV3 only", remedy=_REMEDY)

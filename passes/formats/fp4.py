@@ -1,0 +1,140 @@
+"""4-bit floats (e2m1) with scales per small group, as compressed-tensors packs them: NVFP4 and MXFP4.
+
+`weight_packed` U8 `[N, K/2]`, the even input in the low nibble (the package's own packer). NVFP4: `weight_scale` e4m3 `[N, K/16]`, and one
+fp32 `weight_global_scale`; a weight is value · weight_scale / weight_global_scale. With quantized activations also
+`input_global_scale`. MXFP4: `weight_scale` U8 `[N, K/32]`, the biased exponent of a power of two (OCP Microscaling 1.0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from passes.formats.format import Format, Quantized
+from passes.formats.gptq import group_size_reason
+from passes.formats.tensor import Tensor
+from passes.reason import Reason, TightfitError
+
+if TYPE_CHECKING:
+    import torch
+
+_EXPONENT_BIAS = 127
+
+
+@dataclass(frozen=True, slots=True)
+class Nvfp4(Format):
+    """NVFP4: groups of 16. `activations`: inputs are quantized too (W4A4), with a calibrated global scale; else weight-only."""
+
+    kind: ClassVar[str] = "nvfp4-pack-quantized"
+    group_size: ClassVar[int] = 16
+    activations: bool = True
+
+    @property
+    def label(self) -> str:
+        """`nvfp4`, `nvfp4a16` for weight-only."""
+        return "nvfp4" if self.activations else "nvfp4a16"
+
+    def illegal(self, out_features: int, in_features: int) -> Reason | None:
+        """16 must divide K."""
+        return group_size_reason(self.group_size, in_features)
+
+    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+        """Packed values, group scales, global scales."""
+        out = (
+            Tensor(f"{name}.weight_packed", "U8", (out_features, in_features // 2)),
+            Tensor(f"{name}.weight_scale", "F8_E4M3", (out_features, in_features // self.group_size)),
+            Tensor(f"{name}.weight_global_scale", "F32", (1,)),
+        )
+        return (*out, Tensor(f"{name}.input_global_scale", "F32", (1,))) if self.activations else out
+
+    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
+        """Codes are e2m1 values; scale · global_scale must be e4m3 values."""
+        import torch
+        from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
+
+        if quantized.global_scale is None or (self.activations and quantized.input_scale is None):
+            raise TightfitError(f"{name}: NVFP4 needs global scales", remedy="quantize with calibration")
+        stored = {
+            f"{name}.weight_packed": pack_fp4_to_uint8(quantized.codes.float()),
+            f"{name}.weight_scale": (quantized.scale * quantized.global_scale).to(torch.float8_e4m3fn).contiguous(),
+            f"{name}.weight_global_scale": quantized.global_scale.float().reshape(1),
+        }
+        if self.activations and quantized.input_scale is not None:
+            stored[f"{name}.input_global_scale"] = quantized.input_scale.float().reshape(1)
+        return stored
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Value times group scale over global scale."""
+        scale = tensors[f"{name}.weight_scale"].float() / tensors[f"{name}.weight_global_scale"].float()
+        return _scaled(tensors[f"{name}.weight_packed"], scale, self.group_size, dtype)
+
+    def scheme(self) -> dict[str, Any]:
+        """Static two-level weights; activations two-level, the group scales made on the fly (`dynamic: local`)."""
+        weights = _scheme("tensor_group", self.group_size)
+        inputs = weights | {"dynamic": "local"} if self.activations else None
+        return {"weights": weights, "input_activations": inputs, "output_activations": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Mxfp4(Format):
+    """MXFP4, weight-only: groups of 32, scales powers of two."""
+
+    kind: ClassVar[str] = "mxfp4-pack-quantized"
+    group_size: ClassVar[int] = 32
+
+    @property
+    def label(self) -> str:
+        """`mxfp4`."""
+        return "mxfp4"
+
+    def illegal(self, out_features: int, in_features: int) -> Reason | None:
+        """32 must divide K."""
+        return group_size_reason(self.group_size, in_features)
+
+    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+        """Packed values and exponents."""
+        return (
+            Tensor(f"{name}.weight_packed", "U8", (out_features, in_features // 2)),
+            Tensor(f"{name}.weight_scale", "U8", (out_features, in_features // self.group_size)),
+        )
+
+    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
+        """Codes are e2m1 values, scales powers of two."""
+        import torch
+        from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
+
+        exponent = torch.frexp(quantized.scale.float()).exponent - 1
+        return {
+            f"{name}.weight_packed": pack_fp4_to_uint8(quantized.codes.float()),
+            f"{name}.weight_scale": (exponent + _EXPONENT_BIAS).to(torch.uint8).contiguous(),
+        }
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Value times 2^exponent."""
+        import torch
+
+        exponent = tensors[f"{name}.weight_scale"].to(torch.int32) - _EXPONENT_BIAS
+        scale = torch.ldexp(torch.ones(exponent.shape), exponent)
+        return _scaled(tensors[f"{name}.weight_packed"], scale, self.group_size, dtype)
+
+    def scheme(self) -> dict[str, Any]:
+        """Static weights, plain activations."""
+        return {"weights": _scheme("group", self.group_size), "input_activations": None, "output_activations": None}
+
+
+def _scaled(packed: torch.Tensor, scale: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+
+    rows, words = packed.shape
+    values = unpack_fp4_from_uint8(packed, rows, 2 * words, dtype=torch.float32)
+    weight: torch.Tensor = (values * scale.repeat_interleave(size, 1)).to(dtype)
+    return weight
+
+
+def _scheme(strategy: str, group_size: int) -> dict[str, Any]:
+    return {
+        "num_bits": 4, "type": "float", "symmetric": True, "strategy": strategy, "group_size": group_size, "dynamic": False,
+        "observer": "minmax", "actorder": None, "block_structure": None, "observer_kwargs": {},
+    }  # fmt: skip

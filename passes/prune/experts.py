@@ -1,0 +1,82 @@
+"""Expert pruning: each layer keeps its most used experts; the router loses the rows of the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from passes.base import Pass
+from passes.formats.tensor import Tensor
+from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.prune.config import change_decoder, decoder_part, set_present
+from passes.reason import Reason
+
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class ExpertPrune(Pass):
+    """Keep `keep` routed experts in every mixture layer."""
+
+    name: ClassVar[str] = "prune_experts"
+    keep: int
+
+    def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
+        """No experts; fewer than a token uses; groups of experts that would differ in size."""
+        banks = [linear for block, _ in ir.decoder.counts for linear in block.linears if linear.copies > 1]
+        if not banks:
+            return (Reason("no_experts", f"{ir.name} has no experts", "prune by depth or width"),)
+        most, active = min(linear.copies for linear in banks), max(linear.active for linear in banks)
+        if not active <= self.keep < most:
+            return (
+                Reason(
+                    "experts_kept",
+                    f"{self.keep} experts: a token uses {active:g} of {most}",
+                    f"{active:g} to {most - 1}",
+                ),
+            )
+        groups = decoder_part(ir.config).get("n_group") or 1
+        if isinstance(groups, int) and self.keep % groups:
+            return (
+                Reason(
+                    "expert_groups", f"{self.keep} experts do not split into {groups} groups", f"a multiple of {groups}"
+                ),
+            )
+        return ()
+
+    def rewrite(self, ir: ModelIR) -> ModelIR:
+        """Smaller banks, routers and config."""
+        out = ir.with_decoder(ir.decoder.map_blocks(lambda block: _fewer(block, self.keep)))
+
+        def shrink(part: dict[str, Any]) -> None:
+            set_present(part, _COUNTS, self.keep)
+
+        return replace(out, config=change_decoder(ir.config, shrink))
+
+    def missing(self) -> str | None:
+        """Which experts are used least is measured on the weights."""
+        return "expert pruning has no executing face yet: counting routed tokens and dropping experts on the weights"
+
+
+@lru_cache(maxsize=1 << 10)
+def _fewer(block: Block, keep: int) -> Block:
+    banks = [linear.copies for linear in block.linears if linear.copies > 1]
+    if not banks:
+        return block
+    count = max(banks)
+
+    def cut(linear: Linear) -> Linear:
+        if linear.copies > 1:
+            return replace(linear, copies=keep)
+        if linear.role is Role.ROUTER and linear.out_features == count:
+            return replace(linear, out_features=keep)
+        return linear
+
+    def shorten(tensor: Tensor) -> Tensor:
+        # What the router adds to its scores has one element an expert (DeepSeek's e_score_correction_bias).
+        return replace(tensor, shape=(keep,)) if tensor.shape == (count,) and "bias" in tensor.name else tensor
+
+    return block.replace(
+        linears=tuple(cut(linear) for linear in block.linears), tensors=tuple(shorten(t) for t in block.tensors)
+    )

@@ -1,0 +1,54 @@
+"""Sparse weights: SparseGPT (Frantar & Alistarh 2023) and Wanda (Sun et al. 2023). Zeros are stored like any other weight."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from passes.base import Pass
+from passes.ir.model import ModelIR
+from passes.reason import Reason
+
+METHODS = ("sparsegpt", "wanda")
+
+
+@dataclass(frozen=True)
+class Sparsify(Pass):
+    """Set a share `sparsity` of every quantizable matrix to zero; `pattern`: `unstructured`, or `n:m` (n of m weights are kept)."""
+
+    name: ClassVar[str] = "prune_sparse"
+    method: str = "sparsegpt"
+    sparsity: float = 0.5
+    pattern: str = "unstructured"
+
+    def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
+        """Unknown methods and patterns, shares that differ from the pattern's, rows that its runs do not divide."""
+        if self.method not in METHODS:
+            return (Reason("unknown_sparsity_method", f"no method {self.method!r}", f"one of {', '.join(METHODS)}"),)
+        if not 0 < self.sparsity < 1:
+            return (Reason("sparsity_share", f"a share of {self.sparsity:g} is not between 0 and 1", "0.5"),)
+        if self.pattern == "unstructured":
+            return ()
+        found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", self.pattern)
+        if not found or int(found[1]) >= int(found[2]):
+            return (Reason("sparsity_pattern", f"{self.pattern!r} is no pattern", "unstructured or 2:4"),)
+        kept, run = int(found[1]), int(found[2])
+        if abs(1 - kept / run - self.sparsity) > 1e-9:
+            share = 1 - kept / run
+            return (Reason("sparsity_pattern", f"{self.pattern} zeroes a share of {share:g}", f"sparsity: {share:g}"),)
+        odd = {
+            lin.in_features
+            for block, _ in ir.decoder.counts
+            for lin in block.linears
+            if lin.quantizable and lin.in_features % run
+        }
+        return (Reason("sparsity_pattern", f"{run} does not divide {min(odd)} inputs", "unstructured"),) if odd else ()
+
+    def rewrite(self, ir: ModelIR) -> ModelIR:
+        """The description does not change: zeros take as much room."""
+        return ir
+
+    def missing(self) -> str | None:
+        """The algorithms."""
+        return f"{self.method} has no executing face yet"

@@ -1,0 +1,184 @@
+"""EXL2 at any number of bits a weight: a budget over the decoder's slots, bounded until measured, resolved after.
+
+A slot is the attention or the MLP of one layer (all experts together); it takes one of ExLlamaV2's parameter sets. The budget is
+ExLlamaV2's: floor(bpw × Σ weights of all attention and MLP matrices, outputs padded to 32); embeddings, norms and head are outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import ClassVar
+
+from passes.base import Pass
+from passes.formats.exl2 import Exl2
+from passes.formats.exl2_bounded import Exl2Bounded
+from passes.formats.exl2_options import ATTENTION, HEAD, MLP
+from passes.formats.format import Format
+from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.quantize.fused import head_shape, split_fused, with_head
+from passes.reason import Reason
+
+#: Which column of an option's row a matrix takes.
+_ATTENTION_COLUMN = {Role.Q: 0, Role.K: 0, Role.V: 1, Role.O: 2}
+_MLP_COLUMN = {Role.GATE: 0, Role.GATE_UP: 0, Role.UP: 1, Role.DOWN: 2}
+
+
+@dataclass(frozen=True)
+class QuantizeExl2(Pass):
+    """Store the decoder in EXL2 at `bpw` bits a weight on average, the head at `head_bits`.
+
+    `choices`: (attention, MLP) rows of `exl2_options` for every layer; empty while the plan is bounded.
+    """
+
+    name: ClassVar[str] = "quantize_exl2"
+    method: ClassVar[str] = "exl2"
+    bpw: float
+    head_bits: int = 6
+    choices: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def storage(self) -> Exl2Bounded:
+        """The decoder's format as a whole."""
+        return Exl2Bounded(self.bpw)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether every matrix has its layout."""
+        return bool(self.choices)
+
+    def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
+        """Quantized sources, parts that ExLlamaV2 does not know, shapes, and budgets that no choice of options meets."""
+        if ir.quant_method is not None:
+            return (
+                Reason(
+                    "already_quantized", f"{ir.name} is quantized already ({ir.quant_method})", "name the dense model"
+                ),
+            )
+        if self.head_bits not in HEAD:
+            return (
+                Reason("exl2_head_bits", f"no head of {self.head_bits} bits", f"one of {', '.join(map(str, HEAD))}"),
+            )
+        for block, _ in ir.decoder.counts:
+            for linear in _quantized(split_fused(block)):
+                if linear.role not in _ATTENTION_COLUMN and linear.role not in _MLP_COLUMN:
+                    return (
+                        Reason("exl2_unknown_part", f"ExLlamaV2 has no module for {linear.name}", "exl3, gptq or awq"),
+                    )
+                if reason := self.storage.illegal(linear.out_features, linear.in_features):
+                    return (replace(reason, message=f"{reason.message} ({linear.name})"),)
+        if reason := HEAD[self.head_bits].illegal(*head_shape(ir)):
+            return (replace(reason, message=f"{reason.message} (head)"),)
+        least = lowest_bpw(ir)
+        if self.bpw < least:
+            return (
+                Reason(
+                    "exl2_bpw_too_low",
+                    f"{self.bpw:g} bits a weight: the smallest options of {ir.name} take {least:.3f}",
+                    f"at least {math.ceil(least * 100) / 100:g}",
+                ),
+            )
+        if self.choices and len(self.choices) != len(ir.decoder.layers):
+            return (
+                Reason(
+                    "exl2_options", f"{len(self.choices)} options for {len(ir.decoder.layers)} layers", "measure again"
+                ),
+            )
+        if self.choices and resolved_bytes(ir, self.choices) > budget_bytes(ir, self.bpw):
+            return (Reason("exl2_over_budget", f"the options exceed {self.bpw:g} bits a weight", "allocate again"),)
+        return ()
+
+    def rewrite(self, ir: ModelIR) -> ModelIR:
+        """The layouts of the options, or each matrix's share of the budget; the head as a matrix of its own."""
+        if self.choices:
+            layers = range(len(ir.decoder.layers))
+            blocks = tuple(stored_block(ir.decoder.block(i), *self.choices[i]) for i in layers)
+            decoder = ir.decoder.with_blocks(blocks)
+        else:
+            decoder = ir.decoder.map_blocks(lambda block: _bounded(block, self.storage))
+        return with_head(ir.with_decoder(decoder), HEAD[self.head_bits])
+
+    def missing(self) -> str | None:
+        """The walk measures and writes no EXL2 matrices yet."""
+        return "EXL2 has no executing face yet: measuring the options and writing them"
+
+    def text(self) -> str:
+        """`quantize{exl2, exl2-4.65}`."""
+        return f"quantize{{exl2, {self.storage.label}}}"
+
+
+def _quantized(block: Block) -> list[Linear]:
+    return [linear for linear in block.linears if linear.quantizable]
+
+
+@lru_cache(maxsize=1 << 12)
+def _bounded(block: Block, storage: Format) -> Block:
+    return split_fused(block).map_linears(lambda linear: _store(linear, storage) if linear.quantizable else linear)
+
+
+def _store(linear: Linear, storage: Format) -> Linear:
+    return replace(linear, storage=storage, bias="F16" if linear.bias else None)
+
+
+@lru_cache(maxsize=1 << 16)
+def stored_block(block: Block, attention: int, mlp: int) -> Block:
+    """One layer with a row of `ATTENTION` for its attention and a row of `MLP` for its MLP or experts."""
+
+    def store(linear: Linear) -> Linear:
+        layout = _layout(linear, attention, mlp)
+        return linear if layout is None else _store(linear, layout)
+
+    return split_fused(block).map_linears(store)
+
+
+def _layout(linear: Linear, attention: int, mlp: int) -> Exl2 | None:
+    if not linear.quantizable:
+        return None
+    if linear.role in _ATTENTION_COLUMN:
+        return ATTENTION[attention][_ATTENTION_COLUMN[linear.role]]
+    return MLP[mlp][_MLP_COLUMN[linear.role]]
+
+
+@lru_cache(maxsize=1 << 12)
+def slot_bytes(block: Block) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bytes of every option of a layer's attention and of its MLP, biases included: what the allocator chooses from."""
+    attention = tuple(_slot(stored_block(block, option, 0), _ATTENTION_COLUMN) for option in range(len(ATTENTION)))
+    return attention, tuple(_slot(stored_block(block, 0, option), _MLP_COLUMN) for option in range(len(MLP)))
+
+
+def _slot(block: Block, columns: dict[Role, int]) -> int:
+    return sum(linear.bytes for linear in _quantized(block) if linear.role in columns)
+
+
+def budget_bytes(ir: ModelIR, bpw: float) -> int:
+    """Bytes that the decoder's EXL2 matrices may take at `bpw`."""
+    return math.floor(_weights(ir) * bpw / 8)
+
+
+def resolved_bytes(ir: ModelIR, options: Sequence[tuple[int, int]]) -> int:
+    """Bytes of the decoder's EXL2 matrices with these options."""
+    sizes = [slot_bytes(ir.decoder.block(layer)) for layer in range(len(options))]
+    return sum(a[first] + m[second] for (a, m), (first, second) in zip(sizes, options, strict=True))
+
+
+def lowest_bpw(ir: ModelIR) -> float:
+    """Bits a weight of the smallest options everywhere."""
+    least = sum(count * sum(min(slot) for slot in slot_bytes(block)) for block, count in ir.decoder.counts)
+    return 8 * least / _weights(ir)
+
+
+def _weights(ir: ModelIR) -> int:
+    return sum(count * _block_weights(block) for block, count in ir.decoder.counts)
+
+
+@lru_cache(maxsize=1 << 12)
+def _block_weights(block: Block) -> int:
+    """Weights (and biases) that the budget counts, outputs padded."""
+    total = 0
+    for linear in _quantized(split_fused(block)):
+        parts = linear.stacking.parts if linear.stacking else ((linear.name, linear.out_features),)
+        rows = sum(Exl2().stored_rows(rows) for _, rows in parts)
+        total += linear.copies * rows * (linear.in_features + (1 if linear.bias else 0))
+    return total

@@ -1,0 +1,54 @@
+"""Changes to a description that several quantizing passes share: fused matrices split, a head stored in fewer bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from passes.formats.format import Format
+from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.ir.state import FullKV
+
+#: Fused names whose parts readers know under these names.
+_QKV, _GATE_UP = "qkv_proj", "gate_up_proj"
+
+
+@lru_cache(maxsize=1 << 12)
+def split_fused(block: Block) -> Block:
+    """The block with `qkv_proj` as q, k and v and `gate_up_proj` as gate and up, rows in this order; others stay."""
+    return block.replace(linears=tuple(part for linear in block.linears for part in _parts(linear, block)))
+
+
+def _parts(linear: Linear, block: Block) -> tuple[Linear, ...]:
+    if not linear.quantizable or linear.stacking is not None:
+        return (linear,)
+    if linear.role is Role.QKV and linear.name.endswith(_QKV) and isinstance(block.state, FullKV):
+        k, v = block.state.kv_heads * block.state.head_dim, block.state.kv_heads * block.state.v_head_dim
+        stem = linear.name.removesuffix(_QKV)
+        sizes = ((Role.Q, "q_proj", linear.out_features - k - v), (Role.K, "k_proj", k), (Role.V, "v_proj", v))
+        return tuple(replace(linear, name=stem + n, role=r, out_features=size, agree="qkv") for r, n, size in sizes)
+    if linear.role is Role.GATE_UP and linear.name.endswith(_GATE_UP):
+        stem, size = linear.name.removesuffix(_GATE_UP), linear.out_features // 2
+        names = ((Role.GATE, "gate_proj"), (Role.UP, "up_proj"))
+        return tuple(replace(linear, name=stem + n, role=r, out_features=size, agree="gate_up") for r, n in names)
+    return (linear,)
+
+
+def with_head(ir: ModelIR, storage: Format) -> ModelIR:
+    """The model with its output head in `storage`. A tied head becomes a matrix of its own; the embedding stays as it is."""
+    if any(linear.role is Role.HEAD for linear in ir.outer):
+        outer = tuple(replace(lin, storage=storage) if lin.role is Role.HEAD else lin for lin in ir.outer)
+        return replace(ir, outer=outer)
+    embedding = next(linear for linear in ir.outer if linear.role is Role.EMBEDDING)
+    prefix = embedding.name.split("model.")[0] if "model." in embedding.name else ""
+    head = Linear(
+        f"{prefix}lm_head", Role.HEAD, embedding.out_features, embedding.in_features, storage, quantizable=False
+    )
+    return replace(ir, outer=(*ir.outer, head))
+
+
+def head_shape(ir: ModelIR) -> tuple[int, int]:
+    """Outputs and inputs of the output head, tied or not."""
+    roles = {linear.role: linear for linear in ir.outer}
+    head = roles.get(Role.HEAD) or roles[Role.EMBEDDING]
+    return head.out_features, head.in_features

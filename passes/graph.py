@@ -13,13 +13,22 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from passes.base import Pass
+from passes.distill.distill import Distill
+from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
+from passes.formats.exl3 import Exl3
 from passes.formats.format import Format
+from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
+from passes.prune.experts import ExpertPrune
+from passes.prune.sparse import Sparsify
+from passes.prune.width import WidthPrune
+from passes.quantize.exl2_pass import QuantizeExl2
+from passes.quantize.load_time import QuantizeAtLoad
 from passes.quantize.quantize import Quantize
 from passes.reason import InputError, Reason, unknown_name
 
@@ -31,9 +40,15 @@ _STAGES = ("prune", "distill", "quantize", "kv_cache")
 _REPEATABLE = ("prune",)
 
 _FORMATS: Mapping[str, type[Format]] = {
-    form.kind: form for form in (Dense, PackQuantized, IntQuantized, FloatQuantized, Gptq)
+    form.kind: form
+    for form in (Dense, PackQuantized, IntQuantized, FloatQuantized, Gptq, Awq, Nvfp4, Mxfp4, Exl3)
 }
-_PASSES: Mapping[str, type[Pass]] = {kind.name: kind for kind in (DepthPrune, Quantize, KVCachePass)}
+_PASSES: Mapping[str, type[Pass]] = {
+    kind.name: kind
+    for kind in (
+        DepthPrune, WidthPrune, ExpertPrune, Sparsify, Distill, Quantize, QuantizeExl2, QuantizeAtLoad, KVCachePass,
+    )
+}  # fmt: skip
 
 
 def stage(one: Pass) -> str:
@@ -99,7 +114,7 @@ def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Pass, ...]:
 def _value(value: Any) -> Any:
     if isinstance(value, Format):
         return {"format": value.kind, **{f.name: _value(getattr(value, f.name)) for f in dataclasses.fields(value)}}  # type: ignore[arg-type]
-    return list(value) if isinstance(value, tuple) else value
+    return [_value(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _read_pass(value: Mapping[str, Any]) -> Pass:
@@ -119,4 +134,4 @@ def _read_value(value: Any) -> Any:
         if value["format"] not in _FORMATS:
             raise unknown_name("format", str(value["format"]), _FORMATS, remedy="make the plan again with this version")
         return _FORMATS[value["format"]](**fields)
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_read_value(each) for each in value) if isinstance(value, list) else value

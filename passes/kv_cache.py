@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "fp8", "fp8_e5m2", "q8", "q6", "q4")
 _ATTENTION = (Role.K, Role.QKV)
 #: Checkpoint families whose loaders in vLLM take no k_scale/v_scale.
-_WITHOUT_SCALES = ("gptq", "awq", "exl2", "exl3")
+_WITHOUT_SCALES = ("gptq", "awq", "exl2", "exl2-bounded", "exl3")
 
 
 @dataclass(frozen=True)

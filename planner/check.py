@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from passes.base import Pass
-from passes.ir.model import ModelIR
 from passes.ir.sources import Source, open_model
-from passes.kv_cache import KVCachePass
-from passes.quantize.scheme import dense_dtype, parse_scheme
-from passes.reason import InputError, Reason
+from passes.reason import Reason
+from planner.chains import chain_of, rewrite, with_dtype
 from planner.quality import Quality, expected_quality
+from planner.remedies import remedies
 from planner.shapes import FORMAT_VERSION, kv_json, memory_json, quality_json, quantity_json, speed_json
 from targets.engines import find_engine
 from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate
@@ -37,6 +34,8 @@ class CheckResult:
     quality: Quality
     workload: Workload
     illegal: tuple[Reason, ...]
+    remedies: tuple[Reason, ...] = ()
+    """What would make it fit: one change a knob."""
 
     @property
     def starts(self) -> bool:
@@ -80,6 +79,7 @@ class CheckResult:
             "margin": quantity_json(self.estimate.margin),
             "confidence": self.confidence,
             "reasons": [reason.as_json() for reason in self.reasons],
+            "remedies": [{"knob": r.code, "message": r.message, **r.data} for r in self.remedies],
             "memory": memory_json(self.estimate.memory),
             "kv_cache": kv_json(self.estimate.kv),
             "speed": speed_json(self.speed),
@@ -119,72 +119,12 @@ def check(
             workload, input_tokens=max(1, min(512, context - 1)), output_tokens=max(1, min(128, context // 2))
         )
     estimate = target.memory(ir, card, settings, workload)
-    return CheckResult(
+    result = CheckResult(
         source.ir.name, card, engine, estimate, target.speed(ir, card, settings, workload), expected_quality(dense, chain), workload,
         (*illegal, *target.illegal(ir, card, settings)),
     )  # fmt: skip
-
-
-def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
-    """The passes that a format's name and a KV type stand for."""
-    chain: list[Pass] = []
-    scheme = parse_scheme(weights) if weights else None
-    if scheme is not None:
-        chain.append(scheme)
-    if kv_cache_dtype not in ("auto", "model"):
-        chain.append(KVCachePass("fp8" if kv_cache_dtype == "fp8_e4m3" else kv_cache_dtype))
-    return tuple(chain)
-
-
-def rewrite(ir: ModelIR, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason, ...]]:
-    """The description after a chain, and why its passes are illegal; an illegal pass is still described where it can be."""
-    reasons: list[Reason] = []
-    for step in chain:
-        reasons += step.illegal(ir)
-        ir = step.rewrite(ir)
-    return ir, tuple(reasons)
-
-
-def with_dtype(ir: ModelIR, weights: str | None, dtype: str | None) -> ModelIR:
-    """The model in the dtype that was asked by `--dtype` or a dense `--weights`."""
-    name = dense_dtype(weights) if weights else None
-    asked = name or _DTYPES.get((dtype or "auto").lower())
-    if dtype and dtype.lower() not in _DTYPES:
-        raise InputError(f"unknown dtype {dtype!r}", remedy=f"one of {', '.join(_DTYPES)}")
-    if asked is None or asked == ir.dtype:
-        return ir
-    return cast_dense(ir, asked)
-
-
-_DTYPES: Mapping[str, str | None] = {
-    "auto": None, "bfloat16": "BF16", "bf16": "BF16", "float16": "F16", "half": "F16", "fp16": "F16", "float32": "F32", "float": "F32",
-    "fp32": "F32",
-}  # fmt: skip
-
-
-def cast_dense(ir: ModelIR, dtype: str) -> ModelIR:
-    """The model with its 16- and 32-bit tensors in another dtype."""
-    from passes.formats.dense import Dense
-    from passes.formats.tensor import Tensor
-    from passes.ir.model import Linear
-
-    floats = {"BF16", "F16", "F32"}
-
-    def linear(lin: Linear) -> Linear:
-        storage = Dense(dtype) if isinstance(lin.storage, Dense) else lin.storage
-        return replace(lin, storage=storage, bias=dtype if lin.bias in floats else lin.bias)
-
-    def tensor(t: Tensor) -> Tensor:
-        return Tensor(t.name, dtype, t.shape) if t.dtype in floats else t
-
-    stacks = tuple(
-        stack.map_blocks(lambda b: b.map_linears(linear).replace(tensors=tuple(map(tensor, b.tensors))))
-        for stack in ir.stacks
-    )
-    return replace(
-        ir,
-        dtype=dtype,
-        stacks=stacks,
-        outer=tuple(map(linear, ir.outer)),
-        outer_tensors=tuple(map(tensor, ir.outer_tensors)),
-    )
+    if result.fits or illegal:
+        return result
+    dense_source = source.ir.quant_method is None
+    found = remedies(target, dense, ir, card, settings, workload, may_quantize=dense_source and weights is None)
+    return replace(result, remedies=found)

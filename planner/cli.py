@@ -187,7 +187,9 @@ def verify(
 @app.command()
 def calibrate(
     gpu: Annotated[str | None, typer.Option(help="Card; default: this machine's first, else its processor.")] = None,
-    engine: Annotated[Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")] = None,
+    engine: Annotated[
+        Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
+    ] = None,
     url: Annotated[str | None, typer.Option(help="A served model to put a short load on: http://host:port.")] = None,
     model: Annotated[str | None, typer.Option(help="With --url: what is served, a folder or a name.")] = None,
     served_name: Annotated[str | None, typer.Option(help="With --url: the name it is served by.")] = None,
@@ -199,7 +201,9 @@ def calibrate(
     from planner.calibrate import calibrate as run
 
     console = _console(as_json)
-    profile = run(gpu, engine, url, model, served_name, tp, seconds, say=lambda text: console.print(f"  {text}", style="dim"))
+    profile = run(
+        gpu, engine, url, model, served_name, tp, seconds, say=lambda text: console.print(f"  {text}", style="dim")
+    )
     if as_json:
         _emit(profile.as_json())
         return
@@ -262,30 +266,18 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] 
 
 
 def main() -> None:
-    """Run the command line. Errors that a user can mend are one message; nothing else is swallowed."""
-    import click
-
+    """Run the command line. Errors that a user can mend are one message; a defect of ours is said shortly."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except TightfitError as error:
         _report(error)
-        code = error.exit_code
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("\ninterrupted; the same command resumes\n")
-        code = 130
-    except Exception as error:  # the last line of defence: a defect of ours, said shortly
+        sys.exit(error.exit_code)
+    except Exception as error:
         if os.environ.get("TIGHTFIT_DEBUG"):
             raise
-        sys.stderr.write(
-            f"internal error: {type(error).__name__}: {error}\n  set TIGHTFIT_DEBUG=1 for the traceback and report it\n"
-        )
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.stderr.write(f"internal error: {type(error).__name__}: {error}\n")
+        sys.stderr.write("  set TIGHTFIT_DEBUG=1 for the traceback, and report it\n")
+        sys.exit(1)
 
 
 def _report(error: TightfitError) -> None:

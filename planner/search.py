@@ -17,7 +17,7 @@ from passes.kv_cache import KVCachePass
 from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
 from passes.reason import InputError, Reason
-from planner.check import rewrite
+from planner.chains import rewrite
 from planner.quality import expected_quality
 from planner.spec import EngineChoice, EngineSettings, Spec
 from planner.verdict import Candidate, Verdict, judge

@@ -184,6 +184,8 @@ def print_check(console: Console, document: Mapping[str, Any]) -> None:
         )
     for reason in document["reasons"]:
         console.print(f"  [red]✗[/] {reason['message']}" + (f" → {reason['remedy']}" if reason.get("remedy") else ""))
+    for remedy in document["remedies"]:
+        console.print(f"    what would do: {remedy['message']}")
     for note in document["notes"]:
         console.print(f"  note: {note}", style="dim")
 

@@ -1,0 +1,84 @@
+"""What to change so that a model fits: for each knob alone, the smallest change that does, found by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from passes.ir.model import ModelIR
+from passes.reason import Reason
+from planner.chains import chain_of, rewrite
+from targets.engines.engine import Engine, MemoryEstimate, Settings
+from targets.gpu import Gpu
+from targets.workload import Workload
+
+#: Formats tried in the order of expected loss, smallest change first.
+_FORMATS = ("fp8", "w8a8", "w4a16-g128", "w4a16-g64", "w4a16-g32")
+_UTILIZATIONS = (0.92, 0.94, 0.96, 0.98)
+
+
+def remedies(
+    engine: Engine, dense: ModelIR, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, *, may_quantize: bool
+) -> tuple[Reason, ...]:
+    """One `Reason` a knob, its message saying the change; empty where no single change helps."""
+
+    def fits(model: ModelIR, changed: Settings, asked: Workload) -> bool:
+        estimate: MemoryEstimate = engine.memory(model, gpu, changed, asked)
+        served = estimate.serves if asked.concurrency else estimate.starts
+        return served and not engine.illegal(model, gpu, changed)
+
+    return tuple(_each(engine, dense, ir, gpu, settings, workload, may_quantize, fits))
+
+
+def _each(
+    engine: Engine,
+    dense: ModelIR,
+    ir: ModelIR,
+    gpu: Gpu,
+    settings: Settings,
+    workload: Workload,
+    may_quantize: bool,
+    fits: Callable[[ModelIR, Settings, Workload], bool],
+) -> Iterator[Reason]:
+    estimate = engine.memory(ir, gpu, settings, workload)
+    context = min(
+        workload.context - 1,
+        _longest(lambda n: fits(ir, settings, replace(workload, context=n)), estimate.kv.max_context),
+    )
+    if context >= 256:
+        yield Reason("context", f"context {context:,} fits", None, {"context": context})
+    if workload.concurrency and workload.concurrency > 1:
+        at_once = int(estimate.kv.max_concurrency.value)
+        if at_once >= 1 and fits(ir, settings, replace(workload, concurrency=at_once)):
+            yield Reason("concurrency", f"concurrency {at_once} fits", None, {"concurrency": at_once})
+    if ir.kv_cache.dtype == "auto":
+        small, illegal = rewrite(ir, chain_of(None, "fp8"))
+        if not illegal and fits(small, settings, workload):
+            yield Reason("kv_cache_dtype", "--kv-cache-dtype fp8 fits", None, {"kv_cache_dtype": "fp8"})
+    for utilization in _UTILIZATIONS:
+        changed = replace(settings, gpu_memory_utilization=utilization)
+        if not gpu.is_cpu and utilization > (settings.gpu_memory_utilization or 0) and fits(ir, changed, workload):
+            message = f"--gpu-memory-utilization {utilization} fits"
+            yield Reason("gpu_memory_utilization", message, None, {"gpu_memory_utilization": utilization})
+            break
+    for tp in (2, 4, 8, 16):
+        changed = replace(settings, parallel=replace(settings.parallel, tp=tp))
+        if not gpu.is_cpu and tp > settings.parallel.tp and fits(ir, changed, workload):
+            yield Reason("gpus", f"{changed.parallel.gpus} cards fit", None, {"gpus": changed.parallel.gpus})
+            break
+    for name in _FORMATS if may_quantize else ():
+        smaller, illegal = rewrite(dense, chain_of(name, ir.kv_cache.dtype))
+        if not illegal and fits(smaller, settings, workload):
+            yield Reason("weights", f"--weights {name} fits", None, {"weights": name})
+            break
+
+
+def _longest(fits: Callable[[int], bool], limit: int) -> int:
+    """The longest context that fits, in steps of 256 tokens; the limit itself where that fits."""
+    if limit > 0 and fits(limit):
+        return limit
+    low, high = 0, limit // 256
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle * 256) else (low, middle - 1)
+    return low * 256

@@ -1,0 +1,76 @@
+"""The Plan document: complete, locked, stale when an input moves, refused when edited."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from passes.reason import DoesNotFitError, InputError, StalePlanError
+from planner import plan as plans
+from planner.spec import parse_spec
+
+SPEC = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nworkload: { context: 4096 }\n"
+
+
+@pytest.fixture(scope="module")
+def made() -> plans.Plan:
+    return plans.plan(parse_spec(SPEC))
+
+
+def test_the_document_has_the_keys_of_the_contract(made: plans.Plan) -> None:
+    document = made.document
+    assert {"format_version", "chosen", "rejected", "pareto", "lock", "searched", "digest"} <= set(document)
+    assert {"engine", "passes", "settings", "memory", "kv_cache", "speed", "quality", "executable", "missing"} <= set(
+        document["chosen"]
+    )
+    json.dumps(document)
+
+
+def test_the_same_spec_gives_the_same_plan(made: plans.Plan) -> None:
+    assert plans.plan(parse_spec(SPEC)).document == made.document
+
+
+def test_what_is_hashed_holds_no_path_and_no_time(made: plans.Plan) -> None:
+    assert str(Path.cwd()) not in json.dumps({"chosen": made.document["chosen"], "lock": made.document["lock"]})
+
+
+def test_a_model_without_weights_can_be_planned_but_not_applied(made: plans.Plan) -> None:
+    assert made.document["chosen"]["executable"] is False
+    with pytest.raises(InputError, match="weights"):
+        plans.require_executable(made.document)
+
+
+def test_a_plan_that_found_nothing_is_not_applied() -> None:
+    nothing = plans.plan(parse_spec(SPEC + "goals: { decode: 100000 tok/s }\n"))
+    assert not nothing.feasible
+    with pytest.raises(DoesNotFitError):
+        plans.require_executable(nothing.document)
+
+
+def test_a_stale_plan_says_what_moved(made: plans.Plan) -> None:
+    moved = dict(made.document) | {"lock": {**made.document["lock"], "header_digest": "another"}}
+    with pytest.raises(StalePlanError, match="header_digest"):
+        plans.require_fresh(moved, made.spec, made.source)
+    plans.require_fresh(made.document, made.spec, made.source)
+
+
+def test_a_saved_plan_is_read_back_and_an_edited_one_refused(made: plans.Plan, tmp_path: Path) -> None:
+    path = tmp_path / "a.plan.json"
+    plans.save(made.document, path)
+    assert plans.load_plan(path) == made.document
+    assert plans.chain_of_plan(made.document) == made.result.chosen.candidate.passes  # type: ignore[union-attr]
+    edited = json.loads(path.read_text())
+    edited["chosen"]["tensor_bytes"] += 1
+    path.write_text(json.dumps(edited))
+    with pytest.raises(InputError, match="edited"):
+        plans.load_plan(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"chosen": null}'])
+def test_what_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.plan.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="no plan"):
+        plans.load_plan(path)

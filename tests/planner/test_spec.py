@@ -1,0 +1,101 @@
+"""The spec: strict, and every error says where, what was expected, and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passes.reason import InputError
+from planner import units
+from planner.plan import spec_of
+from planner.spec import Spec, load_spec, parse_spec
+
+MINIMAL = "model: x\ntarget: { gpu: rtx-4090 }\n"
+
+
+def test_a_minimal_spec_has_defaults_that_can_be_planned() -> None:
+    spec = parse_spec(MINIMAL)
+    assert (spec.engine, spec.target.count, spec.goals.prefer) == ("auto", 1, "quality")
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "says"),
+    [
+        ("model: x\ntarget: { gpu: a, coun: 2 }", "s.yaml:2:19", "Did you mean 'count'"),
+        ("modl: x\ntarget: { gpu: a }", "s.yaml:1:1", "Did you mean 'model'"),
+        (MINIMAL + "goals:\n  ttft: 5", "s.yaml:4:3", "500 ms"),
+        (MINIMAL + "goals:\n  decode: 5 tok", "s.yaml:4:3", "20 tok/s"),
+        (MINIMAL + "goals: { quality: { max_perplexity_increase: 10 } }", "s.yaml:3:21", "10%"),
+        (MINIMAL + "workload:\n  context: -5", "s.yaml:4:3", "greater than or equal to 1"),
+        (MINIMAL + "workload: { context: 100, input_tokens: 200 }", "s.yaml:3:1", "exceed the context"),
+        ("model: x\ntarget: { gpu: a, reserve: 2 GX }", "s.yaml:2:19", "24 GiB"),
+        (MINIMAL + "engine: { nam: vllm }", "s.yaml:3:11", "Did you mean 'name'"),
+        (MINIMAL + "passes: { kv_cache: [fp9] }", "s.yaml:3:22", "'auto' or 'fp8'"),
+        (MINIMAL + "passes:\n  quantize: { metods: [gptq] }", "s.yaml:4:15", "Did you mean 'methods'"),
+        ("model: [x\n", "s.yaml:2:1", "not YAML"),
+        ("- a\n", "s.yaml:1:1", "is a mapping"),
+        ("model: x\n", "s.yaml:1:1", "'target' is missing"),
+        (MINIMAL + "calibration: { dataset: a.txt }\nevaluation: { dataset: a.txt }", "s.yaml:1:1", "another source"),
+    ],
+)
+def test_a_bad_spec_is_refused_with_place_and_remedy(text: str, place: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_spec(text, "s.yaml")
+    assert str(caught.value.location) == place
+    assert says in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_a_missing_spec_names_the_command_that_writes_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="optimize init"):
+        load_spec(tmp_path / "none.yaml")
+
+
+def test_paths_are_relative_to_the_spec(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "s.yaml").write_text("model: model\ntarget: { gpu: cpu }\n")
+    assert load_spec(tmp_path / "s.yaml").model == str(tmp_path / "model")
+
+
+def test_a_spec_survives_the_plan_document() -> None:
+    spec = parse_spec(
+        MINIMAL
+        + "goals: { ttft: 1.5 s, decode: 20 tok/s, quality: { max_perplexity_increase: 10% } }\n"
+        + "engine: { name: vllm, version: 0.19.0, settings: { kv_cache_memory: 2 GiB } }\n"
+    )
+    document = {"spec": spec.model_dump(mode="json", exclude={"model"}), "source": spec.model}
+    assert spec_of(document) == spec
+
+
+def test_gb_and_gib_are_different() -> None:
+    assert units.parse_bytes("24 GB") == 24 * 10**9
+    assert units.parse_bytes("24 GiB") == 24 * 2**30
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["B", "KiB", "MB", "GiB"]))
+def test_amounts_of_memory_are_read_exactly(count: int, unit: str) -> None:
+    size = {"B": 1, "KiB": 1024, "MB": 10**6, "GiB": 2**30}[unit]
+    assert units.parse_bytes(f"{count} {unit}") == count * size
+
+
+@given(st.text(max_size=12))
+def test_units_never_fail_in_another_way(text: str) -> None:
+    for parse in (units.parse_bytes, units.parse_seconds, units.parse_rate, units.parse_share):
+        try:
+            assert parse(text) >= 0
+        except ValueError as error:
+            assert "such as" in str(error) or "positive" in str(error)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["model", "target", "goals", "x"]), st.none() | st.text(max_size=5) | st.integers())
+)
+def test_no_document_raises_anything_but_an_input_error(value: dict[str, object]) -> None:
+    import yaml
+
+    with contextlib.suppress(InputError):
+        assert isinstance(parse_spec(yaml.safe_dump(value)), Spec)

@@ -1,8 +1,7 @@
 """Layouts that publishers ship and engines read, but tightfit does not write: exact sizes, no codec.
 
 Sources: `fp8-*` transformers' FineGrainedFP8 and AutoFP8/fbgemm checkpoints; `nvfp4-modelopt` NVIDIA ModelOpt's export;
-`nvfp4-packed`, `mxfp4-packed` compressed-tensors (nvfp4-pack-quantized, mxfp4-pack-quantized); `mxfp4-blocks` gpt-oss's own files;
-`awq` AutoAWQ's GEMM version; `nf4` bitsandbytes with double quantization (blocks of 64, scales in blocks of 256).
+`mxfp4-blocks` gpt-oss's own files; `nf4` bitsandbytes with double quantization (blocks of 64, scales in blocks of 256).
 """
 
 from __future__ import annotations
@@ -46,17 +45,8 @@ def _nvfp4_modelopt(n: int, k: int, g: int) -> tuple[Part, ...]:
     return (("weight", "U8", (n, k // 2)), ("weight_scale", "F8_E4M3", (n, k // g)), *scalars)
 
 
-def _nvfp4_packed(n: int, k: int, g: int) -> tuple[Part, ...]:
-    scalars: tuple[Part, ...] = (("weight_global_scale", "F32", (1,)), ("input_global_scale", "F32", (1,)))
-    return (("weight_packed", "U8", (n, k // 2)), ("weight_scale", "F8_E4M3", (n, k // g)), *scalars)
-
-
-def _mxfp4_packed(n: int, k: int, g: int) -> tuple[Part, ...]:
+def _mxfp4(n: int, k: int, g: int) -> tuple[Part, ...]:
     return (("weight_packed", "U8", (n, k // 2)), ("weight_scale", "U8", (n, k // g)))
-
-
-def _awq(n: int, k: int, g: int) -> tuple[Part, ...]:
-    return (("qweight", "I32", (k, n // 8)), ("qzeros", "I32", (k // g, n // 8)), ("scales", "F16", (k // g, n)))
 
 
 #: Bytes of the JSON that bitsandbytes stores beside a matrix; varies by a few with the shape's digits.
@@ -75,20 +65,17 @@ def _nf4(n: int, k: int, g: int) -> tuple[Part, ...]:
     )
 
 
-#: Layout -> its tensors, the group (or block) size it has unless told, and what K must be a multiple of.
+#: Layout -> its tensors, and the group (or block) size it has unless told.
 _LAYOUTS: dict[str, tuple[Callable[[int, int, int], tuple[Part, ...]], int]] = {
     "fp8-block": (_fp8_block, 128),
     "fp8-tensor": (_fp8_tensor, 0),
     "fp8-static": (_fp8_static, 0),
     "fp8-row": (_fp8_row, 0),
     "nvfp4-modelopt": (_nvfp4_modelopt, 16),
-    "nvfp4-packed": (_nvfp4_packed, 16),
-    "mxfp4-packed": (_mxfp4_packed, 32),
-    "mxfp4-blocks": (_mxfp4_packed, 32),
-    "awq": (_awq, 128),
+    "mxfp4-blocks": (_mxfp4, 32),
     "nf4": (_nf4, 64),
 }
-_GROUPED = frozenset({"nvfp4-modelopt", "nvfp4-packed", "mxfp4-packed", "mxfp4-blocks", "awq"})
+_GROUPED = frozenset({"nvfp4-modelopt", "mxfp4-blocks"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +93,13 @@ class Published(Format):
 
     @property
     def label(self) -> str:
-        """The layout, with its group size where that varies: `awq-4-g128`, `nvfp4-modelopt`."""
-        return f"awq-4-g{self.group}" if self.layout == "awq" else self.layout
+        """The layout: `fp8-block`, `nvfp4-modelopt`."""
+        return self.layout
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Grouped layouts need K to be a multiple of the group, AWQ also N of 8."""
+        """Grouped layouts need K to be a multiple of the group."""
         if self.layout in _GROUPED and in_features % self.group:
             return Reason("group_size_does_not_divide", f"group size {self.group} does not divide {in_features} inputs")
-        if self.layout == "awq" and out_features % 8:
-            return Reason("awq_needs_multiples_of_8", f"{out_features} outputs are no multiple of 8")
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
+from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.formats.published import Published
 from passes.ir.model import Linear, ModelIR, Role
@@ -78,7 +80,7 @@ def _experts(settings: Mapping[str, Any], ir: ModelIR) -> Format | None:
     """The format of the experts where it is another than that of the rest (DeepSeek V4): then lists name only these."""
     if settings.get("moe_quant_algo") == "NVFP4":
         return Published("nvfp4-modelopt")
-    return Published("mxfp4-packed") if ir.config.get("expert_dtype") == "fp4" else None
+    return Mxfp4() if ir.config.get("expert_dtype") == "fp4" else None
 
 
 def _stored(linear: Linear, storage: Format, ignore: Ignore, prefix: str) -> Linear:
@@ -131,7 +133,7 @@ def _storage(method: str, settings: Mapping[str, Any], ir: ModelIR) -> Format:
         bits, size = int(settings["bits"]), int(settings["group_size"])
         return Gptq(bits, size, bool(settings.get("sym", True)), bool(settings.get("desc_act", False)), version)
     if method == "awq":
-        return Published("awq", int(settings.get("group_size", 128)))
+        return Awq(int(settings.get("group_size", 128)), not settings.get("zero_point", True))
     if method == "fp8":
         return _fp8(settings)
     if method == "fbgemm_fp8":
@@ -183,7 +185,7 @@ def _compressed(settings: Mapping[str, Any], ir: ModelIR) -> Format:
     size = {"channel": -1, "tensor": 0}.get(str(weights.get("strategy")), int(weights.get("group_size") or -1))
     form = str(group.get("format") or settings.get("format") or "")
     if kind == "float" and bits == 4:
-        return Published("mxfp4-packed" if "mxfp4" in form or size == 32 else "nvfp4-packed")
+        return Mxfp4() if "mxfp4" in form or size == 32 else Nvfp4(bool(inputs))
     if kind == "float" and bits == 8:
         block = weights.get("block_structure") or ((128, 128) if weights.get("strategy") == "block" else None)
         return FloatQuantized(size if not block else -1, (int(block[0]), int(block[1])) if block else None, ir.dtype)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.fp4 import Nvfp4
 from passes.formats.gptq import Gptq
 from passes.formats.published import Published
 from passes.formats.stored import Stored
@@ -42,7 +44,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], Any]] = {
         {"quant_method": "gptq", "bits": 8, "group_size": 64, "sym": True, "desc_act": True, "checkpoint_format": "gptq_v2"},
         Gptq(8, 64, True, True, 2),
     ),
-    "awq": ({"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True}, Published("awq", 64)),
+    "awq": ({"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True}, Awq(64)),
     "int4": (
         compressed("pack-quantized", {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64, "symmetric": True}),
         PackQuantized(4, 64, True, "F16"),
@@ -57,7 +59,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], Any]] = {
     ),
     "nvfp4": (
         compressed("nvfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}),
-        Published("nvfp4-packed"),
+        Nvfp4(activations=False),
     ),
     "fp8-block": ({"quant_method": "fp8", "weight_block_size": [128, 128]}, Published("fp8-block", 128)),
     "fp8-static": ({"quant_method": "fp8", "activation_scheme": "static"}, Published("fp8-static")),

@@ -1,0 +1,120 @@
+"""What the quality fit sees of a weight format and of a model: named numbers, the same for fitting and for predicting.
+
+The rise of log-perplexity is modelled as a product, so its logarithm is a sum over these features:
+
+    ln rise = sensitivity of the model  +  distortion of the scheme  +  how the family takes this method
+
+* Distortion of a uniform quantizer falls by 4 per bit (its step halves, the squared error quarters); methods may deviate.
+  The squared step of a group grows with the expected range of its weights, which for Gaussian weights follows
+  from the order statistics of `group_size` samples (Blom's approximation). Below 3 bits the loss bends upwards.
+* Sensitivity grows with training tokens and falls with size (Kumar et al. 2024, "Scaling laws for precision",
+  arXiv 2411.04330); families and models deviate from that by effects that are shrunk towards zero, so an unseen model
+  inherits its family's figure and an unseen family the trend.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+Features = tuple[tuple[str, float], ...]
+
+_REFERENCE_BITS = 4.0
+_BEND_BITS = 3.0
+_REFERENCE_GROUP = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How weights were stored, as far as loss depends on it.
+
+    `method`: `gptq`, `awq`, `rtn`, `exl2`, `exl3`, `fp8`, …; `bits`: bits of a code, average bits a weight for codebook
+    formats, 0 for formats of one width (`fp8`, `nf4`); `group_size`: -1 = one scale a row, 0 = the format has no scale groups of integers.
+    """
+
+    method: str
+    bits: float
+    group_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What is known of a model's sensitivity: its family, its size in 10^9 weights, its training tokens in 10^12."""
+
+    family: str
+    size_b: float
+    tokens_t: float
+
+
+@lru_cache(maxsize=256)
+def group_range(group_size: int) -> float:
+    """ln of the expected squared range of `group_size` Gaussian weights against that of 128."""
+
+    def spread(n: int) -> float:
+        return NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
+
+    return 2 * math.log(spread(group_size) / spread(_REFERENCE_GROUP))
+
+
+@lru_cache(maxsize=4096)
+def scheme_features(scheme: Scheme) -> Features:
+    """Features of the scheme alone."""
+    method = scheme.method
+    found = [(f"method:{method}", 1.0)]
+    if not scheme.bits:
+        return tuple(found)
+    fewer = _REFERENCE_BITS - scheme.bits
+    bend = max(0.0, _BEND_BITS - scheme.bits)
+    found += [("fewer_bits", fewer), (f"fewer_bits:{method}", fewer)]
+    if bend:
+        found += [("bend", bend), (f"bend:{method}", bend)]
+    if scheme.group_size < 0:
+        found += [("channel", 1.0), (f"channel:{method}", 1.0), (f"channel_fewer_bits:{method}", fewer)]
+        if bend:
+            found.append((f"channel_bend:{method}", bend))
+    elif scheme.group_size > 0:
+        found.append(("group_range", group_range(scheme.group_size)))
+    return tuple(found)
+
+
+def model_key(traits: Traits) -> str:
+    """The key of a model's own effect: family and size to two digits."""
+    return f"{traits.family}/{traits.size_b:.2g}"
+
+
+@lru_cache(maxsize=4096)
+def model_features(traits: Traits) -> Features:
+    """Features of the model alone."""
+    size = math.log(traits.size_b / 7)
+    return (
+        ("constant", 1.0),
+        ("log_tokens", math.log(traits.tokens_t / 2)),
+        ("log_size", size),
+        (f"family:{traits.family}", 1.0),
+        (f"family_log_size:{traits.family}", size),
+        (f"model:{model_key(traits)}", 1.0),
+    )
+
+
+@lru_cache(maxsize=4096)
+def joint_features(scheme: Scheme, traits: Traits) -> Features:
+    """How a family, a size and a model take a method."""
+    family, model, size = traits.family, model_key(traits), math.log(traits.size_b / 7)
+    found = [
+        (f"family_method:{family}/{scheme.method}", 1.0),
+        (f"model_method:{model}/{scheme.method}", 1.0),
+        (f"log_size_method:{scheme.method}", size),
+        (f"log_tokens_method:{scheme.method}", math.log(traits.tokens_t / 2)),
+    ]
+    if scheme.bits:
+        fewer = _REFERENCE_BITS - scheme.bits
+        found += [
+            ("log_size_fewer_bits", size * fewer),
+            (f"family_fewer_bits:{family}", fewer),
+            (f"model_fewer_bits:{model}", fewer),
+        ]
+    if scheme.group_size < 0:
+        found.append((f"family_channel:{family}", 1.0))
+    return tuple(found)

@@ -1,7 +1,9 @@
 """The fitted terms of vLLM's memory on a GPU: activation peak of the profile run, memory outside torch, CUDA graphs.
 
-Coefficients and their errors stand in `memory_fit.json`, made by `benchmarks/fit_memory.py` from real start-ups. Each term is
-physical: buffers grow with the tokens of the profile run and the widest matrices, the sampler's with sequences × vocabulary.
+The profile run peaks either inside a layer (the widest matrices' inputs and outputs for every token) or in the sampler
+(sequences × vocabulary), whichever is larger. Beside the sampler stand the hidden states, the expert kernels' workspace
+(`TritonExperts.workspace_shapes`: two buffers of tokens × experts a token × width) and the vision encoder's outputs.
+Coefficients and their errors stand in `memory_fit.json`, made by `benchmarks/fit_memory.py` from real start-ups.
 """
 
 from __future__ import annotations
@@ -12,23 +14,29 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from passes.ir.model import ModelIR, Role
+from passes.ir.model import Block, ModelIR, Role
 from targets.engines.versions import Rules
 from targets.quantity import Basis, Quantity
 
 _GIB = 1 << 30
 _WIDE = {Role.UP, Role.GATE, Role.GATE_UP, Role.QKV, Role.Q, Role.MIXER_IN}
+_BANK_IN = {Role.UP, Role.GATE, Role.GATE_UP}
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What the profile run of one rank sees: tokens, sequences, parallel degree, kind of card."""
+    """What the profile run of one rank sees: tokens, sequences, parallel degree, and the card's compute capability × 10.
+
+    `samples`: this rank holds the head (the last pipeline stage).
+    """
 
     tokens: int
     sequences: int
     tp: int
     pp: int
     eager: bool
+    capability: int = 90
+    samples: bool = True
 
 
 @lru_cache(maxsize=1)
@@ -38,46 +46,74 @@ def fit() -> dict[str, Any]:
     return data
 
 
-def _era(rules: Rules) -> str:
-    if not rules.v1:
-        return "v0"
-    return "v1" if rules.version < (0, 21) else "v1_graphs"
-
-
 def _quantity(name: str, value: float) -> Quantity:
-    """A fitted term with its error: the 90 % quantiles of measured / predicted, or of the difference for small terms."""
-    low, high = fit()[name]["ratio_90"]
-    return Quantity(value, value * low, value * high, Basis.CALIBRATED)
+    """A fitted term with its error: 90 % quantiles of measured / predicted, and a floor in bytes for what stays unexplained."""
+    term = fit()[name]
+    low, high = term["ratio_90"]
+    floor = term["floor_bytes"]
+    return Quantity(value, max(0.0, value * low - floor), value * high + floor, Basis.CALIBRATED)
 
 
-def widest_elements(ir: ModelIR, tp: int) -> float:
-    """Elements a token that the widest step of a layer holds at once on a rank: fused inputs and outputs of its matrices."""
-    widest = 0.0
-    for block, _ in ir.decoder.counts:
-        shared = sum(lin.out_features for lin in block.linears if lin.role in _WIDE and lin.copies == 1)
-        routed = sum(lin.out_features * lin.active for lin in block.linears if lin.role in _WIDE and lin.copies > 1)
-        widest = max(widest, (shared + routed) / tp)
-    return widest
+@lru_cache(maxsize=1 << 12)
+def _width(block: Block, tp: int) -> float:
+    """Elements a token that the widest step of a layer holds at once on a rank: fused outputs of its matrices."""
+    shared = sum(lin.out_features for lin in block.linears if lin.role in _WIDE and lin.copies == 1)
+    routed = sum(lin.out_features * lin.active for lin in block.linears if lin.role in _WIDE and lin.copies > 1)
+    return (
+        max(
+            sum(lin.out_features for lin in block.linears if lin.role in _BANK_IN and lin.copies == 1),
+            shared if not routed else 0.0,
+            routed,
+        )
+        / tp
+    )
+
+
+@lru_cache(maxsize=1 << 12)
+def _workspace(block: Block, tp: int) -> float:
+    """Elements a token of the two buffers of the fused experts' kernel; 0 without experts or with MXFP4 ones (another kernel)."""
+    banks = [lin for lin in block.linears if lin.copies > 1 and lin.storage.label != "mxfp4-blocks"]
+    inner = sum(lin.out_features for lin in banks if lin.role in _BANK_IN) / tp
+    if not inner:
+        return 0.0
+    outer = max(lin.out_features for lin in banks if lin.role is Role.DOWN)
+    active = max(lin.active for lin in banks)
+    return active * (max(inner / 2, outer) + max(inner, outer))
 
 
 def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
     """Bytes of the activation peak of the profile run on one rank."""
-    era = fit()["activation"][_era(rules)]
+    era = fit()["activation"]
     size = 4 if ir.dtype == "F32" else 2
-    buffers = profile.tokens * size * (era["hidden"] * ir.hidden_size + era["widest"] * widest_elements(ir, profile.tp))
-    sampler = min(profile.sequences, profile.tokens) * ir.vocab_size * era["sampler_bytes"]
-    return _quantity("activation", era["base_bytes"] + max(buffers, sampler) + era["overlap"] * min(buffers, sampler))
+    blocks = [block for block, _ in ir.decoder.counts]
+    hidden = profile.tokens * size * ir.hidden_size
+    wide = profile.tokens * size * max((_width(block, profile.tp) for block in blocks), default=0.0)
+    experts = min(profile.tokens, 32768) * size * max((_workspace(block, profile.tp) for block in blocks), default=0.0)
+    layer = era["hidden"] * hidden + max(era["widest"] * wide, experts)
+    if not profile.samples:
+        return _quantity("activation", layer)
+    sort = rules.sampler_fp32_sort or profile.capability < 90
+    rows = min(profile.sequences, profile.tokens)
+    sampler = rows * ir.vocab_size * era["sampler_sort_bytes" if sort else "sampler_bytes"] + hidden + era["base_bytes"]
+    if rules.v1:
+        sampler += experts
+    if any(stack.name in ("vision", "audio") for stack in ir.stacks):
+        sampler += hidden + era["encoder_bytes"]
+    return _quantity("activation", max(layer, sampler))
 
 
 def non_torch(profile: Profile, rules: Rules) -> Quantity:
     """Bytes that CUDA, NCCL and libraries hold outside torch on one rank."""
-    era = fit()["non_torch"][_era(rules)]
-    return _quantity("non_torch", era["tp1_bytes"] if profile.tp == 1 else era["tp_bytes"])
+    era = fit()["non_torch"]["new" if rules.version >= (0, 17) else "old"]
+    # The collectives' symmetric buffers exist from Hopper on only.
+    wide = "tp_bytes" if profile.capability >= 90 else "tp_pcie_bytes"
+    return _quantity("non_torch", era["tp1_bytes"] if profile.tp == 1 else era[wide])
 
 
-def cuda_graphs(profile: Profile, rules: Rules) -> Quantity:
-    """Bytes of the captured CUDA graphs; zero when eager."""
+def cuda_graphs(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
+    """Bytes of the captured CUDA graphs (the estimate, where the version subtracts one); zero when eager."""
     if profile.eager:
         return Quantity.exact(0)
-    era = fit()["cuda_graphs"][_era(rules)]
-    return _quantity("cuda_graphs", era["tp1_bytes"] if profile.tp == 1 else era["tp_bytes"])
+    era = fit()["cuda_graphs"]["estimate" if rules.graphs_in_budget else "taken"]
+    layers = len(ir.decoder.layers) / profile.pp
+    return _quantity("cuda_graphs", era["base_bytes"] + layers * era["layer_bytes"])

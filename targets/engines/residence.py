@@ -15,7 +15,9 @@ from passes.formats.dense import Dense
 from passes.formats.tensor import Tensor
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV, LayerState
+from targets.engines.device_params import absorbed_bytes, allocated, rotary_bytes
 from targets.engines.engine import Parallel
+from targets.engines.versions import Rules
 
 _BY_OUTPUT = {Role.Q, Role.QKV, Role.Q_UP, Role.KV_UP, Role.GATE, Role.UP, Role.GATE_UP, Role.MIXER_IN, Role.MIXER_GATE}
 _BY_INPUT = {Role.O, Role.DOWN, Role.MIXER_OUT}
@@ -28,20 +30,50 @@ _DROPPED = (".weight_shape", ".g_idx", ".k_scale", ".v_scale")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Cutting degrees that matter to one rank."""
+    """What decides a rank's share: cutting degrees, and whether it is a CUDA device (torch's allocator, MLA's absorbed halves).
+
+    `mxfp4_hidden`, `mxfp4_inter`: multiples that the 4-bit expert kernels pad a bank's sides to.
+    """
 
     tp: int
     ep: int
+    cuda: bool = False
+    absorbed: bool = False
+    mxfp4_hidden: int = 1
+    mxfp4_inter: int = 1
 
     @classmethod
-    def of(cls, parallel: Parallel) -> Ranks:
-        """The degrees of a parallel layout."""
-        return cls(parallel.tp, parallel.ep)
+    def of(cls, parallel: Parallel, rules: Rules | None = None) -> Ranks:
+        """The degrees of a parallel layout; with a version's rules, as a CUDA rank of it."""
+        if rules is None:
+            return cls(parallel.tp, parallel.ep)
+        return cls(parallel.tp, parallel.ep, True, rules.mla and rules.v1, *rules.mxfp4_padding)
+
+
+def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
+    """A bank of MXFP4 experts: its intermediate side cut and padded, its hidden side padded."""
+
+    def up(size: float, multiple: int) -> int:
+        return math.ceil(size / multiple) * multiple
+
+    cut = 1 if ranks.ep > 1 else ranks.tp
+    copies = math.ceil(linear.copies / ranks.ep)
+    if linear.role is Role.DOWN:
+        return (
+            up(linear.out_features, ranks.mxfp4_hidden),
+            up(linear.in_features / cut, max(32, ranks.mxfp4_inter)),
+            copies,
+        )
+    halves = 2 if linear.role is Role.GATE_UP else 1
+    rows = halves * up(linear.out_features / halves / cut, max(32, ranks.mxfp4_inter))
+    return rows, up(linear.in_features, ranks.mxfp4_hidden), copies
 
 
 def local_shape(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, int, int]:
     """(output rows, inputs, copies) of a matrix on one rank."""
     rows, inputs, copies, tp = linear.out_features, linear.in_features, linear.copies, ranks.tp
+    if copies > 1 and linear.storage.label == "mxfp4-blocks":
+        return _padded_bank(linear, ranks)
     if linear.role in _BY_VOCABULARY:
         padded = math.ceil(rows / VOCABULARY_PADDING) * VOCABULARY_PADDING
         return math.ceil(padded / tp), inputs, copies
@@ -64,24 +96,42 @@ def _resident(tensor: Tensor) -> int:
 
 
 @lru_cache(maxsize=1 << 15)
-def linear_bytes(linear: Linear, ranks: Ranks, state: LayerState) -> int:
-    """Bytes of one matrix (all its copies) on one rank."""
+def linear_parts(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[tuple[str, int], ...]:
+    """Bytes of a matrix's tensors (all its copies) on one rank, by suffix; bias included."""
     rows, inputs, copies = local_shape(linear, ranks, state)
-    local = replace(linear, out_features=rows, in_features=inputs, copies=1, bias=None, stacking=None)
-    bias = rows * copies * 2 if linear.bias else 0
-    if isinstance(linear.storage, Dense) or not linear.storage.illegal(rows, inputs):
-        return copies * sum(_resident(tensor) for tensor in local.tensors()) + bias
-    # A cut that the format cannot hold is refused elsewhere; its size is still answered, in proportion.
-    share = rows * inputs / (linear.out_features * linear.in_features)
-    whole = replace(linear, copies=1, bias=None, stacking=None)
-    return int(copies * share * sum(_resident(tensor) for tensor in whole.tensors())) + bias
+    local = replace(linear, name="", out_features=rows, in_features=inputs, copies=1, bias=None, stacking=None)
+    share = 1.0
+    if not isinstance(linear.storage, Dense) and linear.storage.illegal(rows, inputs):
+        # A cut that the format cannot hold is refused elsewhere; its size is still answered, in proportion.
+        share = rows * inputs / (linear.out_features * linear.in_features)
+        local = replace(local, out_features=linear.out_features, in_features=linear.in_features)
+    parts = tuple((tensor.name, int(copies * share * _resident(tensor))) for tensor in local.tensors())
+    return (*parts, (".bias", rows * copies * 2)) if linear.bias else parts
+
+
+def linear_bytes(linear: Linear, ranks: Ranks, state: LayerState) -> int:
+    """Bytes of one matrix (all its copies) on one rank, as allocated."""
+    sizes = [size for _, size in linear_parts(linear, ranks, state)]
+    return sum(map(allocated, sizes)) if ranks.cuda else sum(sizes)
 
 
 @lru_cache(maxsize=1 << 14)
 def block_bytes(block: Block, ranks: Ranks) -> int:
-    """Bytes of one layer on one rank."""
-    matrices = sum(linear_bytes(linear, ranks, block.state) for linear in block.linears)
-    return matrices + sum(_resident(tensor) for tensor in block.tensors)
+    """Bytes of one layer on one rank: matrices that the engine fuses (q/k/v, gate/up, banks of experts) are one tensor."""
+    fused: dict[tuple[str, bool, str], int] = {}
+    for linear in block.linears:
+        for suffix, size in linear_parts(linear, ranks, block.state):
+            key = (linear.agree or linear.name, linear.role is Role.DOWN, suffix)
+            fused[key] = fused.get(key, 0) + size
+    others = sum(_resident(tensor) for tensor in block.tensors)
+    if not ranks.cuda:
+        return sum(fused.values()) + others
+    if ranks.absorbed:
+        for linear in block.linears:
+            if linear.role is Role.KV_UP:
+                rows, inputs, _ = local_shape(linear, ranks, block.state)
+                others += absorbed_bytes(rows, inputs)
+    return sum(map(allocated, fused.values())) + others
 
 
 def stage_layers(layers: int, pp: int) -> tuple[int, ...]:
@@ -102,9 +152,10 @@ def outer_bytes(ir_outer: tuple[Linear, ...], tied: bool, ranks: Ranks, roles: f
     return sum(linear_bytes(linear, ranks, NoState()) for linear in ir_outer if linear.role in roles)
 
 
-def weights_per_stage(ir: ModelIR, parallel: Parallel) -> tuple[int, ...]:
-    """Resident weight bytes of one rank of each pipeline stage, first stage first."""
-    ranks = Ranks.of(parallel)
+def weights_per_stage(ir: ModelIR, parallel: Parallel, rules: Rules | None = None) -> tuple[int, ...]:
+    """Resident weight bytes of one rank of each pipeline stage, first stage first; as a CUDA rank where `rules` are given."""
+    ranks = Ranks.of(parallel, rules)
+    rotary = rotary_bytes(ir) if rules is not None else 0
     decoder = ir.decoder
     rest = sum(
         count * block_bytes(b, ranks) for s in ir.stacks if s.name not in ("decoder", "mtp") for b, count in s.counts
@@ -117,11 +168,15 @@ def weights_per_stage(ir: ModelIR, parallel: Parallel) -> tuple[int, ...]:
     if parallel.pp == 1:
         stacked = sum(count * block_bytes(block, ranks) for block, count in decoder.counts)
         return (
-            stacked + embedding + rest + (tail if not ir.tied_embeddings else sum(t.bytes for t in ir.outer_tensors)),
+            rotary
+            + stacked
+            + embedding
+            + rest
+            + (tail if not ir.tied_embeddings else sum(t.bytes for t in ir.outer_tensors)),
         )
     out, first = [], 0
     for number, count in enumerate(stage_layers(len(decoder.layers), parallel.pp)):
-        size = sum(block_bytes(decoder.block(layer), ranks) for layer in range(first, first + count))
+        size = rotary + sum(block_bytes(decoder.block(layer), ranks) for layer in range(first, first + count))
         size += embedding + rest if number == 0 else 0
         size += tail if number == parallel.pp - 1 else 0
         out.append(size)

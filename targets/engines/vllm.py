@@ -14,8 +14,8 @@ from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, Pack
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
-from passes.ir.model import ModelIR, Role
-from passes.ir.state import LayerState
+from passes.ir.model import Block, ModelIR, Role
+from passes.ir.state import FullKV, LatentKV, LayerState
 from passes.reason import Reason
 from targets.engines import memory_terms
 from targets.engines.accounting import answer
@@ -31,6 +31,8 @@ _GIB = 1 << 30
 #: Cards with more memory than this get the larger defaults (vLLM's `EngineArgs.get_batch_defaults`: 70 GiB, A100 excepted).
 _LARGE_CARD_BYTES = 70 * _GIB
 _BLOCK = 16
+#: Head size that DeepSeek's expanded keys and values were padded to before MLA (0.5–0.6, `deepseek_v2.py`).
+_EXPANDED_HEAD = 256
 _KERNEL_GROUPS = (-1, 32, 64, 128)
 
 
@@ -109,7 +111,7 @@ class Vllm(Engine):
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """The tightest rank's budget, terms and cache."""
-        rules, note = rules_for(settings.version)
+        rules, note = rules_on_card(settings.version, gpu)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         remedies = (lambda: self._more_cards(ir, gpu, settings, workload, rules),)
         memory, layout = estimate
@@ -122,7 +124,7 @@ class Vllm(Engine):
         parallel = settings.parallel
         profile = memory_terms.Profile(
             batched_tokens(settings, gpu, workload, rules), settings.max_num_seqs or default_sequences(gpu, rules),
-            parallel.tp, parallel.pp, settings.enforce_eager,
+            parallel.tp, parallel.pp, settings.enforce_eager, gpu.capability or 90,
         )  # fmt: skip
         utilization = settings.gpu_memory_utilization or rules.utilization
         card = gpu.memory_bytes
@@ -131,19 +133,20 @@ class Vllm(Engine):
             kept = settings.reserve_bytes
             free = Quantity(card.value - kept, card.low - kept, card.high - kept, card.basis)
             budget = min(budget, free, key=lambda q: q.value)
-        activation = memory_terms.activations(ir, profile, rules)
         outside = memory_terms.non_torch(profile, rules)
-        graphs = memory_terms.cuda_graphs(profile, rules)
+        graphs = memory_terms.cuda_graphs(ir, profile, rules)
         best: tuple[Memory, Layout] | None = None
         per_rank = []
-        for stage, size in enumerate(weights_per_stage(ir, parallel)):
+        for stage, size in enumerate(weights_per_stage(ir, parallel, rules)):
+            last = stage == parallel.pp - 1
+            activation = memory_terms.activations(ir, replace(profile, samples=last), rules)
             weights = Quantity.relative(size, 0.005, Basis.EXACT)
             spent = weights + activation + outside + (graphs if rules.graphs_in_budget else Quantity.exact(0))
             left = _minus(budget, spent)
             if settings.kv_cache_memory_bytes is not None:
                 left = Quantity.exact(settings.kv_cache_memory_bytes)
             layout = build_layout(
-                _stage_states(ir, parallel.pp, stage), cache_settings(ir, settings, profile, rules), rules
+                _stage_states(ir, parallel.pp, stage, rules), cache_settings(ir, settings, profile, rules), rules
             )
             needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
             total = weights + activation + outside + graphs + Quantity.exact(needed)
@@ -216,13 +219,28 @@ def cache_settings(ir: ModelIR, settings: Settings, profile: memory_terms.Profil
     )  # fmt: skip
 
 
-def _stage_states(ir: ModelIR, pp: int, stage: int) -> tuple[tuple[LayerState, int], ...]:
+def _stage_states(ir: ModelIR, pp: int, stage: int, rules: Rules) -> tuple[tuple[LayerState, int], ...]:
     """The layers' caches of one pipeline stage, with their counts."""
     if pp == 1:
-        return tuple((block.state, count) for block, count in ir.decoder.counts)
+        return tuple((_as_stored(block, rules), count) for block, count in ir.decoder.counts)
     counts = stage_layers(len(ir.decoder.layers), pp)
     first = sum(counts[:stage])
-    return tuple((ir.decoder.block(layer).state, 1) for layer in range(first, first + counts[stage]))
+    return tuple((_as_stored(ir.decoder.block(layer), rules), 1) for layer in range(first, first + counts[stage]))
+
+
+def _as_stored(block: Block, rules: Rules) -> LayerState:
+    """A layer's cache as this version keeps it: without MLA, latents were expanded to heads padded to 256."""
+    if isinstance(block.state, LatentKV) and not rules.mla:
+        return FullKV(block.heads, _EXPANDED_HEAD, _EXPANDED_HEAD)
+    return block.state
+
+
+def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
+    """A version's behaviour on a card: V1 needs compute capability 8.0; before 0.11 older cards fell back to V0."""
+    rules, note = rules_for(version)
+    if rules.v1 and rules.version < (0, 11) and 0 < (gpu.capability or 0) < 80:
+        rules = replace(rules, v1=False, hybrid_groups=False)
+    return rules, note
 
 
 def _parallel_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:

@@ -102,6 +102,16 @@ class Decoder:
             logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
         return logits
 
+    def final(self, hidden: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """What the output head reads: each batch of hidden states through the family's final norm."""
+        import torch
+
+        with self._outer_weights(self._body), torch.no_grad():
+            for batch in hidden:
+                self._stub(replacement=batch)
+                ids = torch.zeros(batch.shape[:2], dtype=torch.long, device=self.device)
+                yield self._body(input_ids=ids, use_cache=False).last_hidden_state
+
     @contextmanager
     def head(self) -> Iterator[None]:
         """Holds embedding, final norm and head in memory, for `logits`."""

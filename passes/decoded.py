@@ -40,7 +40,8 @@ class DecodedCheckpoint:
             return self._checkpoint.read([name])[name]
         module = name.removesuffix(".weight")
         parts = [tensor.name for tensor in linear.storage.tensors(module, linear.out_features, linear.in_features)]
-        return linear.storage.decode(module, self._checkpoint.read(parts), self._dtype)
+        # Some formats pad the outputs; what is beyond them belongs to no one.
+        return linear.storage.decode(module, self._checkpoint.read(parts), self._dtype)[: linear.out_features]
 
 
 def _packed(linear: Linear) -> bool:

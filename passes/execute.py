@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,12 @@ from passes.base import Pass
 from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks, tokens_digest
 from passes.checkpoint import Checkpoint, clear_disk_errors, copy_side_files, write_index, write_json, write_shard
 from passes.formats.config import quantization_config
+from passes.formats.dense import Dense
 from passes.formats.tensor import Tensor
 from passes.ir.model import ModelIR
 from passes.measure import Meter
 from passes.prune.depth import DepthPrune, RenumberedWeights
+from passes.quantize.exl2_pass import QuantizeExl2
 from passes.quantize.methods import RoundToNearest, method
 from passes.quantize.quantize import Quantize
 from passes.reason import DoesNotFitError, GoalMissedError, InputError, TightfitError
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from passes.evaluate import Measured
-    from passes.walk import Method
+    from passes.quantize.methods import Method
 
 #: Names the folder as ours, and the key of what is in it.
 MARKER = "tightfit.json"
@@ -226,7 +228,7 @@ class _Run:
         return DepthPrune(one.count, tuple(json.loads(path.read_text())))
 
     def _walk(self, tokens: torch.Tensor, digest: str) -> tuple[Path, str]:
-        from passes.walk import Walk
+        from passes.walk import Walk, units
         from passes.walk_state import BlockReport, WalkState
 
         key = _key(
@@ -253,8 +255,7 @@ class _Run:
                 progress=report,
             ).run()
 
-        blocks = len(self.target.decoder.layers)
-        self._step("walk", key, folder.exists() and WalkState(folder).done == blocks, make)
+        self._step("walk", key, folder.exists() and WalkState(folder).done == units(self.target), make)
         return folder, key
 
     def _assemble(self, walk: Path, walk_key: str) -> str:
@@ -283,7 +284,7 @@ class _Run:
         def make() -> None:
             source = Side(self.job.source, Checkpoint(self.job.folder))
             decoded = DecodedCheckpoint(Checkpoint(self.job.out), self.target, self.dtype)
-            result = Side(self.dense, decoded)
+            result = Side(_as_dense(self.dense, self.target), decoded)
             measured = evaluate(
                 source, result, tokens, self.dtype, self.device,
                 progress=lambda done, total: self.progress(Progress("evaluate", done, total, "", meter.seconds)),
@@ -369,7 +370,8 @@ def _form(tensor: Tensor) -> str:
 
 def _outer_tensors(job: Job, target: ModelIR) -> dict[str, torch.Tensor]:
     """What is outside of the decoder's blocks, as it was."""
-    names = [t.name for linear in target.outer for t in linear.tensors()] + [t.name for t in target.outer_tensors]
+    kept = [linear for linear in target.outer if isinstance(linear.storage, Dense)]
+    names = [t.name for linear in kept for t in linear.tensors()] + [t.name for t in target.outer_tensors]
     for stack in target.stacks:
         if stack.name == "decoder":
             continue
@@ -378,6 +380,16 @@ def _outer_tensors(job: Job, target: ModelIR) -> dict[str, torch.Tensor]:
             names += [prefix + t.name for linear in block.linears for t in linear.tensors()]
             names += [prefix + t.name for t in block.tensors]
     return Checkpoint(job.folder).read(names)
+
+
+def _as_dense(dense: ModelIR, target: ModelIR) -> ModelIR:
+    """The result as a dense model: what its decoded weights are. A head stored apart is no longer tied to the embedding."""
+    if len(target.outer) == len(dense.outer):
+        return dense
+    apart = [linear for linear in target.outer if linear.name not in {each.name for each in dense.outer}]
+    head = tuple(replace(linear, storage=Dense(dense.dtype)) for linear in apart)
+    config = {**dense.config, "tie_word_embeddings": False}
+    return replace(dense, outer=(*dense.outer, *head), tied_embeddings=False, config=config)
 
 
 def _structural(job: Job, passes: Sequence[Pass]) -> tuple[ModelIR, Weights]:
@@ -393,8 +405,8 @@ def _structural(job: Job, passes: Sequence[Pass]) -> tuple[ModelIR, Weights]:
 
 def _method(passes: Sequence[Pass]) -> Method:
     for one in passes:
-        if isinstance(one, Quantize):
-            return method(one.method, one.storage)
+        if isinstance(one, Quantize | QuantizeExl2):
+            return method(one.method)
     return RoundToNearest()
 
 

@@ -18,35 +18,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from passes.adapters import CacheMaxima, Decoder, Weights
 from passes.checkpoint import write_shard
 from passes.evaluate import dense_block
-from passes.formats.format import Format, Quantized
+from passes.formats.dense import Dense
 from passes.hessian import Hessian
-from passes.ir.model import Block, Linear, ModelIR
+from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.kv_cache import scale_tensors
+from passes.quantize.methods import Matrix, Method
 from passes.reason import TightfitError
 from passes.walk_state import BlockReport, WalkState
 
 if TYPE_CHECKING:
     import torch
-
-
-class Method(Protocol):
-    """An algorithm that chooses codes. `needs_hessian`: whether it looks at calibration inputs."""
-
-    @property
-    def needs_hessian(self) -> bool:
-        """Whether calibration inputs are looked at."""
-        ...
-
-    def quantize(
-        self, weight: torch.Tensor, hessian: torch.Tensor | None, form: Format, scale_dtype: torch.dtype, where: str
-    ) -> tuple[Quantized, float]:
-        """Codes of `weight` `[N, K]` for the grid of `form`, and a loss to report."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -70,8 +56,8 @@ class Walk:
     def run(self) -> WalkState:
         """Walk from the first unfinished block to the last. The shards are in the state's folder afterwards."""
         state = WalkState(self.folder)
-        blocks = len(self.source.decoder.layers)
-        if state.done >= blocks:
+        total, blocks = units(self.target), len(self.source.decoder.layers)
+        if state.done >= total:
             return state
         decoder = Decoder(self.source, self.weights, self.dtype, self.device) if self._calibrated else None
         hidden: list[torch.Tensor] = []
@@ -83,7 +69,13 @@ class Walk:
             losses = self._block(index, decoder, hidden, state)
             report = BlockReport(index, losses, round(time.monotonic() - began, 3), peak_bytes(self.device))
             state.finish_block(report, hidden)
-            self.progress(report, blocks)
+            self.progress(report, total)
+        if state.done < total:
+            began = time.monotonic()
+            losses = self._heads(decoder, hidden, state)
+            report = BlockReport(blocks, losses, round(time.monotonic() - began, 3), peak_bytes(self.device))
+            state.finish_block(report, [])
+            self.progress(report, total)
         state.drop_hidden()
         return state
 
@@ -110,7 +102,7 @@ class Walk:
         cache = CacheMaxima()
 
         def quantize(group: Sequence[Linear], hessian: torch.Tensor | None) -> dict[str, torch.Tensor]:
-            return _quantize_group(group, hessian, weights, prefix, self.method, self.dtype, stored, losses)
+            return self._store(group, hessian, weights, prefix, stored, losses)
 
         if decoder is None:
             for group in todo:
@@ -125,6 +117,59 @@ class Walk:
         _check_block(after, prefix, stored)
         write_shard(state.shards / f"model-{index + 1:05d}.safetensors", stored)
         return losses
+
+    def _store(
+        self,
+        group: Sequence[Linear],
+        hessian: torch.Tensor | None,
+        weights: Mapping[str, torch.Tensor],
+        prefix: str,
+        stored: dict[str, torch.Tensor],
+        losses: dict[str, float],
+    ) -> dict[str, torch.Tensor]:
+        """Store a group that reads one input, into `stored`; returns the decoded weights by relative name."""
+        matrices = [_matrix(linear, weights, prefix, self.device) for linear in group]
+        decoded = {}
+        for linear, done in zip(group, self.method.store(matrices, hessian, self.dtype), strict=True):
+            stored.update(done.tensors)
+            losses[linear.name] = done.loss
+            decoded[linear.name] = done.decoded
+        return decoded
+
+    def _heads(self, decoder: Decoder | None, hidden: list[torch.Tensor], state: WalkState) -> dict[str, float]:
+        """Store the matrices outside the blocks that are not left dense: an output head. Its input is the final norm's output."""
+        hessian = None
+        heads = packed_outer(self.target)
+        if decoder is not None and self.method.needs_hessian:
+            total = Hessian(heads[0].in_features, self.device)
+            for inputs in decoder.final(hidden):
+                total.add(inputs)
+            hessian = total.value(heads[0].name)
+        names = {linear.name: _head_source(self.source, self.weights, linear) for linear in heads}
+        read = self.weights.read(names.values())
+        weights = {f"{name}.weight": read[origin] for name, origin in names.items()}
+        stored: dict[str, torch.Tensor] = {}
+        losses: dict[str, float] = {}
+        self._store(heads, hessian, weights, "", stored, losses)
+        write_shard(state.shards / f"model-{len(self.source.decoder.layers) + 1:05d}.safetensors", stored)
+        return losses
+
+
+def units(target: ModelIR) -> int:
+    """What a walk counts: blocks, and one more where a head is quantized."""
+    return len(target.decoder.layers) + (1 if packed_outer(target) else 0)
+
+
+def packed_outer(target: ModelIR) -> list[Linear]:
+    """The matrices outside the stacks that are not stored dense."""
+    return [linear for linear in target.outer if not isinstance(linear.storage, Dense)]
+
+
+def _head_source(source: ModelIR, weights: Weights, head: Linear) -> str:
+    """The stored tensor that a head is made of: its own, or the embedding it is tied to."""
+    if f"{head.name}.weight" in weights:
+        return f"{head.name}.weight"
+    return next(f"{linear.name}.weight" for linear in source.outer if linear.role is Role.EMBEDDING)
 
 
 class Stops:
@@ -221,75 +266,26 @@ def _groups(block: Block) -> list[list[Linear]]:
     """The matrices to be quantized, those that read the same input together, in execution order of the description."""
     groups: dict[str, list[Linear]] = {}
     for linear in block.linears:
-        if linear.storage.grid is not None:
+        if not isinstance(linear.storage, Dense):
             groups.setdefault(linear.reads or linear.name, []).append(linear)
     return list(groups.values())
 
 
-def _quantize_group(
-    group: Sequence[Linear],
-    hessian: torch.Tensor | None,
-    weights: Mapping[str, torch.Tensor],
-    prefix: str,
-    method: Method,
-    dtype: torch.dtype,
-    stored: dict[str, torch.Tensor],
-    losses: dict[str, float],
-) -> dict[str, torch.Tensor]:
-    """Codes for each matrix of a group, encoded into `stored`; returns the decoded weights by relative name."""
+def _matrix(linear: Linear, weights: Mapping[str, torch.Tensor], prefix: str, device: torch.device) -> Matrix:
+    """One matrix ready for an algorithm. Raises TightfitError for weights that are not finite."""
     import torch
 
-    decoded = {}
-    for linears in _stackable(group):
-        form = linears[0].storage
-        weight = torch.cat([weights[f"{linear.name}.weight"] for linear in linears]).float()
-        where = prefix + "/".join(linear.name for linear in linears)
-        if not bool(torch.isfinite(weight).all()):
-            raise TightfitError(
-                f"the weights of {where} hold NaN or infinity", remedy="the source model is damaged; get it again"
-            )
-        if hessian is not None:
-            weight = weight.to(hessian.device)
-        quantized, loss = method.quantize(weight, hessian, form, scale_dtype(linears[0]), where)
-        for linear, part in zip(
-            linears, _split_rows(quantized, [linear.out_features for linear in linears]), strict=True
-        ):
-            tensors = form.encode(prefix + linear.name, part)
-            decoded[linear.name] = form.decode(prefix + linear.name, tensors, dtype)
-            stored.update(tensors)
-            losses[linear.name] = loss / len(linears)
-    return decoded
-
-
-def _stackable(group: Sequence[Linear]) -> list[list[Linear]]:
-    """Matrices of a group that can be quantized as one tall matrix: same format, no scale that spans rows."""
-    out: dict[object, list[Linear]] = {}
-    for linear in group:
-        grid = linear.storage.grid
-        alone = (grid is not None and grid.group_size == 0) or getattr(linear.storage, "block", None) is not None
-        out.setdefault((linear.name if alone else "", linear.storage), []).append(linear)
-    return list(out.values())
-
-
-def _split_rows(quantized: Quantized, rows: Sequence[int]) -> list[Quantized]:
-    """A tall matrix's codes, scales and zero points cut back into its matrices."""
-    import torch
-
-    codes, scales = torch.split(quantized.codes, list(rows)), [quantized.scale] * len(rows)
-    if quantized.scale.shape[0] == quantized.codes.shape[0]:
-        scales = list(torch.split(quantized.scale, list(rows)))
-    zeros = [None] * len(rows) if quantized.zero_point is None else list(torch.split(quantized.zero_point, list(rows)))
-    return [Quantized(c, s, z, quantized.group_of_input) for c, s, z in zip(codes, scales, zeros, strict=True)]
-
-
-def scale_dtype(linear: Linear) -> torch.dtype:
-    """The dtype in which a format stores the scales of a matrix."""
-    import torch
-
-    for tensor in linear.storage.tensors("x", linear.out_features, linear.in_features):
-        if tensor.name.endswith(("scale", "scales")):
-            return {"BF16": torch.bfloat16, "F16": torch.float16}.get(tensor.dtype, torch.float32)
-    return torch.float32
+    name = prefix + linear.name
+    if f"{linear.name}.weight" not in weights:
+        raise TightfitError(
+            f"{name} is part of a fused matrix in the source", remedy="this family is not split in the walk yet"
+        )
+    weight = weights[f"{linear.name}.weight"].to(device, torch.float32)
+    if not bool(torch.isfinite(weight).all()):
+        raise TightfitError(
+            f"the weights of {name} hold NaN or infinity", remedy="the source model is damaged; get it again"
+        )
+    return Matrix(name, linear, weight)
 
 
 def _kept(before: Block, after: Block, prefix: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -297,7 +293,7 @@ def _kept(before: Block, after: Block, prefix: str, weights: Mapping[str, torch.
     known = {tensor.name for tensor in before.tensors}
     names = [tensor.name for tensor in after.tensors if tensor.name in known]
     for linear in after.linears:
-        dense = linear.storage.grid is None
+        dense = isinstance(linear.storage, Dense)
         names += [t.name for t in linear.tensors() if dense or t.name == f"{linear.name}.bias"]
     return {prefix + name: weights[name] for name in names}
 

@@ -1,11 +1,14 @@
-"""The algorithms as the walk calls them: one matrix (or several stacked), its Hessian, the format to store it in."""
+"""The algorithms as the walk calls them: the matrices that read one input, its Hessian, the formats to store them in."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from passes.formats.exl2 import Exl2
 from passes.formats.format import Format, Quantized
+from passes.ir.model import Linear
 from passes.quantize.gptq import GptqOptions, gptq
 from passes.quantize.rtn import round_blocks_to_nearest, round_to_nearest
 from passes.quantize.scales import ScaleSearch
@@ -14,7 +17,36 @@ from passes.reason import InputError
 if TYPE_CHECKING:
     import torch
 
-    from passes.walk import Method
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix to be stored: its full name, its description with the format to be, its weight `[N, K]` in fp32."""
+
+    name: str
+    linear: Linear
+    weight: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix as it goes to disk, the weight that an engine computes from that, and the algorithm's own loss."""
+
+    tensors: dict[str, torch.Tensor]
+    decoded: torch.Tensor
+    loss: float
+
+
+class Method(Protocol):
+    """An algorithm. `needs_hessian`: whether it looks at calibration inputs."""
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether calibration inputs are looked at."""
+        ...
+
+    def store(self, group: Sequence[Matrix], hessian: torch.Tensor | None, dtype: torch.dtype) -> list[Stored]:
+        """Store matrices that read the same input with Hessian `[K, K]`; decoded weights in `dtype`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -23,46 +55,126 @@ class RoundToNearest:
 
     needs_hessian: ClassVar[bool] = False
 
-    def quantize(
-        self, weight: torch.Tensor, hessian: torch.Tensor | None, form: Format, scale_dtype: torch.dtype, where: str
-    ) -> tuple[Quantized, float]:
-        """Codes, and the squared error as loss."""
-        assert form.grid is not None
-        block: tuple[int, int] | None = getattr(form, "block", None)
-        if block is not None:
-            quantized = round_blocks_to_nearest(weight, block, form.grid, scale_dtype)
-        else:
-            quantized = round_to_nearest(weight, form.grid, scale_dtype)
-        return quantized, 0.0
+    def store(self, group: Sequence[Matrix], hessian: torch.Tensor | None, dtype: torch.dtype) -> list[Stored]:
+        """Store each matrix; the loss is 0."""
+        return _store_on_grid(group, dtype, _nearest)
 
 
 @dataclass(frozen=True)
 class Gptq:
-    """GPTQ on an integer grid; on a float grid (fp8), whose spacing follows the weights, round to nearest."""
+    """GPTQ on integer grids; on float grids (fp8), whose spacing follows the weights, round to nearest."""
 
     options: GptqOptions
     needs_hessian: ClassVar[bool] = True
 
-    def quantize(
-        self, weight: torch.Tensor, hessian: torch.Tensor | None, form: Format, scale_dtype: torch.dtype, where: str
-    ) -> tuple[Quantized, float]:
-        """Codes and GPTQ's own loss."""
-        assert form.grid is not None
-        if hessian is None or form.grid.kind == "float":
-            return RoundToNearest().quantize(weight, None, form, scale_dtype, where)
-        return gptq(weight, hessian, form.grid, scale_dtype, self.options, where)
+    def store(self, group: Sequence[Matrix], hessian: torch.Tensor | None, dtype: torch.dtype) -> list[Stored]:
+        """Store the group; a matrix that no calibration token reached is rounded to nearest."""
+
+        def codes(weight: torch.Tensor, form: Format, scale: torch.dtype, where: str) -> tuple[Quantized, float]:
+            if hessian is None or form.grid is None or form.grid.kind == "float":
+                return _nearest(weight, form, scale, where)
+            order = "full" if getattr(form, "desc_act", False) else self.options.order
+            options = GptqOptions(order, self.options.damping, self.options.search)
+            return gptq(weight, hessian, form.grid, scale, options, where)
+
+        return _store_on_grid(group, dtype, codes)
+
+
+@dataclass(frozen=True)
+class AdaptiveExl2:
+    """EXL2's own quantizer (`passes.quantize.exl2`)."""
+
+    needs_hessian: ClassVar[bool] = True
+
+    def store(self, group: Sequence[Matrix], hessian: torch.Tensor | None, dtype: torch.dtype) -> list[Stored]:
+        """Store the group; without calibration tokens every input counts the same."""
+        import torch
+
+        from passes.quantize.exl2 import factorize, quantize
+
+        first = group[0]
+        if hessian is None:
+            hessian = torch.eye(first.weight.shape[1], device=first.weight.device)
+        # Readers fold down's permutation into gate and up, but not into their biases: then it must be the identity.
+        in_place = first.name.endswith("down_proj") and first.linear.bias is not None
+        factor = factorize(hessian, first.name, act_order=not in_place)
+        out = []
+        for matrix in group:
+            form = matrix.linear.storage
+            assert isinstance(form, Exl2)
+            [(codes, decoded)] = quantize(matrix.weight, factor, [form.layout(matrix.weight.shape[1])])
+            error = (decoded - matrix.weight).square() @ hessian.diagonal()
+            out.append(Stored(form.encode_matrix(matrix.name, codes), decoded.to(dtype), float(error.sum())))
+        return out
 
 
 #: GPTQ as it is run by default. Chosen on the de-gridded twin of SmolLM2 only (benchmarks/quantize.py, docs/quantization.md).
 GPTQ_DEFAULT = GptqOptions(order="static", damping=0.01, search=ScaleSearch())
 
 
-def method(name: str, form: Format) -> Method:
+def method(name: str) -> Method:
     """The algorithm that a quantize pass names. Raises InputError for one that the walk does not run."""
-    if name == "rtn":
-        return RoundToNearest()
-    if name == "gptq":
-        if getattr(form, "desc_act", False):
-            return Gptq(GptqOptions("full", GPTQ_DEFAULT.damping, GPTQ_DEFAULT.search))
-        return Gptq(GPTQ_DEFAULT)
-    raise InputError(f"the method {name!r} cannot be executed here", remedy="choose rtn or gptq")
+    methods: dict[str, Method] = {"rtn": RoundToNearest(), "gptq": Gptq(GPTQ_DEFAULT), "exl2": AdaptiveExl2()}
+    if name not in methods:
+        raise InputError(f"the method {name!r} cannot be executed here", remedy=f"choose {', '.join(methods)}")
+    return methods[name]
+
+
+def _nearest(weight: torch.Tensor, form: Format, scale: torch.dtype, where: str) -> tuple[Quantized, float]:
+    assert form.grid is not None, where
+    block: tuple[int, int] | None = getattr(form, "block", None)
+    if block is not None:
+        return round_blocks_to_nearest(weight, block, form.grid, scale), 0.0
+    return round_to_nearest(weight, form.grid, scale), 0.0
+
+
+def _store_on_grid(
+    group: Sequence[Matrix],
+    dtype: torch.dtype,
+    codes: Callable[[torch.Tensor, Format, torch.dtype, str], tuple[Quantized, float]],
+) -> list[Stored]:
+    """Quantize the matrices of a group that can be stacked as one tall matrix, and store each part."""
+    import torch
+
+    done: dict[str, Stored] = {}
+    for stack in _stackable(group):
+        form = stack[0].linear.storage
+        where = "/".join(matrix.name for matrix in stack)
+        weight = torch.cat([matrix.weight for matrix in stack])
+        quantized, loss = codes(weight, form, scale_dtype(stack[0].linear), where)
+        parts = _split_rows(quantized, [matrix.weight.shape[0] for matrix in stack])
+        for matrix, part in zip(stack, parts, strict=True):
+            tensors = form.encode(matrix.name, part)
+            done[matrix.name] = Stored(tensors, form.decode(matrix.name, tensors, dtype), loss / len(stack))
+    return [done[matrix.name] for matrix in group]
+
+
+def _stackable(group: Sequence[Matrix]) -> list[list[Matrix]]:
+    """Matrices that can be quantized as one tall matrix: same format, no scale that spans rows."""
+    out: dict[object, list[Matrix]] = {}
+    for matrix in group:
+        form = matrix.linear.storage
+        alone = (form.grid is not None and form.grid.group_size == 0) or getattr(form, "block", None) is not None
+        out.setdefault((matrix.name if alone else "", form), []).append(matrix)
+    return list(out.values())
+
+
+def _split_rows(quantized: Quantized, rows: Sequence[int]) -> list[Quantized]:
+    """A tall matrix's codes, scales and zero points cut back into its matrices."""
+    import torch
+
+    if len(rows) == 1:
+        return [quantized]
+    codes, scales = torch.split(quantized.codes, list(rows)), torch.split(quantized.scale, list(rows))
+    zeros = [None] * len(rows) if quantized.zero_point is None else list(torch.split(quantized.zero_point, list(rows)))
+    return [Quantized(c, s, z, quantized.group_of_input) for c, s, z in zip(codes, scales, zeros, strict=True)]
+
+
+def scale_dtype(linear: Linear) -> torch.dtype:
+    """The dtype in which a format stores the scales of a matrix."""
+    import torch
+
+    for tensor in linear.storage.tensors("x", linear.out_features, linear.in_features):
+        if tensor.name.endswith(("scale", "scales")):
+            return {"BF16": torch.bfloat16, "F16": torch.float16}.get(tensor.dtype, torch.float32)
+    return torch.float32

@@ -11,6 +11,8 @@ from targets.engines.engine import Engine
 _ENGINES = {
     "vllm": ("targets.engines.vllm", "Vllm"),
     "vllm-cpu": ("targets.engines.vllm_cpu", "VllmCpu"),
+    "exllamav2": ("targets.engines.exllamav2", "ExllamaV2"),
+    "exllamav3": ("targets.engines.exllamav3", "ExllamaV3"),
 }
 
 ENGINE_NAMES = tuple(_ENGINES)

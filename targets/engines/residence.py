@@ -152,6 +152,11 @@ def outer_bytes(ir_outer: tuple[Linear, ...], tied: bool, ranks: Ranks, roles: f
     return sum(linear_bytes(linear, ranks, NoState()) for linear in ir_outer if linear.role in roles)
 
 
+def embedding_bytes(ir: ModelIR) -> int:
+    """Bytes of the embedding as stored."""
+    return outer_bytes(ir.outer, ir.tied_embeddings, Ranks(1, 1), frozenset({Role.EMBEDDING}))
+
+
 def weights_per_stage(ir: ModelIR, parallel: Parallel, rules: Rules | None = None) -> tuple[int, ...]:
     """Resident weight bytes of one rank of each pipeline stage, first stage first; as a CUDA rank where `rules` are given."""
     ranks = Ranks.of(parallel, rules)

@@ -26,7 +26,8 @@ class Rules:
     elements an MLA entry is padded to, 0 = none; `mla`: False stores expanded keys and values. `utilization`: default of
     gpu_memory_utilization. `mxfp4_padding`: multiples that the hidden and intermediate sides of MXFP4 experts are padded to
     (256 and 128 in the Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `sampler_fp32_sort`: the sampler sorts all
-    logits in fp32 on every card; later only where FlashInfer's sampler is missing. `group_slack`: the largest layer bucket is padded instead of split below this ratio.
+    logits in fp32 on every card; later only where FlashInfer's sampler is missing.
+    `group_slack`: the largest layer bucket is padded instead of split below this ratio.
     `state_checkpoints`: further states a sequence of Mamba 2 may hold, exported inside a prefill (read in 0.32; older ones unread).
     """
 

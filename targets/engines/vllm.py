@@ -14,6 +14,7 @@ from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, Pack
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
+from passes.formats.resident import resident_model
 from passes.ir.model import Block, ModelIR, Role
 from passes.ir.state import FullKV, LatentKV, LayerState
 from passes.reason import Reason
@@ -33,6 +34,12 @@ _LARGE_CARD_BYTES = 70 * _GIB
 _BLOCK = 16
 #: Head size that DeepSeek's expanded keys and values were padded to before MLA (0.5–0.6, `deepseek_v2.py`).
 _EXPANDED_HEAD = 256
+#: Methods by the start of their name, and the least compute capability × 10 (`get_min_capability` of vLLM's quantization
+#: configs): fp8, nvfp4 and mxfp4 run weight-only in Marlin kernels below their native cards.
+_LEAST_CAPABILITY = (
+    ("fp8", 80), ("fbgemm_fp8", 80), ("nvfp4", 75), ("modelopt", 75), ("mxfp4", 80), ("awq", 75), ("gptq", 75), ("auto-round", 75),
+    ("nf4", 70), ("int8-bnb", 70), ("bitsandbytes", 70), ("compressed-tensors", 75), ("quark", 89), ("gguf", 60),
+)  # fmt: skip
 _KERNEL_GROUPS = (-1, 32, 64, 128)
 
 
@@ -94,9 +101,7 @@ class Vllm(Engine):
                     "fp8_needs_sm80", "FP8 weights need compute capability 8.0 (weight-only) or 8.9", "w4a16 or w8a8"
                 )
         else:
-            yield Reason(
-                f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "an ExLlama engine"
-            )
+            yield from _published_reasons(form, gpu)
 
     def _cache_reasons(self, ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
         dtype = ir.kv_cache.dtype
@@ -111,6 +116,7 @@ class Vllm(Engine):
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """The tightest rank's budget, terms and cache."""
+        ir = resident_model(ir)
         rules, note = rules_on_card(settings.version, gpu)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         remedies = (lambda: self._more_cards(ir, gpu, settings, workload, rules),)
@@ -180,6 +186,17 @@ class Vllm(Engine):
         from targets.engines.speed import estimate
 
         return estimate(self.name, ir, gpu, settings, workload)
+
+
+def _published_reasons(form: Format, gpu: Gpu) -> Iterator[Reason]:
+    """Checkpoints that others wrote, and what the engine quantizes itself while loading: the method's least card."""
+    name = str(getattr(form, "layout", "") or getattr(form, "method", "") or getattr(form, "scheme", "") or form.kind)
+    least = next((need for stem, need in _LEAST_CAPABILITY if name.startswith(stem)), None)
+    if least is None:
+        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "an ExLlama engine")
+    elif (gpu.capability or 0) < least:
+        needed = f"{least // 10}.{least % 10}"
+        yield Reason(f"{name}_needs_sm{least}", f"{form.label} needs compute capability {needed}", "a newer card")
 
 
 def _minus(a: Quantity, b: Quantity) -> Quantity:

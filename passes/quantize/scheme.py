@@ -43,6 +43,8 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
     (r"gptq-([2348])-(g\d+|channel)", lambda m: Quantize("gptq", Gptq(int(m[1]), _group(m[2])))),
     (r"rtn-([2348])-(g\d+|channel)", lambda m: Quantize("rtn", Gptq(int(m[1]), _group(m[2])))),
     (r"awq-4-g(\d+)", lambda m: Quantize("awq", Awq(int(m[1])))),
+    # AWQ's own format has 4 bits and groups; at other widths its integers are stored as GPTQ stores them.
+    (r"awq-([2348])-(g\d+|channel)", lambda m: Quantize("awq", Gptq(int(m[1]), _group(m[2]), symmetric=False))),
     (r"exl2-(\d(?:\.\d+)?)(?:-h([234568]))?", lambda m: QuantizeExl2(float(m[1]), int(m[2] or _HEAD_BITS))),
     (
         r"exl3-(\d(?:\.\d+)?)(?:-h([2-8]))?",

@@ -1,9 +1,9 @@
 """What ExLlamaV2 and ExLlamaV3 share: layers laid over the cards one after the other, a cache of whole pages, no CUDA graphs.
 
-Weights are resident as stored, the embedding in the host's memory. The cache holds fp16, or integers with one fp16 scale for 32 elements (`exllamav2/cache.py`,
-`exllamav3/cache/quant.py`), in pages of 256 tokens. A card keeps besides: the CUDA context and libraries, scratch for a prompt
-chunk of 2,048 tokens (the feed-forward's inputs and outputs, one matrix dequantized to fp16) and, on the last card, logits.
-The context is assumed, the scratch follows the engines' own `scratch_spaces`.
+Weights are resident as stored, the embedding in the host's memory. The cache holds fp16, or integers with one fp16 scale for
+32 elements (`exllamav2/cache.py`, `exllamav3/cache/quant.py`), in pages of 256 tokens. A card keeps besides: the CUDA context
+and libraries, scratch for a prompt chunk of 2,048 tokens (the feed-forward's inputs and outputs, one matrix dequantized to
+fp16) and, on the last card, logits. The context is assumed, the scratch follows the engines' own `scratch_spaces`.
 """
 
 from __future__ import annotations

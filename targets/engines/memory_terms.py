@@ -9,6 +9,7 @@ Coefficients and their errors stand in `memory_fit.json`, made by `benchmarks/fi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -18,7 +19,8 @@ from passes.ir.model import Block, ModelIR, Role
 from targets.engines.versions import Rules
 from targets.quantity import Basis, Quantity
 
-_GIB = 1 << 30
+#: Tokens that the fused experts' kernel takes at once (`VLLM_FUSED_MOE_CHUNK_SIZE`).
+_EXPERT_CHUNK = 32768
 _WIDE = {Role.UP, Role.GATE, Role.GATE_UP, Role.QKV, Role.Q, Role.MIXER_IN}
 _BANK_IN = {Role.UP, Role.GATE, Role.GATE_UP}
 
@@ -46,10 +48,14 @@ def fit() -> dict[str, Any]:
     return data
 
 
-def _quantity(name: str, value: float) -> Quantity:
+def _era(rules: Rules) -> str:
+    return "new" if rules.version >= (0, 17) else "old"
+
+
+def _quantity(name: str, value: float, rules: Rules) -> Quantity:
     """A fitted term with its error: 90 % quantiles of measured / predicted, and a floor in bytes for what stays unexplained."""
     term = fit()[name]
-    low, high = term["ratio_90"]
+    low, high = term["ratio_90"][_era(rules)]
     floor = term["floor_bytes"]
     return Quantity(value, max(0.0, value * low - floor), value * high + floor, Basis.CALIBRATED)
 
@@ -81,33 +87,36 @@ def _workspace(block: Block, tp: int) -> float:
     return active * (max(inner / 2, outer) + max(inner, outer))
 
 
-def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
-    """Bytes of the activation peak of the profile run on one rank."""
-    era = fit()["activation"]
+def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[str, float]) -> float:
+    """Bytes of the activation peak of the profile run on one rank, with the given constants."""
     size = 4 if ir.dtype == "F32" else 2
     blocks = [block for block, _ in ir.decoder.counts]
     hidden = profile.tokens * size * ir.hidden_size
     wide = profile.tokens * size * max((_width(block, profile.tp) for block in blocks), default=0.0)
-    experts = min(profile.tokens, 32768) * size * max((_workspace(block, profile.tp) for block in blocks), default=0.0)
-    layer = era["hidden"] * hidden + max(era["widest"] * wide, experts)
+    experts = min(profile.tokens, _EXPERT_CHUNK) * size * max((_workspace(b, profile.tp) for b in blocks), default=0.0)
+    layer = constants["hidden"] * hidden + max(constants["widest"] * wide, experts)
     if not profile.samples:
-        return _quantity("activation", layer)
+        return layer
     sort = rules.sampler_fp32_sort or profile.capability < 90
     rows = min(profile.sequences, profile.tokens)
-    sampler = rows * ir.vocab_size * era["sampler_sort_bytes" if sort else "sampler_bytes"] + hidden + era["base_bytes"]
-    if rules.v1:
-        sampler += experts
+    sampler = rows * ir.vocab_size * constants["sampler_sort_bytes" if sort else "sampler_bytes"]
+    sampler += hidden + constants["base_bytes"] + (experts if rules.v1 else 0)
     if any(stack.name in ("vision", "audio") for stack in ir.stacks):
-        sampler += hidden + era["encoder_bytes"]
-    return _quantity("activation", max(layer, sampler))
+        sampler += hidden + constants["encoder_bytes"]
+    return max(layer, sampler)
+
+
+def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
+    """The activation peak of the profile run on one rank."""
+    return _quantity("activation", peak_bytes(ir, profile, rules, fit()["activation"]), rules)
 
 
 def non_torch(profile: Profile, rules: Rules) -> Quantity:
     """Bytes that CUDA, NCCL and libraries hold outside torch on one rank."""
-    era = fit()["non_torch"]["new" if rules.version >= (0, 17) else "old"]
+    era = fit()["non_torch"][_era(rules)]
     # The collectives' symmetric buffers exist from Hopper on only.
     wide = "tp_bytes" if profile.capability >= 90 else "tp_pcie_bytes"
-    return _quantity("non_torch", era["tp1_bytes"] if profile.tp == 1 else era[wide])
+    return _quantity("non_torch", era["tp1_bytes"] if profile.tp == 1 else era[wide], rules)
 
 
 def cuda_graphs(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
@@ -116,4 +125,4 @@ def cuda_graphs(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
         return Quantity.exact(0)
     era = fit()["cuda_graphs"]["estimate" if rules.graphs_in_budget else "taken"]
     layers = len(ir.decoder.layers) / profile.pp
-    return _quantity("cuda_graphs", era["base_bytes"] + layers * era["layer_bytes"])
+    return _quantity("cuda_graphs", era["base_bytes"] + layers * era["layer_bytes"], rules)

@@ -128,10 +128,7 @@ class Vllm(Engine):
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules
     ) -> tuple[Memory, Layout]:
         parallel = settings.parallel
-        profile = memory_terms.Profile(
-            batched_tokens(settings, gpu, workload, rules), settings.max_num_seqs or default_sequences(gpu, rules),
-            parallel.tp, parallel.pp, settings.enforce_eager, gpu.capability or 90,
-        )  # fmt: skip
+        profile = profile_of(gpu, settings, workload, rules)
         utilization = settings.gpu_memory_utilization or rules.utilization
         card = gpu.memory_bytes
         budget = Quantity(card.value * utilization, card.low * utilization, card.high * utilization, card.basis)
@@ -220,6 +217,18 @@ def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rule
 def default_sequences(gpu: Gpu, rules: Rules) -> int:
     """max_num_seqs by version and card."""
     return 1024 if rules.v1 and gpu.memory_bytes.value >= _LARGE_CARD_BYTES and "A100" not in gpu.name else 256
+
+
+def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -> memory_terms.Profile:
+    """What the profile run sees with these settings."""
+    return memory_terms.Profile(
+        tokens=batched_tokens(settings, gpu, workload, rules),
+        sequences=settings.max_num_seqs or default_sequences(gpu, rules),
+        tp=settings.parallel.tp,
+        pp=settings.parallel.pp,
+        eager=settings.enforce_eager,
+        capability=gpu.capability or 90,
+    )
 
 
 def element_bytes(ir: ModelIR) -> float:

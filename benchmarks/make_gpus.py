@@ -81,7 +81,10 @@ def entry(row: dict[str, Any]) -> dict[str, Any]:
     name = row["name"]
     if "cuda_visible_gib" not in out and name in PRINTED:
         out["cuda_visible_gib"] = PRINTED[name]
-        out["sources"] = {**out.get("sources", {}), "cuda_visible_gib": "start-up logs, benchmarks/data/vllm_memory_logs.jsonl"}
+        out["sources"] = {
+            **out.get("sources", {}),
+            "cuda_visible_gib": "start-up logs, benchmarks/data/vllm_memory_logs.jsonl",
+        }
     bare = BARE.get(name, [])
     out["aliases"] = sorted({*ALIASES.get(name, []), *row.get("aliases", []), *bare})
     if bare:
@@ -92,7 +95,15 @@ def entry(row: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     rows = [json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()]
-    added = [{"vendor": "NVIDIA", "source_url": "NVIDIA data sheets; TechPowerUp GPU database", "from_memory_fields": ["all"], **row} for row in MORE]
+    added = [
+        {
+            "vendor": "NVIDIA",
+            "source_url": "NVIDIA data sheets; TechPowerUp GPU database",
+            "from_memory_fields": ["all"],
+            **row,
+        }
+        for row in MORE
+    ]
     head = (
         "# Cards, one a line. Made by benchmarks/make_gpus.py; do not edit. Rates are dense; memory as nominal (GB), as the driver\n"
         "# prints it (MiB) and as CUDA shows it (GiB). `from_memory_fields` have no source; `derived_fields` follow a maker's ratio.\n"

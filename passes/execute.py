@@ -28,6 +28,7 @@ from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks, token
 from passes.checkpoint import Checkpoint, clear_disk_errors, copy_side_files, write_index, write_json, write_shard
 from passes.formats.config import quantization_config
 from passes.formats.dense import Dense
+from passes.formats.exl2_config import exl2_config
 from passes.formats.tensor import Tensor
 from passes.ir.model import ModelIR
 from passes.measure import Meter
@@ -174,9 +175,7 @@ class _Run:
         unmeasured = any(isinstance(one, DepthPrune) and one.blocks is None for one in self.job.passes)
         calibrated = self.method.needs_hessian or self.target.kv_cache.scales or unmeasured
         tokens = self._text("calibration", self.job.calibration) if calibrated else _no_tokens()
-        self.passes = tuple(self._resolved(one, tokens) for one in self.job.passes)
-        self.target = graph.rewrite(self.job.source, self.passes)
-        self.dense, self.weights = _structural(self.job, self.passes)
+        self._resolve(tokens)
         walk, walk_key = self._walk(tokens, tokens_digest(tokens) if calibrated else "")
         out_key = self._assemble(walk, walk_key)
         held_out = self._text("evaluation", self.job.evaluation)
@@ -207,25 +206,55 @@ class _Run:
         tokens: torch.Tensor = Checkpoint.of_files([path]).read(["input_ids"])["input_ids"]
         return tokens
 
-    def _resolved(self, one: Pass, tokens: torch.Tensor) -> Pass:
-        """A pass whose choice had to be measured, with the choice made."""
-        if not isinstance(one, DepthPrune) or one.blocks is not None:
-            return one
+    def _resolve(self, tokens: torch.Tensor) -> None:
+        """Make the choices that had to be measured, pass after pass; see the source through the structural ones."""
+        self.dense: ModelIR = self.job.source
+        self.weights: Weights = Checkpoint(self.job.folder)
+        passes: list[Pass] = []
+        for one in self.job.passes:
+            if isinstance(one, DepthPrune):
+                one = one if one.blocks is not None else self._cheapest_blocks(one, tokens)
+                self.weights = RenumberedWeights(self.weights, self.dense, one.kept(len(self.dense.decoder.layers)))
+                self.dense = one.rewrite(self.dense)
+            elif isinstance(one, QuantizeExl2) and not one.resolved:
+                one = self._exl2_choices(one, tokens, graph.to_json(passes))
+            passes.append(one)
+        self.passes = tuple(passes)
+        self.target = graph.rewrite(self.job.source, self.passes)
+
+    def _cheapest_blocks(self, one: DepthPrune, tokens: torch.Tensor) -> DepthPrune:
         from passes.prune.depth import choose_blocks
 
-        key = _key(
-            "depth", _folder_identity(self.job.folder), one.count, tokens_digest(tokens), str(self.dtype), code_digest()
-        )
+        key = self._key("depth", one.count, tokens_digest(tokens))
         path = self.job.work / f"depth-{key}.json"
 
         def make() -> None:
-            chosen = choose_blocks(
-                self.job.source, Checkpoint(self.job.folder), one.count, tokens, self.dtype, self.device
-            )
-            write_json(path, list(chosen))
+            write_json(path, list(choose_blocks(self.dense, self.weights, one.count, tokens, self.dtype, self.device)))
 
         self._step("measure depth", key, path.exists(), make)
         return DepthPrune(one.count, tuple(json.loads(path.read_text())))
+
+    def _exl2_choices(self, one: QuantizeExl2, tokens: torch.Tensor, before: list[dict[str, Any]]) -> QuantizeExl2:
+        """Measure every option of every slot (kept for any budget), then spend this pass's budget exactly."""
+        from passes.sensitivity import allocate_exl2, measure, saved_errors
+
+        key = self._key("exl2", before, tokens_digest(tokens))
+        folder = self.job.work / f"exl2-{key}"
+        layers = len(self.dense.decoder.layers)
+        meter = Meter()
+
+        def run() -> None:
+            measure(
+                self.dense, self.weights, tokens, folder, self.dtype, self.device,
+                lambda done, total: self.progress(Progress("measure EXL2", done, total, "", meter.seconds)),
+            )  # fmt: skip
+
+        self._step("measure EXL2", key, len(list(folder.glob("layer-*.json"))) == layers, run)
+        return replace(one, choices=allocate_exl2(self.dense, one.bpw, saved_errors(folder, layers)))
+
+    def _key(self, *parts: Any) -> str:
+        """The key of a measurement on this source."""
+        return _key(*parts, _folder_identity(self.job.folder), str(self.dtype), self.device.type, code_digest())
 
     def _walk(self, tokens: torch.Tensor, digest: str) -> tuple[Path, str]:
         from passes.walk import Walk, units
@@ -329,10 +358,7 @@ def assemble(job: Job, passes: Sequence[Pass], target: ModelIR, walk: Path, key:
     write_shard(partial / "model-00000.safetensors", _outer_tensors(job, target))
     copy_side_files(job.folder, partial)
     config: dict[str, Any] = {k: v for k, v in target.config.items() if k != "quantization_config"}
-    quantized = quantization_config(target)
-    if quantized is not None:
-        config["quantization_config"] = quantized
-    write_json(partial / "config.json", config)
+    write_json(partial / "config.json", _quantized_config(job, passes, target, config))
     write_index(partial)
     write_json(partial / MARKER, {"key": key, "passes": graph.to_json(passes)})
     wrong = differences(partial, target)
@@ -345,6 +371,15 @@ def assemble(job: Job, passes: Sequence[Pass], target: ModelIR, walk: Path, key:
         if job.out.exists():
             shutil.rmtree(job.out)
         partial.rename(job.out)
+
+
+def _quantized_config(job: Job, passes: Sequence[Pass], target: ModelIR, config: dict[str, Any]) -> dict[str, Any]:
+    text = job.calibration
+    for one in passes:
+        if isinstance(one, QuantizeExl2):
+            return exl2_config(config, one.bpw, one.head_bits, text.samples, text.length, Path(text.dataset).name)
+    quantized = quantization_config(target)
+    return config if quantized is None else {**config, "quantization_config": quantized}
 
 
 def differences(folder: Path, target: ModelIR) -> list[str]:
@@ -390,17 +425,6 @@ def _as_dense(dense: ModelIR, target: ModelIR) -> ModelIR:
     head = tuple(replace(linear, storage=Dense(dense.dtype)) for linear in apart)
     config = {**dense.config, "tie_word_embeddings": False}
     return replace(dense, outer=(*dense.outer, *head), tied_embeddings=False, config=config)
-
-
-def _structural(job: Job, passes: Sequence[Pass]) -> tuple[ModelIR, Weights]:
-    """The dense model that the walk sees: the source, seen through the passes that take parts of it out."""
-    ir: ModelIR = job.source
-    weights: Weights = Checkpoint(job.folder)
-    for one in passes:
-        if isinstance(one, DepthPrune):
-            weights = RenumberedWeights(weights, ir, one.kept(len(ir.decoder.layers)))
-            ir = one.rewrite(ir)
-    return ir, weights
 
 
 def _method(passes: Sequence[Pass]) -> Method:

@@ -100,10 +100,6 @@ class QuantizeExl2(Pass):
             decoder = ir.decoder.map_blocks(lambda block: _bounded(block, self.storage))
         return with_head(ir.with_decoder(decoder), HEAD[self.head_bits])
 
-    def missing(self) -> str | None:
-        """The walk measures and writes no EXL2 matrices yet."""
-        return "EXL2 has no executing face yet: measuring the options and writing them"
-
     def text(self) -> str:
         """`quantize{exl2, exl2-4.65}`."""
         return f"quantize{{exl2, {self.storage.label}}}"

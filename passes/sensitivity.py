@@ -1,0 +1,222 @@
+"""What each option of a slot costs: the error of a layer's attention or MLP output, quantized each way, against the residual stream.
+
+A slot is the attention or the MLP of one layer. Its error under an option is ‖y_q − y‖ / ‖y‖ with y the module's output
+including the residual stream, on inputs of the unquantized model, as ExLlamaV2's measurement has it. What the allocator adds up
+is the square: to second order the KL divergence is quadratic in a perturbation of the residual stream.
+
+All layouts of a matrix are quantized in one pass over its rows, with one Hessian, permutation and factor. Results are kept per
+layer, so an interrupted measurement goes on, and they serve any budget.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passes.adapters import Decoder, Weights
+from passes.allocate import Unit, allocate
+from passes.checkpoint import write_json
+from passes.evaluate import dense_block
+from passes.formats.exl2 import Exl2
+from passes.formats.exl2_options import ATTENTION, MLP
+from passes.hessian import Hessian
+from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.quantize.exl2 import factorize, quantize
+from passes.quantize.exl2_pass import budget_bytes, slot_bytes, stored_block
+
+if TYPE_CHECKING:
+    import torch
+
+#: Tokens whose outputs are compared; Hessians see all of the calibration text.
+_COMPARED_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class LayerErrors:
+    """The squared relative error of each row of `exl2_options.ATTENTION` and of `MLP` in one layer."""
+
+    attention: tuple[float, ...]
+    mlp: tuple[float, ...]
+
+
+def measure(
+    ir: ModelIR,
+    weights: Weights,
+    tokens: torch.Tensor,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[LayerErrors]:
+    """Measure every layer on `tokens` `[S, T]`; what `folder` already holds is not measured again."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    decoder = Decoder(ir, weights, dtype, device)
+    hidden = decoder.embed(torch.split(tokens, max(1, _COMPARED_TOKENS // tokens.shape[1])))
+    for index in range(len(decoder)):
+        path = folder / f"layer-{index:05d}.json"
+        tensors = dense_block(ir, index, weights)
+        with decoder.block(index, tensors) as layer:
+            probe = _Probe(decoder, layer, index, ir.decoder.block(index), device, measured=path.exists())
+            hidden = probe.run(hidden)
+            if not path.exists():
+                errors = {slot: probe.errors(slot) for slot in ("attention", "mlp")}
+                write_json(path, errors)
+        progress(index + 1, len(decoder))
+    return saved_errors(folder, len(decoder))
+
+
+def saved_errors(folder: Path, layers: int) -> list[LayerErrors]:
+    """What `measure` kept in a folder."""
+    saved = [json.loads((folder / f"layer-{index:05d}.json").read_text()) for index in range(layers)]
+    return [LayerErrors(tuple(each["attention"]), tuple(each["mlp"])) for each in saved]
+
+
+def allocate_exl2(ir: ModelIR, bpw: float, errors: Sequence[LayerErrors]) -> tuple[tuple[int, int], ...]:
+    """The (attention, MLP) option of every layer with the least total error within `bpw` bits a weight. Exact."""
+    units = []
+    for layer, each in enumerate(errors):
+        attention, mlp = slot_bytes(ir.decoder.block(layer))
+        units.append(Unit(f"{layer}.attention", attention, each.attention))
+        units.append(Unit(f"{layer}.mlp", mlp, each.mlp))
+    choice = allocate(units, budget_bytes(ir, bpw)).choice
+    return tuple(zip(choice[::2], choice[1::2], strict=True))
+
+
+@dataclass
+class _Call:
+    """How a module was called on the first batch, and what it returned."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] | None = None
+    output: Any = None
+
+
+class _Probe:
+    """One dense layer: its Hessians, how its attention and MLP are called, and their errors under every option."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        layer: torch.nn.Module,
+        index: int,
+        block: Block,
+        device: torch.device,
+        *,
+        measured: bool,
+    ) -> None:
+        self._decoder, self._layer, self._index, self._block, self._device = decoder, layer, index, block, device
+        self._measured = measured
+        self._hessians: dict[str, Hessian] = {}
+        self._calls: dict[str, _Call] = {}
+        self._stream: dict[str, float] = {}
+
+    def run(self, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The layer's outputs; gathers statistics on the way unless the layer was measured before."""
+        if self._measured:
+            return [self._decoder.run(self._layer, self._index, each) for each in hidden]
+        handles = self._hooks()
+        out = [self._decoder.run(self._layer, self._index, each) for each in hidden]
+        for handle in handles:
+            handle.remove()
+        attended = _first(self._calls["attention"].output)
+        self._stream = {
+            "attention": float((hidden[0].float() + attended.float()).norm()),
+            "mlp": float(out[0].float().norm()),
+        }
+        return out
+
+    def errors(self, slot: str) -> list[float]:
+        """The squared relative error of each option of a slot."""
+        options = ATTENTION if slot == "attention" else MLP
+        rows = [_layouts(self._block, slot, number) for number in range(len(options))]
+        decoded = self._decoded(rows)
+        module, call = self._layer.get_submodule(_slot_path(self._block, slot)), self._calls[slot]
+        reference = _first(call.output).float()
+        dense = {name: self._layer.get_submodule(name).weight.data for name in rows[0]}
+        out = []
+        for row in rows:
+            for name, form in row.items():
+                self._layer.get_submodule(name).weight.data = decoded[name, form]
+            out.append(self._error(module, call, reference, slot))
+        for name, weight in dense.items():
+            self._layer.get_submodule(name).weight.data = weight
+        return out
+
+    def _error(self, module: torch.nn.Module, call: _Call, reference: torch.Tensor, slot: str) -> float:
+        import torch
+
+        with torch.no_grad():
+            found = _first(module(*call.args, **(call.kwargs or {}))).float()
+        return (float((found - reference).norm()) / self._stream[slot]) ** 2
+
+    def _decoded(self, rows: Sequence[Mapping[str, Exl2]]) -> dict[tuple[str, Exl2], torch.Tensor]:
+        """Every matrix of a slot decoded from each of its distinct layouts."""
+        out = {}
+        by_name = {linear.name: linear for linear in self._block.linears}
+        factors: dict[str, Any] = {}
+        for name in rows[0]:
+            reads = by_name[name].reads or name
+            if reads not in factors:
+                where = f"block {self._index} {name}"
+                factors[reads] = factorize(self._hessians[reads].value(where), where)
+            linear: Any = self._layer.get_submodule(name)
+            forms = list(dict.fromkeys(row[name] for row in rows))
+            layouts = [form.layout(linear.weight.shape[1]) for form in forms]
+            results = quantize(linear.weight.data, factors[reads], layouts)
+            for form, (_, weight) in zip(forms, results, strict=True):
+                out[name, form] = weight.to(linear.weight.dtype)
+        return out
+
+    def _hooks(self) -> list[Any]:
+        handles = []
+        seen: set[str] = set()
+        for linear in self._block.linears:
+            reads = linear.reads or linear.name
+            if linear.quantizable and reads not in seen:
+                seen.add(reads)
+                self._hessians[reads] = Hessian(linear.in_features, self._device)
+                module = self._layer.get_submodule(linear.name)
+                handles.append(module.register_forward_pre_hook(self._gather(reads)))
+        for slot in ("attention", "mlp"):
+            module = self._layer.get_submodule(_slot_path(self._block, slot))
+            handles.append(module.register_forward_hook(self._note(slot), with_kwargs=True))
+        return handles
+
+    def _gather(self, reads: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        def gather(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            self._hessians[reads].add(args[0])
+
+        return gather
+
+    def _note(self, slot: str) -> Callable[..., None]:
+        def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+            self._calls.setdefault(slot, _Call(args, kwargs, output))
+
+        return note
+
+
+def _layouts(block: Block, slot: str, option: int) -> dict[str, Exl2]:
+    """The layout of every matrix of a slot under one option."""
+    stored = stored_block(block, option if slot == "attention" else 0, option if slot == "mlp" else 0)
+    path = _slot_path(block, slot)
+    return {
+        linear.name: linear.storage
+        for linear in stored.linears
+        if isinstance(linear.storage, Exl2) and linear.name.startswith(path + ".")
+    }
+
+
+def _slot_path(block: Block, slot: str) -> str:
+    """The module that holds a slot's matrices, relative to the layer: `self_attn`, `mlp`."""
+    wanted: Callable[[Linear], bool] = lambda linear: linear.role is (Role.O if slot == "attention" else Role.DOWN)  # noqa: E731
+    return next(linear.name.partition(".")[0] for linear in block.linears if wanted(linear))
+
+
+def _first(output: Any) -> torch.Tensor:
+    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return found

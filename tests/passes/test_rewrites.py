@@ -164,7 +164,7 @@ def test_impossible_passes_say_why(one, code):
     assert one.illegal(open_model("Llama-3-8B").ir)[0].code == code
 
 
-@pytest.mark.parametrize("name", ["w4a16", "gptq-5-g128", "exl2", "awq-8-g128", "fp7", "nf5", ""])
+@pytest.mark.parametrize("name", ["w4a16", "gptq-5-g128", "exl2", "fp7", "nf5", ""])
 def test_names_that_mean_nothing_are_refused(name):
     with pytest.raises(InputError) as caught:
         parse_scheme(name)

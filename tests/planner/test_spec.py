@@ -34,7 +34,7 @@ def test_a_minimal_spec_has_defaults_that_can_be_planned() -> None:
         (MINIMAL + "workload: { context: 100, input_tokens: 200 }", "s.yaml:3:1", "exceed the context"),
         ("model: x\ntarget: { gpu: a, reserve: 2 GX }", "s.yaml:2:19", "24 GiB"),
         (MINIMAL + "engine: { nam: vllm }", "s.yaml:3:11", "Did you mean 'name'"),
-        (MINIMAL + "passes: { kv_cache: [fp9] }", "s.yaml:3:22", "'auto' or 'fp8'"),
+        (MINIMAL + "passes: { kv_cache: [fp9] }", "s.yaml:3:22", "'auto', 'fp8'"),
         (MINIMAL + "passes:\n  quantize: { metods: [gptq] }", "s.yaml:4:15", "Did you mean 'methods'"),
         ("model: [x\n", "s.yaml:2:1", "not YAML"),
         ("- a\n", "s.yaml:1:1", "is a mapping"),

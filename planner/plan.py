@@ -17,6 +17,7 @@ from passes.base import Pass
 from passes.graph import from_json, to_json
 from passes.ir.sources import Source, open_model
 from passes.reason import DoesNotFitError, InputError, StalePlanError
+from planner.alternatives import alternatives
 from planner.search import SearchResult, search, target_gpu
 from planner.shapes import FORMAT_VERSION, quantity_json, settings_json
 from planner.spec import Spec, load_spec
@@ -59,7 +60,8 @@ def plan(spec: Spec | str | Path) -> Plan:
         "model": source.ir.name,
         "spec": spec.model_dump(mode="json", exclude={"model"}),
         "chosen": None if chosen is None else _chosen(chosen, source),
-        "rejected": [_rejected(v) for v in result.nearest],
+        "rejected": [_rejected(v) for v in result.nearest()],
+        "alternatives": [] if chosen else list(alternatives(spec, source.ir)),
         "illegal": result.illegal,
         "pareto": [{"candidate": v.candidate.label, **estimates_json(v)} for v in result.pareto],
         "searched": result.searched,

@@ -8,26 +8,18 @@ expected loss) is computed once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from passes.base import Pass
 from passes.ir.model import ModelIR
-from passes.kv_cache import KVCachePass
-from passes.quantize.quantize import Quantize
-from passes.quantize.scheme import parse_scheme
 from passes.reason import InputError, Reason
 from planner.chains import rewrite
 from planner.quality import expected_quality
-from planner.spec import EngineChoice, EngineSettings, Spec
+from planner.space import candidates, workload_of
+from planner.spec import Spec
 from planner.verdict import Candidate, Verdict, judge
-from targets.engines import ENGINE_NAMES, find_engine
-from targets.engines.engine import Parallel, Settings
+from targets.engines import find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu
-from targets.workload import Workload
-
-#: Formats that are weighed when the spec names none.
-FORMATS = ("w4a16-g128", "w4a16-g64", "w4a16-g32", "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "w8a8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -39,21 +31,20 @@ class SearchResult:
     pareto: tuple[Verdict, ...]
     searched: int
     gpu: Gpu
-    ir: ModelIR
+    spec: Spec
 
-    @property
-    def nearest(self) -> tuple[Verdict, ...]:
-        """The alternatives a person wants to see, nearest first: near misses, one a format and engine."""
-        seen: set[tuple[str, str]] = set()
-        out = []
+    def nearest(self, count: int = 5) -> tuple[Verdict, ...]:
+        """The alternatives a person wants to see, nearest first: one for each engine and kind of trouble, judged in full."""
+        seen: set[tuple[str, frozenset[str]]] = set()
+        out: list[Verdict] = []
         for verdict in sorted(
             self.rejected, key=lambda v: (v.distance, v.quality.log_ppl_increase.value, v.candidate.label)
         ):
-            key = (verdict.candidate.engine, verdict.candidate.passes[0].text() if verdict.candidate.passes else "")
+            key = (verdict.candidate.engine, frozenset(reason.code for reason in verdict.reasons))
             if key not in seen:
                 seen.add(key)
-                out.append(verdict)
-        return tuple(out)
+                out.append(complete(self.spec, self.gpu, verdict))
+        return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])
 
     @property
     def illegal(self) -> list[dict[str, object]]:
@@ -77,103 +68,41 @@ def target_gpu(spec: Spec) -> Gpu:
     return find_gpu(names[0]) if names else find_gpu("cpu")
 
 
-def workload_of(spec: Spec) -> Workload:
-    """The workload of a spec."""
-    w = spec.workload
-    return Workload(w.context, w.concurrency, w.input_tokens, w.output_tokens)
-
-
-def search(spec: Spec, ir: ModelIR) -> SearchResult:
-    """Judge every candidate of the spec's space and choose."""
+def search(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> SearchResult:
+    """Judge every candidate of the spec's space and choose. `cards`: only candidates that use so many."""
     gpu = target_gpu(spec)
-    verdicts = [_verdict(spec, ir, gpu, candidate) for candidate in candidates(spec, ir, gpu)]
+    verdicts = [_verdict(spec, ir, gpu, candidate) for candidate in candidates(spec, ir, gpu, cards)]
     feasible = sorted((v for v in verdicts if v.feasible), key=lambda v: preference(spec.goals.prefer, v))
     chosen = feasible[0] if feasible else None
     rejected = [v for v in verdicts if not v.feasible]
     if chosen is not None:
         rejected += [replace(v, reasons=(_dominated(spec.goals.prefer, chosen, v),)) for v in feasible[1:]]
-    return SearchResult(chosen, tuple(rejected), pareto_set(feasible), len(verdicts), gpu, ir)
-
-
-def candidates(spec: Spec, ir: ModelIR, gpu: Gpu) -> Iterator[Candidate]:
-    """Every candidate of the space, legal or not: the illegal ones lose with a reason."""
-    chains = list(_chains(spec, ir))
-    for engine, choice in _engines(spec, gpu):
-        for chain in chains:
-            for tp in _degrees(spec.target.count):
-                yield Candidate(engine, chain, _settings(choice, spec, tp))
-
-
-def _engines(spec: Spec, gpu: Gpu) -> Iterator[tuple[str, EngineChoice]]:
-    if isinstance(spec.engine, EngineChoice):
-        find_engine(spec.engine.name)
-        yield spec.engine.name, spec.engine
-    elif spec.engine != "auto":
-        find_engine(spec.engine)
-        yield spec.engine, EngineChoice(name=spec.engine)
-    else:
-        for name in ENGINE_NAMES:
-            if name.endswith("-cpu") == gpu.is_cpu:
-                yield name, EngineChoice(name=name)
-
-
-def _chains(spec: Spec, ir: ModelIR) -> Iterator[tuple[Pass, ...]]:
-    """Quantization × KV type. Formats of the compressed-tensors family (and dense models) carry calibrated KV scales."""
-    for first in _quantizations(spec, ir):
-        for dtype in spec.passes.kv_cache:
-            head: tuple[Pass, ...] = (first,) if first is not None else ()
-            if dtype == "auto":
-                yield head
-                continue
-            scaled = KVCachePass(dtype, scales=True)
-            after, _ = rewrite(ir, head)
-            yield (*head, scaled if not scaled.illegal(after) else KVCachePass(dtype))
-
-
-def _quantizations(spec: Spec, ir: ModelIR) -> Iterator[Pass | None]:
-    choice = spec.passes.quantize
-    if choice == "forbid" or ir.quant_method is not None:
-        yield None
-        return
-    if choice.dense:
-        yield None
-    for name in choice.formats or FORMATS:
-        parsed = parse_scheme(name)
-        if not isinstance(parsed, Quantize):
-            continue
-        if choice.formats is not None or parsed.method == "rtn":
-            yield parsed
-        else:
-            yield from (replace(parsed, method=method) for method in choice.methods)
-
-
-def _degrees(count: int) -> Iterable[int]:
-    degree = 1
-    while degree < count:
-        yield degree
-        degree *= 2
-    yield count
-
-
-def _settings(choice: EngineChoice, spec: Spec, tp: int) -> Settings:
-    s: EngineSettings = choice.settings
-    return Settings(
-        version=choice.version, parallel=Parallel(tp=tp), gpu_memory_utilization=s.gpu_memory_utilization,
-        max_num_seqs=s.max_num_seqs, max_num_batched_tokens=s.max_num_batched_tokens, enforce_eager=s.enforce_eager,
-        block_size=s.block_size, kv_cache_memory_bytes=s.kv_cache_memory, reserve_bytes=spec.target.reserve,
-    )  # fmt: skip
+    return SearchResult(chosen, tuple(rejected), pareto_set(feasible), len(verdicts), gpu, spec)
 
 
 def _verdict(spec: Spec, source: ModelIR, gpu: Gpu, candidate: Candidate) -> Verdict:
+    """Judge one candidate as far as it takes to know that it is out: legality, quality, memory, then speed.
+
+    A verdict that ended early is whole in its reasons so far; `complete` judges the rest of the few that are shown.
+    """
     engine, workload = find_engine(candidate.engine), workload_of(spec)
     ir, reasons = rewrite(source, candidate.passes)
     reasons = (*reasons, *engine.illegal(ir, gpu, candidate.settings))
     memory = engine.memory(ir, gpu, candidate.settings, workload)
-    speed = engine.speed(ir, gpu, candidate.settings, workload)
     quality = expected_quality(source, candidate.passes)
-    goals = tuple(judge(spec.goals, memory, speed, quality))
+    verdict = Verdict(candidate, ir, memory, None, quality, (), (*reasons, *memory.reasons), memory.notes)
+    return verdict if verdict.reasons else complete(spec, gpu, verdict)
+
+
+def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
+    """The verdict with its speed and every goal judged."""
+    if verdict.speed is not None:
+        return verdict
+    engine = find_engine(verdict.candidate.engine)
+    speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload_of(spec))
+    goals = tuple(judge(spec.goals, verdict.memory, speed, verdict.quality))
     missed = tuple(goal.reason() for goal in goals if not goal.met)
-    return Verdict(candidate, ir, memory, speed, quality, goals, (*reasons, *memory.reasons, *missed), memory.notes)
+    return replace(verdict, speed=speed, goals=goals, reasons=(*verdict.reasons, *missed))
 
 
 def preference(prefer: str, verdict: Verdict) -> tuple[float, ...]:

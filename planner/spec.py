@@ -95,7 +95,8 @@ class Goals(Strict):
 class QuantizeChoice(Strict):
     """Which ways to quantize are weighed."""
 
-    methods: tuple[Literal["rtn", "gptq"], ...] = ("gptq",)
+    methods: tuple[Literal["rtn", "gptq", "awq", "exl2", "exl3"], ...] | None = None
+    """Left out: every method."""
     formats: tuple[str, ...] | None = None
     """Names of formats (`w4a16-g64`); left out: all that the engines read."""
     dense: bool = True
@@ -107,7 +108,8 @@ class PassesChoice(Strict):
 
     prune: Literal["forbid"] = "forbid"
     quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
-    kv_cache: tuple[Literal["auto", "fp8"], ...] = ("auto", "fp8")
+    kv_cache: tuple[Literal["auto", "fp8", "q8", "q6", "q4"], ...] | None = None
+    """Left out: every type that an engine has."""
 
 
 class TextChoice(Strict):

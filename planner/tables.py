@@ -28,6 +28,12 @@ def print_plan(console: Console, document: Mapping[str, Any], weights: int, card
         console.print(f"  [bold red]No plan meets the goals[/] ({document['searched']:,} candidates). Nearest:")
         _print_rejected(console, document["rejected"][:5])
         console.print()
+        for number, other in enumerate(document["alternatives"]):
+            console.print(
+                f"{'  Instead  ' if number == 0 else '           '}[bold]{other['change']}[/]: {other['candidate']}"
+            )
+        if document["alternatives"]:
+            console.print()
         _print_illegal(console, document["illegal"])
         console.print("  [bold]No plan.[/] Loosen a goal, choose another card, or a smaller model.")
         return
@@ -72,6 +78,8 @@ def _step(step: Mapping[str, Any]) -> str:
         group = storage.get("group_size")
         detail = f" g{group}" if isinstance(group, int) and group > 0 else ""
         return f"quantize {step['method']} {storage['format']} {storage.get('bits', 8)} bit{detail}"
+    if step["pass"] == "quantize_exl2":
+        return f"quantize exl2 {step['bpw']:g} bpw, head {step['head_bits']} bit"
     if step["pass"] == "kv_cache":
         return f"KV cache {step['dtype']}" + (" with scales" if step.get("scales") else "")
     options = ", ".join(f"{key}={value}" for key, value in step.items() if key != "pass")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,10 +95,12 @@ class Verdict:
 
     @property
     def distance(self) -> tuple[int, float]:
-        """How far from feasible: reasons that no figure measures first, then the sum of relative misses."""
-        short = max(0.0, -self.memory.margin.value) / max(self.memory.memory.budget.value, 1.0)
+        """How far from feasible: reasons that no figure measures first, then by how many e-folds memory and goals are missed."""
+        memory = self.memory.memory
+        needed = memory.budget.value - min(0.0, self.memory.margin.value)
+        short = math.log(needed / memory.budget.value) if memory.budget.value > 0 else math.inf
         hard = sum(not reason.measured for reason in self.reasons)
-        return hard, short + sum(goal.miss for goal in self.goals)
+        return hard, short + sum(math.log1p(goal.miss) for goal in self.goals)
 
 
 def judge(goals: Goals, memory: MemoryEstimate, speed: SpeedEstimate, quality: Quality) -> Iterator[GoalResult]:
@@ -111,8 +114,6 @@ def judge(goals: Goals, memory: MemoryEstimate, speed: SpeedEstimate, quality: Q
     if goals.throughput is not None:
         yield GoalResult("throughput", goals.throughput, speed.throughput_tok_s, False, "tok/s")
     if goals.quality.max_perplexity_increase is not None:
-        import math
-
         rise = quality.log_ppl_increase
         grown = Quantity(math.expm1(rise.value), math.expm1(rise.low), math.expm1(rise.high), rise.basis)
         yield GoalResult("perplexity", goals.quality.max_perplexity_increase, grown, True, "%")

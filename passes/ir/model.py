@@ -193,6 +193,12 @@ def block_bytes(block: Block) -> int:
     return sum(linear.bytes for linear in block.linears) + sum(tensor.bytes for tensor in block.tensors)
 
 
+@lru_cache(maxsize=1 << 12)
+def _counts(classes: tuple[Block, ...], layers: tuple[int, ...]) -> tuple[tuple[Block, int], ...]:
+    counts = Counter(layers)
+    return tuple((block, counts[index]) for index, block in enumerate(classes) if counts[index])
+
+
 @dataclass(frozen=True, slots=True)
 class Stack:
     """A run of layers: `prefix` holds `{i}` for the layer's index; `layers[i]` is an index into `classes`.
@@ -209,8 +215,7 @@ class Stack:
     @property
     def counts(self) -> tuple[tuple[Block, int], ...]:
         """Each class with how many layers are of it."""
-        counts = Counter(self.layers)
-        return tuple((block, counts[index]) for index, block in enumerate(self.classes) if counts[index])
+        return _counts(self.classes, self.layers)
 
     def block(self, layer: int) -> Block:
         """The class of one layer (0-based position in this stack)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from passes.ir.model import ModelIR
 from passes.reason import Reason
@@ -13,9 +12,6 @@ from targets.quantity import Quantity
 from targets.workload import Workload
 
 _GIB = 1 << 30
-
-#: Solves for one change that would fit and says it; None where there is none.
-Remedy = Callable[[], str | None]
 
 
 def gib(value: float) -> str:
@@ -44,7 +40,6 @@ def answer(
     workload: Workload,
     *,
     reasons: tuple[Reason, ...] = (),
-    remedies: tuple[Remedy, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> MemoryEstimate:
     """Whether the engine starts at the asked context and serves the asked concurrency, and why not."""
@@ -62,19 +57,18 @@ def answer(
             Reason(
                 "weights_do_not_fit",
                 f"weights and overhead take {gib(memory.budget.value - memory.kv_cache.value)} of {gib(memory.budget.value)}",
-                _first(remedies),
+                None,
                 {"short_bytes": int(-memory.kv_cache.value)},
             )
         )
     elif not layout.starts(memory.kv_cache.value, workload.context):
         longest = kv.max_context
         remedy = f"context {longest:,} fits" if longest > 0 else None
-        others = _first(remedies)
         found.append(
             Reason(
                 "does_not_fit",
                 f"a context of {workload.context:,} needs {gib(needed)} of cache, {gib(max(0.0, memory.kv_cache.value))} is left",
-                "; ".join(text for text in (remedy, others) if text) or None,
+                remedy,
                 {"needed_bytes": needed, "available_bytes": int(memory.kv_cache.value), "max_context": longest},
             )
         )
@@ -91,7 +85,3 @@ def answer(
             )
         )
     return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), notes)
-
-
-def _first(remedies: tuple[Remedy, ...]) -> str | None:
-    return next((text for text in (remedy() for remedy in remedies) if text), None)

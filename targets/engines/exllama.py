@@ -19,7 +19,7 @@ from passes.reason import Reason
 from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.engines.kv_blocks import CacheSettings, Layout, build_layout
-from targets.engines.residence import embedding_bytes, stage_layers, weights_per_stage
+from targets.engines.residence import embedding_bytes, stage_blocks, weights_per_stage
 from targets.engines.versions import rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -111,15 +111,11 @@ class Exllama(Engine):
         settings = CacheSettings(
             PAGE, self.cache_bits.get(ir.kv_cache.dtype, 16.0) / 8, 2, 1, CHUNK, prefix_caching=False
         )
-        counts = stage_layers(len(ir.decoder.layers), cards)
-        first = sum(counts[:stage])
-        states: dict[object, int] = {}
-        for layer in range(first, first + counts[stage]):
-            state = ir.decoder.block(layer).state
-            # Recurrent states are a constant a sequence and small beside pages; the engines keep them outside the cache.
-            if not isinstance(state, Recurrent | NoState):
-                states[state] = states.get(state, 0) + 1
-        return build_layout(tuple(states.items()), settings, rules)  # type: ignore[arg-type]
+        # Recurrent states are a constant a sequence and small beside pages; the engines keep them outside the cache.
+        states = tuple(
+            (b.state, n) for b, n in stage_blocks(ir, cards, stage) if not isinstance(b.state, Recurrent | NoState)
+        )
+        return build_layout(states, settings, rules)
 
     def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
         """By the fitted roofline."""

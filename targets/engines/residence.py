@@ -144,6 +144,15 @@ def stage_layers(layers: int, pp: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
+def stage_blocks(ir: ModelIR, pp: int, stage: int) -> tuple[tuple[Block, int], ...]:
+    """The decoder's layers of one pipeline stage, with their counts."""
+    if pp == 1:
+        return ir.decoder.counts
+    counts, decoder = stage_layers(len(ir.decoder.layers), pp), ir.decoder
+    first = sum(counts[:stage])
+    return replace(decoder, layers=decoder.layers[first : first + counts[stage]]).counts
+
+
 @lru_cache(maxsize=1 << 12)
 def outer_bytes(ir_outer: tuple[Linear, ...], tied: bool, ranks: Ranks, roles: frozenset[Role]) -> int:
     """Bytes of the matrices outside the stacks that have one of these roles."""

@@ -22,7 +22,7 @@ from targets.engines import memory_terms
 from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.engines.kv_blocks import CacheSettings, Layout, build_layout
-from targets.engines.residence import stage_layers, weights_per_stage
+from targets.engines.residence import stage_blocks, weights_per_stage
 from targets.engines.versions import Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -119,10 +119,9 @@ class Vllm(Engine):
         ir = resident_model(ir)
         rules, note = rules_on_card(settings.version, gpu)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
-        remedies = (lambda: self._more_cards(ir, gpu, settings, workload, rules),)
         memory, layout = estimate
         notes = tuple(n for n in (note, gpu.note) if n)
-        return answer(memory, layout, ir, workload, remedies=remedies, notes=notes)
+        return answer(memory, layout, ir, workload, notes=notes)
 
     def _estimate(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules
@@ -163,20 +162,6 @@ class Vllm(Engine):
         if len(per_rank) > 1:
             best = (replace(best[0], per_rank=tuple(per_rank)), best[1])
         return best
-
-    def _more_cards(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -> str | None:
-        """The fewest cards (tensor parallel) on which it would fit."""
-        for tp in (2, 4, 8):
-            parallel = replace(settings.parallel, tp=tp)
-            if tp <= settings.parallel.tp or _parallel_reasons(ir, parallel):
-                continue
-            memory, layout = self._estimate(ir, gpu, replace(settings, parallel=parallel), workload, rules)
-            enough = layout.concurrency(layout.blocks(memory.kv_cache.value), workload.context) >= (
-                workload.concurrency or 1
-            )
-            if layout.starts(memory.kv_cache.value, workload.context) and enough:
-                return f"{tp} cards fit"
-        return None
 
     def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
         """By the fitted roofline."""
@@ -247,11 +232,7 @@ def cache_settings(ir: ModelIR, settings: Settings, profile: memory_terms.Profil
 
 def _stage_states(ir: ModelIR, pp: int, stage: int, rules: Rules) -> tuple[tuple[LayerState, int], ...]:
     """The layers' caches of one pipeline stage, with their counts."""
-    if pp == 1:
-        return tuple((_as_stored(block, rules), count) for block, count in ir.decoder.counts)
-    counts = stage_layers(len(ir.decoder.layers), pp)
-    first = sum(counts[:stage])
-    return tuple((_as_stored(ir.decoder.block(layer), rules), 1) for layer in range(first, first + counts[stage]))
+    return tuple((_as_stored(block, rules), count) for block, count in stage_blocks(ir, pp, stage))
 
 
 def _as_stored(block: Block, rules: Rules) -> LayerState:

@@ -1,0 +1,49 @@
+"""Where nothing meets the goals: the nearest changes of the question that would, and what each still misses.
+
+Two changes are tried: more cards of the same kind, and a smaller well-known model on the same cards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
+from planner.search import search
+from planner.spec import Spec
+
+#: Well-known dense instruction models of the catalog, largest first.
+SMALLER = (
+    "Qwen/Qwen2.5-32B-Instruct", "mistralai/Mistral-Small-24B-Instruct-2501", "Qwen/Qwen2.5-14B-Instruct",
+    "meta-llama/Llama-3.1-8B-Instruct",    "Qwen/Qwen2.5-3B-Instruct", "meta-llama/Llama-3.2-1B-Instruct",
+)  # fmt: skip
+
+
+def alternatives(spec: Spec, ir: ModelIR) -> Iterator[dict[str, Any]]:
+    """Each change that would meet the goals, with the plan it leads to: `change`, `candidate`, `message`."""
+    for count in (2 * spec.target.count, 4 * spec.target.count):
+        target = spec.target.model_copy(update={"count": count})
+        found = _try(spec.model_copy(update={"target": target}), ir, f"{count} cards", cards=count)
+        if found:
+            yield found
+            break
+    for name in SMALLER:
+        smaller = open_model(name).ir
+        if smaller.weights >= ir.weights:
+            continue
+        found = _try(spec.model_copy(update={"model": name}), smaller, smaller.name, cards=None)
+        if found:
+            yield found
+            break
+
+
+def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> dict[str, Any] | None:
+    chosen = search(spec, ir, cards=cards).chosen
+    if chosen is None:
+        return None
+    return {
+        "change": change,
+        "candidate": chosen.candidate.label,
+        "message": f"{change}: {chosen.candidate.label} meets all goals",
+    }

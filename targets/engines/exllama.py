@@ -20,6 +20,7 @@ from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.engines.kv_blocks import CacheSettings, Layout, build_layout
 from targets.engines.residence import embedding_bytes, stage_blocks, weights_per_stage
+from targets.engines.stored import stored_as
 from targets.engines.versions import rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -53,7 +54,7 @@ class Exllama(Engine):
         elif (gpu.capability or 0) < self.capability:
             needs = f"{self.capability // 10}.{self.capability % 10}"
             reasons.append(Reason("card_too_old", f"{self.name} needs compute capability {needs}", "a newer card"))
-        for form in sorted({_kind(lin.storage) for block, _ in ir.decoder.counts for lin in block.linears}):
+        for form in sorted({stored_as(lin.storage) for block, _ in ir.decoder.counts for lin in block.linears}):
             if form not in (Dense.kind, *self.formats):
                 reasons.append(
                     Reason(f"{form}_not_in_{self.name}", f"{self.name} does not read {form}", self.format_remedy)
@@ -127,23 +128,3 @@ class Exllama(Engine):
 def quantized_cache(widths: Mapping[str, int]) -> dict[str, float]:
     """Bits an element of a cache of integers, its scales included, by name."""
     return {name: bits + _SCALE_BITS for name, bits in widths.items()}
-
-
-def _kind(storage: object) -> str:
-    """A format's kind; of a publisher's layout its name, of a checkpoint known by its headers only its method."""
-    return str(getattr(storage, "layout", "") or getattr(storage, "method", "") or getattr(storage, "kind", ""))
-
-
-def _widest(block: Block) -> int:
-    return int(max((lin.out_features * (lin.active if lin.copies > 1 else 1) for lin in block.linears), default=0))
-
-
-def _largest(block: Block) -> int:
-    return max((lin.out_features * lin.in_features for lin in block.linears), default=0)
-
-
-def _left(budget: Quantity, spent: Quantity) -> Quantity:
-    value = budget.value - spent.value
-    low = value - ((budget.value - budget.low) ** 2 + (spent.high - spent.value) ** 2) ** 0.5
-    high = value + ((budget.high - budget.value) ** 2 + (spent.value - spent.low) ** 2) ** 0.5
-    return Quantity(value, low, high, Basis.ASSUMED)

@@ -23,6 +23,7 @@ from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.engines.kv_blocks import CacheSettings, Layout, build_layout
 from targets.engines.residence import stage_blocks, weights_per_stage
+from targets.engines.stored import stored_as
 from targets.engines.versions import Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -172,7 +173,7 @@ class Vllm(Engine):
 
 def _published_reasons(form: Format, gpu: Gpu) -> Iterator[Reason]:
     """Checkpoints that others wrote, and what the engine quantizes itself while loading: the method's least card."""
-    name = str(getattr(form, "layout", "") or getattr(form, "method", "") or getattr(form, "scheme", "") or form.kind)
+    name = stored_as(form)
     least = next((need for stem, need in _LEAST_CAPABILITY if name.startswith(stem)), None)
     if least is None:
         yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "an ExLlama engine")

@@ -40,8 +40,7 @@ _STAGES = ("prune", "distill", "quantize", "kv_cache")
 _REPEATABLE = ("prune",)
 
 _FORMATS: Mapping[str, type[Format]] = {
-    form.kind: form
-    for form in (Dense, PackQuantized, IntQuantized, FloatQuantized, Gptq, Awq, Nvfp4, Mxfp4, Exl3)
+    form.kind: form for form in (Dense, PackQuantized, IntQuantized, FloatQuantized, Gptq, Awq, Nvfp4, Mxfp4, Exl3)
 }
 _PASSES: Mapping[str, type[Pass]] = {
     kind.name: kind

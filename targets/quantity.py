@@ -49,6 +49,10 @@ class Quantity:
         high = value + ((self.high - self.value) ** 2 + (other.high - other.value) ** 2) ** 0.5
         return Quantity(value, low, high, weaker(self.basis, other.basis))
 
+    def __sub__(self, other: Quantity) -> Quantity:
+        """Difference of independent terms, by the same rule."""
+        return self + Quantity(-other.value, -other.high, -other.low, other.basis)
+
     def scaled(self, factor: float) -> Quantity:
         """The quantity times a known positive factor."""
         return Quantity(self.value * factor, self.low * factor, self.high * factor, self.basis)
@@ -59,7 +63,12 @@ class Quantity:
         def number(x: float) -> float | int:
             return int(x) if float(x).is_integer() else x
 
-        return {"value": number(self.value), "low": number(self.low), "high": number(self.high), "basis": str(self.basis)}
+        return {
+            "value": number(self.value),
+            "low": number(self.low),
+            "high": number(self.high),
+            "basis": str(self.basis),
+        }
 
 
 def weaker(*bases: Basis) -> Basis:

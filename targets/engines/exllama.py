@@ -87,7 +87,7 @@ class Exllama(Engine):
                 size -= embedding_bytes(ir)
             weights = Quantity.relative(size, 0.01, Basis.CALIBRATED)
             scratch = self._scratch(ir, last=stage == cards - 1)
-            left = _left(budget, weights + scratch + _CONTEXT)
+            left = budget - (weights + scratch + _CONTEXT)
             if settings.kv_cache_memory_bytes is not None:
                 left = Quantity.exact(settings.kv_cache_memory_bytes)
             layout = self._layout(ir, cards, stage)
@@ -128,3 +128,11 @@ class Exllama(Engine):
 def quantized_cache(widths: Mapping[str, int]) -> dict[str, float]:
     """Bits an element of a cache of integers, its scales included, by name."""
     return {name: bits + _SCALE_BITS for name, bits in widths.items()}
+
+
+def _widest(block: Block) -> int:
+    return int(max((lin.out_features * (lin.active if lin.copies > 1 else 1) for lin in block.linears), default=0))
+
+
+def _largest(block: Block) -> int:
+    return max((lin.out_features * lin.in_features for lin in block.linears), default=0)

@@ -145,7 +145,7 @@ class Vllm(Engine):
             activation = memory_terms.activations(ir, replace(profile, samples=last), rules)
             weights = Quantity.relative(size, 0.005, Basis.EXACT)
             spent = weights + activation + outside + (graphs if rules.graphs_in_budget else Quantity.exact(0))
-            left = _minus(budget, spent)
+            left = budget - spent
             if settings.kv_cache_memory_bytes is not None:
                 left = Quantity.exact(settings.kv_cache_memory_bytes)
             layout = build_layout(
@@ -180,14 +180,6 @@ def _published_reasons(form: Format, gpu: Gpu) -> Iterator[Reason]:
     elif (gpu.capability or 0) < least:
         needed = f"{least // 10}.{least % 10}"
         yield Reason(f"{name}_needs_sm{least}", f"{form.label} needs compute capability {needed}", "a newer card")
-
-
-def _minus(a: Quantity, b: Quantity) -> Quantity:
-    """Difference of independent terms."""
-    value = a.value - b.value
-    low = value - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
-    high = value + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
-    return Quantity(value, low, high, Basis.CALIBRATED)
 
 
 def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rules) -> int:

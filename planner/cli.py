@@ -93,6 +93,7 @@ def check(
 def plan(
     spec: Annotated[Path, typer.Argument(help="The spec (YAML).")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to save the plan.")] = None,
+    launch: Annotated[bool, typer.Option("--launch", help="Print the launch files that apply will write.")] = False,
     as_json: Json = False,
 ) -> None:
     """Choose the best chain of passes for a spec, and say why every other lost. Exit 3 when none meets the goals."""
@@ -115,6 +116,11 @@ def plan(
             made.result.gpu.name,
             str(path) if made.feasible else None,
         )
+    if launch and made.result.chosen is not None:
+        from targets.launch import launch_files
+
+        for file in launch_files(made.document, made.result.chosen.ir, made.document["model"].rsplit("/", 1)[-1]):
+            _console(as_json).print(f"\n  [bold]launch/{file.path}[/]\n{file.text}", markup=True)
     raise typer.Exit(0 if made.feasible else 3)
 
 
@@ -163,6 +169,53 @@ def show(what: Annotated[Path, typer.Argument(help="A plan, or a result's folder
 
     weights = open_model(document["source"]).ir.weights
     print_plan(_console(), document, weights, document["lock"]["gpu"]["name"], str(what))
+
+
+@app.command()
+def explain(
+    what: Annotated[Path | None, typer.Argument(help="A plan or spec; default: the plan last saved here.")] = None,
+    question: Annotated[str | None, typer.Argument(help="why not awq, why g64, what if 48GB, what if 2 cards.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say why each candidate lost, or answer a question about the plan."""
+    from passes.ir.sources import open_model
+    from planner.apply import find_plan
+    from planner.explain import explain as run
+    from planner.plan import load_plan, spec_of
+    from planner.spec import load_spec
+
+    path = what or find_plan(Path())
+    spec = load_spec(path) if path.suffix in (".yaml", ".yml") else spec_of(load_plan(path))
+    answer = run(spec, open_model(spec.model, revision=spec.revision, assume=spec.assume), question)
+    if as_json:
+        _emit(answer.as_json())
+        return
+    console = _console()
+    console.print(f"  [bold]{answer.headline}[/]")
+    for candidate, message in answer.rows:
+        console.print(f"    {candidate}")
+        console.print(f"      {message}", style="dim")
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="A plan.")],
+    new: Annotated[Path, typer.Argument(help="Another plan.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two plans: which inputs moved, and which choices follow."""
+    from planner.explain import diff as run
+    from planner.plan import load_plan
+
+    document = run(load_plan(old), load_plan(new))
+    if as_json:
+        _emit(document)
+        return
+    console = _console()
+    for part in ("inputs", "choices"):
+        console.print(f"  [bold]{part}[/]" + ("" if document[part] else ": the same"))
+        for change in document[part]:
+            console.print(f"    {change['what']}: {change['old']} → {change['new']}")
 
 
 @app.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from passes.reason import DoesNotFitError, InputError, StalePlanError
+from planner import explain
 from planner import plan as plans
 from planner.spec import parse_spec
 
@@ -74,3 +75,32 @@ def test_what_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(InputError, match="no plan"):
         plans.load_plan(path)
+
+
+def test_diff_names_the_input_that_moved_and_the_choice_that_follows(made: plans.Plan) -> None:
+    other = plans.plan(parse_spec(SPEC.replace("rtx-4090", "l40s")))
+    change = explain.diff(made.document, other.document)
+    assert "lock.gpu.name" in {c["what"] for c in change["inputs"]}
+    assert explain.diff(made.document, made.document) == {"inputs": [], "choices": []}
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ("why not nf4", "nf4 lost"),
+        ("what if 48GB", "with 48GB"),
+        ("what if 2 cards", "with 2 cards"),
+        (None, "was chosen out of"),
+    ],
+)
+def test_questions_are_answered(made: plans.Plan, question: str | None, says: str) -> None:
+    answer = explain.explain(made.spec, made.source, question)
+    assert says in answer.headline
+    assert answer.rows
+
+
+def test_a_question_of_no_known_form_gets_examples(made: plans.Plan) -> None:
+    with pytest.raises(InputError, match="why not awq"):
+        explain.explain(made.spec, made.source, "is it good")
+    with pytest.raises(InputError, match="lists all"):
+        explain.explain(made.spec, made.source, "why not zzz")

@@ -37,6 +37,13 @@ def certificate(plan: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         ),
         _interval("KL divergence", quality["kl"], measured.kl, measured.kl_stderr),
     ]
+    work = chosen["apply"]
+    checks.append(_cost("seconds of work", work["seconds"], sum(step.seconds for step in outcome.steps), "{:.0f}"))
+    checks.append(
+        _cost(
+            "peak memory, MiB", work["memory_bytes"], max(step.peak_bytes for step in outcome.steps), "{:.0f}", 1 << 20
+        )
+    )
     goals = [_goal(goal, outcome) for goal in chosen["goals"]]
     return {
         "format_version": FORMAT_VERSION,
@@ -75,6 +82,15 @@ def _interval(name: str, predicted: Mapping[str, Any], value: float, stderr: flo
         "holds": predicted["low"] - 2 * stderr <= value <= predicted["high"] + 2 * stderr,
         "binding": False,
     }
+
+
+def _cost(name: str, predicted: Mapping[str, Any], value: float, form: str, unit: int = 1) -> dict[str, Any]:
+    """What the work took against what was predicted: informative."""
+    low, high = (form.format(predicted[end] / unit) for end in ("low", "high"))
+    return {
+        "name": name, "predicted": f"{form.format(predicted['value'] / unit)} ({low} … {high})", "measured": form.format(value / unit),
+        "holds": predicted["low"] <= value <= predicted["high"], "binding": False,
+    }  # fmt: skip
 
 
 def _same(outcome: Outcome, stored: list[Any]) -> bool:

@@ -18,6 +18,7 @@ from passes.graph import from_json, to_json
 from passes.ir.sources import Source, open_model
 from passes.reason import DoesNotFitError, InputError, StalePlanError
 from planner.alternatives import alternatives
+from planner.effort import effort
 from planner.search import SearchResult, search, target_gpu
 from planner.shapes import FORMAT_VERSION, quantity_json, settings_json
 from planner.spec import Spec, load_spec
@@ -59,7 +60,7 @@ def plan(spec: Spec | str | Path) -> Plan:
         "format_version": FORMAT_VERSION,
         "model": source.ir.name,
         "spec": spec.model_dump(mode="json", exclude={"model"}),
-        "chosen": None if chosen is None else _chosen(chosen, source),
+        "chosen": None if chosen is None else _chosen(spec, chosen, source),
         "rejected": [_rejected(v) for v in result.nearest()],
         "alternatives": [] if chosen else list(alternatives(spec, source.ir)),
         "illegal": result.illegal,
@@ -72,7 +73,7 @@ def plan(spec: Spec | str | Path) -> Plan:
     return Plan(document, spec, source, result)
 
 
-def _chosen(verdict: Verdict, source: Source) -> dict[str, Any]:
+def _chosen(spec: Spec, verdict: Verdict, source: Source) -> dict[str, Any]:
     missing = [text for text in (p.missing() for p in verdict.candidate.passes) if text]
     if not source.has_weights:
         missing.append("the weights: only the description of the model is here")
@@ -94,6 +95,7 @@ def _chosen(verdict: Verdict, source: Source) -> dict[str, Any]:
             for g in verdict.goals
         ],
         "tensor_bytes": verdict.ir.tensor_bytes,
+        "apply": effort(spec, source.ir, verdict.ir, verdict.candidate.passes).as_json(),
         "state": "resolved",
         "executable": not missing,
         "missing": missing,

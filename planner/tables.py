@@ -57,6 +57,11 @@ def print_plan(console: Console, document: Mapping[str, Any], weights: int, card
         console.print(f"  Note     {note}", style="dim")
     if not chosen["executable"]:
         console.print(f"  [yellow]Not executable:[/] {'; '.join(chosen['missing'])}")
+    work = chosen["apply"]
+    console.print(
+        f"  apply needs about {_time(work['seconds']['value'])} on this machine, {_size(work['memory_bytes']['value'])} of memory,"
+        f" {_size(work['disk_bytes'])} of disk."
+    )
     size = chosen["tensor_bytes"]
     tail = f" Saved to {saved}." if saved else ""
     action = "Next: optimize apply" if chosen["executable"] else "The plan can be read, not applied."
@@ -66,6 +71,12 @@ def print_plan(console: Console, document: Mapping[str, Any], weights: int, card
 
 def _count(weights: int) -> str:
     return f"{weights / 1e9:.1f} B" if weights >= 1e9 else f"{weights / 1e6:.0f} M"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _size(size: float) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 from passes.base import Pass
 from passes.ir.model import Block, ModelIR, block_bytes
 from planner.spec import Spec
-from targets.probe import installed_gpus, this_cpu
+from targets.gpu import this_cpu
+from targets.probe import installed_gpus
 from targets.quantity import Basis, Quantity
 
 #: Share of the matrix rate that the walk reaches (see above), and what torch and the tokenizer take before any weight.

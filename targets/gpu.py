@@ -16,12 +16,19 @@ from importlib.resources import files
 from typing import Any
 
 from passes.reason import InputError, unknown_name
+from targets.probe import cores, cpu_model, memory_total_bytes
 from targets.quantity import Basis, Quantity
 
 _GIB = 1 << 30
 #: What CUDA sees of what nvidia-smi prints: median and range over the cards of the catalog where both are known.
 _VISIBLE_SHARE = (0.988, 0.971, 0.994)
 _PREFIXES = re.compile(r"^(nvidia|amd|geforce|tesla|quadro|radeon|instinct)+")
+
+
+#: Bandwidth and bf16 rate assumed a core until `optimize calibrate` measured them: two-core AVX-512 cloud machines show
+#: about 10 GB/s and 0.1 Tflop/s a core.
+_BANDWIDTH_PER_CORE = 10e9
+_FLOPS_PER_CORE = 0.1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +88,6 @@ def all_gpus() -> tuple[Gpu, ...]:
 def find_gpu(name: str) -> Gpu:
     """The card of that name. Raises InputError with the nearest names for one that is not known."""
     if name.strip().lower() == "cpu":
-        from targets.probe import this_cpu
-
         return this_cpu()
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gb|gib)", name.strip().lower())
     if size:
@@ -100,6 +105,16 @@ def find_gpu(name: str) -> Gpu:
     if folded in {fold(alias) for alias in entry.get("bare", ())}:
         note = f"{name} is read as {entry['name']}"
     return _gpu(entry, note)
+
+
+def this_cpu() -> Gpu:
+    """This machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
+    count = cores()
+    return Gpu(
+        name=f"{cpu_model()}, {count} cores", vendor="CPU", generation="CPU", memory_bytes=Quantity.exact(memory_total_bytes()),
+        bandwidth_bytes_per_s=_BANDWIDTH_PER_CORE * count, bf16_flops=_FLOPS_PER_CORE * count, fp16_accumulate_flops=None,
+        fp8_flops=None, int8_ops=None, fp4_flops=None, capability=None, pcie=None, link_bytes_per_s=None, basis=Basis.ASSUMED,
+    )  # fmt: skip
 
 
 def inline_gpu(facts: Mapping[str, Any]) -> Gpu:

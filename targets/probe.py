@@ -6,14 +6,6 @@ import os
 import re
 from pathlib import Path
 
-from targets.gpu import Gpu
-from targets.quantity import Basis, Quantity
-
-#: Bandwidth and bf16 rate assumed a core until `optimize calibrate` measured them: two-core AVX-512 cloud machines show
-#: about 10 GB/s and 0.1 Tflop/s a core.
-_BANDWIDTH_PER_CORE = 10e9
-_FLOPS_PER_CORE = 0.1e12
-
 
 def memory_total_bytes() -> int:
     """This machine's memory, or its cgroup's limit where that is lower."""
@@ -40,16 +32,6 @@ def cpu_model() -> str:
 def cores() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def this_cpu() -> Gpu:
-    """This machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
-    count = cores()
-    return Gpu(
-        name=f"{cpu_model()}, {count} cores", vendor="CPU", generation="CPU", memory_bytes=Quantity.exact(memory_total_bytes()),
-        bandwidth_bytes_per_s=_BANDWIDTH_PER_CORE * count, bf16_flops=_FLOPS_PER_CORE * count, fp16_accumulate_flops=None,
-        fp8_flops=None, int8_ops=None, fp4_flops=None, capability=None, pcie=None, link_bytes_per_s=None, basis=Basis.ASSUMED,
-    )  # fmt: skip
 
 
 def installed_gpus() -> tuple[str, ...]:

@@ -36,6 +36,11 @@ class Pass(ABC):
         return None
 
     @property
+    def resolved(self) -> bool:
+        """Whether every choice is made; False while some wait for a measurement (bytes are then at most so many)."""
+        return True
+
+    @property
     def load_time(self) -> bool:
         """Whether only the engine acts on it: the checkpoint stays as it is and `apply` does nothing."""
         return False

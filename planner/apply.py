@@ -10,11 +10,10 @@ from typing import Any
 from passes.calibration import TextSource
 from passes.checkpoint import write_json
 from passes.execute import Job, Outcome, Progress, execute
-from passes.graph import rewrite
 from passes.ir.sources import open_model
 from passes.reason import InputError
 from planner.certificate import NAME, certificate
-from planner.plan import chain_of_plan, load_plan, plan, require_executable, require_fresh, spec_of
+from planner.plan import chain_of_plan, load_plan, plan, require_executable, require_fresh, resolved_plan, spec_of
 from planner.spec import TextChoice
 from targets.launch import launch_files, write_launch
 
@@ -65,10 +64,10 @@ def apply(
     passes = chain_of_plan(document)
     job = Job(source.ir, folder, passes, out, work, _text(spec.calibration), _text(spec.evaluation))
     outcome = execute(job, progress)
-    target = rewrite(source.ir, passes)
-    write_launch(out, launch_files(document, target, out.name))
-    write_json(out / "plan.json", _portable(document))
-    proof = certificate(document, outcome)
+    resolved = resolved_plan(document, outcome.passes, outcome.tensor_bytes)
+    write_launch(out, launch_files(resolved, outcome.target, out.name))
+    write_json(out / "plan.json", _portable(resolved))
+    proof = certificate(resolved, outcome)
     write_json(out / NAME, proof)
     return ApplyResult(out, proof, outcome)
 

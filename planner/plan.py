@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from passes.base import Pass
 from passes.graph import from_json, to_json
 from passes.ir.sources import Source, open_model
-from passes.reason import DoesNotFitError, InputError, StalePlanError
+from passes.reason import DoesNotFitError, GoalMissedError, InputError, StalePlanError
 from planner.alternatives import alternatives
 from planner.effort import effort
 from planner.search import SearchResult, search, target_gpu
@@ -96,7 +96,7 @@ def _chosen(spec: Spec, verdict: Verdict, source: Source) -> dict[str, Any]:
         ],
         "tensor_bytes": verdict.ir.tensor_bytes,
         "apply": effort(spec, source.ir, verdict.ir, verdict.candidate.passes).as_json(),
-        "state": "resolved",
+        "state": "resolved" if all(p.resolved for p in verdict.candidate.passes) else "bounded",
         "executable": not missing,
         "missing": missing,
         "notes": list(verdict.notes),
@@ -153,6 +153,24 @@ def save(document: Mapping[str, Any], path: Path) -> None:
     from passes.checkpoint import write_json
 
     write_json(path, document)
+
+
+def resolved_plan(document: Mapping[str, Any], passes: Sequence[Pass], tensor_bytes: int) -> dict[str, Any]:
+    """A plan whose measured choices are filled in: the same decision where it was resolved already.
+
+    Raises GoalMissedError where the resolved bytes exceed what the bounded plan promised.
+    """
+    chosen = document["chosen"]
+    if tensor_bytes > chosen["tensor_bytes"] or (
+        chosen["state"] == "resolved" and tensor_bytes != chosen["tensor_bytes"]
+    ):
+        raise GoalMissedError(
+            f"the measured choices take {tensor_bytes:,} bytes, the plan promised {chosen['tensor_bytes']:,}",
+            remedy="plan again",
+        )
+    decided = {**chosen, "passes": to_json(passes), "tensor_bytes": tensor_bytes, "state": "resolved"}
+    out = {**document, "chosen": decided}
+    return {**out, "digest": digest(out)}
 
 
 def load_plan(path: str | Path) -> dict[str, Any]:

@@ -29,6 +29,11 @@ class DepthPrune(Pass):
     count: int
     blocks: tuple[int, ...] | None = None
 
+    @property
+    def resolved(self) -> bool:
+        """Whether the blocks to drop are known."""
+        return self.blocks is not None
+
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """At least two blocks stay; unmeasured choices need equal blocks, so that sizes are exact whichever go."""
         depth = len(ir.decoder.layers)

@@ -7,6 +7,7 @@ bits. Where a speed goal binds instead, the most bits that meet it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -16,10 +17,11 @@ from passes import graph
 from passes.base import Pass
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
+from passes.prune.depth import DepthPrune
 from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
 from planner.chains import rewrite
-from planner.spec import EngineChoice, EngineSettings, Spec
+from planner.spec import EngineChoice, EngineSettings, PruneChoice, Spec
 from planner.verdict import Candidate
 from targets.engines import ENGINE_NAMES, find_engine
 from targets.engines.engine import Engine, Parallel, Settings
@@ -40,6 +42,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 #: Engines whose own format has any bits a weight: its name, and the range and step (hundredths) worth solving in.
 CONTINUOUS = {"exllamav2": ("exl2", 2.0, 8.0), "exllamav3": ("exl3", 1.0, 8.0)}
 _STEP = 0.01
+_PRUNED_SHARES = (0.05, 0.10, 0.15, 0.20, 0.25)
 
 #: Engines that `auto` leaves out: no measurement of their speed is held, so they are weighed only where the spec names them.
 ON_REQUEST = ("exllamav3",)
@@ -82,11 +85,26 @@ def engines(spec: Spec, gpu: Gpu) -> Iterator[tuple[str, EngineChoice]]:
 
 
 def _chains(spec: Spec, ir: ModelIR, engine: str) -> Iterator[tuple[Pass, ...]]:
-    """Quantization × KV type."""
-    for first in _quantizations(spec, ir, engine):
-        head: tuple[Pass, ...] = (first,) if first is not None else ()
-        for dtype in _kv_dtypes(spec, engine):
-            yield (*head, *_cache(ir, head, dtype))
+    """Pruning × quantization × KV type."""
+    for pruning in _prunings(spec, ir):
+        for first in _quantizations(spec, ir, engine):
+            head: tuple[Pass, ...] = (*pruning, first) if first is not None else pruning
+            for dtype in _kv_dtypes(spec, engine):
+                yield (*head, *_cache(ir, head, dtype))
+
+
+def _prunings(spec: Spec, ir: ModelIR) -> Iterator[tuple[Pass, ...]]:
+    """The structural heads of a chain: as asked, none, or none and each share of the blocks."""
+    choice = spec.passes.prune
+    if isinstance(choice, PruneChoice):
+        yield (DepthPrune(choice.depth),)
+        return
+    yield ()
+    if choice == "allow":
+        layers = len(ir.decoder.layers)
+        yield from (
+            (DepthPrune(count),) for count in sorted({max(1, round(layers * share)) for share in _PRUNED_SHARES})
+        )
 
 
 def _kv_dtypes(spec: Spec, engine: str) -> tuple[str, ...]:
@@ -137,12 +155,13 @@ def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: Settings) 
     if choice.methods is not None and kind not in choice.methods:
         return
     target, workload = find_engine(engine), workload_of(spec)
-    for dtype in _kv_dtypes(spec, engine):
+    for pruning, dtype in itertools.product(_prunings(spec, ir), _kv_dtypes(spec, engine)):
 
-        def chain(bits: float, dtype: str = dtype) -> tuple[Pass, ...]:
-            head = parse_scheme(f"{kind}-{bits:.2f}".rstrip("0").rstrip("."))
-            assert head is not None
-            return (head, *_cache(ir, (head,), dtype))
+        def chain(bits: float, pruning: tuple[Pass, ...] = pruning, dtype: str = dtype) -> tuple[Pass, ...]:
+            stored = parse_scheme(f"{kind}-{bits:.2f}".rstrip("0").rstrip("."))
+            assert stored is not None
+            head = (*pruning, stored)
+            return (*head, *_cache(ir, head, dtype))
 
         def fits(bits: float, chain: Callable[[float], tuple[Pass, ...]] = chain) -> bool:
             described = graph.rewrite(ir, chain(bits))

@@ -103,10 +103,18 @@ class QuantizeChoice(Strict):
     """Whether leaving the weights as they are is weighed too."""
 
 
+class PruneChoice(Strict):
+    """Pinned pruning."""
+
+    depth: Count
+    """Blocks to drop: the ones whose removal costs least, measured when the plan is applied."""
+
+
 class PassesChoice(Strict):
     """Which passes may, must not or must be used."""
 
-    prune: Literal["forbid"] = "forbid"
+    prune: PruneChoice | Literal["forbid", "allow"] = "forbid"
+    """`allow` weighs dropping 5 to 25 % of the blocks; without recovery that costs much, so it is not weighed unasked."""
     quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
     kv_cache: tuple[Literal["auto", "fp8", "q8", "q6", "q4"], ...] | None = None
     """Left out: every type that an engine has."""

@@ -89,6 +89,8 @@ def _step(step: Mapping[str, Any]) -> str:
         group = storage.get("group_size")
         detail = f" g{group}" if isinstance(group, int) and group > 0 else ""
         return f"quantize {step['method']} {storage['format']} {storage.get('bits', 8)} bit{detail}"
+    if step["pass"] == "prune_depth":
+        return f"drop {step['count']} blocks"
     if step["pass"] == "quantize_exl2":
         return f"quantize exl2 {step['bpw']:g} bpw, head {step['head_bits']} bit"
     if step["pass"] == "kv_cache":

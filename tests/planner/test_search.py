@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from passes import graph
 from passes.ir.sources import open_model
+from passes.quantize.scheme import parse_scheme
 from planner.search import SearchResult, preference, search
+from planner.space import workload_of
 from planner.spec import parse_spec
 from planner.verdict import Verdict
+from targets.engines import find_engine
 
 SPEC = """
 model: Qwen/Qwen2.5-7B-Instruct
@@ -71,3 +75,31 @@ def test_a_group_size_that_does_not_divide_is_a_reason_with_the_sizes_that_do() 
     reasons = {r.code: r for v in result.rejected for r in v.reasons}
     reason = reasons["group_size_128_does_not_divide_576"]
     assert "32 or 64" in str(reason.remedy)
+
+
+def test_exl2_takes_the_most_bits_that_leave_room_for_the_context() -> None:
+    spec = parse_spec(
+        "model: Qwen/Qwen2.5-32B-Instruct\ntarget: { gpu: rtx-4090 }\nengine: exllamav2\nworkload: { context: 32768 }\n"
+        "passes: { kv_cache: [q4], quantize: { methods: [exl2], dense: false } }\n"
+    )
+    result = search(spec, open_model(spec.model).ir)
+    assert result.chosen is not None
+    bits = result.chosen.candidate.passes[0].options()["bpw"]
+    finer = parse_scheme(f"exl2-{bits + 0.01:.2f}")
+    assert finer is not None
+    ir = graph.rewrite(open_model(spec.model).ir, (finer, *result.chosen.candidate.passes[1:]))
+    memory = find_engine("exllamav2").memory(ir, result.gpu, result.chosen.candidate.settings, workload_of(spec))
+    assert not memory.starts
+
+
+def test_pruning_is_weighed_only_when_asked() -> None:
+    text = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\n"
+
+    def pruned(passes: str) -> set[object]:
+        spec = parse_spec(text + passes)
+        found = everything(search(spec, open_model(spec.model).ir))
+        return {p.options()["count"] for v in found for p in v.candidate.passes if p.name == "prune_depth"}
+
+    assert pruned("") == set()
+    assert pruned("passes: { prune: { depth: 3 } }\n") == {3}
+    assert len(pruned("passes: { prune: allow }\n")) > 2

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as passes.execute does; read when torch is loaded
 
 import torch
 
@@ -45,7 +48,6 @@ _CHAIN = (Quantize("gptq", PackQuantized(4, 64)),)
 VARIANTS = {
     "default": GPTQ_DEFAULT,
     "plain": GptqOptions("static", 0.01, ScaleSearch()),
-    "search": GptqOptions("static", 0.01, ScaleSearch(20, 0.7)),
     "group": GptqOptions("group", 0.01, ScaleSearch()),
     "group-search": GptqOptions("group", 0.01, ScaleSearch(20, 0.7)),
     "damped": GptqOptions("static", 0.05, ScaleSearch(20, 0.7)),

@@ -109,7 +109,7 @@ class AdaptiveExl2:
 
 
 #: GPTQ as it is run by default. Chosen on the de-gridded twin of SmolLM2 only (benchmarks/quantize.py, docs/quantization.md).
-GPTQ_DEFAULT = GptqOptions(order="static", damping=0.01, search=ScaleSearch())
+GPTQ_DEFAULT = GptqOptions(order="static", damping=0.01, search=ScaleSearch(steps=20, shrink=0.7))
 
 
 def method(name: str) -> Method:

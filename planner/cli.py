@@ -314,7 +314,10 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] 
         from passes.reason import InputError
 
         raise InputError(f"{path} exists already", remedy="name another file, or remove it")
-    path.write_text(TEMPLATE, encoding="utf-8")
+    from passes.checkpoint import clear_disk_errors
+
+    with clear_disk_errors(path):
+        path.write_text(TEMPLATE, encoding="utf-8")
     _console().print(f"  Wrote {path}. Next: optimize plan {path}")
 
 

@@ -149,9 +149,11 @@ def digest(document: Mapping[str, Any]) -> str:
 
 
 def save(document: Mapping[str, Any], path: Path) -> None:
-    """Write a plan atomically."""
-    from passes.checkpoint import write_json
+    """Write a plan atomically; its folder is made where it is missing."""
+    from passes.checkpoint import clear_disk_errors, write_json
 
+    with clear_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, document)
 
 

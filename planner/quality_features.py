@@ -9,7 +9,7 @@ The rise of log-perplexity is modelled as a product, so its logarithm is a sum o
   from the order statistics of `group_size` samples (Blom's approximation). Below 3 bits the loss bends upwards.
 * Sensitivity grows with training tokens and falls with size (Kumar et al. 2024, "Scaling laws for precision",
   arXiv 2411.04330); families and models deviate from that by effects that are shrunk towards zero, so an unseen model
-  inherits its family's figure and an unseen family the trend.
+  inherits its family's figure and an unseen family the trend. Below 2 · 10^9 weights sensitivity rises with a slope of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Features = tuple[tuple[str, float], ...]
 _REFERENCE_BITS = 4.0
 _BEND_BITS = 3.0
 _REFERENCE_GROUP = 128
+_SMALL_MODEL_B = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,15 @@ class Scheme:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What is known of a model's sensitivity: its family, its size in 10^9 weights, its training tokens in 10^12."""
+    """What is known of a model's sensitivity: its family, its size in 10^9 weights, its training tokens in 10^12.
+
+    `tuned`: an instruct or chat model, whose perplexity on plain text has room that the base model's has not.
+    """
 
     family: str
     size_b: float
     tokens_t: float
+    tuned: bool = False
 
 
 @lru_cache(maxsize=256)
@@ -92,6 +97,8 @@ def model_features(traits: Traits) -> Features:
         ("constant", 1.0),
         ("log_tokens", math.log(traits.tokens_t / 2)),
         ("log_size", size),
+        ("tuned", float(traits.tuned)),
+        ("small", max(0.0, math.log(_SMALL_MODEL_B / traits.size_b))),
         (f"family:{traits.family}", 1.0),
         (f"family_log_size:{traits.family}", size),
         (f"model:{model_key(traits)}", 1.0),
@@ -106,6 +113,7 @@ def joint_features(scheme: Scheme, traits: Traits) -> Features:
         (f"family_method:{family}/{scheme.method}", 1.0),
         (f"model_method:{model}/{scheme.method}", 1.0),
         (f"log_size_method:{scheme.method}", size),
+        (f"family_log_size_method:{family}/{scheme.method}", size),
         (f"log_tokens_method:{scheme.method}", math.log(traits.tokens_t / 2)),
     ]
     if scheme.bits:

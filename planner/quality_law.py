@@ -74,7 +74,7 @@ def spread(traits: Traits, method: str) -> Spread:
     if f"model:{model_key(known)}" in fit["coefficients"]:
         tier = "model"
     width: float = fit["spreads"][tier] * fit["family_spread"].get(known.family, 1.0)
-    if f"method:{method}" not in fit["coefficients"]:
+    if f"method:{method}" not in fit["coefficients"] or method in fit["derived_methods"]:
         width = math.hypot(width, fit["spreads"]["unseen_method"])
     return Spread(width, tier)
 

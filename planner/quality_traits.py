@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -14,6 +15,7 @@ from planner.quality_features import Traits
 
 #: Sizes this close count as the same model: makers round, and counts with and without embeddings differ.
 _SAME_SIZE = 0.15
+_TUNED = r"instruct|chat|it$|vicuna|distill|qwq"
 
 
 @lru_cache(maxsize=1)
@@ -26,12 +28,13 @@ def families() -> dict[str, Any]:
 def named_traits(name: str, size_b: float, model_type: str = "") -> Traits:
     """Traits of a model by its name, by its type where the name says nothing; an unknown family has the name `unknown`."""
     folded = fold(name.rstrip("/").rsplit("/", 1)[-1])
+    tuned = re.search(_TUNED, folded) is not None
     for entry in families()["families"]:
         if any(re.search(pattern, folded) for pattern in entry["match"]):
-            return Traits(entry["family"], size_b, entry["tokens_t"])
+            return Traits(entry["family"], size_b, entry["tokens_t"], tuned)
     family = families()["model_types"].get(model_type, "unknown")
     tokens = next((entry["tokens_t"] for entry in families()["families"] if entry["family"] == family), None)
-    return Traits(family, size_b, tokens or families()["unknown_tokens_t"])
+    return Traits(family, size_b, tokens or families()["unknown_tokens_t"], tuned)
 
 
 def nominal(traits: Traits, known_sizes: tuple[float, ...]) -> Traits:
@@ -39,7 +42,7 @@ def nominal(traits: Traits, known_sizes: tuple[float, ...]) -> Traits:
     near = [size for size in known_sizes if abs(size / traits.size_b - 1) < _SAME_SIZE]
     if not near:
         return traits
-    return Traits(traits.family, min(near, key=lambda size: abs(size / traits.size_b - 1)), traits.tokens_t)
+    return replace(traits, size_b=min(near, key=lambda size: abs(size / traits.size_b - 1)))
 
 
 _seen: dict[tuple[str, str, int, int, int], Traits] = {}

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ _EXACT = {
     ("llama-2", 70): 69.0, ("llama-3", 1): 1.24, ("llama-3", 3): 3.21, ("llama-3", 8): 8.03, ("llama-3", 8.1): 8.03,
     ("llama-3", 70): 70.6, ("mistral", 7): 7.25,
 }  # fmt: skip
+
+#: Tables whose KL divergences stand for a perplexity: they print no perplexity of the same rows.
+_KL_SOURCES = ("https://github.com/turboderp-org/exllamav3", "benchmarks/quantize.py")
 
 _SCHEMES: tuple[tuple[str, Callable[[re.Match[str], dict[str, Any]], Scheme]], ...] = (
     (r"(EXL2|EXL3) .*", lambda m, r: Scheme(m[1].lower(), r["bits"])),
@@ -73,8 +76,12 @@ class Row:
 
 
 def raw_rows() -> list[dict[str, Any]]:
-    """The table as it is stored."""
-    return [json.loads(line) for line in (DATA / "quality_refs.jsonl").read_text().splitlines()]
+    """The published table, and what `benchmarks/quantize.py` measured, as they are stored."""
+    return [
+        json.loads(line)
+        for name in ("quality_refs", "quality_own")
+        for line in (DATA / f"{name}.jsonl").read_text().splitlines()
+    ]
 
 
 def traits_by_name(name: str) -> Traits:
@@ -82,7 +89,7 @@ def traits_by_name(name: str) -> Traits:
     found = re.search(r"([\d.]+) ?([bBmM])(?![a-z])", name)
     size = _SIZES.get(name.lower()) or (float(found[1]) * (1e-3 if found[2] in "mM" else 1) if found else 7.0)
     traits = named_traits(name, size)
-    return Traits(traits.family, _EXACT.get((traits.family, size), size), traits.tokens_t)
+    return replace(traits, size_b=_EXACT.get((traits.family, size), size))
 
 
 def scheme_of(row: dict[str, Any]) -> Scheme | None:
@@ -108,7 +115,7 @@ def scheme_of(row: dict[str, Any]) -> Scheme | None:
 def weight_rows() -> Iterator[Row]:
     """Losses by storing weights: perplexity on WikiText-2 (any protocol), and the exllamav3 plot's KL divergences."""
     for row in raw_rows():
-        kl = "exllamav3" in row["source_url"] and row["metric"].startswith("KL")
+        kl = row["source_url"].startswith(_KL_SOURCES) and row["metric"].startswith("KL")
         if not row["dataset"].startswith("wikitext") or not (kl or row["metric"] in ("perplexity", "word perplexity")):
             continue
         scheme = scheme_of(row)

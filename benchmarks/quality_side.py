@@ -41,6 +41,16 @@ def kl_ratio() -> dict[str, float]:
     }
 
 
+def mxfp4_over_nvfp4() -> float:
+    """How many times more accuracy MXFP4 loses than NVFP4, both rounded to nearest (AutoRound, average of 11 tasks)."""
+    lost: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in raw_rows():
+        match = re.fullmatch(r"(MXFP4|NVFP4) (orig-)?RTN", row["method"])
+        if match and row["dataset"] == "average of 11 tasks":
+            lost[row["model"]][match[1]] = row["baseline_value"] - row["value"]
+    return statistics.mean(pair["MXFP4"] / pair["NVFP4"] for pair in lost.values() if len(pair) == 2)
+
+
 def _sensitivity(law: Mapping[str, float], priors: Mapping[str, tuple[float, float]], traits: Traits) -> float:
     return sum(value * law.get(name, priors[feature_kind(name)][0]) for name, value in model_features(traits))
 
@@ -70,7 +80,7 @@ def sparsity_losses() -> dict[str, Any]:
     designs: list[dict[str, float]] = []
     target: list[float] = []
     for row in raw_rows():
-        match = re.fullmatch(r"(SparseGPT|Wanda|magnitude)( pruning)?", row["method"])
+        match = re.fullmatch(r"(SparseGPT|Wanda)", row["method"])
         pattern = _PATTERNS.get(row.get("sparsity") or "")
         if not match or pattern is None or row["metric"] != "perplexity" or row["dataset"] != "wikitext-2":
             continue

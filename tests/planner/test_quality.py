@@ -1,0 +1,177 @@
+"""The quality model: figures near published ones, orders that hold for every model, chains that add up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passes.base import Pass
+from passes.distill.distill import Distill
+from passes.formats.dense import Dense
+from passes.formats.gptq import Gptq
+from passes.ir.sources import open_model
+from passes.kv_cache import KVCachePass
+from passes.prune.depth import DepthPrune
+from passes.prune.sparse import Sparsify
+from passes.quantize.quantize import Quantize
+from passes.quantize.scheme import parse_scheme
+from planner.quality import Quality, expected_quality, from_sensitivities
+from planner.quality_features import Scheme, Traits
+from planner.quality_law import weight_loss
+from planner.quality_traits import named_traits, traits_of
+from targets.quantity import Basis
+
+LLAMA_3_8B = "meta-llama/Meta-Llama-3-8B"
+
+
+def quality(model: str, *schemes: str | Pass) -> Quality:
+    """Expected quality of a chain; names are `--weights` names."""
+    passes: Sequence[Pass | None] = [parse_scheme(one) if isinstance(one, str) else one for one in schemes]
+    return expected_quality(open_model(model).ir, tuple(one for one in passes if one is not None))
+
+
+def rise(model: str, *schemes: str | Pass) -> float:
+    return quality(model, *schemes).log_ppl_increase.value
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "printed"),
+    [
+        ("meta-llama/Llama-2-7b-hf", "gptq-4-g128", math.log(5.61 / 5.47)),  # OmniQuant's table
+        ("meta-llama/Llama-2-13b-hf", "awq-3-g128", math.log(5.32 / 4.88)),
+        ("huggyllama/llama-65b", "rtn-3-g128", math.log(4.24 / 3.53)),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "exl2-4", math.log(5.96 / 5.785)),  # exllamav3's plot
+        (LLAMA_3_8B, "awq-4-g128", math.log(6.54 / 6.14)),  # QServe's table
+    ],
+)
+def test_published_rises_lie_in_the_interval_and_near_the_value(model: str, weights: str, printed: float) -> None:
+    found = quality(model, weights).log_ppl_increase
+    assert found.low <= printed <= found.high
+    assert found.value == pytest.approx(printed, rel=0.35)
+    assert found.basis is Basis.CALIBRATED
+
+
+def test_a_dense_model_loses_nothing() -> None:
+    assert quality(LLAMA_3_8B).log_ppl_increase.high == 0
+    assert quality(LLAMA_3_8B, KVCachePass("auto")).kl.value == 0
+
+
+def test_70b_near_two_and_a_half_bits_more_than_doubles_its_perplexity() -> None:
+    assert rise("meta-llama/Llama-3.3-70B-Instruct", "exl2-2.4") > math.log(2)
+
+
+@pytest.mark.parametrize("model", [LLAMA_3_8B, "Qwen/Qwen2.5-32B-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"])
+@pytest.mark.parametrize(
+    "better_first",
+    [
+        ("gptq-8-g128", "gptq-4-g128", "gptq-3-g128", "gptq-2-g128"),
+        ("gptq-4-g32", "gptq-4-g64", "gptq-4-g128", "gptq-4-channel"),
+        ("exl2-6", "exl2-5", "exl2-4.25", "exl2-3", "exl2-2.5"),
+        ("exl3-4", "exl2-4"),
+        ("gptq-4-g128", "rtn-4-g128"),
+        ("fp8", "nvfp4a16", "nvfp4"),
+        ("nvfp4a16", "mxfp4"),
+    ],
+)
+def test_orders_that_hold_for_every_model(model: str, better_first: tuple[str, ...]) -> None:
+    rises = [rise(model, weights) for weights in better_first]
+    assert rises == sorted(rises) and len(set(rises)) == len(rises)
+
+
+@given(
+    size=st.floats(0.1, 700), tokens=st.floats(0.2, 40), bits=st.floats(2.2, 8), group=st.sampled_from([32, 128, -1]),
+    method=st.sampled_from(["gptq", "awq", "rtn", "exl2", "exl3", "never-heard-of"]),
+)  # fmt: skip
+def test_every_model_gets_a_finite_answer_that_more_bits_improve(
+    size: float, tokens: float, bits: float, group: int, method: str
+) -> None:
+    traits = Traits("unknown", size, tokens)
+    found, finer = (weight_loss(traits, Scheme(method, b, group)) for b in (bits, bits + 0.5))
+    assert 0 <= found.low <= found.value <= found.high < math.inf
+    assert finer.value <= found.value
+
+
+def test_an_unknown_family_gets_a_wider_interval_than_a_known_model() -> None:
+    def width(traits: Traits) -> float:
+        found = weight_loss(traits, Scheme("gptq", 4, 128))
+        return (found.high - found.low) / found.value
+
+    assert width(Traits("unknown", 7.0, 2.0)) > width(Traits("llama-2", 6.74, 2.0))
+
+
+def test_losses_of_a_chain_add() -> None:
+    weights, cache = rise(LLAMA_3_8B, "exl2-4"), rise(LLAMA_3_8B, KVCachePass("q4"))
+    assert rise(LLAMA_3_8B, "exl2-4", KVCachePass("q4")) == pytest.approx(weights + cache)
+
+
+def test_kv_types_in_order_and_worse_for_models_that_round_badly() -> None:
+    assert (
+        rise(LLAMA_3_8B, KVCachePass("q8")) < rise(LLAMA_3_8B, KVCachePass("fp8")) < rise(LLAMA_3_8B, KVCachePass("q4"))
+    )
+    assert rise(LLAMA_3_8B, KVCachePass("q4")) > rise("meta-llama/Llama-2-7b-hf", KVCachePass("q4"))
+
+
+def test_half_of_the_weights_gone_costs_what_sparsegpt_and_wanda_print() -> None:
+    for method, printed in (("sparsegpt", math.log(6.51 / 5.12)), ("wanda", math.log(6.42 / 5.12))):
+        found = quality("meta-llama/Llama-2-7b-hf", Sparsify(method)).log_ppl_increase
+        assert found.low <= printed <= found.high
+    assert (
+        rise(LLAMA_3_8B, Sparsify(pattern="2:4"))
+        > rise(LLAMA_3_8B, Sparsify())
+        > rise(LLAMA_3_8B, Sparsify(sparsity=0.3))
+    )
+
+
+def test_distillation_takes_back_a_part_and_more_tokens_more() -> None:
+    pruned = DepthPrune(4)
+    short, long = (rise(LLAMA_3_8B, pruned, Distill(tokens=tokens)) for tokens in (10**7, 10**10))
+    assert 0 < long < short < rise(LLAMA_3_8B, pruned)
+    assert quality(LLAMA_3_8B, pruned).log_ppl_increase.basis is Basis.ASSUMED
+
+
+def test_a_mixed_format_lies_between_its_parts_in_proportion_to_weights() -> None:
+    ir = open_model(LLAMA_3_8B).ir
+    downs = [f"model.layers.{layer}.mlp.down_proj" for layer in range(32)]
+    uniform = Quantize("gptq", Gptq(4, 128))
+    mixed = Quantize("gptq", Gptq(4, 128), assigned=tuple((name, Gptq(8, 128)) for name in downs))
+    partly_dense = Quantize("gptq", Gptq(4, 128), assigned=tuple((name, Dense()) for name in downs))
+    values = [expected_quality(ir, (one,)).log_ppl_increase.value for one in (uniform, mixed, partly_dense)]
+    assert values[0] > values[1] > values[2] > 0.5 * values[0]
+
+
+def test_measured_sensitivities_replace_the_fit() -> None:
+    found = from_sensitivities([0.01, 0.02], stderr=0.001)
+    assert found.kl.value == pytest.approx(0.03) and found.kl.basis is Basis.MEASURED
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("meta-llama/Llama-3.2-1B-Instruct", "llama-3"), ("huggyllama/llama-30b", "llama-1"), ("Llama2-7B", "llama-2"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "qwen2.5"), ("Qwen/Qwen3-8B", "qwen3"), ("OPT-66B", "opt"),
+        ("my-own-model", "unknown"),
+    ],
+)  # fmt: skip
+def test_families_by_name(name: str, family: str) -> None:
+    assert named_traits(name, 7.0).family == family
+
+
+def test_sizes_count_every_weight_and_instruct_models_are_told_from_base_models() -> None:
+    traits = traits_of(open_model("meta-llama/Llama-3.1-8B-Instruct").ir)
+    assert traits.size_b == pytest.approx(8.03, abs=0.01) and traits.tuned
+    assert not traits_of(open_model(LLAMA_3_8B).ir).tuned
+
+
+def test_a_warm_answer_takes_microseconds() -> None:
+    ir, passes = open_model(LLAMA_3_8B).ir, (parse_scheme("gptq-4-g128"), KVCachePass("fp8"))
+    chain = tuple(one for one in passes if one is not None)
+    expected_quality(ir, chain)
+    start = time.perf_counter()
+    for _ in range(1000):
+        expected_quality(ir, chain)
+    assert (time.perf_counter() - start) / 1000 < 200e-6

@@ -1,6 +1,6 @@
 """GPTQ W4 g64 beside llm-compressor: KL against the source on news text, and seconds.
 
-    python benchmarks/quantize.py MODEL_FOLDER [--seeds 0 1 2] [--peer PYTHON] [--sources grid twin]
+    python -m benchmarks.quantize MODEL_FOLDER [--seeds 0 1 2] [--peer PYTHON] [--sources grid twin]
 
 Both get the same 64 x 512 calibration tokens (another draw for each seed), both write compressed-tensors W4 g64 symmetric
 with static activation order, and both results are measured by the same code on the same 32 x 512 held-out tokens. Sources:

@@ -137,13 +137,13 @@ def figures(residuals: Sequence[tuple[Row, float]]) -> dict[str, float]:
 def spreads(*holdouts: Sequence[Residual]) -> tuple[dict[str, float], dict[str, float]]:
     """Half widths of the 90 % interval in ln by tier, and each family's factor, shrunk towards 1 by ten rows' worth.
 
-    A tier's width is the mean over the ways of holding out that reach it: what users ask for is now a new model of a known
+    A tier's width is the geometric mean over the ways of holding out that reach it: what users ask for is now a new model of a known
     table's kind, now a table of its own.
     """
     tiers = {}
     for tier in ("model", "family", "unseen"):
         errors = [[abs(math.log(value / row.rise)) for row, value, t in holdout if t == tier] for holdout in holdouts]
-        tiers[tier] = float(np.mean([np.quantile(one, 0.9) for one in errors if len(one) >= 5]))
+        tiers[tier] = statistics.geometric_mean(float(np.quantile(one, 0.9)) for one in errors if len(one) >= 5)
     ln = [(abs(math.log(value / row.rise)), tier, row.traits.family) for one in holdouts for row, value, tier in one]
     tiers["family"] = max(tiers["family"], tiers["model"])
     tiers["unseen"] = max(tiers["unseen"], tiers["family"])

@@ -118,11 +118,17 @@ class Outcome:
 def execute(job: Job, progress: Callable[[Progress], None] = lambda event: None) -> Outcome:
     """Run a job, or what is left of it. Raises TightfitError with a remedy; what was finished is kept for the next run."""
     _check(job)
-    # Read once, when torch is loaded: its idle OpenMP threads must not spin while BLAS (Hessians) has threads of its own
-    # at work. Seen on 2 cores: a third less CPU time a block.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    calm_threads()
     with _interruptions():
         return _Run(job, progress).run()
+
+
+def calm_threads() -> None:
+    """Have torch's idle OpenMP threads sleep, not spin, while BLAS (Hessians) has threads of its own at work.
+
+    Read once, when torch is loaded: call it before. Seen on 2 cores: a third less CPU time a block.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _check(job: Job) -> None:

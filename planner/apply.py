@@ -9,7 +9,7 @@ from typing import Any
 
 from passes.calibration import TextSource
 from passes.checkpoint import write_json
-from passes.execute import Job, Outcome, Progress, execute
+from passes.execute import Job, Outcome, Progress, calm_threads, execute
 from passes.ir.sources import open_model
 from passes.reason import InputError
 from planner.certificate import NAME, certificate
@@ -60,6 +60,7 @@ def apply(
     require_fresh(document, spec, source)
     out = out or Path(f"{name}-tightfit")
     work = work or out.with_name(f".{out.name}.work")
+    calm_threads()
     folder = source.materialize(work)
     passes = chain_of_plan(document)
     job = Job(source.ir, folder, passes, out, work, _text(spec.calibration), _text(spec.evaluation))

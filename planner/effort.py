@@ -21,6 +21,8 @@ from targets.quantity import Basis, Quantity
 #: Share of the matrix rate that the walk reaches (see above), and what torch and the tokenizer take before any weight.
 _RATE_SHARE = 0.5
 _PROCESS_BYTES = 700 << 20
+#: Tokens whose logits evaluation holds at once (`passes.evaluate`).
+_LOGIT_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,9 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass])
     largest = max(block_bytes(block) for block, _ in blocks)
     widest = max((lin.in_features for block, _ in blocks for lin in block.linears), default=0)
     hidden = 2 * max(tokens, held_out) * source.hidden_size * 4
-    memory = _PROCESS_BYTES + 3 * largest + 3 * 4 * widest**2 + hidden + 2 * source.vocab_size * source.hidden_size * 2
+    walking = 3 * largest + 3 * 4 * widest**2 + hidden
+    judging = min(held_out, _LOGIT_TOKENS) * source.vocab_size * 4 + 2 * source.vocab_size * source.hidden_size * 2
+    memory = _PROCESS_BYTES + max(walking, judging)
     disk = (
         target.tensor_bytes + hidden + (source.tensor_bytes if spec.model.endswith(".gguf") or "/" in spec.model else 0)
     )

@@ -1,30 +1,39 @@
-"""From a spec to a choice: every legal candidate, its verdict, the best that meets the goals.
+"""From a spec to a choice: every design of the space, its verdict, the best that meets the goals.
 
-The space: engines × formats × KV types × number of cards. It is enumerated whole, so the choice is optimal over it for the
-stated preference by construction; what is shared between candidates (a rewritten description, a block's bytes, a format's
-expected loss) is computed once.
+The choice is optimal over the space for the stated preference. Nothing is left out by taste, only by proof:
+
+* settings change neither legality nor quality, so a design that is illegal or not good enough is out with all its settings;
+* memory left for the cache only rises with each leaner setting, so one that does not fit with all of them fits with none;
+* where quality or size is preferred, settings are tried in the order of the preference, and the first that meets the goals wins.
+
+`tests/planner/test_search.py` holds it against a brute-force search of the same space.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
+from passes.base import Pass
 from passes.ir.model import ModelIR
 from passes.reason import InputError, Reason
 from planner.chains import rewrite
-from planner.quality import expected_quality
-from planner.space import candidates, workload_of
+from planner.quality import Quality, expected_quality
+from planner.space import Design, designs, workload_of
 from planner.spec import Spec
-from planner.verdict import Candidate, Verdict, judge
+from planner.verdict import Candidate, Verdict, judge, judge_quality
 from targets.engines import find_engine
+from targets.engines.engine import Settings
 from targets.gpu import Gpu, find_gpu, inline_gpu
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The chosen verdict (None: nothing meets the goals), all others, and the Pareto set over quality, speed and memory."""
+    """The chosen verdict (None: nothing meets the goals), the best of every other design, and the Pareto set of the designs that
+    meet the goals over quality, speed and memory. `searched`: candidates settled, by a verdict or by proof.
+    """
 
     chosen: Verdict | None
     rejected: tuple[Verdict, ...]
@@ -69,29 +78,90 @@ def target_gpu(spec: Spec) -> Gpu:
 
 
 def search(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> SearchResult:
-    """Judge every candidate of the spec's space and choose. `cards`: only candidates that use so many."""
+    """Judge every design of the spec's space and choose. `cards`: only designs that use so many."""
     gpu = target_gpu(spec)
-    verdicts = [_verdict(spec, ir, gpu, candidate) for candidate in candidates(spec, ir, gpu, cards)]
+    judge_design = _Judge(spec, ir, gpu)
+    space = list(designs(spec, ir, gpu, cards))
+    verdicts = [judge_design(design) for design in space]
     feasible = sorted((v for v in verdicts if v.feasible), key=lambda v: preference(spec.goals.prefer, v))
     chosen = feasible[0] if feasible else None
     rejected = [v for v in verdicts if not v.feasible]
     if chosen is not None:
         rejected += [replace(v, reasons=(_dominated(spec.goals.prefer, chosen, v),)) for v in feasible[1:]]
-    return SearchResult(chosen, tuple(rejected), pareto_set(feasible), len(verdicts), gpu, spec)
+    searched = sum(design.stands_for for design in space)
+    return SearchResult(chosen, tuple(rejected), pareto_set(feasible), searched, gpu, spec)
 
 
-def _verdict(spec: Spec, source: ModelIR, gpu: Gpu, candidate: Candidate) -> Verdict:
-    """Judge one candidate as far as it takes to know that it is out: legality, quality, memory, then speed.
+class _Judge:
+    """Judges designs of one spec; what they share (a chain's description and quality) is computed once."""
 
-    A verdict that ended early is whole in its reasons so far; `complete` judges the rest of the few that are shown.
-    """
-    engine, workload = find_engine(candidate.engine), workload_of(spec)
-    ir, reasons = rewrite(source, candidate.passes)
-    reasons = (*reasons, *engine.illegal(ir, gpu, candidate.settings))
-    memory = engine.memory(ir, gpu, candidate.settings, workload)
-    quality = expected_quality(source, candidate.passes)
-    verdict = Verdict(candidate, ir, memory, None, quality, (), (*reasons, *memory.reasons), memory.notes)
-    return verdict if verdict.reasons else complete(spec, gpu, verdict)
+    def __init__(self, spec: Spec, source: ModelIR, gpu: Gpu) -> None:
+        self._spec, self._source, self._gpu = spec, source, gpu
+        self._chains: dict[tuple[Pass, ...], tuple[ModelIR, tuple[Reason, ...], Quality]] = {}
+
+    def __call__(self, design: Design) -> Verdict:
+        """The best of a design's candidates: by the preference among those that meet the goals, else the nearest to them."""
+        first = self.verdict(design, design.settings[0])
+        if len(design.settings) == 1 or not self._settings_matter(first):
+            return first
+        if not first.memory.serves:
+            leanest = self.verdict(design, design.settings[-1])
+            if not leanest.memory.serves:
+                return leanest
+        best, verdicts = partial(preference, self._spec.goals.prefer), [first]
+        for settings in design.settings[1:]:
+            found = min((v for v in verdicts if v.feasible), key=best, default=None)
+            # Without effect on quality and size, more changes than a setting that does are never preferred.
+            if (
+                found is not None
+                and self._few_changes
+                and len(_changed(design.settings[0], settings)) > len(found.candidate.changed)
+            ):
+                break
+            verdicts.append(self.verdict(design, settings))
+        feasible = [v for v in verdicts if v.feasible]
+        return min(feasible, key=best) if feasible else min(verdicts, key=lambda v: v.distance)
+
+    @property
+    def _few_changes(self) -> bool:
+        """Whether a design's settings are compared by how few they are before any figure that they change."""
+        return self._spec.goals.prefer in ("quality", "size")
+
+    def _settings_matter(self, first: Verdict) -> bool:
+        """Whether other settings could mend a verdict, or better it."""
+        if first.feasible:
+            return not self._few_changes
+        quality = {goal.reason().code for goal in judge_quality(self._spec.goals, first.quality) if not goal.met}
+        return all(reason.measured and reason.code not in quality for reason in first.reasons)
+
+    def verdict(self, design: Design, settings: Settings) -> Verdict:
+        """Judge one candidate as far as it takes to know that it is out: legality and memory, then quality and speed.
+
+        A verdict that ended early is whole in its reasons so far; `complete` judges the rest of the few that are shown.
+        """
+        spec, engine = self._spec, find_engine(design.engine)
+        ir, illegal, quality = self._described(design.passes)
+        candidate = Candidate(design.engine, design.passes, settings, _changed(design.settings[0], settings))
+        reasons = (*illegal, *engine.illegal(ir, self._gpu, settings))
+        memory = engine.memory(ir, self._gpu, settings, workload_of(spec))
+        verdict = Verdict(candidate, ir, memory, None, quality, (), (*reasons, *memory.reasons), memory.notes)
+        if verdict.reasons:
+            return verdict
+        missed = tuple(goal.reason() for goal in judge_quality(spec.goals, quality) if not goal.met)
+        return replace(verdict, reasons=missed) if missed else complete(spec, self._gpu, verdict)
+
+    def _described(self, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason, ...], Quality]:
+        found = self._chains.get(chain)
+        if found is None:
+            found = (*rewrite(self._source, chain), expected_quality(self._source, chain))
+            self._chains[chain] = found
+        return found
+
+
+def _changed(base: Settings, settings: Settings) -> tuple[str, ...]:
+    if settings is base:
+        return ()
+    return tuple(f.name for f in fields(Settings) if getattr(base, f.name) != getattr(settings, f.name))
 
 
 def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
@@ -100,21 +170,23 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
         return verdict
     engine = find_engine(verdict.candidate.engine)
     speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload_of(spec))
-    goals = tuple(judge(spec.goals, verdict.memory, speed, verdict.quality))
-    missed = tuple(goal.reason() for goal in goals if not goal.met)
-    return replace(verdict, speed=speed, goals=goals, reasons=(*verdict.reasons, *missed))
+    goals = tuple(judge(spec.goals, speed, verdict.quality))
+    missed = [goal.reason() for goal in goals if not goal.met]
+    return replace(verdict, speed=speed, goals=goals, reasons=tuple(dict.fromkeys((*verdict.reasons, *missed))))
 
 
 def preference(prefer: str, verdict: Verdict) -> tuple[float, ...]:
-    """Sort key, best first: the preferred figure, then the others as ties. Fewer cards before more at equal figures."""
+    """Sort key, best first: the preferred figure, then the others as ties. Fewer cards before more at equal figures, then
+    fewer changes of settings."""
     loss = round(verdict.quality.log_ppl_increase.value, 9)
     speed = -verdict.speed.decode_tok_s_per_request.value if verdict.speed else 0.0
     size = float(verdict.ir.tensor_bytes)
     context = -float(verdict.memory.kv.max_context)
     cards = float(verdict.candidate.settings.parallel.gpus)
+    changes = float(len(verdict.candidate.changed))
     orders = {
-        "quality": (loss, cards, speed, size), "speed": (speed, loss, cards, size), "context": (context, loss, cards, speed),
-        "size": (size, loss, cards, speed),
+        "quality": (loss, cards, changes, speed, size), "speed": (speed, loss, cards, changes, size),
+        "context": (context, loss, cards, changes, speed), "size": (size, loss, cards, changes, speed),
     }  # fmt: skip
     if prefer not in orders:
         raise InputError(f"unknown preference {prefer!r}", remedy=f"one of {', '.join(orders)}")

@@ -1,30 +1,35 @@
-"""The space of a spec: every candidate = engine × chain of passes × KV type × number of cards.
+"""The space of a spec: every candidate = engine × chain of passes × KV type × spread over cards × engine settings.
 
-Formats of fixed width are enumerated. EXL2 and EXL3 take any bits a weight; there the space is continuous, and the candidate
-is *solved for*: the most bits that still leave room for the asked context, since quality only rises and speed only falls with
-bits. Where a speed goal binds instead, the most bits that meet it.
+A *design* is what the candidates of one engine, chain and spread have in common; they differ in settings only, which change
+neither the checkpoint nor its quality. Formats of fixed width are enumerated. EXL2 and EXL3 take any bits a weight; their 600
+widths are *solved for* (`planner.bits`): the most bits that fit and are fast enough, and where not quality but speed, size or
+context is preferred, the fewest that are good enough.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from passes import graph
 from passes.base import Pass
-from passes.ir.model import ModelIR
+from passes.distill.distill import Distill
+from passes.ir.model import ModelIR, Role
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
+from passes.prune.experts import ExpertPrune
+from passes.prune.width import WidthPrune
 from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
+from planner.bits import fewest_bits, most_bits, widths
 from planner.chains import rewrite
-from planner.spec import EngineChoice, EngineSettings, PruneChoice, Spec
-from planner.verdict import Candidate
+from planner.quality import expected_quality
+from planner.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, Spec
+from planner.verdict import judge_quality, judge_speed
 from targets.engines import ENGINE_NAMES, find_engine
-from targets.engines.engine import Engine, Parallel, Settings
+from targets.engines.engine import Parallel, Settings
 from targets.gpu import Gpu
 from targets.workload import Workload
 
@@ -39,10 +44,14 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "exllamav3": (),
 }  # fmt: skip
 
-#: Engines whose own format has any bits a weight: its name, and the range and step (hundredths) worth solving in.
+#: Engines whose own format has any bits a weight: its name, and the range worth solving in.
 CONTINUOUS = {"exllamav2": ("exl2", 2.0, 8.0), "exllamav3": ("exl3", 1.0, 8.0)}
-_STEP = 0.01
+
+#: Shares of the blocks, of the MLPs' channels and of the experts that are weighed where pruning is allowed.
 _PRUNED_SHARES = (0.05, 0.10, 0.15, 0.20, 0.25)
+_EXPERT_SHARES = (0.125, 0.25, 0.5)
+#: Narrower MLPs are cut to multiples of this, the widest group of any format and the tile of kernels.
+_WIDTH_MULTIPLE = 256
 
 #: Engines that `auto` leaves out: no measurement of their speed is held, so they are weighed only where the spec names them.
 ON_REQUEST = ("exllamav3",)
@@ -59,15 +68,47 @@ def workload_of(spec: Spec) -> Workload:
     return Workload(w.context, w.concurrency, w.input_tokens, w.output_tokens)
 
 
-def candidates(spec: Spec, ir: ModelIR, gpu: Gpu, cards: int | None = None) -> Iterator[Candidate]:
-    """Every candidate of the space, legal or not: the illegal ones lose with a reason. `cards`: of this parallel degree only."""
+@dataclass(frozen=True, slots=True)
+class Design:
+    """An engine, a chain of passes and a spread over cards. `settings`: what may be set, fewest changes of defaults first; the
+
+    last leaves the cache the most room. `stands_for`: candidates that are settled with it, settings and solved widths.
+    """
+
+    engine: str
+    passes: tuple[Pass, ...]
+    settings: tuple[Settings, ...]
+    stands_for: int
+
+
+def designs(spec: Spec, ir: ModelIR, gpu: Gpu, cards: int | None = None) -> Iterator[Design]:
+    """Every design of the space, legal or not: the illegal ones lose with a reason. `cards`: those that use so many only."""
     for name, choice in engines(spec, gpu):
         chains = list(_chains(spec, ir, name))
-        for tp in (cards,) if cards else _degrees(spec.target.count):
-            settings = _settings(choice, spec, tp)
+        for parallel in spreads(name, spec.target.count, cards):
+            settings = settings_options(name, choice, spec, gpu, parallel)
             for chain in chains:
-                yield Candidate(name, chain, settings)
+                yield Design(name, chain, settings, len(settings))
             yield from _solved(spec, ir, gpu, name, settings)
+
+
+def spreads(engine: str, count: int, cards: int | None = None) -> Iterator[Parallel]:
+    """Powers of two up to the cards at hand, and all of them; on vLLM split into tensor and pipeline degrees."""
+    powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
+    for used in (cards,) if cards else dict.fromkeys([*powers, count]):
+        yield Parallel(tp=used)
+        if engine == "vllm":
+            yield from (Parallel(tp=used // pp, pp=pp) for pp in range(2, used + 1) if used % pp == 0)
+
+
+def settings_options(
+    engine: str, choice: EngineChoice, spec: Spec, gpu: Gpu, parallel: Parallel
+) -> tuple[Settings, ...]:
+    """The settings that are weighed: as the spec has them, and every subset of the engine's leaner ones."""
+    base = _settings(choice, spec, parallel)
+    knobs = find_engine(engine).leaner(gpu, base, workload_of(spec))
+    subsets = (chosen for size in range(len(knobs) + 1) for chosen in itertools.combinations(knobs, size))
+    return tuple(replace(base, **dict(chosen)) for chosen in subsets)  # type: ignore[arg-type]
 
 
 def engines(spec: Spec, gpu: Gpu) -> Iterator[tuple[str, EngineChoice]]:
@@ -94,17 +135,39 @@ def _chains(spec: Spec, ir: ModelIR, engine: str) -> Iterator[tuple[Pass, ...]]:
 
 
 def _prunings(spec: Spec, ir: ModelIR) -> Iterator[tuple[Pass, ...]]:
-    """The structural heads of a chain: as asked, none, or none and each share of the blocks."""
-    choice = spec.passes.prune
+    """The structural heads of a chain: as asked, none, or none and each kind and degree; each with distillation where allowed."""
+    choice, distill = spec.passes.prune, spec.passes.distill
     if isinstance(choice, PruneChoice):
-        yield (DepthPrune(choice.depth),)
-        return
-    yield ()
-    if choice == "allow":
-        layers = len(ir.decoder.layers)
-        yield from (
-            (DepthPrune(count),) for count in sorted({max(1, round(layers * share)) for share in _PRUNED_SHARES})
-        )
+        heads: list[tuple[Pass, ...]] = [pinned(choice)]
+    else:
+        heads = [(), *((one,) for one in (_degrees(ir) if choice == "allow" else ()))]
+    for head in heads:
+        if not head or not isinstance(distill, DistillChoice):
+            yield head
+        if head and distill != "forbid":
+            recovery = Distill() if distill == "allow" else Distill(distill.method, distill.tokens)
+            yield (*head, recovery)
+
+
+def pinned(choice: PruneChoice) -> tuple[Pass, ...]:
+    """The prunings that a spec asks for."""
+    out: list[Pass] = [DepthPrune(choice.depth)] if choice.depth else []
+    if choice.intermediate or choice.kv_heads:
+        out.append(WidthPrune(choice.intermediate or 0, choice.kv_heads or 0))
+    return (*out, ExpertPrune(choice.experts)) if choice.experts else tuple(out)
+
+
+def _degrees(ir: ModelIR) -> Iterator[Pass]:
+    """Blocks, MLP channels and experts by shares; shares that come to the same count once."""
+    layers = len(ir.decoder.layers)
+    yield from (DepthPrune(count) for count in sorted({max(1, round(layers * share)) for share in _PRUNED_SHARES}))
+    linears = [linear for block, _ in ir.decoder.counts for linear in block.linears]
+    inner = min((lin.in_features for lin in linears if lin.role is Role.DOWN and lin.copies == 1), default=0)
+    steps = {math.floor(inner * (1 - share) / _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE for share in _PRUNED_SHARES}
+    yield from (WidthPrune(width) for width in sorted(steps - {0, inner}, reverse=True))
+    experts = min((lin.copies for lin in linears if lin.copies > 1), default=0)
+    kept = {experts - round(experts * share) for share in _EXPERT_SHARES} - {0, experts}
+    yield from (ExpertPrune(count) for count in sorted(kept, reverse=True))
 
 
 def _kv_dtypes(spec: Spec, engine: str) -> tuple[str, ...]:
@@ -146,29 +209,65 @@ def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None
             yield replace(parsed, method="rtn")
 
 
-def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: Settings) -> Iterator[Candidate]:
-    """For each KV type the most bits a weight that fit; where a decode goal binds, the most that meet it."""
+def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Settings, ...]) -> Iterator[Design]:
+    """For each head of a chain and each KV type the widths at which every goal is met, by their better end."""
     choice = spec.passes.quantize
     if engine not in CONTINUOUS or choice == "forbid" or ir.quant_method is not None or choice.formats is not None:
         return
     kind, low, high = CONTINUOUS[engine]
     if choice.methods is not None and kind not in choice.methods:
         return
-    target, workload = find_engine(engine), workload_of(spec)
     for pruning, dtype in itertools.product(_prunings(spec, ir), _kv_dtypes(spec, engine)):
+        family = _Family(spec, ir, gpu, engine, settings[0], kind, pruning, dtype)
+        if any(one.illegal(ir) for one in pruning):
+            yield Design(engine, family.chain(high), settings, len(settings) * widths(low, high))
+            continue
+        least = max(low, _lowest(graph.rewrite(ir, pruning), kind, low))
+        most = most_bits(family.slack, least, high)
+        ends = {least if most is None else most}
+        if spec.goals.prefer != "quality" and (fewest := fewest_bits(family.good, least, high)) is not None:
+            ends.add(fewest)
+        for bits in sorted(ends, reverse=True):
+            yield Design(engine, family.chain(bits), settings, len(settings) * widths(low, high) // len(ends))
 
-        def chain(bits: float, pruning: tuple[Pass, ...] = pruning, dtype: str = dtype) -> tuple[Pass, ...]:
-            stored = parse_scheme(f"{kind}-{bits:.2f}".rstrip("0").rstrip("."))
-            assert stored is not None
-            head = (*pruning, stored)
-            return (*head, *_cache(ir, head, dtype))
 
-        def fits(bits: float, chain: Callable[[float], tuple[Pass, ...]] = chain) -> bool:
-            described = graph.rewrite(ir, chain(bits))
-            return _meets(spec, target, described, gpu, settings, workload)
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Chains that differ in bits a weight only."""
 
-        best = most_bits(fits, low, high)
-        yield Candidate(engine, chain(best if best is not None else _lowest(ir, kind, low)), settings)
+    spec: Spec
+    ir: ModelIR
+    gpu: Gpu
+    engine: str
+    settings: Settings
+    kind: str
+    pruning: tuple[Pass, ...]
+    dtype: str
+
+    def chain(self, bits: float) -> tuple[Pass, ...]:
+        """The chain at a width."""
+        stored = parse_scheme(f"{self.kind}-{bits:.2f}".rstrip("0").rstrip("."))
+        assert stored is not None
+        head = (*self.pruning, stored)
+        return (*head, *_cache(self.ir, head, self.dtype))
+
+    def slack(self, bits: float) -> float:
+        """Bytes of cache left when the workload is served, negative where it is not, or where a goal on speed is missed."""
+        spec, engine, workload = self.spec, find_engine(self.engine), workload_of(self.spec)
+        ir = graph.rewrite(self.ir, self.chain(bits))
+        estimate = engine.memory(ir, self.gpu, self.settings, workload)
+        left = estimate.memory.kv_cache.value - estimate.kv.bytes_per_sequence * spec.workload.concurrency
+        if not estimate.serves:
+            return min(left, -1.0)
+        if spec.goals.asks_speed:
+            speed = engine.speed(ir, self.gpu, self.settings, workload)
+            if not all(goal.met for goal in judge_speed(spec.goals, speed)):
+                return -1.0
+        return max(left, 0.0)
+
+    def good(self, bits: float) -> bool:
+        """Whether the goals on quality are met."""
+        return all(goal.met for goal in judge_quality(self.spec.goals, expected_quality(self.ir, self.chain(bits))))
 
 
 def _lowest(ir: ModelIR, kind: str, low: float) -> float:
@@ -180,40 +279,10 @@ def _lowest(ir: ModelIR, kind: str, low: float) -> float:
     return math.ceil(lowest_bpw(ir) * 100) / 100
 
 
-def _meets(spec: Spec, engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> bool:
-    """Fits, serves, and decodes as fast as asked."""
-    memory = engine.memory(ir, gpu, settings, workload)
-    if not memory.serves:
-        return False
-    if spec.goals.decode is None and spec.goals.tpot is None:
-        return True
-    speed = engine.speed(ir, gpu, settings, workload)
-    fast = spec.goals.decode is None or speed.decode_tok_s_per_request.value >= spec.goals.decode
-    return fast and (spec.goals.tpot is None or speed.tpot_ms.value <= 1000 * spec.goals.tpot)
-
-
-def most_bits(fits: Callable[[float], bool], low: float, high: float) -> float | None:
-    """The largest multiple of 0.01 in [low, high] that fits, by bisection (fitting is monotone in bits); None: not even the least."""
-    first, last = round(low / _STEP), round(high / _STEP)
-    if not fits(first * _STEP):
-        return None
-    while first < last:
-        middle = (first + last + 1) // 2
-        first, last = (middle, last) if fits(middle * _STEP) else (first, middle - 1)
-    return first * _STEP
-
-
-@lru_cache(maxsize=64)
-def _degrees(count: int) -> Iterable[int]:
-    """Powers of two up to the cards at hand, and all of them."""
-    powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
-    return tuple(dict.fromkeys([*powers, count]))
-
-
-def _settings(choice: EngineChoice, spec: Spec, tp: int) -> Settings:
+def _settings(choice: EngineChoice, spec: Spec, parallel: Parallel) -> Settings:
     s: EngineSettings = choice.settings
     return Settings(
-        version=choice.version, parallel=Parallel(tp=tp), gpu_memory_utilization=s.gpu_memory_utilization,
+        version=choice.version, parallel=parallel, gpu_memory_utilization=s.gpu_memory_utilization,
         max_num_seqs=s.max_num_seqs, max_num_batched_tokens=s.max_num_batched_tokens, enforce_eager=s.enforce_eager,
         block_size=s.block_size, kv_cache_memory_bytes=s.kv_cache_memory, reserve_bytes=spec.target.reserve,
     )  # fmt: skip

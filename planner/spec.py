@@ -91,6 +91,11 @@ class Goals(Strict):
     quality: QualityGoal = QualityGoal()
     prefer: Literal["quality", "speed", "context", "size"] = "quality"
 
+    @property
+    def asks_speed(self) -> bool:
+        """Whether any goal is on speed."""
+        return any(goal is not None for goal in (self.ttft, self.decode, self.tpot, self.throughput))
+
 
 class QuantizeChoice(Strict):
     """Which ways to quantize are weighed."""
@@ -104,17 +109,39 @@ class QuantizeChoice(Strict):
 
 
 class PruneChoice(Strict):
-    """Pinned pruning."""
+    """Pinned pruning: at least one kind."""
 
-    depth: Count
+    depth: Count | None = None
     """Blocks to drop: the ones whose removal costs least, measured when the plan is applied."""
+    intermediate: Count | None = None
+    """Channels that each dense MLP keeps."""
+    kv_heads: Count | None = None
+    """Key/value groups that each attention keeps, with their query heads."""
+    experts: Count | None = None
+    """Experts that each mixture layer keeps."""
+
+    @model_validator(mode="after")
+    def _some(self) -> PruneChoice:
+        if not (self.depth or self.intermediate or self.kv_heads or self.experts):
+            raise ValueError("name what to prune: depth, intermediate, kv_heads or experts")
+        return self
+
+
+class DistillChoice(Strict):
+    """Pinned recovery after pruning."""
+
+    method: Literal["logits", "sequences", "blockwise"] = "logits"
+    tokens: Count = 100_000_000
 
 
 class PassesChoice(Strict):
     """Which passes may, must not or must be used."""
 
     prune: PruneChoice | Literal["forbid", "allow"] = "forbid"
-    """`allow` weighs dropping 5 to 25 % of the blocks; without recovery that costs much, so it is not weighed unasked."""
+    """`allow` weighs dropping 5 to 25 % of the blocks or of the MLPs' channels, and up to half of the experts; without recovery
+    that costs much, so it is not weighed unasked."""
+    distill: DistillChoice | Literal["forbid", "allow"] = "forbid"
+    """Recovery after pruning: `allow` weighs pruned chains with and without it."""
     quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
     kv_cache: tuple[Literal["auto", "fp8", "q8", "q6", "q4"], ...] | None = None
     """Left out: every type that an engine has."""

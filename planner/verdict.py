@@ -23,13 +23,18 @@ class Candidate:
     engine: str
     passes: tuple[Pass, ...]
     settings: Settings
+    changed: tuple[str, ...] = ()
+    """Fields of the settings that the search changed from what the spec or the engine's defaults say."""
 
     @property
     def label(self) -> str:
-        """`vllm · gptq w4a16-g64 → KV fp8 · 2 cards`."""
+        """`vllm: gptq w4a16-g64 → KV fp8 on 2 cards, max_num_seqs 8`."""
         chain = " → ".join(p.text() for p in self.passes) or "as it is"
-        cards = self.settings.parallel.gpus
-        return f"{self.engine}: {chain}" + (f" on {cards} cards" if cards > 1 else "")
+        parallel = self.settings.parallel
+        cards = f" on {parallel.gpus} cards" if parallel.gpus > 1 else ""
+        stages = f" in {parallel.pp} stages" if parallel.pp > 1 else ""
+        changes = "".join(f", {name} {getattr(self.settings, name)}" for name in self.changed)
+        return f"{self.engine}: {chain}{cards}{stages}{changes}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +108,14 @@ class Verdict:
         return hard, short + sum(math.log1p(goal.miss) for goal in self.goals)
 
 
-def judge(goals: Goals, memory: MemoryEstimate, speed: SpeedEstimate, quality: Quality) -> Iterator[GoalResult]:
+def judge(goals: Goals, speed: SpeedEstimate, quality: Quality) -> Iterator[GoalResult]:
     """The goals of a spec against the estimates."""
+    yield from judge_speed(goals, speed)
+    yield from judge_quality(goals, quality)
+
+
+def judge_speed(goals: Goals, speed: SpeedEstimate) -> Iterator[GoalResult]:
+    """The goals on speed."""
     if goals.ttft is not None:
         yield GoalResult("TTFT", goals.ttft * 1000, speed.ttft_ms, True, "ms")
     if goals.tpot is not None:
@@ -113,6 +124,10 @@ def judge(goals: Goals, memory: MemoryEstimate, speed: SpeedEstimate, quality: Q
         yield GoalResult("decode", goals.decode, speed.decode_tok_s_per_request, False, "tok/s")
     if goals.throughput is not None:
         yield GoalResult("throughput", goals.throughput, speed.throughput_tok_s, False, "tok/s")
+
+
+def judge_quality(goals: Goals, quality: Quality) -> Iterator[GoalResult]:
+    """The goals on quality."""
     if goals.quality.max_perplexity_increase is not None:
         rise = quality.log_ppl_increase
         grown = Quantity(math.expm1(rise.value), math.expm1(rise.low), math.expm1(rise.high), rise.basis)

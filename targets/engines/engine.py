@@ -136,6 +136,14 @@ class Engine(ABC):
     def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
         """How fast it prefills and decodes. Answered for illegal combinations too."""
 
+    def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
+        """Settings left open that could take another value than the engine's default to leave the cache more room.
+
+        (field of `Settings`, value) each; none makes the workload's requests wait for each other. Memory left for the cache
+        only rises with each of them: the search relies on it.
+        """
+        return ()
+
     def known_versions(self) -> tuple[str, ...]:
         """Versions whose accounting is known, oldest first."""
         return ()

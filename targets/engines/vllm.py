@@ -41,6 +41,8 @@ _LEAST_CAPABILITY = (
     ("fp8", 80), ("fbgemm_fp8", 80), ("nvfp4", 75), ("modelopt", 75), ("mxfp4", 80), ("awq", 75), ("gptq", 75), ("auto-round", 75),
     ("nf4", 70), ("int8-bnb", 70), ("bitsandbytes", 70), ("compressed-tensors", 75), ("quark", 89), ("gguf", 60),
 )  # fmt: skip
+#: Share of a card that may be asked for where the default does not do, and the smallest step of the profile run worth trying.
+_FULLER, _SMALL_STEP = 0.95, 2048
 _KERNEL_GROUPS = (-1, 32, 64, 128)
 
 
@@ -163,6 +165,24 @@ class Vllm(Engine):
         if len(per_rank) > 1:
             best = (replace(best[0], per_rank=tuple(per_rank)), best[1])
         return best
+
+    def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
+        """More of the card, a smaller step of the profile run, rows of the sampler for the asked requests only."""
+        rules, _ = rules_on_card(settings.version, gpu)
+        out: list[tuple[str, float]] = []
+        free = settings.kv_cache_memory_bytes is None and settings.gpu_memory_utilization is None
+        if free and _FULLER * gpu.memory_bytes.value + settings.reserve_bytes <= gpu.memory_bytes.value:
+            out.append(("gpu_memory_utilization", _FULLER))
+        if (
+            rules.v1
+            and settings.max_num_batched_tokens is None
+            and batched_tokens(settings, gpu, workload, rules) > _SMALL_STEP
+        ):
+            out.append(("max_num_batched_tokens", _SMALL_STEP))
+        rows = max(8, 1 << ((workload.concurrency or 1) - 1).bit_length())
+        if settings.max_num_seqs is None and rows < default_sequences(gpu, rules):
+            out.append(("max_num_seqs", rows))
+        return tuple(out)
 
     def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
         """By the fitted roofline."""

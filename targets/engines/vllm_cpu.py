@@ -83,6 +83,10 @@ class VllmCpu(Vllm):
         memory = Memory(weights, kv_cache, _PROCESS, Quantity.exact(0), Quantity.exact(0), total, budget)
         return answer(memory, layout, ir, workload, notes=(note,) if note else ())
 
+    def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
+        """None: the cache is as large as the plan sets it."""
+        return ()
+
     def kv_bytes_for(self, ir: ModelIR, settings: Settings, workload: Workload) -> int:
         """The smallest whole number of GiB that serves the workload: what the launch files set."""
         rules, _ = rules_for(settings.version)

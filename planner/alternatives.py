@@ -10,7 +10,7 @@ from typing import Any
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from planner.search import search
+from planner.search import best
 from planner.spec import Spec
 
 #: Well-known dense instruction models of the catalog, largest first.
@@ -39,7 +39,7 @@ def alternatives(spec: Spec, ir: ModelIR) -> Iterator[dict[str, Any]]:
 
 
 def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> dict[str, Any] | None:
-    chosen = search(spec, ir, cards=cards).chosen
+    chosen = best(spec, ir, cards=cards)
     if chosen is None:
         return None
     return {

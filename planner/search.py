@@ -3,6 +3,7 @@
 The choice is optimal over the space for the stated preference. Nothing is left out by taste, only by proof:
 
 * settings change neither legality nor quality, so a design that is illegal or not good enough is out with all its settings;
+* weights that alone exceed the card do so whatever is set;
 * memory left for the cache only rises with each leaner setting, so one that does not fit with all of them fits with none;
 * where quality or size is preferred, settings are tried in the order of the preference, and the first that meets the goals wins.
 
@@ -11,6 +12,7 @@ The choice is optimal over the space for the stated preference. Nothing is left 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -92,6 +94,22 @@ def search(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> SearchResult
     return SearchResult(chosen, tuple(rejected), pareto_set(feasible), searched, gpu, spec)
 
 
+def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
+    """The chosen verdict alone: designs in the order of what is known before they are judged, until no later one can win."""
+    gpu = target_gpu(spec)
+    judge_design = _Judge(spec, ir, gpu)
+    found: Verdict | None = None
+    for bound, design in sorted(
+        ((judge_design.bound(design), design) for design in designs(spec, ir, gpu, cards)), key=lambda pair: pair[0]
+    ):
+        if found is not None and bound > preference(spec.goals.prefer, found)[0]:
+            break
+        verdict = judge_design(design)
+        if verdict.feasible:
+            found = min(found or verdict, verdict, key=partial(preference, spec.goals.prefer))
+    return found
+
+
 class _Judge:
     """Judges designs of one spec; what they share (a chain's description and quality) is computed once."""
 
@@ -99,12 +117,20 @@ class _Judge:
         self._spec, self._source, self._gpu = spec, source, gpu
         self._chains: dict[tuple[Pass, ...], tuple[ModelIR, tuple[Reason, ...], Quality]] = {}
 
+    def bound(self, design: Design) -> float:
+        """The first part of the preference of every candidate of a design, or less: known without judging it."""
+        ir, _, quality = self._described(design.passes)
+        known = {"quality": round(quality.log_ppl_increase.value, 9), "size": float(ir.tensor_bytes)}
+        return known.get(self._spec.goals.prefer, -math.inf)
+
     def __call__(self, design: Design) -> Verdict:
         """The best of a design's candidates: by the preference among those that meet the goals, else the nearest to them."""
         first = self.verdict(design, design.settings[0])
         if len(design.settings) == 1 or not self._settings_matter(first):
             return first
         if not first.memory.serves:
+            if first.memory.memory.weights.value >= self._gpu.memory_bytes.value:
+                return first
             leanest = self.verdict(design, design.settings[-1])
             if not leanest.memory.serves:
                 return leanest

@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +106,8 @@ def _header(name: str, commit: str, files: tuple[str, ...], configs: dict[str, d
         if any(file.endswith((".bin", ".pt", ".pth")) for file in files):
             raise InputError(f"{name}: the repository holds pickle checkpoints only", remedy=PICKLE_REMEDY)
         return None
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(max_workers=8) as pool:
         parts = dict(zip(shards, pool.map(lambda shard: _shard_header(name, commit, shard), shards), strict=True))
     return merge(parts, index, name)
@@ -295,6 +295,8 @@ def _dump(found: Repository) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all; a cache that cannot be written is no error."""
+    import tempfile
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

@@ -15,7 +15,6 @@ from typing import Any
 
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
-from passes.ir.download import download
 from passes.ir.gguf import read_gguf_header
 from passes.ir.gguf_model import check_tensors, dequantize, hf_config
 from passes.ir.headers import read_folder_header
@@ -151,6 +150,13 @@ def _open_gguf(path: Path, assume: str | None) -> Source:
     )  # fmt: skip
 
 
+def _downloaded(name: str, revision: str | None) -> Path:
+    # Imported when needed: most commands read headers only.
+    from passes.ir.download import download
+
+    return download(name, revision)
+
+
 def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
     entry = catalog.entry(match.id)
     config = entry.config | ({"quantization_config": match.quantization} if match.quantization else {})
@@ -161,7 +167,7 @@ def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
     if repository is None or offline():
         return Source(ir, "catalog", None, None, config_digest(config), False)
     return Source(
-        ir, "catalog", None, None, config_digest(config), True, materializer=lambda _: download(repository, None)
+        ir, "catalog", None, None, config_digest(config), True, materializer=lambda _: _downloaded(repository, None)
     )
 
 
@@ -180,7 +186,7 @@ def _open_hub(name: str, revision: str | None, assume: str | None) -> Source:
         header.digest if header else config_digest(config),
         header is not None,
         stored_bytes=header.tensor_bytes if header else None,
-        materializer=(lambda _: download(name, found.commit)) if header else None,
+        materializer=(lambda _: _downloaded(name, found.commit)) if header else None,
     )
 
 

@@ -188,11 +188,10 @@ def weights_per_stage(ir: ModelIR, parallel: Parallel, rules: Rules | None = Non
             + rest
             + (tail if not ir.tied_embeddings else sum(t.bytes for t in ir.outer_tensors)),
         )
-    out, first = [], 0
-    for number, count in enumerate(stage_layers(len(decoder.layers), parallel.pp)):
-        size = rotary + sum(block_bytes(decoder.block(layer), ranks) for layer in range(first, first + count))
+    out = []
+    for number in range(parallel.pp):
+        size = rotary + sum(count * block_bytes(block, ranks) for block, count in stage_blocks(ir, parallel.pp, number))
         size += embedding + rest if number == 0 else 0
         size += tail if number == parallel.pp - 1 else 0
         out.append(size)
-        first += count
     return tuple(out)

@@ -17,7 +17,7 @@ from passes.kv_cache import KVCachePass
 from passes.quantize.scheme import parse_scheme
 from planner.bits import fewest_bits, most_bits
 from planner.quality import expected_quality
-from planner.search import SearchResult, complete, preference, search, target_gpu
+from planner.search import SearchResult, best, complete, preference, search, target_gpu
 from planner.space import FORMATS, KV_DTYPES, settings_options, workload_of
 from planner.spec import EngineChoice, Spec, parse_spec
 from planner.verdict import Candidate, Verdict
@@ -176,8 +176,10 @@ def test_the_choice_is_that_of_a_brute_force_search_for_every_preference(gpu: st
     for prefer in ("quality", "speed", "context", "size"):
         result = search(parse_spec(text.format(gpu, context, goals, prefer)), ir)
         assert result.chosen is not None
-        best = min(feasible, key=lambda v: preference(prefer, v))
-        assert preference(prefer, result.chosen) == preference(prefer, best), (prefer, best.candidate.label)
+        optimum = min(feasible, key=lambda v: preference(prefer, v))
+        assert preference(prefer, result.chosen) == preference(prefer, optimum), (prefer, optimum.candidate.label)
+        alone = best(parse_spec(text.format(gpu, context, goals, prefer)), ir)
+        assert alone is not None and alone.candidate == result.chosen.candidate
 
 
 def test_where_brute_force_finds_nothing_the_search_finds_nothing() -> None:

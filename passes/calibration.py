@@ -32,12 +32,16 @@ _SELF_BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """`samples` blocks of `length` tokens from `dataset`: `self`, `python-reference`, a file, or a Hub data set's id."""
+    """`samples` blocks of `length` tokens from `dataset`: `self`, `python-reference`, a file, or a Hub data set's id.
+
+    `trust_remote_code`: the model's folder may bring tokenizer code of its own, which is then run. Model code never is.
+    """
 
     dataset: str = "self"
     samples: int = 128
     length: int = 2048
     seed: int = 0
+    trust_remote_code: bool = False
 
 
 def token_blocks(source: TextSource, model_folder: Path) -> torch.Tensor:
@@ -49,9 +53,10 @@ def token_blocks(source: TextSource, model_folder: Path) -> torch.Tensor:
         raise InputError(
             f"{source.samples} samples of {source.length} tokens is no text", remedy="at least 1 sample of 2 tokens"
         )
+    tokenizer = _tokenizer(model_folder, source.trust_remote_code)
     if source.dataset == "self":
-        return _written_by_model(source, model_folder)
-    return _from_texts(source, model_folder, texts(source.dataset, model_folder))
+        return _written_by_model(source, model_folder, tokenizer)
+    return _from_texts(source, tokenizer, texts(source.dataset, tokenizer))
 
 
 def tokens_digest(tokens: torch.Tensor) -> str:
@@ -60,7 +65,7 @@ def tokens_digest(tokens: torch.Tensor) -> str:
     return hashlib.sha256(header + tokens.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def texts(dataset: str, model_folder: Path) -> Iterator[str]:
+def texts(dataset: str, tokenizer: Any) -> Iterator[str]:
     """The documents of a named source."""
     path = Path(dataset)
     if dataset == PYTHON_REFERENCE:
@@ -68,7 +73,7 @@ def texts(dataset: str, model_folder: Path) -> Iterator[str]:
 
         return iter([topics[name] for name in sorted(topics)])
     if path.is_file():
-        return _file_texts(path, model_folder)
+        return _file_texts(path, tokenizer)
     if path.suffix or dataset.count("/") != 1:
         raise InputError(
             f"no calibration text {dataset!r}",
@@ -77,11 +82,11 @@ def texts(dataset: str, model_folder: Path) -> Iterator[str]:
     return _hub_texts(dataset)
 
 
-def _file_texts(path: Path, model_folder: Path) -> Iterator[str]:
+def _file_texts(path: Path, tokenizer: Any) -> Iterator[str]:
     if path.suffix == ".parquet":
         yield from _parquet_texts(path)
     elif path.suffix in (".jsonl", ".json"):
-        yield from _jsonl_texts(path, model_folder)
+        yield from _jsonl_texts(path, tokenizer)
     else:
         try:
             yield path.read_text(encoding="utf-8")
@@ -91,7 +96,7 @@ def _file_texts(path: Path, model_folder: Path) -> Iterator[str]:
             ) from error
 
 
-def _jsonl_texts(path: Path, model_folder: Path) -> Iterator[str]:
+def _jsonl_texts(path: Path, tokenizer: Any) -> Iterator[str]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
@@ -99,18 +104,18 @@ def _jsonl_texts(path: Path, model_folder: Path) -> Iterator[str]:
             record = json.loads(line)
         except ValueError as error:
             raise InputError(f"{path}:{number}: not JSON: {error}", remedy="one JSON object a line") from error
-        yield _record_text(record, f"{path}:{number}", model_folder)
+        yield _record_text(record, f"{path}:{number}", tokenizer)
 
 
-def _record_text(record: Any, where: str, model_folder: Path | None) -> str:
+def _record_text(record: Any, where: str, tokenizer: Any | None) -> str:
     if isinstance(record, str):
         return record
     if isinstance(record, dict):
         for key in _TEXT_KEYS:
             if isinstance(record.get(key), str):
                 return str(record[key])
-        if isinstance(record.get("messages"), list) and model_folder is not None:
-            return str(_tokenizer(model_folder).apply_chat_template(record["messages"], tokenize=False))
+        if isinstance(record.get("messages"), list) and tokenizer is not None:
+            return str(tokenizer.apply_chat_template(record["messages"], tokenize=False))
     raise InputError(
         f"{where}: no text found", remedy=f"expected one of the fields {', '.join(_TEXT_KEYS)} or messages"
     )
@@ -141,14 +146,13 @@ def _hub_texts(dataset: str) -> Iterator[str]:
         ) from error
 
 
-def _from_texts(source: TextSource, model_folder: Path, documents: Iterator[str]) -> torch.Tensor:
+def _from_texts(source: TextSource, tokenizer: Any, documents: Iterator[str]) -> torch.Tensor:
     """Documents joined by the end-of-text token, cut into blocks, and `samples` of them drawn by the seed.
 
     Reads at most eight times the tokens asked for, so that a large data set is not read whole.
     """
     import torch
 
-    tokenizer = _tokenizer(model_folder)
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     stream = (
         token
@@ -167,7 +171,7 @@ def _from_texts(source: TextSource, model_folder: Path, documents: Iterator[str]
     return cut[chosen.sort().values]
 
 
-def _written_by_model(source: TextSource, model_folder: Path) -> torch.Tensor:
+def _written_by_model(source: TextSource, model_folder: Path, tokenizer: Any) -> torch.Tensor:
     """Text sampled from the model, which must fit in memory whole."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -176,7 +180,7 @@ def _written_by_model(source: TextSource, model_folder: Path) -> torch.Tensor:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device).eval()
     generator = torch.Generator().manual_seed(source.seed)
-    special = torch.tensor(sorted(set(_tokenizer(model_folder).all_special_ids)), dtype=torch.long)
+    special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
     blocks = []
     for first in range(0, source.samples, _SELF_BATCH):
         rows = min(_SELF_BATCH, source.samples - first)
@@ -217,11 +221,11 @@ def _refuse_large(model_folder: Path) -> None:
         )
 
 
-def _tokenizer(model_folder: Path) -> Any:
+def _tokenizer(model_folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model_folder)
+        return AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{model_folder} has no usable tokenizer", remedy="add tokenizer.json to the model's folder"

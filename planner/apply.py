@@ -62,8 +62,8 @@ def apply(
     work = work or out.with_name(f".{out.name}.work")
     calm_threads()
     folder = source.materialize(work)
-    passes = chain_of_plan(document)
-    job = Job(source.ir, folder, passes, out, work, _text(spec.calibration), _text(spec.evaluation))
+    passes, trust = chain_of_plan(document), spec.trust_remote_code
+    job = Job(source.ir, folder, passes, out, work, _text(spec.calibration, trust), _text(spec.evaluation, trust))
     outcome = execute(job, progress)
     resolved = resolved_plan(document, outcome.passes, outcome.tensor_bytes)
     write_launch(out, launch_files(resolved, outcome.target, out.name))
@@ -87,5 +87,5 @@ def _document(what: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], 
     return load_plan(path), path.name.removesuffix(".json").removesuffix(".plan")
 
 
-def _text(choice: TextChoice) -> TextSource:
-    return TextSource(choice.dataset, choice.samples, choice.length, choice.seed)
+def _text(choice: TextChoice, trust_remote_code: bool) -> TextSource:
+    return TextSource(choice.dataset, choice.samples, choice.length, choice.seed, trust_remote_code)

@@ -163,6 +163,7 @@ class Spec(Strict):
     revision: str | None = None
     assume: str | None = None
     trust_remote_code: bool = False
+    """Whether tokenizer code that the model brings may run here, and model code in the engine. Off unless you say so."""
     target: Target
     engine: str | EngineChoice = "auto"
     workload: WorkloadSpec = WorkloadSpec()

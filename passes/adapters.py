@@ -3,6 +3,9 @@
 The model is built on the meta device: it weighs nothing. What surrounds the blocks (embedding, masks, rotary tables, final
 norm, head, soft caps) is the family's own code, run with the blocks replaced by stubs that record how each block is called
 and hand the hidden states through. So a family needs no re-implementation here; what it needs is a list of decoder layers.
+
+Checkpoints name some tensors otherwise than the classes do (transformers keeps the list), keep experts apart that the classes
+stack, and the other way round. Names here are the description's; `module` finds what they mean in a block.
 """
 
 from __future__ import annotations
@@ -12,11 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from passes.ir.model import ModelIR
+from passes.experts import expert_bank, is_bank
+from passes.ir.model import Block, Linear, ModelIR
+from passes.members import expert_parts, fused_parts, members
 from passes.reason import InputError
 
 if TYPE_CHECKING:
     import torch
+
+
+#: Families whose blocks return a tuple, the hidden states first.
+_TUPLES = frozenset({"falcon", "gptj"})
 
 
 class Weights(Protocol):
@@ -59,22 +68,28 @@ class CacheMaxima:
 
 
 class Decoder:
-    """A causal language model of `transformers` whose weights come and go block by block."""
+    """A causal language model of `transformers` whose weights come and go block by block.
 
-    def __init__(self, ir: ModelIR, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+    `stored`: how its matrices are going to be stored; fused ones are modules of their own where their parts are.
+    """
+
+    def __init__(
+        self, ir: ModelIR, weights: Weights, dtype: torch.dtype, device: torch.device, stored: ModelIR | None = None
+    ) -> None:
         self.ir = ir
         self.weights = weights
         self.dtype = dtype
         self.device = device
         self._model = _skeleton(ir, dtype)
-        self._body = self._model.get_decoder()
-        self._layers = list(self._body.layers)
-        if len(self._layers) != len(ir.decoder.layers):
-            raise InputError(
-                f"transformers builds {len(self._layers)} blocks for {ir.name}, its description has {len(ir.decoder.layers)}",
-                remedy="check num_hidden_layers in config.json against the weights",
-            )
+        self._body, self._list = _body(self._model, ir)
+        self._layers = list(getattr(self._body, self._list))
         self._calls: dict[tuple[int, ...], list[LayerCall]] = {}
+        self._names = Names(ir.model_type)
+        for index, layer in enumerate(self._layers):
+            block = ir.decoder.block(index)
+            _unstack(layer, block, self._names)
+            if stored is not None:
+                _unfuse(layer, block, stored.decoder.block(index), self._names)
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -122,12 +137,27 @@ class Decoder:
     def block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> Iterator[torch.nn.Module]:
         """One block with its weights (`tensors`: by name relative to the block), dropped again afterwards."""
         layer = self._layers[index]
-        _fill(layer, tensors, self.dtype, self.device, f"block {index}")
+        named = {self._names.path(name): tensor for name, tensor in tensors.items()}
+        _fill(layer, named, self.dtype, self.device, f"block {index}")
         layer.eval()
         try:
             yield layer
         finally:
             layer.to("meta")
+
+    def path(self, name: str) -> str:
+        """Where a block has what the description calls `name`."""
+        return self._names.path(name)
+
+    def module(self, layer: torch.nn.Module, name: str) -> torch.nn.Module:
+        """What the description calls `name` in a block."""
+        try:
+            return layer.get_submodule(self.path(name))
+        except AttributeError:
+            raise InputError(
+                f"transformers' {type(layer).__name__} has no module {name}: its experts cannot be worked on one by one",
+                remedy="choose round-to-nearest, or an outside backend",
+            ) from None
 
     def run(
         self, layer: torch.nn.Module, index: int, hidden: torch.Tensor, cache: CacheMaxima | None = None
@@ -145,17 +175,22 @@ class Decoder:
         return output
 
     def _stub(self, replacement: torch.Tensor | None = None) -> list[Any]:
+        as_tuple = self.ir.model_type in _TUPLES
+        stubs = [
+            _stub_class()(layer, replacement if index == 0 else None, as_tuple)
+            for index, layer in enumerate(self._layers)
+        ]
+        self._set_layers(stubs)
+        return stubs
+
+    def _set_layers(self, layers: Iterable[torch.nn.Module] = ()) -> None:
         import torch
 
-        stubs = [_stub_class()(layer, replacement if index == 0 else None) for index, layer in enumerate(self._layers)]
-        self._body.layers = torch.nn.ModuleList(stubs)
-        return stubs
+        setattr(self._body, self._list, torch.nn.ModuleList(layers))
 
     @contextmanager
     def _outer_weights(self, root: torch.nn.Module) -> Iterator[None]:
-        import torch
-
-        self._body.layers = torch.nn.ModuleList()
+        self._set_layers()
         prefix = next((f"{name}." for name, module in self._model.named_modules() if module is root and name), "")
         wanted = {prefix + name for name, _ in root.named_parameters()}
         present = [name for name in sorted(wanted) if name in self.weights]
@@ -168,10 +203,101 @@ class Decoder:
         try:
             yield
         finally:
-            self._body.layers = torch.nn.ModuleList()
+            self._set_layers()
             for name, parameter in list(self._model.named_parameters()):
                 _assign(self._model, name, parameter.to("meta"))
             self._model.tie_weights()
+
+
+def _body(model: Any, ir: ModelIR) -> tuple[Any, str]:
+    """The module that holds the list of decoder blocks, and that list's name in it."""
+    import torch
+
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == len(ir.decoder.layers):
+            parent, _, name = path.rpartition(".")
+            return model.get_submodule(parent), name
+    raise InputError(
+        f"transformers builds no list of {len(ir.decoder.layers)} blocks for {ir.name}",
+        remedy="check num_hidden_layers in config.json against the weights",
+    )
+
+
+class Names:
+    """From a description's names, relative to a block, to the paths of modules and parameters in the family's class."""
+
+    def __init__(self, model_type: str) -> None:
+        from transformers.conversion_mapping import WeightRenaming, get_checkpoint_conversion_mapping
+
+        mapping = get_checkpoint_conversion_mapping(model_type) or []
+        self._renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+        self._fused: dict[str, str] = {}
+
+    def path(self, name: str) -> str:
+        """The path of a module or a parameter."""
+        path = f".{name}"
+        for renaming in self._renamings:
+            path, _ = renaming.rename_source_key(path)
+        module, _, leaf = path[1:].rpartition(".")
+        if (whole := self._fused.get(path[1:])) is not None:
+            return whole
+        return f"{self._fused[module]}.{leaf}" if module in self._fused else path[1:]
+
+    def split(self, whole: str, parts: Iterable[str]) -> None:
+        """Have the parts of a fused matrix found below it."""
+        for part in parts:
+            self._fused[part] = f"{whole}.{part.rpartition('.')[2]}"
+
+
+def _unstack(layer: Any, block: Block, names: Names) -> None:
+    """Put a module for every expert in place of stacked banks, named as the description names them."""
+    banks = [linear for linear in block.linears if linear.copies > 1]
+    for path, module in list(layer.named_modules()):
+        mine = [linear for linear in banks if names.path(_first_part(linear)).startswith(f"{path}.0.")]
+        if not mine or not is_bank(module):
+            continue
+        experts = [
+            {part.name.rpartition(".")[2]: part for linear in mine for part in expert_parts(linear, expert)}
+            for expert in range(mine[0].copies)
+        ]
+        interleaved = any(linear.stacking is not None and linear.stacking.interleaved for linear in mine)
+        _replace(layer, path, expert_bank(module, experts, interleaved))
+
+
+def _first_part(bank: Linear) -> str:
+    return next(expert_parts(bank, 0)).name
+
+
+def _unfuse(layer: Any, block: Block, stored: Block, names: Names) -> None:
+    """Put a module for each part in place of fused matrices whose parts are stored apart."""
+    apart = {linear.name for linear in members(stored)}
+    for whole, parts in fused_parts(block).items():
+        if parts[0].name in apart:
+            path = names.path(whole)
+            _replace(layer, path, _split_linear(parts))
+            names.split(path, [names.path(part.name) for part in parts])
+
+
+def _replace(root: Any, path: str, module: Any) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(root.get_submodule(parent) if parent else root, leaf, module)
+
+
+def _split_linear(parts: Iterable[Linear]) -> Any:
+    """A fused matrix as a module for each of its parts, whose outputs are joined again."""
+    import torch
+
+    class SplitLinear(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for part in parts:
+                each = torch.nn.Linear(part.in_features, part.out_features, bool(part.bias), device="meta")
+                self.add_module(part.name.rpartition(".")[2], each)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return torch.cat([child(inputs) for child in self.children()], dim=-1)
+
+    return SplitLinear()
 
 
 def _skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
@@ -223,10 +349,11 @@ def _stub_class() -> Any:
     import torch
 
     class Stub(torch.nn.Module):
-        def __init__(self, layer: torch.nn.Module, replacement: torch.Tensor | None) -> None:
+        def __init__(self, layer: torch.nn.Module, replacement: torch.Tensor | None, as_tuple: bool) -> None:
             super().__init__()
             self.__dict__["layer"] = layer
             self.replacement = replacement
+            self.as_tuple = as_tuple
 
         def __getattr__(self, name: str) -> Any:
             try:
@@ -234,8 +361,9 @@ def _stub_class() -> Any:
             except AttributeError:
                 return getattr(self.__dict__["layer"], name)
 
-        def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             self.hidden, self.args, self.kwargs = hidden, args, kwargs
-            return hidden if self.replacement is None else self.replacement
+            out = hidden if self.replacement is None else self.replacement
+            return (out, None) if self.as_tuple else out
 
     return Stub

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from passes.checkpoint import Checkpoint
-from passes.formats.dense import Dense
 from passes.ir.model import Linear, ModelIR
+from passes.members import members, packed
 
 if TYPE_CHECKING:
     import torch
@@ -19,12 +19,12 @@ class DecodedCheckpoint:
     def __init__(self, checkpoint: Checkpoint, ir: ModelIR, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
-        self._stored: dict[str, Linear] = {f"{linear.name}.weight": linear for linear in ir.outer if _packed(linear)}
+        self._stored: dict[str, Linear] = {f"{linear.name}.weight": linear for linear in ir.outer if packed(linear)}
         for stack in ir.stacks:
             for layer in range(len(stack.layers)):
                 prefix = stack.layer_prefix(layer)
-                for linear in stack.block(layer).linears:
-                    if _packed(linear):
+                for linear in members(stack.block(layer)):
+                    if packed(linear):
                         self._stored[f"{prefix}{linear.name}.weight"] = linear
 
     def __contains__(self, name: str) -> bool:
@@ -42,7 +42,3 @@ class DecodedCheckpoint:
         parts = [tensor.name for tensor in linear.storage.tensors(module, linear.out_features, linear.in_features)]
         # Some formats pad the outputs; what is beyond them belongs to no one.
         return linear.storage.decode(module, self._checkpoint.read(parts), self._dtype)[: linear.out_features]
-
-
-def _packed(linear: Linear) -> bool:
-    return not isinstance(linear.storage, Dense)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes.adapters import Decoder, Weights
-from passes.ir.model import Block, ModelIR
+from passes.ir.model import ModelIR
+from passes.members import dense_block
 from passes.reason import TightfitError
 
 if TYPE_CHECKING:
@@ -90,14 +91,6 @@ def _through(
                 hidden[number] = decoder.run(layer, index, each)
         step()
     return decoder, hidden
-
-
-def dense_block(ir: ModelIR, index: int, weights: Weights) -> dict[str, torch.Tensor]:
-    """All tensors of one dense block, by relative name."""
-    block: Block = ir.decoder.block(index)
-    prefix = ir.decoder.layer_prefix(index)
-    names = [t.name for linear in block.linears for t in linear.tensors()] + [t.name for t in block.tensors]
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.read(prefix + name for name in names).items()}
 
 
 def _compare(source: torch.Tensor, result: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

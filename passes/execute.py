@@ -10,54 +10,36 @@ is the one that the description predicts: name, dtype, shape, bytes. The source 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from passes import graph
-from passes.adapters import Weights
+from passes.assemble import MARKER, assemble, differences
 from passes.base import Pass
 from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks, tokens_digest
-from passes.checkpoint import Checkpoint, clear_disk_errors, copy_side_files, write_index, write_json, write_shard
-from passes.formats.config import quantization_config
+from passes.checkpoint import Checkpoint, clear_disk_errors, write_json, write_shard
+from passes.content_key import code_digest, content_key, file_identity, folder_identity
 from passes.formats.dense import Dense
-from passes.formats.exl2_config import exl2_config
-from passes.formats.tensor import Tensor
 from passes.ir.model import ModelIR
 from passes.measure import Meter
-from passes.prune.depth import DepthPrune, RenumberedWeights
+from passes.prune.sparse import Sparsify
 from passes.quantize.exl2_pass import QuantizeExl2
-from passes.quantize.methods import RoundToNearest, method
+from passes.quantize.methods import method
 from passes.quantize.quantize import Quantize
-from passes.reason import DoesNotFitError, GoalMissedError, InputError, TightfitError
+from passes.reason import DoesNotFitError, InputError, TightfitError
+from passes.resolve import Resolver, unmeasured
 
 if TYPE_CHECKING:
     import torch
 
     from passes.evaluate import Measured
     from passes.quantize.methods import Method
-
-#: Names the folder as ours, and the key of what is in it.
-MARKER = "tightfit.json"
-#: Files whose text decides what the walk writes; their digest is part of every key.
-_CODE = (
-    "walk.py",
-    "adapters.py",
-    "hessian.py",
-    "kv_cache.py",
-    "checkpoint.py",
-    "quantize/*.py",
-    "formats/*.py",
-    "prune/*.py",
-    "ir/model.py",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +163,15 @@ class _Run:
         with clear_disk_errors(self.job.work):
             self.job.work.mkdir(parents=True, exist_ok=True)
         self._check_disk()
-        unmeasured = any(isinstance(one, DepthPrune) and one.blocks is None for one in self.job.passes)
-        calibrated = self.method.needs_hessian or self.target.kv_cache.scales or unmeasured
+        calibrated = self.method.needs_hessian or self.target.kv_cache.scales or unmeasured(self.job.passes)
         tokens = self._text("calibration", self.job.calibration) if calibrated else _no_tokens()
-        self._resolve(tokens)
+        resolver = Resolver(
+            self.job.source, Checkpoint(self.job.folder), tokens, self.job.work, self.dtype, self.device, self._identity(),
+            self._measure,
+        )  # fmt: skip
+        self.passes = tuple(resolver.resolved(self.job.passes))
+        self.dense, self.weights = resolver.dense, resolver.weights
+        self.target = graph.rewrite(self.job.source, self.passes)
         walk, walk_key = self._walk(tokens, tokens_digest(tokens) if calibrated else "")
         out_key = self._assemble(walk, walk_key)
         held_out = self._text("evaluation", self.job.evaluation)
@@ -205,7 +192,8 @@ class _Run:
         )
 
     def _text(self, role: str, source: TextSource) -> torch.Tensor:
-        key = _key("text", asdict(source), _text_identity(source), _folder_identity(self.job.folder))
+        identity = file_identity(Path(source.dataset))
+        key = content_key("text", asdict(source), identity, folder_identity(self.job.folder))
         path = self.job.work / f"text-{key}.safetensors"
 
         def make() -> None:
@@ -215,64 +203,21 @@ class _Run:
         tokens: torch.Tensor = Checkpoint.of_files([path]).read(["input_ids"])["input_ids"]
         return tokens
 
-    def _resolve(self, tokens: torch.Tensor) -> None:
-        """Make the choices that had to be measured, pass after pass; see the source through the structural ones."""
-        self.dense: ModelIR = self.job.source
-        self.weights: Weights = Checkpoint(self.job.folder)
-        passes: list[Pass] = []
-        for one in self.job.passes:
-            if isinstance(one, DepthPrune):
-                one = one if one.blocks is not None else self._cheapest_blocks(one, tokens)
-                self.weights = RenumberedWeights(self.weights, self.dense, one.kept(len(self.dense.decoder.layers)))
-                self.dense = one.rewrite(self.dense)
-            elif isinstance(one, QuantizeExl2) and not one.resolved:
-                one = self._exl2_choices(one, tokens, graph.to_json(passes))
-            passes.append(one)
-        self.passes = tuple(passes)
-        self.target = graph.rewrite(self.job.source, self.passes)
+    def _identity(self) -> list[object]:
+        """What every step on this source depends on besides its own options."""
+        return [folder_identity(self.job.folder), str(self.dtype), self.device.type, code_digest()]
 
-    def _cheapest_blocks(self, one: DepthPrune, tokens: torch.Tensor) -> DepthPrune:
-        from passes.prune.depth import choose_blocks
-
-        key = self._key("depth", one.count, tokens_digest(tokens))
-        path = self.job.work / f"depth-{key}.json"
-
-        def make() -> None:
-            write_json(path, list(choose_blocks(self.dense, self.weights, one.count, tokens, self.dtype, self.device)))
-
-        self._step("measure depth", key, path.exists(), make)
-        return DepthPrune(one.count, tuple(json.loads(path.read_text())))
-
-    def _exl2_choices(self, one: QuantizeExl2, tokens: torch.Tensor, before: list[dict[str, Any]]) -> QuantizeExl2:
-        """Measure every option of every slot (kept for any budget), then spend this pass's budget exactly."""
-        from passes.sensitivity import allocate_exl2, measure, saved_errors
-
-        key = self._key("exl2", before, tokens_digest(tokens))
-        folder = self.job.work / f"exl2-{key}"
-        layers = len(self.dense.decoder.layers)
+    def _measure(self, name: str, key: str, done: bool, make: Callable[[Callable[[int, int], None]], None]) -> None:
+        """A step that counts its own units."""
         meter = Meter()
-
-        def run() -> None:
-            measure(
-                self.dense, self.weights, tokens, folder, self.dtype, self.device,
-                lambda done, total: self.progress(Progress("measure EXL2", done, total, "", meter.seconds)),
-            )  # fmt: skip
-
-        self._step("measure EXL2", key, len(list(folder.glob("layer-*.json"))) == layers, run)
-        return replace(one, choices=allocate_exl2(self.dense, one.bpw, saved_errors(folder, layers)))
-
-    def _key(self, *parts: Any) -> str:
-        """The key of a measurement on this source."""
-        return _key(*parts, _folder_identity(self.job.folder), str(self.dtype), self.device.type, code_digest())
+        report: Callable[[int, int], None] = lambda n, total: self.progress(Progress(name, n, total, "", meter.seconds))  # noqa: E731
+        self._step(name, key, done, lambda: make(report))
 
     def _walk(self, tokens: torch.Tensor, digest: str) -> tuple[Path, str]:
         from passes.walk import Walk, units
         from passes.walk_state import BlockReport, WalkState
 
-        key = _key(
-            "walk", _folder_identity(self.job.folder), graph.to_json(self.passes), digest, repr(self.method),
-            str(self.dtype), self.device.type, code_digest(),
-        )  # fmt: skip
+        key = content_key("walk", self._identity(), graph.to_json(self.passes), digest, repr(self.method))
         folder = self.job.work / f"walk-{key}"
         meter = Meter()
 
@@ -297,7 +242,7 @@ class _Run:
         return folder, key
 
     def _assemble(self, walk: Path, walk_key: str) -> str:
-        key = _key("assemble", walk_key, code_digest())
+        key = content_key("assemble", walk_key, code_digest())
         marker = self.job.out / MARKER
         done = (
             marker.exists()
@@ -306,7 +251,8 @@ class _Run:
         )
 
         def make() -> None:
-            assemble(self.job, self.passes, self.target, walk, key)
+            shards = sorted((walk / "shards").glob("*.safetensors"))
+            assemble(self.job.out, self.target, self.passes, shards, self.job.folder, self.job.calibration, key)
 
         self._step("assemble", key, done, make)
         return key
@@ -315,7 +261,7 @@ class _Run:
         from passes.decoded import DecodedCheckpoint
         from passes.evaluate import Measured, Side, evaluate
 
-        key = _key("evaluate", out_key, tokens_digest(tokens), code_digest())
+        key = content_key("evaluate", out_key, tokens_digest(tokens), code_digest())
         path = self.job.work / f"evaluate-{key}.json"
         meter = Meter()
 
@@ -356,76 +302,6 @@ class _Run:
             )
 
 
-def assemble(job: Job, passes: Sequence[Pass], target: ModelIR, walk: Path, key: str) -> None:
-    """Make the output folder from the walk's shards: beside its place, checked, then renamed into it."""
-    partial = job.out.with_name(job.out.name + ".partial")
-    with clear_disk_errors(partial):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for shard in sorted((walk / "shards").glob("*.safetensors")):
-            _link(shard, partial / shard.name)
-    write_shard(partial / "model-00000.safetensors", _outer_tensors(job, target))
-    copy_side_files(job.folder, partial)
-    config: dict[str, Any] = {k: v for k, v in target.config.items() if k != "quantization_config"}
-    write_json(partial / "config.json", _quantized_config(job, passes, target, config))
-    write_index(partial)
-    write_json(partial / MARKER, {"key": key, "passes": graph.to_json(passes)})
-    wrong = differences(partial, target)
-    if wrong:
-        raise GoalMissedError(
-            "the checkpoint differs from its description: " + "; ".join(wrong[:5]),
-            remedy="this is a defect of tightfit; nothing was published",
-        )
-    with clear_disk_errors(job.out):
-        if job.out.exists():
-            shutil.rmtree(job.out)
-        partial.rename(job.out)
-
-
-def _quantized_config(job: Job, passes: Sequence[Pass], target: ModelIR, config: dict[str, Any]) -> dict[str, Any]:
-    text = job.calibration
-    for one in passes:
-        if isinstance(one, QuantizeExl2):
-            return exl2_config(config, one.bpw, one.head_bits, text.samples, text.length, Path(text.dataset).name)
-    quantized = quantization_config(target)
-    return config if quantized is None else {**config, "quantization_config": quantized}
-
-
-def differences(folder: Path, target: ModelIR) -> list[str]:
-    """How a checkpoint differs from its description, tensor by tensor; empty when it is exactly as described."""
-    try:
-        found = {tensor.name: tensor for tensor in Checkpoint(folder).describe()}
-    except InputError as error:
-        return [error.message]
-    expected = {tensor.name: tensor for tensor in target.tensors()}
-    out = [f"{name} is missing" for name in expected if name not in found]
-    out += [f"{name} is not in the description" for name in found if name not in expected]
-    out += [
-        f"{name}: {_form(found[name])} instead of {_form(tensor)}"
-        for name, tensor in expected.items()
-        if name in found and found[name] != tensor
-    ]
-    return out
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{tensor.dtype}{list(tensor.shape)} ({tensor.bytes} bytes)"
-
-
-def _outer_tensors(job: Job, target: ModelIR) -> dict[str, torch.Tensor]:
-    """What is outside of the decoder's blocks, as it was."""
-    kept = [linear for linear in target.outer if isinstance(linear.storage, Dense)]
-    names = [t.name for linear in kept for t in linear.tensors()] + [t.name for t in target.outer_tensors]
-    for stack in target.stacks:
-        if stack.name == "decoder":
-            continue
-        for layer in range(len(stack.layers)):
-            prefix, block = stack.layer_prefix(layer), stack.block(layer)
-            names += [prefix + t.name for linear in block.linears for t in linear.tensors()]
-            names += [prefix + t.name for t in block.tensors]
-    return Checkpoint(job.folder).read(names)
-
-
 def _as_dense(dense: ModelIR, target: ModelIR) -> ModelIR:
     """The result as a dense model: what its decoded weights are. A head stored apart is no longer tied to the embedding."""
     if len(target.outer) == len(dense.outer):
@@ -436,11 +312,9 @@ def _as_dense(dense: ModelIR, target: ModelIR) -> ModelIR:
     return replace(dense, outer=(*dense.outer, *head), tied_embeddings=False, config=config)
 
 
-def _method(passes: Sequence[Pass]) -> Method:
-    for one in passes:
-        if isinstance(one, Quantize | QuantizeExl2):
-            return method(one.method)
-    return RoundToNearest()
+def _method(passes: tuple[Pass, ...]) -> Method:
+    quantize = next((one.method for one in passes if isinstance(one, Quantize | QuantizeExl2)), None)
+    return method(quantize, next((one.mask for one in passes if isinstance(one, Sparsify)), None))
 
 
 def _no_tokens() -> torch.Tensor:
@@ -461,40 +335,6 @@ def _compute_dtype(name: str, ir: ModelIR) -> torch.dtype:
     if name not in names:
         raise InputError(f"unknown compute dtype {name!r}", remedy=f"one of auto, {', '.join(names)}")
     return names[name]
-
-
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """sha256 over the code whose change may change what a walk writes."""
-    root = Path(__file__).parent
-    digest = hashlib.sha256()
-    for pattern in _CODE:
-        for path in sorted(root.glob(pattern)):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _folder_identity(folder: Path) -> list[Any]:
-    """What tells one source from another without reading its weights: names, sizes and times of its files."""
-    paths = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-
-
-def _text_identity(source: TextSource) -> list[Any]:
-    path = Path(source.dataset)
-    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for the file; a copy where the file system knows no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _same_disk(work: Path, out: Path) -> bool:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from passes.adapters import Decoder, Weights
 from passes.allocate import Unit, allocate
 from passes.checkpoint import write_json
-from passes.evaluate import dense_block
 from passes.formats.exl2 import Exl2
 from passes.formats.exl2_options import ATTENTION, MLP
-from passes.hessian import Hessian
-from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.inputs import Inputs
+from passes.ir.model import Block, Linear, ModelIR
+from passes.members import dense_block, members
 from passes.quantize.exl2 import factorize, quantize
-from passes.quantize.exl2_pass import budget_bytes, slot_bytes, stored_block
+from passes.quantize.exl2_pass import apart, budget_bytes, in_attention, slot_bytes, stored_block
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def measure(
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    decoder = Decoder(ir, weights, dtype, device)
+    decoder = Decoder(ir, weights, dtype, device, apart(ir))
     hidden = decoder.embed(torch.split(tokens, max(1, _COMPARED_TOKENS // tokens.shape[1])))
     for index in range(len(decoder)):
         path = folder / f"layer-{index:05d}.json"
@@ -111,7 +111,8 @@ class _Probe:
     ) -> None:
         self._decoder, self._layer, self._index, self._block, self._device = decoder, layer, index, block, device
         self._measured = measured
-        self._hessians: dict[str, Hessian] = {}
+        self._matrices = members(stored_block(block, 0, 0))
+        self._hessians: dict[str, Inputs] = {}
         self._calls: dict[str, _Call] = {}
         self._stream: dict[str, float] = {}
 
@@ -135,17 +136,24 @@ class _Probe:
         options = ATTENTION if slot == "attention" else MLP
         rows = [_layouts(self._block, slot, number) for number in range(len(options))]
         decoded = self._decoded(rows)
-        module, call = self._layer.get_submodule(_slot_path(self._block, slot)), self._calls[slot]
+        module, call = self._slot(slot), self._calls[slot]
         reference = _first(call.output).float()
-        dense = {name: self._layer.get_submodule(name).weight.data for name in rows[0]}
+        dense = {name: self._weight(name).data for name in rows[0]}
         out = []
         for row in rows:
             for name, form in row.items():
-                self._layer.get_submodule(name).weight.data = decoded[name, form]
+                self._weight(name).data = decoded[name, form]
             out.append(self._error(module, call, reference, slot))
         for name, weight in dense.items():
-            self._layer.get_submodule(name).weight.data = weight
+            self._weight(name).data = weight
         return out
+
+    def _weight(self, name: str) -> torch.nn.Parameter:
+        return self._decoder.module(self._layer, name).get_parameter("weight")
+
+    def _slot(self, slot: str) -> torch.nn.Module:
+        """The module that holds a slot's matrices: `self_attn`, `mlp`."""
+        return self._layer.get_submodule(self._decoder.path(_slot_linears(self._block, slot)[0].name).partition(".")[0])
 
     def _error(self, module: torch.nn.Module, call: _Call, reference: torch.Tensor, slot: str) -> float:
         import torch
@@ -157,34 +165,40 @@ class _Probe:
     def _decoded(self, rows: Sequence[Mapping[str, Exl2]]) -> dict[tuple[str, Exl2], torch.Tensor]:
         """Every matrix of a slot decoded from each of its distinct layouts."""
         out = {}
-        by_name = {linear.name: linear for linear in self._block.linears}
+        by_name = {linear.name: linear for linear in self._matrices}
         factors: dict[str, Any] = {}
         for name in rows[0]:
             reads = by_name[name].reads or name
             if reads not in factors:
-                where = f"block {self._index} {name}"
-                factors[reads] = factorize(self._hessians[reads].value(where), where)
-            linear: Any = self._layer.get_submodule(name)
+                factors[reads] = self._factor(reads, f"block {self._index} {name}")
+            dense = self._weight(name)
             forms = list(dict.fromkeys(row[name] for row in rows))
-            layouts = [form.layout(linear.weight.shape[1]) for form in forms]
-            results = quantize(linear.weight.data, factors[reads], layouts)
+            layouts = [form.layout(dense.shape[1]) for form in forms]
+            results = quantize(dense.data, factors[reads], layouts)
             for form, (_, weight) in zip(forms, results, strict=True):
-                out[name, form] = weight.to(linear.weight.dtype)
+                out[name, form] = weight.to(dense.dtype)
         return out
+
+    def _factor(self, reads: str, where: str) -> Any:
+        """The Hessian's factor; an expert that no token reached counts every input the same, as in the walk."""
+        import torch
+
+        inputs = self._hessians[reads]
+        hessian = inputs.hessian(where)
+        return factorize(hessian if inputs.tokens else torch.eye(len(hessian), device=self._device), where)
 
     def _hooks(self) -> list[Any]:
         handles = []
         seen: set[str] = set()
-        for linear in self._block.linears:
+        for linear in self._matrices:
             reads = linear.reads or linear.name
             if linear.quantizable and reads not in seen:
                 seen.add(reads)
-                self._hessians[reads] = Hessian(linear.in_features, self._device)
-                module = self._layer.get_submodule(linear.name)
+                self._hessians[reads] = Inputs(linear.in_features, self._device)
+                module = self._decoder.module(self._layer, linear.name)
                 handles.append(module.register_forward_pre_hook(self._gather(reads)))
         for slot in ("attention", "mlp"):
-            module = self._layer.get_submodule(_slot_path(self._block, slot))
-            handles.append(module.register_forward_hook(self._note(slot), with_kwargs=True))
+            handles.append(self._slot(slot).register_forward_hook(self._note(slot), with_kwargs=True))
         return handles
 
     def _gather(self, reads: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
@@ -203,18 +217,12 @@ class _Probe:
 def _layouts(block: Block, slot: str, option: int) -> dict[str, Exl2]:
     """The layout of every matrix of a slot under one option."""
     stored = stored_block(block, option if slot == "attention" else 0, option if slot == "mlp" else 0)
-    path = _slot_path(block, slot)
-    return {
-        linear.name: linear.storage
-        for linear in stored.linears
-        if isinstance(linear.storage, Exl2) and linear.name.startswith(path + ".")
-    }
+    return {linear.name: linear.storage for linear in _slot_linears(stored, slot) if isinstance(linear.storage, Exl2)}
 
 
-def _slot_path(block: Block, slot: str) -> str:
-    """The module that holds a slot's matrices, relative to the layer: `self_attn`, `mlp`."""
-    wanted: Callable[[Linear], bool] = lambda linear: linear.role is (Role.O if slot == "attention" else Role.DOWN)  # noqa: E731
-    return next(linear.name.partition(".")[0] for linear in block.linears if wanted(linear))
+def _slot_linears(block: Block, slot: str) -> list[Linear]:
+    """Every quantizable matrix of a slot."""
+    return [linear for linear in members(block) if linear.quantizable and in_attention(linear) == (slot == "attention")]
 
 
 def _first(output: Any) -> torch.Tensor:

@@ -16,23 +16,27 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from passes.adapters import CacheMaxima, Decoder, Weights
 from passes.checkpoint import write_shard
-from passes.evaluate import dense_block
-from passes.formats.dense import Dense
-from passes.hessian import Hessian
+from passes.folds import Fold, find_folds, rows_divided
+from passes.inputs import Inputs
 from passes.ir.model import Block, Linear, ModelIR, Role
-from passes.kv_cache import scale_tensors
-from passes.quantize.methods import Matrix, Method
+from passes.kv_cache import attention_name, scale_tensors
+from passes.members import dense_block, members, packed
+from passes.quantize.methods import Matrix, Method, Stored
 from passes.reason import TightfitError
+from passes.stops import Stops
 from passes.walk_state import BlockReport, WalkState
 
 if TYPE_CHECKING:
     import torch
+
+#: Tokens that are enough to see whether a change to a block changes its output.
+_PROBE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Walk:
     dtype: torch.dtype
     batch_tokens: int = 4096
     progress: Callable[[BlockReport, int], None] = field(default=lambda report, blocks: None)
+    _found_folds: dict[Block, Mapping[str, Fold]] = field(default_factory=dict, compare=False, repr=False)
 
     def run(self) -> WalkState:
         """Walk from the first unfinished block to the last. The shards are in the state's folder afterwards."""
@@ -59,21 +64,19 @@ class Walk:
         total, blocks = units(self.target), len(self.source.decoder.layers)
         if state.done >= total:
             return state
-        decoder = Decoder(self.source, self.weights, self.dtype, self.device) if self._calibrated else None
+        decoder = Decoder(self.source, self.weights, self.dtype, self.device, self.target) if self._calibrated else None
         hidden: list[torch.Tensor] = []
         if decoder is not None:
             hidden = decoder.embed(self._batches())
             hidden = state.hidden() or hidden
         for index in range(state.done, blocks):
             began = time.monotonic()
-            losses = self._block(index, decoder, hidden, state)
-            report = BlockReport(index, losses, round(time.monotonic() - began, 3), peak_bytes(self.device))
+            report = self._block(index, decoder, hidden, state).report(index, began)
             state.finish_block(report, hidden)
             self.progress(report, total)
         if state.done < total:
             began = time.monotonic()
-            losses = self._heads(decoder, hidden, state)
-            report = BlockReport(blocks, losses, round(time.monotonic() - began, 3), peak_bytes(self.device))
+            report = self._heads(decoder, hidden, state).report(blocks, began)
             state.finish_block(report, [])
             self.progress(report, total)
         state.drop_hidden()
@@ -89,70 +92,57 @@ class Walk:
         rows = max(1, self.batch_tokens // self.tokens.shape[1])
         return iter(torch.split(self.tokens, rows))
 
-    def _block(
-        self, index: int, decoder: Decoder | None, hidden: list[torch.Tensor], state: WalkState
-    ) -> dict[str, float]:
-        """Quantize one block, write its shard, replace `hidden` by the block's outputs. Returns the losses."""
+    def _block(self, index: int, decoder: Decoder | None, hidden: list[torch.Tensor], state: WalkState) -> BlockWork:
+        """Store one block, write its shard, replace `hidden` by the block's outputs."""
         before, after = self.source.decoder.block(index), self.target.decoder.block(index)
         prefix = self.source.decoder.layer_prefix(index)
         weights = dense_block(self.source, index, self.weights)
-        todo = _groups(after)
-        stored: dict[str, torch.Tensor] = {}
-        losses: dict[str, float] = {}
-        cache = CacheMaxima()
-
-        def quantize(group: Sequence[Linear], hessian: torch.Tensor | None) -> dict[str, torch.Tensor]:
-            return self._store(group, hessian, weights, prefix, stored, losses)
-
+        todo = _groups(after, self.method)
+        work = BlockWork(self.method, weights, prefix, self.device, self.dtype)
+        cache = CacheMaxima() if self.target.kv_cache.scales and attention_name(after) else None
         if decoder is None:
             for group in todo:
-                quantize(group, None)
+                work.store(group, None)
         else:
             with decoder.block(index, weights) as layer:
-                stops = Stops(decoder, layer, index, cache, todo, self.device, self.method.needs_hessian)
-                stops.run(hidden, quantize)
-        stored |= _kept(before, after, prefix, weights)
-        if self.target.kv_cache.scales:
+                if self.method.smoothing is not None:
+                    work.folds = self._folds(decoder, layer, index, todo)
+                smooth = self.method.smoothing is not None
+                stops = Stops(decoder, layer, index, cache, todo, self.method.needs_hessian, smooth)
+                stops.run(hidden, work.store)
+        stored = _kept(before, after, prefix, weights) | work.stored
+        work.fold(stored)
+        if cache is not None:
             stored |= scale_tensors(after, prefix, cache.keys, cache.values)
         _check_block(after, prefix, stored)
         write_shard(state.shards / f"model-{index + 1:05d}.safetensors", stored)
-        return losses
+        return work
 
-    def _store(
-        self,
-        group: Sequence[Linear],
-        hessian: torch.Tensor | None,
-        weights: Mapping[str, torch.Tensor],
-        prefix: str,
-        stored: dict[str, torch.Tensor],
-        losses: dict[str, float],
-    ) -> dict[str, torch.Tensor]:
-        """Store a group that reads one input, into `stored`; returns the decoded weights by relative name."""
-        matrices = [_matrix(linear, weights, prefix, self.device) for linear in group]
-        decoded = {}
-        for linear, done in zip(group, self.method.store(matrices, hessian, self.dtype), strict=True):
-            stored.update(done.tensors)
-            losses[linear.name] = done.loss
-            decoded[linear.name] = done.decoded
-        return decoded
+    def _folds(
+        self, decoder: Decoder, layer: torch.nn.Module, index: int, groups: Sequence[Sequence[Linear]]
+    ) -> Mapping[str, Fold]:
+        """What takes over the scales of each group; the same for all blocks of a class."""
+        block = self.target.decoder.block(index)
+        if block not in self._found_folds:
+            [probe] = decoder.embed([self.tokens[:1, :_PROBE_TOKENS]])
+            self._found_folds[block] = find_folds(decoder, layer, index, block, groups, probe)
+        return self._found_folds[block]
 
-    def _heads(self, decoder: Decoder | None, hidden: list[torch.Tensor], state: WalkState) -> dict[str, float]:
+    def _heads(self, decoder: Decoder | None, hidden: list[torch.Tensor], state: WalkState) -> BlockWork:
         """Store the matrices outside the blocks that are not left dense: an output head. Its input is the final norm's output."""
-        hessian = None
+        inputs = None
         heads = packed_outer(self.target)
         if decoder is not None and self.method.needs_hessian:
-            total = Hessian(heads[0].in_features, self.device)
-            for inputs in decoder.final(hidden):
-                total.add(inputs)
-            hessian = total.value(heads[0].name)
+            inputs = Inputs(heads[0].in_features, self.device)
+            for batch in decoder.final(hidden):
+                inputs.add(batch)
         names = {linear.name: _head_source(self.source, self.weights, linear) for linear in heads}
         read = self.weights.read(names.values())
         weights = {f"{name}.weight": read[origin] for name, origin in names.items()}
-        stored: dict[str, torch.Tensor] = {}
-        losses: dict[str, float] = {}
-        self._store(heads, hessian, weights, "", stored, losses)
-        write_shard(state.shards / f"model-{len(self.source.decoder.layers) + 1:05d}.safetensors", stored)
-        return losses
+        work = BlockWork(self.method, weights, "", self.device, self.dtype)
+        work.store(heads, inputs)
+        write_shard(state.shards / f"model-{len(self.source.decoder.layers) + 1:05d}.safetensors", work.stored)
+        return work
 
 
 def units(target: ModelIR) -> int:
@@ -162,7 +152,7 @@ def units(target: ModelIR) -> int:
 
 def packed_outer(target: ModelIR) -> list[Linear]:
     """The matrices outside the stacks that are not stored dense."""
-    return [linear for linear in target.outer if not isinstance(linear.storage, Dense)]
+    return [linear for linear in target.outer if packed(linear)]
 
 
 def _head_source(source: ModelIR, weights: Weights, head: Linear) -> str:
@@ -172,101 +162,73 @@ def _head_source(source: ModelIR, weights: Weights, head: Linear) -> str:
     return next(f"{linear.name}.weight" for linear in source.outer if linear.role is Role.EMBEDDING)
 
 
-class Stops:
-    """Runs the calibration batches through one block, stopping all of them at each group of matrices to be quantized."""
+class BlockWork:
+    """What becomes of one block: its matrices stored group after group, the scales of their inputs taken over by what is before."""
 
     def __init__(
-        self,
-        decoder: Decoder,
-        layer: torch.nn.Module,
-        index: int,
-        cache: CacheMaxima,
-        groups: Sequence[Sequence[Linear]],
-        device: torch.device,
-        needs_hessian: bool,
+        self, method: Method, weights: Mapping[str, torch.Tensor], prefix: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self._decoder, self._layer, self._index, self._cache = decoder, layer, index, cache
-        self._groups, self._device, self._needs_hessian = groups, device, needs_hessian
-        self._finished: set[int] = set()
-        self._hessians: dict[int, Hessian] = {}
+        self.method, self.weights, self.prefix, self.device, self.dtype = method, weights, prefix, device, dtype
+        self.folds: Mapping[str, Fold] = {}
+        self.stored: dict[str, torch.Tensor] = {}
+        self._losses: dict[str, float] = {}
+        self._unseen: list[str] = []
+        self._done: dict[str, tuple[Linear, Stored]] = {}
+        self._taken: list[tuple[Fold, torch.Tensor]] = []
 
-    def run(
-        self,
-        hidden: list[torch.Tensor],
-        quantize: Callable[[Sequence[Linear], torch.Tensor | None], Mapping[str, torch.Tensor]],
-    ) -> None:
-        """Replace each batch in `hidden` by the block's output; `quantize` returns the decoded weights of a group."""
-        from greenlet import getcurrent, greenlet
+    def store(self, group: Sequence[Linear], inputs: Inputs | None) -> dict[str, torch.Tensor]:
+        """Store a group that reads one input; returns the decoded weights by relative name."""
+        matrices = [_matrix(linear, self.weights, self.prefix, self.device) for linear in group]
+        hessian = inputs.hessian(matrices[0].name) if inputs is not None else None
+        if hessian is None and self.method.needs_hessian:
+            self._unseen += [linear.name for linear in group]
+        scale = self._smoothed(matrices, inputs, hessian)
+        if scale is not None and hessian is not None:
+            matrices = [replace(matrix, weight=matrix.weight * scale) for matrix in matrices]
+            hessian = hessian / scale / scale[:, None]
+        decoded = {}
+        for linear, done in zip(group, self.method.store(matrices, hessian, self.dtype), strict=True):
+            self.stored.update(done.tensors)
+            self._losses[linear.name] = done.loss
+            self._done[linear.name] = (linear, done)
+            decoded[linear.name] = done.decoded if scale is None else done.decoded / scale
+        return decoded
 
-        scheduler = getcurrent()
-        handles = [
-            self._layer.get_submodule(linear.name).register_forward_pre_hook(self._hook(number, scheduler))
-            for number, group in enumerate(self._groups) for linear in group
-        ]  # fmt: skip
-        try:
-            waiting: dict[int, tuple[Any, int]] = {}
-            for batch in range(len(hidden)):
-                self._advance(greenlet(self._forward), hidden, batch, waiting, (hidden[batch],))
-            while waiting:
-                number = min(group for _, group in waiting.values())
-                group = self._groups[number]
-                hessian = (
-                    self._hessians.pop(number).value(f"block {self._index} {group[0].name}")
-                    if self._needs_hessian
-                    else None
-                )
-                self._install(quantize(group, hessian))
-                self._finished.add(number)
-                for batch, (run, at) in sorted(waiting.items()):
-                    if at == number:
-                        self._advance(run, hidden, batch, waiting, ())
-            for number in set(range(len(self._groups))) - self._finished:
-                self._install(quantize(self._groups[number], None))
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _smoothed(
+        self, matrices: Sequence[Matrix], inputs: Inputs | None, hessian: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        fold, smoothing = self.folds.get(matrices[0].linear.name), self.method.smoothing
+        grids = [grid for matrix in matrices if (grid := matrix.linear.storage.grid) is not None]
+        if fold is None or smoothing is None or inputs is None or hessian is None or len(grids) < len(matrices):
+            return None
+        scale = smoothing.scales([matrix.weight for matrix in matrices], grids, inputs, hessian)
+        self._taken.append((fold, scale))
+        return scale
 
-    def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._decoder.run(self._layer, self._index, hidden, self._cache)
+    def fold(self, stored: dict[str, torch.Tensor]) -> None:
+        """Have what comes before each smoothed group take its scale over, in the tensors that go to disk."""
+        for fold, scale in self._taken:
+            name = self.prefix + fold.name
+            if fold.name in self._done:
+                linear, done = self._done[fold.name]
+                assert done.quantized is not None
+                stored |= linear.storage.encode(name, rows_divided(done.quantized, scale))
+            else:
+                stored[f"{name}.weight"] = fold.folded(stored[f"{name}.weight"], scale)
+            if f"{name}.bias" in stored:
+                stored[f"{name}.bias"] = replace(fold, kind="norm").folded(stored[f"{name}.bias"], scale)
 
-    def _advance(
-        self,
-        run: Any,
-        hidden: list[torch.Tensor],
-        batch: int,
-        waiting: dict[int, tuple[Any, int]],
-        args: tuple[Any, ...],
-    ) -> None:
-        """Let one batch run to its next stop or to the end of the block."""
-        outcome = run.switch(*args)
-        if run.dead:
-            waiting.pop(batch, None)
-            hidden[batch] = outcome
-        else:
-            waiting[batch] = (run, outcome)
-
-    def _hook(self, number: int, scheduler: Any) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-        def pause(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            if number in self._finished:
-                return
-            if self._needs_hessian:
-                if number not in self._hessians:
-                    self._hessians[number] = Hessian(args[0].shape[-1], self._device)
-                self._hessians[number].add(args[0])
-            scheduler.switch(number)
-
-        return pause
-
-    def _install(self, decoded: Mapping[str, torch.Tensor]) -> None:
-        for name, weight in decoded.items():
-            self._layer.get_submodule(name).weight.data = weight.to(self._device)
+    def report(self, number: int, began: float) -> BlockReport:
+        """What the walk saw, the clock having started at `began`."""
+        seconds = round(time.monotonic() - began, 3)
+        return BlockReport(number, self._losses, seconds, peak_bytes(self.device), tuple(self._unseen))
 
 
-def _groups(block: Block) -> list[list[Linear]]:
-    """The matrices to be quantized, those that read the same input together, in execution order of the description."""
+def _groups(block: Block, method: Method) -> list[list[Linear]]:
+    """The matrices to be worked on, those that read the same input together, in execution order of the description."""
     groups: dict[str, list[Linear]] = {}
-    for linear in block.linears:
-        if not isinstance(linear.storage, Dense):
+    for linear in members(block):
+        if method.touches(linear):
             groups.setdefault(linear.reads or linear.name, []).append(linear)
     return list(groups.values())
 
@@ -276,10 +238,6 @@ def _matrix(linear: Linear, weights: Mapping[str, torch.Tensor], prefix: str, de
     import torch
 
     name = prefix + linear.name
-    if f"{linear.name}.weight" not in weights:
-        raise TightfitError(
-            f"{name} is part of a fused matrix in the source", remedy="this family is not split in the walk yet"
-        )
     weight = weights[f"{linear.name}.weight"].to(device, torch.float32)
     if not bool(torch.isfinite(weight).all()):
         raise TightfitError(
@@ -292,9 +250,8 @@ def _kept(before: Block, after: Block, prefix: str, weights: Mapping[str, torch.
     """What is stored as it was: norms, biases, matrices that stay dense."""
     known = {tensor.name for tensor in before.tensors}
     names = [tensor.name for tensor in after.tensors if tensor.name in known]
-    for linear in after.linears:
-        dense = isinstance(linear.storage, Dense)
-        names += [t.name for t in linear.tensors() if dense or t.name == f"{linear.name}.bias"]
+    names += [tensor.name for linear in after.linears if not packed(linear) for tensor in linear.tensors()]
+    names += [f"{linear.name}.bias" for linear in members(after) if packed(linear) and linear.bias]
     return {prefix + name: weights[name] for name in names}
 
 

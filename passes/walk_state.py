@@ -31,6 +31,8 @@ class BlockReport:
     """Per matrix: the algorithm's own loss on the calibration text."""
     seconds: float
     peak_bytes: int
+    unseen: Sequence[str] = ()
+    """Matrices that no calibration token reached (experts never routed to): rounded without error compensation."""
 
 
 class WalkState:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.adapters import Decoder, Weights
 from passes.base import Pass
-from passes.evaluate import Side, dense_block, evaluate
+from passes.evaluate import Side, evaluate
 from passes.ir.model import ModelIR, Stack
+from passes.members import dense_block
 from passes.reason import Reason
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from passes.base import Pass
 from passes.ir.model import ModelIR
+from passes.prune.mask import Mask
 from passes.reason import Reason
 
 METHODS = ("sparsegpt", "wanda")
@@ -26,6 +27,8 @@ class Sparsify(Pass):
         """Unknown methods and patterns, shares that differ from the pattern's, rows that its runs do not divide."""
         if self.method not in METHODS:
             return (Reason("unknown_sparsity_method", f"no method {self.method!r}", f"one of {', '.join(METHODS)}"),)
+        if any(linear.stacking for block, _ in ir.decoder.counts for linear in block.linears):
+            return (Reason("sparsity_stacked", f"{ir.name} stores its experts as one tensor", "another pruning"),)
         if not 0 < self.sparsity < 1:
             return (Reason("sparsity_share", f"a share of {self.sparsity:g} is not between 0 and 1", "0.5"),)
         if self.pattern == "unstructured":
@@ -49,6 +52,9 @@ class Sparsify(Pass):
         """The description does not change: zeros take as much room."""
         return ir
 
-    def missing(self) -> str | None:
-        """The algorithms."""
-        return f"{self.method} has no executing face yet"
+    @property
+    def mask(self) -> Mask:
+        """Which weights the walk drops."""
+        return Mask(
+            self.method, self.sparsity, 0 if self.pattern == "unstructured" else int(self.pattern.split(":")[1])
+        )

@@ -129,6 +129,16 @@ def stored_block(block: Block, attention: int, mlp: int) -> Block:
     return split_fused(block).map_linears(store)
 
 
+def in_attention(linear: Linear) -> bool:
+    """Whether a matrix belongs to its layer's attention slot."""
+    return linear.role in _ATTENTION_COLUMN
+
+
+def apart(ir: ModelIR) -> ModelIR:
+    """The model with fused matrices in the parts that EXL2 stores."""
+    return ir.with_decoder(ir.decoder.map_blocks(split_fused))
+
+
 def _layout(linear: Linear, attention: int, mlp: int) -> Exl2 | None:
     if not linear.quantizable:
         return None

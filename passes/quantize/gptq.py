@@ -8,14 +8,19 @@ Works on Wᵀ `[K, N]`, so that a column of the weight is a contiguous row here.
 * `group`: groups by falling mean diag(H), columns inside a group likewise; each group's scale is found when its turn comes,
   on the weights compensated so far. Needs no permutation in the format either (group-aware reordering, arXiv 2505.14638).
 * `full`: by falling diag(H), groups formed in that order; the format must store `g_idx` (GPTQ's `desc_act`).
+
+With a mask the same loop is SparseGPT: a column's dropped weights are rounded to zero, and their loss is made up for like a
+rounding error. Without a grid nothing but the zeros is rounded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from passes.formats.format import Grid, Quantized
+from passes.prune.mask import MASK_COLUMNS, Mask
 from passes.quantize.rtn import as_quantized
 from passes.quantize.scales import FULL_RANGE, Levels, ScaleSearch, decode_codes, find_levels, round_codes
 from passes.reason import TightfitError
@@ -84,13 +89,16 @@ def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
     return upper if bool(torch.isfinite(upper).all()) else None
 
 
-def column_order(diagonal: torch.Tensor, order: str, group_size: int) -> torch.Tensor:
-    """The order in which columns are rounded (see the module's text). Ties keep their place."""
+def column_order(diagonal: torch.Tensor, order: str, group_size: int, run: int = 0) -> torch.Tensor:
+    """The order in which columns are rounded (see the module's text). Ties keep their place; runs of `run` stay together."""
     import torch
 
     columns = diagonal.shape[0]
     if order == "none":
         return torch.arange(columns, device=diagonal.device)
+    if run and order == "static":
+        runs = torch.argsort(diagonal.reshape(-1, run).mean(1), descending=True, stable=True)
+        return (runs[:, None] * run + torch.arange(run, device=diagonal.device)).reshape(-1)
     if order in ("static", "full") or group_size <= 0:
         return torch.argsort(diagonal, descending=True, stable=True)
     groups = diagonal.reshape(-1, group_size)
@@ -100,22 +108,28 @@ def column_order(diagonal: torch.Tensor, order: str, group_size: int) -> torch.T
 
 
 def gptq(
-    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, options: GptqOptions, where: str
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    grid: Grid,
+    scale_dtype: torch.dtype,
+    options: GptqOptions,
+    where: str,
+    mask: Mask | None = None,
 ) -> tuple[Quantized, float]:
     """Codes of `weight` `[N, K]` under H `[K, K]`, and the loss Σ (error / U_kk)² that the reference code reports."""
     import torch
 
-    order = column_order(torch.diagonal(hessian), options.order, grid.group_size)
+    order = column_order(torch.diagonal(hessian), options.order, grid.group_size, mask.run if mask else 0)
     factor = factorise(hessian, options.damping, order, where)
     size = grid.group_size if grid.group_size > 0 else weight.shape[1]
     group_of_position = (
         torch.arange(weight.shape[1], device=weight.device) // size if options.order == "full" else factor.order // size
     )
-    work = weight.float()[:, order].T.contiguous()
+    work, zeros = _prepared(weight, hessian, factor, mask)
     fixed = None
     if options.order in ("none", "static") or grid.group_size <= 0:
         fixed = find_levels(weight, grid, scale_dtype, options.search, _importance(factor))
-    codes, levels, loss = _round_columns(work, factor, group_of_position, grid, scale_dtype, options, fixed)
+    codes, levels, loss = _round_columns(work, factor, group_of_position, grid, scale_dtype, options, fixed, zeros)
     unpermuted = torch.empty_like(codes)
     unpermuted[order] = codes
     group_of_input = None
@@ -123,6 +137,27 @@ def gptq(
         group_of_input = torch.empty_like(order)
         group_of_input[order] = group_of_position
     return as_quantized(unpermuted.T.contiguous(), levels, grid, group_of_input), loss
+
+
+def sparse(
+    weight: torch.Tensor, hessian: torch.Tensor, options: GptqOptions, where: str, mask: Mask
+) -> tuple[torch.Tensor, float]:
+    """`weight` `[N, K]` with zeros where `mask` has them, the other weights making up for it; no rounding."""
+    import torch
+
+    order = column_order(torch.diagonal(hessian), "static", -1, mask.run)
+    factor = factorise(hessian, options.damping, order, where)
+    work, zeros = _prepared(weight, hessian, factor, mask)
+    assert zeros is not None
+    out = torch.empty_like(work)
+
+    def kept(position: int, column: torch.Tensor) -> torch.Tensor:
+        return torch.mul(column, zeros.keep(position), out=out[position])
+
+    loss = _compensated(work, factor, BLOCK_COLUMNS, kept)
+    values = torch.empty_like(out)
+    values[order] = out
+    return values.T.contiguous(), loss
 
 
 def _importance(factor: Factor) -> torch.Tensor:
@@ -134,6 +169,66 @@ def _importance(factor: Factor) -> torch.Tensor:
     return weights
 
 
+class _Zeros:
+    """The mask as the columns come: chosen on the weights as compensated so far (SparseGPT), or all before (Wanda)."""
+
+    def __init__(self, mask: Mask, work: torch.Tensor, factor: Factor, chosen: torch.Tensor | None) -> None:
+        import torch
+
+        self._mask, self._work, self._chosen = mask, work, chosen
+        self._span = mask.run or MASK_COLUMNS
+        self._pivots = torch.diagonal(factor.upper)
+
+    def keep(self, position: int) -> torch.Tensor:
+        """What stays of the column at `position`, `[N]`. Positions must be asked for in order."""
+        if self._chosen is not None:
+            return self._chosen[position]
+        place = position % self._span
+        if place == 0:
+            columns = slice(position, position + self._span)
+            self._block = self._mask.keep((self._work[columns] / self._pivots[columns, None]).square())
+        return self._block[place]
+
+
+def _prepared(
+    weight: torch.Tensor, hessian: torch.Tensor, factor: Factor, mask: Mask | None
+) -> tuple[torch.Tensor, _Zeros | None]:
+    """Wᵀ `[K, N]` in the factor's order, and what will be zero in it."""
+    if mask is None:
+        return weight.float()[:, factor.order].T.contiguous(), None
+    if mask.method == "wanda":
+        chosen = mask.wanda(weight, hessian)
+        work = (weight.float() * chosen)[:, factor.order].T.contiguous()
+        return work, _Zeros(mask, work, factor, chosen[:, factor.order].T.contiguous())
+    work = weight.float()[:, factor.order].T.contiguous()
+    return work, _Zeros(mask, work, factor, None)
+
+
+def _compensated(
+    work: torch.Tensor, factor: Factor, step: int, rounded: Callable[[int, torch.Tensor], torch.Tensor]
+) -> float:
+    """The loop of algorithm 1 over `work` `[K, N]` (consumed): `rounded(position, column)` is what a column becomes. Returns the loss."""
+    import torch
+
+    columns = len(work)
+    loss = torch.zeros((), device=work.device)
+    for start in range(0, columns, step):
+        end = min(start + step, columns)
+        block = work[start:end]
+        errors = torch.empty_like(block)
+        upper = factor.upper[start:end, start:end]
+        inverse_pivots = (1.0 / torch.diagonal(upper)).tolist()
+        for i in range(end - start):
+            value = rounded(start + i, block[i])
+            error = torch.sub(block[i], value, out=errors[i]).mul_(inverse_pivots[i])
+            if i + 1 < end - start:
+                block[i + 1 :].addr_(upper[i, i + 1 :], error, alpha=-1.0)
+        loss += errors.square().sum()
+        if end < columns:
+            work[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
+    return float(loss)
+
+
 def _round_columns(
     work: torch.Tensor,
     factor: Factor,
@@ -142,8 +237,9 @@ def _round_columns(
     scale_dtype: torch.dtype,
     options: GptqOptions,
     fixed: Levels | None,
+    zeros: _Zeros | None,
 ) -> tuple[torch.Tensor, Levels, float]:
-    """The loop of algorithm 1 over `work` `[K, N]` (consumed). Returns codes `[K, N]`, levels `[N, G]`, the loss."""
+    """Rounds every column of `work` `[K, N]` (consumed). Returns codes `[K, N]`, levels `[N, G]`, the loss."""
     import torch
 
     columns, rows = work.shape
@@ -157,29 +253,22 @@ def _round_columns(
     while size % step and fixed is None:
         step -= 1
     codes = torch.empty_like(work)
-    loss = torch.zeros((), device=work.device)
-    for start in range(0, columns, step):
-        end = min(start + step, columns)
-        if fixed is None and start % size == 0:
-            _set_levels(
-                scale, zero, work[start : start + size], groups[start], grid, scale_dtype, options, factor, start
-            )
-        block = work[start:end]
-        errors = torch.empty_like(block)
-        upper = factor.upper[start:end, start:end]
-        inverse_pivots = (1.0 / torch.diagonal(upper)).tolist()
-        for i in range(end - start):
-            group = groups[start + i]
-            levels = Levels(scale[group], None if zero is None else zero[group])
-            code = round_codes(block[i], levels, grid)
-            codes[start + i] = code
-            error = torch.sub(block[i], decode_codes(code, levels), out=errors[i]).mul_(inverse_pivots[i])
-            if i + 1 < end - start:
-                block[i + 1 :].addr_(upper[i, i + 1 :], error, alpha=-1.0)
-        loss += errors.square().sum()
-        if end < columns:
-            work[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
-    return codes, Levels(scale.T.contiguous(), None if zero is None else zero.T.contiguous()), float(loss)
+
+    def rounded(position: int, column: torch.Tensor) -> torch.Tensor:
+        if fixed is None and position % size == 0:
+            ahead = work[position : position + size]
+            _set_levels(scale, zero, ahead, groups[position], grid, scale_dtype, options, factor, position)
+        group = groups[position]
+        levels = Levels(scale[group], None if zero is None else zero[group])
+        code = round_codes(column, levels, grid)
+        if zeros is not None:
+            keep = zeros.keep(position)
+            code = code * keep if levels.zero is None else code.where(keep, levels.zero)
+        codes[position] = code
+        return decode_codes(code, levels)
+
+    loss = _compensated(work, factor, step, rounded)
+    return codes, Levels(scale.T.contiguous(), None if zero is None else zero.T.contiguous()), loss
 
 
 def _set_levels(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from passes.formats.dense import Dense
 from passes.formats.exl2 import Exl2
 from passes.formats.format import Format, Quantized
 from passes.ir.model import Linear
-from passes.quantize.gptq import GptqOptions, gptq
+from passes.members import packed
+from passes.prune.mask import Mask
+from passes.quantize.gptq import GptqOptions, gptq, sparse
 from passes.quantize.rtn import round_blocks_to_nearest, round_to_nearest
 from passes.quantize.scales import ScaleSearch
+from passes.quantize.smoothing import AwqSearch, Smoothing, SmoothQuant
 from passes.reason import InputError
 
 if TYPE_CHECKING:
@@ -29,11 +33,15 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Stored:
-    """A matrix as it goes to disk, the weight that an engine computes from that, and the algorithm's own loss."""
+    """A matrix as it goes to disk, the weight that an engine computes from that, and the algorithm's own loss.
+
+    `quantized`: codes and scales, None where the format has none.
+    """
 
     tensors: dict[str, torch.Tensor]
     decoded: torch.Tensor
     loss: float
+    quantized: Quantized | None = None
 
 
 class Method(Protocol):
@@ -44,16 +52,38 @@ class Method(Protocol):
         """Whether calibration inputs are looked at."""
         ...
 
+    @property
+    def smoothing(self) -> Smoothing | None:
+        """What scales a group's inputs are stored with; None where weights are taken as they are."""
+        ...
+
+    def touches(self, linear: Linear) -> bool:
+        """Whether a matrix, in the storage it is to have, is worked on."""
+        ...
+
     def store(self, group: Sequence[Matrix], hessian: torch.Tensor | None, dtype: torch.dtype) -> list[Stored]:
         """Store matrices that read the same input with Hessian `[K, K]`; decoded weights in `dtype`."""
         ...
 
 
-@dataclass(frozen=True)
-class RoundToNearest:
-    """No calibration: every weight to its nearest level."""
+class _Storing:
+    """What most methods answer: matrices stored in other than plain numbers are worked on, as they are."""
 
     needs_hessian: ClassVar[bool] = False
+
+    @property
+    def smoothing(self) -> Smoothing | None:
+        """None."""
+        return None
+
+    def touches(self, linear: Linear) -> bool:
+        """Whether its storage is no plain numbers."""
+        return packed(linear)
+
+
+@dataclass(frozen=True)
+class RoundToNearest(_Storing):
+    """No calibration: every weight to its nearest level."""
 
     def store(self, group: Sequence[Matrix], hessian: torch.Tensor | None, dtype: torch.dtype) -> list[Stored]:
         """Store each matrix; the loss is 0."""
@@ -61,27 +91,71 @@ class RoundToNearest:
 
 
 @dataclass(frozen=True)
-class Gptq:
-    """GPTQ on integer grids; on float grids (fp8), whose spacing follows the weights, round to nearest."""
+class Gptq(_Storing):
+    """GPTQ on integer grids; on float grids (fp8), whose spacing follows the weights, round to nearest.
+
+    `mask`: zeros chosen in the same pass over the columns.
+    """
 
     options: GptqOptions
+    mask: Mask | None = None
+    smooth: Smoothing | None = None
     needs_hessian: ClassVar[bool] = True
+
+    @property
+    def smoothing(self) -> Smoothing | None:
+        """SmoothQuant, where asked for."""
+        return self.smooth
+
+    def touches(self, linear: Linear) -> bool:
+        """With a mask, every matrix that recipes quantize."""
+        return packed(linear) or (self.mask is not None and linear.quantizable)
 
     def store(self, group: Sequence[Matrix], hessian: torch.Tensor | None, dtype: torch.dtype) -> list[Stored]:
         """Store the group; a matrix that no calibration token reached is rounded to nearest."""
+        mask = self.mask if all(matrix.linear.quantizable for matrix in group) else None
 
         def codes(weight: torch.Tensor, form: Format, scale: torch.dtype, where: str) -> tuple[Quantized, float]:
-            if hessian is None or form.grid is None or form.grid.kind == "float":
-                return _nearest(weight, form, scale, where)
-            order = "full" if getattr(form, "desc_act", False) else self.options.order
-            options = GptqOptions(order, self.options.damping, self.options.search)
-            return gptq(weight, hessian, form.grid, scale, options, where)
+            if hessian is not None and form.grid is not None and form.grid.kind == "int":
+                order = "full" if getattr(form, "desc_act", False) else self.options.order
+                options = GptqOptions(order, self.options.damping, self.options.search)
+                return gptq(weight, hessian, form.grid, scale, options, where, mask)
+            loss = 0.0
+            if mask is not None:
+                weight, loss = _sparse(weight, hessian, self.options, where, mask)
+            if form.grid is None:
+                return Quantized(weight.to(scale), weight.new_ones(len(weight), 1)), loss
+            return _nearest(weight, form, scale, where)[0], loss
 
         return _store_on_grid(group, dtype, codes)
 
 
 @dataclass(frozen=True)
-class AdaptiveExl2:
+class Awq(_Storing):
+    """AWQ: inputs scaled so that what matters is rounded well, clipping searched, every weight to its nearest level."""
+
+    search: AwqSearch
+    clipping: ScaleSearch
+    needs_hessian: ClassVar[bool] = True
+
+    @property
+    def smoothing(self) -> Smoothing | None:
+        """The search for the scales."""
+        return self.search
+
+    def store(self, group: Sequence[Matrix], hessian: torch.Tensor | None, dtype: torch.dtype) -> list[Stored]:
+        """Store the group; clipping is searched under the Hessian's diagonal."""
+
+        def codes(weight: torch.Tensor, form: Format, scale: torch.dtype, where: str) -> tuple[Quantized, float]:
+            if hessian is None or form.grid is None or form.grid.kind != "int":
+                return _nearest(weight, form, scale, where)
+            return round_to_nearest(weight, form.grid, scale, self.clipping, hessian.diagonal()), 0.0
+
+        return _store_on_grid(group, dtype, codes)
+
+
+@dataclass(frozen=True)
+class AdaptiveExl2(_Storing):
     """EXL2's own quantizer (`passes.quantize.exl2`)."""
 
     needs_hessian: ClassVar[bool] = True
@@ -111,13 +185,43 @@ class AdaptiveExl2:
 #: GPTQ as it is run by default. Chosen on the de-gridded twin of SmolLM2 only (benchmarks/quantize.py, docs/quantization.md).
 GPTQ_DEFAULT = GptqOptions(order="static", damping=0.01, search=ScaleSearch(steps=20, shrink=0.7))
 
+_METHODS: Mapping[str, Method] = {
+    "rtn": RoundToNearest(),
+    "gptq": Gptq(GPTQ_DEFAULT),
+    "smoothquant": Gptq(GPTQ_DEFAULT, smooth=SmoothQuant()),
+    "awq": Awq(AwqSearch(), ScaleSearch(steps=20, shrink=0.5)),
+    "exl2": AdaptiveExl2(),
+}
+#: Methods of the quantize pass whose algorithm the walk runs.
+EXECUTABLE_METHODS = tuple(name for name in _METHODS if name != "exl2")
 
-def method(name: str) -> Method:
-    """The algorithm that a quantize pass names. Raises InputError for one that the walk does not run."""
-    methods: dict[str, Method] = {"rtn": RoundToNearest(), "gptq": Gptq(GPTQ_DEFAULT), "exl2": AdaptiveExl2()}
-    if name not in methods:
-        raise InputError(f"the method {name!r} cannot be executed here", remedy=f"choose {', '.join(methods)}")
-    return methods[name]
+
+def method(name: str | None, mask: Mask | None = None) -> Method:
+    """The algorithm that a quantize pass names (None: no such pass), with a sparsity pass's zeros.
+
+    Raises InputError for a combination that the walk does not run.
+    """
+    if name is None:
+        return RoundToNearest() if mask is None else Gptq(GPTQ_DEFAULT, mask)
+    if name not in _METHODS:
+        raise InputError(f"the method {name!r} cannot be executed here", remedy=f"choose {', '.join(_METHODS)}")
+    if mask is None:
+        return _METHODS[name]
+    if name != "gptq":
+        raise InputError(
+            f"zeros are chosen together with GPTQ's rounding, not with {name}'s",
+            remedy="quantize with gptq, or drop one of the passes",
+        )
+    return Gptq(GPTQ_DEFAULT, mask)
+
+
+def _sparse(
+    weight: torch.Tensor, hessian: torch.Tensor | None, options: GptqOptions, where: str, mask: Mask
+) -> tuple[torch.Tensor, float]:
+    """Zeros without rounding; by magnitude where no token was seen."""
+    if hessian is None:
+        return weight * mask.wanda(weight, None), 0.0
+    return sparse(weight, hessian, options, where, mask)
 
 
 def _nearest(weight: torch.Tensor, form: Format, scale: torch.dtype, where: str) -> tuple[Quantized, float]:
@@ -145,7 +249,7 @@ def _store_on_grid(
         parts = _split_rows(quantized, [matrix.weight.shape[0] for matrix in stack])
         for matrix, part in zip(stack, parts, strict=True):
             tensors = form.encode(matrix.name, part)
-            done[matrix.name] = Stored(tensors, form.decode(matrix.name, tensors, dtype), loss / len(stack))
+            done[matrix.name] = Stored(tensors, form.decode(matrix.name, tensors, dtype), loss / len(stack), part)
     return [done[matrix.name] for matrix in group]
 
 
@@ -171,10 +275,10 @@ def _split_rows(quantized: Quantized, rows: Sequence[int]) -> list[Quantized]:
 
 
 def scale_dtype(linear: Linear) -> torch.dtype:
-    """The dtype in which a format stores the scales of a matrix."""
+    """The dtype in which a format stores the scales of a matrix; of plain numbers, their own."""
     import torch
 
     for tensor in linear.storage.tensors("x", linear.out_features, linear.in_features):
-        if tensor.name.endswith(("scale", "scales")):
+        if tensor.name.endswith(("scale", "scales")) or isinstance(linear.storage, Dense):
             return {"BF16": torch.bfloat16, "F16": torch.float16}.get(tensor.dtype, torch.float32)
     return torch.float32

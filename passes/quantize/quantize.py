@@ -13,10 +13,8 @@ from passes.base import Pass
 from passes.formats.format import Format
 from passes.ir.model import Block, Linear, ModelIR, Stack
 from passes.quantize.fused import head_shape, split_fused, with_head
+from passes.quantize.methods import EXECUTABLE_METHODS
 from passes.reason import Reason, nearest
-
-#: Methods whose algorithm the walk runs.
-EXECUTABLE_METHODS = ("rtn", "gptq")
 
 
 @dataclass(frozen=True)

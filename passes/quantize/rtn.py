@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from passes.formats.format import Grid, Quantized
-from passes.quantize.scales import FULL_RANGE, Levels, ScaleSearch, find_levels, grouped, round_codes
+from passes.quantize.scales import FULL_RANGE, Levels, ScaleSearch, find_levels, grouped, round_codes, wide
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,7 @@ def nearest_codes(weight: torch.Tensor, levels: Levels, grid: Grid) -> torch.Ten
     """Codes `[N, K]` (fp32) at given levels."""
     if grid.group_size == 0:
         return round_codes(weight.float(), levels, grid)
-    wide = Levels(levels.scale.unsqueeze(-1), None if levels.zero is None else levels.zero.unsqueeze(-1))
-    return round_codes(grouped(weight.float(), grid.group_size), wide, grid).reshape(weight.shape)
+    return round_codes(grouped(weight.float(), grid.group_size), wide(levels), grid).reshape(weight.shape)
 
 
 def as_quantized(

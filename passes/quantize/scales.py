@@ -77,6 +77,11 @@ def decode_codes(codes: torch.Tensor, levels: Levels) -> torch.Tensor:
     return (codes if levels.zero is None else codes - levels.zero) * levels.scale
 
 
+def wide(levels: Levels) -> Levels:
+    """Levels `[N, G, 1]`, to be broadcast over the weights of their groups."""
+    return Levels(levels.scale.unsqueeze(-1), None if levels.zero is None else levels.zero.unsqueeze(-1))
+
+
 def find_levels(
     weight: torch.Tensor,
     grid: Grid,
@@ -137,7 +142,7 @@ def _storable(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _error(groups: torch.Tensor, levels: Levels, grid: Grid, norm: float, weights: torch.Tensor | None) -> torch.Tensor:
-    wide = Levels(levels.scale.unsqueeze(-1), None if levels.zero is None else levels.zero.unsqueeze(-1))
-    error = (decode_codes(round_codes(groups, wide, grid), wide) - groups).abs()
+    each = wide(levels)
+    error = (decode_codes(round_codes(groups, each, grid), each) - groups).abs()
     error = error * error if norm == 2.0 else error.pow(norm)
     return (error if weights is None else error * weights).sum(-1)

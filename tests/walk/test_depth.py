@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from passes import graph
+from passes.assemble import differences
 from passes.calibration import TextSource
 from passes.checkpoint import Checkpoint
-from passes.execute import Job, differences, execute
+from passes.execute import Job, execute
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model

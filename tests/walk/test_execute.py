@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from passes import graph
+from passes.assemble import MARKER, differences
 from passes.calibration import TextSource
 from passes.checkpoint import Checkpoint
 from passes.decoded import DecodedCheckpoint
-from passes.execute import MARKER, Job, Outcome, Progress, differences, execute
+from passes.execute import Job, Outcome, Progress, execute
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
@@ -97,7 +98,7 @@ def test_any_difference_from_the_description_is_seen(job: Job, damage: str) -> N
 
 
 def test_a_result_that_differs_is_never_published(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("passes.execute.differences", lambda folder, target: ["x is missing"])
+    monkeypatch.setattr("passes.assemble.differences", lambda folder, target: ["x is missing"])
     with pytest.raises(GoalMissedError, match="x is missing"):
         execute(job)
     assert not job.out.exists()

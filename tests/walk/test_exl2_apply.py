@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from passes.assemble import differences
 from passes.calibration import TextSource
 from passes.checkpoint import Checkpoint
 from passes.decoded import DecodedCheckpoint
-from passes.execute import Job, differences, execute
+from passes.execute import Job, execute
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from passes.formats.format import Grid, Quantized
-from passes.hessian import Hessian
+from passes.inputs import Inputs
 from passes.quantize.gptq import GptqOptions, column_order, gptq
 from passes.quantize.rtn import round_blocks_to_nearest, round_to_nearest
 from passes.quantize.scales import ScaleSearch
@@ -115,18 +115,18 @@ def test_a_hessian_that_no_damping_mends_is_refused_by_name() -> None:
 
 def test_the_hessian_is_the_sum_of_outer_products() -> None:
     inputs = torch.randn(2, 50, K)
-    hessian = Hessian(K, torch.device("cpu"))
+    hessian = Inputs(K, torch.device("cpu"))
     hessian.add(inputs[0])
     hessian.add(inputs[1].bfloat16())
     second = inputs[1].bfloat16().float()
-    torch.testing.assert_close(hessian.value("w"), inputs[0].T @ inputs[0] + second.T @ second, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(hessian.hessian("w"), inputs[0].T @ inputs[0] + second.T @ second, rtol=1e-4, atol=1e-3)
 
 
 def test_nan_inputs_end_in_a_clear_message() -> None:
-    hessian = Hessian(K, torch.device("cpu"))
+    hessian = Inputs(K, torch.device("cpu"))
     hessian.add(torch.full((3, K), float("nan")))
     with pytest.raises(TightfitError, match=r"model\.layers\.3.*NaN"):
-        hessian.value("model.layers.3")
+        hessian.hessian("model.layers.3")
 
 
 def test_block_scales_hold_the_largest_weight_of_each_block() -> None:

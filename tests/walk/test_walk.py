@@ -13,10 +13,11 @@ from passes import graph
 from passes.adapters import Decoder
 from passes.checkpoint import Checkpoint, write_shard
 from passes.decoded import DecodedCheckpoint
-from passes.evaluate import Side, dense_block, evaluate
+from passes.evaluate import Side, evaluate
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
+from passes.members import dense_block
 from passes.quantize.gptq import gptq
 from passes.quantize.methods import GPTQ_DEFAULT, Gptq, RoundToNearest
 from passes.quantize.quantize import Quantize

@@ -1,0 +1,112 @@
+"""The output folder: a walk's shards, what lies outside of the blocks, the side files; published when it is as described."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passes import graph
+from passes.base import Pass
+from passes.calibration import TextSource
+from passes.checkpoint import Checkpoint, clear_disk_errors, copy_side_files, write_index, write_json, write_shard
+from passes.formats.config import quantization_config
+from passes.formats.dense import Dense
+from passes.formats.exl2_config import exl2_config
+from passes.formats.tensor import Tensor
+from passes.ir.model import ModelIR
+from passes.quantize.exl2_pass import QuantizeExl2
+from passes.reason import GoalMissedError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Names the folder as ours, and the key of what is in it.
+MARKER = "tightfit.json"
+
+
+def assemble(
+    out: Path,
+    target: ModelIR,
+    passes: Sequence[Pass],
+    shards: Sequence[Path],
+    source: Path,
+    calibration: TextSource,
+    key: str,
+) -> None:
+    """Make the output folder from the shards of a walk on `source`: beside its place, checked, then renamed into it."""
+    partial = out.with_name(out.name + ".partial")
+    with clear_disk_errors(partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for shard in shards:
+            _link(shard, partial / shard.name)
+    write_shard(partial / "model-00000.safetensors", _outer_tensors(source, target))
+    copy_side_files(source, partial)
+    write_json(partial / "config.json", _config(passes, target, calibration))
+    write_index(partial)
+    write_json(partial / MARKER, {"key": key, "passes": graph.to_json(passes)})
+    wrong = differences(partial, target)
+    if wrong:
+        raise GoalMissedError(
+            "the checkpoint differs from its description: " + "; ".join(wrong[:5]),
+            remedy="this is a defect of tightfit; nothing was published",
+        )
+    with clear_disk_errors(out):
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+
+
+def differences(folder: Path, target: ModelIR) -> list[str]:
+    """How a checkpoint differs from its description, tensor by tensor; empty when it is exactly as described."""
+    try:
+        found = {tensor.name: tensor for tensor in Checkpoint(folder).describe()}
+    except InputError as error:
+        return [error.message]
+    expected = {tensor.name: tensor for tensor in target.tensors()}
+    out = [f"{name} is missing" for name in expected if name not in found]
+    out += [f"{name} is not in the description" for name in found if name not in expected]
+    out += [
+        f"{name}: {_form(found[name])} instead of {_form(tensor)}"
+        for name, tensor in expected.items()
+        if name in found and found[name] != tensor
+    ]
+    return out
+
+
+def _config(passes: Sequence[Pass], target: ModelIR, text: TextSource) -> dict[str, Any]:
+    config: dict[str, Any] = {key: value for key, value in target.config.items() if key != "quantization_config"}
+    for one in passes:
+        if isinstance(one, QuantizeExl2):
+            return exl2_config(config, one.bpw, one.head_bits, text.samples, text.length, Path(text.dataset).name)
+    quantized = quantization_config(target)
+    return config if quantized is None else {**config, "quantization_config": quantized}
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tensor.dtype}{list(tensor.shape)} ({tensor.bytes} bytes)"
+
+
+def _outer_tensors(source: Path, target: ModelIR) -> dict[str, torch.Tensor]:
+    """What is outside of the decoder's blocks, as it was."""
+    kept = [linear for linear in target.outer if isinstance(linear.storage, Dense)]
+    names = [t.name for linear in kept for t in linear.tensors()] + [t.name for t in target.outer_tensors]
+    for stack in target.stacks:
+        if stack.name == "decoder":
+            continue
+        for layer in range(len(stack.layers)):
+            prefix, block = stack.layer_prefix(layer), stack.block(layer)
+            names += [prefix + t.name for linear in block.linears for t in linear.tensors()]
+            names += [prefix + t.name for t in block.tensors]
+    return Checkpoint(source).read(names)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for the file; a copy where the file system knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

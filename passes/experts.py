@@ -1,0 +1,77 @@
+"""Experts as modules of their own, in place of a transformers module that keeps a whole bank as two 3-D parameters.
+
+The families' experts share one interface, `forward(hidden [T, D], expert indices [T, k], their weights [T, k])`, and one
+computation, `down(act(gate(x)) * up(x))`; what a family does differently between (clamps, interleaving) is in its own
+`_apply_gate`, which is called as it is. Every expert is a module here, so the walk can stop at its matrices.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from passes.ir.model import Linear, Role
+
+if TYPE_CHECKING:
+    import torch
+
+
+def is_bank(module: Any) -> bool:
+    """Whether a module keeps experts as 3-D parameters and is called as described above."""
+    parameters = dict(module.named_parameters(recurse=False))
+    stacked = [parameter for name, parameter in parameters.items() if name in ("up_proj", "gate_up_proj", "down_proj")]
+    called = list(inspect.signature(type(module).forward).parameters)
+    return len(stacked) == 2 and all(parameter.dim() == 3 for parameter in stacked) and len(called) == 4
+
+
+def expert_bank(original: Any, experts: Sequence[Mapping[str, Linear]], interleaved: bool) -> torch.nn.Module:
+    """`original` with a module for each of `experts` (its matrices by the last part of their names), on the meta device."""
+    import torch
+
+    class Expert(torch.nn.Module):
+        def __init__(self, matrices: Mapping[str, Linear]) -> None:
+            super().__init__()
+            self.leaves = {linear.role: leaf for leaf, linear in matrices.items()}
+            for leaf, each in matrices.items():
+                self.add_module(
+                    leaf, torch.nn.Linear(each.in_features, each.out_features, bool(each.bias), device="meta")
+                )
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            up = getattr(self, self.leaves[Role.UP])(hidden)
+            gate = getattr(self, self.leaves[Role.GATE])(hidden) if Role.GATE in self.leaves else None
+            out: torch.Tensor = getattr(self, self.leaves[Role.DOWN])(_between(original, gate, up, interleaved))
+            return out
+
+    class ExpertBank(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for number, matrices in enumerate(experts):
+                self.add_module(str(number), Expert(matrices))
+
+        def forward(self, hidden: torch.Tensor, indices: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+            out = torch.zeros_like(hidden)
+            for number in range(len(experts)):
+                tokens, place = torch.where(indices == number)
+                if len(tokens):
+                    result = self.get_submodule(str(number))(hidden[tokens]) * shares[tokens, place, None]
+                    out.index_add_(0, tokens, result.to(out.dtype))
+            return out
+
+    return ExpertBank()
+
+
+def _between(original: Any, gate: torch.Tensor | None, up: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """What the down projection reads."""
+    import torch
+
+    if gate is None:
+        alone: torch.Tensor = original.act_fn(up)
+        return alone
+    if hasattr(original, "_apply_gate"):
+        joined = torch.stack((gate, up), dim=-1).flatten(-2) if interleaved else torch.cat((gate, up), dim=-1)
+        gated: torch.Tensor = original._apply_gate(joined)
+        return gated
+    product: torch.Tensor = original.act_fn(gate) * up
+    return product

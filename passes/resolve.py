@@ -1,0 +1,94 @@
+"""The choices of a chain that have to be measured: which blocks to drop, which option every slot of EXL2 takes.
+
+Passes are resolved in the order in which they run, each on the source as the ones before it have left it. Measurements are kept
+in the work folder under their keys and serve any budget.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passes import graph
+from passes.base import Pass
+from passes.calibration import tokens_digest
+from passes.checkpoint import write_json
+from passes.content_key import content_key
+from passes.ir.model import ModelIR
+from passes.prune.depth import DepthPrune, RenumberedWeights
+from passes.quantize.exl2_pass import QuantizeExl2
+
+if TYPE_CHECKING:
+    import torch
+
+    from passes.adapters import Weights
+
+#: Runs a step under its key unless its result is there: name, key, done, what makes it (given a report of done and total).
+Step = Callable[[str, str, bool, Callable[[Callable[[int, int], None]], None]], None]
+
+
+def unmeasured(passes: Sequence[Pass]) -> bool:
+    """Whether some pass of a chain waits for a measurement."""
+    return any(not one.resolved for one in passes)
+
+
+@dataclass
+class Resolver:
+    """Resolves a chain on `weights` described by `dense`; afterwards both are as the structural passes left them."""
+
+    dense: ModelIR
+    weights: Weights
+    tokens: torch.Tensor
+    work: Path
+    dtype: torch.dtype
+    device: torch.device
+    identity: list[object]
+    step: Step
+    _passes: list[Pass] = field(default_factory=list)
+
+    def resolved(self, passes: Sequence[Pass]) -> list[Pass]:
+        """The chain with every choice made."""
+        for one in passes:
+            if isinstance(one, DepthPrune):
+                one = one if one.resolved else self._cheapest_blocks(one)
+                self.weights = RenumberedWeights(self.weights, self.dense, one.kept(len(self.dense.decoder.layers)))
+                self.dense = one.rewrite(self.dense)
+            elif isinstance(one, QuantizeExl2) and not one.resolved:
+                one = self._exl2_choices(one)
+            self._passes.append(one)
+        return self._passes
+
+    def _cheapest_blocks(self, one: DepthPrune) -> DepthPrune:
+        from passes.prune.depth import choose_blocks
+
+        key = self._key("depth", one.count)
+        path = self.work / f"depth-{key}.json"
+
+        def make(report: Callable[[int, int], None]) -> None:
+            write_json(
+                path, list(choose_blocks(self.dense, self.weights, one.count, self.tokens, self.dtype, self.device))
+            )
+
+        self.step("measure depth", key, path.exists(), make)
+        return DepthPrune(one.count, tuple(json.loads(path.read_text())))
+
+    def _exl2_choices(self, one: QuantizeExl2) -> QuantizeExl2:
+        """Measure every option of every slot (kept for any budget), then spend this pass's budget exactly."""
+        from passes.sensitivity import allocate_exl2, measure, saved_errors
+
+        key = self._key("exl2")
+        folder = self.work / f"exl2-{key}"
+        layers = len(self.dense.decoder.layers)
+
+        def make(report: Callable[[int, int], None]) -> None:
+            measure(self.dense, self.weights, self.tokens, folder, self.dtype, self.device, report)
+
+        self.step("measure EXL2", key, len(list(folder.glob("layer-*.json"))) == layers, make)
+        return replace(one, choices=allocate_exl2(self.dense, one.bpw, saved_errors(folder, layers)))
+
+    def _key(self, *parts: Any) -> str:
+        """The key of a measurement on the source as it is now."""
+        return content_key(*parts, graph.to_json(self._passes), tokens_digest(self.tokens), self.identity)

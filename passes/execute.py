@@ -95,6 +95,8 @@ class Outcome:
     evaluation_digest: str
     measured: Measured
     losses: dict[str, float] = field(default_factory=dict)
+    unseen: tuple[str, ...] = ()
+    """Matrices (experts) that no calibration token reached: rounded to nearest."""
 
 
 def execute(job: Job, progress: Callable[[Progress], None] = lambda event: None) -> Outcome:
@@ -189,6 +191,7 @@ class _Run:
             losses={
                 f"{block['block']}.{name}": loss for block in report["blocks"] for name, loss in block["losses"].items()
             },
+            unseen=tuple(f"{block['block']}.{name}" for block in report["blocks"] for name in block["unseen"]),
         )
 
     def _text(self, role: str, source: TextSource) -> torch.Tensor:

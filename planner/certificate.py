@@ -65,6 +65,7 @@ def certificate(plan: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
             {"name": s.name, "seconds": s.seconds, "peak_bytes": s.peak_bytes, "reused": s.reused} for s in outcome.steps
         ],
         "losses": outcome.losses,
+        "without_calibration": list(outcome.unseen),
         "holds": all(check["holds"] or not check["binding"] for check in checks) and all(g["met"] for g in goals if g is not None),
     }  # fmt: skip
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-#: Columns that share one choice of SparseGPT's unstructured zeros (Bs in the paper's algorithm 1).
-MASK_COLUMNS = 128
+#: Columns that share one choice of SparseGPT's unstructured zeros (Bs in the paper's algorithm 1, 128 there): the fewer, the
+#: more a choice knows of what earlier zeros did to its columns.
+MASK_COLUMNS = 32
 
 
 @dataclass(frozen=True)

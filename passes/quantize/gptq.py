@@ -10,7 +10,8 @@ Works on Wᵀ `[K, N]`, so that a column of the weight is a contiguous row here.
 * `full`: by falling diag(H), groups formed in that order; the format must store `g_idx` (GPTQ's `desc_act`).
 
 With a mask the same loop is SparseGPT: a column's dropped weights are rounded to zero, and their loss is made up for like a
-rounding error. Without a grid nothing but the zeros is rounded.
+rounding error. Without a grid nothing but the zeros is rounded. What stays grows by what it makes up for, so scales fixed
+beforehand are found on the weights as zeros alone leave them.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ def gptq(
     work, zeros = _prepared(weight, hessian, factor, mask)
     fixed = None
     if options.order in ("none", "static") or grid.group_size <= 0:
-        fixed = find_levels(weight, grid, scale_dtype, options.search, _importance(factor))
+        shape = weight if mask is None else _with_zeros(weight, hessian, factor, mask)[0]
+        fixed = find_levels(shape, grid, scale_dtype, options.search, _importance(factor))
     codes, levels, loss = _round_columns(work, factor, group_of_position, grid, scale_dtype, options, fixed, zeros)
     unpermuted = torch.empty_like(codes)
     unpermuted[order] = codes
@@ -146,7 +148,12 @@ def sparse(
     import torch
 
     order = column_order(torch.diagonal(hessian), "static", -1, mask.run)
-    factor = factorise(hessian, options.damping, order, where)
+    return _with_zeros(weight, hessian, factorise(hessian, options.damping, order, where), mask)
+
+
+def _with_zeros(weight: torch.Tensor, hessian: torch.Tensor, factor: Factor, mask: Mask) -> tuple[torch.Tensor, float]:
+    import torch
+
     work, zeros = _prepared(weight, hessian, factor, mask)
     assert zeros is not None
     out = torch.empty_like(work)
@@ -156,7 +163,7 @@ def sparse(
 
     loss = _compensated(work, factor, BLOCK_COLUMNS, kept)
     values = torch.empty_like(out)
-    values[order] = out
+    values[factor.order] = out
     return values.T.contiguous(), loss
 
 

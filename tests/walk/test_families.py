@@ -1,0 +1,127 @@
+"""Every family whose transformers class runs goes through the walk's adapter block by block as it does whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from passes import graph
+from passes.adapters import Decoder
+from passes.base import Pass
+from passes.checkpoint import Checkpoint, write_shard
+from passes.decoded import DecodedCheckpoint
+from passes.evaluate import Side, evaluate
+from passes.formats.awq import Awq
+from passes.formats.compressed_tensors import IntQuantized, PackQuantized
+from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
+from passes.kv_cache import KVCachePass
+from passes.members import dense_block
+from passes.quantize.methods import method
+from passes.quantize.quantize import Quantize
+from passes.reason import InputError
+from passes.walk import Walk
+from passes.walk_state import WalkState
+from tests.walk.families import FAMILIES, save_tiny
+
+CPU, FP32 = torch.device("cpu"), torch.float32
+IDS = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
+
+
+def through(ir: ModelIR, weights: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
+    decoder = Decoder(ir, weights, FP32, CPU)
+    [hidden] = decoder.embed([ids])
+    for index in range(len(decoder)):
+        with decoder.block(index, dense_block(ir, index, weights)) as layer:
+            hidden = decoder.run(layer, index, hidden)
+    with decoder.head():
+        return decoder.logits(hidden)
+
+
+def walked(source: Path, chain: tuple[Pass, ...], name: str, folder: Path) -> tuple[float, WalkState, Walk]:
+    """KL of a walk's result against its source, what the walk reported, the walk."""
+    ir, weights = open_model(source).ir, Checkpoint(source)
+    target = graph.rewrite(ir, chain)
+    walk = Walk(ir, target, weights, method(name), IDS, folder, CPU, FP32)
+    state = walk.run()
+    outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]
+    write_shard(folder / "shards" / "model-00000.safetensors", weights.read(outer))
+    result = DecodedCheckpoint(Checkpoint(folder / "shards"), target, FP32)
+    return evaluate(Side(ir, weights), Side(ir, result), IDS, FP32, CPU).kl, state, walk
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_block_by_block_computes_what_the_whole_model_computes(family: str, tmp_path: Path) -> None:
+    model = save_tiny(family, tmp_path)
+    with torch.no_grad():
+        whole = model(IDS[:2], use_cache=False).logits
+    torch.testing.assert_close(
+        through(open_model(tmp_path).ir, Checkpoint(tmp_path), IDS[:2]), whole, atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("family", ["gemma2", "phi3", "opt", "falcon", "mixtral", "qwen3_moe", "gpt_oss"])
+def test_eight_bits_are_nearly_lossless_whatever_the_family(family: str, tmp_path: Path) -> None:
+    """A matrix fed with the wrong inputs, stored under a wrong name or twice rounded would show."""
+    save_tiny(family, tmp_path / "source")
+    chain = (Quantize("gptq", PackQuantized(8, 32)), KVCachePass("fp8", True))
+    kl, state, _ = walked(tmp_path / "source", chain, "gptq", tmp_path / "walk")
+    # A router may pick another expert after the least change; dense models have no such cliffs.
+    assert kl < (0.05 if family in ("mixtral", "qwen3_moe", "gpt_oss") else 1e-3)
+    assert all(loss == loss for report in state.reports for loss in report.losses.values())
+
+
+def test_experts_that_no_token_reached_are_rounded_and_named(tmp_path: Path) -> None:
+    save_tiny("qwen3_moe", tmp_path / "source")
+    shard = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(shard)
+    for layer in range(2):
+        # Equal logits: every token goes to the same two experts.
+        tensors[f"model.layers.{layer}.mlp.gate.weight"].zero_()
+    save_file(tensors, shard)
+    chain = (Quantize("gptq", PackQuantized(4, 32)),)
+    _, state, _ = walked(tmp_path / "source", chain, "gptq", tmp_path / "walk")
+    unseen = [(report.block, name) for report in state.reports for name in report.unseen]
+    stored = Checkpoint(tmp_path / "walk" / "shards")
+    assert len(unseen) == 2 * 2 * 3
+    for block, name in unseen:
+        scale = f"model.layers.{block}.{name}.weight_scale"
+        assert bool(stored.read([scale])[scale].isfinite().all())
+
+
+#: What takes a group's scales over: Gemma's norms are 1 + w; OLMo 2 has none before; Falcon's norm has other readers.
+FOLDS = {
+    "llama": {"self_attn.q_proj": "norm", "mlp.gate_proj": "norm", "mlp.down_proj": "rows"},
+    "gemma2": {"self_attn.q_proj": "norm_plus_one", "mlp.gate_proj": "norm_plus_one", "mlp.down_proj": "rows"},
+    "phi3": {"self_attn.qkv_proj": "norm", "mlp.gate_up_proj": "norm"},
+    "olmo2": {"mlp.down_proj": "rows"},
+    "falcon": {},
+    "opt": {"self_attn.q_proj": "norm", "self_attn.out_proj": "rows", "fc1": "norm", "fc2": "rows"},
+}
+
+
+@pytest.mark.parametrize("family", FOLDS)
+def test_folds_are_found_on_the_block_itself(family: str, tmp_path: Path) -> None:
+    save_tiny(family, tmp_path / "source")
+    kl, _, walk = walked(
+        tmp_path / "source", (Quantize("smoothquant", IntQuantized()),), "smoothquant", tmp_path / "walk"
+    )
+    for folds in walk._found_folds.values():
+        assert {group: fold.kind for group, fold in folds.items()} == FOLDS[family]
+    assert kl < 0.01
+
+
+def test_awq_stores_scaled_weights_that_compute_the_same(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "source")
+    kl, _, _ = walked(tmp_path / "source", (Quantize("awq", Awq(32)),), "awq", tmp_path / "awq")
+    plain, _, _ = walked(tmp_path / "source", (Quantize("rtn", Awq(32)),), "rtn", tmp_path / "rtn")
+    assert kl < plain
+
+
+def test_experts_that_cannot_be_told_apart_end_in_a_clear_message(tmp_path: Path) -> None:
+    save_tiny("llama4_text", tmp_path / "source")
+    with pytest.raises(InputError, match="cannot be worked on one by one"):
+        walked(tmp_path / "source", (Quantize("gptq", PackQuantized(4, 32)),), "gptq", tmp_path / "walk")

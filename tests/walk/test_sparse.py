@@ -1,0 +1,96 @@
+"""Zeros: as many as asked for and where they cost least, with the other weights making up for them, in one pass with rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from passes import graph
+from passes.assemble import differences
+from passes.base import Pass
+from passes.calibration import TextSource
+from passes.checkpoint import Checkpoint
+from passes.decoded import DecodedCheckpoint
+from passes.execute import Job, execute
+from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
+from passes.formats.format import Grid
+from passes.ir.model import ModelIR
+from passes.prune.mask import Mask
+from passes.prune.sparse import Sparsify
+from passes.quantize.gptq import GptqOptions, gptq, sparse
+from passes.quantize.methods import method
+from passes.quantize.quantize import Quantize
+from passes.reason import InputError
+from tests.walk.test_gptq import K, decode, loss, problem
+
+
+@pytest.mark.parametrize("how", ["sparsegpt", "wanda"])
+@pytest.mark.parametrize("run", [0, 4, 8])
+def test_the_share_of_zeros_is_exact(how: str, run: int) -> None:
+    weight, hessian = problem(0)
+    found, _ = sparse(weight, hessian, GptqOptions(), "w", Mask(how, 0.5, run))
+    zeros = found == 0
+    assert int(zeros.sum()) == found.numel() // 2
+    if run:
+        assert bool((zeros.reshape(-1, run).sum(1) == run // 2).all())
+    elif how == "wanda":
+        assert bool((zeros.sum(1) == K // 2).all())
+
+
+@pytest.mark.parametrize("run", [0, 4])
+def test_compensation_beats_dropping_and_knowing_inputs_beats_magnitude(run: int) -> None:
+    weight, hessian = problem(1)
+    results = [sparse(weight, hessian, GptqOptions(), "w", Mask(how, 0.5, run))[0] for how in ("sparsegpt", "wanda")]
+    results.append(weight * Mask("wanda", 0.5, run).wanda(weight, None))
+    joint, wanda, magnitude = (loss(weight, result, hessian) for result in results)
+    assert joint < wanda < magnitude
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zeros_and_rounding_in_one_pass_beat_one_after_the_other(symmetric: bool) -> None:
+    weight, hessian = problem(0)
+    grid, mask, options = Grid(4, 32, symmetric), Mask("sparsegpt", 0.5, 4), GptqOptions("static")
+    joint = decode(gptq(weight, hessian, grid, torch.float32, options, "w", mask)[0], 32)
+    zeros = joint == 0
+    assert bool((zeros.reshape(-1, 4).sum(1) >= 2).all())
+    first, _ = sparse(weight, hessian, options, "w", mask)
+    after = decode(gptq(first, torch.eye(K), grid, torch.float32, options, "w")[0], 32)
+    assert loss(weight, joint, hessian) < loss(weight, after, hessian)
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [(Sparsify("sparsegpt", 0.5, "2:4"), Quantize("gptq", PackQuantized(4, 32))), (Sparsify("wanda", 0.5, "2:4"),),
+     (Sparsify("sparsegpt", 0.5, "2:4"), Quantize("gptq", FloatQuantized()))],
+    ids=["with int4", "alone", "with fp8"],
+)  # fmt: skip
+def test_a_checkpoint_has_the_pattern_everywhere(
+    chain: tuple[Pass, ...], llama: Path, llama_ir: ModelIR, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("two of four stay, and those that stay make up for those that go. " * 200)
+    job = Job(llama_ir, llama, chain, tmp_path / "out", tmp_path / "work", TextSource(str(text), 8, 64))
+    outcome = execute(job)
+    assert not differences(job.out, graph.rewrite(llama_ir, chain))
+    decoded = DecodedCheckpoint(Checkpoint(job.out), outcome.target, torch.float32)
+    for layer in range(len(llama_ir.decoder.layers)):
+        name = f"{llama_ir.decoder.layer_prefix(layer)}mlp.gate_proj.weight"
+        assert bool(((decoded.read([name])[name] == 0).reshape(-1, 4).sum(1) >= 2).all())
+
+
+def test_zeros_do_not_go_with_methods_that_choose_their_own_rounding() -> None:
+    with pytest.raises(InputError, match="together with GPTQ"):
+        method("awq", Mask("sparsegpt", 0.5))
+
+
+def test_patterns_that_do_not_fit_are_refused(llama_ir: ModelIR) -> None:
+    assert Sparsify("sparsegpt", 0.5, "2:4").illegal(llama_ir) == ()
+    for wrong in (
+        Sparsify("magic"),
+        Sparsify(sparsity=1.5),
+        Sparsify(pattern="4:2"),
+        Sparsify(sparsity=0.3, pattern="2:4"),
+    ):
+        assert len(wrong.illegal(llama_ir)) == 1

@@ -108,12 +108,12 @@ class Decoder:
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, T, vocabulary]` of hidden states after the last block. Only inside `with head():`."""
+        """Logits `[B, T, vocabulary]` of hidden states after the last block. Only inside `with head():`. Gradients reach `hidden`."""
         import torch
 
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
         self._stub(replacement=hidden)
-        with torch.no_grad():
+        with torch.set_grad_enabled(hidden.requires_grad):
             logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
         return logits
 
@@ -169,7 +169,7 @@ class Decoder:
         kwargs = dict(call.kwargs)
         if cache is not None and "past_key_values" in kwargs:
             kwargs["past_key_values"] = cache
-        with torch.no_grad():
+        with torch.set_grad_enabled(hidden.requires_grad):
             out = layer(hidden, *call.args, **kwargs)
         output: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return output

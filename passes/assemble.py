@@ -23,6 +23,8 @@ from passes.reason import GoalMissedError, InputError
 if TYPE_CHECKING:
     import torch
 
+    from passes.adapters import Weights
+
 #: Names the folder as ours, and the key of what is in it.
 MARKER = "tightfit.json"
 
@@ -43,7 +45,7 @@ def assemble(
         partial.mkdir(parents=True)
         for shard in shards:
             _link(shard, partial / shard.name)
-    write_shard(partial / "model-00000.safetensors", _outer_tensors(source, target))
+    write_shard(partial / "model-00000.safetensors", outer_tensors(target, Checkpoint(source)))
     copy_side_files(source, partial)
     write_json(partial / "config.json", _config(passes, target, calibration))
     write_index(partial)
@@ -90,7 +92,7 @@ def _form(tensor: Tensor) -> str:
     return f"{tensor.dtype}{list(tensor.shape)} ({tensor.bytes} bytes)"
 
 
-def _outer_tensors(source: Path, target: ModelIR) -> dict[str, torch.Tensor]:
+def outer_tensors(target: ModelIR, weights: Weights) -> dict[str, torch.Tensor]:
     """What is outside of the decoder's blocks, as it was."""
     kept = [linear for linear in target.outer if isinstance(linear.storage, Dense)]
     names = [t.name for linear in kept for t in linear.tensors()] + [t.name for t in target.outer_tensors]
@@ -101,7 +103,7 @@ def _outer_tensors(source: Path, target: ModelIR) -> dict[str, torch.Tensor]:
             prefix, block = stack.layer_prefix(layer), stack.block(layer)
             names += [prefix + t.name for linear in block.linears for t in linear.tensors()]
             names += [prefix + t.name for t in block.tensors]
-    return Checkpoint(source).read(names)
+    return weights.read(names)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from passes.checkpoint import Checkpoint
+from passes.formats.dense import Dense
 from passes.ir.model import Linear, ModelIR
 from passes.members import members, packed
 
@@ -42,3 +44,13 @@ class DecodedCheckpoint:
         parts = [tensor.name for tensor in linear.storage.tensors(module, linear.out_features, linear.in_features)]
         # Some formats pad the outputs; what is beyond them belongs to no one.
         return linear.storage.decode(module, self._checkpoint.read(parts), self._dtype)[: linear.out_features]
+
+
+def as_dense(dense: ModelIR, target: ModelIR) -> ModelIR:
+    """The result as a dense model: what its decoded weights are. A head stored apart is no longer tied to the embedding."""
+    if len(target.outer) == len(dense.outer):
+        return dense
+    apart = [linear for linear in target.outer if linear.name not in {each.name for each in dense.outer}]
+    head = tuple(replace(linear, storage=Dense(dense.dtype)) for linear in apart)
+    config = {**dense.config, "tie_word_embeddings": False}
+    return replace(dense, outer=(*dense.outer, *head), tied_embeddings=False, config=config)

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,21 +25,16 @@ from passes.base import Pass
 from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks, tokens_digest
 from passes.checkpoint import Checkpoint, clear_disk_errors, write_json, write_shard
 from passes.content_key import code_digest, content_key, file_identity, folder_identity
-from passes.formats.dense import Dense
 from passes.ir.model import ModelIR
 from passes.measure import Meter
-from passes.prune.sparse import Sparsify
-from passes.quantize.exl2_pass import QuantizeExl2
-from passes.quantize.methods import method
-from passes.quantize.quantize import Quantize
 from passes.reason import DoesNotFitError, InputError, TightfitError
+from passes.recipe import method_of
 from passes.resolve import Resolver, unmeasured
 
 if TYPE_CHECKING:
     import torch
 
     from passes.evaluate import Measured
-    from passes.quantize.methods import Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +153,7 @@ class _Run:
             ("cuda" if torch.cuda.is_available() else "cpu") if job.device == "auto" else job.device
         )
         self.dtype = _compute_dtype(job.compute_dtype, job.source)
-        self.method = _method(job.passes)
+        self.method = method_of(job.passes)
         self.steps: list[Step] = []
 
     def run(self) -> Outcome:
@@ -261,7 +256,7 @@ class _Run:
         return key
 
     def _evaluate(self, tokens: torch.Tensor, out_key: str) -> Measured:
-        from passes.decoded import DecodedCheckpoint
+        from passes.decoded import DecodedCheckpoint, as_dense
         from passes.evaluate import Measured, Side, evaluate
 
         key = content_key("evaluate", out_key, tokens_digest(tokens), code_digest())
@@ -271,7 +266,7 @@ class _Run:
         def make() -> None:
             source = Side(self.job.source, Checkpoint(self.job.folder))
             decoded = DecodedCheckpoint(Checkpoint(self.job.out), self.target, self.dtype)
-            result = Side(_as_dense(self.dense, self.target), decoded)
+            result = Side(as_dense(self.dense, self.target), decoded)
             measured = evaluate(
                 source, result, tokens, self.dtype, self.device,
                 progress=lambda done, total: self.progress(Progress("evaluate", done, total, "", meter.seconds)),
@@ -303,21 +298,6 @@ class _Run:
                 f"{self.job.work} has {free / 2**30:.1f} GiB free, the work needs {needed / 2**30:.1f} GiB",
                 remedy="free some space, or name a work folder on another disk",
             )
-
-
-def _as_dense(dense: ModelIR, target: ModelIR) -> ModelIR:
-    """The result as a dense model: what its decoded weights are. A head stored apart is no longer tied to the embedding."""
-    if len(target.outer) == len(dense.outer):
-        return dense
-    apart = [linear for linear in target.outer if linear.name not in {each.name for each in dense.outer}]
-    head = tuple(replace(linear, storage=Dense(dense.dtype)) for linear in apart)
-    config = {**dense.config, "tie_word_embeddings": False}
-    return replace(dense, outer=(*dense.outer, *head), tied_embeddings=False, config=config)
-
-
-def _method(passes: tuple[Pass, ...]) -> Method:
-    quantize = next((one.method for one in passes if isinstance(one, Quantize | QuantizeExl2)), None)
-    return method(quantize, next((one.mask for one in passes if isinstance(one, Sparsify)), None))
 
 
 def _no_tokens() -> torch.Tensor:

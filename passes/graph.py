@@ -29,6 +29,7 @@ from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
 from passes.quantize.exl2_pass import QuantizeExl2
 from passes.quantize.load_time import QuantizeAtLoad
+from passes.quantize.mixed import QuantizeMixed
 from passes.quantize.quantize import Quantize
 from passes.reason import InputError, Reason, unknown_name
 
@@ -45,7 +46,8 @@ _FORMATS: Mapping[str, type[Format]] = {
 _PASSES: Mapping[str, type[Pass]] = {
     kind.name: kind
     for kind in (
-        DepthPrune, WidthPrune, ExpertPrune, Sparsify, Distill, Quantize, QuantizeExl2, QuantizeAtLoad, KVCachePass,
+        DepthPrune, WidthPrune, ExpertPrune, Sparsify, Distill, Quantize, QuantizeMixed, QuantizeExl2, QuantizeAtLoad,
+        KVCachePass,
     )
 }  # fmt: skip
 

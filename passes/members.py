@@ -47,6 +47,13 @@ def expert_parts(linear: Linear, expert: int) -> Iterator[Linear]:
         )  # fmt: skip
 
 
+def copy_names(linear: Linear) -> list[str]:
+    """The names of the matrices that a description's matrix stands for."""
+    if linear.copies == 1 and linear.stacking is None:
+        return [linear.name]
+    return [part.name for expert in range(linear.copies) for part in expert_parts(linear, expert)]
+
+
 def dense_block(ir: ModelIR, index: int, weights: Weights) -> dict[str, torch.Tensor]:
     """All tensors of one dense block by relative name; banks and fused matrices whole and in parts, however they are stored.
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from passes import graph
 from passes.base import Pass
@@ -20,11 +20,16 @@ from passes.content_key import content_key
 from passes.ir.model import ModelIR
 from passes.prune.depth import DepthPrune, RenumberedWeights
 from passes.quantize.exl2_pass import QuantizeExl2
+from passes.quantize.mixed import QuantizeMixed
 
 if TYPE_CHECKING:
     import torch
 
     from passes.adapters import Weights
+
+_P = TypeVar("_P", bound=Pass)
+#: Sequences of the calibration text that sensitivities are estimated on.
+_FISHER_SEQUENCES = 16
 
 #: Runs a step under its key unless its result is there: name, key, done, what makes it (given a report of done and total).
 Step = Callable[[str, str, bool, Callable[[Callable[[int, int], None]], None]], None]
@@ -58,6 +63,8 @@ class Resolver:
                 self.dense = one.rewrite(self.dense)
             elif isinstance(one, QuantizeExl2) and not one.resolved:
                 one = self._exl2_choices(one)
+            elif isinstance(one, QuantizeMixed) and not one.resolved:
+                one = self._mixed_choices(one)
             self._passes.append(one)
         return self._passes
 
@@ -88,6 +95,41 @@ class Resolver:
 
         self.step("measure EXL2", key, len(list(folder.glob("layer-*.json"))) == layers, make)
         return replace(one, choices=allocate_exl2(self.dense, one.bpw, saved_errors(folder, layers)))
+
+    def _mixed_choices(self, one: QuantizeMixed) -> QuantizeMixed:
+        """Estimate every format of every matrix, allocate, and keep the allocation where it beats the narrowest everywhere."""
+        from passes.fisher import option_costs
+
+        key = self._key("fisher", [form.label for form in one.options_of_a_group])
+        path = self.work / f"fisher-{key}.json"
+
+        def make(report: Callable[[int, int], None]) -> None:
+            costs = option_costs(
+                self.dense, self.weights, self.tokens[:_FISHER_SEQUENCES], one.options_of_a_group,
+                self.work / f"fisher-{key}", self.dtype, self.device, report,
+            )  # fmt: skip
+            write_json(path, costs)
+
+        self.step("measure formats", key, path.exists(), make)
+        uniform = replace(one, assigned=())
+        return self._nearest([one.allocated(self.dense, json.loads(path.read_text())), uniform])
+
+    def _nearest(self, candidates: Sequence[_P]) -> _P:
+        """The candidate with the least divergence end to end."""
+        from passes.contest import divergences
+
+        key = self._key("contest", graph.to_json(candidates))
+        path = self.work / f"contest-{key}.json"
+
+        def make(report: Callable[[int, int], None]) -> None:
+            found = divergences(
+                candidates, self.dense, self.weights, self.tokens, self.work / f"contest-{key}", self.dtype, self.device, report
+            )  # fmt: skip
+            write_json(path, found)
+
+        self.step("compare allocations", key, path.exists(), make)
+        costs: list[float] = json.loads(path.read_text())
+        return candidates[costs.index(min(costs))]
 
     def _key(self, *parts: Any) -> str:
         """The key of a measurement on the source as it is now."""

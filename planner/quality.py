@@ -16,6 +16,7 @@ from functools import lru_cache
 from passes.base import Pass
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
+from passes.quantize.mixed import QuantizeMixed
 from planner.quality_features import Scheme, Traits
 from planner.quality_law import interval, law, sensitivity, weight_loss
 from planner.quality_traits import traits_of
@@ -100,6 +101,11 @@ def scheme_of(storage: Format, method: str) -> Scheme:
     return Scheme(method, bits, group_size)
 
 
+def _mixed(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
+    assert isinstance(one, QuantizeMixed)
+    return _quantize(one.chosen(ir), traits, ir)
+
+
 _COMMON_GROUP = 128
 #: Load-time formats by the nearest scheme of the fit: nf4 behaves like 4-bit round to nearest with groups of 64.
 _AT_LOAD = {"nf4": Scheme("rtn", 4, 64), "int8-bnb": Scheme("w8a8", 0), "fp8-online": Scheme("fp8", 0)}
@@ -165,6 +171,7 @@ def _recovered(rise: Quantity, tokens: int) -> Quantity:
 
 
 _LOSS: dict[str, Callable[[Pass, Traits, ModelIR], Quantity]] = {
-    "quantize": _quantize, "quantize_exl2": _quantize, "quantize_at_load": _at_load, "kv_cache": _cache, "prune_sparse": _sparse,
+    "quantize": _quantize, "quantize_exl2": _quantize,
+    "quantize_mixed": _mixed, "quantize_at_load": _at_load, "kv_cache": _cache, "prune_sparse": _sparse,
     "prune_depth": _depth, "prune_width": _width, "prune_experts": _width,
 }  # fmt: skip

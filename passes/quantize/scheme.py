@@ -8,18 +8,22 @@ from collections.abc import Callable
 from passes.base import Pass
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.dense import Dense
 from passes.formats.exl3 import Exl3
+from passes.formats.format import Format
 from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.quantize.exl2_pass import QuantizeExl2
 from passes.quantize.load_time import QuantizeAtLoad
+from passes.quantize.mixed import QuantizeMixed
 from passes.quantize.quantize import Quantize
 from passes.reason import InputError, unknown_name
 
 #: What `optimize` lists, one example a kind.
 EXAMPLES = (
     "bf16", "fp16", "fp32", "fp8", "fp8-block", "w8a8", "w4a16-g128", "w8a16-channel", "gptq-4-g128", "gptq-8-g128",
-    "awq-4-g128", "rtn-4-g128", "rtn-3-channel", "exl2-4.65", "exl3-3.5", "nf4", "int8-bnb", "fp8-online", "nvfp4", "nvfp4a16", "mxfp4",
+    "awq-4-g128", "rtn-4-g128", "rtn-3-channel",
+    "mixed-5.0-g64", "exl2-4.65", "exl3-3.5", "nf4", "int8-bnb", "fp8-online", "nvfp4", "nvfp4a16", "mxfp4",
 )  # fmt: skip
 
 #: Bits of the head unless the name says otherwise (`exl2-4.65-h8`): the default of both converters.
@@ -30,12 +34,19 @@ def _group(text: str) -> int:
     return -1 if text == "channel" else int(text[1:])
 
 
+def _mixed_options(group_size: int, activations: bool) -> tuple[Format, ...]:
+    """4 bits, 8 bits (weights only, or with 8-bit activations where an engine has no other 8-bit kernel), plain numbers."""
+    eight: Format = IntQuantized() if activations else PackQuantized(8, -1)
+    return (PackQuantized(4, group_size), eight, Dense())
+
+
 _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
     (r"bf16|fp16|fp32", lambda m: None),
     (r"fp8", lambda m: Quantize("rtn", FloatQuantized(-1))),
     (r"fp8-tensor", lambda m: Quantize("rtn", FloatQuantized(0))),
     (r"fp8-block", lambda m: Quantize("rtn", FloatQuantized(-1, (128, 128)))),
     (r"w8a8", lambda m: Quantize("gptq", IntQuantized())),
+    (r"w8a8-smoothquant", lambda m: Quantize("smoothquant", IntQuantized())),
     (
         r"w([48])a16-(g\d+|channel)(-asym)?",
         lambda m: Quantize("gptq", PackQuantized(int(m[1]), _group(m[2]), m[3] is None)),
@@ -49,6 +60,10 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
     (
         r"exl3-(\d(?:\.\d+)?)(?:-h([2-8]))?",
         lambda m: Quantize("exl3", Exl3(float(m[1])), head=Exl3(float(m[2] or _HEAD_BITS))),
+    ),
+    (
+        r"mixed-(\d(?:\.\d+)?)-g(\d+)(-w8a8)?",
+        lambda m: QuantizeMixed(_mixed_options(int(m[2]), m[3] is not None), float(m[1])),
     ),
     (r"nf4|int8-bnb|fp8-online", lambda m: QuantizeAtLoad(m[0])),
     (r"nvfp4(a16)?", lambda m: Quantize("rtn", Nvfp4(m[1] is None))),

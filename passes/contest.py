@@ -1,0 +1,54 @@
+"""Which of a few ways to store a model is nearest to it end to end: each is walked on a part of the text, judged on another part.
+
+Estimates of single matrices leave out how errors meet. Before a measured choice is written, the best allocations and the uniform
+one are held against each other here; where allocation does not pay, uniform wins.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from passes.adapters import Weights
+from passes.assemble import outer_tensors
+from passes.base import Pass
+from passes.checkpoint import Checkpoint, write_shard
+from passes.decoded import DecodedCheckpoint, as_dense
+from passes.evaluate import Side, evaluate
+from passes.ir.model import ModelIR
+from passes.recipe import method_of
+from passes.walk import Walk
+
+if TYPE_CHECKING:
+    import torch
+
+#: Sequences that candidates are fitted to at most, and the share of all that judges them.
+_FITTED, _JUDGING_SHARE = 16, 8
+
+
+def divergences(
+    candidates: Sequence[Pass],
+    dense: ModelIR,
+    weights: Weights,
+    tokens: torch.Tensor,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[float]:
+    """KL in nats a token of each candidate on the last eighth of `tokens` `[S, T]`, fitted to the first ones."""
+    judging = tokens[-max(1, len(tokens) // _JUDGING_SHARE) :]
+    fitted = tokens[: min(_FITTED, max(1, len(tokens) - len(judging)))]
+    out = []
+    for number, one in enumerate(candidates):
+        target = one.rewrite(dense)
+        shutil.rmtree(folder, ignore_errors=True)
+        Walk(dense, target, weights, method_of([one]), fitted, folder, device, dtype).run()
+        write_shard(folder / "shards" / "model-00000.safetensors", outer_tensors(target, weights))
+        result = Side(as_dense(dense, target), DecodedCheckpoint(Checkpoint(folder / "shards"), target, dtype))
+        out.append(evaluate(Side(dense, weights), result, judging, dtype, device).kl)
+        progress(number + 1, len(candidates))
+    shutil.rmtree(folder, ignore_errors=True)
+    return out

@@ -1,0 +1,154 @@
+"""Bits where they matter: each group of matrices that must agree takes one of a few formats, a budget of bits a weight over all.
+
+Bounded until the options were measured (`passes.fisher`), resolved after. While it is bounded a stand-in within the budget
+describes it: groups take wider formats from the last layer on. The measured choice gets at most the stand-in's bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import ClassVar
+
+from passes.allocate import Unit, allocate
+from passes.base import Pass
+from passes.formats.dense import Dense
+from passes.formats.format import Format
+from passes.ir.model import Block, Linear, ModelIR
+from passes.quantize.quantize import Quantize
+from passes.reason import DoesNotFitError, Reason
+
+Assigned = tuple[tuple[str, Format], ...]
+
+
+@dataclass(frozen=True)
+class QuantizeMixed(Pass):
+    """Store the decoder's matrices in `options` (narrowest first), `bpw` bits a weight on average, all included.
+
+    `assigned`: (full name, format) of matrices in another format than the narrowest; None while the plan is bounded.
+    """
+
+    name: ClassVar[str] = "quantize_mixed"
+    options_of_a_group: tuple[Format, ...]
+    bpw: float
+    method: str = "gptq"
+    assigned: Assigned | None = None
+
+    @property
+    def resolved(self) -> bool:
+        """Whether every matrix has its format."""
+        return self.assigned is not None
+
+    def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
+        """What is illegal for any option, and budgets below the narrowest."""
+        for form in self.options_of_a_group:
+            if reasons := Quantize(self.method, form).illegal(ir):
+                return reasons
+        least = 8 * sum(min(sizes) for _, sizes in groups(ir, self.formats(ir))) / quantized_weights(ir)
+        if self.bpw < least:
+            return (
+                Reason(
+                    "mixed_bpw_too_low",
+                    f"{self.bpw:g} bits a weight: {self.options_of_a_group[0].label} everywhere takes {least:.3f}",
+                    f"at least {math.ceil(least * 100) / 100:g}",
+                ),
+            )
+        return self.chosen(ir).illegal(ir)
+
+    def formats(self, ir: ModelIR) -> tuple[Format, ...]:
+        """The options on a model: plain numbers are its own."""
+        return tuple(Dense(ir.dtype) if isinstance(form, Dense) else form for form in self.options_of_a_group)
+
+    def chosen(self, ir: ModelIR) -> Quantize:
+        """The quantize pass that the choice amounts to, measured or standing in."""
+        assigned = self.assigned if self.assigned is not None else _stand_in(ir, self.formats(ir), self.bpw)
+        return Quantize(self.method, self.options_of_a_group[0], assigned)
+
+    def rewrite(self, ir: ModelIR) -> ModelIR:
+        """Every matrix in its format."""
+        return self.chosen(ir).rewrite(ir)
+
+    def missing(self) -> str | None:
+        """Which algorithm or codec is not there."""
+        return next((found for form in self.options_of_a_group if (found := self._missing(form))), None)
+
+    def _missing(self, form: Format) -> str | None:
+        return None if isinstance(form, Dense) else Quantize(self.method, form).missing()
+
+    def allocated(self, ir: ModelIR, costs: Mapping[str, Sequence[float]]) -> QuantizeMixed:
+        """Resolved: the choice with the least total of measured `costs` (a matrix's full name -> one an option). Exact."""
+        formats = self.formats(ir)
+        given = dict(_stand_in(ir, formats, self.bpw))
+        units, names, budget = [], [], 0
+        for members, sizes in groups(ir, formats):
+            losses = tuple(math.fsum(costs[name][option] for name in members) for option in range(len(formats)))
+            units.append(Unit(members[0], sizes, losses))
+            names.append(members)
+            budget += sizes[formats.index(given.get(members[0], formats[0]))]
+        choice = allocate(units, budget).choice
+        assigned = [
+            (name, formats[option]) for members, option in zip(names, choice, strict=True) if option for name in members
+        ]
+        return replace(self, assigned=tuple(assigned))
+
+    def text(self) -> str:
+        """`quantize{gptq, mixed-5 of w4a16-g64, w8a16-channel, bf16}`."""
+        formats = ", ".join(form.label for form in self.options_of_a_group)
+        return f"quantize{{{self.method}, mixed-{self.bpw:g} of {formats}}}"
+
+
+def groups(ir: ModelIR, options: tuple[Format, ...]) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Every group of matrices that take one format, layer after layer: full names (`{e}`: all experts), bytes of each option."""
+    out = []
+    for layer in range(len(ir.decoder.layers)):
+        prefix = ir.decoder.layer_prefix(layer)
+        for names, sizes in _block_groups(ir.decoder.block(layer), options):
+            out.append((tuple(prefix + name for name in names), sizes))
+    return out
+
+
+@lru_cache(maxsize=1 << 10)
+def _block_groups(block: Block, options: tuple[Format, ...]) -> tuple[tuple[tuple[str, ...], tuple[int, ...]], ...]:
+    found: dict[str, list[Linear]] = {}
+    for linear in block.linears:
+        if linear.quantizable:
+            found.setdefault(linear.agree or linear.name, []).append(linear)
+    return tuple(
+        (
+            tuple(linear.name for linear in group),
+            tuple(sum(replace(linear, storage=form).bytes for linear in group) for form in options),
+        )
+        for group in found.values()
+    )
+
+
+def quantized_weights(ir: ModelIR) -> int:
+    """Weights that the budget counts."""
+    return sum(
+        count * sum(linear.weights for linear in block.linears if linear.quantizable)
+        for block, count in ir.decoder.counts
+    )
+
+
+@lru_cache(maxsize=256)
+def _assignment(
+    members: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...], options: tuple[Format, ...], budget: int
+) -> Assigned:
+    left = budget - sum(sizes[0] for _, sizes in members)
+    if left < 0:
+        raise DoesNotFitError("the narrowest formats exceed the budget", remedy="allow more bits a weight")
+    out: list[tuple[str, Format]] = []
+    for names, sizes in reversed(members):
+        option = max(
+            (number for number, size in enumerate(sizes) if size - sizes[0] <= left), key=lambda number: sizes[number]
+        )
+        left -= sizes[option] - sizes[0]
+        out += [(name, options[option]) for name in names if option]
+    return tuple(out)
+
+
+def _stand_in(ir: ModelIR, options: tuple[Format, ...], bpw: float) -> Assigned:
+    """Wider formats from the last group on, as long as the budget lasts."""
+    return _assignment(tuple(groups(ir, options)), options, math.floor(bpw * quantized_weights(ir) / 8))

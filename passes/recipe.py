@@ -1,0 +1,18 @@
+"""What a chain asks of the walk: the algorithm of its quantize pass, with the zeros of its sparsity pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from passes.base import Pass
+from passes.prune.sparse import Sparsify
+from passes.quantize.exl2_pass import QuantizeExl2
+from passes.quantize.methods import Method, method
+from passes.quantize.mixed import QuantizeMixed
+from passes.quantize.quantize import Quantize
+
+
+def method_of(passes: Sequence[Pass]) -> Method:
+    """The algorithm. Raises InputError for a combination that the walk does not run."""
+    quantize = next((one.method for one in passes if isinstance(one, Quantize | QuantizeMixed | QuantizeExl2)), None)
+    return method(quantize, next((one.mask for one in passes if isinstance(one, Sparsify)), None))

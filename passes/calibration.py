@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PYTHON_REFERENCE = "python-reference"
 #: Keys under which data sets keep their text, in this order.
 _TEXT_KEYS = ("text", "content", "document", "article", "body")
+_FILE_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".parquet")
+_TEXT_REMEDY = "name a .txt, .jsonl or .parquet file, a Hub data set (owner/name), or `self`"
 #: A model may write its own calibration text when its weights take at most this share of the free memory.
 _SELF_MEMORY_SHARE = 0.6
 _SELF_BATCH = 64
@@ -59,6 +61,33 @@ def token_blocks(source: TextSource, model_folder: Path) -> torch.Tensor:
     return _from_texts(source, tokenizer, texts(source.dataset, tokenizer))
 
 
+def refuse_same_text(calibration: str, evaluation: str) -> None:
+    """Raise InputError where two data sets are one, or files with the same content: a result is not judged by what it was fitted to."""
+    same = calibration == evaluation
+    if not same and Path(calibration).is_file() and Path(evaluation).is_file():
+        same = _file_digest(Path(calibration)) == _file_digest(Path(evaluation))
+    if same:
+        raise InputError(
+            f"calibration and evaluation text are both {calibration!r}",
+            remedy="name another text for one of them: a result must not be judged by the text it was fitted to",
+        )
+
+
+def refuse_missing_text(dataset: str) -> None:
+    """Raise InputError where a data set's name can only be that of a file, and there is none that can be read."""
+    path = Path(dataset)
+    if path.suffix in _FILE_SUFFIXES or path.is_absolute():
+        if not path.is_file():
+            raise InputError(f"no text at {dataset}", remedy=_TEXT_REMEDY)
+        if path.suffix == ".parquet":
+            next(_parquet_texts(path), None)
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def tokens_digest(tokens: torch.Tensor) -> str:
     """sha256 over shape and ids: what a plan locks."""
     header = f"{tuple(tokens.shape)}".encode()
@@ -75,10 +104,7 @@ def texts(dataset: str, tokenizer: Any) -> Iterator[str]:
     if path.is_file():
         return _file_texts(path, tokenizer)
     if path.suffix or dataset.count("/") != 1:
-        raise InputError(
-            f"no calibration text {dataset!r}",
-            remedy="name a .txt, .jsonl or .parquet file, a Hub data set (owner/name), or `self`",
-        )
+        raise InputError(f"no calibration text {dataset!r}", remedy=_TEXT_REMEDY)
     return _hub_texts(dataset)
 
 
@@ -122,9 +148,12 @@ def _record_text(record: Any, where: str, tokenizer: Any | None) -> str:
 
 
 def _parquet_texts(path: Path) -> Iterator[str]:
-    from pyarrow import parquet
+    from pyarrow import ArrowInvalid, parquet
 
-    table = parquet.ParquetFile(path)
+    try:
+        table = parquet.ParquetFile(path)
+    except (ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is no parquet file: {error}", remedy="name a text, jsonl or parquet file") from error
     column = next((key for key in _TEXT_KEYS if key in table.schema_arrow.names), None)
     if column is None:
         raise InputError(f"{path} has no text column", remedy=f"expected one of {', '.join(_TEXT_KEYS)}")
@@ -162,9 +191,10 @@ def _from_texts(source: TextSource, tokenizer: Any, documents: Iterator[str]) ->
     ids = list(islice(stream, 8 * source.samples * source.length))
     blocks = len(ids) // source.length
     if blocks < source.samples:
+        less = f"ask for at most {blocks} samples of {source.length} tokens, or " if blocks else ""
         raise InputError(
             f"{source.dataset} holds {len(ids):,} tokens, {source.samples} x {source.length} were asked for",
-            remedy=f"ask for at most {blocks} samples of {source.length} tokens, or name more text",
+            remedy=f"{less}name more text",
         )
     cut = torch.tensor(ids[: blocks * source.length], dtype=torch.int64).reshape(blocks, source.length)
     chosen = torch.randperm(blocks, generator=torch.Generator().manual_seed(source.seed))[: source.samples]

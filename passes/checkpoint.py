@@ -6,10 +6,11 @@ at any moment leaves whole shards or none. Reading maps the file: only the pages
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,15 +85,13 @@ def write_shard(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write one safetensors file atomically. The bytes depend on the tensors only."""
     from safetensors.torch import save_file
 
-    partial = path.with_name(path.name + ".partial")
-    with clear_disk_errors(path):
+    with _whole_or_nothing(path) as partial:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             partial,
             metadata={"format": "pt"},
         )
         partial.chmod(_ordinary_mode())  # safetensors makes its files private, but an engine may run as another user
-        partial.replace(path)
 
 
 def _ordinary_mode() -> int:
@@ -104,10 +103,24 @@ def _ordinary_mode() -> int:
 
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON document atomically."""
-    partial = path.with_name(path.name + ".partial")
-    with clear_disk_errors(path):
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with _whole_or_nothing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object that tightfit wrote. Raises InputError where it is missing or damaged; `what` names it for people."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no {what}: {error}", remedy="make it again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is no {what}", remedy="make it again")
+    return value
 
 
 def write_index(folder: Path) -> None:
@@ -134,22 +147,40 @@ def copy_side_files(source: Path, target: Path) -> None:
 
 @contextmanager
 def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into one clear message. What was finished stays and is resumed."""
+    """Turn a full disk, a missing permission or an impossible place into one clear message. What was finished is resumed."""
     try:
         yield
+    except TightfitError:
+        raise
     except Exception as error:
-        text = str(error)
-        full = getattr(error, "errno", None) in (28, 122) or "No space left" in text or "os error 28" in text
-        denied = isinstance(error, PermissionError) or "Permission denied" in text or "os error 13" in text
-        read_only = getattr(error, "errno", None) == 30 or "Read-only file system" in text
-        if full:
+        number, text = getattr(error, "errno", None), str(error)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "os error 28" in text:
             raise TightfitError(
                 f"the disk is full: could not write {path}",
                 remedy="free some space and run the same command again; it resumes",
             ) from error
-        if denied or read_only:
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in text or "os error 13" in text:
             raise TightfitError(
                 f"no permission to write {path}",
                 remedy="choose another output folder or mend its permissions; a second run resumes",
             ) from error
+        if isinstance(error, OSError):
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}", remedy="name another place to write to"
+            ) from error
         raise
+
+
+@contextmanager
+def _whole_or_nothing(path: Path) -> Iterator[Path]:
+    """A place to write a file at, renamed to `path` at the end; nothing is left of it where writing fails."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is no file", remedy="name another place to write to")
+    partial = path.with_name(path.name + ".partial")
+    with clear_disk_errors(path):
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)

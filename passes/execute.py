@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from passes import graph
 from passes.assemble import MARKER, assemble, differences
 from passes.base import Pass
-from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks, tokens_digest
+from passes.calibration import PYTHON_REFERENCE, TextSource, refuse_same_text, token_blocks, tokens_digest
 from passes.checkpoint import Checkpoint, clear_disk_errors, write_json, write_shard
 from passes.content_key import code_digest, content_key, file_identity, folder_identity
 from passes.ir.model import ModelIR
@@ -134,11 +134,7 @@ def _check(job: Job) -> None:
             f"{job.out} holds files that are not a result of tightfit",
             remedy="choose another output folder, or empty it",
         )
-    if job.calibration.dataset == job.evaluation.dataset:
-        raise InputError(
-            f"calibration and evaluation text are both {job.calibration.dataset!r}",
-            remedy="name another text for one of them: a result must not be judged by the text it was fitted to",
-        )
+    refuse_same_text(job.calibration.dataset, job.evaluation.dataset)
 
 
 class _Run:
@@ -295,7 +291,7 @@ class _Run:
         free = shutil.disk_usage(self.job.work).free + _folder_bytes(self.job.work)
         if needed > free:
             raise DoesNotFitError(
-                f"{self.job.work} has {free / 2**30:.1f} GiB free, the work needs {needed / 2**30:.1f} GiB",
+                f"{self.job.work} has {free / 2**20:,.0f} MiB free, the work needs {needed / 2**20:,.0f} MiB",
                 remedy="free some space, or name a work folder on another disk",
             )
 

@@ -15,7 +15,7 @@ from passes.reason import InputError
 from planner.certificate import NAME, certificate
 from planner.plan import chain_of_plan, load_plan, plan, require_executable, require_fresh, resolved_plan, spec_of
 from planner.spec import TextChoice
-from targets.launch import launch_files, write_launch
+from targets.launch import FOLDER, launch_files, write_launch
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,13 @@ def apply(
     proof = certificate(resolved, outcome)
     write_json(out / NAME, proof)
     return ApplyResult(out, proof, outcome)
+
+
+def next_step(result: ApplyResult) -> str:
+    """What to do with a result: `verify` drives vLLM; ExLlama is started by hand."""
+    if result.certificate["engine"]["name"].startswith("vllm"):
+        return f"optimize verify {result.out}"
+    return f"start it as {result.out / FOLDER} says"
 
 
 def _portable(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,19 +9,22 @@ from passes.base import Pass
 from passes.formats.dense import Dense
 from passes.formats.tensor import Tensor
 from passes.ir.model import Linear, ModelIR
-from passes.kv_cache import KVCachePass
+from passes.kv_cache import DTYPES, KVCachePass
 from passes.quantize.scheme import dense_dtype, parse_scheme
-from passes.reason import InputError, Reason
+from passes.reason import InputError, Reason, unknown_name
 
 
 def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
-    """The passes that a format's name and a KV type stand for."""
+    """The passes that a format's name and a KV type stand for. Raises InputError for unknown names."""
     chain: list[Pass] = []
+    dtype = {"fp8_e4m3": "fp8", "model": "auto"}.get(kv_cache_dtype, kv_cache_dtype)
+    if dtype not in DTYPES:
+        raise unknown_name("KV-cache type", kv_cache_dtype, DTYPES, remedy=f"one of {', '.join(DTYPES)}")
     scheme = parse_scheme(weights) if weights else None
     if scheme is not None:
         chain.append(scheme)
-    if kv_cache_dtype not in ("auto", "model"):
-        chain.append(KVCachePass("fp8" if kv_cache_dtype == "fp8_e4m3" else kv_cache_dtype))
+    if dtype != "auto":
+        chain.append(KVCachePass(dtype))
     return tuple(chain)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from passes.reason import TightfitError
+from passes.reason import InputError, TightfitError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,6 +70,11 @@ def check(
     from targets.engines.engine import Parallel, Settings
 
     tensor = tp or max(1, (gpus or 1) // (pp * dp))
+    if gpus and tensor * pp * dp > gpus:
+        raise InputError(
+            f"tp {tensor} × pp {pp} × dp {dp} need {tensor * pp * dp} cards, not {gpus}", remedy="make them agree"
+        )
+    idle = (gpus or 0) - tensor * pp * dp
     settings = Settings(
         version=engine_version, parallel=Parallel(tensor, pp, dp, ep), gpu_memory_utilization=gpu_memory_utilization,
         max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, enforce_eager=enforce_eager,
@@ -80,6 +85,8 @@ def check(
         output_tokens=output_tokens, weights=weights, kv_cache_dtype=kv_cache_dtype, dtype=dtype,
     )  # fmt: skip
     document = result.as_json()
+    if idle > 0:
+        document["notes"].append(f"{idle} of the {gpus} cards stay idle: tp × pp × dp is {tensor * pp * dp}")
     if as_json:
         _emit(document)
     else:
@@ -135,7 +142,7 @@ def apply(
 ) -> None:
     """Run a plan exactly; a second run resumes or does nothing. Exit 4 when the result misses a goal."""
     from planner.apply import apply as run
-    from planner.apply import find_plan
+    from planner.apply import find_plan, next_step
     from planner.progress import bars
     from planner.tables import print_certificate
 
@@ -146,19 +153,20 @@ def apply(
         _emit(result.certificate)
     else:
         print_certificate(console, result.certificate)
-        console.print(f"  [bold]Done: {result.out}[/]  Next: optimize verify {result.out}")
+        console.print(f"  [bold]Done: {result.out}[/]  Next: {next_step(result)}")
     raise typer.Exit(0 if result.holds else 4)
 
 
 @app.command()
 def show(what: Annotated[Path, typer.Argument(help="A plan, or a result's folder.")], as_json: Json = False) -> None:
     """Read a plan or a result."""
+    from passes.checkpoint import read_json
     from planner.certificate import NAME, result_folder
     from planner.plan import load_plan
     from planner.tables import print_certificate, print_plan
 
     if result_folder(what):
-        document = json.loads((what / NAME).read_text(encoding="utf-8"))
+        document = read_json(what / NAME, "certificate")
         _emit(document) if as_json else print_certificate(_console(), document)
         return
     document = load_plan(what)
@@ -311,13 +319,10 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] 
     from planner.template import TEMPLATE
 
     if path.exists():
-        from passes.reason import InputError
-
         raise InputError(f"{path} exists already", remedy="name another file, or remove it")
-    from passes.checkpoint import clear_disk_errors
+    from passes.checkpoint import write_text
 
-    with clear_disk_errors(path):
-        path.write_text(TEMPLATE, encoding="utf-8")
+    write_text(path, TEMPLATE)
     _console().print(f"  Wrote {path}. Next: optimize plan {path}")
 
 
@@ -328,6 +333,10 @@ def main() -> None:
     except TightfitError as error:
         _report(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _report(InputError(f"{where}{error.strerror or error}", remedy="check the path, its permissions and the disk"))
+        sys.exit(InputError.exit_code)
     except Exception as error:
         if os.environ.get("TIGHTFIT_DEBUG"):
             raise

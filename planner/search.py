@@ -69,8 +69,8 @@ class SearchResult:
 def target_gpu(spec: Spec) -> Gpu:
     """The card of a spec. `auto` is this machine's first card, or its processor."""
     gpu = spec.target.gpu
-    if isinstance(gpu, dict):
-        return inline_gpu(gpu)
+    if not isinstance(gpu, str):
+        return inline_gpu(gpu.model_dump(exclude_none=True))
     if gpu != "auto":
         return find_gpu(gpu)
     from targets.probe import installed_gpus

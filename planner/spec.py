@@ -28,10 +28,31 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Positive = Annotated[float, Field(gt=0)]
+
+
+class GpuFacts(Strict):
+    """A card that no list holds, by its facts (as in targets/gpus.yaml); rates are dense."""
+
+    name: str = "inline card"
+    memory_gib: Positive
+    """The total that CUDA shows."""
+    bandwidth_gb_s: Positive
+    compute_capability: str | float | None = None
+    arch: str = "unknown"
+    fp16_bf16_dense_tflops: Positive | None = None
+    fp16_fp16acc_dense_tflops: Positive | None = None
+    fp8_dense_tflops: Positive | None = None
+    int8_dense_tops: Positive | None = None
+    fp4_dense_tflops: Positive | None = None
+    pcie: str | None = None
+    interconnect_gb_s_bidirectional: Positive | None = None
+
+
 class Target(Strict):
     """The card(s)."""
 
-    gpu: str | dict[str, Any]
+    gpu: str | GpuFacts
     """A catalog name, `auto` or `cpu` (this machine), a size such as 24GB, or a card's facts."""
     count: Count = 1
     reserve: Bytes = 0
@@ -161,7 +182,8 @@ class Spec(Strict):
 
     model: str
     revision: str | None = None
-    assume: str | None = None
+    assume: Literal["full-attention"] | None = None
+    """What to take for granted of an architecture that is not understood."""
     trust_remote_code: bool = False
     """Whether tokenizer code that the model brings may run here, and model code in the engine. Off unless you say so."""
     target: Target
@@ -174,7 +196,7 @@ class Spec(Strict):
 
     @model_validator(mode="after")
     def _texts_differ(self) -> Spec:
-        if self.calibration.dataset == self.evaluation.dataset and self.evaluation.dataset != "self":
+        if self.calibration.dataset == self.evaluation.dataset:
             raise ValueError("evaluation text must have another source than calibration text")
         return self
 
@@ -203,6 +225,7 @@ def parse_spec(text: str, name: str = "spec") -> Spec:
         raise InputError(
             f"not YAML: {error.problem}", remedy="check indentation, quotes and colons here", location=location
         ) from None
+    _refuse_twice(node, name)
     if not isinstance(value, dict):
         raise InputError(
             "a spec is a mapping with `model:` and `target:`",
@@ -213,6 +236,25 @@ def parse_spec(text: str, name: str = "spec") -> Spec:
         return Spec.model_validate(value)
     except ValidationError as error:
         raise _explain(error, node, value, name) from None
+
+
+def _refuse_twice(node: yaml.Node | None, name: str) -> None:
+    """A key that stands twice in one mapping: YAML would silently keep the last."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, yaml.Mark] = {}
+        for key, inner in node.value:
+            if str(key.value) in seen:
+                first = seen[str(key.value)].line + 1
+                raise InputError(
+                    f"{key.value!r} stands twice, first in line {first}",
+                    remedy="keep one of them",
+                    location=Location(name, key.start_mark.line + 1, key.start_mark.column + 1),
+                )
+            seen[str(key.value)] = key.start_mark
+            _refuse_twice(inner, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for inner in node.value:
+            _refuse_twice(inner, name)
 
 
 def _resolve(spec: Spec, folder: Path) -> Spec:

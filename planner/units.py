@@ -1,11 +1,12 @@
-"""Quantities as people write them, parsed strictly: `24 GiB`, `500 ms`, `20 tok/s`, `10%`. GB and GiB are different."""
+"""Quantities as people write them: `24 GiB`, `500 ms`, `20 tok/s`, `10%`. Strictly: GB and GiB are different, Gb is refused."""
 
 from __future__ import annotations
 
 import re
 
 _BYTES = {
-    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+    "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
+    "TiB": 1 << 40,
 }  # fmt: skip
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 _RATES = {"tok/s": 1.0, "tokens/s": 1.0, "t/s": 1.0, "tok/min": 1 / 60}
@@ -16,10 +17,10 @@ def _parse(text: object, units: dict[str, float], kind: str, example: str) -> fl
         shown = f"{text!r}" if text is not None else "nothing"
         raise ValueError(f"{shown} has no unit: write {kind} with one, such as {example}")
     match = re.fullmatch(r"\s*([-+]?\d+(?:[_,]\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?)\s*([a-zA-Zµ%/]*)\s*", text)
-    if not match or match[2].lower() not in units:
+    if not match or match[2] not in units:
         known = ", ".join(units)
         raise ValueError(f"{text!r} is not {kind}: write a number and one of {known}, such as {example}")
-    return float(re.sub(r"[_,]", "", match[1])) * units[match[2].lower()]
+    return float(re.sub(r"[_,]", "", match[1])) * units[match[2]]
 
 
 def parse_bytes(text: object) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from passes.checkpoint import write_json
+from passes.checkpoint import read_json, write_json
 from passes.reason import InputError
 from planner.certificate import NAME
 from planner.shapes import FORMAT_VERSION
@@ -45,11 +44,17 @@ class VerifyReport:
 def verify(out: Path, engine: Path | None = None, *, say: Callable[[str], None] = lambda text: None) -> VerifyReport:
     """Start, measure, stop. Raises InputError where `out` is no result, EngineError where the engine does not start."""
     plan, _ = _read(out)
+    engine_name = plan["chosen"]["engine"]["name"]
+    if not engine_name.startswith("vllm"):
+        raise InputError(
+            f"verify drives vLLM; {out} is made for {engine_name}",
+            remedy=f"start it as {out / FOLDER} says, and ask it something",
+        )
     script = out / FOLDER / "run.sh"
     config = yaml.safe_load((out / FOLDER / "vllm.yaml").read_text(encoding="utf-8"))
     workload = plan["spec"]["workload"]
     python = engine_python(engine)
-    say(f"starting {plan['chosen']['engine']['name']} from {script}")
+    say(f"starting {engine_name} from {script}")
     with serving(script, python) as served:
         say(f"answers after {served.start_seconds:.0f} s; measuring")
         timing = measure(
@@ -64,7 +69,7 @@ def verify(out: Path, engine: Path | None = None, *, say: Callable[[str], None] 
 def _read(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (out / NAME).is_file() or not (out / "plan.json").is_file():
         raise InputError(f"{out} is no finished result", remedy="name the folder that `optimize apply` made")
-    return json.loads((out / "plan.json").read_text()), json.loads((out / NAME).read_text())
+    return read_json(out / "plan.json", "plan"), read_json(out / NAME, "certificate")
 
 
 def _checks(plan: Mapping[str, Any], served: Served, timing: Timing) -> list[dict[str, Any]]:

@@ -118,21 +118,8 @@ def this_cpu() -> Gpu:
 
 
 def inline_gpu(facts: Mapping[str, Any]) -> Gpu:
-    """A card given by its facts: `name`, `memory_gib` (as CUDA shows it), `bandwidth_gb_s`, `compute_capability`, rates."""
-    memory = facts.get("memory_gib")
-    if not isinstance(memory, int | float) or memory <= 0:
-        raise InputError(
-            "a GPU given by its facts needs memory_gib", remedy="write the total that nvidia-smi prints, in GiB"
-        )
-    return _gpu(
-        {
-            "name": facts.get("name", "inline card"),
-            "vendor": "NVIDIA",
-            "arch": facts.get("arch", "unknown"),
-            "cuda_visible_gib": memory,
-        }
-        | dict(facts)
-    )
+    """A card given by its facts: `name`, `memory_gib` (as CUDA shows it), `bandwidth_gb_s`, and keys of gpus.yaml."""
+    return _gpu({"vendor": "NVIDIA", "cuda_visible_gib": facts["memory_gib"], **facts})
 
 
 def _gpu(entry: Mapping[str, Any], note: str | None = None, basis: Basis = Basis.EXACT) -> Gpu:

@@ -73,9 +73,16 @@ class Timing:
         return 1000 / self.tpot_ms if self.tpot_ms > 0 else 0.0
 
 
+#: Where `make engine` puts engines unless told otherwise, one folder a version.
+_ENGINES = Path.home() / ".cache" / "tightfit"
+
+
 def engine_python(given: Path | None = None) -> Path:
-    """The Python that has the engine: as given, else TIGHTFIT_ENGINE. Raises InputError where there is none."""
+    """The Python that has the engine: as given, else TIGHTFIT_ENGINE, else where `make engine` puts it. Raises InputError."""
     text = str(given) if given else os.environ.get("TIGHTFIT_ENGINE", "")
+    made = sorted(_ENGINES.glob("engine-*/bin/python"))
+    if not text and made:
+        return made[-1]
     if text:
         path = Path(text).expanduser()
         if path.is_dir():

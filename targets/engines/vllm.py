@@ -69,6 +69,11 @@ class Vllm(Engine):
             )
         reasons += self._cache_reasons(ir, gpu)
         reasons += _parallel_reasons(ir, settings.parallel)
+        if settings.block_size is not None and settings.block_size % _BLOCK:
+            message = (
+                f"vLLM's attention kernels take cache blocks of multiples of {_BLOCK} tokens, not {settings.block_size}"
+            )
+            reasons.append(Reason("block_size_without_kernel", message, f"{_BLOCK}, or leave it out"))
         return tuple(reasons)
 
     def _format_reasons(self, form: Format, gpu: Gpu) -> Iterator[Reason]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from targets.engines.engine import KVEstimate, Memory, Settings, SpeedEstimate
@@ -72,8 +71,3 @@ def settings_json(settings: Settings) -> dict[str, Any]:
     if settings.enforce_eager:
         out["enforce_eager"] = True
     return out
-
-
-def drop_empty(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping without its None entries."""
-    return {key: item for key, item in value.items() if item is not None}

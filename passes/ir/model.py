@@ -11,7 +11,6 @@ Nothing here imports torch. Every value is frozen; a pass makes a new ModelIR fr
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from typing import Any
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.tensor import Tensor
-from passes.ir.state import FullKV, LatentKV, LayerState, NoState
+from passes.ir.state import LayerState, NoState
 
 #: A matrix stored as it is, in BF16.
 DENSE = Dense()
@@ -319,19 +318,6 @@ class ModelIR:
         """The model with its decoder replaced."""
         return replace(self, stacks=tuple(decoder if stack.name == "decoder" else stack for stack in self.stacks))
 
-    def kv_elements_per_token(self) -> int:
-        """Cache elements one more token takes, over all layers that grow with every token."""
-        return sum(
-            count * block.state.elements_per_token
-            for block, count in self.decoder.counts
-            if isinstance(block.state, LatentKV) or type(block.state) is FullKV
-        )
-
 
 def _weights(linear: Linear) -> int:
     return linear.weights + (linear.copies * linear.out_features if linear.bias else 0)
-
-
-def pattern_matches(pattern: str, name: str) -> bool:
-    """Whether a module name is named by `pattern`: a plain name, or `re:` and a regular expression (compressed-tensors' way)."""
-    return re.match(pattern[3:], name) is not None if pattern.startswith("re:") else pattern == name

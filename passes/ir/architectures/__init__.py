@@ -67,11 +67,6 @@ TEXT_ARCHITECTURES = {
 _ASSUMPTIONS = {"full-attention": "LlamaForCausalLM"}
 
 
-def known_architectures() -> tuple[str, ...]:
-    """Every architecture that is understood."""
-    return tuple(sorted(_MODULE_OF))
-
-
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
     """The description of one decoder or whole model, by the module that knows its architecture."""
     module = importlib.import_module(f"passes.ir.architectures.{_MODULE_OF[architecture]}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.base import Pass
-from passes.calibration import refuse_missing_text, refuse_same_text
+from passes.calibration import refuse_same_text
 from passes.graph import from_json, to_json
 from passes.ir.sources import Source, open_model
 from passes.reason import DoesNotFitError, GoalMissedError, InputError, StalePlanError
@@ -54,8 +54,6 @@ def plan(spec: Spec | str | Path) -> Plan:
     """Choose for a spec. A plan is returned also when nothing meets the goals; `feasible` says so."""
     if not isinstance(spec, Spec):
         spec = load_spec(spec)
-    for text in (spec.calibration, spec.evaluation):
-        refuse_missing_text(text.dataset)
     refuse_same_text(spec.calibration.dataset, spec.evaluation.dataset)
     source = open_model(spec.model, revision=spec.revision, assume=spec.assume)
     result = search(spec, source.ir)

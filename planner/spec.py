@@ -5,15 +5,19 @@ Paths in a spec are relative to the spec's folder. Units are written as people w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from passes.calibration import refuse_missing_text
 from passes.reason import InputError, Location, nearest
 from planner import units
+from targets.engines import find_engine
+from targets.gpu import find_gpu
 
 Bytes = Annotated[int, BeforeValidator(units.parse_bytes)]
 Seconds = Annotated[float, BeforeValidator(units.parse_seconds)]
@@ -210,21 +214,16 @@ def load_spec(path: str | Path) -> Spec:
         raise InputError(f"no spec at {file}", remedy="`optimize init` writes one to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the spec {file}: {error}", remedy="name a readable YAML file") from None
-    spec = parse_spec(text, str(file))
-    return _resolve(spec, file.parent)
+    node = _composed(text, str(file))
+    spec = _resolve(parse_spec(text, str(file)), file.parent)
+    _refuse_unknown(spec, node, str(file))
+    return spec
 
 
 def parse_spec(text: str, name: str = "spec") -> Spec:
     """A spec from its text; `name` is the file shown in errors. Paths stay as written."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        location = Location(name, mark.line + 1, mark.column + 1) if mark else Location(name)
-        raise InputError(
-            f"not YAML: {error.problem}", remedy="check indentation, quotes and colons here", location=location
-        ) from None
+    node = _composed(text, name)
+    value = yaml.safe_load(text)
     _refuse_twice(node, name)
     if not isinstance(value, dict):
         raise InputError(
@@ -236,6 +235,41 @@ def parse_spec(text: str, name: str = "spec") -> Spec:
         return Spec.model_validate(value)
     except ValidationError as error:
         raise _explain(error, node, value, name) from None
+
+
+def _composed(text: str, name: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        location = Location(name, mark.line + 1, mark.column + 1) if mark else Location(name)
+        raise InputError(
+            f"not YAML: {error.problem}", remedy="check indentation, quotes and colons here", location=location
+        ) from None
+
+
+def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
+    """Names that stand for something: a card, an engine, a file. Errors say where in the spec they stand."""
+    named = spec.engine if isinstance(spec.engine, str) else spec.engine.name
+    checks: list[tuple[list[Any], Callable[[], object]]] = [
+        (["model"], lambda: _refuse_missing_model(spec.model)),
+        (["calibration", "dataset"], lambda: refuse_missing_text(spec.calibration.dataset)),
+        (["evaluation", "dataset"], lambda: refuse_missing_text(spec.evaluation.dataset)),
+    ]
+    if isinstance(spec.target.gpu, str) and spec.target.gpu != "auto":
+        checks.append((["target", "gpu"], partial(find_gpu, spec.target.gpu)))
+    if named != "auto":
+        checks.append((["engine"] if isinstance(spec.engine, str) else ["engine", "name"], lambda: find_engine(named)))
+    for path, check in checks:
+        try:
+            check()
+        except InputError as error:
+            raise InputError(error.message, remedy=error.remedy, location=_locate(node, path, name)) from None
+
+
+def _refuse_missing_model(model: str) -> None:
+    if (model.endswith(".gguf") or model.startswith(("./", "../", "/", "~"))) and not Path(model).expanduser().exists():
+        raise InputError(f"no model at {model}", remedy="name a folder, a .gguf file, a catalog name or a Hub id")
 
 
 def _refuse_twice(node: yaml.Node | None, name: str) -> None:
@@ -277,7 +311,7 @@ def _resolve(spec: Spec, folder: Path) -> Spec:
 
 def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str, Any], name: str) -> InputError:
     """The most helpful of a validation's errors as one message with a place."""
-    problems = sorted(error.errors(), key=lambda e: _rank(e["type"]))
+    problems = sorted(_closest(error.errors()), key=lambda e: _rank(e["type"]))
     problem = problems[0]
     path = [part for part in problem["loc"] if not _is_branch(part, value, problem["loc"])]
     kind, dotted = problem["type"], ".".join(str(p) for p in path)
@@ -295,6 +329,19 @@ def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str,
     return InputError(
         f"{where}{message}{shown}", remedy="`optimize schema` prints every key with its type", location=location
     )
+
+
+def _closest(problems: Sequence[Any]) -> list[Any]:
+    """Without the branches of a union that the value is not even the kind of, where another branch says more."""
+
+    def beaten(problem: Any) -> bool:
+        stem, kind = problem["loc"][:-1], problem["type"]
+        return kind.endswith("_type") and any(
+            other is not problem and other["loc"][: len(stem)] == stem and len(other["loc"]) > len(stem) + 1
+            for other in problems
+        )
+
+    return [problem for problem in problems if not beaten(problem)] or list(problems)
 
 
 def _rank(kind: str) -> int:

@@ -81,8 +81,8 @@ def next_step(result: ApplyResult) -> str:
 
 
 def _portable(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan as it travels with the result: without the path the model was read from."""
-    return {key: value for key, value in document.items() if key != "source"}
+    """The plan as it travels with the result: without the places of this machine."""
+    return {key: value for key, value in document.items() if key != "places"}
 
 
 def _document(what: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

@@ -119,7 +119,6 @@ def plan(
         print_plan(
             _console(),
             made.document,
-            made.source.ir.weights,
             made.result.gpu.name,
             str(path) if made.feasible else None,
         )
@@ -165,18 +164,15 @@ def show(what: Annotated[Path, typer.Argument(help="A plan, or a result's folder
     from planner.plan import load_plan
     from planner.tables import print_certificate, print_plan
 
-    if result_folder(what):
-        document = read_json(what / NAME, "certificate")
+    if result_folder(what) or what.name == NAME:
+        document = read_json(what / NAME if what.is_dir() else what, "certificate")
         _emit(document) if as_json else print_certificate(_console(), document)
         return
     document = load_plan(what)
     if as_json:
         _emit(document)
         return
-    from passes.ir.sources import open_model
-
-    weights = open_model(document["source"]).ir.weights
-    print_plan(_console(), document, weights, document["lock"]["gpu"]["name"], str(what))
+    print_plan(_console(), document, document["lock"]["gpu"]["name"], str(what))
 
 
 @app.command()

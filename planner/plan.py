@@ -1,6 +1,7 @@
 """The Plan document: what was chosen, why each other lost, and a lock on every input it rests on.
 
-JSON with `format_version`. `digest` is a sha256 over what the plan decides and locks; no timestamp or path is inside it.
+JSON with `format_version`. `digest` is a sha256 over all of it but `places`, where its files are on this machine; no timestamp or
+path is inside of what is hashed.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from planner.alternatives import alternatives
 from planner.effort import effort
 from planner.search import SearchResult, search, target_gpu
 from planner.shapes import FORMAT_VERSION, quantity_json, settings_json
-from planner.spec import Spec, load_spec
+from planner.spec import Spec, TextChoice, load_spec
 from planner.verdict import Verdict, estimates_json
 from targets.engines import find_engine
+
+#: The parts of a spec that name texts.
+_TEXTS = ("calibration", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,32 @@ def plan(spec: Spec | str | Path) -> Plan:
     document: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "model": source.ir.name,
-        "spec": spec.model_dump(mode="json", exclude={"model"}),
+        "weights": source.ir.weights,
+        "spec": _portable_spec(spec),
         "chosen": None if chosen is None else _chosen(spec, chosen, source),
         "rejected": [_rejected(v) for v in result.nearest()],
         "alternatives": [] if chosen else list(alternatives(spec, source.ir)),
         "illegal": result.illegal,
         "pareto": [{"candidate": v.candidate.label, **estimates_json(v)} for v in result.pareto],
         "searched": result.searched,
-        "lock": lock(spec, source, chosen.candidate.engine if chosen else None),
+        "lock": lock(spec, source, _engine(chosen) if chosen else None),
     }
     document["digest"] = digest(document)
-    document["source"] = str(Path(spec.model).resolve()) if Path(spec.model).exists() else spec.model
+    document["places"] = {"model": _place(spec.model)} | {role: _place(getattr(spec, role).dataset) for role in _TEXTS}
     return Plan(document, spec, source, result)
+
+
+def _portable_spec(spec: Spec) -> dict[str, Any]:
+    """The spec without the places of its files: those are in `places`, which travels with the plan but is no part of it."""
+    out = spec.model_dump(mode="json", exclude={"model"}, exclude_none=True)
+    for role in _TEXTS:
+        out[role]["dataset"] = _named(out[role]["dataset"])
+    return out
+
+
+def _place(name: str) -> str:
+    """A file's or folder's absolute path; other names as they are."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _chosen(spec: Spec, verdict: Verdict, source: Source) -> dict[str, Any]:
@@ -80,7 +98,7 @@ def _chosen(spec: Spec, verdict: Verdict, source: Source) -> dict[str, Any]:
     if not source.has_weights:
         missing.append("the weights: only the description of the model is here")
     return {
-        "engine": {"name": verdict.candidate.engine, "version": engine_version(verdict)},
+        "engine": _engine(verdict),
         "label": verdict.candidate.label,
         "passes": to_json(verdict.candidate.passes),
         "settings": settings_json(verdict.candidate.settings),
@@ -105,32 +123,34 @@ def _chosen(spec: Spec, verdict: Verdict, source: Source) -> dict[str, Any]:
     }
 
 
-def engine_version(verdict: Verdict) -> str | None:
-    """The version that was asked, else the newest one known."""
+def _engine(verdict: Verdict) -> dict[str, Any]:
+    """The engine, and the version that was asked, else the newest one known."""
     known = find_engine(verdict.candidate.engine).known_versions()
-    return verdict.candidate.settings.version or (known[-1] if known else None)
+    version = verdict.candidate.settings.version or (known[-1] if known else None)
+    return {"name": verdict.candidate.engine, "version": version}
 
 
 def _rejected(verdict: Verdict) -> dict[str, Any]:
     return {"candidate": verdict.candidate.label, "reasons": [reason.as_json() for reason in verdict.reasons]}
 
 
-def lock(spec: Spec, source: Source, engine: str | None) -> dict[str, Any]:
-    """Every input the plan rests on: a change of any makes it stale."""
+def lock(spec: Spec, source: Source, engine: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Every input the plan rests on: a change of any makes it stale. `engine`: name and version."""
     gpu = target_gpu(spec)
-    calibration = spec.calibration
     return {
         "model": source.ir.name,
         "revision": source.revision,
         "header_digest": source.header_digest,
-        "calibration": {
-            "dataset": _named(calibration.dataset), "digest": _file_digest(calibration.dataset), "samples": calibration.samples,
-            "length": calibration.length, "seed": calibration.seed,
-        },
+        "config_digest": hashlib.sha256(json.dumps(source.ir.config, sort_keys=True, default=str).encode()).hexdigest(),
+        **{role: _text_lock(getattr(spec, role)) for role in _TEXTS},
         "gpu": {"name": gpu.name, "memory_bytes": round(gpu.memory_bytes.value), "count": spec.target.count},
         "engine": engine,
         "tightfit": tool_version(),
     }  # fmt: skip
+
+
+def _text_lock(text: TextChoice) -> dict[str, Any]:
+    return text.model_dump() | {"dataset": _named(text.dataset), "digest": _file_digest(text.dataset)}
 
 
 def _named(dataset: str) -> str:
@@ -143,11 +163,9 @@ def _file_digest(dataset: str) -> str | None:
 
 
 def digest(document: Mapping[str, Any]) -> str:
-    """sha256 over what is decided and locked."""
-    chosen = document["chosen"]
-    decided = None if chosen is None else {key: chosen[key] for key in ("engine", "passes", "settings", "tensor_bytes")}
-    text = json.dumps({"chosen": decided, "lock": document["lock"]}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    """sha256 over the document but for the places of files."""
+    said = {key: value for key, value in document.items() if key not in ("digest", "places")}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def save(document: Mapping[str, Any], path: Path) -> None:
@@ -200,23 +218,13 @@ def load_plan(path: str | Path) -> dict[str, Any]:
 
 def spec_of(document: Mapping[str, Any]) -> Spec:
     """The spec inside a plan, with the model where the plan found it."""
-    return Spec.model_validate(_with_units(document["spec"]) | {"model": document["source"]})
-
-
-def _with_units(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A dumped spec holds plain numbers; write them with units again, as the parser wants them."""
-    out = json.loads(json.dumps(spec))
-    out["target"]["reserve"] = f"{out['target']['reserve']} B"
-    goals = out["goals"]
-    for key, unit in (("ttft", "s"), ("tpot", "s"), ("decode", "tok/s"), ("throughput", "tok/s")):
-        goals[key] = None if goals[key] is None else f"{goals[key]} {unit}"
-    rise = goals["quality"]["max_perplexity_increase"]
-    goals["quality"]["max_perplexity_increase"] = None if rise is None else f"{rise * 100} %"
-    if isinstance(out["engine"], dict) and out["engine"]["settings"]["kv_cache_memory"] is not None:
-        out["engine"]["settings"]["kv_cache_memory"] = f"{out['engine']['settings']['kv_cache_memory']} B"
-    goals = {key: value for key, value in goals.items() if value is not None}
-    out["goals"] = goals | {"quality": {k: v for k, v in goals["quality"].items() if v is not None}}
-    return {key: value for key, value in out.items() if value is not None}
+    if "places" not in document:
+        raise InputError(
+            "this plan has left the place it was made at: it names neither model nor texts",
+            remedy="apply the plan that `optimize plan` saved, or plan again",
+        )
+    texts = {role: document["spec"][role] | {"dataset": document["places"][role]} for role in _TEXTS}
+    return Spec.model_validate(document["spec"] | texts | {"model": document["places"]["model"]})
 
 
 def chain_of_plan(document: Mapping[str, Any]) -> tuple[Pass, ...]:
@@ -239,7 +247,7 @@ def require_executable(document: Mapping[str, Any]) -> None:
 
 def require_fresh(document: Mapping[str, Any], spec: Spec, source: Source) -> None:
     """Refuse a plan whose inputs have moved, saying which (exit code 5)."""
-    engine = document["chosen"]["engine"]["name"] if document["chosen"] else None
+    engine = document["chosen"]["engine"] if document["chosen"] else None
     now, then = lock(spec, source, engine), document["lock"]
     moved = [f"{key}: {then.get(key)} → {now[key]}" for key in now if now[key] != then.get(key)]
     if moved:

@@ -1,6 +1,7 @@
 """The spec: what a user asks for, as strict YAML. Every error names file, line and column, what was expected, and a remedy.
 
-Paths in a spec are relative to the spec's folder. Units are written as people write them (`planner.units`).
+Paths in a spec are relative to the spec's folder. Units are written as people write them (`planner.units`), and dumped so again:
+a dumped spec reads back as the same spec.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from passes.calibration import refuse_missing_text
 from passes.reason import InputError, Location, nearest
@@ -19,10 +20,10 @@ from planner import units
 from targets.engines import find_engine
 from targets.gpu import find_gpu
 
-Bytes = Annotated[int, BeforeValidator(units.parse_bytes)]
-Seconds = Annotated[float, BeforeValidator(units.parse_seconds)]
-Rate = Annotated[float, BeforeValidator(units.parse_rate)]
-Share = Annotated[float, BeforeValidator(units.parse_share)]
+Bytes = Annotated[int, BeforeValidator(units.parse_bytes), PlainSerializer("{} B".format)]
+Seconds = Annotated[float, BeforeValidator(units.parse_seconds), PlainSerializer("{} s".format)]
+Rate = Annotated[float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format)]
+Share = Annotated[float, BeforeValidator(units.parse_share), PlainSerializer(units.format_share)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 

@@ -13,16 +13,15 @@ _GIB = 1 << 30
 _BAR = 50
 
 
-def print_plan(console: Console, document: Mapping[str, Any], weights: int, card: str, saved: str | None) -> None:
+def print_plan(console: Console, document: Mapping[str, Any], card: str, saved: str | None) -> None:
     """A plan: what was chosen, memory against the card, goals, why others lost, one line to remember."""
     chosen = document["chosen"]
     lock = document["lock"]
     count = lock["gpu"]["count"]
     cards = f"{count} × {card}" if count > 1 else card
     console.print()
-    console.print(
-        f"  [bold]{document['model']}[/], {_count(weights)} weights    {cards}, {lock['gpu']['memory_bytes'] / _GIB:.2f} GiB usable"
-    )
+    model = f"[bold]{document['model']}[/], {_count(document['weights'])} weights"
+    console.print(f"  {model}    {cards}, {lock['gpu']['memory_bytes'] / _GIB:.2f} GiB usable")
     console.print()
     if chosen is None:
         console.print(f"  [bold red]No plan meets the goals[/] ({document['searched']:,} candidates). Nearest:")

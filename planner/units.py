@@ -43,6 +43,11 @@ def parse_share(text: object) -> float:
     return _positive(_parse(text, {"%": 0.01}, "a share", "10%"), text)
 
 
+def format_share(share: float) -> str:
+    """0.1 as `10%`; reads back as the same number."""
+    return f"{round(share * 100, 10):g}%"
+
+
 def _positive(value: float, text: object) -> float:
     if value < 0:
         raise ValueError(f"{text!r} is negative: write a positive amount")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,9 @@ def test_the_same_spec_gives_the_same_plan(made: plans.Plan) -> None:
 
 
 def test_what_is_hashed_holds_no_path_and_no_time(made: plans.Plan) -> None:
-    assert str(Path.cwd()) not in json.dumps({"chosen": made.document["chosen"], "lock": made.document["lock"]})
+    said = {key: value for key, value in made.document.items() if key != "places"}
+    assert str(Path.cwd()) not in json.dumps(said)
+    assert plans.digest(said) == made.document["digest"]
 
 
 def test_a_model_without_weights_can_be_planned_but_not_applied(made: plans.Plan) -> None:
@@ -57,16 +60,41 @@ def test_a_stale_plan_says_what_moved(made: plans.Plan) -> None:
     plans.require_fresh(made.document, made.spec, made.source)
 
 
-def test_a_saved_plan_is_read_back_and_an_edited_one_refused(made: plans.Plan, tmp_path: Path) -> None:
+def test_a_change_of_config_json_alone_makes_a_plan_stale(made: plans.Plan) -> None:
+    config = dict(made.source.ir.config) | {"rope_theta": 1.0}
+    changed = replace(made.source, ir=replace(made.source.ir, config=config))
+    with pytest.raises(StalePlanError, match="config_digest"):
+        plans.require_fresh(made.document, made.spec, changed)
+
+
+def test_a_saved_plan_is_read_back(made: plans.Plan, tmp_path: Path) -> None:
     path = tmp_path / "a.plan.json"
     plans.save(made.document, path)
     assert plans.load_plan(path) == made.document
     assert plans.chain_of_plan(made.document) == made.result.chosen.candidate.passes  # type: ignore[union-attr]
-    edited = json.loads(path.read_text())
-    edited["chosen"]["tensor_bytes"] += 1
+    assert plans.spec_of(made.document) == made.spec
+
+
+@pytest.mark.parametrize(
+    "place", ["chosen.tensor_bytes", "chosen.goals", "chosen.memory", "spec.workload", "lock.gpu", "spec"]
+)
+def test_an_edit_anywhere_is_noticed(made: plans.Plan, place: str, tmp_path: Path) -> None:
+    edited = json.loads(json.dumps(made.document))
+    *parents, last = place.split(".")
+    inside = edited
+    for key in parents:
+        inside = inside[key]
+    inside[last] = None
+    path = tmp_path / "a.plan.json"
     path.write_text(json.dumps(edited))
     with pytest.raises(InputError, match="edited"):
         plans.load_plan(path)
+
+
+def test_a_plan_that_travelled_can_be_read_but_not_applied(made: plans.Plan) -> None:
+    travelled = {key: value for key, value in made.document.items() if key != "places"}
+    with pytest.raises(InputError, match="left the place"):
+        plans.spec_of(travelled)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"chosen": null}'])

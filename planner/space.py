@@ -20,6 +20,7 @@ from passes.ir.model import ModelIR, Role
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.prune.experts import ExpertPrune
+from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
 from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
@@ -39,7 +40,10 @@ FORMATS: dict[str, tuple[str, ...]] = {
         "fp8", "fp8-block", "w8a8", "w8a16-channel", "w8a16-g128", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w4a16-g128-asym",
         "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "gptq-8-g128", "awq-4-g128", "awq-4-g64", "awq-4-g32", "nvfp4", "nf4", "fp8-online",
     ),
-    "vllm-cpu": ("w8a8", "fp8", "w4a16-g128", "w4a16-g64", "w4a16-g32", "gptq-4-g128", "gptq-4-g64", "gptq-4-g32"),
+    "vllm-cpu": (
+        "w8a8", "fp8", "w4a16-g128", "w4a16-g64", "w4a16-g32", "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "awq-4-g128", "awq-4-g64",
+        "awq-4-g32",
+    ),
     "exllamav2": ("gptq-4-g128", "gptq-4-g64", "gptq-4-g32"),
     "exllamav3": (),
 }  # fmt: skip
@@ -154,7 +158,11 @@ def pinned(choice: PruneChoice) -> tuple[Pass, ...]:
     out: list[Pass] = [DepthPrune(choice.depth)] if choice.depth else []
     if choice.intermediate or choice.kv_heads:
         out.append(WidthPrune(choice.intermediate or 0, choice.kv_heads or 0))
-    return (*out, ExpertPrune(choice.experts)) if choice.experts else tuple(out)
+    if choice.experts:
+        out.append(ExpertPrune(choice.experts))
+    if choice.sparse:
+        out.append(Sparsify(choice.sparse.method, choice.sparse.share, choice.sparse.pattern))
+    return tuple(out)
 
 
 def _degrees(ir: ModelIR) -> Iterator[Pass]:

@@ -126,12 +126,22 @@ class Goals(Strict):
 class QuantizeChoice(Strict):
     """Which ways to quantize are weighed."""
 
-    methods: tuple[Literal["rtn", "gptq", "awq", "exl2", "exl3"], ...] | None = None
+    methods: tuple[Literal["rtn", "gptq", "awq", "smoothquant", "exl2", "exl3"], ...] | None = None
     """Left out: every method."""
     formats: tuple[str, ...] | None = None
     """Names of formats (`w4a16-g64`); left out: all that the engines read."""
     dense: bool = True
     """Whether leaving the weights as they are is weighed too."""
+
+
+class SparseChoice(Strict):
+    """Zeros among the weights."""
+
+    method: Literal["sparsegpt", "wanda"] = "sparsegpt"
+    pattern: str = "2:4"
+    """`2:4`, another n:m (n of m weights stay), or `unstructured`."""
+    share: Share = 0.5
+    """Share of zeros; that of the pattern."""
 
 
 class PruneChoice(Strict):
@@ -145,11 +155,13 @@ class PruneChoice(Strict):
     """Key/value groups that each attention keeps, with their query heads."""
     experts: Count | None = None
     """Experts that each mixture layer keeps."""
+    sparse: SparseChoice | None = None
+    """Zeros instead of weights, which take as much room."""
 
     @model_validator(mode="after")
     def _some(self) -> PruneChoice:
-        if not (self.depth or self.intermediate or self.kv_heads or self.experts):
-            raise ValueError("name what to prune: depth, intermediate, kv_heads or experts")
+        if not (self.depth or self.intermediate or self.kv_heads or self.experts or self.sparse):
+            raise ValueError("name what to prune: depth, intermediate, kv_heads, experts or sparse")
         return self
 
 

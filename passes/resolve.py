@@ -100,12 +100,12 @@ class Resolver:
         """Estimate every format of every matrix, allocate, and keep the allocation where it beats the narrowest everywhere."""
         from passes.fisher import option_costs
 
-        key = self._key("fisher", [form.label for form in one.options_of_a_group])
+        key = self._key("fisher", [form.label for form in one.palette])
         path = self.work / f"fisher-{key}.json"
 
         def make(report: Callable[[int, int], None]) -> None:
             costs = option_costs(
-                self.dense, self.weights, self.tokens[:_FISHER_SEQUENCES], one.options_of_a_group,
+                self.dense, self.weights, self.tokens[:_FISHER_SEQUENCES], one.palette,
                 self.work / f"fisher-{key}", self.dtype, self.device, report,
             )  # fmt: skip
             write_json(path, costs)

@@ -92,6 +92,11 @@ def _step(step: Mapping[str, Any]) -> str:
         return f"drop {step['count']} blocks"
     if step["pass"] == "quantize_exl2":
         return f"quantize exl2 {step['bpw']:g} bpw, head {step['head_bits']} bit"
+    if step["pass"] == "quantize_mixed":
+        return f"quantize {step['method']} mixed {step['bpw']:g} bpw"
+    if step["pass"] == "prune_sparse":
+        share = f"{step['sparsity'] * 100:g} %" if step["pattern"] == "unstructured" else step["pattern"]
+        return f"{share} zeros by {step['method']}"
     if step["pass"] == "kv_cache":
         return f"KV cache {step['dtype']}" + (" with scales" if step.get("scales") else "")
     options = ", ".join(f"{key}={value}" for key, value in step.items() if key != "pass")

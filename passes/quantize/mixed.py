@@ -31,7 +31,7 @@ class QuantizeMixed(Pass):
     """
 
     name: ClassVar[str] = "quantize_mixed"
-    options_of_a_group: tuple[Format, ...]
+    palette: tuple[Format, ...]
     bpw: float
     method: str = "gptq"
     assigned: Assigned | None = None
@@ -43,7 +43,7 @@ class QuantizeMixed(Pass):
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """What is illegal for any option, and budgets below the narrowest."""
-        for form in self.options_of_a_group:
+        for form in self.palette:
             if reasons := Quantize(self.method, form).illegal(ir):
                 return reasons
         least = 8 * sum(min(sizes) for _, sizes in groups(ir, self.formats(ir))) / quantized_weights(ir)
@@ -51,7 +51,7 @@ class QuantizeMixed(Pass):
             return (
                 Reason(
                     "mixed_bpw_too_low",
-                    f"{self.bpw:g} bits a weight: {self.options_of_a_group[0].label} everywhere takes {least:.3f}",
+                    f"{self.bpw:g} bits a weight: {self.palette[0].label} everywhere takes {least:.3f}",
                     f"at least {math.ceil(least * 100) / 100:g}",
                 ),
             )
@@ -59,12 +59,12 @@ class QuantizeMixed(Pass):
 
     def formats(self, ir: ModelIR) -> tuple[Format, ...]:
         """The options on a model: plain numbers are its own."""
-        return tuple(Dense(ir.dtype) if isinstance(form, Dense) else form for form in self.options_of_a_group)
+        return tuple(Dense(ir.dtype) if isinstance(form, Dense) else form for form in self.palette)
 
     def chosen(self, ir: ModelIR) -> Quantize:
         """The quantize pass that the choice amounts to, measured or standing in."""
         assigned = self.assigned if self.assigned is not None else _stand_in(ir, self.formats(ir), self.bpw)
-        return Quantize(self.method, self.options_of_a_group[0], assigned)
+        return Quantize(self.method, self.palette[0], assigned)
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
         """Every matrix in its format."""
@@ -72,7 +72,7 @@ class QuantizeMixed(Pass):
 
     def missing(self) -> str | None:
         """Which algorithm or codec is not there."""
-        return next((found for form in self.options_of_a_group if (found := self._missing(form))), None)
+        return next((found for form in self.palette if (found := self._missing(form))), None)
 
     def _missing(self, form: Format) -> str | None:
         return None if isinstance(form, Dense) else Quantize(self.method, form).missing()
@@ -95,7 +95,7 @@ class QuantizeMixed(Pass):
 
     def text(self) -> str:
         """`quantize{gptq, mixed-5 of w4a16-g64, w8a16-channel, bf16}`."""
-        formats = ", ".join(form.label for form in self.options_of_a_group)
+        formats = ", ".join(form.label for form in self.palette)
         return f"quantize{{{self.method}, mixed-{self.bpw:g} of {formats}}}"
 
 

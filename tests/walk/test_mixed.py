@@ -98,7 +98,7 @@ def test_budgets_below_the_narrowest_format_are_refused(llama_ir: ModelIR) -> No
 
 def test_the_name_users_write() -> None:
     found = parse_scheme("mixed-5.0-g64-w8a8")
-    assert isinstance(found, QuantizeMixed) and [form.label for form in found.options_of_a_group] == [
+    assert isinstance(found, QuantizeMixed) and [form.label for form in found.palette] == [
         "w4a16-g64",
         "w8a8",
         "bf16",

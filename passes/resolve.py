@@ -17,6 +17,8 @@ from passes.base import Pass
 from passes.calibration import tokens_digest
 from passes.checkpoint import write_json
 from passes.content_key import content_key
+from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.format import Format
 from passes.ir.model import ModelIR
 from passes.prune.depth import DepthPrune, RenumberedWeights
 from passes.quantize.exl2_pass import QuantizeExl2
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from passes.adapters import Weights
 
 _P = TypeVar("_P", bound=Pass)
+#: What a slot's loss at four bits is estimated with: a scale a row fits every shape.
+_FOUR_BITS = PackQuantized(4, -1)
 #: Sequences of the calibration text that sensitivities are estimated on.
 _FISHER_SEQUENCES = 16
 
@@ -84,7 +88,7 @@ class Resolver:
 
     def _exl2_choices(self, one: QuantizeExl2) -> QuantizeExl2:
         """Measure every option of every slot (kept for any budget), then spend this pass's budget exactly."""
-        from passes.sensitivity import allocate_exl2, measure, saved_errors
+        from passes.sensitivity import allocate_exl2, in_divergence, measure, saved_errors, uniform_exl2
 
         key = self._key("exl2")
         folder = self.work / f"exl2-{key}"
@@ -94,30 +98,44 @@ class Resolver:
             measure(self.dense, self.weights, self.tokens, folder, self.dtype, self.device, report)
 
         self.step("measure EXL2", key, len(list(folder.glob("layer-*.json"))) == layers, make)
-        return replace(one, choices=allocate_exl2(self.dense, one.bpw, saved_errors(folder, layers)))
+        errors = saved_errors(folder, layers)
+        weighed = in_divergence(self.dense, errors, self._format_costs((_FOUR_BITS,)))
+        found = (
+            allocate_exl2(self.dense, one.bpw, weighed),
+            allocate_exl2(self.dense, one.bpw, errors),
+            uniform_exl2(self.dense, one.bpw, weighed),
+        )
+        return self._nearest([replace(one, choices=choices) for choices in dict.fromkeys(found)])
 
     def _mixed_choices(self, one: QuantizeMixed) -> QuantizeMixed:
         """Estimate every format of every matrix, allocate, and keep the allocation where it beats the narrowest everywhere."""
+        uniform = replace(one, assigned=())
+        return self._nearest([one.allocated(self.dense, self._format_costs(one.palette)), uniform])
+
+    def _format_costs(self, palette: tuple[Format, ...]) -> dict[str, list[float]]:
+        """What storing each matrix in each format costs, in KL."""
         from passes.fisher import option_costs
 
-        key = self._key("fisher", [form.label for form in one.palette])
+        key = self._key("fisher", [form.label for form in palette])
         path = self.work / f"fisher-{key}.json"
 
         def make(report: Callable[[int, int], None]) -> None:
             costs = option_costs(
-                self.dense, self.weights, self.tokens[:_FISHER_SEQUENCES], one.palette,
+                self.dense, self.weights, self.tokens[:_FISHER_SEQUENCES], palette,
                 self.work / f"fisher-{key}", self.dtype, self.device, report,
             )  # fmt: skip
             write_json(path, costs)
 
         self.step("measure formats", key, path.exists(), make)
-        uniform = replace(one, assigned=())
-        return self._nearest([one.allocated(self.dense, json.loads(path.read_text())), uniform])
+        costs: dict[str, list[float]] = json.loads(path.read_text())
+        return costs
 
     def _nearest(self, candidates: Sequence[_P]) -> _P:
         """The candidate with the least divergence end to end."""
         from passes.contest import divergences
 
+        if len(candidates) == 1:
+            return candidates[0]
         key = self._key("contest", graph.to_json(candidates))
         path = self.work / f"contest-{key}.json"
 

@@ -10,6 +10,7 @@ layer, so an interrupted measurement goes on, and they serve any budget.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from passes.inputs import Inputs
 from passes.ir.model import Block, Linear, ModelIR
 from passes.members import dense_block, members
 from passes.quantize.exl2 import factorize, quantize
-from passes.quantize.exl2_pass import apart, budget_bytes, in_attention, slot_bytes, stored_block
+from passes.quantize.exl2_pass import apart, budget_bytes, in_attention, resolved_bytes, slot_bytes, stored_block
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,50 @@ def allocate_exl2(ir: ModelIR, bpw: float, errors: Sequence[LayerErrors]) -> tup
         units.append(Unit(f"{layer}.mlp", mlp, each.mlp))
     choice = allocate(units, budget_bytes(ir, bpw)).choice
     return tuple(zip(choice[::2], choice[1::2], strict=True))
+
+
+def in_divergence(
+    ir: ModelIR, errors: Sequence[LayerErrors], costs: Mapping[str, Sequence[float]]
+) -> list[LayerErrors]:
+    """The same errors in units of KL: each slot's scaled so that its four-bit option costs what `passes.fisher` says of four bits.
+
+    `costs`: a matrix's full name -> its cost at four bits, first of its options. What an error does to the rest of the model
+    differs from layer to layer; relative to the residual stream alone, a late layer's error counts as much as an early one's.
+    """
+    out = []
+    for layer, each in enumerate(errors):
+        block, prefix = ir.decoder.block(layer), ir.decoder.layer_prefix(layer)
+        scales = {
+            slot: sum(costs[prefix + linear.name][0] for linear in block.linears if _in_slot(linear, slot))
+            / found[_four_bits(slot_bytes(block)[number], block, slot)]
+            for number, (slot, found) in enumerate((("attention", each.attention), ("mlp", each.mlp)))
+        }
+        out.append(
+            LayerErrors(
+                tuple(error * scales["attention"] for error in each.attention),
+                tuple(error * scales["mlp"] for error in each.mlp),
+            )
+        )
+    return out
+
+
+def _in_slot(linear: Linear, slot: str) -> bool:
+    return linear.quantizable and in_attention(linear) == (slot == "attention")
+
+
+def _four_bits(sizes: Sequence[int], block: Block, slot: str) -> int:
+    """The option of a slot that comes nearest to four bits a weight."""
+    weights = sum(linear.weights for linear in block.linears if _in_slot(linear, slot))
+    return min(range(len(sizes)), key=lambda option: abs(8 * sizes[option] / weights - 4))
+
+
+def uniform_exl2(ir: ModelIR, bpw: float, errors: Sequence[LayerErrors]) -> tuple[tuple[int, int], ...]:
+    """One pair of options for all layers within `bpw`, the one with the least total error."""
+    budget, layers = budget_bytes(ir, bpw), len(errors)
+    pairs = itertools.product(range(len(errors[0].attention)), range(len(errors[0].mlp)))
+    fitting = [pair for pair in pairs if resolved_bytes(ir, [pair] * layers) <= budget]
+    best = min(fitting, key=lambda p: sum(each.attention[p[0]] + each.mlp[p[1]] for each in errors))
+    return (best,) * layers
 
 
 @dataclass
@@ -222,7 +267,7 @@ def _layouts(block: Block, slot: str, option: int) -> dict[str, Exl2]:
 
 def _slot_linears(block: Block, slot: str) -> list[Linear]:
     """Every quantizable matrix of a slot."""
-    return [linear for linear in members(block) if linear.quantizable and in_attention(linear) == (slot == "attention")]
+    return [linear for linear in members(block) if _in_slot(linear, slot)]
 
 
 def _first(output: Any) -> torch.Tensor:

@@ -130,8 +130,8 @@ def stored_block(block: Block, attention: int, mlp: int) -> Block:
 
 
 def in_attention(linear: Linear) -> bool:
-    """Whether a matrix belongs to its layer's attention slot."""
-    return linear.role in _ATTENTION_COLUMN
+    """Whether a matrix, fused or not, belongs to its layer's attention slot."""
+    return linear.role in _ATTENTION_COLUMN or linear.role is Role.QKV
 
 
 def apart(ir: ModelIR) -> ModelIR:

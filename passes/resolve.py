@@ -20,7 +20,8 @@ from passes.content_key import content_key
 from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
-from passes.prune.depth import DepthPrune, RenumberedWeights
+from passes.prune.depth import DepthPrune
+from passes.prune.influence import RenumberedWeights, choose_blocks
 from passes.quantize.exl2_pass import QuantizeExl2
 from passes.quantize.mixed import QuantizeMixed
 
@@ -73,8 +74,6 @@ class Resolver:
         return self._passes
 
     def _cheapest_blocks(self, one: DepthPrune) -> DepthPrune:
-        from passes.prune.depth import choose_blocks
-
         key = self._key("depth", one.count)
         path = self.work / f"depth-{key}.json"
 

@@ -192,8 +192,6 @@ _METHODS: Mapping[str, Method] = {
     "awq": Awq(AwqSearch(), ScaleSearch(steps=20, shrink=0.5)),
     "exl2": AdaptiveExl2(),
 }
-#: Methods of the quantize pass whose algorithm the walk runs.
-EXECUTABLE_METHODS = tuple(name for name in _METHODS if name != "exl2")
 
 
 def method(name: str | None, mask: Mask | None = None) -> Method:

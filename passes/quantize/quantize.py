@@ -13,8 +13,10 @@ from passes.base import Pass
 from passes.formats.format import Format
 from passes.ir.model import Block, Linear, ModelIR, Stack
 from passes.quantize.fused import head_shape, split_fused, with_head
-from passes.quantize.methods import EXECUTABLE_METHODS
 from passes.reason import Reason, nearest
+
+#: Methods whose algorithm the walk runs (`passes.quantize.methods`).
+EXECUTABLE_METHODS = ("rtn", "gptq", "smoothquant", "awq")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
-from passes.prune.depth import DepthPrune, RenumberedWeights, choose_blocks, pruned_config
+from passes.prune.depth import DepthPrune, pruned_config
+from passes.prune.influence import RenumberedWeights, choose_blocks
 from passes.quantize.quantize import Quantize
 from tests.walk.conftest import BLOCKS, save_tiny_llama
 

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from passes.formats.format import Grid, Quantized
 from passes.inputs import Inputs
+from passes.quantize.exl2_pass import QuantizeExl2
 from passes.quantize.gptq import GptqOptions, column_order, gptq
+from passes.quantize.methods import method
+from passes.quantize.quantize import EXECUTABLE_METHODS
 from passes.quantize.rtn import round_blocks_to_nearest, round_to_nearest
 from passes.quantize.scales import ScaleSearch
 from passes.reason import TightfitError
@@ -135,3 +138,7 @@ def test_block_scales_hold_the_largest_weight_of_each_block() -> None:
     assert quantized.scale.shape == (2, 3)
     spread = quantized.scale.repeat_interleave(32, 0)[:40].repeat_interleave(32, 1)[:, :70]
     torch.testing.assert_close(quantized.codes.float() * spread, weight, rtol=0.07, atol=0.01)
+
+
+def test_every_method_that_a_pass_may_name_is_run() -> None:
+    assert all(method(name) is not None for name in (*EXECUTABLE_METHODS, QuantizeExl2.method))

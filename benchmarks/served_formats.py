@@ -3,9 +3,9 @@
     python -m benchmarks.served_formats MODEL_FOLDER [--engine PYTHON] [--blocks N] [--text FILE]
 
 For each format the model goes through `apply`, the engine loads the result and continues 20 prompts by 16 tokens; transformers
-does the same with the weights as `passes.decoded` reads them back from disk. Counted: prompts whose 16 tokens are all the same.
-Formats that quantize activations too (w8a8, fp8) may differ, since the reference does not. `--blocks`: keep only so many blocks of
-the model (first half and last half), for a quick run.
+does the same with the weights as `passes.decoded` reads them back from disk, activations rounded token by token where the format has
+them rounded (w8a8, fp8), keys and values where the cache is fp8. Counted: prompts whose 16 tokens are all the same. `--blocks`: keep
+only so many blocks of the model (first half and last half), for a quick run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from passes.base import Pass
-from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks
+from passes.calibration import PYTHON_REFERENCE, TextSource
 from passes.checkpoint import Checkpoint
 from passes.decoded import DecodedCheckpoint, as_dense
 from passes.execute import Job, execute
@@ -33,13 +33,21 @@ from passes.formats.dense import Dense
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.kv_cache import KVCachePass
+from passes.kv_cache import KVCachePass, attention_name
 from passes.prune.depth import DepthPrune
 from passes.prune.sparse import Sparsify
 from passes.quantize.mixed import QuantizeMixed
 from passes.quantize.quantize import Quantize
+from passes.quantize.scales import E4M3_MAX
 
-PROMPTS, LENGTH, NEW = 20, 48, 16
+QUESTIONS = (
+    "What is the capital of France?", "What is the capital of Japan?", "How many days are in a week?", "What colour is the sky?",
+    "What do bees make?", "Write one sentence about the sea.", "Name three fruits.", "What is 2 + 2?", "Who wrote Hamlet?",
+    "What is the opposite of hot?", "Explain what a river is.", "What is a computer?", "Name a planet of our solar system.",
+    "What is the largest ocean?", "Say hello in Spanish.", "What is photosynthesis?", "Why do birds fly south in winter?",
+    "What is the freezing point of water?", "Give me advice on how to sleep well.", "What is the purpose of a bridge?",
+)  # fmt: skip
+PROMPTS, NEW = len(QUESTIONS), 16
 _W4 = PackQuantized(4, 64)
 CHAINS: dict[str, tuple[Pass, ...]] = {
     "w4a16-g64": (Quantize("gptq", _W4),),
@@ -78,7 +86,7 @@ def agreements(
 ) -> Iterator[Agreement]:
     """One result a format, engine started once for all. `text`: calibration text."""
     ir = open_model(source).ir
-    prompts = token_blocks(TextSource(PYTHON_REFERENCE, PROMPTS, LENGTH), source)
+    prompts = _prompts(source)
     cases, expected = [], {}
     for number, label in enumerate(labels):
         chain = (*_kept(ir, blocks), *CHAINS[label])
@@ -88,11 +96,11 @@ def agreements(
         )  # fmt: skip
         outcome = execute(job)
         expected[label] = _reference(outcome.target, ir, outcome.passes, job.out, prompts)
-        arguments: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": PROMPTS}
+        arguments: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": PROMPTS}
         if outcome.target.kv_cache.dtype != "auto":
             arguments["kv_cache_dtype"] = outcome.target.kv_cache.dtype
         cases.append(
-            {"name": label, "task": "greedy", "folder": str(job.out), "arguments": arguments, "prompts": prompts.tolist(), "new": NEW}
+            {"name": label, "task": "greedy", "folder": str(job.out), "arguments": arguments, "prompts": prompts, "new": NEW}
         )  # fmt: skip
     (folder / "cases.json").write_text(json.dumps(cases))
     script = Path(__file__).parents[1] / "tests" / "engine" / "real_engine.py"
@@ -111,6 +119,16 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
 
 
+def _prompts(source: Path) -> list[list[int]]:
+    """The questions as the model's chat template has them, token ids."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    texts = [tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True) for each in asked]
+    return [list(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+
+
 def _kept(ir: ModelIR, blocks: int | None) -> tuple[Pass, ...]:
     depth = len(ir.decoder.layers)
     if blocks is None or blocks >= depth:
@@ -120,7 +138,7 @@ def _kept(ir: ModelIR, blocks: int | None) -> tuple[Pass, ...]:
 
 
 def _reference(
-    target: ModelIR, source: ModelIR, passes: Sequence[Pass], out: Path, prompts: torch.Tensor
+    target: ModelIR, source: ModelIR, passes: Sequence[Pass], out: Path, prompts: Sequence[Sequence[int]]
 ) -> list[list[int]]:
     """transformers' greedy continuations with the decoded weights, in bfloat16 as the engine."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -135,12 +153,57 @@ def _reference(
     names = [name for name, _ in model.named_parameters() if name in weights]
     model.load_state_dict(weights.read(names), strict=False)
     model.tie_weights()
-    with torch.no_grad():
-        found = model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0
-        )  # fmt: skip
-    continued: list[list[int]] = found[:, prompts.shape[1] :].tolist()
+    _round_activations(model, target)
+    continued = []
+    for prompt in prompts:
+        ids = torch.tensor([list(prompt)])
+        cache = _rounding_cache(target, Checkpoint(out)) if target.kv_cache.scales else None
+        with torch.no_grad():
+            found = model.generate(
+                ids, past_key_values=cache, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False,
+                pad_token_id=0, eos_token_id=-1,
+            )  # fmt: skip
+        continued.append([int(token) for token in found[0, len(prompt) :]])
     return continued
+
+
+def _round_activations(model: torch.nn.Module, target: ModelIR) -> None:
+    """Have the inputs of matrices whose format says so rounded per token, as the engine rounds them."""
+    for layer in range(len(target.decoder.layers)):
+        for linear in target.decoder.block(layer).linears:
+            if isinstance(linear.storage, IntQuantized | FloatQuantized):
+                rounded = _to_int8 if isinstance(linear.storage, IntQuantized) else _to_e4m3
+                module = model.get_submodule(target.decoder.layer_prefix(layer) + linear.name)
+                module.register_forward_pre_hook(lambda _, args, rounded=rounded: (rounded(args[0]),))
+
+
+def _to_int8(x: torch.Tensor) -> torch.Tensor:
+    scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127
+    return ((x.float() / scale).round() * scale).to(x.dtype)
+
+
+def _to_e4m3(x: torch.Tensor) -> torch.Tensor:
+    return _e4m3(x, x.float().abs().amax(-1, keepdim=True).clamp(min=1e-8) / E4M3_MAX)
+
+
+def _e4m3(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return ((x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale).to(x.dtype)
+
+
+def _rounding_cache(target: ModelIR, stored: Checkpoint) -> Any:
+    """A KV cache that keeps what e4m3 with the checkpoint's scales keeps."""
+    from transformers import DynamicCache
+
+    class RoundingCache(DynamicCache):
+        def update(
+            self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any, **kwargs: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            name = target.decoder.layer_prefix(layer) + (attention_name(target.decoder.block(layer)) or "")
+            scales = stored.read([f"{name}k_scale", f"{name}v_scale"])
+            keys, values = _e4m3(keys, scales[f"{name}k_scale"]), _e4m3(values, scales[f"{name}v_scale"])
+            return super().update(keys, values, layer, *args, **kwargs)
+
+    return RoundingCache()
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from planner.search import SearchResult, search, target_gpu
 from planner.shapes import FORMAT_VERSION, quantity_json, settings_json
 from planner.spec import Spec, TextChoice, load_spec
 from planner.verdict import Verdict, estimates_json
+from planner.version import VERSION
 from targets.engines import find_engine
 
 #: The parts of a spec that name texts.
@@ -44,14 +44,6 @@ class Plan:
     def feasible(self) -> bool:
         """Whether a candidate meets all goals."""
         return self.document["chosen"] is not None
-
-
-def tool_version() -> str:
-    """tightfit's version."""
-    try:
-        return version("tightfit")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def plan(spec: Spec | str | Path) -> Plan:
@@ -145,7 +137,7 @@ def lock(spec: Spec, source: Source, engine: Mapping[str, Any] | None) -> dict[s
         **{role: _text_lock(getattr(spec, role)) for role in _TEXTS},
         "gpu": {"name": gpu.name, "memory_bytes": round(gpu.memory_bytes.value), "count": spec.target.count},
         "engine": engine,
-        "tightfit": tool_version(),
+        "tightfit": VERSION,
     }  # fmt: skip
 
 

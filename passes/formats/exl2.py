@@ -85,7 +85,7 @@ class Exl2(Format):
             return Reason(
                 "exl2_needs_multiples_of_32", f"{in_features} inputs are no multiple of 32", "leave the block dense"
             )
-        if in_features > _MAX_INPUTS or _word_rows(self.layout(in_features)) > _MAX_WORD_ROWS:
+        if in_features > _MAX_INPUTS or _word_rows(self.shares, in_features) > _MAX_WORD_ROWS:
             return Reason("exl2_too_many_inputs", f"{in_features} inputs exceed EXL2's 16-bit indices", "fewer bits")
         return None
 
@@ -93,7 +93,7 @@ class Exl2(Format):
         """The five tensors of a matrix."""
         groups, columns = self.layout(in_features), self.stored_rows(out_features)
         return (
-            Tensor(f"{name}.q_weight", "I32", (_word_rows(groups), columns)),
+            Tensor(f"{name}.q_weight", "I32", (_word_rows(self.shares, in_features), columns)),
             Tensor(f"{name}.q_scale", "I32", (len(groups), columns // 8)),
             Tensor(f"{name}.q_scale_max", "F16", (len(groups),)),
             Tensor(f"{name}.q_groups", "I16", (2 * len(groups),)),
@@ -169,8 +169,9 @@ def _pack_nibbles(index: torch.Tensor) -> torch.Tensor:
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
 
-def _word_rows(groups: Sequence[tuple[int, int]]) -> int:
-    return sum(bits * rows // UNIT for bits, rows in groups)
+@lru_cache(maxsize=1 << 12)
+def _word_rows(shares: tuple[Share, ...], in_features: int) -> int:
+    return sum(bits * rows // UNIT for bits, rows in _layout(shares, in_features))
 
 
 @lru_cache(maxsize=1 << 12)

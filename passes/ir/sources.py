@@ -15,8 +15,6 @@ from typing import Any
 
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
-from passes.ir.gguf import read_gguf_header
-from passes.ir.gguf_model import check_tensors, dequantize, hf_config
 from passes.ir.headers import read_folder_header
 from passes.ir.hub import UnreachableError, is_cached, is_repository_name, offline, read_repository
 from passes.ir.model import ModelIR
@@ -141,6 +139,10 @@ def fold_in(config: dict[str, Any], read: Callable[[str], dict[str, Any] | None]
 
 
 def _open_gguf(path: Path, assume: str | None) -> Source:
+    # Imported when needed, as `download` is: planning by name is quick.
+    from passes.ir.gguf import read_gguf_header
+    from passes.ir.gguf_model import check_tensors, dequantize, hf_config
+
     header = read_gguf_header(path)
     ir = build_ir(hf_config(header, path.stem), path.stem, assume=assume)
     check_tensors(header, ir)

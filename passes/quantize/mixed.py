@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
-from passes.allocate import Unit, allocate
 from passes.base import Pass
 from passes.formats.dense import Dense
 from passes.formats.format import Format
@@ -79,6 +78,8 @@ class QuantizeMixed(Pass):
 
     def allocated(self, ir: ModelIR, costs: Mapping[str, Sequence[float]]) -> QuantizeMixed:
         """Resolved: the choice with the least total of measured `costs` (a matrix's full name -> one an option). Exact."""
+        from passes.allocate import Unit, allocate
+
         formats = self.formats(ir)
         given = dict(_stand_in(ir, formats, self.bpw))
         units, names, budget = [], [], 0

@@ -16,7 +16,7 @@ from passes.assemble import outer_tensors
 from passes.base import Pass
 from passes.checkpoint import Checkpoint, write_shard
 from passes.decoded import DecodedCheckpoint, as_dense
-from passes.evaluate import Side, evaluate
+from passes.evaluate import Measured, Side, evaluate
 from passes.ir.model import ModelIR
 from passes.recipe import method_of
 from passes.walk import Walk
@@ -43,12 +43,31 @@ def divergences(
     fitted = tokens[: min(_FITTED, max(1, len(tokens) - len(judging)))]
     out = []
     for number, one in enumerate(candidates):
-        target = one.rewrite(dense)
-        shutil.rmtree(folder, ignore_errors=True)
-        Walk(dense, target, weights, method_of([one]), fitted, folder, device, dtype).run()
-        write_shard(folder / "shards" / "model-00000.safetensors", outer_tensors(target, weights))
-        result = Side(as_dense(dense, target), DecodedCheckpoint(Checkpoint(folder / "shards"), target, dtype))
-        out.append(evaluate(Side(dense, weights), result, judging, dtype, device).kl)
+        out.append(trial([one], one.rewrite(dense), Side(dense, weights), fitted, judging, folder, dtype, device).kl)
         progress(number + 1, len(candidates))
-    shutil.rmtree(folder, ignore_errors=True)
     return out
+
+
+def trial(
+    passes: Sequence[Pass],
+    target: ModelIR,
+    source: Side,
+    fitted: torch.Tensor,
+    judging: torch.Tensor,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    reference: Side | None = None,
+) -> Measured:
+    """Walk `source` to `target` on the token ids `fitted` `[S, T]` and measure the result on `judging`; nothing is kept.
+
+    `reference`: what the result is held against, where that is not `source` (a model before blocks were dropped).
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        Walk(source.ir, target, source.weights, method_of(passes), fitted, folder, device, dtype).run()
+        write_shard(folder / "shards" / "model-00000.safetensors", outer_tensors(target, source.weights))
+        decoded = DecodedCheckpoint(Checkpoint(folder / "shards"), target, dtype)
+        return evaluate(reference or source, Side(as_dense(source.ir, target), decoded), judging, dtype, device)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -104,13 +104,18 @@ def plan(
     spec: Annotated[Path, typer.Argument(help="The spec (YAML).")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to save the plan.")] = None,
     launch: Annotated[bool, typer.Option("--launch", help="Print the launch files that apply will write.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Try the leading candidates on a little text; needs the weights.")
+    ] = False,
+    work: Annotated[Path | None, typer.Option(help="Folder for measurements, kept for the next time.")] = None,
     as_json: Json = False,
 ) -> None:
     """Choose the best chain of passes for a spec, and say why every other lost. Exit 3 when none meets the goals."""
     from planner.plan import plan as run
     from planner.plan import save
 
-    made = run(spec)
+    folder = (work or Path(f".{spec.stem}.measured")) if measure else None
+    made = run(spec, measure=folder, say=lambda text: _console(True).print(f"  {text}", style="dim"))
     path = output or Path(f"{spec.stem}.plan.json")
     if made.feasible:
         save(made.document, path)

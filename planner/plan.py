@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from passes.base import Pass
 from passes.calibration import refuse_same_text
-from passes.graph import from_json, to_json
+from passes.graph import from_json, rewrite, to_json
 from passes.ir.sources import Source, open_model
 from passes.reason import DoesNotFitError, GoalMissedError, InputError, StalePlanError
 from planner.alternatives import alternatives
@@ -26,6 +26,9 @@ from planner.spec import Spec, TextChoice, load_spec
 from planner.verdict import Verdict, estimates_json
 from planner.version import VERSION
 from targets.engines import find_engine
+
+if TYPE_CHECKING:
+    from planner.measure import Trial
 
 #: The parts of a spec that name texts.
 _TEXTS = ("calibration", "evaluation")
@@ -46,14 +49,25 @@ class Plan:
         return self.document["chosen"] is not None
 
 
-def plan(spec: Spec | str | Path) -> Plan:
-    """Choose for a spec. A plan is returned also when nothing meets the goals; `feasible` says so."""
+def plan(
+    spec: Spec | str | Path, *, measure: Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> Plan:
+    """Choose for a spec. A plan is returned also when nothing meets the goals; `feasible` says so.
+
+    `measure`: a work folder; the leading candidates are tried on a little text, and what they lose replaces what is expected.
+    """
     if not isinstance(spec, Spec):
         spec = load_spec(spec)
     refuse_same_text(spec.calibration.dataset, spec.evaluation.dataset)
     source = open_model(spec.model, revision=spec.revision, assume=spec.assume)
     result = search(spec, source.ir)
-    chosen = result.chosen
+    tried: dict[tuple[Pass, ...], Trial] = {}
+    if measure is not None:
+        from planner.measure import trials
+
+        tried = trials(spec, source, result, measure, say)
+        result = search(spec, source.ir, measured={chain: trial.quality for chain, trial in tried.items()})
+    chosen = _resolved(result.chosen, source, tried)
     document: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "model": source.ir.name,
@@ -70,6 +84,14 @@ def plan(spec: Spec | str | Path) -> Plan:
     document["digest"] = digest(document)
     document["places"] = {"model": _place(spec.model)} | {role: _place(getattr(spec, role).dataset) for role in _TEXTS}
     return Plan(document, spec, source, result)
+
+
+def _resolved(verdict: Verdict | None, source: Source, tried: Mapping[tuple[Pass, ...], Trial]) -> Verdict | None:
+    """The chosen verdict with the choices that its trial made."""
+    if verdict is None or verdict.candidate.passes not in tried:
+        return verdict
+    passes = tried[verdict.candidate.passes].passes
+    return replace(verdict, candidate=replace(verdict.candidate, passes=passes), ir=rewrite(source.ir, passes))
 
 
 def _portable_spec(spec: Spec) -> dict[str, Any]:

@@ -43,13 +43,6 @@ def expected_quality(ir: ModelIR, passes: Sequence[Pass]) -> Quality:
     return Quality(rise, _kl(rise))
 
 
-def from_sensitivities(losses: Sequence[float], stderr: float) -> Quality:
-    """Quality from measured KL of each group of matrices at its option: the sum, with twice its standard error around it."""
-    total = math.fsum(losses)
-    measured = Quantity(total, max(0.0, total - 2 * stderr), total + 2 * stderr, Basis.MEASURED)
-    return Quality(measured, measured)
-
-
 def _kl(rise: Quantity) -> Quantity:
     """KL from the rise of log-perplexity: the two are nearly equal where the source is well calibrated on the text."""
     fit = law()["kl_ratio"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -79,10 +79,14 @@ def target_gpu(spec: Spec) -> Gpu:
     return find_gpu(names[0]) if names else find_gpu("cpu")
 
 
-def search(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> SearchResult:
-    """Judge every design of the spec's space and choose. `cards`: only designs that use so many."""
+def search(
+    spec: Spec, ir: ModelIR, *, cards: int | None = None, measured: Mapping[tuple[Pass, ...], Quality] | None = None
+) -> SearchResult:
+    """Judge every design of the spec's space and choose. `cards`: only designs that use so many. `measured`: what some chains
+    were seen to lose, in place of what is expected.
+    """
     gpu = target_gpu(spec)
-    judge_design = _Judge(spec, ir, gpu)
+    judge_design = _Judge(spec, ir, gpu, measured)
     space = list(designs(spec, ir, gpu, cards))
     verdicts = [judge_design(design) for design in space]
     feasible = sorted((v for v in verdicts if v.feasible), key=lambda v: preference(spec.goals.prefer, v))
@@ -113,8 +117,10 @@ def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None
 class _Judge:
     """Judges designs of one spec; what they share (a chain's description and quality) is computed once."""
 
-    def __init__(self, spec: Spec, source: ModelIR, gpu: Gpu) -> None:
-        self._spec, self._source, self._gpu = spec, source, gpu
+    def __init__(
+        self, spec: Spec, source: ModelIR, gpu: Gpu, measured: Mapping[tuple[Pass, ...], Quality] | None = None
+    ) -> None:
+        self._spec, self._source, self._gpu, self._measured = spec, source, gpu, measured or {}
         self._chains: dict[tuple[Pass, ...], tuple[ModelIR, tuple[Reason, ...], Quality]] = {}
 
     def bound(self, design: Design) -> float:
@@ -179,7 +185,8 @@ class _Judge:
     def _described(self, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason, ...], Quality]:
         found = self._chains.get(chain)
         if found is None:
-            found = (*rewrite(self._source, chain), expected_quality(self._source, chain))
+            quality = self._measured.get(chain) or expected_quality(self._source, chain)
+            found = (*rewrite(self._source, chain), quality)
             self._chains[chain] = found
         return found
 

@@ -20,7 +20,7 @@ from passes.prune.depth import DepthPrune
 from passes.prune.sparse import Sparsify
 from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
-from planner.quality import Quality, expected_quality, from_sensitivities
+from planner.quality import Quality, expected_quality
 from planner.quality_features import Scheme, Traits
 from planner.quality_law import weight_loss
 from planner.quality_traits import named_traits, traits_of
@@ -142,11 +142,6 @@ def test_a_mixed_format_lies_between_its_parts_in_proportion_to_weights() -> Non
     partly_dense = Quantize("gptq", Gptq(4, 128), assigned=tuple((name, Dense()) for name in downs))
     values = [expected_quality(ir, (one,)).log_ppl_increase.value for one in (uniform, mixed, partly_dense)]
     assert values[0] > values[1] > values[2] > 0.5 * values[0]
-
-
-def test_measured_sensitivities_replace_the_fit() -> None:
-    found = from_sensitivities([0.01, 0.02], stderr=0.001)
-    assert found.kl.value == pytest.approx(0.03) and found.kl.basis is Basis.MEASURED
 
 
 @pytest.mark.parametrize(

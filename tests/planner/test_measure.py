@@ -1,0 +1,59 @@
+"""`plan --measure`: what a chain loses on real weights replaces what was expected of it, and can change the choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from passes.reason import InputError
+from planner import plan as plans
+from planner.measure import LEADING
+from planner.spec import load_spec
+from targets.quantity import Basis
+from tests.walk.conftest import save_tiny_llama
+
+_SPEC = """
+model: model
+target: { gpu: cpu }
+engine: vllm-cpu
+workload: { context: 128, input_tokens: 32, output_tokens: 16 }
+passes: { quantize: { formats: [w4a16-g32, w8a8, mixed-6.0-g32-w8a8], dense: false }, kv_cache: [auto] }
+calibration: { dataset: text.txt, samples: 8, length: 64 }
+evaluation: { dataset: python-reference, samples: 2, length: 64 }
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    save_tiny_llama(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("what a format costs is seen best on the weights themselves. " * 200)
+    (tmp_path / "tiny.yaml").write_text(_SPEC)
+    return tmp_path / "tiny.yaml"
+
+
+def test_the_leading_candidates_are_tried_and_kept(spec: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    made = plans.plan(spec, measure=tmp_path / "work", say=said.append)
+    assert made.result.chosen is not None and len(said) == LEADING
+    assert made.result.chosen.quality.kl.basis is Basis.MEASURED
+    assert made.document["chosen"]["state"] == "resolved"
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("trial-*.json")}
+    assert len(kept) == LEADING
+    assert plans.plan(spec, measure=tmp_path / "work").document == made.document
+    assert kept == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("trial-*.json")}
+
+
+def test_a_measured_plan_is_a_plan_like_any_other(spec: Path, tmp_path: Path) -> None:
+    made = plans.plan(spec, measure=tmp_path / "work")
+    plans.save(made.document, tmp_path / "a.plan.json")
+    document = plans.load_plan(tmp_path / "a.plan.json")
+    plans.require_executable(document)
+    plans.require_fresh(document, plans.spec_of(document), made.source)
+
+
+def test_without_weights_nothing_can_be_measured(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    named = load_spec(spec).model_copy(update={"model": "HuggingFaceTB/SmolLM2-135M-Instruct"})
+    with pytest.raises(InputError, match="nothing can be measured"):
+        plans.plan(named, measure=tmp_path / "work")

@@ -9,7 +9,7 @@ from typing import Any
 
 from passes.calibration import TextSource
 from passes.checkpoint import write_json
-from passes.execute import Job, Outcome, Progress, calm_threads, execute
+from passes.execute import Job, Outcome, Progress, calm_libraries, execute
 from passes.ir.sources import open_model
 from passes.reason import InputError
 from planner.certificate import NAME, certificate
@@ -60,7 +60,7 @@ def apply(
     require_fresh(document, spec, source)
     out = out or Path(f"{name}-tightfit")
     work = work or out.with_name(f".{out.name}.work")
-    calm_threads()
+    calm_libraries()
     folder = source.materialize(work)
     passes, trust = chain_of_plan(document), spec.trust_remote_code
     job = Job(source.ir, folder, passes, out, work, _text(spec.calibration, trust), _text(spec.evaluation, trust))

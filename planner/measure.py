@@ -62,9 +62,9 @@ def trials(
             f"{source.ir.name}: only its description is known here, so nothing can be measured",
             remedy="name a folder with safetensors or a .gguf file, or plan without --measure",
         )
-    from passes.execute import calm_threads
+    from passes.execute import calm_libraries
 
-    calm_threads()
+    calm_libraries()
     work.mkdir(parents=True, exist_ok=True)
     folder = source.materialize(work)
     return dict(_tried(spec, source, folder, work, leading(result), say))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @contextmanager
 def bars(console: Console) -> Iterator[Callable[[Progress], None]]:
     """Yields the callback that `passes.execute` reports to."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = (
@@ -23,11 +23,23 @@ def bars(console: Console) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.fields[detail]}"),
     )  # fmt: skip
     with Bars(*columns, console=console) as shown:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
+
+        def finish() -> None:
+            """One step ends when the next begins: its bar is full and its clock stands."""
+            for task in shown.tasks:
+                if not task.finished:
+                    total = task.total or 1
+                    shown.update(task.id, total=total, completed=total)
+                    shown.stop_task(task.id)
 
         def report(event: Progress) -> None:
+            # A step that counts nothing has a bar that only moves.
+            total = None if event.total == 1 and event.done == 0 else event.total
             if event.step not in tasks:
-                tasks[event.step] = shown.add_task(event.step, total=event.total, detail="")
-            shown.update(tasks[event.step], total=event.total, completed=event.done, detail=event.detail)  # type: ignore[arg-type]
+                finish()
+                tasks[event.step] = shown.add_task(event.step, total=total, detail="")
+            shown.update(tasks[event.step], total=total, completed=event.done, detail=event.detail)
 
         yield report
+        finish()

@@ -238,7 +238,7 @@ def _dominated(prefer: str, chosen: Verdict, other: Verdict) -> Reason:
     elif prefer == "context":
         text = f"context {other.memory.kv.max_context:,} against {chosen.memory.kv.max_context:,}"
     else:
-        text = f"{other.ir.tensor_bytes / 1e9:.2f} GB against {chosen.ir.tensor_bytes / 1e9:.2f} GB"
+        text = f"{other.ir.tensor_bytes / 2**30:.2f} GiB against {chosen.ir.tensor_bytes / 2**30:.2f} GiB"
     return Reason("dominated_by", f"meets the goals too, but {text}", None, {"by": chosen.candidate.label})
 
 

@@ -40,7 +40,7 @@ def print_plan(console: Console, document: Mapping[str, Any], card: str, saved: 
     engine = f"{chosen['engine']['name']} {chosen['engine']['version'] or ''}".strip()
     console.print(f"  Plan     [bold]{chain}[/]    {engine}    {document['searched']:,} candidates")
     console.print()
-    _print_memory(console, chosen)
+    _print_memory(console, chosen, document["spec"]["workload"]["context"])
     _print_goals(console, chosen)
     console.print(f"  Graph    {_graph(chosen)}")
     console.print()
@@ -63,7 +63,9 @@ def print_plan(console: Console, document: Mapping[str, Any], card: str, saved: 
     )
     size = chosen["tensor_bytes"]
     tail = f" Saved to {saved}." if saved else ""
-    action = "Next: optimize apply" if chosen["executable"] else "The plan can be read, not applied."
+    action = (
+        f"Next: optimize apply {saved or ''}".rstrip() if chosen["executable"] else "The plan can be read, not applied."
+    )
     console.print(f"  [bold]Plan: {chain}, {_size(size)}, served by {engine}.[/]{tail}")
     console.print(f"  {action}")
 
@@ -107,7 +109,7 @@ def _graph(chosen: Mapping[str, Any]) -> str:
     return " ─► ".join(["source", *(_step(step) for step in chosen["passes"]), "checkpoint", chosen["engine"]["name"]])
 
 
-def _print_memory(console: Console, chosen: Mapping[str, Any]) -> None:
+def _print_memory(console: Console, chosen: Mapping[str, Any], context: int) -> None:
     memory = chosen["memory"]
     budget, total = memory["budget"]["value"], memory["total"]["value"]
     share = min(1.0, total / budget) if budget else 1.0
@@ -121,7 +123,9 @@ def _print_memory(console: Console, chosen: Mapping[str, Any]) -> None:
     parts += [f"overhead {_size(overhead)}"] if overhead else []
     requests = kv["max_concurrency"]["value"]
     shown = (
-        "no cache" if requests is None else f"{kv['tokens']['value']:,.0f} KV tokens, {requests:.1f} requests at once"
+        "no cache"
+        if requests is None
+        else f"{kv['tokens']['value']:,.0f} KV tokens, {requests:.1f} requests of {context:,} tokens at once"
     )
     console.print(f"           {'   '.join(parts)}")
     console.print(f"           {shown}; longest context {kv['max_context']:,}")
@@ -139,10 +143,14 @@ def _print_goals(console: Console, chosen: Mapping[str, Any]) -> None:
         )
         sign = "≤" if goal["at_most"] else "≥"
         tick = "[green]✓[/]" if goal["met"] else "[red]✗[/]"
+        far = p["high"] if goal["at_most"] else p["low"]
+        if goal["met"] and (far > goal["wanted"] if goal["at_most"] else far < goal["wanted"]):
+            tick += " [dim]probably[/]"
         rows.append((goal["name"], f"{sign} {show(goal['wanted'], goal['unit'])}", interval, p["basis"], tick))
-    if not rows:
-        speed, quality = chosen["speed"], chosen["quality"]
-        decode, rise = speed["decode_tok_s_per_request"], quality["log_ppl_increase"]
+    named = {goal["name"] for goal in chosen["goals"]}
+    speed, quality = chosen["speed"], chosen["quality"]
+    decode, rise = speed["decode_tok_s_per_request"], quality["log_ppl_increase"]
+    if not named & {"decode", "TPOT", "throughput"}:
         rows.append(
             (
                 "decode",
@@ -152,6 +160,7 @@ def _print_goals(console: Console, chosen: Mapping[str, Any]) -> None:
                 "",
             )
         )
+    if not named & {"perplexity", "KL"}:
         rows.append(
             (
                 "log perplexity",
@@ -217,6 +226,8 @@ def print_check(console: Console, document: Mapping[str, Any]) -> None:
 
 def print_certificate(console: Console, document: Mapping[str, Any]) -> None:
     """A finished result: what was promised and what was measured."""
+    from planner.verdict import show
+
     console.print(f"  [bold]{document['model']}[/] → {document['label']}")
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for title in ("", "predicted", "measured", ""):
@@ -224,6 +235,10 @@ def print_certificate(console: Console, document: Mapping[str, Any]) -> None:
     for row in document["checks"]:
         tick = "[green]✓[/]" if row["holds"] else "[red]✗[/]"
         table.add_row("  " + row["name"], row["predicted"], row["measured"], tick)
+    for goal in document["goals"]:
+        unit = "%" if goal["name"] == "perplexity" else "nats"
+        tick = "[green]✓[/]" if goal["met"] else "[red]✗[/]"
+        table.add_row(f"  goal: {goal['name']}", f"≤ {show(goal['wanted'], unit)}", show(goal["measured"], unit), tick)
     console.print(table)
     for step in document["steps"]:
         reused = " (kept from an earlier run)" if step["reused"] else ""

@@ -169,7 +169,7 @@ def show(what: Annotated[Path, typer.Argument(help="A plan, or a result's folder
     """Read a plan or a result."""
     from passes.checkpoint import read_json
     from planner.certificate import NAME, result_folder
-    from planner.plan import load_plan
+    from planner.plan import load_plan, staleness
     from planner.tables import print_certificate, print_plan
 
     if result_folder(what) or what.name == NAME:
@@ -179,8 +179,10 @@ def show(what: Annotated[Path, typer.Argument(help="A plan, or a result's folder
     document = load_plan(what)
     if as_json:
         _emit(document)
-        return
-    print_plan(_console(), document, document["lock"]["gpu"]["name"], str(what))
+    else:
+        print_plan(_console(), document, document["lock"]["gpu"]["name"], str(what))
+    for moved in staleness(document):
+        _console(True).print(f"  stale: {moved}", style="yellow", markup=False)
 
 
 @app.command()

@@ -106,8 +106,8 @@ def _what_if(spec: Spec, source: Source, before: SearchResult, change: str) -> A
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """What changed between two plans: `inputs` (lock and spec) that moved, and `choices` that follow."""
     return {
-        "inputs": _changes({"lock": old["lock"], "spec": old["spec"]}, {"lock": new["lock"], "spec": new["spec"]}),
-        "choices": _changes(_decided(old), _decided(new)),
+        "inputs": changes({"lock": old["lock"], "spec": old["spec"]}, {"lock": new["lock"], "spec": new["spec"]}),
+        "choices": changes(_decided(old), _decided(new)),
     }
 
 
@@ -124,10 +124,11 @@ def _decided(plan: Mapping[str, Any]) -> dict[str, Any]:
     return {**out, **figures}
 
 
-def _changes(old: Any, new: Any, path: str = "") -> list[dict[str, Any]]:
+def changes(old: Any, new: Any, path: str = "") -> list[dict[str, Any]]:
+    """Every place where two JSON documents differ, with both values."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
-        return [c for key in keys for c in _changes(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))]
+        return [c for key in keys for c in changes(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [c for n, (a, b) in enumerate(zip(old, new, strict=True)) for c in _changes(a, b, f"{path}[{n}]")]
+        return [c for n, (a, b) in enumerate(zip(old, new, strict=True)) for c in changes(a, b, f"{path}[{n}]")]
     return [] if old == new else [{"what": path, "old": old, "new": new}]

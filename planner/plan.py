@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 #: The parts of a spec that name texts.
 _TEXTS = ("calibration", "evaluation")
+#: Cards and fitted constants that predictions rest on.
+_DATA = (
+    ("targets", "gpus.yaml"), ("targets.engines", "memory_fit.json"), ("targets.engines", "speed_fit.json"),
+    ("planner", "quality_fit.json"), ("planner", "quality_families.json"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ def plan(
 
     `measure`: a work folder; the leading candidates are tried on a little text, and what they lose replaces what is expected.
     """
+    file = None if isinstance(spec, Spec) else Path(spec)
     if not isinstance(spec, Spec):
         spec = load_spec(spec)
     refuse_same_text(spec.calibration.dataset, spec.evaluation.dataset)
@@ -83,6 +90,8 @@ def plan(
     }
     document["digest"] = digest(document)
     document["places"] = {"model": _place(spec.model)} | {role: _place(getattr(spec, role).dataset) for role in _TEXTS}
+    if file is not None:
+        document["places"]["spec"] = str(file.resolve())
     return Plan(document, spec, source, result)
 
 
@@ -160,6 +169,7 @@ def lock(spec: Spec, source: Source, engine: Mapping[str, Any] | None) -> dict[s
         "gpu": {"name": gpu.name, "memory_bytes": round(gpu.memory_bytes.value), "count": spec.target.count},
         "engine": engine,
         "tightfit": VERSION,
+        "data": {name: _file_digest(str(files(room).joinpath(name))) for room, name in _DATA},
     }  # fmt: skip
 
 
@@ -259,10 +269,30 @@ def require_executable(document: Mapping[str, Any]) -> None:
         )
 
 
+def stale_inputs(document: Mapping[str, Any], spec: Spec, source: Source) -> list[str]:
+    """The inputs that have moved since the plan was made: model, texts, card, the tool and its data, the spec's own file."""
+    from planner.explain import changes
+
+    engine = document["chosen"]["engine"] if document["chosen"] else None
+    moved = changes(document["lock"], lock(spec, source, engine))
+    file = document.get("places", {}).get("spec")
+    if file is not None and Path(file).is_file():
+        moved += changes(document["spec"], _portable_spec(load_spec(file)), "spec")
+    return [f"{each['what']}: {each['old']} → {each['new']}" for each in moved]
+
+
+def staleness(document: Mapping[str, Any]) -> list[str]:
+    """As `stale_inputs`, of a plan that is only read. A plan that travelled rests on places that are not here: nothing is said."""
+    if "places" not in document:
+        return []
+    try:
+        spec = spec_of(document)
+        return stale_inputs(document, spec, open_model(spec.model, revision=spec.revision, assume=spec.assume))
+    except InputError as error:
+        return [error.message]
+
+
 def require_fresh(document: Mapping[str, Any], spec: Spec, source: Source) -> None:
     """Refuse a plan whose inputs have moved, saying which (exit code 5)."""
-    engine = document["chosen"]["engine"] if document["chosen"] else None
-    now, then = lock(spec, source, engine), document["lock"]
-    moved = [f"{key}: {then.get(key)} → {now[key]}" for key in now if now[key] != then.get(key)]
-    if moved:
+    if moved := stale_inputs(document, spec, source):
         raise StalePlanError(f"the plan is stale; {'; '.join(moved)}", remedy="plan again: `optimize plan SPEC`")

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from passes.reason import DoesNotFitError, InputError, StalePlanError
 from planner import explain
 from planner import plan as plans
+from planner.cli import app
 from planner.spec import parse_spec
 
 SPEC = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nworkload: { context: 4096 }\n"
@@ -65,6 +67,36 @@ def test_a_change_of_config_json_alone_makes_a_plan_stale(made: plans.Plan) -> N
     changed = replace(made.source, ir=replace(made.source.ir, config=config))
     with pytest.raises(StalePlanError, match="config_digest"):
         plans.require_fresh(made.document, made.spec, changed)
+
+
+def test_a_change_of_the_tools_own_data_makes_a_plan_stale(made: plans.Plan) -> None:
+    data = made.document["lock"]["data"] | {"gpus.yaml": "another"}
+    moved = dict(made.document) | {"lock": made.document["lock"] | {"data": data}}
+    with pytest.raises(StalePlanError, match=r"data\.gpus\.yaml"):
+        plans.require_fresh(moved, made.spec, made.source)
+
+
+def test_a_spec_that_was_edited_makes_its_plan_stale(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(SPEC)
+    document = plans.plan(file).document
+    assert plans.staleness(document) == []
+    file.write_text(SPEC.replace("4096", "8192"))
+    assert plans.staleness(document) == ["spec.workload.context: 4096 → 8192"]
+
+
+def test_a_model_that_is_gone_is_said_when_its_plan_is_read(made: plans.Plan) -> None:
+    gone = dict(made.document) | {"places": made.document["places"] | {"model": "/no/such/model.gguf"}}
+    assert "model.gguf" in plans.staleness(gone)[0]
+
+
+def test_a_plan_that_travelled_is_shown(made: plans.Plan, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plans.save({key: value for key, value in made.document.items() if key != "places"}, path)
+    document = plans.load_plan(path)
+    assert plans.staleness(document) == []
+    done = CliRunner().invoke(app, ["show", str(path)])
+    assert done.exit_code == 0 and "Plan:" in done.output
 
 
 def test_a_saved_plan_is_read_back(made: plans.Plan, tmp_path: Path) -> None:

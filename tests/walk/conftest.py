@@ -13,14 +13,14 @@ from passes.ir.sources import open_model
 BLOCKS = 4
 
 
-def save_tiny_llama(folder: Path, blocks: int = BLOCKS, dtype: torch.dtype = torch.float32) -> Path:
-    """A Llama of a few blocks: hidden 64, 4 query and 2 KV heads of 16, vocabulary 300."""
+def save_tiny_llama(folder: Path, blocks: int = BLOCKS, dtype: torch.dtype = torch.float32, hidden: int = 64) -> Path:
+    """A Llama of a few blocks: 4 query and 2 KV heads, vocabulary 300."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(7)
     config = LlamaConfig(
-        vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=blocks, num_attention_heads=4,
+        vocab_size=300, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=blocks, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)

@@ -1,0 +1,52 @@
+"""The walk's peak memory does not grow with the depth of the model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.walk.conftest import save_tiny_llama
+
+_CHILD = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from passes import graph
+from passes.checkpoint import Checkpoint
+from passes.formats.compressed_tensors import PackQuantized
+from passes.ir.sources import open_model
+from passes.measure import Meter
+from passes.quantize.methods import GPTQ_DEFAULT, Gptq
+from passes.quantize.quantize import Quantize
+from passes.walk import Walk
+
+model, folder = Path(sys.argv[1]), Path(sys.argv[2])
+ids = torch.randint(0, 256, (32, 128), generator=torch.Generator().manual_seed(3))
+ir = open_model(model).ir
+target = graph.rewrite(ir, (Quantize("gptq", PackQuantized(4, 64)),))
+def walk(tokens, into):
+    Walk(ir, target, Checkpoint(model), Gptq(GPTQ_DEFAULT), tokens, into, torch.device("cpu"), torch.float32).run()
+walk(ids[:1], folder / "first")  # what libraries take when they are first used
+meter = Meter()
+walk(ids, folder / "second")
+print(meter.peak_bytes)
+"""
+
+
+def peak(folder: Path, blocks: int) -> int:
+    """Peak resident bytes of a walk over a model of so many blocks (1 MiB of weights a block)."""
+    save_tiny_llama(folder / f"model-{blocks}", blocks=blocks, hidden=192)
+    command = [sys.executable, "-c", _CHILD, str(folder / f"model-{blocks}"), str(folder / f"work-{blocks}")]
+    # One arena, given back early: what is measured is what the walk holds, not how malloc of several threads fragments.
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
+
+
+@pytest.mark.slow
+def test_twice_the_blocks_take_no_more_memory(tmp_path: Path) -> None:
+    assert peak(tmp_path, 24) < 1.05 * peak(tmp_path, 12)

@@ -87,7 +87,7 @@ test: lint $(MODEL)
 
 bench: $(VENV)/.complete
 	@echo "== bench: the benchmarks that need neither a card nor an hour"
-	@for script in benchmarks/*_accuracy.py; do echo "-- $$script"; $(BIN)/python $$script; done
+	@$(BIN)/python -m benchmarks.memory_accuracy
 
 clean:
 	@echo "== clean: caches, results and the demo's model (the engine in $(ENGINE) stays; remove it by hand)"

@@ -1,6 +1,6 @@
 """Fits the terms of vLLM's memory that arithmetic does not give and writes `targets/engines/memory_fit.json`.
 
-    python benchmarks/fit_memory.py
+    python -m benchmarks.fit_memory
 
 Rows: start-ups of `data/vllm_memory_logs.jsonl` that print the term and whose arguments are known (card, version, model).
 Five constants of the activation peak are fitted (soft L1, relative); the feed-forward's share (its two inputs and their product)
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from memory_rows import Question, ask, load_rows
+from benchmarks.memory_rows import Question, ask, load_rows
 from scipy.optimize import least_squares
 
 from passes.reason import TightfitError

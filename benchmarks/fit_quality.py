@@ -1,6 +1,6 @@
 """Fits the law of quality loss and writes `planner/quality_fit.json`; prints its error on groups and sources held out.
 
-    .venv/bin/python benchmarks/fit_quality.py [--check]      --check: print only, write nothing
+    python -m benchmarks.fit_quality [--check]      --check: print only, write nothing
 
 The law (`planner/quality_features.py`) is a linear model of ln(rise of log-perplexity). Every feature has a Gaussian prior
 whose width says how far families, models, methods and tables may deviate from the trend: hierarchical shrinkage. Widths
@@ -15,15 +15,16 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from quality_rows import DATA, Row, weight_rows
-from quality_side import kl_ratio, kv_losses, mxfp4_over_nvfp4, sparsity_losses
+from benchmarks.quality_rows import DATA, Row, weight_rows
+from benchmarks.quality_side import kl_ratio, kv_losses, mxfp4_over_nvfp4, sparsity_losses
 
 from planner import quality_law
 from planner.quality_features import Scheme, Traits, joint_features, model_features, model_key, scheme_features
-from planner.quality_law import feature_kind
+from planner.quality_law import feature_kind, tier_of
 from planner.quality_traits import nominal
 
 OUT = Path(__file__).parent.parent / "planner" / "quality_fit.json"
@@ -43,6 +44,10 @@ PRIORS: dict[str, tuple[float, float]] = {
 NOISE = 0.15
 #: Perplexities are printed to about this, and run to run they differ by as much.
 FLOOR = 0.001
+#: What a fit may know of a model under a method, most first.
+TIERS = ("pair", "model", "family", "unseen")
+#: Features whose presence says what the fit has seen, however small they are.
+SEEN = ("model:", "model_method:")
 Law = dict[str, float]
 
 
@@ -95,7 +100,7 @@ Residual = tuple[Row, float, str]
 
 
 def cross_validate(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> list[Residual]:
-    """(row, prediction, what the fit knew of its model) of every judged row, its group held out."""
+    """(row, prediction, what the fit knew of its model under its method) of every judged row, its group held out."""
     out: list[Residual] = []
     for held in sorted({key(row) for row in rows if row.judged}, key=str):
         train = [row for row in rows if key(row) != held]
@@ -103,10 +108,7 @@ def cross_validate(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> list[
         for row in rows:
             if key(row) == held and row.judged:
                 known = nominal(row.traits, tuple(sizes.get(row.traits.family, ())))
-                tier = (
-                    "model" if f"model:{model_key(known)}" in law else "family" if known.family in sizes else "unseen"
-                )
-                out.append((row, predict(law, row.scheme, known), tier))
+                out.append((row, predict(law, row.scheme, known), tier_of(law, sizes, known, row.scheme.method)))
     return out
 
 
@@ -141,12 +143,12 @@ def spreads(*holdouts: Sequence[Residual]) -> tuple[dict[str, float], dict[str, 
     table's kind, now a table of its own.
     """
     tiers = {}
-    for tier in ("model", "family", "unseen"):
+    for tier in TIERS:
         errors = [[abs(math.log(value / row.rise)) for row, value, t in holdout if t == tier] for holdout in holdouts]
         tiers[tier] = statistics.geometric_mean(float(np.quantile(one, 0.9)) for one in errors if len(one) >= 5)
     ln = [(abs(math.log(value / row.rise)), tier, row.traits.family) for one in holdouts for row, value, tier in one]
-    tiers["family"] = max(tiers["family"], tiers["model"])
-    tiers["unseen"] = max(tiers["unseen"], tiers["family"])
+    for more, less in pairwise(TIERS):
+        tiers[less] = max(tiers[less], tiers[more])
     scaled: dict[str, list[float]] = defaultdict(list)
     for error, tier, family in ln:
         if tier != "unseen":
@@ -222,6 +224,16 @@ def main() -> None:
     from_tables = with_known_scheme(by_source, rows)
     tiers, family_spread = spreads(by_group, from_tables, by_model, by_family)
     report["intervals"] = interval_figures(by_group + from_tables, tiers, family_spread)
+    fitted = [(row, predict(law, row.scheme, row.traits), "pair") for row in rows if row.judged]
+    for name, residuals in {
+        "row": cross_validate(rows, id),
+        "source_and_model": by_group,
+        "source": from_tables,
+        "model": by_model,
+        "family": by_family,
+        "nothing": fitted,
+    }.items():
+        report[f"intervals_without_{name}"] = interval_figures(residuals, tiers, family_spread)
     law, derived = with_derived(law)
     hidden = ("source:", "group:", "metric:")
     document = {
@@ -229,7 +241,7 @@ def main() -> None:
             "script": "benchmarks/fit_quality.py", "data": "benchmarks/data/quality_refs.jsonl", "rows": len(rows),
             "judged_rows": len(by_group), "error": report,
         },
-        "coefficients": {name: round(value, 4) for name, value in law.items() if feature_kind(name) not in hidden and abs(value) > 5e-4},
+        "coefficients": {name: round(value, 4) for name, value in law.items() if feature_kind(name) not in hidden and (abs(value) > 5e-4 or feature_kind(name) in SEEN)},
         "prior_means": {kind: mean for kind, (mean, _) in PRIORS.items() if mean and kind not in hidden},
         "sizes": sizes_of(rows), "spreads": {tier: round(value, 3) for tier, value in tiers.items()} | {"unseen_method": 0.9},
         "derived_methods": derived, "family_spread": family_spread, "floor": FLOOR, "ceiling_ln": math.log(12.0),

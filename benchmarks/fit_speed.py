@@ -1,6 +1,6 @@
 """Fits the constants of the speed model on published measurements and writes `targets/engines/speed_fit.json`.
 
-    python benchmarks/fit_speed.py [--check]      --check: print errors of the stored fit, change nothing
+    python -m benchmarks.fit_speed [--check]      --check: print errors of the stored fit, change nothing
 
 Rows: `benchmarks/data/speed_refs.jsonl` (one stream) and `serving_refs.jsonl` (closed loops); every row names its source. Every
 constant has a physical meaning and a prior (value and spread in log space), so that what the rows do not tell stays sensible;

@@ -1,6 +1,6 @@
 """Makes passes/ir/catalog/models.jsonl, the bundled offline catalog, from folders of config files.
 
-Usage: python benchmarks/make_catalog.py CONFIGS [CONFIGS ...]
+Usage: python -m benchmarks.make_catalog CONFIGS [CONFIGS ...]
 
 Each CONFIGS is a folder of `ORG--NAME.json` files (config.json facts with a `_provenance` object that says where they come
 from). Later folders win where two name the same model. `benchmarks/data/more_models.jsonl` adds models that published tables

@@ -1,6 +1,6 @@
 """Makes passes/ir/architectures/defaults.json: class defaults of nested configs, as the installed transformers has them.
 
-Usage: python benchmarks/make_config_defaults.py
+Usage: python -m benchmarks.make_config_defaults
 
 A config.json of a multimodal model leaves out of its nested parts (`text_config`, `vision_config`) whatever equals the default of
 the config class (PretrainedConfig.to_diff_dict), so these defaults are part of what such a file says.

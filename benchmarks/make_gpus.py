@@ -1,6 +1,6 @@
 """Make `targets/gpus.yaml` from a table of cards (one JSON object a line, with a source for each figure).
 
-    python benchmarks/make_gpus.py gpus.jsonl
+    python -m benchmarks.make_gpus gpus.jsonl
 
 Adds aliases, the totals that real vLLM start-ups printed where the table has none, and the cards below.
 """

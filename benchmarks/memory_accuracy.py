@@ -1,6 +1,6 @@
 """Holds the memory estimator against real vLLM start-ups and prints errors by term, family, quantization and version.
 
-    python benchmarks/memory_accuracy.py [--rows]
+    python -m benchmarks.memory_accuracy [--rows]
 
 Every term is predicted from the start-up's arguments alone. `--rows`: one line a start-up first. The tables stand in
 `docs/accuracy.md`. Rows and their sources: `data/vllm_memory_logs.jsonl`.
@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from memory_rows import Question, ask, load_rows
+from benchmarks.memory_rows import Question, ask, load_rows
 
 from passes.reason import TightfitError
 from targets.engines import find_engine

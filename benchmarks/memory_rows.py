@@ -2,7 +2,7 @@
 
 Run as a script with the collection's own file to make `data/vllm_memory_logs.jsonl` again (notes and quotes left out):
 
-    python benchmarks/memory_rows.py SOURCE.jsonl
+    python -m benchmarks.memory_rows SOURCE.jsonl
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """llm-compressor's GPTQ on given tokens: run inside its own environment (it pins another compressed-tensors).
 
-    python benchmarks/peer_llmcompressor.py MODEL TOKENS.pt OUT [actorder]
+    python -m benchmarks.peer_llmcompressor MODEL TOKENS.pt OUT [actorder]
 
 Prints one JSON line with the seconds of `oneshot` and the peak memory of the process.
 """

@@ -1,6 +1,6 @@
 """How long `optimize plan` and `optimize check` take, whole process, from a cold start: median and spread of N runs.
 
-    .venv/bin/python benchmarks/plan_speed.py [-n 15]
+    python -m benchmarks.plan_speed [-n 15]
 
 Wall time is what a person waits; on a busy machine processor time says what the command itself costs. No network, no torch.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -58,9 +59,19 @@ def sensitivity(traits: Traits) -> float:
     return _sum(model_features(recognised(traits)))
 
 
+def tier_of(coefficients: Mapping[str, float], families: Container[str], traits: Traits, method: str) -> str:
+    """What a fit has seen of a model under a method: this `pair`, the `model` under others, its `family`, or neither (`unseen`)."""
+    model = model_key(traits)
+    if f"model_method:{model}/{method}" in coefficients:
+        return "pair"
+    if f"model:{model}" in coefficients:
+        return "model"
+    return "family" if traits.family in families else "unseen"
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Half width of the 90 % interval in ln, and what it rests on: the model seen, its family seen, neither."""
+    """Half width of the 90 % interval in ln, and what it rests on (`tier_of`)."""
 
     ln: float
     tier: str
@@ -70,9 +81,7 @@ class Spread:
 def spread(traits: Traits, method: str) -> Spread:
     """How far published figures lie from the prediction, by what the fit knew of the model and of the method."""
     fit, known = law(), recognised(traits)
-    tier = "family" if known.family in fit["sizes"] else "unseen"
-    if f"model:{model_key(known)}" in fit["coefficients"]:
-        tier = "model"
+    tier = tier_of(fit["coefficients"], fit["sizes"], known, method)
     width: float = fit["spreads"][tier] * fit["family_spread"].get(known.family, 1.0)
     if f"method:{method}" not in fit["coefficients"] or method in fit["derived_methods"]:
         width = math.hypot(width, fit["spreads"]["unseen_method"])

@@ -17,7 +17,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def download(name: str, commit: str | None) -> Path:
-    """The folder of a repository at a commit, in huggingface_hub's cache; resumes what was begun.
+    """The folder of a repository at a commit, in huggingface_hub's cache.
+
+    A connection that breaks off goes on where it stopped; a run after one that was ended loads the files that are not there whole.
 
     Raises DoesNotFitError when the disk lacks room, InputError when it cannot be had or a file's hash is wrong.
     """
@@ -44,7 +46,7 @@ def download(name: str, commit: str | None) -> Path:
         raise _refused(name, error) from error
     except OSError as error:
         raise InputError(
-            f"{name}: the download stopped ({error})", remedy="Run the command again; it goes on where it stopped."
+            f"{name}: the download stopped ({error})", remedy="Run the command again; files that are there whole stay."
         ) from error
     verify(Path(folder))
     return Path(folder)

@@ -6,22 +6,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from passes.ir.gguf import GgufHeader, LongArray
+from passes.ir.gguf import GgufHeader, GgufTensor, LongArray
+from passes.ir.headers import read_folder_header
 from passes.ir.model import ModelIR
 from passes.reason import DoesNotFitError, InputError
-
-#: GGUF architecture -> Hugging Face class and model_type. llama.cpp's `llama` covers Mistral and Mixtral, too.
-_ARCHITECTURES = {
-    "llama": ("LlamaForCausalLM", "llama"),
-    "qwen2": ("Qwen2ForCausalLM", "qwen2"),
-    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
-    "gemma2": ("Gemma2ForCausalLM", "gemma2"),
-    "gemma3": ("Gemma3ForCausalLM", "gemma3_text"),
-    "starcoder2": ("Starcoder2ForCausalLM", "starcoder2"),
-}
 
 #: GGUF metadata key, without the architecture -> config.json field.
 _FIELDS = {
@@ -29,75 +21,130 @@ _FIELDS = {
     "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim", "attention.sliding_window": "sliding_window",
     "rope.freq_base": "rope_theta", "attention.layer_norm_rms_epsilon": "rms_norm_eps", "vocab_size": "vocab_size",
+    "expert_count": "num_experts", "expert_used_count": "num_experts_per_tok", "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }  # fmt: skip
 
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_BLOCK = {
+_ATTENTION = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "ffn_norm": "post_attention_layernorm",
 }  # fmt: skip
-_BLOCK_OF = {
-    "gemma2": _BLOCK | {
-        "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
-    "starcoder2": _BLOCK | {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+_DENSE = _ATTENTION | {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_GEMMA = _DENSE | {
+    "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
 }  # fmt: skip
-_BLOCK_OF["gemma3"] = _BLOCK_OF["gemma2"]
+_PHI3 = _ATTENTION | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
+#: A bank of experts is one tensor of a GGUF file and one of each expert (`*`) in Hugging Face's checkpoints.
+_EXPERTS = _ATTENTION | {
+    "ffn_gate_inp": "mlp.gate", "ffn_gate_exps": "mlp.experts.*.gate_proj", "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
+}  # fmt: skip
+_SHARED_EXPERT = _EXPERTS | {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate", "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj", "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}  # fmt: skip
+_MIXTRAL = _ATTENTION | {
+    "ffn_gate_inp": "block_sparse_moe.gate", "ffn_gate_exps": "block_sparse_moe.experts.*.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.*.w3", "ffn_down_exps": "block_sparse_moe.experts.*.w2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Dialect:
+    """How one GGUF architecture reads in Hugging Face's words: class, model_type, names inside a block, other field names."""
+
+    hf_class: str
+    model_type: str
+    block: Mapping[str, str]
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+#: By GGUF architecture, with " with experts" where llama.cpp keeps dense and MoE models under one name.
+_DIALECTS = {
+    "llama": _Dialect("LlamaForCausalLM", "llama", _DENSE),
+    "llama with experts": _Dialect("MixtralForCausalLM", "mixtral", _MIXTRAL, {"num_experts": "num_local_experts"}),
+    "qwen2": _Dialect("Qwen2ForCausalLM", "qwen2", _DENSE),
+    "qwen3": _Dialect("Qwen3ForCausalLM", "qwen3", _DENSE),
+    "qwen2moe with experts": _Dialect("Qwen2MoeForCausalLM", "qwen2_moe", _SHARED_EXPERT),
+    "qwen3moe with experts": _Dialect("Qwen3MoeForCausalLM", "qwen3_moe", _EXPERTS),
+    "gemma2": _Dialect("Gemma2ForCausalLM", "gemma2", _GEMMA),
+    "gemma3": _Dialect("Gemma3ForCausalLM", "gemma3_text", _GEMMA),
+    "phi3": _Dialect("Phi3ForCausalLM", "phi3", _PHI3),
+    "starcoder2": _Dialect("Starcoder2ForCausalLM", "starcoder2", _DENSE | {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
+}  # fmt: skip
 
 #: Tables that llama.cpp stores and Hugging Face computes.
 _IGNORED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight")
 
 
+def _dialect(header: GgufHeader, name: str) -> _Dialect:
+    architecture = header.metadata.get("general.architecture")
+    what = f"{architecture} with experts" if any("_exps." in tensor for tensor in header.tensors) else f"{architecture}"
+    if what not in _DIALECTS:
+        known = ", ".join(_DIALECTS)
+        raise InputError(
+            f"{name}: the GGUF architecture {what!r} is not understood",
+            remedy=f"Use the safetensors version of the model. GGUF is read for: {known}.",
+        )
+    return _DIALECTS[what]
+
+
 def hf_config(header: GgufHeader, name: str) -> dict[str, Any]:
     """The config.json that a GGUF header amounts to."""
-    architecture = header.metadata.get("general.architecture")
-    if architecture not in _ARCHITECTURES or any("_exps." in tensor for tensor in header.tensors):
-        what = f"{architecture} with experts" if architecture in _ARCHITECTURES else repr(architecture)
-        raise InputError(
-            f"{name}: the GGUF architecture {what} is not understood",
-            remedy=f"Use the safetensors version of the model. GGUF is read for: {', '.join(_ARCHITECTURES)} (dense).",
-        )
-    hf_class, model_type = _ARCHITECTURES[architecture]
-    config: dict[str, Any] = {"architectures": [hf_class], "model_type": model_type, "torch_dtype": "bfloat16"}
-    for key, field in _FIELDS.items():
+    dialect, architecture = _dialect(header, name), header.metadata["general.architecture"]
+    config: dict[str, Any] = {
+        "architectures": [dialect.hf_class],
+        "model_type": dialect.model_type,
+        "torch_dtype": "bfloat16",
+    }
+    for key, meaning in _FIELDS.items():
         if (value := header.metadata.get(f"{architecture}.{key}")) is not None:
-            config[field] = value
+            config[dialect.fields.get(meaning, meaning)] = value
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if "vocab_size" not in config and tokens is not None:
         config["vocab_size"] = tokens.length if isinstance(tokens, LongArray) else len(tokens)
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
     config["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
-    if hf_class == "Starcoder2ForCausalLM":
+    if dialect.hf_class == "Starcoder2ForCausalLM":
         config["use_bias"] = config["attention_bias"]
     return config
 
 
 def check_tensors(header: GgufHeader, ir: ModelIR) -> None:
     """Every tensor of the file must be one of the description, with its shape, and the other way round."""
-    architecture = header.metadata["general.architecture"]
+    block = _dialect(header, ir.name).block
     expected = {tensor.name: tensor.shape for tensor in ir.tensors()}
     for tensor in header.tensors.values():
         if _IGNORED.fullmatch(tensor.name):
             continue
-        name = _hf_name(tensor.name, _BLOCK_OF.get(architecture, _BLOCK))
-        if name is None or expected.get(name) != tensor.shape:
-            known = f"expected {list(expected[name])}" if name in expected else "it is not understood"
-            raise InputError(
-                f"{ir.name}: GGUF tensor {tensor.name!r} of shape {list(tensor.shape)}: {known}",
-                remedy="Use the safetensors version of the model.",
-            )
-        del expected[name]
+        for name, shape in _hf_tensors(tensor, block) or [("", tensor.shape)]:
+            # A row that scores one output is a vector in a GGUF file.
+            if expected.get(name) not in (shape, (1, *shape)):
+                known = f"expected {list(expected[name])}" if name in expected else "it is not understood"
+                raise InputError(
+                    f"{ir.name}: GGUF tensor {tensor.name!r} of shape {list(tensor.shape)}: {known}",
+                    remedy="Use the safetensors version of the model.",
+                )
+            del expected[name]
     if expected:
         raise InputError(f"{ir.name}: the GGUF file lacks {next(iter(expected))!r}", remedy="Download the file again.")
 
 
-def _hf_name(name: str, block: Mapping[str, str]) -> str | None:
-    stem, _, suffix = name.rpartition(".")
-    if match := re.fullmatch(r"blk\.(\d+)\.(.+)", stem):
-        return f"model.layers.{match[1]}.{block[match[2]]}.{suffix}" if match[2] in block else None
-    return f"{_OUTER[stem]}.{suffix}" if stem in _OUTER else None
+def _hf_tensors(tensor: GgufTensor, block: Mapping[str, str]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes that a tensor has in a Hugging Face checkpoint: one, or one for each expert; none where it is not known."""
+    stem, _, suffix = tensor.name.rpartition(".")
+    match = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
+    if match is None:
+        return [(f"{_OUTER[stem]}.{suffix}", tensor.shape)] if stem in _OUTER else []
+    if (inner := block.get(match[2])) is None:
+        return []
+    name = f"model.layers.{match[1]}.{inner}.{suffix}"
+    if "*" not in inner:
+        return [(name, tensor.shape)]
+    return [(name.replace("*", str(expert)), tensor.shape[1:]) for expert in range(tensor.shape[0])]
 
 
 def dequantize(path: Path, ir: ModelIR, digest: str, work: Path) -> Path:
@@ -118,6 +165,7 @@ def dequantize(path: Path, ir: ModelIR, digest: str, work: Path) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=work))
     try:
         _convert(path, temporary)
+        _confirm(path, ir, temporary)
         temporary.chmod(0o755)
         for file in temporary.iterdir():
             file.chmod(0o644)
@@ -144,3 +192,14 @@ def _convert(path: Path, folder: Path) -> None:
         ) from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _confirm(path: Path, ir: ModelIR, folder: Path) -> None:
+    """transformers must have read the file as `ir` describes it."""
+    expected, header = {tensor.name: tensor for tensor in ir.tensors()}, read_folder_header(folder)
+    found = dict(header.tensors) if header else {}
+    if odd := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        raise InputError(
+            f"{path}: transformers reads it as another model (first difference: {odd[0]!r})",
+            remedy="Use the safetensors version of the model.",
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +91,83 @@ def test_the_header_describes_the_model_that_dequantizing_writes(tmp_path: Path)
     assert folder.stat().st_mtime_ns == modified
 
 
+def write_header(path: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], architecture: str) -> Path:
+    """A GGUF file of Q8_0 zeros with these metadata and tensors."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in config.items():
+        writer.add_uint32(f"{architecture}.{key}", value)
+    for name, shape in shapes.items():
+        kind = gguf.GGMLQuantizationType.Q8_0
+        if len(shape) == 1:
+            writer.add_tensor(name, np.zeros(shape, np.float32))
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(np.zeros(shape, np.float32), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+_OUTSIDE = {"token_embd.weight": (96, 64), "output_norm.weight": (64,), "output.weight": (96, 64)}
+_SIZES = {
+    "block_count": 1, "context_length": 128, "embedding_length": 64, "feed_forward_length": 96, "attention.head_count": 4,
+    "attention.head_count_kv": 2, "attention.key_length": 32, "vocab_size": 96,
+}  # fmt: skip
+_BANK = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
+_NORMS = {"attn_norm": (64,), "ffn_norm": (64,)}
+_EXPERTS = {
+    "ffn_gate_inp": (4, 64),
+    "ffn_gate_exps": (4, 32, 64),
+    "ffn_up_exps": (4, 32, 64),
+    "ffn_down_exps": (4, 64, 32),
+}
+
+
+def _attention(head: int) -> dict[str, tuple[int, ...]]:
+    return {"attn_q": (4 * head, 64), "attn_k": (2 * head, 64), "attn_v": (2 * head, 64), "attn_output": (64, 4 * head)}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "hf_class", "block", "metadata", "one"),
+    [
+        (
+            "qwen3moe", "Qwen3MoeForCausalLM",
+            _NORMS | _attention(32) | {"attn_q_norm": (32,), "attn_k_norm": (32,)} | _EXPERTS, _BANK,
+            "model.layers.0.mlp.experts.3.down_proj.weight",
+        ),
+        (
+            "qwen2moe", "Qwen2MoeForCausalLM",
+            _NORMS | _attention(16) | _EXPERTS
+            | {"ffn_gate_inp_shexp": (64,), "ffn_gate_shexp": (96, 64), "ffn_up_shexp": (96, 64), "ffn_down_shexp": (64, 96)},
+            _BANK | {"attention.key_length": 16, "expert_shared_feed_forward_length": 96},
+            "model.layers.0.mlp.shared_expert_gate.weight",
+        ),
+        (
+            "llama", "MixtralForCausalLM", _NORMS | _attention(16) | _EXPERTS,
+            _BANK | {"attention.key_length": 16, "feed_forward_length": 32}, "model.layers.0.block_sparse_moe.experts.3.w2.weight",
+        ),
+        (
+            "phi3", "Phi3ForCausalLM",
+            _NORMS | {"attn_qkv": (128, 64), "attn_output": (64, 64), "ffn_up": (192, 64), "ffn_down": (64, 96)},
+            {"attention.key_length": 16}, "model.layers.0.mlp.gate_up_proj.weight",
+        ),
+    ],
+)  # fmt: skip
+def test_experts_and_fused_matrices_are_described_as_hugging_face_names_them(
+    tmp_path: Path, architecture: str, hf_class: str, block: dict[str, tuple[int, ...]], metadata: dict[str, int], one: str
+) -> None:  # fmt: skip
+    shapes = _OUTSIDE | {f"blk.0.{name}.weight": shape for name, shape in block.items()}
+    if architecture == "qwen2moe":
+        shapes |= {f"blk.0.attn_{name}.bias": (size,) for name, size in (("q", 64), ("k", 32), ("v", 32))}
+    ir = open_model(write_header(tmp_path / "it.gguf", _SIZES | metadata, shapes, architecture)).ir
+    assert ir.architecture == hf_class
+    assert one in {tensor.name for tensor in ir.tensors()}
+    assert sum(math.prod(tensor.shape) for tensor in ir.tensors()) == sum(math.prod(s) for s in shapes.values())
+
+
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
@@ -105,7 +184,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypa
         ({"skip": "blk.1.ffn_up.weight"}, r"lacks 'model\.layers\.1\.mlp\.up_proj\.weight'"),
         ({"extra": "blk.0.ssm_in.weight"}, r"'blk\.0\.ssm_in\.weight' .* it is not understood"),
         ({"architecture": "rwkv7"}, r"GGUF architecture 'rwkv7' is not understood"),
-        ({"extra": "blk.0.ffn_up_exps.weight"}, "llama with experts"),
+        ({"architecture": "gemma2", "extra": "blk.0.ffn_up_exps.weight"}, "gemma2 with experts"),
     ],
 )
 def test_what_is_not_understood_is_named(tmp_path: Path, change: dict[str, str], message: str) -> None:

@@ -107,6 +107,32 @@ def test_materialize_downloads_the_pinned_commit_whole(hub: Hub, tmp_path: Path)
     assert open_model(folder).header_digest == open_model(hub.folder).header_digest
 
 
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1024)
+    source = open_model("acme/tiny")
+    hub.sent.clear()
+    hub.broken = 1
+    folder = source.materialize(tmp_path / "work")
+    shards = sorted(hub.folder.glob("*.safetensors"))
+    assert all((folder / shard.name).read_bytes() == shard.read_bytes() for shard in shards)
+    once = sum(shard.stat().st_size for shard in shards)
+    assert once <= sum(hub.sent[shard.name] for shard in shards) <= once + 1024
+
+
+def test_files_that_were_downloaded_already_are_not_sent_again(hub: Hub, tmp_path: Path) -> None:
+    source = open_model("acme/tiny")
+    folder = source.materialize(tmp_path / "work")
+    first, second = sorted(path.name for path in folder.glob("*.safetensors"))
+    (folder / second).resolve().unlink()
+    (folder / second).unlink()
+    hub.sent.clear()
+    source.materialize(tmp_path / "work")
+    assert hub.sent[second] == (folder / second).stat().st_size
+    assert hub.sent[first] == 0
+
+
 def test_a_download_with_a_wrong_hash_is_thrown_away(hub: Hub, tmp_path: Path) -> None:
     source = open_model("acme/tiny")
     folder = source.materialize(tmp_path)

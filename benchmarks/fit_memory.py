@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from benchmarks.memory_rows import Question, ask, load_rows
 from scipy.optimize import least_squares
 
+from benchmarks.memory_rows import Question, ask, load_rows
 from passes.reason import TightfitError
 from targets.engines.memory_terms import Profile, peak_bytes
 from targets.engines.versions import Rules

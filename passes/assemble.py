@@ -94,6 +94,11 @@ def _form(tensor: Tensor) -> str:
 
 def outer_tensors(target: ModelIR, weights: Weights) -> dict[str, torch.Tensor]:
     """What is outside of the decoder's blocks, as it was."""
+    return weights.read(outer_names(target))
+
+
+def outer_names(target: ModelIR) -> list[str]:
+    """The tensors outside of the decoder's blocks that no pass changes."""
     kept = [linear for linear in target.outer if isinstance(linear.storage, Dense)]
     names = [t.name for linear in kept for t in linear.tensors()] + [t.name for t in target.outer_tensors]
     for stack in target.stacks:
@@ -103,7 +108,7 @@ def outer_tensors(target: ModelIR, weights: Weights) -> dict[str, torch.Tensor]:
             prefix, block = stack.layer_prefix(layer), stack.block(layer)
             names += [prefix + t.name for linear in block.linears for t in linear.tensors()]
             names += [prefix + t.name for t in block.tensors]
-    return weights.read(names)
+    return names
 
 
 def _link(source: Path, target: Path) -> None:

@@ -36,6 +36,11 @@ class Pass(ABC):
         return None
 
     @property
+    def backend(self) -> str:
+        """Who makes it: `native`, or an outside tool (`passes.backends`)."""
+        return "native"
+
+    @property
     def resolved(self) -> bool:
         """Whether every choice is made; False while some wait for a measurement (bytes are then at most so many)."""
         return True

@@ -1,6 +1,6 @@
 """Runs a chain of passes on a model's weights: content-addressed steps, resume, progress, the size invariant.
 
-    text ──► measure ──► walk ──► assemble ──► evaluate
+    text ──► measure ──► walk, or an outside tool ──► assemble ──► evaluate
 
 Each step has a key: sha256 over its inputs, its options and the code that computes it. What a key has made is kept under
 `<work>/<step>-<key>` and used again, so a second run does nothing, a changed option redoes only what follows from it, and
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,10 @@ from typing import TYPE_CHECKING
 
 from passes import graph
 from passes.assemble import MARKER, assemble, differences
+from passes.backends import find_backend
+from passes.backends.backend import Task
+from passes.backends.result import described, write_shards
+from passes.backends.run import backend_python, run, version
 from passes.base import Pass
 from passes.calibration import PYTHON_REFERENCE, TextSource, refuse_same_text, token_blocks, tokens_digest
 from passes.checkpoint import Checkpoint, clear_disk_errors, write_json, write_shard
@@ -88,7 +92,8 @@ class Outcome:
     tensor_bytes: int
     calibration_digest: str | None
     evaluation_digest: str
-    measured: Measured
+    measured: Measured | None
+    """None where nothing here decodes the format (EXL3)."""
     losses: dict[str, float] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
     """Matrices (experts) that no calibration token reached: rounded to nearest."""
@@ -124,6 +129,9 @@ def _check(job: Job) -> None:
                 f"{one.text()} can be planned but not applied: {missing}",
                 remedy="choose another pass, or an outside backend",
             )
+    if (made := graph.outside(job.passes)) is not None:
+        tool = find_backend(made.backend)
+        version(tool, backend_python(tool))
     out, source = job.out.resolve(), job.folder.resolve()
     if out == source or source in out.parents or out in source.parents:
         raise InputError(
@@ -137,6 +145,16 @@ def _check(job: Job) -> None:
             remedy="choose another output folder, or empty it",
         )
     refuse_same_text(job.calibration.dataset, job.evaluation.dataset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The quantized weights: their shards, the key of what made them, and what was seen on the way."""
+
+    shards: list[Path]
+    key: str
+    losses: dict[str, float] = field(default_factory=dict)
+    unseen: tuple[str, ...] = ()
 
 
 class _Run:
@@ -158,8 +176,11 @@ class _Run:
         with clear_disk_errors(self.job.work):
             self.job.work.mkdir(parents=True, exist_ok=True)
         self._check_disk()
-        calibrated = self.method.needs_hessian or self.target.kv_cache.scales or unmeasured(self.job.passes)
-        tokens = self._text("calibration", self.job.calibration) if calibrated else _no_tokens()
+        tool = graph.outside(self.job.passes)
+        native = self.method.needs_hessian or self.target.kv_cache.scales or unmeasured(self.job.passes)
+        calibrated = native or tool is not None
+        text = self._text("calibration", self.job.calibration) if calibrated else None
+        tokens = _tokens(text) if text is not None else _no_tokens()
         resolver = Resolver(
             self.job.source, Checkpoint(self.job.folder), tokens, self.job.work, self.dtype, self.device, self._identity(),
             self._measure,
@@ -167,11 +188,14 @@ class _Run:
         self.passes = tuple(resolver.resolved(self.job.passes))
         self.dense, self.weights = resolver.dense, resolver.weights
         self.target = graph.rewrite(self.job.source, self.passes)
-        walk, walk_key = self._walk(tokens, tokens_digest(tokens) if calibrated else "")
-        out_key = self._assemble(walk, walk_key)
-        held_out = self._text("evaluation", self.job.evaluation)
-        measured = self._evaluate(held_out, out_key)
-        report = json.loads((walk / "state.json").read_text())
+        made = (
+            self._outside(tool, text, tokens)
+            if tool is not None and text is not None
+            else self._walk(self.passes, self.target, tokens)
+        )
+        out_key = self._assemble(self.job.out, self.target, self.passes, made)
+        held_out = _tokens(self._text("evaluation", self.job.evaluation))
+        measured = self._evaluate(held_out, out_key) if _decodes(self.target) else None
         return Outcome(
             out=self.job.out,
             passes=self.passes,
@@ -181,13 +205,12 @@ class _Run:
             calibration_digest=tokens_digest(tokens) if calibrated else None,
             evaluation_digest=tokens_digest(held_out),
             measured=measured,
-            losses={
-                f"{block['block']}.{name}": loss for block in report["blocks"] for name, loss in block["losses"].items()
-            },
-            unseen=tuple(f"{block['block']}.{name}" for block in report["blocks"] for name in block["unseen"]),
+            losses=made.losses,
+            unseen=made.unseen,
         )
 
-    def _text(self, role: str, source: TextSource) -> torch.Tensor:
+    def _text(self, role: str, source: TextSource) -> Path:
+        """The file with a text's token blocks."""
         identity = file_identity(Path(source.dataset))
         key = content_key("text", asdict(source), identity, folder_identity(self.job.folder))
         path = self.job.work / f"text-{key}.safetensors"
@@ -196,8 +219,7 @@ class _Run:
             write_shard(path, {"input_ids": token_blocks(source, self.job.folder)})
 
         self._step(f"{role} text", key, path.exists(), make)
-        tokens: torch.Tensor = Checkpoint.of_files([path]).read(["input_ids"])["input_ids"]
-        return tokens
+        return path
 
     def _identity(self) -> list[object]:
         """What every step on this source depends on besides its own options."""
@@ -209,11 +231,15 @@ class _Run:
         report: Callable[[int, int], None] = lambda n, total: self.progress(Progress(name, n, total, "", meter.seconds))  # noqa: E731
         self._step(name, key, done, lambda: make(report))
 
-    def _walk(self, tokens: torch.Tensor, digest: str) -> tuple[Path, str]:
+    def _walk(self, passes: Sequence[Pass], target: ModelIR, tokens: torch.Tensor) -> _Made:
+        """A chain in one walk over the source as the structural passes left it."""
         from passes.walk import Walk, units
         from passes.walk_state import BlockReport, WalkState
 
-        key = content_key("walk", self._identity(), graph.to_json(self.passes), digest, repr(self.method))
+        method = method_of(passes)
+        key = content_key(
+            "walk", self._identity(), graph.to_json(passes), tokens_digest(tokens) if len(tokens) else "", repr(method)
+        )
         folder = self.job.work / f"walk-{key}"
         meter = Meter()
 
@@ -223,32 +249,58 @@ class _Run:
 
         def make() -> None:
             Walk(
-                self.dense,
-                self.target,
-                self.weights,
-                self.method,
-                tokens,
-                folder,
-                self.device,
-                self.dtype,
-                progress=report,
-            ).run()
+                self.dense, target, self.weights, method, tokens, folder, self.device, self.dtype, progress=report
+            ).run()  # fmt: skip
 
-        self._step("walk", key, folder.exists() and WalkState(folder).done == units(self.target), make)
-        return folder, key
-
-    def _assemble(self, walk: Path, walk_key: str) -> str:
-        key = content_key("assemble", walk_key, code_digest())
-        marker = self.job.out / MARKER
-        done = (
-            marker.exists()
-            and json.loads(marker.read_text()).get("key") == key
-            and not differences(self.job.out, self.target)
+        self._step("walk", key, folder.exists() and WalkState(folder).done == units(target), make)
+        reports = WalkState(folder).reports
+        return _Made(
+            sorted((folder / "shards").glob("*.safetensors")),
+            key,
+            {f"{one.block}.{name}": loss for one in reports for name, loss in one.losses.items()},
+            tuple(f"{one.block}.{name}" for one in reports for name in one.unseen),
         )
 
+    def _outside(self, one: Pass, text: Path, tokens: torch.Tensor) -> _Made:
+        """The pass of an outside tool, on a folder with the dense model as the passes before it left it."""
+        before = self.passes[: self.passes.index(one)]
+        folder = self.job.folder
+        if before:
+            dense = graph.rewrite(self.job.source, before)
+            folder = self.job.work / f"dense-{content_key('dense', self._identity(), graph.to_json(before))}"
+            self._assemble(folder, dense, before, self._walk(before, dense, _no_tokens()))
+        tool = find_backend(one.backend)
+        python = backend_python(tool)
+        by = f"{tool.name} {version(tool, python)}"
+        key = content_key("outside", by, self._identity(), graph.to_json([*before, one]), tokens_digest(tokens))
+        task = Task(
+            one,
+            folder.resolve(),
+            text.resolve(),
+            len(tokens),
+            tokens.shape[1],
+            self.job.work.resolve() / f"{tool.name}-{key}",
+        )
+        shards = task.work / "shards"
+        finished = task.work / "finished"
+
+        def make(report: Callable[[int, int], None]) -> None:
+            run(tool, python, task, report)
+            shutil.rmtree(shards, ignore_errors=True)
+            write_shards(described(self.target, task.out), task.out, shards)
+            finished.touch()
+
+        self._measure(by, key, finished.exists(), make)
+        self.target = described(self.target, task.out)
+        return _Made(sorted(shards.glob("*.safetensors")), key)
+
+    def _assemble(self, out: Path, target: ModelIR, passes: Sequence[Pass], made: _Made) -> str:
+        key = content_key("assemble", made.key, code_digest())
+        marker = out / MARKER
+        done = marker.exists() and json.loads(marker.read_text()).get("key") == key and not differences(out, target)
+
         def make() -> None:
-            shards = sorted((walk / "shards").glob("*.safetensors"))
-            assemble(self.job.out, self.target, self.passes, shards, self.job.folder, self.job.calibration, key)
+            assemble(out, target, passes, made.shards, self.job.folder, self.job.calibration, key)
 
         self._step("assemble", key, done, make)
         return key
@@ -296,6 +348,16 @@ class _Run:
                 f"{self.job.work} has {free / 2**20:,.0f} MiB free, the work needs {needed / 2**20:,.0f} MiB",
                 remedy="free some space, or name a work folder on another disk",
             )
+
+
+def _tokens(path: Path) -> torch.Tensor:
+    tokens: torch.Tensor = Checkpoint.of_files([path]).read(["input_ids"])["input_ids"]
+    return tokens
+
+
+def _decodes(target: ModelIR) -> bool:
+    """Whether this project reads the weights back; of EXL3 it knows the sizes only."""
+    return all(linear.storage.kind != "exl3" for block, _ in target.decoder.counts for linear in block.linears)
 
 
 def _no_tokens() -> torch.Tensor:

@@ -70,12 +70,34 @@ def illegal(ir: ModelIR, passes: Sequence[Pass]) -> tuple[Reason, ...]:
     twice = [name for name in set(stages) if stages.count(name) > 1 and name not in _REPEATABLE]
     if twice:
         return (Reason("pass_twice", f"{twice[0]} stands twice in the chain", "keep one of them"),)
+    if (made := outside(passes)) is not None and (refused := _refused(passes, made)) is not None:
+        return (refused,)
     for one in passes:
         reasons = one.illegal(ir)
         if reasons:
             return reasons
         ir = one.rewrite(ir)
     return ()
+
+
+def outside(passes: Sequence[Pass]) -> Pass | None:
+    """The pass of a chain that an outside tool makes; None where all is native."""
+    return next((one for one in passes if one.backend != "native"), None)
+
+
+def _refused(passes: Sequence[Pass], made: Pass) -> Reason | None:
+    """Why an outside tool cannot make its pass in this chain."""
+    from passes.backends import find_backend
+
+    if any(isinstance(one, Sparsify) for one in passes):
+        return Reason("backend_drops_zeros", f"{made.backend} would fill the zeros again", "backend: native")
+    if any(isinstance(one, KVCachePass) and one.scales for one in passes):
+        return Reason(
+            "backend_no_kv_scales",
+            f"cache scales are found in the native walk, not by {made.backend}",
+            "backend: native",
+        )
+    return find_backend(made.backend).refuses(made)
 
 
 def rewrite(ir: ModelIR, passes: Sequence[Pass]) -> ModelIR:

@@ -41,8 +41,8 @@ Step = Callable[[str, str, bool, Callable[[Callable[[int, int], None]], None]], 
 
 
 def unmeasured(passes: Sequence[Pass]) -> bool:
-    """Whether some pass of a chain waits for a measurement."""
-    return any(not one.resolved for one in passes)
+    """Whether some pass of a chain waits for a measurement of ours."""
+    return any(not one.resolved and one.backend == "native" for one in passes)
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Resolver:
                 one = one if one.resolved else self._cheapest_blocks(one)
                 self.weights = RenumberedWeights(self.weights, self.dense, one.kept(len(self.dense.decoder.layers)))
                 self.dense = one.rewrite(self.dense)
-            elif isinstance(one, QuantizeExl2) and not one.resolved:
+            elif isinstance(one, QuantizeExl2) and unmeasured([one]):
                 one = self._exl2_choices(one)
             elif isinstance(one, QuantizeMixed) and not one.resolved:
                 one = self._mixed_choices(one)

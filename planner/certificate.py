@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from passes.checkpoint import Checkpoint
+from passes.evaluate import Measured
 from passes.execute import Outcome
 from planner.shapes import FORMAT_VERSION
 
@@ -32,10 +35,7 @@ def certificate(plan: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
             f"{len(stored):,}",
             _same(outcome, stored),
         ),
-        _interval(
-            "log-perplexity rise", quality["log_ppl_increase"], measured.log_ppl_increase, measured.log_ppl_stderr
-        ),
-        _interval("KL divergence", quality["kl"], measured.kl, measured.kl_stderr),
+        *_losses(quality, measured),
     ]
     work = chosen["apply"]
     checks.append(_cost("seconds of work", work["seconds"], sum(step.seconds for step in outcome.steps), "{:.0f}"))
@@ -54,8 +54,7 @@ def certificate(plan: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         "checks": checks,
         "goals": [goal for goal in goals if goal is not None],
         "quality": {
-            "kl": measured.kl, "kl_stderr": measured.kl_stderr, "perplexity": measured.perplexity,
-            "source_perplexity": measured.source_perplexity, "log_ppl_increase": measured.log_ppl_increase, "tokens": measured.tokens,
+            **(asdict(measured) if measured is not None else {}),
             "calibration_digest": outcome.calibration_digest, "evaluation_digest": outcome.evaluation_digest,
             "predicted": quality,
         },
@@ -68,6 +67,20 @@ def certificate(plan: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         "without_calibration": list(outcome.unseen),
         "holds": all(check["holds"] or not check["binding"] for check in checks) and all(g["met"] for g in goals if g is not None),
     }  # fmt: skip
+
+
+def _losses(predicted: Mapping[str, Any], measured: Measured | None) -> list[dict[str, Any]]:
+    """Quality against its interval; where nothing here reads the format back, that it was not measured."""
+    names = ("log-perplexity rise", "log_ppl_increase"), ("KL divergence", "kl")
+    if measured is None:
+        return [_unmeasured(name, predicted[key]) for name, key in names]
+    values = (measured.log_ppl_increase, measured.log_ppl_stderr), (measured.kl, measured.kl_stderr)
+    return [_interval(name, predicted[key], *found) for (name, key), found in zip(names, values, strict=True)]
+
+
+def _unmeasured(name: str, predicted: Mapping[str, Any]) -> dict[str, Any]:
+    shown = f"{predicted['value']:.4f} ({predicted['low']:.4f} … {predicted['high']:.4f})"
+    return {"name": name, "predicted": shown, "measured": "not measured: no decoder", "holds": False, "binding": False}
 
 
 def _check(name: str, predicted: str, measured: str, holds: bool) -> dict[str, Any]:
@@ -102,8 +115,8 @@ def _same(outcome: Outcome, stored: list[Any]) -> bool:
 
 def _goal(goal: Mapping[str, Any], outcome: Outcome) -> dict[str, Any] | None:
     """A quality goal against the measurement; goals on speed are `verify`'s."""
-    import math
-
+    if outcome.measured is None:
+        return None
     values = {"perplexity": math.expm1(outcome.measured.log_ppl_increase), "KL": outcome.measured.kl}
     if goal["name"] not in values:
         return None

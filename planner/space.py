@@ -22,12 +22,13 @@ from passes.prune.depth import DepthPrune
 from passes.prune.experts import ExpertPrune
 from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
+from passes.quantize.exl2_pass import QuantizeExl2
 from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
 from planner.bits import fewest_bits, most_bits, widths
 from planner.chains import rewrite
 from planner.quality import expected_quality
-from planner.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, Spec
+from planner.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec
 from planner.verdict import judge_quality, judge_speed
 from targets.engines import ENGINE_NAMES, find_engine
 from targets.engines.engine import Parallel, Settings
@@ -191,7 +192,7 @@ def _cache(ir: ModelIR, head: tuple[Pass, ...], dtype: str) -> tuple[Pass, ...]:
         return ()
     scaled = KVCachePass(dtype, scales=True)
     after, _ = rewrite(ir, head)
-    return (scaled if not scaled.illegal(after) else KVCachePass(dtype),)
+    return (KVCachePass(dtype) if scaled.illegal(after) or graph.outside(head) else scaled,)
 
 
 def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None]:
@@ -201,6 +202,18 @@ def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None
         return
     if choice.dense:
         yield None
+    yield from (made_by(choice.backend, one) for one in _stored(choice, engine))
+
+
+def made_by(backend: str, one: Pass) -> Pass:
+    """A pass as an outside tool makes it; what only one tool makes stays with that tool."""
+    if backend == "native" or one.backend != "native" or not isinstance(one, Quantize | QuantizeExl2):
+        return one
+    return replace(one, backend=backend)
+
+
+def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
+    """The formats that are weighed, each with its method."""
     for name in choice.formats if choice.formats is not None else FORMATS.get(engine, ()):
         parsed = parse_scheme(name)
         if parsed is None:
@@ -256,7 +269,9 @@ class _Family:
         """The chain at a width."""
         stored = parse_scheme(f"{self.kind}-{bits:.2f}".rstrip("0").rstrip("."))
         assert stored is not None
-        head = (*self.pruning, stored)
+        choice = self.spec.passes.quantize
+        backend = choice.backend if isinstance(choice, QuantizeChoice) else "native"
+        head = (*self.pruning, made_by(backend, stored))
         return (*head, *_cache(self.ir, head, self.dtype))
 
     def slack(self, bits: float) -> float:

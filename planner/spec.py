@@ -132,6 +132,8 @@ class QuantizeChoice(Strict):
     """Names of formats (`w4a16-g64`); left out: all that the engines read."""
     dense: bool = True
     """Whether leaving the weights as they are is weighed too."""
+    backend: Literal["native", "llmcompressor", "gptqmodel", "autoround", "exllamav2", "exllamav3"] = "native"
+    """Who makes the weights: tightfit's own walk, or an outside tool (`docs/backends.md`). EXL3 and AutoRound have one tool only."""
 
 
 class SparseChoice(Strict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -214,11 +215,11 @@ def _group_alive(group: int) -> bool:
 
 
 def measure(served: Served, model: str, *, input_tokens: int, output_tokens: int, requests: int = 5) -> Timing:
-    """Time requests one after another over the OpenAI API, each with a prompt of its own (no prefix hits)."""
-    _stream(served, model, _prompt(9_999, 16), 4)
+    """Time requests one after another over the OpenAI API, each with a prompt that no server has seen (no prefix hits)."""
+    _stream(served, model, _prompt(16), 4)
     firsts, rests, text = [], [], ""
-    for number in range(requests):
-        times, text = _stream(served, model, _prompt(number, input_tokens), output_tokens)
+    for _ in range(requests):
+        times, text = _stream(served, model, _prompt(input_tokens), output_tokens)
         began, stamps = times[0], times[1:]
         if len(stamps) < 2:
             raise EngineError(
@@ -229,9 +230,9 @@ def measure(served: Served, model: str, *, input_tokens: int, output_tokens: int
     return Timing(statistics.median(firsts), statistics.median(rests), requests, input_tokens, output_tokens, text)
 
 
-def _prompt(seed: int, tokens: int) -> list[int]:
-    """Token ids that differ from prompt to prompt; small ids exist in every vocabulary."""
-    return [100 + (seed * 7919 + position * 104729) % 800 for position in range(tokens)]
+def _prompt(tokens: int) -> list[int]:
+    """Random token ids, so that no two prompts begin alike; small ids exist in every vocabulary."""
+    return [random.randrange(100, 900) for _ in range(tokens)]
 
 
 def complete(served: Served, model: str, prompt: str, tokens: int) -> str:

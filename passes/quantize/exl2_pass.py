@@ -30,7 +30,8 @@ _MLP_COLUMN = {Role.GATE: 0, Role.GATE_UP: 0, Role.UP: 1, Role.DOWN: 2}
 class QuantizeExl2(Pass):
     """Store the decoder in EXL2 at `bpw` bits a weight on average, the head at `head_bits`.
 
-    `choices`: (attention, MLP) rows of `exl2_options` for every layer; empty while the plan is bounded.
+    `choices`: (attention, MLP) rows of `exl2_options` for every layer; empty while the plan is bounded, and where `backend`
+    (exllamav2) chooses itself.
     """
 
     name: ClassVar[str] = "quantize_exl2"
@@ -38,6 +39,7 @@ class QuantizeExl2(Pass):
     bpw: float
     head_bits: int = 6
     choices: tuple[tuple[int, int], ...] = ()
+    backend: str = "native"
 
     @property
     def storage(self) -> Exl2Bounded:
@@ -102,7 +104,8 @@ class QuantizeExl2(Pass):
 
     def text(self) -> str:
         """`quantize{exl2, exl2-4.65}`."""
-        return f"quantize{{exl2, {self.storage.label}}}"
+        by = "" if self.backend == "native" else f", by {self.backend}"
+        return f"quantize{{exl2, {self.storage.label}{by}}}"
 
 
 def _quantized(block: Block) -> list[Linear]:

@@ -24,7 +24,7 @@ class Quantize(Pass):
     """Store every quantizable matrix in `storage`, its integers chosen by `method`.
 
     `assigned`: (full name without `.weight`, format) of matrices that take another one, a dense format included; `{e}` stands
-    for the experts of a bank. `head`: the format of the output head, None to leave it as it is.
+    for the experts of a bank. `head`: the format of the output head, None to leave it as it is. `backend`: who makes it.
     """
 
     name: ClassVar[str] = "quantize"
@@ -32,6 +32,7 @@ class Quantize(Pass):
     storage: Format
     assigned: tuple[tuple[str, Format], ...] = ()
     head: Format | None = None
+    backend: str = "native"
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """Shapes the format cannot hold (one reason for each kind of trouble), and sources that are quantized already."""
@@ -73,7 +74,9 @@ class Quantize(Pass):
         return stack.with_blocks(tuple(blocks))
 
     def missing(self) -> str | None:
-        """Which algorithm or codec is not there."""
+        """Which algorithm or codec is not there; outside tools have their own."""
+        if self.backend != "native":
+            return None
         if self.method not in EXECUTABLE_METHODS:
             return f"the method {self.method!r} has no executing face yet"
         if self.storage.grid is None:
@@ -81,9 +84,10 @@ class Quantize(Pass):
         return None
 
     def text(self) -> str:
-        """`quantize{gptq, w4a16-g64}`, with how many matrices take another format."""
+        """`quantize{gptq, w4a16-g64}`, with how many matrices take another format, and who makes it unless that is the walk."""
         mixed = f", {len(self.assigned)} assigned" if self.assigned else ""
-        return f"quantize{{{self.method}, {self.storage.label}{mixed}}}"
+        by = "" if self.backend == "native" else f", by {self.backend}"
+        return f"quantize{{{self.method}, {self.storage.label}{mixed}{by}}}"
 
 
 def _names(ir: ModelIR) -> set[str]:

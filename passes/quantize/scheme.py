@@ -24,6 +24,7 @@ EXAMPLES = (
     "bf16", "fp16", "fp32", "fp8", "fp8-block", "w8a8", "w4a16-g128", "w8a16-channel", "gptq-4-g128", "gptq-8-g128",
     "awq-4-g128", "rtn-4-g128", "rtn-3-channel",
     "mixed-5.0-g64", "exl2-4.65", "exl3-3.5", "nf4", "int8-bnb", "fp8-online", "nvfp4", "nvfp4a16", "mxfp4",
+    "autoround-4-g128",
 )  # fmt: skip
 
 #: Bits of the head unless the name says otherwise (`exl2-4.65-h8`): the default of both converters.
@@ -59,7 +60,11 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
     (r"exl2-(\d(?:\.\d+)?)(?:-h([234568]))?", lambda m: QuantizeExl2(float(m[1]), int(m[2] or _HEAD_BITS))),
     (
         r"exl3-(\d(?:\.\d+)?)(?:-h([2-8]))?",
-        lambda m: Quantize("exl3", Exl3(float(m[1])), head=Exl3(float(m[2] or _HEAD_BITS))),
+        lambda m: Quantize("exl3", Exl3(float(m[1])), head=Exl3(float(m[2] or _HEAD_BITS)), backend="exllamav3"),
+    ),
+    (
+        r"autoround-([2348])-(g\d+|channel)",
+        lambda m: Quantize("autoround", Gptq(int(m[1]), _group(m[2])), backend="autoround"),
     ),
     (
         r"mixed-(\d(?:\.\d+)?)-g(\d+)(-w8a8)?",

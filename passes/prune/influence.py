@@ -45,6 +45,10 @@ class RenumberedWeights:
         return self._prefixes.get(name[:end], name[:end]) + name[end:]
 
 
+#: Enough for the KL of two sets of dropped blocks, which lie far apart; a forward costs what it costs.
+_JUDGED_TOKENS = 4096
+
+
 def choose_blocks(
     ir: ModelIR,
     weights: Weights,
@@ -54,7 +58,10 @@ def choose_blocks(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[int, ...]:
-    """The `count` blocks whose removal costs least on `tokens` `[S, T]`; the first and the last block always stay."""
+    """The `count` blocks whose removal costs least on `tokens` `[S, T]`; the first and the last block always stay.
+
+    Influence sees all tokens; the two sets it names are held against each other on the last `_JUDGED_TOKENS` of them.
+    """
     influence, ends = _influence(ir, weights, count, tokens, dtype, device)
     depth = len(ir.decoder.layers)
     inner = range(1, depth - 1)
@@ -63,11 +70,12 @@ def choose_blocks(
     sets = dict.fromkeys((lowest, tuple(range(start, start + count))))
     if len(sets) == 1:
         return lowest
+    judged = tokens[-max(1, _JUDGED_TOKENS // tokens.shape[1]) :]
     costs = {}
     for number, dropped in enumerate(sets):
         one = DepthPrune(count, dropped)
         result = Side(one.rewrite(ir), RenumberedWeights(weights, ir, one.kept(depth)))
-        costs[dropped] = evaluate(Side(ir, weights), result, tokens, dtype, device).kl
+        costs[dropped] = evaluate(Side(ir, weights), result, judged, dtype, device).kl
         progress(number + 1, len(sets))
     return min(costs, key=lambda dropped: costs[dropped])
 

@@ -1,0 +1,160 @@
+"""The real tools: a whole `apply` through each that runs on a processor, the others' own parsers and schemas on our arguments."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from passes.backends import find_backend
+from passes.backends.backend import Task
+from passes.base import Pass
+from passes.calibration import TextSource
+from passes.execute import Job, execute
+from passes.formats.resident import resident
+from passes.ir.sources import open_model
+from passes.prune.depth import DepthPrune
+from passes.quantize.scheme import parse_scheme
+from planner.space import made_by
+from tests.backends.conftest import environment
+
+pytestmark = pytest.mark.slow
+
+
+def chain(tool: str, scheme: str) -> Pass:
+    parsed = parse_scheme(scheme)
+    assert parsed is not None
+    return made_by(tool, parsed)
+
+
+@pytest.mark.parametrize(
+    ("tool", "schemes"),
+    [
+        ("llmcompressor", ("w4a16-g32", "w4a16-g32-asym", "w8a8", "fp8")),
+        ("gptqmodel", ("gptq-4-g32",)),
+        ("autoround", ("autoround-4-g32",)),
+    ],
+    indirect=["tool"],
+)
+def test_what_a_tool_leaves_is_what_the_plan_says(
+    tool: str, schemes: tuple[str, ...], small: Path, tmp_path: Path
+) -> None:
+    ir = open_model(small).ir
+    for scheme in schemes:
+        one, out = chain(tool, scheme), tmp_path / scheme
+        text = TextSource("python-reference", 16, 64)
+        found = execute(Job(ir, small, (one,), out, tmp_path / "work", text, TextSource("self", 2, 64)))
+        assert found.measured is not None and 0 <= found.measured.kl < 2
+        assert any(step.name.startswith(f"{tool} ") for step in found.steps), "the certificate names the tool's version"
+        assert open_model(out).ir.quant_method is not None
+        again = execute(Job(ir, small, (one,), out, tmp_path / "work", text, TextSource("self", 2, 64)))
+        assert all(step.reused for step in again.steps)
+
+
+@pytest.mark.parametrize("tool", ["llmcompressor"], indirect=True)
+def test_a_tool_works_on_what_the_prunings_left(tool: str, small: Path, tmp_path: Path) -> None:
+    passes = (DepthPrune(1, (0,)), chain(tool, "w4a16-g32"))
+    job = Job(
+        open_model(small).ir,
+        small,
+        passes,
+        tmp_path / "out",
+        tmp_path / "work",
+        TextSource("python-reference", 8, 64),
+        TextSource("self", 2, 64),
+    )
+    assert len(execute(job).target.decoder.layers) == 1
+
+
+def parser_of(module: str, package: str) -> argparse.ArgumentParser:
+    """The argument parser that a converter's module builds, without the rest of it, which needs a card."""
+    found = subprocess.run(
+        [str(environment("tools")), "-c", f"import importlib.util as u; print(u.find_spec({package!r}).submodule_search_locations[0])"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    path = Path(found.stdout.strip()).parent / Path(*module.split(".")).with_suffix(".py")
+    tree = ast.parse(path.read_text())
+    kept = [node for node in tree.body if ast.unparse(node).startswith(("parser", "group.add_argument", "group ="))]
+    space: dict[str, object] = {"argparse": argparse}
+    exec(compile(ast.Module(kept, []), str(path), "exec"), space)
+    parser = space["parser"]
+    assert isinstance(parser, argparse.ArgumentParser)
+    return parser
+
+
+@pytest.mark.parametrize(("backend", "scheme"), [("exllamav2", "exl2-4.65-h8"), ("exllamav3", "exl3-3.5")])
+def test_converters_take_our_arguments(backend: str, scheme: str, tmp_path: Path) -> None:
+    tool = find_backend(backend)
+    task = Task(chain(backend, scheme), tmp_path / "model", tmp_path / "tokens.safetensors", 64, 512, tmp_path / "work")
+    _, flag, module, *arguments = tool.command(Path("python"), task)
+    assert flag == "-m"
+    found = parser_of(module, backend).parse_args(arguments)
+    assert (found.bits, Path(found.in_dir)) == (tool.options(task.one)["bits"], task.source)
+    if backend == "exllamav2":
+        assert (found.head_bits, found.dataset_rows, found.length, Path(found.compile_full)) == (8, 64, 512, task.out)
+        assert found.status_output
+    else:
+        assert (found.head_bits, found.cal_rows, found.cal_cols, Path(found.cal_data)) == (6, 64, 512, task.tokens)
+
+
+def test_exllamav2_reads_the_text_that_calibrates(small: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet
+    import torch
+    from safetensors.torch import save_file
+
+    tokens = tmp_path / "tokens.safetensors"
+    save_file({"input_ids": torch.arange(100, 148).reshape(2, 24)}, tokens)
+    task = Task(chain("exllamav2", "exl2-4.0"), small, tokens, 2, 24, tmp_path / "work")
+    task.work.mkdir()
+    find_backend("exllamav2").prepare(task)
+    [file] = task.work.glob("*.parquet")
+    assert pyarrow.parquet.read_table(file).num_rows == 2
+
+
+@pytest.mark.parametrize("scheme", ["gptq-3-g64", "gptq-8-channel", "awq-4-g64"])
+def test_gptqmodel_s_own_config_takes_our_options(scheme: str) -> None:
+    options = dict(find_backend("gptqmodel").options(chain("gptqmodel", scheme)))
+    code = """
+import json, sys
+from gptqmodel import QuantizeConfig
+from gptqmodel.quantization import FORMAT, METHOD
+options = json.loads(sys.argv[1])
+method, form = METHOD(options.pop("method")), FORMAT(options.pop("format"))
+found = QuantizeConfig(**options, method=method, format=form)
+print("FOUND", found.bits, found.group_size, found.sym)
+"""
+    python = environment("gptqmodel")
+    done = subprocess.run([str(python), "-c", code, json.dumps(options)], capture_output=True, text=True, check=False)
+    assert f"FOUND {options['bits']} {options['group_size']} {options['sym']}" in done.stdout, done.stderr[-1500:]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "settings"),
+    [("nf4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}), ("int8-bnb", {"load_in_8bit": True})],
+)
+def test_what_bitsandbytes_makes_of_a_matrix_takes_what_we_count(
+    scheme: str, settings: dict[str, object], small: Path, tmp_path: Path
+) -> None:
+    code = """
+import json, sys
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+settings = BitsAndBytesConfig(**json.loads(sys.argv[3]))
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=settings, device_map="cpu", dtype="auto")
+model.save_pretrained(sys.argv[2])
+"""
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [str(environment("tools")), "-c", code, str(small), str(out), json.dumps(settings)], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-1500:]
+    made = load_file(out / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj"
+    rows, columns = load_file(small / "model.safetensors")[f"{name}.weight"].shape
+    own = sum(made[f"{name}.{part}"].nbytes for part in ("weight", "SCB", "weight.absmax") if f"{name}.{part}" in made)
+    counted = sum(tensor.bytes for tensor in resident(scheme).tensors(name, rows, columns))
+    assert own == counted

@@ -51,7 +51,9 @@ def _mxfp4(n: int, k: int, g: int) -> tuple[Part, ...]:
 
 def _nf4_state_bytes(n: int, k: int) -> int:
     """The JSON that bitsandbytes 0.50 stores beside a matrix; its last figure, a mean, is printed with 17 to 21 characters."""
-    head = f'{{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [{n}, {k}], "nested_blocksize": 256, '
+    head = (
+        f'{{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [{n}, {k}], "nested_blocksize": 256, '
+    )
     return len(head + '"nested_dtype": "float32", "nested_offset": 0.0123456789012345678}')
 
 

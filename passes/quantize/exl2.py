@@ -12,7 +12,7 @@ Orientation: rows are inputs (`[K, N]`, K permuted by descending diag(H)), as th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from passes.threads import side_by_side
 if TYPE_CHECKING:
     import torch
 
+#: Of a group, its scale, bits and multipliers: the loss at each multiplier.
+Losses = Callable[["torch.Tensor", "torch.Tensor", int, Sequence[float]], list[float]]
 #: (bits, rows) of each group in stored order; widths descend, rows are multiples of 32 that sum to K.
 Groups = Sequence[tuple[int, int]]
 
@@ -148,10 +150,12 @@ def _span(slot: int, columns: int) -> slice:
 
 
 def _scales(groups: Sequence[tuple[torch.Tensor, int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The searched scale of each (group, bits); on a processor groups are searched side by side."""
-    if groups and groups[0][0].device.type == "cpu":
-        return side_by_side(lambda one: search_scale(*one), groups)
-    return [search_scale(*one) for one in groups]
+    """The searched scale of each (group, bits). On a processor groups are searched side by side, a lone one's multipliers are."""
+    if not groups or groups[0][0].device.type != "cpu":
+        return [search_scale(*one) for one in groups]
+    if len(groups) == 1:
+        return [search_scale(*groups[0], _losses_side_by_side)]
+    return side_by_side(lambda one: search_scale(*one), groups)
 
 
 def _starts(groups: Groups) -> dict[int, tuple[int, int]]:
@@ -189,7 +193,7 @@ def _round_rows(
         work[last:].addmm_(inverse[first:last, last:].T, errors, alpha=-1)
 
 
-def search_scale(group: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+def search_scale(group: torch.Tensor, bits: int, losses_of: Losses | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """The scale indices `[N]` (uint8, 1 … 16) and the fp16 `scale_max` of one group `[rows, N]`.
 
     A column's index follows from its largest weight; one multiplier for the whole group is searched over 97 values from 0.70
@@ -203,10 +207,11 @@ def search_scale(group: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Te
     index = torch.clamp(torch.round(16 * torch.sqrt(base / top)), 1, 16)
     scale = (index / 16) ** 2 * top
     losses: dict[int, float] = {}
+    look = losses_of or _losses
 
     def evaluate(steps: Sequence[int]) -> int:
         fresh = [step for step in steps if 0 <= step < len(_GRID) and step not in losses]
-        losses.update(zip(fresh, _losses(group, scale, bits, [_GRID[step] for step in fresh]), strict=True))
+        losses.update(zip(fresh, look(group, scale, bits, [_GRID[step] for step in fresh]), strict=True))
         return min(losses, key=lambda step: (losses[step], step))
 
     best = evaluate(range(0, len(_GRID), _COARSE))
@@ -219,6 +224,15 @@ def working_scale(index: torch.Tensor, scale_max: torch.Tensor) -> torch.Tensor:
     """The scale exactly as a reader computes it: fp16(index² · fp16(scale_max / 256)), returned in fp32."""
     unit = (scale_max.float() / 256).half().float()
     return (index.float() ** 2 * unit).half().float()
+
+
+def _losses_side_by_side(group: torch.Tensor, scale: torch.Tensor, bits: int, factors: Sequence[float]) -> list[float]:
+    """The same, a share of the multipliers on each thread."""
+    import torch
+
+    count = torch.get_num_threads()
+    shares = side_by_side(lambda share: _losses(group, scale, bits, share), [factors[n::count] for n in range(count)])
+    return [shares[n % count][n // count] for n in range(len(factors))]
 
 
 def _losses(group: torch.Tensor, scale: torch.Tensor, bits: int, factors: Sequence[float]) -> list[float]:

@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from passes.backends import find_backend
 from passes.backends.backend import Task
@@ -22,6 +23,7 @@ from passes.prune.depth import DepthPrune
 from passes.quantize.scheme import parse_scheme
 from planner.space import made_by
 from tests.backends.conftest import environment
+from tests.walk.conftest import save_tiny_llama
 
 pytestmark = pytest.mark.slow
 
@@ -57,18 +59,12 @@ def test_what_a_tool_leaves_is_what_the_plan_says(
 
 
 @pytest.mark.parametrize("tool", ["llmcompressor"], indirect=True)
-def test_a_tool_works_on_what_the_prunings_left(tool: str, small: Path, tmp_path: Path) -> None:
-    passes = (DepthPrune(1, (0,)), chain(tool, "w4a16-g32"))
-    job = Job(
-        open_model(small).ir,
-        small,
-        passes,
-        tmp_path / "out",
-        tmp_path / "work",
-        TextSource("python-reference", 8, 64),
-        TextSource("self", 2, 64),
-    )
-    assert len(execute(job).target.decoder.layers) == 1
+def test_a_tool_works_on_what_the_prunings_left(tool: str, tmp_path: Path) -> None:
+    model = save_tiny_llama(tmp_path / "model", blocks=3, dtype=torch.bfloat16)
+    passes = (DepthPrune(1, (1,)), chain(tool, "w4a16-g32"))
+    text, judging = TextSource("python-reference", 8, 64), TextSource("self", 2, 64)
+    job = Job(open_model(model).ir, model, passes, tmp_path / "out", tmp_path / "work", text, judging)
+    assert len(execute(job).target.decoder.layers) == 2
 
 
 def parser_of(module: str, package: str) -> argparse.ArgumentParser:
@@ -104,8 +100,6 @@ def test_converters_take_our_arguments(backend: str, scheme: str, tmp_path: Path
 
 def test_exllamav2_reads_the_text_that_calibrates(small: Path, tmp_path: Path) -> None:
     import pyarrow.parquet
-    import torch
-    from safetensors.torch import save_file
 
     tokens = tmp_path / "tokens.safetensors"
     save_file({"input_ids": torch.arange(100, 148).reshape(2, 24)}, tokens)
@@ -116,21 +110,22 @@ def test_exllamav2_reads_the_text_that_calibrates(small: Path, tmp_path: Path) -
     assert pyarrow.parquet.read_table(file).num_rows == 2
 
 
-@pytest.mark.parametrize("scheme", ["gptq-3-g64", "gptq-8-channel", "awq-4-g64"])
-def test_gptqmodel_s_own_config_takes_our_options(scheme: str) -> None:
-    options = dict(find_backend("gptqmodel").options(chain("gptqmodel", scheme)))
+def test_gptqmodel_s_own_config_takes_our_options() -> None:
+    tool = find_backend("gptqmodel")
+    asked = [dict(tool.options(chain("gptqmodel", scheme))) for scheme in ("gptq-3-g64", "gptq-8-channel", "awq-4-g64")]
     code = """
 import json, sys
 from gptqmodel import QuantizeConfig
 from gptqmodel.quantization import FORMAT, METHOD
-options = json.loads(sys.argv[1])
-method, form = METHOD(options.pop("method")), FORMAT(options.pop("format"))
-found = QuantizeConfig(**options, method=method, format=form)
-print("FOUND", found.bits, found.group_size, found.sym)
+for options in json.loads(sys.argv[1]):
+    method, form = METHOD(options.pop("method")), FORMAT(options.pop("format"))
+    found = QuantizeConfig(**options, method=method, format=form)
+    print("FOUND", found.bits, found.group_size, found.sym)
 """
     python = environment("gptqmodel")
-    done = subprocess.run([str(python), "-c", code, json.dumps(options)], capture_output=True, text=True, check=False)
-    assert f"FOUND {options['bits']} {options['group_size']} {options['sym']}" in done.stdout, done.stderr[-1500:]
+    done = subprocess.run([str(python), "-c", code, json.dumps(asked)], capture_output=True, text=True, check=False)
+    found = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
+    assert found == [f"FOUND {one['bits']} {one['group_size']} {one['sym']}" for one in asked], done.stderr[-1500:]
 
 
 @pytest.mark.parametrize(

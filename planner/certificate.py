@@ -61,7 +61,11 @@ def certificate(plan: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         "predicted": {key: chosen[key] for key in ("memory", "kv_cache", "speed")},
         "tensor_bytes": measured_bytes,
         "steps": [
-            {"name": s.name, "seconds": s.seconds, "peak_bytes": s.peak_bytes, "reused": s.reused} for s in outcome.steps
+            {
+                "name": s.name, "seconds": s.seconds, "expected_seconds": work["steps"].get(s.name), "peak_bytes": s.peak_bytes,
+                "reused": s.reused,
+            }
+            for s in outcome.steps
         ],
         "losses": outcome.losses,
         "without_calibration": list(outcome.unseen),

@@ -242,9 +242,10 @@ def print_certificate(console: Console, document: Mapping[str, Any]) -> None:
     console.print(table)
     for step in document["steps"]:
         reused = " (kept from an earlier run)" if step["reused"] else ""
-        console.print(
-            f"  {step['name']:18s} {step['seconds']:8.1f} s   peak {_size(step['peak_bytes'])}{reused}", style="dim"
+        seconds = f"{step['seconds']:8.1f} s" + (
+            f" of {step['expected_seconds']:.0f}" if step["expected_seconds"] else ""
         )
+        console.print(f"  {step['name']:20s}{seconds:18s} peak {_size(step['peak_bytes'])}{reused}", style="dim")
 
 
 def print_verified(console: Console, document: Mapping[str, Any]) -> None:

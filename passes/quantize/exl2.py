@@ -124,8 +124,8 @@ def quantize(weight: torch.Tensor, factor: Factor, layouts: Sequence[Groups]) ->
 
     for first in range(0, rows, ROWS):
         begun = [(slot, *by_row[first]) for slot, by_row in enumerate(starts) if first in by_row]
-        groups = [(work[first : first + length, _span(slot, columns)], bits) for slot, bits, length in begun]
-        for (slot, bits, _), (index, top) in zip(begun, _scales(groups), strict=True):
+        ahead = [(work[first : first + length, _span(slot, columns)], bits) for slot, bits, length in begun]
+        for (slot, bits, _), (index, top) in zip(begun, _scales(ahead), strict=True):
             scale_index[slot].append(index)
             scale_max[slot].append(top)
             current[_span(slot, columns)] = working_scale(index, top)

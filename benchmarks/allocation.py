@@ -41,7 +41,7 @@ from passes.quantize.quantize import Quantize
 
 _FOUR, _EIGHT = PackQuantized(4, 64), PackQuantized(8, -1)
 _OPTIONS: tuple[Format, ...] = (_FOUR, _EIGHT, Dense())
-_CURVE = (2.5, 3.0, 3.5, 4.0, 4.65, 5.0, 6.0, 8.0)
+_CURVE = (2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 _STEPS = ("measure EXL2", "measure formats", "compare allocations", "walk")
 
 

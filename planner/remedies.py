@@ -1,4 +1,6 @@
-"""What to change so that a model fits: for each knob alone, the smallest change that does, found by trying."""
+"""What to change so that a model fits, found by trying: for each knob alone the smallest change that does; where no format of the
+weights does at the asked context, the first that does at a shorter one.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from targets.engines.engine import Engine, MemoryEstimate, Settings
 from targets.gpu import Gpu
 from targets.workload import Workload
 
+#: A context shorter than this is no answer to somebody who asked for more.
+_USEFUL_CONTEXT = 2048
 #: Formats tried in the order of expected loss, smallest change first.
 _FORMATS = ("fp8", "w8a8", "w4a16-g128", "w4a16-g64", "w4a16-g32")
 _UTILIZATIONS = (0.92, 0.94, 0.96, 0.98)
@@ -66,11 +70,18 @@ def _each(
         if not gpu.is_cpu and tp > settings.parallel.tp and fits(ir, changed, workload):
             yield Reason("gpus", f"{changed.parallel.gpus} cards fit", None, {"gpus": changed.parallel.gpus})
             break
-    for name in _FORMATS if may_quantize else ():
-        smaller, illegal = rewrite(dense, chain_of(name, ir.kv_cache.dtype))
-        if not illegal and fits(smaller, settings, workload):
+    smaller = [(name, rewrite(dense, chain_of(name, ir.kv_cache.dtype))) for name in _FORMATS if may_quantize]
+    legal = [(name, model) for name, (model, illegal) in smaller if not illegal]
+    for name, model in legal:
+        if fits(model, settings, workload):
             yield Reason("weights", f"--weights {name} fits", None, {"weights": name})
-            break
+            return
+    for name, model in legal:
+        longest = _longest(lambda n, model=model: fits(model, settings, replace(workload, context=n)), workload.context)  # type: ignore[misc]
+        if longest >= _USEFUL_CONTEXT:
+            message = f"--weights {name} with --context {longest} fits"
+            yield Reason("weights", message, None, {"weights": name, "context": longest})
+            return
 
 
 def _longest(fits: Callable[[int], bool], limit: int) -> int:

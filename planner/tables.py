@@ -199,14 +199,13 @@ def print_check(console: Console, document: Mapping[str, Any]) -> None:
         f"  {document['model']} on {document['gpu']} with {document['engine']}: {verdict} (confidence {document['confidence']:.0%})"
     )
     memory, kv = document["memory"], document["kv_cache"]
-    terms = ("weights", "kv_cache", "activations", "non_torch", "cuda_graphs")
-    console.print(
-        "  "
-        + "   ".join(f"{term.replace('_', ' ')} {_size(memory[term]['value'])}" for term in terms)
-        + f"   of {_size(memory['budget']['value'])}"
-    )
+    terms = ("weights", "activations", "non_torch", "cuda_graphs")
+    left = memory["kv_cache"]["value"]
+    cache = f"{_size(left)} left for the KV cache" if left >= 0 else f"{_size(-left)} too much before any KV cache"
+    parts = [f"{term.replace('_', ' ')} {_size(memory[term]['value'])}" for term in terms if memory[term]["value"]]
+    console.print(f"  {'   '.join(parts)}   of {_size(memory['budget']['value'])}: {cache}")
     requests = kv["max_concurrency"]["value"]
-    if requests is not None:
+    if requests is not None and left >= 0:
         console.print(
             f"  {kv['tokens']['value']:,.0f} KV tokens, {requests:.1f} requests at once, longest context {kv['max_context']:,}"
         )

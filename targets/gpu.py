@@ -94,7 +94,7 @@ def find_gpu(name: str) -> Gpu:
         return _generic(float(size[1]))
     index, lines = _index()
     folded = fold(name)
-    number = index.get(folded)
+    number = index.get(folded, index.get(f"rtx{folded}"))  # `4090`
     if number is None:
         raise unknown_name(
             "GPU", name, [json.loads(line)["name"] for line in lines],
@@ -102,7 +102,7 @@ def find_gpu(name: str) -> Gpu:
         )  # fmt: skip
     entry = json.loads(lines[number])
     note = None
-    if folded in {fold(alias) for alias in entry.get("bare", ())}:
+    if folded in {fold(alias) for alias in entry.get("bare", ())} or folded not in index:
         note = f"{name} is read as {entry['name']}"
     return _gpu(entry, note)
 

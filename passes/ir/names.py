@@ -1,7 +1,8 @@
 """From the name a person writes to a model of the catalog.
 
 In this order: the exact id; the same with case, spaces and dashes ignored, with or without the organisation; a known other
-spelling (`aliases.json`); the same model in another variant (base, instruct, chat: same shapes, other weights), which is said.
+spelling (`aliases.json`); the same model in another variant (base, instruct, chat: same shapes, other weights), which is said; the
+beginning of one model's name only, which is said, too (`smollm3`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ _VARIANTS = frozenset({"instruct", "chat", "it", "base"})
 
 #: Words of a name that change neither.
 _EMPTY = frozenset({"hf", "meta", "fp16", "bf16"})
+#: `internlm2_5` means 2.5.
+_DECIMAL = re.compile(r"(?<=\d)_(?=\d)")
+#: A release's date: another release is another model.
+_DATE = re.compile(r"\d{4,6}")
 _SEPARATORS = re.compile(r"[\s\-_:()]+")
 REMEDY = "Give a folder, a .gguf file, a Hub id, or a name that `optimize models` lists."
 
@@ -38,6 +43,10 @@ _QUANTIZED: dict[frozenset[str], dict[str, Any]] = {
     frozenset({"bnb", "4bit"}): {"quant_method": "bitsandbytes", "load_in_4bit": True},
     frozenset({"nvfp4"}): {"quant_method": "modelopt", "quant_algo": "NVFP4"},
 }
+
+
+#: Words that say how a repository's weights are stored.
+_STORED = frozenset().union(*_QUANTIZED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,7 @@ def fold(name: str) -> str:
 
 
 def _words(name: str) -> list[str]:
-    return [word for word in _SEPARATORS.split(name.lower()) if word]
+    return [word for word in _SEPARATORS.split(_DECIMAL.sub(".", name.lower())) if word]
 
 
 def _bare(name: str) -> str:
@@ -66,7 +75,7 @@ def _bare(name: str) -> str:
 
 
 def _family(name: str) -> str:
-    return fold("".join(word for word in _words(_bare(name)) if word not in _VARIANTS | _EMPTY))
+    return fold("".join(_plain(name)))
 
 
 @lru_cache(maxsize=1)
@@ -105,13 +114,33 @@ def find(name: str) -> Match | None:
         best = min(candidates, key=lambda known: (len(words ^ set(_words(_bare(known)))), candidates.index(known)))
         other = (words ^ set(_words(_bare(best)))) & _VARIANTS
         return Match(best, f"{name} is not in the catalog; shapes of {best}" if other else None)
-    return _quantized(name)
+    return _quantized(name) or _begun(name)
+
+
+def _begun(name: str) -> Match | None:
+    """The one model whose name begins with these words and goes on with more than a date."""
+    asked = _plain(name)
+    longer = {
+        known: words[len(asked) :]
+        for known in catalog.ids()
+        if (words := _plain(known))[: len(asked)] == asked and not set(words) & _STORED
+    }
+    found = {tuple(rest): known for known, rest in reversed(longer.items())}
+    if not asked or len(found) != 1:
+        return None
+    [(rest, known)] = found.items()
+    return None if all(_DATE.fullmatch(word) for word in rest) else Match(known, f"{name} is read as {known}")
+
+
+def _plain(name: str) -> list[str]:
+    """The words that say which model, without its variant."""
+    return [word for word in _words(_bare(name)) if word not in _VARIANTS | _EMPTY]
 
 
 def _quantized(name: str) -> Match | None:
     """A quantized repository of a model whose dense version is known."""
     words = _words(_bare(name))
-    told = frozenset(words) & frozenset().union(*_QUANTIZED)
+    told = frozenset(words) & _STORED
     dense = "-".join(word for word in words if word not in told)
     if told not in _QUANTIZED or (base := find(dense)) is None:
         return None

@@ -19,6 +19,12 @@ PAGE = 256
 #: Prompt tokens processed at once, where the plan does not set them: TabbyAPI's default.
 CHUNK = 2048
 
+#: Which TabbyAPI serves an engine (its README and `backends/exllamav2/version.py`; EXL2 left its main branch).
+_SERVED_BY = {
+    "exllamav2": "TabbyAPI's branch exl2-checkpoint (main has dropped ExLlamaV2), with exllamav2 0.2.8 to 0.3.2, its last",
+    "exllamav3": "TabbyAPI's branch main, with exllamav3 0.0.7 or newer",
+}
+
 _RUN = """#!/usr/bin/env bash
 # Starts TabbyAPI on this result. TABBYAPI names its checkout, TIGHTFIT_ENGINE the Python that has it (default: the checkout's
 # venv). PORT and HOST may be set. Extra arguments go to TabbyAPI.
@@ -35,7 +41,10 @@ def tabby_files(plan: Mapping[str, Any], ir: ModelIR, served_name: str) -> tuple
     """`config.yml` and `run.sh`. The script fills in where the result lies."""
     config = tabby_config(plan, ir, served_name)
     engine = plan["chosen"]["engine"]
-    head = f"# TabbyAPI: {plan['chosen']['label']}\n# Planned for {engine['name']} {engine['version']}.\n"
+    head = (
+        f"# TabbyAPI: {plan['chosen']['label']}\n# Planned for {engine['name']} {engine['version']}.\n"
+        f"# Served by {_SERVED_BY[engine['name']]}.\n"
+    )
     return (
         LaunchFile("config.yml", head + yaml.safe_dump(config, sort_keys=False), data=config),
         LaunchFile("run.sh", _RUN, executable=True),

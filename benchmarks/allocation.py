@@ -26,13 +26,14 @@ from benchmarks.text import CACHE, news_file
 from passes import graph
 from passes.base import Pass
 from passes.calibration import PYTHON_REFERENCE, TextSource
-from passes.execute import Job, execute
+from passes.execute import execute
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.ir.model import ModelIR, Role
 from passes.ir.sources import open_model
+from passes.job import Job
 from passes.kv_cache import KVCachePass
 from passes.prune.sparse import Sparsify
 from passes.quantize.exl2_pass import QuantizeExl2, budget_bytes, resolved_bytes

@@ -26,13 +26,14 @@ from passes.base import Pass
 from passes.calibration import PYTHON_REFERENCE, TextSource
 from passes.checkpoint import Checkpoint
 from passes.decoded import DecodedCheckpoint, as_dense
-from passes.execute import Job, execute
+from passes.execute import execute
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
+from passes.job import Job
 from passes.kv_cache import KVCachePass, attention_name
 from passes.prune.depth import DepthPrune
 from passes.prune.sparse import Sparsify

@@ -13,7 +13,6 @@ from passes.base import Pass
 from passes.calibration import TextSource
 from passes.checkpoint import Checkpoint, clear_disk_errors, copy_side_files, write_index, write_json, write_shard
 from passes.formats.config import quantization_config
-from passes.formats.dense import Dense
 from passes.formats.exl2_config import exl2_config
 from passes.formats.tensor import Tensor
 from passes.ir.model import ModelIR
@@ -94,21 +93,7 @@ def _form(tensor: Tensor) -> str:
 
 def outer_tensors(target: ModelIR, weights: Weights) -> dict[str, torch.Tensor]:
     """What is outside of the decoder's blocks, as it was."""
-    return weights.read(outer_names(target))
-
-
-def outer_names(target: ModelIR) -> list[str]:
-    """The tensors outside of the decoder's blocks that no pass changes."""
-    kept = [linear for linear in target.outer if isinstance(linear.storage, Dense)]
-    names = [t.name for linear in kept for t in linear.tensors()] + [t.name for t in target.outer_tensors]
-    for stack in target.stacks:
-        if stack.name == "decoder":
-            continue
-        for layer in range(len(stack.layers)):
-            prefix, block = stack.layer_prefix(layer), stack.block(layer)
-            names += [prefix + t.name for linear in block.linears for t in linear.tensors()]
-            names += [prefix + t.name for t in block.tensors]
-    return names
+    return weights.read(target.outer_names())
 
 
 def _link(source: Path, target: Path) -> None:

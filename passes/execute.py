@@ -26,10 +26,11 @@ from passes.backends.backend import Task
 from passes.backends.result import described, write_shards
 from passes.backends.run import backend_python, run, version
 from passes.base import Pass
-from passes.calibration import PYTHON_REFERENCE, TextSource, refuse_same_text, token_blocks, tokens_digest
+from passes.calibration import TextSource, refuse_same_text, token_blocks, tokens_digest
 from passes.checkpoint import Checkpoint, clear_disk_errors, write_json, write_shard
 from passes.content_key import code_digest, content_key, file_identity, folder_identity
 from passes.ir.model import ModelIR
+from passes.job import Job, Outcome, Progress, Step
 from passes.measure import Meter
 from passes.reason import DoesNotFitError, InputError, TightfitError
 from passes.recipe import method_of
@@ -39,64 +40,6 @@ if TYPE_CHECKING:
     import torch
 
     from passes.evaluate import Measured
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """`done` of `total` units of a step (blocks of a walk); `detail` for people; `seconds` since the step began."""
-
-    step: str
-    done: int
-    total: int
-    detail: str
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be run: `passes` on the model in `folder` described by `source`, into `out`; scratch space in `work`."""
-
-    source: ModelIR
-    folder: Path
-    passes: tuple[Pass, ...]
-    out: Path
-    work: Path
-    calibration: TextSource = TextSource()  # noqa: RUF009
-    evaluation: TextSource = TextSource(PYTHON_REFERENCE, 16, 512)  # noqa: RUF009
-    device: str = "auto"
-    compute_dtype: str = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One finished step. `reused`: it was there already, and `seconds` and `peak_bytes` are those of when it ran."""
-
-    name: str
-    key: str
-    seconds: float
-    peak_bytes: int
-    reused: bool
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The finished result: where it is, what it cost, how far it is from its source.
-
-    `passes`: the chain as it was run, choices that had to be measured (which blocks to drop) filled in.
-    """
-
-    out: Path
-    passes: tuple[Pass, ...]
-    target: ModelIR
-    steps: tuple[Step, ...]
-    tensor_bytes: int
-    calibration_digest: str | None
-    evaluation_digest: str
-    measured: Measured | None
-    """None where nothing here decodes the format (EXL3)."""
-    losses: dict[str, float] = field(default_factory=dict)
-    unseen: tuple[str, ...] = ()
-    """Matrices (experts) that no calibration token reached: rounded to nearest."""
 
 
 def execute(job: Job, progress: Callable[[Progress], None] = lambda event: None) -> Outcome:

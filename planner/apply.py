@@ -9,8 +9,9 @@ from typing import Any
 
 from passes.calibration import TextSource
 from passes.checkpoint import write_json
-from passes.execute import Job, Outcome, Progress, calm_libraries, execute
+from passes.execute import calm_libraries, execute
 from passes.ir.sources import open_model
+from passes.job import Job, Outcome, Progress
 from passes.reason import InputError
 from planner.certificate import NAME, certificate
 from planner.plan import chain_of_plan, load_plan, plan, require_executable, require_fresh, resolved_plan, spec_of

@@ -10,7 +10,7 @@ from typing import Any
 
 from passes.checkpoint import Checkpoint
 from passes.evaluate import Measured
-from passes.execute import Outcome
+from passes.job import Outcome
 from planner.shapes import FORMAT_VERSION
 
 NAME = "certificate.json"

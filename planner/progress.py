@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from passes.execute import Progress
+    from passes.job import Progress
 
 
 @contextmanager

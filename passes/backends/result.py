@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from passes.assemble import outer_names
 from passes.checkpoint import Checkpoint, write_shard
 from passes.ir.model import ModelIR
 from passes.reason import GoalMissedError
@@ -36,7 +35,7 @@ def write_shards(target: ModelIR, made: Path, folder: Path) -> None:
     """One shard a layer, and one for what the tool changed outside of them. What was there before is replaced, so that a second
     run gives the same bytes. Raises GoalMissedError that names the first tensor too many or too few.
     """
-    checkpoint, kept = Checkpoint(made), set(outer_names(target))
+    checkpoint, kept = Checkpoint(made), set(target.outer_names())
     names = {tensor.name for tensor in target.tensors()}
     found = {tensor.name for tensor in checkpoint.describe()}
     if strange := sorted(found - names - set(_SPARE)):

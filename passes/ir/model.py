@@ -224,6 +224,16 @@ class Stack:
         """The prefix of the names of one layer's tensors."""
         return self.prefix.replace("{i}", str(layer + self.first_index))
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor of the stack, with its full name."""
+        for layer in range(len(self.layers)):
+            prefix, block = self.layer_prefix(layer), self.block(layer)
+            for linear in block.linears:
+                for tensor in linear.tensors():
+                    yield Tensor(prefix + tensor.name, tensor.dtype, tensor.shape)
+            for tensor in block.tensors:
+                yield Tensor(prefix + tensor.name, tensor.dtype, tensor.shape)
+
     def map_blocks(self, change: Callable[[Block], Block]) -> Stack:
         """The stack with every class rewritten; equal classes stay one."""
         return replace(self, classes=tuple(change(block) for block in self.classes))
@@ -306,13 +316,16 @@ class ModelIR:
             yield from linear.tensors()
         yield from self.outer_tensors
         for stack in self.stacks:
-            for layer in range(len(stack.layers)):
-                prefix, block = stack.layer_prefix(layer), stack.block(layer)
-                for linear in block.linears:
-                    for tensor in linear.tensors():
-                        yield Tensor(prefix + tensor.name, tensor.dtype, tensor.shape)
-                for tensor in block.tensors:
-                    yield Tensor(prefix + tensor.name, tensor.dtype, tensor.shape)
+            yield from stack.tensors()
+
+    def outer_names(self) -> list[str]:
+        """Names of the tensors outside of the decoder's blocks that no pass changes: dense ones, and towers."""
+        names = [t.name for lin in self.outer if isinstance(lin.storage, Dense) for t in lin.tensors()]
+        names += [t.name for t in self.outer_tensors]
+        for stack in self.stacks:
+            if stack.name != "decoder":
+                names += [tensor.name for tensor in stack.tensors()]
+        return names
 
     def with_decoder(self, decoder: Stack) -> ModelIR:
         """The model with its decoder replaced."""

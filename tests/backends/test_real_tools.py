@@ -16,9 +16,10 @@ from passes.backends import find_backend
 from passes.backends.backend import Task
 from passes.base import Pass
 from passes.calibration import TextSource
-from passes.execute import Job, execute
+from passes.execute import execute
 from passes.formats.resident import resident
 from passes.ir.sources import open_model
+from passes.job import Job
 from passes.prune.depth import DepthPrune
 from passes.quantize.scheme import parse_scheme
 from planner.space import made_by

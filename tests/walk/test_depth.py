@@ -14,10 +14,11 @@ from passes import graph
 from passes.assemble import differences
 from passes.calibration import TextSource
 from passes.checkpoint import Checkpoint
-from passes.execute import Job, execute
+from passes.execute import execute
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
+from passes.job import Job
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune, pruned_config
 from passes.prune.influence import RenumberedWeights, choose_blocks

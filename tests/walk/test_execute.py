@@ -16,10 +16,11 @@ from passes.assemble import MARKER, differences
 from passes.calibration import TextSource
 from passes.checkpoint import Checkpoint
 from passes.decoded import DecodedCheckpoint
-from passes.execute import Job, Outcome, Progress, execute
+from passes.execute import execute
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
+from passes.job import Job, Outcome, Progress
 from passes.kv_cache import KVCachePass
 from passes.quantize.quantize import Quantize
 from passes.reason import GoalMissedError, InputError, TightfitError

@@ -13,8 +13,9 @@ from passes.assemble import differences
 from passes.calibration import TextSource
 from passes.checkpoint import Checkpoint
 from passes.decoded import DecodedCheckpoint
-from passes.execute import Job, execute
+from passes.execute import execute
 from passes.ir.model import ModelIR
+from passes.job import Job
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.quantize.exl2_pass import QuantizeExl2, budget_bytes, resolved_bytes

@@ -12,12 +12,13 @@ from passes import graph
 from passes.assemble import differences
 from passes.calibration import TextSource
 from passes.checkpoint import Checkpoint
-from passes.execute import Job, execute
+from passes.execute import execute
 from passes.fisher import option_costs
 from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.dense import Dense
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
+from passes.job import Job
 from passes.quantize.mixed import QuantizeMixed, groups, quantized_weights
 from passes.quantize.scheme import parse_scheme
 from tests.walk.families import save_tiny

@@ -13,10 +13,11 @@ from passes.base import Pass
 from passes.calibration import TextSource
 from passes.checkpoint import Checkpoint
 from passes.decoded import DecodedCheckpoint
-from passes.execute import Job, execute
+from passes.execute import execute
 from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
 from passes.formats.format import Grid
 from passes.ir.model import ModelIR
+from passes.job import Job
 from passes.prune.mask import Mask
 from passes.prune.sparse import Sparsify
 from passes.quantize.gptq import GptqOptions, gptq, sparse

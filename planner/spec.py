@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from passes.calibration import refuse_missing_text
 from passes.reason import InputError, Location, nearest
 from planner import units
+from planner.yaml_places import compose, locate, refuse_twice
 from targets.engines import find_engine
 from targets.gpu import find_gpu
 
@@ -229,7 +230,7 @@ def load_spec(path: str | Path) -> Spec:
         raise InputError(f"no spec at {file}", remedy="`optimize init` writes one to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the spec {file}: {error}", remedy="name a readable YAML file") from None
-    node = _composed(text, str(file))
+    node = compose(text, str(file))
     spec = _resolve(parse_spec(text, str(file)), file.parent)
     _refuse_unknown(spec, node, str(file))
     return spec
@@ -237,9 +238,9 @@ def load_spec(path: str | Path) -> Spec:
 
 def parse_spec(text: str, name: str = "spec") -> Spec:
     """A spec from its text; `name` is the file shown in errors. Paths stay as written."""
-    node = _composed(text, name)
+    node = compose(text, name)
     value = yaml.safe_load(text)
-    _refuse_twice(node, name)
+    refuse_twice(node, name)
     if not isinstance(value, dict):
         raise InputError(
             "a spec is a mapping with `model:` and `target:`",
@@ -252,17 +253,6 @@ def parse_spec(text: str, name: str = "spec") -> Spec:
         raise _explain(error, node, value, name) from None
 
 
-def _composed(text: str, name: str) -> yaml.Node | None:
-    try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        location = Location(name, mark.line + 1, mark.column + 1) if mark else Location(name)
-        raise InputError(
-            f"not YAML: {error.problem}", remedy="check indentation, quotes and colons here", location=location
-        ) from None
-
-
 def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
     """Names that stand for something: a card, an engine, a file. Errors say where in the spec they stand."""
     named = spec.engine if isinstance(spec.engine, str) else spec.engine.name
@@ -271,15 +261,17 @@ def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
         (["calibration", "dataset"], lambda: refuse_missing_text(spec.calibration.dataset)),
         (["evaluation", "dataset"], lambda: refuse_missing_text(spec.evaluation.dataset)),
     ]
-    if isinstance(spec.target.gpu, str) and spec.target.gpu != "auto":
-        checks.append((["target", "gpu"], partial(find_gpu, spec.target.gpu)))
+    card = spec.target.gpu
+    if isinstance(card, str) and card != "auto":
+        checks.append((["target", "gpu"], partial(find_gpu, card)))
+        checks.append((["target", "reserve"], partial(_refuse_reserve, card, spec.target.reserve)))
     if named != "auto":
         checks.append((["engine"] if isinstance(spec.engine, str) else ["engine", "name"], lambda: find_engine(named)))
     for path, check in checks:
         try:
             check()
         except InputError as error:
-            raise InputError(error.message, remedy=error.remedy, location=_locate(node, path, name)) from None
+            raise InputError(error.message, remedy=error.remedy, location=locate(node, path, name)) from None
 
 
 def _refuse_missing_model(model: str) -> None:
@@ -287,23 +279,14 @@ def _refuse_missing_model(model: str) -> None:
         raise InputError(f"no model at {model}", remedy="name a folder, a .gguf file, a catalog name or a Hub id")
 
 
-def _refuse_twice(node: yaml.Node | None, name: str) -> None:
-    """A key that stands twice in one mapping: YAML would silently keep the last."""
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, yaml.Mark] = {}
-        for key, inner in node.value:
-            if str(key.value) in seen:
-                first = seen[str(key.value)].line + 1
-                raise InputError(
-                    f"{key.value!r} stands twice, first in line {first}",
-                    remedy="keep one of them",
-                    location=Location(name, key.start_mark.line + 1, key.start_mark.column + 1),
-                )
-            seen[str(key.value)] = key.start_mark
-            _refuse_twice(inner, name)
-    elif isinstance(node, yaml.SequenceNode):
-        for inner in node.value:
-            _refuse_twice(inner, name)
+def _refuse_reserve(card: str, reserve: int) -> None:
+    gpu = find_gpu(card)
+    memory = gpu.memory_bytes.value
+    if reserve >= memory:
+        raise InputError(
+            f"the reserve of {reserve / 2**30:.1f} GiB is all of the {memory / 2**30:.1f} GiB that {gpu.name} has",
+            remedy="name what other programs on the card take, often 0.5 to 2 GiB",
+        )
 
 
 def _resolve(spec: Spec, folder: Path) -> Spec:
@@ -330,14 +313,14 @@ def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str,
     problem = problems[0]
     path = [part for part in problem["loc"] if not _is_branch(part, value, problem["loc"])]
     kind, dotted = problem["type"], ".".join(str(p) for p in path)
-    location = _locate(node, path, name)
+    location = locate(node, path, name)
     if kind == "extra_forbidden":
         known = _known_keys(path[:-1])
         close = nearest(str(path[-1]), known)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return InputError(f"unknown key {dotted!r}.{hint}", remedy=f"keys here: {', '.join(known)}", location=location)
     if kind == "missing":
-        return InputError(f"{dotted!r} is missing", remedy="add it here", location=_locate(node, path[:-1], name))
+        return InputError(f"{dotted!r} is missing", remedy="add it here", location=locate(node, path[:-1], name))
     message = problem["msg"].removeprefix("Value error, ")
     where = f"{dotted}: " if dotted else ""
     shown = "" if kind == "value_error" else f" (found {problem['input']!r})"
@@ -378,23 +361,6 @@ def _is_branch(part: object, value: Mapping[str, Any], path: tuple[Any, ...]) ->
         if inside or item:
             here = here[step]
     return False
-
-
-def _locate(node: yaml.Node | None, path: list[Any], name: str) -> Location:
-    """Where a key stands; the nearest existing parent where it does not."""
-    mark = node.start_mark if node else None
-    for step in path:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(step)), None)
-            if found is None:
-                break
-            mark, node = found[0].start_mark, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            mark = node.start_mark
-        else:
-            break
-    return Location(name, mark.line + 1, mark.column + 1) if mark else Location(name)
 
 
 def _known_keys(path: list[Any]) -> list[str]:

@@ -70,8 +70,8 @@ def illegal(ir: ModelIR, passes: Sequence[Pass]) -> tuple[Reason, ...]:
     twice = [name for name in set(stages) if stages.count(name) > 1 and name not in _REPEATABLE]
     if twice:
         return (Reason("pass_twice", f"{twice[0]} stands twice in the chain", "keep one of them"),)
-    if (made := outside(passes)) is not None and (refused := _refused(passes, made)) is not None:
-        return (refused,)
+    if (reason := refused(passes)) is not None:
+        return (reason,)
     for one in passes:
         reasons = one.illegal(ir)
         if reasons:
@@ -85,8 +85,10 @@ def outside(passes: Sequence[Pass]) -> Pass | None:
     return next((one for one in passes if one.backend != "native"), None)
 
 
-def _refused(passes: Sequence[Pass], made: Pass) -> Reason | None:
-    """Why an outside tool cannot make its pass in this chain."""
+def refused(passes: Sequence[Pass]) -> Reason | None:
+    """Why an outside tool cannot make its pass in a chain; None where it can, or where all is native."""
+    if (made := outside(passes)) is None:
+        return None
     from passes.backends import find_backend
 
     if any(isinstance(one, Sparsify) for one in passes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from passes import graph
 from passes.base import Pass
 from passes.formats.dense import Dense
 from passes.formats.tensor import Tensor
@@ -34,7 +35,8 @@ def rewrite(ir: ModelIR, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason
     for step in chain:
         reasons += step.illegal(ir)
         ir = step.rewrite(ir)
-    return ir, tuple(reasons)
+    tool = graph.refused(chain)
+    return ir, (*reasons, *((tool,) if tool else ()))
 
 
 def with_dtype(ir: ModelIR, weights: str | None, dtype: str | None) -> ModelIR:

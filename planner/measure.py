@@ -43,14 +43,19 @@ class Trial:
 
 
 def leading(result: SearchResult, count: int = LEADING) -> list[tuple[Pass, ...]]:
-    """The chains worth trying: the chosen one, then those that lost by quality alone, least expected loss first."""
+    """The chains worth trying, all native: the chosen one, then those that lost by quality alone, least expected loss first."""
     verdicts = [result.chosen] if result.chosen else []
     verdicts += sorted(
         (v for v in result.rejected if all(reason.code in _OPEN for reason in v.reasons)),
         key=lambda v: v.quality.log_ppl_increase.value,
     )
     chains = dict.fromkeys(v.candidate.passes for v in verdicts)
-    return [chain for chain in chains if chain and not any(one.missing() or one.load_time for one in chain)][:count]
+    return [chain for chain in chains if chain and all(_tried(one) for one in chain)][:count]
+
+
+def _tried(one: Pass) -> bool:
+    """Whether the walk can make a pass, and it changes weights."""
+    return not one.missing() and not one.load_time and one.backend == "native"
 
 
 def trials(

@@ -23,6 +23,7 @@ from passes.prune.experts import ExpertPrune
 from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
 from passes.quantize.exl2_pass import QuantizeExl2
+from passes.quantize.mixed import QuantizeMixed
 from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
 from planner.bits import fewest_bits, most_bits, widths
@@ -207,7 +208,7 @@ def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None
 
 def made_by(backend: str, one: Pass) -> Pass:
     """A pass as an outside tool makes it; what only one tool makes stays with that tool."""
-    if backend == "native" or one.backend != "native" or not isinstance(one, Quantize | QuantizeExl2):
+    if backend == "native" or one.backend != "native" or not isinstance(one, Quantize | QuantizeMixed | QuantizeExl2):
         return one
     return replace(one, backend=backend)
 

@@ -85,6 +85,11 @@ def _size(size: float) -> str:
 
 
 def _step(step: Mapping[str, Any]) -> str:
+    by = step.get("backend", "native")
+    return _made(step) + ("" if by == "native" else f" by {by}")
+
+
+def _made(step: Mapping[str, Any]) -> str:
     if step["pass"] == "quantize":
         storage = step["storage"]
         group = storage.get("group_size")

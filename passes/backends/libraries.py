@@ -34,7 +34,7 @@ class Library(Backend):
         if forms is None:
             return self._reason(f"the method {one.method}", ", ".join(self.makes))
         if not isinstance(one.storage, forms):
-            return self._reason(f"{one.method} as {one.storage.label}", ", ".join(form.__name__ for form in forms))
+            return self._reason(f"{one.method} as {one.storage.label}", ", ".join(form.kind for form in forms))
         if one.assigned or one.head is not None:
             return self._reason("formats that differ by matrix", "one format for all")
         return self.refuses_format(one)

@@ -34,6 +34,7 @@ class QuantizeMixed(Pass):
     bpw: float
     method: str = "gptq"
     assigned: Assigned | None = None
+    backend: str = "native"
 
     @property
     def resolved(self) -> bool:

@@ -22,7 +22,9 @@ from passes.prune.sparse import Sparsify
 from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
 from passes.reason import DoesNotFitError, InputError, TightfitError
+from planner.search import search
 from planner.space import made_by
+from planner.spec import parse_spec
 
 
 def by(backend: str, scheme: str) -> Pass:
@@ -70,6 +72,16 @@ def test_what_a_tool_does_not_make_is_refused_with_a_way_out(backend: str, schem
     [reason] = graph.illegal(open_model("llama-3.1-8b").ir, (by(backend, scheme),))
     assert reason.code == "backend_cannot"
     assert says in reason.message and reason.remedy
+
+
+def test_a_plan_for_a_tool_holds_only_what_it_makes() -> None:
+    text = "model: llama-3.1-8b\ntarget: {gpu: rtx-4090}\nengine: vllm\nworkload: {context: 8192, concurrency: 1}\n"
+    spec = parse_spec(text + "passes: {quantize: {backend: gptqmodel, dense: false}}\n")
+    found = search(spec, open_model(spec.model).ir)
+    assert found.chosen is not None
+    [made] = [one for one in found.chosen.candidate.passes if one.name == "quantize"]
+    assert made.backend == "gptqmodel" and find_backend("gptqmodel").refuses(made) is None
+    assert any(reason.code == "backend_cannot" for verdict in found.rejected for reason in verdict.reasons)
 
 
 def test_tools_take_no_part_in_what_only_the_walk_does() -> None:

@@ -50,10 +50,10 @@ def leading(result: SearchResult, count: int = LEADING) -> list[tuple[Pass, ...]
         key=lambda v: v.quality.log_ppl_increase.value,
     )
     chains = dict.fromkeys(v.candidate.passes for v in verdicts)
-    return [chain for chain in chains if chain and all(_tried(one) for one in chain)][:count]
+    return [chain for chain in chains if chain and all(_made_here(one) for one in chain)][:count]
 
 
-def _tried(one: Pass) -> bool:
+def _made_here(one: Pass) -> bool:
     """Whether the walk can make a pass, and it changes weights."""
     return not one.missing() and not one.load_time and one.backend == "native"
 

@@ -11,6 +11,7 @@ from passes.backends.backend import Backend, Task
 from passes.base import Pass
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.quantize.quantize import Quantize
 from passes.reason import Reason
@@ -22,7 +23,7 @@ class Library(Backend):
     """A tool that is called through its Python API: `drivers/<name>.py JOB`."""
 
     #: Method → formats it is made in.
-    makes: ClassVar[Mapping[str, tuple[type, ...]]]
+    makes: ClassVar[Mapping[str, tuple[type[Format], ...]]]
     #: Finds (done, total) in a line of its log.
     pattern: ClassVar[re.Pattern[str]]
 

@@ -5,7 +5,8 @@ is the same at the same parameter set. Two things are done differently because t
 
 * Columns are independent, so several layouts (parameter sets) of one matrix are quantized in ONE pass over the rows, stacked
   along the columns: the sensitivity measurement shares Hessian, permutation, factor and every Python step.
-* The scale multiplier is searched coarse to fine on the same 97-point grid (`tests/walk/test_exl2.py` holds it to the full scan).
+* The scale multiplier is searched on the same 97-point grid coarse to fine, and from where the group before it ended
+  (`tests/walk/test_exl2.py` holds it to the full scan).
 
 Orientation: rows are inputs (`[K, N]`, K permuted by descending diag(H)), as the format stores them.
 """
@@ -121,14 +122,18 @@ def quantize(weight: torch.Tensor, factor: Factor, layouts: Sequence[Groups]) ->
     scale_index: list[list[torch.Tensor]] = [[] for _ in layouts]
     scale_max: list[list[torch.Tensor]] = [[] for _ in layouts]
     current = torch.empty(columns * count, device=weight.device)
+    found: list[Found | None] = [None] * count
 
     for first in range(0, rows, ROWS):
         begun = [(slot, *by_row[first]) for slot, by_row in enumerate(starts) if first in by_row]
-        ahead = [(work[first : first + length, _span(slot, columns)], bits) for slot, bits, length in begun]
-        for (slot, bits, _), (index, top) in zip(begun, _scales(ahead), strict=True):
-            scale_index[slot].append(index)
-            scale_max[slot].append(top)
-            current[_span(slot, columns)] = working_scale(index, top)
+        ahead = [
+            (work[first : first + length, _span(slot, columns)], bits, found[slot]) for slot, bits, length in begun
+        ]
+        for (slot, bits, _), one in zip(begun, _scales(ahead), strict=True):
+            found[slot] = one
+            scale_index[slot].append(one.index)
+            scale_max[slot].append(one.top)
+            current[_span(slot, columns)] = working_scale(one.index, one.top)
             half[_span(slot, columns)] = float(1 << (bits - 1))
         last = min(first + ROWS, rows)
         _round_rows(work, codes, decoded, factor.inverse, first, last, current, half)
@@ -149,8 +154,10 @@ def _span(slot: int, columns: int) -> slice:
     return slice(slot * columns, (slot + 1) * columns)
 
 
-def _scales(groups: Sequence[tuple[torch.Tensor, int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The searched scale of each (group, bits). On a processor groups are searched side by side, a lone one's multipliers are."""
+def _scales(groups: Sequence[tuple[torch.Tensor, int, Found | None]]) -> list[Found]:
+    """The searched scale of each (group, bits, the one before it). On a processor groups are searched side by side, a lone one's
+    multipliers are.
+    """
     if not groups or groups[0][0].device.type != "cpu":
         return [search_scale(*one) for one in groups]
     if len(groups) == 1:
@@ -193,8 +200,18 @@ def _round_rows(
         work[last:].addmm_(inverse[first:last, last:].T, errors, alpha=-1)
 
 
-def search_scale(group: torch.Tensor, bits: int, losses_of: Losses | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scale indices `[N]` (uint8, 1 … 16) and the fp16 `scale_max` of one group `[rows, N]`.
+@dataclass(frozen=True)
+class Found:
+    """The scale of one group: indices `[N]` (uint8, 1 … 16), the fp16 `scale_max`, and which step of the grid it took at how many bits."""
+
+    index: torch.Tensor
+    top: torch.Tensor
+    step: int
+    bits: int
+
+
+def search_scale(group: torch.Tensor, bits: int, before: Found | None = None, losses_of: Losses | None = None) -> Found:
+    """The scale of one group `[rows, N]`; `before`: that of the group before it in the same layout.
 
     A column's index follows from its largest weight; one multiplier for the whole group is searched over 97 values from 0.70
     to 1.20, minimising Σ|error|^3.5, which favours large weights over the mean square.
@@ -214,10 +231,15 @@ def search_scale(group: torch.Tensor, bits: int, losses_of: Losses | None = None
         losses.update(zip(fresh, look(group, scale, bits, [_GRID[step] for step in fresh]), strict=True))
         return min(losses, key=lambda step: (losses[step], step))
 
-    best = evaluate(range(0, len(_GRID), _COARSE))
+    if before is None or before.bits != bits:
+        best = evaluate(range(0, len(_GRID), _COARSE))
+    else:
+        best, last = evaluate((round(before.step / _COARSE) * _COARSE,)), -1
+        while best != last:
+            best, last = evaluate((best - _COARSE, best + _COARSE)), best
     best = evaluate((best - _COARSE // 2, best + _COARSE // 2))
     best = evaluate(range(best - _COARSE // 2 + 1, best + _COARSE // 2))
-    return index.to(torch.uint8), (top * _GRID[best]).half()
+    return Found(index.to(torch.uint8), (top * _GRID[best]).half(), best, bits)
 
 
 def working_scale(index: torch.Tensor, scale_max: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ is the one that the description predicts: name, dtype, shape, bytes. The source 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -54,8 +55,9 @@ def calm_libraries() -> None:
     """What torch and transformers read once, when they are loaded: call it before.
 
     Idle OpenMP threads sleep, not spin, while BLAS (Hessians) has threads of its own at work: seen on 2 cores, a third less CPU
-    time a block. Bars of others stay away from ours.
+    time a block. Bars of others stay away from ours. Garbage is collected again where the command line had it rest.
     """
+    gc.enable()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TQDM_DISABLE", "1")
 

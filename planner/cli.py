@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -334,6 +335,7 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] 
 
 def main() -> None:
     """Run the command line. Errors that a user can mend are one message; a defect of ours is said shortly."""
+    gc.disable()  # a plan is made in half a second; what works for minutes collects again (`passes.execute.calm_libraries`)
     try:
         app()
     except TightfitError as error:

@@ -31,7 +31,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 class Strict(BaseModel):
     """Base of every part of the spec: unknown keys are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # built once, as parts of the whole
 
 
 Positive = Annotated[float, Field(gt=0)]

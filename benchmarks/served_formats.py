@@ -30,6 +30,7 @@ from passes.execute import execute
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
+from passes.formats.format import E4M3_MAX
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
@@ -39,7 +40,6 @@ from passes.prune.depth import DepthPrune
 from passes.prune.sparse import Sparsify
 from passes.quantize.mixed import QuantizeMixed
 from passes.quantize.quantize import Quantize
-from passes.quantize.scales import E4M3_MAX
 
 QUESTIONS = (
     "What is the capital of France?", "What is the capital of Japan?", "How many days are in a week?", "What colour is the sky?",

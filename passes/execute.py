@@ -123,7 +123,7 @@ class _Run:
             self.job.work.mkdir(parents=True, exist_ok=True)
         self._check_disk()
         tool = graph.outside(self.job.passes)
-        native = self.method.needs_hessian or self.target.kv_cache.scales or unmeasured(self.job.passes)
+        native = self.method.needs_hessian or self.target.calibrated_scales or unmeasured(self.job.passes)
         calibrated = native or tool is not None
         text = self._text("calibration", self.job.calibration) if calibrated else None
         tokens = _tokens(text) if text is not None else _no_tokens()

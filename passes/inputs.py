@@ -19,14 +19,17 @@ _BLOCK = 384
 
 
 class Inputs:
-    """Accumulates over batches of inputs `[…, K]`. `magnitudes`: whether `mean` and `peak` are wanted besides H."""
+    """Accumulates over batches of inputs `[…, K]`: `products`: H; `magnitudes`: `mean` and `peak`."""
 
-    def __init__(self, in_features: int, device: torch.device, *, magnitudes: bool = False) -> None:
+    def __init__(
+        self, in_features: int, device: torch.device, *, products: bool = True, magnitudes: bool = False
+    ) -> None:
         import torch
 
         self.tokens = 0
         self._magnitudes = magnitudes
-        self._sum = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
+        width = in_features if products else 0
+        self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
         self._absolute = torch.zeros(in_features, dtype=torch.float32, device=device)
         self._peak = torch.zeros(in_features, dtype=torch.float32, device=device)
 
@@ -36,7 +39,7 @@ class Inputs:
 
         x_TK = inputs.reshape(-1, inputs.shape[-1]).float()
         self.tokens += x_TK.shape[0]
-        for start in range(0, x_TK.shape[1], _BLOCK):
+        for start in range(0, len(self._sum), _BLOCK):
             rows = slice(start, start + _BLOCK)
             self._sum[rows, start:].addmm_(x_TK[:, rows].T, x_TK[:, start:])
         if self._magnitudes and len(x_TK):

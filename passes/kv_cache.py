@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Pass
+from passes.formats.format import E4M3_MAX
 from passes.formats.tensor import Tensor
 from passes.ir.model import Block, KVCache, ModelIR, Role
 from passes.ir.state import ChunkedKV, FullKV, SlidingKV
-from passes.quantize.scales import E4M3_MAX
 from passes.reason import Reason
 
 if TYPE_CHECKING:

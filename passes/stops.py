@@ -26,7 +26,7 @@ Store = Callable[[Sequence[Linear], "Inputs | None"], Mapping[str, "torch.Tensor
 class Stops:
     """One pass of all batches through one block. `groups`: matrices stored together, because they read one input.
 
-    `observe`: whether inputs are looked at; `magnitudes`: how large they get, besides their Hessian.
+    What is looked at of their inputs: `products`: the Hessian; `magnitudes`: how large they get.
     """
 
     decoder: Decoder
@@ -34,8 +34,8 @@ class Stops:
     index: int
     cache: CacheMaxima | None
     groups: Sequence[Sequence[Linear]]
-    observe: bool
-    magnitudes: bool = False
+    products: bool
+    magnitudes: bool
     _finished: set[int] = field(default_factory=set)
     _inputs: dict[int, Inputs] = field(default_factory=dict)
 
@@ -88,9 +88,11 @@ class Stops:
         def pause(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             if number in self._finished:
                 return
-            if self.observe:
+            if self.products or self.magnitudes:
                 if number not in self._inputs:
-                    self._inputs[number] = Inputs(args[0].shape[-1], self.decoder.device, magnitudes=self.magnitudes)
+                    self._inputs[number] = Inputs(
+                        args[0].shape[-1], self.decoder.device, products=self.products, magnitudes=self.magnitudes
+                    )
                 self._inputs[number].add(args[0])
             scheduler.switch(number)
 

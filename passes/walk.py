@@ -84,7 +84,7 @@ class Walk:
 
     @property
     def _calibrated(self) -> bool:
-        return self.method.needs_hessian or self.target.kv_cache.scales
+        return self.method.needs_hessian or self.target.calibrated_scales
 
     def _batches(self) -> Iterator[torch.Tensor]:
         import torch
@@ -107,8 +107,8 @@ class Walk:
             with decoder.block(index, weights) as layer:
                 if self.method.smoothing is not None:
                     work.folds = self._folds(decoder, layer, index, todo)
-                smooth = self.method.smoothing is not None
-                stops = Stops(decoder, layer, index, cache, todo, self.method.needs_hessian, smooth)
+                sizes = self.method.smoothing is not None or any(lin.storage.static_inputs for lin in after.linears)
+                stops = Stops(decoder, layer, index, cache, todo, self.method.needs_hessian, sizes)
                 stops.run(hidden, work.store)
         stored = _kept(before, after, prefix, weights) | work.stored
         work.fold(stored)
@@ -175,17 +175,23 @@ class BlockWork:
         self._unseen: list[str] = []
         self._done: dict[str, tuple[Linear, Stored]] = {}
         self._taken: list[tuple[Fold, torch.Tensor]] = []
+        self._peaks: dict[Role, float] = {}
 
     def store(self, group: Sequence[Linear], inputs: Inputs | None) -> dict[str, torch.Tensor]:
         """Store a group that reads one input; returns the decoded weights by relative name."""
         matrices = [_matrix(linear, self.weights, self.prefix, self.device) for linear in group]
-        hessian = inputs.hessian(matrices[0].name) if inputs is not None else None
-        if hessian is None and self.method.needs_hessian:
+        looks = self.method.needs_hessian
+        hessian = inputs.hessian(matrices[0].name) if inputs is not None and looks else None
+        static = any(linear.storage.static_inputs for linear in group)
+        if inputs is None and (looks or static):
             self._unseen += [linear.name for linear in group]
         scale = self._smoothed(matrices, inputs, hessian)
         if scale is not None and hessian is not None:
             matrices = [replace(matrix, weight=matrix.weight * scale) for matrix in matrices]
             hessian = hessian / scale / scale[:, None]
+        if static:
+            peak = self._input_peak(group[0].role, inputs, scale)
+            matrices = [replace(matrix, input_peak=peak) for matrix in matrices]
         decoded = {}
         for linear, done in zip(group, self.method.store(matrices, hessian, self.dtype), strict=True):
             self.stored.update(done.tensors)
@@ -193,6 +199,14 @@ class BlockWork:
             self._done[linear.name] = (linear, done)
             decoded[linear.name] = done.decoded if scale is None else done.decoded / scale
         return decoded
+
+    def _input_peak(self, role: Role, inputs: Inputs | None, scale: torch.Tensor | None) -> float:
+        """The largest input seen, as smoothed; of an expert that no token reached, that of the block's others (1, were there none)."""
+        if inputs is None:
+            return self._peaks.get(role, 1.0)
+        peak = float((inputs.peak if scale is None else inputs.peak / scale).max())
+        self._peaks[role] = max(peak, self._peaks.get(role, 0.0))
+        return peak
 
     def _smoothed(
         self, matrices: Sequence[Matrix], inputs: Inputs | None, hessian: torch.Tensor | None

@@ -109,7 +109,7 @@ def _tokens(spec: Spec, target: ModelIR, passes: Sequence[Pass]) -> int:
     calibrated = (
         any(str(getattr(one, "method", "")) not in ("", "rtn") or one.backend != "native" for one in passes)
         or any(not one.resolved for one in passes)
-        or target.kv_cache.scales
+        or target.calibrated_scales
     )
     return spec.calibration.samples * spec.calibration.length if calibrated else 0
 

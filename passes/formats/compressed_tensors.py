@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from passes.formats.format import Format, Grid, Quantized
+from passes.formats.format import E4M3_MAX, Format, Grid, Quantized
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor
 from passes.reason import Reason
@@ -114,15 +114,24 @@ class PackQuantized(Format):
 
 @dataclass(frozen=True, slots=True)
 class IntQuantized(Format):
-    """W8A8: int8 weights with a scale an output channel; activations are quantized by the engine, per token (dynamic)."""
+    """W8A8: int8 weights with a scale an output channel. The engine quantizes activations: per token by their own extremes, or,
+
+    `static`, all by one stored scale.
+    """
 
     kind: ClassVar[str] = "int-quantized"
     dtype: str = "BF16"
+    static: bool = False
 
     @property
     def label(self) -> str:
-        """`w8a8`."""
-        return "w8a8"
+        """`w8a8`, `w8a8-static`."""
+        return "w8a8-static" if self.static else "w8a8"
+
+    @property
+    def static_inputs(self) -> bool:
+        """As the field says."""
+        return self.static
 
     @property
     def grid(self) -> Grid:
@@ -134,33 +143,39 @@ class IntQuantized(Format):
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """Codes and channel scales."""
+        """Codes, channel scales, and the scale of the inputs when static."""
         return (
             Tensor(f"{name}.weight", "I8", (out_features, in_features)),
             Tensor(f"{name}.weight_scale", self.dtype, (out_features, 1)),
+            *_input_scale(name, self),
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
         """Codes as int8."""
         import torch
 
-        return {
+        stored = {
             f"{name}.weight": quantized.codes.to(torch.int8).contiguous(),
             f"{name}.weight_scale": quantized.scale.to(_torch_dtype(self.dtype)).contiguous(),
         }
+        if self.static:
+            stored[f"{name}.input_scale"] = quantized.input_scale(name, self.grid.bounds[1])
+        return stored
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Codes times scale."""
         return (tensors[f"{name}.weight"].float() * tensors[f"{name}.weight_scale"].float()).to(dtype)
 
     def scheme(self) -> dict[str, Any]:
-        """Static channel weights, dynamic token activations."""
-        return _scheme(8, "int", True, -1, activations=True)
+        """Static channel weights; activations dynamic by token, or static by tensor."""
+        return _scheme(8, "int", True, -1, activations="tensor" if self.static else "token")
 
 
 @dataclass(frozen=True, slots=True)
 class FloatQuantized(Format):
-    """FP8 (e4m3) weights. `group_size` −1: a scale a channel; 0: one a matrix; `block` (rows, columns) for block scales.
+    """FP8 (e4m3) weights. `group_size` −1: a scale a channel; 0: one a matrix; `block` (rows, columns) for block scales. `static`:
+
+    all activations are quantized by one stored scale (not with blocks), not each token by its own extremes.
 
     Block scales are stored `weight_scale_inv`-like in other families; compressed-tensors calls them `weight_scale` too.
     """
@@ -169,25 +184,31 @@ class FloatQuantized(Format):
     group_size: int = -1
     block: tuple[int, int] | None = None
     dtype: str = "BF16"
+    static: bool = False
 
     @property
     def label(self) -> str:
-        """`fp8` (channel), `fp8-tensor`, `fp8-block`."""
+        """`fp8` (channel), `fp8-tensor`, `fp8-block`, `fp8-static`, `fp8-tensor-static`."""
         if self.block:
             return "fp8-block"
-        return "fp8" if self.group_size < 0 else "fp8-tensor"
+        return ("fp8" if self.group_size < 0 else "fp8-tensor") + ("-static" if self.static else "")
+
+    @property
+    def static_inputs(self) -> bool:
+        """As the field says."""
+        return self.static
 
     @property
     def grid(self) -> Grid:
         """e4m3 values; block scales are searched per row of blocks like groups."""
-        return Grid(8, self.group_size, True, "float")
+        return Grid(8, self.group_size, kind="e4m3")
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """Every shape is legal; the last block may be short."""
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """Values and scales."""
+        """Values, scales, and the scale of the inputs when static."""
         if self.block:
             scale = (_ceil(out_features, self.block[0]), _ceil(in_features, self.block[1]))
         else:
@@ -195,6 +216,7 @@ class FloatQuantized(Format):
         return (
             Tensor(f"{name}.weight", "F8_E4M3", (out_features, in_features)),
             Tensor(f"{name}.weight_scale", self.dtype, scale),
+            *_input_scale(name, self),
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
@@ -202,12 +224,15 @@ class FloatQuantized(Format):
         import torch
 
         scale = quantized.scale.to(_torch_dtype(self.dtype))
-        return {
+        stored = {
             f"{name}.weight": quantized.codes.to(torch.float8_e4m3fn).contiguous(),
             f"{name}.weight_scale": (
                 scale.reshape(1) if self.group_size == 0 and not self.block else scale
             ).contiguous(),
         }
+        if self.static:
+            stored[f"{name}.input_scale"] = quantized.input_scale(name, E4M3_MAX)
+        return stored
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Values times scale."""
@@ -218,15 +243,20 @@ class FloatQuantized(Format):
         return (values * scale).to(dtype)
 
     def scheme(self) -> dict[str, Any]:
-        """Static weights, dynamic activations (per token; per 128 inputs with block scales)."""
-        out = _scheme(8, "float", True, self.group_size, activations=True)
+        """Static weights; activations dynamic (per token; per 128 inputs with block scales), or static by tensor."""
+        out = _scheme(8, "float", True, self.group_size, activations="tensor" if self.static else "token")
         if self.block:
             out["weights"] |= {"strategy": "block", "block_structure": list(self.block), "group_size": None}
             out["input_activations"] |= {"strategy": "group", "group_size": self.block[1]}
         return out
 
 
-def _scheme(bits: int, kind: str, symmetric: bool, group_size: int, *, activations: bool = False) -> dict[str, Any]:
+def _input_scale(name: str, form: IntQuantized | FloatQuantized) -> tuple[Tensor, ...]:
+    return (Tensor(f"{name}.input_scale", "F32", (1,)),) if form.static else ()
+
+
+def _scheme(bits: int, kind: str, symmetric: bool, group_size: int, *, activations: str | None = None) -> dict[str, Any]:
+    """Arguments of a config group. `activations`: how finely they are quantized (`token`: dynamic, `tensor`: static), if at all."""
     common = {
         "num_bits": bits,
         "type": kind,
@@ -241,9 +271,10 @@ def _scheme(bits: int, kind: str, symmetric: bool, group_size: int, *, activatio
         "dynamic": False,
         "observer": "minmax",
     }
-    inputs = (
-        common | {"strategy": "token", "group_size": None, "dynamic": True, "observer": None} if activations else None
-    )
+    dynamic = activations == "token"
+    inputs = activations and common | {
+        "strategy": activations, "group_size": None, "dynamic": dynamic, "observer": None if dynamic else "minmax",
+    }  # fmt: skip
     return {"weights": weights, "input_activations": inputs, "output_activations": None}
 
 

@@ -14,10 +14,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.formats.tensor import Tensor
-from passes.reason import Reason
+from passes.reason import Reason, TightfitError
 
 if TYPE_CHECKING:
     import torch
+
+
+#: Largest values of float8 e4m3fn (OCP 8-bit floating point specification 1.0, table 1) and of e2m1 (OCP Microscaling 1.0, table 5).
+E4M3_MAX, E2M1_MAX = 448.0, 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class Grid:
     """The set of values an algorithm may round to, independent of how they are stored.
 
     `group_size`: consecutive inputs that share a scale; -1 = the whole row (per output channel), 0 = the whole matrix.
-    `kind`: "int" (uniform integers) or "float" (e4m3 values). Symmetric integers are signed, -2^(b-1) … 2^(b-1)-1.
+    `kind`: "int" (uniform integers), "e4m3" or "e2m1" (floats of 8 and 4 bits). Symmetric integers are signed, -2^(b-1) … 2^(b-1)-1.
     """
 
     bits: int
@@ -33,12 +37,22 @@ class Grid:
     symmetric: bool = True
     kind: str = "int"
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest code."""
+        if self.kind != "int":
+            most = E4M3_MAX if self.kind == "e4m3" else E2M1_MAX
+            return -most, most
+        if self.symmetric:
+            return -(2.0 ** (self.bits - 1)), 2.0 ** (self.bits - 1) - 1
+        return 0.0, 2.0**self.bits - 1
+
 
 @dataclass(frozen=True)
 class Quantized:
     """What an algorithm hands to a format, for one matrix `[N, K]` with G groups a row.
 
-    `codes`: integers `[N, K]` (signed when symmetric, else unsigned), or e4m3 values for a float grid.
+    `codes`: integers `[N, K]` (signed when symmetric, else unsigned), or the values of a float grid.
     `scale`: `[N, G]`; `zero_point`: integers `[N, G]` in the range of `codes`, None when symmetric.
     `group_of_input`: `[K]`, the group of each input when it is not `i // group_size` (activation order), else None.
     """
@@ -49,8 +63,16 @@ class Quantized:
     group_of_input: torch.Tensor | None = None
     global_scale: torch.Tensor | None = None
     """fp32 `[1]`: what two-level scales (NVFP4) are multiplied by before they are stored; `scale` is already divided by it."""
-    input_scale: torch.Tensor | None = None
-    """`[1]`: the calibrated scale of the matrix's inputs, where the format stores one."""
+    input_peak: float | None = None
+    """The largest magnitude of the matrix's inputs in calibration, where the format stores a scale of them."""
+
+    def input_scale(self, name: str, top: float) -> torch.Tensor:
+        """fp32 `[1]`: the scale at which the largest input seen becomes `top`. Raises TightfitError where none was looked at."""
+        import torch
+
+        if self.input_peak is None:
+            raise TightfitError(f"{name}: nothing is known of its inputs", remedy="this is a defect of tightfit")
+        return torch.tensor([max(self.input_peak, 1e-6) / top])
 
 
 class Format(ABC):
@@ -94,6 +116,11 @@ class Format(ABC):
     def grid(self) -> Grid | None:
         """What an algorithm must round to; None where the format stores plain numbers."""
         return None
+
+    @property
+    def static_inputs(self) -> bool:
+        """Whether a scale of the matrix's inputs is stored with it, so that calibration must have seen them."""
+        return False
 
     @abstractmethod
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:

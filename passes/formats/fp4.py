@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from passes.formats.format import Format, Quantized
+from passes.formats.format import E2M1_MAX, E4M3_MAX, Format, Grid, Quantized
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor
 from passes.reason import Reason, TightfitError
@@ -35,6 +35,16 @@ class Nvfp4(Format):
         """`nvfp4`, `nvfp4a16` for weight-only."""
         return "nvfp4" if self.activations else "nvfp4a16"
 
+    @property
+    def grid(self) -> Grid:
+        """e2m1 in groups of 16."""
+        return Grid(4, self.group_size, kind="e2m1")
+
+    @property
+    def static_inputs(self) -> bool:
+        """Inputs have a global scale where they are quantized."""
+        return self.activations
+
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """16 must divide K."""
         return group_size_reason(self.group_size, in_features)
@@ -53,15 +63,15 @@ class Nvfp4(Format):
         import torch
         from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
 
-        if quantized.global_scale is None or (self.activations and quantized.input_scale is None):
-            raise TightfitError(f"{name}: NVFP4 needs global scales", remedy="quantize with calibration")
+        if quantized.global_scale is None:
+            raise TightfitError(f"{name}: NVFP4 needs a global scale", remedy="this is a defect of tightfit")
         stored = {
             f"{name}.weight_packed": pack_fp4_to_uint8(quantized.codes.float()),
             f"{name}.weight_scale": (quantized.scale * quantized.global_scale).to(torch.float8_e4m3fn).contiguous(),
-            f"{name}.weight_global_scale": quantized.global_scale.float().reshape(1),
+            f"{name}.weight_global_scale": quantized.global_scale.float().reshape(1).clone(),
         }
-        if self.activations and quantized.input_scale is not None:
-            stored[f"{name}.input_global_scale"] = quantized.input_scale.float().reshape(1)
+        if self.activations:
+            stored[f"{name}.input_global_scale"] = 1 / quantized.input_scale(name, E4M3_MAX * E2M1_MAX)
         return stored
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
@@ -87,6 +97,11 @@ class Mxfp4(Format):
     def label(self) -> str:
         """`mxfp4`."""
         return "mxfp4"
+
+    @property
+    def grid(self) -> Grid:
+        """e2m1 in groups of 32."""
+        return Grid(4, self.group_size, kind="e2m1")
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """32 must divide K."""

@@ -310,6 +310,12 @@ class ModelIR:
         stacked = sum(count * block_bytes(block) for stack in self.stacks for block, count in stack.counts)
         return stacked + sum(lin.bytes for lin in self.outer) + sum(t.bytes for t in self.outer_tensors)
 
+    @property
+    def calibrated_scales(self) -> bool:
+        """Whether the checkpoint holds scales of what flows through the model: keys and values, or a matrix's inputs."""
+        blocks = (block for block, _ in self.decoder.counts)
+        return self.kv_cache.scales or any(lin.storage.static_inputs for block in blocks for lin in block.linears)
+
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor of the checkpoint, with its full name. Lazy; for the chosen plan only."""
         for linear in self.outer:

@@ -183,14 +183,17 @@ def _compressed(settings: Mapping[str, Any], ir: ModelIR) -> Format:
     weights, inputs = group["weights"], group.get("input_activations")
     kind, bits = weights.get("type", "int"), int(weights["num_bits"])
     size = {"channel": -1, "tensor": 0}.get(str(weights.get("strategy")), int(weights.get("group_size") or -1))
+    static = bool(inputs) and not inputs.get("dynamic")
     form = str(group.get("format") or settings.get("format") or "")
     if kind == "float" and bits == 4:
         return Mxfp4() if "mxfp4" in form or size == 32 else Nvfp4(bool(inputs))
     if kind == "float" and bits == 8:
         block = weights.get("block_structure") or ((128, 128) if weights.get("strategy") == "block" else None)
-        return FloatQuantized(size if not block else -1, (int(block[0]), int(block[1])) if block else None, ir.dtype)
+        if block:
+            return FloatQuantized(-1, (int(block[0]), int(block[1])), ir.dtype)
+        return FloatQuantized(size, None, ir.dtype, static)
     if kind == "int" and bits == 8 and inputs:
-        return IntQuantized(ir.dtype)
+        return IntQuantized(ir.dtype, static)
     if kind == "int" and bits in (4, 8):
         return PackQuantized(bits, size, bool(weights.get("symmetric", True)), ir.dtype)
     raise _unknown(ir, f"compressed-tensors {kind}{bits}")

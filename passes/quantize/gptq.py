@@ -275,7 +275,8 @@ def _round_columns(
         return decode_codes(code, levels)
 
     loss = _compensated(work, factor, step, rounded)
-    return codes, Levels(scale.T.contiguous(), None if zero is None else zero.T.contiguous()), loss
+    total = None if fixed is None else fixed.total
+    return codes, Levels(scale.T.contiguous(), None if zero is None else zero.T.contiguous(), total), loss
 
 
 def _set_levels(

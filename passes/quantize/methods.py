@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from passes.formats.dense import Dense
@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix to be stored: its full name, its description with the format to be, its weight `[N, K]` in fp32."""
+    """One matrix to be stored: its full name, its description with the format to be, its weight `[N, K]` in fp32.
+
+    `input_peak`: the largest magnitude of its inputs in calibration, where its format stores a scale of them.
+    """
 
     name: str
     linear: Linear
     weight: torch.Tensor
+    input_peak: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class RoundToNearest(_Storing):
 
 @dataclass(frozen=True)
 class Gptq(_Storing):
-    """GPTQ on integer grids; on float grids (fp8), whose spacing follows the weights, round to nearest.
+    """GPTQ on integers and 4-bit floats; on e4m3, whose spacing follows the weights, round to nearest.
 
     `mask`: zeros chosen in the same pass over the columns.
     """
@@ -116,7 +120,7 @@ class Gptq(_Storing):
         mask = self.mask if all(matrix.linear.quantizable for matrix in group) else None
 
         def codes(weight: torch.Tensor, form: Format, scale: torch.dtype, where: str) -> tuple[Quantized, float]:
-            if hessian is not None and form.grid is not None and form.grid.kind == "int":
+            if hessian is not None and form.grid is not None and form.grid.kind != "e4m3":
                 order = "full" if getattr(form, "desc_act", False) else self.options.order
                 options = GptqOptions(order, self.options.damping, self.options.search)
                 return gptq(weight, hessian, form.grid, scale, options, where, mask)
@@ -246,8 +250,9 @@ def _store_on_grid(
         quantized, loss = codes(weight, form, scale_dtype(stack[0].linear), where)
         parts = _split_rows(quantized, [matrix.weight.shape[0] for matrix in stack])
         for matrix, part in zip(stack, parts, strict=True):
-            tensors = form.encode(matrix.name, part)
-            done[matrix.name] = Stored(tensors, form.decode(matrix.name, tensors, dtype), loss / len(stack), part)
+            whole = replace(part, input_peak=matrix.input_peak)
+            tensors = form.encode(matrix.name, whole)
+            done[matrix.name] = Stored(tensors, form.decode(matrix.name, tensors, dtype), loss / len(stack), whole)
     return [done[matrix.name] for matrix in group]
 
 
@@ -269,14 +274,20 @@ def _split_rows(quantized: Quantized, rows: Sequence[int]) -> list[Quantized]:
         return [quantized]
     codes, scales = torch.split(quantized.codes, list(rows)), torch.split(quantized.scale, list(rows))
     zeros = [None] * len(rows) if quantized.zero_point is None else list(torch.split(quantized.zero_point, list(rows)))
-    return [Quantized(c, s, z, quantized.group_of_input) for c, s, z in zip(codes, scales, zeros, strict=True)]
+    return [
+        replace(quantized, codes=code, scale=scale, zero_point=zero)
+        for code, scale, zero in zip(codes, scales, zeros, strict=True)
+    ]
 
 
 def scale_dtype(linear: Linear) -> torch.dtype:
-    """The dtype in which a format stores the scales of a matrix; of plain numbers, their own."""
+    """The dtype in which a format stores the scales of a matrix; of plain numbers, their own. U8 holds exponents (MXFP4)."""
     import torch
 
+    dtypes = {
+        "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn, "U8": torch.float8_e8m0fnu,
+    }  # fmt: skip
     for tensor in linear.storage.tensors("x", linear.out_features, linear.in_features):
         if tensor.name.endswith(("scale", "scales")) or isinstance(linear.storage, Dense):
-            return {"BF16": torch.bfloat16, "F16": torch.float16}.get(tensor.dtype, torch.float32)
+            return dtypes.get(tensor.dtype, torch.float32)
     return torch.float32

@@ -33,12 +33,12 @@ def nearest_codes(weight: torch.Tensor, levels: Levels, grid: Grid) -> torch.Ten
 def as_quantized(
     codes: torch.Tensor, levels: Levels, grid: Grid, group_of_input: torch.Tensor | None = None
 ) -> Quantized:
-    """What a format takes: integer codes as int32, e4m3 codes as float8."""
+    """What a format takes: integer codes as int32, e4m3 codes as float8, e2m1 codes as they are."""
     import torch
 
-    dtype = torch.float8_e4m3fn if grid.kind == "float" else torch.int32
+    dtype = {"int": torch.int32, "e4m3": torch.float8_e4m3fn, "e2m1": torch.float32}[grid.kind]
     zero = None if levels.zero is None else levels.zero.to(torch.int32)
-    return Quantized(codes.to(dtype), levels.scale, zero, group_of_input)
+    return Quantized(codes.to(dtype), levels.scale, zero, group_of_input, levels.total)
 
 
 def round_blocks_to_nearest(

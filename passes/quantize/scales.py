@@ -1,4 +1,4 @@
-"""Scales and zero points of an integer or e4m3 grid: from the extremes, or by a search for the least weighted error.
+"""Scales and zero points of an integer or float grid: from the extremes, or by a search for the least weighted error.
 
 Shapes: a group's weights are `[N, G, g]` (N rows, G groups of g inputs), scales `[N, G]`. Everything in fp32; the scale is
 rounded to the dtype it will be stored in *before* any weight is rounded with it, so that codes are chosen for the scale
@@ -10,21 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from passes.formats.format import Grid
+from passes.formats.format import E4M3_MAX, Grid
 
 if TYPE_CHECKING:
     import torch
 
-#: Largest finite value of float8 e4m3fn (OCP 8-bit floating point specification 1.0, table 1).
-E4M3_MAX = 448.0
-
 
 @dataclass(frozen=True)
 class Levels:
-    """Scale and zero point of every group: `scale` `[N, G]` fp32; `zero` `[N, G]` fp32 integers, None when symmetric."""
+    """Scale and zero point of every group: `scale` `[N, G]` fp32; `zero` `[N, G]` fp32 integers, None when symmetric.
+
+    `total`: fp32 `[1]`, what the scales are multiplied by before they are stored, where they have two levels (NVFP4).
+    """
 
     scale: torch.Tensor
     zero: torch.Tensor | None
+    total: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,6 @@ class ScaleSearch:
 FULL_RANGE = ScaleSearch()
 
 
-def bounds(grid: Grid) -> tuple[float, float]:
-    """Least and greatest code of a grid."""
-    if grid.kind == "float":
-        return -E4M3_MAX, E4M3_MAX
-    if grid.symmetric:
-        return -(2.0 ** (grid.bits - 1)), 2.0 ** (grid.bits - 1) - 1
-    return 0.0, 2.0**grid.bits - 1
-
-
 def grouped(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     """`[N, K]` as `[N, G, g]`; the whole row is one group for -1. K must be a multiple of the group size."""
     rows, columns = weight.shape
@@ -60,16 +52,27 @@ def grouped(weight: torch.Tensor, group_size: int) -> torch.Tensor:
 
 
 def round_codes(values: torch.Tensor, levels: Levels, grid: Grid) -> torch.Tensor:
-    """The codes (fp32 integers, or e4m3 values) of `values`, whose last axis is broadcast against the levels."""
-    low, high = bounds(grid)
+    """The codes (fp32 integers, or a float grid's values) of `values`, whose last axis is broadcast against the levels."""
+    low, high = grid.bounds
     scaled = values / levels.scale
-    if grid.kind == "float":
+    if grid.kind == "e4m3":
         import torch
 
         return scaled.clamp(low, high).to(torch.float8_e4m3fn).float()
+    if grid.kind == "e2m1":
+        return _to_e2m1(scaled.clamp(low, high))
     if levels.zero is not None:
         scaled = scaled + levels.zero
     return scaled.round().clamp(low, high)
+
+
+def _to_e2m1(values: torch.Tensor) -> torch.Tensor:
+    """The nearest of 0, ½, 1, 1½, 2, 3, 4, 6 and their negatives; ties to the even code."""
+    import torch
+
+    size = values.abs()
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+    return (values / step).round_().mul_(step)
 
 
 def decode_codes(codes: torch.Tensor, levels: Levels) -> torch.Tensor:
@@ -107,6 +110,7 @@ def find_levels(
         best = Levels(
             levels.scale.where(better, best.scale),
             None if best.zero is None or levels.zero is None else levels.zero.where(better, best.zero),
+            best.total,
         )
     return best
 
@@ -124,21 +128,29 @@ def _range_levels(groups: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, fa
     """Levels that spread the grid over `factor` times each group's range."""
     import torch
 
-    low, high = bounds(grid)
-    if grid.symmetric or grid.kind == "float":
+    low, high = grid.bounds
+    if grid.symmetric:
         # (high - low) / 2 levels on each side: 7.5 for 4 bits, as compressed-tensors' minmax observer has it.
-        scale = groups.abs().amax(-1) * (factor * 2 / (high - low))
-        return Levels(_storable(scale, scale_dtype), None)
+        full = groups.abs().amax(-1) * (2 / (high - low))
+        total = None
+        if scale_dtype == torch.float8_e4m3fn:
+            # Two levels: the largest group's full range gets the largest e4m3 value.
+            total = (E4M3_MAX / full.max().clamp(min=torch.finfo(torch.float32).tiny)).reshape(1)
+        return Levels(_storable(full * factor, scale_dtype, total), None, total)
     top = groups.amax(-1).clamp(min=0) * factor
     bottom = groups.amin(-1).clamp(max=0) * factor
     scale = _storable((top - bottom) / (high - low), scale_dtype)
     return Levels(scale, torch.round(-bottom / scale).clamp(low, high))
 
 
-def _storable(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rounded to the stored dtype; a group of zeros gets scale 1, never 0."""
-    rounded = scale.to(dtype).float()
-    return rounded.where(rounded > 0, rounded.new_ones(()))
+def _storable(scale: torch.Tensor, dtype: torch.dtype, total: torch.Tensor | None = None) -> torch.Tensor:
+    """Rounded to the stored dtype (times `total`, where there is one); where that is 0, as in a group of zeros, 1 is stored."""
+    import torch
+
+    stored = scale if total is None else scale * total
+    stored = torch.where(stored > 0, stored, 1.0).to(dtype).float()
+    stored = torch.where(stored > 0, stored, 1.0)
+    return stored if total is None else stored / total
 
 
 def _error(groups: torch.Tensor, levels: Levels, grid: Grid, norm: float, weights: torch.Tensor | None) -> torch.Tensor:

@@ -21,7 +21,7 @@ from passes.reason import InputError, unknown_name
 
 #: What `optimize` lists, one example a kind.
 EXAMPLES = (
-    "bf16", "fp16", "fp32", "fp8", "fp8-block", "w8a8", "w4a16-g128", "w8a16-channel", "gptq-4-g128", "gptq-8-g128",
+    "bf16", "fp16", "fp32", "fp8", "fp8-static", "fp8-block", "w8a8", "w8a8-static", "w8a8-smoothquant", "w4a16-g128", "w8a16-channel", "gptq-4-g128", "gptq-8-g128",
     "awq-4-g128", "rtn-4-g128", "rtn-3-channel",
     "mixed-5.0-g64", "exl2-4.65", "exl3-3.5", "nf4", "int8-bnb", "fp8-online", "nvfp4", "nvfp4a16", "mxfp4",
     "autoround-4-g128",
@@ -43,11 +43,13 @@ def _mixed_options(group_size: int, activations: bool) -> tuple[Format, ...]:
 
 _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
     (r"bf16|fp16|fp32", lambda m: None),
-    (r"fp8", lambda m: Quantize("rtn", FloatQuantized(-1))),
-    (r"fp8-tensor", lambda m: Quantize("rtn", FloatQuantized(0))),
+    (r"fp8(-static)?", lambda m: Quantize("rtn", FloatQuantized(-1, static=bool(m[1])))),
+    (r"fp8-tensor(-static)?", lambda m: Quantize("rtn", FloatQuantized(0, static=bool(m[1])))),
     (r"fp8-block", lambda m: Quantize("rtn", FloatQuantized(-1, (128, 128)))),
-    (r"w8a8", lambda m: Quantize("gptq", IntQuantized())),
-    (r"w8a8-smoothquant", lambda m: Quantize("smoothquant", IntQuantized())),
+    (
+        r"w8a8(-static)?(-smoothquant)?",
+        lambda m: Quantize("smoothquant" if m[2] else "gptq", IntQuantized(static=bool(m[1]))),
+    ),
     (
         r"w([48])a16-(g\d+|channel)(-asym)?",
         lambda m: Quantize("gptq", PackQuantized(int(m[1]), _group(m[2]), m[3] is None)),

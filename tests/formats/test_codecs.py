@@ -25,7 +25,8 @@ FORMATS: list[Format] = [
       for version in (1, 2)),
     *(PackQuantized(bits, size, symmetric, dtype) for bits in (4, 8) for size in (-1, 32, 64) for symmetric in (True, False)
       for dtype in ("BF16", "F16")),
-    Awq(32), Awq(64), Awq(32, symmetric=True), IntQuantized(), FloatQuantized(), FloatQuantized(0), FloatQuantized(-1, (128, 128)),
+    Awq(32), Awq(64), Awq(32, symmetric=True), IntQuantized(), IntQuantized(static=True), FloatQuantized(), FloatQuantized(0),
+    FloatQuantized(static=True), FloatQuantized(-1, (128, 128)),
     Nvfp4(), Nvfp4(activations=False), Mxfp4(),
 ]  # fmt: skip
 
@@ -50,18 +51,19 @@ def _quantized(form: Format, rows: int, columns: int, seed: int) -> Quantized:
             return Quantized(codes, torch.exp2(torch.randint(-20, 5, (rows, groups), generator=g).float()))
         levels = torch.randint(1, 448, (rows, groups), generator=g).float().to(torch.float8_e4m3fn).float()
         total = torch.tensor([64.0])
-        return Quantized(codes, levels / total, global_scale=total, input_scale=torch.tensor([3.5]))
+        return Quantized(codes, levels / total, global_scale=total, input_peak=3.5)
     if isinstance(form, FloatQuantized):
         codes = torch.randn(rows, columns, generator=g).mul(60).to(torch.float8_e4m3fn)
         if form.block:
             scale = torch.rand(-(-rows // 128), -(-columns // 128), generator=g).add(1).bfloat16().float()
         elif form.group_size == 0:
             scale = scale[:1, :1]
-        return Quantized(codes, scale)
+        return Quantized(codes, scale, input_peak=3.5)
     assert form.grid is not None
     half = 1 << (form.grid.bits - 1)
     if form.grid.symmetric:
-        return Quantized(torch.randint(-half, half, (rows, columns), generator=g, dtype=torch.int32), scale)
+        codes = torch.randint(-half, half, (rows, columns), generator=g, dtype=torch.int32)
+        return Quantized(codes, scale, input_peak=3.5)
     zero = torch.randint(1, 2 * half, (rows, groups), generator=g, dtype=torch.int32)
     return Quantized(torch.randint(0, 2 * half, (rows, columns), generator=g, dtype=torch.int32), scale, zero)
 
@@ -118,7 +120,7 @@ def test_codes_are_read_by_position(form):
     base = _quantized(form, 64, 64, 3)
     changed = base.codes.clone()
     changed[5, 37] = 1 if changed[5, 37].float() != 1 else 0
-    other = Quantized(changed, base.scale, base.zero_point, None, base.global_scale, base.input_scale)
+    other = Quantized(changed, base.scale, base.zero_point, None, base.global_scale, base.input_peak)
     decoded = [form.decode("m", form.encode("m", each), torch.float32) for each in (base, other)]
     assert (decoded[0] != decoded[1]).nonzero().tolist() == [[5, 37]]
 

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from passes import graph
 from passes.assemble import MARKER, differences
-from passes.calibration import TextSource
+from passes.calibration import TextSource, token_blocks
 from passes.checkpoint import Checkpoint
 from passes.decoded import DecodedCheckpoint
 from passes.execute import execute
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.job import Job, Outcome, Progress
@@ -108,7 +109,8 @@ def test_a_result_that_differs_is_never_published(job: Job, monkeypatch: pytest.
 @pytest.mark.parametrize(
     "storage",
     [PackQuantized(4, 64), PackQuantized(8, -1), PackQuantized(4, 32, symmetric=False), Gptq(4, 32), Gptq(8, -1), IntQuantized(),
-     FloatQuantized(), FloatQuantized(0), FloatQuantized(-1, (32, 32))],
+     IntQuantized(static=True), FloatQuantized(), FloatQuantized(0), FloatQuantized(-1, (32, 32)), FloatQuantized(static=True),
+     Nvfp4(), Nvfp4(activations=False), Mxfp4()],
     ids=lambda form: f"{form.kind}-{form.label}",
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
@@ -116,6 +118,29 @@ def test_every_format_is_written_as_described(job: Job, storage: PackQuantized, 
     outcome = execute(replace(job, passes=(Quantize(method, storage),)))
     assert differences(job.out, outcome.target) == []
     assert 0 <= outcome.measured.kl < 1
+
+
+@pytest.mark.parametrize("storage", [IntQuantized(static=True), FloatQuantized(static=True), Nvfp4()], ids=lambda form: form.label)
+def test_stored_scales_of_inputs_are_their_largest_magnitude(job: Job, storage: IntQuantized) -> None:
+    from transformers import AutoModelForCausalLM
+
+    execute(replace(job, passes=(Quantize("rtn", storage),)))
+    model, seen = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32), [0.0]
+    query = model.get_submodule("model.layers.0.self_attn.q_proj")
+    query.register_forward_pre_hook(lambda _, args: seen.append(float(args[0].abs().max())))
+    with torch.no_grad():
+        model(token_blocks(job.calibration, job.folder))
+    name = "input_global_scale" if isinstance(storage, Nvfp4) else "input_scale"
+    [stored] = Checkpoint(job.out).read([f"model.layers.0.self_attn.q_proj.{name}"]).values()
+    expected = 448 * 6 / max(seen) if isinstance(storage, Nvfp4) else max(seen) / storage.grid.bounds[1]
+    assert float(stored) == pytest.approx(expected, rel=1e-5)
+
+
+def test_matrices_that_engines_fuse_share_the_global_scale(job: Job) -> None:
+    execute(replace(job, passes=(Quantize("gptq", Nvfp4()),)))
+    for names in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")):
+        read = Checkpoint(job.out).read([f"model.layers.1.{name}.weight_global_scale" for name in names])
+        assert len({float(scale) for scale in read.values()}) == 1
 
 
 def test_transformers_computes_with_the_decoded_weights(job: Job) -> None:

@@ -134,7 +134,7 @@ def test_nan_inputs_end_in_a_clear_message() -> None:
 
 def test_block_scales_hold_the_largest_weight_of_each_block() -> None:
     weight = torch.randn(40, 70)
-    quantized = round_blocks_to_nearest(weight, (32, 32), Grid(8, -1, kind="float"), torch.float32)
+    quantized = round_blocks_to_nearest(weight, (32, 32), Grid(8, -1, kind="e4m3"), torch.float32)
     assert quantized.scale.shape == (2, 3)
     spread = quantized.scale.repeat_interleave(32, 0)[:40].repeat_interleave(32, 1)[:, :70]
     torch.testing.assert_close(quantized.codes.float() * spread, weight, rtol=0.07, atol=0.01)

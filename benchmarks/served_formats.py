@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,12 @@ CHAINS: dict[str, tuple[Pass, ...]] = {
     "w4a16-g64-asym": (Quantize("gptq", PackQuantized(4, 64, symmetric=False)),),
     "gptq-4-g64": (Quantize("gptq", Gptq(4, 64)),),
     "awq-4-g64": (Quantize("awq", Awq(64)),),
+    "gptq-4-g64, -g32 and bf16 at 5": (QuantizeMixed((Gptq(4, 64), Gptq(4, 32), Dense()), 5.0),),
     "w8a8": (Quantize("gptq", IntQuantized()),),
+    "w8a8-static smoothed": (Quantize("smoothquant", IntQuantized(static=True)),),
     "w8a8 smoothed": (Quantize("smoothquant", IntQuantized()),),
     "fp8": (Quantize("rtn", FloatQuantized()),),
+    "fp8-static": (Quantize("rtn", FloatQuantized(static=True)),),
     "mixed-5 (w4, w8a8, bf16)": (QuantizeMixed((_W4, IntQuantized(), Dense()), 5.0),),
     "2:4 + w4a16-g64": (Sparsify("sparsegpt", 0.5, "2:4"), Quantize("gptq", _W4)),
     "w4a16-g64 + fp8 KV": (Quantize("gptq", _W4), KVCachePass("fp8", True)),
@@ -84,8 +88,9 @@ def agreements(
     folder: Path,
     blocks: int | None = None,
     labels: Sequence[str] = tuple(CHAINS),
+    dtype: str = "bfloat16",
 ) -> Iterator[Agreement]:
-    """One result a format, engine started once for all. `text`: calibration text."""
+    """One result a format, engine started once for all. `text`: calibration text. `dtype`: what both compute in."""
     ir = open_model(source).ir
     prompts = _prompts(source)
     cases, expected = [], {}
@@ -96,8 +101,8 @@ def agreements(
             TextSource(PYTHON_REFERENCE, 2, 32),
         )  # fmt: skip
         outcome = execute(job)
-        expected[label] = _reference(outcome.target, ir, outcome.passes, job.out, prompts)
-        arguments: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": PROMPTS}
+        expected[label] = _reference(outcome.target, ir, outcome.passes, job.out, prompts, getattr(torch, dtype))
+        arguments: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": PROMPTS, "dtype": dtype}
         if outcome.target.kv_cache.dtype != "auto":
             arguments["kv_cache_dtype"] = outcome.target.kv_cache.dtype
         cases.append(
@@ -139,18 +144,23 @@ def _kept(ir: ModelIR, blocks: int | None) -> tuple[Pass, ...]:
 
 
 def _reference(
-    target: ModelIR, source: ModelIR, passes: Sequence[Pass], out: Path, prompts: Sequence[Sequence[int]]
+    target: ModelIR,
+    source: ModelIR,
+    passes: Sequence[Pass],
+    out: Path,
+    prompts: Sequence[Sequence[int]],
+    dtype: torch.dtype,
 ) -> list[list[int]]:
-    """transformers' greedy continuations with the decoded weights, in bfloat16 as the engine."""
+    """transformers' greedy continuations with the decoded weights."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     dense = source
     for one in passes:
         dense = one.rewrite(dense) if isinstance(one, DepthPrune) else dense
     ir = as_dense(dense, target)
-    weights = DecodedCheckpoint(Checkpoint(out), target, torch.bfloat16)
+    weights = DecodedCheckpoint(Checkpoint(out), target, dtype)
     config = CONFIG_MAPPING[ir.model_type].from_dict({k: v for k, v in ir.config.items() if k != "quantization_config"})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     names = [name for name, _ in model.named_parameters() if name in weights]
     model.load_state_dict(weights.read(names), strict=False)
     model.tie_weights()
@@ -176,8 +186,10 @@ def _compute_as_stored(model: torch.nn.Module, target: ModelIR, stored: Checkpoi
     for layer in range(len(target.decoder.layers)):
         for linear in target.decoder.block(layer).linears:
             if isinstance(linear.storage, IntQuantized | FloatQuantized):
-                rounded = _to_int8 if isinstance(linear.storage, IntQuantized) else _to_e4m3
                 name = target.decoder.layer_prefix(layer) + linear.name
+                rounded = _to_int8 if isinstance(linear.storage, IntQuantized) else _to_e4m3
+                if linear.storage.static:
+                    rounded = partial(rounded, scale=stored.read([f"{name}.input_scale"])[f"{name}.input_scale"])
                 weight = exact.read([f"{name}.weight"])[f"{name}.weight"]
                 model.get_submodule(name).forward = _product(weight, rounded)
 
@@ -188,13 +200,13 @@ def _product(
     return lambda x: torch.nn.functional.linear(rounded(x.float()), weight).to(x.dtype)
 
 
-def _to_int8(x: torch.Tensor) -> torch.Tensor:
-    scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127
-    return ((x.float() / scale).round() * scale).to(x.dtype)
+def _to_int8(x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127 if scale is None else scale
+    return ((x.float() / scale).round().clamp(-128, 127) * scale).to(x.dtype)
 
 
-def _to_e4m3(x: torch.Tensor) -> torch.Tensor:
-    return _e4m3(x, x.float().abs().amax(-1, keepdim=True).clamp(min=1e-8) / E4M3_MAX)
+def _to_e4m3(x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    return _e4m3(x, x.float().abs().amax(-1, keepdim=True).clamp(min=1e-8) / E4M3_MAX if scale is None else scale)
 
 
 def _e4m3(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -223,6 +235,7 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, default=Path.home() / ".cache/tightfit/engine-0.32.0/bin/python")
     parser.add_argument("--blocks", type=int)
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--formats", nargs="+", default=list(CHAINS), choices=list(CHAINS))
     options = parser.parse_args()
     if options.text is None:
@@ -231,7 +244,7 @@ def main() -> None:
         options.text = news_file()
     with tempfile.TemporaryDirectory() as folder:
         for each in agreements(
-            options.model, options.engine, options.text, Path(folder), options.blocks, options.formats
+            options.model, options.engine, options.text, Path(folder), options.blocks, options.formats, options.dtype
         ):
             print(
                 f"{each.label:26} {each.same():3} of {PROMPTS}, median {sorted(each.common)[len(each.common) // 2] if each.common else 0} tokens  {each.error}",

@@ -1,8 +1,9 @@
 """Experts as modules of their own, in place of a transformers module that keeps a whole bank as two 3-D parameters.
 
-The families' experts share one interface, `forward(hidden [T, D], expert indices [T, k], their weights [T, k])`, and one
-computation, `down(act(gate(x)) * up(x))`; what a family does differently between (clamps, interleaving) is in its own
-`_apply_gate`, which is called as it is. Every expert is a module here, so the walk can stop at its matrices.
+The families' experts share one interface, `forward(hidden [T, D], expert indices [T, k], their weights [T, k])` (Llama 4 has another:
+`forward(hidden [E·T, D])`, a run of all tokens for each expert, zero where a token goes elsewhere), and one computation,
+`down(act(gate(x)) * up(x))`; what a family does differently between (clamps, interleaving) is in its own `_apply_gate`, which is called
+as it is. Every expert is a module here, so the walk can stop at its matrices.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def is_bank(module: Any) -> bool:
     parameters = dict(module.named_parameters(recurse=False))
     stacked = [parameter for name, parameter in parameters.items() if name in ("up_proj", "gate_up_proj", "down_proj")]
     called = list(inspect.signature(type(module).forward).parameters)
-    return len(stacked) == 2 and all(parameter.dim() == 3 for parameter in stacked) and len(called) == 4
+    return len(stacked) == 2 and all(parameter.dim() == 3 for parameter in stacked) and len(called) in (2, 4)
 
 
 def expert_bank(original: Any, experts: Sequence[Mapping[str, Linear]], interleaved: bool) -> torch.nn.Module:
@@ -50,8 +51,18 @@ def expert_bank(original: Any, experts: Sequence[Mapping[str, Linear]], interlea
             for number, matrices in enumerate(experts):
                 self.add_module(str(number), Expert(matrices))
 
-        def forward(self, hidden: torch.Tensor, indices: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        def forward(
+            self, hidden: torch.Tensor, indices: torch.Tensor | None = None, shares: torch.Tensor | None = None
+        ) -> torch.Tensor:
             out = torch.zeros_like(hidden)
+            if indices is None or shares is None:
+                for number, (run, into) in enumerate(
+                    zip(hidden.chunk(len(experts)), out.chunk(len(experts)), strict=True)
+                ):
+                    tokens = run.abs().amax(-1).nonzero().flatten()
+                    if len(tokens):
+                        into[tokens] = self.get_submodule(str(number))(run[tokens]).to(out.dtype)
+                return out
             for number in range(len(experts)):
                 tokens, place = torch.where(indices == number)
                 if len(tokens):

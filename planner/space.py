@@ -62,10 +62,12 @@ _WIDTH_MULTIPLE = 256
 #: Engines that `auto` leaves out: no measurement of their speed is held, so they are weighed only where the spec names them.
 ON_REQUEST = ("exllamav3",)
 
-#: KV types by engine, best quality first.
+#: KV types by engine, best quality first; those that are weighed only where the spec names them.
 KV_DTYPES = {
-    "vllm": ("auto", "fp8"), "vllm-cpu": ("auto", "fp8"), "exllamav2": ("auto", "q8", "q6", "q4"), "exllamav3": ("auto", "q8", "q6", "q4"),
+    "vllm": ("auto", "fp8", "fp8_e5m2"), "vllm-cpu": ("auto", "fp8", "fp8_e5m2"),
+    "exllamav2": ("auto", "q8", "q6", "q4"), "exllamav3": ("auto", "q8", "q6", "q4"),
 }  # fmt: skip
+KV_ON_REQUEST = ("fp8_e5m2",)
 
 
 def workload_of(spec: Spec) -> Workload:
@@ -182,9 +184,8 @@ def _degrees(ir: ModelIR) -> Iterator[Pass]:
 
 def _kv_dtypes(spec: Spec, engine: str) -> tuple[str, ...]:
     asked = spec.passes.kv_cache
-    return tuple(d for d in KV_DTYPES.get(engine, ("auto",)) if asked is None or d in asked) or (
-        () if asked else ("auto",)
-    )
+    wanted = asked if asked is not None else [d for d in KV_DTYPES[engine] if d not in KV_ON_REQUEST]
+    return tuple(d for d in KV_DTYPES[engine] if d in wanted)
 
 
 def _cache(ir: ModelIR, head: tuple[Pass, ...], dtype: str) -> tuple[Pass, ...]:

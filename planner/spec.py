@@ -184,8 +184,8 @@ class PassesChoice(Strict):
     distill: DistillChoice | Literal["forbid", "allow"] = "forbid"
     """Recovery after pruning: `allow` weighs pruned chains with and without it."""
     quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
-    kv_cache: tuple[Literal["auto", "fp8", "q8", "q6", "q4"], ...] | None = None
-    """Left out: every type that an engine has."""
+    kv_cache: tuple[Literal["auto", "fp8", "fp8_e5m2", "q8", "q6", "q4"], ...] | None = None
+    """Left out: every type that an engine has, but for fp8_e5m2, which costs more quality than fp8 (e4m3) and is for cards without it."""
 
 
 class TextChoice(Strict):

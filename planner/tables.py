@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from passes import graph
+from passes.quantize.quantize import Quantize
+
 _GIB = 1 << 30
 _BAR = 50
 
@@ -91,10 +94,9 @@ def _step(step: Mapping[str, Any]) -> str:
 
 def _made(step: Mapping[str, Any]) -> str:
     if step["pass"] == "quantize":
-        storage = step["storage"]
-        group = storage.get("group_size")
-        detail = f" g{group}" if isinstance(group, int) and group > 0 else ""
-        return f"quantize {step['method']} {storage['format']} {storage.get('bits', 8)} bit{detail}"
+        [one] = graph.from_json([step])
+        assert isinstance(one, Quantize)
+        return f"quantize {one.method} {one.storage.label}"
     if step["pass"] == "prune_depth":
         return f"drop {step['count']} blocks"
     if step["pass"] == "quantize_exl2":

@@ -255,7 +255,9 @@ def _input_scale(name: str, form: IntQuantized | FloatQuantized) -> tuple[Tensor
     return (Tensor(f"{name}.input_scale", "F32", (1,)),) if form.static else ()
 
 
-def _scheme(bits: int, kind: str, symmetric: bool, group_size: int, *, activations: str | None = None) -> dict[str, Any]:
+def _scheme(
+    bits: int, kind: str, symmetric: bool, group_size: int, *, activations: str | None = None
+) -> dict[str, Any]:
     """Arguments of a config group. `activations`: how finely they are quantized (`token`: dynamic, `tensor`: static), if at all."""
     common = {
         "num_bits": bits,

@@ -17,12 +17,15 @@ from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
+from passes.formats.gptq_rules import format_of
 from passes.formats.published import Published
 from passes.ir.model import Linear, ModelIR, Role
 from passes.reason import InputError
 
 #: Says whether a module (full name) stays dense.
 Ignore = Callable[[str], bool]
+#: Says in which format a matrix (full name) is stored, if it is not left dense.
+StorageOf = Callable[[str], Format]
 
 _DROPPED = re.compile(r"\.\.\.\d+ more entries dropped")
 _LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
@@ -55,14 +58,14 @@ def quantized(ir: ModelIR) -> ModelIR:
         return replace(ir, quant_method=method)
     notes: list[str] = []
     ignore = _ignore(settings, notes)
-    storage = _storage(method, settings, ir)
+    storage = _storage_of(method, settings, ir)
     experts = _experts(settings, ir)
 
     def change(prefix: str) -> Callable[[Linear], Linear]:
         def store(linear: Linear) -> Linear:
             if experts is None:
                 return _stored(linear, storage, ignore, prefix)
-            return _stored(linear, experts if linear.copies > 1 else storage, lambda _: False, prefix)
+            return _stored(linear, (lambda _: experts) if linear.copies > 1 else storage, lambda _: False, prefix)
 
         return store
 
@@ -83,7 +86,7 @@ def _experts(settings: Mapping[str, Any], ir: ModelIR) -> Format | None:
     return Mxfp4() if ir.config.get("expert_dtype") == "fp4" else None
 
 
-def _stored(linear: Linear, storage: Format, ignore: Ignore, prefix: str) -> Linear:
+def _stored(linear: Linear, storage_of: StorageOf, ignore: Ignore, prefix: str) -> Linear:
     if not linear.quantizable or linear.role in (Role.HEAD, Role.EMBEDDING) or not isinstance(linear.storage, Dense):
         return linear
     parts = linear.stacking.parts if linear.stacking else ((linear.name, linear.out_features),)
@@ -91,6 +94,7 @@ def _stored(linear: Linear, storage: Format, ignore: Ignore, prefix: str) -> Lin
     whole = [prefix + linear.stacking.tensor] if linear.stacking else []
     if any(ignore(name) for name in (*names, *whole)):
         return linear
+    storage = storage_of(names[0])
     if any(storage.illegal(rows, linear.in_features) for _, rows in parts):
         return linear
     return replace(linear, storage=storage)
@@ -126,12 +130,21 @@ def _test(pattern: str) -> Ignore:
     return lambda name: name == pattern or name.startswith(pattern + ".") or f".{pattern}." in f".{name}."
 
 
-def _storage(method: str, settings: Mapping[str, Any], ir: ModelIR) -> Format:
-    """The format of the quantized matrices."""
+def _storage_of(method: str, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
+    """The format of each quantized matrix; most methods have one for all."""
     if method in ("gptq", "gptq_marlin", "auto-round", "autoround"):
         version = 2 if settings.get("checkpoint_format") == "gptq_v2" else 1
         bits, size = int(settings["bits"]), int(settings["group_size"])
-        return Gptq(bits, size, bool(settings.get("sym", True)), bool(settings.get("desc_act", False)), version)
+        base = Gptq(bits, size, bool(settings.get("sym", True)), bool(settings.get("desc_act", False)), version)
+        return format_of(base, settings.get("dynamic") or {})
+    if method in ("compressed-tensors", "compressed_tensors"):
+        return _by_group(settings, ir)
+    one = _storage(method, settings, ir)
+    return lambda _: one
+
+
+def _storage(method: str, settings: Mapping[str, Any], ir: ModelIR) -> Format:
+    """The one format of a method's matrices."""
     if method == "awq":
         return Awq(int(settings.get("group_size", 128)), not settings.get("zero_point", True))
     if method == "fp8":
@@ -146,8 +159,6 @@ def _storage(method: str, settings: Mapping[str, Any], ir: ModelIR) -> Format:
         return Published("nf4")
     if method == "modelopt" or method.startswith("modelopt"):
         return _modelopt(settings, ir)
-    if method in ("compressed-tensors", "compressed_tensors"):
-        return _compressed(settings, ir)
     raise _unknown(ir, f"quant_method {method!r}")
 
 
@@ -175,15 +186,22 @@ def _modelopt(settings: Mapping[str, Any], ir: ModelIR) -> Format:
     raise _unknown(ir, f"modelopt's quant_algo {algorithm!r}")
 
 
-def _compressed(settings: Mapping[str, Any], ir: ModelIR) -> Format:
+def _by_group(settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
+    """Groups that name their matrices come before those that name a class of modules (`Linear`)."""
     groups = settings.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         raise _unknown(ir, "compressed-tensors without config_groups")
-    group = next(iter(groups.values()))
+    formats = [(_compressed(group, settings, ir), group.get("targets") or ["Linear"]) for group in groups.values()]
+    named = [(_test(str(target)), form) for form, targets in formats for target in targets if target != "Linear"]
+    rest = next((form for form, targets in formats if "Linear" in targets), formats[0][0])
+    return lambda name: next((form for test, form in named if test(name)), rest)
+
+
+def _compressed(group: Mapping[str, Any], settings: Mapping[str, Any], ir: ModelIR) -> Format:
     weights, inputs = group["weights"], group.get("input_activations")
     kind, bits = weights.get("type", "int"), int(weights["num_bits"])
     size = {"channel": -1, "tensor": 0}.get(str(weights.get("strategy")), int(weights.get("group_size") or -1))
-    static = bool(inputs) and not inputs.get("dynamic")
+    static = inputs is not None and not inputs.get("dynamic")
     form = str(group.get("format") or settings.get("format") or "")
     if kind == "float" and bits == 4:
         return Mxfp4() if "mxfp4" in form or size == 32 else Nvfp4(bool(inputs))

@@ -21,10 +21,10 @@ from passes.reason import InputError, unknown_name
 
 #: What `optimize` lists, one example a kind.
 EXAMPLES = (
-    "bf16", "fp16", "fp32", "fp8", "fp8-static", "fp8-block", "w8a8", "w8a8-static", "w8a8-smoothquant", "w4a16-g128", "w8a16-channel", "gptq-4-g128", "gptq-8-g128",
-    "awq-4-g128", "rtn-4-g128", "rtn-3-channel",
-    "mixed-5.0-g64", "exl2-4.65", "exl3-3.5", "nf4", "int8-bnb", "fp8-online", "nvfp4", "nvfp4a16", "mxfp4",
-    "autoround-4-g128",
+    "bf16", "fp16", "fp32", "fp8", "fp8-static", "fp8-block", "w8a8", "w8a8-static", "w8a8-smoothquant", "w4a16-g128",
+    "w4a16-g128-asym", "w8a16-channel", "gptq-4-g128", "gptq-8-g128", "awq-4-g128", "rtn-4-g128", "rtn-3-channel",
+    "mixed-5.0-g64", "mixed-5.0-g64-w8a8", "mixed-5.0-g64-gptq", "exl2-4.65", "exl3-3.5", "nf4", "int8-bnb", "fp8-online",
+    "nvfp4", "nvfp4a16", "mxfp4", "autoround-4-g128",
 )  # fmt: skip
 
 #: Bits of the head unless the name says otherwise (`exl2-4.65-h8`): the default of both converters.
@@ -35,9 +35,11 @@ def _group(text: str) -> int:
     return -1 if text == "channel" else int(text[1:])
 
 
-def _mixed_options(group_size: int, activations: bool) -> tuple[Format, ...]:
+def _mixed_options(group_size: int, kind: str | None) -> tuple[Format, ...]:
     """4 bits, 8 bits (weights only, or with 8-bit activations where an engine has no other 8-bit kernel), plain numbers."""
-    eight: Format = IntQuantized() if activations else PackQuantized(8, -1)
+    if kind == "gptq":
+        return (Gptq(4, group_size), Gptq(8, group_size), Dense())
+    eight: Format = IntQuantized() if kind == "w8a8" else PackQuantized(8, -1)
     return (PackQuantized(4, group_size), eight, Dense())
 
 
@@ -69,8 +71,8 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
         lambda m: Quantize("autoround", Gptq(int(m[1]), _group(m[2])), backend="autoround"),
     ),
     (
-        r"mixed-(\d(?:\.\d+)?)-g(\d+)(-w8a8)?",
-        lambda m: QuantizeMixed(_mixed_options(int(m[2]), m[3] is not None), float(m[1])),
+        r"mixed-(\d(?:\.\d+)?)-g(\d+)(?:-(w8a8|gptq))?",
+        lambda m: QuantizeMixed(_mixed_options(int(m[2]), m[3]), float(m[1])),
     ),
     (r"nf4|int8-bnb|fp8-online", lambda m: QuantizeAtLoad(m[0])),
     (r"nvfp4(a16)?", lambda m: Quantize("rtn", Nvfp4(m[1] is None))),

@@ -68,6 +68,7 @@ class Vllm(Engine):
                 Reason("vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card")
             )
         reasons += self._cache_reasons(ir, gpu)
+        reasons += _expert_reasons(ir)
         reasons += _parallel_reasons(ir, settings.parallel)
         if settings.block_size is not None and settings.block_size % _BLOCK:
             message = (
@@ -119,7 +120,14 @@ class Vllm(Engine):
             yield Reason(
                 "fp8_kv_needs_sm89",
                 f"an e4m3 KV cache needs compute capability 8.9; {gpu.name} lacks it",
-                "KV cache auto",
+                "KV cache fp8_e5m2 or auto",
+            )
+        elif dtype == "fp8_e5m2" and any(isinstance(block.state, LatentKV) for block, _ in ir.decoder.counts):
+            yield Reason("e5m2_kv_not_latent", "vLLM keeps latent (MLA) caches in e4m3 or unquantized", "KV cache fp8")
+        elif dtype == "fp8_e5m2" and ir.quant_method in ("fp8", "modelopt"):
+            # model_executor/layers/attention/attention.py: "fp8_e5m2 kv-cache is not supported with fp8 checkpoints".
+            yield Reason(
+                "e5m2_kv_with_fp8_checkpoint", "vLLM keeps no e5m2 cache beside an FP8 checkpoint", "KV cache fp8"
             )
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
@@ -266,6 +274,18 @@ def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
     if rules.v1 and rules.version < (0, 11) and 0 < (gpu.capability or 0) < 80:
         rules = replace(rules, v1=False, hybrid_groups=False)
     return rules, note
+
+
+def _expert_reasons(ir: ModelIR) -> Iterator[Reason]:
+    """Static scales of experts' inputs: only beside FP8 weights with one scale a matrix (`compressed_tensors_moe` in vLLM)."""
+    for block, _ in ir.decoder.counts:
+        for linear in block.linears:
+            form = linear.storage
+            static = isinstance(form, IntQuantized | FloatQuantized) and form.static
+            if linear.copies > 1 and static and form.label != "fp8-tensor-static":
+                message = f"vLLM's experts take no {form.label}"
+                yield Reason("static_inputs_of_experts", message, "fp8-tensor-static, or activations scaled per token")
+                return
 
 
 def _parallel_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:

@@ -9,8 +9,11 @@ import pytest
 
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.config import quantization_config
+from passes.formats.dense import Dense
 from passes.formats.fp4 import Nvfp4
 from passes.formats.gptq import Gptq
+from passes.formats.gptq_rules import format_of, rules
 from passes.formats.published import Published
 from passes.formats.stored import Stored
 from passes.formats.tensor import Tensor
@@ -19,6 +22,8 @@ from passes.ir.architectures import build_ir
 from passes.ir.model import Role
 from passes.ir.quantized import quantized
 from passes.ir.sources import open_model
+from passes.quantize.mixed import groups
+from passes.quantize.quantize import Quantize
 from passes.reason import InputError
 from tests.ir.checkpoints import TINY, write_described
 from tests.ir.test_reconcile import opened
@@ -54,7 +59,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], Any]] = {
         IntQuantized("F16"),
     ),
     "fp8": (
-        compressed("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}, {"num_bits": 8}),
+        compressed("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}, {"num_bits": 8, "dynamic": True}),
         FloatQuantized(-1, None, "F16"),
     ),
     "nvfp4": (
@@ -191,3 +196,45 @@ def test_published_sizes_of_catalog_models() -> None:
 def test_a_quantization_that_is_not_understood_fails_closed(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"understood|quant_method"):
         quantized(build_ir(WIDE | {"quantization_config": settings}, "odd"))
+
+
+def mixed_options(method: str) -> tuple[Any, ...]:
+    if method == "gptq":
+        return (Gptq(4, 32), Gptq(8, 64), Dense("F16"))
+    return (PackQuantized(4, 32, True, "F16"), IntQuantized("F16"), Dense("F16"))
+
+
+@pytest.mark.parametrize("method", ["gptq", "compressed-tensors"])
+@pytest.mark.parametrize("family", ["dense", "experts"])
+def test_formats_that_differ_by_matrix_are_read_as_they_were_written(method: str, family: str) -> None:
+    """Every matrix in one of three formats; the config that is written says which."""
+    config = WIDE if family == "dense" else small_mixtral()
+    dense = build_ir(config, family)
+    members = [names for names, _ in groups(dense, mixed_options(method))]
+    assigned = [(name, mixed_options(method)[n % 3]) for n, names in enumerate(members) if n % 3 for name in names]
+    stored = Quantize("gptq", mixed_options(method)[0], tuple(assigned)).rewrite(dense)
+    written = quantization_config(stored)
+    read = quantized(build_ir(config | {"quantization_config": written}, family))
+    for layer in range(len(dense.decoder.layers)):
+        assert read.decoder.block(layer).linears == stored.decoder.block(layer).linears
+
+
+def small_mixtral() -> dict[str, Any]:
+    return {
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 64,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 4, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "vocab_size": 128,
+        "torch_dtype": "float16", "max_position_embeddings": 128,
+    }  # fmt: skip
+
+
+def test_rules_match_what_engines_ask_for() -> None:
+    """vLLM looks a fused module or a bank up by its own name (`gptq_utils.get_dynamic_override`)."""
+    eight = Gptq(8, 64)
+    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.experts.{e}.up_proj", "mlp.down_proj")
+    written = rules((f"model.layers.{layer}.", name, eight) for layer in (3, 12) for name in names)
+    find = format_of(Gptq(4, 64), written)
+    for name in ("self_attn.qkv_proj", "self_attn.k_proj", "mlp.experts", "mlp.experts.7.up_proj", "mlp.down_proj"):
+        assert find(f"model.layers.12.{name}").bits == find(f"language_model.model.layers.3.{name}").bits == 8
+        assert find(f"model.layers.13.{name}").bits == find(f"model.layers.1.{name}").bits == 4
+    assert find("model.layers.3.mlp.gate_up_proj").bits == 4

@@ -18,7 +18,7 @@ from passes.quantize.scheme import parse_scheme
 from planner.bits import fewest_bits, most_bits
 from planner.quality import expected_quality
 from planner.search import SearchResult, best, complete, preference, search, target_gpu
-from planner.space import FORMATS, KV_DTYPES, settings_options, workload_of
+from planner.space import FORMATS, KV_DTYPES, KV_ON_REQUEST, settings_options, workload_of
 from planner.spec import EngineChoice, Spec, parse_spec
 from planner.verdict import Candidate, Verdict
 from targets.engines import find_engine
@@ -122,7 +122,7 @@ def chains(ir: ModelIR, engine: str) -> Iterator[tuple[Pass, ...]]:
     names: list[str | None] = [None, *FORMATS[engine]]
     if engine == "exllamav2":
         names += [f"exl2-{n / 100:g}" for n in range(200, 801)]
-    for name, dtype in itertools.product(names, KV_DTYPES[engine]):
+    for name, dtype in itertools.product(names, (d for d in KV_DTYPES[engine] if d not in KV_ON_REQUEST)):
         parsed = parse_scheme(name) if name else None
         head = (parsed,) if parsed else ()
         if dtype == "auto":

@@ -120,7 +120,9 @@ def test_every_format_is_written_as_described(job: Job, storage: PackQuantized, 
     assert 0 <= outcome.measured.kl < 1
 
 
-@pytest.mark.parametrize("storage", [IntQuantized(static=True), FloatQuantized(static=True), Nvfp4()], ids=lambda form: form.label)
+@pytest.mark.parametrize(
+    "storage", [IntQuantized(static=True), FloatQuantized(static=True), Nvfp4()], ids=lambda form: form.label
+)
 def test_stored_scales_of_inputs_are_their_largest_magnitude(job: Job, storage: IntQuantized) -> None:
     from transformers import AutoModelForCausalLM
 

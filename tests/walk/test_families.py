@@ -15,19 +15,20 @@ from passes.checkpoint import Checkpoint, write_shard
 from passes.decoded import DecodedCheckpoint
 from passes.evaluate import Side, evaluate
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import IntQuantized, PackQuantized
+from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.format import Format
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.members import dense_block
 from passes.quantize.methods import method
 from passes.quantize.quantize import Quantize
-from passes.reason import InputError
 from passes.walk import Walk
 from passes.walk_state import WalkState
 from tests.walk.families import FAMILIES, save_tiny
 
 CPU, FP32 = torch.device("cpu"), torch.float32
+_ROUTED = ("mixtral", "qwen3_moe", "gpt_oss", "llama4_text")
 IDS = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
 
 
@@ -63,18 +64,19 @@ def test_block_by_block_computes_what_the_whole_model_computes(family: str, tmp_
     )
 
 
-@pytest.mark.parametrize("family", ["gemma2", "phi3", "opt", "falcon", "mixtral", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("family", ["gemma2", "phi3", "opt", "falcon", *_ROUTED])
 def test_eight_bits_are_nearly_lossless_whatever_the_family(family: str, tmp_path: Path) -> None:
     """A matrix fed with the wrong inputs, stored under a wrong name or twice rounded would show."""
     save_tiny(family, tmp_path / "source")
     chain = (Quantize("gptq", PackQuantized(8, 32)), KVCachePass("fp8", True))
     kl, state, _ = walked(tmp_path / "source", chain, "gptq", tmp_path / "walk")
     # A router may pick another expert after the least change; dense models have no such cliffs.
-    assert kl < (0.05 if family in ("mixtral", "qwen3_moe", "gpt_oss") else 1e-3)
+    assert kl < (0.05 if family in _ROUTED else 1e-3)
     assert all(loss == loss for report in state.reports for loss in report.losses.values())
 
 
-def test_experts_that_no_token_reached_are_rounded_and_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [PackQuantized(4, 32), FloatQuantized(0, static=True)], ids=lambda form: form.label)
+def test_experts_that_no_token_reached_are_rounded_and_named(form: Format, tmp_path: Path) -> None:
     save_tiny("qwen3_moe", tmp_path / "source")
     shard = tmp_path / "source" / "model.safetensors"
     tensors = load_file(shard)
@@ -82,7 +84,7 @@ def test_experts_that_no_token_reached_are_rounded_and_named(tmp_path: Path) -> 
         # Equal logits: every token goes to the same two experts.
         tensors[f"model.layers.{layer}.mlp.gate.weight"].zero_()
     save_file(tensors, shard)
-    chain = (Quantize("gptq", PackQuantized(4, 32)),)
+    chain = (Quantize("gptq", form),)
     _, state, _ = walked(tmp_path / "source", chain, "gptq", tmp_path / "walk")
     unseen = [(report.block, name) for report in state.reports for name in report.unseen]
     stored = Checkpoint(tmp_path / "walk" / "shards")
@@ -90,6 +92,12 @@ def test_experts_that_no_token_reached_are_rounded_and_named(tmp_path: Path) -> 
     for block, name in unseen:
         scale = f"model.layers.{block}.{name}.weight_scale"
         assert bool(stored.read([scale])[scale].isfinite().all())
+        if form.static_inputs:
+            # The inputs of an expert that was never asked are taken to be as large as those of the others.
+            experts = [f"model.layers.{block}.mlp.experts.{n}.{name.rpartition('.')[2]}.input_scale" for n in range(4)]
+            read = stored.read(experts)
+            number = int(name.split(".")[2])
+            assert read[experts[number]] == max(read.values())
 
 
 #: What takes a group's scales over: Gemma's norms are 1 + w; OLMo 2 has none before; Falcon's norm has other readers.
@@ -119,9 +127,3 @@ def test_awq_stores_scaled_weights_that_compute_the_same(tmp_path: Path) -> None
     kl, _, _ = walked(tmp_path / "source", (Quantize("awq", Awq(32)),), "awq", tmp_path / "awq")
     plain, _, _ = walked(tmp_path / "source", (Quantize("rtn", Awq(32)),), "rtn", tmp_path / "rtn")
     assert kl < plain
-
-
-def test_experts_that_cannot_be_told_apart_end_in_a_clear_message(tmp_path: Path) -> None:
-    save_tiny("llama4_text", tmp_path / "source")
-    with pytest.raises(InputError, match="cannot be worked on one by one"):
-        walked(tmp_path / "source", (Quantize("gptq", PackQuantized(4, 32)),), "gptq", tmp_path / "walk")

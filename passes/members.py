@@ -83,6 +83,16 @@ def _stored_names(linear: Linear, block: Block, stored: Callable[[str], bool]) -
     return [tensor.name for tensor in whole]
 
 
+def restacked(linear: Linear, bank: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A copy of a stacked bank in which the matrices of `parts` (by relative name) take the place of what it holds."""
+    assert linear.stacking is not None
+    whole = bank.clone()
+    for name, place in _unstacked(linear, {linear.stacking.tensor: whole}).items():
+        if name in parts:
+            place.copy_(parts[name])
+    return whole
+
+
 def _unstacked(linear: Linear, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Views of a stacked bank `[experts, out, in]` (or transposed), expert by expert."""
     stacking = linear.stacking
@@ -91,7 +101,8 @@ def _unstacked(linear: Linear, found: Mapping[str, torch.Tensor]) -> dict[str, t
     out = {}
     for expert in range(linear.copies):
         matrix = bank[expert].T if stacking.transposed else bank[expert]
-        bias = found[f"{stacking.tensor}_bias"][expert] if linear.bias else None
+        biases = found.get(f"{stacking.tensor}_bias")
+        bias = None if biases is None else biases[expert]
         start = 0
         parts = list(expert_parts(linear, expert))
         for number, part in enumerate(parts):

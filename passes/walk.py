@@ -26,7 +26,7 @@ from passes.folds import Fold, find_folds, rows_divided
 from passes.inputs import Inputs
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.kv_cache import attention_name, scale_tensors
-from passes.members import dense_block, members, packed
+from passes.members import copy_names, dense_block, members, packed, restacked
 from passes.quantize.methods import Matrix, Method, Stored
 from passes.reason import TightfitError
 from passes.stops import Stops
@@ -110,7 +110,7 @@ class Walk:
                 sizes = self.method.smoothing is not None or any(lin.storage.static_inputs for lin in after.linears)
                 stops = Stops(decoder, layer, index, cache, todo, self.method.needs_hessian, sizes)
                 stops.run(hidden, work.store)
-        stored = _kept(before, after, prefix, weights) | work.stored
+        stored = _kept(before, after, prefix, weights) | _banks_whole(after, prefix, weights, work.stored)
         work.fold(stored)
         if cache is not None:
             stored |= scale_tensors(after, prefix, cache.keys, cache.values)
@@ -267,6 +267,22 @@ def _kept(before: Block, after: Block, prefix: str, weights: Mapping[str, torch.
     names += [tensor.name for linear in after.linears if not packed(linear) for tensor in linear.tensors()]
     names += [f"{linear.name}.bias" for linear in members(after) if packed(linear) and linear.bias]
     return {prefix + name: weights[name] for name in names}
+
+
+def _banks_whole(
+    block: Block, prefix: str, weights: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """`stored` with the experts that were worked on but stay dense back in their banks."""
+    out = dict(stored)
+    for linear in block.linears:
+        if linear.stacking is None or packed(linear):
+            continue
+        names = [f"{name}.weight" for name in copy_names(linear)]
+        parts = {name: out.pop(prefix + name) for name in names if prefix + name in out}
+        if parts:
+            tensor = linear.stacking.tensor
+            out[prefix + tensor] = restacked(linear, weights[tensor], parts)
+    return out
 
 
 def _check_block(block: Block, prefix: str, stored: Mapping[str, torch.Tensor]) -> None:

@@ -27,8 +27,6 @@ class Sparsify(Pass):
         """Unknown methods and patterns, shares that differ from the pattern's, rows that its runs do not divide."""
         if self.method not in METHODS:
             return (Reason("unknown_sparsity_method", f"no method {self.method!r}", f"one of {', '.join(METHODS)}"),)
-        if any(linear.stacking for block, _ in ir.decoder.counts for linear in block.linears):
-            return (Reason("sparsity_stacked", f"{ir.name} stores its experts as one tensor", "another pruning"),)
         if not 0 < self.sparsity < 1:
             return (Reason("sparsity_share", f"a share of {self.sparsity:g} is not between 0 and 1", "0.5"),)
         if self.pattern == "unstructured":

@@ -17,13 +17,17 @@ from passes.execute import execute
 from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
 from passes.formats.format import Grid
 from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
 from passes.job import Job
+from passes.members import dense_block, members
 from passes.prune.mask import Mask
 from passes.prune.sparse import Sparsify
 from passes.quantize.gptq import GptqOptions, gptq, sparse
 from passes.quantize.methods import method
 from passes.quantize.quantize import Quantize
 from passes.reason import InputError
+from passes.walk import Walk
+from tests.walk.families import save_tiny
 from tests.walk.test_gptq import K, decode, loss, problem
 
 
@@ -79,6 +83,24 @@ def test_a_checkpoint_has_the_pattern_everywhere(
     for layer in range(len(llama_ir.decoder.layers)):
         name = f"{llama_ir.decoder.layer_prefix(layer)}mlp.gate_proj.weight"
         assert bool(((decoded.read([name])[name] == 0).reshape(-1, 4).sum(1) >= 2).all())
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "llama4_text", "phi3"])
+def test_banks_and_fused_matrices_stay_whole_with_zeros_in_them(family: str, tmp_path: Path) -> None:
+    """The result has the source's tensors; each expert's matrices in a bank have the pattern along their inputs."""
+    save_tiny(family, tmp_path / "source")
+    ir = open_model(tmp_path / "source").ir
+    ids = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
+    chain = (Sparsify("sparsegpt", 0.5, "2:4"),)
+    Walk(ir, graph.rewrite(ir, chain), Checkpoint(tmp_path / "source"), method(None, chain[0].mask), ids, tmp_path / "walk",
+         torch.device("cpu"), torch.float32).run()  # fmt: skip
+    stored = Checkpoint(tmp_path / "walk" / "shards")
+    for layer in range(len(ir.decoder.layers)):
+        tensors = dense_block(ir, layer, stored)
+        names = [linear.name for linear in members(ir.decoder.block(layer)) if linear.quantizable]
+        assert names
+        for name in names:
+            assert bool(((tensors[f"{name}.weight"] == 0).reshape(-1, 4).sum(1) >= 2).all())
 
 
 def test_zeros_do_not_go_with_methods_that_choose_their_own_rounding() -> None:

@@ -3,9 +3,10 @@
     python -m benchmarks.served_formats MODEL_FOLDER [--engine PYTHON] [--blocks N] [--text FILE] [--formats …]
 
 For each format the model goes through `apply`, the engine loads the result and continues 20 prompts by 16 tokens; transformers
-does the same with the weights as `passes.decoded` reads them back from disk, activations rounded token by token where the format has
-them rounded (w8a8, fp8), keys and values where the cache is fp8. Counted: prompts whose 16 tokens are all the same. `--blocks`: keep
-only so many blocks of the model (first half and last half), for a quick run.
+does the same with the weights as `passes.decoded` reads them back from disk, activations rounded where the format has them rounded
+(w8a8, fp8), keys and values where the cache is fp8. Counted: prompts whose 16 tokens are all the same. What does not depend on how a
+model goes on after one rounding fell otherwise: of every matrix the engine's product, against that of the decoded weight for the inputs
+that the engine had. `--blocks`: keep only so many blocks of the model (first half and last half), for a quick run.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.as_stored import StoredProducts, e4m3, product_errors
 from passes.base import Pass
 from passes.calibration import PYTHON_REFERENCE, TextSource
 from passes.checkpoint import Checkpoint
@@ -31,7 +34,6 @@ from passes.execute import execute
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
-from passes.formats.format import E4M3_MAX
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
@@ -61,7 +63,6 @@ CHAINS: dict[str, tuple[Pass, ...]] = {
     "w8a8-static smoothed": (Quantize("smoothquant", IntQuantized(static=True)),),
     "w8a8 smoothed": (Quantize("smoothquant", IntQuantized()),),
     "fp8": (Quantize("rtn", FloatQuantized()),),
-    "fp8-static": (Quantize("rtn", FloatQuantized(static=True)),),
     "mixed-5 (w4, w8a8, bf16)": (QuantizeMixed((_W4, IntQuantized(), Dense()), 5.0),),
     "2:4 + w4a16-g64": (Sparsify("sparsegpt", 0.5, "2:4"), Quantize("gptq", _W4)),
     "w4a16-g64 + fp8 KV": (Quantize("gptq", _W4), KVCachePass("fp8", True)),
@@ -70,10 +71,14 @@ CHAINS: dict[str, tuple[Pass, ...]] = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of each prompt how many tokens the engine and the reference have in common; `error` where the engine did not load."""
+    """Of each prompt how many tokens the engine and the reference have in common; `error` where the engine did not load.
+
+    `products`: of every matrix, how far the engine's product for a prompt is from that of the decoded weight for the same inputs.
+    """
 
     label: str
     common: tuple[int, ...]
+    products: tuple[float, ...] = ()
     error: str = ""
 
     def same(self, tokens: int = NEW) -> int:
@@ -93,7 +98,7 @@ def agreements(
     """One result a format, engine started once for all. `text`: calibration text. `dtype`: what both compute in."""
     ir = open_model(source).ir
     prompts = _prompts(source)
-    cases, expected = [], {}
+    cases, expected, stored = [], {}, {}
     for number, label in enumerate(labels):
         chain = (*_kept(ir, blocks), *CHAINS[label])
         job = Job(
@@ -106,8 +111,12 @@ def agreements(
         if outcome.target.kv_cache.dtype != "auto":
             arguments["kv_cache_dtype"] = outcome.target.kv_cache.dtype
         cases.append(
-            {"name": label, "task": "greedy", "folder": str(job.out), "arguments": arguments, "prompts": prompts, "new": NEW}
+            {
+                "name": label, "task": "greedy", "folder": str(job.out), "arguments": arguments, "prompts": prompts, "new": NEW,
+                "products": str(folder / f"{number}.safetensors"),
+            }
         )  # fmt: skip
+        stored[label] = StoredProducts(outcome.target, job.out)
     (folder / "cases.json").write_text(json.dumps(cases))
     script = Path(__file__).parents[1] / "tests" / "engine" / "real_engine.py"
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -115,10 +124,15 @@ def agreements(
         [engine, script, folder / "cases.json"], capture_output=True, text=True, env=environment, check=False
     )
     answers = {answer["name"]: answer for answer in map(json.loads, run.stdout.splitlines())}
-    for label in labels:
+    for case in cases:
+        label = case["name"]
         answer = answers.get(label, {"error": run.stderr[-500:]})
-        pairs = zip(answer.get("tokens", ()), expected[label], strict=False)
-        yield Agreement(label, tuple(_common(ours, reference) for ours, reference in pairs), answer.get("error", ""))
+        if "error" in answer:
+            yield Agreement(label, (), error=answer["error"])
+            continue
+        pairs = zip(answer["tokens"], expected[label], strict=True)
+        common = tuple(_common(ours, reference) for ours, reference in pairs)
+        yield Agreement(label, common, tuple(product_errors(stored[label], Path(case["products"]))))
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -164,7 +178,7 @@ def _reference(
     names = [name for name, _ in model.named_parameters() if name in weights]
     model.load_state_dict(weights.read(names), strict=False)
     model.tie_weights()
-    _compute_as_stored(model, target, Checkpoint(out))
+    _compute_as_stored(model, StoredProducts(target, out))
     continued = []
     for prompt in prompts:
         ids = torch.tensor([list(prompt)])
@@ -178,39 +192,15 @@ def _reference(
     return continued
 
 
-def _compute_as_stored(model: torch.nn.Module, target: ModelIR, stored: Checkpoint) -> None:
-    """Have matrices whose format rounds their inputs computed as an engine's integer or fp8 product is: inputs rounded per token,
-    both factors exact, one rounding at the end.
-    """
-    exact = DecodedCheckpoint(stored, target, torch.float32)
-    for layer in range(len(target.decoder.layers)):
-        for linear in target.decoder.block(layer).linears:
-            if isinstance(linear.storage, IntQuantized | FloatQuantized):
-                name = target.decoder.layer_prefix(layer) + linear.name
-                rounded = _to_int8 if isinstance(linear.storage, IntQuantized) else _to_e4m3
-                if linear.storage.static:
-                    rounded = partial(rounded, scale=stored.read([f"{name}.input_scale"])[f"{name}.input_scale"])
-                weight = exact.read([f"{name}.weight"])[f"{name}.weight"]
-                model.get_submodule(name).forward = _product(weight, rounded)
+def _compute_as_stored(model: torch.nn.Module, products: StoredProducts) -> None:
+    """Have matrices whose format rounds their inputs computed so; one rounding at the end."""
+    for name in products.storage:
+        if products.rounds_inputs(name):
+            model.get_submodule(name).forward = partial(_in_the_same_dtype, products, name)
 
 
-def _product(
-    weight: torch.Tensor, rounded: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: torch.nn.functional.linear(rounded(x.float()), weight).to(x.dtype)
-
-
-def _to_int8(x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-    scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127 if scale is None else scale
-    return ((x.float() / scale).round().clamp(-128, 127) * scale).to(x.dtype)
-
-
-def _to_e4m3(x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-    return _e4m3(x, x.float().abs().amax(-1, keepdim=True).clamp(min=1e-8) / E4M3_MAX if scale is None else scale)
-
-
-def _e4m3(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return ((x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale).to(x.dtype)
+def _in_the_same_dtype(products: StoredProducts, name: str, x: torch.Tensor) -> torch.Tensor:
+    return products.product(name, x).to(x.dtype)
 
 
 def _rounding_cache(target: ModelIR, stored: Checkpoint) -> Any:
@@ -223,7 +213,7 @@ def _rounding_cache(target: ModelIR, stored: Checkpoint) -> Any:
         ) -> tuple[torch.Tensor, torch.Tensor]:
             name = target.decoder.layer_prefix(layer) + (attention_name(target.decoder.block(layer)) or "")
             scales = stored.read([f"{name}k_scale", f"{name}v_scale"])
-            keys, values = _e4m3(keys, scales[f"{name}k_scale"]), _e4m3(values, scales[f"{name}v_scale"])
+            keys, values = e4m3(keys, scales[f"{name}k_scale"]), e4m3(values, scales[f"{name}v_scale"])
             return super().update(keys, values, layer, *args, **kwargs)
 
     return RoundingCache()
@@ -247,7 +237,10 @@ def main() -> None:
             options.model, options.engine, options.text, Path(folder), options.blocks, options.formats, options.dtype
         ):
             print(
-                f"{each.label:26} {each.same():3} of {PROMPTS}, median {sorted(each.common)[len(each.common) // 2] if each.common else 0} tokens  {each.error}",
+                f"{each.label:32} {each.error}"
+                if each.error
+                else f"{each.label:32} {each.same():3} of {PROMPTS}, median {statistics.median_low(each.common)} tokens; "
+                f"{len(each.products)} products, furthest {max(each.products):.1e}",
                 flush=True,
             )
 

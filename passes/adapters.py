@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 
-#: Families whose blocks return a tuple, the hidden states first.
-_TUPLES = frozenset({"falcon", "gptj"})
+#: Families whose blocks return a pair, the hidden states first.
+_PAIRS = frozenset({"bloom", "falcon", "glm_moe_dsa", "gptj", "mpt"})
 
 
 class Weights(Protocol):
@@ -169,15 +169,29 @@ class Decoder:
         kwargs = dict(call.kwargs)
         if cache is not None and "past_key_values" in kwargs:
             kwargs["past_key_values"] = cache
+        if "prev_topk_indices" in kwargs:
+            kwargs["prev_topk_indices"] = self._every_position(hidden)
         with torch.set_grad_enabled(hidden.requires_grad):
             out = layer(hidden, *call.args, **kwargs)
         output: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return output
 
+    def _every_position(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What an indexer picks of a text no longer than its limit, `[B, T, T]`, for the layers that use an earlier layer's choice."""
+        import torch
+
+        length, limit = hidden.shape[1], int(self.ir.config.get("index_topk", 2048))
+        if length > limit:
+            raise InputError(
+                f"calibration texts of {length} tokens, of which each layer's indexer picks {limit}",
+                remedy=f"set the text's length to at most {limit}",
+            )
+        return torch.arange(length, device=hidden.device).expand(len(hidden), length, length)
+
     def _stub(self, replacement: torch.Tensor | None = None) -> list[Any]:
-        as_tuple = self.ir.model_type in _TUPLES
+        as_pair = self.ir.model_type in _PAIRS
         stubs = [
-            _stub_class()(layer, replacement if index == 0 else None, as_tuple)
+            _stub_class()(layer, replacement if index == 0 else None, as_pair)
             for index, layer in enumerate(self._layers)
         ]
         self._set_layers(stubs)
@@ -193,9 +207,10 @@ class Decoder:
         self._set_layers()
         prefix = next((f"{name}." for name, module in self._model.named_modules() if module is root and name), "")
         wanted = {prefix + name for name, _ in root.named_parameters()}
-        present = [name for name in sorted(wanted) if name in self.weights]
+        stored = {name: name for name in wanted} | {self._names.outer(name): name for name in self.ir.outer_names()}
+        present = {stored[path]: path for path in sorted(wanted) if stored[path] in self.weights}
         for name, tensor in self.weights.read(present).items():
-            _assign(self._model, name, tensor.to(self.device, self.dtype))
+            _assign(self._model, present[name], tensor.to(self.device, self.dtype))
         self._model.tie_weights()
         missing = [name for name, parameter in root.named_parameters() if parameter.is_meta]
         if missing:
@@ -242,6 +257,12 @@ class Names:
         if (whole := self._fused.get(path[1:])) is not None:
             return whole
         return f"{self._fused[module]}.{leaf}" if module in self._fused else path[1:]
+
+    def outer(self, name: str) -> str:
+        """The path of a parameter outside the blocks."""
+        for renaming in self._renamings:
+            name, _ = renaming.rename_source_key(name)
+        return name
 
     def split(self, whole: str, parts: Iterable[str]) -> None:
         """Have the parts of a fused matrix found below it."""
@@ -312,10 +333,19 @@ def _skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
             f"transformers has no model class for {kind!r}, so its blocks cannot be run",
             remedy="update transformers, or choose passes that need no calibration",
         )
-    config = CONFIG_MAPPING[kind].from_dict(values)
+    config = CONFIG_MAPPING[kind].from_dict(_floats(values))
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model.eval()
+
+
+def _floats(value: Any) -> Any:
+    """Numbers that JSON has not, as transformers writes them (`{"__float__": "Infinity"}`), made numbers."""
+    if isinstance(value, Mapping):
+        return (
+            float(value["__float__"]) if "__float__" in value else {key: _floats(each) for key, each in value.items()}
+        )
+    return [_floats(each) for each in value] if isinstance(value, list) else value
 
 
 def _fill(
@@ -349,11 +379,11 @@ def _stub_class() -> Any:
     import torch
 
     class Stub(torch.nn.Module):
-        def __init__(self, layer: torch.nn.Module, replacement: torch.Tensor | None, as_tuple: bool) -> None:
+        def __init__(self, layer: torch.nn.Module, replacement: torch.Tensor | None, as_pair: bool) -> None:
             super().__init__()
             self.__dict__["layer"] = layer
             self.replacement = replacement
-            self.as_tuple = as_tuple
+            self.as_pair = as_pair
 
         def __getattr__(self, name: str) -> Any:
             try:
@@ -364,6 +394,6 @@ def _stub_class() -> Any:
         def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             self.hidden, self.args, self.kwargs = hidden, args, kwargs
             out = hidden if self.replacement is None else self.replacement
-            return (out, None) if self.as_tuple else out
+            return (out, None) if self.as_pair else out
 
     return Stub

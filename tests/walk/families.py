@@ -25,6 +25,10 @@ _MLA = {
     "topk_group": 1, "num_key_value_heads": 4, "head_dim": 8,
 }  # fmt: skip
 _HEADS = {"head_dim": 16}
+_DELTA = {
+    "shared_expert_intermediate_size": 32, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16, "num_hidden_layers": 4,
+}  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {}, "mistral": {}, "qwen2": {}, "qwen3": _HEADS, "gemma": _HEADS, "gemma2": _HEADS | {"sliding_window": 16},
     "gemma3_text": _HEADS | {"sliding_window": 16}, "phi3": {}, "phi": {}, "starcoder2": {}, "falcon": {},
@@ -34,10 +38,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_oss": _MOE | _HEADS | {"sliding_window": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "minimax_m2": _MOE | _HEADS, "granitemoe": _MOE, "deepseek_v2": _MLA, "deepseek_v3": _MLA,
     "glm4_moe": _MLA | _HEADS,
-    "qwen3_next": _MOE | _HEADS | {
-        "shared_expert_intermediate_size": 32, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
-        "linear_key_head_dim": 16, "linear_value_head_dim": 16, "num_hidden_layers": 4,
-    },
+    "qwen3_next": _MOE | _HEADS | _DELTA,
+    "bloom": {"n_head": 4, "n_layer": 2}, "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128},
+    "gptj": {"n_embd": 64, "n_head": 4, "n_layer": 2, "rotary_dim": 8, "n_positions": 128, "n_inner": 128},
+    "ministral3": _HEADS, "gemma4_text": _HEADS | {"sliding_window": 16, "vocab_size_per_layer_input": 300},
+    "qwen3_5_text": _HEADS | _DELTA, "qwen3_5_moe_text": _MOE | _HEADS | _DELTA, "deepseek_v32": _MLA, "glm_moe_dsa": _MLA,
+    "nemotron_h": {},
     "llama4_text": _MOE | _HEADS | {"intermediate_size_mlp": 128},
 }  # fmt: skip
 

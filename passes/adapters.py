@@ -84,7 +84,7 @@ class Decoder:
         self._body, self._list = _body(self._model, ir)
         self._layers = list(getattr(self._body, self._list))
         self._calls: dict[tuple[int, ...], list[LayerCall]] = {}
-        self._names = Names(ir.model_type)
+        self._names = Names(self._model)
         for index, layer in enumerate(self._layers):
             block = ir.decoder.block(index)
             _unstack(layer, block, self._names)
@@ -225,13 +225,14 @@ class Decoder:
 
 
 def _body(model: Any, ir: ModelIR) -> tuple[Any, str]:
-    """The module that holds the list of decoder blocks, and that list's name in it."""
+    """The module that holds the list of decoder blocks, and that list's name in it. Towers beside the decoder are not looked at."""
     import torch
 
-    for path, module in model.named_modules():
+    decoder = model.get_decoder()
+    for path, module in decoder.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == len(ir.decoder.layers):
             parent, _, name = path.rpartition(".")
-            return model.get_submodule(parent), name
+            return decoder.get_submodule(parent), name
     raise InputError(
         f"transformers builds no list of {len(ir.decoder.layers)} blocks for {ir.name}",
         remedy="check num_hidden_layers in config.json against the weights",
@@ -241,11 +242,10 @@ def _body(model: Any, ir: ModelIR) -> tuple[Any, str]:
 class Names:
     """From a description's names, relative to a block, to the paths of modules and parameters in the family's class."""
 
-    def __init__(self, model_type: str) -> None:
-        from transformers.conversion_mapping import WeightRenaming, get_checkpoint_conversion_mapping
+    def __init__(self, model: Any) -> None:
+        from transformers.conversion_mapping import WeightRenaming, get_model_conversion_mapping
 
-        mapping = get_checkpoint_conversion_mapping(model_type) or []
-        self._renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+        self._renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
         self._fused: dict[str, str] = {}
 
     def path(self, name: str) -> str:
@@ -324,18 +324,27 @@ def _split_linear(parts: Iterable[Linear]) -> Any:
 def _skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
     """The family's model with parameters on the meta device and its buffers (rotary tables) real."""
     from accelerate import init_empty_weights
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
 
     values = {key: value for key, value in ir.config.items() if key not in ("quantization_config", "auto_map")}
     kind = str(values.get("model_type", ir.model_type))
-    if kind not in CONFIG_MAPPING:
+    families = {
+        AutoModelForImageTextToText: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    family = next((auto for auto, kinds in families.items() if kind in kinds), None)
+    if family is None:
         raise InputError(
             f"transformers has no model class for {kind!r}, so its blocks cannot be run",
             remedy="update transformers, or choose passes that need no calibration",
         )
     config = CONFIG_MAPPING[kind].from_dict(_floats(values))
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = family.from_config(config, dtype=dtype)
     return model.eval()
 
 

@@ -86,8 +86,7 @@ class Reader:
         if name in self.left and self.left[name].dtype not in _FLOATS:
             return replace(linear, storage=self._quantized_bank(name, linear), bias=bias.dtype if bias else None)
         if name in self.left:
-            expected = next(replace(linear, storage=Dense(), bias=None).tensors())
-            found = self.take(name, expected.shape)
+            found = self.take(name, _bank_shape(linear))
             return replace(linear, storage=Dense(found.dtype), bias=bias.dtype if bias else None)
         stacked = linear.storage.stacked(name, linear.copies, linear.out_features, linear.in_features)
         if stacked is None or stacked[0].name not in self.left:
@@ -136,11 +135,24 @@ class Reader:
 
     def block(self, prefix: str, block: Block) -> Block:
         """A layer as the headers store it, KV scales among its tensors."""
+        block = self._turned(prefix, block)
         linears = tuple(self.linear(prefix, linear) for linear in block.linears)
         tensors = tuple(
             replace(tensor, dtype=self.take(prefix + tensor.name, tensor.shape).dtype) for tensor in block.tensors
         )
         return block.replace(linears=linears, tensors=tensors)
+
+    def _turned(self, prefix: str, block: Block) -> Block:
+        """The layer with its banks the other way round where the headers have them so: newer transformers save some families thus."""
+
+        def fits(one: Block) -> bool:
+            banks = [(lin, self.left.get(prefix + lin.stacking.tensor)) for lin in one.linears if lin.stacking]
+            return all(found is None or found.shape == _bank_shape(linear) for linear, found in banks)
+
+        if fits(block):
+            return block
+        turned = block.map_linears(_turn)
+        return turned if fits(turned) else block
 
     def stack(self, stack: Stack) -> Stack:
         """A stack as the headers store it."""
@@ -199,6 +211,18 @@ def reconcile(ir: ModelIR, tensors: Mapping[str, Tensor]) -> ModelIR:
         kv_cache=KVCache(ir.kv_cache.dtype, True) if scales else ir.kv_cache,
         notes=tuple(notes),
     )
+
+
+def _turn(linear: Linear) -> Linear:
+    """A bank stored transposed, if it was not, and the other way round."""
+    if linear.stacking is None:
+        return linear
+    return replace(linear, stacking=replace(linear.stacking, transposed=not linear.stacking.transposed))
+
+
+def _bank_shape(linear: Linear) -> tuple[int, ...]:
+    """The shape of a dense stacked bank."""
+    return next(replace(linear, storage=Dense(), bias=None).tensors()).shape
 
 
 def _with_kv_scales(stacks: list[Stack], reader: Reader) -> list[Stack]:

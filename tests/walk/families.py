@@ -57,3 +57,30 @@ def save_tiny(family: str, folder: Path) -> Any:
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     model.save_pretrained(folder)
     return model
+
+
+#: Models that see: what their text configurations have besides. Their decoders are walked with text alone.
+_MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}, "head_dim": 16}
+SEEING: dict[str, dict[str, Any]] = {
+    "qwen2_vl": _MROPE, "qwen2_5_vl": _MROPE, "qwen3_vl": _MROPE, "qwen3_vl_moe": _MROPE | _MOE, "gemma3": _HEADS, "llava": {},
+    "llava_next": {}, "mistral3": _HEADS, "mllama": {}, "internvl": {}, "llama4": FAMILIES["llama4_text"],
+    "qwen3_5": FAMILIES["qwen3_5_text"], "qwen3_5_moe": FAMILIES["qwen3_5_moe_text"],
+}  # fmt: skip
+_TOWER = {
+    "depth": 2, "hidden_size": 64, "embed_dim": 64, "num_heads": 4, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "image_size": 28, "patch_size": 14, "out_hidden_size": 64,
+}  # fmt: skip
+
+
+def save_seeing(family: str, folder: Path) -> Any:
+    """Save a tiny multimodal model of a family into `folder`; returns it, for comparison."""
+    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    tokens = {"image_token_id": 290, "video_token_id": 291, "vision_start_token_id": 292, "vision_end_token_id": 293}
+    config = CONFIG_MAPPING[family](
+        text_config=_BASE | SEEING[family], vision_config=dict(_TOWER), image_token_index=290, **tokens
+    )
+    model: Any = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    model.save_pretrained(folder)
+    return model

@@ -25,7 +25,7 @@ from passes.quantize.methods import method
 from passes.quantize.quantize import Quantize
 from passes.walk import Walk
 from passes.walk_state import WalkState
-from tests.walk.families import FAMILIES, save_tiny
+from tests.walk.families import FAMILIES, SEEING, save_seeing, save_tiny
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 _ROUTED = ("mixtral", "qwen3_moe", "gpt_oss", "llama4_text")
@@ -62,6 +62,15 @@ def test_block_by_block_computes_what_the_whole_model_computes(family: str, tmp_
     torch.testing.assert_close(
         through(open_model(tmp_path).ir, Checkpoint(tmp_path), IDS[:2]), whole, atol=1e-3, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_decoders_of_models_that_see_are_walked_with_text(family: str, tmp_path: Path) -> None:
+    model = save_seeing(family, tmp_path)
+    with torch.no_grad():
+        whole = model(input_ids=IDS[:2], use_cache=False).logits
+    found = through(open_model(tmp_path).ir, Checkpoint(tmp_path), IDS[:2])
+    torch.testing.assert_close(found, whole, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "phi3", "opt", "falcon", *_ROUTED])

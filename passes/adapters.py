@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from passes.experts import expert_bank, is_bank
-from passes.ir.model import Block, Linear, ModelIR
-from passes.members import expert_parts, fused_parts, members
+from passes.checkpoint import Weights
+from passes.family import Names, body, skeleton
+from passes.ir.model import ModelIR
 from passes.reason import InputError
+from passes.taken_apart import unfuse, unstack
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 
 #: Families whose blocks return a pair, the hidden states first.
 _PAIRS = frozenset({"bloom", "falcon", "glm_moe_dsa", "gptj", "mpt"})
-
-
-class Weights(Protocol):
-    """Where weights come from: a checkpoint, a renumbered view of one, or a quantized one decoded as it is read."""
-
-    def __contains__(self, name: str) -> bool: ...
-
-    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The named tensors."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -80,16 +71,16 @@ class Decoder:
         self.weights = weights
         self.dtype = dtype
         self.device = device
-        self._model = _skeleton(ir, dtype)
-        self._body, self._list = _body(self._model, ir)
+        self._model = skeleton(ir, dtype)
+        self._body, self._list = body(self._model, ir)
         self._layers = list(getattr(self._body, self._list))
         self._calls: dict[tuple[int, ...], list[LayerCall]] = {}
         self._names = Names(self._model)
         for index, layer in enumerate(self._layers):
             block = ir.decoder.block(index)
-            _unstack(layer, block, self._names)
+            unstack(layer, block, self._names)
             if stored is not None:
-                _unfuse(layer, block, stored.decoder.block(index), self._names)
+                unfuse(layer, block, stored.decoder.block(index), self._names)
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -222,139 +213,6 @@ class Decoder:
             for name, parameter in list(self._model.named_parameters()):
                 _assign(self._model, name, parameter.to("meta"))
             self._model.tie_weights()
-
-
-def _body(model: Any, ir: ModelIR) -> tuple[Any, str]:
-    """The module that holds the list of decoder blocks, and that list's name in it. Towers beside the decoder are not looked at."""
-    import torch
-
-    decoder = model.get_decoder()
-    for path, module in decoder.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == len(ir.decoder.layers):
-            parent, _, name = path.rpartition(".")
-            return decoder.get_submodule(parent), name
-    raise InputError(
-        f"transformers builds no list of {len(ir.decoder.layers)} blocks for {ir.name}",
-        remedy="check num_hidden_layers in config.json against the weights",
-    )
-
-
-class Names:
-    """From a description's names, relative to a block, to the paths of modules and parameters in the family's class."""
-
-    def __init__(self, model: Any) -> None:
-        from transformers.conversion_mapping import WeightRenaming, get_model_conversion_mapping
-
-        self._renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
-        self._fused: dict[str, str] = {}
-
-    def path(self, name: str) -> str:
-        """The path of a module or a parameter."""
-        path = f".{name}"
-        for renaming in self._renamings:
-            path, _ = renaming.rename_source_key(path)
-        module, _, leaf = path[1:].rpartition(".")
-        if (whole := self._fused.get(path[1:])) is not None:
-            return whole
-        return f"{self._fused[module]}.{leaf}" if module in self._fused else path[1:]
-
-    def outer(self, name: str) -> str:
-        """The path of a parameter outside the blocks."""
-        for renaming in self._renamings:
-            name, _ = renaming.rename_source_key(name)
-        return name
-
-    def split(self, whole: str, parts: Iterable[str]) -> None:
-        """Have the parts of a fused matrix found below it."""
-        for part in parts:
-            self._fused[part] = f"{whole}.{part.rpartition('.')[2]}"
-
-
-def _unstack(layer: Any, block: Block, names: Names) -> None:
-    """Put a module for every expert in place of stacked banks, named as the description names them."""
-    banks = [linear for linear in block.linears if linear.copies > 1]
-    for path, module in list(layer.named_modules()):
-        mine = [linear for linear in banks if names.path(_first_part(linear)).startswith(f"{path}.0.")]
-        if not mine or not is_bank(module):
-            continue
-        experts = [
-            {part.name.rpartition(".")[2]: part for linear in mine for part in expert_parts(linear, expert)}
-            for expert in range(mine[0].copies)
-        ]
-        interleaved = any(linear.stacking is not None and linear.stacking.interleaved for linear in mine)
-        _replace(layer, path, expert_bank(module, experts, interleaved))
-
-
-def _first_part(bank: Linear) -> str:
-    return next(expert_parts(bank, 0)).name
-
-
-def _unfuse(layer: Any, block: Block, stored: Block, names: Names) -> None:
-    """Put a module for each part in place of fused matrices whose parts are stored apart."""
-    apart = {linear.name for linear in members(stored)}
-    for whole, parts in fused_parts(block).items():
-        if parts[0].name in apart:
-            path = names.path(whole)
-            _replace(layer, path, _split_linear(parts))
-            names.split(path, [names.path(part.name) for part in parts])
-
-
-def _replace(root: Any, path: str, module: Any) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(root.get_submodule(parent) if parent else root, leaf, module)
-
-
-def _split_linear(parts: Iterable[Linear]) -> Any:
-    """A fused matrix as a module for each of its parts, whose outputs are joined again."""
-    import torch
-
-    class SplitLinear(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            for part in parts:
-                each = torch.nn.Linear(part.in_features, part.out_features, bool(part.bias), device="meta")
-                self.add_module(part.name.rpartition(".")[2], each)
-
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return torch.cat([child(inputs) for child in self.children()], dim=-1)
-
-    return SplitLinear()
-
-
-def _skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
-    """The family's model with parameters on the meta device and its buffers (rotary tables) real."""
-    from accelerate import init_empty_weights
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    )
-
-    values = {key: value for key, value in ir.config.items() if key not in ("quantization_config", "auto_map")}
-    kind = str(values.get("model_type", ir.model_type))
-    families = {
-        AutoModelForImageTextToText: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-        AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    }
-    family = next((auto for auto, kinds in families.items() if kind in kinds), None)
-    if family is None:
-        raise InputError(
-            f"transformers has no model class for {kind!r}, so its blocks cannot be run",
-            remedy="update transformers, or choose passes that need no calibration",
-        )
-    config = CONFIG_MAPPING[kind].from_dict(_floats(values))
-    with init_empty_weights(include_buffers=False):
-        model = family.from_config(config, dtype=dtype)
-    return model.eval()
-
-
-def _floats(value: Any) -> Any:
-    """Numbers that JSON has not, as transformers writes them (`{"__float__": "Infinity"}`), made numbers."""
-    if isinstance(value, Mapping):
-        return (
-            float(value["__float__"]) if "__float__" in value else {key: _floats(each) for key, each in value.items()}
-        )
-    return [_floats(each) for each in value] if isinstance(value, list) else value
 
 
 def _fill(

@@ -22,7 +22,7 @@ from passes.reason import GoalMissedError, InputError
 if TYPE_CHECKING:
     import torch
 
-    from passes.adapters import Weights
+    from passes.checkpoint import Weights
 
 #: Names the folder as ours, and the key of what is in it.
 MARKER = "tightfit.json"

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from passes.formats.tensor import Tensor
 from passes.ir.headers import read_file_header
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     import torch
 
 _INDEX = "model.safetensors.index.json"
+
+
+class Weights(Protocol):
+    """Where weights come from: a checkpoint, a renumbered view of one, or a quantized one decoded as it is read."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named tensors."""
 
 
 class Checkpoint:

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passes.adapters import Weights
 from passes.assemble import outer_tensors
 from passes.base import Pass
-from passes.checkpoint import Checkpoint, write_shard
+from passes.checkpoint import Checkpoint, Weights, write_shard
 from passes.decoded import DecodedCheckpoint, as_dense
 from passes.evaluate import Measured, Side, evaluate
 from passes.ir.model import ModelIR

@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from passes.adapters import Decoder, Weights
+from passes.adapters import Decoder
+from passes.checkpoint import Weights
 from passes.ir.model import ModelIR
 from passes.members import dense_block
 from passes.reason import TightfitError

@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passes.adapters import Decoder, Weights
-from passes.checkpoint import Checkpoint, write_shard
+from passes.adapters import Decoder
+from passes.checkpoint import Checkpoint, Weights, write_shard
 from passes.formats.format import Format
 from passes.inputs import Inputs
 from passes.ir.model import Linear, ModelIR

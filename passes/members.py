@@ -19,7 +19,7 @@ from passes.quantize.fused import split_fused
 if TYPE_CHECKING:
     import torch
 
-    from passes.adapters import Weights
+    from passes.checkpoint import Weights
 
 
 @lru_cache(maxsize=1 << 10)

@@ -28,7 +28,7 @@ from passes.quantize.mixed import QuantizeMixed
 if TYPE_CHECKING:
     import torch
 
-    from passes.adapters import Weights
+    from passes.checkpoint import Weights
 
 _P = TypeVar("_P", bound=Pass)
 #: What a slot's loss at four bits is estimated with: a scale a row fits every shape.

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passes.adapters import Decoder, Weights
+from passes.adapters import Decoder
 from passes.allocate import Unit, allocate
-from passes.checkpoint import write_json
+from passes.checkpoint import Weights, write_json
 from passes.formats.exl2 import Exl2
 from passes.formats.exl2_options import ATTENTION, MLP
 from passes.inputs import Inputs

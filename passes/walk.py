@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passes.adapters import CacheMaxima, Decoder, Weights
-from passes.checkpoint import write_shard
+from passes.adapters import CacheMaxima, Decoder
+from passes.checkpoint import Weights, write_shard
 from passes.folds import Fold, find_folds, rows_divided
 from passes.inputs import Inputs
 from passes.ir.model import Block, Linear, ModelIR, Role

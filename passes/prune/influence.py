@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from passes.adapters import Decoder, Weights
+from passes.adapters import Decoder
+from passes.checkpoint import Weights
 from passes.evaluate import Side, evaluate
 from passes.ir.model import ModelIR
 from passes.members import dense_block

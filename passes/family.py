@@ -1,0 +1,94 @@
+"""The transformers class of a family: the model without weights, its list of blocks, and what it calls what a checkpoint names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from passes.ir.model import ModelIR
+from passes.reason import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
+    """The family's model with parameters on the meta device and its buffers (rotary tables) real."""
+    from accelerate import init_empty_weights
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    values = {key: value for key, value in ir.config.items() if key not in ("quantization_config", "auto_map")}
+    kind = str(values.get("model_type", ir.model_type))
+    families = {
+        AutoModelForImageTextToText: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    family = next((auto for auto, kinds in families.items() if kind in kinds), None)
+    if family is None:
+        raise InputError(
+            f"transformers has no model class for {kind!r}, so its blocks cannot be run",
+            remedy="update transformers, or choose passes that need no calibration",
+        )
+    config = CONFIG_MAPPING[kind].from_dict(_floats(values))
+    with init_empty_weights(include_buffers=False):
+        model = family.from_config(config, dtype=dtype)
+    return model.eval()
+
+
+def _floats(value: Any) -> Any:
+    """Numbers that JSON has not, as transformers writes them (`{"__float__": "Infinity"}`), made numbers."""
+    if isinstance(value, Mapping):
+        return (
+            float(value["__float__"]) if "__float__" in value else {key: _floats(each) for key, each in value.items()}
+        )
+    return [_floats(each) for each in value] if isinstance(value, list) else value
+
+
+def body(model: Any, ir: ModelIR) -> tuple[Any, str]:
+    """The module that holds the list of decoder blocks, and that list's name in it. Towers beside the decoder are not looked at."""
+    import torch
+
+    decoder = model.get_decoder()
+    for path, module in decoder.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == len(ir.decoder.layers):
+            parent, _, name = path.rpartition(".")
+            return decoder.get_submodule(parent), name
+    raise InputError(
+        f"transformers builds no list of {len(ir.decoder.layers)} blocks for {ir.name}",
+        remedy="check num_hidden_layers in config.json against the weights",
+    )
+
+
+class Names:
+    """From a description's names, relative to a block, to the paths of modules and parameters in the family's class."""
+
+    def __init__(self, model: Any) -> None:
+        from transformers.conversion_mapping import WeightRenaming, get_model_conversion_mapping
+
+        self._renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
+        self._fused: dict[str, str] = {}
+
+    def path(self, name: str) -> str:
+        """The path of a module or a parameter."""
+        path = f".{name}"
+        for renaming in self._renamings:
+            path, _ = renaming.rename_source_key(path)
+        module, _, leaf = path[1:].rpartition(".")
+        if (whole := self._fused.get(path[1:])) is not None:
+            return whole
+        return f"{self._fused[module]}.{leaf}" if module in self._fused else path[1:]
+
+    def outer(self, name: str) -> str:
+        """The path of a parameter outside the blocks."""
+        for renaming in self._renamings:
+            name, _ = renaming.rename_source_key(name)
+        return name
+
+    def split(self, whole: str, parts: Iterable[str]) -> None:
+        """Have the parts of a fused matrix found below it."""
+        for part in parts:
+            self._fused[part] = f"{whole}.{part.rpartition('.')[2]}"

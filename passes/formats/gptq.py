@@ -33,8 +33,9 @@ class Gptq(Format):
 
     @property
     def label(self) -> str:
-        """`gptq-4-g128`; `channel` where a row is one group."""
-        return f"gptq-{self.bits}-" + ("channel" if self.group_size < 0 else f"g{self.group_size}")
+        """`gptq-4-g128`; `channel` where a row is one group; `-v2` where zero points are stored as they are."""
+        group = "channel" if self.group_size < 0 else f"g{self.group_size}"
+        return f"gptq-{self.bits}-{group}" + ("-v2" if self.version == 2 else "")
 
     @property
     def grid(self) -> Grid:

@@ -56,7 +56,10 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
         r"w([48])a16-(g\d+|channel)(-asym)?",
         lambda m: Quantize("gptq", PackQuantized(int(m[1]), _group(m[2]), m[3] is None)),
     ),
-    (r"gptq-([2348])-(g\d+|channel)", lambda m: Quantize("gptq", Gptq(int(m[1]), _group(m[2])))),
+    (
+        r"gptq-([2348])-(g\d+|channel)(-v2)?",
+        lambda m: Quantize("gptq", Gptq(int(m[1]), _group(m[2]), version=2 if m[3] else 1)),
+    ),
     (r"rtn-([2348])-(g\d+|channel)", lambda m: Quantize("rtn", Gptq(int(m[1]), _group(m[2])))),
     (r"awq-4-g(\d+)", lambda m: Quantize("awq", Awq(int(m[1])))),
     # AWQ's own format has 4 bits and groups; at other widths its integers are stored as GPTQ stores them.

@@ -64,7 +64,7 @@ def ours(source: Path, seed: int, variant: str, label: str) -> dict[str, Any]:
         tokens = calibration_tokens(source, seed)
         meter = Meter()
         Walk(
-            ir, graph.rewrite(ir, _CHAIN), Checkpoint(source), Gptq(VARIANTS[variant]), tokens, folder, _CPU, _DTYPE
+            ir, graph.rewrite(ir, _CHAIN), Checkpoint(source), Gptq(VARIANTS[variant]), tokens, folder, (_CPU,), _DTYPE
         ).run()
         cost = {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes}
         outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]

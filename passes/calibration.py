@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passes.devices import compute_devices
 from passes.reason import InputError, TightfitError
 
 if TYPE_CHECKING:
@@ -207,8 +208,7 @@ def _written_by_model(source: TextSource, model_folder: Path, tokenizer: Any) ->
     from transformers import AutoModelForCausalLM
 
     _refuse_large(model_folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(compute_devices()[0]).eval()
     generator = torch.Generator().manual_seed(source.seed)
     special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
     blocks = []

@@ -64,7 +64,7 @@ def trial(
     """
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        Walk(source.ir, target, source.weights, method_of(passes), fitted, folder, device, dtype).run()
+        Walk(source.ir, target, source.weights, method_of(passes), fitted, folder, (device,), dtype).run()
         write_shard(folder / "shards" / "model-00000.safetensors", outer_tensors(target, source.weights))
         decoded = DecodedCheckpoint(Checkpoint(folder / "shards"), target, dtype)
         return evaluate(reference or source, Side(as_dense(source.ir, target), decoded), judging, dtype, device)

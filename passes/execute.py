@@ -30,6 +30,7 @@ from passes.base import Pass
 from passes.calibration import TextSource, refuse_same_text, token_blocks, tokens_digest
 from passes.checkpoint import Checkpoint, clear_disk_errors, write_json, write_shard
 from passes.content_key import code_digest, content_key, file_identity, folder_identity
+from passes.devices import compute_devices
 from passes.ir.model import ModelIR
 from passes.job import Job, Outcome, Progress, Step
 from passes.measure import Meter
@@ -106,13 +107,11 @@ class _Run:
     """One run of a job: finds each step's result or makes it."""
 
     def __init__(self, job: Job, progress: Callable[[Progress], None]) -> None:
-        import torch
 
         self.job, self.progress = job, progress
         self.target = graph.rewrite(job.source, job.passes)
-        self.device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if job.device == "auto" else job.device
-        )
+        self.devices = compute_devices()
+        self.device = self.devices[0]
         self.dtype = _compute_dtype(job.compute_dtype, job.source)
         self.method = method_of(job.passes)
         self.steps: list[Step] = []
@@ -169,7 +168,12 @@ class _Run:
 
     def _identity(self) -> list[object]:
         """What every step on this source depends on besides its own options."""
-        return [folder_identity(self.job.folder), str(self.dtype), self.device.type, code_digest()]
+        return [
+            folder_identity(self.job.folder),
+            str(self.dtype),
+            [device.type for device in self.devices],
+            code_digest(),
+        ]
 
     def _measure(self, name: str, key: str, done: bool, make: Callable[[Callable[[int, int], None]], None]) -> None:
         """A step that counts its own units."""
@@ -195,7 +199,7 @@ class _Run:
 
         def make() -> None:
             Walk(
-                self.dense, target, self.weights, method, tokens, folder, self.device, self.dtype, progress=report
+                self.dense, target, self.weights, method, tokens, folder, self.devices, self.dtype, progress=report
             ).run()  # fmt: skip
 
         self._step("walk", key, folder.exists() and WalkState(folder).done == units(target), make)

@@ -8,6 +8,7 @@ rank-k update does half, but brings a second pool of threads that spin against t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from passes.reason import TightfitError
@@ -69,3 +70,25 @@ class Inputs:
     def peak(self) -> torch.Tensor:
         """Largest |x| of each input `[K]`."""
         return self._peak
+
+    def take(self, other: Inputs) -> None:
+        """Add what another one saw, on whatever device."""
+        import torch
+
+        self.tokens += other.tokens
+        self._sum += other._sum.to(self._sum.device)
+        self._absolute += other._absolute.to(self._absolute.device)
+        self._peak = torch.maximum(self._peak, other._peak.to(self._peak.device))
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same on a device."""
+        self._sum, self._absolute, self._peak = (t.to(device) for t in (self._sum, self._absolute, self._peak))
+        return self
+
+
+def summed(parts: Sequence[Inputs], device: torch.device) -> Inputs:
+    """What several devices saw of the inputs of one matrix, together on one of them. `parts` are used up."""
+    whole = parts[0].to(device)
+    for part in parts[1:]:
+        whole.take(part)
+    return whole

@@ -36,7 +36,6 @@ class Job:
     work: Path
     calibration: TextSource = TextSource()  # noqa: RUF009
     evaluation: TextSource = TextSource(PYTHON_REFERENCE, 16, 512)  # noqa: RUF009
-    device: str = "auto"
     compute_dtype: str = "auto"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from passes.adapters import CacheMaxima, Decoder
-from passes.inputs import Inputs
+from passes.inputs import Inputs, summed
 from passes.ir.model import Linear
 
 if TYPE_CHECKING:
@@ -22,22 +22,34 @@ if TYPE_CHECKING:
 Store = Callable[[Sequence[Linear], "Inputs | None"], Mapping[str, "torch.Tensor"]]
 
 
+@dataclass(frozen=True)
+class Lane:
+    """One device's copy of the block, and the family's code around it."""
+
+    decoder: Decoder
+    layer: torch.nn.Module
+
+    def modules(self, names: Sequence[Linear]) -> list[torch.nn.Module]:
+        """The modules of matrices, by the description's names."""
+        return [self.decoder.module(self.layer, linear.name) for linear in names]
+
+
 @dataclass
 class Stops:
     """One pass of all batches through one block. `groups`: matrices stored together, because they read one input.
 
-    What is looked at of their inputs: `products`: the Hessian; `magnitudes`: how large they get.
+    Batch b goes through lane b mod n. What is looked at of their inputs: `products`: the Hessian; `magnitudes`: how large they get.
     """
 
-    decoder: Decoder
-    layer: torch.nn.Module
+    lanes: Sequence[Lane]
     index: int
     cache: CacheMaxima | None
     groups: Sequence[Sequence[Linear]]
     products: bool
     magnitudes: bool
     _finished: set[int] = field(default_factory=set)
-    _inputs: dict[int, Inputs] = field(default_factory=dict)
+    _inputs: dict[int, dict[int, Inputs]] = field(default_factory=dict)
+    """What was seen before a group, by its number, then by lane."""
 
     def run(self, hidden: list[torch.Tensor], store: Store) -> None:
         """Replace each batch in `hidden` by the block's output."""
@@ -45,16 +57,17 @@ class Stops:
 
         scheduler = getcurrent()
         handles = [
-            self.decoder.module(self.layer, linear.name).register_forward_pre_hook(self._hook(number, scheduler))
-            for number, group in enumerate(self.groups) for linear in group
+            module.register_forward_pre_hook(self._hook(number, lane, scheduler))
+            for number, group in enumerate(self.groups)
+            for lane in range(len(self.lanes)) for module in self.lanes[lane].modules(group)
         ]  # fmt: skip
         try:
             waiting: dict[int, tuple[Any, int]] = {}
             for batch in range(len(hidden)):
-                self._advance(greenlet(self._forward), hidden, batch, waiting, (hidden[batch],))
+                self._advance(greenlet(self._forward), hidden, batch, waiting, (batch, hidden[batch]))
             while waiting:
                 number = min(group for _, group in waiting.values())
-                self._install(store(self.groups[number], self._inputs.pop(number, None)))
+                self._install(store(self.groups[number], self._seen(number)))
                 self._finished.add(number)
                 for batch, (run, at) in sorted(waiting.items()):
                     if at == number:
@@ -65,8 +78,14 @@ class Stops:
             for handle in handles:
                 handle.remove()
 
-    def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.decoder.run(self.layer, self.index, hidden, self.cache)
+    def _forward(self, batch: int, hidden: torch.Tensor) -> torch.Tensor:
+        lane = self.lanes[batch % len(self.lanes)]
+        return lane.decoder.run(lane.layer, self.index, hidden, self.cache)
+
+    def _seen(self, number: int) -> Inputs | None:
+        """What all lanes saw before a group, on the first lane's device."""
+        parts = self._inputs.pop(number, {})
+        return summed([parts[lane] for lane in sorted(parts)], self.lanes[0].decoder.device) if parts else None
 
     def _advance(
         self,
@@ -84,20 +103,25 @@ class Stops:
         else:
             waiting[batch] = (run, outcome)
 
-    def _hook(self, number: int, scheduler: Any) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+    def _hook(
+        self, number: int, lane: int, scheduler: Any
+    ) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
         def pause(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             if number in self._finished:
                 return
             if self.products or self.magnitudes:
-                if number not in self._inputs:
-                    self._inputs[number] = Inputs(
-                        args[0].shape[-1], self.decoder.device, products=self.products, magnitudes=self.magnitudes
+                seen = self._inputs.setdefault(number, {})
+                if lane not in seen:
+                    seen[lane] = Inputs(
+                        args[0].shape[-1], args[0].device, products=self.products, magnitudes=self.magnitudes
                     )
-                self._inputs[number].add(args[0])
+                seen[lane].add(args[0])
             scheduler.switch(number)
 
         return pause
 
     def _install(self, decoded: Mapping[str, torch.Tensor]) -> None:
-        for name, weight in decoded.items():
-            self.decoder.module(self.layer, name).weight.data = weight.to(self.decoder.device, self.decoder.dtype)
+        for lane in self.lanes:
+            for name, weight in decoded.items():
+                module = lane.decoder.module(lane.layer, name)
+                module.weight.data = weight.to(lane.decoder.device, lane.decoder.dtype)

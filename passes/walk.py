@@ -9,27 +9,31 @@
 One forward a block: a batch is a greenlet, paused inside the family's own forward code when it reaches a matrix. Matrices
 that read the same input (q/k/v, gate/up) are quantized at one stop with one Hessian. Peak memory is one block, its
 statistics and the hidden states of the calibration text, whatever the depth of the model. Runs the same on CPU and CUDA.
+
+On several cards a block is on all of them: batch b runs on card b mod n, the statistics of a stop are summed on the first
+card, which quantizes, and every card goes on with the decoded weights.
 """
 
 from __future__ import annotations
 
-import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.adapters import CacheMaxima, Decoder
 from passes.checkpoint import Weights, write_shard
+from passes.devices import peak_bytes
 from passes.folds import Fold, find_folds, rows_divided
-from passes.inputs import Inputs
+from passes.inputs import Inputs, summed
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.kv_cache import attention_name, scale_tensors
 from passes.members import copy_names, dense_block, members, packed, restacked
 from passes.quantize.methods import Matrix, Method, Stored
 from passes.reason import TightfitError
-from passes.stops import Stops
+from passes.stops import Lane, Stops
 from passes.walk_state import BlockReport, WalkState
 
 if TYPE_CHECKING:
@@ -52,7 +56,7 @@ class Walk:
     method: Method
     tokens: torch.Tensor
     folder: Path
-    device: torch.device
+    devices: Sequence[torch.device]
     dtype: torch.dtype
     batch_tokens: int = 4096
     progress: Callable[[BlockReport, int], None] = field(default=lambda report, blocks: None)
@@ -64,19 +68,19 @@ class Walk:
         total, blocks = units(self.target), len(self.source.decoder.layers)
         if state.done >= total:
             return state
-        decoder = Decoder(self.source, self.weights, self.dtype, self.device, self.target) if self._calibrated else None
-        hidden: list[torch.Tensor] = []
-        if decoder is not None:
-            hidden = decoder.embed(self._batches())
-            hidden = state.hidden() or hidden
+        devices = self.devices if self._calibrated else ()
+        decoders = [Decoder(self.source, self.weights, self.dtype, device, self.target) for device in devices]
+        hidden = self._embedded(decoders)
+        for number, batch in enumerate(state.hidden() or ()):
+            hidden[number] = batch.to(hidden[number].device)
         for index in range(state.done, blocks):
             began = time.monotonic()
-            report = self._block(index, decoder, hidden, state).report(index, began)
+            report = self._block(index, decoders, hidden, state).report(index, began)
             state.finish_block(report, hidden)
             self.progress(report, total)
         if state.done < total:
             began = time.monotonic()
-            report = self._heads(decoder, hidden, state).report(blocks, began)
+            report = self._heads(decoders, hidden, state).report(blocks, began)
             state.finish_block(report, [])
             self.progress(report, total)
         state.drop_hidden()
@@ -86,29 +90,36 @@ class Walk:
     def _calibrated(self) -> bool:
         return self.method.needs_hessian or self.target.calibrated_scales
 
-    def _batches(self) -> Iterator[torch.Tensor]:
+    def _embedded(self, decoders: Sequence[Decoder]) -> list[torch.Tensor]:
+        """The hidden states before the first block, batch after batch, each on its own card."""
+        if not decoders:
+            return []
         import torch
 
-        rows = max(1, self.batch_tokens // self.tokens.shape[1])
-        return iter(torch.split(self.tokens, rows))
+        batches = torch.split(self.tokens, max(1, self.batch_tokens // self.tokens.shape[1]))
+        shares = [decoder.embed(batches[card :: len(decoders)]) for card, decoder in enumerate(decoders)]
+        return [shares[number % len(shares)][number // len(shares)] for number in range(len(batches))]
 
-    def _block(self, index: int, decoder: Decoder | None, hidden: list[torch.Tensor], state: WalkState) -> BlockWork:
+    def _block(
+        self, index: int, decoders: Sequence[Decoder], hidden: list[torch.Tensor], state: WalkState
+    ) -> BlockWork:
         """Store one block, write its shard, replace `hidden` by the block's outputs."""
         before, after = self.source.decoder.block(index), self.target.decoder.block(index)
         prefix = self.source.decoder.layer_prefix(index)
         weights = dense_block(self.source, index, self.weights)
         todo = _groups(after, self.method)
-        work = BlockWork(self.method, weights, prefix, self.device, self.dtype)
+        work = BlockWork(self.method, weights, prefix, self.devices, self.dtype)
         cache = CacheMaxima() if self.target.kv_cache.scales and attention_name(after) else None
-        if decoder is None:
+        if not decoders:
             for group in todo:
                 work.store(group, None)
         else:
-            with decoder.block(index, weights) as layer:
+            with ExitStack() as stack:
+                lanes = [Lane(each, stack.enter_context(each.block(index, weights))) for each in decoders]
                 if self.method.smoothing is not None:
-                    work.folds = self._folds(decoder, layer, index, todo)
+                    work.folds = self._folds(lanes[0], index, todo)
                 sizes = self.method.smoothing is not None or any(lin.storage.static_inputs for lin in after.linears)
-                stops = Stops(decoder, layer, index, cache, todo, self.method.needs_hessian, sizes)
+                stops = Stops(lanes, index, cache, todo, self.method.needs_hessian, sizes)
                 stops.run(hidden, work.store)
         stored = _kept(before, after, prefix, weights) | _banks_whole(after, prefix, weights, work.stored)
         work.fold(stored)
@@ -118,28 +129,28 @@ class Walk:
         write_shard(state.shards / f"model-{index + 1:05d}.safetensors", stored)
         return work
 
-    def _folds(
-        self, decoder: Decoder, layer: torch.nn.Module, index: int, groups: Sequence[Sequence[Linear]]
-    ) -> Mapping[str, Fold]:
+    def _folds(self, lane: Lane, index: int, groups: Sequence[Sequence[Linear]]) -> Mapping[str, Fold]:
         """What takes over the scales of each group; the same for all blocks of a class."""
         block = self.target.decoder.block(index)
         if block not in self._found_folds:
-            [probe] = decoder.embed([self.tokens[:1, :_PROBE_TOKENS]])
-            self._found_folds[block] = find_folds(decoder, layer, index, block, groups, probe)
+            [probe] = lane.decoder.embed([self.tokens[:1, :_PROBE_TOKENS]])
+            self._found_folds[block] = find_folds(lane.decoder, lane.layer, index, block, groups, probe)
         return self._found_folds[block]
 
-    def _heads(self, decoder: Decoder | None, hidden: list[torch.Tensor], state: WalkState) -> BlockWork:
+    def _heads(self, decoders: Sequence[Decoder], hidden: list[torch.Tensor], state: WalkState) -> BlockWork:
         """Store the matrices outside the blocks that are not left dense: an output head. Its input is the final norm's output."""
         inputs = None
         heads = packed_outer(self.target)
-        if decoder is not None and self.method.needs_hessian:
-            inputs = Inputs(heads[0].in_features, self.device)
-            for batch in decoder.final(hidden):
-                inputs.add(batch)
+        if decoders and self.method.needs_hessian:
+            seen = [Inputs(heads[0].in_features, decoder.device) for decoder in decoders]
+            for card, decoder in enumerate(decoders):
+                for batch in decoder.final(hidden[card :: len(decoders)]):
+                    seen[card].add(batch)
+            inputs = summed(seen, self.devices[0])
         names = {linear.name: _head_source(self.source, self.weights, linear) for linear in heads}
         read = self.weights.read(names.values())
         weights = {f"{name}.weight": read[origin] for name, origin in names.items()}
-        work = BlockWork(self.method, weights, "", self.device, self.dtype)
+        work = BlockWork(self.method, weights, "", self.devices, self.dtype)
         work.store(heads, inputs)
         write_shard(state.shards / f"model-{len(self.source.decoder.layers) + 1:05d}.safetensors", work.stored)
         return work
@@ -166,9 +177,14 @@ class BlockWork:
     """What becomes of one block: its matrices stored group after group, the scales of their inputs taken over by what is before."""
 
     def __init__(
-        self, method: Method, weights: Mapping[str, torch.Tensor], prefix: str, device: torch.device, dtype: torch.dtype
+        self,
+        method: Method,
+        weights: Mapping[str, torch.Tensor],
+        prefix: str,
+        devices: Sequence[torch.device],
+        dtype: torch.dtype,
     ) -> None:
-        self.method, self.weights, self.prefix, self.device, self.dtype = method, weights, prefix, device, dtype
+        self.method, self.weights, self.prefix, self.devices, self.dtype = method, weights, prefix, devices, dtype
         self.folds: Mapping[str, Fold] = {}
         self.stored: dict[str, torch.Tensor] = {}
         self._losses: dict[str, float] = {}
@@ -179,7 +195,7 @@ class BlockWork:
 
     def store(self, group: Sequence[Linear], inputs: Inputs | None) -> dict[str, torch.Tensor]:
         """Store a group that reads one input; returns the decoded weights by relative name."""
-        matrices = [_matrix(linear, self.weights, self.prefix, self.device) for linear in group]
+        matrices = [_matrix(linear, self.weights, self.prefix, self.devices[0]) for linear in group]
         looks = self.method.needs_hessian
         hessian = inputs.hessian(matrices[0].name) if inputs is not None and looks else None
         static = any(linear.storage.static_inputs for linear in group)
@@ -235,7 +251,7 @@ class BlockWork:
     def report(self, number: int, began: float) -> BlockReport:
         """What the walk saw, the clock having started at `began`."""
         seconds = round(time.monotonic() - began, 3)
-        return BlockReport(number, self._losses, seconds, peak_bytes(self.device), tuple(self._unseen))
+        return BlockReport(number, self._losses, seconds, peak_bytes(self.devices), tuple(self._unseen))
 
 
 def _groups(block: Block, method: Method) -> list[list[Linear]]:
@@ -294,12 +310,3 @@ def _check_block(block: Block, prefix: str, stored: Mapping[str, torch.Tensor]) 
         raise TightfitError(
             f"{prefix}: tensors differ from the plan: {', '.join(odd)}", remedy="this is a defect of tightfit"
         )
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Peak memory of this process so far: allocated on the CUDA device, or resident on a CPU."""
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,6 +16,7 @@ from passes.base import Pass
 from passes.calibration import TextSource, token_blocks, tokens_digest
 from passes.checkpoint import Checkpoint, read_json, write_json
 from passes.content_key import code_digest, content_key, folder_identity
+from passes.devices import compute_devices
 from passes.ir.sources import Source
 from passes.reason import InputError
 from planner.quality import Quality
@@ -87,7 +88,7 @@ def _tried(
     trust = spec.trust_remote_code
     fitted = token_blocks(_part(spec.calibration, _FITTED, trust), folder)
     judging = token_blocks(_part(spec.evaluation, _JUDGING, trust), folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = compute_devices()[0]
     dtype = torch.bfloat16 if source.ir.dtype == "BF16" else torch.float32
     identity: list[object] = [folder_identity(folder), str(dtype), device.type, code_digest()]
     for number, chain in enumerate(chains, start=1):

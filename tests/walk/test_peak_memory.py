@@ -30,7 +30,7 @@ ids = torch.randint(0, 256, (32, 128), generator=torch.Generator().manual_seed(3
 ir = open_model(model).ir
 target = graph.rewrite(ir, (Quantize("gptq", PackQuantized(4, 64)),))
 def walk(tokens, into):
-    Walk(ir, target, Checkpoint(model), Gptq(GPTQ_DEFAULT), tokens, into, torch.device("cpu"), torch.float32).run()
+    Walk(ir, target, Checkpoint(model), Gptq(GPTQ_DEFAULT), tokens, into, (torch.device("cpu"),), torch.float32).run()
 walk(ids[:1], folder / "first")  # what libraries take when they are first used
 meter = Meter()
 walk(ids, folder / "second")

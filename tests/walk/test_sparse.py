@@ -93,7 +93,7 @@ def test_banks_and_fused_matrices_stay_whole_with_zeros_in_them(family: str, tmp
     ids = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
     chain = (Sparsify("sparsegpt", 0.5, "2:4"),)
     Walk(ir, graph.rewrite(ir, chain), Checkpoint(tmp_path / "source"), method(None, chain[0].mask), ids, tmp_path / "walk",
-         torch.device("cpu"), torch.float32).run()  # fmt: skip
+         (torch.device("cpu"),), torch.float32).run()  # fmt: skip
     stored = Checkpoint(tmp_path / "walk" / "shards")
     for layer in range(len(ir.decoder.layers)):
         tensors = dense_block(ir, layer, stored)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from passes.quantize.gptq import gptq
 from passes.quantize.methods import GPTQ_DEFAULT, Gptq, RoundToNearest
 from passes.quantize.quantize import Quantize
 from passes.walk import Method, Walk
+from passes.walk_state import BlockReport
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 METHOD = Gptq(GPTQ_DEFAULT)
@@ -30,10 +33,25 @@ CHAIN = (Quantize("gptq", FORMAT), KVCachePass("fp8", True))
 
 
 def walk(
-    llama: Path, ir: ModelIR, tokens: torch.Tensor, folder: Path, method: Method = METHOD, **options: object
+    llama: Path,
+    ir: ModelIR,
+    tokens: torch.Tensor,
+    folder: Path,
+    method: Method = METHOD,
+    devices: Sequence[torch.device] = (CPU,),
+    **options: object,
 ) -> Walk:
     return Walk(
-        ir, graph.rewrite(ir, CHAIN), Checkpoint(llama), method, tokens, folder, CPU, FP32, batch_tokens=128, **options
+        ir,
+        graph.rewrite(ir, CHAIN),
+        Checkpoint(llama),
+        method,
+        tokens,
+        folder,
+        devices,
+        FP32,
+        batch_tokens=128,
+        **options,
     )  # type: ignore[arg-type]
 
 
@@ -144,6 +162,45 @@ def test_batch_size_changes_nothing_but_rounding(
     name = "model.layers.0.mlp.down_proj.weight"
     a, b = (decoded(llama, llama_ir, folder).read([name])[name] for folder in (one, two))
     assert float(((a - b).abs() < 1e-5).float().mean()) > 0.99
+
+
+@pytest.mark.parametrize("method", [METHOD, RoundToNearest()])
+def test_several_devices_share_the_batches_of_a_block(
+    method: Method,
+    llama: Path,
+    llama_ir: ModelIR,
+    tokens: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three copies of the block on one processor: what three cards would run, and a run cut off in the middle."""
+    ran: list[tuple[int, int]] = []
+    run = Decoder.run
+    monkeypatch.setattr(
+        Decoder,
+        "run",
+        lambda self, layer, index, *rest: (ran.append((id(self), index)), run(self, layer, index, *rest))[1],
+    )
+    one, three = tmp_path / "one", tmp_path / "three"
+    walk(llama, llama_ir, tokens, one, method).run()
+    ran.clear()
+
+    def stop(report: BlockReport, blocks: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        walk(llama, llama_ir, tokens, three, method, (CPU,) * 3, progress=stop).run()
+    shared = Counter(ran)
+    batches = -(-tokens.numel() // 128)
+    assert sorted(shared.values()) == sorted(len(range(card, batches, 3)) for card in range(3))
+    walk(llama, llama_ir, tokens, three, method, (CPU,) * 3).run()
+    for name, weight in (
+        decoded(llama, llama_ir, one).read([f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)]).items()
+    ):
+        agreeing = float(((decoded(llama, llama_ir, three).read([name])[name] - weight).abs() < 1e-5).float().mean())
+        assert agreeing > 0.99, (name, agreeing)
+    scales = [Checkpoint(folder / "shards").read(["model.layers.1.self_attn.k_scale"]) for folder in (one, three)]
+    torch.testing.assert_close(*scales)
 
 
 def test_kl_and_perplexity_equal_those_of_whole_models(

@@ -2,11 +2,11 @@
 
     python -m benchmarks.served_formats MODEL_FOLDER [--engine PYTHON] [--blocks N] [--text FILE] [--formats …]
 
-For each format the model goes through `apply`, the engine loads the result and continues 20 prompts by 16 tokens; transformers
-does the same with the weights as `passes.decoded` reads them back from disk, activations rounded where the format has them rounded
-(w8a8, fp8), keys and values where the cache is fp8. Counted: prompts whose 16 tokens are all the same. What does not depend on how a
-model goes on after one rounding fell otherwise: of every matrix the engine's product, against that of the decoded weight for the inputs
-that the engine had. `--blocks`: keep only so many blocks of the model (first half and last half), for a quick run.
+For each format the model goes through `apply`, the engine loads the result and continues 20 texts that repeat themselves and 20
+questions (`served_prompts.py`) by 16 tokens; transformers does the same with the weights as `passes.decoded` reads them back from disk,
+activations rounded where the format has them rounded (w8a8, fp8), keys and values where the cache is fp8. Counted: prompts whose 16
+tokens are all the same. What does not depend on how a model goes on after one rounding fell otherwise: of every matrix the engine's
+product, against that of the decoded weight for the inputs that the engine had. `--blocks`: keep only so many blocks of the model (first half and last half), for a quick run.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.as_stored import StoredProducts, e4m3, product_errors
+from benchmarks.served_prompts import NEW, QUESTIONS, prompts
 from passes.base import Pass
 from passes.calibration import PYTHON_REFERENCE, TextSource
 from passes.checkpoint import Checkpoint
@@ -44,14 +45,6 @@ from passes.prune.sparse import Sparsify
 from passes.quantize.mixed import QuantizeMixed
 from passes.quantize.quantize import Quantize
 
-QUESTIONS = (
-    "What is the capital of France?", "What is the capital of Japan?", "How many days are in a week?", "What colour is the sky?",
-    "What do bees make?", "Write one sentence about the sea.", "Name three fruits.", "What is 2 + 2?", "Who wrote Hamlet?",
-    "What is the opposite of hot?", "Explain what a river is.", "What is a computer?", "Name a planet of our solar system.",
-    "What is the largest ocean?", "Say hello in Spanish.", "What is photosynthesis?", "Why do birds fly south in winter?",
-    "What is the freezing point of water?", "Give me advice on how to sleep well.", "What is the purpose of a bridge?",
-)  # fmt: skip
-PROMPTS, NEW = len(QUESTIONS), 16
 _W4 = PackQuantized(4, 64)
 CHAINS: dict[str, tuple[Pass, ...]] = {
     "w4a16-g64": (Quantize("gptq", _W4),),
@@ -71,19 +64,18 @@ CHAINS: dict[str, tuple[Pass, ...]] = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of each prompt how many tokens the engine and the reference have in common; `error` where the engine did not load.
+    """Of each question and each repeated text how many tokens the engine and the reference have in common.
+
+    `error`: why the engine did not load it.
 
     `products`: of every matrix, how far the engine's product for a prompt is from that of the decoded weight for the same inputs.
     """
 
     label: str
-    common: tuple[int, ...]
+    questions: tuple[int, ...]
+    repeated: tuple[int, ...]
     products: tuple[float, ...] = ()
     error: str = ""
-
-    def same(self, tokens: int = NEW) -> int:
-        """Prompts whose first `tokens` are the same."""
-        return sum(each >= tokens for each in self.common)
 
 
 def agreements(
@@ -97,7 +89,7 @@ def agreements(
 ) -> Iterator[Agreement]:
     """One result a format, engine started once for all. `text`: calibration text. `dtype`: what both compute in."""
     ir = open_model(source).ir
-    prompts = _prompts(source)
+    asked = prompts(source)
     cases, expected, stored = [], {}, {}
     for number, label in enumerate(labels):
         chain = (*_kept(ir, blocks), *CHAINS[label])
@@ -106,13 +98,13 @@ def agreements(
             TextSource(PYTHON_REFERENCE, 2, 32),
         )  # fmt: skip
         outcome = execute(job)
-        expected[label] = _reference(outcome.target, ir, outcome.passes, job.out, prompts, getattr(torch, dtype))
-        arguments: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": PROMPTS, "dtype": dtype}
+        expected[label] = _reference(outcome.target, ir, outcome.passes, job.out, asked, getattr(torch, dtype))
+        arguments: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": len(asked), "dtype": dtype}
         if outcome.target.kv_cache.dtype != "auto":
             arguments["kv_cache_dtype"] = outcome.target.kv_cache.dtype
         cases.append(
             {
-                "name": label, "task": "greedy", "folder": str(job.out), "arguments": arguments, "prompts": prompts, "new": NEW,
+                "name": label, "task": "greedy", "folder": str(job.out), "arguments": arguments, "prompts": asked, "new": NEW,
                 "products": str(folder / f"{number}.safetensors"),
             }
         )  # fmt: skip
@@ -128,25 +120,16 @@ def agreements(
         label = case["name"]
         answer = answers.get(label, {"error": run.stderr[-500:]})
         if "error" in answer:
-            yield Agreement(label, (), error=answer["error"])
+            yield Agreement(label, (), (), error=answer["error"])
             continue
         pairs = zip(answer["tokens"], expected[label], strict=True)
         common = tuple(_common(ours, reference) for ours, reference in pairs)
-        yield Agreement(label, common, tuple(product_errors(stored[label], Path(case["products"]))))
+        products = tuple(product_errors(stored[label], Path(case["products"])))
+        yield Agreement(label, common[: len(QUESTIONS)], common[len(QUESTIONS) :], products)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
-
-
-def _prompts(source: Path) -> list[list[int]]:
-    """The questions as the model's chat template has them, token ids."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    texts = [tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True) for each in asked]
-    return [list(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
 
 
 def _kept(ir: ModelIR, blocks: int | None) -> tuple[Pass, ...]:
@@ -219,6 +202,11 @@ def _rounding_cache(target: ModelIR, stored: Checkpoint) -> Any:
     return RoundingCache()
 
 
+def _counted(common: Sequence[int]) -> str:
+    same = sum(each >= NEW for each in common)
+    return f"{same:2} of {len(common)} (median {statistics.median_low(common)} of {NEW} tokens)"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model", type=Path)
@@ -239,7 +227,7 @@ def main() -> None:
             print(
                 f"{each.label:32} {each.error}"
                 if each.error
-                else f"{each.label:32} {each.same():3} of {PROMPTS}, median {statistics.median_low(each.common)} tokens; "
+                else f"{each.label:32} {_counted(each.repeated)} repeated texts, {_counted(each.questions)} questions; "
                 f"{len(each.products)} products, furthest {max(each.products):.1e}",
                 flush=True,
             )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from pathlib import Path
 
 
 class Meter:
-    """Measures from its creation on. On Linux the peak is this step's own: the kernel's high-water mark is reset."""
+    """Measures from its creation on. The peak is this step's own: the high-water marks are reset (the process's on Linux only)."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
+        for card in _cards_in_use():
+            sys.modules["torch"].cuda.reset_peak_memory_stats(card)
         try:
             # proc(5): writing 5 resets the peak resident set size (VmHWM).
             Path("/proc/self/clear_refs").write_text("5")
@@ -26,9 +29,17 @@ class Meter:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak resident memory since the start of the step (of the process, where the mark cannot be reset)."""
+        """Peak memory since the start of the step: allocated on the card that has most, else resident in the process."""
+        if cards := _cards_in_use():
+            return max(int(sys.modules["torch"].cuda.max_memory_allocated(card)) for card in cards)
         if self._resets:
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _cards_in_use() -> range:
+    """The CUDA devices of this process; none where torch is not loaded: importing it here would cost what is measured."""
+    torch = sys.modules.get("torch")
+    return range(torch.cuda.device_count()) if torch is not None and torch.cuda.is_available() else range(0)

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 
 from passes.adapters import CacheMaxima, Decoder
 from passes.checkpoint import Weights, write_shard
-from passes.devices import peak_bytes
 from passes.folds import Fold, find_folds, rows_divided
 from passes.inputs import Inputs, summed
 from passes.ir.model import Block, Linear, ModelIR, Role
@@ -108,7 +107,7 @@ class Walk:
         prefix = self.source.decoder.layer_prefix(index)
         weights = dense_block(self.source, index, self.weights)
         todo = _groups(after, self.method)
-        work = BlockWork(self.method, weights, prefix, self.devices, self.dtype)
+        work = BlockWork(self.method, weights, prefix, self.devices[0], self.dtype)
         cache = CacheMaxima() if self.target.kv_cache.scales and attention_name(after) else None
         if not decoders:
             for group in todo:
@@ -150,7 +149,7 @@ class Walk:
         names = {linear.name: _head_source(self.source, self.weights, linear) for linear in heads}
         read = self.weights.read(names.values())
         weights = {f"{name}.weight": read[origin] for name, origin in names.items()}
-        work = BlockWork(self.method, weights, "", self.devices, self.dtype)
+        work = BlockWork(self.method, weights, "", self.devices[0], self.dtype)
         work.store(heads, inputs)
         write_shard(state.shards / f"model-{len(self.source.decoder.layers) + 1:05d}.safetensors", work.stored)
         return work
@@ -177,14 +176,9 @@ class BlockWork:
     """What becomes of one block: its matrices stored group after group, the scales of their inputs taken over by what is before."""
 
     def __init__(
-        self,
-        method: Method,
-        weights: Mapping[str, torch.Tensor],
-        prefix: str,
-        devices: Sequence[torch.device],
-        dtype: torch.dtype,
+        self, method: Method, weights: Mapping[str, torch.Tensor], prefix: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.method, self.weights, self.prefix, self.devices, self.dtype = method, weights, prefix, devices, dtype
+        self.method, self.weights, self.prefix, self.device, self.dtype = method, weights, prefix, device, dtype
         self.folds: Mapping[str, Fold] = {}
         self.stored: dict[str, torch.Tensor] = {}
         self._losses: dict[str, float] = {}
@@ -195,7 +189,7 @@ class BlockWork:
 
     def store(self, group: Sequence[Linear], inputs: Inputs | None) -> dict[str, torch.Tensor]:
         """Store a group that reads one input; returns the decoded weights by relative name."""
-        matrices = [_matrix(linear, self.weights, self.prefix, self.devices[0]) for linear in group]
+        matrices = [_matrix(linear, self.weights, self.prefix, self.device) for linear in group]
         looks = self.method.needs_hessian
         hessian = inputs.hessian(matrices[0].name) if inputs is not None and looks else None
         static = any(linear.storage.static_inputs for linear in group)
@@ -251,7 +245,7 @@ class BlockWork:
     def report(self, number: int, began: float) -> BlockReport:
         """What the walk saw, the clock having started at `began`."""
         seconds = round(time.monotonic() - began, 3)
-        return BlockReport(number, self._losses, seconds, peak_bytes(self.devices), tuple(self._unseen))
+        return BlockReport(number, self._losses, seconds, tuple(self._unseen))
 
 
 def _groups(block: Block, method: Method) -> list[list[Linear]]:

@@ -30,7 +30,6 @@ class BlockReport:
     losses: dict[str, float]
     """Per matrix: the algorithm's own loss on the calibration text."""
     seconds: float
-    peak_bytes: int
     unseen: Sequence[str] = ()
     """Matrices that no calibration token reached (experts never routed to): rounded without error compensation."""
 

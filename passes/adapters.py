@@ -128,8 +128,7 @@ class Decoder:
     def block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> Iterator[torch.nn.Module]:
         """One block with its weights (`tensors`: by name relative to the block), dropped again afterwards."""
         layer = self._layers[index]
-        named = {self._names.path(name): tensor for name, tensor in tensors.items()}
-        _fill(layer, named, self.dtype, self.device, f"block {index}")
+        _fill(layer, self._names.parameters(tensors), self.dtype, self.device, f"block {index}")
         layer.eval()
         try:
             yield layer

@@ -67,10 +67,27 @@ class Names:
     """From a description's names, relative to a block, to the paths of modules and parameters in the family's class."""
 
     def __init__(self, model: Any) -> None:
-        from transformers.conversion_mapping import WeightRenaming, get_model_conversion_mapping
+        from transformers.conversion_mapping import WeightConverter, WeightRenaming, get_model_conversion_mapping
+        from transformers.core_model_loading import Concatenate
 
-        self._renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
+        conversions = get_model_conversion_mapping(model)
+        self._renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+        self._joins = [
+            (each.source_patterns, each.target_patterns[0], each.operations[0].dim)
+            for each in conversions
+            if isinstance(each, WeightConverter) and len(each.operations) == 1 and isinstance(each.operations[0], Concatenate)
+        ]  # fmt: skip
         self._fused: dict[str, str] = {}
+
+    def parameters(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A block's tensors under the paths of its parameters; those that the class keeps joined (convolutions of q, k, v) joined."""
+        import torch
+
+        named = {self.path(name): tensor for name, tensor in tensors.items()}
+        for parts, whole, dim in self._joins:
+            if all(part in named for part in parts):
+                named[whole] = torch.cat([named.pop(part) for part in parts], dim)
+        return named
 
     def path(self, name: str) -> str:
         """The path of a module or a parameter."""

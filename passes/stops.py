@@ -29,9 +29,9 @@ class Lane:
     decoder: Decoder
     layer: torch.nn.Module
 
-    def modules(self, names: Sequence[Linear]) -> list[torch.nn.Module]:
-        """The modules of matrices, by the description's names."""
-        return [self.decoder.module(self.layer, linear.name) for linear in names]
+    def module(self, linear: Linear) -> torch.nn.Module:
+        """The module that a matrix of the description is here."""
+        return self.decoder.module(self.layer, linear.name)
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Stops:
         handles = [
             module.register_forward_pre_hook(self._hook(number, lane, scheduler))
             for number, group in enumerate(self.groups)
-            for lane in range(len(self.lanes)) for module in self.lanes[lane].modules(group)
+            for lane, each in enumerate(self.lanes) for module in map(each.module, group)
         ]  # fmt: skip
         try:
             waiting: dict[int, tuple[Any, int]] = {}

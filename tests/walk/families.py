@@ -44,6 +44,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ministral3": _HEADS, "gemma4_text": _HEADS | {"sliding_window": 16, "vocab_size_per_layer_input": 300},
     "qwen3_5_text": _HEADS | _DELTA, "qwen3_5_moe_text": _MOE | _HEADS | _DELTA, "deepseek_v32": _MLA, "glm_moe_dsa": _MLA,
     "nemotron_h": {},
+    "kimi_linear": _MOE | _MLA | {
+        "num_hidden_layers": 4, "first_k_dense_replace": 0, "num_experts_per_token": 2, "num_shared_experts": 1, "q_lora_rank": None,
+        "moe_layer_freq": 1, "linear_attn_config": {
+            "full_attn_layers": [4], "kda_layers": [1, 2, 3], "head_dim": 16, "num_heads": 4, "short_conv_kernel_size": 4,
+        },
+    },
     "llama4_text": _MOE | _HEADS | {"intermediate_size_mlp": 128},
 }  # fmt: skip
 

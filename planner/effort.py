@@ -25,7 +25,7 @@ from targets.quantity import Basis, Quantity
 #: Share of the matrix rate that forwards and compensation reach, and text that the model writes itself, a token at a time.
 _RATE_SHARE, _WRITING_SHARE = 0.5, 0.22
 #: Operations a weight (at `_RATE_SHARE`): all options of EXL2 tried on it; the chosen one's scales searched and rounded.
-_OPTIONS_FLOPS, _SEARCH_FLOPS = 200e3, 20e3
+_OPTIONS_FLOPS, _SEARCH_FLOPS = 150e3, 20e3
 #: Tokens on which two sets of blocks are compared (`passes.prune.influence`), sequences that sensitivities and allocations are tried on
 #: (`passes.resolve`, `passes.contest`), and how many allocations are.
 _COMPARED_TOKENS, _TRIED_SEQUENCES, _JUDGING_SHARE = 4096, 16, 8

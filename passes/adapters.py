@@ -149,6 +149,16 @@ class Decoder:
                 remedy="choose round-to-nearest, or an outside backend",
             ) from None
 
+    def parameter(self, layer: torch.nn.Module, name: str) -> torch.Tensor:
+        """What a block computes with under a name of the description, such as `mlp.up_proj.weight`."""
+        module, _, leaf = name.rpartition(".")
+        return self.module(layer, module).get_parameter(leaf)
+
+    def put(self, layer: torch.nn.Module, name: str, value: torch.Tensor) -> None:
+        """Have a block compute with another value under that name."""
+        module, _, leaf = name.rpartition(".")
+        _assign(self.module(layer, module), leaf, value.to(self.device, self.dtype))
+
     def run(
         self, layer: torch.nn.Module, index: int, hidden: torch.Tensor, cache: CacheMaxima | None = None
     ) -> torch.Tensor:

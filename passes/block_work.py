@@ -51,7 +51,7 @@ class BlockWork:
             matrices = [replace(matrix, input_peak=peak) for matrix in matrices]
         decoded = {}
         for linear, done in zip(group, self.method.store(matrices, hessian, self.dtype), strict=True):
-            self.stored.update(done.tensors)
+            self.stored |= _on_the_processor(done.tensors)
             self._losses[linear.name] = done.loss
             self._done[linear.name] = (linear, done)
             decoded[linear.name] = done.decoded if scale is None else done.decoded / scale
@@ -83,16 +83,21 @@ class BlockWork:
             if fold.name in self._done:
                 linear, done = self._done[fold.name]
                 assert done.quantized is not None
-                stored |= linear.storage.encode(name, rows_divided(done.quantized, scale))
+                stored |= _on_the_processor(linear.storage.encode(name, rows_divided(done.quantized, scale)))
             else:
-                stored[f"{name}.weight"] = fold.folded(stored[f"{name}.weight"], scale)
+                stored[f"{name}.weight"] = fold.folded(stored[f"{name}.weight"], scale.cpu())
             if f"{name}.bias" in stored:
-                stored[f"{name}.bias"] = replace(fold, kind="norm").folded(stored[f"{name}.bias"], scale)
+                stored[f"{name}.bias"] = replace(fold, kind="norm").folded(stored[f"{name}.bias"], scale.cpu())
 
     def report(self, number: int, began: float) -> BlockReport:
         """What the walk saw, the clock having started at `began`."""
         seconds = round(time.monotonic() - began, 3)
         return BlockReport(number, self._losses, seconds, tuple(self._unseen))
+
+
+def _on_the_processor(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors as they go to disk: nothing finished stays on a card."""
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def _matrix(linear: Linear, weights: Mapping[str, torch.Tensor], prefix: str, device: torch.device) -> Matrix:

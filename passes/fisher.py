@@ -146,7 +146,7 @@ class _Backward:
     def _error(self, linear: Linear, form: Format, method: Gptq, hessian: torch.Tensor | None) -> torch.Tensor | None:
         if form.grid is None:
             return None
-        weight = self._decoder.module(self._layer, linear.name).get_parameter("weight").data.float()
+        weight = self._decoder.parameter(self._layer, f"{linear.name}.weight").float()
         [stored] = method.store([Matrix(linear.name, replace(linear, storage=form), weight)], hessian, weight.dtype)
         return stored.decoded - weight
 

@@ -109,17 +109,14 @@ def _changed(
     decoder: Decoder, layer: torch.nn.Module, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
 ) -> Iterator[None]:
     """Within: parameters changed as given; afterwards as they were."""
-    parameters = {
-        name: decoder.module(layer, name.rpartition(".")[0]).get_parameter(name.rpartition(".")[2]) for name in changes
-    }
-    before = {name: parameter.data for name, parameter in parameters.items()}
+    before = {name: decoder.parameter(layer, name) for name in changes}
     try:
-        for name, parameter in parameters.items():
-            parameter.data = changes[name](parameter.data).to(parameter.dtype)
+        for name, change in changes.items():
+            decoder.put(layer, name, change(before[name]))
         yield
     finally:
-        for name, parameter in parameters.items():
-            parameter.data = before[name]
+        for name, parameter in before.items():
+            decoder.put(layer, name, parameter)
 
 
 def rows_divided(quantized: Quantized, s: torch.Tensor) -> Quantized:

@@ -183,18 +183,18 @@ class _Probe:
         decoded = self._decoded(rows)
         module, call = self._slot(slot), self._calls[slot]
         reference = _first(call.output).float()
-        dense = {name: self._weight(name).data for name in rows[0]}
+        dense = {name: self._weight(name) for name in rows[0]}
         out = []
         for row in rows:
             for name, form in row.items():
-                self._weight(name).data = decoded[name, form]
+                self._decoder.put(self._layer, f"{name}.weight", decoded[name, form])
             out.append(self._error(module, call, reference, slot))
         for name, weight in dense.items():
-            self._weight(name).data = weight
+            self._decoder.put(self._layer, f"{name}.weight", weight)
         return out
 
-    def _weight(self, name: str) -> torch.nn.Parameter:
-        return self._decoder.module(self._layer, name).get_parameter("weight")
+    def _weight(self, name: str) -> torch.Tensor:
+        return self._decoder.parameter(self._layer, f"{name}.weight")
 
     def _slot(self, slot: str) -> torch.nn.Module:
         """The module that holds a slot's matrices: `self_attn`, `mlp`."""
@@ -219,7 +219,7 @@ class _Probe:
             dense = self._weight(name)
             forms = list(dict.fromkeys(row[name] for row in rows))
             layouts = [form.layout(dense.shape[1]) for form in forms]
-            results = quantize(dense.data, factors[reads], layouts)
+            results = quantize(dense, factors[reads], layouts)
             for form, (_, weight) in zip(forms, results, strict=True):
                 out[name, form] = weight.to(dense.dtype)
         return out

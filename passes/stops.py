@@ -123,5 +123,4 @@ class Stops:
     def _install(self, decoded: Mapping[str, torch.Tensor]) -> None:
         for lane in self.lanes:
             for name, weight in decoded.items():
-                module = lane.decoder.module(lane.layer, name)
-                module.weight.data = weight.to(lane.decoder.device, lane.decoder.dtype)
+                lane.decoder.put(lane.layer, f"{name}.weight", weight)

@@ -72,6 +72,8 @@ class Decoder:
         self.dtype = dtype
         self.device = device
         self._model = skeleton(ir, dtype)
+        for name, buffer in list(self._model.named_buffers()):
+            _set(self._model, name, buffer.to(device))
         self._body, self._list = body(self._model, ir)
         self._layers = list(getattr(self._body, self._list))
         self._calls: dict[tuple[int, ...], list[LayerCall]] = {}
@@ -128,12 +130,18 @@ class Decoder:
     def block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> Iterator[torch.nn.Module]:
         """One block with its weights (`tensors`: by name relative to the block), dropped again afterwards."""
         layer = self._layers[index]
-        _fill(layer, self._names.parameters(tensors), self.dtype, self.device, f"block {index}")
+        buffers = dict(layer.named_buffers())
+        named = self._names.parameters(tensors)
+        _fill(layer, named, self.dtype, self.device, f"block {index}")
+        for name in buffers.keys() & named.keys():
+            _set(layer, name, named[name].to(self.device))
         layer.eval()
         try:
             yield layer
         finally:
             layer.to("meta")
+            for name, buffer in buffers.items():
+                _set(layer, name, buffer)
 
     def path(self, name: str) -> str:
         """Where a block has what the description calls `name`."""
@@ -246,8 +254,12 @@ def _fill(
 def _assign(root: Any, name: str, tensor: torch.Tensor) -> None:
     import torch
 
+    _set(root, name, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+def _set(root: Any, name: str, value: torch.Tensor) -> None:
     path, _, leaf = name.rpartition(".")
-    setattr(root.get_submodule(path) if path else root, leaf, torch.nn.Parameter(tensor, requires_grad=False))
+    setattr(root.get_submodule(path) if path else root, leaf, value)
 
 
 def _stub_class() -> Any:

@@ -61,6 +61,9 @@ def save_tiny(family: str, folder: Path) -> Any:
     torch.manual_seed(0)
     config = CONFIG_MAPPING[family](**_BASE | FAMILIES[family])
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for name, tensor in model.state_dict().items():
+        if name in dict(model.named_buffers()):  # stored, but no parameter: what corrects a router's scores
+            tensor.uniform_()
     model.save_pretrained(folder)
     return model
 

@@ -61,7 +61,7 @@ def option_costs(
     costs: dict[str, tuple[float, ...]] = {}
     for index in reversed(range(depth)):
         saved = _inputs_file(folder, index)
-        hidden = list(_numbered(Checkpoint.of_files([saved]), len(gradients)))
+        hidden = [batch.to(device) for batch in _numbered(Checkpoint.of_files([saved]), len(gradients))]
         tensors = dense_block(ir, index, weights)
         with decoder.block(index, tensors) as layer:
             back = _Backward(decoder, layer, index, [m for m in members(ir.decoder.block(index)) if m.quantizable])
@@ -89,10 +89,10 @@ def _numbered(saved: Checkpoint, count: int) -> Iterator[torch.Tensor]:
 
 
 def _head_gradients(decoder: Decoder, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Gradients of −log p(sampled next token) at the last block's outputs, batch by batch; the sampling is seeded."""
+    """Gradients of −log p(sampled next token) at the last block's outputs, batch by batch; sampled on the processor, seeded."""
     import torch
 
-    generator = torch.Generator(device=decoder.device).manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     out = []
     with decoder.head():
         for batch in hidden:
@@ -101,7 +101,8 @@ def _head_gradients(decoder: Decoder, hidden: Sequence[torch.Tensor]) -> list[to
                 leaf = row.detach().requires_grad_(True)
                 with torch.enable_grad():
                     logits = decoder.logits(leaf).float().flatten(0, 1)
-                    sampled = torch.multinomial(torch.softmax(logits.detach(), -1), 1, generator=generator).squeeze(-1)
+                    chances = torch.softmax(logits.detach(), -1).cpu()
+                    sampled = torch.multinomial(chances, 1, generator=generator).squeeze(-1).to(logits.device)
                     torch.nn.functional.cross_entropy(logits, sampled, reduction="sum").backward()  # type: ignore[no-untyped-call]
                 assert leaf.grad is not None
                 rows.append(leaf.grad)

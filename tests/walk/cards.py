@@ -1,9 +1,9 @@
 """Cards that a processor plays: tensors that say they are on `card:0` or `card:1`, and as on cards, nothing mixes with what is elsewhere.
 
-    python -m tests.walk.cards FAMILY FOLDER      # prints, for each chain, the share of agreeing values of the worst tensor
+    python -m tests.walk.cards FAMILY FOLDER [CHAIN …]      # for each chain, the share of agreeing values of the worst tensor
 
 Walks a tiny model with two processors for devices and with two such cards. An operation on tensors of two devices fails here as it
-would there. What this does not show: speed, memory, kernels that round otherwise, random numbers drawn on a card (`passes.fisher`).
+would there. What this does not show: speed, memory, kernels that round otherwise.
 
 It changes torch for the whole process (a device backend written in Python, torch's own means for it): run it in one of its own.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from passes import graph
 from passes.base import Pass
 from passes.checkpoint import Checkpoint
+from passes.fisher import option_costs
+from passes.formats.compressed_tensors import IntQuantized, PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
@@ -125,36 +128,41 @@ def _agreement(one: Checkpoint, other: Checkpoint) -> float:
     )
 
 
-def main(family: str, folder: Path) -> None:
+def main(family: str, folder: Path, names: Sequence[str]) -> None:
     _setup_privateuseone_for_python_backend("card")
     save_tiny(family, folder / "source")
     ir = open_model(folder / "source").ir
     found: dict[str, float] = {}
     for number, (name, chain) in enumerate(chains().items()):
+        if names and name not in names:
+            continue
         plain = _walked(ir, chain, folder / "source", folder / f"{number}", [torch.device("cpu")] * 2)
         with Cards():
             carded = _walked(
                 ir, chain, folder / "source", folder / f"{number}-card", [torch.device("card", n) for n in (0, 1)]
             )
         found[name] = _agreement(plain, carded)
-    if "EXL2" in sys.argv:
-        found["EXL2 options"] = _options_agree(ir, folder)
-    print(json.dumps(found))
+    print(json.dumps(found if names else found | _measured(ir, folder)))
 
 
-def _options_agree(ir: ModelIR, folder: Path) -> float:
+def _measured(ir: ModelIR, folder: Path) -> dict[str, float]:
+    """The same of what is measured before a walk: EXL2's options, the cost of formats."""
     ids = torch.randint(3, 280, (8, 32), generator=torch.Generator().manual_seed(0))
-    source = Checkpoint(folder / "source")
-    plain = measure(ir, source, ids, folder / "options", _FP32, torch.device("cpu"))
+    source, palette = Checkpoint(folder / "source"), (PackQuantized(4, 32), IntQuantized())
+
+    def numbers(device: torch.device, into: Path) -> tuple[list[float], list[float]]:
+        options = measure(ir, source, ids, into / "options", _FP32, device)
+        costs = option_costs(ir, source, ids, palette, into / "costs", _FP32, device)
+        return [x for each in options for x in each.attention + each.mlp], [x for each in costs.values() for x in each]
+
+    plain = numbers(torch.device("cpu"), folder / "plain")
     with Cards():
-        carded = measure(ir, source, ids, folder / "options-card", _FP32, torch.device("card", 0))
-    pairs = [
-        pair
-        for a, b in zip(plain, carded, strict=True)
-        for pair in zip(a.attention + a.mlp, b.attention + b.mlp, strict=True)
-    ]
-    return sum(abs(a - b) <= 1e-3 * a for a, b in pairs) / len(pairs)
+        carded = numbers(torch.device("card", 0), folder / "carded")
+    return {
+        name: sum(abs(a - b) <= 1e-3 * a for a, b in zip(*pair, strict=True)) / len(pair[0])
+        for name, pair in zip(("EXL2 options", "format costs"), zip(plain, carded, strict=True), strict=True)
+    }
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

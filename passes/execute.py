@@ -107,7 +107,6 @@ class _Run:
     """One run of a job: finds each step's result or makes it."""
 
     def __init__(self, job: Job, progress: Callable[[Progress], None]) -> None:
-
         self.job, self.progress = job, progress
         self.target = graph.rewrite(job.source, job.passes)
         self.devices = compute_devices()

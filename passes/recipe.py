@@ -15,5 +15,8 @@ from passes.quantize.quantize import Quantize
 def method_of(passes: Sequence[Pass]) -> Method:
     """The algorithm; none for what an outside tool makes. Raises InputError for a combination that the walk does not run."""
     made_here = [one for one in passes if one.backend == "native"]
-    quantize = next((one.method for one in made_here if isinstance(one, Quantize | QuantizeMixed | QuantizeExl2)), None)
-    return method(quantize, next((one.mask for one in passes if isinstance(one, Sparsify)), None))
+    quantize = next((one for one in made_here if isinstance(one, Quantize | QuantizeMixed | QuantizeExl2)), None)
+    mask = next((one.mask for one in passes if isinstance(one, Sparsify)), None)
+    if isinstance(quantize, Quantize | QuantizeMixed):
+        return method(quantize.method, mask, quantize.damping)
+    return method(None if quantize is None else quantize.method, mask)

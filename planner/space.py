@@ -204,14 +204,20 @@ def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None
         return
     if choice.dense:
         yield None
-    yield from (made_by(choice.backend, one) for one in _stored(choice, engine))
+    yield from (as_asked(choice, one) for one in _stored(choice, engine))
 
 
-def made_by(backend: str, one: Pass) -> Pass:
-    """A pass as an outside tool makes it; what only one tool makes stays with that tool."""
-    if backend == "native" or one.backend != "native" or not isinstance(one, Quantize | QuantizeMixed | QuantizeExl2):
-        return one
-    return replace(one, backend=backend)
+def as_asked(choice: QuantizeChoice, one: Pass) -> Pass:
+    """A pass with the damping, and made by the tool, that the spec names; what only one tool makes stays with that tool."""
+    if isinstance(one, Quantize | QuantizeMixed):
+        one = replace(one, damping=choice.damping)
+    if (
+        choice.backend != "native"
+        and one.backend == "native"
+        and isinstance(one, Quantize | QuantizeMixed | QuantizeExl2)
+    ):
+        one = replace(one, backend=choice.backend)
+    return one
 
 
 def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
@@ -272,8 +278,7 @@ class _Family:
         stored = parse_scheme(f"{self.kind}-{bits:.2f}".rstrip("0").rstrip("."))
         assert stored is not None
         choice = self.spec.passes.quantize
-        backend = choice.backend if isinstance(choice, QuantizeChoice) else "native"
-        head = (*self.pruning, made_by(backend, stored))
+        head = (*self.pruning, as_asked(choice, stored) if isinstance(choice, QuantizeChoice) else stored)
         return (*head, *_cache(self.ir, head, self.dtype))
 
     def slack(self, bits: float) -> float:

@@ -135,6 +135,8 @@ class QuantizeChoice(Strict):
     """Whether leaving the weights as they are is weighed too."""
     backend: Literal["native", "llmcompressor", "gptqmodel", "autoround", "exllamav2", "exllamav3"] = "native"
     """Who makes the weights: tightfit's own walk, or an outside tool (`docs/backends.md`). EXL3 and AutoRound have one tool only."""
+    damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """GPTQ's, the share of the mean of the Hessian's diagonal that is added to it (AutoGPTQ's `damp_percent`); more for texts too short."""
 
 
 class SparseChoice(Strict):

@@ -76,7 +76,8 @@ class LlmCompressor(Library):
         """`method` and one group of a compressed-tensors scheme."""
         assert isinstance(one, Quantize)
         assert isinstance(one.storage, PackQuantized | IntQuantized | FloatQuantized)
-        return {"method": one.method, "group": {"targets": ["Linear"], **one.storage.scheme()}, "ignore": ["lm_head"]}
+        group = {"targets": ["Linear"], **one.storage.scheme()}
+        return {"method": one.method, "group": group, "ignore": ["lm_head"], "damping": one.damping}
 
 
 class GptqModel(Library):
@@ -98,7 +99,7 @@ class GptqModel(Library):
         assert isinstance(one.storage, Gptq)
         return {
             "bits": one.storage.bits, "group_size": one.storage.group_size, "sym": one.storage.symmetric, "desc_act": one.storage.desc_act,
-            "method": "gptq", "format": "gptq",
+            "damp_percent": one.damping, "method": "gptq", "format": "gptq" if one.storage.version == 1 else "gptq_v2",
         }  # fmt: skip
 
     @property

@@ -30,12 +30,14 @@ class Grid:
 
     `group_size`: consecutive inputs that share a scale; -1 = the whole row (per output channel), 0 = the whole matrix.
     `kind`: "int" (uniform integers), "e4m3" or "e2m1" (floats of 8 and 4 bits). Symmetric integers are signed, -2^(b-1) … 2^(b-1)-1.
+    `least_zero`: the least zero point that the format can say.
     """
 
     bits: int
     group_size: int
     symmetric: bool = True
     kind: str = "int"
+    least_zero: int = 0
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -33,14 +33,15 @@ class Gptq(Format):
 
     @property
     def label(self) -> str:
-        """`gptq-4-g128`; `channel` where a row is one group; `-v2` where zero points are stored as they are."""
+        """`gptq-4-g128`; `channel`: a row is one group; `-asym`: zero points; `-act`: `desc_act`; `-v2`: they are stored as they are."""
         group = "channel" if self.group_size < 0 else f"g{self.group_size}"
-        return f"gptq-{self.bits}-{group}" + ("-v2" if self.version == 2 else "")
+        marks = (("-asym", not self.symmetric), ("-act", self.desc_act), ("-v2", self.version == 2))
+        return f"gptq-{self.bits}-{group}" + "".join(mark for mark, there in marks if there)
 
     @property
     def grid(self) -> Grid:
-        """Integers of `bits`."""
-        return Grid(self.bits, self.group_size, self.symmetric)
+        """Integers of `bits`. Version 1 has no zero point of 0: readers add 1 to what is stored, with or without a carry."""
+        return Grid(self.bits, self.group_size, self.symmetric, least_zero=1 if self.version == 1 else 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """K and N must be multiples of 32, K of the group size."""
@@ -79,6 +80,7 @@ class Gptq(Format):
             zero = torch.full_like(scale, half, dtype=torch.int32)
         else:
             zero = quantized.zero_point.to(torch.int32)
+            assert self.grid.least_zero <= int(zero.min()), f"{name}: version 1 cannot say a zero point of 0"
         stored_zero = zero - 1 if self.version == 1 else zero
         group_of_input = quantized.group_of_input
         if group_of_input is None:
@@ -99,7 +101,7 @@ class Gptq(Format):
         scale = tensors[f"{name}.scales"].float()
         return ((codes - zero.T[:, group]).float() * scale.T[:, group]).to(dtype)
 
-    def config(self, *, damping: float | None = None) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """`quantization_config` of config.json."""
         return {
             "quant_method": "gptq",
@@ -110,7 +112,6 @@ class Gptq(Format):
             "lm_head": False,
             "true_sequential": True,
             "checkpoint_format": "gptq" if self.version == 1 else "gptq_v2",
-            **({} if damping is None else {"damp_percent": damping}),
         }
 
 

@@ -71,7 +71,7 @@ def factorise(hessian: torch.Tensor, damping: float, order: torch.Tensor, where:
         step *= 10
     raise TightfitError(
         f"the Hessian of {where} is not positive definite, even with damping {damping * 10**DAMPING_ATTEMPTS:g}",
-        remedy="use more calibration text, or a larger `damping`",
+        remedy="use more calibration text, or a larger `damping` under `passes: quantize:`",
     )
 
 

@@ -13,6 +13,7 @@ from passes.ir.model import Linear
 from passes.members import packed
 from passes.prune.mask import Mask
 from passes.quantize.gptq import GptqOptions, gptq, sparse
+from passes.quantize.quantize import DAMPING
 from passes.quantize.rtn import round_blocks_to_nearest, round_to_nearest
 from passes.quantize.scales import ScaleSearch
 from passes.quantize.smoothing import AwqSearch, Smoothing, SmoothQuant
@@ -122,7 +123,7 @@ class Gptq(_Storing):
         def codes(weight: torch.Tensor, form: Format, scale: torch.dtype, where: str) -> tuple[Quantized, float]:
             if hessian is not None and form.grid is not None and form.grid.kind != "e4m3":
                 order = "full" if getattr(form, "desc_act", False) else self.options.order
-                options = GptqOptions(order, self.options.damping, self.options.search)
+                options = replace(self.options, order=order)
                 return gptq(weight, hessian, form.grid, scale, options, where, mask)
             loss = 0.0
             if mask is not None:
@@ -187,34 +188,35 @@ class AdaptiveExl2(_Storing):
 
 
 #: GPTQ as it is run by default. Chosen on the de-gridded twin of SmolLM2 only (benchmarks/quantize.py, docs/quantization.md).
-GPTQ_DEFAULT = GptqOptions(order="static", damping=0.01, search=ScaleSearch(steps=20, shrink=0.7))
+GPTQ_DEFAULT = GptqOptions(order="static", damping=DAMPING, search=ScaleSearch(steps=20, shrink=0.7))
 
-_METHODS: Mapping[str, Method] = {
-    "rtn": RoundToNearest(),
-    "gptq": Gptq(GPTQ_DEFAULT),
-    "smoothquant": Gptq(GPTQ_DEFAULT, smooth=SmoothQuant()),
-    "awq": Awq(AwqSearch(), ScaleSearch(steps=20, shrink=0.5)),
-    "exl2": AdaptiveExl2(),
+_METHODS: Mapping[str, Callable[[GptqOptions], Method]] = {
+    "rtn": lambda options: RoundToNearest(),
+    "gptq": Gptq,
+    "smoothquant": lambda options: Gptq(options, smooth=SmoothQuant()),
+    "awq": lambda options: Awq(AwqSearch(), ScaleSearch(steps=20, shrink=0.5)),
+    "exl2": lambda options: AdaptiveExl2(),
 }
 
 
-def method(name: str | None, mask: Mask | None = None) -> Method:
-    """The algorithm that a quantize pass names (None: no such pass), with a sparsity pass's zeros.
+def method(name: str | None, mask: Mask | None = None, damping: float = GPTQ_DEFAULT.damping) -> Method:
+    """The algorithm that a quantize pass names (None: no such pass), with a sparsity pass's zeros and GPTQ's damping.
 
     Raises InputError for a combination that the walk does not run.
     """
+    options = replace(GPTQ_DEFAULT, damping=damping)
     if name is None:
-        return RoundToNearest() if mask is None else Gptq(GPTQ_DEFAULT, mask)
+        return RoundToNearest() if mask is None else Gptq(options, mask)
     if name not in _METHODS:
         raise InputError(f"the method {name!r} cannot be executed here", remedy=f"choose {', '.join(_METHODS)}")
     if mask is None:
-        return _METHODS[name]
+        return _METHODS[name](options)
     if name != "gptq":
         raise InputError(
             f"zeros are chosen together with GPTQ's rounding, not with {name}'s",
             remedy="quantize with gptq, or drop one of the passes",
         )
-    return Gptq(GPTQ_DEFAULT, mask)
+    return Gptq(options, mask)
 
 
 def _sparse(

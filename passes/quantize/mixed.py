@@ -16,7 +16,7 @@ from passes.base import Pass
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.ir.model import Block, Linear, ModelIR
-from passes.quantize.quantize import Quantize
+from passes.quantize.quantize import DAMPING, Quantize
 from passes.reason import DoesNotFitError, Reason
 
 Assigned = tuple[tuple[str, Format], ...]
@@ -27,6 +27,7 @@ class QuantizeMixed(Pass):
     """Store the decoder's matrices in `options` (narrowest first), `bpw` bits a weight on average, all included.
 
     `assigned`: (full name, format) of matrices in another format than the narrowest; None while the plan is bounded.
+    `damping`: as of `Quantize`.
     """
 
     name: ClassVar[str] = "quantize_mixed"
@@ -35,6 +36,7 @@ class QuantizeMixed(Pass):
     method: str = "gptq"
     assigned: Assigned | None = None
     backend: str = "native"
+    damping: float = DAMPING
 
     @property
     def resolved(self) -> bool:
@@ -64,7 +66,7 @@ class QuantizeMixed(Pass):
     def chosen(self, ir: ModelIR) -> Quantize:
         """The quantize pass that the choice amounts to, measured or standing in."""
         assigned = self.assigned if self.assigned is not None else _stand_in(ir, self.formats(ir), self.bpw)
-        return Quantize(self.method, self.palette[0], assigned)
+        return Quantize(self.method, self.palette[0], assigned, damping=self.damping)
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
         """Every matrix in its format."""
@@ -98,7 +100,8 @@ class QuantizeMixed(Pass):
     def text(self) -> str:
         """`quantize{gptq, mixed-5 of w4a16-g64, w8a16-channel, bf16}`."""
         formats = ", ".join(form.label for form in self.palette)
-        return f"quantize{{{self.method}, mixed-{self.bpw:g} of {formats}}}"
+        damped = "" if self.damping == DAMPING else f", damping {self.damping:g}"
+        return f"quantize{{{self.method}, mixed-{self.bpw:g} of {formats}{damped}}}"
 
 
 def groups(ir: ModelIR, options: tuple[Format, ...]) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:

@@ -17,6 +17,8 @@ from passes.reason import Reason, nearest
 
 #: Methods whose algorithm the walk runs (`passes.quantize.methods`).
 EXECUTABLE_METHODS = ("rtn", "gptq", "smoothquant", "awq")
+#: GPTQ's damping unless another is asked for: that of the reference code (`percdamp`) and of AutoGPTQ (`damp_percent`).
+DAMPING = 0.01
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Quantize(Pass):
 
     `assigned`: (full name without `.weight`, format) of matrices that take another one, a dense format included; `{e}` stands
     for the experts of a bank. `head`: the format of the output head, None to leave it as it is. `backend`: who makes it.
+    `damping`: of GPTQ's Hessians, the share of the mean of their diagonal that is added to it.
     """
 
     name: ClassVar[str] = "quantize"
@@ -33,6 +36,7 @@ class Quantize(Pass):
     assigned: tuple[tuple[str, Format], ...] = ()
     head: Format | None = None
     backend: str = "native"
+    damping: float = DAMPING
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """Shapes the format cannot hold (one reason for each kind of trouble), and sources that are quantized already."""
@@ -84,10 +88,11 @@ class Quantize(Pass):
         return None
 
     def text(self) -> str:
-        """`quantize{gptq, w4a16-g64}`, with how many matrices take another format, and who makes it unless that is the walk."""
+        """`quantize{gptq, w4a16-g64}`, with how many matrices take another format, and what else is not as usual."""
+        damped = "" if self.damping == DAMPING else f", damping {self.damping:g}"
         mixed = f", {len(self.assigned)} assigned" if self.assigned else ""
         by = "" if self.backend == "native" else f", by {self.backend}"
-        return f"quantize{{{self.method}, {self.storage.label}{mixed}{by}}}"
+        return f"quantize{{{self.method}, {self.storage.label}{mixed}{damped}{by}}}"
 
 
 def _names(ir: ModelIR) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from passes.formats.format import Grid, Quantized
@@ -52,7 +53,7 @@ def round_blocks_to_nearest(
     padded = torch.nn.functional.pad(weight.float(), (0, right, 0, down))
     tiles = padded.reshape(padded.shape[0] // block[0], block[0], padded.shape[1] // block[1], block[1])
     flat = tiles.transpose(1, 2).reshape(-1, block[0] * block[1])
-    levels = find_levels(flat, Grid(grid.bits, -1, grid.symmetric, grid.kind), scale_dtype, FULL_RANGE)
+    levels = find_levels(flat, replace(grid, group_size=-1), scale_dtype, FULL_RANGE)
     codes = round_codes(flat, levels, grid).reshape(tiles.shape[0], tiles.shape[2], block[0], block[1])
     whole = codes.transpose(1, 2).reshape(padded.shape)[:rows, :columns].contiguous()
     return as_quantized(whole, Levels(levels.scale.reshape(tiles.shape[0], tiles.shape[2]), None), grid)

@@ -7,7 +7,7 @@ that the engine will use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from passes.formats.format import E4M3_MAX, Grid
@@ -120,7 +120,7 @@ def _whole_matrix(
 ) -> Levels:
     flat = weight.reshape(1, -1)
     spread = None if importance is None else importance.repeat(weight.shape[0])
-    row = Grid(grid.bits, -1, grid.symmetric, grid.kind)
+    row = replace(grid, group_size=-1)
     return find_levels(flat, row, scale_dtype, search, spread)
 
 
@@ -140,7 +140,11 @@ def _range_levels(groups: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, fa
     top = groups.amax(-1).clamp(min=0) * factor
     bottom = groups.amin(-1).clamp(max=0) * factor
     scale = _storable((top - bottom) / (high - low), scale_dtype)
-    return Levels(scale, torch.round(-bottom / scale).clamp(low, high))
+    zero = torch.round(-bottom / scale)
+    if grid.least_zero:
+        # Where the zero point has to move up, what is left above it must still reach the top.
+        scale = torch.where(zero < grid.least_zero, _storable(top / (high - grid.least_zero), scale_dtype), scale)
+    return Levels(scale, zero.clamp(max(low, grid.least_zero), high))
 
 
 def _storable(scale: torch.Tensor, dtype: torch.dtype, total: torch.Tensor | None = None) -> torch.Tensor:

@@ -22,7 +22,8 @@ from passes.reason import InputError, unknown_name
 #: What `optimize` lists, one example a kind.
 EXAMPLES = (
     "bf16", "fp16", "fp32", "fp8", "fp8-static", "fp8-block", "w8a8", "w8a8-static", "w8a8-smoothquant", "w4a16-g128",
-    "w4a16-g128-asym", "w8a16-channel", "gptq-4-g128", "gptq-8-g128", "awq-4-g128", "rtn-4-g128", "rtn-3-channel",
+    "w4a16-g128-asym", "w8a16-channel", "gptq-4-g128", "gptq-4-g128-asym", "gptq-4-g128-act", "gptq-8-g128",
+    "awq-4-g128", "rtn-4-g128", "rtn-3-channel",
     "mixed-5.0-g64", "mixed-5.0-g64-w8a8", "mixed-5.0-g64-gptq", "exl2-4.65", "exl3-3.5", "nf4", "int8-bnb", "fp8-online",
     "nvfp4", "nvfp4a16", "mxfp4", "autoround-4-g128",
 )  # fmt: skip
@@ -57,8 +58,8 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
         lambda m: Quantize("gptq", PackQuantized(int(m[1]), _group(m[2]), m[3] is None)),
     ),
     (
-        r"gptq-([2348])-(g\d+|channel)(-v2)?",
-        lambda m: Quantize("gptq", Gptq(int(m[1]), _group(m[2]), version=2 if m[3] else 1)),
+        r"gptq-([2348])-(g\d+|channel)(-asym)?(-act)?(-v2)?",
+        lambda m: Quantize("gptq", Gptq(int(m[1]), _group(m[2]), not m[3], bool(m[4]), 2 if m[5] else 1)),
     ),
     (r"rtn-([2348])-(g\d+|channel)", lambda m: Quantize("rtn", Gptq(int(m[1]), _group(m[2])))),
     (r"awq-4-g(\d+)", lambda m: Quantize("awq", Awq(int(m[1])))),

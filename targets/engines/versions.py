@@ -28,6 +28,7 @@ class Rules:
     (256 and 128 in the Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `sampler_fp32_sort`: the sampler sorts all
     logits in fp32 on every card; later only where FlashInfer's sampler is missing.
     `group_slack`: the largest layer bucket is padded instead of split below this ratio.
+    `group_order`: groups that follow the activation order are read (GPTQ's `desc_act`; 0.32 refuses it, pull request 54809).
     `state_checkpoints`: further states a sequence of Mamba 2 may hold, exported inside a prefill (read in 0.32; older ones unread).
     """
 
@@ -44,6 +45,7 @@ class Rules:
     group_slack: float = 1.5
     mxfp4_padding: tuple[int, int] = (1, 1)
     sampler_fp32_sort: bool = False
+    group_order: bool = True
     state_checkpoints: int = 0
 
 
@@ -62,7 +64,7 @@ _HISTORY: tuple[tuple[tuple[int, int], dict[str, object]], ...] = (
     ((0, 22), {"tokens_from_concurrency": True, "group_slack": 1.5}),
     ((0, 24), {"mxfp4_padding": (1, 1)}),
     ((0, 30), {"in_flight_batches": 2, "null_block": True}),
-    ((0, 32), {"state_checkpoints": 1}),
+    ((0, 32), {"group_order": False, "state_checkpoints": 1}),
 )  # fmt: skip
 
 

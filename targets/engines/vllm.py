@@ -62,7 +62,9 @@ class Vllm(Engine):
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Formats without a kernel on this card, parallel degrees that do not divide the model, KV types it lacks."""
-        reasons = [r for form in sorted(storages(ir), key=lambda f: f.label) for r in self._format_reasons(form, gpu)]
+        rules, _ = rules_on_card(settings.version, gpu)
+        forms = sorted(storages(ir), key=lambda form: form.label)
+        reasons = [r for form in forms for r in (*_order_reasons(form, rules), *self._format_reasons(form, gpu))]
         if gpu.vendor not in ("NVIDIA", "CPU"):
             reasons.append(
                 Reason("vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card")
@@ -87,7 +89,7 @@ class Vllm(Engine):
             if isinstance(form, Gptq) and form.bits not in (4, 8):
                 yield Reason("gptq_bits_unsupported", f"vLLM reads GPTQ at 4 and 8 bits, not {form.bits}", "4 bits")
             if isinstance(form, Gptq) and not form.symmetric:
-                yield Reason("gptq_asymmetric", "vLLM reads symmetric GPTQ checkpoints only", "symmetric: true")
+                yield gptq_asymmetric(form)
             if form.group_size not in _KERNEL_GROUPS:
                 yield Reason(
                     "group_size_without_kernel", f"vLLM has no kernel for group size {form.group_size}", "32, 64 or 128"
@@ -202,6 +204,22 @@ class Vllm(Engine):
         from targets.engines.speed import estimate
 
         return estimate(self.name, ir, gpu, settings, workload)
+
+
+def gptq_asymmetric(form: Gptq) -> Reason:
+    """vLLM's kernels take GPTQ's integers without zero points (`TYPE_MAP` of its auto_gptq.py)."""
+    group = "channel" if form.group_size < 0 else f"g{form.group_size}"
+    remedy = f"gptq-{form.bits}-{group}, or w{form.bits}a16-{group}-asym"
+    return Reason("gptq_asymmetric", "vLLM reads symmetric GPTQ checkpoints only", remedy)
+
+
+def _order_reasons(form: Format, rules: Rules) -> Iterator[Reason]:
+    """Groups in activation order: a version that no longer reads them. A row that is one group has no order."""
+    if isinstance(form, Gptq) and form.desc_act and form.group_size > 0 and not rules.group_order:
+        version = ".".join(map(str, rules.version))
+        message = f"vLLM {version} reads no groups in activation order (desc_act: true)"
+        remedy = "a checkpoint without it (the walk's own order needs none), or vLLM 0.31 or older"
+        yield Reason("group_order_unsupported", message, remedy)
 
 
 def _published_reasons(form: Format, gpu: Gpu) -> Iterator[Reason]:

@@ -18,7 +18,7 @@ from targets.engines.engine import Memory, MemoryEstimate, Settings, SpeedEstima
 from targets.engines.kv_blocks import CacheSettings, build_layout
 from targets.engines.residence import weights_per_stage
 from targets.engines.versions import rules_for
-from targets.engines.vllm import Vllm, element_bytes
+from targets.engines.vllm import Vllm, element_bytes, gptq_asymmetric
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
 from targets.workload import Workload
@@ -58,7 +58,7 @@ class VllmCpu(Vllm):
                 "no_cpu_kernel", f"vllm-cpu has no kernel for {form.label} (weight-only: 4 bits)", "w4a16 or w8a8"
             )
         elif isinstance(form, Gptq) and not form.symmetric:
-            yield Reason("gptq_asymmetric", "vLLM reads symmetric GPTQ checkpoints only", "symmetric: true")
+            yield gptq_asymmetric(form)
         elif isinstance(form, PackQuantized | Gptq | Awq) and form.group_size not in (-1, 32, 64, 128):
             yield Reason(
                 "group_size_without_kernel", f"vLLM has no kernel for group size {form.group_size}", "32, 64 or 128"

@@ -23,20 +23,23 @@ from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
 from passes.reason import DoesNotFitError, InputError, TightfitError
 from planner.search import search
-from planner.space import made_by
-from planner.spec import parse_spec
+from planner.space import as_asked
+from planner.spec import QuantizeChoice, parse_spec
 
 
 def by(backend: str, scheme: str) -> Pass:
     parsed = parse_scheme(scheme)
     assert parsed is not None
-    return made_by(backend, parsed)
+    return as_asked(QuantizeChoice(backend=backend), parsed)
 
 
 @pytest.mark.parametrize(
     ("backend", "scheme", "options"),
     [
-        ("gptqmodel", "gptq-4-g128", {"bits": 4, "group_size": 128, "sym": True, "desc_act": False, "method": "gptq", "format": "gptq"}),
+        ("gptqmodel", "gptq-4-g128", {"bits": 4, "group_size": 128, "sym": True, "desc_act": False, "damp_percent": 0.01, "method": "gptq",
+                                      "format": "gptq"}),
+        ("gptqmodel", "gptq-4-g128-asym-act-v2", {"bits": 4, "group_size": 128, "sym": False, "desc_act": True, "damp_percent": 0.01,
+                                                  "method": "gptq", "format": "gptq_v2"}),
         ("gptqmodel", "awq-4-g64", {"bits": 4, "group_size": 64, "method": "awq", "format": "gemm", "sym": False}),
         ("autoround", "autoround-4-g64", {"bits": 4, "group_size": 64, "sym": True, "format": "auto_gptq"}),
         ("exllamav2", "exl2-4.65", {"bits": 4.65, "head_bits": 6}),

@@ -21,8 +21,10 @@ from passes.formats.resident import resident
 from passes.ir.sources import open_model
 from passes.job import Job
 from passes.prune.depth import DepthPrune
+from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
-from planner.space import made_by
+from planner.space import as_asked
+from planner.spec import QuantizeChoice
 from tests.backends.conftest import environment
 from tests.walk.conftest import save_tiny_llama
 
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.slow
 def chain(tool: str, scheme: str) -> Pass:
     parsed = parse_scheme(scheme)
     assert parsed is not None
-    return made_by(tool, parsed)
+    return as_asked(QuantizeChoice(backend=tool), parsed)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,42 @@ for options in json.loads(sys.argv[1]):
     done = subprocess.run([str(python), "-c", code, json.dumps(asked)], capture_output=True, text=True, check=False)
     found = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
     assert found == [f"FOUND {one['bits']} {one['group_size']} {one['sym']}" for one in asked], done.stderr[-1500:]
+
+
+def test_gptqmodel_reads_what_the_walk_writes(small: Path, tmp_path: Path) -> None:
+    """Every way of GPTQ's format that AutoGPTQ and GPTQModel have: the weights that GPTQModel computes with are ours.
+
+    Asymmetric ones in version 2 only: of version 1 it reads its own.
+    """
+    code = """
+import sys
+from gptqmodel import BACKEND, GPTQModel
+from safetensors.torch import save_file
+for folder in sys.argv[1:]:
+    found = GPTQModel.load(folder, device="cpu", backend=BACKEND.TORCH).model.named_modules()
+    weights = {name: module.dequantize_weight() for name, module in found if hasattr(module, "dequantize_weight")}
+    save_file({name: weight.T.float().contiguous() for name, weight in weights.items()}, folder + "/read.st")
+"""
+    ir, text = open_model(small).ir, TextSource("python-reference", 16, 64)
+    forms = {}
+    for name in ("gptq-4-g32", "gptq-4-g32-act", "gptq-3-g32-asym-act-v2", "gptq-8-channel-v2"):
+        one = parse_scheme(name)
+        assert isinstance(one, Quantize)
+        execute(Job(ir, small, (one,), tmp_path / name, tmp_path / "work", text, TextSource("self", 2, 64)))
+        forms[tmp_path / name] = one.storage
+    python = environment("gptqmodel")
+    done = subprocess.run([str(python), "-c", code, *map(str, forms)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1500:]
+    for folder, form in forms.items():
+        stored = {key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()}
+        read = load_file(folder / "read.st")
+        assert len(read) == 7 * 2
+        for name, weight in read.items():
+            # It computes in bfloat16, whose step is 0.4 %.
+            assert torch.allclose(form.decode(name, stored, torch.float32), weight, rtol=1e-2, atol=1e-4), (
+                folder.name,
+                name,
+            )
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def _quantized(form: Format, rows: int, columns: int, seed: int) -> Quantized:
     if form.grid.symmetric:
         codes = torch.randint(-half, half, (rows, columns), generator=g, dtype=torch.int32)
         return Quantized(codes, scale, input_peak=3.5)
-    zero = torch.randint(1, 2 * half, (rows, groups), generator=g, dtype=torch.int32)
+    zero = torch.randint(form.grid.least_zero, 2 * half, (rows, groups), generator=g, dtype=torch.int32)
     return Quantized(torch.randint(0, 2 * half, (rows, columns), generator=g, dtype=torch.int32), scale, zero)
 
 

@@ -55,6 +55,15 @@ def test_torchs_allocator_keeps_small_rests_of_large_segments() -> None:
     assert allocated(20 * MIB + 512) == 20 * MIB + 512
 
 
+def test_groups_in_activation_order_are_read_up_to_the_version_that_dropped_them() -> None:
+    ordered = parse_scheme("gptq-4-g128-act").rewrite(open_model(LLAMA).ir)  # type: ignore[union-attr]
+    refused = {
+        version: [reason.code for reason in find_engine("vllm").illegal(ordered, find_gpu("H100"), Settings(version))]
+        for version in ("0.19.0", "0.32.0")
+    }
+    assert refused == {"0.19.0": [], "0.32.0": ["group_order_unsupported"]}
+
+
 def test_fp8_kv_doubles_the_tokens() -> None:
     engine, gpu, settings = find_engine("vllm"), find_gpu("H100"), Settings("0.19.0")
     ir = open_model(LLAMA).ir

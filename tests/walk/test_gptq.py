@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from passes.formats.format import Grid, Quantized
+from passes.formats.gptq import Gptq as GptqFormat
 from passes.inputs import Inputs
 from passes.quantize.exl2_pass import QuantizeExl2
 from passes.quantize.gptq import GptqOptions, column_order, gptq
 from passes.quantize.methods import method
 from passes.quantize.quantize import EXECUTABLE_METHODS
 from passes.quantize.rtn import round_blocks_to_nearest, round_to_nearest
-from passes.quantize.scales import ScaleSearch
+from passes.quantize.scales import FULL_RANGE, ScaleSearch
 from passes.reason import TightfitError
 
 K, N = 96, 48
@@ -41,6 +42,18 @@ def decode(quantized: Quantized, group_size: int) -> torch.Tensor:
 def loss(weight: torch.Tensor, other: torch.Tensor, hessian: torch.Tensor) -> float:
     error = other - weight
     return float(((error @ hessian) * error).sum())
+
+
+@pytest.mark.parametrize("search", [FULL_RANGE, ScaleSearch(steps=20, shrink=0.5)])
+def test_weights_of_one_sign_get_a_zero_point_that_the_format_can_say(search: ScaleSearch) -> None:
+    """Version 1 of GPTQ's format stores zero points less one, so 0 is none of them; the largest weight is reached all the same."""
+    weight = torch.rand(32, 64, generator=torch.Generator().manual_seed(0)) + 0.5
+    for version, least in ((1, 1), (2, 0)):
+        form = GptqFormat(4, 32, symmetric=False, version=version)
+        quantized = round_to_nearest(weight, form.grid, torch.float16, search)
+        assert quantized.zero_point is not None and int(quantized.zero_point.min()) == least
+        decoded = form.decode("m", form.encode("m", quantized), torch.float32)
+        assert float((decoded - weight).abs().max()) < (0.06 if search is FULL_RANGE else 0.4)
 
 
 @settings(max_examples=20, deadline=None)

@@ -28,7 +28,7 @@ def main(job_file: str) -> None:
 
         recipe = [AWQModifier(config_groups=groups, ignore=ignore)]
     else:
-        recipe = [GPTQModifier(config_groups=groups, ignore=ignore)]
+        recipe = [GPTQModifier(config_groups=groups, ignore=ignore, dampening_frac=options["damping"])]
     if options["method"] == "smoothquant":
         from llmcompressor.modifiers.smoothquant import SmoothQuantModifier
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from passes.folds import Fold, rows_divided
+from passes.formats.exl2 import Exl2, inputs_in_place, reordered_outputs
+from passes.formats.tensor import float_dtype
 from passes.inputs import Inputs
 from passes.ir.model import Block, Linear, Role
 from passes.members import copy_names, members, packed, restacked
@@ -118,8 +120,41 @@ def kept(before: Block, after: Block, prefix: str, weights: Mapping[str, torch.T
     known = {tensor.name for tensor in before.tensors}
     names = [tensor.name for tensor in after.tensors if tensor.name in known]
     names += [tensor.name for linear in after.linears if not packed(linear) for tensor in linear.tensors()]
-    names += [f"{linear.name}.bias" for linear in members(after) if packed(linear) and linear.bias]
-    return {prefix + name: weights[name] for name in names}
+    biases = {f"{linear.name}.bias": linear for linear in members(after) if packed(linear) and linear.bias}
+    return {prefix + name: weights[name] for name in names} | {
+        prefix + name: _stored_bias(weights[name], linear) for name, linear in biases.items()
+    }
+
+
+def _stored_bias(bias: torch.Tensor, linear: Linear) -> torch.Tensor:
+    """The bias of a stored matrix `[N]` as its format has it: its dtype, and zeros for the outputs that the format pads."""
+    import torch
+
+    pad = linear.storage.stored_rows(linear.out_features) - linear.out_features
+    return torch.nn.functional.pad(bias, (0, pad)).to(float_dtype(linear.bias or ""))
+
+
+def channels_in_place(block: Block, prefix: str, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`stored` with the inner channels of a dense EXL2 MLP that has biases renumbered in the order in which down reads them.
+
+    ExLlamaV2 folds down's permutation into the outputs of gate and up when it loads them, but not into their biases: here nothing
+    is left to fold.
+    """
+    inner = [linear for linear in block.linears if linear.role in (Role.GATE, Role.UP) and _exl2_alone(linear)]
+    if not any(linear.bias for linear in inner):
+        return dict(stored)
+    [down] = [linear for linear in block.linears if linear.role is Role.DOWN and _exl2_alone(linear)]
+    renamed, order = inputs_in_place(prefix + down.name, stored)
+    out = {**stored, **renamed}
+    for linear in inner:
+        out |= reordered_outputs(prefix + linear.name, stored, order)
+    return out
+
+
+def _exl2_alone(linear: Linear) -> bool:
+    return (
+        isinstance(linear.storage, Exl2) and linear.copies == 1 and linear.stacking is None and not linear.shared_expert
+    )
 
 
 def banks_whole(

@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 _FITTED, _JUDGING_SHARE = 16, 8
 
 
+def fitted_part(tokens: torch.Tensor) -> torch.Tensor:
+    """What choices are fitted to: all of `tokens` `[S, T]` but the last eighth, which judges them. A lone sequence is all there is."""
+    return tokens[: max(1, len(tokens) - len(_judging(tokens)))]
+
+
+def _judging(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens[-max(1, len(tokens) // _JUDGING_SHARE) :]
+
+
 def divergences(
     candidates: Sequence[Pass],
     dense: ModelIR,
@@ -38,8 +47,7 @@ def divergences(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float]:
     """KL in nats a token of each candidate on the last eighth of `tokens` `[S, T]`, fitted to the first ones."""
-    judging = tokens[-max(1, len(tokens) // _JUDGING_SHARE) :]
-    fitted = tokens[: min(_FITTED, max(1, len(tokens) - len(judging)))]
+    judging, fitted = _judging(tokens), fitted_part(tokens)[:_FITTED]
     out = []
     for number, one in enumerate(candidates):
         out.append(trial([one], one.rewrite(dense), Side(dense, weights), fitted, judging, folder, dtype, device).kl)

@@ -22,12 +22,14 @@ class DecodedCheckpoint:
         self._checkpoint = checkpoint
         self._dtype = dtype
         self._stored: dict[str, Linear] = {f"{linear.name}.weight": linear for linear in ir.outer if packed(linear)}
+        self._biases: dict[str, int] = {}
         for stack in ir.stacks:
             for layer in range(len(stack.layers)):
                 prefix = stack.layer_prefix(layer)
                 for linear in members(stack.block(layer)):
                     if packed(linear):
                         self._stored[f"{prefix}{linear.name}.weight"] = linear
+                        self._biases[f"{prefix}{linear.name}.bias"] = linear.out_features
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored or name in self._checkpoint
@@ -38,11 +40,11 @@ class DecodedCheckpoint:
 
     def _one(self, name: str) -> torch.Tensor:
         linear = self._stored.get(name)
+        # Some formats pad the outputs; what is beyond them belongs to no one.
         if linear is None:
-            return self._checkpoint.read([name])[name]
+            return self._checkpoint.read([name])[name][: self._biases.get(name)]
         module = name.removesuffix(".weight")
         parts = [tensor.name for tensor in linear.storage.tensors(module, linear.out_features, linear.in_features)]
-        # Some formats pad the outputs; what is beyond them belongs to no one.
         return linear.storage.decode(module, self._checkpoint.read(parts), self._dtype)[: linear.out_features]
 
 

@@ -70,7 +70,7 @@ def illegal(ir: ModelIR, passes: Sequence[Pass]) -> tuple[Reason, ...]:
     twice = [name for name in set(stages) if stages.count(name) > 1 and name not in _REPEATABLE]
     if twice:
         return (Reason("pass_twice", f"{twice[0]} stands twice in the chain", "keep one of them"),)
-    if (reason := refused(passes)) is not None:
+    if (reason := refused(passes) or _zeros_refused(passes)) is not None:
         return (reason,)
     for one in passes:
         reasons = one.illegal(ir)
@@ -100,6 +100,19 @@ def refused(passes: Sequence[Pass]) -> Reason | None:
             "backend: native",
         )
     return find_backend(made.backend).refuses(made)
+
+
+def _zeros_refused(passes: Sequence[Pass]) -> Reason | None:
+    """Why zeros do not go with the rounding of a chain: they are chosen in GPTQ's loop, or before values that follow the weights (FP8)."""
+    if not any(isinstance(one, Sparsify) for one in passes):
+        return None
+    for one in passes:
+        if isinstance(one, QuantizeExl2) or (isinstance(one, Quantize | QuantizeMixed) and one.method != "gptq"):
+            if isinstance(one, Quantize) and one.method == "rtn" and isinstance(one.storage, FloatQuantized):
+                continue
+            message = f"zeros are chosen together with GPTQ's rounding, not with {one.method}'s"
+            return Reason("zeros_need_gptq", message, "quantize with gptq or to fp8, or drop one of the passes")
+    return None
 
 
 def rewrite(ir: ModelIR, passes: Sequence[Pass]) -> ModelIR:

@@ -13,7 +13,7 @@ from passes.quantize.quantize import Quantize
 
 
 def method_of(passes: Sequence[Pass]) -> Method:
-    """The algorithm; none for what an outside tool makes. Raises InputError for a combination that the walk does not run."""
+    """The algorithm; none for what an outside tool makes."""
     made_here = [one for one in passes if one.backend == "native"]
     quantize = next((one for one in made_here if isinstance(one, Quantize | QuantizeMixed | QuantizeExl2)), None)
     mask = next((one.mask for one in passes if isinstance(one, Sparsify)), None)

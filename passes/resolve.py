@@ -17,6 +17,7 @@ from passes.base import Pass
 from passes.calibration import tokens_digest
 from passes.checkpoint import write_json
 from passes.content_key import content_key
+from passes.contest import fitted_part
 from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
@@ -94,7 +95,7 @@ class Resolver:
         layers = len(self.dense.decoder.layers)
 
         def make(report: Callable[[int, int], None]) -> None:
-            measure(self.dense, self.weights, self.tokens, folder, self.dtype, self.device, report)
+            measure(self.dense, self.weights, fitted_part(self.tokens), folder, self.dtype, self.device, report)
 
         self.step("measure EXL2", key, len(list(folder.glob("layer-*.json"))) == layers, make)
         errors = saved_errors(folder, layers)
@@ -120,7 +121,7 @@ class Resolver:
 
         def make(report: Callable[[int, int], None]) -> None:
             costs = option_costs(
-                self.dense, self.weights, self.tokens[:_FISHER_SEQUENCES], palette,
+                self.dense, self.weights, fitted_part(self.tokens)[:_FISHER_SEQUENCES], palette,
                 self.work / f"fisher-{key}", self.dtype, self.device, report,
             )  # fmt: skip
             write_json(path, costs)

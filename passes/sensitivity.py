@@ -99,11 +99,12 @@ def in_divergence(
     out = []
     for layer, each in enumerate(errors):
         block, prefix = ir.decoder.block(layer), ir.decoder.layer_prefix(layer)
-        scales = {
-            slot: sum(costs[prefix + linear.name][0] for linear in block.linears if _in_slot(linear, slot))
-            / found[_four_bits(slot_bytes(block)[number], block, slot)]
-            for number, (slot, found) in enumerate((("attention", each.attention), ("mlp", each.mlp)))
-        }
+        scales = {}
+        for number, (slot, found) in enumerate((("attention", each.attention), ("mlp", each.mlp))):
+            cost = sum(costs[prefix + linear.name][0] for linear in block.linears if _in_slot(linear, slot))
+            error = found[_four_bits(slot_bytes(block)[number], block, slot)]
+            # A slot whose output is nothing (its last matrix all zeros) loses nothing in any option.
+            scales[slot] = cost / error if error else 0.0
         out.append(
             LayerErrors(
                 tuple(error * scales["attention"] for error in each.attention),

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.adapters import CacheMaxima, Decoder
-from passes.block_work import BlockWork, banks_whole, check, kept
+from passes.block_work import BlockWork, banks_whole, channels_in_place, check, kept
 from passes.checkpoint import Weights, write_shard
 from passes.folds import Fold, find_folds
 from passes.inputs import Inputs, summed
@@ -122,6 +122,7 @@ class Walk:
                 stops.run(hidden, work.store)
         stored = kept(before, after, prefix, weights) | banks_whole(after, prefix, weights, work.stored)
         work.fold(stored)
+        stored = channels_in_place(after, prefix, stored)
         if cache is not None:
             stored |= scale_tensors(after, prefix, cache.keys, cache.values)
         check(after, prefix, stored)

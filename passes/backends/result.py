@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from passes.checkpoint import Checkpoint, write_shard
+from passes.formats.exl2_bounded import Exl2Bounded
+from passes.formats.tensor import Tensor, float_dtype
 from passes.ir.model import ModelIR
 from passes.reason import GoalMissedError
 
@@ -18,7 +21,9 @@ def described(planned: ModelIR, folder: Path) -> ModelIR:
 
     Raises GoalMissedError where the tool's choice takes more bytes than was planned.
     """
-    if all(linear.storage.kind != "exl2_bounded" for block, _ in planned.decoder.counts for linear in block.linears):
+    if not any(
+        isinstance(linear.storage, Exl2Bounded) for block, _ in planned.decoder.counts for linear in block.linears
+    ):
         return planned
     from passes.ir.sources import open_model
 
@@ -33,7 +38,8 @@ def described(planned: ModelIR, folder: Path) -> ModelIR:
 
 def write_shards(target: ModelIR, made: Path, folder: Path) -> None:
     """One shard a layer, and one for what the tool changed outside of them. What was there before is replaced, so that a second
-    run gives the same bytes. Raises GoalMissedError that names the first tensor too many or too few.
+    run gives the same bytes. Plain numbers (norms, biases) that the tool left in another float type take that of the description.
+    Raises GoalMissedError that names the first tensor too many or too few.
     """
     checkpoint, kept = Checkpoint(made), set(target.outer_names())
     names = {tensor.name for tensor in target.tensors()}
@@ -45,8 +51,20 @@ def write_shards(target: ModelIR, made: Path, folder: Path) -> None:
     if absent := sorted(names - kept - found):
         raise GoalMissedError(f"the tool did not write {absent[0]!r}", remedy="another version of the tool?")
     folder.mkdir(parents=True, exist_ok=True)
+    dtypes = {tensor.name: float_dtype(tensor.dtype) for tensor in _plain(target)}
     for number, group in enumerate(_groups(target, names - kept), start=1):
-        write_shard(folder / f"model-{number:05}.safetensors", checkpoint.read(sorted(group)))
+        tensors = {
+            name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in checkpoint.read(sorted(group)).items()
+        }
+        write_shard(folder / f"model-{number:05}.safetensors", tensors)
+
+
+def _plain(target: ModelIR) -> Iterator[Tensor]:
+    """What no format stores: norms, biases."""
+    for layer in range(len(target.decoder.layers)):
+        prefix, block = target.decoder.layer_prefix(layer), target.decoder.block(layer)
+        biases = (tensor for linear in block.linears for tensor in linear.tensors() if tensor.name.endswith("bias"))
+        yield from (replace(tensor, name=prefix + tensor.name) for tensor in (*block.tensors, *biases))
 
 
 def _groups(target: ModelIR, names: set[str]) -> Iterator[set[str]]:

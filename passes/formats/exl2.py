@@ -10,7 +10,7 @@ what this writes bit for bit (no written specification exists).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -134,9 +134,8 @@ class Exl2(Format):
         """The weight `[N padded, K]`, inputs in their original order."""
         import torch
 
-        words, packed = tensors[f"{name}.q_weight"], tensors[f"{name}.q_scale"].to(torch.int64)
-        columns = words.shape[1]
-        index = torch.stack([(packed >> (4 * n)) & 15 for n in range(8)], dim=-1).reshape(len(packed), columns)
+        words = tensors[f"{name}.q_weight"]
+        index = _unpack_nibbles(tensors[f"{name}.q_scale"])
         top = (tensors[f"{name}.q_scale_max"].float() / 256).half().float()
         scale = ((index + 1).float() ** 2 * top.unsqueeze(1)).half().float()
         starts = tensors[f"{name}.q_groups"].tolist()
@@ -148,15 +147,23 @@ class Exl2(Format):
         return torch.cat(rows)[tensors[f"{name}.q_invperm"].long()].T.to(dtype).contiguous()
 
 
-def reorder_intermediate(
-    permutation: torch.Tensor, gate_up: Sequence[torch.Tensor], biases: Sequence[torch.Tensor], down: torch.Tensor
-) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-    """Renumber a dense MLP's inner channels so that down's importance order becomes the identity.
+def reordered_outputs(name: str, stored: Mapping[str, torch.Tensor], order: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A stored matrix with its outputs renumbered: output j is what `order[j]` was. Lossless: outputs share nothing but `scale_max`."""
+    index = _unpack_nibbles(stored[f"{name}.q_scale"])
+    out = {key: stored[key] for key in stored if key.startswith(f"{name}.")}
+    out[f"{name}.q_weight"] = stored[f"{name}.q_weight"][:, order].contiguous()
+    out[f"{name}.q_scale"] = _pack_nibbles(index[:, order])
+    if f"{name}.bias" in stored:
+        out[f"{name}.bias"] = stored[f"{name}.bias"][order].contiguous()
+    return out
 
-    ExLlamaV2 folds down's permutation into the columns of gate and up at load, but not into their biases; channels renumbered
-    beforehand lose nothing and need no folding. Weights are `[out, in]`, biases `[out]`; `permutation[j]` = the old channel of j.
-    """
-    return [w[permutation] for w in gate_up], [b[permutation] for b in biases], down[:, permutation]
+
+def inputs_in_place(name: str, stored: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A stored matrix whose inputs come in the order in which they are stored, and that order: input j is what `order[j]` was."""
+    import torch
+
+    order = torch.argsort(stored[f"{name}.q_invperm"].long())
+    return {f"{name}.q_invperm": torch.arange(len(order), dtype=torch.int32)}, order
 
 
 def _pack_nibbles(index: torch.Tensor) -> torch.Tensor:
@@ -167,6 +174,14 @@ def _pack_nibbles(index: torch.Tensor) -> torch.Tensor:
     for nibble in range(8):
         words |= parts[:, :, nibble] << (4 * nibble)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+def _unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_pack_nibbles`: int64 `[G, N]`."""
+    import torch
+
+    words = packed.to(torch.int64)
+    return torch.stack([(words >> (4 * n)) & 15 for n in range(8)], dim=-1).reshape(len(packed), -1)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 #: Bits per element of every safetensors dtype that checkpoints use (safetensors format, `dtype` field of the header).
 DTYPE_BITS: dict[str, int] = {
@@ -11,6 +15,13 @@ DTYPE_BITS: dict[str, int] = {
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
+
+
+def float_dtype(name: str) -> torch.dtype:
+    """torch's dtype for safetensors' name of plain numbers. Raises KeyError for any other name."""
+    import torch
+
+    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -340,3 +340,11 @@ class ModelIR:
 
 def _weights(linear: Linear) -> int:
     return linear.weights + (linear.copies * linear.out_features if linear.bias else 0)
+
+
+def untied_head(ir: ModelIR, storage: Format) -> Linear:
+    """The output head of a model that ties it to its embedding, as a matrix of its own: the name that readers know it by."""
+    embedding = next(linear for linear in ir.outer if linear.role is Role.EMBEDDING)
+    prefix = embedding.name.split("model.")[0] if "model." in embedding.name else ""
+    name = f"{prefix}lm_head"
+    return Linear(name, Role.HEAD, embedding.out_features, embedding.in_features, storage, quantizable=False)

@@ -17,7 +17,7 @@ from passes.formats.format import Format
 from passes.formats.stored import Stored
 from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import not_understood
-from passes.ir.model import Block, KVCache, Linear, ModelIR, Stack
+from passes.ir.model import Block, KVCache, Linear, ModelIR, Role, Stack, untied_head
 from passes.ir.state import NoState
 
 #: Buffers that engines compute themselves; older checkpoints carry them.
@@ -187,7 +187,7 @@ def reconcile(ir: ModelIR, tensors: Mapping[str, Tensor]) -> ModelIR:
             stacks.append(reader.stack(stack))
         else:
             notes.append("the checkpoint leaves the MTP head out")
-    outer = [reader.linear("", linear) for linear in ir.outer]
+    outer = [reader.linear("", linear) for linear in (*ir.outer, *_head_apart(ir, reader))]
     outer_tensors = [replace(t, dtype=reader.take(t.name, t.shape).dtype) for t in ir.outer_tensors]
     stacks = _with_kv_scales(stacks, reader)
     for name, pattern in (("mtp", _MTP), ("vision", _TOWER)):
@@ -211,6 +211,15 @@ def reconcile(ir: ModelIR, tensors: Mapping[str, Tensor]) -> ModelIR:
         kv_cache=KVCache(ir.kv_cache.dtype, True) if scales else ir.kv_cache,
         notes=tuple(notes),
     )
+
+
+def _head_apart(ir: ModelIR, reader: Reader) -> list[Linear]:
+    """The head of a tied model where the checkpoint stores one in a quantized format beside the embedding (EXL2, EXL3)."""
+    if not ir.tied_embeddings or any(linear.role is Role.HEAD for linear in ir.outer):
+        return []
+    head = untied_head(ir, next(linear.storage for linear in ir.outer if linear.role is Role.EMBEDDING))
+    stored = [name for name in reader.modules.get(head.name, ()) if name != f"{head.name}.weight"]
+    return [head] if stored else []
 
 
 def _turn(linear: Linear) -> Linear:

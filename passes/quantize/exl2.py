@@ -33,6 +33,8 @@ ROWS = 32
 #: ExLlamaV2's damping, much more than GPTQ's usual 0.01: share of the mean diagonal, and its floor.
 DAMPING, DAMPING_FLOOR = 0.12, 1e-5
 _TRIES = 10
+#: The least `scale_max` whose unit, fp16(scale_max / 256), is not 0: below it a reader would see nothing but zeros.
+_LEAST_TOP = 256 * 2.0**-24
 _GRID = tuple(0.70 + 0.50 * step / 96 for step in range(97))
 _COARSE = 8
 #: Elements of one search buffer: its temporaries stay in cache, and the calls cost little beside the work.
@@ -63,13 +65,12 @@ class Factor:
     """Upper Cholesky factor of the damped, permuted H⁻¹, fp32 `[K, K]`."""
 
 
-def factorize(hessian: torch.Tensor, where: str, *, act_order: bool = True) -> Factor:
+def factorize(hessian: torch.Tensor, where: str) -> Factor:
     """Order the inputs by importance and factor H⁻¹.
 
     Args:
         hessian: `[K, K]` fp32, Σ x xᵀ at any scale.
         where: the matrix's name, for messages.
-        act_order: False keeps the inputs in place (down_proj after its permutation was folded into gate and up).
 
     Raises:
         TightfitError: H stays indefinite after ten rounds of damping (its inputs are degenerate).
@@ -77,11 +78,7 @@ def factorize(hessian: torch.Tensor, where: str, *, act_order: bool = True) -> F
     import torch
 
     diagonal = hessian.diagonal()
-    perm = (
-        torch.argsort(diagonal, descending=True, stable=True)
-        if act_order
-        else torch.arange(len(diagonal), device=hessian.device)
-    )
+    perm = torch.argsort(diagonal, descending=True, stable=True)
     damped = hessian[perm][:, perm].contiguous()
     damp = max(DAMPING * float(diagonal.mean()), DAMPING_FLOOR)
     for _ in range(_TRIES):
@@ -220,7 +217,7 @@ def search_scale(group: torch.Tensor, bits: int, before: Found | None = None, lo
 
     levels = float((1 << bits) - 1) / 2
     base = (group.abs().amax(0) + 1e-12) / levels
-    top = base.max()
+    top = base.max().clamp(min=_LEAST_TOP)
     index = torch.clamp(torch.round(16 * torch.sqrt(base / top)), 1, 16)
     scale = (index / 16) ** 2 * top
     losses: dict[int, float] = {}
@@ -239,7 +236,7 @@ def search_scale(group: torch.Tensor, bits: int, before: Found | None = None, lo
             best, last = evaluate((best - _COARSE, best + _COARSE)), best
     best = evaluate((best - _COARSE // 2, best + _COARSE // 2))
     best = evaluate(range(best - _COARSE // 2 + 1, best + _COARSE // 2))
-    return Found(index.to(torch.uint8), (top * _GRID[best]).half(), best, bits)
+    return Found(index.to(torch.uint8), (top * _GRID[best]).clamp(min=_LEAST_TOP).half(), best, bits)
 
 
 def working_scale(index: torch.Tensor, scale_max: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from passes.formats.format import Format
-from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.ir.model import Block, Linear, ModelIR, Role, untied_head
 from passes.ir.state import FullKV
 
 #: Fused names whose parts readers know under these names.
@@ -39,12 +39,7 @@ def with_head(ir: ModelIR, storage: Format) -> ModelIR:
     if any(linear.role is Role.HEAD for linear in ir.outer):
         outer = tuple(replace(lin, storage=storage) if lin.role is Role.HEAD else lin for lin in ir.outer)
         return replace(ir, outer=outer)
-    embedding = next(linear for linear in ir.outer if linear.role is Role.EMBEDDING)
-    prefix = embedding.name.split("model.")[0] if "model." in embedding.name else ""
-    head = Linear(
-        f"{prefix}lm_head", Role.HEAD, embedding.out_features, embedding.in_features, storage, quantizable=False
-    )
-    return replace(ir, outer=(*ir.outer, head))
+    return replace(ir, outer=(*ir.outer, untied_head(ir, storage)))
 
 
 def head_shape(ir: ModelIR) -> tuple[int, int]:

@@ -53,6 +53,13 @@ class Factor:
     diagonal: torch.Tensor
     """diag(H) in the original order."""
 
+    @property
+    def importance(self) -> torch.Tensor:
+        """Weight of each input's squared error, in that order: 1 / U_kk², what an error costs after compensation; 0 of dead inputs."""
+        import torch
+
+        return (1.0 / torch.diagonal(self.upper).square()).where(self.diagonal[self.order] > 0, 0.0)
+
 
 def factorise(hessian: torch.Tensor, damping: float, order: torch.Tensor, where: str) -> Factor:
     """Damped inverse factor of H `[K, K]` under a column order. Raises TightfitError for a Hessian that no damping mends."""
@@ -70,7 +77,7 @@ def factorise(hessian: torch.Tensor, damping: float, order: torch.Tensor, where:
             return Factor(order, upper, diagonal)
         step *= 10
     raise TightfitError(
-        f"the Hessian of {where} is not positive definite, even with damping {damping * 10**DAMPING_ATTEMPTS:g}",
+        f"the Hessian of {where} is not positive definite, even with damping {damping * 10 ** (DAMPING_ATTEMPTS - 1):g}",
         remedy="use more calibration text, or a larger `damping` under `passes: quantize:`",
     )
 
@@ -94,11 +101,10 @@ def column_order(diagonal: torch.Tensor, order: str, group_size: int, run: int =
     """The order in which columns are rounded (see the module's text). Ties keep their place; runs of `run` stay together."""
     import torch
 
-    columns = diagonal.shape[0]
     if order == "none":
-        return torch.arange(columns, device=diagonal.device)
-    if run and order == "static":
-        runs = torch.argsort(diagonal.reshape(-1, run).mean(1), descending=True, stable=True)
+        return torch.arange(diagonal.shape[0], device=diagonal.device)
+    if run:
+        runs = column_order(diagonal.reshape(-1, run).mean(1), order, group_size // run)
         return (runs[:, None] * run + torch.arange(run, device=diagonal.device)).reshape(-1)
     if order in ("static", "full") or group_size <= 0:
         return torch.argsort(diagonal, descending=True, stable=True)
@@ -168,11 +174,11 @@ def _with_zeros(weight: torch.Tensor, hessian: torch.Tensor, factor: Factor, mas
 
 
 def _importance(factor: Factor) -> torch.Tensor:
-    """Weight of each input's squared error in the original order: 1 / U_kk², what an error costs after compensation."""
+    """The importance of each input in the original order."""
     import torch
 
     weights = torch.empty_like(factor.diagonal)
-    weights[factor.order] = 1.0 / torch.diagonal(factor.upper).square()
+    weights[factor.order] = factor.importance
     return weights
 
 
@@ -291,9 +297,7 @@ def _set_levels(
     start: int,
 ) -> None:
     """Find one group's levels on its weights as compensated so far."""
-    import torch
-
-    importance = 1.0 / torch.diagonal(factor.upper)[start : start + group_weights.shape[0]].square()
+    importance = factor.importance[start : start + group_weights.shape[0]]
     found = find_levels(group_weights.T, replace(grid, group_size=-1), scale_dtype, options.search, importance)
     scale[group] = found.scale[:, 0]
     if zero is not None and found.zero is not None:

@@ -174,9 +174,7 @@ class AdaptiveExl2(_Storing):
         first = group[0]
         if hessian is None:
             hessian = torch.eye(first.weight.shape[1], device=first.weight.device)
-        # Readers fold down's permutation into gate and up, but not into their biases: then it must be the identity.
-        in_place = first.name.endswith("down_proj") and first.linear.bias is not None
-        factor = factorize(hessian, first.name, act_order=not in_place)
+        factor = factorize(hessian, first.name)
         out = []
         for matrix in group:
             form = matrix.linear.storage
@@ -202,21 +200,17 @@ _METHODS: Mapping[str, Callable[[GptqOptions], Method]] = {
 def method(name: str | None, mask: Mask | None = None, damping: float = GPTQ_DEFAULT.damping) -> Method:
     """The algorithm that a quantize pass names (None: no such pass), with a sparsity pass's zeros and GPTQ's damping.
 
-    Raises InputError for a combination that the walk does not run.
+    Zeros are chosen in GPTQ's loop; which rounding goes with them is the graph's matter (`passes.graph.illegal`). Raises
+    InputError for a method that the walk does not run.
     """
     options = replace(GPTQ_DEFAULT, damping=damping)
+    if mask is not None:
+        return Gptq(options, mask)
     if name is None:
-        return RoundToNearest() if mask is None else Gptq(options, mask)
+        return RoundToNearest()
     if name not in _METHODS:
         raise InputError(f"the method {name!r} cannot be executed here", remedy=f"choose {', '.join(_METHODS)}")
-    if mask is None:
-        return _METHODS[name](options)
-    if name != "gptq":
-        raise InputError(
-            f"zeros are chosen together with GPTQ's rounding, not with {name}'s",
-            remedy="quantize with gptq, or drop one of the passes",
-        )
-    return Gptq(options, mask)
+    return _METHODS[name](options)
 
 
 def _sparse(

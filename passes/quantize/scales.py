@@ -41,6 +41,9 @@ class ScaleSearch:
     norm: float = 2.0
 
 
+#: The least maximum of a matrix that NVFP4's total scale follows; its inverse is finite in fp32.
+_TINY = 1e-30
+
 #: The extremes of each group are the extremes of its grid.
 FULL_RANGE = ScaleSearch()
 
@@ -131,11 +134,14 @@ def _range_levels(groups: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, fa
     low, high = grid.bounds
     if grid.symmetric:
         # (high - low) / 2 levels on each side: 7.5 for 4 bits, as compressed-tensors' minmax observer has it.
-        full = groups.abs().amax(-1) * (2 / (high - low))
+        peak = groups.abs().amax(-1)
+        if scale_dtype == torch.float8_e8m0fnu:
+            return Levels(_power_of_two(peak * factor), None)
+        full = peak * (2 / (high - low))
         total = None
         if scale_dtype == torch.float8_e4m3fn:
-            # Two levels: the largest group's full range gets the largest e4m3 value.
-            total = (E4M3_MAX / full.max().clamp(min=torch.finfo(torch.float32).tiny)).reshape(1)
+            # Two levels: the largest group's full range gets the largest e4m3 value. All zeros: any number does.
+            total = (E4M3_MAX / full.max().clamp(min=_TINY)).reshape(1)
         return Levels(_storable(full * factor, scale_dtype, total), None, total)
     top = groups.amax(-1).clamp(min=0) * factor
     bottom = groups.amin(-1).clamp(max=0) * factor
@@ -145,6 +151,19 @@ def _range_levels(groups: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, fa
         # Where the zero point has to move up, what is left above it must still reach the top.
         scale = torch.where(zero < grid.least_zero, _storable(top / (high - grid.least_zero), scale_dtype), scale)
     return Levels(scale, zero.clamp(max(low, grid.least_zero), high))
+
+
+def _power_of_two(peak: torch.Tensor) -> torch.Tensor:
+    """The scale of e2m1 values whose largest is `peak`, as microscaling has it (OCP MX 1.0, section 6.3; compressed-tensors'
+
+    `generate_mx_scales`): the power of two of the peak, rounded up from 1¾ times a power, over that of the largest value, 4.
+    """
+    import torch
+
+    mantissa, exponent = torch.frexp(peak)  # peak = mantissa · 2^exponent, mantissa in [½, 1)
+    raised = exponent - 1 + (mantissa >= 0.875).to(exponent.dtype)
+    scale = torch.ldexp(torch.ones_like(peak), (raised - 2).clamp(-126, 127))
+    return scale.where(peak > 0, 1.0)
 
 
 def _storable(scale: torch.Tensor, dtype: torch.dtype, total: torch.Tensor | None = None) -> torch.Tensor:

@@ -8,23 +8,31 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from passes import graph
 from passes.backends import BACKENDS, find_backend
 from passes.backends.backend import Task
 from passes.backends.libraries import Library
+from passes.backends.result import described, write_shards
 from passes.backends.run import backend_python, run
 from passes.base import Pass
+from passes.calibration import TextSource
+from passes.checkpoint import Checkpoint
+from passes.execute import execute
 from passes.formats.gptq import Gptq
 from passes.ir.sources import open_model
+from passes.job import Job
 from passes.kv_cache import KVCachePass
 from passes.prune.sparse import Sparsify
+from passes.quantize.exl2_pass import QuantizeExl2
 from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
 from passes.reason import DoesNotFitError, InputError, TightfitError
 from planner.search import search
 from planner.space import as_asked
 from planner.spec import QuantizeChoice, parse_spec
+from tests.walk.conftest import save_tiny_llama
 
 
 def by(backend: str, scheme: str) -> Pass:
@@ -99,6 +107,19 @@ def test_a_chain_with_a_tool_reads_back_and_says_who_makes_it() -> None:
     chain = (by("gptqmodel", "gptq-4-g128"),)
     assert graph.from_json(graph.to_json(chain)) == chain
     assert "by gptqmodel" in graph.draw(chain)
+
+
+def test_what_exllamav2_chose_is_taken_over(tmp_path: Path) -> None:
+    """The converter's folder is played by an EXL2 checkpoint of our own: the planned bytes bound it, its headers say what it is."""
+    model, text = save_tiny_llama(tmp_path / "model", dtype=torch.float16), TextSource("python-reference", 8, 64)
+    ir = open_model(model).ir
+    execute(Job(ir, model, (QuantizeExl2(5.5),), tmp_path / "made", tmp_path / "work", text, TextSource("self", 2, 64)))
+    planned = QuantizeExl2(5.5, backend="exllamav2").rewrite(ir)
+    found = described(planned, tmp_path / "made")
+    assert 0 < found.tensor_bytes <= planned.tensor_bytes
+    write_shards(found, tmp_path / "made", tmp_path / "shards")
+    stored = set(Checkpoint(tmp_path / "shards").describe())
+    assert stored == {tensor for tensor in found.tensors() if tensor.name not in set(found.outer_names())}
 
 
 def test_unknown_tools_are_named_with_the_nearest() -> None:

@@ -26,7 +26,7 @@ from passes.quantize.scheme import parse_scheme
 from planner.space import as_asked
 from planner.spec import QuantizeChoice
 from tests.backends.conftest import environment
-from tests.walk.conftest import save_tiny_llama
+from tests.walk.conftest import save_family, save_tiny_llama
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +59,16 @@ def test_what_a_tool_leaves_is_what_the_plan_says(
         assert open_model(out).ir.quant_method is not None
         again = execute(Job(ir, small, (one,), out, tmp_path / "work", text, TextSource("self", 2, 64)))
         assert all(step.reused for step in again.steps)
+
+
+@pytest.mark.parametrize("tool", ["gptqmodel"], indirect=True)
+def test_biases_stay_as_the_plan_has_them(tool: str, tmp_path: Path) -> None:
+    """GPTQModel leaves them in fp16, whatever the model has."""
+    model = save_family("qwen2", tmp_path / "model")
+    text, judging = TextSource("python-reference", 16, 64), TextSource("self", 2, 64)
+    chained = (chain(tool, "gptq-4-g32"),)
+    found = execute(Job(open_model(model).ir, model, chained, tmp_path / "out", tmp_path / "work", text, judging))
+    assert found.measured is not None and found.measured.kl < 0.3
 
 
 @pytest.mark.parametrize("tool", ["llmcompressor"], indirect=True)

@@ -6,6 +6,7 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 from compressed_tensors.quantization.utils.fp4_utils import cast_to_fp4
+from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
 from safetensors.torch import save
 
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
@@ -67,6 +68,9 @@ def test_four_bit_floats_are_rounded_as_the_package_rounds_them(form):
     cast = cast_to_fp4((weight.reshape(64, -1, form.group_size) / scale[..., None]).clamp(-6, 6))
     assert torch.equal(done.quantized.codes, cast.reshape(64, 128))
     assert torch.equal(done.decoded, (cast * scale[..., None]).reshape(64, 128))
+    if isinstance(form, Mxfp4):
+        theirs = generate_mx_scales(weight.reshape(64, -1, 32).abs().amax(-1))
+        assert torch.equal(done.tensors["m.weight_scale"], theirs.to(torch.uint8))
     if isinstance(form, Nvfp4):
         total = generate_gparam(weight.min(), weight.max())
         groups = weight.reshape(64, -1, form.group_size)

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
+from tests.walk.families import save_tiny
 
 BLOCKS = 4
 
 
+def save_family(family: str, folder: Path, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Path:
+    """A tiny model of a family with a byte tokenizer, its biases random: classes begin with zeros, which hide mistakes."""
+    model = save_tiny(family, folder, **changes)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.to(dtype).save_pretrained(folder)
+    _save_tokenizer(folder)
+    return folder
+
+
 def save_tiny_llama(folder: Path, blocks: int = BLOCKS, dtype: torch.dtype = torch.float32, hidden: int = 64) -> Path:
     """A Llama of a few blocks: 4 query and 2 KV heads, vocabulary 300."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(7)
     config = LlamaConfig(
@@ -24,12 +36,20 @@ def save_tiny_llama(folder: Path, blocks: int = BLOCKS, dtype: torch.dtype = tor
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    _save_tokenizer(folder)
+    return folder
+
+
+def _save_tokenizer(folder: Path) -> None:
+    """One token a byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet | {"<end>": 256}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -54,12 +54,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def save_tiny(family: str, folder: Path) -> Any:
-    """Save a tiny model of a family into `folder`; returns it, for comparison."""
+def save_tiny(family: str, folder: Path, **changes: Any) -> Any:
+    """Save a tiny model of a family, its configuration as changed, into `folder`; returns it, for comparison."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[family](**_BASE | FAMILIES[family])
+    config = CONFIG_MAPPING[family](**_BASE | FAMILIES[family] | changes)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for name, tensor in model.state_dict().items():
         if name in dict(model.named_buffers()):  # stored, but no parameter: what corrects a router's scores

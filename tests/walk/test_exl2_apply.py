@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from passes.assemble import differences
 from passes.calibration import TextSource
@@ -15,11 +16,14 @@ from passes.checkpoint import Checkpoint
 from passes.decoded import DecodedCheckpoint
 from passes.execute import execute
 from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
 from passes.job import Job
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.quantize.exl2_pass import QuantizeExl2, budget_bytes, resolved_bytes
+from passes.quantize.scheme import parse_scheme
 from passes.sensitivity import measure
+from tests.walk.conftest import save_family, save_tiny_llama
 
 
 @pytest.fixture
@@ -36,6 +40,48 @@ def test_more_bits_cost_less(llama: Path, llama_ir: ModelIR, tokens: torch.Tenso
     for layer in measure(llama_ir, Checkpoint(llama), tokens, tmp_path, torch.float32, torch.device("cpu")):
         for errors in (layer.attention, layer.mlp):
             assert errors[0] > 2 * errors[6] > 8 * errors[-1] > 0
+
+
+@pytest.mark.parametrize(("family", "changes"), [("qwen2", {"num_key_value_heads": 1}), ("starcoder2", {})])
+def test_biases_are_stored_as_readers_take_them(family: str, changes: dict[str, int], tmp_path: Path) -> None:
+    """In fp16, padded to 32 outputs. ExLlamaV2 folds down's order into the outputs of gate and up but not into their biases, so where
+
+    they have some the channels are stored in that order. A channel out of place would show in the divergence.
+    """
+    model, text = save_family(family, tmp_path / "model", **changes), TextSource("python-reference", 8, 64)
+    job = Job(
+        open_model(model).ir,
+        model,
+        (QuantizeExl2(6),),
+        tmp_path / "out",
+        tmp_path / "work",
+        text,
+        TextSource("self", 2, 64),
+    )
+    found = execute(job)
+    assert found.measured is not None and found.measured.kl < 0.1
+    stored = {tensor.name: tensor for tensor in Checkpoint(job.out).describe()}
+    assert {tensor.dtype for name, tensor in stored.items() if name.endswith("proj.bias")} == {"F16"}
+    if family == "qwen2":
+        assert stored["model.layers.0.self_attn.k_proj.bias"].shape == (32,)
+    else:
+        order = Checkpoint(job.out).read(["model.layers.0.mlp.c_proj.q_invperm"])["model.layers.0.mlp.c_proj.q_invperm"]
+        assert order.tolist() == list(range(len(order)))
+
+
+@pytest.mark.parametrize("scheme", ["exl2-5.5", "nvfp4", "mxfp4", "gptq-4-g32-asym"])
+def test_matrices_of_zeros_stay_zeros(scheme: str, tmp_path: Path) -> None:
+    """Blocks that begin as the identity (LLaMA Pro) have such matrices: no scale follows from them, and no option costs anything."""
+    model, text = save_tiny_llama(tmp_path / "model", blocks=2), TextSource("python-reference", 8, 64)
+    weights = load_file(model / "model.safetensors")
+    zeros = [f"model.layers.1.{name}.weight" for name in ("self_attn.o_proj", "mlp.down_proj")]
+    save_file(weights | {name: torch.zeros_like(weights[name]) for name in zeros}, model / "model.safetensors")
+    one = parse_scheme(scheme)
+    assert one is not None
+    ir, out = open_model(model).ir, tmp_path / "out"
+    found = execute(Job(ir, model, (one,), out, tmp_path / "work", text, TextSource("self", 2, 64)))
+    decoded = DecodedCheckpoint(Checkpoint(out), found.target, torch.float32).read(zeros)
+    assert all(bool((weight == 0).all()) for weight in decoded.values())
 
 
 def test_exl2_is_measured_allocated_and_written(job: Job) -> None:

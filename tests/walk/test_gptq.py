@@ -109,11 +109,21 @@ def test_a_scale_search_never_loses_to_the_full_range() -> None:
     assert float((searched - weight).square().sum()) < float((plain - weight).square().sum())
 
 
-def test_inputs_that_never_fire_are_no_obstacle() -> None:
+@pytest.mark.parametrize("order", ["static", "full"])
+def test_inputs_that_never_fire_have_no_say_in_the_scales(order: str) -> None:
+    """Whatever their weights are, and however small the inputs that do fire: what is left of the loss is that of the others."""
     weight, hessian = problem(4)
-    hessian[5], hessian[:, 5] = 0, 0
-    quantized, _ = gptq(weight, hessian, Grid(4, 32), torch.float32, GptqOptions(), "w")
-    assert torch.isfinite(decode(quantized, 32)).all()
+    dead = torch.arange(K) % 2 == 0
+    hessian[dead], hessian[:, dead] = 0, 0
+    hessian *= 1e-6
+    small, large = weight.clone(), weight.clone()
+    small[:, dead], large[:, dead] = 0, weight[:, dead] * 3
+    options = GptqOptions(order, search=ScaleSearch(20, 0.2))
+    losses = [
+        loss(each, decode(gptq(each, hessian, Grid(4, 32), torch.float32, options, "w")[0], 32), hessian)
+        for each in (small, large)
+    ]
+    assert losses[1] < 1.5 * losses[0]
 
 
 def test_a_hessian_that_no_damping_mends_is_refused_by_name() -> None:

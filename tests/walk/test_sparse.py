@@ -25,7 +25,7 @@ from passes.prune.sparse import Sparsify
 from passes.quantize.gptq import GptqOptions, gptq, sparse
 from passes.quantize.methods import method
 from passes.quantize.quantize import Quantize
-from passes.reason import InputError
+from passes.quantize.scheme import parse_scheme
 from passes.walk import Walk
 from tests.walk.families import save_tiny
 from tests.walk.test_gptq import K, decode, loss, problem
@@ -103,9 +103,33 @@ def test_banks_and_fused_matrices_stay_whole_with_zeros_in_them(family: str, tmp
             assert bool(((tensors[f"{name}.weight"] == 0).reshape(-1, 4).sum(1) >= 2).all())
 
 
-def test_zeros_do_not_go_with_methods_that_choose_their_own_rounding() -> None:
-    with pytest.raises(InputError, match="together with GPTQ"):
-        method("awq", Mask("sparsegpt", 0.5))
+@pytest.mark.parametrize(
+    ("scheme", "codes"),
+    [
+        ("awq-4-g32", ["zeros_need_gptq"]),
+        ("exl2-5.5", ["zeros_need_gptq"]),
+        ("rtn-4-g32", ["zeros_need_gptq"]),
+        ("fp8", []),
+        ("w8a8", []),
+    ],
+)
+def test_a_plan_refuses_zeros_with_methods_that_choose_their_own_rounding(
+    scheme: str, codes: list[str], llama_ir: ModelIR
+) -> None:
+    chain = (Sparsify("sparsegpt", 0.5, "2:4"), parse_scheme(scheme))
+    assert [reason.code for reason in graph.illegal(llama_ir, chain)] == codes
+
+
+@pytest.mark.parametrize("scheme", ["gptq-4-g32-act", "gptq-4-g32", "fp8"])
+def test_runs_of_four_stay_together_in_every_order_of_the_columns(scheme: str, llama: Path, tmp_path: Path) -> None:
+    """2:4 means the four inputs that stand together on disk, also where groups follow the activation order."""
+    chain, ir = (Sparsify("sparsegpt", 0.5, "2:4"), parse_scheme(scheme)), open_model(llama).ir
+    text = TextSource("python-reference", 8, 64)
+    found = execute(Job(ir, llama, chain, tmp_path / "out", tmp_path / "work", text, TextSource("self", 2, 64)))
+    stored = DecodedCheckpoint(Checkpoint(tmp_path / "out"), found.target, torch.float32)
+    for linear in ir.decoder.block(0).linears:
+        [weight] = stored.read([f"{ir.decoder.layer_prefix(0)}{linear.name}.weight"]).values()
+        assert bool(((weight == 0).reshape(-1, 4).sum(1) >= 2).all()), linear.name
 
 
 def test_patterns_that_do_not_fit_are_refused(llama_ir: ModelIR) -> None:

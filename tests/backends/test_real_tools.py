@@ -63,12 +63,16 @@ def test_what_a_tool_leaves_is_what_the_plan_says(
 
 @pytest.mark.parametrize("tool", ["gptqmodel"], indirect=True)
 def test_biases_stay_as_the_plan_has_them(tool: str, tmp_path: Path) -> None:
-    """GPTQModel leaves them in fp16, whatever the model has."""
+    """GPTQModel leaves them in fp16, whatever the model has; the result is as good as the walk's, or nearly."""
     model = save_family("qwen2", tmp_path / "model")
     text, judging = TextSource("python-reference", 16, 64), TextSource("self", 2, 64)
-    chained = (chain(tool, "gptq-4-g32"),)
-    found = execute(Job(open_model(model).ir, model, chained, tmp_path / "out", tmp_path / "work", text, judging))
-    assert found.measured is not None and found.measured.kl < 0.3
+    divergence = []
+    for maker in (tool, "native"):
+        one, out = chain(maker, "gptq-4-g32"), tmp_path / maker
+        found = execute(Job(open_model(model).ir, model, (one,), out, tmp_path / "work", text, judging))
+        assert found.measured is not None
+        divergence.append(found.measured.kl)
+    assert divergence[0] < 1.5 * divergence[1]
 
 
 @pytest.mark.parametrize("tool", ["llmcompressor"], indirect=True)

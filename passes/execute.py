@@ -30,7 +30,7 @@ from passes.base import Pass
 from passes.calibration import TextSource, refuse_same_text, token_blocks, tokens_digest
 from passes.checkpoint import Checkpoint, clear_disk_errors, write_json, write_shard
 from passes.content_key import code_digest, content_key, file_identity, folder_identity
-from passes.devices import compute_devices
+from passes.devices import compute_devices, compute_dtype
 from passes.ir.model import ModelIR
 from passes.job import Job, Outcome, Progress, Step
 from passes.measure import Meter
@@ -111,7 +111,7 @@ class _Run:
         self.target = graph.rewrite(job.source, job.passes)
         self.devices = compute_devices()
         self.device = self.devices[0]
-        self.dtype = _compute_dtype(job.compute_dtype, job.source)
+        self.dtype = compute_dtype(job.source.dtype, job.compute_dtype)
         self.method = method_of(job.passes)
         self.steps: list[Step] = []
 
@@ -313,20 +313,6 @@ def _no_tokens() -> torch.Tensor:
     import torch
 
     return torch.zeros(0, 1, dtype=torch.int64)
-
-
-def _compute_dtype(name: str, ir: ModelIR) -> torch.dtype:
-    """The model's own dtype, unless another is named; float16 is not computed in on a CPU."""
-    import torch
-
-    names = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-    if name == "auto":
-        return {"BF16": torch.bfloat16, "F16": torch.float16 if torch.cuda.is_available() else torch.float32}.get(
-            ir.dtype, torch.float32
-        )
-    if name not in names:
-        raise InputError(f"unknown compute dtype {name!r}", remedy=f"one of auto, {', '.join(names)}")
-    return names[name]
 
 
 def _same_disk(work: Path, out: Path) -> bool:

@@ -16,7 +16,7 @@ from passes.base import Pass
 from passes.calibration import TextSource, token_blocks, tokens_digest
 from passes.checkpoint import Checkpoint, read_json, write_json
 from passes.content_key import code_digest, content_key, folder_identity
-from passes.devices import compute_devices
+from passes.devices import compute_devices, compute_dtype
 from passes.ir.sources import Source
 from passes.reason import InputError
 from planner.quality import Quality
@@ -79,8 +79,6 @@ def trials(
 def _tried(
     spec: Spec, source: Source, folder: Path, work: Path, chains: list[tuple[Pass, ...]], say: Callable[[str], None]
 ) -> Iterator[tuple[tuple[Pass, ...], Trial]]:
-    import torch
-
     from passes.contest import trial
     from passes.evaluate import Measured, Side
     from passes.resolve import Resolver
@@ -89,7 +87,7 @@ def _tried(
     fitted = token_blocks(_part(spec.calibration, _FITTED, trust), folder)
     judging = token_blocks(_part(spec.evaluation, _JUDGING, trust), folder)
     device = compute_devices()[0]
-    dtype = torch.bfloat16 if source.ir.dtype == "BF16" else torch.float32
+    dtype = compute_dtype(source.ir.dtype)
     identity: list[object] = [folder_identity(folder), str(dtype), device.type, code_digest()]
     for number, chain in enumerate(chains, start=1):
         say(f"trying {number} of {len(chains)}: {' → '.join(one.text() for one in chain)}")

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from passes.reason import InputError, unknown_name
-from targets.probe import cores, cpu_model, memory_total_bytes
+from targets.probe import cores, cpu_model, cpu_multiplies_bf16, memory_total_bytes
 from targets.quantity import Basis, Quantity
 
 _GIB = 1 << 30
@@ -25,10 +25,10 @@ _VISIBLE_SHARE = (0.988, 0.971, 0.994)
 _PREFIXES = re.compile(r"^(nvidia|amd|geforce|tesla|quadro|radeon|instinct)+")
 
 
-#: Bandwidth and bf16 rate assumed a core until `optimize calibrate` measured them: two-core AVX-512 cloud machines show
-#: about 10 GB/s and 0.1 Tflop/s a core.
+#: Bandwidth and matrix rate assumed a core until `optimize calibrate` measured them: two-core cloud machines show about 10 GB/s, and
+#: 0.1 Tflop/s a core where the processor multiplies bfloat16 itself (AVX-512 BF16, AMX), 0.015 with AVX2 only.
 _BANDWIDTH_PER_CORE = 10e9
-_FLOPS_PER_CORE = 0.1e12
+_BF16_FLOPS_PER_CORE, _FLOPS_PER_CORE = 0.1e12, 0.015e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,10 @@ def find_gpu(name: str) -> Gpu:
 def this_cpu() -> Gpu:
     """This machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
     count = cores()
+    flops = _BF16_FLOPS_PER_CORE if cpu_multiplies_bf16() else _FLOPS_PER_CORE
     return Gpu(
         name=f"{cpu_model()}, {count} cores", vendor="CPU", generation="CPU", memory_bytes=Quantity.exact(memory_total_bytes()),
-        bandwidth_bytes_per_s=_BANDWIDTH_PER_CORE * count, bf16_flops=_FLOPS_PER_CORE * count, fp16_accumulate_flops=None,
+        bandwidth_bytes_per_s=_BANDWIDTH_PER_CORE * count, bf16_flops=flops * count, fp16_accumulate_flops=None,
         fp8_flops=None, int8_ops=None, fp4_flops=None, capability=None, pcie=None, link_bytes_per_s=None, basis=Basis.ASSUMED,
     )  # fmt: skip
 

@@ -29,6 +29,15 @@ def cpu_model() -> str:
     return match[1].strip() if match else "unknown processor"
 
 
+def cpu_multiplies_bf16() -> bool:
+    """Whether the processor has instructions for products of bfloat16, by the kernel's flags (x86, Arm)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
 def cores() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

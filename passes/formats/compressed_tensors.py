@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.formats.format import E4M3_MAX, Format, Grid, Quantized
 from passes.formats.gptq import group_size_reason
-from passes.formats.tensor import Tensor
+from passes.formats.tensor import Tensor, float_dtype
 from passes.reason import Reason
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class PackQuantized(Format):
         codes = (quantized.codes.to(torch.int32) - half).to(torch.int8)
         stored = {
             f"{name}.weight_packed": pack_to_int32(codes, self.bits),
-            f"{name}.weight_scale": quantized.scale.to(_torch_dtype(self.dtype)).contiguous(),
+            f"{name}.weight_scale": quantized.scale.to(float_dtype(self.dtype)).contiguous(),
             f"{name}.weight_shape": torch.tensor(quantized.codes.shape, dtype=torch.int64),
         }
         if quantized.zero_point is not None:
@@ -156,7 +156,7 @@ class IntQuantized(Format):
 
         stored = {
             f"{name}.weight": quantized.codes.to(torch.int8).contiguous(),
-            f"{name}.weight_scale": quantized.scale.to(_torch_dtype(self.dtype)).contiguous(),
+            f"{name}.weight_scale": quantized.scale.to(float_dtype(self.dtype)).contiguous(),
         }
         if self.static:
             stored[f"{name}.input_scale"] = quantized.input_scale(name, self.grid.bounds[1])
@@ -204,7 +204,16 @@ class FloatQuantized(Format):
         return Grid(8, self.group_size, kind="e4m3")
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Every shape is legal; the last block may be short."""
+        """Blocks must divide K, because the inputs are quantized in groups as wide as a block; the last rows may be a short block.
+
+        vLLM asserts it where it quantizes the inputs (`per_token_group_quant_fp8` in fp8_utils.py, 0.32).
+        """
+        if self.block and in_features % self.block[1]:
+            return Reason(
+                "fp8_block_does_not_divide",
+                f"blocks of {self.block[1]} inputs do not divide the {in_features} inputs",
+                "fp8 (a scale an output channel)",
+            )
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
@@ -223,7 +232,7 @@ class FloatQuantized(Format):
         """Values as float8."""
         import torch
 
-        scale = quantized.scale.to(_torch_dtype(self.dtype))
+        scale = quantized.scale.to(float_dtype(self.dtype))
         stored = {
             f"{name}.weight": quantized.codes.to(torch.float8_e4m3fn).contiguous(),
             f"{name}.weight_scale": (
@@ -278,9 +287,3 @@ def _scheme(
         "strategy": activations, "group_size": None, "dynamic": dynamic, "observer": None if dynamic else "minmax",
     }  # fmt: skip
     return {"weights": weights, "input_activations": inputs, "output_activations": None}
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    import torch
-
-    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[name]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from passes.base import Pass
-from passes.ir.model import ModelIR, Stack
-from passes.reason import Reason
+from passes.ir.architectures import build_ir
+from passes.ir.model import Block, ModelIR, Stack
+from passes.ir.state import ChunkedKV, FullKV, LayerState, Recurrent, SharedKV, SlidingKV
+from passes.prune.config import with_fewer_layers
+from passes.reason import InputError, Reason
+
+#: `layer_types` entries as transformers names them, by the exact cache kind.
+_KINDS: dict[type[LayerState], str] = {
+    FullKV: "full_attention", SlidingKV: "sliding_attention", ChunkedKV: "chunked_attention", Recurrent: "linear_attention",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,20 +36,17 @@ class DepthPrune(Pass):
         return self.blocks is not None
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """At least two blocks stay; unmeasured choices need equal blocks, so that sizes are exact whichever go."""
-        depth = len(ir.decoder.layers)
+        """At least two blocks stay, unmeasured choices are of one kind, and a config.json can say what stays."""
+        depth, choice = len(ir.decoder.layers), len(candidates(ir.decoder))
         if not 1 <= self.count <= depth - 2:
             return (
                 Reason(
                     "prune_depth_count", f"{self.count} of {depth} blocks cannot go", f"drop 1 to {depth - 2} blocks"
                 ),
             )
-        if self.blocks is None and len(set(ir.decoder.layers)) > 1:
-            return (
-                Reason(
-                    "prune_depth_unequal", f"the blocks of {ir.name} are of several kinds", "name the blocks to drop"
-                ),
-            )
+        if self.blocks is None and self.count > choice:
+            message = f"the blocks of {ir.name} are of several kinds, and {choice} of the commonest can go"
+            return (Reason("prune_depth_unequal", message, f"drop 1 to {choice} blocks"),)
         if self.blocks is not None and (
             len(set(self.blocks)) != self.count or not all(0 <= block < depth for block in self.blocks)
         ):
@@ -49,30 +57,88 @@ class DepthPrune(Pass):
                     "name each block once",
                 ),
             )
+        if not _config_says_it(ir, self._named(ir.decoder).kept(depth)):
+            message = f"no config.json of {ir.architecture} describes {ir.name} without these blocks"
+            return (Reason("prune_depth_layout", message, "prune the width (intermediate) or experts instead"),)
         return ()
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """Fewer layers, and a config that says so. Before measuring, the last ones but one stand for the choice."""
-        kept = self.kept(len(ir.decoder.layers))
-        decoder: Stack = replace(ir.decoder, layers=tuple(ir.decoder.layers[index] for index in kept))
-        return replace(ir.with_decoder(decoder), config=pruned_config(ir.config, kept))
+        """Fewer layers, and a config that says so. Before measuring, the last candidates stand for the choice."""
+        return _with_layers(ir, self._named(ir.decoder).kept(len(ir.decoder.layers)))
 
     def kept(self, depth: int) -> tuple[int, ...]:
-        """Source indices of the blocks that stay, in order."""
-        dropped = self.blocks if self.blocks is not None else range(depth - 1 - self.count, depth - 1)
-        return tuple(index for index in range(depth) if index not in set(dropped))
+        """Source indices of the blocks that stay, in order. The blocks to drop must be known."""
+        dropped = set(self.blocks or ())
+        return tuple(index for index in range(depth) if index not in dropped)
+
+    def _named(self, decoder: Stack) -> DepthPrune:
+        return self if self.blocks is not None else DepthPrune(self.count, candidates(decoder)[-self.count :])
 
 
-def pruned_config(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """A config.json for fewer layers: their number, and every list that has one entry a layer. Nested text configs too."""
-    out = dict(config)
-    for key, value in config.items():
-        if isinstance(value, Mapping) and "num_hidden_layers" in value:
-            out[key] = pruned_config(value, kept)
-    depth = config.get("num_hidden_layers")
-    if isinstance(depth, int):
-        out["num_hidden_layers"] = len(kept)
-        for key, value in config.items():
-            if isinstance(value, list) and len(value) == depth and depth > 1:
-                out[key] = [value[index] for index in kept]
-    return out
+def candidates(decoder: Stack) -> tuple[int, ...]:
+    """The blocks that a measured choice is made among: the commonest kind, so that sizes are exact whichever go.
+
+    The first and the last block always stay.
+    """
+    inner = range(1, len(decoder.layers) - 1)
+    kinds = Counter(decoder.layers[index] for index in inner)
+    commonest = max(kinds, key=lambda kind: kinds[kind], default=None)
+    return tuple(index for index in inner if decoder.layers[index] == commonest)
+
+
+def renumbered(stacks: Sequence[Stack], decoder: Stack, kept: Sequence[int]) -> tuple[Stack, ...]:
+    """The other stacks; those numbered after the decoder's last block (DeepSeek's `model.layers.61`) move up."""
+    fewer = len(decoder.layers) - len(kept)
+    return tuple(
+        replace(each, first_index=each.first_index - fewer) if each.prefix == decoder.prefix else each
+        for each in stacks
+        if each.name != "decoder"
+    )
+
+
+def _with_layers(ir: ModelIR, kept: Sequence[int]) -> ModelIR:
+    whole = ir.decoder
+    moved = {old: new for new, old in enumerate(kept)}
+    blocks = [_reading(whole.block(index), moved) for index in kept]
+    decoder = replace(whole, classes=(), layers=()).with_blocks(tuple(blocks))
+    others = iter(renumbered(ir.stacks, whole, kept))
+    stacks = tuple(decoder if stack.name == "decoder" else next(others) for stack in ir.stacks)
+    depth = len(whole.layers)
+    config = with_fewer_layers(ir.config, kept, depth, _kinds(whole))
+    return replace(ir, stacks=stacks, config=config)
+
+
+def _reading(block: Block, moved: Mapping[int, int]) -> Block:
+    """A block whose shared cache is that of the same earlier layer under its new number; −1 where that one is gone."""
+    if isinstance(block.state, SharedKV):
+        return block.replace(state=SharedKV(moved.get(block.state.source, -1)))
+    return block
+
+
+def _kinds(decoder: Stack) -> tuple[str, ...]:
+    """`layer_types` of the blocks; nothing where a kind has no such name."""
+    kinds = [_KINDS.get(type(decoder.block(index).state)) for index in range(len(decoder.layers))]
+    return tuple(kind for kind in kinds if kind is not None) if None not in kinds else ()
+
+
+def _config_says_it(ir: ModelIR, kept: Sequence[int]) -> bool:
+    """Whether the config of the kept blocks describes just them, as the config of all blocks describes all.
+
+    Families place layers by their number (every fourth one), or give a matrix outside of the blocks a part for each (Gemma 4).
+    """
+    return _describes(json.dumps(ir.config, sort_keys=True, default=str), tuple(kept), len(ir.decoder.counts) == 1)
+
+
+@lru_cache(maxsize=1 << 10)
+def _describes(config: str, kept: tuple[int, ...], equal: bool) -> bool:
+    values: dict[str, Any] = json.loads(config)
+    try:
+        whole = build_ir(values, "")
+    except InputError:
+        return equal  # read under an assumption: every layer is then as the next
+    wanted = _with_layers(whole, kept)
+    try:
+        said = build_ir(wanted.config, "")
+    except InputError:
+        return False
+    return (said.stacks, said.outer, said.outer_tensors) == (wanted.stacks, wanted.outer, wanted.outer_tensors)

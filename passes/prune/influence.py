@@ -2,7 +2,8 @@
 
 Block influence 1 − cos(input, output) averaged over tokens (ShortGPT, Men et al. 2024, eq. 1), and for a run of blocks the angular
 distance across it (Gromov et al. 2024, arXiv 2403.17887). The two sets that these name are tried, and the one with the lower KL
-against the source on the calibration text is taken.
+against the source on the calibration text is taken. Both are of the commonest kind of block (`passes.prune.depth.candidates`), so
+where kinds alternate there may be no such run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from passes.checkpoint import Weights
 from passes.evaluate import Side, evaluate
 from passes.ir.model import ModelIR
 from passes.members import dense_block
-from passes.prune.depth import DepthPrune
+from passes.prune.depth import DepthPrune, candidates, renumbered
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,10 @@ class RenumberedWeights:
         self._weights = weights
         stack = ir.decoder
         self._prefixes = {stack.layer_prefix(new): stack.layer_prefix(old) for new, old in enumerate(kept)}
+        moved = renumbered(ir.stacks, stack, kept)
+        for was, now in zip((each for each in ir.stacks if each.name != "decoder"), moved, strict=True):
+            if was.prefix == stack.prefix:
+                self._prefixes |= {now.layer_prefix(i): was.layer_prefix(i) for i in range(len(was.layers))}
         self._stem = stack.prefix.split("{i}")[0]
 
     def __contains__(self, name: str) -> bool:
@@ -64,11 +69,11 @@ def choose_blocks(
     Influence sees all tokens; the two sets it names are held against each other on the last `_JUDGED_TOKENS` of them.
     """
     influence, ends = _influence(ir, weights, count, tokens, dtype, device)
-    depth = len(ir.decoder.layers)
-    inner = range(1, depth - 1)
-    lowest = tuple(sorted(sorted(inner, key=lambda block: influence[block])[:count]))
-    start = min(range(1, depth - count), key=lambda block: ends[block])
-    sets = dict.fromkeys((lowest, tuple(range(start, start + count))))
+    depth, free = len(ir.decoder.layers), candidates(ir.decoder)
+    lowest = tuple(sorted(sorted(free, key=lambda block: influence[block])[:count]))
+    runs = [start for start in free if set(range(start, start + count)) <= set(free)]
+    shortest = [tuple(range(start, start + count)) for start in sorted(runs, key=lambda block: ends[block])[:1]]
+    sets = dict.fromkeys((lowest, *shortest))
     if len(sets) == 1:
         return lowest
     judged = tokens[-max(1, _JUDGED_TOKENS // tokens.shape[1]) :]

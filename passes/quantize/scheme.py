@@ -54,28 +54,28 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
         lambda m: Quantize("smoothquant" if m[2] else "gptq", IntQuantized(static=bool(m[1]))),
     ),
     (
-        r"w([48])a16-(g\d+|channel)(-asym)?",
+        r"w([48])a16-(g[1-9]\d*|channel)(-asym)?",
         lambda m: Quantize("gptq", PackQuantized(int(m[1]), _group(m[2]), m[3] is None)),
     ),
     (
-        r"gptq-([2348])-(g\d+|channel)(-asym)?(-act)?(-v2)?",
+        r"gptq-([2348])-(g[1-9]\d*|channel)(-asym)?(-act)?(-v2)?",
         lambda m: Quantize("gptq", Gptq(int(m[1]), _group(m[2]), not m[3], bool(m[4]), 2 if m[5] else 1)),
     ),
-    (r"rtn-([2348])-(g\d+|channel)", lambda m: Quantize("rtn", Gptq(int(m[1]), _group(m[2])))),
-    (r"awq-4-g(\d+)", lambda m: Quantize("awq", Awq(int(m[1])))),
+    (r"rtn-([2348])-(g[1-9]\d*|channel)", lambda m: Quantize("rtn", Gptq(int(m[1]), _group(m[2])))),
+    (r"awq-4-g([1-9]\d*)", lambda m: Quantize("awq", Awq(int(m[1])))),
     # AWQ's own format has 4 bits and groups; at other widths its integers are stored as GPTQ stores them.
-    (r"awq-([2348])-(g\d+|channel)", lambda m: Quantize("awq", Gptq(int(m[1]), _group(m[2]), symmetric=False))),
+    (r"awq-([2348])-(g[1-9]\d*|channel)", lambda m: Quantize("awq", Gptq(int(m[1]), _group(m[2]), symmetric=False))),
     (r"exl2-(\d(?:\.\d+)?)(?:-h([234568]))?", lambda m: QuantizeExl2(float(m[1]), int(m[2] or _HEAD_BITS))),
     (
         r"exl3-(\d(?:\.\d+)?)(?:-h([2-8]))?",
         lambda m: Quantize("exl3", Exl3(float(m[1])), head=Exl3(float(m[2] or _HEAD_BITS)), backend="exllamav3"),
     ),
     (
-        r"autoround-([2348])-(g\d+|channel)",
+        r"autoround-([2348])-(g[1-9]\d*|channel)",
         lambda m: Quantize("autoround", Gptq(int(m[1]), _group(m[2])), backend="autoround"),
     ),
     (
-        r"mixed-(\d(?:\.\d+)?)-g(\d+)(?:-(w8a8|gptq))?",
+        r"mixed-(\d(?:\.\d+)?)-g([1-9]\d*)(?:-(w8a8|gptq))?",
         lambda m: QuantizeMixed(_mixed_options(int(m[2]), m[3]), float(m[1])),
     ),
     (r"nf4|int8-bnb|fp8-online", lambda m: QuantizeAtLoad(m[0])),

@@ -8,13 +8,13 @@ fp16) and, on the last card, logits. The context is assumed, the scratch follows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
 from passes.formats.dense import Dense
 from passes.ir.model import Block, ModelIR
-from passes.ir.state import LatentKV, NoState, Recurrent
+from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from passes.reason import Reason
 from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
@@ -123,6 +123,33 @@ class Exllama(Engine):
         from targets.engines.speed import estimate
 
         return estimate(self.name, ir, gpu, settings, workload)
+
+
+def architecture_of(ir: ModelIR) -> str:
+    """The architecture that config.json names, empty where it names none."""
+    listed = ir.config.get("architectures") or ("",)
+    return str(listed[0])
+
+
+def architecture_reasons(engine: str, known: Collection[str], ir: ModelIR, remedy: str) -> tuple[Reason, ...]:
+    """The architecture that config.json names, where the engine has no model for it. Nothing where it names none."""
+    architecture = architecture_of(ir)
+    if not architecture or architecture in known:
+        return ()
+    message = f"{engine} has no model for the architecture {architecture}"
+    return (Reason(f"architecture_not_in_{engine}", message, remedy, {"architecture": architecture}),)
+
+
+def placement_reasons(
+    engine: str, ir: ModelIR, kind: type[LayerState], expected: Callable[[int], bool]
+) -> tuple[Reason, ...]:
+    """Layers of a kind that the config places one by one (`layer_types`), where the engine expects them by the layer's number."""
+    layers = range(len(ir.decoder.layers))
+    placed = [isinstance(ir.decoder.block(layer).state, kind) for layer in layers]
+    if not any(placed) or placed == [expected(layer) for layer in layers]:
+        return ()
+    message = f"{engine} tells this architecture's kinds of layers by their number, and here they stand otherwise"
+    return (Reason(f"layer_kinds_not_in_{engine}", message, "engine vllm, or a chain that drops no blocks"),)
 
 
 def quantized_cache(widths: Mapping[str, int]) -> dict[str, float]:

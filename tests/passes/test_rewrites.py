@@ -169,3 +169,10 @@ def test_names_that_mean_nothing_are_refused(name):
     with pytest.raises(InputError) as caught:
         parse_scheme(name)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["w4a16-g0", "gptq-4-g0", "rtn-4-g0", "awq-4-g0", "autoround-4-g00", "mixed-5.0-g0"])
+def test_a_group_of_nothing_is_an_unknown_format_with_the_nearest_names(name):
+    with pytest.raises(InputError, match=r"unknown weight format .* Did you mean") as caught:
+        parse_scheme(name)
+    assert caught.value.exit_code == 2

@@ -148,14 +148,16 @@ def test_planning_is_light_and_quick() -> None:
         "heavy = {'torch', 'transformers', 'scipy', 'datasets'} & set(sys.modules)\n"
         "print(sorted(heavy), file=sys.stderr)"
     )
-    times = []
-    for _ in range(5):
+    libraries = "import networkx, pydantic, rich.table, typer, yaml"
+    times: dict[str, list[float]] = {script: [], libraries: []}
+    for code in (script, libraries) * 5:
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - began)
-    assert done.stderr.strip().endswith("[]")
-    # The bar is 0.5 s on a quiet machine; the best of five, with room for a busy one.
-    assert min(times) < 1.0
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        times[code].append(time.perf_counter() - began)
+        if code == script:
+            assert done.stderr.strip().endswith("[]")
+    # The goal is 0.5 s, on machines where the libraries that a plan stands on take 0.23 s to import: 2.2 times as long.
+    assert min(times[script]) < 3 * min(times[libraries])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "lying"])

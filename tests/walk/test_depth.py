@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from passes import graph
+from passes.adapters import Decoder
 from passes.assemble import differences
 from passes.calibration import TextSource
 from passes.checkpoint import Checkpoint
 from passes.execute import execute
 from passes.formats.compressed_tensors import PackQuantized
+from passes.ir.architectures import build_ir
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.job import Job
 from passes.kv_cache import KVCachePass
-from passes.prune.depth import DepthPrune, pruned_config
+from passes.members import dense_block
+from passes.prune.config import with_fewer_layers
+from passes.prune.depth import DepthPrune, candidates
 from passes.prune.influence import RenumberedWeights, choose_blocks
 from passes.quantize.quantize import Quantize
 from tests.walk.conftest import BLOCKS, save_tiny_llama
+from tests.walk.families import save_tiny
 
 FP32, CPU = torch.float32, torch.device("cpu")
 
@@ -42,11 +49,168 @@ def test_config_lists_with_an_entry_a_layer_are_cut() -> None:
     config = {
         "num_hidden_layers": 3,
         "layer_types": ["a", "b", "c"],
+        "eos_token_id": [1, 2, 3],
         "text_config": {"num_hidden_layers": 3, "kinds": [1, 2, 3]},
+        "vision_config": {"num_hidden_layers": 3, "kinds": [1, 2, 3]},
     }
-    assert pruned_config(config, (0, 2)) == {
-        "num_hidden_layers": 2, "layer_types": ["a", "c"], "text_config": {"num_hidden_layers": 2, "kinds": [1, 3]},
+    assert with_fewer_layers(config, (0, 2), 3) == {
+        "num_hidden_layers": 2, "layer_types": ["a", "c"], "eos_token_id": [1, 2, 3],
+        "text_config": {"num_hidden_layers": 2, "kinds": [1, 3]},
+        "vision_config": {"num_hidden_layers": 3, "kinds": [1, 2, 3]},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"n_layer": 4}, {"n_layer": 2}),
+        ({"n_layers": 4}, {"n_layers": 2}),
+        ({"num_layers": 4}, {"num_layers": 2}),
+        ({"text_config": {"hidden_size": 8}}, {"text_config": {"hidden_size": 8, "num_hidden_layers": 2}}),
+        ({"num_hidden_layers": 4, "first_k_dense_replace": 2}, {"num_hidden_layers": 2, "first_k_dense_replace": 1}),
+        ({"num_hidden_layers": 4, "num_kv_shared_layers": 3}, {"num_hidden_layers": 2, "num_kv_shared_layers": 1}),
+        ({"num_hidden_layers": 4, "moe_layers": [0, 1, 2, 3]}, {"num_hidden_layers": 2, "moe_layers": [0, 1]}),
+        (
+            {"n_layer": 4, "linear_attn_config": {"full_attn_layers": [4], "kda_layers": [1, 2, 3]}},
+            {"n_layer": 2, "linear_attn_config": {"full_attn_layers": [2], "kda_layers": [1]}},
+        ),
+        ({"n_layer": 4, "hybrid_override_pattern": "M-*E"}, {"n_layer": 2, "hybrid_override_pattern": "ME"}),
+        (
+            {"n_layer": 4, "num_nextn_predict_layers": 1, "compress_ratios": [0, 4, 8, 16, 32]},
+            {"n_layer": 2, "num_nextn_predict_layers": 1, "compress_ratios": [0, 16, 32]},
+        ),
+        (
+            {"n_layer": 4, "model_type": "smollm3", "no_rope_layer_interval": 4},
+            {"n_layer": 2, "model_type": "smollm3", "no_rope_layer_interval": 4, "no_rope_layers": [1, 0]},
+        ),
+    ],
+)  # fmt: skip
+def test_the_count_stands_under_the_families_own_name_and_layers_are_renumbered(
+    before: dict[str, object], after: dict[str, object]
+) -> None:
+    assert with_fewer_layers(before, (0, 3), 4) == after
+
+
+#: Families that count their layers under other names, and families whose layers are of several kinds; layers, and how they differ.
+_COUNTED = ("bloom", "mpt", "gptj")
+_KINDS = {
+    "gemma2": 6, "gemma3_text": 12, "gpt_oss": 6, "qwen3_next": 8, "exaone4": 8, "deepseek_v3": 5, "glm4_moe": 5, "smollm3": 8,
+    "qwen3_5_text": 8, "kimi_linear": 8,
+}  # fmt: skip
+#: What the layers' numbers say where these are left out, as in files of older releases.
+_BY_NUMBER = ("layer_types", "no_rope_layers")
+
+
+def _saved(family: str, folder: Path) -> object:
+    layers = _KINDS.get(family, 5)
+    changes: dict[str, object] = {"num_hidden_layers": layers}
+    if family in _COUNTED:
+        changes["n_layers" if family == "mpt" else "n_layer"] = layers
+    if family == "kimi_linear":
+        own = {"head_dim": 16, "num_heads": 4, "short_conv_kernel_size": 4}
+        changes["linear_attn_config"] = own | {"full_attn_layers": [4, 8], "kda_layers": [1, 2, 3, 5, 6, 7]}
+    model = save_tiny(family, folder, **changes)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    left_out = () if family == "gpt_oss" else _BY_NUMBER  # whose files have always had the list
+    path.write_text(json.dumps({key: value for key, value in config.items() if key not in left_out}))
+    return model
+
+
+@pytest.mark.parametrize("family", [*_COUNTED, *_KINDS])
+def test_without_a_block_every_family_computes_what_the_other_blocks_compute(family: str, tmp_path: Path) -> None:
+    model: Any = _saved(family, tmp_path)
+    ir, weights = open_model(tmp_path).ir, Checkpoint(tmp_path)
+    assert DepthPrune(2).illegal(ir) == ()
+    dropped = candidates(ir.decoder)[1]
+    one = DepthPrune(1, (dropped,))
+    assert one.illegal(ir) == ()
+    pruned, view = one.rewrite(ir), RenumberedWeights(weights, ir, one.kept(len(ir.decoder.layers)))
+    ids = torch.randint(3, 256, (2, 24), generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(_through(pruned, view, ids), _without(model, dropped, ids), atol=2e-4)
+
+
+def _through(ir: ModelIR, weights: RenumberedWeights, ids: torch.Tensor) -> torch.Tensor:
+    decoder = Decoder(ir, weights, FP32, CPU)
+    [hidden] = decoder.embed([ids])
+    for index in range(len(decoder)):
+        with decoder.block(index, dense_block(ir, index, weights)) as layer:
+            hidden = decoder.run(layer, index, hidden)
+    with decoder.head():
+        return decoder.logits(hidden)
+
+
+def _without(model: Any, dropped: int, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the whole model where one block hands its input through."""
+    decoder = model.get_decoder()
+    layers = next(each for each in decoder.modules() if isinstance(each, torch.nn.ModuleList))
+
+    def through(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        given = args[0] if args else kwargs["hidden_states"]
+        return (given, *output[1:]) if isinstance(output, tuple) else given
+
+    handle = layers[dropped].register_forward_hook(through, with_kwargs=True)
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    handle.remove()
+    return logits
+
+
+@pytest.mark.parametrize("family", ["bloom", "gemma2", "deepseek_v3"])
+def test_blocks_are_measured_among_the_commonest_kind_and_the_result_is_built(family: str, tmp_path: Path) -> None:
+    _saved(family, tmp_path / "model")
+    ir, weights = open_model(tmp_path / "model").ir, Checkpoint(tmp_path / "model")
+    tokens = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
+    dropped = choose_blocks(ir, weights, 2, tokens, FP32, CPU)
+    assert set(dropped) <= set(candidates(ir.decoder))
+    pruned, least = DepthPrune(2, dropped).rewrite(ir), DepthPrune(2).rewrite(ir)
+    assert pruned.tensor_bytes == least.tensor_bytes
+    values = {key: value for key, value in pruned.config.items() if key != "model_type"}
+    config = AutoConfig.for_model(pruned.model_type, **values)
+    built = AutoModelForCausalLM.from_config(config)
+    stored = {each.data_ptr(): each.numel() for each in built.state_dict().values()}
+    assert sum(stored.values()) == pruned.weights
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "code", "remedy"),
+    [
+        ("google/gemma-2-9b-it", 30, "prune_depth_unequal", "drop 1 to 20 blocks"),
+        ("Llama-3-8B", 31, "prune_depth_count", "drop 1 to 30 blocks"),
+    ],
+)
+def test_a_refusal_names_a_count_that_can_go(model: str, count: int, code: str, remedy: str) -> None:
+    ir = open_model(model).ir
+    (reason,) = DepthPrune(count).illegal(ir)
+    assert (reason.code, reason.remedy) == (code, remedy)
+    assert DepthPrune(int(remedy.split()[3])).illegal(ir) == ()
+
+
+def test_layers_that_no_config_places_are_refused_with_another_pruning() -> None:
+    ir = open_model("Qwen3-30B-A3B").ir
+    other = build_ir(dict(ir.config) | {"decoder_sparse_step": 2}, "every other layer has experts")
+    (reason,) = DepthPrune(1).illegal(other)
+    assert reason.code == "prune_depth_layout" and reason.remedy and "intermediate" in reason.remedy
+
+
+def test_what_predicts_further_tokens_stays_behind_the_last_block() -> None:
+    ir = open_model("deepseek-ai/DeepSeek-V3").ir
+    one = DepthPrune(5, (10, 11, 12, 13, 14))
+    names = {tensor.name.split(".")[2] for tensor in one.rewrite(ir).tensors() if ".layers." in tensor.name}
+    assert names == {str(layer) for layer in range(57)}
+    (stack,) = (each for each in one.rewrite(ir).stacks if each.name == "mtp")
+    name = stack.layer_prefix(0) + "enorm.weight"
+    asked: list[str] = []
+
+    class Asked:
+        def __contains__(self, name: str) -> bool:
+            asked.append(name)
+            return True
+
+        def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+            raise AssertionError(names)
+
+    assert name in RenumberedWeights(Asked(), ir, one.kept(61)) and asked == ["model.layers.61.enorm.weight"]
 
 
 def test_kept_blocks_keep_their_weights(llama: Path, llama_ir: ModelIR) -> None:

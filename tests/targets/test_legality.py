@@ -1,0 +1,108 @@
+"""What engines refuse, by the lists and rules of their own code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
+from passes.prune.depth import DepthPrune
+from passes.quantize.scheme import parse_scheme
+from targets.engines import exllamav2, exllamav3, find_engine
+from targets.engines.engine import Parallel, Settings
+from targets.gpu import find_gpu
+
+_PACKAGES = Path.home() / ".cache/tightfit/backends/tools/lib/python3.11/site-packages"
+
+
+def stored(model: str, weights: str) -> ModelIR:
+    scheme = parse_scheme(weights)
+    assert scheme is not None
+    return scheme.rewrite(open_model(model).ir)
+
+
+def refused(engine: str, ir: ModelIR, gpu: str, parallel: Parallel | None = None) -> list[str]:
+    settings = Settings(parallel=parallel or Parallel())
+    return [reason.code for reason in find_engine(engine).illegal(ir, find_gpu(gpu), settings)]
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "ep", "says"),
+    [
+        ("Llama-3.1-8B-Instruct", 1, 1, None),
+        ("Llama-3.1-8B-Instruct", 8, 1, None),  # 4,096 rows, 1,024 of keys, 14,336 channels
+        ("SmolLM2-135M-Instruct", 1, 1, "576 rows of self_attn.q_proj are not"),
+        ("GLM-4-9B-0414", 1, 1, None),  # gate and up are one matrix of 2 x 13,696 rows: 107 blocks each
+        ("GLM-4-9B-0414", 2, 1, "6848 rows of mlp.gate_up_proj on each of 2 cards"),
+        ("Qwen2-0.5B-Instruct", 1, 1, None),
+        ("Qwen2-0.5B-Instruct", 2, 1, "448 rows of self_attn.q_proj on each of 2 cards"),
+        ("Qwen3-30B-A3B", 2, 1, None),
+        ("Qwen3-30B-A3B", 4, 1, "192 rows of mlp.experts.{e}.gate_proj on each of 4 cards"),
+        ("Qwen3-30B-A3B", 4, 4, None),  # whole experts
+    ],
+)
+def test_vllm_takes_fp8_blocks_where_parts_and_shards_are_whole_blocks(
+    model: str, tp: int, ep: int, says: str | None
+) -> None:
+    settings = Settings(parallel=Parallel(tp=tp, ep=ep))
+    reasons = find_engine("vllm").illegal(stored(model, "fp8-block"), find_gpu("H100"), settings)
+    found = [reason for reason in reasons if reason.code == "fp8_block_does_not_divide_part"]
+    assert [reason.message.startswith(says or "") for reason in found] == ([True] if says else [])
+    assert all(reason.remedy for reason in found)
+
+
+def test_publishers_fp8_blocks_are_refused_on_too_many_cards_only() -> None:
+    # MiniMax's own recipe for vLLM: tensor parallel 4, or 8 with expert parallelism.
+    ir = open_model("MiniMaxAI/MiniMax-M2.5").ir
+    codes = [refused("vllm", ir, "H200", parallel) for parallel in (Parallel(4), Parallel(8), Parallel(8, ep=8))]
+    assert codes == [[], ["fp8_block_does_not_divide_part"], []]
+
+
+@pytest.mark.parametrize("model", ["opt-2.7b", "phi-2", "gpt-j-6b", "Qwen1.5-MoE-A2.7B", "llava-1.5-7b-hf"])
+def test_exllamav2_is_not_planned_for_what_it_would_read_as_a_llama(model: str) -> None:
+    ir = open_model(model).ir
+    assert "architecture_not_in_exllamav2" in refused("exllamav2", ir, "RTX 4090")
+    assert "architecture_not_in_exllamav3" in refused("exllamav3", ir, "RTX 4090")
+
+
+@pytest.mark.parametrize(
+    "model", ["gemma-2-9b-it", "gemma-3-4b-it", "Qwen2.5-7B-Instruct", "Devstral-Small-2-24B-Instruct-2512"]
+)
+def test_exllama_reads_what_it_has_models_for(model: str) -> None:
+    ir = open_model(model).ir
+    for engine in ("exllamav2", "exllamav3"):
+        assert not [code for code in refused(engine, ir, "RTX 4090") if code.startswith(("architecture", "layer"))]
+
+
+def test_a_config_without_architectures_is_not_refused_for_it() -> None:
+    from dataclasses import replace
+
+    ir = open_model("opt-2.7b").ir
+    bare = replace(ir, config={key: value for key, value in ir.config.items() if key != "architectures"})
+    assert refused("exllamav2", bare, "RTX 4090") == []
+
+
+def test_dropped_blocks_leave_windows_where_exllama_does_not_look_for_them() -> None:
+    ir = DepthPrune(4).rewrite(open_model("gemma-2-9b-it").ir)
+    assert refused("exllamav2", ir, "RTX 4090") == ["layer_kinds_not_in_exllamav2"]
+    assert refused("exllamav3", ir, "RTX 4090") == ["layer_kinds_not_in_exllamav3"]
+    assert refused("vllm", ir, "RTX 4090") == []
+
+
+@pytest.mark.skipif(not _PACKAGES.exists(), reason="the ExLlama packages are not installed")
+def test_the_lists_are_those_of_the_packages() -> None:
+    text = (_PACKAGES / "exllamav2" / "architecture.py").read_text()
+    named = set(re.findall(r'arch_string == "(\w+)"', text)) | {"LlamaForCausalLM"}
+    named |= {name for names in re.findall(r"arch_string in \[(.*)\]", text) for name in re.findall(r"\w+", names)}
+    assert named - {"LlavaForConditionalGeneration", "Mistral3ForConditionalGeneration"} == exllamav2.ARCHITECTURES
+    folder = _PACKAGES / "exllamav3" / "architecture"
+    strings = {
+        name
+        for file in folder.glob("*.py")
+        if not file.stem.endswith(("_mtp", "_vision"))
+        for name in re.findall(r'^    arch_string = "(\w+)"', file.read_text(), re.MULTILINE)
+    }
+    assert strings == exllamav3.ARCHITECTURES

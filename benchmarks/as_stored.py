@@ -17,11 +17,12 @@ from passes.ir.model import ModelIR
 
 
 class StoredProducts:
-    """The products of a result's matrices, computed in fp32."""
+    """The products of a result's matrices, computed in fp32. Each is decoded once."""
 
     def __init__(self, target: ModelIR, folder: Path) -> None:
         self._stored = Checkpoint(folder)
         self._exact = DecodedCheckpoint(self._stored, target, torch.float32)
+        self._weights: dict[str, torch.Tensor] = {}
         stack = target.decoder
         self.storage: Mapping[str, Format] = {
             stack.layer_prefix(layer) + linear.name: linear.storage
@@ -31,8 +32,9 @@ class StoredProducts:
 
     def product(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """The output of a matrix (full name) for inputs `[…, K]`, fp32."""
-        weight = self._exact.read([f"{name}.weight"])[f"{name}.weight"].float()
-        return torch.nn.functional.linear(self._inputs(name, x.float()), weight)
+        if name not in self._weights:
+            self._weights[name] = self._exact.read([f"{name}.weight"])[f"{name}.weight"].float()
+        return torch.nn.functional.linear(self._inputs(name, x.float()), self._weights[name])
 
     def cache_scale(self, name: str) -> float:
         """A stored scale of keys or values; 1 where there is none."""

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from passes.reason import InputError, unknown_name
-from targets.probe import cores, cpu_model, cpu_multiplies_bf16, memory_total_bytes
+from targets.probe import cores, cpu_instructions, cpu_model, memory_total_bytes
 from targets.quantity import Basis, Quantity
 
 _GIB = 1 << 30
@@ -29,6 +29,7 @@ _PREFIXES = re.compile(r"^(nvidia|amd|geforce|tesla|quadro|radeon|instinct)+")
 #: 0.1 Tflop/s a core where the processor multiplies bfloat16 itself (AVX-512 BF16, AMX), 0.015 with AVX2 only.
 _BANDWIDTH_PER_CORE = 10e9
 _BF16_FLOPS_PER_CORE, _FLOPS_PER_CORE = 0.1e12, 0.015e12
+_BF16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Gpu:
 
     `memory_bytes`: what CUDA shows as the card's total (torch's `mem_get_info`), below the nominal size. `capability`: CUDA
     compute capability × 10 (89 for 8.9), None for other vendors. `link_bytes_per_s`: card to card, both directions.
-    `note`: what a person must know (a bare name that was resolved, a generic card).
+    `note`: what a person must know (a bare name that was resolved, a generic card). `instructions`: sets that a processor has.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Gpu:
     link_bytes_per_s: float | None
     basis: Basis = Basis.EXACT
     note: str | None = None
+    instructions: frozenset[str] = frozenset()
 
     @property
     def is_cpu(self) -> bool:
@@ -110,11 +112,13 @@ def find_gpu(name: str) -> Gpu:
 def this_cpu() -> Gpu:
     """This machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
     count = cores()
-    flops = _BF16_FLOPS_PER_CORE if cpu_multiplies_bf16() else _FLOPS_PER_CORE
+    instructions = cpu_instructions()
+    flops = _FLOPS_PER_CORE if instructions.isdisjoint(_BF16_INSTRUCTIONS) else _BF16_FLOPS_PER_CORE
     return Gpu(
         name=f"{cpu_model()}, {count} cores", vendor="CPU", generation="CPU", memory_bytes=Quantity.exact(memory_total_bytes()),
         bandwidth_bytes_per_s=_BANDWIDTH_PER_CORE * count, bf16_flops=flops * count, fp16_accumulate_flops=None,
         fp8_flops=None, int8_ops=None, fp4_flops=None, capability=None, pcie=None, link_bytes_per_s=None, basis=Basis.ASSUMED,
+        instructions=instructions,
     )  # fmt: skip
 
 

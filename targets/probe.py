@@ -29,13 +29,13 @@ def cpu_model() -> str:
     return match[1].strip() if match else "unknown processor"
 
 
-def cpu_multiplies_bf16() -> bool:
-    """Whether the processor has instructions for products of bfloat16, by the kernel's flags (x86, Arm)."""
+def cpu_instructions() -> frozenset[str]:
+    """The instruction sets that engines ask for and this processor has, by the kernel's names; empty where it says nothing."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
-        return False
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+        return frozenset()
+    return frozenset({"avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16"}.intersection(flags))
 
 
 def cores() -> int:

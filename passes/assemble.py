@@ -55,10 +55,14 @@ def assemble(
             "the checkpoint differs from its description: " + "; ".join(wrong[:5]),
             remedy="this is a defect of tightfit; nothing was published",
         )
+    # What was there goes aside first and away last: whenever this ends, a result is whole or not there.
+    aside = out.with_name(f".{out.name}.old")
     with clear_disk_errors(out):
+        shutil.rmtree(aside, ignore_errors=True)
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(aside)
         partial.rename(out)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def differences(folder: Path, target: ModelIR) -> list[str]:

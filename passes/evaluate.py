@@ -109,7 +109,7 @@ def _compare(source: torch.Tensor, result: torch.Tensor, ids: torch.Tensor) -> t
 
 def _summary(rows: torch.Tensor, tokens_each: int) -> Measured:
     if not bool(rows.isfinite().all()):
-        raise TightfitError("the logits hold NaN or infinity", remedy="compute in float32, or check the source model")
+        raise TightfitError("the logits hold NaN or infinity", remedy="check the source model's weights")
     kl, source, result = (rows[:, column] for column in range(3))
     count = len(rows)
     spread = math.sqrt(count) if count > 1 else math.inf

@@ -33,6 +33,7 @@ from passes.content_key import code_digest, content_key, file_identity, folder_i
 from passes.devices import compute_devices, compute_dtype
 from passes.ir.model import ModelIR
 from passes.job import Job, Outcome, Progress, Step
+from passes.lock import only_one
 from passes.measure import Meter
 from passes.reason import DoesNotFitError, InputError, TightfitError
 from passes.recipe import method_of
@@ -61,6 +62,10 @@ def calm_libraries() -> None:
     gc.enable()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+#: What the words of torch and of the kernel for a lack of memory have in them.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
 
 
 def _check(job: Job) -> None:
@@ -119,12 +124,17 @@ class _Run:
         """Every step in order; each makes what is not there yet."""
         with clear_disk_errors(self.job.work):
             self.job.work.mkdir(parents=True, exist_ok=True)
+        with only_one(self.job.work):
+            return self._run()
+
+    def _run(self) -> Outcome:
         self._check_disk()
         tool = graph.outside(self.job.passes)
         native = self.method.needs_hessian or self.target.calibrated_scales or unmeasured(self.job.passes)
         calibrated = native or tool is not None
         text = self._text("calibration", self.job.calibration) if calibrated else None
         tokens = _tokens(text) if text is not None else _no_tokens()
+        held_out = _tokens(self._text("evaluation", self.job.evaluation))
         resolver = Resolver(
             self.job.source, Checkpoint(self.job.folder), tokens, self.job.work, self.dtype, self.device, self._identity(),
             self._measure,
@@ -138,7 +148,6 @@ class _Run:
             else self._walk(self.passes, self.target, tokens)
         )
         out_key = self._assemble(self.job.out, self.target, self.passes, made)
-        held_out = _tokens(self._text("evaluation", self.job.evaluation))
         measured = self._evaluate(held_out, out_key) if _decodes(self.target) else None
         return Outcome(
             out=self.job.out,
@@ -335,7 +344,7 @@ def _interruptions() -> Iterator[None]:
         ) from error
     except (MemoryError, RuntimeError) as error:
         text = str(error)
-        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
             raise DoesNotFitError(
                 "out of memory while working",
                 remedy="use fewer calibration samples, or a machine with more memory; a second run resumes",

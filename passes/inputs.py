@@ -57,7 +57,7 @@ class Inputs:
         if not bool(torch.isfinite(hessian).all()):
             raise TightfitError(
                 f"the inputs of {where} hold NaN or infinity, so its Hessian is useless",
-                remedy="check the source model's weights; or compute in float32 (`compute_dtype: float32`)",
+                remedy="check the source model's weights",
             )
         return hessian
 

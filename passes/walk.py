@@ -32,6 +32,7 @@ from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.kv_cache import attention_name, scale_tensors
 from passes.members import dense_block, members, packed
 from passes.quantize.methods import Method
+from passes.reason import TightfitError
 from passes.stops import Lane, Stops
 from passes.walk_state import BlockReport, WalkState
 
@@ -70,8 +71,8 @@ class Walk:
         devices = self.devices if self._calibrated else ()
         decoders = [Decoder(self.source, self.weights, self.dtype, device, self.target) for device in devices]
         hidden = self._embedded(decoders)
-        for number, batch in enumerate(state.hidden() or ()):
-            hidden[number] = batch.to(hidden[number].device)
+        if decoders and state.done:
+            hidden = _resumed(state, hidden)
         for index in range(state.done, blocks):
             began = time.monotonic()
             report = self._block(index, decoders, hidden, state).report(index, began)
@@ -124,6 +125,11 @@ class Walk:
         work.fold(stored)
         stored = channels_in_place(after, prefix, stored)
         if cache is not None:
+            if not cache.seen:
+                raise TightfitError(
+                    f"no keys of {prefix.rstrip('.')} were seen: this family's class caches them in a way of its own",
+                    remedy="leave the KV cache as it is (`kv_cache: [auto]`)",
+                )
             stored |= scale_tensors(after, prefix, cache.keys, cache.values)
         check(after, prefix, stored)
         write_shard(state.shards / f"model-{index + 1:05d}.safetensors", stored)
@@ -154,6 +160,17 @@ class Walk:
         work.store(heads, inputs)
         write_shard(state.shards / f"model-{len(self.source.decoder.layers) + 1:05d}.safetensors", work.stored)
         return work
+
+
+def _resumed(state: WalkState, embedded: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The inputs of the first unfinished block, each on the card of its batch."""
+    saved = state.hidden()
+    if saved is None or [batch.shape for batch in saved] != [batch.shape for batch in embedded]:
+        raise TightfitError(
+            f"the hidden states after block {state.done} are missing in {state.folder}, or are not those of this walk",
+            remedy="remove that folder; the walk then begins again",
+        )
+    return [batch.to(other.device) for batch, other in zip(saved, embedded, strict=True)]
 
 
 def units(target: ModelIR) -> int:

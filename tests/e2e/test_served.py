@@ -17,14 +17,15 @@ from targets.serve import EngineError, serving
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-_CACHE = "auto" if find_gpu("cpu").instructions.isdisjoint({"avx512f", "amx_tile"}) else "fp8"
+#: What this machine's processor serves: 4 bits and an fp8 cache take AVX-512.
+_FORMAT, _CACHE = ("w4a16-g64", "fp8") if "avx512f" in find_gpu("cpu").instructions else ("w8a8", "auto")
 _SPEC = """\
 model: {model}
 target: {{ gpu: cpu }}
 engine: {{ name: vllm-cpu, settings: {{ enforce_eager: true }} }}
 workload: {{ context: 2048, concurrency: 1, input_tokens: 64, output_tokens: 16 }}
 goals: {{ prefer: size }}
-passes: {{ quantize: {{ formats: [w4a16-g64], dense: false }}, kv_cache: [{cache}] }}
+passes: {{ quantize: {{ formats: [{form}], dense: false }}, kv_cache: [{cache}] }}
 calibration: {{ dataset: {text}, samples: 4, length: 64 }}
 evaluation: {{ dataset: python-reference, samples: 4, length: 64 }}
 """
@@ -46,10 +47,10 @@ def optimize(*arguments: str | Path, cwd: Path, check: bool = True) -> subproces
 
 @pytest.fixture(scope="module")
 def result(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished result: the model in 4 bit with calibrated fp8 KV scales, where this processor has the engine's kernels for them."""
+    """A finished result: the model in 4 bits with calibrated fp8 KV scales, where this processor has the engine's kernels for them."""
     folder = tmp_path_factory.mktemp("e2e")
     (folder / "text.txt").write_text(_TEXT * 8)
-    (folder / "spec.yaml").write_text(_SPEC.format(model=smollm2, text=folder / "text.txt", cache=_CACHE))
+    (folder / "spec.yaml").write_text(_SPEC.format(model=smollm2, text=folder / "text.txt", form=_FORMAT, cache=_CACHE))
     optimize("plan", "spec.yaml", "-o", "small.plan.json", cwd=folder)
     optimize("apply", "small.plan.json", "-o", "result", cwd=folder)
     return folder / "result"

@@ -46,7 +46,7 @@ def walked(source: Path, chain: tuple[Pass, ...], name: str, folder: Path) -> tu
     """KL of a walk's result against its source, what the walk reported, the walk."""
     ir, weights = open_model(source).ir, Checkpoint(source)
     target = graph.rewrite(ir, chain)
-    walk = Walk(ir, target, weights, method(name), IDS, folder, (CPU,), FP32)
+    walk = Walk(ir, target, weights, method(name), IDS, folder, (CPU,), FP32, batch_tokens=2 * IDS.shape[1])
     state = walk.run()
     outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]
     write_shard(folder / "shards" / "model-00000.safetensors", weights.read(outer))

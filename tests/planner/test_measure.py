@@ -15,8 +15,8 @@ from tests.walk.conftest import save_tiny_llama
 
 _SPEC = """
 model: model
-target: { gpu: cpu }
-engine: vllm-cpu
+target: { gpu: rtx-4090 }
+engine: vllm
 workload: { context: 128, input_tokens: 32, output_tokens: 16 }
 passes: { quantize: { formats: [w4a16-g32, w8a8, mixed-6.0-g32-w8a8], dense: false }, kv_cache: [auto] }
 calibration: { dataset: text.txt, samples: 8, length: 64 }

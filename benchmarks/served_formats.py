@@ -86,10 +86,11 @@ def agreements(
     blocks: int | None = None,
     labels: Sequence[str] = tuple(CHAINS),
     dtype: str = "bfloat16",
+    count: int | None = None,
 ) -> Iterator[Agreement]:
-    """One result a format, engine started once for all. `text`: calibration text. `dtype`: what both compute in."""
+    """One result a format, engine started once for all. `text`: calibration text. `dtype`: what both compute in. `count`: prompts."""
     ir = open_model(source).ir
-    asked = prompts(source)
+    asked = prompts(source)[:count]
     cases, expected, stored = [], {}, {}
     for number, label in enumerate(labels):
         chain = (*_kept(ir, blocks), *CHAINS[label])

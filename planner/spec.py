@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from passes.calibration import refuse_missing_text
+from passes.quantize.quantize import DAMPING
 from passes.reason import InputError, Location, nearest
 from planner import units
 from planner.yaml_places import compose, locate, refuse_twice
@@ -135,7 +136,7 @@ class QuantizeChoice(Strict):
     """Whether leaving the weights as they are is weighed too."""
     backend: Literal["native", "llmcompressor", "gptqmodel", "autoround", "exllamav2", "exllamav3"] = "native"
     """Who makes the weights: tightfit's own walk, or an outside tool (`docs/backends.md`). EXL3 and AutoRound have one tool only."""
-    damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    damping: Annotated[float, Field(gt=0, lt=1)] = DAMPING
     """GPTQ's, the share of the mean of the Hessian's diagonal that is added to it (AutoGPTQ's `damp_percent`); more for texts too short."""
 
 

@@ -40,12 +40,14 @@ def seconds_per_call(call: Callable[[int], object], synchronize: Callable[[], No
     return sorted(times)[len(times) // 2]
 
 
-def rows_in_time(call: Callable[[int], object], synchronize: Callable[[], None], most: int, budget_s: float) -> int:
-    """How many rows, up to `most` in steps of four, a product may have whose call takes no longer than a share of the budget.
+def rows_in_time(
+    call: Callable[[int], object], synchronize: Callable[[], None], least: int, most: int, budget_s: float
+) -> int:
+    """How many rows, from `least` to `most` in steps of four, a product may have whose call takes no longer than a share of the budget.
 
     Where torch has no kernel for a processor, a large product takes minutes.
     """
-    rows = 16
+    rows = least
     while rows < most:
         start = time.perf_counter()
         call(rows)
@@ -63,7 +65,7 @@ def dense_rates(device: torch.device, synchronize: Callable[[], None], budget_s:
     linear = torch.nn.functional.linear
     most = 1024 if device.type == "cpu" else 8192
     one, inputs = (torch.randn(m, K, device=device, dtype=torch.bfloat16) for m in (1, most))
-    many = inputs[: rows_in_time(lambda rows: linear(inputs[:rows], weights[0]), synchronize, most, budget_s)]
+    many = inputs[: rows_in_time(lambda rows: linear(inputs[:rows], weights[0]), synchronize, 16, most, budget_s)]
     vector = seconds_per_call(lambda i: linear(one, weights[i % copies]), synchronize, budget_s)
     product = seconds_per_call(lambda i: linear(many, weights[i % copies]), synchronize, budget_s)
     whole = torch.empty(WORKING_SET // 2, dtype=torch.bfloat16, device=device)
@@ -82,7 +84,7 @@ def int8_rate(device: torch.device, synchronize: Callable[[], None], budget_s: f
     right = torch.randint(-8, 8, (K, N), device=device, dtype=torch.int8)
     try:
         # Smaller products than 32 rows have no kernel on cards.
-        rows = max(32, rows_in_time(lambda n: torch._int_mm(inputs[: 2 * n], right), synchronize, 512, budget_s))
+        rows = rows_in_time(lambda rows: torch._int_mm(inputs[:rows], right), synchronize, 32, 1024, budget_s)
         left = inputs[:rows]
         seconds = seconds_per_call(lambda i: torch._int_mm(left, right), synchronize, budget_s)
     except RuntimeError:

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from passes import graph
-from passes.adapters import Decoder
 from passes.assemble import differences
 from passes.calibration import TextSource
 from passes.checkpoint import Checkpoint
@@ -24,13 +23,13 @@ from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.job import Job
 from passes.kv_cache import KVCachePass
-from passes.members import dense_block
 from passes.prune.config import with_fewer_layers
 from passes.prune.depth import DepthPrune, candidates
 from passes.prune.influence import RenumberedWeights, choose_blocks
 from passes.quantize.quantize import Quantize
 from tests.walk.conftest import BLOCKS, save_tiny_llama
 from tests.walk.families import save_tiny
+from tests.walk.test_families import through
 
 FP32, CPU = torch.float32, torch.device("cpu")
 
@@ -127,17 +126,7 @@ def test_without_a_block_every_family_computes_what_the_other_blocks_compute(fam
     assert one.illegal(ir) == ()
     pruned, view = one.rewrite(ir), RenumberedWeights(weights, ir, one.kept(len(ir.decoder.layers)))
     ids = torch.randint(3, 256, (2, 24), generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(_through(pruned, view, ids), _without(model, dropped, ids), atol=2e-4)
-
-
-def _through(ir: ModelIR, weights: RenumberedWeights, ids: torch.Tensor) -> torch.Tensor:
-    decoder = Decoder(ir, weights, FP32, CPU)
-    [hidden] = decoder.embed([ids])
-    for index in range(len(decoder)):
-        with decoder.block(index, dense_block(ir, index, weights)) as layer:
-            hidden = decoder.run(layer, index, hidden)
-    with decoder.head():
-        return decoder.logits(hidden)
+    assert torch.allclose(through(pruned, view, ids), _without(model, dropped, ids), atol=2e-4)
 
 
 def _without(model: Any, dropped: int, ids: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from passes import graph
 from passes.adapters import Decoder
 from passes.base import Pass
-from passes.checkpoint import Checkpoint, write_shard
+from passes.checkpoint import Checkpoint, Weights, write_shard
 from passes.decoded import DecodedCheckpoint
 from passes.evaluate import Side, evaluate
 from passes.formats.awq import Awq
@@ -32,7 +32,8 @@ _ROUTED = ("mixtral", "qwen3_moe", "gpt_oss", "llama4_text")
 IDS = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
 
 
-def through(ir: ModelIR, weights: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
+def through(ir: ModelIR, weights: Weights, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a batch that goes through the model block by block."""
     decoder = Decoder(ir, weights, FP32, CPU)
     [hidden] = decoder.embed([ids])
     for index in range(len(decoder)):

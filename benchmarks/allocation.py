@@ -66,6 +66,9 @@ def chains(ir: ModelIR, kinds: Sequence[str]) -> Iterator[tuple[str, tuple[Pass,
             yield name, (Quantize("gptq", _FOUR, _by_hand(ir, roles, ends)),)
         yield "mixed at first and last's", (QuantizeMixed(_OPTIONS, bits(ir, (Quantize("gptq", _FOUR, _by_hand(ir, (), True)),))),)  # fmt: skip
         yield "mixed 5.0", (QuantizeMixed(_OPTIONS, 5.0),)
+        for roles in ((Role.DOWN,), (Role.V, Role.DOWN)):
+            budget = bits(ir, (Quantize("gptq", _FOUR, _by_hand(ir, roles, False)),))
+            yield f"mixed {budget:.2f}", (QuantizeMixed(_OPTIONS, budget),)
     if "curve" in kinds:
         for bpw in _CURVE:
             yield f"exl2 {bpw:g}", (QuantizeExl2(bpw),)

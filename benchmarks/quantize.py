@@ -92,7 +92,8 @@ def peer(source: Path, seed: int, label: str, python: Path) -> dict[str, Any]:
 
 def _kl(ir: ModelIR, source: Path, result: Path) -> float:
     decoded = DecodedCheckpoint(Checkpoint(result), graph.rewrite(ir, _CHAIN), _DTYPE)
-    return evaluate(Side(ir, Checkpoint(source)), Side(ir, decoded), evaluation_tokens(source), _DTYPE, _CPU).kl
+    sides = Side(ir, Checkpoint(source)), Side(ir, decoded)
+    return evaluate(*sides, evaluation_tokens(source), CACHE / "evaluate", _DTYPE, _CPU).kl
 
 
 def main() -> None:

@@ -40,15 +40,13 @@ class LayerCall:
 
 
 def _alike(one: LayerCall, other: LayerCall) -> bool:
-    """Whether two batches' calls of a block have the same values, and none that blocks write to for those that follow."""
+    """Whether two batches' calls of a block have the same values. What blocks hand on is theirs alone (`passes.family.unwalkable`)."""
     import torch
 
     if one is other:
         return True
     pairs = [*zip(one.args, other.args, strict=True), *((one.kwargs[key], other.kwargs.get(key)) for key in one.kwargs)]
     for first, second in pairs:
-        if isinstance(first, dict):
-            return False
         if isinstance(first, torch.Tensor) and not (isinstance(second, torch.Tensor) and torch.equal(first, second)):
             return False
     return True
@@ -106,23 +104,22 @@ class Decoder:
     def __len__(self) -> int:
         return len(self._layers)
 
-    def embed(self, ids: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """Hidden states before the first block of each batch of token ids `[B, T]`."""
+    def embed(self, ids: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Hidden states before the first block, one batch of token ids `[B, T]` after the other. Run it to its end."""
         import torch
 
-        hidden = []
-        with self._outer_weights(self._body), torch.no_grad():
+        with self._outer_weights(self._body):
             for batch in ids:
                 stubs = self._stub()
-                self._body(input_ids=batch.to(self.device), use_cache=False)
-                hidden.append(stubs[0].hidden)
+                with torch.no_grad():
+                    self._body(input_ids=batch.to(self.device), use_cache=False)
                 calls = [LayerCall(stub.args, stub.kwargs) for stub in stubs]
                 if not all(map(_alike, self._calls.setdefault(tuple(batch.shape), calls), calls)):
                     raise InputError(
                         f"transformers' {type(self._layers[0]).__name__} is given values of each batch's own beside the hidden states",
                         remedy="such a model cannot be walked here; an outside backend may take it",
                     )
-        return hidden
+                yield stubs[0].hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[B, T, vocabulary]` of hidden states after the last block. Only inside `with head():`. Gradients reach `hidden`."""

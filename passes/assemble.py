@@ -1,4 +1,4 @@
-"""The output folder: a walk's shards, what lies outside of the blocks, the side files; published when it is as described."""
+"""The result's folder: a walk's shards, what lies outside of the blocks, the side files; made beside its place, published at the end."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from passes import graph
 from passes.base import Pass
 from passes.calibration import TextSource
-from passes.checkpoint import Checkpoint, clear_disk_errors, copy_side_files, write_index, write_json, write_shard
+from passes.checkpoint import Checkpoint, copy_side_files, read_json, write_index, write_json, write_shard
 from passes.formats.config import quantization_config
 from passes.formats.exl2_config import exl2_config
 from passes.formats.tensor import Tensor
 from passes.ir.model import ModelIR
+from passes.machine_errors import clear_disk_errors
 from passes.quantize.exl2_pass import QuantizeExl2
 from passes.reason import GoalMissedError, InputError
 
@@ -28,8 +29,13 @@ if TYPE_CHECKING:
 MARKER = "tightfit.json"
 
 
+def partial_of(out: Path) -> Path:
+    """Where a result is made before it gets its name."""
+    return out.with_name(out.name + ".partial")
+
+
 def assemble(
-    out: Path,
+    folder: Path,
     target: ModelIR,
     passes: Sequence[Pass],
     shards: Sequence[Path],
@@ -37,32 +43,47 @@ def assemble(
     calibration: TextSource,
     key: str,
 ) -> None:
-    """Make the output folder from the shards of a walk on `source`: beside its place, checked, then renamed into it."""
-    partial = out.with_name(out.name + ".partial")
-    with clear_disk_errors(partial):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    """Make a result's folder from the shards of a walk on `source`, and hold it against its description. The marker comes last."""
+    with clear_disk_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         for shard in shards:
-            _link(shard, partial / shard.name)
-    write_shard(partial / "model-00000.safetensors", outer_tensors(target, Checkpoint(source)))
-    copy_side_files(source, partial)
-    write_json(partial / "config.json", _config(passes, target, calibration))
-    write_index(partial)
-    write_json(partial / MARKER, {"key": key, "passes": graph.to_json(passes)})
-    wrong = differences(partial, target)
+            _link(shard, folder / shard.name)
+    write_shard(folder / "model-00000.safetensors", outer_tensors(target, Checkpoint(source)))
+    copy_side_files(source, folder)
+    write_json(folder / "config.json", _config(passes, target, calibration))
+    write_index(folder)
+    wrong = differences(folder, target)
     if wrong:
         raise GoalMissedError(
             "the checkpoint differs from its description: " + "; ".join(wrong[:5]),
             remedy="this is a defect of tightfit; nothing was published",
         )
-    # What was there goes aside first and away last: whenever this ends, a result is whole or not there.
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    write_json(folder / MARKER, {"key": key, "passes": graph.to_json(passes), "files": files})
+
+
+def holds(folder: Path, key: str, target: ModelIR) -> bool:
+    """Whether a folder has the result of `key` with all its files as they were made."""
+    try:
+        marker = read_json(folder / MARKER, "marker")
+    except InputError:
+        return False
+    files = marker.get("files", {}).items()
+    same = all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files)
+    return marker.get("key") == key and same and not differences(folder, target)
+
+
+def publish(folder: Path, out: Path) -> Path:
+    """Give a finished folder its name. What had it goes aside first and away last: whenever this ends, a result is whole or not there."""
     aside = out.with_name(f".{out.name}.old")
     with clear_disk_errors(out):
         shutil.rmtree(aside, ignore_errors=True)
         if out.exists():
             out.rename(aside)
-        partial.rename(out)
+        folder.rename(out)
         shutil.rmtree(aside, ignore_errors=True)
+    return out
 
 
 def differences(folder: Path, target: ModelIR) -> list[str]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passes.checkpoint import Checkpoint, write_shard
 from passes.devices import compute_devices
+from passes.ir.headers import is_whole
 from passes.reason import InputError, TightfitError
 
 if TYPE_CHECKING:
@@ -47,8 +49,15 @@ class TextSource:
     trust_remote_code: bool = False
 
 
-def token_blocks(source: TextSource, model_folder: Path) -> torch.Tensor:
+def token_blocks(
+    source: TextSource,
+    model_folder: Path,
+    parts: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> torch.Tensor:
     """Token ids int64 `[samples, length]`, the same for the same source, seed and model.
+
+    `parts`: where text that the model writes is kept as it grows, so that a run that was killed goes on there.
 
     Raises InputError when the text is missing, unreadable or too short.
     """
@@ -58,7 +67,7 @@ def token_blocks(source: TextSource, model_folder: Path) -> torch.Tensor:
         )
     tokenizer = _tokenizer(model_folder, source.trust_remote_code)
     if source.dataset == "self":
-        return _written_by_model(source, model_folder, tokenizer)
+        return _written_by_model(source, model_folder, tokenizer, parts, progress)
     return _from_texts(source, tokenizer, texts(source.dataset, tokenizer))
 
 
@@ -202,23 +211,47 @@ def _from_texts(source: TextSource, tokenizer: Any, documents: Iterator[str]) ->
     return cut[chosen.sort().values]
 
 
-def _written_by_model(source: TextSource, model_folder: Path, tokenizer: Any) -> torch.Tensor:
-    """Text sampled from the model, which must fit in memory whole."""
+def _written_by_model(
+    source: TextSource, model_folder: Path, tokenizer: Any, parts: Path | None, progress: Callable[[int, int], None]
+) -> torch.Tensor:
+    """Text sampled from the model, which must fit in memory whole. Each batch of rows has a seed of its own."""
     import torch
     from transformers import AutoModelForCausalLM
 
     _refuse_large(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(compute_devices()[0]).eval()
-    generator = torch.Generator().manual_seed(source.seed)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(compute_devices()[0]).eval()
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"transformers has no class that runs {model_folder.name} whole, so it cannot write its own calibration text",
+            remedy=f"under `calibration: dataset:`, {_TEXT_REMEDY.removesuffix(', or `self`')}",
+        ) from error
     special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
-    blocks = []
+    blocks, total = [], source.samples * source.length
     for first in range(0, source.samples, _SELF_BATCH):
         rows = min(_SELF_BATCH, source.samples - first)
-        blocks.append(_sample(model, rows, source.length, generator, special))
+        kept = parts / f"{first:07d}.safetensors" if parts is not None else None
+        if kept is None or not is_whole(kept):
+            generator = torch.Generator().manual_seed(source.seed + first)
+            told = lambda position, first=first, rows=rows: progress(first * source.length + rows * position, total)  # noqa: E731
+            written = _sample(model, rows, source.length, generator, special, told)
+            if kept is None:
+                blocks.append(written)
+                continue
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_shard(kept, {"input_ids": written})
+        blocks.append(Checkpoint.of_files([kept]).read(["input_ids"])["input_ids"])
     return torch.cat(blocks)
 
 
-def _sample(model: Any, rows: int, length: int, generator: torch.Generator, special: torch.Tensor) -> torch.Tensor:
+def _sample(
+    model: Any,
+    rows: int,
+    length: int,
+    generator: torch.Generator,
+    special: torch.Tensor,
+    progress: Callable[[int], None],
+) -> torch.Tensor:
     import torch
 
     ids = torch.empty(rows, length, dtype=torch.int64)
@@ -236,6 +269,7 @@ def _sample(model: Any, rows: int, length: int, generator: torch.Generator, spec
             cumulative = torch.softmax(out.logits[:, -1].float().cpu(), dim=-1).cumsum(dim=-1)
             drawn = torch.rand(rows, 1, generator=generator) * cumulative[:, -1:]
             ids[:, position] = torch.searchsorted(cumulative, drawn)[:, 0].clamp(max=cumulative.shape[1] - 1)
+            progress(position + 1)
     return ids
 
 

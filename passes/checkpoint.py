@@ -6,7 +6,6 @@ at any moment leaves whole shards or none. Reading maps the file: only the pages
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from passes.formats.tensor import Tensor
 from passes.ir.headers import read_file_header
 from passes.ir.sources import CARRIED
-from passes.reason import InputError, TightfitError
+from passes.machine_errors import clear_disk_errors
+from passes.reason import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -132,6 +132,15 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
+def readable(path: Path) -> bool:
+    """Whether a JSON object is there and whole."""
+    try:
+        read_json(path, "JSON object")
+    except InputError:
+        return False
+    return True
+
+
 def write_index(folder: Path) -> None:
     """The index of a sharded checkpoint; none for a single `model.safetensors`."""
     shards = sorted(folder.glob("*.safetensors"))
@@ -152,32 +161,6 @@ def copy_side_files(source: Path, target: Path) -> None:
         if (source / name).is_file():
             with clear_disk_errors(target / name):
                 (target / name).write_bytes((source / name).read_bytes())
-
-
-@contextmanager
-def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a missing permission or an impossible place into one clear message. What was finished is resumed."""
-    try:
-        yield
-    except TightfitError:
-        raise
-    except Exception as error:
-        number, text = getattr(error, "errno", None), str(error)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "os error 28" in text:
-            raise TightfitError(
-                f"the disk is full: could not write {path}",
-                remedy="free some space and run the same command again; it resumes",
-            ) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in text or "os error 13" in text:
-            raise TightfitError(
-                f"no permission to write {path}",
-                remedy="choose another output folder or mend its permissions; a second run resumes",
-            ) from error
-        if isinstance(error, OSError):
-            raise InputError(
-                f"cannot write {path}: {error.strerror or error}", remedy="name another place to write to"
-            ) from error
-        raise
 
 
 @contextmanager

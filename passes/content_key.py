@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-#: Files whose text decides what a step writes; their digest is part of every key.
-_CODE = ("*.py", "quantize/*.py", "formats/*.py", "prune/*.py", "ir/model.py")
+#: Libraries whose version decides what a step writes, beside the code of this room; all of it is part of every key.
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
 
 
 def content_key(*parts: Any) -> str:
@@ -19,13 +21,22 @@ def content_key(*parts: Any) -> str:
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
-    """sha256 over the code whose change may change what a step writes."""
+    """sha256 over what may change what a step writes: the code of this room, the versions of the libraries that compute."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    for pattern in _CODE:
-        for path in sorted(root.glob(pattern)):
-            digest.update(path.read_bytes())
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.read_bytes())
+    for library in _LIBRARIES:
+        try:
+            digest.update(version(library).encode())
+        except PackageNotFoundError:
+            digest.update(b"none")
     return digest.hexdigest()
+
+
+def source_identity(folder: Path, dtype: Any, devices: Sequence[Any]) -> list[Any]:
+    """What every step on a source depends on besides its own options: the files, what computes and in what, the code."""
+    return [folder_identity(folder), str(dtype), [device.type for device in devices], code_digest()]
 
 
 def folder_identity(folder: Path) -> list[Any]:

@@ -13,27 +13,18 @@ from typing import TYPE_CHECKING
 
 from passes.assemble import outer_tensors
 from passes.base import Pass
-from passes.checkpoint import Checkpoint, Weights, write_shard
+from passes.checkpoint import Checkpoint, Weights, read_json, write_json, write_shard
 from passes.decoded import DecodedCheckpoint, as_dense
 from passes.evaluate import Measured, Side, evaluate
 from passes.ir.model import ModelIR
 from passes.recipe import method_of
+from passes.steps import part_of
+from passes.text_parts import FITTED_SEQUENCES, fitted_part, judging_part
 from passes.walk import Walk
+from passes.walk_state import BlockReport
 
 if TYPE_CHECKING:
     import torch
-
-#: Sequences that candidates are fitted to at most, and the share of all that judges them.
-_FITTED, _JUDGING_SHARE = 16, 8
-
-
-def fitted_part(tokens: torch.Tensor) -> torch.Tensor:
-    """What choices are fitted to: all of `tokens` `[S, T]` but the last eighth, which judges them. A lone sequence is all there is."""
-    return tokens[: max(1, len(tokens) - len(_judging(tokens)))]
-
-
-def _judging(tokens: torch.Tensor) -> torch.Tensor:
-    return tokens[-max(1, len(tokens) // _JUDGING_SHARE) :]
 
 
 def divergences(
@@ -46,12 +37,22 @@ def divergences(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float]:
-    """KL in nats a token of each candidate on the last eighth of `tokens` `[S, T]`, fitted to the first ones."""
-    judging, fitted = _judging(tokens), fitted_part(tokens)[:_FITTED]
-    out = []
+    """KL in nats a token of each candidate on the judging part of `tokens` `[S, T]`, fitted to the first ones of the others.
+
+    `folder` keeps what was found: a run that was killed goes on there. `progress` counts blocks of walks and evaluations.
+    """
+    judging, fitted = judging_part(tokens), fitted_part(tokens)[:FITTED_SEQUENCES]
+    out, total = [], len(candidates) * (each := 3 * len(dense.decoder.layers))
     for number, one in enumerate(candidates):
-        out.append(trial([one], one.rewrite(dense), Side(dense, weights), fitted, judging, folder, dtype, device).kl)
-        progress(number + 1, len(candidates))
+        path, done = folder / f"candidate-{number}.json", number * each
+        if not path.exists():
+            found = trial(
+                [one], one.rewrite(dense), Side(dense, weights), fitted, judging, folder / f"candidate-{number}", dtype, device,
+                progress=part_of(progress, done, total),
+            )  # fmt: skip
+            write_json(path, {"kl": found.kl})
+        out.append(float(read_json(path, "measurement")["kl"]))
+        progress(done + each, total)
     return out
 
 
@@ -65,16 +66,27 @@ def trial(
     dtype: torch.dtype,
     device: torch.device,
     reference: Side | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Measured:
-    """Walk `source` to `target` on the token ids `fitted` `[S, T]` and measure the result on `judging`; nothing is kept.
+    """Walk `source` to `target` on the token ids `fitted` `[S, T]` and measure the result on `judging`.
 
-    `reference`: what the result is held against, where that is not `source` (a model before blocks were dropped).
+    `reference`: what the result is held against, where that is not `source` (a model before blocks were dropped). `folder` is gone at
+    the end; a run that was killed goes on there. `progress` counts blocks: of the walk, then of both models that are compared.
     """
+    walked = 0
+
+    def block(report: BlockReport, blocks: int) -> None:
+        nonlocal walked
+        walked = report.block + 1
+        progress(walked)
+
+    Walk(
+        source.ir, target, source.weights, method_of(passes), fitted, folder, (device,), dtype, progress=block
+    ).run()  # fmt: skip
+    write_shard(folder / "shards" / "model-00000.safetensors", outer_tensors(target, source.weights))
+    result = Side(as_dense(source.ir, target), DecodedCheckpoint(Checkpoint(folder / "shards"), target, dtype))
+    measured = evaluate(
+        reference or source, result, judging, folder / "evaluate", dtype, device, progress=lambda n, _: progress(walked + n)
+    )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
-    try:
-        Walk(source.ir, target, source.weights, method_of(passes), fitted, folder, (device,), dtype).run()
-        write_shard(folder / "shards" / "model-00000.safetensors", outer_tensors(target, source.weights))
-        decoded = DecodedCheckpoint(Checkpoint(folder / "shards"), target, dtype)
-        return evaluate(reference or source, Side(as_dense(source.ir, target), decoded), judging, dtype, device)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return measured

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.reason import InputError
@@ -38,3 +40,25 @@ def compute_dtype(stored: str, asked: str = "auto") -> torch.dtype:
     bf16 = cards or any(getattr(torch.cpu, name, bool)() for name in _BF16_PROCESSORS)
     own = {"BF16": torch.bfloat16 if bf16 else torch.float32, "F16": torch.float16 if cards else torch.float32}
     return own.get(stored, torch.float32)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The memory that a device has, used or not."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return memory_total_bytes()
+
+
+def memory_total_bytes() -> int:
+    """This machine's memory, or its cgroup's limit where that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(limit).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total

@@ -7,22 +7,23 @@ Perplexity is exp of the mean negative log-likelihood of the actual next token. 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.adapters import Decoder
 from passes.checkpoint import Weights
+from passes.held import BATCH_TOKENS, LOGIT_TOKENS
+from passes.hidden import Hidden
 from passes.ir.model import ModelIR
 from passes.members import dense_block
 from passes.reason import TightfitError
 
 if TYPE_CHECKING:
     import torch
-
-#: Tokens whose logits are held at once: 2 models x 1024 tokens x 128k vocabulary x 4 bytes is 1 GiB.
-_LOGIT_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,60 +51,86 @@ def evaluate(
     source: Side,
     result: Side,
     tokens: torch.Tensor,
+    folder: Path,
     dtype: torch.dtype,
     device: torch.device,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Measured:
-    """Compare `result` with `source` on `tokens` `[S, T]`. `progress(done, total)` counts blocks of both models."""
+    """Compare `result` with `source` on `tokens` `[S, T]`. `progress(done, total)` counts blocks of both models.
+
+    `folder` holds the hidden states meanwhile: a run that was killed goes on there. It is gone at the end.
+    """
     import torch
 
     batches = list(torch.split(tokens, max(1, batch_tokens // tokens.shape[1])))
     total = len(source.ir.decoder.layers) + len(result.ir.decoder.layers)
     done = 0
 
-    def step() -> None:
+    def step(count: int) -> None:
         nonlocal done
-        done += 1
+        done += count
         progress(done, total)
 
-    first, first_hidden = _through(source, batches, dtype, device, step)
-    second, second_hidden = _through(result, batches, dtype, device, step)
+    first, first_hidden = _through(source, batches, folder / "source", dtype, device, step)
+    second, second_hidden = _through(result, batches, folder / "result", dtype, device, step)
     rows: list[torch.Tensor] = []
     with ExitStack() as held:
         held.enter_context(first.head())
         held.enter_context(second.head())
-        for ids, one, two in zip(batches, first_hidden, second_hidden, strict=True):
-            size = max(1, _LOGIT_TOKENS // ids.shape[1])
-            for part, a, b in zip(torch.split(ids, size), torch.split(one, size), torch.split(two, size), strict=True):
-                rows.append(_compare(first.logits(a), second.logits(b), part.to(device)))
+        for number, ids in enumerate(batches):
+            pairs = [
+                _compare(first.logits(one[None]), second.logits(two[None]), following)
+                for one, two, following in zip(
+                    _predicting(first_hidden.read(len(first), number), device),
+                    _predicting(second_hidden.read(len(second), number), device),
+                    torch.split(ids[:, 1:].flatten().to(device), LOGIT_TOKENS),
+                    strict=True,
+                )
+            ]
+            rows.append(torch.cat(pairs).view(len(ids), -1, 3).mean(1))
+    shutil.rmtree(folder, ignore_errors=True)
     return _summary(torch.cat(rows), tokens.shape[1] - 1)
 
 
+def _predicting(hidden: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """What predicts a next token of `hidden` `[B, T, D]`: all but each sequence's last, `LOGIT_TOKENS` at a time."""
+    import torch
+
+    return torch.split(hidden[:, :-1].flatten(0, 1).to(device), LOGIT_TOKENS)
+
+
 def _through(
-    side: Side, batches: list[torch.Tensor], dtype: torch.dtype, device: torch.device, step: Callable[[], None]
-) -> tuple[Decoder, list[torch.Tensor]]:
-    """Hidden states after the last block."""
+    side: Side,
+    batches: list[torch.Tensor],
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    step: Callable[[int], None],
+) -> tuple[Decoder, Hidden]:
+    """What leaves the last block."""
     decoder = Decoder(side.ir, side.weights, dtype, device)
-    hidden = decoder.embed(batches)
-    for index in range(len(decoder)):
+    hidden = Hidden(folder, len(batches))
+    start = hidden.last(len(decoder))
+    hidden.embed([decoder], batches, start)
+    step(start)
+    for index in range(start, len(decoder)):
         with decoder.block(index, dense_block(side.ir, index, side.weights)) as layer:
-            for number, each in enumerate(hidden):
-                hidden[number] = decoder.run(layer, index, each)
-        step()
+            hidden.run(decoder, layer, index)
+        hidden.drop(index)
+        step(1)
     return decoder, hidden
 
 
-def _compare(source: torch.Tensor, result: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Per sequence `[B, 3]`: mean KL, mean NLL of the source, mean NLL of the result."""
+def _compare(source: torch.Tensor, result: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+    """Per token `[N, 3]`: KL, NLL of the source, NLL of the result, for logits `[1, N, vocabulary]` and the tokens that follow `[N]`."""
     import torch
 
-    p = torch.log_softmax(source[:, :-1].float(), dim=-1)
-    q = torch.log_softmax(result[:, :-1].float(), dim=-1)
-    following = ids[:, 1:, None]
-    nll = [-log.gather(-1, following).squeeze(-1).mean(1) for log in (p, q)]
+    p = torch.log_softmax(source[0].float(), dim=-1)
+    q = torch.log_softmax(result[0].float(), dim=-1)
+    nll = [-log.gather(-1, following[:, None]).squeeze(-1) for log in (p, q)]
     q.sub_(p)
-    kl = -(p.exp_().mul_(q)).sum(-1).mean(1)
+    kl = -(p.exp_().mul_(q)).sum(-1)
     return torch.stack([kl, *nll], dim=1).double().cpu()
 
 

@@ -1,43 +1,46 @@
 """Runs a chain of passes on a model's weights: content-addressed steps, resume, progress, the size invariant.
 
-    text ──► measure ──► walk, or an outside tool ──► assemble ──► evaluate
+    text ──► measure ──► walk, or an outside tool ──► assemble ──► evaluate ──► publish
 
 Each step has a key: sha256 over its inputs, its options and the code that computes it. What a key has made is kept under
 `<work>/<step>-<key>` and used again, so a second run does nothing, a changed option redoes only what follows from it, and
-two plans share their common steps. The output folder appears under its name only when it is whole and every tensor in it
-is the one that the description predicts: name, dtype, shape, bytes. The source is only ever read.
+two plans share their common steps. The output folder appears under its name last of all: when every tensor in it is the one that the
+description predicts (name, dtype, shape, bytes), its distance from the source is measured, and what else belongs into it is written.
+The source is only ever read.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes import graph
-from passes.assemble import MARKER, assemble, differences
+from passes.assemble import MARKER, assemble, holds, partial_of, publish
 from passes.backends import find_backend
 from passes.backends.backend import Task
 from passes.backends.result import described, write_shards
 from passes.backends.run import backend_python, run, version
 from passes.base import Pass
 from passes.calibration import TextSource, refuse_same_text, token_blocks, tokens_digest
-from passes.checkpoint import Checkpoint, clear_disk_errors, write_json, write_shard
-from passes.content_key import code_digest, content_key, file_identity, folder_identity
+from passes.checkpoint import Checkpoint, read_json, readable, write_json, write_shard
+from passes.content_key import code_digest, content_key, file_identity, folder_identity, source_identity
 from passes.devices import compute_devices, compute_dtype
+from passes.family import unwalkable
+from passes.ir.headers import is_whole
 from passes.ir.model import ModelIR
-from passes.job import Job, Outcome, Progress, Step
+from passes.job import Job, Outcome, Progress
 from passes.lock import only_one
-from passes.measure import Meter
-from passes.reason import DoesNotFitError, InputError, TightfitError
+from passes.machine_errors import clear_disk_errors, clear_memory_errors
+from passes.reason import DoesNotFitError, InputError
 from passes.recipe import method_of
-from passes.resolve import Resolver, unmeasured
+from passes.resolve import Resolver
+from passes.scratch import scratch_bytes
+from passes.steps import Report, Steps
 
 if TYPE_CHECKING:
     import torch
@@ -45,12 +48,22 @@ if TYPE_CHECKING:
     from passes.evaluate import Measured
 
 
-def execute(job: Job, progress: Callable[[Progress], None] = lambda event: None) -> Outcome:
-    """Run a job, or what is left of it. Raises TightfitError with a remedy; what was finished is kept for the next run."""
+def execute(
+    job: Job,
+    progress: Callable[[Progress], None] = lambda event: None,
+    *,
+    resolved: Callable[[Sequence[Pass], ModelIR], None] = lambda passes, target: None,
+    finish: Callable[[Outcome, Path], None] = lambda outcome, folder: None,
+) -> Outcome:
+    """Run a job, or what is left of it. Raises TightfitError with a remedy; what was finished is kept for the next run.
+
+    `resolved` is told the chain with its measured choices and its description before any weight is written; `finish` writes what else
+    belongs into the result's folder before that gets its name.
+    """
     _check(job)
     calm_libraries()
-    with _interruptions():
-        return _Run(job, progress).run()
+    with clear_memory_errors():
+        return _Run(job, progress, resolved, finish).run()
 
 
 def calm_libraries() -> None:
@@ -64,38 +77,39 @@ def calm_libraries() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-#: What the words of torch and of the kernel for a lack of memory have in them.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
-
-
 def _check(job: Job) -> None:
     """Refuse before any work is done whatever can be refused."""
     reasons = graph.illegal(job.source, job.passes)
     if reasons:
         raise InputError(reasons[0].message, remedy=reasons[0].remedy)
-    for one in job.passes:
-        missing = one.missing()
-        if missing:
-            raise InputError(
-                f"{one.text()} can be planned but not applied: {missing}",
-                remedy="choose another pass, or an outside backend",
-            )
+    if missing := graph.missing(job.source, job.passes):
+        raise InputError(
+            f"{graph.draw(job.passes)} can be planned but not applied: {'; '.join(missing)}",
+            remedy="choose another pass, or an outside backend",
+        )
     if (made := graph.outside(job.passes)) is not None:
         tool = find_backend(made.backend)
         version(tool, backend_python(tool))
     out, source = job.out.resolve(), job.folder.resolve()
+    if not out.name:
+        raise InputError(f"{job.out} is no place for a result", remedy="name a folder that does not exist yet")
     if out == source or source in out.parents or out in source.parents:
         raise InputError(
             f"the output folder {job.out} overlaps the source {job.folder}", remedy="choose another output folder"
         )
     if job.out.exists() and not job.out.is_dir():
         raise InputError(f"{job.out} is a file", remedy="choose another output folder")
-    if job.out.is_dir() and any(job.out.iterdir()) and not (job.out / MARKER).exists():
-        raise InputError(
-            f"{job.out} holds files that are not a result of tightfit",
-            remedy="choose another output folder, or empty it",
-        )
+    for folder in (job.out, partial_of(out)):
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
+            raise InputError(
+                f"{folder} holds files that are not a result of tightfit",
+                remedy="choose another output folder, or empty it",
+            )
     refuse_same_text(job.calibration.dataset, job.evaluation.dataset)
+    with clear_disk_errors(out):  # a place that cannot be written to is said now, not after the walk
+        partial = partial_of(out)
+        partial.mkdir(parents=True, exist_ok=True)
+        (partial / MARKER).touch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +125,21 @@ class _Made:
 class _Run:
     """One run of a job: finds each step's result or makes it."""
 
-    def __init__(self, job: Job, progress: Callable[[Progress], None]) -> None:
-        self.job, self.progress = job, progress
+    def __init__(
+        self,
+        job: Job,
+        progress: Callable[[Progress], None],
+        resolved: Callable[[Sequence[Pass], ModelIR], None],
+        finish: Callable[[Outcome, Path], None],
+    ) -> None:
+        self.job, self.resolved, self.finish = job, resolved, finish
+        self.out = job.out.resolve()
         self.target = graph.rewrite(job.source, job.passes)
         self.devices = compute_devices()
         self.device = self.devices[0]
         self.dtype = compute_dtype(job.source.dtype, job.compute_dtype)
-        self.method = method_of(job.passes)
-        self.steps: list[Step] = []
+        self.identity = source_identity(job.folder, self.dtype, self.devices)
+        self.steps = Steps(job.work, progress)
 
     def run(self) -> Outcome:
         """Every step in order; each makes what is not there yet."""
@@ -128,32 +149,32 @@ class _Run:
             return self._run()
 
     def _run(self) -> Outcome:
-        self._check_disk()
         tool = graph.outside(self.job.passes)
-        native = self.method.needs_hessian or self.target.calibrated_scales or unmeasured(self.job.passes)
-        calibrated = native or tool is not None
+        calibrated = tool is not None or graph.calibrated(self.job.passes, self.target)
+        self._check_disk(calibrated)
         text = self._text("calibration", self.job.calibration) if calibrated else None
         tokens = _tokens(text) if text is not None else _no_tokens()
         held_out = _tokens(self._text("evaluation", self.job.evaluation))
         resolver = Resolver(
-            self.job.source, Checkpoint(self.job.folder), tokens, self.job.work, self.dtype, self.device, self._identity(),
-            self._measure,
+            self.job.source, Checkpoint(self.job.folder), tokens, self.job.work, self.dtype, self.device, self.identity,
+            self.steps,
         )  # fmt: skip
         self.passes = tuple(resolver.resolved(self.job.passes))
         self.dense, self.weights = resolver.dense, resolver.weights
         self.target = graph.rewrite(self.job.source, self.passes)
+        self.resolved(self.passes, self.target)
         made = (
             self._outside(tool, text, tokens)
             if tool is not None and text is not None
             else self._walk(self.passes, self.target, tokens)
         )
-        out_key = self._assemble(self.job.out, self.target, self.passes, made)
-        measured = self._evaluate(held_out, out_key) if _decodes(self.target) else None
-        return Outcome(
+        folder, key = self._assemble(self.out, self.target, self.passes, made)
+        measured = self._evaluate(folder, held_out, key) if self._can_be_evaluated() else None
+        outcome = Outcome(
             out=self.job.out,
             passes=self.passes,
             target=self.target,
-            steps=tuple(self.steps),
+            steps=tuple(self.steps.finished),
             tensor_bytes=self.target.tensor_bytes,
             calibration_digest=tokens_digest(tokens) if calibrated else None,
             evaluation_digest=tokens_digest(held_out),
@@ -161,33 +182,26 @@ class _Run:
             losses=made.losses,
             unseen=made.unseen,
         )
+        self.finish(outcome, folder)
+        if folder != self.out:
+            publish(folder, self.out)
+        else:
+            shutil.rmtree(partial_of(self.out), ignore_errors=True)
+        return outcome
 
     def _text(self, role: str, source: TextSource) -> Path:
         """The file with a text's token blocks."""
         identity = file_identity(Path(source.dataset))
-        key = content_key("text", asdict(source), identity, folder_identity(self.job.folder))
+        key = content_key("text", asdict(source), identity, folder_identity(self.job.folder), code_digest())
         path = self.job.work / f"text-{key}.safetensors"
 
-        def make() -> None:
-            write_shard(path, {"input_ids": token_blocks(source, self.job.folder)})
+        def make(report: Report) -> None:
+            parts = self.job.work / f"text-{key}"
+            write_shard(path, {"input_ids": token_blocks(source, self.job.folder, parts, report)})
+            shutil.rmtree(parts, ignore_errors=True)
 
-        self._step(f"{role} text", key, path.exists(), make)
+        self.steps.run(f"{role} text", key, is_whole(path), make)
         return path
-
-    def _identity(self) -> list[object]:
-        """What every step on this source depends on besides its own options."""
-        return [
-            folder_identity(self.job.folder),
-            str(self.dtype),
-            [device.type for device in self.devices],
-            code_digest(),
-        ]
-
-    def _measure(self, name: str, key: str, done: bool, make: Callable[[Callable[[int, int], None]], None]) -> None:
-        """A step that counts its own units."""
-        meter = Meter()
-        report: Callable[[int, int], None] = lambda n, total: self.progress(Progress(name, n, total, "", meter.seconds))  # noqa: E731
-        self._step(name, key, done, lambda: make(report))
 
     def _walk(self, passes: Sequence[Pass], target: ModelIR, tokens: torch.Tensor) -> _Made:
         """A chain in one walk over the source as the structural passes left it."""
@@ -196,21 +210,21 @@ class _Run:
 
         method = method_of(passes)
         key = content_key(
-            "walk", self._identity(), graph.to_json(passes), tokens_digest(tokens) if len(tokens) else "", repr(method)
+            "walk", self.identity, graph.to_json(passes), tokens_digest(tokens) if len(tokens) else "", repr(method)
         )
         folder = self.job.work / f"walk-{key}"
-        meter = Meter()
+        chain = " → ".join(one.text() for one in passes)
 
-        def report(block: BlockReport, blocks: int) -> None:
-            detail = f"loss {sum(block.losses.values()):.4g}" if block.losses else ""
-            self.progress(Progress("walk", block.block + 1, blocks, detail, meter.seconds))
+        def make(report: Report) -> None:
+            def block(found: BlockReport, blocks: int) -> None:
+                loss = f", loss {sum(found.losses.values()):.4g}" if found.losses else ""
+                report(found.block + 1, blocks, chain + loss)
 
-        def make() -> None:
             Walk(
-                self.dense, target, self.weights, method, tokens, folder, self.devices, self.dtype, progress=report
+                self.dense, target, self.weights, method, tokens, folder, self.devices, self.dtype, progress=block
             ).run()  # fmt: skip
 
-        self._step("walk", key, folder.exists() and WalkState(folder).done == units(target), make)
+        self.steps.run("walk", key, folder.exists() and WalkState(folder).done == units(target), make)
         reports = WalkState(folder).reports
         return _Made(
             sorted((folder / "shards").glob("*.safetensors")),
@@ -225,12 +239,14 @@ class _Run:
         folder = self.job.folder
         if before:
             dense = graph.rewrite(self.job.source, before)
-            folder = self.job.work / f"dense-{content_key('dense', self._identity(), graph.to_json(before))}"
-            self._assemble(folder, dense, before, self._walk(before, dense, _no_tokens()))
+            place = self.job.work / f"dense-{content_key('dense', self.identity, graph.to_json(before))}"
+            folder, _ = self._assemble(place, dense, before, self._walk(before, dense, _no_tokens()))
+            if folder != place:
+                folder = publish(folder, place)
         tool = find_backend(one.backend)
         python = backend_python(tool)
         by = f"{tool.name} {version(tool, python)}"
-        key = content_key("outside", by, self._identity(), graph.to_json([*before, one]), tokens_digest(tokens))
+        key = content_key("outside", by, self.identity, graph.to_json([*before, one]), tokens_digest(tokens))
         task = Task(
             one,
             folder.resolve(),
@@ -242,80 +258,71 @@ class _Run:
         shards = task.work / "shards"
         finished = task.work / "finished"
 
-        def make(report: Callable[[int, int], None]) -> None:
+        def make(report: Report) -> None:
             run(tool, python, task, report)
             shutil.rmtree(shards, ignore_errors=True)
             write_shards(described(self.target, task.out), task.out, shards)
             finished.touch()
 
-        self._measure(by, key, finished.exists(), make)
+        self.steps.run(by, key, finished.exists(), make)
         self.target = described(self.target, task.out)
         return _Made(sorted(shards.glob("*.safetensors")), key)
 
-    def _assemble(self, out: Path, target: ModelIR, passes: Sequence[Pass], made: _Made) -> str:
+    def _assemble(self, out: Path, target: ModelIR, passes: Sequence[Pass], made: _Made) -> tuple[Path, str]:
+        """The folder that holds the result: `out` where it is published already, else the one beside it. And the result's key."""
         key = content_key("assemble", made.key, code_digest())
-        marker = out / MARKER
-        done = marker.exists() and json.loads(marker.read_text()).get("key") == key and not differences(out, target)
+        folder = out if holds(out, key, target) else partial_of(out)
 
-        def make() -> None:
-            assemble(out, target, passes, made.shards, self.job.folder, self.job.calibration, key)
+        def make(report: Report) -> None:
+            assemble(folder, target, passes, made.shards, self.job.folder, self.job.calibration, key)
 
-        self._step("assemble", key, done, make)
-        return key
+        self.steps.run("assemble", key, holds(folder, key, target), make)
+        return folder, key
 
-    def _evaluate(self, tokens: torch.Tensor, out_key: str) -> Measured:
+    def _can_be_evaluated(self) -> bool:
+        """Whether this project reads the weights back (of EXL3 it knows the sizes only) and runs the blocks."""
+        blocks = (block for block, _ in self.target.decoder.counts)
+        readable = all(linear.storage.kind != "exl3" for block in blocks for linear in block.linears)
+        return readable and unwalkable(self.job.source) is None
+
+    def _evaluate(self, folder: Path, tokens: torch.Tensor, out_key: str) -> Measured:
         from passes.decoded import DecodedCheckpoint, as_dense
         from passes.evaluate import Measured, Side, evaluate
 
         key = content_key("evaluate", out_key, tokens_digest(tokens), code_digest())
         path = self.job.work / f"evaluate-{key}.json"
-        meter = Meter()
 
-        def make() -> None:
+        def make(report: Report) -> None:
             source = Side(self.job.source, Checkpoint(self.job.folder))
-            decoded = DecodedCheckpoint(Checkpoint(self.job.out), self.target, self.dtype)
+            decoded = DecodedCheckpoint(Checkpoint(folder), self.target, self.dtype)
             result = Side(as_dense(self.dense, self.target), decoded)
-            measured = evaluate(
-                source, result, tokens, self.dtype, self.device,
-                progress=lambda done, total: self.progress(Progress("evaluate", done, total, "", meter.seconds)),
-            )  # fmt: skip
+            hidden = self.job.work / f"evaluate-{key}"
+            measured = evaluate(source, result, tokens, hidden, self.dtype, self.device, progress=report)
             write_json(path, asdict(measured))
 
-        self._step("evaluate", key, path.exists(), make)
-        return Measured(**json.loads(path.read_text()))
+        self.steps.run("evaluate", key, readable(path), make)
+        return Measured(**read_json(path, "measurement"))
 
-    def _step(self, name: str, key: str, done: bool, make: Callable[[], None]) -> None:
-        """Run `make` unless its result is there; remember what it took."""
-        record = self.job.work / f"cost-{key}.json"
-        if not done:
-            self.progress(Progress(name, 0, 1, "", 0.0))
-            meter = Meter()
-            make()
-            write_json(record, {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes})
-        cost = json.loads(record.read_text()) if record.exists() else {}
-        self.steps.append(Step(name, key, float(cost.get("seconds", 0)), int(cost.get("peak_bytes", 0)), done))
-
-    def _check_disk(self) -> None:
-        """The walk's shards, two generations of hidden states; the output shares its files with the walk's where it can."""
-        source = self.job.calibration
-        hidden = 2 * source.samples * source.length * self.job.source.hidden_size * 4
-        needed = self.target.tensor_bytes * (1 if _same_disk(self.job.work, self.job.out) else 2) + hidden
-        free = shutil.disk_usage(self.job.work).free + _folder_bytes(self.job.work)
-        if needed > free:
-            raise DoesNotFitError(
-                f"{self.job.work} has {free / 2**20:,.0f} MiB free, the work needs {needed / 2**20:,.0f} MiB",
-                remedy="free some space, or name a work folder on another disk",
-            )
+    def _check_disk(self, calibrated: bool) -> None:
+        """Room for what the work keeps beside what it has kept already; the output shares its files with the walk's where it can."""
+        text = self.job.calibration if calibrated else None
+        needed = scratch_bytes(self.job.source, self.target, self.job.passes, text, self.job.evaluation)
+        kept = _folder_bytes(self.job.work, "walk-*", "contest-*", "fisher-*", "exl2-*", "depth-*", "evaluate-*")
+        rooms = [(self.job.work, max(0, needed - kept))]
+        if not _same_disk(self.job.work, self.out):
+            rooms.append((partial_of(self.out), self.target.tensor_bytes))
+        for place, wanted in rooms:
+            free = shutil.disk_usage(place).free
+            if wanted > free:
+                raise DoesNotFitError(
+                    f"{place} has {free / 2**20:,.0f} MiB free, the work needs {wanted / 2**20:,.0f} MiB",
+                    remedy="free some space, or name a work folder on another disk",
+                )
 
 
 def _tokens(path: Path) -> torch.Tensor:
     tokens: torch.Tensor = Checkpoint.of_files([path]).read(["input_ids"])["input_ids"]
     return tokens
-
-
-def _decodes(target: ModelIR) -> bool:
-    """Whether this project reads the weights back; of EXL3 it knows the sizes only."""
-    return all(linear.storage.kind != "exl3" for block, _ in target.decoder.counts for linear in block.linears)
 
 
 def _no_tokens() -> torch.Tensor:
@@ -325,28 +332,9 @@ def _no_tokens() -> torch.Tensor:
 
 
 def _same_disk(work: Path, out: Path) -> bool:
-    parent = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
-    return work.stat().st_dev == parent.stat().st_dev
+    return work.stat().st_dev == partial_of(out).stat().st_dev
 
 
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-@contextmanager
-def _interruptions() -> Iterator[None]:
-    """Ctrl-C and a lack of memory end in one clear message; the next run resumes."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise TightfitError(
-            "interrupted", remedy="run the same command again; it resumes at the first unfinished block"
-        ) from error
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
-            raise DoesNotFitError(
-                "out of memory while working",
-                remedy="use fewer calibration samples, or a machine with more memory; a second run resumes",
-            ) from error
-        raise
+def _folder_bytes(folder: Path, *patterns: str) -> int:
+    kept = (path for pattern in patterns for found in folder.glob(pattern) for path in found.rglob("*"))
+    return sum(path.stat().st_size for path in kept if path.is_file())

@@ -12,6 +12,26 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Model types of the catalog that transformers has no class for; `tests/walk/test_families.py` holds the list against it.
+WITHOUT_CLASS = frozenset(
+    {"baichuan", "deepseek_ref", "internlm2", "kimi_vl", "mimo", "minimax_m3", "nemotron-nas", "phi3_v", "qwen"}
+)
+#: Model types that are another one's class under a name of their own.
+SAME_CLASS = {"kimi_k2": "deepseek_v3"}
+
+
+def unwalkable(ir: ModelIR) -> str | None:
+    """Why a model's blocks cannot be run one by one here, in words; None where they can. Looks at the description only."""
+    if ir.model_type in WITHOUT_CLASS:
+        return f"transformers has no model class for {ir.model_type!r}, so its blocks cannot be run"
+    text = ir.config.get("text_config", ir.config)
+    if text.get("num_kv_shared_layers") or text.get("hidden_size_per_layer_input"):
+        return "its blocks are given values of each text's own beside the hidden states (shared keys, inputs of every layer)"
+    if ir.model_type == "deepseek_v4":
+        return "its first layers route by token, and a block is called the same for every text here"
+    return None
+
+
 def skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
     """The family's model with parameters on the meta device and its buffers (rotary tables) real."""
     from accelerate import init_empty_weights
@@ -21,8 +41,11 @@ def skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
+    if (why := unwalkable(ir)) is not None:
+        raise InputError(f"{ir.name}: {why}", remedy="choose passes that need no calibration, or an outside backend")
     values = {key: value for key, value in ir.config.items() if key not in ("quantization_config", "auto_map")}
     kind = str(values.get("model_type", ir.model_type))
+    kind = SAME_CLASS.get(kind, kind)
     families = {
         AutoModelForImageTextToText: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

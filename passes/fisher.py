@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.adapters import Decoder
-from passes.checkpoint import Checkpoint, Weights, write_shard
+from passes.checkpoint import Weights, read_json, write_json
 from passes.formats.format import Format
+from passes.held import LOGIT_TOKENS
+from passes.hidden import Hidden
 from passes.inputs import Inputs
 from passes.ir.model import Linear, ModelIR
 from passes.members import copy_names, dense_block, members
@@ -44,70 +46,87 @@ def option_costs(
 ) -> dict[str, tuple[float, ...]]:
     """The estimated KL in nats a token of storing a matrix as each of `options`, by its full name (`{e}`: all experts).
 
-    `tokens` `[S, T]`; `folder` holds the blocks' inputs meanwhile (S·T·hidden·2 bytes a block).
+    `tokens` `[S, T]`; `folder` holds the blocks' inputs meanwhile (S·T·hidden·2 bytes a block) and what was found: a run that was
+    killed goes on there.
     """
     import torch
 
     decoder = Decoder(ir, weights, dtype, device)
-    hidden = decoder.embed(torch.split(tokens, max(1, _BATCH_TOKENS // tokens.shape[1])))
+    batches = torch.split(tokens, max(1, _BATCH_TOKENS // tokens.shape[1]))
     depth = len(decoder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(depth):
-        write_shard(_inputs_file(folder, index), {str(n): each for n, each in enumerate(hidden)})
+    inputs, gradients = Hidden(folder / "inputs", len(batches)), Hidden(folder / "gradients", len(batches))
+    costs, waiting = _found(folder, depth)
+    if not (gradients.whole(waiting) and all(map(inputs.whole, range(waiting)))):
+        costs, waiting = {}, depth
+    reached = inputs.last(depth) if waiting == depth else depth
+    inputs.embed([decoder], batches, reached)
+    for index in range(reached, depth):
         with decoder.block(index, dense_block(ir, index, weights)) as layer:
-            hidden = [decoder.run(layer, index, each) for each in hidden]
+            inputs.run(decoder, layer, index)
         progress(index + 1, 3 * depth)
-    gradients = _head_gradients(decoder, hidden)
-    costs: dict[str, tuple[float, ...]] = {}
-    for index in reversed(range(depth)):
-        saved = _inputs_file(folder, index)
-        hidden = [batch.to(device) for batch in _numbered(Checkpoint.of_files([saved]), len(gradients))]
-        tensors = dense_block(ir, index, weights)
-        with decoder.block(index, tensors) as layer:
+    if waiting == depth and not gradients.whole(depth):
+        _head_gradients(decoder, inputs, gradients)
+    for index in reversed(range(waiting)):
+        with decoder.block(index, dense_block(ir, index, weights)) as layer:
             back = _Backward(decoder, layer, index, [m for m in members(ir.decoder.block(index)) if m.quantizable])
-            errors = back.errors(hidden, options)
-            gradients = back.run(hidden, gradients, errors)
-        prefix = ir.decoder.layer_prefix(index)
-        for linear in ir.decoder.block(index).linears:
-            if linear.quantizable:
-                sums = [back.sums[name] for name in copy_names(linear)]
-                costs[prefix + linear.name] = tuple(
-                    0.5 * sum(each) / tokens.numel() for each in zip(*sums, strict=True)
-                )
-        saved.unlink()
+            back.run(inputs, gradients, back.errors(inputs, options))
+        found = _costs_of(ir, index, back.sums, tokens.numel())
+        write_json(_costs_file(folder, index), found)
+        costs |= found
+        inputs.drop(index + 1)
+        gradients.drop(index + 1)
         progress(depth + 2 * (depth - index), 3 * depth)
+    inputs.clear()
+    gradients.clear()
     return costs
 
 
-def _inputs_file(folder: Path, index: int) -> Path:
-    return folder / f"inputs-{index:05d}.safetensors"
+def _costs_file(folder: Path, index: int) -> Path:
+    return folder / f"costs-{index:05d}.json"
 
 
-def _numbered(saved: Checkpoint, count: int) -> Iterator[torch.Tensor]:
-    for number in range(count):
-        yield saved.read([str(number)])[str(number)]
+def _found(folder: Path, depth: int) -> tuple[dict[str, tuple[float, ...]], int]:
+    """The costs of the blocks that are done, the last ones, and how many are not."""
+    costs: dict[str, tuple[float, ...]] = {}
+    waiting = depth
+    while waiting and (path := _costs_file(folder, waiting - 1)).exists():
+        costs |= {name: tuple(each) for name, each in read_json(path, "measurement").items()}
+        waiting -= 1
+    return costs, waiting
 
 
-def _head_gradients(decoder: Decoder, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _costs_of(
+    ir: ModelIR, index: int, sums: Mapping[str, Sequence[float]], tokens: int
+) -> dict[str, tuple[float, ...]]:
+    """A block's costs in nats a token by full name: half the sums of squares of its matrices, experts together."""
+    prefix, costs = ir.decoder.layer_prefix(index), {}
+    for linear in ir.decoder.block(index).linears:
+        if linear.quantizable:
+            parts = [sums[name] for name in copy_names(linear)]
+            costs[prefix + linear.name] = tuple(0.5 * sum(each) / tokens for each in zip(*parts, strict=True))
+    return costs
+
+
+def _head_gradients(decoder: Decoder, hidden: Hidden, gradients: Hidden) -> None:
     """Gradients of −log p(sampled next token) at the last block's outputs, batch by batch; sampled on the processor, seeded."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    out = []
+    depth = len(decoder)
     with decoder.head():
-        for batch in hidden:
-            rows = []
-            for row in torch.split(batch, 1):
-                leaf = row.detach().requires_grad_(True)
+        for number in range(len(hidden)):
+            states = hidden.read(depth, number).to(decoder.device)
+            parts = []
+            for part in torch.split(states.flatten(0, 1), LOGIT_TOKENS):
+                leaf = part[None].detach().requires_grad_(True)
                 with torch.enable_grad():
-                    logits = decoder.logits(leaf).float().flatten(0, 1)
+                    logits = decoder.logits(leaf)[0].float()
                     chances = torch.softmax(logits.detach(), -1).cpu()
                     sampled = torch.multinomial(chances, 1, generator=generator).squeeze(-1).to(logits.device)
                     torch.nn.functional.cross_entropy(logits, sampled, reduction="sum").backward()  # type: ignore[no-untyped-call]
                 assert leaf.grad is not None
-                rows.append(leaf.grad)
-            out.append(torch.cat(rows))
-    return out
+                parts.append(leaf.grad[0])
+            gradients.write(depth, number, torch.cat(parts).view_as(states))
 
 
 class _Backward:
@@ -117,7 +136,7 @@ class _Backward:
         self._decoder, self._layer, self._index, self._matrices = decoder, layer, index, matrices
         self.sums: dict[str, list[float]] = {}
 
-    def errors(self, hidden: Sequence[torch.Tensor], options: Sequence[Format]) -> dict[str, list[torch.Tensor | None]]:
+    def errors(self, hidden: Hidden, options: Sequence[Format]) -> dict[str, list[torch.Tensor | None]]:
         """decoded − dense `[N, K]` of every matrix and option, by GPTQ on these inputs; None for a dense option."""
         inputs: dict[str, Inputs] = {}
         firsts = {linear.reads or linear.name: linear for linear in reversed(self._matrices)}
@@ -132,8 +151,8 @@ class _Backward:
             self._decoder.module(self._layer, first.name).register_forward_pre_hook(gather(reads, first.in_features))
             for reads, first in firsts.items()
         ]
-        for batch in hidden:
-            self._decoder.run(self._layer, self._index, batch)
+        for batch in range(len(hidden)):
+            self._decoder.run(self._layer, self._index, self._on_device(hidden, self._index, batch))
         for handle in handles:
             handle.remove()
         method = Gptq(GPTQ_DEFAULT)
@@ -151,25 +170,22 @@ class _Backward:
         [stored] = method.store([Matrix(linear.name, replace(linear, storage=form), weight)], hessian, weight.dtype)
         return stored.decoded - weight
 
-    def run(
-        self,
-        hidden: Sequence[torch.Tensor],
-        gradients: Sequence[torch.Tensor],
-        errors: Mapping[str, Sequence[torch.Tensor | None]],
-    ) -> list[torch.Tensor]:
-        """Sums up every option's cost over all tokens; returns the gradients at the block's inputs."""
+    def run(self, hidden: Hidden, gradients: Hidden, errors: Mapping[str, Sequence[torch.Tensor | None]]) -> None:
+        """Sums up every option's cost over all tokens; `gradients` go on from the block's outputs to its inputs."""
         import torch
 
         self.sums = {name: [0.0] * len(each) for name, each in errors.items()}
-        out = []
         with self._watched(errors):
-            for batch, gradient in zip(hidden, gradients, strict=True):
-                leaf = batch.detach().requires_grad_(True)
+            for batch in range(len(hidden)):
+                leaf = self._on_device(hidden, self._index, batch).requires_grad_(True)
                 with torch.enable_grad():
+                    gradient = self._on_device(gradients, self._index + 1, batch)
                     self._decoder.run(self._layer, self._index, leaf).backward(gradient)  # type: ignore[no-untyped-call]
                 assert leaf.grad is not None
-                out.append(leaf.grad)
-        return out
+                gradients.write(self._index, batch, leaf.grad)
+
+    def _on_device(self, states: Hidden, block: int, batch: int) -> torch.Tensor:
+        return states.read(block, batch).to(self._decoder.device)
 
     @contextmanager
     def _watched(self, errors: Mapping[str, Sequence[torch.Tensor | None]]) -> Iterator[None]:

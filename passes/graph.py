@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from passes.base import Pass
 from passes.distill.distill import Distill
+from passes.family import unwalkable
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
@@ -83,6 +84,23 @@ def illegal(ir: ModelIR, passes: Sequence[Pass]) -> tuple[Reason, ...]:
 def outside(passes: Sequence[Pass]) -> Pass | None:
     """The pass of a chain that an outside tool makes; None where all is native."""
     return next((one for one in passes if one.backend != "native"), None)
+
+
+def calibrated(passes: Sequence[Pass], target: ModelIR) -> bool:
+    """Whether a chain that ends in `target` has to see text: it compensates errors, measures choices, or finds scales."""
+    from passes.recipe import method_of  # the algorithms, which most plans do not need
+
+    native = [one for one in passes if one.backend == "native"]
+    waits = any(not one.resolved for one in native)
+    return waits or target.calibrated_scales or method_of(native).needs_hessian
+
+
+def missing(ir: ModelIR, passes: Sequence[Pass]) -> tuple[str, ...]:
+    """What `apply` lacks to run a legal chain on a model, in words; empty when it can."""
+    out = [found for one in passes if (found := one.missing())]
+    if (why := unwalkable(ir)) is not None and calibrated(passes, rewrite(ir, passes)):
+        out.append(f"nothing can be calibrated: {why}")
+    return tuple(out)
 
 
 def refused(passes: Sequence[Pass]) -> Reason | None:

@@ -41,7 +41,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One finished step. `reused`: it was there already, and `seconds` and `peak_bytes` are those of when it ran."""
+    """One finished step: what all attempts at it took together. `reused`: it was there already, and these are those of when it ran."""
 
     name: str
     key: str
@@ -65,7 +65,7 @@ class Outcome:
     calibration_digest: str | None
     evaluation_digest: str
     measured: Measured | None
-    """None where nothing here decodes the format (EXL3)."""
+    """None where nothing here decodes the format (EXL3), or runs the blocks (families without a transformers class)."""
     losses: dict[str, float] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
     """Matrices (experts) that no calibration token reached: rounded to nearest."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from passes.checkpoint import clear_disk_errors
+from passes.machine_errors import clear_disk_errors
 from passes.reason import InputError
 
 

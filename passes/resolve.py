@@ -6,7 +6,6 @@ in the work folder under their keys and serve any budget.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from passes import graph
 from passes.base import Pass
 from passes.calibration import tokens_digest
-from passes.checkpoint import write_json
+from passes.checkpoint import read_json, readable, write_json
 from passes.content_key import content_key
-from passes.contest import fitted_part
 from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
@@ -25,6 +23,8 @@ from passes.prune.depth import DepthPrune
 from passes.prune.influence import RenumberedWeights, choose_blocks
 from passes.quantize.exl2_pass import QuantizeExl2
 from passes.quantize.mixed import QuantizeMixed
+from passes.steps import Report, Steps
+from passes.text_parts import FISHER_SEQUENCES, fitted_part
 
 if TYPE_CHECKING:
     import torch
@@ -34,16 +34,6 @@ if TYPE_CHECKING:
 _P = TypeVar("_P", bound=Pass)
 #: What a slot's loss at four bits is estimated with: a scale a row fits every shape.
 _FOUR_BITS = PackQuantized(4, -1)
-#: Sequences of the calibration text that sensitivities are estimated on.
-_FISHER_SEQUENCES = 16
-
-#: Runs a step under its key unless its result is there: name, key, done, what makes it (given a report of done and total).
-Step = Callable[[str, str, bool, Callable[[Callable[[int, int], None]], None]], None]
-
-
-def unmeasured(passes: Sequence[Pass]) -> bool:
-    """Whether some pass of a chain waits for a measurement of ours."""
-    return any(not one.resolved and one.backend == "native" for one in passes)
 
 
 @dataclass
@@ -57,7 +47,7 @@ class Resolver:
     dtype: torch.dtype
     device: torch.device
     identity: list[object]
-    step: Step
+    steps: Steps
     _passes: list[Pass] = field(default_factory=list)
 
     def resolved(self, passes: Sequence[Pass]) -> list[Pass]:
@@ -67,7 +57,7 @@ class Resolver:
                 one = one if one.resolved else self._cheapest_blocks(one)
                 self.weights = RenumberedWeights(self.weights, self.dense, one.kept(len(self.dense.decoder.layers)))
                 self.dense = one.rewrite(self.dense)
-            elif isinstance(one, QuantizeExl2) and unmeasured([one]):
+            elif isinstance(one, QuantizeExl2) and not one.resolved and one.backend == "native":
                 one = self._exl2_choices(one)
             elif isinstance(one, QuantizeMixed) and not one.resolved:
                 one = self._mixed_choices(one)
@@ -78,13 +68,14 @@ class Resolver:
         key = self._key("depth", one.count)
         path = self.work / f"depth-{key}.json"
 
-        def make(report: Callable[[int, int], None]) -> None:
-            write_json(
-                path, list(choose_blocks(self.dense, self.weights, one.count, self.tokens, self.dtype, self.device))
+        def make(report: Report) -> None:
+            folder = self.work / f"depth-{key}"
+            chosen = choose_blocks(
+                self.dense, self.weights, one.count, self.tokens, folder, self.dtype, self.device, report
             )
+            write_json(path, {"blocks": list(chosen)})
 
-        self.step("measure depth", key, path.exists(), make)
-        return DepthPrune(one.count, tuple(json.loads(path.read_text())))
+        return DepthPrune(one.count, tuple(self._kept("measure depth", key, path, make)["blocks"]))
 
     def _exl2_choices(self, one: QuantizeExl2) -> QuantizeExl2:
         """Measure every option of every slot (kept for any budget), then spend this pass's budget exactly."""
@@ -94,10 +85,10 @@ class Resolver:
         folder = self.work / f"exl2-{key}"
         layers = len(self.dense.decoder.layers)
 
-        def make(report: Callable[[int, int], None]) -> None:
+        def make(report: Report) -> None:
             measure(self.dense, self.weights, fitted_part(self.tokens), folder, self.dtype, self.device, report)
 
-        self.step("measure EXL2", key, len(list(folder.glob("layer-*.json"))) == layers, make)
+        self.steps.run("measure EXL2", key, len(list(folder.glob("layer-*.json"))) == layers, make)
         errors = saved_errors(folder, layers)
         weighed = in_divergence(self.dense, errors, self._format_costs((_FOUR_BITS,)))
         found = (
@@ -119,16 +110,14 @@ class Resolver:
         key = self._key("fisher", [form.label for form in palette])
         path = self.work / f"fisher-{key}.json"
 
-        def make(report: Callable[[int, int], None]) -> None:
+        def make(report: Report) -> None:
             costs = option_costs(
-                self.dense, self.weights, fitted_part(self.tokens)[:_FISHER_SEQUENCES], palette,
+                self.dense, self.weights, fitted_part(self.tokens)[:FISHER_SEQUENCES], palette,
                 self.work / f"fisher-{key}", self.dtype, self.device, report,
             )  # fmt: skip
             write_json(path, costs)
 
-        self.step("measure formats", key, path.exists(), make)
-        costs: dict[str, list[float]] = json.loads(path.read_text())
-        return costs
+        return self._kept("measure formats", key, path, make)
 
     def _nearest(self, candidates: Sequence[_P]) -> _P:
         """The candidate with the least divergence end to end."""
@@ -139,15 +128,19 @@ class Resolver:
         key = self._key("contest", graph.to_json(candidates))
         path = self.work / f"contest-{key}.json"
 
-        def make(report: Callable[[int, int], None]) -> None:
+        def make(report: Report) -> None:
             found = divergences(
                 candidates, self.dense, self.weights, self.tokens, self.work / f"contest-{key}", self.dtype, self.device, report
             )  # fmt: skip
-            write_json(path, found)
+            write_json(path, {"kl": found})
 
-        self.step("compare allocations", key, path.exists(), make)
-        costs: list[float] = json.loads(path.read_text())
+        costs: list[float] = self._kept("compare allocations", key, path, make)["kl"]
         return candidates[costs.index(min(costs))]
+
+    def _kept(self, name: str, key: str, path: Path, make: Callable[[Report], None]) -> dict[str, Any]:
+        """What a measurement wrote to `path`; made where it is missing or damaged."""
+        self.steps.run(name, key, readable(path), make)
+        return read_json(path, "measurement")
 
     def _key(self, *parts: Any) -> str:
         """The key of a measurement on the source as it is now."""

@@ -11,7 +11,6 @@ layer, so an interrupted measurement goes on, and they serve any budget.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from passes.adapters import Decoder
 from passes.allocate import Unit, allocate
-from passes.checkpoint import Weights, write_json
+from passes.checkpoint import Weights, read_json, write_json
 from passes.formats.exl2 import Exl2
 from passes.formats.exl2_options import ATTENTION, MLP
+from passes.hidden import Hidden
 from passes.inputs import Inputs
 from passes.ir.model import Block, Linear, ModelIR
 from passes.members import dense_block, members
@@ -57,23 +57,35 @@ def measure(
 
     folder.mkdir(parents=True, exist_ok=True)
     decoder = Decoder(ir, weights, dtype, device, apart(ir))
-    hidden = decoder.embed(torch.split(tokens, max(1, _COMPARED_TOKENS // tokens.shape[1])))
-    for index in range(len(decoder)):
-        path = folder / f"layer-{index:05d}.json"
-        tensors = dense_block(ir, index, weights)
-        with decoder.block(index, tensors) as layer:
-            probe = _Probe(decoder, layer, index, ir.decoder.block(index), device, measured=path.exists())
-            hidden = probe.run(hidden)
-            if not path.exists():
-                errors = {slot: probe.errors(slot) for slot in ("attention", "mlp")}
-                write_json(path, errors)
+    batches = torch.split(tokens, max(1, _COMPARED_TOKENS // tokens.shape[1]))
+    hidden = Hidden(folder / "hidden", len(batches))
+    start = _measured(folder)
+    if not hidden.whole(start):
+        start = 0
+    hidden.embed([decoder], batches, start)
+    for index in range(start, len(decoder)):
+        with decoder.block(index, dense_block(ir, index, weights)) as layer:
+            probe = _Probe(decoder, layer, index, ir.decoder.block(index), device)
+            probe.run(hidden)
+            write_json(_errors_file(folder, index), {slot: probe.errors(slot) for slot in ("attention", "mlp")})
+        hidden.drop(index)
         progress(index + 1, len(decoder))
+    hidden.clear()
     return saved_errors(folder, len(decoder))
 
 
+def _errors_file(folder: Path, layer: int) -> Path:
+    return folder / f"layer-{layer:05d}.json"
+
+
+def _measured(folder: Path) -> int:
+    """How many layers were measured."""
+    return next(index for index in itertools.count() if not _errors_file(folder, index).exists())
+
+
 def saved_errors(folder: Path, layers: int) -> list[LayerErrors]:
-    """What `measure` kept in a folder."""
-    saved = [json.loads((folder / f"layer-{index:05d}.json").read_text()) for index in range(layers)]
+    """What `measure` kept in a folder. Raises InputError where something is missing."""
+    saved = [read_json(_errors_file(folder, index), "measurement") for index in range(layers)]
     return [LayerErrors(tuple(each["attention"]), tuple(each["mlp"])) for each in saved]
 
 
@@ -152,30 +164,22 @@ class _Probe:
         index: int,
         block: Block,
         device: torch.device,
-        *,
-        measured: bool,
     ) -> None:
         self._decoder, self._layer, self._index, self._block, self._device = decoder, layer, index, block, device
-        self._measured = measured
         self._matrices = members(stored_block(block, 0, 0))
         self._hessians: dict[str, Inputs] = {}
         self._calls: dict[str, _Call] = {}
         self._stream: dict[str, float] = {}
 
-    def run(self, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The layer's outputs; gathers statistics on the way unless the layer was measured before."""
-        if self._measured:
-            return [self._decoder.run(self._layer, self._index, each) for each in hidden]
+    def run(self, hidden: Hidden) -> None:
+        """The text through the layer; gathers statistics on the way."""
         handles = self._hooks()
-        out = [self._decoder.run(self._layer, self._index, each) for each in hidden]
+        hidden.run(self._decoder, self._layer, self._index)
         for handle in handles:
             handle.remove()
         attended = _first(self._calls["attention"].output)
-        self._stream = {
-            "attention": float((hidden[0].float() + attended.float()).norm()),
-            "mlp": float(out[0].float().norm()),
-        }
-        return out
+        before, after = (hidden.read(block, 0).to(self._device).float() for block in (self._index, self._index + 1))
+        self._stream = {"attention": float((before + attended.float()).norm()), "mlp": float(after.norm())}
 
     def errors(self, slot: str) -> list[float]:
         """The squared relative error of each option of a slot."""

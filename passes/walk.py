@@ -8,7 +8,9 @@
 
 One forward a block: a batch is a greenlet, paused inside the family's own forward code when it reaches a matrix. Matrices
 that read the same input (q/k/v, gate/up) are quantized at one stop with one Hessian. Peak memory is one block, its
-statistics and the hidden states of the calibration text, whatever the depth of the model. Runs the same on CPU and CUDA.
+statistics and the batches that wait in it, whatever the depth of the model: as many as a part of the memory holds, and those that it
+does not hold run again from the block's input at each stop (`passes.stops`). Hidden states lie on disk (`passes.hidden`). Runs the
+same on CPU and CUDA.
 
 On several cards a block is on all of them: batch b runs on card b mod n, the statistics of a stop are summed on the first
 card, which quantizes, and every card goes on with the decoded weights.
@@ -26,7 +28,10 @@ from typing import TYPE_CHECKING
 from passes.adapters import CacheMaxima, Decoder
 from passes.block_work import BlockWork, banks_whole, channels_in_place, check, kept
 from passes.checkpoint import Weights, write_shard
+from passes.devices import memory_bytes
 from passes.folds import Fold, find_folds
+from passes.held import BATCH_TOKENS, live_batches
+from passes.hidden import Hidden
 from passes.inputs import Inputs, summed
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.kv_cache import attention_name, scale_tensors
@@ -47,7 +52,8 @@ _PROBE_TOKENS = 16
 class Walk:
     """What is walked: dense `weights` described by `source`, to be stored as `target` says (same blocks, same names).
 
-    `tokens`: calibration token ids `[S, T]`. `batch_tokens`: tokens that go through a block together.
+    `tokens`: calibration token ids `[S, T]`. `batch_tokens`: tokens that go through a block together. `live`:
+    batches that may wait inside a block at once, by default what a part of the memory holds; the result is the same with any number.
     """
 
     source: ModelIR
@@ -58,7 +64,8 @@ class Walk:
     folder: Path
     devices: Sequence[torch.device]
     dtype: torch.dtype
-    batch_tokens: int = 4096
+    batch_tokens: int = BATCH_TOKENS
+    live: int | None = None
     progress: Callable[[BlockReport, int], None] = field(default=lambda report, blocks: None)
     _found_folds: dict[Block, Mapping[str, Fold]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -70,40 +77,38 @@ class Walk:
             return state
         devices = self.devices if self._calibrated else ()
         decoders = [Decoder(self.source, self.weights, self.dtype, device, self.target) for device in devices]
-        hidden = self._embedded(decoders)
-        if decoders and state.done:
-            hidden = _resumed(state, hidden)
+        hidden = self._hidden(decoders, state)
         for index in range(state.done, blocks):
             began = time.monotonic()
             report = self._block(index, decoders, hidden, state).report(index, began)
-            state.finish_block(report, hidden)
+            state.finish_block(report)
+            hidden.drop(index)
             self.progress(report, total)
         if state.done < total:
             began = time.monotonic()
             report = self._heads(decoders, hidden, state).report(blocks, began)
-            state.finish_block(report, [])
+            state.finish_block(report)
             self.progress(report, total)
-        state.drop_hidden()
+        hidden.clear()
         return state
 
     @property
     def _calibrated(self) -> bool:
         return self.method.needs_hessian or self.target.calibrated_scales
 
-    def _embedded(self, decoders: Sequence[Decoder]) -> list[torch.Tensor]:
-        """The hidden states before the first block, batch after batch, each on its own card."""
-        if not decoders:
-            return []
+    def _hidden(self, decoders: Sequence[Decoder], state: WalkState) -> Hidden:
+        """The text between the blocks, as far as the walk has come."""
         import torch
 
-        batches = torch.split(self.tokens, max(1, self.batch_tokens // self.tokens.shape[1]))
-        shares = [decoder.embed(batches[card :: len(decoders)]) for card, decoder in enumerate(decoders)]
-        return [shares[number % len(shares)][number // len(shares)] for number in range(len(batches))]
+        batches = torch.split(self.tokens, max(1, self.batch_tokens // max(1, self.tokens.shape[1])))
+        hidden = Hidden(self.folder / "hidden", len(batches))
+        if decoders and state.done and not hidden.whole(state.done):
+            state.restart()
+        hidden.embed(decoders, batches, state.done)
+        return hidden
 
-    def _block(
-        self, index: int, decoders: Sequence[Decoder], hidden: list[torch.Tensor], state: WalkState
-    ) -> BlockWork:
-        """Store one block, write its shard, replace `hidden` by the block's outputs."""
+    def _block(self, index: int, decoders: Sequence[Decoder], hidden: Hidden, state: WalkState) -> BlockWork:
+        """Store one block: its outputs go into `hidden`, its tensors into a shard."""
         before, after = self.source.decoder.block(index), self.target.decoder.block(index)
         prefix = self.source.decoder.layer_prefix(index)
         weights = dense_block(self.source, index, self.weights)
@@ -119,7 +124,7 @@ class Walk:
                 if self.method.smoothing is not None:
                     work.folds = self._folds(lanes[0], index, todo)
                 sizes = self.method.smoothing is not None or any(lin.storage.static_inputs for lin in after.linears)
-                stops = Stops(lanes, index, cache, todo, self.method.needs_hessian, sizes)
+                stops = Stops(lanes, index, cache, todo, self.method.needs_hessian, sizes, self._live(after))
                 stops.run(hidden, work.store)
         stored = kept(before, after, prefix, weights) | banks_whole(after, prefix, weights, work.stored)
         work.fold(stored)
@@ -132,8 +137,15 @@ class Walk:
                 )
             stored |= scale_tensors(after, prefix, cache.keys, cache.values)
         check(after, prefix, stored)
-        write_shard(state.shards / f"model-{index + 1:05d}.safetensors", stored)
+        write_shard(state.shard(index), stored)
         return work
+
+    def _live(self, block: Block) -> int:
+        """How many batches may wait inside a block at once; the others run again from its input."""
+        if self.live is not None:
+            return self.live
+        tokens = max(self.batch_tokens, self.tokens.shape[1])
+        return live_batches(block, tokens, self.dtype.itemsize, memory_bytes(self.devices[0]))
 
     def _folds(self, lane: Lane, index: int, groups: Sequence[Sequence[Linear]]) -> Mapping[str, Fold]:
         """What takes over the scales of each group; the same for all blocks of a class."""
@@ -143,34 +155,24 @@ class Walk:
             self._found_folds[block] = find_folds(lane.decoder, lane.layer, index, block, groups, probe)
         return self._found_folds[block]
 
-    def _heads(self, decoders: Sequence[Decoder], hidden: list[torch.Tensor], state: WalkState) -> BlockWork:
+    def _heads(self, decoders: Sequence[Decoder], hidden: Hidden, state: WalkState) -> BlockWork:
         """Store the matrices outside the blocks that are not left dense: an output head. Its input is the final norm's output."""
         inputs = None
-        heads = packed_outer(self.target)
+        heads, blocks = packed_outer(self.target), len(self.source.decoder.layers)
         if decoders and self.method.needs_hessian:
             seen = [Inputs(heads[0].in_features, decoder.device) for decoder in decoders]
             for card, decoder in enumerate(decoders):
-                for batch in decoder.final(hidden[card :: len(decoders)]):
-                    seen[card].add(batch)
+                share = range(card, len(hidden), len(decoders))
+                for states in decoder.final(hidden.read(blocks, batch) for batch in share):
+                    seen[card].add(states)
             inputs = summed(seen, self.devices[0])
         names = {linear.name: _head_source(self.source, self.weights, linear) for linear in heads}
         read = self.weights.read(names.values())
         weights = {f"{name}.weight": read[origin] for name, origin in names.items()}
         work = BlockWork(self.method, weights, "", self.devices[0], self.dtype)
         work.store(heads, inputs)
-        write_shard(state.shards / f"model-{len(self.source.decoder.layers) + 1:05d}.safetensors", work.stored)
+        write_shard(state.shard(blocks), work.stored)
         return work
-
-
-def _resumed(state: WalkState, embedded: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The inputs of the first unfinished block, each on the card of its batch."""
-    saved = state.hidden()
-    if saved is None or [batch.shape for batch in saved] != [batch.shape for batch in embedded]:
-        raise TightfitError(
-            f"the hidden states after block {state.done} are missing in {state.folder}, or are not those of this walk",
-            remedy="remove that folder; the walk then begins again",
-        )
-    return [batch.to(other.device) for batch, other in zip(saved, embedded, strict=True)]
 
 
 def units(target: ModelIR) -> int:

@@ -1,25 +1,23 @@
 """What a walk has finished: blocks written, hidden states to go on from. Survives kill -9 at any moment.
 
     <folder>/state.json                      {"done": blocks finished, "blocks": [what each reported]}
-    <folder>/hidden-00012.safetensors        hidden states after block 11, i.e. the inputs of block 12
-    <folder>/shards/model-00012.safetensors  the stored tensors of block 12
+    <folder>/hidden/00012/                   the inputs of block 12, i.e. what block 11 made of every batch
+    <folder>/shards/model-00012.safetensors  the stored tensors of block 11
 
-Order of writes for a block: its shard, the next hidden states, then the state. Killed in between, the block is done again
+Order of writes for a block: the next hidden states, its shard, then the state. Killed in between, the block is done again
 from the same inputs and gives the same bytes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from passes.checkpoint import clear_disk_errors, write_json, write_shard
-
-if TYPE_CHECKING:
-    import torch
+from passes.checkpoint import read_json, write_json
+from passes.ir.headers import is_whole
+from passes.machine_errors import clear_disk_errors
+from passes.reason import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,41 +40,34 @@ class WalkState:
         self.shards = folder / "shards"
         with clear_disk_errors(folder):
             self.shards.mkdir(parents=True, exist_ok=True)
-        self.reports: list[BlockReport] = []
-        if self._path.exists():
-            self.reports = [BlockReport(**report) for report in json.loads(self._path.read_text())["blocks"]]
+        self.reports = self._saved()
 
     @property
     def done(self) -> int:
         """Number of finished blocks."""
         return len(self.reports)
 
-    def hidden(self) -> list[torch.Tensor] | None:
-        """The inputs of the next block, batch by batch; None at the start."""
-        path = self._hidden(self.done)
-        if not path.exists():
-            return None
-        from safetensors.torch import load_file
+    def shard(self, index: int) -> Path:
+        """Where the tensors of a block are stored; one beyond the last: the head's."""
+        return self.shards / f"model-{index + 1:05d}.safetensors"
 
-        saved = load_file(path)
-        return [saved[str(index)] for index in range(len(saved))]
+    def restart(self) -> None:
+        """Nothing of it can be used: begin again."""
+        self.reports = []
 
-    def finish_block(self, report: BlockReport, hidden: Sequence[torch.Tensor]) -> None:
-        """Record a block whose shard is written. `hidden`: its outputs, empty when nothing needs them."""
-        if hidden:
-            write_shard(self._hidden(self.done + 1), {f"{index}": tensor for index, tensor in enumerate(hidden)})
+    def finish_block(self, report: BlockReport) -> None:
+        """Record a block whose shard and outputs are written."""
         self.reports.append(report)
         write_json(self._path, {"done": self.done, "blocks": [asdict(each) for each in self.reports]})
-        self._hidden(self.done - 1).unlink(missing_ok=True)
 
-    def drop_hidden(self) -> None:
-        """Forget the hidden states once the last block is through."""
-        for path in self.folder.glob("hidden-*.safetensors"):
-            path.unlink()
+    def _saved(self) -> list[BlockReport]:
+        """What was finished; nothing where a file of it is missing or damaged, as after the machine lost its power."""
+        try:
+            reports = [BlockReport(**report) for report in read_json(self._path, "state of a walk")["blocks"]]
+        except (InputError, KeyError, TypeError):
+            return []
+        return reports if all(is_whole(self.shard(report.block)) for report in reports) else []
 
     @property
     def _path(self) -> Path:
         return self.folder / "state.json"
-
-    def _hidden(self, block: int) -> Path:
-        return self.folder / f"hidden-{block:05d}.safetensors"

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from passes.base import Pass
 from passes.calibration import TextSource
 from passes.checkpoint import write_json
 from passes.execute import calm_libraries, execute
+from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.job import Job, Outcome, Progress
+from passes.machine_errors import clear_memory_errors
 from passes.reason import InputError
 from planner.certificate import NAME, certificate
 from planner.plan import chain_of_plan, load_plan, plan, require_executable, require_fresh, resolved_plan, spec_of
 from planner.spec import TextChoice
 from targets.launch import FOLDER, launch_files, write_launch
+
+#: The resolved plan: in the work folder before any weight is written, in the result when it is published.
+PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -62,15 +68,23 @@ def apply(
     out = out or Path(f"{name}-tightfit")
     work = work or out.with_name(f".{out.name}.work")
     calm_libraries()
-    folder = source.materialize(work)
+    with clear_memory_errors():
+        folder = source.materialize(work)
     passes, trust = chain_of_plan(document), spec.trust_remote_code
     job = Job(source.ir, folder, passes, out, work, _text(spec.calibration, trust), _text(spec.evaluation, trust))
-    outcome = execute(job, progress)
-    resolved = resolved_plan(document, outcome.passes, outcome.tensor_bytes)
-    write_launch(out, launch_files(resolved, outcome.target, out.name))
-    write_json(out / "plan.json", _portable(resolved))
-    proof = certificate(resolved, outcome)
-    write_json(out / NAME, proof)
+    proof: dict[str, Any] = {}
+
+    def resolved(passes: Sequence[Pass], target: ModelIR) -> None:
+        write_json(work / PLAN, _portable(resolved_plan(document, passes, target.tensor_bytes)))
+
+    def finish(outcome: Outcome, folder: Path) -> None:
+        decision = resolved_plan(document, outcome.passes, outcome.tensor_bytes)
+        write_launch(folder, launch_files(decision, outcome.target, out.name))
+        write_json(folder / PLAN, _portable(decision))
+        proof.update(certificate(decision, outcome, folder))
+        write_json(folder / NAME, proof)
+
+    outcome = execute(job, progress, resolved=resolved, finish=finish)
     return ApplyResult(out, proof, outcome)
 
 

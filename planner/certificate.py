@@ -16,10 +16,10 @@ from planner.shapes import FORMAT_VERSION
 NAME = "certificate.json"
 
 
-def certificate(plan: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
-    """The document. `holds` says whether every check does."""
+def certificate(plan: Mapping[str, Any], outcome: Outcome, folder: Path) -> dict[str, Any]:
+    """The document on the result in `folder`. `holds` says whether every check does."""
     chosen = plan["chosen"]
-    stored = list(Checkpoint(outcome.out).describe())
+    stored = list(Checkpoint(folder).describe())
     measured_bytes = sum(tensor.bytes for tensor in stored)
     measured, quality = outcome.measured, chosen["quality"]
     checks = [
@@ -84,7 +84,7 @@ def _losses(predicted: Mapping[str, Any], measured: Measured | None) -> list[dic
 
 def _unmeasured(name: str, predicted: Mapping[str, Any]) -> dict[str, Any]:
     shown = f"{predicted['value']:.4f} ({predicted['low']:.4f} … {predicted['high']:.4f})"
-    return {"name": name, "predicted": shown, "measured": "not measured: no decoder", "holds": False, "binding": False}
+    return {"name": name, "predicted": shown, "measured": "not measured", "holds": False, "binding": False}
 
 
 def _check(name: str, predicted: str, measured: str, holds: bool) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """The command line: parse, call, print. No logic. Exit codes: 0 yes, 1 internal error, 2 bad input, 3 nothing fits,
-4 the result misses its goals, 5 stale plan."""
+4 the result misses its goals, 5 stale plan, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 import typer
 
 from passes.reason import InputError, TightfitError
+from planner.interruption import Interrupted, interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,9 +115,11 @@ def plan(
     """Choose the best chain of passes for a spec, and say why every other lost. Exit 3 when none meets the goals."""
     from planner.plan import plan as run
     from planner.plan import save
+    from planner.progress import shown
 
     folder = (work or Path(f".{spec.stem}.measured")) if measure else None
-    made = run(spec, measure=folder, say=lambda text: _console(True).print(f"  {text}", style="dim"))
+    with shown(_console(True)) as progress:
+        made = run(spec, measure=folder, progress=progress)
     path = output or Path(f"{spec.stem}.plan.json")
     if made.feasible:
         save(made.document, path)
@@ -151,11 +154,11 @@ def apply(
     """Run a plan exactly; a second run resumes or does nothing. Exit 4 when the result misses a goal."""
     from planner.apply import apply as run
     from planner.apply import find_plan, next_step
-    from planner.progress import bars
+    from planner.progress import shown
     from planner.tables import print_certificate
 
     console = _console(as_json)
-    with bars(console) as progress:
+    with shown(console) as progress:
         result = run(what or find_plan(Path()), output, work=work, progress=progress)
     if as_json:
         _emit(result.certificate)
@@ -335,10 +338,11 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] 
 
 def main() -> None:
     """Run the command line. Errors that a user can mend are one message; a defect of ours is said shortly."""
+    interruptible()
     gc.disable()  # a plan is made in half a second; what works for minutes collects again (`passes.execute.calm_libraries`)
     try:
         app()
-    except TightfitError as error:
+    except (TightfitError, Interrupted) as error:
         _report(error)
         sys.exit(error.exit_code)
     except OSError as error:
@@ -353,9 +357,9 @@ def main() -> None:
         sys.exit(1)
 
 
-def _report(error: TightfitError) -> None:
+def _report(error: TightfitError | Interrupted) -> None:
     if "--json" in sys.argv:
-        place = error.location
+        place = error.location if isinstance(error, TightfitError) else None
         _emit({
             "format_version": "1",
             "error": {

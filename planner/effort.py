@@ -2,23 +2,33 @@
 
 Arithmetic of the steps (`passes.execute`): forwards of the calibration text, one Hessian for each distinct input, the columns'
 compensation, what is measured before (which blocks to drop, every option of EXL2, what formats cost, which allocation wins), two
-forwards of the held-out text. The rate is this machine's matrix rate; each kind of step reaches a share of it that was measured once, on 2
-quiet cores: `optimize apply examples/smollm2-exl2.yaml`, and GPTQ W4 g64 of the same model (`benchmarks/quantize.py`).
+forwards of the held-out text. The rate is that of what computes here, a card's or the processor's, as `optimize calibrate` measured it or
+as the catalog has it; each kind of step reaches a share of it that was measured once, on 2 quiet cores: `optimize apply
+examples/smollm2-exl2.yaml`, and GPTQ W4 g64 of the same model (`benchmarks/quantize.py`). On cards no share was ever measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from passes import graph
 from passes.base import Pass
+from passes.calibration import TextSource
+from passes.devices import memory_total_bytes
+from passes.held import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_batches, waiting_bytes
 from passes.ir.model import Block, ModelIR, block_bytes
 from passes.prune.depth import DepthPrune
 from passes.quantize.exl2_pass import QuantizeExl2
 from passes.quantize.mixed import QuantizeMixed
-from planner.spec import Spec
-from targets.gpu import this_cpu
+from passes.reason import InputError
+from passes.scratch import scratch_bytes
+from passes.text_parts import FISHER_SEQUENCES, FITTED_SEQUENCES, JUDGED_TOKENS, judging
+from planner.spec import Spec, TextChoice
+from targets.engines.speed_profile import load_profile
+from targets.gpu import Gpu, find_gpu, this_cpu
 from targets.probe import installed_gpus
 from targets.quantity import Basis, Quantity
 
@@ -26,14 +36,14 @@ from targets.quantity import Basis, Quantity
 _RATE_SHARE, _WRITING_SHARE = 0.5, 0.22
 #: Operations a weight (at `_RATE_SHARE`): all options of EXL2 tried on it; the chosen one's scales searched and rounded.
 _OPTIONS_FLOPS, _SEARCH_FLOPS = 150e3, 20e3
-#: Tokens on which two sets of blocks are compared (`passes.prune.influence`), sequences that sensitivities and allocations are tried on
-#: (`passes.resolve`, `passes.contest`), and how many allocations are.
-_COMPARED_TOKENS, _TRIED_SEQUENCES, _JUDGING_SHARE = 4096, 16, 8
+#: Allocations that are held against each other (`passes.resolve`).
 _ALLOCATIONS = {QuantizeExl2: 3, QuantizeMixed: 2}
 #: What torch, transformers and the tokenizer take before any weight: seconds, bytes.
 _START_SECONDS, _PROCESS_BYTES = 10.0, 700 << 20
-#: Tokens whose logits evaluation holds at once (`passes.evaluate`).
-_LOGIT_TOKENS = 4096
+#: Forwards that a batch takes which does not wait in memory (`passes.stops`): one to the end, and one to each of three stops.
+_AGAIN = 2.5
+#: The rate of a machine that nothing is known about.
+_UNKNOWN_FLOPS = 1e11
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,59 +69,111 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass])
     """What running a chain takes on this machine."""
     steps = step_seconds(spec, source, target, passes)
     seconds = _START_SECONDS + sum(steps.values())
-    tokens, held_out = _tokens(spec, target, passes), spec.evaluation.samples * spec.evaluation.length
-    largest = max(block_bytes(block) for block, _ in source.decoder.counts)
-    widest = max((lin.in_features for block, _ in source.decoder.counts for lin in block.linears), default=0)
-    hidden = 2 * max(tokens, held_out) * source.hidden_size * 4
-    walking = 3 * largest + 3 * 4 * widest**2 + hidden
-    judging = min(held_out, _LOGIT_TOKENS) * source.vocab_size * 4 + 2 * source.vocab_size * source.hidden_size * 2
-    memory = _PROCESS_BYTES + max(walking, judging)
-    disk = (
-        target.tensor_bytes + hidden + (source.tensor_bytes if spec.model.endswith(".gguf") or "/" in spec.model else 0)
-    )
+    memory = max(step_bytes(spec, source, target, passes).values())
+    text = _source(spec.calibration) if _looks(target, passes) else None
+    disk = scratch_bytes(source, target, passes, text, _source(spec.evaluation))
+    # A GGUF file is decoded, a Hub model downloaded; a folder is read where it is.
+    fetched = 0 if Path(spec.model).is_dir() else source.tensor_bytes
     return Effort(
         Quantity(seconds, seconds / 2, seconds * 2.5, Basis.ASSUMED),
         Quantity(memory, memory / 1.5, memory * 1.5, Basis.ASSUMED),
-        disk,
+        disk + fetched,
         steps,
     )
 
 
+def step_bytes(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
+    """Expected peak memory of each step, by the names that the certificate gives them; on cards theirs, else the process's."""
+    largest = max((block for block, _ in source.decoder.counts), key=block_bytes)
+    weights = sum(lin.weights for lin in largest.linears)
+    width = max((lin.in_features for lin in largest.linears if lin.quantizable), default=0)
+    item = 2
+    # A block as it is stored, as it computes, as it will be stored; one matrix in fp32; a Hessian, its factor and inverse.
+    block = 3 * block_bytes(largest) + 4 * max(
+        (lin.out_features * lin.in_features for lin in largest.linears), default=0
+    )
+    text = spec.calibration
+    tokens = text.samples * text.length if _looks(target, passes) else 0
+    batch = max(BATCH_TOKENS, text.length)
+    batches = -(-tokens // batch)
+    waiting = min(batches, _live(largest, batch, item)) * min(batch, tokens or batch) * waiting_bytes(largest, item)
+    heads = 2 * source.vocab_size * source.hidden_size * item
+    logits = LOGIT_TOKENS * source.vocab_size * LOGIT_BYTES
+    walk = block + (4 * 4 * width**2 + waiting if tokens else 0)
+    found = {"walk": float(walk), "evaluate": float(block + heads + logits)}
+    if tokens and text.dataset == "self":
+        found["calibration text"] = float(source.tensor_bytes)
+    if any(isinstance(one, QuantizeExl2 | QuantizeMixed) and not one.resolved for one in passes):
+        found["measure formats"] = float(block + 4 * 4 * width**2 + 3 * 4 * weights + heads / 2 + logits)
+    return {name: _PROCESS_BYTES + size for name, size in found.items()}
+
+
+def _live(block: Block, batch_tokens: int, itemsize: int) -> int:
+    return live_batches(block, batch_tokens, itemsize, memory_total_bytes())
+
+
 def step_seconds(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
     """Expected seconds of each step, by the names that the certificate gives them. Outside tools' walks count as our own."""
-    text, tokens = spec.calibration, _tokens(spec, target, passes)
+    text = spec.calibration
+    tokens = text.samples * text.length if _looks(target, passes) else 0
     forward, head = _forward(source), 2 * source.vocab_size * source.hidden_size
     flops: dict[str, float] = {}
     if tokens and text.dataset == "self":
         flops["calibration text"] = tokens * (forward + head) * _RATE_SHARE / _WRITING_SHARE
     if any(isinstance(one, DepthPrune) and not one.resolved for one in passes):
-        flops["measure depth"] = tokens * forward + 4 * min(tokens, _COMPARED_TOKENS) * (forward + head)
-    walk = tokens * (forward + _hessians(source)) + (_compensation(source) if tokens else 0)
-    tried = min(text.samples, _TRIED_SEQUENCES) * text.length
+        flops["measure depth"] = tokens * forward + 4 * min(tokens, JUDGED_TOKENS) * (forward + head)
+    walk = tokens * (_forwards(source, tokens, text.length) * forward + _hessians(source)) + (
+        _compensation(source) if tokens else 0
+    )
+    fisher, tried = (min(text.samples, count) * text.length for count in (FISHER_SEQUENCES, FITTED_SEQUENCES))
     waiting = [one for one in passes if not one.resolved and one.backend == "native" and type(one) in _ALLOCATIONS]
     if any(isinstance(one, QuantizeExl2) for one in passes):
         walk += _SEARCH_FLOPS * _weights(source)
     for one in waiting:
         if isinstance(one, QuantizeExl2):
             flops["measure EXL2"] = tokens * (forward + _hessians(source)) + _OPTIONS_FLOPS * _weights(source)
-        flops["measure formats"] = 3 * tried * (forward + head) + _compensation(source)
+        flops["measure formats"] = 3 * fisher * (forward + head) + _compensation(source)
         fitted = walk - (tokens - tried) * (forward + _hessians(source))
-        judged = 2 * max(1, text.samples // _JUDGING_SHARE) * text.length * (forward + head)
+        judged = 2 * judging(text.samples) * text.length * (forward + head)
         flops["compare allocations"] = _ALLOCATIONS[type(one)] * (fitted + judged)
     flops["walk"] = walk
     flops["evaluate"] = 2 * spec.evaluation.samples * spec.evaluation.length * (forward + head)
-    rate = (this_cpu().bf16_flops or 1e11) * (1 if not installed_gpus() else 100) * _RATE_SHARE
+    rate = _flops() * _RATE_SHARE
     return {name: count / rate for name, count in flops.items()}
 
 
-def _tokens(spec: Spec, target: ModelIR, passes: Sequence[Pass]) -> int:
-    """Calibration tokens; none where nothing looks at them."""
-    calibrated = (
-        any(str(getattr(one, "method", "")) not in ("", "rtn") or one.backend != "native" for one in passes)
-        or any(not one.resolved for one in passes)
-        or target.calibrated_scales
-    )
-    return spec.calibration.samples * spec.calibration.length if calibrated else 0
+def _flops() -> float:
+    """Operations a second in bf16 of what the walk computes on: the first card, else the processor."""
+    device = _device()
+    profile = load_profile(device.name)
+    measured = profile.probe.get("bf16_flops") if profile is not None else None
+    return float(measured or device.bf16_flops or _UNKNOWN_FLOPS)
+
+
+def _device() -> Gpu:
+    for name in installed_gpus():
+        try:
+            return find_gpu(name)
+        except InputError:
+            continue
+    return this_cpu()
+
+
+def _forwards(ir: ModelIR, tokens: int, length: int) -> float:
+    """Forwards that the walk takes a token: one, and more for what does not wait in memory."""
+    batch = max(BATCH_TOKENS, length)
+    largest = max((block for block, _ in ir.decoder.counts), key=block_bytes)
+    live = min(1.0, _live(largest, batch, 2) * batch / tokens) if tokens else 1.0
+    return live + (1 - live) * _AGAIN
+
+
+def _looks(target: ModelIR, passes: Sequence[Pass]) -> bool:
+    """Whether something looks at the calibration text."""
+    return graph.outside(passes) is not None or graph.calibrated(passes, target)
+
+
+def _source(choice: TextChoice) -> TextSource:
+    return TextSource(choice.dataset, choice.samples, choice.length, choice.seed)
 
 
 def _forward(ir: ModelIR) -> float:

@@ -6,25 +6,34 @@ and perplexity on a part of the evaluation text. Weights must be at hand. Trials
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes import graph
 from passes.base import Pass
 from passes.calibration import TextSource, token_blocks, tokens_digest
-from passes.checkpoint import Checkpoint, read_json, write_json
-from passes.content_key import code_digest, content_key, folder_identity
+from passes.checkpoint import Checkpoint, read_json, readable, write_json
+from passes.content_key import content_key, source_identity
 from passes.devices import compute_devices, compute_dtype
+from passes.family import unwalkable
+from passes.ir.model import ModelIR
 from passes.ir.sources import Source
+from passes.job import Progress
+from passes.lock import only_one
+from passes.machine_errors import clear_disk_errors, clear_memory_errors
 from passes.reason import InputError
+from passes.resolve import Resolver
+from passes.steps import Report, Steps
 from planner.quality import Quality
 from planner.search import SearchResult
 from planner.spec import Spec, TextChoice
 from targets.quantity import Basis, Quantity
 
 if TYPE_CHECKING:
+    import torch
+
     from passes.evaluate import Measured
 
 #: Chains that are tried, the best of the prediction first.
@@ -60,7 +69,11 @@ def _made_here(one: Pass) -> bool:
 
 
 def trials(
-    spec: Spec, source: Source, result: SearchResult, work: Path, say: Callable[[str], None] = lambda text: None
+    spec: Spec,
+    source: Source,
+    result: SearchResult,
+    work: Path,
+    progress: Callable[[Progress], None] = lambda event: None,
 ) -> dict[tuple[Pass, ...], Trial]:
     """Try the leading chains. Raises InputError where the weights are not at hand."""
     if not source.has_weights:
@@ -68,44 +81,81 @@ def trials(
             f"{source.ir.name}: only its description is known here, so nothing can be measured",
             remedy="name a folder with safetensors or a .gguf file, or plan without --measure",
         )
+    if (why := unwalkable(source.ir)) is not None:
+        raise InputError(f"{source.ir.name}: nothing can be measured: {why}", remedy="plan without --measure")
     from passes.execute import calm_libraries
 
     calm_libraries()
-    work.mkdir(parents=True, exist_ok=True)
-    folder = source.materialize(work)
-    return dict(_tried(spec, source, folder, work, leading(result), say))
+    with clear_disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    with only_one(work), clear_memory_errors():
+        folder = source.materialize(work)
+        return dict(_tried(spec, source, folder, work, leading(result), progress))
 
 
 def _tried(
-    spec: Spec, source: Source, folder: Path, work: Path, chains: list[tuple[Pass, ...]], say: Callable[[str], None]
+    spec: Spec,
+    source: Source,
+    folder: Path,
+    work: Path,
+    chains: list[tuple[Pass, ...]],
+    progress: Callable[[Progress], None],
 ) -> Iterator[tuple[tuple[Pass, ...], Trial]]:
-    from passes.contest import trial
-    from passes.evaluate import Measured, Side
-    from passes.resolve import Resolver
-
     trust = spec.trust_remote_code
     fitted = token_blocks(_part(spec.calibration, _FITTED, trust), folder)
     judging = token_blocks(_part(spec.evaluation, _JUDGING, trust), folder)
-    device = compute_devices()[0]
-    dtype = compute_dtype(source.ir.dtype)
-    identity: list[object] = [folder_identity(folder), str(dtype), device.type, code_digest()]
+    bench = _Bench(source.ir, folder, work, fitted, judging, compute_dtype(source.ir.dtype), compute_devices())
     for number, chain in enumerate(chains, start=1):
-        say(f"trying {number} of {len(chains)}: {' → '.join(one.text() for one in chain)}")
-        key = content_key("trial", graph.to_json(chain), tokens_digest(fitted), tokens_digest(judging), identity)
-        path = work / f"trial-{key}.json"
-        if not path.exists():
+        yield chain, bench.trial(chain, _told(progress, f"{number} of {len(chains)}: "))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What chains are tried on: a source, the text they are fitted to, the text that judges them."""
+
+    source: ModelIR
+    folder: Path
+    work: Path
+    fitted: torch.Tensor
+    judging: torch.Tensor
+    dtype: torch.dtype
+    devices: Sequence[torch.device]
+
+    def trial(self, chain: tuple[Pass, ...], progress: Callable[[Progress], None]) -> Trial:
+        """A chain tried, once."""
+        from passes.evaluate import Measured
+
+        identity = source_identity(self.folder, self.dtype, self.devices)
+        texts = tokens_digest(self.fitted), tokens_digest(self.judging)
+        key = content_key("trial", graph.to_json(chain), texts, identity)
+        path = self.work / f"trial-{key}.json"
+        if not readable(path):
+            steps = Steps(self.work, progress)
+            weights = Checkpoint(self.folder)
             resolver = Resolver(
-                source.ir, Checkpoint(folder), fitted, work, dtype, device, identity,
-                lambda name, key, done, make: None if done else make(lambda n, total: None),
-            )  # fmt: skip
+                self.source, weights, self.fitted, self.work, self.dtype, self.devices[0], identity, steps
+            )
             passes = resolver.resolved(chain)
-            measured = trial(
-                passes, graph.rewrite(source.ir, passes), Side(resolver.dense, resolver.weights), fitted, judging,
-                work / f"trial-{key}", dtype, device, reference=Side(source.ir, Checkpoint(folder)),
-            )  # fmt: skip
-            write_json(path, {"passes": graph.to_json(passes), "measured": asdict(measured)})
+            steps.run("trial", key, False, lambda report: self._make(passes, resolver, path, report))
         saved = read_json(path, "trial")
-        yield chain, Trial(graph.from_json(saved["passes"]), _quality(Measured(**saved["measured"])))
+        return Trial(graph.from_json(saved["passes"]), _quality(Measured(**saved["measured"])))
+
+    def _make(self, passes: Sequence[Pass], resolver: Resolver, path: Path, report: Report) -> None:
+        from passes.contest import trial
+        from passes.evaluate import Side
+
+        names, blocks = " → ".join(one.text() for one in passes), 3 * len(self.source.decoder.layers)
+        measured = trial(
+            passes, graph.rewrite(self.source, passes), Side(resolver.dense, resolver.weights), self.fitted, self.judging,
+            path.with_suffix(""), self.dtype, self.devices[0], reference=Side(self.source, Checkpoint(self.folder)),
+            progress=lambda done: report(min(done, blocks), blocks, names),
+        )  # fmt: skip
+        write_json(path, {"passes": graph.to_json(passes), "measured": asdict(measured)})
+
+
+def _told(progress: Callable[[Progress], None], which: str) -> Callable[[Progress], None]:
+    """Tells of a chain's steps under names that say which chain it is."""
+    return lambda event: progress(replace(event, step=which + event.step))
 
 
 def _part(choice: TextChoice, samples: int, trust_remote_code: bool) -> TextSource:

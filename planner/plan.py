@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from passes.base import Pass
 from passes.calibration import refuse_same_text
-from passes.graph import from_json, rewrite, to_json
+from passes.graph import from_json, missing, rewrite, to_json
 from passes.ir.sources import Source, open_model
 from passes.reason import DoesNotFitError, GoalMissedError, InputError, StalePlanError
 from planner.alternatives import alternatives
@@ -29,6 +29,7 @@ from planner.version import VERSION
 from targets.engines import find_engine
 
 if TYPE_CHECKING:
+    from passes.job import Progress
     from planner.measure import Trial
 
 #: The parts of a spec that name texts.
@@ -56,7 +57,7 @@ class Plan:
 
 
 def plan(
-    spec: Spec | str | Path, *, measure: Path | None = None, say: Callable[[str], None] = lambda text: None
+    spec: Spec | str | Path, *, measure: Path | None = None, progress: Callable[[Progress], None] = lambda event: None
 ) -> Plan:
     """Choose for a spec. A plan is returned also when nothing meets the goals; `feasible` says so.
 
@@ -72,7 +73,7 @@ def plan(
     if measure is not None:
         from planner.measure import trials
 
-        tried = trials(spec, source, result, measure, say)
+        tried = trials(spec, source, result, measure, progress)
         result = search(spec, source.ir, measured={chain: trial.quality for chain, trial in tried.items()})
     chosen = _resolved(result.chosen, source, tried)
     document: dict[str, Any] = {
@@ -117,9 +118,9 @@ def _place(name: str) -> str:
 
 
 def _chosen(spec: Spec, verdict: Verdict, source: Source) -> dict[str, Any]:
-    missing = [text for text in (p.missing() for p in verdict.candidate.passes) if text]
+    lacking = list(missing(source.ir, verdict.candidate.passes))
     if not source.has_weights:
-        missing.append("the weights: only the description of the model is here")
+        lacking.append("the weights: only the description of the model is here")
     return {
         "engine": _engine(verdict),
         "label": verdict.candidate.label,
@@ -140,8 +141,8 @@ def _chosen(spec: Spec, verdict: Verdict, source: Source) -> dict[str, Any]:
         "tensor_bytes": verdict.ir.tensor_bytes,
         "apply": effort(spec, source.ir, verdict.ir, verdict.candidate.passes).as_json(),
         "state": "resolved" if all(p.resolved for p in verdict.candidate.passes) else "bounded",
-        "executable": not missing,
-        "missing": missing,
+        "executable": not lacking,
+        "missing": lacking,
         "notes": list(verdict.notes),
     }
 
@@ -194,7 +195,8 @@ def digest(document: Mapping[str, Any]) -> str:
 
 def save(document: Mapping[str, Any], path: Path) -> None:
     """Write a plan atomically; its folder is made where it is missing."""
-    from passes.checkpoint import clear_disk_errors, write_json
+    from passes.checkpoint import write_json
+    from passes.machine_errors import clear_disk_errors
 
     with clear_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

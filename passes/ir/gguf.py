@@ -110,6 +110,7 @@ class _Reader:
         raise self.fail(f"unknown metadata type {kind}")
 
     def array(self) -> Any:
+        """An array of metadata; of a long one, which is skipped, its length."""
         kind, length = self.scalar("I"), self.scalar("Q")
         if length > _MAX_ITEMS:
             raise self.fail(f"an array claims {length:,} items")

@@ -141,6 +141,15 @@ def read_file_header(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file is there with all that its header names."""
+    try:
+        read_file_header(path)
+    except InputError:
+        return False
+    return True
+
+
 PICKLE_REMEDY = (
     "Pickle files can run code when loaded. Use a safetensors version of the model, "
     "or convert it with transformers' save_pretrained."

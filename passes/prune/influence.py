@@ -9,14 +9,19 @@ where kinds alternate there may be no such run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.adapters import Decoder
-from passes.checkpoint import Weights
+from passes.checkpoint import Weights, read_json, write_json
 from passes.evaluate import Side, evaluate
+from passes.held import BATCH_TOKENS
+from passes.hidden import Hidden
 from passes.ir.model import ModelIR
 from passes.members import dense_block
 from passes.prune.depth import DepthPrune, candidates, renumbered
+from passes.steps import part_of
+from passes.text_parts import JUDGED_TOKENS
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +56,8 @@ class RenumberedWeights:
         return self._prefixes.get(name[:end], name[:end]) + name[end:]
 
 
-#: Enough for the KL of two sets of dropped blocks, which lie far apart; a forward costs what it costs.
-_JUDGED_TOKENS = 4096
+#: Sets that are held against each other at most.
+_SETS = 2
 
 
 def choose_blocks(
@@ -60,57 +65,88 @@ def choose_blocks(
     weights: Weights,
     count: int,
     tokens: torch.Tensor,
+    folder: Path,
     dtype: torch.dtype,
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[int, ...]:
     """The `count` blocks whose removal costs least on `tokens` `[S, T]`; the first and the last block always stay.
 
-    Influence sees all tokens; the two sets it names are held against each other on the last `_JUDGED_TOKENS` of them.
+    Influence sees all tokens; the two sets it names are held against each other on the last `JUDGED_TOKENS` of them.
+    `folder` keeps what was found: a run that was killed goes on there.
     """
-    influence, ends = _influence(ir, weights, count, tokens, dtype, device)
-    depth, free = len(ir.decoder.layers), candidates(ir.decoder)
+    depth = len(ir.decoder.layers)
+    total = _SETS * 2 * depth + depth
+    influence, ends = _influence(
+        ir, weights, count, tokens, folder / "influence", dtype, device, part_of(progress, 0, total)
+    )
+    free = candidates(ir.decoder)
     lowest = tuple(sorted(sorted(free, key=lambda block: influence[block])[:count]))
     runs = [start for start in free if set(range(start, start + count)) <= set(free)]
     shortest = [tuple(range(start, start + count)) for start in sorted(runs, key=lambda block: ends[block])[:1]]
     sets = dict.fromkeys((lowest, *shortest))
     if len(sets) == 1:
         return lowest
-    judged = tokens[-max(1, _JUDGED_TOKENS // tokens.shape[1]) :]
+    judged = tokens[-max(1, JUDGED_TOKENS // tokens.shape[1]) :]
     costs = {}
     for number, dropped in enumerate(sets):
         one = DepthPrune(count, dropped)
         result = Side(one.rewrite(ir), RenumberedWeights(weights, ir, one.kept(depth)))
-        costs[dropped] = evaluate(Side(ir, weights), result, judged, dtype, device).kl
-        progress(number + 1, len(sets))
+        done = depth + number * 2 * depth
+        path = folder / f"set-{number}.json"
+        if not path.exists():
+            told = part_of(progress, done, total)
+            found = evaluate(
+                Side(ir, weights), result, judged, folder / f"set-{number}", dtype, device, progress=told
+            )  # fmt: skip
+            write_json(path, {"kl": found.kl})
+        costs[dropped] = read_json(path, "measurement")["kl"]
+        progress(done + 2 * depth, total)
     return min(costs, key=lambda dropped: costs[dropped])
 
 
 def _influence(
-    ir: ModelIR, weights: Weights, count: int, tokens: torch.Tensor, dtype: torch.dtype, device: torch.device
+    ir: ModelIR,
+    weights: Weights,
+    count: int,
+    tokens: torch.Tensor,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Callable[[int], None],
 ) -> tuple[list[float], dict[int, float]]:
-    """Of each block 1 − mean cos(input, output); of each start the same across `count` blocks."""
+    """Of each block 1 − mean cos(input, output); of each start the same across `count` blocks. A run that was killed goes on."""
     import torch
 
     decoder = Decoder(ir, weights, dtype, device)
-    hidden = decoder.embed(torch.split(tokens, max(1, 4096 // tokens.shape[1])))
-    recent: list[list[torch.Tensor]] = [hidden]
-    influence: list[float] = []
-    across: dict[int, float] = {}
-    for index in range(len(decoder)):
+    batches = torch.split(tokens, max(1, BATCH_TOKENS // tokens.shape[1]))
+    hidden = Hidden(folder / "hidden", len(batches))
+    path = folder / "influence.json"
+    saved = read_json(path, "measurement") if path.exists() else {"influence": [], "across": []}
+    influence, across = list(saved["influence"]), list(saved["across"])
+    start = len(influence)
+    if start < len(decoder):
+        hidden.embed([decoder], batches, start)
+    for index in range(start, len(decoder)):
         with decoder.block(index, dense_block(ir, index, weights)) as layer:
-            hidden = [decoder.run(layer, index, each) for each in hidden]
-        influence.append(_distance(recent[-1], hidden))
-        recent.append(hidden)
-        if len(recent) > count:
-            across[index + 1 - count] = _distance(recent.pop(0), hidden)
-    return influence, across
+            hidden.run(decoder, layer, index)
+        influence.append(_distance(hidden, index, index + 1))
+        if (first := index + 1 - count) >= 0:
+            across.append(_distance(hidden, first, index + 1))
+        write_json(path, {"influence": influence, "across": across})
+        if first >= 0:
+            hidden.drop(first)
+        progress(index + 1)
+    hidden.clear()
+    return influence, dict(enumerate(across))
 
 
-def _distance(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+def _distance(hidden: Hidden, before: int, after: int) -> float:
     import torch
 
-    total = sum(
-        float(torch.cosine_similarity(a.float(), b.float(), dim=-1).sum()) for a, b in zip(before, after, strict=True)
-    )
-    return 1.0 - total / sum(a.shape[0] * a.shape[1] for a in before)
+    cosines, tokens = 0.0, 0
+    for batch in range(len(hidden)):
+        one, two = (hidden.read(block, batch).float() for block in (before, after))
+        cosines += float(torch.cosine_similarity(one, two, dim=-1).sum())
+        tokens += one.shape[0] * one.shape[1]
+    return 1.0 - cosines / tokens

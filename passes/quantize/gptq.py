@@ -61,7 +61,7 @@ class Factor:
         return (1.0 / torch.diagonal(self.upper).square()).where(self.diagonal[self.order] > 0, 0.0)
 
 
-def factorise(hessian: torch.Tensor, damping: float, order: torch.Tensor, where: str) -> Factor:
+def factorize(hessian: torch.Tensor, damping: float, order: torch.Tensor, where: str) -> Factor:
     """Damped inverse factor of H `[K, K]` under a column order. Raises TightfitError for a Hessian that no damping mends."""
     import torch
 
@@ -127,7 +127,7 @@ def gptq(
     import torch
 
     order = column_order(torch.diagonal(hessian), options.order, grid.group_size, mask.run if mask else 0)
-    factor = factorise(hessian, options.damping, order, where)
+    factor = factorize(hessian, options.damping, order, where)
     size = grid.group_size if grid.group_size > 0 else weight.shape[1]
     group_of_position = (
         torch.arange(weight.shape[1], device=weight.device) // size if options.order == "full" else factor.order // size
@@ -154,7 +154,7 @@ def sparse(
     import torch
 
     order = column_order(torch.diagonal(hessian), "static", -1, mask.run)
-    return _with_zeros(weight, hessian, factorise(hessian, options.damping, order, where), mask)
+    return _with_zeros(weight, hessian, factorize(hessian, options.damping, order, where), mask)
 
 
 def _with_zeros(weight: torch.Tensor, hessian: torch.Tensor, factor: Factor, mask: Mask) -> tuple[torch.Tensor, float]:

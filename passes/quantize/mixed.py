@@ -16,7 +16,7 @@ from passes.base import Pass
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.ir.model import Block, Linear, ModelIR
-from passes.quantize.quantize import DAMPING, Quantize
+from passes.quantize.quantize import DAMPING, Quantize, damping_text
 from passes.reason import DoesNotFitError, Reason
 
 Assigned = tuple[tuple[str, Format], ...]
@@ -100,8 +100,7 @@ class QuantizeMixed(Pass):
     def text(self) -> str:
         """`quantize{gptq, mixed-5 of w4a16-g64, w8a16-channel, bf16}`."""
         formats = ", ".join(form.label for form in self.palette)
-        damped = "" if self.damping == DAMPING else f", damping {self.damping:g}"
-        return f"quantize{{{self.method}, mixed-{self.bpw:g} of {formats}{damped}}}"
+        return f"quantize{{{self.method}, mixed-{self.bpw:g} of {formats}{damping_text(self.damping)}}}"
 
 
 def groups(ir: ModelIR, options: tuple[Format, ...]) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:

@@ -89,10 +89,14 @@ class Quantize(Pass):
 
     def text(self) -> str:
         """`quantize{gptq, w4a16-g64}`, with how many matrices take another format, and what else is not as usual."""
-        damped = "" if self.damping == DAMPING else f", damping {self.damping:g}"
         mixed = f", {len(self.assigned)} assigned" if self.assigned else ""
         by = "" if self.backend == "native" else f", by {self.backend}"
-        return f"quantize{{{self.method}, {self.storage.label}{mixed}{damped}{by}}}"
+        return f"quantize{{{self.method}, {self.storage.label}{mixed}{damping_text(self.damping)}{by}}}"
+
+
+def damping_text(damping: float) -> str:
+    """What a pass's text says of its damping; nothing where it is the usual one."""
+    return "" if damping == DAMPING else f", damping {damping:g}"
 
 
 def _names(ir: ModelIR) -> set[str]:

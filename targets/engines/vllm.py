@@ -8,23 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from typing import ClassVar
 
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
-from passes.formats.published import Published
 from passes.formats.resident import resident_model
-from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.ir.model import Block, ModelIR, Role
 from passes.ir.state import FullKV, LatentKV, LayerState
 from passes.reason import Reason
 from targets.engines import memory_terms
 from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
+from targets.engines.fp8_blocks import fp8_block, fp8_block_reasons
 from targets.engines.kv_blocks import CacheSettings, Layout, build_layout
-from targets.engines.residence import Ranks, local_shape, stage_blocks, weights_per_stage
+from targets.engines.residence import stage_blocks, weights_per_stage
 from targets.engines.stored import stored_as
 from targets.engines.versions import Rules, rules_for
 from targets.gpu import Gpu
@@ -46,8 +45,6 @@ _LEAST_CAPABILITY = (
 #: Share of a card that may be asked for where the default does not do, and the smallest step of the profile run worth trying.
 _FULLER, _SMALL_STEP = 0.95, 2048
 _KERNEL_GROUPS = (-1, 32, 64, 128)
-#: Matrices whose rows tensor parallelism cuts; mixers' are cut in parts of their own, which are not looked at.
-_CUT_BY_OUTPUT = (Role.Q, Role.K, Role.V, Role.QKV, Role.Q_UP, Role.KV_UP, Role.GATE, Role.UP, Role.GATE_UP)
 
 
 def storages(ir: ModelIR) -> set[Format]:
@@ -76,7 +73,7 @@ class Vllm(Engine):
         reasons += self._cache_reasons(ir, gpu)
         reasons += _expert_reasons(ir)
         reasons += _parallel_reasons(ir, settings.parallel)
-        reasons += [] if gpu.is_cpu else _fp8_block_reasons(ir, settings.parallel)
+        reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
         if settings.block_size is not None and settings.block_size % _BLOCK:
             message = (
                 f"vLLM's attention kernels take cache blocks of multiples of {_BLOCK} tokens, not {settings.block_size}"
@@ -331,8 +328,8 @@ def _parallel_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
     for block, _ in ir.decoder.counts:
         for linear in block.linears:
             group = getattr(linear.storage, "group_size", 0) or 0
-            # Experts stay whole under expert parallelism; FP8 blocks have rules of their own (`_fp8_block_reasons`).
-            whole = (linear.copies > 1 and parallel.ep > 1) or _fp8_block(linear.storage) is not None
+            # Experts stay whole under expert parallelism; FP8 blocks have rules of their own (`fp8_blocks`).
+            whole = (linear.copies > 1 and parallel.ep > 1) or fp8_block(linear.storage) is not None
             if whole or linear.role not in (Role.O, Role.DOWN) or group <= 0:
                 continue
             if math.ceil(linear.in_features / parallel.tp) % group:
@@ -342,70 +339,3 @@ def _parallel_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
                     Reason("group_size_does_not_divide_shard", message, "a smaller group size or fewer cards"),
                 ]
     return out
-
-
-def _fp8_block_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
-    """Blocks of FP8 scales that two parts of a fused matrix, or two cards, would have to share.
-
-    `validate_fp8_block_shape` and `validate_fp8_block_shape_moe` of vLLM 0.32 (quantization/utils/fp8_utils.py): every part of
-    a fused matrix but the last holds whole blocks of rows, the last one too where the rows are cut by tensor parallelism; every
-    card holds whole blocks of the inputs of a matrix that is cut by them; experts' gates and ups hold whole blocks always.
-    """
-    ranks = Ranks(parallel.tp, parallel.ep)
-    found = (_straddling(block, ranks) for block, _ in ir.decoder.counts)
-    return [reason for reason in found if reason is not None][:1]
-
-
-@lru_cache(maxsize=1 << 14)
-def _straddling(block: Block, ranks: Ranks) -> Reason | None:
-    for linear, what, size, whole in _in_whole_blocks(block, ranks):
-        if size % whole:
-            where = f" on each of {ranks.tp} cards" if ranks.tp > 1 else ""
-            message = f"{size} {what} of {linear.name}{where} are not whole blocks of {whole}, which vLLM needs"
-            remedies = [] if isinstance(linear.storage, Published) else ["fp8 (a scale an output channel)"]
-            remedies += ["fewer cards"] if ranks.tp > 1 else []
-            remedy = ", or ".join(remedies) or "the dense model that it was made from"
-            return Reason("fp8_block_does_not_divide_part", message, remedy, {"size": size, "block": whole})
-    return None
-
-
-def _in_whole_blocks(block: Block, ranks: Ranks) -> Iterator[tuple[Linear, str, int, int]]:
-    """(matrix, `rows` or `inputs`, how many one card holds, the block that must divide them)."""
-    fused: dict[tuple[str, bool], list[Linear]] = {}
-    for linear in block.linears:
-        fused.setdefault((linear.agree or linear.name, linear.role is Role.DOWN), []).append(linear)
-    for members in fused.values():
-        shape, first = _fp8_block(members[0].storage), members[0]
-        if shape is None:
-            continue
-        if ranks.tp > 1 and first.role in (Role.O, Role.DOWN):
-            yield from ((lin, "inputs", local_shape(lin, ranks, block.state)[1], shape[1]) for lin in members)
-        parts = [(lin, rows) for lin in members for rows in _parts(lin, ranks, block.state)]
-        cut = ranks.tp > 1 and first.role in _CUT_BY_OUTPUT
-        if first.copies > 1:
-            parts = [] if first.role is Role.DOWN else parts
-        elif isinstance(first.storage, Published) and len(parts) > 1:
-            # vLLM takes publishers' files (`quant_method: fp8`) as they are: `_maybe_allow_fp8_block_shape_mismatch` in linear.py.
-            parts = []
-        elif not cut:
-            parts = parts[:-1]
-        yield from ((lin, "rows", rows, shape[0]) for lin, rows in parts)
-
-
-def _parts(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, ...]:
-    """Rows of each matrix that a stored one holds, on one card."""
-    rows, _, _ = local_shape(linear, ranks, state)
-    if linear.role is Role.GATE_UP:
-        return rows // 2, rows - rows // 2
-    if linear.role is Role.QKV and isinstance(state, FullKV):
-        heads = max(1, state.kv_heads // ranks.tp)
-        keys, values = heads * state.head_dim, heads * state.v_head_dim
-        return rows - keys - values, keys, values
-    return (rows,)
-
-
-def _fp8_block(form: Format) -> tuple[int, int] | None:
-    """Rows and inputs that share a scale, None in other formats."""
-    if isinstance(form, FloatQuantized):
-        return form.block
-    return (form.group, form.group) if isinstance(form, Published) and form.layout == "fp8-block" else None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from passes.job import Progress
 from passes.reason import InputError
 from planner import plan as plans
 from planner.measure import LEADING
@@ -33,9 +34,12 @@ def spec(tmp_path: Path) -> Path:
 
 
 def test_the_leading_candidates_are_tried_and_kept(spec: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    made = plans.plan(spec, measure=tmp_path / "work", say=said.append)
-    assert made.result.chosen is not None and len(said) == LEADING
+    said: list[Progress] = []
+    made = plans.plan(spec, measure=tmp_path / "work", progress=said.append)
+    assert made.result.chosen is not None
+    assert {event.step for event in said if event.step.endswith("trial")} == {
+        f"{number} of {LEADING}: trial" for number in range(1, LEADING + 1)
+    }
     assert made.result.chosen.quality.kl.basis is Basis.MEASURED
     assert made.document["chosen"]["state"] == "resolved"
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("trial-*.json")}

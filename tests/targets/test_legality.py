@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +13,7 @@ from passes.quantize.scheme import parse_scheme
 from targets.engines import exllamav2, exllamav3, find_engine
 from targets.engines.engine import Parallel, Settings
 from targets.gpu import find_gpu
-
-_PACKAGES = Path.home() / ".cache/tightfit/backends/tools/lib/python3.11/site-packages"
+from tests.backends.conftest import environment
 
 
 def stored(model: str, weights: str) -> ModelIR:
@@ -92,13 +90,13 @@ def test_dropped_blocks_leave_windows_where_exllama_does_not_look_for_them() -> 
     assert refused("vllm", ir, "RTX 4090") == []
 
 
-@pytest.mark.skipif(not _PACKAGES.exists(), reason="the ExLlama packages are not installed")
 def test_the_lists_are_those_of_the_packages() -> None:
-    text = (_PACKAGES / "exllamav2" / "architecture.py").read_text()
+    packages = next((environment("tools").parents[1] / "lib").glob("python3*/site-packages"))
+    text = (packages / "exllamav2" / "architecture.py").read_text()
     named = set(re.findall(r'arch_string == "(\w+)"', text)) | {"LlamaForCausalLM"}
     named |= {name for names in re.findall(r"arch_string in \[(.*)\]", text) for name in re.findall(r"\w+", names)}
     assert named - {"LlavaForConditionalGeneration", "Mistral3ForConditionalGeneration"} == exllamav2.ARCHITECTURES
-    folder = _PACKAGES / "exllamav3" / "architecture"
+    folder = packages / "exllamav3" / "architecture"
     strings = {
         name
         for file in folder.glob("*.py")

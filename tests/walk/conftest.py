@@ -22,7 +22,7 @@ def save_family(family: str, folder: Path, dtype: torch.dtype = torch.bfloat16, 
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.2)
     model.to(dtype).save_pretrained(folder)
-    _save_tokenizer(folder)
+    save_tokenizer(folder)
     return folder
 
 
@@ -36,11 +36,11 @@ def save_tiny_llama(folder: Path, blocks: int = BLOCKS, dtype: torch.dtype = tor
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
-    _save_tokenizer(folder)
+    save_tokenizer(folder)
     return folder
 
 
-def _save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path) -> None:
     """One token a byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -41,7 +41,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_next": _MOE | _HEADS | _DELTA,
     "bloom": {"n_head": 4, "n_layer": 2}, "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128},
     "gptj": {"n_embd": 64, "n_head": 4, "n_layer": 2, "rotary_dim": 8, "n_positions": 128, "n_inner": 128},
-    "ministral3": _HEADS, "gemma4_text": _HEADS | {"sliding_window": 16, "vocab_size_per_layer_input": 300},
+    "ministral3": _HEADS, "gemma4_text": _HEADS | {"sliding_window": 16, "hidden_size_per_layer_input": 0},
     "qwen3_5_text": _HEADS | _DELTA, "qwen3_5_moe_text": _MOE | _HEADS | _DELTA, "deepseek_v32": _MLA, "glm_moe_dsa": _MLA,
     "nemotron_h": {},
     "kimi_linear": _MOE | _MLA | {

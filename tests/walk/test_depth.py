@@ -150,7 +150,7 @@ def test_blocks_are_measured_among_the_commonest_kind_and_the_result_is_built(fa
     _saved(family, tmp_path / "model")
     ir, weights = open_model(tmp_path / "model").ir, Checkpoint(tmp_path / "model")
     tokens = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
-    dropped = choose_blocks(ir, weights, 2, tokens, FP32, CPU)
+    dropped = choose_blocks(ir, weights, 2, tokens, tmp_path / "chosen", FP32, CPU)
     assert set(dropped) <= set(candidates(ir.decoder))
     pruned, least = DepthPrune(2, dropped).rewrite(ir), DepthPrune(2).rewrite(ir)
     assert pruned.tensor_bytes == least.tensor_bytes
@@ -226,7 +226,7 @@ def test_a_block_that_does_nothing_is_the_one_to_drop(tmp_path: Path, tokens: to
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         tensors[f"model.layers.2.{name}.weight"].zero_()
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    assert choose_blocks(open_model(model).ir, Checkpoint(model), 1, tokens, FP32, CPU) == (2,)
+    assert choose_blocks(open_model(model).ir, Checkpoint(model), 1, tokens, tmp_path / "chosen", FP32, CPU) == (2,)
 
 
 def test_prune_quantize_and_kv_cache_are_one_graph(llama: Path, llama_ir: ModelIR, tmp_path: Path) -> None:

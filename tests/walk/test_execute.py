@@ -21,10 +21,12 @@ from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, Pack
 from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
 from passes.job import Job, Outcome, Progress
 from passes.kv_cache import KVCachePass
 from passes.quantize.quantize import Quantize
 from passes.reason import GoalMissedError, InputError, TightfitError
+from tests.walk.conftest import save_tokenizer
 
 CHAIN = (Quantize("gptq", PackQuantized(4, 32)), KVCachePass("fp8", True))
 
@@ -223,13 +225,42 @@ def test_nan_weights_end_in_a_clear_message_and_a_resumable_state(job: Job, tmp_
     assert state["done"] == 2
 
 
-def test_ctrl_c_is_a_message_and_the_next_run_resumes(job: Job) -> None:
+def test_a_run_that_was_interrupted_resumes(job: Job) -> None:
     def interrupt(event: Progress) -> None:
         if event.step == "walk" and event.done == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(TightfitError, match="interrupted"):
+    with pytest.raises(KeyboardInterrupt):
         execute(job, interrupt)
     blocks: list[int] = []
     execute(job, lambda event: blocks.append(event.done) if event.step == "walk" and event.total > 1 else None)
     assert blocks == [3, 4]
+
+
+_NO_CLASS = {
+    "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000, "torch_dtype": "float32", "bias": False, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def without_class(tmp_path: Path) -> Path:
+    """A model of a family that transformers has no class for."""
+    folder = tmp_path / "internlm2"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(_NO_CLASS))
+    tensors = {tensor.name: torch.randn(tensor.shape) for tensor in open_model(folder).ir.tensors()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tokenizer(folder)
+    return folder
+
+
+def test_a_family_without_a_class_is_rounded_and_said_not_to_be_measured(job: Job, without_class: Path) -> None:
+    rounded = (Quantize("rtn", FloatQuantized(-1)),)
+    outcome = execute(replace(job, source=open_model(without_class).ir, folder=without_class, passes=rounded))
+    assert outcome.measured is None and (job.out / MARKER).exists()
+    with pytest.raises(InputError, match="no model class for 'internlm2'"):
+        execute(replace(job, source=open_model(without_class).ir, folder=without_class))
+    with pytest.raises(InputError, match="cannot write its own calibration text"):
+        token_blocks(TextSource("self", 2, 16), without_class)

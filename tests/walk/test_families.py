@@ -14,9 +14,11 @@ from passes.base import Pass
 from passes.checkpoint import Checkpoint, Weights, write_shard
 from passes.decoded import DecodedCheckpoint
 from passes.evaluate import Side, evaluate
+from passes.family import SAME_CLASS, WITHOUT_CLASS
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.format import Format
+from passes.ir import catalog
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
@@ -52,7 +54,7 @@ def walked(source: Path, chain: tuple[Pass, ...], name: str, folder: Path) -> tu
     outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]
     write_shard(folder / "shards" / "model-00000.safetensors", weights.read(outer))
     result = DecodedCheckpoint(Checkpoint(folder / "shards"), target, FP32)
-    return evaluate(Side(ir, weights), Side(ir, result), IDS, FP32, CPU).kl, state, walk
+    return evaluate(Side(ir, weights), Side(ir, result), IDS, folder / "evaluate", FP32, CPU).kl, state, walk
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -74,7 +76,19 @@ def test_decoders_of_models_that_see_are_walked_with_text(family: str, tmp_path:
     torch.testing.assert_close(found, whole, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "phi3", "opt", "falcon", *_ROUTED])
+def test_the_list_of_types_without_a_class_is_what_transformers_lacks() -> None:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *SAME_CLASS}
+    described = (catalog.entry(name).config for name in catalog.ids())
+    kinds = {str(config["model_type"]) for config in described if "routed_expert_hidden_size" not in str(config)}
+    assert kinds - known == WITHOUT_CLASS
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma4_text", "phi3", "opt", "falcon", *_ROUTED])
 def test_eight_bits_are_nearly_lossless_whatever_the_family(family: str, tmp_path: Path) -> None:
     """A matrix fed with the wrong inputs, stored under a wrong name or twice rounded would show."""
     save_tiny(family, tmp_path / "source")
@@ -137,3 +151,14 @@ def test_awq_stores_scaled_weights_that_compute_the_same(tmp_path: Path) -> None
     kl, _, _ = walked(tmp_path / "source", (Quantize("awq", Awq(32)),), "awq", tmp_path / "awq")
     plain, _, _ = walked(tmp_path / "source", (Quantize("rtn", Awq(32)),), "rtn", tmp_path / "rtn")
     assert kl < plain
+
+
+def test_gemma_4_with_experts_beside_its_mlp_is_walked(tmp_path: Path) -> None:
+    experts = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
+    model = save_tiny("gemma4_text", tmp_path / "source", **experts)
+    with torch.no_grad():
+        whole = model(IDS[:2], use_cache=False).logits
+    source = tmp_path / "source"
+    torch.testing.assert_close(through(open_model(source).ir, Checkpoint(source), IDS[:2]), whole, atol=1e-3, rtol=1e-3)
+    chain = (Quantize("gptq", PackQuantized(8, 32)), KVCachePass("fp8", True))
+    assert walked(source, chain, "gptq", tmp_path / "walk")[0] < 0.05

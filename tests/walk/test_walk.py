@@ -111,13 +111,13 @@ def test_hidden_states_go_on_from_the_decoded_weights(
     carried: list[list[torch.Tensor]] = []
 
     def keep(report: object, blocks: int) -> None:
-        latest = sorted(tmp_path.glob("hidden-*.safetensors"))[-1]
-        carried.append(list(load_file(latest).values()))
+        latest = sorted((tmp_path / "hidden").iterdir())[-1]
+        carried.append([load_file(path)["hidden"] for path in sorted(latest.iterdir())])
 
     walk(llama, llama_ir, tokens, tmp_path, progress=keep).run()
     weights = decoded(llama, llama_ir, tmp_path)
     decoder = Decoder(llama_ir, weights, FP32, CPU)
-    hidden = decoder.embed(tokens.split(4))
+    hidden = list(decoder.embed(tokens.split(4)))
     for index in range(len(decoder)):
         with decoder.block(index, dense_block(llama_ir, index, weights)) as layer:
             hidden = [decoder.run(layer, index, each) for each in hidden]
@@ -208,7 +208,15 @@ def test_kl_and_perplexity_equal_those_of_whole_models(
 ) -> None:
     walk(llama, llama_ir, tokens, tmp_path, RoundToNearest()).run()
     weights = decoded(llama, llama_ir, tmp_path)
-    measured = evaluate(Side(llama_ir, Checkpoint(llama)), Side(llama_ir, weights), tokens, FP32, CPU, batch_tokens=64)
+    measured = evaluate(
+        Side(llama_ir, Checkpoint(llama)),
+        Side(llama_ir, weights),
+        tokens,
+        tmp_path / "eval",
+        FP32,
+        CPU,
+        batch_tokens=64,
+    )
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=FP32).eval()
     with torch.no_grad():
         source = model(tokens).logits.log_softmax(-1)[:, :-1]
@@ -221,8 +229,10 @@ def test_kl_and_perplexity_equal_those_of_whole_models(
     assert measured.tokens == tokens.shape[0] * (tokens.shape[1] - 1)
 
 
-def test_a_model_has_no_distance_from_itself(llama: Path, llama_ir: ModelIR, tokens: torch.Tensor) -> None:
+def test_a_model_has_no_distance_from_itself(
+    llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
+) -> None:
     side = Side(llama_ir, Checkpoint(llama))
-    measured = evaluate(side, side, tokens, FP32, CPU)
+    measured = evaluate(side, side, tokens, tmp_path, FP32, CPU)
     assert measured.kl == pytest.approx(0, abs=1e-6)
     assert measured.log_ppl_increase == 0

@@ -1,0 +1,223 @@
+"""However `optimize apply` is ended (kill -9, Ctrl-C, a full disk, no memory) it says so, and the next run ends with the same files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.walk.conftest import save_tiny_llama
+
+_BLOCKS = 16
+_SPEC = """
+model: model
+target: { gpu: rtx-4090 }
+engine: vllm
+workload: { context: 128, concurrency: 1, input_tokens: 32, output_tokens: 16 }
+passes:
+  quantize: { formats: [w4a16-g32], dense: false }
+  kv_cache: [fp8]
+calibration: { dataset: text.txt, samples: 48, length: 128 }
+evaluation: { dataset: python-reference, samples: 2, length: 64 }
+"""
+_MEASURED = """
+model: model
+target: { gpu: rtx-4090 }
+engine: exllamav2
+workload: { context: 128, concurrency: 1, input_tokens: 32, output_tokens: 16 }
+passes:
+  prune: { depth: 2 }
+  quantize: { formats: [exl2-4.0], dense: false }
+  kv_cache: [auto]
+calibration: { dataset: text.txt, samples: 8, length: 64 }
+evaluation: { dataset: python-reference, samples: 2, length: 64 }
+"""
+
+#: `optimize` with something done to it at a moment of its progress: sys.argv[1] says what, at which step, after how many units.
+_CHILD = """
+import contextlib, os, resource, signal, sys
+import planner.cli, planner.progress
+
+act, step, done = sys.argv[1], sys.argv[2], int(sys.argv[3])
+sys.argv = ["optimize", *sys.argv[4:]]
+
+def reached():
+    if act == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif act == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
+    elif act == "no room for files":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    elif act == "no memory":
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 4096, used + 4096))
+
+@contextlib.contextmanager
+def shown(console):
+    yield lambda event: reached() if event.step == step and event.done >= done and event.total > 1 - (done == 0) else None
+
+planner.progress.shown = shown
+planner.cli.main()
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with a model, a plan, and the result of an apply that nothing ended."""
+
+    folder: Path
+
+    def apply(self, out: str, act: str = "nothing", step: str = "", done: int = 0) -> subprocess.CompletedProcess[str]:
+        """`optimize apply` into a folder, something happening to it."""
+        return subprocess.run(
+            [sys.executable, "-c", _CHILD, act, step, str(done), *self.arguments(out)],
+            capture_output=True, text=True, timeout=300, env=environment(),
+        )  # fmt: skip
+
+    def arguments(self, out: str) -> list[str]:
+        return ["apply", str(self.folder / "tiny.plan.json"), "-o", str(self.folder / out / "made")]
+
+    def content(self, out: str) -> Mapping[str, str]:
+        """Every file of a result by its digest; the certificate, which holds times, without."""
+        folder = self.folder / out / "made"
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != "certificate.json"
+        }
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def _place(folder: Path, spec: str, blocks: int) -> Place:
+    save_tiny_llama(folder / "model", blocks=blocks)
+    (folder / "text.txt").write_text("every block that is finished stays finished, whatever ends the run. " * 400)
+    (folder / "tiny.yaml").write_text(spec)
+    plan = ["plan", str(folder / "tiny.yaml"), "-o", str(folder / "tiny.plan.json")]
+    subprocess.run([sys.executable, "-m", "planner.cli", *plan], check=True, capture_output=True, env=environment())
+    place = Place(folder)
+    whole = place.apply("whole")
+    assert whole.returncode in (0, 4), whole.stderr
+    return place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return _place(tmp_path_factory.mktemp("walked"), _SPEC, _BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return _place(tmp_path_factory.mktemp("measured"), _MEASURED, 8)
+
+
+def finished_blocks(work: Path) -> int:
+    """Blocks that a run in progress has recorded."""
+    states = list(work.glob("walk-*/state.json"))
+    return json.loads(states[0].read_text())["done"] if states else 0
+
+
+@pytest.mark.slow
+def test_five_kills_end_with_the_files_of_an_uninterrupted_run(place: Place) -> None:
+    chance = random.Random(5)
+    work = place.folder / "killed" / ".made.work"
+    progress = [0]
+    for _ in range(5):
+        run = subprocess.Popen(
+            [sys.executable, "-m", "planner.cli", *place.arguments("killed")],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
+        )  # fmt: skip
+        wanted = progress[-1] + chance.randint(1, 3)
+        while run.poll() is None and finished_blocks(work) < wanted:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.02))
+        run.send_signal(signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+        progress.append(finished_blocks(work))
+        assert not (place.folder / "killed" / "made").exists()
+    assert progress == sorted(set(progress)) and progress[-1] < _BLOCKS, "each kill found the walk further on"
+
+    final = place.apply("killed")
+    assert final.returncode in (0, 4) and "Done" in final.stdout
+    resumed = place.content("killed")
+    assert any(name.startswith("launch/") for name in resumed)
+    assert any(name.endswith(".safetensors") for name in resumed)
+    assert resumed == place.content("whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "done"),
+    [
+        ("measure depth", 3), ("measure EXL2", 2), ("measure formats", 3), ("measure formats", 11),
+        ("compare allocations", 3), ("compare allocations", 21), ("assemble", 0), ("evaluate", 10),
+    ],
+)  # fmt: skip
+def test_a_kill_in_any_step_goes_on_there(step: str, done: int, measured: Place) -> None:
+    out = f"{step} {done}"
+    assert measured.apply(out, "kill", step, done).returncode == -signal.SIGKILL
+    assert not (measured.folder / out / "made").exists(), "nothing is published before it was measured"
+    final = measured.apply(out)
+    assert final.returncode in (0, 4), final.stderr
+    assert measured.content(out) == measured.content("whole")
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "said"),
+    [
+        ("interrupt", 130, "interrupted"),
+        ("no room for files", 2, "cannot write"),
+        ("no memory", 3, "out of memory"),
+    ],
+)
+def test_every_end_is_one_clear_message_and_resumes(act: str, code: int, said: str, place: Place) -> None:
+    ended = place.apply(act, act, "walk", 4)
+    assert ended.returncode == code, ended.stderr
+    lines = ended.stderr.strip().splitlines()
+    assert said in lines[0] and "Traceback" not in ended.stderr and len(lines) == 2, ended.stderr
+    assert finished_blocks(place.folder / act / ".made.work") >= 4
+    final = place.apply(act)
+    assert final.returncode in (0, 4), final.stderr
+    assert place.content(act) == place.content("whole")
+
+
+def test_the_certificate_counts_every_attempt(place: Place) -> None:
+    def seconds(out: str) -> float:
+        steps = json.loads((place.folder / out / "made" / "certificate.json").read_text())["steps"]
+        return next(float(step["seconds"]) for step in steps if step["name"] == "walk")
+
+    for done in (4, 8, 12):
+        place.apply("attempts", "kill", "walk", done)
+    last = time.monotonic()
+    assert place.apply("attempts").returncode in (0, 4)
+    last = time.monotonic() - last
+    work = place.folder / "attempts" / ".made.work"
+    blocks = json.loads(next(work.glob("walk-*/state.json")).read_text())["blocks"]
+    assert seconds("attempts") > sum(block["seconds"] for block in blocks) * 0.9
+    assert last > 0
+
+
+@pytest.mark.parametrize(
+    ("out", "said"), [("/", "no place for a result"), ("/proc/made", "/proc/made"), ("/dev/null/made", "/dev/null")]
+)
+def test_a_place_that_cannot_hold_a_result_is_refused_at_once(
+    out: str, said: str, place: Place, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "planner.cli", "apply", str(place.folder / "tiny.plan.json"), "-o", out]
+    run = subprocess.run(
+        [*command, "--work", str(tmp_path / "work")], capture_output=True, text=True, env=environment()
+    )
+    assert run.returncode == 2 and said in run.stderr and "internal" not in run.stderr, run.stderr
+    assert not list(tmp_path.glob("work/walk-*"))

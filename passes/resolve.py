@@ -99,9 +99,14 @@ class Resolver:
         return self._nearest([replace(one, choices=choices) for choices in dict.fromkeys(found)])
 
     def _mixed_choices(self, one: QuantizeMixed) -> QuantizeMixed:
-        """Estimate every format of every matrix, allocate, and keep the allocation where it beats the narrowest everywhere."""
-        uniform = replace(one, assigned=())
-        return self._nearest([one.allocated(self.dense, self._format_costs(one.palette)), uniform])
+        """Estimate every format of every matrix, allocate layer by layer and for all layers alike, hold them and uniform together."""
+        costs = self._format_costs(one.palette)
+        found = (
+            one.allocated(self.dense, costs),
+            one.allocated(self.dense, costs, tied=True),
+            replace(one, assigned=()),
+        )
+        return self._nearest(list(dict.fromkeys(found)))
 
     def _format_costs(self, palette: tuple[Format, ...]) -> dict[str, list[float]]:
         """What storing each matrix in each format costs, in KL."""

@@ -163,7 +163,7 @@ class Walk:
             seen = [Inputs(heads[0].in_features, decoder.device) for decoder in decoders]
             for card, decoder in enumerate(decoders):
                 share = range(card, len(hidden), len(decoders))
-                for states in decoder.final(hidden.read(blocks, batch) for batch in share):
+                for states in decoder.final(hidden.read(blocks, batch).to(decoder.device) for batch in share):
                     seen[card].add(states)
             inputs = summed(seen, self.devices[0])
         names = {linear.name: _head_source(self.source, self.weights, linear) for linear in heads}

@@ -37,7 +37,7 @@ _RATE_SHARE, _WRITING_SHARE = 0.5, 0.22
 #: Operations a weight (at `_RATE_SHARE`): all options of EXL2 tried on it; the chosen one's scales searched and rounded.
 _OPTIONS_FLOPS, _SEARCH_FLOPS = 150e3, 20e3
 #: Allocations that are held against each other (`passes.resolve`).
-_ALLOCATIONS = {QuantizeExl2: 3, QuantizeMixed: 2}
+_ALLOCATIONS = {QuantizeExl2: 3, QuantizeMixed: 3}
 #: What torch, transformers and the tokenizer take before any weight: seconds, bytes.
 _START_SECONDS, _PROCESS_BYTES = 10.0, 700 << 20
 #: Forwards that a batch takes which does not wait in memory (`passes.stops`): one to the end, and one to each of three stops.

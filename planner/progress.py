@@ -36,6 +36,7 @@ class Lines:
     def report(self, event: Progress) -> None:
         """Say an event, unless this step was heard of a moment ago."""
         counts = event.done > 0 or event.total > 1
+        first = self._first.setdefault(event.step, event) if counts else event
         last = self._said.get(event.step)
         if last is not None and event.done < event.total and event.seconds - last < _LINE_EVERY:
             return
@@ -43,7 +44,6 @@ class Lines:
         if not counts:
             self._say(f"  {event.step}")
             return
-        first = self._first.setdefault(event.step, event)
         parts = [
             f"  {event.step} {event.done}/{event.total}",
             f"{event.seconds:.0f} s{left(first, event)}",

@@ -7,7 +7,7 @@ describes it: groups take wider formats from the last layer on. The measured cho
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -79,22 +79,35 @@ class QuantizeMixed(Pass):
     def _missing(self, form: Format) -> str | None:
         return None if isinstance(form, Dense) else Quantize(self.method, form).missing()
 
-    def allocated(self, ir: ModelIR, costs: Mapping[str, Sequence[float]]) -> QuantizeMixed:
-        """Resolved: the choice with the least total of measured `costs` (a matrix's full name -> one an option). Exact."""
+    def allocated(self, ir: ModelIR, costs: Mapping[str, Sequence[float]], *, tied: bool = False) -> QuantizeMixed:
+        """Resolved: the choice with the least total of measured `costs` (a matrix's full name -> one an option). Exact.
+
+        `tied`: groups of the same name take one format in all layers, as rules by hand have it.
+        """
         from passes.allocate import Unit, allocate
 
         formats = self.formats(ir)
         given = dict(_stand_in(ir, formats, self.bpw))
-        units, names, budget = [], [], 0
-        for members, sizes in groups(ir, formats):
-            losses = tuple(math.fsum(costs[name][option] for name in members) for option in range(len(formats)))
-            units.append(Unit(members[0], sizes, losses))
-            names.append(members)
-            budget += sizes[formats.index(given.get(members[0], formats[0]))]
-        choice = allocate(units, budget).choice
+        together: dict[str, list[tuple[tuple[str, ...], tuple[int, ...]]]] = {}
+        budget = 0
+        for prefix, members, sizes in _by_layer(ir, formats):
+            first = prefix + members[0]
+            names = tuple(prefix + name for name in members)
+            together.setdefault(members[0] if tied else first, []).append((names, sizes))
+            budget += sizes[formats.index(given.get(first, formats[0]))]
+        units = [
+            Unit(
+                name,
+                tuple(map(sum, zip(*(sizes for _, sizes in found), strict=True))),
+                tuple(math.fsum(costs[each][option] for names, _ in found for each in names) for option in range(len(formats))),
+            )
+            for name, found in together.items()
+        ]  # fmt: skip
+        choice = dict(zip(together, allocate(units, budget).choice, strict=True))
         assigned = [
-            (name, formats[option]) for members, option in zip(names, choice, strict=True) if option for name in members
-        ]
+            (name, formats[choice[unit]])
+            for unit, found in together.items() if choice[unit] for names, _ in found for name in names
+        ]  # fmt: skip
         return replace(self, assigned=tuple(assigned))
 
     def text(self) -> str:
@@ -105,12 +118,14 @@ class QuantizeMixed(Pass):
 
 def groups(ir: ModelIR, options: tuple[Format, ...]) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
     """Every group of matrices that take one format, layer after layer: full names (`{e}`: all experts), bytes of each option."""
-    out = []
+    return [(tuple(prefix + name for name in names), sizes) for prefix, names, sizes in _by_layer(ir, options)]
+
+
+def _by_layer(ir: ModelIR, options: tuple[Format, ...]) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
+    """Every layer's prefix with its groups: names below it, bytes of each option."""
     for layer in range(len(ir.decoder.layers)):
-        prefix = ir.decoder.layer_prefix(layer)
         for names, sizes in _block_groups(ir.decoder.block(layer), options):
-            out.append((tuple(prefix + name for name in names), sizes))
-    return out
+            yield ir.decoder.layer_prefix(layer), names, sizes
 
 
 @lru_cache(maxsize=1 << 10)

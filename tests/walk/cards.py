@@ -24,12 +24,16 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from passes import graph
 from passes.base import Pass
 from passes.checkpoint import Checkpoint
+from passes.contest import trial
+from passes.evaluate import Side
 from passes.fisher import option_costs
 from passes.formats.compressed_tensors import IntQuantized, PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.prune.sparse import Sparsify
+from passes.quantize.exl2_pass import QuantizeExl2
+from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
 from passes.recipe import method_of
 from passes.sensitivity import measure
@@ -102,12 +106,13 @@ def _on(value: Any, card: torch.device, held: dict[int, OnCard]) -> Any:
 
 def chains() -> dict[str, tuple[Pass, ...]]:
     """One chain for each way through the walk."""
-    names = ("w4a16-g32", "awq-4-g32", "gptq-4-g32", "w8a8-static-smoothquant", "fp8", "nvfp4")
+    names = ("w4a16-g32", "awq-4-g32", "gptq-4-g32", "w8a8-static-smoothquant", "fp8", "nvfp4", "mxfp4")
     quantized = {name: one for name in names if (one := parse_scheme(name)) is not None}
     return {name: (one,) for name, one in quantized.items()} | {
         "w4a16-g32 + fp8 KV": (quantized["w4a16-g32"], KVCachePass("fp8", True)),
         "2:4 + w4a16-g32": (Sparsify("sparsegpt", 0.5, "2:4"), quantized["w4a16-g32"]),
         "2:4": (Sparsify("wanda", 0.5, "2:4"),),
+        "exl2": (QuantizeExl2(4.0, choices=((5, 5), (8, 9))),),
     }
 
 
@@ -150,17 +155,23 @@ def _measured(ir: ModelIR, folder: Path) -> dict[str, float]:
     ids = torch.randint(3, 280, (8, 32), generator=torch.Generator().manual_seed(0))
     source, palette = Checkpoint(folder / "source"), (PackQuantized(4, 32), IntQuantized())
 
-    def numbers(device: torch.device, into: Path) -> tuple[list[float], list[float]]:
+    def numbers(device: torch.device, into: Path) -> tuple[list[float], ...]:
         options = measure(ir, source, ids, into / "options", _FP32, device)
         costs = option_costs(ir, source, ids, palette, into / "costs", _FP32, device)
-        return [x for each in options for x in each.attention + each.mlp], [x for each in costs.values() for x in each]
+        rounded = (Quantize("rtn", palette[0]),)
+        trialled = trial(rounded, graph.rewrite(ir, rounded), Side(ir, source), ids, ids, into / "trial", _FP32, device)
+        return (
+            [x for each in options for x in each.attention + each.mlp],
+            [x for each in costs.values() for x in each],
+            [trialled.kl, trialled.perplexity],
+        )
 
     plain = numbers(torch.device("cpu"), folder / "plain")
     with Cards():
         carded = numbers(torch.device("card", 0), folder / "carded")
     return {
         name: sum(abs(a - b) <= 1e-3 * a for a, b in zip(*pair, strict=True)) / len(pair[0])
-        for name, pair in zip(("EXL2 options", "format costs"), zip(plain, carded, strict=True), strict=True)
+        for name, pair in zip(("EXL2 options", "format costs", "a trial"), zip(plain, carded, strict=True), strict=True)
     }
 
 

@@ -20,5 +20,5 @@ def test_cards_store_and_measure_what_processors_do(family: str, chains: tuple[s
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     agreement = json.loads(run.stdout.splitlines()[-1])
-    assert len(agreement) == (len(chains) or 11)
+    assert len(agreement) == (len(chains) or 14)
     assert {name: share for name, share in agreement.items() if share < 0.97} == {}

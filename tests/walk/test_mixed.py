@@ -72,6 +72,15 @@ def test_a_budget_holds_before_and_after_measuring(llama_ir: ModelIR, costs: Cos
     assert graph.from_json(graph.to_json([resolved])) == (resolved,)
 
 
+def test_tied_layers_are_alike_and_within_the_budget(llama_ir: ModelIR, costs: Costs) -> None:
+    bounded = QuantizeMixed(OPTIONS, 6.5)
+    tied = bounded.allocated(llama_ir, costs, tied=True)
+    kinds = {name.split(".", 3)[3]: form for name, form in tied.assigned or ()}
+    layers = len(llama_ir.decoder.layers)
+    assert kinds and len(tied.assigned or ()) == len(kinds) * layers
+    assert tied.rewrite(llama_ir).tensor_bytes <= bounded.rewrite(llama_ir).tensor_bytes
+
+
 def test_apply_resolves_and_stores_it(llama: Path, llama_ir: ModelIR, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("some matrices bear rounding worse than others, and they are given more bits. " * 200)

@@ -1,0 +1,44 @@
+"""What long work says of itself where there is no terminal, and how it ends from outside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from passes.job import Progress
+from planner.progress import Lines, left
+
+
+def test_lines_say_step_count_pass_loss_and_what_is_left() -> None:
+    said: list[str] = []
+    lines = Lines(said.append)
+    lines.report(Progress("walk", 0, 1, "", 0.0))
+    for block in range(1, 31):
+        lines.report(Progress("walk", block, 30, "quantize{gptq, w4a16-g64}, loss 0.25", 3.0 * block))
+    assert said[0].strip() == "walk"
+    assert said[1].split("  ")[1:] == ["walk 2/30", "6 s, about 84 s left", "quantize{gptq, w4a16-g64}, loss 0.25"]
+    assert said[-1].split("  ")[1:3] == ["walk 30/30", "90 s"]
+    assert len(said) == 16, "every other block: not more than a line in five seconds"
+
+
+def test_what_is_left_after_a_resume_counts_from_there() -> None:
+    assert left(Progress("walk", 21, 30, "", 4.0), Progress("walk", 24, 30, "", 16.0)) == ", about 24 s left"
+    assert left(Progress("walk", 1, 30, "", 3.0), Progress("walk", 1, 30, "", 3.0)) == ""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_first_signal_ends_and_those_after_it_do_not_cut_the_end_off(name: str) -> None:
+    code = f"""
+import os, signal
+from planner.interruption import Interrupted, interruptible
+interruptible()
+try:
+    os.kill(os.getpid(), signal.{name})
+except Interrupted as error:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("tidied", error.exit_code)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["tidied", "130"] and not run.stderr

@@ -32,7 +32,8 @@ _FILE_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".parquet")
 _TEXT_REMEDY = "name a .txt, .jsonl or .parquet file, a Hub data set (owner/name), or `self`"
 #: A model may write its own calibration text when its weights take at most this share of the free memory.
 _SELF_MEMORY_SHARE = 0.6
-_SELF_BATCH = 64
+#: Sequences that the model writes side by side.
+SELF_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +229,8 @@ def _written_by_model(
         ) from error
     special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
     blocks, total = [], source.samples * source.length
-    for first in range(0, source.samples, _SELF_BATCH):
-        rows = min(_SELF_BATCH, source.samples - first)
+    for first in range(0, source.samples, SELF_BATCH):
+        rows = min(SELF_BATCH, source.samples - first)
         kept = parts / f"{first:07d}.safetensors" if parts is not None else None
         if kept is None or not is_whole(kept):
             generator = torch.Generator().manual_seed(source.seed + first)

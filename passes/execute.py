@@ -256,15 +256,18 @@ class _Run:
             self.job.work.resolve() / f"{tool.name}-{key}",
         )
         shards = task.work / "shards"
-        finished = task.work / "finished"
+        finished = task.work / "finished.json"
+
+        def done() -> bool:
+            return readable(finished) and all(is_whole(shards / name) for name in read_json(finished, "list")["shards"])
 
         def make(report: Report) -> None:
             run(tool, python, task, report)
             shutil.rmtree(shards, ignore_errors=True)
             write_shards(described(self.target, task.out), task.out, shards)
-            finished.touch()
+            write_json(finished, {"shards": [path.name for path in sorted(shards.iterdir())]})
 
-        self.steps.run(by, key, finished.exists(), make)
+        self.steps.run(by, key, done(), make)
         self.target = described(self.target, task.out)
         return _Made(sorted(shards.glob("*.safetensors")), key)
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
 class Meter:
-    """Measures from its creation on. The peak is this step's own: the high-water marks are reset (the process's on Linux only)."""
+    """Measures from its creation on. The peak is this step's own: what earlier ones freed is given back to the system, and the
+    high-water marks are reset (the process's on Linux only).
+    """
 
     def __init__(self) -> None:
+        _give_back()
         self._began = time.monotonic()
         for card in _cards_in_use():
             sys.modules["torch"].cuda.reset_peak_memory_stats(card)
@@ -37,6 +43,13 @@ class Meter:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _give_back() -> None:
+    """What was freed goes back to the system, which glibc else keeps for the process."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _cards_in_use() -> range:

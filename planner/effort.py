@@ -16,8 +16,9 @@ from typing import Any
 
 from passes import graph
 from passes.base import Pass
-from passes.calibration import TextSource
+from passes.calibration import SELF_BATCH, TextSource
 from passes.devices import memory_total_bytes
+from passes.formats.dense import Dense
 from passes.held import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_batches, waiting_bytes
 from passes.ir.model import Block, ModelIR, block_bytes
 from passes.prune.depth import DepthPrune
@@ -39,7 +40,10 @@ _OPTIONS_FLOPS, _SEARCH_FLOPS = 150e3, 20e3
 #: Allocations that are held against each other (`passes.resolve`).
 _ALLOCATIONS = {QuantizeExl2: 3, QuantizeMixed: 3}
 #: What torch, transformers and the tokenizer take before any weight: seconds, bytes.
-_START_SECONDS, _PROCESS_BYTES = 10.0, 700 << 20
+_START_SECONDS, _PROCESS_BYTES = 10.0, 500 << 20
+#: Bytes of a number that is computed with. What a batch that runs takes, in what it takes while it waits. Bytes that a weight of the head
+#: takes while it is quantized, and one of a block while the errors of two formats are held: measured once, as the shares were.
+_ITEM_BYTES, _RUNNING, _HEAD_BYTES, _ERROR_BYTES = 2, 3, 16, 12
 #: Forwards that a batch takes which does not wait in memory (`passes.stops`): one to the end, and one to each of three stops.
 _AGAIN = 2.5
 #: The rate of a machine that nothing is known about.
@@ -85,31 +89,38 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass])
 def step_bytes(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
     """Expected peak memory of each step, by the names that the certificate gives them; on cards theirs, else the process's."""
     largest = max((block for block, _ in source.decoder.counts), key=block_bytes)
-    weights = sum(lin.weights for lin in largest.linears)
     width = max((lin.in_features for lin in largest.linears if lin.quantizable), default=0)
-    item = 2
-    # A block as it is stored, as it computes, as it will be stored; one matrix in fp32; a Hessian, its factor and inverse.
-    block = 3 * block_bytes(largest) + 4 * max(
-        (lin.out_features * lin.in_features for lin in largest.linears), default=0
-    )
-    text = spec.calibration
-    tokens = text.samples * text.length if _looks(target, passes) else 0
+    text, tokens = spec.calibration, 0
+    if _looks(target, passes):
+        tokens = text.samples * text.length
     batch = max(BATCH_TOKENS, text.length)
-    batches = -(-tokens // batch)
-    waiting = min(batches, _live(largest, batch, item)) * min(batch, tokens or batch) * waiting_bytes(largest, item)
-    heads = 2 * source.vocab_size * source.hidden_size * item
+    running = _RUNNING * batch * waiting_bytes(largest, _ITEM_BYTES)
+    waiting = min(tokens, _live(largest, batch) * batch) * waiting_bytes(largest, _ITEM_BYTES)
+    # A block as it is stored, as it computes, as it will be stored; a Hessian, its factor, its inverse, what takes part in making them.
+    block = 3 * block_bytes(largest) + (4 * 4 * width**2 if tokens else 0)
+    head = sum(lin.weights for lin in target.outer if not isinstance(lin.storage, Dense))
+    embedding = source.vocab_size * source.hidden_size * _ITEM_BYTES
     logits = LOGIT_TOKENS * source.vocab_size * LOGIT_BYTES
-    walk = block + (4 * 4 * width**2 + waiting if tokens else 0)
-    found = {"walk": float(walk), "evaluate": float(block + heads + logits)}
+    found = {
+        "walk": max(block + running + waiting, _HEAD_BYTES * head),
+        "evaluate": max(block + running, 2 * embedding + logits),
+    }
     if tokens and text.dataset == "self":
-        found["calibration text"] = float(source.tensor_bytes)
+        cached = sum(getattr(block.state, "elements_per_token", 0) * count for block, count in source.decoder.counts)
+        rows = min(SELF_BATCH, text.samples)
+        found["calibration text"] = source.tensor_bytes + rows * (
+            text.length * cached * _ITEM_BYTES + source.vocab_size * LOGIT_BYTES
+        )
     if any(isinstance(one, QuantizeExl2 | QuantizeMixed) and not one.resolved for one in passes):
-        found["measure formats"] = float(block + 4 * 4 * width**2 + 3 * 4 * weights + heads / 2 + logits)
-    return {name: _PROCESS_BYTES + size for name, size in found.items()}
+        found["compare allocations"] = found["walk"]
+        found["measure formats"] = max(
+            block + 2 * running + _ERROR_BYTES * sum(lin.weights for lin in largest.linears), embedding + logits
+        )
+    return {name: _PROCESS_BYTES + float(size) for name, size in found.items()}
 
 
-def _live(block: Block, batch_tokens: int, itemsize: int) -> int:
-    return live_batches(block, batch_tokens, itemsize, memory_total_bytes())
+def _live(block: Block, batch_tokens: int) -> int:
+    return live_batches(block, batch_tokens, _ITEM_BYTES, memory_total_bytes())
 
 
 def step_seconds(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
@@ -163,7 +174,7 @@ def _forwards(ir: ModelIR, tokens: int, length: int) -> float:
     """Forwards that the walk takes a token: one, and more for what does not wait in memory."""
     batch = max(BATCH_TOKENS, length)
     largest = max((block for block, _ in ir.decoder.counts), key=block_bytes)
-    live = min(1.0, _live(largest, batch, 2) * batch / tokens) if tokens else 1.0
+    live = min(1.0, _live(largest, batch) * batch / tokens) if tokens else 1.0
     return live + (1 - live) * _AGAIN
 
 

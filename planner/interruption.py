@@ -1,4 +1,4 @@
-"""Ctrl-C, and the signal by which a scheduler ends a job: one message, one exit code, nothing half-written.
+"""Ctrl-C, and the signals by which a scheduler or a closed terminal ends a job: one message, one exit code, nothing half-written.
 
 The first signal ends the command; those that follow, while files are closed and children ended, are ignored: an impatient second
 Ctrl-C does not cut the tidying off.
@@ -11,7 +11,7 @@ from types import FrameType
 
 #: What shells give a command that Ctrl-C ended: 128 + SIGINT.
 EXIT_CODE = 130
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -26,9 +26,10 @@ class Interrupted(BaseException):
 
 
 def interruptible() -> None:
-    """Have the signals raise `Interrupted` in the main thread, once."""
+    """Have the signals raise `Interrupted` in the main thread, once; one that is ignored (`nohup`, jobs in the background) stays so."""
     for number in _SIGNALS:
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -132,7 +132,7 @@ def serving(script: Path, python: Path | None, *, start_seconds: float = START_S
 
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Turn a polite end of this process into SystemExit, so that the engine is stopped on the way out."""
+    """Turn a polite end of this process into SystemExit, so that the engine is stopped on the way out; what handles one already stays."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -140,7 +140,8 @@ def _ending_on_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    unhandled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    before = {number: signal.signal(number, leave) for number in unhandled}
     try:
         yield
     finally:

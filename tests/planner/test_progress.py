@@ -33,6 +33,7 @@ def test_the_first_signal_ends_and_those_after_it_do_not_cut_the_end_off(name: s
     code = f"""
 import os, signal
 from planner.interruption import Interrupted, interruptible
+signal.signal(signal.{name}, signal.SIG_DFL)  # pytest itself may run where it is ignored
 interruptible()
 try:
     os.kill(os.getpid(), signal.{name})
@@ -42,3 +43,15 @@ except Interrupted as error:
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["tidied", "130"] and not run.stderr
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    code = """
+import os, signal
+from planner.interruption import interruptible
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+interruptible()
+os.kill(os.getpid(), signal.SIGHUP)
+print("nohup")
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "nohup\n"

@@ -48,6 +48,8 @@ _CHILD = """
 import contextlib, os, resource, signal, sys
 import planner.cli, planner.progress
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest itself may run where it is ignored
+
 act, step, done = sys.argv[1], sys.argv[2], int(sys.argv[3])
 sys.argv = ["optimize", *sys.argv[4:]]
 

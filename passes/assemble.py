@@ -17,6 +17,7 @@ from passes.formats.exl2_config import exl2_config
 from passes.formats.tensor import Tensor
 from passes.ir.model import ModelIR
 from passes.machine_errors import clear_disk_errors
+from passes.places import MARKER, claim
 from passes.quantize.exl2_pass import QuantizeExl2
 from passes.reason import GoalMissedError, InputError
 
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from passes.checkpoint import Weights
-
-#: Names the folder as ours, and the key of what is in it.
-MARKER = "tightfit.json"
-
-
-def partial_of(out: Path) -> Path:
-    """Where a result is made before it gets its name."""
-    return out.with_name(out.name + ".partial")
 
 
 def assemble(
@@ -45,8 +38,7 @@ def assemble(
 ) -> None:
     """Make a result's folder from the shards of a walk on `source`, and hold it against its description. The marker comes last."""
     with clear_disk_errors(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        claim(folder)
         for shard in shards:
             _link(shard, folder / shard.name)
     write_shard(folder / "model-00000.safetensors", outer_tensors(target, Checkpoint(source)))
@@ -59,7 +51,7 @@ def assemble(
             "the checkpoint differs from its description: " + "; ".join(wrong[:5]),
             remedy="this is a defect of tightfit; nothing was published",
         )
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != MARKER}
     write_json(folder / MARKER, {"key": key, "passes": graph.to_json(passes), "files": files})
 
 
@@ -72,18 +64,6 @@ def holds(folder: Path, key: str, target: ModelIR) -> bool:
     files = marker.get("files", {}).items()
     same = all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files)
     return marker.get("key") == key and same and not differences(folder, target)
-
-
-def publish(folder: Path, out: Path) -> Path:
-    """Give a finished folder its name. What had it goes aside first and away last: whenever this ends, a result is whole or not there."""
-    aside = out.with_name(f".{out.name}.old")
-    with clear_disk_errors(out):
-        shutil.rmtree(aside, ignore_errors=True)
-        if out.exists():
-            out.rename(aside)
-        folder.rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
-    return out
 
 
 def differences(folder: Path, target: ModelIR) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from passes.assemble import outer_tensors
 from passes.base import Pass
-from passes.checkpoint import Checkpoint, Weights, read_json, write_json, write_shard
+from passes.checkpoint import Checkpoint, Weights, read_json, readable, write_json, write_shard
 from passes.decoded import DecodedCheckpoint, as_dense
 from passes.evaluate import Measured, Side, evaluate
 from passes.ir.model import ModelIR
@@ -45,12 +45,13 @@ def divergences(
     out, total = [], len(candidates) * (each := 3 * len(dense.decoder.layers))
     for number, one in enumerate(candidates):
         path, done = folder / f"candidate-{number}.json", number * each
-        if not path.exists():
+        if not readable(path):
             found = trial(
                 [one], one.rewrite(dense), Side(dense, weights), fitted, judging, folder / f"candidate-{number}", dtype, device,
                 progress=part_of(progress, done, total),
             )  # fmt: skip
             write_json(path, {"kl": found.kl})
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         out.append(float(read_json(path, "measurement")["kl"]))
         progress(done + each, total)
     return out
@@ -70,8 +71,9 @@ def trial(
 ) -> Measured:
     """Walk `source` to `target` on the token ids `fitted` `[S, T]` and measure the result on `judging`.
 
-    `reference`: what the result is held against, where that is not `source` (a model before blocks were dropped). `folder` is gone at
-    the end; a run that was killed goes on there. `progress` counts blocks: of the walk, then of both models that are compared.
+    `reference`: what the result is held against, where that is not `source` (a model before blocks were dropped). `folder` keeps what was
+    done: a run that was killed goes on there. Who has kept the result removes it. `progress` counts blocks: of the walk, then of both
+    models that are compared.
     """
     walked = 0
 
@@ -85,8 +87,6 @@ def trial(
     ).run()  # fmt: skip
     write_shard(folder / "shards" / "model-00000.safetensors", outer_tensors(target, source.weights))
     result = Side(as_dense(source.ir, target), DecodedCheckpoint(Checkpoint(folder / "shards"), target, dtype))
-    measured = evaluate(
+    return evaluate(
         reference or source, result, judging, folder / "evaluate", dtype, device, progress=lambda n, _: progress(walked + n)
     )  # fmt: skip
-    shutil.rmtree(folder, ignore_errors=True)
-    return measured

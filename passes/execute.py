@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes import graph
-from passes.assemble import MARKER, assemble, holds, partial_of, publish
+from passes.assemble import assemble, holds
 from passes.backends import find_backend
 from passes.backends.backend import Task
 from passes.backends.result import described, write_shards
@@ -30,12 +30,13 @@ from passes.calibration import TextSource, refuse_same_text, token_blocks, token
 from passes.checkpoint import Checkpoint, read_json, readable, write_json, write_shard
 from passes.content_key import code_digest, content_key, file_identity, folder_identity, source_identity
 from passes.devices import compute_devices, compute_dtype
-from passes.family import unwalkable
+from passes.family import has_class
 from passes.ir.headers import is_whole
 from passes.ir.model import ModelIR
 from passes.job import Job, Outcome, Progress
 from passes.lock import only_one
 from passes.machine_errors import clear_disk_errors, clear_memory_errors
+from passes.places import check_places, holding, partial_of, publish
 from passes.reason import DoesNotFitError, InputError
 from passes.recipe import method_of
 from passes.resolve import Resolver
@@ -62,7 +63,10 @@ def execute(
     """
     _check(job)
     calm_libraries()
-    with clear_memory_errors():
+    out = job.out.resolve()
+    with clear_disk_errors(job.work):
+        job.work.mkdir(parents=True, exist_ok=True)
+    with only_one(job.work / "lock", job.work), holding(out), clear_memory_errors():
         return _Run(job, progress, resolved, finish).run()
 
 
@@ -87,29 +91,16 @@ def _check(job: Job) -> None:
             f"{graph.draw(job.passes)} can be planned but not applied: {'; '.join(missing)}",
             remedy="choose another pass, or an outside backend",
         )
+    if graph.calibrated(job.passes, graph.rewrite(job.source, job.passes)) and not has_class(job.source):
+        raise InputError(
+            f"transformers has no model class for {job.source.model_type!r}, so nothing can be calibrated",
+            remedy="update transformers, or choose passes that need no calibration",
+        )
     if (made := graph.outside(job.passes)) is not None:
         tool = find_backend(made.backend)
         version(tool, backend_python(tool))
-    out, source = job.out.resolve(), job.folder.resolve()
-    if not out.name:
-        raise InputError(f"{job.out} is no place for a result", remedy="name a folder that does not exist yet")
-    if out == source or source in out.parents or out in source.parents:
-        raise InputError(
-            f"the output folder {job.out} overlaps the source {job.folder}", remedy="choose another output folder"
-        )
-    if job.out.exists() and not job.out.is_dir():
-        raise InputError(f"{job.out} is a file", remedy="choose another output folder")
-    for folder in (job.out, partial_of(out)):
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
-            raise InputError(
-                f"{folder} holds files that are not a result of tightfit",
-                remedy="choose another output folder, or empty it",
-            )
+    check_places(job.out, job.work, job.folder)
     refuse_same_text(job.calibration.dataset, job.evaluation.dataset)
-    with clear_disk_errors(out):  # a place that cannot be written to is said now, not after the walk
-        partial = partial_of(out)
-        partial.mkdir(parents=True, exist_ok=True)
-        (partial / MARKER).touch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +134,12 @@ class _Run:
 
     def run(self) -> Outcome:
         """Every step in order; each makes what is not there yet."""
-        with clear_disk_errors(self.job.work):
-            self.job.work.mkdir(parents=True, exist_ok=True)
-        with only_one(self.job.work):
-            return self._run()
-
-    def _run(self) -> Outcome:
         tool = graph.outside(self.job.passes)
         calibrated = tool is not None or graph.calibrated(self.job.passes, self.target)
         self._check_disk(calibrated)
-        text = self._text("calibration", self.job.calibration) if calibrated else None
-        tokens = _tokens(text) if text is not None else _no_tokens()
-        held_out = _tokens(self._text("evaluation", self.job.evaluation))
+        text = token_file(self.steps, self.job.folder, "calibration text", self.job.calibration) if calibrated else None
+        tokens = read_tokens(text) if text is not None else _no_tokens()
+        held_out = read_tokens(token_file(self.steps, self.job.folder, "evaluation text", self.job.evaluation))
         resolver = Resolver(
             self.job.source, Checkpoint(self.job.folder), tokens, self.job.work, self.dtype, self.device, self.identity,
             self.steps,
@@ -185,23 +170,7 @@ class _Run:
         self.finish(outcome, folder)
         if folder != self.out:
             publish(folder, self.out)
-        else:
-            shutil.rmtree(partial_of(self.out), ignore_errors=True)
         return outcome
-
-    def _text(self, role: str, source: TextSource) -> Path:
-        """The file with a text's token blocks."""
-        identity = file_identity(Path(source.dataset))
-        key = content_key("text", asdict(source), identity, folder_identity(self.job.folder), code_digest())
-        path = self.job.work / f"text-{key}.safetensors"
-
-        def make(report: Report) -> None:
-            parts = self.job.work / f"text-{key}"
-            write_shard(path, {"input_ids": token_blocks(source, self.job.folder, parts, report)})
-            shutil.rmtree(parts, ignore_errors=True)
-
-        self.steps.run(f"{role} text", key, is_whole(path), make)
-        return path
 
     def _walk(self, passes: Sequence[Pass], target: ModelIR, tokens: torch.Tensor) -> _Made:
         """A chain in one walk over the source as the structural passes left it."""
@@ -285,8 +254,8 @@ class _Run:
     def _can_be_evaluated(self) -> bool:
         """Whether this project reads the weights back (of EXL3 it knows the sizes only) and runs the blocks."""
         blocks = (block for block, _ in self.target.decoder.counts)
-        readable = all(linear.storage.kind != "exl3" for block in blocks for linear in block.linears)
-        return readable and unwalkable(self.job.source) is None
+        known = all(linear.storage.kind != "exl3" for block in blocks for linear in block.linears)
+        return known and has_class(self.job.source)
 
     def _evaluate(self, folder: Path, tokens: torch.Tensor, out_key: str) -> Measured:
         from passes.decoded import DecodedCheckpoint, as_dense
@@ -304,14 +273,23 @@ class _Run:
             write_json(path, asdict(measured))
 
         self.steps.run("evaluate", key, readable(path), make)
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         return Measured(**read_json(path, "measurement"))
 
     def _check_disk(self, calibrated: bool) -> None:
-        """Room for what the work keeps beside what it has kept already; the output shares its files with the walk's where it can."""
+        """Room for what the work keeps, asked once a job: what it has kept by the time of a second run is part of that.
+
+        The output shares its files with the walk's where both are on one disk.
+        """
         text = self.job.calibration if calibrated else None
+        asked = content_key(
+            "disk", self.identity, graph.to_json(self.job.passes), self.job.calibration, self.job.evaluation
+        )
+        record = self.job.work / f"room-{asked}.json"
+        if record.exists():
+            return
         needed = scratch_bytes(self.job.source, self.target, self.job.passes, text, self.job.evaluation)
-        kept = _folder_bytes(self.job.work, "walk-*", "contest-*", "fisher-*", "exl2-*", "depth-*", "evaluate-*")
-        rooms = [(self.job.work, max(0, needed - kept))]
+        rooms = [(self.job.work, needed)]
         if not _same_disk(self.job.work, self.out):
             rooms.append((partial_of(self.out), self.target.tensor_bytes))
         for place, wanted in rooms:
@@ -321,9 +299,25 @@ class _Run:
                     f"{place} has {free / 2**20:,.0f} MiB free, the work needs {wanted / 2**20:,.0f} MiB",
                     remedy="free some space, or name a work folder on another disk",
                 )
+        write_json(record, {"needed_bytes": needed})
 
 
-def _tokens(path: Path) -> torch.Tensor:
+def token_file(steps: Steps, model: Path, name: str, source: TextSource) -> Path:
+    """A step that makes the file with a text's token blocks."""
+    identity = file_identity(Path(source.dataset))
+    key = content_key("text", asdict(source), identity, folder_identity(model), code_digest())
+    path = steps.work / f"text-{key}.safetensors"
+
+    def make(report: Report) -> None:
+        write_shard(path, {"input_ids": token_blocks(source, model, path.with_suffix(""), report)})
+
+    steps.run(name, key, is_whole(path), make)
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    return path
+
+
+def read_tokens(path: Path) -> torch.Tensor:
+    """The token blocks of a file that `token_file` made."""
     tokens: torch.Tensor = Checkpoint.of_files([path]).read(["input_ids"])["input_ids"]
     return tokens
 
@@ -336,8 +330,3 @@ def _no_tokens() -> torch.Tensor:
 
 def _same_disk(work: Path, out: Path) -> bool:
     return work.stat().st_dev == partial_of(out).stat().st_dev
-
-
-def _folder_bytes(folder: Path, *patterns: str) -> int:
-    kept = (path for pattern in patterns for found in folder.glob(pattern) for path in found.rglob("*"))
-    return sum(path.stat().st_size for path in kept if path.is_file())

@@ -32,25 +32,42 @@ def unwalkable(ir: ModelIR) -> str | None:
     return None
 
 
-def skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
-    """The family's model with parameters on the meta device and its buffers (rotary tables) real."""
-    from accelerate import init_empty_weights
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+def has_class(ir: ModelIR) -> bool:
+    """Whether the blocks of a model can be run here, by what this transformers has. Loads it."""
+    return unwalkable(ir) is None and _family(_kind(ir)) is not None
+
+
+def _kind(ir: ModelIR) -> str:
+    """The model type by which transformers knows a model."""
+    kind = str(ir.config.get("model_type", ir.model_type))
+    return SAME_CLASS.get(kind, kind)
+
+
+def _family(kind: str) -> Any:
+    """The kind of models that a type is of, as transformers builds them; None where it knows none."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    if (why := unwalkable(ir)) is not None:
-        raise InputError(f"{ir.name}: {why}", remedy="choose passes that need no calibration, or an outside backend")
-    values = {key: value for key, value in ir.config.items() if key not in ("quantization_config", "auto_map")}
-    kind = str(values.get("model_type", ir.model_type))
-    kind = SAME_CLASS.get(kind, kind)
     families = {
         AutoModelForImageTextToText: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     }
-    family = next((auto for auto, kinds in families.items() if kind in kinds), None)
+    return next((auto for auto, kinds in families.items() if kind in kinds), None)
+
+
+def skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
+    """The family's model with parameters on the meta device and its buffers (rotary tables) real."""
+    from accelerate import init_empty_weights
+    from transformers import CONFIG_MAPPING
+
+    if (why := unwalkable(ir)) is not None:
+        raise InputError(f"{ir.name}: {why}", remedy="choose passes that need no calibration, or an outside backend")
+    values = {key: value for key, value in ir.config.items() if key not in ("quantization_config", "auto_map")}
+    kind = _kind(ir)
+    family = _family(kind)
     if family is None:
         raise InputError(
             f"transformers has no model class for {kind!r}, so its blocks cannot be run",

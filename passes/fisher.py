@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.adapters import Decoder
-from passes.checkpoint import Weights, read_json, write_json
+from passes.checkpoint import Weights, read_json, readable, write_json
 from passes.formats.format import Format
 from passes.held import LOGIT_TOKENS
 from passes.hidden import Hidden
@@ -47,7 +47,7 @@ def option_costs(
     """The estimated KL in nats a token of storing a matrix as each of `options`, by its full name (`{e}`: all experts).
 
     `tokens` `[S, T]`; `folder` holds the blocks' inputs meanwhile (S·T·hidden·2 bytes a block) and what was found: a run that was
-    killed goes on there.
+    killed goes on there. Who has kept the result removes it.
     """
     import torch
 
@@ -58,7 +58,11 @@ def option_costs(
     costs, waiting = _found(folder, depth)
     if not (gradients.whole(waiting) and all(map(inputs.whole, range(waiting)))):
         costs, waiting = {}, depth
+        for path in folder.glob("costs-*.json"):
+            path.unlink()
     reached = inputs.last(depth) if waiting == depth else depth
+    if not all(map(inputs.whole, range(min(reached, waiting)))):
+        reached = 0
     inputs.embed([decoder], batches, reached)
     for index in range(reached, depth):
         with decoder.block(index, dense_block(ir, index, weights)) as layer:
@@ -76,8 +80,6 @@ def option_costs(
         inputs.drop(index + 1)
         gradients.drop(index + 1)
         progress(depth + 2 * (depth - index), 3 * depth)
-    inputs.clear()
-    gradients.clear()
     return costs
 
 
@@ -89,7 +91,7 @@ def _found(folder: Path, depth: int) -> tuple[dict[str, tuple[float, ...]], int]
     """The costs of the blocks that are done, the last ones, and how many are not."""
     costs: dict[str, tuple[float, ...]] = {}
     waiting = depth
-    while waiting and (path := _costs_file(folder, waiting - 1)).exists():
+    while waiting and readable(path := _costs_file(folder, waiting - 1)):
         costs |= {name: tuple(each) for name, each in read_json(path, "measurement").items()}
         waiting -= 1
     return costs, waiting

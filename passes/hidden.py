@@ -1,4 +1,4 @@
-"""What each batch of a text brings into each block, on disk: memory holds the batches at work, whatever the length of the text.
+"""What each batch of a text brings into each block, on disk: memory holds the batches at work only.
 
     <folder>/00012/00003.safetensors    what batch 3 brings into block 12
 

@@ -1,4 +1,4 @@
-"""One run at a time in a work folder: two would write each other's blocks."""
+"""One run at a time: two in one work folder would write each other's blocks, two into one result would publish each other's files."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from passes.reason import InputError
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold a work folder for this process; the system lets go of it whenever the process ends. Raises InputError where another has it."""
-    path = folder / "lock"
-    with clear_disk_errors(path):
+def only_one(path: Path, at_work_in: Path) -> Iterator[None]:
+    """Hold the lock file `path`; the system lets go of it whenever the process ends. Raises InputError where another process has it.
+
+    The file stays: one that is removed could be held by one process while the next makes another of its name.
+    """
+    with clear_disk_errors(at_work_in):
         handle = path.open("a")
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            with clear_disk_errors(at_work_in):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except InputError as error:
+            if not isinstance(error.__cause__, BlockingIOError):
+                raise
             raise InputError(
-                f"another apply is at work in {folder}", remedy="wait for it to end, or name another folder with --work"
+                f"another apply is at work in {at_work_in}", remedy="wait for it to end, or name another folder"
             ) from None
         yield

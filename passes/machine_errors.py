@@ -29,6 +29,8 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
         number = _number(error)
         if number is None:
             raise
+        if number == errno.ENOMEM:
+            raise MemoryError from error
         if number in _FULL:
             raise DoesNotFitError(
                 f"the disk is full: could not write {path}",

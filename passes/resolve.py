@@ -6,6 +6,7 @@ in the work folder under their keys and serve any budget.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,7 +80,14 @@ class Resolver:
 
     def _exl2_choices(self, one: QuantizeExl2) -> QuantizeExl2:
         """Measure every option of every slot (kept for any budget), then spend this pass's budget exactly."""
-        from passes.sensitivity import allocate_exl2, in_divergence, measure, saved_errors, uniform_exl2
+        from passes.sensitivity import (
+            allocate_exl2,
+            in_divergence,
+            measure,
+            measured_layers,
+            saved_errors,
+            uniform_exl2,
+        )
 
         key = self._key("exl2")
         folder = self.work / f"exl2-{key}"
@@ -88,7 +96,7 @@ class Resolver:
         def make(report: Report) -> None:
             measure(self.dense, self.weights, fitted_part(self.tokens), folder, self.dtype, self.device, report)
 
-        self.steps.run("measure EXL2", key, len(list(folder.glob("layer-*.json"))) == layers, make)
+        self.steps.run("measure EXL2", key, measured_layers(folder) >= layers, make)
         errors = saved_errors(folder, layers)
         weighed = in_divergence(self.dense, errors, self._format_costs((_FOUR_BITS,)))
         found = (
@@ -143,8 +151,9 @@ class Resolver:
         return candidates[costs.index(min(costs))]
 
     def _kept(self, name: str, key: str, path: Path, make: Callable[[Report], None]) -> dict[str, Any]:
-        """What a measurement wrote to `path`; made where it is missing or damaged."""
+        """What a measurement wrote to `path`; made where it is missing or damaged. What it kept on the way lies beside it and goes."""
         self.steps.run(name, key, readable(path), make)
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         return read_json(path, "measurement")
 
     def _key(self, *parts: Any) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from passes.adapters import Decoder
 from passes.allocate import Unit, allocate
-from passes.checkpoint import Weights, read_json, write_json
+from passes.checkpoint import Weights, read_json, readable, write_json
 from passes.formats.exl2 import Exl2
 from passes.formats.exl2_options import ATTENTION, MLP
 from passes.hidden import Hidden
@@ -31,7 +31,7 @@ from passes.quantize.exl2_pass import apart, budget_bytes, in_attention, resolve
 if TYPE_CHECKING:
     import torch
 
-#: Tokens whose outputs are compared: half a million numbers and more. Hessians see all of the calibration text.
+#: Tokens whose outputs are compared: half a million numbers and more. Hessians see all of the text that choices are fitted to.
 _COMPARED_TOKENS = 1024
 
 
@@ -59,7 +59,7 @@ def measure(
     decoder = Decoder(ir, weights, dtype, device, apart(ir))
     batches = torch.split(tokens, max(1, _COMPARED_TOKENS // tokens.shape[1]))
     hidden = Hidden(folder / "hidden", len(batches))
-    start = _measured(folder)
+    start = measured_layers(folder)
     if not hidden.whole(start):
         start = 0
     hidden.embed([decoder], batches, start)
@@ -78,9 +78,9 @@ def _errors_file(folder: Path, layer: int) -> Path:
     return folder / f"layer-{layer:05d}.json"
 
 
-def _measured(folder: Path) -> int:
-    """How many layers were measured."""
-    return next(index for index in itertools.count() if not _errors_file(folder, index).exists())
+def measured_layers(folder: Path) -> int:
+    """How many layers, from the first one on, were measured."""
+    return next(index for index in itertools.count() if not readable(_errors_file(folder, index)))
 
 
 def saved_errors(folder: Path, layers: int) -> list[LayerErrors]:

@@ -1,4 +1,4 @@
-"""Which part of the calibration text is for what. The walk itself, and the Hessians of EXL2's options, see all of it."""
+"""Which part of the calibration text is for what. The walk itself sees all of it; choices are fitted to a part, judged on the rest."""
 
 from __future__ import annotations
 

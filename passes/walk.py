@@ -7,10 +7,10 @@
         the block's shard is written, then the walk's state        # kill -9 here: resume at this block
 
 One forward a block: a batch is a greenlet, paused inside the family's own forward code when it reaches a matrix. Matrices
-that read the same input (q/k/v, gate/up) are quantized at one stop with one Hessian. Peak memory is one block, its
-statistics and the batches that wait in it, whatever the depth of the model: as many as a part of the memory holds, and those that it
-does not hold run again from the block's input at each stop (`passes.stops`). Hidden states lie on disk (`passes.hidden`). Runs the
-same on CPU and CUDA.
+that read the same input (q/k/v, gate/up) are quantized at one stop with one Hessian. Hidden states lie on disk (`passes.hidden`). Peak
+memory is one block, its statistics and the batches that wait in it, whatever the depth of the model: as many as a part of the memory
+holds; those that it does not hold run again from the block's input at each stop (`passes.stops`; where there are experts all wait).
+Runs the same on CPU and CUDA.
 
 On several cards a block is on all of them: batch b runs on card b mod n, the statistics of a stop are summed on the first
 card, which quantizes, and every card goes on with the decoded weights.
@@ -74,6 +74,7 @@ class Walk:
         state = WalkState(self.folder)
         total, blocks = units(self.target), len(self.source.decoder.layers)
         if state.done >= total:
+            self._kept_hidden(1).clear()
             return state
         devices = self.devices if self._calibrated else ()
         decoders = [Decoder(self.source, self.weights, self.dtype, device, self.target) for device in devices]
@@ -101,11 +102,14 @@ class Walk:
         import torch
 
         batches = torch.split(self.tokens, max(1, self.batch_tokens // max(1, self.tokens.shape[1])))
-        hidden = Hidden(self.folder / "hidden", len(batches))
+        hidden = self._kept_hidden(len(batches))
         if decoders and state.done and not hidden.whole(state.done):
             state.restart()
         hidden.embed(decoders, batches, state.done)
         return hidden
+
+    def _kept_hidden(self, batches: int) -> Hidden:
+        return Hidden(self.folder / "hidden", batches)
 
     def _block(self, index: int, decoders: Sequence[Decoder], hidden: Hidden, state: WalkState) -> BlockWork:
         """Store one block: its outputs go into `hidden`, its tensors into a shard."""
@@ -145,7 +149,7 @@ class Walk:
         if self.live is not None:
             return self.live
         tokens = max(self.batch_tokens, self.tokens.shape[1])
-        return live_batches(block, tokens, self.dtype.itemsize, memory_bytes(self.devices[0]))
+        return live_batches(block, self.source.hidden_size, tokens, self.dtype.itemsize, memory_bytes(self.devices[0]))
 
     def _folds(self, lane: Lane, index: int, groups: Sequence[Sequence[Linear]]) -> Mapping[str, Fold]:
         """What takes over the scales of each group; the same for all blocks of a class."""

@@ -10,16 +10,20 @@ from typing import Any
 from passes.base import Pass
 from passes.calibration import TextSource
 from passes.checkpoint import write_json
+from passes.devices import memory_total_bytes
 from passes.execute import calm_libraries, execute
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.job import Job, Outcome, Progress
-from passes.machine_errors import clear_memory_errors
-from passes.reason import InputError
+from passes.lock import only_one
+from passes.machine_errors import clear_disk_errors, clear_memory_errors
+from passes.places import check_places
+from passes.reason import DoesNotFitError, InputError
 from planner.certificate import NAME, certificate
 from planner.plan import chain_of_plan, load_plan, plan, require_executable, require_fresh, resolved_plan, spec_of
 from planner.spec import TextChoice
 from targets.launch import FOLDER, launch_files, write_launch
+from targets.probe import installed_gpus
 
 #: The resolved plan: in the work folder before any weight is written, in the result when it is published.
 PLAN = "plan.json"
@@ -66,9 +70,14 @@ def apply(
     source = open_model(spec.model, revision=spec.revision, assume=spec.assume)
     require_fresh(document, spec, source)
     out = out or Path(f"{name}-tightfit")
-    work = work or out.with_name(f".{out.name}.work")
+    place = out.resolve()
+    work = work or place.parent / f".{place.name}.work"
+    check_places(out, work, source.path if source.kind == "folder" else None)
+    _require_memory(document)
     calm_libraries()
-    with clear_memory_errors():
+    with clear_disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    with only_one(work / "lock", work), clear_memory_errors():
         folder = source.materialize(work)
     passes, trust = chain_of_plan(document), spec.trust_remote_code
     job = Job(source.ir, folder, passes, out, work, _text(spec.calibration, trust), _text(spec.evaluation, trust))
@@ -79,7 +88,7 @@ def apply(
 
     def finish(outcome: Outcome, folder: Path) -> None:
         decision = resolved_plan(document, outcome.passes, outcome.tensor_bytes)
-        write_launch(folder, launch_files(decision, outcome.target, out.name))
+        write_launch(folder, launch_files(decision, outcome.target, place.name))
         write_json(folder / PLAN, _portable(decision))
         proof.update(certificate(decision, outcome, folder))
         write_json(folder / NAME, proof)
@@ -93,6 +102,16 @@ def next_step(result: ApplyResult) -> str:
     if result.certificate["engine"]["name"].startswith("vllm"):
         return f"optimize verify {result.out}"
     return f"start it as {result.out / FOLDER} says"
+
+
+def _require_memory(document: Mapping[str, Any]) -> None:
+    """Refuse work whose least predicted memory this machine lacks; where a card computes, it is the card that would have to be known."""
+    least, there = document["chosen"]["apply"]["memory_bytes"]["low"], memory_total_bytes()
+    if least > there and not installed_gpus():
+        raise DoesNotFitError(
+            f"the work takes at least {least / 2**30:.0f} GiB of memory, this machine has {there / 2**30:.0f} GiB",
+            remedy="fewer or shorter calibration samples (`calibration:`), or a larger machine",
+        )
 
 
 def _portable(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from typing import Any
 from passes import graph
 from passes.base import Pass
 from passes.calibration import SELF_BATCH, TextSource
-from passes.devices import memory_total_bytes
 from passes.formats.dense import Dense
 from passes.held import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_batches, waiting_bytes
 from passes.ir.model import Block, ModelIR, block_bytes
@@ -41,9 +40,9 @@ _OPTIONS_FLOPS, _SEARCH_FLOPS = 150e3, 20e3
 _ALLOCATIONS = {QuantizeExl2: 3, QuantizeMixed: 3}
 #: What torch, transformers and the tokenizer take before any weight: seconds, bytes.
 _START_SECONDS, _PROCESS_BYTES = 10.0, 500 << 20
-#: Bytes of a number that is computed with. What a batch that runs takes, in what it takes while it waits. Bytes that a weight of the head
+#: What a batch that runs takes, in what it takes while it waits. Bytes that a weight of the head
 #: takes while it is quantized, and one of a block while the errors of two formats are held: measured once, as the shares were.
-_ITEM_BYTES, _RUNNING, _HEAD_BYTES, _ERROR_BYTES = 2, 3, 16, 12
+_RUNNING, _HEAD_BYTES, _ERROR_BYTES = 3, 32, 12
 #: Forwards that a batch takes which does not wait in memory (`passes.stops`): one to the end, and one to each of three stops.
 _AGAIN = 2.5
 #: The rate of a machine that nothing is known about.
@@ -93,13 +92,14 @@ def step_bytes(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pa
     text, tokens = spec.calibration, 0
     if _looks(target, passes):
         tokens = text.samples * text.length
-    batch = max(BATCH_TOKENS, text.length)
-    running = _RUNNING * batch * waiting_bytes(largest, _ITEM_BYTES)
-    waiting = min(tokens, _live(largest, batch) * batch) * waiting_bytes(largest, _ITEM_BYTES)
+    item, batch = _item_bytes(source), max(BATCH_TOKENS, text.length)
+    each = waiting_bytes(largest, source.hidden_size, item)
+    running = _RUNNING * batch * each
+    waiting = min(tokens, _live(source, largest, batch) * batch) * each
     # A block as it is stored, as it computes, as it will be stored; a Hessian, its factor, its inverse, what takes part in making them.
     block = 3 * block_bytes(largest) + (4 * 4 * width**2 if tokens else 0)
     head = sum(lin.weights for lin in target.outer if not isinstance(lin.storage, Dense))
-    embedding = source.vocab_size * source.hidden_size * _ITEM_BYTES
+    embedding = source.vocab_size * source.hidden_size * item
     logits = LOGIT_TOKENS * source.vocab_size * LOGIT_BYTES
     found = {
         "walk": max(block + running + waiting, _HEAD_BYTES * head),
@@ -109,7 +109,7 @@ def step_bytes(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pa
         cached = sum(getattr(block.state, "elements_per_token", 0) * count for block, count in source.decoder.counts)
         rows = min(SELF_BATCH, text.samples)
         found["calibration text"] = source.tensor_bytes + rows * (
-            text.length * cached * _ITEM_BYTES + source.vocab_size * LOGIT_BYTES
+            text.length * cached * item + source.vocab_size * LOGIT_BYTES
         )
     if any(isinstance(one, QuantizeExl2 | QuantizeMixed) and not one.resolved for one in passes):
         found["compare allocations"] = found["walk"]
@@ -119,8 +119,17 @@ def step_bytes(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pa
     return {name: _PROCESS_BYTES + float(size) for name, size in found.items()}
 
 
-def _live(block: Block, batch_tokens: int) -> int:
-    return live_batches(block, batch_tokens, _ITEM_BYTES, memory_total_bytes())
+def _live(ir: ModelIR, block: Block, batch_tokens: int) -> int:
+    """Batches that wait in memory: on the card where one computes, as `passes.walk` has it."""
+    memory = int(_device().memory_bytes.value)
+    return live_batches(block, ir.hidden_size, batch_tokens, _item_bytes(ir), memory)
+
+
+def _item_bytes(ir: ModelIR) -> int:
+    """Bytes of a number that is computed with, as `passes.devices.compute_dtype` chooses, which needs torch to look."""
+    device = _device()
+    half = not device.is_cpu or (ir.dtype == "BF16" and not device.instructions.isdisjoint({"avx512_bf16", "amx_bf16"}))
+    return 2 if half and ir.dtype in ("BF16", "F16") else 4
 
 
 def step_seconds(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
@@ -174,7 +183,7 @@ def _forwards(ir: ModelIR, tokens: int, length: int) -> float:
     """Forwards that the walk takes a token: one, and more for what does not wait in memory."""
     batch = max(BATCH_TOKENS, length)
     largest = max((block for block, _ in ir.decoder.counts), key=block_bytes)
-    live = min(1.0, _live(largest, batch) * batch / tokens) if tokens else 1.0
+    live = min(1.0, _live(ir, largest, batch) * batch / tokens) if tokens else 1.0
     return live + (1 - live) * _AGAIN
 
 

@@ -1,16 +1,21 @@
 """Ctrl-C, and the signals by which a scheduler or a closed terminal ends a job: one message, one exit code, nothing half-written.
 
-The first signal ends the command; those that follow, while files are closed and children ended, are ignored: an impatient second
-Ctrl-C does not cut the tidying off.
+The first signal ends the command. Those that follow within some seconds, while files are closed and children ended, are ignored: an
+impatient second Ctrl-C does not cut the tidying off. A later one ends it again, should something have swallowed the first.
 """
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from types import FrameType
 
 #: What shells give a command that Ctrl-C ended: 128 + SIGINT.
 EXIT_CODE = 130
+#: How long the end of a command may take before a signal counts again.
+_TIDYING_SECONDS = 10.0
+_last = -math.inf
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,6 +38,8 @@ def interruptible() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in _SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    raise Interrupted
+    global _last
+    now = time.monotonic()
+    if now - _last > _TIDYING_SECONDS:
+        _last = now
+        raise Interrupted

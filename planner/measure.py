@@ -6,6 +6,7 @@ and perplexity on a part of the evaluation text. Weights must be at hand. Trials
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from passes import graph
 from passes.base import Pass
-from passes.calibration import TextSource, token_blocks, tokens_digest
+from passes.calibration import TextSource, tokens_digest
 from passes.checkpoint import Checkpoint, read_json, readable, write_json
 from passes.content_key import content_key, source_identity
 from passes.devices import compute_devices, compute_dtype
@@ -88,7 +89,7 @@ def trials(
     calm_libraries()
     with clear_disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-    with only_one(work), clear_memory_errors():
+    with only_one(work / "lock", work), clear_memory_errors():
         folder = source.materialize(work)
         return dict(_tried(spec, source, folder, work, leading(result), progress))
 
@@ -101,9 +102,16 @@ def _tried(
     chains: list[tuple[Pass, ...]],
     progress: Callable[[Progress], None],
 ) -> Iterator[tuple[tuple[Pass, ...], Trial]]:
+    from passes.execute import read_tokens, token_file
+
     trust = spec.trust_remote_code
-    fitted = token_blocks(_part(spec.calibration, _FITTED, trust), folder)
-    judging = token_blocks(_part(spec.evaluation, _JUDGING, trust), folder)
+    steps = Steps(work, progress)
+    fitted, judging = (
+        read_tokens(token_file(steps, folder, name, _part(choice, samples, trust)))
+        for name, choice, samples in (
+            ("calibration text", spec.calibration, _FITTED), ("evaluation text", spec.evaluation, _JUDGING),
+        )
+    )  # fmt: skip
     bench = _Bench(source.ir, folder, work, fitted, judging, compute_dtype(source.ir.dtype), compute_devices())
     for number, chain in enumerate(chains, start=1):
         yield chain, bench.trial(chain, _told(progress, f"{number} of {len(chains)}: "))
@@ -137,6 +145,7 @@ class _Bench:
             )
             passes = resolver.resolved(chain)
             steps.run("trial", key, False, lambda report: self._make(passes, resolver, path, report))
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         saved = read_json(path, "trial")
         return Trial(graph.from_json(saved["passes"]), _quality(Measured(**saved["measured"])))
 

@@ -66,8 +66,8 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("  {task.description:20s}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("  {task.description:20s}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
     )  # fmt: skip
     with Bars(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}

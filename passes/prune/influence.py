@@ -8,12 +8,13 @@ where kinds alternate there may be no such run.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.adapters import Decoder
-from passes.checkpoint import Weights, read_json, write_json
+from passes.checkpoint import Weights, read_json, readable, write_json
 from passes.evaluate import Side, evaluate
 from passes.held import BATCH_TOKENS
 from passes.hidden import Hidden
@@ -94,12 +95,13 @@ def choose_blocks(
         result = Side(one.rewrite(ir), RenumberedWeights(weights, ir, one.kept(depth)))
         done = depth + number * 2 * depth
         path = folder / f"set-{number}.json"
-        if not path.exists():
+        if not readable(path):
             told = part_of(progress, done, total)
             found = evaluate(
                 Side(ir, weights), result, judged, folder / f"set-{number}", dtype, device, progress=told
             )  # fmt: skip
             write_json(path, {"kl": found.kl})
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         costs[dropped] = read_json(path, "measurement")["kl"]
         progress(done + 2 * depth, total)
     return min(costs, key=lambda dropped: costs[dropped])
@@ -122,9 +124,11 @@ def _influence(
     batches = torch.split(tokens, max(1, BATCH_TOKENS // tokens.shape[1]))
     hidden = Hidden(folder / "hidden", len(batches))
     path = folder / "influence.json"
-    saved = read_json(path, "measurement") if path.exists() else {"influence": [], "across": []}
-    influence, across = list(saved["influence"]), list(saved["across"])
+    saved = read_json(path, "measurement") if readable(path) else {}
+    influence, across = list(saved.get("influence", ())), list(saved.get("across", ()))
     start = len(influence)
+    if start < len(decoder) and not all(map(hidden.whole, range(max(0, start + 1 - count), start + 1))):
+        influence, across, start = [], [], 0
     if start < len(decoder):
         hidden.embed([decoder], batches, start)
     for index in range(start, len(decoder)):

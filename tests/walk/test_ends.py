@@ -45,7 +45,7 @@ evaluation: { dataset: python-reference, samples: 2, length: 64 }
 
 #: `optimize` with something done to it at a moment of its progress: sys.argv[1] says what, at which step, after how many units.
 _CHILD = """
-import contextlib, os, resource, signal, sys
+import contextlib, glob, os, resource, signal, sys, time
 import planner.cli, planner.progress
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest itself may run where it is ignored
@@ -56,6 +56,13 @@ sys.argv = ["optimize", *sys.argv[4:]]
 def reached():
     if act == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif act.startswith("damage "):
+        name = sorted(glob.glob(os.path.join(os.path.dirname(sys.argv[-1]), ".made.work", act.split(" ", 1)[1])))[-1]
+        open(name, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif act.startswith("wait for "):
+        while not os.path.exists(act.removeprefix("wait for ")):
+            time.sleep(0.05)
     elif act == "interrupt":
         os.kill(os.getpid(), signal.SIGINT)
     elif act == "no room for files":
@@ -69,6 +76,36 @@ def shown(console):
     yield lambda event: reached() if event.step == step and event.done >= done and event.total > 1 - (done == 0) else None
 
 planner.progress.shown = shown
+planner.cli.main()
+"""
+
+
+#: `optimize` killed before the {{number}}-th write of `passes.assemble`.
+_KILL_AT_WRITE = """
+import os, signal, sys
+import passes.assemble as module, planner.cli
+
+left = {number}
+def dying(name):
+    real = getattr(module, name)
+    def call(*args, **options):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+    setattr(module, name, call)
+for name in ("claim", "_link", "write_shard", "copy_side_files", "write_json", "write_index"):
+    dying(name)
+if {number} == 7:
+    left = 10**9
+    os_rename = os.rename
+    def rename(path, target, real=module.Path.rename):
+        if str(path).endswith(".partial"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(path, target)
+    module.Path.rename = rename
+sys.argv = ["optimize", *sys.argv[1:]]
 planner.cli.main()
 """
 
@@ -176,6 +213,63 @@ def test_a_kill_in_any_step_goes_on_there(step: str, done: int, measured: Place)
     assert measured.content(out) == measured.content("whole")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "done", "damaged"),
+    [
+        ("measure depth", 6, "depth-*/influence/influence.json"), ("measure depth", 6, "depth-*/influence/hidden/*/*"),
+        ("measure EXL2", 3, "exl2-*/layer-*.json"), ("measure EXL2", 3, "exl2-*/hidden/*/*"),
+        ("measure formats", 4, "fisher-*/inputs/00001/*"), ("measure formats", 11, "fisher-*/costs-*.json"),
+        ("compare allocations", 20, "contest-*/candidate-0.json"), ("evaluate", 3, "evaluate-*/source/*/*"),
+    ],
+)  # fmt: skip
+def test_what_a_power_cut_leaves_is_made_again(step: str, done: int, damaged: str, measured: Place) -> None:
+    out = f"{step} {damaged}".replace("/", " ").replace("*", "")
+    assert measured.apply(out, f"damage {damaged}", step, done).returncode == -signal.SIGKILL
+    final = measured.apply(out)
+    assert final.returncode in (0, 4), final.stderr
+    assert measured.content(out) == measured.content("whole")
+
+
+def test_a_kill_while_the_result_is_put_together_goes_on_there(place: Place) -> None:
+    """Before anything of it is there, in the middle of its tensors, before its marker, and between the two renames."""
+    for number in range(8):
+        code = _KILL_AT_WRITE.format(number=number)
+        run = subprocess.run(
+            [sys.executable, "-c", code, *place.arguments("put together")],
+            capture_output=True,
+            text=True,
+            env=environment(),
+        )
+        assert run.returncode == -signal.SIGKILL, run.stderr
+    final = place.apply("put together")
+    assert final.returncode in (0, 4), final.stderr
+    assert place.content("put together") == place.content("whole")
+    assert sorted(path.name for path in (place.folder / "put together").iterdir()) == [
+        ".made.lock",
+        ".made.work",
+        "made",
+    ]
+
+
+def test_two_applies_into_one_place_do_not_meet(place: Place, tmp_path: Path) -> None:
+    go, works = tmp_path / "go", [tmp_path / "one", tmp_path / "two"]
+    first, second = ([*place.arguments("shared"), "--work", str(work)] for work in works)
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, f"wait for {go}", "walk", "1", *first],
+        stdout=subprocess.DEVNULL,
+        env=environment(),
+    )
+    while waiting.poll() is None and not finished_blocks(works[0]):
+        time.sleep(0.01)
+    run = subprocess.run(
+        [sys.executable, "-m", "planner.cli", *second], capture_output=True, text=True, env=environment()
+    )
+    assert run.returncode == 2 and "another apply is at work" in run.stderr, run.stderr
+    go.touch()
+    assert waiting.wait() in (0, 4) and place.content("shared") == place.content("whole")
+
+
 @pytest.mark.parametrize(
     ("act", "code", "said"),
     [
@@ -212,14 +306,30 @@ def test_the_certificate_counts_every_attempt(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("out", "said"), [("/", "no place for a result"), ("/proc/made", "/proc/made"), ("/dev/null/made", "/dev/null")]
+    ("out", "work", "said"),
+    [
+        ("/", None, "no place for a result"),
+        ("/proc/made", "{tmp}/work", "/proc/made"),
+        ("/dev/null/made", "{tmp}/work", "/dev/null"),
+        ("/dev", "{tmp}/work", "/dev"),
+        ("{tmp}/made", "{tmp}/made/work", "overlaps the work folder"),
+        ("{tmp}/made", "{model}/work", "lies in the source"),
+        ("{tmp}/taken", "{tmp}/work", "are not a result of tightfit"),
+    ],
 )
 def test_a_place_that_cannot_hold_a_result_is_refused_at_once(
-    out: str, said: str, place: Place, tmp_path: Path
+    out: str, work: str | None, said: str, place: Place, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "planner.cli", "apply", str(place.folder / "tiny.plan.json"), "-o", out]
-    run = subprocess.run(
-        [*command, "--work", str(tmp_path / "work")], capture_output=True, text=True, env=environment()
-    )
+    (tmp_path / ".taken.old").mkdir()
+    (tmp_path / ".taken.old" / "mine.txt").write_text("not of tightfit")
+    at = {"tmp": tmp_path, "model": place.folder / "model"}
+    command = [
+        sys.executable, "-m", "planner.cli", "apply", str(place.folder / "tiny.plan.json"), "-o", out.format(**at)
+    ]  # fmt: skip
+    if work is not None:
+        command += ["--work", work.format(**at)]
+    before = sorted(path.name for path in (place.folder / "model").iterdir())
+    run = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert run.returncode == 2 and said in run.stderr and "internal" not in run.stderr, run.stderr
-    assert not list(tmp_path.glob("work/walk-*"))
+    assert not list(tmp_path.glob("**/walk-*")) and (tmp_path / ".taken.old" / "mine.txt").exists()
+    assert sorted(path.name for path in (place.folder / "model").iterdir()) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from passes import graph
-from passes.assemble import MARKER, differences
+from passes.assemble import differences
 from passes.calibration import TextSource, token_blocks
 from passes.checkpoint import Checkpoint
 from passes.decoded import DecodedCheckpoint
@@ -24,6 +25,7 @@ from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.job import Job, Outcome, Progress
 from passes.kv_cache import KVCachePass
+from passes.places import MARKER
 from passes.quantize.quantize import Quantize
 from passes.reason import GoalMissedError, InputError, TightfitError
 from tests.walk.conftest import save_tokenizer
@@ -264,3 +266,16 @@ def test_a_family_without_a_class_is_rounded_and_said_not_to_be_measured(job: Jo
         execute(replace(job, source=open_model(without_class).ir, folder=without_class))
     with pytest.raises(InputError, match="cannot write its own calibration text"):
         token_blocks(TextSource("self", 2, 16), without_class)
+
+
+def test_a_family_that_transformers_does_not_know_loses_no_result(job: Job, llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "unheard"
+    shutil.copytree(llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "unheard_of", "architectures": ["UnheardOfForCausalLM"]})
+    )
+    unheard = replace(job, source=open_model(folder, assume="full-attention").ir, folder=folder)
+    assert execute(replace(unheard, passes=(Quantize("rtn", FloatQuantized(-1)),))).measured is None
+    with pytest.raises(InputError, match="no model class for 'unheard_of'"):
+        execute(unheard)

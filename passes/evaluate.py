@@ -25,6 +25,29 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Student's t at 95 % for 1, 2, … degrees of freedom; the last stands for all that are more.
+_STUDENT = (
+    6.314,
+    2.920,
+    2.353,
+    2.132,
+    2.015,
+    1.943,
+    1.895,
+    1.860,
+    1.833,
+    1.812,
+    1.796,
+    1.782,
+    1.771,
+    1.761,
+    1.753,
+    1.746,
+    1.740,
+    1.734,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What was measured over `tokens` predicted tokens. Standard errors are over sequences."""
@@ -36,6 +59,12 @@ class Measured:
     log_ppl_increase: float
     log_ppl_stderr: float
     tokens: int
+    sequences: int
+
+    def half_width(self, stderr: float) -> float:
+        """Half of the 90 % interval around a figure with a standard error over so few sequences (Student's t)."""
+        freedom = min(self.sequences - 1, len(_STUDENT))
+        return stderr * _STUDENT[freedom - 1] if freedom > 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -147,4 +176,5 @@ def _summary(rows: torch.Tensor, tokens_each: int) -> Measured:
         log_ppl_increase=float(rise.mean()),
         log_ppl_stderr=float(rise.std()) / spread if count > 1 else 0.0,
         tokens=count * tokens_each,
+        sequences=count,
     )

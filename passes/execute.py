@@ -252,10 +252,12 @@ class _Run:
         return folder, key
 
     def _can_be_evaluated(self) -> bool:
-        """Whether this project reads the weights back (of EXL3 it knows the sizes only) and runs the blocks."""
+        """Whether this project reads the weights back (of EXL3 it knows the sizes only; what an engine rounds while it loads is not
+        there yet) and runs the blocks.
+        """
         blocks = (block for block, _ in self.target.decoder.counts)
         known = all(linear.storage.kind != "exl3" for block in blocks for linear in block.linears)
-        return known and has_class(self.job.source)
+        return known and self.target.load_time.name == "none" and has_class(self.job.source)
 
     def _evaluate(self, folder: Path, tokens: torch.Tensor, out_key: str) -> Measured:
         from passes.decoded import DecodedCheckpoint, as_dense

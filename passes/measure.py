@@ -18,6 +18,7 @@ class Meter:
 
     def __init__(self) -> None:
         _give_back()
+        self._children = _largest_child()
         self._began = time.monotonic()
         for card in _cards_in_use():
             sys.modules["torch"].cuda.reset_peak_memory_stats(card)
@@ -35,7 +36,15 @@ class Meter:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak memory since the start of the step: allocated on the card that has most, else resident in the process."""
+        """Peak memory since the start of the step: allocated on the card that has most, else resident in the process, or in a larger
+
+        child that it waited for (an outside tool; its cards are not seen from here).
+        """
+        children = _largest_child()
+        return max(self._own_peak, children if children > self._children else 0)
+
+    @property
+    def _own_peak(self) -> int:
         if cards := _cards_in_use():
             return max(int(sys.modules["torch"].cuda.max_memory_allocated(card)) for card in cards)
         if self._resets:
@@ -43,6 +52,11 @@ class Meter:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _largest_child() -> int:
+    """Peak resident bytes of the largest child process that has ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 def _give_back() -> None:

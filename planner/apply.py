@@ -77,6 +77,7 @@ def apply(
     calm_libraries()
     with clear_disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
+    progress(Progress("model", 0, 1, "", 0.0))
     with only_one(work / "lock", work), clear_memory_errors():
         folder = source.materialize(work)
     passes, trust = chain_of_plan(document), spec.trust_remote_code

@@ -36,6 +36,9 @@ from targets.quantity import Basis, Quantity
 _RATE_SHARE, _WRITING_SHARE = 0.5, 0.22
 #: Operations a weight (at `_RATE_SHARE`): all options of EXL2 tried on it; the chosen one's scales searched and rounded.
 _OPTIONS_FLOPS, _SEARCH_FLOPS = 150e3, 20e3
+#: Exponents that AWQ tries, each by the error tr(E H Eᵀ) of a group (`passes.quantize.smoothing`). What outside tools take of our
+#: walk's time: llm-compressor's GPTQ beside ours (docs/quantization.md); of the others it is assumed.
+_SCALE_TRIES, _OUTSIDE = 20, 2.6
 #: Allocations that are held against each other (`passes.resolve`).
 _ALLOCATIONS = {QuantizeExl2: 3, QuantizeMixed: 3}
 #: What torch, transformers and the tokenizer take before any weight: seconds, bytes.
@@ -133,7 +136,7 @@ def _item_bytes(ir: ModelIR) -> int:
 
 
 def step_seconds(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
-    """Expected seconds of each step, by the names that the certificate gives them. Outside tools' walks count as our own."""
+    """Expected seconds of each step, by the names that the certificate gives them (of an outside tool, its name)."""
     text = spec.calibration
     tokens = text.samples * text.length if _looks(target, passes) else 0
     forward, head = _forward(source), 2 * source.vocab_size * source.hidden_size
@@ -156,7 +159,12 @@ def step_seconds(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[
         fitted = walk - (tokens - tried) * (forward + _hessians(source))
         judged = 2 * judging(text.samples) * text.length * (forward + head)
         flops["compare allocations"] = _ALLOCATIONS[type(one)] * (fitted + judged)
-    flops["walk"] = walk
+    if any(str(getattr(one, "method", "")) == "awq" for one in passes):
+        walk += _SCALE_TRIES * 2 * sum(count * _errors(block) for block, count in source.decoder.counts)
+    if (tool := graph.outside(passes)) is not None:
+        flops[tool.backend] = walk * _OUTSIDE
+    else:
+        flops["walk"] = walk
     flops["evaluate"] = 2 * spec.evaluation.samples * spec.evaluation.length * (forward + head)
     rate = _flops() * _RATE_SHARE
     return {name: count / rate for name, count in flops.items()}
@@ -225,6 +233,11 @@ def _inputs_squared(block: Block) -> float:
         if lin.quantizable
     }
     return sum(inputs.values()) / 2
+
+
+def _errors(block: Block) -> float:
+    """Operations of tr(E H Eᵀ) over a block's matrices."""
+    return sum(lin.copies * lin.out_features * lin.in_features**2 for lin in block.linears if lin.quantizable)
 
 
 def _compensated(block: Block) -> float:

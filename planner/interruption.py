@@ -24,7 +24,7 @@ class Interrupted(BaseException):
 
     exit_code = EXIT_CODE
     message = "interrupted"
-    remedy = "run the same command again; what was finished is kept, and work goes on there"
+    remedy = "the same command begins again; an apply, or a plan that measures, goes on where it was"
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.remedy}"

@@ -22,12 +22,13 @@ from passes.family import unwalkable
 from passes.ir.model import ModelIR
 from passes.ir.sources import Source
 from passes.job import Progress
+from passes.kv_cache import KVCachePass
 from passes.lock import only_one
 from passes.machine_errors import clear_disk_errors, clear_memory_errors
 from passes.reason import InputError
 from passes.resolve import Resolver
 from passes.steps import Report, Steps
-from planner.quality import Quality
+from planner.quality import Quality, expected_quality
 from planner.search import SearchResult
 from planner.spec import Spec, TextChoice
 from targets.quantity import Basis, Quantity
@@ -147,7 +148,9 @@ class _Bench:
             steps.run("trial", key, False, lambda report: self._make(passes, resolver, path, report))
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         saved = read_json(path, "trial")
-        return Trial(graph.from_json(saved["passes"]), _quality(Measured(**saved["measured"])))
+        return Trial(
+            graph.from_json(saved["passes"]), _quality(Measured(**saved["measured"]), _cache_loss(self.source, chain))
+        )
 
     def _make(self, passes: Sequence[Pass], resolver: Resolver, path: Path, report: Report) -> None:
         from passes.contest import trial
@@ -167,16 +170,24 @@ def _told(progress: Callable[[Progress], None], which: str) -> Callable[[Progres
     return lambda event: progress(replace(event, step=which + event.step))
 
 
+def _cache_loss(ir: ModelIR, chain: Sequence[Pass]) -> Quality:
+    return expected_quality(ir, [one for one in chain if isinstance(one, KVCachePass)])
+
+
 def _part(choice: TextChoice, samples: int, trust_remote_code: bool) -> TextSource:
     return TextSource(
         choice.dataset, min(choice.samples, samples), min(choice.length, _LENGTH), choice.seed, trust_remote_code
     )
 
 
-def _quality(measured: Measured) -> Quality:
-    """Twice the standard error over sequences on each side."""
+def _quality(measured: Measured, cache: Quality) -> Quality:
+    """The measured loss, 90 % of its spread over texts, and what the cache's type is expected to add: a trial measures weights."""
 
-    def around(value: float, stderr: float) -> Quantity:
-        return Quantity(value, value - 2 * stderr, value + 2 * stderr, Basis.MEASURED)
+    def around(value: float, stderr: float, added: Quantity) -> Quantity:
+        half = measured.half_width(stderr)
+        return Quantity(value + added.value, value - half + added.low, value + half + added.high, Basis.MEASURED)
 
-    return Quality(around(measured.log_ppl_increase, measured.log_ppl_stderr), around(measured.kl, measured.kl_stderr))
+    return Quality(
+        around(measured.log_ppl_increase, measured.log_ppl_stderr, cache.log_ppl_increase),
+        around(measured.kl, measured.kl_stderr, cache.kl),
+    )

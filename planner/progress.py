@@ -31,16 +31,18 @@ class Lines:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._first: dict[str, Progress] = {}
-        self._said: dict[str, float] = {}
+        self._said: dict[str, Progress] = {}
 
     def report(self, event: Progress) -> None:
         """Say an event, unless this step was heard of a moment ago."""
         counts = event.done > 0 or event.total > 1
         first = self._first.setdefault(event.step, event) if counts else event
-        last = self._said.get(event.step)
-        if last is not None and event.done < event.total and event.seconds - last < _LINE_EVERY:
+        said = self._said.get(event.step)
+        if said is not None and (
+            event.done == said.done or (event.done < event.total and event.seconds - said.seconds < _LINE_EVERY)
+        ):
             return
-        self._said[event.step] = event.seconds
+        self._said[event.step] = event
         if not counts:
             self._say(f"  {event.step}")
             return

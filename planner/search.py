@@ -23,7 +23,7 @@ from passes.ir.model import ModelIR
 from passes.reason import InputError, Reason
 from planner.chains import rewrite
 from planner.quality import Quality, expected_quality
-from planner.space import Design, designs, workload_of
+from planner.space import Design, designs, nothing_to_weigh, workload_of
 from planner.spec import Spec
 from planner.verdict import Candidate, Verdict, judge, judge_quality
 from targets.engines import find_engine
@@ -88,6 +88,8 @@ def search(
     gpu = target_gpu(spec)
     judge_design = _Judge(spec, ir, gpu, measured)
     space = list(designs(spec, ir, gpu, cards))
+    if not space:
+        raise nothing_to_weigh(spec, gpu)
     verdicts = [judge_design(design) for design in space]
     feasible = sorted((v for v in verdicts if v.feasible), key=lambda v: preference(spec.goals.prefer, v))
     chosen = feasible[0] if feasible else None

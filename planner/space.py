@@ -26,6 +26,7 @@ from passes.quantize.exl2_pass import QuantizeExl2
 from passes.quantize.mixed import QuantizeMixed
 from passes.quantize.quantize import Quantize
 from passes.quantize.scheme import parse_scheme
+from passes.reason import InputError
 from planner.bits import fewest_bits, most_bits, widths
 from planner.chains import rewrite
 from planner.quality import expected_quality
@@ -186,6 +187,13 @@ def _kv_dtypes(spec: Spec, engine: str) -> tuple[str, ...]:
     asked = spec.passes.kv_cache
     wanted = asked if asked is not None else [d for d in KV_DTYPES[engine] if d not in KV_ON_REQUEST]
     return tuple(d for d in KV_DTYPES[engine] if d in wanted)
+
+
+def nothing_to_weigh(spec: Spec, gpu: Gpu) -> InputError:
+    """The error for a spec that leaves no candidate: types of the cache that no engine of it has."""
+    asked = ", ".join(spec.passes.kv_cache or ())
+    has = "; ".join(f"{name} has {', '.join(KV_DTYPES[name])}" for name, _ in engines(spec, gpu))
+    return InputError(f"nothing is left to weigh: no engine here keeps its cache as {asked}", remedy=has)
 
 
 def _cache(ir: ModelIR, head: tuple[Pass, ...], dtype: str) -> tuple[Pass, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from passes.base import Pass
 from passes.formats.awq import Awq
@@ -36,6 +36,10 @@ def _group(text: str) -> int:
     return -1 if text == "channel" else int(text[1:])
 
 
+def _gptq(bits: int, group_size: int, marks: Sequence[str]) -> Gptq:
+    return Gptq(bits, group_size, "asym" not in marks, "act" in marks, 2 if "v2" in marks else 1)
+
+
 def _mixed_options(group_size: int, kind: str | None) -> tuple[Format, ...]:
     """4 bits, 8 bits (weights only, or with 8-bit activations where an engine has no other 8-bit kernel), plain numbers."""
     if kind == "gptq":
@@ -58,8 +62,8 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
         lambda m: Quantize("gptq", PackQuantized(int(m[1]), _group(m[2]), m[3] is None)),
     ),
     (
-        r"gptq-([2348])-(g[1-9]\d*|channel)(-asym)?(-act)?(-v2)?",
-        lambda m: Quantize("gptq", Gptq(int(m[1]), _group(m[2]), not m[3], bool(m[4]), 2 if m[5] else 1)),
+        r"gptq-([2348])-(g[1-9]\d*|channel)((?:-asym|-act|-v2)*)",
+        lambda m: Quantize("gptq", _gptq(int(m[1]), _group(m[2]), m[3].split("-")[1:])),
     ),
     (r"rtn-([2348])-(g[1-9]\d*|channel)", lambda m: Quantize("rtn", Gptq(int(m[1]), _group(m[2])))),
     (r"awq-4-g([1-9]\d*)", lambda m: Quantize("awq", Awq(int(m[1])))),
@@ -98,7 +102,20 @@ def parse_scheme(name: str) -> Pass | None:
         raise InputError(
             f"the weight format {name!r} lacks its group size", remedy=f"write {folded}-g128, -g64, -g32 or -channel"
         )
-    raise unknown_name("weight format", name, EXAMPLES, remedy=f"known formats: {', '.join(EXAMPLES)}")
+    if wrong := re.fullmatch(r"(gptq|rtn|awq|autoround)-(?![2348](?:-|$))\d+(-.+)?", folded):
+        raise InputError(
+            f"{name!r}: {wrong[1]} has 2, 3, 4 or 8 bits (awq in its own format 4), then a group size",
+            remedy=f"for example {wrong[1]}-4{wrong[2] or '-g128'}",
+        )
+    if re.fullmatch(r"(exl2|exl3|mixed)(-g\d+)?", folded):
+        raise InputError(
+            f"{name!r}: {folded.split('-')[0]} takes the bits a weight",
+            remedy="for example exl2-4.65, exl3-3.5, mixed-5.0-g64",
+        )
+    raise unknown_name(
+        "weight format", name, EXAMPLES,
+        remedy=f"known formats, of which bits and group sizes (-g32, -g64, -g128, -channel) may be others: {', '.join(EXAMPLES)}",
+    )  # fmt: skip
 
 
 def dense_dtype(name: str) -> str | None:

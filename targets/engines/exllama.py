@@ -54,6 +54,9 @@ class Exllama(Engine):
         elif (gpu.capability or 0) < self.capability:
             needs = f"{self.capability // 10}.{self.capability % 10}"
             reasons.append(Reason("card_too_old", f"{self.name} needs compute capability {needs}", "a newer card"))
+        if ir.load_time.name != "none":
+            message = f"{self.name} quantizes nothing while it loads"
+            reasons.append(Reason("no_load_time_quantization", message, self.format_remedy))
         for form in sorted({stored_as(lin.storage) for block, _ in ir.decoder.counts for lin in block.linears}):
             if form not in (Dense.kind, *self.formats):
                 reasons.append(

@@ -29,6 +29,8 @@ class Rules:
     logits in fp32 on every card; later only where FlashInfer's sampler is missing.
     `group_slack`: the largest layer bucket is padded instead of split below this ratio.
     `group_order`: groups that follow the activation order are read (GPTQ's `desc_act`; 0.32 refuses it, pull request 54809).
+    `bitsandbytes_plugin`: its loader is a package of its own, `vllm-bnb-plugin` (0.28, pull request 43529). `online_fp8`: what
+    `--quantization` calls FP8 made while loading, a scale a matrix (0.32 refuses `fp8` for that: `quantization/fp8.py`).
     `state_checkpoints`: further states a sequence of Mamba 2 may hold, exported inside a prefill (read in 0.32; older ones unread).
     """
 
@@ -47,6 +49,8 @@ class Rules:
     sampler_fp32_sort: bool = False
     group_order: bool = True
     state_checkpoints: int = 0
+    bitsandbytes_plugin: bool = False
+    online_fp8: str = "fp8"
 
 
 #: (first version, what it changed back then), newest behaviour last; each entry holds until the next one.
@@ -63,8 +67,9 @@ _HISTORY: tuple[tuple[tuple[int, int], dict[str, object]], ...] = (
     ((0, 21), {"graphs_in_budget": True}),
     ((0, 22), {"tokens_from_concurrency": True, "group_slack": 1.5}),
     ((0, 24), {"mxfp4_padding": (1, 1)}),
+    ((0, 28), {"bitsandbytes_plugin": True}),
     ((0, 30), {"in_flight_batches": 2, "null_block": True}),
-    ((0, 32), {"group_order": False, "state_checkpoints": 1}),
+    ((0, 32), {"group_order": False, "state_checkpoints": 1, "online_fp8": "fp8_per_tensor"}),
 )  # fmt: skip
 
 

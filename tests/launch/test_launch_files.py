@@ -15,6 +15,7 @@ import yaml
 
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
+from passes.quantize.load_time import QuantizeAtLoad
 from passes.reason import InputError
 from targets.launch import launch_files, write_launch
 from targets.launch.tabby import cache_mode
@@ -45,6 +46,24 @@ CASES = {
     "exllamav2": (plan("exllamav2", "0.3.2"), "q4", False),
     "exllamav3": (plan("exllamav3", "0.0.6", tensor_parallel=2, max_num_batched_tokens=1024), "q6", False),
 }
+
+
+@pytest.mark.parametrize(
+    ("scheme", "version", "arguments"),
+    [
+        ("nf4", "0.27", {"quantization": "bitsandbytes", "load-format": "bitsandbytes"}),
+        ("fp8-online", "0.31", {"quantization": "fp8"}),
+        ("fp8-online", "0.32", {"quantization": "fp8_per_tensor"}),  # 0.32 refuses `fp8` for a dense checkpoint
+    ],
+)
+def test_what_an_engine_quantizes_while_it_loads_is_in_its_arguments(
+    scheme: str, version: str, arguments: dict[str, str]
+) -> None:
+    ir = QuantizeAtLoad(scheme).rewrite(open_model("Qwen2.5-7B-Instruct").ir)
+    [written] = [
+        yaml.safe_load(f.text) for f in launch_files(plan("vllm", version), ir, "small") if f.path == "vllm.yaml"
+    ]
+    assert arguments.items() <= written.items()
 
 
 def texts(name: str) -> dict[str, str]:

@@ -176,3 +176,12 @@ def test_a_group_of_nothing_is_an_unknown_format_with_the_nearest_names(name):
     with pytest.raises(InputError, match=r"unknown weight format .* Did you mean") as caught:
         parse_scheme(name)
     assert caught.value.exit_code == 2
+
+
+def test_marks_of_gptq_stand_in_any_order_and_bits_are_named() -> None:
+    assert parse_scheme("gptq-4-g64-act-asym-v2") == parse_scheme("gptq-4-g64-asym-act-v2")
+    with pytest.raises(InputError, match="2, 3, 4 or 8 bits") as caught:
+        parse_scheme("gptq-5-g64")
+    assert caught.value.remedy == "for example gptq-4-g64"
+    with pytest.raises(InputError, match="takes the bits a weight"):
+        parse_scheme("exl2")

@@ -61,3 +61,14 @@ def test_without_weights_nothing_can_be_measured(spec: Path, tmp_path: Path, mon
     named = load_spec(spec).model_copy(update={"model": "HuggingFaceTB/SmolLM2-135M-Instruct"})
     with pytest.raises(InputError, match="nothing can be measured"):
         plans.plan(named, measure=tmp_path / "work")
+
+
+def test_the_cache_costs_what_it_is_expected_to_where_weights_are_measured(spec: Path, tmp_path: Path) -> None:
+    with_cache = load_spec(spec).model_copy(
+        update={"passes": load_spec(spec).passes.model_copy(update={"kv_cache": ("fp8",)})}
+    )
+    made = plans.plan(with_cache, measure=tmp_path / "work")
+    plain = plans.plan(spec, measure=tmp_path / "work")
+    assert made.result.chosen is not None and plain.result.chosen is not None
+    lost = [one.result.chosen.quality.log_ppl_increase.value for one in (made, plain) if one.result.chosen is not None]
+    assert lost[0] > lost[1]

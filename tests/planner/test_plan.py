@@ -164,3 +164,22 @@ def test_a_question_of_no_known_form_gets_examples(made: plans.Plan) -> None:
         explain.explain(made.spec, made.source, "is it good")
     with pytest.raises(InputError, match="lists all"):
         explain.explain(made.spec, made.source, "why not zzz")
+
+
+def test_a_cache_type_that_no_engine_has_is_said() -> None:
+    spec = parse_spec(SPEC + "engine: vllm\npasses: { kv_cache: [q4] }\n")
+    with pytest.raises(InputError, match="keeps its cache as q4") as caught:
+        plans.plan(spec)
+    assert caught.value.remedy == "vllm has auto, fp8, fp8_e5m2"
+
+
+def test_the_plan_knows_what_outside_tools_and_scale_searches_take() -> None:
+    def seconds(formats: str, backend: str = "native") -> float:
+        passes = (
+            f"passes: {{ quantize: {{ formats: [{formats}], dense: false, backend: {backend} }}, kv_cache: [auto] }}\n"
+        )
+        made = plans.plan(parse_spec(SPEC + "engine: vllm\n" + passes + "calibration: { dataset: self }\n"))
+        return float(made.document["chosen"]["apply"]["seconds"]["value"])
+
+    plain = seconds("gptq-4-g128")
+    assert seconds("awq-4-g128") > plain and seconds("gptq-4-g128", "gptqmodel") > plain

@@ -13,6 +13,7 @@ from passes.quantize.scheme import parse_scheme
 from targets.engines import exllamav2, exllamav3, find_engine
 from targets.engines.engine import Parallel, Settings
 from targets.gpu import find_gpu
+from targets.workload import Workload
 from tests.backends.conftest import environment
 
 
@@ -104,3 +105,27 @@ def test_the_lists_are_those_of_the_packages() -> None:
         for name in re.findall(r'^    arch_string = "(\w+)"', file.read_text(), re.MULTILINE)
     }
     assert strings == exllamav3.ARCHITECTURES
+
+
+@pytest.mark.parametrize(
+    ("engine", "weights", "gpu", "code"),
+    [
+        ("vllm", "nf4", "RTX 4090", None),
+        ("vllm", "fp8-online", "RTX 4090", None),
+        ("vllm", "int8-bnb", "RTX 4090", "int8_not_while_loading"),
+        ("vllm-cpu", "nf4", "cpu", "bitsandbytes_needs_card"),
+        ("vllm-cpu", "fp8-online", "cpu", "fp8_online_needs_card"),
+        ("exllamav2", "nf4", "RTX 4090", "no_load_time_quantization"),
+    ],
+)
+def test_what_engines_quantize_while_they_load(engine: str, weights: str, gpu: str, code: str | None) -> None:
+    assert refused(engine, stored("Qwen2.5-0.5B-Instruct", weights), gpu) == ([code] if code else [])
+
+
+def test_bitsandbytes_is_a_package_of_its_own_since_0_28() -> None:
+    ir, workload = stored("Qwen2.5-0.5B-Instruct", "nf4"), Workload(1024)
+    notes = {
+        version: find_engine("vllm").memory(ir, find_gpu("RTX 4090"), Settings(version=version), workload).notes
+        for version in ("0.27", "0.28")
+    }
+    assert "vllm-bnb-plugin" in " ".join(notes["0.28"]) and "plugin" not in " ".join(notes["0.27"])

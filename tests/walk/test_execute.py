@@ -26,6 +26,7 @@ from passes.ir.sources import open_model
 from passes.job import Job, Outcome, Progress
 from passes.kv_cache import KVCachePass
 from passes.places import MARKER
+from passes.quantize.load_time import QuantizeAtLoad
 from passes.quantize.quantize import Quantize
 from passes.reason import GoalMissedError, InputError, TightfitError
 from tests.walk.conftest import save_tokenizer
@@ -279,3 +280,11 @@ def test_a_family_that_transformers_does_not_know_loses_no_result(job: Job, llam
     assert execute(replace(unheard, passes=(Quantize("rtn", FloatQuantized(-1)),))).measured is None
     with pytest.raises(InputError, match="no model class for 'unheard_of'"):
         execute(unheard)
+
+
+def test_what_the_engine_rounds_while_it_loads_is_not_measured(job: Job) -> None:
+    """The folder holds the dense model: compared with its source it would seem to lose nothing."""
+    outcome = execute(replace(job, passes=(QuantizeAtLoad("nf4"),)))
+    assert outcome.measured is None
+    stored, source = load_file(job.out / "model-00001.safetensors"), load_file(job.folder / "model.safetensors")
+    assert all(torch.equal(tensor, source[name]) for name, tensor in stored.items())

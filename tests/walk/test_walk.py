@@ -15,7 +15,7 @@ from passes import graph
 from passes.adapters import Decoder
 from passes.checkpoint import Checkpoint, write_shard
 from passes.decoded import DecodedCheckpoint
-from passes.evaluate import Side, evaluate
+from passes.evaluate import Measured, Side, evaluate
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
@@ -236,3 +236,12 @@ def test_a_model_has_no_distance_from_itself(
     measured = evaluate(side, side, tokens, tmp_path, FP32, CPU)
     assert measured.kl == pytest.approx(0, abs=1e-6)
     assert measured.log_ppl_increase == 0
+
+
+def test_few_texts_give_a_wide_interval() -> None:
+    def measured(sequences: int) -> Measured:
+        return Measured(0.1, 0.01, 10.0, 9.0, 0.1, 0.01, 100, sequences)
+
+    assert measured(2).half_width(0.01) == pytest.approx(0.0631, abs=1e-4)
+    assert measured(16).half_width(0.01) == pytest.approx(0.01753, abs=1e-4)
+    assert measured(1).half_width(0.01) == float("inf")

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def peer(source: Path, seed: int, label: str, python: Path) -> dict[str, Any]:
 def _kl(ir: ModelIR, source: Path, result: Path) -> float:
     decoded = DecodedCheckpoint(Checkpoint(result), graph.rewrite(ir, _CHAIN), _DTYPE)
     sides = Side(ir, Checkpoint(source)), Side(ir, decoded)
-    return evaluate(*sides, evaluation_tokens(source), CACHE / "evaluate", _DTYPE, _CPU).kl
+    with tempfile.TemporaryDirectory() as folder:
+        return evaluate(*sides, evaluation_tokens(source), Path(folder), _DTYPE, _CPU).kl
 
 
 def main() -> None:

@@ -61,8 +61,8 @@ def execute(
     `resolved` is told the chain with its measured choices and its description before any weight is written; `finish` writes what else
     belongs into the result's folder before that gets its name.
     """
-    _check(job)
     calm_libraries()
+    _check(job)
     out = job.out.resolve()
     with clear_disk_errors(job.work):
         job.work.mkdir(parents=True, exist_ok=True)
@@ -194,6 +194,7 @@ class _Run:
             ).run()  # fmt: skip
 
         self.steps.run("walk", key, folder.exists() and WalkState(folder).done == units(target), make)
+        shutil.rmtree(folder / "hidden", ignore_errors=True)
         reports = WalkState(folder).reports
         return _Made(
             sorted((folder / "shards").glob("*.safetensors")),
@@ -284,11 +285,12 @@ class _Run:
         The output shares its files with the walk's where both are on one disk.
         """
         text = self.job.calibration if calibrated else None
+        job = self.job
         asked = content_key(
-            "disk", self.identity, graph.to_json(self.job.passes), self.job.calibration, self.job.evaluation
+            "disk", self.identity, graph.to_json(job.passes), job.calibration, job.evaluation, str(self.out)
         )
-        record = self.job.work / f"room-{asked}.json"
-        if record.exists():
+        record = job.work / f"room-{asked}.json"
+        if record.exists() and any(job.work.glob("walk-*")):
             return
         needed = scratch_bytes(self.job.source, self.target, self.job.passes, text, self.job.evaluation)
         rooms = [(self.job.work, needed)]

@@ -37,11 +37,10 @@ class Meter:
     @property
     def peak_bytes(self) -> int:
         """Peak memory since the start of the step: allocated on the card that has most, else resident in the process, or in a larger
-
-        child that it waited for (an outside tool; its cards are not seen from here).
+        child that ended meanwhile (an outside tool).
         """
         children = _largest_child()
-        return max(self._own_peak, children if children > self._children else 0)
+        return max(self._own_peak, children if children > self._children and not _cards_in_use() else 0)
 
     @property
     def _own_peak(self) -> int:

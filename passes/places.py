@@ -36,27 +36,27 @@ def check_places(result: Path, work: Path, source: Path | None) -> None:
     out, working = result.resolve(), work.resolve()
     if not out.name or os.path.ismount(out):
         raise InputError(f"{result} is no place for a result", remedy="name a folder that does not exist yet")
-    if source is not None and _overlap(out, source.resolve()):
-        raise InputError(
-            f"the output folder {result} overlaps the source {source}", remedy="choose another output folder"
-        )
-    if _overlap(out, working):
-        raise InputError(
-            f"the output folder {result} overlaps the work folder {work}", remedy="choose another output folder"
-        )
+    for place in (out, partial_of(out), aside_of(out)):
+        if source is not None and _overlap(place, source.resolve()):
+            raise InputError(
+                f"the output folder {result} overlaps the source {source}", remedy="choose another output folder"
+            )
+        if _overlap(place, working):
+            raise InputError(
+                f"the output folder {result} overlaps the work folder {work}", remedy="choose another output folder"
+            )
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{place} is a file", remedy="choose another output folder")
+        if place.is_dir() and any(place.iterdir()) and not (place / MARKER).exists():
+            raise InputError(
+                f"{place} holds files that are not a result of tightfit",
+                remedy="choose another output folder, or empty it",
+            )
     if source is not None and (working == source.resolve() or source.resolve() in working.parents):
         raise InputError(
             f"the work folder {work} lies in the source {source}, which is only ever read",
             remedy="choose another work folder",
         )
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{result} is a file", remedy="choose another output folder")
-    for folder in (out, partial_of(out), aside_of(out)):
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
-            raise InputError(
-                f"{folder} holds files that are not a result of tightfit",
-                remedy="choose another output folder, or empty it",
-            )
 
 
 def _overlap(one: Path, other: Path) -> bool:
@@ -100,9 +100,17 @@ def publish(folder: Path, out: Path) -> Path:
     """Give a finished folder its name. What had it goes aside first and away last: whenever this ends, a result is whole or not there."""
     aside = aside_of(out)
     with clear_disk_errors(out):
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
         if out.exists():
             out.rename(aside)
         folder.rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
     return out
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of ours, its marker last: however far this comes, the next run knows whose it is."""
+    if folder.is_dir():
+        claim(folder)
+        (folder / MARKER).unlink()
+        folder.rmdir()

@@ -97,6 +97,7 @@ class Resolver:
             measure(self.dense, self.weights, fitted_part(self.tokens), folder, self.dtype, self.device, report)
 
         self.steps.run("measure EXL2", key, measured_layers(folder) >= layers, make)
+        shutil.rmtree(folder / "hidden", ignore_errors=True)
         errors = saved_errors(folder, layers)
         weighed = in_divergence(self.dense, errors, self._format_costs((_FOUR_BITS,)))
         found = (

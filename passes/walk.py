@@ -74,7 +74,6 @@ class Walk:
         state = WalkState(self.folder)
         total, blocks = units(self.target), len(self.source.decoder.layers)
         if state.done >= total:
-            self._kept_hidden(1).clear()
             return state
         devices = self.devices if self._calibrated else ()
         decoders = [Decoder(self.source, self.weights, self.dtype, device, self.target) for device in devices]
@@ -102,14 +101,11 @@ class Walk:
         import torch
 
         batches = torch.split(self.tokens, max(1, self.batch_tokens // max(1, self.tokens.shape[1])))
-        hidden = self._kept_hidden(len(batches))
+        hidden = Hidden(self.folder / "hidden", len(batches))
         if decoders and state.done and not hidden.whole(state.done):
             state.restart()
         hidden.embed(decoders, batches, state.done)
         return hidden
-
-    def _kept_hidden(self, batches: int) -> Hidden:
-        return Hidden(self.folder / "hidden", batches)
 
     def _block(self, index: int, decoders: Sequence[Decoder], hidden: Hidden, state: WalkState) -> BlockWork:
         """Store one block: its outputs go into `hidden`, its tensors into a shard."""

@@ -12,6 +12,7 @@ from passes.calibration import TextSource
 from passes.checkpoint import write_json
 from passes.devices import memory_total_bytes
 from passes.execute import calm_libraries, execute
+from passes.graph import rewrite
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.job import Job, Outcome, Progress
@@ -20,8 +21,9 @@ from passes.machine_errors import clear_disk_errors, clear_memory_errors
 from passes.places import check_places
 from passes.reason import DoesNotFitError, InputError
 from planner.certificate import NAME, certificate
+from planner.effort import effort
 from planner.plan import chain_of_plan, load_plan, plan, require_executable, require_fresh, resolved_plan, spec_of
-from planner.spec import TextChoice
+from planner.spec import Spec, TextChoice
 from targets.launch import FOLDER, launch_files, write_launch
 from targets.probe import installed_gpus
 
@@ -72,15 +74,15 @@ def apply(
     out = out or Path(f"{name}-tightfit")
     place = out.resolve()
     work = work or place.parent / f".{place.name}.work"
-    check_places(out, work, source.path if source.kind == "folder" else None)
-    _require_memory(document)
+    check_places(out, work, source.path)
+    passes, trust = chain_of_plan(document), spec.trust_remote_code
+    _require_memory(spec, source.ir, passes)
     calm_libraries()
     with clear_disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     progress(Progress("model", 0, 1, "", 0.0))
     with only_one(work / "lock", work), clear_memory_errors():
         folder = source.materialize(work)
-    passes, trust = chain_of_plan(document), spec.trust_remote_code
     job = Job(source.ir, folder, passes, out, work, _text(spec.calibration, trust), _text(spec.evaluation, trust))
     proof: dict[str, Any] = {}
 
@@ -105,9 +107,10 @@ def next_step(result: ApplyResult) -> str:
     return f"start it as {result.out / FOLDER} says"
 
 
-def _require_memory(document: Mapping[str, Any]) -> None:
-    """Refuse work whose least predicted memory this machine lacks; where a card computes, it is the card that would have to be known."""
-    least, there = document["chosen"]["apply"]["memory_bytes"]["low"], memory_total_bytes()
+def _require_memory(spec: Spec, source: ModelIR, passes: Sequence[Pass]) -> None:
+    """Refuse work whose least expected memory this machine lacks. Where a card computes, nothing is refused: it was never measured."""
+    least = effort(spec, source, rewrite(source, passes), passes).memory_bytes.low
+    there = memory_total_bytes()
     if least > there and not installed_gpus():
         raise DoesNotFitError(
             f"the work takes at least {least / 2**30:.0f} GiB of memory, this machine has {there / 2**30:.0f} GiB",

@@ -146,7 +146,7 @@ class _Bench:
             )
             passes = resolver.resolved(chain)
             steps.run("trial", key, False, lambda report: self._make(passes, resolver, path, report))
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         saved = read_json(path, "trial")
         return Trial(
             graph.from_json(saved["passes"]), _quality(Measured(**saved["measured"]), _cache_loss(self.source, chain))
@@ -176,7 +176,11 @@ def _cache_loss(ir: ModelIR, chain: Sequence[Pass]) -> Quality:
 
 def _part(choice: TextChoice, samples: int, trust_remote_code: bool) -> TextSource:
     return TextSource(
-        choice.dataset, min(choice.samples, samples), min(choice.length, _LENGTH), choice.seed, trust_remote_code
+        choice.dataset,
+        max(2, min(choice.samples, samples)),
+        min(choice.length, _LENGTH),
+        choice.seed,
+        trust_remote_code,
     )
 
 

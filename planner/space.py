@@ -190,10 +190,16 @@ def _kv_dtypes(spec: Spec, engine: str) -> tuple[str, ...]:
 
 
 def nothing_to_weigh(spec: Spec, gpu: Gpu) -> InputError:
-    """The error for a spec that leaves no candidate: types of the cache that no engine of it has."""
-    asked = ", ".join(spec.passes.kv_cache or ())
-    has = "; ".join(f"{name} has {', '.join(KV_DTYPES[name])}" for name, _ in engines(spec, gpu))
-    return InputError(f"nothing is left to weigh: no engine here keeps its cache as {asked}", remedy=has)
+    """The error for a spec that leaves no candidate: types of the cache that no engine of it has, or no format at all."""
+    names = [name for name, _ in engines(spec, gpu)]
+    if spec.passes.kv_cache is not None and not any(_kv_dtypes(spec, name) for name in names):
+        asked = ", ".join(spec.passes.kv_cache)
+        has = "; ".join(f"{name} has {', '.join(KV_DTYPES[name])}" for name in names)
+        return InputError(f"nothing is left to weigh: no engine here keeps its cache as {asked}", remedy=has)
+    return InputError(
+        f"nothing is left to weigh: no format of `passes: quantize:` is one of {' or '.join(names)}",
+        remedy="name other formats or methods, or `dense: true` to weigh the model as it is",
+    )
 
 
 def _cache(ir: ModelIR, head: tuple[Pass, ...], dtype: str) -> tuple[Pass, ...]:

@@ -98,14 +98,14 @@ def parse_scheme(name: str) -> Pass | None:
         match = re.fullmatch(pattern, folded)
         if match:
             return build(match)
-    if re.fullmatch(r"(w[48]a16|gptq-\d|rtn-\d|awq-4)", folded):
-        raise InputError(
-            f"the weight format {name!r} lacks its group size", remedy=f"write {folded}-g128, -g64, -g32 or -channel"
-        )
     if wrong := re.fullmatch(r"(gptq|rtn|awq|autoround)-(?![2348](?:-|$))\d+(-.+)?", folded):
         raise InputError(
             f"{name!r}: {wrong[1]} has 2, 3, 4 or 8 bits (awq in its own format 4), then a group size",
             remedy=f"for example {wrong[1]}-4{wrong[2] or '-g128'}",
+        )
+    if re.fullmatch(r"w[48]a16|(gptq|rtn|awq|autoround)-[2348]", folded):
+        raise InputError(
+            f"the weight format {name!r} lacks its group size", remedy=f"write {folded}-g128, -g64, -g32 or -channel"
         )
     if re.fullmatch(r"(exl2|exl3|mixed)(-g\d+)?", folded):
         raise InputError(

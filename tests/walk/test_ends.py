@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from passes.places import check_places, claim, publish
 from tests.walk.conftest import save_tiny_llama
 
 _BLOCKS = 16
@@ -313,6 +314,7 @@ def test_the_certificate_counts_every_attempt(place: Place) -> None:
         ("/dev/null/made", "{tmp}/work", "/dev/null"),
         ("/dev", "{tmp}/work", "/dev"),
         ("{tmp}/made", "{tmp}/made/work", "overlaps the work folder"),
+        ("{tmp}/made", "{tmp}/made.partial", "overlaps the work folder"),
         ("{tmp}/made", "{model}/work", "lies in the source"),
         ("{tmp}/taken", "{tmp}/work", "are not a result of tightfit"),
     ],
@@ -333,3 +335,15 @@ def test_a_place_that_cannot_hold_a_result_is_refused_at_once(
     assert run.returncode == 2 and said in run.stderr and "internal" not in run.stderr, run.stderr
     assert not list(tmp_path.glob("**/walk-*")) and (tmp_path / ".taken.old" / "mine.txt").exists()
     assert sorted(path.name for path in (place.folder / "model").iterdir()) == before
+
+
+def test_an_older_result_that_is_half_removed_is_still_ours(tmp_path: Path) -> None:
+    for folder in (tmp_path / "new", tmp_path / "made", tmp_path / ".made.old"):
+        claim(folder)
+        (folder / "launch").mkdir()
+        (folder / "model.safetensors").write_text(folder.name)
+    (tmp_path / ".made.old" / "model.safetensors").unlink()
+    check_places(tmp_path / "made", tmp_path / "work", None)
+    publish(tmp_path / "new", tmp_path / "made")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert (tmp_path / "made" / "model.safetensors").read_text() == "new"

@@ -6,19 +6,18 @@ one are held against each other here; where allocation does not pay, uniform win
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.assemble import outer_tensors
 from passes.base import Pass
-from passes.checkpoint import Checkpoint, Weights, read_json, readable, write_json, write_shard
+from passes.checkpoint import Checkpoint, Weights, write_shard
 from passes.decoded import DecodedCheckpoint, as_dense
 from passes.evaluate import Measured, Side, evaluate
 from passes.ir.model import ModelIR
 from passes.recipe import method_of
-from passes.steps import part_of
+from passes.steps import once, part_of
 from passes.text_parts import FITTED_SEQUENCES, fitted_part, judging_part
 from passes.walk import Walk
 from passes.walk_state import BlockReport
@@ -44,15 +43,16 @@ def divergences(
     judging, fitted = judging_part(tokens), fitted_part(tokens)[:FITTED_SEQUENCES]
     out, total = [], len(candidates) * (each := 3 * len(dense.decoder.layers))
     for number, one in enumerate(candidates):
-        path, done = folder / f"candidate-{number}.json", number * each
-        if not readable(path):
+        done = number * each
+
+        def divergence(parts: Path, one: Pass = one, done: int = done) -> dict[str, float]:
             found = trial(
-                [one], one.rewrite(dense), Side(dense, weights), fitted, judging, folder / f"candidate-{number}", dtype, device,
+                [one], one.rewrite(dense), Side(dense, weights), fitted, judging, parts, dtype, device,
                 progress=part_of(progress, done, total),
             )  # fmt: skip
-            write_json(path, {"kl": found.kl})
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        out.append(float(read_json(path, "measurement")["kl"]))
+            return {"kl": found.kl}
+
+        out.append(float(once(folder / f"candidate-{number}.json", divergence)["kl"]))
         progress(done + each, total)
     return out
 

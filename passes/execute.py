@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from passes import graph
 from passes.assemble import assemble, holds
@@ -30,7 +30,7 @@ from passes.calibration import TextSource, refuse_same_text, token_blocks, token
 from passes.checkpoint import Checkpoint, read_json, readable, write_json, write_shard
 from passes.content_key import code_digest, content_key, file_identity, folder_identity, source_identity
 from passes.devices import compute_devices, compute_dtype
-from passes.family import has_class
+from passes.family import UNRUNNABLE_REMEDY, unrunnable
 from passes.ir.headers import is_whole
 from passes.ir.model import ModelIR
 from passes.job import Job, Outcome, Progress
@@ -91,11 +91,9 @@ def _check(job: Job) -> None:
             f"{graph.draw(job.passes)} can be planned but not applied: {'; '.join(missing)}",
             remedy="choose another pass, or an outside backend",
         )
-    if graph.calibrated(job.passes, graph.rewrite(job.source, job.passes)) and not has_class(job.source):
-        raise InputError(
-            f"transformers has no model class for {job.source.model_type!r}, so nothing can be calibrated",
-            remedy="update transformers, or choose passes that need no calibration",
-        )
+    why = unrunnable(job.source)
+    if why is not None and graph.calibrated(job.passes, graph.rewrite(job.source, job.passes)):
+        raise InputError(f"nothing can be calibrated: {why}", remedy=UNRUNNABLE_REMEDY)
     if (made := graph.outside(job.passes)) is not None:
         tool = find_backend(made.backend)
         version(tool, backend_python(tool))
@@ -135,7 +133,7 @@ class _Run:
     def run(self) -> Outcome:
         """Every step in order; each makes what is not there yet."""
         tool = graph.outside(self.job.passes)
-        calibrated = tool is not None or graph.calibrated(self.job.passes, self.target)
+        calibrated = graph.looks_at_text(self.job.passes, self.target)
         self._check_disk(calibrated)
         text = token_file(self.steps, self.job.folder, "calibration text", self.job.calibration) if calibrated else None
         tokens = read_tokens(text) if text is not None else _no_tokens()
@@ -244,12 +242,13 @@ class _Run:
     def _assemble(self, out: Path, target: ModelIR, passes: Sequence[Pass], made: _Made) -> tuple[Path, str]:
         """The folder that holds the result: `out` where it is published already, else the one beside it. And the result's key."""
         key = content_key("assemble", made.key, code_digest())
-        folder = out if holds(out, key, target) else partial_of(out)
+        published = holds(out, key, target)
+        folder = out if published else partial_of(out)
 
         def make(report: Report) -> None:
             assemble(folder, target, passes, made.shards, self.job.folder, self.job.calibration, key)
 
-        self.steps.run("assemble", key, holds(folder, key, target), make)
+        self.steps.run("assemble", key, published or holds(folder, key, target), make)
         return folder, key
 
     def _can_be_evaluated(self) -> bool:
@@ -258,7 +257,7 @@ class _Run:
         """
         blocks = (block for block, _ in self.target.decoder.counts)
         known = all(linear.storage.kind != "exl3" for block in blocks for linear in block.linears)
-        return known and self.target.load_time.name == "none" and has_class(self.job.source)
+        return known and self.target.load_time.name == "none" and unrunnable(self.job.source) is None
 
     def _evaluate(self, folder: Path, tokens: torch.Tensor, out_key: str) -> Measured:
         from passes.decoded import DecodedCheckpoint, as_dense
@@ -267,17 +266,13 @@ class _Run:
         key = content_key("evaluate", out_key, tokens_digest(tokens), code_digest())
         path = self.job.work / f"evaluate-{key}.json"
 
-        def make(report: Report) -> None:
+        def make(parts: Path, report: Report) -> dict[str, Any]:
             source = Side(self.job.source, Checkpoint(self.job.folder))
             decoded = DecodedCheckpoint(Checkpoint(folder), self.target, self.dtype)
             result = Side(as_dense(self.dense, self.target), decoded)
-            hidden = self.job.work / f"evaluate-{key}"
-            measured = evaluate(source, result, tokens, hidden, self.dtype, self.device, progress=report)
-            write_json(path, asdict(measured))
+            return asdict(evaluate(source, result, tokens, parts, self.dtype, self.device, progress=report))
 
-        self.steps.run("evaluate", key, readable(path), make)
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        return Measured(**read_json(path, "measurement"))
+        return Measured(**self.steps.once("evaluate", key, path, make))
 
     def _check_disk(self, calibrated: bool) -> None:
         """Room for what the work keeps, asked once a job: what it has kept by the time of a second run is part of that.

@@ -18,12 +18,13 @@ WITHOUT_CLASS = frozenset(
 )
 #: Model types that are another one's class under a name of their own.
 SAME_CLASS = {"kimi_k2": "deepseek_v3"}
+UNRUNNABLE_REMEDY = "choose passes that need no calibration, an outside backend, or another transformers"
 
 
 def unwalkable(ir: ModelIR) -> str | None:
     """Why a model's blocks cannot be run one by one here, in words; None where they can. Looks at the description only."""
     if ir.model_type in WITHOUT_CLASS:
-        return f"transformers has no model class for {ir.model_type!r}, so its blocks cannot be run"
+        return _no_class(ir.model_type)
     text = ir.config.get("text_config", ir.config)
     if text.get("num_kv_shared_layers") or text.get("hidden_size_per_layer_input"):
         return "its blocks are given values of each text's own beside the hidden states (shared keys, inputs of every layer)"
@@ -32,9 +33,13 @@ def unwalkable(ir: ModelIR) -> str | None:
     return None
 
 
-def has_class(ir: ModelIR) -> bool:
-    """Whether the blocks of a model can be run here, by what this transformers has. Loads it."""
-    return unwalkable(ir) is None and _family(_kind(ir)) is not None
+def unrunnable(ir: ModelIR) -> str | None:
+    """As `unwalkable`, and by what this transformers has. Loads it."""
+    return unwalkable(ir) or (None if _family(_kind(ir)) is not None else _no_class(_kind(ir)))
+
+
+def _no_class(kind: str) -> str:
+    return f"transformers has no model class for {kind!r}, so its blocks cannot be run"
 
 
 def _kind(ir: ModelIR) -> str:
@@ -63,19 +68,13 @@ def skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
     from accelerate import init_empty_weights
     from transformers import CONFIG_MAPPING
 
-    if (why := unwalkable(ir)) is not None:
-        raise InputError(f"{ir.name}: {why}", remedy="choose passes that need no calibration, or an outside backend")
+    if (why := unrunnable(ir)) is not None:
+        raise InputError(f"{ir.name}: {why}", remedy=UNRUNNABLE_REMEDY)
     values = {key: value for key, value in ir.config.items() if key not in ("quantization_config", "auto_map")}
     kind = _kind(ir)
-    family = _family(kind)
-    if family is None:
-        raise InputError(
-            f"transformers has no model class for {kind!r}, so its blocks cannot be run",
-            remedy="update transformers, or choose passes that need no calibration",
-        )
     config = CONFIG_MAPPING[kind].from_dict(_floats(values))
     with init_empty_weights(include_buffers=False):
-        model = family.from_config(config, dtype=dtype)
+        model = _family(kind).from_config(config, dtype=dtype)
     return model.eval()
 
 

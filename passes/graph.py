@@ -95,6 +95,11 @@ def calibrated(passes: Sequence[Pass], target: ModelIR) -> bool:
     return waits or target.calibrated_scales or method_of(native).needs_hessian
 
 
+def looks_at_text(passes: Sequence[Pass], target: ModelIR) -> bool:
+    """Whether calibration text is needed: by the walk, or by an outside tool."""
+    return outside(passes) is not None or calibrated(passes, target)
+
+
 def missing(ir: ModelIR, passes: Sequence[Pass]) -> tuple[str, ...]:
     """What `apply` lacks to run a legal chain on a model, in words; empty when it can."""
     out = [found for one in passes if (found := one.missing())]

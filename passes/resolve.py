@@ -7,7 +7,7 @@ in the work folder under their keys and serve any budget.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from passes import graph
 from passes.base import Pass
 from passes.calibration import tokens_digest
-from passes.checkpoint import read_json, readable, write_json
 from passes.content_key import content_key
 from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.format import Format
@@ -69,14 +68,13 @@ class Resolver:
         key = self._key("depth", one.count)
         path = self.work / f"depth-{key}.json"
 
-        def make(report: Report) -> None:
-            folder = self.work / f"depth-{key}"
+        def make(parts: Path, report: Report) -> dict[str, Any]:
             chosen = choose_blocks(
-                self.dense, self.weights, one.count, self.tokens, folder, self.dtype, self.device, report
+                self.dense, self.weights, one.count, self.tokens, parts, self.dtype, self.device, report
             )
-            write_json(path, {"blocks": list(chosen)})
+            return {"blocks": list(chosen)}
 
-        return DepthPrune(one.count, tuple(self._kept("measure depth", key, path, make)["blocks"]))
+        return DepthPrune(one.count, tuple(self.steps.once("measure depth", key, path, make)["blocks"]))
 
     def _exl2_choices(self, one: QuantizeExl2) -> QuantizeExl2:
         """Measure every option of every slot (kept for any budget), then spend this pass's budget exactly."""
@@ -124,14 +122,11 @@ class Resolver:
         key = self._key("fisher", [form.label for form in palette])
         path = self.work / f"fisher-{key}.json"
 
-        def make(report: Report) -> None:
-            costs = option_costs(
-                self.dense, self.weights, fitted_part(self.tokens)[:FISHER_SEQUENCES], palette,
-                self.work / f"fisher-{key}", self.dtype, self.device, report,
-            )  # fmt: skip
-            write_json(path, costs)
+        def make(parts: Path, report: Report) -> dict[str, Any]:
+            tokens = fitted_part(self.tokens)[:FISHER_SEQUENCES]
+            return {**option_costs(self.dense, self.weights, tokens, palette, parts, self.dtype, self.device, report)}
 
-        return self._kept("measure formats", key, path, make)
+        return self.steps.once("measure formats", key, path, make)
 
     def _nearest(self, candidates: Sequence[_P]) -> _P:
         """The candidate with the least divergence end to end."""
@@ -142,20 +137,14 @@ class Resolver:
         key = self._key("contest", graph.to_json(candidates))
         path = self.work / f"contest-{key}.json"
 
-        def make(report: Report) -> None:
+        def make(parts: Path, report: Report) -> dict[str, Any]:
             found = divergences(
-                candidates, self.dense, self.weights, self.tokens, self.work / f"contest-{key}", self.dtype, self.device, report
-            )  # fmt: skip
-            write_json(path, {"kl": found})
+                candidates, self.dense, self.weights, self.tokens, parts, self.dtype, self.device, report
+            )
+            return {"kl": found}
 
-        costs: list[float] = self._kept("compare allocations", key, path, make)["kl"]
+        costs: list[float] = self.steps.once("compare allocations", key, path, make)["kl"]
         return candidates[costs.index(min(costs))]
-
-    def _kept(self, name: str, key: str, path: Path, make: Callable[[Report], None]) -> dict[str, Any]:
-        """What a measurement wrote to `path`; made where it is missing or damaged. What it kept on the way lies beside it and goes."""
-        self.steps.run(name, key, readable(path), make)
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        return read_json(path, "measurement")
 
     def _key(self, *parts: Any) -> str:
         """The key of a measurement on the source as it is now."""

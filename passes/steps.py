@@ -8,13 +8,14 @@ bytes are those of a run that nothing cut off.
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from passes.checkpoint import read_json, write_json
+from passes.checkpoint import read_json, readable, write_json
 from passes.job import Progress, Step
 from passes.measure import Meter
 from passes.reason import TightfitError
@@ -28,6 +29,19 @@ class Report(Protocol):
 
     def __call__(self, done: int, total: int, detail: str = "") -> None:
         """`done` of `total` units; `detail` for people."""
+
+
+def once(path: Path, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    """The JSON object `path`; made where it is missing or damaged. `make` is given a folder beside it for what it keeps on the way."""
+    if not readable(path):
+        write_json(path, make(path.with_suffix("")))
+    return _result(path)
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """A result that is there. What was kept on the way to it goes."""
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    return read_json(path, "measurement")
 
 
 def part_of(progress: Callable[[int, int], None], before: int, total: int) -> Callable[..., None]:
@@ -52,6 +66,14 @@ class Steps:
                 self._attempt(name, record, before, threads, make)
         cost = _saved(record)
         self.finished.append(Step(name, key, float(cost.get("seconds", 0)), int(cost.get("peak_bytes", 0)), done))
+
+    def once(
+        self, name: str, key: str, path: Path, make: Callable[[Path, Report], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """As the function `once`, as a step."""
+        parts = path.with_suffix("")
+        self.run(name, key, readable(path), lambda report: write_json(path, make(parts, report)))
+        return _result(path)
 
     def _attempt(
         self, name: str, record: Path, before: dict[str, Any], threads: int, make: Callable[[Report], None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass])
     steps = step_seconds(spec, source, target, passes)
     seconds = _START_SECONDS + sum(steps.values())
     memory = max(step_bytes(spec, source, target, passes).values())
-    text = _source(spec.calibration) if _looks(target, passes) else None
+    text = _source(spec.calibration) if graph.looks_at_text(passes, target) else None
     disk = scratch_bytes(source, target, passes, text, _source(spec.evaluation))
     # A GGUF file is decoded, a Hub model downloaded; a folder is read where it is.
     fetched = 0 if Path(spec.model).is_dir() else source.tensor_bytes
@@ -93,7 +94,7 @@ def step_bytes(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pa
     largest = max((block for block, _ in source.decoder.counts), key=block_bytes)
     width = max((lin.in_features for lin in largest.linears if lin.quantizable), default=0)
     text, tokens = spec.calibration, 0
-    if _looks(target, passes):
+    if graph.looks_at_text(passes, target):
         tokens = text.samples * text.length
     item, batch = _item_bytes(source), max(BATCH_TOKENS, text.length)
     each = waiting_bytes(largest, source.hidden_size, item)
@@ -138,7 +139,7 @@ def _item_bytes(ir: ModelIR) -> int:
 def step_seconds(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
     """Expected seconds of each step, by the names that the certificate gives them (of an outside tool, its name)."""
     text = spec.calibration
-    tokens = text.samples * text.length if _looks(target, passes) else 0
+    tokens = text.samples * text.length if graph.looks_at_text(passes, target) else 0
     forward, head = _forward(source), 2 * source.vocab_size * source.hidden_size
     flops: dict[str, float] = {}
     if tokens and text.dataset == "self":
@@ -178,7 +179,9 @@ def _flops() -> float:
     return float(measured or device.bf16_flops or _UNKNOWN_FLOPS)
 
 
+@cache
 def _device() -> Gpu:
+    """What computes here. Looked at once: cards are asked through their driver."""
     for name in installed_gpus():
         try:
             return find_gpu(name)
@@ -193,11 +196,6 @@ def _forwards(ir: ModelIR, tokens: int, length: int) -> float:
     largest = max((block for block, _ in ir.decoder.counts), key=block_bytes)
     live = min(1.0, _live(ir, largest, batch) * batch / tokens) if tokens else 1.0
     return live + (1 - live) * _AGAIN
-
-
-def _looks(target: ModelIR, passes: Sequence[Pass]) -> bool:
-    """Whether something looks at the calibration text."""
-    return graph.outside(passes) is not None or graph.calibrated(passes, target)
 
 
 def _source(choice: TextChoice) -> TextSource:

@@ -8,7 +8,6 @@ where kinds alternate there may be no such run.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from passes.hidden import Hidden
 from passes.ir.model import ModelIR
 from passes.members import dense_block
 from passes.prune.depth import DepthPrune, candidates, renumbered
-from passes.steps import part_of
+from passes.steps import once, part_of
 from passes.text_parts import JUDGED_TOKENS
 
 if TYPE_CHECKING:
@@ -94,15 +93,12 @@ def choose_blocks(
         one = DepthPrune(count, dropped)
         result = Side(one.rewrite(ir), RenumberedWeights(weights, ir, one.kept(depth)))
         done = depth + number * 2 * depth
-        path = folder / f"set-{number}.json"
-        if not readable(path):
+
+        def divergence(parts: Path, result: Side = result, done: int = done) -> dict[str, float]:
             told = part_of(progress, done, total)
-            found = evaluate(
-                Side(ir, weights), result, judged, folder / f"set-{number}", dtype, device, progress=told
-            )  # fmt: skip
-            write_json(path, {"kl": found.kl})
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        costs[dropped] = read_json(path, "measurement")["kl"]
+            return {"kl": evaluate(Side(ir, weights), result, judged, parts, dtype, device, progress=told).kl}
+
+        costs[dropped] = once(folder / f"set-{number}.json", divergence)["kl"]
         progress(done + 2 * depth, total)
     return min(costs, key=lambda dropped: costs[dropped])
 

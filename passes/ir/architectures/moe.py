@@ -256,6 +256,7 @@ def mimo_v2(config: Config, m: Maker, names: Names) -> Description:
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
 
     def block(i: int) -> Block:
+        """Layer `i`, by the kind of its attention."""
         swa = "swa_" if pattern[i] else ""
         heads, kv_heads = config.integer(swa + "num_attention_heads"), config.integer(swa + "num_key_value_heads")
         dim, v_dim = config.integer(swa + "head_dim"), config.integer(swa + "v_head_dim")

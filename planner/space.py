@@ -262,7 +262,7 @@ def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Sett
         return
     for pruning, dtype in itertools.product(_prunings(spec, ir), _kv_dtypes(spec, engine)):
         family = _Family(spec, ir, gpu, engine, settings[0], kind, pruning, dtype)
-        if any(one.illegal(ir) for one in pruning):
+        if family.illegal(high):
             yield Design(engine, family.chain(high), settings, len(settings) * widths(low, high))
             continue
         least = max(low, _lowest(graph.rewrite(ir, pruning), kind, low))
@@ -294,6 +294,11 @@ class _Family:
         choice = self.spec.passes.quantize
         head = (*self.pruning, as_asked(choice, stored) if isinstance(choice, QuantizeChoice) else stored)
         return (*head, *_cache(self.ir, head, self.dtype))
+
+    def illegal(self, bits: float) -> bool:
+        """Whether a pass or the engine refuses the chain. At the widest, none of them can be legal: nothing is solved for."""
+        ir, reasons = rewrite(self.ir, self.chain(bits))
+        return bool(reasons or find_engine(self.engine).illegal(ir, self.gpu, self.settings))
 
     def slack(self, bits: float) -> float:
         """Bytes of cache left when the workload is served, negative where it is not, or where a goal on speed is missed."""

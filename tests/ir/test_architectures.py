@@ -10,7 +10,6 @@ import pytest
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
 from passes.ir.model import ModelIR
-from passes.reason import InputError
 from tests.ir.reference import reduced, written_by_transformers
 
 #: Tensors that are stored but that no count of parameters includes.
@@ -52,17 +51,17 @@ def test_a_catalog_model_has_the_published_number_of_parameters(model: str) -> N
     assert parameters(build_ir(catalog.entry(model).config, model)) == COUNTED[model]
 
 
-def test_every_catalog_model_is_understood_or_fails_closed_naming_a_field() -> None:
-    refused = {}
+def test_every_catalog_model_is_understood() -> None:
     for model in catalog.ids():
-        try:
-            ir = build_ir(catalog.entry(model).config, model)
-        except InputError as error:
-            refused[model] = error.message
-        else:
-            assert ir.tensor_bytes == sum(tensor.bytes for tensor in ir.tensors()) or ir.weights > 2e10
-    assert set(refused) == {"moonshotai/Kimi-K3"}
-    assert "routed_expert_hidden_size" in refused["moonshotai/Kimi-K3"]
+        ir = build_ir(catalog.entry(model).config, model)
+        assert ir.tensor_bytes == sum(tensor.bytes for tensor in ir.tensors()) or ir.weights > 2e10, model
+
+
+def test_kimi_k3_has_the_weights_its_name_says() -> None:
+    ir = build_ir(catalog.entry("moonshotai/Kimi-K3").config, "moonshotai/Kimi-K3")
+    assert ir.weights == pytest.approx(2.78e12, rel=0.01)  # "2.8T" by vLLM's recipe for it
+    block = {tensor.name for linear in ir.decoder.block(1).linears for tensor in linear.tensors()}
+    assert {"self_attn.g_proj.weight", "block_sparse_moe.routed_expert_up_proj.weight", "mlp_res_proj.weight"} <= block
 
 
 def representatives() -> list[str]:

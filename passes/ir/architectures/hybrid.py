@@ -205,10 +205,11 @@ def nemotron_h(config: Config, m: Maker, names: Names) -> Description:
 
 
 def kimi_linear(config: Config, m: Maker, names: Names) -> Description:
-    """Kimi Linear (arXiv 2510.26692): Kimi delta attention and MLA without rope, with experts."""
-    for field in ("routed_expert_hidden_size", "attn_res_block_size", "mla_use_output_gate"):
-        if config.get(field):
-            raise not_understood(config.name, f"{config.path}: {field} is not known")
+    """Kimi Linear (arXiv 2510.26692): Kimi delta attention and MLA without rope, with experts.
+
+    Kimi K3 adds output gates of full rank, experts in a narrower space, and attention over earlier residuals (names and shapes
+    as vLLM 0.32 loads them, `models/kimi_k3`).
+    """
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     linear = config.part("linear_attn_config")
     l_heads, dim, kernel = (
@@ -225,14 +226,17 @@ def kimi_linear(config: Config, m: Maker, names: Names) -> Description:
         m.linear("b_proj", Role.MIXER_GATE, l_heads, hidden, reads="attn_in", quantizable=False),
         m.linear("f_a_proj", Role.MIXER_GATE, dim, hidden, reads="attn_in", quantizable=False),
         m.linear("f_b_proj", Role.MIXER_GATE, size, dim, quantizable=False),
-        m.linear("g_a_proj", Role.MIXER_GATE, dim, hidden, reads="attn_in", quantizable=False),
-        m.linear("g_b_proj", Role.MIXER_GATE, size, dim, quantizable=False),
+        _kimi_gate(linear.flag("use_full_rank_gate"), m, size, dim, hidden),
         m.norms(dim, "o_norm"),
     ).at("self_attn.")
     conv = tuple(StatePart(f"conv_{x}", (size, kernel - 1)) for x in "qkv")
     state = Recurrent("kda", (*conv, StatePart("recurrent", (l_heads, dim, dim), "F32")))
-    mla, mla_state = latent_attention(config, m).at("self_attn."), latent_state(config, indexed=False)
+    mla = latent_attention(config, m, gated=config.flag("mla_use_output_gate")).at("self_attn.")
+    mla_state = latent_state(config, indexed=False)
     norms = m.norms(hidden, "input_layernorm", "post_attention_layernorm")
+    residuals = config.has("attn_res_block_size")
+    if residuals:
+        norms += _kimi_residual(m, hidden, "self_attention_res") + _kimi_residual(m, hidden, "mlp_res")
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
     sparse, full = kimi_moe(config, m), set(linear.items("full_attn_layers"))
     blocks = []
@@ -241,21 +245,49 @@ def kimi_linear(config: Config, m: Maker, names: Names) -> Description:
         attention = i + 1 in full
         part = norms + (mla if attention else mixer) + mlp
         blocks.append(part.block(mla_state, heads) if attention else part.block(state, l_heads))
-    return decoder(names, blocks, ends(m, config, names, is_tied(config, False)))
+    outer = ends(m, config, names, is_tied(config, False))
+    if residuals:
+        outer += _kimi_residual(m, hidden, f"{names.base}output_attn_res")
+    return decoder(names, blocks, outer)
+
+
+def _kimi_gate(full_rank: bool, m: Maker, size: int, dim: int, hidden: int) -> Part:
+    """The output gate of Kimi delta attention: one matrix, or two of rank `dim`."""
+    if full_rank:
+        return m.linear("g_proj", Role.MIXER_GATE, size, hidden, reads="attn_in", quantizable=False)
+    return total(
+        m.linear("g_a_proj", Role.MIXER_GATE, dim, hidden, reads="attn_in", quantizable=False),
+        m.linear("g_b_proj", Role.MIXER_GATE, size, dim, quantizable=False),
+    )
+
+
+def _kimi_residual(m: Maker, hidden: int, name: str) -> Part:
+    """What weighs the residuals of earlier blocks: a norm, and one score a residual."""
+    score = m.linear(f"{name}_proj", Role.PROJECTOR, 1, hidden, quantizable=False)
+    return m.norms(hidden, f"{name}_norm") + score
 
 
 def kimi_moe(config: Config, m: Maker) -> Part:
-    """Kimi Linear's experts, named as Mixtral's, with a correction bias and shared experts."""
+    """Kimi Linear's experts, named as Mixtral's, with a correction bias and shared experts; Kimi K3's between two projections."""
     hidden, inner, count = (
         config.integer("hidden_size"),
         config.integer("moe_intermediate_size"),
         config.integer("num_experts"),
     )
+    narrow = config.integer("routed_expert_hidden_size", default=hidden)
+    between = Part()
+    if narrow != hidden:
+        between = total(
+            m.linear("routed_expert_down_proj", Role.PROJECTOR, narrow, hidden),
+            m.linear("routed_expert_up_proj", Role.PROJECTOR, hidden, narrow),
+            m.norms(narrow, "routed_expert_norm") if config.flag("latent_moe_use_norm") else Part(),
+        )
     return total(
         m.router("gate", count, hidden),
         m.tensor("gate.e_score_correction_bias", count, dtype="F32"),
+        between,
         m.experts(
-            hidden, inner, count, config.integer("num_experts_per_token"), prefix="experts.", names=("w1", "w3", "w2")
+            narrow, inner, count, config.integer("num_experts_per_token"), prefix="experts.", names=("w1", "w3", "w2")
         ),
         m.gated_mlp(
             hidden, inner * config.integer("num_shared_experts"), shared=True, key="shared"

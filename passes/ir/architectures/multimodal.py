@@ -161,10 +161,12 @@ def _kimi_k25(root: Config, text: Config, m: Maker) -> Description:
     vision = root.part("vision_config")
     kernel, width = vision.get("merge_kernel_size", default=[2, 2]), vision.integer("mm_hidden_size")
     merged, hidden = width * kernel[0] * kernel[1], text.integer("hidden_size")
+    second = vision.get("mm_projector_type", default="patchmerger") == "patchmergerv2"
+    norm = m.norms(hidden, "post_norm") if second else m.norms(width, "pre_norm", bias=True)
     outer = (
-        m.norms(width, "pre_norm", bias=True)
-        + projector(m, "proj.0", merged, merged)
-        + projector(m, "proj.2", hidden, merged)
+        norm
+        + projector(m, "proj.0", merged, merged, bias=not second)
+        + projector(m, "proj.2", hidden, merged, bias=not second)
     )
     return moonvit(vision, m, "vision_tower.") + Description((), outer.at("mm_projector."))
 

@@ -296,23 +296,25 @@ def gemma4_audio(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def moonvit(config: Config, m: Maker, prefix: str) -> Description:
-    """MoonViT (arXiv 2504.07491), of Kimi-VL and Kimi K2.5."""
+    """MoonViT (arXiv 2504.07491), of Kimi-VL and Kimi K2.5; Kimi K3's has no biases, and attention of a width of its own."""
     hidden = config.integer("vt_hidden_size", "hidden_size")
     inner, layers = (
         config.integer("vt_intermediate_size", "intermediate_size"),
         config.integer("vt_num_hidden_layers", "num_hidden_layers"),
     )
+    wide, bias = config.integer("qkv_hidden_size", default=hidden), config.flag("attn_bias", default=True)
+    shifted = config.get("norm_type", default="layernorm") == "layernorm"
     layer = total(
-        m.norms(hidden, "norm0", "norm1", bias=True),
-        m.linear("wqkv", Role.QKV, 3 * hidden, hidden, bias=True),
-        m.linear("wo", Role.O, hidden, hidden, bias=True),
-        m.plain_mlp(hidden, inner, names=("fc0", "fc1"), bias=True).at("mlp."),
+        m.norms(hidden, "norm0", "norm1", bias=shifted),
+        m.linear("wqkv", Role.QKV, 3 * wide, hidden, bias=bias),
+        m.linear("wo", Role.O, hidden, wide, bias=bias),
+        m.plain_mlp(hidden, inner, names=("fc0", "fc1"), bias=config.flag("linear_bias", default=True)).at("mlp."),
     )
     height, width = config.integer("init_pos_emb_height"), config.integer("init_pos_emb_width")
     outer = total(
-        patches(m, "patch_embed.proj", hidden, config, bias=True),
+        patches(m, "patch_embed.proj", hidden, config, bias=config.flag("patch_embed_proj_bias", default=True)),
         m.tensor("patch_embed.pos_emb.weight", height, width, hidden),
-        m.norms(hidden, "encoder.final_layernorm", bias=True),
+        m.norms(hidden, "encoder.final_layernorm", bias=shifted),
     )
     return tower("vision", prefix + "encoder.blocks.{i}.", layers, layer, outer.at(prefix))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,33 @@ _BF16_PROCESSORS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
 def compute_devices() -> tuple[torch.device, ...]:
-    """The devices, the first one first: it also does what is not shared out."""
+    """The devices, the first one first: it also does what is not shared out. Cards are made ready for every question to them.
+
+    Raises InputError where the driver shows cards on which nothing can be computed.
+    """
     import torch
 
-    cards = tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
-    return cards or (torch.device("cpu"),)
+    count = torch.cuda.device_count()
+    if not count:
+        return (torch.device("cpu"),)
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
+        said = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise InputError(
+            f"torch sees {count} card{'s' * (count > 1)}, but cannot compute there: {said}",
+            remedy="install a driver that this torch works with (nvidia-smi and torch.version.cuda name both); CUDA_VISIBLE_DEVICES= "
+            "computes on the processor",
+        ) from error
+    return tuple(torch.device("cuda", index) for index in range(count))
+
+
+def cards_at_work() -> range:
+    """The indices of the cards that this process computes on, of which counters can be asked: none where torch is not loaded, none
+    before CUDA was initialised (`compute_devices` does it). To ask costs nothing and starts nothing.
+    """
+    torch = sys.modules.get("torch")
+    return range(torch.cuda.device_count()) if torch is not None and torch.cuda.is_initialized() else range(0)
 
 
 def compute_dtype(stored: str, asked: str = "auto") -> torch.dtype:

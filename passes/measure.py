@@ -10,18 +10,21 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from passes.devices import cards_at_work
+
 
 class Meter:
-    """Measures from its creation on. The peak is this step's own: what earlier ones freed is given back to the system, and the
-    high-water marks are reset (the process's on Linux only).
+    """Measures from its creation on, and never fails. The peak is this step's own: what earlier ones freed is given back to the system,
+    and the high-water marks are reset (the process's on Linux only; a card's where it is at work, else it begins at zero).
     """
 
     def __init__(self) -> None:
         _give_back()
         self._children = _largest_child()
         self._began = time.monotonic()
-        for card in _cards_in_use():
-            sys.modules["torch"].cuda.reset_peak_memory_stats(card)
+        with suppress(RuntimeError):  # a card that failed in an earlier step
+            for card in cards_at_work():
+                sys.modules["torch"].cuda.reset_peak_memory_stats(card)
         try:
             # proc(5): writing 5 resets the peak resident set size (VmHWM).
             Path("/proc/self/clear_refs").write_text("5")
@@ -36,16 +39,18 @@ class Meter:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak memory since the start of the step: allocated on the card that has most, else resident in the process, or in a larger
-        child that ended meanwhile (an outside tool).
+        """Peak memory since the start of the step: allocated on the card at work that has most, else resident in the process, or in a
+        larger child that ended meanwhile (an outside tool).
         """
+        with suppress(RuntimeError):  # a card that failed in this step
+            if cards := cards_at_work():
+                return max(int(sys.modules["torch"].cuda.max_memory_allocated(card)) for card in cards)
         children = _largest_child()
-        return max(self._own_peak, children if children > self._children and not _cards_in_use() else 0)
+        return max(self._own_peak, children if children > self._children else 0)
 
     @property
     def _own_peak(self) -> int:
-        if cards := _cards_in_use():
-            return max(int(sys.modules["torch"].cuda.max_memory_allocated(card)) for card in cards)
+        """Peak resident bytes of the process."""
         if self._resets:
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
@@ -63,9 +68,3 @@ def _give_back() -> None:
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _cards_in_use() -> range:
-    """The CUDA devices of this process; none where torch is not loaded: importing it here would cost what is measured."""
-    torch = sys.modules.get("torch")
-    return range(torch.cuda.device_count()) if torch is not None and torch.cuda.is_available() else range(0)

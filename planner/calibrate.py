@@ -10,7 +10,7 @@ from passes.ir.sources import open_model
 from passes.reason import InputError
 from targets.calibrate import calibrate_machine, calibrate_served
 from targets.engines.engine import Parallel
-from targets.engines.speed_profile import Profile, load_profile, profile_path
+from targets.engines.speed_profile import Profile, believed_profile, profile_path
 from targets.gpu import find_gpu
 from targets.probe import installed_gpus
 from targets.serve import engine_python
@@ -25,9 +25,9 @@ def calibrate(
     engine = "vllm-cpu" if card.is_cpu else "vllm"
     if url and not model:
         raise InputError("what is served there?", remedy="name it with --model: a folder, or a name of the catalog")
-    profile = None if url is None else load_profile(card.name)
+    profile = None if url is None else believed_profile(card)[0]
     if profile is None:
-        say(f"measuring {card.name}, about {2 * seconds:.0f} s")
+        say(f"measuring {card.name}, about {seconds:.0f} s")
         known = python is not None or "TIGHTFIT_ENGINE" in os.environ
         profile = calibrate_machine(card, engine_python(python) if known else None, seconds=seconds)
     if url and model:

@@ -84,7 +84,7 @@ class CheckResult:
             "kv_cache": kv_json(self.estimate.kv),
             "speed": speed_json(self.speed),
             "quality": quality_json(self.quality),
-            "notes": list(self.estimate.notes),
+            "notes": [*self.estimate.notes, *self.speed.notes],
         }
 
 

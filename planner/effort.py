@@ -28,7 +28,7 @@ from passes.reason import InputError
 from passes.scratch import scratch_bytes
 from passes.text_parts import FISHER_SEQUENCES, FITTED_SEQUENCES, JUDGED_TOKENS, judging
 from planner.spec import Spec, TextChoice
-from targets.engines.speed_profile import load_profile
+from targets.engines.speed_profile import believed_profile
 from targets.gpu import Gpu, find_gpu, this_cpu
 from targets.probe import installed_gpus
 from targets.quantity import Basis, Quantity
@@ -174,7 +174,7 @@ def step_seconds(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[
 def _flops() -> float:
     """Operations a second in bf16 of what the walk computes on: the first card, else the processor."""
     device = _device()
-    profile = load_profile(device.name)
+    profile, _ = believed_profile(device)
     measured = profile.probe.get("bf16_flops") if profile is not None else None
     return float(measured or device.bf16_flops or _UNKNOWN_FLOPS)
 

@@ -207,7 +207,8 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload_of(spec))
     goals = tuple(judge(spec.goals, speed, verdict.quality))
     missed = [goal.reason() for goal in goals if not goal.met]
-    return replace(verdict, speed=speed, goals=goals, reasons=tuple(dict.fromkeys((*verdict.reasons, *missed))))
+    reasons = tuple(dict.fromkeys((*verdict.reasons, *missed)))
+    return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))
 
 
 def preference(prefer: str, verdict: Verdict) -> tuple[float, ...]:

@@ -1,8 +1,8 @@
 """`optimize calibrate`: measures this machine and keeps what it found, so that predictions say `measured`.
 
-Without a served model: memory bandwidth, matrix rates by format, launch and all-reduce, in well under a minute. With one: a
-short load over its OpenAI API, one request at a time, from which the engine's own constants are fitted; its priors are the
-shipped fit, so that a few requests are enough.
+Without a served model: memory bandwidth, matrix rates by format, launch and all-reduce, in well under a minute. What cannot be this
+card's work is refused, and nothing is kept. With one: a short load over its OpenAI API, one request at a time, from which the
+engine's own constants are fitted; its priors are the shipped fit, so that a few requests are enough.
 """
 
 from __future__ import annotations
@@ -10,23 +10,32 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from passes.ir.model import ModelIR
 from passes.reason import InputError, TightfitError
 from targets.engines.engine import Parallel
 from targets.engines.speed_card import card_of, generation_of
-from targets.engines.speed_profile import Profile, load_profile, measured_card, measured_values, profile_path
+from targets.engines.speed_profile import (
+    Profile,
+    believed_profile,
+    implausible,
+    measured_card,
+    measured_values,
+    profile_path,
+)
 from targets.engines.speed_rates import engine_values, rates_from
 from targets.engines.speed_serving import Loop, Means, closed_loop
 from targets.engines.speed_step import step_seconds
 from targets.engines.speed_work import work_of
-from targets.gpu import Gpu
+from targets.gpu import Gpu, find_gpu
 from targets.serve import Served, Timing, measure
 
 PROBE = Path(__file__).with_name("calibrate_probe.py")
@@ -39,6 +48,9 @@ _TOLD = {
     "memory": 0.2, "compute": 0.4, "attention": 0.5, "token_s": 1.0, "layer_s": 1.0, "step_s": 1.0, "host_s": 1.0,
     "host_token_s": 0.3, "cache": 0.3,
 }  # fmt: skip
+
+#: How far the memory of a card may be from what it is asked to be, relative to it: drivers set some aside.
+_SAME_MEMORY = 0.05
 
 #: Scale of an unremarkable error of one timing.
 _NOISE = 0.04
@@ -62,25 +74,71 @@ class Observation:
 def calibrate_machine(gpu: Gpu, python: Path | None = None, *, seconds: float = 20.0) -> Profile:
     """Measure this machine's device and store the profile; what an earlier load found is kept.
 
-    `python`: the Python with torch (the engine's own, so that its kernels are timed); None: this one. Raises InputError where
-    it has no torch, or has none for the device.
+    `python`: the Python with torch (the engine's own, so that its kernels are timed); None: this one. Raises InputError, and stores
+    nothing, where it has no torch, where torch sees another device, and where what was measured cannot be the card's own work.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    command = [str(python or sys.executable), str(PROBE), "--seconds", str(seconds)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30 * seconds, check=False)
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no output"])[-1]
+    found = _probed(python or Path(sys.executable), seconds)
+    _refuse_other_device(gpu, found)
+    if wrong := implausible(gpu, found):
         raise InputError(
-            f"this machine could not be measured: {last}",
-            remedy="name a Python that has torch: --engine or TIGHTFIT_ENGINE",
+            f"what was measured cannot be what {gpu.name} does: {'; '.join(wrong)}",
+            remedy="close what else runs on the card, give its clocks back to the driver (nvidia-smi -rgc), and calibrate again; nothing "
+            "was kept",
         )
-    found = json.loads(result.stdout.strip().splitlines()[-1])
-    if gpu.is_cpu != (found["device"] == "cpu"):
-        raise InputError(
-            f"asked for {gpu.name}, but torch sees {found['device']}", remedy="--gpu cpu, or a torch with CUDA"
-        )
-    before = load_profile(gpu.name)
+    before, _ = believed_profile(gpu)
     return store(Profile(gpu.name, found, before.engines if before else {}))
+
+
+def _probed(python: Path, seconds: float) -> dict[str, Any]:
+    """What the probe prints under a Python. Raises InputError where it fails or takes far longer than it should."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    command, limit = [str(python), str(PROBE), "--seconds", str(seconds)], 30 * seconds
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise InputError(
+            f"this machine was not measured within {limit:.0f} s",
+            remedy="close what else runs here, and calibrate again",
+        ) from error
+    if result.returncode:
+        said = error_line(result.stderr)
+        raise InputError(
+            f"this machine could not be measured: {said}",
+            remedy="close what else runs on the card"
+            if "out of memory" in said
+            else "name a Python that has torch: --engine or TIGHTFIT_ENGINE",
+        )
+    found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return found
+
+
+def error_line(stderr: str) -> str:
+    """The line of a program's output that says what went wrong: the last one that names an error, else the last."""
+    lines = stderr.strip().splitlines() or ["no output"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines)[-1]
+
+
+def is_device(gpu: Gpu, found: Mapping[str, Any]) -> bool:
+    """Whether a probe found the device that was asked for: a card by its name, one that the catalog lacks by its memory."""
+    if gpu.is_cpu or found["device"] == "cpu":
+        return gpu.is_cpu and found["device"] == "cpu"
+    try:
+        return find_gpu(found["device"]).name == gpu.name
+    except InputError:
+        return math.isclose(found["memory_bytes"], gpu.memory_bytes.value, rel_tol=_SAME_MEMORY)
+
+
+def _refuse_other_device(gpu: Gpu, found: Mapping[str, Any]) -> None:
+    """Raise InputError where another device was measured than the one asked for."""
+    if is_device(gpu, found):
+        return
+    seen = found["device"]
+    named = f'--gpu "{seen}", or CUDA_VISIBLE_DEVICES to choose what torch sees (empty: the processor)'
+    raise InputError(
+        f"asked for {gpu.name}, but torch sees {seen}",
+        remedy="--gpu cpu, or a torch with CUDA" if seen == "cpu" else named,
+    )
 
 
 def calibrate_served(
@@ -99,7 +157,7 @@ def calibrate_served(
     address = urllib.parse.urlsplit(url)
     if not address.hostname:
         raise InputError(f"no server address: {url}", remedy="write http://host:port")
-    profile = load_profile(gpu.name)
+    profile, _ = believed_profile(gpu)
     if profile is None:
         raise InputError(f"{gpu.name} was never measured", remedy="run `optimize calibrate` without a server first")
     served = Served(address.hostname, address.port or 80, Path(os.devnull), 0.0)

@@ -3,7 +3,8 @@
     python calibrate_probe.py [--seconds 20]     prints one JSON object
 
 Imports nothing of tightfit. On a processor it counts threads as vLLM's CPU backend does and, where vLLM can be imported, times
-its own 4-bit kernel; on CUDA cards the same code times device memory, matrix products, launches, and all-reduce over NCCL.
+its own 4-bit kernel; on CUDA cards the same code times device memory, matrix products, launches, and all-reduce over NCCL, on work
+so large, and so many calls between two looks at the clock, that launching and waiting do not count.
 """
 
 from __future__ import annotations
@@ -15,126 +16,212 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-#: A matrix of a mid-sized layer; enough of them are cycled through that no cache holds them.
-N, K = 4096, 4096
-#: Bytes cycled through on a processor: beyond any last-level cache in common use.
-WORKING_SET = 512 << 20
+#: Bytes cycled through: on a processor beyond any last-level cache in common use, on a card many times its own.
+PROCESSOR_SET, CARD_SET = 512 << 20, 4 << 30
+#: The sides a card's square matrices may have, and how many of the largest in 16 bits its free memory must hold: the working set
+#: takes a quarter of what is free, a copy of it two.
+SIDES, MATRICES = (8192, 4096, 2048), 32
+#: Seconds of work between two looks at a card's clock: launching and waiting take some ten microseconds.
+CARD_TIMING_S = 0.02
+#: Seconds of work until a card's clocks have risen.
+WARM_S = 0.5
 
 
-def seconds_per_call(call: Callable[[int], object], synchronize: Callable[[], None], budget_s: float) -> float:
-    """Median seconds of `call(i)`, warmed up, within about `budget_s` seconds; a call that takes longer is timed once."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What is measured, and how large the work is there.
+
+    `side`: rows and columns of a matrix; `rows`: the most rows of its products; `working_set`: bytes that no cache holds;
+    `timing_s`: the least seconds of one timing, of as many calls as that takes (0: of one call); `dtype`: of the 16-bit products.
+    """
+
+    device: torch.device
+    synchronize: Callable[[], None]
+    side: int
+    rows: int
+    working_set: int
+    timing_s: float
+    dtype: torch.dtype
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of a matrix in 16 bits."""
+        return 2 * self.side * self.side
+
+
+def processor() -> Place:
+    """The processor: matrices of a mid-sized layer, one call a timing."""
+    return Place(torch.device("cpu"), lambda: None, 4096, 1024, PROCESSOR_SET, 0.0, torch.bfloat16)
+
+
+def card(free_bytes: int, capability: tuple[int, int]) -> Place:
+    """A card with so much memory free: matrices and a working set as large as that allows.
+
+    Before compute capability 8.0, cards multiply no bfloat16 themselves, and engines compute in float16 there.
+    """
+    side = next((side for side in SIDES if MATRICES * 2 * side * side <= free_bytes), SIDES[-1])
+    dtype = torch.bfloat16 if capability >= (8, 0) else torch.float16
+    working_set = min(CARD_SET, free_bytes // 4)
+    return Place(torch.device("cuda"), torch.cuda.synchronize, side, side, working_set, CARD_TIMING_S, dtype)
+
+
+def seconds_per_call(call: Callable[[int], object], place: Place, budget_s: float) -> float:
+    """Median seconds of `call(i)`, warm, within about `budget_s` seconds; a call that takes longer is timed once.
+
+    The first call does not count, and calls are timed together until one timing takes `place.timing_s` seconds.
+    """
     call(0)
-    synchronize()
+    place.synchronize()
     times: list[float] = []
-    deadline, i = time.perf_counter() + budget_s, 0
+    deadline, calls, done = time.perf_counter() + budget_s, 1, 0
     while not times or (time.perf_counter() < deadline and len(times) < 200):
         start = time.perf_counter()
-        call(i)
-        synchronize()
-        times.append(time.perf_counter() - start)
-        i += 1
+        for i in range(done, done + calls):
+            call(i)
+        place.synchronize()
+        seconds = time.perf_counter() - start
+        done += calls
+        if seconds < place.timing_s:
+            calls *= 2
+        else:
+            times.append(seconds / calls)
     return sorted(times)[len(times) // 2]
 
 
-def rows_in_time(
-    call: Callable[[int], object], synchronize: Callable[[], None], least: int, most: int, budget_s: float
-) -> int:
-    """How many rows, from `least` to `most` in steps of four, a product may have whose call takes no longer than a share of the budget.
+def seconds_in_rounds(
+    call: Callable[[], object], synchronize: Callable[[], None], calls: int, rounds: int = 7
+) -> float:
+    """Median seconds of one of `calls` calls in a row, over rounds of them; two rounds before do not count.
 
-    Where torch has no kernel for a processor, a large product takes minutes.
+    How many calls there are does not hang on how long they take, so that processes that wait for each other agree.
+    """
+    times: list[float] = []
+    for _ in range(2 + rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        synchronize()
+        times.append((time.perf_counter() - start) / calls)
+    return sorted(times[2:])[rounds // 2]
+
+
+def rows_in_time(call: Callable[[int], object], place: Place, least: int, budget_s: float) -> int:
+    """How many rows, from `least` to `place.rows` in steps of four, a product may have whose call takes no longer than a share of the
+    budget.
+
+    Where torch has no kernel for a processor, a large product takes minutes. The first call of each size does not count: libraries
+    are loaded and kernels chosen in it.
     """
     rows = least
-    while rows < most:
+    while rows < place.rows:
+        call(rows)
+        place.synchronize()
         start = time.perf_counter()
         call(rows)
-        synchronize()
+        place.synchronize()
         if time.perf_counter() - start > budget_s / 20:
             break
-        rows = min(4 * rows, most)
+        rows = min(4 * rows, place.rows)
     return rows
 
 
-def dense_rates(device: torch.device, synchronize: Callable[[], None], budget_s: float) -> dict[str, float]:
-    """Bytes a second of a 16-bit matrix-vector product and of a copy; operations a second of a large 16-bit product."""
-    copies = max(2, WORKING_SET // (2 * N * K))
-    weights = [torch.randn(N, K, device=device, dtype=torch.bfloat16) for _ in range(copies)]
+def warm_up(place: Place, seconds: float) -> None:
+    """Keep a card at work for so many seconds, until its clocks have risen; loading the libraries, in the first call, does not count."""
+    matrix = torch.randn(SIDES[-1], SIDES[-1], device=place.device, dtype=place.dtype)
+    matrix @ matrix
+    place.synchronize()
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        for _ in range(10):
+            matrix @ matrix
+        place.synchronize()
+
+
+def dense_rates(place: Place, budget_s: float) -> dict[str, float]:
+    """Bytes a second of a 16-bit matrix-vector product; operations a second of a large 16-bit product."""
+    copies, side = max(2, place.working_set // place.matrix_bytes), place.side
+    weights = [torch.randn(side, side, device=place.device, dtype=place.dtype) for _ in range(copies)]
     linear = torch.nn.functional.linear
-    most = 1024 if device.type == "cpu" else 8192
-    one, inputs = (torch.randn(m, K, device=device, dtype=torch.bfloat16) for m in (1, most))
-    many = inputs[: rows_in_time(lambda rows: linear(inputs[:rows], weights[0]), synchronize, 16, most, budget_s)]
-    vector = seconds_per_call(lambda i: linear(one, weights[i % copies]), synchronize, budget_s)
-    product = seconds_per_call(lambda i: linear(many, weights[i % copies]), synchronize, budget_s)
-    whole = torch.empty(WORKING_SET // 2, dtype=torch.bfloat16, device=device)
+    one, inputs = (torch.randn(m, side, device=place.device, dtype=place.dtype) for m in (1, place.rows))
+    many = inputs[: rows_in_time(lambda rows: linear(inputs[:rows], weights[0]), place, 16, budget_s)]
+    vector = seconds_per_call(lambda i: linear(one, weights[i % copies]), place, budget_s)
+    product = seconds_per_call(lambda i: linear(many, weights[i % copies]), place, budget_s)
+    return {"vector_bytes_per_s": place.matrix_bytes / vector, "bf16_flops": 2 * many.shape[0] * side * side / product}
+
+
+def copy_rate(place: Place, budget_s: float) -> float:
+    """Bytes a second of a copy, read and written."""
+    whole = torch.empty(place.working_set // 2, dtype=place.dtype, device=place.device)
     target = torch.empty_like(whole)
-    copy = seconds_per_call(lambda i: target.copy_(whole), synchronize, budget_s)
-    return {
-        "vector_bytes_per_s": 2 * N * K / vector,
-        "copy_bytes_per_s": 2 * WORKING_SET / copy,
-        "bf16_flops": 2 * many.shape[0] * N * K / product,
-    }
+    return 2 * place.working_set / seconds_per_call(lambda i: target.copy_(whole), place, budget_s)
 
 
-def int8_rate(device: torch.device, synchronize: Callable[[], None], budget_s: float) -> float | None:
+def int8_rate(place: Place, budget_s: float) -> float | None:
     """Operations a second of an 8-bit integer product; None where torch has none for this device."""
-    inputs = torch.randint(-8, 8, (1024, K), device=device, dtype=torch.int8)
-    right = torch.randint(-8, 8, (K, N), device=device, dtype=torch.int8)
     try:
+        inputs = torch.randint(-8, 8, (place.rows, place.side), device=place.device, dtype=torch.int8)
+        right = torch.randint(-8, 8, (place.side, place.side), device=place.device, dtype=torch.int8)
+        if place.device.type != "cpu":
+            right = right.t()  # as weights lie there, and as the fast kernels of cards want them
         # Smaller products than 32 rows have no kernel on cards.
-        rows = rows_in_time(lambda rows: torch._int_mm(inputs[:rows], right), synchronize, 32, 1024, budget_s)
+        rows = rows_in_time(lambda rows: torch._int_mm(inputs[:rows], right), place, 32, budget_s)
         left = inputs[:rows]
-        seconds = seconds_per_call(lambda i: torch._int_mm(left, right), synchronize, budget_s)
+        seconds = seconds_per_call(lambda i: torch._int_mm(left, right), place, budget_s)
     except RuntimeError:
         return None
-    return 2 * rows * N * K / seconds
+    return 2 * rows * place.side * place.side / seconds
 
 
-def fp8_rate(device: torch.device, synchronize: Callable[[], None], budget_s: float) -> float | None:
-    """Operations a second of an FP8 product with one scale; None below compute capability 8.9."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+def fp8_rate(place: Place, budget_s: float) -> float | None:
+    """Operations a second of an FP8 product with one scale; None below compute capability 8.9 and where torch has none."""
+    if place.device.type != "cuda" or torch.cuda.get_device_capability(place.device) < (8, 9):
         return None
-    left = torch.randn(8192, K, device=device).to(torch.float8_e4m3fn)
-    right = torch.randn(N, K, device=device).to(torch.float8_e4m3fn).t()
-    scale = torch.ones((), device=device)
-    seconds = seconds_per_call(
-        lambda i: torch._scaled_mm(left, right, scale, scale, out_dtype=torch.bfloat16), synchronize, budget_s
-    )
-    return 2 * 8192 * N * K / seconds
+    try:
+        left, right = (
+            torch.randn(rows, place.side, device=place.device, dtype=place.dtype).to(torch.float8_e4m3fn)
+            for rows in (place.rows, place.side)
+        )
+        scale = torch.ones((), device=place.device)
+        seconds = seconds_per_call(
+            lambda i: torch._scaled_mm(left, right.t(), scale, scale, out_dtype=torch.bfloat16), place, budget_s
+        )
+    except RuntimeError:
+        return None
+    return 2 * place.rows * place.side * place.side / seconds
 
 
-def cpu_int4_rates(budget_s: float) -> dict[str, float]:
+def cpu_int4_rates(place: Place, budget_s: float) -> dict[str, float]:
     """vLLM's CPU kernel for 4-bit weights: bytes a second with one row, operations a second with many; empty without vLLM."""
     try:
         kernel = importlib.import_module("vllm._custom_ops").cpu_gemm_wna16
     except (ImportError, AttributeError):
         return {}
-    group, copies = 128, WORKING_SET // (N * K // 2)
-    packed = [torch.randint(0, 2**31 - 1, (N // 16, K * 16 // 8), dtype=torch.int32) for _ in range(copies)]
-    scales = torch.rand(K // group, N, dtype=torch.bfloat16)
+    side, group = place.side, 128
+    copies = place.working_set // (side * side // 2)
+    packed = [torch.randint(0, 2**31 - 1, (side // 16, side * 16 // 8), dtype=torch.int32) for _ in range(copies)]
+    scales = torch.rand(side // group, side, dtype=torch.bfloat16)
     hint = "amx" if torch.cpu._is_amx_tile_supported() else "vec"
     rates = {}
-    for rows, name in ((1, "int4_vector_bytes_per_s"), (1024, "int4_flops")):
-        x = torch.randn(rows, K, dtype=torch.bfloat16)
+    for rows, name in ((1, "int4_vector_bytes_per_s"), (place.rows, "int4_flops")):
+        x = torch.randn(rows, side, dtype=torch.bfloat16)
 
         def product(i: int, x: torch.Tensor = x) -> object:
             return kernel(x, packed[i % copies], scales, None, None, 8, hint)
 
-        seconds = seconds_per_call(product, lambda: None, budget_s)
-        rates[name] = (N * K / 2 if rows == 1 else 2 * rows * N * K) / seconds
+        seconds = seconds_per_call(product, place, budget_s)
+        rates[name] = (side * side / 2 if rows == 1 else 2 * rows * side * side) / seconds
     return rates
 
 
-def launch_seconds(device: torch.device, synchronize: Callable[[], None]) -> float:
-    """Seconds of one small operation in a row of a thousand: what a kernel costs however little it does."""
-    x = torch.zeros(64, device=device)
-    start = time.perf_counter()
-    for _ in range(1000):
-        x.add_(1.0)
-    synchronize()
-    return (time.perf_counter() - start) / 1000
+def launch_seconds(place: Place) -> float:
+    """Seconds of one small operation in a row of thousands: what a kernel costs however little it does."""
+    x = torch.zeros(64, device=place.device)
+    return seconds_in_rounds(lambda: x.add_(1.0), place.synchronize, 2000)
 
 
 def all_reduce(rank: int, world: int, port: int, found: Any) -> None:
@@ -144,13 +231,13 @@ def all_reduce(rank: int, world: int, port: int, found: Any) -> None:
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     seconds = []
-    for elements in (4096, 64 << 20):
+    for elements, calls in ((4096, 200), (64 << 20, 10)):
         x = torch.zeros(elements, device=f"cuda:{rank}", dtype=torch.bfloat16)
 
-        def reduce(i: int, x: torch.Tensor = x) -> object:
+        def reduce(x: torch.Tensor = x) -> object:
             return dist.all_reduce(x)
 
-        seconds.append(seconds_per_call(reduce, torch.cuda.synchronize, 2.0))
+        seconds.append(seconds_in_rounds(reduce, torch.cuda.synchronize, calls))
     if rank == 0:
         found["link_s"] = seconds[0]
         found["link_bytes_per_s"] = 2 * (world - 1) / world * (128 << 20) / seconds[1]
@@ -169,22 +256,28 @@ def all_reduce_rates(world: int) -> dict[str, float]:
     return dict(found)
 
 
+def rates(place: Place, budget_s: float) -> dict[str, float | None]:
+    """What both kinds of devices are asked, each in about `budget_s` seconds."""
+    return {
+        **dense_rates(place, budget_s), "copy_bytes_per_s": copy_rate(place, budget_s), "launch_s": launch_seconds(place),
+        "int8_ops": int8_rate(place, budget_s), "fp8_flops": fp8_rate(place, budget_s),
+    }  # fmt: skip
+
+
 def probe(seconds: float) -> dict[str, Any]:
     """Everything that can be measured here, in about `seconds` seconds."""
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
-    synchronize = torch.cuda.synchronize if cuda else (lambda: None)
-    if not cuda:  # vLLM keeps one processor for its server
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
     share = seconds / 8
-    result: dict[str, Any] = {"device": torch.cuda.get_device_name(0) if cuda else "cpu", "torch": torch.__version__}
-    result |= dense_rates(device, synchronize, share) | {"launch_s": launch_seconds(device, synchronize)}
-    result |= {"int8_ops": int8_rate(device, synchronize, share), "fp8_flops": fp8_rate(device, synchronize, share)}
-    if not cuda:
-        result |= {"threads": torch.get_num_threads()} | cpu_int4_rates(share)
-    elif torch.cuda.device_count() > 1:
-        result |= all_reduce_rates(torch.cuda.device_count())
-    return result
+    if not torch.cuda.is_available():
+        place = processor()
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))  # vLLM keeps one processor for its server
+        found = {"device": "cpu", "torch": torch.__version__, "threads": torch.get_num_threads()}
+        return found | rates(place, share) | cpu_int4_rates(place, share)
+    free, total = torch.cuda.mem_get_info(0)
+    place = card(free, torch.cuda.get_device_capability(0))
+    warm_up(place, WARM_S)
+    found = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "memory_bytes": total}
+    found |= rates(place, share)
+    return found | (all_reduce_rates(torch.cuda.device_count()) if torch.cuda.device_count() > 1 else {})
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ class MemoryEstimate:
 class SpeedEstimate:
     """Steady-state means under a closed loop of `Workload.concurrency` requests (1 when not asked), no prefix hits.
 
-    Milliseconds and tokens a second. `prefill_tok_s`: prompt tokens a second of one request alone.
+    Milliseconds and tokens a second. `prefill_tok_s`: prompt tokens a second of one request alone. `notes`: what a person must know
+    of where the figures come from.
     """
 
     ttft_ms: Quantity
@@ -116,6 +117,7 @@ class SpeedEstimate:
     prefill_tok_s: Quantity
     decode_tok_s_per_request: Quantity
     throughput_tok_s: Quantity
+    notes: tuple[str, ...] = ()
 
 
 class Engine(ABC):

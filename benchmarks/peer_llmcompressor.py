@@ -1,6 +1,6 @@
 """llm-compressor's GPTQ on given tokens: run inside its own environment (it pins another compressed-tensors).
 
-    python -m benchmarks.peer_llmcompressor MODEL TOKENS.pt OUT [actorder]
+    python -m benchmarks.peer_llmcompressor MODEL TOKENS.pt OUT GROUP_SIZE [actorder]
 
 Prints one JSON line with the seconds of `oneshot` and the peak memory of the process.
 """
@@ -19,7 +19,7 @@ from llmcompressor.modifiers.quantization import GPTQModifier
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def main(model_folder: str, tokens_file: str, out: str, actorder: str = "static") -> None:
+def main(model_folder: str, tokens_file: str, out: str, group_size: str, actorder: str = "static") -> None:
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     tokens = torch.load(tokens_file)
@@ -29,7 +29,8 @@ def main(model_folder: str, tokens_file: str, out: str, actorder: str = "static"
             "group_0": {
                 "targets": ["Linear"],
                 "weights": {
-                    "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64, "actorder": actorder,
+                    "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": int(group_size),
+                    "actorder": actorder,
                 },
             }
         },

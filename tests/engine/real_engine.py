@@ -49,7 +49,9 @@ def greedy(folder: str, arguments: dict, prompts: list[list[int]], new: int, pro
     sampling = SamplingParams(temperature=0, max_tokens=new, min_tokens=new, ignore_eos=True, detokenize=False)
     note_products(llm, prompts[0], products)
     answers = llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
-    return {"tokens": [list(answer.outputs[0].token_ids) for answer in answers]}
+    cache = llm.llm_engine.vllm_config.cache_config
+    tokens = [list(answer.outputs[0].token_ids) for answer in answers]
+    return {"tokens": tokens, "kv_tokens": cache.kv_cache_size_tokens, "kv_concurrency": cache.kv_cache_max_concurrency}
 
 
 def note_products(llm: LLM, prompt: list[int], path: str) -> None:

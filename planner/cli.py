@@ -210,9 +210,9 @@ def explain(
         return
     console = _console()
     console.print(f"  [bold]{answer.headline}[/]")
-    for candidate, message in answer.rows:
-        console.print(f"    {candidate}")
-        console.print(f"      {message}", style="dim")
+    for row in answer.rows:
+        console.print(f"    {row.candidate}")
+        console.print(f"      {row.message}", style="dim")
 
 
 @app.command()
@@ -229,11 +229,9 @@ def diff(
     if as_json:
         _emit(document)
         return
-    console = _console()
-    for part in ("inputs", "choices"):
-        console.print(f"  [bold]{part}[/]" + ("" if document[part] else ": the same"))
-        for change in document[part]:
-            console.print(f"    {change['what']}: {change['old']} → {change['new']}")
+    from planner.tables import print_diff
+
+    print_diff(_console(), document)
 
 
 @app.command()

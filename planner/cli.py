@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 import typer
 
 from passes.reason import InputError, TightfitError
+from planner.encoding import json_line, print_what_can_be_printed
 from planner.interruption import Interrupted, interruptible
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _console(as_json: bool = False) -> Console:
 
 
 def _emit(document: Any) -> None:
-    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_line(document, sys.stdout))
 
 
 @app.command()
@@ -337,6 +337,7 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] 
 def main() -> None:
     """Run the command line. Errors that a user can mend are one message; a defect of ours is said shortly."""
     interruptible()
+    print_what_can_be_printed()
     gc.disable()  # a plan is made in half a second; what works for minutes collects again (`passes.execute.calm_libraries`)
     try:
         app()

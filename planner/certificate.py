@@ -16,6 +16,8 @@ from planner.verdict import show_interval
 from targets.quantity import Basis, Quantity
 
 NAME = "certificate.json"
+#: Where it keeps the passes as they were planned, choices that had to be measured still open.
+PLANNED = "planned_passes"
 
 
 def certificate(plan: Mapping[str, Any], outcome: Outcome, folder: Path) -> dict[str, Any]:

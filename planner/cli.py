@@ -149,6 +149,9 @@ def apply(
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The result's folder.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for unfinished work, kept for resuming.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let go of another plan's finished result in that folder.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a plan exactly; a second run resumes or does nothing. Exit 4 when the result misses a goal."""
@@ -159,7 +162,7 @@ def apply(
 
     console = _console(as_json)
     with shown(console) as progress:
-        result = run(what or find_plan(Path()), output, work=work, progress=progress)
+        result = run(what or find_plan(Path()), output, work=work, replace=replace, progress=progress)
     if as_json:
         _emit(result.certificate)
     else:

@@ -31,6 +31,12 @@ def aside_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.old")
 
 
+def finished(folder: Path) -> bool:
+    """Whether a folder is a result of ours that was finished: its marker says what is in it."""
+    marker = folder / MARKER
+    return marker.is_file() and marker.stat().st_size > 0
+
+
 def check_places(result: Path, work: Path, source: Path | None) -> None:
     """Refuse places that hold what is not ours, or that lie in each other. `source`: the model's folder, where it has one."""
     out, working = result.resolve(), work.resolve()

@@ -12,7 +12,7 @@ from passes.calibration import TextSource
 from passes.checkpoint import write_json
 from passes.devices import memory_total_bytes
 from passes.execute import calm_libraries, execute
-from passes.graph import rewrite
+from passes.graph import looks_at_text, rewrite
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.job import Job, Outcome, Progress
@@ -20,15 +20,13 @@ from passes.lock import only_one
 from passes.machine_errors import clear_disk_errors, clear_memory_errors
 from passes.places import check_places
 from passes.reason import DoesNotFitError, InputError
-from planner.certificate import NAME, certificate
+from planner.certificate import NAME, PLANNED, certificate
 from planner.effort import effort
+from planner.kept import PLAN, require_own_place
 from planner.plan import chain_of_plan, load_plan, plan, require_executable, require_fresh, resolved_plan, spec_of
 from planner.spec import Spec, TextChoice
 from targets.launch import FOLDER, launch_files, write_launch
 from targets.probe import installed_gpus
-
-#: The resolved plan: in the work folder before any weight is written, in the result when it is published.
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,12 @@ def apply(
     out: Path | None = None,
     *,
     work: Path | None = None,
+    replace: bool = False,
     progress: Callable[[Progress], None] = lambda event: None,
 ) -> ApplyResult:
     """Apply a plan (document, file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder.
 
+    A finished result of another plan that lies at `out` is refused (InputError), or with `replace` replaced when the new one is whole.
     Raises StalePlanError, DoesNotFitError or InputError before anything is done where the plan cannot be applied.
     """
     document, name = _document(what)
@@ -76,6 +76,13 @@ def apply(
     work = work or place.parent / f".{place.name}.work"
     check_places(out, work, source.path)
     passes, trust = chain_of_plan(document), spec.trust_remote_code
+    calibrated = looks_at_text(passes, rewrite(source.ir, passes))
+
+    def keep_others() -> None:
+        if not replace:
+            require_own_place(place, document, calibrated=calibrated)
+
+    keep_others()
     _require_memory(spec, source.ir, passes)
     calm_libraries()
     with clear_disk_errors(work):
@@ -87,13 +94,14 @@ def apply(
     proof: dict[str, Any] = {}
 
     def resolved(passes: Sequence[Pass], target: ModelIR) -> None:
+        keep_others()  # once more, now that no other run can put one there
         write_json(work / PLAN, _portable(resolved_plan(document, passes, target.tensor_bytes)))
 
     def finish(outcome: Outcome, folder: Path) -> None:
         decision = resolved_plan(document, outcome.passes, outcome.tensor_bytes)
         write_launch(folder, launch_files(decision, outcome.target, place.name))
         write_json(folder / PLAN, _portable(decision))
-        proof.update(certificate(decision, outcome, folder))
+        proof.update(certificate(decision, outcome, folder) | {PLANNED: document["chosen"]["passes"]})
         write_json(folder / NAME, proof)
 
     outcome = execute(job, progress, resolved=resolved, finish=finish)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,14 @@ from typing import Any
 from passes.checkpoint import Checkpoint
 from passes.evaluate import Measured
 from passes.job import Outcome
-from planner.shapes import FORMAT_VERSION
+from planner.quality import growth, perplexity_growth
+from planner.shapes import FORMAT_VERSION, quantity_json
+from planner.verdict import show_interval
+from targets.quantity import Basis, Quantity
 
 NAME = "certificate.json"
+#: Where it keeps the passes as they were planned, choices that had to be measured still open.
+PLANNED = "planned_passes"
 
 
 def certificate(plan: Mapping[str, Any], outcome: Outcome, folder: Path) -> dict[str, Any]:
@@ -22,6 +26,7 @@ def certificate(plan: Mapping[str, Any], outcome: Outcome, folder: Path) -> dict
     stored = list(Checkpoint(folder).describe())
     measured_bytes = sum(tensor.bytes for tensor in stored)
     measured, quality = outcome.measured, chosen["quality"]
+    found = _measured(measured)
     checks = [
         _check(
             "bytes of tensors",
@@ -35,7 +40,7 @@ def certificate(plan: Mapping[str, Any], outcome: Outcome, folder: Path) -> dict
             f"{len(stored):,}",
             _same(outcome, stored),
         ),
-        *_losses(quality, measured),
+        *_losses(quality, found),
     ]
     work = chosen["apply"]
     checks.append(_cost("seconds of work", work["seconds"], sum(step.seconds for step in outcome.steps), "{:.0f}"))
@@ -55,6 +60,7 @@ def certificate(plan: Mapping[str, Any], outcome: Outcome, folder: Path) -> dict
         "goals": [goal for goal in goals if goal is not None],
         "quality": {
             **(asdict(measured) if measured is not None else {}),
+            **({"intervals": {key: quantity_json(each) for key, each in found.items()}} if found else {}),
             "calibration_digest": outcome.calibration_digest, "evaluation_digest": outcome.evaluation_digest,
             "predicted": quality,
         },
@@ -78,34 +84,43 @@ def _expected(steps: Mapping[str, float], name: str) -> float | None:
     return steps.get(name, steps.get(name.split()[0]))
 
 
-def _losses(predicted: Mapping[str, Any], measured: Measured | None) -> list[dict[str, Any]]:
+def _losses(predicted: Mapping[str, Any], found: Mapping[str, Quantity]) -> list[dict[str, Any]]:
     """Quality against its interval; where nothing here reads the format back, that it was not measured."""
-    names = ("log-perplexity rise", "log_ppl_increase"), ("KL divergence", "kl")
+    return [
+        _loss("perplexity", "%", predicted["log_ppl_increase"], found.get("log_ppl_increase"), perplexity_growth),
+        _loss("KL divergence", "nats", predicted["kl"], found.get("kl"), lambda kl: kl),
+    ]
+
+
+def _measured(measured: Measured | None) -> dict[str, Quantity]:
+    """What was measured, with the 90 % interval of its spread over texts; empty where nothing was."""
     if measured is None:
-        return [_unmeasured(name, predicted[key]) for name, key in names]
-    values = (
-        (measured.log_ppl_increase, measured.half_width(measured.log_ppl_stderr)),
-        (measured.kl, measured.half_width(measured.kl_stderr)),
-    )
-    return [_interval(name, predicted[key], *found) for (name, key), found in zip(names, values, strict=True)]
+        return {}
 
+    def around(value: float, stderr: float) -> Quantity:
+        half = measured.half_width(stderr)
+        return Quantity(value, value - half, value + half, Basis.MEASURED)
 
-def _unmeasured(name: str, predicted: Mapping[str, Any]) -> dict[str, Any]:
-    shown = f"{predicted['value']:.4f} ({predicted['low']:.4f} … {predicted['high']:.4f})"
-    return {"name": name, "predicted": shown, "measured": "not measured", "holds": False, "binding": False}
+    return {
+        "log_ppl_increase": around(measured.log_ppl_increase, measured.log_ppl_stderr),
+        "kl": around(measured.kl, measured.kl_stderr),
+    }
 
 
 def _check(name: str, predicted: str, measured: str, holds: bool) -> dict[str, Any]:
     return {"name": name, "predicted": predicted, "measured": measured, "holds": holds, "binding": True}
 
 
-def _interval(name: str, predicted: Mapping[str, Any], value: float, half_width: float) -> dict[str, Any]:
-    """A measured figure against the predicted 90 % interval: informative, one in ten lies outside by design."""
+def _loss(
+    name: str, unit: str, predicted: Mapping[str, Any], found: Quantity | None, shown: Callable[[Quantity], Quantity]
+) -> dict[str, Any]:
+    """A measured figure against the predicted 90 % interval: informative, one in ten lies outside by design. `shown`: as people read it."""
+    expected = Quantity.of_json(predicted)
     return {
         "name": name,
-        "predicted": f"{predicted['value']:.4f} ({predicted['low']:.4f} … {predicted['high']:.4f})",
-        "measured": f"{value:.4f} ± {half_width:.4f}",
-        "holds": predicted["low"] - half_width <= value <= predicted["high"] + half_width,
+        "predicted": show_interval(shown(expected), unit),
+        "measured": "not measured" if found is None else show_interval(shown(found), unit),
+        "holds": found is not None and expected.low <= found.high and found.low <= expected.high,
         "binding": False,
     }
 
@@ -129,7 +144,7 @@ def _goal(goal: Mapping[str, Any], outcome: Outcome) -> dict[str, Any] | None:
     """A quality goal against the measurement; goals on speed are `verify`'s."""
     if outcome.measured is None:
         return None
-    values = {"perplexity": math.expm1(outcome.measured.log_ppl_increase), "KL": outcome.measured.kl}
+    values = {"perplexity": growth(outcome.measured.log_ppl_increase), "KL": outcome.measured.kl}
     if goal["name"] not in values:
         return None
     value = values[goal["name"]]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 import typer
 
 from passes.reason import InputError, TightfitError
+from planner.encoding import json_line, print_what_can_be_printed
 from planner.interruption import Interrupted, interruptible
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _console(as_json: bool = False) -> Console:
 
 
 def _emit(document: Any) -> None:
-    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_line(document, sys.stdout))
 
 
 @app.command()
@@ -149,6 +149,9 @@ def apply(
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The result's folder.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for unfinished work, kept for resuming.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let go of another plan's finished result in that folder.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a plan exactly; a second run resumes or does nothing. Exit 4 when the result misses a goal."""
@@ -159,7 +162,7 @@ def apply(
 
     console = _console(as_json)
     with shown(console) as progress:
-        result = run(what or find_plan(Path()), output, work=work, progress=progress)
+        result = run(what or find_plan(Path()), output, work=work, replace=replace, progress=progress)
     if as_json:
         _emit(result.certificate)
     else:
@@ -210,9 +213,9 @@ def explain(
         return
     console = _console()
     console.print(f"  [bold]{answer.headline}[/]")
-    for candidate, message in answer.rows:
-        console.print(f"    {candidate}")
-        console.print(f"      {message}", style="dim")
+    for row in answer.rows:
+        console.print(f"    {row.candidate}")
+        console.print(f"      {row.message}", style="dim")
 
 
 @app.command()
@@ -229,11 +232,9 @@ def diff(
     if as_json:
         _emit(document)
         return
-    console = _console()
-    for part in ("inputs", "choices"):
-        console.print(f"  [bold]{part}[/]" + ("" if document[part] else ": the same"))
-        for change in document[part]:
-            console.print(f"    {change['what']}: {change['old']} → {change['new']}")
+    from planner.tables import print_diff
+
+    print_diff(_console(), document)
 
 
 @app.command()
@@ -339,6 +340,7 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] 
 def main() -> None:
     """Run the command line. Errors that a user can mend are one message; a defect of ours is said shortly."""
     interruptible()
+    print_what_can_be_printed()
     gc.disable()  # a plan is made in half a second; what works for minutes collects again (`passes.execute.calm_libraries`)
     try:
         app()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from passes.ir.sources import Source
-from passes.reason import InputError
+from passes.reason import InputError, Reason
 from planner.search import SearchResult, complete, search
 from planner.spec import Spec
 from planner.verdict import Verdict
@@ -18,15 +18,29 @@ _EXAMPLES = "`why not awq`, `why g64`, `what if 48GB`, `what if 2 cards`, `what 
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """A candidate, what is to be said of it, and the reasons that say it."""
+
+    candidate: str
+    message: str
+    reasons: tuple[Reason, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as a document."""
+        reasons = [reason.as_json() for reason in self.reasons]
+        return {"candidate": self.candidate, "message": self.message, **({"reasons": reasons} if reasons else {})}
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """A headline and rows of (candidate, what is to be said of it)."""
+    """A headline, and what is to be said of each candidate."""
 
     headline: str
-    rows: tuple[tuple[str, str], ...]
+    rows: tuple[Row, ...]
 
     def as_json(self) -> dict[str, Any]:
         """The answer as a document."""
-        return {"answer": self.headline, "candidates": [{"candidate": a, "message": b} for a, b in self.rows]}
+        return {"answer": self.headline, "candidates": [row.as_json() for row in self.rows]}
 
 
 def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
@@ -38,7 +52,7 @@ def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
     text = (question or "").strip().rstrip("?").strip()
     if not text:
         chosen = result.chosen.candidate.label if result.chosen else "nothing"
-        rows = tuple((v.candidate.label, _why(v)) for v in sorted(result.rejected, key=lambda v: v.distance))
+        rows = tuple(_lost(v) for v in sorted(result.rejected, key=lambda v: v.distance))
         return Answer(f"{chosen} was chosen out of {result.searched}", rows)
     what_if = re.fullmatch(r"what if (.+)", text, re.IGNORECASE)
     if what_if:
@@ -49,8 +63,10 @@ def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
     raise InputError(f"cannot answer {question!r}", remedy=f"ask for instance {_EXAMPLES}")
 
 
-def _why(verdict: Verdict) -> str:
-    return "; ".join(r.message + (f" ({r.remedy})" if r.remedy else "") for r in verdict.reasons)
+def _lost(verdict: Verdict) -> Row:
+    """Why a candidate lost."""
+    message = "; ".join(r.message + (f" ({r.remedy})" if r.remedy else "") for r in verdict.reasons)
+    return Row(verdict.candidate.label, message, verdict.reasons)
 
 
 def _named(verdict: Verdict, name: str) -> bool:
@@ -66,7 +82,7 @@ def _why_not(spec: Spec, result: SearchResult, name: str) -> Answer:
             return Answer(f"{name} was chosen: {result.chosen.candidate.label}", ())
         raise InputError(f"no candidate is called {name!r}", remedy="`optimize explain PLAN` lists all of them")
     nearest = sorted((complete(spec, result.gpu, v) for v in found), key=lambda v: v.distance)
-    return Answer(f"{len(found)} candidates with {name} lost", tuple((v.candidate.label, _why(v)) for v in nearest[:8]))
+    return Answer(f"{len(found)} candidates with {name} lost", tuple(_lost(v) for v in nearest[:8]))
 
 
 def _why_chosen(result: SearchResult, name: str) -> Answer:
@@ -76,7 +92,7 @@ def _why_chosen(result: SearchResult, name: str) -> Answer:
     if not _named(chosen, name):
         return Answer(f"{name} was not chosen; {chosen.candidate.label} was", ())
     others = [v for v in result.rejected if v.candidate.engine == chosen.candidate.engine and not _named(v, name)]
-    rows = tuple((v.candidate.label, _why(v)) for v in sorted(others, key=lambda v: v.distance)[:8])
+    rows = tuple(_lost(v) for v in sorted(others, key=lambda v: v.distance)[:8])
     return Answer(f"{chosen.candidate.label} was chosen; without {name}:", rows)
 
 
@@ -100,7 +116,7 @@ def _what_if(spec: Spec, source: Source, before: SearchResult, change: str) -> A
     old = before.chosen.candidate.label if before.chosen else "nothing meets the goals"
     new = after.chosen.candidate.label if after.chosen else "nothing meets the goals"
     same = "the same plan" if old == new else "another plan"
-    return Answer(f"with {change}: {same}", (("now", old), (change, new)))
+    return Answer(f"with {change}: {same}", (Row("now", old), Row(change, new)))
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

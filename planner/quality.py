@@ -31,6 +31,16 @@ class Quality:
     kl: Quantity
 
 
+def growth(rise: float) -> float:
+    """By which share perplexity grows where log-perplexity rises by so many nats a token: the one unit that people are shown."""
+    return math.expm1(rise)
+
+
+def perplexity_growth(rise: Quantity) -> Quantity:
+    """`growth` with its interval."""
+    return Quantity(growth(rise.value), growth(rise.low), growth(rise.high), rise.basis)
+
+
 def expected_quality(ir: ModelIR, passes: Sequence[Pass]) -> Quality:
     """What a chain applied to the dense model `ir` is expected to cost."""
     traits = traits_of(ir)

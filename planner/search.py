@@ -22,10 +22,10 @@ from passes.base import Pass
 from passes.ir.model import ModelIR
 from passes.reason import InputError, Reason
 from planner.chains import rewrite
-from planner.quality import Quality, expected_quality
+from planner.quality import Quality, expected_quality, growth
 from planner.space import Design, designs, nothing_to_weigh, workload_of
 from planner.spec import Spec
-from planner.verdict import Candidate, Verdict, judge, judge_quality
+from planner.verdict import Candidate, Verdict, apart, judge, judge_quality
 from targets.engines import find_engine
 from targets.engines.engine import Settings
 from targets.gpu import Gpu, find_gpu, inline_gpu
@@ -211,44 +211,61 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))
 
 
+#: What each preference looks at, the first first. Fewer cards before more at equal figures, then fewer changes of settings.
+_ORDERS = {
+    "quality": ("log_ppl_increase", "cards", "changes", "decode_tok_s_per_request", "tensor_bytes"),
+    "speed": ("decode_tok_s_per_request", "log_ppl_increase", "cards", "changes", "tensor_bytes"),
+    "context": ("max_context", "log_ppl_increase", "cards", "changes", "decode_tok_s_per_request"),
+    "size": ("tensor_bytes", "log_ppl_increase", "cards", "changes", "decode_tok_s_per_request"),
+}
+#: Figures of which more is better.
+_MORE = frozenset({"decode_tok_s_per_request", "max_context"})
+
+
 def preference(prefer: str, verdict: Verdict) -> tuple[float, ...]:
-    """Sort key, best first: the preferred figure, then the others as ties. Fewer cards before more at equal figures, then
-    fewer changes of settings."""
-    loss = round(verdict.quality.log_ppl_increase.value, 9)
-    speed = -verdict.speed.decode_tok_s_per_request.value if verdict.speed else 0.0
-    size = float(verdict.ir.tensor_bytes)
-    context = -float(verdict.memory.kv.max_context)
-    cards = float(verdict.candidate.settings.parallel.gpus)
-    changes = float(len(verdict.candidate.changed))
-    orders = {
-        "quality": (loss, cards, changes, speed, size), "speed": (speed, loss, cards, changes, size),
-        "context": (context, loss, cards, changes, speed), "size": (size, loss, cards, changes, speed),
-    }  # fmt: skip
-    if prefer not in orders:
-        raise InputError(f"unknown preference {prefer!r}", remedy=f"one of {', '.join(orders)}")
-    return orders[prefer]
+    """Sort key, best first: the preferred figure, then the others as ties."""
+    if prefer not in _ORDERS:
+        raise InputError(f"unknown preference {prefer!r}", remedy=f"one of {', '.join(_ORDERS)}")
+    figures = _figures(verdict)
+    return tuple(-figures[name] if name in _MORE else figures[name] for name in _ORDERS[prefer])
+
+
+def _figures(verdict: Verdict) -> dict[str, float]:
+    return {
+        "log_ppl_increase": round(verdict.quality.log_ppl_increase.value, 9),
+        "decode_tok_s_per_request": verdict.speed.decode_tok_s_per_request.value if verdict.speed else 0.0,
+        "tensor_bytes": float(verdict.ir.tensor_bytes),
+        "max_context": float(verdict.memory.kv.max_context),
+        "cards": float(verdict.candidate.settings.parallel.gpus),
+        "changes": float(len(verdict.candidate.changed)),
+    }
 
 
 def _dominated(prefer: str, chosen: Verdict, other: Verdict) -> Reason:
-    """Why a feasible candidate was not chosen: the figure that decided."""
-    if prefer == "quality":
-        mine, theirs = chosen.quality.log_ppl_increase.value, other.quality.log_ppl_increase.value
-        text = f"perplexity {100 * theirs:+.2f} % against {100 * mine:+.2f} %"
-        if abs(mine - theirs) < 1e-9:
-            text = _speeds(chosen, other)
-    elif prefer == "speed":
-        text = _speeds(chosen, other)
-    elif prefer == "context":
-        text = f"context {other.memory.kv.max_context:,} against {chosen.memory.kv.max_context:,}"
-    else:
-        text = f"{other.ir.tensor_bytes / 2**30:.2f} GiB against {chosen.ir.tensor_bytes / 2**30:.2f} GiB"
-    return Reason("dominated_by", f"meets the goals too, but {text}", None, {"by": chosen.candidate.label})
+    """Why a feasible candidate was not chosen: the first figure of the preference in which the two differ."""
+    mine, theirs = _figures(chosen), _figures(other)
+    figure = next((name for name in _ORDERS[prefer] if mine[name] != theirs[name]), None)
+    data: dict[str, object] = {"by": chosen.candidate.label}
+    if figure is None:
+        return Reason("dominated_by", "meets the goals too, in every figure like the chosen one", None, data)
+    data |= {"figure": figure, "value": theirs[figure], "against": mine[figure]}
+    return Reason(
+        "dominated_by", f"meets the goals too, but {_worse(figure, theirs[figure], mine[figure])}", None, data
+    )
 
 
-def _speeds(chosen: Verdict, other: Verdict) -> str:
-    mine = chosen.speed.decode_tok_s_per_request.value if chosen.speed else 0.0
-    theirs = other.speed.decode_tok_s_per_request.value if other.speed else 0.0
-    return f"decodes {theirs:.1f} tok/s against {mine:.1f}"
+def _worse(figure: str, theirs: float, mine: float) -> str:
+    """A figure of one that lost against that of the chosen one, in words."""
+    if figure == "log_ppl_increase":
+        one, other = apart(growth(theirs), growth(mine), "%")
+        return f"perplexity {one} against {other}"
+    if figure == "decode_tok_s_per_request":
+        one, other = apart(theirs, mine, "tok/s")
+        return f"decodes {one} against {other}"
+    if figure == "tensor_bytes":
+        return "{} against {}".format(*apart(theirs / 2**30, mine / 2**30, "GiB"))
+    words = {"max_context": "context {:,.0f}", "cards": "takes {:.0f} cards", "changes": "changes {:.0f} settings"}
+    return f"{words[figure].format(theirs)} against {mine:,.0f}"
 
 
 def pareto_set(feasible: Iterable[Verdict]) -> tuple[Verdict, ...]:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from passes import graph
 from passes.quantize.quantize import Quantize
+from targets.quantity import Quantity
 
 _GIB = 1 << 30
 _BAR = 50
@@ -140,43 +141,26 @@ def _print_memory(console: Console, chosen: Mapping[str, Any], context: int) -> 
 
 
 def _print_goals(console: Console, chosen: Mapping[str, Any]) -> None:
-    from planner.verdict import show
+    from planner.quality import perplexity_growth
+    from planner.verdict import apart, show_interval
 
     rows: list[tuple[str, ...]] = []
     for goal in chosen["goals"]:
-        p = goal["predicted"]
-        interval = (
-            f"{show(p['value'], goal['unit'])} ({show(p['low'], goal['unit'])} … {show(p['high'], goal['unit'])})"
-        )
+        p, unit = Quantity.of_json(goal["predicted"]), goal["unit"]
+        wanted, value = apart(goal["wanted"], p.value, unit)
         sign = "≤" if goal["at_most"] else "≥"
         tick = "[green]✓[/]" if goal["met"] else "[red]✗[/]"
-        far = p["high"] if goal["at_most"] else p["low"]
+        far = p.high if goal["at_most"] else p.low
         if goal["met"] and (far > goal["wanted"] if goal["at_most"] else far < goal["wanted"]):
             tick += " [dim]probably[/]"
-        rows.append((goal["name"], f"{sign} {show(goal['wanted'], goal['unit'])}", interval, p["basis"], tick))
+        rows.append((goal["name"], f"{sign} {wanted}", show_interval(p, unit, value), p.basis, tick))
     named = {goal["name"] for goal in chosen["goals"]}
-    speed, quality = chosen["speed"], chosen["quality"]
-    decode, rise = speed["decode_tok_s_per_request"], quality["log_ppl_increase"]
+    decode = Quantity.of_json(chosen["speed"]["decode_tok_s_per_request"])
+    growth = perplexity_growth(Quantity.of_json(chosen["quality"]["log_ppl_increase"]))
     if not named & {"decode", "TPOT", "throughput"}:
-        rows.append(
-            (
-                "decode",
-                "",
-                f"{decode['value']:.1f} tok/s ({decode['low']:.1f} … {decode['high']:.1f})",
-                decode["basis"],
-                "",
-            )
-        )
+        rows.append(("decode", "", show_interval(decode, "tok/s"), decode.basis, ""))
     if not named & {"perplexity", "KL"}:
-        rows.append(
-            (
-                "log perplexity",
-                "",
-                f"{rise['value']:+.4f} ({rise['low']:+.4f} … {rise['high']:+.4f})",
-                rise["basis"],
-                "",
-            )
-        )
+        rows.append(("perplexity", "", show_interval(growth, "%"), growth.basis, ""))
     for number, (name, wanted, predicted, basis, tick) in enumerate(rows):
         head = "  Goals    " if number == 0 else "           "
         console.print(f"{head}{name:14s} {wanted:14s} {predicted:38s} {basis:11s} {tick}")
@@ -197,6 +181,27 @@ def _print_illegal(console: Console, illegal: list[Mapping[str, Any]]) -> None:
         console.print(f"{head}{reason['message']}{remedy}: {reason['candidates']} candidates")
     if illegal:
         console.print()
+
+
+def print_diff(console: Console, document: Mapping[str, Any]) -> None:
+    """What differs between two plans."""
+    for part in ("inputs", "choices"):
+        console.print(f"  [bold]{part}[/]" + ("" if document[part] else ": the same"))
+        for change in document[part]:
+            console.print(f"    {_change(**change)}", markup=False)
+
+
+def _change(what: str, old: Any, new: Any) -> str:
+    from planner.quality import growth
+    from planner.verdict import apart, show
+
+    if what != "log_ppl_increase":
+        return f"{what}: {old} → {new}"
+    if old is None or new is None:
+        before, after = (str(value) if value is None else show(growth(value), "%") for value in (old, new))
+    else:
+        before, after = apart(growth(old), growth(new), "%")
+    return f"perplexity: {before} → {after}"
 
 
 def print_check(console: Console, document: Mapping[str, Any]) -> None:
@@ -232,7 +237,7 @@ def print_check(console: Console, document: Mapping[str, Any]) -> None:
 
 def print_certificate(console: Console, document: Mapping[str, Any]) -> None:
     """A finished result: what was promised and what was measured."""
-    from planner.verdict import show
+    from planner.verdict import apart
 
     console.print(f"  [bold]{document['model']}[/] → {document['label']}")
     table = Table(box=None, pad_edge=False, padding=(0, 2))
@@ -244,7 +249,8 @@ def print_certificate(console: Console, document: Mapping[str, Any]) -> None:
     for goal in document["goals"]:
         unit = "%" if goal["name"] == "perplexity" else "nats"
         tick = "[green]✓[/]" if goal["met"] else "[red]✗[/]"
-        table.add_row(f"  goal: {goal['name']}", f"≤ {show(goal['wanted'], unit)}", show(goal["measured"], unit), tick)
+        wanted, measured = apart(goal["wanted"], goal["measured"], unit)
+        table.add_row(f"  goal: {goal['name']}", f"≤ {wanted}", measured, tick)
     console.print(table)
     for step in document["steps"]:
         reused = " (kept from an earlier run)" if step["reused"] else ""

@@ -10,7 +10,7 @@ from typing import Any
 from passes.base import Pass
 from passes.ir.model import ModelIR
 from passes.reason import Reason
-from planner.quality import Quality
+from planner.quality import Quality, perplexity_growth
 from planner.spec import Goals
 from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate
 from targets.quantity import Quantity
@@ -62,7 +62,8 @@ class GoalResult:
     def reason(self) -> Reason:
         """The reason of a missed goal."""
         sign = ">" if self.at_most else "<"
-        message = f"{self.name} {show(self.predicted.value, self.unit)} {sign} {show(self.wanted, self.unit)}"
+        predicted, wanted = apart(self.predicted.value, self.wanted, self.unit)
+        message = f"{self.name} {predicted} {sign} {wanted}"
         return Reason(
             f"{self.name.replace(' ', '_')}_missed",
             message,
@@ -71,13 +72,37 @@ class GoalResult:
         )
 
 
-def show(value: float, unit: str) -> str:
-    """A figure as people read it."""
+def show(value: float, unit: str, more: int = 0) -> str:
+    """A figure as people read it, with so many `more` digits. `%`: the share by which something grows, with its sign."""
     if unit == "%":
-        return f"{100 * value:+.1f} %"
+        percent = 100 * value
+        places = 2 if abs(percent) < 9.995 else 1 if abs(percent) < 99.95 else 0
+        return f"{percent:+,.{places + more}f} %"
     if unit == "ms":
-        return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.0f} ms"
-    return f"{value:,.3g} {unit}".strip()
+        return f"{value / 1000:.{2 + more}f} s" if value >= 1000 else f"{value:.{more}f} ms"
+    if unit == "GiB":
+        return f"{value:,.{2 + more}f} GiB"
+    return f"{value:,.{3 + more}g} {unit}".strip()
+
+
+def show_interval(quantity: Quantity, unit: str, shown: str | None = None) -> str:
+    """A figure with its interval; `shown`: the figure as it stands elsewhere in the same line."""
+    ends = f"({show(quantity.low, unit)} … {show(quantity.high, unit)})"
+    return f"{shown or show(quantity.value, unit)} {ends}"
+
+
+#: Digits beyond the usual ones, at most, that tell two figures apart; those that are closer are equal to people.
+_MORE_DIGITS = 9
+
+
+def apart(one: float, other: float, unit: str) -> tuple[str, str]:
+    """Two figures as people read them, with as many digits as tell them apart."""
+    shown = show(one, unit), show(other, unit)
+    for more in range(1, _MORE_DIGITS + 1):
+        if one == other or shown[0] != shown[1]:
+            break
+        shown = show(one, unit, more), show(other, unit, more)
+    return shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +154,7 @@ def judge_speed(goals: Goals, speed: SpeedEstimate) -> Iterator[GoalResult]:
 def judge_quality(goals: Goals, quality: Quality) -> Iterator[GoalResult]:
     """The goals on quality."""
     if goals.quality.max_perplexity_increase is not None:
-        rise = quality.log_ppl_increase
-        grown = Quantity(math.expm1(rise.value), math.expm1(rise.low), math.expm1(rise.high), rise.basis)
+        grown = perplexity_growth(quality.log_ppl_increase)
         yield GoalResult("perplexity", goals.quality.max_perplexity_increase, grown, True, "%")
     if goals.quality.max_kl is not None:
         yield GoalResult("KL", goals.quality.max_kl, quality.kl, True, "nats")

@@ -12,8 +12,11 @@ import yaml
 from passes.checkpoint import read_json, write_json
 from passes.reason import InputError
 from planner.certificate import NAME
+from planner.machine import require_build, require_cards
 from planner.shapes import FORMAT_VERSION
+from targets.engine_build import engine_build
 from targets.launch import FOLDER
+from targets.probe import installed_gpus
 from targets.serve import Served, Timing, engine_python, measure, serving
 
 #: What `verify` writes into the result.
@@ -42,7 +45,9 @@ class VerifyReport:
 
 
 def verify(out: Path, engine: Path | None = None, *, say: Callable[[str], None] = lambda text: None) -> VerifyReport:
-    """Start, measure, stop. Raises InputError where `out` is no result, EngineError where the engine does not start."""
+    """Start, measure, stop. Raises InputError where `out` is no result or was planned for another machine or build of the engine,
+    EngineError where the engine does not start.
+    """
     plan, _ = _read(out)
     engine_name = plan["chosen"]["engine"]["name"]
     if not engine_name.startswith("vllm"):
@@ -50,10 +55,12 @@ def verify(out: Path, engine: Path | None = None, *, say: Callable[[str], None] 
             f"verify drives vLLM; {out} is made for {engine_name}",
             remedy=f"start it as {out / FOLDER} says, and ask it something",
         )
+    require_cards(plan, installed_gpus())
     script = out / FOLDER / "run.sh"
     config = yaml.safe_load((out / FOLDER / "vllm.yaml").read_text(encoding="utf-8"))
     workload = plan["spec"]["workload"]
     python = engine_python(engine)
+    require_build(plan, engine_build(python), python)
     say(f"starting {engine_name} from {script}")
     with serving(script, python) as served:
         say(f"answers after {served.start_seconds:.0f} s; measuring")

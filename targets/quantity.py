@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -41,6 +42,11 @@ class Quantity:
     def relative(cls, value: float, error: float, basis: Basis) -> Quantity:
         """A value with a symmetric relative 90 % half width."""
         return cls(value, value * (1 - error), value * (1 + error), basis)
+
+    @classmethod
+    def of_json(cls, document: Mapping[str, Any]) -> Quantity:
+        """What `as_json` wrote."""
+        return cls(document["value"], document["low"], document["high"], Basis(document["basis"]))
 
     def __add__(self, other: Quantity) -> Quantity:
         """Sum of independent terms: half widths add in quadrature on each side; the weaker basis wins."""

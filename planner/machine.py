@@ -1,0 +1,69 @@
+"""Whether this machine has what a result was planned for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from passes.reason import InputError
+from targets.gpu import Gpu, find_gpu, fold, inline_gpu
+
+_REMEDY = "verify on the machine that it was planned for: copy the result's folder there; or plan for this one"
+#: What each engine's build is called, for people.
+_BUILDS = {"cpu": "vLLM's CPU build", "cuda": "vLLM for GPUs"}
+
+
+def require_cards(plan: Mapping[str, Any], installed: Sequence[str]) -> None:
+    """Refuse a plan for NVIDIA cards that are not among the `installed` ones, by the names that NVML prints.
+
+    A plan for a card of a size, or for one given by its facts, is content with any card of that memory.
+    """
+    if _build(plan) == "cpu":
+        return
+    card, named = _planned(plan)
+    if card.vendor != "NVIDIA":
+        return  # NVML, which says what is here, knows no others
+    settings = plan["chosen"]["settings"]
+    needed = settings["tensor_parallel"] * settings["pipeline_parallel"] * settings.get("data_parallel", 1)
+    found = sum(_stands_for(card, named, name) for name in installed)
+    if found >= needed:
+        return
+    wanted = f"{needed} × {card.name}" if needed > 1 else card.name
+    there = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in Counter(installed).items())
+    raise InputError(
+        f"planned for {wanted}, {found or 'none'} here (this machine has {there or 'no card'})", remedy=_REMEDY
+    )
+
+
+def require_build(plan: Mapping[str, Any], build: str | None, python: object) -> None:
+    """Refuse an engine that is known to be built for something else than the plan: `cpu` or `cuda`; None says nothing."""
+    wanted = _build(plan)
+    if build is None or build == wanted:
+        return
+    raise InputError(
+        f"planned for {_BUILDS[wanted]}, but {python} has {_BUILDS[build]}",
+        remedy=f"name the Python that has {_BUILDS[wanted]} with --engine or TIGHTFIT_ENGINE",
+    )
+
+
+def _build(plan: Mapping[str, Any]) -> str:
+    return "cpu" if plan["chosen"]["engine"]["name"] == "vllm-cpu" else "cuda"
+
+
+def _planned(plan: Mapping[str, Any]) -> tuple[Gpu, bool]:
+    """The card of a plan, and whether it is that card by name, not by its size or facts alone."""
+    wanted = plan["spec"]["target"]["gpu"]
+    if isinstance(wanted, Mapping):
+        return inline_gpu(wanted), False
+    card = find_gpu(plan["lock"]["gpu"]["name"] if wanted == "auto" else wanted)
+    return card, not card.name.startswith("generic ")
+
+
+def _stands_for(card: Gpu, named: bool, installed: str) -> bool:
+    """Whether an installed card will do; one that the catalog does not know is taken at its name, or as large enough."""
+    try:
+        here = find_gpu(installed)
+    except InputError:
+        return not named or fold(installed) == fold(card.name)
+    return here.name == card.name if named else here.memory_bytes.high >= card.memory_bytes.low

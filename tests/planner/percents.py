@@ -1,0 +1,65 @@
+"""Finds the percents that are printed, and says which of them no number of the JSON explains."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_PERCENT = re.compile(r"([-+]?[\d,]+(?:\.\d+)?) ?%")
+
+
+def percents(text: str) -> list[str]:
+    """Every figure before a percent sign, as printed."""
+    return _PERCENT.findall(text)
+
+
+def unexplained(text: str, document: Any) -> list[str]:
+    """The percents of a text that are no rounding of a number in the JSON."""
+    known = list(explained(document))
+    return [shown for shown in percents(text) if not any(_rounds_to(value, shown) for value in known)]
+
+
+def _rounds_to(value: float, shown: str) -> bool:
+    places = len(shown.partition(".")[2])
+    return abs(float(shown.replace(",", "")) - value) <= 0.5001 * 10**-places
+
+
+def explained(document: Any) -> Iterator[float]:
+    """Every number of a document that may be printed as percent, in percent: log-perplexity as the growth of perplexity."""
+    if isinstance(document, list):
+        for each in document:
+            yield from explained(each)
+    if isinstance(document, str):
+        # A spec's own words, such as `10%`.
+        yield from (float(shown) for shown in re.findall(r"^([\d.]+)%$", document))
+    if not isinstance(document, Mapping):
+        return
+    yield from _own(document)
+    for key, value in document.items():
+        if key in ("message", "remedy", "text", "checks", "pareto"):
+            continue  # what is printed cannot explain itself, and nothing of the Pareto set is printed
+        if key == "log_ppl_increase" and isinstance(value, Mapping):
+            yield from (100 * math.expm1(value[end]) for end in ("value", "low", "high"))
+        else:
+            yield from explained(value)
+
+
+def _own(document: Mapping[str, Any]) -> Iterator[float]:
+    """Percents of one JSON object."""
+    if document.get("figure") == "log_ppl_increase":
+        yield from (100 * math.expm1(document[end]) for end in ("value", "against"))
+    if document.get("what") == "log_ppl_increase":
+        yield from (100 * math.expm1(document[end]) for end in ("old", "new") if document[end] is not None)
+    if document.get("code") == "perplexity_missed":
+        yield from (100 * document["data"][end] for end in ("wanted", "predicted"))
+    if document.get("name") == "perplexity" and "wanted" in document:
+        yield 100 * document["wanted"]
+        if "predicted" in document:
+            yield from (100 * document["predicted"][end] for end in ("value", "low", "high"))
+        if "measured" in document:
+            yield 100 * document["measured"]
+    for key in ("confidence", "sparsity"):
+        if isinstance(document.get(key), (int, float)):
+            yield 100 * document[key]

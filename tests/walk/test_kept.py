@@ -1,0 +1,213 @@
+"""A finished result is kept until it is said to be replaced; its own plan, planned anew or not, may bring it up to date."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from passes.places import MARKER
+from passes.reason import InputError
+from planner.apply import apply
+from planner.kept import require_own_place
+from planner.plan import load_plan, plan
+from planner.plan import save as save_plan
+from tests.planner.percents import percents, unexplained
+from tests.walk.conftest import save_tiny_llama
+
+_SPEC = """
+model: model
+target: { gpu: rtx-4090 }
+engine: vllm
+workload: { context: 128, concurrency: 1, input_tokens: 32, output_tokens: 16 }
+goals: { quality: { max_perplexity_increase: 900% } }
+passes: { quantize: { formats: [w4a16-g32], dense: false }, kv_cache: [auto] }
+calibration: { dataset: text.txt, samples: 4, length: 32 }
+evaluation: { dataset: python-reference, samples: 2, length: 32 }
+"""
+_MEASURED = """
+model: model
+target: { gpu: rtx-4090 }
+engine: exllamav2
+workload: { context: 128, concurrency: 1, input_tokens: 32, output_tokens: 16 }
+passes: { prune: { depth: 1 }, quantize: { formats: [exl2-4.0], dense: false }, kv_cache: [auto] }
+calibration: { dataset: text.txt, samples: 4, length: 32 }
+evaluation: { dataset: python-reference, samples: 2, length: 32 }
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_tiny_llama(tmp_path / "model", blocks=3)
+    (tmp_path / "text.txt").write_text("what is finished is kept until somebody says that it may go. " * 60)
+    (tmp_path / "tiny.yaml").write_text(_SPEC)
+    return tmp_path
+
+
+def optimize(folder: Path, *arguments: str, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": encoding, "COLUMNS": "160"}
+    command = [sys.executable, "-m", "planner.cli", *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, encoding="utf-8", env=environment, check=False
+    )
+
+
+def content(folder: Path) -> Mapping[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_another_plan_is_refused_and_replaces_only_when_told(folder: Path) -> None:
+    first = optimize(folder, "apply", "tiny.yaml")
+    assert first.returncode in (0, 4), first.stderr
+    made = folder / "tiny-tightfit"
+    before, everything = content(made), sorted(path.name for path in (folder / ".tiny-tightfit.work").iterdir())
+    assert percents(first.stdout)
+    assert unexplained(first.stdout, json.loads((made / "certificate.json").read_text())) == []
+
+    (folder / "tiny.yaml").write_text(_SPEC.replace("w4a16-g32", "w4a16-g64"))
+    second = optimize(folder, "apply", "tiny.yaml")
+    assert second.returncode == 2 and "Traceback" not in second.stderr
+    assert "finished result of another plan: model, vllm: quantize{gptq, w4a16-g32}" in second.stderr, second.stderr
+    assert "measured KL" in second.stderr and "differs in the passes" in second.stderr
+    assert "-o" in second.stderr and "--replace" in second.stderr
+    assert content(made) == before
+    assert sorted(path.name for path in (folder / ".tiny-tightfit.work").iterdir()) == everything, "no work was done"
+    refused = json.loads(optimize(folder, "apply", "tiny.yaml", "--json").stdout)["error"]
+    assert "--replace" in refused["remedy"]
+
+    elsewhere = optimize(folder, "apply", "tiny.yaml", "-o", "other", encoding="ascii")
+    assert elsewhere.returncode in (0, 4), elsewhere.stderr
+    assert (elsewhere.stdout + elsewhere.stderr).isascii() and "Done: other" in elsewhere.stdout
+    assert content(made) == before
+
+    third = optimize(folder, "apply", "tiny.yaml", "--replace")
+    assert third.returncode in (0, 4), third.stderr
+    assert json.loads((made / "plan.json").read_text())["chosen"]["passes"] != []
+    assert "w4a16-g64" in json.loads((made / "plan.json").read_text())["chosen"]["label"]
+    shown = optimize(folder, "show", "tiny-tightfit")
+    assert percents(shown.stdout)
+    assert unexplained(shown.stdout, json.loads(optimize(folder, "show", "tiny-tightfit", "--json").stdout)) == []
+
+
+def test_the_same_plan_does_nothing_again_and_a_new_prediction_is_no_other_plan(folder: Path) -> None:
+    first = apply("tiny.yaml")
+    again = apply("tiny.yaml")
+    assert [step.name for step in again.outcome.steps if not step.reused] == []
+    (folder / "tiny.yaml").write_text(_SPEC.replace("context: 128", "context: 256").replace("900%", "800%"))
+    renewed = apply("tiny.yaml")
+    assert [step.name for step in renewed.outcome.steps if not step.reused] == []
+    assert renewed.certificate["plan_digest"] != first.certificate["plan_digest"]
+
+
+def test_choices_that_are_measured_are_no_other_plan(folder: Path) -> None:
+    (folder / "tiny.yaml").write_text(_MEASURED)
+    document = plan("tiny.yaml").document
+    assert document["chosen"]["state"] == "bounded"
+    result = apply(document)
+    assert json.loads((result.out / "plan.json").read_text())["chosen"]["passes"] != document["chosen"]["passes"]
+    again = apply(document)
+    assert [step.name for step in again.outcome.steps if not step.reused] == []
+    (folder / "tiny.yaml").write_text(_MEASURED.replace("exl2-4.0", "exl2-5.0"))
+    with pytest.raises(InputError, match="differs in the passes"):
+        apply(plan("tiny.yaml").document)
+
+
+def test_another_plan_that_finished_in_the_meantime_is_kept_too(folder: Path) -> None:
+    """One that was not there when the run began, and is when this one holds the place."""
+    save_plan(plan("tiny.yaml").document, folder / "one.json")
+    (folder / "other.yaml").write_text(_SPEC.replace("w4a16-g32", "w4a16-g64"))
+    finished: list[Any] = []
+
+    def meanwhile(event: Any) -> None:
+        if event.step == "model" and not finished:
+            finished.append(apply(load_plan(folder / "one.json"), folder / "made", work=folder / "work"))
+
+    with pytest.raises(InputError, match="another plan"):
+        apply("other.yaml", folder / "made", progress=meanwhile)
+    assert "w4a16-g32" in json.loads((folder / "made" / "plan.json").read_text())["chosen"]["label"]
+
+
+def _lock(**changes: Any) -> dict[str, Any]:
+    text = {"dataset": "text.txt", "samples": 4, "length": 32, "seed": 0, "digest": "d"}
+    return {
+        "model": "m", "revision": None, "header_digest": "h", "config_digest": "c", "calibration": text, "evaluation": text,
+        "tightfit": "1", "data": {"gpus.yaml": "x"},
+    } | changes  # fmt: skip
+
+
+def _plan(lock: Mapping[str, Any], engine: str = "vllm", **chosen: Any) -> dict[str, Any]:
+    made = {"label": f"{engine}: gptq", "passes": [{"pass": "quantize"}], "engine": {"name": engine, "version": "1"}}
+    return {"model": lock["model"], "lock": dict(lock), "chosen": made | chosen}
+
+
+def _result(folder: Path, document: Mapping[str, Any]) -> Path:
+    folder.mkdir()
+    (folder / MARKER).write_text('{"key": "k"}')
+    (folder / "plan.json").write_text(json.dumps(document))
+    return folder
+
+
+_OTHER_TEXT = {"dataset": "other.txt", "samples": 4, "length": 32, "seed": 0, "digest": "e"}
+
+
+@pytest.mark.parametrize(
+    ("other", "calibrated", "differs"),
+    [
+        (_plan(_lock()), True, None),
+        (_plan(_lock(tightfit="2", data={"gpus.yaml": "y"}), label="another"), True, None),
+        (_plan(_lock(evaluation=_OTHER_TEXT)), True, None),
+        (_plan(_lock(), engine="vllm-cpu"), True, "the engine"),
+        (_plan(_lock(header_digest="i")), True, "the model"),
+        (_plan(_lock(model="n")), True, "the model"),
+        (_plan(_lock(), passes=[{"pass": "kv_cache"}]), True, "the passes"),
+        (_plan(_lock(calibration=_OTHER_TEXT)), True, "the calibration text"),
+        (_plan(_lock(calibration=_OTHER_TEXT)), False, None),
+        (_plan(_lock(model="n"), engine="vllm-cpu"), False, "the model and the engine"),
+    ],
+)
+def test_what_makes_another_result(
+    other: dict[str, Any], calibrated: bool, differs: str | None, tmp_path: Path
+) -> None:
+    made = _result(tmp_path / "made", _plan(_lock()))
+    if differs is None:
+        require_own_place(made, other, calibrated=calibrated)
+        return
+    with pytest.raises(InputError, match=f"differs in {differs}\n"):
+        require_own_place(made, other, calibrated=calibrated)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda made: (made / "plan.json").unlink(), True),
+        (lambda made: (made / "plan.json").write_text("{"), True),
+        (lambda made: (made / "plan.json").write_text('{"chosen": null}'), True),
+        (lambda made: made.rename(made.with_name(".made.old")), True),
+        (lambda made: (made / MARKER).write_text(""), False),
+        (lambda made: made.rename(made.with_name("made.partial")), False),
+    ],
+    ids=["no plan", "half a plan", "no choice", "put aside", "half removed", "unfinished"],
+)
+def test_a_result_that_cannot_be_read_is_kept_and_an_unfinished_one_is_in_nobodys_way(
+    damage: Callable[[Path], object], kept: bool, tmp_path: Path
+) -> None:
+    made = _result(tmp_path / "made", _plan(_lock()))
+    damage(made)
+    other = _plan(_lock(), engine="vllm-cpu")
+    if not kept:
+        require_own_place(made, other, calibrated=True)
+        return
+    with pytest.raises(InputError, match="finished result of another plan"):
+        require_own_place(made, other, calibrated=True)

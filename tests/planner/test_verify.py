@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 
 from passes.reason import InputError
@@ -147,28 +146,18 @@ def test_a_python_that_cannot_be_asked_says_nothing(tmp_path: Path) -> None:
     assert engine_build(tmp_path / "none") is None
 
 
-def _nvml(*names: str, init: int = 0) -> SimpleNamespace:
-    """NVML as a driver with these cards has it."""
-
-    def count(found: Any) -> int:
-        found._obj.value = len(names)
-        return 0
-
-    def handle(number: Any, found: Any) -> int:
-        found._obj.value = number.value + 1
-        return 0
-
-    def name(card: Any, text: Any, size: Any) -> int:
-        text.value = names[card.value - 1].encode()
-        return 0
-
-    return SimpleNamespace(
-        nvmlInit_v2=lambda: init, nvmlDeviceGetCount_v2=count, nvmlDeviceGetHandleByIndex_v2=handle, nvmlDeviceGetName=name
-    )  # fmt: skip
+def test_cards_are_named_as_the_driver_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = (_H100, _4090)
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: len(names))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: names[handle])
+    assert installed_gpus() == names
 
 
-def test_cards_are_read_from_the_drivers_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: _nvml(_H100, _4090))
-    assert installed_gpus() == (_H100, _4090)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: _nvml(_H100, init=9))
+def test_without_a_driver_there_is_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", refuse)
     assert installed_gpus() == ()

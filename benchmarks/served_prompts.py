@@ -51,4 +51,4 @@ def prompts(model: Path) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(model)
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
     texts = [tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True) for each in asked]
-    return [list(tokenizer(text, add_special_tokens=False).input_ids) for text in (*texts, *REPEATED)]
+    return [list(tokenizer(text).input_ids) for text in (*texts, *REPEATED)]

@@ -147,12 +147,12 @@ def _hf_tensors(tensor: GgufTensor, block: Mapping[str, str]) -> list[tuple[str,
     return [(name.replace("*", str(expert)), tensor.shape[1:]) for expert in range(tensor.shape[0])]
 
 
-def dequantize(path: Path, ir: ModelIR, digest: str, work: Path) -> Path:
+def dequantize(path: Path, ir: ModelIR, header: GgufHeader, work: Path) -> Path:
     """A folder inside `work` with config, tokenizer and BF16 safetensors of a GGUF file; made once, appears whole.
 
     Raises DoesNotFitError when the disk lacks room, InputError when transformers cannot read the file.
     """
-    target = work / f"{path.stem}-{digest[:12]}"
+    target = work / f"{path.stem}-{header.digest[:12]}"
     if target.is_dir():
         return target
     work.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def dequantize(path: Path, ir: ModelIR, digest: str, work: Path) -> Path:
         )
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=work))
     try:
-        _convert(path, temporary)
+        _convert(path, header, temporary)
         _confirm(path, ir, temporary)
         temporary.chmod(0o755)
         for file in temporary.iterdir():
@@ -176,7 +176,7 @@ def dequantize(path: Path, ir: ModelIR, digest: str, work: Path) -> Path:
     return target
 
 
-def _convert(path: Path, folder: Path) -> None:
+def _convert(path: Path, header: GgufHeader, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -190,6 +190,10 @@ def _convert(path: Path, folder: Path) -> None:
         raise InputError(
             f"{path}: transformers cannot read it ({error})", remedy="Use the safetensors version of the model."
         ) from error
+    # Whether a prompt begins with <bos> is the file's to say; transformers goes by the tokenizer's class.
+    begins = header.metadata.get("tokenizer.ggml.add_bos_token")
+    if begins is not None and getattr(tokenizer, "add_bos_token", begins) != begins:
+        tokenizer.add_bos_token = begins
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

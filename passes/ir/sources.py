@@ -148,7 +148,7 @@ def _open_gguf(path: Path, assume: str | None) -> Source:
     check_tensors(header, ir)
     return Source(
         ir, "gguf", path, None, header.digest, True, stored_bytes=header.tensor_bytes,
-        materializer=lambda work: dequantize(path, ir, header.digest, work),
+        materializer=lambda work: dequantize(path, ir, header, work),
     )  # fmt: skip
 
 

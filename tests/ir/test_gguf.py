@@ -19,7 +19,9 @@ from passes.reason import DoesNotFitError, InputError, TightfitError
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCAB = 64, 96, 4, 2, 2, 262
 
 
-def write_gguf(path: Path, *, architecture: str = "llama", skip: str = "", extra: str = "") -> Path:
+def write_gguf(
+    path: Path, *, architecture: str = "llama", skip: str = "", extra: str = "", add_bos: bool | None = None
+) -> Path:
     """A tiny model with Q8_0 matrices, written by llama.cpp's own package."""
     import gguf
 
@@ -40,6 +42,8 @@ def write_gguf(path: Path, *, architecture: str = "llama", skip: str = "", extra
     writer.add_token_scores([0.0] * VOCAB)
     writer.add_token_types([2, 3, 3, *[6] * 256, 1, 1, 1])
     writer.add_bos_token_id(1)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
     writer.add_eos_token_id(2)
     writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
     rng = np.random.default_rng(0)
@@ -166,6 +170,15 @@ def test_experts_and_fused_matrices_are_described_as_hugging_face_names_them(
     assert ir.architecture == hf_class
     assert one in {tensor.name for tensor in ir.tensors()}
     assert sum(math.prod(tensor.shape) for tensor in ir.tensors()) == sum(math.prod(s) for s in shapes.values())
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_prompts_begin_as_the_file_says(tmp_path: Path, begins: bool) -> None:
+    from transformers import AutoTokenizer
+
+    folder = open_model(write_gguf(tmp_path / "tiny.gguf", add_bos=begins)).materialize(tmp_path)
+    ids = AutoTokenizer.from_pretrained(folder)("a").input_ids
+    assert (ids[0] == 1) is begins
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,16 +40,20 @@ def save_tiny_llama(folder: Path, blocks: int = BLOCKS, dtype: torch.dtype = tor
     return folder
 
 
-def save_tokenizer(folder: Path) -> None:
-    """One token a byte."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def save_tokenizer(folder: Path, around: str = "$A") -> None:
+    """One token a byte. `around`: what the tokenizer puts around a text, as `<begin> $A <end>`; nothing by default."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     alphabet = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet | {"<end>": 256}, merges=[]))
+    special = {"<end>": 256, "<begin>": 257}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet | special, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    if around != "$A":
+        tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=[*special.items()])
+    begin = {"bos_token": "<begin>"} if "<begin>" in around else {}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", **begin).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")

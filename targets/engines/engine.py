@@ -50,7 +50,6 @@ class Settings:
     block_size: int | None = None
     kv_cache_memory_bytes: int | None = None
     reserve_bytes: int = 0
-    cpu_cores: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

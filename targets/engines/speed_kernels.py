@@ -41,12 +41,12 @@ def kernel_of(engine: str, storage: Format, capability: float) -> Kernel:
         return Kernel("fp4", "fp4") if native else Kernel("mx" if "mxfp4" in kind else "w4", "bf16")
     if "nf4" in kind or "bnb" in kind:
         return Kernel("bnb", "bf16")
-    grid = storage.grid
-    if "fp8" in kind or (grid is not None and grid.kind == "float"):
+    if "fp8" in kind:
         return Kernel("fp8", "fp8") if capability >= 8.9 else Kernel("w8", "bf16")
     if "w8a8" in kind:
         return Kernel("w8a8", "int8") if capability >= 7.5 or engine == "vllm-cpu" else Kernel("w8", "bf16")
     if "awq" in kind:
         return Kernel("awq", "bf16")
+    grid = storage.grid
     bits = grid.bits if grid is not None else 8 * storage.bytes(4096, 4096) / 4096**2
     return Kernel("w8", "bf16") if bits > 5 else Kernel("w4", "bf16")

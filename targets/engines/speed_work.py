@@ -75,11 +75,6 @@ class Work:
     hidden: int
     vocab: int
 
-    @property
-    def weights_per_token(self) -> float:
-        """Weights one token multiplies with, head excluded."""
-        return sum(m.weights for m in self.matmuls) + sum(e.weights * e.active / e.copies for e in self.experts)
-
 
 def work_of(ir: ModelIR) -> Work:
     """The work of a model's decoder and head; towers beside it (vision, drafts) do not run while it generates."""

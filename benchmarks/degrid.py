@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from passes.checkpoint import copy_side_files
+from passes.files.checkpoint import copy_side_files
 
 _BLOCK = 32
 SEED = 1234

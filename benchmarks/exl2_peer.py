@@ -2,10 +2,10 @@
 
     python -m benchmarks.exl2_peer MODEL_FOLDER EXLLAMAV2 [--layers 0 15 29]
 
-EXLLAMAV2: the folder of an installed exllamav2 (`pip install --no-deps exllamav2==0.3.2`). Its `AdaptiveGPTQ` runs as it is: Hessian, damping,
-order, inverse, groups, scales. Only its two CUDA kernels have stand-ins in torch here (`quantize_err`: the error of each scale;
-`quantize_range`: rounding with feedback), and "cuda:0" means the processor. Inputs are those of the unquantized model on 16 × 512 tokens of the
-calibration text. Error: ‖X (Ŵ − W)ᵀ‖ / ‖X Wᵀ‖. Goal: ours at most 1 % above theirs.
+EXLLAMAV2: the folder of an installed exllamav2 (`pip install --no-deps exllamav2==0.3.2`). Its `AdaptiveGPTQ` runs as it is: Hessian,
+damping, order, inverse, groups, scales. Only its two CUDA kernels have stand-ins in torch here (`quantize_err`: the error of each scale;
+`quantize_range`: rounding with feedback), and "cuda:0" means the processor. Inputs are those of the unquantized model on 16 × 512 tokens
+of the calibration text. Error: ‖X (Ŵ − W)ᵀ‖ / ‖X Wᵀ‖. Goal: ours at most 1 % above theirs.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import torch
 
 from benchmarks.degrid import degrid
 from benchmarks.text import CACHE
-from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks
+from passes.algorithms import exl2
 from passes.formats.exl2 import Exl2
 from passes.formats.exl2_options import parse_shares
-from passes.quantize import exl2
+from passes.text.source import PYTHON_REFERENCE, TextSource, token_blocks
 
 NAMES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
 SETS = (".1x3b+.9x2b/64", ".1x4b+.9x3b/128", "4b/128", "4b/32", ".1x5b+.9x4b/32", "6b/128", "8b/128")

@@ -1,4 +1,4 @@
-"""Fits the terms of vLLM's memory that arithmetic does not give and writes `targets/engines/memory_fit.json`.
+"""Fits the terms of vLLM's memory that arithmetic does not give and writes `targets/engines/vllm/memory_fit.json`.
 
     python -m benchmarks.fit_memory
 
@@ -20,13 +20,13 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from benchmarks.memory_rows import Question, ask, load_rows
-from passes.reason import TightfitError
-from targets.engines.memory_terms import Profile, peak_bytes
-from targets.engines.versions import Rules
-from targets.engines.vllm import profile_of, rules_on_card
+from passes.errors import TightfitError
+from targets.engines.vllm.activations import Profile, peak_bytes
+from targets.engines.vllm.engine import profile_of, rules_on_card
+from targets.engines.vllm.versions import Rules
 
 _GIB, _MIB = 1 << 30, 1 << 20
-FIT = Path(__file__).parents[1] / "targets" / "engines" / "memory_fit.json"
+FIT = Path(__file__).parents[1] / "targets" / "engines" / "vllm" / "memory_fit.json"
 #: Start of the fit; `widest` stays.
 PRIOR = {
     "hidden": 5.5,

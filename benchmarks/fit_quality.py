@@ -1,8 +1,8 @@
-"""Fits the law of quality loss and writes `planner/quality_fit.json`; prints its error on groups and sources held out.
+"""Fits the law of quality loss and writes `planner/quality/quality_fit.json`; prints its error on groups and sources held out.
 
     python -m benchmarks.fit_quality [--check]      --check: print only, write nothing
 
-The law (`planner/quality_features.py`) is a linear model of ln(rise of log-perplexity). Every feature has a Gaussian prior
+The law (`planner/quality/features.py`) is a linear model of ln(rise of log-perplexity). Every feature has a Gaussian prior
 whose width says how far families, models, methods and tables may deviate from the trend: hierarchical shrinkage. Widths
 were found by marginal likelihood and kept. Table effects (source, group, metric) are fitted and then left out.
 """
@@ -24,12 +24,12 @@ import numpy as np
 
 from benchmarks.quality_rows import DATA, Row, weight_rows
 from benchmarks.quality_side import kl_ratio, kv_losses, mxfp4_over_nvfp4, sparsity_losses
-from planner import quality_law
-from planner.quality_features import Scheme, Traits, joint_features, model_features, model_key, scheme_features
-from planner.quality_law import feature_kind, tier_of
-from planner.quality_traits import nominal
+from planner.quality import law as quality_law
+from planner.quality.features import Scheme, Traits, joint_features, model_features, model_key, scheme_features
+from planner.quality.law import feature_kind, tier_of
+from planner.quality.traits import nominal
 
-OUT = Path(__file__).parent.parent / "planner" / "quality_fit.json"
+OUT = Path(__file__).parent.parent / "planner" / "quality" / "quality_fit.json"
 
 #: Mean and standard deviation of each kind of feature. The mean of `fewer_bits` is ln 4, physics; that of `log_tokens`
 #: and `group_range` (bounded noise of a uniform quantizer) theory; `channel` is what a row of some thousand weights adds.

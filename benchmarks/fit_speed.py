@@ -1,4 +1,4 @@
-"""Fits the constants of the speed model on published measurements and writes `targets/engines/speed_fit.json`.
+"""Fits the constants of the speed model on published measurements and writes `targets/speed/speed_fit.json`.
 
     python -m benchmarks.fit_speed [--check]      --check: print errors of the stored fit, change nothing
 
@@ -23,15 +23,15 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from passes.ir.sources import open_model
-from passes.quantize.scheme import parse_scheme
+from passes.quantize.format_names import parse_scheme
 from targets.engines.engine import Parallel, Settings
-from targets.engines.speed import cache_tokens, default_token_budget
-from targets.engines.speed_card import card_of, generation_of
-from targets.engines.speed_rates import FIT, rates_from
-from targets.engines.speed_serving import Loop, Means, closed_loop
-from targets.engines.speed_step import Card, step_seconds
-from targets.engines.speed_work import Work, work_of
 from targets.gpu import find_gpu
+from targets.speed.card import card_of, generation_of
+from targets.speed.closed_loop import Loop, Means, closed_loop
+from targets.speed.estimate import cache_tokens, default_token_budget
+from targets.speed.rates import FIT, rates_from
+from targets.speed.step import Card, step_seconds
+from targets.speed.work import Work, work_of
 
 DATA = Path(__file__).parent / "data"
 
@@ -58,8 +58,8 @@ VLLM: dict[str, tuple[float, float]] = {
 #: Versions of vLLM that the drift was seen over: 0.12 to 0.19. No row has bitsandbytes; its 4-bit kernel is assumed half as fast.
 FIXED = {"newest": 19.0, "drift_span": 7.0, "memory.bnb": 0.5}
 
-#: Constants of vLLM-CPU that its timings tell; peaks are those that `targets/probe.py` assumes of a core. The 4-bit kernel's share of
-#: them is the one that `targets/calibrate_probe.py` measured on the same machine (3.2 of 11 GB/s, 0.09 of 0.21 TFLOP/s).
+#: Constants of vLLM-CPU that its timings tell; peaks are those that `targets/machine/devices.py` assumes of a core. The 4-bit kernel's
+#: share of them is the one that `targets/machine/probe_program.py` measured on the same machine (3.2 of 11 GB/s, 0.09 of 0.21 TFLOP/s).
 CPU: dict[str, tuple[float, float]] = {
     "memory": (0.6, 0.2), "compute": (1.0, 0.2), "cache": (0.6, 0.3), "attention": (0.35, 0.3),
     "layer_s": (1e-4, 0.7), "step_s": (2e-3, 0.7), "host_s": (0.02, 0.7),

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.memory_rows import Question, ask, load_rows
-from passes.reason import TightfitError
-from targets.engines import find_engine
-from targets.engines.engine import MemoryEstimate
+from passes.errors import TightfitError
+from targets.engines.engine import MemoryEstimate, find_engine
 
 _GIB = 1 << 30
 

@@ -49,11 +49,11 @@ def timed(command: Sequence[str]) -> tuple[float, float]:
 
 def warm(runs: int) -> Iterator[tuple[str, float, list[float]]]:
     """What is done, its goal in seconds, and the seconds of each run; everything imported and read once before."""
-    from passes.allocate import Unit, allocate
+    from passes.algorithms.knapsack import Unit, allocate
     from passes.ir.sources import open_model
     from planner.check import check
     from planner.search import search
-    from planner.spec import load_spec
+    from planner.spec.parse import load_spec
 
     def seconds(work: Callable[[], object]) -> list[float]:
         work()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from planner.quality_features import Scheme, Traits
-from planner.quality_traits import named_traits
+from planner.quality.features import Scheme, Traits
+from planner.quality.traits import named_traits
 
 DATA = Path(__file__).parent / "data"
 

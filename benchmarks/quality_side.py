@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality_rows import raw_rows, traits_by_name
-from planner.quality_features import Traits, model_features
-from planner.quality_law import feature_kind
+from planner.quality.features import Traits, model_features
+from planner.quality.law import feature_kind
 
 #: KV types of the table that stand for what engines offer. ExLlamaV2's FP8 cache drops e4m3's third mantissa bit (e5m2).
 _KV = {

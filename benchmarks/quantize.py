@@ -20,26 +20,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as passes.execute does; read when torch is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as passes.run.execute does; read when torch is loaded
 
 import torch
 
 from benchmarks.degrid import degrid
 from benchmarks.peer import llmcompressor
 from benchmarks.text import CACHE, calibration_tokens, evaluation_tokens
-from passes import graph
-from passes.checkpoint import Checkpoint, write_shard
-from passes.decoded import DecodedCheckpoint
-from passes.evaluate import Side, evaluate
+from passes import chain
+from passes.algorithms.gptq import GptqOptions
+from passes.algorithms.method import GPTQ_DEFAULT, Gptq
+from passes.algorithms.scale_search import ScaleSearch
+from passes.blocks.decoded_weights import DecodedCheckpoint
+from passes.files.checkpoint import Checkpoint, write_shard
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.measure import Meter
-from passes.quantize.gptq import GptqOptions
-from passes.quantize.methods import GPTQ_DEFAULT, Gptq
+from passes.measure.evaluate import Side, evaluate
 from passes.quantize.quantize import Quantize
-from passes.quantize.scales import ScaleSearch
-from passes.walk import Walk
+from passes.steps.meter import Meter
+from passes.walk.walk import Walk
 
 _DTYPE = torch.bfloat16
 _CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def ours(source: Path, seed: int, variant: str, label: str) -> dict[str, Any]:
         tokens = calibration_tokens(source, seed)
         meter = Meter()
         Walk(
-            ir, graph.rewrite(ir, _CHAIN), Checkpoint(source), Gptq(VARIANTS[variant]), tokens, folder, (_CPU,), _DTYPE
+            ir, chain.rewrite(ir, _CHAIN), Checkpoint(source), Gptq(VARIANTS[variant]), tokens, folder, (_CPU,), _DTYPE
         ).run()
         cost = {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes}
         outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]
@@ -89,7 +89,7 @@ def peer(source: Path, seed: int, label: str, python: Path) -> dict[str, Any]:
 
 
 def _kl(ir: ModelIR, source: Path, result: Path) -> float:
-    decoded = DecodedCheckpoint(Checkpoint(result), graph.rewrite(ir, _CHAIN), _DTYPE)
+    decoded = DecodedCheckpoint(Checkpoint(result), chain.rewrite(ir, _CHAIN), _DTYPE)
     sides = Side(ir, Checkpoint(source)), Side(ir, decoded)
     with tempfile.TemporaryDirectory() as folder:
         return evaluate(*sides, evaluation_tokens(source), Path(folder), _DTYPE, _CPU).kl

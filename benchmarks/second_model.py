@@ -22,28 +22,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as passes.execute does; read when torch is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as passes.run.execute does; read when torch is loaded
 
 import torch
 import yaml
 
 from benchmarks import real_models
 from benchmarks.peer import llmcompressor
-from passes import graph
-from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks
-from passes.checkpoint import Checkpoint, write_shard
-from passes.decoded import DecodedCheckpoint
-from passes.devices import compute_dtype
-from passes.evaluate import Measured, Side, evaluate
+from passes import chain
+from passes.algorithms.method import GPTQ_DEFAULT, Gptq
+from passes.blocks.decoded_weights import DecodedCheckpoint
+from passes.blocks.devices import compute_dtype
+from passes.files.checkpoint import Checkpoint, write_shard
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.quantize.methods import GPTQ_DEFAULT, Gptq
+from passes.measure.evaluate import Measured, Side, evaluate
 from passes.quantize.quantize import Quantize
-from passes.walk import Walk
+from passes.text.source import PYTHON_REFERENCE, TextSource, token_blocks
+from passes.walk.walk import Walk
 from planner.apply import apply
-from planner.plan import plan
-from planner.spec import Spec
+from planner.plan.make import plan
+from planner.spec.spec import Spec
 
 _GROUP = 128
 _CHAIN = (Quantize("gptq", PackQuantized(4, _GROUP)),)
@@ -144,7 +144,7 @@ def without_first_token(model: Path, folder: Path) -> Path:
 def quantized(ir: ModelIR, model: Path, tokens: torch.Tensor, out: Path) -> float:
     """Walk with GPTQ and write the shards into `out`; return the seconds of the walk."""
     began = time.monotonic()
-    target = graph.rewrite(ir, _CHAIN)
+    target = chain.rewrite(ir, _CHAIN)
     Walk(ir, target, Checkpoint(model), Gptq(GPTQ_DEFAULT), tokens, out, (_CPU,), compute_dtype(ir.dtype)).run()
     seconds = time.monotonic() - began
     outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]
@@ -155,7 +155,7 @@ def quantized(ir: ModelIR, model: Path, tokens: torch.Tensor, out: Path) -> floa
 def judged(ir: ModelIR, model: Path, result: Path, tokens: torch.Tensor) -> Measured:
     """KL and perplexity of the shards in `result` against the model, on `tokens` `[S, T]`."""
     dtype = compute_dtype(ir.dtype)
-    decoded = DecodedCheckpoint(Checkpoint(result), graph.rewrite(ir, _CHAIN), dtype)
+    decoded = DecodedCheckpoint(Checkpoint(result), chain.rewrite(ir, _CHAIN), dtype)
     with tempfile.TemporaryDirectory() as folder:
         return evaluate(Side(ir, Checkpoint(model)), Side(ir, decoded), tokens, Path(folder), dtype, _CPU)
 

@@ -3,10 +3,11 @@
     python -m benchmarks.served_formats MODEL_FOLDER [--engine PYTHON] [--blocks N] [--text FILE] [--formats …]
 
 For each format the model goes through `apply`, the engine loads the result and continues 20 texts that repeat themselves and 20
-questions (`served_prompts.py`) by 16 tokens; transformers does the same with the weights as `passes.decoded` reads them back from disk,
-activations rounded where the format has them rounded (w8a8, fp8), keys and values where the cache is fp8. Counted: prompts whose 16
-tokens are all the same. What does not depend on how a model goes on after one rounding fell otherwise: of every matrix the engine's
-product, against that of the decoded weight for the inputs that the engine had. `--blocks`: keep only so many blocks of the model (first half and last half), for a quick run.
+questions (`served_prompts.py`) by 16 tokens; transformers does the same with the weights as `passes.blocks.decoded_weights` reads them
+back from disk, activations rounded where the format has them rounded (w8a8, fp8), keys and values where the cache is fp8. Counted:
+prompts whose 16 tokens are all the same. What does not depend on how a model goes on after one rounding fell otherwise: of every matrix
+the engine's product, against that of the decoded weight for the inputs that the engine had. `--blocks`: keep only so many blocks of the
+model (first half and last half), for a quick run.
 """
 
 from __future__ import annotations
@@ -28,22 +29,23 @@ import torch
 from benchmarks.as_stored import StoredProducts, e4m3, product_errors
 from benchmarks.served_prompts import NEW, QUESTIONS, prompts
 from passes.base import Pass
-from passes.calibration import PYTHON_REFERENCE, TextSource
-from passes.checkpoint import Checkpoint
-from passes.decoded import DecodedCheckpoint, as_dense
-from passes.execute import execute
+from passes.blocks.decoded_weights import DecodedCheckpoint, as_dense
+from passes.files.checkpoint import Checkpoint
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.job import Job
-from passes.kv_cache import KVCachePass, attention_name
+from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.prune.sparse import Sparsify
 from passes.quantize.mixed import QuantizeMixed
 from passes.quantize.quantize import Quantize
+from passes.run.execute import execute
+from passes.run.job import Job
+from passes.text.source import PYTHON_REFERENCE, TextSource
+from passes.walk.kv_scales import attention_name
 
 _W4 = PackQuantized(4, 64)
 CHAINS: dict[str, tuple[Pass, ...]] = {

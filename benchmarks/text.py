@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks
+from passes.text.source import PYTHON_REFERENCE, TextSource, token_blocks
 
 CACHE = Path.home() / ".cache" / "tightfit" / "bench"
 _MEMBER = "gensim/test/test_data/lee_background.cor"

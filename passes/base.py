@@ -1,8 +1,8 @@
 """The contract of a pass: one set of decisions, two faces.
 
 `rewrite` changes the *description* of a model in microseconds; the planner calls it thousands of times. The executing face
-(in `passes.walk` and `passes.execute`) changes the *weights*, once. The description after the last `rewrite` says tensor
-for tensor what the checkpoint holds afterwards; `passes.execute` compares the two and refuses any difference.
+(in `passes.walk.walk` and `passes.run.execute`) changes the *weights*, once. The description after the last `rewrite` says tensor
+for tensor what the checkpoint holds afterwards; `passes.run.execute` compares the two and refuses any difference.
 
 A pass is a frozen dataclass whose fields are its options. It prints as `name{option=value, …}` and reads back from JSON.
 """
@@ -13,8 +13,8 @@ import dataclasses
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+from passes.errors import Reason
 from passes.ir.model import ModelIR
-from passes.reason import Reason
 
 
 class Pass(ABC):

@@ -8,21 +8,16 @@ value of the calibration text just fit. Names and shape as compressed-tensors' `
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from passes.base import Pass
-from passes.formats.format import E4M3_MAX
+from passes.errors import Reason
 from passes.formats.tensor import Tensor
-from passes.ir.model import Block, KVCache, ModelIR, Role
-from passes.ir.state import ChunkedKV, FullKV, SlidingKV
-from passes.reason import Reason
-
-if TYPE_CHECKING:
-    import torch
+from passes.ir.model import Block, KVCache, ModelIR
+from passes.walk.kv_scales import attention_name
 
 #: What engines name their cache types. q8/q6/q4 are ExLlama's; the others vLLM's.
 DTYPES = ("auto", "fp8", "fp8_e5m2", "q8", "q6", "q4")
-_ATTENTION = (Role.K, Role.QKV)
 #: Checkpoint families whose loaders in vLLM take no k_scale/v_scale.
 _WITHOUT_SCALES = ("gptq", "awq", "exl2", "exl2-bounded", "exl3")
 
@@ -74,13 +69,6 @@ class KVCachePass(Pass):
         return not self.scales
 
 
-def attention_name(block: Block) -> str | None:
-    """The relative name of a block's caching attention (`self_attn.`), None where it keeps no keys and values of its own."""
-    if not isinstance(block.state, FullKV | SlidingKV | ChunkedKV):
-        return None
-    return next((linear.name.rpartition(".")[0] + "." for linear in block.linears if linear.role in _ATTENTION), None)
-
-
 def _with_scales(block: Block) -> Block:
     name = attention_name(block)
     if name is None:
@@ -88,16 +76,3 @@ def _with_scales(block: Block) -> Block:
     return block.replace(
         tensors=(*block.tensors, Tensor(f"{name}k_scale", "F32", (1,)), Tensor(f"{name}v_scale", "F32", (1,)))
     )
-
-
-def scale_tensors(block: Block, prefix: str, key_max: float, value_max: float) -> dict[str, torch.Tensor]:
-    """The two stored scales of one layer from the largest magnitudes seen; empty for a layer without a cache."""
-    import torch
-
-    name = attention_name(block)
-    if name is None:
-        return {}
-    return {
-        f"{prefix}{name}{which}_scale": torch.tensor([max(peak, 1e-6) / E4M3_MAX], dtype=torch.float32)
-        for which, peak in (("k", key_max), ("v", value_max))
-    }

@@ -11,7 +11,7 @@ from typing import Any
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from planner.search import best
-from planner.spec import Spec
+from planner.spec.spec import Spec
 
 #: Well-known dense instruction models of the catalog, largest first.
 SMALLER = (

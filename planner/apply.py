@@ -8,25 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from passes.base import Pass
-from passes.calibration import TextSource
-from passes.checkpoint import write_json
-from passes.devices import memory_total_bytes
-from passes.execute import calm_libraries, execute
-from passes.graph import looks_at_text, rewrite
+from passes.chain import looks_at_text, rewrite
+from passes.errors import DoesNotFitError, InputError
+from passes.files.atomic import write_json
+from passes.files.lock import only_one
+from passes.files.os_errors import clear_disk_errors, clear_memory_errors
+from passes.host_memory import memory_total_bytes
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.job import Job, Outcome, Progress
-from passes.lock import only_one
-from passes.machine_errors import clear_disk_errors, clear_memory_errors
-from passes.places import check_places
-from passes.reason import DoesNotFitError, InputError
+from passes.run.execute import calm_libraries, execute
+from passes.run.job import Job, Outcome
+from passes.run.result_folder import check_places
+from passes.steps.progress import Progress
+from passes.text.source import TextSource
+from planner.apply_cost import effort
 from planner.certificate import NAME, PLANNED, certificate
-from planner.effort import effort
 from planner.kept import PLAN, require_own_place
-from planner.plan import chain_of_plan, load_plan, plan, require_executable, require_fresh, resolved_plan, spec_of
-from planner.spec import Spec, TextChoice
-from targets.launch import FOLDER, launch_files, write_launch
-from targets.probe import installed_gpus
+from planner.plan.document import chain_of_plan, load_plan, require_executable, resolved_plan, spec_of
+from planner.plan.lock import require_fresh
+from planner.plan.make import plan
+from planner.spec.spec import Spec, TextChoice
+from targets.launch.write import FOLDER, launch_files, write_launch
+from targets.machine.devices import installed_gpus
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`optimize calibrate`: which device, which Python, then `targets.calibrate`."""
+"""`optimize calibrate`: which device, which Python, then `targets.machine.calibrate`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from passes.errors import InputError
 from passes.ir.sources import open_model
-from passes.reason import InputError
-from targets.calibrate import calibrate_machine, calibrate_served
 from targets.engines.engine import Parallel
-from targets.engines.speed_profile import Profile, believed_profile, profile_path
 from targets.gpu import find_gpu
-from targets.probe import installed_gpus
-from targets.serve import engine_python
+from targets.machine.calibrate import calibrate_machine, calibrate_served
+from targets.machine.devices import installed_gpus
+from targets.machine.profile import Profile, believed_profile, profile_path
+from targets.serve.process import engine_python
 
 
 def calibrate(

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from passes.checkpoint import Checkpoint
-from passes.evaluate import Measured
-from passes.job import Outcome
-from planner.quality import growth, perplexity_growth
-from planner.shapes import FORMAT_VERSION, quantity_json
+from passes.files.checkpoint import Checkpoint
+from passes.measure.evaluate import Measured
+from passes.run.job import Outcome
+from planner.plan.codec import FORMAT_VERSION, quantity_json
+from planner.quality.expected import growth, perplexity_growth
 from planner.verdict import show_interval
 from targets.quantity import Basis, Quantity
 

@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from passes.errors import Reason
 from passes.ir.sources import Source, open_model
-from passes.reason import Reason
-from planner.chains import chain_of, rewrite, with_dtype
-from planner.quality import Quality, expected_quality
+from planner.asked import chain_of, rewrite, with_dtype
+from planner.plan.codec import FORMAT_VERSION, kv_json, memory_json, quality_json, quantity_json, speed_json
+from planner.quality.expected import Quality, expected_quality
 from planner.remedies import remedies
-from planner.shapes import FORMAT_VERSION, kv_json, memory_json, quality_json, quantity_json, speed_json
-from targets.engines import find_engine
-from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate
+from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
 from targets.workload import Workload

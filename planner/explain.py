@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from passes.errors import InputError, Reason
 from passes.ir.sources import Source
-from passes.reason import InputError, Reason
 from planner.search import SearchResult, complete, search
-from planner.spec import Spec
+from planner.spec.spec import Spec
 from planner.verdict import Verdict
 from targets.gpu import find_gpu
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from passes.checkpoint import read_json
-from passes.places import aside_of, finished
-from passes.reason import InputError
+from passes.errors import InputError
+from passes.files.atomic import read_json
+from passes.run.result_folder import aside_of, finished
 from planner.certificate import NAME, PLANNED
-from planner.quality import growth
+from planner.quality.expected import growth
 from planner.verdict import show
 
 #: The resolved plan in a result's folder.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from passes.reason import InputError
+from passes.errors import InputError
 from targets.gpu import Gpu, find_gpu, fold, inline_gpu
 
 _REMEDY = "verify on the machine that it was planned for: copy the result's folder there; or plan for this one"

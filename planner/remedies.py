@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from passes.errors import Reason
 from passes.ir.model import ModelIR
-from passes.reason import Reason
-from planner.chains import chain_of, rewrite
+from planner.asked import chain_of, rewrite
 from targets.engines.engine import Engine, MemoryEstimate, Settings
 from targets.gpu import Gpu
 from targets.workload import Workload

@@ -19,15 +19,14 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 
 from passes.base import Pass
+from passes.errors import InputError, Reason
 from passes.ir.model import ModelIR
-from passes.reason import InputError, Reason
-from planner.chains import rewrite
-from planner.quality import Quality, expected_quality, growth
+from planner.asked import rewrite
+from planner.quality.expected import Quality, expected_quality, growth
 from planner.space import Design, designs, nothing_to_weigh, workload_of
-from planner.spec import Spec
+from planner.spec.spec import Spec
 from planner.verdict import Candidate, Verdict, apart, judge, judge_quality
-from targets.engines import find_engine
-from targets.engines.engine import Settings
+from targets.engines.engine import Settings, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu
 
 
@@ -73,7 +72,7 @@ def target_gpu(spec: Spec) -> Gpu:
         return inline_gpu(gpu.model_dump(exclude_none=True))
     if gpu != "auto":
         return find_gpu(gpu)
-    from targets.probe import installed_gpus
+    from targets.machine.devices import installed_gpus
 
     names = installed_gpus()
     return find_gpu(names[0]) if names else find_gpu("cpu")

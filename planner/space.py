@@ -13,27 +13,26 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from passes import graph
+from passes import chain
 from passes.base import Pass
 from passes.distill.distill import Distill
+from passes.errors import InputError
 from passes.ir.model import ModelIR, Role
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.prune.experts import ExpertPrune
 from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
-from passes.quantize.exl2_pass import QuantizeExl2
+from passes.quantize.exl2 import QuantizeExl2
+from passes.quantize.format_names import parse_scheme
 from passes.quantize.mixed import QuantizeMixed
 from passes.quantize.quantize import Quantize
-from passes.quantize.scheme import parse_scheme
-from passes.reason import InputError
+from planner.asked import rewrite
 from planner.bits import fewest_bits, most_bits, widths
-from planner.chains import rewrite
-from planner.quality import expected_quality
-from planner.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec
+from planner.quality.expected import expected_quality
+from planner.spec.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec
 from planner.verdict import judge_quality, judge_speed
-from targets.engines import ENGINE_NAMES, find_engine
-from targets.engines.engine import Parallel, Settings
+from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
 from targets.gpu import Gpu
 from targets.workload import Workload
 
@@ -96,8 +95,8 @@ def designs(spec: Spec, ir: ModelIR, gpu: Gpu, cards: int | None = None) -> Iter
         chains = list(_chains(spec, ir, name))
         for parallel in spreads(name, spec.target.count, cards):
             settings = settings_options(name, choice, spec, gpu, parallel)
-            for chain in chains:
-                yield Design(name, chain, settings, len(settings))
+            for passes in chains:
+                yield Design(name, passes, settings, len(settings))
             yield from _solved(spec, ir, gpu, name, settings)
 
 
@@ -208,7 +207,7 @@ def _cache(ir: ModelIR, head: tuple[Pass, ...], dtype: str) -> tuple[Pass, ...]:
         return ()
     scaled = KVCachePass(dtype, scales=True)
     after, _ = rewrite(ir, head)
-    return (KVCachePass(dtype) if scaled.illegal(after) or graph.outside(head) else scaled,)
+    return (KVCachePass(dtype) if scaled.illegal(after) or chain.outside(head) else scaled,)
 
 
 def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None]:
@@ -265,7 +264,7 @@ def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Sett
         if family.illegal(high):
             yield Design(engine, family.chain(high), settings, len(settings) * widths(low, high))
             continue
-        least = max(low, _lowest(graph.rewrite(ir, pruning), kind, low))
+        least = max(low, _lowest(chain.rewrite(ir, pruning), kind, low))
         most = most_bits(family.slack, least, high)
         ends = {least if most is None else most}
         if spec.goals.prefer != "quality" and (fewest := fewest_bits(family.good, least, high)) is not None:
@@ -303,7 +302,7 @@ class _Family:
     def slack(self, bits: float) -> float:
         """Bytes of cache left when the workload is served, negative where it is not, or where a goal on speed is missed."""
         spec, engine, workload = self.spec, find_engine(self.engine), workload_of(self.spec)
-        ir = graph.rewrite(self.ir, self.chain(bits))
+        ir = chain.rewrite(self.ir, self.chain(bits))
         estimate = engine.memory(ir, self.gpu, self.settings, workload)
         left = estimate.memory.kv_cache.value - estimate.kv.bytes_per_sequence * spec.workload.concurrency
         if not estimate.serves:
@@ -323,7 +322,7 @@ def _lowest(ir: ModelIR, kind: str, low: float) -> float:
     """The fewest bits the format reaches on this model, in hundredths upwards."""
     if kind != "exl2":
         return low
-    from passes.quantize.exl2_pass import lowest_bpw
+    from passes.quantize.exl2 import lowest_bpw
 
     return math.ceil(lowest_bpw(ir) * 100) / 100
 

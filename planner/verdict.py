@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from passes.base import Pass
+from passes.errors import Reason
 from passes.ir.model import ModelIR
-from passes.reason import Reason
-from planner.quality import Quality, perplexity_growth
-from planner.spec import Goals
+from planner.quality.expected import Quality, perplexity_growth
+from planner.spec.spec import Goals
 from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate
 from targets.quantity import Quantity
 
@@ -162,7 +162,7 @@ def judge_quality(goals: Goals, quality: Quality) -> Iterator[GoalResult]:
 
 def estimates_json(verdict: Verdict) -> Mapping[str, Any]:
     """`memory`, `kv_cache`, `speed`, `quality` as the command-line contract shapes them."""
-    from planner.shapes import kv_json, memory_json, quality_json, speed_json
+    from planner.plan.codec import kv_json, memory_json, quality_json, speed_json
 
     return {
         "memory": memory_json(verdict.memory.memory),

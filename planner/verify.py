@@ -9,15 +9,16 @@ from typing import Any
 
 import yaml
 
-from passes.checkpoint import read_json, write_json
-from passes.reason import InputError
+from passes.errors import InputError
+from passes.files.atomic import read_json, write_json
 from planner.certificate import NAME
 from planner.machine import require_build, require_cards
-from planner.shapes import FORMAT_VERSION
-from targets.engine_build import engine_build
-from targets.launch import FOLDER
-from targets.probe import installed_gpus
-from targets.serve import Served, Timing, engine_python, measure, serving
+from planner.plan.codec import FORMAT_VERSION
+from targets.launch.write import FOLDER
+from targets.machine.devices import installed_gpus
+from targets.serve.client import Timing, measure
+from targets.serve.engine_build import engine_build
+from targets.serve.process import Served, engine_python, serving
 
 #: What `verify` writes into the result.
 REPORT = "verified.json"

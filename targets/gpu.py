@@ -15,9 +15,9 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from passes.devices import memory_total_bytes
-from passes.reason import InputError, unknown_name
-from targets.probe import cores, cpu_instructions, cpu_model
+from passes.errors import InputError, unknown_name
+from passes.host_memory import memory_total_bytes
+from targets.machine.devices import cores, cpu_instructions, cpu_model
 from targets.quantity import Basis, Quantity
 
 _GIB = 1 << 30

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from planner.apply import ApplyResult, apply
     from planner.check import CheckResult, check
-    from planner.plan import Plan, plan
-    from planner.spec import Spec, load_spec
+    from planner.plan.make import Plan, plan
+    from planner.spec.parse import load_spec
+    from planner.spec.spec import Spec
     from planner.verify import VerifyReport, verify
 
 __all__ = [
@@ -31,8 +32,8 @@ __all__ = [
 ]
 
 _HOME = {
-    "ApplyResult": "apply", "apply": "apply", "CheckResult": "check", "check": "check", "Plan": "plan", "plan": "plan",
-    "Spec": "spec", "load_spec": "spec", "VerifyReport": "verify", "verify": "verify",
+    "ApplyResult": "apply", "apply": "apply", "CheckResult": "check", "check": "check", "Plan": "plan.make", "plan": "plan.make",
+    "Spec": "spec.spec", "load_spec": "spec.parse", "VerifyReport": "verify", "verify": "verify",
 }  # fmt: skip
 
 

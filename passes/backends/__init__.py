@@ -8,7 +8,7 @@ results, tensor by tensor. One module for libraries that a driver of ours calls,
 from passes.backends.backend import NATIVE, Backend
 from passes.backends.converters import ExllamaV2, ExllamaV3
 from passes.backends.libraries import AutoRound, GptqModel, LlmCompressor
-from passes.reason import unknown_name
+from passes.errors import unknown_name
 
 BACKENDS: dict[str, Backend] = {
     one.name: one for one in (LlmCompressor(), GptqModel(), AutoRound(), ExllamaV2(), ExllamaV3())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from passes.base import Pass
-from passes.reason import Reason
+from passes.errors import Reason
 
 #: The walk of this project; every other name is an outside tool.
 NATIVE = "native"

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 from passes.backends.backend import Backend, Task
 from passes.base import Pass
+from passes.errors import Reason
 from passes.formats.exl3 import Exl3
-from passes.quantize.exl2_pass import QuantizeExl2
+from passes.quantize.exl2 import QuantizeExl2
 from passes.quantize.quantize import Quantize
-from passes.reason import Reason
 
 #: Rows that ExLlamaV2 measures on, of those it quantizes with.
 _MEASURED_ROWS = 16

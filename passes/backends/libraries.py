@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 from passes.backends.backend import Backend, Task
 from passes.base import Pass
+from passes.errors import Reason
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.quantize.quantize import Quantize
-from passes.reason import Reason
 
 _DRIVERS = Path(__file__).with_name("drivers")
 

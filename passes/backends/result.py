@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from passes.checkpoint import Checkpoint, write_shard
+from passes.errors import GoalMissedError
+from passes.files.checkpoint import Checkpoint, write_shard
 from passes.formats.exl2_bounded import Exl2Bounded
 from passes.formats.tensor import Tensor, float_dtype
 from passes.ir.model import ModelIR
-from passes.reason import GoalMissedError
 
 #: What tools write beside the description's tensors and engines do not read: a tied head's second copy.
 _SPARE = ("lm_head.weight",)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from passes.backends.backend import Backend, Task
-from passes.checkpoint import write_json
-from passes.reason import DoesNotFitError, InputError, TightfitError
+from passes.errors import DoesNotFitError, InputError, TightfitError
+from passes.files.atomic import write_json
 
 _LINE_END = re.compile(r"[\r\n]+")
 _SHOWN = 12

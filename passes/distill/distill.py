@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from passes.base import Pass
+from passes.errors import Reason
 from passes.ir.model import ModelIR
-from passes.reason import Reason
 
 #: `logits`: the source's next-token distribution; `sequences`: text that it wrote; `blockwise`: each block's output.
 METHODS = ("logits", "sequences", "blockwise")

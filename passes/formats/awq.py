@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from passes.errors import Reason
 from passes.formats.format import Format, Grid, Quantized
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor
-from passes.reason import Reason
 
 if TYPE_CHECKING:
     import torch

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from passes.errors import Reason, TightfitError
 from passes.formats import bitstream
 from passes.formats.format import Format, Quantized
 from passes.formats.tensor import Tensor
-from passes.reason import Reason, TightfitError
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ Share = tuple[float, int, int]
 
 
 class Exl2Matrix(Protocol):
-    """What the adaptive quantizer hands over (`passes.quantize.exl2.Exl2Codes`): rows are inputs in stored order.
+    """What the adaptive quantizer hands over (`passes.algorithms.exl2.Exl2Codes`): rows are inputs in stored order.
 
     `codes` unsigned `[K, N]`; `scale_index` `[G, N]`, 1 … 16; `scale_max` fp16 `[G]`; `permutation` `[K]`, the original input at
     each position; `groups` (bits, rows).

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from passes.errors import Reason, TightfitError
 from passes.formats.exl2 import UNIT, Exl2
 from passes.formats.format import Format, Quantized
 from passes.formats.tensor import Tensor
-from passes.reason import Reason, TightfitError
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from passes.errors import Reason, TightfitError
 from passes.formats.format import Format, Quantized
 from passes.formats.tensor import Tensor
-from passes.reason import Reason, TightfitError
 
 if TYPE_CHECKING:
     import torch

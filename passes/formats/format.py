@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
+from passes.errors import Reason, TightfitError
 from passes.formats.tensor import Tensor
-from passes.reason import Reason, TightfitError
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from passes.errors import Reason, TightfitError
 from passes.formats.format import E2M1_MAX, E4M3_MAX, Format, Grid, Quantized
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor
-from passes.reason import Reason, TightfitError
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from passes.errors import Reason
 from passes.formats import bitstream
 from passes.formats.format import Format, Grid, Quantized
 from passes.formats.tensor import Tensor
-from passes.reason import Reason
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
+from passes.errors import DoesNotFitError, InputError, TightfitError
 from passes.ir.hub import cache_root, endpoint, offline
-from passes.reason import DoesNotFitError, InputError, TightfitError
 
 #: What a model needs; pickles, GGUF files and other frameworks' weights stay away.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*", "*.tiktoken")

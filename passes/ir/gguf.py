@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from passes.reason import InputError
+from passes.errors import InputError
 
 _AGAIN = "Download the file again."
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from passes.errors import DoesNotFitError, InputError
 from passes.ir.gguf import GgufHeader, GgufTensor, LongArray
 from passes.ir.headers import read_folder_header
 from passes.ir.model import ModelIR
-from passes.reason import DoesNotFitError, InputError
 
 #: GGUF metadata key, without the architecture -> config.json field.
 _FIELDS = {

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from passes.errors import InputError
 from passes.formats.tensor import DTYPE_BITS, Tensor
-from passes.reason import InputError
 
 #: The safetensors library's own limit of a header's length.
 MAX_HEADER_BYTES = 100_000_000

@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from passes.errors import InputError, unknown_name
 from passes.ir import catalog
-from passes.reason import InputError, unknown_name
 
 #: Words of a name that change a model's weights but not its shapes.
 _VARIANTS = frozenset({"instruct", "chat", "it", "base"})

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from passes.formats.dense import Dense
 from passes.formats.format import Format
-from passes.formats.stored import Stored
+from passes.formats.opaque import Stored
 from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import not_understood
 from passes.ir.model import Block, KVCache, Linear, ModelIR, Role, Stack, untied_head

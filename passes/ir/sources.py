@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from passes.errors import InputError
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
 from passes.ir.headers import read_folder_header
 from passes.ir.hub import UnreachableError, is_cached, is_repository_name, offline, read_repository
 from passes.ir.model import ModelIR
 from passes.ir.names import Match, find, unknown_model
-from passes.ir.quantized import quantized
+from passes.ir.quant_config.read import quantized
 from passes.ir.reconcile import reconcile
-from passes.reason import InputError
 
 #: What a result needs besides config and weights; carried along as it is.
 CARRIED = (

@@ -10,11 +10,12 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from passes.base import Pass
+from passes.blocks.renumbered import renumbered
+from passes.errors import InputError, Reason
 from passes.ir.architectures import build_ir
 from passes.ir.model import Block, ModelIR, Stack
 from passes.ir.state import ChunkedKV, FullKV, LayerState, Recurrent, SharedKV, SlidingKV
 from passes.prune.config import with_fewer_layers
-from passes.reason import InputError, Reason
 
 #: `layer_types` entries as transformers names them, by the exact cache kind.
 _KINDS: dict[type[LayerState], str] = {
@@ -84,16 +85,6 @@ def candidates(decoder: Stack) -> tuple[int, ...]:
     kinds = Counter(decoder.layers[index] for index in inner)
     commonest = max(kinds, key=lambda kind: kinds[kind], default=None)
     return tuple(index for index in inner if decoder.layers[index] == commonest)
-
-
-def renumbered(stacks: Sequence[Stack], decoder: Stack, kept: Sequence[int]) -> tuple[Stack, ...]:
-    """The other stacks; those numbered after the decoder's last block (DeepSeek's `model.layers.61`) move up."""
-    fewer = len(decoder.layers) - len(kept)
-    return tuple(
-        replace(each, first_index=each.first_index - fewer) if each.prefix == decoder.prefix else each
-        for each in stacks
-        if each.name != "decoder"
-    )
 
 
 def _with_layers(ir: ModelIR, kept: Sequence[int]) -> ModelIR:

@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from passes.base import Pass
+from passes.errors import Reason
 from passes.formats.tensor import Tensor
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.prune.config import change_decoder, decoder_part, set_present
-from passes.reason import Reason
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 

@@ -8,52 +8,25 @@ where kinds alternate there may be no such run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passes.adapters import Decoder
-from passes.checkpoint import Weights, read_json, readable, write_json
-from passes.evaluate import Side, evaluate
-from passes.held import BATCH_TOKENS
-from passes.hidden import Hidden
+from passes.blocks.decoder import Decoder
+from passes.blocks.hidden_states import Hidden
+from passes.blocks.matrices import dense_block
+from passes.blocks.memory import BATCH_TOKENS
+from passes.blocks.renumbered import RenumberedWeights
+from passes.files.atomic import read_json, readable, write_json
+from passes.files.checkpoint import Weights
 from passes.ir.model import ModelIR
-from passes.members import dense_block
-from passes.prune.depth import DepthPrune, candidates, renumbered
-from passes.steps import once, part_of
-from passes.text_parts import JUDGED_TOKENS
+from passes.measure.evaluate import Side, evaluate
+from passes.prune.depth import DepthPrune, candidates
+from passes.steps.step import once, part_of
+from passes.text.split import JUDGED_TOKENS
 
 if TYPE_CHECKING:
     import torch
-
-
-class RenumberedWeights:
-    """A source's weights under the names they have after blocks were dropped. Nothing is copied."""
-
-    def __init__(self, weights: Weights, ir: ModelIR, kept: Sequence[int]) -> None:
-        self._weights = weights
-        stack = ir.decoder
-        self._prefixes = {stack.layer_prefix(new): stack.layer_prefix(old) for new, old in enumerate(kept)}
-        moved = renumbered(ir.stacks, stack, kept)
-        for was, now in zip((each for each in ir.stacks if each.name != "decoder"), moved, strict=True):
-            if was.prefix == stack.prefix:
-                self._prefixes |= {now.layer_prefix(i): was.layer_prefix(i) for i in range(len(was.layers))}
-        self._stem = stack.prefix.split("{i}")[0]
-
-    def __contains__(self, name: str) -> bool:
-        return self._old(name) in self._weights
-
-    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The named tensors, looked up under their old names."""
-        old = {name: self._old(name) for name in names}
-        found = self._weights.read(old.values())
-        return {name: found[was] for name, was in old.items()}
-
-    def _old(self, name: str) -> str:
-        if not name.startswith(self._stem):
-            return name
-        end = name.index(".", len(self._stem)) + 1
-        return self._prefixes.get(name[:end], name[:end]) + name[end:]
 
 
 #: Sets that are held against each other at most.

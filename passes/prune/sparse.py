@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from passes.algorithms.sparsity import Mask
 from passes.base import Pass
+from passes.errors import Reason
 from passes.ir.model import ModelIR
-from passes.prune.mask import Mask
-from passes.reason import Reason
 
 METHODS = ("sparsegpt", "wanda")
 

@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from passes.base import Pass
+from passes.errors import Reason
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV
 from passes.prune.config import change_decoder, set_present
-from passes.reason import Reason
 
 _ATTENTION = (Role.Q, Role.K, Role.V, Role.QKV, Role.O)
 _MLP = (Role.GATE, Role.UP, Role.GATE_UP, Role.DOWN)

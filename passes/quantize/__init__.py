@@ -1,1 +1,1 @@
-"""Which integers to store: the quantization algorithms, independent of the format that stores them."""
+"""Quantizes: one format, several under a budget of bits, EXL2, what an engine does while loading."""

@@ -1,276 +1,193 @@
-"""EXL2's adaptive quantizer: mixed-width groups of rows, a searched scale per group, rounding with error feedback.
+"""EXL2 at any number of bits a weight: a budget over the decoder's slots, bounded until measured, resolved after.
 
-Follows what ExLlamaV2 0.3.2 does (`conversion/adaptivegptq.py`; GPTQ, Frantar et al. 2022, for the feedback), so that quality
-is the same at the same parameter set. Two things are done differently because they cost less on a CPU and change nothing:
-
-* Columns are independent, so several layouts (parameter sets) of one matrix are quantized in ONE pass over the rows, stacked
-  along the columns: the sensitivity measurement shares Hessian, permutation, factor and every Python step.
-* The scale multiplier is searched on the same 97-point grid coarse to fine, and from where the group before it ended
-  (`tests/walk/test_exl2.py` holds it to the full scan).
-
-Orientation: rows are inputs (`[K, N]`, K permuted by descending diag(H)), as the format stores them.
+A slot is the attention or the MLP of one layer (all experts together); it takes one of ExLlamaV2's parameter sets. The budget is
+ExLlamaV2's: floor(bpw × Σ weights of all attention and MLP matrices, outputs padded to 32); embeddings, norms and head are outside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import ClassVar
 
-from passes.reason import TightfitError
-from passes.threads import side_by_side
+from passes.base import Pass
+from passes.errors import Reason
+from passes.formats.exl2 import Exl2
+from passes.formats.exl2_bounded import Exl2Bounded
+from passes.formats.exl2_options import ATTENTION, HEAD, MLP
+from passes.formats.format import Format
+from passes.ir.fused import head_shape, split_fused, with_head
+from passes.ir.model import Block, Linear, ModelIR, Role
 
-if TYPE_CHECKING:
-    import torch
-
-#: Of a group, its scale, bits and multipliers: the loss at each multiplier.
-Losses = Callable[["torch.Tensor", "torch.Tensor", int, Sequence[float]], list[float]]
-#: (bits, rows) of each group in stored order; widths descend, rows are multiples of 32 that sum to K.
-Groups = Sequence[tuple[int, int]]
-
-#: Every group of every layout starts at a multiple of this many rows (EXL2's packing unit).
-ROWS = 32
-#: ExLlamaV2's damping, much more than GPTQ's usual 0.01: share of the mean diagonal, and its floor.
-DAMPING, DAMPING_FLOOR = 0.12, 1e-5
-_TRIES = 10
-#: The least `scale_max` whose unit, fp16(scale_max / 256), is not 0: below it a reader would see nothing but zeros.
-_LEAST_TOP = 256 * 2.0**-24
-_GRID = tuple(0.70 + 0.50 * step / 96 for step in range(97))
-_COARSE = 8
-#: Elements of one search buffer: its temporaries stay in cache, and the calls cost little beside the work.
-_SEARCH_ELEMENTS = 1 << 17
+#: Which column of an option's row a matrix takes.
+_ATTENTION_COLUMN = {Role.Q: 0, Role.K: 0, Role.V: 1, Role.O: 2}
+_MLP_COLUMN = {Role.GATE: 0, Role.GATE_UP: 0, Role.UP: 1, Role.DOWN: 2}
 
 
 @dataclass(frozen=True)
-class Exl2Codes:
-    """One quantized matrix, K rows in stored order, N columns, G groups.
+class QuantizeExl2(Pass):
+    """Store the decoder in EXL2 at `bpw` bits a weight on average, the head at `head_bits`.
 
-    `codes` uint8 `[K, N]` (0 … 2^bits − 1, zero point 2^(bits−1)); `scale_index` uint8 `[G, N]`, 1 … 16 (stored minus 1);
-    `scale_max` fp16 `[G]`; `permutation` int64 `[K]`: original row stored at each position; `groups` as given.
+    `choices`: (attention, MLP) rows of `exl2_options` for every layer; empty while the plan is bounded, and where `backend`
+    (exllamav2) chooses itself.
     """
 
-    codes: torch.Tensor
-    scale_index: torch.Tensor
-    scale_max: torch.Tensor
-    permutation: torch.Tensor
-    groups: tuple[tuple[int, int], ...]
+    name: ClassVar[str] = "quantize_exl2"
+    method: ClassVar[str] = "exl2"
+    bpw: float
+    head_bits: int = 6
+    choices: tuple[tuple[int, int], ...] = ()
+    backend: str = "native"
+
+    @property
+    def storage(self) -> Exl2Bounded:
+        """The decoder's format as a whole."""
+        return Exl2Bounded(self.bpw)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether every matrix has its layout."""
+        return bool(self.choices)
+
+    def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
+        """Quantized sources, parts that ExLlamaV2 does not know, shapes, and budgets that no choice of options meets."""
+        if ir.quant_method is not None:
+            return (
+                Reason(
+                    "already_quantized", f"{ir.name} is quantized already ({ir.quant_method})", "name the dense model"
+                ),
+            )
+        if self.head_bits not in HEAD:
+            return (
+                Reason("exl2_head_bits", f"no head of {self.head_bits} bits", f"one of {', '.join(map(str, HEAD))}"),
+            )
+        for block, _ in ir.decoder.counts:
+            for linear in _quantized(split_fused(block)):
+                if linear.role not in _ATTENTION_COLUMN and linear.role not in _MLP_COLUMN:
+                    return (
+                        Reason("exl2_unknown_part", f"ExLlamaV2 has no module for {linear.name}", "exl3, gptq or awq"),
+                    )
+                if reason := self.storage.illegal(linear.out_features, linear.in_features):
+                    return (replace(reason, message=f"{reason.message} ({linear.name})"),)
+        if reason := HEAD[self.head_bits].illegal(*head_shape(ir)):
+            return (replace(reason, message=f"{reason.message} (head)"),)
+        least = lowest_bpw(ir)
+        if self.bpw < least:
+            return (
+                Reason(
+                    "exl2_bpw_too_low",
+                    f"{self.bpw:g} bits a weight: the smallest options of {ir.name} take {least:.3f}",
+                    f"at least {math.ceil(least * 100) / 100:g}",
+                ),
+            )
+        if self.choices and len(self.choices) != len(ir.decoder.layers):
+            return (
+                Reason(
+                    "exl2_options", f"{len(self.choices)} options for {len(ir.decoder.layers)} layers", "measure again"
+                ),
+            )
+        if self.choices and resolved_bytes(ir, self.choices) > budget_bytes(ir, self.bpw):
+            return (Reason("exl2_over_budget", f"the options exceed {self.bpw:g} bits a weight", "allocate again"),)
+        return ()
+
+    def rewrite(self, ir: ModelIR) -> ModelIR:
+        """The layouts of the options, or each matrix's share of the budget; the head as a matrix of its own."""
+        if self.choices:
+            layers = range(len(ir.decoder.layers))
+            blocks = tuple(stored_block(ir.decoder.block(i), *self.choices[i]) for i in layers)
+            decoder = ir.decoder.with_blocks(blocks)
+        else:
+            decoder = ir.decoder.map_blocks(lambda block: _bounded(block, self.storage))
+        return with_head(ir.with_decoder(decoder), HEAD[self.head_bits])
+
+    def text(self) -> str:
+        """`quantize{exl2, exl2-4.65}`."""
+        by = "" if self.backend == "native" else f", by {self.backend}"
+        return f"quantize{{exl2, {self.storage.label}{by}}}"
 
 
-@dataclass(frozen=True)
-class Factor:
-    """What a Hessian contributes, shared by all matrices that read the same input and by all layouts."""
-
-    permutation: torch.Tensor
-    inverse: torch.Tensor
-    """Upper Cholesky factor of the damped, permuted H⁻¹, fp32 `[K, K]`."""
+def _quantized(block: Block) -> list[Linear]:
+    return [linear for linear in block.linears if linear.quantizable]
 
 
-def factorize(hessian: torch.Tensor, where: str) -> Factor:
-    """Order the inputs by importance and factor H⁻¹.
-
-    Args:
-        hessian: `[K, K]` fp32, Σ x xᵀ at any scale.
-        where: the matrix's name, for messages.
-
-    Raises:
-        TightfitError: H stays indefinite after ten rounds of damping (its inputs are degenerate).
-    """
-    import torch
-
-    diagonal = hessian.diagonal()
-    perm = torch.argsort(diagonal, descending=True, stable=True)
-    damped = hessian[perm][:, perm].contiguous()
-    damp = max(DAMPING * float(diagonal.mean()), DAMPING_FLOOR)
-    for _ in range(_TRIES):
-        damped.diagonal().add_(damp)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed and bool(torch.isfinite(upper).all()):
-                return Factor(perm, upper)
-    raise TightfitError(
-        f"the Hessian of {where} is not positive definite, even with {_TRIES} times the damping",
-        remedy="use more or more varied calibration text",
-    )
+@lru_cache(maxsize=1 << 12)
+def _bounded(block: Block, storage: Format) -> Block:
+    return split_fused(block).map_linears(lambda linear: _store(linear, storage) if linear.quantizable else linear)
 
 
-def quantize(weight: torch.Tensor, factor: Factor, layouts: Sequence[Groups]) -> list[tuple[Exl2Codes, torch.Tensor]]:
-    """Quantize one matrix with each of several layouts, in one pass over its rows.
-
-    Args:
-        weight: `[N, K]`, Hugging Face's orientation, any float dtype.
-        factor: of the matrix's inputs.
-        layouts: the parameter sets; each result is independent of the others.
-
-    Returns:
-        For each layout its codes and the decoded weight `[N, K]`, fp32 holding the fp16 values a reader computes.
-    """
-    import torch
-
-    perm = factor.permutation
-    source = weight.float().T[perm].contiguous()
-    rows, columns = source.shape
-    count = len(layouts)
-    work = source.repeat(1, count) if count > 1 else source
-    codes = torch.empty(rows, columns * count, dtype=torch.uint8, device=weight.device)
-    decoded = torch.empty_like(work)
-    half = torch.empty(columns * count, device=weight.device)
-    starts = [_starts(groups) for groups in layouts]
-    scale_index: list[list[torch.Tensor]] = [[] for _ in layouts]
-    scale_max: list[list[torch.Tensor]] = [[] for _ in layouts]
-    current = torch.empty(columns * count, device=weight.device)
-    found: list[Found | None] = [None] * count
-
-    for first in range(0, rows, ROWS):
-        begun = [(slot, *by_row[first]) for slot, by_row in enumerate(starts) if first in by_row]
-        ahead = [
-            (work[first : first + length, _span(slot, columns)], bits, found[slot]) for slot, bits, length in begun
-        ]
-        for (slot, bits, _), one in zip(begun, _scales(ahead), strict=True):
-            found[slot] = one
-            scale_index[slot].append(one.index)
-            scale_max[slot].append(one.top)
-            current[_span(slot, columns)] = working_scale(one.index, one.top)
-            half[_span(slot, columns)] = float(1 << (bits - 1))
-        last = min(first + ROWS, rows)
-        _round_rows(work, codes, decoded, factor.inverse, first, last, current, half)
-    back = torch.argsort(perm)
-    results = []
-    for slot, groups in enumerate(layouts):
-        span = _span(slot, columns)
-        stored = Exl2Codes(
-            codes[:, span].contiguous(), torch.stack(scale_index[slot]), torch.stack(scale_max[slot]), perm,
-            tuple((bits, length) for bits, length in groups),
-        )  # fmt: skip
-        results.append((stored, decoded[:, span][back].T.contiguous()))
-    return results
+def _store(linear: Linear, storage: Format) -> Linear:
+    return replace(linear, storage=storage, bias="F16" if linear.bias else None)
 
 
-def _span(slot: int, columns: int) -> slice:
-    """The columns of a layout."""
-    return slice(slot * columns, (slot + 1) * columns)
+@lru_cache(maxsize=1 << 16)
+def stored_block(block: Block, attention: int, mlp: int) -> Block:
+    """One layer with a row of `ATTENTION` for its attention and a row of `MLP` for its MLP or experts."""
+
+    def store(linear: Linear) -> Linear:
+        layout = _layout(linear, attention, mlp)
+        return linear if layout is None else _store(linear, layout)
+
+    return split_fused(block).map_linears(store)
 
 
-def _scales(groups: Sequence[tuple[torch.Tensor, int, Found | None]]) -> list[Found]:
-    """The searched scale of each (group, bits, the one before it). On a processor groups are searched side by side, a lone one's
-    multipliers are.
-    """
-    if not groups or groups[0][0].device.type != "cpu":
-        return [search_scale(*one) for one in groups]
-    if len(groups) == 1:
-        return [search_scale(*groups[0], _losses_side_by_side)]
-    return side_by_side(lambda one: search_scale(*one), groups)
+def in_attention(linear: Linear) -> bool:
+    """Whether a matrix, fused or not, belongs to its layer's attention slot."""
+    return linear.role in _ATTENTION_COLUMN or linear.role is Role.QKV
 
 
-def _starts(groups: Groups) -> dict[int, tuple[int, int]]:
-    """Each group's (bits, rows) by its first row."""
-    starts, row = {}, 0
-    for bits, length in groups:
-        starts[row] = (bits, length)
-        row += length
-    return starts
+def apart(ir: ModelIR) -> ModelIR:
+    """The model with fused matrices in the parts that EXL2 stores."""
+    return ir.with_decoder(ir.decoder.map_blocks(split_fused))
 
 
-def _round_rows(
-    work: torch.Tensor, codes: torch.Tensor, decoded: torch.Tensor, inverse: torch.Tensor,
-    first: int, last: int, scale: torch.Tensor, half: torch.Tensor,
-) -> None:  # fmt: skip
-    """Round rows first … last − 1 one after another, spreading each row's error over all later rows (GPTQ, alg. 1)."""
-    import torch
-
-    block = work[first:last]
-    factor = inverse[first:last, first:last]
-    errors = torch.empty_like(block)
-    step = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
-    low, high = -half, half - 1
-    for row in range(last - first):
-        q = torch.clamp(torch.round(block[row] * step), low, high)
-        # fp16(q · scale) is what the reader computes; q and scale are exact in fp32.
-        value = (q * scale).half().float()
-        codes[first + row] = (q + half).to(torch.uint8)
-        decoded[first + row] = value
-        error = (block[row] - value) / factor[row, row]
-        errors[row] = error
-        if row + 1 < last - first:
-            block[row + 1 :].addr_(factor[row, row + 1 :], error, alpha=-1)
-    if last < work.shape[0]:
-        work[last:].addmm_(inverse[first:last, last:].T, errors, alpha=-1)
+def _layout(linear: Linear, attention: int, mlp: int) -> Exl2 | None:
+    if not linear.quantizable:
+        return None
+    if linear.role in _ATTENTION_COLUMN:
+        return ATTENTION[attention][_ATTENTION_COLUMN[linear.role]]
+    return MLP[mlp][_MLP_COLUMN[linear.role]]
 
 
-@dataclass(frozen=True)
-class Found:
-    """The scale of one group: indices `[N]` (uint8, 1 … 16), the fp16 `scale_max`, and which step of the grid it took at how many bits."""
-
-    index: torch.Tensor
-    top: torch.Tensor
-    step: int
-    bits: int
+@lru_cache(maxsize=1 << 12)
+def slot_bytes(block: Block) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bytes of every option of a layer's attention and of its MLP, biases included: what the allocator chooses from."""
+    attention = tuple(_slot(stored_block(block, option, 0), _ATTENTION_COLUMN) for option in range(len(ATTENTION)))
+    return attention, tuple(_slot(stored_block(block, 0, option), _MLP_COLUMN) for option in range(len(MLP)))
 
 
-def search_scale(group: torch.Tensor, bits: int, before: Found | None = None, losses_of: Losses | None = None) -> Found:
-    """The scale of one group `[rows, N]`; `before`: that of the group before it in the same layout.
-
-    A column's index follows from its largest weight; one multiplier for the whole group is searched over 97 values from 0.70
-    to 1.20, minimising Σ|error|^3.5, which favours large weights over the mean square.
-    """
-    import torch
-
-    levels = float((1 << bits) - 1) / 2
-    base = (group.abs().amax(0) + 1e-12) / levels
-    top = base.max().clamp(min=_LEAST_TOP)
-    index = torch.clamp(torch.round(16 * torch.sqrt(base / top)), 1, 16)
-    scale = (index / 16) ** 2 * top
-    losses: dict[int, float] = {}
-    look = losses_of or _losses
-
-    def evaluate(steps: Sequence[int]) -> int:
-        fresh = [step for step in steps if 0 <= step < len(_GRID) and step not in losses]
-        losses.update(zip(fresh, look(group, scale, bits, [_GRID[step] for step in fresh]), strict=True))
-        return min(losses, key=lambda step: (losses[step], step))
-
-    if before is None or before.bits != bits:
-        best = evaluate(range(0, len(_GRID), _COARSE))
-    else:
-        best, last = evaluate((round(before.step / _COARSE) * _COARSE,)), -1
-        while best != last:
-            best, last = evaluate((best - _COARSE, best + _COARSE)), best
-    best = evaluate((best - _COARSE // 2, best + _COARSE // 2))
-    best = evaluate(range(best - _COARSE // 2 + 1, best + _COARSE // 2))
-    return Found(index.to(torch.uint8), (top * _GRID[best]).clamp(min=_LEAST_TOP).half(), best, bits)
+def _slot(block: Block, columns: dict[Role, int]) -> int:
+    return sum(linear.bytes for linear in _quantized(block) if linear.role in columns)
 
 
-def working_scale(index: torch.Tensor, scale_max: torch.Tensor) -> torch.Tensor:
-    """The scale exactly as a reader computes it: fp16(index² · fp16(scale_max / 256)), returned in fp32."""
-    unit = (scale_max.float() / 256).half().float()
-    return (index.float() ** 2 * unit).half().float()
+def budget_bytes(ir: ModelIR, bpw: float) -> int:
+    """Bytes that the decoder's EXL2 matrices may take at `bpw`."""
+    return math.floor(_weights(ir) * bpw / 8)
 
 
-def _losses_side_by_side(group: torch.Tensor, scale: torch.Tensor, bits: int, factors: Sequence[float]) -> list[float]:
-    """The same, a share of the multipliers on each thread."""
-    import torch
-
-    count = torch.get_num_threads()
-    shares = side_by_side(lambda share: _losses(group, scale, bits, share), [factors[n::count] for n in range(count)])
-    return [shares[n % count][n // count] for n in range(len(factors))]
+def resolved_bytes(ir: ModelIR, options: Sequence[tuple[int, int]]) -> int:
+    """Bytes of the decoder's EXL2 matrices with these options."""
+    sizes = [slot_bytes(ir.decoder.block(layer)) for layer in range(len(options))]
+    return sum(a[first] + m[second] for (a, m), (first, second) in zip(sizes, options, strict=True))
 
 
-def _losses(group: torch.Tensor, scale: torch.Tensor, bits: int, factors: Sequence[float]) -> list[float]:
-    """Σ|clamp(round(w / (s·p)))·s·p − w|^3.5 for each multiplier p, chunk by chunk in cache. |e|^3.5 = e²·|e|·√|e|."""
-    import torch
+def lowest_bpw(ir: ModelIR) -> float:
+    """Bits a weight of the smallest options everywhere."""
+    least = sum(count * sum(min(slot) for slot in slot_bytes(block)) for block, count in ir.decoder.counts)
+    return 8 * least / _weights(ir)
 
-    low, high = -float(1 << (bits - 1)), float((1 << (bits - 1)) - 1)
-    x = group / scale
-    weight = scale**3.5
-    totals = [0.0] * len(factors)
-    chunk = max(1, _SEARCH_ELEMENTS // group.shape[1])
-    for start in range(0, group.shape[0], chunk):
-        part = x[start : start + chunk]
-        e, root = torch.empty_like(part), torch.empty_like(part)
-        for number, p in enumerate(factors):
-            torch.mul(part, 1 / p, out=e)
-            e.round_().clamp_(low, high).mul_(p).sub_(part).abs_()
-            torch.sqrt(e, out=root)
-            root.mul_(e)
-            e.square_().mul_(root)
-            totals[number] += float(e.sum(0) @ weight)
-    return totals
+
+def _weights(ir: ModelIR) -> int:
+    return sum(count * _block_weights(block) for block, count in ir.decoder.counts)
+
+
+@lru_cache(maxsize=1 << 12)
+def _block_weights(block: Block) -> int:
+    """Weights (and biases) that the budget counts, outputs padded."""
+    total = 0
+    for linear in _quantized(split_fused(block)):
+        parts = linear.stacking.parts if linear.stacking else ((linear.name, linear.out_features),)
+        rows = sum(Exl2().stored_rows(rows) for _, rows in parts)
+        total += linear.copies * rows * (linear.in_features + (1 if linear.bias else 0))
+    return total

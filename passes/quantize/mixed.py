@@ -1,6 +1,6 @@
 """Bits where they matter: each group of matrices that must agree takes one of a few formats, a budget of bits a weight over all.
 
-Bounded until the options were measured (`passes.fisher`), resolved after. While it is bounded a stand-in within the budget
+Bounded until the options were measured (`passes.measure.fisher`), resolved after. While it is bounded a stand-in within the budget
 describes it: groups take wider formats from the last layer on. The measured choice gets at most the stand-in's bytes.
 """
 
@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
+from passes.algorithms.gptq import DAMPING
 from passes.base import Pass
+from passes.errors import DoesNotFitError, Reason
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.ir.model import Block, Linear, ModelIR
-from passes.quantize.quantize import DAMPING, Quantize, damping_text
-from passes.reason import DoesNotFitError, Reason
+from passes.quantize.quantize import Quantize, damping_text
 
 Assigned = tuple[tuple[str, Format], ...]
 
@@ -84,7 +85,7 @@ class QuantizeMixed(Pass):
 
         `tied`: groups of the same name take one format in all layers, as rules by hand have it.
         """
-        from passes.allocate import Unit, allocate
+        from passes.algorithms.knapsack import Unit, allocate
 
         formats = self.formats(ir)
         given = dict(_stand_in(ir, formats, self.bpw))

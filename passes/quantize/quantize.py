@@ -1,6 +1,6 @@
 """The quantize pass: a method (which integers) times a format (how they are stored), on the model's description.
 
-The methods' algorithms run in the walk (`passes.walk`); a method without one here says so through `missing()`.
+The methods' algorithms run in the walk (`passes.walk.walk`); a method without one here says so through `missing()`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
+from passes.algorithms.gptq import DAMPING
 from passes.base import Pass
+from passes.errors import Reason, nearest
 from passes.formats.format import Format
+from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Stack
-from passes.quantize.fused import head_shape, split_fused, with_head
-from passes.reason import Reason, nearest
 
-#: Methods whose algorithm the walk runs (`passes.quantize.methods`).
+#: Methods whose algorithm the walk runs (`passes.algorithms.method`).
 EXECUTABLE_METHODS = ("rtn", "gptq", "smoothquant", "awq")
-#: GPTQ's damping unless another is asked for: that of the reference code (`percdamp`) and of AutoGPTQ (`damp_percent`).
-DAMPING = 0.01
 
 
 @dataclass(frozen=True)

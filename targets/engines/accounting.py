@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from passes.errors import Reason
 from passes.ir.model import ModelIR
-from passes.reason import Reason
 from targets.engines.engine import KVEstimate, Memory, MemoryEstimate
-from targets.engines.kv_blocks import Layout
+from targets.engines.kv_layout import Layout
 from targets.quantity import Quantity
 from targets.workload import Workload
 

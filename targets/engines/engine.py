@@ -9,13 +9,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, ClassVar
 
+from passes.errors import Reason, unknown_name
 from passes.ir.model import ModelIR
-from passes.reason import Reason
 from targets.gpu import Gpu
 from targets.quantity import Quantity
 from targets.workload import Workload
+
+#: Engines by name: module and class, imported when asked for.
+_ENGINES = {
+    "vllm": ("targets.engines.vllm.engine", "Vllm"),
+    "vllm-cpu": ("targets.engines.vllm.cpu", "VllmCpu"),
+    "exllamav2": ("targets.engines.exllama.v2", "ExllamaV2"),
+    "exllamav3": ("targets.engines.exllama.v3", "ExllamaV3"),
+}
+ENGINE_NAMES = tuple(_ENGINES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,6 @@ class Settings:
     block_size: int | None = None
     kv_cache_memory_bytes: int | None = None
     reserve_bytes: int = 0
-    cpu_cores: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +168,12 @@ class LaunchFile:
     text: str
     executable: bool = False
     data: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+def find_engine(name: str) -> Engine:
+    """The engine of that name. Raises InputError with the nearest names."""
+    if name not in _ENGINES:
+        raise unknown_name("engine", name, ENGINE_NAMES, remedy=f"engines: {', '.join(ENGINE_NAMES)}")
+    module, cls = _ENGINES[name]
+    engine: Engine = getattr(import_module(module), cls)()
+    return engine

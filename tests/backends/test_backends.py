@@ -10,28 +10,29 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from passes import graph
 from passes.backends import BACKENDS, find_backend
 from passes.backends.backend import Task
 from passes.backends.libraries import Library
 from passes.backends.result import described, write_shards
 from passes.backends.run import backend_python, run
 from passes.base import Pass
-from passes.calibration import TextSource
-from passes.checkpoint import Checkpoint
-from passes.execute import execute
+from passes.chain import draw, from_json, illegal, to_json
+from passes.errors import DoesNotFitError, InputError, TightfitError
+from passes.files.checkpoint import Checkpoint
 from passes.formats.gptq import Gptq
 from passes.ir.sources import open_model
-from passes.job import Job
 from passes.kv_cache import KVCachePass
 from passes.prune.sparse import Sparsify
-from passes.quantize.exl2_pass import QuantizeExl2
+from passes.quantize.exl2 import QuantizeExl2
+from passes.quantize.format_names import parse_scheme
 from passes.quantize.quantize import Quantize
-from passes.quantize.scheme import parse_scheme
-from passes.reason import DoesNotFitError, InputError, TightfitError
+from passes.run.execute import execute
+from passes.run.job import Job
+from passes.text.source import TextSource
 from planner.search import search
 from planner.space import as_asked
-from planner.spec import QuantizeChoice, parse_spec
+from planner.spec.parse import parse_spec
+from planner.spec.spec import QuantizeChoice
 from tests.walk.conftest import save_tiny_llama
 
 
@@ -80,7 +81,7 @@ def test_llm_compressor_gets_a_compressed_tensors_scheme() -> None:
     ],
 )
 def test_what_a_tool_does_not_make_is_refused_with_a_way_out(backend: str, scheme: str, says: str) -> None:
-    [reason] = graph.illegal(open_model("llama-3.1-8b").ir, (by(backend, scheme),))
+    [reason] = illegal(open_model("llama-3.1-8b").ir, (by(backend, scheme),))
     assert reason.code == "backend_cannot"
     assert says in reason.message and reason.remedy
 
@@ -98,15 +99,15 @@ def test_a_plan_for_a_tool_holds_only_what_it_makes() -> None:
 def test_tools_take_no_part_in_what_only_the_walk_does() -> None:
     ir = open_model("llama-3.1-8b").ir
     one = by("llmcompressor", "w4a16-g128")
-    assert graph.illegal(ir, (Sparsify("wanda", 0.5, "2:4"), one))[0].code == "backend_drops_zeros"
-    assert graph.illegal(ir, (one, KVCachePass("fp8", scales=True)))[0].code == "backend_no_kv_scales"
-    assert graph.illegal(ir, (one, KVCachePass("fp8"))) == ()
+    assert illegal(ir, (Sparsify("wanda", 0.5, "2:4"), one))[0].code == "backend_drops_zeros"
+    assert illegal(ir, (one, KVCachePass("fp8", scales=True)))[0].code == "backend_no_kv_scales"
+    assert illegal(ir, (one, KVCachePass("fp8"))) == ()
 
 
 def test_a_chain_with_a_tool_reads_back_and_says_who_makes_it() -> None:
     chain = (by("gptqmodel", "gptq-4-g128"),)
-    assert graph.from_json(graph.to_json(chain)) == chain
-    assert "by gptqmodel" in graph.draw(chain)
+    assert from_json(to_json(chain)) == chain
+    assert "by gptqmodel" in draw(chain)
 
 
 def test_what_exllamav2_chose_is_taken_over(tmp_path: Path) -> None:

@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 from passes.backends import find_backend
 from passes.backends.backend import Task
 from passes.base import Pass
-from passes.calibration import TextSource
-from passes.execute import execute
-from passes.formats.resident import resident
+from passes.formats.at_load import resident
 from passes.ir.sources import open_model
-from passes.job import Job
 from passes.prune.depth import DepthPrune
+from passes.quantize.format_names import parse_scheme
 from passes.quantize.quantize import Quantize
-from passes.quantize.scheme import parse_scheme
+from passes.run.execute import execute
+from passes.run.job import Job
+from passes.text.source import TextSource
 from planner.space import as_asked
-from planner.spec import QuantizeChoice
+from planner.spec.spec import QuantizeChoice
 from tests.backends.conftest import environment
 from tests.walk.conftest import save_family, save_tiny_llama
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from targets.gpu import find_gpu
-from targets.serve import EngineError, serving
+from targets.serve.process import EngineError, serving
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

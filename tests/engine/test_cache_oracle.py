@@ -12,8 +12,7 @@ import pytest
 from passes.ir.architectures import build_ir
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
-from targets.engines import find_engine
-from targets.engines.engine import Settings
+from targets.engines.engine import Settings, find_engine
 from targets.gpu import find_gpu
 from targets.workload import Workload
 from tests.engine.models import CASES, Case

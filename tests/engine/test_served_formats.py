@@ -8,10 +8,9 @@ import pytest
 
 from benchmarks.served_formats import CHAINS, Agreement, agreements
 from benchmarks.served_prompts import QUESTIONS
-from passes import graph
+from passes import chain
 from passes.ir.sources import open_model
-from targets.engines import find_engine
-from targets.engines.engine import Settings
+from targets.engines.engine import Settings, find_engine
 from targets.gpu import find_gpu
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -37,7 +36,7 @@ def found(smollm2: Path, engine_python: Path, tmp_path_factory: pytest.TempPathF
 
 def refused(label: str, model: Path) -> bool:
     """Whether a plan for this machine's processor refuses a format: then the engine does not run it either."""
-    ir = graph.rewrite(open_model(model).ir, CHAINS[label])
+    ir = chain.rewrite(open_model(model).ir, CHAINS[label])
     return bool(find_engine("vllm-cpu").illegal(ir, find_gpu("cpu"), Settings()))
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from passes.errors import TightfitError
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.exl3 import Exl3
@@ -12,7 +13,6 @@ from passes.formats.format import Format, Quantized
 from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.formats.tensor import Tensor
-from passes.reason import TightfitError
 
 _NAMES = {
     torch.int32: "I32", torch.int64: "I64", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16",

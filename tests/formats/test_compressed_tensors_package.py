@@ -9,10 +9,10 @@ from compressed_tensors.quantization.utils.fp4_utils import cast_to_fp4
 from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
 from safetensors.torch import save
 
+from passes.algorithms.method import Matrix, RoundToNearest
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.ir.model import Linear, Role
-from passes.quantize.methods import Matrix, RoundToNearest
 from tests.formats.test_codecs import _meaning, _quantized, described
 
 _FORMATS = [

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from passes.formats.exl2_config import exl2_config, with_rotary_values
+from passes.ir.quant_config.exl2 import exl2_config, with_rotary_values
 
 _LINEAR = {"rope_type": "linear", "factor": 8.0}
 _LONG = {"rope_type": "longrope", "long_factor": [1.0], "short_factor": [1.0], "original_max_position_embeddings": 4096}

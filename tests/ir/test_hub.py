@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from passes.errors import InputError
 from passes.ir.sources import open_model
-from passes.reason import InputError
 from tests.ir.checkpoints import write
 from tests.ir.hub_server import COMMIT, Hub, serving
 
@@ -152,7 +152,7 @@ def test_a_full_disk_is_said_before_anything_is_downloaded(
 ) -> None:
     import shutil
 
-    from passes.reason import DoesNotFitError
+    from passes.errors import DoesNotFitError
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 10))  # type: ignore[attr-defined]
     source = open_model("acme/tiny")

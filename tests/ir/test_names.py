@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from passes.errors import InputError
 from passes.ir.names import find
 from passes.ir.sources import open_model
-from passes.reason import InputError
 
 SPELLINGS = {
     "meta-llama/Llama-3.3-70B-Instruct": "meta-llama/Llama-3.3-70B-Instruct",

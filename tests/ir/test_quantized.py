@@ -7,24 +7,24 @@ from typing import Any
 
 import pytest
 
+from passes.errors import InputError
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
-from passes.formats.config import quantization_config
 from passes.formats.dense import Dense
 from passes.formats.fp4 import Nvfp4
 from passes.formats.gptq import Gptq
-from passes.formats.gptq_rules import format_of, rules
+from passes.formats.opaque import Stored
 from passes.formats.published import Published
-from passes.formats.stored import Stored
 from passes.formats.tensor import Tensor
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
 from passes.ir.model import Role
-from passes.ir.quantized import quantized
+from passes.ir.quant_config.gptq_rules import format_of, rules
+from passes.ir.quant_config.read import quantized
+from passes.ir.quant_config.write import quantization_config
 from passes.ir.sources import open_model
 from passes.quantize.mixed import groups
 from passes.quantize.quantize import Quantize
-from passes.reason import InputError
 from tests.ir.checkpoints import TINY, write_described
 from tests.ir.test_reconcile import opened
 

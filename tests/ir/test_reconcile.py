@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from passes.errors import InputError
 from passes.ir.headers import read_folder_header
 from passes.ir.model import Role
 from passes.ir.sources import open_model
 from passes.ir.state import FullKV
-from passes.reason import InputError
 from tests.ir.checkpoints import TINY, tensors_of, write
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
+from passes.errors import InputError
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
-from passes.quantize.load_time import QuantizeAtLoad
-from passes.reason import InputError
-from targets.launch import launch_files, write_launch
-from targets.launch.tabby import cache_mode
+from passes.quantize.at_load import QuantizeAtLoad
+from targets.engines.exllama.launch import cache_mode
+from targets.launch.write import launch_files, write_launch
 
 _GOLDEN = Path(__file__).with_name("golden")
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.allocate import Unit, allocate
-from passes.reason import DoesNotFitError, InputError
+from passes.algorithms.knapsack import Unit, allocate
+from passes.errors import DoesNotFitError, InputError
 
 _OPTION = st.tuples(st.integers(0, 40), st.one_of(st.integers(0, 30).map(float), st.floats(-5, 5)), st.booleans())
 

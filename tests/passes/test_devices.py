@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from passes.devices import cards_at_work, compute_devices
-from passes.measure import Meter
-from passes.reason import InputError
+from passes.blocks.devices import compute_devices
+from passes.errors import InputError
+from passes.steps.meter import Meter, cards_at_work
 
 _REFUSAL = "Invalid device argument 0: did you call init?"
 
@@ -107,7 +107,5 @@ def test_without_cards_the_processor_computes(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_meter_does_not_load_torch() -> None:
-    program = (
-        "import sys; from passes.measure import Meter; assert Meter().peak_bytes > 0; assert 'torch' not in sys.modules"
-    )
+    program = "import sys; from passes.steps.meter import Meter; assert Meter().peak_bytes > 0; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

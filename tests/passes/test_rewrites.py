@@ -4,22 +4,22 @@ import math
 
 import pytest
 
-from passes.allocate import Unit, allocate
+from passes.algorithms.knapsack import Unit, allocate
+from passes.chain import from_json, to_json
 from passes.distill.distill import Distill
+from passes.errors import InputError
 from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.dense import Dense
-from passes.formats.resident import resident_model
-from passes.graph import from_json, to_json
 from passes.ir.model import Role
+from passes.ir.resident import resident_model
 from passes.ir.sources import open_model
 from passes.prune.depth import DepthPrune
 from passes.prune.experts import ExpertPrune
 from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
-from passes.quantize.exl2_pass import QuantizeExl2, budget_bytes, lowest_bpw, resolved_bytes, slot_bytes
+from passes.quantize.exl2 import QuantizeExl2, budget_bytes, lowest_bpw, resolved_bytes, slot_bytes
+from passes.quantize.format_names import EXAMPLES, parse_scheme
 from passes.quantize.quantize import Quantize
-from passes.quantize.scheme import EXAMPLES, parse_scheme
-from passes.reason import InputError
 
 MODELS = ["Llama-3-8B", "Qwen2.5-7B-Instruct", "Phi-4", "Qwen3-30B-A3B", "gemma-2-9b-it", "Mixtral-8x7B-Instruct-v0.1"]
 PASSES = [

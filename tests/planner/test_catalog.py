@@ -7,9 +7,9 @@ import json
 import pytest
 
 from passes.ir import catalog
-from planner.plan import plan
-from planner.spec import Spec
-from targets.engines import ENGINE_NAMES
+from planner.plan.make import plan
+from planner.spec.spec import Spec
+from targets.engines.engine import ENGINE_NAMES
 
 
 def distinct() -> list[str]:

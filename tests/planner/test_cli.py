@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from planner import cli
+from planner.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 Q = {"value", "low", "high", "basis"}
@@ -20,7 +20,7 @@ Q = {"value", "low", "high", "basis"}
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["optimize", *map(str, args)])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main()
     captured = capsys.readouterr()
     return int(stop.value.code or 0), captured.out, captured.err
 
@@ -142,7 +142,7 @@ def test_the_70b_example_answers_that_nothing_fits_yet(optimize: Any, tmp_path: 
 def test_planning_is_light_and_quick() -> None:
     script = (
         "import sys, time; t = time.perf_counter(); sys.argv = ['optimize', 'plan', 'examples/llama-3.3-70b-rtx4090.yaml', '--json']\n"
-        "from planner.cli import main\n"
+        "from planner.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'scipy', 'datasets'} & set(sys.modules)\n"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from passes.job import Progress
-from planner.encoding import json_line, print_what_can_be_printed
-from planner.progress import shown
+from passes.steps.progress import Progress
+from planner.cli.encoding import json_line, print_what_can_be_printed
+from planner.cli.progress import shown
 
 ROOT = Path(__file__).resolve().parents[2]
 _FITS = "model: Llama-3.2-1B-Instruct\ntarget: { gpu: rtx-4090 }\nworkload: { context: 4096, concurrency: 1 }\n"

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import pytest
 
-from planner.plan import plan
+from planner.plan.make import plan
 
 _ROOT = Path(__file__).parents[2]
 _GOLDEN = Path(__file__).with_name("golden")

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from passes.job import Progress
-from passes.reason import InputError
-from planner import plan as plans
-from planner.measure import LEADING
-from planner.spec import load_spec
+from passes.errors import InputError
+from passes.steps.progress import Progress
+from planner.plan.document import load_plan, require_executable, save, spec_of
+from planner.plan.lock import require_fresh
+from planner.plan.make import plan
+from planner.quality.trials import LEADING
+from planner.spec.parse import load_spec
 from targets.quantity import Basis
 from tests.walk.conftest import save_tiny_llama
 
@@ -35,7 +37,7 @@ def spec(tmp_path: Path) -> Path:
 
 def test_the_leading_candidates_are_tried_and_kept(spec: Path, tmp_path: Path) -> None:
     said: list[Progress] = []
-    made = plans.plan(spec, measure=tmp_path / "work", progress=said.append)
+    made = plan(spec, measure=tmp_path / "work", progress=said.append)
     assert made.result.chosen is not None
     assert {event.step for event in said if event.step.endswith("trial")} == {
         f"{number} of {LEADING}: trial" for number in range(1, LEADING + 1)
@@ -44,31 +46,31 @@ def test_the_leading_candidates_are_tried_and_kept(spec: Path, tmp_path: Path) -
     assert made.document["chosen"]["state"] == "resolved"
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("trial-*.json")}
     assert len(kept) == LEADING
-    assert plans.plan(spec, measure=tmp_path / "work").document == made.document
+    assert plan(spec, measure=tmp_path / "work").document == made.document
     assert kept == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("trial-*.json")}
 
 
 def test_a_measured_plan_is_a_plan_like_any_other(spec: Path, tmp_path: Path) -> None:
-    made = plans.plan(spec, measure=tmp_path / "work")
-    plans.save(made.document, tmp_path / "a.plan.json")
-    document = plans.load_plan(tmp_path / "a.plan.json")
-    plans.require_executable(document)
-    plans.require_fresh(document, plans.spec_of(document), made.source)
+    made = plan(spec, measure=tmp_path / "work")
+    save(made.document, tmp_path / "a.plan.json")
+    document = load_plan(tmp_path / "a.plan.json")
+    require_executable(document)
+    require_fresh(document, spec_of(document), made.source)
 
 
 def test_without_weights_nothing_can_be_measured(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     named = load_spec(spec).model_copy(update={"model": "HuggingFaceTB/SmolLM2-135M-Instruct"})
     with pytest.raises(InputError, match="nothing can be measured"):
-        plans.plan(named, measure=tmp_path / "work")
+        plan(named, measure=tmp_path / "work")
 
 
 def test_the_cache_costs_what_it_is_expected_to_where_weights_are_measured(spec: Path, tmp_path: Path) -> None:
     with_cache = load_spec(spec).model_copy(
         update={"passes": load_spec(spec).passes.model_copy(update={"kv_cache": ("fp8",)})}
     )
-    made = plans.plan(with_cache, measure=tmp_path / "work")
-    plain = plans.plan(spec, measure=tmp_path / "work")
+    made = plan(with_cache, measure=tmp_path / "work")
+    plain = plan(spec, measure=tmp_path / "work")
     assert made.result.chosen is not None and plain.result.chosen is not None
     lost = [one.result.chosen.quality.log_ppl_increase.value for one in (made, plain) if one.result.chosen is not None]
     assert lost[0] > lost[1]

@@ -9,24 +9,26 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from passes.reason import DoesNotFitError, InputError, StalePlanError
+from passes.errors import DoesNotFitError, InputError, StalePlanError
 from planner import explain
-from planner import plan as plans
 from planner.check import check
-from planner.cli import app
-from planner.spec import parse_spec
-from targets.calibrate import store
-from targets.engines.speed_profile import Profile
+from planner.cli.commands import app
+from planner.plan.document import chain_of_plan, digest, load_plan, require_executable, save, spec_of
+from planner.plan.lock import require_fresh, staleness
+from planner.plan.make import Plan, plan
+from planner.spec.parse import parse_spec
+from targets.machine.calibrate import store
+from targets.machine.profile import Profile
 
 SPEC = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nworkload: { context: 4096 }\n"
 
 
 @pytest.fixture(scope="module")
-def made() -> plans.Plan:
-    return plans.plan(parse_spec(SPEC))
+def made() -> Plan:
+    return plan(parse_spec(SPEC))
 
 
-def test_the_document_has_the_keys_of_the_contract(made: plans.Plan) -> None:
+def test_the_document_has_the_keys_of_the_contract(made: Plan) -> None:
     document = made.document
     assert {"format_version", "chosen", "rejected", "pareto", "lock", "searched", "digest"} <= set(document)
     assert {"engine", "passes", "settings", "memory", "kv_cache", "speed", "quality", "executable", "missing"} <= set(
@@ -35,85 +37,85 @@ def test_the_document_has_the_keys_of_the_contract(made: plans.Plan) -> None:
     json.dumps(document)
 
 
-def test_the_same_spec_gives_the_same_plan(made: plans.Plan) -> None:
-    assert plans.plan(parse_spec(SPEC)).document == made.document
+def test_the_same_spec_gives_the_same_plan(made: Plan) -> None:
+    assert plan(parse_spec(SPEC)).document == made.document
 
 
-def test_what_is_hashed_holds_no_path_and_no_time(made: plans.Plan) -> None:
+def test_what_is_hashed_holds_no_path_and_no_time(made: Plan) -> None:
     said = {key: value for key, value in made.document.items() if key != "places"}
     assert str(Path.cwd()) not in json.dumps(said)
-    assert plans.digest(said) == made.document["digest"]
+    assert digest(said) == made.document["digest"]
 
 
-def test_a_model_without_weights_can_be_planned_but_not_applied(made: plans.Plan) -> None:
+def test_a_model_without_weights_can_be_planned_but_not_applied(made: Plan) -> None:
     assert made.document["chosen"]["executable"] is False
     with pytest.raises(InputError, match="weights"):
-        plans.require_executable(made.document)
+        require_executable(made.document)
 
 
 def test_a_plan_that_found_nothing_is_not_applied() -> None:
-    nothing = plans.plan(parse_spec(SPEC + "goals: { decode: 100000 tok/s }\n"))
+    nothing = plan(parse_spec(SPEC + "goals: { decode: 100000 tok/s }\n"))
     assert not nothing.feasible
     with pytest.raises(DoesNotFitError):
-        plans.require_executable(nothing.document)
+        require_executable(nothing.document)
 
 
-def test_a_stale_plan_says_what_moved(made: plans.Plan) -> None:
+def test_a_stale_plan_says_what_moved(made: Plan) -> None:
     moved = dict(made.document) | {"lock": {**made.document["lock"], "header_digest": "another"}}
     with pytest.raises(StalePlanError, match="header_digest"):
-        plans.require_fresh(moved, made.spec, made.source)
-    plans.require_fresh(made.document, made.spec, made.source)
+        require_fresh(moved, made.spec, made.source)
+    require_fresh(made.document, made.spec, made.source)
 
 
-def test_a_change_of_config_json_alone_makes_a_plan_stale(made: plans.Plan) -> None:
+def test_a_change_of_config_json_alone_makes_a_plan_stale(made: Plan) -> None:
     config = dict(made.source.ir.config) | {"rope_theta": 1.0}
     changed = replace(made.source, ir=replace(made.source.ir, config=config))
     with pytest.raises(StalePlanError, match="config_digest"):
-        plans.require_fresh(made.document, made.spec, changed)
+        require_fresh(made.document, made.spec, changed)
 
 
-def test_a_change_of_the_tools_own_data_makes_a_plan_stale(made: plans.Plan) -> None:
+def test_a_change_of_the_tools_own_data_makes_a_plan_stale(made: Plan) -> None:
     data = made.document["lock"]["data"] | {"gpus.yaml": "another"}
     moved = dict(made.document) | {"lock": made.document["lock"] | {"data": data}}
     with pytest.raises(StalePlanError, match=r"data\.gpus\.yaml"):
-        plans.require_fresh(moved, made.spec, made.source)
+        require_fresh(moved, made.spec, made.source)
 
 
 def test_a_spec_that_was_edited_makes_its_plan_stale(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(SPEC)
-    document = plans.plan(file).document
-    assert plans.staleness(document) == []
+    document = plan(file).document
+    assert staleness(document) == []
     file.write_text(SPEC.replace("4096", "8192"))
-    assert plans.staleness(document) == ["spec.workload.context: 4096 → 8192"]
+    assert staleness(document) == ["spec.workload.context: 4096 → 8192"]
 
 
-def test_a_model_that_is_gone_is_said_when_its_plan_is_read(made: plans.Plan) -> None:
+def test_a_model_that_is_gone_is_said_when_its_plan_is_read(made: Plan) -> None:
     gone = dict(made.document) | {"places": made.document["places"] | {"model": "/no/such/model.gguf"}}
-    assert "model.gguf" in plans.staleness(gone)[0]
+    assert "model.gguf" in staleness(gone)[0]
 
 
-def test_a_plan_that_travelled_is_shown(made: plans.Plan, tmp_path: Path) -> None:
+def test_a_plan_that_travelled_is_shown(made: Plan, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    plans.save({key: value for key, value in made.document.items() if key != "places"}, path)
-    document = plans.load_plan(path)
-    assert plans.staleness(document) == []
+    save({key: value for key, value in made.document.items() if key != "places"}, path)
+    document = load_plan(path)
+    assert staleness(document) == []
     done = CliRunner().invoke(app, ["show", str(path)])
     assert done.exit_code == 0 and "Plan:" in done.output
 
 
-def test_a_saved_plan_is_read_back(made: plans.Plan, tmp_path: Path) -> None:
+def test_a_saved_plan_is_read_back(made: Plan, tmp_path: Path) -> None:
     path = tmp_path / "a.plan.json"
-    plans.save(made.document, path)
-    assert plans.load_plan(path) == made.document
-    assert plans.chain_of_plan(made.document) == made.result.chosen.candidate.passes  # type: ignore[union-attr]
-    assert plans.spec_of(made.document) == made.spec
+    save(made.document, path)
+    assert load_plan(path) == made.document
+    assert chain_of_plan(made.document) == made.result.chosen.candidate.passes  # type: ignore[union-attr]
+    assert spec_of(made.document) == made.spec
 
 
 @pytest.mark.parametrize(
     "place", ["chosen.tensor_bytes", "chosen.goals", "chosen.memory", "spec.workload", "lock.gpu", "spec"]
 )
-def test_an_edit_anywhere_is_noticed(made: plans.Plan, place: str, tmp_path: Path) -> None:
+def test_an_edit_anywhere_is_noticed(made: Plan, place: str, tmp_path: Path) -> None:
     edited = json.loads(json.dumps(made.document))
     *parents, last = place.split(".")
     inside = edited
@@ -123,13 +125,13 @@ def test_an_edit_anywhere_is_noticed(made: plans.Plan, place: str, tmp_path: Pat
     path = tmp_path / "a.plan.json"
     path.write_text(json.dumps(edited))
     with pytest.raises(InputError, match="edited"):
-        plans.load_plan(path)
+        load_plan(path)
 
 
-def test_a_plan_that_travelled_can_be_read_but_not_applied(made: plans.Plan) -> None:
+def test_a_plan_that_travelled_can_be_read_but_not_applied(made: Plan) -> None:
     travelled = {key: value for key, value in made.document.items() if key != "places"}
     with pytest.raises(InputError, match="left the place"):
-        plans.spec_of(travelled)
+        spec_of(travelled)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"chosen": null}'])
@@ -137,11 +139,11 @@ def test_what_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.plan.json"
     path.write_text(text)
     with pytest.raises(InputError, match="no plan"):
-        plans.load_plan(path)
+        load_plan(path)
 
 
-def test_diff_names_the_input_that_moved_and_the_choice_that_follows(made: plans.Plan) -> None:
-    other = plans.plan(parse_spec(SPEC.replace("rtx-4090", "l40s")))
+def test_diff_names_the_input_that_moved_and_the_choice_that_follows(made: Plan) -> None:
+    other = plan(parse_spec(SPEC.replace("rtx-4090", "l40s")))
     change = explain.diff(made.document, other.document)
     assert "lock.gpu.name" in {c["what"] for c in change["inputs"]}
     assert explain.diff(made.document, made.document) == {"inputs": [], "choices": []}
@@ -156,13 +158,13 @@ def test_diff_names_the_input_that_moved_and_the_choice_that_follows(made: plans
         (None, "was chosen out of"),
     ],
 )
-def test_questions_are_answered(made: plans.Plan, question: str | None, says: str) -> None:
+def test_questions_are_answered(made: Plan, question: str | None, says: str) -> None:
     answer = explain.explain(made.spec, made.source, question)
     assert says in answer.headline
     assert answer.rows
 
 
-def test_a_question_of_no_known_form_gets_examples(made: plans.Plan) -> None:
+def test_a_question_of_no_known_form_gets_examples(made: Plan) -> None:
     with pytest.raises(InputError, match="why not awq"):
         explain.explain(made.spec, made.source, "is it good")
     with pytest.raises(InputError, match="lists all"):
@@ -172,10 +174,10 @@ def test_a_question_of_no_known_form_gets_examples(made: plans.Plan) -> None:
 def test_a_cache_type_that_no_engine_has_is_said() -> None:
     spec = parse_spec(SPEC + "engine: vllm\npasses: { kv_cache: [q4] }\n")
     with pytest.raises(InputError, match="keeps its cache as q4") as caught:
-        plans.plan(spec)
+        plan(spec)
     assert caught.value.remedy == "vllm has auto, fp8, fp8_e5m2"
     with pytest.raises(InputError, match="no format of"):
-        plans.plan(parse_spec(SPEC + "engine: vllm\npasses: { quantize: { formats: [bf16], dense: false } }\n"))
+        plan(parse_spec(SPEC + "engine: vllm\npasses: { quantize: { formats: [bf16], dense: false } }\n"))
 
 
 def test_the_plan_knows_what_outside_tools_and_scale_searches_take() -> None:
@@ -183,7 +185,7 @@ def test_the_plan_knows_what_outside_tools_and_scale_searches_take() -> None:
         passes = (
             f"passes: {{ quantize: {{ formats: [{formats}], dense: false, backend: {backend} }}, kv_cache: [auto] }}\n"
         )
-        made = plans.plan(parse_spec(SPEC + "engine: vllm\n" + passes + "calibration: { dataset: self }\n"))
+        made = plan(parse_spec(SPEC + "engine: vllm\n" + passes + "calibration: { dataset: self }\n"))
         return float(made.document["chosen"]["apply"]["seconds"]["value"])
 
     plain = seconds("gptq-4-g128")
@@ -191,12 +193,12 @@ def test_the_plan_knows_what_outside_tools_and_scale_searches_take() -> None:
 
 
 def test_plans_and_checks_say_that_a_measurement_is_not_believed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: plans.Plan
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: Plan
 ) -> None:
     """An older version kept rates that no card has: figures stay the fitted ones, never `measured`."""
     monkeypatch.setenv("TIGHTFIT_HOME", str(tmp_path))
     store(Profile("RTX 4090", {"copy_bytes_per_s": 9e11, "vector_bytes_per_s": 8e11, "bf16_flops": 2e12}, {}))
-    chosen = plans.plan(parse_spec(SPEC)).document["chosen"]
+    chosen = plan(parse_spec(SPEC)).document["chosen"]
     checked = check("Qwen/Qwen2.5-7B-Instruct", "RTX 4090").as_json()
     for document in (chosen, checked):
         assert any("2 TFLOP/s" in note and "not believed" in note for note in document["notes"])

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from passes.job import Progress
-from planner.progress import Lines, left
+from passes.steps.progress import Progress
+from planner.cli.progress import Lines, left
 
 
 def test_lines_say_step_count_pass_loss_and_what_is_left() -> None:
@@ -32,7 +32,7 @@ def test_what_is_left_after_a_resume_counts_from_there() -> None:
 def test_the_first_signal_ends_and_those_after_it_do_not_cut_the_end_off(name: str) -> None:
     code = f"""
 import os, signal
-from planner.interruption import Interrupted, interruptible
+from planner.cli.interruption import Interrupted, interruptible
 signal.signal(signal.{name}, signal.SIG_DFL)  # pytest itself may run where it is ignored
 interruptible()
 try:
@@ -48,7 +48,7 @@ except Interrupted as error:
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     code = """
 import os, signal
-from planner.interruption import interruptible
+from planner.cli.interruption import interruptible
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 interruptible()
 os.kill(os.getpid(), signal.SIGHUP)

@@ -18,12 +18,12 @@ from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.prune.sparse import Sparsify
+from passes.quantize.format_names import parse_scheme
 from passes.quantize.quantize import Quantize
-from passes.quantize.scheme import parse_scheme
-from planner.quality import Quality, expected_quality
-from planner.quality_features import Scheme, Traits
-from planner.quality_law import weight_loss
-from planner.quality_traits import named_traits, traits_of
+from planner.quality.expected import Quality, expected_quality
+from planner.quality.features import Scheme, Traits
+from planner.quality.law import weight_loss
+from planner.quality.traits import named_traits, traits_of
 from targets.quantity import Basis
 
 LLAMA_3_8B = "meta-llama/Meta-Llama-3-8B"

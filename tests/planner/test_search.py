@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes import graph
 from passes.base import Pass
+from passes.chain import illegal, rewrite
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
-from passes.quantize.scheme import parse_scheme
+from passes.quantize.format_names import parse_scheme
 from planner.bits import fewest_bits, most_bits
-from planner.quality import expected_quality
+from planner.quality.expected import expected_quality
 from planner.search import SearchResult, best, complete, preference, search, target_gpu
 from planner.space import FORMATS, KV_DTYPES, KV_ON_REQUEST, settings_options, workload_of
-from planner.spec import EngineChoice, Spec, parse_spec
+from planner.spec.parse import parse_spec
+from planner.spec.spec import EngineChoice, Spec
 from planner.verdict import Candidate, Verdict
-from targets.engines import find_engine
-from targets.engines.engine import Parallel
+from targets.engines.engine import Parallel, find_engine
 
 SPEC = """
 model: Qwen/Qwen2.5-7B-Instruct
@@ -99,7 +99,7 @@ def test_exl2_takes_the_most_bits_that_leave_room_for_the_context() -> None:
     bits = result.chosen.candidate.passes[0].options()["bpw"]
     finer = parse_scheme(f"exl2-{bits + 0.01:.2f}")
     assert finer is not None
-    ir = graph.rewrite(open_model(spec.model).ir, (finer, *result.chosen.candidate.passes[1:]))
+    ir = rewrite(open_model(spec.model).ir, (finer, *result.chosen.candidate.passes[1:]))
     memory = find_engine("exllamav2").memory(ir, result.gpu, result.chosen.candidate.settings, workload_of(spec))
     assert not memory.starts
 
@@ -129,7 +129,7 @@ def chains(ir: ModelIR, engine: str) -> Iterator[tuple[Pass, ...]]:
             yield head
         else:
             scaled = KVCachePass(dtype, scales=True)
-            yield (*head, KVCachePass(dtype) if graph.illegal(ir, (*head, scaled)) else scaled)
+            yield (*head, KVCachePass(dtype) if illegal(ir, (*head, scaled)) else scaled)
 
 
 def brute_force(spec: Spec, ir: ModelIR) -> list[Verdict]:
@@ -139,9 +139,9 @@ def brute_force(spec: Spec, ir: ModelIR) -> list[Verdict]:
         target = find_engine(engine)
         options = settings_options(engine, EngineChoice(name=engine), spec, gpu, Parallel())
         for chain in chains(ir, engine):
-            if graph.illegal(ir, chain):
+            if illegal(ir, chain):
                 continue
-            made, quality = graph.rewrite(ir, chain), expected_quality(ir, chain)
+            made, quality = rewrite(ir, chain), expected_quality(ir, chain)
             for settings in options:
                 changed = tuple(n for n in ("gpu_memory_utilization", "max_num_batched_tokens", "max_num_seqs")
                                 if getattr(settings, n) != getattr(options[0], n))  # fmt: skip

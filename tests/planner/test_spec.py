@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.reason import InputError
-from planner import units
-from planner.spec import Spec, load_spec, parse_spec
+from passes.errors import InputError
+from planner.spec import units
+from planner.spec.parse import load_spec, parse_spec
+from planner.spec.spec import Spec
 
 MINIMAL = "model: x\ntarget: { gpu: rtx-4090 }\n"
 

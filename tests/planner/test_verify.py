@@ -11,13 +11,13 @@ from typing import Any
 import pynvml
 import pytest
 
-from passes.reason import InputError
+from passes.errors import InputError
 from planner.machine import require_build, require_cards
-from planner.plan import plan
-from planner.spec import Spec
+from planner.plan.make import plan
+from planner.spec.spec import Spec
 from planner.verify import verify
-from targets.engine_build import engine_build
-from targets.probe import installed_gpus
+from targets.machine.devices import installed_gpus
+from targets.serve.engine_build import engine_build
 from tests.planner.test_cli import run
 
 _H100, _4090 = "NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090"

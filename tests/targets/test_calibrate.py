@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from passes.errors import InputError
 from passes.ir.sources import open_model
-from passes.reason import InputError
-from targets import calibrate
-from targets.calibrate import (
+from targets.engines.engine import Parallel, Settings
+from targets.gpu import find_gpu
+from targets.machine import calibrate
+from targets.machine.calibrate import (
     Observation,
     calibrate_machine,
     calibrate_served,
@@ -20,19 +22,10 @@ from targets.calibrate import (
     predict,
     store,
 )
-from targets.engines.engine import Parallel, Settings
-from targets.engines.speed import estimate
-from targets.engines.speed_profile import (
-    Profile,
-    believed_profile,
-    implausible,
-    load_profile,
-    measured_values,
-    profile_path,
-)
-from targets.engines.speed_rates import engine_values
-from targets.gpu import find_gpu
+from targets.machine.profile import Profile, believed_profile, implausible, load_profile, measured_values, profile_path
 from targets.quantity import Basis
+from targets.speed.estimate import estimate
+from targets.speed.rates import engine_values
 from targets.workload import Workload
 
 CPU = find_gpu("cpu")

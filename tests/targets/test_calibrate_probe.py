@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from targets import calibrate_probe
-from targets.calibrate_probe import (
+from targets.machine import probe_program
+from targets.machine.probe_program import (
     MATRICES,
     SIDES,
     Place,
@@ -52,7 +52,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(calibrate_probe.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(probe_program.time, "perf_counter", lambda: clock.now)
     return clock
 
 
@@ -105,7 +105,7 @@ def test_a_launch_is_the_median_of_warm_rounds(clock: Clock) -> None:
 
 
 def test_a_card_is_warmed_up_for_so_many_seconds(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate_probe, "SIDES", (64,))
+    monkeypatch.setattr(probe_program, "SIDES", (64,))
     warm_up(place(clock, 0.02), 10 * WAIT_S)
     assert 10 <= clock.waits <= 13
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from passes.reason import InputError
+from passes.errors import InputError
 from targets.gpu import all_gpus, find_gpu
 
 GIB = 1 << 30

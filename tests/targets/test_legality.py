@@ -10,9 +10,9 @@ import pytest
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.prune.depth import DepthPrune
-from passes.quantize.scheme import parse_scheme
-from targets.engines import exllamav2, exllamav3, find_engine
-from targets.engines.engine import Parallel, Settings
+from passes.quantize.format_names import parse_scheme
+from targets.engines.engine import Parallel, Settings, find_engine
+from targets.engines.exllama import v2, v3
 from targets.gpu import find_gpu
 from targets.workload import Workload
 from tests.backends.conftest import environment
@@ -97,7 +97,7 @@ def test_the_lists_are_those_of_the_packages() -> None:
     text = (packages / "exllamav2" / "architecture.py").read_text()
     named = set(re.findall(r'arch_string == "(\w+)"', text)) | {"LlamaForCausalLM"}
     named |= {name for names in re.findall(r"arch_string in \[(.*)\]", text) for name in re.findall(r"\w+", names)}
-    assert named - {"LlavaForConditionalGeneration", "Mistral3ForConditionalGeneration"} == exllamav2.ARCHITECTURES
+    assert named - {"LlavaForConditionalGeneration", "Mistral3ForConditionalGeneration"} == v2.ARCHITECTURES
     folder = packages / "exllamav3" / "architecture"
     strings = {
         name
@@ -105,7 +105,7 @@ def test_the_lists_are_those_of_the_packages() -> None:
         if not file.stem.endswith(("_mtp", "_vision"))
         for name in re.findall(r'^    arch_string = "(\w+)"', file.read_text(), re.MULTILINE)
     }
-    assert strings == exllamav3.ARCHITECTURES
+    assert strings == v3.ARCHITECTURES
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,9 @@ import pytest
 
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
-from passes.quantize.scheme import parse_scheme
-from targets.engines import ENGINE_NAMES, find_engine
-from targets.engines.device_params import allocated
-from targets.engines.engine import MemoryEstimate, Parallel, Settings
+from passes.quantize.format_names import parse_scheme
+from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
+from targets.engines.vllm.parameters import allocated
 from targets.gpu import find_gpu
 from targets.workload import Workload
 

@@ -9,11 +9,11 @@ import pytest
 
 from passes.ir.model import KVCache, ModelIR
 from passes.ir.sources import open_model
-from passes.quantize.scheme import parse_scheme
+from passes.quantize.format_names import parse_scheme
 from targets.engines.engine import Parallel, Settings, SpeedEstimate
-from targets.engines.speed import estimate
 from targets.gpu import all_gpus, find_gpu
 from targets.quantity import Basis
+from targets.speed.estimate import estimate
 from targets.workload import Workload
 
 ENGINES = ("vllm", "exllamav2", "exllamav3", "vllm-cpu")

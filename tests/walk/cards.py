@@ -21,23 +21,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from passes import graph
 from passes.base import Pass
-from passes.checkpoint import Checkpoint
-from passes.contest import trial
-from passes.evaluate import Side
-from passes.fisher import option_costs
+from passes.chain import method_of, rewrite
+from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import IntQuantized, PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
+from passes.measure.evaluate import Side
+from passes.measure.fisher import option_costs
+from passes.measure.trial import trial
 from passes.prune.sparse import Sparsify
-from passes.quantize.exl2_pass import QuantizeExl2
+from passes.quantize.exl2 import QuantizeExl2
+from passes.quantize.exl2_errors import measure
+from passes.quantize.format_names import parse_scheme
 from passes.quantize.quantize import Quantize
-from passes.quantize.scheme import parse_scheme
-from passes.recipe import method_of
-from passes.sensitivity import measure
-from passes.walk import Walk
+from passes.walk.walk import Walk
 from tests.walk.families import save_tiny
 
 _FP32 = torch.float32
@@ -120,7 +119,7 @@ def _walked(
     ir: ModelIR, chain: tuple[Pass, ...], source: Path, folder: Path, devices: list[torch.device]
 ) -> Checkpoint:
     ids = torch.randint(3, 280, (8, 32), generator=torch.Generator().manual_seed(0))
-    target, method = graph.rewrite(ir, chain), method_of(chain)
+    target, method = rewrite(ir, chain), method_of(chain)
     Walk(ir, target, Checkpoint(source), method, ids, folder, devices, _FP32, batch_tokens=64).run()
     return Checkpoint(folder / "shards")
 
@@ -159,7 +158,7 @@ def _measured(ir: ModelIR, folder: Path) -> dict[str, float]:
         options = measure(ir, source, ids, into / "options", _FP32, device)
         costs = option_costs(ir, source, ids, palette, into / "costs", _FP32, device)
         rounded = (Quantize("rtn", palette[0]),)
-        trialled = trial(rounded, graph.rewrite(ir, rounded), Side(ir, source), ids, ids, into / "trial", _FP32, device)
+        trialled = trial(rounded, rewrite(ir, rounded), Side(ir, source), ids, ids, into / "trial", _FP32, device)
         return (
             [x for each in options for x in each.attention + each.mlp],
             [x for each in costs.values() for x in each],

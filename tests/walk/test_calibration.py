@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from passes.calibration import TextSource, first_tokens, token_blocks, tokens_digest
-from passes.reason import InputError
+from passes.errors import InputError
+from passes.text.source import TextSource, first_tokens, token_blocks, tokens_digest
 from tests.walk.conftest import save_tiny_llama, save_tokenizer
 
 #: The token that `begins` puts before every text.

@@ -12,21 +12,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from passes import graph
-from passes.assemble import differences
-from passes.calibration import TextSource
-from passes.checkpoint import Checkpoint
-from passes.execute import execute
+from passes.blocks.renumbered import RenumberedWeights
+from passes.chain import from_json, rewrite
+from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.architectures import build_ir
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.job import Job
 from passes.kv_cache import KVCachePass
 from passes.prune.config import with_fewer_layers
 from passes.prune.depth import DepthPrune, candidates
-from passes.prune.influence import RenumberedWeights, choose_blocks
+from passes.prune.influence import choose_blocks
 from passes.quantize.quantize import Quantize
+from passes.run.assemble import differences
+from passes.run.execute import execute
+from passes.run.job import Job
+from passes.text.source import TextSource
 from tests.walk.conftest import BLOCKS, save_tiny_llama
 from tests.walk.families import save_tiny
 from tests.walk.test_families import through
@@ -238,9 +239,9 @@ def test_prune_quantize_and_kv_cache_are_one_graph(llama: Path, llama_ir: ModelI
         calibration=TextSource(str(text), 8, 32), evaluation=TextSource("python-reference", 4, 32),
     )  # fmt: skip
     outcome = execute(job)
-    assert differences(job.out, graph.rewrite(llama_ir, chain)) == []
+    assert differences(job.out, rewrite(llama_ir, chain)) == []
     resolved = outcome.passes[0]
     assert isinstance(resolved, DepthPrune) and resolved.blocks is not None and resolved.blocks[0] in (1, 2)
-    assert graph.from_json(json.loads((job.out / "tightfit.json").read_text())["passes"]) == outcome.passes
+    assert from_json(json.loads((job.out / "tightfit.json").read_text())["passes"]) == outcome.passes
     assert AutoModelForCausalLM.from_pretrained(job.out).config.num_hidden_layers == BLOCKS - 1
     assert all(step.reused for step in execute(job).steps)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from passes.places import check_places, claim, publish
+from passes.run.result_folder import check_places, claim, publish
 from tests.walk.conftest import save_tiny_llama
 
 _BLOCKS = 16
@@ -47,7 +47,7 @@ evaluation: { dataset: python-reference, samples: 2, length: 64 }
 #: `optimize` with something done to it at a moment of its progress: sys.argv[1] says what, at which step, after how many units.
 _CHILD = """
 import contextlib, glob, os, resource, signal, sys, time
-import planner.cli, planner.progress
+import planner.cli.main, planner.cli.progress
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest itself may run where it is ignored
 
@@ -76,15 +76,15 @@ def reached():
 def shown(console):
     yield lambda event: reached() if event.step == step and event.done >= done and event.total > 1 - (done == 0) else None
 
-planner.progress.shown = shown
-planner.cli.main()
+planner.cli.progress.shown = shown
+planner.cli.main.main()
 """
 
 
-#: `optimize` killed before the {{number}}-th write of `passes.assemble`.
+#: `optimize` killed before the {{number}}-th write of `passes.run.assemble`.
 _KILL_AT_WRITE = """
 import os, signal, sys
-import passes.assemble as module, planner.cli
+import passes.run.assemble as module, planner.cli.main
 
 left = {number}
 def dying(name):
@@ -107,7 +107,7 @@ if {number} == 7:
         return real(path, target)
     module.Path.rename = rename
 sys.argv = ["optimize", *sys.argv[1:]]
-planner.cli.main()
+planner.cli.main.main()
 """
 
 

@@ -12,23 +12,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from passes import graph
-from passes.assemble import differences
-from passes.calibration import TextSource, token_blocks
-from passes.checkpoint import Checkpoint
-from passes.decoded import DecodedCheckpoint
-from passes.execute import execute
+from passes import chain
+from passes.blocks.decoded_weights import DecodedCheckpoint
+from passes.errors import GoalMissedError, InputError, TightfitError
+from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.job import Job, Outcome, Progress
 from passes.kv_cache import KVCachePass
-from passes.places import MARKER
-from passes.quantize.load_time import QuantizeAtLoad
+from passes.quantize.at_load import QuantizeAtLoad
 from passes.quantize.quantize import Quantize
-from passes.reason import GoalMissedError, InputError, TightfitError
+from passes.run.assemble import differences
+from passes.run.execute import execute
+from passes.run.job import Job, Outcome
+from passes.run.result_folder import MARKER
+from passes.steps.progress import Progress
+from passes.text.source import TextSource, token_blocks
 from tests.walk.conftest import save_tokenizer
 
 CHAIN = (Quantize("gptq", PackQuantized(4, 32)), KVCachePass("fp8", True))
@@ -105,7 +106,7 @@ def test_any_difference_from_the_description_is_seen(job: Job, damage: str) -> N
 
 
 def test_a_result_that_differs_is_never_published(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("passes.assemble.differences", lambda folder, target: ["x is missing"])
+    monkeypatch.setattr("passes.run.assemble.differences", lambda folder, target: ["x is missing"])
     with pytest.raises(GoalMissedError, match="x is missing"):
         execute(job)
     assert not job.out.exists()
@@ -178,7 +179,7 @@ def test_config_tokenizer_and_marker_come_along(job: Job) -> None:
     config = json.loads((job.out / "config.json").read_text())
     assert config["quantization_config"]["kv_cache_scheme"]["num_bits"] == 8
     assert (job.out / "tokenizer.json").read_bytes() == (job.folder / "tokenizer.json").read_bytes()
-    assert graph.from_json(json.loads((job.out / MARKER).read_text())["passes"]) == CHAIN
+    assert chain.from_json(json.loads((job.out / MARKER).read_text())["passes"]) == CHAIN
 
 
 def test_folders_that_are_not_ours_are_not_overwritten(job: Job) -> None:

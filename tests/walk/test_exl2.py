@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from passes.quantize import exl2
+from passes.algorithms import exl2
 
 MIXED = [(8, 32), (4, 64), (3, 64), (2, 32)]
 UNIFORM = [(4, 128), (4, 64)]

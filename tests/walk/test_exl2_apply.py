@@ -10,19 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from passes.assemble import differences
-from passes.calibration import TextSource
-from passes.checkpoint import Checkpoint
-from passes.decoded import DecodedCheckpoint
-from passes.execute import execute
+from passes.blocks.decoded_weights import DecodedCheckpoint
+from passes.files.checkpoint import Checkpoint
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.job import Job
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
-from passes.quantize.exl2_pass import QuantizeExl2, budget_bytes, resolved_bytes
-from passes.quantize.scheme import parse_scheme
-from passes.sensitivity import measure
+from passes.quantize.exl2 import QuantizeExl2, budget_bytes, resolved_bytes
+from passes.quantize.exl2_errors import measure
+from passes.quantize.format_names import parse_scheme
+from passes.run.assemble import differences
+from passes.run.execute import execute
+from passes.run.job import Job
+from passes.text.source import TextSource
 from tests.walk.conftest import save_family, save_tiny_llama
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from passes import graph
-from passes.adapters import Decoder
+from passes.algorithms.method import method
 from passes.base import Pass
-from passes.checkpoint import Checkpoint, Weights, write_shard
-from passes.decoded import DecodedCheckpoint
-from passes.evaluate import Side, evaluate
-from passes.family import SAME_CLASS, WITHOUT_CLASS
+from passes.blocks.decoded_weights import DecodedCheckpoint
+from passes.blocks.decoder import Decoder
+from passes.blocks.matrices import dense_block
+from passes.blocks.model_class import SAME_CLASS, WITHOUT_CLASS
+from passes.chain import rewrite
+from passes.files.checkpoint import Checkpoint, Weights, write_shard
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.format import Format
@@ -22,11 +23,10 @@ from passes.ir import catalog
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
-from passes.members import dense_block
-from passes.quantize.methods import method
+from passes.measure.evaluate import Side, evaluate
 from passes.quantize.quantize import Quantize
-from passes.walk import Walk
-from passes.walk_state import WalkState
+from passes.walk.state import WalkState
+from passes.walk.walk import Walk
 from tests.walk.families import FAMILIES, SEEING, save_seeing, save_tiny
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -48,7 +48,7 @@ def through(ir: ModelIR, weights: Weights, ids: torch.Tensor) -> torch.Tensor:
 def walked(source: Path, chain: tuple[Pass, ...], name: str, folder: Path) -> tuple[float, WalkState, Walk]:
     """KL of a walk's result against its source, what the walk reported, the walk."""
     ir, weights = open_model(source).ir, Checkpoint(source)
-    target = graph.rewrite(ir, chain)
+    target = rewrite(ir, chain)
     walk = Walk(ir, target, weights, method(name), IDS, folder, (CPU,), FP32, batch_tokens=2 * IDS.shape[1])
     state = walk.run()
     outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]

@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from passes.algorithms.gptq import GptqOptions, column_order, gptq
+from passes.algorithms.method import method
+from passes.algorithms.rtn import round_blocks_to_nearest, round_to_nearest
+from passes.algorithms.scale_search import FULL_RANGE, ScaleSearch
+from passes.blocks.input_statistics import Inputs
+from passes.errors import TightfitError
 from passes.formats.format import Grid, Quantized
 from passes.formats.gptq import Gptq as GptqFormat
-from passes.inputs import Inputs
-from passes.quantize.exl2_pass import QuantizeExl2
-from passes.quantize.gptq import GptqOptions, column_order, gptq
-from passes.quantize.methods import method
+from passes.quantize.exl2 import QuantizeExl2
 from passes.quantize.quantize import EXECUTABLE_METHODS
-from passes.quantize.rtn import round_blocks_to_nearest, round_to_nearest
-from passes.quantize.scales import FULL_RANGE, ScaleSearch
-from passes.reason import TightfitError
 
 K, N = 96, 48
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from passes.places import MARKER
-from passes.reason import InputError
+from passes.errors import InputError
+from passes.run.result_folder import MARKER
 from planner.apply import apply
 from planner.kept import require_own_place
-from planner.plan import load_plan, plan
-from planner.plan import save as save_plan
+from planner.plan.document import load_plan
+from planner.plan.document import save as save_plan
+from planner.plan.make import plan
 from tests.planner.percents import percents, unexplained
 from tests.walk.conftest import save_tiny_llama
 

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from passes import graph
-from passes.assemble import differences
-from passes.calibration import TextSource
-from passes.checkpoint import Checkpoint
-from passes.execute import execute
-from passes.fisher import option_costs
+from passes.chain import from_json, rewrite, to_json
+from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.dense import Dense
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.job import Job
+from passes.measure.fisher import option_costs
+from passes.quantize.format_names import parse_scheme
 from passes.quantize.mixed import QuantizeMixed, groups, quantized_weights
-from passes.quantize.scheme import parse_scheme
+from passes.run.assemble import differences
+from passes.run.execute import execute
+from passes.run.job import Job
+from passes.text.source import TextSource
 from tests.walk.families import save_tiny
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -69,7 +69,7 @@ def test_a_budget_holds_before_and_after_measuring(llama_ir: ModelIR, costs: Cos
     assert sizes[1] <= sizes[0]
     rest = llama_ir.tensor_bytes - sum(sizes[2] for _, sizes in groups(llama_ir, OPTIONS))
     assert sizes[0] - rest <= bpw * quantized_weights(llama_ir) / 8
-    assert graph.from_json(graph.to_json([resolved])) == (resolved,)
+    assert from_json(to_json([resolved])) == (resolved,)
 
 
 def test_tied_layers_are_alike_and_within_the_budget(llama_ir: ModelIR, costs: Costs) -> None:
@@ -89,7 +89,7 @@ def test_apply_resolves_and_stores_it(llama: Path, llama_ir: ModelIR, tmp_path: 
     outcome = execute(job)
     [one] = outcome.passes
     assert isinstance(one, QuantizeMixed) and one.resolved
-    assert not differences(job.out, graph.rewrite(llama_ir, outcome.passes))
+    assert not differences(job.out, rewrite(llama_ir, outcome.passes))
     assert [step.reused for step in execute(job).steps] == [True] * len(outcome.steps)
 
 

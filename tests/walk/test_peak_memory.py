@@ -16,19 +16,19 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from passes import graph
-from passes.checkpoint import Checkpoint
+from passes import chain
+from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.sources import open_model
-from passes.measure import Meter
-from passes.quantize.methods import GPTQ_DEFAULT, Gptq
+from passes.steps.meter import Meter
+from passes.algorithms.method import GPTQ_DEFAULT, Gptq
 from passes.quantize.quantize import Quantize
-from passes.walk import Walk
+from passes.walk.walk import Walk
 
 model, folder, samples, live = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]) or None
 ids = torch.randint(0, 256, (samples, 128), generator=torch.Generator().manual_seed(3))
 ir = open_model(model).ir
-target = graph.rewrite(ir, (Quantize("gptq", PackQuantized(4, 64)),))
+target = chain.rewrite(ir, (Quantize("gptq", PackQuantized(4, 64)),))
 def walk(tokens, into):
     Walk(
         ir, target, Checkpoint(model), Gptq(GPTQ_DEFAULT), tokens, into, (torch.device("cpu"),), torch.float32, live=live,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from passes.ir.model import ModelIR
-from passes.walk_state import BlockReport, WalkState
+from passes.walk.state import BlockReport, WalkState
 from tests.walk.conftest import BLOCKS, save_tiny_llama
 from tests.walk.test_walk import walk
 

@@ -7,26 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from passes import graph
-from passes.assemble import differences
+from passes.algorithms.gptq import GptqOptions, gptq, sparse
+from passes.algorithms.method import method
+from passes.algorithms.sparsity import Mask
 from passes.base import Pass
-from passes.calibration import TextSource
-from passes.checkpoint import Checkpoint
-from passes.decoded import DecodedCheckpoint
-from passes.execute import execute
+from passes.blocks.decoded_weights import DecodedCheckpoint
+from passes.blocks.matrices import dense_block, members
+from passes.chain import illegal, rewrite
+from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
 from passes.formats.format import Grid
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.job import Job
-from passes.members import dense_block, members
-from passes.prune.mask import Mask
 from passes.prune.sparse import Sparsify
-from passes.quantize.gptq import GptqOptions, gptq, sparse
-from passes.quantize.methods import method
+from passes.quantize.format_names import parse_scheme
 from passes.quantize.quantize import Quantize
-from passes.quantize.scheme import parse_scheme
-from passes.walk import Walk
+from passes.run.assemble import differences
+from passes.run.execute import execute
+from passes.run.job import Job
+from passes.text.source import TextSource
+from passes.walk.walk import Walk
 from tests.walk.families import save_tiny
 from tests.walk.test_gptq import K, decode, loss, problem
 
@@ -78,7 +78,7 @@ def test_a_checkpoint_has_the_pattern_everywhere(
     text.write_text("two of four stay, and those that stay make up for those that go. " * 200)
     job = Job(llama_ir, llama, chain, tmp_path / "out", tmp_path / "work", TextSource(str(text), 8, 64))
     outcome = execute(job)
-    assert not differences(job.out, graph.rewrite(llama_ir, chain))
+    assert not differences(job.out, rewrite(llama_ir, chain))
     decoded = DecodedCheckpoint(Checkpoint(job.out), outcome.target, torch.float32)
     for layer in range(len(llama_ir.decoder.layers)):
         name = f"{llama_ir.decoder.layer_prefix(layer)}mlp.gate_proj.weight"
@@ -92,7 +92,7 @@ def test_banks_and_fused_matrices_stay_whole_with_zeros_in_them(family: str, tmp
     ir = open_model(tmp_path / "source").ir
     ids = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
     chain = (Sparsify("sparsegpt", 0.5, "2:4"),)
-    Walk(ir, graph.rewrite(ir, chain), Checkpoint(tmp_path / "source"), method(None, chain[0].mask), ids, tmp_path / "walk",
+    Walk(ir, rewrite(ir, chain), Checkpoint(tmp_path / "source"), method(None, chain[0].mask), ids, tmp_path / "walk",
          (torch.device("cpu"),), torch.float32).run()  # fmt: skip
     stored = Checkpoint(tmp_path / "walk" / "shards")
     for layer in range(len(ir.decoder.layers)):
@@ -117,7 +117,7 @@ def test_a_plan_refuses_zeros_with_methods_that_choose_their_own_rounding(
     scheme: str, codes: list[str], llama_ir: ModelIR
 ) -> None:
     chain = (Sparsify("sparsegpt", 0.5, "2:4"), parse_scheme(scheme))
-    assert [reason.code for reason in graph.illegal(llama_ir, chain)] == codes
+    assert [reason.code for reason in illegal(llama_ir, chain)] == codes
 
 
 @pytest.mark.parametrize("scheme", ["gptq-4-g32-act", "gptq-4-g32", "fp8"])

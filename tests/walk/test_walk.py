@@ -11,20 +11,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaForCausalLM
 
-from passes import graph
-from passes.adapters import Decoder
-from passes.checkpoint import Checkpoint, write_shard
-from passes.decoded import DecodedCheckpoint
-from passes.evaluate import Measured, Side, evaluate
+from passes import chain
+from passes.algorithms.gptq import gptq
+from passes.algorithms.method import GPTQ_DEFAULT, Gptq, RoundToNearest
+from passes.blocks.decoded_weights import DecodedCheckpoint
+from passes.blocks.decoder import Decoder
+from passes.blocks.matrices import dense_block
+from passes.files.checkpoint import Checkpoint, write_shard
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
-from passes.members import dense_block
-from passes.quantize.gptq import gptq
-from passes.quantize.methods import GPTQ_DEFAULT, Gptq, RoundToNearest
+from passes.measure.evaluate import Measured, Side, evaluate
 from passes.quantize.quantize import Quantize
-from passes.walk import Method, Walk
-from passes.walk_state import BlockReport
+from passes.walk.state import BlockReport
+from passes.walk.walk import Method, Walk
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 METHOD = Gptq(GPTQ_DEFAULT)
@@ -43,7 +43,7 @@ def walk(
 ) -> Walk:
     return Walk(
         ir,
-        graph.rewrite(ir, CHAIN),
+        chain.rewrite(ir, CHAIN),
         Checkpoint(llama),
         method,
         tokens,
@@ -58,7 +58,7 @@ def walk(
 def decoded(llama: Path, ir: ModelIR, folder: Path) -> DecodedCheckpoint:
     outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]
     write_shard(folder / "shards" / "model-00000.safetensors", Checkpoint(llama).read(outer))
-    return DecodedCheckpoint(Checkpoint(folder / "shards"), graph.rewrite(ir, CHAIN), FP32)
+    return DecodedCheckpoint(Checkpoint(folder / "shards"), chain.rewrite(ir, CHAIN), FP32)
 
 
 def reference(llama: Path, tokens: torch.Tensor) -> LlamaForCausalLM:
@@ -149,7 +149,7 @@ def test_every_stored_tensor_is_the_described_one(
 ) -> None:
     walk(llama, llama_ir, tokens, tmp_path, RoundToNearest()).run()
     decoded(llama, llama_ir, tmp_path)
-    assert set(Checkpoint(tmp_path / "shards").describe()) == set(graph.rewrite(llama_ir, CHAIN).tensors())
+    assert set(Checkpoint(tmp_path / "shards").describe()) == set(chain.rewrite(llama_ir, CHAIN).tensors())
 
 
 @pytest.mark.parametrize("batch_tokens", [32, 10_000])

@@ -6,12 +6,12 @@ import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from passes.errors import InputError, nearest
 from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import ESCAPE, Config
 from passes.ir.architectures.draft import Description, Names
 from passes.ir.architectures.parts import Maker, stored_names
 from passes.ir.model import ModelIR
-from passes.reason import InputError, nearest
 
 #: Which module describes an architecture. A module is imported when one of its families is asked for.
 _MODULES: dict[str, tuple[str, ...]] = {

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from passes.reason import InputError
+from passes.errors import InputError
 
 ESCAPE = (
     "If every layer keeps full keys and values, `assume: full-attention` in the spec reads it as a Llama-like model."

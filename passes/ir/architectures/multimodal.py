@@ -10,7 +10,7 @@ from passes.ir.architectures import describe as describe_text
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.draft import Description, Names
 from passes.ir.architectures.parts import Maker, total
-from passes.ir.architectures.vision import (
+from passes.ir.architectures.vision import (  # fmt: skip
     clip,
     gemma4_audio,
     gemma4_vision,
@@ -21,7 +21,7 @@ from passes.ir.architectures.vision import (
     pixtral,
     projector,
     qwen_vision,
-)  # fmt: skip
+)
 
 _INSIDE = Names("language_model.model.", "language_model.lm_head")
 _BESIDE = Names("model.language_model.", "lm_head")

@@ -1,0 +1,1 @@
+"""Runs a transformers model one block at a time."""

@@ -1,0 +1,94 @@
+"""What calibration tells about the inputs of a matrix: H = Σ x xᵀ over tokens, and how large each input gets.
+
+H is the Hessian of the squared output error (GPTQ, Frantar et al. 2022, eq. 2). The factor 2 and the division by the number of
+tokens are left out: every algorithm here is invariant to H's scale. Accumulated in fp32 whatever the activations' dtype. H is
+symmetric, so only the block rows right of the diagonal are summed: five eighths of the work with four blocks. (BLAS' own
+rank-k update does half, but brings a second pool of threads that spin against torch's: slower on few cores.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from passes.errors import TightfitError
+
+if TYPE_CHECKING:
+    import torch
+
+_BLOCK = 384
+
+
+class Inputs:
+    """Accumulates over batches of inputs `[…, K]`: `products`: H; `magnitudes`: `mean` and `peak`."""
+
+    def __init__(
+        self, in_features: int, device: torch.device, *, products: bool = True, magnitudes: bool = False
+    ) -> None:
+        import torch
+
+        self.tokens = 0
+        self._magnitudes = magnitudes
+        width = in_features if products else 0
+        self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
+        self._absolute = torch.zeros(in_features, dtype=torch.float32, device=device)
+        self._peak = torch.zeros(in_features, dtype=torch.float32, device=device)
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Add a batch: `[…, K]`, any float dtype."""
+        import torch
+
+        x_TK = inputs.reshape(-1, inputs.shape[-1]).float()
+        self.tokens += x_TK.shape[0]
+        for start in range(0, len(self._sum), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            self._sum[rows, start:].addmm_(x_TK[:, rows].T, x_TK[:, start:])
+        if self._magnitudes and len(x_TK):
+            size = x_TK.abs()
+            self._absolute += size.sum(0)
+            self._peak = torch.maximum(self._peak, size.amax(0))
+
+    def hessian(self, where: str) -> torch.Tensor:
+        """H `[K, K]`, symmetric. Raises TightfitError when it is not finite; `where` names the layer."""
+        import torch
+
+        upper = torch.triu(self._sum)
+        hessian = upper + torch.triu(upper, 1).T
+        if not bool(torch.isfinite(hessian).all()):
+            raise TightfitError(
+                f"the inputs of {where} hold NaN or infinity, so its Hessian is useless",
+                remedy="check the source model's weights",
+            )
+        return hessian
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Mean |x| of each input `[K]`."""
+        return self._absolute / max(1, self.tokens)
+
+    @property
+    def peak(self) -> torch.Tensor:
+        """Largest |x| of each input `[K]`."""
+        return self._peak
+
+    def take(self, other: Inputs) -> None:
+        """Add what another one saw, on whatever device."""
+        import torch
+
+        self.tokens += other.tokens
+        self._sum += other._sum.to(self._sum.device)
+        self._absolute += other._absolute.to(self._absolute.device)
+        self._peak = torch.maximum(self._peak, other._peak.to(self._peak.device))
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same on a device."""
+        self._sum, self._absolute, self._peak = (t.to(device) for t in (self._sum, self._absolute, self._peak))
+        return self
+
+
+def summed(parts: Sequence[Inputs], device: torch.device) -> Inputs:
+    """What several devices saw of the inputs of one matrix, together on one of them. `parts` are used up."""
+    whole = parts[0].to(device)
+    for part in parts[1:]:
+        whole.take(part)
+    return whole

@@ -1,0 +1,38 @@
+"""What a run holds in memory at once. The run keeps to it (`passes.walk.paused_batches`, `passes.measure.evaluate`), the plan predicts
+with it."""
+
+from __future__ import annotations
+
+import sys
+
+from passes.ir.model import Block
+
+#: Tokens that go through a block together.
+BATCH_TOKENS = 4096
+#: One part in so many of the memory may be taken by batches that wait inside a block.
+LIVE_SHARE = 4
+#: Tokens whose logits are held at once, and the bytes that a logit takes then: of each model as it computes, in fp32, its logarithm,
+#: and what their difference is made of.
+LOGIT_TOKENS, LOGIT_BYTES = 256, 32
+#: What a batch that waits in front of the last matrix holds, in widths of the hidden states: input, residual, norm's output, attention's.
+_HELD_STATES = 4
+
+
+def waiting_bytes(block: Block, hidden_size: int, itemsize: int) -> int:
+    """Bytes that a token holds at most while its batch waits inside a block: its states, and what the widest matrix reads, twice.
+
+    Of experts only the states: what waits in front of one are the tokens that were routed to it.
+    """
+    widest = max((linear.in_features for linear in block.linears if linear.copies == 1), default=0)
+    return (_HELD_STATES * hidden_size + 2 * widest) * itemsize
+
+
+def live_batches(block: Block, hidden_size: int, batch_tokens: int, itemsize: int, memory_bytes: int) -> int:
+    """How many batches may wait inside a block on a device with so much memory; at least one.
+
+    All of them where there are experts: to run again at each of as many stops would take days. There the text is what the memory has to
+    hold, and a plan says how much that is.
+    """
+    if any(linear.copies > 1 for linear in block.linears):
+        return sys.maxsize
+    return max(1, memory_bytes // LIVE_SHARE // (batch_tokens * waiting_bytes(block, hidden_size, itemsize)))

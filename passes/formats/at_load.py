@@ -1,0 +1,80 @@
+"""How engines hold matrices that they quantize while loading: exact resident bytes. The checkpoint itself stays dense.
+
+`nf4`: bitsandbytes NF4, two weights a byte, one fp32 maximum for 64 weights (vLLM's loader undoes bitsandbytes' double quantization
+of these maxima while loading). `int8-bnb`: LLM.int8(), int8 weights, one fp32 statistic an output. `fp8-online`: e4m3 weights, one fp32
+scale a matrix (vLLM `--quantization fp8` on a 16-bit checkpoint).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from passes.errors import Reason, TightfitError, unknown_name
+from passes.formats.format import Format, Quantized
+from passes.formats.tensor import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+_Part = tuple[str, str, tuple[int, ...]]
+_NF4_BLOCK = 64
+
+
+def _nf4(n: int, k: int) -> tuple[_Part, ...]:
+    return ("weight", "U8", (-(-n * k // 2), 1)), ("weight.absmax", "F32", (-(-n * k // _NF4_BLOCK),))
+
+
+def _int8(n: int, k: int) -> tuple[_Part, ...]:
+    return ("weight", "I8", (n, k)), ("weight.SCB", "F32", (n,))
+
+
+def _fp8(n: int, k: int) -> tuple[_Part, ...]:
+    return ("weight", "F8_E4M3", (n, k)), ("weight_scale", "F32", (1,))
+
+
+_LAYOUTS: Mapping[str, tuple[Callable[[int, int], tuple[_Part, ...]], float]] = {
+    "nf4": (_nf4, 4),
+    "int8-bnb": (_int8, 8),
+    "fp8-online": (_fp8, 8),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Resident(Format):
+    """One matrix as an engine holds it after quantizing it itself; never in a checkpoint."""
+
+    kind: ClassVar[str] = "resident"
+    scheme: str
+
+    @property
+    def label(self) -> str:
+        """The name users write: `nf4`, `int8-bnb`, `fp8-online`."""
+        return self.scheme
+
+    def illegal(self, out_features: int, in_features: int) -> Reason | None:
+        """Every shape is legal."""
+        return None
+
+    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+        """What the engine keeps in memory."""
+        return tuple(
+            Tensor(f"{name}.{suffix}", dtype, shape)
+            for suffix, dtype, shape in _LAYOUTS[self.scheme][0](out_features, in_features)
+        )
+
+    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
+        """Nothing is written: the engine does it while loading."""
+        raise TightfitError(f"{self.scheme} is made by the engine while loading", remedy="store the model dense")
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Nothing is stored: the engine does it while loading."""
+        raise TightfitError(f"{self.scheme} is made by the engine while loading", remedy="read the dense model")
+
+
+def resident(scheme: str) -> Resident:
+    """The format of a load-time scheme. Raises InputError with the nearest names for one that is not known."""
+    if scheme not in _LAYOUTS:
+        raise unknown_name("load-time scheme", scheme, _LAYOUTS, remedy=f"one of {', '.join(_LAYOUTS)}")
+    return Resident(scheme)

@@ -1,0 +1,61 @@
+"""A matrix as some other tool stored it, known only from the headers: exact sizes, no codec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from passes.errors import Reason, TightfitError
+from passes.formats.format import Format, Quantized
+from passes.formats.tensor import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Format):
+    """One matrix of a quantized checkpoint, as its headers list it: `parts` are (suffix, dtype, shape) of every tensor.
+
+    `method` is the checkpoint's `quant_method`. The shapes are those of one matrix; asking for another shape is an error.
+    `bank`: the source keeps a layer's experts in one set of tensors, `<bank><suffix>`, with the expert as first dimension.
+    """
+
+    kind: ClassVar[str] = "stored"
+    method: str
+    out_features: int
+    in_features: int
+    parts: tuple[tuple[str, str, tuple[int, ...]], ...]
+    bank: bool = False
+
+    @property
+    def label(self) -> str:
+        """The method and the effective bits a weight, `exl2-4.27`."""
+        return f"{self.method}-{self.bits_per_weight(self.out_features, self.in_features):.2f}"
+
+    def illegal(self, out_features: int, in_features: int) -> Reason | None:
+        """Only the shape that was read."""
+        if (out_features, in_features) == (self.out_features, self.in_features):
+            return None
+        return Reason(
+            "stored_as_read", f"a matrix stored by {self.method} cannot be reshaped", "start from the dense model"
+        )
+
+    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+        """The tensors that were read."""
+        return tuple(Tensor(f"{name}.{suffix}", dtype, shape) for suffix, dtype, shape in self.parts)
+
+    def stacked(self, name: str, copies: int, out_features: int, in_features: int) -> tuple[Tensor, ...] | None:
+        """The bank's tensors, where the source keeps a bank."""
+        if not self.bank:
+            return None
+        return tuple(Tensor(f"{name}{suffix}", dtype, (copies, *shape)) for suffix, dtype, shape in self.parts)
+
+    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
+        """Not possible: the layout is known, its meaning is not."""
+        raise TightfitError(f"{self.method} matrices are not written", remedy="choose a format that is")
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Not possible: the layout is known, its meaning is not."""
+        raise TightfitError(f"{self.method} matrices are not read back", remedy="start from the dense model")

@@ -1,0 +1,1 @@
+"""Reads and writes `quantization_config`, by which engines know how a checkpoint is stored."""

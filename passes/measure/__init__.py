@@ -1,0 +1,1 @@
+"""Says what was lost: a stored model against its source, a format in KL, a trial of a chain."""

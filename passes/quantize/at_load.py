@@ -1,0 +1,50 @@
+"""Quantization that the engine does while loading (bitsandbytes, online fp8): the checkpoint stays dense, memory shrinks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from passes.base import Pass
+from passes.errors import Reason
+from passes.formats.at_load import Resident, resident
+from passes.ir.model import LoadTime, ModelIR
+
+
+@dataclass(frozen=True)
+class QuantizeAtLoad(Pass):
+    """Have the engine quantize every quantizable matrix with `scheme` (`nf4`, `int8-bnb`, `fp8-online`)."""
+
+    name: ClassVar[str] = "quantize_at_load"
+    scheme: str
+
+    @property
+    def method(self) -> str:
+        """Round to nearest: no engine calibrates while loading."""
+        return "rtn"
+
+    @property
+    def storage(self) -> Resident:
+        """How the engine holds a matrix."""
+        return resident(self.scheme)
+
+    def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
+        """Only dense models can be quantized while loading."""
+        if ir.quant_method is not None or any(
+            linear.storage.kind != "dense" for block, _ in ir.decoder.counts for linear in block.linears
+        ):
+            return (Reason("already_quantized", f"{ir.name} is quantized already", "name the dense model"),)
+        return ()
+
+    def rewrite(self, ir: ModelIR) -> ModelIR:
+        """Nothing changes in the checkpoint; `passes.ir.resident.resident_model` tells what the engine holds."""
+        return replace(ir, load_time=LoadTime(self.scheme))
+
+    @property
+    def load_time(self) -> bool:
+        """Always."""
+        return True
+
+    def text(self) -> str:
+        """`quantize_at_load{nf4}`."""
+        return f"{self.name}{{{self.scheme}}}"

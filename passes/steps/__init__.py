@@ -1,0 +1,1 @@
+"""Runs the steps of a job, each under the key of what it depends on, and keeps what each took."""

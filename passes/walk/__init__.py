@@ -1,0 +1,1 @@
+"""Walks over a model's blocks and stores their matrices by an algorithm."""

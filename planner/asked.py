@@ -1,0 +1,80 @@
+"""From the names users write to chains of passes, and from a chain to the description it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from passes.base import Pass
+from passes.chain import refused
+from passes.errors import InputError, Reason, unknown_name
+from passes.formats.dense import Dense
+from passes.formats.tensor import Tensor
+from passes.ir.model import Linear, ModelIR
+from passes.kv_cache import DTYPES, KVCachePass
+from passes.quantize.format_names import dense_dtype, parse_scheme
+
+
+def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
+    """The passes that a format's name and a KV type stand for. Raises InputError for unknown names."""
+    chain: list[Pass] = []
+    dtype = {"fp8_e4m3": "fp8", "model": "auto"}.get(kv_cache_dtype, kv_cache_dtype)
+    if dtype not in DTYPES:
+        raise unknown_name("KV-cache type", kv_cache_dtype, DTYPES, remedy=f"one of {', '.join(DTYPES)}")
+    scheme = parse_scheme(weights) if weights else None
+    if scheme is not None:
+        chain.append(scheme)
+    if dtype != "auto":
+        chain.append(KVCachePass(dtype))
+    return tuple(chain)
+
+
+def rewrite(ir: ModelIR, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason, ...]]:
+    """The description after a chain, and why its passes are illegal; an illegal pass is still described where it can be."""
+    reasons: list[Reason] = []
+    for step in chain:
+        reasons += step.illegal(ir)
+        ir = step.rewrite(ir)
+    tool = refused(chain)
+    return ir, (*reasons, *((tool,) if tool else ()))
+
+
+def with_dtype(ir: ModelIR, weights: str | None, dtype: str | None) -> ModelIR:
+    """The model in the dtype that was asked by `--dtype` or a dense `--weights`."""
+    name = dense_dtype(weights) if weights else None
+    asked = name or _DTYPES.get((dtype or "auto").lower())
+    if dtype and dtype.lower() not in _DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}", remedy=f"one of {', '.join(_DTYPES)}")
+    if asked is None or asked == ir.dtype:
+        return ir
+    return cast_dense(ir, asked)
+
+
+_DTYPES: Mapping[str, str | None] = {
+    "auto": None, "bfloat16": "BF16", "bf16": "BF16", "float16": "F16", "half": "F16", "fp16": "F16", "float32": "F32", "float": "F32",
+    "fp32": "F32",
+}  # fmt: skip
+
+
+def cast_dense(ir: ModelIR, dtype: str) -> ModelIR:
+    """The model with its 16- and 32-bit tensors in another dtype."""
+    floats = {"BF16", "F16", "F32"}
+
+    def linear(lin: Linear) -> Linear:
+        storage = Dense(dtype) if isinstance(lin.storage, Dense) else lin.storage
+        return replace(lin, storage=storage, bias=dtype if lin.bias in floats else lin.bias)
+
+    def tensor(t: Tensor) -> Tensor:
+        return Tensor(t.name, dtype, t.shape) if t.dtype in floats else t
+
+    stacks = tuple(
+        stack.map_blocks(lambda b: b.map_linears(linear).replace(tensors=tuple(map(tensor, b.tensors))))
+        for stack in ir.stacks
+    )
+    return replace(
+        ir,
+        dtype=dtype,
+        stacks=stacks,
+        outer=tuple(map(linear, ir.outer)),
+        outer_tensors=tuple(map(tensor, ir.outer_tensors)),
+    )

@@ -1,0 +1,332 @@
+"""Defines the commands: each parses, calls, and prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from passes.errors import InputError
+from planner.cli.encoding import json_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="optimize", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Compiles a language model onto a card: plans, applies and proves chains of passes.",
+)  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+
+
+def _console(as_json: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=as_json, highlight=False, soft_wrap=True)
+
+
+def emit(document: Any) -> None:
+    """Print a document as one line of JSON."""
+    sys.stdout.write(json_line(document, sys.stdout))
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Option(help="Hub id, catalog name, folder or .gguf file.")],
+    gpu: Annotated[str, typer.Option(help="Card: catalog name, NVML name, 24GB, or cpu.")],
+    engine: Annotated[str, typer.Option(help="vllm, vllm-cpu, exllamav2 or exllamav3.")] = "vllm",
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Number of cards; without --tp they are tensor parallel.")
+    ] = None,
+    engine_version: Annotated[str | None, typer.Option()] = None,
+    tp: Annotated[int | None, typer.Option(min=1)] = None,
+    pp: Annotated[int, typer.Option(min=1)] = 1,
+    dp: Annotated[int, typer.Option(min=1)] = 1,
+    ep: Annotated[int, typer.Option(min=1)] = 1,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Longest sequence; default: the model's own limit.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1)] = None,
+    input_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option()] = None,
+    kv_cache_dtype: Annotated[str, typer.Option()] = "auto",
+    kv_cache_memory: Annotated[int | None, typer.Option(min=1, help="Bytes.")] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(min=0.01, max=1.0)] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(min=1)] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    block_size: Annotated[int | None, typer.Option(min=1)] = None,
+    enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say whether a model fits a card, before deployment. Exit 3 when it does not."""
+    from planner.check import check as run
+    from targets.engines.engine import Parallel, Settings
+
+    tensor = tp or max(1, (gpus or 1) // (pp * dp))
+    if gpus and tensor * pp * dp > gpus:
+        raise InputError(
+            f"tp {tensor} × pp {pp} × dp {dp} need {tensor * pp * dp} cards, not {gpus}", remedy="make them agree"
+        )
+    idle = (gpus or 0) - tensor * pp * dp
+    settings = Settings(
+        version=engine_version, parallel=Parallel(tensor, pp, dp, ep), gpu_memory_utilization=gpu_memory_utilization,
+        max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, enforce_eager=enforce_eager,
+        block_size=block_size, kv_cache_memory_bytes=kv_cache_memory,
+    )  # fmt: skip
+    result = run(
+        model, gpu, engine, settings=settings, context=context, concurrency=concurrency, input_tokens=input_tokens,
+        output_tokens=output_tokens, weights=weights, kv_cache_dtype=kv_cache_dtype, dtype=dtype,
+    )  # fmt: skip
+    document = result.as_json()
+    if idle > 0:
+        document["notes"].append(f"{idle} of the {gpus} cards stay idle: tp × pp × dp is {tensor * pp * dp}")
+    if as_json:
+        emit(document)
+    else:
+        from planner.cli.tables import print_check
+
+        print_check(_console(), document)
+    raise typer.Exit(0 if result.fits else 3)
+
+
+@app.command()
+def plan(
+    spec: Annotated[Path, typer.Argument(help="The spec (YAML).")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to save the plan.")] = None,
+    launch: Annotated[bool, typer.Option("--launch", help="Print the launch files that apply will write.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Try the leading candidates on a little text; needs the weights.")
+    ] = False,
+    work: Annotated[Path | None, typer.Option(help="Folder for measurements, kept for the next time.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the best chain of passes for a spec, and say why every other lost. Exit 3 when none meets the goals."""
+    from planner.cli.progress import shown
+    from planner.plan.document import save
+    from planner.plan.make import plan as run
+
+    folder = (work or Path(f".{spec.stem}.measured")) if measure else None
+    with shown(_console(True)) as progress:
+        made = run(spec, measure=folder, progress=progress)
+    path = output or Path(f"{spec.stem}.plan.json")
+    if made.feasible:
+        save(made.document, path)
+    if as_json:
+        emit(made.document)
+    else:
+        from planner.cli.tables import print_plan
+
+        print_plan(
+            _console(),
+            made.document,
+            made.result.gpu.name,
+            str(path) if made.feasible else None,
+        )
+    if launch and made.result.chosen is not None:
+        from targets.launch.write import launch_files
+
+        for file in launch_files(made.document, made.result.chosen.ir, made.document["model"].rsplit("/", 1)[-1]):
+            _console(as_json).print(f"\n  [bold]launch/{file.path}[/]\n{file.text}", markup=True)
+    raise typer.Exit(0 if made.feasible else 3)
+
+
+@app.command()
+def apply(
+    what: Annotated[
+        Path | None, typer.Argument(help="A plan or spec; default: the plan last saved in this folder.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The result's folder.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for unfinished work, kept for resuming.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let go of another plan's finished result in that folder.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a plan exactly; a second run resumes or does nothing. Exit 4 when the result misses a goal."""
+    from planner.apply import apply as run
+    from planner.apply import find_plan, next_step
+    from planner.cli.progress import shown
+    from planner.cli.tables import print_certificate
+
+    console = _console(as_json)
+    with shown(console) as progress:
+        result = run(what or find_plan(Path()), output, work=work, replace=replace, progress=progress)
+    if as_json:
+        emit(result.certificate)
+    else:
+        print_certificate(console, result.certificate)
+        console.print(f"  [bold]Done: {result.out}[/]  Next: {next_step(result)}")
+    raise typer.Exit(0 if result.holds else 4)
+
+
+@app.command()
+def show(what: Annotated[Path, typer.Argument(help="A plan, or a result's folder.")], as_json: Json = False) -> None:
+    """Read a plan or a result."""
+    from passes.files.atomic import read_json
+    from planner.certificate import NAME, result_folder
+    from planner.cli.tables import print_certificate, print_plan
+    from planner.plan.document import load_plan
+    from planner.plan.lock import staleness
+
+    if result_folder(what) or what.name == NAME:
+        document = read_json(what / NAME if what.is_dir() else what, "certificate")
+        emit(document) if as_json else print_certificate(_console(), document)
+        return
+    document = load_plan(what)
+    if as_json:
+        emit(document)
+    else:
+        print_plan(_console(), document, document["lock"]["gpu"]["name"], str(what))
+    for moved in staleness(document):
+        _console(True).print(f"  stale: {moved}", style="yellow", markup=False)
+
+
+@app.command()
+def explain(
+    what: Annotated[Path | None, typer.Argument(help="A plan or spec; default: the plan last saved here.")] = None,
+    question: Annotated[str | None, typer.Argument(help="why not awq, why g64, what if 48GB, what if 2 cards.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say why each candidate lost, or answer a question about the plan."""
+    from passes.ir.sources import open_model
+    from planner.apply import find_plan
+    from planner.explain import explain as run
+    from planner.plan.document import load_plan, spec_of
+    from planner.spec.parse import load_spec
+
+    path = what or find_plan(Path())
+    spec = load_spec(path) if path.suffix in (".yaml", ".yml") else spec_of(load_plan(path))
+    answer = run(spec, open_model(spec.model, revision=spec.revision, assume=spec.assume), question)
+    if as_json:
+        emit(answer.as_json())
+        return
+    console = _console()
+    console.print(f"  [bold]{answer.headline}[/]")
+    for row in answer.rows:
+        console.print(f"    {row.candidate}")
+        console.print(f"      {row.message}", style="dim")
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="A plan.")],
+    new: Annotated[Path, typer.Argument(help="Another plan.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two plans: which inputs moved, and which choices follow."""
+    from planner.explain import diff as run
+    from planner.plan.document import load_plan
+
+    document = run(load_plan(old), load_plan(new))
+    if as_json:
+        emit(document)
+        return
+    from planner.cli.tables import print_diff
+
+    print_diff(_console(), document)
+
+
+@app.command()
+def verify(
+    out: Annotated[Path, typer.Argument(help="A result's folder.")],
+    engine: Annotated[Path | None, typer.Option(help="The Python that has vLLM; default: TIGHTFIT_ENGINE.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Start the engine on a result from its launch files and measure it. Exit 4 when a promise is not kept."""
+    from planner.cli.tables import print_verified
+    from planner.verify import verify as run
+
+    console = _console(as_json)
+    report = run(out, engine, say=lambda text: console.print(f"  {text}", style="dim"))
+    if as_json:
+        emit(report.as_json())
+    else:
+        print_verified(console, report.as_json())
+    raise typer.Exit(0 if report.holds else 4)
+
+
+@app.command()
+def calibrate(
+    gpu: Annotated[str | None, typer.Option(help="Card; default: this machine's first, else its processor.")] = None,
+    engine: Annotated[
+        Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="A served model to put a short load on: http://host:port.")] = None,
+    model: Annotated[str | None, typer.Option(help="With --url: what is served, a folder or a name.")] = None,
+    served_name: Annotated[str | None, typer.Option(help="With --url: the name it is served by.")] = None,
+    tp: Annotated[int, typer.Option(min=1, help="With --url: its tensor parallel degree.")] = 1,
+    seconds: Annotated[float, typer.Option(min=2, max=60)] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine; predictions for it then say `measured`. With --url, the served engine as well."""
+    from planner.calibrate import calibrate as run
+
+    console = _console(as_json)
+    profile = run(
+        gpu, engine, url, model, served_name, tp, seconds, say=lambda text: console.print(f"  {text}", style="dim")
+    )
+    if as_json:
+        emit(profile.as_json())
+        return
+    for line in profile.lines():
+        console.print(f"  {line}")
+
+
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """List the cards that are known."""
+    from targets.gpu import all_gpus
+
+    cards = all_gpus()
+    if as_json:
+        emit(
+            [
+                {"name": g.name, "memory_gib": round(g.memory_bytes.value / 2**30, 2), "generation": g.generation}
+                for g in cards
+            ]
+        )
+        return
+    console = _console()
+    for card in cards:
+        console.print(
+            f"  {card.name:38s} {card.memory_bytes.value / 2**30:8.2f} GiB  {card.bandwidth_bytes_per_s / 1e9:7.0f} GB/s  {card.generation}"
+        )
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models whose description is bundled."""
+    from passes.ir import catalog
+
+    names = sorted(catalog.ids())
+    if as_json:
+        emit(names)
+    else:
+        sys.stdout.write("\n".join(names) + "\n")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the spec, for editors."""
+    from planner.spec.spec import Spec
+
+    emit(Spec.model_json_schema())
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] = Path("tightfit.yaml")) -> None:
+    """Write a commented spec to start from."""
+    from planner.spec.template import TEMPLATE
+
+    if path.exists():
+        raise InputError(f"{path} exists already", remedy="name another file, or remove it")
+    from passes.files.atomic import write_text
+
+    write_text(path, TEMPLATE)
+    _console().print(f"  Wrote {path}. Next: optimize plan {path}")

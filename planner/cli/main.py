@@ -1,0 +1,48 @@
+"""Runs the command line. Exit codes: 0 yes, 1 internal error, 2 bad input, 3 nothing fits, 4 the result misses its
+goals, 5 stale plan, 130 interrupted."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+from passes.errors import InputError, TightfitError
+from planner.cli.commands import app, emit
+from planner.cli.encoding import print_what_can_be_printed
+from planner.cli.interruption import Interrupted, interruptible
+
+
+def main() -> None:
+    """Run the command line. Errors that a user can mend are one message; a defect of ours is said shortly."""
+    interruptible()
+    print_what_can_be_printed()
+    gc.disable()  # a plan is made in half a second; what works for minutes collects again (`passes.run.execute.calm_libraries`)
+    try:
+        app()
+    except (TightfitError, Interrupted) as error:
+        _report(error)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _report(InputError(f"{where}{error.strerror or error}", remedy="check the path, its permissions and the disk"))
+        sys.exit(InputError.exit_code)
+    except Exception as error:
+        if os.environ.get("TIGHTFIT_DEBUG"):
+            raise
+        sys.stderr.write(f"internal error: {type(error).__name__}: {error}\n")
+        sys.stderr.write("  set TIGHTFIT_DEBUG=1 for the traceback, and report it\n")
+        sys.exit(1)
+
+
+def _report(error: TightfitError | Interrupted) -> None:
+    if "--json" in sys.argv:
+        place = error.location if isinstance(error, TightfitError) else None
+        emit({
+            "format_version": "1",
+            "error": {
+                "message": error.message, "remedy": error.remedy,
+                "location": None if place is None else {"file": place.file, "line": place.line, "column": place.column},
+            },
+        })  # fmt: skip
+    sys.stderr.write(f"error: {error}\n")

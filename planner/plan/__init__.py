@@ -1,0 +1,1 @@
+"""Makes, saves, reads and locks the plan document."""

@@ -1,0 +1,198 @@
+"""`optimize plan --measure`: the leading candidates are tried on a little text, and what they really lose replaces the prediction.
+
+A trial is the candidate's own walk on a part of the calibration text, its choices measured (which blocks, which bits), judged by KL
+and perplexity on a part of the evaluation text. Weights must be at hand. Trials are kept in the work folder under their keys.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from passes.base import Pass
+from passes.blocks.devices import compute_devices, compute_dtype
+from passes.blocks.model_class import unwalkable
+from passes.chain import from_json, rewrite, to_json
+from passes.errors import InputError
+from passes.files.atomic import read_json, readable, write_json
+from passes.files.checkpoint import Checkpoint
+from passes.files.lock import only_one
+from passes.files.os_errors import clear_disk_errors, clear_memory_errors
+from passes.ir.model import ModelIR
+from passes.ir.sources import Source
+from passes.kv_cache import KVCachePass
+from passes.run.resolve import Resolver
+from passes.steps.key import content_key, source_identity
+from passes.steps.progress import Progress
+from passes.steps.step import Report, Steps
+from passes.text.source import TextSource, tokens_digest
+from planner.quality.expected import Quality, expected_quality
+from planner.search import SearchResult
+from planner.spec.spec import Spec, TextChoice
+from targets.quantity import Basis, Quantity
+
+if TYPE_CHECKING:
+    import torch
+
+    from passes.measure.evaluate import Measured
+
+#: Chains that are tried, the best of the prediction first.
+LEADING = 3
+#: Sequences and tokens of each text at most.
+_FITTED, _JUDGING, _LENGTH = 16, 8, 512
+#: Reasons with which a candidate may still turn out the best.
+_OPEN = ("dominated_by", "perplexity_missed", "KL_missed")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A chain with every choice made, and what it was measured to lose."""
+
+    passes: tuple[Pass, ...]
+    quality: Quality
+
+
+def leading(result: SearchResult, count: int = LEADING) -> list[tuple[Pass, ...]]:
+    """The chains worth trying, all native: the chosen one, then those that lost by quality alone, least expected loss first."""
+    verdicts = [result.chosen] if result.chosen else []
+    verdicts += sorted(
+        (v for v in result.rejected if all(reason.code in _OPEN for reason in v.reasons)),
+        key=lambda v: v.quality.log_ppl_increase.value,
+    )
+    chains = dict.fromkeys(v.candidate.passes for v in verdicts)
+    return [chain for chain in chains if chain and all(_made_here(one) for one in chain)][:count]
+
+
+def _made_here(one: Pass) -> bool:
+    """Whether the walk can make a pass, and it changes weights."""
+    return not one.missing() and not one.load_time and one.backend == "native"
+
+
+def trials(
+    spec: Spec,
+    source: Source,
+    result: SearchResult,
+    work: Path,
+    progress: Callable[[Progress], None] = lambda event: None,
+) -> dict[tuple[Pass, ...], Trial]:
+    """Try the leading chains. Raises InputError where the weights are not at hand."""
+    if not source.has_weights:
+        raise InputError(
+            f"{source.ir.name}: only its description is known here, so nothing can be measured",
+            remedy="name a folder with safetensors or a .gguf file, or plan without --measure",
+        )
+    if (why := unwalkable(source.ir)) is not None:
+        raise InputError(f"{source.ir.name}: nothing can be measured: {why}", remedy="plan without --measure")
+    from passes.run.execute import calm_libraries
+
+    calm_libraries()
+    with clear_disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    with only_one(work / "lock", work), clear_memory_errors():
+        folder = source.materialize(work)
+        return dict(_tried(spec, source, folder, work, leading(result), progress))
+
+
+def _tried(
+    spec: Spec,
+    source: Source,
+    folder: Path,
+    work: Path,
+    chains: list[tuple[Pass, ...]],
+    progress: Callable[[Progress], None],
+) -> Iterator[tuple[tuple[Pass, ...], Trial]]:
+    from passes.run.execute import read_tokens, token_file
+
+    trust = spec.trust_remote_code
+    steps = Steps(work, progress)
+    fitted, judging = (
+        read_tokens(token_file(steps, folder, name, _part(choice, samples, trust)))
+        for name, choice, samples in (
+            ("calibration text", spec.calibration, _FITTED), ("evaluation text", spec.evaluation, _JUDGING),
+        )
+    )  # fmt: skip
+    bench = _Bench(source.ir, folder, work, fitted, judging, compute_dtype(source.ir.dtype), compute_devices())
+    for number, chain in enumerate(chains, start=1):
+        yield chain, bench.trial(chain, _told(progress, f"{number} of {len(chains)}: "))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What chains are tried on: a source, the text they are fitted to, the text that judges them."""
+
+    source: ModelIR
+    folder: Path
+    work: Path
+    fitted: torch.Tensor
+    judging: torch.Tensor
+    dtype: torch.dtype
+    devices: Sequence[torch.device]
+
+    def trial(self, chain: tuple[Pass, ...], progress: Callable[[Progress], None]) -> Trial:
+        """A chain tried, once."""
+        from passes.measure.evaluate import Measured
+
+        identity = source_identity(self.folder, self.dtype, self.devices)
+        texts = tokens_digest(self.fitted), tokens_digest(self.judging)
+        key = content_key("trial", to_json(chain), texts, identity)
+        path = self.work / f"trial-{key}.json"
+        if not readable(path):
+            steps = Steps(self.work, progress)
+            weights = Checkpoint(self.folder)
+            resolver = Resolver(
+                self.source, weights, self.fitted, self.work, self.dtype, self.devices[0], identity, steps
+            )
+            passes = resolver.resolved(chain)
+            steps.run("trial", key, False, lambda report: self._make(passes, resolver, path, report))
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+        saved = read_json(path, "trial")
+        return Trial(
+            from_json(saved["passes"]), _quality(Measured(**saved["measured"]), _cache_loss(self.source, chain))
+        )
+
+    def _make(self, passes: Sequence[Pass], resolver: Resolver, path: Path, report: Report) -> None:
+        from passes.measure.evaluate import Side
+        from passes.measure.trial import trial
+
+        names, blocks = " → ".join(one.text() for one in passes), 3 * len(self.source.decoder.layers)
+        measured = trial(
+            passes, rewrite(self.source, passes), Side(resolver.dense, resolver.weights), self.fitted, self.judging,
+            path.with_suffix(""), self.dtype, self.devices[0], reference=Side(self.source, Checkpoint(self.folder)),
+            progress=lambda done: report(min(done, blocks), blocks, names),
+        )  # fmt: skip
+        write_json(path, {"passes": to_json(passes), "measured": asdict(measured)})
+
+
+def _told(progress: Callable[[Progress], None], which: str) -> Callable[[Progress], None]:
+    """Tells of a chain's steps under names that say which chain it is."""
+    return lambda event: progress(replace(event, step=which + event.step))
+
+
+def _cache_loss(ir: ModelIR, chain: Sequence[Pass]) -> Quality:
+    return expected_quality(ir, [one for one in chain if isinstance(one, KVCachePass)])
+
+
+def _part(choice: TextChoice, samples: int, trust_remote_code: bool) -> TextSource:
+    return TextSource(
+        choice.dataset,
+        max(2, min(choice.samples, samples)),
+        min(choice.length, _LENGTH),
+        choice.seed,
+        trust_remote_code,
+    )
+
+
+def _quality(measured: Measured, cache: Quality) -> Quality:
+    """The measured loss, 90 % of its spread over texts, and what the cache's type is expected to add: a trial measures weights."""
+
+    def around(value: float, stderr: float, added: Quantity) -> Quantity:
+        half = measured.half_width(stderr)
+        return Quantity(value + added.value, value - half + added.low, value + half + added.high, Basis.MEASURED)
+
+    return Quality(
+        around(measured.log_ppl_increase, measured.log_ppl_stderr, cache.log_ppl_increase),
+        around(measured.kl, measured.kl_stderr, cache.kl),
+    )

@@ -1,0 +1,1 @@
+"""Reads what a user asks for."""

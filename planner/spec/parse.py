@@ -1,0 +1,175 @@
+"""Reads a spec from YAML. Every error names file, line and column, what was expected, and a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from passes.errors import InputError, Location, nearest
+from passes.text.source import refuse_missing_text
+from planner.spec.spec import Spec
+from planner.spec.yaml_places import compose, locate, refuse_twice
+from targets.engines.engine import find_engine
+from targets.gpu import find_gpu
+
+
+def load_spec(path: str | Path) -> Spec:
+    """Read and check a spec. Raises InputError for anything that is wrong, naming the place."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"no spec at {file}", remedy="`optimize init` writes one to start from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the spec {file}: {error}", remedy="name a readable YAML file") from None
+    node = compose(text, str(file))
+    spec = _resolve(parse_spec(text, str(file)), file.parent)
+    _refuse_unknown(spec, node, str(file))
+    return spec
+
+
+def parse_spec(text: str, name: str = "spec") -> Spec:
+    """A spec from its text; `name` is the file shown in errors. Paths stay as written."""
+    node = compose(text, name)
+    value = yaml.safe_load(text)
+    refuse_twice(node, name)
+    if not isinstance(value, dict):
+        raise InputError(
+            "a spec is a mapping with `model:` and `target:`",
+            remedy="see `optimize init`",
+            location=Location(name, 1, 1),
+        )
+    try:
+        return Spec.model_validate(value)
+    except ValidationError as error:
+        raise _explain(error, node, value, name) from None
+
+
+def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
+    """Names that stand for something: a card, an engine, a file. Errors say where in the spec they stand."""
+    named = spec.engine if isinstance(spec.engine, str) else spec.engine.name
+    checks: list[tuple[list[Any], Callable[[], object]]] = [
+        (["model"], lambda: _refuse_missing_model(spec.model)),
+        (["calibration", "dataset"], lambda: refuse_missing_text(spec.calibration.dataset)),
+        (["evaluation", "dataset"], lambda: refuse_missing_text(spec.evaluation.dataset)),
+    ]
+    card = spec.target.gpu
+    if isinstance(card, str) and card != "auto":
+        checks.append((["target", "gpu"], partial(find_gpu, card)))
+        checks.append((["target", "reserve"], partial(_refuse_reserve, card, spec.target.reserve)))
+    if named != "auto":
+        checks.append((["engine"] if isinstance(spec.engine, str) else ["engine", "name"], lambda: find_engine(named)))
+    for path, check in checks:
+        try:
+            check()
+        except InputError as error:
+            raise InputError(error.message, remedy=error.remedy, location=locate(node, path, name)) from None
+
+
+def _refuse_missing_model(model: str) -> None:
+    if (model.endswith(".gguf") or model.startswith(("./", "../", "/", "~"))) and not Path(model).expanduser().exists():
+        raise InputError(f"no model at {model}", remedy="name a folder, a .gguf file, a catalog name or a Hub id")
+
+
+def _refuse_reserve(card: str, reserve: int) -> None:
+    gpu = find_gpu(card)
+    memory = gpu.memory_bytes.value
+    if reserve >= memory:
+        raise InputError(
+            f"the reserve of {reserve / 2**30:.1f} GiB is all of the {memory / 2**30:.1f} GiB that {gpu.name} has",
+            remedy="name what other programs on the card take, often 0.5 to 2 GiB",
+        )
+
+
+def _resolve(spec: Spec, folder: Path) -> Spec:
+    """Paths of models and texts, relative to the spec's folder, made usable from anywhere."""
+
+    def place(text: str) -> str:
+        candidate = folder / Path(text).expanduser()
+        return (
+            str(candidate) if candidate.exists() or text.endswith(".gguf") or text.startswith(("./", "../")) else text
+        )
+
+    return spec.model_copy(
+        update={
+            "model": place(spec.model),
+            "calibration": spec.calibration.model_copy(update={"dataset": place(spec.calibration.dataset)}),
+            "evaluation": spec.evaluation.model_copy(update={"dataset": place(spec.evaluation.dataset)}),
+        }
+    )
+
+
+def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str, Any], name: str) -> InputError:
+    """The most helpful of a validation's errors as one message with a place."""
+    problems = sorted(_closest(error.errors()), key=lambda e: _rank(e["type"]))
+    problem = problems[0]
+    path = [part for part in problem["loc"] if not _is_branch(part, value, problem["loc"])]
+    kind, dotted = problem["type"], ".".join(str(p) for p in path)
+    location = locate(node, path, name)
+    if kind == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        close = nearest(str(path[-1]), known)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return InputError(f"unknown key {dotted!r}.{hint}", remedy=f"keys here: {', '.join(known)}", location=location)
+    if kind == "missing":
+        return InputError(f"{dotted!r} is missing", remedy="add it here", location=locate(node, path[:-1], name))
+    message = problem["msg"].removeprefix("Value error, ")
+    where = f"{dotted}: " if dotted else ""
+    shown = "" if kind == "value_error" else f" (found {problem['input']!r})"
+    return InputError(
+        f"{where}{message}{shown}", remedy="`optimize schema` prints every key with its type", location=location
+    )
+
+
+def _closest(problems: Sequence[Any]) -> list[Any]:
+    """Without the branches of a union that the value is not even the kind of, where another branch says more."""
+
+    def beaten(problem: Any) -> bool:
+        stem, kind = problem["loc"][:-1], problem["type"]
+        return kind.endswith("_type") and any(
+            other is not problem and other["loc"][: len(stem)] == stem and len(other["loc"]) > len(stem) + 1
+            for other in problems
+        )
+
+    return [problem for problem in problems if not beaten(problem)] or list(problems)
+
+
+def _rank(kind: str) -> int:
+    return {"extra_forbidden": 0, "value_error": 1, "missing": 3}.get(kind, 2)
+
+
+def _is_branch(part: object, value: Mapping[str, Any], path: tuple[Any, ...]) -> bool:
+    """Whether a part of pydantic's path names a union's branch, not a key of the user's file."""
+    here: Any = value
+    for step in path:
+        inside = isinstance(here, Mapping) and step in here
+        item = isinstance(here, list) and isinstance(step, int) and step < len(here)
+        if step is part or step == part:
+            return (
+                not (inside or item)
+                and isinstance(part, str)
+                and (part[:1].isupper() or "[" in part or part in ("str", "dict", "int"))
+            )
+        if inside or item:
+            here = here[step]
+    return False
+
+
+def _known_keys(path: list[Any]) -> list[str]:
+    """The keys allowed under a path of the spec."""
+    model: type[BaseModel] = Spec
+    for step in path:
+        field = model.model_fields.get(str(step))
+        if field is None:
+            break
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not inner:
+            break
+        model = inner[0]
+    return list(model.model_fields)

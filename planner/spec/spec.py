@@ -1,0 +1,215 @@
+"""The spec: what a user asks for, as strict YAML. Every error names file, line and column, what was expected, and a remedy.
+
+Paths in a spec are relative to the spec's folder. Units are written as people write them (`planner.spec.units`), and dumped so again:
+a dumped spec reads back as the same spec.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from passes.algorithms.gptq import DAMPING
+from planner.spec import units
+
+Bytes = Annotated[int, BeforeValidator(units.parse_bytes), PlainSerializer("{} B".format)]
+Seconds = Annotated[float, BeforeValidator(units.parse_seconds), PlainSerializer("{} s".format)]
+Rate = Annotated[float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format)]
+Share = Annotated[float, BeforeValidator(units.parse_share), PlainSerializer(units.format_share)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+class Strict(BaseModel):
+    """Base of every part of the spec: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # built once, as parts of the whole
+
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class GpuFacts(Strict):
+    """A card that no list holds, by its facts (as in targets/gpus.yaml); rates are dense."""
+
+    name: str = "inline card"
+    memory_gib: Positive
+    """The total that CUDA shows."""
+    bandwidth_gb_s: Positive
+    compute_capability: str | float | None = None
+    arch: str = "unknown"
+    fp16_bf16_dense_tflops: Positive | None = None
+    fp16_fp16acc_dense_tflops: Positive | None = None
+    fp8_dense_tflops: Positive | None = None
+    int8_dense_tops: Positive | None = None
+    fp4_dense_tflops: Positive | None = None
+    pcie: str | None = None
+    interconnect_gb_s_bidirectional: Positive | None = None
+
+
+class Target(Strict):
+    """The card(s)."""
+
+    gpu: str | GpuFacts
+    """A catalog name, `auto` or `cpu` (this machine), a size such as 24GB, or a card's facts."""
+    count: Count = 1
+    reserve: Bytes = 0
+    """Memory to keep free on each card, for a desktop or other processes."""
+
+
+class EngineSettings(Strict):
+    """Settings handed to the engine; what is left out is the engine's own default."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_num_seqs: Count | None = None
+    max_num_batched_tokens: Count | None = None
+    enforce_eager: bool = False
+    block_size: Count | None = None
+    kv_cache_memory: Bytes | None = None
+
+
+class EngineChoice(Strict):
+    """An engine by name, with its version and settings."""
+
+    name: str
+    version: str | None = None
+    settings: EngineSettings = EngineSettings()
+
+
+class WorkloadSpec(Strict):
+    """What is asked of the served model."""
+
+    context: Count = 4096
+    concurrency: Count = 1
+    input_tokens: Count = 512
+    output_tokens: Count = 128
+
+    @model_validator(mode="after")
+    def _fits(self) -> WorkloadSpec:
+        if self.input_tokens + self.output_tokens > self.context:
+            raise ValueError(
+                f"input_tokens + output_tokens = {self.input_tokens + self.output_tokens} exceed the context of {self.context}"
+            )
+        return self
+
+
+class QualityGoal(Strict):
+    """How much worse the result may be."""
+
+    max_perplexity_increase: Share | None = None
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+
+
+class Goals(Strict):
+    """What a plan must meet, and what to maximise among those that do."""
+
+    ttft: Seconds | None = None
+    decode: Rate | None = None
+    tpot: Seconds | None = None
+    throughput: Rate | None = None
+    quality: QualityGoal = QualityGoal()
+    prefer: Literal["quality", "speed", "context", "size"] = "quality"
+
+    @property
+    def asks_speed(self) -> bool:
+        """Whether any goal is on speed."""
+        return any(goal is not None for goal in (self.ttft, self.decode, self.tpot, self.throughput))
+
+
+class QuantizeChoice(Strict):
+    """Which ways to quantize are weighed."""
+
+    methods: tuple[Literal["rtn", "gptq", "awq", "smoothquant", "exl2", "exl3"], ...] | None = None
+    """Left out: every method."""
+    formats: tuple[str, ...] | None = None
+    """Names of formats (`w4a16-g64`); left out: all that the engines read."""
+    dense: bool = True
+    """Whether leaving the weights as they are is weighed too."""
+    backend: Literal["native", "llmcompressor", "gptqmodel", "autoround", "exllamav2", "exllamav3"] = "native"
+    """Who makes the weights: tightfit's own walk, or an outside tool (`docs/backends.md`). EXL3 and AutoRound have one tool only."""
+    damping: Annotated[float, Field(gt=0, lt=1)] = DAMPING
+    """GPTQ's, the share of the mean of the Hessian's diagonal that is added to it (AutoGPTQ's `damp_percent`); more for texts too short."""
+
+
+class SparseChoice(Strict):
+    """Zeros among the weights."""
+
+    method: Literal["sparsegpt", "wanda"] = "sparsegpt"
+    pattern: str = "2:4"
+    """`2:4`, another n:m (n of m weights stay), or `unstructured`."""
+    share: Share = 0.5
+    """Share of zeros; that of the pattern."""
+
+
+class PruneChoice(Strict):
+    """Pinned pruning: at least one kind."""
+
+    depth: Count | None = None
+    """Blocks to drop: the ones whose removal costs least, measured when the plan is applied."""
+    intermediate: Count | None = None
+    """Channels that each dense MLP keeps."""
+    kv_heads: Count | None = None
+    """Key/value groups that each attention keeps, with their query heads."""
+    experts: Count | None = None
+    """Experts that each mixture layer keeps."""
+    sparse: SparseChoice | None = None
+    """Zeros instead of weights, which take as much room."""
+
+    @model_validator(mode="after")
+    def _some(self) -> PruneChoice:
+        if not (self.depth or self.intermediate or self.kv_heads or self.experts or self.sparse):
+            raise ValueError("name what to prune: depth, intermediate, kv_heads, experts or sparse")
+        return self
+
+
+class DistillChoice(Strict):
+    """Pinned recovery after pruning."""
+
+    method: Literal["logits", "sequences", "blockwise"] = "logits"
+    tokens: Count = 100_000_000
+
+
+class PassesChoice(Strict):
+    """Which passes may, must not or must be used."""
+
+    prune: PruneChoice | Literal["forbid", "allow"] = "forbid"
+    """`allow` weighs dropping 5 to 25 % of the blocks or of the MLPs' channels, and up to half of the experts; without recovery
+    that costs much, so it is not weighed unasked."""
+    distill: DistillChoice | Literal["forbid", "allow"] = "forbid"
+    """Recovery after pruning: `allow` weighs pruned chains with and without it."""
+    quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
+    kv_cache: tuple[Literal["auto", "fp8", "fp8_e5m2", "q8", "q6", "q4"], ...] | None = None
+    """Left out: every type that an engine has, but for fp8_e5m2, which costs more quality than fp8 (e4m3) and is for cards without it."""
+
+
+class TextChoice(Strict):
+    """A text: `self` (the model writes it), `python-reference`, a file or a Hub data set."""
+
+    dataset: str
+    samples: Count = 128
+    length: Annotated[int, Field(ge=16, strict=True)] = 2048
+    seed: int = 0
+
+
+class Spec(Strict):
+    """A whole spec."""
+
+    model: str
+    revision: str | None = None
+    assume: Literal["full-attention"] | None = None
+    """What to take for granted of an architecture that is not understood."""
+    trust_remote_code: bool = False
+    """Whether tokenizer code that the model brings may run here, and model code in the engine. Off unless you say so."""
+    target: Target
+    engine: str | EngineChoice = "auto"
+    workload: WorkloadSpec = WorkloadSpec()
+    goals: Goals = Goals()
+    passes: PassesChoice = PassesChoice()
+    calibration: TextChoice = TextChoice(dataset="self")
+    evaluation: TextChoice = TextChoice(dataset="python-reference", samples=32, length=512)
+
+    @model_validator(mode="after")
+    def _texts_differ(self) -> Spec:
+        if self.calibration.dataset == self.evaluation.dataset:
+            raise ValueError("evaluation text must have another source than calibration text")
+        return self

@@ -1,0 +1,1 @@
+"""Describes ExLlamaV2 and ExLlamaV3, served by TabbyAPI."""

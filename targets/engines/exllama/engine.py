@@ -1,0 +1,168 @@
+"""What ExLlamaV2 and ExLlamaV3 share: layers laid over the cards one after the other, a cache of whole pages, no CUDA graphs.
+
+Weights are resident as stored, the embedding in the host's memory. The cache holds fp16, or integers with one fp16 scale for
+32 elements (`exllamav2/cache.py`, `exllamav3/cache/quant.py`), in pages of 256 tokens. A card keeps besides: the CUDA context
+and libraries, scratch for a prompt chunk of 2,048 tokens (the feed-forward's inputs and outputs, one matrix dequantized to
+fp16) and, on the last card, logits. The context is assumed, the scratch follows the engines' own `scratch_spaces`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+from passes.errors import Reason
+from passes.formats.dense import Dense
+from passes.ir.model import Block, ModelIR
+from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
+from targets.engines.accounting import answer
+from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
+from targets.engines.kv_layout import CacheSettings, Layout, build_layout
+from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
+from targets.engines.stored import stored_as
+from targets.engines.vllm.versions import rules_for
+from targets.gpu import Gpu
+from targets.quantity import Basis, Quantity
+from targets.workload import Workload
+
+_MIB = 1 << 20
+#: Tokens a page, and tokens of a prompt chunk (`max_input_len`, `chunk_size`).
+PAGE, CHUNK = 256, 2048
+#: CUDA context, cuBLAS and the extension's kernels on one card.
+_CONTEXT = Quantity(400 * _MIB, 250 * _MIB, 650 * _MIB, Basis.ASSUMED)
+#: fp16 scale for 32 elements, in bits an element.
+_SCALE_BITS = 0.5
+
+
+class Exllama(Engine):
+    """The accounting common to both generations; each says what it reads and which cache types it has."""
+
+    cache_bits: ClassVar[Mapping[str, float]]
+    formats: ClassVar[tuple[str, ...]]
+    format_remedy: ClassVar[str]
+    recurrent: ClassVar[bool]
+    capability: ClassVar[int]
+
+    def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
+        """Formats, cache kinds and types, and cards that the engine lacks."""
+        reasons: list[Reason] = []
+        if gpu.is_cpu or gpu.vendor != "NVIDIA":
+            reasons.append(
+                Reason("engine_needs_cuda", f"{self.name} runs on NVIDIA cards, not on {gpu.name}", "engine vllm-cpu")
+            )
+        elif (gpu.capability or 0) < self.capability:
+            needs = f"{self.capability // 10}.{self.capability % 10}"
+            reasons.append(Reason("card_too_old", f"{self.name} needs compute capability {needs}", "a newer card"))
+        if ir.load_time.name != "none":
+            message = f"{self.name} quantizes nothing while it loads"
+            reasons.append(Reason("no_load_time_quantization", message, self.format_remedy))
+        for form in sorted({stored_as(lin.storage) for block, _ in ir.decoder.counts for lin in block.linears}):
+            if form not in (Dense.kind, *self.formats):
+                reasons.append(
+                    Reason(f"{form}_not_in_{self.name}", f"{self.name} does not read {form}", self.format_remedy)
+                )
+        if ir.kv_cache.dtype not in self.cache_bits:
+            known = ", ".join(self.cache_bits)
+            reasons.append(
+                Reason("kv_dtype_unknown", f"{self.name} has no {ir.kv_cache.dtype} cache", f"one of {known}")
+            )
+        for block, _ in ir.decoder.counts:
+            if isinstance(block.state, LatentKV) or (isinstance(block.state, Recurrent) and not self.recurrent):
+                reasons.append(
+                    Reason("architecture_not_read", f"{self.name} does not run {ir.architecture}", "engine vllm")
+                )
+                break
+        return tuple(reasons)
+
+    def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
+        """The tightest card's weights, scratch and cache; layers are spread evenly over the cards."""
+        cards = settings.parallel.gpus
+        card = gpu.memory_bytes
+        utilization = settings.gpu_memory_utilization or 1.0
+        kept = settings.reserve_bytes
+        budget = Quantity(
+            card.value * utilization - kept, card.low * utilization - kept, card.high * utilization - kept, card.basis
+        )
+        best: tuple[Memory, Layout] | None = None
+        for stage, size in enumerate(weights_per_stage(ir, Parallel(pp=cards))):
+            if stage == 0:
+                size -= embedding_bytes(ir)
+            weights = Quantity.relative(size, 0.01, Basis.CALIBRATED)
+            scratch = self._scratch(ir, last=stage == cards - 1)
+            left = budget - (weights + scratch + _CONTEXT)
+            if settings.kv_cache_memory_bytes is not None:
+                left = Quantity.exact(settings.kv_cache_memory_bytes)
+            layout = self._layout(ir, cards, stage)
+            needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
+            total = weights + scratch + _CONTEXT + Quantity.exact(needed)
+            memory = Memory(weights, left, scratch, _CONTEXT, Quantity.exact(0), total, budget)
+            if best is None or layout.blocks(left.value) < best[1].blocks(best[0].kv_cache.value):
+                best = (memory, layout)
+        assert best is not None
+        notes = tuple(n for n in (gpu.note, "memory beside weights and cache is assumed, not measured") if n)
+        return answer(*best, ir, workload, notes=notes)
+
+    def _scratch(self, ir: ModelIR, *, last: bool) -> Quantity:
+        widest = max((_widest(block) for block, _ in ir.decoder.counts), default=0)
+        largest = max((_largest(block) for block, _ in ir.decoder.counts), default=0)
+        logits = 4 * ir.vocab_size * 2 if last else 0
+        size = 2 * (CHUNK * (4 * ir.hidden_size + 2 * widest) + largest) + logits
+        return Quantity(size, 0.7 * size, 1.5 * size, Basis.ASSUMED)
+
+    def _layout(self, ir: ModelIR, cards: int, stage: int) -> Layout:
+        rules = replace(rules_for("0.8")[0], hybrid_groups=False, null_block=False, tokens_from_concurrency=False)
+        settings = CacheSettings(
+            PAGE, self.cache_bits.get(ir.kv_cache.dtype, 16.0) / 8, 2, 1, CHUNK, prefix_caching=False
+        )
+        # Recurrent states are a constant a sequence and small beside pages; the engines keep them outside the cache.
+        states = tuple(
+            (b.state, n) for b, n in stage_blocks(ir, cards, stage) if not isinstance(b.state, Recurrent | NoState)
+        )
+        return build_layout(states, settings, rules)
+
+    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
+        """By the fitted roofline."""
+        from targets.speed.estimate import estimate
+
+        return estimate(self.name, ir, gpu, settings, workload)
+
+
+def architecture_of(ir: ModelIR) -> str:
+    """The architecture that config.json names, empty where it names none."""
+    listed = ir.config.get("architectures") or ("",)
+    return str(listed[0])
+
+
+def architecture_reasons(engine: str, known: Collection[str], ir: ModelIR, remedy: str) -> tuple[Reason, ...]:
+    """The architecture that config.json names, where the engine has no model for it. Nothing where it names none."""
+    architecture = architecture_of(ir)
+    if not architecture or architecture in known:
+        return ()
+    message = f"{engine} has no model for the architecture {architecture}"
+    return (Reason(f"architecture_not_in_{engine}", message, remedy, {"architecture": architecture}),)
+
+
+def placement_reasons(
+    engine: str, ir: ModelIR, kind: type[LayerState], expected: Callable[[int], bool]
+) -> tuple[Reason, ...]:
+    """Layers of a kind that the config places one by one (`layer_types`), where the engine expects them by the layer's number."""
+    layers = range(len(ir.decoder.layers))
+    placed = [isinstance(ir.decoder.block(layer).state, kind) for layer in layers]
+    if not any(placed) or placed == [expected(layer) for layer in layers]:
+        return ()
+    message = f"{engine} tells this architecture's kinds of layers by their number, and here they stand otherwise"
+    return (Reason(f"layer_kinds_not_in_{engine}", message, "engine vllm, or a chain that drops no blocks"),)
+
+
+def quantized_cache(widths: Mapping[str, int]) -> dict[str, float]:
+    """Bits an element of a cache of integers, its scales included, by name."""
+    return {name: bits + _SCALE_BITS for name, bits in widths.items()}
+
+
+def _widest(block: Block) -> int:
+    return int(max((lin.out_features * (lin.active if lin.copies > 1 else 1) for lin in block.linears), default=0))
+
+
+def _largest(block: Block) -> int:
+    return max((lin.out_features * lin.in_features for lin in block.linears), default=0)

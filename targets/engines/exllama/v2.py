@@ -1,0 +1,73 @@
+"""ExLlamaV2: EXL2, GPTQ and fp16 checkpoints on NVIDIA cards; caches FP16, Q8, Q6, Q4 (`exllamav2/cache.py`, 0.3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from passes.errors import Reason
+from passes.ir.model import ModelIR
+from passes.ir.state import SlidingKV
+from targets.engines.engine import Settings
+from targets.engines.exllama.engine import (
+    Exllama,
+    architecture_of,
+    architecture_reasons,
+    placement_reasons,
+    quantized_cache,
+)
+from targets.gpu import Gpu
+
+#: The values of `architectures` that 0.3.2 knows (`ExLlamaV2ArchParams` in exllamav2/architecture.py). Any other is loaded as a
+#: Llama with a warning, so it fails on the first tensor that is missing, or computes something else.
+ARCHITECTURES = frozenset({
+    "Cohere2ForCausalLM", "CohereForCausalLM", "DbrxForCausalLM", "GPT2LMHeadModel", "GPTBigCodeForCausalLM", "Gemma2ForCausalLM",
+    "Gemma3ForConditionalGeneration", "GemmaForCausalLM", "GemmoeForCausalLM", "Glm4ForCausalLM", "GraniteForCausalLM",
+    "IndexForCausalLM", "InternLM2ForCausalLM", "LlamaForCausalLM", "MiniCPMForCausalLM", "MistralForCausalLM", "MixtralForCausalLM",
+    "OrionForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Starcoder2ForCausalLM", "YiForCausalLM",
+})  # fmt: skip
+#: Known too, where the vision tower is Pixtral's (the same file).
+_WITH_PIXTRAL = frozenset({"LlavaForConditionalGeneration", "Mistral3ForConditionalGeneration"})
+#: Architectures whose window 0.3.2 lays out by the layer's number (`alternating_swa`), and every how many layers one attends to
+#: everything unless `sliding_window_pattern` says otherwise; 1: windows at even numbers (exllamav2/model.py).
+_WINDOW_PATTERN = {"Gemma2ForCausalLM": 1, "Gemma3ForConditionalGeneration": 6, "Cohere2ForCausalLM": 1}
+
+
+class ExllamaV2(Exllama):
+    """ExLlamaV2 as served by TabbyAPI."""
+
+    name: ClassVar[str] = "exllamav2"
+    cache_bits: ClassVar[Mapping[str, float]] = {"auto": 16.0} | quantized_cache({"q8": 8, "q6": 6, "q4": 4})
+    formats: ClassVar[tuple[str, ...]] = ("exl2", "exl2-bounded", "gptq")
+    format_remedy: ClassVar[str] = "exl2 or gptq"
+    recurrent: ClassVar[bool] = False
+    capability: ClassVar[int] = 75
+
+    def known_versions(self) -> tuple[str, ...]:
+        """The last release; its accounting did not change over the 0.2 and 0.3 lines."""
+        return ("0.2", "0.3.2")
+
+    def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
+        """As ExLlama, and architectures that it would load as a Llama, or with windows on other layers."""
+        known = ARCHITECTURES | (_WITH_PIXTRAL if _has_pixtral(ir) else frozenset())
+        remedy = "engine vllm, or exllamav3 with exl3 weights where that reads it"
+        return (
+            *super().illegal(ir, gpu, settings),
+            *architecture_reasons(self.name, known, ir, remedy),
+            *self._window_reasons(ir),
+        )
+
+    def _window_reasons(self, ir: ModelIR) -> tuple[Reason, ...]:
+        every = _WINDOW_PATTERN.get(architecture_of(ir))
+        if every is None:
+            return ()
+        period = int(ir.config.get("sliding_window_pattern") or every)
+        return placement_reasons(
+            self.name, ir, SlidingKV, lambda layer: (layer + 1) % period != 0 if period > 1 else layer % 2 == 0
+        )
+
+
+def _has_pixtral(ir: ModelIR) -> bool:
+    vision = ir.config.get("vision_config")
+    return isinstance(vision, Mapping) and vision.get("model_type") == "pixtral"

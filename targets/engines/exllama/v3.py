@@ -1,0 +1,69 @@
+"""ExLlamaV3: EXL3 and fp16 checkpoints on NVIDIA cards; caches FP16 or 2–8 bits (`exllamav3/cache/quant.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from passes.errors import Reason
+from passes.ir.model import ModelIR
+from passes.ir.state import Recurrent, SlidingKV
+from targets.engines.engine import Settings
+from targets.engines.exllama.engine import (
+    Exllama,
+    architecture_of,
+    architecture_reasons,
+    placement_reasons,
+    quantized_cache,
+)
+from targets.gpu import Gpu
+
+#: The values of `architectures` that 1.6.5 has a model for (`ARCHITECTURES` in exllamav3/architecture/architectures.py).
+ARCHITECTURES = frozenset({
+    "AfmoeForCausalLM", "ApertusForCausalLM", "ArceeForCausalLM", "BailingMoeV3ForCausalLM", "Cohere2ForCausalLM",
+    "CohereForCausalLM", "DFlash2DraftModel", "DFlashDraftModel", "DFlashLagunaForCausalLM", "DeciLMForCausalLM",
+    "DeepseekV3ForCausalLM", "DeepseekV4ForCausalLM", "Dots1ForCausalLM", "Ernie4_5_ForCausalLM", "Ernie4_5_MoeForCausalLM",
+    "Exaone4ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "Gemma4AssistantForCausalLM",
+    "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration", "Glm4ForCausalLM", "Glm4MoeForCausalLM",
+    "Glm4MoeLiteForCausalLM", "Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration", "Glm5NextForConditionalGeneration",
+    "GlmMoeDsaForCausalLM", "GptOssForCausalLM", "HCXVisionV2ForCausalLM", "HYV3ForCausalLM", "HyperCLOVAXForCausalLM",
+    "IQuestCoderForCausalLM", "KimiLinearForCausalLM", "LagunaForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM",
+    "Lfm2VlForConditionalGeneration", "LlamaForCausalLM", "MiMoForCausalLM", "MiMoV2ForCausalLM", "MiniMaxM2ForCausalLM",
+    "Ministral3ForCausalLM", "Mistral3ForConditionalGeneration", "MistralForCausalLM", "MixtralForCausalLM",
+    "MuseGlimmerAssistantModel", "MuseGlimmerForConditionalGeneration", "NemotronHForCausalLM", "NemotronH_Omni_Reasoning_V3",
+    "Olmo3ForCausalLM", "OlmoHybridForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration", "Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForCausalLM",
+    "Qwen3_5MoeForConditionalGeneration", "Qwen4ExpForConditionalGeneration", "SeedOssForCausalLM", "SmolLM3ForCausalLM",
+    "SolarOpenForCausalLM", "Spark2_5ForCausalLM", "Step3p5ForCausalLM", "Step3p7ForConditionalGeneration",
+})  # fmt: skip
+
+
+class ExllamaV3(Exllama):
+    """ExLlamaV3 as served by TabbyAPI."""
+
+    name: ClassVar[str] = "exllamav3"
+    cache_bits: ClassVar[Mapping[str, float]] = {"auto": 16.0} | quantized_cache({f"q{b}": b for b in range(8, 1, -1)})
+    formats: ClassVar[tuple[str, ...]] = ("exl3",)
+    format_remedy: ClassVar[str] = "exl3"
+    recurrent: ClassVar[bool] = True
+    capability: ClassVar[int] = 80
+
+    def known_versions(self) -> tuple[str, ...]:
+        """The line whose cache layout was read."""
+        return ("0.0",)
+
+    def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
+        """As ExLlama, architectures that it has no model for, and layers of a kind that it expects elsewhere."""
+        unread = architecture_reasons(self.name, ARCHITECTURES, ir, "engine vllm")
+        return (*super().illegal(ir, gpu, settings), *unread, *self._placement_reasons(ir))
+
+    def _placement_reasons(self, ir: ModelIR) -> tuple[Reason, ...]:
+        """Gemma 2's windows and Qwen3-Next's delta nets stand by number (`idx % 2` in gemma2.py, the interval in qwen3_next.py)."""
+        architecture = architecture_of(ir)
+        if architecture == "Gemma2ForCausalLM":
+            return placement_reasons(self.name, ir, SlidingKV, lambda layer: layer % 2 == 0)
+        if architecture == "Qwen3NextForCausalLM":
+            every = int(ir.config.get("full_attention_interval") or 4)
+            return placement_reasons(self.name, ir, Recurrent, lambda layer: (layer + 1) % every != 0)
+        return ()

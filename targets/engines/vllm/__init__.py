@@ -1,0 +1,1 @@
+"""Describes vLLM, on cards and on processors."""

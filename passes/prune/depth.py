@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.blocks.renumbered import renumbered
 from passes.errors import InputError, Reason
 from passes.ir.architectures import build_ir
@@ -28,6 +28,7 @@ class DepthPrune(Pass):
     """Drop `count` decoder blocks. `blocks`: which (indices in the source); None until they were measured."""
 
     name: ClassVar[str] = "prune_depth"
+    stage: ClassVar[Stage] = Stage.PRUNE
     count: int
     blocks: tuple[int, ...] | None = None
 

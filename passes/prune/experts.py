@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import Reason
 from passes.formats.tensor import Tensor
 from passes.ir.model import Block, Linear, ModelIR, Role
@@ -20,6 +20,7 @@ class ExpertPrune(Pass):
     """Keep `keep` routed experts in every mixture layer."""
 
     name: ClassVar[str] = "prune_experts"
+    stage: ClassVar[Stage] = Stage.PRUNE
     keep: int
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
@@ -54,8 +55,8 @@ class ExpertPrune(Pass):
 
         return replace(out, config=change_decoder(ir.config, shrink))
 
-    def missing(self) -> str | None:
-        """Which experts are used least is measured on the weights."""
+    def missing(self, ir: ModelIR) -> str | None:
+        """Say that it cannot be run: which experts are used least is to be measured on the weights."""
         return "expert pruning has no executing face yet: counting routed tokens and dropping experts on the weights"
 
 

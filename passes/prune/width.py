@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import Reason
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV
@@ -21,6 +21,7 @@ class WidthPrune(Pass):
     """Cut every dense MLP to `intermediate` channels and every attention to `kv_heads` groups; 0 leaves a kind as it is."""
 
     name: ClassVar[str] = "prune_width"
+    stage: ClassVar[Stage] = Stage.PRUNE
     intermediate: int = 0
     kv_heads: int = 0
 
@@ -71,8 +72,8 @@ class WidthPrune(Pass):
 
         return replace(ir.with_decoder(decoder), config=change_decoder(ir.config, shrink))
 
-    def missing(self) -> str | None:
-        """Which channels and groups matter least is measured on the weights."""
+    def missing(self, ir: ModelIR) -> str | None:
+        """Say that it cannot be run: which channels and groups matter least is to be measured on the weights."""
         return "width pruning has no executing face yet: choosing and cutting channels on the weights"
 
 

@@ -7,12 +7,13 @@ ExLlamaV2's: floor(bpw × Σ weights of all attention and MLP matrices, outputs 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from passes.base import Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
 from passes.formats.exl2 import Exl2
 from passes.formats.exl2_bounded import Exl2Bounded
@@ -20,6 +21,11 @@ from passes.formats.exl2_options import ATTENTION, HEAD, MLP
 from passes.formats.format import Format
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.ir.quant_config.exl2 import exl2_config
+
+if TYPE_CHECKING:
+    from passes.algorithms.method import Method
+    from passes.text.source import TextSource
 
 #: Which column of an option's row a matrix takes.
 _ATTENTION_COLUMN = {Role.Q: 0, Role.K: 0, Role.V: 1, Role.O: 2}
@@ -35,6 +41,7 @@ class QuantizeExl2(Pass):
     """
 
     name: ClassVar[str] = "quantize_exl2"
+    stage: ClassVar[Stage] = Stage.QUANTIZE
     method: ClassVar[str] = "exl2"
     bpw: float
     head_bits: int = 6
@@ -101,6 +108,27 @@ class QuantizeExl2(Pass):
         else:
             decoder = ir.decoder.map_blocks(lambda block: _bounded(block, self.storage))
         return with_head(ir.with_decoder(decoder), HEAD[self.head_bits])
+
+    @property
+    def rounds_by(self) -> str:
+        """Its method."""
+        return self.method
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Never: its grids are chosen as if no weight were zero."""
+        return False
+
+    def algorithm(self, before: Method) -> Method:
+        """Return EXL2's own quantizer; an outside tool has its own."""
+        from passes.algorithms.method import method
+
+        return before if self.backend != NATIVE else method(self.method, before.mask)
+
+    def config(self, config: Mapping[str, Any], text: TextSource) -> dict[str, Any]:
+        """Return the config with EXL2's block: bits of the decoder and of the head, and the text they were measured on."""
+        dataset = Path(text.dataset).name
+        return exl2_config(config, self.bpw, self.head_bits, text.samples, text.length, dataset)
 
     def text(self) -> str:
         """`quantize{exl2, exl2-4.65}`."""

@@ -10,15 +10,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.algorithms.gptq import DAMPING
-from passes.base import Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.errors import DoesNotFitError, Reason
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.ir.model import Block, Linear, ModelIR
 from passes.quantize.quantize import Quantize, damping_text
+
+if TYPE_CHECKING:
+    from passes.algorithms.method import Method
 
 Assigned = tuple[tuple[str, Format], ...]
 
@@ -32,6 +35,7 @@ class QuantizeMixed(Pass):
     """
 
     name: ClassVar[str] = "quantize_mixed"
+    stage: ClassVar[Stage] = Stage.QUANTIZE
     palette: tuple[Format, ...]
     bpw: float
     method: str = "gptq"
@@ -73,12 +77,26 @@ class QuantizeMixed(Pass):
         """Every matrix in its format."""
         return self.chosen(ir).rewrite(ir)
 
-    def missing(self) -> str | None:
-        """Which algorithm or codec is not there."""
-        return next((found for form in self.palette if (found := self._missing(form))), None)
+    def missing(self, ir: ModelIR) -> str | None:
+        """Say which algorithm or codec is not there."""
+        stored = (form for form in self.palette if not isinstance(form, Dense))
+        return next((lack for form in stored if (lack := Quantize(self.method, form).missing(ir))), None)
 
-    def _missing(self, form: Format) -> str | None:
-        return None if isinstance(form, Dense) else Quantize(self.method, form).missing()
+    @property
+    def rounds_by(self) -> str:
+        """Its method."""
+        return self.method
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether GPTQ chooses them in its loop."""
+        return self.method == "gptq"
+
+    def algorithm(self, before: Method) -> Method:
+        """Return its method, with the zeros of the passes before it; an outside tool has its own."""
+        from passes.algorithms.method import method
+
+        return before if self.backend != NATIVE else method(self.method, before.mask, self.damping)
 
     def allocated(self, ir: ModelIR, costs: Mapping[str, Sequence[float]], *, tied: bool = False) -> QuantizeMixed:
         """Resolved: the choice with the least total of measured `costs` (a matrix's full name -> one an option). Exact.

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.algorithms.gptq import DAMPING
-from passes.base import Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason, nearest
 from passes.formats.format import Format
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Stack
+
+if TYPE_CHECKING:
+    from passes.algorithms.method import Method
 
 #: Methods whose algorithm the walk runs (`passes.algorithms.method`).
 EXECUTABLE_METHODS = ("rtn", "gptq", "smoothquant", "awq")
@@ -30,6 +33,7 @@ class Quantize(Pass):
     """
 
     name: ClassVar[str] = "quantize"
+    stage: ClassVar[Stage] = Stage.QUANTIZE
     method: str
     storage: Format
     assigned: tuple[tuple[str, Format], ...] = ()
@@ -76,15 +80,32 @@ class Quantize(Pass):
             blocks.append(_stored(block, self.storage, own))
         return stack.with_blocks(tuple(blocks))
 
-    def missing(self) -> str | None:
-        """Which algorithm or codec is not there; outside tools have their own."""
-        if self.backend != "native":
+    def missing(self, ir: ModelIR) -> str | None:
+        """Say which algorithm or codec is not there; outside tools have their own."""
+        if self.backend != NATIVE:
             return None
         if self.method not in EXECUTABLE_METHODS:
             return f"the method {self.method!r} has no executing face yet"
         if self.storage.grid is None:
             return f"the format {self.storage.label} has no writer yet"
         return None
+
+    @property
+    def rounds_by(self) -> str:
+        """Its method."""
+        return self.method
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether GPTQ chooses them in its loop, or values that follow the weights (FP8) are rounded to nearest."""
+        grid = self.storage.grid
+        return self.method == "gptq" or (self.method == "rtn" and grid is not None and grid.kind == "e4m3")
+
+    def algorithm(self, before: Method) -> Method:
+        """Return its method, with the zeros of the passes before it; an outside tool has its own."""
+        from passes.algorithms.method import method
+
+        return before if self.backend != NATIVE else method(self.method, before.mask, self.damping)
 
     def text(self) -> str:
         """`quantize{gptq, w4a16-g64}`, with how many matrices take another format, and what else is not as usual."""

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason
 from passes.ir.model import ModelIR
@@ -116,6 +116,15 @@ class Pass(ABC):
     def options(self) -> dict[str, Any]:
         """Return the options by name, as they are written to JSON."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def with_options(self, **known: Any) -> Self:
+        """Return the pass with those of its options replaced that are named; names that it has no option for are passed over."""
+        own = {field.name for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: value for name, value in known.items() if name in own})
+
+    def title(self) -> str:
+        """Return what a person is told of it, such as `drop 3 blocks`."""
+        return f"{self.name} {', '.join(f'{name}={value}' for name, value in self.options().items())}".strip()
 
     def text(self) -> str:
         """Return `name{option=value, …}`, options at their default left out: what candidates' labels are made of."""

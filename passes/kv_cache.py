@@ -73,6 +73,10 @@ class KVCachePass(Pass):
         message = f"cache scales are found in the native walk, not by {tool}"
         return Reason("backend_no_kv_scales", message, "backend: native")
 
+    def title(self) -> str:
+        """Return `KV cache fp8 with scales`."""
+        return f"KV cache {self.dtype}" + (" with scales" if self.scales else "")
+
     @property
     def load_time(self) -> bool:
         """Without stored scales only the engine acts on it."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from passes import chain
-from passes.base import Pass
+from passes.base import NATIVE, Pass
 from passes.distill.distill import Distill
 from passes.errors import InputError
 from passes.ir.model import ModelIR, Role
@@ -23,10 +23,7 @@ from passes.prune.depth import DepthPrune
 from passes.prune.experts import ExpertPrune
 from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
-from passes.quantize.exl2 import QuantizeExl2
 from passes.quantize.format_names import parse_scheme
-from passes.quantize.mixed import QuantizeMixed
-from passes.quantize.quantize import Quantize
 from planner.asked import rewrite
 from planner.bits import fewest_bits, most_bits, widths
 from planner.quality.expected import expected_quality
@@ -217,20 +214,13 @@ def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None
         return
     if choice.dense:
         yield None
-    yield from (as_asked(choice, one) for one in _stored(choice, engine))
+    yield from (as_asked(choice, pass_) for pass_ in _stored(choice, engine))
 
 
-def as_asked(choice: QuantizeChoice, one: Pass) -> Pass:
+def as_asked(choice: QuantizeChoice, pass_: Pass) -> Pass:
     """A pass with the damping, and made by the tool, that the spec names; what only one tool makes stays with that tool."""
-    if isinstance(one, Quantize | QuantizeMixed):
-        one = replace(one, damping=choice.damping)
-    if (
-        choice.backend != "native"
-        and one.backend == "native"
-        and isinstance(one, Quantize | QuantizeMixed | QuantizeExl2)
-    ):
-        one = replace(one, backend=choice.backend)
-    return one
+    backend = choice.backend if pass_.backend == NATIVE else pass_.backend
+    return pass_.with_options(damping=choice.damping, backend=backend)
 
 
 def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
@@ -240,15 +230,11 @@ def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
         if parsed is None:
             continue
         methods = choice.methods
-        if (
-            not isinstance(parsed, Quantize)
-            or choice.formats is not None
-            or methods is None
-            or parsed.method in methods
-        ):
+        # What an engine does while it loads is no method that one chooses.
+        if choice.formats is not None or methods is None or parsed.load_time or parsed.rounds_by in methods:
             yield parsed
-        elif parsed.method == "gptq" and "rtn" in methods:
-            yield replace(parsed, method="rtn")
+        elif parsed.rounds_by == "gptq" and "rtn" in methods:
+            yield parsed.with_options(method="rtn")
 
 
 def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Settings, ...]) -> Iterator[Design]:

@@ -68,6 +68,10 @@ class DepthPrune(Pass):
         """Fewer layers, and a config that says so. Before measuring, the last candidates stand for the choice."""
         return _with_layers(ir, self._named(ir.decoder).kept(len(ir.decoder.layers)))
 
+    def title(self) -> str:
+        """Return `drop 3 blocks`."""
+        return f"drop {self.count} blocks"
+
     def kept(self, depth: int) -> tuple[int, ...]:
         """Source indices of the blocks that stay, in order. The blocks to drop must be known."""
         dropped = set(self.blocks or ())

@@ -75,6 +75,11 @@ class Sparsify(Pass):
 
         return Gptq(GPTQ_DEFAULT, self.mask)
 
+    def title(self) -> str:
+        """Return `50 % zeros by wanda`, or the pattern in place of the share."""
+        share = f"{self.sparsity * 100:g} %" if self.pattern == "unstructured" else self.pattern
+        return f"{share} zeros by {self.method}"
+
     @property
     def mask(self) -> Mask:
         """Which weights the walk drops."""

@@ -22,6 +22,7 @@ from passes.formats.format import Format
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.quant_config.exl2 import exl2_config
+from passes.quantize.quantize import by_tool
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
@@ -129,6 +130,10 @@ class QuantizeExl2(Pass):
         """Return the config with EXL2's block: bits of the decoder and of the head, and the text they were measured on."""
         dataset = Path(text.dataset).name
         return exl2_config(config, self.bpw, self.head_bits, text.samples, text.length, dataset)
+
+    def title(self) -> str:
+        """Return `quantize exl2 4.65 bpw, head 6 bit`, and by which tool."""
+        return f"quantize exl2 {self.bpw:g} bpw, head {self.head_bits} bit{by_tool(self.backend)}"
 
     def text(self) -> str:
         """`quantize{exl2, exl2-4.65}`."""

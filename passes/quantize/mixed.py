@@ -18,7 +18,7 @@ from passes.errors import DoesNotFitError, Reason
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.ir.model import Block, Linear, ModelIR
-from passes.quantize.quantize import Quantize, damping_text
+from passes.quantize.quantize import Quantize, by_tool, damping_text
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
@@ -128,6 +128,10 @@ class QuantizeMixed(Pass):
             for unit, found in together.items() if choice[unit] for names, _ in found for name in names
         ]  # fmt: skip
         return replace(self, assigned=tuple(assigned))
+
+    def title(self) -> str:
+        """Return `quantize gptq mixed 5 bpw`."""
+        return f"quantize {self.method} mixed {self.bpw:g} bpw{by_tool(self.backend)}"
 
     def text(self) -> str:
         """`quantize{gptq, mixed-5 of w4a16-g64, w8a16-channel, bf16}`."""

@@ -107,11 +107,20 @@ class Quantize(Pass):
 
         return before if self.backend != NATIVE else method(self.method, before.mask, self.damping)
 
+    def title(self) -> str:
+        """Return `quantize gptq w4a16-g64`, and by which tool."""
+        return f"quantize {self.method} {self.storage.label}{by_tool(self.backend)}"
+
     def text(self) -> str:
         """`quantize{gptq, w4a16-g64}`, with how many matrices take another format, and what else is not as usual."""
         mixed = f", {len(self.assigned)} assigned" if self.assigned else ""
         by = "" if self.backend == "native" else f", by {self.backend}"
         return f"quantize{{{self.method}, {self.storage.label}{mixed}{damping_text(self.damping)}{by}}}"
+
+
+def by_tool(backend: str) -> str:
+    """Return what a pass's title says of who makes it; nothing of this project's own walk."""
+    return "" if backend == NATIVE else f" by {backend}"
 
 
 def damping_text(damping: float) -> str:

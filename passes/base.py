@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -112,6 +112,11 @@ class Pass(ABC):
     def config(self, config: Mapping[str, Any], text: TextSource) -> dict[str, Any]:
         """Return the result's config.json with what no format of a matrix can know; `text`: the calibration text."""
         return dict(config)
+
+    @classmethod
+    def degrees(cls, ir: ModelIR) -> Iterator[Self]:
+        """Yield the pass at the strengths that are worth weighing on a model where a spec says `allow`; none by default."""
+        return iter(())
 
     def options(self) -> dict[str, Any]:
         """Return the options by name, as they are written to JSON."""

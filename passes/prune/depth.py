@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from passes.base import Pass, Stage
 from passes.blocks.renumbered import renumbered
@@ -17,6 +17,8 @@ from passes.ir.model import Block, ModelIR, Stack
 from passes.ir.state import ChunkedKV, FullKV, LayerState, Recurrent, SharedKV, SlidingKV
 from passes.prune.config import with_fewer_layers
 
+#: Shares of the blocks that are weighed where pruning is allowed.
+_SHARES = (0.05, 0.10, 0.15, 0.20, 0.25)
 #: `layer_types` entries as transformers names them, by the exact cache kind.
 _KINDS: dict[type[LayerState], str] = {
     FullKV: "full_attention", SlidingKV: "sliding_attention", ChunkedKV: "chunked_attention", Recurrent: "linear_attention",
@@ -36,6 +38,12 @@ class DepthPrune(Pass):
     def resolved(self) -> bool:
         """Whether the blocks to drop are known."""
         return self.blocks is not None
+
+    @classmethod
+    def degrees(cls, ir: ModelIR) -> Iterator[Self]:
+        """Yield `_SHARES` of the blocks, at least one; shares that come to the same count once."""
+        layers = len(ir.decoder.layers)
+        yield from (cls(count) for count in sorted({max(1, round(layers * share)) for share in _SHARES}))
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """At least two blocks stay, unmeasured choices are of one kind, and a config.json can say what stays."""

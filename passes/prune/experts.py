@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from passes.base import Pass, Stage
 from passes.errors import Reason
@@ -13,6 +14,8 @@ from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.prune.config import change_decoder, decoder_part, set_present
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+#: Shares of the experts that are weighed where pruning is allowed.
+_SHARES = (0.125, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,15 @@ class ExpertPrune(Pass):
     name: ClassVar[str] = "prune_experts"
     stage: ClassVar[Stage] = Stage.PRUNE
     keep: int
+
+    @classmethod
+    def degrees(cls, ir: ModelIR) -> Iterator[Self]:
+        """Yield banks without `_SHARES` of their experts, most kept first."""
+        experts = min(
+            (lin.copies for block, _ in ir.decoder.counts for lin in block.linears if lin.copies > 1), default=0
+        )
+        kept = {experts - round(experts * share) for share in _SHARES} - {0, experts}
+        yield from (cls(count) for count in sorted(kept, reverse=True))
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """No experts; fewer than a token uses; groups of experts that would differ in size."""

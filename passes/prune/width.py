@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from passes.base import Pass, Stage
 from passes.errors import Reason
@@ -14,6 +16,10 @@ from passes.prune.config import change_decoder, set_present
 
 _ATTENTION = (Role.Q, Role.K, Role.V, Role.QKV, Role.O)
 _MLP = (Role.GATE, Role.UP, Role.GATE_UP, Role.DOWN)
+#: Shares of the MLPs' channels that are weighed where pruning is allowed.
+_SHARES = (0.05, 0.10, 0.15, 0.20, 0.25)
+#: Narrower MLPs are cut to multiples of this, the widest group of any format and the tile of kernels.
+_MULTIPLE = 256
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,14 @@ class WidthPrune(Pass):
     stage: ClassVar[Stage] = Stage.PRUNE
     intermediate: int = 0
     kv_heads: int = 0
+
+    @classmethod
+    def degrees(cls, ir: ModelIR) -> Iterator[Self]:
+        """Yield MLPs without `_SHARES` of their channels, widest first."""
+        linears = [linear for block, _ in ir.decoder.counts for linear in block.linears]
+        inner = min((lin.in_features for lin in linears if lin.role is Role.DOWN and lin.copies == 1), default=0)
+        widths = {math.floor(inner * (1 - share) / _MULTIPLE) * _MULTIPLE for share in _SHARES}
+        yield from (cls(width) for width in sorted(widths - {0, inner}, reverse=True))
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """Sizes that are not smaller, and attentions whose parts are not plain groups."""

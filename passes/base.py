@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason
+from passes.ir.distortions import Distortion
 from passes.ir.model import ModelIR
 
 if TYPE_CHECKING:
@@ -117,6 +118,10 @@ class Pass(ABC):
     def degrees(cls, ir: ModelIR) -> Iterator[Self]:
         """Yield the pass at the strengths that are worth weighing on a model where a spec says `allow`; none by default."""
         return iter(())
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return what it does to the values of `ir`, the model that the chain begins with; empty where it changes none."""
+        return ()
 
     def options(self) -> dict[str, Any]:
         """Return the options by name, as they are written to JSON."""

@@ -14,6 +14,7 @@ from typing import ClassVar
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
 from passes.formats.tensor import Tensor
+from passes.ir.distortions import CacheRounding, Distortion
 from passes.ir.model import Block, KVCache, ModelIR
 from passes.walk.kv_scales import attention_name
 
@@ -72,6 +73,10 @@ class KVCachePass(Pass):
             return None
         message = f"cache scales are found in the native walk, not by {tool}"
         return Reason("backend_no_kv_scales", message, "backend: native")
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the type of the cache."""
+        return (CacheRounding(self.dtype),)
 
     def title(self) -> str:
         """Return `KV cache fp8 with scales`."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from passes.base import Pass, Stage
 from passes.errors import Reason
+from passes.ir.distortions import Distortion, Recovered
 from passes.ir.model import ModelIR
 
 #: `logits`: the source's next-token distribution; `sequences`: text that it wrote; `blockwise`: each block's output.
@@ -35,6 +36,10 @@ class Distill(Pass):
     def rewrite(self, ir: ModelIR) -> ModelIR:
         """Only values change."""
         return ir
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the recovery that its tokens bring."""
+        return (Recovered(self.tokens),)
 
     def missing(self, ir: ModelIR) -> str | None:
         """Say that the training loop is not there."""

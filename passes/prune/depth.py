@@ -13,6 +13,7 @@ from passes.base import Pass, Stage
 from passes.blocks.renumbered import renumbered
 from passes.errors import InputError, Reason
 from passes.ir.architectures import build_ir
+from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, ModelIR, Stack
 from passes.ir.state import ChunkedKV, FullKV, LayerState, Recurrent, SharedKV, SlidingKV
 from passes.prune.config import with_fewer_layers
@@ -75,6 +76,10 @@ class DepthPrune(Pass):
     def rewrite(self, ir: ModelIR) -> ModelIR:
         """Fewer layers, and a config that says so. Before measuring, the last candidates stand for the choice."""
         return _with_layers(ir, self._named(ir.decoder).kept(len(ir.decoder.layers)))
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the share of the blocks that goes."""
+        return (Removed("blocks", self.count / max(1, len(ir.decoder.layers))),)
 
     def title(self) -> str:
         """Return `drop 3 blocks`."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from passes.base import Pass, Stage
 from passes.errors import Reason
 from passes.formats.tensor import Tensor
+from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.prune.config import change_decoder, decoder_part, set_present
 
@@ -66,6 +67,10 @@ class ExpertPrune(Pass):
             set_present(part, _COUNTS, self.keep)
 
         return replace(out, config=change_decoder(ir.config, shrink))
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the share of the weights that goes."""
+        return (Removed("weights", 1 - self.rewrite(ir).weights / ir.weights),)
 
     def missing(self, ir: ModelIR) -> str | None:
         """Say that it cannot be run: which experts are used least is to be measured on the weights."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.algorithms.sparsity import Mask
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
+from passes.ir.distortions import Distortion, Zeros
 from passes.ir.model import ModelIR
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ class Sparsify(Pass):
         from passes.algorithms.method import GPTQ_DEFAULT, Gptq
 
         return Gptq(GPTQ_DEFAULT, self.mask)
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return its zeros."""
+        return (Zeros(self.method, self.sparsity, self.pattern),)
 
     def title(self) -> str:
         """Return `50 % zeros by wanda`, or the pattern in place of the share."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from passes.base import Pass, Stage
 from passes.errors import Reason
+from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV
 from passes.prune.config import change_decoder, set_present
@@ -85,6 +86,10 @@ class WidthPrune(Pass):
                 part |= {"num_key_value_heads": self.kv_heads, "num_attention_heads": heads, "head_dim": head_dim}
 
         return replace(ir.with_decoder(decoder), config=change_decoder(ir.config, shrink))
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the share of the weights that goes."""
+        return (Removed("weights", 1 - self.rewrite(ir).weights / ir.weights),)
 
     def missing(self, ir: ModelIR) -> str | None:
         """Say that it cannot be run: which channels and groups matter least is to be measured on the weights."""

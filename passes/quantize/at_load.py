@@ -8,6 +8,7 @@ from typing import ClassVar
 from passes.base import Pass, Stage
 from passes.errors import Reason
 from passes.formats.at_load import Resident, resident
+from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.model import LoadTime, ModelIR
 
 
@@ -45,6 +46,10 @@ class QuantizeAtLoad(Pass):
     def rewrite(self, ir: ModelIR) -> ModelIR:
         """Nothing changes in the checkpoint; `passes.ir.resident.resident_model` tells what the engine holds."""
         return replace(ir, load_time=LoadTime(self.scheme))
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the rounding that the engine does."""
+        return (WeightRounding(self.method, ((self.storage, 1.0),)),)
 
     @property
     def load_time(self) -> bool:

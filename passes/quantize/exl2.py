@@ -19,6 +19,7 @@ from passes.formats.exl2 import Exl2
 from passes.formats.exl2_bounded import Exl2Bounded
 from passes.formats.exl2_options import ATTENTION, HEAD, MLP
 from passes.formats.format import Format
+from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.quant_config.exl2 import exl2_config
@@ -130,6 +131,10 @@ class QuantizeExl2(Pass):
         """Return the config with EXL2's block: bits of the decoder and of the head, and the text they were measured on."""
         dataset = Path(text.dataset).name
         return exl2_config(config, self.bpw, self.head_bits, text.samples, text.length, dataset)
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the rounding of EXL2 at its bits a weight, whatever the layouts."""
+        return (WeightRounding(self.method, ((self.storage, 1.0),)),)
 
     def title(self) -> str:
         """Return `quantize exl2 4.65 bpw, head 6 bit`, and by which tool."""

@@ -17,6 +17,7 @@ from passes.base import NATIVE, Pass, Stage
 from passes.errors import DoesNotFitError, Reason
 from passes.formats.dense import Dense
 from passes.formats.format import Format
+from passes.ir.distortions import Distortion
 from passes.ir.model import Block, Linear, ModelIR
 from passes.quantize.quantize import Quantize, by_tool, damping_text
 
@@ -128,6 +129,10 @@ class QuantizeMixed(Pass):
             for unit, found in together.items() if choice[unit] for names, _ in found for name in names
         ]  # fmt: skip
         return replace(self, assigned=tuple(assigned))
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return its rounding, each format with the share of the weights that it holds, measured or standing in."""
+        return self.chosen(ir).distortions(ir)
 
     def title(self) -> str:
         """Return `quantize gptq mixed 5 bpw`."""

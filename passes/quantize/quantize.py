@@ -5,6 +5,7 @@ The methods' algorithms run in the walk (`passes.walk.walk`); a method without o
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.algorithms.gptq import DAMPING
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason, nearest
+from passes.formats.dense import Dense
 from passes.formats.format import Format
+from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Stack
 
@@ -107,6 +110,11 @@ class Quantize(Pass):
 
         return before if self.backend != NATIVE else method(self.method, before.mask, self.damping)
 
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return its rounding, each format with the share of the weights that it holds."""
+        shares = _shares(ir, self.storage, self.assigned) if self.assigned else ((self.storage, 1.0),)
+        return (WeightRounding(self.method, shares),)
+
     def title(self) -> str:
         """Return `quantize gptq w4a16-g64`, and by which tool."""
         return f"quantize {self.method} {self.storage.label}{by_tool(self.backend)}"
@@ -116,6 +124,18 @@ class Quantize(Pass):
         mixed = f", {len(self.assigned)} assigned" if self.assigned else ""
         by = "" if self.backend == "native" else f", by {self.backend}"
         return f"quantize{{{self.method}, {self.storage.label}{mixed}{damping_text(self.damping)}{by}}}"
+
+
+@lru_cache(maxsize=64)
+def _shares(ir: ModelIR, storage: Format, assigned: tuple[tuple[str, Format], ...]) -> tuple[tuple[Format, float], ...]:
+    """The share of the decoder's quantizable weights that each format holds, plain numbers left out."""
+    chosen, weights = dict(assigned), Counter[Format]()
+    for layer in range(len(ir.decoder.layers)):
+        prefix = ir.decoder.layer_prefix(layer)
+        for linear in ir.decoder.block(layer).linears:
+            if linear.quantizable:
+                weights[chosen.get(prefix + linear.name, storage)] += linear.weights
+    return tuple((form, count / weights.total()) for form, count in weights.items() if not isinstance(form, Dense))
 
 
 def by_tool(backend: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passes.base import NATIVE, Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.blocks.devices import compute_devices, compute_dtype
 from passes.blocks.model_class import unwalkable
 from passes.chain import from_json, rewrite, to_json
@@ -23,7 +23,6 @@ from passes.files.lock import only_one
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.ir.model import ModelIR
 from passes.ir.sources import Source
-from passes.kv_cache import KVCachePass
 from passes.run.resolve import Resolver
 from passes.steps.key import content_key, source_identity
 from passes.steps.progress import Progress
@@ -172,7 +171,7 @@ def _told(progress: Callable[[Progress], None], which: str) -> Callable[[Progres
 
 
 def _cache_loss(ir: ModelIR, chain: Sequence[Pass]) -> Quality:
-    return expected_quality(ir, [one for one in chain if isinstance(one, KVCachePass)])
+    return expected_quality(ir, [pass_ for pass_ in chain if pass_.stage is Stage.KV_CACHE])
 
 
 def _part(choice: TextChoice, samples: int, trust_remote_code: bool) -> TextSource:

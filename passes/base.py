@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from passes.errors import Reason
 from passes.ir.distortions import Distortion
 from passes.ir.model import ModelIR
+from passes.steps.cost import StepCost, WalkSize
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
@@ -122,6 +123,13 @@ class Pass(ABC):
     def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
         """Return what it does to the values of `ir`, the model that the chain begins with; empty where it changes none."""
         return ()
+
+    def cost(self, source: ModelIR, walk: WalkSize) -> Mapping[str, StepCost]:
+        """Return what it takes of steps, by their names in the certificate; under `walk` what it adds to the walk.
+
+        `source`: the model that the chain begins with. `walk`: one walk over the calibration text.
+        """
+        return {}
 
     def options(self) -> dict[str, Any]:
         """Return the options by name, as they are written to JSON."""

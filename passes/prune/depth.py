@@ -15,8 +15,11 @@ from passes.errors import InputError, Reason
 from passes.ir.architectures import build_ir
 from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, ModelIR, Stack
+from passes.ir.operations import forward_operations, head_operations
 from passes.ir.state import ChunkedKV, FullKV, LayerState, Recurrent, SharedKV, SlidingKV
 from passes.prune.config import with_fewer_layers
+from passes.steps.cost import StepCost, WalkSize, states_bytes
+from passes.text.split import JUDGED_TOKENS
 
 #: Shares of the blocks that are weighed where pruning is allowed.
 _SHARES = (0.05, 0.10, 0.15, 0.20, 0.25)
@@ -80,6 +83,15 @@ class DepthPrune(Pass):
     def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
         """Return the share of the blocks that goes."""
         return (Removed("blocks", self.count / max(1, len(ir.decoder.layers))),)
+
+    def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
+        """Return what measuring takes: a forward for block influence, four of fewer tokens for two sets of blocks and the source."""
+        if self.resolved:
+            return {}
+        forward = forward_operations(source)
+        judged = 4 * min(walk.tokens, JUDGED_TOKENS) * (forward + head_operations(source))
+        disk = (self.count + 2) * states_bytes(source, walk.tokens)
+        return {"measure depth": StepCost(operations=walk.tokens * forward + judged, disk=disk)}
 
     def title(self) -> str:
         """Return `drop 3 blocks`."""

@@ -22,13 +22,19 @@ from passes.formats.format import Format
 from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.ir.operations import forward_operations, hessian_operations, quantizable_weights
 from passes.ir.quant_config.exl2 import exl2_config
+from passes.quantize.allocation_cost import allocation_cost
 from passes.quantize.quantize import by_tool
+from passes.steps.cost import StepCost, WalkSize
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
     from passes.text.source import TextSource
 
+#: Operations a weight, at the rate of forwards: all options tried on it; the chosen one's scales searched and rounded. Measured once
+#: (`planner.apply_cost`).
+_OPTIONS_OPERATIONS, _SEARCH_OPERATIONS = 150e3, 20e3
 #: Which column of an option's row a matrix takes.
 _ATTENTION_COLUMN = {Role.Q: 0, Role.K: 0, Role.V: 1, Role.O: 2}
 _MLP_COLUMN = {Role.GATE: 0, Role.GATE_UP: 0, Role.UP: 1, Role.DOWN: 2}
@@ -135,6 +141,21 @@ class QuantizeExl2(Pass):
     def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
         """Return the rounding of EXL2 at its bits a weight, whatever the layouts."""
         return (WeightRounding(self.method, ((self.storage, 1.0),)),)
+
+    def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
+        """Return what it adds to the walk, and what choosing the layouts takes while they are open.
+
+        An outside tool chooses its own in its own time; the room for it is counted alike.
+        """
+        weights = quantizable_weights(source)
+        steps = {"walk": StepCost(operations=_SEARCH_OPERATIONS * weights)}
+        if self.resolved:
+            return steps
+        choosing = allocation_cost(source, walk, steps["walk"].operations)
+        if self.backend != NATIVE:
+            return steps | {name: replace(cost, operations=0.0) for name, cost in choosing.items()}
+        tokens = walk.tokens * (forward_operations(source) + hessian_operations(source))
+        return steps | {"measure EXL2": StepCost(operations=tokens + _OPTIONS_OPERATIONS * weights)} | choosing
 
     def title(self) -> str:
         """Return `quantize exl2 4.65 bpw, head 6 bit`, and by which tool."""

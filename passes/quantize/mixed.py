@@ -19,7 +19,9 @@ from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.ir.distortions import Distortion
 from passes.ir.model import Block, Linear, ModelIR
-from passes.quantize.quantize import Quantize, by_tool, damping_text
+from passes.quantize.allocation_cost import allocation_cost
+from passes.quantize.quantize import Quantize, by_tool, damping_text, method_cost
+from passes.steps.cost import StepCost, WalkSize
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
@@ -133,6 +135,10 @@ class QuantizeMixed(Pass):
     def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
         """Return its rounding, each format with the share of the weights that it holds, measured or standing in."""
         return self.chosen(ir).distortions(ir)
+
+    def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
+        """Return what its method adds to the walk, and what choosing the formats takes while they are open."""
+        return method_cost(self.method, source) | ({} if self.resolved else allocation_cost(source, walk))
 
     def title(self) -> str:
         """Return `quantize gptq mixed 5 bpw`."""

@@ -18,12 +18,16 @@ from passes.formats.format import Format
 from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Stack
+from passes.ir.operations import error_operations
+from passes.steps.cost import StepCost, WalkSize
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
 
 #: Methods whose algorithm the walk runs (`passes.algorithms.method`).
 EXECUTABLE_METHODS = ("rtn", "gptq", "smoothquant", "awq")
+#: Exponents that AWQ tries, each by the error tr(E H Eᵀ) of a group (`passes.algorithms.smoothing`).
+_SCALE_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,10 @@ class Quantize(Pass):
         shares = _shares(ir, self.storage, self.assigned) if self.assigned else ((self.storage, 1.0),)
         return (WeightRounding(self.method, shares),)
 
+    def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
+        """Return what its method adds to the walk."""
+        return method_cost(self.method, source)
+
     def title(self) -> str:
         """Return `quantize gptq w4a16-g64`, and by which tool."""
         return f"quantize {self.method} {self.storage.label}{by_tool(self.backend)}"
@@ -136,6 +144,11 @@ def _shares(ir: ModelIR, storage: Format, assigned: tuple[tuple[str, Format], ..
             if linear.quantizable:
                 weights[chosen.get(prefix + linear.name, storage)] += linear.weights
     return tuple((form, count / weights.total()) for form, count in weights.items() if not isinstance(form, Dense))
+
+
+def method_cost(method: str, source: ModelIR) -> dict[str, StepCost]:
+    """Return what a method adds to the walk: AWQ tries its scales by the error of each group."""
+    return {"walk": StepCost(operations=_SCALE_TRIES * error_operations(source))} if method == "awq" else {}
 
 
 def by_tool(backend: str) -> str:

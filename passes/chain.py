@@ -1,9 +1,6 @@
-"""The pass graph: which passes, in which legal order, and its text and JSON forms.
+"""A chain of passes: its legal orders, what it needs, its text and JSON forms.
 
-    source ──► prune ──► quantize ──► kv_cache ──► checkpoint
-
-Order is prune → distil → quantize → KV cache: pruning after
-quantization would throw away compensated errors, and cache scales must be seen on the final weights.
+source ──► prune ──► distill ──► quantize ──► kv_cache ──► checkpoint
 """
 
 from __future__ import annotations
@@ -12,9 +9,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from passes.base import Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.blocks.model_class import unwalkable
-from passes.distill.distill import Distill
 from passes.errors import InputError, Reason, unknown_name
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
@@ -24,133 +20,109 @@ from passes.formats.format import Format
 from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
-from passes.kv_cache import KVCachePass
-from passes.prune.depth import DepthPrune
-from passes.prune.experts import ExpertPrune
-from passes.prune.sparse import Sparsify
-from passes.prune.width import WidthPrune
-from passes.quantize.at_load import QuantizeAtLoad
-from passes.quantize.exl2 import QuantizeExl2
-from passes.quantize.mixed import QuantizeMixed
-from passes.quantize.quantize import Quantize
+from passes.registry import Registry
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
 
-#: Stages in the order in which they may stand in a chain; passes of one stage exclude each other, prunings do not.
-_STAGES = ("prune", "distill", "quantize", "kv_cache")
-_REPEATABLE = ("prune",)
-
 _FORMATS: Mapping[str, type[Format]] = {
     form.kind: form for form in (Dense, PackQuantized, IntQuantized, FloatQuantized, Gptq, Awq, Nvfp4, Mxfp4, Exl3)
 }
-_PASSES: Mapping[str, type[Pass]] = {
-    kind.name: kind
-    for kind in (
-        DepthPrune, WidthPrune, ExpertPrune, Sparsify, Distill, Quantize, QuantizeMixed, QuantizeExl2, QuantizeAtLoad,
-        KVCachePass,
-    )
-}  # fmt: skip
 
-
-def stage(one: Pass) -> str:
-    """The stage of a pass: the first word of its name."""
-    return next((name for name in _STAGES if one.name.startswith(name)), one.name)
+#: Every pass by its name, in the order in which the planner weighs those of one stage.
+PASSES: Registry[type[Pass]] = Registry(
+    "pass",
+    {
+        "prune_depth": "passes.prune.depth:DepthPrune",
+        "prune_width": "passes.prune.width:WidthPrune",
+        "prune_experts": "passes.prune.experts:ExpertPrune",
+        "prune_sparse": "passes.prune.sparse:Sparsify",
+        "distill": "passes.distill.distill:Distill",
+        "quantize": "passes.quantize.quantize:Quantize",
+        "quantize_mixed": "passes.quantize.mixed:QuantizeMixed",
+        "quantize_exl2": "passes.quantize.exl2:QuantizeExl2",
+        "quantize_at_load": "passes.quantize.at_load:QuantizeAtLoad",
+        "kv_cache": "passes.kv_cache:KVCachePass",
+    },
+    group="tightfit.passes",
+)
 
 
 def illegal(ir: ModelIR, passes: Sequence[Pass]) -> tuple[Reason, ...]:
-    """Why a chain cannot be applied: its order, or a pass that is illegal on what the earlier ones made."""
-    stages = [stage(one) for one in passes]
-    ranks = [_STAGES.index(name) if name in _STAGES else len(_STAGES) for name in stages]
-    if ranks != sorted(ranks):
-        return (
-            Reason(
-                "pass_order", f"passes stand in the order {' → '.join(stages)}", f"order them {' → '.join(_STAGES)}"
-            ),
-        )
-    twice = [name for name in set(stages) if stages.count(name) > 1 and name not in _REPEATABLE]
-    if twice:
-        return (Reason("pass_twice", f"{twice[0]} stands twice in the chain", "keep one of them"),)
-    if (reason := refused(passes) or _zeros_refused(passes)) is not None:
+    """Say why a chain cannot be applied: its order, passes that exclude each other, or one that is illegal on what the others left."""
+    stages = [pass_.stage for pass_ in passes]
+    if stages != sorted(stages, key=list(Stage).index):
+        message = f"passes stand in the order {' → '.join(stages)}"
+        return (Reason("pass_order", message, f"order them {' → '.join(Stage)}"),)
+    twice = next((stage for stage in stages if stages.count(stage) > 1 and not stage.repeatable), None)
+    if twice is not None:
+        return (Reason("pass_twice", f"{twice} stands twice in the chain", "keep one of them"),)
+    if (reason := conflict(passes)) is not None:
         return (reason,)
-    for one in passes:
-        reasons = one.illegal(ir)
-        if reasons:
+    for pass_ in passes:
+        if reasons := pass_.illegal(ir):
             return reasons
-        ir = one.rewrite(ir)
+        ir = pass_.rewrite(ir)
     return ()
 
 
-def outside(passes: Sequence[Pass]) -> Pass | None:
-    """The pass of a chain that an outside tool makes; None where all is native."""
-    return next((one for one in passes if one.backend != "native"), None)
-
-
-def calibrated(passes: Sequence[Pass], target: ModelIR) -> bool:
-    """Whether a chain that ends in `target` has to see text: it compensates errors, measures choices, or finds scales."""
-    native = [one for one in passes if one.backend == "native"]
-    waits = any(not one.resolved for one in native)
-    return waits or target.calibrated_scales or method_of(native).needs_hessian
-
-
-def looks_at_text(passes: Sequence[Pass], target: ModelIR) -> bool:
-    """Whether calibration text is needed: by the walk, or by an outside tool."""
-    return outside(passes) is not None or calibrated(passes, target)
-
-
-def missing(ir: ModelIR, passes: Sequence[Pass]) -> tuple[str, ...]:
-    """What `apply` lacks to run a legal chain on a model, in words; empty when it can."""
-    out = [found for one in passes if (found := one.missing())]
-    if (why := unwalkable(ir)) is not None and calibrated(passes, rewrite(ir, passes)):
-        out.append(f"nothing can be calibrated: {why}")
-    return tuple(out)
-
-
-def refused(passes: Sequence[Pass]) -> Reason | None:
-    """Why an outside tool cannot make its pass in a chain; None where it can, or where all is native."""
-    if (made := outside(passes)) is None:
+def conflict(passes: Sequence[Pass]) -> Reason | None:
+    """Say why passes do not go together: one excludes another, or an outside tool cannot make its own; None where they do."""
+    for pass_ in passes:
+        if (reason := pass_.conflict(passes)) is not None:
+            return reason
+    if (made_outside := outside(passes)) is None:
         return None
     from passes.backends import find_backend
 
-    if any(isinstance(one, Sparsify) for one in passes):
-        return Reason("backend_drops_zeros", f"{made.backend} would fill the zeros again", "backend: native")
-    if any(isinstance(one, KVCachePass) and one.scales for one in passes):
-        return Reason(
-            "backend_no_kv_scales",
-            f"cache scales are found in the native walk, not by {made.backend}",
-            "backend: native",
-        )
-    return find_backend(made.backend).refuses(made)
+    return find_backend(made_outside.backend).refuses(made_outside)
 
 
-def _zeros_refused(passes: Sequence[Pass]) -> Reason | None:
-    """Why zeros do not go with the rounding of a chain: they are chosen in GPTQ's loop, or before values that follow the weights (FP8)."""
-    if not any(isinstance(one, Sparsify) for one in passes):
-        return None
-    for one in passes:
-        if isinstance(one, QuantizeExl2) or (isinstance(one, Quantize | QuantizeMixed) and one.method != "gptq"):
-            if isinstance(one, Quantize) and one.method == "rtn" and isinstance(one.storage, FloatQuantized):
-                continue
-            message = f"zeros are chosen together with GPTQ's rounding, not with {one.method}'s"
-            return Reason("zeros_need_gptq", message, "quantize with gptq or to fp8, or drop one of the passes")
-    return None
+def outside(passes: Sequence[Pass]) -> Pass | None:
+    """Return the pass of a chain that an outside tool makes; None where all is native."""
+    return next((pass_ for pass_ in passes if pass_.backend != NATIVE), None)
+
+
+def needs_text(passes: Sequence[Pass], planned: ModelIR) -> bool:
+    """Return whether running a chain that ends in `planned` reads calibration text: to compensate errors, measure a choice, or find
+
+    scales.
+    """
+    return planned.calibrated_scales or any(pass_.needs_text for pass_ in passes)
+
+
+def walk_needs_text(passes: Sequence[Pass], planned: ModelIR) -> bool:
+    """Return whether blocks are run on calibration text here, and not by an outside tool alone."""
+    return needs_text([pass_ for pass_ in passes if pass_.backend == NATIVE], planned)
+
+
+def missing(ir: ModelIR, passes: Sequence[Pass]) -> tuple[str, ...]:
+    """Say what `apply` lacks to run a legal chain on a model, in words; empty where it can."""
+    lacks, planned = [], ir
+    for pass_ in passes:
+        if lack := pass_.missing(planned):
+            lacks.append(lack)
+        planned = pass_.rewrite(planned)
+    if (why := unwalkable(ir)) is not None and walk_needs_text(passes, planned):
+        lacks.append(f"nothing can be calibrated: {why}")
+    return tuple(lacks)
 
 
 def rewrite(ir: ModelIR, passes: Sequence[Pass]) -> ModelIR:
     """The description after a chain. The chain must be legal."""
-    for one in passes:
-        ir = one.rewrite(ir)
+    for pass_ in passes:
+        ir = pass_.rewrite(ir)
     return ir
 
 
 def draw(passes: Sequence[Pass]) -> str:
     """One line: `source ─► quantize{gptq, w4a16-g64} ─► kv_cache{dtype=fp8} ─► checkpoint`."""
-    return " ─► ".join(["source", *(one.text() for one in passes), "checkpoint"])
+    return " ─► ".join(["source", *(pass_.text() for pass_ in passes), "checkpoint"])
 
 
 def to_json(passes: Sequence[Pass]) -> list[dict[str, Any]]:
     """The chain as JSON values; `from_json` reads it back equal."""
-    return [{"pass": one.name, **{key: _value(value) for key, value in one.options().items()}} for one in passes]
+    return [{"pass": pass_.name, **{key: _value(value) for key, value in pass_.options().items()}} for pass_ in passes]
 
 
 def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Pass, ...]:
@@ -167,10 +139,9 @@ def _value(value: Any) -> Any:
 def _read_pass(value: Mapping[str, Any]) -> Pass:
     fields = dict(value)
     name = str(fields.pop("pass", ""))
-    if name not in _PASSES:
-        raise unknown_name("pass", name, _PASSES, remedy=f"known passes: {', '.join(_PASSES)}")
+    kind = PASSES.find(name, remedy=f"known passes: {', '.join(PASSES.names())}")
     try:
-        return _PASSES[name](**{key: _read_value(each) for key, each in fields.items()})
+        return kind(**{key: _read_value(option) for key, option in fields.items()})
     except TypeError as error:
         raise InputError(f"pass {name}: {error}", remedy="make the plan again with this version") from error
 
@@ -184,13 +155,11 @@ def _read_value(value: Any) -> Any:
     return tuple(_read_value(each) for each in value) if isinstance(value, list) else value
 
 
-def method_of(passes: Sequence[Pass]) -> Method:
-    """The algorithm; none for what an outside tool makes."""
-    from passes.algorithms.method import method
+def method(passes: Sequence[Pass]) -> Method:
+    """Return the walk's algorithm: rounding to nearest, as each pass in turn changes it."""
+    from passes.algorithms.method import RoundToNearest
 
-    made_here = [one for one in passes if one.backend == "native"]
-    quantize = next((one for one in made_here if isinstance(one, Quantize | QuantizeMixed | QuantizeExl2)), None)
-    mask = next((one.mask for one in passes if isinstance(one, Sparsify)), None)
-    if isinstance(quantize, Quantize | QuantizeMixed):
-        return method(quantize.method, mask, quantize.damping)
-    return method(None if quantize is None else quantize.method, mask)
+    algorithm: Method = RoundToNearest()
+    for pass_ in passes:
+        algorithm = pass_.algorithm(algorithm)
+    return algorithm

@@ -7,12 +7,14 @@ value of the calibration text just fit. Names and shape as compressed-tensors' `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from passes.base import Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
 from passes.formats.tensor import Tensor
+from passes.ir.distortions import CacheRounding, Distortion
 from passes.ir.model import Block, KVCache, ModelIR
 from passes.walk.kv_scales import attention_name
 
@@ -27,6 +29,7 @@ class KVCachePass(Pass):
     """Keep the KV cache in `dtype`. With `scales`, calibrated per-layer fp8 scales go into the checkpoint."""
 
     name: ClassVar[str] = "kv_cache"
+    stage: ClassVar[Stage] = Stage.KV_CACHE
     dtype: str = "auto"
     scales: bool = False
 
@@ -62,6 +65,22 @@ class KVCachePass(Pass):
         """The cache's kind, and two scalars a caching layer when scales are stored."""
         out = replace(ir, kv_cache=KVCache(self.dtype, self.scales))
         return out.with_decoder(out.decoder.map_blocks(_with_scales)) if self.scales else out
+
+    def conflict(self, chain: Sequence[Pass]) -> Reason | None:
+        """Refuse scales beside an outside tool: they are found in the walk."""
+        tool = next((pass_.backend for pass_ in chain if pass_.backend != NATIVE), None)
+        if tool is None or not self.scales:
+            return None
+        message = f"cache scales are found in the native walk, not by {tool}"
+        return Reason("backend_no_kv_scales", message, "backend: native")
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the type of the cache."""
+        return (CacheRounding(self.dtype),)
+
+    def title(self) -> str:
+        """Return `KV cache fp8 with scales`."""
+        return f"KV cache {self.dtype}" + (" with scales" if self.scales else "")
 
     @property
     def load_time(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.base import Pass
-from passes.chain import looks_at_text, rewrite
+from passes.chain import needs_text, rewrite
 from passes.errors import DoesNotFitError, InputError
 from passes.files.atomic import write_json
 from passes.files.lock import only_one
@@ -79,7 +79,7 @@ def apply(
     work = work or place.parent / f".{place.name}.work"
     check_places(out, work, source.path)
     passes, trust = chain_of_plan(document), spec.trust_remote_code
-    calibrated = looks_at_text(passes, rewrite(source.ir, passes))
+    calibrated = needs_text(passes, rewrite(source.ir, passes))
 
     def keep_others() -> None:
         if not replace:

@@ -1,10 +1,10 @@
 """What `apply` will take on this machine: seconds of each step, memory and disk, so that nobody finds out after 40 minutes.
 
 Arithmetic of the steps (`passes.run.execute`): forwards of the calibration text, one Hessian for each distinct input, the columns'
-compensation, what is measured before (which blocks to drop, every option of EXL2, what formats cost, which allocation wins), two
-forwards of the held-out text. The rate is that of what computes here, a card's or the processor's, as `optimize calibrate` measured it or
-as the catalog has it; each kind of step reaches a share of it that was measured once, on 2 quiet cores: `optimize apply
-examples/smollm2-exl2.yaml`, and GPTQ W4 g64 of the same model (`benchmarks/quantize.py`). On cards no share was ever measured.
+compensation, two forwards of the held-out text, and what each pass says of its own (`Pass.cost`). The rate is that of what computes
+here, a card's or the processor's, as `optimize calibrate` measured it or as the catalog has it; each kind of step reaches a share of it
+that was measured once, on 2 quiet cores: `optimize apply examples/smollm2-exl2.yaml`, and GPTQ W4 g64 of the same model
+(`benchmarks/quantize.py`). On cards no share was ever measured.
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ from passes.blocks.memory import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_b
 from passes.errors import InputError
 from passes.formats.dense import Dense
 from passes.ir.model import Block, ModelIR, block_bytes
-from passes.prune.depth import DepthPrune
-from passes.quantize.exl2 import QuantizeExl2
-from passes.quantize.mixed import QuantizeMixed
+from passes.ir.operations import forward_operations, head_operations
 from passes.run.disk_need import scratch_bytes
+from passes.steps.cost import WalkSize
 from passes.text.self_written import SELF_BATCH
 from passes.text.source import TextSource
-from passes.text.split import FISHER_SEQUENCES, FITTED_SEQUENCES, JUDGED_TOKENS, judging
 from planner.spec.spec import Spec, TextChoice
 from targets.gpu import Gpu, find_gpu, this_cpu
 from targets.machine.devices import installed_gpus
@@ -36,18 +34,13 @@ from targets.quantity import Basis, Quantity
 
 #: Share of the matrix rate that forwards and compensation reach, and text that the model writes itself, a token at a time.
 _RATE_SHARE, _WRITING_SHARE = 0.5, 0.22
-#: Operations a weight (at `_RATE_SHARE`): all options of EXL2 tried on it; the chosen one's scales searched and rounded.
-_OPTIONS_FLOPS, _SEARCH_FLOPS = 150e3, 20e3
-#: Exponents that AWQ tries, each by the error tr(E H Eᵀ) of a group (`passes.algorithms.smoothing`). What outside tools take of our
-#: walk's time: llm-compressor's GPTQ beside ours (docs/quantization.md); of the others it is assumed.
-_SCALE_TRIES, _OUTSIDE = 20, 2.6
-#: Allocations that are held against each other (`passes.run.resolve`).
-_ALLOCATIONS = {QuantizeExl2: 3, QuantizeMixed: 3}
+#: What outside tools take of our walk's time: llm-compressor's GPTQ beside ours (docs/quantization.md); of the others it is assumed.
+_OUTSIDE = 2.6
 #: What torch, transformers and the tokenizer take before any weight: seconds, bytes.
 _START_SECONDS, _PROCESS_BYTES = 10.0, 500 << 20
 #: What a batch that runs takes, in what it takes while it waits. Bytes that a weight of the head
-#: takes while it is quantized, and one of a block while the errors of two formats are held: measured once, as the shares were.
-_RUNNING, _HEAD_BYTES, _ERROR_BYTES = 3, 32, 12
+#: takes while it is quantized: measured once, as the shares were.
+_RUNNING, _HEAD_BYTES = 3, 32
 #: Forwards that a batch takes which does not wait in memory (`passes.walk.paused_batches`): one to the end, and one to each of three stops.
 _AGAIN = 2.5
 #: The rate of a machine that nothing is known about.
@@ -78,7 +71,7 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass])
     steps = step_seconds(spec, source, target, passes)
     seconds = _START_SECONDS + sum(steps.values())
     memory = max(step_bytes(spec, source, target, passes).values())
-    text = _source(spec.calibration) if chain.looks_at_text(passes, target) else None
+    text = _source(spec.calibration) if chain.needs_text(passes, target) else None
     disk = scratch_bytes(source, target, passes, text, _source(spec.evaluation))
     # A GGUF file is decoded, a Hub model downloaded; a folder is read where it is.
     fetched = 0 if Path(spec.model).is_dir() else source.tensor_bytes
@@ -90,38 +83,47 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass])
     )
 
 
-def step_bytes(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
-    """Expected peak memory of each step, by the names that the certificate gives them; on cards theirs, else the process's."""
+def walk_size(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> WalkSize:
+    """What one walk takes on this machine; without a sequence where nothing looks at text."""
+    samples = spec.calibration.samples if chain.needs_text(passes, target) else 0
+    length = spec.calibration.length
     largest = max((block for block, _ in source.decoder.counts), key=block_bytes)
     width = max((lin.in_features for lin in largest.linears if lin.quantizable), default=0)
-    text, tokens = spec.calibration, 0
-    if chain.looks_at_text(passes, target):
-        tokens = text.samples * text.length
-    item, batch = _item_bytes(source), max(BATCH_TOKENS, text.length)
-    each = waiting_bytes(largest, source.hidden_size, item)
-    running = _RUNNING * batch * each
-    waiting = min(tokens, _live(source, largest, batch) * batch) * each
+    tokens = samples * length
+    item, batch = _item_bytes(source), max(BATCH_TOKENS, length)
+    token_bytes = waiting_bytes(largest, source.hidden_size, item)
+    running = _RUNNING * batch * token_bytes
+    waiting = min(tokens, _live(source, largest, batch) * batch) * token_bytes
     # A block as it is stored, as it computes, as it will be stored; a Hessian, its factor, its inverse, what takes part in making them.
     block = 3 * block_bytes(largest) + (4 * 4 * width**2 if tokens else 0)
     head = sum(lin.weights for lin in target.outer if not isinstance(lin.storage, Dense))
-    embedding = source.vocab_size * source.hidden_size * item
-    logits = LOGIT_TOKENS * source.vocab_size * LOGIT_BYTES
-    found = {
-        "walk": max(block + running + waiting, _HEAD_BYTES * head),
-        "evaluate": max(block + running, 2 * embedding + logits),
+    return WalkSize(
+        samples, length,
+        forwards=_forwards(source, tokens, length),
+        memory=max(block + running + waiting, _HEAD_BYTES * head),
+        block_memory=block, batch_memory=running,
+        outer_memory=_embedding_bytes(source) + LOGIT_TOKENS * source.vocab_size * LOGIT_BYTES,
+    )  # fmt: skip
+
+
+def step_bytes(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
+    """Expected peak memory of each step, by the names that the certificate gives them; on cards theirs, else the process's."""
+    text, walk = spec.calibration, walk_size(spec, source, target, passes)
+    peaks = {
+        "walk": walk.memory,
+        "evaluate": max(walk.block_memory + walk.batch_memory, _embedding_bytes(source) + walk.outer_memory),
     }
-    if tokens and text.dataset == "self":
+    if walk.tokens and text.dataset == "self":
         cached = sum(getattr(block.state, "elements_per_token", 0) * count for block, count in source.decoder.counts)
-        rows = min(SELF_BATCH, text.samples)
-        found["calibration text"] = source.tensor_bytes + rows * (
-            text.length * cached * item + source.vocab_size * LOGIT_BYTES
-        )
-    if any(isinstance(one, QuantizeExl2 | QuantizeMixed) and not one.resolved for one in passes):
-        found["compare allocations"] = found["walk"]
-        found["measure formats"] = max(
-            block + 2 * running + _ERROR_BYTES * sum(lin.weights for lin in largest.linears), embedding + logits
-        )
-    return {name: _PROCESS_BYTES + float(size) for name, size in found.items()}
+        written = text.length * cached * _item_bytes(source) + source.vocab_size * LOGIT_BYTES
+        peaks["calibration text"] = source.tensor_bytes + min(SELF_BATCH, text.samples) * written
+    for pass_ in passes:
+        peaks |= {name: cost.memory for name, cost in pass_.cost(source, walk).items() if cost.memory}
+    return {name: _PROCESS_BYTES + float(size) for name, size in peaks.items()}
+
+
+def _embedding_bytes(ir: ModelIR) -> int:
+    return ir.vocab_size * ir.hidden_size * _item_bytes(ir)
 
 
 def _live(ir: ModelIR, block: Block, batch_tokens: int) -> int:
@@ -139,37 +141,24 @@ def _item_bytes(ir: ModelIR) -> int:
 
 def step_seconds(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
     """Expected seconds of each step, by the names that the certificate gives them (of an outside tool, its name)."""
-    text = spec.calibration
-    tokens = text.samples * text.length if chain.looks_at_text(passes, target) else 0
-    forward, head = _forward(source), 2 * source.vocab_size * source.hidden_size
-    flops: dict[str, float] = {}
-    if tokens and text.dataset == "self":
-        flops["calibration text"] = tokens * (forward + head) * _RATE_SHARE / _WRITING_SHARE
-    if any(isinstance(one, DepthPrune) and not one.resolved for one in passes):
-        flops["measure depth"] = tokens * forward + 4 * min(tokens, JUDGED_TOKENS) * (forward + head)
-    walk = tokens * (_forwards(source, tokens, text.length) * forward + _hessians(source)) + (
-        _compensation(source) if tokens else 0
-    )
-    fisher, tried = (min(text.samples, count) * text.length for count in (FISHER_SEQUENCES, FITTED_SEQUENCES))
-    waiting = [one for one in passes if not one.resolved and one.backend == "native" and type(one) in _ALLOCATIONS]
-    if any(isinstance(one, QuantizeExl2) for one in passes):
-        walk += _SEARCH_FLOPS * _weights(source)
-    for one in waiting:
-        if isinstance(one, QuantizeExl2):
-            flops["measure EXL2"] = tokens * (forward + _hessians(source)) + _OPTIONS_FLOPS * _weights(source)
-        flops["measure formats"] = 3 * fisher * (forward + head) + _compensation(source)
-        fitted = walk - (tokens - tried) * (forward + _hessians(source))
-        judged = 2 * judging(text.samples) * text.length * (forward + head)
-        flops["compare allocations"] = _ALLOCATIONS[type(one)] * (fitted + judged)
-    if any(str(getattr(one, "method", "")) == "awq" for one in passes):
-        walk += _SCALE_TRIES * 2 * sum(count * _errors(block) for block, count in source.decoder.counts)
+    walk = walk_size(spec, source, target, passes)
+    token = forward_operations(source) + head_operations(source)
+    operations: dict[str, float] = {}
+    if walk.tokens and spec.calibration.dataset == "self":
+        operations["calibration text"] = walk.tokens * token * _RATE_SHARE / _WRITING_SHARE
+    walked = walk.operations(source)
+    for name, cost in ((name, cost) for pass_ in passes for name, cost in pass_.cost(source, walk).items()):
+        if name == "walk":
+            walked += cost.operations
+        elif cost.operations:
+            operations[name] = operations.get(name, 0.0) + cost.operations
     if (tool := chain.outside(passes)) is not None:
-        flops[tool.backend] = walk * _OUTSIDE
+        operations[tool.backend] = walked * _OUTSIDE
     else:
-        flops["walk"] = walk
-    flops["evaluate"] = 2 * spec.evaluation.samples * spec.evaluation.length * (forward + head)
+        operations["walk"] = walked
+    operations["evaluate"] = 2 * spec.evaluation.samples * spec.evaluation.length * token
     rate = _flops() * _RATE_SHARE
-    return {name: count / rate for name, count in flops.items()}
+    return {name: count / rate for name, count in operations.items()}
 
 
 def _flops() -> float:
@@ -201,47 +190,3 @@ def _forwards(ir: ModelIR, tokens: int, length: int) -> float:
 
 def _source(choice: TextChoice) -> TextSource:
     return TextSource(choice.dataset, choice.samples, choice.length, choice.seed)
-
-
-def _forward(ir: ModelIR) -> float:
-    """Operations a token of the decoder."""
-    return 2 * sum(count * _active(block) for block, count in ir.decoder.counts)
-
-
-def _hessians(ir: ModelIR) -> float:
-    return 2 * sum(count * _inputs_squared(block) for block, count in ir.decoder.counts)
-
-
-def _compensation(ir: ModelIR) -> float:
-    return 2 * sum(count * _compensated(block) for block, count in ir.decoder.counts)
-
-
-def _weights(ir: ModelIR) -> float:
-    return sum(count * lin.weights for block, count in ir.decoder.counts for lin in block.linears if lin.quantizable)
-
-
-def _active(block: Block) -> float:
-    return sum(lin.out_features * lin.in_features * min(lin.active, lin.copies) for lin in block.linears)
-
-
-def _inputs_squared(block: Block) -> float:
-    """K² of each distinct input, half of it: the product is symmetric."""
-    inputs = {
-        lin.reads or lin.name: lin.in_features**2 * min(lin.active, lin.copies)
-        for lin in block.linears
-        if lin.quantizable
-    }
-    return sum(inputs.values()) / 2
-
-
-def _errors(block: Block) -> float:
-    """Operations of tr(E H Eᵀ) over a block's matrices."""
-    return sum(lin.copies * lin.out_features * lin.in_features**2 for lin in block.linears if lin.quantizable)
-
-
-def _compensated(block: Block) -> float:
-    return sum(
-        lin.copies * (lin.out_features * lin.in_features**2 + lin.in_features**3)
-        for lin in block.linears
-        if lin.quantizable
-    )

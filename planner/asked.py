@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from passes.base import Pass
-from passes.chain import refused
+from passes.chain import conflict
 from passes.errors import InputError, Reason, unknown_name
 from passes.formats.dense import Dense
 from passes.formats.tensor import Tensor
@@ -35,8 +35,8 @@ def rewrite(ir: ModelIR, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason
     for step in chain:
         reasons += step.illegal(ir)
         ir = step.rewrite(ir)
-    tool = refused(chain)
-    return ir, (*reasons, *((tool,) if tool else ()))
+    between = conflict(chain)
+    return ir, (*reasons, *((between,) if between else ()))
 
 
 def with_dtype(ir: ModelIR, weights: str | None, dtype: str | None) -> ModelIR:

@@ -14,19 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from passes import chain
-from passes.base import Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.distill.distill import Distill
 from passes.errors import InputError
-from passes.ir.model import ModelIR, Role
+from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.prune.experts import ExpertPrune
 from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
-from passes.quantize.exl2 import QuantizeExl2
 from passes.quantize.format_names import parse_scheme
-from passes.quantize.mixed import QuantizeMixed
-from passes.quantize.quantize import Quantize
 from planner.asked import rewrite
 from planner.bits import fewest_bits, most_bits, widths
 from planner.quality.expected import expected_quality
@@ -52,12 +49,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 #: Engines whose own format has any bits a weight: its name, and the range worth solving in.
 CONTINUOUS = {"exllamav2": ("exl2", 2.0, 8.0), "exllamav3": ("exl3", 1.0, 8.0)}
-
-#: Shares of the blocks, of the MLPs' channels and of the experts that are weighed where pruning is allowed.
-_PRUNED_SHARES = (0.05, 0.10, 0.15, 0.20, 0.25)
-_EXPERT_SHARES = (0.125, 0.25, 0.5)
-#: Narrower MLPs are cut to multiples of this, the widest group of any format and the tile of kernels.
-_WIDTH_MULTIPLE = 256
 
 #: Engines that `auto` leaves out: no measurement of their speed is held, so they are weighed only where the spec names them.
 ON_REQUEST = ("exllamav3",)
@@ -148,7 +139,7 @@ def _prunings(spec: Spec, ir: ModelIR) -> Iterator[tuple[Pass, ...]]:
     if isinstance(choice, PruneChoice):
         heads: list[tuple[Pass, ...]] = [pinned(choice)]
     else:
-        heads = [(), *((one,) for one in (_degrees(ir) if choice == "allow" else ()))]
+        heads = [(), *((pruning,) for pruning in (_degrees(ir) if choice == "allow" else ()))]
     for head in heads:
         if not head or not isinstance(distill, DistillChoice):
             yield head
@@ -170,16 +161,11 @@ def pinned(choice: PruneChoice) -> tuple[Pass, ...]:
 
 
 def _degrees(ir: ModelIR) -> Iterator[Pass]:
-    """Blocks, MLP channels and experts by shares; shares that come to the same count once."""
-    layers = len(ir.decoder.layers)
-    yield from (DepthPrune(count) for count in sorted({max(1, round(layers * share)) for share in _PRUNED_SHARES}))
-    linears = [linear for block, _ in ir.decoder.counts for linear in block.linears]
-    inner = min((lin.in_features for lin in linears if lin.role is Role.DOWN and lin.copies == 1), default=0)
-    steps = {math.floor(inner * (1 - share) / _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE for share in _PRUNED_SHARES}
-    yield from (WidthPrune(width) for width in sorted(steps - {0, inner}, reverse=True))
-    experts = min((lin.copies for lin in linears if lin.copies > 1), default=0)
-    kept = {experts - round(experts * share) for share in _EXPERT_SHARES} - {0, experts}
-    yield from (ExpertPrune(count) for count in sorted(kept, reverse=True))
+    """Every pruning at every strength worth weighing, kind by kind."""
+    for name in chain.PASSES.names():
+        kind = chain.PASSES.find(name)
+        if kind.stage is Stage.PRUNE:
+            yield from kind.degrees(ir)
 
 
 def _kv_dtypes(spec: Spec, engine: str) -> tuple[str, ...]:
@@ -217,20 +203,13 @@ def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None
         return
     if choice.dense:
         yield None
-    yield from (as_asked(choice, one) for one in _stored(choice, engine))
+    yield from (as_asked(choice, pass_) for pass_ in _stored(choice, engine))
 
 
-def as_asked(choice: QuantizeChoice, one: Pass) -> Pass:
+def as_asked(choice: QuantizeChoice, pass_: Pass) -> Pass:
     """A pass with the damping, and made by the tool, that the spec names; what only one tool makes stays with that tool."""
-    if isinstance(one, Quantize | QuantizeMixed):
-        one = replace(one, damping=choice.damping)
-    if (
-        choice.backend != "native"
-        and one.backend == "native"
-        and isinstance(one, Quantize | QuantizeMixed | QuantizeExl2)
-    ):
-        one = replace(one, backend=choice.backend)
-    return one
+    backend = choice.backend if pass_.backend == NATIVE else pass_.backend
+    return pass_.with_options(damping=choice.damping, backend=backend)
 
 
 def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
@@ -240,15 +219,11 @@ def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
         if parsed is None:
             continue
         methods = choice.methods
-        if (
-            not isinstance(parsed, Quantize)
-            or choice.formats is not None
-            or methods is None
-            or parsed.method in methods
-        ):
+        # What an engine does while it loads is no method that one chooses.
+        if choice.formats is not None or methods is None or parsed.load_time or parsed.rounds_by in methods:
             yield parsed
-        elif parsed.method == "gptq" and "rtn" in methods:
-            yield replace(parsed, method="rtn")
+        elif parsed.rounds_by == "gptq" and "rtn" in methods:
+            yield parsed.with_options(method="rtn")
 
 
 def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Settings, ...]) -> Iterator[Design]:

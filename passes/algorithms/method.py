@@ -61,6 +61,11 @@ class Method(Protocol):
         """What scales a group's inputs are stored with; None where weights are taken as they are."""
         ...
 
+    @property
+    def mask(self) -> Mask | None:
+        """Which weights become zeros; None where all stay."""
+        ...
+
     def touches(self, linear: Linear) -> bool:
         """Whether a matrix, in the storage it is to have, is worked on."""
         ...
@@ -78,6 +83,11 @@ class _Storing:
     @property
     def smoothing(self) -> Smoothing | None:
         """None."""
+        return None
+
+    @property
+    def mask(self) -> Mask | None:
+        """None: only GPTQ's loop chooses zeros."""
         return None
 
     def touches(self, linear: Linear) -> bool:
@@ -196,17 +206,15 @@ _METHODS: Mapping[str, Callable[[GptqOptions], Method]] = {
 }
 
 
-def method(name: str | None, mask: Mask | None = None, damping: float = GPTQ_DEFAULT.damping) -> Method:
-    """The algorithm that a quantize pass names (None: no such pass), with a sparsity pass's zeros and GPTQ's damping.
+def method(name: str, mask: Mask | None = None, damping: float = GPTQ_DEFAULT.damping) -> Method:
+    """Return the algorithm of a name, with a sparsity pass's zeros and GPTQ's damping.
 
-    Zeros are chosen in GPTQ's loop; which rounding goes with them is the graph's matter (`passes.chain.illegal`). Raises
+    Zeros are chosen in GPTQ's loop; which rounding goes with them is the pass's matter (`Sparsify.conflict`). Raises
     InputError for a method that the walk does not run.
     """
     options = replace(GPTQ_DEFAULT, damping=damping)
     if mask is not None:
         return Gptq(options, mask)
-    if name is None:
-        return RoundToNearest()
     if name not in _METHODS:
         raise InputError(f"the method {name!r} cannot be executed here", remedy=f"choose {', '.join(_METHODS)}")
     return _METHODS[name](options)

@@ -5,9 +5,10 @@ dense model and the calibration tokens, and leaves a checkpoint. What it leaves 
 results, tensor by tensor. One module for libraries that a driver of ours calls, one for converters with a command line.
 """
 
-from passes.backends.backend import NATIVE, Backend
+from passes.backends.backend import Backend
 from passes.backends.converters import ExllamaV2, ExllamaV3
 from passes.backends.libraries import AutoRound, GptqModel, LlmCompressor
+from passes.base import NATIVE
 from passes.errors import unknown_name
 
 BACKENDS: dict[str, Backend] = {
@@ -23,4 +24,4 @@ def find_backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
-__all__ = ["BACKENDS", "NAMES", "NATIVE", "Backend", "find_backend"]
+__all__ = ["BACKENDS", "NAMES", "Backend", "find_backend"]

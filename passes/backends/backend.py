@@ -11,9 +11,6 @@ from typing import Any, ClassVar
 from passes.base import Pass
 from passes.errors import Reason
 
-#: The walk of this project; every other name is an outside tool.
-NATIVE = "native"
-
 
 @dataclass(frozen=True, slots=True)
 class Task:

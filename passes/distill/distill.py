@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import Reason
+from passes.ir.distortions import Distortion, Recovered
 from passes.ir.model import ModelIR
 
 #: `logits`: the source's next-token distribution; `sequences`: text that it wrote; `blockwise`: each block's output.
@@ -18,6 +19,7 @@ class Distill(Pass):
     """Train on `tokens` tokens with `method`."""
 
     name: ClassVar[str] = "distill"
+    stage: ClassVar[Stage] = Stage.DISTILL
     method: str = "logits"
     tokens: int = 100_000_000
 
@@ -35,6 +37,10 @@ class Distill(Pass):
         """Only values change."""
         return ir
 
-    def missing(self) -> str | None:
-        """The training loop."""
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the recovery that its tokens bring."""
+        return (Recovered(self.tokens),)
+
+    def missing(self, ir: ModelIR) -> str | None:
+        """Say that the training loop is not there."""
         return f"distillation ({self.method}) has no executing face yet"

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from passes import chain
 from passes.base import Pass
 from passes.blocks.decoded_weights import DecodedCheckpoint, as_dense
-from passes.chain import method_of
 from passes.files.checkpoint import Checkpoint, Weights, write_shard
 from passes.ir.model import ModelIR
 from passes.measure.evaluate import Measured, Side, evaluate
@@ -83,7 +83,7 @@ def trial(
         progress(walked)
 
     Walk(
-        source.ir, target, source.weights, method_of(passes), fitted, folder, (device,), dtype, progress=block
+        source.ir, target, source.weights, chain.method(passes), fitted, folder, (device,), dtype, progress=block
     ).run()  # fmt: skip
     write_shard(folder / "shards" / "model-00000.safetensors", outer_tensors(target, source.weights))
     result = Side(as_dense(source.ir, target), DecodedCheckpoint(Checkpoint(folder / "shards"), target, dtype))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.blocks.renumbered import renumbered
 from passes.errors import InputError, Reason
 from passes.ir.architectures import build_ir
+from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, ModelIR, Stack
+from passes.ir.operations import forward_operations, head_operations
 from passes.ir.state import ChunkedKV, FullKV, LayerState, Recurrent, SharedKV, SlidingKV
 from passes.prune.config import with_fewer_layers
+from passes.steps.cost import StepCost, WalkSize, states_bytes
+from passes.text.split import JUDGED_TOKENS
 
+#: Shares of the blocks that are weighed where pruning is allowed.
+_SHARES = (0.05, 0.10, 0.15, 0.20, 0.25)
 #: `layer_types` entries as transformers names them, by the exact cache kind.
 _KINDS: dict[type[LayerState], str] = {
     FullKV: "full_attention", SlidingKV: "sliding_attention", ChunkedKV: "chunked_attention", Recurrent: "linear_attention",
@@ -28,6 +34,7 @@ class DepthPrune(Pass):
     """Drop `count` decoder blocks. `blocks`: which (indices in the source); None until they were measured."""
 
     name: ClassVar[str] = "prune_depth"
+    stage: ClassVar[Stage] = Stage.PRUNE
     count: int
     blocks: tuple[int, ...] | None = None
 
@@ -35,6 +42,12 @@ class DepthPrune(Pass):
     def resolved(self) -> bool:
         """Whether the blocks to drop are known."""
         return self.blocks is not None
+
+    @classmethod
+    def degrees(cls, ir: ModelIR) -> Iterator[Self]:
+        """Yield `_SHARES` of the blocks, at least one; shares that come to the same count once."""
+        layers = len(ir.decoder.layers)
+        yield from (cls(count) for count in sorted({max(1, round(layers * share)) for share in _SHARES}))
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """At least two blocks stay, unmeasured choices are of one kind, and a config.json can say what stays."""
@@ -66,6 +79,23 @@ class DepthPrune(Pass):
     def rewrite(self, ir: ModelIR) -> ModelIR:
         """Fewer layers, and a config that says so. Before measuring, the last candidates stand for the choice."""
         return _with_layers(ir, self._named(ir.decoder).kept(len(ir.decoder.layers)))
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the share of the blocks that goes."""
+        return (Removed("blocks", self.count / max(1, len(ir.decoder.layers))),)
+
+    def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
+        """Return what measuring takes: a forward for block influence, four of fewer tokens for two sets of blocks and the source."""
+        if self.resolved:
+            return {}
+        forward = forward_operations(source)
+        judged = 4 * min(walk.tokens, JUDGED_TOKENS) * (forward + head_operations(source))
+        disk = (self.count + 2) * states_bytes(source, walk.tokens)
+        return {"measure depth": StepCost(operations=walk.tokens * forward + judged, disk=disk)}
+
+    def title(self) -> str:
+        """Return `drop 3 blocks`."""
+        return f"drop {self.count} blocks"
 
     def kept(self, depth: int) -> tuple[int, ...]:
         """Source indices of the blocks that stay, in order. The blocks to drop must be known."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import Reason
 from passes.formats.tensor import Tensor
+from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.prune.config import change_decoder, decoder_part, set_present
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+#: Shares of the experts that are weighed where pruning is allowed.
+_SHARES = (0.125, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,17 @@ class ExpertPrune(Pass):
     """Keep `keep` routed experts in every mixture layer."""
 
     name: ClassVar[str] = "prune_experts"
+    stage: ClassVar[Stage] = Stage.PRUNE
     keep: int
+
+    @classmethod
+    def degrees(cls, ir: ModelIR) -> Iterator[Self]:
+        """Yield banks without `_SHARES` of their experts, most kept first."""
+        experts = min(
+            (lin.copies for block, _ in ir.decoder.counts for lin in block.linears if lin.copies > 1), default=0
+        )
+        kept = {experts - round(experts * share) for share in _SHARES} - {0, experts}
+        yield from (cls(count) for count in sorted(kept, reverse=True))
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """No experts; fewer than a token uses; groups of experts that would differ in size."""
@@ -54,8 +68,12 @@ class ExpertPrune(Pass):
 
         return replace(out, config=change_decoder(ir.config, shrink))
 
-    def missing(self) -> str | None:
-        """Which experts are used least is measured on the weights."""
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the share of the weights that goes."""
+        return (Removed("weights", 1 - self.rewrite(ir).weights / ir.weights),)
+
+    def missing(self, ir: ModelIR) -> str | None:
+        """Say that it cannot be run: which experts are used least is to be measured on the weights."""
         return "expert pruning has no executing face yet: counting routed tokens and dropping experts on the weights"
 
 

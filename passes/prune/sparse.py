@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.algorithms.sparsity import Mask
-from passes.base import Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
+from passes.ir.distortions import Distortion, Zeros
 from passes.ir.model import ModelIR
+
+if TYPE_CHECKING:
+    from passes.algorithms.method import Method
 
 METHODS = ("sparsegpt", "wanda")
 
@@ -19,6 +24,7 @@ class Sparsify(Pass):
     """Set a share `sparsity` of every quantizable matrix to zero; `pattern`: `unstructured`, or `n:m` (n of m weights are kept)."""
 
     name: ClassVar[str] = "prune_sparse"
+    stage: ClassVar[Stage] = Stage.PRUNE
     method: str = "sparsegpt"
     sparsity: float = 0.5
     pattern: str = "unstructured"
@@ -49,6 +55,35 @@ class Sparsify(Pass):
     def rewrite(self, ir: ModelIR) -> ModelIR:
         """The description does not change: zeros take as much room."""
         return ir
+
+    def conflict(self, chain: Sequence[Pass]) -> Reason | None:
+        """Refuse what would fill the zeros: outside tools, and rounding that neither chooses them in its loop (GPTQ) nor follows
+
+        the weights (FP8).
+        """
+        tool = next((pass_.backend for pass_ in chain if pass_.backend != NATIVE), None)
+        if tool is not None:
+            return Reason("backend_drops_zeros", f"{tool} would fill the zeros again", "backend: native")
+        other = next((pass_ for pass_ in chain if not pass_.keeps_zeros), None)
+        if other is None:
+            return None
+        message = f"zeros are chosen together with GPTQ's rounding, not with {other.rounds_by}'s"
+        return Reason("zeros_need_gptq", message, "quantize with gptq or to fp8, or drop one of the passes")
+
+    def algorithm(self, before: Method) -> Method:
+        """Return GPTQ's loop with the zeros chosen in it; a method after this one takes them over."""
+        from passes.algorithms.method import GPTQ_DEFAULT, Gptq
+
+        return Gptq(GPTQ_DEFAULT, self.mask)
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return its zeros."""
+        return (Zeros(self.method, self.sparsity, self.pattern),)
+
+    def title(self) -> str:
+        """Return `50 % zeros by wanda`, or the pattern in place of the share."""
+        share = f"{self.sparsity * 100:g} %" if self.pattern == "unstructured" else self.pattern
+        return f"{share} zeros by {self.method}"
 
     @property
     def mask(self) -> Mask:

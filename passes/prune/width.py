@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import Reason
+from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV
 from passes.prune.config import change_decoder, set_present
 
 _ATTENTION = (Role.Q, Role.K, Role.V, Role.QKV, Role.O)
 _MLP = (Role.GATE, Role.UP, Role.GATE_UP, Role.DOWN)
+#: Shares of the MLPs' channels that are weighed where pruning is allowed.
+_SHARES = (0.05, 0.10, 0.15, 0.20, 0.25)
+#: Narrower MLPs are cut to multiples of this, the widest group of any format and the tile of kernels.
+_MULTIPLE = 256
 
 
 @dataclass(frozen=True)
@@ -21,8 +28,17 @@ class WidthPrune(Pass):
     """Cut every dense MLP to `intermediate` channels and every attention to `kv_heads` groups; 0 leaves a kind as it is."""
 
     name: ClassVar[str] = "prune_width"
+    stage: ClassVar[Stage] = Stage.PRUNE
     intermediate: int = 0
     kv_heads: int = 0
+
+    @classmethod
+    def degrees(cls, ir: ModelIR) -> Iterator[Self]:
+        """Yield MLPs without `_SHARES` of their channels, widest first."""
+        linears = [linear for block, _ in ir.decoder.counts for linear in block.linears]
+        inner = min((lin.in_features for lin in linears if lin.role is Role.DOWN and lin.copies == 1), default=0)
+        widths = {math.floor(inner * (1 - share) / _MULTIPLE) * _MULTIPLE for share in _SHARES}
+        yield from (cls(width) for width in sorted(widths - {0, inner}, reverse=True))
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """Sizes that are not smaller, and attentions whose parts are not plain groups."""
@@ -71,8 +87,12 @@ class WidthPrune(Pass):
 
         return replace(ir.with_decoder(decoder), config=change_decoder(ir.config, shrink))
 
-    def missing(self) -> str | None:
-        """Which channels and groups matter least is measured on the weights."""
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the share of the weights that goes."""
+        return (Removed("weights", 1 - self.rewrite(ir).weights / ir.weights),)
+
+    def missing(self, ir: ModelIR) -> str | None:
+        """Say that it cannot be run: which channels and groups matter least is to be measured on the weights."""
         return "width pruning has no executing face yet: choosing and cutting channels on the weights"
 
 

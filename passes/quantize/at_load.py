@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import Reason
 from passes.formats.at_load import Resident, resident
+from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.model import LoadTime, ModelIR
 
 
@@ -16,12 +17,18 @@ class QuantizeAtLoad(Pass):
     """Have the engine quantize every quantizable matrix with `scheme` (`nf4`, `int8-bnb`, `fp8-online`)."""
 
     name: ClassVar[str] = "quantize_at_load"
+    stage: ClassVar[Stage] = Stage.QUANTIZE
     scheme: str
 
     @property
     def method(self) -> str:
         """Round to nearest: no engine calibrates while loading."""
         return "rtn"
+
+    @property
+    def rounds_by(self) -> str:
+        """Its method."""
+        return self.method
 
     @property
     def storage(self) -> Resident:
@@ -39,6 +46,10 @@ class QuantizeAtLoad(Pass):
     def rewrite(self, ir: ModelIR) -> ModelIR:
         """Nothing changes in the checkpoint; `passes.ir.resident.resident_model` tells what the engine holds."""
         return replace(ir, load_time=LoadTime(self.scheme))
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the rounding that the engine does."""
+        return (WeightRounding(self.method, ((self.storage, 1.0),)),)
 
     @property
     def load_time(self) -> bool:

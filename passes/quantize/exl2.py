@@ -7,20 +7,34 @@ ExLlamaV2's: floor(bpw × Σ weights of all attention and MLP matrices, outputs 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from passes.base import Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
 from passes.formats.exl2 import Exl2
 from passes.formats.exl2_bounded import Exl2Bounded
 from passes.formats.exl2_options import ATTENTION, HEAD, MLP
 from passes.formats.format import Format
+from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.ir.operations import forward_operations, hessian_operations, quantizable_weights
+from passes.ir.quant_config.exl2 import exl2_config
+from passes.quantize.allocation_cost import allocation_cost
+from passes.quantize.quantize import by_tool
+from passes.steps.cost import StepCost, WalkSize
 
+if TYPE_CHECKING:
+    from passes.algorithms.method import Method
+    from passes.text.source import TextSource
+
+#: Operations a weight, at the rate of forwards: all options tried on it; the chosen one's scales searched and rounded. Measured once
+#: (`planner.apply_cost`).
+_OPTIONS_OPERATIONS, _SEARCH_OPERATIONS = 150e3, 20e3
 #: Which column of an option's row a matrix takes.
 _ATTENTION_COLUMN = {Role.Q: 0, Role.K: 0, Role.V: 1, Role.O: 2}
 _MLP_COLUMN = {Role.GATE: 0, Role.GATE_UP: 0, Role.UP: 1, Role.DOWN: 2}
@@ -35,6 +49,7 @@ class QuantizeExl2(Pass):
     """
 
     name: ClassVar[str] = "quantize_exl2"
+    stage: ClassVar[Stage] = Stage.QUANTIZE
     method: ClassVar[str] = "exl2"
     bpw: float
     head_bits: int = 6
@@ -101,6 +116,50 @@ class QuantizeExl2(Pass):
         else:
             decoder = ir.decoder.map_blocks(lambda block: _bounded(block, self.storage))
         return with_head(ir.with_decoder(decoder), HEAD[self.head_bits])
+
+    @property
+    def rounds_by(self) -> str:
+        """Its method."""
+        return self.method
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Never: its grids are chosen as if no weight were zero."""
+        return False
+
+    def algorithm(self, before: Method) -> Method:
+        """Return EXL2's own quantizer; an outside tool has its own."""
+        from passes.algorithms.method import method
+
+        return before if self.backend != NATIVE else method(self.method, before.mask)
+
+    def config(self, config: Mapping[str, Any], text: TextSource) -> dict[str, Any]:
+        """Return the config with EXL2's block: bits of the decoder and of the head, and the text they were measured on."""
+        dataset = Path(text.dataset).name
+        return exl2_config(config, self.bpw, self.head_bits, text.samples, text.length, dataset)
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return the rounding of EXL2 at its bits a weight, whatever the layouts."""
+        return (WeightRounding(self.method, ((self.storage, 1.0),)),)
+
+    def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
+        """Return what it adds to the walk, and what choosing the layouts takes while they are open.
+
+        An outside tool chooses its own in its own time; the room for it is counted alike.
+        """
+        weights = quantizable_weights(source)
+        steps = {"walk": StepCost(operations=_SEARCH_OPERATIONS * weights)}
+        if self.resolved:
+            return steps
+        choosing = allocation_cost(source, walk, steps["walk"].operations)
+        if self.backend != NATIVE:
+            return steps | {name: replace(cost, operations=0.0) for name, cost in choosing.items()}
+        tokens = walk.tokens * (forward_operations(source) + hessian_operations(source))
+        return steps | {"measure EXL2": StepCost(operations=tokens + _OPTIONS_OPERATIONS * weights)} | choosing
+
+    def title(self) -> str:
+        """Return `quantize exl2 4.65 bpw, head 6 bit`, and by which tool."""
+        return f"quantize exl2 {self.bpw:g} bpw, head {self.head_bits} bit{by_tool(self.backend)}"
 
     def text(self) -> str:
         """`quantize{exl2, exl2-4.65}`."""

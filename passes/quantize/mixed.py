@@ -10,15 +10,21 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.algorithms.gptq import DAMPING
-from passes.base import Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.errors import DoesNotFitError, Reason
 from passes.formats.dense import Dense
 from passes.formats.format import Format
+from passes.ir.distortions import Distortion
 from passes.ir.model import Block, Linear, ModelIR
-from passes.quantize.quantize import Quantize, damping_text
+from passes.quantize.allocation_cost import allocation_cost
+from passes.quantize.quantize import Quantize, by_tool, damping_text, method_cost
+from passes.steps.cost import StepCost, WalkSize
+
+if TYPE_CHECKING:
+    from passes.algorithms.method import Method
 
 Assigned = tuple[tuple[str, Format], ...]
 
@@ -32,6 +38,7 @@ class QuantizeMixed(Pass):
     """
 
     name: ClassVar[str] = "quantize_mixed"
+    stage: ClassVar[Stage] = Stage.QUANTIZE
     palette: tuple[Format, ...]
     bpw: float
     method: str = "gptq"
@@ -73,12 +80,26 @@ class QuantizeMixed(Pass):
         """Every matrix in its format."""
         return self.chosen(ir).rewrite(ir)
 
-    def missing(self) -> str | None:
-        """Which algorithm or codec is not there."""
-        return next((found for form in self.palette if (found := self._missing(form))), None)
+    def missing(self, ir: ModelIR) -> str | None:
+        """Say which algorithm or codec is not there."""
+        stored = (form for form in self.palette if not isinstance(form, Dense))
+        return next((lack for form in stored if (lack := Quantize(self.method, form).missing(ir))), None)
 
-    def _missing(self, form: Format) -> str | None:
-        return None if isinstance(form, Dense) else Quantize(self.method, form).missing()
+    @property
+    def rounds_by(self) -> str:
+        """Its method."""
+        return self.method
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether GPTQ chooses them in its loop."""
+        return self.method == "gptq"
+
+    def algorithm(self, before: Method) -> Method:
+        """Return its method, with the zeros of the passes before it; an outside tool has its own."""
+        from passes.algorithms.method import method
+
+        return before if self.backend != NATIVE else method(self.method, before.mask, self.damping)
 
     def allocated(self, ir: ModelIR, costs: Mapping[str, Sequence[float]], *, tied: bool = False) -> QuantizeMixed:
         """Resolved: the choice with the least total of measured `costs` (a matrix's full name -> one an option). Exact.
@@ -110,6 +131,18 @@ class QuantizeMixed(Pass):
             for unit, found in together.items() if choice[unit] for names, _ in found for name in names
         ]  # fmt: skip
         return replace(self, assigned=tuple(assigned))
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return its rounding, each format with the share of the weights that it holds, measured or standing in."""
+        return self.chosen(ir).distortions(ir)
+
+    def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
+        """Return what its method adds to the walk, and what choosing the formats takes while they are open."""
+        return method_cost(self.method, source) | ({} if self.resolved else allocation_cost(source, walk))
+
+    def title(self) -> str:
+        """Return `quantize gptq mixed 5 bpw`."""
+        return f"quantize {self.method} mixed {self.bpw:g} bpw{by_tool(self.backend)}"
 
     def text(self) -> str:
         """`quantize{gptq, mixed-5 of w4a16-g64, w8a16-channel, bf16}`."""

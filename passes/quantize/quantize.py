@@ -5,19 +5,29 @@ The methods' algorithms run in the walk (`passes.walk.walk`); a method without o
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.algorithms.gptq import DAMPING
-from passes.base import Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason, nearest
+from passes.formats.dense import Dense
 from passes.formats.format import Format
+from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Stack
+from passes.ir.operations import error_operations
+from passes.steps.cost import StepCost, WalkSize
+
+if TYPE_CHECKING:
+    from passes.algorithms.method import Method
 
 #: Methods whose algorithm the walk runs (`passes.algorithms.method`).
 EXECUTABLE_METHODS = ("rtn", "gptq", "smoothquant", "awq")
+#: Exponents that AWQ tries, each by the error tr(E H Eᵀ) of a group (`passes.algorithms.smoothing`).
+_SCALE_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Quantize(Pass):
     """
 
     name: ClassVar[str] = "quantize"
+    stage: ClassVar[Stage] = Stage.QUANTIZE
     method: str
     storage: Format
     assigned: tuple[tuple[str, Format], ...] = ()
@@ -76,9 +87,9 @@ class Quantize(Pass):
             blocks.append(_stored(block, self.storage, own))
         return stack.with_blocks(tuple(blocks))
 
-    def missing(self) -> str | None:
-        """Which algorithm or codec is not there; outside tools have their own."""
-        if self.backend != "native":
+    def missing(self, ir: ModelIR) -> str | None:
+        """Say which algorithm or codec is not there; outside tools have their own."""
+        if self.backend != NATIVE:
             return None
         if self.method not in EXECUTABLE_METHODS:
             return f"the method {self.method!r} has no executing face yet"
@@ -86,11 +97,63 @@ class Quantize(Pass):
             return f"the format {self.storage.label} has no writer yet"
         return None
 
+    @property
+    def rounds_by(self) -> str:
+        """Its method."""
+        return self.method
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether GPTQ chooses them in its loop, or values that follow the weights (FP8) are rounded to nearest."""
+        grid = self.storage.grid
+        return self.method == "gptq" or (self.method == "rtn" and grid is not None and grid.kind == "e4m3")
+
+    def algorithm(self, before: Method) -> Method:
+        """Return its method, with the zeros of the passes before it; an outside tool has its own."""
+        from passes.algorithms.method import method
+
+        return before if self.backend != NATIVE else method(self.method, before.mask, self.damping)
+
+    def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
+        """Return its rounding, each format with the share of the weights that it holds."""
+        shares = _shares(ir, self.storage, self.assigned) if self.assigned else ((self.storage, 1.0),)
+        return (WeightRounding(self.method, shares),)
+
+    def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
+        """Return what its method adds to the walk."""
+        return method_cost(self.method, source)
+
+    def title(self) -> str:
+        """Return `quantize gptq w4a16-g64`, and by which tool."""
+        return f"quantize {self.method} {self.storage.label}{by_tool(self.backend)}"
+
     def text(self) -> str:
         """`quantize{gptq, w4a16-g64}`, with how many matrices take another format, and what else is not as usual."""
         mixed = f", {len(self.assigned)} assigned" if self.assigned else ""
         by = "" if self.backend == "native" else f", by {self.backend}"
         return f"quantize{{{self.method}, {self.storage.label}{mixed}{damping_text(self.damping)}{by}}}"
+
+
+@lru_cache(maxsize=64)
+def _shares(ir: ModelIR, storage: Format, assigned: tuple[tuple[str, Format], ...]) -> tuple[tuple[Format, float], ...]:
+    """The share of the decoder's quantizable weights that each format holds, plain numbers left out."""
+    chosen, weights = dict(assigned), Counter[Format]()
+    for layer in range(len(ir.decoder.layers)):
+        prefix = ir.decoder.layer_prefix(layer)
+        for linear in ir.decoder.block(layer).linears:
+            if linear.quantizable:
+                weights[chosen.get(prefix + linear.name, storage)] += linear.weights
+    return tuple((form, count / weights.total()) for form, count in weights.items() if not isinstance(form, Dense))
+
+
+def method_cost(method: str, source: ModelIR) -> dict[str, StepCost]:
+    """Return what a method adds to the walk: AWQ tries its scales by the error of each group."""
+    return {"walk": StepCost(operations=_SCALE_TRIES * error_operations(source))} if method == "awq" else {}
+
+
+def by_tool(backend: str) -> str:
+    """Return what a pass's title says of who makes it; nothing of this project's own walk."""
+    return "" if backend == NATIVE else f" by {backend}"
 
 
 def damping_text(damping: float) -> str:

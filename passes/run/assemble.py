@@ -16,9 +16,7 @@ from passes.files.checkpoint import Checkpoint, copy_side_files, write_index, wr
 from passes.files.os_errors import clear_disk_errors
 from passes.formats.tensor import Tensor
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.exl2 import exl2_config
 from passes.ir.quant_config.write import quantization_config
-from passes.quantize.exl2 import QuantizeExl2
 from passes.run.result_folder import MARKER, claim
 from passes.text.source import TextSource
 
@@ -86,9 +84,10 @@ def differences(folder: Path, target: ModelIR) -> list[str]:
 
 def _config(passes: Sequence[Pass], target: ModelIR, text: TextSource) -> dict[str, Any]:
     config: dict[str, Any] = {key: value for key, value in target.config.items() if key != "quantization_config"}
-    for one in passes:
-        if isinstance(one, QuantizeExl2):
-            return exl2_config(config, one.bpw, one.head_bits, text.samples, text.length, Path(text.dataset).name)
+    for pass_ in passes:
+        config = pass_.config(config, text)
+    if "quantization_config" in config:
+        return config
     quantized = quantization_config(target)
     return config if quantized is None else {**config, "quantization_config": quantized}
 

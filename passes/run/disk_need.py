@@ -1,5 +1,4 @@
-"""What a run keeps on disk while it works, in bytes: arithmetic of what `passes.walk.walk`, `passes.measure.fisher` and the others
-write."""
+"""What a run keeps on disk while it works, in bytes: the walk's shards, and hidden states as the passes' costs say."""
 
 from __future__ import annotations
 
@@ -7,14 +6,8 @@ from collections.abc import Sequence
 
 from passes.base import Pass
 from passes.ir.model import ModelIR
-from passes.prune.depth import DepthPrune
-from passes.quantize.exl2 import QuantizeExl2
-from passes.quantize.mixed import QuantizeMixed
+from passes.steps.cost import WalkSize, states_bytes
 from passes.text.source import TextSource
-from passes.text.split import FISHER_SEQUENCES, FITTED_SEQUENCES
-
-#: Bytes of a hidden state: fp32 where the processor lacks bf16.
-_ITEM_BYTES = 4
 
 
 def scratch_bytes(
@@ -24,15 +17,9 @@ def scratch_bytes(
 
     `calibration`: None where nothing looks at it.
     """
-    depth, width = len(source.decoder.layers), source.hidden_size * _ITEM_BYTES
-    walk = target.tensor_bytes
-    hidden = [4 * evaluation.samples * evaluation.length * width]
+    hidden = [4 * states_bytes(source, evaluation.samples * evaluation.length)]
     if calibration is not None:
-        text = calibration.samples * calibration.length * width
-        hidden.append(2 * text)
-        hidden += [(one.count + 2) * text for one in passes if isinstance(one, DepthPrune) and not one.resolved]
-        if any(isinstance(one, QuantizeExl2 | QuantizeMixed) and not one.resolved for one in passes):
-            fitted = min(calibration.samples, FISHER_SEQUENCES) * calibration.length * width
-            tried = min(calibration.samples, FITTED_SEQUENCES) * calibration.length * width
-            hidden += [(depth + 3) * fitted, 2 * tried]
-    return walk + max(hidden)
+        walk = WalkSize(calibration.samples, calibration.length)
+        hidden.append(2 * states_bytes(source, walk.tokens))
+        hidden += [cost.disk for pass_ in passes for cost in pass_.cost(source, walk).values()]
+    return target.tensor_bytes + max(hidden)

@@ -27,7 +27,6 @@ from passes.backends.run import backend_python, run, version
 from passes.base import Pass
 from passes.blocks.devices import compute_devices, compute_dtype
 from passes.blocks.model_class import UNRUNNABLE_REMEDY, unrunnable
-from passes.chain import method_of
 from passes.errors import DoesNotFitError, InputError
 from passes.files.atomic import read_json, readable, write_json
 from passes.files.checkpoint import Checkpoint, write_shard
@@ -94,7 +93,7 @@ def _check(job: Job) -> None:
             remedy="choose another pass, or an outside backend",
         )
     why = unrunnable(job.source)
-    if why is not None and chain.calibrated(job.passes, chain.rewrite(job.source, job.passes)):
+    if why is not None and chain.walk_needs_text(job.passes, chain.rewrite(job.source, job.passes)):
         raise InputError(f"nothing can be calibrated: {why}", remedy=UNRUNNABLE_REMEDY)
     if (made := chain.outside(job.passes)) is not None:
         tool = find_backend(made.backend)
@@ -135,7 +134,7 @@ class _Run:
     def run(self) -> Outcome:
         """Every step in order; each makes what is not there yet."""
         tool = chain.outside(self.job.passes)
-        calibrated = chain.looks_at_text(self.job.passes, self.target)
+        calibrated = chain.needs_text(self.job.passes, self.target)
         self._check_disk(calibrated)
         text = token_file(self.steps, self.job.folder, "calibration text", self.job.calibration) if calibrated else None
         tokens = read_tokens(text) if text is not None else _no_tokens()
@@ -177,7 +176,7 @@ class _Run:
         from passes.walk.state import BlockReport, WalkState
         from passes.walk.walk import Walk, units
 
-        method = method_of(passes)
+        method = chain.method(passes)
         key = content_key(
             "walk", self.identity, chain.to_json(passes), tokens_digest(tokens) if len(tokens) else "", repr(method)
         )

@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from passes.chain import from_json
-from passes.quantize.quantize import Quantize
 from targets.quantity import Quantity
 
 _GIB = 1 << 30
@@ -40,7 +39,7 @@ def print_plan(console: Console, document: Mapping[str, Any], card: str, saved: 
         _print_illegal(console, document["illegal"])
         console.print("  [bold]No plan.[/] Loosen a goal, choose another card, or a smaller model.")
         return
-    chain = "  →  ".join(_step(step) for step in chosen["passes"]) or "as it is"
+    chain = "  →  ".join(_titles(chosen)) or "as it is"
     engine = f"{chosen['engine']['name']} {chosen['engine']['version'] or ''}".strip()
     console.print(f"  Plan     [bold]{chain}[/]    {engine}    {document['searched']:,} candidates")
     console.print()
@@ -88,33 +87,13 @@ def _size(size: float) -> str:
     return f"{size / _GIB:.2f} GiB" if size >= _GIB / 2 else f"{size / (1 << 20):.1f} MiB"
 
 
-def _step(step: Mapping[str, Any]) -> str:
-    by = step.get("backend", "native")
-    return _made(step) + ("" if by == "native" else f" by {by}")
-
-
-def _made(step: Mapping[str, Any]) -> str:
-    if step["pass"] == "quantize":
-        [one] = from_json([step])
-        assert isinstance(one, Quantize)
-        return f"quantize {one.method} {one.storage.label}"
-    if step["pass"] == "prune_depth":
-        return f"drop {step['count']} blocks"
-    if step["pass"] == "quantize_exl2":
-        return f"quantize exl2 {step['bpw']:g} bpw, head {step['head_bits']} bit"
-    if step["pass"] == "quantize_mixed":
-        return f"quantize {step['method']} mixed {step['bpw']:g} bpw"
-    if step["pass"] == "prune_sparse":
-        share = f"{step['sparsity'] * 100:g} %" if step["pattern"] == "unstructured" else step["pattern"]
-        return f"{share} zeros by {step['method']}"
-    if step["pass"] == "kv_cache":
-        return f"KV cache {step['dtype']}" + (" with scales" if step.get("scales") else "")
-    options = ", ".join(f"{key}={value}" for key, value in step.items() if key != "pass")
-    return f"{step['pass']} {options}".strip()
+def _titles(chosen: Mapping[str, Any]) -> list[str]:
+    """What a person is told of each pass of a plan."""
+    return [pass_.title() for pass_ in from_json(chosen["passes"])]
 
 
 def _graph(chosen: Mapping[str, Any]) -> str:
-    return " ─► ".join(["source", *(_step(step) for step in chosen["passes"]), "checkpoint", chosen["engine"]["name"]])
+    return " ─► ".join(["source", *_titles(chosen), "checkpoint", chosen["engine"]["name"]])
 
 
 def _print_memory(console: Console, chosen: Mapping[str, Any], context: int) -> None:

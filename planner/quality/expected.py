@@ -8,15 +8,14 @@ combine them (50 % SparseGPT with 4 bits; W4A8KV4) agree with the sum within the
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from passes.base import Pass
 from passes.formats.format import Format
+from passes.ir.distortions import CacheRounding, Distortion, Recovered, Removed, WeightRounding, Zeros
 from passes.ir.model import ModelIR
-from passes.quantize.mixed import QuantizeMixed
 from planner.quality.features import Scheme, Traits
 from planner.quality.law import interval, law, sensitivity, weight_loss
 from planner.quality.traits import traits_of
@@ -45,12 +44,24 @@ def expected_quality(ir: ModelIR, passes: Sequence[Pass]) -> Quality:
     """What a chain applied to the dense model `ir` is expected to cost."""
     traits = traits_of(ir)
     rise = Quantity.exact(0.0)
-    for one in passes:
-        if one.name == "distill":
-            rise = _recovered(rise, int(one.options()["tokens"]))
-        elif one.name in _LOSS:
-            rise = rise + _LOSS[one.name](one, traits, ir)
+    for distortion in (distortion for pass_ in passes for distortion in pass_.distortions(ir)):
+        rise = _after(rise, distortion, traits)
     return Quality(rise, _kl(rise))
+
+
+def _after(rise: Quantity, distortion: Distortion, traits: Traits) -> Quantity:
+    """Rise of log-perplexity so far, and by one distortion more."""
+    match distortion:
+        case WeightRounding():
+            return rise + _weights(distortion, traits)
+        case CacheRounding():
+            return rise + cache_loss(traits, distortion.dtype)
+        case Zeros():
+            return rise + _zeros(distortion, traits)
+        case Removed():
+            return rise + _removed(distortion)
+        case Recovered():
+            return _recovered(rise, distortion.tokens)
 
 
 def _kl(rise: Quantity) -> Quantity:
@@ -60,36 +71,23 @@ def _kl(rise: Quantity) -> Quantity:
     return Quantity(rise.value * ratio, rise.low * ratio / spread, rise.high * ratio * spread, rise.basis)
 
 
-def _quantize(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
-    storage, method = getattr(one, "storage", None), str(getattr(one, "method", "rtn"))
-    if storage is None:
-        return Quantity.exact(0.0)
-    assigned: tuple[tuple[str, Format], ...] = getattr(one, "assigned", ())
-    if not assigned:
-        return weight_loss(traits, scheme_of(storage, method))
+def _weights(rounding: WeightRounding, traits: Traits) -> Quantity:
+    if len(rounding.shares) == 1 and rounding.shares[0][1] == 1:
+        return weight_loss(traits, scheme_of(rounding.shares[0][0], rounding.method))
     # Losses of matrices add, each in proportion to its weights: nothing better is known before they are measured.
     rise = Quantity.exact(0.0)
-    for form, share in _shares(ir, storage, assigned):
-        if form.kind != "dense":
-            rise = rise + weight_loss(traits, scheme_of(form, method)).scaled(share)
+    for form, share in rounding.shares:
+        rise = rise + weight_loss(traits, scheme_of(form, rounding.method)).scaled(share)
     return rise
 
 
-@lru_cache(maxsize=64)
-def _shares(ir: ModelIR, storage: Format, assigned: tuple[tuple[str, Format], ...]) -> tuple[tuple[Format, float], ...]:
-    """The share of the decoder's quantizable weights that each format holds."""
-    chosen, weights = dict(assigned), Counter[Format]()
-    for layer in range(len(ir.decoder.layers)):
-        prefix = ir.decoder.layer_prefix(layer)
-        for linear in ir.decoder.block(layer).linears:
-            if linear.quantizable:
-                weights[chosen.get(prefix + linear.name, storage)] += linear.weights
-    return tuple((form, count / weights.total()) for form, count in weights.items())
-
-
-#: Formats that fix how a matrix is rounded, whatever the method; the fit's names for them.
+_COMMON_GROUP = 128
+#: Formats that fix how a matrix is rounded, whatever the method, by kind or label, with the fit's names for them. Those of engines that
+#: round while loading take the nearest scheme of the fit: nf4 behaves like 4-bit round to nearest with groups of 64.
 _ONE_SCHEME = {
-    "float-quantized": "fp8", "int-quantized": "w8a8", "nvfp4": "nvfp4", "nvfp4a16": "nvfp4a16", "mxfp4": "mxfp4",
+    "float-quantized": Scheme("fp8", 0), "int-quantized": Scheme("w8a8", 0), "nvfp4": Scheme("nvfp4", 0),
+    "nvfp4a16": Scheme("nvfp4a16", 0), "mxfp4": Scheme("mxfp4", 0),
+    "nf4": Scheme("rtn", 4, 64), "int8-bnb": Scheme("w8a8", 0), "fp8-online": Scheme("fp8", 0),
 }  # fmt: skip
 
 
@@ -97,29 +95,11 @@ def scheme_of(storage: Format, method: str) -> Scheme:
     """What the fit calls a format made by a method."""
     fixed = _ONE_SCHEME.get(storage.kind) or _ONE_SCHEME.get(storage.label)
     if fixed is not None:
-        return Scheme(fixed, 0)
+        return fixed
     if method in ("exl2", "exl3"):
         return Scheme(method, float(getattr(storage, "bpw", 0) or getattr(storage, "bits", 0)))
     bits, group_size = float(getattr(storage, "bits", 4)), int(getattr(storage, "group_size", _COMMON_GROUP))
     return Scheme(method, bits, group_size)
-
-
-def _mixed(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
-    assert isinstance(one, QuantizeMixed)
-    return _quantize(one.chosen(ir), traits, ir)
-
-
-_COMMON_GROUP = 128
-#: Load-time formats by the nearest scheme of the fit: nf4 behaves like 4-bit round to nearest with groups of 64.
-_AT_LOAD = {"nf4": Scheme("rtn", 4, 64), "int8-bnb": Scheme("w8a8", 0), "fp8-online": Scheme("fp8", 0)}
-
-
-def _at_load(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
-    return weight_loss(traits, _AT_LOAD[str(one.options()["scheme"])])
-
-
-def _cache(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
-    return cache_loss(traits, str(one.options()["dtype"]))
 
 
 @lru_cache(maxsize=1024)
@@ -135,33 +115,27 @@ def cache_loss(traits: Traits, dtype: str) -> Quantity:
     return Quantity(most / 5, 0.0, most, Basis.ASSUMED)
 
 
-def _sparse(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
-    fit, options = law()["sparsity"], one.options()
-    method, pattern = str(options["method"]), str(options["pattern"])
-    named = {"unstructured": "50%"}.get(pattern, pattern)
+def _zeros(zeros: Zeros, traits: Traits) -> Quantity:
+    fit = law()["sparsity"]
+    named = {"unstructured": "50%"}.get(zeros.pattern, zeros.pattern)
     c = fit["coefficients"]
     ln = c["constant"] + c["log_size"] * math.log(traits.size_b / 7) + c["log_tokens"] * math.log(traits.tokens_t / 2)
-    ln += c.get(f"method:{method}", 0.0) + c.get(f"pattern:{named}", 0.0)
+    ln += c.get(f"method:{zeros.method}", 0.0) + c.get(f"pattern:{named}", 0.0)
     # The tables stand at 50 %; the loss vanishes with the sparsity and grows steeply above.
-    ln += _SPARSITY_POWER * math.log(max(float(options["sparsity"]), 0.01) / 0.5)
+    ln += _SPARSITY_POWER * math.log(max(zeros.share, 0.01) / 0.5)
     return interval(math.exp(min(ln, law()["ceiling_ln"])), fit["spread"])
 
 
 _SPARSITY_POWER = 4.0
+#: Scale and power of the loss by what was removed, without recovery. Blocks: ShortGPT (arXiv 2403.03853) prints 8.0 -> 40.8 for 26 % of
+#: the layers. Weights: LLM-Pruner (arXiv 2305.11627) prints 12.6 -> about 19.4 for 20 % of LLaMA-7B's.
+_REMOVED = {"blocks": (21.0, 1.9), "weights": (4.8, 1.5)}
 
 
-def _removed(share: float, scale: float, power: float) -> Quantity:
-    return interval(scale * share**power, 0.7, Basis.ASSUMED)
-
-
-def _depth(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
-    """Without recovery, scale · share^1.9: ShortGPT (arXiv 2403.03853) prints 8.0 -> 40.8 for 26 % of the layers."""
-    return _removed(float(one.options()["count"]) / max(1, len(ir.decoder.layers)), 21.0, 1.9)
-
-
-def _width(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
-    """Without recovery: LLM-Pruner (arXiv 2305.11627) prints 12.6 -> about 19.4 for 20 % of LLaMA-7B's weights."""
-    return _removed(1 - one.rewrite(ir).weights / ir.weights, 4.8, 1.5)
+def _removed(removed: Removed) -> Quantity:
+    """Rise by taking parts away: scale · share^power."""
+    scale, power = _REMOVED[removed.what]
+    return interval(scale * removed.share**power, 0.7, Basis.ASSUMED)
 
 
 def _recovered(rise: Quantity, tokens: int) -> Quantity:
@@ -171,10 +145,3 @@ def _recovered(rise: Quantity, tokens: int) -> Quantity:
     """
     left = (1 + tokens / 2.8e6) ** -0.34
     return interval(rise.value * left, math.log(max(2.0, rise.high / max(rise.value, 1e-9))), Basis.ASSUMED)
-
-
-_LOSS: dict[str, Callable[[Pass, Traits, ModelIR], Quantity]] = {
-    "quantize": _quantize, "quantize_exl2": _quantize,
-    "quantize_mixed": _mixed, "quantize_at_load": _at_load, "kv_cache": _cache, "prune_sparse": _sparse,
-    "prune_depth": _depth, "prune_width": _width, "prune_experts": _width,
-}  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passes.base import Pass
+from passes.base import NATIVE, Pass, Stage
 from passes.blocks.devices import compute_devices, compute_dtype
 from passes.blocks.model_class import unwalkable
 from passes.chain import from_json, rewrite, to_json
@@ -23,7 +23,6 @@ from passes.files.lock import only_one
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.ir.model import ModelIR
 from passes.ir.sources import Source
-from passes.kv_cache import KVCachePass
 from passes.run.resolve import Resolver
 from passes.steps.key import content_key, source_identity
 from passes.steps.progress import Progress
@@ -55,7 +54,7 @@ class Trial:
     quality: Quality
 
 
-def leading(result: SearchResult, count: int = LEADING) -> list[tuple[Pass, ...]]:
+def leading(ir: ModelIR, result: SearchResult, count: int = LEADING) -> list[tuple[Pass, ...]]:
     """The chains worth trying, all native: the chosen one, then those that lost by quality alone, least expected loss first."""
     verdicts = [result.chosen] if result.chosen else []
     verdicts += sorted(
@@ -63,12 +62,12 @@ def leading(result: SearchResult, count: int = LEADING) -> list[tuple[Pass, ...]
         key=lambda v: v.quality.log_ppl_increase.value,
     )
     chains = dict.fromkeys(v.candidate.passes for v in verdicts)
-    return [chain for chain in chains if chain and all(_made_here(one) for one in chain)][:count]
+    return [chain for chain in chains if chain and all(_made_here(ir, one) for one in chain)][:count]
 
 
-def _made_here(one: Pass) -> bool:
+def _made_here(ir: ModelIR, one: Pass) -> bool:
     """Whether the walk can make a pass, and it changes weights."""
-    return not one.missing() and not one.load_time and one.backend == "native"
+    return not one.load_time and one.backend == NATIVE and not one.missing(ir)
 
 
 def trials(
@@ -93,7 +92,7 @@ def trials(
         work.mkdir(parents=True, exist_ok=True)
     with only_one(work / "lock", work), clear_memory_errors():
         folder = source.materialize(work)
-        return dict(_tried(spec, source, folder, work, leading(result), progress))
+        return dict(_tried(spec, source, folder, work, leading(source.ir, result), progress))
 
 
 def _tried(
@@ -172,7 +171,7 @@ def _told(progress: Callable[[Progress], None], which: str) -> Callable[[Progres
 
 
 def _cache_loss(ir: ModelIR, chain: Sequence[Pass]) -> Quality:
-    return expected_quality(ir, [one for one in chain if isinstance(one, KVCachePass)])
+    return expected_quality(ir, [pass_ for pass_ in chain if pass_.stage is Stage.KV_CACHE])
 
 
 def _part(choice: TextChoice, samples: int, trust_remote_code: bool) -> TextSource:

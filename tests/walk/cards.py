@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from passes.base import Pass
-from passes.chain import method_of, rewrite
+from passes.chain import method, rewrite
 from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import IntQuantized, PackQuantized
 from passes.ir.model import ModelIR
@@ -119,8 +119,8 @@ def _walked(
     ir: ModelIR, chain: tuple[Pass, ...], source: Path, folder: Path, devices: list[torch.device]
 ) -> Checkpoint:
     ids = torch.randint(3, 280, (8, 32), generator=torch.Generator().manual_seed(0))
-    target, method = rewrite(ir, chain), method_of(chain)
-    Walk(ir, target, Checkpoint(source), method, ids, folder, devices, _FP32, batch_tokens=64).run()
+    target = rewrite(ir, chain)
+    Walk(ir, target, Checkpoint(source), method(chain), ids, folder, devices, _FP32, batch_tokens=64).run()
     return Checkpoint(folder / "shards")
 
 

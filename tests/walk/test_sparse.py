@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from passes.algorithms.gptq import GptqOptions, gptq, sparse
-from passes.algorithms.method import method
 from passes.algorithms.sparsity import Mask
 from passes.base import Pass
 from passes.blocks.decoded_weights import DecodedCheckpoint
 from passes.blocks.matrices import dense_block, members
-from passes.chain import illegal, rewrite
+from passes.chain import illegal, method, rewrite
 from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
 from passes.formats.format import Grid
@@ -27,6 +26,7 @@ from passes.run.execute import execute
 from passes.run.job import Job
 from passes.text.source import TextSource
 from passes.walk.walk import Walk
+from planner import asked
 from tests.walk.families import save_tiny
 from tests.walk.test_gptq import K, decode, loss, problem
 
@@ -92,7 +92,7 @@ def test_banks_and_fused_matrices_stay_whole_with_zeros_in_them(family: str, tmp
     ir = open_model(tmp_path / "source").ir
     ids = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
     chain = (Sparsify("sparsegpt", 0.5, "2:4"),)
-    Walk(ir, rewrite(ir, chain), Checkpoint(tmp_path / "source"), method(None, chain[0].mask), ids, tmp_path / "walk",
+    Walk(ir, rewrite(ir, chain), Checkpoint(tmp_path / "source"), method(chain), ids, tmp_path / "walk",
          (torch.device("cpu"),), torch.float32).run()  # fmt: skip
     stored = Checkpoint(tmp_path / "walk" / "shards")
     for layer in range(len(ir.decoder.layers)):
@@ -118,6 +118,9 @@ def test_a_plan_refuses_zeros_with_methods_that_choose_their_own_rounding(
 ) -> None:
     chain = (Sparsify("sparsegpt", 0.5, "2:4"), parse_scheme(scheme))
     assert [reason.code for reason in illegal(llama_ir, chain)] == codes
+    assert [reason.code for reason in asked.rewrite(llama_ir, chain)[1]] == codes, (
+        "the planner weighs what apply accepts"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["gptq-4-g32-act", "gptq-4-g32", "fp8"])

@@ -1,0 +1,34 @@
+"""What it takes to choose a format for every matrix: to measure what formats cost in KL, and to hold allocations against each other."""
+
+from __future__ import annotations
+
+from passes.ir.model import ModelIR, block_bytes
+from passes.ir.operations import compensation_operations, forward_operations, head_operations, hessian_operations
+from passes.steps.cost import StepCost, WalkSize, states_bytes
+from passes.text.split import FISHER_SEQUENCES, FITTED_SEQUENCES, judging
+
+#: Allocations that are held against each other (`passes.run.resolve`).
+_ALLOCATIONS = 3
+#: Bytes that a weight of a block takes while the errors of two formats are held: measured once (`planner.apply_cost`).
+_ERROR_BYTES = 12
+
+
+def allocation_cost(source: ModelIR, walk: WalkSize, extra: float = 0.0) -> dict[str, StepCost]:
+    """Return the cost of `measure formats` and `compare allocations`; `extra`: operations of a walk beyond the usual."""
+    forward, head, hessians = forward_operations(source), head_operations(source), hessian_operations(source)
+    fisher, tried = (min(walk.samples, count) * walk.length for count in (FISHER_SEQUENCES, FITTED_SEQUENCES))
+    fitted = walk.operations(source) + extra - (walk.tokens - tried) * (forward + hessians)
+    judged = 2 * judging(walk.samples) * walk.length * (forward + head)
+    largest = max((block for block, _ in source.decoder.counts), key=block_bytes)
+    errors = _ERROR_BYTES * sum(linear.weights for linear in largest.linears)
+    depth = len(source.decoder.layers)
+    return {
+        "measure formats": StepCost(
+            operations=3 * fisher * (forward + head) + compensation_operations(source),
+            memory=max(walk.block_memory + 2 * walk.batch_memory + errors, walk.outer_memory),
+            disk=(depth + 3) * states_bytes(source, fisher),
+        ),
+        "compare allocations": StepCost(
+            operations=_ALLOCATIONS * (fitted + judged), memory=walk.memory, disk=2 * states_bytes(source, tried)
+        ),
+    }

@@ -18,8 +18,6 @@ from passes.walk.kv_scales import attention_name
 
 #: What engines name their cache types. q8/q6/q4 are ExLlama's; the others vLLM's.
 DTYPES = ("auto", "fp8", "fp8_e5m2", "q8", "q6", "q4")
-#: Checkpoint families whose loaders in vLLM take no k_scale/v_scale.
-_WITHOUT_SCALES = ("gptq", "awq", "exl2", "exl2-bounded", "exl3")
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class KVCachePass(Pass):
                     "scales: false",
                 ),
             )
-        kinds = {linear.storage.kind for block, _ in ir.decoder.counts for linear in block.linears}
-        odd = sorted(kinds & set(_WITHOUT_SCALES))
+        forms = {linear.storage for block, _ in ir.decoder.counts for linear in block.linears}
+        odd = sorted({form.kind for form in forms if not form.carries_kv_scales})
         if odd:
             return (
                 Reason(

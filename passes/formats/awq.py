@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.errors import Reason
-from passes.formats.format import Format, Grid, Quantized
+from passes.formats.format import Format, Grid, KernelFamily, Quantized
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor
 
@@ -28,6 +28,7 @@ class Awq(Format):
     """One AWQ GEMM matrix; `group_size` consecutive inputs share a scale and a zero point."""
 
     kind: ClassVar[str] = "awq"
+    quant_method: ClassVar[str] = "awq"
     group_size: int = 128
     symmetric: bool = False
 
@@ -40,6 +41,16 @@ class Awq(Format):
     def grid(self) -> Grid:
         """4-bit integers; the symmetric grid is stored with zero points of 8."""
         return Grid(_BITS, self.group_size, self.symmetric)
+
+    @property
+    def bits(self) -> float:
+        """Always 4."""
+        return _BITS
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """AWQ's."""
+        return KernelFamily.AWQ
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """The group size must divide K; N must be a multiple of 8."""

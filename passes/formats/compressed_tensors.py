@@ -6,12 +6,13 @@ from our grid. Orientation `[N, K]`; scales in the model's dtype (llm-compressor
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.errors import Reason
-from passes.formats.format import E4M3_MAX, Format, Grid, Quantized
+from passes.formats.format import E4M3_MAX, Format, Grid, KernelFamily, Quantized, Rounding, integer_kernel
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor, float_dtype
 
@@ -27,8 +28,19 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
+class CompressedTensors(Format):
+    """A format of compressed-tensors: a checkpoint may mix them, each in a config group of its own."""
+
+    quant_method: ClassVar[str] = "compressed-tensors"
+    carries_kv_scales: ClassVar[bool] = True
+
+    @abstractmethod
+    def scheme(self) -> dict[str, Any]:
+        """Return the `weights` and activation arguments of a config group."""
+
+
 @dataclass(frozen=True, slots=True)
-class PackQuantized(Format):
+class PackQuantized(CompressedTensors):
     """Weight-only integers of 4 or 8 bits, packed along K: `weight_packed`, `weight_scale`, `weight_shape`, zero points.
 
     `group_size` −1 = one scale an output channel. Widths that do not divide 32 were packed differently by releases up to
@@ -51,6 +63,11 @@ class PackQuantized(Format):
     def grid(self) -> Grid:
         """Integers of `bits`."""
         return Grid(self.bits, self.group_size, self.symmetric)
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """Integers, unpacked."""
+        return integer_kernel(self.bits)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """The group size must divide K."""
@@ -113,7 +130,7 @@ class PackQuantized(Format):
 
 
 @dataclass(frozen=True, slots=True)
-class IntQuantized(Format):
+class IntQuantized(CompressedTensors):
     """W8A8: int8 weights with a scale an output channel. The engine quantizes activations: per token by their own extremes, or,
 
     `static`, all by one stored scale.
@@ -137,6 +154,20 @@ class IntQuantized(Format):
     def grid(self) -> Grid:
         """Symmetric int8 per channel."""
         return Grid(8, -1)
+
+    @property
+    def bits(self) -> float:
+        """8."""
+        return 8
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """Activations are quantized too."""
+        return KernelFamily.W8A8
+
+    def rounding(self, method: str) -> Rounding:
+        """Return one rounding, whatever the method."""
+        return Rounding("w8a8", 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """Every shape is legal."""
@@ -172,7 +203,7 @@ class IntQuantized(Format):
 
 
 @dataclass(frozen=True, slots=True)
-class FloatQuantized(Format):
+class FloatQuantized(CompressedTensors):
     """FP8 (e4m3) weights. `group_size` −1: a scale a channel; 0: one a matrix; `block` (rows, columns) for block scales. `static`:
 
     all activations are quantized by one stored scale (not with blocks), not each token by its own extremes.
@@ -202,6 +233,20 @@ class FloatQuantized(Format):
     def grid(self) -> Grid:
         """e4m3 values; block scales are searched per row of blocks like groups."""
         return Grid(8, self.group_size, kind="e4m3")
+
+    @property
+    def bits(self) -> float:
+        """8."""
+        return 8
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """Activations are quantized too."""
+        return KernelFamily.FP8
+
+    def rounding(self, method: str) -> Rounding:
+        """Return one rounding, whatever the method."""
+        return Rounding("fp8", 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """Blocks must divide K, because the inputs are quantized in groups as wide as a block; the last rows may be a short block.

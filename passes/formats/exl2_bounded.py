@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason, TightfitError
 from passes.formats.exl2 import UNIT, Exl2
-from passes.formats.format import Format, Quantized
+from passes.formats.format import Format, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class Exl2Bounded(Format):
     """
 
     kind: ClassVar[str] = "exl2-bounded"
+    quant_method: ClassVar[str] = "exl2"
+    decodes: ClassVar[bool] = False
     splits_fused: ClassVar[bool] = True
     bpw: float = 4.0
 
@@ -34,6 +36,16 @@ class Exl2Bounded(Format):
     def label(self) -> str:
         """`exl2-4.65`."""
         return f"exl2-{self.bpw:g}"
+
+    @property
+    def bits(self) -> float:
+        """The average over the model."""
+        return self.bpw
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """ExLlama's."""
+        return KernelFamily.EXL
 
     def stored_rows(self, out_features: int) -> int:
         """Outputs with EXL2's padding."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason, TightfitError
-from passes.formats.format import Format, Quantized
+from passes.formats.format import Format, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class Exl3(Format):
     """
 
     kind: ClassVar[str] = "exl3"
+    quant_method: ClassVar[str] = "exl3"
+    decodes: ClassVar[bool] = False
     splits_fused: ClassVar[bool] = True
     bits: float = 4.0
 
@@ -36,6 +38,11 @@ class Exl3(Format):
     def label(self) -> str:
         """`exl3-3.5`."""
         return f"exl3-{self.bits:g}"
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """ExLlama's."""
+        return KernelFamily.EXL
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """Between 1 and 8 bits; both sides multiples of 128 (the rotation)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
@@ -77,13 +78,97 @@ class Quantized:
         return torch.tensor([max(self.input_peak, 1e-6) / top])
 
 
+class KernelFamily(StrEnum):
+    """What multiplies a stored matrix, by what the kernels have to do with it; which engine has which is the engines' matter.
+
+    `w16`: plain numbers. `w4`, `w8`: integers of up to 5 bits, and of more, unpacked to 16 bits; `awq`: AWQ's own 4 bits. `w8a8`, `fp8`,
+    `fp4`: activations are quantized too, where the card can. `mx`: 4-bit floats with powers of two as scales. `bnb`: bitsandbytes.
+    `exl`: ExLlama's own. `gptq`: GPTQ's files, for which ExLlama has kernels of its own and others the ones for integers.
+    """
+
+    W16 = "w16"
+    W8 = "w8"
+    W4 = "w4"
+    AWQ = "awq"
+    W8A8 = "w8a8"
+    FP8 = "fp8"
+    FP4 = "fp4"
+    MX = "mx"
+    BNB = "bnb"
+    EXL = "exl"
+    GPTQ = "gptq"
+
+
+def integer_kernel(bits: float) -> KernelFamily:
+    """Return the family of weight-only integers of so many bits a weight."""
+    return KernelFamily.W8 if bits > 5 else KernelFamily.W4
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How weights were rounded, as far as loss depends on it.
+
+    `method`: `gptq`, `awq`, `rtn`, `exl2`, `fp8`, …; `bits`: bits of a code, average bits a weight for codebook formats, 0 for formats
+    of one width (`fp8`, `nf4`); `group_size`: -1 = one scale a row, 0 = the format has no scale groups of integers.
+    """
+
+    method: str
+    bits: float
+    group_size: int = 0
+
+
 class Format(ABC):
-    """How one weight matrix is stored in a checkpoint."""
+    """How one weight matrix is stored in a checkpoint, and what others ask of it: configs, engines, the fit of quality."""
 
     #: The name's stem in `label`, and the key of the registry.
     kind: ClassVar[str]
+    #: Who reads and writes its `quantization_config` (`passes.ir.quant_config`); None where no single reader does.
+    quant_method: ClassVar[str | None] = None
     #: Whether readers want fused matrices (qkv, gate_up) split into their parts.
     splits_fused: ClassVar[bool] = False
+    #: Whether `decode` reads it back.
+    decodes: ClassVar[bool] = True
+    #: Whether loaders take scales of keys and values from a checkpoint in this format.
+    carries_kv_scales: ClassVar[bool] = False
+
+    @property
+    def engine_name(self) -> str:
+        """What engines' tables of readable formats call it."""
+        return self.kind
+
+    @property
+    @abstractmethod
+    def bits(self) -> float:
+        """Bits of a code; average bits a weight where widths are mixed."""
+
+    @property
+    def group_size(self) -> int:
+        """Consecutive inputs that share a scale; -1 = the whole row, 0 = no groups."""
+        return 0
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """Rows and inputs of the blocks that share a scale, None where scales are not laid out so."""
+        return None
+
+    @property
+    def act_order(self) -> bool:
+        """Whether groups follow the order of activations instead of that of the inputs."""
+        return False
+
+    @property
+    def expert_blocks(self) -> bool:
+        """Whether a bank of experts is stored as blocks and scales, whose kernels pad the bank's sides (gpt-oss)."""
+        return False
+
+    @property
+    @abstractmethod
+    def kernel(self) -> KernelFamily:
+        """What multiplies it."""
+
+    def rounding(self, method: str) -> Rounding:
+        """Return what the fit of quality sees of this format made by `method`."""
+        return Rounding(method, self.bits, self.group_size)
 
     @property
     @abstractmethod

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.errors import Reason, TightfitError
-from passes.formats.format import E2M1_MAX, E4M3_MAX, Format, Grid, Quantized
+from passes.formats.compressed_tensors import CompressedTensors
+from passes.formats.format import E2M1_MAX, E4M3_MAX, Grid, KernelFamily, Quantized, Rounding
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor
 
@@ -23,7 +24,7 @@ _EXPONENT_BIAS = 127
 
 
 @dataclass(frozen=True, slots=True)
-class Nvfp4(Format):
+class Nvfp4(CompressedTensors):
     """NVFP4: groups of 16. `activations`: inputs are quantized too (W4A4), with a calibrated global scale; else weight-only."""
 
     kind: ClassVar[str] = "nvfp4-pack-quantized"
@@ -44,6 +45,20 @@ class Nvfp4(Format):
     def static_inputs(self) -> bool:
         """Inputs have a global scale where they are quantized."""
         return self.activations
+
+    @property
+    def bits(self) -> float:
+        """4."""
+        return 4
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """4-bit floats."""
+        return KernelFamily.FP4
+
+    def rounding(self, method: str) -> Rounding:
+        """Return one rounding, whatever the method."""
+        return Rounding(self.label, 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """16 must divide K."""
@@ -87,7 +102,7 @@ class Nvfp4(Format):
 
 
 @dataclass(frozen=True, slots=True)
-class Mxfp4(Format):
+class Mxfp4(CompressedTensors):
     """MXFP4, weight-only: groups of 32, scales powers of two."""
 
     kind: ClassVar[str] = "mxfp4-pack-quantized"
@@ -102,6 +117,20 @@ class Mxfp4(Format):
     def grid(self) -> Grid:
         """e2m1 in groups of 32."""
         return Grid(4, self.group_size, kind="e2m1")
+
+    @property
+    def bits(self) -> float:
+        """4."""
+        return 4
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """Scales are powers of two."""
+        return KernelFamily.MX
+
+    def rounding(self, method: str) -> Rounding:
+        """Return one rounding, whatever the method."""
+        return Rounding(self.label, 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """32 must divide K."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.errors import Reason
 from passes.formats import bitstream
-from passes.formats.format import Format, Grid, Quantized
+from passes.formats.format import Format, Grid, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Gptq(Format):
     """One GPTQ matrix. `group_size` −1 = the whole row; `desc_act`: groups follow the activation order (`g_idx` arbitrary)."""
 
     kind: ClassVar[str] = "gptq"
+    quant_method: ClassVar[str] = "gptq"
     bits: int = 4
     group_size: int = 128
     symmetric: bool = True
@@ -42,6 +43,16 @@ class Gptq(Format):
     def grid(self) -> Grid:
         """Integers of `bits`. Version 1 has no zero point of 0: readers add 1 to what is stored, with or without a carry."""
         return Grid(self.bits, self.group_size, self.symmetric, least_zero=1 if self.version == 1 else 0)
+
+    @property
+    def act_order(self) -> bool:
+        """As `desc_act` says."""
+        return self.desc_act
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """GPTQ's."""
+        return KernelFamily.GPTQ
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """K and N must be multiples of 32, K of the group size."""

@@ -17,7 +17,7 @@ from passes.base import Pass
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
 from passes.quantize.mixed import QuantizeMixed
-from planner.quality.features import Scheme, Traits
+from planner.quality.features import Traits
 from planner.quality.law import interval, law, sensitivity, weight_loss
 from planner.quality.traits import traits_of
 from targets.quantity import Basis, Quantity
@@ -61,17 +61,18 @@ def _kl(rise: Quantity) -> Quantity:
 
 
 def _quantize(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
-    storage, method = getattr(one, "storage", None), str(getattr(one, "method", "rtn"))
+    storage: Format | None = getattr(one, "storage", None)
+    method = str(getattr(one, "method", "rtn"))
     if storage is None:
         return Quantity.exact(0.0)
     assigned: tuple[tuple[str, Format], ...] = getattr(one, "assigned", ())
     if not assigned:
-        return weight_loss(traits, scheme_of(storage, method))
+        return weight_loss(traits, storage.rounding(method))
     # Losses of matrices add, each in proportion to its weights: nothing better is known before they are measured.
     rise = Quantity.exact(0.0)
     for form, share in _shares(ir, storage, assigned):
         if form.kind != "dense":
-            rise = rise + weight_loss(traits, scheme_of(form, method)).scaled(share)
+            rise = rise + weight_loss(traits, form.rounding(method)).scaled(share)
     return rise
 
 
@@ -87,35 +88,9 @@ def _shares(ir: ModelIR, storage: Format, assigned: tuple[tuple[str, Format], ..
     return tuple((form, count / weights.total()) for form, count in weights.items())
 
 
-#: Formats that fix how a matrix is rounded, whatever the method; the fit's names for them.
-_ONE_SCHEME = {
-    "float-quantized": "fp8", "int-quantized": "w8a8", "nvfp4": "nvfp4", "nvfp4a16": "nvfp4a16", "mxfp4": "mxfp4",
-}  # fmt: skip
-
-
-def scheme_of(storage: Format, method: str) -> Scheme:
-    """What the fit calls a format made by a method."""
-    fixed = _ONE_SCHEME.get(storage.kind) or _ONE_SCHEME.get(storage.label)
-    if fixed is not None:
-        return Scheme(fixed, 0)
-    if method in ("exl2", "exl3"):
-        return Scheme(method, float(getattr(storage, "bpw", 0) or getattr(storage, "bits", 0)))
-    bits, group_size = float(getattr(storage, "bits", 4)), int(getattr(storage, "group_size", _COMMON_GROUP))
-    return Scheme(method, bits, group_size)
-
-
 def _mixed(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
     assert isinstance(one, QuantizeMixed)
     return _quantize(one.chosen(ir), traits, ir)
-
-
-_COMMON_GROUP = 128
-#: Load-time formats by the nearest scheme of the fit: nf4 behaves like 4-bit round to nearest with groups of 64.
-_AT_LOAD = {"nf4": Scheme("rtn", 4, 64), "int8-bnb": Scheme("w8a8", 0), "fp8-online": Scheme("fp8", 0)}
-
-
-def _at_load(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
-    return weight_loss(traits, _AT_LOAD[str(one.options()["scheme"])])
 
 
 def _cache(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
@@ -174,7 +149,7 @@ def _recovered(rise: Quantity, tokens: int) -> Quantity:
 
 
 _LOSS: dict[str, Callable[[Pass, Traits, ModelIR], Quantity]] = {
-    "quantize": _quantize, "quantize_exl2": _quantize,
-    "quantize_mixed": _mixed, "quantize_at_load": _at_load, "kv_cache": _cache, "prune_sparse": _sparse,
+    "quantize": _quantize, "quantize_exl2": _quantize, "quantize_at_load": _quantize,
+    "quantize_mixed": _mixed, "kv_cache": _cache, "prune_sparse": _sparse,
     "prune_depth": _depth, "prune_width": _width, "prune_experts": _width,
 }  # fmt: skip

@@ -20,7 +20,6 @@ from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
-from targets.engines.stored import stored_as
 from targets.engines.vllm.versions import rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -57,7 +56,7 @@ class Exllama(Engine):
         if ir.load_time.name != "none":
             message = f"{self.name} quantizes nothing while it loads"
             reasons.append(Reason("no_load_time_quantization", message, self.format_remedy))
-        for form in sorted({stored_as(lin.storage) for block, _ in ir.decoder.counts for lin in block.linears}):
+        for form in sorted({lin.storage.engine_name for block, _ in ir.decoder.counts for lin in block.linears}):
             if form not in (Dense.kind, *self.formats):
                 reasons.append(
                     Reason(f"{form}_not_in_{self.name}", f"{self.name} does not read {form}", self.format_remedy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
 from passes.formats.format import Format, Grid, KernelFamily, Quantized
@@ -89,17 +89,6 @@ class Awq(Format):
         scale = tensors[f"{name}.scales"].float()
         size = self.group_size
         return ((codes - zero.repeat_interleave(size, 0)) * scale.repeat_interleave(size, 0)).T.to(dtype).contiguous()
-
-    def config(self) -> dict[str, Any]:
-        """`quantization_config` of config.json."""
-        return {
-            "quant_method": "awq",
-            "bits": _BITS,
-            "group_size": self.group_size,
-            "zero_point": True,
-            "version": "gemm",
-            "modules_to_not_convert": None,
-        }
 
 
 def _pack(values: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason
 from passes.formats.format import E4M3_MAX, Format, Grid, KernelFamily, Quantized, Rounding, integer_kernel
@@ -28,11 +28,47 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigGroup:
+    """A config group of a checkpoint. `form`: the format's name, where it gives one; `type` (`int`, `float`) and `bits` of the weights.
+
+    `group_size`: -1 = a scale a row, 0 = one a matrix; `block`: rows and inputs of block scales. `inputs`: whether activations are
+    quantized; `static`: all by one stored scale.
+    """
+
+    form: str
+    type: str
+    bits: int
+    group_size: int
+    symmetric: bool
+    block: tuple[int, int] | None
+    inputs: bool
+    static: bool
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], settings: Mapping[str, Any]) -> ConfigGroup:
+        """Read a group of `settings`, the `quantization_config`."""
+        weights, inputs = values["weights"], values.get("input_activations")
+        strategy = str(weights.get("strategy"))
+        block = weights.get("block_structure") or ((128, 128) if strategy == "block" else None)
+        return cls(
+            str(values.get("format") or settings.get("format") or ""), weights.get("type", "int"), int(weights["num_bits"]),
+            {"channel": -1, "tensor": 0}.get(strategy, int(weights.get("group_size") or -1)),
+            bool(weights.get("symmetric", True)), (int(block[0]), int(block[1])) if block else None,
+            bool(inputs), inputs is not None and not inputs.get("dynamic"),
+        )  # fmt: skip
+
+
 class CompressedTensors(Format):
     """A format of compressed-tensors: a checkpoint may mix them, each in a config group of its own."""
 
     quant_method: ClassVar[str] = "compressed-tensors"
     carries_kv_scales: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """Return the format that a config group means, its scales in `dtype`; None where it means another one."""
 
     @abstractmethod
     def scheme(self) -> dict[str, Any]:
@@ -52,6 +88,16 @@ class PackQuantized(CompressedTensors):
     group_size: int = 128
     symmetric: bool = True
     dtype: str = "BF16"
+
+    @classmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """Integers of 4 or 8 bits, activations in plain numbers."""
+        integers = group.type == "int" and (group.bits == 4 or (group.bits == 8 and not group.inputs))
+        return cls(group.bits, group.group_size, group.symmetric, dtype) if integers else None
+
+    def with_scales_in(self, dtype: str) -> PackQuantized:
+        """Return the format with its scales in `dtype`."""
+        return replace(self, dtype=dtype)
 
     @property
     def label(self) -> str:
@@ -140,6 +186,16 @@ class IntQuantized(CompressedTensors):
     dtype: str = "BF16"
     static: bool = False
 
+    @classmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """8-bit integers, activations too."""
+        integers = group.type == "int" and group.bits == 8 and group.inputs
+        return cls(dtype, group.static) if integers else None
+
+    def with_scales_in(self, dtype: str) -> IntQuantized:
+        """Return the format with its scales in `dtype`."""
+        return replace(self, dtype=dtype)
+
     @property
     def label(self) -> str:
         """`w8a8`, `w8a8-static`."""
@@ -216,6 +272,17 @@ class FloatQuantized(CompressedTensors):
     block: tuple[int, int] | None = None
     dtype: str = "BF16"
     static: bool = False
+
+    @classmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """8-bit floats."""
+        if group.type != "float" or group.bits != 8:
+            return None
+        return cls(-1, group.block, dtype) if group.block else cls(group.group_size, None, dtype, group.static)
+
+    def with_scales_in(self, dtype: str) -> FloatQuantized:
+        """Return the format with its scales in `dtype`."""
+        return replace(self, dtype=dtype)
 
     @property
     def label(self) -> str:

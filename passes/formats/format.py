@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason, TightfitError
 from passes.formats.tensor import Tensor
+from passes.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -199,6 +200,10 @@ class Format(ABC):
         """Effective bits a weight, scales and all included."""
         return 8 * self.bytes(out_features, in_features) / (out_features * in_features)
 
+    def with_scales_in(self, dtype: str) -> Format:
+        """Return the format with its scales in a dtype (safetensors' spelling), where it leaves that open."""
+        return self
+
     @property
     def grid(self) -> Grid | None:
         """What an algorithm must round to; None where the format stores plain numbers."""
@@ -216,6 +221,26 @@ class Format(ABC):
     @abstractmethod
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """The weight `[out_features, in_features]` exactly as an engine computes it, rounded once to `dtype`."""
+
+
+#: Formats that passes can choose, by kind. Their order is that in which names and config groups are tried.
+FORMATS: Registry[type[Format]] = Registry(
+    "format",
+    {
+        "dense": "passes.formats.dense:Dense",
+        "float-quantized": "passes.formats.compressed_tensors:FloatQuantized",
+        "int-quantized": "passes.formats.compressed_tensors:IntQuantized",
+        "pack-quantized": "passes.formats.compressed_tensors:PackQuantized",
+        "gptq": "passes.formats.gptq:Gptq",
+        "awq": "passes.formats.awq:Awq",
+        "exl2-bounded": "passes.formats.exl2_bounded:Exl2Bounded",
+        "exl3": "passes.formats.exl3:Exl3",
+        "resident": "passes.formats.at_load:Resident",
+        "nvfp4-pack-quantized": "passes.formats.fp4:Nvfp4",
+        "mxfp4-pack-quantized": "passes.formats.fp4:Mxfp4",
+    },
+    "tightfit.formats",
+)
 
 
 @lru_cache(maxsize=1 << 16)

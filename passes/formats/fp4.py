@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason, TightfitError
-from passes.formats.compressed_tensors import CompressedTensors
+from passes.formats.compressed_tensors import CompressedTensors, ConfigGroup
 from passes.formats.format import E2M1_MAX, E4M3_MAX, Grid, KernelFamily, Quantized, Rounding
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor
@@ -30,6 +30,12 @@ class Nvfp4(CompressedTensors):
     kind: ClassVar[str] = "nvfp4-pack-quantized"
     group_size: ClassVar[int] = 16
     activations: bool = True
+
+    @classmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """4-bit floats that are not MXFP4."""
+        floats = group.type == "float" and group.bits == 4
+        return cls(group.inputs) if floats and not _is_mxfp4(group) else None
 
     @property
     def label(self) -> str:
@@ -108,6 +114,11 @@ class Mxfp4(CompressedTensors):
     kind: ClassVar[str] = "mxfp4-pack-quantized"
     group_size: ClassVar[int] = 32
 
+    @classmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """4-bit floats in groups of 32, or so called."""
+        return cls() if group.type == "float" and group.bits == 4 and _is_mxfp4(group) else None
+
     @property
     def label(self) -> str:
         """`mxfp4`."""
@@ -165,6 +176,10 @@ class Mxfp4(CompressedTensors):
     def scheme(self) -> dict[str, Any]:
         """Static weights, plain activations."""
         return {"weights": _scheme("group", self.group_size), "input_activations": None, "output_activations": None}
+
+
+def _is_mxfp4(group: ConfigGroup) -> bool:
+    return "mxfp4" in group.form or group.group_size == Mxfp4.group_size
 
 
 def _scaled(packed: torch.Tensor, scale: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
 from passes.formats import bitstream
@@ -111,19 +111,6 @@ class Gptq(Format):
         group = tensors[f"{name}.g_idx"].long()
         scale = tensors[f"{name}.scales"].float()
         return ((codes - zero.T[:, group]).float() * scale.T[:, group]).to(dtype)
-
-    def config(self) -> dict[str, Any]:
-        """`quantization_config` of config.json."""
-        return {
-            "quant_method": "gptq",
-            "bits": self.bits,
-            "group_size": self.group_size,
-            "desc_act": self.desc_act,
-            "sym": self.symmetric,
-            "lm_head": False,
-            "true_sequential": True,
-            "checkpoint_format": "gptq" if self.version == 1 else "gptq_v2",
-        }
 
 
 def group_size_reason(group_size: int, in_features: int) -> Reason | None:

@@ -74,6 +74,7 @@ class _Layout:
     """A layout's tensors for N, K and a group; the group (or block) that it has unless told; bits of a code and kernels.
 
     `grouped`: K must be a multiple of the group. `blocks`: banks of experts are stored as blocks and scales.
+    `method`: the `quant_method` of which it is the only layout.
     """
 
     parts: Callable[[int, int, int], tuple[Part, ...]]
@@ -82,15 +83,16 @@ class _Layout:
     kernel: KernelFamily
     grouped: bool = False
     blocks: bool = False
+    method: str = ""
 
 
 _LAYOUTS = {
     "fp8-block": _Layout(_fp8_block, 128, 8, KernelFamily.FP8),
     "fp8-tensor": _Layout(_fp8_tensor, 0, 8, KernelFamily.FP8),
     "fp8-static": _Layout(_fp8_static, 0, 8, KernelFamily.FP8),
-    "fp8-row": _Layout(_fp8_row, 0, 8, KernelFamily.FP8),
+    "fp8-row": _Layout(_fp8_row, 0, 8, KernelFamily.FP8, method="fbgemm_fp8"),
     "nvfp4-modelopt": _Layout(_nvfp4_modelopt, 16, 4, KernelFamily.FP4, grouped=True),
-    "mxfp4-blocks": _Layout(_mxfp4, 32, 4, KernelFamily.MX, grouped=True, blocks=True),
+    "mxfp4-blocks": _Layout(_mxfp4, 32, 4, KernelFamily.MX, grouped=True, blocks=True, method="mxfp4"),
     "nf4": _Layout(_nf4, 64, 4, KernelFamily.BNB),
 }
 
@@ -168,3 +170,8 @@ class Published(Format):
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Not read back."""
         raise TightfitError(f"{self.layout} is not read back", remedy="start from the dense model")
+
+
+def published_by(method: str) -> Published:
+    """Return the format of a `quant_method` that has one layout only. Raises StopIteration for another method."""
+    return Published(next(name for name, layout in _LAYOUTS.items() if layout.method == method))

@@ -170,9 +170,7 @@ def with_dtypes(storage: Format, tensors: Iterable[Tensor]) -> Format:
     scales = [
         t.dtype for t in tensors if t.name.endswith((".weight_scale", ".weight_scale_inv")) and t.dtype in _FLOATS
     ]
-    if not scales or not hasattr(storage, "dtype") or isinstance(storage, Dense):
-        return storage
-    return replace(storage, dtype=scales[0])  # type: ignore[type-var]
+    return storage.with_scales_in(scales[0]) if scales else storage
 
 
 def reconcile(ir: ModelIR, tensors: Mapping[str, Tensor]) -> ModelIR:
@@ -214,7 +212,7 @@ def reconcile(ir: ModelIR, tensors: Mapping[str, Tensor]) -> ModelIR:
 
 
 def _head_apart(ir: ModelIR, reader: Reader) -> list[Linear]:
-    """The head of a tied model where the checkpoint stores one in a quantized format beside the embedding (EXL2, EXL3)."""
+    """The head of a tied model where the checkpoint stores one in a quantized format beside the embedding (ExLlama's)."""
     if not ir.tied_embeddings or any(linear.role is Role.HEAD for linear in ir.outer):
         return []
     head = untied_head(ir, next(linear.storage for linear in ir.outer if linear.role is Role.EMBEDDING))

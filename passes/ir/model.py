@@ -247,7 +247,7 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """How the cache is kept: `dtype` as engines name it (`auto`, `fp8`, `fp8_e5m2`, `q8`, `q6`, `q4`).
+    """How the cache is kept: `dtype` by its name in `passes.formats.kv_dtypes`.
 
     `scales`: the checkpoint stores calibrated per-layer `k_scale` and `v_scale`.
     """

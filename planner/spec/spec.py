@@ -6,11 +6,12 @@ a dumped spec reads back as the same spec.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from passes.algorithms.gptq import DAMPING
+from passes.formats import kv_dtypes
 from planner.spec import units
 
 Bytes = Annotated[int, BeforeValidator(units.parse_bytes), PlainSerializer("{} B".format)]
@@ -18,6 +19,12 @@ Seconds = Annotated[float, BeforeValidator(units.parse_seconds), PlainSerializer
 Rate = Annotated[float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format)]
 Share = Annotated[float, BeforeValidator(units.parse_share), PlainSerializer(units.format_share)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+if TYPE_CHECKING:
+    KVName = str
+else:
+    KVName = Literal[kv_dtypes.NAMES]
 
 
 class Strict(BaseModel):
@@ -178,7 +185,7 @@ class PassesChoice(Strict):
     distill: DistillChoice | Literal["forbid", "allow"] = "forbid"
     """Recovery after pruning: `allow` weighs pruned chains with and without it."""
     quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
-    kv_cache: tuple[Literal["auto", "fp8", "fp8_e5m2", "q8", "q6", "q4"], ...] | None = None
+    kv_cache: tuple[KVName, ...] | None = None
     """Left out: every type that an engine has, but for fp8_e5m2, which costs more quality than fp8 (e4m3) and is for cards without it."""
 
 

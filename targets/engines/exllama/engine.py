@@ -8,12 +8,13 @@ fp16) and, on the last card, logits. The context is assumed, the scratch follows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
 from passes.errors import Reason
 from passes.formats.dense import Dense
+from passes.formats.kv_dtypes import OWN, cache_bits, integers
 from passes.ir.model import Block, ModelIR
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from targets.engines.accounting import answer
@@ -30,8 +31,6 @@ _MIB = 1 << 20
 PAGE, CHUNK = 256, 2048
 #: CUDA context, cuBLAS and the extension's kernels on one card.
 _CONTEXT = Quantity(400 * _MIB, 250 * _MIB, 650 * _MIB, Basis.ASSUMED)
-#: fp16 scale for 32 elements, in bits an element.
-_SCALE_BITS = 0.5
 
 
 class Exllama(Engine):
@@ -154,9 +153,9 @@ def placement_reasons(
     return (Reason(f"layer_kinds_not_in_{engine}", message, "engine vllm, or a chain that drops no blocks"),)
 
 
-def quantized_cache(widths: Mapping[str, int]) -> dict[str, float]:
-    """Bits an element of a cache of integers, its scales included, by name."""
-    return {name: bits + _SCALE_BITS for name, bits in widths.items()}
+def cache_types(widths: Iterable[int]) -> dict[str, float]:
+    """Return bits an element by name of the fp16 cache, and of those of integers of some widths, their scales included."""
+    return {OWN: cache_bits(OWN)} | dict(map(integers, widths))
 
 
 def _widest(block: Block) -> int:

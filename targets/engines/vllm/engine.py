@@ -16,6 +16,7 @@ from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, Pack
 from passes.formats.dense import Dense
 from passes.formats.format import Format, KernelFamily
 from passes.formats.gptq import Gptq
+from passes.formats.kv_dtypes import OWN, kv_dtype
 from passes.ir.model import Block, ModelIR, Role
 from passes.ir.resident import resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
@@ -127,7 +128,8 @@ class Vllm(Engine):
 
     def _cache_reasons(self, ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
         dtype = ir.kv_cache.dtype
-        if dtype in ("q8", "q6", "q4"):
+        known = kv_dtype(dtype)
+        if known is not None and dtype != OWN and not known.is_float8:
             yield Reason("kv_dtype_not_in_vllm", f"KV cache {dtype} is ExLlama's", "fp8")
         elif dtype == "fp8" and not gpu.is_cpu and (gpu.capability or 0) < 89:
             yield Reason(
@@ -297,8 +299,7 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
 
 def element_bytes(ir: ModelIR) -> float:
     """Bytes of one cached key or value."""
-    size = 4 if ir.dtype == "F32" else 2
-    return 1.0 if ir.kv_cache.dtype.startswith("fp8") else float(size)
+    return 1.0 if ir.kv_cache.dtype.startswith("fp8") else 4.0 if ir.dtype == "F32" else 2.0
 
 
 def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile, rules: Rules) -> CacheSettings:

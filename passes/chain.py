@@ -16,13 +16,8 @@ from passes.base import Pass
 from passes.blocks.model_class import unwalkable
 from passes.distill.distill import Distill
 from passes.errors import InputError, Reason, unknown_name
-from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
-from passes.formats.dense import Dense
-from passes.formats.exl3 import Exl3
-from passes.formats.format import Format
-from passes.formats.fp4 import Mxfp4, Nvfp4
-from passes.formats.gptq import Gptq
+from passes.formats.compressed_tensors import FloatQuantized
+from passes.formats.format import FORMATS, Format
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
@@ -41,9 +36,6 @@ if TYPE_CHECKING:
 _STAGES = ("prune", "distill", "quantize", "kv_cache")
 _REPEATABLE = ("prune",)
 
-_FORMATS: Mapping[str, type[Format]] = {
-    form.kind: form for form in (Dense, PackQuantized, IntQuantized, FloatQuantized, Gptq, Awq, Nvfp4, Mxfp4, Exl3)
-}
 _PASSES: Mapping[str, type[Pass]] = {
     kind.name: kind
     for kind in (
@@ -178,9 +170,7 @@ def _read_pass(value: Mapping[str, Any]) -> Pass:
 def _read_value(value: Any) -> Any:
     if isinstance(value, Mapping) and "format" in value:
         fields = {key: _read_value(each) for key, each in value.items() if key != "format"}
-        if value["format"] not in _FORMATS:
-            raise unknown_name("format", str(value["format"]), _FORMATS, remedy="make the plan again with this version")
-        return _FORMATS[value["format"]](**fields)
+        return FORMATS.find(str(value["format"]), remedy="make the plan again with this version")(**fields)
     return tuple(_read_value(each) for each in value) if isinstance(value, list) else value
 
 

@@ -62,7 +62,7 @@ def cast_dense(ir: ModelIR, dtype: str) -> ModelIR:
     floats = {"BF16", "F16", "F32"}
 
     def linear(lin: Linear) -> Linear:
-        storage = Dense(dtype) if isinstance(lin.storage, Dense) else lin.storage
+        storage = lin.storage if lin.storage.is_quantized else Dense(dtype)
         return replace(lin, storage=storage, bias=dtype if lin.bias in floats else lin.bias)
 
     def tensor(t: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from passes.algorithms.smoothing import AwqSearch, Smoothing, SmoothQuant
 from passes.algorithms.sparsity import Mask
 from passes.blocks.matrices import packed
 from passes.errors import InputError
-from passes.formats.dense import Dense
 from passes.formats.exl2 import Exl2
 from passes.formats.format import Format, Quantized
 from passes.ir.model import Linear
@@ -282,6 +281,6 @@ def scale_dtype(linear: Linear) -> torch.dtype:
         "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn, "U8": torch.float8_e8m0fnu,
     }  # fmt: skip
     for tensor in linear.storage.tensors("x", linear.out_features, linear.in_features):
-        if tensor.name.endswith(("scale", "scales")) or isinstance(linear.storage, Dense):
+        if tensor.name.endswith(("scale", "scales")) or not linear.storage.is_quantized:
             return dtypes.get(tensor.dtype, torch.float32)
     return torch.float32

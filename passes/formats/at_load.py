@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason, TightfitError, unknown_name
 from passes.formats.format import Format, KernelFamily, Quantized, Rounding
@@ -57,9 +57,15 @@ class Resident(Format):
     """One matrix as an engine holds it after quantizing it itself; never in a checkpoint."""
 
     kind: ClassVar[str] = "resident"
+    examples: ClassVar[tuple[str, ...]] = tuple(_SCHEMES)
     decodes: ClassVar[bool] = False
     carries_kv_scales: ClassVar[bool] = True
     scheme: str
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`nf4`, `int8-bnb`, `fp8-online`."""
+        return cls(name) if name in _SCHEMES else None
 
     @property
     def label(self) -> str:

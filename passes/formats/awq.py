@@ -6,9 +6,10 @@ in `qzeros` too; zero points are stored as they are. w = (q − z)·scale. AWQ's
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason
 from passes.formats.format import Format, Grid, KernelFamily, Quantized
@@ -28,9 +29,17 @@ class Awq(Format):
     """One AWQ GEMM matrix; `group_size` consecutive inputs share a scale and a zero point."""
 
     kind: ClassVar[str] = "awq"
+    usual_method: ClassVar[str] = "awq"
+    examples: ClassVar[tuple[str, ...]] = ("awq-4-g128",)
     quant_method: ClassVar[str] = "awq"
     group_size: int = 128
     symmetric: bool = False
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`awq-4-g64`."""
+        match = re.fullmatch(r"awq-4-g([1-9]\d*)", name)
+        return cls(int(match[1])) if match else None
 
     @property
     def label(self) -> str:

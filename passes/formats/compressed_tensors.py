@@ -6,6 +6,7 @@ from our grid. Orientation `[N, K]`; scales in the model's dtype (llm-compressor
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason
 from passes.formats.format import E4M3_MAX, Format, Grid, KernelFamily, Quantized, Rounding, integer_kernel
-from passes.formats.gptq import group_size_reason
+from passes.formats.gptq import GROUP, group_size, group_size_reason
 from passes.formats.tensor import Tensor, float_dtype
 
 if TYPE_CHECKING:
@@ -84,10 +85,18 @@ class PackQuantized(CompressedTensors):
     """
 
     kind: ClassVar[str] = "pack-quantized"
+    usual_method: ClassVar[str] = "gptq"
+    examples: ClassVar[tuple[str, ...]] = ("w4a16-g128", "w4a16-g128-asym", "w8a16-channel")
     bits: int = 4
     group_size: int = 128
     symmetric: bool = True
     dtype: str = "BF16"
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`w4a16-g64`, `w8a16-channel`, `-asym` after them."""
+        match = re.fullmatch(rf"w([48])a16-({GROUP})(-asym)?", name)
+        return cls(int(match[1]), group_size(match[2]), match[3] is None) if match else None
 
     @classmethod
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
@@ -183,8 +192,15 @@ class IntQuantized(CompressedTensors):
     """
 
     kind: ClassVar[str] = "int-quantized"
+    usual_method: ClassVar[str] = "gptq"
+    examples: ClassVar[tuple[str, ...]] = ("w8a8", "w8a8-static")
     dtype: str = "BF16"
     static: bool = False
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`w8a8`, `w8a8-static`."""
+        return next((form for form in (cls(), cls(static=True)) if form.label == name), None)
 
     @classmethod
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
@@ -268,10 +284,17 @@ class FloatQuantized(CompressedTensors):
     """
 
     kind: ClassVar[str] = "float-quantized"
+    examples: ClassVar[tuple[str, ...]] = ("fp8", "fp8-static", "fp8-block")
     group_size: int = -1
     block: tuple[int, int] | None = None
     dtype: str = "BF16"
     static: bool = False
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`fp8`, `fp8-tensor`, either with `-static`, `fp8-block`."""
+        scales = [cls(size, static=static) for size in (-1, 0) for static in (False, True)]
+        return next((form for form in (*scales, cls(-1, (128, 128))) if form.label == name), None)
 
     @classmethod
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:

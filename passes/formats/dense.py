@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason
 from passes.formats.format import Format, KernelFamily, Quantized
@@ -21,8 +21,16 @@ class Dense(Format):
     """A matrix stored as it is; `dtype` in safetensors' spelling."""
 
     kind: ClassVar[str] = "dense"
+    is_quantized: ClassVar[bool] = False
+    examples: ClassVar[tuple[str, ...]] = tuple(_LABELS.values())
     carries_kv_scales: ClassVar[bool] = True
     dtype: str = "BF16"
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`bf16`, `fp16` or `fp32`."""
+        dtype = next((dtype for dtype, label in _LABELS.items() if label == name), None)
+        return cls(dtype) if dtype else None
 
     @property
     def label(self) -> str:

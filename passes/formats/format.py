@@ -8,11 +8,11 @@ memoisation key. Its descriptive half (`illegal`, `tensors`, `bytes`) is pure ar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason, TightfitError
 from passes.formats.tensor import Tensor
@@ -125,6 +125,15 @@ class Format(ABC):
     kind: ClassVar[str]
     #: Who reads and writes its `quantization_config` (`passes.ir.quant_config`); None where no single reader does.
     quant_method: ClassVar[str | None] = None
+    #: The method by which it is made, and who makes it, where a name says neither.
+    usual_method: ClassVar[str] = "rtn"
+    usual_backend: ClassVar[str] = "native"
+    #: Names that `named` understands, as examples for people.
+    examples: ClassVar[tuple[str, ...]] = ()
+    #: Whether it is other than plain numbers.
+    is_quantized: ClassVar[bool] = True
+    #: Whether `tensors` only bound what will be stored, because a measurement chooses the layout.
+    is_bound: ClassVar[bool] = False
     #: Whether readers want fused matrices (qkv, gate_up) split into their parts.
     splits_fused: ClassVar[bool] = False
     #: Whether `decode` reads it back.
@@ -170,6 +179,15 @@ class Format(ABC):
     def rounding(self, method: str) -> Rounding:
         """Return what the fit of quality sees of this format made by `method`."""
         return Rounding(method, self.bits, self.group_size)
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """Return the format that a name, in small letters, stands for; None where it is not one of this format's."""
+        return None
+
+    def head(self, bits: int) -> Format | None:
+        """Return the format of the output head in so many bits, where the tool that makes this one stores the head too."""
+        return None
 
     @property
     @abstractmethod
@@ -223,7 +241,7 @@ class Format(ABC):
         """The weight `[out_features, in_features]` exactly as an engine computes it, rounded once to `dtype`."""
 
 
-#: Formats that passes can choose, by kind. Their order is that in which names and config groups are tried.
+#: Formats that passes can choose, by kind. Their order is that in which names and config groups are tried, and examples are shown.
 FORMATS: Registry[type[Format]] = Registry(
     "format",
     {
@@ -233,6 +251,7 @@ FORMATS: Registry[type[Format]] = Registry(
         "pack-quantized": "passes.formats.compressed_tensors:PackQuantized",
         "gptq": "passes.formats.gptq:Gptq",
         "awq": "passes.formats.awq:Awq",
+        "exl2": "passes.formats.exl2:Exl2",
         "exl2-bounded": "passes.formats.exl2_bounded:Exl2Bounded",
         "exl3": "passes.formats.exl3:Exl3",
         "resident": "passes.formats.at_load:Resident",
@@ -246,3 +265,16 @@ FORMATS: Registry[type[Format]] = Registry(
 @lru_cache(maxsize=1 << 16)
 def _matrix_bytes(form: Format, out_features: int, in_features: int) -> int:
     return sum(tensor.bytes for tensor in form.tensors("", out_features, in_features))
+
+
+def formats() -> Iterator[type[Format]]:
+    """Give our own formats in the order of the table, then those of other packages, which are looked up when it comes to them."""
+    own = FORMATS.names()
+    yield from map(FORMATS.find, own)
+    yield from (FORMATS.find(kind) for kind in FORMATS.names(installed=True) if kind not in own)
+
+
+def format_named(name: str) -> Format | None:
+    """Return the format that a name such as `w4a16-g64` stands for, None where no format knows it."""
+    read = (form.named(name) for form in formats())
+    return next((form for form in read if form is not None), None)

@@ -28,8 +28,14 @@ class Nvfp4(CompressedTensors):
     """NVFP4: groups of 16. `activations`: inputs are quantized too (W4A4), with a calibrated global scale; else weight-only."""
 
     kind: ClassVar[str] = "nvfp4-pack-quantized"
+    examples: ClassVar[tuple[str, ...]] = ("nvfp4", "nvfp4a16")
     group_size: ClassVar[int] = 16
     activations: bool = True
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`nvfp4`, `nvfp4a16`."""
+        return next((form for form in (cls(), cls(activations=False)) if form.label == name), None)
 
     @classmethod
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
@@ -112,7 +118,13 @@ class Mxfp4(CompressedTensors):
     """MXFP4, weight-only: groups of 32, scales powers of two."""
 
     kind: ClassVar[str] = "mxfp4-pack-quantized"
+    examples: ClassVar[tuple[str, ...]] = ("mxfp4",)
     group_size: ClassVar[int] = 32
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`mxfp4`."""
+        return cls() if name == cls().label else None
 
     @classmethod
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:

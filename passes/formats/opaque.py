@@ -19,7 +19,7 @@ _NAMED = (KernelFamily.FP8, KernelFamily.MX, KernelFamily.W8A8, KernelFamily.AWQ
 
 
 @dataclass(frozen=True, slots=True)
-class Stored(Format):
+class OpaqueFormat(Format):
     """One matrix of a quantized checkpoint, as its headers list it: `parts` are (suffix, dtype, shape) of every tensor.
 
     `method` is the checkpoint's `quant_method`. The shapes are those of one matrix; asking for another shape is an error.

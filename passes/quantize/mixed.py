@@ -7,6 +7,7 @@ describes it: groups take wider formats from the last layer on. The measured cho
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,8 +16,10 @@ from typing import ClassVar
 from passes.algorithms.gptq import DAMPING
 from passes.base import Pass
 from passes.errors import DoesNotFitError, Reason
+from passes.formats.compressed_tensors import IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
+from passes.formats.gptq import Gptq
 from passes.ir.model import Block, Linear, ModelIR
 from passes.quantize.quantize import Quantize, damping_text
 
@@ -38,6 +41,21 @@ class QuantizeMixed(Pass):
     assigned: Assigned | None = None
     backend: str = "native"
     damping: float = DAMPING
+
+    @classmethod
+    def named(cls, name: str) -> QuantizeMixed | None:
+        """Return the pass that `mixed-5.0-g64` (`-w8a8`, `-gptq` after it) stands for, None for other names.
+
+        4 bits, 8 bits (weights only, or with 8-bit activations where an engine has no other 8-bit kernel), plain numbers.
+        """
+        match = re.fullmatch(r"mixed-(\d(?:\.\d+)?)-g([1-9]\d*)(?:-(w8a8|gptq))?", name)
+        if match is None:
+            return None
+        size = int(match[2])
+        if match[3] == "gptq":
+            return cls((Gptq(4, size), Gptq(8, size), Dense()), float(match[1]))
+        eight: Format = IntQuantized() if match[3] == "w8a8" else PackQuantized(8, -1)
+        return cls((PackQuantized(4, size), eight, Dense()), float(match[1]))
 
     @property
     def resolved(self) -> bool:
@@ -62,7 +80,7 @@ class QuantizeMixed(Pass):
 
     def formats(self, ir: ModelIR) -> tuple[Format, ...]:
         """The options on a model: plain numbers are its own."""
-        return tuple(Dense(ir.dtype) if isinstance(form, Dense) else form for form in self.palette)
+        return tuple(form if form.is_quantized else Dense(ir.dtype) for form in self.palette)
 
     def chosen(self, ir: ModelIR) -> Quantize:
         """The quantize pass that the choice amounts to, measured or standing in."""
@@ -78,7 +96,7 @@ class QuantizeMixed(Pass):
         return next((found for form in self.palette if (found := self._missing(form))), None)
 
     def _missing(self, form: Format) -> str | None:
-        return None if isinstance(form, Dense) else Quantize(self.method, form).missing()
+        return Quantize(self.method, form).missing() if form.is_quantized else None
 
     def allocated(self, ir: ModelIR, costs: Mapping[str, Sequence[float]], *, tied: bool = False) -> QuantizeMixed:
         """Resolved: the choice with the least total of measured `costs` (a matrix's full name -> one an option). Exact.

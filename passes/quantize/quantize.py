@@ -17,7 +17,7 @@ from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Stack
 
 #: Methods whose algorithm the walk runs (`passes.algorithms.method`).
-EXECUTABLE_METHODS = ("rtn", "gptq", "smoothquant", "awq")
+EXECUTABLE_METHODS = ("rtn", "gptq", "awq", "smoothquant")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _quantize(one: Pass, traits: Traits, ir: ModelIR) -> Quantity:
     # Losses of matrices add, each in proportion to its weights: nothing better is known before they are measured.
     rise = Quantity.exact(0.0)
     for form, share in _shares(ir, storage, assigned):
-        if form.kind != "dense":
+        if form.is_quantized:
             rise = rise + weight_loss(traits, form.rounding(method)).scaled(share)
     return rise
 

@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from passes.formats.dense import Dense
 from passes.formats.tensor import Tensor
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV, LayerState
@@ -101,7 +100,7 @@ def linear_parts(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[tuple
     rows, inputs, copies = local_shape(linear, ranks, state)
     local = replace(linear, name="", out_features=rows, in_features=inputs, copies=1, bias=None, stacking=None)
     share = 1.0
-    if not isinstance(linear.storage, Dense) and linear.storage.illegal(rows, inputs):
+    if linear.storage.is_quantized and linear.storage.illegal(rows, inputs):
         # A cut that the format cannot hold is refused elsewhere; its size is still answered, in proportion.
         share = rows * inputs / (linear.out_features * linear.in_features)
         local = replace(local, out_features=linear.out_features, in_features=linear.in_features)

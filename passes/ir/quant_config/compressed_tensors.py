@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from passes.formats.compressed_tensors import CompressedTensors, ConfigGroup
-from passes.formats.dense import Dense
-from passes.formats.format import FORMATS, Format
+from passes.formats.format import Format, formats
 from passes.ir.model import ModelIR
 from passes.ir.quant_config.module_names import matcher
 from passes.ir.quant_config.quant_config import NamedMatrix, QuantConfig, StorageOf, not_understood
@@ -35,7 +34,7 @@ class CompressedTensorsConfig(QuantConfig):
         quantized = {form: names for form, names in by_format.items() if isinstance(form, CompressedTensors)}
         dense = [
             name
-            for form, names in by_format.items() if isinstance(form, Dense) for name in names if "embed" not in name
+            for form, names in by_format.items() if not form.is_quantized for name in names if "embed" not in name
         ]  # fmt: skip
         groups = {}
         for number, (form, names) in enumerate(quantized.items()):
@@ -56,8 +55,7 @@ class CompressedTensorsConfig(QuantConfig):
 def _format_of(values: Mapping[str, Any], settings: Mapping[str, Any], ir: ModelIR) -> CompressedTensors:
     """The format of a config group: the first whose own reader knows it."""
     group = ConfigGroup.read(values, settings)
-    for kind in FORMATS.names(installed=True):
-        form = FORMATS.find(kind)
+    for form in formats():
         if issubclass(form, CompressedTensors) and (described := form.described_by(group, ir.dtype)) is not None:
             return described
     raise not_understood(ir, f"compressed-tensors {group.type}{group.bits}")

@@ -1,26 +1,12 @@
-"""config.json of ExLlama's checkpoints: their headers say how matrices are stored; ExLlamaV2 wants rotary values where it reads them."""
+"""config.json of an EXL2 checkpoint: what ExLlamaV2 and its front ends read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from passes.ir.model import ModelIR
-from passes.ir.quant_config.quant_config import QuantConfig, StorageOf
-
 #: The ExLlamaV2 release whose files this writes.
 _VERSION = "0.3.2"
-
-
-class InHeaders(QuantConfig):
-    """EXL2 and later: the config says bits a weight on average, the headers which matrix has how many.
-
-    It is written by `exl2_config`, because no format knows the bits that were asked for.
-    """
-
-    def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """Nothing before the headers are read."""
-        return lambda _: None
 
 
 def exl2_config(

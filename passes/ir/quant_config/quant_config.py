@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from passes.errors import InputError, TightfitError
-from passes.formats.format import Format
+from passes.formats.format import Format, formats
 from passes.ir.model import ModelIR
 from passes.registry import Registry
 
@@ -48,6 +48,14 @@ class QuantConfig(ABC):
         raise incompatible(matrices)
 
 
+class InHeaders(QuantConfig):
+    """What a format without a reader of its own gets (ExLlama's): only the headers say how each matrix is stored."""
+
+    def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
+        """Return nothing before the headers are read."""
+        return lambda _: None
+
+
 #: `quant_method` of a checkpoint, as tools spell it.
 QUANT_CONFIGS: Registry[type[QuantConfig]] = Registry(
     "quant_method",
@@ -59,8 +67,6 @@ QUANT_CONFIGS: Registry[type[QuantConfig]] = Registry(
         "auto-round": "passes.ir.quant_config.gptq:GptqConfig",
         "autoround": "passes.ir.quant_config.gptq:GptqConfig",
         "awq": "passes.ir.quant_config.awq:AwqConfig",
-        "exl2": "passes.ir.quant_config.exl2:InHeaders",
-        "exl3": "passes.ir.quant_config.exl2:InHeaders",
         "fp8": "passes.ir.quant_config.fp8:Fp8Config",
         "fbgemm_fp8": "passes.ir.quant_config.one_layout:OneLayout",
         "mxfp4": "passes.ir.quant_config.one_layout:OneLayout",
@@ -75,9 +81,11 @@ def quant_config(method: str, ir: ModelIR) -> QuantConfig:
     """Return the reader and writer of a `quant_method`. Raises InputError for one that is not known."""
     # ModelOpt's names go on: `modelopt_fp4`, `modelopt_mixed`.
     stem = "modelopt" if method.startswith("modelopt") else method
-    if stem not in QUANT_CONFIGS.names() and stem not in QUANT_CONFIGS.names(installed=True):
-        raise not_understood(ir, f"quant_method {method!r}")
-    return QUANT_CONFIGS.find(stem)()
+    if stem in QUANT_CONFIGS.names() or stem in QUANT_CONFIGS.names(installed=True):
+        return QUANT_CONFIGS.find(stem)()
+    if any(form.quant_method == method for form in formats()):
+        return InHeaders()
+    raise not_understood(ir, f"quant_method {method!r}")
 
 
 def not_understood(ir: ModelIR, what: str) -> InputError:
@@ -87,7 +95,7 @@ def not_understood(ir: ModelIR, what: str) -> InputError:
 
 def incompatible(matrices: Sequence[NamedMatrix]) -> TightfitError:
     """Return the error for formats that no single `quantization_config` can describe."""
-    kinds = ", ".join(sorted({matrix.form.kind for matrix in matrices if matrix.form.kind != "dense"}))
+    kinds = ", ".join(sorted({matrix.form.kind for matrix in matrices if matrix.form.is_quantized}))
     return TightfitError(
         f"one checkpoint cannot hold these formats together: {kinds}", remedy="choose formats of one family"
     )

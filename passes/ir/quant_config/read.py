@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 from passes.errors import InputError
-from passes.formats.dense import Dense
 from passes.ir.model import Linear, ModelIR, Role
 from passes.ir.quant_config.module_names import Matches, left_dense
 from passes.ir.quant_config.quant_config import StorageOf, quant_config
@@ -62,7 +61,7 @@ def quantized(ir: ModelIR) -> ModelIR:
 
 
 def _stored(linear: Linear, storage_of: StorageOf, dense: Matches, prefix: str) -> Linear:
-    if not linear.quantizable or linear.role in (Role.HEAD, Role.EMBEDDING) or not isinstance(linear.storage, Dense):
+    if not linear.quantizable or linear.role in (Role.HEAD, Role.EMBEDDING) or linear.storage.is_quantized:
         return linear
     parts = linear.stacking.parts if linear.stacking else ((linear.name, linear.out_features),)
     names = [prefix + part.replace("{e}", "0") for part, _ in parts]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from passes.formats.dense import Dense
 from passes.ir.model import ModelIR
 from passes.ir.quant_config.quant_config import NamedMatrix, incompatible, quant_config
 
@@ -19,7 +18,7 @@ def quantization_config(ir: ModelIR) -> dict[str, Any] | None:
     Raises TightfitError where the formats of its matrices cannot stand in one checkpoint.
     """
     matrices = list(_matrices(ir))
-    methods = {matrix.form.quant_method for matrix in matrices if not isinstance(matrix.form, Dense)}
+    methods = {matrix.form.quant_method for matrix in matrices if matrix.form.is_quantized}
     if not methods and not ir.kv_cache.scales:
         return None
     if len(methods) > 1 or None in methods:
@@ -33,7 +32,7 @@ def _matrices(ir: ModelIR) -> Iterator[NamedMatrix]:
         for layer in range(len(stack.layers)):
             prefix = stack.layer_prefix(layer)
             for linear in stack.block(layer).linears:
-                apart = linear.stacking is not None and not isinstance(linear.storage, Dense)
+                apart = linear.stacking is not None and linear.storage.is_quantized
                 for part, _ in linear.stacking.parts if apart and linear.stacking else ((linear.name, 0),):
                     yield NamedMatrix(prefix, part, linear.storage, linear.quantizable and stack.name == "decoder")
     for linear in ir.outer:

@@ -24,8 +24,9 @@ import numpy as np
 
 from benchmarks.quality_rows import DATA, Row, weight_rows
 from benchmarks.quality_side import kl_ratio, kv_losses, mxfp4_over_nvfp4, sparsity_losses
+from passes.formats.format import Rounding
 from planner.quality import law as quality_law
-from planner.quality.features import Scheme, Traits, joint_features, model_features, model_key, scheme_features
+from planner.quality.features import Traits, joint_features, model_features, model_key, rounding_features
 from planner.quality.law import feature_kind, tier_of
 from planner.quality.traits import nominal
 
@@ -55,8 +56,8 @@ _TIERED = ("gptq", "awq", "rtn", "exl2")
 Law = dict[str, float]
 
 
-def features(scheme: Scheme, traits: Traits) -> Law:
-    return dict(scheme_features(scheme) + model_features(traits) + joint_features(scheme, traits))
+def features(scheme: Rounding, traits: Traits) -> Law:
+    return dict(rounding_features(scheme) + model_features(traits) + joint_features(scheme, traits))
 
 
 def fit(rows: Sequence[Row]) -> Law:
@@ -87,7 +88,7 @@ def fit(rows: Sequence[Row]) -> Law:
     return dict(zip(names, (mean + width * (A.T @ dual)).tolist(), strict=True))
 
 
-def predict(law: Law, scheme: Scheme, traits: Traits) -> float:
+def predict(law: Law, scheme: Rounding, traits: Traits) -> float:
     return math.exp(
         sum(value * law.get(name, PRIORS[feature_kind(name)][0]) for name, value in features(scheme, traits).items())
     )
@@ -217,7 +218,7 @@ def check_rows() -> list[tuple[dict[str, object], float]]:
         row = json.loads(line)
         traits = Traits(row["family"], row["size_b"], row["tokens_t"], tuned=True)
         out.append(
-            (row, quality_law.weight_loss(traits, Scheme(row["method"], row["bits"], row.get("group_size", 0))).value)
+            (row, quality_law.weight_loss(traits, Rounding(row["method"], row["bits"], row.get("group_size", 0))).value)
         )
     return out
 

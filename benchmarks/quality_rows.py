@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from planner.quality.features import Scheme, Traits
+from passes.formats.format import Rounding
+from planner.quality.features import Traits
 from planner.quality.traits import named_traits
 
 DATA = Path(__file__).parent / "data"
@@ -29,29 +30,29 @@ _EXACT = {
 #: Tables whose KL divergences stand for a perplexity: they print no perplexity of the same rows.
 _KL_SOURCES = ("https://github.com/turboderp-org/exllamav3", "benchmarks/quantize.py")
 
-_SCHEMES: tuple[tuple[str, Callable[[re.Match[str], dict[str, Any]], Scheme]], ...] = (
-    (r"(EXL2|EXL3) .*", lambda m, r: Scheme(m[1].lower(), r["bits"])),
-    (r"GGUF iq.*", lambda m, r: Scheme("gguf-iq", r.get("effective_bpw", 16))),
-    (r"GGUF q\d_k.*", lambda m, r: Scheme("gguf-k", r.get("effective_bpw", 16))),
-    (r"GGUF q\d_[01].*", lambda m, r: Scheme("gguf-0", r.get("effective_bpw", 16))),
-    (r"(GPTQ|RTN|AWQ|OmniQuant|EfficientQAT)", lambda m, r: Scheme(m[1].lower(), r["bits"], int(r.get("group_size") or 0))),
-    (r"(AWQ|OmniQuant) \(as reported there\)", lambda m, r: Scheme(m[1].lower(), r["bits"], -1)),
-    (r"(GPTQ)-R W4A16 g128|(GPTQ) \(modified.*|(AWQ) W4A16 g128|(AWQ) 4bit|(AWQ) INT4", lambda m, r: Scheme(m[m.lastindex or 0].lower(), 4, 128)),
-    (r"INT4 (AWQ|RTN) \(ONNX\)", lambda m, r: Scheme(f"{m[1].lower()}-onnx", 4, 128)),
-    (r"torchao INT4 weight-only g64", lambda m, r: Scheme("rtn", 4, 64)),
-    (r"torchao GPTQ INT4 g64.*", lambda m, r: Scheme("gptq", 4, 64)),
-    (r"torchao HQQ uint4 g64.*", lambda m, r: Scheme("hqq", 4, 64)),
-    (r"AQLM\+PV .*|AQLM .*-pv", lambda m, r: Scheme("aqlm-pv", r.get("effective_bpw") or r["bits"])),
-    (r"AQLM.*", lambda m, r: Scheme("aqlm", r.get("effective_bpw") or r["bits"])),
-    (r"VPTQ.*", lambda m, r: Scheme("vptq", r.get("effective_bpw") or r["bits"])),
-    (r"(QuIP#?)( \(no FT)?(, no E8)?\)?", lambda m, r: Scheme(m[1].lower() + ("-noft" if m[2] else "") + ("-noe8" if m[3] else ""), r["bits"])),
-    (r"(QuaRot|SpinQuant|LLM-QAT) W4A16KV16", lambda m, r: Scheme(m[1].lower(), 4, -1)),
-    (r"SmoothQuant W8A8.*|torchao INT8 dynamic W8A8", lambda m, r: Scheme("w8a8", 0)),
-    (r"torchao FP8 weight-only", lambda m, r: Scheme("fp8-wo", 0)),
-    (r"(torchao |PTPC-)?FP8( dynamic| rowwise| per-tensor| \().*|torchao FP8 rowwise|FP8 per-tensor", lambda m, r: Scheme("fp8", 0)),
-    (r"torchao MXFP8.*", lambda m, r: Scheme("mxfp8", 0)),
-    (r"torchao NVFP4", lambda m, r: Scheme("nvfp4", 0)),
-    (r"(QuaRot|Atom) W4A4.*", lambda m, r: Scheme(f"{m[1].lower()}-w4a4", 0)),
+_SCHEMES: tuple[tuple[str, Callable[[re.Match[str], dict[str, Any]], Rounding]], ...] = (
+    (r"(EXL2|EXL3) .*", lambda m, r: Rounding(m[1].lower(), r["bits"])),
+    (r"GGUF iq.*", lambda m, r: Rounding("gguf-iq", r.get("effective_bpw", 16))),
+    (r"GGUF q\d_k.*", lambda m, r: Rounding("gguf-k", r.get("effective_bpw", 16))),
+    (r"GGUF q\d_[01].*", lambda m, r: Rounding("gguf-0", r.get("effective_bpw", 16))),
+    (r"(GPTQ|RTN|AWQ|OmniQuant|EfficientQAT)", lambda m, r: Rounding(m[1].lower(), r["bits"], int(r.get("group_size") or 0))),
+    (r"(AWQ|OmniQuant) \(as reported there\)", lambda m, r: Rounding(m[1].lower(), r["bits"], -1)),
+    (r"(GPTQ)-R W4A16 g128|(GPTQ) \(modified.*|(AWQ) W4A16 g128|(AWQ) 4bit|(AWQ) INT4", lambda m, r: Rounding(m[m.lastindex or 0].lower(), 4, 128)),
+    (r"INT4 (AWQ|RTN) \(ONNX\)", lambda m, r: Rounding(f"{m[1].lower()}-onnx", 4, 128)),
+    (r"torchao INT4 weight-only g64", lambda m, r: Rounding("rtn", 4, 64)),
+    (r"torchao GPTQ INT4 g64.*", lambda m, r: Rounding("gptq", 4, 64)),
+    (r"torchao HQQ uint4 g64.*", lambda m, r: Rounding("hqq", 4, 64)),
+    (r"AQLM\+PV .*|AQLM .*-pv", lambda m, r: Rounding("aqlm-pv", r.get("effective_bpw") or r["bits"])),
+    (r"AQLM.*", lambda m, r: Rounding("aqlm", r.get("effective_bpw") or r["bits"])),
+    (r"VPTQ.*", lambda m, r: Rounding("vptq", r.get("effective_bpw") or r["bits"])),
+    (r"(QuIP#?)( \(no FT)?(, no E8)?\)?", lambda m, r: Rounding(m[1].lower() + ("-noft" if m[2] else "") + ("-noe8" if m[3] else ""), r["bits"])),
+    (r"(QuaRot|SpinQuant|LLM-QAT) W4A16KV16", lambda m, r: Rounding(m[1].lower(), 4, -1)),
+    (r"SmoothQuant W8A8.*|torchao INT8 dynamic W8A8", lambda m, r: Rounding("w8a8", 0)),
+    (r"torchao FP8 weight-only", lambda m, r: Rounding("fp8-wo", 0)),
+    (r"(torchao |PTPC-)?FP8( dynamic| rowwise| per-tensor| \().*|torchao FP8 rowwise|FP8 per-tensor", lambda m, r: Rounding("fp8", 0)),
+    (r"torchao MXFP8.*", lambda m, r: Rounding("mxfp8", 0)),
+    (r"torchao NVFP4", lambda m, r: Rounding("nvfp4", 0)),
+    (r"(QuaRot|Atom) W4A4.*", lambda m, r: Rounding(f"{m[1].lower()}-w4a4", 0)),
 )  # fmt: skip
 
 
@@ -62,7 +63,7 @@ class Row:
     source: str
     model: str
     metric: str
-    scheme: Scheme
+    scheme: Rounding
     traits: Traits
     rise: float
     baseline: float
@@ -92,7 +93,7 @@ def traits_by_name(name: str) -> Traits:
     return replace(traits, size_b=_EXACT.get((traits.family, size), size))
 
 
-def scheme_of(row: dict[str, Any]) -> Scheme | None:
+def scheme_of(row: dict[str, Any]) -> Rounding | None:
     """The scheme a row speaks of; None where it is of another kind (KV cache, sparsity) or low trust."""
     method, model = row["method"], row["model"]
     if row.get("kv_dtype") not in (None, "fp16") or row.get("sparsity"):

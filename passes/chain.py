@@ -11,23 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from passes.base import NATIVE, Pass, Stage
 from passes.blocks.model_class import unwalkable
-from passes.errors import InputError, Reason, unknown_name
-from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
-from passes.formats.dense import Dense
-from passes.formats.exl3 import Exl3
-from passes.formats.format import Format
-from passes.formats.fp4 import Mxfp4, Nvfp4
-from passes.formats.gptq import Gptq
+from passes.errors import InputError, Reason
+from passes.formats.format import FORMATS, Format
 from passes.ir.model import ModelIR
 from passes.registry import Registry
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
 
-_FORMATS: Mapping[str, type[Format]] = {
-    form.kind: form for form in (Dense, PackQuantized, IntQuantized, FloatQuantized, Gptq, Awq, Nvfp4, Mxfp4, Exl3)
-}
 
 #: Every pass by its name, in the order in which the planner weighs those of one stage.
 PASSES: Registry[type[Pass]] = Registry(
@@ -149,9 +140,7 @@ def _read_pass(value: Mapping[str, Any]) -> Pass:
 def _read_value(value: Any) -> Any:
     if isinstance(value, Mapping) and "format" in value:
         fields = {key: _read_value(each) for key, each in value.items() if key != "format"}
-        if value["format"] not in _FORMATS:
-            raise unknown_name("format", str(value["format"]), _FORMATS, remedy="make the plan again with this version")
-        return _FORMATS[value["format"]](**fields)
+        return FORMATS.find(str(value["format"]), remedy="make the plan again with this version")(**fields)
     return tuple(_read_value(each) for each in value) if isinstance(value, list) else value
 
 

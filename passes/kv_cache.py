@@ -13,15 +13,11 @@ from typing import ClassVar
 
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
+from passes.formats.kv_dtypes import NAMES
 from passes.formats.tensor import Tensor
 from passes.ir.distortions import CacheRounding, Distortion
 from passes.ir.model import Block, KVCache, ModelIR
 from passes.walk.kv_scales import attention_name
-
-#: What engines name their cache types. q8/q6/q4 are ExLlama's; the others vLLM's.
-DTYPES = ("auto", "fp8", "fp8_e5m2", "q8", "q6", "q4")
-#: Checkpoint families whose loaders in vLLM take no k_scale/v_scale.
-_WITHOUT_SCALES = ("gptq", "awq", "exl2", "exl2-bounded", "exl3")
 
 
 @dataclass(frozen=True)
@@ -35,8 +31,8 @@ class KVCachePass(Pass):
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """Unknown dtypes, scales for anything but e4m3, scales in a checkpoint whose loader ignores them."""
-        if self.dtype not in DTYPES:
-            return (Reason("unknown_kv_dtype", f"no KV-cache type {self.dtype!r}", f"one of {', '.join(DTYPES)}"),)
+        if self.dtype not in NAMES:
+            return (Reason("unknown_kv_dtype", f"no KV-cache type {self.dtype!r}", f"one of {', '.join(NAMES)}"),)
         if not self.scales:
             return ()
         if self.dtype != "fp8":
@@ -47,8 +43,8 @@ class KVCachePass(Pass):
                     "scales: false",
                 ),
             )
-        kinds = {linear.storage.kind for block, _ in ir.decoder.counts for linear in block.linears}
-        odd = sorted(kinds & set(_WITHOUT_SCALES))
+        forms = {linear.storage for block, _ in ir.decoder.counts for linear in block.linears}
+        odd = sorted({form.kind for form in forms if not form.carries_kv_scales})
         if odd:
             return (
                 Reason(

@@ -19,7 +19,6 @@ from passes import chain
 from passes.base import Pass
 from passes.blocks.memory import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_batches, waiting_bytes
 from passes.errors import InputError
-from passes.formats.dense import Dense
 from passes.ir.model import Block, ModelIR, block_bytes
 from passes.ir.operations import forward_operations, head_operations
 from passes.run.disk_need import scratch_bytes
@@ -96,7 +95,7 @@ def walk_size(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pas
     waiting = min(tokens, _live(source, largest, batch) * batch) * token_bytes
     # A block as it is stored, as it computes, as it will be stored; a Hessian, its factor, its inverse, what takes part in making them.
     block = 3 * block_bytes(largest) + (4 * 4 * width**2 if tokens else 0)
-    head = sum(lin.weights for lin in target.outer if not isinstance(lin.storage, Dense))
+    head = sum(lin.weights for lin in target.outer if lin.storage.is_quantized)
     return WalkSize(
         samples, length,
         forwards=_forwards(source, tokens, length),

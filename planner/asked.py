@@ -9,23 +9,24 @@ from passes.base import Pass
 from passes.chain import conflict
 from passes.errors import InputError, Reason, unknown_name
 from passes.formats.dense import Dense
+from passes.formats.kv_dtypes import NAMES, OWN, kv_dtype
 from passes.formats.tensor import Tensor
 from passes.ir.model import Linear, ModelIR
-from passes.kv_cache import DTYPES, KVCachePass
+from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import dense_dtype, parse_scheme
 
 
 def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
     """The passes that a format's name and a KV type stand for. Raises InputError for unknown names."""
     chain: list[Pass] = []
-    dtype = {"fp8_e4m3": "fp8", "model": "auto"}.get(kv_cache_dtype, kv_cache_dtype)
-    if dtype not in DTYPES:
-        raise unknown_name("KV-cache type", kv_cache_dtype, DTYPES, remedy=f"one of {', '.join(DTYPES)}")
+    dtype = kv_dtype(kv_cache_dtype)
+    if dtype is None:
+        raise unknown_name("KV-cache type", kv_cache_dtype, NAMES, remedy=f"one of {', '.join(NAMES)}")
     scheme = parse_scheme(weights) if weights else None
     if scheme is not None:
         chain.append(scheme)
-    if dtype != "auto":
-        chain.append(KVCachePass(dtype))
+    if dtype.name != OWN:
+        chain.append(KVCachePass(dtype.name))
     return tuple(chain)
 
 
@@ -61,7 +62,7 @@ def cast_dense(ir: ModelIR, dtype: str) -> ModelIR:
     floats = {"BF16", "F16", "F32"}
 
     def linear(lin: Linear) -> Linear:
-        storage = Dense(dtype) if isinstance(lin.storage, Dense) else lin.storage
+        storage = lin.storage if lin.storage.is_quantized else Dense(dtype)
         return replace(lin, storage=storage, bias=dtype if lin.bias in floats else lin.bias)
 
     def tensor(t: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from passes import chain
 from passes.base import NATIVE, Pass, Stage
 from passes.distill.distill import Distill
 from passes.errors import InputError
+from passes.formats import kv_dtypes
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
@@ -53,12 +54,11 @@ CONTINUOUS = {"exllamav2": ("exl2", 2.0, 8.0), "exllamav3": ("exl3", 1.0, 8.0)}
 #: Engines that `auto` leaves out: no measurement of their speed is held, so they are weighed only where the spec names them.
 ON_REQUEST = ("exllamav3",)
 
-#: KV types by engine, best quality first; those that are weighed only where the spec names them.
+#: KV types by engine, best quality first.
 KV_DTYPES = {
     "vllm": ("auto", "fp8", "fp8_e5m2"), "vllm-cpu": ("auto", "fp8", "fp8_e5m2"),
     "exllamav2": ("auto", "q8", "q6", "q4"), "exllamav3": ("auto", "q8", "q6", "q4"),
 }  # fmt: skip
-KV_ON_REQUEST = ("fp8_e5m2",)
 
 
 def workload_of(spec: Spec) -> Workload:
@@ -170,7 +170,7 @@ def _degrees(ir: ModelIR) -> Iterator[Pass]:
 
 def _kv_dtypes(spec: Spec, engine: str) -> tuple[str, ...]:
     asked = spec.passes.kv_cache
-    wanted = asked if asked is not None else [d for d in KV_DTYPES[engine] if d not in KV_ON_REQUEST]
+    wanted = asked if asked is not None else [dtype.name for dtype in kv_dtypes.KV_DTYPES if dtype.weighed]
     return tuple(d for d in KV_DTYPES[engine] if d in wanted)
 
 

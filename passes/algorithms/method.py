@@ -13,7 +13,6 @@ from passes.algorithms.smoothing import AwqSearch, Smoothing, SmoothQuant
 from passes.algorithms.sparsity import Mask
 from passes.blocks.matrices import packed
 from passes.errors import InputError
-from passes.formats.dense import Dense
 from passes.formats.exl2 import Exl2
 from passes.formats.format import Format, Quantized
 from passes.ir.model import Linear
@@ -131,7 +130,7 @@ class Gptq(_Storing):
 
         def codes(weight: torch.Tensor, form: Format, scale: torch.dtype, where: str) -> tuple[Quantized, float]:
             if hessian is not None and form.grid is not None and form.grid.kind != "e4m3":
-                order = "full" if getattr(form, "desc_act", False) else self.options.order
+                order = "full" if form.act_order else self.options.order
                 options = replace(self.options, order=order)
                 return gptq(weight, hessian, form.grid, scale, options, where, mask)
             loss = 0.0
@@ -231,9 +230,8 @@ def _sparse(
 
 def _nearest(weight: torch.Tensor, form: Format, scale: torch.dtype, where: str) -> tuple[Quantized, float]:
     assert form.grid is not None, where
-    block: tuple[int, int] | None = getattr(form, "block", None)
-    if block is not None:
-        return round_blocks_to_nearest(weight, block, form.grid, scale), 0.0
+    if form.block is not None:
+        return round_blocks_to_nearest(weight, form.block, form.grid, scale), 0.0
     return round_to_nearest(weight, form.grid, scale), 0.0
 
 
@@ -264,7 +262,7 @@ def _stackable(group: Sequence[Matrix]) -> list[list[Matrix]]:
     out: dict[object, list[Matrix]] = {}
     for matrix in group:
         form = matrix.linear.storage
-        alone = (form.grid is not None and form.grid.group_size == 0) or getattr(form, "block", None) is not None
+        alone = (form.grid is not None and form.grid.group_size == 0) or form.block is not None
         out.setdefault((matrix.name if alone else "", form), []).append(matrix)
     return list(out.values())
 
@@ -284,13 +282,13 @@ def _split_rows(quantized: Quantized, rows: Sequence[int]) -> list[Quantized]:
 
 
 def scale_dtype(linear: Linear) -> torch.dtype:
-    """The dtype in which a format stores the scales of a matrix; of plain numbers, their own. U8 holds exponents (MXFP4)."""
+    """The dtype in which a format stores the scales of a matrix; of plain numbers, their own. U8 holds exponents of two."""
     import torch
 
     dtypes = {
         "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn, "U8": torch.float8_e8m0fnu,
     }  # fmt: skip
     for tensor in linear.storage.tensors("x", linear.out_features, linear.in_features):
-        if tensor.name.endswith(("scale", "scales")) or isinstance(linear.storage, Dense):
+        if tensor.name.endswith(("scale", "scales")) or not linear.storage.is_quantized:
             return dtypes.get(tensor.dtype, torch.float32)
     return torch.float32

@@ -90,7 +90,7 @@ class ExllamaV3(Backend):
 
     def refuses(self, one: Pass) -> Reason | None:
         """EXL3 only."""
-        if isinstance(one, Quantize) and isinstance(one.storage, Exl3):
+        if isinstance(one, Quantize) and one.storage.kind == Exl3.kind:
             return None
         return _only(self.name, "EXL3", one)
 
@@ -100,8 +100,8 @@ class ExllamaV3(Backend):
 
     def options(self, one: Pass) -> Mapping[str, Any]:
         """Bits of the decoder and of the head."""
-        assert isinstance(one, Quantize) and isinstance(one.storage, Exl3)
-        head = one.head.bits if isinstance(one.head, Exl3) else 16
+        assert isinstance(one, Quantize)
+        head = 16 if one.head is None else one.head.bits
         return {"bits": one.storage.bits, "head_bits": head}
 
     def command(self, python: Path, task: Task) -> Sequence[str]:

@@ -11,7 +11,7 @@ from passes.backends.backend import Backend, Task
 from passes.base import Pass
 from passes.errors import Reason
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.compressed_tensors import CompressedTensors, FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.quantize.quantize import Quantize
@@ -75,7 +75,7 @@ class LlmCompressor(Library):
     def options(self, one: Pass) -> Mapping[str, Any]:
         """`method` and one group of a compressed-tensors scheme."""
         assert isinstance(one, Quantize)
-        assert isinstance(one.storage, PackQuantized | IntQuantized | FloatQuantized)
+        assert isinstance(one.storage, CompressedTensors)
         group = {"targets": ["Linear"], **one.storage.scheme()}
         return {"method": one.method, "group": group, "ignore": ["lm_head"], "damping": one.damping}
 
@@ -94,7 +94,7 @@ class GptqModel(Library):
     def options(self, one: Pass) -> Mapping[str, Any]:
         """Fields of `QuantizeConfig`."""
         assert isinstance(one, Quantize)
-        if isinstance(one.storage, Awq):
+        if one.storage.kind == Awq.kind:
             return {"bits": 4, "group_size": one.storage.group_size, "method": "awq", "format": "gemm", "sym": False}
         assert isinstance(one.storage, Gptq)
         return {
@@ -118,7 +118,7 @@ class AutoRound(Library):
     def refuses_format(self, one: Quantize) -> Reason | None:
         """It knows no activation order."""
         form = one.storage
-        if isinstance(form, Gptq) and form.desc_act:
+        if form.act_order:
             return self._reason("an activation order", "Gptq without one")
         return None
 
@@ -130,7 +130,7 @@ class AutoRound(Library):
         """Arguments of `AutoRound` and the format of its export."""
         assert isinstance(one, Quantize)
         form = one.storage
-        if isinstance(form, Awq):
+        if form.kind == Awq.kind:
             return {"bits": 4, "group_size": form.group_size, "sym": False, "format": "auto_awq"}
-        assert isinstance(form, Gptq)
-        return {"bits": form.bits, "group_size": form.group_size, "sym": form.symmetric, "format": "auto_gptq"}
+        assert form.grid is not None
+        return {"bits": form.bits, "group_size": form.group_size, "sym": form.grid.symmetric, "format": "auto_gptq"}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from passes.errors import GoalMissedError
 from passes.files.checkpoint import Checkpoint, write_shard
-from passes.formats.exl2_bounded import Exl2Bounded
 from passes.formats.tensor import Tensor, float_dtype
 from passes.ir.model import ModelIR
 
@@ -21,9 +20,7 @@ def described(planned: ModelIR, folder: Path) -> ModelIR:
 
     Raises GoalMissedError where the tool's choice takes more bytes than was planned.
     """
-    if not any(
-        isinstance(linear.storage, Exl2Bounded) for block, _ in planned.decoder.counts for linear in block.linears
-    ):
+    if not any(linear.storage.is_bound for block, _ in planned.decoder.counts for linear in block.linears):
         return planned
     from passes.ir.sources import open_model
 

@@ -12,7 +12,6 @@ from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from passes.formats.dense import Dense
 from passes.ir.fused import split_fused
 from passes.ir.model import Block, Linear, ModelIR, Role
 
@@ -144,4 +143,4 @@ def fused_parts(block: Block) -> dict[str, tuple[Linear, ...]]:
 
 def packed(linear: Linear) -> bool:
     """Whether a matrix is stored in other than plain numbers."""
-    return not isinstance(linear.storage, Dense)
+    return linear.storage.is_quantized

@@ -29,7 +29,7 @@ class Distill(Pass):
             return (Reason("unknown_distillation", f"no method {self.method!r}", f"one of {', '.join(METHODS)}"),)
         if self.tokens <= 0:
             return (Reason("distill_tokens", f"{self.tokens} tokens", "tokens: 100000000"),)
-        if any(linear.storage.kind != "dense" for block, _ in ir.decoder.counts for linear in block.linears):
+        if any(linear.storage.is_quantized for block, _ in ir.decoder.counts for linear in block.linears):
             return (Reason("distill_needs_dense", "quantized weights cannot be trained", "distil before quantizing"),)
         return ()
 

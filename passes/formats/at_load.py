@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason, TightfitError, unknown_name
-from passes.formats.format import Format, Quantized
+from passes.formats.format import Format, KernelFamily, Quantized, Rounding
 from passes.formats.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -34,10 +34,21 @@ def _fp8(n: int, k: int) -> tuple[_Part, ...]:
     return ("weight", "F8_E4M3", (n, k)), ("weight_scale", "F32", (1,))
 
 
-_LAYOUTS: Mapping[str, tuple[Callable[[int, int], tuple[_Part, ...]], float]] = {
-    "nf4": (_nf4, 4),
-    "int8-bnb": (_int8, 8),
-    "fp8-online": (_fp8, 8),
+@dataclass(frozen=True, slots=True)
+class _Scheme:
+    """What the engine keeps of a matrix of N outputs and K inputs; bits of a code; kernels; the nearest rounding that the fit knows."""
+
+    parts: Callable[[int, int], tuple[_Part, ...]]
+    bits: float
+    kernel: KernelFamily
+    rounding: Rounding
+
+
+#: nf4 behaves like 4-bit round to nearest with groups of 64.
+_SCHEMES: Mapping[str, _Scheme] = {
+    "nf4": _Scheme(_nf4, 4, KernelFamily.BNB, Rounding("rtn", 4, 64)),
+    "int8-bnb": _Scheme(_int8, 8, KernelFamily.BNB, Rounding("w8a8", 0)),
+    "fp8-online": _Scheme(_fp8, 8, KernelFamily.FP8, Rounding("fp8", 0)),
 }
 
 
@@ -46,12 +57,39 @@ class Resident(Format):
     """One matrix as an engine holds it after quantizing it itself; never in a checkpoint."""
 
     kind: ClassVar[str] = "resident"
+    examples: ClassVar[tuple[str, ...]] = tuple(_SCHEMES)
+    decodes: ClassVar[bool] = False
+    carries_kv_scales: ClassVar[bool] = True
     scheme: str
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`nf4`, `int8-bnb`, `fp8-online`."""
+        return cls(name) if name in _SCHEMES else None
 
     @property
     def label(self) -> str:
         """The name users write: `nf4`, `int8-bnb`, `fp8-online`."""
         return self.scheme
+
+    @property
+    def engine_name(self) -> str:
+        """The scheme."""
+        return self.scheme
+
+    @property
+    def bits(self) -> float:
+        """The scheme's."""
+        return _SCHEMES[self.scheme].bits
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """The scheme's."""
+        return _SCHEMES[self.scheme].kernel
+
+    def rounding(self, method: str) -> Rounding:
+        """Return the scheme's: no engine calibrates while loading."""
+        return _SCHEMES[self.scheme].rounding
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """Every shape is legal."""
@@ -61,7 +99,7 @@ class Resident(Format):
         """What the engine keeps in memory."""
         return tuple(
             Tensor(f"{name}.{suffix}", dtype, shape)
-            for suffix, dtype, shape in _LAYOUTS[self.scheme][0](out_features, in_features)
+            for suffix, dtype, shape in _SCHEMES[self.scheme].parts(out_features, in_features)
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
@@ -75,6 +113,6 @@ class Resident(Format):
 
 def resident(scheme: str) -> Resident:
     """The format of a load-time scheme. Raises InputError with the nearest names for one that is not known."""
-    if scheme not in _LAYOUTS:
-        raise unknown_name("load-time scheme", scheme, _LAYOUTS, remedy=f"one of {', '.join(_LAYOUTS)}")
+    if scheme not in _SCHEMES:
+        raise unknown_name("load-time scheme", scheme, _SCHEMES, remedy=f"one of {', '.join(_SCHEMES)}")
     return Resident(scheme)

@@ -6,12 +6,13 @@ in `qzeros` too; zero points are stored as they are. w = (q − z)·scale. AWQ's
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason
-from passes.formats.format import Format, Grid, Quantized
+from passes.formats.format import Format, Grid, KernelFamily, Quantized
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor
 
@@ -28,8 +29,17 @@ class Awq(Format):
     """One AWQ GEMM matrix; `group_size` consecutive inputs share a scale and a zero point."""
 
     kind: ClassVar[str] = "awq"
+    usual_method: ClassVar[str] = "awq"
+    examples: ClassVar[tuple[str, ...]] = ("awq-4-g128",)
+    quant_method: ClassVar[str] = "awq"
     group_size: int = 128
     symmetric: bool = False
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`awq-4-g64`."""
+        match = re.fullmatch(r"awq-4-g([1-9]\d*)", name)
+        return cls(int(match[1])) if match else None
 
     @property
     def label(self) -> str:
@@ -40,6 +50,16 @@ class Awq(Format):
     def grid(self) -> Grid:
         """4-bit integers; the symmetric grid is stored with zero points of 8."""
         return Grid(_BITS, self.group_size, self.symmetric)
+
+    @property
+    def bits(self) -> float:
+        """Always 4."""
+        return _BITS
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """AWQ's."""
+        return KernelFamily.AWQ
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """The group size must divide K; N must be a multiple of 8."""
@@ -78,17 +98,6 @@ class Awq(Format):
         scale = tensors[f"{name}.scales"].float()
         size = self.group_size
         return ((codes - zero.repeat_interleave(size, 0)) * scale.repeat_interleave(size, 0)).T.to(dtype).contiguous()
-
-    def config(self) -> dict[str, Any]:
-        """`quantization_config` of config.json."""
-        return {
-            "quant_method": "awq",
-            "bits": _BITS,
-            "group_size": self.group_size,
-            "zero_point": True,
-            "version": "gemm",
-            "modules_to_not_convert": None,
-        }
 
 
 def _pack(values: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,15 @@ from our grid. Orientation `[N, K]`; scales in the model's dtype (llm-compressor
 
 from __future__ import annotations
 
+import re
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason
-from passes.formats.format import E4M3_MAX, Format, Grid, Quantized
-from passes.formats.gptq import group_size_reason
+from passes.formats.format import E4M3_MAX, Format, Grid, KernelFamily, Quantized, Rounding, integer_kernel
+from passes.formats.gptq import GROUP, group_size, group_size_reason
 from passes.formats.tensor import Tensor, float_dtype
 
 if TYPE_CHECKING:
@@ -28,7 +30,54 @@ def _ceil(a: int, b: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class PackQuantized(Format):
+class ConfigGroup:
+    """A config group of a checkpoint. `form`: the format's name, where it gives one; `type` (`int`, `float`) and `bits` of the weights.
+
+    `group_size`: -1 = a scale a row, 0 = one a matrix; `block`: rows and inputs of block scales. `inputs`: whether activations are
+    quantized; `static`: all by one stored scale.
+    """
+
+    form: str
+    type: str
+    bits: int
+    group_size: int
+    symmetric: bool
+    block: tuple[int, int] | None
+    inputs: bool
+    static: bool
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], settings: Mapping[str, Any]) -> ConfigGroup:
+        """Read a group of `settings`, the `quantization_config`."""
+        weights, inputs = values["weights"], values.get("input_activations")
+        strategy = str(weights.get("strategy"))
+        block = weights.get("block_structure") or ((128, 128) if strategy == "block" else None)
+        return cls(
+            str(values.get("format") or settings.get("format") or ""), weights.get("type", "int"), int(weights["num_bits"]),
+            {"channel": -1, "tensor": 0}.get(strategy, int(weights.get("group_size") or -1)),
+            bool(weights.get("symmetric", True)), (int(block[0]), int(block[1])) if block else None,
+            bool(inputs), inputs is not None and not inputs.get("dynamic"),
+        )  # fmt: skip
+
+
+class CompressedTensors(Format):
+    """A format of compressed-tensors: a checkpoint may mix them, each in a config group of its own."""
+
+    quant_method: ClassVar[str] = "compressed-tensors"
+    carries_kv_scales: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """Return the format that a config group means, its scales in `dtype`; None where it means another one."""
+
+    @abstractmethod
+    def scheme(self) -> dict[str, Any]:
+        """Return the `weights` and activation arguments of a config group."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackQuantized(CompressedTensors):
     """Weight-only integers of 4 or 8 bits, packed along K: `weight_packed`, `weight_scale`, `weight_shape`, zero points.
 
     `group_size` −1 = one scale an output channel. Widths that do not divide 32 were packed differently by releases up to
@@ -36,10 +85,28 @@ class PackQuantized(Format):
     """
 
     kind: ClassVar[str] = "pack-quantized"
+    usual_method: ClassVar[str] = "gptq"
+    examples: ClassVar[tuple[str, ...]] = ("w4a16-g128", "w4a16-g128-asym", "w8a16-channel")
     bits: int = 4
     group_size: int = 128
     symmetric: bool = True
     dtype: str = "BF16"
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`w4a16-g64`, `w8a16-channel`, `-asym` after them."""
+        match = re.fullmatch(rf"w([48])a16-({GROUP})(-asym)?", name)
+        return cls(int(match[1]), group_size(match[2]), match[3] is None) if match else None
+
+    @classmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """Integers of 4 or 8 bits, activations in plain numbers."""
+        integers = group.type == "int" and (group.bits == 4 or (group.bits == 8 and not group.inputs))
+        return cls(group.bits, group.group_size, group.symmetric, dtype) if integers else None
+
+    def with_scales_in(self, dtype: str) -> PackQuantized:
+        """Return the format with its scales in `dtype`."""
+        return replace(self, dtype=dtype)
 
     @property
     def label(self) -> str:
@@ -51,6 +118,11 @@ class PackQuantized(Format):
     def grid(self) -> Grid:
         """Integers of `bits`."""
         return Grid(self.bits, self.group_size, self.symmetric)
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """Integers, unpacked."""
+        return integer_kernel(self.bits)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """The group size must divide K."""
@@ -113,15 +185,32 @@ class PackQuantized(Format):
 
 
 @dataclass(frozen=True, slots=True)
-class IntQuantized(Format):
+class IntQuantized(CompressedTensors):
     """W8A8: int8 weights with a scale an output channel. The engine quantizes activations: per token by their own extremes, or,
 
     `static`, all by one stored scale.
     """
 
     kind: ClassVar[str] = "int-quantized"
+    usual_method: ClassVar[str] = "gptq"
+    examples: ClassVar[tuple[str, ...]] = ("w8a8", "w8a8-static")
     dtype: str = "BF16"
     static: bool = False
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`w8a8`, `w8a8-static`."""
+        return next((form for form in (cls(), cls(static=True)) if form.label == name), None)
+
+    @classmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """8-bit integers, activations too."""
+        integers = group.type == "int" and group.bits == 8 and group.inputs
+        return cls(dtype, group.static) if integers else None
+
+    def with_scales_in(self, dtype: str) -> IntQuantized:
+        """Return the format with its scales in `dtype`."""
+        return replace(self, dtype=dtype)
 
     @property
     def label(self) -> str:
@@ -137,6 +226,20 @@ class IntQuantized(Format):
     def grid(self) -> Grid:
         """Symmetric int8 per channel."""
         return Grid(8, -1)
+
+    @property
+    def bits(self) -> float:
+        """8."""
+        return 8
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """Activations are quantized too."""
+        return KernelFamily.W8A8
+
+    def rounding(self, method: str) -> Rounding:
+        """Return one rounding, whatever the method."""
+        return Rounding("w8a8", 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """Every shape is legal."""
@@ -172,7 +275,7 @@ class IntQuantized(Format):
 
 
 @dataclass(frozen=True, slots=True)
-class FloatQuantized(Format):
+class FloatQuantized(CompressedTensors):
     """FP8 (e4m3) weights. `group_size` −1: a scale a channel; 0: one a matrix; `block` (rows, columns) for block scales. `static`:
 
     all activations are quantized by one stored scale (not with blocks), not each token by its own extremes.
@@ -181,10 +284,28 @@ class FloatQuantized(Format):
     """
 
     kind: ClassVar[str] = "float-quantized"
+    examples: ClassVar[tuple[str, ...]] = ("fp8", "fp8-static", "fp8-block")
     group_size: int = -1
     block: tuple[int, int] | None = None
     dtype: str = "BF16"
     static: bool = False
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`fp8`, `fp8-tensor`, either with `-static`, `fp8-block`."""
+        scales = [cls(size, static=static) for size in (-1, 0) for static in (False, True)]
+        return next((form for form in (*scales, cls(-1, (128, 128))) if form.label == name), None)
+
+    @classmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """8-bit floats."""
+        if group.type != "float" or group.bits != 8:
+            return None
+        return cls(-1, group.block, dtype) if group.block else cls(group.group_size, None, dtype, group.static)
+
+    def with_scales_in(self, dtype: str) -> FloatQuantized:
+        """Return the format with its scales in `dtype`."""
+        return replace(self, dtype=dtype)
 
     @property
     def label(self) -> str:
@@ -202,6 +323,20 @@ class FloatQuantized(Format):
     def grid(self) -> Grid:
         """e4m3 values; block scales are searched per row of blocks like groups."""
         return Grid(8, self.group_size, kind="e4m3")
+
+    @property
+    def bits(self) -> float:
+        """8."""
+        return 8
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """Activations are quantized too."""
+        return KernelFamily.FP8
+
+    def rounding(self, method: str) -> Rounding:
+        """Return one rounding, whatever the method."""
+        return Rounding("fp8", 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """Blocks must divide K, because the inputs are quantized in groups as wide as a block; the last rows may be a short block.

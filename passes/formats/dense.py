@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason
-from passes.formats.format import Format, Quantized
-from passes.formats.tensor import Tensor
+from passes.formats.format import Format, KernelFamily, Quantized
+from passes.formats.tensor import DTYPE_BITS, Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +21,31 @@ class Dense(Format):
     """A matrix stored as it is; `dtype` in safetensors' spelling."""
 
     kind: ClassVar[str] = "dense"
+    is_quantized: ClassVar[bool] = False
+    examples: ClassVar[tuple[str, ...]] = tuple(_LABELS.values())
+    carries_kv_scales: ClassVar[bool] = True
     dtype: str = "BF16"
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`bf16`, `fp16` or `fp32`."""
+        dtype = next((dtype for dtype, label in _LABELS.items() if label == name), None)
+        return cls(dtype) if dtype else None
 
     @property
     def label(self) -> str:
         """`bf16`, `fp16` or `fp32`."""
         return _LABELS.get(self.dtype, self.dtype.lower())
+
+    @property
+    def bits(self) -> float:
+        """Those of the dtype."""
+        return DTYPE_BITS[self.dtype]
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """Plain numbers."""
+        return KernelFamily.W16
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """Every shape is legal."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from passes.errors import Reason, TightfitError
 from passes.formats import bitstream
-from passes.formats.format import Format, Quantized
+from passes.formats.format import Format, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Exl2(Format):
     """One EXL2 matrix whose groups follow from shares of its inputs; `(1.0, 4, 128)` alone is plain 4 bit in groups of 128."""
 
     kind: ClassVar[str] = "exl2"
+    quant_method: ClassVar[str] = "exl2"
     splits_fused: ClassVar[bool] = True
     shares: tuple[Share, ...] = ((1.0, 4, 128),)
 
@@ -65,6 +66,16 @@ class Exl2(Format):
         """`exl2-4b/g128`, `exl2-0.1x5b/g64+0.9x4b/g64`."""
         terms = (f"{'' if share == 1 else f'{share:g}x'}{bits}b/g{size}" for share, bits, size in self.shares)
         return "exl2-" + "+".join(terms)
+
+    @property
+    def bits(self) -> float:
+        """The average over the inputs."""
+        return math.fsum(share * bits for share, bits, _ in self.shares)
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """ExLlama's."""
+        return KernelFamily.EXL
 
     def layout(self, in_features: int) -> tuple[tuple[int, int], ...]:
         """(bits, rows) of every group for K inputs, as ExLlamaV2 lays a parameter set out."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason, TightfitError
 from passes.formats.exl2 import UNIT, Exl2
-from passes.formats.format import Format, Quantized
+from passes.formats.format import Format, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -27,13 +28,34 @@ class Exl2Bounded(Format):
     """
 
     kind: ClassVar[str] = "exl2-bounded"
+    is_bound: ClassVar[bool] = True
+    usual_method: ClassVar[str] = "exl2"
+    examples: ClassVar[tuple[str, ...]] = ("exl2-4.65",)
+    quant_method: ClassVar[str] = "exl2"
+    decodes: ClassVar[bool] = False
     splits_fused: ClassVar[bool] = True
     bpw: float = 4.0
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`exl2-4.65`."""
+        match = re.fullmatch(r"exl2-(\d(?:\.\d+)?)", name)
+        return cls(float(match[1])) if match else None
 
     @property
     def label(self) -> str:
         """`exl2-4.65`."""
         return f"exl2-{self.bpw:g}"
+
+    @property
+    def bits(self) -> float:
+        """The average over the model."""
+        return self.bpw
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """ExLlama's."""
+        return KernelFamily.EXL
 
     def stored_rows(self, out_features: int) -> int:
         """Outputs with EXL2's padding."""

@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason, TightfitError
-from passes.formats.format import Format, Quantized
+from passes.formats.format import Format, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -29,13 +30,33 @@ class Exl3(Format):
     """
 
     kind: ClassVar[str] = "exl3"
+    usual_method: ClassVar[str] = "exl3"
+    usual_backend: ClassVar[str] = "exllamav3"
+    examples: ClassVar[tuple[str, ...]] = ("exl3-3.5",)
+    quant_method: ClassVar[str] = "exl3"
+    decodes: ClassVar[bool] = False
     splits_fused: ClassVar[bool] = True
     bits: float = 4.0
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`exl3-3.5`."""
+        match = re.fullmatch(r"exl3-(\d(?:\.\d+)?)", name)
+        return cls(float(match[1])) if match else None
 
     @property
     def label(self) -> str:
         """`exl3-3.5`."""
         return f"exl3-{self.bits:g}"
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """ExLlama's."""
+        return KernelFamily.EXL
+
+    def head(self, bits: int) -> Exl3 | None:
+        """Return 2 to 8 bits, as the converter takes them."""
+        return Exl3(float(bits)) if 2 <= bits <= 8 else None
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """Between 1 and 8 bits; both sides multiples of 128 (the rotation)."""

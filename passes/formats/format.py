@@ -8,13 +8,15 @@ memoisation key. Its descriptive half (`illegal`, `tensors`, `bytes`) is pure ar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason, TightfitError
 from passes.formats.tensor import Tensor
+from passes.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -77,13 +79,115 @@ class Quantized:
         return torch.tensor([max(self.input_peak, 1e-6) / top])
 
 
+class KernelFamily(StrEnum):
+    """What multiplies a stored matrix, by what the kernels have to do with it; which engine has which is the engines' matter.
+
+    `w16`: plain numbers. `w4`, `w8`: integers of up to 5 bits, and of more, unpacked to 16 bits; `awq`: AWQ's own 4 bits. `w8a8`, `fp8`,
+    `fp4`: activations are quantized too, where the card can. `mx`: 4-bit floats with powers of two as scales. `bnb`: bitsandbytes.
+    `exl`: ExLlama's own. `gptq`: GPTQ's files, for which ExLlama has kernels of its own and others the ones for integers.
+    """
+
+    W16 = "w16"
+    W8 = "w8"
+    W4 = "w4"
+    AWQ = "awq"
+    W8A8 = "w8a8"
+    FP8 = "fp8"
+    FP4 = "fp4"
+    MX = "mx"
+    BNB = "bnb"
+    EXL = "exl"
+    GPTQ = "gptq"
+
+
+def integer_kernel(bits: float) -> KernelFamily:
+    """Return the family of weight-only integers of so many bits a weight."""
+    return KernelFamily.W8 if bits > 5 else KernelFamily.W4
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How weights were rounded, as far as loss depends on it.
+
+    `method`: `gptq`, `awq`, `rtn`, `exl2`, `fp8`, …; `bits`: bits of a code, average bits a weight for codebook formats, 0 for formats
+    of one width (`fp8`, `nf4`); `group_size`: -1 = one scale a row, 0 = the format has no scale groups of integers.
+    """
+
+    method: str
+    bits: float
+    group_size: int = 0
+
+
 class Format(ABC):
-    """How one weight matrix is stored in a checkpoint."""
+    """How one weight matrix is stored in a checkpoint, and what others ask of it: configs, engines, the fit of quality."""
 
     #: The name's stem in `label`, and the key of the registry.
     kind: ClassVar[str]
+    #: Who reads and writes its `quantization_config` (`passes.ir.quant_config`); None where no single reader does.
+    quant_method: ClassVar[str | None] = None
+    #: The method by which it is made, and who makes it, where a name says neither.
+    usual_method: ClassVar[str] = "rtn"
+    usual_backend: ClassVar[str] = "native"
+    #: Names that `named` understands, as examples for people.
+    examples: ClassVar[tuple[str, ...]] = ()
+    #: Whether it is other than plain numbers.
+    is_quantized: ClassVar[bool] = True
+    #: Whether `tensors` only bound what will be stored, because a measurement chooses the layout.
+    is_bound: ClassVar[bool] = False
     #: Whether readers want fused matrices (qkv, gate_up) split into their parts.
     splits_fused: ClassVar[bool] = False
+    #: Whether `decode` reads it back.
+    decodes: ClassVar[bool] = True
+    #: Whether loaders take scales of keys and values from a checkpoint in this format.
+    carries_kv_scales: ClassVar[bool] = False
+
+    @property
+    def engine_name(self) -> str:
+        """What engines' tables of readable formats call it."""
+        return self.kind
+
+    @property
+    @abstractmethod
+    def bits(self) -> float:
+        """Bits of a code; average bits a weight where widths are mixed."""
+
+    @property
+    def group_size(self) -> int:
+        """Consecutive inputs that share a scale; -1 = the whole row, 0 = no groups."""
+        return 0
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """Rows and inputs of the blocks that share a scale, None where scales are not laid out so."""
+        return None
+
+    @property
+    def act_order(self) -> bool:
+        """Whether groups follow the order of activations instead of that of the inputs."""
+        return False
+
+    @property
+    def expert_blocks(self) -> bool:
+        """Whether a bank of experts is stored as blocks and scales, whose kernels pad the bank's sides (gpt-oss)."""
+        return False
+
+    @property
+    @abstractmethod
+    def kernel(self) -> KernelFamily:
+        """What multiplies it."""
+
+    def rounding(self, method: str) -> Rounding:
+        """Return what the fit of quality sees of this format made by `method`."""
+        return Rounding(method, self.bits, self.group_size)
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """Return the format that a name, in small letters, stands for; None where it is not one of this format's."""
+        return None
+
+    def head(self, bits: int) -> Format | None:
+        """Return the format of the output head in so many bits, where the tool that makes this one stores the head too."""
+        return None
 
     @property
     @abstractmethod
@@ -114,6 +218,10 @@ class Format(ABC):
         """Effective bits a weight, scales and all included."""
         return 8 * self.bytes(out_features, in_features) / (out_features * in_features)
 
+    def with_scales_in(self, dtype: str) -> Format:
+        """Return the format with its scales in a dtype (safetensors' spelling), where it leaves that open."""
+        return self
+
     @property
     def grid(self) -> Grid | None:
         """What an algorithm must round to; None where the format stores plain numbers."""
@@ -133,6 +241,40 @@ class Format(ABC):
         """The weight `[out_features, in_features]` exactly as an engine computes it, rounded once to `dtype`."""
 
 
+#: Formats that passes can choose, by kind. Their order is that in which names and config groups are tried, and examples are shown.
+FORMATS: Registry[type[Format]] = Registry(
+    "format",
+    {
+        "dense": "passes.formats.dense:Dense",
+        "float-quantized": "passes.formats.compressed_tensors:FloatQuantized",
+        "int-quantized": "passes.formats.compressed_tensors:IntQuantized",
+        "pack-quantized": "passes.formats.compressed_tensors:PackQuantized",
+        "gptq": "passes.formats.gptq:Gptq",
+        "awq": "passes.formats.awq:Awq",
+        "exl2": "passes.formats.exl2:Exl2",
+        "exl2-bounded": "passes.formats.exl2_bounded:Exl2Bounded",
+        "exl3": "passes.formats.exl3:Exl3",
+        "resident": "passes.formats.at_load:Resident",
+        "nvfp4-pack-quantized": "passes.formats.fp4:Nvfp4",
+        "mxfp4-pack-quantized": "passes.formats.fp4:Mxfp4",
+    },
+    "tightfit.formats",
+)
+
+
 @lru_cache(maxsize=1 << 16)
 def _matrix_bytes(form: Format, out_features: int, in_features: int) -> int:
     return sum(tensor.bytes for tensor in form.tensors("", out_features, in_features))
+
+
+def formats() -> Iterator[type[Format]]:
+    """Give our own formats in the order of the table, then those of other packages, which are looked up when it comes to them."""
+    own = FORMATS.names()
+    yield from map(FORMATS.find, own)
+    yield from (FORMATS.find(kind) for kind in FORMATS.names(installed=True) if kind not in own)
+
+
+def format_named(name: str) -> Format | None:
+    """Return the format that a name such as `w4a16-g64` stands for, None where no format knows it."""
+    read = (form.named(name) for form in formats())
+    return next((form for form in read if form is not None), None)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason, TightfitError
-from passes.formats.format import E2M1_MAX, E4M3_MAX, Format, Grid, Quantized
+from passes.formats.compressed_tensors import CompressedTensors, ConfigGroup
+from passes.formats.format import E2M1_MAX, E4M3_MAX, Grid, KernelFamily, Quantized, Rounding
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor
 
@@ -23,12 +24,24 @@ _EXPONENT_BIAS = 127
 
 
 @dataclass(frozen=True, slots=True)
-class Nvfp4(Format):
+class Nvfp4(CompressedTensors):
     """NVFP4: groups of 16. `activations`: inputs are quantized too (W4A4), with a calibrated global scale; else weight-only."""
 
     kind: ClassVar[str] = "nvfp4-pack-quantized"
+    examples: ClassVar[tuple[str, ...]] = ("nvfp4", "nvfp4a16")
     group_size: ClassVar[int] = 16
     activations: bool = True
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`nvfp4`, `nvfp4a16`."""
+        return next((form for form in (cls(), cls(activations=False)) if form.label == name), None)
+
+    @classmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """4-bit floats that are not MXFP4."""
+        floats = group.type == "float" and group.bits == 4
+        return cls(group.inputs) if floats and not _is_mxfp4(group) else None
 
     @property
     def label(self) -> str:
@@ -44,6 +57,20 @@ class Nvfp4(Format):
     def static_inputs(self) -> bool:
         """Inputs have a global scale where they are quantized."""
         return self.activations
+
+    @property
+    def bits(self) -> float:
+        """4."""
+        return 4
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """4-bit floats."""
+        return KernelFamily.FP4
+
+    def rounding(self, method: str) -> Rounding:
+        """Return one rounding, whatever the method."""
+        return Rounding(self.label, 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """16 must divide K."""
@@ -87,11 +114,22 @@ class Nvfp4(Format):
 
 
 @dataclass(frozen=True, slots=True)
-class Mxfp4(Format):
+class Mxfp4(CompressedTensors):
     """MXFP4, weight-only: groups of 32, scales powers of two."""
 
     kind: ClassVar[str] = "mxfp4-pack-quantized"
+    examples: ClassVar[tuple[str, ...]] = ("mxfp4",)
     group_size: ClassVar[int] = 32
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`mxfp4`."""
+        return cls() if name == cls().label else None
+
+    @classmethod
+    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
+        """4-bit floats in groups of 32, or so called."""
+        return cls() if group.type == "float" and group.bits == 4 and _is_mxfp4(group) else None
 
     @property
     def label(self) -> str:
@@ -102,6 +140,20 @@ class Mxfp4(Format):
     def grid(self) -> Grid:
         """e2m1 in groups of 32."""
         return Grid(4, self.group_size, kind="e2m1")
+
+    @property
+    def bits(self) -> float:
+        """4."""
+        return 4
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """Scales are powers of two."""
+        return KernelFamily.MX
+
+    def rounding(self, method: str) -> Rounding:
+        """Return one rounding, whatever the method."""
+        return Rounding(self.label, 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """32 must divide K."""
@@ -136,6 +188,10 @@ class Mxfp4(Format):
     def scheme(self) -> dict[str, Any]:
         """Static weights, plain activations."""
         return {"weights": _scheme("group", self.group_size), "input_activations": None, "output_activations": None}
+
+
+def _is_mxfp4(group: ConfigGroup) -> bool:
+    return "mxfp4" in group.form or group.group_size == Mxfp4.group_size
 
 
 def _scaled(packed: torch.Tensor, scale: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:

@@ -7,13 +7,14 @@ down each column, rows in original order; `qzeros` I32 `[G, N·b/32]`, the same 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason
 from passes.formats import bitstream
-from passes.formats.format import Format, Grid, Quantized
+from passes.formats.format import Format, Grid, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -25,11 +26,24 @@ class Gptq(Format):
     """One GPTQ matrix. `group_size` −1 = the whole row; `desc_act`: groups follow the activation order (`g_idx` arbitrary)."""
 
     kind: ClassVar[str] = "gptq"
+    usual_method: ClassVar[str] = "gptq"
+    examples: ClassVar[tuple[str, ...]] = ("gptq-4-g128", "gptq-4-g128-asym", "gptq-4-g128-act", "gptq-8-g128")
+    quant_method: ClassVar[str] = "gptq"
     bits: int = 4
     group_size: int = 128
     symmetric: bool = True
     desc_act: bool = False
     version: int = 1
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        """`gptq-4-g128`, `gptq-3-channel`, with `-asym`, `-act` and `-v2` after them in any order."""
+        match = re.fullmatch(rf"gptq-([2348])-({GROUP})((?:-asym|-act|-v2)*)", name)
+        if match is None:
+            return None
+        marks = match[3].split("-")
+        version = 2 if "v2" in marks else 1
+        return cls(int(match[1]), group_size(match[2]), "asym" not in marks, "act" in marks, version)
 
     @property
     def label(self) -> str:
@@ -42,6 +56,16 @@ class Gptq(Format):
     def grid(self) -> Grid:
         """Integers of `bits`. Version 1 has no zero point of 0: readers add 1 to what is stored, with or without a carry."""
         return Grid(self.bits, self.group_size, self.symmetric, least_zero=1 if self.version == 1 else 0)
+
+    @property
+    def act_order(self) -> bool:
+        """As `desc_act` says."""
+        return self.desc_act
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """GPTQ's."""
+        return KernelFamily.GPTQ
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """K and N must be multiples of 32, K of the group size."""
@@ -101,18 +125,14 @@ class Gptq(Format):
         scale = tensors[f"{name}.scales"].float()
         return ((codes - zero.T[:, group]).float() * scale.T[:, group]).to(dtype)
 
-    def config(self) -> dict[str, Any]:
-        """`quantization_config` of config.json."""
-        return {
-            "quant_method": "gptq",
-            "bits": self.bits,
-            "group_size": self.group_size,
-            "desc_act": self.desc_act,
-            "sym": self.symmetric,
-            "lm_head": False,
-            "true_sequential": True,
-            "checkpoint_format": "gptq" if self.version == 1 else "gptq_v2",
-        }
+
+#: The pattern of a group in names: `g64`, `channel`.
+GROUP = r"g[1-9]\d*|channel"
+
+
+def group_size(name: str) -> int:
+    """Return the inputs of a group from its name (`GROUP`): -1 for `channel`."""
+    return -1 if name == "channel" else int(name[1:])
 
 
 def group_size_reason(group_size: int, in_features: int) -> Reason | None:

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason, TightfitError
-from passes.formats.format import Format, Quantized
+from passes.formats.format import Format, KernelFamily, Quantized, integer_kernel
 from passes.formats.tensor import Tensor
 
 if TYPE_CHECKING:
     import torch
 
 
+#: Families that are part of a method's name (`fbgemm_fp8`).
+_NAMED = (KernelFamily.FP8, KernelFamily.MX, KernelFamily.W8A8, KernelFamily.AWQ)
+
+
 @dataclass(frozen=True, slots=True)
-class Stored(Format):
+class OpaqueFormat(Format):
     """One matrix of a quantized checkpoint, as its headers list it: `parts` are (suffix, dtype, shape) of every tensor.
 
     `method` is the checkpoint's `quant_method`. The shapes are those of one matrix; asking for another shape is an error.
@@ -23,6 +27,8 @@ class Stored(Format):
     """
 
     kind: ClassVar[str] = "stored"
+    decodes: ClassVar[bool] = False
+    carries_kv_scales: ClassVar[bool] = True
     method: str
     out_features: int
     in_features: int
@@ -33,6 +39,22 @@ class Stored(Format):
     def label(self) -> str:
         """The method and the effective bits a weight, `exl2-4.27`."""
         return f"{self.method}-{self.bits_per_weight(self.out_features, self.in_features):.2f}"
+
+    @property
+    def engine_name(self) -> str:
+        """The method."""
+        return self.method
+
+    @property
+    def bits(self) -> float:
+        """Effective bits a weight."""
+        return self.bits_per_weight(self.out_features, self.in_features)
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """The family that the method names; else integers."""
+        named = (family for family in _NAMED if family.value in self.method)
+        return next(named, integer_kernel(self.bits))
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """Only the shape that was read."""

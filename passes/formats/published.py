@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason, TightfitError
-from passes.formats.format import Format, Quantized
+from passes.formats.format import Format, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -69,17 +69,32 @@ def _nf4(n: int, k: int, g: int) -> tuple[Part, ...]:
     )
 
 
-#: Layout -> its tensors, and the group (or block) size it has unless told.
-_LAYOUTS: dict[str, tuple[Callable[[int, int, int], tuple[Part, ...]], int]] = {
-    "fp8-block": (_fp8_block, 128),
-    "fp8-tensor": (_fp8_tensor, 0),
-    "fp8-static": (_fp8_static, 0),
-    "fp8-row": (_fp8_row, 0),
-    "nvfp4-modelopt": (_nvfp4_modelopt, 16),
-    "mxfp4-blocks": (_mxfp4, 32),
-    "nf4": (_nf4, 64),
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A layout's tensors for N, K and a group; the group (or block) that it has unless told; bits of a code and kernels.
+
+    `grouped`: K must be a multiple of the group. `blocks`: banks of experts are stored as blocks and scales.
+    `method`: the `quant_method` of which it is the only layout.
+    """
+
+    parts: Callable[[int, int, int], tuple[Part, ...]]
+    group: int
+    bits: float
+    kernel: KernelFamily
+    grouped: bool = False
+    blocks: bool = False
+    method: str = ""
+
+
+_LAYOUTS = {
+    "fp8-block": _Layout(_fp8_block, 128, 8, KernelFamily.FP8),
+    "fp8-tensor": _Layout(_fp8_tensor, 0, 8, KernelFamily.FP8),
+    "fp8-static": _Layout(_fp8_static, 0, 8, KernelFamily.FP8),
+    "fp8-row": _Layout(_fp8_row, 0, 8, KernelFamily.FP8, method="fbgemm_fp8"),
+    "nvfp4-modelopt": _Layout(_nvfp4_modelopt, 16, 4, KernelFamily.FP4, grouped=True),
+    "mxfp4-blocks": _Layout(_mxfp4, 32, 4, KernelFamily.MX, grouped=True, blocks=True, method="mxfp4"),
+    "nf4": _Layout(_nf4, 64, 4, KernelFamily.BNB),
 }
-_GROUPED = frozenset({"nvfp4-modelopt", "mxfp4-blocks"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,33 +102,60 @@ class Published(Format):
     """One matrix in a publisher's `layout`; `group_size` inputs share a scale (a square block for fp8-block)."""
 
     kind: ClassVar[str] = "published"
+    decodes: ClassVar[bool] = False
+    carries_kv_scales: ClassVar[bool] = True
     layout: str
     group_size: int = 0
 
     @property
     def group(self) -> int:
         """The group size in use."""
-        return self.group_size or _LAYOUTS[self.layout][1]
+        return self.group_size or _LAYOUTS[self.layout].group
 
     @property
     def label(self) -> str:
         """The layout: `fp8-block`, `nvfp4-modelopt`."""
         return self.layout
 
+    @property
+    def engine_name(self) -> str:
+        """The layout."""
+        return self.layout
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """The square blocks of `fp8-block`."""
+        return (self.group, self.group) if self.layout == "fp8-block" else None
+
+    @property
+    def expert_blocks(self) -> bool:
+        """Whether the layout has blocks."""
+        return _LAYOUTS[self.layout].blocks
+
+    @property
+    def bits(self) -> float:
+        """The layout's."""
+        return _LAYOUTS[self.layout].bits
+
+    @property
+    def kernel(self) -> KernelFamily:
+        """The layout's."""
+        return _LAYOUTS[self.layout].kernel
+
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
         """Grouped layouts need K to be a multiple of the group."""
-        if self.layout in _GROUPED and in_features % self.group:
+        if _LAYOUTS[self.layout].grouped and in_features % self.group:
             return Reason("group_size_does_not_divide", f"group size {self.group} does not divide {in_features} inputs")
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
         """The stored tensors of one matrix."""
-        parts = _LAYOUTS[self.layout][0](out_features, in_features, self.group)
+        parts = _LAYOUTS[self.layout].parts(out_features, in_features, self.group)
         return tuple(Tensor(f"{name}.{suffix}", dtype, shape) for suffix, dtype, shape in parts)
 
     def stacked(self, name: str, copies: int, out_features: int, in_features: int) -> tuple[Tensor, ...] | None:
         """gpt-oss keeps a bank in one tensor of blocks (16 bytes for 32 values) and one of scales."""
-        if self.layout != "mxfp4-blocks":
+        if not self.expert_blocks:
             return None
         groups = in_features // self.group
         return (
@@ -128,3 +170,8 @@ class Published(Format):
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Not read back."""
         raise TightfitError(f"{self.layout} is not read back", remedy="start from the dense model")
+
+
+def published_by(method: str) -> Published:
+    """Return the format of a `quant_method` that has one layout only. Raises StopIteration for another method."""
+    return Published(next(name for name, layout in _LAYOUTS.items() if layout.method == method))

@@ -247,7 +247,7 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """How the cache is kept: `dtype` as engines name it (`auto`, `fp8`, `fp8_e5m2`, `q8`, `q6`, `q4`).
+    """How the cache is kept: `dtype` by its name in `passes.formats.kv_dtypes`.
 
     `scales`: the checkpoint stores calibrated per-layer `k_scale` and `v_scale`.
     """
@@ -326,7 +326,7 @@ class ModelIR:
 
     def outer_names(self) -> list[str]:
         """Names of the tensors outside of the decoder's blocks that no pass changes: dense ones, and towers."""
-        names = [t.name for lin in self.outer if isinstance(lin.storage, Dense) for t in lin.tensors()]
+        names = [t.name for lin in self.outer if not lin.storage.is_quantized for t in lin.tensors()]
         names += [t.name for t in self.outer_tensors]
         for stack in self.stacks:
             if stack.name != "decoder":

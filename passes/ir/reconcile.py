@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from passes.formats.dense import Dense
 from passes.formats.format import Format
-from passes.formats.opaque import Stored
+from passes.formats.opaque import OpaqueFormat
 from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import not_understood
 from passes.ir.model import Block, KVCache, Linear, ModelIR, Role, Stack, untied_head
@@ -103,7 +103,7 @@ class Reader:
             tensor = (odd or found)[0]
             raise not_understood(self.ir.name, f"{tensor.name!r} {tensor.dtype} {list(tensor.shape)} is not explained")
         parts = tuple(sorted((t.name[len(name) :], t.dtype, t.shape[1:]) for t in found))
-        return Stored(self.ir.quant_method, linear.out_features, linear.in_features, parts, bank=True)
+        return OpaqueFormat(self.ir.quant_method, linear.out_features, linear.in_features, parts, bank=True)
 
     def _matrix(self, module: str, rows: int, linear: Linear) -> tuple[Format, str | None]:
         """The storage and bias dtype of one matrix; its tensors are taken."""
@@ -131,7 +131,7 @@ class Reader:
                 f"{next(iter(held))!r} is of {next(iter(held.values())).dtype}, and config.json names no quantization",
             )
         parts = tuple(sorted((t.name[len(module) + 1 :], t.dtype, t.shape) for t in held.values()))
-        return Stored(self.ir.quant_method, rows, linear.in_features, parts), bias.dtype if bias else None
+        return OpaqueFormat(self.ir.quant_method, rows, linear.in_features, parts), bias.dtype if bias else None
 
     def block(self, prefix: str, block: Block) -> Block:
         """A layer as the headers store it, KV scales among its tensors."""
@@ -170,9 +170,7 @@ def with_dtypes(storage: Format, tensors: Iterable[Tensor]) -> Format:
     scales = [
         t.dtype for t in tensors if t.name.endswith((".weight_scale", ".weight_scale_inv")) and t.dtype in _FLOATS
     ]
-    if not scales or not hasattr(storage, "dtype") or isinstance(storage, Dense):
-        return storage
-    return replace(storage, dtype=scales[0])  # type: ignore[type-var]
+    return storage.with_scales_in(scales[0]) if scales else storage
 
 
 def reconcile(ir: ModelIR, tensors: Mapping[str, Tensor]) -> ModelIR:
@@ -214,7 +212,7 @@ def reconcile(ir: ModelIR, tensors: Mapping[str, Tensor]) -> ModelIR:
 
 
 def _head_apart(ir: ModelIR, reader: Reader) -> list[Linear]:
-    """The head of a tied model where the checkpoint stores one in a quantized format beside the embedding (EXL2, EXL3)."""
+    """The head of a tied model where the checkpoint stores one in a quantized format beside the embedding (ExLlama's)."""
     if not ir.tied_embeddings or any(linear.role is Role.HEAD for linear in ir.outer):
         return []
     head = untied_head(ir, next(linear.storage for linear in ir.outer if linear.role is Role.EMBEDDING))

@@ -20,6 +20,11 @@ class QuantizeAtLoad(Pass):
     stage: ClassVar[Stage] = Stage.QUANTIZE
     scheme: str
 
+    @classmethod
+    def named(cls, name: str) -> QuantizeAtLoad | None:
+        """Return the pass that a scheme's name stands for, None for other names."""
+        return None if Resident.named(name) is None else cls(name)
+
     @property
     def method(self) -> str:
         """Round to nearest: no engine calibrates while loading."""
@@ -38,7 +43,7 @@ class QuantizeAtLoad(Pass):
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
         """Only dense models can be quantized while loading."""
         if ir.quant_method is not None or any(
-            linear.storage.kind != "dense" for block, _ in ir.decoder.counts for linear in block.linears
+            linear.storage.is_quantized for block, _ in ir.decoder.counts for linear in block.linears
         ):
             return (Reason("already_quantized", f"{ir.name} is quantized already", "name the dense model"),)
         return ()

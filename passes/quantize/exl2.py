@@ -7,6 +7,7 @@ ExLlamaV2's: floor(bpw × Σ weights of all attention and MLP matrices, outputs 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -55,6 +56,13 @@ class QuantizeExl2(Pass):
     head_bits: int = 6
     choices: tuple[tuple[int, int], ...] = ()
     backend: str = "native"
+
+    @classmethod
+    def named(cls, name: str) -> QuantizeExl2 | None:
+        """Return the pass that `exl2-4.65` or, with the bits of the head, `exl2-4.65-h8` stands for, None for other names."""
+        match = re.fullmatch(rf"(.+?)(?:-h({'|'.join(map(str, HEAD))}))?", name)
+        form = Exl2Bounded.named(match[1]) if match else None
+        return cls(form.bpw, int(match[2] or cls.head_bits)) if match and form else None
 
     @property
     def storage(self) -> Exl2Bounded:

@@ -1,91 +1,52 @@
-"""The names of weight formats that users write (`--weights w4a16-g128`), and the pass each stands for."""
+"""The names of weight formats that users write (`--weights w4a16-g128`), and the pass each stands for.
+
+A name is that of a format (`Format.named`), made by the format's usual method; or it begins or ends with another method; or a pass with
+more to choose reads it (`exl2-4.65-h8`, `mixed-5.0-g64`).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
 
 from passes.base import Pass
 from passes.errors import InputError, unknown_name
-from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
-from passes.formats.exl3 import Exl3
-from passes.formats.format import Format
-from passes.formats.fp4 import Mxfp4, Nvfp4
-from passes.formats.gptq import Gptq
+from passes.formats.format import FORMATS, format_named
+from passes.formats.gptq import GROUP, Gptq
 from passes.quantize.at_load import QuantizeAtLoad
 from passes.quantize.exl2 import QuantizeExl2
 from passes.quantize.mixed import QuantizeMixed
-from passes.quantize.quantize import Quantize
+from passes.quantize.quantize import EXECUTABLE_METHODS, Quantize
 
-#: What `optimize` lists, one example a kind.
-EXAMPLES = (
-    "bf16", "fp16", "fp32", "fp8", "fp8-static", "fp8-block", "w8a8", "w8a8-static", "w8a8-smoothquant", "w4a16-g128",
-    "w4a16-g128-asym", "w8a16-channel", "gptq-4-g128", "gptq-4-g128-asym", "gptq-4-g128-act", "gptq-8-g128",
-    "awq-4-g128", "rtn-4-g128", "rtn-3-channel",
-    "mixed-5.0-g64", "mixed-5.0-g64-w8a8", "mixed-5.0-g64-gptq", "exl2-4.65", "exl3-3.5", "nf4", "int8-bnb", "fp8-online",
-    "nvfp4", "nvfp4a16", "mxfp4", "autoround-4-g128",
-)  # fmt: skip
-
-#: Bits of the head unless the name says otherwise (`exl2-4.65-h8`): the default of both converters.
+#: Examples of names that say more than a format, each after those of a format.
+_MORE_EXAMPLES: Mapping[str, tuple[str, ...]] = {
+    "int-quantized": ("w8a8-smoothquant",),
+    "awq": ("rtn-4-g128", "rtn-3-channel", "mixed-5.0-g64", "mixed-5.0-g64-w8a8", "mixed-5.0-g64-gptq"),
+}
+#: Bits of the head unless the name says otherwise (`-h8`): the default of the converters.
 _HEAD_BITS = 6
 
 
-def _group(text: str) -> int:
-    return -1 if text == "channel" else int(text[1:])
+@cache
+def examples() -> tuple[str, ...]:
+    """Return what `optimize` lists: some names of every format and method."""
+
+    def of_formats() -> Iterator[str]:
+        for kind in FORMATS.names():
+            yield from FORMATS.find(kind).examples
+            yield from _MORE_EXAMPLES.get(kind, ())
+
+    return (*of_formats(), "autoround-4-g128")
 
 
-def _gptq(bits: int, group_size: int, marks: Sequence[str]) -> Gptq:
-    return Gptq(bits, group_size, "asym" not in marks, "act" in marks, 2 if "v2" in marks else 1)
-
-
-def _mixed_options(group_size: int, kind: str | None) -> tuple[Format, ...]:
-    """4 bits, 8 bits (weights only, or with 8-bit activations where an engine has no other 8-bit kernel), plain numbers."""
-    if kind == "gptq":
-        return (Gptq(4, group_size), Gptq(8, group_size), Dense())
-    eight: Format = IntQuantized() if kind == "w8a8" else PackQuantized(8, -1)
-    return (PackQuantized(4, group_size), eight, Dense())
-
-
-_PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Pass | None]], ...] = (
-    (r"bf16|fp16|fp32", lambda m: None),
-    (r"fp8(-static)?", lambda m: Quantize("rtn", FloatQuantized(-1, static=bool(m[1])))),
-    (r"fp8-tensor(-static)?", lambda m: Quantize("rtn", FloatQuantized(0, static=bool(m[1])))),
-    (r"fp8-block", lambda m: Quantize("rtn", FloatQuantized(-1, (128, 128)))),
-    (
-        r"w8a8(-static)?(-smoothquant)?",
-        lambda m: Quantize("smoothquant" if m[2] else "gptq", IntQuantized(static=bool(m[1]))),
-    ),
-    (
-        r"w([48])a16-(g[1-9]\d*|channel)(-asym)?",
-        lambda m: Quantize("gptq", PackQuantized(int(m[1]), _group(m[2]), m[3] is None)),
-    ),
-    (
-        r"gptq-([2348])-(g[1-9]\d*|channel)((?:-asym|-act|-v2)*)",
-        lambda m: Quantize("gptq", _gptq(int(m[1]), _group(m[2]), m[3].split("-")[1:])),
-    ),
-    (r"rtn-([2348])-(g[1-9]\d*|channel)", lambda m: Quantize("rtn", Gptq(int(m[1]), _group(m[2])))),
-    (r"awq-4-g([1-9]\d*)", lambda m: Quantize("awq", Awq(int(m[1])))),
-    # AWQ's own format has 4 bits and groups; at other widths its integers are stored as GPTQ stores them.
-    (r"awq-([2348])-(g[1-9]\d*|channel)", lambda m: Quantize("awq", Gptq(int(m[1]), _group(m[2]), symmetric=False))),
-    (r"exl2-(\d(?:\.\d+)?)(?:-h([234568]))?", lambda m: QuantizeExl2(float(m[1]), int(m[2] or _HEAD_BITS))),
-    (
-        r"exl3-(\d(?:\.\d+)?)(?:-h([2-8]))?",
-        lambda m: Quantize("exl3", Exl3(float(m[1])), head=Exl3(float(m[2] or _HEAD_BITS)), backend="exllamav3"),
-    ),
-    (
-        r"autoround-([2348])-(g[1-9]\d*|channel)",
-        lambda m: Quantize("autoround", Gptq(int(m[1]), _group(m[2])), backend="autoround"),
-    ),
-    (
-        r"mixed-(\d(?:\.\d+)?)-g([1-9]\d*)(?:-(w8a8|gptq))?",
-        lambda m: QuantizeMixed(_mixed_options(int(m[2]), m[3]), float(m[1])),
-    ),
-    (r"nf4|int8-bnb|fp8-online", lambda m: QuantizeAtLoad(m[0])),
-    (r"nvfp4(a16)?", lambda m: Quantize("rtn", Nvfp4(m[1] is None))),
-    (r"mxfp4", lambda m: Quantize("rtn", Mxfp4())),
-)
+@cache
+def methods() -> tuple[str, ...]:
+    """Return the methods that a spec may name: those of the walk, and those that a format has to itself."""
+    usual = (FORMATS.find(kind).usual_method for kind in FORMATS.names())
+    return tuple(dict.fromkeys((*EXECUTABLE_METHODS, *usual)))
 
 
 def parse_scheme(name: str) -> Pass | None:
@@ -94,10 +55,11 @@ def parse_scheme(name: str) -> Pass | None:
     Raises InputError with the nearest names for one that is not known.
     """
     folded = name.strip().lower()
-    for pattern, build in _PATTERNS:
-        match = re.fullmatch(pattern, folded)
-        if match:
-            return build(match)
+    for kind in (QuantizeExl2, QuantizeMixed, QuantizeAtLoad):
+        if (parsed := kind.named(folded)) is not None:
+            return parsed
+    if (stored := _by_format(folded) or _by_method(folded)) is not None:
+        return stored if stored.storage.is_quantized else None
     if wrong := re.fullmatch(r"(gptq|rtn|awq|autoround)-(?![2348](?:-|$))\d+(-.+)?", folded):
         raise InputError(
             f"{name!r}: {wrong[1]} has 2, 3, 4 or 8 bits (awq in its own format 4), then a group size",
@@ -107,17 +69,46 @@ def parse_scheme(name: str) -> Pass | None:
         raise InputError(
             f"the weight format {name!r} lacks its group size", remedy=f"write {folded}-g128, -g64, -g32 or -channel"
         )
-    if re.fullmatch(r"(exl2|exl3|mixed)(-g\d+)?", folded):
+    of_any_width = sorted(known for known in examples() if re.fullmatch(r"\w+-\d\.\d+(-g\d+)?", known))
+    stems = "|".join(known.split("-")[0] for known in of_any_width)
+    if re.fullmatch(rf"({stems})(-g\d+)?", folded):
         raise InputError(
             f"{name!r}: {folded.split('-')[0]} takes the bits a weight",
-            remedy="for example exl2-4.65, exl3-3.5, mixed-5.0-g64",
+            remedy=f"for example {', '.join(of_any_width)}",
         )
     raise unknown_name(
-        "weight format", name, EXAMPLES,
-        remedy=f"known formats, of which bits and group sizes (-g32, -g64, -g128, -channel) may be others: {', '.join(EXAMPLES)}",
+        "weight format", name, examples(),
+        remedy=f"known formats, of which bits and group sizes (-g32, -g64, -g128, -channel) may be others: {', '.join(examples())}",
     )  # fmt: skip
+
+
+def _by_format(name: str) -> Quantize | None:
+    """A format's own name, with the bits of the head after it where its tool stores the head."""
+    match = re.fullmatch(r"(.+)-h(\d)", name)
+    form = format_named(match[1] if match else name)
+    if form is None:
+        return None
+    head = form.head(int(match[2]) if match else _HEAD_BITS)
+    if match and head is None:
+        return None
+    return Quantize(form.usual_method, form, head=head, backend=form.usual_backend)
+
+
+def _by_method(name: str) -> Quantize | None:
+    """A name that says the method. AWQ's own format has 4 bits and groups; other widths are stored as GPTQ stores its integers."""
+    if name.endswith("-smoothquant"):
+        form = format_named(name.removesuffix("-smoothquant"))
+        return Quantize("smoothquant", form) if form is not None and form.label.startswith("w8a8") else None
+    match = re.fullmatch(rf"(rtn|awq|autoround)-([2348]-(?:{GROUP}))", name)
+    integers = Gptq.named(f"gptq-{match[2]}") if match else None
+    if match is None or integers is None:
+        return None
+    if match[1] == "awq":
+        return Quantize("awq", replace(integers, symmetric=False))
+    return Quantize(match[1], integers, backend="autoround" if match[1] == "autoround" else "native")
 
 
 def dense_dtype(name: str) -> str | None:
     """The safetensors dtype of a dense format's name, None for a quantized one."""
-    return {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}.get(name.strip().lower())
+    form = Dense.named(name.strip().lower())
+    return form.dtype if form is not None else None

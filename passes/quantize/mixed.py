@@ -7,6 +7,7 @@ describes it: groups take wider formats from the last layer on. The measured cho
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.algorithms.gptq import DAMPING
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import DoesNotFitError, Reason
+from passes.formats.compressed_tensors import IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
+from passes.formats.gptq import Gptq
 from passes.ir.distortions import Distortion
 from passes.ir.model import Block, Linear, ModelIR
 from passes.quantize.allocation_cost import allocation_cost
@@ -46,6 +49,21 @@ class QuantizeMixed(Pass):
     backend: str = "native"
     damping: float = DAMPING
 
+    @classmethod
+    def named(cls, name: str) -> QuantizeMixed | None:
+        """Return the pass that `mixed-5.0-g64` (`-w8a8`, `-gptq` after it) stands for, None for other names.
+
+        4 bits, 8 bits (weights only, or with 8-bit activations where an engine has no other 8-bit kernel), plain numbers.
+        """
+        match = re.fullmatch(r"mixed-(\d(?:\.\d+)?)-g([1-9]\d*)(?:-(w8a8|gptq))?", name)
+        if match is None:
+            return None
+        size = int(match[2])
+        if match[3] == "gptq":
+            return cls((Gptq(4, size), Gptq(8, size), Dense()), float(match[1]))
+        eight: Format = IntQuantized() if match[3] == "w8a8" else PackQuantized(8, -1)
+        return cls((PackQuantized(4, size), eight, Dense()), float(match[1]))
+
     @property
     def resolved(self) -> bool:
         """Whether every matrix has its format."""
@@ -69,7 +87,7 @@ class QuantizeMixed(Pass):
 
     def formats(self, ir: ModelIR) -> tuple[Format, ...]:
         """The options on a model: plain numbers are its own."""
-        return tuple(Dense(ir.dtype) if isinstance(form, Dense) else form for form in self.palette)
+        return tuple(form if form.is_quantized else Dense(ir.dtype) for form in self.palette)
 
     def chosen(self, ir: ModelIR) -> Quantize:
         """The quantize pass that the choice amounts to, measured or standing in."""
@@ -82,7 +100,7 @@ class QuantizeMixed(Pass):
 
     def missing(self, ir: ModelIR) -> str | None:
         """Say which algorithm or codec is not there."""
-        stored = (form for form in self.palette if not isinstance(form, Dense))
+        stored = (form for form in self.palette if form.is_quantized)
         return next((lack for form in stored if (lack := Quantize(self.method, form).missing(ir))), None)
 
     @property

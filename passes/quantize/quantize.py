@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from passes.algorithms.method import Method
 
 #: Methods whose algorithm the walk runs (`passes.algorithms.method`).
-EXECUTABLE_METHODS = ("rtn", "gptq", "smoothquant", "awq")
+EXECUTABLE_METHODS = ("rtn", "gptq", "awq", "smoothquant")
 #: Exponents that AWQ tries, each by the error tr(E H Eᵀ) of a group (`passes.algorithms.smoothing`).
 _SCALE_TRIES = 20
 

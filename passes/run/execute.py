@@ -253,11 +253,11 @@ class _Run:
         return folder, key
 
     def _can_be_evaluated(self) -> bool:
-        """Whether this project reads the weights back (of EXL3 it knows the sizes only; what an engine rounds while it loads is not
-        there yet) and runs the blocks.
+        """Whether this project reads the weights back (of some formats it knows the sizes only; what an engine rounds while it
+        loads is not there yet) and runs the blocks.
         """
         blocks = (block for block, _ in self.target.decoder.counts)
-        known = all(linear.storage.kind != "exl3" for block in blocks for linear in block.linears)
+        known = all(linear.storage.decodes for block in blocks for linear in block.linears)
         return known and self.target.load_time.name == "none" and unrunnable(self.job.source) is None
 
     def _evaluate(self, folder: Path, tokens: torch.Tensor, out_key: str) -> Measured:

@@ -44,7 +44,7 @@ class Outcome:
     calibration_digest: str | None
     evaluation_digest: str
     measured: Measured | None
-    """None where nothing here decodes the format (EXL3; what an engine rounds while it loads) or runs the blocks."""
+    """None where nothing here decodes the format (or an engine rounds while it loads) or runs the blocks."""
     losses: dict[str, float] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
     """Matrices (experts) that no calibration token reached: rounded to nearest."""

@@ -153,7 +153,10 @@ def channels_in_place(block: Block, prefix: str, stored: Mapping[str, torch.Tens
 
 def _exl2_alone(linear: Linear) -> bool:
     return (
-        isinstance(linear.storage, Exl2) and linear.copies == 1 and linear.stacking is None and not linear.shared_expert
+        linear.storage.quant_method == Exl2.quant_method
+        and linear.copies == 1
+        and linear.stacking is None
+        and not linear.shared_expert
     )
 
 

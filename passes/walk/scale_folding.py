@@ -91,7 +91,7 @@ def _candidates(block: Block, group: Sequence[Linear]) -> Iterator[Fold]:
 def _rows_scale(linear: Linear) -> bool:
     """Whether a matrix as it is going to be stored has a scale for each row."""
     grid = linear.storage.grid
-    apart = grid is not None and grid.group_size != 0 and getattr(linear.storage, "block", None) is None
+    apart = grid is not None and grid.group_size != 0 and linear.storage.block is None
     return apart or not packed(linear)
 
 

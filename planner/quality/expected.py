@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from passes.base import Pass
-from passes.formats.format import Format
 from passes.ir.distortions import CacheRounding, Distortion, Recovered, Removed, WeightRounding, Zeros
 from passes.ir.model import ModelIR
-from planner.quality.features import Scheme, Traits
+from planner.quality.features import Traits
 from planner.quality.law import interval, law, sensitivity, weight_loss
 from planner.quality.traits import traits_of
 from targets.quantity import Basis, Quantity
@@ -73,33 +72,12 @@ def _kl(rise: Quantity) -> Quantity:
 
 def _weights(rounding: WeightRounding, traits: Traits) -> Quantity:
     if len(rounding.shares) == 1 and rounding.shares[0][1] == 1:
-        return weight_loss(traits, scheme_of(rounding.shares[0][0], rounding.method))
+        return weight_loss(traits, rounding.shares[0][0].rounding(rounding.method))
     # Losses of matrices add, each in proportion to its weights: nothing better is known before they are measured.
     rise = Quantity.exact(0.0)
     for form, share in rounding.shares:
-        rise = rise + weight_loss(traits, scheme_of(form, rounding.method)).scaled(share)
+        rise = rise + weight_loss(traits, form.rounding(rounding.method)).scaled(share)
     return rise
-
-
-_COMMON_GROUP = 128
-#: Formats that fix how a matrix is rounded, whatever the method, by kind or label, with the fit's names for them. Those of engines that
-#: round while loading take the nearest scheme of the fit: nf4 behaves like 4-bit round to nearest with groups of 64.
-_ONE_SCHEME = {
-    "float-quantized": Scheme("fp8", 0), "int-quantized": Scheme("w8a8", 0), "nvfp4": Scheme("nvfp4", 0),
-    "nvfp4a16": Scheme("nvfp4a16", 0), "mxfp4": Scheme("mxfp4", 0),
-    "nf4": Scheme("rtn", 4, 64), "int8-bnb": Scheme("w8a8", 0), "fp8-online": Scheme("fp8", 0),
-}  # fmt: skip
-
-
-def scheme_of(storage: Format, method: str) -> Scheme:
-    """What the fit calls a format made by a method."""
-    fixed = _ONE_SCHEME.get(storage.kind) or _ONE_SCHEME.get(storage.label)
-    if fixed is not None:
-        return fixed
-    if method in ("exl2", "exl3"):
-        return Scheme(method, float(getattr(storage, "bpw", 0) or getattr(storage, "bits", 0)))
-    bits, group_size = float(getattr(storage, "bits", 4)), int(getattr(storage, "group_size", _COMMON_GROUP))
-    return Scheme(method, bits, group_size)
 
 
 @lru_cache(maxsize=1024)

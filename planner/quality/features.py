@@ -2,7 +2,7 @@
 
 The rise of log-perplexity is modelled as a product, so its logarithm is a sum over these features:
 
-    ln rise = sensitivity of the model  +  distortion of the scheme  +  how the family takes this method
+    ln rise = sensitivity of the model  +  distortion of the rounding  +  how the family takes this method
 
 * Distortion of a uniform quantizer falls by 4 per bit (its step halves, the squared error quarters); methods may deviate.
   The squared step of a group grows with the expected range of its weights, which for Gaussian weights follows
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 
+from passes.formats.format import Rounding
+
 Features = tuple[tuple[str, float], ...]
 
 _REFERENCE_BITS = 4.0
@@ -29,19 +31,6 @@ _REFERENCE_GROUP = 128
 _SMALL_MODEL_B = 2.0
 #: Methods whose formats round what a matrix reads, too.
 _ROUNDS_ACTIVATIONS = ("w8a8", "fp8", "nvfp4", "mxfp4", "mxfp8", "atom-w4a4", "quarot-w4a4")
-
-
-@dataclass(frozen=True, slots=True)
-class Scheme:
-    """How weights were stored, as far as loss depends on it.
-
-    `method`: `gptq`, `awq`, `rtn`, `exl2`, `exl3`, `fp8`, …; `bits`: bits of a code, average bits a weight for codebook
-    formats, 0 for formats of one width (`fp8`, `nf4`); `group_size`: -1 = one scale a row, 0 = the format has no scale groups of integers.
-    """
-
-    method: str
-    bits: float
-    group_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +57,23 @@ def group_range(group_size: int) -> float:
 
 
 @lru_cache(maxsize=4096)
-def scheme_features(scheme: Scheme) -> Features:
-    """Features of the scheme alone."""
-    method = scheme.method
+def rounding_features(rounding: Rounding) -> Features:
+    """Features of the rounding alone."""
+    method = rounding.method
     found = [(f"method:{method}", 1.0)]
-    if not scheme.bits:
+    if not rounding.bits:
         return tuple(found)
-    fewer = _REFERENCE_BITS - scheme.bits
-    bend = max(0.0, _BEND_BITS - scheme.bits)
+    fewer = _REFERENCE_BITS - rounding.bits
+    bend = max(0.0, _BEND_BITS - rounding.bits)
     found += [("fewer_bits", fewer), (f"fewer_bits:{method}", fewer)]
     if bend:
         found += [("bend", bend), (f"bend:{method}", bend)]
-    if scheme.group_size < 0:
+    if rounding.group_size < 0:
         found += [("channel", 1.0), (f"channel:{method}", 1.0), (f"channel_fewer_bits:{method}", fewer)]
         if bend:
             found.append((f"channel_bend:{method}", bend))
-    elif scheme.group_size > 0:
-        found.append(("group_range", group_range(scheme.group_size)))
+    elif rounding.group_size > 0:
+        found.append(("group_range", group_range(rounding.group_size)))
     return tuple(found)
 
 
@@ -115,25 +104,25 @@ def model_features(traits: Traits) -> Features:
 
 
 @lru_cache(maxsize=4096)
-def joint_features(scheme: Scheme, traits: Traits) -> Features:
+def joint_features(rounding: Rounding, traits: Traits) -> Features:
     """How a family, a size and a model take a method."""
     family, model, size = traits.family, model_key(traits), math.log(traits.size_b / 7)
     found = [
-        (f"family_method:{family}/{scheme.method}", 1.0),
-        (f"model_method:{model}/{scheme.method}", 1.0),
-        (f"log_size_method:{scheme.method}", size),
-        (f"family_log_size_method:{family}/{scheme.method}", size),
-        (f"log_tokens_method:{scheme.method}", math.log(traits.tokens_t / 2)),
+        (f"family_method:{family}/{rounding.method}", 1.0),
+        (f"model_method:{model}/{rounding.method}", 1.0),
+        (f"log_size_method:{rounding.method}", size),
+        (f"family_log_size_method:{family}/{rounding.method}", size),
+        (f"log_tokens_method:{rounding.method}", math.log(traits.tokens_t / 2)),
     ]
-    if scheme.bits:
-        fewer = _REFERENCE_BITS - scheme.bits
+    if rounding.bits:
+        fewer = _REFERENCE_BITS - rounding.bits
         found += [
             ("log_size_fewer_bits", size * fewer),
             (f"family_fewer_bits:{family}", fewer),
             (f"model_fewer_bits:{model}", fewer),
         ]
-    if scheme.group_size < 0:
+    if rounding.group_size < 0:
         found.append((f"family_channel:{family}", 1.0))
-    if scheme.method in _ROUNDS_ACTIVATIONS and (small := _smallness(traits)):
+    if rounding.method in _ROUNDS_ACTIVATIONS and (small := _smallness(traits)):
         found.append(("small_activations", small))
     return tuple(found)

@@ -15,14 +15,14 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+from passes.formats.format import Rounding
 from planner.quality.features import (
     Features,
-    Scheme,
     Traits,
     joint_features,
     model_features,
     model_key,
-    scheme_features,
+    rounding_features,
 )
 from planner.quality.traits import nominal
 from targets.quantity import Basis, Quantity
@@ -91,16 +91,16 @@ def spread(traits: Traits, method: str) -> Spread:
 
 
 @lru_cache(maxsize=1 << 14)
-def weight_loss(traits: Traits, scheme: Scheme) -> Quantity:
-    """Rise of log-perplexity by storing the decoder's weights in `scheme`."""
+def weight_loss(traits: Traits, rounding: Rounding) -> Quantity:
+    """Rise of log-perplexity by storing the decoder's weights as `rounding` says."""
     known = recognised(traits)
     value = math.exp(
         min(
-            sensitivity(traits) + _sum(scheme_features(scheme)) + _sum(joint_features(scheme, known)),
+            sensitivity(traits) + _sum(rounding_features(rounding)) + _sum(joint_features(rounding, known)),
             law()["ceiling_ln"],
         )
     )
-    return interval(value, spread(traits, scheme.method).ln)
+    return interval(value, spread(traits, rounding.method).ln)
 
 
 def interval(value: float, ln_spread: float, basis: Basis = Basis.CALIBRATED) -> Quantity:

@@ -6,11 +6,13 @@ a dumped spec reads back as the same spec.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from passes.algorithms.gptq import DAMPING
+from passes.formats import kv_dtypes
+from passes.quantize.format_names import methods
 from planner.spec import units
 
 Bytes = Annotated[int, BeforeValidator(units.parse_bytes), PlainSerializer("{} B".format)]
@@ -18,6 +20,14 @@ Seconds = Annotated[float, BeforeValidator(units.parse_seconds), PlainSerializer
 Rate = Annotated[float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format)]
 Share = Annotated[float, BeforeValidator(units.parse_share), PlainSerializer(units.format_share)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+if TYPE_CHECKING:
+    KVName = str
+    MethodName = str
+else:
+    KVName = Literal[kv_dtypes.NAMES]
+    MethodName = Literal[methods()]
 
 
 class Strict(BaseModel):
@@ -119,14 +129,14 @@ class Goals(Strict):
 class QuantizeChoice(Strict):
     """Which ways to quantize are weighed."""
 
-    methods: tuple[Literal["rtn", "gptq", "awq", "smoothquant", "exl2", "exl3"], ...] | None = None
+    methods: tuple[MethodName, ...] | None = None
     """Left out: every method."""
     formats: tuple[str, ...] | None = None
     """Names of formats (`w4a16-g64`); left out: all that the engines read."""
     dense: bool = True
     """Whether leaving the weights as they are is weighed too."""
     backend: Literal["native", "llmcompressor", "gptqmodel", "autoround", "exllamav2", "exllamav3"] = "native"
-    """Who makes the weights: tightfit's own walk, or an outside tool (`docs/backends.md`). EXL3 and AutoRound have one tool only."""
+    """Who makes the weights: tightfit's own walk, or an outside tool (`docs/backends.md`). Some formats and methods have one tool only."""
     damping: Annotated[float, Field(gt=0, lt=1)] = DAMPING
     """GPTQ's, the share of the mean of the Hessian's diagonal that is added to it (AutoGPTQ's `damp_percent`); more for texts too short."""
 
@@ -178,7 +188,7 @@ class PassesChoice(Strict):
     distill: DistillChoice | Literal["forbid", "allow"] = "forbid"
     """Recovery after pruning: `allow` weighs pruned chains with and without it."""
     quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
-    kv_cache: tuple[Literal["auto", "fp8", "fp8_e5m2", "q8", "q6", "q4"], ...] | None = None
+    kv_cache: tuple[KVName, ...] | None = None
     """Left out: every type that an engine has, but for fp8_e5m2, which costs more quality than fp8 (e4m3) and is for cards without it."""
 
 

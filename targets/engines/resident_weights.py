@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from passes.formats.dense import Dense
 from passes.formats.tensor import Tensor
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV, LayerState
@@ -32,26 +31,26 @@ _DROPPED = (".weight_shape", ".g_idx", ".k_scale", ".v_scale")
 class Ranks:
     """What decides a rank's share: cutting degrees, and whether it is a CUDA device (torch's allocator, MLA's absorbed halves).
 
-    `mxfp4_hidden`, `mxfp4_inter`: multiples that the 4-bit expert kernels pad a bank's sides to.
+    `padded_hidden`, `padded_inner`: multiples that the 4-bit expert kernels pad a bank's sides to.
     """
 
     tp: int
     ep: int
     cuda: bool = False
     absorbed: bool = False
-    mxfp4_hidden: int = 1
-    mxfp4_inter: int = 1
+    padded_hidden: int = 1
+    padded_inner: int = 1
 
     @classmethod
     def of(cls, parallel: Parallel, rules: Rules | None = None) -> Ranks:
         """The degrees of a parallel layout; with a version's rules, as a CUDA rank of it."""
         if rules is None:
             return cls(parallel.tp, parallel.ep)
-        return cls(parallel.tp, parallel.ep, True, rules.mla and rules.v1, *rules.mxfp4_padding)
+        return cls(parallel.tp, parallel.ep, True, rules.mla and rules.v1, *rules.expert_padding)
 
 
 def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
-    """A bank of MXFP4 experts: its intermediate side cut and padded, its hidden side padded."""
+    """A bank of experts in blocks: its intermediate side cut and padded, its hidden side padded."""
 
     def up(size: float, multiple: int) -> int:
         return math.ceil(size / multiple) * multiple
@@ -60,19 +59,19 @@ def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
     copies = math.ceil(linear.copies / ranks.ep)
     if linear.role is Role.DOWN:
         return (
-            up(linear.out_features, ranks.mxfp4_hidden),
-            up(linear.in_features / cut, max(32, ranks.mxfp4_inter)),
+            up(linear.out_features, ranks.padded_hidden),
+            up(linear.in_features / cut, max(32, ranks.padded_inner)),
             copies,
         )
     halves = 2 if linear.role is Role.GATE_UP else 1
-    rows = halves * up(linear.out_features / halves / cut, max(32, ranks.mxfp4_inter))
-    return rows, up(linear.in_features, ranks.mxfp4_hidden), copies
+    rows = halves * up(linear.out_features / halves / cut, max(32, ranks.padded_inner))
+    return rows, up(linear.in_features, ranks.padded_hidden), copies
 
 
 def local_shape(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, int, int]:
     """(output rows, inputs, copies) of a matrix on one rank."""
     rows, inputs, copies, tp = linear.out_features, linear.in_features, linear.copies, ranks.tp
-    if copies > 1 and linear.storage.label == "mxfp4-blocks":
+    if copies > 1 and linear.storage.expert_blocks:
         return _padded_bank(linear, ranks)
     if linear.role in _BY_VOCABULARY:
         padded = math.ceil(rows / VOCABULARY_PADDING) * VOCABULARY_PADDING
@@ -101,7 +100,7 @@ def linear_parts(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[tuple
     rows, inputs, copies = local_shape(linear, ranks, state)
     local = replace(linear, name="", out_features=rows, in_features=inputs, copies=1, bias=None, stacking=None)
     share = 1.0
-    if not isinstance(linear.storage, Dense) and linear.storage.illegal(rows, inputs):
+    if linear.storage.is_quantized and linear.storage.illegal(rows, inputs):
         # A cut that the format cannot hold is refused elsewhere; its size is still answered, in proportion.
         share = rows * inputs / (linear.out_features * linear.in_features)
         local = replace(local, out_features=linear.out_features, in_features=linear.in_features)

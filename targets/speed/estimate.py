@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from passes.formats.kv_dtypes import cache_bits
 from passes.ir.model import ModelIR
 from targets.engines.engine import Settings, SpeedEstimate
 from targets.gpu import Gpu
@@ -20,9 +21,6 @@ from targets.speed.rates import Fitted, engine_values, fitted_rates, rates_from
 from targets.speed.step import Card, Step, step_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
-
-#: Bytes of one cache element by cache dtype; grouped scales of ExLlama's formats included (a 16-bit scale for 32 elements).
-CACHE_BYTES = {"auto": 2.0, "fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "q8": 1.0625, "q6": 0.8125, "q4": 0.5625}
 
 #: Requests a client sends in a row in the serving benchmarks that the loop was fitted on.
 ROUNDS = 10
@@ -41,13 +39,14 @@ def estimate(
     if profile is not None:
         card, fitted = measured_card(card, profile), _measured(fitted, engine, gpu, settings.version, profile)
     clients = max(1.0, (workload.concurrency or 1) / settings.parallel.dp)
+    cache_bytes = cache_bits(ir.kv_cache.dtype) / 8
     if kv_tokens is None:
-        kv_tokens = cache_tokens(work, card, gpu.memory_bytes.value, settings, CACHE_BYTES.get(ir.kv_cache.dtype, 2.0))
+        kv_tokens = cache_tokens(work, card, gpu.memory_bytes.value, settings, cache_bytes)
     resident = _resident(settings, workload, fitted.rates.occupancy, kv_tokens)
     host_s, host_token_s = fitted.rates.host_s, fitted.rates.host_token_s
     budget = settings.max_num_batched_tokens or default_token_budget(engine, gpu)
     loop = Loop(
-        workload.input_tokens, workload.output_tokens, clients, resident, budget, CACHE_BYTES.get(ir.kv_cache.dtype, 2.0), ROUNDS, host_s,
+        workload.input_tokens, workload.output_tokens, clients, resident, budget, cache_bytes, ROUNDS, host_s,
         host_token_s,
     )  # fmt: skip
     run = _Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)

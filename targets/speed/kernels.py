@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from passes.formats.dense import Dense
-from passes.formats.format import Format
+from passes.formats.format import Format, KernelFamily, integer_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +25,27 @@ class Kernel:
 FAMILIES = ("w16", "w8", "w4", "awq", "w8a8", "fp8", "fp4", "mx", "bnb", "exl", "exl-gptq")
 
 _EXLLAMA = ("exllamav2", "exllamav3")
+#: Families with quantized activations: their arithmetic, the least card that has it, the weight-only family below.
+_NATIVE = {
+    KernelFamily.FP4: ("fp4", 10.0, KernelFamily.W4),
+    KernelFamily.FP8: ("fp8", 8.9, KernelFamily.W8),
+    KernelFamily.W8A8: ("int8", 7.5, KernelFamily.W8),
+}
 
 
 @lru_cache(maxsize=1 << 10)
-def kernel_of(engine: str, storage: Format, capability: float) -> Kernel:
-    """The kernel of one storage format on a card of this CUDA compute capability (9.0 for Hopper; 0 for a processor)."""
-    if isinstance(storage, Dense):
-        return Kernel("w16", "bf16")
+def kernel_of(engine: str, form: Format, capability: float) -> Kernel:
+    """Return the kernel of one storage format on a card of this CUDA compute capability (9.0 for Hopper; 0 for a processor)."""
+    family = form.kernel
+    if family is KernelFamily.W16:
+        return Kernel(family, "bf16")
     if engine in _EXLLAMA:
-        return Kernel("exl-gptq" if storage.kind == "gptq" else "exl", "bf16")
-    kind = f"{storage.kind} {storage.label}"
-    if "fp4" in kind:
-        native = capability >= 10 and "nvfp4" in kind
-        return Kernel("fp4", "fp4") if native else Kernel("mx" if "mxfp4" in kind else "w4", "bf16")
-    if "nf4" in kind or "bnb" in kind:
-        return Kernel("bnb", "bf16")
-    if "fp8" in kind:
-        return Kernel("fp8", "fp8") if capability >= 8.9 else Kernel("w8", "bf16")
-    if "w8a8" in kind:
-        return Kernel("w8a8", "int8") if capability >= 7.5 or engine == "vllm-cpu" else Kernel("w8", "bf16")
-    if "awq" in kind:
-        return Kernel("awq", "bf16")
-    grid = storage.grid
-    bits = grid.bits if grid is not None else 8 * storage.bytes(4096, 4096) / 4096**2
-    return Kernel("w8", "bf16") if bits > 5 else Kernel("w4", "bf16")
+        return Kernel("exl-gptq" if family is KernelFamily.GPTQ else "exl", "bf16")
+    if family in (KernelFamily.GPTQ, KernelFamily.EXL):
+        return Kernel(integer_kernel(form.bits), "bf16")
+    if family not in _NATIVE:
+        return Kernel(family, "bf16")
+    arithmetic, least, below = _NATIVE[family]
+    # A processor multiplies int8 itself.
+    native = capability >= least or (engine == "vllm-cpu" and family is KernelFamily.W8A8)
+    return Kernel(family, arithmetic) if native else Kernel(below, "bf16")

@@ -13,7 +13,7 @@ from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, Pack
 from passes.formats.dense import Dense
 from passes.formats.fp4 import Nvfp4
 from passes.formats.gptq import Gptq
-from passes.formats.opaque import Stored
+from passes.formats.opaque import OpaqueFormat
 from passes.formats.published import Published
 from passes.formats.tensor import Tensor
 from passes.ir import catalog
@@ -146,7 +146,7 @@ def test_formats_whose_widths_only_the_headers_know(tmp_path: Path, make: Any) -
     assert ir.quant_method == make.__name__
     assert len(ir.decoder.classes) == 2
     storages = {type(lin.storage) for lin in (*ir.decoder.block(0).linears, ir.outer[-1])}
-    assert storages == {Stored}
+    assert storages == {OpaqueFormat}
     assert ir.decoder.block(0).linears[0].storage.bits_per_weight(256, 256) > 5
 
 

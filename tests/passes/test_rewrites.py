@@ -18,12 +18,12 @@ from passes.prune.experts import ExpertPrune
 from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
 from passes.quantize.exl2 import QuantizeExl2, budget_bytes, lowest_bpw, resolved_bytes, slot_bytes
-from passes.quantize.format_names import EXAMPLES, parse_scheme
+from passes.quantize.format_names import examples, parse_scheme
 from passes.quantize.quantize import Quantize
 
 MODELS = ["Llama-3-8B", "Qwen2.5-7B-Instruct", "Phi-4", "Qwen3-30B-A3B", "gemma-2-9b-it", "Mixtral-8x7B-Instruct-v0.1"]
 PASSES = [
-    *(p for p in map(parse_scheme, EXAMPLES) if p is not None), DepthPrune(2), WidthPrune(intermediate=1024), WidthPrune(kv_heads=2),
+    *(p for p in map(parse_scheme, examples()) if p is not None), DepthPrune(2), WidthPrune(intermediate=1024), WidthPrune(kv_heads=2),
     ExpertPrune(6), Sparsify(), Sparsify(pattern="2:4"), Distill(), QuantizeExl2(3.0, 8),
 ]  # fmt: skip
 

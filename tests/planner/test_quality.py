@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from passes.base import Pass
 from passes.distill.distill import Distill
 from passes.formats.dense import Dense
+from passes.formats.format import Rounding
 from passes.formats.gptq import Gptq
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
@@ -21,7 +22,7 @@ from passes.prune.sparse import Sparsify
 from passes.quantize.format_names import parse_scheme
 from passes.quantize.quantize import Quantize
 from planner.quality.expected import Quality, expected_quality
-from planner.quality.features import Scheme, Traits
+from planner.quality.features import Traits
 from planner.quality.law import weight_loss
 from planner.quality.traits import named_traits, traits_of
 from targets.quantity import Basis
@@ -91,14 +92,14 @@ def test_every_model_gets_a_finite_answer_that_more_bits_improve(
     size: float, tokens: float, bits: float, group: int, method: str
 ) -> None:
     traits = Traits("unknown", size, tokens)
-    found, finer = (weight_loss(traits, Scheme(method, b, group)) for b in (bits, bits + 0.5))
+    found, finer = (weight_loss(traits, Rounding(method, b, group)) for b in (bits, bits + 0.5))
     assert 0 <= found.low <= found.value <= found.high < math.inf
     assert finer.value <= found.value
 
 
 def test_an_unknown_family_gets_a_wider_interval_than_a_known_model() -> None:
     def width(traits: Traits) -> float:
-        found = weight_loss(traits, Scheme("gptq", 4, 128))
+        found = weight_loss(traits, Rounding("gptq", 4, 128))
         return (found.high - found.low) / found.value
 
     assert width(Traits("unknown", 7.0, 2.0)) > width(Traits("llama-2", 6.74, 2.0))

@@ -18,7 +18,7 @@ from passes.quantize.format_names import parse_scheme
 from planner.bits import fewest_bits, most_bits
 from planner.quality.expected import expected_quality
 from planner.search import SearchResult, best, complete, preference, search, target_gpu
-from planner.space import FORMATS, KV_DTYPES, KV_ON_REQUEST, settings_options, workload_of
+from planner.space import FORMATS, KV_DTYPES, settings_options, workload_of
 from planner.spec.parse import parse_spec
 from planner.spec.spec import EngineChoice, Spec
 from planner.verdict import Candidate, Verdict
@@ -122,7 +122,7 @@ def chains(ir: ModelIR, engine: str) -> Iterator[tuple[Pass, ...]]:
     names: list[str | None] = [None, *FORMATS[engine]]
     if engine == "exllamav2":
         names += [f"exl2-{n / 100:g}" for n in range(200, 801)]
-    for name, dtype in itertools.product(names, (d for d in KV_DTYPES[engine] if d not in KV_ON_REQUEST)):
+    for name, dtype in itertools.product(names, (d for d in KV_DTYPES[engine] if d != "fp8_e5m2")):
         parsed = parse_scheme(name) if name else None
         head = (parsed,) if parsed else ()
         if dtype == "auto":

@@ -8,19 +8,19 @@ fp16) and, on the last card, logits. The context is assumed, the scratch follows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
 from passes.errors import Reason
 from passes.formats.dense import Dense
+from passes.formats.kv_dtypes import OWN, cache_bits, integers
 from passes.ir.model import Block, ModelIR
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
-from targets.engines.stored import stored_as
 from targets.engines.vllm.versions import rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -31,8 +31,6 @@ _MIB = 1 << 20
 PAGE, CHUNK = 256, 2048
 #: CUDA context, cuBLAS and the extension's kernels on one card.
 _CONTEXT = Quantity(400 * _MIB, 250 * _MIB, 650 * _MIB, Basis.ASSUMED)
-#: fp16 scale for 32 elements, in bits an element.
-_SCALE_BITS = 0.5
 
 
 class Exllama(Engine):
@@ -57,7 +55,7 @@ class Exllama(Engine):
         if ir.load_time.name != "none":
             message = f"{self.name} quantizes nothing while it loads"
             reasons.append(Reason("no_load_time_quantization", message, self.format_remedy))
-        for form in sorted({stored_as(lin.storage) for block, _ in ir.decoder.counts for lin in block.linears}):
+        for form in sorted({lin.storage.engine_name for block, _ in ir.decoder.counts for lin in block.linears}):
             if form not in (Dense.kind, *self.formats):
                 reasons.append(
                     Reason(f"{form}_not_in_{self.name}", f"{self.name} does not read {form}", self.format_remedy)
@@ -155,9 +153,9 @@ def placement_reasons(
     return (Reason(f"layer_kinds_not_in_{engine}", message, "engine vllm, or a chain that drops no blocks"),)
 
 
-def quantized_cache(widths: Mapping[str, int]) -> dict[str, float]:
-    """Bits an element of a cache of integers, its scales included, by name."""
-    return {name: bits + _SCALE_BITS for name, bits in widths.items()}
+def cache_types(widths: Iterable[int]) -> dict[str, float]:
+    """Return bits an element by name of the fp16 cache, and of those of integers of some widths, their scales included."""
+    return {OWN: cache_bits(OWN)} | dict(map(integers, widths))
 
 
 def _widest(block: Block) -> int:

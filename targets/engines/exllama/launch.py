@@ -73,7 +73,7 @@ def tabby_config(plan: Mapping[str, Any], ir: ModelIR, served_name: str) -> dict
 
 
 def cache_mode(engine: str, dtype: str) -> str:
-    """How TabbyAPI names a cache type: FP16, Q8, Q6, Q4; ExLlamaV3 takes a pair of bits for keys and values."""
+    """How TabbyAPI names a cache type: FP16, or Q and the bits; ExLlamaV3 takes a pair of bits for keys and values."""
     if dtype == "auto":
         return "FP16"
     bits = dtype.removeprefix("q")

@@ -13,8 +13,8 @@ from targets.engines.exllama.engine import (
     Exllama,
     architecture_of,
     architecture_reasons,
+    cache_types,
     placement_reasons,
-    quantized_cache,
 )
 from targets.gpu import Gpu
 
@@ -38,7 +38,7 @@ class ExllamaV2(Exllama):
     """ExLlamaV2 as served by TabbyAPI."""
 
     name: ClassVar[str] = "exllamav2"
-    cache_bits: ClassVar[Mapping[str, float]] = {"auto": 16.0} | quantized_cache({"q8": 8, "q6": 6, "q4": 4})
+    cache_bits: ClassVar[Mapping[str, float]] = cache_types((8, 6, 4))
     formats: ClassVar[tuple[str, ...]] = ("exl2", "exl2-bounded", "gptq")
     format_remedy: ClassVar[str] = "exl2 or gptq"
     recurrent: ClassVar[bool] = False

@@ -13,8 +13,8 @@ from targets.engines.exllama.engine import (
     Exllama,
     architecture_of,
     architecture_reasons,
+    cache_types,
     placement_reasons,
-    quantized_cache,
 )
 from targets.gpu import Gpu
 
@@ -43,7 +43,7 @@ class ExllamaV3(Exllama):
     """ExLlamaV3 as served by TabbyAPI."""
 
     name: ClassVar[str] = "exllamav3"
-    cache_bits: ClassVar[Mapping[str, float]] = {"auto": 16.0} | quantized_cache({f"q{b}": b for b in range(8, 1, -1)})
+    cache_bits: ClassVar[Mapping[str, float]] = cache_types(range(8, 1, -1))
     formats: ClassVar[tuple[str, ...]] = ("exl3",)
     format_remedy: ClassVar[str] = "exl3"
     recurrent: ClassVar[bool] = True

@@ -79,8 +79,8 @@ def _width(block: Block, tp: int) -> float:
 
 @lru_cache(maxsize=1 << 12)
 def _workspace(block: Block, tp: int) -> float:
-    """Elements a token of the two buffers of the fused experts' kernel; 0 without experts or with MXFP4 ones (another kernel)."""
-    banks = [lin for lin in block.linears if lin.copies > 1 and lin.storage.label != "mxfp4-blocks"]
+    """Elements a token of the two buffers of the fused experts' kernel; 0 without experts or with ones in blocks (another kernel)."""
+    banks = [lin for lin in block.linears if lin.copies > 1 and not lin.storage.expert_blocks]
     inner = sum(lin.out_features for lin in banks if lin.role in _BANK_IN) / tp
     if not inner:
         return 0.0

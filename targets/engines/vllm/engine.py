@@ -14,8 +14,9 @@ from passes.errors import Reason
 from passes.formats.at_load import resident
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
-from passes.formats.format import Format
+from passes.formats.format import Format, KernelFamily
 from passes.formats.gptq import Gptq
+from passes.formats.kv_dtypes import OWN, kv_dtype
 from passes.ir.model import Block, ModelIR, Role
 from passes.ir.resident import resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
@@ -23,9 +24,8 @@ from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
-from targets.engines.stored import stored_as
 from targets.engines.vllm import activations
-from targets.engines.vllm.fp8_blocks import fp8_block, fp8_block_reasons
+from targets.engines.vllm.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.versions import Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -37,12 +37,20 @@ _LARGE_CARD_BYTES = 70 * _GIB
 _BLOCK = 16
 #: Head size that DeepSeek's expanded keys and values were padded to before MLA (0.5–0.6, `deepseek_v2.py`).
 _EXPANDED_HEAD = 256
-#: Methods by the start of their name, and the least compute capability × 10 (`get_min_capability` of vLLM's quantization
-#: configs): fp8, nvfp4 and mxfp4 run weight-only in Marlin kernels below their native cards.
-_LEAST_CAPABILITY = (
-    ("fp8", 80), ("fbgemm_fp8", 80), ("nvfp4", 75), ("modelopt", 75), ("mxfp4", 80), ("awq", 75), ("gptq", 75), ("auto-round", 75),
-    ("nf4", 70), ("int8-bnb", 70), ("bitsandbytes", 70), ("compressed-tensors", 75), ("quark", 89), ("gguf", 60),
-)  # fmt: skip
+#: The least compute capability × 10 by kernel, else by the start of the method's name (`get_min_capability` of vLLM's quantization
+#: configs): 8- and 4-bit floats run weight-only in Marlin kernels below their native cards.
+_LEAST_BY_KERNEL = {
+    KernelFamily.FP8: 80, KernelFamily.FP4: 75, KernelFamily.MX: 80, KernelFamily.AWQ: 75, KernelFamily.GPTQ: 75, KernelFamily.BNB: 70,
+}  # fmt: skip
+_LEAST_BY_METHOD = (
+    ("modelopt", 75),
+    ("gptq", 75),
+    ("auto-round", 75),
+    ("bitsandbytes", 70),
+    ("compressed-tensors", 75),
+    ("quark", 89),
+    ("gguf", 60),
+)
 #: Share of a card that may be asked for where the default does not do, and the smallest step of the profile run worth trying.
 _FULLER, _SMALL_STEP = 0.95, 2048
 _KERNEL_GROUPS = (-1, 32, 64, 128)
@@ -120,7 +128,8 @@ class Vllm(Engine):
 
     def _cache_reasons(self, ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
         dtype = ir.kv_cache.dtype
-        if dtype in ("q8", "q6", "q4"):
+        known = kv_dtype(dtype)
+        if known is not None and dtype != OWN and not known.is_float8:
             yield Reason("kv_dtype_not_in_vllm", f"KV cache {dtype} is ExLlama's", "fp8")
         elif dtype == "fp8" and not gpu.is_cpu and (gpu.capability or 0) < 89:
             yield Reason(
@@ -242,7 +251,7 @@ def _load_time_note(ir: ModelIR, rules: Rules) -> str | None:
 
 def _order_reasons(form: Format, rules: Rules) -> Iterator[Reason]:
     """Groups in activation order: a version that no longer reads them. A row that is one group has no order."""
-    if isinstance(form, Gptq) and form.desc_act and form.group_size > 0 and not rules.group_order:
+    if form.act_order and form.group_size > 0 and not rules.group_order:
         version = ".".join(map(str, rules.version))
         message = f"vLLM {version} reads no groups in activation order (desc_act: true)"
         remedy = 'a checkpoint without it (the walk\'s own order needs none), or an older vLLM (engine: {name: vllm, version: "0.31"})'
@@ -251,8 +260,9 @@ def _order_reasons(form: Format, rules: Rules) -> Iterator[Reason]:
 
 def _published_reasons(form: Format, gpu: Gpu) -> Iterator[Reason]:
     """Checkpoints that others wrote, and what the engine quantizes itself while loading: the method's least card."""
-    name = stored_as(form)
-    least = next((need for stem, need in _LEAST_CAPABILITY if name.startswith(stem)), None)
+    name = form.engine_name
+    named = (need for method, need in _LEAST_BY_METHOD if name.startswith(method))
+    least = _LEAST_BY_KERNEL.get(form.kernel) or next(named, None)
     if least is None:
         yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "an ExLlama engine")
     elif (gpu.capability or 0) < least:
@@ -289,8 +299,7 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
 
 def element_bytes(ir: ModelIR) -> float:
     """Bytes of one cached key or value."""
-    size = 4 if ir.dtype == "F32" else 2
-    return 1.0 if ir.kv_cache.dtype.startswith("fp8") else float(size)
+    return 1.0 if ir.kv_cache.dtype.startswith("fp8") else 4.0 if ir.dtype == "F32" else 2.0
 
 
 def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile, rules: Rules) -> CacheSettings:
@@ -352,9 +361,9 @@ def _parallel_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
         )
     for block, _ in ir.decoder.counts:
         for linear in block.linears:
-            group = getattr(linear.storage, "group_size", 0) or 0
+            group = linear.storage.group_size
             # Experts stay whole under expert parallelism; FP8 blocks have rules of their own (`fp8_blocks`).
-            whole = (linear.copies > 1 and parallel.ep > 1) or fp8_block(linear.storage) is not None
+            whole = (linear.copies > 1 and parallel.ep > 1) or linear.storage.block is not None
             if whole or linear.role not in (Role.O, Role.DOWN) or group <= 0:
                 continue
             if math.ceil(linear.in_features / parallel.tp) % group:

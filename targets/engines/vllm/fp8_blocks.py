@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from passes.errors import Reason
-from passes.formats.compressed_tensors import FloatQuantized
-from passes.formats.format import Format
 from passes.formats.published import Published
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV, LayerState
@@ -52,7 +50,7 @@ def _in_whole_blocks(block: Block, ranks: Ranks) -> Iterator[tuple[Linear, str, 
     for linear in block.linears:
         fused.setdefault((linear.agree or linear.name, linear.role is Role.DOWN), []).append(linear)
     for members in fused.values():
-        shape, first = fp8_block(members[0].storage), members[0]
+        shape, first = members[0].storage.block, members[0]
         if shape is None:
             continue
         if ranks.tp > 1 and first.role in (Role.O, Role.DOWN):
@@ -79,10 +77,3 @@ def _parts(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, ...]:
         keys, values = heads * state.head_dim, heads * state.v_head_dim
         return rows - keys - values, keys, values
     return (rows,)
-
-
-def fp8_block(form: Format) -> tuple[int, int] | None:
-    """Rows and inputs that share a scale, None in other formats."""
-    if isinstance(form, FloatQuantized):
-        return form.block
-    return (form.group, form.group) if isinstance(form, Published) and form.layout == "fp8-block" else None

@@ -24,7 +24,7 @@ class Rules:
     `graphs_in_budget`: the CUDA-graph estimate is subtracted before KV is allotted. `in_flight_batches`: batches that may
     hold a recycled block (async scheduling). `null_block`: one block is reserved before the start-up check. `mla_alignment`:
     elements an MLA entry is padded to, 0 = none; `mla`: False stores expanded keys and values. `utilization`: default of
-    gpu_memory_utilization. `mxfp4_padding`: multiples that the hidden and intermediate sides of MXFP4 experts are padded to
+    gpu_memory_utilization. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to
     (256 and 128 in the Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `sampler_fp32_sort`: the sampler sorts all
     logits in fp32 on every card; later only where FlashInfer's sampler is missing.
     `group_slack`: the largest layer bucket is padded instead of split below this ratio.
@@ -45,7 +45,7 @@ class Rules:
     mla_alignment: int = 0
     utilization: float = 0.92
     group_slack: float = 1.5
-    mxfp4_padding: tuple[int, int] = (1, 1)
+    expert_padding: tuple[int, int] = (1, 1)
     sampler_fp32_sort: bool = False
     group_order: bool = True
     state_checkpoints: int = 0
@@ -57,7 +57,7 @@ class Rules:
 _HISTORY: tuple[tuple[tuple[int, int], dict[str, object]], ...] = (
     ((0, 0), {"v1": False, "hybrid_groups": False, "tokens_from_concurrency": False, "graphs_in_budget": False, "in_flight_batches": 1,
               "null_block": False, "mla": False, "utilization": 0.90, "group_slack": 1.0,
-              "mxfp4_padding": (256, 128), "sampler_fp32_sort": True}),
+              "expert_padding": (256, 128), "sampler_fp32_sort": True}),
     ((0, 7), {"mla": True, "mla_alignment": 640}),
     ((0, 8), {"v1": True, "mla_alignment": 0}),
     ((0, 10), {"hybrid_groups": True}),
@@ -66,7 +66,7 @@ _HISTORY: tuple[tuple[tuple[int, int], dict[str, object]], ...] = (
     ((0, 20), {"utilization": 0.92}),
     ((0, 21), {"graphs_in_budget": True}),
     ((0, 22), {"tokens_from_concurrency": True, "group_slack": 1.5}),
-    ((0, 24), {"mxfp4_padding": (1, 1)}),
+    ((0, 24), {"expert_padding": (1, 1)}),
     ((0, 28), {"bitsandbytes_plugin": True}),
     ((0, 30), {"in_flight_batches": 2, "null_block": True}),
     ((0, 32), {"group_order": False, "state_checkpoints": 1, "online_fp8": "fp8_per_tensor"}),

@@ -1,0 +1,58 @@
+"""Types of the KV cache: their names, how large they are, whether they are weighed unasked.
+
+Which engine keeps which of them, on which card, and what else it has (ExLlamaV3's odd widths) is the engines' matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: The cache in the model's own numbers.
+OWN = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class KVDtype:
+    """One type. `bits`: of an element, its share of the scales included; None: those of the model's own numbers.
+
+    `aliases`: other names that users write. `weighed`: whether a plan weighs it unasked.
+    """
+
+    name: str
+    bits: float | None
+    aliases: tuple[str, ...] = ()
+    weighed: bool = True
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether elements are 8-bit floats."""
+        return self.name.startswith("fp8")
+
+
+def integers(bits: int) -> tuple[str, float]:
+    """Return the name and the bits of an element of ExLlama's integers: a 16-bit scale for 32 elements beside them.
+
+    Source: `exllamav2/cache.py`, `exllamav3/cache/quant.py`.
+    """
+    return f"q{bits}", bits + 16 / 32
+
+
+#: Every type that a plan may choose. fp8 is e4m3; e5m2 costs more quality and is for cards without e4m3, so it is weighed where asked for.
+KV_DTYPES = (
+    KVDtype(OWN, None, ("model",)),
+    KVDtype("fp8", 8, ("fp8_e4m3",)),
+    KVDtype("fp8_e5m2", 8, weighed=False),
+    *(KVDtype(*integers(bits)) for bits in (8, 6, 4)),
+)
+NAMES = tuple(dtype.name for dtype in KV_DTYPES)
+
+
+def kv_dtype(name: str) -> KVDtype | None:
+    """Return the type of a name or an alias; None for an unknown one."""
+    return next((dtype for dtype in KV_DTYPES if name == dtype.name or name in dtype.aliases), None)
+
+
+def cache_bits(name: str, own: float = 16) -> float:
+    """Return the bits of a cached element; `own` for the model's own numbers, and for types that only an engine knows."""
+    dtype = kv_dtype(name)
+    return own if dtype is None or dtype.bits is None else dtype.bits

@@ -1,0 +1,74 @@
+"""compressed-tensors: config groups, each with the matrices that it is for; scales of the KV cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from passes.formats.compressed_tensors import CompressedTensors, ConfigGroup
+from passes.formats.format import Format, formats
+from passes.ir.model import ModelIR
+from passes.ir.quant_config.module_names import matcher
+from passes.ir.quant_config.quant_config import NamedMatrix, QuantConfig, StorageOf, not_understood
+
+
+class CompressedTensorsConfig(QuantConfig):
+    """Any of the package's formats, one config group each."""
+
+    def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
+        """Groups that name their matrices come before those that name a class of modules (`Linear`)."""
+        groups = settings.get("config_groups")
+        if not isinstance(groups, Mapping) or not groups:
+            raise not_understood(ir, "compressed-tensors without config_groups")
+        formats = [(_format_of(group, settings, ir), group.get("targets") or ["Linear"]) for group in groups.values()]
+        named = [(matcher(str(target)), form) for form, targets in formats for target in targets if target != "Linear"]
+        rest = next((form for form, targets in formats if "Linear" in targets), formats[0][0])
+        return lambda name: next((form for test, form in named if test(name)), rest)
+
+    def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
+        """One group a format; what is dense is ignored."""
+        by_format: dict[Format, list[str]] = {}
+        for matrix in matrices:
+            by_format.setdefault(matrix.form, []).append(matrix.prefix + matrix.name)
+        quantized = {form: names for form, names in by_format.items() if isinstance(form, CompressedTensors)}
+        dense = [
+            name
+            for form, names in by_format.items() if not form.is_quantized for name in names if "embed" not in name
+        ]  # fmt: skip
+        groups = {}
+        for number, (form, names) in enumerate(quantized.items()):
+            targets = ["Linear"] if len(quantized) == 1 else sorted(map(_target, names))
+            groups[f"group_{number}"] = {"targets": targets, "format": form.kind, **form.scheme()}
+        kinds = {form.kind for form in quantized}
+        return {
+            "quant_method": CompressedTensors.quant_method,
+            "format": kinds.pop() if len(kinds) == 1 else ("mixed-precision" if kinds else "dense"),
+            "quantization_status": "compressed",
+            "global_compression_ratio": None,
+            "config_groups": groups,
+            "ignore": sorted({*map(_target, dense), "lm_head"}) if groups else [],
+            "kv_cache_scheme": _kv_scheme() if ir.kv_cache.scales else None,
+        }
+
+
+def _format_of(values: Mapping[str, Any], settings: Mapping[str, Any], ir: ModelIR) -> CompressedTensors:
+    """The format of a config group: the first whose own reader knows it."""
+    group = ConfigGroup.read(values, settings)
+    for form in formats():
+        if issubclass(form, CompressedTensors) and (described := form.described_by(group, ir.dtype)) is not None:
+            return described
+    raise not_understood(ir, f"compressed-tensors {group.type}{group.bits}")
+
+
+def _target(name: str) -> str:
+    """A matrix's name; of every expert, the pattern that their names match."""
+    return "re:" + re.escape(name).replace(r"\{e\}", r"\d+") + "$" if "{e}" in name else name
+
+
+def _kv_scheme() -> dict[str, Any]:
+    """Static per-tensor e4m3 scales, `k_scale` and `v_scale` of every attention."""
+    return {
+        "num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False, "observer": "minmax",
+        "group_size": None, "block_structure": None, "actorder": None, "observer_kwargs": {},
+    }  # fmt: skip

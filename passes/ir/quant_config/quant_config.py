@@ -1,0 +1,101 @@
+"""The contract of a `quantization_config`, and the table of those that are known, by `quant_method`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from passes.errors import InputError, TightfitError
+from passes.formats.format import Format, formats
+from passes.ir.model import ModelIR
+from passes.registry import Registry
+
+#: Says in which format a matrix (full name) is stored; None where only the headers say.
+StorageOf = Callable[[str], Format | None]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedMatrix:
+    """One matrix (`{e}`: of every expert) under the name that it has on disk, `prefix` + `name`.
+
+    `quantizable`: whether recipes quantize it, which is what engines look rules up for.
+    """
+
+    prefix: str
+    name: str
+    form: Format
+    quantizable: bool
+
+
+class QuantConfig(ABC):
+    """`quantization_config` of one `quant_method`."""
+
+    @abstractmethod
+    def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
+        """Return what the settings of a checkpoint say of its matrices. Raises InputError where they are not understood."""
+
+    def experts(self, settings: Mapping[str, Any], ir: ModelIR) -> Format | None:
+        """Return the format of the experts where it is another than that of the rest: then lists name only these."""
+        return None
+
+    def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
+        """Return the settings of a model whose matrices are stored in formats of this method, others dense.
+
+        Raises TightfitError where one checkpoint cannot hold them together, or where the method is read only.
+        """
+        raise incompatible(matrices)
+
+
+class InHeaders(QuantConfig):
+    """What a format without a reader of its own gets (ExLlama's): only the headers say how each matrix is stored."""
+
+    def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
+        """Return nothing before the headers are read."""
+        return lambda _: None
+
+
+#: `quant_method` of a checkpoint, as tools spell it.
+QUANT_CONFIGS: Registry[type[QuantConfig]] = Registry(
+    "quant_method",
+    {
+        "compressed-tensors": "passes.ir.quant_config.compressed_tensors:CompressedTensorsConfig",
+        "compressed_tensors": "passes.ir.quant_config.compressed_tensors:CompressedTensorsConfig",
+        "gptq": "passes.ir.quant_config.gptq:GptqConfig",
+        "gptq_marlin": "passes.ir.quant_config.gptq:GptqConfig",
+        "auto-round": "passes.ir.quant_config.gptq:GptqConfig",
+        "autoround": "passes.ir.quant_config.gptq:GptqConfig",
+        "awq": "passes.ir.quant_config.awq:AwqConfig",
+        "fp8": "passes.ir.quant_config.fp8:Fp8Config",
+        "fbgemm_fp8": "passes.ir.quant_config.one_layout:OneLayout",
+        "mxfp4": "passes.ir.quant_config.one_layout:OneLayout",
+        "bitsandbytes": "passes.ir.quant_config.bitsandbytes:BitsAndBytesConfig",
+        "modelopt": "passes.ir.quant_config.modelopt:ModelOptConfig",
+    },
+    "tightfit.quant_configs",
+)
+
+
+def quant_config(method: str, ir: ModelIR) -> QuantConfig:
+    """Return the reader and writer of a `quant_method`. Raises InputError for one that is not known."""
+    # ModelOpt's names go on: `modelopt_fp4`, `modelopt_mixed`.
+    stem = "modelopt" if method.startswith("modelopt") else method
+    if stem in QUANT_CONFIGS.names() or stem in QUANT_CONFIGS.names(installed=True):
+        return QUANT_CONFIGS.find(stem)()
+    if any(form.quant_method == method for form in formats()):
+        return InHeaders()
+    raise not_understood(ir, f"quant_method {method!r}")
+
+
+def not_understood(ir: ModelIR, what: str) -> InputError:
+    """Return the error for a quantization that nobody here can read."""
+    return InputError(f"{ir.name}: {what} is not understood", remedy="Name the dense model that it was made from.")
+
+
+def incompatible(matrices: Sequence[NamedMatrix]) -> TightfitError:
+    """Return the error for formats that no single `quantization_config` can describe."""
+    kinds = ", ".join(sorted({matrix.form.kind for matrix in matrices if matrix.form.is_quantized}))
+    return TightfitError(
+        f"one checkpoint cannot hold these formats together: {kinds}", remedy="choose formats of one family"
+    )

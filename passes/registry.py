@@ -1,0 +1,92 @@
+"""Tables of names that other packages may add to: passes, formats, engines, backends.
+
+Each entry is written as `module:attribute` and imported when first asked for, so that a table costs nothing and may name modules that
+import it. Another package adds a name with an entry point of the table's group:
+
+    [project.entry-points."tightfit.passes"]
+    merge_layers = "its.module:MergeLayers"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from passes.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names to objects.
+
+    `kind`: what messages call an entry (`pass`, `format`, `engine`). `entries`: our own names, each with `module:attribute`.
+    `group`: the group of entry points under which other packages add theirs; it is read for names that `entries` lacks only, so
+    an entry point cannot take the place of one of our own.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, str], group: str) -> None:
+        self.kind, self.group = kind, group
+        self._entries = dict(entries)
+
+    def find(self, name: str, *, remedy: str | None = None) -> T:
+        """Return the object of a name, from `entries` or else from the entry points of other packages.
+
+        `remedy`: what the error for an unknown name advises; its default lists the known names. Raises InputError with the nearest
+        names for an unknown name, for one that two packages add, and for a package that cannot be imported.
+        """
+        place = self._entries.get(name)
+        if place is not None:
+            return self._import(place)
+        installed = self._installed()
+        if name in installed:
+            return self._load(installed[name])
+        known = (*self._entries, *installed)
+        raise unknown_name(self.kind, name, known, remedy=remedy or f"one of {', '.join(known)}")
+
+    def names(self, *, installed: bool = False) -> tuple[str, ...]:
+        """Return our own names in the order of the table; with `installed`, those that other packages add after them."""
+        return (*self._entries, *(self._installed() if installed else ()))
+
+    def _installed(self) -> dict[str, EntryPoint]:
+        """Entry points of other packages by name. Raises InputError where a name is there twice."""
+        from importlib.metadata import entry_points
+
+        points: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group):
+            if point.name in self._entries:
+                raise self._twice(point.name, "tightfit", _package(point))
+            if points.setdefault(point.name, point) != point:
+                raise self._twice(point.name, _package(points[point.name]), _package(point))
+        return points
+
+    def _twice(self, name: str, first: str, second: str) -> InputError:
+        message = f"the {self.kind} {name!r} is there twice: in {first} and in {second}"
+        return InputError(message, remedy=f"uninstall {second}, or have it take another name in the group {self.group}")
+
+    def _load(self, point: EntryPoint) -> T:
+        try:
+            return self._import(point.value)
+        except (ImportError, AttributeError) as error:
+            raise InputError(
+                f"the {self.kind} {point.name!r} of {_package(point)} cannot be loaded from {point.value}: {error}",
+                remedy=f"install a version of {_package(point)} that goes with this one, or uninstall it",
+            ) from error
+
+    @staticmethod
+    def _import(place: str) -> T:
+        module, _, attribute = place.partition(":")
+        entry: Any = import_module(module)
+        for name in attribute.split("."):
+            entry = getattr(entry, name)
+        loaded: T = entry
+        return loaded
+
+
+def _package(point: EntryPoint) -> str:
+    """The distribution that an entry point belongs to."""
+    return point.dist.name if point.dist is not None else point.value

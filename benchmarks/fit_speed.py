@@ -24,7 +24,7 @@ from scipy.optimize import least_squares
 
 from passes.ir.sources import open_model
 from passes.quantize.format_names import parse_scheme
-from targets.engines.engine import Parallel, Settings
+from targets.engines.engine import Parallel, Settings, find_engine
 from targets.gpu import find_gpu
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
@@ -240,7 +240,7 @@ def cpu_cases() -> list[Case]:
     gpu = find_gpu("cpu")
     return [
         Case(
-            f"cpu-{number}", "vllm-cpu", row["model"], "cpu", None, describe(row["model"], row["weights"]), card_of("vllm-cpu", gpu), 1,
+            f"cpu-{number}", "vllm-cpu", row["model"], "cpu", None, describe(row["model"], row["weights"]), card_of(find_engine("vllm-cpu"), gpu), 1,
             (row["input_tokens"], row["output_tokens"], 1), math.inf, 2048,
             (("tpot", row["tpot_ms"] / 1e3), ("ttft", row["ttft_ms"] / 1e3)),
         )
@@ -260,7 +260,7 @@ def case(
     """A row as a case."""
     gpu = find_gpu(GPUS.get(row["gpu"], row["gpu"]))
     work, tp = describe(row["model"], weights), int(row.get("tp") or 1)
-    card = card_of(engine, gpu)
+    card = card_of(find_engine(engine), gpu)
     return Case(
         row["id"], engine, row["model"], generation_of(gpu), version, work, card, tp, tuple(map(float, load)),
         cache_tokens(work, card, gpu.memory_bytes.value, Settings(parallel=Parallel(tp=tp)), 2.0),

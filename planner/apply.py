@@ -28,6 +28,7 @@ from planner.plan.document import chain_of_plan, load_plan, require_executable, 
 from planner.plan.lock import require_fresh
 from planner.plan.make import plan
 from planner.spec.spec import Spec, TextChoice
+from targets.engines.engine import find_engine
 from targets.launch.write import FOLDER, launch_files, write_launch
 from targets.machine.devices import installed_gpus
 
@@ -112,8 +113,8 @@ def apply(
 
 
 def next_step(result: ApplyResult) -> str:
-    """What to do with a result: `verify` drives vLLM; ExLlama is started by hand."""
-    if result.certificate["engine"]["name"].startswith("vllm"):
+    """What to do with a result: verify it where its engine can be driven, else start it by hand."""
+    if find_engine(result.certificate["engine"]["name"]).server is not None:
         return f"optimize verify {result.out}"
     return f"start it as {result.out / FOLDER} says"
 

@@ -12,7 +12,7 @@ from planner.asked import chain_of, rewrite, with_dtype
 from planner.plan.codec import FORMAT_VERSION, kv_json, memory_json, quality_json, quantity_json, speed_json
 from planner.quality.expected import Quality, expected_quality
 from planner.remedies import remedies
-from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate, find_engine
+from targets.engines.engine import DEFAULT_ENGINE, MemoryEstimate, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
 from targets.workload import Workload
@@ -90,7 +90,7 @@ class CheckResult:
 def check(
     model: str | Source,
     gpu: str | Gpu,
-    engine: str = "vllm",
+    engine: str = DEFAULT_ENGINE,
     *,
     settings: Settings | None = None,
     context: int | None = None,

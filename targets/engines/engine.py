@@ -6,16 +6,20 @@ the command line's JSON (`docs/architecture.md`, "Contracts").
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from passes.errors import Reason, unknown_name
+from passes.formats.format import Format
 from passes.ir.model import ModelIR
 from targets.gpu import Gpu
 from targets.quantity import Quantity
+from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
 #: Engines by name: module and class, imported when asked for.
@@ -26,6 +30,8 @@ _ENGINES = {
     "exllamav3": ("targets.engines.exllama.v3", "ExllamaV3"),
 }
 ENGINE_NAMES = tuple(_ENGINES)
+#: The engine that is meant where none is named.
+DEFAULT_ENGINE = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +135,62 @@ class SpeedEstimate:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class AnyWidth:
+    """A format of any bits a weight: its name, and the range of bits that is worth solving in."""
+
+    kind: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLog:
+    """How a running server's log tells its cache: the first group of each pattern is the figure."""
+
+    tokens: re.Pattern[str]
+    concurrency: re.Pattern[str]
+
+    def kv_tokens(self, log: str) -> int | None:
+        """Return the KV tokens as printed; None where the log does not say."""
+        match = self.tokens.search(log)
+        return int(match[1].replace(",", "")) if match else None
+
+    def max_concurrency(self, log: str) -> float | None:
+        """Return the requests at full context that fit at once, as printed; None where the log does not say."""
+        match = self.concurrency.search(log)
+        return float(match[1]) if match else None
+
+
 class Engine(ABC):
-    """An inference engine as a target."""
+    """An inference engine, with every fact about it that a plan, a launch or a verification needs."""
 
     #: Name on the command line: vllm, vllm-cpu, exllamav2, exllamav3.
     name: ClassVar[str]
+    #: What its build computes on.
+    device: ClassVar[Literal["cpu", "cuda"]] = "cuda"
+    #: Formats of fixed width that are weighed where a spec names none.
+    weighed_formats: ClassVar[tuple[str, ...]] = ()
+    #: Its own format of any bits a weight; None where it has none.
+    any_width: ClassVar[AnyWidth | None] = None
+    #: Types of the KV cache, best quality first.
+    kv_dtypes: ClassVar[tuple[str, ...]] = ("auto",)
+    #: How its log tells the cache; None where `verify` cannot drive it.
+    server: ClassVar[ServerLog | None] = None
+    #: Fitted constants that its estimates rest on: (package, file) each.
+    fitted: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    def weighed_on(self, gpu: Gpu) -> bool:
+        """Return whether `engine: auto` weighs it on this card."""
+        return gpu.is_cpu == (self.device == "cpu")
+
+    def spreads(self, cards: int) -> Iterator[Parallel]:
+        """Give the ways it spreads a model over `cards` cards, the preferred one first."""
+        yield Parallel(tp=cards)
+
+    @abstractmethod
+    def kernel(self, form: Format, gpu: Gpu) -> Kernel:
+        """Return the kernel that runs a format on a card, and its arithmetic."""
 
     @abstractmethod
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
@@ -170,8 +227,9 @@ class LaunchFile:
     data: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
+@cache
 def find_engine(name: str) -> Engine:
-    """The engine of that name. Raises InputError with the nearest names."""
+    """Return the engine of that name. Raises InputError with the nearest names."""
     if name not in _ENGINES:
         raise unknown_name("engine", name, ENGINE_NAMES, remedy=f"engines: {', '.join(ENGINE_NAMES)}")
     module, cls = _ENGINES[name]

@@ -21,7 +21,7 @@ from typing import Any
 
 from passes.errors import InputError, TightfitError
 from passes.ir.model import ModelIR
-from targets.engines.engine import Parallel
+from targets.engines.engine import Parallel, find_engine
 from targets.gpu import Gpu, find_gpu
 from targets.machine.profile import Profile, believed_profile, implausible, measured_card, measured_values, profile_path
 from targets.serve.client import Timing, measure
@@ -198,7 +198,7 @@ def predict(
     values: Mapping[str, float],
 ) -> Means:
     """Means of one request alone, by given constants."""
-    work, card = work_of(ir), measured_card(card_of(engine, gpu), profile)
+    work, card = work_of(ir), measured_card(card_of(find_engine(engine), gpu), profile)
     rates = rates_from(values, generation_of(gpu))
     loop = Loop(point.input_tokens, point.output_tokens, 1, 1, 2048, 2.0, 1, rates.host_s, rates.host_token_s)
     return closed_loop(lambda step: step_seconds(work, card, rates, step, parallel.tp), loop)

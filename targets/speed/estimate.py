@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from passes.ir.model import ModelIR
-from targets.engines.engine import Settings, SpeedEstimate
+from targets.engines.engine import Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu
 from targets.machine.profile import Profile, believed_profile, measured_card, measured_values
 from targets.quantity import Basis, Quantity
@@ -36,7 +36,11 @@ def estimate(
     `kv_tokens`: tokens of cache that one replica holds, where the caller has the engine's accounting; it bounds how many
     requests run at once. None: counted roughly here.
     """
-    work, card, fitted = work_of(ir), card_of(engine, gpu), fitted_rates(engine, generation_of(gpu), settings.version)
+    work, card, fitted = (
+        work_of(ir),
+        card_of(find_engine(engine), gpu),
+        fitted_rates(engine, generation_of(gpu), settings.version),
+    )
     profile, notes = believed_profile(gpu)
     if profile is not None:
         card, fitted = measured_card(card, profile), _measured(fitted, engine, gpu, settings.version, profile)

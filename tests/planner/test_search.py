@@ -18,7 +18,7 @@ from passes.quantize.format_names import parse_scheme
 from planner.bits import fewest_bits, most_bits
 from planner.quality.expected import expected_quality
 from planner.search import SearchResult, best, complete, preference, search, target_gpu
-from planner.space import FORMATS, KV_DTYPES, KV_ON_REQUEST, settings_options, workload_of
+from planner.space import KV_ON_REQUEST, settings_options, workload_of
 from planner.spec.parse import parse_spec
 from planner.spec.spec import EngineChoice, Spec
 from planner.verdict import Candidate, Verdict
@@ -119,10 +119,10 @@ def test_pruning_is_weighed_only_when_asked() -> None:
 
 def chains(ir: ModelIR, engine: str) -> Iterator[tuple[Pass, ...]]:
     """Every chain of an engine written out: each format, each hundredth of a bit, each KV type."""
-    names: list[str | None] = [None, *FORMATS[engine]]
+    names: list[str | None] = [None, *find_engine(engine).weighed_formats]
     if engine == "exllamav2":
         names += [f"exl2-{n / 100:g}" for n in range(200, 801)]
-    for name, dtype in itertools.product(names, (d for d in KV_DTYPES[engine] if d not in KV_ON_REQUEST)):
+    for name, dtype in itertools.product(names, (d for d in find_engine(engine).kv_dtypes if d not in KV_ON_REQUEST)):
         parsed = parse_scheme(name) if name else None
         head = (parsed,) if parsed else ()
         if dtype == "auto":

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from passes.errors import Reason
 from passes.formats.dense import Dense
+from passes.formats.format import Format
 from passes.ir.model import Block, ModelIR
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from targets.engines.accounting import answer
@@ -24,6 +25,7 @@ from targets.engines.stored import stored_as
 from targets.engines.vllm.versions import rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
+from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
 _MIB = 1 << 20
@@ -43,6 +45,13 @@ class Exllama(Engine):
     format_remedy: ClassVar[str]
     recurrent: ClassVar[bool]
     capability: ClassVar[int]
+    kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "q8", "q6", "q4")
+
+    def kernel(self, form: Format, gpu: Gpu) -> Kernel:
+        """Its own kernels, or the one for GPTQ; all multiply in 16 bit, on every card."""
+        if isinstance(form, Dense):
+            return Kernel("w16", "bf16")
+        return Kernel("exl-gptq" if form.kind == "gptq" else "exl", "bf16")
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Formats, cache kinds and types, and cards that the engine lacks."""

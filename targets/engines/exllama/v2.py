@@ -8,7 +8,7 @@ from typing import ClassVar
 from passes.errors import Reason
 from passes.ir.model import ModelIR
 from passes.ir.state import SlidingKV
-from targets.engines.engine import Settings
+from targets.engines.engine import AnyWidth, Settings
 from targets.engines.exllama.engine import (
     Exllama,
     architecture_of,
@@ -38,6 +38,8 @@ class ExllamaV2(Exllama):
     """ExLlamaV2 as served by TabbyAPI."""
 
     name: ClassVar[str] = "exllamav2"
+    weighed_formats: ClassVar[tuple[str, ...]] = ("gptq-4-g128", "gptq-4-g64", "gptq-4-g32")
+    any_width: ClassVar[AnyWidth | None] = AnyWidth("exl2", 2.0, 8.0)
     cache_bits: ClassVar[Mapping[str, float]] = {"auto": 16.0} | quantized_cache({"q8": 8, "q6": 6, "q4": 4})
     formats: ClassVar[tuple[str, ...]] = ("exl2", "exl2-bounded", "gptq")
     format_remedy: ClassVar[str] = "exl2 or gptq"

@@ -8,7 +8,7 @@ from typing import ClassVar
 from passes.errors import Reason
 from passes.ir.model import ModelIR
 from passes.ir.state import Recurrent, SlidingKV
-from targets.engines.engine import Settings
+from targets.engines.engine import AnyWidth, Settings
 from targets.engines.exllama.engine import (
     Exllama,
     architecture_of,
@@ -43,11 +43,16 @@ class ExllamaV3(Exllama):
     """ExLlamaV3 as served by TabbyAPI."""
 
     name: ClassVar[str] = "exllamav3"
+    any_width: ClassVar[AnyWidth | None] = AnyWidth("exl3", 1.0, 8.0)
     cache_bits: ClassVar[Mapping[str, float]] = {"auto": 16.0} | quantized_cache({f"q{b}": b for b in range(8, 1, -1)})
     formats: ClassVar[tuple[str, ...]] = ("exl3",)
     format_remedy: ClassVar[str] = "exl3"
     recurrent: ClassVar[bool] = True
     capability: ClassVar[int] = 80
+
+    def weighed_on(self, gpu: Gpu) -> bool:
+        """On none: no measurement of its speed is held, so it is weighed only where a spec names it."""
+        return False
 
     def known_versions(self) -> tuple[str, ...]:
         """The line whose cache layout was read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from passes.errors import Reason
 from passes.formats.awq import Awq
@@ -14,13 +14,16 @@ from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.ir.state import LatentKV
 from targets.engines.accounting import answer
-from targets.engines.engine import Memory, MemoryEstimate, Settings, SpeedEstimate
+from targets.engines.engine import Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.engines.kv_layout import CacheSettings, build_layout
 from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.engine import Vllm, element_bytes, gptq_asymmetric
+from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.versions import rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
+from targets.speed.card import capability_of
+from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
 _GIB = 1 << 30
@@ -37,6 +40,19 @@ class VllmCpu(Vllm):
     """vLLM on this machine's processor."""
 
     name: ClassVar[str] = "vllm-cpu"
+    device: ClassVar[Literal["cpu", "cuda"]] = "cpu"
+    weighed_formats: ClassVar[tuple[str, ...]] = (
+        "w8a8", "fp8", "w4a16-g128", "w4a16-g64", "w4a16-g32", "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "awq-4-g128", "awq-4-g64",
+        "awq-4-g32",
+    )  # fmt: skip
+
+    def spreads(self, cards: int) -> Iterator[Parallel]:
+        """Tensor parallel alone."""
+        yield Parallel(tp=cards)
+
+    def kernel(self, form: Format, gpu: Gpu) -> Kernel:
+        """As vLLM below every card, but with a kernel for INT8."""
+        return kernel_of(form, capability_of(gpu), int8=True)
 
     def known_versions(self) -> tuple[str, ...]:
         """The version that was read and measured."""

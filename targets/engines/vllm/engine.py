@@ -6,6 +6,7 @@ Sources: vLLM 0.32.0's code for the newest behaviour; `versions.py` for older on
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar
@@ -20,15 +21,18 @@ from passes.ir.model import Block, ModelIR, Role
 from passes.ir.resident import resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer
-from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
+from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, ServerLog, Settings, SpeedEstimate
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.stored import stored_as
 from targets.engines.vllm import activations
 from targets.engines.vllm.fp8_blocks import fp8_block, fp8_block_reasons
+from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.versions import Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
+from targets.speed.card import capability_of
+from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
 _GIB = 1 << 30
@@ -57,6 +61,26 @@ class Vllm(Engine):
     """vLLM with its CUDA backend."""
 
     name: ClassVar[str] = "vllm"
+    weighed_formats: ClassVar[tuple[str, ...]] = (
+        "fp8", "fp8-block", "w8a8", "w8a16-channel", "w8a16-g128", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w4a16-g128-asym",
+        "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "gptq-8-g128", "awq-4-g128", "awq-4-g64", "awq-4-g32", "nvfp4", "nf4", "fp8-online",
+    )  # fmt: skip
+    kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "fp8", "fp8_e5m2")
+    server: ClassVar[ServerLog | None] = ServerLog(
+        tokens=re.compile(r"KV cache size: ([\d,]+) tokens"),
+        concurrency=re.compile(
+            r"KV cache size: [\d,]+ tokens, Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x"
+        ),
+    )
+    fitted: ClassVar[tuple[tuple[str, str], ...]] = (("targets.engines.vllm", "memory_fit.json"),)
+
+    def spreads(self, cards: int) -> Iterator[Parallel]:
+        """Tensor parallel, then every split into tensor and pipeline degrees."""
+        yield from (Parallel(tp=cards // pp, pp=pp) for pp in range(1, cards + 1) if cards % pp == 0)
+
+    def kernel(self, form: Format, gpu: Gpu) -> Kernel:
+        """By the card's compute capability, or what another maker's card is like."""
+        return kernel_of(form, capability_of(gpu))
 
     def known_versions(self) -> tuple[str, ...]:
         """Versions whose behaviour differs in ways that are modelled."""

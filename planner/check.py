@@ -117,9 +117,9 @@ def check(
         workload = replace(
             workload, input_tokens=max(1, min(512, context - 1)), output_tokens=max(1, min(128, context // 2))
         )
-    estimate = target.memory(ir, card, settings, workload)
+    estimate = target.estimate(ir, card, settings, workload)
     result = CheckResult(
-        source.ir.name, card, engine, estimate, target.speed(ir, card, settings, workload), expected_quality(dense, chain), workload,
+        source.ir.name, card, engine, estimate.memory, estimate.speed, expected_quality(dense, chain), workload,
         (*illegal, *target.illegal(ir, card, settings)),
     )  # fmt: skip
     if result.fits or illegal:

@@ -282,7 +282,7 @@ class _Family:
         if not estimate.serves:
             return min(left, -1.0)
         if spec.goals.asks_speed:
-            speed = engine.speed(ir, self.gpu, self.settings, workload)
+            speed = engine.speed(ir, self.gpu, self.settings, workload, estimate)
             if not all(goal.met for goal in judge_speed(spec.goals, speed)):
                 return -1.0
         return max(left, 0.0)

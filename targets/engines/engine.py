@@ -162,6 +162,22 @@ class ServerLog:
         return float(match[1]) if match else None
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """How an engine spends a card's memory on a model, and how fast it runs it with the cache that is left."""
+
+    memory: MemoryEstimate
+    speed: SpeedEstimate
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """What a step takes at most: `tokens`, prompts' chunks included, of so many running `sequences`."""
+
+    tokens: int
+    sequences: int
+
+
 class Engine(ABC):
     """An inference engine, with every fact about it that a plan, a launch or a verification needs."""
 
@@ -201,8 +217,25 @@ class Engine(ABC):
         """How the engine spends the card's memory. Answered for illegal combinations too."""
 
     @abstractmethod
-    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
-        """How fast it prefills and decodes. Answered for illegal combinations too."""
+    def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
+        """What a step takes at most: as set, else the engine's own defaults for its version and the card."""
+
+    @abstractmethod
+    def cache_bytes(self, ir: ModelIR) -> float:
+        """Return the bytes of one cached key or value, scales included."""
+
+    def speed(
+        self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
+    ) -> SpeedEstimate:
+        """How fast it prefills and decodes with the cache of `memory`: by the fitted roofline. Answered for illegal combinations too."""
+        from targets.speed.estimate import estimate
+
+        return estimate(self, ir, gpu, settings, workload, memory)
+
+    def estimate(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Estimate:
+        """Memory, then speed with the cache that it leaves."""
+        memory = self.memory(ir, gpu, settings, workload)
+        return Estimate(memory, self.speed(ir, gpu, settings, workload, memory))
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
         """Settings left open that could take another value than the engine's default to leave the cache more room.

@@ -18,7 +18,7 @@ from passes.formats.format import Format
 from passes.ir.model import Block, ModelIR
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from targets.engines.accounting import answer
-from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
+from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, Settings
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
 from targets.engines.stored import stored_as
@@ -121,20 +121,21 @@ class Exllama(Engine):
 
     def _layout(self, ir: ModelIR, cards: int, stage: int) -> Layout:
         rules = replace(rules_for("0.8")[0], hybrid_groups=False, null_block=False, tokens_from_concurrency=False)
-        settings = CacheSettings(
-            PAGE, self.cache_bits.get(ir.kv_cache.dtype, 16.0) / 8, 2, 1, CHUNK, prefix_caching=False
-        )
+        settings = CacheSettings(PAGE, self.cache_bytes(ir), 2, 1, CHUNK, prefix_caching=False)
         # Recurrent states are a constant a sequence and small beside pages; the engines keep them outside the cache.
         states = tuple(
             (b.state, n) for b, n in stage_blocks(ir, cards, stage) if not isinstance(b.state, Recurrent | NoState)
         )
         return build_layout(states, settings, rules)
 
-    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
-        """By the fitted roofline."""
-        from targets.speed.estimate import estimate
+    def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
+        """Chunks of a prompt, and as many sequences as are asked: the launch files set so many."""
+        requests = settings.max_num_seqs or workload.concurrency or 1
+        return Scheduler(settings.max_num_batched_tokens or CHUNK, requests)
 
-        return estimate(self.name, ir, gpu, settings, workload)
+    def cache_bytes(self, ir: ModelIR) -> float:
+        """By the cache's type."""
+        return self.cache_bits.get(ir.kv_cache.dtype, 16.0) / 8
 
 
 def architecture_of(ir: ModelIR) -> str:

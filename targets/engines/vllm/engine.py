@@ -21,7 +21,7 @@ from passes.ir.model import Block, ModelIR, Role
 from passes.ir.resident import resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer
-from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, ServerLog, Settings, SpeedEstimate
+from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, ServerLog, Settings
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.stored import stored_as
@@ -227,11 +227,15 @@ class Vllm(Engine):
             out.append(("max_num_seqs", rows))
         return tuple(out)
 
-    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
-        """By the fitted roofline."""
-        from targets.speed.estimate import estimate
+    def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
+        """By version and card."""
+        rules, _ = rules_on_card(settings.version, gpu)
+        sequences = settings.max_num_seqs or default_sequences(gpu, rules)
+        return Scheduler(batched_tokens(settings, gpu, workload, rules), sequences)
 
-        return estimate(self.name, ir, gpu, settings, workload)
+    def cache_bytes(self, ir: ModelIR) -> float:
+        """One byte in fp8, else as the model computes."""
+        return element_bytes(ir)
 
 
 def gptq_asymmetric(form: Gptq) -> Reason:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from passes.errors import InputError
 from passes.files.atomic import read_json, write_json
 from planner.certificate import NAME
@@ -52,14 +50,14 @@ def verify(out: Path, engine: Path | None = None, *, say: Callable[[str], None] 
     """
     plan, _ = _read(out)
     engine_name = plan["chosen"]["engine"]["name"]
-    if (server := find_engine(engine_name).server) is None:
+    target = find_engine(engine_name)
+    if (server := target.server) is None:
         raise InputError(
             f"verify drives vLLM; {out} is made for {engine_name}",
             remedy=f"start it as {out / FOLDER} says, and ask it something",
         )
     require_cards(plan, installed_gpus())
     script = out / FOLDER / "run.sh"
-    config = yaml.safe_load((out / FOLDER / "vllm.yaml").read_text(encoding="utf-8"))
     workload = plan["spec"]["workload"]
     python = engine_python(engine)
     require_build(plan, engine_build(python), python)
@@ -67,7 +65,7 @@ def verify(out: Path, engine: Path | None = None, *, say: Callable[[str], None] 
     with serving(script, python) as served:
         say(f"answers after {served.start_seconds:.0f} s; measuring")
         timing = measure(
-            served, config["served-model-name"], input_tokens=workload["input_tokens"],
+            served, target.served_name(out / FOLDER), input_tokens=workload["input_tokens"],
             output_tokens=min(workload["output_tokens"], 64), requests=5,
         )  # fmt: skip
         log = served.log.read_text(errors="replace")

@@ -9,18 +9,22 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from passes.errors import Reason, unknown_name
+from passes.errors import InputError, Reason, unknown_name
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
 from targets.gpu import Gpu
 from targets.quantity import Quantity
 from targets.speed.kernels import Kernel
 from targets.workload import Workload
+
+if TYPE_CHECKING:
+    from targets.launch.request import Launch, LaunchRequest
 
 #: Engines by name: module and class, imported when asked for.
 _ENGINES = {
@@ -249,15 +253,13 @@ class Engine(ABC):
         """Versions whose accounting is known, oldest first."""
         return ()
 
+    def launch(self, request: LaunchRequest) -> Launch:
+        """Its config file, and a script that starts it. Raises InputError where no launch files are known for it."""
+        raise InputError(f"no launch files are known for the engine {self.name!r}", remedy="start it by hand")
 
-@dataclass(frozen=True, slots=True)
-class LaunchFile:
-    """One file of a launch folder: relative path, content, whether it is a program."""
-
-    path: str
-    text: str
-    executable: bool = False
-    data: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    def served_name(self, folder: Path) -> str:
+        """Return the name that the launch files in `folder` serve a result by. Raises InputError where it has none."""
+        raise InputError(f"no launch files are known for the engine {self.name!r}", remedy="start it by hand")
 
 
 @cache

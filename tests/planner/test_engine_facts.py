@@ -10,11 +10,16 @@ import pytest
 
 import planner
 from passes.quantize.format_names import parse_scheme
-from targets.engines.engine import ENGINE_NAMES, Parallel, find_engine
+from planner.plan.codec import settings_from, settings_json
+from planner.plan.launch import launch_request
+from planner.plan.make import plan
+from planner.space import workload_of
+from planner.spec.parse import parse_spec
+from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
 from targets.gpu import find_gpu
 
 #: Where people's words are read or written: names of outside tools, the written spec, the default and help of `--engine`.
-_WORDS = {"spec/spec.py": 2, "spec/template.py": 1, "cli/commands.py": 2, "verify.py": 1}
+_WORDS = {"spec/spec.py": 2, "spec/template.py": 1, "cli/commands.py": 2}
 
 
 def _names_of_engines(file: Path) -> int:
@@ -59,3 +64,29 @@ def test_a_server_s_log_tells_its_cache() -> None:
     assert server.kv_tokens("GPU KV cache size: 46,592 tokens") == 46_592
     assert (server.kv_tokens("ready"), server.max_concurrency("ready")) == (None, None)
     assert find_engine("exllamav2").server is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        Settings("0.31", Parallel(2, 3, 4, 5), 0.9, 8, 2048, enforce_eager=True, block_size=32, kv_cache_memory_bytes=1 << 30),
+    ],
+)  # fmt: skip
+def test_settings_are_read_back_from_a_plan(settings: Settings) -> None:
+    assert settings_from(settings_json(settings)) == settings
+
+
+def test_a_plan_says_what_its_launch_files_need() -> None:
+    spec = parse_spec(
+        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090, count: 2 }\nengine: { name: vllm, version: '0.31' }\n"
+        "workload: { context: 4096, concurrency: 3 }\ntrust_remote_code: true\n"
+    )
+    made = plan(spec)
+    chosen = made.result.chosen
+    assert chosen is not None
+    request = launch_request(made.document, chosen.ir, "small")
+    assert (request.engine, request.version, request.label) == ("vllm", "0.31", chosen.candidate.label)
+    assert request.settings == chosen.candidate.settings and request.trust_remote_code
+    assert request.workload == workload_of(spec) and request.served_name == "small"
+    assert request.kv_cache_bytes == round(chosen.memory.memory.kv_cache.value)

@@ -8,9 +8,11 @@ fp16) and, on the last card, logits. The context is assumed, the scratch follows
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
 from passes.formats.dense import Dense
@@ -28,6 +30,9 @@ from targets.quantity import Basis, Quantity
 from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
+if TYPE_CHECKING:
+    from targets.launch.request import Launch, LaunchRequest
+
 _MIB = 1 << 20
 #: Tokens a page, and tokens of a prompt chunk (`max_input_len`, `chunk_size`).
 PAGE, CHUNK = 256, 2048
@@ -44,6 +49,8 @@ class Exllama(Engine):
     formats: ClassVar[tuple[str, ...]]
     format_remedy: ClassVar[str]
     recurrent: ClassVar[bool]
+    #: Which TabbyAPI serves it (its README and `backends/exllamav2/version.py`; EXL2 left its main branch).
+    served_by: ClassVar[str]
     capability: ClassVar[int]
     kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "q8", "q6", "q4")
 
@@ -136,6 +143,22 @@ class Exllama(Engine):
     def cache_bytes(self, ir: ModelIR) -> float:
         """By the cache's type."""
         return self.cache_bits.get(ir.kv_cache.dtype, 16.0) / 8
+
+    def launch(self, request: LaunchRequest) -> Launch:
+        """TabbyAPI with a config file."""
+        from targets.engines.exllama.launch import tabby_launch
+
+        return tabby_launch(request, self.served_by, self.cache_mode(request.ir.kv_cache.dtype))
+
+    def served_name(self, folder: Path) -> str:
+        """As its config file says."""
+        from targets.engines.exllama.launch import served_name
+
+        return served_name(folder)
+
+    @abstractmethod
+    def cache_mode(self, dtype: str) -> str:
+        """Return how TabbyAPI names a cache type."""
 
 
 def architecture_of(ir: ModelIR) -> str:

@@ -43,8 +43,15 @@ class ExllamaV2(Exllama):
     cache_bits: ClassVar[Mapping[str, float]] = {"auto": 16.0} | quantized_cache({"q8": 8, "q6": 6, "q4": 4})
     formats: ClassVar[tuple[str, ...]] = ("exl2", "exl2-bounded", "gptq")
     format_remedy: ClassVar[str] = "exl2 or gptq"
+    served_by: ClassVar[str] = (
+        "TabbyAPI's branch exl2-checkpoint (main has dropped ExLlamaV2), with exllamav2 0.2.8 to 0.3.2, its last"
+    )
     recurrent: ClassVar[bool] = False
     capability: ClassVar[int] = 75
+
+    def cache_mode(self, dtype: str) -> str:
+        """FP16, Q8, Q6, Q4."""
+        return "FP16" if dtype == "auto" else dtype.upper()
 
     def known_versions(self) -> tuple[str, ...]:
         """The last release; its accounting did not change over the 0.2 and 0.3 lines."""

@@ -47,12 +47,18 @@ class ExllamaV3(Exllama):
     cache_bits: ClassVar[Mapping[str, float]] = {"auto": 16.0} | quantized_cache({f"q{b}": b for b in range(8, 1, -1)})
     formats: ClassVar[tuple[str, ...]] = ("exl3",)
     format_remedy: ClassVar[str] = "exl3"
+    served_by: ClassVar[str] = "TabbyAPI's branch main, with exllamav3 0.0.7 or newer"
     recurrent: ClassVar[bool] = True
     capability: ClassVar[int] = 80
 
     def weighed_on(self, gpu: Gpu) -> bool:
         """On none: no measurement of its speed is held, so it is weighed only where a spec names it."""
         return False
+
+    def cache_mode(self, dtype: str) -> str:
+        """FP16, or a pair of bits for keys and values."""
+        bits = dtype.removeprefix("q")
+        return "FP16" if dtype == "auto" else f"{bits},{bits}"
 
     def known_versions(self) -> tuple[str, ...]:
         """The line whose cache layout was read."""

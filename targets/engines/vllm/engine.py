@@ -9,7 +9,8 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
 from passes.formats.at_load import resident
@@ -34,6 +35,9 @@ from targets.quantity import Basis, Quantity
 from targets.speed.card import capability_of
 from targets.speed.kernels import Kernel
 from targets.workload import Workload
+
+if TYPE_CHECKING:
+    from targets.launch.request import Launch, LaunchRequest
 
 _GIB = 1 << 30
 #: Cards with more memory than this get the larger defaults (vLLM's `EngineArgs.get_batch_defaults`: 70 GiB, A100 excepted).
@@ -236,6 +240,18 @@ class Vllm(Engine):
     def cache_bytes(self, ir: ModelIR) -> float:
         """One byte in fp8, else as the model computes."""
         return element_bytes(ir)
+
+    def launch(self, request: LaunchRequest) -> Launch:
+        """`vllm serve` with a config file."""
+        from targets.engines.vllm.launch import vllm_launch
+
+        return vllm_launch(request, cpu=self.device == "cpu")
+
+    def served_name(self, folder: Path) -> str:
+        """As its config file says."""
+        from targets.engines.vllm.launch import served_name
+
+        return served_name(folder)
 
 
 def gptq_asymmetric(form: Gptq) -> Reason:

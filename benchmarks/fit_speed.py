@@ -16,22 +16,25 @@ import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
 
+from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.quantize.format_names import parse_scheme
-from targets.engines.engine import Parallel, Settings
+from targets.engines.engine import Parallel, Scheduler, Settings, find_engine
 from targets.gpu import find_gpu
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
-from targets.speed.estimate import cache_tokens, default_token_budget
+from targets.speed.estimate import requests_held, resident_requests
 from targets.speed.rates import FIT, rates_from
 from targets.speed.step import Card, step_seconds
 from targets.speed.work import Work, work_of
+from targets.workload import Workload
 
 DATA = Path(__file__).parent / "data"
 
@@ -90,7 +93,10 @@ def excluded(row: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: the load, and what was measured (seconds): `tpot`, `ttft`, or the whole `request`."""
+    """One measurement: the load, and what was measured (seconds): `tpot`, `ttft`, or the whole `request`.
+
+    `held`: requests of the load's mean length whose cache fits at once.
+    """
 
     id: str
     engine: str
@@ -101,8 +107,8 @@ class Case:
     card: Card
     tp: int
     load: tuple[float, float, float]
-    kv_tokens: float
-    budget: float
+    held: float
+    scheduler: Scheduler
     measured: tuple[tuple[str, float], ...]
     trust: float = 1.0
 
@@ -111,8 +117,8 @@ def predict(values: dict[str, float], case: Case) -> Means:
     """The model's means for one measurement."""
     rates = rates_from(values, case.generation, case.version)
     inputs, outputs, clients = case.load
-    resident = case.kv_tokens / (rates.occupancy * (inputs + outputs / 2))
-    loop = Loop(inputs, outputs, clients, resident, case.budget, 2.0, 10, rates.host_s, rates.host_token_s)
+    resident = resident_requests(case.held, case.scheduler, rates.occupancy)
+    loop = Loop(inputs, outputs, clients, resident, case.scheduler.tokens, 2.0, 10, rates.host_s, rates.host_token_s)
     return closed_loop(lambda step: step_seconds(case.work, case.card, rates, step, case.tp), loop)
 
 
@@ -157,11 +163,12 @@ def fit(cases: list[Case], priors: Priors, fixed: Values, start: np.ndarray | No
     return values_of(found.x)
 
 
-def describe(model: str, weights: str | None) -> Work:
-    """The work of a model with its matrices in a `--weights` format; None: as the checkpoint stores them."""
+@cache
+def describe(model: str, weights: str | None) -> ModelIR:
+    """A model with its matrices in a `--weights` format; None: as the checkpoint stores them."""
     ir = open_model(model).ir
     scheme = parse_scheme(weights) if weights else None
-    return work_of(scheme.rewrite(ir) if scheme else ir)
+    return scheme.rewrite(ir) if scheme else ir
 
 
 def weights_name(quant: str | None) -> str | None:
@@ -237,11 +244,12 @@ def serving_cases() -> list[Case]:
 
 def cpu_cases() -> list[Case]:
     """Timings of vLLM-CPU, one request at a time."""
-    gpu = find_gpu("cpu")
+    gpu, cpu = find_gpu("cpu"), find_engine("vllm-cpu")
     return [
         Case(
-            f"cpu-{number}", "vllm-cpu", row["model"], "cpu", None, describe(row["model"], row["weights"]), card_of("vllm-cpu", gpu), 1,
-            (row["input_tokens"], row["output_tokens"], 1), math.inf, 2048,
+            f"cpu-{number}", "vllm-cpu", row["model"], "cpu", None, work_of(describe(row["model"], row["weights"])),
+            card_of(cpu, gpu), 1,
+            (row["input_tokens"], row["output_tokens"], 1), math.inf, cpu.scheduler(gpu, Settings(), Workload(4096)),
             (("tpot", row["tpot_ms"] / 1e3), ("ttft", row["ttft_ms"] / 1e3)),
         )
         for number, row in enumerate(rows("cpu_timings.jsonl"))
@@ -258,13 +266,15 @@ def case(
     trust: float = 1.0,
 ) -> Case:
     """A row as a case."""
-    gpu = find_gpu(GPUS.get(row["gpu"], row["gpu"]))
-    work, tp = describe(row["model"], weights), int(row.get("tp") or 1)
-    card = card_of(engine, gpu)
+    gpu, target = find_gpu(GPUS.get(row["gpu"], row["gpu"])), find_engine(engine)
+    ir, tp = describe(row["model"], weights), int(row.get("tp") or 1)
+    settings = Settings(version=version, parallel=Parallel(tp=tp))
+    inputs, outputs, clients = (int(number) for number in load)
+    workload = Workload(inputs + outputs, clients, inputs, outputs)
+    held = requests_held(target.memory(ir, gpu, settings, workload).kv, workload)
     return Case(
-        row["id"], engine, row["model"], generation_of(gpu), version, work, card, tp, tuple(map(float, load)),
-        cache_tokens(work, card, gpu.memory_bytes.value, Settings(parallel=Parallel(tp=tp)), 2.0),
-        default_token_budget(engine, gpu), measured, trust,
+        row["id"], engine, row["model"], generation_of(gpu), version, work_of(ir), card_of(target, gpu), tp, tuple(map(float, load)),
+        held, target.scheduler(gpu, settings, workload), measured, trust,
     )  # fmt: skip
 
 

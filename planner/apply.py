@@ -25,10 +25,12 @@ from planner.apply_cost import effort
 from planner.certificate import NAME, PLANNED, certificate
 from planner.kept import PLAN, require_own_place
 from planner.plan.document import chain_of_plan, load_plan, require_executable, resolved_plan, spec_of
+from planner.plan.launch import launch
 from planner.plan.lock import require_fresh
 from planner.plan.make import plan
 from planner.spec.spec import Spec, TextChoice
-from targets.launch.write import FOLDER, launch_files, write_launch
+from targets.engines.engine import find_engine
+from targets.launch.write import FOLDER, write_launch
 from targets.machine.devices import installed_gpus
 
 
@@ -102,7 +104,7 @@ def apply(
 
     def finish(outcome: Outcome, folder: Path) -> None:
         decision = resolved_plan(document, outcome.passes, outcome.tensor_bytes)
-        write_launch(folder, launch_files(decision, outcome.target, place.name))
+        write_launch(folder, launch(decision, outcome.target, place.name).files)
         write_json(folder / PLAN, _portable(decision))
         proof.update(certificate(decision, outcome, folder) | {PLANNED: document["chosen"]["passes"]})
         write_json(folder / NAME, proof)
@@ -112,8 +114,8 @@ def apply(
 
 
 def next_step(result: ApplyResult) -> str:
-    """What to do with a result: `verify` drives vLLM; ExLlama is started by hand."""
-    if result.certificate["engine"]["name"].startswith("vllm"):
+    """What to do with a result: verify it where its engine can be driven, else start it by hand."""
+    if find_engine(result.certificate["engine"]["name"]).server is not None:
         return f"optimize verify {result.out}"
     return f"start it as {result.out / FOLDER} says"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from passes.errors import InputError
 from passes.ir.sources import open_model
-from targets.engines.engine import Parallel
-from targets.gpu import find_gpu
+from targets.engines.engine import ENGINE_NAMES, Engine, Parallel, find_engine
+from targets.gpu import Gpu, find_gpu
 from targets.machine.calibrate import calibrate_machine, calibrate_served
 from targets.machine.devices import installed_gpus
 from targets.machine.profile import Profile, believed_profile, profile_path
@@ -22,7 +22,7 @@ def calibrate(
 ) -> Profile:  # fmt: skip
     """Measure the device; with `url`, put a load on what is served there as well. The profile is stored and returned."""
     card = find_gpu(gpu or next(iter(installed_gpus()), "cpu"))
-    engine = "vllm-cpu" if card.is_cpu else "vllm"
+    engine = next(name for name in ENGINE_NAMES if _can_calibrate(find_engine(name), card))
     if url and not model:
         raise InputError("what is served there?", remedy="name it with --model: a folder, or a name of the catalog")
     profile = None if url is None else believed_profile(card)[0]
@@ -36,3 +36,8 @@ def calibrate(
         profile = calibrate_served(url, served, open_model(model).ir, engine, card, Parallel(tp=tp))
     say(f"kept in {profile_path(card.name)}")
     return profile
+
+
+def _can_calibrate(engine: Engine, card: Gpu) -> bool:
+    """Whether a load on a server of this engine can tell its constants on the card."""
+    return engine.server is not None and engine.weighed_on(card)

@@ -12,7 +12,7 @@ from planner.asked import chain_of, rewrite, with_dtype
 from planner.plan.codec import FORMAT_VERSION, kv_json, memory_json, quality_json, quantity_json, speed_json
 from planner.quality.expected import Quality, expected_quality
 from planner.remedies import remedies
-from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate, find_engine
+from targets.engines.engine import DEFAULT_ENGINE, MemoryEstimate, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
 from targets.workload import Workload
@@ -90,7 +90,7 @@ class CheckResult:
 def check(
     model: str | Source,
     gpu: str | Gpu,
-    engine: str = "vllm",
+    engine: str = DEFAULT_ENGINE,
     *,
     settings: Settings | None = None,
     context: int | None = None,
@@ -117,9 +117,9 @@ def check(
         workload = replace(
             workload, input_tokens=max(1, min(512, context - 1)), output_tokens=max(1, min(128, context // 2))
         )
-    estimate = target.memory(ir, card, settings, workload)
+    estimate = target.estimate(ir, card, settings, workload)
     result = CheckResult(
-        source.ir.name, card, engine, estimate, target.speed(ir, card, settings, workload), expected_quality(dense, chain), workload,
+        source.ir.name, card, engine, estimate.memory, estimate.speed, expected_quality(dense, chain), workload,
         (*illegal, *target.illegal(ir, card, settings)),
     )  # fmt: skip
     if result.fits or illegal:

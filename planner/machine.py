@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from passes.errors import InputError
+from targets.engines.engine import find_engine
 from targets.gpu import Gpu, find_gpu, fold, inline_gpu
+from targets.serve.engine_build import BUILDS
 
 _REMEDY = "verify on the machine that it was planned for: copy the result's folder there; or plan for this one"
-#: What each engine's build is called, for people.
-_BUILDS = {"cpu": "vLLM's CPU build", "cuda": "vLLM for GPUs"}
 
 
 def require_cards(plan: Mapping[str, Any], installed: Sequence[str]) -> None:
@@ -42,13 +42,13 @@ def require_build(plan: Mapping[str, Any], build: str | None, python: object) ->
     if build is None or build == wanted:
         return
     raise InputError(
-        f"planned for {_BUILDS[wanted]}, but {python} has {_BUILDS[build]}",
-        remedy=f"name the Python that has {_BUILDS[wanted]} with --engine or TIGHTFIT_ENGINE",
+        f"planned for {BUILDS[wanted]}, but {python} has {BUILDS[build]}",
+        remedy=f"name the Python that has {BUILDS[wanted]} with --engine or TIGHTFIT_ENGINE",
     )
 
 
 def _build(plan: Mapping[str, Any]) -> str:
-    return "cpu" if plan["chosen"]["engine"]["name"] == "vllm-cpu" else "cuda"
+    return find_engine(plan["chosen"]["engine"]["name"]).device
 
 
 def _planned(plan: Mapping[str, Any]) -> tuple[Gpu, bool]:

@@ -203,7 +203,7 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     if verdict.speed is not None:
         return verdict
     engine = find_engine(verdict.candidate.engine)
-    speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload_of(spec))
+    speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload_of(spec), verdict.memory)
     goals = tuple(judge(spec.goals, speed, verdict.quality))
     missed = [goal.reason() for goal in goals if not goal.met]
     reasons = tuple(dict.fromkeys((*verdict.reasons, *missed)))

@@ -34,32 +34,6 @@ from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
 from targets.gpu import Gpu
 from targets.workload import Workload
 
-#: Formats of fixed width that are weighed on each engine when the spec names none.
-FORMATS: dict[str, tuple[str, ...]] = {
-    "vllm": (
-        "fp8", "fp8-block", "w8a8", "w8a16-channel", "w8a16-g128", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w4a16-g128-asym",
-        "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "gptq-8-g128", "awq-4-g128", "awq-4-g64", "awq-4-g32", "nvfp4", "nf4", "fp8-online",
-    ),
-    "vllm-cpu": (
-        "w8a8", "fp8", "w4a16-g128", "w4a16-g64", "w4a16-g32", "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "awq-4-g128", "awq-4-g64",
-        "awq-4-g32",
-    ),
-    "exllamav2": ("gptq-4-g128", "gptq-4-g64", "gptq-4-g32"),
-    "exllamav3": (),
-}  # fmt: skip
-
-#: Engines whose own format has any bits a weight: its name, and the range worth solving in.
-CONTINUOUS = {"exllamav2": ("exl2", 2.0, 8.0), "exllamav3": ("exl3", 1.0, 8.0)}
-
-#: Engines that `auto` leaves out: no measurement of their speed is held, so they are weighed only where the spec names them.
-ON_REQUEST = ("exllamav3",)
-
-#: KV types by engine, best quality first.
-KV_DTYPES = {
-    "vllm": ("auto", "fp8", "fp8_e5m2"), "vllm-cpu": ("auto", "fp8", "fp8_e5m2"),
-    "exllamav2": ("auto", "q8", "q6", "q4"), "exllamav3": ("auto", "q8", "q6", "q4"),
-}  # fmt: skip
-
 
 def workload_of(spec: Spec) -> Workload:
     """The workload of a spec."""
@@ -92,12 +66,10 @@ def designs(spec: Spec, ir: ModelIR, gpu: Gpu, cards: int | None = None) -> Iter
 
 
 def spreads(engine: str, count: int, cards: int | None = None) -> Iterator[Parallel]:
-    """Powers of two up to the cards at hand, and all of them; on vLLM split into tensor and pipeline degrees."""
+    """Give the engine's ways over powers of two up to the cards at hand, and over all of them; over `cards` alone where given."""
     powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
     for used in (cards,) if cards else dict.fromkeys([*powers, count]):
-        yield Parallel(tp=used)
-        if engine == "vllm":
-            yield from (Parallel(tp=used // pp, pp=pp) for pp in range(2, used + 1) if used % pp == 0)
+        yield from find_engine(engine).spreads(used)
 
 
 def settings_options(
@@ -120,7 +92,7 @@ def engines(spec: Spec, gpu: Gpu) -> Iterator[tuple[str, EngineChoice]]:
         yield spec.engine, EngineChoice(name=spec.engine)
     else:
         for name in ENGINE_NAMES:
-            if name.endswith("-cpu") == gpu.is_cpu and name not in ON_REQUEST:
+            if find_engine(name).weighed_on(gpu):
                 yield name, EngineChoice(name=name)
 
 
@@ -169,9 +141,9 @@ def _degrees(ir: ModelIR) -> Iterator[Pass]:
 
 
 def _kv_dtypes(spec: Spec, engine: str) -> tuple[str, ...]:
-    asked = spec.passes.kv_cache
+    known, asked = find_engine(engine).kv_dtypes, spec.passes.kv_cache
     wanted = asked if asked is not None else [dtype.name for dtype in kv_dtypes.KV_DTYPES if dtype.weighed]
-    return tuple(d for d in KV_DTYPES[engine] if d in wanted)
+    return tuple(name for name in known if name in wanted)
 
 
 def nothing_to_weigh(spec: Spec, gpu: Gpu) -> InputError:
@@ -179,7 +151,7 @@ def nothing_to_weigh(spec: Spec, gpu: Gpu) -> InputError:
     names = [name for name, _ in engines(spec, gpu)]
     if spec.passes.kv_cache is not None and not any(_kv_dtypes(spec, name) for name in names):
         asked = ", ".join(spec.passes.kv_cache)
-        has = "; ".join(f"{name} has {', '.join(KV_DTYPES[name])}" for name in names)
+        has = "; ".join(f"{name} has {', '.join(find_engine(name).kv_dtypes)}" for name in names)
         return InputError(f"nothing is left to weigh: no engine here keeps its cache as {asked}", remedy=has)
     return InputError(
         f"nothing is left to weigh: no format of `passes: quantize:` is one of {' or '.join(names)}",
@@ -214,7 +186,7 @@ def as_asked(choice: QuantizeChoice, pass_: Pass) -> Pass:
 
 def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
     """The formats that are weighed, each with its method."""
-    for name in choice.formats if choice.formats is not None else FORMATS.get(engine, ()):
+    for name in choice.formats if choice.formats is not None else find_engine(engine).weighed_formats:
         parsed = parse_scheme(name)
         if parsed is None:
             continue
@@ -228,10 +200,10 @@ def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
 
 def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Settings, ...]) -> Iterator[Design]:
     """For each head of a chain and each KV type the widths at which every goal is met, by their better end."""
-    choice = spec.passes.quantize
-    if engine not in CONTINUOUS or choice == "forbid" or ir.quant_method is not None or choice.formats is not None:
+    choice, any_width = spec.passes.quantize, find_engine(engine).any_width
+    if any_width is None or choice == "forbid" or ir.quant_method is not None or choice.formats is not None:
         return
-    kind, low, high = CONTINUOUS[engine]
+    kind, low, high = any_width.kind, any_width.low, any_width.high
     if choice.methods is not None and kind not in choice.methods:
         return
     for pruning, dtype in itertools.product(_prunings(spec, ir), _kv_dtypes(spec, engine)):
@@ -283,7 +255,7 @@ class _Family:
         if not estimate.serves:
             return min(left, -1.0)
         if spec.goals.asks_speed:
-            speed = engine.speed(ir, self.gpu, self.settings, workload)
+            speed = engine.speed(ir, self.gpu, self.settings, workload, estimate)
             if not all(goal.met for goal in judge_speed(spec.goals, speed)):
                 return -1.0
         return max(left, 0.0)

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from passes.errors import InputError
 from passes.files.atomic import read_json, write_json
 from planner.certificate import NAME
 from planner.machine import require_build, require_cards
 from planner.plan.codec import FORMAT_VERSION
+from targets.engines.engine import ServerLog, find_engine
 from targets.launch.write import FOLDER
 from targets.machine.devices import installed_gpus
 from targets.serve.client import Timing, measure
 from targets.serve.engine_build import engine_build
-from targets.serve.process import Served, engine_python, serving
+from targets.serve.process import engine_python, serving
 
 #: What `verify` writes into the result.
 REPORT = "verified.json"
@@ -51,14 +50,14 @@ def verify(out: Path, engine: Path | None = None, *, say: Callable[[str], None] 
     """
     plan, _ = _read(out)
     engine_name = plan["chosen"]["engine"]["name"]
-    if not engine_name.startswith("vllm"):
+    target = find_engine(engine_name)
+    if (server := target.server) is None:
         raise InputError(
             f"verify drives vLLM; {out} is made for {engine_name}",
             remedy=f"start it as {out / FOLDER} says, and ask it something",
         )
     require_cards(plan, installed_gpus())
     script = out / FOLDER / "run.sh"
-    config = yaml.safe_load((out / FOLDER / "vllm.yaml").read_text(encoding="utf-8"))
     workload = plan["spec"]["workload"]
     python = engine_python(engine)
     require_build(plan, engine_build(python), python)
@@ -66,10 +65,11 @@ def verify(out: Path, engine: Path | None = None, *, say: Callable[[str], None] 
     with serving(script, python) as served:
         say(f"answers after {served.start_seconds:.0f} s; measuring")
         timing = measure(
-            served, config["served-model-name"], input_tokens=workload["input_tokens"],
+            served, target.served_name(out / FOLDER), input_tokens=workload["input_tokens"],
             output_tokens=min(workload["output_tokens"], 64), requests=5,
         )  # fmt: skip
-        report = VerifyReport(tuple(_checks(plan, served, timing)), served.start_seconds, timing.text[:200])
+        log = served.log.read_text(errors="replace")
+        report = VerifyReport(tuple(_checks(plan, server, log, timing)), served.start_seconds, timing.text[:200])
     write_json(out / REPORT, report.as_json())
     return report
 
@@ -80,16 +80,16 @@ def _read(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return read_json(out / "plan.json", "plan"), read_json(out / NAME, "certificate")
 
 
-def _checks(plan: Mapping[str, Any], served: Served, timing: Timing) -> list[dict[str, Any]]:
+def _checks(plan: Mapping[str, Any], server: ServerLog, log: str, timing: Timing) -> list[dict[str, Any]]:
     chosen = plan["chosen"]
     kv, speed = chosen["kv_cache"], chosen["speed"]
-    tokens = served.kv_tokens()
+    tokens = server.kv_tokens(log)
     out = [_within("KV tokens", kv["tokens"], tokens, "{:,.0f}", binding=True)]
     out.append(
         _within(
             "concurrency at full context",
             kv["max_concurrency"],
-            served.max_concurrency(),
+            server.max_concurrency(log),
             "{:.2f}",
             binding=False,
             slack=0.005,

@@ -129,9 +129,10 @@ def plan(
             str(path) if made.feasible else None,
         )
     if launch and made.result.chosen is not None:
-        from targets.launch.write import launch_files
+        from planner.plan.launch import launch as launch_of
 
-        for file in launch_files(made.document, made.result.chosen.ir, made.document["model"].rsplit("/", 1)[-1]):
+        name = made.document["model"].rsplit("/", 1)[-1]
+        for file in launch_of(made.document, made.result.chosen.ir, name).files:
             _console(as_json).print(f"\n  [bold]launch/{file.path}[/]\n{file.text}", markup=True)
     raise typer.Exit(0 if made.feasible else 3)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from targets.engines.engine import KVEstimate, Memory, Settings, SpeedEstimate
+from targets.engines.engine import KVEstimate, Memory, Parallel, Settings, SpeedEstimate
 from targets.quantity import Quantity
 
 if TYPE_CHECKING:
@@ -56,18 +57,32 @@ def quality_json(quality: Quality) -> dict[str, Any]:
     return {"log_ppl_increase": quantity_json(quality.log_ppl_increase), "kl": quantity_json(quality.kl)}
 
 
+#: Settings that a plan names where they were set.
+_SETTINGS = (
+    "version", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes",
+)  # fmt: skip
+
+
 def settings_json(settings: Settings) -> dict[str, Any]:
     """Engine settings that were set, and the parallel layout."""
     p = settings.parallel
     out: dict[str, Any] = {"tensor_parallel": p.tp, "pipeline_parallel": p.pp}
     if p.dp > 1 or p.ep > 1:
         out |= {"data_parallel": p.dp, "expert_parallel": p.ep}
-    for name in (
-        "version", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes",
-    ):  # fmt: skip
+    for name in _SETTINGS:
         value = getattr(settings, name)
         if value is not None:
             out[name] = value
     if settings.enforce_eager:
         out["enforce_eager"] = True
     return out
+
+
+def settings_from(document: Mapping[str, Any]) -> Settings:
+    """Return the settings that `settings_json` wrote; what a plan does not keep (a reserve) is at its default."""
+    degrees = ("tensor_parallel", "pipeline_parallel", "data_parallel", "expert_parallel")
+    return Settings(
+        parallel=Parallel(*(document.get(degree, 1) for degree in degrees)),
+        enforce_eager=document.get("enforce_eager", False),
+        **{name: document[name] for name in _SETTINGS if name in document},
+    )

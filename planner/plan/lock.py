@@ -16,12 +16,7 @@ from planner.search import target_gpu
 from planner.spec.parse import load_spec
 from planner.spec.spec import Spec, TextChoice
 from planner.version import VERSION
-
-#: Cards and fitted constants that predictions rest on.
-_DATA = (
-    ("targets", "gpus.yaml"), ("targets.engines.vllm", "memory_fit.json"), ("targets.speed", "speed_fit.json"),
-    ("planner.quality", "quality_fit.json"), ("planner.quality", "quality_families.json"),
-)  # fmt: skip
+from targets.engines.engine import ENGINE_NAMES, find_engine
 
 
 def portable_spec(spec: Spec) -> dict[str, Any]:
@@ -44,8 +39,16 @@ def lock(spec: Spec, source: Source, engine: Mapping[str, Any] | None) -> dict[s
         "gpu": {"name": gpu.name, "memory_bytes": round(gpu.memory_bytes.value), "count": spec.target.count},
         "engine": engine,
         "tightfit": VERSION,
-        "data": {name: _file_digest(str(files(room).joinpath(name))) for room, name in _DATA},
+        "data": {name: _file_digest(str(files(room).joinpath(name))) for room, name in _data(engine)},
     }  # fmt: skip
+
+
+def _data(engine: Mapping[str, Any] | None) -> dict[tuple[str, str], None]:
+    """Cards and fitted constants that predictions rest on, of our engines and the chosen one: (package, file) each, every one once."""
+    names = (*ENGINE_NAMES, *((engine["name"],) if engine else ()))
+    fitted = [file for name in names for file in find_engine(name).fitted]
+    quality = [("planner.quality", "quality_fit.json"), ("planner.quality", "quality_families.json")]
+    return dict.fromkeys([("targets", "gpus.yaml"), *fitted, ("targets.speed", "speed_fit.json"), *quality])
 
 
 def _text_lock(text: TextChoice) -> dict[str, Any]:

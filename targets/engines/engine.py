@@ -6,26 +6,28 @@ the command line's JSON (`docs/architecture.md`, "Contracts").
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib import import_module
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from passes.errors import Reason, unknown_name
+from passes.errors import InputError, Reason
+from passes.formats.format import Format
 from passes.ir.model import ModelIR
+from passes.registry import Registry
 from targets.gpu import Gpu
 from targets.quantity import Quantity
+from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
-#: Engines by name: module and class, imported when asked for.
-_ENGINES = {
-    "vllm": ("targets.engines.vllm.engine", "Vllm"),
-    "vllm-cpu": ("targets.engines.vllm.cpu", "VllmCpu"),
-    "exllamav2": ("targets.engines.exllama.v2", "ExllamaV2"),
-    "exllamav3": ("targets.engines.exllama.v3", "ExllamaV3"),
-}
-ENGINE_NAMES = tuple(_ENGINES)
+if TYPE_CHECKING:
+    from targets.launch.request import Launch, LaunchRequest
+
+#: The engine that is meant where none is named.
+DEFAULT_ENGINE = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,78 @@ class SpeedEstimate:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class AnyWidth:
+    """A format of any bits a weight: its name, and the range of bits that is worth solving in."""
+
+    kind: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLog:
+    """How a running server's log tells its cache: the first group of each pattern is the figure."""
+
+    tokens: re.Pattern[str]
+    concurrency: re.Pattern[str]
+
+    def kv_tokens(self, log: str) -> int | None:
+        """Return the KV tokens as printed; None where the log does not say."""
+        match = self.tokens.search(log)
+        return int(match[1].replace(",", "")) if match else None
+
+    def max_concurrency(self, log: str) -> float | None:
+        """Return the requests at full context that fit at once, as printed; None where the log does not say."""
+        match = self.concurrency.search(log)
+        return float(match[1]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """How an engine spends a card's memory on a model, and how fast it runs it with the cache that is left."""
+
+    memory: MemoryEstimate
+    speed: SpeedEstimate
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """What a step takes at most: `tokens`, prompts' chunks included, of so many running `sequences`."""
+
+    tokens: int
+    sequences: int
+
+
 class Engine(ABC):
-    """An inference engine as a target."""
+    """An inference engine, with every fact about it that a plan, a launch or a verification needs."""
 
     #: Name on the command line: vllm, vllm-cpu, exllamav2, exllamav3.
     name: ClassVar[str]
+    #: What its build computes on.
+    device: ClassVar[Literal["cpu", "cuda"]] = "cuda"
+    #: Formats of fixed width that are weighed where a spec names none.
+    weighed_formats: ClassVar[tuple[str, ...]] = ()
+    #: Its own format of any bits a weight; None where it has none.
+    any_width: ClassVar[AnyWidth | None] = None
+    #: Types of the KV cache, best quality first.
+    kv_dtypes: ClassVar[tuple[str, ...]] = ("auto",)
+    #: How its log tells the cache; None where `verify` cannot drive it.
+    server: ClassVar[ServerLog | None] = None
+    #: Fitted constants that its estimates rest on: (package, file) each.
+    fitted: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    def weighed_on(self, gpu: Gpu) -> bool:
+        """Return whether `engine: auto` weighs it on this card."""
+        return gpu.is_cpu == (self.device == "cpu")
+
+    def spreads(self, cards: int) -> Iterator[Parallel]:
+        """Give the ways it spreads a model over `cards` cards, the preferred one first."""
+        yield Parallel(tp=cards)
+
+    @abstractmethod
+    def kernel(self, form: Format, gpu: Gpu) -> Kernel:
+        """Return the kernel that runs a format on a card, and its arithmetic."""
 
     @abstractmethod
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
@@ -144,8 +213,28 @@ class Engine(ABC):
         """How the engine spends the card's memory. Answered for illegal combinations too."""
 
     @abstractmethod
-    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
-        """How fast it prefills and decodes. Answered for illegal combinations too."""
+    def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
+        """What a step takes at most: as set, else the engine's own defaults for its version and the card."""
+
+    @abstractmethod
+    def cache_bytes(self, ir: ModelIR) -> float:
+        """Return the bytes of one cached key or value, scales included."""
+
+    def speed(
+        self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
+    ) -> SpeedEstimate:
+        """How fast it prefills and decodes with the cache of `memory`: by the fitted roofline. Answered for illegal combinations too.
+
+        An engine of another package, for which no constants are fitted, overrides this.
+        """
+        from targets.speed.estimate import estimate
+
+        return estimate(self, ir, gpu, settings, workload, memory)
+
+    def estimate(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Estimate:
+        """Memory, then speed with the cache that it leaves."""
+        memory = self.memory(ir, gpu, settings, workload)
+        return Estimate(memory, self.speed(ir, gpu, settings, workload, memory))
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
         """Settings left open that could take another value than the engine's default to leave the cache more room.
@@ -159,21 +248,30 @@ class Engine(ABC):
         """Versions whose accounting is known, oldest first."""
         return ()
 
+    def launch(self, request: LaunchRequest) -> Launch:
+        """Its config file, and a script that starts it. Raises InputError where no launch files are known for it."""
+        raise InputError(f"no launch files are known for the engine {self.name!r}", remedy="start it by hand")
 
-@dataclass(frozen=True, slots=True)
-class LaunchFile:
-    """One file of a launch folder: relative path, content, whether it is a program."""
-
-    path: str
-    text: str
-    executable: bool = False
-    data: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    def served_name(self, folder: Path) -> str:
+        """Return the name that the launch files in `folder` serve a result by. Raises InputError where it has none."""
+        raise InputError(f"no launch files are known for the engine {self.name!r}", remedy="start it by hand")
 
 
+#: Engines by name. Another package adds one by an entry point of the group; `engine: auto` weighs ours only.
+ENGINES: Registry[type[Engine]] = Registry(
+    "engine",
+    {
+        "vllm": "targets.engines.vllm.engine:Vllm",
+        "vllm-cpu": "targets.engines.vllm.cpu:VllmCpu",
+        "exllamav2": "targets.engines.exllama.v2:ExllamaV2",
+        "exllamav3": "targets.engines.exllama.v3:ExllamaV3",
+    },
+    "tightfit.engines",
+)
+ENGINE_NAMES = ENGINES.names()
+
+
+@cache
 def find_engine(name: str) -> Engine:
-    """The engine of that name. Raises InputError with the nearest names."""
-    if name not in _ENGINES:
-        raise unknown_name("engine", name, ENGINE_NAMES, remedy=f"engines: {', '.join(ENGINE_NAMES)}")
-    module, cls = _ENGINES[name]
-    engine: Engine = getattr(import_module(module), cls)()
-    return engine
+    """Return the engine of that name. Raises InputError with the nearest names."""
+    return ENGINES.find(name, remedy=f"engines: {', '.join(ENGINE_NAMES)}")()

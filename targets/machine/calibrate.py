@@ -21,7 +21,7 @@ from typing import Any
 
 from passes.errors import InputError, TightfitError
 from passes.ir.model import ModelIR
-from targets.engines.engine import Parallel
+from targets.engines.engine import Parallel, Settings, find_engine
 from targets.gpu import Gpu, find_gpu
 from targets.machine.profile import Profile, believed_profile, implausible, measured_card, measured_values, profile_path
 from targets.serve.client import Timing, measure
@@ -31,6 +31,7 @@ from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.rates import engine_values, rates_from
 from targets.speed.step import step_seconds
 from targets.speed.work import work_of
+from targets.workload import Workload
 
 PROBE = Path(__file__).with_name("probe_program.py")
 
@@ -198,9 +199,13 @@ def predict(
     values: Mapping[str, float],
 ) -> Means:
     """Means of one request alone, by given constants."""
-    work, card = work_of(ir), measured_card(card_of(engine, gpu), profile)
+    target, workload = find_engine(engine), Workload(ir.max_context, 1, point.input_tokens, point.output_tokens)
+    work, card = work_of(ir), measured_card(card_of(target, gpu), profile)
     rates = rates_from(values, generation_of(gpu))
-    loop = Loop(point.input_tokens, point.output_tokens, 1, 1, 2048, 2.0, 1, rates.host_s, rates.host_token_s)
+    budget = target.scheduler(gpu, Settings(parallel=parallel), workload).tokens
+    loop = Loop(
+        point.input_tokens, point.output_tokens, 1, 1, budget, target.cache_bytes(ir), 1, rates.host_s, rates.host_token_s
+    )  # fmt: skip
     return closed_loop(lambda step: step_seconds(work, card, rates, step, parallel.tp), loop)
 
 

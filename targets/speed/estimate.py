@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from passes.formats.kv_dtypes import cache_bits
 from passes.ir.model import ModelIR
-from targets.engines.engine import Settings, SpeedEstimate
+from targets.engines.engine import Engine, KVEstimate, MemoryEstimate, Scheduler, Settings, SpeedEstimate
 from targets.gpu import Gpu
 from targets.machine.profile import Profile, believed_profile, measured_card, measured_values
 from targets.quantity import Basis, Quantity
@@ -27,32 +26,44 @@ ROUNDS = 10
 
 
 def estimate(
-    engine: str, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, *, kv_tokens: float | None = None
+    engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
 ) -> SpeedEstimate:
-    """Speed of `ir` under `engine` on `gpu`, as steady means under the workload's closed loop.
+    """Predict the speed of `ir` under `engine` on `gpu`, as steady means under the workload's closed loop.
 
-    `kv_tokens`: tokens of cache that one replica holds, where the caller has the engine's accounting; it bounds how many
-    requests run at once. None: counted roughly here.
+    `memory`: the engine's accounting of the same question; its cache bounds how many requests run at once.
     """
-    work, card, fitted = work_of(ir), card_of(engine, gpu), fitted_rates(engine, generation_of(gpu), settings.version)
+    name, card = engine.name, card_of(engine, gpu)
+    fitted = fitted_rates(name, generation_of(gpu), settings.version)
     profile, notes = believed_profile(gpu)
     if profile is not None:
-        card, fitted = measured_card(card, profile), _measured(fitted, engine, gpu, settings.version, profile)
-    clients = max(1.0, (workload.concurrency or 1) / settings.parallel.dp)
-    cache_bytes = cache_bits(ir.kv_cache.dtype) / 8
-    if kv_tokens is None:
-        kv_tokens = cache_tokens(work, card, gpu.memory_bytes.value, settings, cache_bytes)
-    resident = _resident(settings, workload, fitted.rates.occupancy, kv_tokens)
-    host_s, host_token_s = fitted.rates.host_s, fitted.rates.host_token_s
-    budget = settings.max_num_batched_tokens or default_token_budget(engine, gpu)
+        card, fitted = measured_card(card, profile), _measured(fitted, name, gpu, settings.version, profile)
+    scheduler, rates = engine.scheduler(gpu, settings, workload), fitted.rates
     loop = Loop(
-        workload.input_tokens, workload.output_tokens, clients, resident, budget, cache_bytes, ROUNDS, host_s,
-        host_token_s,
+        workload.input_tokens, workload.output_tokens, max(1.0, (workload.concurrency or 1) / settings.parallel.dp),
+        resident_requests(requests_held(memory.kv, workload), scheduler, rates.occupancy), scheduler.tokens, engine.cache_bytes(ir),
+        ROUNDS, rates.host_s, rates.host_token_s,
     )  # fmt: skip
-    run = _Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
+    run = _Run(work_of(ir), card, fitted, settings.parallel.tp, settings.parallel.pp)
     means = closed_loop(run.step, loop)
-    alone = means if clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
+    alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
     return replace(_speed(means, alone, loop, fitted, settings.parallel.dp), notes=notes)
+
+
+def requests_held(kv: KVEstimate, workload: Workload) -> float:
+    """Return how many requests of the workload's mean length (prompt and half the answer) the cache of one replica holds.
+
+    Infinite where it holds none at full context: such a plan is refused for its memory, its speed is asked all the same.
+    """
+    if not 0 < kv.max_concurrency.value < math.inf:
+        return math.inf
+    spared = workload.context - workload.input_tokens - workload.output_tokens / 2
+    taken = max(kv.bytes_per_sequence - kv.bytes_per_token * max(spared, 0.0), kv.bytes_per_token)
+    return kv.max_concurrency.value * kv.bytes_per_sequence / taken
+
+
+def resident_requests(held: float, scheduler: Scheduler, occupancy: float) -> float:
+    """Return how many requests run at once where the cache holds `held` of their mean length, whole or not."""
+    return max(1.0, min(scheduler.sequences, held / occupancy))
 
 
 def _measured(fitted: Fitted, engine: str, gpu: Gpu, version: str | None, profile: Profile) -> Fitted:
@@ -77,44 +88,6 @@ class _Run:
             step = replace(step, decode=max(step.decode / self.pp, min(step.decode, 1.0)))
         seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp)
         return seconds + (self.pp - 1) * self.fitted.rates.link_s
-
-
-def default_token_budget(engine: str, gpu: Gpu) -> int:
-    """Prompt tokens a step takes when nothing is set.
-
-    vLLM: 8192 for its server on cards of 70 GiB and more except the A100, else 2048 (`EngineArgs._set_default_args`, 0.8 to
-    0.19); ExLlama: chunks of 2048.
-    """
-    large = generation_of(gpu) not in ("8.0", "cpu") and gpu.memory_bytes.value >= 70 * 2**30
-    return 8192 if engine == "vllm" and large else 2048
-
-
-#: Bytes a card keeps for activations, graphs and the context beside weights and cache: the middle of vLLM's start-up logs.
-_SET_ASIDE = 4e9
-
-
-def cache_tokens(work: Work, card: Card, memory_bytes: float, settings: Settings, cache_bytes: float) -> float:
-    """Tokens of cache that the cards hold beside the weights, roughly; the engine's accounting has the exact figure.
-
-    Infinite where the weights leave no room: such a plan is refused for its memory, its speed is asked all the same.
-    """
-    tp, pp = settings.parallel.tp, settings.parallel.pp
-    weights = sum(m.bytes / (tp if m.sharded else 1) for m in work.matmuls) + sum(e.bytes for e in work.experts) / tp
-    share = settings.gpu_memory_utilization or 0.92
-    free = share * memory_bytes - (weights + 2 * work.head.bytes / tp) / pp - _SET_ASIDE * (card.capability > 0)
-    free = settings.kv_cache_memory_bytes or free
-    per_token = sum(
-        cache_bytes * kind.layers * kind.elements_per_token / (1 if kind.latent else min(tp, kind.kv_heads))
-        for kind in work.attention
-        if not kind.window
-    )
-    return free * pp / per_token if free > 0 and per_token else math.inf
-
-
-def _resident(settings: Settings, workload: Workload, occupancy: float, kv_tokens: float) -> float:
-    """Requests that run at once: what the cache holds at their mean length, at most `max_num_seqs`."""
-    mean = workload.input_tokens + workload.output_tokens / 2
-    return max(1.0, min(float(settings.max_num_seqs or 1024), kv_tokens / (occupancy * mean)))
 
 
 def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int) -> SpeedEstimate:

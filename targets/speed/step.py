@@ -6,10 +6,11 @@ once whatever the number of tokens; arithmetic and reading overlap imperfectly, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from targets.speed.kernels import Kernel, kernel_of
+from passes.formats.format import Format
+from targets.speed.kernels import Kernel
 from targets.speed.work import Attention, Experts, Work
 
 #: Exponent of the power mean that joins reading and computing: infinity would be the plain roofline, 1 no overlap at all.
@@ -20,10 +21,11 @@ OVERLAP = 3.0
 class Card:
     """What a step needs of a card: bytes a second, operations a second by arithmetic, bytes a second of one direction of its
 
-    link to the others. `capability`: CUDA compute capability or what another maker's card is like; 0 for a processor.
+    link to the others. `kernel`: which kernel the engine runs for a format on it. `capability`: CUDA compute capability or what
+    another maker's card is like; 0 for a processor.
     """
 
-    engine: str
+    kernel: Callable[[Format], Kernel]
     capability: float
     bandwidth: float
     flops: Mapping[str, float]
@@ -101,9 +103,9 @@ def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1) 
     seconds += rates.token_s * step.prefill * work.layers * work.hidden / 4096
     for matmul in work.matmuls:
         share = tp if matmul.sharded else 1
-        kernel = kernel_of(card.engine, matmul.storage, card.capability)
+        kernel = card.kernel(matmul.storage)
         seconds += _matmul_seconds(kernel, card, rates, matmul.bytes / share, matmul.weights / share * tokens)
-    kernel = kernel_of(card.engine, work.head.storage, card.capability)
+    kernel = card.kernel(work.head.storage)
     sampled = step.decode + step.prompts
     seconds += _matmul_seconds(kernel, card, rates, work.head.bytes / tp, work.head.weights / tp * sampled)
     for experts in work.experts:
@@ -121,7 +123,7 @@ def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1) 
 def overhead_seconds(work: Work, card: Card, rates: Rates) -> float:
     """Seconds a step takes however little is in it: launches, scheduling, sampling."""
     storages = {part.storage for part in work.matmuls} | {part.storage for part in work.experts}
-    families = {kernel_of(card.engine, storage, card.capability).family for storage in storages}
+    families = {card.kernel(storage).family for storage in storages}
     layer = rates.layer_s + sum(rates.kernel_layer_s.get(family, 0.0) for family in families)
     return rates.step_s + layer * work.layers + rates.expert_layer_s * work.expert_layers
 
@@ -138,7 +140,7 @@ def _matmul_seconds(kernel: Kernel, card: Card, rates: Rates, bytes_read: float,
 
 
 def _experts_seconds(experts: Experts, card: Card, rates: Rates, tokens: float, tp: int) -> float:
-    kernel = kernel_of(card.engine, experts.storage, card.capability)
+    kernel = card.kernel(experts.storage)
     hit = distinct_experts(experts.copies, experts.active, tokens**rates.routing if tokens > 1 else tokens)
     read = (
         experts.bytes * hit / experts.copies / tp / (card.bandwidth * rates.memory[kernel.family] * rates.expert_memory)

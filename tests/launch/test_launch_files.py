@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,40 @@ import pytest
 import yaml
 
 from passes.errors import InputError
+from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.at_load import QuantizeAtLoad
-from targets.engines.exllama.launch import cache_mode
-from targets.launch.write import launch_files, write_launch
+from targets.engines.engine import Engine, Parallel, Settings, find_engine
+from targets.launch.request import Launch, LaunchRequest
+from targets.launch.write import FOLDER, write_launch
+from targets.workload import Workload
 
 _GOLDEN = Path(__file__).with_name("golden")
 
 
-def plan(
-    engine: str, version: str, *, context: int = 8000, concurrency: int | None = 4, **settings: Any
-) -> dict[str, Any]:
-    """The part of a plan that launch files are made from."""
-    return {
-        "chosen": {
-            "engine": {"name": engine, "version": version},
-            "label": f"{engine}: quantize{{gptq, w4a16-g64}}",
-            "settings": {"tensor_parallel": 1, "pipeline_parallel": 1, **settings},
-            "memory": {"kv_cache": {"value": 1 << 30}},
-        },
-        "spec": {"workload": {"context": context, "concurrency": concurrency}},
-    }
+def request(
+    engine: str, version: str, ir: ModelIR | None = None, *, tp: int = 1, pp: int = 1, **settings: Any
+) -> LaunchRequest:
+    """A request of four requests of 8,000 tokens each."""
+    return LaunchRequest(
+        engine=engine, version=version, label=f"{engine}: quantize{{gptq, w4a16-g64}}", served_name="small",
+        ir=ir or open_model("Qwen2.5-7B-Instruct").ir, settings=Settings(parallel=Parallel(tp=tp, pp=pp), **settings),
+        workload=Workload(8000, 4), kv_cache_bytes=1 << 30,
+    )  # fmt: skip
 
 
-#: name of the golden folder → (plan, KV type of the result, scales in the checkpoint)
+def started(asked: LaunchRequest) -> Launch:
+    return find_engine(asked.engine).launch(asked)
+
+
+#: name of the golden folder → (request, KV type of the result, scales in the checkpoint)
 CASES = {
-    "vllm": (plan("vllm", "0.32", tensor_parallel=2, gpu_memory_utilization=0.9, max_num_seqs=64), "fp8", False),
-    "vllm-scales-in-checkpoint": (plan("vllm", "0.32", enforce_eager=True, pipeline_parallel=2), "fp8", True),
-    "vllm-cpu": (plan("vllm-cpu", "0.32"), "auto", False),
-    "exllamav2": (plan("exllamav2", "0.3.2"), "q4", False),
-    "exllamav3": (plan("exllamav3", "0.0.6", tensor_parallel=2, max_num_batched_tokens=1024), "q6", False),
+    "vllm": (request("vllm", "0.32", tp=2, gpu_memory_utilization=0.9, max_num_seqs=64), "fp8", False),
+    "vllm-scales-in-checkpoint": (request("vllm", "0.32", enforce_eager=True, pp=2), "fp8", True),
+    "vllm-cpu": (request("vllm-cpu", "0.32"), "auto", False),
+    "exllamav2": (request("exllamav2", "0.3.2"), "q4", False),
+    "exllamav3": (request("exllamav3", "0.0.6", tp=2, max_num_batched_tokens=1024), "q6", False),
 }
 
 
@@ -60,17 +64,16 @@ def test_what_an_engine_quantizes_while_it_loads_is_in_its_arguments(
     scheme: str, version: str, arguments: dict[str, str]
 ) -> None:
     ir = QuantizeAtLoad(scheme).rewrite(open_model("Qwen2.5-7B-Instruct").ir)
-    [written] = [
-        yaml.safe_load(f.text) for f in launch_files(plan("vllm", version), ir, "small") if f.path == "vllm.yaml"
-    ]
+    files = started(request("vllm", version, ir)).files
+    [written] = [yaml.safe_load(file.text) for file in files if file.path == "vllm.yaml"]
     assert arguments.items() <= written.items()
 
 
 def texts(name: str) -> dict[str, str]:
     """The launch files of a case by their path."""
-    document, dtype, scales = CASES[name]
+    asked, dtype, scales = CASES[name]
     ir = KVCachePass(dtype, scales=scales).rewrite(open_model("Qwen2.5-7B-Instruct").ir)
-    return {file.path: file.text for file in launch_files(document, ir, "small")}
+    return {file.path: file.text for file in started(replace(asked, ir=ir)).files}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -106,17 +109,35 @@ def test_the_cache_of_exllama_is_whole_pages_for_every_request() -> None:
     ],
 )
 def test_cache_modes_are_named_as_tabby_names_them(engine: str, dtype: str, name: str) -> None:
-    assert cache_mode(engine, dtype) == name
+    ir = KVCachePass(dtype).rewrite(open_model("Qwen2.5-7B-Instruct").ir)
+    [config, _] = started(request(engine, "1", ir)).files
+    assert config.data["model"]["cache_mode"] == name
 
 
 def test_an_engine_without_launch_files_is_refused() -> None:
     with pytest.raises(InputError, match="no launch files"):
-        launch_files(plan("llama.cpp", "1"), open_model("Qwen2.5-7B-Instruct").ir, "small")
+        Engine.launch(find_engine("vllm"), request("vllm", "1"))
+    with pytest.raises(InputError, match="no launch files"):
+        Engine.served_name(find_engine("vllm"), Path("launch"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_script_runs_what_the_launch_says(name: str) -> None:
+    launch = started(CASES[name][0])
+    [script] = [file.text for file in launch.files if file.executable]
+    assert f"${{PORT:-{launch.port}}}" in script and launch.health == "/health"
+    assert all(f'export {key}="${{{key}:-{value}}}"' in script for key, value in launch.environment.items())
+    assert launch.command[1 if "exllama" in name else 0] in script
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_name_it_serves_by_is_read_back(name: str, tmp_path: Path) -> None:
+    write_launch(tmp_path, started(CASES[name][0]).files)
+    assert find_engine(CASES[name][0].engine).served_name(tmp_path / FOLDER) == "small"
 
 
 def test_run_sh_finds_its_own_folder_and_starts_what_is_on_the_path(tmp_path: Path) -> None:
-    document, _, _ = CASES["vllm"]
-    write_launch(tmp_path, launch_files(document, open_model("Qwen2.5-7B-Instruct").ir, "small"))
+    write_launch(tmp_path, started(CASES["vllm"][0]).files)
     fake = tmp_path / "bin" / "vllm"
     fake.parent.mkdir()
     fake.write_text('#!/bin/bash\necho "$PWD $*"\n')

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from passes.base import Pass
 from passes.chain import illegal, rewrite
+from passes.formats.kv_dtypes import KV_DTYPES
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
@@ -18,7 +19,7 @@ from passes.quantize.format_names import parse_scheme
 from planner.bits import fewest_bits, most_bits
 from planner.quality.expected import expected_quality
 from planner.search import SearchResult, best, complete, preference, search, target_gpu
-from planner.space import FORMATS, KV_DTYPES, settings_options, workload_of
+from planner.space import settings_options, workload_of
 from planner.spec.parse import parse_spec
 from planner.spec.spec import EngineChoice, Spec
 from planner.verdict import Candidate, Verdict
@@ -119,10 +120,11 @@ def test_pruning_is_weighed_only_when_asked() -> None:
 
 def chains(ir: ModelIR, engine: str) -> Iterator[tuple[Pass, ...]]:
     """Every chain of an engine written out: each format, each hundredth of a bit, each KV type."""
-    names: list[str | None] = [None, *FORMATS[engine]]
+    names: list[str | None] = [None, *find_engine(engine).weighed_formats]
     if engine == "exllamav2":
         names += [f"exl2-{n / 100:g}" for n in range(200, 801)]
-    for name, dtype in itertools.product(names, (d for d in KV_DTYPES[engine] if d != "fp8_e5m2")):
+    weighed = {dtype.name for dtype in KV_DTYPES if dtype.weighed}
+    for name, dtype in itertools.product(names, (d for d in find_engine(engine).kv_dtypes if d in weighed)):
         parsed = parse_scheme(name) if name else None
         head = (parsed,) if parsed else ()
         if dtype == "auto":

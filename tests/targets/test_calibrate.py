@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from passes.errors import InputError
+from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from targets.engines.engine import Parallel, Settings
-from targets.gpu import find_gpu
+from targets.engines.engine import Parallel, Settings, SpeedEstimate, find_engine
+from targets.gpu import Gpu, find_gpu
 from targets.machine import calibrate
 from targets.machine.calibrate import (
     Observation,
@@ -24,7 +25,6 @@ from targets.machine.calibrate import (
 )
 from targets.machine.profile import Profile, believed_profile, implausible, load_profile, measured_values, profile_path
 from targets.quantity import Basis
-from targets.speed.estimate import estimate
 from targets.speed.rates import engine_values
 from targets.workload import Workload
 
@@ -44,6 +44,10 @@ RIGHT = NONSENSE | {"vector_bytes_per_s": 2.6e12, "bf16_flops": 790e12, "int8_op
 WORK = Workload(context=2048, concurrency=1, input_tokens=128, output_tokens=64)
 
 
+def predicted(engine: str, ir: ModelIR, gpu: Gpu) -> SpeedEstimate:
+    return find_engine(engine).estimate(ir, gpu, Settings(), WORK).speed
+
+
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("TIGHTFIT_HOME", str(tmp_path))
@@ -60,12 +64,9 @@ def test_this_machine_is_measured_and_kept(home: Path) -> None:
 
 def test_predictions_say_measured_and_follow_the_bandwidth() -> None:
     ir = open_model("HuggingFaceTB/SmolLM2-135M-Instruct").ir
-    assert estimate("vllm-cpu", ir, CPU, Settings(), WORK).tpot_ms.basis is Basis.ASSUMED
-    slow = store(Profile(CPU.name, PROBE, {})) and estimate("vllm-cpu", ir, CPU, Settings(), WORK).tpot_ms
-    fast = (
-        store(Profile(CPU.name, PROBE | {"vector_bytes_per_s": 22e9}, {}))
-        and estimate("vllm-cpu", ir, CPU, Settings(), WORK).tpot_ms
-    )
+    assert predicted("vllm-cpu", ir, CPU).tpot_ms.basis is Basis.ASSUMED
+    slow = store(Profile(CPU.name, PROBE, {})) and predicted("vllm-cpu", ir, CPU).tpot_ms
+    fast = store(Profile(CPU.name, PROBE | {"vector_bytes_per_s": 22e9}, {})) and predicted("vllm-cpu", ir, CPU).tpot_ms
     assert slow.basis is fast.basis is Basis.MEASURED
     assert fast.value < 0.7 * slow.value
 
@@ -163,9 +164,9 @@ def test_right_rates_are_kept(monkeypatch: pytest.MonkeyPatch, home: Path) -> No
 
 def test_stored_nonsense_is_not_believed_and_predictions_say_so(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     ir = open_model("HuggingFaceTB/SmolLM2-135M-Instruct").ir
-    fitted = estimate("vllm", ir, H100, Settings(), WORK)
+    fitted = predicted("vllm", ir, H100)
     store(Profile(H100.name, NONSENSE, {"vllm": {"memory": 0.1}}))
-    found = estimate("vllm", ir, H100, Settings(), WORK)
+    found = predicted("vllm", ir, H100)
     assert found.tpot_ms == fitted.tpot_ms
     assert found.tpot_ms.basis is not Basis.MEASURED
     (note,) = found.notes
@@ -173,7 +174,7 @@ def test_stored_nonsense_is_not_believed_and_predictions_say_so(monkeypatch: pyt
     assert "optimize calibrate" in note
     probed(monkeypatch, home, RIGHT)
     assert calibrate_machine(H100).engines == {}  # what was fitted on nonsense goes with it
-    assert estimate("vllm", ir, H100, Settings(), WORK).tpot_ms.basis is Basis.MEASURED
+    assert predicted("vllm", ir, H100).tpot_ms.basis is Basis.MEASURED
 
 
 def test_one_card_s_rates_are_not_kept_under_another_s_name(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 from passes.ir.model import KVCache, ModelIR
 from passes.ir.sources import open_model
 from passes.quantize.format_names import parse_scheme
-from targets.engines.engine import Parallel, Settings, SpeedEstimate
-from targets.gpu import all_gpus, find_gpu
-from targets.quantity import Basis
-from targets.speed.estimate import estimate
+from targets.engines.engine import KVEstimate, Parallel, Settings, SpeedEstimate, find_engine
+from targets.gpu import Gpu, all_gpus, find_gpu
+from targets.quantity import Basis, Quantity
+from targets.speed.estimate import requests_held
 from targets.workload import Workload
 
 ENGINES = ("vllm", "exllamav2", "exllamav3", "vllm-cpu")
@@ -42,7 +42,11 @@ def w4(ir: ModelIR) -> ModelIR:
 
 
 def speed(ir: ModelIR, gpu: str = "A100 SXM4 80GB", work: Workload = ONE, **settings: object) -> SpeedEstimate:
-    return estimate("vllm", ir, find_gpu(gpu), Settings(**settings), work)  # type: ignore[arg-type]
+    return on(find_gpu(gpu), ir, work, Settings(**settings))  # type: ignore[arg-type]
+
+
+def on(gpu: Gpu, ir: ModelIR, work: Workload, settings: Settings | None = None, engine: str = "vllm") -> SpeedEstimate:
+    return find_engine(engine).estimate(ir, gpu, settings or Settings(), work).speed
 
 
 def test_published_single_stream_speeds_are_met(qwen: ModelIR) -> None:
@@ -55,7 +59,7 @@ def test_published_single_stream_speeds_are_met(qwen: ModelIR) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_card_of_the_catalog_is_answered(qwen: ModelIR, engine: str) -> None:
     for gpu in all_gpus():
-        found = estimate(engine, qwen, gpu, Settings(), ONE)
+        found = on(gpu, qwen, ONE, engine=engine)
         for quantity in (
             found.ttft_ms,
             found.tpot_ms,
@@ -107,10 +111,7 @@ def test_all_reduce_over_pcie_costs_more_than_over_nvlink(qwen: ModelIR) -> None
     gpu = find_gpu("A100 SXM4 80GB")
     slow = replace(gpu, link_bytes_per_s=None)
     settings = Settings(**cards)
-    assert (
-        estimate("vllm", qwen, slow, settings, busy).ttft_ms.value
-        > 1.1 * estimate("vllm", qwen, gpu, settings, busy).ttft_ms.value
-    )
+    assert on(slow, qwen, busy, settings).ttft_ms.value > 1.1 * on(gpu, qwen, busy, settings).ttft_ms.value
 
 
 def test_a_token_reads_only_the_experts_it_uses(experts: ModelIR) -> None:
@@ -121,9 +122,9 @@ def test_a_token_reads_only_the_experts_it_uses(experts: ModelIR) -> None:
 
 
 def test_requests_queue_where_the_cache_is_full(qwen: ModelIR) -> None:
-    load, gpu = Workload(8192, 64, 4096, 512), find_gpu("A100 SXM4 80GB")
-    roomy = estimate("vllm", qwen, gpu, Settings(), load, kv_tokens=1e6)
-    tight = estimate("vllm", qwen, gpu, Settings(), load, kv_tokens=5e4)
+    load, per_token = Workload(8192, 64, 4096, 512), 28 * 2 * 4 * 128 * 2
+    roomy = speed(qwen, work=load, kv_cache_memory_bytes=1_000_000 * per_token)
+    tight = speed(qwen, work=load, kv_cache_memory_bytes=50_000 * per_token)
     assert tight.ttft_ms.value > 10 * roomy.ttft_ms.value
     assert tight.tpot_ms.value < roomy.tpot_ms.value
 
@@ -134,12 +135,42 @@ def test_old_versions_have_more_overhead(qwen: ModelIR) -> None:
 
 
 def test_a_warm_call_takes_less_than_a_fifth_of_a_millisecond(qwen: ModelIR) -> None:
-    gpu, settings = find_gpu("RTX 4090"), Settings()
-    estimate("vllm", qwen, gpu, settings, ONE)
+    gpu, settings, engine = find_gpu("RTX 4090"), Settings(), find_engine("vllm")
+    memory = engine.estimate(qwen, gpu, settings, ONE).memory
     best = float("inf")
     for _ in range(5):
         start = perf_counter()
         for _ in range(100):
-            estimate("vllm", qwen, gpu, settings, ONE)
+            engine.speed(qwen, gpu, settings, ONE, memory)
         best = min(best, (perf_counter() - start) / 100)
     assert best < 2e-4
+
+
+@pytest.mark.parametrize("gpu", ["RTX 3080 10GB", "RTX 3060", "RTX 4090", "A100 SXM4 80GB"])
+@pytest.mark.parametrize("engine", ["vllm", "exllamav2"])
+def test_nobody_queues_at_the_concurrency_that_the_memory_allows(qwen: ModelIR, gpu: str, engine: str) -> None:
+    """Requests shorter than the context all run at once: a first token waits for the prompts ahead, not for answers to end."""
+    ir, card, target = w4(qwen) if engine == "vllm" else qwen, find_gpu(gpu), find_engine(engine)
+    load = Workload(8192, 1, 2000, 400)
+    allowed = int(target.memory(ir, card, Settings(), load).kv.max_concurrency.value)
+    load = replace(load, concurrency=max(1, allowed))
+    found = target.estimate(ir, card, Settings(), load).speed
+    prompts_ahead_ms = 1000 * load.input_tokens * load.concurrency / found.prefill_tok_s.value  # type: ignore[operator]
+    assert found.ttft_ms.value < prompts_ahead_ms + 1000
+
+
+def test_an_engine_has_one_token_budget(qwen: ModelIR) -> None:
+    """vLLM's default by memory, but for the A100 by name: `EngineArgs.get_batch_defaults`."""
+    budgets = {name: find_engine("vllm").scheduler(find_gpu(name), Settings(), ONE).tokens
+               for name in ("A100 SXM4 80GB", "A800 SXM4 80GB", "H100 SXM", "RTX 4090")}  # fmt: skip
+    assert budgets == {"A100 SXM4 80GB": 2048, "A800 SXM4 80GB": 8192, "H100 SXM": 8192, "RTX 4090": 2048}
+    assert find_engine("vllm-cpu").scheduler(find_gpu("cpu"), Settings(), ONE).tokens == 2048
+
+
+def test_states_and_windows_take_no_more_cache_for_longer_requests() -> None:
+    """A recurrent state is as large after one token as after a thousand: how many fit does not follow from tokens."""
+    kv = KVEstimate(10.0, 1000, Quantity.exact(800), Quantity.exact(8.0), 800)
+    assert requests_held(kv, Workload(100, 8, 40, 20)) == pytest.approx(8 * 1000 / (1000 - 10 * 50))
+    constant = replace(kv, bytes_per_token=0.0)
+    assert requests_held(constant, Workload(100, 8, 1, 1)) == 8.0
+    assert requests_held(replace(kv, max_concurrency=Quantity.exact(0.0)), Workload(100, 8, 40, 20)) == float("inf")

@@ -8,23 +8,30 @@ fp16) and, on the last card, logits. The context is assumed, the scratch follows
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
 from passes.formats.dense import Dense
+from passes.formats.format import Format
 from passes.formats.kv_dtypes import OWN, cache_bits, integers
 from passes.ir.model import Block, ModelIR
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from targets.engines.accounting import answer
-from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
+from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, Settings
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
 from targets.engines.vllm.versions import rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
+from targets.speed.kernels import Kernel
 from targets.workload import Workload
+
+if TYPE_CHECKING:
+    from targets.launch.request import Launch, LaunchRequest
 
 _MIB = 1 << 20
 #: Tokens a page, and tokens of a prompt chunk (`max_input_len`, `chunk_size`).
@@ -40,7 +47,16 @@ class Exllama(Engine):
     formats: ClassVar[tuple[str, ...]]
     format_remedy: ClassVar[str]
     recurrent: ClassVar[bool]
+    #: Which TabbyAPI serves it (its README and `backends/exllamav2/version.py`; EXL2 left its main branch).
+    served_by: ClassVar[str]
     capability: ClassVar[int]
+    kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "q8", "q6", "q4")
+
+    def kernel(self, form: Format, gpu: Gpu) -> Kernel:
+        """Its own kernels, or the one for GPTQ; all multiply in 16 bit, on every card."""
+        if form.kernel is KernelFamily.W16:
+            return Kernel(form.kernel, "bf16")
+        return Kernel("exl-gptq" if form.kernel is KernelFamily.GPTQ else "exl", "bf16")
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Formats, cache kinds and types, and cards that the engine lacks."""
@@ -110,20 +126,37 @@ class Exllama(Engine):
 
     def _layout(self, ir: ModelIR, cards: int, stage: int) -> Layout:
         rules = replace(rules_for("0.8")[0], hybrid_groups=False, null_block=False, tokens_from_concurrency=False)
-        settings = CacheSettings(
-            PAGE, self.cache_bits.get(ir.kv_cache.dtype, 16.0) / 8, 2, 1, CHUNK, prefix_caching=False
-        )
+        settings = CacheSettings(PAGE, self.cache_bytes(ir), 2, 1, CHUNK, prefix_caching=False)
         # Recurrent states are a constant a sequence and small beside pages; the engines keep them outside the cache.
         states = tuple(
             (b.state, n) for b, n in stage_blocks(ir, cards, stage) if not isinstance(b.state, Recurrent | NoState)
         )
         return build_layout(states, settings, rules)
 
-    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
-        """By the fitted roofline."""
-        from targets.speed.estimate import estimate
+    def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
+        """Chunks of a prompt, and as many sequences as are asked: the launch files set so many."""
+        requests = settings.max_num_seqs or workload.concurrency or 1
+        return Scheduler(settings.max_num_batched_tokens or CHUNK, requests)
 
-        return estimate(self.name, ir, gpu, settings, workload)
+    def cache_bytes(self, ir: ModelIR) -> float:
+        """By the cache's type."""
+        return self.cache_bits.get(ir.kv_cache.dtype, 16.0) / 8
+
+    def launch(self, request: LaunchRequest) -> Launch:
+        """TabbyAPI with a config file."""
+        from targets.engines.exllama.launch import tabby_launch
+
+        return tabby_launch(request, self.served_by, self.cache_mode(request.ir.kv_cache.dtype))
+
+    def served_name(self, folder: Path) -> str:
+        """As its config file says."""
+        from targets.engines.exllama.launch import served_name
+
+        return served_name(folder)
+
+    @abstractmethod
+    def cache_mode(self, dtype: str) -> str:
+        """Return how TabbyAPI names a cache type."""
 
 
 def architecture_of(ir: ModelIR) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from passes.errors import Reason
 from passes.ir.model import ModelIR
 from passes.ir.state import SlidingKV
-from targets.engines.engine import Settings
+from targets.engines.engine import AnyWidth, Settings
 from targets.engines.exllama.engine import (
     Exllama,
     architecture_of,
@@ -38,11 +38,20 @@ class ExllamaV2(Exllama):
     """ExLlamaV2 as served by TabbyAPI."""
 
     name: ClassVar[str] = "exllamav2"
+    weighed_formats: ClassVar[tuple[str, ...]] = ("gptq-4-g128", "gptq-4-g64", "gptq-4-g32")
+    any_width: ClassVar[AnyWidth | None] = AnyWidth("exl2", 2.0, 8.0)
     cache_bits: ClassVar[Mapping[str, float]] = cache_types((8, 6, 4))
     formats: ClassVar[tuple[str, ...]] = ("exl2", "exl2-bounded", "gptq")
     format_remedy: ClassVar[str] = "exl2 or gptq"
+    served_by: ClassVar[str] = (
+        "TabbyAPI's branch exl2-checkpoint (main has dropped ExLlamaV2), with exllamav2 0.2.8 to 0.3.2, its last"
+    )
     recurrent: ClassVar[bool] = False
     capability: ClassVar[int] = 75
+
+    def cache_mode(self, dtype: str) -> str:
+        """FP16, Q8, Q6, Q4."""
+        return "FP16" if dtype == "auto" else dtype.upper()
 
     def known_versions(self) -> tuple[str, ...]:
         """The last release; its accounting did not change over the 0.2 and 0.3 lines."""

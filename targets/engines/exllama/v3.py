@@ -8,7 +8,7 @@ from typing import ClassVar
 from passes.errors import Reason
 from passes.ir.model import ModelIR
 from passes.ir.state import Recurrent, SlidingKV
-from targets.engines.engine import Settings
+from targets.engines.engine import AnyWidth, Settings
 from targets.engines.exllama.engine import (
     Exllama,
     architecture_of,
@@ -43,11 +43,22 @@ class ExllamaV3(Exllama):
     """ExLlamaV3 as served by TabbyAPI."""
 
     name: ClassVar[str] = "exllamav3"
+    any_width: ClassVar[AnyWidth | None] = AnyWidth("exl3", 1.0, 8.0)
     cache_bits: ClassVar[Mapping[str, float]] = cache_types(range(8, 1, -1))
     formats: ClassVar[tuple[str, ...]] = ("exl3",)
     format_remedy: ClassVar[str] = "exl3"
+    served_by: ClassVar[str] = "TabbyAPI's branch main, with exllamav3 0.0.7 or newer"
     recurrent: ClassVar[bool] = True
     capability: ClassVar[int] = 80
+
+    def weighed_on(self, gpu: Gpu) -> bool:
+        """On none: no measurement of its speed is held, so it is weighed only where a spec names it."""
+        return False
+
+    def cache_mode(self, dtype: str) -> str:
+        """FP16, or a pair of bits for keys and values."""
+        bits = dtype.removeprefix("q")
+        return "FP16" if dtype == "auto" else f"{bits},{bits}"
 
     def known_versions(self) -> tuple[str, ...]:
         """The line whose cache layout was read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from passes.errors import Reason
 from passes.formats.awq import Awq
@@ -14,13 +14,16 @@ from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.ir.state import LatentKV
 from targets.engines.accounting import answer
-from targets.engines.engine import Memory, MemoryEstimate, Settings, SpeedEstimate
+from targets.engines.engine import Memory, MemoryEstimate, Parallel, Scheduler, Settings
 from targets.engines.kv_layout import CacheSettings, build_layout
 from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.engine import Vllm, element_bytes, gptq_asymmetric
+from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.versions import rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
+from targets.speed.card import capability_of
+from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
 _GIB = 1 << 30
@@ -37,6 +40,19 @@ class VllmCpu(Vllm):
     """vLLM on this machine's processor."""
 
     name: ClassVar[str] = "vllm-cpu"
+    device: ClassVar[Literal["cpu", "cuda"]] = "cpu"
+    weighed_formats: ClassVar[tuple[str, ...]] = (
+        "w8a8", "fp8", "w4a16-g128", "w4a16-g64", "w4a16-g32", "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "awq-4-g128", "awq-4-g64",
+        "awq-4-g32",
+    )  # fmt: skip
+
+    def spreads(self, cards: int) -> Iterator[Parallel]:
+        """Tensor parallel alone."""
+        yield Parallel(tp=cards)
+
+    def kernel(self, form: Format, gpu: Gpu) -> Kernel:
+        """As vLLM below every card, but with a kernel for INT8."""
+        return kernel_of(form, capability_of(gpu), int8=True)
 
     def known_versions(self) -> tuple[str, ...]:
         """The version that was read and measured."""
@@ -86,7 +102,7 @@ class VllmCpu(Vllm):
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """Weights in RAM, the cache as large as it is set; without a setting, what the workload needs."""
         rules, note = rules_for(settings.version)
-        settings_of_cache = self._cache(ir, gpu, settings)
+        settings_of_cache = self._cache(ir, gpu, settings, workload)
         layout = build_layout(
             tuple((block.state, count) for block, count in ir.decoder.counts), settings_of_cache, rules
         )
@@ -103,25 +119,24 @@ class VllmCpu(Vllm):
         """None: the cache is as large as the plan sets it."""
         return ()
 
+    def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
+        """As set, else the backend's defaults."""
+        return Scheduler(settings.max_num_batched_tokens or BATCHED_TOKENS, settings.max_num_seqs or SEQUENCES)
+
     def kv_bytes_for(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> int:
         """The smallest whole number of GiB that serves the workload: what the launch files set."""
         rules, _ = rules_for(settings.version)
-        layout = build_layout(tuple((b.state, n) for b, n in ir.decoder.counts), self._cache(ir, gpu, settings), rules)
+        cache = self._cache(ir, gpu, settings, workload)
+        layout = build_layout(tuple((b.state, n) for b, n in ir.decoder.counts), cache, rules)
         needed = layout.request_bytes(workload.context) * (workload.concurrency or 1) + layout.block_bytes
         return max(1, -(-needed // _GIB)) * _GIB
 
-    def _cache(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> CacheSettings:
+    def _cache(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> CacheSettings:
+        tokens = self.scheduler(gpu, settings, workload).tokens
         latent = any(isinstance(block.state, LatentKV) for block, _ in ir.decoder.counts)
         block = MLA_BLOCK if latent else settings.block_size or BLOCK
-        tokens = settings.max_num_batched_tokens or BATCHED_TOKENS
         # The backend keeps running states in fp32 on processors with AVX-512 BF16 (`platforms/cpu.py`).
         state = 4 if "avx512_bf16" in gpu.instructions else None
         return CacheSettings(
             block, element_bytes(ir), 4 if ir.dtype == "F32" else 2, settings.parallel.tp, tokens, state_bytes=state
         )
-
-    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
-        """By the roofline of this machine."""
-        from targets.speed.estimate import estimate
-
-        return estimate(self.name, ir, gpu, settings, workload)

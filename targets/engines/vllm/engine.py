@@ -6,9 +6,11 @@ Sources: vLLM 0.32.0's code for the newest behaviour; `versions.py` for older on
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
 from passes.formats.at_load import resident
@@ -21,15 +23,21 @@ from passes.ir.model import Block, ModelIR, Role
 from passes.ir.resident import resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer
-from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Settings, SpeedEstimate
+from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, ServerLog, Settings
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.vllm import activations
 from targets.engines.vllm.fp8_blocks import fp8_block_reasons
+from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.versions import Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
+from targets.speed.card import capability_of
+from targets.speed.kernels import Kernel
 from targets.workload import Workload
+
+if TYPE_CHECKING:
+    from targets.launch.request import Launch, LaunchRequest
 
 _GIB = 1 << 30
 #: Cards with more memory than this get the larger defaults (vLLM's `EngineArgs.get_batch_defaults`: 70 GiB, A100 excepted).
@@ -65,6 +73,26 @@ class Vllm(Engine):
     """vLLM with its CUDA backend."""
 
     name: ClassVar[str] = "vllm"
+    weighed_formats: ClassVar[tuple[str, ...]] = (
+        "fp8", "fp8-block", "w8a8", "w8a16-channel", "w8a16-g128", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w4a16-g128-asym",
+        "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "gptq-8-g128", "awq-4-g128", "awq-4-g64", "awq-4-g32", "nvfp4", "nf4", "fp8-online",
+    )  # fmt: skip
+    kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "fp8", "fp8_e5m2")
+    server: ClassVar[ServerLog | None] = ServerLog(
+        tokens=re.compile(r"KV cache size: ([\d,]+) tokens"),
+        concurrency=re.compile(
+            r"KV cache size: [\d,]+ tokens, Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x"
+        ),
+    )
+    fitted: ClassVar[tuple[tuple[str, str], ...]] = (("targets.engines.vllm", "memory_fit.json"),)
+
+    def spreads(self, cards: int) -> Iterator[Parallel]:
+        """Tensor parallel, then every split into tensor and pipeline degrees."""
+        yield from (Parallel(tp=cards // pp, pp=pp) for pp in range(1, cards + 1) if cards % pp == 0)
+
+    def kernel(self, form: Format, gpu: Gpu) -> Kernel:
+        """By the card's compute capability, or what another maker's card is like."""
+        return kernel_of(form, capability_of(gpu))
 
     def known_versions(self) -> tuple[str, ...]:
         """Versions whose behaviour differs in ways that are modelled."""
@@ -212,11 +240,27 @@ class Vllm(Engine):
             out.append(("max_num_seqs", rows))
         return tuple(out)
 
-    def speed(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> SpeedEstimate:
-        """By the fitted roofline."""
-        from targets.speed.estimate import estimate
+    def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
+        """By version and card."""
+        rules, _ = rules_on_card(settings.version, gpu)
+        sequences = settings.max_num_seqs or default_sequences(gpu, rules)
+        return Scheduler(batched_tokens(settings, gpu, workload, rules), sequences)
 
-        return estimate(self.name, ir, gpu, settings, workload)
+    def cache_bytes(self, ir: ModelIR) -> float:
+        """One byte in fp8, else as the model computes."""
+        return element_bytes(ir)
+
+    def launch(self, request: LaunchRequest) -> Launch:
+        """`vllm serve` with a config file."""
+        from targets.engines.vllm.launch import vllm_launch
+
+        return vllm_launch(request, cpu=self.device == "cpu")
+
+    def served_name(self, folder: Path) -> str:
+        """As its config file says."""
+        from targets.engines.vllm.launch import served_name
+
+        return served_name(folder)
 
 
 def gptq_asymmetric(form: Gptq) -> Reason:

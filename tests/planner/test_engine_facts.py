@@ -1,0 +1,92 @@
+"""What is true of an engine stands with the engine: the planner names none, and asks each the same questions."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import planner
+from passes.quantize.format_names import parse_scheme
+from planner.plan.codec import settings_from, settings_json
+from planner.plan.launch import launch_request
+from planner.plan.make import plan
+from planner.space import workload_of
+from planner.spec.parse import parse_spec
+from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
+from targets.gpu import find_gpu
+
+#: Where people's words are read or written: names of outside tools, the written spec, the default and help of `--engine`.
+_WORDS = {"spec/spec.py": 2, "spec/template.py": 1, "cli/commands.py": 2}
+
+
+def _names_of_engines(file: Path) -> int:
+    """Strings of a module that name an engine, its docstrings left out."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in prose]
+    return sum(bool(re.search("vllm|exllama", text)) for text in strings if isinstance(text, str))
+
+
+def test_the_planner_names_no_engine() -> None:
+    root = Path(planner.__file__).parent
+    named = {str(file.relative_to(root)): _names_of_engines(file) for file in root.rglob("*.py")}
+    assert {name: count for name, count in named.items() if count} == _WORDS
+
+
+@pytest.mark.parametrize("name", ENGINE_NAMES)
+def test_what_an_engine_says_is_known_elsewhere(name: str) -> None:
+    engine = find_engine(name)
+    assert engine.name == name and engine.kv_dtypes[0] == "auto"
+    assert all(parse_scheme(form) is not None for form in engine.weighed_formats)
+    width = engine.any_width
+    assert width is None or parse_scheme(f"{width.kind}-{width.high:g}") is not None
+
+
+def test_auto_weighs_the_engines_of_the_card_whose_speed_was_measured() -> None:
+    card, processor = find_gpu("RTX 4090"), find_gpu("cpu")
+    assert [name for name in ENGINE_NAMES if find_engine(name).weighed_on(card)] == ["vllm", "exllamav2"]
+    assert [name for name in ENGINE_NAMES if find_engine(name).weighed_on(processor)] == ["vllm-cpu"]
+
+
+def test_vllm_splits_cards_into_tensor_and_pipeline_degrees_and_the_others_do_not() -> None:
+    assert list(find_engine("vllm").spreads(4)) == [Parallel(4, 1), Parallel(2, 2), Parallel(1, 4)]
+    assert [list(find_engine(name).spreads(4)) for name in ("vllm-cpu", "exllamav2")] == [[Parallel(4)], [Parallel(4)]]
+
+
+def test_a_server_s_log_tells_its_cache() -> None:
+    server = find_engine("vllm").server
+    assert server is not None
+    log = "GPU KV cache size: 46,592 tokens, Maximum concurrency for 2,048 tokens per request: 22.75x"
+    assert (server.kv_tokens(log), server.max_concurrency(log)) == (46_592, 22.75)
+    assert server.kv_tokens("GPU KV cache size: 46,592 tokens") == 46_592
+    assert (server.kv_tokens("ready"), server.max_concurrency("ready")) == (None, None)
+    assert find_engine("exllamav2").server is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        Settings("0.31", Parallel(2, 3, 4, 5), 0.9, 8, 2048, enforce_eager=True, block_size=32, kv_cache_memory_bytes=1 << 30),
+    ],
+)  # fmt: skip
+def test_settings_are_read_back_from_a_plan(settings: Settings) -> None:
+    assert settings_from(settings_json(settings)) == settings
+
+
+def test_a_plan_says_what_its_launch_files_need() -> None:
+    spec = parse_spec(
+        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090, count: 2 }\nengine: { name: vllm, version: '0.31' }\n"
+        "workload: { context: 4096, concurrency: 3 }\ntrust_remote_code: true\n"
+    )
+    made = plan(spec)
+    chosen = made.result.chosen
+    assert chosen is not None
+    request = launch_request(made.document, chosen.ir, "small")
+    assert (request.engine, request.version, request.label) == ("vllm", "0.31", chosen.candidate.label)
+    assert request.settings == chosen.candidate.settings and request.trust_remote_code
+    assert request.workload == workload_of(spec) and request.served_name == "small"
+    assert request.kv_cache_bytes == round(chosen.memory.memory.kv_cache.value)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
 from passes.formats.dense import Dense
-from passes.formats.format import Format
+from passes.formats.format import Format, KernelFamily
 from passes.formats.kv_dtypes import OWN, cache_bits, integers
 from passes.ir.model import Block, ModelIR
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent

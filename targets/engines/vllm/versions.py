@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 from passes.errors import InputError
 
@@ -81,6 +82,7 @@ def parse_version(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+@lru_cache(maxsize=256)
 def rules_for(version: str | None) -> tuple[Rules, str | None]:
     """The behaviour of a version (None: the newest known), and a note where it is newer than what is known."""
     wanted = NEWEST if version is None else parse_version(version)

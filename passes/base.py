@@ -1,7 +1,7 @@
 """The contract of a pass: one set of decisions, two faces.
 
 `rewrite` changes the *description* of a model in microseconds; the planner calls it thousands of times. The executing face
-(in `passes.walk.walk` and `passes.run.execute`) changes the *weights*, once. The description after the last `rewrite` says tensor
+(`resolve`, `dense`, and `passes.walk.walk`) changes the *weights*, once. The description after the last `rewrite` says tensor
 for tensor what the checkpoint holds afterwards; `passes.run.execute` compares the two and refuses any difference.
 
 A pass is a frozen dataclass whose fields are its options. It prints as `name{option=value, …}` and reads back from JSON.
@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason
 from passes.ir.model import ModelIR
+
+if TYPE_CHECKING:
+    from passes.blocks.dense_model import DenseModel
+    from passes.steps.context import RunContext
 
 
 class Pass(ABC):
@@ -34,6 +38,14 @@ class Pass(ABC):
     def missing(self) -> str | None:
         """What the executing face still lacks, in words; None when `apply` can run it."""
         return None
+
+    def resolve(self, dense: DenseModel, run: RunContext) -> Self:
+        """Measure the choice that this pass leaves open on the model that the passes before it left; return the pass with it filled in."""
+        return self
+
+    def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
+        """The dense model after the pass, which must be resolved: that before it where only its stored form changes."""
+        return before
 
     @property
     def backend(self) -> str:

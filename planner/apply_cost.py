@@ -41,7 +41,7 @@ _OPTIONS_FLOPS, _SEARCH_FLOPS = 150e3, 20e3
 #: Exponents that AWQ tries, each by the error tr(E H Eᵀ) of a group (`passes.algorithms.smoothing`). What outside tools take of our
 #: walk's time: llm-compressor's GPTQ beside ours (docs/quantization.md); of the others it is assumed.
 _SCALE_TRIES, _OUTSIDE = 20, 2.6
-#: Allocations that are held against each other (`passes.run.resolve`).
+#: Allocations that are held against each other (`passes.measure.trial.nearest`).
 _ALLOCATIONS = {QuantizeExl2: 3, QuantizeMixed: 3}
 #: What torch, transformers and the tokenizer take before any weight: seconds, bytes.
 _START_SECONDS, _PROCESS_BYTES = 10.0, 500 << 20

@@ -10,10 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Pass
 from passes.errors import Reason
+from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.exl2 import Exl2
 from passes.formats.exl2_bounded import Exl2Bounded
 from passes.formats.exl2_options import ATTENTION, HEAD, MLP
@@ -21,9 +22,15 @@ from passes.formats.format import Format
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Role
 
+if TYPE_CHECKING:
+    from passes.blocks.dense_model import DenseModel
+    from passes.steps.context import RunContext
+
 #: Which column of an option's row a matrix takes.
 _ATTENTION_COLUMN = {Role.Q: 0, Role.K: 0, Role.V: 1, Role.O: 2}
 _MLP_COLUMN = {Role.GATE: 0, Role.GATE_UP: 0, Role.UP: 1, Role.DOWN: 2}
+#: What a slot's loss at four bits is estimated with: a scale a row fits every shape.
+_FOUR_BITS = PackQuantized(4, -1)
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,23 @@ class QuantizeExl2(Pass):
         else:
             decoder = ir.decoder.map_blocks(lambda block: _bounded(block, self.storage))
         return with_head(ir.with_decoder(decoder), HEAD[self.head_bits])
+
+    def resolve(self, dense: DenseModel, run: RunContext) -> QuantizeExl2:
+        """Measure every option of every slot, kept for any budget; spend this pass's budget exactly, in three ways; keep the nearest."""
+        if self.resolved or self.backend != "native":
+            return self
+        from passes.measure.fisher import format_costs
+        from passes.measure.trial import nearest
+        from passes.quantize.exl2_errors import allocate_exl2, in_divergence, measured_errors, uniform_exl2
+
+        errors = measured_errors(dense, run)
+        weighed = in_divergence(dense.ir, errors, format_costs(dense, (_FOUR_BITS,), run))
+        allocations = (
+            allocate_exl2(dense.ir, self.bpw, weighed),
+            allocate_exl2(dense.ir, self.bpw, errors),
+            uniform_exl2(dense.ir, self.bpw, weighed),
+        )
+        return nearest([replace(self, choices=choices) for choices in dict.fromkeys(allocations)], dense, run)
 
     def text(self) -> str:
         """`quantize{exl2, exl2-4.65}`."""

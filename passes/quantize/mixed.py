@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.algorithms.gptq import DAMPING
 from passes.base import Pass
@@ -19,6 +19,10 @@ from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.ir.model import Block, Linear, ModelIR
 from passes.quantize.quantize import Quantize, damping_text
+
+if TYPE_CHECKING:
+    from passes.blocks.dense_model import DenseModel
+    from passes.steps.context import RunContext
 
 Assigned = tuple[tuple[str, Format], ...]
 
@@ -110,6 +114,21 @@ class QuantizeMixed(Pass):
             for unit, found in together.items() if choice[unit] for names, _ in found for name in names
         ]  # fmt: skip
         return replace(self, assigned=tuple(assigned))
+
+    def resolve(self, dense: DenseModel, run: RunContext) -> QuantizeMixed:
+        """Estimate every format of every matrix; allocate layer by layer, for all layers alike, and uniformly; keep the nearest."""
+        if self.resolved:
+            return self
+        from passes.measure.fisher import format_costs
+        from passes.measure.trial import nearest
+
+        costs = format_costs(dense, self.palette, run)
+        allocations = (
+            self.allocated(dense.ir, costs),
+            self.allocated(dense.ir, costs, tied=True),
+            replace(self, assigned=()),
+        )
+        return nearest(list(dict.fromkeys(allocations)), dense, run)
 
     def text(self) -> str:
         """`quantize{gptq, mixed-5 of w4a16-g64, w8a16-channel, bf16}`."""

@@ -25,6 +25,7 @@ from passes.backends.backend import Task
 from passes.backends.result import described, write_shards
 from passes.backends.run import backend_python, run, version
 from passes.base import Pass
+from passes.blocks.dense_model import DenseModel
 from passes.blocks.devices import compute_devices, compute_dtype
 from passes.blocks.model_class import UNRUNNABLE_REMEDY, unrunnable
 from passes.chain import method_of
@@ -35,11 +36,11 @@ from passes.files.lock import only_one
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.ir.headers import is_whole
 from passes.ir.model import ModelIR
-from passes.run.assemble import assemble, holds
+from passes.run.assemble import Assembly, assemble, holds
 from passes.run.disk_need import scratch_bytes
 from passes.run.job import Job, Outcome
-from passes.run.resolve import Resolver
 from passes.run.result_folder import check_places, holding, partial_of, publish
+from passes.steps.context import RunContext
 from passes.steps.key import code_digest, content_key, file_identity, folder_identity, source_identity
 from passes.steps.progress import Progress
 from passes.steps.step import Report, Steps
@@ -126,11 +127,10 @@ class _Run:
         self.job, self.resolved, self.finish = job, resolved, finish
         self.out = job.out.resolve()
         self.target = chain.rewrite(job.source, job.passes)
-        self.devices = compute_devices()
-        self.device = self.devices[0]
-        self.dtype = compute_dtype(job.source.dtype, job.compute_dtype)
-        self.identity = source_identity(job.folder, self.dtype, self.devices)
+        devices, dtype = compute_devices(), compute_dtype(job.source.dtype, job.compute_dtype)
+        self.source = self.dense = source_model(job.source, job.folder, dtype, devices)
         self.steps = Steps(job.work, progress)
+        self.context = RunContext(job.work, devices, dtype, _no_tokens(), self.steps)
 
     def run(self) -> Outcome:
         """Every step in order; each makes what is not there yet."""
@@ -138,22 +138,14 @@ class _Run:
         calibrated = chain.looks_at_text(self.job.passes, self.target)
         self._check_disk(calibrated)
         text = token_file(self.steps, self.job.folder, "calibration text", self.job.calibration) if calibrated else None
-        tokens = read_tokens(text) if text is not None else _no_tokens()
+        if text is not None:
+            self.context = self.context.on_text(read_tokens(text))
         held_out = read_tokens(token_file(self.steps, self.job.folder, "evaluation text", self.job.evaluation))
-        resolver = Resolver(
-            self.job.source, Checkpoint(self.job.folder), tokens, self.job.work, self.dtype, self.device, self.identity,
-            self.steps,
-        )  # fmt: skip
-        self.passes = tuple(resolver.resolved(self.job.passes))
-        self.dense, self.weights = resolver.dense, resolver.weights
+        self.passes, self.dense = resolved(self.job.passes, self.source, self.context)
         self.target = chain.rewrite(self.job.source, self.passes)
         self.resolved(self.passes, self.target)
-        made = (
-            self._outside(tool, text, tokens)
-            if tool is not None and text is not None
-            else self._walk(self.passes, self.target, tokens)
-        )
-        folder, key = self._assemble(self.out, self.target, self.passes, made)
+        made = self._outside(tool, text) if tool is not None and text is not None else self._walk()
+        folder, key = self._assemble(made)
         measured = self._evaluate(folder, held_out, key) if self._can_be_evaluated() else None
         outcome = Outcome(
             out=self.job.out,
@@ -161,7 +153,7 @@ class _Run:
             target=self.target,
             steps=tuple(self.steps.finished),
             tensor_bytes=self.target.tensor_bytes,
-            calibration_digest=tokens_digest(tokens) if calibrated else None,
+            calibration_digest=tokens_digest(self.context.text) if calibrated else None,
             evaluation_digest=tokens_digest(held_out),
             measured=measured,
             losses=made.losses,
@@ -172,53 +164,42 @@ class _Run:
             publish(folder, self.out)
         return outcome
 
-    def _walk(self, passes: Sequence[Pass], target: ModelIR, tokens: torch.Tensor) -> _Made:
-        """A chain in one walk over the source as the structural passes left it."""
-        from passes.walk.state import BlockReport, WalkState
+    def _walk(self) -> _Made:
+        """The chain in one walk over the source as the structural passes left it."""
+        from passes.walk.state import WalkState
         from passes.walk.walk import Walk, units
 
-        method = method_of(passes)
-        key = content_key(
-            "walk", self.identity, chain.to_json(passes), tokens_digest(tokens) if len(tokens) else "", repr(method)
-        )
+        method, tokens = method_of(self.passes), self.context.text
+        digest = tokens_digest(tokens) if len(tokens) else ""
+        key = content_key(*self.source.identity, "walk", chain.to_json(self.passes), digest, repr(method))
         folder = self.job.work / f"walk-{key}"
-        names = " → ".join(one.text() for one in passes)
+        names = " → ".join(pass_.text() for pass_ in self.passes)
 
         def make(report: Report) -> None:
-            def block(found: BlockReport, blocks: int) -> None:
-                loss = f", loss {sum(found.losses.values()):.4g}" if found.losses else ""
-                report(found.block + 1, blocks, names + loss)
+            def block(done: int, total: int, detail: str = "") -> None:
+                report(done, total, ", ".join(filter(None, (names, detail))))
 
-            Walk(
-                self.dense, target, self.weights, method, tokens, folder, self.devices, self.dtype, progress=block
-            ).run()  # fmt: skip
+            Walk(self.dense, self.target, method, self.context.part(folder, block)).run()
 
-        self.steps.run("walk", key, folder.exists() and WalkState(folder).done == units(target), make)
+        self.steps.run("walk", key, folder.exists() and WalkState(folder).done == units(self.target), make)
         shutil.rmtree(folder / "hidden", ignore_errors=True)
         reports = WalkState(folder).reports
         return _Made(
             sorted((folder / "shards").glob("*.safetensors")),
             key,
-            {f"{one.block}.{name}": loss for one in reports for name, loss in one.losses.items()},
-            tuple(f"{one.block}.{name}" for one in reports for name in one.unseen),
+            {f"{report.block}.{name}": loss for report in reports for name, loss in report.losses.items()},
+            tuple(f"{report.block}.{name}" for report in reports for name in report.unseen),
         )
 
-    def _outside(self, one: Pass, text: Path, tokens: torch.Tensor) -> _Made:
+    def _outside(self, pass_: Pass, text: Path) -> _Made:
         """The pass of an outside tool, on a folder with the dense model as the passes before it left it."""
-        before = self.passes[: self.passes.index(one)]
-        folder = self.job.folder
-        if before:
-            dense = chain.rewrite(self.job.source, before)
-            place = self.job.work / f"dense-{content_key('dense', self.identity, chain.to_json(before))}"
-            folder, _ = self._assemble(place, dense, before, self._walk(before, dense, _no_tokens()))
-            if folder != place:
-                folder = publish(folder, place)
-        tool = find_backend(one.backend)
+        tool, tokens = find_backend(pass_.backend), self.context.text
         python = backend_python(tool)
         by = f"{tool.name} {version(tool, python)}"
-        key = content_key("outside", by, self.identity, chain.to_json([*before, one]), tokens_digest(tokens))
+        folder = self.dense.folder(self.context)
+        key = content_key(*self.dense.identity, "outside", by, chain.to_json([pass_]), tokens_digest(tokens))
         task = Task(
-            one,
+            pass_,
             folder.resolve(),
             text.resolve(),
             len(tokens),
@@ -241,16 +222,17 @@ class _Run:
         self.target = described(self.target, task.out)
         return _Made(sorted(shards.glob("*.safetensors")), key)
 
-    def _assemble(self, out: Path, target: ModelIR, passes: Sequence[Pass], made: _Made) -> tuple[Path, str]:
+    def _assemble(self, made: _Made) -> tuple[Path, str]:
         """The folder that holds the result: `out` where it is published already, else the one beside it. And the result's key."""
         key = content_key("assemble", made.key, code_digest())
-        published = holds(out, key, target)
-        folder = out if published else partial_of(out)
+        published = holds(self.out, key, self.target)
+        folder = self.out if published else partial_of(self.out)
 
         def make(report: Report) -> None:
-            assemble(folder, target, passes, made.shards, self.job.folder, self.job.calibration, key)
+            parts = Assembly(self.passes, self.target, self.dense, made.shards, self.job.calibration)
+            assemble(folder, parts, key)
 
-        self.steps.run("assemble", key, published or holds(folder, key, target), make)
+        self.steps.run("assemble", key, published or holds(folder, key, self.target), make)
         return folder, key
 
     def _can_be_evaluated(self) -> bool:
@@ -262,19 +244,17 @@ class _Run:
         return known and self.target.load_time.name == "none" and unrunnable(self.job.source) is None
 
     def _evaluate(self, folder: Path, tokens: torch.Tensor, out_key: str) -> Measured:
-        from passes.blocks.decoded_weights import DecodedCheckpoint, as_dense
-        from passes.measure.evaluate import Measured, Side, evaluate
+        from passes.blocks.decoded_weights import decoded_model
+        from passes.measure.evaluate import Measured, evaluate
 
         key = content_key("evaluate", out_key, tokens_digest(tokens), code_digest())
-        path = self.job.work / f"evaluate-{key}.json"
 
-        def make(parts: Path, report: Report) -> dict[str, Any]:
-            source = Side(self.job.source, Checkpoint(self.job.folder))
-            decoded = DecodedCheckpoint(Checkpoint(folder), self.target, self.dtype)
-            result = Side(as_dense(self.dense, self.target), decoded)
-            return asdict(evaluate(source, result, tokens, parts, self.dtype, self.device, progress=report))
+        def make(inside: RunContext) -> dict[str, Any]:
+            result = decoded_model(self.dense.ir, self.target, folder, inside.dtype)
+            return asdict(evaluate(self.source, result, inside))
 
-        return Measured(**self.steps.once("evaluate", key, path, make))
+        judging = self.context.on_text(tokens).on_one_device()
+        return Measured(**judging.measured("evaluate", "evaluate", key, make))
 
     def _check_disk(self, calibrated: bool) -> None:
         """Room for what the work keeps, asked once a job: what it has kept by the time of a second run is part of that.
@@ -284,7 +264,7 @@ class _Run:
         text = self.job.calibration if calibrated else None
         job = self.job
         asked = content_key(
-            "disk", self.identity, chain.to_json(job.passes), job.calibration, job.evaluation, str(self.out)
+            "disk", self.source.identity, chain.to_json(job.passes), job.calibration, job.evaluation, str(self.out)
         )
         record = job.work / f"room-{asked}.json"
         if record.exists() and any(job.work.glob("walk-*")):
@@ -301,6 +281,23 @@ class _Run:
                     remedy="free some space, or name a work folder on another disk",
                 )
         write_json(record, {"needed_bytes": needed})
+
+
+def source_model(ir: ModelIR, folder: Path, dtype: torch.dtype, devices: Sequence[torch.device]) -> DenseModel:
+    """The model that a run begins with, and what every step on it depends on."""
+    return DenseModel(ir, Checkpoint(folder), tuple(source_identity(folder, dtype, devices)))
+
+
+def resolved(passes: Sequence[Pass], source: DenseModel, run: RunContext) -> tuple[tuple[Pass, ...], DenseModel]:
+    """The chain with every choice made, each on the source as the passes before it have left it; and what all of them leave.
+
+    Measurements are kept in the work folder under their keys and serve any budget.
+    """
+    measuring, dense, chosen = run.on_one_device(), source, []
+    for pass_ in passes:
+        chosen.append(pass_.resolve(dense, measuring))
+        dense = chosen[-1].dense(dense, measuring)
+    return tuple(chosen), dense
 
 
 def token_file(steps: Steps, model: Path, name: str, source: TextSource) -> Path:

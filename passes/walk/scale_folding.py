@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from passes.blocks.decoder import Decoder
 from passes.blocks.matrices import members, packed
+from passes.blocks.stream import BlockReplica
 from passes.formats.format import Quantized
 from passes.ir.model import Block, Linear, Role
 
@@ -44,27 +44,22 @@ class Fold:
 
 
 def find_folds(
-    decoder: Decoder,
-    layer: torch.nn.Module,
-    index: int,
-    block: Block,
-    groups: Sequence[Sequence[Linear]],
-    probe: torch.Tensor,
+    replica: BlockReplica, block: Block, groups: Sequence[Sequence[Linear]], probe: torch.Tensor
 ) -> dict[str, Fold]:
-    """The fold of each group that has one, by the group's first name. `probe`: any hidden states that `decoder` can run."""
+    """The fold of each group that has one, by the group's first name. `probe`: any hidden states that the block can run on."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    run: Callable[[], torch.Tensor] = lambda: decoder.run(layer, index, probe).float()  # noqa: E731
+    run: Callable[[], torch.Tensor] = lambda: replica.run(probe).float()  # noqa: E731
     reference = run()
     found: dict[str, Fold] = {}
     for group in groups:
         # Powers of two: exact in every float format.
-        s = 2.0 ** torch.randint(-1, 3, (group[0].in_features,), generator=generator).to(decoder.device)
-        with _changed(decoder, layer, dict.fromkeys((f"{each.name}.weight" for each in group), s.mul)):
+        s = 2.0 ** torch.randint(-1, 3, (group[0].in_features,), generator=generator).to(replica.device)
+        with _changed(replica, dict.fromkeys((f"{each.name}.weight" for each in group), s.mul)):
             change = float((run() - reference).norm())
             for fold in _candidates(block, group):
-                with _changed(decoder, layer, _effects(fold, layer, decoder, s)):
+                with _changed(replica, _effects(fold, replica, s)):
                     left = float((run() - reference).norm())
                 if left < _UNDONE * change:
                     found[group[0].name] = fold
@@ -95,28 +90,24 @@ def _rows_scale(linear: Linear) -> bool:
     return apart or not packed(linear)
 
 
-def _effects(
-    fold: Fold, layer: torch.nn.Module, decoder: Decoder, s: torch.Tensor
-) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    own = dict(decoder.module(layer, fold.name).named_parameters())
+def _effects(fold: Fold, replica: BlockReplica, s: torch.Tensor) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    own = dict(replica.module(fold.name).named_parameters())
     change: Callable[[torch.Tensor], torch.Tensor] = lambda weight: fold.folded(weight, s)  # noqa: E731
     divide: Callable[[torch.Tensor], torch.Tensor] = lambda bias: Fold("norm", "").folded(bias, s)  # noqa: E731
     return {f"{fold.name}.{end}": change if end == "weight" else divide for end in own}
 
 
 @contextmanager
-def _changed(
-    decoder: Decoder, layer: torch.nn.Module, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
-) -> Iterator[None]:
+def _changed(replica: BlockReplica, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> Iterator[None]:
     """Within: parameters changed as given; afterwards as they were."""
-    before = {name: decoder.parameter(layer, name) for name in changes}
+    before = {name: replica.parameter(name) for name in changes}
     try:
         for name, change in changes.items():
-            decoder.put(layer, name, change(before[name]))
+            replica.put(name, change(before[name]))
         yield
     finally:
         for name, parameter in before.items():
-            decoder.put(layer, name, parameter)
+            replica.put(name, parameter)
 
 
 def rows_divided(quantized: Quantized, s: torch.Tensor) -> Quantized:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from passes.algorithms.method import GPTQ_DEFAULT, Gptq, Matrix
 from passes.blocks.dense_model import DenseModel
 from passes.blocks.hidden_states import HiddenStates
-from passes.blocks.input_statistics import Inputs
+from passes.blocks.input_statistics import InputStatistics
 from passes.blocks.matrices import copy_names, members
 from passes.blocks.memory import LOGIT_TOKENS
 from passes.blocks.stream import BlockReplica, BlockStream
@@ -136,12 +136,12 @@ class _Backward:
 
     def errors(self, hidden: HiddenStates, options: Sequence[Format]) -> dict[str, list[torch.Tensor | None]]:
         """decoded − dense `[N, K]` of every matrix and option, by GPTQ on these inputs; None for a dense option."""
-        inputs: dict[str, Inputs] = {}
+        inputs: dict[str, InputStatistics] = {}
         firsts = {linear.reads or linear.name: linear for linear in reversed(self._matrices)}
 
         def gather(reads: str, in_features: int) -> Callable[..., None]:
             def note(module: Any, args: tuple[torch.Tensor, ...]) -> None:
-                inputs.setdefault(reads, Inputs(in_features, self._replica.device)).add(args[0])
+                inputs.setdefault(reads, InputStatistics(in_features, self._replica.device)).add(args[0])
 
             return note
 
@@ -154,12 +154,12 @@ class _Backward:
         for handle in handles:
             handle.remove()
         method = Gptq(GPTQ_DEFAULT)
-        out: dict[str, list[torch.Tensor | None]] = {}
+        errors: dict[str, list[torch.Tensor | None]] = {}
         for linear in self._matrices:
             seen = inputs.get(linear.reads or linear.name)
             hessian = seen.hessian(linear.name) if seen is not None else None
-            out[linear.name] = [self._error(linear, form, method, hessian) for form in options]
-        return out
+            errors[linear.name] = [self._error(linear, form, method, hessian) for form in options]
+        return errors
 
     def _error(self, linear: Linear, form: Format, method: Gptq, hessian: torch.Tensor | None) -> torch.Tensor | None:
         if form.grid is None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from passes.algorithms.exl2 import factorize, quantize
 from passes.algorithms.knapsack import Unit, allocate
 from passes.blocks.dense_model import DenseModel
-from passes.blocks.input_statistics import Inputs
+from passes.blocks.input_statistics import InputStatistics
 from passes.blocks.matrices import members
 from passes.blocks.stream import BlockReplica, BlockStream, StreamedBlock
 from passes.files.atomic import read_json, readable, write_json
@@ -164,7 +164,7 @@ class _Probe:
     def __init__(self, replica: BlockReplica, block: Block) -> None:
         self._replica, self._block = replica, block
         self._matrices = members(stored_block(block, 0, 0))
-        self._hessians: dict[str, Inputs] = {}
+        self._hessians: dict[str, InputStatistics] = {}
         self._calls: dict[str, _Call] = {}
         self._stream: dict[str, float] = {}
 
@@ -243,7 +243,7 @@ class _Probe:
             reads = linear.reads or linear.name
             if linear.quantizable and reads not in seen:
                 seen.add(reads)
-                self._hessians[reads] = Inputs(linear.in_features, self._replica.device)
+                self._hessians[reads] = InputStatistics(linear.in_features, self._replica.device)
                 module = self._replica.module(linear.name)
                 handles.append(module.register_forward_pre_hook(self._gather(reads)))
         for slot in ("attention", "mlp"):

@@ -1,6 +1,6 @@
 """Runs a chain of passes on a model's weights: content-addressed steps, resume, progress, the size invariant.
 
-    text ──► measure ──► walk, or an outside tool ──► assemble ──► evaluate ──► publish
+    text ──► choices of the passes ──► walk, or an outside tool ──► assemble ──► evaluate ──► publish      (`passes.steps.graph`)
 
 Each step has a key: sha256 over its inputs, its options and the code that computes it. What a key has made is kept under
 `<work>/<step>-<key>` and used again, so a second run does nothing, a changed option redoes only what follows from it, and
@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ from passes.run.disk_need import scratch_bytes
 from passes.run.job import Job, Outcome
 from passes.run.result_folder import check_places, holding, partial_of, publish
 from passes.steps.context import RunContext
+from passes.steps.graph import WorkGraph
 from passes.steps.key import code_digest, content_key, file_identity, folder_identity, source_identity
 from passes.steps.progress import Progress
 from passes.steps.step import Report, Steps
@@ -105,7 +107,7 @@ def _check(job: Job) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _StoredWeights:
     """The quantized weights: their shards, the key of what made them, and what was seen on the way."""
 
     shards: list[Path]
@@ -131,40 +133,71 @@ class _Run:
         self.source = self.dense = source_model(job.source, job.folder, dtype, devices)
         self.steps = Steps(job.work, progress)
         self.context = RunContext(job.work, devices, dtype, _no_tokens(), self.steps)
+        self.passes: list[Pass] = []
+        self.text: Path | None = None
+        self.measured: Measured | None = None
 
     def run(self) -> Outcome:
-        """Every step in order; each makes what is not there yet."""
-        tool = chain.outside(self.job.passes)
+        """Every piece of the work in the graph's order; each makes what is not there yet."""
         calibrated = chain.looks_at_text(self.job.passes, self.target)
         self._check_disk(calibrated)
-        text = token_file(self.steps, self.job.folder, "calibration text", self.job.calibration) if calibrated else None
-        if text is not None:
-            self.context = self.context.on_text(read_tokens(text))
-        held_out = read_tokens(token_file(self.steps, self.job.folder, "evaluation text", self.job.evaluation))
-        self.passes, self.dense = resolved(self.job.passes, self.source, self.context)
-        self.target = chain.rewrite(self.job.source, self.passes)
-        self.resolved(self.passes, self.target)
-        made = self._outside(tool, text) if tool is not None and text is not None else self._walk()
-        folder, key = self._assemble(made)
-        measured = self._evaluate(folder, held_out, key) if self._can_be_evaluated() else None
+        graph = self._graph(calibrated)
+        graph.run(self.steps.finished)
         outcome = Outcome(
             out=self.job.out,
-            passes=self.passes,
+            passes=tuple(self.passes),
             target=self.target,
-            steps=tuple(self.steps.finished),
+            steps=tuple(step for piece in graph.order() for step in graph.steps(piece)),
             tensor_bytes=self.target.tensor_bytes,
             calibration_digest=tokens_digest(self.context.text) if calibrated else None,
-            evaluation_digest=tokens_digest(held_out),
-            measured=measured,
-            losses=made.losses,
-            unseen=made.unseen,
+            evaluation_digest=tokens_digest(self.held_out),
+            measured=self.measured,
+            losses=self.stored.losses,
+            unseen=self.stored.unseen,
         )
-        self.finish(outcome, folder)
-        if folder != self.out:
-            publish(folder, self.out)
+        self.finish(outcome, self.folder)
+        if self.folder != self.out:
+            publish(self.folder, self.out)
         return outcome
 
-    def _walk(self) -> _Made:
+    def _graph(self, calibrated: bool) -> WorkGraph:
+        """What there is to do, and what needs what. `calibrated`: whether the chain looks at text."""
+        graph, needs = WorkGraph(), []
+        if calibrated:
+            graph.add("calibration text", self._calibration_text)
+            needs = ["calibration text"]
+        graph.add("evaluation text", self._evaluation_text)
+        for number, pass_ in enumerate(self.job.passes, start=1):
+            name = f"{number}: {pass_.name}"
+            graph.add(name, partial(self._choose, pass_), needs)
+            needs = [name]
+        tool = chain.outside(self.job.passes)
+        maker = "walk" if tool is None else tool.backend
+        graph.add(maker, self._make, needs)
+        graph.add("assemble", self._assemble, [maker])
+        graph.add("evaluate", self._evaluate, ["assemble", "evaluation text"])
+        return graph
+
+    def _calibration_text(self) -> None:
+        self.text = token_file(self.steps, self.job.folder, "calibration text", self.job.calibration)
+        self.context = self.context.on_text(read_tokens(self.text))
+
+    def _evaluation_text(self) -> None:
+        self.held_out = read_tokens(token_file(self.steps, self.job.folder, "evaluation text", self.job.evaluation))
+
+    def _choose(self, pass_: Pass) -> None:
+        """Make the choice that a pass leaves open, on what the passes before it have left."""
+        chosen, self.dense = resolved_pass(pass_, self.dense, self.context)
+        self.passes.append(chosen)
+
+    def _make(self) -> None:
+        """The quantized weights of the chain, every choice made: by an outside tool, or in one walk."""
+        self.target = chain.rewrite(self.job.source, self.passes)
+        self.resolved(self.passes, self.target)
+        tool = chain.outside(self.passes)
+        self.stored = self._walk() if tool is None or self.text is None else self._outside(tool, self.text)
+
+    def _walk(self) -> _StoredWeights:
         """The chain in one walk over the source as the structural passes left it."""
         from passes.walk.state import WalkState
         from passes.walk.walk import Walk, units
@@ -184,14 +217,14 @@ class _Run:
         self.steps.run("walk", key, folder.exists() and WalkState(folder).done == units(self.target), make)
         shutil.rmtree(folder / "hidden", ignore_errors=True)
         reports = WalkState(folder).reports
-        return _Made(
+        return _StoredWeights(
             sorted((folder / "shards").glob("*.safetensors")),
             key,
             {f"{report.block}.{name}": loss for report in reports for name, loss in report.losses.items()},
             tuple(f"{report.block}.{name}" for report in reports for name in report.unseen),
         )
 
-    def _outside(self, pass_: Pass, text: Path) -> _Made:
+    def _outside(self, pass_: Pass, text: Path) -> _StoredWeights:
         """The pass of an outside tool, on a folder with the dense model as the passes before it left it."""
         tool, tokens = find_backend(pass_.backend), self.context.text
         python = backend_python(tool)
@@ -220,20 +253,19 @@ class _Run:
 
         self.steps.run(by, key, done(), make)
         self.target = described(self.target, task.out)
-        return _Made(sorted(shards.glob("*.safetensors")), key)
+        return _StoredWeights(sorted(shards.glob("*.safetensors")), key)
 
-    def _assemble(self, made: _Made) -> tuple[Path, str]:
-        """The folder that holds the result: `out` where it is published already, else the one beside it. And the result's key."""
-        key = content_key("assemble", made.key, code_digest())
+    def _assemble(self) -> None:
+        """The folder that holds the result: `out` where it is published already, else the one beside it."""
+        self.key = key = content_key("assemble", self.stored.key, code_digest())
         published = holds(self.out, key, self.target)
-        folder = self.out if published else partial_of(self.out)
+        self.folder = folder = self.out if published else partial_of(self.out)
 
         def make(report: Report) -> None:
-            parts = Assembly(self.passes, self.target, self.dense, made.shards, self.job.calibration)
+            parts = Assembly(self.passes, self.target, self.dense, self.stored.shards, self.job.calibration)
             assemble(folder, parts, key)
 
         self.steps.run("assemble", key, published or holds(folder, key, self.target), make)
-        return folder, key
 
     def _can_be_evaluated(self) -> bool:
         """Whether this project reads the weights back (of EXL3 it knows the sizes only; what an engine rounds while it loads is not
@@ -243,18 +275,21 @@ class _Run:
         known = all(linear.storage.kind != "exl3" for block in blocks for linear in block.linears)
         return known and self.target.load_time.name == "none" and unrunnable(self.job.source) is None
 
-    def _evaluate(self, folder: Path, tokens: torch.Tensor, out_key: str) -> Measured:
+    def _evaluate(self) -> None:
+        """How far the result is from its source, where its weights can be read back."""
+        if not self._can_be_evaluated():
+            return
         from passes.blocks.decoded_weights import decoded_model
         from passes.measure.evaluate import Measured, evaluate
 
-        key = content_key("evaluate", out_key, tokens_digest(tokens), code_digest())
+        key = content_key("evaluate", self.key, tokens_digest(self.held_out), code_digest())
 
         def make(inside: RunContext) -> dict[str, Any]:
-            result = decoded_model(self.dense.ir, self.target, folder, inside.dtype)
+            result = decoded_model(self.dense.ir, self.target, self.folder, inside.dtype)
             return asdict(evaluate(self.source, result, inside))
 
-        judging = self.context.on_text(tokens).on_one_device()
-        return Measured(**judging.measured("evaluate", "evaluate", key, make))
+        judging = self.context.on_text(self.held_out).on_one_device()
+        self.measured = Measured(**judging.measured("evaluate", "evaluate", key, make))
 
     def _check_disk(self, calibrated: bool) -> None:
         """Room for what the work keeps, asked once a job: what it has kept by the time of a second run is part of that.
@@ -289,15 +324,22 @@ def source_model(ir: ModelIR, folder: Path, dtype: torch.dtype, devices: Sequenc
 
 
 def resolved(passes: Sequence[Pass], source: DenseModel, run: RunContext) -> tuple[tuple[Pass, ...], DenseModel]:
-    """The chain with every choice made, each on the source as the passes before it have left it; and what all of them leave.
+    """The chain with every choice made, and the dense model that it leaves of `source`."""
+    chosen, dense = [], source
+    for pass_ in passes:
+        pass_, dense = resolved_pass(pass_, dense, run)
+        chosen.append(pass_)
+    return tuple(chosen), dense
+
+
+def resolved_pass(pass_: Pass, dense: DenseModel, run: RunContext) -> tuple[Pass, DenseModel]:
+    """A pass with its choice made on the dense model that the passes before it have left, and the dense model after it.
 
     Measurements are kept in the work folder under their keys and serve any budget.
     """
-    measuring, dense, chosen = run.on_one_device(), source, []
-    for pass_ in passes:
-        chosen.append(pass_.resolve(dense, measuring))
-        dense = chosen[-1].dense(dense, measuring)
-    return tuple(chosen), dense
+    measuring = run.on_one_device()
+    chosen = pass_.resolve(dense, measuring)
+    return chosen, chosen.dense(dense, measuring)
 
 
 def token_file(steps: Steps, model: Path, name: str, source: TextSource) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from passes.blocks.decoder import CacheMaxima
 from passes.blocks.hidden_states import HiddenStates
-from passes.blocks.input_statistics import Inputs, summed
+from passes.blocks.input_statistics import InputStatistics, summed
 from passes.blocks.stream import BlockReplica
 from passes.ir.model import Linear
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Stores a group of matrices given what was seen of their inputs (None: no token reached them); returns decoded weights.
-Store = Callable[[Sequence[Linear], "Inputs | None"], Mapping[str, "torch.Tensor"]]
+Store = Callable[[Sequence[Linear], "InputStatistics | None"], Mapping[str, "torch.Tensor"]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PausedBatches:
     magnitudes: bool
     in_memory: int
     _finished: set[int] = field(default_factory=set)
-    _inputs: dict[int, dict[int, Inputs]] = field(default_factory=dict)
+    _inputs: dict[int, dict[int, InputStatistics]] = field(default_factory=dict)
     """What was seen before a group, by its number, then by replica."""
 
     def run(self, hidden: HiddenStates, store: Store) -> None:
@@ -91,7 +91,7 @@ class PausedBatches:
     def _forward(self, batch: int, hidden: torch.Tensor) -> torch.Tensor:
         return self.replicas[batch % len(self.replicas)].run(hidden, self.cache)
 
-    def _seen(self, number: int) -> Inputs | None:
+    def _seen(self, number: int) -> InputStatistics | None:
         """What all replicas saw before a group, on the first one's device."""
         parts = self._inputs.pop(number, {})
         return summed([parts[card] for card in sorted(parts)], self.replicas[0].device) if parts else None
@@ -123,7 +123,7 @@ class PausedBatches:
             if self.products or self.magnitudes:
                 seen = self._inputs.setdefault(number, {})
                 if card not in seen:
-                    seen[card] = Inputs(
+                    seen[card] = InputStatistics(
                         args[0].shape[-1], args[0].device, products=self.products, magnitudes=self.magnitudes
                     )
                 seen[card].add(args[0])

@@ -29,7 +29,7 @@ _UNDONE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
+class ScaleFold:
     """Where a group's scale goes: `kind` is `norm`, `norm_plus_one` or `rows`; `name` of the norm or the matrix."""
 
     kind: str
@@ -45,14 +45,14 @@ class Fold:
 
 def find_folds(
     replica: BlockReplica, block: Block, groups: Sequence[Sequence[Linear]], probe: torch.Tensor
-) -> dict[str, Fold]:
+) -> dict[str, ScaleFold]:
     """The fold of each group that has one, by the group's first name. `probe`: any hidden states that the block can run on."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     run: Callable[[], torch.Tensor] = lambda: replica.run(probe).float()  # noqa: E731
     reference = run()
-    found: dict[str, Fold] = {}
+    found: dict[str, ScaleFold] = {}
     for group in groups:
         # Powers of two: exact in every float format.
         s = 2.0 ** torch.randint(-1, 3, (group[0].in_features,), generator=generator).to(replica.device)
@@ -67,7 +67,7 @@ def find_folds(
     return found
 
 
-def _candidates(block: Block, group: Sequence[Linear]) -> Iterator[Fold]:
+def _candidates(block: Block, group: Sequence[Linear]) -> Iterator[ScaleFold]:
     size = group[0].in_features
     before = _BEFORE.get(group[0].role) if len(group) == 1 else None
     if before is not None:
@@ -75,12 +75,12 @@ def _candidates(block: Block, group: Sequence[Linear]) -> Iterator[Fold]:
         for linear in members(block):
             same = linear.role is before and linear.name.rpartition(".")[0] == parent and linear.out_features == size
             if same and _rows_scale(linear):
-                yield Fold("rows", linear.name)
+                yield ScaleFold("rows", linear.name)
         return
     for tensor in block.tensors:
         if tensor.shape == (size,) and tensor.name.endswith(".weight"):
-            yield Fold("norm", tensor.name.removesuffix(".weight"))
-            yield Fold("norm_plus_one", tensor.name.removesuffix(".weight"))
+            yield ScaleFold("norm", tensor.name.removesuffix(".weight"))
+            yield ScaleFold("norm_plus_one", tensor.name.removesuffix(".weight"))
 
 
 def _rows_scale(linear: Linear) -> bool:
@@ -90,10 +90,12 @@ def _rows_scale(linear: Linear) -> bool:
     return apart or not packed(linear)
 
 
-def _effects(fold: Fold, replica: BlockReplica, s: torch.Tensor) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+def _effects(
+    fold: ScaleFold, replica: BlockReplica, s: torch.Tensor
+) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     own = dict(replica.module(fold.name).named_parameters())
     change: Callable[[torch.Tensor], torch.Tensor] = lambda weight: fold.folded(weight, s)  # noqa: E731
-    divide: Callable[[torch.Tensor], torch.Tensor] = lambda bias: Fold("norm", "").folded(bias, s)  # noqa: E731
+    divide: Callable[[torch.Tensor], torch.Tensor] = lambda bias: ScaleFold("norm", "").folded(bias, s)  # noqa: E731
     return {f"{fold.name}.{end}": change if end == "weight" else divide for end in own}
 
 

@@ -26,7 +26,7 @@ from passes.algorithms.method import Method
 from passes.blocks.decoder import CacheMaxima
 from passes.blocks.dense_model import DenseModel
 from passes.blocks.devices import memory_bytes
-from passes.blocks.input_statistics import Inputs, summed
+from passes.blocks.input_statistics import InputStatistics, summed
 from passes.blocks.matrices import members, packed
 from passes.blocks.memory import BATCH_TOKENS, live_batches
 from passes.blocks.stream import BlockReplica, BlockStream, StreamedBlock
@@ -34,10 +34,10 @@ from passes.errors import TightfitError
 from passes.files.checkpoint import write_shard
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.steps.context import RunContext
-from passes.walk.block import BlockWork, banks_whole, channels_in_place, check, kept
+from passes.walk.block import BlockResult, banks_whole, channels_in_place, check, kept
 from passes.walk.kv_scales import attention_name, scale_tensors
 from passes.walk.paused_batches import PausedBatches
-from passes.walk.scale_folding import Fold, find_folds
+from passes.walk.scale_folding import ScaleFold, find_folds
 from passes.walk.state import BlockReport, WalkState
 
 #: Tokens that are enough to see whether a change to a block changes its output.
@@ -58,7 +58,7 @@ class Walk:
     context: RunContext
     batch_tokens: int = BATCH_TOKENS
     batches_in_memory: int | None = None
-    _found_folds: dict[Block, Mapping[str, Fold]] = field(default_factory=dict, compare=False, repr=False)
+    _found_folds: dict[Block, Mapping[str, ScaleFold]] = field(default_factory=dict, compare=False, repr=False)
 
     def run(self) -> WalkState:
         """Walk from the first unfinished block to the last. The shards are in the state's folder afterwards."""
@@ -90,14 +90,14 @@ class Walk:
     def _calibrated(self) -> bool:
         return self.method.needs_hessian or self.planned.calibrated_scales
 
-    def _block(self, block: StreamedBlock, state: WalkState) -> BlockWork:
+    def _block(self, block: StreamedBlock, state: WalkState) -> BlockResult:
         """Store one block: its outputs go into the stream, its tensors into a shard."""
         index, dtype, devices = block.index, self.context.dtype, self.context.devices
         before, after = self.dense.ir.decoder.block(index), self.planned.decoder.block(index)
         prefix = self.dense.ir.decoder.layer_prefix(index)
         weights = self.dense.block(index)
         todo = _groups(after, self.method)
-        work = BlockWork(self.method, weights, prefix, devices[0], dtype)
+        work = BlockResult(self.method, weights, prefix, devices[0], dtype)
         cache = CacheMaxima() if self.planned.kv_cache.scales and attention_name(after) else None
         if not block.stream.decoders:
             for group in todo:
@@ -132,7 +132,7 @@ class Walk:
         tokens = max(self.batch_tokens, run.text.shape[1])
         return live_batches(block, width, tokens, run.dtype.itemsize, memory_bytes(run.devices[0]))
 
-    def _folds(self, replica: BlockReplica, groups: Sequence[Sequence[Linear]]) -> Mapping[str, Fold]:
+    def _folds(self, replica: BlockReplica, groups: Sequence[Sequence[Linear]]) -> Mapping[str, ScaleFold]:
         """What takes over the scales of each group; the same for all blocks of a class."""
         block = self.planned.decoder.block(replica.index)
         if block not in self._found_folds:
@@ -140,13 +140,13 @@ class Walk:
             self._found_folds[block] = find_folds(replica, block, groups, probe)
         return self._found_folds[block]
 
-    def _heads(self, stream: BlockStream, state: WalkState) -> BlockWork:
+    def _heads(self, stream: BlockStream, state: WalkState) -> BlockResult:
         """Store the matrices outside the blocks that are not left dense: an output head. Its input is the final norm's output."""
         inputs = None
         heads, blocks, run = packed_outer(self.planned), len(self.dense), self.context
         if stream.decoders and self.method.needs_hessian:
             hidden, cards = stream.hidden, len(stream.decoders)
-            seen = [Inputs(heads[0].in_features, decoder.device) for decoder in stream.decoders]
+            seen = [InputStatistics(heads[0].in_features, decoder.device) for decoder in stream.decoders]
             for card, decoder in enumerate(stream.decoders):
                 share = range(card, len(hidden), cards)
                 for states in decoder.final(hidden.read(blocks, batch).to(decoder.device) for batch in share):
@@ -155,7 +155,7 @@ class Walk:
         names = {linear.name: _head_source(self.dense, linear) for linear in heads}
         read = self.dense.weights.read(names.values())
         weights = {f"{name}.weight": read[origin] for name, origin in names.items()}
-        work = BlockWork(self.method, weights, "", run.devices[0], run.dtype)
+        work = BlockResult(self.method, weights, "", run.devices[0], run.dtype)
         work.store(heads, inputs)
         write_shard(state.shard(blocks), work.stored)
         return work

@@ -31,14 +31,17 @@ from passes import chain
 from passes.algorithms.gptq import GptqOptions
 from passes.algorithms.method import GPTQ_DEFAULT, Gptq
 from passes.algorithms.scale_search import ScaleSearch
-from passes.blocks.decoded_weights import DecodedCheckpoint
+from passes.blocks.decoded_weights import decoded_model
+from passes.blocks.dense_model import DenseModel
 from passes.files.checkpoint import Checkpoint, write_shard
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.measure.evaluate import Side, evaluate
+from passes.measure.evaluate import evaluate
 from passes.quantize.quantize import Quantize
+from passes.steps.context import RunContext
 from passes.steps.meter import Meter
+from passes.steps.step import Steps
 from passes.walk.walk import Walk
 
 _DTYPE = torch.bfloat16
@@ -64,9 +67,8 @@ def ours(source: Path, seed: int, variant: str, label: str) -> dict[str, Any]:
         ir = open_model(source).ir
         tokens = calibration_tokens(source, seed)
         meter = Meter()
-        Walk(
-            ir, chain.rewrite(ir, _CHAIN), Checkpoint(source), Gptq(VARIANTS[variant]), tokens, folder, (_CPU,), _DTYPE
-        ).run()
+        run = RunContext(folder, (_CPU,), _DTYPE, tokens, Steps(folder))
+        Walk(DenseModel(ir, Checkpoint(source)), chain.rewrite(ir, _CHAIN), Gptq(VARIANTS[variant]), run).run()
         cost = {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes}
         outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]
         write_shard(folder / "shards" / "model-00000.safetensors", Checkpoint(source).read(outer))
@@ -89,10 +91,10 @@ def peer(source: Path, seed: int, label: str, python: Path) -> dict[str, Any]:
 
 
 def _kl(ir: ModelIR, source: Path, result: Path) -> float:
-    decoded = DecodedCheckpoint(Checkpoint(result), chain.rewrite(ir, _CHAIN), _DTYPE)
-    sides = Side(ir, Checkpoint(source)), Side(ir, decoded)
+    decoded = decoded_model(ir, chain.rewrite(ir, _CHAIN), result, _DTYPE)
     with tempfile.TemporaryDirectory() as folder:
-        return evaluate(*sides, evaluation_tokens(source), Path(folder), _DTYPE, _CPU).kl
+        run = RunContext(Path(folder), (_CPU,), _DTYPE, evaluation_tokens(source), Steps(Path(folder)))
+        return evaluate(DenseModel(ir, Checkpoint(source)), decoded, run).kl
 
 
 def main() -> None:

@@ -31,14 +31,17 @@ from benchmarks import real_models
 from benchmarks.peer import llmcompressor
 from passes import chain
 from passes.algorithms.method import GPTQ_DEFAULT, Gptq
-from passes.blocks.decoded_weights import DecodedCheckpoint
+from passes.blocks.decoded_weights import decoded_model
+from passes.blocks.dense_model import DenseModel
 from passes.blocks.devices import compute_dtype
 from passes.files.checkpoint import Checkpoint, write_shard
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from passes.measure.evaluate import Measured, Side, evaluate
+from passes.measure.evaluate import Measured, evaluate
 from passes.quantize.quantize import Quantize
+from passes.steps.context import RunContext
+from passes.steps.step import Steps
 from passes.text.source import PYTHON_REFERENCE, TextSource, token_blocks
 from passes.walk.walk import Walk
 from planner.apply import apply
@@ -145,7 +148,7 @@ def quantized(ir: ModelIR, model: Path, tokens: torch.Tensor, out: Path) -> floa
     """Walk with GPTQ and write the shards into `out`; return the seconds of the walk."""
     began = time.monotonic()
     target = chain.rewrite(ir, _CHAIN)
-    Walk(ir, target, Checkpoint(model), Gptq(GPTQ_DEFAULT), tokens, out, (_CPU,), compute_dtype(ir.dtype)).run()
+    Walk(DenseModel(ir, Checkpoint(model)), target, Gptq(GPTQ_DEFAULT), _run(ir, tokens, out)).run()
     seconds = time.monotonic() - began
     outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]
     write_shard(out / "shards" / "model-00000.safetensors", Checkpoint(model).read(outer))
@@ -154,10 +157,14 @@ def quantized(ir: ModelIR, model: Path, tokens: torch.Tensor, out: Path) -> floa
 
 def judged(ir: ModelIR, model: Path, result: Path, tokens: torch.Tensor) -> Measured:
     """KL and perplexity of the shards in `result` against the model, on `tokens` `[S, T]`."""
-    dtype = compute_dtype(ir.dtype)
-    decoded = DecodedCheckpoint(Checkpoint(result), chain.rewrite(ir, _CHAIN), dtype)
+    decoded = decoded_model(ir, chain.rewrite(ir, _CHAIN), result, compute_dtype(ir.dtype))
     with tempfile.TemporaryDirectory() as folder:
-        return evaluate(Side(ir, Checkpoint(model)), Side(ir, decoded), tokens, Path(folder), dtype, _CPU)
+        return evaluate(DenseModel(ir, Checkpoint(model)), decoded, _run(ir, tokens, Path(folder)))
+
+
+def _run(ir: ModelIR, tokens: torch.Tensor, folder: Path) -> RunContext:
+    """Work on token ids `[S, T]` on the processor, kept in a folder."""
+    return RunContext(folder, (_CPU,), compute_dtype(ir.dtype), tokens, Steps(folder))
 
 
 def first_token_table(model: Path, folder: Path, samples: int, length: int, peer: Path | None) -> None:

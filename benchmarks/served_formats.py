@@ -29,7 +29,7 @@ import torch
 from benchmarks.as_stored import StoredProducts, e4m3, product_errors
 from benchmarks.served_prompts import NEW, QUESTIONS, prompts
 from passes.base import Pass
-from passes.blocks.decoded_weights import DecodedCheckpoint, as_dense
+from passes.blocks.decoded_weights import decoded_model
 from passes.files.checkpoint import Checkpoint
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
@@ -157,8 +157,8 @@ def _reference(
     dense = source
     for one in passes:
         dense = one.rewrite(dense) if isinstance(one, DepthPrune) else dense
-    ir = as_dense(dense, target)
-    weights = DecodedCheckpoint(Checkpoint(out), target, dtype)
+    decoded = decoded_model(dense, target, out, dtype)
+    ir, weights = decoded.ir, decoded.weights
     config = CONFIG_MAPPING[ir.model_type].from_dict({k: v for k, v in ir.config.items() if k != "quantization_config"})
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     names = [name for name, _ in model.named_parameters() if name in weights]

@@ -1,8 +1,8 @@
 """The contract of a pass: one object that says everything of itself, to the planner and to what runs it.
 
-`rewrite` changes the *description* of a model in microseconds; the planner calls it thousands of times. Running a pass (`passes.run`,
-`passes.walk`) changes the *weights*, once. The description after the last `rewrite` says tensor for tensor what the checkpoint holds
-afterwards; `passes.run.execute` compares the two and refuses any difference.
+`rewrite` changes the *description* of a model in microseconds; the planner calls it thousands of times. Running a pass (`resolve`,
+`dense`, and the algorithm that it lends to `passes.walk`) changes the *weights*, once. The description after the last `rewrite` says
+tensor for tensor what the checkpoint holds afterwards; `passes.run.execute` compares the two and refuses any difference.
 
 A pass is a frozen dataclass whose fields are its options. It prints as `name{option=value, …}` and reads back from JSON. Nothing outside
 of a pass's own file asks which class it is: what others must know of it is a line of this contract.
@@ -24,6 +24,8 @@ from passes.steps.cost import StepCost, WalkSize
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
+    from passes.blocks.dense_model import DenseModel
+    from passes.steps.context import RunContext
     from passes.text.source import TextSource
 
 #: The backend of what this project's own walk makes; every other name is an outside tool (`passes.backends`).
@@ -71,6 +73,14 @@ class Pass(ABC):
     def missing(self, ir: ModelIR) -> str | None:
         """Say what `apply` lacks to run it on this model, in words; None where `apply` can."""
         return None
+
+    def resolve(self, dense: DenseModel, run: RunContext) -> Self:
+        """Measure the choice that this pass leaves open on the model that the passes before it left; return the pass with it filled in."""
+        return self
+
+    def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
+        """The dense model after the pass, which must be resolved: that before it where only its stored form changes."""
+        return before
 
     @property
     def backend(self) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from passes.algorithms.rtn import nearest_codes
 from passes.algorithms.scale_search import FULL_RANGE, decode_codes, find_levels, grouped, wide
-from passes.blocks.input_statistics import Inputs
+from passes.blocks.input_statistics import InputStatistics
 from passes.formats.format import Grid
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Smoothing(Protocol):
     """Chooses the scales of a group of matrices that read one input."""
 
     def scales(
-        self, weights: Sequence[torch.Tensor], grids: Sequence[Grid], inputs: Inputs, hessian: torch.Tensor
+        self, weights: Sequence[torch.Tensor], grids: Sequence[Grid], inputs: InputStatistics, hessian: torch.Tensor
     ) -> torch.Tensor:
         """s `[K]` for weights `[N, K]` to be rounded to `grids`."""
         ...
@@ -39,7 +39,7 @@ class AwqSearch:
     steps: int = 20
 
     def scales(
-        self, weights: Sequence[torch.Tensor], grids: Sequence[Grid], inputs: Inputs, hessian: torch.Tensor
+        self, weights: Sequence[torch.Tensor], grids: Sequence[Grid], inputs: InputStatistics, hessian: torch.Tensor
     ) -> torch.Tensor:
         """The scales of the exponent with the least error; ones where nothing beats them."""
         import torch
@@ -65,7 +65,7 @@ class SmoothQuant:
     alpha: float = 0.5
 
     def scales(
-        self, weights: Sequence[torch.Tensor], grids: Sequence[Grid], inputs: Inputs, hessian: torch.Tensor
+        self, weights: Sequence[torch.Tensor], grids: Sequence[Grid], inputs: InputStatistics, hessian: torch.Tensor
     ) -> torch.Tensor:
         """The scales of eq. 4."""
         import torch

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from passes.blocks.dense_model import DenseModel
 from passes.blocks.matrices import members, packed
 from passes.files.checkpoint import Checkpoint
 from passes.formats.dense import Dense
@@ -31,6 +33,11 @@ class DecodedCheckpoint:
                         self._stored[f"{prefix}{linear.name}.weight"] = linear
                         self._biases[f"{prefix}{linear.name}.bias"] = linear.out_features
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the checkpoint that is shown."""
+        return self._checkpoint.folder
+
     def __contains__(self, name: str) -> bool:
         return name in self._stored or name in self._checkpoint
 
@@ -48,11 +55,16 @@ class DecodedCheckpoint:
         return linear.storage.decode(module, self._checkpoint.read(parts), self._dtype)[: linear.out_features]
 
 
-def as_dense(dense: ModelIR, target: ModelIR) -> ModelIR:
+def decoded_model(source: ModelIR, planned: ModelIR, folder: Path, dtype: torch.dtype) -> DenseModel:
+    """What is stored in a folder as `planned` says, read back as the dense model that `source` describes."""
+    return DenseModel(_as_dense(source, planned), DecodedCheckpoint(Checkpoint(folder), planned, dtype))
+
+
+def _as_dense(dense: ModelIR, planned: ModelIR) -> ModelIR:
     """The result as a dense model: what its decoded weights are. A head stored apart is no longer tied to the embedding."""
-    if len(target.outer) == len(dense.outer):
+    if len(planned.outer) == len(dense.outer):
         return dense
-    apart = [linear for linear in target.outer if linear.name not in {each.name for each in dense.outer}]
+    apart = [linear for linear in planned.outer if linear.name not in {matrix.name for matrix in dense.outer}]
     head = tuple(replace(linear, storage=Dense(dense.dtype)) for linear in apart)
     config = {**dense.config, "tie_word_embeddings": False}
     return replace(dense, outer=(*dense.outer, *head), tied_embeddings=False, config=config)

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from passes.blocks.dense_model import DenseModel
 from passes.blocks.model_class import Names, body, skeleton
 from passes.blocks.unfused import unfuse, unstack
 from passes.errors import InputError
-from passes.files.checkpoint import Weights
 from passes.ir.model import ModelIR
 
 if TYPE_CHECKING:
@@ -83,10 +83,11 @@ class Decoder:
     """
 
     def __init__(
-        self, ir: ModelIR, weights: Weights, dtype: torch.dtype, device: torch.device, stored: ModelIR | None = None
+        self, dense: DenseModel, dtype: torch.dtype, device: torch.device, stored: ModelIR | None = None
     ) -> None:
+        ir = dense.ir
         self.ir = ir
-        self.weights = weights
+        self.weights = dense.weights
         self.dtype = dtype
         self.device = device
         self._model = skeleton(ir, dtype)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _NAME = "hidden"
 
 
-class Hidden:
+class HiddenStates:
     """The hidden states of `count` batches between the blocks of a model."""
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -54,11 +54,6 @@ class Hidden:
         path = self._path(block, batch)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_shard(path, {_NAME: states})
-
-    def run(self, decoder: Decoder, layer: torch.nn.Module, block: int) -> None:
-        """Every batch through one block: its outputs are what the batches bring into the next one."""
-        for batch in range(self._count):
-            self.write(block + 1, batch, decoder.run(layer, block, self.read(block, batch).to(decoder.device)))
 
     def whole(self, block: int) -> bool:
         """Whether the inputs of a block are there for every batch."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _BLOCK = 384
 
 
-class Inputs:
+class InputStatistics:
     """Accumulates over batches of inputs `[…, K]`: `products`: H; `magnitudes`: `mean` and `peak`."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Inputs:
         """Largest |x| of each input `[K]`."""
         return self._peak
 
-    def take(self, other: Inputs) -> None:
+    def take(self, other: InputStatistics) -> None:
         """Add what another one saw, on whatever device."""
         import torch
 
@@ -80,13 +80,13 @@ class Inputs:
         self._absolute += other._absolute.to(self._absolute.device)
         self._peak = torch.maximum(self._peak, other._peak.to(self._peak.device))
 
-    def to(self, device: torch.device) -> Inputs:
+    def to(self, device: torch.device) -> InputStatistics:
         """The same on a device."""
         self._sum, self._absolute, self._peak = (t.to(device) for t in (self._sum, self._absolute, self._peak))
         return self
 
 
-def summed(parts: Sequence[Inputs], device: torch.device) -> Inputs:
+def summed(parts: Sequence[InputStatistics], device: torch.device) -> InputStatistics:
     """What several devices saw of the inputs of one matrix, together on one of them. `parts` are used up."""
     whole = parts[0].to(device)
     for part in parts[1:]:

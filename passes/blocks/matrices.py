@@ -6,19 +6,17 @@ checkpoints, and one matrix an expert wherever matrices are worked on; this modu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from passes.ir.fused import split_fused
-from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.ir.model import Block, Linear, Role
 
 if TYPE_CHECKING:
     import torch
-
-    from passes.files.checkpoint import Weights
 
 
 @lru_cache(maxsize=1 << 10)
@@ -53,46 +51,17 @@ def copy_names(linear: Linear) -> list[str]:
     return [part.name for expert in range(linear.copies) for part in expert_parts(linear, expert)]
 
 
-def dense_block(ir: ModelIR, index: int, weights: Weights) -> dict[str, torch.Tensor]:
-    """All tensors of one dense block by relative name; banks and fused matrices whole and in parts, however they are stored.
-
-    A bank that is stored expert by expert is not stacked.
-    """
-    block, prefix = ir.decoder.block(index), ir.decoder.layer_prefix(index)
-    wanted = [tensor.name for tensor in block.tensors]
-    for linear in block.linears:
-        wanted += _stored_names(linear, block, lambda name: prefix + name in weights)
-    read = weights.read(prefix + name for name in wanted)
-    found = {name.removeprefix(prefix): tensor for name, tensor in read.items()}
-    for linear in block.linears:
-        if linear.stacking is not None and linear.stacking.tensor in found:
-            found |= _unstacked(linear, found)
-    for whole, parts in fused_parts(block).items():
-        found |= _fused_and_split(whole, parts, found)
-    return found
-
-
-def _stored_names(linear: Linear, block: Block, stored: Callable[[str], bool]) -> list[str]:
-    """The tensors that hold a dense matrix: as described, or in parts where the whole is not stored."""
-    whole = list(linear.tensors())
-    if linear.stacking is not None and not stored(linear.stacking.tensor):
-        whole = [t for expert in range(linear.copies) for part in expert_parts(linear, expert) for t in part.tensors()]
-    elif linear.name in fused_parts(block) and not stored(f"{linear.name}.weight"):
-        whole = [tensor for part in fused_parts(block)[linear.name] for tensor in part.tensors()]
-    return [tensor.name for tensor in whole]
-
-
 def restacked(linear: Linear, bank: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """A copy of a stacked bank in which the matrices of `parts` (by relative name) take the place of what it holds."""
     assert linear.stacking is not None
     whole = bank.clone()
-    for name, place in _unstacked(linear, {linear.stacking.tensor: whole}).items():
+    for name, place in unstacked(linear, {linear.stacking.tensor: whole}).items():
         if name in parts:
             place.copy_(parts[name])
     return whole
 
 
-def _unstacked(linear: Linear, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def unstacked(linear: Linear, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Views of a stacked bank `[experts, out, in]` (or transposed), expert by expert."""
     stacking = linear.stacking
     assert stacking is not None
@@ -112,20 +81,6 @@ def _unstacked(linear: Linear, found: Mapping[str, torch.Tensor]) -> dict[str, t
             if bias is not None:
                 out[f"{part.name}.bias"] = bias[rows]
             start += part.out_features
-    return out
-
-
-def _fused_and_split(whole: str, parts: Sequence[Linear], found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A fused matrix (qkv, gate_up) whole and in parts, from whichever was found."""
-    import torch
-
-    out: dict[str, torch.Tensor] = {}
-    for end in ("weight", "bias"):
-        if (tensor := found.get(f"{whole}.{end}")) is not None:
-            pieces = torch.split(tensor, [part.out_features for part in parts])
-            out |= {f"{part.name}.{end}": piece for part, piece in zip(parts, pieces, strict=True)}
-        elif f"{parts[0].name}.{end}" in found:
-            out[f"{whole}.{end}"] = torch.cat([found[f"{part.name}.{end}"] for part in parts])
     return out
 
 

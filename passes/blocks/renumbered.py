@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.files.checkpoint import Weights
@@ -25,6 +26,11 @@ class RenumberedWeights:
             if was.prefix == stack.prefix:
                 self._prefixes |= {now.layer_prefix(i): was.layer_prefix(i) for i in range(len(was.layers))}
         self._stem = stack.prefix.split("{i}")[0]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the checkpoint that is shown."""
+        return self._weights.folder
 
     def __contains__(self, name: str) -> bool:
         return self._old(name) in self._weights

@@ -21,11 +21,15 @@ from passes.ir.sources import CARRIED
 if TYPE_CHECKING:
     import torch
 
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 
 
 class Weights(Protocol):
     """Where weights come from: a checkpoint, a renumbered view of one, or a quantized one decoded as it is read."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the checkpoint's files, or with those that a view shows: a tokenizer lies there too."""
 
     def __contains__(self, name: str) -> bool: ...
 
@@ -120,7 +124,7 @@ def write_index(folder: Path) -> None:
         for tensor in read_file_header(shard).values():
             weight_map[tensor.name] = shard.name
             total += tensor.bytes
-    write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
 def copy_side_files(source: Path, target: Path) -> None:

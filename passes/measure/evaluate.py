@@ -7,19 +7,16 @@ Perplexity is exp of the mean negative log-likelihood of the actual next token. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passes.blocks.decoder import Decoder
-from passes.blocks.hidden_states import Hidden
-from passes.blocks.matrices import dense_block
+from passes.blocks.dense_model import DenseModel
 from passes.blocks.memory import BATCH_TOKENS, LOGIT_TOKENS
+from passes.blocks.stream import BlockStream
 from passes.errors import TightfitError
-from passes.files.checkpoint import Weights
-from passes.ir.model import ModelIR
+from passes.steps.context import RunContext
+from passes.steps.step import part_of
 
 if TYPE_CHECKING:
     import torch
@@ -67,57 +64,33 @@ class Measured:
         return stderr * _STUDENT[freedom - 1] if freedom > 0 else math.inf
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of the two models: its description as a dense model, and where its weights come from."""
+def evaluate(source: DenseModel, result: DenseModel, run: RunContext, batch_tokens: int = BATCH_TOKENS) -> Measured:
+    """Compare `result` with `source` on the run's text. Its report counts blocks of both models.
 
-    ir: ModelIR
-    weights: Weights
-
-
-def evaluate(
-    source: Side,
-    result: Side,
-    tokens: torch.Tensor,
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    batch_tokens: int = BATCH_TOKENS,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Measured:
-    """Compare `result` with `source` on `tokens` `[S, T]`. `progress(done, total)` counts blocks of both models.
-
-    `folder` keeps the hidden states: a run that was killed goes on there. Who has kept the result removes it.
+    Its folder keeps the hidden states: a run that was killed goes on there. Who has kept the result removes it.
     """
     import torch
 
-    batches = list(torch.split(tokens, max(1, batch_tokens // tokens.shape[1])))
-    total = len(source.ir.decoder.layers) + len(result.ir.decoder.layers)
-    done = 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    first, first_hidden = _through(source, batches, folder / "source", dtype, device, step)
-    second, second_hidden = _through(result, batches, folder / "result", dtype, device, step)
+    total = len(source) + len(result)
+    first = _through(source, run.part(run.folder / "source", part_of(run.report, 0, total)), batch_tokens)
+    second = _through(result, run.part(run.folder / "result", part_of(run.report, len(source), total)), batch_tokens)
+    device = run.devices[0]
     rows: list[torch.Tensor] = []
     with ExitStack() as held:
-        held.enter_context(first.head())
-        held.enter_context(second.head())
-        for number, ids in enumerate(batches):
+        held.enter_context(first.decoders[0].head())
+        held.enter_context(second.decoders[0].head())
+        for number, ids in enumerate(first.batches):
             pairs = [
-                _compare(first.logits(one[None]), second.logits(two[None]), following)
-                for one, two, following in zip(
-                    _predicting(first_hidden.read(len(first), number), device),
-                    _predicting(second_hidden.read(len(second), number), device),
+                _compare(first.decoders[0].logits(before[None]), second.decoders[0].logits(after[None]), following)
+                for before, after, following in zip(
+                    _predicting(first.hidden.read(len(source), number), device),
+                    _predicting(second.hidden.read(len(result), number), device),
                     torch.split(ids[:, 1:].flatten().to(device), LOGIT_TOKENS),
                     strict=True,
                 )
             ]
             rows.append(torch.cat(pairs).view(len(ids), -1, 3).mean(1))
-    return _summary(torch.cat(rows), tokens.shape[1] - 1)
+    return _summary(torch.cat(rows), run.text.shape[1] - 1)
 
 
 def _predicting(hidden: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -127,26 +100,16 @@ def _predicting(hidden: torch.Tensor, device: torch.device) -> tuple[torch.Tenso
     return torch.split(hidden[:, :-1].flatten(0, 1).to(device), LOGIT_TOKENS)
 
 
-def _through(
-    side: Side,
-    batches: list[torch.Tensor],
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    step: Callable[[int], None],
-) -> tuple[Decoder, Hidden]:
-    """What leaves the last block."""
-    decoder = Decoder(side.ir, side.weights, dtype, device)
-    hidden = Hidden(folder, len(batches))
-    start = hidden.last(len(decoder))
-    hidden.embed([decoder], batches, start)
-    step(start)
-    for index in range(start, len(decoder)):
-        with decoder.block(index, dense_block(side.ir, index, side.weights)) as layer:
-            hidden.run(decoder, layer, index)
-        hidden.drop(index)
-        step(1)
-    return decoder, hidden
+def _through(dense: DenseModel, run: RunContext, batch_tokens: int) -> BlockStream:
+    """The run's text behind the last block, from wherever an earlier run has brought it."""
+    stream = BlockStream(dense, run, batch_tokens)
+    start = stream.reached()
+    run.report(start, len(dense))
+    for block in stream.blocks(start):
+        with block.loaded() as replicas:
+            block.run(replicas)
+        run.report(block.index + 1, len(dense))
+    return stream
 
 
 def _compare(source: torch.Tensor, result: torch.Tensor, following: torch.Tensor) -> torch.Tensor:

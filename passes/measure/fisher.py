@@ -18,15 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.algorithms.method import GPTQ_DEFAULT, Gptq, Matrix
-from passes.blocks.decoder import Decoder
-from passes.blocks.hidden_states import Hidden
-from passes.blocks.input_statistics import Inputs
-from passes.blocks.matrices import copy_names, dense_block, members
+from passes.blocks.dense_model import DenseModel
+from passes.blocks.hidden_states import HiddenStates
+from passes.blocks.input_statistics import InputStatistics
+from passes.blocks.matrices import copy_names, members
 from passes.blocks.memory import LOGIT_TOKENS
+from passes.blocks.stream import BlockReplica, BlockStream
 from passes.files.atomic import read_json, readable, write_json
-from passes.files.checkpoint import Weights
 from passes.formats.format import Format
 from passes.ir.model import Linear, ModelIR
+from passes.steps.context import RunContext
+from passes.steps.key import content_key
+from passes.text.source import tokens_digest
+from passes.text.split import FISHER_SEQUENCES, fitted_part
 
 if TYPE_CHECKING:
     import torch
@@ -35,52 +39,43 @@ if TYPE_CHECKING:
 _BATCH_TOKENS = 2048
 
 
-def option_costs(
-    ir: ModelIR,
-    weights: Weights,
-    tokens: torch.Tensor,
-    options: Sequence[Format],
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, tuple[float, ...]]:
+def format_costs(dense: DenseModel, palette: Sequence[Format], run: RunContext) -> dict[str, list[float]]:
+    """What storing each matrix in each format of `palette` costs in KL, as a step (`option_costs`); seen on a part of the run's text."""
+    key = content_key(*dense.identity, "fisher", [form.label for form in palette], tokens_digest(run.text))
+    seen = run.on_text(fitted_part(run.text)[:FISHER_SEQUENCES])
+    return seen.measured("measure formats", "fisher", key, lambda inside: option_costs(dense, palette, inside))
+
+
+def option_costs(dense: DenseModel, options: Sequence[Format], run: RunContext) -> dict[str, tuple[float, ...]]:
     """The estimated KL in nats a token of storing a matrix as each of `options`, by its full name (`{e}`: all experts).
 
-    `tokens` `[S, T]`; `folder` holds the blocks' inputs meanwhile (S·T·hidden·2 bytes a block) and what was found: a run that was
-    killed goes on there. Who has kept the result removes it.
+    The run's folder holds the blocks' inputs meanwhile (S·T·hidden·2 bytes a block) and what was found: a run that was killed goes on
+    there. Who has kept the result removes it.
     """
-    import torch
-
-    decoder = Decoder(ir, weights, dtype, device)
-    batches = torch.split(tokens, max(1, _BATCH_TOKENS // tokens.shape[1]))
-    depth = len(decoder)
-    inputs, gradients = Hidden(folder / "inputs", len(batches)), Hidden(folder / "gradients", len(batches))
-    costs, waiting = _found(folder, depth)
-    if not (gradients.whole(waiting) and all(map(inputs.whole, range(waiting)))):
+    depth, decoder = len(dense), dense.ir.decoder
+    stream = BlockStream(dense, run.part(run.folder / "inputs"), _BATCH_TOKENS, keep=depth + 1)
+    gradients = HiddenStates(run.folder / "gradients", len(stream.batches))
+    costs, waiting = _kept(run.folder, depth)
+    if not (gradients.whole(waiting) and all(map(stream.hidden.whole, range(waiting)))):
         costs, waiting = {}, depth
-        for path in folder.glob("costs-*.json"):
+        for path in run.folder.glob("costs-*.json"):
             path.unlink()
-    reached = inputs.last(depth) if waiting == depth else depth
-    if not all(map(inputs.whole, range(min(reached, waiting)))):
-        reached = 0
-    inputs.embed([decoder], batches, reached)
-    for index in range(reached, depth):
-        with decoder.block(index, dense_block(ir, index, weights)) as layer:
-            inputs.run(decoder, layer, index)
-        progress(index + 1, 3 * depth)
+    for block in stream.blocks(stream.resume(stream.reached()) if waiting == depth else depth):
+        with block.loaded() as replicas:
+            block.run(replicas)
+        run.report(block.index + 1, 3 * depth)
     if waiting == depth and not gradients.whole(depth):
-        _head_gradients(decoder, inputs, gradients)
+        _head_gradients(stream, gradients)
     for index in reversed(range(waiting)):
-        with decoder.block(index, dense_block(ir, index, weights)) as layer:
-            back = _Backward(decoder, layer, index, [m for m in members(ir.decoder.block(index)) if m.quantizable])
-            back.run(inputs, gradients, back.errors(inputs, options))
-        found = _costs_of(ir, index, back.sums, tokens.numel())
-        write_json(_costs_file(folder, index), found)
-        costs |= found
-        inputs.drop(index + 1)
+        with stream.block(index).loaded() as (replica, *_):
+            back = _Backward(replica, [matrix for matrix in members(decoder.block(index)) if matrix.quantizable])
+            back.run(stream.hidden, gradients, back.errors(stream.hidden, options))
+        of_block = _costs_of(dense.ir, index, back.sums, run.text.numel())
+        write_json(_costs_file(run.folder, index), of_block)
+        costs |= of_block
+        stream.hidden.drop(index + 1)
         gradients.drop(index + 1)
-        progress(depth + 2 * (depth - index), 3 * depth)
+        run.report(depth + 2 * (depth - index), 3 * depth)
     return costs
 
 
@@ -88,7 +83,7 @@ def _costs_file(folder: Path, index: int) -> Path:
     return folder / f"costs-{index:05d}.json"
 
 
-def _found(folder: Path, depth: int) -> tuple[dict[str, tuple[float, ...]], int]:
+def _kept(folder: Path, depth: int) -> tuple[dict[str, tuple[float, ...]], int]:
     """The costs of the blocks that are done, the last ones, and how many are not."""
     costs: dict[str, tuple[float, ...]] = {}
     waiting = depth
@@ -110,15 +105,15 @@ def _costs_of(
     return costs
 
 
-def _head_gradients(decoder: Decoder, hidden: Hidden, gradients: Hidden) -> None:
+def _head_gradients(stream: BlockStream, gradients: HiddenStates) -> None:
     """Gradients of −log p(sampled next token) at the last block's outputs, batch by batch; sampled on the processor, seeded."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    depth = len(decoder)
+    depth, decoder = len(stream.dense), stream.decoders[0]
     with decoder.head():
-        for number in range(len(hidden)):
-            states = hidden.read(depth, number).to(decoder.device)
+        for number in range(len(stream.hidden)):
+            states = stream.hidden.read(depth, number).to(decoder.device)
             parts = []
             for part in torch.split(states.flatten(0, 1), LOGIT_TOKENS):
                 leaf = part[None].detach().requires_grad_(True)
@@ -135,45 +130,47 @@ def _head_gradients(decoder: Decoder, hidden: Hidden, gradients: Hidden) -> None
 class _Backward:
     """One dense block on the way back: its matrices' errors under every option, and what they cost."""
 
-    def __init__(self, decoder: Decoder, layer: torch.nn.Module, index: int, matrices: Sequence[Linear]) -> None:
-        self._decoder, self._layer, self._index, self._matrices = decoder, layer, index, matrices
+    def __init__(self, replica: BlockReplica, matrices: Sequence[Linear]) -> None:
+        self._replica, self._index, self._matrices = replica, replica.index, matrices
         self.sums: dict[str, list[float]] = {}
 
-    def errors(self, hidden: Hidden, options: Sequence[Format]) -> dict[str, list[torch.Tensor | None]]:
+    def errors(self, hidden: HiddenStates, options: Sequence[Format]) -> dict[str, list[torch.Tensor | None]]:
         """decoded − dense `[N, K]` of every matrix and option, by GPTQ on these inputs; None for a dense option."""
-        inputs: dict[str, Inputs] = {}
+        inputs: dict[str, InputStatistics] = {}
         firsts = {linear.reads or linear.name: linear for linear in reversed(self._matrices)}
 
         def gather(reads: str, in_features: int) -> Callable[..., None]:
             def note(module: Any, args: tuple[torch.Tensor, ...]) -> None:
-                inputs.setdefault(reads, Inputs(in_features, self._decoder.device)).add(args[0])
+                inputs.setdefault(reads, InputStatistics(in_features, self._replica.device)).add(args[0])
 
             return note
 
         handles = [
-            self._decoder.module(self._layer, first.name).register_forward_pre_hook(gather(reads, first.in_features))
+            self._replica.module(first.name).register_forward_pre_hook(gather(reads, first.in_features))
             for reads, first in firsts.items()
         ]
         for batch in range(len(hidden)):
-            self._decoder.run(self._layer, self._index, self._on_device(hidden, self._index, batch))
+            self._replica.run(hidden.read(self._index, batch))
         for handle in handles:
             handle.remove()
         method = Gptq(GPTQ_DEFAULT)
-        out: dict[str, list[torch.Tensor | None]] = {}
+        errors: dict[str, list[torch.Tensor | None]] = {}
         for linear in self._matrices:
             seen = inputs.get(linear.reads or linear.name)
             hessian = seen.hessian(linear.name) if seen is not None else None
-            out[linear.name] = [self._error(linear, form, method, hessian) for form in options]
-        return out
+            errors[linear.name] = [self._error(linear, form, method, hessian) for form in options]
+        return errors
 
     def _error(self, linear: Linear, form: Format, method: Gptq, hessian: torch.Tensor | None) -> torch.Tensor | None:
         if form.grid is None:
             return None
-        weight = self._decoder.parameter(self._layer, f"{linear.name}.weight").float()
+        weight = self._replica.parameter(f"{linear.name}.weight").float()
         [stored] = method.store([Matrix(linear.name, replace(linear, storage=form), weight)], hessian, weight.dtype)
         return stored.decoded - weight
 
-    def run(self, hidden: Hidden, gradients: Hidden, errors: Mapping[str, Sequence[torch.Tensor | None]]) -> None:
+    def run(
+        self, hidden: HiddenStates, gradients: HiddenStates, errors: Mapping[str, Sequence[torch.Tensor | None]]
+    ) -> None:
         """Sums up every option's cost over all tokens; `gradients` go on from the block's outputs to its inputs."""
         import torch
 
@@ -183,18 +180,17 @@ class _Backward:
                 leaf = self._on_device(hidden, self._index, batch).requires_grad_(True)
                 with torch.enable_grad():
                     gradient = self._on_device(gradients, self._index + 1, batch)
-                    self._decoder.run(self._layer, self._index, leaf).backward(gradient)  # type: ignore[no-untyped-call]
+                    self._replica.run(leaf).backward(gradient)  # type: ignore[no-untyped-call]
                 assert leaf.grad is not None
                 gradients.write(self._index, batch, leaf.grad)
 
-    def _on_device(self, states: Hidden, block: int, batch: int) -> torch.Tensor:
-        return states.read(block, batch).to(self._decoder.device)
+    def _on_device(self, states: HiddenStates, block: int, batch: int) -> torch.Tensor:
+        return states.read(block, batch).to(self._replica.device)
 
     @contextmanager
     def _watched(self, errors: Mapping[str, Sequence[torch.Tensor | None]]) -> Iterator[None]:
         handles = [
-            self._decoder.module(self._layer, name).register_forward_hook(self._hook(name, each))
-            for name, each in errors.items()
+            self._replica.module(name).register_forward_hook(self._hook(name, each)) for name, each in errors.items()
         ]
         try:
             yield

@@ -6,87 +6,79 @@ one are held against each other here; where allocation does not pay, uniform win
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from passes import chain
 from passes.base import Pass
-from passes.blocks.decoded_weights import DecodedCheckpoint, as_dense
-from passes.files.checkpoint import Checkpoint, Weights, write_shard
+from passes.blocks.decoded_weights import decoded_model
+from passes.blocks.dense_model import DenseModel
+from passes.files.checkpoint import write_shard
 from passes.ir.model import ModelIR
-from passes.measure.evaluate import Measured, Side, evaluate
-from passes.run.assemble import outer_tensors
-from passes.steps.step import once, part_of
+from passes.measure.evaluate import Measured, evaluate
+from passes.steps.context import RunContext
+from passes.steps.key import content_key
+from passes.steps.step import part_of
+from passes.text.source import tokens_digest
 from passes.text.split import FITTED_SEQUENCES, fitted_part, judging_part
-from passes.walk.state import BlockReport
-from passes.walk.walk import Walk
+from passes.walk.walk import Walk, units
 
 if TYPE_CHECKING:
     import torch
 
+_P = TypeVar("_P", bound=Pass)
 
-def divergences(
-    candidates: Sequence[Pass],
-    dense: ModelIR,
-    weights: Weights,
-    tokens: torch.Tensor,
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[float]:
-    """KL in nats a token of each candidate on the judging part of `tokens` `[S, T]`, fitted to the first ones of the others.
 
-    `folder` keeps what was found: a run that was killed goes on there. `progress` counts blocks of walks and evaluations.
+def nearest(candidates: Sequence[_P], dense: DenseModel, run: RunContext) -> _P:
+    """The candidate with the least divergence from `dense` end to end, as a step where there are several."""
+    if len(candidates) == 1:
+        return candidates[0]
+    key = content_key(*dense.identity, "contest", chain.to_json(candidates), tokens_digest(run.text))
+    costs: list[float] = run.measured(
+        "compare allocations", "contest", key, lambda inside: {"kl": compare(candidates, dense, inside)}
+    )["kl"]
+    return candidates[costs.index(min(costs))]
+
+
+def compare(candidates: Sequence[Pass], dense: DenseModel, run: RunContext) -> list[float]:
+    """KL in nats a token of each candidate on the judging part of the run's text, fitted to the first ones of the others.
+
+    The run's folder keeps what was found: a run that was killed goes on there. Its report counts blocks of walks and evaluations.
     """
-    judging, fitted = judging_part(tokens), fitted_part(tokens)[:FITTED_SEQUENCES]
-    out, total = [], len(candidates) * (each := 3 * len(dense.decoder.layers))
-    for number, one in enumerate(candidates):
-        done = number * each
+    judging, fitted = judging_part(run.text), run.on_text(fitted_part(run.text)[:FITTED_SEQUENCES])
+    costs, total = [], len(candidates) * (share := 3 * len(dense))
+    for number, candidate in enumerate(candidates):
 
-        def divergence(parts: Path, one: Pass = one, done: int = done) -> dict[str, float]:
-            found = trial(
-                [one], one.rewrite(dense), Side(dense, weights), fitted, judging, parts, dtype, device,
-                progress=part_of(progress, done, total),
-            )  # fmt: skip
-            return {"kl": found.kl}
+        def divergence(inside: RunContext, candidate: Pass = candidate) -> dict[str, float]:
+            planned = candidate.rewrite(dense.ir)
+            return {"kl": trial([candidate], planned, dense, inside, judging).kl}
 
-        out.append(float(once(folder / f"candidate-{number}.json", divergence)["kl"]))
-        progress(done + each, total)
-    return out
+        done = number * share
+        kept = fitted.kept(f"candidate-{number}", part_of(run.report, done, total), divergence)
+        costs.append(float(kept["kl"]))
+        run.report(done + share, total)
+    return costs
 
 
 def trial(
     passes: Sequence[Pass],
-    target: ModelIR,
-    source: Side,
-    fitted: torch.Tensor,
+    planned: ModelIR,
+    dense: DenseModel,
+    run: RunContext,
     judging: torch.Tensor,
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    reference: Side | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    reference: DenseModel | None = None,
 ) -> Measured:
-    """Walk `source` to `target` on the token ids `fitted` `[S, T]` and measure the result on `judging`.
+    """Walk `dense` to `planned` on the run's text and measure the result on the token ids `judging` `[S, T]`.
 
-    `reference`: what the result is held against, where that is not `source` (a model before blocks were dropped). `folder` keeps what was
-    done: a run that was killed goes on there. Who has kept the result removes it. `progress` counts blocks: of the walk, then of both
-    models that are compared.
+    `reference`: what the result is held against, where that is not `dense` (a model before blocks were dropped). The run's folder keeps
+    what was done: a run that was killed goes on there. Who has kept the result removes it. Its report counts blocks: of the walk, then of
+    both models that are compared.
     """
-    walked = 0
-
-    def block(report: BlockReport, blocks: int) -> None:
-        nonlocal walked
-        walked = report.block + 1
-        progress(walked)
-
-    Walk(
-        source.ir, target, source.weights, chain.method(passes), fitted, folder, (device,), dtype, progress=block
-    ).run()  # fmt: skip
-    write_shard(folder / "shards" / "model-00000.safetensors", outer_tensors(target, source.weights))
-    result = Side(as_dense(source.ir, target), DecodedCheckpoint(Checkpoint(folder / "shards"), target, dtype))
-    return evaluate(
-        reference or source, result, judging, folder / "evaluate", dtype, device, progress=lambda n, _: progress(walked + n)
-    )  # fmt: skip
+    reference = reference or dense
+    walked = units(planned)
+    total = walked + len(reference) + len(dense)
+    Walk(dense, planned, chain.method(passes), run.part(run.folder, part_of(run.report, 0, total))).run()
+    write_shard(run.folder / "shards" / "model-00000.safetensors", dense.outer(planned))
+    result = decoded_model(dense.ir, planned, run.folder / "shards", run.dtype)
+    judged = run.part(run.folder / "evaluate", part_of(run.report, walked, total)).on_text(judging)
+    return evaluate(reference, result, judged)

@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 from passes.base import Pass, Stage
-from passes.blocks.renumbered import renumbered
+from passes.blocks.dense_model import DenseModel
+from passes.blocks.renumbered import RenumberedWeights, renumbered
 from passes.errors import InputError, Reason
 from passes.ir.architectures import build_ir
 from passes.ir.distortions import Distortion, Removed
@@ -18,7 +19,10 @@ from passes.ir.model import Block, ModelIR, Stack
 from passes.ir.operations import forward_operations, head_operations
 from passes.ir.state import ChunkedKV, FullKV, LayerState, Recurrent, SharedKV, SlidingKV
 from passes.prune.config import with_fewer_layers
+from passes.steps.context import RunContext
 from passes.steps.cost import StepCost, WalkSize, states_bytes
+from passes.steps.key import content_key
+from passes.text.source import tokens_digest
 from passes.text.split import JUDGED_TOKENS
 
 #: Shares of the blocks that are weighed where pruning is allowed.
@@ -96,6 +100,23 @@ class DepthPrune(Pass):
     def title(self) -> str:
         """Return `drop 3 blocks`."""
         return f"drop {self.count} blocks"
+
+    def resolve(self, dense: DenseModel, run: RunContext) -> DepthPrune:
+        """Measure which blocks cost least to drop, where they are not named."""
+        if self.resolved:
+            return self
+        from passes.prune.influence import choose_blocks
+
+        key = content_key(*dense.identity, "depth", self.count, tokens_digest(run.text))
+        measured = run.measured(
+            "measure depth", "depth", key, lambda inside: {"blocks": list(choose_blocks(self.count, dense, inside))}
+        )
+        return DepthPrune(self.count, tuple(measured["blocks"]))
+
+    def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
+        """A view without the blocks; nothing is copied."""
+        weights = RenumberedWeights(before.weights, before.ir, self.kept(len(before)))
+        return DenseModel(self.rewrite(before.ir), weights, (*before.identity, self.name, self.options()))
 
     def kept(self, depth: int) -> tuple[int, ...]:
         """Source indices of the blocks that stay, in order. The blocks to drop must be known."""

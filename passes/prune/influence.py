@@ -8,118 +8,77 @@ where kinds alternate there may be no such run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from passes.blocks.decoder import Decoder
-from passes.blocks.hidden_states import Hidden
-from passes.blocks.matrices import dense_block
-from passes.blocks.memory import BATCH_TOKENS
-from passes.blocks.renumbered import RenumberedWeights
+from passes.blocks.dense_model import DenseModel
+from passes.blocks.hidden_states import HiddenStates
+from passes.blocks.stream import BlockStream
 from passes.files.atomic import read_json, readable, write_json
-from passes.files.checkpoint import Weights
-from passes.ir.model import ModelIR
-from passes.measure.evaluate import Side, evaluate
+from passes.measure.evaluate import evaluate
 from passes.prune.depth import DepthPrune, candidates
-from passes.steps.step import once, part_of
+from passes.steps.context import RunContext
+from passes.steps.step import part_of
 from passes.text.split import JUDGED_TOKENS
-
-if TYPE_CHECKING:
-    import torch
-
 
 #: Sets that are held against each other at most.
 _SETS = 2
 
 
-def choose_blocks(
-    ir: ModelIR,
-    weights: Weights,
-    count: int,
-    tokens: torch.Tensor,
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[int, ...]:
-    """The `count` blocks whose removal costs least on `tokens` `[S, T]`; the first and the last block always stay.
+def choose_blocks(count: int, dense: DenseModel, run: RunContext) -> tuple[int, ...]:
+    """The `count` blocks whose removal costs least on the run's text; the first and the last block always stay.
 
     Influence sees all tokens; the two sets it names are held against each other on the last `JUDGED_TOKENS` of them.
-    `folder` keeps what was found: a run that was killed goes on there.
+    The run's folder keeps what was found: a run that was killed goes on there.
     """
-    depth = len(ir.decoder.layers)
+    depth = len(dense)
     total = _SETS * 2 * depth + depth
-    influence, ends = _influence(
-        ir, weights, count, tokens, folder / "influence", dtype, device, part_of(progress, 0, total)
-    )
-    free = candidates(ir.decoder)
+    influence, ends = _influence(count, dense, run.part(run.folder / "influence", part_of(run.report, 0, total)))
+    free = candidates(dense.ir.decoder)
     lowest = tuple(sorted(sorted(free, key=lambda block: influence[block])[:count]))
     runs = [start for start in free if set(range(start, start + count)) <= set(free)]
     shortest = [tuple(range(start, start + count)) for start in sorted(runs, key=lambda block: ends[block])[:1]]
     sets = dict.fromkeys((lowest, *shortest))
     if len(sets) == 1:
         return lowest
-    judged = tokens[-max(1, JUDGED_TOKENS // tokens.shape[1]) :]
+    judged = run.on_text(run.text[-max(1, JUDGED_TOKENS // run.text.shape[1]) :])
     costs = {}
     for number, dropped in enumerate(sets):
-        one = DepthPrune(count, dropped)
-        result = Side(one.rewrite(ir), RenumberedWeights(weights, ir, one.kept(depth)))
+
+        def divergence(inside: RunContext, dropped: tuple[int, ...] = dropped) -> dict[str, float]:
+            return {"kl": evaluate(dense, DepthPrune(count, dropped).dense(dense, inside), inside).kl}
+
         done = depth + number * 2 * depth
-
-        def divergence(parts: Path, result: Side = result, done: int = done) -> dict[str, float]:
-            told = part_of(progress, done, total)
-            return {"kl": evaluate(Side(ir, weights), result, judged, parts, dtype, device, progress=told).kl}
-
-        costs[dropped] = once(folder / f"set-{number}.json", divergence)["kl"]
-        progress(done + 2 * depth, total)
+        costs[dropped] = judged.kept(f"set-{number}", part_of(run.report, done, total), divergence)["kl"]
+        run.report(done + 2 * depth, total)
     return min(costs, key=lambda dropped: costs[dropped])
 
 
-def _influence(
-    ir: ModelIR,
-    weights: Weights,
-    count: int,
-    tokens: torch.Tensor,
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: Callable[[int], None],
-) -> tuple[list[float], dict[int, float]]:
+def _influence(count: int, dense: DenseModel, run: RunContext) -> tuple[list[float], dict[int, float]]:
     """Of each block 1 − mean cos(input, output); of each start the same across `count` blocks. A run that was killed goes on."""
-    import torch
-
-    decoder = Decoder(ir, weights, dtype, device)
-    batches = torch.split(tokens, max(1, BATCH_TOKENS // tokens.shape[1]))
-    hidden = Hidden(folder / "hidden", len(batches))
-    path = folder / "influence.json"
+    path = run.folder / "influence.json"
     saved = read_json(path, "measurement") if readable(path) else {}
     influence, across = list(saved.get("influence", ())), list(saved.get("across", ()))
-    start = len(influence)
-    if start < len(decoder) and not all(map(hidden.whole, range(max(0, start + 1 - count), start + 1))):
-        influence, across, start = [], [], 0
-    if start < len(decoder):
-        hidden.embed([decoder], batches, start)
-    for index in range(start, len(decoder)):
-        with decoder.block(index, dense_block(ir, index, weights)) as layer:
-            hidden.run(decoder, layer, index)
-        influence.append(_distance(hidden, index, index + 1))
-        if (first := index + 1 - count) >= 0:
-            across.append(_distance(hidden, first, index + 1))
-        write_json(path, {"influence": influence, "across": across})
-        if first >= 0:
-            hidden.drop(first)
-        progress(index + 1)
-    hidden.clear()
+    if len(influence) < len(dense):
+        stream = BlockStream(dense, run.part(run.folder / "hidden"), keep=count)
+        start = stream.resume(len(influence))
+        if start != len(influence):
+            influence, across = [], []
+        for block in stream.blocks(start):
+            with block.loaded() as replicas:
+                block.run(replicas)
+            influence.append(_distance(stream.hidden, block.index, block.index + 1))
+            if (first := block.index + 1 - count) >= 0:
+                across.append(_distance(stream.hidden, first, block.index + 1))
+            write_json(path, {"influence": influence, "across": across})
+            run.report(block.index + 1, len(dense))
+        stream.hidden.clear()
     return influence, dict(enumerate(across))
 
 
-def _distance(hidden: Hidden, before: int, after: int) -> float:
+def _distance(hidden: HiddenStates, before: int, after: int) -> float:
     import torch
 
     cosines, tokens = 0.0, 0
     for batch in range(len(hidden)):
-        one, two = (hidden.read(block, batch).float() for block in (before, after))
-        cosines += float(torch.cosine_similarity(one, two, dim=-1).sum())
-        tokens += one.shape[0] * one.shape[1]
+        entering, leaving = (hidden.read(block, batch).float() for block in (before, after))
+        cosines += float(torch.cosine_similarity(entering, leaving, dim=-1).sum())
+        tokens += entering.shape[0] * entering.shape[1]
     return 1.0 - cosines / tokens

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
+from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.exl2 import Exl2
 from passes.formats.exl2_bounded import Exl2Bounded
 from passes.formats.exl2_options import ATTENTION, HEAD, MLP
@@ -31,6 +32,8 @@ from passes.steps.cost import StepCost, WalkSize
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
+    from passes.blocks.dense_model import DenseModel
+    from passes.steps.context import RunContext
     from passes.text.source import TextSource
 
 #: Operations a weight, at the rate of forwards: all options tried on it; the chosen one's scales searched and rounded. Measured once
@@ -39,6 +42,8 @@ _OPTIONS_OPERATIONS, _SEARCH_OPERATIONS = 150e3, 20e3
 #: Which column of an option's row a matrix takes.
 _ATTENTION_COLUMN = {Role.Q: 0, Role.K: 0, Role.V: 1, Role.O: 2}
 _MLP_COLUMN = {Role.GATE: 0, Role.GATE_UP: 0, Role.UP: 1, Role.DOWN: 2}
+#: What a slot's loss at four bits is estimated with: a scale a row fits every shape.
+_FOUR_BITS = PackQuantized(4, -1)
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,23 @@ class QuantizeExl2(Pass):
     def title(self) -> str:
         """Return `quantize exl2 4.65 bpw, head 6 bit`, and by which tool."""
         return f"quantize exl2 {self.bpw:g} bpw, head {self.head_bits} bit{by_tool(self.backend)}"
+
+    def resolve(self, dense: DenseModel, run: RunContext) -> QuantizeExl2:
+        """Measure every option of every slot, kept for any budget; spend this pass's budget exactly, in three ways; keep the nearest."""
+        if self.resolved or self.backend != NATIVE:
+            return self
+        from passes.measure.fisher import format_costs
+        from passes.measure.trial import nearest
+        from passes.quantize.exl2_errors import allocate_exl2, in_divergence, measured_errors, uniform_exl2
+
+        errors = measured_errors(dense, run)
+        weighed = in_divergence(dense.ir, errors, format_costs(dense, (_FOUR_BITS,), run))
+        allocations = (
+            allocate_exl2(dense.ir, self.bpw, weighed),
+            allocate_exl2(dense.ir, self.bpw, errors),
+            uniform_exl2(dense.ir, self.bpw, weighed),
+        )
+        return nearest([replace(self, choices=choices) for choices in dict.fromkeys(allocations)], dense, run)
 
     def text(self) -> str:
         """`quantize{exl2, exl2-4.65}`."""

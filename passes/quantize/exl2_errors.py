@@ -11,6 +11,7 @@ layer, so an interrupted measurement goes on, and they serve any budget.
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 from passes.algorithms.exl2 import factorize, quantize
 from passes.algorithms.knapsack import Unit, allocate
-from passes.blocks.decoder import Decoder
-from passes.blocks.hidden_states import Hidden
-from passes.blocks.input_statistics import Inputs
-from passes.blocks.matrices import dense_block, members
+from passes.blocks.dense_model import DenseModel
+from passes.blocks.input_statistics import InputStatistics
+from passes.blocks.matrices import members
+from passes.blocks.stream import BlockReplica, BlockStream, StreamedBlock
 from passes.files.atomic import read_json, readable, write_json
-from passes.files.checkpoint import Weights
 from passes.formats.exl2 import Exl2
 from passes.formats.exl2_options import ATTENTION, MLP
 from passes.ir.model import Block, Linear, ModelIR
 from passes.quantize.exl2 import apart, budget_bytes, in_attention, resolved_bytes, slot_bytes, stored_block
+from passes.steps.context import RunContext
+from passes.steps.key import content_key
+from passes.text.source import tokens_digest
+from passes.text.split import fitted_part
 
 if TYPE_CHECKING:
     import torch
@@ -44,35 +48,34 @@ class LayerErrors:
     mlp: tuple[float, ...]
 
 
-def measure(
-    ir: ModelIR,
-    weights: Weights,
-    tokens: torch.Tensor,
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[LayerErrors]:
-    """Measure every layer on `tokens` `[S, T]`; what `folder` already holds is not measured again."""
-    import torch
+def measured_errors(dense: DenseModel, run: RunContext) -> list[LayerErrors]:
+    """Every option's error in every layer, on the part of the run's text that choices are fitted to; measured once, as a step."""
+    key = content_key(*dense.identity, "exl2", tokens_digest(run.text))
+    folder = run.folder / f"exl2-{key}"
+    seen = run.on_text(fitted_part(run.text))
+    run.steps.run(
+        "measure EXL2",
+        key,
+        measured_layers(folder) >= len(dense),
+        lambda report: measure(dense, seen.part(folder, report)),
+    )
+    shutil.rmtree(folder / "hidden", ignore_errors=True)
+    return saved_errors(folder, len(dense))
 
-    folder.mkdir(parents=True, exist_ok=True)
-    decoder = Decoder(ir, weights, dtype, device, apart(ir))
-    batches = torch.split(tokens, max(1, _COMPARED_TOKENS // tokens.shape[1]))
-    hidden = Hidden(folder / "hidden", len(batches))
-    start = measured_layers(folder)
-    if not hidden.whole(start):
-        start = 0
-    hidden.embed([decoder], batches, start)
-    for index in range(start, len(decoder)):
-        with decoder.block(index, dense_block(ir, index, weights)) as layer:
-            probe = _Probe(decoder, layer, index, ir.decoder.block(index), device)
-            probe.run(hidden)
-            write_json(_errors_file(folder, index), {slot: probe.errors(slot) for slot in ("attention", "mlp")})
-        hidden.drop(index)
-        progress(index + 1, len(decoder))
-    hidden.clear()
-    return saved_errors(folder, len(decoder))
+
+def measure(dense: DenseModel, run: RunContext) -> None:
+    """Measure every layer on the run's text; what its folder already holds is not measured again (`saved_errors` reads it)."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    inside = run.part(run.folder / "hidden")
+    stream = BlockStream(dense, inside, _COMPARED_TOKENS, stored=apart(dense.ir))
+    for block in stream.blocks(stream.resume(measured_layers(run.folder))):
+        with block.loaded() as replicas:
+            probe = _Probe(replicas[0], dense.ir.decoder.block(block.index))
+            probe.run(block)
+            errors = {slot: probe.errors(slot) for slot in ("attention", "mlp")}
+            write_json(_errors_file(run.folder, block.index), errors)
+        run.report(block.index + 1, len(dense))
+    stream.hidden.clear()
 
 
 def _errors_file(folder: Path, layer: int) -> Path:
@@ -158,28 +161,22 @@ class _Call:
 class _Probe:
     """One dense layer: its Hessians, how its attention and MLP are called, and their errors under every option."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        layer: torch.nn.Module,
-        index: int,
-        block: Block,
-        device: torch.device,
-    ) -> None:
-        self._decoder, self._layer, self._index, self._block, self._device = decoder, layer, index, block, device
+    def __init__(self, replica: BlockReplica, block: Block) -> None:
+        self._replica, self._block = replica, block
         self._matrices = members(stored_block(block, 0, 0))
-        self._hessians: dict[str, Inputs] = {}
+        self._hessians: dict[str, InputStatistics] = {}
         self._calls: dict[str, _Call] = {}
         self._stream: dict[str, float] = {}
 
-    def run(self, hidden: Hidden) -> None:
+    def run(self, block: StreamedBlock) -> None:
         """The text through the layer; gathers statistics on the way."""
         handles = self._hooks()
-        hidden.run(self._decoder, self._layer, self._index)
+        block.run([self._replica])
         for handle in handles:
             handle.remove()
         attended = _first(self._calls["attention"].output)
-        before, after = (hidden.read(block, 0).to(self._device).float() for block in (self._index, self._index + 1))
+        sides = (block.stream.hidden.read(index, 0) for index in (block.index, block.index + 1))
+        before, after = (states.to(self._replica.device).float() for states in sides)
         self._stream = {"attention": float((before + attended.float()).norm()), "mlp": float(after.norm())}
 
     def errors(self, slot: str) -> list[float]:
@@ -193,18 +190,19 @@ class _Probe:
         out = []
         for row in rows:
             for name, form in row.items():
-                self._decoder.put(self._layer, f"{name}.weight", decoded[name, form])
+                self._replica.put(f"{name}.weight", decoded[name, form])
             out.append(self._error(module, call, reference, slot))
         for name, weight in dense.items():
-            self._decoder.put(self._layer, f"{name}.weight", weight)
+            self._replica.put(f"{name}.weight", weight)
         return out
 
     def _weight(self, name: str) -> torch.Tensor:
-        return self._decoder.parameter(self._layer, f"{name}.weight")
+        return self._replica.parameter(f"{name}.weight")
 
     def _slot(self, slot: str) -> torch.nn.Module:
         """The module that holds a slot's matrices: `self_attn`, `mlp`."""
-        return self._layer.get_submodule(self._decoder.path(_slot_linears(self._block, slot)[0].name).partition(".")[0])
+        name = self._replica.decoder.path(_slot_linears(self._block, slot)[0].name)
+        return self._replica.layer.get_submodule(name.partition(".")[0])
 
     def _error(self, module: torch.nn.Module, call: _Call, reference: torch.Tensor, slot: str) -> float:
         import torch
@@ -221,7 +219,7 @@ class _Probe:
         for name in rows[0]:
             reads = by_name[name].reads or name
             if reads not in factors:
-                factors[reads] = self._factor(reads, f"block {self._index} {name}")
+                factors[reads] = self._factor(reads, f"block {self._replica.index} {name}")
             dense = self._weight(name)
             forms = list(dict.fromkeys(row[name] for row in rows))
             layouts = [form.layout(dense.shape[1]) for form in forms]
@@ -236,7 +234,7 @@ class _Probe:
 
         inputs = self._hessians[reads]
         hessian = inputs.hessian(where)
-        return factorize(hessian if inputs.tokens else torch.eye(len(hessian), device=self._device), where)
+        return factorize(hessian if inputs.tokens else torch.eye(len(hessian), device=self._replica.device), where)
 
     def _hooks(self) -> list[Any]:
         handles = []
@@ -245,8 +243,8 @@ class _Probe:
             reads = linear.reads or linear.name
             if linear.quantizable and reads not in seen:
                 seen.add(reads)
-                self._hessians[reads] = Inputs(linear.in_features, self._device)
-                module = self._decoder.module(self._layer, linear.name)
+                self._hessians[reads] = InputStatistics(linear.in_features, self._replica.device)
+                module = self._replica.module(linear.name)
                 handles.append(module.register_forward_pre_hook(self._gather(reads)))
         for slot in ("attention", "mlp"):
             handles.append(self._slot(slot).register_forward_hook(self._note(slot), with_kwargs=True))

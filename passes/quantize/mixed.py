@@ -28,6 +28,8 @@ from passes.steps.cost import StepCost, WalkSize
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
+    from passes.blocks.dense_model import DenseModel
+    from passes.steps.context import RunContext
 
 Assigned = tuple[tuple[str, Format], ...]
 
@@ -161,6 +163,21 @@ class QuantizeMixed(Pass):
     def title(self) -> str:
         """Return `quantize gptq mixed 5 bpw`."""
         return f"quantize {self.method} mixed {self.bpw:g} bpw{by_tool(self.backend)}"
+
+    def resolve(self, dense: DenseModel, run: RunContext) -> QuantizeMixed:
+        """Estimate every format of every matrix; allocate layer by layer, for all layers alike, and uniformly; keep the nearest."""
+        if self.resolved:
+            return self
+        from passes.measure.fisher import format_costs
+        from passes.measure.trial import nearest
+
+        costs = format_costs(dense, self.palette, run)
+        allocations = (
+            self.allocated(dense.ir, costs),
+            self.allocated(dense.ir, costs, tied=True),
+            replace(self, assigned=()),
+        )
+        return nearest(list(dict.fromkeys(allocations)), dense, run)
 
     def text(self) -> str:
         """`quantize{gptq, mixed-5 of w4a16-g64, w8a16-channel, bf16}`."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from passes import chain
 from passes.base import Pass
+from passes.blocks.dense_model import DenseModel
 from passes.errors import GoalMissedError, InputError
 from passes.files.atomic import read_json, write_json
 from passes.files.checkpoint import Checkpoint, copy_side_files, write_index, write_shard
@@ -20,31 +22,30 @@ from passes.ir.quant_config.write import quantization_config
 from passes.run.result_folder import MARKER, claim
 from passes.text.source import TextSource
 
-if TYPE_CHECKING:
-    import torch
 
-    from passes.files.checkpoint import Weights
+@dataclass(frozen=True)
+class Assembly:
+    """What a result is made of: the chain and the description it leads to, the shards of its blocks, and what stays of `dense`."""
+
+    passes: Sequence[Pass]
+    planned: ModelIR
+    dense: DenseModel
+    shards: Sequence[Path]
+    calibration: TextSource
 
 
-def assemble(
-    folder: Path,
-    target: ModelIR,
-    passes: Sequence[Pass],
-    shards: Sequence[Path],
-    source: Path,
-    calibration: TextSource,
-    key: str,
-) -> None:
-    """Make a result's folder from the shards of a walk on `source`, and hold it against its description. The marker comes last."""
+def assemble(folder: Path, parts: Assembly, key: str) -> None:
+    """Make a result's folder, and hold it against its description. The marker comes last."""
+    passes, planned = parts.passes, parts.planned
     with clear_disk_errors(folder):
         claim(folder)
-        for shard in shards:
+        for shard in parts.shards:
             _link(shard, folder / shard.name)
-    write_shard(folder / "model-00000.safetensors", outer_tensors(target, Checkpoint(source)))
-    copy_side_files(source, folder)
-    write_json(folder / "config.json", _config(passes, target, calibration))
+    write_shard(folder / "model-00000.safetensors", parts.dense.outer(planned))
+    copy_side_files(parts.dense.weights.folder, folder)
+    write_json(folder / "config.json", _config(passes, planned, parts.calibration))
     write_index(folder)
-    wrong = differences(folder, target)
+    wrong = differences(folder, planned)
     if wrong:
         raise GoalMissedError(
             "the checkpoint differs from its description: " + "; ".join(wrong[:5]),
@@ -94,11 +95,6 @@ def _config(passes: Sequence[Pass], target: ModelIR, text: TextSource) -> dict[s
 
 def _form(tensor: Tensor) -> str:
     return f"{tensor.dtype}{list(tensor.shape)} ({tensor.bytes} bytes)"
-
-
-def outer_tensors(target: ModelIR, weights: Weights) -> dict[str, torch.Tensor]:
-    """What is outside of the decoder's blocks, as it was."""
-    return weights.read(target.outer_names())
 
 
 def _link(source: Path, target: Path) -> None:

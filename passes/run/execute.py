@@ -1,6 +1,6 @@
 """Runs a chain of passes on a model's weights: content-addressed steps, resume, progress, the size invariant.
 
-    text ──► measure ──► walk, or an outside tool ──► assemble ──► evaluate ──► publish
+    text ──► choices of the passes ──► walk, or an outside tool ──► assemble ──► evaluate ──► publish      (`passes.steps.graph`)
 
 Each step has a key: sha256 over its inputs, its options and the code that computes it. What a key has made is kept under
 `<work>/<step>-<key>` and used again, so a second run does nothing, a changed option redoes only what follows from it, and
@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from passes.backends.backend import Task
 from passes.backends.result import described, write_shards
 from passes.backends.run import backend_python, run, version
 from passes.base import Pass
+from passes.blocks.dense_model import DenseModel
 from passes.blocks.devices import compute_devices, compute_dtype
 from passes.blocks.model_class import UNRUNNABLE_REMEDY, unrunnable
 from passes.errors import DoesNotFitError, InputError
@@ -34,11 +36,12 @@ from passes.files.lock import only_one
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.ir.headers import is_whole
 from passes.ir.model import ModelIR
-from passes.run.assemble import assemble, holds
+from passes.run.assemble import Assembly, assemble, holds
 from passes.run.disk_need import scratch_bytes
 from passes.run.job import Job, Outcome
-from passes.run.resolve import Resolver
 from passes.run.result_folder import check_places, holding, partial_of, publish
+from passes.steps.context import RunContext
+from passes.steps.graph import WorkGraph
 from passes.steps.key import code_digest, content_key, file_identity, folder_identity, source_identity
 from passes.steps.progress import Progress
 from passes.steps.step import Report, Steps
@@ -103,7 +106,7 @@ def _check(job: Job) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _StoredWeights:
     """The quantized weights: their shards, the key of what made them, and what was seen on the way."""
 
     shards: list[Path]
@@ -125,99 +128,110 @@ class _Run:
         self.job, self.resolved, self.finish = job, resolved, finish
         self.out = job.out.resolve()
         self.target = chain.rewrite(job.source, job.passes)
-        self.devices = compute_devices()
-        self.device = self.devices[0]
-        self.dtype = compute_dtype(job.source.dtype, job.compute_dtype)
-        self.identity = source_identity(job.folder, self.dtype, self.devices)
+        devices, dtype = compute_devices(), compute_dtype(job.source.dtype, job.compute_dtype)
+        self.source = self.dense = source_model(job.source, job.folder, dtype, devices)
         self.steps = Steps(job.work, progress)
+        self.context = RunContext(job.work, devices, dtype, _no_tokens(), self.steps)
+        self.passes: list[Pass] = []
+        self.text: Path | None = None
+        self.measured: Measured | None = None
 
     def run(self) -> Outcome:
-        """Every step in order; each makes what is not there yet."""
-        tool = chain.outside(self.job.passes)
+        """Every piece of the work in the graph's order; each makes what is not there yet."""
         calibrated = chain.needs_text(self.job.passes, self.target)
         self._check_disk(calibrated)
-        text = token_file(self.steps, self.job.folder, "calibration text", self.job.calibration) if calibrated else None
-        tokens = read_tokens(text) if text is not None else _no_tokens()
-        held_out = read_tokens(token_file(self.steps, self.job.folder, "evaluation text", self.job.evaluation))
-        resolver = Resolver(
-            self.job.source, Checkpoint(self.job.folder), tokens, self.job.work, self.dtype, self.device, self.identity,
-            self.steps,
-        )  # fmt: skip
-        self.passes = tuple(resolver.resolved(self.job.passes))
-        self.dense, self.weights = resolver.dense, resolver.weights
-        self.target = chain.rewrite(self.job.source, self.passes)
-        self.resolved(self.passes, self.target)
-        made = (
-            self._outside(tool, text, tokens)
-            if tool is not None and text is not None
-            else self._walk(self.passes, self.target, tokens)
-        )
-        folder, key = self._assemble(self.out, self.target, self.passes, made)
-        measured = self._evaluate(folder, held_out, key) if self._can_be_evaluated() else None
+        graph = self._graph(calibrated)
+        graph.run(self.steps.finished)
         outcome = Outcome(
             out=self.job.out,
-            passes=self.passes,
+            passes=tuple(self.passes),
             target=self.target,
-            steps=tuple(self.steps.finished),
+            steps=tuple(step for piece in graph.order() for step in graph.steps(piece)),
             tensor_bytes=self.target.tensor_bytes,
-            calibration_digest=tokens_digest(tokens) if calibrated else None,
-            evaluation_digest=tokens_digest(held_out),
-            measured=measured,
-            losses=made.losses,
-            unseen=made.unseen,
+            calibration_digest=tokens_digest(self.context.text) if calibrated else None,
+            evaluation_digest=tokens_digest(self.held_out),
+            measured=self.measured,
+            losses=self.stored.losses,
+            unseen=self.stored.unseen,
         )
-        self.finish(outcome, folder)
-        if folder != self.out:
-            publish(folder, self.out)
+        self.finish(outcome, self.folder)
+        if self.folder != self.out:
+            publish(self.folder, self.out)
         return outcome
 
-    def _walk(self, passes: Sequence[Pass], target: ModelIR, tokens: torch.Tensor) -> _Made:
-        """A chain in one walk over the source as the structural passes left it."""
-        from passes.walk.state import BlockReport, WalkState
+    def _graph(self, calibrated: bool) -> WorkGraph:
+        """What there is to do, and what needs what. `calibrated`: whether the chain looks at text."""
+        graph, needs = WorkGraph(), []
+        if calibrated:
+            graph.add("calibration text", self._calibration_text)
+            needs = ["calibration text"]
+        graph.add("evaluation text", self._evaluation_text)
+        for number, pass_ in enumerate(self.job.passes, start=1):
+            name = f"{number}: {pass_.name}"
+            graph.add(name, partial(self._choose, pass_), needs)
+            needs = [name]
+        tool = chain.outside(self.job.passes)
+        maker = "walk" if tool is None else tool.backend
+        graph.add(maker, self._make, needs)
+        graph.add("assemble", self._assemble, [maker])
+        graph.add("evaluate", self._evaluate, ["assemble", "evaluation text"])
+        return graph
+
+    def _calibration_text(self) -> None:
+        self.text = token_file(self.steps, self.job.folder, "calibration text", self.job.calibration)
+        self.context = self.context.on_text(read_tokens(self.text))
+
+    def _evaluation_text(self) -> None:
+        self.held_out = read_tokens(token_file(self.steps, self.job.folder, "evaluation text", self.job.evaluation))
+
+    def _choose(self, pass_: Pass) -> None:
+        """Make the choice that a pass leaves open, on what the passes before it have left."""
+        chosen, self.dense = resolved_pass(pass_, self.dense, self.context)
+        self.passes.append(chosen)
+
+    def _make(self) -> None:
+        """The quantized weights of the chain, every choice made: by an outside tool, or in one walk."""
+        self.target = chain.rewrite(self.job.source, self.passes)
+        self.resolved(self.passes, self.target)
+        tool = chain.outside(self.passes)
+        self.stored = self._walk() if tool is None or self.text is None else self._outside(tool, self.text)
+
+    def _walk(self) -> _StoredWeights:
+        """The chain in one walk over the source as the structural passes left it."""
+        from passes.walk.state import WalkState
         from passes.walk.walk import Walk, units
 
-        method = chain.method(passes)
-        key = content_key(
-            "walk", self.identity, chain.to_json(passes), tokens_digest(tokens) if len(tokens) else "", repr(method)
-        )
+        method, tokens = chain.method(self.passes), self.context.text
+        digest = tokens_digest(tokens) if len(tokens) else ""
+        key = content_key(*self.source.identity, "walk", chain.to_json(self.passes), digest, repr(method))
         folder = self.job.work / f"walk-{key}"
-        names = " → ".join(one.text() for one in passes)
+        names = " → ".join(pass_.text() for pass_ in self.passes)
 
         def make(report: Report) -> None:
-            def block(found: BlockReport, blocks: int) -> None:
-                loss = f", loss {sum(found.losses.values()):.4g}" if found.losses else ""
-                report(found.block + 1, blocks, names + loss)
+            def block(done: int, total: int, detail: str = "") -> None:
+                report(done, total, ", ".join(filter(None, (names, detail))))
 
-            Walk(
-                self.dense, target, self.weights, method, tokens, folder, self.devices, self.dtype, progress=block
-            ).run()  # fmt: skip
+            Walk(self.dense, self.target, method, self.context.part(folder, block)).run()
 
-        self.steps.run("walk", key, folder.exists() and WalkState(folder).done == units(target), make)
+        self.steps.run("walk", key, folder.exists() and WalkState(folder).done == units(self.target), make)
         shutil.rmtree(folder / "hidden", ignore_errors=True)
         reports = WalkState(folder).reports
-        return _Made(
+        return _StoredWeights(
             sorted((folder / "shards").glob("*.safetensors")),
             key,
-            {f"{one.block}.{name}": loss for one in reports for name, loss in one.losses.items()},
-            tuple(f"{one.block}.{name}" for one in reports for name in one.unseen),
+            {f"{report.block}.{name}": loss for report in reports for name, loss in report.losses.items()},
+            tuple(f"{report.block}.{name}" for report in reports for name in report.unseen),
         )
 
-    def _outside(self, one: Pass, text: Path, tokens: torch.Tensor) -> _Made:
+    def _outside(self, pass_: Pass, text: Path) -> _StoredWeights:
         """The pass of an outside tool, on a folder with the dense model as the passes before it left it."""
-        before = self.passes[: self.passes.index(one)]
-        folder = self.job.folder
-        if before:
-            dense = chain.rewrite(self.job.source, before)
-            place = self.job.work / f"dense-{content_key('dense', self.identity, chain.to_json(before))}"
-            folder, _ = self._assemble(place, dense, before, self._walk(before, dense, _no_tokens()))
-            if folder != place:
-                folder = publish(folder, place)
-        tool = find_backend(one.backend)
+        tool, tokens = find_backend(pass_.backend), self.context.text
         python = backend_python(tool)
         by = f"{tool.name} {version(tool, python)}"
-        key = content_key("outside", by, self.identity, chain.to_json([*before, one]), tokens_digest(tokens))
+        folder = self.dense.folder(self.context)
+        key = content_key(*self.dense.identity, "outside", by, chain.to_json([pass_]), tokens_digest(tokens))
         task = Task(
-            one,
+            pass_,
             folder.resolve(),
             text.resolve(),
             len(tokens),
@@ -238,19 +252,19 @@ class _Run:
 
         self.steps.run(by, key, done(), make)
         self.target = described(self.target, task.out)
-        return _Made(sorted(shards.glob("*.safetensors")), key)
+        return _StoredWeights(sorted(shards.glob("*.safetensors")), key)
 
-    def _assemble(self, out: Path, target: ModelIR, passes: Sequence[Pass], made: _Made) -> tuple[Path, str]:
-        """The folder that holds the result: `out` where it is published already, else the one beside it. And the result's key."""
-        key = content_key("assemble", made.key, code_digest())
-        published = holds(out, key, target)
-        folder = out if published else partial_of(out)
+    def _assemble(self) -> None:
+        """The folder that holds the result: `out` where it is published already, else the one beside it."""
+        self.key = key = content_key("assemble", self.stored.key, code_digest())
+        published = holds(self.out, key, self.target)
+        self.folder = folder = self.out if published else partial_of(self.out)
 
         def make(report: Report) -> None:
-            assemble(folder, target, passes, made.shards, self.job.folder, self.job.calibration, key)
+            parts = Assembly(self.passes, self.target, self.dense, self.stored.shards, self.job.calibration)
+            assemble(folder, parts, key)
 
-        self.steps.run("assemble", key, published or holds(folder, key, target), make)
-        return folder, key
+        self.steps.run("assemble", key, published or holds(folder, key, self.target), make)
 
     def _can_be_evaluated(self) -> bool:
         """Whether this project reads the weights back (of some formats it knows the sizes only; what an engine rounds while it
@@ -260,20 +274,21 @@ class _Run:
         known = all(linear.storage.decodes for block in blocks for linear in block.linears)
         return known and self.target.load_time.name == "none" and unrunnable(self.job.source) is None
 
-    def _evaluate(self, folder: Path, tokens: torch.Tensor, out_key: str) -> Measured:
-        from passes.blocks.decoded_weights import DecodedCheckpoint, as_dense
-        from passes.measure.evaluate import Measured, Side, evaluate
+    def _evaluate(self) -> None:
+        """How far the result is from its source, where its weights can be read back."""
+        if not self._can_be_evaluated():
+            return
+        from passes.blocks.decoded_weights import decoded_model
+        from passes.measure.evaluate import Measured, evaluate
 
-        key = content_key("evaluate", out_key, tokens_digest(tokens), code_digest())
-        path = self.job.work / f"evaluate-{key}.json"
+        key = content_key("evaluate", self.key, tokens_digest(self.held_out), code_digest())
 
-        def make(parts: Path, report: Report) -> dict[str, Any]:
-            source = Side(self.job.source, Checkpoint(self.job.folder))
-            decoded = DecodedCheckpoint(Checkpoint(folder), self.target, self.dtype)
-            result = Side(as_dense(self.dense, self.target), decoded)
-            return asdict(evaluate(source, result, tokens, parts, self.dtype, self.device, progress=report))
+        def make(inside: RunContext) -> dict[str, Any]:
+            result = decoded_model(self.dense.ir, self.target, self.folder, inside.dtype)
+            return asdict(evaluate(self.source, result, inside))
 
-        return Measured(**self.steps.once("evaluate", key, path, make))
+        judging = self.context.on_text(self.held_out).on_one_device()
+        self.measured = Measured(**judging.measured("evaluate", "evaluate", key, make))
 
     def _check_disk(self, calibrated: bool) -> None:
         """Room for what the work keeps, asked once a job: what it has kept by the time of a second run is part of that.
@@ -283,7 +298,7 @@ class _Run:
         text = self.job.calibration if calibrated else None
         job = self.job
         asked = content_key(
-            "disk", self.identity, chain.to_json(job.passes), job.calibration, job.evaluation, str(self.out)
+            "disk", self.source.identity, chain.to_json(job.passes), job.calibration, job.evaluation, str(self.out)
         )
         record = job.work / f"room-{asked}.json"
         if record.exists() and any(job.work.glob("walk-*")):
@@ -300,6 +315,30 @@ class _Run:
                     remedy="free some space, or name a work folder on another disk",
                 )
         write_json(record, {"needed_bytes": needed})
+
+
+def source_model(ir: ModelIR, folder: Path, dtype: torch.dtype, devices: Sequence[torch.device]) -> DenseModel:
+    """The model that a run begins with, and what every step on it depends on."""
+    return DenseModel(ir, Checkpoint(folder), tuple(source_identity(folder, dtype, devices)))
+
+
+def resolved(passes: Sequence[Pass], source: DenseModel, run: RunContext) -> tuple[tuple[Pass, ...], DenseModel]:
+    """The chain with every choice made, and the dense model that it leaves of `source`."""
+    chosen, dense = [], source
+    for pass_ in passes:
+        pass_, dense = resolved_pass(pass_, dense, run)
+        chosen.append(pass_)
+    return tuple(chosen), dense
+
+
+def resolved_pass(pass_: Pass, dense: DenseModel, run: RunContext) -> tuple[Pass, DenseModel]:
+    """A pass with its choice made on the dense model that the passes before it have left, and the dense model after it.
+
+    Measurements are kept in the work folder under their keys and serve any budget.
+    """
+    measuring = run.on_one_device()
+    chosen = pass_.resolve(dense, measuring)
+    return chosen, chosen.dense(dense, measuring)
 
 
 def token_file(steps: Steps, model: Path, name: str, source: TextSource) -> Path:

@@ -44,9 +44,13 @@ def _result(path: Path) -> dict[str, Any]:
     return read_json(path, "measurement")
 
 
-def part_of(progress: Callable[[int, int], None], before: int, total: int) -> Callable[..., None]:
-    """For one part of a step: its own count, told as the step's, of whose `total` so many units came `before`."""
-    return lambda done, *_: progress(min(before + done, total), total)
+def part_of(report: Report, before: int, whole: int) -> Report:
+    """For one part of a step: its own count, told as the step's, of whose `whole` so many units came `before`."""
+
+    def part(done: int, total: int, detail: str = "") -> None:
+        report(min(before + done, whole), whole)
+
+    return part
 
 
 class Steps:

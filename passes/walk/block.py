@@ -8,35 +8,35 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from passes.algorithms.method import Matrix, Method, Stored
-from passes.blocks.input_statistics import Inputs
+from passes.blocks.input_statistics import InputStatistics
 from passes.blocks.matrices import copy_names, members, packed, restacked
 from passes.errors import TightfitError
 from passes.formats.exl2 import Exl2, inputs_in_place, reordered_outputs
 from passes.formats.tensor import float_dtype
 from passes.ir.model import Block, Linear, Role
-from passes.walk.scale_folding import Fold, rows_divided
+from passes.walk.scale_folding import ScaleFold, rows_divided
 from passes.walk.state import BlockReport
 
 if TYPE_CHECKING:
     import torch
 
 
-class BlockWork:
+class BlockResult:
     """What becomes of one block: its matrices stored group after group, the scales of their inputs taken over by what is before."""
 
     def __init__(
         self, method: Method, weights: Mapping[str, torch.Tensor], prefix: str, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.method, self.weights, self.prefix, self.device, self.dtype = method, weights, prefix, device, dtype
-        self.folds: Mapping[str, Fold] = {}
+        self.folds: Mapping[str, ScaleFold] = {}
         self.stored: dict[str, torch.Tensor] = {}
         self._losses: dict[str, float] = {}
         self._unseen: list[str] = []
         self._done: dict[str, tuple[Linear, Stored]] = {}
-        self._taken: list[tuple[Fold, torch.Tensor]] = []
+        self._taken: list[tuple[ScaleFold, torch.Tensor]] = []
         self._peaks: dict[Role, float] = {}
 
-    def store(self, group: Sequence[Linear], inputs: Inputs | None) -> dict[str, torch.Tensor]:
+    def store(self, group: Sequence[Linear], inputs: InputStatistics | None) -> dict[str, torch.Tensor]:
         """Store a group that reads one input; returns the decoded weights by relative name."""
         matrices = [_matrix(linear, self.weights, self.prefix, self.device) for linear in group]
         looks = self.method.needs_hessian
@@ -59,7 +59,7 @@ class BlockWork:
             decoded[linear.name] = done.decoded if scale is None else done.decoded / scale
         return decoded
 
-    def _input_peak(self, role: Role, inputs: Inputs | None, scale: torch.Tensor | None) -> float:
+    def _input_peak(self, role: Role, inputs: InputStatistics | None, scale: torch.Tensor | None) -> float:
         """The largest input seen, as smoothed; of an expert that no token reached, that of the block's others (1, were there none)."""
         if inputs is None:
             return self._peaks.get(role, 1.0)
@@ -68,7 +68,7 @@ class BlockWork:
         return peak
 
     def _smoothed(
-        self, matrices: Sequence[Matrix], inputs: Inputs | None, hessian: torch.Tensor | None
+        self, matrices: Sequence[Matrix], inputs: InputStatistics | None, hessian: torch.Tensor | None
     ) -> torch.Tensor | None:
         fold, smoothing = self.folds.get(matrices[0].linear.name), self.method.smoothing
         grids = [grid for matrix in matrices if (grid := matrix.linear.storage.grid) is not None]

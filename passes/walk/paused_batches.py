@@ -1,4 +1,5 @@
-"""The calibration batches of one block, each paused inside the family's own forward code at the next matrix to be stored.
+"""Runs every calibration batch into one block and pauses it, inside the family's own forward code, in front of the next matrix to be
+stored.
 
 A batch is a greenlet. It runs into the block until it reaches a matrix that is not finished; what that matrix would read is
 noted, and the batch waits. When every batch waits at some matrix (or is through), the group that comes first is stored with
@@ -15,28 +16,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from passes.blocks.decoder import CacheMaxima, Decoder
-from passes.blocks.hidden_states import Hidden
-from passes.blocks.input_statistics import Inputs, summed
+from passes.blocks.decoder import CacheMaxima
+from passes.blocks.hidden_states import HiddenStates
+from passes.blocks.input_statistics import InputStatistics, summed
+from passes.blocks.stream import BlockReplica
 from passes.ir.model import Linear
 
 if TYPE_CHECKING:
     import torch
 
 #: Stores a group of matrices given what was seen of their inputs (None: no token reached them); returns decoded weights.
-Store = Callable[[Sequence[Linear], "Inputs | None"], Mapping[str, "torch.Tensor"]]
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One device's copy of the block, and the family's code around it."""
-
-    decoder: Decoder
-    layer: torch.nn.Module
-
-    def module(self, linear: Linear) -> torch.nn.Module:
-        """The module that a matrix of the description is here."""
-        return self.decoder.module(self.layer, linear.name)
+Store = Callable[[Sequence[Linear], "InputStatistics | None"], Mapping[str, "torch.Tensor"]]
 
 
 @dataclass(frozen=True)
@@ -48,34 +38,33 @@ class _Wait:
 
 
 @dataclass
-class Stops:
+class PausedBatches:
     """One pass of all batches through one block. `groups`: matrices stored together, because they read one input.
 
-    Batch b goes through lane b mod n. What is looked at of their inputs: `products`: the Hessian; `magnitudes`: how large they get.
-    `live`: the first so many batches wait where they stopped, the others run again.
+    Batch b goes through replica b mod n. What is looked at of their inputs: `products`: the Hessian; `magnitudes`: how large they get.
+    `in_memory`: the first so many batches wait where they stopped, the others run again.
     """
 
-    lanes: Sequence[Lane]
-    index: int
+    replicas: Sequence[BlockReplica]
     cache: CacheMaxima | None
     groups: Sequence[Sequence[Linear]]
     products: bool
     magnitudes: bool
-    live: int
+    in_memory: int
     _finished: set[int] = field(default_factory=set)
-    _inputs: dict[int, dict[int, Inputs]] = field(default_factory=dict)
-    """What was seen before a group, by its number, then by lane."""
+    _inputs: dict[int, dict[int, InputStatistics]] = field(default_factory=dict)
+    """What was seen before a group, by its number, then by replica."""
 
-    def run(self, hidden: Hidden, store: Store) -> None:
+    def run(self, hidden: HiddenStates, store: Store) -> None:
         """Every batch through the block: what they bring into the next one is in `hidden` afterwards."""
         import torch
         from greenlet import getcurrent
 
         scheduler = getcurrent()
         handles = [
-            module.register_forward_pre_hook(self._hook(number, lane, scheduler))
+            replica.module(linear.name).register_forward_pre_hook(self._hook(number, card, scheduler))
             for number, group in enumerate(self.groups)
-            for lane, each in enumerate(self.lanes) for module in map(each.module, group)
+            for card, replica in enumerate(self.replicas) for linear in group
         ]  # fmt: skip
         # A batch that is paused leaves the gradient mode of its own forward behind: here it is off, and put back at the end.
         with torch.no_grad():
@@ -85,7 +74,7 @@ class Stops:
                 for handle in handles:
                     handle.remove()
 
-    def _all(self, hidden: Hidden, store: Store) -> None:
+    def _all(self, hidden: HiddenStates, store: Store) -> None:
         waiting: dict[int, _Wait] = {}
         for batch in range(len(hidden)):
             self._advance(None, hidden, batch, waiting)
@@ -100,50 +89,49 @@ class Stops:
             self._install(store(self.groups[number], None))
 
     def _forward(self, batch: int, hidden: torch.Tensor) -> torch.Tensor:
-        lane = self.lanes[batch % len(self.lanes)]
-        return lane.decoder.run(lane.layer, self.index, hidden.to(lane.decoder.device), self.cache)
+        return self.replicas[batch % len(self.replicas)].run(hidden, self.cache)
 
-    def _seen(self, number: int) -> Inputs | None:
-        """What all lanes saw before a group, on the first lane's device."""
+    def _seen(self, number: int) -> InputStatistics | None:
+        """What all replicas saw before a group, on the first one's device."""
         parts = self._inputs.pop(number, {})
-        return summed([parts[lane] for lane in sorted(parts)], self.lanes[0].decoder.device) if parts else None
+        return summed([parts[card] for card in sorted(parts)], self.replicas[0].device) if parts else None
 
-    def _advance(self, run: Any, hidden: Hidden, batch: int, waiting: dict[int, _Wait]) -> None:
+    def _advance(self, run: Any, hidden: HiddenStates, batch: int, waiting: dict[int, _Wait]) -> None:
         """Let one batch go on to its next stop or to the end of the block; from the block's input where none of it was kept."""
         from greenlet import greenlet
 
         if run is None:
             run = greenlet(self._forward)
-            outcome = run.switch(batch, hidden.read(self.index, batch))
+            outcome = run.switch(batch, hidden.read(self.replicas[0].index, batch))
         else:
             outcome = run.switch()
         if run.dead:
             waiting.pop(batch, None)
-            hidden.write(self.index + 1, batch, outcome)
+            hidden.write(self.replicas[0].index + 1, batch, outcome)
             return
-        if batch >= self.live:
+        if batch >= self.in_memory:
             run.throw()
             run = None
         waiting[batch] = _Wait(run, outcome)
 
     def _hook(
-        self, number: int, lane: int, scheduler: Any
+        self, number: int, card: int, scheduler: Any
     ) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
         def pause(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             if number in self._finished:
                 return
             if self.products or self.magnitudes:
                 seen = self._inputs.setdefault(number, {})
-                if lane not in seen:
-                    seen[lane] = Inputs(
+                if card not in seen:
+                    seen[card] = InputStatistics(
                         args[0].shape[-1], args[0].device, products=self.products, magnitudes=self.magnitudes
                     )
-                seen[lane].add(args[0])
+                seen[card].add(args[0])
             scheduler.switch(number)
 
         return pause
 
     def _install(self, decoded: Mapping[str, torch.Tensor]) -> None:
-        for lane in self.lanes:
+        for replica in self.replicas:
             for name, weight in decoded.items():
-                lane.decoder.put(lane.layer, f"{name}.weight", weight)
+                replica.put(f"{name}.weight", weight)

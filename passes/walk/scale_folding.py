@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from passes.blocks.decoder import Decoder
 from passes.blocks.matrices import members, packed
+from passes.blocks.stream import BlockReplica
 from passes.formats.format import Quantized
 from passes.ir.model import Block, Linear, Role
 
@@ -29,7 +29,7 @@ _UNDONE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
+class ScaleFold:
     """Where a group's scale goes: `kind` is `norm`, `norm_plus_one` or `rows`; `name` of the norm or the matrix."""
 
     kind: str
@@ -44,27 +44,22 @@ class Fold:
 
 
 def find_folds(
-    decoder: Decoder,
-    layer: torch.nn.Module,
-    index: int,
-    block: Block,
-    groups: Sequence[Sequence[Linear]],
-    probe: torch.Tensor,
-) -> dict[str, Fold]:
-    """The fold of each group that has one, by the group's first name. `probe`: any hidden states that `decoder` can run."""
+    replica: BlockReplica, block: Block, groups: Sequence[Sequence[Linear]], probe: torch.Tensor
+) -> dict[str, ScaleFold]:
+    """The fold of each group that has one, by the group's first name. `probe`: any hidden states that the block can run on."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    run: Callable[[], torch.Tensor] = lambda: decoder.run(layer, index, probe).float()  # noqa: E731
+    run: Callable[[], torch.Tensor] = lambda: replica.run(probe).float()  # noqa: E731
     reference = run()
-    found: dict[str, Fold] = {}
+    found: dict[str, ScaleFold] = {}
     for group in groups:
         # Powers of two: exact in every float format.
-        s = 2.0 ** torch.randint(-1, 3, (group[0].in_features,), generator=generator).to(decoder.device)
-        with _changed(decoder, layer, dict.fromkeys((f"{each.name}.weight" for each in group), s.mul)):
+        s = 2.0 ** torch.randint(-1, 3, (group[0].in_features,), generator=generator).to(replica.device)
+        with _changed(replica, dict.fromkeys((f"{each.name}.weight" for each in group), s.mul)):
             change = float((run() - reference).norm())
             for fold in _candidates(block, group):
-                with _changed(decoder, layer, _effects(fold, layer, decoder, s)):
+                with _changed(replica, _effects(fold, replica, s)):
                     left = float((run() - reference).norm())
                 if left < _UNDONE * change:
                     found[group[0].name] = fold
@@ -72,7 +67,7 @@ def find_folds(
     return found
 
 
-def _candidates(block: Block, group: Sequence[Linear]) -> Iterator[Fold]:
+def _candidates(block: Block, group: Sequence[Linear]) -> Iterator[ScaleFold]:
     size = group[0].in_features
     before = _BEFORE.get(group[0].role) if len(group) == 1 else None
     if before is not None:
@@ -80,12 +75,12 @@ def _candidates(block: Block, group: Sequence[Linear]) -> Iterator[Fold]:
         for linear in members(block):
             same = linear.role is before and linear.name.rpartition(".")[0] == parent and linear.out_features == size
             if same and _rows_scale(linear):
-                yield Fold("rows", linear.name)
+                yield ScaleFold("rows", linear.name)
         return
     for tensor in block.tensors:
         if tensor.shape == (size,) and tensor.name.endswith(".weight"):
-            yield Fold("norm", tensor.name.removesuffix(".weight"))
-            yield Fold("norm_plus_one", tensor.name.removesuffix(".weight"))
+            yield ScaleFold("norm", tensor.name.removesuffix(".weight"))
+            yield ScaleFold("norm_plus_one", tensor.name.removesuffix(".weight"))
 
 
 def _rows_scale(linear: Linear) -> bool:
@@ -96,27 +91,25 @@ def _rows_scale(linear: Linear) -> bool:
 
 
 def _effects(
-    fold: Fold, layer: torch.nn.Module, decoder: Decoder, s: torch.Tensor
+    fold: ScaleFold, replica: BlockReplica, s: torch.Tensor
 ) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    own = dict(decoder.module(layer, fold.name).named_parameters())
+    own = dict(replica.module(fold.name).named_parameters())
     change: Callable[[torch.Tensor], torch.Tensor] = lambda weight: fold.folded(weight, s)  # noqa: E731
-    divide: Callable[[torch.Tensor], torch.Tensor] = lambda bias: Fold("norm", "").folded(bias, s)  # noqa: E731
+    divide: Callable[[torch.Tensor], torch.Tensor] = lambda bias: ScaleFold("norm", "").folded(bias, s)  # noqa: E731
     return {f"{fold.name}.{end}": change if end == "weight" else divide for end in own}
 
 
 @contextmanager
-def _changed(
-    decoder: Decoder, layer: torch.nn.Module, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
-) -> Iterator[None]:
+def _changed(replica: BlockReplica, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> Iterator[None]:
     """Within: parameters changed as given; afterwards as they were."""
-    before = {name: decoder.parameter(layer, name) for name in changes}
+    before = {name: replica.parameter(name) for name in changes}
     try:
         for name, change in changes.items():
-            decoder.put(layer, name, change(before[name]))
+            replica.put(name, change(before[name]))
         yield
     finally:
         for name, parameter in before.items():
-            decoder.put(layer, name, parameter)
+            replica.put(name, parameter)
 
 
 def rows_divided(quantized: Quantized, s: torch.Tensor) -> Quantized:

@@ -19,30 +19,26 @@ card, which quantizes, and every card goes on with the decoded weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from passes.algorithms.method import Method
-from passes.blocks.decoder import CacheMaxima, Decoder
+from passes.blocks.decoder import CacheMaxima
+from passes.blocks.dense_model import DenseModel
 from passes.blocks.devices import memory_bytes
-from passes.blocks.hidden_states import Hidden
-from passes.blocks.input_statistics import Inputs, summed
-from passes.blocks.matrices import dense_block, members, packed
+from passes.blocks.input_statistics import InputStatistics, summed
+from passes.blocks.matrices import members, packed
 from passes.blocks.memory import BATCH_TOKENS, live_batches
+from passes.blocks.stream import BlockReplica, BlockStream, StreamedBlock
 from passes.errors import TightfitError
-from passes.files.checkpoint import Weights, write_shard
+from passes.files.checkpoint import write_shard
 from passes.ir.model import Block, Linear, ModelIR, Role
-from passes.walk.block import BlockWork, banks_whole, channels_in_place, check, kept
+from passes.steps.context import RunContext
+from passes.walk.block import BlockResult, banks_whole, channels_in_place, check, kept
 from passes.walk.kv_scales import attention_name, scale_tensors
-from passes.walk.paused_batches import Lane, Stops
-from passes.walk.scale_folding import Fold, find_folds
+from passes.walk.paused_batches import PausedBatches
+from passes.walk.scale_folding import ScaleFold, find_folds
 from passes.walk.state import BlockReport, WalkState
-
-if TYPE_CHECKING:
-    import torch
 
 #: Tokens that are enough to see whether a change to a block changes its output.
 _PROBE_TOKENS = 16
@@ -50,82 +46,70 @@ _PROBE_TOKENS = 16
 
 @dataclass(frozen=True)
 class Walk:
-    """What is walked: dense `weights` described by `source`, to be stored as `target` says (same blocks, same names).
+    """What is walked: `dense`, to be stored as `planned` says (same blocks, same names), on the run's text.
 
-    `tokens`: calibration token ids `[S, T]`. `batch_tokens`: tokens that go through a block together. `live`:
-    batches that may wait inside a block at once, by default what a part of the memory holds; the result is the same with any number.
+    `batch_tokens`: tokens that go through a block together. `batches_in_memory`: batches that may wait inside a block at once, by default
+    what a part of the memory holds; the result is the same with any number.
     """
 
-    source: ModelIR
-    target: ModelIR
-    weights: Weights
+    dense: DenseModel
+    planned: ModelIR
     method: Method
-    tokens: torch.Tensor
-    folder: Path
-    devices: Sequence[torch.device]
-    dtype: torch.dtype
+    context: RunContext
     batch_tokens: int = BATCH_TOKENS
-    live: int | None = None
-    progress: Callable[[BlockReport, int], None] = field(default=lambda report, blocks: None)
-    _found_folds: dict[Block, Mapping[str, Fold]] = field(default_factory=dict, compare=False, repr=False)
+    batches_in_memory: int | None = None
+    _found_folds: dict[Block, Mapping[str, ScaleFold]] = field(default_factory=dict, compare=False, repr=False)
 
     def run(self) -> WalkState:
         """Walk from the first unfinished block to the last. The shards are in the state's folder afterwards."""
-        state = WalkState(self.folder)
-        total, blocks = units(self.target), len(self.source.decoder.layers)
+        run = self.context
+        state = WalkState(run.folder)
+        total = units(self.planned)
         if state.done >= total:
             return state
-        devices = self.devices if self._calibrated else ()
-        decoders = [Decoder(self.source, self.weights, self.dtype, device, self.target) for device in devices]
-        hidden = self._hidden(decoders, state)
-        for index in range(state.done, blocks):
+        inside = replace(run.part(run.folder / "hidden"), devices=run.devices if self._calibrated else ())
+        stream = BlockStream(self.dense, inside, self.batch_tokens, stored=self.planned)
+        if stream.resume(state.done) != state.done:
+            state.restart()
+        for block in stream.blocks(state.done):
             began = time.monotonic()
-            report = self._block(index, decoders, hidden, state).report(index, began)
-            state.finish_block(report)
-            hidden.drop(index)
-            self.progress(report, total)
+            self._finish(self._block(block, state).report(block.index, began), state)
         if state.done < total:
             began = time.monotonic()
-            report = self._heads(decoders, hidden, state).report(blocks, began)
-            state.finish_block(report)
-            self.progress(report, total)
-        hidden.clear()
+            self._finish(self._heads(stream, state).report(len(self.dense), began), state)
+        stream.hidden.clear()
         return state
+
+    def _finish(self, report: BlockReport, state: WalkState) -> None:
+        """Record a block, and tell of it."""
+        state.finish_block(report)
+        loss = f"loss {sum(report.losses.values()):.4g}" if report.losses else ""
+        self.context.report(state.done, units(self.planned), loss)
 
     @property
     def _calibrated(self) -> bool:
-        return self.method.needs_hessian or self.target.calibrated_scales
+        return self.method.needs_hessian or self.planned.calibrated_scales
 
-    def _hidden(self, decoders: Sequence[Decoder], state: WalkState) -> Hidden:
-        """The text between the blocks, as far as the walk has come."""
-        import torch
-
-        batches = torch.split(self.tokens, max(1, self.batch_tokens // max(1, self.tokens.shape[1])))
-        hidden = Hidden(self.folder / "hidden", len(batches))
-        if decoders and state.done and not hidden.whole(state.done):
-            state.restart()
-        hidden.embed(decoders, batches, state.done)
-        return hidden
-
-    def _block(self, index: int, decoders: Sequence[Decoder], hidden: Hidden, state: WalkState) -> BlockWork:
-        """Store one block: its outputs go into `hidden`, its tensors into a shard."""
-        before, after = self.source.decoder.block(index), self.target.decoder.block(index)
-        prefix = self.source.decoder.layer_prefix(index)
-        weights = dense_block(self.source, index, self.weights)
+    def _block(self, block: StreamedBlock, state: WalkState) -> BlockResult:
+        """Store one block: its outputs go into the stream, its tensors into a shard."""
+        index, dtype, devices = block.index, self.context.dtype, self.context.devices
+        before, after = self.dense.ir.decoder.block(index), self.planned.decoder.block(index)
+        prefix = self.dense.ir.decoder.layer_prefix(index)
+        weights = self.dense.block(index)
         todo = _groups(after, self.method)
-        work = BlockWork(self.method, weights, prefix, self.devices[0], self.dtype)
-        cache = CacheMaxima() if self.target.kv_cache.scales and attention_name(after) else None
-        if not decoders:
+        work = BlockResult(self.method, weights, prefix, devices[0], dtype)
+        cache = CacheMaxima() if self.planned.kv_cache.scales and attention_name(after) else None
+        if not block.stream.decoders:
             for group in todo:
                 work.store(group, None)
         else:
-            with ExitStack() as stack:
-                lanes = [Lane(each, stack.enter_context(each.block(index, weights))) for each in decoders]
+            with block.loaded(weights) as replicas:
                 if self.method.smoothing is not None:
-                    work.folds = self._folds(lanes[0], index, todo)
+                    work.folds = self._folds(replicas[0], todo)
                 sizes = self.method.smoothing is not None or any(lin.storage.static_inputs for lin in after.linears)
-                stops = Stops(lanes, index, cache, todo, self.method.needs_hessian, sizes, self._live(after))
-                stops.run(hidden, work.store)
+                waiting = self._in_memory(after)
+                paused = PausedBatches(replicas, cache, todo, self.method.needs_hessian, sizes, waiting)
+                paused.run(block.stream.hidden, work.store)
         stored = kept(before, after, prefix, weights) | banks_whole(after, prefix, weights, work.stored)
         work.fold(stored)
         stored = channels_in_place(after, prefix, stored)
@@ -140,56 +124,58 @@ class Walk:
         write_shard(state.shard(index), stored)
         return work
 
-    def _live(self, block: Block) -> int:
+    def _in_memory(self, block: Block) -> int:
         """How many batches may wait inside a block at once; the others run again from its input."""
-        if self.live is not None:
-            return self.live
-        tokens = max(self.batch_tokens, self.tokens.shape[1])
-        return live_batches(block, self.source.hidden_size, tokens, self.dtype.itemsize, memory_bytes(self.devices[0]))
+        if self.batches_in_memory is not None:
+            return self.batches_in_memory
+        run, width = self.context, self.dense.ir.hidden_size
+        tokens = max(self.batch_tokens, run.text.shape[1])
+        return live_batches(block, width, tokens, run.dtype.itemsize, memory_bytes(run.devices[0]))
 
-    def _folds(self, lane: Lane, index: int, groups: Sequence[Sequence[Linear]]) -> Mapping[str, Fold]:
+    def _folds(self, replica: BlockReplica, groups: Sequence[Sequence[Linear]]) -> Mapping[str, ScaleFold]:
         """What takes over the scales of each group; the same for all blocks of a class."""
-        block = self.target.decoder.block(index)
+        block = self.planned.decoder.block(replica.index)
         if block not in self._found_folds:
-            [probe] = lane.decoder.embed([self.tokens[:1, :_PROBE_TOKENS]])
-            self._found_folds[block] = find_folds(lane.decoder, lane.layer, index, block, groups, probe)
+            [probe] = replica.decoder.embed([self.context.text[:1, :_PROBE_TOKENS]])
+            self._found_folds[block] = find_folds(replica, block, groups, probe)
         return self._found_folds[block]
 
-    def _heads(self, decoders: Sequence[Decoder], hidden: Hidden, state: WalkState) -> BlockWork:
+    def _heads(self, stream: BlockStream, state: WalkState) -> BlockResult:
         """Store the matrices outside the blocks that are not left dense: an output head. Its input is the final norm's output."""
         inputs = None
-        heads, blocks = packed_outer(self.target), len(self.source.decoder.layers)
-        if decoders and self.method.needs_hessian:
-            seen = [Inputs(heads[0].in_features, decoder.device) for decoder in decoders]
-            for card, decoder in enumerate(decoders):
-                share = range(card, len(hidden), len(decoders))
+        heads, blocks, run = packed_outer(self.planned), len(self.dense), self.context
+        if stream.decoders and self.method.needs_hessian:
+            hidden, cards = stream.hidden, len(stream.decoders)
+            seen = [InputStatistics(heads[0].in_features, decoder.device) for decoder in stream.decoders]
+            for card, decoder in enumerate(stream.decoders):
+                share = range(card, len(hidden), cards)
                 for states in decoder.final(hidden.read(blocks, batch).to(decoder.device) for batch in share):
                     seen[card].add(states)
-            inputs = summed(seen, self.devices[0])
-        names = {linear.name: _head_source(self.source, self.weights, linear) for linear in heads}
-        read = self.weights.read(names.values())
+            inputs = summed(seen, run.devices[0])
+        names = {linear.name: _head_source(self.dense, linear) for linear in heads}
+        read = self.dense.weights.read(names.values())
         weights = {f"{name}.weight": read[origin] for name, origin in names.items()}
-        work = BlockWork(self.method, weights, "", self.devices[0], self.dtype)
+        work = BlockResult(self.method, weights, "", run.devices[0], run.dtype)
         work.store(heads, inputs)
         write_shard(state.shard(blocks), work.stored)
         return work
 
 
-def units(target: ModelIR) -> int:
+def units(planned: ModelIR) -> int:
     """What a walk counts: blocks, and one more where a head is quantized."""
-    return len(target.decoder.layers) + (1 if packed_outer(target) else 0)
+    return len(planned.decoder.layers) + (1 if packed_outer(planned) else 0)
 
 
-def packed_outer(target: ModelIR) -> list[Linear]:
+def packed_outer(planned: ModelIR) -> list[Linear]:
     """The matrices outside the stacks that are not stored dense."""
-    return [linear for linear in target.outer if packed(linear)]
+    return [linear for linear in planned.outer if packed(linear)]
 
 
-def _head_source(source: ModelIR, weights: Weights, head: Linear) -> str:
+def _head_source(dense: DenseModel, head: Linear) -> str:
     """The stored tensor that a head is made of: its own, or the embedding it is tied to."""
-    if f"{head.name}.weight" in weights:
+    if f"{head.name}.weight" in dense.weights:
         return f"{head.name}.weight"
-    return next(f"{linear.name}.weight" for linear in source.outer if linear.role is Role.EMBEDDING)
+    return next(f"{linear.name}.weight" for linear in dense.ir.outer if linear.role is Role.EMBEDDING)
 
 
 def _groups(block: Block, method: Method) -> list[list[Linear]]:

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.base import NATIVE, Pass, Stage
+from passes.blocks.dense_model import DenseModel
 from passes.blocks.devices import compute_devices, compute_dtype
 from passes.blocks.model_class import unwalkable
 from passes.chain import from_json, rewrite, to_json
 from passes.errors import InputError
 from passes.files.atomic import read_json, readable, write_json
-from passes.files.checkpoint import Checkpoint
 from passes.files.lock import only_one
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.ir.model import ModelIR
 from passes.ir.sources import Source
-from passes.run.resolve import Resolver
-from passes.steps.key import content_key, source_identity
+from passes.steps.context import RunContext
+from passes.steps.key import content_key
 from passes.steps.progress import Progress
 from passes.steps.step import Report, Steps
 from passes.text.source import TextSource, tokens_digest
@@ -103,7 +103,7 @@ def _tried(
     chains: list[tuple[Pass, ...]],
     progress: Callable[[Progress], None],
 ) -> Iterator[tuple[tuple[Pass, ...], Trial]]:
-    from passes.run.execute import read_tokens, token_file
+    from passes.run.execute import read_tokens, source_model, token_file
 
     trust = spec.trust_remote_code
     steps = Steps(work, progress)
@@ -113,56 +113,39 @@ def _tried(
             ("calibration text", spec.calibration, _FITTED), ("evaluation text", spec.evaluation, _JUDGING),
         )
     )  # fmt: skip
-    bench = _Bench(source.ir, folder, work, fitted, judging, compute_dtype(source.ir.dtype), compute_devices())
+    devices, dtype = compute_devices(), compute_dtype(source.ir.dtype)
+    model = source_model(source.ir, folder, dtype, devices)
+    run = RunContext(work, devices, dtype, fitted, steps)
     for number, chain in enumerate(chains, start=1):
-        yield chain, bench.trial(chain, _told(progress, f"{number} of {len(chains)}: "))
+        told = replace(run, steps=Steps(work, _told(progress, f"{number} of {len(chains)}: ")))
+        yield chain, _trial(chain, model, told, judging)
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """What chains are tried on: a source, the text they are fitted to, the text that judges them."""
+def _trial(chain: tuple[Pass, ...], source: DenseModel, run: RunContext, judging: torch.Tensor) -> Trial:
+    """A chain tried, once."""
+    from passes.measure.evaluate import Measured
+    from passes.measure.trial import trial
+    from passes.run.execute import resolved
 
-    source: ModelIR
-    folder: Path
-    work: Path
-    fitted: torch.Tensor
-    judging: torch.Tensor
-    dtype: torch.dtype
-    devices: Sequence[torch.device]
+    key = content_key(*source.identity, "trial", to_json(chain), tokens_digest(run.text), tokens_digest(judging))
+    path = run.folder / f"trial-{key}.json"
+    if not readable(path):
+        passes, dense = resolved(chain, source, run)
+        names, blocks = " → ".join(pass_.text() for pass_ in passes), 3 * len(source)
 
-    def trial(self, chain: tuple[Pass, ...], progress: Callable[[Progress], None]) -> Trial:
-        """A chain tried, once."""
-        from passes.measure.evaluate import Measured
+        def make(report: Report) -> None:
+            def block(done: int, total: int, detail: str = "") -> None:
+                report(min(done, blocks), blocks, names)
 
-        identity = source_identity(self.folder, self.dtype, self.devices)
-        texts = tokens_digest(self.fitted), tokens_digest(self.judging)
-        key = content_key("trial", to_json(chain), texts, identity)
-        path = self.work / f"trial-{key}.json"
-        if not readable(path):
-            steps = Steps(self.work, progress)
-            weights = Checkpoint(self.folder)
-            resolver = Resolver(
-                self.source, weights, self.fitted, self.work, self.dtype, self.devices[0], identity, steps
-            )
-            passes = resolver.resolved(chain)
-            steps.run("trial", key, False, lambda report: self._make(passes, resolver, path, report))
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        saved = read_json(path, "trial")
-        return Trial(
-            from_json(saved["passes"]), _quality(Measured(**saved["measured"]), _cache_loss(self.source, chain))
-        )
+            inside = run.on_one_device().part(path.with_suffix(""), block)
+            measured = trial(passes, rewrite(source.ir, passes), dense, inside, judging, reference=source)
+            write_json(path, {"passes": to_json(passes), "measured": asdict(measured)})
 
-    def _make(self, passes: Sequence[Pass], resolver: Resolver, path: Path, report: Report) -> None:
-        from passes.measure.evaluate import Side
-        from passes.measure.trial import trial
-
-        names, blocks = " → ".join(one.text() for one in passes), 3 * len(self.source.decoder.layers)
-        measured = trial(
-            passes, rewrite(self.source, passes), Side(resolver.dense, resolver.weights), self.fitted, self.judging,
-            path.with_suffix(""), self.dtype, self.devices[0], reference=Side(self.source, Checkpoint(self.folder)),
-            progress=lambda done: report(min(done, blocks), blocks, names),
-        )  # fmt: skip
-        write_json(path, {"passes": to_json(passes), "measured": asdict(measured)})
+        run.steps.run("trial", key, False, make)
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    saved = read_json(path, "trial")
+    quality = _quality(Measured(**saved["measured"]), _cache_loss(source.ir, chain))
+    return Trial(from_json(saved["passes"]), quality)
 
 
 def _told(progress: Callable[[Progress], None], which: str) -> Callable[[Progress], None]:

@@ -22,24 +22,24 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from passes.base import Pass
+from passes.blocks.dense_model import DenseModel
 from passes.chain import method, rewrite
 from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import IntQuantized, PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
-from passes.measure.evaluate import Side
 from passes.measure.fisher import option_costs
 from passes.measure.trial import trial
 from passes.prune.sparse import Sparsify
 from passes.quantize.exl2 import QuantizeExl2
-from passes.quantize.exl2_errors import measure
+from passes.quantize.exl2_errors import measure, saved_errors
 from passes.quantize.format_names import parse_scheme
 from passes.quantize.quantize import Quantize
 from passes.walk.walk import Walk
+from tests.walk.conftest import context
 from tests.walk.families import save_tiny
 
-_FP32 = torch.float32
 _COPIES = ("aten::copy_",)
 
 
@@ -116,11 +116,12 @@ def chains() -> dict[str, tuple[Pass, ...]]:
 
 
 def _walked(
-    ir: ModelIR, chain: tuple[Pass, ...], source: Path, folder: Path, devices: list[torch.device]
+    ir: ModelIR, chain: tuple[Pass, ...], source: Path, folder: Path, devices: tuple[torch.device, ...]
 ) -> Checkpoint:
     ids = torch.randint(3, 280, (8, 32), generator=torch.Generator().manual_seed(0))
     target = rewrite(ir, chain)
-    Walk(ir, target, Checkpoint(source), method(chain), ids, folder, devices, _FP32, batch_tokens=64).run()
+    run = context(folder, ids, devices)
+    Walk(DenseModel(ir, Checkpoint(source)), target, method(chain), run, batch_tokens=64).run()
     return Checkpoint(folder / "shards")
 
 
@@ -140,10 +141,10 @@ def main(family: str, folder: Path, names: Sequence[str]) -> None:
     for number, (name, chain) in enumerate(chains().items()):
         if names and name not in names:
             continue
-        plain = _walked(ir, chain, folder / "source", folder / f"{number}", [torch.device("cpu")] * 2)
+        plain = _walked(ir, chain, folder / "source", folder / f"{number}", (torch.device("cpu"),) * 2)
         with Cards():
             carded = _walked(
-                ir, chain, folder / "source", folder / f"{number}-card", [torch.device("card", n) for n in (0, 1)]
+                ir, chain, folder / "source", folder / f"{number}-card", tuple(torch.device("card", n) for n in (0, 1))
             )
         found[name] = _agreement(plain, carded)
     print(json.dumps(found if names else found | _measured(ir, folder)))
@@ -152,13 +153,15 @@ def main(family: str, folder: Path, names: Sequence[str]) -> None:
 def _measured(ir: ModelIR, folder: Path) -> dict[str, float]:
     """The same of what is measured before a walk: EXL2's options, the cost of formats."""
     ids = torch.randint(3, 280, (8, 32), generator=torch.Generator().manual_seed(0))
-    source, palette = Checkpoint(folder / "source"), (PackQuantized(4, 32), IntQuantized())
+    source, palette = DenseModel(ir, Checkpoint(folder / "source")), (PackQuantized(4, 32), IntQuantized())
 
     def numbers(device: torch.device, into: Path) -> tuple[list[float], ...]:
-        options = measure(ir, source, ids, into / "options", _FP32, device)
-        costs = option_costs(ir, source, ids, palette, into / "costs", _FP32, device)
+        run = context(into, ids, (device,))
+        measure(source, run.part(into / "options"))
+        options = saved_errors(into / "options", len(source))
+        costs = option_costs(source, palette, run.part(into / "costs"))
         rounded = (Quantize("rtn", palette[0]),)
-        trialled = trial(rounded, rewrite(ir, rounded), Side(ir, source), ids, ids, into / "trial", _FP32, device)
+        trialled = trial(rounded, rewrite(ir, rounded), source, run.part(into / "trial"), ids)
         return (
             [x for each in options for x in each.attention + each.mlp],
             [x for each in costs.values() for x in each],

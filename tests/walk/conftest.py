@@ -10,6 +10,8 @@ import torch
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
+from passes.steps.context import RunContext
+from passes.steps.step import Report, Steps
 from tests.walk.families import save_tiny
 
 BLOCKS = 4
@@ -54,6 +56,16 @@ def save_tokenizer(folder: Path, around: str = "$A") -> None:
         tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=[*special.items()])
     begin = {"bos_token": "<begin>"} if "<begin>" in around else {}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", **begin).save_pretrained(folder)
+
+
+def context(
+    folder: Path,
+    text: torch.Tensor,
+    devices: tuple[torch.device, ...] = (torch.device("cpu"),),
+    report: Report | None = None,
+) -> RunContext:
+    """A run on token ids `[S, T]` in single precision, everything it keeps in one folder."""
+    return RunContext(folder, devices, torch.float32, text, Steps(folder)).part(folder, report)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from passes.blocks.dense_model import DenseModel
 from passes.blocks.renumbered import RenumberedWeights
 from passes.chain import from_json, rewrite
 from passes.files.checkpoint import Checkpoint
@@ -28,7 +29,7 @@ from passes.run.assemble import differences
 from passes.run.execute import execute
 from passes.run.job import Job
 from passes.text.source import TextSource
-from tests.walk.conftest import BLOCKS, save_tiny_llama
+from tests.walk.conftest import BLOCKS, context, save_tiny_llama
 from tests.walk.families import save_tiny
 from tests.walk.test_families import through
 
@@ -125,9 +126,9 @@ def test_without_a_block_every_family_computes_what_the_other_blocks_compute(fam
     dropped = candidates(ir.decoder)[1]
     one = DepthPrune(1, (dropped,))
     assert one.illegal(ir) == ()
-    pruned, view = one.rewrite(ir), RenumberedWeights(weights, ir, one.kept(len(ir.decoder.layers)))
     ids = torch.randint(3, 256, (2, 24), generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(through(pruned, view, ids), _without(model, dropped, ids), atol=2e-4)
+    pruned = one.dense(DenseModel(ir, weights), context(tmp_path, ids))
+    assert torch.allclose(through(pruned.ir, pruned.weights, ids), _without(model, dropped, ids), atol=2e-4)
 
 
 def _without(model: Any, dropped: int, ids: torch.Tensor) -> torch.Tensor:
@@ -151,7 +152,7 @@ def test_blocks_are_measured_among_the_commonest_kind_and_the_result_is_built(fa
     _saved(family, tmp_path / "model")
     ir, weights = open_model(tmp_path / "model").ir, Checkpoint(tmp_path / "model")
     tokens = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
-    dropped = choose_blocks(ir, weights, 2, tokens, tmp_path / "chosen", FP32, CPU)
+    dropped = choose_blocks(2, DenseModel(ir, weights), context(tmp_path / "chosen", tokens))
     assert set(dropped) <= set(candidates(ir.decoder))
     pruned, least = DepthPrune(2, dropped).rewrite(ir), DepthPrune(2).rewrite(ir)
     assert pruned.tensor_bytes == least.tensor_bytes
@@ -221,13 +222,28 @@ def test_impossible_choices_are_refused(bad: DepthPrune, llama_ir: ModelIR) -> N
     assert bad.illegal(llama_ir)
 
 
+def test_a_model_without_blocks_is_written_for_tools_as_it_is_described(
+    llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    source, run = DenseModel(llama_ir, Checkpoint(llama)), context(tmp_path, tokens)
+    assert source.folder(run) == llama
+    pruned = DepthPrune(2, (1, 2)).dense(source, run)
+    folder = pruned.folder(run)
+    assert differences(folder, pruned.ir) == [] and (folder / "tokenizer.json").exists()
+    assert torch.equal(
+        through(open_model(folder).ir, Checkpoint(folder), tokens), through(pruned.ir, pruned.weights, tokens)
+    )
+    assert pruned.folder(run) == folder and [step.reused for step in run.steps.finished] == [False, True]
+
+
 def test_a_block_that_does_nothing_is_the_one_to_drop(tmp_path: Path, tokens: torch.Tensor) -> None:
     model = save_tiny_llama(tmp_path / "idle")
     tensors = load_file(model / "model.safetensors")
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         tensors[f"model.layers.2.{name}.weight"].zero_()
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    assert choose_blocks(open_model(model).ir, Checkpoint(model), 1, tokens, tmp_path / "chosen", FP32, CPU) == (2,)
+    idle = DenseModel(open_model(model).ir, Checkpoint(model))
+    assert choose_blocks(1, idle, context(tmp_path / "chosen", tokens)) == (2,)
 
 
 def test_prune_quantize_and_kv_cache_are_one_graph(llama: Path, llama_ir: ModelIR, tmp_path: Path) -> None:

@@ -11,19 +11,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from passes.blocks.decoded_weights import DecodedCheckpoint
+from passes.blocks.dense_model import DenseModel
 from passes.files.checkpoint import Checkpoint
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.quantize.exl2 import QuantizeExl2, budget_bytes, resolved_bytes
-from passes.quantize.exl2_errors import measure
+from passes.quantize.exl2_errors import measure, saved_errors
 from passes.quantize.format_names import parse_scheme
 from passes.run.assemble import differences
 from passes.run.execute import execute
 from passes.run.job import Job
 from passes.text.source import TextSource
-from tests.walk.conftest import save_family, save_tiny_llama
+from tests.walk.conftest import context, save_family, save_tiny_llama
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def job(llama: Path, llama_ir: ModelIR, tmp_path: Path) -> Job:
 
 
 def test_more_bits_cost_less(llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path) -> None:
-    for layer in measure(llama_ir, Checkpoint(llama), tokens, tmp_path, torch.float32, torch.device("cpu")):
+    measure(DenseModel(llama_ir, Checkpoint(llama)), context(tmp_path, tokens))
+    for layer in saved_errors(tmp_path, len(llama_ir.decoder.layers)):
         for errors in (layer.attention, layer.mlp):
             assert errors[0] > 2 * errors[6] > 8 * errors[-1] > 0
 

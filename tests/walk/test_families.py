@@ -12,7 +12,7 @@ from passes.algorithms.method import method
 from passes.base import Pass
 from passes.blocks.decoded_weights import DecodedCheckpoint
 from passes.blocks.decoder import Decoder
-from passes.blocks.matrices import dense_block
+from passes.blocks.dense_model import DenseModel
 from passes.blocks.model_class import SAME_CLASS, WITHOUT_CLASS
 from passes.chain import rewrite
 from passes.files.checkpoint import Checkpoint, Weights, write_shard
@@ -23,10 +23,11 @@ from passes.ir import catalog
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
-from passes.measure.evaluate import Side, evaluate
+from passes.measure.evaluate import evaluate
 from passes.quantize.quantize import Quantize
 from passes.walk.state import WalkState
 from passes.walk.walk import Walk
+from tests.walk.conftest import context
 from tests.walk.families import FAMILIES, SEEING, save_seeing, save_tiny
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -36,10 +37,11 @@ IDS = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
 
 def through(ir: ModelIR, weights: Weights, ids: torch.Tensor) -> torch.Tensor:
     """Logits of a batch that goes through the model block by block."""
-    decoder = Decoder(ir, weights, FP32, CPU)
+    dense = DenseModel(ir, weights)
+    decoder = Decoder(dense, FP32, CPU)
     [hidden] = decoder.embed([ids])
     for index in range(len(decoder)):
-        with decoder.block(index, dense_block(ir, index, weights)) as layer:
+        with decoder.block(index, dense.block(index)) as layer:
             hidden = decoder.run(layer, index, hidden)
     with decoder.head():
         return decoder.logits(hidden)
@@ -49,12 +51,13 @@ def walked(source: Path, chain: tuple[Pass, ...], name: str, folder: Path) -> tu
     """KL of a walk's result against its source, what the walk reported, the walk."""
     ir, weights = open_model(source).ir, Checkpoint(source)
     target = rewrite(ir, chain)
-    walk = Walk(ir, target, weights, method(name), IDS, folder, (CPU,), FP32, batch_tokens=2 * IDS.shape[1])
+    dense, run = DenseModel(ir, weights), context(folder, IDS)
+    walk = Walk(dense, target, method(name), run, batch_tokens=2 * IDS.shape[1])
     state = walk.run()
     outer = [t.name for linear in ir.outer for t in linear.tensors()] + [t.name for t in ir.outer_tensors]
     write_shard(folder / "shards" / "model-00000.safetensors", weights.read(outer))
-    result = DecodedCheckpoint(Checkpoint(folder / "shards"), target, FP32)
-    return evaluate(Side(ir, weights), Side(ir, result), IDS, folder / "evaluate", FP32, CPU).kl, state, walk
+    result = DenseModel(ir, DecodedCheckpoint(Checkpoint(folder / "shards"), target, FP32))
+    return evaluate(dense, result, run.part(folder / "evaluate")).kl, state, walk
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,7 @@ from passes.algorithms.gptq import GptqOptions, column_order, gptq
 from passes.algorithms.method import method
 from passes.algorithms.rtn import round_blocks_to_nearest, round_to_nearest
 from passes.algorithms.scale_search import FULL_RANGE, ScaleSearch
-from passes.blocks.input_statistics import Inputs
+from passes.blocks.input_statistics import InputStatistics
 from passes.errors import TightfitError
 from passes.formats.format import Grid, Quantized
 from passes.formats.gptq import Gptq as GptqFormat
@@ -141,7 +141,7 @@ def test_a_hessian_that_no_damping_mends_is_refused_by_name() -> None:
 
 def test_the_hessian_is_the_sum_of_outer_products() -> None:
     inputs = torch.randn(2, 50, K)
-    hessian = Inputs(K, torch.device("cpu"))
+    hessian = InputStatistics(K, torch.device("cpu"))
     hessian.add(inputs[0])
     hessian.add(inputs[1].bfloat16())
     second = inputs[1].bfloat16().float()
@@ -149,7 +149,7 @@ def test_the_hessian_is_the_sum_of_outer_products() -> None:
 
 
 def test_nan_inputs_end_in_a_clear_message() -> None:
-    hessian = Inputs(K, torch.device("cpu"))
+    hessian = InputStatistics(K, torch.device("cpu"))
     hessian.add(torch.full((3, K), float("nan")))
     with pytest.raises(TightfitError, match=r"model\.layers\.3.*NaN"):
         hessian.hessian("model.layers.3")

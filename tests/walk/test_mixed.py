@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from passes.blocks.dense_model import DenseModel
 from passes.chain import from_json, rewrite, to_json
 from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import PackQuantized
@@ -21,6 +22,7 @@ from passes.run.assemble import differences
 from passes.run.execute import execute
 from passes.run.job import Job
 from passes.text.source import TextSource
+from tests.walk.conftest import context
 from tests.walk.families import save_tiny
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -30,7 +32,9 @@ OPTIONS = (PackQuantized(4, 32), PackQuantized(8, -1), Dense("F32"))
 
 @pytest.fixture(scope="module")
 def costs(llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Costs:
-    return option_costs(llama_ir, Checkpoint(llama), tokens, OPTIONS, tmp_path_factory.mktemp("fisher"), FP32, CPU)
+    return option_costs(
+        DenseModel(llama_ir, Checkpoint(llama)), OPTIONS, context(tmp_path_factory.mktemp("fisher"), tokens)
+    )
 
 
 def test_every_matrix_has_a_cost_for_every_option(llama_ir: ModelIR, costs: Costs) -> None:
@@ -96,7 +100,9 @@ def test_apply_resolves_and_stores_it(llama: Path, llama_ir: ModelIR, tmp_path: 
 def test_experts_share_one_format(tmp_path: Path, tokens: torch.Tensor) -> None:
     save_tiny("qwen3_moe", tmp_path / "source")
     ir = open_model(tmp_path / "source").ir
-    costs = option_costs(ir, Checkpoint(tmp_path / "source"), tokens[:, :24], OPTIONS, tmp_path / "f", FP32, CPU)
+    costs = option_costs(
+        DenseModel(ir, Checkpoint(tmp_path / "source")), OPTIONS, context(tmp_path / "f", tokens[:, :24])
+    )
     one = replace(QuantizeMixed(OPTIONS, 7.0)).allocated(ir, costs)
     assert one.illegal(ir) == () and one.rewrite(ir).tensor_bytes > 0
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from passes import chain
+from passes.blocks.dense_model import DenseModel
 from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.sources import open_model
@@ -24,16 +25,15 @@ from passes.steps.meter import Meter
 from passes.algorithms.method import GPTQ_DEFAULT, Gptq
 from passes.quantize.quantize import Quantize
 from passes.walk.walk import Walk
+from tests.walk.conftest import context
 
 model, folder, samples, live = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]) or None
 ids = torch.randint(0, 256, (samples, 128), generator=torch.Generator().manual_seed(3))
 ir = open_model(model).ir
 target = chain.rewrite(ir, (Quantize("gptq", PackQuantized(4, 64)),))
 def walk(tokens, into):
-    Walk(
-        ir, target, Checkpoint(model), Gptq(GPTQ_DEFAULT), tokens, into, (torch.device("cpu"),), torch.float32, live=live,
-        batch_tokens=4096 if live is None else 1024,
-    ).run()
+    batch_tokens = 4096 if live is None else 1024
+    Walk(DenseModel(ir, Checkpoint(model)), target, Gptq(GPTQ_DEFAULT), context(into, tokens), batch_tokens, live).run()
 walk(ids[:1], folder / "first")  # what libraries take when they are first used
 meter = Meter()
 walk(ids, folder / "second")

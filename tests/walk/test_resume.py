@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from passes.ir.model import ModelIR
-from passes.walk.state import BlockReport, WalkState
+from passes.walk.state import WalkState
 from tests.walk.conftest import BLOCKS, save_tiny_llama
 from tests.walk.test_walk import walk
 
@@ -39,10 +39,10 @@ def counted(path, target, replace=Path.replace):
 
 Path.replace = counted
 
-def report(block, blocks):
-    print("block", block.block, flush=True)
+def report(done, total, detail=""):
+    print("block", done - 1, flush=True)
 
-walk(model, open_model(model).ir, ids, folder, progress=report).run()
+walk(model, open_model(model).ir, ids, folder, report=report).run()
 timer.cancel()
 """
 
@@ -86,13 +86,13 @@ def test_a_stop_after_any_block_resumes_there(
     walk(llama, llama_ir, tokens, tmp_path / "whole").run()
     blocks: list[int] = []
 
-    def stop(report: object, total: int) -> None:
-        blocks.append(report.block)  # type: ignore[attr-defined]
+    def stop(done: int, total: int, detail: str = "") -> None:
+        blocks.append(done - 1)
         raise StopError
 
     for _ in range(BLOCKS):
         with pytest.raises(StopError):
-            walk(llama, llama_ir, tokens, tmp_path / "stopped", progress=stop).run()
+            walk(llama, llama_ir, tokens, tmp_path / "stopped", report=stop).run()
     state = walk(llama, llama_ir, tokens, tmp_path / "stopped").run()
     assert blocks == list(range(BLOCKS)) and state.done == BLOCKS
     assert shards(tmp_path / "stopped") == shards(tmp_path / "whole")
@@ -110,7 +110,7 @@ def test_batches_that_do_not_wait_in_memory_give_the_same_bytes(
     live: int, llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
     walk(llama, llama_ir, tokens, tmp_path / "all").run()
-    walk(llama, llama_ir, tokens, tmp_path / "few", live=live).run()
+    walk(llama, llama_ir, tokens, tmp_path / "few", batches_in_memory=live).run()
     assert shards(tmp_path / "few") == shards(tmp_path / "all")
 
 
@@ -123,13 +123,13 @@ def test_a_damaged_work_folder_begins_again(
     class StopError(Exception):
         pass
 
-    def stop(report: BlockReport, blocks: int) -> None:
-        if report.block == 1:
+    def stop(done: int, total: int, detail: str = "") -> None:
+        if done == 2:
             raise StopError
 
     walk(llama, llama_ir, tokens, tmp_path / "whole").run()
     with pytest.raises(StopError):
-        walk(llama, llama_ir, tokens, tmp_path / "cut", progress=stop).run()
+        walk(llama, llama_ir, tokens, tmp_path / "cut", report=stop).run()
     (tmp_path / "cut" / damaged).write_bytes(b"")
     walk(llama, llama_ir, tokens, tmp_path / "cut").run()
     assert shards(tmp_path / "cut") == shards(tmp_path / "whole")

@@ -11,7 +11,8 @@ from passes.algorithms.gptq import GptqOptions, gptq, sparse
 from passes.algorithms.sparsity import Mask
 from passes.base import Pass
 from passes.blocks.decoded_weights import DecodedCheckpoint
-from passes.blocks.matrices import dense_block, members
+from passes.blocks.dense_model import DenseModel
+from passes.blocks.matrices import members
 from passes.chain import illegal, method, rewrite
 from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
@@ -27,6 +28,7 @@ from passes.run.job import Job
 from passes.text.source import TextSource
 from passes.walk.walk import Walk
 from planner import asked
+from tests.walk.conftest import context
 from tests.walk.families import save_tiny
 from tests.walk.test_gptq import K, decode, loss, problem
 
@@ -92,11 +94,11 @@ def test_banks_and_fused_matrices_stay_whole_with_zeros_in_them(family: str, tmp
     ir = open_model(tmp_path / "source").ir
     ids = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))
     chain = (Sparsify("sparsegpt", 0.5, "2:4"),)
-    Walk(ir, rewrite(ir, chain), Checkpoint(tmp_path / "source"), method(chain), ids, tmp_path / "walk",
-         (torch.device("cpu"),), torch.float32).run()  # fmt: skip
-    stored = Checkpoint(tmp_path / "walk" / "shards")
+    source, run = DenseModel(ir, Checkpoint(tmp_path / "source")), context(tmp_path / "walk", ids)
+    Walk(source, rewrite(ir, chain), method(chain), run).run()
+    stored = DenseModel(ir, Checkpoint(tmp_path / "walk" / "shards"))
     for layer in range(len(ir.decoder.layers)):
-        tensors = dense_block(ir, layer, stored)
+        tensors = stored.block(layer)
         names = [linear.name for linear in members(ir.decoder.block(layer)) if linear.quantizable]
         assert names
         for name in names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +15,16 @@ from passes.algorithms.gptq import gptq
 from passes.algorithms.method import GPTQ_DEFAULT, Gptq, RoundToNearest
 from passes.blocks.decoded_weights import DecodedCheckpoint
 from passes.blocks.decoder import Decoder
-from passes.blocks.matrices import dense_block
+from passes.blocks.dense_model import DenseModel
 from passes.files.checkpoint import Checkpoint, write_shard
 from passes.formats.compressed_tensors import PackQuantized
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
-from passes.measure.evaluate import Measured, Side, evaluate
+from passes.measure.evaluate import Measured, evaluate
 from passes.quantize.quantize import Quantize
-from passes.walk.state import BlockReport
+from passes.steps.step import Report
 from passes.walk.walk import Method, Walk
+from tests.walk.conftest import context
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 METHOD = Gptq(GPTQ_DEFAULT)
@@ -38,21 +38,12 @@ def walk(
     tokens: torch.Tensor,
     folder: Path,
     method: Method = METHOD,
-    devices: Sequence[torch.device] = (CPU,),
-    **options: object,
+    devices: tuple[torch.device, ...] = (CPU,),
+    report: Report | None = None,
+    batches_in_memory: int | None = None,
 ) -> Walk:
-    return Walk(
-        ir,
-        chain.rewrite(ir, CHAIN),
-        Checkpoint(llama),
-        method,
-        tokens,
-        folder,
-        devices,
-        FP32,
-        batch_tokens=128,
-        **options,
-    )  # type: ignore[arg-type]
+    run, dense = context(folder, tokens, devices, report), DenseModel(ir, Checkpoint(llama))
+    return Walk(dense, chain.rewrite(ir, CHAIN), method, run, 128, batches_in_memory)
 
 
 def decoded(llama: Path, ir: ModelIR, folder: Path) -> DecodedCheckpoint:
@@ -110,16 +101,17 @@ def test_hidden_states_go_on_from_the_decoded_weights(
 
     carried: list[list[torch.Tensor]] = []
 
-    def keep(report: object, blocks: int) -> None:
+    def keep(done: int, total: int, detail: str = "") -> None:
         latest = sorted((tmp_path / "hidden").iterdir())[-1]
         carried.append([load_file(path)["hidden"] for path in sorted(latest.iterdir())])
 
-    walk(llama, llama_ir, tokens, tmp_path, progress=keep).run()
+    walk(llama, llama_ir, tokens, tmp_path, report=keep).run()
     weights = decoded(llama, llama_ir, tmp_path)
-    decoder = Decoder(llama_ir, weights, FP32, CPU)
+    dense = DenseModel(llama_ir, weights)
+    decoder = Decoder(dense, FP32, CPU)
     hidden = list(decoder.embed(tokens.split(4)))
     for index in range(len(decoder)):
-        with decoder.block(index, dense_block(llama_ir, index, weights)) as layer:
+        with decoder.block(index, dense.block(index)) as layer:
             hidden = [decoder.run(layer, index, each) for each in hidden]
         for ours, theirs in zip(hidden, carried[index], strict=True):
             assert torch.equal(ours, theirs)
@@ -185,11 +177,11 @@ def test_several_devices_share_the_batches_of_a_block(
     walk(llama, llama_ir, tokens, one, method).run()
     ran.clear()
 
-    def stop(report: BlockReport, blocks: int) -> None:
+    def stop(done: int, total: int, detail: str = "") -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        walk(llama, llama_ir, tokens, three, method, (CPU,) * 3, progress=stop).run()
+        walk(llama, llama_ir, tokens, three, method, (CPU,) * 3, report=stop).run()
     shared = Counter(ran)
     batches = -(-tokens.numel() // 128)
     assert sorted(shared.values()) == sorted(len(range(card, batches, 3)) for card in range(3))
@@ -208,15 +200,8 @@ def test_kl_and_perplexity_equal_those_of_whole_models(
 ) -> None:
     walk(llama, llama_ir, tokens, tmp_path, RoundToNearest()).run()
     weights = decoded(llama, llama_ir, tmp_path)
-    measured = evaluate(
-        Side(llama_ir, Checkpoint(llama)),
-        Side(llama_ir, weights),
-        tokens,
-        tmp_path / "eval",
-        FP32,
-        CPU,
-        batch_tokens=64,
-    )
+    source, result = DenseModel(llama_ir, Checkpoint(llama)), DenseModel(llama_ir, weights)
+    measured = evaluate(source, result, context(tmp_path / "eval", tokens), batch_tokens=64)
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=FP32).eval()
     with torch.no_grad():
         source = model(tokens).logits.log_softmax(-1)[:, :-1]
@@ -232,8 +217,8 @@ def test_kl_and_perplexity_equal_those_of_whole_models(
 def test_a_model_has_no_distance_from_itself(
     llama: Path, llama_ir: ModelIR, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
-    side = Side(llama_ir, Checkpoint(llama))
-    measured = evaluate(side, side, tokens, tmp_path, FP32, CPU)
+    model = DenseModel(llama_ir, Checkpoint(llama))
+    measured = evaluate(model, model, context(tmp_path, tokens))
     assert measured.kl == pytest.approx(0, abs=1e-6)
     assert measured.log_ppl_increase == 0
 

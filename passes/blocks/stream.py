@@ -1,0 +1,134 @@
+"""A text on its way through the blocks of a dense model: the one loop over blocks, and the one rule of resuming.
+
+    stream = BlockStream(dense, run.part(folder))
+    for block in stream.blocks(stream.resume(done)):
+        with block.loaded() as replicas:      # the block with its weights on every device
+            block.run(replicas)               # every batch through it
+        record(block.index)
+
+Who goes through the blocks records one when its outputs are whole and what it wanted of it is kept; the stream drops the inputs behind
+after that. What is recorded without the inputs to go on from is begun again.
+
+Weights are loaded in the caller's `with`, so that they outlive neither an exception nor the block. Without a device there is no text: the
+blocks go by, and work goes on by its record alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from passes.blocks.decoder import CacheMaxima, Decoder
+from passes.blocks.dense_model import DenseModel
+from passes.blocks.hidden_states import HiddenStates
+from passes.blocks.memory import BATCH_TOKENS
+from passes.ir.model import ModelIR
+from passes.steps.context import RunContext
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class BlockReplica:
+    """One device's copy of a block with its weights, and the family's code around it. Names are those of the description."""
+
+    decoder: Decoder
+    layer: torch.nn.Module
+    index: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.decoder.device
+
+    def run(self, states: torch.Tensor, cache: CacheMaxima | None = None) -> torch.Tensor:
+        """The block's output for a batch's hidden states `[B, T, D]`, wherever these are."""
+        return self.decoder.run(self.layer, self.index, states.to(self.device), cache)
+
+    def module(self, name: str) -> torch.nn.Module:
+        """The module of that name."""
+        return self.decoder.module(self.layer, name)
+
+    def parameter(self, name: str) -> torch.Tensor:
+        """What the block computes with under a name such as `mlp.up_proj.weight`."""
+        return self.decoder.parameter(self.layer, name)
+
+    def put(self, name: str, value: torch.Tensor) -> None:
+        """Have the block compute with another value under that name."""
+        self.decoder.put(self.layer, name, value)
+
+
+@dataclass(frozen=True)
+class StreamedBlock:
+    """A block that the text has come to."""
+
+    stream: BlockStream
+    index: int
+
+    @contextmanager
+    def loaded(self, tensors: Mapping[str, torch.Tensor] | None = None) -> Iterator[tuple[BlockReplica, ...]]:
+        """The block with its weights on every device, dropped again afterwards. `tensors`: its weights, where they are read already."""
+        tensors = self.stream.dense.block(self.index) if tensors is None else tensors
+        with ExitStack() as stack:
+            yield tuple(
+                BlockReplica(decoder, stack.enter_context(decoder.block(self.index, tensors)), self.index)
+                for decoder in self.stream.decoders
+            )
+
+    def run(self, replicas: Sequence[BlockReplica]) -> None:
+        """Every batch through the block: its outputs are what the batches bring into the next one."""
+        hidden = self.stream.hidden
+        for batch in range(len(hidden)):
+            replica = replicas[batch % len(replicas)]
+            hidden.write(self.index + 1, batch, replica.run(hidden.read(self.index, batch)))
+
+
+class BlockStream:
+    """A text on its way through the blocks of a dense model, its hidden states in the run's folder between the blocks.
+
+    The text is the run's, `batch_tokens` of it go through a block together. `keep`: blocks whose inputs stay behind the block at work (1;
+    more for who looks back; one more than there are for a way back). `stored`: how its matrices are going to be stored (`Decoder`).
+    """
+
+    def __init__(
+        self,
+        dense: DenseModel,
+        run: RunContext,
+        batch_tokens: int = BATCH_TOKENS,
+        keep: int = 1,
+        stored: ModelIR | None = None,
+    ) -> None:
+        import torch
+
+        self.dense = dense
+        self.decoders = [Decoder(dense, run.dtype, device, stored) for device in run.devices]
+        self.batches = torch.split(run.text, max(1, batch_tokens // max(1, run.text.shape[1])))
+        self.hidden = HiddenStates(run.folder, len(self.batches))
+        self._keep = keep
+
+    def resume(self, done: int) -> int:
+        """`done` where the inputs that are kept there are whole; else 0, and the caller forgets its record."""
+        if not self.decoders or all(map(self.hidden.whole, range(max(0, done + 1 - self._keep), done + 1))):
+            return done
+        return 0
+
+    def reached(self) -> int:
+        """The last block whose inputs are whole, for who keeps no record; the number of blocks where the text is through."""
+        return self.hidden.last(len(self.dense))
+
+    def blocks(self, start: int) -> Iterator[StreamedBlock]:
+        """The blocks from `start` on, one after the other; when the next one is asked for, the last one is recorded."""
+        for index in range(start - self._keep + 1):
+            self.hidden.drop(index)  # left by who recorded a block and was ended before it asked for the next one
+        self.hidden.embed(self.decoders, self.batches, start)
+        for index in range(start, len(self.dense)):
+            yield StreamedBlock(self, index)
+            if index + 1 >= self._keep:
+                self.hidden.drop(index + 1 - self._keep)
+
+    def block(self, index: int) -> StreamedBlock:
+        """One block, as on a way back; the text must have been there (`blocks`)."""
+        return StreamedBlock(self, index)

@@ -1,0 +1,63 @@
+"""The loop over blocks: which inputs it keeps, where it goes on, and what it does without a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from passes.blocks.dense_model import DenseModel
+from passes.blocks.stream import BlockStream
+from passes.files.checkpoint import Checkpoint
+from passes.ir.model import ModelIR
+from tests.walk.conftest import BLOCKS, context
+
+
+@pytest.fixture
+def dense(llama: Path, llama_ir: ModelIR) -> DenseModel:
+    return DenseModel(llama_ir, Checkpoint(llama))
+
+
+def kept(folder: Path) -> list[int]:
+    """The blocks whose inputs lie in a folder."""
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def through(stream: BlockStream, start: int, last: int = BLOCKS) -> list[int]:
+    """Go through the blocks, as one who is ended while block `last` is at work."""
+    seen = []
+    for block in stream.blocks(start):
+        seen.append(block.index)
+        with block.loaded() as replicas:
+            block.run(replicas)
+        if block.index == last:
+            break
+    return seen
+
+
+@pytest.mark.parametrize("keep", [1, 2, BLOCKS + 1])
+def test_work_goes_on_where_the_inputs_are_whole(
+    keep: int, dense: DenseModel, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    run = context(tmp_path, tokens)
+    assert through(BlockStream(dense, run, 128, keep), 0, last=2) == [0, 1, 2]
+    assert kept(tmp_path) == list(range(max(0, 3 - keep), 4))
+    again = BlockStream(dense, run, 128, keep)
+    assert again.reached() == again.resume(3) == 3
+    assert through(again, 3) == [3] and kept(tmp_path) == list(range(max(0, BLOCKS + 1 - keep), BLOCKS + 1))
+
+
+def test_what_is_recorded_without_inputs_is_begun_again(
+    dense: DenseModel, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    stream = BlockStream(dense, context(tmp_path, tokens), 128, keep=2)
+    through(stream, 0, last=2)
+    next((tmp_path / "00002").iterdir()).write_bytes(b"")
+    assert stream.resume(3) == 0 and stream.resume(0) == 0
+
+
+def test_without_a_device_the_blocks_go_by(dense: DenseModel, tokens: torch.Tensor, tmp_path: Path) -> None:
+    stream = BlockStream(dense, context(tmp_path, tokens, ()))
+    assert stream.resume(2) == 2
+    assert [block.index for block in stream.blocks(2)] == [2, 3] and kept(tmp_path) == []

@@ -24,6 +24,7 @@ from passes.registry import Registry
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
+    from passes.backends.backend import Backend
 
 _FORMATS: Mapping[str, type[Format]] = {
     form.kind: form for form in (Dense, PackQuantized, IntQuantized, FloatQuantized, Gptq, Awq, Nvfp4, Mxfp4, Exl3)
@@ -46,6 +47,24 @@ PASSES: Registry[type[Pass]] = Registry(
     },
     group="tightfit.passes",
 )
+
+#: Every outside tool by its name.
+BACKENDS: Registry[type[Backend[Any]]] = Registry(
+    "backend",
+    {
+        "llmcompressor": "passes.backends.libraries:LlmCompressor",
+        "gptqmodel": "passes.backends.libraries:GptqModel",
+        "autoround": "passes.backends.libraries:AutoRound",
+        "exllamav2": "passes.backends.converters:ExllamaV2",
+        "exllamav3": "passes.backends.converters:ExllamaV3",
+    },
+    group="tightfit.backends",
+)
+
+
+def find_backend(name: str) -> Backend[Any]:
+    """Return an outside tool by its name. Raises InputError with the nearest names."""
+    return BACKENDS.find(name, remedy=f"one of {', '.join((NATIVE, *BACKENDS.names()))}")()
 
 
 def illegal(ir: ModelIR, passes: Sequence[Pass]) -> tuple[Reason, ...]:
@@ -73,8 +92,6 @@ def conflict(passes: Sequence[Pass]) -> Reason | None:
             return reason
     if (made_outside := outside(passes)) is None:
         return None
-    from passes.backends import find_backend
-
     return find_backend(made_outside.backend).refuses(made_outside)
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes import chain
-from passes.backends import find_backend
 from passes.backends.backend import Task
 from passes.backends.result import described, write_shards
 from passes.backends.run import backend_python, run, version
@@ -96,7 +95,7 @@ def _check(job: Job) -> None:
     if why is not None and chain.walk_needs_text(job.passes, chain.rewrite(job.source, job.passes)):
         raise InputError(f"nothing can be calibrated: {why}", remedy=UNRUNNABLE_REMEDY)
     if (made := chain.outside(job.passes)) is not None:
-        tool = find_backend(made.backend)
+        tool = chain.find_backend(made.backend)
         version(tool, backend_python(tool))
     check_places(job.out, job.work, job.folder)
     refuse_same_text(job.calibration.dataset, job.evaluation.dataset)
@@ -212,7 +211,7 @@ class _Run:
             folder, _ = self._assemble(place, dense, before, self._walk(before, dense, _no_tokens()))
             if folder != place:
                 folder = publish(folder, place)
-        tool = find_backend(one.backend)
+        tool = chain.find_backend(one.backend)
         python = backend_python(tool)
         by = f"{tool.name} {version(tool, python)}"
         key = content_key("outside", by, self.identity, chain.to_json([*before, one]), tokens_digest(tokens))

@@ -18,6 +18,7 @@ from passes.registry import Registry
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
+    from passes.backends.backend import Backend
 
 
 #: Every pass by its name, in the order in which the planner weighs those of one stage.
@@ -37,6 +38,24 @@ PASSES: Registry[type[Pass]] = Registry(
     },
     group="tightfit.passes",
 )
+
+#: Every outside tool by its name.
+BACKENDS: Registry[type[Backend[Any]]] = Registry(
+    "backend",
+    {
+        "llmcompressor": "passes.backends.libraries:LlmCompressor",
+        "gptqmodel": "passes.backends.libraries:GptqModel",
+        "autoround": "passes.backends.libraries:AutoRound",
+        "exllamav2": "passes.backends.converters:ExllamaV2",
+        "exllamav3": "passes.backends.converters:ExllamaV3",
+    },
+    group="tightfit.backends",
+)
+
+
+def find_backend(name: str) -> Backend[Any]:
+    """Return an outside tool by its name. Raises InputError with the nearest names."""
+    return BACKENDS.find(name, remedy=f"one of {', '.join((NATIVE, *BACKENDS.names()))}")()
 
 
 def illegal(ir: ModelIR, passes: Sequence[Pass]) -> tuple[Reason, ...]:
@@ -64,8 +83,6 @@ def conflict(passes: Sequence[Pass]) -> Reason | None:
             return reason
     if (made_outside := outside(passes)) is None:
         return None
-    from passes.backends import find_backend
-
     return find_backend(made_outside.backend).refuses(made_outside)
 
 

@@ -6,20 +6,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from passes.base import Pass
 from passes.errors import Reason
 
+P = TypeVar("P", bound=Pass)
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is to be made: `one` on the dense model in `source`, with the token blocks in `tokens` (`input_ids`, samples × length).
+
+@dataclass(frozen=True)
+class Task(Generic[P]):
+    """What is to be made: `pass_` on the dense model in `source`, with the token blocks in `tokens` (`input_ids`, samples × length).
 
     `work` is the task's own folder: the job file, the tool's scratch files and log, and at the end `out`.
     """
 
-    one: Pass
+    pass_: P
     source: Path
     tokens: Path
     samples: int
@@ -42,10 +44,12 @@ class Task:
         return self.work / "scratch"
 
 
-class Backend(ABC):
+class Backend(ABC, Generic[P]):
     """An outside tool."""
 
     name: ClassVar[str]
+    #: The pass that it makes, the same as `P`.
+    takes: ClassVar[type[Pass]]
     #: What `pip install` calls it, and what its Python must be able to import.
     package: ClassVar[str]
     module: ClassVar[str]
@@ -59,20 +63,31 @@ class Backend(ABC):
         """The environment variable that names its Python."""
         return f"TIGHTFIT_{self.name.upper()}"
 
-    @abstractmethod
-    def refuses(self, one: Pass) -> Reason | None:
-        """Why it cannot make a pass; None where it can."""
+    def refuses(self, pass_: Pass) -> Reason | None:
+        """Say why it cannot make a pass; None where it can."""
+        if not isinstance(pass_, self.takes):
+            return self.not_taken(pass_)
+        taken: Any = pass_
+        return self.refuses_options(taken)
 
     @abstractmethod
-    def needs_cuda(self, one: Pass) -> bool:
+    def not_taken(self, pass_: Pass) -> Reason:
+        """Say that a pass is none of the kind that it takes."""
+
+    @abstractmethod
+    def refuses_options(self, pass_: P) -> Reason | None:
+        """Say why it cannot make a pass of the kind that it takes; None where it can."""
+
+    @abstractmethod
+    def needs_cuda(self, pass_: P) -> bool:
         """Whether making this pass takes an NVIDIA card."""
 
     @abstractmethod
-    def options(self, one: Pass) -> Mapping[str, Any]:
+    def options(self, pass_: P) -> Mapping[str, Any]:
         """The pass in the tool's own words, as JSON values."""
 
     @abstractmethod
-    def command(self, python: Path, task: Task) -> Sequence[str]:
+    def command(self, python: Path, task: Task[P]) -> Sequence[str]:
         """The program and its arguments."""
 
     @abstractmethod
@@ -84,5 +99,5 @@ class Backend(ABC):
         """Variables that its process needs."""
         return {}
 
-    def prepare(self, task: Task) -> None:  # noqa: B027  (most need nothing)
+    def prepare(self, task: Task[P]) -> None:
         """Write what the tool reads besides the job file."""

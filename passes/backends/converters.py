@@ -26,34 +26,36 @@ _STATUS = re.compile(r"\[STATUS\](\{.*?\})\[/STATUS\]")
 _SPLIT = re.compile(r"(?:Quantized|Captured): .*?layers\.(\d+)\b")
 
 
-def _only(name: str, kind: str, one: Pass) -> Reason:
-    return Reason("backend_cannot", f"{name} makes {kind}, not {one.text()}", f"an {kind} format, or another backend")
+def _only(name: str, kind: str, pass_: Pass) -> Reason:
+    return Reason("backend_cannot", f"{name} makes {kind}, not {pass_.text()}", f"an {kind} format, or another backend")
 
 
-class ExllamaV2(Backend):
+class ExllamaV2(Backend[QuantizeExl2]):
     """`exllamav2.conversion.convert_exl2`: measures, allocates, quantizes, all on one card."""
 
     name, package, module, versions = "exllamav2", "exllamav2", "exllamav2", "0.3.2"
+    takes: ClassVar[type[Pass]] = QuantizeExl2
     resumes: ClassVar[bool] = True
 
-    def refuses(self, one: Pass) -> Reason | None:
-        """EXL2 only; it chooses the options of each layer itself."""
-        if not isinstance(one, QuantizeExl2):
-            return _only(self.name, "EXL2", one)
-        if one.choices:
+    def not_taken(self, pass_: Pass) -> Reason:
+        """EXL2 only."""
+        return _only(self.name, "EXL2", pass_)
+
+    def refuses_options(self, pass_: QuantizeExl2) -> Reason | None:
+        """It chooses the options of each layer itself."""
+        if pass_.choices:
             return Reason("backend_cannot", "exllamav2 chooses the layers' options itself", "leave `choices` empty")
         return None
 
-    def needs_cuda(self, one: Pass) -> bool:
+    def needs_cuda(self, pass_: QuantizeExl2) -> bool:
         """Always."""
         return True
 
-    def options(self, one: Pass) -> Mapping[str, Any]:
+    def options(self, pass_: QuantizeExl2) -> Mapping[str, Any]:
         """Bits of the decoder and of the head."""
-        assert isinstance(one, QuantizeExl2)
-        return {"bits": one.bpw, "head_bits": one.head_bits}
+        return {"bits": pass_.bpw, "head_bits": pass_.head_bits}
 
-    def prepare(self, task: Task) -> None:
+    def prepare(self, task: Task[QuantizeExl2]) -> None:
         """The calibration text as the parquet file it reads: tokens back to text, one sample a row."""
         from datasets import Dataset
         from safetensors.torch import load_file
@@ -63,9 +65,9 @@ class ExllamaV2(Backend):
         rows = [tokenizer.decode(row, skip_special_tokens=True) for row in load_file(task.tokens)["input_ids"]]
         Dataset.from_dict({"text": rows}).to_parquet(self._text(task))
 
-    def command(self, python: Path, task: Task) -> Sequence[str]:
+    def command(self, python: Path, task: Task[QuantizeExl2]) -> Sequence[str]:
         """The converter; a job file of its own in the scratch folder is resumed."""
-        options = self.options(task.one)
+        options = self.options(task.pass_)
         return (
             str(python), "-m", "exllamav2.conversion.convert_exl2", "-i", str(task.source), "-o", str(task.scratch), "-cf", str(task.out),
             "-b", f"{options['bits']:g}", "-hb", str(options["head_bits"]), "-c", str(self._text(task)), "-r", str(task.samples),
@@ -78,35 +80,36 @@ class ExllamaV2(Backend):
         return (round(10_000 * json.loads(match[1])["completion"]), 10_000) if match else None
 
     @staticmethod
-    def _text(task: Task) -> Path:
+    def _text(task: Task[QuantizeExl2]) -> Path:
         return task.work / "calibration.parquet"
 
 
-class ExllamaV3(Backend):
+class ExllamaV3(Backend[Quantize]):
     """`exllamav3.conversion.convert_model`: the only tool that makes EXL3."""
 
     name, package, module, versions = "exllamav3", "exllamav3", "exllamav3", "1.6"
+    takes: ClassVar[type[Pass]] = Quantize
     resumes: ClassVar[bool] = True
 
-    def refuses(self, one: Pass) -> Reason | None:
+    def not_taken(self, pass_: Pass) -> Reason:
         """EXL3 only."""
-        if isinstance(one, Quantize) and one.storage.kind == Exl3.kind:
-            return None
-        return _only(self.name, "EXL3", one)
+        return _only(self.name, "EXL3", pass_)
 
-    def needs_cuda(self, one: Pass) -> bool:
+    def refuses_options(self, pass_: Quantize) -> Reason | None:
+        """Other formats than EXL3."""
+        return None if pass_.storage.kind == Exl3.kind else self.not_taken(pass_)
+
+    def needs_cuda(self, pass_: Quantize) -> bool:
         """Always."""
         return True
 
-    def options(self, one: Pass) -> Mapping[str, Any]:
+    def options(self, pass_: Quantize) -> Mapping[str, Any]:
         """Bits of the decoder and of the head."""
-        assert isinstance(one, Quantize)
-        head = 16 if one.head is None else one.head.bits
-        return {"bits": one.storage.bits, "head_bits": head}
+        return {"bits": pass_.storage.bits, "head_bits": 16 if pass_.head is None else pass_.head.bits}
 
-    def command(self, python: Path, task: Task) -> Sequence[str]:
+    def command(self, python: Path, task: Task[Quantize]) -> Sequence[str]:
         """The converter; a scratch folder with a checkpoint is resumed."""
-        options = self.options(task.one)
+        options = self.options(task.pass_)
         started = (task.scratch / "ckpt" / "job.json").exists()
         return (
             str(python), "-m", "exllamav3.conversion.convert_model", "-i", str(task.source), "-w", str(task.scratch), "-o", str(task.out),

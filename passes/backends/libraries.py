@@ -19,28 +19,31 @@ from passes.quantize.quantize import Quantize
 _DRIVERS = Path(__file__).with_name("drivers")
 
 
-class Library(Backend):
+class Library(Backend[Quantize]):
     """A tool that is called through its Python API: `drivers/<name>.py JOB`."""
 
+    takes: ClassVar[type[Pass]] = Quantize
     #: Method → formats it is made in.
     makes: ClassVar[Mapping[str, tuple[type[Format], ...]]]
     #: Finds (done, total) in a line of its log.
     pattern: ClassVar[re.Pattern[str]]
 
-    def refuses(self, one: Pass) -> Reason | None:
-        """It makes its methods in its formats, every matrix alike."""
-        if not isinstance(one, Quantize):
-            return self._reason(one.text(), "a method and a format")
-        forms = self.makes.get(one.method)
-        if forms is None:
-            return self._reason(f"the method {one.method}", ", ".join(self.makes))
-        if not isinstance(one.storage, forms):
-            return self._reason(f"{one.method} as {one.storage.label}", ", ".join(form.kind for form in forms))
-        if one.assigned or one.head is not None:
-            return self._reason("formats that differ by matrix", "one format for all")
-        return self.refuses_format(one)
+    def not_taken(self, pass_: Pass) -> Reason:
+        """It makes a method in a format."""
+        return self._reason(pass_.text(), "a method and a format")
 
-    def refuses_format(self, one: Quantize) -> Reason | None:
+    def refuses_options(self, pass_: Quantize) -> Reason | None:
+        """It makes its methods in its formats, every matrix alike."""
+        forms = self.makes.get(pass_.method)
+        if forms is None:
+            return self._reason(f"the method {pass_.method}", ", ".join(self.makes))
+        if not isinstance(pass_.storage, forms):
+            return self._reason(f"{pass_.method} as {pass_.storage.label}", ", ".join(form.kind for form in forms))
+        if pass_.assigned or pass_.head is not None:
+            return self._reason("formats that differ by matrix", "one format for all")
+        return self.refuses_format(pass_)
+
+    def refuses_format(self, pass_: Quantize) -> Reason | None:
         """What it cannot make of a method and format that it makes otherwise."""
         return None
 
@@ -48,7 +51,7 @@ class Library(Backend):
         remedy = f"backend: native, or what {self.name} makes: {instead}"
         return Reason("backend_cannot", f"{self.name} does not make {what}", remedy)
 
-    def command(self, python: Path, task: Task) -> Sequence[str]:
+    def command(self, python: Path, task: Task[Quantize]) -> Sequence[str]:
         """The driver on the job file."""
         return (str(python), str(_DRIVERS / f"{self.name}.py"), str(task.job))
 
@@ -68,16 +71,15 @@ class LlmCompressor(Library):
     }  # fmt: skip
     pattern = re.compile(r"\((\d+)/(\d+)\): (?:Calibrating|Propagating)")
 
-    def needs_cuda(self, one: Pass) -> bool:
+    def needs_cuda(self, pass_: Quantize) -> bool:
         """AWQ only."""
-        return isinstance(one, Quantize) and one.method == "awq"
+        return pass_.method == "awq"
 
-    def options(self, one: Pass) -> Mapping[str, Any]:
+    def options(self, pass_: Quantize) -> Mapping[str, Any]:
         """`method` and one group of a compressed-tensors scheme."""
-        assert isinstance(one, Quantize)
-        assert isinstance(one.storage, CompressedTensors)
-        group = {"targets": ["Linear"], **one.storage.scheme()}
-        return {"method": one.method, "group": group, "ignore": ["lm_head"], "damping": one.damping}
+        assert isinstance(pass_.storage, CompressedTensors)
+        group = {"targets": ["Linear"], **pass_.storage.scheme()}
+        return {"method": pass_.method, "group": group, "ignore": ["lm_head"], "damping": pass_.damping}
 
 
 class GptqModel(Library):
@@ -87,19 +89,19 @@ class GptqModel(Library):
     makes: ClassVar = {"gptq": (Gptq,), "awq": (Awq,)}
     pattern = re.compile(r"Quantiz\w+ layer (\d+) of (\d+)")
 
-    def needs_cuda(self, one: Pass) -> bool:
+    def needs_cuda(self, pass_: Quantize) -> bool:
         """AWQ only."""
-        return isinstance(one, Quantize) and one.method == "awq"
+        return pass_.method == "awq"
 
-    def options(self, one: Pass) -> Mapping[str, Any]:
+    def options(self, pass_: Quantize) -> Mapping[str, Any]:
         """Fields of `QuantizeConfig`."""
-        assert isinstance(one, Quantize)
-        if one.storage.kind == Awq.kind:
-            return {"bits": 4, "group_size": one.storage.group_size, "method": "awq", "format": "gemm", "sym": False}
-        assert isinstance(one.storage, Gptq)
+        form = pass_.storage
+        if form.kind == Awq.kind:
+            return {"bits": 4, "group_size": form.group_size, "method": "awq", "format": "gemm", "sym": False}
+        assert isinstance(form, Gptq)
         return {
-            "bits": one.storage.bits, "group_size": one.storage.group_size, "sym": one.storage.symmetric, "desc_act": one.storage.desc_act,
-            "damp_percent": one.damping, "method": "gptq", "format": "gptq" if one.storage.version == 1 else "gptq_v2",
+            "bits": form.bits, "group_size": form.group_size, "sym": form.symmetric, "desc_act": form.desc_act,
+            "damp_percent": pass_.damping, "method": "gptq", "format": "gptq" if form.version == 1 else "gptq_v2",
         }  # fmt: skip
 
     @property
@@ -115,21 +117,19 @@ class AutoRound(Library):
     makes: ClassVar = {"autoround": (Gptq, Awq)}
     pattern = re.compile(r"Quantizing\b.*?(\d+)/(\d+)")
 
-    def refuses_format(self, one: Quantize) -> Reason | None:
+    def refuses_format(self, pass_: Quantize) -> Reason | None:
         """It knows no activation order."""
-        form = one.storage
-        if form.act_order:
+        if pass_.storage.act_order:
             return self._reason("an activation order", "Gptq without one")
         return None
 
-    def needs_cuda(self, one: Pass) -> bool:
+    def needs_cuda(self, pass_: Quantize) -> bool:
         """It runs on processors too, slowly."""
         return False
 
-    def options(self, one: Pass) -> Mapping[str, Any]:
+    def options(self, pass_: Quantize) -> Mapping[str, Any]:
         """Arguments of `AutoRound` and the format of its export."""
-        assert isinstance(one, Quantize)
-        form = one.storage
+        form = pass_.storage
         if form.kind == Awq.kind:
             return {"bits": 4, "group_size": form.group_size, "sym": False, "format": "auto_awq"}
         assert form.grid is not None

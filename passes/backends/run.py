@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from passes.backends.backend import Backend, Task
+from passes.backends.backend import Backend, P, Task
 from passes.errors import DoesNotFitError, InputError, TightfitError
 from passes.files.atomic import write_json
 
@@ -22,7 +22,7 @@ _LINE_END = re.compile(r"[\r\n]+")
 _SHOWN = 12
 
 
-def backend_python(backend: Backend) -> Path:
+def backend_python(backend: Backend[P]) -> Path:
     """The Python that has the tool: as its variable names it, else this one. Raises InputError with what to install."""
     given = os.environ.get(backend.variable)
     if given:
@@ -41,7 +41,7 @@ def backend_python(backend: Backend) -> Path:
     return Path(sys.executable)
 
 
-def version(backend: Backend, python: Path) -> str:
+def version(backend: Backend[P], python: Path) -> str:
     """The tool's installed version, asked of its Python. Raises InputError where it has none."""
     code = f"import importlib.metadata as m; print(m.version({backend.package!r}))"
     found = subprocess.run(
@@ -55,7 +55,7 @@ def version(backend: Backend, python: Path) -> str:
     return found.stdout.strip()
 
 
-def has_cuda(backend: Backend, python: Path) -> bool:
+def has_cuda(backend: Backend[P], python: Path) -> bool:
     """Whether the tool's torch sees a card."""
     code = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
     return (
@@ -66,14 +66,14 @@ def has_cuda(backend: Backend, python: Path) -> bool:
     )
 
 
-def run(backend: Backend, python: Path, task: Task, report: Callable[[int, int], None]) -> None:
+def run(backend: Backend[P], python: Path, task: Task[P], report: Callable[[int, int], None]) -> None:
     """Make the task's checkpoint in `task.out`. A second run resumes where the tool can, else begins again.
 
     Raises InputError where the tool needs a card that is not there, TightfitError with the end of its log when it fails.
     """
-    if backend.needs_cuda(task.one) and not has_cuda(backend, python):
+    if backend.needs_cuda(task.pass_) and not has_cuda(backend, python):
         raise InputError(
-            f"{backend.name} makes {task.one.text()} on an NVIDIA card only, and {python} sees none",
+            f"{backend.name} makes {task.pass_.text()} on an NVIDIA card only, and {python} sees none",
             remedy="run apply where the card is, or choose backend: native",
         )
     for leftover in (task.out, *(() if backend.resumes else (task.scratch,))):
@@ -85,7 +85,7 @@ def run(backend: Backend, python: Path, task: Task, report: Callable[[int, int],
             "source": str(task.source),
             "out": str(task.out),
             "tokens": str(task.tokens),
-            "options": dict(backend.options(task.one)),
+            "options": dict(backend.options(task.pass_)),
         },
     )
     backend.prepare(task)
@@ -108,7 +108,7 @@ def run(backend: Backend, python: Path, task: Task, report: Callable[[int, int],
         raise _failed(backend, code, log)
 
 
-def _environment(backend: Backend) -> dict[str, str]:
+def _environment(backend: Backend[P]) -> dict[str, str]:
     """The tool's process knows nothing of this one's packages, and asks no network for what lies here."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "TQDM_DISABLE")}
     return kept | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"} | dict(backend.environment)
@@ -131,7 +131,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _failed(backend: Backend, code: int, log: Path) -> TightfitError:
+def _failed(backend: Backend[P], code: int, log: Path) -> TightfitError:
     with log.open(encoding="utf-8") as lines:
         last = "".join(f"    {line[:240].rstrip()}\n" for line in deque((one for one in lines if one.strip()), _SHOWN))
     if "out of memory" in last.lower():

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes import chain
-from passes.backends import find_backend
 from passes.backends.backend import Task
 from passes.backends.result import described, write_shards
 from passes.backends.run import backend_python, run, version
@@ -99,7 +98,7 @@ def _check(job: Job) -> None:
     if why is not None and chain.walk_needs_text(job.passes, chain.rewrite(job.source, job.passes)):
         raise InputError(f"nothing can be calibrated: {why}", remedy=UNRUNNABLE_REMEDY)
     if (made := chain.outside(job.passes)) is not None:
-        tool = find_backend(made.backend)
+        tool = chain.find_backend(made.backend)
         version(tool, backend_python(tool))
     check_places(job.out, job.work, job.folder)
     refuse_same_text(job.calibration.dataset, job.evaluation.dataset)
@@ -225,7 +224,7 @@ class _Run:
 
     def _outside(self, pass_: Pass, text: Path) -> _StoredWeights:
         """The pass of an outside tool, on a folder with the dense model as the passes before it left it."""
-        tool, tokens = find_backend(pass_.backend), self.context.text
+        tool, tokens = chain.find_backend(pass_.backend), self.context.text
         python = backend_python(tool)
         by = f"{tool.name} {version(tool, python)}"
         folder = self.dense.folder(self.context)

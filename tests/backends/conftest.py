@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from passes.backends import find_backend
+from passes.chain import find_backend
 from tests.conftest import missing
 from tests.walk.conftest import save_tiny_llama
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from passes.backends import find_backend
 from passes.backends.backend import Task
 from passes.base import Pass
+from passes.chain import find_backend
 from passes.formats.at_load import resident
 from passes.ir.sources import open_model
 from passes.prune.depth import DepthPrune
@@ -107,7 +107,7 @@ def test_converters_take_our_arguments(backend: str, scheme: str, tmp_path: Path
     _, flag, module, *arguments = tool.command(Path("python"), task)
     assert flag == "-m"
     found = parser_of(module, backend).parse_args(arguments)
-    assert (found.bits, Path(found.in_dir)) == (tool.options(task.one)["bits"], task.source)
+    assert (found.bits, Path(found.in_dir)) == (tool.options(task.pass_)["bits"], task.source)
     if backend == "exllamav2":
         assert (found.head_bits, found.dataset_rows, found.length, Path(found.compile_full)) == (8, 64, 512, task.out)
         assert found.status_output

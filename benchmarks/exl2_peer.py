@@ -2,10 +2,10 @@
 
     python -m benchmarks.exl2_peer MODEL_FOLDER EXLLAMAV2 [--layers 0 15 29]
 
-EXLLAMAV2: the folder of an installed exllamav2 (`pip install --no-deps exllamav2==0.3.2`). Its `AdaptiveGPTQ` runs as it is: Hessian,
-damping, order, inverse, groups, scales. Only its two CUDA kernels have stand-ins in torch here (`quantize_err`: the error of each scale;
-`quantize_range`: rounding with feedback), and "cuda:0" means the processor. Inputs are those of the unquantized model on 16 × 512 tokens
-of the calibration text. Error: ‖X (Ŵ − W)ᵀ‖ / ‖X Wᵀ‖. Goal: ours at most 1 % above theirs.
+EXLLAMAV2: the folder of an installed exllamav2 (`pip install --no-deps exllamav2==0.3.2`). Its `AdaptiveGPTQ` runs as it is: Hessian, damping,
+order, inverse, groups, scales. Only its two CUDA kernels have stand-ins in torch here (`quantize_err`: the error of each scale;
+`quantize_range`: rounding with feedback), and "cuda:0" means the processor. Inputs are those of the unquantized model on 16 × 512 tokens of the
+calibration text. Error: ‖X (Ŵ − W)ᵀ‖ / ‖X Wᵀ‖. Goal: ours at most 1 % above theirs.
 """
 
 from __future__ import annotations

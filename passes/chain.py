@@ -1,4 +1,4 @@
-"""A chain of passes: its legal orders, what it needs, its text and JSON forms.
+"""Puts passes into a chain: which, in which legal order, and the chain's text and JSON forms.
 
 source ──► prune ──► distill ──► quantize ──► kv_cache ──► checkpoint
 """

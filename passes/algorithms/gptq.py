@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from passes.algorithms.damping import DAMPING
 from passes.algorithms.rtn import as_quantized
 from passes.algorithms.scale_search import FULL_RANGE, Levels, ScaleSearch, decode_codes, find_levels, round_codes
 from passes.algorithms.sparsity import MASK_COLUMNS, Mask
@@ -29,8 +30,6 @@ from passes.formats.format import Grid, Quantized
 if TYPE_CHECKING:
     import torch
 
-#: GPTQ's damping unless another is asked for: that of the reference code (`percdamp`) and of AutoGPTQ (`damp_percent`).
-DAMPING = 0.01
 #: Columns compensated inside a block before the rest of the matrix is updated by one product.
 BLOCK_COLUMNS = 32
 #: Times the damping is multiplied by ten before a Hessian is given up.
@@ -42,7 +41,7 @@ class GptqOptions:
     """Options of the algorithm; `damping` is the share of mean(diag H) added to the diagonal."""
 
     order: str = "static"
-    damping: float = 0.01
+    damping: float = DAMPING
     search: ScaleSearch = FULL_RANGE
 
 

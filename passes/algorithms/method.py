@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from passes.algorithms.gptq import DAMPING, GptqOptions, gptq, sparse
+from passes.algorithms.damping import DAMPING
+from passes.algorithms.gptq import GptqOptions, gptq, sparse
 from passes.algorithms.rtn import round_blocks_to_nearest, round_to_nearest
 from passes.algorithms.scale_search import ScaleSearch
 from passes.algorithms.smoothing import AwqSearch, Smoothing, SmoothQuant

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passes.files.checkpoint import Weights
 from passes.ir.model import ModelIR, Stack
 
 if TYPE_CHECKING:
     import torch
+
+    from passes.files.checkpoint import Weights
 
 
 class RenumberedWeights:

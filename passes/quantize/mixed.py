@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.algorithms.gptq import DAMPING
+from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import DoesNotFitError, Reason
 from passes.formats.compressed_tensors import IntQuantized, PackQuantized

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.algorithms.gptq import DAMPING
+from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason, nearest
 from passes.formats.dense import Dense

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from passes.algorithms.gptq import DAMPING
+from passes.algorithms.damping import DAMPING
 from passes.formats import kv_dtypes
 from passes.quantize.format_names import methods
 from planner.spec import units

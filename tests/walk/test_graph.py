@@ -1,4 +1,4 @@
-"""The pass graph: legal orders, text, JSON."""
+"""A chain of passes: legal orders, text, JSON."""
 
 from __future__ import annotations
 

@@ -1,0 +1,220 @@
+"""Figures of the structure, measured on the source. A ceiling may only fall, and is lowered with its figure.
+
+`python -m tests.test_structure` prints the figures as they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("passes", "targets", "planner", "tightfit")
+#: The most modules of a folder that a reader takes in at once.
+MODULES = 12
+#: The most parameters of a function that a reader takes in at once.
+PARAMETERS = 6
+
+CEILINGS = {
+    "modules at the top of passes": 5,
+    "isinstance on a concrete pass outside its file": 35,
+    "isinstance on a format outside its file": 54,
+    "functions with more than 6 parameters": 29,
+    "files that name mxfp4": 14,
+    "files that name exl3": 16,
+    "files that name q6": 9,
+    "getattr with a default": 21,
+    "string subscripts in tables.py": 165,
+    "variables called one": 313,
+    "modules in planner": 17,
+    "modules in passes/formats": 15,
+}
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    """Every file of the rooms by its path, parsed."""
+    paths = (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def nodes(tree: ast.AST, kind: type[ast.AST]) -> Iterator[ast.AST]:
+    return (node for node in ast.walk(tree) if isinstance(node, kind))
+
+
+def module_of(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+@cache
+def names(path: str) -> dict[str, str]:
+    """What a file's names stand for: `module.name` of what it imports or defines at its top."""
+    found = {}
+    for node in nodes(sources()[path], ast.ImportFrom):
+        found |= {each.asname or each.name: f"{node.module}.{each.name}" for each in node.names}
+    for node in sources()[path].body:
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = f"{module_of(path)}.{node.name}"
+    return found
+
+
+@cache
+def subclasses(base: str) -> frozenset[str]:
+    """The classes that inherit from one, directly or not, each as `module.name`."""
+    parents = {
+        names(path)[node.name]: {names(path).get(ast.unparse(parent)) for parent in node.bases}
+        for path, tree in sources().items()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+    family = {base}
+    while grown := {name for name, above in parents.items() if above & family} - family:
+        family |= grown
+    return frozenset(family - {base})
+
+
+def asked(path: str, node: ast.expr) -> Iterator[str]:
+    """The classes that the second argument of an `isinstance` names, those of a constant of the file too."""
+    constants = {
+        target.id: each.value
+        for each in sources()[path].body
+        if isinstance(each, ast.Assign)
+        for target in each.targets
+        if isinstance(target, ast.Name)
+    }
+    for name in nodes(node, ast.Name):
+        if name.id in constants:
+            yield from asked(path, constants[name.id])
+        elif name.id in names(path):
+            yield names(path)[name.id]
+
+
+def calls(name: str) -> Iterator[tuple[str, ast.Call]]:
+    for path, tree in sources().items():
+        for node in nodes(tree, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id == name:
+                yield path, node
+
+
+def questions(base: str) -> int:
+    """How many calls of `isinstance` ask for a subclass of `base` that another file defines."""
+    family = subclasses(base)
+    return sum(
+        any(name in family and name.rpartition(".")[0] != module_of(path) for name in asked(path, call.args[1]))
+        for path, call in calls("isinstance")
+    )
+
+
+def many_parameters() -> int:
+    functions = [node for tree in sources().values() for node in nodes(tree, ast.FunctionDef)]
+    counts = (
+        len(
+            [
+                each
+                for each in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)
+                if each.arg not in ("self", "cls")
+            ]
+        )
+        for f in functions
+    )
+    return sum(count > PARAMETERS for count in counts)
+
+
+def files_that_name(word: str) -> int:
+    pattern = re.compile(rf"(?<![a-z0-9]){word}", re.IGNORECASE)
+    return sum(pattern.search((ROOT / path).read_text(encoding="utf-8")) is not None for path in sources())
+
+
+def string_subscripts(file: str) -> int:
+    trees = (tree for path, tree in sources().items() if Path(path).name == file)
+    slices = (node.slice for tree in trees for node in nodes(tree, ast.Subscript))
+    return sum(isinstance(each, ast.Constant) and isinstance(each.value, str) for each in slices)
+
+
+def variables_called(name: str) -> int:
+    """How often a variable or a parameter of that name is written."""
+    trees = sources().values()
+    written = sum(node.id == name for tree in trees for node in nodes(tree, ast.Name))
+    return written + sum(node.arg == name for tree in trees for node in nodes(tree, ast.arg))
+
+
+def modules_in(folder: str) -> int:
+    return sum(str(Path(path).parent) == folder and Path(path).name != "__init__.py" for path in sources())
+
+
+FIGURES: dict[str, Callable[[], int]] = {
+    "modules at the top of passes": partial(modules_in, "passes"),
+    "isinstance on a concrete pass outside its file": partial(questions, "passes.base.Pass"),
+    "isinstance on a format outside its file": partial(questions, "passes.formats.format.Format"),
+    "functions with more than 6 parameters": many_parameters,
+    "files that name mxfp4": partial(files_that_name, "mxfp4"),
+    "files that name exl3": partial(files_that_name, "exl3"),
+    "files that name q6": partial(files_that_name, "q6"),
+    "getattr with a default": lambda: sum(len(call.args) == 3 for _, call in calls("getattr")),
+    "string subscripts in tables.py": partial(string_subscripts, "tables.py"),
+    "variables called one": partial(variables_called, "one"),
+    "modules in planner": partial(modules_in, "planner"),
+    "modules in passes/formats": partial(modules_in, "passes/formats"),
+}
+
+
+@pytest.mark.parametrize("name", CEILINGS)
+def test_a_figure_does_not_rise_and_its_ceiling_falls_with_it(name: str) -> None:
+    figure, ceiling = FIGURES[name](), CEILINGS[name]
+    assert figure <= ceiling, f"{name}: {figure}, at most {ceiling}"
+    assert figure == ceiling, f"{name}: {figure}; lower its ceiling of {ceiling}"
+
+
+def test_every_figure_has_a_ceiling() -> None:
+    assert FIGURES.keys() == CEILINGS.keys()
+
+
+def test_no_folder_holds_more_than_a_dozen_modules() -> None:
+    folders = {str(Path(path).parent) for path in sources()}
+    listed = {name.removeprefix("modules in ") for name in CEILINGS}
+    assert [folder for folder in sorted(folders) if modules_in(folder) > MODULES and folder not in listed] == []
+
+
+def test_the_first_file_of_a_folder_imports_none_of_its_members() -> None:
+    """But for the tables of names that later steps take out of there."""
+    allowed = {"passes/backends/__init__.py", "passes/ir/architectures/__init__.py"}
+    circles = {
+        path
+        for path, tree in sources().items()
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        and Path(path).name == "__init__.py"
+        and (node.module or "").startswith(module_of(path))
+    }
+    assert circles <= allowed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "examples/llama-3.3-70b-rtx4090.yaml"],
+        ["check", "--model", "Qwen/Qwen2.5-7B-Instruct", "--gpu", "rtx-4090"],
+    ],
+)
+def test_what_is_predicted_needs_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    program = (
+        f"import sys; sys.argv = ['optimize', *{arguments!r}]\n"
+        "from planner.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code in (0, 3), end.code\n"
+        "print(sorted({'torch', 'transformers', 'scipy.optimize', 'jinja2', 'ray'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+if __name__ == "__main__":
+    for name, figure in FIGURES.items():
+        print(name, figure())

@@ -10,6 +10,7 @@ from typing import Any
 from passes.files.checkpoint import Checkpoint
 from passes.measure.evaluate import Measured
 from passes.run.job import Outcome
+from planner.goals import Goal
 from planner.plan.codec import FORMAT_VERSION, quantity_json
 from planner.quality.expected import growth, perplexity_growth
 from planner.verdict import show_interval
@@ -87,8 +88,14 @@ def _expected(steps: Mapping[str, float], name: str) -> float | None:
 def _losses(predicted: Mapping[str, Any], found: Mapping[str, Quantity]) -> list[dict[str, Any]]:
     """Quality against its interval; where nothing here reads the format back, that it was not measured."""
     return [
-        _loss("perplexity", "%", predicted["log_ppl_increase"], found.get("log_ppl_increase"), perplexity_growth),
-        _loss("KL divergence", "nats", predicted["kl"], found.get("kl"), lambda kl: kl),
+        _loss(
+            Goal.PERPLEXITY,
+            "perplexity",
+            predicted["log_ppl_increase"],
+            found.get("log_ppl_increase"),
+            perplexity_growth,
+        ),
+        _loss(Goal.KL, "KL divergence", predicted["kl"], found.get("kl"), lambda kl: kl),
     ]
 
 
@@ -112,14 +119,14 @@ def _check(name: str, predicted: str, measured: str, holds: bool) -> dict[str, A
 
 
 def _loss(
-    name: str, unit: str, predicted: Mapping[str, Any], found: Quantity | None, shown: Callable[[Quantity], Quantity]
+    goal: Goal, name: str, predicted: Mapping[str, Any], found: Quantity | None, shown: Callable[[Quantity], Quantity]
 ) -> dict[str, Any]:
     """A measured figure against the predicted 90 % interval: informative, one in ten lies outside by design. `shown`: as people read it."""
     expected = Quantity.of_json(predicted)
     return {
         "name": name,
-        "predicted": show_interval(shown(expected), unit),
-        "measured": "not measured" if found is None else show_interval(shown(found), unit),
+        "predicted": show_interval(shown(expected), goal.unit),
+        "measured": "not measured" if found is None else show_interval(shown(found), goal.unit),
         "holds": found is not None and expected.low <= found.high and found.low <= expected.high,
         "binding": False,
     }
@@ -144,10 +151,10 @@ def _goal(goal: Mapping[str, Any], outcome: Outcome) -> dict[str, Any] | None:
     """A quality goal against the measurement; goals on speed are `verify`'s."""
     if outcome.measured is None:
         return None
-    values = {"perplexity": growth(outcome.measured.log_ppl_increase), "KL": outcome.measured.kl}
+    values = {Goal.PERPLEXITY: growth(outcome.measured.log_ppl_increase), Goal.KL: outcome.measured.kl}
     if goal["name"] not in values:
         return None
-    value = values[goal["name"]]
+    value = values[Goal(goal["name"])]
     return {"name": goal["name"], "wanted": goal["wanted"], "measured": value, "met": value <= goal["wanted"]}
 
 

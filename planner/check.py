@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from passes.errors import Reason
@@ -11,7 +11,7 @@ from passes.ir.sources import Source, open_model
 from planner.asked import chain_of, rewrite, with_dtype
 from planner.plan.codec import FORMAT_VERSION, kv_json, memory_json, quality_json, quantity_json, speed_json
 from planner.quality.expected import Quality, expected_quality
-from planner.remedies import remedies
+from planner.remedies import Remedy, remedies
 from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
@@ -33,7 +33,7 @@ class CheckResult:
     quality: Quality
     workload: Workload
     illegal: tuple[Reason, ...]
-    remedies: tuple[Reason, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
     """What would make it fit: one change a knob."""
 
     @property
@@ -78,7 +78,9 @@ class CheckResult:
             "margin": quantity_json(self.estimate.margin),
             "confidence": self.confidence,
             "reasons": [reason.as_json() for reason in self.reasons],
-            "remedies": [{"knob": r.code, "message": r.message, **r.data} for r in self.remedies],
+            "remedies": [
+                {name: value for name, value in asdict(remedy).items() if value is not None} for remedy in self.remedies
+            ],
             "memory": memory_json(self.estimate.memory),
             "kv_cache": kv_json(self.estimate.kv),
             "speed": speed_json(self.speed),

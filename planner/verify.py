@@ -12,6 +12,7 @@ import yaml
 from passes.errors import InputError
 from passes.files.atomic import read_json, write_json
 from planner.certificate import NAME
+from planner.goals import Goal
 from planner.machine import require_build, require_cards
 from planner.plan.codec import FORMAT_VERSION
 from targets.launch.write import FOLDER
@@ -104,10 +105,10 @@ def _checks(plan: Mapping[str, Any], served: Served, timing: Timing) -> list[dic
     else:
         out.append(_shown("TTFT alone, ms", timing.ttft_ms, "{:.0f}"))
         out.append(_shown("decode alone, tok/s", timing.decode_tok_s, "{:.1f}"))
-    measured = {"TTFT": (timing.ttft_ms, True), "TPOT": (timing.tpot_ms, True), "decode": (timing.decode_tok_s, False)}
+    measured = {Goal.TTFT: timing.ttft_ms, Goal.TPOT: timing.tpot_ms, Goal.DECODE: timing.decode_tok_s}
     for goal in chosen["goals"]:
         if goal["name"] in measured and asked_alone:
-            value, at_most = measured[goal["name"]]
+            value, at_most = measured[Goal(goal["name"])], goal["at_most"]
             met = value <= goal["wanted"] if at_most else value >= goal["wanted"]
             sign = "≤" if at_most else "≥"
             out.append(

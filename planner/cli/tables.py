@@ -11,6 +11,7 @@ from rich.text import Text
 
 from passes.chain import from_json
 from passes.quantize.quantize import Quantize
+from planner.goals import Goal
 from targets.quantity import Quantity
 
 _GIB = 1 << 30
@@ -157,10 +158,10 @@ def _print_goals(console: Console, chosen: Mapping[str, Any]) -> None:
     named = {goal["name"] for goal in chosen["goals"]}
     decode = Quantity.of_json(chosen["speed"]["decode_tok_s_per_request"])
     growth = perplexity_growth(Quantity.of_json(chosen["quality"]["log_ppl_increase"]))
-    if not named & {"decode", "TPOT", "throughput"}:
-        rows.append(("decode", "", show_interval(decode, "tok/s"), decode.basis, ""))
-    if not named & {"perplexity", "KL"}:
-        rows.append(("perplexity", "", show_interval(growth, "%"), growth.basis, ""))
+    if not named & {Goal.DECODE, Goal.TPOT, Goal.THROUGHPUT}:
+        rows.append((Goal.DECODE, "", show_interval(decode, Goal.DECODE.unit), decode.basis, ""))
+    if not named & {Goal.PERPLEXITY, Goal.KL}:
+        rows.append((Goal.PERPLEXITY, "", show_interval(growth, Goal.PERPLEXITY.unit), growth.basis, ""))
     for number, (name, wanted, predicted, basis, tick) in enumerate(rows):
         head = "  Goals    " if number == 0 else "           "
         console.print(f"{head}{name:14s} {wanted:14s} {predicted:38s} {basis:11s} {tick}")
@@ -247,7 +248,7 @@ def print_certificate(console: Console, document: Mapping[str, Any]) -> None:
         tick = "[green]✓[/]" if row["holds"] else "[red]✗[/]"
         table.add_row("  " + row["name"], row["predicted"], row["measured"], tick)
     for goal in document["goals"]:
-        unit = "%" if goal["name"] == "perplexity" else "nats"
+        unit = Goal(goal["name"]).unit
         tick = "[green]✓[/]" if goal["met"] else "[red]✗[/]"
         wanted, measured = apart(goal["wanted"], goal["measured"], unit)
         table.add_row(f"  goal: {goal['name']}", f"≤ {wanted}", measured, tick)

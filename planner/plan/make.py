@@ -111,10 +111,10 @@ def _chosen(spec: Spec, verdict: Verdict, source: Source) -> dict[str, Any]:
         **estimates_json(verdict),
         "goals": [
             {
-                "name": g.name,
+                "name": g.goal,
                 "wanted": g.wanted,
-                "unit": g.unit,
-                "at_most": g.at_most,
+                "unit": g.goal.unit,
+                "at_most": g.goal.at_most,
                 "met": g.met,
                 "predicted": quantity_json(g.predicted),
             }

@@ -41,15 +41,6 @@ class Reason:
     data: Mapping[str, Any] = field(default_factory=dict, compare=False)
     kind: ReasonKind = ReasonKind.ILLEGAL
 
-    def as_json(self) -> dict[str, Any]:
-        """The reason as the JSON object of the command-line contract."""
-        return {
-            "code": self.code,
-            "message": self.message,
-            "remedy": self.remedy,
-            **({"data": dict(self.data)} if self.data else {}),
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Location:

@@ -57,12 +57,12 @@ class SearchResult:
         return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])
 
     @property
-    def illegal(self) -> list[dict[str, object]]:
+    def illegal(self) -> list[tuple[Reason, int]]:
         """Each kind of illegality with how many candidates it ruled out, most first."""
         counts: Counter[Reason] = Counter(
             reason for verdict in self.rejected for reason in verdict.reasons if reason.kind is ReasonKind.ILLEGAL
         )
-        return [{**reason.as_json(), "candidates": count} for reason, count in counts.most_common()]
+        return counts.most_common()
 
 
 def target_gpu(spec: Spec) -> Gpu:

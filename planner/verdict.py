@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from passes.base import Pass
 from passes.errors import Reason, ReasonKind
@@ -154,15 +153,3 @@ def judge_quality(goals: Goals, quality: Quality) -> Iterator[GoalResult]:
         yield GoalResult(Goal.PERPLEXITY, goals.quality.max_perplexity_increase, grown)
     if goals.quality.max_kl is not None:
         yield GoalResult(Goal.KL, goals.quality.max_kl, quality.kl)
-
-
-def estimates_json(verdict: Verdict) -> Mapping[str, Any]:
-    """`memory`, `kv_cache`, `speed`, `quality` as the command-line contract shapes them."""
-    from planner.plan.codec import kv_json, memory_json, quality_json, speed_json
-
-    return {
-        "memory": memory_json(verdict.memory.memory),
-        "kv_cache": kv_json(verdict.memory.kv),
-        "speed": speed_json(verdict.speed),
-        "quality": quality_json(verdict.quality),
-    }

@@ -45,6 +45,8 @@ from passes.steps.step import Steps
 from passes.text.source import PYTHON_REFERENCE, TextSource, token_blocks
 from passes.walk.walk import Walk
 from planner.apply import apply
+from planner.certificate import Certificate, Comparison
+from planner.plan.document import PlanDocument
 from planner.plan.make import plan
 from planner.spec.spec import Spec
 
@@ -61,14 +63,15 @@ class Compiled:
     """A way through plan and apply: the plan (None: this machine's processor does not serve the format), and the certificate."""
 
     name: str
-    plan: Mapping[str, Any] | None
-    certificate: Mapping[str, Any]
+    plan: PlanDocument | None
+    certificate: Certificate | None
     out: Path
 
     @property
-    def kl(self) -> Mapping[str, Any]:
+    def kl(self) -> Comparison:
         """The certificate's line on KL divergence."""
-        return next(check for check in self.certificate["checks"] if check["name"] == "KL divergence")
+        assert self.certificate is not None
+        return next(check for check in self.certificate.checks if check.name == "KL divergence")
 
 
 def compiled(
@@ -94,7 +97,7 @@ def compiled(
             if made.feasible:
                 yield Compiled(name, made.document, apply(made.document, out, work=folder / "work").certificate, out)
             else:
-                yield Compiled(name, None, {}, out)
+                yield Compiled(name, None, None, out)
 
 
 def served(results: Sequence[Compiled], engine: Path, prompts: Sequence[Sequence[int]], folder: Path) -> dict[str, Any]:
@@ -211,12 +214,10 @@ def served_table(
     for result in results:
         assert result.plan is not None
         answer, kl = answers[result.name], result.kl
-        predicted = f"{result.plan['chosen']['kv_cache']['tokens']['value']:,.0f}"
+        predicted = f"{result.plan.decision.kv_cache.tokens.value:,.0f}"
         printed = answer.get("error") or f"{answer['kv_tokens']:,}"
-        holds = "yes" if kl["holds"] else "no"
-        print(
-            f"{result.name:22}{kl['predicted']:28}{kl['measured']:20}{holds:7}{predicted:>10}{printed:>10}", flush=True
-        )
+        holds = "yes" if kl.holds else "no"
+        print(f"{result.name:22}{kl.predicted:28}{kl.measured:20}{holds:7}{predicted:>10}{printed:>10}", flush=True)
 
 
 def main() -> None:

@@ -9,7 +9,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
+
+
+class ReasonKind(Enum):
+    """What sort of thing is against a candidate. All but ILLEGAL are figures, which another degree of something would mend."""
+
+    ILLEGAL = "illegal"
+    """A pass, a format or an engine refuses it."""
+    TOO_LARGE = "too large"
+    """It exceeds the card's memory."""
+    GOAL_MISSED = "goal missed"
+    """It misses a goal of the spec."""
+    DOMINATED = "dominated"
+    """It meets all goals, and another one is better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,26 +32,14 @@ class Reason:
 
     `code` is a stable identifier for programs (`does_not_fit`, `group_size_does_not_divide`), `message` a sentence for
     people with the figures in it, `remedy` the smallest change that would flip the verdict, `data` the figures themselves.
+    `kind` is for tightfit alone and stands in no document.
     """
 
     code: str
     message: str
     remedy: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict, compare=False)
-
-    @property
-    def measured(self) -> bool:
-        """Whether a figure decided (too large, too slow, worse than another): a change of degree would flip the verdict."""
-        return self.code.endswith(("_missed", "_fit")) or self.code == "dominated_by"
-
-    def as_json(self) -> dict[str, Any]:
-        """The reason as the JSON object of the command-line contract."""
-        return {
-            "code": self.code,
-            "message": self.message,
-            "remedy": self.remedy,
-            **({"data": dict(self.data)} if self.data else {}),
-        }
+    kind: ReasonKind = ReasonKind.ILLEGAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ Two changes are tried: more cards of the same kind, and a smaller well-known mod
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
+from planner.plan.document import Alternative
 from planner.search import best
 from planner.spec.spec import Spec
 
@@ -20,8 +20,8 @@ SMALLER = (
 )  # fmt: skip
 
 
-def alternatives(spec: Spec, ir: ModelIR) -> Iterator[dict[str, Any]]:
-    """Each change that would meet the goals, with the plan it leads to: `change`, `candidate`, `message`."""
+def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
+    """Each change that would meet the goals, with the plan it leads to."""
     for count in (2 * spec.target.count, 4 * spec.target.count):
         target = spec.target.model_copy(update={"count": count})
         found = _try(spec.model_copy(update={"target": target}), ir, f"{count} cards", cards=count)
@@ -38,12 +38,9 @@ def alternatives(spec: Spec, ir: ModelIR) -> Iterator[dict[str, Any]]:
             break
 
 
-def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> dict[str, Any] | None:
+def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> Alternative | None:
     chosen = best(spec, ir, cards=cards)
     if chosen is None:
         return None
-    return {
-        "change": change,
-        "candidate": chosen.candidate.label,
-        "message": f"{change}: {chosen.candidate.label} meets all goals",
-    }
+    label = chosen.candidate.label
+    return Alternative(change, label, f"{change}: {label} meets all goals")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from passes.base import Pass
 from passes.chain import needs_text, rewrite
@@ -22,12 +21,14 @@ from passes.run.result_folder import check_places
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
 from planner.apply_cost import effort
-from planner.certificate import NAME, PLANNED, certificate
-from planner.kept import PLAN, require_own_place
-from planner.plan.document import chain_of_plan, load_plan, require_executable, resolved_plan, spec_of
+from planner.certificate import NAME, Certificate, certificate
+from planner.kept import require_own_place
+from planner.plan.codec import to_json
+from planner.plan.document import PlanDocument, portable, require_executable, resolved_plan, spec_of
 from planner.plan.launch import launch
 from planner.plan.lock import require_fresh
 from planner.plan.make import plan
+from planner.plan.saved import PLAN, load_plan, save
 from planner.spec.spec import Spec, TextChoice
 from targets.engines.engine import find_engine
 from targets.launch.write import FOLDER, write_launch
@@ -39,13 +40,13 @@ class ApplyResult:
     """A finished result: its folder, the certificate, and what the run returned."""
 
     out: Path
-    certificate: Mapping[str, Any]
+    certificate: Certificate
     outcome: Outcome
 
     @property
     def holds(self) -> bool:
         """Whether everything promised was kept."""
-        return bool(self.certificate["holds"])
+        return self.certificate.holds
 
 
 def find_plan(folder: Path) -> Path:
@@ -59,7 +60,7 @@ def find_plan(folder: Path) -> Path:
 
 
 def apply(
-    what: str | Path | Mapping[str, Any],
+    what: str | Path | PlanDocument,
     out: Path | None = None,
     *,
     work: Path | None = None,
@@ -80,7 +81,7 @@ def apply(
     place = out.resolve()
     work = work or place.parent / f".{place.name}.work"
     check_places(out, work, source.path)
-    passes, trust = chain_of_plan(document), spec.trust_remote_code
+    passes, trust = document.decision.chain, spec.trust_remote_code
     calibrated = needs_text(passes, rewrite(source.ir, passes))
 
     def keep_others() -> None:
@@ -96,26 +97,26 @@ def apply(
     with only_one(work / "lock", work), clear_memory_errors():
         folder = source.materialize(work)
     job = Job(source.ir, folder, passes, out, work, _text(spec.calibration, trust), _text(spec.evaluation, trust))
-    proof: dict[str, Any] = {}
+    proof: list[Certificate] = []
 
     def resolved(passes: Sequence[Pass], target: ModelIR) -> None:
         keep_others()  # once more, now that no other run can put one there
-        write_json(work / PLAN, _portable(resolved_plan(document, passes, target.tensor_bytes)))
+        save(portable(resolved_plan(document, passes, target.tensor_bytes)), work / PLAN)
 
     def finish(outcome: Outcome, folder: Path) -> None:
         decision = resolved_plan(document, outcome.passes, outcome.tensor_bytes)
         write_launch(folder, launch(decision, outcome.target, place.name).files)
-        write_json(folder / PLAN, _portable(decision))
-        proof.update(certificate(decision, outcome, folder) | {PLANNED: document["chosen"]["passes"]})
-        write_json(folder / NAME, proof)
+        save(portable(decision), folder / PLAN)
+        proof.append(certificate(decision, outcome, folder, document.decision.passes))
+        write_json(folder / NAME, to_json(proof[-1]))
 
     outcome = execute(job, progress, resolved=resolved, finish=finish)
-    return ApplyResult(out, proof, outcome)
+    return ApplyResult(out, proof[-1], outcome)
 
 
 def next_step(result: ApplyResult) -> str:
     """What to do with a result: verify it where its engine can be driven, else start it by hand."""
-    if find_engine(result.certificate["engine"]["name"]).server is not None:
+    if find_engine(result.certificate.engine.name).server is not None:
         return f"optimize verify {result.out}"
     return f"start it as {result.out / FOLDER} says"
 
@@ -131,14 +132,9 @@ def _require_memory(spec: Spec, source: ModelIR, passes: Sequence[Pass]) -> None
         )
 
 
-def _portable(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan as it travels with the result: without the places of this machine."""
-    return {key: value for key, value in document.items() if key != "places"}
-
-
-def _document(what: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    if isinstance(what, Mapping):
-        return what, str(what["model"]).rsplit("/", 1)[-1]
+def _document(what: str | Path | PlanDocument) -> tuple[PlanDocument, str]:
+    if isinstance(what, PlanDocument):
+        return what, what.model.rsplit("/", 1)[-1]
     path = Path(what)
     if path.suffix in (".yaml", ".yml"):
         return plan(path).document, path.stem

@@ -9,11 +9,10 @@ that was measured once, on 2 quiet cores: `optimize apply examples/smollm2-exl2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from passes import chain
 from passes.base import Pass
@@ -53,16 +52,7 @@ class Effort:
     seconds: Quantity
     memory_bytes: Quantity
     disk_bytes: int
-    steps: dict[str, float]
-
-    def as_json(self) -> dict[str, Any]:
-        """The estimate as it stands in a plan."""
-        return {
-            "seconds": self.seconds.as_json(),
-            "memory_bytes": self.memory_bytes.as_json(),
-            "disk_bytes": self.disk_bytes,
-            "steps": {name: round(seconds, 1) for name, seconds in self.steps.items()},
-        }
+    steps: Mapping[str, float]
 
 
 def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> Effort:

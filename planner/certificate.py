@@ -2,37 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from passes.files.atomic import read_json
 from passes.files.checkpoint import Checkpoint
-from passes.measure.evaluate import Measured
-from passes.run.job import Outcome
-from planner.plan.codec import FORMAT_VERSION, quantity_json
-from planner.quality.expected import growth, perplexity_growth
+from planner.goals import Goal
+from planner.plan.codec import FORMAT_VERSION, from_json
+from planner.plan.document import PlanDocument, PlannedEngine, PlannedGoal
+from planner.quality.expected import Quality, growth, perplexity_growth
 from planner.verdict import show_interval
+from targets.engines.engine import KVEstimate, Memory, SpeedEstimate
 from targets.quantity import Basis, Quantity
 
+if TYPE_CHECKING:
+    from passes.measure.evaluate import Measured
+    from passes.run.job import Outcome
+
 NAME = "certificate.json"
-#: Where it keeps the passes as they were planned, choices that had to be measured still open.
-PLANNED = "planned_passes"
 
 
-def certificate(plan: Mapping[str, Any], outcome: Outcome, folder: Path) -> dict[str, Any]:
-    """The document on the result in `folder`. `holds` says whether every check does."""
-    chosen = plan["chosen"]
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A figure that was promised against what was measured, both as people read them. One that is not `binding` is informative."""
+
+    name: str
+    predicted: str
+    measured: str
+    holds: bool
+    binding: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredGoal:
+    """A goal on quality, and whether the result meets it."""
+
+    name: Goal
+    wanted: float
+    measured: float
+    met: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredQuality:
+    """What was measured (`passes.measure.evaluate.Measured`) with its 90 % intervals, nothing of it where nothing could be; the digests
+    of the tokens that were used; what was expected.
+    """
+
+    kl: float | None = None
+    kl_stderr: float | None = None
+    perplexity: float | None = None
+    source_perplexity: float | None = None
+    log_ppl_increase: float | None = None
+    log_ppl_stderr: float | None = None
+    tokens: int | None = None
+    sequences: int | None = None
+    intervals: Quality | None = None
+    calibration_digest: str | None
+    evaluation_digest: str
+    predicted: Quality
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedFigures:
+    """What the plan expects of the served result; `verify` holds it against the engine."""
+
+    memory: Memory
+    kv_cache: KVEstimate
+    speed: SpeedEstimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """What a step took, and what the plan expected of it."""
+
+    name: str
+    seconds: float
+    expected_seconds: float | None
+    peak_bytes: int
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The document on a result. `holds`: every binding check does, and every goal on quality is met. `planned_passes`: the passes as they
+    were planned, choices that had to be measured still open.
+    """
+
+    format_version: str
+    model: str
+    label: str
+    plan_digest: str
+    engine: PlannedEngine
+    checks: tuple[Comparison, ...]
+    goals: tuple[MeasuredGoal, ...]
+    quality: MeasuredQuality
+    predicted: PredictedFigures
+    tensor_bytes: int
+    steps: tuple[FinishedStep, ...]
+    losses: Mapping[str, Any]
+    without_calibration: tuple[str, ...]
+    holds: bool
+    planned_passes: tuple[Mapping[str, Any], ...] | None = None
+
+
+def certificate(
+    plan: PlanDocument, outcome: Outcome, folder: Path, planned_passes: tuple[Mapping[str, Any], ...]
+) -> Certificate:
+    """The document on the result in `folder`. `plan`: with every choice made; `planned_passes`: as they were before."""
+    chosen = plan.decision
     stored = list(Checkpoint(folder).describe())
     measured_bytes = sum(tensor.bytes for tensor in stored)
-    measured, quality = outcome.measured, chosen["quality"]
-    found = _measured(measured)
-    checks = [
+    intervals = None if outcome.measured is None else _intervals(outcome.measured)
+    seconds, peak = sum(step.seconds for step in outcome.steps), max(step.peak_bytes for step in outcome.steps)
+    checks = (
         _check(
-            "bytes of tensors",
-            f"{chosen['tensor_bytes']:,}",
-            f"{measured_bytes:,}",
-            measured_bytes == chosen["tensor_bytes"],
+            "bytes of tensors", f"{chosen.tensor_bytes:,}", f"{measured_bytes:,}", measured_bytes == chosen.tensor_bytes
         ),
         _check(
             "tensors in their format",
@@ -40,43 +127,44 @@ def certificate(plan: Mapping[str, Any], outcome: Outcome, folder: Path) -> dict
             f"{len(stored):,}",
             _same(outcome, stored),
         ),
-        *_losses(quality, found),
-    ]
-    work = chosen["apply"]
-    checks.append(_cost("seconds of work", work["seconds"], sum(step.seconds for step in outcome.steps), "{:.0f}"))
-    checks.append(
-        _cost(
-            "peak memory, MiB", work["memory_bytes"], max(step.peak_bytes for step in outcome.steps), "{:.0f}", 1 << 20
-        )
+        *_losses(chosen.quality, intervals),
+        _cost("seconds of work", chosen.apply.seconds, seconds, "{:.0f}"),
+        _cost("peak memory, MiB", chosen.apply.memory_bytes, peak, "{:.0f}", 1 << 20),
     )
-    goals = [_goal(goal, outcome) for goal in chosen["goals"]]
-    return {
-        "format_version": FORMAT_VERSION,
-        "model": plan["model"],
-        "label": chosen["label"],
-        "plan_digest": plan["digest"],
-        "engine": chosen["engine"],
-        "checks": checks,
-        "goals": [goal for goal in goals if goal is not None],
-        "quality": {
-            **(asdict(measured) if measured is not None else {}),
-            **({"intervals": {key: quantity_json(each) for key, each in found.items()}} if found else {}),
-            "calibration_digest": outcome.calibration_digest, "evaluation_digest": outcome.evaluation_digest,
-            "predicted": quality,
-        },
-        "predicted": {key: chosen[key] for key in ("memory", "kv_cache", "speed")},
-        "tensor_bytes": measured_bytes,
-        "steps": [
-            {
-                "name": s.name, "seconds": s.seconds, "expected_seconds": _expected(work["steps"], s.name),
-                "peak_bytes": s.peak_bytes, "reused": s.reused,
-            }
-            for s in outcome.steps
-        ],
-        "losses": outcome.losses,
-        "without_calibration": list(outcome.unseen),
-        "holds": all(check["holds"] or not check["binding"] for check in checks) and all(g["met"] for g in goals if g is not None),
-    }  # fmt: skip
+    goals = tuple(_goals(chosen.goals, outcome.measured))
+    return Certificate(
+        format_version=FORMAT_VERSION,
+        model=plan.model,
+        label=chosen.label,
+        plan_digest=plan.digest,
+        engine=chosen.engine,
+        checks=checks,
+        goals=goals,
+        quality=MeasuredQuality(
+            **({} if outcome.measured is None else asdict(outcome.measured)),
+            intervals=intervals,
+            calibration_digest=outcome.calibration_digest,
+            evaluation_digest=outcome.evaluation_digest,
+            predicted=chosen.quality,
+        ),
+        predicted=PredictedFigures(chosen.memory, chosen.kv_cache, chosen.speed),
+        tensor_bytes=measured_bytes,
+        steps=tuple(
+            FinishedStep(
+                step.name, step.seconds, _expected(chosen.apply.steps, step.name), step.peak_bytes, step.reused
+            )
+            for step in outcome.steps
+        ),
+        losses=outcome.losses,
+        without_calibration=tuple(outcome.unseen),
+        holds=kept(checks) and all(goal.met for goal in goals),
+        planned_passes=planned_passes,
+    )
+
+
+def kept(checks: Iterable[Comparison]) -> bool:
+    """Whether every binding check holds."""
+    return all(check.holds or not check.binding for check in checks)
 
 
 def _expected(steps: Mapping[str, float], name: str) -> float | None:
@@ -84,54 +172,47 @@ def _expected(steps: Mapping[str, float], name: str) -> float | None:
     return steps.get(name, steps.get(name.split()[0]))
 
 
-def _losses(predicted: Mapping[str, Any], found: Mapping[str, Quantity]) -> list[dict[str, Any]]:
+def _losses(predicted: Quality, measured: Quality | None) -> list[Comparison]:
     """Quality against its interval; where nothing here reads the format back, that it was not measured."""
+    rise, kl = (None, None) if measured is None else (measured.log_ppl_increase, measured.kl)
     return [
-        _loss("perplexity", "%", predicted["log_ppl_increase"], found.get("log_ppl_increase"), perplexity_growth),
-        _loss("KL divergence", "nats", predicted["kl"], found.get("kl"), lambda kl: kl),
+        _loss(Goal.PERPLEXITY, "perplexity", predicted.log_ppl_increase, rise, perplexity_growth),
+        _loss(Goal.KL, "KL divergence", predicted.kl, kl, lambda kl: kl),
     ]
 
 
-def _measured(measured: Measured | None) -> dict[str, Quantity]:
-    """What was measured, with the 90 % interval of its spread over texts; empty where nothing was."""
-    if measured is None:
-        return {}
+def _intervals(measured: Measured) -> Quality:
+    """What was measured, with the 90 % interval of its spread over texts."""
 
     def around(value: float, stderr: float) -> Quantity:
         half = measured.half_width(stderr)
         return Quantity(value, value - half, value + half, Basis.MEASURED)
 
-    return {
-        "log_ppl_increase": around(measured.log_ppl_increase, measured.log_ppl_stderr),
-        "kl": around(measured.kl, measured.kl_stderr),
-    }
+    return Quality(around(measured.log_ppl_increase, measured.log_ppl_stderr), around(measured.kl, measured.kl_stderr))
 
 
-def _check(name: str, predicted: str, measured: str, holds: bool) -> dict[str, Any]:
-    return {"name": name, "predicted": predicted, "measured": measured, "holds": holds, "binding": True}
+def _check(name: str, predicted: str, measured: str, holds: bool) -> Comparison:
+    return Comparison(name, predicted, measured, holds, binding=True)
 
 
 def _loss(
-    name: str, unit: str, predicted: Mapping[str, Any], found: Quantity | None, shown: Callable[[Quantity], Quantity]
-) -> dict[str, Any]:
+    goal: Goal, name: str, predicted: Quantity, measured: Quantity | None, shown: Callable[[Quantity], Quantity]
+) -> Comparison:
     """A measured figure against the predicted 90 % interval: informative, one in ten lies outside by design. `shown`: as people read it."""
-    expected = Quantity.of_json(predicted)
-    return {
-        "name": name,
-        "predicted": show_interval(shown(expected), unit),
-        "measured": "not measured" if found is None else show_interval(shown(found), unit),
-        "holds": found is not None and expected.low <= found.high and found.low <= expected.high,
-        "binding": False,
-    }
+    return Comparison(
+        name,
+        show_interval(shown(predicted), goal.unit),
+        "not measured" if measured is None else show_interval(shown(measured), goal.unit),
+        holds=measured is not None and predicted.low <= measured.high and measured.low <= predicted.high,
+        binding=False,
+    )
 
 
-def _cost(name: str, predicted: Mapping[str, Any], value: float, form: str, unit: int = 1) -> dict[str, Any]:
+def _cost(name: str, predicted: Quantity, value: float, form: str, unit: int = 1) -> Comparison:
     """What the work took against what was predicted: informative."""
-    low, high = (form.format(predicted[end] / unit) for end in ("low", "high"))
-    return {
-        "name": name, "predicted": f"{form.format(predicted['value'] / unit)} ({low} … {high})", "measured": form.format(value / unit),
-        "holds": predicted["low"] <= value <= predicted["high"], "binding": False,
-    }  # fmt: skip
+    expected, low, high = (form.format(end / unit) for end in (predicted.value, predicted.low, predicted.high))
+    holds = predicted.low <= value <= predicted.high
+    return Comparison(name, f"{expected} ({low} … {high})", form.format(value / unit), holds, binding=False)
 
 
 def _same(outcome: Outcome, stored: list[Any]) -> bool:
@@ -140,15 +221,20 @@ def _same(outcome: Outcome, stored: list[Any]) -> bool:
     }
 
 
-def _goal(goal: Mapping[str, Any], outcome: Outcome) -> dict[str, Any] | None:
-    """A quality goal against the measurement; goals on speed are `verify`'s."""
-    if outcome.measured is None:
-        return None
-    values = {"perplexity": growth(outcome.measured.log_ppl_increase), "KL": outcome.measured.kl}
-    if goal["name"] not in values:
-        return None
-    value = values[goal["name"]]
-    return {"name": goal["name"], "wanted": goal["wanted"], "measured": value, "met": value <= goal["wanted"]}
+def _goals(goals: Iterable[PlannedGoal], measured: Measured | None) -> Iterator[MeasuredGoal]:
+    """The goals on quality against the measurement; goals on speed are `verify`'s."""
+    if measured is None:
+        return
+    values = {Goal.PERPLEXITY: growth(measured.log_ppl_increase), Goal.KL: measured.kl}
+    for goal in goals:
+        if not goal.name.of_speed:
+            value = values[goal.name]
+            yield MeasuredGoal(goal.name, goal.wanted, value, value <= goal.wanted)
+
+
+def read_certificate(path: Path) -> Certificate:
+    """A certificate that `apply` wrote. Raises InputError where it is missing or damaged."""
+    return from_json(Certificate, read_json(path, "certificate"), str(path))
 
 
 def result_folder(path: Path) -> bool:

@@ -9,10 +9,19 @@ from typing import Any
 from passes.errors import Reason
 from passes.ir.sources import Source, open_model
 from planner.asked import chain_of, rewrite, with_dtype
-from planner.plan.codec import FORMAT_VERSION, kv_json, memory_json, quality_json, quantity_json, speed_json
+from planner.plan.codec import FORMAT_VERSION, to_json
+from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality, expected_quality
-from planner.remedies import remedies
-from targets.engines.engine import DEFAULT_ENGINE, MemoryEstimate, Settings, SpeedEstimate, find_engine
+from planner.remedies import Remedy, remedies
+from targets.engines.engine import (
+    DEFAULT_ENGINE,
+    KVEstimate,
+    Memory,
+    MemoryEstimate,
+    Settings,
+    SpeedEstimate,
+    find_engine,
+)
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
 from targets.workload import Workload
@@ -21,9 +30,31 @@ from targets.workload import Workload
 _Z90 = 1.645
 
 
+@dataclass(frozen=True, slots=True)
+class CheckDocument:
+    """The answer of `check` as the command-line contract has it."""
+
+    format_version: str
+    model: str
+    gpu: str
+    engine: str
+    fits: bool
+    starts: bool
+    serves: bool
+    margin: Quantity
+    confidence: float
+    reasons: tuple[StatedReason, ...]
+    remedies: tuple[Remedy, ...]
+    memory: Memory
+    kv_cache: KVEstimate
+    speed: SpeedEstimate
+    quality: Quality
+    notes: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class CheckResult:
-    """The answer of `check`; `as_json` is the contract. `starts`, `serves`, `fits` as in `MemoryEstimate`, legality included."""
+    """The answer of `check`; `document` is the contract. `starts`, `serves`, `fits` as in `MemoryEstimate`, legality included."""
 
     model: str
     gpu: Gpu
@@ -33,7 +64,7 @@ class CheckResult:
     quality: Quality
     workload: Workload
     illegal: tuple[Reason, ...]
-    remedies: tuple[Reason, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
     """What would make it fit: one change a knob."""
 
     @property
@@ -65,26 +96,32 @@ class CheckResult:
         """Everything against it."""
         return (*self.illegal, *self.estimate.reasons)
 
+    @property
+    def document(self) -> CheckDocument:
+        """The answer as the command-line contract has it."""
+        return CheckDocument(
+            format_version=FORMAT_VERSION,
+            model=self.model,
+            gpu=self.gpu.name,
+            engine=self.engine,
+            fits=self.fits,
+            starts=self.starts,
+            serves=self.serves,
+            margin=self.estimate.margin,
+            confidence=self.confidence,
+            reasons=tuple(map(stated, self.reasons)),
+            remedies=self.remedies,
+            memory=whole_bytes(self.estimate.memory),
+            kv_cache=self.estimate.kv,
+            speed=figures_alone(self.speed),
+            quality=self.quality,
+            notes=(*self.estimate.notes, *self.speed.notes),
+        )
+
     def as_json(self) -> dict[str, Any]:
-        """The document of the command-line contract."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "model": self.model,
-            "gpu": self.gpu.name,
-            "engine": self.engine,
-            "fits": self.fits,
-            "starts": self.starts,
-            "serves": self.serves,
-            "margin": quantity_json(self.estimate.margin),
-            "confidence": self.confidence,
-            "reasons": [reason.as_json() for reason in self.reasons],
-            "remedies": [{"knob": r.code, "message": r.message, **r.data} for r in self.remedies],
-            "memory": memory_json(self.estimate.memory),
-            "kv_cache": kv_json(self.estimate.kv),
-            "speed": speed_json(self.speed),
-            "quality": quality_json(self.quality),
-            "notes": [*self.estimate.notes, *self.speed.notes],
-        }
+        """The document as JSON."""
+        document: dict[str, Any] = to_json(self.document)
+        return document
 
 
 def check(

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from passes.errors import InputError, Reason
+from passes.errors import InputError
 from passes.ir.sources import Source
+from planner.plan.codec import number, to_json
+from planner.plan.document import ChosenPlan, PlanDocument
+from planner.plan.stated import StatedReason, stated
 from planner.search import SearchResult, complete, search
 from planner.spec.spec import Spec
 from planner.verdict import Verdict
@@ -23,12 +26,7 @@ class Row:
 
     candidate: str
     message: str
-    reasons: tuple[Reason, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """The row as a document."""
-        reasons = [reason.as_json() for reason in self.reasons]
-        return {"candidate": self.candidate, "message": self.message, **({"reasons": reasons} if reasons else {})}
+    reasons: tuple[StatedReason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class Answer:
 
     def as_json(self) -> dict[str, Any]:
         """The answer as a document."""
-        return {"answer": self.headline, "candidates": [row.as_json() for row in self.rows]}
+        return {"answer": self.headline, "candidates": to_json(self.rows)}
 
 
 def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
@@ -66,7 +64,7 @@ def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
 def _lost(verdict: Verdict) -> Row:
     """Why a candidate lost."""
     message = "; ".join(r.message + (f" ({r.remedy})" if r.remedy else "") for r in verdict.reasons)
-    return Row(verdict.candidate.label, message, verdict.reasons)
+    return Row(verdict.candidate.label, message, tuple(map(stated, verdict.reasons)))
 
 
 def _named(verdict: Verdict, name: str) -> bool:
@@ -119,32 +117,53 @@ def _what_if(spec: Spec, source: Source, before: SearchResult, change: str) -> A
     return Answer(f"with {change}: {same}", (Row("now", old), Row(change, new)))
 
 
-def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """What changed between two plans: `inputs` (lock and spec) that moved, and `choices` that follow."""
-    return {
-        "inputs": changes({"lock": old["lock"], "spec": old["spec"]}, {"lock": new["lock"], "spec": new["spec"]}),
-        "choices": changes(_decided(old), _decided(new)),
-    }
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A place where two documents differ, and both values as JSON has them; None where there is none."""
+
+    what: str
+    old: Any
+    new: Any
 
 
-def _decided(plan: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = plan["chosen"]
+@dataclass(frozen=True, slots=True)
+class PlanDifference:
+    """What changed between two plans: inputs (lock and spec) that moved, and choices that follow."""
+
+    inputs: tuple[Change, ...]
+    choices: tuple[Change, ...]
+
+
+def diff(old: PlanDocument, new: PlanDocument) -> PlanDifference:
+    """What changed between two plans."""
+    return PlanDifference(
+        tuple(changes(_inputs(old), _inputs(new))),
+        tuple(changes(_decided(old.chosen), _decided(new.chosen))),
+    )
+
+
+def _inputs(plan: PlanDocument) -> dict[str, Any]:
+    return {"lock": to_json(plan.lock), "spec": to_json(plan.spec)}
+
+
+def _decided(chosen: ChosenPlan | None) -> dict[str, Any]:
+    """The choices of a plan and the figures that people compare."""
     if chosen is None:
         return {"chosen": None}
-    out = {key: chosen[key] for key in ("engine", "passes", "settings", "tensor_bytes")}
-    figures = {name: chosen["speed"][name]["value"] for name in ("ttft_ms", "decode_tok_s_per_request")}
-    figures |= {
-        "log_ppl_increase": chosen["quality"]["log_ppl_increase"]["value"],
-        "kv_tokens": chosen["kv_cache"]["tokens"]["value"],
-    }
-    return {**out, **figures}
+    decided = {name: to_json(getattr(chosen, name)) for name in ("engine", "passes", "settings", "tensor_bytes")}
+    if chosen.speed is not None:
+        decided["ttft_ms"] = number(chosen.speed.ttft_ms.value)
+        decided["decode_tok_s_per_request"] = number(chosen.speed.decode_tok_s_per_request.value)
+    decided["log_ppl_increase"] = number(chosen.quality.log_ppl_increase.value)
+    decided["kv_tokens"] = number(chosen.kv_cache.tokens.value)
+    return decided
 
 
-def changes(old: Any, new: Any, path: str = "") -> list[dict[str, Any]]:
+def changes(old: Any, new: Any, path: str = "") -> list[Change]:
     """Every place where two JSON documents differ, with both values."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
         return [c for key in keys for c in changes(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [c for n, (a, b) in enumerate(zip(old, new, strict=True)) for c in changes(a, b, f"{path}[{n}]")]
-    return [] if old == new else [{"what": path, "old": old, "new": new}]
+    return [] if old == new else [Change(path, old, new)]

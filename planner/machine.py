@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from passes.errors import InputError
+from planner.plan.document import PlanDocument
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu, find_gpu, fold, inline_gpu
 from targets.serve.engine_build import BUILDS
@@ -14,7 +14,7 @@ from targets.serve.engine_build import BUILDS
 _REMEDY = "verify on the machine that it was planned for: copy the result's folder there; or plan for this one"
 
 
-def require_cards(plan: Mapping[str, Any], installed: Sequence[str]) -> None:
+def require_cards(plan: PlanDocument, installed: Sequence[str]) -> None:
     """Refuse a plan for NVIDIA cards that are not among the `installed` ones, by the names that NVML prints.
 
     A plan for a card of a size, or for one given by its facts, is content with any card of that memory.
@@ -24,8 +24,7 @@ def require_cards(plan: Mapping[str, Any], installed: Sequence[str]) -> None:
     card, named = _planned(plan)
     if card.vendor != "NVIDIA":
         return  # NVML, which says what is here, knows no others
-    settings = plan["chosen"]["settings"]
-    needed = settings["tensor_parallel"] * settings["pipeline_parallel"] * settings.get("data_parallel", 1)
+    needed = plan.decision.settings.gpus
     found = sum(_stands_for(card, named, name) for name in installed)
     if found >= needed:
         return
@@ -36,7 +35,7 @@ def require_cards(plan: Mapping[str, Any], installed: Sequence[str]) -> None:
     )
 
 
-def require_build(plan: Mapping[str, Any], build: str | None, python: object) -> None:
+def require_build(plan: PlanDocument, build: str | None, python: object) -> None:
     """Refuse an engine that is known to be built for something else than the plan: `cpu` or `cuda`; None says nothing."""
     wanted = _build(plan)
     if build is None or build == wanted:
@@ -47,16 +46,16 @@ def require_build(plan: Mapping[str, Any], build: str | None, python: object) ->
     )
 
 
-def _build(plan: Mapping[str, Any]) -> str:
-    return find_engine(plan["chosen"]["engine"]["name"]).device
+def _build(plan: PlanDocument) -> str:
+    return find_engine(plan.decision.engine.name).device
 
 
-def _planned(plan: Mapping[str, Any]) -> tuple[Gpu, bool]:
+def _planned(plan: PlanDocument) -> tuple[Gpu, bool]:
     """The card of a plan, and whether it is that card by name, not by its size or facts alone."""
-    wanted = plan["spec"]["target"]["gpu"]
+    wanted = plan.spec.target.gpu
     if isinstance(wanted, Mapping):
         return inline_gpu(wanted), False
-    card = find_gpu(plan["lock"]["gpu"]["name"] if wanted == "auto" else wanted)
+    card = find_gpu(plan.lock.gpu.name if wanted == "auto" else wanted)
     return card, not card.name.startswith("generic ")
 
 

@@ -5,9 +5,8 @@ weights does at the asked context, the first that does at a shorter one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from passes.errors import Reason
 from passes.ir.model import ModelIR
 from planner.asked import chain_of, rewrite
 from targets.engines.engine import Engine, MemoryEstimate, Settings
@@ -21,10 +20,24 @@ _FORMATS = ("fp8", "w8a8", "w4a16-g128", "w4a16-g64", "w4a16-g32")
 _UTILIZATIONS = (0.92, 0.94, 0.96, 0.98)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """One change that would make a model fit: the option to change, the change in words, and the values to give."""
+
+    knob: str
+    message: str
+    concurrency: int | None = None
+    kv_cache_dtype: str | None = None
+    gpu_memory_utilization: float | None = None
+    gpus: int | None = None
+    weights: str | None = None
+    context: int | None = None
+
+
 def remedies(
     engine: Engine, dense: ModelIR, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, *, may_quantize: bool
-) -> tuple[Reason, ...]:
-    """One `Reason` a knob, its message saying the change; empty where no single change helps."""
+) -> tuple[Remedy, ...]:
+    """One remedy a knob; empty where no single change helps."""
 
     def fits(model: ModelIR, changed: Settings, asked: Workload) -> bool:
         estimate: MemoryEstimate = engine.memory(model, gpu, changed, asked)
@@ -43,44 +56,44 @@ def _each(
     workload: Workload,
     may_quantize: bool,
     fits: Callable[[ModelIR, Settings, Workload], bool],
-) -> Iterator[Reason]:
+) -> Iterator[Remedy]:
     estimate = engine.memory(ir, gpu, settings, workload)
     context = min(
         workload.context - 1,
         _longest(lambda n: fits(ir, settings, replace(workload, context=n)), estimate.kv.max_context),
     )
     if context >= 256:
-        yield Reason("context", f"context {context:,} fits", None, {"context": context})
+        yield Remedy(knob="context", message=f"context {context:,} fits", context=context)
     if workload.concurrency and workload.concurrency > 1:
         at_once = int(estimate.kv.max_concurrency.value)
         if at_once >= 1 and fits(ir, settings, replace(workload, concurrency=at_once)):
-            yield Reason("concurrency", f"concurrency {at_once} fits", None, {"concurrency": at_once})
+            yield Remedy(knob="concurrency", message=f"concurrency {at_once} fits", concurrency=at_once)
     if ir.kv_cache.dtype == "auto":
         small, illegal = rewrite(ir, chain_of(None, "fp8"))
         if not illegal and fits(small, settings, workload):
-            yield Reason("kv_cache_dtype", "--kv-cache-dtype fp8 fits", None, {"kv_cache_dtype": "fp8"})
+            yield Remedy(knob="kv_cache_dtype", message="--kv-cache-dtype fp8 fits", kv_cache_dtype="fp8")
     for utilization in _UTILIZATIONS:
         changed = replace(settings, gpu_memory_utilization=utilization)
         if not gpu.is_cpu and utilization > (settings.gpu_memory_utilization or 0) and fits(ir, changed, workload):
             message = f"--gpu-memory-utilization {utilization} fits"
-            yield Reason("gpu_memory_utilization", message, None, {"gpu_memory_utilization": utilization})
+            yield Remedy(knob="gpu_memory_utilization", message=message, gpu_memory_utilization=utilization)
             break
     for tp in (2, 4, 8, 16):
         changed = replace(settings, parallel=replace(settings.parallel, tp=tp))
         if not gpu.is_cpu and tp > settings.parallel.tp and fits(ir, changed, workload):
-            yield Reason("gpus", f"{changed.parallel.gpus} cards fit", None, {"gpus": changed.parallel.gpus})
+            yield Remedy(knob="gpus", message=f"{changed.parallel.gpus} cards fit", gpus=changed.parallel.gpus)
             break
     smaller = [(name, rewrite(dense, chain_of(name, ir.kv_cache.dtype))) for name in _FORMATS if may_quantize]
     legal = [(name, model) for name, (model, illegal) in smaller if not illegal]
     for name, model in legal:
         if fits(model, settings, workload):
-            yield Reason("weights", f"--weights {name} fits", None, {"weights": name})
+            yield Remedy(knob="weights", message=f"--weights {name} fits", weights=name)
             return
     for name, model in legal:
         longest = _longest(lambda n, model=model: fits(model, settings, replace(workload, context=n)), workload.context)  # type: ignore[misc]
         if longest >= _USEFUL_CONTEXT:
             message = f"--weights {name} with --context {longest} fits"
-            yield Reason("weights", message, None, {"weights": name, "context": longest})
+            yield Remedy(knob="weights", message=message, weights=name, context=longest)
             return
 
 

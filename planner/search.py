@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 
 from passes.base import Pass
-from passes.errors import InputError, Reason
+from passes.errors import InputError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.asked import rewrite
 from planner.quality.expected import Quality, expected_quality, growth
@@ -57,12 +57,12 @@ class SearchResult:
         return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])
 
     @property
-    def illegal(self) -> list[dict[str, object]]:
+    def illegal(self) -> list[tuple[Reason, int]]:
         """Each kind of illegality with how many candidates it ruled out, most first."""
         counts: Counter[Reason] = Counter(
-            reason for verdict in self.rejected for reason in verdict.reasons if not reason.measured
+            reason for verdict in self.rejected for reason in verdict.reasons if reason.kind is ReasonKind.ILLEGAL
         )
-        return [{**reason.as_json(), "candidates": count} for reason, count in counts.most_common()]
+        return counts.most_common()
 
 
 def target_gpu(spec: Spec) -> Gpu:
@@ -164,8 +164,10 @@ class _Judge:
         """Whether other settings could mend a verdict, or better it."""
         if first.feasible:
             return not self._few_changes
-        quality = {goal.reason().code for goal in judge_quality(self._spec.goals, first.quality) if not goal.met}
-        return all(reason.measured and reason.code not in quality for reason in first.reasons)
+        quality = {
+            result.goal.reason_code for result in judge_quality(self._spec.goals, first.quality) if not result.met
+        }
+        return all(reason.kind is not ReasonKind.ILLEGAL and reason.code not in quality for reason in first.reasons)
 
     def verdict(self, design: Design, settings: Settings) -> Verdict:
         """Judge one candidate as far as it takes to know that it is out: legality and memory, then quality and speed.
@@ -243,14 +245,13 @@ def _figures(verdict: Verdict) -> dict[str, float]:
 def _dominated(prefer: str, chosen: Verdict, other: Verdict) -> Reason:
     """Why a feasible candidate was not chosen: the first figure of the preference in which the two differ."""
     mine, theirs = _figures(chosen), _figures(other)
+    dominated = partial(Reason, "dominated_by", remedy=None, kind=ReasonKind.DOMINATED)
     figure = next((name for name in _ORDERS[prefer] if mine[name] != theirs[name]), None)
     data: dict[str, object] = {"by": chosen.candidate.label}
     if figure is None:
-        return Reason("dominated_by", "meets the goals too, in every figure like the chosen one", None, data)
+        return dominated("meets the goals too, in every figure like the chosen one", data=data)
     data |= {"figure": figure, "value": theirs[figure], "against": mine[figure]}
-    return Reason(
-        "dominated_by", f"meets the goals too, but {_worse(figure, theirs[figure], mine[figure])}", None, data
-    )
+    return dominated(f"meets the goals too, but {_worse(figure, theirs[figure], mine[figure])}", data=data)
 
 
 def _worse(figure: str, theirs: float, mine: float) -> str:

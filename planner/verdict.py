@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from passes.base import Pass
-from passes.errors import Reason
+from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
+from planner.goals import Goal
 from planner.quality.expected import Quality, perplexity_growth
 from planner.spec.spec import Goals
 from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate
@@ -39,18 +39,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class GoalResult:
-    """One goal: what was asked, what is predicted, whether it is met. `wanted` and `predicted` share `unit`."""
+    """One goal: what was asked and what is predicted, both in the goal's unit, and whether it is met."""
 
-    name: str
+    goal: Goal
     wanted: float
     predicted: Quantity
-    at_most: bool
-    unit: str
 
     @property
     def met(self) -> bool:
         """Whether the predicted value meets the goal."""
-        return self.predicted.value <= self.wanted if self.at_most else self.predicted.value >= self.wanted
+        return self.predicted.value <= self.wanted if self.goal.at_most else self.predicted.value >= self.wanted
 
     @property
     def miss(self) -> float:
@@ -61,14 +59,11 @@ class GoalResult:
 
     def reason(self) -> Reason:
         """The reason of a missed goal."""
-        sign = ">" if self.at_most else "<"
-        predicted, wanted = apart(self.predicted.value, self.wanted, self.unit)
-        message = f"{self.name} {predicted} {sign} {wanted}"
+        sign = ">" if self.goal.at_most else "<"
+        predicted, wanted = apart(self.predicted.value, self.wanted, self.goal.unit)
+        figures = {"wanted": self.wanted, "predicted": self.predicted.value}
         return Reason(
-            f"{self.name.replace(' ', '_')}_missed",
-            message,
-            None,
-            {"wanted": self.wanted, "predicted": self.predicted.value},
+            self.goal.reason_code, f"{self.goal} {predicted} {sign} {wanted}", None, figures, ReasonKind.GOAL_MISSED
         )
 
 
@@ -129,7 +124,7 @@ class Verdict:
         memory = self.memory.memory
         needed = memory.budget.value - min(0.0, self.memory.margin.value)
         short = math.log(needed / memory.budget.value) if memory.budget.value > 0 else math.inf
-        hard = sum(not reason.measured for reason in self.reasons)
+        hard = sum(reason.kind is ReasonKind.ILLEGAL for reason in self.reasons)
         return hard, short + sum(math.log1p(goal.miss) for goal in self.goals)
 
 
@@ -142,31 +137,19 @@ def judge(goals: Goals, speed: SpeedEstimate, quality: Quality) -> Iterator[Goal
 def judge_speed(goals: Goals, speed: SpeedEstimate) -> Iterator[GoalResult]:
     """The goals on speed."""
     if goals.ttft is not None:
-        yield GoalResult("TTFT", goals.ttft * 1000, speed.ttft_ms, True, "ms")
+        yield GoalResult(Goal.TTFT, goals.ttft * 1000, speed.ttft_ms)
     if goals.tpot is not None:
-        yield GoalResult("TPOT", goals.tpot * 1000, speed.tpot_ms, True, "ms")
+        yield GoalResult(Goal.TPOT, goals.tpot * 1000, speed.tpot_ms)
     if goals.decode is not None:
-        yield GoalResult("decode", goals.decode, speed.decode_tok_s_per_request, False, "tok/s")
+        yield GoalResult(Goal.DECODE, goals.decode, speed.decode_tok_s_per_request)
     if goals.throughput is not None:
-        yield GoalResult("throughput", goals.throughput, speed.throughput_tok_s, False, "tok/s")
+        yield GoalResult(Goal.THROUGHPUT, goals.throughput, speed.throughput_tok_s)
 
 
 def judge_quality(goals: Goals, quality: Quality) -> Iterator[GoalResult]:
     """The goals on quality."""
     if goals.quality.max_perplexity_increase is not None:
         grown = perplexity_growth(quality.log_ppl_increase)
-        yield GoalResult("perplexity", goals.quality.max_perplexity_increase, grown, True, "%")
+        yield GoalResult(Goal.PERPLEXITY, goals.quality.max_perplexity_increase, grown)
     if goals.quality.max_kl is not None:
-        yield GoalResult("KL", goals.quality.max_kl, quality.kl, True, "nats")
-
-
-def estimates_json(verdict: Verdict) -> Mapping[str, Any]:
-    """`memory`, `kv_cache`, `speed`, `quality` as the command-line contract shapes them."""
-    from planner.plan.codec import kv_json, memory_json, quality_json, speed_json
-
-    return {
-        "memory": memory_json(verdict.memory.memory),
-        "kv_cache": kv_json(verdict.memory.kv),
-        "speed": speed_json(verdict.speed),
-        "quality": quality_json(verdict.quality),
-    }
+        yield GoalResult(Goal.KL, goals.quality.max_kl, quality.kl)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 
 class Basis(StrEnum):
@@ -43,11 +41,6 @@ class Quantity:
         """A value with a symmetric relative 90 % half width."""
         return cls(value, value * (1 - error), value * (1 + error), basis)
 
-    @classmethod
-    def of_json(cls, document: Mapping[str, Any]) -> Quantity:
-        """What `as_json` wrote."""
-        return cls(document["value"], document["low"], document["high"], Basis(document["basis"]))
-
     def __add__(self, other: Quantity) -> Quantity:
         """Sum of independent terms: half widths add in quadrature on each side; the weaker basis wins."""
         value = self.value + other.value
@@ -62,19 +55,6 @@ class Quantity:
     def scaled(self, factor: float) -> Quantity:
         """The quantity times a known positive factor."""
         return Quantity(self.value * factor, self.low * factor, self.high * factor, self.basis)
-
-    def as_json(self) -> dict[str, Any]:
-        """The `Q` object of the command-line contract; whole numbers are printed as integers."""
-
-        def number(x: float) -> float | int:
-            return int(x) if float(x).is_integer() else x
-
-        return {
-            "value": number(self.value),
-            "low": number(self.low),
-            "high": number(self.high),
-            "basis": str(self.basis),
-        }
 
 
 def weaker(*bases: Basis) -> Basis:

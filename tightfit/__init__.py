@@ -12,27 +12,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from planner.apply import ApplyResult, apply
-    from planner.check import CheckResult, check
+    from planner.certificate import Certificate
+    from planner.check import CheckDocument, CheckResult, check
+    from planner.plan.document import PlanDocument
     from planner.plan.make import Plan, plan
+    from planner.plan.saved import load_plan
     from planner.spec.parse import load_spec
     from planner.spec.spec import Spec
     from planner.verify import VerifyReport, verify
 
 __all__ = [
     "ApplyResult",
+    "Certificate",
+    "CheckDocument",
     "CheckResult",
     "Plan",
+    "PlanDocument",
     "Spec",
     "VerifyReport",
     "apply",
     "check",
+    "load_plan",
     "load_spec",
     "plan",
     "verify",
 ]
 
 _HOME = {
-    "ApplyResult": "apply", "apply": "apply", "CheckResult": "check", "check": "check", "Plan": "plan.make", "plan": "plan.make",
+    "ApplyResult": "apply", "apply": "apply", "Certificate": "certificate",
+    "CheckDocument": "check", "CheckResult": "check", "check": "check",
+    "Plan": "plan.make", "plan": "plan.make", "PlanDocument": "plan.document", "load_plan": "plan.saved",
     "Spec": "spec.spec", "load_spec": "spec.parse", "VerifyReport": "verify", "verify": "verify",
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,6 +67,7 @@ def check(
 ) -> None:
     """Say whether a model fits a card, before deployment. Exit 3 when it does not."""
     from planner.check import check as run
+    from planner.plan.codec import to_json
     from targets.engines.engine import Parallel, Settings
 
     tensor = tp or max(1, (gpus or 1) // (pp * dp))
@@ -83,11 +85,12 @@ def check(
         model, gpu, engine, settings=settings, context=context, concurrency=concurrency, input_tokens=input_tokens,
         output_tokens=output_tokens, weights=weights, kv_cache_dtype=kv_cache_dtype, dtype=dtype,
     )  # fmt: skip
-    document = result.as_json()
+    document = result.document
     if idle > 0:
-        document["notes"].append(f"{idle} of the {gpus} cards stay idle: tp × pp × dp is {tensor * pp * dp}")
+        note = f"{idle} of the {gpus} cards stay idle: tp × pp × dp is {tensor * pp * dp}"
+        document = replace(document, notes=(*document.notes, note))
     if as_json:
-        emit(document)
+        emit(to_json(document))
     else:
         from planner.cli.tables import print_check
 
@@ -108,8 +111,9 @@ def plan(
 ) -> None:
     """Choose the best chain of passes for a spec, and say why every other lost. Exit 3 when none meets the goals."""
     from planner.cli.progress import shown
-    from planner.plan.document import save
+    from planner.plan.codec import to_json
     from planner.plan.make import plan as run
+    from planner.plan.saved import save
 
     folder = (work or Path(f".{spec.stem}.measured")) if measure else None
     with shown(_console(True)) as progress:
@@ -118,7 +122,7 @@ def plan(
     if made.feasible:
         save(made.document, path)
     if as_json:
-        emit(made.document)
+        emit(to_json(made.document))
     else:
         from planner.cli.tables import print_plan
 
@@ -131,7 +135,7 @@ def plan(
     if launch and made.result.chosen is not None:
         from planner.plan.launch import launch as launch_of
 
-        name = made.document["model"].rsplit("/", 1)[-1]
+        name = made.document.model.rsplit("/", 1)[-1]
         for file in launch_of(made.document, made.result.chosen.ir, name).files:
             _console(as_json).print(f"\n  [bold]launch/{file.path}[/]\n{file.text}", markup=True)
     raise typer.Exit(0 if made.feasible else 3)
@@ -154,12 +158,13 @@ def apply(
     from planner.apply import find_plan, next_step
     from planner.cli.progress import shown
     from planner.cli.tables import print_certificate
+    from planner.plan.codec import to_json
 
     console = _console(as_json)
     with shown(console) as progress:
         result = run(what or find_plan(Path()), output, work=work, replace=replace, progress=progress)
     if as_json:
-        emit(result.certificate)
+        emit(to_json(result.certificate))
     else:
         print_certificate(console, result.certificate)
         console.print(f"  [bold]Done: {result.out}[/]  Next: {next_step(result)}")
@@ -169,21 +174,21 @@ def apply(
 @app.command()
 def show(what: Annotated[Path, typer.Argument(help="A plan, or a result's folder.")], as_json: Json = False) -> None:
     """Read a plan or a result."""
-    from passes.files.atomic import read_json
-    from planner.certificate import NAME, result_folder
+    from planner.certificate import NAME, read_certificate, result_folder
     from planner.cli.tables import print_certificate, print_plan
-    from planner.plan.document import load_plan
+    from planner.plan.codec import to_json
     from planner.plan.lock import staleness
+    from planner.plan.saved import load_plan
 
     if result_folder(what) or what.name == NAME:
-        document = read_json(what / NAME if what.is_dir() else what, "certificate")
-        emit(document) if as_json else print_certificate(_console(), document)
+        certificate = read_certificate(what / NAME if what.is_dir() else what)
+        emit(to_json(certificate)) if as_json else print_certificate(_console(), certificate)
         return
     document = load_plan(what)
     if as_json:
-        emit(document)
+        emit(to_json(document))
     else:
-        print_plan(_console(), document, document["lock"]["gpu"]["name"], str(what))
+        print_plan(_console(), document, document.lock.gpu.name, str(what))
     for moved in staleness(document):
         _console(True).print(f"  stale: {moved}", style="yellow", markup=False)
 
@@ -198,7 +203,8 @@ def explain(
     from passes.ir.sources import open_model
     from planner.apply import find_plan
     from planner.explain import explain as run
-    from planner.plan.document import load_plan, spec_of
+    from planner.plan.document import spec_of
+    from planner.plan.saved import load_plan
     from planner.spec.parse import load_spec
 
     path = what or find_plan(Path())
@@ -222,15 +228,16 @@ def diff(
 ) -> None:
     """Compare two plans: which inputs moved, and which choices follow."""
     from planner.explain import diff as run
-    from planner.plan.document import load_plan
+    from planner.plan.codec import to_json
+    from planner.plan.saved import load_plan
 
-    document = run(load_plan(old), load_plan(new))
+    difference = run(load_plan(old), load_plan(new))
     if as_json:
-        emit(document)
+        emit(to_json(difference))
         return
     from planner.cli.tables import print_diff
 
-    print_diff(_console(), document)
+    print_diff(_console(), difference)
 
 
 @app.command()
@@ -248,7 +255,7 @@ def verify(
     if as_json:
         emit(report.as_json())
     else:
-        print_verified(console, report.as_json())
+        print_verified(console, report)
     raise typer.Exit(0 if report.holds else 4)
 
 

@@ -1,88 +1,162 @@
-"""The JSON shapes of the command-line contract, from the rooms' result types."""
+"""Writes documents as JSON and reads them back: the fields of a dataclass are the keys, in their order.
+
+A field that holds its default is left out. Of a `Quantity` whole numbers are integers and infinities (a model without a cache) null.
+What is read is written again as it was, to the digit: numbers stay the integers or floats that they are.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from targets.engines.engine import KVEstimate, Memory, Parallel, Settings, SpeedEstimate
-from targets.quantity import Quantity
-
-if TYPE_CHECKING:
-    from planner.quality.expected import Quality
+from passes.errors import InputError
+from targets.quantity import Basis, Quantity
 
 FORMAT_VERSION = "1"
+T = TypeVar("T")
 
 
-def quantity_json(quantity: Quantity) -> dict[str, Any]:
-    """A quantity; infinities (a model without a cache) become null."""
-    return {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in quantity.as_json().items()}
+def to_json(value: Any) -> Any:
+    """A document, or a part of one, as JSON values."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Quantity):
+        ends = {"value": value.value, "low": value.low, "high": value.high}
+        return {name: number(end) for name, end in ends.items()} | {"basis": str(value.basis)}
+    if isinstance(value, Mapping):
+        return {key: to_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(inner) for inner in value]
+    if is_dataclass(value):
+        kind: Any = type(value)
+        held = ((name, getattr(value, name), default) for name, default in _defaults(kind))
+        return {name: to_json(inner) for name, inner, default in held if default is MISSING or inner != default}
+    return value
 
 
-def memory_json(memory: Memory) -> dict[str, Any]:
-    """Bytes by term, of the tightest rank."""
-    terms = ("weights", "kv_cache", "activations", "non_torch", "cuda_graphs", "total", "budget")
-    out: dict[str, Any] = {term: quantity_json(_whole(getattr(memory, term))) for term in terms}
-    if memory.per_rank:
-        out["per_rank"] = [dict(rank) for rank in memory.per_rank]
-    return out
-
-
-def _whole(quantity: Quantity) -> Quantity:
-    return Quantity(round(quantity.value), round(quantity.low), round(quantity.high), quantity.basis)
-
-
-def kv_json(kv: KVEstimate) -> dict[str, Any]:
-    """What the cache holds."""
-    return {
-        "bytes_per_token": kv.bytes_per_token,
-        "bytes_per_sequence": kv.bytes_per_sequence,
-        "tokens": quantity_json(kv.tokens),
-        "max_concurrency": quantity_json(kv.max_concurrency),
-        "max_context": kv.max_context,
-    }
-
-
-def speed_json(speed: SpeedEstimate | None) -> dict[str, Any] | None:
-    """Latency and throughput; None where nothing could be said."""
-    if speed is None:
+def number(value: float) -> float | int | None:
+    """A figure of a quantity as JSON has it."""
+    if not math.isfinite(value):
         return None
-    names = ("ttft_ms", "tpot_ms", "prefill_tok_s", "decode_tok_s_per_request", "throughput_tok_s")
-    return {name: quantity_json(getattr(speed, name)) for name in names}
+    return int(value) if float(value).is_integer() else value
 
 
-def quality_json(quality: Quality) -> dict[str, Any]:
-    """Expected rise of log-perplexity and KL divergence."""
-    return {"log_ppl_increase": quantity_json(quality.log_ppl_increase), "kl": quantity_json(quality.kl)}
+@cache
+def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """The fields of a dataclass with their defaults, MISSING where there is none."""
+    factories = ((field, field.default_factory) for field in fields(kind))
+    return tuple((field.name, field.default if make is MISSING else make()) for field, make in factories)
 
 
-#: Settings that a plan names where they were set.
-_SETTINGS = (
-    "version", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes",
-)  # fmt: skip
+def from_json(kind: type[T], value: Any, what: str) -> T:
+    """Read what `to_json` wrote of a `kind`. Raises InputError that names the first key which is missing, unknown or of another type;
+    `what` names the document for people.
+    """
+    try:
+        document: T = _reader(cast(Any, kind))(value)
+    except _UnreadableError as error:
+        raise InputError(f"{what}: {error}", remedy="make it again with this version") from None
+    return document
 
 
-def settings_json(settings: Settings) -> dict[str, Any]:
-    """Engine settings that were set, and the parallel layout."""
-    p = settings.parallel
-    out: dict[str, Any] = {"tensor_parallel": p.tp, "pipeline_parallel": p.pp}
-    if p.dp > 1 or p.ep > 1:
-        out |= {"data_parallel": p.dp, "expert_parallel": p.ep}
-    for name in _SETTINGS:
-        value = getattr(settings, name)
-        if value is not None:
-            out[name] = value
-    if settings.enforce_eager:
-        out["enforce_eager"] = True
-    return out
+class _UnreadableError(Exception):
+    """A value that is not what it should be; `path` leads to it from outside in."""
+
+    def __init__(self, problem: str, path: tuple[str, ...] = ()) -> None:
+        super().__init__(problem)
+        self.problem, self.path = problem, path
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.path) or 'the document'} {self.problem}"
 
 
-def settings_from(document: Mapping[str, Any]) -> Settings:
-    """Return the settings that `settings_json` wrote; what a plan does not keep (a reserve) is at its default."""
-    degrees = ("tensor_parallel", "pipeline_parallel", "data_parallel", "expert_parallel")
-    return Settings(
-        parallel=Parallel(*(document.get(degree, 1) for degree in degrees)),
-        enforce_eager=document.get("enforce_eager", False),
-        **{name: document[name] for name in _SETTINGS if name in document},
-    )
+def _read(reader: Callable[[Any], Any], value: Any, key: str) -> Any:
+    """A value inside another; an error says at which key."""
+    try:
+        return reader(value)
+    except _UnreadableError as error:
+        raise _UnreadableError(error.problem, (key, *error.path)) from None
+
+
+@cache
+def _reader(kind: Any) -> Callable[[Any], Any]:
+    """What reads values of a type: a dataclass, an enum, a tuple of one type, a mapping, a union, a plain value."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value: value
+    if kind is Quantity:
+        return _quantity
+    if is_dataclass(kind):
+        return _dataclass_reader(kind)
+    if origin in (types.UnionType, Union):
+        return _union_reader(arguments)
+    if origin is tuple:
+        element = _reader(arguments[0])
+        return lambda value: tuple(_read(element, inner, str(n)) for n, inner in enumerate(_checked(list, value)))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        known = {str(member.value): member for member in kind}
+        return lambda value: known[value] if value in known else _refuse(value, " or ".join(known))
+    plain = dict if origin is not None else (int, float) if kind is float else kind
+    return lambda value: _checked(plain, value)
+
+
+def _dataclass_reader(kind: Any) -> Callable[[Any], Any]:
+    hints = get_type_hints(kind)
+    readers = {field.name: _reader(hints[field.name]) for field in fields(kind)}
+    needed = {name for name, default in _defaults(kind) if default is MISSING}
+
+    def read(value: Any) -> Any:
+        keys = _checked(dict, value).keys()
+        if needed - keys:
+            raise _UnreadableError("is missing", (min(needed - keys),))
+        if keys - readers.keys():
+            raise _UnreadableError("is not known", (min(keys - readers.keys()),))
+        return kind(**{name: _read(readers[name], inner, name) for name, inner in value.items()})
+
+    return read
+
+
+def _union_reader(kinds: tuple[Any, ...]) -> Callable[[Any], Any]:
+    """Of several types the one that fits; where one type may be absent, an error is that of the type."""
+    *firsts, last = (_reader(kind) for kind in kinds if kind is not types.NoneType)
+
+    def read(value: Any) -> Any:
+        if value is None and types.NoneType in kinds:
+            return None
+        for reader in firsts:
+            try:
+                return reader(value)
+            except _UnreadableError:
+                continue
+        return last(value)
+
+    return read
+
+
+def _quantity(value: Any) -> Quantity:
+    parts = _checked(dict, value)
+    if parts.keys() != {"value", "low", "high", "basis"}:
+        _refuse(value, "an object with value, low, high and basis")
+    middle, low, high = (_read(_reader(float | None), parts[end], end) for end in ("value", "low", "high"))
+    low = low if low is not None else math.inf if middle is None else -math.inf
+    basis = _read(_reader(Basis), parts["basis"], "basis")
+    return Quantity(math.inf if middle is None else middle, low, math.inf if high is None else high, basis)
+
+
+_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+
+
+def _checked(kind: Any, value: Any) -> Any:
+    """A value of a JSON type; truth is no number."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        _refuse(value, _NAMES.get(kind, "a number"))
+    return value
+
+
+def _refuse(value: Any, wanted: str) -> Any:
+    raise _UnreadableError(f"is {value!r:.40}, not {wanted}")

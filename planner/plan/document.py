@@ -1,102 +1,337 @@
-"""Saves and reads the plan document; `digest` is a sha256 over all of it but `places`."""
+"""The plan as a document: what was chosen, why each other lost, and a lock on every input it rests on.
+
+`planner.plan.codec` writes the fields as the keys of the command-line contract, in their order, and reads them back.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from passes import chain
 from passes.base import Pass
-from passes.chain import from_json, to_json
 from passes.errors import DoesNotFitError, GoalMissedError, InputError
-from planner.plan.codec import FORMAT_VERSION
+from planner.apply_cost import Effort
+from planner.goals import Goal
+from planner.plan.codec import to_json
+from planner.plan.stated import StatedReason
+from planner.quality.expected import Quality
 from planner.spec.spec import Spec
+from targets.engines.engine import KVEstimate, Memory, Parallel, Settings, SpeedEstimate
+from targets.quantity import Quantity
 
 #: The parts of a spec that name texts.
 TEXTS = ("calibration", "evaluation")
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedEngine:
+    """The engine, and the version that was asked, else the newest one known."""
+
+    name: str
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSettings:
+    """Engine settings that were set, and the layout over cards; data and expert parallel degrees only where one of them is above 1."""
+
+    tensor_parallel: int
+    pipeline_parallel: int
+    data_parallel: int | None = None
+    expert_parallel: int | None = None
+    version: str | None = None
+    gpu_memory_utilization: float | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    enforce_eager: bool = False
+
+    @property
+    def gpus(self) -> int:
+        """Cards in use."""
+        return self.tensor_parallel * self.pipeline_parallel * (self.data_parallel or 1)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as engines take them; what a plan does not keep (a reserve) is at its default."""
+        return Settings(
+            version=self.version,
+            parallel=Parallel(
+                self.tensor_parallel, self.pipeline_parallel, self.data_parallel or 1, self.expert_parallel or 1
+            ),
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            enforce_eager=self.enforce_eager,
+            block_size=self.block_size,
+            kv_cache_memory_bytes=self.kv_cache_memory_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGoal:
+    """A goal of the spec with what is predicted, both in `unit`."""
+
+    name: Goal
+    wanted: float
+    unit: str
+    at_most: bool
+    met: bool
+    predicted: Quantity
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenPlan:
+    """The chosen candidate. `passes`: as `passes.chain.to_json` writes them. `state`: `bounded` while a choice waits to be measured, and
+    `tensor_bytes` is a bound, else `resolved`. `missing`: what `apply` lacks to run it, empty where it is `executable`.
+    """
+
+    engine: PlannedEngine
+    label: str
+    passes: tuple[Mapping[str, Any], ...]
+    settings: PlannedSettings
+    memory: Memory
+    kv_cache: KVEstimate
+    speed: SpeedEstimate | None
+    quality: Quality
+    goals: tuple[PlannedGoal, ...]
+    tensor_bytes: int
+    apply: Effort
+    state: str
+    executable: bool
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def chain(self) -> tuple[Pass, ...]:
+        """The passes."""
+        return chain.from_json(self.passes)
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedPlan:
+    """A candidate that lost, and why."""
+
+    candidate: str
+    reasons: tuple[StatedReason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A change of the question that would meet the goals, and the candidate that it leads to."""
+
+    change: str
+    candidate: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class IllegalKind:
+    """A kind of illegality, and how many candidates it ruled out."""
+
+    code: str
+    message: str
+    remedy: str | None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    candidates: int = field(kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ParetoPlan:
+    """A candidate that no other one beats in quality, speed and memory at once."""
+
+    candidate: str
+    memory: Memory
+    kv_cache: KVEstimate
+    speed: SpeedEstimate | None
+    quality: Quality
+
+
+@dataclass(frozen=True, slots=True)
+class PortableTarget:
+    """The card by name, size or facts; `reserve` with its unit."""
+
+    gpu: str | Mapping[str, Any]
+    count: int
+    reserve: str
+
+
+@dataclass(frozen=True, slots=True)
+class PortableWorkload:
+    """What is asked of the served model, in tokens and requests."""
+
+    context: int
+    concurrency: int
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PortableText:
+    """A text without its folder."""
+
+    dataset: str
+    samples: int
+    length: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortableSpec:
+    """The spec without the model and the places of its files. What only the spec's own reader understands stands as people write it."""
+
+    revision: str | None = None
+    assume: str | None = None
+    trust_remote_code: bool
+    target: PortableTarget
+    engine: str | Mapping[str, Any]
+    workload: PortableWorkload
+    goals: Mapping[str, Any]
+    passes: Mapping[str, Any]
+    calibration: PortableText
+    evaluation: PortableText
+
+
+@dataclass(frozen=True, slots=True)
+class LockedText:
+    """A text, and the sha256 of its file; None where it is no file."""
+
+    dataset: str
+    samples: int
+    length: int
+    seed: int
+    digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LockedGpu:
+    """The card, its bytes, and how many there are."""
+
+    name: str
+    memory_bytes: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """Every input that a plan rests on. `data`: sha256 of the tool's own tables by their file names."""
+
+    model: str
+    revision: str | None
+    header_digest: str
+    config_digest: str
+    calibration: LockedText
+    evaluation: LockedText
+    gpu: LockedGpu
+    engine: PlannedEngine | None
+    tightfit: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the plan's files are on this machine: absolute paths, and names of what is no file."""
+
+    model: str
+    calibration: str
+    evaluation: str
+    spec: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDocument:
+    """A plan as it is saved. `weights`: their count. `searched`: candidates settled. `digest`: sha256 over all but itself and `places`;
+    no timestamp or path is inside of what is hashed. A plan that has left the place where it was made has no `places`.
+    """
+
+    format_version: str
+    model: str
+    weights: int
+    spec: PortableSpec
+    chosen: ChosenPlan | None
+    rejected: tuple[RejectedPlan, ...]
+    alternatives: tuple[Alternative, ...]
+    illegal: tuple[IllegalKind, ...]
+    pareto: tuple[ParetoPlan, ...]
+    searched: int
+    lock: Lock
+    digest: str
+    places: Places | None = None
+
+    @property
+    def decision(self) -> ChosenPlan:
+        """What was chosen. Raises DoesNotFitError where nothing was."""
+        if self.chosen is None:
+            raise DoesNotFitError(
+                "the plan found nothing that meets the goals",
+                remedy="loosen a goal or change the target, then plan again",
+            )
+        return self.chosen
+
+
+def planned_settings(settings: Settings) -> PlannedSettings:
+    """Settings as documents state them."""
+    parallel = settings.parallel
+    spread = parallel.dp > 1 or parallel.ep > 1
+    return PlannedSettings(
+        parallel.tp, parallel.pp, parallel.dp if spread else None, parallel.ep if spread else None, settings.version,
+        settings.gpu_memory_utilization, settings.max_num_seqs, settings.max_num_batched_tokens, settings.block_size,
+        settings.kv_cache_memory_bytes, settings.enforce_eager,
+    )  # fmt: skip
+
+
 def digest(document: Mapping[str, Any]) -> str:
-    """sha256 over the document but for the places of files."""
+    """sha256 over a plan's JSON but for the places of files."""
     said = {key: value for key, value in document.items() if key not in ("digest", "places")}
     return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def save(document: Mapping[str, Any], path: Path) -> None:
-    """Write a plan atomically; its folder is made where it is missing."""
-    from passes.files.atomic import write_json
-    from passes.files.os_errors import clear_disk_errors
-
-    with clear_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, document)
+def sealed(document: PlanDocument) -> PlanDocument:
+    """A plan with the digest of what it says."""
+    return replace(document, digest=digest(to_json(document)))
 
 
-def resolved_plan(document: Mapping[str, Any], passes: Sequence[Pass], tensor_bytes: int) -> dict[str, Any]:
+def portable(document: PlanDocument) -> PlanDocument:
+    """A plan as it travels with its result: without the places of this machine."""
+    return replace(document, places=None)
+
+
+def resolved_plan(document: PlanDocument, passes: Sequence[Pass], tensor_bytes: int) -> PlanDocument:
     """A plan whose measured choices are filled in: the same decision where it was resolved already.
 
     Raises GoalMissedError where the resolved bytes exceed what the bounded plan promised.
     """
-    chosen = document["chosen"]
-    if tensor_bytes > chosen["tensor_bytes"] or (
-        chosen["state"] == "resolved" and tensor_bytes != chosen["tensor_bytes"]
-    ):
+    chosen = document.decision
+    if tensor_bytes > chosen.tensor_bytes or (chosen.state == "resolved" and tensor_bytes != chosen.tensor_bytes):
         raise GoalMissedError(
-            f"the measured choices take {tensor_bytes:,} bytes, the plan promised {chosen['tensor_bytes']:,}",
+            f"the measured choices take {tensor_bytes:,} bytes, the plan promised {chosen.tensor_bytes:,}",
             remedy="plan again",
         )
-    decided = {**chosen, "passes": to_json(passes), "tensor_bytes": tensor_bytes, "state": "resolved"}
-    out = {**document, "chosen": decided}
-    return {**out, "digest": digest(out)}
+    steps = tuple(to_json(chain.to_json(passes)))
+    return sealed(replace(document, chosen=replace(chosen, passes=steps, tensor_bytes=tensor_bytes, state="resolved")))
 
 
-def load_plan(path: str | Path) -> dict[str, Any]:
-    """Read a saved plan. Raises InputError where it is none, or was edited."""
-    file = Path(path)
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no plan at {file}", remedy="`optimize plan SPEC` makes one") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is no plan: {error}", remedy="`optimize plan SPEC` makes one") from None
-    if not isinstance(document, dict) or "chosen" not in document or "lock" not in document:
-        raise InputError(f"{file} is no plan", remedy="`optimize plan SPEC` makes one")
-    if document.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{file} has format {document.get('format_version')!r}, this tightfit reads {FORMAT_VERSION!r}",
-            remedy="plan again",
-        )
-    if digest(document) != document.get("digest"):
-        raise InputError(f"{file} was edited since it was made", remedy="change the spec and plan again")
-    return document
-
-
-def spec_of(document: Mapping[str, Any]) -> Spec:
+def spec_of(document: PlanDocument) -> Spec:
     """The spec inside a plan, with the model where the plan found it."""
-    if "places" not in document:
+    if document.places is None:
         raise InputError(
             "this plan has left the place it was made at: it names neither model nor texts",
             remedy="apply the plan that `optimize plan` saved, or plan again",
         )
-    texts = {role: document["spec"][role] | {"dataset": document["places"][role]} for role in TEXTS}
-    return Spec.model_validate(document["spec"] | texts | {"model": document["places"]["model"]})
+    spec = to_json(document.spec)
+    texts = {role: spec[role] | {"dataset": getattr(document.places, role)} for role in TEXTS}
+    return Spec.model_validate(spec | texts | {"model": document.places.model})
 
 
-def chain_of_plan(document: Mapping[str, Any]) -> tuple[Pass, ...]:
-    """The passes that a plan chose."""
-    return from_json(document["chosen"]["passes"])
-
-
-def require_executable(document: Mapping[str, Any]) -> None:
+def require_executable(document: PlanDocument) -> None:
     """Refuse a plan that chose nothing or cannot be run, before anything is done."""
-    chosen = document["chosen"]
-    if chosen is None:
-        raise DoesNotFitError(
-            "the plan found nothing that meets the goals", remedy="loosen a goal or change the target, then plan again"
-        )
-    if not chosen["executable"]:
+    chosen = document.decision
+    if not chosen.executable:
         raise InputError(
-            f"this plan cannot be applied: {'; '.join(chosen['missing'])}", remedy="name a model whose weights are here"
+            f"this plan cannot be applied: {'; '.join(chosen.missing)}", remedy="name a model whose weights are here"
         )

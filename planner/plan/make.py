@@ -1,30 +1,40 @@
-"""The Plan document: what was chosen, why each other lost, and a lock on every input it rests on.
-
-JSON with `format_version`. `digest` is a sha256 over all of it but `places`, where its files are on this machine; no timestamp or
-path is inside of what is hashed.
-"""
+"""Makes a plan: opens the model, searches, and writes down what was chosen, why each other lost, and what it all rests on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from passes import chain
 from passes.base import Pass
-from passes.chain import missing, rewrite, to_json
+from passes.chain import missing, rewrite
+from passes.errors import Reason
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
 from planner.alternatives import alternatives
 from planner.apply_cost import effort
-from planner.plan.codec import FORMAT_VERSION, quantity_json, settings_json
-from planner.plan.document import TEXTS, digest
+from planner.plan.codec import FORMAT_VERSION, to_json
+from planner.plan.document import (
+    ChosenPlan,
+    IllegalKind,
+    ParetoPlan,
+    Places,
+    PlanDocument,
+    PlannedEngine,
+    PlannedGoal,
+    RejectedPlan,
+    planned_settings,
+    sealed,
+)
 from planner.plan.lock import lock, portable_spec
+from planner.plan.stated import figures_alone, stated, whole_bytes
 from planner.search import SearchResult, search
 from planner.spec.parse import load_spec
 from planner.spec.spec import Spec
-from planner.verdict import Verdict, estimates_json
-from targets.engines.engine import find_engine
+from planner.verdict import GoalResult, Verdict
+from targets.engines.engine import SpeedEstimate, find_engine
 
 if TYPE_CHECKING:
     from passes.steps.progress import Progress
@@ -33,9 +43,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan as a document (`document`, JSON) with the live objects it was made from."""
+    """A plan as a document with the live objects it was made from."""
 
-    document: Mapping[str, Any]
+    document: PlanDocument
     spec: Spec
     source: Source
     result: SearchResult
@@ -43,7 +53,7 @@ class Plan:
     @property
     def feasible(self) -> bool:
         """Whether a candidate meets all goals."""
-        return self.document["chosen"] is not None
+        return self.document.chosen is not None
 
 
 def plan(
@@ -64,26 +74,31 @@ def plan(
         from planner.quality.trials import trials
 
         tried = trials(spec, source, result, measure, progress)
-        result = search(spec, source.ir, measured={chain: trial.quality for chain, trial in tried.items()})
+        result = search(spec, source.ir, measured={passes: trial.quality for passes, trial in tried.items()})
     chosen = _resolved(result.chosen, source, tried)
-    document: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "model": source.ir.name,
-        "weights": source.ir.weights,
-        "spec": portable_spec(spec),
-        "chosen": None if chosen is None else _chosen(spec, chosen, source),
-        "rejected": [_rejected(v) for v in result.nearest()],
-        "alternatives": [] if chosen else list(alternatives(spec, source.ir)),
-        "illegal": result.illegal,
-        "pareto": [{"candidate": v.candidate.label, **estimates_json(v)} for v in result.pareto],
-        "searched": result.searched,
-        "lock": lock(spec, source, _engine(chosen) if chosen else None),
-    }
-    document["digest"] = digest(document)
-    document["places"] = {"model": _place(spec.model)} | {role: _place(getattr(spec, role).dataset) for role in TEXTS}
-    if file is not None:
-        document["places"]["spec"] = str(file.resolve())
-    return Plan(document, spec, source, result)
+    document = PlanDocument(
+        format_version=FORMAT_VERSION,
+        model=source.ir.name,
+        weights=source.ir.weights,
+        spec=portable_spec(spec),
+        chosen=None if chosen is None else _chosen(spec, chosen, source),
+        rejected=tuple(
+            RejectedPlan(verdict.candidate.label, tuple(map(stated, verdict.reasons))) for verdict in result.nearest()
+        ),
+        alternatives=() if chosen else tuple(alternatives(spec, source.ir)),
+        illegal=tuple(_illegal(reason, candidates) for reason, candidates in result.illegal),
+        pareto=tuple(map(_pareto, result.pareto)),
+        searched=result.searched,
+        lock=lock(spec, source, _engine(chosen) if chosen else None),
+        digest="",
+        places=Places(
+            _place(spec.model),
+            _place(spec.calibration.dataset),
+            _place(spec.evaluation.dataset),
+            None if file is None else str(file.resolve()),
+        ),
+    )
+    return Plan(sealed(document), spec, source, result)
 
 
 def _resolved(verdict: Verdict | None, source: Source, tried: Mapping[tuple[Pass, ...], Trial]) -> Verdict | None:
@@ -99,42 +114,51 @@ def _place(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def _chosen(spec: Spec, verdict: Verdict, source: Source) -> dict[str, Any]:
-    lacking = list(missing(source.ir, verdict.candidate.passes))
+def _chosen(spec: Spec, verdict: Verdict, source: Source) -> ChosenPlan:
+    passes = verdict.candidate.passes
+    lacking = list(missing(source.ir, passes))
     if not source.has_weights:
         lacking.append("the weights: only the description of the model is here")
-    return {
-        "engine": _engine(verdict),
-        "label": verdict.candidate.label,
-        "passes": to_json(verdict.candidate.passes),
-        "settings": settings_json(verdict.candidate.settings),
-        **estimates_json(verdict),
-        "goals": [
-            {
-                "name": g.name,
-                "wanted": g.wanted,
-                "unit": g.unit,
-                "at_most": g.at_most,
-                "met": g.met,
-                "predicted": quantity_json(g.predicted),
-            }
-            for g in verdict.goals
-        ],
-        "tensor_bytes": verdict.ir.tensor_bytes,
-        "apply": effort(spec, source.ir, verdict.ir, verdict.candidate.passes).as_json(),
-        "state": "resolved" if all(p.resolved for p in verdict.candidate.passes) else "bounded",
-        "executable": not lacking,
-        "missing": lacking,
-        "notes": list(verdict.notes),
-    }
+    work = effort(spec, source.ir, verdict.ir, passes)
+    return ChosenPlan(
+        engine=_engine(verdict),
+        label=verdict.candidate.label,
+        passes=tuple(to_json(chain.to_json(passes))),
+        settings=planned_settings(verdict.candidate.settings),
+        memory=whole_bytes(verdict.memory.memory),
+        kv_cache=verdict.memory.kv,
+        speed=_speed(verdict),
+        quality=verdict.quality,
+        goals=tuple(map(_goal, verdict.goals)),
+        tensor_bytes=verdict.ir.tensor_bytes,
+        apply=replace(work, steps={name: round(seconds, 1) for name, seconds in work.steps.items()}),
+        state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",
+        executable=not lacking,
+        missing=tuple(lacking),
+        notes=verdict.notes,
+    )
 
 
-def _engine(verdict: Verdict) -> dict[str, Any]:
+def _goal(result: GoalResult) -> PlannedGoal:
+    goal = result.goal
+    return PlannedGoal(goal, result.wanted, goal.unit, goal.at_most, result.met, result.predicted)
+
+
+def _engine(verdict: Verdict) -> PlannedEngine:
     """The engine, and the version that was asked, else the newest one known."""
     known = find_engine(verdict.candidate.engine).known_versions()
-    version = verdict.candidate.settings.version or (known[-1] if known else None)
-    return {"name": verdict.candidate.engine, "version": version}
+    return PlannedEngine(verdict.candidate.engine, verdict.candidate.settings.version or (known[-1] if known else None))
 
 
-def _rejected(verdict: Verdict) -> dict[str, Any]:
-    return {"candidate": verdict.candidate.label, "reasons": [reason.as_json() for reason in verdict.reasons]}
+def _pareto(verdict: Verdict) -> ParetoPlan:
+    memory = whole_bytes(verdict.memory.memory)
+    return ParetoPlan(verdict.candidate.label, memory, verdict.memory.kv, _speed(verdict), verdict.quality)
+
+
+def _speed(verdict: Verdict) -> SpeedEstimate | None:
+    return None if verdict.speed is None else figures_alone(verdict.speed)
+
+
+def _illegal(reason: Reason, candidates: int) -> IllegalKind:
+    said = stated(reason)
+    return IllegalKind(said.code, said.message, said.remedy, said.data, candidates=candidates)

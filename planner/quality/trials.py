@@ -17,7 +17,7 @@ from passes.blocks.dense_model import DenseModel
 from passes.blocks.devices import compute_devices, compute_dtype
 from passes.blocks.model_class import unwalkable
 from passes.chain import from_json, rewrite, to_json
-from passes.errors import InputError
+from passes.errors import InputError, Reason, ReasonKind
 from passes.files.atomic import read_json, readable, write_json
 from passes.files.lock import only_one
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
@@ -28,6 +28,7 @@ from passes.steps.key import content_key
 from passes.steps.progress import Progress
 from passes.steps.step import Report, Steps
 from passes.text.source import TextSource, tokens_digest
+from planner.goals import Goal
 from planner.quality.expected import Quality, expected_quality
 from planner.search import SearchResult
 from planner.spec.spec import Spec, TextChoice
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 LEADING = 3
 #: Sequences and tokens of each text at most.
 _FITTED, _JUDGING, _LENGTH = 16, 8, 512
-#: Reasons with which a candidate may still turn out the best.
-_OPEN = ("dominated_by", "perplexity_missed", "KL_missed")
+#: Codes of the goals whose figures a trial measures.
+_MEASURED = frozenset(goal.reason_code for goal in Goal if not goal.of_speed)
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,16 @@ def leading(ir: ModelIR, result: SearchResult, count: int = LEADING) -> list[tup
     """The chains worth trying, all native: the chosen one, then those that lost by quality alone, least expected loss first."""
     verdicts = [result.chosen] if result.chosen else []
     verdicts += sorted(
-        (v for v in result.rejected if all(reason.code in _OPEN for reason in v.reasons)),
+        (v for v in result.rejected if all(_open(reason) for reason in v.reasons)),
         key=lambda v: v.quality.log_ppl_increase.value,
     )
     chains = dict.fromkeys(v.candidate.passes for v in verdicts)
     return [chain for chain in chains if chain and all(_made_here(ir, one) for one in chain)][:count]
+
+
+def _open(reason: Reason) -> bool:
+    """Whether a candidate that has this against it may still turn out the best."""
+    return reason.kind is ReasonKind.DOMINATED or reason.code in _MEASURED
 
 
 def _made_here(ir: ModelIR, one: Pass) -> bool:

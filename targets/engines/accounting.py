@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from passes.errors import Reason
+from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
 from targets.engines.engine import KVEstimate, Memory, MemoryEstimate
 from targets.engines.kv_layout import Layout
@@ -59,6 +59,7 @@ def answer(
                 f"weights and overhead take {gib(memory.budget.value - memory.kv_cache.value)} of {gib(memory.budget.value)}",
                 None,
                 {"short_bytes": int(-memory.kv_cache.value)},
+                ReasonKind.TOO_LARGE,
             )
         )
     elif not layout.starts(memory.kv_cache.value, workload.context):
@@ -70,6 +71,7 @@ def answer(
                 f"a context of {workload.context:,} needs {gib(needed)} of cache, {gib(max(0.0, memory.kv_cache.value))} is left",
                 remedy,
                 {"needed_bytes": needed, "available_bytes": int(memory.kv_cache.value), "max_context": longest},
+                ReasonKind.TOO_LARGE,
             )
         )
     starts = memory.kv_cache.value > 0 and layout.starts(memory.kv_cache.value, workload.context)
@@ -82,6 +84,7 @@ def answer(
                 f"{wanted} requests of {workload.context:,} tokens asked, {kv.max_concurrency.value:.1f} fit at once",
                 f"concurrency {int(kv.max_concurrency.value)} fits",
                 {"asked": wanted, "fits": kv.max_concurrency.value},
+                ReasonKind.TOO_LARGE,
             )
         )
     return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), notes)

@@ -26,8 +26,8 @@ def test_the_shortest_spec_there_is_gives_a_plan_or_says_why_not(model: str) -> 
         for engine in ("auto", *ENGINE_NAMES):
             target = {"gpu": "L4", "count": count}
             document = plan(Spec.model_validate({"model": model, "target": target, "engine": engine})).document
-            if document["chosen"] is None:
-                assert document["rejected"], f"{engine} on {count}: nothing chosen and no reason"
-                assert all(verdict["reasons"] for verdict in document["rejected"])
+            if document.chosen is None:
+                assert document.rejected, f"{engine} on {count}: nothing chosen and no reason"
+                assert all(verdict.reasons for verdict in document.rejected)
             else:
-                assert document["chosen"]["label"]
+                assert document.chosen.label

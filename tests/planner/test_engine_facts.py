@@ -10,7 +10,7 @@ import pytest
 
 import planner
 from passes.quantize.format_names import parse_scheme
-from planner.plan.codec import settings_from, settings_json
+from planner.plan.document import planned_settings
 from planner.plan.launch import launch_request
 from planner.plan.make import plan
 from planner.space import workload_of
@@ -74,7 +74,7 @@ def test_a_server_s_log_tells_its_cache() -> None:
     ],
 )  # fmt: skip
 def test_settings_are_read_back_from_a_plan(settings: Settings) -> None:
-    assert settings_from(settings_json(settings)) == settings
+    assert planned_settings(settings).settings == settings
 
 
 def test_a_plan_says_what_its_launch_files_need() -> None:

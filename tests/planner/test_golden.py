@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import pytest
 
+from planner.plan.codec import to_json
 from planner.plan.make import plan
 
 _ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ _PROCESSOR = frozenset({"avx2", "avx512f", "avx512_bf16"})
 def lasting(name: str) -> dict[str, Any]:
     """What of an example's plan must not change unnoticed."""
     with patch("targets.gpu.cpu_instructions", return_value=_PROCESSOR):
-        document = plan(_ROOT / "examples" / f"{name}.yaml").document
+        document = to_json(plan(_ROOT / "examples" / f"{name}.yaml").document)
     chosen = document["chosen"]
     return {
         "chosen": None if chosen is None else _chosen(chosen),

@@ -8,9 +8,10 @@ import pytest
 
 from passes.errors import InputError
 from passes.steps.progress import Progress
-from planner.plan.document import load_plan, require_executable, save, spec_of
+from planner.plan.document import require_executable, spec_of
 from planner.plan.lock import require_fresh
 from planner.plan.make import plan
+from planner.plan.saved import load_plan, save
 from planner.quality.trials import LEADING
 from planner.spec.parse import load_spec
 from targets.quantity import Basis
@@ -43,7 +44,7 @@ def test_the_leading_candidates_are_tried_and_kept(spec: Path, tmp_path: Path) -
         f"{number} of {LEADING}: trial" for number in range(1, LEADING + 1)
     }
     assert made.result.chosen.quality.kl.basis is Basis.MEASURED
-    assert made.document["chosen"]["state"] == "resolved"
+    assert made.document.decision.state == "resolved"
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("trial-*.json")}
     assert len(kept) == LEADING
     assert plan(spec, measure=tmp_path / "work").document == made.document

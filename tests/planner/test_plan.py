@@ -13,12 +13,15 @@ from passes.errors import DoesNotFitError, InputError, StalePlanError
 from planner import explain
 from planner.check import check
 from planner.cli.commands import app
-from planner.plan.document import chain_of_plan, digest, load_plan, require_executable, save, spec_of
+from planner.plan.codec import to_json
+from planner.plan.document import digest, portable, require_executable, spec_of
 from planner.plan.lock import require_fresh, staleness
 from planner.plan.make import Plan, plan
+from planner.plan.saved import load_plan, save
 from planner.spec.parse import parse_spec
 from targets.machine.calibrate import store
 from targets.machine.profile import Profile
+from targets.quantity import Basis
 
 SPEC = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nworkload: { context: 4096 }\n"
 
@@ -29,7 +32,7 @@ def made() -> Plan:
 
 
 def test_the_document_has_the_keys_of_the_contract(made: Plan) -> None:
-    document = made.document
+    document = to_json(made.document)
     assert {"format_version", "chosen", "rejected", "pareto", "lock", "searched", "digest"} <= set(document)
     assert {"engine", "passes", "settings", "memory", "kv_cache", "speed", "quality", "executable", "missing"} <= set(
         document["chosen"]
@@ -42,13 +45,13 @@ def test_the_same_spec_gives_the_same_plan(made: Plan) -> None:
 
 
 def test_what_is_hashed_holds_no_path_and_no_time(made: Plan) -> None:
-    said = {key: value for key, value in made.document.items() if key != "places"}
+    said = to_json(portable(made.document))
     assert str(Path.cwd()) not in json.dumps(said)
-    assert digest(said) == made.document["digest"]
+    assert digest(said) == made.document.digest
 
 
 def test_a_model_without_weights_can_be_planned_but_not_applied(made: Plan) -> None:
-    assert made.document["chosen"]["executable"] is False
+    assert made.document.decision.executable is False
     with pytest.raises(InputError, match="weights"):
         require_executable(made.document)
 
@@ -61,7 +64,7 @@ def test_a_plan_that_found_nothing_is_not_applied() -> None:
 
 
 def test_a_stale_plan_says_what_moved(made: Plan) -> None:
-    moved = dict(made.document) | {"lock": {**made.document["lock"], "header_digest": "another"}}
+    moved = replace(made.document, lock=replace(made.document.lock, header_digest="another"))
     with pytest.raises(StalePlanError, match="header_digest"):
         require_fresh(moved, made.spec, made.source)
     require_fresh(made.document, made.spec, made.source)
@@ -75,8 +78,8 @@ def test_a_change_of_config_json_alone_makes_a_plan_stale(made: Plan) -> None:
 
 
 def test_a_change_of_the_tools_own_data_makes_a_plan_stale(made: Plan) -> None:
-    data = made.document["lock"]["data"] | {"gpus.yaml": "another"}
-    moved = dict(made.document) | {"lock": made.document["lock"] | {"data": data}}
+    data = dict(made.document.lock.data) | {"gpus.yaml": "another"}
+    moved = replace(made.document, lock=replace(made.document.lock, data=data))
     with pytest.raises(StalePlanError, match=r"data\.gpus\.yaml"):
         require_fresh(moved, made.spec, made.source)
 
@@ -91,13 +94,14 @@ def test_a_spec_that_was_edited_makes_its_plan_stale(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_gone_is_said_when_its_plan_is_read(made: Plan) -> None:
-    gone = dict(made.document) | {"places": made.document["places"] | {"model": "/no/such/model.gguf"}}
+    assert made.document.places is not None
+    gone = replace(made.document, places=replace(made.document.places, model="/no/such/model.gguf"))
     assert "model.gguf" in staleness(gone)[0]
 
 
 def test_a_plan_that_travelled_is_shown(made: Plan, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    save({key: value for key, value in made.document.items() if key != "places"}, path)
+    save(portable(made.document), path)
     document = load_plan(path)
     assert staleness(document) == []
     done = CliRunner().invoke(app, ["show", str(path)])
@@ -108,7 +112,7 @@ def test_a_saved_plan_is_read_back(made: Plan, tmp_path: Path) -> None:
     path = tmp_path / "a.plan.json"
     save(made.document, path)
     assert load_plan(path) == made.document
-    assert chain_of_plan(made.document) == made.result.chosen.candidate.passes  # type: ignore[union-attr]
+    assert made.document.decision.chain == made.result.chosen.candidate.passes  # type: ignore[union-attr]
     assert spec_of(made.document) == made.spec
 
 
@@ -116,7 +120,7 @@ def test_a_saved_plan_is_read_back(made: Plan, tmp_path: Path) -> None:
     "place", ["chosen.tensor_bytes", "chosen.goals", "chosen.memory", "spec.workload", "lock.gpu", "spec"]
 )
 def test_an_edit_anywhere_is_noticed(made: Plan, place: str, tmp_path: Path) -> None:
-    edited = json.loads(json.dumps(made.document))
+    edited = json.loads(json.dumps(to_json(made.document)))
     *parents, last = place.split(".")
     inside = edited
     for key in parents:
@@ -129,9 +133,8 @@ def test_an_edit_anywhere_is_noticed(made: Plan, place: str, tmp_path: Path) -> 
 
 
 def test_a_plan_that_travelled_can_be_read_but_not_applied(made: Plan) -> None:
-    travelled = {key: value for key, value in made.document.items() if key != "places"}
     with pytest.raises(InputError, match="left the place"):
-        spec_of(travelled)
+        spec_of(portable(made.document))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"chosen": null}'])
@@ -145,8 +148,8 @@ def test_what_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
 def test_diff_names_the_input_that_moved_and_the_choice_that_follows(made: Plan) -> None:
     other = plan(parse_spec(SPEC.replace("rtx-4090", "l40s")))
     change = explain.diff(made.document, other.document)
-    assert "lock.gpu.name" in {c["what"] for c in change["inputs"]}
-    assert explain.diff(made.document, made.document) == {"inputs": [], "choices": []}
+    assert "lock.gpu.name" in {c.what for c in change.inputs}
+    assert explain.diff(made.document, made.document) == explain.PlanDifference((), ())
 
 
 @pytest.mark.parametrize(
@@ -186,7 +189,7 @@ def test_the_plan_knows_what_outside_tools_and_scale_searches_take() -> None:
             f"passes: {{ quantize: {{ formats: [{formats}], dense: false, backend: {backend} }}, kv_cache: [auto] }}\n"
         )
         made = plan(parse_spec(SPEC + "engine: vllm\n" + passes + "calibration: { dataset: self }\n"))
-        return float(made.document["chosen"]["apply"]["seconds"]["value"])
+        return made.document.decision.apply.seconds.value
 
     plain = seconds("gptq-4-g128")
     assert seconds("awq-4-g128") > plain and seconds("gptq-4-g128", "gptqmodel") > plain
@@ -198,9 +201,9 @@ def test_plans_and_checks_say_that_a_measurement_is_not_believed(
     """An older version kept rates that no card has: figures stay the fitted ones, never `measured`."""
     monkeypatch.setenv("TIGHTFIT_HOME", str(tmp_path))
     store(Profile("RTX 4090", {"copy_bytes_per_s": 9e11, "vector_bytes_per_s": 8e11, "bf16_flops": 2e12}, {}))
-    chosen = plan(parse_spec(SPEC)).document["chosen"]
-    checked = check("Qwen/Qwen2.5-7B-Instruct", "RTX 4090").as_json()
+    chosen = plan(parse_spec(SPEC)).document.decision
+    checked = check("Qwen/Qwen2.5-7B-Instruct", "RTX 4090").document
     for document in (chosen, checked):
-        assert any("2 TFLOP/s" in note and "not believed" in note for note in document["notes"])
-        assert document["speed"]["tpot_ms"]["basis"] != "measured"
-    assert chosen["speed"] == made.document["chosen"]["speed"]
+        assert any("2 TFLOP/s" in note and "not believed" in note for note in document.notes)
+        assert document.speed is not None and document.speed.tpot_ms.basis is not Basis.MEASURED
+    assert chosen.speed == made.document.decision.speed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 
 from passes.errors import InputError
 from planner.machine import require_build, require_cards
+from planner.plan.document import PlanDocument, portable
 from planner.plan.make import plan
+from planner.plan.saved import save
 from planner.spec.spec import Spec
 from planner.verify import verify
 from targets.machine.devices import installed_gpus
@@ -23,25 +26,25 @@ from tests.planner.test_cli import run
 _H100, _4090 = "NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090"
 
 
-def planned(gpu: Any = "rtx-4090", engine: str = "vllm", **target: int) -> dict[str, Any]:
+def planned(gpu: Any = "rtx-4090", engine: str = "vllm", **target: int) -> PlanDocument:
     spec = {
         "model": "Llama-3.2-1B-Instruct", "target": {"gpu": gpu, **target}, "engine": engine,
         "workload": {"context": 2048, "concurrency": 1}, "passes": {"quantize": {"formats": ["w8a8"], "dense": True}},
     }  # fmt: skip
-    return dict(plan(Spec.model_validate(spec)).document)
+    return plan(Spec.model_validate(spec)).document
 
 
-def on_two(document: dict[str, Any]) -> dict[str, Any]:
-    settings = document["chosen"]["settings"] | {"tensor_parallel": 2}
-    return {**document, "chosen": {**document["chosen"], "settings": settings}}
+def on_two(document: PlanDocument) -> PlanDocument:
+    chosen = document.decision
+    return replace(document, chosen=replace(chosen, settings=replace(chosen.settings, tensor_parallel=2)))
 
 
 @pytest.fixture
-def result(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
-    def made(document: dict[str, Any]) -> Path:
+def result(tmp_path: Path) -> Callable[[PlanDocument], Path]:
+    def made(document: PlanDocument) -> Path:
         folder = tmp_path / "made"
         folder.mkdir()
-        (folder / "plan.json").write_text(json.dumps({k: v for k, v in document.items() if k != "places"}))
+        save(portable(document), folder / "plan.json")
         (folder / "certificate.json").write_text("{}")
         (folder / "launch").mkdir()
         (folder / "launch" / "vllm.yaml").write_text("served-model-name: made\n")

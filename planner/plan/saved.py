@@ -1,0 +1,51 @@
+"""Saves plans to files and reads them back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from passes.errors import InputError
+from planner.plan.codec import FORMAT_VERSION, from_json, to_json
+from planner.plan.document import PlanDocument, digest
+
+#: The resolved plan in a result's folder.
+PLAN = "plan.json"
+
+
+def save(document: PlanDocument, path: Path) -> None:
+    """Write a plan atomically; its folder is made where it is missing."""
+    from passes.files.atomic import write_json
+    from passes.files.os_errors import clear_disk_errors
+
+    with clear_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, to_json(document))
+
+
+def load_plan(path: str | Path) -> PlanDocument:
+    """Read a saved plan. Raises InputError where it is none, or was edited."""
+    file = Path(path)
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no plan at {file}", remedy="`optimize plan SPEC` makes one") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is no plan: {error}", remedy="`optimize plan SPEC` makes one") from None
+    if not isinstance(document, dict) or "chosen" not in document or "lock" not in document:
+        raise InputError(f"{file} is no plan", remedy="`optimize plan SPEC` makes one")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{file} has format {document.get('format_version')!r}, this tightfit reads {FORMAT_VERSION!r}",
+            remedy="plan again",
+        )
+    if digest(document) != document.get("digest"):
+        raise InputError(f"{file} was edited since it was made", remedy="change the spec and plan again")
+    return from_json(PlanDocument, document, str(file))
+
+
+def read_plan(path: Path) -> PlanDocument:
+    """The plan in a result's folder, whatever was done to the file since. Raises InputError where it is missing or damaged."""
+    from passes.files.atomic import read_json
+
+    return from_json(PlanDocument, read_json(path, "plan"), str(path))

@@ -10,7 +10,8 @@ import pytest
 
 import planner
 from passes.quantize.format_names import parse_scheme
-from planner.plan.document import planned_settings
+from planner.plan.codec import from_json, to_json
+from planner.plan.document import PlannedSettings, planned_settings
 from planner.plan.launch import launch_request
 from planner.plan.make import plan
 from planner.space import workload_of
@@ -74,7 +75,7 @@ def test_a_server_s_log_tells_its_cache() -> None:
     ],
 )  # fmt: skip
 def test_settings_are_read_back_from_a_plan(settings: Settings) -> None:
-    assert planned_settings(settings).settings == settings
+    assert from_json(PlannedSettings, to_json(planned_settings(settings)), "it").settings == settings
 
 
 def test_a_plan_says_what_its_launch_files_need() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 @pytest.mark.usefixtures("installed")
 def test_it_is_planned_for_where_it_is_named() -> None:
     ours, its = (plan(parse_spec(_SPEC.format(engine=name))) for name in ("exllamav2", "toy-engine"))
-    chosen = its.document["chosen"]
-    assert chosen["engine"]["name"] == "toy-engine"
-    assert {**chosen, "engine": None, "label": None} == {**ours.document["chosen"], "engine": None, "label": None}
-    assert "constants.json" in its.document["lock"]["data"] and "constants.json" not in ours.document["lock"]["data"]
+    chosen, engine = its.document.decision, ours.document.decision.engine
+    assert chosen.engine.name == "toy-engine"
+    assert replace(chosen, engine=engine, label="") == replace(ours.document.decision, label="")
+    assert "constants.json" in its.document.lock.data and "constants.json" not in ours.document.lock.data
     assert check("Qwen2.5-7B-Instruct", "RTX 4090", "toy-engine", context=4096).engine == "toy-engine"
     assert "toy-engine" in ENGINES.names(installed=True)
 

@@ -13,7 +13,7 @@ from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized
 from passes.formats.format import E4M3_MAX, Format
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.gptq_rules import FUSED
+from passes.ir.quant_config.gptq import FUSED
 
 
 class StoredProducts:

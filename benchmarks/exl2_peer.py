@@ -26,8 +26,8 @@ import torch
 from benchmarks.degrid import degrid
 from benchmarks.text import CACHE
 from passes.algorithms import exl2
-from passes.formats.exl2 import Exl2
-from passes.formats.exl2_options import parse_shares
+from passes.formats.exllama.exl2 import Exl2
+from passes.formats.exllama.exl2_options import parse_shares
 from passes.text.source import PYTHON_REFERENCE, TextSource, token_blocks
 
 NAMES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")

@@ -52,7 +52,7 @@ def warm(runs: int) -> Iterator[tuple[str, float, list[float]]]:
     from passes.algorithms.knapsack import Unit, allocate
     from passes.ir.sources import open_model
     from planner.check import check
-    from planner.search import search
+    from planner.choice.search import search
     from planner.spec.parse import load_spec
 
     def seconds(work: Callable[[], object]) -> list[float]:

@@ -9,10 +9,10 @@ from typing import Any
 from passes.errors import Reason
 from passes.ir.sources import Source, open_model
 from planner.asked import chain_of, rewrite, with_dtype
+from planner.choice.remedies import Remedy, remedies
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality, expected_quality
-from planner.remedies import Remedy, remedies
 from targets.engines.engine import (
     DEFAULT_ENGINE,
     KVEstimate,

@@ -9,12 +9,12 @@ from typing import Any
 
 from passes.errors import InputError
 from passes.ir.sources import Source
+from planner.choice.search import SearchResult, complete, search
+from planner.choice.verdict import Verdict
 from planner.plan.codec import number, to_json
 from planner.plan.document import ChosenPlan, PlanDocument
 from planner.plan.stated import StatedReason, stated
-from planner.search import SearchResult, complete, search
 from planner.spec.spec import Spec
-from planner.verdict import Verdict
 from targets.gpu import find_gpu
 
 _EXAMPLES = "`why not awq`, `why g64`, `what if 48GB`, `what if 2 cards`, `what if context 16384`"

@@ -8,11 +8,11 @@ from pathlib import Path
 from passes.errors import DoesNotFitError, InputError
 from passes.run.result_folder import aside_of, finished
 from planner.certificate import NAME, Certificate, read_certificate
-from planner.goals import Goal
+from planner.choice.goals import Goal
+from planner.choice.verdict import show
 from planner.plan.document import PlanDocument
 from planner.plan.saved import PLAN, read_plan
 from planner.quality.expected import growth
-from planner.verdict import show
 
 #: What tells one source from another in a plan's lock.
 _SOURCE = ("model", "revision", "header_digest", "config_digest")

@@ -10,7 +10,7 @@ from typing import Any
 from passes.errors import InputError
 from passes.files.atomic import read_json, write_json
 from planner.certificate import NAME, Comparison, kept
-from planner.goals import Goal
+from planner.choice.goals import Goal
 from planner.machine import require_build, require_cards
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.document import PlanDocument

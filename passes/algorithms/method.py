@@ -14,7 +14,7 @@ from passes.algorithms.smoothing import AwqSearch, Smoothing, SmoothQuant
 from passes.algorithms.sparsity import Mask
 from passes.blocks.matrices import packed
 from passes.errors import InputError
-from passes.formats.exl2 import Exl2
+from passes.formats.exllama.exl2 import Exl2
 from passes.formats.format import Format, Quantized
 from passes.ir.model import Linear
 

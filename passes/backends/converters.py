@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from passes.backends.backend import Backend, Task
 from passes.base import Pass
 from passes.errors import Reason
-from passes.formats.exl3 import Exl3
+from passes.formats.exllama.exl3 import Exl3
 from passes.quantize.exl2 import QuantizeExl2
 from passes.quantize.quantize import Quantize
 

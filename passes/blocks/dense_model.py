@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from passes.blocks.matrices import expert_parts, fused_parts, unstacked
 from passes.files.atomic import readable, write_json
 from passes.files.checkpoint import INDEX, Checkpoint, Weights, copy_side_files, write_index, write_shard
-from passes.ir.headers import is_whole
 from passes.ir.model import Block, Linear, ModelIR
+from passes.ir.readers.headers import is_whole
 from passes.steps.context import RunContext
 from passes.steps.key import content_key
 from passes.steps.step import Report

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.files.checkpoint import Checkpoint, write_shard
-from passes.ir.headers import is_whole
+from passes.ir.readers.headers import is_whole
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from passes.errors import InputError
 from passes.files.atomic import whole_or_nothing, write_json
 from passes.files.os_errors import clear_disk_errors
 from passes.formats.tensor import Tensor
-from passes.ir.headers import read_file_header
+from passes.ir.readers.headers import read_file_header
 from passes.ir.sources import CARRIED
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from typing import Any
 from passes.errors import InputError
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
-from passes.ir.headers import read_folder_header
-from passes.ir.hub import UnreachableError, is_cached, is_repository_name, offline, read_repository
 from passes.ir.model import ModelIR
 from passes.ir.names import Match, find, unknown_model
 from passes.ir.quant_config.read import quantized
-from passes.ir.reconcile import reconcile
+from passes.ir.readers.headers import read_folder_header
+from passes.ir.readers.hub import UnreachableError, is_cached, is_repository_name, offline, read_repository
+from passes.ir.readers.reconcile import reconcile
 
 #: What a result needs besides config and weights; carried along as it is.
 CARRIED = (
@@ -140,8 +140,8 @@ def fold_in(config: dict[str, Any], read: Callable[[str], dict[str, Any] | None]
 
 def _open_gguf(path: Path, assume: str | None) -> Source:
     # Imported when needed, as `download` is: planning by name is quick.
-    from passes.ir.gguf import read_gguf_header
-    from passes.ir.gguf_model import check_tensors, dequantize, hf_config
+    from passes.ir.readers.gguf import read_gguf_header
+    from passes.ir.readers.gguf_model import check_tensors, dequantize, hf_config
 
     header = read_gguf_header(path)
     ir = build_ir(hf_config(header, path.stem), path.stem, assume=assume)
@@ -154,7 +154,7 @@ def _open_gguf(path: Path, assume: str | None) -> Source:
 
 def _downloaded(name: str, revision: str | None) -> Path:
     # Imported when needed: most commands read headers only.
-    from passes.ir.download import download
+    from passes.ir.readers.download import download
 
     return download(name, revision)
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
 from passes.formats.compressed_tensors import PackQuantized
-from passes.formats.exl2 import Exl2
-from passes.formats.exl2_bounded import Exl2Bounded
-from passes.formats.exl2_options import ATTENTION, HEAD, MLP
+from passes.formats.exllama.exl2 import Exl2
+from passes.formats.exllama.exl2_bounded import Exl2Bounded
+from passes.formats.exllama.exl2_options import ATTENTION, HEAD, MLP
 from passes.formats.format import Format
 from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.fused import head_shape, split_fused, with_head

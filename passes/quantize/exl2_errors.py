@@ -24,8 +24,8 @@ from passes.blocks.input_statistics import InputStatistics
 from passes.blocks.matrices import members
 from passes.blocks.stream import BlockReplica, BlockStream, StreamedBlock
 from passes.files.atomic import read_json, readable, write_json
-from passes.formats.exl2 import Exl2
-from passes.formats.exl2_options import ATTENTION, MLP
+from passes.formats.exllama.exl2 import Exl2
+from passes.formats.exllama.exl2_options import ATTENTION, MLP
 from passes.ir.model import Block, Linear, ModelIR
 from passes.quantize.exl2 import apart, budget_bytes, in_attention, resolved_bytes, slot_bytes, stored_block
 from passes.steps.context import RunContext

@@ -33,8 +33,8 @@ from passes.files.atomic import read_json, readable, write_json
 from passes.files.checkpoint import Checkpoint, write_shard
 from passes.files.lock import only_one
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
-from passes.ir.headers import is_whole
 from passes.ir.model import ModelIR
+from passes.ir.readers.headers import is_whole
 from passes.run.assemble import Assembly, assemble, holds
 from passes.run.disk_need import scratch_bytes
 from passes.run.job import Job, Outcome

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from passes.blocks.devices import compute_devices
 from passes.errors import InputError, TightfitError
 from passes.files.checkpoint import Checkpoint, write_shard
-from passes.ir.headers import is_whole
+from passes.ir.readers.headers import is_whole
 from passes.text.source import TEXT_REMEDY, TextSource, first_tokens
 
 if TYPE_CHECKING:

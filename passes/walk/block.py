@@ -11,7 +11,7 @@ from passes.algorithms.method import Matrix, Method, Stored
 from passes.blocks.input_statistics import InputStatistics
 from passes.blocks.matrices import copy_names, members, packed, restacked
 from passes.errors import TightfitError
-from passes.formats.exl2 import Exl2, inputs_in_place, reordered_outputs
+from passes.formats.exllama.exl2 import Exl2, inputs_in_place, reordered_outputs
 from passes.formats.tensor import float_dtype
 from passes.ir.model import Block, Linear, Role
 from passes.walk.scale_folding import ScaleFold, rows_divided

@@ -17,7 +17,7 @@ from pathlib import Path
 from passes.errors import InputError
 from passes.files.atomic import read_json, write_json
 from passes.files.os_errors import clear_disk_errors
-from passes.ir.headers import is_whole
+from passes.ir.readers.headers import is_whole
 
 
 @dataclass(frozen=True, slots=True)

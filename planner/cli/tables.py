@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from planner.goals import Goal
+from planner.choice.goals import Goal
 
 if TYPE_CHECKING:
     from planner.certificate import Certificate, Comparison
@@ -123,8 +123,8 @@ def _print_memory(console: Console, chosen: ChosenPlan, context: int) -> None:
 
 
 def _print_goals(console: Console, chosen: ChosenPlan) -> None:
+    from planner.choice.verdict import apart, show_interval
     from planner.quality.expected import perplexity_growth
-    from planner.verdict import apart, show_interval
 
     rows: list[tuple[str, ...]] = []
     for goal in chosen.goals:
@@ -178,8 +178,8 @@ def print_diff(console: Console, difference: PlanDifference) -> None:
 
 
 def _change(what: str, old: Any, new: Any) -> str:
+    from planner.choice.verdict import apart, show
     from planner.quality.expected import growth
-    from planner.verdict import apart, show
 
     if what != "log_ppl_increase":
         return f"{what}: {old} → {new}"
@@ -221,7 +221,7 @@ def print_check(console: Console, document: CheckDocument) -> None:
 
 def print_certificate(console: Console, certificate: Certificate) -> None:
     """A finished result: what was promised and what was measured."""
-    from planner.verdict import apart
+    from planner.choice.verdict import apart
 
     console.print(f"  [bold]{certificate.model}[/] → {certificate.label}")
     table = _comparisons(certificate.checks)

@@ -15,7 +15,7 @@ from passes import chain
 from passes.base import Pass
 from passes.errors import DoesNotFitError, GoalMissedError, InputError
 from planner.apply_cost import Effort
-from planner.goals import Goal
+from planner.choice.goals import Goal
 from planner.plan.codec import to_json
 from planner.plan.stated import StatedReason
 from planner.quality.expected import Quality

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from passes.errors import InputError, StalePlanError
 from passes.ir.sources import Source, open_model
+from planner.choice.search import target_gpu
 from planner.plan.codec import from_json, to_json
 from planner.plan.document import (
     TEXTS,
@@ -20,7 +21,6 @@ from planner.plan.document import (
     PortableSpec,
     spec_of,
 )
-from planner.search import target_gpu
 from planner.spec.parse import load_spec
 from planner.spec.spec import Spec, TextChoice
 from planner.version import VERSION

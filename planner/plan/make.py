@@ -13,8 +13,10 @@ from passes.chain import missing, rewrite
 from passes.errors import Reason
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
-from planner.alternatives import alternatives
 from planner.apply_cost import effort
+from planner.choice.alternatives import alternatives
+from planner.choice.search import SearchResult, search
+from planner.choice.verdict import GoalResult, Verdict
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.document import (
     ChosenPlan,
@@ -30,10 +32,8 @@ from planner.plan.document import (
 )
 from planner.plan.lock import lock, portable_spec
 from planner.plan.stated import figures_alone, stated, whole_bytes
-from planner.search import SearchResult, search
 from planner.spec.parse import load_spec
 from planner.spec.spec import Spec
-from planner.verdict import GoalResult, Verdict
 from targets.engines.engine import SpeedEstimate, find_engine
 
 if TYPE_CHECKING:

@@ -28,9 +28,9 @@ from passes.steps.key import content_key
 from passes.steps.progress import Progress
 from passes.steps.step import Report, Steps
 from passes.text.source import TextSource, tokens_digest
-from planner.goals import Goal
+from planner.choice.goals import Goal
+from planner.choice.search import SearchResult
 from planner.quality.expected import Quality, expected_quality
-from planner.search import SearchResult
 from planner.spec.spec import Spec, TextChoice
 from targets.quantity import Basis, Quantity
 

@@ -28,8 +28,8 @@ from passes.quantize.quantize import Quantize
 from passes.run.execute import execute
 from passes.run.job import Job
 from passes.text.source import TextSource
-from planner.search import search
-from planner.space import as_asked
+from planner.choice.search import search
+from planner.choice.space import as_asked
 from planner.spec.parse import parse_spec
 from planner.spec.spec import QuantizeChoice
 from tests.walk.conftest import save_tiny_llama

@@ -23,7 +23,7 @@ from passes.quantize.quantize import Quantize
 from passes.run.execute import execute
 from passes.run.job import Job
 from passes.text.source import TextSource
-from planner.space import as_asked
+from planner.choice.space import as_asked
 from planner.spec.spec import QuantizeChoice
 from tests.backends.conftest import environment
 from tests.walk.conftest import save_family, save_tiny_llama

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from passes.errors import TightfitError
 from passes.formats.awq import Awq
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
-from passes.formats.exl3 import Exl3
+from passes.formats.exllama.exl3 import Exl3
 from passes.formats.format import Format, Quantized
 from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from passes.formats.at_load import Resident
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
-from passes.formats.exl2_bounded import Exl2Bounded
-from passes.formats.exl3 import Exl3
+from passes.formats.exllama.exl2_bounded import Exl2Bounded
+from passes.formats.exllama.exl3 import Exl3
 from passes.formats.format import FORMATS, Format, KernelFamily, Rounding, format_named, formats
 from passes.formats.gptq import Gptq
 from passes.formats.opaque import OpaqueFormat

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.formats.exl2 import WIDTHS, Exl2
-from passes.formats.exl2_options import ATTENTION, HEAD, MLP, parse_shares
+from passes.formats.exllama.exl2 import WIDTHS, Exl2
+from passes.formats.exllama.exl2_options import ATTENTION, HEAD, MLP, parse_shares
 from tests.formats.test_codecs import described
 
 #: Bits a weight on Llama-3-8B's shapes that ExLlamaV2 0.3.2 reports for its options.

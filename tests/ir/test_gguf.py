@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passes.errors import DoesNotFitError, InputError, TightfitError
-from passes.ir.gguf import read_gguf_header
-from passes.ir.headers import read_folder_header
+from passes.ir.readers.gguf import read_gguf_header
+from passes.ir.readers.headers import read_folder_header
 from passes.ir.sources import open_model
 
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCAB = 64, 96, 4, 2, 2, 262

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passes.errors import InputError, TightfitError
-from passes.ir.headers import parse_header, read_folder_header
+from passes.ir.readers.headers import parse_header, read_folder_header
 from passes.ir.sources import open_model
 from tests.ir.checkpoints import TINY, tensors_of, write
 

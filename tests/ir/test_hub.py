@@ -24,7 +24,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr("passes.ir.hub.FIRST_BYTES", 512)
+    monkeypatch.setattr("passes.ir.readers.hub.FIRST_BYTES", 512)
     with serving(Hub(folder)) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.address)
         yield running
@@ -67,7 +67,7 @@ def test_busy_servers_and_broken_answers_are_tried_again(hub: Hub) -> None:
 
 
 def test_a_server_that_stays_busy_ends_with_a_message(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("passes.ir.hub._TRIES", 2)
+    monkeypatch.setattr("passes.ir.readers.hub._TRIES", 2)
     hub.busy = 100
     with pytest.raises(InputError, match=r"did not answer .*429"):
         open_model("acme/tiny")

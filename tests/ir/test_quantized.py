@@ -19,7 +19,7 @@ from passes.formats.tensor import Tensor
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
 from passes.ir.model import Role
-from passes.ir.quant_config.gptq_rules import format_of, rules
+from passes.ir.quant_config.gptq import format_of, rules
 from passes.ir.quant_config.read import quantized
 from passes.ir.quant_config.write import quantization_config
 from passes.ir.sources import open_model

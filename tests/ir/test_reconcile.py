@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from passes.errors import InputError
-from passes.ir.headers import read_folder_header
 from passes.ir.model import Role
+from passes.ir.readers.headers import read_folder_header
 from passes.ir.sources import open_model
 from passes.ir.state import FullKV
 from tests.ir.checkpoints import TINY, tensors_of, write

@@ -10,11 +10,11 @@ import pytest
 
 import planner
 from passes.quantize.format_names import parse_scheme
+from planner.choice.space import workload_of
 from planner.plan.codec import from_json, to_json
 from planner.plan.document import PlannedSettings, planned_settings
 from planner.plan.launch import launch_request
 from planner.plan.make import plan
-from planner.space import workload_of
 from planner.spec.parse import parse_spec
 from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
 from targets.gpu import find_gpu

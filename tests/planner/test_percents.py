@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from planner.search import _worse
-from planner.verdict import apart, show
+from planner.choice.search import _worse
+from planner.choice.verdict import apart, show
 from tests.planner.percents import percents, unexplained
 from tests.planner.test_cli import run
 

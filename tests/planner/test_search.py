@@ -16,13 +16,13 @@ from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import parse_scheme
-from planner.bits import fewest_bits, most_bits
+from planner.choice.bits import fewest_bits, most_bits
+from planner.choice.search import SearchResult, best, complete, preference, search, target_gpu
+from planner.choice.space import settings_options, workload_of
+from planner.choice.verdict import Candidate, Verdict
 from planner.quality.expected import expected_quality
-from planner.search import SearchResult, best, complete, preference, search, target_gpu
-from planner.space import settings_options, workload_of
 from planner.spec.parse import parse_spec
 from planner.spec.spec import EngineChoice, Spec
-from planner.verdict import Candidate, Verdict
 from targets.engines.engine import Parallel, find_engine
 
 SPEC = """

@@ -1,14 +1,21 @@
-"""GPTQ's settings (AutoGPTQ, GPTQModel; AutoRound writes the same): those of most matrices, and rules for the others."""
+"""GPTQ's settings (AutoGPTQ, GPTQModel; AutoRound writes the same): those of most matrices, and rules for the others.
+
+The rules are `dynamic`, as GPTQModel writes it and vLLM reads it: `{"+:pattern": {"bits": 8, …}}` sets other values, `{"-:pattern": {}}`
+leaves matrices dense. A pattern is matched from the start of a module's name; engines ask by the names of their own modules too, so fused
+ones and whole banks of experts must match.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.gptq_rules import format_of, rules
 from passes.ir.quant_config.quant_config import NamedMatrix, QuantConfig, StorageOf
 
 
@@ -38,3 +45,59 @@ class GptqConfig(QuantConfig):
             "checkpoint_format": "gptq" if base.version == 1 else "gptq_v2",
         }
         return settings | ({"dynamic": dynamic} if dynamic else {})
+
+
+#: What engines call one module made of several.
+FUSED = {
+    ("q_proj", "k_proj", "v_proj"): "qkv_proj", ("gate_proj", "up_proj"): "gate_up_proj",
+    ("q_a_proj", "kv_a_proj_with_mqa"): "fused_qkv_a_proj", ("in_proj_qkv", "in_proj_z"): "in_proj_qkvz",
+}  # fmt: skip
+
+
+def rules(others: Iterable[tuple[str, str, Format]]) -> dict[str, dict[str, Any]]:
+    """`dynamic` for matrices in another format than most: (prefix of the layer, name in it with `{e}` for the expert, format)."""
+    stems: dict[tuple[str, str, Format], list[str]] = {}
+    for prefix, name, form in others:
+        module, _, stem = name.rpartition(".")
+        stems.setdefault((prefix, module, form), []).append(stem)
+    layers: dict[tuple[str, str, Format], list[str]] = {}
+    for (prefix, module, form), found in stems.items():
+        *_, stack, layer = prefix.rstrip(".").split(".")
+        layers.setdefault((stack, _names(module, found), form), []).append(layer)
+    return dict(
+        _rule(rf".*\b{re.escape(stack)}\.({'|'.join(numbers)})\.{names}$", form)
+        for (stack, names, form), numbers in layers.items()
+    )
+
+
+def _names(module: str, stems: list[str]) -> str:
+    """The pattern of matrices of one module of a layer, and of what engines make of them."""
+    bank, expert, _ = module.partition(".{e}")
+    if expert:
+        return re.escape(bank) + r"(\..*)?"
+    fused = [name for parts, name in FUSED.items() if set(parts) <= set(stems)]
+    return "".join(re.escape(part) + r"\." for part in module.split(".") if part) + f"({'|'.join([*stems, *fused])})"
+
+
+def _rule(pattern: str, form: Format) -> tuple[str, dict[str, Any]]:
+    if isinstance(form, Gptq):
+        return f"+:{pattern}", {"bits": form.bits, "group_size": form.group_size, "sym": form.symmetric}
+    return f"-:{pattern}", {}
+
+
+def format_of(base: Gptq, dynamic: Mapping[str, Any]) -> Callable[[str], Gptq]:
+    """The format of a matrix by its full name: the first pattern that matches it sets other values."""
+    overrides = [
+        (re.compile(pattern.removeprefix("+:")), values)
+        for pattern, values in dynamic.items()
+        if not pattern.startswith("-:") and isinstance(values, Mapping)
+    ]
+
+    def find(name: str) -> Gptq:
+        values = next((values for pattern, values in overrides if pattern.match(name)), {})
+        return replace(
+            base, bits=int(values.get("bits", base.bits)), group_size=int(values.get("group_size", base.group_size)),
+            symmetric=bool(values.get("sym", base.symmetric)), desc_act=bool(values.get("desc_act", base.desc_act)),
+        )  # fmt: skip
+
+    return find

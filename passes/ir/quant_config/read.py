@@ -1,6 +1,6 @@
 """Already quantized checkpoints: which matrices `quantization_config` says are stored how.
 
-Where there are headers they decide in the end (`passes.ir.reconcile`); without them this is what the config amounts to.
+Where there are headers they decide in the end (`passes.ir.readers.reconcile`); without them this is what the config amounts to.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A *design* is what the candidates of one engine, chain and spread have in common; they differ in settings only, which change
 neither the checkpoint nor its quality. Formats of fixed width are enumerated. EXL2 and EXL3 take any bits a weight; their 600
-widths are *solved for* (`planner.bits`): the most bits that fit and are fast enough, and where not quality but speed, size or
+widths are *solved for* (`planner.choice.bits`): the most bits that fit and are fast enough, and where not quality but speed, size or
 context is preferred, the fewest that are good enough.
 """
 
@@ -26,10 +26,10 @@ from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
 from passes.quantize.format_names import parse_scheme
 from planner.asked import rewrite
-from planner.bits import fewest_bits, most_bits, widths
+from planner.choice.bits import fewest_bits, most_bits, widths
+from planner.choice.verdict import judge_quality, judge_speed
 from planner.quality.expected import expected_quality
 from planner.spec.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec
-from planner.verdict import judge_quality, judge_speed
 from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
 from targets.gpu import Gpu
 from targets.workload import Workload

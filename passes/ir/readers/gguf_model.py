@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from passes.errors import DoesNotFitError, InputError
-from passes.ir.gguf import GgufHeader, GgufTensor, LongArray
-from passes.ir.headers import read_folder_header
 from passes.ir.model import ModelIR
+from passes.ir.readers.gguf import GgufHeader, GgufTensor, LongArray
+from passes.ir.readers.headers import read_folder_header
 
 #: GGUF metadata key, without the architecture -> config.json field.
 _FIELDS = {

@@ -18,7 +18,7 @@ from typing import Any
 
 from passes.errors import InputError
 from passes.formats.tensor import Tensor
-from passes.ir.headers import PICKLE_REMEDY, Header, header_length, merge, parse_header, shard_names
+from passes.ir.readers.headers import PICKLE_REMEDY, Header, header_length, merge, parse_header, shard_names
 
 #: Enough for the header of most shards in one request.
 FIRST_BYTES = 256 * 1024

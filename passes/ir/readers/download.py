@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from passes.errors import DoesNotFitError, InputError, TightfitError
-from passes.ir.hub import cache_root, endpoint, offline
+from passes.ir.readers.hub import cache_root, endpoint, offline
 
 #: What a model needs; pickles, GGUF files and other frameworks' weights stay away.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*", "*.tiktoken")

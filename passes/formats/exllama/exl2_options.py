@@ -6,7 +6,7 @@ Notation: `.1x5b+.9x4b/64` = a tenth of the inputs at 5 bits, the rest at 4, gro
 
 from __future__ import annotations
 
-from passes.formats.exl2 import Exl2, Share
+from passes.formats.exllama.exl2 import Exl2, Share
 
 
 def parse_shares(text: str) -> Exl2:

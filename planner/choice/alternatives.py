@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
+from planner.choice.search import best
 from planner.plan.document import Alternative
-from planner.search import best
 from planner.spec.spec import Spec
 
 #: Well-known dense instruction models of the catalog, largest first.

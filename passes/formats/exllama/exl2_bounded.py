@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason, TightfitError
-from passes.formats.exl2 import UNIT, Exl2
+from passes.formats.exllama.exl2 import UNIT, Exl2
 from passes.formats.format import Format, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
 

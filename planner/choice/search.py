@@ -22,10 +22,10 @@ from passes.base import Pass
 from passes.errors import InputError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.asked import rewrite
+from planner.choice.space import Design, designs, nothing_to_weigh, workload_of
+from planner.choice.verdict import Candidate, Verdict, apart, judge, judge_quality
 from planner.quality.expected import Quality, expected_quality, growth
-from planner.space import Design, designs, nothing_to_weigh, workload_of
 from planner.spec.spec import Spec
-from planner.verdict import Candidate, Verdict, apart, judge, judge_quality
 from targets.engines.engine import Settings, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from passes.base import Pass
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
-from planner.goals import Goal
+from planner.choice.goals import Goal
 from planner.quality.expected import Quality, perplexity_growth
 from planner.spec.spec import Goals
 from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate

@@ -1,0 +1,1 @@
+"""Which candidates there are, what becomes of each, which is chosen, and what would do instead."""

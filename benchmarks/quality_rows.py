@@ -28,7 +28,10 @@ _EXACT = {
 }  # fmt: skip
 
 #: Tables whose KL divergences stand for a perplexity: they print no perplexity of the same rows.
-_KL_SOURCES = ("https://github.com/turboderp-org/exllamav3", "benchmarks/quantize.py")
+_KL_SOURCES = ("https://github.com/turboderp-org/exllamav3", "benchmarks/")
+
+#: Less than this is within the noise of perplexities as they are printed; a KL divergence has none of it.
+_LEAST_RISE, _LEAST_KL = 0.002, 0.0001
 
 _SCHEMES: tuple[tuple[str, Callable[[re.Match[str], dict[str, Any]], Rounding]], ...] = (
     (r"(EXL2|EXL3) .*", lambda m, r: Rounding(m[1].lower(), r["bits"])),
@@ -47,7 +50,7 @@ _SCHEMES: tuple[tuple[str, Callable[[re.Match[str], dict[str, Any]], Rounding]],
     (r"VPTQ.*", lambda m, r: Rounding("vptq", r.get("effective_bpw") or r["bits"])),
     (r"(QuIP#?)( \(no FT)?(, no E8)?\)?", lambda m, r: Rounding(m[1].lower() + ("-noft" if m[2] else "") + ("-noe8" if m[3] else ""), r["bits"])),
     (r"(QuaRot|SpinQuant|LLM-QAT) W4A16KV16", lambda m, r: Rounding(m[1].lower(), 4, -1)),
-    (r"SmoothQuant W8A8.*|torchao INT8 dynamic W8A8", lambda m, r: Rounding("w8a8", 0)),
+    (r"SmoothQuant W8A8.*|(?:torchao )?INT8 dynamic W8A8", lambda m, r: Rounding("w8a8", 0)),
     (r"torchao FP8 weight-only", lambda m, r: Rounding("fp8-wo", 0)),
     (r"(torchao |PTPC-)?FP8( dynamic| rowwise| per-tensor| \().*|torchao FP8 rowwise|FP8 per-tensor", lambda m, r: Rounding("fp8", 0)),
     (r"torchao MXFP8.*", lambda m, r: Rounding("mxfp8", 0)),
@@ -114,16 +117,16 @@ def scheme_of(row: dict[str, Any]) -> Rounding | None:
 
 
 def weight_rows() -> Iterator[Row]:
-    """Losses by storing weights: perplexity on WikiText-2 (any protocol), and the exllamav3 plot's KL divergences."""
+    """Losses by storing weights: perplexity on WikiText-2 (any protocol); KL divergences of exllamav3's plot and of our own benchmarks."""
     for row in raw_rows():
         kl = row["source_url"].startswith(_KL_SOURCES) and row["metric"].startswith("KL")
-        if not row["dataset"].startswith("wikitext") or not (kl or row["metric"] in ("perplexity", "word perplexity")):
+        if not kl and not (row["dataset"].startswith("wikitext") and row["metric"] in ("perplexity", "word perplexity")):
             continue
         scheme = scheme_of(row)
         if scheme is None or scheme.bits > 9 or row["value"] <= 0 or not (kl or row.get("baseline_value")):
             continue
         rise = row["value"] if kl else math.log(row["value"] / row["baseline_value"])
-        if rise < 0.002:
+        if rise < (_LEAST_KL if kl else _LEAST_RISE):
             continue
         judged = (
             row["metric"] == "perplexity" and row["dataset"] == "wikitext-2" and "BLOOM" not in row["model"] and 0.005 < rise < 0.5

@@ -41,7 +41,7 @@ PRIORS: dict[str, tuple[float, float]] = {
     "channel_fewer_bits:": (0.0, 0.5), "channel_bend:": (0.0, 0.25), "group_range": (1.0, 0.25),
     "log_size_fewer_bits": (0.0, 0.02), "log_size_method:": (0.0, 0.03), "log_tokens_method:": (0.0, 0.03), "family_log_size_method:": (0.0, 0.2),
     "model_method:": (0.0, 0.1), "model_fewer_bits:": (0.0, 0.1), "family_channel:": (0.0, 0.1),
-    "family_method:": (0.0, 0.15), "small_activations": (0.0, 0.5), "family_fewer_bits:": (0.0, 0.1),
+    "family_method:": (0.0, 0.15), "small_method:": (0.0, 0.5), "family_fewer_bits:": (0.0, 0.1),
     "source:": (0.0, 0.05), "group:": (0.0, 0.1), "metric:": (0.0, 0.08),
 }  # fmt: skip
 NOISE = 0.15

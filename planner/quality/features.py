@@ -10,8 +10,8 @@ The rise of log-perplexity is modelled as a product, so its logarithm is a sum o
 * Sensitivity grows with training tokens and falls with size (Kumar et al. 2024, "Scaling laws for precision",
   arXiv 2411.04330); families and models deviate from that by effects that are shrunk towards zero, so an unseen model
   inherits its family's figure and an unseen family the trend. Below 2 · 10^9 weights sensitivity rises with a slope of its own;
-  for formats that round activations with another, since the outliers that make those costly come with size (Dettmers et al.
-  2022, "LLM.int8()", arXiv 2208.07339, section 4).
+  for each format that rounds activations with another: the outliers that make 8-bit integers costly there come with size (Dettmers
+  et al. 2022, "LLM.int8()", arXiv 2208.07339, section 4), and floats of 8 bits hardly mind them.
 """
 
 from __future__ import annotations
@@ -124,5 +124,5 @@ def joint_features(rounding: Rounding, traits: Traits) -> Features:
     if rounding.group_size < 0:
         found.append((f"family_channel:{family}", 1.0))
     if rounding.method in _ROUNDS_ACTIVATIONS and (small := _smallness(traits)):
-        found.append(("small_activations", small))
+        found.append((f"small_method:{rounding.method}", small))
     return tuple(found)

@@ -22,8 +22,8 @@ _SERVED = _NAMES if "avx512f" in find_gpu("cpu").instructions else ["w8a8"]
 
 @pytest.fixture(scope="module")
 def results(gemma3_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
-    text = {"dataset": "self", "samples": 8, "length": 64}
-    held_out = {"dataset": PYTHON_REFERENCE, "samples": 4, "length": 64}
+    text = {"dataset": "self", "samples": 16, "length": 128}
+    held_out = {"dataset": PYTHON_REFERENCE, "samples": 8, "length": 64}
     return {each.name: each for each in compiled(gemma3_gguf, tmp_path_factory.mktemp("second"), text, held_out)}
 
 

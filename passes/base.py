@@ -141,6 +141,11 @@ class Pass(ABC):
         """
         return {}
 
+    @property
+    def choice_steps(self) -> tuple[str, ...]:
+        """The names of the steps that making its open choice takes, in their order; none where no choice is open, or a tool makes it."""
+        return ()
+
     def options(self) -> dict[str, Any]:
         """Return the options by name, as they are written to JSON."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

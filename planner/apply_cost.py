@@ -1,15 +1,15 @@
 """What `apply` will take on this machine: seconds of each step, memory and disk, so that nobody finds out after 40 minutes.
 
-Arithmetic of the steps (`passes.run.execute`): forwards of the calibration text, one Hessian for each distinct input, the columns'
-compensation, two forwards of the held-out text, and what each pass says of its own (`Pass.cost`). The rate is that of what computes
-here, a card's or the processor's, as `optimize calibrate` measured it or as the catalog has it; each kind of step reaches a share of it
-that was measured once, on 2 quiet cores: `optimize apply examples/smollm2-exl2.yaml`, and GPTQ W4 g64 of the same model
+Arithmetic of the steps of the job's graph (`passes.run.job_graph`): forwards of the calibration text, one Hessian for each distinct
+input, the columns' compensation, two forwards of the held-out text, and what each pass says of its own (`Pass.cost`). The rate is that of
+what computes here, a card's or the processor's, as `optimize calibrate` measured it or as the catalog has it; each kind of step reaches a
+share of it that was measured once, on 2 quiet cores: `optimize apply examples/smollm2-exl2.yaml`, and GPTQ W4 g64 of the same model
 (`benchmarks/quantize.py`). On cards no share was ever measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,9 @@ from passes.errors import InputError
 from passes.ir.model import Block, ModelIR, block_bytes
 from passes.ir.operations import forward_operations, head_operations
 from passes.run.disk_need import scratch_bytes
-from passes.steps.cost import WalkSize
+from passes.run.job_graph import CALIBRATION_TEXT, EVALUATE, WALK, job_graph, maker_node, pass_node
+from passes.steps.cost import StepCost, WalkSize
+from passes.steps.graph import WorkGraph, WorkNode, WorkStep
 from passes.text.self_written import SELF_BATCH
 from passes.text.source import TextSource
 from planner.spec.spec import Spec, TextChoice
@@ -57,9 +59,10 @@ class Effort:
 
 def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> Effort:
     """What running a chain takes on this machine."""
-    steps = step_seconds(spec, source, target, passes)
+    graph = forecast(spec, source, target, passes)
+    steps = _step_seconds(graph)
     seconds = _START_SECONDS + sum(steps.values())
-    memory = max(step_bytes(spec, source, target, passes).values())
+    memory = max(step.peak_bytes for step in graph.steps if step.peak_bytes is not None)
     text = _source(spec.calibration) if chain.needs_text(passes, target) else None
     disk = scratch_bytes(source, target, passes, text, _source(spec.evaluation))
     # A GGUF file is decoded, a Hub model downloaded; a folder is read where it is.
@@ -95,20 +98,62 @@ def walk_size(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pas
     )  # fmt: skip
 
 
-def step_bytes(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
-    """Expected peak memory of each step, by the names that the certificate gives them; on cards theirs, else the process's."""
-    text, walk = spec.calibration, walk_size(spec, source, target, passes)
-    peaks = {
-        "walk": walk.memory,
-        "evaluate": max(walk.block_memory + walk.batch_memory, _embedding_bytes(source) + walk.outer_memory),
-    }
-    if walk.tokens and text.dataset == "self":
-        cached = sum(getattr(block.state, "elements_per_token", 0) * count for block, count in source.decoder.counts)
-        written = text.length * cached * _item_bytes(source) + source.vocab_size * LOGIT_BYTES
-        peaks["calibration text"] = source.tensor_bytes + min(SELF_BATCH, text.samples) * written
-    for pass_ in passes:
-        peaks |= {name: cost.memory for name, cost in pass_.cost(source, walk).items() if cost.memory}
-    return {name: _PROCESS_BYTES + float(size) for name, size in peaks.items()}
+def forecast(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> WorkGraph:
+    """Return the graph of the job with the expected seconds and peak memory of its steps; on cards theirs, else the process's.
+
+    What takes next to nothing has no seconds; what adds nothing to the process's memory, no bytes.
+    """
+    graph = job_graph(passes, needs_text=chain.needs_text(passes, target))
+    costs = _job_costs(spec, source, passes, walk_size(spec, source, target, passes))
+    rate = _flops() * _RATE_SHARE
+
+    def steps(node: WorkNode) -> Iterator[WorkStep]:
+        known = costs.get(node.name, {})
+        for name in dict.fromkeys((*(step.name for step in node.steps), *known)):
+            cost = known.get(name, StepCost())
+            walked = name == node.name and name in known  # the walk of no text takes 0 s, which is said
+            seconds = cost.operations / rate if cost.operations or walked else None
+            yield WorkStep(name, seconds, _PROCESS_BYTES + float(cost.memory) if cost.memory else None)
+
+    return graph.with_steps({node.name: tuple(steps(node)) for node in graph.nodes})
+
+
+def _job_costs(
+    spec: Spec, source: ModelIR, passes: Sequence[Pass], walk: WalkSize
+) -> dict[str, Mapping[str, StepCost]]:
+    """What the steps of each node of the job's graph take."""
+    token = forward_operations(source) + head_operations(source)
+    costs: dict[str, Mapping[str, StepCost]] = {}
+    if walk.tokens and spec.calibration.dataset == "self":
+        costs[CALIBRATION_TEXT] = {CALIBRATION_TEXT: _writing_cost(spec.calibration, source, walk, token)}
+    operations, memory = walk.operations(source), walk.memory
+    for number, pass_ in enumerate(passes, start=1):
+        own = dict(pass_.cost(source, walk))
+        added = own.pop(WALK, StepCost())
+        operations, memory = operations + added.operations, max(memory, added.memory)
+        costs[pass_node(number, pass_)] = own
+    maker = maker_node(passes)
+    costs[maker] = {maker: StepCost(operations if maker == WALK else operations * _OUTSIDE, memory)}
+    judged = max(walk.block_memory + walk.batch_memory, _embedding_bytes(source) + walk.outer_memory)
+    costs[EVALUATE] = {EVALUATE: StepCost(2 * spec.evaluation.samples * spec.evaluation.length * token, judged)}
+    return costs
+
+
+def _writing_cost(text: TextChoice, source: ModelIR, walk: WalkSize, token: float) -> StepCost:
+    """What it takes the model to write the text itself. `token`: operations of one."""
+    cached = sum(getattr(block.state, "elements_per_token", 0) * count for block, count in source.decoder.counts)
+    written = text.length * cached * _item_bytes(source) + source.vocab_size * LOGIT_BYTES
+    memory = source.tensor_bytes + min(SELF_BATCH, text.samples) * written
+    return StepCost(walk.tokens * token * _RATE_SHARE / _WRITING_SHARE, memory)
+
+
+def _step_seconds(graph: WorkGraph) -> dict[str, float]:
+    """Expected seconds of the steps, by the names that the certificate gives them (of an outside tool, its name)."""
+    seconds: dict[str, float] = {}
+    for step in graph.steps:
+        if step.seconds is not None:
+            seconds[step.name] = seconds.get(step.name, 0.0) + step.seconds
+    return seconds
 
 
 def _embedding_bytes(ir: ModelIR) -> int:
@@ -126,28 +171,6 @@ def _item_bytes(ir: ModelIR) -> int:
     device = _device()
     half = not device.is_cpu or (ir.dtype == "BF16" and not device.instructions.isdisjoint({"avx512_bf16", "amx_bf16"}))
     return 2 if half and ir.dtype in ("BF16", "F16") else 4
-
-
-def step_seconds(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> dict[str, float]:
-    """Expected seconds of each step, by the names that the certificate gives them (of an outside tool, its name)."""
-    walk = walk_size(spec, source, target, passes)
-    token = forward_operations(source) + head_operations(source)
-    operations: dict[str, float] = {}
-    if walk.tokens and spec.calibration.dataset == "self":
-        operations["calibration text"] = walk.tokens * token * _RATE_SHARE / _WRITING_SHARE
-    walked = walk.operations(source)
-    for name, cost in ((name, cost) for pass_ in passes for name, cost in pass_.cost(source, walk).items()):
-        if name == "walk":
-            walked += cost.operations
-        elif cost.operations:
-            operations[name] = operations.get(name, 0.0) + cost.operations
-    if (tool := chain.outside(passes)) is not None:
-        operations[tool.backend] = walked * _OUTSIDE
-    else:
-        operations["walk"] = walked
-    operations["evaluate"] = 2 * spec.evaluation.samples * spec.evaluation.length * token
-    rate = _flops() * _RATE_SHARE
-    return {name: count / rate for name, count in operations.items()}
 
 
 def _flops() -> float:

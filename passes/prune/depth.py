@@ -97,6 +97,11 @@ class DepthPrune(Pass):
         disk = (self.count + 2) * states_bytes(source, walk.tokens)
         return {"measure depth": StepCost(operations=walk.tokens * forward + judged, disk=disk)}
 
+    @property
+    def choice_steps(self) -> tuple[str, ...]:
+        """Its one measurement, unless the blocks are named."""
+        return () if self.resolved else ("measure depth",)
+
     def title(self) -> str:
         """Return `drop 3 blocks`."""
         return f"drop {self.count} blocks"

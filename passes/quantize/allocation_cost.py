@@ -12,6 +12,9 @@ _ALLOCATIONS = 3
 #: Bytes that a weight of a block takes while the errors of two formats are held: measured once (`planner.apply_cost`).
 _ERROR_BYTES = 12
 
+#: The steps that choosing takes.
+ALLOCATION_STEPS = ("measure formats", "compare allocations")
+
 
 def allocation_cost(source: ModelIR, walk: WalkSize, extra: float = 0.0) -> dict[str, StepCost]:
     """Return the cost of `measure formats` and `compare allocations`; `extra`: operations of a walk beyond the usual."""

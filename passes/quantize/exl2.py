@@ -26,7 +26,7 @@ from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.operations import forward_operations, hessian_operations, quantizable_weights
 from passes.ir.quant_config.exl2 import exl2_config
-from passes.quantize.allocation_cost import allocation_cost
+from passes.quantize.allocation_cost import ALLOCATION_STEPS, allocation_cost
 from passes.quantize.quantize import by_tool
 from passes.steps.cost import StepCost, WalkSize
 
@@ -169,6 +169,11 @@ class QuantizeExl2(Pass):
             return steps | {name: replace(cost, operations=0.0) for name, cost in choosing.items()}
         tokens = walk.tokens * (forward_operations(source) + hessian_operations(source))
         return steps | {"measure EXL2": StepCost(operations=tokens + _OPTIONS_OPERATIONS * weights)} | choosing
+
+    @property
+    def choice_steps(self) -> tuple[str, ...]:
+        """The errors of the options, what they cost, and which layout is nearest, while the layouts are open."""
+        return () if self.resolved or self.backend != NATIVE else ("measure EXL2", *ALLOCATION_STEPS)
 
     def title(self) -> str:
         """Return `quantize exl2 4.65 bpw, head 6 bit`, and by which tool."""

@@ -22,7 +22,7 @@ from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.ir.distortions import Distortion
 from passes.ir.model import Block, Linear, ModelIR
-from passes.quantize.allocation_cost import allocation_cost
+from passes.quantize.allocation_cost import ALLOCATION_STEPS, allocation_cost
 from passes.quantize.quantize import Quantize, by_tool, damping_text, method_cost
 from passes.steps.cost import StepCost, WalkSize
 
@@ -159,6 +159,11 @@ class QuantizeMixed(Pass):
     def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
         """Return what its method adds to the walk, and what choosing the formats takes while they are open."""
         return method_cost(self.method, source) | ({} if self.resolved else allocation_cost(source, walk))
+
+    @property
+    def choice_steps(self) -> tuple[str, ...]:
+        """What formats cost, and which allocation is nearest, while the formats are open."""
+        return () if self.resolved else ALLOCATION_STEPS
 
     def title(self) -> str:
         """Return `quantize gptq mixed 5 bpw`."""

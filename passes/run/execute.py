@@ -1,6 +1,6 @@
 """Runs a chain of passes on a model's weights: content-addressed steps, resume, progress, the size invariant.
 
-    text ──► choices of the passes ──► walk, or an outside tool ──► assemble ──► evaluate ──► publish      (`passes.steps.graph`)
+    text ──► choices of the passes ──► walk, or an outside tool ──► assemble ──► evaluate ──► publish      (`passes.run.job_graph`)
 
 Each step has a key: sha256 over its inputs, its options and the code that computes it. What a key has made is kept under
 `<work>/<step>-<key>` and used again, so a second run does nothing, a changed option redoes only what follows from it, and
@@ -38,9 +38,18 @@ from passes.ir.readers.headers import is_whole
 from passes.run.assemble import Assembly, assemble, holds
 from passes.run.disk_need import scratch_bytes
 from passes.run.job import Job, Outcome
+from passes.run.job_graph import (
+    ASSEMBLE,
+    CALIBRATION_TEXT,
+    EVALUATE,
+    EVALUATION_TEXT,
+    job_graph,
+    maker_node,
+    pass_node,
+)
 from passes.run.result_folder import check_places, holding, partial_of, publish
 from passes.steps.context import RunContext
-from passes.steps.graph import WorkGraph
+from passes.steps.execution import Execution
 from passes.steps.key import code_digest, content_key, file_identity, folder_identity, source_identity
 from passes.steps.progress import Progress
 from passes.steps.step import Report, Steps
@@ -139,13 +148,13 @@ class _Run:
         """Every piece of the work in the graph's order; each makes what is not there yet."""
         calibrated = chain.needs_text(self.job.passes, self.target)
         self._check_disk(calibrated)
-        graph = self._graph(calibrated)
-        graph.run(self.steps.finished)
+        work = Execution(job_graph(self.job.passes, needs_text=calibrated), self._work(calibrated))
+        work.run(self.steps.finished)
         outcome = Outcome(
             out=self.job.out,
             passes=tuple(self.passes),
             target=self.target,
-            steps=tuple(step for piece in graph.order() for step in graph.steps(piece)),
+            steps=tuple(step for piece in work.order() for step in work.steps(piece)),
             tensor_bytes=self.target.tensor_bytes,
             calibration_digest=tokens_digest(self.context.text) if calibrated else None,
             evaluation_digest=tokens_digest(self.held_out),
@@ -158,30 +167,26 @@ class _Run:
             publish(self.folder, self.out)
         return outcome
 
-    def _graph(self, calibrated: bool) -> WorkGraph:
-        """What there is to do, and what needs what. `calibrated`: whether the chain looks at text."""
-        graph, needs = WorkGraph(), []
-        if calibrated:
-            graph.add("calibration text", self._calibration_text)
-            needs = ["calibration text"]
-        graph.add("evaluation text", self._evaluation_text)
-        for number, pass_ in enumerate(self.job.passes, start=1):
-            name = f"{number}: {pass_.name}"
-            graph.add(name, partial(self._choose, pass_), needs)
-            needs = [name]
-        tool = chain.outside(self.job.passes)
-        maker = "walk" if tool is None else tool.backend
-        graph.add(maker, self._make, needs)
-        graph.add("assemble", self._assemble, [maker])
-        graph.add("evaluate", self._evaluate, ["assemble", "evaluation text"])
-        return graph
+    def _work(self, calibrated: bool) -> dict[str, Callable[[], None]]:
+        """What each node of the job's graph runs. `calibrated`: whether the chain looks at text."""
+        passes = self.job.passes
+        text = {CALIBRATION_TEXT: self._calibration_text} if calibrated else {}
+        choices = {pass_node(i, pass_): partial(self._choose, pass_) for i, pass_ in enumerate(passes, start=1)}
+        return {
+            **text,
+            EVALUATION_TEXT: self._evaluation_text,
+            **choices,
+            maker_node(passes): self._make,
+            ASSEMBLE: self._assemble,
+            EVALUATE: self._evaluate,
+        }
 
     def _calibration_text(self) -> None:
-        self.text = token_file(self.steps, self.job.folder, "calibration text", self.job.calibration)
+        self.text = token_file(self.steps, self.job.folder, CALIBRATION_TEXT, self.job.calibration)
         self.context = self.context.on_text(read_tokens(self.text))
 
     def _evaluation_text(self) -> None:
-        self.held_out = read_tokens(token_file(self.steps, self.job.folder, "evaluation text", self.job.evaluation))
+        self.held_out = read_tokens(token_file(self.steps, self.job.folder, EVALUATION_TEXT, self.job.evaluation))
 
     def _choose(self, pass_: Pass) -> None:
         """Make the choice that a pass leaves open, on what the passes before it have left."""

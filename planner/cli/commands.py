@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from passes.errors import InputError
+from passes.steps.drawing import Drawing, drawn
 from planner.cli.encoding import json_line
 
 if TYPE_CHECKING:
@@ -172,21 +173,36 @@ def apply(
 
 
 @app.command()
-def show(what: Annotated[Path, typer.Argument(help="A plan, or a result's folder.")], as_json: Json = False) -> None:
+def show(
+    what: Annotated[Path, typer.Argument(help="A plan, or a result's folder.")],
+    graph: Annotated[
+        Drawing | None, typer.Option("--graph", help="Draw the graph of its steps; --json passes this over.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Read a plan or a result."""
     from planner.certificate import NAME, read_certificate, result_folder
     from planner.cli.tables import print_certificate, print_plan
+    from planner.job_graph import plan_needs_text, planned_graph, result_graph
     from planner.plan.codec import to_json
     from planner.plan.lock import staleness
     from planner.plan.saved import load_plan
 
     if result_folder(what) or what.name == NAME:
-        certificate = read_certificate(what / NAME if what.is_dir() else what)
-        emit(to_json(certificate)) if as_json else print_certificate(_console(), certificate)
+        folder = what if what.is_dir() else what.parent
+        certificate = read_certificate(folder / NAME)
+        if as_json:
+            emit(to_json(certificate))
+        elif graph is not None:
+            sys.stdout.write(drawn(result_graph(certificate, folder), graph))
+        else:
+            print_certificate(_console(), certificate)
         return
     document = load_plan(what)
     if as_json:
         emit(to_json(document))
+    elif graph is not None:
+        sys.stdout.write(drawn(planned_graph(document, needs_text=plan_needs_text(document)), graph))
     else:
         print_plan(_console(), document, document.lock.gpu.name, str(what))
     for moved in staleness(document):

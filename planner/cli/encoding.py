@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 #: Of each character that is printed here; whatever else a stream does not know (in a file's name) becomes `?`.
 _LOOK_ALIKES = {
-    "→": "->", "─": "-", "►": ">", "✓": "ok", "✗": "x", "█": "#", "░": ".", "≥": ">=", "≤": "<=", "…": "...", "×": "x", "·": "-",
+    "→": "->", "←": "<-", "─": "-", "►": ">", "✓": "ok", "✗": "x", "█": "#", "░": ".", "≥": ">=", "≤": "<=", "…": "...", "×": "x", "·": "-",
     "±": "+-", "−": "-", "–": "-", "—": "-", "µ": "u", "•": "*", "━": "-", "╸": "-", "╺": "-", "│": "|",
 }  # fmt: skip
 _HANDLER = "tightfit-look-alikes"

@@ -26,6 +26,7 @@ _COMMANDS = {
     "plan with launch files": (["plan", "fits.yaml", "--launch"], 0),
     "no plan": (["plan", "große.yaml"], 3),
     "show": (["show", "fits.plan.json"], 0),
+    "graph": (["show", "fits.plan.json", "--graph", "text"], 0),
     "explain": (["explain", "fits.yaml"], 0),
     "what if": (["explain", "fits.plan.json", "what if 2 cards"], 0),
     "diff": (["diff", "fits.plan.json", "other.plan.json"], 0),

@@ -49,7 +49,7 @@ def methods() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*EXECUTABLE_METHODS, *usual)))
 
 
-def parse_scheme(name: str) -> Pass | None:
+def pass_named(name: str) -> Pass | None:
     """The pass that a format's name stands for; None for a dense name (`dense_dtype` tells which dtype).
 
     Raises InputError with the nearest names for one that is not known.

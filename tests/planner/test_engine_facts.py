@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import planner
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from planner.choice.space import workload_of
 from planner.plan.codec import from_json, to_json
 from planner.plan.document import PlannedSettings, planned_settings
@@ -41,9 +41,9 @@ def test_the_planner_names_no_engine() -> None:
 def test_what_an_engine_says_is_known_elsewhere(name: str) -> None:
     engine = find_engine(name)
     assert engine.name == name and engine.kv_dtypes[0] == "auto"
-    assert all(parse_scheme(form) is not None for form in engine.weighed_formats)
+    assert all(pass_named(form) is not None for form in engine.weighed_formats)
     width = engine.any_width
-    assert width is None or parse_scheme(f"{width.kind}-{width.high:g}") is not None
+    assert width is None or pass_named(f"{width.kind}-{width.high:g}") is not None
 
 
 def test_auto_weighs_the_engines_of_the_card_whose_speed_was_measured() -> None:

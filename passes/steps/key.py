@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import passes
+from passes.registry import packages
 
 #: Libraries whose version decides what a step writes, beside the code of passes; all of it is part of every key.
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
@@ -23,7 +24,9 @@ def content_key(*parts: Any) -> str:
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
-    """sha256 over what may change what a step writes: all code of passes, the versions of the libraries that compute."""
+    """sha256 over what may change what a step writes: all code of passes, the versions of the libraries that compute, and of the
+    packages that add to the tables of names.
+    """
     root = Path(passes.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -33,6 +36,8 @@ def code_digest() -> str:
             digest.update(version(library).encode())
         except PackageNotFoundError:
             digest.update(b"none")
+    for package in packages():
+        digest.update(package.encode())
     return digest.hexdigest()
 
 

@@ -133,8 +133,8 @@ def pinned(choice: PruneChoice) -> tuple[Pass, ...]:
 
 
 def _degrees(ir: ModelIR) -> Iterator[Pass]:
-    """Every pruning at every strength worth weighing, kind by kind."""
-    for name in chain.PASSES.names():
+    """Every pruning, of other packages too, at every strength worth weighing, kind by kind."""
+    for name in chain.PASSES.names(installed=True):
         kind = chain.PASSES.find(name)
         if kind.stage is Stage.PRUNE:
             yield from kind.degrees(ir)

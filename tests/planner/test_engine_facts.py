@@ -19,8 +19,8 @@ from planner.spec.parse import parse_spec
 from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
 from targets.gpu import find_gpu
 
-#: Where people's words are read or written: names of outside tools, the written spec, the default and help of `--engine`.
-_WORDS = {"spec/spec.py": 2, "spec/template.py": 1, "cli/commands.py": 2}
+#: Where people's words are read or written: the written spec, the default and help of `--engine`.
+_WORDS = {"spec/template.py": 1, "cli/commands.py": 2}
 
 
 def _names_of_engines(file: Path) -> int:

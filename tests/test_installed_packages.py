@@ -244,6 +244,12 @@ def test_a_format_is_written_by_the_walk_and_its_checkpoint_read_back(job: Job) 
     assert outcome.measured is not None and outcome.measured.kl < 0.01
 
 
+def test_an_engine_that_does_not_know_the_format_refuses_it() -> None:
+    spec = _SPEC.replace("rows-engine", "vllm") + "passes: { quantize: { formats: [rows8], dense: false } }\n"
+    rejected = plan(parse_spec(spec)).result.rejected
+    assert rejected and all("rows_not_in_vllm" in {r.code for r in verdict.reasons} for verdict in rejected)
+
+
 def test_a_pruning_is_weighed_where_the_spec_allows_pruning(tmp_path: Path) -> None:
     def weighed(choice: str) -> bool:
         result = planned(f"passes: {{ prune: {choice} }}\n").result

@@ -29,7 +29,7 @@ class WorkGraph:
         self.graph.add_edges_from((other, name) for other in needs)
 
     def order(self) -> tuple[str, ...]:
-        """Every piece after those that it needs; where nothing decides, as they were added."""
+        """Return every piece after those that it needs; where nothing decides, as they were added."""
         places = {name: place for place, name in enumerate(self.graph)}
         return tuple(nx.lexicographical_topological_sort(self.graph, key=places.__getitem__))
 
@@ -41,6 +41,6 @@ class WorkGraph:
             self.graph.nodes[name]["steps"] = tuple(finished[before:])
 
     def steps(self, name: str) -> tuple[Step, ...]:
-        """The steps that a piece of work has run."""
+        """Return the steps that a piece of work has run."""
         steps: tuple[Step, ...] = self.graph.nodes[name]["steps"]
         return steps

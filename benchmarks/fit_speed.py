@@ -25,7 +25,7 @@ from scipy.optimize import least_squares
 
 from passes.ir.model import KVCache, ModelIR
 from passes.ir.sources import open_model
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from targets.engines.engine import Parallel, Scheduler, Settings, find_engine
 from targets.gpu import find_gpu
 from targets.speed.card import card_of, generation_of
@@ -179,7 +179,7 @@ def fit(cases: list[Case], priors: Priors, fixed: Values, start: np.ndarray | No
 def describe(model: str, weights: str | None) -> ModelIR:
     """A model with its matrices in a `--weights` format; None: as the checkpoint stores them."""
     ir = open_model(model).ir
-    scheme = parse_scheme(weights) if weights else None
+    scheme = pass_named(weights) if weights else None
     return scheme.rewrite(ir) if scheme else ir
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: What the groups of all tables begin with.
+_GROUPS = "tightfit."
+
 
 class Registry(Generic[T]):
     """Names to objects.
@@ -85,6 +88,17 @@ class Registry(Generic[T]):
             entry = getattr(entry, name)
         loaded: T = entry
         return loaded
+
+
+def packages() -> list[str]:
+    """Return name and version of every installed package that adds a name to any table, sorted."""
+    from importlib.metadata import distributions
+
+    return sorted(
+        f"{package.name} {package.version}"
+        for package in distributions()
+        if any(point.group.startswith(_GROUPS) for point in package.entry_points)
+    )
 
 
 def _package(point: EntryPoint) -> str:

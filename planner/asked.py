@@ -13,7 +13,7 @@ from passes.formats.kv_dtypes import NAMES, OWN, kv_dtype
 from passes.formats.tensor import Tensor
 from passes.ir.model import Linear, ModelIR
 from passes.kv_cache import KVCachePass
-from passes.quantize.format_names import dense_dtype, parse_scheme
+from passes.quantize.format_names import dense_dtype, pass_named
 
 
 def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
@@ -22,7 +22,7 @@ def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
     dtype = kv_dtype(kv_cache_dtype)
     if dtype is None:
         raise unknown_name("KV-cache type", kv_cache_dtype, NAMES, remedy=f"one of {', '.join(NAMES)}")
-    scheme = parse_scheme(weights) if weights else None
+    scheme = pass_named(weights) if weights else None
     if scheme is not None:
         chain.append(scheme)
     if dtype.name != OWN:

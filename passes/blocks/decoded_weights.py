@@ -42,7 +42,7 @@ class DecodedCheckpoint:
         return name in self._stored or name in self._checkpoint
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The named tensors, stored matrices decoded."""
+        """Return the named tensors, stored matrices decoded."""
         return {name: self._one(name) for name in names}
 
     def _one(self, name: str) -> torch.Tensor:
@@ -56,7 +56,7 @@ class DecodedCheckpoint:
 
 
 def decoded_model(source: ModelIR, planned: ModelIR, folder: Path, dtype: torch.dtype) -> DenseModel:
-    """What is stored in a folder as `planned` says, read back as the dense model that `source` describes."""
+    """Return what is stored in a folder as `planned` says, read back as the dense model that `source` describes."""
     return DenseModel(_as_dense(source, planned), DecodedCheckpoint(Checkpoint(folder), planned, dtype))
 
 

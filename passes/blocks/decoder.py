@@ -107,7 +107,7 @@ class Decoder:
         return len(self._layers)
 
     def embed(self, ids: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Hidden states before the first block, one batch of token ids `[B, T]` after the other. Run it to its end."""
+        """Yield hidden states before the first block, one batch of token ids `[B, T]` after the other. Run it to its end."""
         import torch
 
         with self._outer_weights(self._body):
@@ -124,7 +124,7 @@ class Decoder:
                 yield stubs[0].hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, T, vocabulary]` of hidden states after the last block. Only inside `with head():`. Gradients reach `hidden`."""
+        """Return logits `[B, T, vocabulary]` of hidden states after the last block, in `with head():` only. Gradients flow back."""
         import torch
 
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
@@ -134,7 +134,7 @@ class Decoder:
         return logits
 
     def final(self, hidden: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """What the output head reads: each batch of hidden states through the family's final norm."""
+        """Yield what the output head reads: each batch of hidden states through the family's final norm."""
         import torch
 
         with self._outer_weights(self._body), torch.no_grad():
@@ -145,13 +145,13 @@ class Decoder:
 
     @contextmanager
     def head(self) -> Iterator[None]:
-        """Holds embedding, final norm and head in memory, for `logits`."""
+        """Hold embedding, final norm and head in memory, for `logits`."""
         with self._outer_weights(self._model):
             yield
 
     @contextmanager
     def block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> Iterator[torch.nn.Module]:
-        """One block with its weights (`tensors`: by name relative to the block), dropped again afterwards."""
+        """Hold one block with its weights (`tensors`: by name relative to the block) in memory."""
         layer = self._layers[index]
         buffers = dict(layer.named_buffers())
         named = self._names.parameters(tensors)
@@ -167,11 +167,11 @@ class Decoder:
                 _set(layer, name, buffer)
 
     def path(self, name: str) -> str:
-        """Where a block has what the description calls `name`."""
+        """Return where a block has what the description calls `name`."""
         return self._names.path(name)
 
     def module(self, layer: torch.nn.Module, name: str) -> torch.nn.Module:
-        """What the description calls `name` in a block."""
+        """Return what the description calls `name` in a block."""
         try:
             return layer.get_submodule(self.path(name))
         except AttributeError:
@@ -181,7 +181,7 @@ class Decoder:
             ) from None
 
     def parameter(self, layer: torch.nn.Module, name: str) -> torch.Tensor:
-        """What a block computes with under a name of the description, such as `mlp.up_proj.weight`."""
+        """Return what a block computes with under a name of the description, such as `mlp.up_proj.weight`."""
         module, _, leaf = name.rpartition(".")
         return self.module(layer, module).get_parameter(leaf)
 
@@ -193,7 +193,7 @@ class Decoder:
     def run(
         self, layer: torch.nn.Module, index: int, hidden: torch.Tensor, cache: CacheMaxima | None = None
     ) -> torch.Tensor:
-        """A block's output for hidden states `[B, T, D]` whose ids went through `embed`."""
+        """Return a block's output for hidden states `[B, T, D]` whose ids went through `embed`."""
         import torch
 
         call = self._calls[tuple(hidden.shape[:2])][index]

@@ -40,7 +40,7 @@ class DenseModel:
         return len(self.ir.decoder.layers)
 
     def block(self, index: int) -> dict[str, torch.Tensor]:
-        """All tensors of a block by relative name; banks and fused matrices whole and in parts, however they are stored.
+        """Return all tensors of a block by relative name; banks and fused matrices whole and in parts, however they are stored.
 
         A bank that is stored expert by expert is not stacked.
         """
@@ -58,7 +58,7 @@ class DenseModel:
         return tensors
 
     def outer(self, planned: ModelIR) -> dict[str, torch.Tensor]:
-        """What lies outside of the decoder's blocks and stays as it is where the model becomes `planned`, by full name."""
+        """Return what lies outside of the decoder's blocks and stays as it is where the model becomes `planned`, by full name."""
         return self.weights.read(planned.outer_names())
 
     def folder(self, run: RunContext) -> Path:

@@ -16,7 +16,7 @@ _BF16_PROCESSORS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
 def compute_devices() -> tuple[torch.device, ...]:
-    """The devices, the first one first: it also does what is not shared out. Cards are made ready for every question to them.
+    """Return the devices, the first one first: it also does what is not shared out. Cards are made ready for every question to them.
 
     Raises InputError where the driver shows cards on which nothing can be computed.
     """
@@ -38,7 +38,7 @@ def compute_devices() -> tuple[torch.device, ...]:
 
 
 def compute_dtype(stored: str, asked: str = "auto") -> torch.dtype:
-    """The dtype to compute in for a model stored in `stored` (safetensors' name): its own, or fp32 where the processor lacks it.
+    """Return the dtype to compute in for a model stored in `stored` (safetensors' name): its own, or fp32 where the processor lacks it.
 
     `asked`: another, by torch's name. Raises InputError for a name that is none of them.
     """
@@ -56,7 +56,7 @@ def compute_dtype(stored: str, asked: str = "auto") -> torch.dtype:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The memory that a device has, used or not."""
+    """Return the bytes of memory that a device has, used or not."""
     import torch
 
     if device.type == "cuda":

@@ -35,7 +35,9 @@ class HiddenStates:
         return self._count
 
     def embed(self, decoders: Sequence[Decoder], batches: Sequence[torch.Tensor], block: int = 0) -> None:
-        """What batches of token ids `[B, T]` bring into the first block; batch b by decoder b mod n, which notes how blocks are called.
+        """Keep what batches of token ids `[B, T]` bring into the first block.
+
+        Batch b runs on decoder b mod n, which notes how blocks are called.
 
         `block`: where work goes on; nothing but the calls is wanted where that is not the first one.
         """
@@ -45,7 +47,7 @@ class HiddenStates:
                     self.write(0, card + number * len(decoders), states)
 
     def read(self, block: int, batch: int) -> torch.Tensor:
-        """What a batch brings into a block, `[B, T, D]`, on the processor."""
+        """Return what a batch brings into a block, `[B, T, D]`, on the processor."""
         states: torch.Tensor = Checkpoint.of_files([self._path(block, batch)]).read([_NAME])[_NAME]
         return states
 
@@ -56,11 +58,11 @@ class HiddenStates:
         write_shard(path, {_NAME: states})
 
     def whole(self, block: int) -> bool:
-        """Whether the inputs of a block are there for every batch."""
+        """Return whether the inputs of a block are there for every batch."""
         return all(is_whole(self._path(block, batch)) for batch in range(self._count))
 
     def last(self, depth: int) -> int:
-        """The last block of a decoder of `depth` whose inputs are whole (`depth`: what leaves the last one); 0 where there is none."""
+        """Return the last block of a decoder of `depth` whose inputs are whole (`depth`: what leaves the last one), else 0."""
         return next((block for block in range(depth, 0, -1) if self.whole(block)), 0)
 
     def drop(self, block: int) -> None:

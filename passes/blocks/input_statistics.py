@@ -49,7 +49,7 @@ class InputStatistics:
             self._peak = torch.maximum(self._peak, size.amax(0))
 
     def hessian(self, where: str) -> torch.Tensor:
-        """H `[K, K]`, symmetric. Raises TightfitError when it is not finite; `where` names the layer."""
+        """Return H `[K, K]`, symmetric. Raises TightfitError when it is not finite; `where` names the layer."""
         import torch
 
         upper = torch.triu(self._sum)
@@ -81,13 +81,13 @@ class InputStatistics:
         self._peak = torch.maximum(self._peak, other._peak.to(self._peak.device))
 
     def to(self, device: torch.device) -> InputStatistics:
-        """The same on a device."""
+        """Return the same on a device."""
         self._sum, self._absolute, self._peak = (t.to(device) for t in (self._sum, self._absolute, self._peak))
         return self
 
 
 def summed(parts: Sequence[InputStatistics], device: torch.device) -> InputStatistics:
-    """What several devices saw of the inputs of one matrix, together on one of them. `parts` are used up."""
+    """Return what several devices saw of the inputs of one matrix, together on one of them. `parts` are used up."""
     whole = parts[0].to(device)
     for part in parts[1:]:
         whole.take(part)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=1 << 10)
 def members(block: Block) -> tuple[Linear, ...]:
-    """Every matrix of a block by itself, in the order in which they run: expert after expert, gate and up before down."""
+    """Return every matrix of a block by itself, in the order in which they run: expert after expert, gate and up before down."""
     out: list[Linear] = []
     for copies, run in groupby(block.linears, key=lambda linear: linear.copies):
         bank = list(run)
@@ -33,7 +33,7 @@ def members(block: Block) -> tuple[Linear, ...]:
 
 
 def expert_parts(linear: Linear, expert: int) -> Iterator[Linear]:
-    """The matrices of one expert in one bank; `gate_up` banks have two."""
+    """Return the matrices of one expert in one bank; `gate_up` banks have two."""
     stacking = linear.stacking
     parts = stacking.parts if stacking is not None else ((linear.name, linear.out_features),)
     roles = (Role.GATE, Role.UP) if len(parts) == 2 else (linear.role,)
@@ -45,14 +45,14 @@ def expert_parts(linear: Linear, expert: int) -> Iterator[Linear]:
 
 
 def copy_names(linear: Linear) -> list[str]:
-    """The names of the matrices that a description's matrix stands for."""
+    """Return the names of the matrices that a description's matrix stands for."""
     if linear.copies == 1 and linear.stacking is None:
         return [linear.name]
     return [part.name for expert in range(linear.copies) for part in expert_parts(linear, expert)]
 
 
 def restacked(linear: Linear, bank: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """A copy of a stacked bank in which the matrices of `parts` (by relative name) take the place of what it holds."""
+    """Return a copy of a stacked bank in which the matrices of `parts` (by relative name) take the place of what it holds."""
     assert linear.stacking is not None
     whole = bank.clone()
     for name, place in unstacked(linear, {linear.stacking.tensor: whole}).items():
@@ -62,7 +62,7 @@ def restacked(linear: Linear, bank: torch.Tensor, parts: Mapping[str, torch.Tens
 
 
 def unstacked(linear: Linear, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Views of a stacked bank `[experts, out, in]` (or transposed), expert by expert."""
+    """Return views of a stacked bank `[experts, out, in]` (or transposed), expert by expert."""
     stacking = linear.stacking
     assert stacking is not None
     bank = found[stacking.tensor]
@@ -86,7 +86,7 @@ def unstacked(linear: Linear, found: Mapping[str, torch.Tensor]) -> dict[str, to
 
 @lru_cache(maxsize=1 << 10)
 def fused_parts(block: Block) -> dict[str, tuple[Linear, ...]]:
-    """The fused matrices that formats may store in parts, each with its parts in the order of their rows."""
+    """Return the fused matrices that formats may store in parts, each with its parts in the order of their rows."""
     own = {linear.name for linear in block.linears}
     out = {}
     for linear in block.linears:
@@ -97,5 +97,5 @@ def fused_parts(block: Block) -> dict[str, tuple[Linear, ...]]:
 
 
 def packed(linear: Linear) -> bool:
-    """Whether a matrix is stored in other than plain numbers."""
+    """Return whether a matrix is stored in other than plain numbers."""
     return linear.storage.is_quantized

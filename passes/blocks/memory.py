@@ -1,5 +1,5 @@
-"""What a run holds in memory at once. The run keeps to it (`passes.walk.paused_batches`, `passes.measure.evaluate`), the plan predicts
-with it."""
+"""Computes how many bytes a run holds in memory at once. The run keeps to it (`passes.walk.paused_batches`, `passes.measure.evaluate`),
+the plan predicts with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HELD_STATES = 4
 
 
 def waiting_bytes(block: Block, hidden_size: int, itemsize: int) -> int:
-    """Bytes that a token holds at most while its batch waits inside a block: its states, and what the widest matrix reads, twice.
+    """Return the bytes that a token holds at most while its batch waits inside a block: its states, twice what the widest matrix reads.
 
     Of experts only the states: what waits in front of one are the tokens that were routed to it.
     """
@@ -28,7 +28,7 @@ def waiting_bytes(block: Block, hidden_size: int, itemsize: int) -> int:
 
 
 def live_batches(block: Block, hidden_size: int, batch_tokens: int, itemsize: int, memory_bytes: int) -> int:
-    """How many batches may wait inside a block on a device with so much memory; at least one.
+    """Return how many batches may wait inside a block on a device with so much memory; at least one.
 
     All of them where there are experts: to run again at each of as many stops would take days. There the text is what the memory has to
     hold, and a plan says how much that is.

@@ -22,7 +22,7 @@ UNRUNNABLE_REMEDY = "choose passes that need no calibration, an outside backend,
 
 
 def unwalkable(ir: ModelIR) -> str | None:
-    """Why a model's blocks cannot be run one by one here, in words; None where they can. Looks at the description only."""
+    """Say why a model's blocks cannot be run one by one here, in words; None where they can. Looks at the description only."""
     if ir.model_type in WITHOUT_CLASS:
         return _no_class(ir.model_type)
     text = ir.config.get("text_config", ir.config)
@@ -34,7 +34,7 @@ def unwalkable(ir: ModelIR) -> str | None:
 
 
 def unrunnable(ir: ModelIR) -> str | None:
-    """As `unwalkable`, and by what this transformers has. Loads it."""
+    """Say as `unwalkable`, and by what this transformers has. Loads it."""
     return unwalkable(ir) or (None if _family(_kind(ir)) is not None else _no_class(_kind(ir)))
 
 
@@ -64,7 +64,7 @@ def _family(kind: str) -> Any:
 
 
 def skeleton(ir: ModelIR, dtype: torch.dtype) -> Any:
-    """The family's model with parameters on the meta device and its buffers (rotary tables) real."""
+    """Return the family's model with parameters on the meta device and its buffers (rotary tables) real."""
     from accelerate import init_empty_weights
     from transformers import CONFIG_MAPPING
 
@@ -88,7 +88,7 @@ def _floats(value: Any) -> Any:
 
 
 def body(model: Any, ir: ModelIR) -> tuple[Any, str]:
-    """The module that holds the list of decoder blocks, and that list's name in it. Towers beside the decoder are not looked at."""
+    """Return the module that holds the list of decoder blocks, and that list's name in it. Towers beside the decoder are not looked at."""
     import torch
 
     decoder = model.get_decoder()
@@ -119,7 +119,7 @@ class Names:
         self._fused: dict[str, str] = {}
 
     def parameters(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A block's tensors under the paths of its parameters; those that the class keeps joined (convolutions of q, k, v) joined."""
+        """Return a block's tensors under the paths of its parameters; joined where the class keeps them so (convolutions of q, k, v)."""
         import torch
 
         named = {self.path(name): tensor for name, tensor in tensors.items()}
@@ -129,7 +129,7 @@ class Names:
         return named
 
     def path(self, name: str) -> str:
-        """The path of a module or a parameter."""
+        """Return the path of a module or a parameter."""
         path = f".{name}"
         for renaming in self._renamings:
             path, _ = renaming.rename_source_key(path)
@@ -139,7 +139,7 @@ class Names:
         return f"{self._fused[module]}.{leaf}" if module in self._fused else path[1:]
 
     def outer(self, name: str) -> str:
-        """The path of a parameter outside the blocks."""
+        """Return the path of a parameter outside the blocks."""
         for renaming in self._renamings:
             name, _ = renaming.rename_source_key(name)
         return name

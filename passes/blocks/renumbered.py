@@ -37,7 +37,7 @@ class RenumberedWeights:
         return self._old(name) in self._weights
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The named tensors, looked up under their old names."""
+        """Return the named tensors, looked up under their old names."""
         old = {name: self._old(name) for name in names}
         found = self._weights.read(old.values())
         return {name: found[was] for name, was in old.items()}
@@ -50,7 +50,7 @@ class RenumberedWeights:
 
 
 def renumbered(stacks: Sequence[Stack], decoder: Stack, kept: Sequence[int]) -> tuple[Stack, ...]:
-    """The other stacks; those numbered after the decoder's last block (DeepSeek's `model.layers.61`) move up."""
+    """Return the other stacks; those numbered after the decoder's last block (DeepSeek's `model.layers.61`) move up."""
     fewer = len(decoder.layers) - len(kept)
     return tuple(
         replace(each, first_index=each.first_index - fewer) if each.prefix == decoder.prefix else each

@@ -45,15 +45,15 @@ class BlockReplica:
         return self.decoder.device
 
     def run(self, states: torch.Tensor, cache: CacheMaxima | None = None) -> torch.Tensor:
-        """The block's output for a batch's hidden states `[B, T, D]`, wherever these are."""
+        """Return the block's output for a batch's hidden states `[B, T, D]`, wherever these are."""
         return self.decoder.run(self.layer, self.index, states.to(self.device), cache)
 
     def module(self, name: str) -> torch.nn.Module:
-        """The module of that name."""
+        """Return the module of that name."""
         return self.decoder.module(self.layer, name)
 
     def parameter(self, name: str) -> torch.Tensor:
-        """What the block computes with under a name such as `mlp.up_proj.weight`."""
+        """Return what the block computes with under a name such as `mlp.up_proj.weight`."""
         return self.decoder.parameter(self.layer, name)
 
     def put(self, name: str, value: torch.Tensor) -> None:
@@ -70,7 +70,7 @@ class StreamedBlock:
 
     @contextmanager
     def loaded(self, tensors: Mapping[str, torch.Tensor] | None = None) -> Iterator[tuple[BlockReplica, ...]]:
-        """The block with its weights on every device, dropped again afterwards. `tensors`: its weights, where they are read already."""
+        """Hold the block with its weights on every device. `tensors`: its weights, where they are read already."""
         tensors = self.stream.dense.block(self.index) if tensors is None else tensors
         with ExitStack() as stack:
             yield tuple(
@@ -79,7 +79,7 @@ class StreamedBlock:
             )
 
     def run(self, replicas: Sequence[BlockReplica]) -> None:
-        """Every batch through the block: its outputs are what the batches bring into the next one."""
+        """Run every batch through the block: its outputs are what the batches bring into the next one."""
         hidden = self.stream.hidden
         for batch in range(len(hidden)):
             replica = replicas[batch % len(replicas)]
@@ -110,17 +110,17 @@ class BlockStream:
         self._keep = keep
 
     def resume(self, done: int) -> int:
-        """`done` where the inputs that are kept there are whole; else 0, and the caller forgets its record."""
+        """Return `done` where the inputs that are kept there are whole; else 0, and the caller forgets its record."""
         if not self.decoders or all(map(self.hidden.whole, range(max(0, done + 1 - self._keep), done + 1))):
             return done
         return 0
 
     def reached(self) -> int:
-        """The last block whose inputs are whole, for who keeps no record; the number of blocks where the text is through."""
+        """Return the last block whose inputs are whole, for who keeps no record; the number of blocks where the text is through."""
         return self.hidden.last(len(self.dense))
 
     def blocks(self, start: int) -> Iterator[StreamedBlock]:
-        """The blocks from `start` on, one after the other; when the next one is asked for, the last one is recorded."""
+        """Yield the blocks from `start` on, one after the other; when the next one is asked for, the last one is recorded."""
         for index in range(start - self._keep + 1):
             self.hidden.drop(index)  # left by who recorded a block and was ended before it asked for the next one
         self.hidden.embed(self.decoders, self.batches, start)
@@ -130,5 +130,5 @@ class BlockStream:
                 self.hidden.drop(index + 1 - self._keep)
 
     def block(self, index: int) -> StreamedBlock:
-        """One block, as on a way back; the text must have been there (`blocks`)."""
+        """Return one block, as on a way back; the text must have been there (`blocks`)."""
         return StreamedBlock(self, index)

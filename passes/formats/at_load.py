@@ -64,7 +64,7 @@ class Resident(Format):
 
     @classmethod
     def named(cls, name: str) -> Self | None:
-        """`nf4`, `int8-bnb`, `fp8-online`."""
+        """Read `nf4`, `int8-bnb`, `fp8-online`."""
         return cls(name) if name in _SCHEMES else None
 
     @property
@@ -96,7 +96,7 @@ class Resident(Format):
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """What the engine keeps in memory."""
+        """Return what the engine keeps in memory."""
         return tuple(
             Tensor(f"{name}.{suffix}", dtype, shape)
             for suffix, dtype, shape in _SCHEMES[self.scheme].parts(out_features, in_features)
@@ -112,7 +112,7 @@ class Resident(Format):
 
 
 def resident(scheme: str) -> Resident:
-    """The format of a load-time scheme. Raises InputError with the nearest names for one that is not known."""
+    """Return the format of a load-time scheme. Raises InputError with the nearest names for one that is not known."""
     if scheme not in _SCHEMES:
         raise unknown_name("load-time scheme", scheme, _SCHEMES, remedy=f"one of {', '.join(_SCHEMES)}")
     return Resident(scheme)

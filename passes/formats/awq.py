@@ -37,7 +37,7 @@ class Awq(Format):
 
     @classmethod
     def named(cls, name: str) -> Self | None:
-        """`awq-4-g64`."""
+        """Read `awq-4-g64`."""
         match = re.fullmatch(r"awq-4-g([1-9]\d*)", name)
         return cls(int(match[1])) if match else None
 
@@ -70,7 +70,7 @@ class Awq(Format):
         return group_size_reason(self.group_size, in_features)
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """The three tensors of a matrix."""
+        """Return the three tensors of a matrix."""
         groups, words = in_features // self.group_size, out_features // _PER_WORD
         return (
             Tensor(f"{name}.qweight", "I32", (in_features, words)),
@@ -93,7 +93,7 @@ class Awq(Format):
         }
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """(q − z)·scale."""
+        """Return (q − z)·scale."""
         codes, zero = _unpack(tensors[f"{name}.qweight"]), _unpack(tensors[f"{name}.qzeros"])
         scale = tensors[f"{name}.scales"].float()
         size = self.group_size

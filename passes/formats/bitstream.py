@@ -31,7 +31,7 @@ def pack(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """The inverse: int32 words `[S, m]`, m a multiple of `bits`, to unsigned integers `[S, m·32/bits]` (int32)."""
+    """Unpack what `pack` packs: int32 words `[S, m]`, m a multiple of `bits`, to unsigned integers `[S, m·32/bits]` (int32)."""
     import torch
 
     streams, count = words.shape

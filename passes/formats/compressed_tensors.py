@@ -94,7 +94,7 @@ class PackQuantized(CompressedTensors):
 
     @classmethod
     def named(cls, name: str) -> Self | None:
-        """`w4a16-g64`, `w8a16-channel`, `-asym` after them."""
+        """Read `w4a16-g64`, `w8a16-channel`, `-asym` after them."""
         match = re.fullmatch(rf"w([48])a16-({GROUP})(-asym)?", name)
         return cls(int(match[1]), group_size(match[2]), match[3] is None) if match else None
 
@@ -164,7 +164,7 @@ class PackQuantized(CompressedTensors):
         return stored
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """(q − zp)·scale."""
+        """Return (q − zp)·scale."""
         import torch
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
@@ -199,7 +199,7 @@ class IntQuantized(CompressedTensors):
 
     @classmethod
     def named(cls, name: str) -> Self | None:
-        """`w8a8`, `w8a8-static`."""
+        """Read `w8a8`, `w8a8-static`."""
         return next((form for form in (cls(), cls(static=True)) if form.label == name), None)
 
     @classmethod
@@ -254,7 +254,7 @@ class IntQuantized(CompressedTensors):
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """Codes as int8."""
+        """Store codes as int8."""
         import torch
 
         stored = {
@@ -266,7 +266,7 @@ class IntQuantized(CompressedTensors):
         return stored
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Codes times scale."""
+        """Return codes times scale."""
         return (tensors[f"{name}.weight"].float() * tensors[f"{name}.weight_scale"].float()).to(dtype)
 
     def scheme(self) -> dict[str, Any]:
@@ -292,7 +292,7 @@ class FloatQuantized(CompressedTensors):
 
     @classmethod
     def named(cls, name: str) -> Self | None:
-        """`fp8`, `fp8-tensor`, either with `-static`, `fp8-block`."""
+        """Read `fp8`, `fp8-tensor`, either with `-static`, `fp8-block`."""
         scales = [cls(size, static=static) for size in (-1, 0) for static in (False, True)]
         return next((form for form in (*scales, cls(-1, (128, 128))) if form.label == name), None)
 
@@ -364,7 +364,7 @@ class FloatQuantized(CompressedTensors):
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """Values as float8."""
+        """Store values as float8."""
         import torch
 
         scale = quantized.scale.to(float_dtype(self.dtype))
@@ -379,7 +379,7 @@ class FloatQuantized(CompressedTensors):
         return stored
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Values times scale."""
+        """Return values times scale."""
         values, scale = tensors[f"{name}.weight"].float(), tensors[f"{name}.weight_scale"].float()
         if self.block:
             rows, columns = values.shape

@@ -28,7 +28,7 @@ class Dense(Format):
 
     @classmethod
     def named(cls, name: str) -> Self | None:
-        """`bf16`, `fp16` or `fp32`."""
+        """Read `bf16`, `fp16` or `fp32`."""
         dtype = next((dtype for dtype, label in _LABELS.items() if label == name), None)
         return cls(dtype) if dtype else None
 
@@ -52,7 +52,7 @@ class Dense(Format):
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """One tensor, `<name>.weight`."""
+        """Return one tensor, `<name>.weight`."""
         return (Tensor(f"{name}.weight", self.dtype, (out_features, in_features)),)
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
@@ -60,5 +60,5 @@ class Dense(Format):
         return {f"{name}.weight": quantized.codes}
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """The stored weight, cast."""
+        """Return the stored weight, cast."""
         return tensors[f"{name}.weight"].to(dtype)

@@ -71,7 +71,7 @@ class Quantized:
     """The largest magnitude of the matrix's inputs in calibration, where the format stores a scale of them."""
 
     def input_scale(self, name: str, top: float) -> torch.Tensor:
-        """fp32 `[1]`: the scale at which the largest input seen becomes `top`. Raises TightfitError where none was looked at."""
+        """Return fp32 `[1]`: the scale at which the largest input seen becomes `top`. Raises TightfitError where none was looked at."""
         import torch
 
         if self.input_peak is None:
@@ -196,26 +196,26 @@ class Format(ABC):
 
     @abstractmethod
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Why a matrix of this shape cannot be stored so; None when it can."""
+        """Say why a matrix of this shape cannot be stored so; None when it can."""
 
     @abstractmethod
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """The stored tensors of a matrix called `name` (without `.weight`), bias excluded. Shapes must be legal."""
+        """Return the stored tensors of a matrix called `name` (without `.weight`), bias excluded. Shapes must be legal."""
 
     def stacked(self, name: str, copies: int, out_features: int, in_features: int) -> tuple[Tensor, ...] | None:
-        """The tensors of a whole bank of `copies` matrices stored as one; None where this format stores them apart."""
+        """Return the tensors of a whole bank of `copies` matrices stored as one; None where this format stores them apart."""
         return None
 
     def stored_rows(self, out_features: int) -> int:
-        """Outputs as stored, padding included; a bias is as long."""
+        """Return outputs as stored, padding included; a bias is as long."""
         return out_features
 
     def bytes(self, out_features: int, in_features: int) -> int:
-        """Bytes of the stored matrix, bias and header excluded. Exact."""
+        """Return the bytes of the stored matrix, bias and header excluded. Exact."""
         return _matrix_bytes(self, out_features, in_features)
 
     def bits_per_weight(self, out_features: int, in_features: int) -> float:
-        """Effective bits a weight, scales and all included."""
+        """Return effective bits a weight, scales and all included."""
         return 8 * self.bytes(out_features, in_features) / (out_features * in_features)
 
     def with_scales_in(self, dtype: str) -> Format:
@@ -234,11 +234,11 @@ class Format(ABC):
 
     @abstractmethod
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """The stored tensors, by full name, of a quantized matrix. Inverse of `decode`."""
+        """Return the stored tensors, by full name, of a quantized matrix. Inverse of `decode`."""
 
     @abstractmethod
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """The weight `[out_features, in_features]` exactly as an engine computes it, rounded once to `dtype`."""
+        """Return the weight `[out_features, in_features]` exactly as an engine computes it, rounded once to `dtype`."""
 
 
 #: Formats that passes can choose, by kind. Their order is that in which names and config groups are tried, and examples are shown.

@@ -34,7 +34,7 @@ class Nvfp4(CompressedTensors):
 
     @classmethod
     def named(cls, name: str) -> Self | None:
-        """`nvfp4`, `nvfp4a16`."""
+        """Read `nvfp4`, `nvfp4a16`."""
         return next((form for form in (cls(), cls(activations=False)) if form.label == name), None)
 
     @classmethod
@@ -77,7 +77,7 @@ class Nvfp4(CompressedTensors):
         return group_size_reason(self.group_size, in_features)
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """Packed values, group scales, global scales."""
+        """Return packed values, group scales, global scales."""
         out = (
             Tensor(f"{name}.weight_packed", "U8", (out_features, in_features // 2)),
             Tensor(f"{name}.weight_scale", "F8_E4M3", (out_features, in_features // self.group_size)),
@@ -102,7 +102,7 @@ class Nvfp4(CompressedTensors):
         return stored
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Value times group scale over global scale."""
+        """Return value times group scale over global scale."""
         scale = tensors[f"{name}.weight_scale"].float() / tensors[f"{name}.weight_global_scale"].float()
         return _scaled(tensors[f"{name}.weight_packed"], scale, self.group_size, dtype)
 
@@ -123,7 +123,7 @@ class Mxfp4(CompressedTensors):
 
     @classmethod
     def named(cls, name: str) -> Self | None:
-        """`mxfp4`."""
+        """Read `mxfp4`."""
         return cls() if name == cls().label else None
 
     @classmethod
@@ -160,7 +160,7 @@ class Mxfp4(CompressedTensors):
         return group_size_reason(self.group_size, in_features)
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """Packed values and exponents."""
+        """Return packed values and exponents."""
         return (
             Tensor(f"{name}.weight_packed", "U8", (out_features, in_features // 2)),
             Tensor(f"{name}.weight_scale", "U8", (out_features, in_features // self.group_size)),
@@ -178,7 +178,7 @@ class Mxfp4(CompressedTensors):
         }
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Value times 2^exponent."""
+        """Return value times 2^exponent."""
         import torch
 
         exponent = tensors[f"{name}.weight_scale"].to(torch.int32) - _EXPONENT_BIAS

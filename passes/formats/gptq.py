@@ -37,7 +37,7 @@ class Gptq(Format):
 
     @classmethod
     def named(cls, name: str) -> Self | None:
-        """`gptq-4-g128`, `gptq-3-channel`, with `-asym`, `-act` and `-v2` after them in any order."""
+        """Read `gptq-4-g128`, `gptq-3-channel`, with `-asym`, `-act` and `-v2` after them in any order."""
         match = re.fullmatch(rf"gptq-([2348])-({GROUP})((?:-asym|-act|-v2)*)", name)
         if match is None:
             return None
@@ -79,11 +79,11 @@ class Gptq(Format):
         return group_size_reason(self.group_size, in_features)
 
     def groups(self, in_features: int) -> int:
-        """Groups a row."""
+        """Return the groups of a row."""
         return 1 if self.group_size < 0 else in_features // self.group_size
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """The four tensors of a matrix."""
+        """Return the four tensors of a matrix."""
         groups, words = self.groups(in_features), out_features * self.bits // 32
         return (
             Tensor(f"{name}.qweight", "I32", (in_features * self.bits // 32, out_features)),
@@ -118,7 +118,7 @@ class Gptq(Format):
         }
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """(q − z)·scale."""
+        """Return (q − z)·scale."""
         codes = bitstream.unpack(tensors[f"{name}.qweight"].T.contiguous(), self.bits)
         zero = bitstream.unpack(tensors[f"{name}.qzeros"], self.bits) + (1 if self.version == 1 else 0)
         group = tensors[f"{name}.g_idx"].long()
@@ -136,7 +136,7 @@ def group_size(name: str) -> int:
 
 
 def group_size_reason(group_size: int, in_features: int) -> Reason | None:
-    """Why a group size cannot divide a row; names the nearest ones that do."""
+    """Say why a group size cannot divide a row; names the nearest ones that do."""
     if group_size <= 0 or in_features % group_size == 0:
         return None
     legal = [size for size in (32, 64, 128, 256) if in_features % size == 0]

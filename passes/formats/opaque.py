@@ -65,11 +65,11 @@ class OpaqueFormat(Format):
         )
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """The tensors that were read."""
+        """Return the tensors that were read."""
         return tuple(Tensor(f"{name}.{suffix}", dtype, shape) for suffix, dtype, shape in self.parts)
 
     def stacked(self, name: str, copies: int, out_features: int, in_features: int) -> tuple[Tensor, ...] | None:
-        """The bank's tensors, where the source keeps a bank."""
+        """Return the bank's tensors, where the source keeps a bank."""
         if not self.bank:
             return None
         return tuple(Tensor(f"{name}{suffix}", dtype, (copies, *shape)) for suffix, dtype, shape in self.parts)

@@ -149,7 +149,7 @@ class Published(Format):
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """The stored tensors of one matrix."""
+        """Return the stored tensors of one matrix."""
         parts = _LAYOUTS[self.layout].parts(out_features, in_features, self.group)
         return tuple(Tensor(f"{name}.{suffix}", dtype, shape) for suffix, dtype, shape in parts)
 

@@ -18,7 +18,7 @@ DTYPE_BITS: dict[str, int] = {
 
 
 def float_dtype(name: str) -> torch.dtype:
-    """torch's dtype for safetensors' name of plain numbers. Raises KeyError for any other name."""
+    """Return torch's dtype for safetensors' name of plain numbers. Raises KeyError for any other name."""
     import torch
 
     return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[name]

@@ -7,7 +7,7 @@ from passes.ir.operations import compensation_operations, forward_operations, he
 from passes.steps.cost import StepCost, WalkSize, states_bytes
 from passes.text.split import FISHER_SEQUENCES, FITTED_SEQUENCES, judging
 
-#: Allocations that are held against each other (`passes.run.resolve`).
+#: Allocations that are held against each other (`passes.measure.trial`).
 _ALLOCATIONS = 3
 #: Bytes that a weight of a block takes while the errors of two formats are held: measured once (`planner.apply_cost`).
 _ERROR_BYTES = 12

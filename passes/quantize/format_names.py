@@ -14,7 +14,7 @@ from functools import cache
 from passes.base import Pass
 from passes.errors import InputError, unknown_name
 from passes.formats.dense import Dense
-from passes.formats.format import FORMATS, format_named
+from passes.formats.format import FORMATS, format_named, formats
 from passes.formats.gptq import GROUP, Gptq
 from passes.quantize.at_load import QuantizeAtLoad
 from passes.quantize.exl2 import QuantizeExl2
@@ -49,8 +49,8 @@ def methods() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*EXECUTABLE_METHODS, *usual)))
 
 
-def parse_scheme(name: str) -> Pass | None:
-    """The pass that a format's name stands for; None for a dense name (`dense_dtype` tells which dtype).
+def pass_named(name: str) -> Pass | None:
+    """Return the pass that a format's name stands for; None for a dense name (`dense_dtype` tells which dtype).
 
     Raises InputError with the nearest names for one that is not known.
     """
@@ -76,9 +76,10 @@ def parse_scheme(name: str) -> Pass | None:
             f"{name!r}: {folded.split('-')[0]} takes the bits a weight",
             remedy=f"for example {', '.join(of_any_width)}",
         )
+    known = tuple(dict.fromkeys((*examples(), *(example for form in formats() for example in form.examples))))
     raise unknown_name(
-        "weight format", name, examples(),
-        remedy=f"known formats, of which bits and group sizes (-g32, -g64, -g128, -channel) may be others: {', '.join(examples())}",
+        "weight format", name, known,
+        remedy=f"known formats, of which bits and group sizes (-g32, -g64, -g128, -channel) may be others: {', '.join(known)}",
     )  # fmt: skip
 
 

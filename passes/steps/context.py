@@ -33,21 +33,21 @@ class RunContext:
     report: Report = _say_nothing
 
     def part(self, folder: Path, report: Report | None = None) -> RunContext:
-        """The same run in another folder, as inside of one step; `report`: told instead of this one's."""
+        """Return the same run in another folder, as inside of one step; `report`: told instead of this one's."""
         return replace(self, folder=folder, report=report or self.report)
 
     def on_text(self, text: torch.Tensor) -> RunContext:
-        """The same run on other token ids `[S, T]`."""
+        """Return the same run on other token ids `[S, T]`."""
         return replace(self, text=text)
 
     def on_one_device(self) -> RunContext:
-        """The same run on its first device alone: measurements are not shared out."""
+        """Return the same run on its first device alone: measurements are not shared out."""
         return replace(self, devices=self.devices[:1])
 
     def measured(
         self, step: str, kind: str, key: str, make: Callable[[RunContext], Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """A measurement as a step: the JSON object `<folder>/<kind>-<key>.json`, made once.
+        """Return a measurement, taken as a step: the JSON object `<folder>/<kind>-<key>.json`, made once.
 
         `step` names it for people. `make` runs in a folder beside it, whose content goes when the measurement is kept.
         """
@@ -55,5 +55,8 @@ class RunContext:
         return self.steps.once(step, key, path, lambda parts, report: make(self.part(parts, report)))
 
     def kept(self, name: str, report: Report, make: Callable[[RunContext], Mapping[str, Any]]) -> dict[str, Any]:
-        """A part of a step: the JSON object `<folder>/<name>.json`, made once; `make` runs in a folder beside it and tells `report`."""
+        """Return a part of a step: the JSON object `<folder>/<name>.json`, made once.
+
+        `make` runs in a folder beside it and tells `report`.
+        """
         return once(self.folder / f"{name}.json", lambda parts: make(self.part(parts, report)))

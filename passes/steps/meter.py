@@ -69,7 +69,7 @@ def _give_back() -> None:
 
 
 def cards_at_work() -> range:
-    """The indices of the cards that this process computes on, of which counters can be asked: none where torch is not loaded, none
+    """Return the indices of the cards that this process computes on, whose counters can be asked: none where torch is not loaded, none
     before CUDA was initialised (`compute_devices` does it). To ask costs nothing and starts nothing.
     """
     torch = sys.modules.get("torch")

@@ -32,7 +32,10 @@ class Report(Protocol):
 
 
 def once(path: Path, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-    """The JSON object `path`; made where it is missing or damaged. `make` is given a folder beside it for what it keeps on the way."""
+    """Return the JSON object `path`, made where it is missing or damaged.
+
+    `make` is given a folder beside it for what it keeps on the way.
+    """
     if not readable(path):
         write_json(path, make(path.with_suffix("")))
     return _result(path)
@@ -45,7 +48,7 @@ def _result(path: Path) -> dict[str, Any]:
 
 
 def part_of(report: Report, before: int, whole: int) -> Report:
-    """For one part of a step: its own count, told as the step's, of whose `whole` so many units came `before`."""
+    """Return a report for one part of a step, which tells its count as the step's, of whose `whole` so many units came `before`."""
 
     def part(done: int, total: int, detail: str = "") -> None:
         report(min(before + done, whole), whole)
@@ -74,7 +77,7 @@ class Steps:
     def once(
         self, name: str, key: str, path: Path, make: Callable[[Path, Report], Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """As the function `once`, as a step."""
+        """Return a JSON object as the function `once` does, as a step."""
         parts = path.with_suffix("")
         self.run(name, key, readable(path), lambda report: write_json(path, make(parts, report)))
         return _result(path)

@@ -24,7 +24,7 @@ from passes.prune.depth import DepthPrune
 from passes.prune.experts import ExpertPrune
 from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from planner.asked import rewrite
 from planner.choice.bits import fewest_bits, most_bits, widths
 from planner.choice.verdict import judge_quality, judge_speed
@@ -133,8 +133,8 @@ def pinned(choice: PruneChoice) -> tuple[Pass, ...]:
 
 
 def _degrees(ir: ModelIR) -> Iterator[Pass]:
-    """Every pruning at every strength worth weighing, kind by kind."""
-    for name in chain.PASSES.names():
+    """Every pruning, of other packages too, at every strength worth weighing, kind by kind."""
+    for name in chain.PASSES.names(installed=True):
         kind = chain.PASSES.find(name)
         if kind.stage is Stage.PRUNE:
             yield from kind.degrees(ir)
@@ -187,7 +187,7 @@ def as_asked(choice: QuantizeChoice, pass_: Pass) -> Pass:
 def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
     """The formats that are weighed, each with its method."""
     for name in choice.formats if choice.formats is not None else find_engine(engine).weighed_formats:
-        parsed = parse_scheme(name)
+        parsed = pass_named(name)
         if parsed is None:
             continue
         methods = choice.methods
@@ -235,7 +235,7 @@ class _Family:
 
     def chain(self, bits: float) -> tuple[Pass, ...]:
         """The chain at a width."""
-        stored = parse_scheme(f"{self.kind}-{bits:.2f}".rstrip("0").rstrip("."))
+        stored = pass_named(f"{self.kind}-{bits:.2f}".rstrip("0").rstrip("."))
         assert stored is not None
         choice = self.spec.passes.quantize
         head = (*self.pruning, as_asked(choice, stored) if isinstance(choice, QuantizeChoice) else stored)

@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from passes.base import NATIVE
+from passes.chain import find_backend
 from passes.errors import InputError, Location, nearest
 from passes.text.source import refuse_missing_text
-from planner.spec.spec import Spec
+from planner.spec.spec import QuantizeChoice, Spec
 from planner.spec.yaml_places import compose, locate, refuse_twice
 from targets.engines.engine import find_engine
 from targets.gpu import find_gpu
@@ -51,7 +53,7 @@ def parse_spec(text: str, name: str = "spec") -> Spec:
 
 
 def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
-    """Names that stand for something: a card, an engine, a file. Errors say where in the spec they stand."""
+    """Refuse names that stand for nothing: a card, an engine, a tool, a file. Errors say where in the spec they stand."""
     named = spec.engine if isinstance(spec.engine, str) else spec.engine.name
     checks: list[tuple[list[Any], Callable[[], object]]] = [
         (["model"], lambda: _refuse_missing_model(spec.model)),
@@ -64,6 +66,9 @@ def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
         checks.append((["target", "reserve"], partial(_refuse_reserve, card, spec.target.reserve)))
     if named != "auto":
         checks.append((["engine"] if isinstance(spec.engine, str) else ["engine", "name"], lambda: find_engine(named)))
+    quantize = spec.passes.quantize
+    if isinstance(quantize, QuantizeChoice) and quantize.backend != NATIVE:
+        checks.append((["passes", "quantize", "backend"], partial(find_backend, quantize.backend)))
     for path, check in checks:
         try:
             check()

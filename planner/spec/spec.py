@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from passes.algorithms.damping import DAMPING
+from passes.base import NATIVE
+from passes.chain import BACKENDS
 from passes.formats import kv_dtypes
 from passes.quantize.format_names import methods
 from planner.spec import units
@@ -135,7 +137,7 @@ class QuantizeChoice(Strict):
     """Names of formats (`w4a16-g64`); left out: all that the engines read."""
     dense: bool = True
     """Whether leaving the weights as they are is weighed too."""
-    backend: Literal["native", "llmcompressor", "gptqmodel", "autoround", "exllamav2", "exllamav3"] = "native"
+    backend: Annotated[str, Field(examples=[NATIVE, *BACKENDS.names()])] = NATIVE
     """Who makes the weights: tightfit's own walk, or an outside tool (`docs/backends.md`). Some formats and methods have one tool only."""
     damping: Annotated[float, Field(gt=0, lt=1)] = DAMPING
     """GPTQ's, the share of the mean of the Hessian's diagonal that is added to it (AutoGPTQ's `damp_percent`); more for texts too short."""

@@ -23,7 +23,7 @@ from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.prune.sparse import Sparsify
 from passes.quantize.exl2 import QuantizeExl2
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from passes.quantize.quantize import Quantize
 from passes.run.execute import execute
 from passes.run.job import Job
@@ -36,7 +36,7 @@ from tests.walk.conftest import save_tiny_llama
 
 
 def by(backend: str, scheme: str) -> Pass:
-    parsed = parse_scheme(scheme)
+    parsed = pass_named(scheme)
     assert parsed is not None
     return as_asked(QuantizeChoice(backend=backend), parsed)
 

@@ -18,7 +18,7 @@ from passes.chain import find_backend
 from passes.formats.at_load import resident
 from passes.ir.sources import open_model
 from passes.prune.depth import DepthPrune
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from passes.quantize.quantize import Quantize
 from passes.run.execute import execute
 from passes.run.job import Job
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 
 def chain(tool: str, scheme: str) -> Pass:
-    parsed = parse_scheme(scheme)
+    parsed = pass_named(scheme)
     assert parsed is not None
     return as_asked(QuantizeChoice(backend=tool), parsed)
 
@@ -162,7 +162,7 @@ for folder in sys.argv[1:]:
     ir, text = open_model(small).ir, TextSource("python-reference", 16, 64)
     forms = {}
     for name in ("gptq-4-g32", "gptq-4-g32-act", "gptq-3-g32-asym-act-v2", "gptq-8-channel-v2"):
-        one = parse_scheme(name)
+        one = pass_named(name)
         assert isinstance(one, Quantize)
         execute(Job(ir, small, (one,), tmp_path / name, tmp_path / "work", text, TextSource("self", 2, 64)))
         forms[tmp_path / name] = one.storage

@@ -15,7 +15,7 @@ from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.prune.sparse import Sparsify
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from passes.registry import Registry
 from passes.steps.cost import WalkSize
 from planner.quality.expected import expected_quality
@@ -72,7 +72,7 @@ def test_the_table_has_each_tool_under_its_name(name: str) -> None:
 
 
 def test_zeros_go_into_the_loop_of_the_method_after_them() -> None:
-    sparse, gptq = Sparsify("wanda", 0.5, "2:4"), parse_scheme("w4a16-g128")
+    sparse, gptq = Sparsify("wanda", 0.5, "2:4"), pass_named("w4a16-g128")
     assert gptq is not None
     algorithm = chain.method((sparse, gptq.with_options(damping=0.1), KVCachePass("fp8")))
     assert isinstance(algorithm, Gptq) and algorithm.mask == sparse.mask and algorithm.options.damping == 0.1

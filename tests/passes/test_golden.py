@@ -22,7 +22,7 @@ from passes.prune.depth import DepthPrune
 from passes.prune.experts import ExpertPrune
 from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 
 _GOLDEN = Path(__file__).with_name("golden")
 #: Plain, biased, fused, of experts, tied and alternating, of experts with a bank.
@@ -34,7 +34,7 @@ FAMILIES = {
 
 def examples(ir: ModelIR) -> list[Pass]:
     """One pass of every kind, of the first strength that is worth weighing on a model, where it has strengths."""
-    named = (parse_scheme(name) for name in ("w4a16-g128", "mixed-5.0-g64", "exl2-4.0", "nf4"))
+    named = (pass_named(name) for name in ("w4a16-g128", "mixed-5.0-g64", "exl2-4.0", "nf4"))
     return [
         DepthPrune(2), next(WidthPrune.degrees(ir), WidthPrune(1024)), next(ExpertPrune.degrees(ir), ExpertPrune(4)), Sparsify(), Distill(),
         *(pass_ for pass_ in named if pass_ is not None), KVCachePass("fp8", scales=True),

@@ -18,12 +18,12 @@ from passes.prune.experts import ExpertPrune
 from passes.prune.sparse import Sparsify
 from passes.prune.width import WidthPrune
 from passes.quantize.exl2 import QuantizeExl2, budget_bytes, lowest_bpw, resolved_bytes, slot_bytes
-from passes.quantize.format_names import examples, parse_scheme
+from passes.quantize.format_names import examples, pass_named
 from passes.quantize.quantize import Quantize
 
 MODELS = ["Llama-3-8B", "Qwen2.5-7B-Instruct", "Phi-4", "Qwen3-30B-A3B", "gemma-2-9b-it", "Mixtral-8x7B-Instruct-v0.1"]
 PASSES = [
-    *(p for p in map(parse_scheme, examples()) if p is not None), DepthPrune(2), WidthPrune(intermediate=1024), WidthPrune(kv_heads=2),
+    *(p for p in map(pass_named, examples()) if p is not None), DepthPrune(2), WidthPrune(intermediate=1024), WidthPrune(kv_heads=2),
     ExpertPrune(6), Sparsify(), Sparsify(pattern="2:4"), Distill(), QuantizeExl2(3.0, 8),
 ]  # fmt: skip
 
@@ -49,7 +49,7 @@ def test_sums_are_those_of_the_expanded_list(ir, one):
 
 
 def test_what_recipes_keep_dense_stays(ir):
-    out = parse_scheme("w4a16-g32").rewrite(ir)
+    out = pass_named("w4a16-g32").rewrite(ir)
     kept = {Role.EMBEDDING, Role.HEAD, Role.ROUTER}
     dense = [
         lin
@@ -167,25 +167,25 @@ def test_impossible_passes_say_why(one, code):
 @pytest.mark.parametrize("name", ["w4a16", "gptq-5-g128", "exl2", "fp7", "nf5", ""])
 def test_names_that_mean_nothing_are_refused(name):
     with pytest.raises(InputError) as caught:
-        parse_scheme(name)
+        pass_named(name)
     assert caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["w4a16-g0", "gptq-4-g0", "rtn-4-g0", "awq-4-g0", "autoround-4-g00", "mixed-5.0-g0"])
 def test_a_group_of_nothing_is_an_unknown_format_with_the_nearest_names(name):
     with pytest.raises(InputError, match=r"unknown weight format .* Did you mean") as caught:
-        parse_scheme(name)
+        pass_named(name)
     assert caught.value.exit_code == 2
 
 
 def test_marks_of_gptq_stand_in_any_order_and_bits_are_named() -> None:
-    assert parse_scheme("gptq-4-g64-act-asym-v2") == parse_scheme("gptq-4-g64-asym-act-v2")
+    assert pass_named("gptq-4-g64-act-asym-v2") == pass_named("gptq-4-g64-asym-act-v2")
     with pytest.raises(InputError, match="2, 3, 4 or 8 bits") as caught:
-        parse_scheme("gptq-5-g64")
+        pass_named("gptq-5-g64")
     assert caught.value.remedy == "for example gptq-4-g64"
     with pytest.raises(InputError, match="takes the bits a weight"):
-        parse_scheme("exl2")
+        pass_named("exl2")
     with pytest.raises(InputError, match="2, 3, 4 or 8 bits"):
-        parse_scheme("rtn-9")
+        pass_named("rtn-9")
     with pytest.raises(InputError, match="lacks its group size"):
-        parse_scheme("autoround-4")
+        pass_named("autoround-4")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import planner
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from planner.choice.space import workload_of
 from planner.plan.codec import from_json, to_json
 from planner.plan.document import PlannedSettings, planned_settings
@@ -19,8 +19,8 @@ from planner.spec.parse import parse_spec
 from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
 from targets.gpu import find_gpu
 
-#: Where people's words are read or written: names of outside tools, the written spec, the default and help of `--engine`.
-_WORDS = {"spec/spec.py": 2, "spec/template.py": 1, "cli/commands.py": 2}
+#: Where people's words are read or written: the written spec, the default and help of `--engine`.
+_WORDS = {"spec/template.py": 1, "cli/commands.py": 2}
 
 
 def _names_of_engines(file: Path) -> int:
@@ -41,9 +41,9 @@ def test_the_planner_names_no_engine() -> None:
 def test_what_an_engine_says_is_known_elsewhere(name: str) -> None:
     engine = find_engine(name)
     assert engine.name == name and engine.kv_dtypes[0] == "auto"
-    assert all(parse_scheme(form) is not None for form in engine.weighed_formats)
+    assert all(pass_named(form) is not None for form in engine.weighed_formats)
     width = engine.any_width
-    assert width is None or parse_scheme(f"{width.kind}-{width.high:g}") is not None
+    assert width is None or pass_named(f"{width.kind}-{width.high:g}") is not None
 
 
 def test_auto_weighs_the_engines_of_the_card_whose_speed_was_measured() -> None:

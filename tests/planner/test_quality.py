@@ -19,7 +19,7 @@ from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.prune.sparse import Sparsify
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from passes.quantize.quantize import Quantize
 from planner.quality.expected import Quality, expected_quality
 from planner.quality.features import Traits
@@ -32,7 +32,7 @@ LLAMA_3_8B = "meta-llama/Meta-Llama-3-8B"
 
 def quality(model: str, *schemes: str | Pass) -> Quality:
     """Expected quality of a chain; names are `--weights` names."""
-    passes: Sequence[Pass | None] = [parse_scheme(one) if isinstance(one, str) else one for one in schemes]
+    passes: Sequence[Pass | None] = [pass_named(one) if isinstance(one, str) else one for one in schemes]
     return expected_quality(open_model(model).ir, tuple(one for one in passes if one is not None))
 
 
@@ -164,7 +164,7 @@ def test_sizes_count_every_weight_and_instruct_models_are_told_from_base_models(
 
 
 def test_a_warm_answer_takes_microseconds() -> None:
-    ir, passes = open_model(LLAMA_3_8B).ir, (parse_scheme("gptq-4-g128"), KVCachePass("fp8"))
+    ir, passes = open_model(LLAMA_3_8B).ir, (pass_named("gptq-4-g128"), KVCachePass("fp8"))
     chain = tuple(one for one in passes if one is not None)
     expected_quality(ir, chain)
     start = time.perf_counter()

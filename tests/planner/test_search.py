@@ -15,7 +15,7 @@ from passes.formats.kv_dtypes import KV_DTYPES
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from planner.choice.bits import fewest_bits, most_bits
 from planner.choice.search import SearchResult, best, complete, preference, search, target_gpu
 from planner.choice.space import settings_options, workload_of
@@ -98,7 +98,7 @@ def test_exl2_takes_the_most_bits_that_leave_room_for_the_context() -> None:
     result = search(spec, open_model(spec.model).ir)
     assert result.chosen is not None
     bits = result.chosen.candidate.passes[0].options()["bpw"]
-    finer = parse_scheme(f"exl2-{bits + 0.01:.2f}")
+    finer = pass_named(f"exl2-{bits + 0.01:.2f}")
     assert finer is not None
     ir = rewrite(open_model(spec.model).ir, (finer, *result.chosen.candidate.passes[1:]))
     memory = find_engine("exllamav2").memory(ir, result.gpu, result.chosen.candidate.settings, workload_of(spec))
@@ -125,7 +125,7 @@ def chains(ir: ModelIR, engine: str) -> Iterator[tuple[Pass, ...]]:
         names += [f"exl2-{n / 100:g}" for n in range(200, 801)]
     weighed = {dtype.name for dtype in KV_DTYPES if dtype.weighed}
     for name, dtype in itertools.product(names, (d for d in find_engine(engine).kv_dtypes if d in weighed)):
-        parsed = parse_scheme(name) if name else None
+        parsed = pass_named(name) if name else None
         head = (parsed,) if parsed else ()
         if dtype == "auto":
             yield head

@@ -10,7 +10,7 @@ import pytest
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.prune.depth import DepthPrune
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from targets.engines.engine import Parallel, Settings, find_engine
 from targets.engines.exllama import v2, v3
 from targets.gpu import find_gpu
@@ -19,7 +19,7 @@ from tests.backends.conftest import environment
 
 
 def stored(model: str, weights: str) -> ModelIR:
-    scheme = parse_scheme(weights)
+    scheme = pass_named(weights)
     assert scheme is not None
     return scheme.rewrite(open_model(model).ir)
 

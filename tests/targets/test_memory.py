@@ -6,7 +6,7 @@ import pytest
 
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
 from targets.engines.vllm.parameters import allocated
 from targets.gpu import find_gpu
@@ -55,7 +55,7 @@ def test_torchs_allocator_keeps_small_rests_of_large_segments() -> None:
 
 
 def test_groups_in_activation_order_are_read_up_to_the_version_that_dropped_them() -> None:
-    ordered = parse_scheme("gptq-4-g128-act").rewrite(open_model(LLAMA).ir)  # type: ignore[union-attr]
+    ordered = pass_named("gptq-4-g128-act").rewrite(open_model(LLAMA).ir)  # type: ignore[union-attr]
     refused = {
         version: [reason.code for reason in find_engine("vllm").illegal(ordered, find_gpu("H100"), Settings(version))]
         for version in ("0.19.0", "0.32.0")
@@ -140,7 +140,7 @@ def test_fp8_kv_is_illegal_on_ampere() -> None:
 
 @pytest.mark.parametrize(("engine", "weights"), [("exllamav2", "exl2-4.65"), ("exllamav3", "exl3-3.5")])
 def test_exllama_caches_shrink_with_their_bits(engine: str, weights: str) -> None:
-    scheme = parse_scheme(weights)
+    scheme = pass_named(weights)
     assert scheme is not None
     ir, gpu, target = scheme.rewrite(open_model(LLAMA).ir), find_gpu("RTX 4090"), find_engine(engine)
     typed = [replace(ir, kv_cache=replace(ir.kv_cache, dtype=kind)) for kind in ("auto", "q8", "q6", "q4")]

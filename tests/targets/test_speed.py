@@ -9,7 +9,7 @@ import pytest
 
 from passes.ir.model import KVCache, ModelIR
 from passes.ir.sources import open_model
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from targets.engines.engine import KVEstimate, Parallel, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, all_gpus, find_gpu
 from targets.quantity import Basis, Quantity
@@ -36,7 +36,7 @@ def experts() -> ModelIR:
 
 
 def w4(ir: ModelIR) -> ModelIR:
-    scheme = parse_scheme("w4a16-g128")
+    scheme = pass_named("w4a16-g128")
     assert scheme is not None
     return scheme.rewrite(ir)
 

@@ -34,7 +34,7 @@ from passes.measure.trial import trial
 from passes.prune.sparse import Sparsify
 from passes.quantize.exl2 import QuantizeExl2
 from passes.quantize.exl2_errors import measure, saved_errors
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from passes.quantize.quantize import Quantize
 from passes.walk.walk import Walk
 from tests.walk.conftest import context
@@ -106,7 +106,7 @@ def _on(value: Any, card: torch.device, held: dict[int, OnCard]) -> Any:
 def chains() -> dict[str, tuple[Pass, ...]]:
     """One chain for each way through the walk."""
     names = ("w4a16-g32", "awq-4-g32", "gptq-4-g32", "w8a8-static-smoothquant", "fp8", "nvfp4", "mxfp4")
-    quantized = {name: one for name in names if (one := parse_scheme(name)) is not None}
+    quantized = {name: one for name in names if (one := pass_named(name)) is not None}
     return {name: (one,) for name, one in quantized.items()} | {
         "w4a16-g32 + fp8 KV": (quantized["w4a16-g32"], KVCachePass("fp8", True)),
         "2:4 + w4a16-g32": (Sparsify("sparsegpt", 0.5, "2:4"), quantized["w4a16-g32"]),

@@ -19,7 +19,7 @@ from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.quantize.exl2 import QuantizeExl2, budget_bytes, resolved_bytes
 from passes.quantize.exl2_errors import measure, saved_errors
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from passes.run.assemble import differences
 from passes.run.execute import execute
 from passes.run.job import Job
@@ -78,7 +78,7 @@ def test_matrices_of_zeros_stay_zeros(scheme: str, tmp_path: Path) -> None:
     weights = load_file(model / "model.safetensors")
     zeros = [f"model.layers.1.{name}.weight" for name in ("self_attn.o_proj", "mlp.down_proj")]
     save_file(weights | {name: torch.zeros_like(weights[name]) for name in zeros}, model / "model.safetensors")
-    one = parse_scheme(scheme)
+    one = pass_named(scheme)
     assert one is not None
     ir, out = open_model(model).ir, tmp_path / "out"
     found = execute(Job(ir, model, (one,), out, tmp_path / "work", text, TextSource("self", 2, 64)))

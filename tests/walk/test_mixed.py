@@ -16,7 +16,7 @@ from passes.formats.dense import Dense
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.measure.fisher import option_costs
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from passes.quantize.mixed import QuantizeMixed, groups, quantized_weights
 from passes.run.assemble import differences
 from passes.run.execute import execute
@@ -113,7 +113,7 @@ def test_budgets_below_the_narrowest_format_are_refused(llama_ir: ModelIR) -> No
 
 
 def test_the_name_users_write() -> None:
-    found = parse_scheme("mixed-5.0-g64-w8a8")
+    found = pass_named("mixed-5.0-g64-w8a8")
     assert isinstance(found, QuantizeMixed) and [form.label for form in found.palette] == [
         "w4a16-g64",
         "w8a8",

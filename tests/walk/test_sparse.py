@@ -20,7 +20,7 @@ from passes.formats.format import Grid
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.prune.sparse import Sparsify
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from passes.quantize.quantize import Quantize
 from passes.run.assemble import differences
 from passes.run.execute import execute
@@ -118,7 +118,7 @@ def test_banks_and_fused_matrices_stay_whole_with_zeros_in_them(family: str, tmp
 def test_a_plan_refuses_zeros_with_methods_that_choose_their_own_rounding(
     scheme: str, codes: list[str], llama_ir: ModelIR
 ) -> None:
-    chain = (Sparsify("sparsegpt", 0.5, "2:4"), parse_scheme(scheme))
+    chain = (Sparsify("sparsegpt", 0.5, "2:4"), pass_named(scheme))
     assert [reason.code for reason in illegal(llama_ir, chain)] == codes
     assert [reason.code for reason in asked.rewrite(llama_ir, chain)[1]] == codes, (
         "the planner weighs what apply accepts"
@@ -128,7 +128,7 @@ def test_a_plan_refuses_zeros_with_methods_that_choose_their_own_rounding(
 @pytest.mark.parametrize("scheme", ["gptq-4-g32-act", "gptq-4-g32", "fp8"])
 def test_runs_of_four_stay_together_in_every_order_of_the_columns(scheme: str, llama: Path, tmp_path: Path) -> None:
     """2:4 means the four inputs that stand together on disk, also where groups follow the activation order."""
-    chain, ir = (Sparsify("sparsegpt", 0.5, "2:4"), parse_scheme(scheme)), open_model(llama).ir
+    chain, ir = (Sparsify("sparsegpt", 0.5, "2:4"), pass_named(scheme)), open_model(llama).ir
     text = TextSource("python-reference", 8, 64)
     found = execute(Job(ir, llama, chain, tmp_path / "out", tmp_path / "work", text, TextSource("self", 2, 64)))
     stored = DecodedCheckpoint(Checkpoint(tmp_path / "out"), found.target, torch.float32)

@@ -78,11 +78,11 @@ class Exl2(Format):
         return KernelFamily.EXL
 
     def layout(self, in_features: int) -> tuple[tuple[int, int], ...]:
-        """(bits, rows) of every group for K inputs, as ExLlamaV2 lays a parameter set out."""
+        """Return (bits, rows) of every group for K inputs, as ExLlamaV2 lays a parameter set out."""
         return _layout(self.shares, in_features)
 
     def stored_rows(self, out_features: int) -> int:
-        """Outputs with padding: the next multiple of 32, as the loader expects it."""
+        """Return outputs with padding: the next multiple of 32, as the loader expects it."""
         return -(-out_features // UNIT) * UNIT
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
@@ -101,7 +101,7 @@ class Exl2(Format):
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """The five tensors of a matrix."""
+        """Return the five tensors of a matrix."""
         groups, columns = self.layout(in_features), self.stored_rows(out_features)
         return (
             Tensor(f"{name}.q_weight", "I32", (_word_rows(self.shares, in_features), columns)),
@@ -116,7 +116,7 @@ class Exl2(Format):
         raise TightfitError("EXL2 stores what its own quantizer makes", remedy="choose the method exl2")
 
     def encode_matrix(self, name: str, matrix: Exl2Matrix) -> dict[str, torch.Tensor]:
-        """The stored tensors; missing columns up to the padded width decode to zero."""
+        """Return the stored tensors; missing columns up to the padded width decode to zero."""
         import torch
 
         rows, columns = matrix.codes.shape
@@ -142,7 +142,7 @@ class Exl2(Format):
         }
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """The weight `[N padded, K]`, inputs in their original order."""
+        """Return the weight `[N padded, K]`, inputs in their original order."""
         import torch
 
         words = tensors[f"{name}.q_weight"]

@@ -38,7 +38,7 @@ class Exl2Bounded(Format):
 
     @classmethod
     def named(cls, name: str) -> Self | None:
-        """`exl2-4.65`."""
+        """Read `exl2-4.65`."""
         match = re.fullmatch(r"exl2-(\d(?:\.\d+)?)", name)
         return cls(float(match[1])) if match else None
 
@@ -58,15 +58,15 @@ class Exl2Bounded(Format):
         return KernelFamily.EXL
 
     def stored_rows(self, out_features: int) -> int:
-        """Outputs with EXL2's padding."""
+        """Return outputs with EXL2's padding."""
         return -(-out_features // UNIT) * UNIT
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """What no EXL2 layout can hold."""
+        """Say what no EXL2 layout can hold."""
         return Exl2().illegal(out_features, in_features)
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """One stand-in of as many bytes as the matrix's share of the budget, rounded up."""
+        """Return one stand-in of as many bytes as the matrix's share of the budget, rounded up."""
         weights = self.stored_rows(out_features) * in_features
         return (Tensor(f"{name}.exl2_at_most", "U8", (math.ceil(weights * self.bpw / 8),)),)
 

@@ -10,7 +10,7 @@ from passes.formats.exllama.exl2 import Exl2, Share
 
 
 def parse_shares(text: str) -> Exl2:
-    """The format that a row's notation means."""
+    """Return the format that a row's notation means."""
     terms = text.split("+")
     last_size = int(terms[-1].split("/")[1])
     shares: list[Share] = []

@@ -40,7 +40,7 @@ class Exl3(Format):
 
     @classmethod
     def named(cls, name: str) -> Self | None:
-        """`exl3-3.5`."""
+        """Read `exl3-3.5`."""
         match = re.fullmatch(r"exl3-(\d(?:\.\d+)?)", name)
         return cls(float(match[1])) if match else None
 
@@ -71,7 +71,7 @@ class Exl3(Format):
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """The trellis and the two sign vectors."""
+        """Return the trellis and the two sign vectors."""
         words = int(-(-16 * self.bits // 1))
         return (
             Tensor(f"{name}.trellis", "I16", (in_features // _TILE, out_features // _TILE, words)),

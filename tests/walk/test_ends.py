@@ -297,13 +297,10 @@ def test_the_certificate_counts_every_attempt(place: Place) -> None:
 
     for done in (4, 8, 12):
         place.apply("attempts", "kill", "walk", done)
-    last = time.monotonic()
     assert place.apply("attempts").returncode in (0, 4)
-    last = time.monotonic() - last
     work = place.folder / "attempts" / ".made.work"
     blocks = json.loads(next(work.glob("walk-*/state.json")).read_text())["blocks"]
     assert seconds("attempts") > sum(block["seconds"] for block in blocks) * 0.9
-    assert last > 0
 
 
 @pytest.mark.parametrize(

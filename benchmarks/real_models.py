@@ -63,11 +63,11 @@ def _members(packages: Sequence[str], name: str) -> bytes:
 
 
 def _keep(path: Path, content: bytes) -> Path:
-    """Write a file, whole or not at all."""
+    """Write a file, whole or not at all, whoever else writes it meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_bytes(content)
-    return part.replace(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", suffix=".part", delete=False) as part:
+        part.write(content)
+    return Path(part.name).replace(path)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def _fetched(fetch: Callable[[], Path]) -> Path:
     try:
         return fetch()
     except OSError as error:
-        missing(f"the model could not be fetched: {error}", "`make models` fetches both")
+        missing(f"the model could not be fetched: {error}", "it comes from the package index")
 
 
 @pytest.fixture(scope="session")

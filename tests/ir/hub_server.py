@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """What the server serves and how it misbehaves. `sent` counts the bytes of every file that went out."""
+    """What the server serves and how it misbehaves.
+
+    `asked`: of every file the spans (first byte, number of bytes) that requests asked for, in their order. How many of the bytes of a
+    broken answer arrive depends on buffers of the system; what is asked for does not.
+    """
 
     folder: Path
     name: str = "acme/tiny"
@@ -29,9 +32,23 @@ class Hub:
     """How many answers with weights break off in the middle."""
     ranges: bool = True
     address: str = ""
-    sent: Counter[str] = field(default_factory=Counter)
+    asked: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     tokens_at_cdn: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def bytes_asked(self, name: str) -> int:
+        """Sum the bytes of a file that requests asked for."""
+        return sum(count for _, count in self.asked.get(name, ()))
+
+    def admit(self, name: str, first: int, count: int) -> int:
+        """Note what a request asks for; how many of these bytes it gets. Files are fetched side by side."""
+        with self.lock:
+            self.asked.setdefault(name, []).append((first, count))
+            if not self.broken or not name.endswith(".safetensors"):
+                return count
+            self.broken -= 1
+            return count // 2
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -124,13 +141,13 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def file(self, path: Path, body: bool) -> None:
             data = path.read_bytes()
-            size, wanted = len(data), self.headers.get("Range")
+            size, wanted, start = len(data), self.headers.get("Range"), 0
             if wanted and hub.ranges:
                 first, _, last = wanted.removeprefix("bytes=").partition("-")
-                end = min(int(last) if last else size - 1, size - 1)
-                data = data[int(first) : end + 1]
+                start, end = int(first), min(int(last) if last else size - 1, size - 1)
+                data = data[start : end + 1]
                 self.send_response(206)
-                self.send_header("Content-Range", f"bytes {first}-{end}/{size}")
+                self.send_header("Content-Range", f"bytes {start}-{end}/{size}")
             else:
                 self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
@@ -140,13 +157,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if not body:
                 return
-            if hub.broken and path.suffix == ".safetensors":
-                hub.broken -= 1
-                data = data[: len(data) // 2]
-                self.close_connection = True
+            allowed = hub.admit(path.name, start, len(data))
+            self.close_connection = allowed < len(data)
             try:
-                self.wfile.write(data)
-                hub.sent[path.name] += len(data)
+                self.wfile.write(data[:allowed])
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
 

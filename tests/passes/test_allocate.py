@@ -1,8 +1,7 @@
-"""The allocator: optimal on every instance, never over budget, fast at the size of a 70B model."""
+"""The allocator: optimal on every instance, never over budget, little work at the size of a 70B model."""
 
 import itertools
 import random
-import time
 
 import numpy as np
 import pytest
@@ -93,13 +92,13 @@ def _seventy_b(seed, noise):
 
 @pytest.mark.parametrize(("seed", "noise"), [(0, 0), (1, 0), (2, 100_000), (3, 100_000)])
 @pytest.mark.parametrize("bpw", [2.4, 3.5, 4.65, 6.0])
-def test_a_seventy_b_model_in_under_a_second(seed, noise, bpw):
+def test_a_seventy_b_model_keeps_few_states(seed, noise, bpw):
+    """The time goes with the longest list of states; `benchmarks/plan_speed.py` measures the seconds."""
     units = _seventy_b(seed, noise)
     budget = int(bpw * 80 * 855_000_000 / 8)
-    started = time.process_time()
     found = allocate(units, budget)
-    assert time.process_time() - started < 1
     assert found.gap == 0 and found.bytes <= budget
+    assert found.states < 5000
     assert found == allocate(units, budget)
 
 

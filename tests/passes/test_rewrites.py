@@ -33,11 +33,19 @@ def ir(request):
     return open_model(request.param).ir
 
 
+def refused(ir, one):
+    """The reason why a model takes no pass of `PASSES`: only the pruning of experts needs what not all models have."""
+    if not isinstance(one, ExpertPrune) or ir.name.startswith("mistralai/Mixtral"):
+        return None
+    return "experts_kept" if ir.name == "Qwen/Qwen3-30B-A3B" else "no_experts"  # six is fewer than a token asks for
+
+
 @pytest.mark.parametrize("one", PASSES, ids=lambda p: p.text())
 def test_sums_are_those_of_the_expanded_list(ir, one):
-    if reasons := one.illegal(ir):
-        assert all(reason.code and reason.message for reason in reasons)
+    if refusal := refused(ir, one):
+        assert [reason.code for reason in one.illegal(ir)] == [refusal]
         return
+    assert not one.illegal(ir)
     out = one.rewrite(ir)
     expanded = list(out.tensors())
     assert out.tensor_bytes == sum(tensor.bytes for tensor in expanded)

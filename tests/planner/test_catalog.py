@@ -11,6 +11,8 @@ from planner.plan.make import plan
 from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES
 
+pytestmark = pytest.mark.slow
+
 
 def distinct() -> list[str]:
     """The catalog's models without those whose description another one has already (instruct variants, copies)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -139,25 +138,19 @@ def test_the_70b_example_answers_that_nothing_fits_yet(optimize: Any, tmp_path: 
     assert not (tmp_path / "p.json").exists()
 
 
-def test_planning_is_light_and_quick() -> None:
+def test_planning_is_light() -> None:
+    """What takes long to import is not imported; `benchmarks/plan_speed.py` measures the seconds."""
     script = (
-        "import sys, time; t = time.perf_counter(); sys.argv = ['optimize', 'plan', 'examples/llama-3.3-70b-rtx4090.yaml', '--json']\n"
+        "import sys; sys.argv = ['optimize', 'plan', 'examples/llama-3.3-70b-rtx4090.yaml', '--json']\n"
         "from planner.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'scipy', 'datasets'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'scipy', 'datasets', 'jinja2', 'ray', 'huggingface_hub', 'safetensors'} & set(sys.modules)\n"
         "print(sorted(heavy), file=sys.stderr)"
     )
-    libraries = "import networkx, pydantic, rich.table, typer, yaml"
-    times: dict[str, list[float]] = {script: [], libraries: []}
-    for code in (script, libraries) * 5:
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-        times[code].append(time.perf_counter() - began)
-        if code == script:
-            assert done.stderr.strip().endswith("[]")
-    # The goal is 0.5 s, on machines where the libraries that a plan stands on take 0.23 s to import: 2.2 times as long.
-    assert min(times[script]) < 3 * min(times[libraries])
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["rejected"], "it planned"
+    assert done.stderr.strip().endswith("[]"), done.stderr
 
 
 @pytest.mark.parametrize("damage", ["truncated", "lying"])

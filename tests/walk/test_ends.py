@@ -19,6 +19,8 @@ import pytest
 from passes.run.result_folder import check_places, claim, publish
 from tests.walk.conftest import save_tiny_llama
 
+pytestmark = pytest.mark.slow
+
 _BLOCKS = 16
 _SPEC = """
 model: model
@@ -169,7 +171,6 @@ def finished_blocks(work: Path) -> int:
     return json.loads(states[0].read_text())["done"] if states else 0
 
 
-@pytest.mark.slow
 def test_five_kills_end_with_the_files_of_an_uninterrupted_run(place: Place) -> None:
     chance = random.Random(5)
     work = place.folder / "killed" / ".made.work"
@@ -197,7 +198,6 @@ def test_five_kills_end_with_the_files_of_an_uninterrupted_run(place: Place) -> 
     assert resumed == place.content("whole")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "done"),
     [
@@ -214,7 +214,6 @@ def test_a_kill_in_any_step_goes_on_there(step: str, done: int, measured: Place)
     assert measured.content(out) == measured.content("whole")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "done", "damaged"),
     [
@@ -297,13 +296,10 @@ def test_the_certificate_counts_every_attempt(place: Place) -> None:
 
     for done in (4, 8, 12):
         place.apply("attempts", "kill", "walk", done)
-    last = time.monotonic()
     assert place.apply("attempts").returncode in (0, 4)
-    last = time.monotonic() - last
     work = place.folder / "attempts" / ".made.work"
     blocks = json.loads(next(work.glob("walk-*/state.json")).read_text())["blocks"]
     assert seconds("attempts") > sum(block["seconds"] for block in blocks) * 0.9
-    assert last > 0
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from passes.algorithms import exl2
+from passes.algorithms import exl2, threads
 
 MIXED = [(8, 32), (4, 64), (3, 64), (2, 32)]
 UNIFORM = [(4, 128), (4, 64)]
@@ -104,3 +106,24 @@ def test_an_indefinite_hessian_is_damped_and_a_hopeless_one_refused() -> None:
     exl2.factorize(torch.zeros(64, 64), "model.layers.0.self_attn.q_proj")
     with pytest.raises(exl2.TightfitError, match=r"layers\.0"):
         exl2.factorize(-torch.eye(64) * 1e3, "model.layers.0.self_attn.q_proj")
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """However many torch has: under two workers it has one, and then nothing runs side by side."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    threads._pool.cache_clear()
+    yield
+    threads._pool().shutdown()
+    threads._pool.cache_clear()
+    torch.set_num_threads(usual)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_side_by_side_give_what_one_gives() -> None:
+    group, factors = layer(5)[0].T[:64].contiguous(), [0.7 + 0.01 * step for step in range(50)]
+    scale = (group.abs().amax(0) + 1e-12) / 7.5
+    assert exl2._losses_side_by_side(group, scale, 4, factors) == exl2._losses(group, scale, 4, factors)
+    assert threads.side_by_side(lambda item: 2 * item, range(9)) == list(range(0, 18, 2))
+    assert torch.get_num_threads() == 3

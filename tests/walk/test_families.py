@@ -30,6 +30,8 @@ from passes.walk.walk import Walk
 from tests.walk.conftest import context
 from tests.walk.families import FAMILIES, SEEING, save_seeing, save_tiny
 
+pytestmark = pytest.mark.slow
+
 CPU, FP32 = torch.device("cpu"), torch.float32
 _ROUTED = ("mixtral", "qwen3_moe", "gpt_oss", "llama4_text")
 IDS = torch.randint(3, 256, (4, 24), generator=torch.Generator().manual_seed(1))

@@ -14,7 +14,7 @@ from passes.files.atomic import write_json
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.quantize.exl2 import QuantizeExl2
-from passes.quantize.format_names import parse_scheme
+from passes.quantize.format_names import pass_named
 from passes.quantize.quantize import Quantize
 from passes.run.job_graph import job_graph
 from passes.run.result_folder import MARKER
@@ -190,7 +190,7 @@ def test_a_plan_that_travelled_is_drawn_as_its_passes_say(document: PlanDocument
 
 
 def test_an_outside_tools_steps_stand_at_its_node() -> None:
-    storage = parse_scheme("w4a16-g128")
+    storage = pass_named("w4a16-g128")
     assert isinstance(storage, Quantize)
     passes = (DepthPrune(1, (3,)), Quantize("gptq", storage.storage, backend="gptqmodel"))
     names = ("calibration text", "evaluation text", "dense model", "gptqmodel 5.0", "assemble")
@@ -235,7 +235,7 @@ def test_the_forecast_sums_over_the_graph(made: Plan, passes: Sequence[Pass]) ->
 
 
 def test_choices_name_the_steps_that_they_cost(made: Plan) -> None:
-    mixed = parse_scheme("mixed-5.0-g64")
+    mixed = pass_named("mixed-5.0-g64")
     assert mixed is not None
     for pass_ in (DepthPrune(2), DepthPrune(1, (3,)), QuantizeExl2(4.0), mixed, KVCachePass("fp8", scales=True)):
         assert (

@@ -22,7 +22,7 @@ from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from targets.engines.engine import Parallel, Settings, find_engine
 from targets.gpu import find_gpu
-from targets.machine.calibrate import calibrate_machine, calibrate_served
+from targets.machine.calibrate import ServedModel, calibrate_machine, calibrate_served
 from targets.serve.client import measure
 from targets.serve.process import Served, engine_python, serving
 from targets.workload import Workload
@@ -58,7 +58,7 @@ def stages(result: Path, python: Path) -> Iterator[tuple[list[Stage], list[tuple
     calibrate_machine(cpu, python)
     found.append(predicted("machine", ir))
     with serving(result / "launch" / "run.sh", python) as served:
-        calibrate_served(f"http://{served.host}:{served.port}", result.name, ir, ENGINE, cpu, Parallel())
+        calibrate_served(f"http://{served.host}:{served.port}", result.name, ServedModel(ir, ENGINE, cpu, Parallel()))
         found.append(predicted("load", ir))
         yield found, [_timed(served, result.name, inputs, outputs) for inputs, outputs in JUDGED]
 

@@ -4,36 +4,52 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from passes.errors import InputError
 from passes.ir.sources import open_model
 from targets.engines.engine import ENGINE_NAMES, Engine, Parallel, find_engine
 from targets.gpu import Gpu, find_gpu
-from targets.machine.calibrate import calibrate_machine, calibrate_served
+from targets.machine.calibrate import ServedModel, calibrate_machine, calibrate_served
 from targets.machine.devices import installed_gpus
 from targets.machine.profile import Profile, believed_profile, profile_path
 from targets.serve.process import engine_python
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server to put a load on: its address, what it serves (a folder, or a name of the catalog), by which name, over how
+    many cards.
+    """
+
+    url: str
+    model: str | None
+    served_name: str | None
+    tp: int = 1
+
+
 def calibrate(
-    gpu: str | None, python: Path | None, url: str | None, model: str | None, served_name: str | None, tp: int, seconds: float,
-    *, say: Callable[[str], None],
-) -> Profile:  # fmt: skip
-    """Measure the device; with `url`, put a load on what is served there as well. The profile is stored and returned."""
+    gpu: str | None, python: Path | None, server: Server | None, seconds: float, *, say: Callable[[str], None]
+) -> Profile:
+    """Measure the device; with a server, put a load on what is served there as well. The profile is stored and returned.
+
+    `seconds`: what measuring the device may take; a device that was measured before is not measured again for a server.
+    """
     card = find_gpu(gpu or next(iter(installed_gpus()), "cpu"))
     engine = next(name for name in ENGINE_NAMES if _can_calibrate(find_engine(name), card))
-    if url and not model:
+    if server is not None and not server.model:
         raise InputError("what is served there?", remedy="name it with --model: a folder, or a name of the catalog")
-    profile = None if url is None else believed_profile(card)[0]
+    profile = None if server is None else believed_profile(card)[0]
     if profile is None:
         say(f"measuring {card.name}, about {seconds:.0f} s")
         known = python is not None or "TIGHTFIT_ENGINE" in os.environ
         profile = calibrate_machine(card, engine_python(python) if known else None, seconds=seconds)
-    if url and model:
-        say(f"a short load on {url}")
-        served = served_name or Path(model).name
-        profile = calibrate_served(url, served, open_model(model).ir, engine, card, Parallel(tp=tp))
+    if server is not None and server.model:
+        say(f"a short load on {server.url}")
+        name = server.served_name or Path(server.model).name
+        served = ServedModel(open_model(server.model).ir, engine, card, Parallel(tp=server.tp))
+        profile = calibrate_served(server.url, name, served)
     say(f"kept in {profile_path(card.name)}")
     return profile
 

@@ -9,7 +9,7 @@ from typing import Any
 from passes.errors import Reason
 from passes.ir.sources import Source, open_model
 from planner.asked import chain_of, rewrite, with_dtype
-from planner.choice.remedies import Remedy, remedies
+from planner.choice.remedies import Misfit, Remedy, remedies
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality, expected_quality
@@ -162,5 +162,5 @@ def check(
     if result.fits or illegal:
         return result
     dense_source = source.ir.quant_method is None
-    found = remedies(target, dense, ir, card, settings, workload, may_quantize=dense_source and weights is None)
+    found = remedies(Misfit(target, dense, ir, card, settings, workload), may_quantize=dense_source and weights is None)
     return replace(result, remedies=found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from passes.ir.model import ModelIR
 from planner.asked import chain_of, rewrite
-from targets.engines.engine import Engine, MemoryEstimate, Settings
+from targets.engines.engine import Engine, Settings
 from targets.gpu import Gpu
 from targets.workload import Workload
 
@@ -34,30 +34,32 @@ class Remedy:
     context: int | None = None
 
 
-def remedies(
-    engine: Engine, dense: ModelIR, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, *, may_quantize: bool
-) -> tuple[Remedy, ...]:
-    """One remedy a knob; empty where no single change helps."""
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """What does not fit: a model as it was asked for (`ir`), the dense one that it was made of, and where and how it would run."""
 
-    def fits(model: ModelIR, changed: Settings, asked: Workload) -> bool:
-        estimate: MemoryEstimate = engine.memory(model, gpu, changed, asked)
-        served = estimate.serves if asked.concurrency else estimate.starts
-        return served and not engine.illegal(model, gpu, changed)
+    engine: Engine
+    dense: ModelIR
+    ir: ModelIR
+    gpu: Gpu
+    settings: Settings
+    workload: Workload
 
-    return tuple(_each(engine, dense, ir, gpu, settings, workload, may_quantize, fits))
+    def fits(self, model: ModelIR, settings: Settings, workload: Workload) -> bool:
+        """Whether a model would be served with these settings, or would start where no concurrency is asked for."""
+        estimate = self.engine.memory(model, self.gpu, settings, workload)
+        served = estimate.serves if workload.concurrency else estimate.starts
+        return served and not self.engine.illegal(model, self.gpu, settings)
 
 
-def _each(
-    engine: Engine,
-    dense: ModelIR,
-    ir: ModelIR,
-    gpu: Gpu,
-    settings: Settings,
-    workload: Workload,
-    may_quantize: bool,
-    fits: Callable[[ModelIR, Settings, Workload], bool],
-) -> Iterator[Remedy]:
-    estimate = engine.memory(ir, gpu, settings, workload)
+def remedies(misfit: Misfit, *, may_quantize: bool) -> tuple[Remedy, ...]:
+    """Return one remedy a knob; empty where no single change helps."""
+    return tuple(_tried(misfit, may_quantize))
+
+
+def _tried(misfit: Misfit, may_quantize: bool) -> Iterator[Remedy]:
+    fits, ir, gpu, settings, workload = misfit.fits, misfit.ir, misfit.gpu, misfit.settings, misfit.workload
+    estimate = misfit.engine.memory(ir, gpu, settings, workload)
     context = min(
         workload.context - 1,
         _longest(lambda n: fits(ir, settings, replace(workload, context=n)), estimate.kv.max_context),
@@ -83,7 +85,7 @@ def _each(
         if not gpu.is_cpu and tp > settings.parallel.tp and fits(ir, changed, workload):
             yield Remedy(knob="gpus", message=f"{changed.parallel.gpus} cards fit", gpus=changed.parallel.gpus)
             break
-    smaller = [(name, rewrite(dense, chain_of(name, ir.kv_cache.dtype))) for name in _FORMATS if may_quantize]
+    smaller = [(name, rewrite(misfit.dense, chain_of(name, ir.kv_cache.dtype))) for name in _FORMATS if may_quantize]
     legal = [(name, model) for name, (model, illegal) in smaller if not illegal]
     for name, model in legal:
         if fits(model, settings, workload):

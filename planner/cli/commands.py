@@ -289,12 +289,12 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Measure this machine; predictions for it then say `measured`. With --url, the served engine as well."""
+    from planner.calibrate import Server
     from planner.calibrate import calibrate as run
 
     console = _console(as_json)
-    profile = run(
-        gpu, engine, url, model, served_name, tp, seconds, say=lambda text: console.print(f"  {text}", style="dim")
-    )
+    server = Server(url, model, served_name, tp) if url else None
+    profile = run(gpu, engine, server, seconds, say=lambda text: console.print(f"  {text}", style="dim"))
     if as_json:
         emit(profile.as_json())
         return

@@ -136,43 +136,45 @@ def _refuse_other_device(gpu: Gpu, found: Mapping[str, Any]) -> None:
     )
 
 
-def calibrate_served(
-    url: str,
-    model: str,
-    ir: ModelIR,
-    engine: str,
-    gpu: Gpu,
-    parallel: Parallel,
-    load: Sequence[tuple[int, int, int]] = LOAD,
-) -> Profile:
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a server runs: a model, under an engine, on so many of a card."""
+
+    ir: ModelIR
+    engine: str
+    gpu: Gpu
+    parallel: Parallel
+
+
+def calibrate_served(url: str, name: str, model: ServedModel, load: Sequence[tuple[int, int, int]] = LOAD) -> Profile:
     """Put a short load on a served model and store the engine's constants that explain it.
 
-    `url`: the server's base, `http://host:port`; `model`: the name it serves; `ir`: what it is. Needs a profile of the machine.
+    `url`: the server's base, `http://host:port`; `name`: by which it serves the model. Needs a profile of the machine.
     """
     address = urllib.parse.urlsplit(url)
     if not address.hostname:
         raise InputError(f"no server address: {url}", remedy="write http://host:port")
-    profile, _ = believed_profile(gpu)
+    profile, _ = believed_profile(model.gpu)
     if profile is None:
-        raise InputError(f"{gpu.name} was never measured", remedy="run `optimize calibrate` without a server first")
+        raise InputError(
+            f"{model.gpu.name} was never measured", remedy="run `optimize calibrate` without a server first"
+        )
     served = Served(address.hostname, address.port or 80, Path(os.devnull), 0.0)
-    fits = [(i, o, n) for i, o, n in load if i + o <= ir.max_context]
+    fits = [(i, o, n) for i, o, n in load if i + o <= model.ir.max_context]
     try:
-        seen = [Observation.of(measure(served, model, input_tokens=i, output_tokens=o, requests=n)) for i, o, n in fits]
+        seen = [Observation.of(measure(served, name, input_tokens=i, output_tokens=o, requests=n)) for i, o, n in fits]
     except OSError as error:
         raise TightfitError(f"{url} did not answer: {error}", remedy="start the server, then calibrate") from error
-    values = fit_load(seen, ir, engine, gpu, parallel, profile)
-    return store(replace(profile, engines={**profile.engines, engine: values}))
+    values = fit_load(seen, model, profile)
+    return store(replace(profile, engines={**profile.engines, model.engine: values}))
 
 
-def fit_load(
-    seen: Sequence[Observation], ir: ModelIR, engine: str, gpu: Gpu, parallel: Parallel, profile: Profile
-) -> dict[str, float]:
-    """The constants of `_TOLD` that explain a load, shrunk towards the shipped fit on the measured device."""
+def fit_load(seen: Sequence[Observation], model: ServedModel, profile: Profile) -> dict[str, float]:
+    """Find the constants of `_TOLD` that explain a load, shrunk towards the shipped fit on the measured device."""
     import numpy as np
     from scipy.optimize import least_squares
 
-    start = measured_values(engine_values(engine), engine, gpu, replace(profile, engines={}))
+    start = measured_values(engine_values(model.engine), model.engine, model.gpu, replace(profile, engines={}))
     names = [name for name in _TOLD if start.get(name, 0.0) > 0]
 
     def values_of(x: Sequence[float]) -> dict[str, float]:
@@ -181,7 +183,7 @@ def fit_load(
     def residuals(x: Sequence[float]) -> list[float]:
         out = [delta / _TOLD[name] for name, delta in zip(names, x, strict=True)]
         for point in seen:
-            means = predict(point, ir, engine, gpu, parallel, profile, start | values_of(x))
+            means = predict(point, model, profile, start | values_of(x))
             out += [math.log(means.ttft_s / point.ttft_s) / _NOISE, math.log(means.tpot_s / point.tpot_s) / _NOISE]
         return out
 
@@ -189,24 +191,17 @@ def fit_load(
     return values_of([float(delta) for delta in found.x])
 
 
-def predict(
-    point: Observation,
-    ir: ModelIR,
-    engine: str,
-    gpu: Gpu,
-    parallel: Parallel,
-    profile: Profile,
-    values: Mapping[str, float],
-) -> Means:
-    """Means of one request alone, by given constants."""
-    target, workload = find_engine(engine), Workload(ir.max_context, 1, point.input_tokens, point.output_tokens)
+def predict(point: Observation, model: ServedModel, profile: Profile, values: Mapping[str, float]) -> Means:
+    """Predict the means of one request alone, by given constants."""
+    ir, gpu, target = model.ir, model.gpu, find_engine(model.engine)
+    workload = Workload(ir.max_context, 1, point.input_tokens, point.output_tokens)
     work, card = work_of(ir), measured_card(card_of(target, gpu), profile)
     rates = rates_from(values, generation_of(gpu))
-    budget = target.scheduler(gpu, Settings(parallel=parallel), workload).tokens
+    budget = target.scheduler(gpu, Settings(parallel=model.parallel), workload).tokens
     loop = Loop(
         point.input_tokens, point.output_tokens, 1, 1, budget, target.cache_bytes(ir), 1, rates.host_s, rates.host_token_s
     )  # fmt: skip
-    return closed_loop(lambda step: step_seconds(work, card, rates, step, parallel.tp), loop)
+    return closed_loop(lambda step: step_seconds(work, card, rates, step, model.parallel.tp), loop)
 
 
 def store(profile: Profile) -> Profile:

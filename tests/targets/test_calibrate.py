@@ -15,6 +15,7 @@ from targets.gpu import Gpu, find_gpu
 from targets.machine import calibrate
 from targets.machine.calibrate import (
     Observation,
+    ServedModel,
     calibrate_machine,
     calibrate_served,
     error_line,
@@ -87,12 +88,12 @@ def test_a_load_finds_the_engine_s_own_constants() -> None:
     truth = start | {"memory": 1.2, "compute": 0.7, "step_s": 0.004, "host_s": 0.03}
 
     def seen(inputs: int) -> Observation:
-        means = predict(Observation(inputs, 32, 1, 1), ir, "vllm-cpu", CPU, Parallel(), profile, truth)
+        means = predict(Observation(inputs, 32, 1, 1), ServedModel(ir, "vllm-cpu", CPU, Parallel()), profile, truth)
         return Observation(inputs, 32, means.ttft_s, means.tpot_s)
 
-    values = start | fit_load([seen(16), seen(256), seen(1024)], ir, "vllm-cpu", CPU, Parallel(), profile)
+    values = start | fit_load([seen(16), seen(256), seen(1024)], ServedModel(ir, "vllm-cpu", CPU, Parallel()), profile)
     for inputs in (16, 512, 1024):
-        found = predict(seen(inputs), ir, "vllm-cpu", CPU, Parallel(), profile, values)
+        found = predict(seen(inputs), ServedModel(ir, "vllm-cpu", CPU, Parallel()), profile, values)
         assert found.tpot_s == pytest.approx(seen(inputs).tpot_s, rel=0.05)
         assert found.ttft_s == pytest.approx(seen(inputs).ttft_s, rel=0.08)
 
@@ -107,7 +108,7 @@ def test_a_damaged_profile_is_as_good_as_none() -> None:
 def test_a_load_needs_a_measured_machine() -> None:
     ir = open_model("HuggingFaceTB/SmolLM2-135M-Instruct").ir
     with pytest.raises(InputError, match="never measured"):
-        calibrate_served("http://127.0.0.1:1", "x", ir, "vllm-cpu", CPU, Parallel())
+        calibrate_served("http://127.0.0.1:1", "x", ServedModel(ir, "vllm-cpu", CPU, Parallel()))
 
 
 def test_the_profile_is_plain_json() -> None:

@@ -120,7 +120,9 @@ def weight_rows() -> Iterator[Row]:
     """Losses by storing weights: perplexity on WikiText-2 (any protocol); KL divergences of exllamav3's plot and of our own benchmarks."""
     for row in raw_rows():
         kl = row["source_url"].startswith(_KL_SOURCES) and row["metric"].startswith("KL")
-        if not kl and not (row["dataset"].startswith("wikitext") and row["metric"] in ("perplexity", "word perplexity")):
+        if not kl and not (
+            row["dataset"].startswith("wikitext") and row["metric"] in ("perplexity", "word perplexity")
+        ):
             continue
         scheme = scheme_of(row)
         if scheme is None or scheme.bits > 9 or row["value"] <= 0 or not (kl or row.get("baseline_value")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,14 +52,20 @@ def optimize(
     )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "fits.yaml").write_text(_FITS)
-    (tmp_path / "große.yaml").write_text(_LARGE)
-    (tmp_path / "other.yaml").write_text(_FITS.replace("4096", "8192") + "passes: { kv_cache: [fp8] }\n")
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("planned")
+    (folder / "fits.yaml").write_text(_FITS)
+    (folder / "große.yaml").write_text(_LARGE)
+    (folder / "other.yaml").write_text(_FITS.replace("4096", "8192") + "passes: { kv_cache: [fp8] }\n")
     for name in ("fits", "other"):
-        assert optimize(["plan", f"{name}.yaml"], tmp_path, "utf-8").returncode == 0
-    return tmp_path
+        assert optimize(["plan", f"{name}.yaml"], folder, "utf-8").returncode == 0
+    return folder
+
+
+@pytest.fixture
+def folder(planned: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(planned, tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("name", _COMMANDS)

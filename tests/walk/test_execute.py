@@ -32,6 +32,8 @@ from passes.steps.progress import Progress
 from passes.text.source import TextSource, token_blocks
 from tests.walk.conftest import save_tokenizer
 
+pytestmark = pytest.mark.slow
+
 CHAIN = (Quantize("gptq", PackQuantized(4, 32)), KVCachePass("fp8", True))
 
 

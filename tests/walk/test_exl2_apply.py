@@ -26,6 +26,8 @@ from passes.run.job import Job
 from passes.text.source import TextSource
 from tests.walk.conftest import context, save_family, save_tiny_llama
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def job(llama: Path, llama_ir: ModelIR, tmp_path: Path) -> Job:

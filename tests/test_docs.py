@@ -11,6 +11,7 @@ from passes.chain import BACKENDS, PASSES
 from passes.formats.format import FORMATS
 from passes.ir.quant_config.quant_config import QUANT_CONFIGS
 from targets.engines.engine import ENGINES
+from targets.launch.target import LAUNCH_TARGETS
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("passes", "targets", "planner", "tightfit")
@@ -23,7 +24,7 @@ _LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
 #: Groups of entry points, which begin as names of the facade do.
-GROUPS = {table.group for table in (PASSES, BACKENDS, FORMATS, QUANT_CONFIGS, ENGINES)}
+GROUPS = {table.group for table in (PASSES, BACKENDS, FORMATS, QUANT_CONFIGS, ENGINES, LAUNCH_TARGETS)}
 
 
 def resolves(dotted: str) -> bool:

@@ -276,6 +276,23 @@ def verify(
 
 
 @app.command()
+def launch(
+    result: Annotated[Path, typer.Argument(help="A result's folder.")],
+    target: Annotated[str, typer.Option(help="What runs the server: systemd, or a target of another package.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write to; default: print.")] = None,
+) -> None:
+    """Write what starts a result's engine on a launch target. The result's own `launch/run.sh` is there already."""
+    from planner.plan.launch import target_files
+    from targets.launch.write import write_files
+
+    files = target_files(result, target)
+    if output is not None:
+        write_files(output, files)
+    for file in files:
+        _console().print(f"  Wrote {output / file.path}") if output is not None else sys.stdout.write(file.text)
+
+
+@app.command()
 def calibrate(
     gpu: Annotated[str | None, typer.Option(help="Card; default: this machine's first, else its processor.")] = None,
     engine: Annotated[

@@ -1,11 +1,17 @@
-"""From a plan document to the launch of its engine."""
+"""From a plan document to the launch of its engine, and from a result to the files of a launch target."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from passes.errors import InputError
 from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
 from planner.plan.document import PlanDocument
+from planner.plan.saved import PLAN, read_plan
 from targets.engines.engine import find_engine
-from targets.launch.request import Launch, LaunchRequest
+from targets.launch.request import Launch, LaunchFile, LaunchRequest
+from targets.launch.target import find_launch_target
 from targets.workload import Workload
 
 
@@ -32,3 +38,15 @@ def launch_request(document: PlanDocument, ir: ModelIR, served_name: str) -> Lau
         kv_cache_bytes=round(chosen.memory.kv_cache.value),
         trust_remote_code=document.spec.trust_remote_code,
     )
+
+
+def target_files(result: Path, target: str) -> tuple[LaunchFile, ...]:
+    """Return the files by which a launch target runs a finished result.
+
+    Raises InputError where the folder is no result, or for an unknown target.
+    """
+    writer = find_launch_target(target)
+    if not (result / PLAN).is_file():
+        raise InputError(f"{result} is no finished result", remedy="name the folder that `optimize apply` made")
+    started = launch(read_plan(result / PLAN), open_model(result).ir, result.resolve().name)
+    return writer.files(started, result.resolve())

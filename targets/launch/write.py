@@ -13,8 +13,12 @@ FOLDER = "launch"
 
 def write_launch(result: Path, files: Iterable[LaunchFile]) -> None:
     """Write launch files into a result, each atomically."""
-    folder = result / FOLDER
-    folder.mkdir(exist_ok=True)
+    write_files(result / FOLDER, files)
+
+
+def write_files(folder: Path, files: Iterable[LaunchFile]) -> None:
+    """Write files into a folder, each atomically; the folder is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         path = folder / file.path
         partial = path.with_name(path.name + ".partial")

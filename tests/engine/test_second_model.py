@@ -42,8 +42,10 @@ def test_every_format_that_this_processor_serves_is_planned(results: dict[str, C
 
 @pytest.mark.parametrize("name", _SERVED)
 def test_the_certificate_holds_and_the_loss_is_inside_its_interval(results: dict[str, Compiled], name: str) -> None:
-    assert [each["name"] for each in results[name].certificate["checks"] if each["binding"] and not each["holds"]] == []
-    assert results[name].kl["holds"], results[name].kl
+    certificate = results[name].certificate
+    assert certificate is not None
+    assert [check.name for check in certificate.checks if check.binding and not check.holds] == []
+    assert results[name].kl.holds, results[name].kl
 
 
 @pytest.mark.parametrize("name", _SERVED)
@@ -52,5 +54,5 @@ def test_the_engine_allots_the_predicted_tokens(
 ) -> None:
     plan, answer = results[name].plan, answers[name]
     assert plan is not None and "error" not in answer, answer.get("trace")
-    assert answer["kv_tokens"] == plan["chosen"]["kv_cache"]["tokens"]["value"]
+    assert answer["kv_tokens"] == plan.decision.kv_cache.tokens.value
     assert all(len(tokens) == 8 for tokens in answer["tokens"])

@@ -115,7 +115,7 @@ unit: $(VENV)/.complete
 	@echo "== unit: all tests but those marked slow or engine, two workers"
 	@$(TWO_WORKERS) -m "not slow and not engine"
 
-# Three parts that together are all tests, each in one of them; the last keeps the cores to itself, as vLLM takes them all.
+# Two parts that together are all tests, each in one of them; the second keeps the cores to itself, as vLLM takes them all.
 test: lint $(MODEL)
 	@$(MAKE) --no-print-directory engine || { \
 	  [ -z "$${CI:-}" ] || { echo "== the engine could not be installed, and in CI that is a failure"; exit 1; }; \

@@ -210,14 +210,14 @@ def served_table(
     results = [result for result in compiled(gguf, folder, text, held_out, formats) if result.plan is not None]
     prompts = token_blocks(TextSource(PYTHON_REFERENCE, 4, 16, seed=7), results[0].out).tolist()
     answers = served(results, engine, prompts, folder)
-    print(f"\n{'format':22}{'KL predicted':28}{'measured':20}{'holds':7}{'KV tokens':>10}{'vLLM-CPU':>10}")
+    print(f"\n{'format':22}{'KL predicted':46}{'measured':42}{'holds':7}{'KV tokens':>10}{'vLLM-CPU':>10}")
     for result in results:
         assert result.plan is not None
         answer, kl = answers[result.name], result.kl
         predicted = f"{result.plan.decision.kv_cache.tokens.value:,.0f}"
         printed = answer.get("error") or f"{answer['kv_tokens']:,}"
         holds = "yes" if kl.holds else "no"
-        print(f"{result.name:22}{kl.predicted:28}{kl.measured:20}{holds:7}{predicted:>10}{printed:>10}", flush=True)
+        print(f"{result.name:22}{kl.predicted:46}{kl.measured:42}{holds:7}{predicted:>10}{printed:>10}", flush=True)
 
 
 def main() -> None:

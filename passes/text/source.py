@@ -60,11 +60,13 @@ def token_blocks(
     """
     from passes.text.self_written import written_by_model
 
-    if source.samples < 1 or source.length < 2:
-        raise InputError(
-            f"{source.samples} samples of {source.length} tokens is no text", remedy="at least 1 sample of 2 tokens"
-        )
     tokenizer = _tokenizer(model_folder, source.trust_remote_code)
+    least = max(2, len(first_tokens(tokenizer)) + 1)
+    if source.samples < 1 or source.length < least:
+        raise InputError(
+            f"{source.samples} samples of {source.length} tokens is no text",
+            remedy=f"at least 1 sample of {least} tokens",
+        )
     if source.dataset == "self":
         return written_by_model(source, model_folder, tokenizer, parts, progress)
     return _from_texts(source, tokenizer, texts(source.dataset, tokenizer))

@@ -286,10 +286,12 @@ def launch(
     from targets.launch.write import write_files
 
     files = target_files(result, target)
-    if output is not None:
-        write_files(output, files)
+    if output is None:
+        sys.stdout.writelines(file.text for file in files)
+        return
+    write_files(output, files)
     for file in files:
-        _console().print(f"  Wrote {output / file.path}") if output is not None else sys.stdout.write(file.text)
+        _console().print(f"  Wrote {output / file.path}")
 
 
 @app.command()

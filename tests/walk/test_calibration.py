@@ -62,6 +62,15 @@ def test_only_what_stands_before_a_text_is_put_before_it(llama: Path, begins: Pa
     assert first_tokens(AutoTokenizer.from_pretrained(begins)) == [BEGIN]
 
 
+def test_a_block_without_room_for_text_behind_its_first_tokens_is_refused(tmp_path: Path) -> None:
+    """GLM 4 puts two tokens before every text."""
+    folder = save_tiny_llama(tmp_path / "two")
+    save_tokenizer(folder, "<begin> <begin> $A")
+    with pytest.raises(InputError, match="1 samples of 2 tokens") as caught:
+        token_blocks(TextSource("python-reference", 1, 2), folder)
+    assert "3 tokens" in str(caught.value.remedy)
+
+
 def test_a_chat_that_brings_its_first_token_does_not_have_it_twice(begins: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -17,3 +17,10 @@ def memory_total_bytes() -> int:
         if text.isdigit():
             total = min(total, int(text))
     return total
+
+
+def memory_available_bytes() -> int:
+    """This machine's memory that is free or can be freed at once."""
+    import psutil
+
+    return min(int(psutil.virtual_memory().available), memory_total_bytes())

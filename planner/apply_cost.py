@@ -16,7 +16,7 @@ from pathlib import Path
 
 from passes import chain
 from passes.base import Pass
-from passes.blocks.memory import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_batches, waiting_bytes
+from passes.blocks.memory import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_batches, waiting_bytes, waiting_room
 from passes.errors import InputError
 from passes.ir.model import Block, ModelIR, block_bytes
 from passes.ir.operations import forward_operations, head_operations
@@ -162,8 +162,9 @@ def _embedding_bytes(ir: ModelIR) -> int:
 
 def _live(ir: ModelIR, block: Block, batch_tokens: int) -> int:
     """Batches that wait in memory: on the card where one computes, as `passes.walk.walk` has it."""
-    memory = int(_device().memory_bytes.value)
-    return live_batches(block, ir.hidden_size, batch_tokens, _item_bytes(ir), memory)
+    device = _device()
+    room = waiting_room(int(device.memory_bytes.value), card=not device.is_cpu)
+    return live_batches(block, ir.hidden_size, batch_tokens, _item_bytes(ir), room)
 
 
 def _item_bytes(ir: ModelIR) -> int:

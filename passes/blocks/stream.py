@@ -17,7 +17,7 @@ blocks go by, and work goes on by its record alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -132,8 +132,10 @@ class BlockStream:
         """Return the last block whose inputs are whole, for who keeps no record; the number of blocks where the text is through."""
         return self.hidden.last(len(self.dense))
 
-    def blocks(self, start: int) -> Iterator[StreamedBlock]:
-        """Yield the blocks from `start` on, one after the other; when the next one is asked for, the last one is recorded."""
+    def blocks(self, start: int, settled: Callable[[], None] = lambda: None) -> Iterator[StreamedBlock]:
+        """Yield the blocks from `start` on, one after the other; when the next one is asked for, the last one is recorded, or will be when
+        `settled` returns.
+        """
         for index in range(start - self._keep + 1):
             self.hidden.drop(index)  # left by who recorded a block and was ended before it asked for the next one
         self.hidden.embed(self.decoders, self.batches, start)
@@ -143,6 +145,7 @@ class BlockStream:
             if index + 1 >= self._keep:
                 self.hidden.drop(index + 1 - self._keep)
             if self.hidden.place is not Place.DISK and time.monotonic() - saved > _SAVED_EVERY:
+                settled()
                 self.hidden.save(self._kept_at(index + 1))
                 saved = time.monotonic()
 

@@ -32,7 +32,9 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
-    cumulative = torch.softmax(logits.float(), dim=-1).cumsum(dim=-1)
+    rows = len(logits)
+    # Never of a single row: a card sums that in an order that varies from run to run.
+    cumulative = torch.softmax(logits.float(), dim=-1).expand(max(rows, 2), -1).cumsum(dim=-1)[:rows]
     drawn = uniforms[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, drawn)[:, 0].clamp(max=cumulative.shape[1] - 1)
 

@@ -22,7 +22,12 @@ SELF_BATCH = 64
 
 
 def written_by_model(
-    source: TextSource, model_folder: Path, tokenizer: Any, parts: Path | None, progress: Callable[[int, int], None]
+    source: TextSource,
+    model_folder: Path,
+    tokenizer: Any,
+    parts: Path | None,
+    progress: Callable[[int, int], None],
+    device: torch.device | None = None,
 ) -> torch.Tensor:
     """Text sampled from the model, which must fit in memory whole. Each batch of rows has a seed of its own."""
     import torch
@@ -30,7 +35,7 @@ def written_by_model(
 
     _refuse_large(model_folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(compute_devices()[0]).eval()
+        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device or compute_devices()[0]).eval()
     except (ValueError, KeyError) as error:
         raise InputError(
             f"transformers has no class that runs {model_folder.name} whole, so it cannot write its own calibration text",

@@ -37,6 +37,13 @@ def memory_total_bytes() -> int:
     return total
 
 
+def memory_available_bytes() -> int:
+    """This machine's memory that is free or can be freed at once."""
+    import psutil
+
+    return min(int(psutil.virtual_memory().available), memory_total_bytes())
+
+
 def card_names() -> tuple[str, ...]:
     """Return the names of this machine's cards as NVML prints them; without NVML, as the driver's own files have them."""
     import pynvml

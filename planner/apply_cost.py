@@ -19,7 +19,8 @@ from pathlib import Path
 
 from passes import chain
 from passes.base import Pass
-from passes.blocks.memory import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_batches, waiting_bytes
+from passes.blocks.hidden_states import CARD_SHARE
+from passes.blocks.memory import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_batches, waiting_bytes, waiting_room
 from passes.ir.model import Block, ModelIR, block_bytes
 from passes.ir.operations import forward_operations, head_operations
 from passes.run.disk_need import scratch_bytes
@@ -115,9 +116,7 @@ def rates_of(kind: str) -> Rates:
     return Rates({name: Rate(**rate | {"basis": Basis(rate["basis"])}) for name, rate in stored.items()}, low, high)
 
 
-def effort(
-    spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass], device: Gpu | None = None
-) -> Effort:
+def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass], device: Gpu | None = None) -> Effort:
     """Return what running a chain takes on a device; by default on what computes here."""
     device = device or computing()
     graph, rates = forecast(spec, source, target, passes, device), _rates(device)
@@ -146,7 +145,7 @@ def _memory(peak: float, walk: WalkSize, device: Gpu) -> Quantity:
 
 
 def _host_memory(source: ModelIR, walk: WalkSize, device: Gpu) -> Quantity:
-    """Of the process beside a card: CUDA's libraries, a block as it is read and as it is written, hidden states the card has no room for."""
+    """Of the process beside a card: CUDA's libraries, a block as it is read and as it is written, hidden states kept off the card."""
     largest = max(block_bytes(block) for block, _ in source.decoder.counts)
     beside = 0.0 if _stays(source, walk, device) else _states(source, walk, device)
     value = _CUDA_PROCESS_BYTES + 2 * largest + beside
@@ -184,7 +183,7 @@ def walk_size(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pas
 def forecast(
     spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass], device: Gpu | None = None
 ) -> WorkGraph:
-    """Return the graph of the job with the expected seconds and peak memory of its steps on a device; of a card its own, else the process's.
+    """Return the graph of the job with the expected seconds and peak memory of its steps on a device: a card's own, else the process's.
 
     What takes next to nothing has no seconds; what adds nothing to the memory, no bytes. By default on what computes here.
     """
@@ -272,8 +271,8 @@ def _largest_group(block: Block) -> int:
 
 def _live(ir: ModelIR, block: Block, batch_tokens: int, device: Gpu) -> int:
     """Batches that wait in memory, as `passes.walk.walk` has it."""
-    memory = int(device.memory_bytes.value)
-    return live_batches(block, ir.hidden_size, batch_tokens, _item_bytes(ir, device), memory)
+    room = waiting_room(int(device.memory_bytes.value), card=not device.is_cpu)
+    return live_batches(block, ir.hidden_size, batch_tokens, _item_bytes(ir, device), room)
 
 
 def _states(ir: ModelIR, walk: WalkSize, device: Gpu) -> float:
@@ -282,8 +281,8 @@ def _states(ir: ModelIR, walk: WalkSize, device: Gpu) -> float:
 
 
 def _stays(ir: ModelIR, walk: WalkSize, device: Gpu) -> bool:
-    """Whether the hidden states stay on a card between the blocks: where they fit beside the block at work."""
-    return not device.is_cpu and walk.least_memory + _states(ir, walk, device) <= device.memory_bytes.value
+    """Whether the hidden states stay on a card between the blocks (`passes.blocks.hidden_states.place_of`), if it is all free."""
+    return not device.is_cpu and _states(ir, walk, device) <= device.memory_bytes.value / CARD_SHARE
 
 
 def _item_bytes(ir: ModelIR, device: Gpu) -> int:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from passes.blocks.devices import AUTO, built_for_cards, device_name, hidden_cards
 from passes.errors import InputError
 from targets.engines.engine import find_engine
-from targets.gpu import Gpu, find_gpu, fold, this_cpu, unlisted_gpu
-from targets.gpu import inline_gpu
+from targets.gpu import Gpu, find_gpu, fold, inline_gpu, this_cpu, unlisted_gpu
 from targets.machine.devices import installed_gpus
 from targets.serve.engine_build import BUILDS
 

@@ -95,7 +95,11 @@ class DepthPrune(Pass):
         forward = forward_operations(source)
         judged = 4 * min(walk.tokens, JUDGED_TOKENS) * (forward + head_operations(source))
         disk = (self.count + 2) * states_bytes(source, walk.tokens)
-        return {"measure depth": StepCost(Work(forwards=walk.tokens * forward + judged, moved=5 * source.tensor_bytes), disk=disk)}
+        return {
+            "measure depth": StepCost(
+                Work(forwards=walk.tokens * forward + judged, moved=5 * source.tensor_bytes), disk=disk
+            )
+        }
 
     @property
     def choice_steps(self) -> tuple[str, ...]:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from passes.steps.context import RunContext
     from passes.text.source import TextSource
 
-#: Operations a weight, at the rate of a processor's forwards: all options tried on it; the chosen one's scales searched and rounded. Measured once
-#: (`planner.apply_cost`).
+#: Operations a weight, at the rate of a processor's forwards: all options tried on it; the chosen one's scales searched and rounded.
+#: Measured once (`planner.apply_cost`).
 _OPTIONS_OPERATIONS, _SEARCH_OPERATIONS = 150e3, 20e3
 #: Which column of an option's row a matrix takes.
 _ATTENTION_COLUMN = {Role.Q: 0, Role.K: 0, Role.V: 1, Role.O: 2}

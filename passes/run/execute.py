@@ -367,6 +367,7 @@ def read_tokens(path: Path) -> torch.Tensor:
 
 
 def no_tokens() -> torch.Tensor:
+    """The text where nothing looks at any: `[0, 1]`."""
     import torch
 
     return torch.zeros(0, 1, dtype=torch.int64)

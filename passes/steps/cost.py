@@ -61,8 +61,8 @@ class WalkSize:
     """One walk over the calibration text on a machine: what the costs of passes are parts and multiples of.
 
     `samples`, `length`: sequences of the text, and tokens of each. `forwards`: forwards of a block that a token takes. Bytes in memory at
-    once: `memory` of the whole walk, `least_memory` of it where batches and hidden states wait elsewhere, `block_memory` of the block at work, `batch_memory` of a batch that runs, `outer_memory` of the
-    embedding and the logits of a batch.
+    once: `memory` of the whole walk, `least_memory` of it where batches and hidden states wait elsewhere, `block_memory` of the block at
+    work, `batch_memory` of a batch that runs, `outer_memory` of the embedding and the logits of a batch.
     """
 
     samples: int

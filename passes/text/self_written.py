@@ -35,7 +35,9 @@ def written_by_model(
 
     _refuse_large(model_folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device or compute_devices()[0]).eval()
+        model = (
+            AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device or compute_devices()[0]).eval()
+        )
     except (ValueError, KeyError) as error:
         raise InputError(
             f"transformers has no class that runs {model_folder.name} whole, so it cannot write its own calibration text",

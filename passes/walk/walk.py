@@ -28,7 +28,7 @@ from passes.blocks.dense_model import DenseModel
 from passes.blocks.devices import memory_bytes
 from passes.blocks.input_statistics import InputStatistics, summed
 from passes.blocks.matrices import members, packed
-from passes.blocks.memory import BATCH_TOKENS, live_batches
+from passes.blocks.memory import BATCH_TOKENS, live_batches, waiting_room
 from passes.blocks.stream import BlockReplica, BlockStream, StreamedBlock
 from passes.errors import TightfitError
 from passes.files.checkpoint import write_shard
@@ -69,8 +69,7 @@ class Walk:
             return state
         inside = replace(run.part(run.folder / "hidden"), devices=run.devices if self._calibrated else ())
         stream = BlockStream(self.dense, inside, self.batch_tokens, stored=self.planned)
-        if stream.resume(state.done) != state.done:
-            state.restart()
+        state.back_to(stream.resume(state.done))
         for block in stream.blocks(state.done):
             began = time.monotonic()
             self._finish(self._block(block, state).report(block.index, began), state)
@@ -130,7 +129,8 @@ class Walk:
             return self.batches_in_memory
         run, width = self.context, self.dense.ir.hidden_size
         tokens = max(self.batch_tokens, run.text.shape[1])
-        return live_batches(block, width, tokens, run.dtype.itemsize, memory_bytes(run.devices[0]))
+        room = waiting_room(memory_bytes(run.devices[0]), card=run.devices[0].type == "cuda")
+        return live_batches(block, width, tokens, run.dtype.itemsize, room)
 
     def _folds(self, replica: BlockReplica, groups: Sequence[Sequence[Linear]]) -> Mapping[str, ScaleFold]:
         """What takes over the scales of each group; the same for all blocks of a class."""

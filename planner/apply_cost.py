@@ -95,9 +95,9 @@ class Rates:
     high: float
 
     @property
-    def basis(self) -> Basis:
-        """`measured` where every rate is."""
-        return Basis.ASSUMED if any(rate.basis is Basis.ASSUMED for rate in self.by_kind.values()) else Basis.MEASURED
+    def measured(self) -> bool:
+        """Whether every rate is."""
+        return all(rate.basis is Basis.MEASURED for rate in self.by_kind.values())
 
     def seconds(self, work: Work, product_rate: float) -> float:
         """Return the seconds of a work on a device whose large products reach `product_rate` operations a second."""
@@ -126,11 +126,12 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass],
     walk = walk_size(spec, source, target, passes, device)
     text = _source(spec.calibration) if chain.needs_text(passes, target) else None
     disk = scratch_bytes(source, target, passes, text, _source(spec.evaluation))
+    basis = Basis.CALIBRATED if rates.measured and _measured_flops(device) else Basis.ASSUMED
     # A GGUF file is decoded, a Hub model downloaded; a folder is read where it is.
     fetched = 0 if Path(spec.model).is_dir() else source.tensor_bytes
     return Effort(
-        Quantity(seconds, seconds * rates.low, seconds * rates.high, rates.basis),
-        _memory(memory, walk, device),
+        Quantity(seconds, seconds * rates.low, seconds * rates.high, basis),
+        Quantity(memory, _least(spec, source, memory, walk, device), memory * 1.5, Basis.ASSUMED),
         disk + fetched,
         steps,
         device.name,
@@ -138,10 +139,12 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass],
     )
 
 
-def _memory(peak: float, walk: WalkSize, device: Gpu) -> Quantity:
-    """A peak with its interval: on a card what waits elsewhere where there is no room is no part of the least."""
-    low = peak / 1.5 if device.is_cpu else min(peak / 1.5, (_CARD_BYTES + walk.least_memory) / _LEAST)
-    return Quantity(peak, low, peak * 1.5, Basis.ASSUMED)
+def _least(spec: Spec, source: ModelIR, peak: float, walk: WalkSize, device: Gpu) -> float:
+    """The bytes below which work is refused: on a card without what waits elsewhere where there is no room."""
+    if device.is_cpu:
+        return peak / 1.5
+    writer = source.tensor_bytes if walk.tokens and spec.calibration.dataset == "self" else 0
+    return min(peak / 1.5, (_CARD_BYTES + max(walk.least_memory, writer)) / _LEAST)
 
 
 def _host_memory(source: ModelIR, walk: WalkSize, device: Gpu) -> Quantity:
@@ -206,9 +209,14 @@ def forecast(
 
 def product_flops(device: Gpu) -> float:
     """Return the operations a second that a large 16-bit product reaches on a device: measured, else as the catalog has it."""
+    listed = (device.bf16_flops or _UNKNOWN_FLOPS) * (1.0 if device.is_cpu else PRODUCT_SHARE)
+    return _measured_flops(device) or listed
+
+
+def _measured_flops(device: Gpu) -> float | None:
     profile, _ = believed_profile(device)
-    measured = profile.probe.get("bf16_flops") if profile is not None else None
-    return float(measured or (device.bf16_flops or _UNKNOWN_FLOPS) * (1.0 if device.is_cpu else PRODUCT_SHARE))
+    measured = None if profile is None else profile.probe.get("bf16_flops")
+    return None if measured is None else float(measured)
 
 
 def _rates(device: Gpu) -> Rates:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: What a device is asked for by: every card, else the processor; the processor; every card; and `cuda:1`, the second card.
 AUTO, PROCESSOR, CARDS = "auto", "cpu", "cuda"
 #: What people call a card elsewhere.
-_OTHER_NAMES = {"gpu": CARDS, "gpus": CARDS, "card": CARDS, "nvidia": CARDS, "processor": PROCESSOR}
+_OTHER_NAMES = {"gpu": CARDS, "card": CARDS, "nvidia": CARDS, "processor": PROCESSOR}
 #: A card with less memory free than this cannot even begin: torch's context and cuBLAS take half of it.
 LEAST_FREE_BYTES = 1 << 30
 #: torch's words for a processor that multiplies bfloat16 itself. Without either, torch 2.13 multiplies it at a sixth of fp32's rate
@@ -58,8 +58,9 @@ def device_name(asked: str) -> str:
     if name in (AUTO, PROCESSOR, CARDS) or re.fullmatch(r"cuda:\d+", name):
         return name
     remedy = "auto (every card, else the processor), cpu, cuda (every card), or one card: cuda:0, cuda:1, …"
-    if name in _OTHER_NAMES:
-        raise InputError(f"unknown device {asked!r}. Did you mean {_OTHER_NAMES[name]!r}?", remedy=remedy)
+    for other, meant in _OTHER_NAMES.items():
+        if other in name:
+            raise InputError(f"unknown device {asked!r}. Did you mean {meant!r}?", remedy=remedy)
     raise unknown_name("device", asked, (CARDS, "cuda:0", "cuda:1", PROCESSOR, AUTO), remedy=remedy)
 
 

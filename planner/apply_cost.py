@@ -27,7 +27,7 @@ from passes.run.disk_need import scratch_bytes
 from passes.run.job_graph import CALIBRATION_TEXT, EVALUATE, WALK, job_graph, maker_node, pass_node
 from passes.steps.cost import StepCost, WalkSize, Work
 from passes.steps.graph import WorkGraph, WorkNode, WorkStep
-from passes.text.self_written import SELF_BATCH
+from passes.text.self_written import CARD_BATCH, SELF_BATCH, SELF_MEMORY_SHARE
 from passes.text.source import TextSource
 from planner.machine import computing
 from planner.spec.spec import Spec, TextChoice
@@ -249,9 +249,10 @@ def _writing_cost(text: TextChoice, source: ModelIR, walk: WalkSize, token: floa
     """What it takes the model to write the text itself. `token`: operations of one."""
     cached = sum(getattr(block.state, "elements_per_token", 0) * count for block, count in source.decoder.counts)
     written = text.length * cached * _item_bytes(source, device) + source.vocab_size * LOGIT_BYTES
-    memory = source.tensor_bytes + min(SELF_BATCH, text.samples) * written
-    batches = -(-text.samples // SELF_BATCH)
-    positions = batches * text.length * len(source.decoder.layers)
+    room = SELF_MEMORY_SHARE * (device.memory_bytes.value - source.tensor_bytes)
+    rows = SELF_BATCH if device.is_cpu else max(1, min(CARD_BATCH, int(room // written)))
+    memory = source.tensor_bytes + min(rows, text.samples) * written
+    positions = -(-text.samples // rows) * text.length * len(source.decoder.layers)
     return StepCost(Work(writing=walk.tokens * token, positions=positions, moved=source.tensor_bytes), memory)
 
 

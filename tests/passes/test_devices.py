@@ -154,7 +154,8 @@ def test_the_processor_is_chosen_without_a_look_at_the_cards(driver: Driver) -> 
 
 @pytest.mark.parametrize(
     ("asked", "nearest"),
-    [("cudda", "cuda"), ("cuda0", "cuda:0"), ("gpu", "cuda"), ("GPU:1", "cuda"), ("cpus", "cpu"), ("cuda:x", "cuda"), ("processor", "cpu"), ("", "")],
+    [("cudda", "cuda"), ("cuda0", "cuda:0"), ("gpu", "cuda"), ("GPU:1", "cuda"), ("cpus", "cpu"), ("cuda:x", "cuda"),
+     ("processor", "cpu"), ("", "")],
 )  # fmt: skip
 def test_an_unknown_device_gets_the_nearest_one(asked: str, nearest: str) -> None:
     with pytest.raises(InputError, match=f"unknown device {asked!r}.*{nearest}") as error:

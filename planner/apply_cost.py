@@ -43,8 +43,6 @@ _START_SECONDS, _PROCESS_BYTES, _CUDA_PROCESS_BYTES, _CARD_BYTES = 10.0, 500 << 
 #: What a batch that runs takes, in what it takes while it waits. Bytes that a weight of the head
 #: takes while it is quantized: measured once, as the shares were.
 _RUNNING, _HEAD_BYTES = 3, 32
-#: Bytes on a card of a weight of the matrices that are stored together: in fp32, as compensated so far, and as decoded.
-_GROUP_BYTES = 12
 #: The least that a forecast of memory may be off by before work is refused.
 _LEAST = 1.25
 #: Forwards that a batch takes which does not wait in memory (`passes.walk.paused_batches`): one to the end, and one to each of three stops.
@@ -88,9 +86,14 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """A kind of device: its rates by the fields of `Work` (what has none is part of the others), and how far seconds may be off."""
+    """A kind of device: its rates by the fields of `Work` (what has none is part of the others), and how far seconds may be off.
+
+    `memory`: bytes of each number of the largest Hessian while it is factorized (`hessian_number`), and of each weight of the matrices
+    that are stored together (`group_weight`).
+    """
 
     by_kind: Mapping[str, Rate]
+    memory: Mapping[str, float]
     low: float
     high: float
 
@@ -110,10 +113,13 @@ def rates_of(kind: str) -> Rates:
     """Return the rates of a `processor` or a `card`, as `apply_rates.json` has them."""
     stored = json.loads(files("planner").joinpath("apply_rates.json").read_text(encoding="utf-8"))[kind]
     low, high = stored.pop("spread")
+    memory = {name: figure["bytes"] for name, figure in stored.pop("memory").items()}
     unknown = stored.keys() - {field.name for field in fields(Work)}
     if unknown:
         raise ValueError(f"apply_rates.json: no kinds of work: {', '.join(sorted(unknown))}")
-    return Rates({name: Rate(**rate | {"basis": Basis(rate["basis"])}) for name, rate in stored.items()}, low, high)
+    return Rates(
+        {name: Rate(**rate | {"basis": Basis(rate["basis"])}) for name, rate in stored.items()}, memory, low, high
+    )
 
 
 def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass], device: Gpu | None = None) -> Effort:
@@ -131,7 +137,7 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass],
     fetched = 0 if Path(spec.model).is_dir() else source.tensor_bytes
     return Effort(
         Quantity(seconds, seconds * rates.low, seconds * rates.high, basis),
-        Quantity(memory, _least(spec, source, memory, walk, device), memory * 1.5, Basis.ASSUMED),
+        Quantity(memory, _least(memory, walk, device), memory * 1.5, Basis.ASSUMED),
         disk + fetched,
         steps,
         device.name,
@@ -139,12 +145,11 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass],
     )
 
 
-def _least(spec: Spec, source: ModelIR, peak: float, walk: WalkSize, device: Gpu) -> float:
-    """The bytes below which work is refused: on a card without what waits elsewhere where there is no room."""
-    if device.is_cpu:
-        return peak / 1.5
-    writer = source.tensor_bytes if walk.tokens and spec.calibration.dataset == "self" else 0
-    return min(peak / 1.5, (_CARD_BYTES + max(walk.least_memory, writer)) / _LEAST)
+def _least(peak: float, walk: WalkSize, device: Gpu) -> float:
+    """The bytes below which work is refused: on a card those of a walk whose batches and states wait elsewhere. Who writes the text, which
+    is the first step, looks itself whether there is room.
+    """
+    return peak / 1.5 if device.is_cpu else min(peak / 1.5, (_CARD_BYTES + walk.least_memory) / _LEAST)
 
 
 def _host_memory(source: ModelIR, walk: WalkSize, device: Gpu) -> Quantity:
@@ -167,10 +172,10 @@ def walk_size(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pas
     running = _RUNNING * batch * token_bytes
     live = _live(source, largest, batch, device)
     waiting = min(tokens, live * batch) * token_bytes
-    # A block as it is stored, as it computes, as it will be stored; a Hessian, its factor, its inverse, what takes part in making them.
-    block = 3 * block_bytes(largest) + (4 * 4 * width**2 if tokens else 0)
-    if not device.is_cpu:
-        block += _GROUP_BYTES * _largest_group(largest)
+    # A block as it is stored, as it computes, as it will be stored; a Hessian and what takes part in making its inverse's factor.
+    rates = _rates(device)
+    block = 3 * block_bytes(largest) + rates.memory["group_weight"] * _largest_group(largest)
+    block += rates.memory["hessian_number"] * width**2 if tokens else 0
     head = _HEAD_BYTES * sum(lin.weights for lin in target.outer if lin.storage.is_quantized)
     size = WalkSize(
         samples, length,
@@ -250,7 +255,7 @@ def _writing_cost(text: TextChoice, source: ModelIR, walk: WalkSize, token: floa
     cached = sum(getattr(block.state, "elements_per_token", 0) * count for block, count in source.decoder.counts)
     written = text.length * cached * _item_bytes(source, device) + source.vocab_size * LOGIT_BYTES
     room = SELF_MEMORY_SHARE * (device.memory_bytes.value - source.tensor_bytes)
-    rows = SELF_BATCH if device.is_cpu else max(1, min(CARD_BATCH, int(room // written)))
+    rows = SELF_BATCH if device.is_cpu else min(CARD_BATCH, 1 << max(0, int(room // written).bit_length() - 1))
     memory = source.tensor_bytes + min(rows, text.samples) * written
     positions = -(-text.samples // rows) * text.length * len(source.decoder.layers)
     return StepCost(Work(writing=walk.tokens * token, positions=positions, moved=source.tensor_bytes), memory)

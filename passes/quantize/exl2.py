@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 #: Operations a weight, at the rate of a processor's forwards: all options tried on it; the chosen one's scales searched and rounded.
 #: Measured once (`planner.apply_cost`).
-_OPTIONS_OPERATIONS, _SEARCH_OPERATIONS = 150e3, 20e3
+OPTIONS_OPERATIONS, _SEARCH_OPERATIONS = 150e3, 20e3
 #: Which column of an option's row a matrix takes.
 _ATTENTION_COLUMN = {Role.Q: 0, Role.K: 0, Role.V: 1, Role.O: 2}
 _MLP_COLUMN = {Role.GATE: 0, Role.GATE_UP: 0, Role.UP: 1, Role.DOWN: 2}
@@ -170,7 +170,7 @@ class QuantizeExl2(Pass):
         measuring = Work(
             forwards=walk.tokens * forward_operations(source),
             hessians=walk.tokens * hessian_operations(source),
-            options=_OPTIONS_OPERATIONS * weights,
+            options=OPTIONS_OPERATIONS * weights,
             moved=source.tensor_bytes,
         )
         return steps | {"measure EXL2": StepCost(measuring)} | choosing

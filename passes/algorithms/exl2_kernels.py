@@ -207,8 +207,10 @@ def _quantized(parts: Sequence[Part], factor: Factor) -> Iterator[tuple[Exl2Code
     edges = [0, *accumulate(len(weight) for weight, _ in parts)]
     spans = [slice(*edge) for edge in pairwise(edges)]
     work = torch.empty(len(perm), edges[-1], device=perm.device)
+    before = None
     for (weight, _), span in zip(parts, spans, strict=True):
-        work[:, span] = weight.T[perm]
+        work[:, span] = weight.T[perm] if before is None or before[0] is not weight else work[:, before[1]]
+        before = weight, span
     with torch.cuda.device_of(work):  # type: ignore[no-untyped-call]
         codes, found = _rows(work, [starts(groups) for _, groups in parts], spans, factor.inverse)
     back = torch.argsort(perm)

@@ -175,8 +175,13 @@ def options_rate(bench: Bench) -> float:
     """Counted operations a second of trying every option of EXL2 on a matrix."""
     width = bench.shape.hidden
     weight, factor = bench.random(width, width).float(), exl2.factorize(_hessian(bench, width), "a matrix")
-    layouts = [form.layout(width) for form in dict.fromkeys(row[0] for row in MLP)]
-    return OPTIONS_OPERATIONS * width**2 / bench.seconds(lambda: exl2.quantize(weight, factor, layouts))
+    parts = [(weight, form.layout(width)) for form in dict.fromkeys(row[0] for row in MLP)]
+
+    def tried() -> None:
+        for _ in exl2.quantize_parts(parts, factor):
+            pass
+
+    return OPTIONS_OPERATIONS * width**2 / bench.seconds(tried)
 
 
 def writing(bench: Bench) -> tuple[float, float]:

@@ -8,13 +8,18 @@ is the same at the same parameter set. Two things are done differently because t
 * The scale multiplier is searched on the same 97-point grid coarse to fine, and from where the group before it ended
   (`tests/walk/test_exl2.py` holds it to the full scan).
 
+On a card the loop is bound by launches and by what is asked back from it, not by arithmetic: `passes.algorithms.exl2_kernels` does the
+same work in few launches, with the full scan.
+
 Orientation: rows are inputs (`[K, N]`, K permuted by descending diag(H)), as the format stores them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from passes.algorithms.threads import side_by_side
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 Losses = Callable[["torch.Tensor", "torch.Tensor", int, Sequence[float]], list[float]]
 #: (bits, rows) of each group in stored order; widths descend, rows are multiples of 32 that sum to K.
 Groups = Sequence[tuple[int, int]]
+#: A weight `[N, K]`, any float dtype, and the layout to quantize it with.
+Part = tuple["torch.Tensor", Groups]
 
 #: Every group of every layout starts at a multiple of this many rows (EXL2's packing unit).
 ROWS = 32
@@ -34,8 +41,9 @@ ROWS = 32
 DAMPING, DAMPING_FLOOR = 0.12, 1e-5
 _TRIES = 10
 #: The least `scale_max` whose unit, fp16(scale_max / 256), is not 0: below it a reader would see nothing but zeros.
-_LEAST_TOP = 256 * 2.0**-24
-_GRID = tuple(0.70 + 0.50 * step / 96 for step in range(97))
+LEAST_TOP = 256 * 2.0**-24
+#: The multipliers of a group's scale that are tried.
+GRID = tuple(0.70 + 0.50 * step / 96 for step in range(97))
 _COARSE = 8
 #: Elements of one search buffer: its temporaries stay in cache, and the calls cost little beside the work.
 _SEARCH_ELEMENTS = 1 << 17
@@ -94,6 +102,22 @@ def factorize(hessian: torch.Tensor, where: str) -> Factor:
     )
 
 
+def quantize_parts(parts: Sequence[Part], factor: Factor) -> Iterator[tuple[Exl2Codes, torch.Tensor]]:
+    """Quantize matrices that read one input, each with a layout; parts of one matrix follow each other.
+
+    On a card with Triton they are worked on together (`passes.algorithms.exl2_kernels`), else one matrix after the other. Yields, in
+    order, what `quantize` returns of a part; who has no need of the ones before lets them go.
+    """
+    if factor.inverse.device.type == "cuda" and find_spec("triton") is not None:
+        from passes.algorithms import exl2_kernels
+
+        yield from exl2_kernels.quantize_parts(parts, factor)
+        return
+    for _, group in groupby(parts, key=lambda part: id(part[0])):
+        same = list(group)
+        yield from quantize(same[0][0], factor, [groups for _, groups in same])
+
+
 def quantize(weight: torch.Tensor, factor: Factor, layouts: Sequence[Groups]) -> list[tuple[Exl2Codes, torch.Tensor]]:
     """Quantize one matrix with each of several layouts, in one pass over its rows.
 
@@ -115,14 +139,14 @@ def quantize(weight: torch.Tensor, factor: Factor, layouts: Sequence[Groups]) ->
     codes = torch.empty(rows, columns * count, dtype=torch.uint8, device=weight.device)
     decoded = torch.empty_like(work)
     half = torch.empty(columns * count, device=weight.device)
-    starts = [_starts(groups) for groups in layouts]
+    begins = [starts(groups) for groups in layouts]
     scale_index: list[list[torch.Tensor]] = [[] for _ in layouts]
     scale_max: list[list[torch.Tensor]] = [[] for _ in layouts]
     current = torch.empty(columns * count, device=weight.device)
     found: list[Found | None] = [None] * count
 
     for first in range(0, rows, ROWS):
-        begun = [(slot, *by_row[first]) for slot, by_row in enumerate(starts) if first in by_row]
+        begun = [(slot, *by_row[first]) for slot, by_row in enumerate(begins) if first in by_row]
         ahead = [
             (work[first : first + length, _span(slot, columns)], bits, found[slot]) for slot, bits, length in begun
         ]
@@ -162,13 +186,13 @@ def _scales(groups: Sequence[tuple[torch.Tensor, int, Found | None]]) -> list[Fo
     return side_by_side(lambda one: search_scale(*one), groups)
 
 
-def _starts(groups: Groups) -> dict[int, tuple[int, int]]:
-    """Each group's (bits, rows) by its first row."""
-    starts, row = {}, 0
+def starts(groups: Groups) -> dict[int, tuple[int, int]]:
+    """Return each group's (bits, rows) by its first row."""
+    found, row = {}, 0
     for bits, length in groups:
-        starts[row] = (bits, length)
+        found[row] = (bits, length)
         row += length
-    return starts
+    return found
 
 
 def _round_rows(
@@ -217,26 +241,26 @@ def search_scale(group: torch.Tensor, bits: int, before: Found | None = None, lo
 
     levels = float((1 << bits) - 1) / 2
     base = (group.abs().amax(0) + 1e-12) / levels
-    top = base.max().clamp(min=_LEAST_TOP)
+    top = base.max().clamp(min=LEAST_TOP)
     index = torch.clamp(torch.round(16 * torch.sqrt(base / top)), 1, 16)
     scale = (index / 16) ** 2 * top
     losses: dict[int, float] = {}
     look = losses_of or _losses
 
     def evaluate(steps: Sequence[int]) -> int:
-        fresh = [step for step in steps if 0 <= step < len(_GRID) and step not in losses]
-        losses.update(zip(fresh, look(group, scale, bits, [_GRID[step] for step in fresh]), strict=True))
+        fresh = [step for step in steps if 0 <= step < len(GRID) and step not in losses]
+        losses.update(zip(fresh, look(group, scale, bits, [GRID[step] for step in fresh]), strict=True))
         return min(losses, key=lambda step: (losses[step], step))
 
     if before is None or before.bits != bits:
-        best = evaluate(range(0, len(_GRID), _COARSE))
+        best = evaluate(range(0, len(GRID), _COARSE))
     else:
         best, last = evaluate((round(before.step / _COARSE) * _COARSE,)), -1
         while best != last:
             best, last = evaluate((best - _COARSE, best + _COARSE)), best
     best = evaluate((best - _COARSE // 2, best + _COARSE // 2))
     best = evaluate(range(best - _COARSE // 2 + 1, best + _COARSE // 2))
-    return Found(index.to(torch.uint8), (top * _GRID[best]).clamp(min=_LEAST_TOP).half(), best, bits)
+    return Found(index.to(torch.uint8), (top * GRID[best]).clamp(min=LEAST_TOP).half(), best, bits)
 
 
 def working_scale(index: torch.Tensor, scale_max: torch.Tensor) -> torch.Tensor:

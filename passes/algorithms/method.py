@@ -178,17 +178,18 @@ class AdaptiveExl2(_Storing):
         """Store the group; without calibration tokens every input counts the same."""
         import torch
 
-        from passes.algorithms.exl2 import factorize, quantize
+        from passes.algorithms.exl2 import factorize, quantize_parts
 
         first = group[0]
         if hessian is None:
             hessian = torch.eye(first.weight.shape[1], device=first.weight.device)
         factor = factorize(hessian, first.name)
+        forms = [matrix.linear.storage for matrix in group if isinstance(matrix.linear.storage, Exl2)]
+        parts = [
+            (matrix.weight, form.layout(matrix.weight.shape[1])) for matrix, form in zip(group, forms, strict=True)
+        ]
         out = []
-        for matrix in group:
-            form = matrix.linear.storage
-            assert isinstance(form, Exl2)
-            [(codes, decoded)] = quantize(matrix.weight, factor, [form.layout(matrix.weight.shape[1])])
+        for matrix, form, (codes, decoded) in zip(group, forms, quantize_parts(parts, factor), strict=True):
             error = (decoded - matrix.weight).square() @ hessian.diagonal()
             out.append(Stored(form.encode_matrix(matrix.name, codes), decoded.to(dtype), float(error.sum())))
         return out

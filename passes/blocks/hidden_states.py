@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _NAME = "hidden"
 #: One part in so many of what is free may be taken by hidden states: of a card's memory, of the machine's.
-_CARD_SHARE, _HOST_SHARE = 8, 4
+CARD_SHARE, HOST_SHARE = 8, 4
 
 
 class Place(Enum):
@@ -47,9 +47,9 @@ def place_of(states_bytes: int, devices: Sequence[torch.device]) -> Place:
     if not cards:
         return Place.DISK
     free = sum(torch.cuda.mem_get_info(card)[0] for card in cards)
-    if states_bytes <= free // _CARD_SHARE:
+    if states_bytes <= free // CARD_SHARE:
         return Place.CARD
-    return Place.HOST if states_bytes <= memory_available_bytes() // _HOST_SHARE else Place.DISK
+    return Place.HOST if states_bytes <= memory_available_bytes() // HOST_SHARE else Place.DISK
 
 
 class HiddenStates:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passes.algorithms.exl2 import factorize, quantize
+from passes.algorithms.exl2 import factorize, quantize_parts
 from passes.algorithms.knapsack import Unit, allocate
 from passes.blocks.dense_model import DenseModel
 from passes.blocks.input_statistics import InputStatistics
@@ -181,20 +181,23 @@ class _Probe:
 
     def errors(self, slot: str) -> list[float]:
         """The squared relative error of each option of a slot."""
+        import torch
+
         options = ATTENTION if slot == "attention" else MLP
         rows = [_layouts(self._block, slot, number) for number in range(len(options))]
         decoded = self._decoded(rows)
         module, call = self._slot(slot), self._calls[slot]
         reference = _first(call.output).float()
         dense = {name: self._weight(name) for name in rows[0]}
-        out = []
+        norms = []
         for row in rows:
             for name, form in row.items():
                 self._replica.put(f"{name}.weight", decoded[name, form])
-            out.append(self._error(module, call, reference, slot))
+            norms.append(_distance(module, call, reference))
         for name, weight in dense.items():
             self._replica.put(f"{name}.weight", weight)
-        return out
+        # Asked back once: a card waits for nothing between two options.
+        return [(norm / self._stream[slot]) ** 2 for norm in torch.stack(norms).tolist()]
 
     def _weight(self, name: str) -> torch.Tensor:
         return self._replica.parameter(f"{name}.weight")
@@ -204,28 +207,19 @@ class _Probe:
         name = self._replica.decoder.path(_slot_linears(self._block, slot)[0].name)
         return self._replica.layer.get_submodule(name.partition(".")[0])
 
-    def _error(self, module: torch.nn.Module, call: _Call, reference: torch.Tensor, slot: str) -> float:
-        import torch
-
-        with torch.no_grad():
-            found = _first(module(*call.args, **(call.kwargs or {}))).float()
-        return (float((found - reference).norm()) / self._stream[slot]) ** 2
-
     def _decoded(self, rows: Sequence[Mapping[str, Exl2]]) -> dict[tuple[str, Exl2], torch.Tensor]:
-        """Every matrix of a slot decoded from each of its distinct layouts."""
+        """Every matrix of a slot decoded from each of its distinct layouts; those that read one input together."""
         out = {}
-        by_name = {linear.name: linear for linear in self._matrices}
-        factors: dict[str, Any] = {}
+        reads = {linear.name: linear.reads or linear.name for linear in self._matrices}
+        dense = {name: self._weight(name) for name in rows[0]}
+        together: dict[str, list[tuple[str, Exl2]]] = {}
         for name in rows[0]:
-            reads = by_name[name].reads or name
-            if reads not in factors:
-                factors[reads] = self._factor(reads, f"block {self._replica.index} {name}")
-            dense = self._weight(name)
-            forms = list(dict.fromkeys(row[name] for row in rows))
-            layouts = [form.layout(dense.shape[1]) for form in forms]
-            results = quantize(dense, factors[reads], layouts)
-            for form, (_, weight) in zip(forms, results, strict=True):
-                out[name, form] = weight.to(dense.dtype)
+            together.setdefault(reads[name], []).extend(dict.fromkeys((name, row[name]) for row in rows))
+        for source, wanted in together.items():
+            factor = self._factor(source, f"block {self._replica.index} {wanted[0][0]}")
+            parts = [(dense[name], form.layout(dense[name].shape[1])) for name, form in wanted]
+            for (name, form), (_, weight) in zip(wanted, quantize_parts(parts, factor), strict=True):
+                out[name, form] = weight.to(dense[name].dtype)
         return out
 
     def _factor(self, reads: str, where: str) -> Any:
@@ -272,6 +266,16 @@ def _layouts(block: Block, slot: str, option: int) -> dict[str, Exl2]:
 def _slot_linears(block: Block, slot: str) -> list[Linear]:
     """Every quantizable matrix of a slot."""
     return [linear for linear in members(block) if _in_slot(linear, slot)]
+
+
+def _distance(module: torch.nn.Module, call: _Call, reference: torch.Tensor) -> torch.Tensor:
+    """How far a module's output for a call is from another one: ‖y − y₀‖, still where it was computed."""
+    import torch
+
+    with torch.no_grad():
+        found = _first(module(*call.args, **(call.kwargs or {}))).float()
+    distance: torch.Tensor = (found - reference).norm()
+    return distance
 
 
 def _first(output: Any) -> torch.Tensor:

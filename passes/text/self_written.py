@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: A model may write its own calibration text when its weights take at most this share of the free memory; on a card, its rows at most
 #: this share of what the weights leave.
-_SELF_MEMORY_SHARE = 0.6
+SELF_MEMORY_SHARE = 0.6
 #: Sequences that the model writes side by side on a processor, and whose random numbers come from one seed anywhere.
 SELF_BATCH = 64
 #: The same on a card, at most: a step of few rows takes as long as one of many.
@@ -31,16 +31,21 @@ CARD_BATCH = 256
 
 
 def written_by_model(
-    source: TextSource, model_folder: Path, tokenizer: Any, parts: Path | None, progress: Report
+    source: TextSource,
+    model_folder: Path,
+    tokenizer: Any,
+    parts: Path | None,
+    progress: Report,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
-    """Text sampled from the model, which must fit in memory whole: ids int64 `[samples, length]`.
+    """Text sampled from the model, which must fit in memory whole: ids int64 `[samples, length]`. `device`: where; by default the first.
 
     Raises InputError where transformers cannot run the model, TightfitError where it does not fit.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    device = compute_devices()[0]
+    device = device or compute_devices()[0]
     _refuse_large(model_folder, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device).eval()
@@ -107,7 +112,7 @@ def _card_rows(model: Any, openings: torch.Tensor, length: int) -> int:
     Raises TightfitError where so much is not free: with fewer rows it would be another text.
     """
     each, weights = row_bytes(model, openings[:1], length), sum(int(value.nbytes) for value in model.parameters())
-    room = int(_SELF_MEMORY_SHARE * (memory_bytes(model.device) - weights))
+    room = int(SELF_MEMORY_SHARE * (memory_bytes(model.device) - weights))
     batch = min(CARD_BATCH, 1 << max(0, (room // each).bit_length() - 1))
     needed, free = min(batch, len(openings)) * each, _free_on(model.device)
     if needed > free:
@@ -127,7 +132,7 @@ def _refuse_large(model_folder: Path, device: torch.device) -> None:
     if device.type == "cuda":
         places[str(device)] = _free_on(device)
     for place, free in places.items():
-        if weights > _SELF_MEMORY_SHARE * free:
+        if weights > SELF_MEMORY_SHARE * free:
             raise TightfitError(
                 f"the model ({weights / 2**30:.1f} GiB) does not fit in {place} ({free / 2**30:.1f} GiB free) "
                 "to write its own calibration text",

@@ -52,10 +52,12 @@ def token_blocks(
     model_folder: Path,
     parts: Path | None = None,
     progress: Report = lambda done, total, detail="": None,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
     """Token ids int64 `[samples, length]`, the same for the same source, seed and model; of `self` on a card, for the same card too.
 
     `parts`: where text that the model writes is kept as it grows, so that a run that was killed goes on there.
+    `device`: where it writes; by default the first that `passes.blocks.devices.compute_devices` finds.
 
     Raises InputError when the text is missing, unreadable or too short.
     """
@@ -69,7 +71,7 @@ def token_blocks(
             remedy=f"at least 1 sample of {least} tokens",
         )
     if source.dataset == "self":
-        return written_by_model(source, model_folder, tokenizer, parts, progress)
+        return written_by_model(source, model_folder, tokenizer, parts, progress, device)
     return _from_texts(source, tokenizer, texts(source.dataset, tokenizer))
 
 

@@ -64,17 +64,25 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
         console.print(f"  Note     {note}", style="dim")
     if not chosen.executable:
         console.print(f"  [yellow]Not executable:[/] {'; '.join(chosen.missing)}")
-    work = chosen.apply
-    console.print(
-        f"  apply needs about {_time(work.seconds.value)} on this machine, {_size(work.memory_bytes.value)} of memory,"
-        f" {_size(work.disk_bytes)} of disk."
-    )
+    console.print(f"  apply needs {_effort(chosen)}, and {_size(chosen.apply.disk_bytes)} of disk.", markup=False)
     tail = f" Saved to {saved}." if saved else ""
     action = (
         f"Next: optimize apply {saved or ''}".rstrip() if chosen.executable else "The plan can be read, not applied."
     )
     console.print(f"  [bold]Plan: {chain}, {_size(chosen.tensor_bytes)}, served by {engine}.[/]{tail}")
     console.print(f"  {action}")
+
+
+def _effort(chosen: ChosenPlan) -> str:
+    """What applying a plan takes on its own card, where that is another, and here."""
+    places = [(chosen.apply_on_target, "on the ")] if chosen.apply_on_target is not None else []
+    said = []
+    for work, where in [*places, (chosen.apply, "here, on ")]:
+        own = "the card's memory" if work.host_memory_bytes is not None else "memory"
+        said.append(
+            f"about {_time(work.seconds.value)} {where}{work.device or 'this machine'} ({_size(work.memory_bytes.value)} of {own})"
+        )
+    return "; ".join(said)
 
 
 def _count(weights: int) -> str:

@@ -83,6 +83,16 @@ def test_layouts_quantized_together_equal_layouts_quantized_alone() -> None:
         assert output_error(torch.eye(192), decoded, alone_decoded) < 0.02
 
 
+def test_parts_are_what_each_matrix_is_with_its_layouts() -> None:
+    (weight, _, hessian), (other, _, _) = layer(9), layer(10, columns=64)
+    factor = exl2.factorize(hessian, "test")
+    found = exl2.quantize_parts([(weight, MIXED), (weight, UNIFORM), (other, MIXED)], factor)
+    expected = exl2.quantize(weight, factor, [MIXED, UNIFORM]) + exl2.quantize(other, factor, [MIXED])
+    for (codes, decoded), (expected_codes, expected_decoded) in zip(found, expected, strict=True):
+        assert torch.equal(codes.codes, expected_codes.codes) and torch.equal(decoded, expected_decoded)
+        assert codes.groups == expected_codes.groups
+
+
 def test_decoded_is_what_a_reader_computes_from_the_codes() -> None:
     weight, _, hessian = layer(4)
     [(stored, decoded)] = exl2.quantize(weight, exl2.factorize(hessian, "test"), [MIXED])

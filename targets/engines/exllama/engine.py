@@ -32,6 +32,7 @@ from targets.workload import Workload
 
 if TYPE_CHECKING:
     from targets.launch.request import Launch, LaunchRequest
+    from targets.serve.verifier import Verifier
 
 _MIB = 1 << 20
 #: Tokens a page, and tokens of a prompt chunk (`max_input_len`, `chunk_size`).
@@ -153,6 +154,12 @@ class Exllama(Engine):
         from targets.engines.exllama.launch import served_name
 
         return served_name(folder)
+
+    def verifier(self) -> Verifier:
+        """Through TabbyAPI, where a checkout is named."""
+        from targets.engines.exllama.verify import TabbyVerifier
+
+        return TabbyVerifier(self)
 
     @abstractmethod
     def cache_mode(self, dtype: str) -> str:

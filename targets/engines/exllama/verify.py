@@ -29,7 +29,8 @@ from targets.serve.load import LoadTiming, load
 from targets.serve.process import EngineError, Served, named_python, run_to_end, serving
 from targets.serve.verifier import Installed, Observed, Say, Verifier, VerifyRequest
 
-_DRIVER = Path(__file__).with_name("drivers") / "run_exllamav2.py"
+#: The program that runs in ExLlamaV2's Python.
+DRIVER = Path(__file__).with_name("drivers") / "run_exllamav2.py"
 #: The extension may have to be compiled first.
 _SECONDS = 3600.0
 #: Prints a package's version without importing it: that may compile its extension.
@@ -143,7 +144,7 @@ def job_of(request: VerifyRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_driver(job: Mapping[str, Any], python: Path, driver: Path = _DRIVER) -> dict[str, Any]:
+def run_driver(job: Mapping[str, Any], python: Path, driver: Path = DRIVER) -> dict[str, Any]:
     """Run the driver on a job in the engine's Python, in the environment of this process. Raises EngineError with its log's end."""
     with tempfile.TemporaryDirectory(prefix="tightfit-exllama-") as folder:
         place = Path(folder)

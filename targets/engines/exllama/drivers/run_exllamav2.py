@@ -19,23 +19,15 @@ PAGE = 256
 
 def main(job_file: str) -> None:
     """Everything in order: the model, the largest cache, the asked one, the load."""
+    import exllamav2
     import torch
-    from exllamav2 import (
-        ExLlamaV2,
-        ExLlamaV2Cache,
-        ExLlamaV2Cache_Q4,
-        ExLlamaV2Cache_Q6,
-        ExLlamaV2Cache_Q8,
-        ExLlamaV2Config,
-        ExLlamaV2Tokenizer,
-        __version__,
-    )
+    from exllamav2 import ExLlamaV2, ExLlamaV2Config, ExLlamaV2Tokenizer, __version__
     from exllamav2.attn import has_flash_attn_with_paged
     from exllamav2.generator import ExLlamaV2DynamicGenerator, ExLlamaV2DynamicJob, ExLlamaV2Sampler
 
     job = json.loads(Path(job_file).read_text())
-    caches = {"FP16": ExLlamaV2Cache, "Q8": ExLlamaV2Cache_Q8, "Q6": ExLlamaV2Cache_Q6, "Q4": ExLlamaV2Cache_Q4}
-    kind = caches[job["cache_mode"]]
+    mode = job["cache_mode"]
+    kind = getattr(exllamav2, "ExLlamaV2Cache" if mode == "FP16" else f"ExLlamaV2Cache_{mode}")
     began = time.perf_counter()
     config = ExLlamaV2Config(job["model"])
     config.max_seq_len, config.max_input_len = job["max_seq_len"], job["chunk_size"]

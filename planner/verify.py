@@ -30,8 +30,8 @@ from targets.speed.estimate import ROUNDS
 REPORT = "verified.json"
 #: Half of the last digit of the concurrency that vLLM prints.
 _AS_PRINTED = 0.005
-#: Seconds that the load should take, by the prediction, and the fewest answers a client waits for.
-_LOAD_SECONDS, _LEAST_ROUNDS = 120, 3
+#: Seconds that the load may take, by the prediction, and the fewest answers that each client waits for all the same.
+LOAD_SECONDS, _LEAST_ROUNDS = 120.0, 3
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,14 @@ def verify(
     *,
     rate: float | None = None,
     checkout: Path | None = None,
+    seconds: float = LOAD_SECONDS,
     say: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
     """Start, measure, stop. Raises InputError where `out` is no result or was planned for another machine or build of the engine,
     EngineError where the engine does not start.
 
     `engine`: the Python that has it. `rate`: requests a second that arrive by chance, instead of the workload's clients. `checkout`:
-    of a server that is no part of the engine's package, driven too.
+    of a server that is no part of the engine's package, driven too. `seconds` that the load may take, by the prediction.
     """
     plan = _read(out)
     chosen = plan.decision
@@ -89,7 +90,7 @@ def verify(
     installed = verifier.installed(python)
     require_build(plan, installed.build, python)
     say(f"starting {chosen.engine.name} from {out / FOLDER}")
-    asked = load_of(plan, rate)
+    asked = load_of(plan, rate, seconds)
     cache, cards = chosen.kv_cache.tokens, chosen.settings.gpus
     seen = verifier.observe(VerifyRequest(out, out / FOLDER, python, asked, cache, cards, checkout), say)
     version = seen.version or installed.version
@@ -107,16 +108,16 @@ def _read(out: Path) -> PlanDocument:
     return read_plan(out / PLAN)
 
 
-def load_of(plan: PlanDocument, rate: float | None = None) -> Load:
+def load_of(plan: PlanDocument, rate: float | None = None, seconds: float = LOAD_SECONDS) -> Load:
     """Return the plan's workload as a load. Each client waits for as many answers as the prediction is made for, for fewer where
 
-    that would take minutes.
+    that would take longer than `seconds`.
     """
     workload, speed = plan.spec.workload, plan.decision.speed
     rounds = _LEAST_ROUNDS
     if speed is not None:
         round_seconds = workload.concurrency * workload.output_tokens / speed.throughput_tok_s.value
-        rounds = int(min(ROUNDS, max(_LEAST_ROUNDS, _LOAD_SECONDS / round_seconds)))
+        rounds = int(min(ROUNDS, max(_LEAST_ROUNDS, seconds / round_seconds)))
     return Load(
         workload.input_tokens, workload.output_tokens, workload.concurrency, rounds * workload.concurrency, rate
     )

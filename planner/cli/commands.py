@@ -269,6 +269,10 @@ def verify(
     tabby: Annotated[
         Path | None, typer.Option(help="A checkout of TabbyAPI to drive too; default: TIGHTFIT_TABBY, TABBYAPI.")
     ] = None,
+    seconds: Annotated[
+        float,
+        typer.Option(min=1, help="How long the load may take, by the prediction; three answers a client at least."),
+    ] = 120,
     as_json: Json = False,
 ) -> None:
     """Start the engine on a result, put the workload's load on it, measure. Exit 4 when a promise is not kept."""
@@ -276,7 +280,14 @@ def verify(
     from planner.verify import verify as run
 
     console = _console(as_json)
-    report = run(out, engine, rate=rate, checkout=tabby, say=lambda text: console.print(f"  {text}", style="dim"))
+    report = run(
+        out,
+        engine,
+        rate=rate,
+        checkout=tabby,
+        seconds=seconds,
+        say=lambda text: console.print(f"  {text}", style="dim"),
+    )
     if as_json:
         emit(report.as_json())
     else:

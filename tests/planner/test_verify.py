@@ -253,11 +253,12 @@ def test_a_slow_workload_is_asked_for_fewer_answers() -> None:
     speed = document.decision.speed
     assert speed is not None
 
-    def requests(tok_s: float) -> int:
+    def requests(tok_s: float, seconds: float = 120) -> int:
         slow = replace(speed, throughput_tok_s=Quantity.exact(tok_s))
-        return load_of(replace(document, chosen=replace(document.decision, speed=slow))).requests
+        return load_of(replace(document, chosen=replace(document.decision, speed=slow)), seconds=seconds).requests
 
     assert [requests(tok_s) for tok_s in (1e6, 4 * 128 / 24, 1e-3)] == [40, 20, 12]
+    assert requests(4 * 128 / 2, 8) == 16
     assert load_of(replace(document, chosen=replace(document.decision, speed=None))).requests == 12
 
 

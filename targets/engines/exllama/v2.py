@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
+from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.state import SlidingKV
 from targets.engines.engine import AnyWidth, Settings
@@ -55,6 +56,10 @@ class ExllamaV2(Exllama):
     def cache_mode(self, dtype: str) -> str:
         """FP16, Q8, Q6, Q4."""
         return "FP16" if dtype == "auto" else dtype.upper()
+
+    def unpacked_bytes(self, ir: ModelIR, layers: int) -> float:
+        """A quantized cache is read through one layer's in fp16, as long as the whole cache (`temp_tensors` in exllamav2/cache.py)."""
+        return 0.0 if ir.kv_cache.dtype == OWN else 2.0 / max(1, layers)
 
     def verifier(self) -> Verifier:
         """Through its package's own generator, and TabbyAPI where a checkout is named."""

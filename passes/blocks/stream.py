@@ -97,6 +97,7 @@ class BlockStream:
 
     The text is the run's, `batch_tokens` of it go through a block together. `keep`: blocks whose inputs stay behind the block at work (1;
     more for who looks back; one more than there are for a way back). `stored`: how its matrices are going to be stored (`Decoder`).
+    `moves`: nobody looks at the input of a batch that is through the block at work (`HiddenStates`).
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class BlockStream:
         batch_tokens: int = BATCH_TOKENS,
         keep: int = 1,
         stored: ModelIR | None = None,
+        moves: bool = False,
     ) -> None:
         import torch
 
@@ -113,7 +115,7 @@ class BlockStream:
         self.decoders = [Decoder(dense, run.dtype, device, stored) for device in run.devices]
         self.batches = torch.split(run.text, max(1, batch_tokens // max(1, run.text.shape[1])))
         generations = run.text.numel() * dense.ir.hidden_size * run.dtype.itemsize * (keep + 1)
-        self.hidden = HiddenStates(run.folder, len(self.batches), place_of(generations, run.devices))
+        self.hidden = HiddenStates(run.folder, len(self.batches), place_of(generations, run.devices), moves=moves)
         self._keep = keep
 
     def resume(self, done: int) -> int:

@@ -73,7 +73,7 @@ class Walk:
         if state.done >= total:
             return state
         inside = replace(run.part(run.folder / "hidden"), devices=run.devices if self._calibrated else ())
-        stream = BlockStream(self.dense, inside, self.batch_tokens, stored=self.planned)
+        stream = BlockStream(self.dense, inside, self.batch_tokens, stored=self.planned, moves=True)
         state.back_to(stream.resume(state.done))
         with WeightsAhead(self.dense, run.devices[0]) as ahead, WrittenBehind(run.devices[0]) as behind:
             for block in stream.blocks(state.done, settled=behind.wait):

@@ -12,12 +12,12 @@ from typing import Any
 from benchmarks.on_card import smollm2
 from benchmarks.on_card.staging import Notes, NotHereError, Setup
 from benchmarks.on_card.tools import find_tool
-from passes.blocks.decoded_weights import DecodedCheckpoint, decoded_model
+from passes.blocks.decoded_weights import decoded_model
 from passes.blocks.devices import compute_devices
 from passes.files.checkpoint import Checkpoint, write_shard
-from passes.formats.exllama.exl2 import Exl2
 from passes.formats.exllama.exl2_options import ATTENTION, MLP
 from passes.ir.model import ModelIR
+from passes.prune.depth import DepthPrune
 from passes.quantize.exl2 import QuantizeExl2
 from passes.run.execute import execute
 from passes.run.job import Job
@@ -54,65 +54,49 @@ def read_back(setup: Setup, note: Notes) -> None:
 
 
 def made(setup: Setup, note: Notes) -> Path:
-    """A folder with the result (`out`) in which every option stands in some layer, and `reference.safetensors`: ours of it."""
+    """A folder with the result (`out`), a layer for each option of attention and MLP, and `reference.safetensors`: ours of it."""
     folder, ir = smollm2.model(setup)
     place = setup.work / "exllama"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    choices = tuple((layer % len(ATTENTION), layer % len(MLP)) for layer in range(len(ir.decoder.layers)))
+    layers = min(len(ATTENTION), len(ir.decoder.layers))
+    dropped = tuple(range(layers // 2, len(ir.decoder.layers) - (layers - layers // 2)))
+    kept = DepthPrune(len(dropped), dropped)
+    choices = tuple((layer % len(ATTENTION), layer % len(MLP)) for layer in range(layers))
     tiny = setup.shape == "tiny"
     text = TextSource(str(smollm2.pages_file(setup)), 4 if tiny else 32, 64 if tiny else 256)
+    held_out = TextSource(PYTHON_REFERENCE, 2, 64)
     began = time.monotonic()
     outcome = execute(
-        Job(
-            ir,
-            folder,
-            (QuantizeExl2(8.0, choices=choices),),
-            place / "out",
-            place / "work",
-            text,
-            TextSource(PYTHON_REFERENCE, 2, 64),
-        )
+        Job(ir, folder, (kept, QuantizeExl2(8.0, choices=choices)), place / "out", place / "work", text, held_out)
     )
     walk = next(step for step in outcome.steps if step.name == "walk")
-    note(
-        walk_block_s=round(walk.seconds / len(choices), 3),
-        blocks=len(choices),
-        made_s=round(time.monotonic() - began, 1),
-    )
-    write_shard(
-        place / "reference.safetensors", reference(outcome.target, ir, place / "out", token_blocks(_COMPARED, folder))
-    )
+    note(walk_block_s=round(walk.seconds / layers, 3), blocks=layers, made_s=round(time.monotonic() - began, 1))
+    ids = token_blocks(_COMPARED, folder)
+    write_shard(place / "reference.safetensors", reference(kept.rewrite(ir), outcome.target, place / "out", ids))
+    note(reference_s=round(time.monotonic() - began - note.found["made_s"], 1))
     return place
 
 
-def reference(target: ModelIR, source: ModelIR, out: Path, ids: Any) -> dict[str, Any]:
-    """`NAME.weight` fp16 `[N, K]` of every EXL2 matrix as our decoder has it; `ids` `[S, T]` and the `logits` fp32 of that dense model."""
-    import torch
-
-    decoded = DecodedCheckpoint(Checkpoint(out), target, torch.float16)
-    names = [f"{linear.name}.weight" for linear in target.outer if isinstance(linear.storage, Exl2)]
-    for layer in range(len(target.decoder.layers)):
-        prefix = target.decoder.layer_prefix(layer)
-        names += [
-            f"{prefix}{lin.name}.weight" for lin in target.decoder.block(layer).linears if isinstance(lin.storage, Exl2)
-        ]
-    return {**decoded.read(names), "ids": ids, "logits": _logits(source, target, out, ids)}
-
-
-def _logits(source: ModelIR, target: ModelIR, out: Path, ids: Any) -> Any:
-    """Logits fp32 of the decoded weights by transformers, in single precision."""
+def reference(source: ModelIR, target: ModelIR, out: Path, ids: Any) -> dict[str, Any]:
+    """`NAME.weight` fp16 `[N, K]` of every EXL2 matrix as our decoder has it; `ids` `[S, T]`, and the `logits` that transformers computes
+    from these weights in fp32.
+    """
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    dense = decoded_model(source, target, out, torch.float32)
+    dense = decoded_model(source, target, out, torch.float16)
     values = {key: value for key, value in dense.ir.config.items() if key != "quantization_config"}
-    model = AutoModelForCausalLM.from_config(
-        CONFIG_MAPPING[dense.ir.model_type].from_dict(values), dtype=torch.float32
-    ).eval()
-    names = [name for name, _ in model.named_parameters() if name in dense.weights]
-    model.load_state_dict({name: tensor.float() for name, tensor in dense.weights.read(names).items()}, strict=False)
+    config = CONFIG_MAPPING[dense.ir.model_type].from_dict(values)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    weights = dense.weights.read(name for name, _ in model.named_parameters() if name in dense.weights)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
     model.tie_weights()
     device = compute_devices()[0]
     with torch.no_grad():
-        return model.to(device)(ids.to(device)).logits.float().cpu()
+        logits = model.to(device)(ids.to(device)).logits.float().cpu()
+    stored = Checkpoint(out)
+    matrices = {
+        name: tensor for name, tensor in weights.items() if f"{name.removesuffix('.weight')}.q_weight" in stored
+    }
+    return {**matrices, "ids": ids, "logits": logits}

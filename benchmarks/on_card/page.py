@@ -90,7 +90,7 @@ def page(runs: Sequence[Run]) -> str:
         ("Goals", _table(("on", "goal", "measured", "met"), [row for run in runs for row in goals(run)])),
         ("`optimize calibrate` beside plain torch", _table(("on", "rate", "calibrate", "plain torch", "ratio"), [row for run in runs for row in _calibrated(run)])),
         ("The walk, four blocks of the 8B shape", _table(
-            ("on", "chain", "s a block", "first", "predicted", "over GPTQ", "card, GiB", "host, GiB"), [row for run in runs for row in _walked(run)])),
+            ("on", "chain", "s a block", "first", "all four", "predicted", "over GPTQ", "card, GiB", "host, GiB"), [row for run in runs for row in _walked(run)])),
         ("The same GPTQ by others", _table(
             ("on", "tool", "s a block", "first", "whole, s", "card, GiB", "ours, s a block", "ours over theirs"), [row for run in runs for row in _peers(run)])),
         ("SmolLM2-135M", _table(("on", "what", "measured"), [row for run in runs for row in _smollm2(run)])),
@@ -206,13 +206,14 @@ def _walked(run: Run) -> Iterator[Row]:
         walk, said = found["walk"], found.get("predicted", {})
         over = "" if not gptq else f"{walk['block_s'] / gptq:.2f}"
         yield (
-            run.letter, _CHAINS.get(kind, kind), f"{walk['block_s']:.2f}", f"{walk['first_s']:.2f}", _number(said.get("walk_block_s"), 2), over,
+            run.letter, _CHAINS.get(kind, kind), f"{walk['block_s']:.2f}", f"{walk['first_s']:.2f}", _number(found.get("walk_s"), 1),
+            _number(said.get("walk_block_s"), 2), over,
             _number(found.get("card_peak_gib"), 1), _number(found.get("host_peak_gib"), 1),
         )  # fmt: skip
         if "measure" in found:
             options = found["measure"]
             yield (
-                run.letter, "… measuring its options", f"{options['block_s']:.2f}", f"{options['first_s']:.2f}",
+                run.letter, "… measuring its options", f"{options['block_s']:.2f}", f"{options['first_s']:.2f}", "",
                 _number(said.get("measure_block_s"), 2), "", "", "",
             )  # fmt: skip
 

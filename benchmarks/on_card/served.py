@@ -41,6 +41,8 @@ _NAME = "on-card"
 CONTEXT, INPUT, OUTPUT = 8192, 512, 64
 #: Requests at once, and how many in all: enough that the mean is that of a steady load.
 CONCURRENCY = {1: 4, 8: 24, 32: 96, 128: 256}
+#: Seconds of a stage after which no load is begun: the engine is still to be stopped.
+_LOADS_UNTIL_S = 90.0
 #: What the engine needs where FlashInfer is absent, and what keeps it to itself.
 _ENVIRONMENT = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 _FORMATS: dict[str, Format] = {
@@ -133,6 +135,9 @@ def serve(setup: Setup, note: Notes, form: str, fp8_cache: bool) -> None:
         )  # what is made on first use does not count
         for concurrency, requests in CONCURRENCY.items():
             if setup.shape == "tiny" and concurrency > 8:
+                continue
+            if time.monotonic() - began > _LOADS_UNTIL_S:
+                note(left_out=[*note.found.get("left_out", []), concurrency])
                 continue
             _note_load(note, case, served, concurrency, requests)
     note(whole_s=round(time.monotonic() - began, 1))

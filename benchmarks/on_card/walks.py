@@ -21,8 +21,8 @@ from passes.walk.walk import Walk
 from targets.machine.devices import installed_gpus
 
 _W4 = PackQuantized(4, 128)
-#: EXL2's (attention, MLP) options of a layer at about four bits: what a plan of four bits a weight would take.
-_EXL2_OPTIONS = (5, 8)
+#: EXL2's (attention, MLP) options of a layer at about four bits a weight.
+_EXL2_OPTIONS = (8, 8)
 CHAINS: dict[str, tuple[Pass, ...]] = {
     "gptq": (Quantize("gptq", _W4),),
     "awq": (Quantize("awq", Awq(128)),),
@@ -56,6 +56,7 @@ def apply(setup: Setup, note: Notes, kind: str) -> None:
     card = "" if found["card_peak_gib"] is None else f"; card {found['card_peak_gib']} GiB"
     said = f"{found['walk']['block_s']:.2f} s a block, first {found['walk']['first_s']:.2f}{card}"
     said += f"; predicted {found['predicted']['walk_block_s']} s"
+    said = f"{said}; four blocks {found['walk_s']:.1f} s in all"
     note(headline=said)
     if kind == "exl2":
         _measure_exl2(work, note)

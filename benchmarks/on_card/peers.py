@@ -58,7 +58,7 @@ def peer(setup: Setup, note: Notes, name: str) -> None:
     environment = tool.environment | dict(backend.environment)
     began = time.monotonic()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, bufsize=1
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, bufsize=1, cwd=place
     ) as running:
         assert running.stdout is not None
         starts, said, end = watched(running.stdout, note)

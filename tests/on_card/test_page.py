@@ -53,8 +53,9 @@ def everything() -> dict[str, Any]:
         calibrate={"calibrated": {"bf16_flops": 7e14}, "plain": {"bf16_flops": 8e14}, "ratios": {"bf16_flops": 0.875}, "seconds": 22.0},
         apply_gptq=gptq,
         apply_exl2=gptq | {"walk": _WALK | {"block_s": 3.0}, "measure": _WALK | {"block_s": 8.0}},
-        peer_llmcompressor={"version": "0.14.0.1", "walk": _WALK | {"block_s": 4.0}, "whole_s": 30.0, "card_peak_gib": 8.0, "ours_block_s": 1.2,
-                            "ratio": 0.3},
+        peer_llmcompressor={
+            "version": "0.14.0.1", "walk": _WALK | {"block_s": 4.0}, "whole_s": 30.0, "card_peak_gib": 8.0, "ours_block_s": 1.2, "ratio": 0.3,
+        },
         smollm2_text={"tokens": 16384, "tok_s": 12_000.0},
         exllama={"matrices": 211, "equal_matrices": 211, "furthest": 0.0, "kl": 1e-5, "top1": 0.998, "tok_s": {"FP16": 300.0, "Q4": 280.0}},
         vllm_bf16=served("bf16", 462_944, inside=True),

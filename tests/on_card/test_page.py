@@ -54,7 +54,8 @@ def everything() -> dict[str, Any]:
         apply_gptq=gptq,
         apply_exl2=gptq | {"walk": _WALK | {"block_s": 3.0}, "measure": _WALK | {"block_s": 8.0}},
         peer_llmcompressor={
-            "version": "0.14.0.1", "walk": _WALK | {"block_s": 4.0}, "whole_s": 30.0, "card_peak_gib": 8.0, "ours_block_s": 1.2, "ratio": 0.3,
+            "version": "0.14.0.1", "walk": _WALK | {"block_s": 4.0}, "whole_s": 30.0, "card_peak_gib": 8.0,
+            "ours_block_s": 1.2, "ratio": 0.3,
         },
         smollm2_text={"tokens": 16384, "tok_s": 12_000.0},
         exllama={"matrices": 211, "equal_matrices": 211, "furthest": 0.0, "kl": 1e-5, "top1": 0.998, "tok_s": {"FP16": 300.0, "Q4": 280.0}},

@@ -191,7 +191,7 @@ def _tail(log: Path, lines: int = 25) -> str:
 def _advice(log: Path) -> str:
     text = log.read_text(errors="replace")
     if "No module named" in text or "vllm: not found" in text or "vllm: command not found" in text:
-        return "this Python has no vLLM: name the engine's Python with --engine or TIGHTFIT_ENGINE"
+        return "this Python lacks the engine or a part of it: name the one that has it with --engine or TIGHTFIT_ENGINE"
     if "out of memory" in text.lower() or "less than requested memory" in text:
         return "memory ran out: other processes may hold some; free it, or plan with a `reserve`"
     return "the end of its log stands above"

@@ -102,7 +102,7 @@ def test_figures_of_a_spread() -> None:
 def test_what_the_bench_saves_is_read_request_by_request() -> None:
     saved = {
         "duration": 2.0, "ttfts": [0.1, 0.3, 0.0], "itls": [[0.02] * 7, [0.04] * 7, []], "output_lens": [8, 8, 0],
-        "errors": ["", "", "Traceback\nClientError: 503"],
+        "errors": ["", "", "Traceback\nClientError: 503"], "input_lens": [32, 31, 32],
     }  # fmt: skip
     timing = timing_of(saved, _LOAD)
     assert isinstance(timing, LoadTiming)
@@ -110,6 +110,7 @@ def test_what_the_bench_saves_is_read_request_by_request() -> None:
     assert (timing.tok_s, timing.failed, timing.error) == (8.0, 1, "ClientError: 503")
     nothing = saved | {"ttfts": [0.0], "itls": [[]], "output_lens": [0], "errors": [""]}
     assert "answered no token" in str(timing_of(nothing, _LOAD))
+    assert timing_of(saved | {"input_lens": [1, 32, 20]}, _LOAD) == "its prompts had 18 tokens, not 32"
 
 
 def test_the_bench_is_told_the_load_and_asks_nothing_before_it() -> None:

@@ -84,10 +84,16 @@ def arguments(served: Served, name: str, result: Path, asked: Load, out: Path) -
 
 
 def timing_of(saved: Mapping[str, Any], asked: Load) -> LoadTiming | str:
-    """Read the timing of every request from what the bench saves in detail; why not where no request was answered."""
+    """Read the timing of every request from what the bench saves in detail; why not where no request was answered, or other ones were sent
+
+    than asked: tokens that are made text and tokens again may differ a little, and versions differ in how they spread lengths.
+    """
     errors = [error for error in saved["errors"] if error]
     rows = zip(saved["ttfts"], saved["itls"], saved["output_lens"], saved["errors"], strict=True)
     answers = [Answer(first, sum(rest), tokens, "") for first, rest, tokens, error in rows if not error and tokens]
+    sent = sum(saved["input_lens"]) / max(1, len(saved["input_lens"]))
+    if answers and not 0.9 < sent / asked.input_tokens < 1.1:
+        return f"its prompts had {sent:.0f} tokens, not {asked.input_tokens}"
     failed = errors + ["answered no token"] * (len(saved["ttfts"]) - len(errors) - len(answers))
     try:
         return LoadTiming.of(

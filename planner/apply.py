@@ -135,7 +135,7 @@ def apply(
 
 def next_step(result: ApplyResult) -> str:
     """What to do with a result: verify it where its engine can be driven, else start it by hand."""
-    if find_engine(result.certificate.engine.name).server is not None:
+    if find_engine(result.certificate.engine.name).verifier() is not None:
         return f"optimize verify {result.out}"
     return f"start it as {result.out / FOLDER} says"
 

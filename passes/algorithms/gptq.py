@@ -167,9 +167,8 @@ def _with_zeros(weight: torch.Tensor, hessian: torch.Tensor, factor: Factor, mas
     assert zeros is not None
     out = torch.empty_like(work)
     if columns_kernel.usable(work):
-        loss = _compensated(
-            work, factor, (_CARD_COLUMNS, BLOCK_COLUMNS), _KernelRounding(out, zeros, lambda start: BlockLevels("none"))
-        )
+        steps = _card_steps(_CARD_COLUMNS, zeros)
+        loss = _compensated(work, factor, steps, _KernelRounding(out, zeros, lambda start: BlockLevels("none")))
     else:
 
         def kept(position: int, column: torch.Tensor) -> torch.Tensor:
@@ -212,13 +211,18 @@ class _Zeros:
     def of_block(self, start: int, end: int) -> BlockZeros:
         """What stays of a kernel's block of columns: known before, or the runs that the kernel is to choose itself.
 
-        A block is a choice of its own where there are no runs: MASK_COLUMNS is BLOCK_COLUMNS.
+        A block is a choice of its own where there are no runs (`_card_steps`).
         """
         if self._chosen is not None:
             return BlockZeros(self._chosen[start:end])
         if self._mask.run:
             return BlockZeros(run=self._mask.run, drop=round(self._mask.run * self._mask.sparsity))
         return BlockZeros(self._choice(slice(start, end)))
+
+    @property
+    def by_block(self) -> bool:
+        """Whether what stays is chosen block by block, on what the blocks before have left."""
+        return self._chosen is None and not self._mask.run
 
     def _choice(self, columns: slice) -> torch.Tensor:
         return self._mask.keep((self._work[columns] / self._pivots[columns, None]).square())
@@ -349,22 +353,22 @@ def _round_columns(
         find(start)
         return BlockLevels(grid.kind, low, high, scale, zero, numbers[start:])
 
-    inner = _inner_step(size, fixed is None)
     if columns_kernel.usable(work):
-        outer = size if fixed is None else _CARD_COLUMNS
-        loss = _compensated(work, factor, (outer, inner), _KernelRounding(codes, zeros, levels))
+        steps = _card_steps(size if fixed is None else _CARD_COLUMNS, zeros)
+        loss = _compensated(work, factor, steps, _KernelRounding(codes, zeros, levels))
     else:
-        loss = _compensated(work, factor, (inner, inner), _ColumnByColumn(rounded))
+        step = min(size, BLOCK_COLUMNS) if fixed is None else BLOCK_COLUMNS
+        while fixed is None and size % step:
+            step -= 1
+        loss = _compensated(work, factor, (step, step), _ColumnByColumn(rounded))
     total = None if fixed is None else fixed.total
     return codes, Levels(scale.T.contiguous(), None if zero is None else zero.T.contiguous(), total), loss
 
 
-def _inner_step(size: int, finds_levels: bool) -> int:
-    """Columns that are rounded before others make up for them; a divisor of the group where its levels are found when it begins."""
-    step = min(size, BLOCK_COLUMNS) if finds_levels else BLOCK_COLUMNS
-    while finds_levels and size % step:
-        step -= 1
-    return step
+def _card_steps(columns: int, zeros: _Zeros | None) -> tuple[int, int]:
+    """Columns after which the rest of the matrix makes up for them, and columns of one launch: as many, unless zeros are chosen between."""
+    by_block = zeros is not None and zeros.by_block
+    return columns, min(columns, MASK_COLUMNS) if by_block else columns
 
 
 def _set_levels(

@@ -53,10 +53,14 @@ def place_of(states_bytes: int, devices: Sequence[torch.device]) -> Place:
 
 
 class HiddenStates:
-    """The hidden states of `count` batches between the blocks of a model."""
+    """The hidden states of `count` batches between the blocks of a model.
 
-    def __init__(self, folder: Path, count: int, place: Place = Place.DISK) -> None:
-        self.folder, self.place = folder, place
+    `moves`: in memory a batch takes with it what it brought into the block before; on disk that stays until it is dropped, as a run that
+    was killed goes on there.
+    """
+
+    def __init__(self, folder: Path, count: int, place: Place = Place.DISK, *, moves: bool = False) -> None:
+        self.folder, self.place, self._moves = folder, place, moves
         self._count = count
         self._held: dict[int, dict[int, torch.Tensor]] = {}
 
@@ -87,6 +91,8 @@ class HiddenStates:
             self._write(block, batch, states)
         else:
             self._held.setdefault(block, {})[batch] = _pinned(states) if self.place is Place.HOST else states
+            if self._moves:
+                self._held.get(block - 1, {}).pop(batch, None)
 
     def save(self, blocks: range) -> None:
         """Have what the batches bring into some blocks on disk, and of no others."""

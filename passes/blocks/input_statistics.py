@@ -50,11 +50,11 @@ class InputStatistics:
             self._peak = torch.maximum(self._peak, size.amax(0))
 
     def hessian(self, where: str) -> torch.Tensor:
-        """Return H `[K, K]`, symmetric. Raises TightfitError when it is not finite; `where` names the layer."""
+        """Return H `[K, K]`, symmetric, not a copy of it. Raises TightfitError when it is not finite; `where` names the layer."""
         import torch
 
-        upper = torch.triu(self._sum)
-        hessian = upper + torch.triu(upper, 1).T
+        hessian = self._sum.triu_()
+        hessian += torch.triu(hessian, 1).T
         if not bool(torch.isfinite(hessian).all()):
             raise TightfitError(
                 f"the inputs of {where} hold NaN or infinity, so its Hessian is useless",

@@ -17,7 +17,7 @@ blocks go by, and work goes on by its record alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -97,6 +97,7 @@ class BlockStream:
 
     The text is the run's, `batch_tokens` of it go through a block together. `keep`: blocks whose inputs stay behind the block at work (1;
     more for who looks back; one more than there are for a way back). `stored`: how its matrices are going to be stored (`Decoder`).
+    `moves`: nobody looks at the input of a batch that is through the block at work (`HiddenStates`).
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class BlockStream:
         batch_tokens: int = BATCH_TOKENS,
         keep: int = 1,
         stored: ModelIR | None = None,
+        moves: bool = False,
     ) -> None:
         import torch
 
@@ -113,7 +115,7 @@ class BlockStream:
         self.decoders = [Decoder(dense, run.dtype, device, stored) for device in run.devices]
         self.batches = torch.split(run.text, max(1, batch_tokens // max(1, run.text.shape[1])))
         generations = run.text.numel() * dense.ir.hidden_size * run.dtype.itemsize * (keep + 1)
-        self.hidden = HiddenStates(run.folder, len(self.batches), place_of(generations, run.devices))
+        self.hidden = HiddenStates(run.folder, len(self.batches), place_of(generations, run.devices), moves=moves)
         self._keep = keep
 
     def resume(self, done: int) -> int:
@@ -132,8 +134,10 @@ class BlockStream:
         """Return the last block whose inputs are whole, for who keeps no record; the number of blocks where the text is through."""
         return self.hidden.last(len(self.dense))
 
-    def blocks(self, start: int) -> Iterator[StreamedBlock]:
-        """Yield the blocks from `start` on, one after the other; when the next one is asked for, the last one is recorded."""
+    def blocks(self, start: int, settled: Callable[[], None] = lambda: None) -> Iterator[StreamedBlock]:
+        """Yield the blocks from `start` on, one after the other; when the next one is asked for, the last one is recorded, or will be when
+        `settled` returns.
+        """
         for index in range(start - self._keep + 1):
             self.hidden.drop(index)  # left by who recorded a block and was ended before it asked for the next one
         self.hidden.embed(self.decoders, self.batches, start)
@@ -143,6 +147,7 @@ class BlockStream:
             if index + 1 >= self._keep:
                 self.hidden.drop(index + 1 - self._keep)
             if self.hidden.place is not Place.DISK and time.monotonic() - saved > _SAVED_EVERY:
+                settled()
                 self.hidden.save(self._kept_at(index + 1))
                 saved = time.monotonic()
 

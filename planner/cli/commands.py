@@ -278,15 +278,35 @@ def diff(
 @app.command()
 def verify(
     out: Annotated[Path, typer.Argument(help="A result's folder.")],
-    engine: Annotated[Path | None, typer.Option(help="The Python that has vLLM; default: TIGHTFIT_ENGINE.")] = None,
+    engine: Annotated[
+        Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Requests a second, arriving by chance; default: the workload's clients."),
+    ] = None,
+    tabby: Annotated[
+        Path | None, typer.Option(help="A checkout of TabbyAPI to drive too; default: TIGHTFIT_TABBY, TABBYAPI.")
+    ] = None,
+    seconds: Annotated[
+        float,
+        typer.Option(min=1, help="How long the load may take, by the prediction; three answers a client at least."),
+    ] = 120,
     as_json: Json = False,
 ) -> None:
-    """Start the engine on a result from its launch files and measure it. Exit 4 when a promise is not kept."""
+    """Start the engine on a result, put the workload's load on it, measure. Exit 4 when a promise is not kept."""
     from planner.cli.tables import print_verified
     from planner.verify import verify as run
 
     console = _console(as_json)
-    report = run(out, engine, say=lambda text: console.print(f"  {text}", style="dim"))
+    report = run(
+        out,
+        engine,
+        rate=rate,
+        checkout=tabby,
+        seconds=seconds,
+        say=lambda text: console.print(f"  {text}", style="dim"),
+    )
     if as_json:
         emit(report.as_json())
     else:

@@ -255,5 +255,14 @@ def _comparisons(checks: Sequence[Comparison]) -> Table:
 def print_verified(console: Console, report: VerifyReport) -> None:
     """What the running engine showed."""
     console.print(_comparisons(report.checks))
+    for timing in report.loads:
+        console.print(f"  {timing.described}: {timing.seconds:.0f} s, {timing.tok_s:,.1f} tok/s")
+        spreads = {"TTFT": timing.ttft_ms, "TPOT": timing.tpot_ms}
+        shown = (f"{name} median {each.median:,.1f}, p95 {each.p95:,.1f} ms" for name, each in spreads.items())
+        console.print(
+            f"    {'; '.join(shown)}" + (f"; first error: {timing.error}" if timing.error else ""), style="dim"
+        )
+    for note in report.notes:
+        console.print(f"  note: {note}", style="dim", markup=False)
     verdict = "[bold green]Verified[/]" if report.holds else "[bold red]A promise is not kept[/]"
     console.print(f"  {verdict}; started in {report.start_seconds:.0f} s")

@@ -15,7 +15,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from passes.errors import TightfitError
+from passes.text import sampling, self_written
 from passes.text.sampling import CardWriter, StaticStep, obstacle, row_bytes, write_in_place, write_plainly
+from passes.text.source import TextSource, token_blocks
 from tests.walk.families import save_tiny
 
 Text = tuple[torch.Tensor, torch.Tensor]
@@ -33,16 +36,19 @@ class PlayedGraph(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What a CUDA graph does, with a processor's operations: those of one call are written down and done again, on the same memory.
 
     Numbers that Python computed on the way stay what they were. What would make the host wait for the card cannot be written down.
+    Writing down leaves memory as it is, unless it `computes`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, computes: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._computes = computes
         self._done: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name in _WAITS:
             raise RuntimeError(f"{func._schema.name} waits for the card")
-        out = func(*args, **(kwargs or {}))
+        idle = func._schema.is_mutable and not self._computes
+        out = args[0] if idle else func(*args, **(kwargs or {}))
         self._done.append((func, args, kwargs or {}, out))
         return out
 
@@ -82,7 +88,7 @@ def played_card(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def watch(mode: Any) -> None:
         if mode == "error":
-            watching.append(PlayedGraph())
+            watching.append(PlayedGraph(computes=True))
             watching[-1].__enter__()  # type: ignore[no-untyped-call]
         elif watching:
             watching.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -128,7 +134,7 @@ def test_a_step_in_fixed_buffers_and_its_graph_write_what_the_plain_loop_writes(
 def test_another_shape_has_a_graph_of_its_own(tmp_path: Path, played_card: list[str]) -> None:
     model = save_tiny("llama", tmp_path)
     writer = CardWriter(model)
-    for length, graphs in ((12, 1), (20, 2), (BEGUN + 2, 3), (BEGUN + 1, 3)):
+    for length, graphs in ((12, 1), (20, 2), (BEGUN + 3, 3), (BEGUN + 2, 3), (BEGUN + 1, 3)):
         assert torch.equal(
             writer(*text(model, 3, length), ignored), write_plainly(model, *text(model, 3, length), ignored)
         )
@@ -210,3 +216,52 @@ def test_progress_is_told_as_it_happens(tmp_path: Path) -> None:
     positions: list[int] = []
     write_in_place(step := StaticStep(model, ROWS, 70), step, *text(model, length=70), positions.append)
     assert positions == [32, 64]
+
+
+@pytest.fixture
+def on_card(played_card: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A machine whose first device is such a card; its memory, whole and free, as given."""
+    memory = {"whole": 2**30, "free": 2**30}
+    monkeypatch.setattr(self_written, "compute_devices", lambda: (torch.device("cuda", 0),))
+    monkeypatch.setattr(self_written, "memory_bytes", lambda _: memory["whole"])
+    monkeypatch.setattr(self_written, "_free_on", lambda _: memory["free"])
+    monkeypatch.setattr(torch.nn.Module, "to", lambda model, *_: model)
+    return memory
+
+
+def test_a_card_writes_more_rows_at_once_and_draws_with_the_same_numbers(
+    llama: Path, tmp_path: Path, on_card: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it kept is its own: with another number of rows it would have written other text."""
+    source, said = TextSource("self", 70, 12, seed=2), set()
+
+    def report(done: int, total: int, detail: str = "") -> None:
+        said.add(detail)
+
+    monkeypatch.setattr(sampling, "_TOLD_EVERY", 4)
+    text = token_blocks(source, llama, tmp_path / "parts", report)
+    assert said == {"CUDA graph"}
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["cuda-0000000-70.safetensors"]
+    monkeypatch.setattr(self_written, "compute_devices", lambda: (torch.device("cpu"),))
+    assert torch.equal(text, token_blocks(source, llama, tmp_path / "parts", report))
+    assert len(list((tmp_path / "parts").iterdir())) == 3 and said == {"CUDA graph", ""}
+
+
+def test_a_small_card_writes_fewer_rows_at_once(llama: Path, tmp_path: Path, on_card: dict[str, int]) -> None:
+    """A row of 12 tokens takes about 17 KiB here, the weights 724 KiB."""
+    on_card["whole"] = 2**20
+    token_blocks(TextSource("self", 20, 12), llama, tmp_path / "parts")
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
+        f"cuda-{first:07d}-{rows}.safetensors" for first, rows in ((0, 8), (8, 8), (16, 4))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("free", "said"), [(2**19, "does not fit in cuda:0"), (3 * 2**19, "to write calibration text takes")]
+)
+def test_a_card_that_others_have_taken_is_said_to_be_full(
+    free: int, said: str, llama: Path, on_card: dict[str, int]
+) -> None:
+    on_card["free"] = free
+    with pytest.raises(TightfitError, match=said):
+        token_blocks(TextSource("self", 256, 40), llama)

@@ -1,6 +1,6 @@
 """GPTQ's loop over the columns of a block as one Triton kernel: on a card, a launch a block instead of a dozen a column.
 
-A program owns a tile of a matrix's rows. It holds the block's columns for them in registers, rounds one column after the other, and lets
+A program owns a tile of a matrix's rows. It holds some columns of the block for them in registers, rounds one after the other, and lets
 those that follow make up for each error (`passes.algorithms.gptq`, whose loop on the processor does the same in the same order).
 Layout as there: Wᵀ, so that a column of the matrix is a row of what is worked on.
 """
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-#: Rows of a matrix that a program owns, and warps that share them.
-_TILE, _WARPS = 64, 2
+#: Columns that a program holds at a time; rows of a matrix that it owns, and warps that share them.
+_BLOCK, _TILE, _WARPS = 32, 64, 2
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def round_block(
         nothing if levels.group is None else levels.group,
         nothing if zeros.keep is None else zeros.keep.to(torch.int8), columns, rows, levels.low, levels.high, zeros.drop,
         KIND={"none": 0, "int": 1, "e2m1": 2}[levels.kind], ZERO=levels.zero is not None, KEEP=zeros.keep is not None,
-        RUN=zeros.run, BLOCK=triton.next_power_of_2(columns), TILE=_TILE, num_warps=_WARPS,
+        RUN=zeros.run, BLOCK=min(_BLOCK, max(16, triton.next_power_of_2(columns))), TILE=_TILE, num_warps=_WARPS,
     )  # fmt: skip
     return codes, errors
 

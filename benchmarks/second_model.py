@@ -160,14 +160,14 @@ def quantized(ir: ModelIR, model: Path, tokens: torch.Tensor, out: Path) -> floa
 
 def judged(ir: ModelIR, model: Path, result: Path, tokens: torch.Tensor) -> Measured:
     """KL and perplexity of the shards in `result` against the model, on `tokens` `[S, T]`."""
-    decoded = decoded_model(ir, chain.rewrite(ir, _CHAIN), result, compute_dtype(ir.dtype))
+    decoded = decoded_model(ir, chain.rewrite(ir, _CHAIN), result, compute_dtype(ir.dtype, device=_CPU))
     with tempfile.TemporaryDirectory() as folder:
         return evaluate(DenseModel(ir, Checkpoint(model)), decoded, _run(ir, tokens, Path(folder)))
 
 
 def _run(ir: ModelIR, tokens: torch.Tensor, folder: Path) -> RunContext:
     """Work on token ids `[S, T]` on the processor, kept in a folder."""
-    return RunContext(folder, (_CPU,), compute_dtype(ir.dtype), tokens, Steps(folder))
+    return RunContext(folder, (_CPU,), compute_dtype(ir.dtype, device=_CPU), tokens, Steps(folder))
 
 
 def first_token_table(model: Path, folder: Path, samples: int, length: int, peer: Path | None) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from passes.base import Pass
+from passes.blocks.devices import AUTO, compute_devices, require_memory
 from passes.chain import needs_text, rewrite
 from passes.errors import DoesNotFitError, InputError
 from passes.files.atomic import write_json
@@ -20,9 +22,10 @@ from passes.run.job import Job, Outcome
 from passes.run.result_folder import check_places
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
-from planner.apply_cost import effort
+from planner.apply_cost import Effort, effort
 from planner.certificate import NAME, Certificate, certificate
 from planner.kept import require_own_place
+from planner.machine import computing_on
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, portable, require_executable, resolved_plan, spec_of
 from planner.plan.launch import launch
@@ -31,8 +34,11 @@ from planner.plan.make import plan
 from planner.plan.saved import PLAN, load_plan, save
 from planner.spec.spec import Spec, TextChoice
 from targets.engines.engine import find_engine
+from targets.gpu import Gpu
 from targets.launch.write import FOLDER, write_launch
-from targets.machine.devices import installed_gpus
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,15 @@ def apply(
     work: Path | None = None,
     replace: bool = False,
     progress: Callable[[Progress], None] = lambda event: None,
+    device: str = AUTO,
 ) -> ApplyResult:
-    """Apply a plan (document, file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder.
+    """Apply a plan (document, file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder. `device`: what computes:
+    `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`.
 
     A finished result of another plan that lies at `out` is refused (InputError), or with `replace` replaced when the new one is whole.
     Raises StalePlanError, DoesNotFitError or InputError before anything is done where the plan cannot be applied.
     """
-    document, name = _document(what)
+    document, name = _document(what, device)
     require_executable(document)
     spec = spec_of(document)
     source = open_model(spec.model, revision=spec.revision, assume=spec.assume)
@@ -89,14 +97,25 @@ def apply(
             require_own_place(place, document, calibrated=calibrated)
 
     keep_others()
-    _require_memory(spec, source.ir, passes)
     calm_libraries()
+    devices = compute_devices(device)
+    expected = _expected(document, spec, source.ir, computing_on(devices[0]))
+    _require_memory(expected, devices[0])
     with clear_disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     progress(Progress("model", 0, 1, "", 0.0))
     with only_one(work / "lock", work), clear_memory_errors():
         folder = source.materialize(work)
-    job = Job(source.ir, folder, passes, out, work, _text(spec.calibration, trust), _text(spec.evaluation, trust))
+    job = Job(
+        source.ir,
+        folder,
+        passes,
+        out,
+        work,
+        _text(spec.calibration, trust),
+        _text(spec.evaluation, trust),
+        device=device,
+    )
     proof: list[Certificate] = []
 
     def resolved(passes: Sequence[Pass], target: ModelIR) -> None:
@@ -107,7 +126,7 @@ def apply(
         decision = resolved_plan(document, outcome.passes, outcome.tensor_bytes)
         write_launch(folder, launch(decision, outcome.target, place.name).files)
         save(portable(decision), folder / PLAN)
-        proof.append(certificate(decision, outcome, folder, document.decision.passes))
+        proof.append(certificate(decision, outcome, folder, document.decision.passes, expected))
         write_json(folder / NAME, to_json(proof[-1]))
 
     outcome = execute(job, progress, resolved=resolved, finish=finish)
@@ -116,28 +135,39 @@ def apply(
 
 def next_step(result: ApplyResult) -> str:
     """What to do with a result: verify it where its engine can be driven, else start it by hand."""
-    if find_engine(result.certificate.engine.name).server is not None:
+    if find_engine(result.certificate.engine.name).verifier() is not None:
         return f"optimize verify {result.out}"
     return f"start it as {result.out / FOLDER} says"
 
 
-def _require_memory(spec: Spec, source: ModelIR, passes: Sequence[Pass]) -> None:
-    """Refuse work whose least expected memory this machine lacks. Where a card computes, nothing is refused: it was never measured."""
-    least = effort(spec, source, rewrite(source, passes), passes).memory_bytes.low
-    there = memory_total_bytes()
-    if least > there and not installed_gpus():
+def _expected(document: PlanDocument, spec: Spec, source: ModelIR, here: Gpu) -> Effort:
+    """What the work takes on what computes here: as the plan says, where it was made for this, else forecast anew."""
+    chosen = document.decision
+    for said in (chosen.apply, chosen.apply_on_target):
+        if said is not None and said.device == here.name:
+            return said
+    return effort(spec, source, rewrite(source, chosen.chain), chosen.chain, here)
+
+
+def _require_memory(expected: Effort, device: torch.device) -> None:
+    """Refuse work whose least expected memory what computes lacks: a card what is free of it, a processor this machine's memory."""
+    least, there = expected.memory_bytes.low, memory_total_bytes()
+    fewer = "fewer or shorter calibration samples (`calibration:`)"
+    if device.type == "cuda":
+        require_memory(device, least, fewer)
+    elif least > there:
         raise DoesNotFitError(
             f"the work takes at least {least / 2**30:.0f} GiB of memory, this machine has {there / 2**30:.0f} GiB",
-            remedy="fewer or shorter calibration samples (`calibration:`), or a larger machine",
+            remedy=f"{fewer}, or a larger machine",
         )
 
 
-def _document(what: str | Path | PlanDocument) -> tuple[PlanDocument, str]:
+def _document(what: str | Path | PlanDocument, device: str) -> tuple[PlanDocument, str]:
     if isinstance(what, PlanDocument):
         return what, what.model.rsplit("/", 1)[-1]
     path = Path(what)
     if path.suffix in (".yaml", ".yml"):
-        return plan(path).document, path.stem
+        return plan(path, device=device).document, path.stem
     return load_plan(path), path.name.removesuffix(".json").removesuffix(".plan")
 
 

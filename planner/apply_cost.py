@@ -1,150 +1,264 @@
-"""What `apply` will take on this machine: seconds of each step, memory and disk, so that nobody finds out after 40 minutes.
+"""What `apply` will take on a device: seconds of each step, memory and disk, so that nobody finds out after 40 minutes.
 
 Arithmetic of the steps of the job's graph (`passes.run.job_graph`): forwards of the calibration text, one Hessian for each distinct
-input, the columns' compensation, two forwards of the held-out text, and what each pass says of its own (`Pass.cost`). The rate is that of
-what computes here, a card's or the processor's, as `optimize calibrate` measured it or as the catalog has it; each kind of step reaches a
-share of it that was measured once, on 2 quiet cores: `optimize apply examples/smollm2-exl2.yaml`, and GPTQ W4 g64 of the same model
-(`benchmarks/quantize.py`). On cards no share was ever measured.
+input, the columns' compensation, two forwards of the held-out text, and what each pass says of its own (`Pass.cost`). How fast a device
+does each kind of work is data, `apply_rates.json`: a share of the rate that a large 16-bit product reaches there (as `optimize calibrate`
+measured it, else as the catalog has it), seconds of each of what goes one after the other, bytes a second of what is moved; each figure
+with where it comes from, `assumed` until it was measured. The same arithmetic serves this machine and the card of a plan.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 from passes import chain
 from passes.base import Pass
-from passes.blocks.memory import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_batches, waiting_bytes
-from passes.errors import InputError
+from passes.blocks.hidden_states import CARD_SHARE
+from passes.blocks.memory import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_batches, waiting_bytes, waiting_room
 from passes.ir.model import Block, ModelIR, block_bytes
 from passes.ir.operations import forward_operations, head_operations
 from passes.run.disk_need import scratch_bytes
 from passes.run.job_graph import CALIBRATION_TEXT, EVALUATE, WALK, job_graph, maker_node, pass_node
-from passes.steps.cost import StepCost, WalkSize
+from passes.steps.cost import StepCost, WalkSize, Work
 from passes.steps.graph import WorkGraph, WorkNode, WorkStep
-from passes.text.self_written import SELF_BATCH
+from passes.text.self_written import CARD_BATCH, SELF_BATCH, SELF_MEMORY_SHARE
 from passes.text.source import TextSource
+from planner.machine import computing
 from planner.spec.spec import Spec, TextChoice
-from targets.gpu import Gpu, find_gpu, this_cpu
-from targets.machine.devices import installed_gpus
-from targets.machine.profile import believed_profile
+from targets.gpu import Gpu
+from targets.machine.profile import PRODUCT_SHARE, believed_profile
 from targets.quantity import Basis, Quantity
 
-#: Share of the matrix rate that forwards and compensation reach, and text that the model writes itself, a token at a time.
-_RATE_SHARE, _WRITING_SHARE = 0.5, 0.22
 #: What outside tools take of our walk's time: llm-compressor's GPTQ beside ours (docs/quantization.md); of the others it is assumed.
 _OUTSIDE = 2.6
-#: What torch, transformers and the tokenizer take before any weight: seconds, bytes.
-_START_SECONDS, _PROCESS_BYTES = 10.0, 500 << 20
+#: What torch, transformers and the tokenizer take before any weight: seconds; bytes of the process, and with CUDA's libraries; bytes on
+#: a card, its context not counted.
+_START_SECONDS, _PROCESS_BYTES, _CUDA_PROCESS_BYTES, _CARD_BYTES = 10.0, 500 << 20, 3 << 30, 100 << 20
 #: What a batch that runs takes, in what it takes while it waits. Bytes that a weight of the head
 #: takes while it is quantized: measured once, as the shares were.
 _RUNNING, _HEAD_BYTES = 3, 32
+#: The least that a forecast of memory may be off by before work is refused.
+_LEAST = 1.25
 #: Forwards that a batch takes which does not wait in memory (`passes.walk.paused_batches`): one to the end, and one to each of three stops.
 _AGAIN = 2.5
-#: The rate of a machine that nothing is known about.
+#: The rate of a device that nothing is known about.
 _UNKNOWN_FLOPS = 1e11
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """Seconds of work, peak resident memory and disk in bytes; `steps`: expected seconds of each."""
+    """Seconds of work, peak memory and disk in bytes; `steps`: expected seconds of each.
+
+    `device`: what computes, by its name (plans of older versions do not say). `memory_bytes` are its own: of a card, which then has
+    `host_memory_bytes` beside it, or resident ones of the process.
+    """
 
     seconds: Quantity
     memory_bytes: Quantity
     disk_bytes: int
     steps: Mapping[str, float]
+    device: str = ""
+    host_memory_bytes: Quantity | None = None
 
 
-def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> Effort:
-    """What running a chain takes on this machine."""
-    graph = forecast(spec, source, target, passes)
-    steps = _step_seconds(graph)
-    seconds = _START_SECONDS + sum(steps.values())
-    memory = max(step.peak_bytes for step in graph.steps if step.peak_bytes is not None)
-    text = _source(spec.calibration) if chain.needs_text(passes, target) else None
-    disk = scratch_bytes(source, target, passes, text, _source(spec.evaluation))
-    # A GGUF file is decoded, a Hub model downloaded; a folder is read where it is.
-    fetched = 0 if Path(spec.model).is_dir() else source.tensor_bytes
-    return Effort(
-        Quantity(seconds, seconds / 2, seconds * 2.5, Basis.ASSUMED),
-        Quantity(memory, memory / 1.5, memory * 1.5, Basis.ASSUMED),
-        disk + fetched,
-        steps,
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How fast a device does one kind of work: one of `share` of its product rate, `seconds` of each, `bytes_per_s`; and whence it is."""
+
+    basis: Basis
+    source: str
+    share: float | None = None
+    seconds: float | None = None
+    bytes_per_s: float | None = None
+
+    def seconds_of(self, amount: float, product_rate: float) -> float:
+        """Return the seconds of so many operations, things, or bytes. `product_rate`: operations a second of a large product."""
+        if self.share is not None:
+            return amount / (product_rate * self.share)
+        return amount * self.seconds if self.seconds is not None else amount / (self.bytes_per_s or math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """A kind of device: its rates by the fields of `Work` (what has none is part of the others), and how far seconds may be off.
+
+    `memory`: bytes of each number of the largest Hessian while it is factorized (`hessian_number`), and of each weight of the matrices
+    that are stored together (`group_weight`).
+    """
+
+    by_kind: Mapping[str, Rate]
+    memory: Mapping[str, float]
+    low: float
+    high: float
+
+    @property
+    def measured(self) -> bool:
+        """Whether every rate is."""
+        return all(rate.basis is Basis.MEASURED for rate in self.by_kind.values())
+
+    def seconds(self, work: Work, product_rate: float) -> float:
+        """Return the seconds of a work on a device whose large products reach `product_rate` operations a second."""
+        known = ((getattr(work, kind), rate) for kind, rate in self.by_kind.items())
+        return sum(rate.seconds_of(amount, product_rate) for amount, rate in known)
+
+
+@cache
+def rates_of(kind: str) -> Rates:
+    """Return the rates of a `processor` or a `card`, as `apply_rates.json` has them."""
+    stored = json.loads(files("planner").joinpath("apply_rates.json").read_text(encoding="utf-8"))[kind]
+    low, high = stored.pop("spread")
+    memory = {name: figure["bytes"] for name, figure in stored.pop("memory").items()}
+    unknown = stored.keys() - {field.name for field in fields(Work)}
+    if unknown:
+        raise ValueError(f"apply_rates.json: no kinds of work: {', '.join(sorted(unknown))}")
+    return Rates(
+        {name: Rate(**rate | {"basis": Basis(rate["basis"])}) for name, rate in stored.items()}, memory, low, high
     )
 
 
-def walk_size(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> WalkSize:
-    """What one walk takes on this machine; without a sequence where nothing looks at text."""
+def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass], device: Gpu | None = None) -> Effort:
+    """Return what running a chain takes on a device; by default on what computes here."""
+    device = device or computing()
+    graph, rates = forecast(spec, source, target, passes, device), _rates(device)
+    steps = _step_seconds(graph)
+    seconds = _START_SECONDS + sum(steps.values())
+    memory = max(step.peak_bytes for step in graph.steps if step.peak_bytes is not None)
+    walk = walk_size(spec, source, target, passes, device)
+    text = _source(spec.calibration) if chain.needs_text(passes, target) else None
+    disk = scratch_bytes(source, target, passes, text, _source(spec.evaluation))
+    basis = Basis.CALIBRATED if rates.measured and _measured_flops(device) else Basis.ASSUMED
+    # A GGUF file is decoded, a Hub model downloaded; a folder is read where it is.
+    fetched = 0 if Path(spec.model).is_dir() else source.tensor_bytes
+    return Effort(
+        Quantity(seconds, seconds * rates.low, seconds * rates.high, basis),
+        Quantity(memory, _least(memory, walk, device), memory * 1.5, Basis.ASSUMED),
+        disk + fetched,
+        steps,
+        device.name,
+        None if device.is_cpu else _host_memory(source, walk, device),
+    )
+
+
+def _least(peak: float, walk: WalkSize, device: Gpu) -> float:
+    """The bytes below which work is refused: on a card those of a walk whose batches and states wait elsewhere. Who writes the text, which
+    is the first step, looks itself whether there is room.
+    """
+    return peak / 1.5 if device.is_cpu else min(peak / 1.5, (_CARD_BYTES + walk.least_memory) / _LEAST)
+
+
+def _host_memory(source: ModelIR, walk: WalkSize, device: Gpu) -> Quantity:
+    """Of the process beside a card: CUDA's libraries, a block as it is read and as it is written, hidden states kept off the card."""
+    largest = max(block_bytes(block) for block, _ in source.decoder.counts)
+    beside = 0.0 if _stays(source, walk, device) else _states(source, walk, device)
+    value = _CUDA_PROCESS_BYTES + 2 * largest + beside
+    return Quantity(value, value / 2, value * 2, Basis.ASSUMED)
+
+
+def walk_size(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass], device: Gpu) -> WalkSize:
+    """Return what one walk takes on a device; without a sequence where nothing looks at text."""
     samples = spec.calibration.samples if chain.needs_text(passes, target) else 0
     length = spec.calibration.length
     largest = max((block for block, _ in source.decoder.counts), key=block_bytes)
     width = max((lin.in_features for lin in largest.linears if lin.quantizable), default=0)
     tokens = samples * length
-    item, batch = _item_bytes(source), max(BATCH_TOKENS, length)
+    item, batch = _item_bytes(source, device), max(BATCH_TOKENS, length)
     token_bytes = waiting_bytes(largest, source.hidden_size, item)
     running = _RUNNING * batch * token_bytes
-    waiting = min(tokens, _live(source, largest, batch) * batch) * token_bytes
-    # A block as it is stored, as it computes, as it will be stored; a Hessian, its factor, its inverse, what takes part in making them.
-    block = 3 * block_bytes(largest) + (4 * 4 * width**2 if tokens else 0)
-    head = sum(lin.weights for lin in target.outer if lin.storage.is_quantized)
-    return WalkSize(
+    live = _live(source, largest, batch, device)
+    waiting = min(tokens, live * batch) * token_bytes
+    # A block as it is stored, as it computes, as it will be stored; a Hessian and what takes part in making its inverse's factor.
+    rates = _rates(device)
+    block = 3 * block_bytes(largest) + rates.memory["group_weight"] * _largest_group(largest)
+    block += rates.memory["hessian_number"] * width**2 if tokens else 0
+    head = _HEAD_BYTES * sum(lin.weights for lin in target.outer if lin.storage.is_quantized)
+    size = WalkSize(
         samples, length,
-        forwards=_forwards(source, tokens, length),
-        memory=max(block + running + waiting, _HEAD_BYTES * head),
+        forwards=_forwards(tokens, live * batch),
+        memory=max(block + running + waiting, head),
+        least_memory=max(block + running + min(tokens, batch) * token_bytes, head),
         block_memory=block, batch_memory=running,
-        outer_memory=_embedding_bytes(source) + LOGIT_TOKENS * source.vocab_size * LOGIT_BYTES,
+        outer_memory=_embedding_bytes(source, device) + LOGIT_TOKENS * source.vocab_size * LOGIT_BYTES,
     )  # fmt: skip
+    return replace(size, memory=size.memory + _states(source, size, device)) if _stays(source, size, device) else size
 
 
-def forecast(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass]) -> WorkGraph:
-    """Return the graph of the job with the expected seconds and peak memory of its steps; on cards theirs, else the process's.
+def forecast(
+    spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass], device: Gpu | None = None
+) -> WorkGraph:
+    """Return the graph of the job with the expected seconds and peak memory of its steps on a device: a card's own, else the process's.
 
-    What takes next to nothing has no seconds; what adds nothing to the process's memory, no bytes.
+    What takes next to nothing has no seconds; what adds nothing to the memory, no bytes. By default on what computes here.
     """
+    device = device or computing()
     graph = job_graph(passes, needs_text=chain.needs_text(passes, target))
-    costs = _job_costs(spec, source, passes, walk_size(spec, source, target, passes))
-    rate = _flops() * _RATE_SHARE
+    costs = _job_costs(spec, source, passes, walk_size(spec, source, target, passes, device), device)
+    rates, product = _rates(device), product_flops(device)
+    before = _PROCESS_BYTES if device.is_cpu else _CARD_BYTES
 
     def steps(node: WorkNode) -> Iterator[WorkStep]:
         known = costs.get(node.name, {})
         for name in dict.fromkeys((*(step.name for step in node.steps), *known)):
             cost = known.get(name, StepCost())
             walked = name == node.name and name in known  # the walk of no text takes 0 s, which is said
-            seconds = cost.operations / rate if cost.operations or walked else None
-            yield WorkStep(name, seconds, _PROCESS_BYTES + float(cost.memory) if cost.memory else None)
+            seconds = rates.seconds(cost.work, product) if cost.work or walked else None
+            yield WorkStep(name, seconds, before + float(cost.memory) if cost.memory else None)
 
     return graph.with_steps({node.name: tuple(steps(node)) for node in graph.nodes})
 
 
+def product_flops(device: Gpu) -> float:
+    """Return the operations a second that a large 16-bit product reaches on a device: measured, else as the catalog has it."""
+    listed = (device.bf16_flops or _UNKNOWN_FLOPS) * (1.0 if device.is_cpu else PRODUCT_SHARE)
+    return _measured_flops(device) or listed
+
+
+def _measured_flops(device: Gpu) -> float | None:
+    profile, _ = believed_profile(device)
+    measured = None if profile is None else profile.probe.get("bf16_flops")
+    return None if measured is None else float(measured)
+
+
+def _rates(device: Gpu) -> Rates:
+    return rates_of("processor" if device.is_cpu else "card")
+
+
 def _job_costs(
-    spec: Spec, source: ModelIR, passes: Sequence[Pass], walk: WalkSize
+    spec: Spec, source: ModelIR, passes: Sequence[Pass], walk: WalkSize, device: Gpu
 ) -> dict[str, Mapping[str, StepCost]]:
     """What the steps of each node of the job's graph take."""
     token = forward_operations(source) + head_operations(source)
     costs: dict[str, Mapping[str, StepCost]] = {}
     if walk.tokens and spec.calibration.dataset == "self":
-        costs[CALIBRATION_TEXT] = {CALIBRATION_TEXT: _writing_cost(spec.calibration, source, walk, token)}
-    operations, memory = walk.operations(source), walk.memory
+        costs[CALIBRATION_TEXT] = {CALIBRATION_TEXT: _writing_cost(spec.calibration, source, walk, token, device)}
+    work, memory = walk.work(source), walk.memory
     for number, pass_ in enumerate(passes, start=1):
         own = dict(pass_.cost(source, walk))
         added = own.pop(WALK, StepCost())
-        operations, memory = operations + added.operations, max(memory, added.memory)
+        work, memory = work + added.work, max(memory, added.memory)
         costs[pass_node(number, pass_)] = own
     maker = maker_node(passes)
-    costs[maker] = {maker: StepCost(operations if maker == WALK else operations * _OUTSIDE, memory)}
-    judged = max(walk.block_memory + walk.batch_memory, _embedding_bytes(source) + walk.outer_memory)
-    costs[EVALUATE] = {EVALUATE: StepCost(2 * spec.evaluation.samples * spec.evaluation.length * token, judged)}
+    costs[maker] = {maker: StepCost(work if maker == WALK else work * _OUTSIDE, memory)}
+    judged = max(walk.block_memory + walk.batch_memory, _embedding_bytes(source, device) + walk.outer_memory)
+    judging = Work(forwards=2 * spec.evaluation.samples * spec.evaluation.length * token, moved=2 * source.tensor_bytes)
+    costs[EVALUATE] = {EVALUATE: StepCost(judging, judged)}
     return costs
 
 
-def _writing_cost(text: TextChoice, source: ModelIR, walk: WalkSize, token: float) -> StepCost:
+def _writing_cost(text: TextChoice, source: ModelIR, walk: WalkSize, token: float, device: Gpu) -> StepCost:
     """What it takes the model to write the text itself. `token`: operations of one."""
     cached = sum(getattr(block.state, "elements_per_token", 0) * count for block, count in source.decoder.counts)
-    written = text.length * cached * _item_bytes(source) + source.vocab_size * LOGIT_BYTES
-    memory = source.tensor_bytes + min(SELF_BATCH, text.samples) * written
-    return StepCost(walk.tokens * token * _RATE_SHARE / _WRITING_SHARE, memory)
+    written = text.length * cached * _item_bytes(source, device) + source.vocab_size * LOGIT_BYTES
+    room = SELF_MEMORY_SHARE * (device.memory_bytes.value - source.tensor_bytes)
+    rows = SELF_BATCH if device.is_cpu else min(CARD_BATCH, 1 << max(0, int(room // written).bit_length() - 1))
+    memory = source.tensor_bytes + min(rows, text.samples) * written
+    positions = -(-text.samples // rows) * text.length * len(source.decoder.layers)
+    return StepCost(Work(writing=walk.tokens * token, positions=positions, moved=source.tensor_bytes), memory)
 
 
 def _step_seconds(graph: WorkGraph) -> dict[str, float]:
@@ -156,47 +270,44 @@ def _step_seconds(graph: WorkGraph) -> dict[str, float]:
     return seconds
 
 
-def _embedding_bytes(ir: ModelIR) -> int:
-    return ir.vocab_size * ir.hidden_size * _item_bytes(ir)
+def _embedding_bytes(ir: ModelIR, device: Gpu) -> int:
+    return ir.vocab_size * ir.hidden_size * _item_bytes(ir, device)
 
 
-def _live(ir: ModelIR, block: Block, batch_tokens: int) -> int:
-    """Batches that wait in memory: on the card where one computes, as `passes.walk.walk` has it."""
-    memory = int(_device().memory_bytes.value)
-    return live_batches(block, ir.hidden_size, batch_tokens, _item_bytes(ir), memory)
+def _largest_group(block: Block) -> int:
+    """The weights of the matrices that read one input and are stored together, where they are most."""
+    groups: dict[str, int] = {}
+    for lin in block.linears:
+        if lin.quantizable:
+            groups[lin.reads or lin.name] = groups.get(lin.reads or lin.name, 0) + lin.out_features * lin.in_features
+    return max(groups.values(), default=0)
 
 
-def _item_bytes(ir: ModelIR) -> int:
+def _live(ir: ModelIR, block: Block, batch_tokens: int, device: Gpu) -> int:
+    """Batches that wait in memory, as `passes.walk.walk` has it."""
+    room = waiting_room(int(device.memory_bytes.value), card=not device.is_cpu)
+    return live_batches(block, ir.hidden_size, batch_tokens, _item_bytes(ir, device), room)
+
+
+def _states(ir: ModelIR, walk: WalkSize, device: Gpu) -> float:
+    """Bytes of the hidden states in front of a block and behind it."""
+    return 2.0 * walk.tokens * ir.hidden_size * _item_bytes(ir, device)
+
+
+def _stays(ir: ModelIR, walk: WalkSize, device: Gpu) -> bool:
+    """Whether the hidden states stay on a card between the blocks (`passes.blocks.hidden_states.place_of`), if it is all free."""
+    return not device.is_cpu and _states(ir, walk, device) <= device.memory_bytes.value / CARD_SHARE
+
+
+def _item_bytes(ir: ModelIR, device: Gpu) -> int:
     """Bytes of a number that is computed with, as `passes.blocks.devices.compute_dtype` chooses, which needs torch to look."""
-    device = _device()
     half = not device.is_cpu or (ir.dtype == "BF16" and not device.instructions.isdisjoint({"avx512_bf16", "amx_bf16"}))
     return 2 if half and ir.dtype in ("BF16", "F16") else 4
 
 
-def _flops() -> float:
-    """Operations a second in bf16 of what the walk computes on: the first card, else the processor."""
-    device = _device()
-    profile, _ = believed_profile(device)
-    measured = profile.probe.get("bf16_flops") if profile is not None else None
-    return float(measured or device.bf16_flops or _UNKNOWN_FLOPS)
-
-
-@cache
-def _device() -> Gpu:
-    """What computes here. Looked at once: cards are asked through their driver."""
-    for name in installed_gpus():
-        try:
-            return find_gpu(name)
-        except InputError:
-            continue
-    return this_cpu()
-
-
-def _forwards(ir: ModelIR, tokens: int, length: int) -> float:
+def _forwards(tokens: int, live_tokens: int) -> float:
     """Forwards that the walk takes a token: one, and more for what does not wait in memory."""
-    batch = max(BATCH_TOKENS, length)
-    largest = max((block for block, _ in ir.decoder.counts), key=block_bytes)
-    live = min(1.0, _live(ir, largest, batch) * batch / tokens) if tokens else 1.0
+    live = min(1.0, live_tokens / tokens) if tokens else 1.0
     return live + (1 - live) * _AGAIN
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from passes.errors import InputError
 from passes.ir.sources import open_model
 from targets.engines.engine import ENGINE_NAMES, Engine, Parallel, find_engine
-from targets.gpu import Gpu, find_gpu
+from targets.gpu import Gpu, find_gpu, installed_gpu
 from targets.machine.calibrate import ServedModel, calibrate_machine, calibrate_served
-from targets.machine.devices import installed_gpus
 from targets.machine.profile import Profile, believed_profile, profile_path
 from targets.serve.process import engine_python
 
@@ -36,7 +35,7 @@ def calibrate(
 
     `seconds`: what measuring the device may take; a device that was measured before is not measured again for a server.
     """
-    card = find_gpu(gpu or next(iter(installed_gpus()), "cpu"))
+    card = find_gpu(gpu) if gpu else installed_gpu()
     engine = next(name for name in ENGINE_NAMES if _can_calibrate(find_engine(name), card))
     if server is not None and not server.model:
         raise InputError("what is served there?", remedy="name it with --model: a folder, or a name of the catalog")

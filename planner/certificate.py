@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from passes.files.atomic import read_json
 from passes.files.checkpoint import Checkpoint
+from planner.apply_cost import Effort
 from planner.choice.goals import Goal
 from planner.choice.verdict import show_interval
 from planner.plan.codec import FORMAT_VERSION, from_json
@@ -109,9 +110,15 @@ class Certificate:
 
 
 def certificate(
-    plan: PlanDocument, outcome: Outcome, folder: Path, planned_passes: tuple[Mapping[str, Any], ...]
+    plan: PlanDocument,
+    outcome: Outcome,
+    folder: Path,
+    planned_passes: tuple[Mapping[str, Any], ...],
+    expected: Effort,
 ) -> Certificate:
-    """The document on the result in `folder`. `plan`: with every choice made; `planned_passes`: as they were before."""
+    """The document on the result in `folder`. `plan`: with every choice made; `planned_passes`: as they were before; `expected`: what the
+    work was to take where it ran.
+    """
     chosen = plan.decision
     stored = list(Checkpoint(folder).describe())
     measured_bytes = sum(tensor.bytes for tensor in stored)
@@ -128,8 +135,8 @@ def certificate(
             _same(outcome, stored),
         ),
         *_losses(chosen.quality, intervals),
-        _cost("seconds of work", chosen.apply.seconds, seconds, "{:.0f}"),
-        _cost("peak memory, MiB", chosen.apply.memory_bytes, peak, "{:.0f}", 1 << 20),
+        _cost("seconds of work", expected.seconds, seconds, "{:.0f}"),
+        _cost("peak memory, MiB", expected.memory_bytes, peak, "{:.0f}", 1 << 20),
     )
     goals = tuple(_goals(chosen.goals, outcome.measured))
     return Certificate(
@@ -150,9 +157,7 @@ def certificate(
         predicted=PredictedFigures(chosen.memory, chosen.kv_cache, chosen.speed),
         tensor_bytes=measured_bytes,
         steps=tuple(
-            FinishedStep(
-                step.name, step.seconds, _expected(chosen.apply.steps, step.name), step.peak_bytes, step.reused
-            )
+            FinishedStep(step.name, step.seconds, _expected(expected.steps, step.name), step.peak_bytes, step.reused)
             for step in outcome.steps
         ),
         losses=outcome.losses,

@@ -1,17 +1,70 @@
-"""Whether this machine has what a result was planned for."""
+"""What computes on this machine, and whether it has what a result was planned for."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
+from passes.blocks.devices import AUTO, built_for_cards, device_name, hidden_cards
 from passes.errors import InputError
-from planner.plan.document import PlanDocument
 from targets.engines.engine import find_engine
-from targets.gpu import Gpu, find_gpu, fold, inline_gpu
+from targets.gpu import Gpu, find_gpu, fold, inline_gpu, this_cpu, unlisted_gpu
+from targets.machine.devices import installed_gpus
 from targets.serve.engine_build import BUILDS
 
+if TYPE_CHECKING:
+    import torch
+
+    from planner.plan.document import PlanDocument
+
 _REMEDY = "verify on the machine that it was planned for: copy the result's folder there; or plan for this one"
+
+
+def computing(asked: str = AUTO) -> Gpu:
+    """Return what computes on this machine when a device is asked for by its name: a card, of several the first, or the processor.
+
+    As far as it can be seen without torch: by what the driver lists, by CUDA_VISIBLE_DEVICES, by the version of torch. Raises InputError
+    for a name that is none.
+    """
+    name = device_name(asked)
+    if hidden_cards(name) or not built_for_cards():
+        return this_cpu()
+    cards = _visible(_installed())
+    number = int(name.partition(":")[2] or 0)
+    return _card(cards[number]) if number < len(cards) else this_cpu()
+
+
+def computing_on(device: torch.device) -> Gpu:
+    """Return what a device of torch's is: the catalog's card of its name, else one with its memory; or the processor."""
+    if device.type == "cpu":
+        return this_cpu()
+    import torch
+
+    return _card(torch.cuda.get_device_name(device), int(torch.cuda.get_device_properties(device).total_memory))
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    """This machine's cards, looked at once: they are asked through their driver."""
+    return installed_gpus()
+
+
+def _visible(cards: Sequence[str]) -> list[str]:
+    """The cards that CUDA_VISIBLE_DEVICES leaves, in its order, where it names them by number."""
+    named = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    if not named or not all(part.isdigit() for part in named):
+        return list(cards)
+    return [cards[int(part)] for part in named if int(part) < len(cards)]
+
+
+def _card(name: str, memory_bytes: int | None = None) -> Gpu:
+    try:
+        return find_gpu(name)
+    except InputError:
+        return unlisted_gpu(name, memory_bytes)
 
 
 def require_cards(plan: PlanDocument, installed: Sequence[str]) -> None:

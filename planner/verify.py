@@ -1,4 +1,7 @@
-"""`optimize verify`: start the engine on a result from its launch files, measure, hold it against the prediction."""
+"""`optimize verify`: start the engine on a result from its launch files, put the load on it, hold it against the prediction.
+
+How an engine is driven is the engine's (`Engine.verifier`); here is what a plan promises of it.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +16,37 @@ from planner.certificate import NAME, Comparison, kept
 from planner.choice.goals import Goal
 from planner.machine import require_build, require_cards
 from planner.plan.codec import FORMAT_VERSION, to_json
-from planner.plan.document import PlanDocument
+from planner.plan.document import ChosenPlan, PlanDocument, PlannedEngine, PlannedGoal
 from planner.plan.saved import PLAN, read_plan
-from targets.engines.engine import ServerLog, find_engine
+from targets.engines.engine import SpeedEstimate, find_engine
 from targets.launch.write import FOLDER
 from targets.machine.devices import installed_gpus
 from targets.quantity import Quantity
-from targets.serve.client import Timing, measure
-from targets.serve.engine_build import engine_build
-from targets.serve.process import engine_python, serving
+from targets.serve.load import Load, LoadTiming
+from targets.serve.verifier import Observed, VerifyRequest
+from targets.speed.estimate import ROUNDS
 
 #: What `verify` writes into the result.
 REPORT = "verified.json"
 #: Half of the last digit of the concurrency that vLLM prints.
 _AS_PRINTED = 0.005
+#: Seconds that the load may take, by the prediction, and the fewest answers that each client waits for all the same.
+LOAD_SECONDS, _LEAST_ROUNDS = 120.0, 3
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What the running engine showed, check by check; `holds` when every binding check does."""
+    """What the running engine showed, check by check; `holds` when every binding check does. `loads`: every load that was put on, the
+
+    first of which the checks are about; `notes`: what was not done as asked.
+    """
 
     checks: tuple[Comparison, ...]
     start_seconds: float
     sample: str
+    loads: tuple[LoadTiming, ...] = ()
+    engine_version: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -46,37 +57,45 @@ class VerifyReport:
         """The report as a document."""
         return {
             "format_version": FORMAT_VERSION, "holds": self.holds, "checks": to_json(self.checks),
-            "start_seconds": self.start_seconds, "sample": self.sample,
+            "start_seconds": self.start_seconds, "sample": self.sample, "loads": to_json(self.loads),
+            "engine_version": self.engine_version, "notes": list(self.notes),
         }  # fmt: skip
 
 
-def verify(out: Path, engine: Path | None = None, *, say: Callable[[str], None] = lambda text: None) -> VerifyReport:
+def verify(
+    out: Path,
+    engine: Path | None = None,
+    *,
+    rate: float | None = None,
+    checkout: Path | None = None,
+    seconds: float = LOAD_SECONDS,
+    say: Callable[[str], None] = lambda text: None,
+) -> VerifyReport:
     """Start, measure, stop. Raises InputError where `out` is no result or was planned for another machine or build of the engine,
     EngineError where the engine does not start.
+
+    `engine`: the Python that has it. `rate`: requests a second that arrive by chance, instead of the workload's clients. `checkout`:
+    of a server that is no part of the engine's package, driven too. `seconds` that the load may take, by the prediction.
     """
     plan = _read(out)
-    engine_name = plan.decision.engine.name
-    target = find_engine(engine_name)
-    if (server := target.server) is None:
+    chosen = plan.decision
+    verifier = find_engine(chosen.engine.name).verifier()
+    if verifier is None:
         raise InputError(
-            f"verify drives vLLM; {out} is made for {engine_name}",
+            f"nothing here drives {chosen.engine.name}, which {out} is made for",
             remedy=f"start it as {out / FOLDER} says, and ask it something",
         )
     require_cards(plan, installed_gpus())
-    script = out / FOLDER / "run.sh"
-    workload = plan.spec.workload
-    python = engine_python(engine)
-    require_build(plan, engine_build(python), python)
-    say(f"starting {engine_name} from {script}")
-    with serving(script, python) as served:
-        say(f"answers after {served.start_seconds:.0f} s; measuring")
-        timing = measure(
-            served, target.served_name(out / FOLDER), input_tokens=workload.input_tokens,
-            output_tokens=min(workload.output_tokens, 64), requests=5,
-        )  # fmt: skip
-        log = served.log.read_text(errors="replace")
-        checks = tuple(_checks(plan, server, log, timing))
-        report = VerifyReport(checks, round(served.start_seconds, 1), timing.text[:200])
+    python = verifier.python(engine)
+    installed = verifier.installed(python)
+    require_build(plan, installed.build, python)
+    say(f"starting {chosen.engine.name} from {out / FOLDER}")
+    asked = load_of(plan, rate, seconds)
+    cache, cards = chosen.kv_cache.tokens, chosen.settings.gpus
+    seen = verifier.observe(VerifyRequest(out, out / FOLDER, python, asked, cache, cards, checkout), say)
+    version = seen.version or installed.version
+    checks = (*_engine_checks(chosen, seen, version), *_speed_checks(plan, seen.loads[0]))
+    report = VerifyReport(checks, round(seen.start_seconds, 1), seen.sample[:200], seen.loads, version, seen.notes)
     write_json(out / REPORT, report.as_json())
     return report
 
@@ -89,28 +108,75 @@ def _read(out: Path) -> PlanDocument:
     return read_plan(out / PLAN)
 
 
-def _checks(plan: PlanDocument, server: ServerLog, log: str, timing: Timing) -> Iterator[Comparison]:
-    chosen = plan.decision
-    kv, speed = chosen.kv_cache, chosen.speed
-    yield _within("KV tokens", kv.tokens, server.kv_tokens(log), "{:,.0f}", binding=True)
-    concurrency = server.max_concurrency(log)
-    yield _within(
-        "concurrency at full context", kv.max_concurrency, concurrency, "{:.2f}", binding=False, slack=_AS_PRINTED
+def load_of(plan: PlanDocument, rate: float | None = None, seconds: float = LOAD_SECONDS) -> Load:
+    """Return the plan's workload as a load. Each client waits for as many answers as the prediction is made for, for fewer where
+
+    that would take longer than `seconds`.
+    """
+    workload, speed = plan.spec.workload, plan.decision.speed
+    rounds = _LEAST_ROUNDS
+    if speed is not None:
+        round_seconds = workload.concurrency * workload.output_tokens / speed.throughput_tok_s.value
+        rounds = int(min(ROUNDS, max(_LEAST_ROUNDS, seconds / round_seconds)))
+    return Load(
+        workload.input_tokens, workload.output_tokens, workload.concurrency, rounds * workload.concurrency, rate
     )
-    asked_alone = plan.spec.workload.concurrency == 1
-    if not asked_alone or speed is None:
-        yield _shown("TTFT alone, ms", timing.ttft_ms, "{:.0f}")
-        yield _shown("decode alone, tok/s", timing.decode_tok_s, "{:.1f}")
+
+
+def _engine_checks(chosen: ChosenPlan, seen: Observed, version: str | None) -> Iterator[Comparison]:
+    """Which engine ran, and the cache that it holds."""
+    yield _version(chosen.engine, version)
+    if not seen.tells_cache:
         return
-    yield _within("TTFT, ms", speed.ttft_ms, timing.ttft_ms, "{:.0f}", binding=False)
+    cache = chosen.kv_cache
+    yield _within("KV tokens", cache.tokens, seen.kv_tokens, "{:,.0f}", binding=True)
+    if seen.max_concurrency is not None:
+        yield _within(
+            "concurrency at full context", cache.max_concurrency, seen.max_concurrency, "{:.2f}", binding=False, slack=_AS_PRINTED
+        )  # fmt: skip
+
+
+def _version(planned: PlannedEngine, running: str | None) -> Comparison:
+    """The version that ran beside the planned one: to know why figures differ, not a promise."""
+    wanted = planned.version
+    same = wanted is None or (running is not None and f"{running}.".startswith(f"{wanted}."))
+    return Comparison(f"{planned.name} version", wanted or "any", running or "unknown", same, binding=False)
+
+
+def _speed_checks(plan: PlanDocument, timing: LoadTiming) -> Iterator[Comparison]:
+    """The load against the prediction and the goals, by the means that both are about; without either where it was another load."""
+    asked, speed = timing.load, plan.decision.speed
+    yield Comparison("requests without an answer", "0", f"{timing.failed:,}", timing.failed == 0, binding=True)
+    planned_load = asked.rate is None and asked.concurrency == plan.spec.workload.concurrency
+    if planned_load and speed is not None:
+        yield from _predicted(speed, timing)
+    else:
+        yield _shown(f"TTFT, ms, {asked.arrival}", timing.ttft_ms.mean, "{:.0f}")
+        yield _shown(f"decode, tok/s, {asked.arrival}", timing.decode_tok_s, "{:.1f}")
+        yield _shown(f"throughput, tok/s, {asked.arrival}", timing.tok_s, "{:.1f}")
+    for goal in plan.decision.goals:
+        if goal.name.of_speed:
+            judged = planned_load or (asked.rate is not None and goal.name != Goal.THROUGHPUT)
+            yield _goal(goal, timing, judged=judged)
+
+
+def _predicted(speed: SpeedEstimate, timing: LoadTiming) -> Iterator[Comparison]:
+    yield _within("TTFT, ms", speed.ttft_ms, timing.ttft_ms.mean, "{:.0f}", binding=False)
+    yield _within("TPOT, ms", speed.tpot_ms, timing.tpot_ms.mean, "{:.2f}", binding=False)
     yield _within("decode, tok/s", speed.decode_tok_s_per_request, timing.decode_tok_s, "{:.1f}", binding=False)
-    measured = {Goal.TTFT: timing.ttft_ms, Goal.TPOT: timing.tpot_ms, Goal.DECODE: timing.decode_tok_s}
-    for goal in chosen.goals:
-        if goal.name in measured:
-            value = measured[goal.name]
-            met = value <= goal.wanted if goal.at_most else value >= goal.wanted
-            wanted = f"{'≤' if goal.at_most else '≥'} {goal.wanted:g} {goal.unit}"
-            yield Comparison(f"goal: {goal.name}", wanted, f"{value:.1f} {goal.unit}", met, binding=True)
+    yield _within("throughput, tok/s", speed.throughput_tok_s, timing.tok_s, "{:.1f}", binding=False)
+
+
+def _goal(goal: PlannedGoal, timing: LoadTiming, *, judged: bool) -> Comparison:
+    """A goal on speed against the load; one that this load says nothing about is told as such, and binds nothing."""
+    wanted = f"{'≤' if goal.at_most else '≥'} {goal.wanted:g} {goal.unit}"
+    if not judged:
+        return Comparison(f"goal: {goal.name}", wanted, f"not measured ({timing.load.arrival})", False, binding=False)
+    value = {
+        Goal.TTFT: timing.ttft_ms.mean, Goal.TPOT: timing.tpot_ms.mean, Goal.DECODE: timing.decode_tok_s, Goal.THROUGHPUT: timing.tok_s,
+    }[goal.name]  # fmt: skip
+    met = value <= goal.wanted if goal.at_most else value >= goal.wanted
+    return Comparison(f"goal: {goal.name}", wanted, f"{value:.1f} {goal.unit}", met, binding=True)
 
 
 def _within(

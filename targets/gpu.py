@@ -16,8 +16,8 @@ from importlib.resources import files
 from typing import Any
 
 from passes.errors import InputError, unknown_name
-from passes.host_memory import memory_total_bytes
-from targets.machine.devices import cores, cpu_instructions, cpu_model
+from passes.host_memory import card_nodes, memory_total_bytes
+from targets.machine.devices import cores, cpu_instructions, cpu_model, installed_gpus
 from targets.quantity import Basis, Quantity
 
 _GIB = 1 << 30
@@ -31,6 +31,11 @@ _PREFIXES = re.compile(r"^(nvidia|amd|geforce|tesla|quadro|radeon|instinct)+")
 _BANDWIDTH_PER_CORE = 10e9
 _BF16_FLOPS_PER_CORE, _FLOPS_PER_CORE = 0.1e12, 0.015e12
 _BF16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+#: What is assumed of a card that is here and that the catalog lacks.
+_SMALL_CARD = 8 * _GIB
+_SLOW_CARD = {"bandwidth_gb_s": 300, "fp16_bf16_dense_tflops": 30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,24 @@ def this_cpu() -> Gpu:
 def inline_gpu(facts: Mapping[str, Any]) -> Gpu:
     """A card given by its facts: `name`, `memory_gib` (as CUDA shows it), `bandwidth_gb_s`, and keys of gpus.yaml."""
     return _gpu({"vendor": "NVIDIA", "cuda_visible_gib": facts["memory_gib"], **facts})
+
+
+def installed_gpu() -> Gpu:
+    """This machine's first card, else its processor. Raises InputError where there is a card and nobody says which."""
+    names = installed_gpus()
+    if not names and card_nodes():
+        raise InputError(
+            "this machine has an NVIDIA card, but which one cannot be asked: NVML does not answer, and the driver lists none",
+            remedy="name it (`target: gpu:` in the spec, --gpu), or install the driver's libnvidia-ml.so.1; `optimize targets` lists the "
+            "cards, and cpu is the processor",
+        )
+    return find_gpu(names[0]) if names else this_cpu()
+
+
+def unlisted_gpu(name: str, memory_bytes: int | None = None) -> Gpu:
+    """A card that is here and that the catalog lacks: a small one's memory, where nobody says, and rates are assumed."""
+    facts = {"name": name, "memory_gib": (memory_bytes or _SMALL_CARD) / _GIB, **_SLOW_CARD}
+    return replace(inline_gpu(facts), basis=Basis.ASSUMED)
 
 
 def _gpu(entry: Mapping[str, Any], note: str | None = None, basis: Basis = Basis.EXACT) -> Gpu:

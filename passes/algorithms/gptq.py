@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from passes.algorithms.damping import DAMPING
+from passes.algorithms.kernels import columns as columns_kernel
+from passes.algorithms.kernels.columns import BlockLevels, BlockZeros
 from passes.algorithms.rtn import as_quantized
 from passes.algorithms.scale_search import FULL_RANGE, Levels, ScaleSearch, decode_codes, find_levels, round_codes
 from passes.algorithms.sparsity import MASK_COLUMNS, Mask
@@ -30,8 +32,8 @@ from passes.formats.format import Grid, Quantized
 if TYPE_CHECKING:
     import torch
 
-#: Columns compensated inside a block before the rest of the matrix is updated by one product.
-BLOCK_COLUMNS = 32
+#: Columns compensated inside a block before the rest of the matrix is updated by one product; on a card, of so many of them.
+BLOCK_COLUMNS, _CARD_COLUMNS = 32, 128
 #: Times the damping is multiplied by ten before a Hessian is given up.
 DAMPING_ATTEMPTS = 4
 
@@ -164,11 +166,15 @@ def _with_zeros(weight: torch.Tensor, hessian: torch.Tensor, factor: Factor, mas
     work, zeros = _prepared(weight, hessian, factor, mask)
     assert zeros is not None
     out = torch.empty_like(work)
+    if columns_kernel.usable(work):
+        steps = _card_steps(_CARD_COLUMNS, zeros)
+        loss = _compensated(work, factor, steps, _KernelRounding(out, zeros, lambda start: BlockLevels("none")))
+    else:
 
-    def kept(position: int, column: torch.Tensor) -> torch.Tensor:
-        return torch.mul(column, zeros.keep(position), out=out[position])
+        def kept(position: int, column: torch.Tensor) -> torch.Tensor:
+            return torch.mul(column, zeros.keep(position), out=out[position])
 
-    loss = _compensated(work, factor, BLOCK_COLUMNS, kept)
+        loss = _compensated(work, factor, (BLOCK_COLUMNS, BLOCK_COLUMNS), _ColumnByColumn(kept))
     values = torch.empty_like(out)
     values[factor.order] = out
     return values.T.contiguous(), loss
@@ -199,9 +205,27 @@ class _Zeros:
             return self._chosen[position]
         place = position % self._span
         if place == 0:
-            columns = slice(position, position + self._span)
-            self._block = self._mask.keep((self._work[columns] / self._pivots[columns, None]).square())
+            self._block = self._choice(slice(position, position + self._span))
         return self._block[place]
+
+    def of_block(self, start: int, end: int) -> BlockZeros:
+        """What stays of a kernel's block of columns: known before, or the runs that the kernel is to choose itself.
+
+        A block is a choice of its own where there are no runs (`_card_steps`).
+        """
+        if self._chosen is not None:
+            return BlockZeros(self._chosen[start:end])
+        if self._mask.run:
+            return BlockZeros(run=self._mask.run, drop=round(self._mask.run * self._mask.sparsity))
+        return BlockZeros(self._choice(slice(start, end)))
+
+    @property
+    def by_block(self) -> bool:
+        """Whether what stays is chosen block by block, on what the blocks before have left."""
+        return self._chosen is None and not self._mask.run
+
+    def _choice(self, columns: slice) -> torch.Tensor:
+        return self._mask.keep((self._work[columns] / self._pivots[columns, None]).square())
 
 
 def _prepared(
@@ -218,29 +242,69 @@ def _prepared(
     return work, _Zeros(mask, work, factor, None)
 
 
-def _compensated(
-    work: torch.Tensor, factor: Factor, step: int, rounded: Callable[[int, torch.Tensor], torch.Tensor]
-) -> float:
-    """The loop of algorithm 1 over `work` `[K, N]` (consumed): `rounded(position, column)` is what a column becomes. Returns the loss."""
+#: Rounds a block of columns: its first position, its columns `[B, N]` and the block of the factor `[B, B]`; returns the errors `[B, N]`.
+_RoundBlock = Callable[[int, "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+
+
+def _compensated(work: torch.Tensor, factor: Factor, steps: tuple[int, int], rounded: _RoundBlock) -> float:
+    """The loop of algorithm 1 over `work` `[K, N]` (consumed). Returns the loss.
+
+    `steps`: columns after which the rest of the matrix makes up for their errors in one product, and columns that `rounded` takes at
+    once, whose errors the rest of such a step makes up for first.
+    """
     import torch
 
-    columns = len(work)
+    columns, (outer, inner) = len(work), steps
     loss = torch.zeros((), device=work.device)
-    for start in range(0, columns, step):
-        end = min(start + step, columns)
-        block = work[start:end]
-        errors = torch.empty_like(block)
-        upper = factor.upper[start:end, start:end]
-        inverse_pivots = (1.0 / torch.diagonal(upper)).tolist()
-        for i in range(end - start):
-            value = rounded(start + i, block[i])
-            error = torch.sub(block[i], value, out=errors[i]).mul_(inverse_pivots[i])
-            if i + 1 < end - start:
-                block[i + 1 :].addr_(upper[i, i + 1 :], error, alpha=-1.0)
+    for start in range(0, columns, outer):
+        end = min(start + outer, columns)
+        parts = []
+        for first in range(start, end, inner):
+            last = min(first + inner, end)
+            parts.append(rounded(first, work[first:last], factor.upper[first:last, first:last]))
+            if last < end:
+                work[last:end].addmm_(factor.upper[first:last, last:end].T, parts[-1], alpha=-1.0)
+        errors = parts[0] if len(parts) == 1 else torch.cat(parts)
         loss += errors.square().sum()
         if end < columns:
             work[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
     return float(loss)
+
+
+@dataclass(frozen=True)
+class _ColumnByColumn:
+    """A block's loop in tensor operations: `rounded(position, column)` is what a column becomes."""
+
+    rounded: Callable[[int, torch.Tensor], torch.Tensor]
+
+    def __call__(self, start: int, block: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+        """Round a block (consumed)."""
+        import torch
+
+        errors = torch.empty_like(block)
+        inverse_pivots = (1.0 / torch.diagonal(upper)).tolist()
+        for i in range(len(block)):
+            value = self.rounded(start + i, block[i])
+            error = torch.sub(block[i], value, out=errors[i]).mul_(inverse_pivots[i])
+            if i + 1 < len(block):
+                block[i + 1 :].addr_(upper[i, i + 1 :], error, alpha=-1.0)
+        return errors
+
+
+@dataclass(frozen=True)
+class _KernelRounding:
+    """A block's loop in one launch. `codes` `[K, N]` is written; `levels(start)`: what the block there is rounded to."""
+
+    codes: torch.Tensor
+    zeros: _Zeros | None
+    levels: Callable[[int], BlockLevels]
+
+    def __call__(self, start: int, block: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+        """Round a block."""
+        end = start + len(block)
+        zeros = BlockZeros() if self.zeros is None else self.zeros.of_block(start, end)
+        self.codes[start:end], errors = columns_kernel.round_block(block, upper, self.levels(start), zeros)
+        return errors
 
 
 def _round_columns(
@@ -263,15 +327,16 @@ def _round_columns(
     zero = None
     if not grid.symmetric:
         zero = torch.empty_like(scale) if fixed is None or fixed.zero is None else fixed.zero.T.contiguous()
-    step = min(size, BLOCK_COLUMNS) if fixed is None else BLOCK_COLUMNS
-    while size % step and fixed is None:
-        step -= 1
     codes = torch.empty_like(work)
 
-    def rounded(position: int, column: torch.Tensor) -> torch.Tensor:
+    def find(position: int) -> None:
+        """Find the levels of the group that begins here, where they are not fixed."""
         if fixed is None and position % size == 0:
             ahead = work[position : position + size]
             _set_levels(scale, zero, ahead, groups[position], grid, scale_dtype, options, factor, position)
+
+    def rounded(position: int, column: torch.Tensor) -> torch.Tensor:
+        find(position)
         group = groups[position]
         levels = Levels(scale[group], None if zero is None else zero[group])
         code = round_codes(column, levels, grid)
@@ -281,9 +346,29 @@ def _round_columns(
         codes[position] = code
         return decode_codes(code, levels)
 
-    loss = _compensated(work, factor, step, rounded)
+    low, high = grid.bounds
+    numbers = group_of_position.to(torch.int32)
+
+    def levels(start: int) -> BlockLevels:
+        find(start)
+        return BlockLevels(grid.kind, low, high, scale, zero, numbers[start:])
+
+    if columns_kernel.usable(work):
+        steps = _card_steps(size if fixed is None else _CARD_COLUMNS, zeros)
+        loss = _compensated(work, factor, steps, _KernelRounding(codes, zeros, levels))
+    else:
+        step = min(size, BLOCK_COLUMNS) if fixed is None else BLOCK_COLUMNS
+        while fixed is None and size % step:
+            step -= 1
+        loss = _compensated(work, factor, (step, step), _ColumnByColumn(rounded))
     total = None if fixed is None else fixed.total
     return codes, Levels(scale.T.contiguous(), None if zero is None else zero.T.contiguous(), total), loss
+
+
+def _card_steps(columns: int, zeros: _Zeros | None) -> tuple[int, int]:
+    """Columns after which the rest of the matrix makes up for them, and columns of one launch: as many, unless zeros are chosen between."""
+    by_block = zeros is not None and zeros.by_block
+    return columns, min(columns, MASK_COLUMNS) if by_block else columns
 
 
 def _set_levels(

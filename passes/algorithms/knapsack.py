@@ -217,7 +217,9 @@ def _solve(options: Sequence[_Options], budget: int) -> tuple[list[int], float, 
         size, loss, parent, picked = _extend(size[alive], loss[alive], alive, options[order[position]], budget - rest)
         history.append((parent, picked))
         longest = max(longest, len(size))
-    picks = _trace(options, order, history, best_state, best_tail, best_steps, _tail(edges, options, order[best_tail:]))
+    picks = _trace(
+        options, order, history[:best_tail], best_state, best_steps, _tail(edges, options, order[best_tail:])
+    )
     return picks, max(0.0, best - open_bound), longest
 
 
@@ -255,11 +257,11 @@ def _extend(
 
 def _trace(
     options: Sequence[_Options], order: Sequence[int], history: Sequence[tuple[Ints, Ints]],
-    state: int, position: int, steps: int, tail: _Tail,
+    state: int, steps: int, tail: _Tail,
 ) -> list[int]:  # fmt: skip
     """The option of every unit of the best solution: decided units from the history, the others from the relaxation's steps."""
     picks = [0] * len(options)
-    for done in range(position - 1, -1, -1):
+    for done in range(len(history) - 1, -1, -1):
         parent, picked = history[done]
         picks[order[done]] = int(picked[state])
         state = int(parent[state])

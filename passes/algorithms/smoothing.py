@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from passes.algorithms.kernels.precision import tensor_cores
 from passes.algorithms.rtn import nearest_codes
 from passes.algorithms.scale_search import FULL_RANGE, decode_codes, find_levels, grouped, wide
 from passes.blocks.input_statistics import InputStatistics
@@ -95,5 +96,6 @@ def _error(weights: Sequence[torch.Tensor], grids: Sequence[Grid], hessian: torc
         levels = find_levels(scaled, grid, torch.float32, FULL_RANGE)
         codes = grouped(nearest_codes(scaled, levels, grid), grid.group_size)
         error = decode_codes(codes, wide(levels)).reshape(weight.shape) / s - weight
-        total += float(((error @ hessian) * error).sum())
+        with tensor_cores(error):
+            total += float(((error @ hessian) * error).sum())
     return total

@@ -56,20 +56,35 @@ def _alike(one: LayerCall, other: LayerCall) -> bool:
 class CacheMaxima:
     """Stands in for a KV cache: notes the largest magnitude that a layer writes, and returns keys and values unchanged.
 
-    Keys arrive as an engine caches them: after the rotary embedding and any norm.
+    Keys arrive as an engine caches them: after the rotary embedding and any norm. A card is not waited for before the end.
     """
 
     def __init__(self) -> None:
-        self.keys: float = 0.0
-        self.values: float = 0.0
-        self.seen = False
+        self._seen: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What `transformers.Cache.update` is called as."""
-        self.seen = True
-        self.keys = max(self.keys, float(keys.abs().amax()))
-        self.values = max(self.values, float(values.abs().amax()))
+        import torch
+
+        largest = keys.abs().amax(), values.abs().amax()
+        before = self._seen.get(keys.device, largest)
+        self._seen[keys.device] = (torch.maximum(before[0], largest[0]), torch.maximum(before[1], largest[1]))
         return keys, values
+
+    @property
+    def seen(self) -> bool:
+        """Whether anything was written."""
+        return bool(self._seen)
+
+    @property
+    def keys(self) -> float:
+        """The largest magnitude of a key."""
+        return max(float(keys) for keys, _ in self._seen.values())
+
+    @property
+    def values(self) -> float:
+        """The largest magnitude of a value."""
+        return max(float(values) for _, values in self._seen.values())
 
     def get_seq_length(self, *_: Any) -> int:
         """Nothing is cached before."""

@@ -1,19 +1,22 @@
-"""What each batch of a text brings into each block, on disk: memory holds the batches at work only.
+"""What each batch of a text brings into each block: on the card that computes, else in pinned memory, else on disk, by what fits.
 
     <folder>/00012/00003.safetensors    what batch 3 brings into block 12
 
-A file appears under its name when it is whole, so that after kill -9 work goes on at a block whose inputs are whole. Who uses
-this drops what is behind it.
+A file appears under its name when it is whole, so that after kill -9 work goes on at a block whose inputs are whole. Where files are not
+the place, who uses this has the inputs of a block written (`save`) as often as it does not want to lose more than that; it drops what is
+behind it.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.files.checkpoint import Checkpoint, write_shard
+from passes.host_memory import memory_available_bytes
 from passes.ir.readers.headers import is_whole
 
 if TYPE_CHECKING:
@@ -22,14 +25,40 @@ if TYPE_CHECKING:
     from passes.blocks.decoder import Decoder
 
 _NAME = "hidden"
+#: One part in so many of what is free may be taken by hidden states: of a card's memory, of the machine's.
+CARD_SHARE, HOST_SHARE = 8, 4
+
+
+class Place(Enum):
+    """Where hidden states are between two blocks."""
+
+    CARD = "card"
+    HOST = "pinned memory"
+    DISK = "disk"
+
+
+def place_of(states_bytes: int, devices: Sequence[torch.device]) -> Place:
+    """Return where so many bytes of hidden states go while these devices compute; to disk where the processor does, whose memory is for
+    the weights.
+    """
+    import torch
+
+    cards = [device for device in devices if device.type == "cuda"]
+    if not cards:
+        return Place.DISK
+    free = sum(torch.cuda.mem_get_info(card)[0] for card in cards)
+    if states_bytes <= free // CARD_SHARE:
+        return Place.CARD
+    return Place.HOST if states_bytes <= memory_available_bytes() // HOST_SHARE else Place.DISK
 
 
 class HiddenStates:
     """The hidden states of `count` batches between the blocks of a model."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, count: int, place: Place = Place.DISK) -> None:
+        self.folder, self.place = folder, place
         self._count = count
+        self._held: dict[int, dict[int, torch.Tensor]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -47,31 +76,58 @@ class HiddenStates:
                     self.write(0, card + number * len(decoders), states)
 
     def read(self, block: int, batch: int) -> torch.Tensor:
-        """Return what a batch brings into a block, `[B, T, D]`, on the processor."""
-        states: torch.Tensor = Checkpoint.of_files([self._path(block, batch)]).read([_NAME])[_NAME]
+        """Return what a batch brings into a block, `[B, T, D]`, wherever it is kept."""
+        if (states := self._held.get(block, {}).get(batch)) is None:
+            states = Checkpoint.of_files([self._path(block, batch)]).read([_NAME])[_NAME]
         return states
 
     def write(self, block: int, batch: int, states: torch.Tensor) -> None:
         """Keep what a batch brings into a block."""
-        path = self._path(block, batch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_shard(path, {_NAME: states})
+        if self.place is Place.DISK:
+            self._write(block, batch, states)
+        else:
+            self._held.setdefault(block, {})[batch] = _pinned(states) if self.place is Place.HOST else states
+
+    def save(self, blocks: range) -> None:
+        """Have what the batches bring into some blocks on disk, and of no others."""
+        for block in blocks:
+            for batch, states in self._held.get(block, {}).items():
+                self._write(block, batch, states)
+        for folder in self.folder.glob("[0-9]*"):
+            if int(folder.name) not in blocks:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def whole(self, block: int) -> bool:
         """Return whether the inputs of a block are there for every batch."""
-        return all(is_whole(self._path(block, batch)) for batch in range(self._count))
+        held = self._held.get(block, {})
+        return all(batch in held or is_whole(self._path(block, batch)) for batch in range(self._count))
 
     def last(self, depth: int) -> int:
         """Return the last block of a decoder of `depth` whose inputs are whole (`depth`: what leaves the last one), else 0."""
         return next((block for block in range(depth, 0, -1) if self.whole(block)), 0)
 
     def drop(self, block: int) -> None:
-        """Forget the inputs of a block."""
-        shutil.rmtree(self._path(block, 0).parent, ignore_errors=True)
+        """Forget the inputs of a block; what was saved stays until something else is."""
+        self._held.pop(block, None)
+        if self.place is Place.DISK:
+            shutil.rmtree(self._path(block, 0).parent, ignore_errors=True)
 
     def clear(self) -> None:
         """Forget everything."""
+        self._held.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, block: int, batch: int, states: torch.Tensor) -> None:
+        path = self._path(block, batch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_shard(path, {_NAME: states})
 
     def _path(self, block: int, batch: int) -> Path:
         return self.folder / f"{block:05d}" / f"{batch:05d}.safetensors"
+
+
+def _pinned(states: torch.Tensor) -> torch.Tensor:
+    """A card's tensor in memory that cards read and write directly. Who reads it there next is behind this copy in the card's queue."""
+    import torch
+
+    return torch.empty(states.shape, dtype=states.dtype, pin_memory=True).copy_(states, non_blocking=True)

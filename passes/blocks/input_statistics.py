@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 _BLOCK = 384
+#: Rows of blocks on a card: large products.
+_CARD_STEPS = 4
 
 
 class InputStatistics:
@@ -38,22 +40,21 @@ class InputStatistics:
         """Add a batch: `[…, K]`, any float dtype."""
         import torch
 
-        x_TK = inputs.reshape(-1, inputs.shape[-1]).float()
+        x_TK = inputs.reshape(-1, inputs.shape[-1])
         self.tokens += x_TK.shape[0]
-        for start in range(0, len(self._sum), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            self._sum[rows, start:].addmm_(x_TK[:, rows].T, x_TK[:, start:])
+        if len(self._sum):
+            _add_products(self._sum, x_TK)
         if self._magnitudes and len(x_TK):
-            size = x_TK.abs()
+            size = x_TK.float().abs()
             self._absolute += size.sum(0)
             self._peak = torch.maximum(self._peak, size.amax(0))
 
     def hessian(self, where: str) -> torch.Tensor:
-        """Return H `[K, K]`, symmetric. Raises TightfitError when it is not finite; `where` names the layer."""
+        """Return H `[K, K]`, symmetric, not a copy of it. Raises TightfitError when it is not finite; `where` names the layer."""
         import torch
 
-        upper = torch.triu(self._sum)
-        hessian = upper + torch.triu(upper, 1).T
+        hessian = self._sum.triu_()
+        hessian += torch.triu(hessian, 1).T
         if not bool(torch.isfinite(hessian).all()):
             raise TightfitError(
                 f"the inputs of {where} hold NaN or infinity, so its Hessian is useless",
@@ -84,6 +85,26 @@ class InputStatistics:
         """Return the same on a device."""
         self._sum, self._absolute, self._peak = (t.to(device) for t in (self._sum, self._absolute, self._peak))
         return self
+
+
+def _add_products(sums: torch.Tensor, x_TK: torch.Tensor) -> None:
+    """Add x xᵀ of every token to the part of `sums` `[K, K]` right of the diagonal, in fp32.
+
+    16-bit numbers on a card go to its tensor cores as they are: their products are exact in fp32, and so are the sums held.
+    """
+    import torch
+
+    on_tensor_cores = x_TK.is_cuda and x_TK.dtype in (torch.bfloat16, torch.float16)
+    if not on_tensor_cores:
+        x_TK = x_TK.float()
+    step = max(_BLOCK, -(-len(sums) // _CARD_STEPS)) if on_tensor_cores else _BLOCK
+    for start in range(0, len(sums), step):
+        rows = slice(start, start + step)
+        left, right = x_TK[:, rows].T, x_TK[:, start:]
+        if on_tensor_cores:
+            sums[rows, start:] += torch.mm(left, right, out_dtype=torch.float32)
+        else:
+            sums[rows, start:].addmm_(left, right)
 
 
 def summed(parts: Sequence[InputStatistics], device: torch.device) -> InputStatistics:

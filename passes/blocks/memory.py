@@ -9,8 +9,9 @@ from passes.ir.model import Block
 
 #: Tokens that go through a block together.
 BATCH_TOKENS = 4096
-#: One part in so many of the memory may be taken by batches that wait inside a block.
-LIVE_SHARE = 4
+#: One part in so many of the memory may be taken by batches that wait inside a block: of the machine's, of a card's. There a forward that
+#: is run again takes less than what the memory is wanted for otherwise.
+LIVE_SHARE, CARD_LIVE_SHARE = 4, 16
 #: Tokens whose logits are held at once, and the bytes that a logit takes then: of each model as it computes, in fp32, its logarithm,
 #: and what their difference is made of.
 LOGIT_TOKENS, LOGIT_BYTES = 256, 32
@@ -27,12 +28,17 @@ def waiting_bytes(block: Block, hidden_size: int, itemsize: int) -> int:
     return (_HELD_STATES * hidden_size + 2 * widest) * itemsize
 
 
-def live_batches(block: Block, hidden_size: int, batch_tokens: int, itemsize: int, memory_bytes: int) -> int:
-    """Return how many batches may wait inside a block on a device with so much memory; at least one.
+def waiting_room(memory_bytes: int, *, card: bool) -> int:
+    """Return the bytes that batches may take while they wait inside a block, on a device with so much memory."""
+    return memory_bytes // (CARD_LIVE_SHARE if card else LIVE_SHARE)
+
+
+def live_batches(block: Block, hidden_size: int, batch_tokens: int, itemsize: int, room_bytes: int) -> int:
+    """Return how many batches may wait inside a block that have so much room there; at least one.
 
     All of them where there are experts: to run again at each of as many stops would take days. There the text is what the memory has to
     hold, and a plan says how much that is.
     """
     if any(linear.copies > 1 for linear in block.linears):
         return sys.maxsize
-    return max(1, memory_bytes // LIVE_SHARE // (batch_tokens * waiting_bytes(block, hidden_size, itemsize)))
+    return max(1, room_bytes // (batch_tokens * waiting_bytes(block, hidden_size, itemsize)))

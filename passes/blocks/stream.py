@@ -7,7 +7,8 @@
         record(block.index)
 
 Who goes through the blocks records one when its outputs are whole and what it wanted of it is kept; the stream drops the inputs behind
-after that. What is recorded without the inputs to go on from is begun again.
+after that. What is recorded without the inputs to go on from is begun again. Where the inputs are not on disk they are written there every
+minute, so that a run that was killed loses no more.
 
 Weights are loaded in the caller's `with`, so that they outlive neither an exception nor the block. Without a device there is no text: the
 blocks go by, and work goes on by its record alone.
@@ -15,20 +16,25 @@ blocks go by, and work goes on by its record alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes.blocks.decoder import CacheMaxima, Decoder
 from passes.blocks.dense_model import DenseModel
-from passes.blocks.hidden_states import HiddenStates
+from passes.blocks.hidden_states import HiddenStates, Place, place_of
 from passes.blocks.memory import BATCH_TOKENS
 from passes.ir.model import ModelIR
 from passes.steps.context import RunContext
 
 if TYPE_CHECKING:
     import torch
+
+
+#: Seconds after which hidden states that are not on disk are written there.
+_SAVED_EVERY = 60.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class StreamedBlock:
 
 
 class BlockStream:
-    """A text on its way through the blocks of a dense model, its hidden states in the run's folder between the blocks.
+    """A text on its way through the blocks of a dense model, its hidden states between the blocks where there is room for them.
 
     The text is the run's, `batch_tokens` of it go through a block together. `keep`: blocks whose inputs stay behind the block at work (1;
     more for who looks back; one more than there are for a way back). `stored`: how its matrices are going to be stored (`Decoder`).
@@ -106,28 +112,42 @@ class BlockStream:
         self.dense = dense
         self.decoders = [Decoder(dense, run.dtype, device, stored) for device in run.devices]
         self.batches = torch.split(run.text, max(1, batch_tokens // max(1, run.text.shape[1])))
-        self.hidden = HiddenStates(run.folder, len(self.batches))
+        generations = run.text.numel() * dense.ir.hidden_size * run.dtype.itemsize * (keep + 1)
+        self.hidden = HiddenStates(run.folder, len(self.batches), place_of(generations, run.devices))
         self._keep = keep
 
     def resume(self, done: int) -> int:
-        """Return `done` where the inputs that are kept there are whole; else 0, and the caller forgets its record."""
-        if not self.decoders or all(map(self.hidden.whole, range(max(0, done + 1 - self._keep), done + 1))):
+        """Return the last block, `done` or before it, where the inputs that are kept there are whole; the caller forgets what it recorded
+        from there on.
+        """
+        if not self.decoders:
             return done
-        return 0
+        return next((block for block in range(done, 0, -1) if all(map(self.hidden.whole, self._kept_at(block)))), 0)
+
+    def _kept_at(self, block: int) -> range:
+        """The blocks whose inputs are kept when one is about to be at work."""
+        return range(max(0, block + 1 - self._keep), block + 1)
 
     def reached(self) -> int:
         """Return the last block whose inputs are whole, for who keeps no record; the number of blocks where the text is through."""
         return self.hidden.last(len(self.dense))
 
-    def blocks(self, start: int) -> Iterator[StreamedBlock]:
-        """Yield the blocks from `start` on, one after the other; when the next one is asked for, the last one is recorded."""
+    def blocks(self, start: int, settled: Callable[[], None] = lambda: None) -> Iterator[StreamedBlock]:
+        """Yield the blocks from `start` on, one after the other; when the next one is asked for, the last one is recorded, or will be when
+        `settled` returns.
+        """
         for index in range(start - self._keep + 1):
             self.hidden.drop(index)  # left by who recorded a block and was ended before it asked for the next one
         self.hidden.embed(self.decoders, self.batches, start)
+        saved = time.monotonic()
         for index in range(start, len(self.dense)):
             yield StreamedBlock(self, index)
             if index + 1 >= self._keep:
                 self.hidden.drop(index + 1 - self._keep)
+            if self.hidden.place is not Place.DISK and time.monotonic() - saved > _SAVED_EVERY:
+                settled()
+                self.hidden.save(self._kept_at(index + 1))
+                saved = time.monotonic()
 
     def block(self, index: int) -> StreamedBlock:
         """Return one block, as on a way back; the text must have been there (`blocks`)."""

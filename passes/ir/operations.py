@@ -25,6 +25,11 @@ def compensation_operations(ir: ModelIR) -> float:
     return 2 * sum(count * _compensated(block) for block, count in ir.decoder.counts)
 
 
+def columns_in_turn(ir: ModelIR) -> float:
+    """Return the columns that are compensated one after the other: of each distinct input, whatever number of matrices reads it."""
+    return sum(count * _columns(block) for block, count in ir.decoder.counts)
+
+
 def error_operations(ir: ModelIR) -> float:
     """Return the operations of tr(E H Eᵀ) over all quantizable matrices."""
     return 2 * sum(count * _errors(block) for block, count in ir.decoder.counts)
@@ -47,6 +52,11 @@ def _inputs_squared(block: Block) -> float:
         if lin.quantizable
     }
     return sum(inputs.values()) / 2
+
+
+def _columns(block: Block) -> float:
+    inputs = {lin.reads or lin.name: lin.in_features * lin.copies for lin in block.linears if lin.quantizable}
+    return sum(inputs.values())
 
 
 def _errors(block: Block) -> float:

@@ -20,7 +20,7 @@ from passes.ir.operations import forward_operations, head_operations
 from passes.ir.state import ChunkedKV, FullKV, LayerState, Recurrent, SharedKV, SlidingKV
 from passes.prune.config import with_fewer_layers
 from passes.steps.context import RunContext
-from passes.steps.cost import StepCost, WalkSize, states_bytes
+from passes.steps.cost import StepCost, WalkSize, Work, states_bytes
 from passes.steps.key import content_key
 from passes.text.source import tokens_digest
 from passes.text.split import JUDGED_TOKENS
@@ -95,7 +95,11 @@ class DepthPrune(Pass):
         forward = forward_operations(source)
         judged = 4 * min(walk.tokens, JUDGED_TOKENS) * (forward + head_operations(source))
         disk = (self.count + 2) * states_bytes(source, walk.tokens)
-        return {"measure depth": StepCost(operations=walk.tokens * forward + judged, disk=disk)}
+        return {
+            "measure depth": StepCost(
+                Work(forwards=walk.tokens * forward + judged, moved=5 * source.tensor_bytes), disk=disk
+            )
+        }
 
     @property
     def choice_steps(self) -> tuple[str, ...]:

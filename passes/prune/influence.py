@@ -59,8 +59,7 @@ def _influence(count: int, dense: DenseModel, run: RunContext) -> tuple[list[flo
     if len(influence) < len(dense):
         stream = BlockStream(dense, run.part(run.folder / "hidden"), keep=count)
         start = stream.resume(len(influence))
-        if start != len(influence):
-            influence, across = [], []
+        influence, across = influence[:start], across[: max(0, start + 1 - count)]
         for block in stream.blocks(start):
             with block.loaded() as replicas:
                 block.run(replicas)

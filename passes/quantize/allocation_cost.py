@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from passes.ir.model import ModelIR, block_bytes
 from passes.ir.operations import compensation_operations, forward_operations, head_operations, hessian_operations
-from passes.steps.cost import StepCost, WalkSize, states_bytes
+from passes.steps.cost import NOTHING, StepCost, WalkSize, Work, states_bytes
 from passes.text.split import FISHER_SEQUENCES, FITTED_SEQUENCES, judging
 
 #: Allocations that are held against each other (`passes.measure.trial`).
@@ -16,22 +16,27 @@ _ERROR_BYTES = 12
 ALLOCATION_STEPS = ("measure formats", "compare allocations")
 
 
-def allocation_cost(source: ModelIR, walk: WalkSize, extra: float = 0.0) -> dict[str, StepCost]:
-    """Return the cost of `measure formats` and `compare allocations`; `extra`: operations of a walk beyond the usual."""
+def allocation_cost(source: ModelIR, walk: WalkSize, extra: Work = NOTHING) -> dict[str, StepCost]:
+    """Return the cost of `measure formats` and `compare allocations`; `extra`: work of a walk beyond the usual."""
     forward, head, hessians = forward_operations(source), head_operations(source), hessian_operations(source)
     fisher, tried = (min(walk.samples, count) * walk.length for count in (FISHER_SEQUENCES, FITTED_SEQUENCES))
-    fitted = walk.operations(source) + extra - (walk.tokens - tried) * (forward + hessians)
-    judged = 2 * judging(walk.samples) * walk.length * (forward + head)
+    less = Work(forwards=forward, hessians=hessians) * (tried - walk.tokens)
+    fitted = walk.work(source) + extra + less
+    judged = Work(forwards=2 * judging(walk.samples) * walk.length * (forward + head), moved=2 * source.tensor_bytes)
     largest = max((block for block, _ in source.decoder.counts), key=block_bytes)
     errors = _ERROR_BYTES * sum(linear.weights for linear in largest.linears)
     depth = len(source.decoder.layers)
     return {
         "measure formats": StepCost(
-            operations=3 * fisher * (forward + head) + compensation_operations(source),
+            Work(
+                forwards=3 * fisher * (forward + head),
+                errors=compensation_operations(source),
+                moved=2 * source.tensor_bytes,
+            ),
             memory=max(walk.block_memory + 2 * walk.batch_memory + errors, walk.outer_memory),
             disk=(depth + 3) * states_bytes(source, fisher),
         ),
         "compare allocations": StepCost(
-            operations=_ALLOCATIONS * (fitted + judged), memory=walk.memory, disk=2 * states_bytes(source, tried)
+            (fitted + judged) * _ALLOCATIONS, memory=walk.memory, disk=2 * states_bytes(source, tried)
         ),
     }

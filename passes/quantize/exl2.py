@@ -28,7 +28,7 @@ from passes.ir.operations import forward_operations, hessian_operations, quantiz
 from passes.ir.quant_config.exl2 import exl2_config
 from passes.quantize.allocation_cost import ALLOCATION_STEPS, allocation_cost
 from passes.quantize.quantize import by_tool
-from passes.steps.cost import StepCost, WalkSize
+from passes.steps.cost import NOTHING, StepCost, WalkSize, Work
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from passes.steps.context import RunContext
     from passes.text.source import TextSource
 
-#: Operations a weight, at the rate of forwards: all options tried on it; the chosen one's scales searched and rounded. Measured once
-#: (`planner.apply_cost`).
-_OPTIONS_OPERATIONS, _SEARCH_OPERATIONS = 150e3, 20e3
+#: Operations a weight, at the rate of a processor's forwards: all options tried on it; the chosen one's scales searched and rounded.
+#: Measured once (`planner.apply_cost`).
+OPTIONS_OPERATIONS, _SEARCH_OPERATIONS = 150e3, 20e3
 #: Which column of an option's row a matrix takes.
 _ATTENTION_COLUMN = {Role.Q: 0, Role.K: 0, Role.V: 1, Role.O: 2}
 _MLP_COLUMN = {Role.GATE: 0, Role.GATE_UP: 0, Role.UP: 1, Role.DOWN: 2}
@@ -161,14 +161,19 @@ class QuantizeExl2(Pass):
         An outside tool chooses its own in its own time; the room for it is counted alike.
         """
         weights = quantizable_weights(source)
-        steps = {"walk": StepCost(operations=_SEARCH_OPERATIONS * weights)}
+        steps = {"walk": StepCost(Work(options=_SEARCH_OPERATIONS * weights))}
         if self.resolved:
             return steps
-        choosing = allocation_cost(source, walk, steps["walk"].operations)
+        choosing = allocation_cost(source, walk, steps["walk"].work)
         if self.backend != NATIVE:
-            return steps | {name: replace(cost, operations=0.0) for name, cost in choosing.items()}
-        tokens = walk.tokens * (forward_operations(source) + hessian_operations(source))
-        return steps | {"measure EXL2": StepCost(operations=tokens + _OPTIONS_OPERATIONS * weights)} | choosing
+            return steps | {name: replace(cost, work=NOTHING) for name, cost in choosing.items()}
+        measuring = Work(
+            forwards=walk.tokens * forward_operations(source),
+            hessians=walk.tokens * hessian_operations(source),
+            options=OPTIONS_OPERATIONS * weights,
+            moved=source.tensor_bytes,
+        )
+        return steps | {"measure EXL2": StepCost(measuring)} | choosing
 
     @property
     def choice_steps(self) -> tuple[str, ...]:

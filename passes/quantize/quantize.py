@@ -19,7 +19,7 @@ from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Stack
 from passes.ir.operations import error_operations
-from passes.steps.cost import StepCost, WalkSize
+from passes.steps.cost import StepCost, WalkSize, Work
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method
@@ -148,7 +148,7 @@ def _shares(ir: ModelIR, storage: Format, assigned: tuple[tuple[str, Format], ..
 
 def method_cost(method: str, source: ModelIR) -> dict[str, StepCost]:
     """Return what a method adds to the walk: AWQ tries its scales by the error of each group."""
-    return {"walk": StepCost(operations=_SCALE_TRIES * error_operations(source))} if method == "awq" else {}
+    return {"walk": StepCost(Work(errors=_SCALE_TRIES * error_operations(source)))} if method == "awq" else {}
 
 
 def by_tool(backend: str) -> str:

@@ -136,10 +136,11 @@ class _Run:
         self.job, self.resolved, self.finish = job, resolved, finish
         self.out = job.out.resolve()
         self.target = chain.rewrite(job.source, job.passes)
-        devices, dtype = compute_devices(), compute_dtype(job.source.dtype, job.compute_dtype)
+        devices = compute_devices(job.device)
+        dtype = compute_dtype(job.source.dtype, job.compute_dtype, devices[0])
         self.source = self.dense = source_model(job.source, job.folder, dtype, devices)
         self.steps = Steps(job.work, progress)
-        self.context = RunContext(job.work, devices, dtype, _no_tokens(), self.steps)
+        self.context = RunContext(job.work, devices, dtype, no_tokens(), self.steps)
         self.passes: list[Pass] = []
         self.text: Path | None = None
         self.measured: Measured | None = None
@@ -182,11 +183,11 @@ class _Run:
         }
 
     def _calibration_text(self) -> None:
-        self.text = token_file(self.steps, self.job.folder, CALIBRATION_TEXT, self.job.calibration)
+        self.text = token_file(self.context, self.job.folder, CALIBRATION_TEXT, self.job.calibration)
         self.context = self.context.on_text(read_tokens(self.text))
 
     def _evaluation_text(self) -> None:
-        self.held_out = read_tokens(token_file(self.steps, self.job.folder, EVALUATION_TEXT, self.job.evaluation))
+        self.held_out = read_tokens(token_file(self.context, self.job.folder, EVALUATION_TEXT, self.job.evaluation))
 
     def _choose(self, pass_: Pass) -> None:
         """Make the choice that a pass leaves open, on what the passes before it have left."""
@@ -345,16 +346,16 @@ def resolved_pass(pass_: Pass, dense: DenseModel, run: RunContext) -> tuple[Pass
     return chosen, chosen.dense(dense, measuring)
 
 
-def token_file(steps: Steps, model: Path, name: str, source: TextSource) -> Path:
-    """A step that makes the file with a text's token blocks."""
+def token_file(run: RunContext, model: Path, name: str, source: TextSource) -> Path:
+    """A step that makes the file with a text's token blocks; what the model writes itself, it writes on the run's first device."""
     identity = file_identity(Path(source.dataset))
     key = content_key("text", asdict(source), identity, folder_identity(model), code_digest())
-    path = steps.work / f"text-{key}.safetensors"
+    path = run.folder / f"text-{key}.safetensors"
 
     def make(report: Report) -> None:
-        write_shard(path, {"input_ids": token_blocks(source, model, path.with_suffix(""), report)})
+        write_shard(path, {"input_ids": token_blocks(source, model, path.with_suffix(""), report, run.devices[0])})
 
-    steps.run(name, key, is_whole(path), make)
+    run.steps.run(name, key, is_whole(path), make)
     shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     return path
 
@@ -365,7 +366,8 @@ def read_tokens(path: Path) -> torch.Tensor:
     return tokens
 
 
-def _no_tokens() -> torch.Tensor:
+def no_tokens() -> torch.Tensor:
+    """The text where nothing looks at any: `[0, 1]`."""
     import torch
 
     return torch.zeros(0, 1, dtype=torch.int64)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.base import Pass
+from passes.blocks.devices import AUTO
 from passes.ir.model import ModelIR
 from passes.steps.progress import Step
 from passes.text.source import PYTHON_REFERENCE, TextSource
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run: `passes` on the model in `folder` described by `source`, into `out`; scratch space in `work`."""
+    """What is to be run: `passes` on the model in `folder` described by `source`, into `out`; scratch space in `work`.
+
+    `device`: what computes, by a name that `passes.blocks.devices.compute_devices` knows.
+    """
 
     source: ModelIR
     folder: Path
@@ -27,6 +31,7 @@ class Job:
     calibration: TextSource = TextSource()  # noqa: RUF009
     evaluation: TextSource = TextSource(PYTHON_REFERENCE, 16, 512)  # noqa: RUF009
     compute_dtype: str = "auto"
+    device: str = AUTO
 
 
 @dataclass(frozen=True)

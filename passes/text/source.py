@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.errors import InputError
+from passes.steps.step import Report
 
 if TYPE_CHECKING:
     import torch
@@ -50,11 +51,13 @@ def token_blocks(
     source: TextSource,
     model_folder: Path,
     parts: Path | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = lambda done, total, detail="": None,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
-    """Token ids int64 `[samples, length]`, the same for the same source, seed and model.
+    """Token ids int64 `[samples, length]`, the same for the same source, seed and model; of `self` on a card, for the same card too.
 
     `parts`: where text that the model writes is kept as it grows, so that a run that was killed goes on there.
+    `device`: where it writes; by default the first that `passes.blocks.devices.compute_devices` finds.
 
     Raises InputError when the text is missing, unreadable or too short.
     """
@@ -68,7 +71,7 @@ def token_blocks(
             remedy=f"at least 1 sample of {least} tokens",
         )
     if source.dataset == "self":
-        return written_by_model(source, model_folder, tokenizer, parts, progress)
+        return written_by_model(source, model_folder, tokenizer, parts, progress, device)
     return _from_texts(source, tokenizer, texts(source.dataset, tokenizer))
 
 

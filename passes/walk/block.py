@@ -53,7 +53,7 @@ class BlockResult:
             matrices = [replace(matrix, input_peak=peak) for matrix in matrices]
         decoded = {}
         for linear, done in zip(group, self.method.store(matrices, hessian, self.dtype), strict=True):
-            self.stored |= _on_the_processor(done.tensors)
+            self.stored |= on_the_processor(done.tensors)
             self._losses[linear.name] = done.loss
             self._done[linear.name] = (linear, done)
             decoded[linear.name] = done.decoded if scale is None else done.decoded / scale
@@ -85,7 +85,7 @@ class BlockResult:
             if fold.name in self._done:
                 linear, done = self._done[fold.name]
                 assert done.quantized is not None
-                stored |= _on_the_processor(linear.storage.encode(name, rows_divided(done.quantized, scale)))
+                stored |= on_the_processor(linear.storage.encode(name, rows_divided(done.quantized, scale)))
             else:
                 stored[f"{name}.weight"] = fold.folded(stored[f"{name}.weight"], scale.cpu())
             if f"{name}.bias" in stored:
@@ -97,9 +97,21 @@ class BlockResult:
         return BlockReport(number, self._losses, seconds, tuple(self._unseen))
 
 
-def _on_the_processor(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors as they go to disk: nothing finished stays on a card."""
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
+def on_the_processor(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors as they go to disk: nothing finished stays on a card, which copies fast to pinned memory."""
+    import torch
+
+    out, cards = {}, set()
+    for name, tensor in tensors.items():
+        if tensor.device.type == "cuda":
+            cards.add(tensor.device)
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            out[name] = host.copy_(tensor, non_blocking=True)
+        else:
+            out[name] = tensor.cpu()
+    for card in cards:
+        torch.cuda.current_stream(card).synchronize()
+    return out
 
 
 def _matrix(linear: Linear, weights: Mapping[str, torch.Tensor], prefix: str, device: torch.device) -> Matrix:
@@ -172,7 +184,7 @@ def banks_whole(
         parts = {name: out.pop(prefix + name) for name in names if prefix + name in out}
         if parts:
             tensor = linear.stacking.tensor
-            out[prefix + tensor] = restacked(linear, weights[tensor], parts)
+            out[prefix + tensor] = restacked(linear, weights[tensor].cpu(), parts)
     return out
 
 

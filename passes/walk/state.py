@@ -51,9 +51,9 @@ class WalkState:
         """Where the tensors of a block are stored; one beyond the last: the head's."""
         return self.shards / f"model-{index + 1:05d}.safetensors"
 
-    def restart(self) -> None:
-        """Nothing of it can be used: begin again."""
-        self.reports = []
+    def back_to(self, block: int) -> None:
+        """Forget what was finished from a block on: it is done again."""
+        self.reports = self.reports[:block]
 
     def finish_block(self, report: BlockReport) -> None:
         """Record a block whose shard and outputs are written."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from passes.algorithms.method import Method
 from passes.blocks.decoder import CacheMaxima
@@ -28,17 +29,21 @@ from passes.blocks.dense_model import DenseModel
 from passes.blocks.devices import memory_bytes
 from passes.blocks.input_statistics import InputStatistics, summed
 from passes.blocks.matrices import members, packed
-from passes.blocks.memory import BATCH_TOKENS, live_batches
+from passes.blocks.memory import BATCH_TOKENS, live_batches, waiting_room
 from passes.blocks.stream import BlockReplica, BlockStream, StreamedBlock
 from passes.errors import TightfitError
 from passes.files.checkpoint import write_shard
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.steps.context import RunContext
-from passes.walk.block import BlockResult, banks_whole, channels_in_place, check, kept
+from passes.walk.beside import WeightsAhead, WrittenBehind
+from passes.walk.block import BlockResult, banks_whole, channels_in_place, check, kept, on_the_processor
 from passes.walk.kv_scales import attention_name, scale_tensors
 from passes.walk.paused_batches import PausedBatches
 from passes.walk.scale_folding import ScaleFold, find_folds
 from passes.walk.state import BlockReport, WalkState
+
+if TYPE_CHECKING:
+    import torch
 
 #: Tokens that are enough to see whether a change to a block changes its output.
 _PROBE_TOKENS = 16
@@ -69,33 +74,44 @@ class Walk:
             return state
         inside = replace(run.part(run.folder / "hidden"), devices=run.devices if self._calibrated else ())
         stream = BlockStream(self.dense, inside, self.batch_tokens, stored=self.planned)
-        if stream.resume(state.done) != state.done:
-            state.restart()
-        for block in stream.blocks(state.done):
-            began = time.monotonic()
-            self._finish(self._block(block, state).report(block.index, began), state)
-        if state.done < total:
-            began = time.monotonic()
-            self._finish(self._heads(stream, state).report(len(self.dense), began), state)
+        state.back_to(stream.resume(state.done))
+        with WeightsAhead(self.dense, run.devices[0]) as ahead, WrittenBehind(run.devices[0]) as behind:
+            for block in stream.blocks(state.done, settled=behind.wait):
+                began = time.monotonic()
+                work, stored = self._block(block, ahead.take(block.index))
+                self._finish(work.report(block.index, began), stored, state, behind)
+            behind.wait()
+            if state.done < total:
+                began = time.monotonic()
+                work = self._heads(stream)
+                self._finish(work.report(len(self.dense), began), work.stored, state, behind)
+            behind.wait()
         stream.hidden.clear()
         return state
 
-    def _finish(self, report: BlockReport, state: WalkState) -> None:
-        """Record a block, and tell of it."""
-        state.finish_block(report)
-        loss = f"loss {sum(report.losses.values()):.4g}" if report.losses else ""
-        self.context.report(state.done, units(self.planned), loss)
+    def _finish(
+        self, report: BlockReport, stored: Mapping[str, torch.Tensor], state: WalkState, behind: WrittenBehind
+    ) -> None:
+        """Write a block's tensors; then record it, and tell of it."""
+
+        def record() -> None:
+            state.finish_block(report)
+            loss = f"loss {sum(report.losses.values()):.4g}" if report.losses else ""
+            self.context.report(state.done, units(self.planned), loss)
+
+        behind.run(lambda: write_shard(state.shard(report.block), stored), record)
 
     @property
     def _calibrated(self) -> bool:
         return self.method.needs_hessian or self.planned.calibrated_scales
 
-    def _block(self, block: StreamedBlock, state: WalkState) -> BlockResult:
-        """Store one block: its outputs go into the stream, its tensors into a shard."""
+    def _block(
+        self, block: StreamedBlock, weights: Mapping[str, torch.Tensor]
+    ) -> tuple[BlockResult, dict[str, torch.Tensor]]:
+        """Store one block: its outputs go into the stream. Returns its tensors as they go to disk beside what was seen."""
         index, dtype, devices = block.index, self.context.dtype, self.context.devices
         before, after = self.dense.ir.decoder.block(index), self.planned.decoder.block(index)
         prefix = self.dense.ir.decoder.layer_prefix(index)
-        weights = self.dense.block(index)
         todo = _groups(after, self.method)
         work = BlockResult(self.method, weights, prefix, devices[0], dtype)
         cache = CacheMaxima() if self.planned.kv_cache.scales and attention_name(after) else None
@@ -110,7 +126,9 @@ class Walk:
                 waiting = self._in_memory(after)
                 paused = PausedBatches(replicas, cache, todo, self.method.needs_hessian, sizes, waiting)
                 paused.run(block.stream.hidden, work.store)
-        stored = kept(before, after, prefix, weights) | banks_whole(after, prefix, weights, work.stored)
+        stored = on_the_processor(kept(before, after, prefix, weights)) | banks_whole(
+            after, prefix, weights, work.stored
+        )
         work.fold(stored)
         stored = channels_in_place(after, prefix, stored)
         if cache is not None:
@@ -121,8 +139,7 @@ class Walk:
                 )
             stored |= scale_tensors(after, prefix, cache.keys, cache.values)
         check(after, prefix, stored)
-        write_shard(state.shard(index), stored)
-        return work
+        return work, stored
 
     def _in_memory(self, block: Block) -> int:
         """How many batches may wait inside a block at once; the others run again from its input."""
@@ -130,7 +147,8 @@ class Walk:
             return self.batches_in_memory
         run, width = self.context, self.dense.ir.hidden_size
         tokens = max(self.batch_tokens, run.text.shape[1])
-        return live_batches(block, width, tokens, run.dtype.itemsize, memory_bytes(run.devices[0]))
+        room = waiting_room(memory_bytes(run.devices[0]), card=run.devices[0].type == "cuda")
+        return live_batches(block, width, tokens, run.dtype.itemsize, room)
 
     def _folds(self, replica: BlockReplica, groups: Sequence[Sequence[Linear]]) -> Mapping[str, ScaleFold]:
         """What takes over the scales of each group; the same for all blocks of a class."""
@@ -140,7 +158,7 @@ class Walk:
             self._found_folds[block] = find_folds(replica, block, groups, probe)
         return self._found_folds[block]
 
-    def _heads(self, stream: BlockStream, state: WalkState) -> BlockResult:
+    def _heads(self, stream: BlockStream) -> BlockResult:
         """Store the matrices outside the blocks that are not left dense: an output head. Its input is the final norm's output."""
         inputs = None
         heads, blocks, run = packed_outer(self.planned), len(self.dense), self.context
@@ -157,7 +175,6 @@ class Walk:
         weights = {f"{name}.weight": read[origin] for name, origin in names.items()}
         work = BlockResult(self.method, weights, "", run.devices[0], run.dtype)
         work.store(heads, inputs)
-        write_shard(state.shard(blocks), work.stored)
         return work
 
 

@@ -27,7 +27,7 @@ from planner.choice.verdict import Candidate, Verdict, apart, judge, judge_quali
 from planner.quality.expected import Quality, expected_quality, growth
 from planner.spec.spec import Spec
 from targets.engines.engine import Settings, find_engine
-from targets.gpu import Gpu, find_gpu, inline_gpu
+from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,7 @@ def target_gpu(spec: Spec) -> Gpu:
     gpu = spec.target.gpu
     if not isinstance(gpu, str):
         return inline_gpu(gpu.model_dump(exclude_none=True))
-    if gpu != "auto":
-        return find_gpu(gpu)
-    from targets.machine.devices import installed_gpus
-
-    names = installed_gpus()
-    return find_gpu(names[0]) if names else find_gpu("cpu")
+    return installed_gpu() if gpu == "auto" else find_gpu(gpu)
 
 
 def search(

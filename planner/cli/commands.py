@@ -20,6 +20,12 @@ app = typer.Typer(
     name="optimize", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Compiles a language model onto a card: plans, applies and proves chains of passes.",
 )  # fmt: skip
+Device = Annotated[
+    str,
+    typer.Option(
+        help="What computes: auto (every card, else the processor), cpu, cuda (every card), cuda:1 (that card)."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 
 
@@ -32,6 +38,14 @@ def _console(as_json: bool = False) -> Console:
 def emit(document: Any) -> None:
     """Print a document as one line of JSON."""
     sys.stdout.write(json_line(document, sys.stdout))
+
+
+def _say_unused_cards(device: str) -> None:
+    """Say so where the processor computes on a machine that has cards."""
+    from passes.blocks.devices import unused_cards
+
+    if (note := unused_cards(device)) is not None:
+        _console(True).print(f"  Note     {note}", style="yellow", markup=False)
 
 
 @app.command()
@@ -108,6 +122,7 @@ def plan(
         bool, typer.Option("--measure", help="Try the leading candidates on a little text; needs the weights.")
     ] = False,
     work: Annotated[Path | None, typer.Option(help="Folder for measurements, kept for the next time.")] = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Choose the best chain of passes for a spec, and say why every other lost. Exit 3 when none meets the goals."""
@@ -117,8 +132,10 @@ def plan(
     from planner.plan.saved import save
 
     folder = (work or Path(f".{spec.stem}.measured")) if measure else None
+    if measure:
+        _say_unused_cards(device)
     with shown(_console(True)) as progress:
-        made = run(spec, measure=folder, progress=progress)
+        made = run(spec, measure=folder, progress=progress, device=device)
     path = output or Path(f"{spec.stem}.plan.json")
     if made.feasible:
         save(made.document, path)
@@ -152,6 +169,7 @@ def apply(
     replace: Annotated[
         bool, typer.Option("--replace", help="Let go of another plan's finished result in that folder.")
     ] = False,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Run a plan exactly; a second run resumes or does nothing. Exit 4 when the result misses a goal."""
@@ -162,8 +180,9 @@ def apply(
     from planner.plan.codec import to_json
 
     console = _console(as_json)
+    _say_unused_cards(device)
     with shown(console) as progress:
-        result = run(what or find_plan(Path()), output, work=work, replace=replace, progress=progress)
+        result = run(what or find_plan(Path()), output, work=work, replace=replace, progress=progress, device=device)
     if as_json:
         emit(to_json(result.certificate))
     else:
@@ -259,15 +278,35 @@ def diff(
 @app.command()
 def verify(
     out: Annotated[Path, typer.Argument(help="A result's folder.")],
-    engine: Annotated[Path | None, typer.Option(help="The Python that has vLLM; default: TIGHTFIT_ENGINE.")] = None,
+    engine: Annotated[
+        Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Requests a second, arriving by chance; default: the workload's clients."),
+    ] = None,
+    tabby: Annotated[
+        Path | None, typer.Option(help="A checkout of TabbyAPI to drive too; default: TIGHTFIT_TABBY, TABBYAPI.")
+    ] = None,
+    seconds: Annotated[
+        float,
+        typer.Option(min=1, help="How long the load may take, by the prediction; three answers a client at least."),
+    ] = 120,
     as_json: Json = False,
 ) -> None:
-    """Start the engine on a result from its launch files and measure it. Exit 4 when a promise is not kept."""
+    """Start the engine on a result, put the workload's load on it, measure. Exit 4 when a promise is not kept."""
     from planner.cli.tables import print_verified
     from planner.verify import verify as run
 
     console = _console(as_json)
-    report = run(out, engine, say=lambda text: console.print(f"  {text}", style="dim"))
+    report = run(
+        out,
+        engine,
+        rate=rate,
+        checkout=tabby,
+        seconds=seconds,
+        say=lambda text: console.print(f"  {text}", style="dim"),
+    )
     if as_json:
         emit(report.as_json())
     else:

@@ -64,17 +64,25 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
         console.print(f"  Note     {note}", style="dim")
     if not chosen.executable:
         console.print(f"  [yellow]Not executable:[/] {'; '.join(chosen.missing)}")
-    work = chosen.apply
-    console.print(
-        f"  apply needs about {_time(work.seconds.value)} on this machine, {_size(work.memory_bytes.value)} of memory,"
-        f" {_size(work.disk_bytes)} of disk."
-    )
+    console.print(f"  apply needs {_effort(chosen)}, and {_size(chosen.apply.disk_bytes)} of disk.", markup=False)
     tail = f" Saved to {saved}." if saved else ""
     action = (
         f"Next: optimize apply {saved or ''}".rstrip() if chosen.executable else "The plan can be read, not applied."
     )
     console.print(f"  [bold]Plan: {chain}, {_size(chosen.tensor_bytes)}, served by {engine}.[/]{tail}")
     console.print(f"  {action}")
+
+
+def _effort(chosen: ChosenPlan) -> str:
+    """What applying a plan takes on its own card, where that is another, and here."""
+    places = [(chosen.apply_on_target, "on the ")] if chosen.apply_on_target is not None else []
+    said = []
+    for work, where in [*places, (chosen.apply, "here, on ")]:
+        own = "the card's memory" if work.host_memory_bytes is not None else "memory"
+        said.append(
+            f"about {_time(work.seconds.value)} {where}{work.device or 'this machine'} ({_size(work.memory_bytes.value)} of {own})"
+        )
+    return "; ".join(said)
 
 
 def _count(weights: int) -> str:
@@ -247,5 +255,14 @@ def _comparisons(checks: Sequence[Comparison]) -> Table:
 def print_verified(console: Console, report: VerifyReport) -> None:
     """What the running engine showed."""
     console.print(_comparisons(report.checks))
+    for timing in report.loads:
+        console.print(f"  {timing.described}: {timing.seconds:.0f} s, {timing.tok_s:,.1f} tok/s")
+        spreads = {"TTFT": timing.ttft_ms, "TPOT": timing.tpot_ms}
+        shown = (f"{name} median {each.median:,.1f}, p95 {each.p95:,.1f} ms" for name, each in spreads.items())
+        console.print(
+            f"    {'; '.join(shown)}" + (f"; first error: {timing.error}" if timing.error else ""), style="dim"
+        )
+    for note in report.notes:
+        console.print(f"  note: {note}", style="dim", markup=False)
     verdict = "[bold green]Verified[/]" if report.holds else "[bold red]A promise is not kept[/]"
     console.print(f"  {verdict}; started in {report.start_seconds:.0f} s")

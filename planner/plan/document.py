@@ -89,6 +89,7 @@ class PlannedGoal:
 class ChosenPlan:
     """The chosen candidate. `passes`: as `passes.chain.to_json` writes them. `state`: `bounded` while a choice waits to be measured, and
     `tensor_bytes` is a bound, else `resolved`. `missing`: what `apply` lacks to run it, empty where it is `executable`.
+    `apply`: what running it takes where the plan was made; `apply_on_target`: on the plan's own card, where another one computes here.
     """
 
     engine: PlannedEngine
@@ -106,6 +107,7 @@ class ChosenPlan:
     executable: bool
     missing: tuple[str, ...]
     notes: tuple[str, ...]
+    apply_on_target: Effort | None = None
 
     @property
     def chain(self) -> tuple[Pass, ...]:

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 from passes import chain
 from passes.base import Pass
+from passes.blocks.devices import AUTO
 from passes.chain import missing, rewrite
 from passes.errors import Reason
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
-from planner.apply_cost import effort
+from planner.apply_cost import Effort, effort
 from planner.choice.alternatives import alternatives
 from planner.choice.search import SearchResult, search
 from planner.choice.verdict import GoalResult, Verdict
+from planner.machine import computing
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.document import (
     ChosenPlan,
@@ -35,6 +37,7 @@ from planner.plan.stated import figures_alone, stated, whole_bytes
 from planner.spec.parse import load_spec
 from planner.spec.spec import Spec
 from targets.engines.engine import SpeedEstimate, find_engine
+from targets.gpu import Gpu
 
 if TYPE_CHECKING:
     from passes.steps.progress import Progress
@@ -57,12 +60,18 @@ class Plan:
 
 
 def plan(
-    spec: Spec | str | Path, *, measure: Path | None = None, progress: Callable[[Progress], None] = lambda event: None
+    spec: Spec | str | Path,
+    *,
+    measure: Path | None = None,
+    progress: Callable[[Progress], None] = lambda event: None,
+    device: str = AUTO,
 ) -> Plan:
     """Choose for a spec. A plan is returned also when nothing meets the goals; `feasible` says so.
 
     `measure`: a work folder; the leading candidates are tried on a little text, and what they lose replaces what is expected.
+    `device`: what computes here (`auto`, `cpu`, `cuda`, `cuda:1`): the candidates are tried there, and `apply` is forecast for it.
     """
+    here = computing(device)
     file = None if isinstance(spec, Spec) else Path(spec)
     if not isinstance(spec, Spec):
         spec = load_spec(spec)
@@ -73,7 +82,7 @@ def plan(
     if measure is not None:
         from planner.quality.trials import trials
 
-        tried = trials(spec, source, result, measure, progress)
+        tried = trials(spec, source, result, measure, progress, device)
         result = search(spec, source.ir, measured={passes: trial.quality for passes, trial in tried.items()})
     chosen = _resolved(result.chosen, source, tried)
     document = PlanDocument(
@@ -81,7 +90,7 @@ def plan(
         model=source.ir.name,
         weights=source.ir.weights,
         spec=portable_spec(spec),
-        chosen=None if chosen is None else _chosen(spec, chosen, source),
+        chosen=None if chosen is None else _chosen(spec, chosen, source, _where(here, result.gpu)),
         rejected=tuple(
             RejectedPlan(verdict.candidate.label, tuple(map(stated, verdict.reasons))) for verdict in result.nearest()
         ),
@@ -114,12 +123,20 @@ def _place(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def _chosen(spec: Spec, verdict: Verdict, source: Source) -> ChosenPlan:
+def _where(here: Gpu, target: Gpu) -> tuple[Gpu, Gpu | None]:
+    """What the effort of applying is forecast for: what computes here, and the plan's own device where that is another."""
+    return here, None if target.name == here.name else target
+
+
+def _chosen(spec: Spec, verdict: Verdict, source: Source, where: tuple[Gpu, Gpu | None]) -> ChosenPlan:
     passes = verdict.candidate.passes
     lacking = list(missing(source.ir, passes))
     if not source.has_weights:
         lacking.append("the weights: only the description of the model is here")
-    work = effort(spec, source.ir, verdict.ir, passes)
+    here, on_target = (
+        None if device is None else _rounded(effort(spec, source.ir, verdict.ir, passes, device)) for device in where
+    )
+    assert here is not None
     return ChosenPlan(
         engine=_engine(verdict),
         label=verdict.candidate.label,
@@ -131,12 +148,17 @@ def _chosen(spec: Spec, verdict: Verdict, source: Source) -> ChosenPlan:
         quality=verdict.quality,
         goals=tuple(map(_goal, verdict.goals)),
         tensor_bytes=verdict.ir.tensor_bytes,
-        apply=replace(work, steps={name: round(seconds, 1) for name, seconds in work.steps.items()}),
+        apply=here,
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",
         executable=not lacking,
         missing=tuple(lacking),
         notes=verdict.notes,
+        apply_on_target=on_target,
     )
+
+
+def _rounded(work: Effort) -> Effort:
+    return replace(work, steps={name: round(seconds, 1) for name, seconds in work.steps.items()})
 
 
 def _goal(result: GoalResult) -> PlannedGoal:

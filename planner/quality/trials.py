@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from passes.base import NATIVE, Pass, Stage
 from passes.blocks.dense_model import DenseModel
-from passes.blocks.devices import compute_devices, compute_dtype
+from passes.blocks.devices import AUTO, compute_devices, compute_dtype
 from passes.blocks.model_class import unwalkable
 from passes.chain import from_json, rewrite, to_json
 from passes.errors import InputError, Reason, ReasonKind
@@ -82,8 +82,9 @@ def trials(
     result: SearchResult,
     work: Path,
     progress: Callable[[Progress], None] = lambda event: None,
+    device: str = AUTO,
 ) -> dict[tuple[Pass, ...], Trial]:
-    """Try the leading chains. Raises InputError where the weights are not at hand."""
+    """Try the leading chains on a device by its name. Raises InputError where the weights are not at hand, or the device is not."""
     if not source.has_weights:
         raise InputError(
             f"{source.ir.name}: only its description is known here, so nothing can be measured",
@@ -97,31 +98,31 @@ def trials(
     with clear_disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     with only_one(work / "lock", work), clear_memory_errors():
-        folder = source.materialize(work)
-        return dict(_tried(spec, source, folder, work, leading(source.ir, result), progress))
+        return dict(_tried(spec, source, work, leading(source.ir, result), progress, device))
 
 
 def _tried(
     spec: Spec,
     source: Source,
-    folder: Path,
     work: Path,
     chains: list[tuple[Pass, ...]],
     progress: Callable[[Progress], None],
+    device: str,
 ) -> Iterator[tuple[tuple[Pass, ...], Trial]]:
-    from passes.run.execute import read_tokens, source_model, token_file
+    from passes.run.execute import no_tokens, read_tokens, source_model, token_file
 
-    trust = spec.trust_remote_code
-    steps = Steps(work, progress)
+    devices = compute_devices(device)
+    dtype = compute_dtype(source.ir.dtype, device=devices[0])
+    folder, trust = source.materialize(work), spec.trust_remote_code
+    run = RunContext(work, devices, dtype, no_tokens(), Steps(work, progress))
     fitted, judging = (
-        read_tokens(token_file(steps, folder, name, _part(choice, samples, trust)))
+        read_tokens(token_file(run, folder, name, _part(choice, samples, trust)))
         for name, choice, samples in (
             ("calibration text", spec.calibration, _FITTED), ("evaluation text", spec.evaluation, _JUDGING),
         )
     )  # fmt: skip
-    devices, dtype = compute_devices(), compute_dtype(source.ir.dtype)
     model = source_model(source.ir, folder, dtype, devices)
-    run = RunContext(work, devices, dtype, fitted, steps)
+    run = run.on_text(fitted)
     for number, chain in enumerate(chains, start=1):
         told = replace(run, steps=Steps(work, _told(progress, f"{number} of {len(chains)}: ")))
         yield chain, _trial(chain, model, told, judging)

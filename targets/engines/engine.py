@@ -25,6 +25,7 @@ from targets.workload import Workload
 
 if TYPE_CHECKING:
     from targets.launch.request import Launch, LaunchRequest
+    from targets.serve.verifier import Verifier
 
 #: The engine that is meant where none is named.
 DEFAULT_ENGINE = "vllm"
@@ -187,7 +188,7 @@ class Engine(ABC):
     any_width: ClassVar[AnyWidth | None] = None
     #: Types of the KV cache, best quality first.
     kv_dtypes: ClassVar[tuple[str, ...]] = ("auto",)
-    #: How its log tells the cache; None where `verify` cannot drive it.
+    #: How the log of its server tells the cache; None where it has none that answers the OpenAI API.
     server: ClassVar[ServerLog | None] = None
     #: Fitted constants that its estimates rest on: (package, file) each.
     fitted: ClassVar[tuple[tuple[str, str], ...]] = ()
@@ -251,6 +252,15 @@ class Engine(ABC):
     def launch(self, request: LaunchRequest) -> Launch:
         """Its config file, and a script that starts it. Raises InputError where no launch files are known for it."""
         raise InputError(f"no launch files are known for the engine {self.name!r}", remedy="start it by hand")
+
+    def verifier(self) -> Verifier | None:
+        """Return what drives it for `optimize verify`; None where nothing does.
+
+        Here: its launch files, our own client and its log, where `server` says how to read that.
+        """
+        from targets.serve.drive import ServerVerifier
+
+        return None if self.server is None else ServerVerifier(self)
 
     def served_name(self, folder: Path) -> str:
         """Return the name that the launch files in `folder` serve a result by. Raises InputError where it has none."""

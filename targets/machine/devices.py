@@ -1,10 +1,12 @@
-"""The live machine: its processor and memory, its cards through NVML. Everything here looks; nothing changes anything."""
+"""The live machine: its processor and memory, its cards by their names. Everything here looks; nothing changes anything."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+
+from passes.host_memory import card_names
 
 
 def cpu_model() -> str:
@@ -31,12 +33,5 @@ def cores() -> int:
 
 
 def installed_gpus() -> tuple[str, ...]:
-    """The names NVML prints for this machine's cards; empty where there is no driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(pynvml.nvmlDeviceGetName(handle) for handle in handles)
-    except pynvml.NVMLError:
-        return ()
+    """The names that NVML prints for this machine's cards, or its driver's files without NVML; empty where neither says any."""
+    return card_names()

@@ -30,6 +30,8 @@ SIDES, MATRICES = (8192, 4096, 2048), 32
 CARD_TIMING_S = 0.02
 #: Seconds of work until a card's clocks have risen.
 WARM_S = 0.5
+#: The most seconds that one rate of a card takes to measure: two dozen timings, after which they only say what heat does to the clocks.
+CARD_BUDGET_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +278,7 @@ def probe(seconds: float) -> dict[str, Any]:
     place = card(free, torch.cuda.get_device_capability(0))
     warm_up(place, WARM_S)
     found = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "memory_bytes": total}
-    found |= rates(place, share)
+    found |= rates(place, min(share, CARD_BUDGET_S))
     return found | (all_reduce_rates(torch.cuda.device_count()) if torch.cuda.device_count() > 1 else {})
 
 

@@ -7,10 +7,14 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from targets.serve.process import EngineError, Served
+
+#: What a server that holds a model takes as a prompt: token ids, or text where it takes nothing else.
+Prompt = list[int] | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +34,74 @@ class Timing:
         return 1000 / self.tpot_ms if self.tpot_ms > 0 else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer: seconds from sending it to its first token, seconds from that to its last, the tokens it has, its text."""
+
+    ttft_s: float
+    rest_s: float
+    tokens: int
+    text: str
+
+    @property
+    def tpot_s(self) -> float:
+        """Seconds a token after the first."""
+        return self.rest_s / (self.tokens - 1) if self.tokens > 1 else 0.0
+
+
 def measure(served: Served, model: str, *, input_tokens: int, output_tokens: int, requests: int = 5) -> Timing:
     """Time requests one after another over the OpenAI API, each with a prompt that no server has seen (no prefix hits)."""
-    _stream(served, model, _prompt(16), 4)
-    firsts, rests, text = [], [], ""
+    ask(served, request_body(model, unseen_prompt(16), 4))
+    answers = []
     for _ in range(requests):
-        times, text = _stream(served, model, _prompt(input_tokens), output_tokens)
-        began, stamps = times[0], times[1:]
-        if len(stamps) < 2:
+        answers.append(ask(served, request_body(model, unseen_prompt(input_tokens), output_tokens)))
+        if answers[-1].tokens < 2:
             raise EngineError(
                 "the engine answered fewer than two tokens", remedy="ask for more output_tokens in the workload"
             )
-        firsts.append(1000 * (stamps[0] - began))
-        rests.append(1000 * (stamps[-1] - stamps[0]) / (len(stamps) - 1))
-    return Timing(statistics.median(firsts), statistics.median(rests), requests, input_tokens, output_tokens, text)
+    firsts, rests = ([1000 * answer.ttft_s for answer in answers], [1000 * answer.tpot_s for answer in answers])
+    return Timing(
+        statistics.median(firsts), statistics.median(rests), requests, input_tokens, output_tokens, answers[-1].text
+    )
 
 
-def _prompt(tokens: int) -> list[int]:
+def unseen_prompt(tokens: int) -> list[int]:
     """Random token ids, so that no two prompts begin alike; small ids exist in every vocabulary."""
     return [random.randrange(100, 900) for _ in range(tokens)]
 
 
-def _post(served: Served, body: dict[str, Any]) -> http.client.HTTPResponse:
+def request_body(model: str, prompt: Prompt, tokens: int) -> bytes:
+    """Return a completion request for exactly `tokens` tokens, streamed, as the OpenAI API takes it."""
+    body: dict[str, Any] = {
+        "model": model, "prompt": prompt, "max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    return json.dumps(body).encode()
+
+
+def ask(served: Served, body: bytes) -> Answer:
+    """Send one request and read its answer to the end. Raises EngineError where it is refused, OSError where the server is gone."""
     connection = http.client.HTTPConnection(served.host, served.port, timeout=600)
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    try:
+        sent = time.perf_counter()
+        reply = post(connection, "/v1/completions", body)
+        first = last = 0.0
+        chunks, tokens, text = 0, None, []
+        for data, at in _events(reply):
+            if choices := data.get("choices"):
+                first, last, chunks = first or at, at, chunks + 1
+                text.append(choices[0].get("text") or "")
+            tokens = (data.get("usage") or {}).get("completion_tokens", tokens)
+    finally:
+        connection.close()
+    if not chunks:
+        raise EngineError("the engine answered no token", remedy="see its log")
+    return Answer(first - sent, last - first, tokens or chunks, "".join(text))
+
+
+def post(connection: http.client.HTTPConnection, path: str, body: bytes) -> http.client.HTTPResponse:
+    """Send JSON. Raises EngineError with what the server says where it does not answer 200."""
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
     reply = connection.getresponse()
     if reply.status != 200:
         raise EngineError(
@@ -62,19 +110,13 @@ def _post(served: Served, body: dict[str, Any]) -> http.client.HTTPResponse:
     return reply
 
 
-def _stream(served: Served, model: str, prompt: list[int], tokens: int) -> tuple[list[float], str]:
-    """When the request was sent, then when each token came; and the text."""
-    body = {
-        "model": model, "prompt": prompt, "max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True,
-    }  # fmt: skip
-    times, text = [time.perf_counter()], ""
-    reply = _post(served, body)
-    for raw in reply:
-        line = raw.decode().strip()
-        if not line.startswith("data: ") or line == "data: [DONE]":
-            continue
-        choices = json.loads(line[6:]).get("choices") or []
-        if choices:
-            times.append(time.perf_counter())
-            text += choices[0].get("text") or ""
-    return times, text
+def _events(reply: http.client.HTTPResponse) -> Iterator[tuple[dict[str, Any], float]]:
+    """Events of a stream, each with the moment its bytes came. Whole chunks are read: line by line takes a client's time."""
+    rest = b""
+    while piece := reply.read1(1 << 16):
+        at = time.perf_counter()
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            data = line.removeprefix(b"data:").strip()
+            if data.startswith(b"{") and line.startswith(b"data:"):
+                yield json.loads(data), at

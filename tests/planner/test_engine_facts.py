@@ -16,8 +16,10 @@ from planner.plan.document import PlannedSettings, planned_settings
 from planner.plan.launch import launch_request
 from planner.plan.make import plan
 from planner.spec.parse import parse_spec
-from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
+from targets.engines.engine import ENGINE_NAMES, Engine, Parallel, Settings, find_engine
+from targets.engines.vllm.engine import Vllm
 from targets.gpu import find_gpu
+from targets.serve.drive import ServerVerifier
 
 #: Where people's words are read or written: the written spec, the default and help of `--engine`.
 _WORDS = {"spec/template.py": 1, "cli/commands.py": 2}
@@ -64,7 +66,21 @@ def test_a_server_s_log_tells_its_cache() -> None:
     assert (server.kv_tokens(log), server.max_concurrency(log)) == (46_592, 22.75)
     assert server.kv_tokens("GPU KV cache size: 46,592 tokens") == 46_592
     assert (server.kv_tokens("ready"), server.max_concurrency("ready")) == (None, None)
+    on_two_lines = "GPU KV cache size: 46,592 tokens\nMaximum concurrency for 2,048 tokens per request: 22.75x"
+    assert server.max_concurrency(on_two_lines) == 22.75
     assert find_engine("exllamav2").server is None
+
+
+def test_every_engine_of_ours_is_driven_and_one_that_serves_elsewhere_by_its_log() -> None:
+    assert all(find_engine(name).verifier() is not None for name in ENGINE_NAMES)
+
+    class Other(Vllm):
+        verifier = Engine.verifier
+
+    class Mute(Other):
+        server = None
+
+    assert isinstance(Other().verifier(), ServerVerifier) and Mute().verifier() is None
 
 
 @pytest.mark.parametrize(

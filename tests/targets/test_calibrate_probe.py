@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from targets.gpu import find_gpu
 from targets.machine import probe_program
 from targets.machine.probe_program import (
     MATRICES,
@@ -17,6 +18,7 @@ from targets.machine.probe_program import (
     copy_rate,
     dense_rates,
     int8_rate,
+    probe,
     processor,
     rows_in_time,
     seconds_in_rounds,
@@ -115,6 +117,40 @@ def test_work_takes_no_more_than_a_share_of_the_free_memory(free: int) -> None:
     one = card(free, (9, 0))
     assert 2 * one.working_set <= free / 2
     assert MATRICES * one.matrix_bytes <= free or one.side == SIDES[-1]
+
+
+def test_a_card_is_measured_in_a_fraction_of_the_time_that_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rates, half a second each, after a warm-up: most of `optimize calibrate` is the import of torch."""
+    budgets: list[float] = []
+    h100 = {
+        "is_available": lambda: True, "device_count": lambda: 1, "mem_get_info": lambda device: (78 * GIB, 79 * GIB),
+        "get_device_capability": lambda device: (9, 0), "get_device_name": lambda device: "NVIDIA H100 80GB HBM3",
+    }  # fmt: skip
+    for name, answer in h100.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(probe_program, "warm_up", lambda place, seconds: budgets.append(seconds))
+
+    def rates(place: Place, budget_s: float) -> dict[str, float | None]:
+        budgets.append(budget_s)
+        return {"bf16_flops": 1.0}
+
+    monkeypatch.setattr(probe_program, "rates", rates)
+    found = probe(20.0)
+    assert sum(budgets[:1] + 5 * budgets[1:]) <= 5
+    assert find_gpu(found["device"]).name == "H100 SXM"
+
+
+def test_a_copy_counts_what_it_reads_and_what_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working set of n bytes is n bytes of 16-bit numbers, read once and written once."""
+    copied: list[int] = []
+
+    def timed(call: Callable[[int], torch.Tensor], place: Place, budget_s: float) -> float:
+        copied.append(call(0).nbytes)
+        return 2.0
+
+    monkeypatch.setattr(probe_program, "seconds_per_call", timed)
+    small = Place(torch.device("cpu"), lambda: None, 64, 64, 1 << 20, 1e-4, torch.bfloat16)
+    assert copy_rate(small, 0.1) == 2 * copied[0] / 2.0 == 1 << 20
 
 
 def test_a_card_with_room_gets_large_work() -> None:

@@ -1,9 +1,10 @@
 """What ExLlamaV2 and ExLlamaV3 share: layers laid over the cards one after the other, a cache of whole pages, no CUDA graphs.
 
 Weights are resident as stored, the embedding in the host's memory. The cache holds fp16, or integers with one fp16 scale for
-32 elements (`exllamav2/cache.py`, `exllamav3/cache/quant.py`), in pages of 256 tokens. A card keeps besides: the CUDA context
-and libraries, scratch for a prompt chunk of 2,048 tokens (the feed-forward's inputs and outputs, one matrix dequantized to
-fp16) and, on the last card, logits. The context is assumed, the scratch follows the engines' own `scratch_spaces`.
+32 elements (`exllamav2/cache.py`, `exllamav3/cache/quant.py`), in pages of 256 tokens. ExLlamaV2 reads a quantized one through one
+layer's in fp16, as long as the whole cache, which each card keeps. A card keeps besides: the CUDA context and libraries, scratch
+for a prompt chunk of 2,048 tokens (the feed-forward's inputs and outputs, one matrix dequantized to fp16) and, on the last card,
+logits. The context is assumed, the scratch follows the engines' own `scratch_spaces`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from targets.workload import Workload
 
 if TYPE_CHECKING:
     from targets.launch.request import Launch, LaunchRequest
+    from targets.serve.verifier import Verifier
 
 _MIB = 1 << 20
 #: Tokens a page, and tokens of a prompt chunk (`max_input_len`, `chunk_size`).
@@ -126,11 +128,12 @@ class Exllama(Engine):
 
     def _layout(self, ir: ModelIR, cards: int, stage: int) -> Layout:
         rules = replace(rules_for("0.8")[0], hybrid_groups=False, null_block=False, tokens_from_concurrency=False)
-        settings = CacheSettings(PAGE, self.cache_bytes(ir), 2, 1, CHUNK, prefix_caching=False)
         # Recurrent states are a constant a sequence and small beside pages; the engines keep them outside the cache.
         states = tuple(
             (b.state, n) for b, n in stage_blocks(ir, cards, stage) if not isinstance(b.state, Recurrent | NoState)
         )
+        element = self.cache_bytes(ir) + self.unpacked_bytes(ir, sum(count for _, count in states))
+        settings = CacheSettings(PAGE, element, 2, 1, CHUNK, prefix_caching=False)
         return build_layout(states, settings, rules)
 
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
@@ -141,6 +144,10 @@ class Exllama(Engine):
     def cache_bytes(self, ir: ModelIR) -> float:
         """By the cache's type."""
         return self.cache_bits.get(ir.kv_cache.dtype, 16.0) / 8
+
+    def unpacked_bytes(self, ir: ModelIR, layers: int) -> float:
+        """Bytes a cached key or value that a card with so many layers keeps beside the cache itself."""
+        return 0.0
 
     def launch(self, request: LaunchRequest) -> Launch:
         """TabbyAPI with a config file."""
@@ -153,6 +160,12 @@ class Exllama(Engine):
         from targets.engines.exllama.launch import served_name
 
         return served_name(folder)
+
+    def verifier(self) -> Verifier:
+        """Through TabbyAPI, where a checkout is named."""
+        from targets.engines.exllama.verify import TabbyVerifier
+
+        return TabbyVerifier(self)
 
     @abstractmethod
     def cache_mode(self, dtype: str) -> str:

@@ -14,7 +14,8 @@ import yaml
 from targets.engines.exllama.engine import CHUNK, PAGE
 from targets.launch.request import Launch, LaunchFile, LaunchRequest
 
-_CONFIG = "config.yml"
+#: The config file in the launch folder.
+CONFIG = "config.yml"
 _PORT = 5000
 
 _RUN = """#!/usr/bin/env bash
@@ -37,15 +38,15 @@ def tabby_launch(request: LaunchRequest, served_by: str, cache_mode: str) -> Lau
     config = tabby_config(request, cache_mode)
     head = f"# TabbyAPI: {request.label}\n# Planned for {request.engine} {request.version}.\n# Served by {served_by}.\n"
     files = (
-        LaunchFile(_CONFIG, head + yaml.safe_dump(config, sort_keys=False), data=config),
+        LaunchFile(CONFIG, head + yaml.safe_dump(config, sort_keys=False), data=config),
         LaunchFile("run.sh", _RUN.replace("@PORT@", str(_PORT)), executable=True),
     )
-    return Launch(files, ("python", "main.py", "--config", f"launch/{_CONFIG}"), {}, _PORT, "/health")
+    return Launch(files, ("python", "main.py", "--config", f"launch/{CONFIG}"), {}, _PORT, "/health")
 
 
 def served_name(folder: Path) -> str:
     """Return the name in the config file of a launch folder."""
-    return str(yaml.safe_load((folder / _CONFIG).read_text(encoding="utf-8"))["model"]["model_name"])
+    return str(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["model"]["model_name"])
 
 
 def tabby_config(request: LaunchRequest, cache_mode: str) -> dict[str, Any]:

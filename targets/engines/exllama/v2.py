@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
+from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.state import SlidingKV
 from targets.engines.engine import AnyWidth, Settings
@@ -17,6 +18,9 @@ from targets.engines.exllama.engine import (
     placement_reasons,
 )
 from targets.gpu import Gpu
+
+if TYPE_CHECKING:
+    from targets.serve.verifier import Verifier
 
 #: The values of `architectures` that 0.3.2 knows (`ExLlamaV2ArchParams` in exllamav2/architecture.py). Any other is loaded as a
 #: Llama with a warning, so it fails on the first tensor that is missing, or computes something else.
@@ -52,6 +56,16 @@ class ExllamaV2(Exllama):
     def cache_mode(self, dtype: str) -> str:
         """FP16, Q8, Q6, Q4."""
         return "FP16" if dtype == "auto" else dtype.upper()
+
+    def unpacked_bytes(self, ir: ModelIR, layers: int) -> float:
+        """A quantized cache is read through one layer's in fp16, as long as the whole cache (`temp_tensors` in exllamav2/cache.py)."""
+        return 0.0 if ir.kv_cache.dtype == OWN else 2.0 / max(1, layers)
+
+    def verifier(self) -> Verifier:
+        """Through its package's own generator, and TabbyAPI where a checkout is named."""
+        from targets.engines.exllama.verify import GeneratorVerifier
+
+        return GeneratorVerifier(self)
 
     def known_versions(self) -> tuple[str, ...]:
         """The last release; its accounting did not change over the 0.2 and 0.3 lines."""

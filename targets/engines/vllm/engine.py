@@ -38,6 +38,7 @@ from targets.workload import Workload
 
 if TYPE_CHECKING:
     from targets.launch.request import Launch, LaunchRequest
+    from targets.serve.verifier import Verifier
 
 _GIB = 1 << 30
 #: Cards with more memory than this get the larger defaults (vLLM's `EngineArgs.get_batch_defaults`: 70 GiB, A100 excepted).
@@ -80,9 +81,7 @@ class Vllm(Engine):
     kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "fp8", "fp8_e5m2")
     server: ClassVar[ServerLog | None] = ServerLog(
         tokens=re.compile(r"KV cache size: ([\d,]+) tokens"),
-        concurrency=re.compile(
-            r"KV cache size: [\d,]+ tokens, Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x"
-        ),
+        concurrency=re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x"),
     )
     fitted: ClassVar[tuple[tuple[str, str], ...]] = (("targets.engines.vllm", "memory_fit.json"),)
 
@@ -255,6 +254,12 @@ class Vllm(Engine):
         from targets.engines.vllm.launch import vllm_launch
 
         return vllm_launch(request, cpu=self.device == "cpu")
+
+    def verifier(self) -> Verifier:
+        """Its server, under the load of its own `vllm bench serve`."""
+        from targets.engines.vllm.verify import VllmVerifier
+
+        return VllmVerifier(self)
 
     def served_name(self, folder: Path) -> str:
         """As its config file says."""

@@ -1,0 +1,104 @@
+"""What goes on beside the computing where a card computes: the next block's weights on their way to it, the last one's tensors to disk.
+
+On the processor the same happens in between: there is nothing to do beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from passes.blocks.dense_model import DenseModel
+from passes.blocks.matrices import fused_parts
+
+if TYPE_CHECKING:
+    import torch
+
+
+class WeightsAhead:
+    """The weights of one block after the other, by relative name; of the next one while a block is at work, on the card already.
+
+    Not so where a matrix is there whole and in parts (banks of experts, fused matrices): both share memory only where they were read.
+    """
+
+    def __init__(self, dense: DenseModel, device: torch.device) -> None:
+        self._dense, self._device = dense, device
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tightfit-read") if device.type == "cuda" else None
+        self._ahead: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
+
+    def take(self, index: int) -> Mapping[str, torch.Tensor]:
+        """Return the tensors of a block, and begin to read those of the next."""
+        if self._pool is None or self._in_parts(index):
+            return self._dense.block(index)
+        ahead, self._ahead = self._ahead, None
+        future = ahead[1] if ahead is not None and ahead[0] == index else self._pool.submit(self._read, index)
+        tensors = future.result()
+        if index + 1 < len(self._dense) and not self._in_parts(index + 1):
+            self._ahead = (index + 1, self._pool.submit(self._read, index + 1))
+        return tensors
+
+    def _in_parts(self, index: int) -> bool:
+        block = self._dense.ir.decoder.block(index)
+        return bool(fused_parts(block)) or any(linear.stacking is not None for linear in block.linears)
+
+    def _read(self, index: int) -> dict[str, torch.Tensor]:
+        """A block on the card, by way of pinned memory and a queue of its own."""
+        import torch
+
+        work, own = torch.cuda.default_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        tensors = {}
+        with torch.cuda.stream(own):
+            for name, tensor in self._dense.block(index).items():
+                pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+                tensors[name] = pinned.to(self._device, non_blocking=True)
+                tensors[name].record_stream(work)  # freed there, not before what is queued there has read it
+        own.synchronize()
+        return tensors
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ahead = None
+
+
+class WrittenBehind:
+    """Writes one thing at a time, beside what its caller does next where that is on a card; then records it, in the caller's thread.
+
+    A write that failed raises when the next one is begun, or waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tightfit-write") if device.type == "cuda" else None
+        self._pending: tuple[Future[None], Callable[[], None]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    def run(self, write: Callable[[], None], record: Callable[[], None]) -> None:
+        """Write, and record it when it is written."""
+        self.wait()
+        if self._pool is None:
+            write()
+            record()
+        else:
+            self._pending = (self._pool.submit(write), record)
+
+    def wait(self) -> None:
+        """Return when everything that was begun is written and recorded."""
+        if self._pending is not None:
+            (written, record), self._pending = self._pending, None
+            written.result()
+            record()

@@ -220,7 +220,7 @@ def _quantized(parts: Sequence[Part], factor: Factor) -> Iterator[tuple[Exl2Code
             codes[:, span].contiguous(), found[begins, span].to(torch.uint8), found[begins, edges[-1] + number], perm,
             tuple((bits, length) for bits, length in groups),
         )  # fmt: skip
-        yield stored, work[:, span][back].T.contiguous()
+        yield stored, torch.index_select(work[:, span].T, 1, back)
 
 
 def _rows(

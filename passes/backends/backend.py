@@ -18,7 +18,8 @@ P = TypeVar("P", bound=Pass)
 class Task(Generic[P]):
     """What is to be made: `pass_` on the dense model in `source`, with the token blocks in `tokens` (`input_ids`, samples × length).
 
-    `work` is the task's own folder: the job file, the tool's scratch files and log, and at the end `out`.
+    `work` is the task's own folder: the job file, the tool's scratch files and log, and at the end `out`. `cards`: the cards that the tool
+    sees, as CUDA_VISIBLE_DEVICES names them; None: those that this process sees.
     """
 
     pass_: P
@@ -27,6 +28,7 @@ class Task(Generic[P]):
     samples: int
     length: int
     work: Path
+    cards: str | None = None
 
     @property
     def out(self) -> Path:

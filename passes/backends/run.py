@@ -55,12 +55,12 @@ def version(backend: Backend[P], python: Path) -> str:
     return found.stdout.strip()
 
 
-def has_cuda(backend: Backend[P], python: Path) -> bool:
-    """Whether the tool's torch sees a card."""
+def has_cuda(backend: Backend[P], python: Path, cards: str | None = None) -> bool:
+    """Whether the tool's torch sees a card; `cards`: as a task has them."""
     code = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
     return (
         subprocess.run(
-            [str(python), "-c", code], capture_output=True, check=False, env=_environment(backend)
+            [str(python), "-c", code], capture_output=True, check=False, env=_environment(backend, cards)
         ).returncode
         == 0
     )
@@ -71,7 +71,7 @@ def run(backend: Backend[P], python: Path, task: Task[P], report: Callable[[int,
 
     Raises InputError where the tool needs a card that is not there, TightfitError with the end of its log when it fails.
     """
-    if backend.needs_cuda(task.pass_) and not has_cuda(backend, python):
+    if backend.needs_cuda(task.pass_) and not has_cuda(backend, python, task.cards):
         raise InputError(
             f"{backend.name} makes {task.pass_.text()} on an NVIDIA card only, and {python} sees none",
             remedy="run apply where the card is, or choose backend: native",
@@ -93,7 +93,7 @@ def run(backend: Backend[P], python: Path, task: Task[P], report: Callable[[int,
     with log.open("w", encoding="utf-8") as kept:
         child = subprocess.Popen(
             list(backend.command(python, task)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            cwd=task.scratch, env=_environment(backend), start_new_session=True,
+            cwd=task.scratch, env=_environment(backend, task.cards), start_new_session=True,
         )  # fmt: skip
         assert child.stdout is not None
         try:
@@ -108,10 +108,11 @@ def run(backend: Backend[P], python: Path, task: Task[P], report: Callable[[int,
         raise _failed(backend, code, log)
 
 
-def _environment(backend: Backend[P]) -> dict[str, str]:
+def _environment(backend: Backend[P], cards: str | None = None) -> dict[str, str]:
     """The tool's process knows nothing of this one's packages, and asks no network for what lies here."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "TQDM_DISABLE")}
-    return kept | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"} | dict(backend.environment)
+    seen = {} if cards is None else {"CUDA_VISIBLE_DEVICES": cards}
+    return kept | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"} | seen | dict(backend.environment)
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:

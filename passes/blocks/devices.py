@@ -70,6 +70,18 @@ def hidden_cards(asked: str = AUTO) -> bool:
     return device_name(asked) == PROCESSOR or (hidden is not None and hidden.strip() in ("", "-1"))
 
 
+def visible_cards(asked: str) -> str | None:
+    """Return CUDA_VISIBLE_DEVICES of a process that is to compute where this one was asked to; None where as it is here."""
+    name = device_name(asked)
+    if name == PROCESSOR:
+        return ""
+    if ":" not in name:
+        return None
+    number = int(name.partition(":")[2])
+    here = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    return here[number] if number < len(here) else str(number)
+
+
 def built_for_cards() -> bool:
     """Return whether the installed torch may compute on cards, by its version; it is not loaded for that."""
     try:

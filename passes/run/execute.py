@@ -26,7 +26,7 @@ from passes.backends.result import described, write_shards
 from passes.backends.run import backend_python, run, version
 from passes.base import Pass
 from passes.blocks.dense_model import DenseModel
-from passes.blocks.devices import compute_devices, compute_dtype
+from passes.blocks.devices import compute_devices, compute_dtype, visible_cards
 from passes.blocks.model_class import UNRUNNABLE_REMEDY, unrunnable
 from passes.errors import DoesNotFitError, InputError
 from passes.files.atomic import read_json, readable, write_json
@@ -242,6 +242,7 @@ class _Run:
             len(tokens),
             tokens.shape[1],
             self.job.work.resolve() / f"{tool.name}-{key}",
+            visible_cards(self.job.device),
         )
         shards = task.work / "shards"
         finished = task.work / "finished.json"

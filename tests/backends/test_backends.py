@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -192,6 +193,17 @@ def test_output_is_read_as_it_comes_and_kept(tmp_path: Path) -> None:
     run(_Stand(code), Path(sys.executable), job, lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert "3 of 3" in (job.work / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("cards", "seen"), [(None, "2,3"), ("", ""), ("3", "3")])
+def test_a_tool_sees_the_cards_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cards: str | None, seen: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    code = "import os, sys; os.makedirs(sys.argv[1]); print('sees <' + os.environ['CUDA_VISIBLE_DEVICES'] + '>')"
+    job = replace(task(tmp_path, Quantize("gptq", Gptq())), cards=cards)
+    run(_Stand(code), Path(sys.executable), job, lambda done, total: None)
+    assert f"sees <{seen}>" in (job.work / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

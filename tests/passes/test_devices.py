@@ -17,7 +17,14 @@ import torch
 
 from passes import host_memory
 from passes.blocks import devices
-from passes.blocks.devices import compute_devices, compute_dtype, free_bytes, require_memory, unused_cards
+from passes.blocks.devices import (
+    compute_devices,
+    compute_dtype,
+    free_bytes,
+    require_memory,
+    unused_cards,
+    visible_cards,
+)
 from passes.errors import DoesNotFitError, InputError
 from passes.steps.meter import Meter, cards_at_work
 
@@ -253,6 +260,19 @@ def test_work_that_a_card_has_no_room_for_is_refused_with_what_would_do(driver: 
         require_memory(torch.device("cuda", 0), 90 * _GIB, "fewer samples")
     assert str(error.value.remedy).startswith("fewer samples; or ")
     assert "--device cpu" in str(error.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("asked", "here", "seen"),
+    [("auto", None, None), ("cuda", "2,3", None), ("cpu", None, ""), ("cuda:1", None, "1"), ("cuda:1", "2, 3", "3"),
+     ("cuda:0", "GPU-8f2a", "GPU-8f2a")],
+)  # fmt: skip
+def test_outside_tools_are_shown_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked: str, here: str | None, seen: str | None
+) -> None:
+    if here is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", here)
+    assert visible_cards(asked) == seen
 
 
 @pytest.fixture

@@ -286,6 +286,16 @@ def test_a_device_is_chosen_on_the_command_line(tiny: Path) -> None:
     assert not (tiny / "other").exists() and not (tiny / ".other.work").exists()
 
 
+def test_a_card_that_torch_cannot_use_is_said_before_the_work(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "card_names", lambda: (_H100,))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    for command in (["apply", "none.plan.json"], ["plan", "none.yaml", "--measure"]):
+        done = CliRunner().invoke(app, command)
+        assert f"Note     the processor computes: this machine has {_H100}, but torch" in done.stderr
+        assert "Note" not in CliRunner().invoke(app, [*command, "--device", "cpu"]).stderr
+
+
 def test_the_candidates_are_tried_on_the_device_that_was_asked_for(tiny: Path) -> None:
     done = CliRunner().invoke(app, ["plan", "tiny.yaml", "--measure", "--device", "cpu"])
     assert done.exit_code == 0, done.output

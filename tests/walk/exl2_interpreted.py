@@ -30,7 +30,7 @@ SIGNATURES = {
 
 def quantize(given: dict[str, Any]) -> list[tuple[torch.Tensor, ...]]:
     if "free_bytes" in given:
-        exl2_triton._free_bytes = lambda device: given["free_bytes"]
+        exl2_triton._room = lambda device: given["free_bytes"]
         print(exl2_triton.fitting(given["parts"], given["free_bytes"]))
     found = exl2_triton.quantize_parts(given["parts"], Factor(given["permutation"], given["inverse"]))
     return [(stored.codes, stored.scale_index, stored.scale_max, decoded) for stored, decoded in found]

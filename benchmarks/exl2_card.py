@@ -18,7 +18,8 @@ from contextlib import contextmanager
 
 import torch
 
-from passes.algorithms import exl2, exl2_kernels
+from passes.algorithms import exl2
+from passes.algorithms.kernels import exl2_triton
 from passes.formats.exllama.exl2 import Exl2
 from passes.formats.exllama.exl2_options import ATTENTION, MLP
 
@@ -63,7 +64,7 @@ def agreement(divide: int, device: torch.device) -> Iterator[dict[str, float]]:
         x = inputs(weight.shape[1], device)
         factor = exl2.factorize(x.T @ x, "benchmark")
         layouts = [MLP[number][2].layout(weight.shape[1]) for number in (0, option)]
-        by_kernels = list(exl2_kernels.quantize_parts([(weight, layout) for layout in layouts], factor))
+        by_kernels = list(exl2_triton.quantize_parts([(weight, layout) for layout in layouts], factor))
         for (codes, decoded), (other, expected) in zip(by_kernels, exl2.quantize(weight, factor, layouts), strict=True):
             ours, theirs = (float((x @ (each - weight).T).norm()) for each in (decoded, expected))
             equal = float((codes.codes == other.codes).float().mean())
@@ -101,7 +102,7 @@ def main() -> None:
     if device.type == "cuda":
         found["card"] = torch.cuda.get_device_name(device)
     else:
-        exl2.quantize_parts = exl2_kernels.quantize_parts
+        exl2.quantize_parts = exl2_triton.quantize_parts
     found["agreement"] = list(agreement(divide, device))
     for name, options in (("one option", (6,)), ("all options", None)):
         for _ in range(1 + (device.type == "cuda")):

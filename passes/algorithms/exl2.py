@@ -8,8 +8,8 @@ is the same at the same parameter set. Two things are done differently because t
 * The scale multiplier is searched on the same 97-point grid coarse to fine, and from where the group before it ended
   (`tests/walk/test_exl2.py` holds it to the full scan).
 
-On a card the loop is bound by launches and by what is asked back from it, not by arithmetic: `passes.algorithms.exl2_kernels` does the
-same work in few launches, with the full scan.
+On a card the loop is bound by launches and by what is asked back from it, not by arithmetic:
+`passes.algorithms.kernels.exl2_triton` does the same work in few launches, with the full scan.
 
 Orientation: rows are inputs (`[K, N]`, K permuted by descending diag(H)), as the format stores them.
 """
@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from passes.algorithms.kernels.columns import usable
 from passes.algorithms.threads import side_by_side
 from passes.errors import TightfitError
 
@@ -105,13 +105,13 @@ def factorize(hessian: torch.Tensor, where: str) -> Factor:
 def quantize_parts(parts: Sequence[Part], factor: Factor) -> Iterator[tuple[Exl2Codes, torch.Tensor]]:
     """Quantize matrices that read one input, each with a layout; parts of one matrix follow each other.
 
-    On a card with Triton they are worked on together (`passes.algorithms.exl2_kernels`), else one matrix after the other. Yields, in
+    On a card with Triton they are worked on together (`passes.algorithms.kernels.exl2_triton`), else one matrix after the other. Yields, in
     order, what `quantize` returns of a part; who has no need of the ones before lets them go.
     """
-    if factor.inverse.device.type == "cuda" and find_spec("triton") is not None:
-        from passes.algorithms import exl2_kernels
+    if usable(factor.inverse):
+        from passes.algorithms.kernels import exl2_triton
 
-        yield from exl2_kernels.quantize_parts(parts, factor)
+        yield from exl2_triton.quantize_parts(parts, factor)
         return
     for _, group in groupby(parts, key=lambda part: id(part[0])):
         same = list(group)

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from passes.algorithms import exl2_kernels
 from passes.algorithms.exl2 import Factor
+from passes.algorithms.kernels import exl2_triton
 
 #: Compute capabilities: an A100, an RTX 4090, an H100.
 CARDS = (80, 89, 90)
@@ -30,9 +30,9 @@ SIGNATURES = {
 
 def quantize(given: dict[str, Any]) -> list[tuple[torch.Tensor, ...]]:
     if "free_bytes" in given:
-        exl2_kernels._free_bytes = lambda device: given["free_bytes"]
-        print(exl2_kernels.fitting(given["parts"], given["free_bytes"]))
-    found = exl2_kernels.quantize_parts(given["parts"], Factor(given["permutation"], given["inverse"]))
+        exl2_triton._room = lambda device: given["free_bytes"]
+        print(exl2_triton.fitting(given["parts"], given["free_bytes"]))
+    found = exl2_triton.quantize_parts(given["parts"], Factor(given["permutation"], given["inverse"]))
     return [(stored.codes, stored.scale_index, stored.scale_max, decoded) for stored, decoded in found]
 
 
@@ -44,7 +44,7 @@ def compile_all() -> None:
 
     for card in CARDS:
         for name, types in SIGNATURES.items():
-            kernel = getattr(exl2_kernels, name)
+            kernel = getattr(exl2_triton, name)
             source = ASTSource(fn=kernel, signature=dict(zip(kernel.arg_names, types, strict=True)), constexprs={})
             made = triton.compile(source, target=GPUTarget("cuda", card, 32), options={"num_warps": 4, "num_stages": 1})
             print(name, card, len(made.asm["cubin"]))

@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 
 from passes.algorithms.exl2 import GRID, LEAST_TOP, ROWS, Exl2Codes, Factor, Part, starts
+from passes.blocks.devices import free_bytes, memory_bytes
 
 #: Rows after which errors are spread over all that follow.
 _SPAN = 256
@@ -182,23 +183,20 @@ def quantize_parts(parts: Sequence[Part], factor: Factor) -> Iterator[tuple[Exl2
     """
     start = 0
     while start < len(parts):
-        count = fitting(parts[start:], _free_bytes(factor.inverse.device))
+        count = fitting(parts[start:], _room(factor.inverse.device))
         yield from _quantized(parts[start : start + count], factor)
         start += count
 
 
-def fitting(parts: Sequence[Part], free_bytes: int) -> int:
-    """How many of the parts, from the first one on, are quantized together with so much memory free; at least one."""
+def fitting(parts: Sequence[Part], room: int) -> int:
+    """How many of the parts, from the first one on, are quantized together with so many bytes free; at least one."""
     taken = accumulate(weight.numel() * _ENTRY_BYTES for weight, _ in parts)
-    return max(1, sum(total <= free_bytes / _SHARE for total in taken))
+    return max(1, sum(total <= room / _SHARE for total in taken))
 
 
-def _free_bytes(device: torch.device) -> int:
-    """What the driver has left and what torch holds unused. Outside a card (Triton's interpreter), no bound."""
-    if device.type != "cuda":
-        return 1 << 62
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + unused
+def _room(device: torch.device) -> int:
+    """What is free on a card; outside one (Triton's interpreter) all there is."""
+    return free_bytes(device) if device.type == "cuda" else memory_bytes(device)
 
 
 def _quantized(parts: Sequence[Part], factor: Factor) -> Iterator[tuple[Exl2Codes, torch.Tensor]]:

@@ -128,7 +128,7 @@ def run_stage(stage: Stage, setup: Setup) -> dict[str, Any]:
     found = json.loads(notes.read_text()) if notes.exists() else {}
     skipped = found.pop("skipped", None)
     if code is None:
-        status, reason = "timeout", f"ended after {stage.limit_s:.0f} s"
+        status, reason = "timeout", f"ended at its limit of {stage.limit_s:.0f} s"
     elif code:
         status, reason = "failed", cause(log.read_text(errors="replace"))
     else:

@@ -94,7 +94,7 @@ def test_goals_are_judged_by_what_was_measured() -> None:
 
 
 def test_parts_of_one_machine_are_one_run_and_the_stage_that_ended_counts() -> None:
-    first = document(apply_gptq={"status": "timeout", "reason": "ended after 118 s"})
+    first = document(apply_gptq={"status": "timeout", "reason": "ended at its limit of 118 s"})
     second = document(apply_gptq={"walk": _WALK})
     other = document(MACHINE | {"card": "NVIDIA H200"}, apply_gptq={"walk": _WALK})
     runs = runs_of({"1": first, "2": second, "3": other})

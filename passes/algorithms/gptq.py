@@ -96,6 +96,7 @@ def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
     if int(failed) != 0:
         return None
     root = lower.flip(0, 1)
+    del lower  # what is in memory at once is a few of these matrices
     upper = torch.linalg.solve_triangular(root, torch.eye(len(root), device=root.device), upper=True)
     return upper if bool(torch.isfinite(upper).all()) else None
 

@@ -49,6 +49,8 @@ _ENVIRONMENT = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_NO_USAGE_STATS": "1", 
 _FORMATS: dict[str, Format] = {
     "w4a16": PackQuantized(4, 128), "fp8": FloatQuantized(), "w8a8": IntQuantized(), "awq": Awq(128), "gptq": Gptq(4, 128),
 }  # fmt: skip
+#: Whose checkpoints carry scales of an fp8 cache.
+_WITH_SCALES = ("w4a16", "fp8", "w8a8", "mixed")
 #: Lines of a start's log that say where memory and time went.
 _TELLING = (
     "KV cache",
@@ -96,7 +98,8 @@ class Case:
 def passes_of(ir: ModelIR, form: str, *, fp8_cache: bool) -> tuple[Pass, ...]:
     """The chain that writes a format. `mixed`: the first half of the layers in W4A16, the rest in W8A8.
 
-    An fp8 cache has no scales in the checkpoint: made up, they would be negative as often as not, which kernels refuse.
+    Scales of an fp8 cache are in the checkpoint where its format carries them, as plans have it; the engine makes them up too, so what
+    it generates says nothing, and kernels of processors, which look at their sign, refuse them.
     """
     weights: tuple[Pass, ...] = ()
     if form == "mixed":
@@ -110,7 +113,7 @@ def passes_of(ir: ModelIR, form: str, *, fp8_cache: bool) -> tuple[Pass, ...]:
         weights = (Quantize("gptq", _FORMATS["w4a16"], tuple((name, _FORMATS["w8a8"]) for name in names)),)
     elif form != "bf16":
         weights = (Quantize("gptq", _FORMATS[form]),)
-    return (*weights, *((KVCachePass("fp8"),) if fp8_cache else ()))
+    return (*weights, *((KVCachePass("fp8", form in _WITH_SCALES),) if fp8_cache else ()))
 
 
 def serve(setup: Setup, note: Notes, form: str, fp8_cache: bool) -> None:

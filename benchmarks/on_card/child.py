@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 from benchmarks.on_card.staging import Notes, NotHereError, Setup
 
+#: prctl(2): the signal that a process gets when its parent ends.
+_PR_SET_PDEATHSIG = 1
+
 
 def main() -> None:
+    # A run that is killed takes its stage with it, and that ends what it started: an engine would hold the card.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     job = json.load(sys.stdin)
     setup, notes = Setup.of_json(job["setup"]), Notes(Path(job["notes"]))
     # What is measured of this machine stays with the run; text and models come from where they are.

@@ -118,9 +118,9 @@ def _machines(runs: Sequence[Run]) -> str:
         machine, versions = run.machine, run.machine.get("versions", {})
         dates = sorted({record["began"][:10] for record in run.stages.values()})
         return (
-            run.letter, str(machine.get("card")), str(machine.get("driver")), f"{machine.get('processor')}, {machine.get('cores')} cores",
+            run.letter, str(machine.get("card")), str(machine.get("driver") or "none"), f"{machine.get('processor')}, {machine.get('cores')} cores",
             f"{machine.get('memory_bytes', 0) / 2**30:.0f} GiB", *(str(versions.get(tool) or "not there") for tool in _TOOLS),
-            str(machine.get("code")), " … ".join(dict.fromkeys((dates[0], dates[-1]))), ", ".join(f"`{Path(file).name}`" for file in run.files),
+            str(machine.get("code") or "unknown"), " … ".join(dict.fromkeys((dates[0], dates[-1]))), ", ".join(f"`{Path(file).name}`" for file in run.files),
         )  # fmt: skip
 
     head = ("", "card", "driver", "processor", "memory", *_TOOLS, "commit", "date", "file")

@@ -7,6 +7,7 @@ changes neither memory nor speed.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from targets.launch.request import LaunchRequest
 from targets.launch.write import FOLDER, write_launch
 from targets.machine.devices import installed_gpus
 from targets.quantity import Quantity
-from targets.serve.process import Served, serving
+from targets.serve.process import EngineError, Served, serving
 from targets.workload import Workload
 
 _NAME = "on-card"
@@ -48,6 +49,8 @@ _ENVIRONMENT = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_NO_USAGE_STATS": "1", 
 _FORMATS: dict[str, Format] = {
     "w4a16": PackQuantized(4, 128), "fp8": FloatQuantized(), "w8a8": IntQuantized(), "awq": Awq(128), "gptq": Gptq(4, 128),
 }  # fmt: skip
+#: Whose checkpoints carry scales of an fp8 cache.
+_WITH_SCALES = ("w4a16", "fp8", "w8a8", "mixed")
 #: Lines of a start's log that say where memory and time went.
 _TELLING = (
     "KV cache",
@@ -93,9 +96,10 @@ class Case:
 
 
 def passes_of(ir: ModelIR, form: str, *, fp8_cache: bool) -> tuple[Pass, ...]:
-    """The chain that writes a format; scales of an fp8 cache are in the checkpoint where its format carries them.
+    """The chain that writes a format. `mixed`: the first half of the layers in W4A16, the rest in W8A8.
 
-    `mixed`: the first half of the layers in W4A16, the rest in W8A8.
+    Scales of an fp8 cache are in the checkpoint where its format carries them, as plans have it; the engine makes them up too, so what
+    it generates says nothing, and kernels of processors, which look at their sign, refuse them.
     """
     weights: tuple[Pass, ...] = ()
     if form == "mixed":
@@ -109,14 +113,11 @@ def passes_of(ir: ModelIR, form: str, *, fp8_cache: bool) -> tuple[Pass, ...]:
         weights = (Quantize("gptq", _FORMATS["w4a16"], tuple((name, _FORMATS["w8a8"]) for name in names)),)
     elif form != "bf16":
         weights = (Quantize("gptq", _FORMATS[form]),)
-    cache = KVCachePass("fp8", form in ("w4a16", "fp8", "w8a8", "mixed"))
-    return (*weights, *((cache,) if fp8_cache else ()))
+    return (*weights, *((KVCachePass("fp8", form in _WITH_SCALES),) if fp8_cache else ()))
 
 
 def serve(setup: Setup, note: Notes, form: str, fp8_cache: bool) -> None:
     """One start of the engine on one format; raises NotHereError where there is no vLLM."""
-    from targets.serve.load import Load, load
-
     tool = find_tool(setup, "vllm")
     case, folder = prepared(setup, form, tool.version, fp8_cache=fp8_cache)
     kv = kv_estimate(case)
@@ -130,16 +131,12 @@ def serve(setup: Setup, note: Notes, form: str, fp8_cache: bool) -> None:
         server = case.engine.server
         assert server is not None
         _note_kv(note, kv.tokens, server, log)
-        load(
-            served, _NAME, Load(case.input_tokens, case.output_tokens, 2, 4)
-        )  # what is made on first use does not count
-        for concurrency, requests in CONCURRENCY.items():
-            if setup.shape == "tiny" and concurrency > 8:
-                continue
-            if time.monotonic() - began > _LOADS_UNTIL_S:
-                note(left_out=[*note.found.get("left_out", []), concurrency])
-                continue
-            _note_load(note, case, served, concurrency, requests)
+        try:
+            _note_loads(setup, note, case, served, began)
+        except EngineError:
+            print(served.log.read_text(errors="replace"), flush=True)
+            note(log_after=_errors(served.log.read_text(errors="replace")))
+            raise
     note(whole_s=round(time.monotonic() - began, 1))
 
 
@@ -197,6 +194,20 @@ def _note_kv(note: Notes, expected: Quantity, server: ServerLog, log: str) -> No
     note(headline=f"starts in {note.found['start_s']:.0f} s; KV tokens {said}{'' if inside else ', OUTSIDE'}")
 
 
+def _note_loads(setup: Setup, note: Notes, case: Case, served: Served, began: float) -> None:
+    """The loads that there is time for, after one for what is made on first use."""
+    from targets.serve.load import Load, load
+
+    load(served, _NAME, Load(case.input_tokens, case.output_tokens, 2, 4))
+    for concurrency, requests in CONCURRENCY.items():
+        if setup.shape == "tiny" and concurrency > 8:
+            continue
+        if time.monotonic() - began > _LOADS_UNTIL_S:
+            note(left_out=[*note.found.get("left_out", []), concurrency])
+            continue
+        _note_load(note, case, served, concurrency, requests)
+
+
 def _note_load(note: Notes, case: Case, served: Served, concurrency: int, requests: int) -> None:
     """One load, beside what is predicted of it."""
     from targets.serve.load import Load, load
@@ -218,6 +229,11 @@ def _note_load(note: Notes, case: Case, served: Served, concurrency: int, reques
 def _interval(quantity: Quantity) -> list[float]:
     """Value, low, high."""
     return [round(number, 3) for number in (quantity.value, quantity.low, quantity.high)]
+
+
+def _errors(log: str) -> list[str]:
+    """The lines of a log that name errors, the first of them: the cause stands far above the end."""
+    return [line[-240:] for line in log.splitlines() if re.search(r"\b\w+(Error|Exception)\b: ", line)][:10]
 
 
 def _telling(log: str) -> list[str]:

@@ -62,11 +62,14 @@ def save_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def save_tokenizer(folder: Path, vocabulary: int) -> None:
-    """One token a byte, then words that no text makes up to the vocabulary's size, so that every id is one of the tokenizer's."""
+    """One token for each character of ASCII, then words that no text makes, up to the vocabulary's size.
+
+    Whatever is generated has text of its own: half a character would be held back, and engines send nothing for a token without text.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    words = {symbol: index for index, symbol in enumerate(["Ġ", *map(chr, range(33, 127))])}
     words |= {f"word{index}": index for index in range(len(words), vocabulary - 1)} | {"<end>": vocabulary - 1}
     tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from passes.files.atomic import write_json
 LIMIT_S = 118.0
 #: What a stage has to end what it started, once it is asked to.
 _GRACE_S = 8.0
-#: Set in every process of a stage, so that none outlives it, whatever session it moved to.
+#: Set to the work folder in every process of a stage, so that none outlives it, whatever session it moved to.
 _MARK = "TIGHTFIT_ON_CARD_STAGE"
 COMBINED = "on_card.json"
 _TAIL_LINES = 45
@@ -124,7 +124,7 @@ def run_stage(stage: Stage, setup: Setup) -> dict[str, Any]:
         "function": stage.function, "options": dict(stage.options), "setup": setup.as_json(), "notes": str(notes)
     }  # fmt: skip
     began, moment = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
-    code = _run_child(job, log, stage.limit_s)
+    code = _run_child(job, log, setup.work, stage.limit_s)
     found = json.loads(notes.read_text()) if notes.exists() else {}
     skipped = found.pop("skipped", None)
     if code is None:
@@ -155,48 +155,39 @@ def _record(setup: Setup, name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _run_child(job: Mapping[str, Any], log: Path, limit_s: float) -> int | None:
+def _run_child(job: Mapping[str, Any], log: Path, work: Path, limit_s: float) -> int | None:
     """The exit code of a stage's process; None where it took longer than it may. No process of it is left."""
-    mark = uuid.uuid4().hex
+    _end_marked(work)  # what an earlier run left, where it was killed
     with log.open("wb") as stream:
         child = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.on_card.child"],
-            stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {_MARK: mark},
+            stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {_MARK: str(work)},
         )  # fmt: skip
     assert child.stdin is not None
     try:
-        child.stdin.write(json.dumps(job).encode())
-        child.stdin.close()
+        with suppress(BrokenPipeError):  # it died; its log and exit code say why
+            child.stdin.write(json.dumps(job).encode())
+            child.stdin.close()
         return child.wait(limit_s - _GRACE_S if limit_s > 2 * _GRACE_S else limit_s)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        _end(child, mark)
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        _end_marked(work)
 
 
-def _end(child: subprocess.Popen[bytes], mark: str) -> None:
-    """Have a stage's process end what it started, then end whatever is left of it."""
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-    for process in _marked(mark):
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-
-
-def _marked(mark: str) -> Iterator[int]:
-    """The processes that carry a stage's mark in their environment."""
-    wanted = f"{_MARK}={mark}".encode()
+def _end_marked(work: Path) -> None:
+    """End every process that carries the mark of a work folder's stages in its environment."""
+    wanted = f"{_MARK}={work}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            carries = wanted in (folder / "environ").read_bytes().split(b"\0")
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
         except OSError:
             continue  # ended meanwhile, or another user's
-        if carries:
-            yield int(folder.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -20,8 +21,6 @@ def broken(setup: Setup, note: Notes) -> None:
 
 
 def crashes(setup: Setup, note: Notes) -> None:
-    import os
-
     os.abort()
 
 
@@ -32,5 +31,5 @@ def lacks(setup: Setup, note: Notes) -> None:
 def hangs(setup: Setup, note: Notes) -> None:
     """Starts a process in a session of its own, as an engine is started, tells its number, and goes on for ever."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    note(child=child.pid)
+    note(child=child.pid, own=os.getpid())
     time.sleep(600)

@@ -11,7 +11,7 @@ import torch
 from benchmarks.on_card.__main__ import chosen_stages
 from benchmarks.on_card.measuring import by_block, lapses
 from benchmarks.on_card.peers import watched
-from benchmarks.on_card.shapes import Text, blocks_model, pseudo_text, walked
+from benchmarks.on_card.shapes import Text, blocks_model, pseudo_text, save_tokenizer, walked
 from benchmarks.on_card.smollm2 import equal_bytes
 from benchmarks.on_card.staging import Notes, NotHereError, Setup
 from benchmarks.on_card.tools import find_tool
@@ -100,3 +100,13 @@ def test_stages_are_named_by_how_they_begin_too() -> None:
     assert chosen_stages(names, "vllm_*,calibrate", "vllm_awq", parser) == ["machine", "vllm_bf16", "calibrate"]
     with pytest.raises(SystemExit):
         chosen_stages(names, "vllm", "", parser)
+
+
+def test_every_token_of_the_tokenizer_has_text(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    save_tokenizer(tmp_path, 300)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == 300 and tokenizer.eos_token_id == 299
+    assert all(tokenizer.decode([index]) for index in range(300))
+    assert tokenizer.decode(tokenizer("a text").input_ids) == "a text"

@@ -31,6 +31,7 @@ def test_every_format_is_written_as_planned_and_its_cache_predicted(
     launch = yaml.safe_load((folder / "launch" / "vllm.yaml").read_text())
     assert launch["load-format"] == "dummy" and launch["max-model-len"] == served.CONTEXT
     assert (launch.get("kv-cache-dtype") == "fp8") == (fp8 and not case.target.kv_cache.scales)
+    assert case.target.kv_cache.dtype == ("fp8" if fp8 else "auto")
     assert case.engine.illegal(case.target, case.card, case.settings) == ()
     tokens = served.kv_estimate(case).tokens
     assert tokens.low <= tokens.value <= tokens.high and tokens.value > (900_000 if fp8 else 400_000)

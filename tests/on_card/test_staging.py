@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -48,6 +50,26 @@ def test_a_stage_that_hangs_is_ended_with_all_that_it_started(setup: Setup) -> N
     while _alive(record["found"]["child"]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _alive(record["found"]["child"])
+
+
+def test_a_run_that_is_killed_takes_its_stage_with_it(setup: Setup) -> None:
+    program = (
+        "from pathlib import Path; from benchmarks.on_card.staging import *; "
+        f"run_stage(Stage('hangs', '{FAKES}:hangs'), Setup(Path({str(setup.work)!r}), 'tiny'))"
+    )
+    run = subprocess.Popen([sys.executable, "-c", program])
+    notes, deadline = setup.work / "stages" / "hangs.notes", time.monotonic() + 30
+    while not notes.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    started = json.loads(notes.read_text())
+    run.kill()
+    run.wait()
+    while _alive(started["own"]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(started["own"])
+    # What it started in a session of its own ends when the next stage begins.
+    run_stage(FINE, setup)
+    assert not _alive(started["child"])
 
 
 def _alive(process: int) -> bool:

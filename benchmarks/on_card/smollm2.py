@@ -135,17 +135,25 @@ def own_text(setup: Setup, note: Notes) -> None:
     """Tokens a second of text that the model writes itself, twice: the first time with whatever is made once."""
     folder, _ = model(setup)
     source = replace(_OWN, samples=4, length=32) if setup.shape == "tiny" else _OWN
-    seconds = []
+    tokens, seconds, writing = source.samples * source.length, [], []
     for seed in (0, 1):
+        told: list[tuple[float, int, str]] = []
+
+        def report(done: int, total: int, detail: str = "", told: list[tuple[float, int, str]] = told) -> None:
+            told.append((time.monotonic(), done, detail))
+
         began = time.monotonic()
-        token_blocks(replace(source, seed=seed), folder)
+        token_blocks(replace(source, seed=seed), folder, None, report)
         seconds.append(time.monotonic() - began)
-        tokens = source.samples * source.length
+        (first, before, how), (last, done, _) = told[0], told[-1]
+        writing.append((done - before) / (last - first))
         note(
-            tokens=tokens, seconds=[round(each, 2) for each in seconds], tok_s=round(tokens / seconds[-1], 1), **peaks()
-        )
+            tokens=tokens, seconds=[round(each, 2) for each in seconds], tok_s=round(tokens / seconds[-1], 1),
+            writing_tok_s=round(writing[-1], 1), how=how, **peaks(),
+        )  # fmt: skip
     note(
-        headline=f"{note.found['tok_s']:,.0f} tokens/s ({tokens:,} in {seconds[-1]:.1f} s; the first time {seconds[0]:.1f} s)"
+        headline=f"{writing[-1]:,.0f} tokens/s written ({how or 'plain loop'}); {tokens:,} in {seconds[-1]:.1f} s with loading, the first time "
+        f"{seconds[0]:.1f} s"
     )
 
 

@@ -69,13 +69,14 @@ def factorize(hessian: torch.Tensor, damping: float, order: torch.Tensor, where:
     import torch
 
     diagonal = torch.diagonal(hessian).clone()
-    permuted = hessian[order][:, order]
-    dead = torch.diagonal(permuted) <= 0
-    torch.diagonal(permuted)[dead] = 1.0
+    backwards = order.flip(0)
+    turned = hessian[backwards][:, backwards]
+    dead = torch.diagonal(turned) <= 0
+    torch.diagonal(turned)[dead] = 1.0
     step = damping * float(diagonal.mean()) or 1e-6
     for _ in range(DAMPING_ATTEMPTS):
-        torch.diagonal(permuted).add_(step)
-        upper = _inverse_factor(permuted)
+        torch.diagonal(turned).add_(step)
+        upper = _inverse_factor(turned)
         if upper is not None:
             return Factor(order, upper, diagonal)
         step *= 10
@@ -85,20 +86,21 @@ def factorize(hessian: torch.Tensor, damping: float, order: torch.Tensor, where:
     )
 
 
-def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
-    """Upper U with UᵀU = matrix⁻¹, None where the matrix is not positive definite.
+def _inverse_factor(turned: torch.Tensor) -> torch.Tensor | None:
+    """Upper U with UᵀU = matrix⁻¹, given the matrix with rows and columns reversed; None where it is not positive definite.
 
-    Without forming the inverse: reversing rows and columns, Cholesky gives matrix = R Rᵀ with R upper, so U = R⁻¹.
+    Without forming the inverse: Cholesky of the reversed matrix gives matrix = R Rᵀ with R upper, so U = R⁻¹.
     """
     import torch
 
-    lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
+    lower, failed = torch.linalg.cholesky_ex(turned)
     if int(failed) != 0:
         return None
     root = lower.flip(0, 1)
     del lower  # what is in memory at once is a few of these matrices
-    upper = torch.linalg.solve_triangular(root, torch.eye(len(root), device=root.device), upper=True)
-    return upper if bool(torch.isfinite(upper).all()) else None
+    upper = torch.eye(len(root), device=root.device).T  # by columns, as BLAS has it: solved in place
+    torch.linalg.solve_triangular(root, upper, upper=True, out=upper)
+    return upper if bool(torch.isfinite(upper.sum())) else None
 
 
 def column_order(diagonal: torch.Tensor, order: str, group_size: int, run: int = 0) -> torch.Tensor:

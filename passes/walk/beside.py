@@ -24,7 +24,11 @@ class WeightsAhead:
     """
 
     def __init__(self, dense: DenseModel, device: torch.device) -> None:
+        import torch
+
         self._dense, self._device = dense, device
+        # One queue for all: memory that a queue was given is not another's.
+        self._queue = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tightfit-read") if device.type == "cuda" else None
         self._ahead: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
 
@@ -47,14 +51,15 @@ class WeightsAhead:
         """A block on the card, by way of pinned memory and a queue of its own."""
         import torch
 
-        work, own = torch.cuda.default_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        assert self._queue is not None
+        work = torch.cuda.default_stream(self._device)
         tensors = {}
-        with torch.cuda.stream(own):
+        with torch.cuda.stream(self._queue):
             for name, tensor in self._dense.block(index).items():
                 pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
                 tensors[name] = pinned.to(self._device, non_blocking=True)
                 tensors[name].record_stream(work)  # freed there, not before what is queued there has read it
-        own.synchronize()
+        self._queue.synchronize()
         return tensors
 
     def __enter__(self) -> Self:

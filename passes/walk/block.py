@@ -55,7 +55,8 @@ class BlockResult:
         for linear, done in zip(group, self.method.store(matrices, hessian, self.dtype), strict=True):
             self.stored |= on_the_processor(done.tensors)
             self._losses[linear.name] = done.loss
-            self._done[linear.name] = (linear, done)
+            if self.folds:
+                self._done[linear.name] = (linear, done)
             decoded[linear.name] = done.decoded if scale is None else done.decoded / scale
         return decoded
 

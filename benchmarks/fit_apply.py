@@ -288,7 +288,7 @@ def main() -> None:
     bench = Bench(device, compute_dtype("BF16", device=device), SHAPES[asked.shape], 0.3)
     kind = "card" if card else "processor"
     rates = json.loads(RATES.read_text(encoding="utf-8"))
-    rates[kind] = measured(bench, source) | {key: rates[kind][key] for key in ("memory", "spread")}
+    rates[kind] = measured(bench, source) | {key: rates[kind][key] for key in ("memory", "start", "spread")}
     print(as_text({kind: rates[kind]}))
     if asked.write:
         RATES.write_text(as_text(rates), encoding="utf-8")

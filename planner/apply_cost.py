@@ -88,12 +88,13 @@ class Rate:
 class Rates:
     """A kind of device: its rates by the fields of `Work` (what has none is part of the others), and how far seconds may be off.
 
-    `memory`: bytes of each number of the largest Hessian while it is factorized (`hessian_number`), and of each weight of the matrices
-    that are stored together (`group_weight`).
+    `memory`: bytes of each number of the largest Hessian while it is factorized (`hessian_number`), of each weight of the matrices that are
+    stored together (`group_weight`), of each byte that waiting batches may take (`waiting`). `start`: seconds of the first block beside.
     """
 
     by_kind: Mapping[str, Rate]
     memory: Mapping[str, float]
+    start: float
     low: float
     high: float
 
@@ -113,12 +114,17 @@ def rates_of(kind: str) -> Rates:
     """Return the rates of a `processor` or a `card`, as `apply_rates.json` has them."""
     stored = json.loads(files("planner").joinpath("apply_rates.json").read_text(encoding="utf-8"))[kind]
     low, high = stored.pop("spread")
+    start = float(stored.pop("start")["seconds"])
     memory = {name: figure["bytes"] for name, figure in stored.pop("memory").items()}
     unknown = stored.keys() - {field.name for field in fields(Work)}
     if unknown:
         raise ValueError(f"apply_rates.json: no kinds of work: {', '.join(sorted(unknown))}")
     return Rates(
-        {name: Rate(**rate | {"basis": Basis(rate["basis"])}) for name, rate in stored.items()}, memory, low, high
+        {name: Rate(**rate | {"basis": Basis(rate["basis"])}) for name, rate in stored.items()},
+        memory,
+        start,
+        low,
+        high,
     )
 
 
@@ -165,27 +171,28 @@ def walk_size(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pas
     samples = spec.calibration.samples if chain.needs_text(passes, target) else 0
     length = spec.calibration.length
     largest = max((block for block, _ in source.decoder.counts), key=block_bytes)
-    width = max((lin.in_features for lin in largest.linears if lin.quantizable), default=0)
     tokens = samples * length
     item, batch = _item_bytes(source, device), max(BATCH_TOKENS, length)
     token_bytes = waiting_bytes(largest, source.hidden_size, item)
     running = _RUNNING * batch * token_bytes
     live = _live(source, largest, batch, device)
-    waiting = min(tokens, live * batch) * token_bytes
-    # A block as it is stored, as it computes, as it will be stored; a Hessian and what takes part in making its inverse's factor.
     rates = _rates(device)
-    block = 3 * block_bytes(largest) + rates.memory["group_weight"] * _largest_group(largest)
-    block += rates.memory["hessian_number"] * width**2 if tokens else 0
+    waiting = rates.memory["waiting"] * min(tokens, live * batch) * token_bytes
+    # A block as it is stored, as it computes, as it will be stored.
+    block = 3 * block_bytes(largest) + _group_bytes(largest, rates, looks=tokens > 0)
     head = _HEAD_BYTES * sum(lin.weights for lin in target.outer if lin.storage.is_quantized)
     size = WalkSize(
         samples, length,
         forwards=_forwards(tokens, live * batch),
         memory=max(block + running + waiting, head),
-        least_memory=max(block + running + min(tokens, batch) * token_bytes, head),
+        least_memory=max(block + running + rates.memory["waiting"] * min(tokens, batch) * token_bytes, head),
         block_memory=block, batch_memory=running,
         outer_memory=_embedding_bytes(source, device) + LOGIT_TOKENS * source.vocab_size * LOGIT_BYTES,
     )  # fmt: skip
-    return replace(size, memory=size.memory + _states(source, size, device)) if _stays(source, size, device) else size
+    if not _stays(source, size, device):
+        return size
+    # A batch that is through takes with it what it brought into the block before.
+    return replace(size, memory=size.memory + _states(source, size, device) / 2)
 
 
 def forecast(
@@ -200,6 +207,7 @@ def forecast(
     costs = _job_costs(spec, source, passes, walk_size(spec, source, target, passes, device), device)
     rates, product = _rates(device), product_flops(device)
     before = _PROCESS_BYTES if device.is_cpu else _CARD_BYTES
+    first = next(iter(step for known in costs.values() for step, cost in known.items() if cost.work), None)
 
     def steps(node: WorkNode) -> Iterator[WorkStep]:
         known = costs.get(node.name, {})
@@ -207,6 +215,8 @@ def forecast(
             cost = known.get(name, StepCost())
             walked = name == node.name and name in known  # the walk of no text takes 0 s, which is said
             seconds = rates.seconds(cost.work, product) if cost.work or walked else None
+            if seconds is not None and name == first:
+                seconds += rates.start
             yield WorkStep(name, seconds, before + float(cost.memory) if cost.memory else None)
 
     return graph.with_steps({node.name: tuple(steps(node)) for node in graph.nodes})
@@ -274,13 +284,17 @@ def _embedding_bytes(ir: ModelIR, device: Gpu) -> int:
     return ir.vocab_size * ir.hidden_size * _item_bytes(ir, device)
 
 
-def _largest_group(block: Block) -> int:
-    """The weights of the matrices that read one input and are stored together, where they are most."""
-    groups: dict[str, int] = {}
+def _group_bytes(block: Block, rates: Rates, *, looks: bool) -> float:
+    """Bytes of matrices that read one input while they are stored together, and of their Hessian and what takes part in making its
+    inverse's factor, where that is most. `looks`: whether there are Hessians.
+    """
+    weights: dict[tuple[str, int], int] = {}
     for lin in block.linears:
         if lin.quantizable:
-            groups[lin.reads or lin.name] = groups.get(lin.reads or lin.name, 0) + lin.out_features * lin.in_features
-    return max(groups.values(), default=0)
+            group = (lin.reads or lin.name, lin.in_features)
+            weights[group] = weights.get(group, 0) + lin.out_features * lin.in_features
+    each, number = rates.memory["group_weight"], rates.memory["hessian_number"] * looks
+    return max((each * count + number * width**2 for (_, width), count in weights.items()), default=0.0)
 
 
 def _live(ir: ModelIR, block: Block, batch_tokens: int, device: Gpu) -> int:

@@ -246,11 +246,8 @@ def _smollm2(run: Run) -> Iterator[Row]:
         yield (run.letter, "… seconds", f"{card['seconds']:.0f}, {processor['seconds']:.0f}")
     written = run.found("smollm2_text")
     if "tok_s" in written:
-        yield (
-            run.letter,
-            f"its own text, {written['tokens']:,} tokens",
-            f"{written['tok_s']:,.0f} tokens/s, {written['writing_tok_s']:,.0f} without loading ({written['how']})",
-        )
+        alone = f", {written['writing_tok_s']:,.0f} without loading ({written['how']})" if "how" in written else ""
+        yield (run.letter, f"its own text, {written['tokens']:,} tokens", f"{written['tok_s']:,.0f} tokens/s{alone}")
     options = run.found("smollm2_exl2")
     if "measure" in options:
         yield (

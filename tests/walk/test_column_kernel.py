@@ -1,38 +1,24 @@
-"""GPTQ as a card runs it: blocks of columns in one call. What the kernel itself computes is held to the processor's loop where Triton is
-installed; its interpreter runs it on the processor.
-"""
+"""GPTQ as a card runs it: blocks of columns in one call; the kernel itself in Triton's interpreter, in the engine's environment."""
 
 from __future__ import annotations
 
+import json
 import os
-from importlib.util import find_spec
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from passes.algorithms import gptq as loop
-from passes.algorithms.gptq import GptqOptions, gptq, sparse
 from passes.algorithms.kernels import columns
 from passes.algorithms.kernels.columns import BlockLevels, BlockZeros
-from passes.algorithms.scale_search import Levels, ScaleSearch, decode_codes, round_codes
+from passes.algorithms.scale_search import Levels, decode_codes, round_codes
 from passes.algorithms.sparsity import Mask
-from passes.formats.format import Grid, Quantized
+from passes.formats.format import Grid
+from tests.walk.columns_interpreted import CASES, COLUMNS, HALF, TWO_OF_FOUR, WANDA, problem, quantized, zeros_alone
 
-ROWS, COLUMNS = 40, 288
-TWO_OF_FOUR, HALF, WANDA = Mask("sparsegpt", 0.5, 4), Mask("sparsegpt", 0.5), Mask("wanda", 0.5)
-CASES = {
-    "static": (Grid(4, 96), "static", None),
-    "zero points": (Grid(4, 96, False), "static", None),
-    "levels as groups come": (Grid(4, 96), "group", None),
-    "small groups as they come": (Grid(4, 16), "group", None),
-    "act order": (Grid(4, 96), "full", None),
-    "rows": (Grid(8, -1), "static", None),
-    "floats": (Grid(4, 16, True, "e2m1"), "static", None),
-    "2:4": (Grid(4, 96), "static", TWO_OF_FOUR),
-    "2:4 with zero points": (Grid(4, 96, False), "static", TWO_OF_FOUR),
-    "zeros anywhere": (Grid(4, 96), "static", HALF),
-    "zeros known before": (Grid(4, 96), "static", WANDA),
-}
+ROOT = Path(__file__).parents[2]
 
 
 def in_plain_steps(
@@ -61,53 +47,49 @@ def in_plain_steps(
     return codes, errors
 
 
-def problem() -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights `[N, K]` and the Hessian of correlated inputs."""
-    generator = torch.Generator().manual_seed(0)
-    mixing = torch.eye(COLUMNS) + 0.3 * torch.randn(COLUMNS, COLUMNS, generator=generator)
-    inputs = torch.randn(512, COLUMNS, generator=generator) @ mixing
-    return torch.randn(ROWS, COLUMNS, generator=generator), inputs.T @ inputs
-
-
-def quantized(case: str) -> tuple[Quantized, float]:
-    grid, order, mask = CASES[case]
-    weight, hessian = problem()
-    options = GptqOptions(order, 0.01, ScaleSearch(20, 0.7))
-    return gptq(weight, hessian, grid, torch.float16, options, "w", mask)
-
-
-def as_on_a_card(monkeypatch: pytest.MonkeyPatch, kernel: bool) -> None:
-    monkeypatch.setattr(columns, "usable", lambda work: True)
-    if not kernel:
-        monkeypatch.setattr(columns, "round_block", in_plain_steps)
-
-
-#: The kernel under Triton's interpreter where that is installed, a plain loop in its place everywhere.
-KERNELS = [False, pytest.param(True, marks=pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton"))]
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("case", CASES)
-def test_blocks_give_the_codes_of_the_loop(case: str, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
+def test_blocks_give_the_codes_of_the_loop(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, loss = quantized(case)
-    as_on_a_card(monkeypatch, kernel)
+    monkeypatch.setattr(columns, "usable", lambda work: True)
+    monkeypatch.setattr(columns, "round_block", in_plain_steps)
     found, found_loss = quantized(case)
     assert (found.codes == expected.codes).float().mean() > 0.999
     assert found_loss == pytest.approx(loss, rel=1e-3)
     torch.testing.assert_close(found.scale, expected.scale)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("mask", [TWO_OF_FOUR, HALF])
-def test_blocks_make_up_for_zeros_alone(mask: Mask, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
-    weight, hessian = problem()
-    expected, loss = sparse(weight, hessian, GptqOptions(), "w", mask)
-    as_on_a_card(monkeypatch, kernel)
-    found, found_loss = sparse(weight, hessian, GptqOptions(), "w", mask)
+def test_blocks_make_up_for_zeros_alone(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, loss = zeros_alone(mask)
+    monkeypatch.setattr(columns, "usable", lambda work: True)
+    monkeypatch.setattr(columns, "round_block", in_plain_steps)
+    found, found_loss = zeros_alone(mask)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     assert found_loss == pytest.approx(loss, rel=1e-4)
+
+
+def run(python: Path, *arguments: str, interpret: bool) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | ({"TRITON_INTERPRET": "1"} if interpret else {})
+    command = [str(python), "-m", "tests.walk.columns_interpreted", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_the_kernel_rounds_as_the_loop_does(engine_python: Path) -> None:
+    cases = ("zero points", "small groups as they come", "floats", "2:4 with zero points", "zeros anywhere", "zeros")
+    for case, (equal, ratio) in json.loads(run(engine_python, *cases, interpret=True).splitlines()[-1]).items():
+        assert equal > 0.999, case
+        assert ratio == pytest.approx(1, rel=1e-3), case
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_the_kernel_compiles_for_cards(engine_python: Path) -> None:
+    assert len(run(engine_python, "compile", interpret=False).splitlines()) == 12
 
 
 def test_zeros_chosen_on_what_is_left_end_a_launch() -> None:

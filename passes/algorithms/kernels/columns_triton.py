@@ -56,10 +56,8 @@ def round_columns(
             # What the next column needs is asked for before this one is worked on.
             follows = column == i + 1
             u = u_next
-            u_next = tl.load(
-                upper + (first + i + 1) * down + (first + column) * right,
-                mask=there & (first + i + 1 < columns), other=0.0,
-            )  # fmt: skip
+            following = tl.minimum(first + i + 1, columns - 1)
+            u_next = tl.load(upper + following * down + (first + column) * right, mask=there, other=0.0)
             if KIND > 0:
                 s = s_next
                 s_next = _of_column(scale, groups, follows, rows, row, inside)

@@ -20,8 +20,11 @@ KEEP = (
     "compute_capability", "pcie", "interconnect_gb_s_bidirectional", "source_url", "sources", "from_memory_fields", "derived_fields",
 )  # fmt: skip
 
-#: Totals in GiB as vLLM start-ups printed them, where the table has none (benchmarks/data/vllm_memory_logs.jsonl).
-PRINTED = {"A100 SXM4 80GB": 79.15, "A100 PCIe 80GB": 79.15, "A40": 44.35, "L4": 22.06, "L40": 44.4, "B300 SXM": 267.7}
+#: Totals in GiB as vLLM start-ups printed them (benchmarks/data/vllm_memory_logs.jsonl), which is what it takes its share of.
+PRINTED = {
+    "A100 SXM4 80GB": 79.15, "A100 PCIe 80GB": 79.15, "A10G": 22.06, "A40": 44.35, "L4": 22.06, "L40": 44.4, "B300 SXM": 267.7,
+    "GB10": 121.69, "RTX 5090": 31.36, "RTX PRO 6000 Blackwell Server": 95.0,
+}  # fmt: skip
 
 #: Names that people and NVML use, by card. A name under `bare` is answered with a note on what it was read as.
 ALIASES = {
@@ -79,7 +82,7 @@ def entry(row: dict[str, Any]) -> dict[str, Any]:
     """One line of the catalog: the table's figures without empty fields, and the card's other names."""
     out = {key: row[key] for key in KEEP if row.get(key) not in (None, [], {})}
     name = row["name"]
-    if "cuda_visible_gib" not in out and name in PRINTED:
+    if name in PRINTED:
         out["cuda_visible_gib"] = PRINTED[name]
         out["sources"] = {
             **out.get("sources", {}),

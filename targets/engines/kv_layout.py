@@ -162,9 +162,8 @@ def layer_spec(state: LayerState, settings: CacheSettings, rules: Rules) -> Spec
             elements = math.ceil(elements / rules.mla_alignment) * rules.mla_alignment
         return Spec("mla", _page(elements, block, settings), block)
     if isinstance(state, Recurrent):
-        return Spec(
-            "state", _state_bytes(state, settings), block, rules.state_checkpoints if state.kind == "mamba2" else 0
-        )
+        checkpoints = {"mamba2": rules.state_checkpoints, "gdn": rules.gdn_checkpoints}.get(state.kind, 0)
+        return Spec("state", _state_bytes(state, settings), block, checkpoints)
     if isinstance(state, CompressedKV):
         entry = state.head_dim + state.index_dim
         if not state.ratio:
@@ -175,7 +174,7 @@ def layer_spec(state: LayerState, settings: CacheSettings, rules: Rules) -> Spec
     page = _page(heads * (state.head_dim + state.v_head_dim), block, settings)
     if isinstance(state, SlidingKV) and rules.hybrid_groups:
         return Spec("sliding", page, block, state.window)
-    if isinstance(state, ChunkedKV) and rules.hybrid_groups:
+    if isinstance(state, ChunkedKV) and rules.chunked_groups:
         return Spec("chunked", page, block, state.chunk)
     if isinstance(state, CrossKV):
         return Spec("cross", page, block, state.tokens)

@@ -127,7 +127,7 @@ class Exllama(Engine):
         return Quantity(size, 0.7 * size, 1.5 * size, Basis.ASSUMED)
 
     def _layout(self, ir: ModelIR, cards: int, stage: int) -> Layout:
-        rules = replace(rules_for("0.8")[0], hybrid_groups=False, null_block=False, tokens_from_concurrency=False)
+        rules = replace(rules_for("0.8")[0], hybrid_groups=False, chunked_groups=False)
         # Recurrent states are a constant a sequence and small beside pages; the engines keep them outside the cache.
         states = tuple(
             (b.state, n) for b, n in stage_blocks(ir, cards, stage) if not isinstance(b.state, Recurrent | NoState)

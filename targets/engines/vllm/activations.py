@@ -16,11 +16,23 @@ from importlib.resources import files
 from typing import Any
 
 from passes.ir.model import Block, ModelIR, Role
+from passes.ir.state import LatentKV
+from targets.engines.vllm.runner import subtracts_graphs, uses_v2_runner
 from targets.engines.vllm.versions import Rules
+from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
 
-#: Tokens that the fused experts' kernel takes at once (`VLLM_FUSED_MOE_CHUNK_SIZE`).
-_EXPERT_CHUNK = 32768
+#: Bytes of a row and entry of the vocabulary in V1's sampler: logits, a copy in fp32, softmax, noise.
+_SAMPLER_V1 = 14
+#: Rows in fp32 of the kernel that masks for it, one a multiprocessor: of an H100, others have fewer.
+_MASK_ROWS = 132
+#: Of V2's tables of penalties beside it, for as long as the engine runs: counts in 4 bytes, two masks of a bit
+#: (`gpu/sample/penalties.py`, `gpu/structured_outputs.py`).
+_PENALTIES = 4.25
+#: The most that a machine whose memory is its card's was seen to take beside (GB10: 7 GiB on 0.18, 10 on 0.27).
+_INTEGRATED_BYTES = 10 << 30
+#: The most tokens that latent attention expands at once in its trial run (`mla_attention.py:determine_chunked_prefill_workspace_size`).
+_EXPANDED_MOST, _EXPANDED_CONTEXTS, _EXPANDED_BLOCKS = 65536, 8, 4
 _WIDE = {Role.UP, Role.GATE, Role.GATE_UP, Role.QKV, Role.Q, Role.MIXER_IN}
 _BANK_IN = {Role.UP, Role.GATE, Role.GATE_UP}
 
@@ -29,7 +41,8 @@ _BANK_IN = {Role.UP, Role.GATE, Role.GATE_UP}
 class Profile:
     """What the profile run of one rank sees: tokens, sequences, parallel degree, and the card's compute capability × 10.
 
-    `samples`: this rank holds the head (the last pipeline stage).
+    `samples`: this rank holds the head (the last pipeline stage). `context`: max_model_len. `linked`: cards speak over a switch
+    of their own (NVLink of server cards). `integrated`: the card's memory is the machine's.
     """
 
     tokens: int
@@ -39,6 +52,9 @@ class Profile:
     eager: bool
     capability: int = 90
     samples: bool = True
+    context: int = 8192
+    linked: bool = True
+    integrated: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -50,14 +66,19 @@ def fit() -> dict[str, Any]:
     return data
 
 
-def _era(rules: Rules) -> str:
-    return "new" if rules.version >= (0, 17) else "old"
+def _era(ir: ModelIR, rules: Rules) -> str:
+    """What errors are told apart by: how memory is counted, and which runner profiles."""
+    if rules.version < (0, 17, 0):
+        return "old"
+    if rules.counts_reserved:
+        return "reserved"
+    return "v2" if uses_v2_runner(ir, rules) else "v1"
 
 
-def _quantity(name: str, value: float, rules: Rules) -> Quantity:
+def _quantity(name: str, value: float, era: str) -> Quantity:
     """A fitted term with its error: 90 % quantiles of measured / predicted, and a floor in bytes for what stays unexplained."""
     term = fit()[name]
-    low, high = term["ratio_90"][_era(rules)]
+    low, high = term["ratio_90"][era]
     floor = term["floor_bytes"]
     return Quantity(value, max(0.0, value * low - floor), value * high + floor, Basis.CALIBRATED)
 
@@ -95,36 +116,115 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     blocks = [block for block, _ in ir.decoder.counts]
     hidden = profile.tokens * size * ir.hidden_size
     wide = profile.tokens * size * max((_width(block, profile.tp) for block in blocks), default=0.0)
-    experts = min(profile.tokens, _EXPERT_CHUNK) * size * max((_workspace(b, profile.tp) for b in blocks), default=0.0)
-    layer = constants["hidden"] * hidden + max(constants["widest"] * wide, experts)
+    chunk = min(profile.tokens, rules.expert_chunk or profile.tokens)
+    experts = chunk * size * max((_workspace(b, profile.tp) for b in blocks), default=0.0)
+    expanded = _expanded_bytes(ir, profile) if rules.v1 and rules.mla else 0.0
+    layer = (
+        constants["hidden"] * hidden + max(constants["widest"] * wide, experts) + expanded + constants["layer_bytes"]
+    )
     if not profile.samples:
         return layer
-    sort = rules.sampler_fp32_sort or profile.capability < 90
+    v2 = uses_v2_runner(ir, rules)
     rows = min(profile.sequences, profile.tokens)
-    sampler = rows * ir.vocab_size * constants["sampler_sort_bytes" if sort else "sampler_bytes"]
+    sampler = rows * ir.vocab_size * _sampler_bytes(v2, rules, constants)
     sampler += hidden + constants["base_bytes"] + (experts if rules.v1 else 0)
-    if any(stack.name in ("vision", "audio") for stack in ir.stacks):
+    if not (v2 or rules.sampler_fp32_sort):
+        sampler += _MASK_ROWS * ir.vocab_size * 4
+    if any(stack.name in ("vision", "audio") for stack in ir.stacks) and (rules.encoder_v2 or not v2):
         sampler += hidden + constants["encoder_bytes"]
     return max(layer, sampler)
 
 
+def _sampler_bytes(v2: bool, rules: Rules, constants: Mapping[str, float]) -> float:
+    if v2:
+        return rules.sampler_v2_bytes
+    return constants["sampler_sort_bytes"] if rules.sampler_fp32_sort else _SAMPLER_V1
+
+
+def _expanded_bytes(ir: ModelIR, profile: Profile) -> float:
+    """Bytes of the keys and values that latent attention (MLA) expands in its trial run."""
+    most = max(_EXPANDED_CONTEXTS * profile.context, _EXPANDED_BLOCKS * profile.sequences * 16)
+    return max(
+        (
+            min(most, _EXPANDED_MOST) * lin.out_features / profile.tp * 2
+            for block, _ in ir.decoder.counts
+            for lin in block.linears
+            if isinstance(block.state, LatentKV) and lin.in_features == block.state.latent_rank
+        ),
+        default=0.0,
+    )
+
+
 def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
-    """The activation peak of the profile run on one rank."""
-    return _quantity("activation", peak_bytes(ir, profile, rules, fit()["activation"]), rules)
+    """The activation peak of the profile run on one rank, what V2 keeps for sampling where the version counts it, and what is taken beside
+    what is known (`beside` in memory_fit.json).
+    """
+    constants, era = fit()["activation"], _era(ir, rules)
+    known = peak_bytes(ir, profile, rules, constants) + counted_penalties(ir, profile, rules)
+    peak = _quantity("activation", known, era)
+    if era == "old" or profile.eager:
+        return peak
+    low, middle, high = fit()["beside"]["reserved" if era == "reserved" else "v1"][
+        "hopper" if profile.capability == 90 else "other"
+    ]
+    if profile.integrated:
+        low, middle, high = 0, _INTEGRATED_BYTES // 2, _INTEGRATED_BYTES
+    return Quantity(
+        max(known, known + middle), max(0.0, min(peak.low, known + low)), max(peak.high, known + high), peak.basis
+    )
 
 
-def non_torch(profile: Profile, rules: Rules) -> Quantity:
+def counted_penalties(ir: ModelIR, profile: Profile, rules: Rules) -> float:
+    """Bytes of V2's tables of penalties and masks where the budget counts them: up to 0.26 they are in no term of it."""
+    counted = rules.counts_reserved and profile.samples and uses_v2_runner(ir, rules)
+    return profile.sequences * ir.vocab_size * _PENALTIES if counted else 0.0
+
+
+def explained_bytes(ir: ModelIR, profile: Profile, rules: Rules, fitted: Mapping[str, Any]) -> float:
+    """Return all that the terms take from the budget beside weights and cache, by given coefficients."""
+    peak = peak_bytes(ir, profile, rules, fitted["activation"]) + counted_penalties(ir, profile, rules)
+    outside = _non_torch_bytes(ir, profile, rules, fitted)
+    return peak + outside + (_graph_bytes(ir, profile, rules, fitted) if subtracts_graphs(ir, rules) else 0.0)
+
+
+def is_integrated(gpu: Gpu) -> bool:
+    """Return whether a card's memory is the machine's: what other processes take while the engine starts counts as its own."""
+    return "GB10" in gpu.name
+
+
+def non_torch(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
     """Bytes that CUDA, NCCL and libraries hold outside torch on one rank."""
-    era = fit()["non_torch"][_era(rules)]
-    # The collectives' symmetric buffers exist from Hopper on only.
-    wide = "tp_bytes" if profile.capability >= 90 else "tp_pcie_bytes"
-    return _quantity("non_torch", era["tp1_bytes"] if profile.tp == 1 else era[wide], rules)
+    return _quantity("non_torch", _non_torch_bytes(ir, profile, rules, fit()), _era(ir, rules))
+
+
+def _non_torch_bytes(ir: ModelIR, profile: Profile, rules: Rules, fitted: Mapping[str, Any]) -> float:
+    values: Mapping[str, int] = fitted["non_torch"]["old" if _era(ir, rules) == "old" else "new"]
+    # The collectives' symmetric buffers exist from Hopper on only, and between cards on a switch of their own.
+    wide = "tp_bytes" if profile.capability >= 90 and profile.linked else "tp_pcie_bytes"
+    return values["tp1_bytes"] if profile.tp == 1 else values[wide]
 
 
 def cuda_graphs(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
     """Bytes of the captured CUDA graphs (the estimate, where the version subtracts one); zero when eager."""
     if profile.eager:
         return Quantity.exact(0)
-    era = fit()["cuda_graphs"]["estimate" if rules.graphs_in_budget else "taken"]
+    return _quantity("cuda_graphs", _graph_bytes(ir, profile, rules, fit()), _era(ir, rules))
+
+
+def _graph_bytes(ir: ModelIR, profile: Profile, rules: Rules, fitted: Mapping[str, Any]) -> float:
+    if profile.eager:
+        return 0.0
+    values: Mapping[str, float] = fitted["cuda_graphs"]["estimate" if subtracts_graphs(ir, rules) else "taken"]
     layers = len(ir.decoder.layers) / profile.pp
-    return _quantity("cuda_graphs", era["base_bytes"] + layers * era["layer_bytes"], rules)
+    share = captured_graphs(profile.sequences) / captured_graphs(1024)
+    return float(share * (values["base_bytes"] + layers * values["layer_bytes"]))
+
+
+def captured_graphs(sequences: int) -> int:
+    """Return how many graphs are captured: one a size of a mixed batch, one more a size that is all decoding.
+
+    Sizes: 1, 2, 4, multiples of 8 below 256 and of 16 up to twice the sequences, at most 512 (`config/vllm.py:_set_cudagraph_sizes`).
+    """
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+    mixed = [size for size in sizes if size <= min(2 * sequences, 512)]
+    return len(mixed) + len([size for size in sizes if size <= sequences])

@@ -27,6 +27,8 @@ from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
 _GIB = 1 << 30
+#: The newest version of this backend that was checked; it is not as far as the CUDA build's.
+_NEWEST = "0.32"
 #: Defaults of 0.32.0 on a CPU (`platforms/cpu.py`): attention block, and the one that its MLA kernel needs.
 BLOCK, MLA_BLOCK = 128, 16
 #: Tokens a batch and sequences at most, the engine's own defaults on a CPU.
@@ -56,7 +58,7 @@ class VllmCpu(Vllm):
 
     def known_versions(self) -> tuple[str, ...]:
         """The version that was read and measured."""
-        return ("0.32",)
+        return (_NEWEST,)
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """As vLLM, with the CPU's kernels; only this machine's processor is a target."""
@@ -101,7 +103,7 @@ class VllmCpu(Vllm):
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """Weights in RAM, the cache as large as it is set; without a setting, what the workload needs."""
-        rules, note = rules_for(settings.version)
+        rules, note = rules_for(settings.version or _NEWEST)
         settings_of_cache = self._cache(ir, gpu, settings, workload)
         layout = build_layout(
             tuple((block.state, count) for block, count in ir.decoder.counts), settings_of_cache, rules
@@ -125,7 +127,7 @@ class VllmCpu(Vllm):
 
     def kv_bytes_for(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> int:
         """The smallest whole number of GiB that serves the workload: what the launch files set."""
-        rules, _ = rules_for(settings.version)
+        rules, _ = rules_for(settings.version or _NEWEST)
         cache = self._cache(ir, gpu, settings, workload)
         layout = build_layout(tuple((b.state, n) for b, n in ir.decoder.counts), cache, rules)
         needed = layout.request_bytes(workload.context) * (workload.concurrency or 1) + layout.block_bytes

@@ -29,6 +29,7 @@ from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.vllm import activations
 from targets.engines.vllm.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.kernels import kernel_of
+from targets.engines.vllm.runner import has_states, subtracts_graphs
 from targets.engines.vllm.versions import Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 
 _GIB = 1 << 30
 #: Cards with more memory than this get the larger defaults (vLLM's `EngineArgs.get_batch_defaults`: 70 GiB, A100 excepted).
-_LARGE_CARD_BYTES = 70 * _GIB
+_LARGE_CARD_BYTES, _HUGE_CARD_BYTES = 70 * _GIB, 160 * _GIB
+#: Bytes a second between two cards that only a switch of their own gives (NVLink of server cards; a bridge has 112 GB/s).
+_SWITCHED_LINK = 2e11
 _BLOCK = 16
 #: Head size that DeepSeek's expanded keys and values were padded to before MLA (0.5–0.6, `deepseek_v2.py`).
 _EXPANDED_HEAD = 256
@@ -95,7 +98,29 @@ class Vllm(Engine):
 
     def known_versions(self) -> tuple[str, ...]:
         """Versions whose behaviour differs in ways that are modelled."""
-        return ("0.6", "0.7", "0.8", "0.10", "0.11", "0.19", "0.20", "0.21", "0.22", "0.28", "0.30", "0.32")
+        return (
+            "0.6",
+            "0.7",
+            "0.8",
+            "0.9",
+            "0.12",
+            "0.14",
+            "0.17",
+            "0.18",
+            "0.20",
+            "0.20.1",
+            "0.22",
+            "0.23",
+            "0.24",
+            "0.25",
+            "0.26",
+            "0.27",
+            "0.28",
+            "0.29",
+            "0.30",
+            "0.32",
+            "0.33",
+        )
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Formats without a kernel on this card, parallel degrees that do not divide the model, KV types it lacks."""
@@ -193,15 +218,16 @@ class Vllm(Engine):
             kept = settings.reserve_bytes
             free = Quantity(card.value - kept, card.low - kept, card.high - kept, card.basis)
             budget = min(budget, free, key=lambda q: q.value)
-        outside = activations.non_torch(profile, rules)
+        outside = activations.non_torch(ir, profile, rules)
         graphs = activations.cuda_graphs(ir, profile, rules)
+        subtracted = graphs if subtracts_graphs(ir, rules) else Quantity.exact(0)
         best: tuple[Memory, Layout] | None = None
         per_rank = []
         for stage, size in enumerate(weights_per_stage(ir, parallel, rules)):
             last = stage == parallel.pp - 1
             activation = activations.activations(ir, replace(profile, samples=last), rules)
             weights = Quantity.relative(size, 0.005, Basis.EXACT)
-            spent = weights + activation + outside + (graphs if rules.graphs_in_budget else Quantity.exact(0))
+            spent = weights + activation + outside + subtracted
             left = budget - spent
             if settings.kv_cache_memory_bytes is not None:
                 left = Quantity.exact(settings.kv_cache_memory_bytes)
@@ -301,7 +327,7 @@ def _load_time_note(ir: ModelIR, rules: Rules) -> str | None:
 def _order_reasons(form: Format, rules: Rules) -> Iterator[Reason]:
     """Groups in activation order: a version that no longer reads them. A row that is one group has no order."""
     if form.act_order and form.group_size > 0 and not rules.group_order:
-        version = ".".join(map(str, rules.version))
+        version = ".".join(map(str, rules.version[:2]))
         message = f"vLLM {version} reads no groups in activation order (desc_act: true)"
         remedy = 'a checkpoint without it (the walk\'s own order needs none), or an older vLLM (engine: {name: vllm, version: "0.31"})'
         yield Reason("group_order_unsupported", message, remedy)
@@ -326,12 +352,20 @@ def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rule
     if not rules.v1:
         # V0 without chunked prefill profiles a whole context; above 32K chunked prefill starts by itself with 2048.
         return max(2048, workload.context) if workload.context <= 32768 else 2048
-    return 8192 if gpu.memory_bytes.value >= _LARGE_CARD_BYTES and "A100" not in gpu.name else 2048
+    if rules.huge_cards and gpu.memory_bytes.value >= _HUGE_CARD_BYTES:
+        return 16384
+    return 8192 if _is_large(gpu) else 2048
 
 
 def default_sequences(gpu: Gpu, rules: Rules) -> int:
     """max_num_seqs by version and card."""
-    return 1024 if rules.v1 and gpu.memory_bytes.value >= _LARGE_CARD_BYTES and "A100" not in gpu.name else 256
+    return 1024 if rules.v1 and _is_large(gpu) else 256
+
+
+def _is_large(gpu: Gpu) -> bool:
+    """Whether a card gets the larger defaults. GB10's memory is the machine's, and it was seen with the small ones in 0.18 and 0.27."""
+    small = activations.is_integrated(gpu) or "A100" in gpu.name
+    return gpu.memory_bytes.value >= _LARGE_CARD_BYTES and not small
 
 
 def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -> activations.Profile:
@@ -343,6 +377,9 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
         pp=settings.parallel.pp,
         eager=settings.enforce_eager,
         capability=gpu.capability or 90,
+        context=workload.context,
+        linked=(gpu.link_bytes_per_s or 0) >= _SWITCHED_LINK,
+        integrated=activations.is_integrated(gpu),
     )
 
 
@@ -355,7 +392,7 @@ def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile
     """What the cache layout depends on, on a CUDA card."""
     return CacheSettings(
         settings.block_size or _BLOCK, element_bytes(ir), 4 if ir.dtype == "F32" else 2, profile.tp,
-        profile.tokens * rules.in_flight_batches,
+        profile.tokens * rules.in_flight_batches, rules.hybrid_prefix_caching or not has_states(ir),
     )  # fmt: skip
 
 
@@ -374,8 +411,8 @@ def _as_stored(block: Block, rules: Rules) -> LayerState:
 def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
     """A version's behaviour on a card: V1 needs compute capability 8.0; before 0.11 older cards fell back to V0."""
     rules, note = rules_for(version)
-    if rules.v1 and rules.version < (0, 11) and 0 < (gpu.capability or 0) < 80:
-        rules = replace(rules, v1=False, hybrid_groups=False)
+    if rules.v1 and rules.version < (0, 11, 0) and 0 < (gpu.capability or 0) < 80:
+        rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False)
     return rules, note
 
 

@@ -13,85 +13,122 @@ from functools import lru_cache
 from passes.errors import InputError
 
 #: The newest version whose accounting was read and checked; newer ones are taken to behave like it, which is said.
-NEWEST = (0, 32)
+NEWEST = (0, 33)
+#: Where a version is given without its patch level.
+_LAST_PATCH = 99
+
+
+Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """vLLM's behaviour in one version.
+    """vLLM's behaviour in one version. Sources are files under `vllm/` of the releases; "from" a version: first seen there.
 
-    `v1`: the V1 engine. `hybrid_groups`: sliding and chunked layers get KV groups of their own (before, they took as much as
-    full ones). `tokens_from_concurrency`: printed tokens = concurrency × max_model_len, not blocks // groups × block size.
-    `graphs_in_budget`: the CUDA-graph estimate is subtracted before KV is allotted. `in_flight_batches`: batches that may
-    hold a recycled block (async scheduling). `null_block`: one block is reserved before the start-up check. `mla_alignment`:
-    elements an MLA entry is padded to, 0 = none; `mla`: False stores expanded keys and values. `utilization`: default of
-    gpu_memory_utilization. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to
-    (256 and 128 in the Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `sampler_fp32_sort`: the sampler sorts all
-    logits in fp32 on every card; later only where FlashInfer's sampler is missing.
-    `group_slack`: the largest layer bucket is padded instead of split below this ratio.
-    `group_order`: groups that follow the activation order are read (GPTQ's `desc_act`; 0.32 refuses it, pull request 54809).
-    `bitsandbytes_plugin`: its loader is a package of its own, `vllm-bnb-plugin` (0.28, pull request 43529). `online_fp8`: what
-    `--quantization` calls FP8 made while loading, a scale a matrix (0.32 refuses `fp8` for that: `quantization/fp8.py`).
-    `state_checkpoints`: further states a sequence of Mamba 2 may hold, exported inside a prefill (read in 0.32; older ones unread).
+    Engine and runner. `v1`: the V1 engine (0.8). `v2_runner`: which models Model Runner V2 runs (`targets.engines.vllm.runner`;
+    `config/vllm.py`): none, dense Qwen3 (0.22), with Llama and Mistral (0.23), named classes quantized too (0.24), every dense generator
+    (0.25), all (0.29).
+
+    Budget. `utilization`: default of gpu_memory_utilization (`config/cache.py`, 0.92 from 0.20). `graphs_v1`, `graphs_v2`: the runner's
+    estimate of CUDA graphs is subtracted before KV is allotted (`envs.py`, 0.20; `gpu/cudagraph_utils.py`, 0.29).
+    `counts_reserved`: what loading keeps beside the weights, and fragments of the profile run, are subtracted too
+    (`utils/mem_utils.py:memory_profiling`, 0.27); V2's penalty table is then in the budget, before in no term of it.
+
+    Profile run. `sampler_fp32_sort`: V1's sampler sorts all logits in fp32 (to 0.16). `sampler_v2_bytes`: of a row and entry of the
+    vocabulary in V2's (`gpu/sample/sampler.py`: 6 in 0.22, 2 in 0.26, 14 in 0.33). `encoder_v2`: V2 profiles encoders (0.27).
+    `expert_chunk`: tokens that the fused experts' kernel takes at once, 0 = all (`VLLM_FUSED_MOE_CHUNK_SIZE`, gone in 0.18).
+    `huge_cards`: cards of 160 GiB and more batch 16,384 tokens (`engine/arg_utils.py:get_batch_defaults`, 0.28).
+
+    Cache. `hybrid_groups`, `chunked_groups`: sliding (0.9) and chunked layers (0.14) get KV groups of their own; before, they took as much
+    as full ones. `group_slack`: the largest layer bucket is padded instead of split below this ratio (1.25 in 0.12, 1.5 in 0.18).
+    `tokens_from_concurrency`: printed tokens = concurrency × max_model_len, not blocks // groups × block size (0.20.1).
+    `in_flight_batches`: batches that may hold a recycled block (`config/vllm.py:max_in_flight_tokens`, 2 from 0.26). `null_block`: one
+    block is reserved before the start-up check (0.29). `hybrid_prefix_caching`: models with recurrent states cache prefixes by default,
+    and keep two states a sequence for that (0.28). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated
+    delta nets (0.33), exported inside a prefill. `mla`: False stores expanded keys and values (to 0.6); `mla_alignment`: elements an MLA
+    entry is padded to, 0 = none.
+
+    Weights. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to (256 and 128 in the
+    Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `group_order`: groups that follow the activation order are read
+    (`quantization/utils/gptq_utils.py` refuses them from 0.30). `bitsandbytes_plugin`: its loader is a package of its own (0.28).
+    `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.32).
     """
 
-    version: tuple[int, int]
+    version: Version
     v1: bool = True
+    v2_runner: str = "none"
+    utilization: float = 0.92
+    graphs_v1: bool = False
+    graphs_v2: bool = False
+    counts_reserved: bool = False
+    sampler_fp32_sort: bool = False
+    sampler_v2_bytes: int = 6
+    encoder_v2: bool = False
+    expert_chunk: int = 0
+    huge_cards: bool = False
     hybrid_groups: bool = True
+    chunked_groups: bool = True
+    group_slack: float = 1.5
     tokens_from_concurrency: bool = True
-    graphs_in_budget: bool = True
-    in_flight_batches: int = 2
-    null_block: bool = True
+    in_flight_batches: int = 1
+    null_block: bool = False
+    hybrid_prefix_caching: bool = False
+    state_checkpoints: int = 0
+    gdn_checkpoints: int = 0
     mla: bool = True
     mla_alignment: int = 0
-    utilization: float = 0.92
-    group_slack: float = 1.5
     expert_padding: tuple[int, int] = (1, 1)
-    sampler_fp32_sort: bool = False
     group_order: bool = True
-    state_checkpoints: int = 0
     bitsandbytes_plugin: bool = False
     online_fp8: str = "fp8"
 
 
 #: (first version, what it changed back then), newest behaviour last; each entry holds until the next one.
-_HISTORY: tuple[tuple[tuple[int, int], dict[str, object]], ...] = (
-    ((0, 0), {"v1": False, "hybrid_groups": False, "tokens_from_concurrency": False, "graphs_in_budget": False, "in_flight_batches": 1,
-              "null_block": False, "mla": False, "utilization": 0.90, "group_slack": 1.0,
-              "expert_padding": (256, 128), "sampler_fp32_sort": True}),
-    ((0, 7), {"mla": True, "mla_alignment": 640}),
-    ((0, 8), {"v1": True, "mla_alignment": 0}),
-    ((0, 10), {"hybrid_groups": True}),
-    ((0, 11), {"group_slack": 1.25}),
-    ((0, 17), {"sampler_fp32_sort": False}),
-    ((0, 20), {"utilization": 0.92}),
-    ((0, 21), {"graphs_in_budget": True}),
-    ((0, 22), {"tokens_from_concurrency": True, "group_slack": 1.5}),
-    ((0, 24), {"expert_padding": (1, 1)}),
-    ((0, 28), {"bitsandbytes_plugin": True}),
-    ((0, 30), {"in_flight_batches": 2, "null_block": True}),
-    ((0, 32), {"group_order": False, "state_checkpoints": 1, "online_fp8": "fp8_per_tensor"}),
+_HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
+    ((0, 0, 0), {"v1": False, "hybrid_groups": False, "chunked_groups": False, "tokens_from_concurrency": False, "mla": False,
+                 "utilization": 0.90, "group_slack": 1.0, "expert_padding": (256, 128), "sampler_fp32_sort": True,
+                 "expert_chunk": 32768}),
+    ((0, 7, 0), {"mla": True, "mla_alignment": 640}),
+    ((0, 8, 0), {"v1": True, "mla_alignment": 0}),
+    ((0, 9, 0), {"hybrid_groups": True}),
+    ((0, 12, 0), {"group_slack": 1.25, "expert_chunk": 16384}),
+    ((0, 14, 0), {"chunked_groups": True}),
+    ((0, 17, 0), {"sampler_fp32_sort": False}),
+    ((0, 18, 0), {"group_slack": 1.5, "expert_chunk": 0}),
+    ((0, 20, 0), {"utilization": 0.92, "graphs_v1": True}),
+    ((0, 20, 1), {"tokens_from_concurrency": True}),
+    ((0, 22, 0), {"v2_runner": "qwen3"}),
+    ((0, 23, 0), {"v2_runner": "three"}),
+    ((0, 24, 0), {"v2_runner": "named", "expert_padding": (1, 1)}),
+    ((0, 25, 0), {"v2_runner": "dense"}),
+    ((0, 26, 0), {"sampler_v2_bytes": 2, "in_flight_batches": 2}),
+    ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True}),
+    ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "hybrid_prefix_caching": True}),
+    ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True}),
+    ((0, 30, 0), {"group_order": False}),
+    ((0, 32, 0), {"state_checkpoints": 1, "online_fp8": "fp8_per_tensor"}),
+    ((0, 33, 0), {"sampler_v2_bytes": 14, "gdn_checkpoints": 1}),
 )  # fmt: skip
 
 
-def parse_version(text: str) -> tuple[int, int]:
-    """`0.19.1` as (0, 19). Raises InputError for what is no version."""
-    match = re.match(r"v?(\d+)\.(\d+)", text)
+def parse_version(text: str) -> Version:
+    """`0.19.1` as (0, 19, 1), `0.19` as the last of its patches. Raises InputError for what is no version."""
+    match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text)
     if not match:
         raise InputError(f"{text!r} is not an engine version", remedy="write it like 0.19.1")
-    return int(match[1]), int(match[2])
+    return int(match[1]), int(match[2]), int(match[3]) if match[3] else _LAST_PATCH
 
 
 @lru_cache(maxsize=256)
 def rules_for(version: str | None) -> tuple[Rules, str | None]:
     """The behaviour of a version (None: the newest known), and a note where it is newer than what is known."""
-    wanted = NEWEST if version is None else parse_version(version)
+    wanted = (*NEWEST, _LAST_PATCH) if version is None else parse_version(version)
     facts: dict[str, object] = {}
     for since, change in _HISTORY:
         if wanted >= since:
             facts |= change
     known = {f.name for f in fields(Rules)}
     note = None
-    if wanted > NEWEST:
+    if wanted[:2] > NEWEST:
         note = f"vLLM {version} is newer than {NEWEST[0]}.{NEWEST[1]}, the newest whose accounting is known: computed like that one"
     return Rules(wanted, **{k: v for k, v in facts.items() if k in known}), note  # type: ignore[arg-type]

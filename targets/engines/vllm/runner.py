@@ -1,0 +1,54 @@
+"""Which of vLLM's two model runners runs a model: they profile, sample and subtract differently.
+
+Sources: `config/vllm.py` of the versions that `Rules.v2_runner` names (`use_v2_model_runner`, `_is_default_v2_model_runner_model`).
+"""
+
+from __future__ import annotations
+
+from passes.ir.model import ModelIR
+from passes.ir.state import Recurrent
+from targets.engines.vllm.versions import Rules
+
+_QWEN3 = frozenset({"Qwen3ForCausalLM"})
+_THREE = _QWEN3 | {"LlamaForCausalLM", "MistralForCausalLM"}
+#: Classes that V2 runs whatever they are made of.
+_NAMED = _THREE | {"DeepseekV2ForCausalLM", "Qwen2MoeForCausalLM", "GraniteMoeForCausalLM"}
+_NAMED_SINCE = (
+    ((0, 26, 0), frozenset({"InklingForCausalLM", "LongcatFlashNgramForCausalLM"})),
+    ((0, 27, 0), frozenset({"KimiK3ForCausalLM"})),
+    ((0, 28, 0), frozenset({"DeepseekV4ForCausalLM"})),
+)
+
+
+def uses_v2_runner(ir: ModelIR, rules: Rules) -> bool:
+    """Return whether Model Runner V2 runs the model by default."""
+    named = _NAMED.union(*(names for since, names in _NAMED_SINCE if rules.version >= since))
+    match rules.v2_runner:
+        case "all":
+            return True
+        case "dense":
+            return ir.architecture in named or not (has_experts(ir) or has_states(ir))
+        case "named":
+            return ir.architecture in _NAMED
+        case "three" | "qwen3" as classes:
+            return ir.architecture in (_THREE if classes == "three" else _QWEN3) and not _quantized(ir)
+    return False
+
+
+def subtracts_graphs(ir: ModelIR, rules: Rules) -> bool:
+    """Return whether an estimate of CUDA graphs is taken from the budget before the cache gets its memory."""
+    return rules.graphs_v2 if uses_v2_runner(ir, rules) else rules.graphs_v1
+
+
+def has_experts(ir: ModelIR) -> bool:
+    """Return whether a block has banks of experts."""
+    return any(linear.copies > 1 for block, _ in ir.decoder.counts for linear in block.linears)
+
+
+def has_states(ir: ModelIR) -> bool:
+    """Return whether a block keeps a state of constant size (Mamba, gated delta nets)."""
+    return any(isinstance(block.state, Recurrent) for block, _ in ir.decoder.counts)
+
+
+def _quantized(ir: ModelIR) -> bool:
+    return any(linear.storage.is_quantized for block, _ in ir.decoder.counts for linear in block.linears)

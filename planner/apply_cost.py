@@ -270,12 +270,6 @@ def _writing_cost(text: TextChoice, source: ModelIR, walk: WalkSize, token: floa
     room = max(0.0, SELF_MEMORY_SHARE * (device.memory_bytes.value - source.tensor_bytes))
     fitting = 1 << max(0, int(room // written).bit_length() - 1)
     rows = SELF_BATCH if device.is_cpu else min(CARD_BATCH, fitting)
-        SELF_BATCH
-        if device.is_cpu
-        else min(CARD_BATCH, 1 << max(0, int(room // written).bit_length() - 1))
-        if room > 0
-        else SELF_BATCH
-    )
     memory = source.tensor_bytes + min(rows, text.samples) * written
     positions = -(-text.samples // rows) * text.length * len(source.decoder.layers)
     return StepCost(Work(writing=walk.tokens * token, positions=positions, moved=source.tensor_bytes), memory)

@@ -35,8 +35,9 @@ from targets.gpu import Gpu
 from targets.machine.profile import PRODUCT_SHARE, believed_profile
 from targets.quantity import Basis, Quantity
 
-#: What outside tools take of our walk's time: llm-compressor's GPTQ beside ours (docs/quantization.md); of the others it is assumed.
-_OUTSIDE = 2.6
+#: What outside tools take of our walk's time, on the processor and on a card: llm-compressor's GPTQ beside ours (docs/quantization.md,
+#: docs/cards.md); of the others it is assumed.
+_OUTSIDE, _OUTSIDE_CARD = 2.6, 6.0
 #: What torch, transformers and the tokenizer take before any weight: seconds; bytes of the process, and with CUDA's libraries; bytes on
 #: a card, its context not counted.
 _START_SECONDS, _PROCESS_BYTES, _CUDA_PROCESS_BYTES, _CARD_BYTES = 10.0, 500 << 20, 3 << 30, 100 << 20
@@ -253,7 +254,9 @@ def _job_costs(
         work, memory = work + added.work, max(memory, added.memory)
         costs[pass_node(number, pass_)] = own
     maker = maker_node(passes)
-    costs[maker] = {maker: StepCost(work if maker == WALK else work * _OUTSIDE, memory)}
+    costs[maker] = {
+        maker: StepCost(work if maker == WALK else work * (_OUTSIDE if device.is_cpu else _OUTSIDE_CARD), memory)
+    }
     judged = max(walk.block_memory + walk.batch_memory, _embedding_bytes(source, device) + walk.outer_memory)
     judging = Work(forwards=2 * spec.evaluation.samples * spec.evaluation.length * token, moved=2 * source.tensor_bytes)
     costs[EVALUATE] = {EVALUATE: StepCost(judging, judged)}
@@ -264,8 +267,9 @@ def _writing_cost(text: TextChoice, source: ModelIR, walk: WalkSize, token: floa
     """What it takes the model to write the text itself. `token`: operations of one."""
     cached = sum(getattr(block.state, "elements_per_token", 0) * count for block, count in source.decoder.counts)
     written = text.length * cached * _item_bytes(source, device) + source.vocab_size * LOGIT_BYTES
-    room = SELF_MEMORY_SHARE * (device.memory_bytes.value - source.tensor_bytes)
-    rows = SELF_BATCH if device.is_cpu else min(CARD_BATCH, 1 << max(0, int(room // written).bit_length() - 1))
+    room = max(0.0, SELF_MEMORY_SHARE * (device.memory_bytes.value - source.tensor_bytes))
+    fitting = 1 << max(0, int(room // written).bit_length() - 1)
+    rows = SELF_BATCH if device.is_cpu else min(CARD_BATCH, fitting)
     memory = source.tensor_bytes + min(rows, text.samples) * written
     positions = -(-text.samples // rows) * text.length * len(source.decoder.layers)
     return StepCost(Work(writing=walk.tokens * token, positions=positions, moved=source.tensor_bytes), memory)

@@ -119,12 +119,18 @@ def _machines(runs: Sequence[Run]) -> str:
         dates = sorted({record["began"][:10] for record in run.stages.values()})
         return (
             run.letter, str(machine.get("card")), str(machine.get("driver") or "none"), f"{machine.get('processor')}, {machine.get('cores')} cores",
-            f"{machine.get('memory_bytes', 0) / 2**30:.0f} GiB", *(str(versions.get(tool) or "not there") for tool in _TOOLS),
+            f"{machine.get('memory_bytes', 0) / 2**30:.0f} GiB", *(str(versions.get(tool) or _of_stage(run, tool) or "not there") for tool in _TOOLS),
             str(machine.get("code") or "unknown"), " … ".join(dict.fromkeys((dates[0], dates[-1]))), ", ".join(f"`{Path(file).name}`" for file in run.files),
         )  # fmt: skip
 
     head = ("", "card", "driver", "processor", "memory", *_TOOLS, "commit", "date", "file")
     return _table(head, [row(run) for run in runs])
+
+
+def _of_stage(run: Run, tool: str) -> str | None:
+    """The version that a stage found of a tool which was not there when the machine was looked at."""
+    found = (stage.get("found", {}) for name, stage in run.stages.items() if name.startswith(f"{tool}_"))
+    return next((str(each["version"]) for each in found if each.get("version")), None)
 
 
 def goals(run: Run) -> Iterator[Row]:

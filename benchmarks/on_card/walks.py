@@ -60,7 +60,7 @@ def apply(setup: Setup, note: Notes, kind: str) -> None:
     note(headline=said)
     if kind == "exl2":
         _measure_exl2(work, note)
-        note(headline=f"{said}; options {found['measure']['block_s']:.2f} s a block", **peaks())
+        note(headline=f"{said}; options {found['measure']['block_s']:.2f} s a block", measure_peaks=peaks())
 
 
 def _measure_exl2(work: Walked, note: Notes) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from passes.algorithms.damping import DAMPING
 from passes.algorithms.kernels import columns as columns_kernel
-from passes.algorithms.kernels.columns import BlockLevels, BlockZeros
+from passes.algorithms.kernels.columns import KERNEL_COLUMNS, BlockLevels, BlockZeros
 from passes.algorithms.rtn import as_quantized
 from passes.algorithms.scale_search import FULL_RANGE, Levels, ScaleSearch, decode_codes, find_levels, round_codes
 from passes.algorithms.sparsity import MASK_COLUMNS, Mask
@@ -169,7 +169,7 @@ def _with_zeros(weight: torch.Tensor, hessian: torch.Tensor, factor: Factor, mas
     work, zeros = _prepared(weight, hessian, factor, mask)
     assert zeros is not None
     out = torch.empty_like(work)
-    if columns_kernel.usable(work):
+    if _in_kernel(work, zeros):
         steps = _card_steps(_CARD_COLUMNS, zeros)
         loss = _compensated(work, factor, steps, _KernelRounding(out, zeros, lambda start: BlockLevels("none")))
     else:
@@ -221,6 +221,11 @@ class _Zeros:
         if self._mask.run:
             return BlockZeros(run=self._mask.run, drop=round(self._mask.run * self._mask.sparsity))
         return BlockZeros(self._choice(slice(start, end)))
+
+    @property
+    def for_kernel(self) -> bool:
+        """Whether a kernel can keep to it: it holds only some runs whole."""
+        return self._chosen is not None or not self._mask.run or KERNEL_COLUMNS % self._mask.run == 0
 
     @property
     def by_block(self) -> bool:
@@ -356,7 +361,7 @@ def _round_columns(
         find(start)
         return BlockLevels(grid.kind, low, high, scale, zero, numbers[start:])
 
-    if columns_kernel.usable(work):
+    if _in_kernel(work, zeros):
         steps = _card_steps(size if fixed is None else _CARD_COLUMNS, zeros)
         loss = _compensated(work, factor, steps, _KernelRounding(codes, zeros, levels))
     else:
@@ -369,9 +374,18 @@ def _round_columns(
 
 
 def _card_steps(columns: int, zeros: _Zeros | None) -> tuple[int, int]:
-    """Columns after which the rest of the matrix makes up for them, and columns of one launch: as many, unless zeros are chosen between."""
+    """Columns after which the rest of the matrix makes up for them, and columns of one launch: as many, unless zeros are chosen between.
+
+    Groups whose levels are found as they come end a launch, and with it a choice of zeros: on a card those of small groups are chosen
+    among fewer columns than on the processor.
+    """
     by_block = zeros is not None and zeros.by_block
     return columns, min(columns, MASK_COLUMNS) if by_block else columns
+
+
+def _in_kernel(work: torch.Tensor, zeros: _Zeros | None) -> bool:
+    """Whether the loop runs in the card's kernel."""
+    return columns_kernel.usable(work) and (zeros is None or zeros.for_kernel)
 
 
 def _set_levels(

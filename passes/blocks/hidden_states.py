@@ -15,6 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from passes.blocks.devices import free_bytes
 from passes.files.checkpoint import Checkpoint, write_shard
 from passes.host_memory import memory_available_bytes
 from passes.ir.readers.headers import is_whole
@@ -41,12 +42,10 @@ def place_of(states_bytes: int, devices: Sequence[torch.device]) -> Place:
     """Return where so many bytes of hidden states go while these devices compute; to disk where the processor does, whose memory is for
     the weights.
     """
-    import torch
-
     cards = [device for device in devices if device.type == "cuda"]
     if not cards:
         return Place.DISK
-    free = sum(torch.cuda.mem_get_info(card)[0] for card in cards)
+    free = len(cards) * min(free_bytes(card) for card in cards)  # each has its share of the batches
     if states_bytes <= free // CARD_SHARE:
         return Place.CARD
     return Place.HOST if states_bytes <= memory_available_bytes() // HOST_SHARE else Place.DISK
@@ -63,6 +62,7 @@ class HiddenStates:
         self.folder, self.place, self._moves = folder, place, moves
         self._count = count
         self._held: dict[int, dict[int, torch.Tensor]] = {}
+        self._copying: set[torch.device] = set()
 
     def __len__(self) -> int:
         return self._count
@@ -81,6 +81,7 @@ class HiddenStates:
 
     def read(self, block: int, batch: int) -> torch.Tensor:
         """Return what a batch brings into a block, `[B, T, D]`, wherever it is kept."""
+        self._settle()
         if (states := self._held.get(block, {}).get(batch)) is None:
             states = Checkpoint.of_files([self._path(block, batch)]).read([_NAME])[_NAME]
         return states
@@ -90,15 +91,17 @@ class HiddenStates:
         if self.place is Place.DISK:
             self._write(block, batch, states)
         else:
-            self._held.setdefault(block, {})[batch] = _pinned(states) if self.place is Place.HOST else states
+            self._held.setdefault(block, {})[batch] = self._pinned(states) if self.place is Place.HOST else states
             if self._moves:
                 self._held.get(block - 1, {}).pop(batch, None)
 
     def save(self, blocks: range) -> None:
         """Have what the batches bring into some blocks on disk, and of no others."""
+        self._settle()
         for block in blocks:
             for batch, states in self._held.get(block, {}).items():
-                self._write(block, batch, states)
+                if not is_whole(self._path(block, batch)):
+                    self._write(block, batch, states)
         for folder in self.folder.glob("[0-9]*"):
             if int(folder.name) not in blocks:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -123,6 +126,20 @@ class HiddenStates:
         self._held.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _pinned(self, states: torch.Tensor) -> torch.Tensor:
+        """A card's tensor in memory that cards read and write directly, copied beside what the card does next."""
+        import torch
+
+        self._copying.add(states.device)
+        return torch.empty(states.shape, dtype=states.dtype, pin_memory=True).copy_(states, non_blocking=True)
+
+    def _settle(self) -> None:
+        """Wait for the copies into pinned memory: who reads them may be the processor, or another card."""
+        import torch
+
+        while self._copying:
+            torch.cuda.current_stream(self._copying.pop()).synchronize()
+
     def _write(self, block: int, batch: int, states: torch.Tensor) -> None:
         path = self._path(block, batch)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,10 +147,3 @@ class HiddenStates:
 
     def _path(self, block: int, batch: int) -> Path:
         return self.folder / f"{block:05d}" / f"{batch:05d}.safetensors"
-
-
-def _pinned(states: torch.Tensor) -> torch.Tensor:
-    """A card's tensor in memory that cards read and write directly. Who reads it there next is behind this copy in the card's queue."""
-    import torch
-
-    return torch.empty(states.shape, dtype=states.dtype, pin_memory=True).copy_(states, non_blocking=True)

@@ -144,6 +144,8 @@ class BlockStream:
         saved = time.monotonic()
         for index in range(start, len(self.dense)):
             yield StreamedBlock(self, index)
+            if self.hidden.place is Place.DISK:
+                settled()  # a run that is killed goes on from what is dropped next
             if index + 1 >= self._keep:
                 self.hidden.drop(index + 1 - self._keep)
             if self.hidden.place is not Place.DISK and time.monotonic() - saved > _SAVED_EVERY:

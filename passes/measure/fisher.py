@@ -54,7 +54,7 @@ def option_costs(dense: DenseModel, options: Sequence[Format], run: RunContext) 
     """
     depth, decoder = len(dense), dense.ir.decoder
     stream = BlockStream(dense, run.part(run.folder / "inputs"), _BATCH_TOKENS, keep=depth + 1)
-    gradients = HiddenStates(run.folder / "gradients", len(stream.batches), stream.hidden.place)
+    gradients = HiddenStates(run.folder / "gradients", len(stream.batches))
     costs, waiting = _kept(run.folder, depth)
     if not (gradients.whole(waiting) and all(map(stream.hidden.whole, range(waiting)))):
         costs, waiting = {}, depth

@@ -27,7 +27,7 @@ class WeightsAhead:
         import torch
 
         self._dense, self._device = dense, device
-        # One queue for all: memory that a queue was given is not another's.
+        # One queue for all: torch keeps freed memory for the queue that it was allocated in.
         self._queue = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tightfit-read") if device.type == "cuda" else None
         self._ahead: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
@@ -91,6 +91,8 @@ class WrittenBehind:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
+        if self._pending is not None and self._pending[0].exception() is None:
+            self.wait()  # whatever ends the work, what was written counts
 
     def run(self, write: Callable[[], None], record: Callable[[], None]) -> None:
         """Write, and record it when it is written."""

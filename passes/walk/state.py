@@ -1,7 +1,7 @@
 """What a walk has finished: blocks written, hidden states to go on from. Survives kill -9 at any moment.
 
     <folder>/state.json                      {"done": blocks finished, "blocks": [what each reported]}
-    <folder>/hidden/00012/                   the inputs of block 12, i.e. what block 11 made of every batch
+    <folder>/hidden/00012/                   the inputs of block 12, i.e. what block 11 made of every batch; on a card every minute only
     <folder>/shards/model-00012.safetensors  the stored tensors of block 11
 
 Order of writes for a block: the next hidden states, its shard, then the state. Killed in between, the block is done again

@@ -7,8 +7,9 @@
         the block's shard is written, then the walk's state        # kill -9 here: resume at this block
 
 One forward a block: a batch is a greenlet, paused inside the family's own forward code when it reaches a matrix. Matrices
-that read the same input (q/k/v, gate/up) are quantized at one stop with one Hessian. Hidden states lie on disk
-(`passes.blocks.hidden_states`). Peak memory is one block, its statistics and the batches that wait in it, whatever the depth of the
+that read the same input (q/k/v, gate/up) are quantized at one stop with one Hessian. Hidden states
+lie on disk, or stay on a card (`passes.blocks.hidden_states`).
+Peak memory is one block, its statistics and the batches that wait in it, whatever the depth of the
 model: as many as a part of the memory holds; those that it does not hold run again from the block's input at each stop
 (`passes.walk.paused_batches`; where there are experts all wait). Runs the same on CPU and CUDA.
 
@@ -80,6 +81,7 @@ class Walk:
                 began = time.monotonic()
                 work, stored = self._block(block, ahead.take(block.index))
                 self._finish(work.report(block.index, began), stored, state, behind)
+                del work, stored  # of one block, memory holds no more than what is still to be written
             behind.wait()
             if state.done < total:
                 began = time.monotonic()

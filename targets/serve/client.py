@@ -88,6 +88,8 @@ def ask(served: Served, body: bytes) -> Answer:
         first = last = 0.0
         chunks, tokens, text = 0, None, []
         for data, at in _events(reply):
+            if error := data.get("error"):
+                raise EngineError(f"the engine broke off: {_said(error)}", remedy="see its log")
             if choices := data.get("choices"):
                 first, last, chunks = first or at, at, chunks + 1
                 text.append(choices[0].get("text") or "")
@@ -97,6 +99,11 @@ def ask(served: Served, body: bytes) -> Answer:
     if not chunks:
         raise EngineError("the engine answered no token", remedy="see its log")
     return Answer(first - sent, last - first, tokens or chunks, "".join(text))
+
+
+def _said(error: Any) -> str:
+    """What an error event says."""
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
 
 
 def post(connection: http.client.HTTPConnection, path: str, body: bytes) -> http.client.HTTPResponse:

@@ -72,7 +72,14 @@ class LoadTiming:
 
     @classmethod
     def of(cls, tool: str, load: Load, answers: Sequence[Answer], seconds: float, errors: Sequence[str]) -> LoadTiming:
-        """Sum up answers. Raises EngineError where there is none."""
+        """Sum up answers; those with fewer tokens than were asked for are failed ones. Raises EngineError where none is left."""
+        short = [
+            f"answered {answer.tokens} of {load.output_tokens} tokens"
+            for answer in answers
+            if answer.tokens < load.output_tokens
+        ]
+        answers = [answer for answer in answers if answer.tokens >= load.output_tokens]
+        errors = [*errors, *short]
         if not answers:
             raise EngineError(
                 f"none of {load.requests} requests was answered: {errors[0] if errors else 'none was sent'}",

@@ -55,6 +55,14 @@ def test_a_failed_write_is_told_and_not_recorded(device: torch.device) -> None:
     assert recorded == []
 
 
+def test_what_was_written_counts_whatever_ends_the_work() -> None:
+    recorded: list[int] = []
+    with pytest.raises(KeyboardInterrupt), WrittenBehind(CARD) as behind:
+        behind.run(lambda: None, lambda: recorded.append(1))
+        raise KeyboardInterrupt
+    assert recorded == [1]
+
+
 def test_the_processor_reads_a_block_when_it_is_asked_for(llama: Path, llama_ir: ModelIR) -> None:
     dense = DenseModel(llama_ir, Checkpoint(llama))
     with WeightsAhead(dense, PROCESSOR) as ahead:

@@ -92,6 +92,14 @@ def test_the_kernel_compiles_for_cards(engine_python: Path) -> None:
     assert len(run(engine_python, "compile", interpret=False).splitlines()) == 12
 
 
+@pytest.mark.parametrize("run", [6, 64])
+def test_runs_that_a_kernel_does_not_hold_whole_are_left_to_the_loop(run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = zeros_alone(Mask("sparsegpt", 0.5, run))
+    monkeypatch.setattr(columns, "usable", lambda work: True)
+    found, _ = zeros_alone(Mask("sparsegpt", 0.5, run))
+    assert torch.equal(found, expected) and float((found == 0).float().mean()) == 0.5
+
+
 def test_zeros_chosen_on_what_is_left_end_a_launch() -> None:
     weight, hessian = problem()
     factor = loop.factorize(hessian, 0.01, torch.arange(COLUMNS), "w")

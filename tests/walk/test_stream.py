@@ -109,3 +109,14 @@ def test_a_batch_that_moves_leaves_nothing_behind(dense: DenseModel, tokens: tor
     with block.loaded() as replicas:
         block.run(replicas)
     assert stream.hidden.whole(1) and not stream.hidden.whole(0)
+
+
+def test_on_disk_nothing_is_dropped_before_what_follows_is_recorded(
+    dense: DenseModel, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    run, there = context(tmp_path, tokens), []
+    stream = BlockStream(dense, run, 128)
+    for block in stream.blocks(0, settled=lambda: there.append(kept(tmp_path))):
+        with block.loaded() as replicas:
+            block.run(replicas)
+    assert there == [[index, index + 1] for index in range(BLOCKS)]

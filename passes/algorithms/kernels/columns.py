@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Columns that a program holds at a time; rows of a matrix that it owns, and warps that share them.
-_BLOCK, _TILE, _WARPS = 32, 64, 2
+KERNEL_COLUMNS, _TILE, _WARPS = 32, 64, 2
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,15 @@ def round_block(
     columns, rows = work.shape
     codes, errors = torch.empty_like(work), torch.empty_like(work)
     nothing = work  # stands for a tensor that the kernel does not read
-    kernel = _kernel()
-    kernel[(triton.cdiv(rows, _TILE),)](
-        work, work.stride(0), codes, errors, upper, *upper.stride(),
-        nothing if levels.scale is None else levels.scale, nothing if levels.zero is None else levels.zero,
-        nothing if levels.group is None else levels.group,
-        nothing if zeros.keep is None else zeros.keep.to(torch.int8), columns, rows, levels.low, levels.high, zeros.drop,
-        KIND={"none": 0, "int": 1, "e2m1": 2}[levels.kind], ZERO=levels.zero is not None, KEEP=zeros.keep is not None,
-        RUN=zeros.run, BLOCK=min(_BLOCK, max(16, triton.next_power_of_2(columns))), TILE=_TILE, num_warps=_WARPS,
-    )  # fmt: skip
+    keep = nothing if zeros.keep is None else zeros.keep.to(torch.int8)
+    scale, zero, group = (nothing if each is None else each for each in (levels.scale, levels.zero, levels.group))
+    with torch.cuda.device_of(work):  # type: ignore[no-untyped-call]
+        _kernel()[(triton.cdiv(rows, _TILE),)](
+            work, work.stride(0), codes, errors, upper, *upper.stride(), scale, zero, group, keep, columns, rows, levels.low, levels.high,
+            zeros.drop, KIND={"none": 0, "int": 1, "e2m1": 2}[levels.kind], ZERO=levels.zero is not None,
+            KEEP=zeros.keep is not None, RUN=zeros.run, BLOCK=min(KERNEL_COLUMNS, max(16, triton.next_power_of_2(columns))),
+            TILE=_TILE, num_warps=_WARPS,
+        )  # fmt: skip
     return codes, errors
 
 

@@ -142,7 +142,7 @@ def check(
 
     Raises InputError for unknown names. Illegal combinations are answered, with the reason.
     """
-    settings = settings or Settings()
+    settings = replace(settings or Settings(), dtype=dtype)
     source = open_model(model) if isinstance(model, str) else model
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
     target = find_engine(engine)

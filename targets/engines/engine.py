@@ -51,7 +51,7 @@ class Settings:
     """An engine's settings; None means the engine's own default for its version and the card.
 
     `version` None: the newest the accounting knows. `kv_cache_memory_bytes`: explicit KV size, bypasses the utilisation.
-    `reserve_bytes`: what else lives on the card (a desktop), kept free.
+    `reserve_bytes`: what else lives on the card (a desktop), kept free. `dtype`: what the model is asked to compute in, as users write it.
     """
 
     version: str | None = None
@@ -63,6 +63,7 @@ class Settings:
     block_size: int | None = None
     kv_cache_memory_bytes: int | None = None
     reserve_bytes: int = 0
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,21 +5,20 @@ Sources: vLLM 0.32.0's code for the newest behaviour; `versions.py` for older on
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.errors import Reason
+from passes.errors import Reason, ReasonKind
 from passes.formats.at_load import resident
 from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format, KernelFamily
 from passes.formats.gptq import Gptq
 from passes.formats.kv_dtypes import OWN, kv_dtype
-from passes.ir.model import Block, ModelIR, Role
+from passes.ir.model import Block, ModelIR
 from passes.ir.resident import resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer
@@ -30,6 +29,7 @@ from targets.engines.vllm import activations
 from targets.engines.vllm.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.runner import has_states, subtracts_graphs
+from targets.engines.vllm.shards import shard_reasons
 from targets.engines.vllm.versions import Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -65,6 +65,8 @@ _LEAST_BY_METHOD = (
 )
 #: Share of a card that may be asked for where the default does not do, and the smallest step of the profile run worth trying.
 _FULLER, _SMALL_STEP = 0.95, 2048
+#: Families that overflow in float16.
+_NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 _KERNEL_GROUPS = (-1, 32, 64, 128)
 
 
@@ -125,16 +127,18 @@ class Vllm(Engine):
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Formats without a kernel on this card, parallel degrees that do not divide the model, KV types it lacks."""
         rules, _ = rules_on_card(settings.version, gpu)
+        if gpu.vendor not in ("NVIDIA", "CPU"):
+            # Of such a card nothing else is known.
+            return (
+                Reason("vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card"),
+            )
         forms = sorted(storages(ir), key=lambda form: form.label)
         reasons = [r for form in forms for r in (*_order_reasons(form, rules), *self._format_reasons(form, gpu))]
-        if gpu.vendor not in ("NVIDIA", "CPU"):
-            reasons.append(
-                Reason("vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card")
-            )
+        reasons += _dtype_reasons(ir, gpu, settings, rules)
         reasons += _load_time_reasons(ir, gpu)
         reasons += self._cache_reasons(ir, gpu)
         reasons += _expert_reasons(ir)
-        reasons += _parallel_reasons(ir, settings.parallel)
+        reasons += shard_reasons(ir, settings.parallel)
         reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
         if settings.block_size is not None and settings.block_size % _BLOCK:
             message = (
@@ -146,8 +150,6 @@ class Vllm(Engine):
     def _format_reasons(self, form: Format, gpu: Gpu) -> Iterator[Reason]:
         capability = gpu.capability or 0
         if isinstance(form, Dense):
-            if form.dtype == "BF16" and capability < 80:
-                yield Reason("bf16_needs_sm80", f"{gpu.name} has no bfloat16", "dtype fp16")
             return
         if isinstance(form, PackQuantized | Gptq):
             if isinstance(form, Gptq) and form.bits not in (4, 8):
@@ -203,8 +205,9 @@ class Vllm(Engine):
         rules, note = rules_on_card(settings.version, gpu)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         memory, layout = estimate
-        notes = tuple(n for n in (note, gpu.note, _load_time_note(ir, rules)) if n)
-        return answer(memory, layout, ir, workload, notes=notes)
+        notes = tuple(n for n in (note, gpu.note, _load_time_note(ir, rules), _dtype_note(ir, gpu, settings)) if n)
+        reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
+        return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
 
     def _estimate(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules
@@ -294,11 +297,41 @@ class Vllm(Engine):
         return served_name(folder)
 
 
+def _state_reasons(
+    ir: ModelIR, memory: Memory, layout: Layout, profile: activations.Profile, rules: Rules
+) -> tuple[Reason, ...]:
+    """With full decode graphs the cache must have a block for the state of every sequence (`config/compilation.py`)."""
+    blocks = layout.blocks(memory.kv_cache.value)
+    if not rules.states_for_graphs or profile.eager or not has_states(ir) or not 0 < blocks < profile.sequences:
+        return ()
+    message = f"the cache has {blocks:,} blocks for states, fewer than max_num_seqs {profile.sequences:,}: vLLM stops before it serves"
+    return (Reason("too_few_state_blocks", message, f"--max-num-seqs {blocks}", kind=ReasonKind.TOO_LARGE),)
+
+
 def gptq_asymmetric(form: Gptq) -> Reason:
     """vLLM's kernels take GPTQ's integers without zero points (`TYPE_MAP` of its auto_gptq.py)."""
     group = "channel" if form.group_size < 0 else f"g{form.group_size}"
     remedy = f"gptq-{form.bits}-{group}, or w{form.bits}a16-{group}-asym"
     return Reason("gptq_asymmetric", "vLLM reads symmetric GPTQ checkpoints only", remedy)
+
+
+def _dtype_reasons(ir: ModelIR, gpu: Gpu, settings: Settings, rules: Rules) -> Iterator[Reason]:
+    """What a model computes in: cards without bfloat16 compute in float16 from 0.9 on, which some families refuse from then on
+    (`config/model.py:_resolve_auto_dtype`, `_FLOAT16_NOT_SUPPORTED_MODELS`).
+    """
+    refuses = rules.names_dtypes and ir.model_type in _NO_FLOAT16
+    lacks = not gpu.is_cpu and (gpu.capability or 0) < 80
+    if ir.dtype == "F16" and refuses:
+        yield Reason("float16_refused", f"vLLM runs {ir.model_type} models in no float16", "dtype bfloat16")
+    asked = settings.dtype not in (None, "auto")
+    if ir.dtype == "BF16" and lacks and (asked or refuses or not rules.names_dtypes):
+        yield Reason("bf16_needs_sm80", f"{gpu.name} has no bfloat16", "dtype fp32" if refuses else "dtype fp16")
+
+
+def _dtype_note(ir: ModelIR, gpu: Gpu, settings: Settings) -> str | None:
+    if ir.dtype == "BF16" and settings.dtype is None and not gpu.is_cpu and (gpu.capability or 0) < 80:
+        return f"{gpu.name} has no bfloat16: vLLM computes in float16 there"
+    return None
 
 
 def _load_time_reasons(ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
@@ -426,36 +459,3 @@ def _expert_reasons(ir: ModelIR) -> Iterator[Reason]:
                 message = f"vLLM's experts take no {form.label}"
                 yield Reason("static_inputs_of_experts", message, "fp8-tensor-static, or activations scaled per token")
                 return
-
-
-def _parallel_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
-    """Tensor parallelism must divide heads and rows, the pipeline must not be deeper than the model."""
-    out: list[Reason] = []
-    if parallel.pp > len(ir.decoder.layers):
-        out.append(
-            Reason("too_many_stages", f"{parallel.pp} stages for {len(ir.decoder.layers)} layers", "fewer stages")
-        )
-    if parallel.tp == 1:
-        return out
-    heads = {block.heads for block, _ in ir.decoder.counts if block.heads}
-    odd = sorted(h for h in heads if h % parallel.tp)
-    if odd:
-        legal = [n for n in (2, 4, 8, 16) if all(h % n == 0 for h in heads)]
-        remedy = f"tensor parallel {' or '.join(map(str, legal))}" if legal else "pipeline parallelism"
-        out.append(
-            Reason("tp_does_not_divide_heads", f"{odd[0]} attention heads cannot be cut into {parallel.tp}", remedy)
-        )
-    for block, _ in ir.decoder.counts:
-        for linear in block.linears:
-            group = linear.storage.group_size
-            # Experts stay whole under expert parallelism; FP8 blocks have rules of their own (`fp8_blocks`).
-            whole = (linear.copies > 1 and parallel.ep > 1) or linear.storage.block is not None
-            if whole or linear.role not in (Role.O, Role.DOWN) or group <= 0:
-                continue
-            if math.ceil(linear.in_features / parallel.tp) % group:
-                message = f"group size {group} does not divide {linear.name}'s {linear.in_features} inputs cut into {parallel.tp}"
-                return [
-                    *out,
-                    Reason("group_size_does_not_divide_shard", message, "a smaller group size or fewer cards"),
-                ]
-    return out

@@ -43,15 +43,16 @@ class Rules:
     as full ones. `group_slack`: the largest layer bucket is padded instead of split below this ratio (1.25 in 0.12, 1.5 in 0.18).
     `tokens_from_concurrency`: printed tokens = concurrency × max_model_len, not blocks // groups × block size (0.20.1).
     `in_flight_batches`: batches that may hold a recycled block (`config/vllm.py:max_in_flight_tokens`, 2 from 0.26). `null_block`: one
-    block is reserved before the start-up check (0.29). `hybrid_prefix_caching`: models with recurrent states cache prefixes by default,
-    and keep two states a sequence for that (0.28). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated
-    delta nets (0.33), exported inside a prefill. `mla`: False stores expanded keys and values (to 0.6); `mla_alignment`: elements an MLA
-    entry is padded to, 0 = none.
+    block is reserved before the start-up check (0.29). `hybrid_prefix_caching`: models with recurrent states cache prefixes by default, and
+    keep two states a sequence for that (0.28). `states_for_graphs`: max_num_seqs may not exceed their blocks (pull request 38270, 0.19).
+    `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33), exported inside a prefill. `mla`:
+    False stores expanded keys and values (to 0.6); `mla_alignment`: elements an MLA entry is padded to, 0 = none.
 
     Weights. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to (256 and 128 in the
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `group_order`: groups that follow the activation order are read
     (`quantization/utils/gptq_utils.py` refuses them from 0.30). `bitsandbytes_plugin`: its loader is a package of its own (0.28).
     `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.32).
+    `names_dtypes`: `auto` falls back to float16 on cards without bfloat16, and families that overflow there refuse it (0.9).
     """
 
     version: Version
@@ -73,6 +74,7 @@ class Rules:
     in_flight_batches: int = 1
     null_block: bool = False
     hybrid_prefix_caching: bool = False
+    states_for_graphs: bool = False
     state_checkpoints: int = 0
     gdn_checkpoints: int = 0
     mla: bool = True
@@ -81,6 +83,7 @@ class Rules:
     group_order: bool = True
     bitsandbytes_plugin: bool = False
     online_fp8: str = "fp8"
+    names_dtypes: bool = False
 
 
 #: (first version, what it changed back then), newest behaviour last; each entry holds until the next one.
@@ -90,11 +93,12 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
                  "expert_chunk": 32768}),
     ((0, 7, 0), {"mla": True, "mla_alignment": 640}),
     ((0, 8, 0), {"v1": True, "mla_alignment": 0}),
-    ((0, 9, 0), {"hybrid_groups": True}),
+    ((0, 9, 0), {"hybrid_groups": True, "names_dtypes": True}),
     ((0, 12, 0), {"group_slack": 1.25, "expert_chunk": 16384}),
     ((0, 14, 0), {"chunked_groups": True}),
     ((0, 17, 0), {"sampler_fp32_sort": False}),
     ((0, 18, 0), {"group_slack": 1.5, "expert_chunk": 0}),
+    ((0, 19, 0), {"states_for_graphs": True}),
     ((0, 20, 0), {"utilization": 0.92, "graphs_v1": True}),
     ((0, 20, 1), {"tokens_from_concurrency": True}),
     ((0, 22, 0), {"v2_runner": "qwen3"}),

@@ -1,0 +1,100 @@
+"""What tensor parallelism must divide: heads, keys' and values' heads, the feed-forward, the vocabulary, groups of scales.
+
+Sources: `model_executor/layers/linear.py` (`QKVParallelLinear`: below the number of KV heads the degree divides it, above it is a multiple;
+column- and row-parallel sizes are divided without rest), `vocab_parallel_embedding.py` (padded to 64, then divided).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from passes.errors import Reason
+from passes.ir.model import Block, ModelIR, Role
+from passes.ir.state import FullKV
+from targets.engines.engine import Parallel
+
+_PADDED = 64
+_FEED_FORWARD = (Role.GATE, Role.UP, Role.GATE_UP, Role.DOWN)
+#: Degrees that are offered in place of one that does not divide.
+_DEGREES = (2, 4, 8, 16)
+
+
+def shard_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
+    """Return why a model cannot be cut so: of each kind the first."""
+    out: list[Reason] = []
+    if parallel.pp > len(ir.decoder.layers):
+        message = f"{parallel.pp} stages for {len(ir.decoder.layers)} layers"
+        out.append(Reason("too_many_stages", message, "fewer stages"))
+    if parallel.tp == 1:
+        return out
+    kinds = (
+        _heads(ir, parallel.tp),
+        _kv_heads(ir, parallel.tp),
+        _rows(ir, parallel.tp),
+        _vocabulary(ir, parallel.tp),
+        _groups(ir, parallel),
+    )
+    return out + [reason for kind in kinds if (reason := next(kind, None)) is not None]
+
+
+def _blocks(ir: ModelIR) -> Iterator[Block]:
+    return (block for block, _ in ir.decoder.counts)
+
+
+def _heads(ir: ModelIR, tp: int) -> Iterator[Reason]:
+    heads = {block.heads for block in _blocks(ir) if block.heads}
+    for odd in sorted(count for count in heads if count % tp):
+        legal = [n for n in _DEGREES if all(count % n == 0 for count in heads)]
+        remedy = f"tensor parallel {' or '.join(map(str, legal))}" if legal else "pipeline parallelism"
+        yield Reason("tp_does_not_divide_heads", f"{odd} attention heads cannot be cut into {tp}", remedy)
+
+
+def _kv_heads(ir: ModelIR, tp: int) -> Iterator[Reason]:
+    heads = {block.state.kv_heads for block in _blocks(ir) if isinstance(block.state, FullKV)}
+    for odd in sorted(count for count in heads if not _shared(count, tp)):
+        legal = [n for n in _DEGREES if all(_shared(count, n) for count in heads) and not next(_heads(ir, n), None)]
+        remedy = f"tensor parallel {' or '.join(map(str, legal))}" if legal else "pipeline parallelism"
+        yield Reason(
+            "tp_does_not_divide_kv_heads",
+            f"{odd} heads of keys and values can neither be cut into {tp} nor repeated on them",
+            remedy,
+        )
+
+
+def _shared(heads: int, tp: int) -> bool:
+    return heads % tp == 0 if heads >= tp else tp % heads == 0
+
+
+def _rows(ir: ModelIR, tp: int) -> Iterator[Reason]:
+    for block in _blocks(ir):
+        for linear in block.linears:
+            if linear.role not in _FEED_FORWARD or linear.copies > 1 or linear.storage.block is not None:
+                continue  # experts may stay whole; FP8 blocks have rules of their own (`fp8_blocks`)
+            size = linear.in_features if linear.role is Role.DOWN else linear.out_features
+            if size % tp:
+                yield Reason(
+                    "tp_does_not_divide_rows",
+                    f"{linear.name}: {size} cannot be cut into {tp}",
+                    "fewer cards, or pipeline parallelism",
+                )
+
+
+def _vocabulary(ir: ModelIR, tp: int) -> Iterator[Reason]:
+    padded = math.ceil(ir.vocab_size / _PADDED) * _PADDED
+    if padded % tp:
+        message = f"a vocabulary of {padded:,} (padded to {_PADDED}) cannot be cut into {tp}"
+        yield Reason("tp_does_not_divide_vocabulary", message, "fewer cards, or pipeline parallelism")
+
+
+def _groups(ir: ModelIR, parallel: Parallel) -> Iterator[Reason]:
+    for block in _blocks(ir):
+        for linear in block.linears:
+            group = linear.storage.group_size
+            # Experts stay whole under expert parallelism.
+            whole = (linear.copies > 1 and parallel.ep > 1) or linear.storage.block is not None
+            if whole or linear.role not in (Role.O, Role.DOWN) or group <= 0:
+                continue
+            if math.ceil(linear.in_features / parallel.tp) % group:
+                message = f"group size {group} does not divide {linear.name}'s {linear.in_features} inputs cut into {parallel.tp}"
+                yield Reason("group_size_does_not_divide_shard", message, "a smaller group size or fewer cards")

@@ -19,8 +19,15 @@ from pathlib import Path
 
 from passes import chain
 from passes.base import Pass
-from passes.blocks.hidden_states import CARD_SHARE
-from passes.blocks.memory import BATCH_TOKENS, LOGIT_BYTES, LOGIT_TOKENS, live_batches, waiting_bytes, waiting_room
+from passes.blocks.memory import (
+    BATCH_TOKENS,
+    CARD_SHARE,
+    LOGIT_BYTES,
+    LOGIT_TOKENS,
+    live_batches,
+    waiting_bytes,
+    waiting_room,
+)
 from passes.ir.model import Block, ModelIR, block_bytes
 from passes.ir.operations import forward_operations, head_operations
 from passes.run.disk_need import scratch_bytes

@@ -13,7 +13,6 @@ from passes.errors import InputError
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu, find_gpu, fold, inline_gpu, this_cpu, unlisted_gpu
 from targets.machine.devices import installed_gpus
-from targets.serve.engine_build import BUILDS
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +92,8 @@ def require_build(plan: PlanDocument, build: str | None, python: object) -> None
     wanted = _build(plan)
     if build is None or build == wanted:
         return
+    from targets.serve.engine_build import BUILDS
+
     raise InputError(
         f"planned for {BUILDS[wanted]}, but {python} has {BUILDS[build]}",
         remedy=f"name the Python that has {BUILDS[wanted]} with --engine or TIGHTFIT_ENGINE",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.blocks.devices import free_bytes
+from passes.blocks.memory import CARD_SHARE, HOST_SHARE
 from passes.files.checkpoint import Checkpoint, write_shard
 from passes.host_memory import memory_available_bytes
 from passes.ir.readers.headers import is_whole
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from passes.blocks.decoder import Decoder
 
 _NAME = "hidden"
-#: One part in so many of what is free may be taken by hidden states: of a card's memory, of the machine's.
-CARD_SHARE, HOST_SHARE = 8, 4
 
 
 class Place(Enum):

@@ -12,6 +12,8 @@ BATCH_TOKENS = 4096
 #: One part in so many of the memory may be taken by batches that wait inside a block: of the machine's, of a card's. There a forward that
 #: is run again takes less than what the memory is wanted for otherwise.
 LIVE_SHARE, CARD_LIVE_SHARE = 4, 16
+#: One part in so many of what is free may be taken by hidden states: of a card's memory, of the machine's.
+CARD_SHARE, HOST_SHARE = 8, 4
 #: Tokens whose logits are held at once, and the bytes that a logit takes then: of each model as it computes, in fp32, its logarithm,
 #: and what their difference is made of.
 LOGIT_TOKENS, LOGIT_BYTES = 256, 32

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.errors import InputError
-from passes.steps.step import Report
 
 if TYPE_CHECKING:
     import torch
+
+    from passes.steps.step import Report
 
 #: The name of the evaluation text that needs no file and no network.
 PYTHON_REFERENCE = "python-reference"

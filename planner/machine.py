@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from passes.blocks.devices import AUTO, built_for_cards, device_name, hidden_cards
+from passes.blocks.devices import AUTO, built_for_cards, device_name, hidden_cards, listed_cards
 from passes.errors import InputError
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu, find_gpu, fold, inline_gpu, this_cpu, unlisted_gpu
@@ -53,7 +52,7 @@ def _installed() -> tuple[str, ...]:
 
 def _visible(cards: Sequence[str]) -> list[str]:
     """The cards that CUDA_VISIBLE_DEVICES leaves, in its order, where it names them by number."""
-    named = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    named = listed_cards()
     if not named or not all(part.isdigit() for part in named):
         return list(cards)
     return [cards[int(part)] for part in named if int(part) < len(cards)]

@@ -70,6 +70,11 @@ def hidden_cards(asked: str = AUTO) -> bool:
     return device_name(asked) == PROCESSOR or (hidden is not None and hidden.strip() in ("", "-1"))
 
 
+def listed_cards() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES lists, in its order; nothing where it is not set."""
+    return [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+
+
 def visible_cards(asked: str) -> str | None:
     """Return CUDA_VISIBLE_DEVICES of a process that is to compute where this one was asked to; None where as it is here."""
     name = device_name(asked)
@@ -78,7 +83,7 @@ def visible_cards(asked: str) -> str | None:
     if ":" not in name:
         return None
     number = int(name.partition(":")[2])
-    here = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    here = listed_cards()
     return here[number] if number < len(here) else str(number)
 
 
@@ -155,6 +160,15 @@ def free_bytes(device: torch.device) -> int:
             return 0
         _refuse_driver(torch.cuda.device_count(), error)
     return int(free) + int(torch.cuda.memory_reserved(device)) - int(torch.cuda.memory_allocated(device))
+
+
+def pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy in memory that cards read and write directly; of a card's tensor it is begun, and whole when the card's queue has come
+    to it.
+    """
+    import torch
+
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _card_numbers(name: str, count: int) -> Sequence[int]:

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passes.blocks.devices import free_bytes
+from passes.blocks.devices import free_bytes, pinned_copy
 from passes.blocks.memory import CARD_SHARE, HOST_SHARE
 from passes.files.checkpoint import Checkpoint, write_shard
 from passes.host_memory import memory_available_bytes
@@ -90,7 +90,10 @@ class HiddenStates:
         if self.place is Place.DISK:
             self._write(block, batch, states)
         else:
-            self._held.setdefault(block, {})[batch] = self._pinned(states) if self.place is Place.HOST else states
+            if self.place is Place.HOST:
+                self._copying.add(states.device)
+                states = pinned_copy(states)
+            self._held.setdefault(block, {})[batch] = states
             if self._moves:
                 self._held.get(block - 1, {}).pop(batch, None)
 
@@ -124,13 +127,6 @@ class HiddenStates:
         """Forget everything."""
         self._held.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _pinned(self, states: torch.Tensor) -> torch.Tensor:
-        """A card's tensor in memory that cards read and write directly, copied beside what the card does next."""
-        import torch
-
-        self._copying.add(states.device)
-        return torch.empty(states.shape, dtype=states.dtype, pin_memory=True).copy_(states, non_blocking=True)
 
     def _settle(self) -> None:
         """Wait for the copies into pinned memory: who reads them may be the processor, or another card."""

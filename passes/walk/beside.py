@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from passes.blocks.dense_model import DenseModel
+from passes.blocks.devices import pinned_copy
 from passes.blocks.matrices import fused_parts
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ class WeightsAhead:
         tensors = {}
         with torch.cuda.stream(self._queue):
             for name, tensor in self._dense.block(index).items():
-                pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
-                tensors[name] = pinned.to(self._device, non_blocking=True)
+                tensors[name] = pinned_copy(tensor).to(self._device, non_blocking=True)
                 tensors[name].record_stream(work)  # freed there, not before what is queued there has read it
         self._queue.synchronize()
         return tensors

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from passes.algorithms.method import Matrix, Method, Stored
+from passes.blocks.devices import pinned_copy
 from passes.blocks.input_statistics import InputStatistics
 from passes.blocks.matrices import copy_names, members, packed, restacked
 from passes.errors import TightfitError
@@ -106,8 +107,7 @@ def on_the_processor(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     for name, tensor in tensors.items():
         if tensor.device.type == "cuda":
             cards.add(tensor.device)
-            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            out[name] = host.copy_(tensor, non_blocking=True)
+            out[name] = pinned_copy(tensor)
         else:
             out[name] = tensor.cpu()
     for card in cards:

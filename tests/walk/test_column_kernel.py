@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,8 +15,7 @@ from passes.algorithms.scale_search import Levels, decode_codes, round_codes
 from passes.algorithms.sparsity import Mask
 from passes.formats.format import Grid
 from tests.walk.columns_interpreted import CASES, COLUMNS, HALF, TWO_OF_FOUR, WANDA, problem, quantized, zeros_alone
-
-ROOT = Path(__file__).parents[2]
+from tests.walk.triton_python import run_triton
 
 
 def in_plain_steps(
@@ -68,20 +65,12 @@ def test_blocks_make_up_for_zeros_alone(mask: Mask, monkeypatch: pytest.MonkeyPa
     assert found_loss == pytest.approx(loss, rel=1e-4)
 
 
-def run(python: Path, *arguments: str, interpret: bool) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | ({"TRITON_INTERPRET": "1"} if interpret else {})
-    command = [str(python), "-m", "tests.walk.columns_interpreted", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
 @pytest.mark.engine
 @pytest.mark.slow
 def test_the_kernel_rounds_as_the_loop_does(engine_python: Path) -> None:
     cases = ("zero points", "small groups as they come", "floats", "2:4 with zero points", "zeros anywhere", "zeros")
-    for case, (equal, ratio) in json.loads(run(engine_python, *cases, interpret=True).splitlines()[-1]).items():
+    printed = run_triton(engine_python, "columns_interpreted", *cases, interpret=True)
+    for case, (equal, ratio) in json.loads(printed.splitlines()[-1]).items():
         assert equal > 0.999, case
         assert ratio == pytest.approx(1, rel=1e-3), case
 
@@ -89,7 +78,7 @@ def test_the_kernel_rounds_as_the_loop_does(engine_python: Path) -> None:
 @pytest.mark.engine
 @pytest.mark.slow
 def test_the_kernel_compiles_for_cards(engine_python: Path) -> None:
-    assert len(run(engine_python, "compile", interpret=False).splitlines()) == 12
+    assert len(run_triton(engine_python, "columns_interpreted", "compile", interpret=False).splitlines()) == 12
 
 
 @pytest.mark.parametrize("run", [6, 64])

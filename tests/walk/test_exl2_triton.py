@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,23 +9,14 @@ import torch
 
 from passes.algorithms import exl2
 from tests.walk.test_exl2 import full_scan, layer, output_error
+from tests.walk.triton_python import run_triton
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
 #: A group across row 256, where errors go to all rows that follow; widths and sizes that begin at the same row and apart.
 MIXED = [(8, 32), (4, 64), (3, 128), (2, 64)]
 UNIFORM = [(5, 128), (5, 128), (5, 32)]
 ROWS = 288
-
-
-def run(python: Path, *arguments: str, interpret: bool) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | ({"TRITON_INTERPRET": "1"} if interpret else {})
-    command = [str(python), "-m", "tests.walk.exl2_interpreted", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 def test_they_agree_with_the_processors_path(engine_python: Path, tmp_path: Path) -> None:
@@ -39,7 +28,7 @@ def test_they_agree_with_the_processors_path(engine_python: Path, tmp_path: Path
     asked, answer = tmp_path / "in.pt", tmp_path / "out.pt"
     free = {"free_bytes": 2 * 2 * other.numel() * 6}
     torch.save({"parts": parts, "permutation": factor.permutation, "inverse": factor.inverse, **free}, asked)
-    assert run(engine_python, "quantize", str(asked), str(answer), interpret=True) == "2\n"
+    assert run_triton(engine_python, "exl2_interpreted", "quantize", str(asked), str(answer), interpret=True) == "2\n"
     found = torch.load(answer)
     for (dense, groups), (codes, index, top, decoded) in zip(parts, found, strict=True):
         [(expected, by_processor)] = exl2.quantize(dense, factor, [groups])
@@ -57,7 +46,7 @@ def test_the_first_group_has_the_scale_of_the_full_scan(engine_python: Path, tmp
     parts: list[exl2.Part] = [(weight, [(3, 64)]), (torch.zeros_like(weight), [(4, 64)])]
     asked, answer = tmp_path / "in.pt", tmp_path / "out.pt"
     torch.save({"parts": parts, "permutation": factor.permutation, "inverse": factor.inverse}, asked)
-    run(engine_python, "quantize", str(asked), str(answer), interpret=True)
+    run_triton(engine_python, "exl2_interpreted", "quantize", str(asked), str(answer), interpret=True)
     (_, index, top, _), (codes, _, least, zeros) = torch.load(answer)
     expected_index, expected_top = full_scan(weight.T[factor.permutation], 3)
     assert torch.equal(index[0].float(), expected_index) and torch.equal(top[0], expected_top)
@@ -66,5 +55,5 @@ def test_the_first_group_has_the_scale_of_the_full_scan(engine_python: Path, tmp
 
 def test_they_compile_for_cards(engine_python: Path) -> None:
     """Four kernels for three generations."""
-    lines = run(engine_python, "compile", interpret=False).splitlines()
+    lines = run_triton(engine_python, "exl2_interpreted", "compile", interpret=False).splitlines()
     assert len({tuple(line.split()[:2]) for line in lines}) == 4 * 3

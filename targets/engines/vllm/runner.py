@@ -22,11 +22,11 @@ _NAMED_SINCE = (
 
 def uses_v2_runner(ir: ModelIR, rules: Rules) -> bool:
     """Return whether Model Runner V2 runs the model by default."""
-    named = _NAMED.union(*(names for since, names in _NAMED_SINCE if rules.version >= since))
     match rules.v2_runner:
         case "all":
             return True
         case "dense":
+            named = _NAMED.union(*(names for since, names in _NAMED_SINCE if rules.version >= since))
             return ir.architecture in named or not (has_experts(ir) or has_states(ir))
         case "named":
             return ir.architecture in _NAMED

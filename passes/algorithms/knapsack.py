@@ -97,7 +97,7 @@ def allocate(units: Sequence[Unit], budget_bytes: int) -> Allocation:
     spread = sum(
         max(u.losses[j] for j in js) - min(u.losses[j] for j in js) for u, js in zip(units, legal, strict=True)
     )
-    quantum = spread / _RANGE if spread > 0 else 1.0
+    quantum = max(spread / _RANGE, math.ulp(0.0)) if spread > 0 else 1.0
     options = [_undominated(unit, js, quantum) for unit, js in zip(units, legal, strict=True)]
     picks, gap, states = _solve(options, budget_bytes)
     choice = tuple(int(option.index[pick]) for option, pick in zip(options, picks, strict=True))

@@ -50,6 +50,11 @@ def test_equals_brute_force(raw, budget):
     assert found.loss <= best + found.tolerance + 1e-9
 
 
+def test_losses_too_small_for_a_quantum_are_told_apart():
+    found = allocate(_units([[(0, 2.2250738585e-313, True), (0, 0.0, True)]]), 0)
+    assert found.choice == (1,) and found.gap == 0
+
+
 def _dynamic_program(units, budget):
     """Least loss for every number of bytes: the textbook table."""
     table = np.zeros(budget + 1)

@@ -1,4 +1,4 @@
-"""Fits the terms of vLLM's memory that arithmetic does not give and writes `targets/engines/vllm/memory_fit.json`.
+"""Fits the terms of vLLM's memory that arithmetic does not give and writes `targets/engines/vllm/memory/memory_fit.json`.
 
     python -m benchmarks.fit_memory
 
@@ -22,14 +22,14 @@ from scipy.optimize import least_squares
 
 from benchmarks.memory_rows import Question, ask, load_rows
 from passes.errors import TightfitError
-from targets.engines.vllm.activations import Profile, explained_bytes, is_integrated, peak_bytes
 from targets.engines.vllm.engine import profile_of, rules_on_card
-from targets.engines.vllm.versions import Rules
+from targets.engines.vllm.memory.activations import Profile, explained_bytes, is_integrated, peak_bytes
+from targets.engines.vllm.rules.versions import Rules
 
 _GIB, _MIB = 1 << 30, 1 << 20
 #: Sources without which a cell is told by all of its era.
 _FEW = 2
-FIT = Path(__file__).parents[1] / "targets" / "engines" / "vllm" / "memory_fit.json"
+FIT = Path(__file__).parents[1] / "targets" / "engines" / "vllm" / "memory" / "memory_fit.json"
 #: Start of the fit; what `FREE` does not name stays: counted in vLLM's source, and `layer_bytes` between what an H100 shows (260 MiB) and
 #: what others do.
 PRIOR = {

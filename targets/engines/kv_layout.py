@@ -30,7 +30,7 @@ from passes.ir.state import (
     SlidingKV,
     StatePart,
 )
-from targets.engines.vllm.versions import Rules
+from targets.engines.vllm.rules.versions import Rules
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
-from targets.engines.vllm.parameters import allocated
+from targets.engines.vllm.memory.parameters import allocated
 from targets.gpu import find_gpu
 from targets.workload import Workload
 

@@ -7,10 +7,10 @@ import pytest
 from passes.ir.sources import open_model
 from planner.check import check
 from targets.engines.engine import Parallel, Settings
-from targets.engines.vllm.activations import captured_graphs
-from targets.engines.vllm.runner import subtracts_graphs, uses_v2_runner
-from targets.engines.vllm.shards import shard_reasons
-from targets.engines.vllm.versions import NEWEST, parse_version, rules_for
+from targets.engines.vllm.memory.activations import captured_graphs
+from targets.engines.vllm.rules.runner import subtracts_graphs, uses_v2_runner
+from targets.engines.vllm.rules.shards import shard_reasons
+from targets.engines.vllm.rules.versions import NEWEST, parse_version, rules_for
 
 
 def test_a_version_is_read_to_its_patch() -> None:

@@ -25,7 +25,7 @@ from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, Settings
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
-from targets.engines.vllm.versions import rules_for
+from targets.engines.vllm.rules.versions import rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
 from targets.speed.kernels import Kernel

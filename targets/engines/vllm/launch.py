@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from targets.engines.vllm.versions import rules_for
+from targets.engines.vllm.rules.versions import rules_for
 from targets.launch.request import Launch, LaunchFile, LaunchRequest
 
 _RUN = """#!/usr/bin/env bash

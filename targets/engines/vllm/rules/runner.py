@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from passes.ir.model import ModelIR
 from passes.ir.state import Recurrent
-from targets.engines.vllm.versions import Rules
+from targets.engines.vllm.rules.versions import Rules
 
 _QWEN3 = frozenset({"Qwen3ForCausalLM"})
 _THREE = _QWEN3 | {"LlamaForCausalLM", "MistralForCausalLM"}

@@ -17,8 +17,8 @@ from typing import Any
 
 from passes.ir.model import Block, ModelIR, Role
 from passes.ir.state import LatentKV
-from targets.engines.vllm.runner import subtracts_graphs, uses_v2_runner
-from targets.engines.vllm.versions import Rules
+from targets.engines.vllm.rules.runner import subtracts_graphs, uses_v2_runner
+from targets.engines.vllm.rules.versions import Rules
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
 
@@ -61,7 +61,7 @@ class Profile:
 def fit() -> dict[str, Any]:
     """The fitted coefficients."""
     data: dict[str, Any] = json.loads(
-        files("targets.engines.vllm").joinpath("memory_fit.json").read_text(encoding="utf-8")
+        files("targets.engines.vllm.memory").joinpath("memory_fit.json").read_text(encoding="utf-8")
     )
     return data
 

@@ -25,7 +25,7 @@ Version = tuple[int, int, int]
 class Rules:
     """vLLM's behaviour in one version. Sources are files under `vllm/` of the releases; "from" a version: first seen there.
 
-    Engine and runner. `v1`: the V1 engine (0.8). `v2_runner`: which models Model Runner V2 runs (`targets.engines.vllm.runner`;
+    Engine and runner. `v1`: the V1 engine (0.8). `v2_runner`: which models Model Runner V2 runs (`targets.engines.vllm.rules.runner`;
     `config/vllm.py`): none, dense Qwen3 (0.22), with Llama and Mistral (0.23), named classes quantized too (0.24), every dense generator
     (0.25), all (0.29).
 
@@ -113,6 +113,10 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 32, 0), {"state_checkpoints": 1, "online_fp8": "fp8_per_tensor"}),
     ((0, 33, 0), {"sampler_v2_bytes": 14, "gdn_checkpoints": 1}),
 )  # fmt: skip
+
+
+#: Versions whose behaviour differs from the one before in ways that are modelled.
+KNOWN_VERSIONS = ("0.6", *(f"0.{minor}" + (f".{patch}" if patch else "") for (_, minor, patch), _ in _HISTORY[1:]))
 
 
 def parse_version(text: str) -> Version:

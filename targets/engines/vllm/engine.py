@@ -17,11 +17,12 @@ from passes.ir.model import Block, ModelIR
 from passes.ir.resident import resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer
-from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, ServerLog, Settings
+from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, ServerLog, Settings, SpeedEstimate
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory import activations
+from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.rules.legality import (
     cache_reasons,
@@ -86,6 +87,7 @@ class Vllm(Engine):
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Formats without a kernel on this card, parallel degrees that do not divide the model, KV types it lacks."""
         rules, _ = rules_on_card(settings.version, gpu)
+        ir = as_cached(ir, rules)
         if gpu.vendor not in ("NVIDIA", "CPU"):
             # Of such a card nothing else is known.
             return (
@@ -114,13 +116,22 @@ class Vllm(Engine):
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """The tightest rank's budget, terms and cache."""
-        ir = resident_model(ir)
         rules, note = rules_on_card(settings.version, gpu)
+        declared = cache_note(ir, rules)
+        ir = as_cached(resident_model(ir), rules)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         memory, layout = estimate
-        notes = tuple(n for n in (note, gpu.note, _load_time_note(ir, rules), _dtype_note(ir, gpu, settings)) if n)
+        said = (note, gpu.note, _load_time_note(ir, rules), _dtype_note(ir, gpu, settings), declared)
+        notes = tuple(n for n in said if n)
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
+
+    def speed(
+        self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
+    ) -> SpeedEstimate:
+        """With the cache as this version keeps it."""
+        rules, _ = rules_on_card(settings.version, gpu)
+        return super().speed(as_cached(ir, rules), gpu, settings, workload, memory)
 
     def _estimate(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules

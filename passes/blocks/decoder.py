@@ -19,6 +19,7 @@ from passes.blocks.dense_model import DenseModel
 from passes.blocks.model_class import Names, body, skeleton
 from passes.blocks.unfused import unfuse, unstack
 from passes.errors import InputError
+from passes.ir.architectures.config import Config
 from passes.ir.model import ModelIR
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Decoder:
         """What an indexer picks of a text no longer than its limit, `[B, T, T]`, for the layers that use an earlier layer's choice."""
         import torch
 
-        length, limit = hidden.shape[1], int(self.ir.config.get("index_topk", 2048))
+        length, limit = hidden.shape[1], Config(self.ir.config, self.ir.name).integer("index_topk", default=2048)
         if length > limit:
             raise InputError(
                 f"calibration texts of {length} tokens, of which each layer's indexer picks {limit}",

@@ -16,6 +16,7 @@ from typing import Any
 from passes.errors import InputError
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
+from passes.ir.fields import json_object
 from passes.ir.model import ModelIR
 from passes.ir.names import Match, find, unknown_model
 from passes.ir.quant_config.read import quantized
@@ -200,11 +201,8 @@ def config_digest(config: Mapping[str, Any]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; InputError naming it otherwise."""
     try:
-        value = json.loads(path.read_text())
+        return json_object(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: missing", remedy="A model folder needs a config.json.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})", remedy="Download the file again.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object", remedy="Download the file again.")
-    return value

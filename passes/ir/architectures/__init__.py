@@ -102,6 +102,7 @@ def build_ir(
         dtype, notes = "BF16", (*notes, "config.json names no dtype: BF16 assumed")
     m = Maker(dtype, None if stored is None else stored_names(stored))
     description = describe(root, architecture, m, Names())
+    _refuse_empty(root, description)
     return ModelIR(
         name=name,
         architecture=architecture,
@@ -127,9 +128,19 @@ def build_ir(
     )
 
 
+def _refuse_empty(root: Config, description: Description) -> None:
+    """Refuse sizes that leave a matrix no elements, such as more heads than the hidden size has."""
+    blocks = [block for stack in description.stacks for block in stack.classes]
+    linears = [linear for block in blocks for linear in block.linears] + list(description.outer.linears)
+    tensors = [tensor for block in blocks for tensor in block.tensors] + list(description.outer.tensors)
+    shapes = [(linear.name, (linear.out_features, linear.in_features)) for linear in linears]
+    for name, shape in shapes + [(tensor.name, tensor.shape) for tensor in tensors]:
+        if min(shape, default=1) < 1:
+            raise root.refused(f"its sizes make {name!r} of shape {list(shape)}, which has no elements")
+
+
 def _architecture(root: Config, assume: str | None) -> tuple[str, tuple[str, ...]]:
-    listed = root.get("architectures", default=[])
-    architecture = listed[0] if isinstance(listed, list) and listed else None
+    architecture = next(iter(root.names("architectures", default=())), None)
     if architecture in _MODULE_OF:
         return architecture, ()
     if assume is None:

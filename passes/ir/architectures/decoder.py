@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.draft import Description, Names, attention_state, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.fields import is_whole
 from passes.ir.model import Block, Role
 from passes.ir.state import FullKV
 
@@ -100,7 +101,7 @@ def layer_types(config: Config, rule: str) -> list[str]:
     """
     layers = config.layer_numbers()
     if config.has("layer_types"):
-        return [str(kind) for kind in config.items("layer_types", len(layers))]
+        return config.names("layer_types", len(layers))
     if rule == "layer_types" or not config.has("sliding_window"):
         return ["full_attention"] * len(layers)
     if rule == "all":
@@ -113,12 +114,12 @@ def layer_types(config: Config, rule: str) -> list[str]:
         )
         return ["full_attention" if i < first else "sliding_attention" for i in layers]
     pattern = config.get("sliding_window_pattern", default=int(rule.split()[1]) if " " in rule else None)
-    if isinstance(pattern, str):
+    if isinstance(pattern, str) and pattern:
         full = [pattern[i % len(pattern)] == "G" or i == len(layers) - 1 for i in layers]
-    elif isinstance(pattern, int) and pattern > 0:
+    elif is_whole(pattern) and pattern > 0:
         full = [(i + 1) % pattern == 0 for i in layers]
     else:
-        raise not_understood(config.name, f"{config.path}: sliding_window_pattern {pattern!r} is not known")
+        raise config.wrong("sliding_window_pattern", "a number of layers, or letters such as LLLG", pattern)
     return ["full_attention" if whole else "sliding_attention" for whole in full]
 
 

@@ -72,7 +72,8 @@ def _deepseek(config: Config, m: Maker, names: Names, *, route_bias: bool, index
     norms = m.norms(hidden, "input_layernorm", "post_attention_layernorm")
     plain = latent_attention(config, m)
     with_index = plain + indexer(config, m) if indexed else plain
-    kinds = config.get("indexer_types") or ["full"] * len(config.layer_numbers())
+    layers = config.layer_numbers()
+    kinds = config.names("indexer_types", len(layers), ["full"] * len(layers))
     has_index = [indexed and kind == "full" for kind in kinds]
     sparse = routed_with_bias(config, m, bias=route_bias)
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from passes.ir.architectures.config import Config, not_understood
+from passes.ir.architectures.config import Config
 from passes.ir.architectures.decoder import Style, attention, head_sizes, layer_types
 from passes.ir.architectures.draft import Description, Names, attention_state, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.parts import Maker, Part, total
@@ -20,14 +20,15 @@ _W = ("w1", "w3", "w2")
 
 def is_sparse(config: Config, layer: int) -> bool:
     """Whether a layer has experts, by whichever field the family says it with."""
+    layers = len(config.layer_numbers())
     if config.has("mlp_layer_types"):
-        return bool(config.items("mlp_layer_types")[layer] == "sparse")
-    frequency = config.get("moe_layer_freq", default=1)
-    if isinstance(frequency, list):
-        return bool(frequency[layer])
+        return config.names("mlp_layer_types", layers)[layer] == "sparse"
+    if isinstance(config.get("moe_layer_freq"), list):
+        return config.flags("moe_layer_freq", layers)[layer]
     if config.has("first_k_dense_replace"):
-        return layer >= config.integer("first_k_dense_replace") and layer % int(frequency) == 0
-    if layer in config.get("mlp_only_layers", default=[]):
+        frequency = config.integer("moe_layer_freq", default=1)
+        return layer >= config.integer("first_k_dense_replace") and layer % frequency == 0
+    if layer in config.counts("mlp_only_layers", default=()):
         return False
     return (layer + 1) % config.integer("decoder_sparse_step", default=1) == 0
 
@@ -106,7 +107,7 @@ def minimax_m3(config: Config, m: Maker, names: Names) -> Description:
         m.gated_mlp(hidden, shared, shared=True, key="shared").at("block_sparse_moe.shared_experts."),
     )  # fmt: skip
     sparse_attention = config.part("sparse_attention_config")
-    indexed = sparse_attention.items("sparse_attention_freq", len(config.layer_numbers()))
+    indexed = sparse_attention.flags("sparse_attention_freq", len(config.layer_numbers()))
     dim = sparse_attention.integer("sparse_index_dim")
     index = total(
         m.linear(
@@ -251,7 +252,7 @@ def gpt_oss(config: Config, m: Maker, names: Names) -> Description:
 def mimo_v2(config: Config, m: Maker, names: Names) -> Description:
     """MiMo-V2-Flash: sliding layers with heads of their own and sink biases; keys and values of different widths."""
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
-    pattern = config.items("hybrid_layer_pattern", len(layers))
+    pattern = config.flags("hybrid_layer_pattern", len(layers))
     sparse = routed_with_bias(config, m)
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
 
@@ -306,7 +307,7 @@ def llama4(config: Config, m: Maker, names: Names) -> Description:
     """Llama 4 text: chunked local layers, experts every `interleave_moe_layer_step` layers, stacked and transposed."""
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
     step, count = config.integer("interleave_moe_layer_step", default=1), config.integer("num_local_experts")
-    sparse_layers = config.get("moe_layers", default=[i for i in layers if (i + 1) % step == 0])
+    sparse_layers = config.counts("moe_layers", default=[i for i in layers if (i + 1) % step == 0])
     heads, kv_heads, head_dim = head_sizes(config)
     inner = config.integer("intermediate_size")
     common = m.norms(hidden, "input_layernorm", "post_attention_layernorm") + m.attention(
@@ -327,10 +328,9 @@ def llama4(config: Config, m: Maker, names: Names) -> Description:
         m.gated_mlp(hidden, inner, shared=True, key="shared").at("shared_expert."),
     ).at("feed_forward.")
     kv = FullKV(kv_heads, head_dim, head_dim)
-    no_rope = config.get("no_rope_layers") or [int((i + 1) % 4 != 0) for i in layers]
-    kinds = config.get("layer_types") or ["chunked_attention" if rope else "full_attention" for rope in no_rope]
-    if len(kinds) != len(layers):
-        raise not_understood(config.name, f"{config.path}: {len(kinds)} layer types for {len(layers)} layers")
+    turned = config.flags("no_rope_layers", len(layers), [(i + 1) % 4 != 0 for i in layers])
+    by_rope = ["chunked_attention" if rope else "full_attention" for rope in turned]
+    kinds = config.names("layer_types", len(layers), by_rope)
     blocks = [
         (common + (sparse if i in sparse_layers else dense)).block(attention_state(config, kinds[i], kv), heads)
         for i in layers

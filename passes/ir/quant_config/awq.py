@@ -7,7 +7,7 @@ from typing import Any
 
 from passes.formats.awq import Awq
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.quant_config import NamedMatrix, QuantConfig, StorageOf, incompatible
+from passes.ir.quant_config.quant_config import NamedMatrix, QuantConfig, StorageOf, fields_of, incompatible
 
 
 class AwqConfig(QuantConfig):
@@ -15,7 +15,8 @@ class AwqConfig(QuantConfig):
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
         """One format for all."""
-        form = Awq(int(settings.get("group_size", 128)), not settings.get("zero_point", True))
+        said = fields_of(settings, ir)
+        form = Awq(said.integer("group_size", default=128, at_least=1), not said.flag("zero_point", default=True))
         return lambda _: form
 
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:

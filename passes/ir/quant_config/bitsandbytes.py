@@ -7,7 +7,7 @@ from typing import Any
 
 from passes.formats.published import Published
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.quant_config import QuantConfig, StorageOf, not_understood
+from passes.ir.quant_config.quant_config import QuantConfig, StorageOf, fields_of, not_understood
 
 
 class BitsAndBytesConfig(QuantConfig):
@@ -15,7 +15,7 @@ class BitsAndBytesConfig(QuantConfig):
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
         """One format for all."""
-        if settings.get("load_in_8bit"):
+        if fields_of(settings, ir).flag("load_in_8bit"):
             raise not_understood(ir, "bitsandbytes in 8 bits")
         form = Published("nf4")
         return lambda _: form

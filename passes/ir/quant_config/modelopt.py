@@ -8,7 +8,7 @@ from typing import Any
 from passes.formats.format import Format
 from passes.formats.published import Published
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.quant_config import QuantConfig, StorageOf, not_understood
+from passes.ir.quant_config.quant_config import QuantConfig, StorageOf, fields_of, not_understood
 
 #: `quant_algo` -> layout.
 _LAYOUTS = {
@@ -22,7 +22,7 @@ class ModelOptConfig(QuantConfig):
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
         """One format for all; mixtures are read as NVFP4 and mended by the headers."""
-        algorithm = str(settings.get("quant_algo", "")).upper()
+        algorithm = fields_of(settings, ir).text("quant_algo", "").upper()
         if algorithm not in _LAYOUTS:
             raise not_understood(ir, f"modelopt's quant_algo {algorithm!r}")
         form = Published(_LAYOUTS[algorithm])

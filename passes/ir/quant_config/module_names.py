@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+
+from passes.errors import InputError
+from passes.ir.fields import Fields
 
 #: Says whether a module (full name) is meant.
 Matches = Callable[[str], bool]
@@ -14,26 +16,37 @@ _DROPPED = re.compile(r"\.\.\.\d+ more entries dropped")
 _LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
 
 
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Return a regular expression of a config. Raises InputError where it is none."""
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(
+            f"quantization_config: {pattern!r:.80} should be a regular expression ({error})",
+            remedy="Mend the pattern, or name the dense model.",
+        ) from None
+
+
 def matcher(pattern: str) -> Matches:
     """Return the test for one entry of a list; a plain name means what stands below it too."""
     if pattern.startswith("re:"):
-        compiled = re.compile(pattern[3:])
-        return lambda name: compiled.match(name) is not None
+        expression = compiled(pattern[3:])
+        return lambda name: expression.match(name) is not None
     if "*" in pattern or "?" in pattern:
         wild = re.compile(fnmatch.translate(pattern) + "|" + fnmatch.translate(pattern + ".*"))
         return lambda name: wild.match(name) is not None
     return lambda name: name == pattern or name.startswith(pattern + ".") or f".{pattern}." in f".{name}."
 
 
-def left_dense(settings: Mapping[str, Any], notes: list[str]) -> Matches:
+def left_dense(said: Fields, notes: list[str]) -> Matches:
     """Return the test for what a config leaves dense, by whichever list it has.
 
     Lists cut short are read as a rule for every layer, and that is added to `notes`.
     """
     listed: list[str] = []
     for field in ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules"):
-        listed += [str(item) for item in settings.get(field) or ()]
-    listed += [key[2:] and f"re:{key[2:]}" for key in settings.get("dynamic") or () if str(key).startswith("-:")]
+        listed += said.names(field, default=())
+    listed += [f"re:{key[2:]}" for key in said.mapping("dynamic", {}) if key.startswith("-:") and key != "-:"]
     cut = [item for item in listed if _DROPPED.fullmatch(item)]
     patterns = [item for item in listed if item not in cut]
     if cut:

@@ -9,6 +9,7 @@ from typing import Any
 
 from passes.errors import InputError, TightfitError
 from passes.formats.format import Format, formats
+from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
 from passes.registry import Registry
 
@@ -88,9 +89,25 @@ def quant_config(method: str, ir: ModelIR) -> QuantConfig:
     raise not_understood(ir, f"quant_method {method!r}")
 
 
+_REMEDY = "Name the dense model that it was made from."
+
+
 def not_understood(ir: ModelIR, what: str) -> InputError:
     """Return the error for a quantization that nobody here can read."""
-    return InputError(f"{ir.name}: {what} is not understood", remedy="Name the dense model that it was made from.")
+    return InputError(f"{ir.name}: {what} is not understood", remedy=_REMEDY)
+
+
+def fields_of(settings: Mapping[str, Any], ir: ModelIR) -> Fields:
+    """Return the settings of a checkpoint as they are to be read: key by key, by type and range."""
+    return Fields(settings, ir.name, "quantization_config", remedy=_REMEDY)
+
+
+def group_size(said: Fields, default: int | None = None) -> int:
+    """Return the inputs that share a scale, -1 for a whole row."""
+    size = said.integer("group_size", default=default, at_least=-1)
+    if size == 0:
+        raise said.wrong("group_size", "a whole number of at least 1, or -1 for a whole row", size)
+    return size
 
 
 def incompatible(matrices: Sequence[NamedMatrix]) -> TightfitError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError
+from passes.ir.fields import Fields
 
 _AGAIN = "Download the file again."
 
@@ -33,7 +34,7 @@ _TYPES: dict[int, tuple[str, int, int]] = {
 
 #: No real file comes near these; a header beyond them lies.
 _MAX_ITEMS = 10_000_000
-_MAX_DIMS = 4
+_MAX_DIMS, _MAX_DEPTH = 4, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +101,24 @@ class _Reader:
         self.at += length
         return raw.decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == 8:
             return self.string()
         if kind == 9:
-            return self.array()
+            return self.array(depth + 1)
         raise self.fail(f"unknown metadata type {kind}")
 
-    def array(self) -> Any:
+    def array(self, depth: int) -> Any:
         """An array of metadata; of a long one, which is skipped, its length."""
         kind, length = self.scalar("I"), self.scalar("Q")
         if length > _MAX_ITEMS:
             raise self.fail(f"an array claims {length:,} items")
+        if depth > _MAX_DEPTH:
+            raise self.fail(f"arrays stand more than {_MAX_DEPTH} deep in each other")
         if length <= 1024:
-            return [self.value(kind) for _ in range(length)]
+            return [self.value(kind, depth) for _ in range(length)]
         if kind in _SCALARS:
             self.at += length * struct.calcsize(_SCALARS[kind])
         elif kind == 8:
@@ -136,6 +139,8 @@ class _Reader:
         if number not in _TYPES:
             raise self.fail(f"tensor {name!r} has the unknown type {number}")
         kind, block, block_bytes = _TYPES[number]
+        if 0 in shape:
+            raise self.fail(f"tensor {name!r} of {list(shape)} has no elements")
         if shape and shape[-1] % block:
             raise self.fail(f"tensor {name!r} of {list(shape)} is no whole number of {kind} blocks")
         return GgufTensor(name, kind, shape, math.prod(shape) // block * block_bytes), offset
@@ -171,7 +176,9 @@ def _read(reader: _Reader) -> GgufHeader:
         key = reader.string()
         metadata[key] = reader.value(reader.scalar("I"))
     found = [reader.tensor() for _ in range(tensor_count)]
-    alignment = metadata.get("general.alignment", 32)
+    alignment = Fields(metadata, reader.where, "metadata", remedy=_AGAIN).integer(
+        "general.alignment", default=32, at_least=1
+    )
     start = -(-reader.at // alignment) * alignment
     position = 0
     for tensor, offset in sorted(found, key=lambda pair: pair[1]):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.errors import DoesNotFitError, InputError
+from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
 from passes.ir.readers.gguf import GgufHeader, GgufTensor, LongArray
 from passes.ir.readers.headers import read_folder_header
@@ -81,7 +82,7 @@ _IGNORED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight")
 
 
 def _dialect(header: GgufHeader, name: str) -> _Dialect:
-    architecture = header.metadata.get("general.architecture")
+    architecture = Fields(header.metadata, name, "metadata").text("general.architecture")
     what = f"{architecture} with experts" if any("_exps." in tensor for tensor in header.tensors) else f"{architecture}"
     if what not in _DIALECTS:
         known = ", ".join(_DIALECTS)
@@ -104,7 +105,7 @@ def hf_config(header: GgufHeader, name: str) -> dict[str, Any]:
         if (value := header.metadata.get(f"{architecture}.{key}")) is not None:
             config[dialect.fields.get(meaning, meaning)] = value
     tokens = header.metadata.get("tokenizer.ggml.tokens")
-    if "vocab_size" not in config and tokens is not None:
+    if "vocab_size" not in config and isinstance(tokens, LongArray | list):
         config["vocab_size"] = tokens.length if isinstance(tokens, LongArray) else len(tokens)
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
     config["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
@@ -116,21 +117,26 @@ def hf_config(header: GgufHeader, name: str) -> dict[str, Any]:
 def check_tensors(header: GgufHeader, ir: ModelIR) -> None:
     """Every tensor of the file must be one of the description, with its shape, and the other way round."""
     block = _dialect(header, ir.name).block
-    expected = {tensor.name: tensor.shape for tensor in ir.tensors()}
+    found: dict[str, tuple[GgufTensor, tuple[int, ...]]] = {}
     for tensor in header.tensors.values():
-        if _IGNORED.fullmatch(tensor.name):
-            continue
-        for name, shape in _hf_tensors(tensor, block) or [("", tensor.shape)]:
-            # A row that scores one output is a vector in a GGUF file.
-            if expected.get(name) not in (shape, (1, *shape)):
-                known = f"expected {list(expected[name])}" if name in expected else "it is not understood"
-                raise InputError(
-                    f"{ir.name}: GGUF tensor {tensor.name!r} of shape {list(tensor.shape)}: {known}",
-                    remedy="Use the safetensors version of the model.",
-                )
-            del expected[name]
-    if expected:
-        raise InputError(f"{ir.name}: the GGUF file lacks {next(iter(expected))!r}", remedy="Download the file again.")
+        if not _IGNORED.fullmatch(tensor.name):
+            # One that nobody knows stays under its own name, which no description has.
+            found |= {name: (tensor, shape) for name, shape in _hf_tensors(tensor, block) or [("", tensor.shape)]}
+
+    def refuse(tensor: GgufTensor, why: str) -> InputError:
+        what = f"{ir.name}: GGUF tensor {tensor.name!r} of shape {list(tensor.shape)}: {why}"
+        return InputError(what, remedy="Use the safetensors version of the model.")
+
+    # The file's tensors are the finite side: what metadata claim is walked through only as far as the file goes.
+    for wanted in ir.tensors():
+        if wanted.name not in found:
+            raise InputError(f"{ir.name}: the GGUF file lacks {wanted.name!r}", remedy="Download the file again.")
+        tensor, shape = found.pop(wanted.name)
+        # A row that scores one output is a vector in a GGUF file.
+        if wanted.shape not in (shape, (1, *shape)):
+            raise refuse(tensor, f"expected {list(wanted.shape)}")
+    if found:
+        raise refuse(next(iter(found.values()))[0], "it is not understood")
 
 
 def _hf_tensors(tensor: GgufTensor, block: Mapping[str, str]) -> list[tuple[str, tuple[int, ...]]]:

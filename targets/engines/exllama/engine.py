@@ -19,6 +19,7 @@ from passes.errors import Reason
 from passes.formats.dense import Dense
 from passes.formats.format import Format, KernelFamily
 from passes.formats.kv_dtypes import OWN, cache_bits, integers
+from passes.ir.architectures.config import Config
 from passes.ir.model import Block, ModelIR
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from targets.engines.accounting import answer
@@ -174,8 +175,7 @@ class Exllama(Engine):
 
 def architecture_of(ir: ModelIR) -> str:
     """The architecture that config.json names, empty where it names none."""
-    listed = ir.config.get("architectures") or ("",)
-    return str(listed[0])
+    return next(iter(Config(ir.config, ir.name).names("architectures", default=())), "")
 
 
 def architecture_reasons(engine: str, known: Collection[str], ir: ModelIR, remedy: str) -> tuple[Reason, ...]:

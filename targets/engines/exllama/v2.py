@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
 from passes.formats.kv_dtypes import OWN
+from passes.ir.architectures.config import Config
 from passes.ir.model import ModelIR
 from passes.ir.state import SlidingKV
 from targets.engines.engine import AnyWidth, Settings
@@ -85,12 +86,11 @@ class ExllamaV2(Exllama):
         every = _WINDOW_PATTERN.get(architecture_of(ir))
         if every is None:
             return ()
-        period = int(ir.config.get("sliding_window_pattern") or every)
+        period = Config(ir.config, ir.name).integer("sliding_window_pattern", default=every)
         return placement_reasons(
             self.name, ir, SlidingKV, lambda layer: (layer + 1) % period != 0 if period > 1 else layer % 2 == 0
         )
 
 
 def _has_pixtral(ir: ModelIR) -> bool:
-    vision = ir.config.get("vision_config")
-    return isinstance(vision, Mapping) and vision.get("model_type") == "pixtral"
+    return Config(ir.config, ir.name).inside("vision_config", {}).text("model_type", "") == "pixtral"

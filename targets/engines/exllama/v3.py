@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from passes.errors import Reason
+from passes.ir.architectures.config import Config
 from passes.ir.model import ModelIR
 from passes.ir.state import Recurrent, SlidingKV
 from targets.engines.engine import AnyWidth, Settings
@@ -75,6 +76,6 @@ class ExllamaV3(Exllama):
         if architecture == "Gemma2ForCausalLM":
             return placement_reasons(self.name, ir, SlidingKV, lambda layer: layer % 2 == 0)
         if architecture == "Qwen3NextForCausalLM":
-            every = int(ir.config.get("full_attention_interval") or 4)
+            every = Config(ir.config, ir.name).integer("full_attention_interval", default=4)
             return placement_reasons(self.name, ir, Recurrent, lambda layer: (layer + 1) % every != 0)
         return ()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from passes.errors import Reason
+from passes.ir.model import ModelIR
 from passes.ir.sources import Source, open_model
 from planner.asked import chain_of, rewrite, with_dtype
 from planner.choice.remedies import Misfit, Remedy, remedies
@@ -15,6 +16,7 @@ from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality, expected_quality
 from targets.engines.engine import (
     DEFAULT_ENGINE,
+    Engine,
     KVEstimate,
     Memory,
     MemoryEstimate,
@@ -124,6 +126,17 @@ class CheckResult:
         return document
 
 
+def _served(source: Source, engine: Engine, settings: Settings) -> ModelIR:
+    """The model as the engine reads the source: a file of another kind as it is, or what is made of it, which is said."""
+    if source.as_stored is None:
+        return source.ir
+    unread = engine.unread_file(source.kind, settings)
+    if unread is None:
+        return source.as_stored
+    note = f"{unread}: counted dequantized to 16 bits, as a plan would store it"
+    return replace(source.ir, notes=(*source.ir.notes, note))
+
+
 def check(
     model: str | Source,
     gpu: str | Gpu,
@@ -146,7 +159,7 @@ def check(
     source = open_model(model) if isinstance(model, str) else model
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
     target = find_engine(engine)
-    dense = with_dtype(source.ir, weights, dtype)
+    dense = with_dtype(_served(source, target, settings) if weights is None else source.ir, weights, dtype)
     chain = chain_of(weights, kv_cache_dtype)
     ir, illegal = rewrite(dense, chain)
     workload = Workload(context or source.ir.max_context, concurrency, input_tokens or 512, output_tokens or 128)

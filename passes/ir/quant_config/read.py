@@ -40,7 +40,8 @@ def quantized(ir: ModelIR) -> ModelIR:
         return ir
     method, settings = found
     notes: list[str] = []
-    config, dense = quant_config(method, ir), left_dense(fields_of(settings, ir), notes)
+    config = quant_config(method, ir)
+    dense = left_dense(fields_of(settings, ir), config.leaves, notes)
     storage_of, experts = config.read(settings, ir), config.experts(settings, ir)
 
     def change(prefix: str) -> Callable[[Linear], Linear]:

@@ -2,7 +2,8 @@
 
 Sources: `fp8-*` transformers' FineGrainedFP8 and AutoFP8/fbgemm checkpoints; `nvfp4-modelopt` NVIDIA ModelOpt's export;
 `mxfp4-blocks` gpt-oss's own files; `nf4` bitsandbytes with double quantization (blocks of 64, scales in blocks of 256),
-`int8-bnb-stored` its LLM.int8(); `mxfp8` e4m3 with powers of two for 32 inputs (OCP Microscaling 1.0); `quark-*` AMD Quark's exports, as vLLM 0.32's
+`int8-bnb-stored` its LLM.int8(); `mxfp8` e4m3 with powers of two for 32 inputs (OCP Microscaling 1.0);
+`quark-*` AMD Quark's exports, as vLLM 0.32's
 `quantization/quark/schemes` create them; `torchao-*` torchao's tensors (`Int4Tensor`, `Int8Tensor`, `Float8Tensor`); `hqq-*` HQQ's
 `W_q`, `scale` and `zero`; `gemv-*awq` AutoAWQ's other kernels (`awq/modules/linear/gemv.py`, `gemv_fast.py`).
 """

@@ -102,8 +102,11 @@ class Vllm(Engine):
         if gpu.vendor not in ("NVIDIA", "CPU"):
             # Of such a card nothing else is known.
             return (
-                Reason("vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card"),
-            )
+                Reason(
+                    "vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card",
+                    kind=ReasonKind.NOT_MODELLED,
+                ),
+            )  # fmt: skip
         forms = sorted(storages(ir), key=lambda form: form.label)
         reasons = [reason for form in forms for reason in self._format_reasons(form, gpu, rules)]
         reasons += dtype_reasons(ir, gpu, settings, rules)
@@ -116,7 +119,11 @@ class Vllm(Engine):
             message = (
                 f"vLLM's attention kernels take cache blocks of multiples of {_BLOCK} tokens, not {settings.block_size}"
             )
-            reasons.append(Reason("block_size_without_kernel", message, f"{_BLOCK}, or leave it out"))
+            reasons.append(
+                Reason(
+                    "block_size_without_kernel", message, f"{_BLOCK}, or leave it out", options={"block_size": _BLOCK}
+                )
+            )
         return tuple(reasons)
 
     def _format_reasons(self, form: Format, gpu: Gpu, rules: Rules) -> Iterator[Reason]:
@@ -247,7 +254,8 @@ def _state_reasons(
     if not rules.states_for_graphs or profile.eager or not has_states(ir) or not 0 < blocks < profile.sequences:
         return ()
     message = f"the cache has {blocks:,} blocks for states, fewer than max_num_seqs {profile.sequences:,}: vLLM stops before it serves"
-    return (Reason("too_few_state_blocks", message, f"--max-num-seqs {blocks}", kind=ReasonKind.TOO_LARGE),)
+    fewer = {"max_num_seqs": blocks}
+    return (Reason("too_few_state_blocks", message, f"max_num_seqs {blocks}", fewer, ReasonKind.TOO_LARGE, fewer),)
 
 
 def _dtype_note(ir: ModelIR, gpu: Gpu, settings: Settings) -> str | None:

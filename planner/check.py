@@ -64,6 +64,8 @@ class CheckResult:
     """Everything against it, each reason with the options of `check` that take it away."""
     remedies: tuple[Remedy, ...] = ()
     """What would make it fit: one change a knob."""
+    unread: str | None = None
+    """What was counted in place of a file that the engine does not read."""
 
     @property
     def fits(self) -> bool:
@@ -106,8 +108,12 @@ class CheckResult:
             kv_cache=self.outcome.memory.kv,
             speed=figures_alone(self.speed),
             quality=self.quality,
-            notes=(*self.outcome.memory.notes, *self.speed.notes) if self.outcome.modelled else (),
+            notes=(*self._unread, *self.outcome.memory.notes, *self.speed.notes) if self.outcome.modelled else (),
         )
+
+    @property
+    def _unread(self) -> tuple[str, ...]:
+        return (self.unread,) if self.unread else ()
 
     def as_json(self) -> dict[str, Any]:
         """The document as JSON."""
@@ -133,17 +139,16 @@ def check(
 
     Raises InputError for unknown names. Illegal combinations are answered, with the reason.
     """
-    settings = replace(settings or Settings(), dtype=dtype)
     source = open_model(model) if isinstance(model, str) else model
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
     question = Question(
         source.ir, card, engine, replace(settings or Settings(), dtype=dtype), context, concurrency, input_tokens,
-        output_tokens, weights, kv_cache_dtype,
+        output_tokens, weights, kv_cache_dtype, source.as_stored,
     )  # fmt: skip
     outcome = question.outcome()
     speed = question.engine.speed(outcome.ir, card, question.settings, question.workload, outcome.memory)
     quality = expected_quality(question.dense, question.chain)
-    result = CheckResult(source.ir.name, card, engine, outcome, speed, quality)
+    result = CheckResult(source.ir.name, card, engine, outcome, speed, quality, unread=question.unread_file)
     if outcome.fits:
         return result
     whole = remedies(question, outcome)

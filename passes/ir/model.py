@@ -249,11 +249,13 @@ class Stack:
 class KVCache:
     """How the cache is kept: `dtype` by its name in `passes.formats.kv_dtypes`.
 
-    `scales`: the checkpoint stores calibrated per-layer `k_scale` and `v_scale`.
+    `scales`: the checkpoint stores calibrated per-layer `k_scale` and `v_scale`. `declared`: the type that the checkpoint's config asks
+    for where `dtype` is left open; whether it gets it is the engine's matter.
     """
 
     dtype: str = "auto"
     scales: bool = False
+    declared: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,10 @@ _PARALLEL = tuple(field.name for field in fields(Parallel))
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Whether a model, stored as named, is served by an engine on a card. None: the default of `check`'s option of that name."""
+    """Whether a model, stored as named, is served by an engine on a card. None: the default of `check`'s option of that name.
+
+    `file`: the file of another kind (GGUF) that was named, as it is stored; `model` is what it becomes where an engine does not read it.
+    """
 
     model: ModelIR
     gpu: Gpu
@@ -35,6 +38,7 @@ class Question:
     output_tokens: int | None = None
     weights: str | None = None
     kv_cache_dtype: str = "auto"
+    file: ModelIR | None = None
 
     @property
     def engine(self) -> Engine:
@@ -49,7 +53,15 @@ class Question:
     @property
     def dense(self) -> ModelIR:
         """The model before the chain, in the dtype that is asked."""
-        return with_dtype(self.model, self.weights, self.settings.dtype)
+        as_it_is = self.weights is None and self.unread_file is None
+        return with_dtype(self.file if self.file and as_it_is else self.model, self.weights, self.settings.dtype)
+
+    @property
+    def unread_file(self) -> str | None:
+        """What is counted in place of a file that the engine does not read; None where there is none, or it does."""
+        kind = self.file.quant_method if self.file else None
+        why = None if kind is None else self.engine.unread_file(kind, self.settings)
+        return why and f"{why}: counted dequantized to 16 bits, as a plan would store it"
 
     @property
     def workload(self) -> Workload:

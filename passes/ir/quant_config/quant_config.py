@@ -11,9 +11,10 @@ from passes.errors import InputError, TightfitError
 from passes.formats.format import Format, formats
 from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
+from passes.ir.quant_config.module_names import Matches, matcher
 from passes.registry import Registry
 
-#: Says in which format a matrix (full name) is stored; None where only the headers say.
+#: Says in which format a matrix (full name) is stored; None where it is left dense, or only the headers say.
 StorageOf = Callable[[str], Format | None]
 
 
@@ -36,6 +37,10 @@ class QuantConfig(ABC):
     @abstractmethod
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
         """Return what the settings of a checkpoint say of its matrices. Raises InputError where they are not understood."""
+
+    def leaves(self, pattern: str) -> Matches:
+        """Return the test for what an entry of the list of dense matrices means."""
+        return matcher(pattern)
 
     def experts(self, settings: Mapping[str, Any], ir: ModelIR) -> Format | None:
         """Return the format of the experts where it is another than that of the rest: then lists name only these."""
@@ -65,14 +70,17 @@ QUANT_CONFIGS: Registry[type[QuantConfig]] = Registry(
         "compressed_tensors": "passes.ir.quant_config.compressed_tensors:CompressedTensorsConfig",
         "gptq": "passes.ir.quant_config.gptq:GptqConfig",
         "gptq_marlin": "passes.ir.quant_config.gptq:GptqConfig",
-        "auto-round": "passes.ir.quant_config.gptq:GptqConfig",
-        "autoround": "passes.ir.quant_config.gptq:GptqConfig",
+        "auto-round": "passes.ir.quant_config.published.auto_round:AutoRoundConfig",
+        "autoround": "passes.ir.quant_config.published.auto_round:AutoRoundConfig",
         "awq": "passes.ir.quant_config.awq:AwqConfig",
-        "fp8": "passes.ir.quant_config.fp8:Fp8Config",
-        "fbgemm_fp8": "passes.ir.quant_config.one_layout:OneLayout",
-        "mxfp4": "passes.ir.quant_config.one_layout:OneLayout",
-        "bitsandbytes": "passes.ir.quant_config.bitsandbytes:BitsAndBytesConfig",
-        "modelopt": "passes.ir.quant_config.modelopt:ModelOptConfig",
+        "fp8": "passes.ir.quant_config.published.fp8:Fp8Config",
+        "fbgemm_fp8": "passes.ir.quant_config.published.one_layout:OneLayout",
+        "mxfp4": "passes.ir.quant_config.published.one_layout:OneLayout",
+        "bitsandbytes": "passes.ir.quant_config.published.bitsandbytes:BitsAndBytesConfig",
+        "modelopt": "passes.ir.quant_config.published.modelopt:ModelOptConfig",
+        "quark": "passes.ir.quant_config.published.quark:QuarkConfig",
+        "torchao": "passes.ir.quant_config.published.torchao:TorchAoConfig",
+        "hqq": "passes.ir.quant_config.published.hqq:HqqConfig",
     },
     "tightfit.quant_configs",
 )

@@ -17,7 +17,7 @@ from passes.formats.format import Format
 from passes.formats.opaque import OpaqueFormat
 from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import not_understood
-from passes.ir.model import Block, KVCache, Linear, ModelIR, Role, Stack, untied_head
+from passes.ir.model import Block, Linear, ModelIR, Role, Stack, untied_head
 from passes.ir.state import NoState
 
 #: Buffers that engines compute themselves; older checkpoints carry them.
@@ -206,7 +206,7 @@ def reconcile(ir: ModelIR, tensors: Mapping[str, Tensor]) -> ModelIR:
         outer=tuple(outer),
         outer_tensors=tuple(outer_tensors),
         dtype=_compute_dtype(ir, stacks),
-        kv_cache=KVCache(ir.kv_cache.dtype, True) if scales else ir.kv_cache,
+        kv_cache=replace(ir.kv_cache, scales=True) if scales else ir.kv_cache,
         notes=tuple(notes),
     )
 

@@ -19,6 +19,7 @@ from targets.engines.kv_layout import CacheSettings, build_layout
 from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.engine import Vllm, element_bytes
 from targets.engines.vllm.kernels import kernel_of
+from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.legality import gptq_asymmetric, order_reasons
 from targets.engines.vllm.rules.versions import Rules, rules_for
 from targets.gpu import Gpu
@@ -117,7 +118,7 @@ class VllmCpu(Vllm):
         kv_cache = Quantity.exact(kv_bytes) if kv_bytes <= left else Quantity.exact(max(0.0, left))
         total = weights + kv_cache + _PROCESS
         memory = Memory(weights, kv_cache, _PROCESS, Quantity.exact(0), Quantity.exact(0), total, budget)
-        return answer(memory, layout, ir, workload, notes=(note,) if note else ())
+        return answer(memory, layout, ir, workload, notes=tuple(n for n in (note, cache_note(ir, rules)) if n))
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
         """None: the cache is as large as the plan sets it."""
@@ -137,6 +138,7 @@ class VllmCpu(Vllm):
 
     def _cache(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> CacheSettings:
         tokens = self.scheduler(gpu, settings, workload).tokens
+        ir = as_cached(ir, rules_for(settings.version or _NEWEST)[0])
         latent = any(isinstance(block.state, LatentKV) for block, _ in ir.decoder.counts)
         block = MLA_BLOCK if latent else settings.block_size or BLOCK
         # The backend keeps running states in fp32 on processors with AVX-512 BF16 (`platforms/cpu.py`).

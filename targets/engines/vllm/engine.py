@@ -17,11 +17,21 @@ from passes.ir.model import Block, ModelIR
 from passes.ir.resident import resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer
-from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, ServerLog, Settings
+from targets.engines.engine import (
+    Engine,
+    Memory,
+    MemoryEstimate,
+    Parallel,
+    Scheduler,
+    ServerLog,
+    Settings,
+    SpeedEstimate,
+)
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory import activations
+from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.rules.legality import (
     cache_reasons,
@@ -50,6 +60,8 @@ _LARGE_CARD_BYTES, _HUGE_CARD_BYTES = 70 * _GIB, 160 * _GIB
 #: Bytes a second between two cards that only a switch of their own gives (NVLink of server cards; a bridge has 112 GB/s).
 _SWITCHED_LINK = 2e11
 _BLOCK = 16
+#: The first version without a loader of GGUF files (`model_loader/gguf_loader.py`).
+_GGUF_LEFT = (0, 24, 0)
 #: Head size that DeepSeek's expanded keys and values were padded to before MLA (0.5–0.6, `deepseek_v2.py`).
 _EXPANDED_HEAD = 256
 #: Share of a card that may be asked for where the default does not do, and the smallest step of the profile run worth trying.
@@ -86,6 +98,7 @@ class Vllm(Engine):
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Formats without a kernel on this card, parallel degrees that do not divide the model, KV types it lacks."""
         rules, _ = rules_on_card(settings.version, gpu)
+        ir = as_cached(ir, rules)
         if gpu.vendor not in ("NVIDIA", "CPU"):
             # Of such a card nothing else is known.
             return (
@@ -121,13 +134,22 @@ class Vllm(Engine):
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """The tightest rank's budget, terms and cache."""
-        ir = resident_model(ir)
         rules, note = rules_on_card(settings.version, gpu)
+        declared = cache_note(ir, rules)
+        ir = as_cached(resident_model(ir), rules)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         memory, layout = estimate
-        notes = tuple(n for n in (note, gpu.note, _load_time_note(ir, rules), _dtype_note(ir, gpu, settings)) if n)
+        said = (note, gpu.note, _load_time_note(ir, rules), _dtype_note(ir, gpu, settings), declared)
+        notes = tuple(n for n in said if n)
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
+
+    def speed(
+        self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
+    ) -> SpeedEstimate:
+        """With the cache as this version keeps it."""
+        rules, _ = rules_on_card(settings.version, gpu)
+        return super().speed(as_cached(ir, rules), gpu, settings, workload, memory)
 
     def _estimate(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules
@@ -169,6 +191,13 @@ class Vllm(Engine):
         if len(per_rank) > 1:
             best = (replace(best[0], per_rank=tuple(per_rank)), best[1])
         return best
+
+    def unread_file(self, kind: str, settings: Settings) -> str | None:
+        """GGUF to 0.23: its loader (`model_loader/gguf_loader.py`) keeps matrices and embeddings as they are stored."""
+        rules, _ = rules_for(settings.version)
+        if kind == "gguf" and self.device == "cuda" and rules.version < _GGUF_LEFT:
+            return None
+        return f"vLLM {'.'.join(map(str, _GGUF_LEFT[:2]))} and newer read no GGUF file without the package vllm-gguf-plugin"
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
         """More of the card, a smaller step of the profile run, rows of the sampler for the asked requests only."""

@@ -22,7 +22,7 @@ from passes.formats.kv_dtypes import OWN, cache_bits, integers
 from passes.ir.architectures.config import Config
 from passes.ir.model import Block, ModelIR
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
-from targets.engines.accounting import answer
+from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, Settings
 from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
@@ -105,7 +105,7 @@ class Exllama(Engine):
         for stage, size in enumerate(weights_per_stage(ir, Parallel(pp=cards))):
             if stage == 0:
                 size -= embedding_bytes(ir)
-            weights = Quantity.relative(size, 0.01, Basis.CALIBRATED)
+            weights = weights_quantity(ir, size, 0.01, Basis.CALIBRATED)
             scratch = self._scratch(ir, last=stage == cards - 1)
             left = budget - (weights + scratch + _CONTEXT)
             if settings.kv_cache_memory_bytes is not None:

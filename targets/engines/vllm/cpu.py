@@ -13,7 +13,7 @@ from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.ir.state import LatentKV
-from targets.engines.accounting import answer
+from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import Memory, MemoryEstimate, Parallel, Scheduler, Settings
 from targets.engines.kv_layout import CacheSettings, build_layout
 from targets.engines.resident_weights import weights_per_stage
@@ -111,7 +111,7 @@ class VllmCpu(Vllm):
         layout = build_layout(
             tuple((block.state, count) for block, count in ir.decoder.counts), settings_of_cache, rules
         )
-        weights = Quantity.exact(weights_per_stage(ir, settings.parallel)[0])
+        weights = weights_quantity(ir, weights_per_stage(ir, settings.parallel)[0], 0.0, Basis.EXACT)
         budget = Quantity.exact(gpu.memory_bytes.value - settings.reserve_bytes)
         kv_bytes = settings.kv_cache_memory_bytes or self.kv_bytes_for(ir, gpu, settings, workload)
         left = budget.value - weights.value - _PROCESS.value

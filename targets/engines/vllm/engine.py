@@ -16,7 +16,7 @@ from passes.formats.format import Format
 from passes.ir.model import Block, ModelIR
 from passes.ir.resident import resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
-from targets.engines.accounting import answer
+from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import (
     Engine,
     Memory,
@@ -171,7 +171,7 @@ class Vllm(Engine):
         for stage, size in enumerate(weights_per_stage(ir, parallel, rules)):
             last = stage == parallel.pp - 1
             activation = activations.activations(ir, replace(profile, samples=last), rules)
-            weights = Quantity.relative(size, 0.005, Basis.EXACT)
+            weights = weights_quantity(ir, size, 0.005, Basis.EXACT)
             spent = weights + activation + outside + subtracted
             left = budget - spent
             if settings.kv_cache_memory_bytes is not None:

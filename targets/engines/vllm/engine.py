@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.errors import Reason, ReasonKind
 from passes.formats.format import Format
 from passes.ir.model import Block, ModelIR
-from passes.ir.resident import resident_model
+from passes.ir.resident import cast_dense, resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, ServerLog, Settings
@@ -22,15 +22,13 @@ from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory import activations
+from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
-from targets.engines.vllm.rules.legality import (
-    cache_reasons,
-    dtype_reasons,
-    expert_reasons,
-    format_reasons,
-    load_time_reasons,
-    storages,
-)
+from targets.engines.vllm.rules.fused import absent_note, fused_reasons
+from targets.engines.vllm.rules.kernels import kernel_reasons
+from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
+from targets.engines.vllm.rules.legality import expert_reasons, load_time_reasons, order_reasons, storages
+from targets.engines.vllm.rules.methods import method_reasons, plugin_note, wheel_reasons
 from targets.engines.vllm.rules.runner import has_states, subtracts_graphs
 from targets.engines.vllm.rules.shards import shard_reasons
 from targets.engines.vllm.rules.versions import KNOWN_VERSIONS, Rules, rules_for
@@ -91,12 +89,12 @@ class Vllm(Engine):
             return (
                 Reason("vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card"),
             )
-        forms = sorted(storages(ir), key=lambda form: form.label)
-        reasons = [reason for form in forms for reason in self._format_reasons(form, gpu, rules)]
-        reasons += dtype_reasons(ir, gpu, settings, rules)
-        reasons += load_time_reasons(ir, gpu)
+        reasons = [*dtype_reasons(ir, gpu, settings.dtype, rules), *load_time_reasons(ir, gpu)]
+        ir = computed(ir, gpu, settings, rules)
+        reasons += self._format_reasons(ir, gpu, settings.parallel, rules)
         reasons += self._cache_reasons(ir, gpu, rules)
         reasons += expert_reasons(ir)
+        reasons += fused_reasons(ir)
         reasons += shard_reasons(ir, settings.parallel)
         reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
         if settings.block_size is not None and settings.block_size % _BLOCK:
@@ -106,19 +104,31 @@ class Vllm(Engine):
             reasons.append(Reason("block_size_without_kernel", message, f"{_BLOCK}, or leave it out"))
         return tuple(reasons)
 
-    def _format_reasons(self, form: Format, gpu: Gpu, rules: Rules) -> Iterator[Reason]:
-        return format_reasons(form, gpu, rules)
+    def _format_reasons(self, ir: ModelIR, gpu: Gpu, parallel: Parallel, rules: Rules) -> Iterator[Reason]:
+        """Wheels without code for the card, formats that a version does not read there, matrices without a kernel."""
+        capability = gpu.capability or 0
+        yield from wheel_reasons(capability, rules)
+        stored = sorted(storages(resident_model(ir)), key=lambda form: form.label)
+        refused = [
+            reason for form in stored if form.is_quantized
+            for reason in (*order_reasons(form, rules), *method_reasons(form, ir.quant_method, capability, ir.dtype, rules))
+        ]  # fmt: skip
+        yield from refused
+        if not refused:
+            yield from kernel_reasons(ir, capability, ir.dtype, rules, parallel)
 
     def _cache_reasons(self, ir: ModelIR, gpu: Gpu, rules: Rules) -> Iterator[Reason]:
-        return cache_reasons(ir, gpu, rules)
+        yield from checkpoint_reasons(ir, rules)
+        yield from cache_type_reasons(ir, gpu.capability or 0, rules)
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """The tightest rank's budget, terms and cache."""
-        ir = resident_model(ir)
         rules, note = rules_on_card(settings.version, gpu)
+        stored, ir = ir, resident_model(computed(ir, gpu, settings, rules))
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         memory, layout = estimate
-        notes = tuple(n for n in (note, gpu.note, _load_time_note(ir, rules), _dtype_note(ir, gpu, settings)) if n)
+        dtype, absent = dtype_note(stored, gpu, settings.dtype, rules), absent_note(stored)
+        notes = tuple(n for n in (note, gpu.note, plugin_note(_names(stored), rules), dtype, absent) if n)
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
 
@@ -221,16 +231,14 @@ def _state_reasons(
     return (Reason("too_few_state_blocks", message, f"--max-num-seqs {blocks}", kind=ReasonKind.TOO_LARGE),)
 
 
-def _dtype_note(ir: ModelIR, gpu: Gpu, settings: Settings) -> str | None:
-    if ir.dtype == "BF16" and settings.dtype is None and not gpu.is_cpu and (gpu.capability or 0) < 80:
-        return f"{gpu.name} has no bfloat16: vLLM computes in float16 there"
-    return None
+def computed(ir: ModelIR, gpu: Gpu, settings: Settings, rules: Rules) -> ModelIR:
+    """The model in what vLLM computes in on the card."""
+    return cast_dense(ir, computed_dtype(ir, gpu, settings.dtype, rules))
 
 
-def _load_time_note(ir: ModelIR, rules: Rules) -> str | None:
-    if rules.bitsandbytes_plugin and (ir.load_time.name == "nf4" or ir.quant_method == "bitsandbytes"):
-        return "vLLM 0.28 and newer need the package vllm-bnb-plugin beside them for bitsandbytes"
-    return None
+def _names(ir: ModelIR) -> Iterator[str]:
+    """What the formats of a model, stored or made while loading, are called."""
+    yield from (name for name in (ir.quant_method, ir.load_time.name) if name)
 
 
 def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rules) -> int:

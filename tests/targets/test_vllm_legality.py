@@ -210,3 +210,16 @@ def test_parts_of_a_fused_matrix_agree() -> None:
     )
     [reason] = reasons(mixed, "RTX 4090")
     assert reason.code == "fused_parts_disagree" and "v_proj" in reason.message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bytes_of_head"),
+    [
+        ("auto", 256), ("fp8", 128), ("int8_per_token_head", 132), ("int4_per_token_head", 68), ("nvfp4", 72), ("bfloat16", 256),
+    ],
+)  # fmt: skip
+def test_bytes_of_a_heads_key_in_the_cache(dtype: str, bytes_of_head: int) -> None:
+    """Llama-3.1-8B: 32 layers of 8 heads of 128 elements, keys and values."""
+    ir = KVCachePass(dtype).rewrite(open_model("Llama-3.1-8B-Instruct").ir)
+    kv = find_engine("vllm").memory(ir, find_gpu("B200"), Settings(), Workload(4096)).kv
+    assert kv.bytes_per_token == pytest.approx(32 * 8 * 2 * bytes_of_head)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason, ReasonKind
 from passes.formats.format import Format
+from passes.formats.kv_dtypes import cache_bits, head_bytes
 from passes.ir.model import Block, ModelIR
 from passes.ir.resident import cast_dense, resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
@@ -62,7 +63,10 @@ class Vllm(Engine):
         "fp8", "fp8-block", "w8a8", "w8a16-channel", "w8a16-g128", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w4a16-g128-asym",
         "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "gptq-8-g128", "awq-4-g128", "awq-4-g64", "awq-4-g32", "nvfp4", "nf4", "fp8-online",
     )  # fmt: skip
-    kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "fp8", "fp8_e5m2")
+    kv_dtypes: ClassVar[tuple[str, ...]] = (
+        "auto", "bfloat16", "float16", "fp8", "int8_per_token_head", "fp8_per_token_head", "fp8_e5m2", "nvfp4_4over6", "nvfp4",
+        "int4_per_token_head",
+    )  # fmt: skip
     server: ClassVar[ServerLog | None] = ServerLog(
         tokens=re.compile(r"KV cache size: ([\d,]+) tokens"),
         concurrency=re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x"),
@@ -198,8 +202,9 @@ class Vllm(Engine):
         return Scheduler(batched_tokens(settings, gpu, workload, rules), sequences)
 
     def cache_bytes(self, ir: ModelIR) -> float:
-        """One byte in fp8, else as the model computes."""
-        return element_bytes(ir)
+        """As its type says; a head's scales are spread over its elements."""
+        heads = [block.state.head_dim for block, _ in ir.decoder.counts if isinstance(block.state, FullKV)]
+        return element_bytes(ir) + (head_bytes(ir.kv_cache.dtype) / min(heads) if heads else 0)
 
     def launch(self, request: LaunchRequest) -> Launch:
         """`vllm serve` with a config file."""
@@ -280,8 +285,8 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
 
 
 def element_bytes(ir: ModelIR) -> float:
-    """Bytes of one cached key or value."""
-    return 1.0 if ir.kv_cache.dtype.startswith("fp8") else 4.0 if ir.dtype == "F32" else 2.0
+    """Bytes of one cached key or value, scales of whole heads apart."""
+    return cache_bits(ir.kv_cache.dtype, 32 if ir.dtype == "F32" else 16) / 8
 
 
 def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile, rules: Rules) -> CacheSettings:
@@ -289,6 +294,7 @@ def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile
     return CacheSettings(
         settings.block_size or _BLOCK, element_bytes(ir), 4 if ir.dtype == "F32" else 2, profile.tp,
         profile.tokens * rules.in_flight_batches, rules.hybrid_prefix_caching or not has_states(ir),
+        head_bytes=head_bytes(ir.kv_cache.dtype),
     )  # fmt: skip
 
 

@@ -38,8 +38,8 @@ class CacheSettings:
     """What the layout depends on besides the layers. `element_bytes`: of a cached key or value; `model_bytes`: of the model dtype.
 
     `state_bytes`: of an element of a recurrent layer's running state where the model leaves it open (None: the model dtype).
-    `in_flight_tokens`: most tokens scheduled
-    but not settled. `prefix_caching`: recurrent layers keep two states a sequence then (vLLM's "align" mode).
+    `in_flight_tokens`: most tokens scheduled but not settled. `head_bytes`: of the scale beside each head's key, and each head's value, of a
+    token. `prefix_caching`: recurrent layers keep two states a sequence then (vLLM's "align" mode).
     """
 
     block_size: int
@@ -50,6 +50,7 @@ class CacheSettings:
     prefix_caching: bool = True
     state_bytes: int | None = None
     mamba_alignment: int = 16
+    head_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ def layer_spec(state: LayerState, settings: CacheSettings, rules: Rules) -> Spec
         return Spec("full", _page(math.ceil(entry * block / state.ratio), 1, settings), block)
     # A KV head that several ranks need is stored by each of them.
     heads = max(1, state.kv_heads // settings.tp)
-    page = _page(heads * (state.head_dim + state.v_head_dim), block, settings)
+    page = _page(heads * (state.head_dim + state.v_head_dim), block, settings) + 2 * heads * block * settings.head_bytes
     if isinstance(state, SlidingKV) and rules.hybrid_groups:
         return Spec("sliding", page, block, state.window)
     if isinstance(state, ChunkedKV) and rules.chunked_groups:

@@ -132,12 +132,6 @@ def test_vllm_reads_what_publishers_ship(name: str) -> None:
     assert not find_engine("vllm").illegal(open_model(name).ir, find_gpu("H100"), Settings())
 
 
-def test_fp8_kv_is_illegal_on_ampere() -> None:
-    ir = KVCachePass("fp8").rewrite(open_model(LLAMA).ir)
-    codes = [reason.code for reason in find_engine("vllm").illegal(ir, find_gpu("RTX 3090"), Settings())]
-    assert "fp8_kv_needs_sm89" in codes
-
-
 @pytest.mark.parametrize(
     ("engine", "weights", "bits"),
     # ExLlamaV2 reads a quantized cache through one of 32 layers in fp16.

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason, ReasonKind
 from passes.formats.format import Format
+from passes.formats.kv_dtypes import cache_bits, head_bytes
 from passes.ir.model import Block, ModelIR
-from passes.ir.resident import resident_model
+from passes.ir.resident import cast_dense, resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import (
@@ -32,15 +33,13 @@ from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory import activations
 from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
+from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
-from targets.engines.vllm.rules.legality import (
-    cache_reasons,
-    dtype_reasons,
-    expert_reasons,
-    format_reasons,
-    load_time_reasons,
-    storages,
-)
+from targets.engines.vllm.rules.fused import absent_note, fused_reasons
+from targets.engines.vllm.rules.kernels import kernel_reasons
+from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
+from targets.engines.vllm.rules.legality import expert_reasons, load_time_reasons, order_reasons, storages
+from targets.engines.vllm.rules.methods import method_reasons, plugin_note, wheel_reasons
 from targets.engines.vllm.rules.runner import has_states, subtracts_graphs
 from targets.engines.vllm.rules.shards import shard_reasons
 from targets.engines.vllm.rules.versions import KNOWN_VERSIONS, Rules, rules_for
@@ -76,7 +75,10 @@ class Vllm(Engine):
         "fp8", "fp8-block", "w8a8", "w8a16-channel", "w8a16-g128", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w4a16-g128-asym",
         "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "gptq-8-g128", "awq-4-g128", "awq-4-g64", "awq-4-g32", "nvfp4", "nf4", "fp8-online",
     )  # fmt: skip
-    kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "fp8", "fp8_e5m2")
+    kv_dtypes: ClassVar[tuple[str, ...]] = (
+        "auto", "bfloat16", "float16", "fp8", "int8_per_token_head", "fp8_per_token_head", "fp8_e5m2", "nvfp4_4over6", "nvfp4",
+        "int4_per_token_head",
+    )  # fmt: skip
     server: ClassVar[ServerLog | None] = ServerLog(
         tokens=re.compile(r"KV cache size: ([\d,]+) tokens"),
         concurrency=re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x"),
@@ -107,12 +109,12 @@ class Vllm(Engine):
                     kind=ReasonKind.NOT_MODELLED,
                 ),
             )  # fmt: skip
-        forms = sorted(storages(ir), key=lambda form: form.label)
-        reasons = [reason for form in forms for reason in self._format_reasons(form, gpu, rules)]
-        reasons += dtype_reasons(ir, gpu, settings, rules)
-        reasons += load_time_reasons(ir, gpu)
+        reasons = [*dtype_reasons(ir, gpu, settings.dtype, rules), *load_time_reasons(ir, gpu)]
+        ir = computed(ir, gpu, settings, rules)
+        reasons += self._format_reasons(ir, gpu, settings.parallel, rules)
         reasons += self._cache_reasons(ir, gpu, rules)
         reasons += expert_reasons(ir)
+        reasons += fused_reasons(ir)
         reasons += shard_reasons(ir, settings.parallel)
         reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
         if settings.block_size is not None and settings.block_size % _BLOCK:
@@ -126,20 +128,33 @@ class Vllm(Engine):
             )
         return tuple(reasons)
 
-    def _format_reasons(self, form: Format, gpu: Gpu, rules: Rules) -> Iterator[Reason]:
-        return format_reasons(form, gpu, rules)
+    def _format_reasons(self, ir: ModelIR, gpu: Gpu, parallel: Parallel, rules: Rules) -> Iterator[Reason]:
+        """Wheels without code for the card, formats that a version does not read there, matrices without a kernel."""
+        capability = gpu.capability or 0
+        yield from wheel_reasons(capability, rules)
+        stored = sorted(storages(resident_model(ir)), key=lambda form: form.label)
+        refused = [
+            reason for form in stored if form.is_quantized
+            for reason in (*order_reasons(form, rules), *method_reasons(form, ir.quant_method, capability, ir.dtype, rules))
+        ]  # fmt: skip
+        yield from refused
+        if not refused:
+            yield from kernel_reasons(ir, capability, ir.dtype, rules, parallel)
 
     def _cache_reasons(self, ir: ModelIR, gpu: Gpu, rules: Rules) -> Iterator[Reason]:
-        return cache_reasons(ir, gpu, rules)
+        yield from checkpoint_reasons(ir, rules)
+        yield from cache_type_reasons(ir, gpu.capability or 0, rules)
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """The tightest rank's budget, terms and cache."""
         rules, note = rules_on_card(settings.version, gpu)
-        declared = cache_note(ir, rules)
-        ir = as_cached(resident_model(ir), rules)
+        stored, ir = ir, as_cached(resident_model(computed(ir, gpu, settings, rules)), rules)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         memory, layout = estimate
-        said = (note, gpu.note, _load_time_note(ir, rules), _dtype_note(ir, gpu, settings), declared)
+        said = (
+            note, gpu.note, plugin_note(_names(stored), rules), dtype_note(stored, gpu, settings.dtype, rules), absent_note(stored),
+            cache_note(stored, rules),
+        )  # fmt: skip
         notes = tuple(n for n in said if n)
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
@@ -224,8 +239,9 @@ class Vllm(Engine):
         return Scheduler(batched_tokens(settings, gpu, workload, rules), sequences)
 
     def cache_bytes(self, ir: ModelIR) -> float:
-        """One byte in fp8, else as the model computes."""
-        return element_bytes(ir)
+        """As its type says; a head's scales are spread over its elements."""
+        heads = [block.state.head_dim for block, _ in ir.decoder.counts if isinstance(block.state, FullKV)]
+        return element_bytes(ir) + (head_bytes(ir.kv_cache.dtype) / min(heads) if heads else 0)
 
     def launch(self, request: LaunchRequest) -> Launch:
         """`vllm serve` with a config file."""
@@ -258,16 +274,14 @@ def _state_reasons(
     return (Reason("too_few_state_blocks", message, f"max_num_seqs {blocks}", fewer, ReasonKind.TOO_LARGE, fewer),)
 
 
-def _dtype_note(ir: ModelIR, gpu: Gpu, settings: Settings) -> str | None:
-    if ir.dtype == "BF16" and settings.dtype is None and not gpu.is_cpu and (gpu.capability or 0) < 80:
-        return f"{gpu.name} has no bfloat16: vLLM computes in float16 there"
-    return None
+def computed(ir: ModelIR, gpu: Gpu, settings: Settings, rules: Rules) -> ModelIR:
+    """The model in what vLLM computes in on the card."""
+    return cast_dense(ir, computed_dtype(ir, gpu, settings.dtype, rules))
 
 
-def _load_time_note(ir: ModelIR, rules: Rules) -> str | None:
-    if rules.bitsandbytes_plugin and (ir.load_time.name == "nf4" or ir.quant_method == "bitsandbytes"):
-        return "vLLM 0.28 and newer need the package vllm-bnb-plugin beside them for bitsandbytes"
-    return None
+def _names(ir: ModelIR) -> Iterator[str]:
+    """What the formats of a model, stored or made while loading, are called."""
+    yield from (name for name in (ir.quant_method, ir.load_time.name) if name)
 
 
 def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rules) -> int:
@@ -309,8 +323,8 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
 
 
 def element_bytes(ir: ModelIR) -> float:
-    """Bytes of one cached key or value."""
-    return 1.0 if ir.kv_cache.dtype.startswith("fp8") else 4.0 if ir.dtype == "F32" else 2.0
+    """Bytes of one cached key or value, scales of whole heads apart."""
+    return cache_bits(ir.kv_cache.dtype, 32 if ir.dtype == "F32" else 16) / 8
 
 
 def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile, rules: Rules) -> CacheSettings:
@@ -318,6 +332,7 @@ def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile
     return CacheSettings(
         settings.block_size or _BLOCK, element_bytes(ir), 4 if ir.dtype == "F32" else 2, profile.tp,
         profile.tokens * rules.in_flight_batches, rules.hybrid_prefix_caching or not has_states(ir),
+        head_bytes=head_bytes(ir.kv_cache.dtype),
     )  # fmt: skip
 
 

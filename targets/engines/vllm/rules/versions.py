@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import TypeVar
 
 from passes.errors import InputError
 
@@ -19,6 +20,7 @@ _LAST_PATCH = 99
 
 
 Version = tuple[int, int, int]
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Rules:
     Weights. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to (256 and 128 in the
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `group_order`: groups that follow the activation order are read
     (`quantization/utils/gptq_utils.py` refuses them from 0.30). `bitsandbytes_plugin`: its loader is a package of its own (0.28).
-    `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.32).
+    `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.31).
     `names_dtypes`: `auto` falls back to float16 on cards without bfloat16, and families that overflow there refuse it (0.9).
     """
 
@@ -85,6 +87,21 @@ class Rules:
     online_fp8: str = "fp8"
     names_dtypes: bool = False
 
+    @property
+    def said(self) -> str:
+        """The version as people write it, without a patch level where none was given."""
+        return ".".join(map(str, self.version[: 2 if self.version[2] == _LAST_PATCH else 3]))
+
+
+def said(since: Version) -> str:
+    """Return a version that brought something: `0.20.1`, `0.20` for its first patch."""
+    return ".".join(map(str, since if since[2] else since[:2]))
+
+
+def at_version(history: tuple[tuple[Version, Fact], ...], version: Version) -> Fact | None:
+    """Return the value that held in a version, of (first version, value) in order; None before the first."""
+    return next((value for since, value in reversed(history) if version >= since), None)
+
 
 #: (first version, what it changed back then), newest behaviour last; each entry holds until the next one.
 _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
@@ -110,7 +127,8 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "hybrid_prefix_caching": True}),
     ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True}),
     ((0, 30, 0), {"group_order": False}),
-    ((0, 32, 0), {"state_checkpoints": 1, "online_fp8": "fp8_per_tensor"}),
+    ((0, 31, 0), {"online_fp8": "fp8_per_tensor"}),
+    ((0, 32, 0), {"state_checkpoints": 1}),
     ((0, 33, 0), {"sampler_v2_bytes": 14, "gdn_checkpoints": 1}),
 )  # fmt: skip
 

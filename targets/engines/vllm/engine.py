@@ -22,6 +22,7 @@ from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory import activations
+from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.rules.legality import (
     cache_reasons,
@@ -93,6 +94,7 @@ class Vllm(Engine):
             )
         forms = sorted(storages(ir), key=lambda form: form.label)
         reasons = [reason for form in forms for reason in self._format_reasons(form, gpu, rules)]
+        reasons += architecture_reasons(ir, rules)
         reasons += dtype_reasons(ir, gpu, settings, rules)
         reasons += load_time_reasons(ir, gpu)
         reasons += self._cache_reasons(ir, gpu, rules)
@@ -118,7 +120,8 @@ class Vllm(Engine):
         rules, note = rules_on_card(settings.version, gpu)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         memory, layout = estimate
-        notes = tuple(n for n in (note, gpu.note, _load_time_note(ir, rules), _dtype_note(ir, gpu, settings)) if n)
+        said = (note, gpu.note, architecture_note(ir, rules), _load_time_note(ir, rules), _dtype_note(ir, gpu, settings))
+        notes = tuple(n for n in said if n)
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
 

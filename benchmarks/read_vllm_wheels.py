@@ -15,9 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.vllm_facts import compared
 from benchmarks.vllm_registry import changes
 from benchmarks.vllm_wheel import Source, fetch
-from targets.engines.vllm.rules.versions import parse_version
+from targets.engines.vllm.rules.versions import parse_version, rules_for
 
 _TABLE = Path(__file__).parents[1] / "targets" / "engines" / "vllm" / "rules" / "architectures.json"
 _FOLDER = Path(tempfile.gettempdir()) / "vllm-wheels"
@@ -38,6 +39,22 @@ def transformers_of(source: Source, folder: Path) -> Source | None:
     return least and Source(least[1], fetch(least[1], folder, "transformers"), "transformers")
 
 
+def contradictions(source: Source) -> int:
+    """Print each rule with ours, theirs and the place; return how many contradict."""
+    rules, _ = rules_for(source.version)
+    wrong = 0
+    print(f"vLLM {source.version}")
+    for name, ours, theirs in compared(source, rules):
+        if theirs is None:
+            print(f"  ?    {name}: ours {ours}; not found in the source: look where it went")
+        elif ours == theirs.value:
+            print(f"  ok   {name}: {ours} ({theirs.place})")
+        else:
+            wrong += 1
+            print(f"  NOT  {name}: ours {ours}, theirs {theirs.value} ({theirs.place})")
+    return wrong
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("versions", nargs="+", help="versions of the wheels, like 0.33.0")
@@ -48,7 +65,7 @@ def main() -> int:
     if asked.table:
         _TABLE.write_text(table(sources, asked.folder), encoding="utf-8")
         return 0
-    return 0
+    return 1 if sum(contradictions(source) for source in sources) else 0
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from targets.engines.kv_layout import CacheSettings, Layout, build_layout
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory import activations
+from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons
 from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
@@ -110,6 +111,7 @@ class Vllm(Engine):
                 ),
             )  # fmt: skip
         reasons = [*dtype_reasons(ir, gpu, settings.dtype, rules), *load_time_reasons(ir, gpu)]
+        reasons += architecture_reasons(ir, rules)
         ir = computed(ir, gpu, settings, rules)
         reasons += self._format_reasons(ir, gpu, settings.parallel, rules)
         reasons += self._cache_reasons(ir, gpu, rules)
@@ -153,7 +155,7 @@ class Vllm(Engine):
         memory, layout = estimate
         said = (
             note, gpu.note, plugin_note(_names(stored), rules), dtype_note(stored, gpu, settings.dtype, rules), absent_note(stored),
-            cache_note(stored, rules),
+            cache_note(stored, rules), architecture_note(stored, rules),
         )  # fmt: skip
         notes = tuple(n for n in said if n)
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)

@@ -145,6 +145,11 @@ def parse_version(text: str) -> Version:
     return int(match[1]), int(match[2]), int(match[3]) if match[3] else _LAST_PATCH
 
 
+def version_text(version: Version) -> str:
+    """(0, 19, 1) as `0.19.1`, a version without its patch level as `0.19`."""
+    return ".".join(str(part) for part in version if part != _LAST_PATCH)
+
+
 @lru_cache(maxsize=256)
 def rules_for(version: str | None) -> tuple[Rules, str | None]:
     """The behaviour of a version (None: the newest known), and a note where it is newer than what is known."""

@@ -42,7 +42,10 @@ def answer(
     reasons: tuple[Reason, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> MemoryEstimate:
-    """Whether the engine starts at the asked context and serves the asked concurrency, and why not."""
+    """Whether the engine starts at the asked context and serves the asked concurrency, and why not.
+
+    `reasons`: what stops it before it serves, though the memory would do.
+    """
     kv = kv_estimate(layout, memory.kv_cache, workload.context, max(ir.max_context, workload.context))
     needed = layout.request_bytes(workload.context) + (layout.block_bytes if layout.rules.null_block else 0)
     margin = Quantity(
@@ -74,7 +77,7 @@ def answer(
                 ReasonKind.TOO_LARGE,
             )
         )
-    starts = memory.kv_cache.value > 0 and layout.starts(memory.kv_cache.value, workload.context)
+    starts = not reasons and memory.kv_cache.value > 0 and layout.starts(memory.kv_cache.value, workload.context)
     wanted = workload.concurrency or 1
     serves = starts and kv.max_concurrency.value >= wanted
     if starts and not serves:

@@ -86,6 +86,17 @@ def test_latent_caches_are_not_divided_by_tensor_parallelism() -> None:
     assert one.kv.bytes_per_token == two.kv.bytes_per_token == 27 * 576 * 2
 
 
+def test_deepseek_v4_keeps_its_compressors_sums_for_the_tokens_in_flight() -> None:
+    # 6.66 GiB for 30,000 tokens of V4-Flash, 5.44 GiB hold 13,528: vllm-project/vllm#44376 (0.22, 16,384 batched tokens).
+    settings = Settings(
+        "0.22.0", Parallel(tp=2, ep=2), max_num_batched_tokens=16384, kv_cache_memory_bytes=int(5.44 * GIB)
+    )
+    ir = open_model("deepseek-ai/DeepSeek-V4-Flash").ir
+    kv = find_engine("vllm").memory(ir, find_gpu("GH200 96GB"), settings, Workload(30000)).kv
+    assert kv.bytes_per_sequence == pytest.approx(6.66 * GIB, rel=1e-3)
+    assert kv.max_context == pytest.approx(13_528, abs=8)
+
+
 def test_before_mla_latents_were_stored_as_expanded_heads() -> None:
     old = started("deepseek-ai/DeepSeek-V2-Lite-Chat", version="0.5.4")
     assert old.kv.bytes_per_token == 27 * 16 * 2 * 256 * 2

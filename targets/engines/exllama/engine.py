@@ -23,7 +23,8 @@ from passes.ir.model import Block, ModelIR
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, Settings
-from targets.engines.kv_layout import CacheSettings, Layout, build_layout
+from targets.engines.kv_layout import Layout, build_layout
+from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
 from targets.engines.vllm.rules.versions import rules_for
 from targets.gpu import Gpu

@@ -18,7 +18,8 @@ from passes.ir.resident import resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, ServerLog, Settings
-from targets.engines.kv_layout import CacheSettings, Layout, build_layout
+from targets.engines.kv_layout import Layout, build_layout
+from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory import activations

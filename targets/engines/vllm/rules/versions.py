@@ -43,8 +43,9 @@ class Rules:
     as full ones. `group_slack`: the largest layer bucket is padded instead of split below this ratio (1.25 in 0.12, 1.5 in 0.18).
     `tokens_from_concurrency`: printed tokens = concurrency × max_model_len, not blocks // groups × block size (0.20.1).
     `in_flight_batches`: batches that may hold a recycled block (`config/vllm.py:max_in_flight_tokens`, 2 from 0.26). `null_block`: one
-    block is reserved before the start-up check (0.29). `hybrid_prefix_caching`: models with recurrent states cache prefixes by default, and
-    keep two states a sequence for that (0.28). `states_for_graphs`: max_num_seqs may not exceed their blocks (pull request 38270, 0.19).
+    block is reserved before the start-up check (0.29). `packs_widest_group`: where pages of unlike size stand side by side, a block is as
+    large as the widest group's pages (0.29), not as so many pages of each size. `hybrid_prefix_caching`: models with recurrent states
+    cache prefixes by default, and keep two states a sequence for that (0.28). `states_for_graphs`: max_num_seqs may not exceed their blocks (pull request 38270, 0.19).
     `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33), exported inside a prefill. `mla`:
     False stores expanded keys and values (to 0.6); `mla_alignment`: elements an MLA entry is padded to, 0 = none.
 
@@ -73,6 +74,7 @@ class Rules:
     tokens_from_concurrency: bool = True
     in_flight_batches: int = 1
     null_block: bool = False
+    packs_widest_group: bool = False
     hybrid_prefix_caching: bool = False
     states_for_graphs: bool = False
     state_checkpoints: int = 0
@@ -108,7 +110,7 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 26, 0), {"sampler_v2_bytes": 2, "in_flight_batches": 2}),
     ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True}),
     ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "hybrid_prefix_caching": True}),
-    ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True}),
+    ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True, "packs_widest_group": True}),
     ((0, 30, 0), {"group_order": False}),
     ((0, 32, 0), {"state_checkpoints": 1, "online_fp8": "fp8_per_tensor"}),
     ((0, 33, 0), {"sampler_v2_bytes": 14, "gdn_checkpoints": 1}),

@@ -165,6 +165,35 @@ def test_exllama_caches_shrink_with_their_bits(engine: str, weights: str, bits: 
     assert find_engine("vllm").illegal(ir, gpu, Settings())
 
 
+@pytest.mark.parametrize(
+    ("engine", "model", "weights", "context", "kv", "total"),
+    [  # turboderp-org/exllamav2#3, turboderp-org/exllamav3#50 and #27, the card of mo137/gemma-2-27b-it-exl2
+        ("exllamav2", "codellama/CodeLlama-13b-Instruct-hf", "exl2-2.65", 2048, "auto", 7968 * MIB),
+        ("exllamav2", "google/gemma-2-27b-it", "exl2-6.5", 8192, "auto", 25.65e9),
+        ("exllamav3", "google/gemma-3-27b-it", "exl3-5", 12288, "q6", 19404 * MIB),
+    ],
+)
+def test_exllama_takes_what_was_measured(
+    engine: str, model: str, weights: str, context: int, kv: str, total: float
+) -> None:
+    ir = pass_named(weights).rewrite(open_model(model).ir)  # type: ignore[union-attr]
+    ir = ir if kv == "auto" else KVCachePass(kv).rewrite(ir)
+    found = find_engine(engine).memory(ir, find_gpu("RTX 4090"), Settings(), Workload(context)).memory.total
+    assert found.low <= total <= found.high
+
+
+def test_exllamav3_keeps_windows_in_rings_where_the_architecture_has_them() -> None:
+    # gpt-oss: 12 layers of 24 with a window of 128 tokens, 768 tokens of 8 heads of 64 a slot in fp16.
+    def total(context: int, requests: int) -> float:
+        ir = open_model("openai/gpt-oss-20b").ir
+        workload = Workload(context, concurrency=requests)
+        return find_engine("exllamav3").memory(ir, find_gpu("H100"), Settings(), workload).memory.total.value
+
+    token = 12 * 2 * 8 * 64 * 2
+    assert total(8192, 1) - total(4096, 1) == 4096 * token
+    assert total(4096, 2) - total(4096, 1) == (4096 + 768) * token
+
+
 def test_every_engine_answers_illegal_combinations_too() -> None:
     ir, workload = open_model(LLAMA).ir, Workload(4096)
     for name in ENGINE_NAMES:

@@ -45,9 +45,10 @@ class Rules:
     `in_flight_batches`: batches that may hold a recycled block (`config/vllm.py:max_in_flight_tokens`, 2 from 0.26). `null_block`: one
     block is reserved before the start-up check (0.29). `packs_widest_group`: where pages of unlike size stand side by side, a block is as
     large as the widest group's pages (0.29), not as so many pages of each size. `hybrid_prefix_caching`: models with recurrent states
-    cache prefixes by default, and keep two states a sequence for that (0.28). `states_for_graphs`: max_num_seqs may not exceed their blocks (pull request 38270, 0.19).
-    `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33), exported inside a prefill. `mla`:
-    False stores expanded keys and values (to 0.6); `mla_alignment`: elements an MLA entry is padded to, 0 = none.
+    cache prefixes by default, and keep two states a sequence for that (0.28). `states_for_graphs`: max_num_seqs may not exceed their blocks
+    (pull request 38270, 0.19). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33),
+    exported inside a prefill. `mla`: False stores expanded keys and values (to 0.6); `mla_alignment`: elements an MLA entry is padded to,
+    0 = none.
 
     Weights. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to (256 and 128 in the
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `group_order`: groups that follow the activation order are read

@@ -135,16 +135,14 @@ class Vllm(Engine):
             kept = settings.reserve_bytes
             free = Quantity(card.value - kept, card.low - kept, card.high - kept, card.basis)
             budget = min(budget, free, key=lambda q: q.value)
-        outside = activations.non_torch(ir, profile, rules)
-        graphs = activations.cuda_graphs(ir, profile, rules)
-        subtracted = graphs if subtracts_graphs(ir, rules) else Quantity.exact(0)
+        on_top = not subtracts_graphs(ir, rules)
         best: tuple[Memory, Layout] | None = None
         per_rank = []
         for stage, size in enumerate(weights_per_stage(ir, parallel, rules)):
             last = stage == parallel.pp - 1
-            activation = activations.activations(ir, replace(profile, samples=last), rules)
+            taken = activations.overhead(ir, replace(profile, samples=last), rules)
             weights = Quantity.relative(size, 0.005, Basis.EXACT)
-            spent = weights + activation + outside + subtracted
+            spent = weights + taken.subtracted
             left = budget - spent
             if settings.kv_cache_memory_bytes is not None:
                 left = Quantity.exact(settings.kv_cache_memory_bytes)
@@ -152,8 +150,8 @@ class Vllm(Engine):
                 _stage_states(ir, parallel.pp, stage, rules), cache_settings(ir, settings, profile, rules), rules
             )
             needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
-            total = weights + activation + outside + graphs + Quantity.exact(needed)
-            memory = Memory(weights, left, activation, outside, graphs, total, budget)
+            total = spent + (taken.cuda_graphs if on_top else Quantity.exact(0)) + Quantity.exact(needed)
+            memory = Memory(weights, left, taken.activations, taken.non_torch, taken.cuda_graphs, total, budget)
             per_rank.append({"stage": stage, "weights": size, "kv_cache": left.value})
             if best is None or layout.concurrency(layout.blocks(left.value), workload.context) < best[1].concurrency(
                 best[1].blocks(best[0].kv_cache.value), workload.context

@@ -118,7 +118,8 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     """Bytes of the activation peak of the profile run on one rank, with the given constants."""
     size = 4 if ir.dtype == "F32" else 2
     blocks = [block for block, _ in ir.decoder.counts]
-    hidden = profile.tokens * size * ir.hidden_size
+    # Hyper-connections carry several streams of hidden states through the layers (DeepSeek V4).
+    hidden = profile.tokens * size * ir.hidden_size * int(ir.config.get("hc_mult") or 1)
     wide = profile.tokens * size * max((_width(block, profile.tp) for block in blocks), default=0.0)
     chunk = min(profile.tokens, rules.expert_chunk or profile.tokens)
     experts = chunk * size * max((_workspace(b, profile.tp) for b in blocks), default=0.0)

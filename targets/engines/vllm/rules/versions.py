@@ -19,6 +19,8 @@ _LAST_PATCH = 99
 
 
 Version = tuple[int, int, int]
+#: Multiples that Marlin pads the hidden and intermediate sides of experts in blocks to.
+MARLIN_PADDING = (256, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class Rules:
 #: (first version, what it changed back then), newest behaviour last; each entry holds until the next one.
 _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 0, 0), {"v1": False, "hybrid_groups": False, "chunked_groups": False, "tokens_from_concurrency": False, "mla": False,
-                 "utilization": 0.90, "group_slack": 1.0, "expert_padding": (256, 128), "sampler_fp32_sort": True,
+                 "utilization": 0.90, "group_slack": 1.0, "expert_padding": MARLIN_PADDING, "sampler_fp32_sort": True,
                  "expert_chunk": 32768}),
     ((0, 7, 0), {"mla": True, "mla_alignment": 640}),
     ((0, 8, 0), {"v1": True, "mla_alignment": 0}),

@@ -49,7 +49,10 @@ def answer(
     reasons: tuple[Reason, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> MemoryEstimate:
-    """Whether the engine starts at the asked context and serves the asked concurrency, and why not. `reasons`: what else stops it."""
+    """Whether the engine starts at the asked context and serves the asked concurrency, and why not.
+
+    `reasons`: what stops it before it serves, though the memory would do.
+    """
     kv = kv_estimate(layout, memory.kv_cache, workload.context, max(ir.max_context, workload.context))
     needed = layout.request_bytes(workload.context) + (layout.block_bytes if layout.rules.null_block else 0)
     margin = Quantity(

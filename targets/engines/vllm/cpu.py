@@ -12,7 +12,8 @@ from passes.ir.model import ModelIR
 from passes.ir.state import LatentKV
 from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import Memory, MemoryEstimate, Parallel, Scheduler, Settings
-from targets.engines.kv_layout import CacheSettings, build_layout
+from targets.engines.kv_layout import build_layout
+from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.engine import Vllm, element_bytes
 from targets.engines.vllm.kernels import kernel_of

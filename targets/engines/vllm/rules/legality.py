@@ -34,8 +34,6 @@ _LEAST_BY_METHOD = (
     ("quark", 89),
     ("gguf", 60),
 )
-#: Families that overflow in float16.
-_NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 _KERNEL_GROUPS = (-1, 32, 64, 128)
 
 
@@ -103,7 +101,7 @@ def dtype_reasons(ir: ModelIR, gpu: Gpu, settings: Settings, rules: Rules) -> It
     """What a model computes in: cards without bfloat16 compute in float16 from 0.9 on, which some families refuse from then on
     (`config/model.py:_resolve_auto_dtype`, `_FLOAT16_NOT_SUPPORTED_MODELS`).
     """
-    refuses = rules.names_dtypes and ir.model_type in _NO_FLOAT16
+    refuses = ir.model_type in rules.no_float16
     lacks = not gpu.is_cpu and (gpu.capability or 0) < 80
     if ir.dtype == "F16" and refuses:
         yield Reason("float16_refused", f"vLLM runs {ir.model_type} models in no float16", "dtype bfloat16")

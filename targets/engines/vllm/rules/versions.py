@@ -1,7 +1,8 @@
 """What changed in vLLM's memory accounting from version to version, as data keyed by the version that brought it.
 
 Sources: vLLM's release notes and code (0.32.0 read in full: `v1/core/kv_cache_utils.py`, `v1/kv_cache_interface.py`), and the
-start-up logs in `benchmarks/data/vllm_memory_logs.jsonl`, whose notes name the versions.
+start-up logs in `benchmarks/data/vllm_memory_logs.jsonl`, whose notes name the versions. `benchmarks/read_vllm_wheels.py` holds what
+can be read mechanically against the source in the wheels: 0.6.0 to 0.33.0 contradict nothing here.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ class Rules:
     `in_flight_batches`: batches that may hold a recycled block (`config/vllm.py:max_in_flight_tokens`, 2 from 0.26). `null_block`: one
     block is reserved before the start-up check (0.29). `hybrid_prefix_caching`: models with recurrent states cache prefixes by default, and
     keep two states a sequence for that (0.28). `states_for_graphs`: max_num_seqs may not exceed their blocks
-    (`config/compilation.py`, 0.20). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33), exported inside a prefill. `mla`:
-    False stores expanded keys and values (to 0.7.0); `mla_alignment`: elements an MLA entry is padded to, 0 = none.
+    (`config/compilation.py`, 0.20). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33),
+    exported inside a prefill. `mla`: False stores expanded keys and values (to 0.7.0); `mla_alignment`: elements an MLA
+    entry is padded to, 0 = none.
 
     Weights. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to (256 and 128 in the
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `group_order`: groups that follow the activation order are read

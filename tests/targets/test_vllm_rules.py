@@ -102,21 +102,21 @@ def test_a_card_without_bfloat16_computes_in_float16() -> None:
 
 
 def test_batch_defaults_followed_the_cards_name_then_its_memory() -> None:
-    """`engine/arg_utils.py` of the wheels: H100 and H200 by name to 0.8.4, 70 GiB in 0.8.5, no A100 from 0.9.0, no GB10 from 0.33."""
+    """`engine/arg_utils.py` of the wheels: H100 and H200 by name to 0.8.4, then 70 GiB but no A100, from 0.33 no GB10."""
     vllm, workload = find_engine("vllm"), Workload(context=8192)
     steps = {
         (card, version): vllm.scheduler(find_gpu(card), Settings(version=version), workload)
         for card in ("L40S", "A100 SXM4 80GB", "H100 SXM", "B200 SXM", "GB10")
         for version in ("0.7.3", "0.8.3", "0.8.4", "0.8.5", "0.9.0", "0.28.0", "0.33.0")
     }
-    small, large, wide = Scheduler(2048, 256), Scheduler(8192, 1024), Scheduler(2048, 1024)
+    small, large = Scheduler(2048, 256), Scheduler(8192, 1024)
     told = {card: [step for (name, _), step in steps.items() if name == card] for card, _ in steps}
     v0 = Scheduler(8192, 256)
-    assert told["L40S"] == [v0, wide, small, small, small, small, small]
-    assert told["A100 SXM4 80GB"] == [v0, wide, small, large, small, small, small]
+    assert told["L40S"] == [v0, small, small, small, small, small, small]
+    assert told["A100 SXM4 80GB"] == [v0, small, small, small, small, small, small]
     assert told["H100 SXM"] == [v0, large, large, large, large, large, large]
-    assert told["B200 SXM"] == [v0, wide, small, large, large, Scheduler(16384, 1024), Scheduler(16384, 1024)]
-    assert told["GB10"] == [v0, wide, small, large, large, large, small]
+    assert told["B200 SXM"] == [v0, small, small, large, large, Scheduler(16384, 1024), Scheduler(16384, 1024)]
+    assert told["GB10"] == [v0, small, small, large, large, large, small]
 
 
 def test_patch_levels_as_their_wheels_have_them() -> None:

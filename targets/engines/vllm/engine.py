@@ -256,9 +256,7 @@ def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rule
 
 def default_sequences(gpu: Gpu, rules: Rules) -> int:
     """max_num_seqs by version and card."""
-    if not rules.v1:
-        return 256
-    return 1024 if _is_large(gpu, rules) else rules.small_sequences
+    return 1024 if rules.v1 and _is_large(gpu, rules) else 256
 
 
 def _is_large(gpu: Gpu, rules: Rules) -> bool:

@@ -2,7 +2,7 @@
 
 Sources: vLLM's release notes and code (0.32.0 read in full: `v1/core/kv_cache_utils.py`, `v1/kv_cache_interface.py`), and the
 start-up logs in `benchmarks/data/vllm_memory_logs.jsonl`, whose notes name the versions. `benchmarks/read_vllm_wheels.py` holds what
-can be read mechanically against the source in the wheels: 0.6.0 to 0.33.0 contradict nothing here.
+can be read mechanically against the source in the wheels: of 0.6.0 to 0.33.0 only 0.8 contradicts, in batch defaults.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Rules:
     `expert_chunk`: tokens that the fused experts' kernel takes at once, 0 = all (`VLLM_FUSED_MOE_CHUNK_SIZE`, gone in 0.18).
     `huge_cards`: cards of 160 GiB and more batch 16,384 tokens (`engine/arg_utils.py:get_batch_defaults`, 0.28); `large_names`: what
     the names of cards with the larger defaults contain (to 0.8.4; then 70 GiB of memory), `small_names`: of those excepted from them
-    (A100 from 0.9.0, GB10 from 0.33); `small_sequences`: max_num_seqs of the other cards (all alike to 0.8.3).
+    (A100, from 0.33 GB10). The source has A100 among the large ones in 0.8.5, and 1,024 sequences on every card to 0.8.3: recipes of
+    that time start on cards where these would not, so they are not followed.
 
     Cache. `hybrid_groups`, `chunked_groups`: sliding (0.9.1) and chunked layers (0.14) get KV groups of their own; before, they took as
     much as full ones. `group_slack`: the largest layer bucket is padded instead of split below this ratio (1.25 in 0.12, 1.5 in 0.18).
@@ -74,7 +75,6 @@ class Rules:
     huge_cards: bool = False
     large_names: tuple[str, ...] = ()
     small_names: tuple[str, ...] = ()
-    small_sequences: int = 256
     hybrid_groups: bool = True
     chunked_groups: bool = True
     group_slack: float = 1.5
@@ -101,10 +101,8 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
                  "utilization": 0.90, "group_slack": 1.0, "expert_padding": (256, 128), "sampler_fp32_sort": True,
                  "expert_chunk": 32768}),
     ((0, 7, 1), {"mla": True, "mla_alignment": 640}),
-    ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200"), "small_sequences": 1024}),
-    ((0, 8, 4), {"small_sequences": 256}),
-    ((0, 8, 5), {"large_names": ()}),
-    ((0, 9, 0), {"small_names": ("a100",)}),
+    ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200")}),
+    ((0, 8, 5), {"large_names": (), "small_names": ("a100",)}),
     ((0, 9, 1), {"hybrid_groups": True, "names_dtypes": True, "no_float16": ("gemma2", "gemma3", "glm4")}),
     ((0, 10, 2), {"no_float16": ("gemma2", "gemma3", "gemma3_text", "glm4")}),
     ((0, 12, 0), {"group_slack": 1.25, "expert_chunk": 16384}),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.vllm_registry import architectures
-from benchmarks.vllm_wheel import Found, Source
+from benchmarks.vllm_wheel import Found, Source, literal_of
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from targets.engines.engine import Settings, find_engine
@@ -90,7 +90,9 @@ def _environment(name: str, absent: int) -> Callable[[Source], Found | None]:
     def read(source: Source) -> Found | None:
         for path, node in source.nodes(_ENVS):
             match node:
-                case ast.Call(func=ast.Attribute(attr="getenv"), args=[ast.Constant(value=key), default]) if key == name:
+                case ast.Call(func=ast.Attribute(attr="getenv"), args=[ast.Constant(value=key), default]) if (
+                    key == name
+                ):
                     value = _number(default)
                     return None if value is None else Found(value, f"{path}:{node.lineno}")
         return Found(absent, f"{_ENVS}: no {name}")
@@ -102,7 +104,9 @@ def _group_slack(source: Source) -> Found:
     """The factor in `max_num_layers < min_num_layers * 1.5`; 1 where groups are never padded."""
     for path, node in source.nodes(*_KV):
         match node:
-            case ast.Compare(left=ast.Name(id="max_num_layers"), comparators=[ast.BinOp(right=ast.Constant(value=float() as factor))]):
+            case ast.Compare(
+                left=ast.Name(id="max_num_layers"), comparators=[ast.BinOp(right=ast.Constant(value=float() as factor))]
+            ):
                 return Found(factor, f"{path}:{node.lineno}")
     return Found(1.0, f"{_KV[1]}: groups are not padded")
 
@@ -116,9 +120,13 @@ def _card_of(test: ast.expr) -> Callable[[Gpu], bool] | None:
                 return None
             every = all if isinstance(op, ast.And) else any
             return lambda gpu: every(part(gpu) for part in parts)  # type: ignore[misc]
-        case ast.Compare(left=ast.Name(id="device_memory"), ops=[ast.GtE()], comparators=[ast.BinOp(left=ast.Constant(value=gib))]):
+        case ast.Compare(
+            left=ast.Name(id="device_memory"), ops=[ast.GtE()], comparators=[ast.BinOp(left=ast.Constant(value=gib))]
+        ):
             return lambda gpu: gpu.memory_bytes.value >= gib * (1 << 30)
-        case ast.Compare(left=ast.Constant(value=name), ops=[ast.In() | ast.NotIn() as op], comparators=[ast.Name(id="device_name")]):
+        case ast.Compare(
+            left=ast.Constant(value=name), ops=[ast.In() | ast.NotIn() as op], comparators=[ast.Name(id="device_name")]
+        ):
             wanted = isinstance(op, ast.In)
             return lambda gpu: (name in gpu.name.lower()) == wanted
         case ast.UnaryOp(op=ast.Not(), operand=ast.Name(id="is_gb10")):
@@ -126,8 +134,8 @@ def _card_of(test: ast.expr) -> Callable[[Gpu], bool] | None:
     return None
 
 
-def _assigned(body: list[ast.stmt]) -> tuple[int, int] | None:
-    """Tokens and sequences that a branch gives `vllm serve`."""
+def _assigned(body: list[ast.stmt]) -> tuple[int, int | None] | None:
+    """Tokens and sequences that a branch gives `vllm serve`; no sequences where these are set beside the branches."""
     found: dict[str, int | None] = {}
     for statement in body:
         match statement:
@@ -137,8 +145,14 @@ def _assigned(body: list[ast.stmt]) -> tuple[int, int] | None:
                         found[name] = _number(value)
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=int() as value)):
                 found[name] = value
-    tokens, sequences = found.get("default_max_num_batched_tokens"), found.get("default_max_num_seqs")
-    return None if tokens is None or sequences is None else (tokens, sequences)
+    tokens = found.get("default_max_num_batched_tokens")
+    return None if tokens is None else (tokens, found.get("default_max_num_seqs"))
+
+
+def _beside(source: Source) -> int | None:
+    """Sequences of every card, where the version sets them beside the branches (0.8.0 to 0.8.3)."""
+    found = source.constant("default_max_num_seqs", _ARGS)
+    return found and found.value
 
 
 def _batch_defaults(source: Source) -> Found | None:
@@ -152,14 +166,21 @@ def _batch_defaults(source: Source) -> Found | None:
         told = {}
         for card in map(find_gpu, _CARDS):
             tests = ((_card_of(test), body) for test, body in branches)
-            told[card.name] = _assigned(next((body for test, body in tests if test and test(card)), rest))
+            tokens, sequences = _assigned(next((body for test, body in tests if test and test(card)), rest)) or (
+                None,
+                None,
+            )
+            told[card.name] = (tokens, sequences or _beside(source))
         return Found(told, f"{path}:{node.lineno}")
     return None
 
 
 def _our_defaults(rules: Rules) -> dict[str, tuple[int, int]]:
     cards = map(find_gpu, _CARDS)
-    return {gpu.name: (batched_tokens(Settings(), gpu, Workload(context=8192), rules), default_sequences(gpu, rules)) for gpu in cards}
+    return {
+        gpu.name: (batched_tokens(Settings(), gpu, Workload(context=8192), rules), default_sequences(gpu, rules))
+        for gpu in cards
+    }
 
 
 def _refused_float16(rules: Rules) -> set[str]:
@@ -174,17 +195,36 @@ def _codes(ir: ModelIR, gpu: Gpu, settings: Settings) -> set[str]:
 
 def _float16(source: Source) -> Found:
     found = source.constant("_FLOAT16_NOT_SUPPORTED_MODELS", *_MODEL)
-    return Found(set(found.value) & set(_FAMILIES), found.place) if found else Found(set(), f"{_MODEL[0]}: no such list")
+    return (
+        Found(set(found.value) & set(_FAMILIES), found.place) if found else Found(set(), f"{_MODEL[0]}: no such list")
+    )
 
 
 def _cache_dtypes(source: Source) -> Found | None:
-    found = source.constant("CacheDType", *_CACHE)
+    """What we name and the version does not: its literal of types, before 0.8.5 the choices of its argument."""
+    found = source.constant("CacheDType", *_CACHE) or _choices(source, "--kv-cache-dtype")
     return found and Found(set(Vllm.kv_dtypes) - set(found.value), found.place)
 
 
+def _choices(source: Source, option: str) -> Found | None:
+    for path, node in source.nodes(_ARGS):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="add_argument"), args=[ast.Constant(value=name)], keywords=words) if (
+                name == option
+            ):
+                chosen = next((literal_of(word.value) for word in words if word.arg == "choices"), None)
+                return chosen and Found(chosen[0], f"{path}:{node.lineno}")
+    return None
+
+
 def _bitsandbytes(source: Source) -> Found | None:
-    found = source.constant("QuantizationMethods", f"{_QUANTIZATION}/__init__.py")
-    return found and Found("bitsandbytes" not in found.value, found.place)
+    path = f"{_QUANTIZATION}/__init__.py"
+    found = source.constant("QuantizationMethods", path) or source.constant("QUANTIZATION_METHODS", path)
+    return (
+        Found("bitsandbytes" not in found.value, found.place)
+        if found
+        else _has('"bitsandbytes": ', path, present=False, absent=True)(source)
+    )
 
 
 FACTS = (
@@ -203,9 +243,9 @@ FACTS = (
     Fact("mla", _has("VLLM_MLA_DISABLE", _ENVS), lambda rules: rules.mla),
     Fact("group_order", _has("def normalize_and_validate_gptq_desc_act", f"{_QUANTIZATION}/utils/gptq_utils.py", present=False, absent=True),
          lambda rules: rules.group_order),
-    Fact("online_fp8", _has("fp8_per_tensor", f"{_QUANTIZATION}/fp8.py", present="fp8_per_tensor", absent="fp8"),
+    Fact("online_fp8", _has("--quantization fp8_per_tensor`", f"{_QUANTIZATION}/fp8.py", present="fp8_per_tensor", absent="fp8"),
          lambda rules: rules.online_fp8),
-    Fact("states_for_graphs", _has("pull/38270", "config/compilation.py"), lambda rules: rules.states_for_graphs),
+    Fact("states_for_graphs", _has("exceeds available Mamba cache", "config/compilation.py"), lambda rules: rules.states_for_graphs),
     Fact("families refused in float16", _float16, _refused_float16),
     Fact("types of the KV cache that it lacks", _cache_dtypes, lambda rules: set()),
     Fact("bitsandbytes_plugin", _bitsandbytes, lambda rules: rules.bitsandbytes_plugin),

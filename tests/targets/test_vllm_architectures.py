@@ -29,8 +29,8 @@ def _listed() -> set[str]:
     ("model", "before", "first"),
     [
         ("openai/gpt-oss-20b", "0.9.2", "0.10.1"), ("Qwen/Qwen3-8B", "0.6.3", "0.8.3"), ("google/gemma-4-31B-it", "0.16", "0.19.0"),
-        ("Qwen/Qwen3.5-27B", "0.16.0", "0.17.0"), ("Qwen/Qwen3-VL-8B-Instruct", "0.10.2", "0.11.0"), ("google/gemma-3-12b-it", "0.7.3", "0.8.0"),
-        ("zai-org/GLM-5-FP8", "0.15.1", "0.16.0"),
+        ("Qwen/Qwen3.5-27B", "0.16.0", "0.17.0"), ("Qwen/Qwen3-VL-8B-Instruct", "0.10.2", "0.11.0"),
+        ("google/gemma-3-12b-it", "0.7.3", "0.8.0"), ("zai-org/GLM-5-FP8", "0.15.1", "0.16.0"),
     ],
 )  # fmt: skip
 def test_a_version_older_than_the_model_names_the_first_that_has_it(model: str, before: str, first: str) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from passes.ir.sources import open_model
 from planner.check import check
-from targets.engines.engine import Parallel, Settings
+from targets.engines.engine import Parallel, Scheduler, Settings, find_engine
 from targets.engines.vllm.memory.activations import captured_graphs
-from targets.engines.vllm.rules.runner import subtracts_graphs, uses_v2_runner
+from targets.engines.vllm.rules.runner import named_classes, subtracts_graphs, uses_v2_runner
 from targets.engines.vllm.rules.shards import shard_reasons
 from targets.engines.vllm.rules.versions import NEWEST, parse_version, rules_for
+from targets.gpu import find_gpu
+from targets.workload import Workload
 
 
 def test_a_version_is_read_to_its_patch() -> None:
@@ -97,3 +101,40 @@ def test_a_card_without_bfloat16_computes_in_float16() -> None:
     older = check(small, "T4", "vllm", context=4096, settings=Settings(version="0.8.5"))
     assert free.fits and any("float16" in note for note in free.document.notes)
     assert [[r.code for r in each.document.reasons] for each in (asked, older)] == [["bf16_needs_sm80"]] * 2
+
+
+def test_batch_defaults_followed_the_cards_name_then_its_memory() -> None:
+    """`engine/arg_utils.py` of the wheels: H100 and H200 by name to 0.8.4, then 70 GiB but no A100, from 0.33 no GB10."""
+    vllm, workload = find_engine("vllm"), Workload(context=8192)
+    steps = {
+        (card, version): vllm.scheduler(find_gpu(card), Settings(version=version), workload)
+        for card in ("L40S", "A100 SXM4 80GB", "H100 SXM", "B200 SXM", "GB10")
+        for version in ("0.7.3", "0.8.3", "0.8.4", "0.8.5", "0.9.0", "0.28.0", "0.33.0")
+    }
+    small, large = Scheduler(2048, 256), Scheduler(8192, 1024)
+    told = {card: [step for (name, _), step in steps.items() if name == card] for card, _ in steps}
+    v0 = Scheduler(8192, 256)
+    assert told["L40S"] == [v0, small, small, small, small, small, small]
+    assert told["A100 SXM4 80GB"] == [v0, small, small, small, small, small, small]
+    assert told["H100 SXM"] == [v0, large, large, large, large, large, large]
+    assert told["B200 SXM"] == [v0, small, small, large, large, Scheduler(16384, 1024), Scheduler(16384, 1024)]
+    assert told["GB10"] == [v0, small, small, large, large, large, small]
+
+
+def test_patch_levels_as_their_wheels_have_them() -> None:
+    """Each was read by `benchmarks.read_vllm_wheels` in the version that brought it and in the one before."""
+    turned = {
+        "mla": ("0.7.0", "0.7.1"), "hybrid_groups": ("0.9.0", "0.9.1"), "names_dtypes": ("0.9.0", "0.9.1"),
+        "states_for_graphs": ("0.19.1", "0.20.0"),
+    }  # fmt: skip
+    for field, (before, since) in turned.items():
+        seen = [asdict(rules_for(version)[0])[field] for version in (before, since)]
+        assert seen == [False, True], field
+    assert [rules_for(version)[0].online_fp8 for version in ("0.30.0", "0.31.0")] == ["fp8", "fp8_per_tensor"]
+    assert ["gemma3_text" in rules_for(version)[0].no_float16 for version in ("0.10.1", "0.10.2")] == [False, True]
+
+
+def test_the_second_runner_names_models_with_media_too() -> None:
+    assert "KimiK3ForConditionalGeneration" in named_classes(rules_for("0.27.1")[0])
+    assert named_classes(rules_for("0.23.0")[0]) == {"Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"}
+    assert named_classes(rules_for("0.21.0")[0]) == named_classes(rules_for(None)[0]) == frozenset()

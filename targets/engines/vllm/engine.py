@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from targets.serve.verifier import Verifier
 
 _GIB = 1 << 30
-#: Cards with more memory than this get the larger defaults (vLLM's `EngineArgs.get_batch_defaults`: 70 GiB, A100 excepted).
+#: Cards with more memory than this get the larger defaults (vLLM's `EngineArgs.get_batch_defaults`).
 _LARGE_CARD_BYTES, _HUGE_CARD_BYTES = 70 * _GIB, 160 * _GIB
 #: Bytes a second between two cards that only a switch of their own gives (NVLink of server cards; a bridge has 112 GB/s).
 _SWITCHED_LINK = 2e11
@@ -312,18 +312,20 @@ def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rule
         return max(2048, workload.context) if workload.context <= 32768 else 2048
     if rules.huge_cards and gpu.memory_bytes.value >= _HUGE_CARD_BYTES:
         return 16384
-    return 8192 if _is_large(gpu) else 2048
+    return 8192 if _is_large(gpu, rules) else 2048
 
 
 def default_sequences(gpu: Gpu, rules: Rules) -> int:
     """max_num_seqs by version and card."""
-    return 1024 if rules.v1 and _is_large(gpu) else 256
+    return 1024 if rules.v1 and _is_large(gpu, rules) else 256
 
 
-def _is_large(gpu: Gpu) -> bool:
-    """Whether a card gets the larger defaults. GB10's memory is the machine's, and it was seen with the small ones in 0.18 and 0.27."""
-    small = activations.is_integrated(gpu) or "A100" in gpu.name
-    return gpu.memory_bytes.value >= _LARGE_CARD_BYTES and not small
+def _is_large(gpu: Gpu, rules: Rules) -> bool:
+    """Whether a card gets the larger defaults: by its name in the first versions of V1, then by its memory, some names excepted."""
+    name = gpu.name.lower()
+    if rules.large_names:
+        return any(part in name for part in rules.large_names)
+    return gpu.memory_bytes.value >= _LARGE_CARD_BYTES and not any(part in name for part in rules.small_names)
 
 
 def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -> activations.Profile:

@@ -12,8 +12,6 @@ from passes.ir.model import ModelIR
 from targets.engines.vllm.rules.versions import Rules
 from targets.gpu import Gpu
 
-#: Families that overflow in float16.
-_NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 #: The least compute capability × 10 with bfloat16.
 _BFLOAT16 = 80
 
@@ -24,12 +22,12 @@ def computed_dtype(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> st
     falls_back = ir.dtype == "BF16" and _lacks_bfloat16(gpu) and asked in (None, "auto") and rules.names_dtypes
     if not falls_back:
         return ir.dtype
-    return "F32" if ir.model_type in _NO_FLOAT16 else "F16"
+    return "F32" if ir.model_type in rules.no_float16 else "F16"
 
 
 def dtype_reasons(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> Iterator[Reason]:
     """What a version refuses to compute in, for this model or on this card."""
-    refuses = rules.names_dtypes and ir.model_type in _NO_FLOAT16
+    refuses = ir.model_type in rules.no_float16
     if ir.dtype == "F16" and refuses:
         yield Reason("float16_refused", f"vLLM runs {ir.model_type} models in no float16", "dtype bfloat16")
     if computed_dtype(ir, gpu, asked, rules) == "BF16" and _lacks_bfloat16(gpu):

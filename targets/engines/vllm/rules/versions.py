@@ -1,7 +1,8 @@
 """What changed in vLLM's memory accounting from version to version, as data keyed by the version that brought it.
 
 Sources: vLLM's release notes and code (0.32.0 read in full: `v1/core/kv_cache_utils.py`, `v1/kv_cache_interface.py`), and the
-start-up logs in `benchmarks/data/vllm_memory_logs.jsonl`, whose notes name the versions.
+start-up logs in `benchmarks/data/vllm_memory_logs.jsonl`, whose notes name the versions. `benchmarks/read_vllm_wheels.py` holds what
+can be read mechanically against the source in the wheels: of 0.6.0 to 0.33.0 only 0.8 contradicts, in batch defaults.
 """
 
 from __future__ import annotations
@@ -41,24 +42,28 @@ class Rules:
     Profile run. `sampler_fp32_sort`: V1's sampler sorts all logits in fp32 (to 0.16). `sampler_v2_bytes`: of a row and entry of the
     vocabulary in V2's (`gpu/sample/sampler.py`: 6 in 0.22, 2 in 0.26, 14 in 0.33). `encoder_v2`: V2 profiles encoders (0.27).
     `expert_chunk`: tokens that the fused experts' kernel takes at once, 0 = all (`VLLM_FUSED_MOE_CHUNK_SIZE`, gone in 0.18).
-    `huge_cards`: cards of 160 GiB and more batch 16,384 tokens (`engine/arg_utils.py:get_batch_defaults`, 0.28).
+    `huge_cards`: cards of 160 GiB and more batch 16,384 tokens (`engine/arg_utils.py:get_batch_defaults`, 0.28); `large_names`: what
+    the names of cards with the larger defaults contain (to 0.8.4; then 70 GiB of memory), `small_names`: of those excepted from them
+    (A100, from 0.33 GB10). The source has A100 among the large ones in 0.8.5, and 1,024 sequences on every card to 0.8.3: recipes of
+    that time start on cards where these would not, so they are not followed.
 
-    Cache. `hybrid_groups`, `chunked_groups`: sliding (0.9) and chunked layers (0.14) get KV groups of their own; before, they took as much
-    as full ones. `group_slack`: the largest layer bucket is padded instead of split below this ratio (1.25 in 0.12, 1.5 in 0.18).
+    Cache. `hybrid_groups`, `chunked_groups`: sliding (0.9.1) and chunked layers (0.14) get KV groups of their own; before, they took as
+    much as full ones. `group_slack`: the largest layer bucket is padded instead of split below this ratio (1.25 in 0.12, 1.5 in 0.18).
     `tokens_from_concurrency`: printed tokens = concurrency × max_model_len, not blocks // groups × block size (0.20.1).
     `in_flight_batches`: batches that may hold a recycled block (`config/vllm.py:max_in_flight_tokens`, 2 from 0.26). `null_block`: one
     block is reserved before the start-up check (0.29). `packs_widest_group`: where pages of unlike size stand side by side, a block is as
     large as the widest group's pages (0.29), not as so many pages of each size. `hybrid_prefix_caching`: models with recurrent states
     cache prefixes by default, and keep two states a sequence for that (0.28). `states_for_graphs`: max_num_seqs may not exceed their blocks
-    (pull request 38270, 0.19). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33),
-    exported inside a prefill. `mla`: False stores expanded keys and values (to 0.6); `mla_alignment`: elements an MLA entry is padded to,
+    (`config/compilation.py`, 0.20). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33),
+    exported inside a prefill. `mla`: False stores expanded keys and values (to 0.7.0); `mla_alignment`: elements an MLA entry is padded to,
     0 = none.
 
     Weights. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to (256 and 128 in the
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `group_order`: groups that follow the activation order are read
     (`quantization/utils/gptq_utils.py` refuses them from 0.30). `bitsandbytes_plugin`: its loader is a package of its own (0.28).
     `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.31).
-    `names_dtypes`: `auto` falls back to float16 on cards without bfloat16, and families that overflow there refuse it (0.9).
+    `names_dtypes`: `auto` falls back to float16 on cards without bfloat16 (0.9.1); `no_float16`: families that overflow there and
+    refuse it (`_FLOAT16_NOT_SUPPORTED_MODELS`; `gemma3_text` from 0.10.2).
     """
 
     version: Version
@@ -73,6 +78,8 @@ class Rules:
     encoder_v2: bool = False
     expert_chunk: int = 0
     huge_cards: bool = False
+    large_names: tuple[str, ...] = ()
+    small_names: tuple[str, ...] = ()
     hybrid_groups: bool = True
     chunked_groups: bool = True
     group_slack: float = 1.5
@@ -91,6 +98,7 @@ class Rules:
     bitsandbytes_plugin: bool = False
     online_fp8: str = "fp8"
     names_dtypes: bool = False
+    no_float16: tuple[str, ...] = ()
 
     @property
     def said(self) -> str:
@@ -113,15 +121,16 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 0, 0), {"v1": False, "hybrid_groups": False, "chunked_groups": False, "tokens_from_concurrency": False, "mla": False,
                  "utilization": 0.90, "group_slack": 1.0, "expert_padding": MARLIN_PADDING, "sampler_fp32_sort": True,
                  "expert_chunk": 32768}),
-    ((0, 7, 0), {"mla": True, "mla_alignment": 640}),
-    ((0, 8, 0), {"v1": True, "mla_alignment": 0}),
-    ((0, 9, 0), {"hybrid_groups": True, "names_dtypes": True}),
+    ((0, 7, 1), {"mla": True, "mla_alignment": 640}),
+    ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200")}),
+    ((0, 8, 5), {"large_names": (), "small_names": ("a100",)}),
+    ((0, 9, 1), {"hybrid_groups": True, "names_dtypes": True, "no_float16": ("gemma2", "gemma3", "glm4")}),
+    ((0, 10, 2), {"no_float16": ("gemma2", "gemma3", "gemma3_text", "glm4")}),
     ((0, 12, 0), {"group_slack": 1.25, "expert_chunk": 16384}),
     ((0, 14, 0), {"chunked_groups": True}),
     ((0, 17, 0), {"sampler_fp32_sort": False}),
     ((0, 18, 0), {"group_slack": 1.5, "expert_chunk": 0}),
-    ((0, 19, 0), {"states_for_graphs": True}),
-    ((0, 20, 0), {"utilization": 0.92, "graphs_v1": True}),
+    ((0, 20, 0), {"utilization": 0.92, "graphs_v1": True, "states_for_graphs": True}),
     ((0, 20, 1), {"tokens_from_concurrency": True}),
     ((0, 22, 0), {"v2_runner": "qwen3"}),
     ((0, 23, 0), {"v2_runner": "three"}),
@@ -134,7 +143,7 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 30, 0), {"group_order": False}),
     ((0, 31, 0), {"online_fp8": "fp8_per_tensor"}),
     ((0, 32, 0), {"state_checkpoints": 1}),
-    ((0, 33, 0), {"sampler_v2_bytes": 14, "gdn_checkpoints": 1}),
+    ((0, 33, 0), {"sampler_v2_bytes": 14, "gdn_checkpoints": 1, "small_names": ("a100", "gb10")}),
 )  # fmt: skip
 
 

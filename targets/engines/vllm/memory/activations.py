@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -31,10 +31,11 @@ _MASK_ROWS = 132
 #: Of V2's tables of penalties beside it, for as long as the engine runs: counts in 4 bytes, two masks of a bit
 #: (`gpu/sample/penalties.py`, `gpu/structured_outputs.py`).
 _PENALTIES = 4.25
-#: What a machine whose memory is its card's takes beside (least, usual, most): the processes of the engine themselves. GB10: 3.4 GiB with
-#: 8 sequences on 0.20, 5.8 on 0.18, 6.8 on 0.27; as much again between two of them, over whose network NCCL and its launcher keep buffers
-#: (eugr/spark-vllm-docker#396).
-_INTEGRATED = (2 << 30, 6 << 30, 10 << 30)
+#: What a machine whose memory is its card's takes beside: the engine's own processes. GB10: 3.4 GiB with 8 sequences on 0.20, 5.8 on
+#: 0.18, 6.8 on 0.27.
+_INTEGRATED = Quantity(5.5 * 2**30, 2.0 * 2**30, 9.0 * 2**30, Basis.ASSUMED)
+#: And for the network between two of them: NCCL's and the launcher's buffers (eugr/spark-vllm-docker#396: 0.29.1, 12 GiB in all).
+_NETWORKED = Quantity(6.5 * 2**30, 4.5 * 2**30, 8.5 * 2**30, Basis.ASSUMED)
 #: The most tokens that latent attention expands at once in its trial run (`mla_attention.py:determine_chunked_prefill_workspace_size`).
 _EXPANDED_MOST, _EXPANDED_CONTEXTS, _EXPANDED_BLOCKS = 65536, 8, 4
 _WIDE = {Role.UP, Role.GATE, Role.GATE_UP, Role.QKV, Role.Q, Role.MIXER_IN}
@@ -206,20 +207,18 @@ def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
     era = _era(ir, rules)
     known = peak_bytes(ir, profile, rules, fit()["activation"]) + counted_penalties(ir, profile, rules)
     if not _known_as_sum(ir, profile, rules):
-        return _quantity("activation", known, era)
-    low, middle, high = _integrated(profile) if profile.integrated else fit()["beside"][beside_cell(profile, rules)]
-    floor = fit()["activation"]["floor_bytes"]
+        peak = _quantity("activation", known, era)
+        # With FlashInfer's sampler installed nothing was sorted: which it was, a version does not tell (0.11.0 is seen with and without).
+        unsorted = peak_bytes(ir, profile, replace(rules, sampler_fp32_sort=False), fit()["activation"])
+        low = unsorted - fit()["activation"]["floor_bytes"]
+        return replace(peak, low=max(0.0, min(peak.low, low))) if rules.v1 else peak
+    if profile.integrated:
+        return Quantity.exact(known) + _INTEGRATED + (_NETWORKED if profile.tp > 1 else Quantity.exact(0))
+    low, middle, high = fit()["beside"][beside_cell(profile, rules)]
+    # Where the terms were fitted, what is left over is their own error: it moves no value.
+    middle, floor = max(0, middle), fit()["activation"]["floor_bytes"]
     return Quantity(
         known + middle, known + min(low, middle - floor), known + max(high, middle + floor), Basis.CALIBRATED
-    )
-
-
-def _integrated(profile: Profile) -> tuple[int, int, int]:
-    low, middle, high = _INTEGRATED
-    return (
-        (low, middle, high)
-        if profile.tp == 1
-        else (2 * middle - (middle - low), 2 * middle, 2 * middle + (high - middle))
     )
 
 

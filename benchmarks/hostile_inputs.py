@@ -35,7 +35,6 @@ from passes.ir.sources import open_model
 from planner.certificate import NAME, Certificate, FinishedStep, MeasuredQuality, PredictedFigures, read_certificate
 from planner.check import check
 from planner.cli.commands import app
-from planner.cli.tables import print_certificate, print_plan
 from planner.explain import diff
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, digest, spec_of
@@ -378,12 +377,6 @@ def _certificate() -> dict[str, Any]:
     return found
 
 
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(file=io.StringIO())
-
-
 def plans(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     good, path = to_json(_plan()), folder / "a.plan.json"
     document = mutated(rng, good, 3)
@@ -392,8 +385,8 @@ def plans(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     path.write_bytes(written(rng, document))
 
     def read() -> None:
+        command(["show", str(path)])
         found = load_plan(path)
-        print_plan(_console(), found, "card", str(path))
         diff(_plan(), found)
         if found.chosen is not None:
             assert isinstance(found.chosen.chain, tuple)
@@ -410,9 +403,8 @@ def certificates(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     def read() -> None:
         from planner.job_graph import result_graph
 
-        found = read_certificate(path)
-        print_certificate(_console(), found)
-        result_graph(found, folder)
+        command(["show", str(path)])
+        result_graph(read_certificate(path), folder)
 
     return read, _difference(_certificate(), document)
 

@@ -7,6 +7,7 @@ What is read is written again as it was, to the digit: numbers stay the integers
 from __future__ import annotations
 
 import math
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -149,8 +150,8 @@ def _quantity(value: Any) -> Quantity:
     return Quantity(math.inf if middle is None else middle, low, math.inf if high is None else high, basis)
 
 
-#: Whole numbers beyond are no count of bytes, and no float holds them.
-_FAR = 1 << 63
+#: No float holds a whole number beyond.
+_FAR = int(sys.float_info.max)
 _NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
 
 

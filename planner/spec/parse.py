@@ -22,7 +22,7 @@ from targets.engines.engine import find_engine
 from targets.gpu import find_gpu
 
 #: No spec is longer, in characters.
-_LONGEST = 1 << 20
+_LONGEST = 1 << 16
 
 #: What was expected, in the words of YAML; pydantic's are those of Python.
 _WORDS = {

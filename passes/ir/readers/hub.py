@@ -188,15 +188,15 @@ def _attempt(url: str, name: str, span: tuple[int, int] | None) -> tuple[bytes, 
             after = error.headers.get("Retry-After", "")
             raise _BusyError(f"HTTP {error.code}", float(after) if after.isdigit() else None) from error
         raise _refusal(error.code, error.headers.get("X-Error-Code", ""), url, name) from error
+    except (ValueError, http.client.InvalidURL) as error:
+        raise _unusable(url, error) from None
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
         nameless = isinstance(reason, socket.gaierror)
         raise _BusyError(str(reason) or type(error).__name__, hopeless=nameless) from error
-    except ValueError as error:
-        raise _unusable(url, error) from None
 
 
-def _unusable(url: str, error: ValueError) -> InputError:
+def _unusable(url: str, error: Exception) -> InputError:
     """The error for settings that no request can be made by: letters that an address or a token cannot have, an address that is none."""
     names = sorted(name for name in os.environ if name.lower() in _PROXIES or name in ("HF_ENDPOINT", "HF_TOKEN"))
     what = f"no request can be sent to {url} ({error})"

@@ -18,6 +18,8 @@ class ReasonKind(Enum):
 
     ILLEGAL = "illegal"
     """A pass, a format or an engine refuses it."""
+    NOT_MODELLED = "not modelled"
+    """What would come of it is not known."""
     TOO_LARGE = "too large"
     """It exceeds the card's memory."""
     GOAL_MISSED = "goal missed"
@@ -32,7 +34,7 @@ class Reason:
 
     `code` is a stable identifier for programs (`does_not_fit`, `group_size_does_not_divide`), `message` a sentence for
     people with the figures in it, `remedy` the smallest change that would flip the verdict, `data` the figures themselves.
-    `kind` is for tightfit alone and stands in no document.
+    `kind` is for tightfit alone and stands in no document, as are `options`: those of `check`, with values, that would mend it.
     """
 
     code: str
@@ -40,6 +42,7 @@ class Reason:
     remedy: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict, compare=False)
     kind: ReasonKind = ReasonKind.ILLEGAL
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def check(
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say whether a model fits a card, before deployment. Exit 3 when it does not."""
+    """Say whether a model fits a card, before deployment. Exit 3 when it does not, 6 when that is not known."""
     from planner.check import check as run
     from planner.plan.codec import to_json
     from targets.engines.engine import Parallel, Settings
@@ -120,7 +120,7 @@ def check(
         from planner.cli.tables import print_check
 
         print_check(_console(), document)
-    raise typer.Exit(0 if result.fits else 3)
+    raise typer.Exit(result.exit_code)
 
 
 @app.command()

@@ -15,8 +15,8 @@ from passes.formats.tensor import Tensor
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV, LayerState
 from targets.engines.engine import Parallel
-from targets.engines.vllm.parameters import absorbed_bytes, allocated, rotary_bytes
-from targets.engines.vllm.versions import Rules
+from targets.engines.vllm.memory.parameters import absorbed_bytes, allocated, rotary_bytes
+from targets.engines.vllm.rules.versions import Rules
 
 _BY_OUTPUT = {Role.Q, Role.QKV, Role.Q_UP, Role.KV_UP, Role.GATE, Role.UP, Role.GATE_UP, Role.MIXER_IN, Role.MIXER_GATE}
 _BY_INPUT = {Role.O, Role.DOWN, Role.MIXER_OUT}

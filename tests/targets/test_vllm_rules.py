@@ -7,10 +7,10 @@ import pytest
 from passes.ir.sources import open_model
 from planner.check import check
 from targets.engines.engine import Parallel, Settings
-from targets.engines.vllm.activations import captured_graphs
-from targets.engines.vllm.runner import subtracts_graphs, uses_v2_runner
-from targets.engines.vllm.shards import shard_reasons
-from targets.engines.vllm.versions import NEWEST, parse_version, rules_for
+from targets.engines.vllm.memory.activations import captured_graphs
+from targets.engines.vllm.rules.runner import subtracts_graphs, uses_v2_runner
+from targets.engines.vllm.rules.shards import shard_reasons
+from targets.engines.vllm.rules.versions import NEWEST, parse_version, rules_for
 
 
 def test_a_version_is_read_to_its_patch() -> None:
@@ -79,13 +79,15 @@ def test_what_a_degree_must_divide(model: str, tp: int, code: str | None) -> Non
 
 
 def test_states_need_a_block_for_every_sequence() -> None:
-    def codes(version: str, sequences: int | None = None) -> list[str]:
+    def stops(version: str, sequences: int | None = None) -> bool:
         settings = Settings(version=version, gpu_memory_utilization=0.95, max_num_seqs=sequences)
         found = check("Qwen/Qwen3.8-27B", "RTX PRO 6000", "vllm", settings=settings)
-        return [reason.code for reason in found.document.reasons]
+        codes = [reason.code for reason in found.document.reasons]
+        assert found.fits == ("too_few_state_blocks" not in codes)
+        return not found.fits
 
-    assert "too_few_state_blocks" in codes("0.27.0")
-    assert "too_few_state_blocks" not in codes("0.18.0") + codes("0.27.0", 16)
+    assert stops("0.27.0")
+    assert not stops("0.18.0") and not stops("0.27.0", 16)
 
 
 def test_a_card_without_bfloat16_computes_in_float16() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from passes.errors import InputError
 from passes.ir.fields import Fields
@@ -12,6 +13,12 @@ from passes.ir.fields import Fields
 #: Says whether a module (full name) is meant.
 Matches = Callable[[str], bool]
 
+T = TypeVar("T")
+
+#: Keys whose lists name what is left dense; all tools' taken together.
+_LISTS = (
+    "ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules", "exclude", "skip_modules",
+)  # fmt: skip
 _DROPPED = re.compile(r"\.\.\.\d+ more entries dropped")
 _LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
 
@@ -32,19 +39,40 @@ def matcher(pattern: str) -> Matches:
     if pattern.startswith("re:"):
         expression = compiled(pattern[3:])
         return lambda name: expression.match(name) is not None
-    if "*" in pattern or "?" in pattern:
+    if _is_pattern(pattern):
         wild = re.compile(fnmatch.translate(pattern) + "|" + fnmatch.translate(pattern + ".*"))
         return lambda name: wild.match(name) is not None
     return lambda name: name == pattern or name.startswith(pattern + ".") or f".{pattern}." in f".{name}."
 
 
-def left_dense(said: Fields, notes: list[str]) -> Matches:
-    """Return the test for what a config leaves dense, by whichever list it has.
+def by_name(entries: Mapping[str, T]) -> Callable[[str, T], T]:
+    """Return what finds the entry of a module (full name), else gives the value for the rest.
+
+    An entry is a module's whole name, that of one above it, the end of it, or a pattern; looked up in this order.
+    """
+    patterns = [(matcher(name), value) for name, value in entries.items() if _is_pattern(name)]
+
+    def find(name: str, rest: T) -> T:
+        parts = name.split(".")
+        stems = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+        ends = [".".join(parts[start:]) for start in range(1, len(parts))]
+        named = next((stem for stem in (*stems, *ends) if stem in entries), None)
+        return entries[named] if named is not None else next((value for test, value in patterns if test(name)), rest)
+
+    return find
+
+
+def _is_pattern(name: str) -> bool:
+    return name.startswith("re:") or "*" in name or "?" in name
+
+
+def left_dense(said: Fields, means: Callable[[str], Matches], notes: list[str]) -> Matches:
+    """Return the test for what a config leaves dense, by whichever list it has; `means`: the test for an entry.
 
     Lists cut short are read as a rule for every layer, and that is added to `notes`.
     """
     listed: list[str] = []
-    for field in ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules"):
+    for field in _LISTS:
         listed += said.names(field, default=())
     listed += [f"re:{key[2:]}" for key in said.mapping("dynamic", {}) if key.startswith("-:") and key != "-:"]
     cut = [item for item in listed if _DROPPED.fullmatch(item)]
@@ -57,5 +85,5 @@ def left_dense(said: Fields, notes: list[str]) -> Matches:
         patterns += sorted(
             {stem for stem in stems if stems.count(stem) > 1 and not stem.rstrip("*").endswith("layers.")}
         )
-    tests = [matcher(pattern) for pattern in patterns]
+    tests = [means(pattern) for pattern in patterns]
     return lambda name: any(test(name) for test in tests)

@@ -11,9 +11,10 @@ from passes.errors import InputError, TightfitError
 from passes.formats.format import Format, formats
 from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
+from passes.ir.quant_config.module_names import Matches, left_dense, matcher
 from passes.registry import Registry
 
-#: Says in which format a matrix (full name) is stored; None where only the headers say.
+#: Says in which format a matrix (full name) is stored; None where it is left dense, or only the headers say.
 StorageOf = Callable[[str], Format | None]
 
 
@@ -21,13 +22,15 @@ StorageOf = Callable[[str], Format | None]
 class NamedMatrix:
     """One matrix (`{e}`: of every expert) under the name that it has on disk, `prefix` + `name`.
 
-    `quantizable`: whether recipes quantize it, which is what engines look rules up for.
+    `quantizable`: whether recipes quantize it, which is what engines look rules up for. `absent`: whether the checkpoint has no tensors of
+    it, and it is named because engines make one matrix of it and its neighbours, which must be treated alike.
     """
 
     prefix: str
     name: str
     form: Format
     quantizable: bool
+    absent: bool = False
 
 
 class QuantConfig(ABC):
@@ -37,9 +40,22 @@ class QuantConfig(ABC):
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
         """Return what the settings of a checkpoint say of its matrices. Raises InputError where they are not understood."""
 
+    def leaves(self, pattern: str) -> Matches:
+        """Return the test for what an entry of the list of dense matrices means."""
+        return matcher(pattern)
+
     def experts(self, settings: Mapping[str, Any], ir: ModelIR) -> Format | None:
         """Return the format of the experts where it is another than that of the rest: then lists name only these."""
         return None
+
+    def treats_alike(self, settings: Mapping[str, Any], ir: ModelIR, present: str, absent: str) -> bool:
+        """Return whether the settings say of a matrix (full name) without tensors in the checkpoint what they say of one that has some."""
+        dense, storage_of = left_dense(fields_of(settings, ir), self.leaves, []), self.read(settings, ir)
+        return dense(present) == dense(absent) and storage_of(present) == storage_of(absent)
+
+    def naming_absent(self, name: str) -> str:
+        """Return how a checkpoint's settings can be mended that do not name a matrix without tensors."""
+        return f"{name} in every list of quantization_config that has its neighbours, or formats that leave them dense"
 
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
         """Return the settings of a model whose matrices are stored in formats of this method, others dense.
@@ -65,14 +81,17 @@ QUANT_CONFIGS: Registry[type[QuantConfig]] = Registry(
         "compressed_tensors": "passes.ir.quant_config.compressed_tensors:CompressedTensorsConfig",
         "gptq": "passes.ir.quant_config.gptq:GptqConfig",
         "gptq_marlin": "passes.ir.quant_config.gptq:GptqConfig",
-        "auto-round": "passes.ir.quant_config.gptq:GptqConfig",
-        "autoround": "passes.ir.quant_config.gptq:GptqConfig",
+        "auto-round": "passes.ir.quant_config.published.auto_round:AutoRoundConfig",
+        "autoround": "passes.ir.quant_config.published.auto_round:AutoRoundConfig",
         "awq": "passes.ir.quant_config.awq:AwqConfig",
-        "fp8": "passes.ir.quant_config.fp8:Fp8Config",
-        "fbgemm_fp8": "passes.ir.quant_config.one_layout:OneLayout",
-        "mxfp4": "passes.ir.quant_config.one_layout:OneLayout",
-        "bitsandbytes": "passes.ir.quant_config.bitsandbytes:BitsAndBytesConfig",
-        "modelopt": "passes.ir.quant_config.modelopt:ModelOptConfig",
+        "fp8": "passes.ir.quant_config.published.fp8:Fp8Config",
+        "fbgemm_fp8": "passes.ir.quant_config.published.one_layout:OneLayout",
+        "mxfp4": "passes.ir.quant_config.published.one_layout:OneLayout",
+        "bitsandbytes": "passes.ir.quant_config.published.bitsandbytes:BitsAndBytesConfig",
+        "modelopt": "passes.ir.quant_config.published.modelopt:ModelOptConfig",
+        "quark": "passes.ir.quant_config.published.quark:QuarkConfig",
+        "torchao": "passes.ir.quant_config.published.torchao:TorchAoConfig",
+        "hqq": "passes.ir.quant_config.published.hqq:HqqConfig",
     },
     "tightfit.quant_configs",
 )

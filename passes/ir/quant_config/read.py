@@ -12,6 +12,7 @@ from typing import Any
 from passes.errors import InputError
 from passes.ir.fields import Fields
 from passes.ir.model import Linear, ModelIR, Role
+from passes.ir.quant_config.kv_scheme import declared_cache
 from passes.ir.quant_config.module_names import Matches, left_dense
 from passes.ir.quant_config.quant_config import StorageOf, fields_of, quant_config
 
@@ -39,7 +40,8 @@ def quantized(ir: ModelIR) -> ModelIR:
         return ir
     method, settings = found
     notes: list[str] = []
-    config, dense = quant_config(method, ir), left_dense(fields_of(settings, ir), notes)
+    config = quant_config(method, ir)
+    dense = left_dense(fields_of(settings, ir), config.leaves, notes)
     storage_of, experts = config.read(settings, ir), config.experts(settings, ir)
 
     def change(prefix: str) -> Callable[[Linear], Linear]:
@@ -57,7 +59,8 @@ def quantized(ir: ModelIR) -> ModelIR:
             continue
         blocks = [stack.block(i).map_linears(change(stack.layer_prefix(i))) for i in range(len(stack.layers))]
         stacks.append(stack.with_blocks(tuple(blocks)))
-    return replace(ir, stacks=tuple(stacks), quant_method=method, notes=(*ir.notes, *notes))
+    cache = replace(ir.kv_cache, declared=declared_cache(settings))
+    return replace(ir, stacks=tuple(stacks), quant_method=method, kv_cache=cache, notes=(*ir.notes, *notes))
 
 
 def _stored(linear: Linear, storage_of: StorageOf, dense: Matches, prefix: str) -> Linear:

@@ -9,7 +9,7 @@ from passes.formats.format import Format
 from passes.formats.fp4 import Mxfp4
 from passes.formats.published import Published
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.modelopt import moe_format
+from passes.ir.quant_config.published.modelopt import moe_format
 from passes.ir.quant_config.quant_config import QuantConfig, StorageOf, fields_of
 
 

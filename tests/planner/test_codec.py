@@ -138,7 +138,7 @@ def _inside(document: Any, path: list[str]) -> Any:
         (_with("lock.gpu.slots", 2), "lock.gpu.slots is not known"),
         (_with("chosen.speed.tpot_ms.basis", "guessed"), "chosen.speed.tpot_ms.basis is 'guessed'"),
         (_with("rejected", {}), "rejected is {}, not a list"),
-        (_with("spec.target.gpu", None), "spec.target.gpu is None, not an object"),
+        (_with("spec.target.gpu", None), "spec.target.gpu is null, not an object"),
     ],
 )
 def test_an_error_names_the_key(damage: Callable[[Any], object], says: str) -> None:

@@ -16,6 +16,7 @@ from random import Random
 from benchmarks.hostile_inputs.surfaces import ROOT, SURFACES
 from passes.errors import TightfitError
 
+#: Seconds of the processor, so that what else runs on the machine does not count.
 _CUT_S = 20.0
 #: Of each hundred inputs; the first two are what people write and publish most.
 _SHARES = dict.fromkeys(SURFACES, 4) | {
@@ -71,11 +72,11 @@ def run(seed: int, count: int, folder: Path) -> Report:
     report, rng = Report(), Random(seed)
     kinds = rng.choices(list(_SHARES), list(_SHARES.values()), k=count)
     for kind in kinds:
-        each, began = rng.randrange(2**40), time.monotonic()
+        each, began = rng.randrange(2**40), time.process_time()
         report.inputs[kind] += 1
         with _cut_off():
             problem = attempt(kind, each, folder)
-        took = time.monotonic() - began
+        took = time.process_time() - began
         if problem is not None:
             key = f"{kind}: {problem}"
             report.defects[key] += 1
@@ -89,9 +90,9 @@ def _cut_off() -> Iterator[None]:
     def late(*_: object) -> None:
         raise TookTooLongError(f"took over {_CUT_S:.0f} s")
 
-    signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, _CUT_S)
+    signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, _CUT_S)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)

@@ -27,11 +27,16 @@ def read(folder: Path) -> dict[str, dict[str, object]]:
     """The models of one folder, by Hub id."""
     models = {}
     for path in sorted(folder.glob("*--*.json")):
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(), object_pairs_hook=_kept)
         provenance = config.pop("_provenance")
         model = path.stem.replace("--", "/", 1)
         models[model] = {"id": model, "config": config, "provenance": provenance}
     return models
+
+
+def _kept(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object without the values that only say that something long was left out."""
+    return {key: value for key, value in pairs if not (isinstance(value, str) and value.startswith("dropped: "))}
 
 
 def more(models: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:

@@ -81,7 +81,7 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
     `revision` pins a Hub commit, branch or tag. `assume`: how to read an architecture that is not known. Raises InputError
     with the nearest known names.
     """
-    path = Path(model).expanduser()
+    path = path_named(model)
     if path.is_dir():
         return _open_folder(path, assume)
     if path.suffix.lower() == ".gguf":
@@ -109,6 +109,20 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
     except UnreachableError as error:
         message = f"{unknown_model(name).message} It is not in the catalog, and the Hub did not answer."
         raise InputError(message, remedy=f"{error.message}. {error.remedy}") from error
+
+
+def path_named(text: str | Path, folder: Path = Path()) -> Path:
+    """The path that a person wrote, relative to a folder, `~` spelt out. Raises InputError where nothing can be looked for there."""
+    try:
+        path = folder / Path(text).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"{str(text)!r:.200} cannot be looked for ({why})",
+            remedy="name a folder, a file, or something that a list here has",
+        ) from None
+    return path
 
 
 def _open_folder(folder: Path, assume: str | None) -> Source:

@@ -41,7 +41,8 @@ def finite(value: float | None) -> float | None:
 def _console(as_json: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=as_json, highlight=False, soft_wrap=True)
+    # What is printed comes from plans, configs and options that others wrote: none of it is markup unless a call says so.
+    return Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False)
 
 
 def emit(document: Any) -> None:
@@ -54,7 +55,7 @@ def _say_unused_cards(device: str) -> None:
     from passes.blocks.devices import unused_cards
 
     if (note := unused_cards(device)) is not None:
-        _console(True).print(f"  Note     {note}", style="yellow", markup=False)
+        _console(True).print(f"  Note     {note}", style="yellow")
 
 
 @app.command()
@@ -164,7 +165,8 @@ def plan(
 
         name = made.document.model.rsplit("/", 1)[-1]
         for file in launch_of(made.document, made.result.chosen.ir, name).files:
-            _console(as_json).print(f"\n  [bold]launch/{file.path}[/]\n{file.text}", markup=True)
+            _console(as_json).print(f"\n  launch/{file.path}", style="bold")
+            _console(as_json).print(file.text)
     raise typer.Exit(0 if made.feasible else 3)
 
 
@@ -182,6 +184,8 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Run a plan exactly; a second run resumes or does nothing. Exit 4 when the result misses a goal."""
+    from rich.markup import escape
+
     from planner.apply import apply as run
     from planner.apply import find_plan, next_step
     from planner.cli.progress import shown
@@ -196,7 +200,7 @@ def apply(
         emit(to_json(result.certificate))
     else:
         print_certificate(console, result.certificate)
-        console.print(f"  [bold]Done: {result.out}[/]  Next: {next_step(result)}")
+        console.print(f"  [bold]Done: {escape(str(result.out))}[/]  Next: {escape(next_step(result))}", markup=True)
     raise typer.Exit(0 if result.holds else 4)
 
 
@@ -234,7 +238,7 @@ def show(
     else:
         print_plan(_console(), document, document.lock.gpu.name, str(what))
     for moved in staleness(document):
-        _console(True).print(f"  stale: {moved}", style="yellow", markup=False)
+        _console(True).print(f"  stale: {moved}", style="yellow")
 
 
 @app.command()
@@ -258,7 +262,7 @@ def explain(
         emit(answer.as_json())
         return
     console = _console()
-    console.print(f"  [bold]{answer.headline}[/]")
+    console.print(f"  {answer.headline}", style="bold")
     for row in answer.rows:
         console.print(f"    {row.candidate}")
         console.print(f"      {row.message}", style="dim")

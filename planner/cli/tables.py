@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -28,25 +29,28 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     chosen, gpu = document.chosen, document.lock.gpu
     cards = f"{gpu.count} × {card}" if gpu.count > 1 else card
     console.print()
-    model = f"[bold]{document.model}[/], {_count(document.weights)} weights"
-    console.print(f"  {model}    {cards}, {gpu.memory_bytes / _GIB:.2f} GiB usable")
+    model = f"[bold]{escape(document.model)}[/], {_count(document.weights)} weights"
+    console.print(f"  {model}    {escape(cards)}, {gpu.memory_bytes / _GIB:.2f} GiB usable", markup=True)
     console.print()
     if chosen is None:
-        console.print(f"  [bold red]No plan meets the goals[/] ({document.searched:,} candidates). Nearest:")
+        console.print(
+            f"  [bold red]No plan meets the goals[/] ({document.searched:,} candidates). Nearest:", markup=True
+        )
         _print_rejected(console, document.rejected[:5])
         console.print()
         for number, other in enumerate(document.alternatives):
-            console.print(
-                f"{'  Instead  ' if number == 0 else '           '}[bold]{other.change}[/]: {other.candidate}"
-            )
+            head = "  Instead  " if number == 0 else "           "
+            console.print(f"{head}[bold]{escape(other.change)}[/]: {escape(other.candidate)}", markup=True)
         if document.alternatives:
             console.print()
         _print_illegal(console, document.illegal)
-        console.print("  [bold]No plan.[/] Loosen a goal, choose another card, or a smaller model.")
+        console.print("  [bold]No plan.[/] Loosen a goal, choose another card, or a smaller model.", markup=True)
         return
     chain = "  →  ".join(_titles(chosen)) or "as it is"
     engine = f"{chosen.engine.name} {chosen.engine.version or ''}".strip()
-    console.print(f"  Plan     [bold]{chain}[/]    {engine}    {document.searched:,} candidates")
+    console.print(
+        f"  Plan     [bold]{escape(chain)}[/]    {escape(engine)}    {document.searched:,} candidates", markup=True
+    )
     console.print()
     _print_memory(console, chosen, document.spec.workload.context)
     _print_goals(console, chosen)
@@ -63,13 +67,14 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     for note in chosen.notes:
         console.print(f"  Note     {note}", style="dim")
     if not chosen.executable:
-        console.print(f"  [yellow]Not executable:[/] {'; '.join(chosen.missing)}")
-    console.print(f"  apply needs {_effort(chosen)}, and {_size(chosen.apply.disk_bytes)} of disk.", markup=False)
+        console.print(f"  [yellow]Not executable:[/] {escape('; '.join(chosen.missing))}", markup=True)
+    console.print(f"  apply needs {_effort(chosen)}, and {_size(chosen.apply.disk_bytes)} of disk.")
     tail = f" Saved to {saved}." if saved else ""
     action = (
         f"Next: optimize apply {saved or ''}".rstrip() if chosen.executable else "The plan can be read, not applied."
     )
-    console.print(f"  [bold]Plan: {chain}, {_size(chosen.tensor_bytes)}, served by {engine}.[/]{tail}")
+    said = f"Plan: {chain}, {_size(chosen.tensor_bytes)}, served by {engine}."
+    console.print(f"  [bold]{escape(said)}[/]{escape(tail)}", markup=True)
     console.print(f"  {action}")
 
 
@@ -153,7 +158,8 @@ def _print_goals(console: Console, chosen: ChosenPlan) -> None:
         rows.append((Goal.PERPLEXITY, "", show_interval(growth, Goal.PERPLEXITY.unit), growth.basis, ""))
     for number, (name, wanted, predicted, basis, tick) in enumerate(rows):
         head = "  Goals    " if number == 0 else "           "
-        console.print(f"{head}{name:14s} {wanted:14s} {predicted:38s} {basis:11s} {tick}")
+        shown = escape(f"{name:14s} {wanted:14s} {predicted:38s} {basis:11s}")
+        console.print(f"{head}{shown} {tick}", markup=True)
     console.print()
 
 
@@ -180,9 +186,9 @@ def _print_illegal(console: Console, illegal: Sequence[IllegalKind]) -> None:
 def print_diff(console: Console, difference: PlanDifference) -> None:
     """What differs between two plans."""
     for part, changes in (("inputs", difference.inputs), ("choices", difference.choices)):
-        console.print(f"  [bold]{part}[/]" + ("" if changes else ": the same"))
+        console.print(f"  [bold]{part}[/]" + ("" if changes else ": the same"), markup=True)
         for change in changes:
-            console.print(f"    {_change(change.what, change.old, change.new)}", markup=False)
+            console.print(f"    {_change(change.what, change.old, change.new)}")
 
 
 def _change(what: str, old: Any, new: Any) -> str:
@@ -200,15 +206,14 @@ def _change(what: str, old: Any, new: Any) -> str:
 
 def print_check(console: Console, document: CheckDocument) -> None:
     """The answer of `check`."""
+    asked = f"{document.model} on {document.gpu} with {document.engine}"
     if not document.modelled:
-        console.print(f"  {document.model} on {document.gpu} with {document.engine}: [bold yellow]not known[/]")
+        console.print(f"  {escape(asked)}: [bold yellow]not known[/]", markup=True)
         for reason in document.reasons:
             console.print(f"  {reason.message}")
         return
     verdict = "[bold green]fits[/]" if document.fits else "[bold red]does not fit[/]"
-    console.print(
-        f"  {document.model} on {document.gpu} with {document.engine}: {verdict} (confidence {document.confidence:.0%})"
-    )
+    console.print(f"  {escape(asked)}: {verdict} (confidence {document.confidence:.0%})", markup=True)
     memory, kv, speed = document.memory, document.kv_cache, document.speed
     left = memory.kv_cache.value
     cache = f"{_size(left)} left for the KV cache" if left >= 0 else f"{_size(-left)} too much before any KV cache"
@@ -225,7 +230,8 @@ def print_check(console: Console, document: CheckDocument) -> None:
     decode = speed.decode_tok_s_per_request
     console.print(f"  TTFT {speed.ttft_ms.value:.0f} ms   decode {decode.value:.1f} tok/s ({decode.basis})")
     for reason in document.reasons:
-        console.print(f"  [red]✗[/] {reason.message}" + (f" → {reason.remedy}" if reason.remedy else ""))
+        said = reason.message + (f" → {reason.remedy}" if reason.remedy else "")
+        console.print(f"  [red]✗[/] {escape(said)}", markup=True)
     for remedy in document.remedies:
         console.print(f"    what would do: {remedy.message}")
     for note in document.notes:
@@ -236,11 +242,11 @@ def print_certificate(console: Console, certificate: Certificate) -> None:
     """A finished result: what was promised and what was measured."""
     from planner.choice.verdict import apart
 
-    console.print(f"  [bold]{certificate.model}[/] → {certificate.label}")
+    console.print(f"  [bold]{escape(certificate.model)}[/] → {escape(certificate.label)}", markup=True)
     table = _comparisons(certificate.checks)
     for goal in certificate.goals:
         wanted, measured = apart(goal.wanted, goal.measured, goal.name.unit)
-        table.add_row(f"  goal: {goal.name}", f"≤ {wanted}", measured, _tick(goal.met))
+        table.add_row(f"  goal: {goal.name}", f"≤ {wanted}", measured, Text.from_markup(_tick(goal.met)))
     console.print(table)
     for step in certificate.steps:
         reused = " (kept from an earlier run)" if step.reused else ""
@@ -253,7 +259,7 @@ def _comparisons(checks: Sequence[Comparison]) -> Table:
     for title in ("", "predicted", "measured", ""):
         table.add_column(title)
     for check in checks:
-        table.add_row("  " + check.name, check.predicted, check.measured, _tick(check.holds))
+        table.add_row("  " + check.name, check.predicted, check.measured, Text.from_markup(_tick(check.holds)))
     return table
 
 
@@ -268,6 +274,6 @@ def print_verified(console: Console, report: VerifyReport) -> None:
             f"    {'; '.join(shown)}" + (f"; first error: {timing.error}" if timing.error else ""), style="dim"
         )
     for note in report.notes:
-        console.print(f"  note: {note}", style="dim", markup=False)
+        console.print(f"  note: {note}", style="dim")
     verdict = "[bold green]Verified[/]" if report.holds else "[bold red]A promise is not kept[/]"
-    console.print(f"  {verdict}; started in {report.start_seconds:.0f} s")
+    console.print(f"  {verdict}; started in {report.start_seconds:.0f} s", markup=True)

@@ -7,6 +7,7 @@ What is read is written again as it was, to the digit: numbers stay the integers
 from __future__ import annotations
 
 import math
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -15,6 +16,7 @@ from functools import cache
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from passes.errors import InputError
+from passes.ir.fields import shown
 from targets.quantity import Basis, Quantity
 
 FORMAT_VERSION = "1"
@@ -100,7 +102,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
         return lambda value: tuple(_read(element, inner, str(n)) for n, inner in enumerate(_checked(list, value)))
     if isinstance(kind, type) and issubclass(kind, Enum):
         known = {str(member.value): member for member in kind}
-        return lambda value: known[value] if value in known else _refuse(value, " or ".join(known))
+        return lambda value: known.get(_checked(str, value)) or _refuse(value, " or ".join(known))
     plain = dict if origin is not None else (int, float) if kind is float else kind
     return lambda value: _checked(plain, value)
 
@@ -148,6 +150,8 @@ def _quantity(value: Any) -> Quantity:
     return Quantity(math.inf if middle is None else middle, low, math.inf if high is None else high, basis)
 
 
+#: No float holds a whole number beyond.
+_FAR = int(sys.float_info.max)
 _NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
 
 
@@ -155,8 +159,10 @@ def _checked(kind: Any, value: Any) -> Any:
     """A value of a JSON type; truth is no number."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         _refuse(value, _NAMES.get(kind, "a number"))
+    if isinstance(value, int) and abs(value) > _FAR:
+        _refuse(value, "a number that anything here has")
     return value
 
 
 def _refuse(value: Any, wanted: str) -> Any:
-    raise _UnreadableError(f"is {value!r:.40}, not {wanted}")
+    raise _UnreadableError(f"is {shown(value)}, not {wanted}")

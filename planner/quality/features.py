@@ -48,12 +48,12 @@ class Traits:
 
 @lru_cache(maxsize=256)
 def group_range(group_size: int) -> float:
-    """ln of the expected squared range of `group_size` Gaussian weights against that of 128."""
+    """ln of the expected squared range of `group_size` Gaussian weights against that of 128; one weight has none, and counts as two."""
 
     def spread(n: int) -> float:
         return NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
 
-    return 2 * math.log(spread(group_size) / spread(_REFERENCE_GROUP))
+    return 2 * math.log(spread(max(group_size, 2)) / spread(_REFERENCE_GROUP))
 
 
 @lru_cache(maxsize=4096)

@@ -14,6 +14,7 @@ from passes.base import NATIVE
 from passes.chain import find_backend
 from passes.errors import InputError, Location, nearest
 from passes.ir.fields import shown
+from passes.ir.sources import path_named
 from passes.text.source import refuse_missing_text
 from planner.spec.spec import QuantizeChoice, Spec
 from planner.spec.yaml_places import locate, read_yaml
@@ -21,7 +22,7 @@ from targets.engines.engine import find_engine
 from targets.gpu import find_gpu
 
 #: No spec is longer, in characters.
-_LONGEST = 1 << 20
+_LONGEST = 1 << 16
 
 #: What was expected, in the words of YAML; pydantic's are those of Python.
 _WORDS = {
@@ -96,7 +97,7 @@ def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
 
 
 def _refuse_missing_model(model: str) -> None:
-    if (model.endswith(".gguf") or model.startswith(("./", "../", "/", "~"))) and not Path(model).expanduser().exists():
+    if (model.endswith(".gguf") or model.startswith(("./", "../", "/", "~"))) and not path_named(model).exists():
         raise InputError(f"no model at {model}", remedy="name a folder, a .gguf file, a catalog name or a Hub id")
 
 
@@ -114,7 +115,7 @@ def _resolve(spec: Spec, folder: Path) -> Spec:
     """Paths of models and texts, relative to the spec's folder, made usable from anywhere."""
 
     def place(text: str) -> str:
-        candidate = folder / Path(text).expanduser()
+        candidate = path_named(text, folder)
         return (
             str(candidate) if candidate.exists() or text.endswith(".gguf") or text.startswith(("./", "../")) else text
         )

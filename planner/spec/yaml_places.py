@@ -6,13 +6,14 @@ are keys that stand twice, of which YAML would silently keep the last; what YAML
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
 from passes.errors import InputError, Location
 
-_DEEPEST = 20
+_DEEPEST, _MOST_BRACKETS = 20, 200
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = "text, numbers, true and false, lists and mappings"
 _SCALARS = {"null": "a null", "bool": "true or false", "int": "a whole number", "float": "a number"}
@@ -27,6 +28,8 @@ def read_yaml(text: str, name: str) -> tuple[yaml.Node | None, Any]:
 
 
 def _compose(text: str, name: str) -> yaml.Node | None:
+    if _open_brackets(text) > _MOST_BRACKETS:  # which PyYAML looks through again at each further one
+        raise InputError("not YAML: nested too deeply", remedy="see `optimize init`", location=Location(name))
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.reader.ReaderError as error:
@@ -43,6 +46,15 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     except (RecursionError, ValueError, OverflowError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InputError(f"not YAML: {what}", remedy="see `optimize init`", location=Location(name)) from None
+
+
+def _open_brackets(text: str) -> int:
+    """The most brackets that are open at once, those in quotes and comments too."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _at(mark: yaml.Mark | None, name: str) -> Location:

@@ -134,11 +134,11 @@ def _inside(document: Any, path: list[str]) -> Any:
         (_without("chosen.memory.total.low"), "chosen.memory.total is .*, not an object with value, low"),
         (_with("chosen.goals.1.name", "speed"), "chosen.goals.1.name is 'speed', not TTFT or TPOT"),
         (_with("chosen.executable", 1), "chosen.executable is 1, not true or false"),
-        (_with("lock.gpu.count", True), "lock.gpu.count is True, not a whole number"),
+        (_with("lock.gpu.count", True), "lock.gpu.count is true, not a whole number"),
         (_with("lock.gpu.slots", 2), "lock.gpu.slots is not known"),
         (_with("chosen.speed.tpot_ms.basis", "guessed"), "chosen.speed.tpot_ms.basis is 'guessed'"),
         (_with("rejected", {}), "rejected is {}, not a list"),
-        (_with("spec.target.gpu", None), "spec.target.gpu is None, not an object"),
+        (_with("spec.target.gpu", None), "spec.target.gpu is null, not an object"),
     ],
 )
 def test_an_error_names_the_key(damage: Callable[[Any], object], says: str) -> None:

@@ -6,6 +6,7 @@ A layer is norms + attention + either a dense MLP or a router with experts (and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from passes.ir.architectures.config import Config
@@ -291,7 +292,7 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
     style = Style(qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm="head")
     hidden, count = config.integer("hidden_size"), config.integer("num_experts", "moe_num_experts")
     inner, active = config.integer("moe_intermediate_size"), config.integer("num_experts_per_tok", "moe_top_k")
-    own = {**config.values, **config.get("attention_other_setting", default={})}
+    own = {**config.values, **config.mapping("attention_other_setting", {})}
     sliding = Config(own, config.name, config.path, config.kind)
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
     sparse = m.router("moe.gate", count, hidden) + m.gated_mlp(
@@ -307,8 +308,10 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
         apart = f"moe.experts.{{e}}.{name}"
         stacking = Stacking(f"moe.{name}.weight", False, ((apart, out),))
         sparse += m.bank(apart, role, out, into, count, active, stacking=stacking)
-    listed = config.get("moe_layers_enum")
-    has_experts = {int(i) for i in str(listed).split(",")} if listed else None
+    listed = config.text("moe_layers_enum", "")
+    if not re.fullmatch(r"(\d{1,4}(,\d{1,4})*)?", listed):
+        raise config.wrong("moe_layers_enum", "numbers of layers, such as 3,4,5", listed)
+    has_experts = set(map(int, listed.split(","))) if listed else None
 
     def block(i: int, kind: str) -> Block:
         """Layer `i`, by the kind of its attention."""
@@ -321,8 +324,10 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
         return part.block(attention_state(config, kind, FullKV(kv_heads, dim, dim)), heads)
 
     # Layers behind the decoder's are those of its MTP heads.
-    kinds = [str(kind) for kind in config.items("layer_types")][: len(config.layer_numbers())]
-    blocks = [block(i, kind) for i, kind in enumerate(kinds)]
+    kinds, count_of = config.names("layer_types"), len(config.layer_numbers())
+    if len(kinds) < count_of:
+        raise config.wrong("layer_types", f"a list of at least {count_of}", kinds)
+    blocks = [block(i, kind) for i, kind in enumerate(kinds[:count_of])]
     return decoder(names, blocks, ends(m, config, names, is_tied(config, False)))
 
 

@@ -34,6 +34,7 @@ def compiled(pattern: str) -> re.Pattern[str]:
         ) from None
 
 
+@lru_cache(maxsize=1 << 12)
 def matcher(pattern: str) -> Matches:
     """Return the test for one entry of a list; a plain name means what stands below it too."""
     if pattern.startswith("re:"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from passes.errors import InputError, TightfitError
-from passes.formats.format import Format, formats
+from passes.formats.format import FORMATS, Format, formats
 from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
 from passes.ir.quant_config.module_names import Matches, left_dense, matcher
@@ -101,7 +101,12 @@ def quant_config(method: str, ir: ModelIR) -> QuantConfig:
     """Return the reader and writer of a `quant_method`. Raises InputError for one that is not known."""
     # ModelOpt's names go on: `modelopt_fp4`, `modelopt_mixed`.
     stem = "modelopt" if method.startswith("modelopt") else method
-    if stem in QUANT_CONFIGS.names() or stem in QUANT_CONFIGS.names(installed=True):
+    # What other packages add is looked for last: that reads the metadata of everything installed.
+    if stem in QUANT_CONFIGS.names():
+        return QUANT_CONFIGS.find(stem)()
+    if any(FORMATS.find(kind).quant_method == method for kind in FORMATS.names()):
+        return InHeaders()
+    if stem in QUANT_CONFIGS.names(installed=True):
         return QUANT_CONFIGS.find(stem)()
     if any(form.quant_method == method for form in formats()):
         return InHeaders()

@@ -142,6 +142,8 @@ PICKLE_REMEDY = (
 
 
 _INDEX = "Download the index file again."
+#: Bytes of a file's name on Linux.
+_LONGEST_NAME = 255
 
 
 def shard_names(index: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -149,9 +151,10 @@ def shard_names(index: Mapping[str, Any], where: str) -> tuple[str, ...]:
     weights = Fields(index, where, "the index", remedy=_INDEX).inside("weight_map")
     names = tuple(sorted({weights.text(tensor) for tensor in weights.values}))
     for shard in names:
-        if "/" in shard or "\\" in shard or shard.startswith(".") or not shard.endswith(".safetensors"):
+        strange = "/" in shard or "\\" in shard or shard.startswith(".") or not shard.isprintable()
+        if strange or len(shard.encode()) > _LONGEST_NAME or not shard.endswith(".safetensors"):
             raise InputError(
-                f"{where}: shard {shard!r} is not a safetensors file of this folder",
+                f"{where}: shard {shard!r:.200} is not a safetensors file of this folder",
                 remedy=_INDEX,
             )
     return names

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError
-from passes.formats.tensor import Tensor
+from passes.formats.tensor import DTYPE_BITS, Tensor
+from passes.ir.fields import Fields, is_whole, json_object
 from passes.ir.readers.headers import PICKLE_REMEDY, Header, header_length, merge, parse_header, shard_names
 
 #: Enough for the header of most shards in one request.
 FIRST_BYTES = 256 * 1024
 _TRIES, _LONGEST_WAIT_S, _TIMEOUT_S = 4, 20.0, 20.0
 _CONFIGS = ("config.json", "hf_quant_config.json", "quantize_config.json", "model.safetensors.index.json")
+_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
+_COMMIT = re.compile(r"\w+")
 _REPO = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
@@ -71,7 +74,11 @@ def read_repository(name: str, revision: str | None = None) -> Repository:
     if offline():
         return _cached(folder, name, wanted)
     info = _get_json(f"/api/models/{name}/revision/{wanted}", name)
-    commit, files = str(info["sha"]), tuple(str(file["rfilename"]) for file in info.get("siblings") or ())
+    said = Fields(info, name, f"{endpoint()}/api/models", remedy="Try again.")
+    commit, listed = said.text("sha"), said.entries("siblings") if said.has("siblings") else []
+    if not _COMMIT.fullmatch(commit):
+        raise said.wrong("sha", "a commit", commit)
+    files = tuple(file.text("rfilename") for file in listed)
     _write(folder / "refs" / wanted.replace("/", "%2F"), commit)
     if (folder / f"{commit}.json").is_file():
         return _cached(folder, name, commit)
@@ -128,13 +135,7 @@ def _shard_header(name: str, commit: str, shard: str) -> dict[str, Tensor]:
 
 def _get_json(path: str, name: str) -> dict[str, Any]:
     body, _ = _request(path, name, None)
-    try:
-        value = json.loads(body)
-    except ValueError as error:
-        raise InputError(f"{endpoint()}{path}: not valid JSON ({error})", remedy="Try again.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{endpoint()}{path}: not a JSON object", remedy="Try again.")
-    return value
+    return json_object(body, f"{endpoint()}{path}", remedy="Try again.")
 
 
 def _get_range(path: str, start: int, length: int, name: str) -> tuple[bytes, int]:
@@ -187,10 +188,19 @@ def _attempt(url: str, name: str, span: tuple[int, int] | None) -> tuple[bytes, 
             after = error.headers.get("Retry-After", "")
             raise _BusyError(f"HTTP {error.code}", float(after) if after.isdigit() else None) from error
         raise _refusal(error.code, error.headers.get("X-Error-Code", ""), url, name) from error
+    except (ValueError, http.client.InvalidURL) as error:
+        raise _unusable(url, error) from None
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
         nameless = isinstance(reason, socket.gaierror)
         raise _BusyError(str(reason) or type(error).__name__, hopeless=nameless) from error
+
+
+def _unusable(url: str, error: Exception) -> InputError:
+    """The error for settings that no request can be made by: letters that an address or a token cannot have, an address that is none."""
+    names = sorted(name for name in os.environ if name.lower() in _PROXIES or name in ("HF_ENDPOINT", "HF_TOKEN"))
+    what = f"no request can be sent to {url} ({error})"
+    return InputError(what, remedy=f"Mend or unset {', '.join(names) or 'the token'}.")
 
 
 def _headers(span: tuple[int, int] | None) -> dict[str, str]:
@@ -272,18 +282,35 @@ def _cached(folder: Path, name: str, wanted: str) -> Repository:
     """What was read before."""
     reference = folder / "refs" / wanted.replace("/", "%2F")
     commit = reference.read_text() if reference.is_file() else wanted
+    file = folder / f"{commit}.json"
     try:
-        kept = json.loads((folder / f"{commit}.json").read_text())
-    except (OSError, ValueError):
+        kept = json_object(file.read_bytes(), str(file), remedy=f"Remove {file}; it is read again.")
+    except OSError:
         raise InputError(
             f"{name}: the network is off (HF_HUB_OFFLINE) and {wanted} was not read before",
             remedy="Switch the network on once, or name a local folder.",
         ) from None
+    said = Fields(kept, str(file), "what is kept of the repository", remedy=f"Remove {file}; it is read again.")
     header = None
-    if kept["tensors"] is not None:
-        tensors = {row[0]: Tensor(row[0], row[1], tuple(row[2])) for row in kept["tensors"]}
-        header = Header(tensors, {row[0]: row[3] for row in kept["tensors"]})
-    return Repository(name, commit, kept["configs"], header, tuple(kept["files"]))
+    if said.has("tensors"):
+        rows = [_kept_tensor(said, row) for row in said.items("tensors")]
+        header = Header({tensor.name: tensor for tensor, _ in rows}, {tensor.name: shard for tensor, shard in rows})
+    configs = said.inside("configs")
+    return Repository(
+        name,
+        commit,
+        {config: dict(configs.mapping(config)) for config in configs.values},
+        header,
+        tuple(said.names("files")),
+    )
+
+
+def _kept_tensor(said: Fields, row: Any) -> tuple[Tensor, str]:
+    """A tensor as `_dump` writes it, and its file."""
+    match row:
+        case [str(tensor), str(dtype), [*shape], str(file)] if dtype in DTYPE_BITS and all(map(is_whole, shape)):
+            return Tensor(tensor, dtype, tuple(shape)), file
+    raise said.wrong("tensors", "rows of name, dtype, shape and file", row)
 
 
 def _dump(found: Repository) -> str:

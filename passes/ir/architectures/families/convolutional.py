@@ -42,8 +42,9 @@ def lfm2(config: Config, m: Maker, names: Names, *, sparse: bool) -> Description
         )  # fmt: skip
         if config.flag("use_expert_bias", default=True):
             routed += m.tensor("expert_bias", count, dtype="F32")
-    full = config.get("full_attn_idxs", default=[])
-    kinds = config.get("layer_types") or ["full_attention" if i in full else "conv" for i in layers]
+    full = config.counts("full_attn_idxs", default=())
+    by_number = ["full_attention" if i in full else "conv" for i in layers]
+    kinds = config.names("layer_types", len(layers), by_number)
     blocks = []
     for i, kind in enumerate(kinds):
         if kind not in ("conv", "full_attention"):
@@ -60,7 +61,7 @@ def _width(config: Config) -> int:
     if not config.flag("block_auto_adjust_ff_dim", default=True):
         return inner
     multiple = config.integer("block_multiple_of", default=256)
-    inner = int(float(config.get("block_ffn_dim_multiplier", default=1.0)) * int(2 * inner / 3))
+    inner = int(config.number("block_ffn_dim_multiplier", default=1.0) * int(2 * inner / 3))
     return multiple * -(-inner // multiple)
 
 
@@ -98,7 +99,7 @@ def olmo_hybrid(config: Config, m: Maker, names: Names) -> Description:
     full = m.norms(hidden, "post_attention_layernorm", "post_feedforward_layernorm") + attention + mlp
     blocks = [
         full.block(FullKV(kv_heads, dim, dim), heads) if kind == "full_attention" else linear.block(state, values)
-        for kind in config.items("layer_types", len(config.layer_numbers()))
+        for kind in config.names("layer_types", len(config.layer_numbers()))
     ]
     return decoder(names, blocks, ends(m, config, names, is_tied(config, False)))
 

@@ -15,13 +15,15 @@ _NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layern
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
     """The description of a Gemma 3n text decoder."""
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
-    kinds, widths = config.items("layer_types", len(layers)), config.get("intermediate_size")
-    if not isinstance(widths, list):
-        widths = [widths] * len(layers)
-    first_shared = len(layers) - config.integer("num_kv_shared_layers", default=0)
+    kinds = config.names("layer_types", len(layers))
+    if isinstance(config.get("intermediate_size"), list):
+        widths = config.counts("intermediate_size", len(layers), at_least=1)
+    else:
+        widths = [config.integer("intermediate_size")] * len(layers)
+    first_shared = len(layers) - config.integer("num_kv_shared_layers", default=0, at_most=len(layers))
     heads, kv_heads, dim = head_sizes(config)
     streams, rank, per_layer = (
-        config.integer("altup_num_inputs"),
+        config.integer("altup_num_inputs", at_most=64),
         config.integer("laurel_rank"),
         config.integer("hidden_size_per_layer_input"),
     )

@@ -15,6 +15,11 @@ from passes.ir.model import Block, Role, Stacking
 from passes.ir.state import FullKV, Recurrent, StatePart
 
 
+def _or_auto(config: Config, *fields: str, auto: int) -> int:
+    """A size that the config may leave to the rule."""
+    return auto if config.get(*fields, default="auto") == "auto" else config.integer(*fields)
+
+
 def mamba1(config: Config, m: Maker, *, norms: bool, prefix: str = "") -> tuple[Part, Recurrent]:
     """A Mamba 1 mixer and what it keeps; `norms`: on its step and on B and C (Jamba). Fields may begin with `prefix`."""
     hidden, inner = config.integer("hidden_size"), config.integer(f"{prefix}expand") * config.integer("hidden_size")
@@ -23,8 +28,7 @@ def mamba1(config: Config, m: Maker, *, norms: bool, prefix: str = "") -> tuple[
         config.integer(f"{prefix}state_size", f"{prefix}d_state"),
         config.integer(f"{prefix}conv_kernel", f"{prefix}d_conv"),
     )
-    rank = config.get(f"{prefix}time_step_rank", f"{prefix}dt_rank", default="auto")
-    rank = -(-hidden // 16) if rank == "auto" else int(rank)
+    rank = _or_auto(config, f"{prefix}time_step_rank", f"{prefix}dt_rank", auto=-(-hidden // 16))
     bias = config.flag("use_bias", f"{prefix}proj_bias")
     part = total(
         m.linear("in_proj", Role.MIXER_IN, 2 * inner, hidden, bias=bias, reads="mixer_in"),
@@ -43,9 +47,9 @@ def mamba1(config: Config, m: Maker, *, norms: bool, prefix: str = "") -> tuple[
 def mamba2(config: Config, m: Maker, prefix: str) -> tuple[Part, Recurrent, int]:
     """A Mamba 2 mixer, what it keeps, and its heads; its fields begin with `prefix` (`mamba_`), or are Mamba 2's own."""
     hidden = config.integer("hidden_size")
-    heads, dim = config.integer(f"{prefix}n_heads", "num_heads"), config.get(f"{prefix}d_head", "head_dim")
+    heads = config.integer(f"{prefix}n_heads", "num_heads")
     inner = config.integer(f"{prefix}expand", default=2) * hidden
-    dim = inner // heads if dim in (None, "auto") else int(dim)
+    dim = _or_auto(config, f"{prefix}d_head", "head_dim", auto=inner // heads)
     groups, size = config.integer(f"{prefix}n_groups", "n_groups"), config.integer(f"{prefix}d_state", "state_size")
     kernel, channels = config.integer(f"{prefix}d_conv", "conv_kernel"), heads * dim + 2 * groups * size
     bias = config.flag(f"{prefix}proj_bias", "use_bias")
@@ -147,7 +151,8 @@ def granite_hybrid(config: Config, m: Maker, names: Names) -> Description:
     mixer, state, mixer_heads = mamba2(config, m, "mamba_")
     attention, kv, heads = attention_block(config, m)
     rest = m.norms(hidden, "input_layernorm", "post_attention_layernorm") + granite_experts(config, m)
-    kinds = config.get("layer_types", "layers_block_type") or ["mamba"] * len(config.layer_numbers())
+    field, count = "layer_types" if config.has("layer_types") else "layers_block_type", len(config.layer_numbers())
+    kinds = config.names(field, count, ["mamba"] * count)
     blocks = []
     for kind in kinds:
         if kind in ("mamba", "linear_attention"):
@@ -174,7 +179,7 @@ def bamba(config: Config, m: Maker, names: Names) -> Description:
     attention, kv, heads = attention_block(config, m)
     mlp = m.gated_mlp(hidden, config.integer("intermediate_size"), bias=config.flag("mlp_bias")).at("feed_forward.")
     rest = m.norms(hidden, "input_layernorm", "pre_ff_layernorm") + mlp
-    full = set(config.get("attn_layer_indices", default=[]))
+    full = set(config.counts("attn_layer_indices", default=()))
     blocks = [
         (rest + attention).block(kv, heads) if i in full else (rest + mixer.at("mamba.")).block(state, mixer_heads)
         for i in config.layer_numbers()

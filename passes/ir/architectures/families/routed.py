@@ -100,7 +100,8 @@ def sparse_layers(config: Config, rule: str) -> list[bool]:
     if rule == "fields":
         return [is_sparse(config, i) for i in layers]
     if rule == "range":
-        first, last = config.integer("moe_layer_start_index", default=0), config.get("moe_layer_end_index", default=-1)
+        first = config.integer("moe_layer_start_index", default=0)
+        last = config.integer("moe_layer_end_index", default=-1, at_least=-1)
         every, stop = config.integer("moe_layer_interval", default=1), last if last >= 0 else len(layers) - 1
         return [first <= i <= stop and (i + 1) % every == 0 for i in layers]
     return [i >= config.integer(rule, default=0) for i in layers]
@@ -143,7 +144,8 @@ def describe(config: Config, architecture: str, m: Maker, names: Names) -> Descr
     """The description of a decoder of the table; layers may have heads of their own (`num_attention_heads_per_layer`)."""
     family, hidden = ROUTED[architecture], config.integer("hidden_size")
     style, layers = family.style, config.layer_numbers()
-    heads_of = config.get("num_attention_heads_per_layer") or [config.integer("num_attention_heads")] * len(layers)
+    every = [config.integer("num_attention_heads", default=0)] * len(layers)
+    heads_of = config.counts("num_attention_heads_per_layer", len(layers), every)
     kinds, sparse = layer_types(config, style.window), sparse_layers(config, family.sparse)
     norms, routed = m.norms(hidden, *style.norms, bias=style.norm_bias), experts(config, m, family)
     dense = Part() if all(sparse) else dense_mlp(config, m, style, config.integer(family.dense_inner))

@@ -1,42 +1,27 @@
-"""Feeds broken and malicious input to everything that reads what others wrote: specs, configs, headers, plans, options.
-
-    python -m benchmarks.hostile_inputs [SEED] [N]
-
-Each input is a good one, mutated. An answer or a TightfitError is right, anything else a defect. Printed are the kinds of defects with an
-example each, the slowest inputs and the peak of memory; the exit code is 1 where there is a defect, an input over 5 s or a peak over 1 GiB.
-`tests/planner/test_hostile_inputs.py` is a short run of it.
-"""
+"""What reads what others wrote, each with a good input, how it is made bad, and the call that reads it."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import os
-import random
-import resource
-import signal
 import struct
-import sys
-import tempfile
-import time
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from passes.errors import TightfitError
+from benchmarks.hostile_inputs.mutate import mutated, spec_text, written
 from passes.ir import catalog
+from passes.ir.architectures import build_ir
 from passes.ir.sources import open_model
 from planner.certificate import NAME, Certificate, FinishedStep, MeasuredQuality, PredictedFigures, read_certificate
 from planner.check import check
 from planner.cli.commands import app
-from planner.cli.tables import print_certificate, print_plan
 from planner.explain import diff
+from planner.job_graph import result_graph
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, digest, spec_of
 from planner.plan.lock import staleness
@@ -47,25 +32,10 @@ from targets.engines.engine import Parallel, Settings
 from targets.gpu import find_gpu
 from targets.machine.profile import believed_profile, profile_path
 
-#: What an input may take.
-LIMIT_S, LIMIT_BYTES = 5.0, 1 << 30
-_CUT_S = 20.0
-
-ROOT = Path(__file__).parents[1]
-Random = random.Random
+ROOT = Path(__file__).parents[2]
 #: Makes one input in a folder: what reads it, and the input as it is shown.
 Surface = Callable[[Random, Path], tuple[Callable[[], object], str]]
 
-_JUNK_YAML = (
-    "", "null", "-1", "0", "1e309", "9" * 40, "9" * 5000, "[]", "{}", "true", "NaN", ".nan", ".inf", "'", '"', "\x00", "\\0", '"\\0"', '"\\ud800"',
-    "é", "1..0", "0..99", "-5%", "1 parsec", "~", "!!python/object:os.system x", "!!int ''", "!!bool x", "!!float x", "!!binary x", "!x y",
-    "&a [*a]", "*a", "<<: *x", "\t", "2026-11-27", "2026-13-45", "0x10", "0x", "1_000", "on", "{a: b}", "[1, 2]", "? [a]", "[" * 400, "∞",
-    "50 ms ms", "1e-400 s", "1e400 B", "10 GiB GiB", "1e300 tok/s", "12:30:45", "=", "2147483648", "-.5", "0.0000001",
-)  # fmt: skip
-_JUNK: tuple[Any, ...] = (
-    None, 0, -1, 1, 3, 7, 1.5, "x", "", [], {}, True, False, 10**9, 2**31, 2**63, 10**400, [1, 2], {"a": 1}, [None], ["x"], [[]], [{}], {"": {}},
-    "float99", float("nan"), float("inf"), 1e308, -0.5, "\x00", "\ud800", "1e9", "x" * 5000, [0] * 2000, {"x": [1, {"y": None}]},
-)  # fmt: skip
 _SPEC = """\
 model: Qwen/Qwen2.5-7B-Instruct
 target: { gpu: rtx-4090, count: 2 }
@@ -108,78 +78,6 @@ _QUANTIZATIONS: tuple[dict[str, Any], ...] = (
     {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
     {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "packing_format": "auto_round:auto_gptq"},
 )  # fmt: skip
-
-
-def mutated(rng: Random, good: Any, times: int = 2) -> Any:
-    """A JSON value with one or more of its parts removed, replaced, doubled or put elsewhere."""
-    value = copy.deepcopy(good)
-    for _ in range(rng.randint(1, times)):
-        here = value
-        while rng.random() < 0.6:
-            inside = [
-                part
-                for part in (here.values() if isinstance(here, dict) else here)
-                if isinstance(part, dict | list) and part
-            ]
-            if not inside:
-                break
-            here = rng.choice(inside)
-        keys = list(here) if isinstance(here, dict) else list(range(len(here)))
-        if not keys:
-            continue
-        key, how = rng.choice(keys), rng.random()
-        if how < 0.15:
-            del here[key]
-        elif how < 0.25 and isinstance(here, dict):
-            here[rng.choice(["", "x", "\x00", str(key) + " "])] = here[key]
-        elif how < 0.4:
-            here[key] = rng.choice([[here[key]], {"x": here[key]}, str(here[key])])
-        elif how < 0.5:
-            here[key] = copy.deepcopy(here[rng.choice(keys)])
-        else:
-            here[key] = copy.deepcopy(rng.choice(_JUNK))
-    return value
-
-
-def broken(rng: Random, text: str) -> str:
-    """A JSON text that mostly is none any more."""
-    how, at = rng.random(), rng.randrange(len(text) + 1)
-    if how < 0.3:
-        return text[:at]
-    if how < 0.5:
-        return text[:at] + rng.choice(['"', "{", "}", ",", "\x00", "NaN", "\\u", "9" * 5000]) + text[at:]
-    return rng.choice(
-        ["", "null", "3", "[]", '"x"', "[" * 100_000, '{"a":' * 5000, "\ufeff" + text, "9" * 10_000, text + text]
-    )
-
-
-def written(rng: Random, value: Any) -> bytes:
-    """A JSON value as a file holds it, seldom whole."""
-    text = json.dumps(value)
-    raw = (broken(rng, text) if rng.random() < 0.1 else text).encode("utf-8", "surrogatepass")
-    return raw if rng.random() > 0.03 else raw.replace(b'"', b"\xff", 1)
-
-
-def spec_text(rng: Random, text: str) -> str:
-    """A spec with some of its lines, values and characters changed."""
-    for _ in range(rng.choice([1, 1, 2, 3])):
-        how, lines = rng.random(), text.split("\n")
-        line = rng.randrange(len(lines))
-        if how < 0.35 and ":" in lines[line]:
-            parts = lines[line].split(":")
-            part = rng.randrange(1, len(parts))
-            ends = ("," if "," in parts[part] else "") + (" }" if parts[part].rstrip().endswith("}") else "")
-            parts[part] = f" {rng.choice(_JUNK_YAML)}{ends}"
-            lines[line] = ":".join(parts)
-            text = "\n".join(lines)
-        elif how < 0.6:
-            lines[line : line + 1] = rng.choice([[], [lines[line]] * 2, [rng.choice(lines), lines[line]]])
-            text = "\n".join(lines)
-        else:
-            start = rng.randrange(max(1, len(text)))
-            junk = rng.choice([rng.choice(_JUNK_YAML), "", chr(rng.randrange(1, 0x2FFF))])
-            text = text[:start] + junk + text[start + rng.choice([0, 1, rng.randrange(12)]) :]
-    return text
 
 
 @cache
@@ -240,8 +138,6 @@ def quantizations(rng: Random, folder: Path) -> tuple[Callable[[], object], str]
 @cache
 def _checkpoint() -> tuple[dict[str, Any], int]:
     """The header of a checkpoint of `_TINY`, and the bytes of its data."""
-    from passes.ir.architectures import build_ir
-
     header: dict[str, Any] = {}
     end = 0
     for tensor in build_ir(_TINY, "tiny").tensors():
@@ -378,12 +274,6 @@ def _certificate() -> dict[str, Any]:
     return found
 
 
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(file=io.StringIO())
-
-
 def plans(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     good, path = to_json(_plan()), folder / "a.plan.json"
     document = mutated(rng, good, 3)
@@ -392,8 +282,8 @@ def plans(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     path.write_bytes(written(rng, document))
 
     def read() -> None:
+        command(["show", str(path)])
         found = load_plan(path)
-        print_plan(_console(), found, "card", str(path))
         diff(_plan(), found)
         if found.chosen is not None:
             assert isinstance(found.chosen.chain, tuple)
@@ -408,11 +298,8 @@ def certificates(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     path.write_bytes(written(rng, document))
 
     def read() -> None:
-        from planner.job_graph import result_graph
-
-        found = read_certificate(path)
-        print_certificate(_console(), found)
-        result_graph(found, folder)
+        command(["show", str(path)])
+        result_graph(read_certificate(path), folder)
 
     return read, _difference(_certificate(), document)
 
@@ -545,100 +432,3 @@ SURFACES: dict[str, Surface] = {
     "spec": specs, "config": configs, "quantization": quantizations, "header": headers, "index": indexes, "gguf": ggufs, "plan": plans,
     "certificate": certificates, "profile": profiles, "option": options, "question": questions, "name": names,
 }  # fmt: skip
-#: Of each hundred inputs; the first two are what people write and publish most.
-_SHARES = dict.fromkeys(SURFACES, 4) | {
-    "spec": 25,
-    "config": 25,
-    "quantization": 10,
-    "header": 8,
-    "gguf": 8,
-    "option": 8,
-}
-
-
-class TookTooLongError(BaseException):
-    """An input was cut off."""
-
-
-@dataclass
-class Report:
-    """What came of a run."""
-
-    inputs: Counter[str] = field(default_factory=Counter)
-    defects: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-    slowest: list[tuple[float, str, str]] = field(default_factory=list)
-
-    @property
-    def peak_bytes(self) -> int:
-        """The most memory that this process ever held."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def attempt(surface: str, seed: int, folder: Path) -> str | None:
-    """Try one input of a surface; what went wrong, None where it was answered or refused."""
-    place = folder / surface
-    place.mkdir(exist_ok=True)
-    call, _ = SURFACES[surface](Random(seed), place)
-    try:
-        call()
-    except TightfitError as error:
-        return None if error.message else "an error without a message"
-    except (Exception, TookTooLongError) as error:  # noqa: BLE001 - whatever it is, it is what is looked for
-        last = traceback.extract_tb(error.__traceback__)
-        ours = next(
-            (frame for frame in reversed(last) if str(ROOT) in frame.filename and "benchmarks" not in frame.filename),
-            last[-1],
-        )
-        return f"{type(error).__name__}: {str(error)[:70]!r} at {Path(ours.filename).name}:{ours.lineno}"
-    return None
-
-
-def run(seed: int, count: int, folder: Path) -> Report:
-    """Try `count` inputs."""
-    report, rng = Report(), Random(seed)
-    kinds = rng.choices(list(_SHARES), list(_SHARES.values()), k=count)
-    for kind in kinds:
-        each, began = rng.randrange(2**40), time.monotonic()
-        report.inputs[kind] += 1
-        with _cut_off():
-            problem = attempt(kind, each, folder)
-        took = time.monotonic() - began
-        if problem is not None:
-            key = f"{kind}: {problem}"
-            report.defects[key] += 1
-            report.examples.setdefault(key, f"seed {each}: {SURFACES[kind](Random(each), folder / kind)[1][:400]}")
-        report.slowest = sorted([*report.slowest, (took, kind, str(each))], reverse=True)[:5]
-    return report
-
-
-@contextlib.contextmanager
-def _cut_off() -> Iterator[None]:
-    def late(*_: object) -> None:
-        raise TookTooLongError(f"took over {_CUT_S:.0f} s")
-
-    signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, _CUT_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def main() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    seed, count = (int(sys.argv[1]) if len(sys.argv) > 1 else 0), (int(sys.argv[2]) if len(sys.argv) > 2 else 10_000)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        report = run(seed, count, Path(folder))
-    print(f"{count:,} inputs of seed {seed} in {time.monotonic() - began:.0f} s: {dict(report.inputs)}")
-    print(f"defects {report.defects.total()}, kinds {len(report.defects)}; peak {report.peak_bytes / 2**20:.0f} MiB")
-    for key, times in report.defects.most_common():
-        print(f"{times:5d}  {key}\n       {report.examples[key]!r}")
-    for took, kind, each in report.slowest:
-        print(f"{took:5.2f} s  {kind} (seed {each})")
-    sys.exit(1 if report.defects or report.slowest[0][0] > LIMIT_S or report.peak_bytes > LIMIT_BYTES else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,153 @@
+"""Whatever others wrote is answered or refused by a message that names file, key, what was found and what was expected.
+
+`python -m benchmarks.hostile_inputs SEED N` goes on where this stops.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.hostile_inputs.run import attempt
+from benchmarks.hostile_inputs.surfaces import SURFACES, gguf_bytes
+from passes.errors import InputError
+from passes.ir.architectures import build_ir
+from passes.ir.quant_config.read import quantized
+from passes.ir.readers.hub import read_repository
+from passes.ir.sources import open_model
+from planner.spec.parse import parse_spec
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 256,
+}  # fmt: skip
+SPEC = "model: x\ntarget: { gpu: rtx-4090 }\n"
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+
+
+@pytest.mark.parametrize("surface", [surface for surface in SURFACES if surface != "question"])  # each searches anew
+@settings(max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**40))
+def test_a_mutated_input_is_answered_or_refused(
+    surface: str, tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    assert attempt(surface, seed, tmp_path_factory.getbasetemp()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "says"),
+    [
+        ("model: a\x00b\n", "s.yaml:1:9", "U+0000"),
+        ('model: "a\\0b"\n', "s.yaml:1:8", "a character that no name has"),
+        ("model: !!python/object:os.system x\n", "s.yaml:1:8", "'!!python/object:os.system' is not read"),
+        ("model: !!int ''\n", "s.yaml:1:8", "'' should be a whole number"),
+        (SPEC + "goals: { <<: {} }\n", "s.yaml:3:10", "a merge key"),
+        (SPEC + "passes: &a [*a]\n", "s.yaml:3:9", "an alias"),
+        (SPEC + "? [a]\n: 1\n", "s.yaml:3:3", "cannot be a key"),
+        (SPEC + f"goals: {'[' * 30}{']' * 30}\n", "s.yaml:3:27", "nested more than 20 deep"),
+        (SPEC + f"goals: {'[' * 9999}", "s.yaml", "nested too deeply"),
+        (SPEC + "workload: { context: 99999999999 }", "s.yaml:3:13", "less than or equal to 2147483647"),
+        (SPEC + "goals: { quality: { max_kl: .nan } }", "s.yaml:3:21", "should be a finite number"),
+        (SPEC + "goals: { ttft: 1e400 s }", "s.yaml:3:10", "more than anything here is"),
+        (SPEC + "passes: { kv_cache: fp8 }", "s.yaml:3:11", "should be a list, such as [a, b] (found 'fp8')"),
+        (SPEC + "workload: 3", "s.yaml:3:1", "should be a mapping of keys to values (found 3)"),
+        (SPEC + "engine: 2026-11-27", "s.yaml", ""),
+    ],
+)
+def test_yaml_is_plain_data(text: str, place: str, says: str) -> None:
+    if not says:
+        assert parse_spec(text).engine == "2026-11-27"
+        return
+    with pytest.raises(InputError) as caught:
+        parse_spec(text, "s.yaml")
+    assert str(caught.value.location) == place
+    assert says in caught.value.message
+    assert "tuple" not in str(caught.value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"num_hidden_layers": 10**9}, "config.json: 'num_hidden_layers' should be a whole number of at least 1 and at most 1,024, found"),
+        ({"hidden_size": float("nan")}, "config.json: 'hidden_size' should be a whole number .*, found nan"),
+        ({"hidden_size": 0}, "config.json: 'hidden_size' should be a whole number of at least 1 .*, found 0"),
+        ({"vocab_size": "32000"}, "config.json: 'vocab_size' should be a whole number .*, found '32000'"),
+        ({"architectures": [{"a": 1}]}, r"config.json: 'architectures\[0\]' should be a string, found {'a': 1}"),
+        ({"torch_dtype": ["float16"]}, r"config.json: 'torch_dtype' should be a string, found \['float16'\]"),
+        ({"layer_types": ["full_attention"]}, "config.json: 'layer_types' should be a list of 2, found 1 entries"),
+        ({"attention_bias": "yes"}, "config.json: 'attention_bias' should be true or false, found 'yes'"),
+        ({"num_attention_heads": 128, "num_key_value_heads": 128}, r"of shape \[0, 64\], which has no elements"),
+        ({"quantization_config": [1]}, r"config.json: 'quantization_config' should be an object, found \[1\]"),
+        ({"quantization_config": GPTQ | {"group_size": 0}}, "'group_size' should be a whole number of at least 1, or -1"),
+        ({"quantization_config": GPTQ | {"bits": None}}, "quantization_config lacks 'bits'"),
+        ({"quantization_config": GPTQ | {"dynamic": {"-:(": {}}}}, r"'\(' should be a regular expression"),
+    ],
+)  # fmt: skip
+def test_a_config_is_read_by_type_and_range(changed: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        quantized(build_ir(LLAMA | changed, "model"))
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("config.json", "[" * 99_999, r"config\.json: nested too deeply"),
+        ("config.json", '"x"', r"config\.json: not a JSON object but 'x'"),
+        ("model.safetensors.index.json", "{}", r"index\.json: the index lacks 'weight_map'"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": {}}}', "weight_map: 'a' should be a string, found {}"),
+    ],
+)
+def test_a_file_of_a_model_is_read_by_type_and_range(tmp_path: Path, file: str, text: str, says: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / file).write_text(text)
+    with pytest.raises(InputError, match=says):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"general.architecture": 3}, "metadata: 'general.architecture' should be a string, found 3"),
+        ({"general.alignment": 0}, "metadata: 'general.alignment' should be a whole number of at least 1 .*, found 0"),
+        ({"x": [[[[[[1]]]]]]}, "arrays stand more than 4 deep in each other"),
+        ({"general.architecture": "llama"}, "lacks 'hidden_size'"),
+    ],
+)
+def test_a_gguf_file_is_read_by_type_and_range(tmp_path: Path, metadata: dict[str, Any], says: str) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(gguf_bytes(metadata, {}))
+    with pytest.raises(InputError, match=says):
+        open_model(file)
+
+
+def test_what_a_gguf_file_claims_is_walked_through_only_as_far_as_it_goes(tmp_path: Path) -> None:
+    sizes = {
+        "embedding_length": 64,
+        "feed_forward_length": 96,
+        "context_length": 64,
+        "vocab_size": 8,
+        "attention.head_count": 4,
+    }
+    counts = {"block_count": 1000, "expert_count": 16000, "expert_used_count": 2}
+    metadata = {f"llama.{key}": value for key, value in (sizes | counts).items()} | {"general.architecture": "llama"}
+    file = tmp_path / "model.gguf"
+    file.write_bytes(gguf_bytes(metadata, {"blk.0.ffn_up_exps.weight": (1, 96, 64)}))
+    with pytest.raises(InputError, match="lacks"):
+        open_model(file)
+
+
+def test_a_proxy_that_no_request_can_name_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://pröxy:ä")
+    with pytest.raises(InputError) as caught:
+        read_repository("org/model")
+    assert "https_proxy" in f"{caught.value.message} {caught.value.remedy}"

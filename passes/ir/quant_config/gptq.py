@@ -36,6 +36,10 @@ class GptqConfig(QuantConfig):
         )  # fmt: skip
         return format_of(base, said.inside("dynamic", {}))
 
+    def stores_head(self, settings: Mapping[str, Any], ir: ModelIR) -> bool:
+        """As `lm_head` says."""
+        return fields_of(settings, ir).flag("lm_head")
+
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
         """The settings of most matrices; rules for the others."""
         [(base, _)] = Counter(matrix.form for matrix in matrices if isinstance(matrix.form, Gptq)).most_common(1)

@@ -46,6 +46,10 @@ class QuantConfig(ABC):
         """Return the format of the experts where it is another than that of the rest: then lists name only these."""
         return None
 
+    def stores_head(self, settings: Mapping[str, Any], ir: ModelIR) -> bool:
+        """Return whether the output head is quantized, too."""
+        return False
+
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
         """Return the settings of a model whose matrices are stored in formats of this method, others dense.
 

@@ -23,8 +23,11 @@ KEEP = (
 #: Totals in GiB as vLLM start-ups printed them (benchmarks/data/vllm_memory_logs.jsonl), which is what it takes its share of.
 PRINTED = {
     "A100 SXM4 80GB": 79.15, "A100 PCIe 80GB": 79.15, "A10G": 22.06, "A40": 44.35, "L4": 22.06, "L40": 44.4, "B300 SXM": 267.7,
-    "GB10": 121.69, "RTX 5090": 31.36, "RTX PRO 6000 Blackwell Server": 95.0,
+    "GB10": 121.69, "RTX 5090": 31.36, "RTX PRO 6000 Blackwell Server": 95.0, "B200 SXM": 178.35,
 }  # fmt: skip
+_LOGS = "start-up logs, benchmarks/data/vllm_memory_logs.jsonl"
+#: Where not from those.
+PRINTED_BY = {"B200 SXM": "torch's messages when out of memory: 'a total capacity of 178.35 GiB'"}
 
 #: Names that people and NVML use, by card. A name under `bare` is answered with a note on what it was read as.
 ALIASES = {
@@ -38,14 +41,19 @@ ALIASES = {
     "RTX PRO 6000 Blackwell Server": ["RTX PRO 6000 Blackwell Server Edition"],
     "H100 PCIe": ["H100 PCIe 80GB", "H100-PCIe"], "H100 SXM": ["H100 80GB HBM3", "H100 SXM5", "H100 SXM 80GB", "H100 SXM5 80GB"],
     "H100 NVL (94GB)": ["H100 NVL"], "H200 SXM": ["H200 SXM5", "H200 141GB", "H200 SXM 141GB"],
-    "GH200 96GB (HBM3)": ["GH200 96GB", "GH200 480GB"], "GH200 144GB (HBM3e)": ["GH200 144GB"], "H20 96GB": ["H20"],
+    "GH200 96GB (HBM3)": ["GH200 96GB", "GH200 480GB"], "GH200 144GB (HBM3e)": ["GH200 144GB", "GH200 144G HBM3e"], "H20 96GB": ["H20", "H20-96GB"],
     "B200 SXM": ["B200 180GB", "B200 SXM 180GB"], "GB200 (per GPU)": ["GB200", "GB200 192GB"], "B300 SXM": ["B300 SXM6 AC", "B300 288GB"],
-    "GB300 (per GPU)": ["GB300"], "V100 SXM2 32GB": ["V100-SXM2-32GB", "V100 32GB"], "MI250X (board, 2 GCDs)": ["MI250X"],
+    "GB300 (per GPU)": ["GB300"], "V100 SXM2 32GB": ["V100-SXM2-32GB", "V100-SXM3-32GB", "V100 32GB"], "MI250X (board, 2 GCDs)": ["MI250X"],
     "RX 7900 XTX": ["RX 7900XTX"],
 }  # fmt: skip
 BARE = {
     "A100 SXM4 80GB": ["A100", "A100 80GB"], "H100 SXM": ["H100", "H100 80GB"], "H200 SXM": ["H200"], "B200 SXM": ["B200"],
-    "B300 SXM": ["B300"], "V100 SXM2 32GB": ["V100"],
+    "B300 SXM": ["B300"], "V100 SXM2 32GB": ["V100"], "Quadro RTX 6000": ["RTX 6000"],
+}  # fmt: skip
+
+#: Names that mean a card only as they stand, makers' names included: Google Cloud's `nvidia-tesla-…`, which name one size each.
+WHOLE = {
+    "A100 SXM4 40GB": ["nvidia-tesla-a100"], "V100 SXM2 16GB": ["nvidia-tesla-v100"],
 }  # fmt: skip
 
 #: Cards the table lacks. Figures from the makers' data sheets and the TechPowerUp database; laptop parts at full power limit.
@@ -75,6 +83,37 @@ MORE: list[dict[str, Any]] = [
     {"name": "RTX 5090 Laptop", "arch": "Blackwell", "memory_gb_nominal": 24, "memory_type": "GDDR7", "bandwidth_gb_s": 896,
      "fp16_bf16_dense_tflops": 63, "fp8_dense_tflops": 127, "int8_dense_tops": 254, "fp4_dense_tflops": 507, "compute_capability": "12.0",
      "pcie": "PCIe 5.0 x16", "aliases": ["RTX 5090 Laptop GPU"]},
+    {"name": "V100 SXM2 16GB", "arch": "Volta", "memory_gb_nominal": 16, "memory_type": "HBM2", "bandwidth_gb_s": 900, "fp16_bf16_dense_tflops": 125, "cuda_visible_gib": 15.78, "interconnect_gb_s_bidirectional": 300, "compute_capability": "7.0", "pcie": "PCIe 3.0 x16", "aliases": ["V100-SXM2-16GB", "V100 16GB"]},
+    {"name": "V100 PCIe 16GB", "arch": "Volta", "memory_gb_nominal": 16, "memory_type": "HBM2", "bandwidth_gb_s": 900, "fp16_bf16_dense_tflops": 112, "cuda_visible_gib": 15.78, "compute_capability": "7.0", "pcie": "PCIe 3.0 x16", "aliases": ["V100-PCIE-16GB"]},
+    {"name": "V100 PCIe 32GB", "arch": "Volta", "memory_gb_nominal": 32, "memory_type": "HBM2", "bandwidth_gb_s": 900, "fp16_bf16_dense_tflops": 112, "compute_capability": "7.0", "pcie": "PCIe 3.0 x16", "aliases": ["V100-PCIE-32GB"]},
+    {"name": "V100S PCIe 32GB", "arch": "Volta", "memory_gb_nominal": 32, "memory_type": "HBM2", "bandwidth_gb_s": 1134, "fp16_bf16_dense_tflops": 130, "compute_capability": "7.0", "pcie": "PCIe 3.0 x16", "aliases": ["V100S-PCIE-32GB", "V100S"]},
+    {"name": "P100 PCIe 16GB", "arch": "Pascal", "memory_gb_nominal": 16, "memory_type": "HBM2", "bandwidth_gb_s": 732, "fp16_bf16_dense_tflops": 18.7, "compute_capability": "6.0", "pcie": "PCIe 3.0 x16", "aliases": ["P100-PCIE-16GB", "P100", "P100-SXM2-16GB"]},
+    {"name": "P40", "arch": "Pascal", "memory_gb_nominal": 24, "memory_type": "GDDR5", "bandwidth_gb_s": 346, "fp16_bf16_dense_tflops": 11.8, "compute_capability": "6.1", "pcie": "PCIe 3.0 x16", "aliases": ["P40 24GB"]},
+    {"name": "TITAN RTX", "arch": "Turing", "memory_gb_nominal": 24, "memory_type": "GDDR6", "bandwidth_gb_s": 672, "fp16_bf16_dense_tflops": 130.5, "compute_capability": "7.5", "pcie": "PCIe 3.0 x16"},
+    {"name": "Quadro RTX 5000", "arch": "Turing", "memory_gb_nominal": 16, "memory_type": "GDDR6", "bandwidth_gb_s": 448, "fp16_bf16_dense_tflops": 89.2, "compute_capability": "7.5", "pcie": "PCIe 3.0 x16"},
+    {"name": "Quadro RTX 6000", "arch": "Turing", "memory_gb_nominal": 24, "memory_type": "GDDR6", "bandwidth_gb_s": 672, "fp16_bf16_dense_tflops": 130.5, "compute_capability": "7.5", "pcie": "PCIe 3.0 x16"},
+    {"name": "Quadro RTX 8000", "arch": "Turing", "memory_gb_nominal": 48, "memory_type": "GDDR6", "bandwidth_gb_s": 672, "fp16_bf16_dense_tflops": 130.5, "compute_capability": "7.5", "pcie": "PCIe 3.0 x16"},
+    {"name": "RTX 3050", "arch": "Ampere", "memory_gb_nominal": 8, "memory_type": "GDDR6", "bandwidth_gb_s": 224, "fp16_bf16_dense_tflops": 18.2, "compute_capability": "8.6", "pcie": "PCIe 4.0 x8", "aliases": ["RTX 3050 8GB"]},
+    {"name": "RTX 3060 Laptop", "arch": "Ampere", "memory_gb_nominal": 6, "memory_type": "GDDR6", "bandwidth_gb_s": 336, "fp16_bf16_dense_tflops": 21.8, "compute_capability": "8.6", "pcie": "PCIe 4.0 x16", "aliases": ["RTX 3060 Laptop GPU"]},
+    {"name": "RTX 3070 Laptop", "arch": "Ampere", "memory_gb_nominal": 8, "memory_type": "GDDR6", "bandwidth_gb_s": 448, "fp16_bf16_dense_tflops": 33.2, "compute_capability": "8.6", "pcie": "PCIe 4.0 x16", "aliases": ["RTX 3070 Laptop GPU"]},
+    {"name": "RTX 3070 Ti", "arch": "Ampere", "memory_gb_nominal": 8, "memory_type": "GDDR6X", "bandwidth_gb_s": 608, "fp16_bf16_dense_tflops": 43.5, "compute_capability": "8.6", "pcie": "PCIe 4.0 x16"},
+    {"name": "RTX 3080 12GB", "arch": "Ampere", "memory_gb_nominal": 12, "memory_type": "GDDR6X", "bandwidth_gb_s": 912, "fp16_bf16_dense_tflops": 61.3, "compute_capability": "8.6", "pcie": "PCIe 4.0 x16"},
+    {"name": "RTX 4060 Ti 8GB", "arch": "Ada", "memory_gb_nominal": 8, "memory_type": "GDDR6", "bandwidth_gb_s": 288, "fp16_bf16_dense_tflops": 44.1, "fp8_dense_tflops": 88.2, "int8_dense_tops": 176, "compute_capability": "8.9", "pcie": "PCIe 4.0 x8"},
+    {"name": "RTX 5060", "arch": "Blackwell", "memory_gb_nominal": 8, "memory_type": "GDDR7", "bandwidth_gb_s": 448, "fp16_bf16_dense_tflops": 38.4, "fp8_dense_tflops": 76.8, "fp4_dense_tflops": 307, "compute_capability": "12.0", "pcie": "PCIe 5.0 x8"},
+    {"name": "RTX 5060 Ti 8GB", "arch": "Blackwell", "memory_gb_nominal": 8, "memory_type": "GDDR7", "bandwidth_gb_s": 448, "fp16_bf16_dense_tflops": 47.4, "fp8_dense_tflops": 94.8, "fp4_dense_tflops": 379, "compute_capability": "12.0", "pcie": "PCIe 5.0 x8"},
+    {"name": "A2", "arch": "Ampere", "memory_gb_nominal": 16, "memory_type": "GDDR6", "bandwidth_gb_s": 200, "fp16_bf16_dense_tflops": 18, "int8_dense_tops": 36, "compute_capability": "8.6", "pcie": "PCIe 4.0 x8", "aliases": ["A2 16GB"]},
+    {"name": "RTX A2000 12GB", "arch": "Ampere", "memory_gb_nominal": 12, "memory_type": "GDDR6", "bandwidth_gb_s": 288, "fp16_bf16_dense_tflops": 31.9, "compute_capability": "8.6", "pcie": "PCIe 4.0 x16"},
+    {"name": "RTX A4500", "arch": "Ampere", "memory_gb_nominal": 20, "memory_type": "GDDR6", "bandwidth_gb_s": 640, "fp16_bf16_dense_tflops": 94.6, "compute_capability": "8.6", "pcie": "PCIe 4.0 x16"},
+    {"name": "RTX A5500", "arch": "Ampere", "memory_gb_nominal": 24, "memory_type": "GDDR6", "bandwidth_gb_s": 768, "fp16_bf16_dense_tflops": 136.4, "compute_capability": "8.6", "pcie": "PCIe 4.0 x16"},
+    {"name": "RTX 2000 Ada", "arch": "Ada", "memory_gb_nominal": 16, "memory_type": "GDDR6", "bandwidth_gb_s": 224, "fp16_bf16_dense_tflops": 48, "fp8_dense_tflops": 96, "compute_capability": "8.9", "pcie": "PCIe 4.0 x8", "aliases": ["RTX 2000 Ada Generation"]},
+    {"name": "RTX 4500 Ada", "arch": "Ada", "memory_gb_nominal": 24, "memory_type": "GDDR6", "bandwidth_gb_s": 432, "fp16_bf16_dense_tflops": 158.5, "fp8_dense_tflops": 317, "compute_capability": "8.9", "pcie": "PCIe 4.0 x16", "aliases": ["RTX 4500 Ada Generation"]},
+    {"name": "RTX PRO 4000 Blackwell", "arch": "Blackwell", "memory_gb_nominal": 24, "memory_type": "GDDR7", "bandwidth_gb_s": 672, "fp16_bf16_dense_tflops": 187, "fp8_dense_tflops": 375, "fp4_dense_tflops": 750, "compute_capability": "12.0", "pcie": "PCIe 5.0 x16", "aliases": ["RTX PRO 4000"]},
+    {"name": "RTX PRO 4500 Blackwell", "arch": "Blackwell", "memory_gb_nominal": 32, "memory_type": "GDDR7", "bandwidth_gb_s": 896, "fp16_bf16_dense_tflops": 219, "fp8_dense_tflops": 439, "fp4_dense_tflops": 878, "compute_capability": "12.0", "pcie": "PCIe 5.0 x16", "aliases": ["RTX PRO 4500"]},
+    {"name": "RTX PRO 5000 Blackwell", "arch": "Blackwell", "memory_gb_nominal": 48, "memory_type": "GDDR7", "bandwidth_gb_s": 1344, "fp16_bf16_dense_tflops": 295, "fp8_dense_tflops": 590, "fp4_dense_tflops": 1180, "compute_capability": "12.0", "pcie": "PCIe 5.0 x16", "aliases": ["RTX PRO 5000"]},
+    {"name": "RTX PRO 6000 Blackwell Max-Q", "arch": "Blackwell", "memory_gb_nominal": 96, "memory_type": "GDDR7", "bandwidth_gb_s": 1792, "fp16_bf16_dense_tflops": 440, "fp8_dense_tflops": 880, "fp4_dense_tflops": 1755, "compute_capability": "12.0", "pcie": "PCIe 5.0 x16", "aliases": ["RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX PRO 6000 Max-Q"]},
+    {"name": "H800 SXM", "arch": "Hopper", "memory_gb_nominal": 80, "memory_type": "HBM3", "bandwidth_gb_s": 3350, "fp16_bf16_dense_tflops": 989, "driver_total_mib": 81559, "fp8_dense_tflops": 1979, "int8_dense_tops": 1979, "interconnect_gb_s_bidirectional": 400, "compute_capability": "9.0", "pcie": "PCIe 5.0 x16", "aliases": ["H800", "H800 80GB"]},
+    {"name": "H800 PCIe", "arch": "Hopper", "memory_gb_nominal": 80, "memory_type": "HBM2e", "bandwidth_gb_s": 2000, "fp16_bf16_dense_tflops": 756, "driver_total_mib": 81559, "fp8_dense_tflops": 1513, "int8_dense_tops": 1513, "compute_capability": "9.0", "pcie": "PCIe 5.0 x16"},
+    {"name": "H20-3e", "arch": "Hopper", "memory_gb_nominal": 141, "memory_type": "HBM3e", "bandwidth_gb_s": 4800, "fp16_bf16_dense_tflops": 148, "fp8_dense_tflops": 296, "int8_dense_tops": 296, "interconnect_gb_s_bidirectional": 900, "compute_capability": "9.0", "pcie": "PCIe 5.0 x16", "aliases": ["H20 141GB"]},
 ]  # fmt: skip
 
 
@@ -86,12 +125,14 @@ def entry(row: dict[str, Any]) -> dict[str, Any]:
         out["cuda_visible_gib"] = PRINTED[name]
         out["sources"] = {
             **out.get("sources", {}),
-            "cuda_visible_gib": "start-up logs, benchmarks/data/vllm_memory_logs.jsonl",
+            "cuda_visible_gib": PRINTED_BY.get(name, _LOGS),
         }
     bare = BARE.get(name, [])
     out["aliases"] = sorted({*ALIASES.get(name, []), *row.get("aliases", []), *bare})
     if bare:
         out["bare"] = bare
+    if name in WHOLE:
+        out["whole"] = WHOLE[name]
     out.setdefault("compute_capability", None)
     return out
 

@@ -98,6 +98,10 @@ class StalePlanError(TightfitError):
     exit_code = 5
 
 
+#: What is shown and compared of a name; no name that anything has is longer.
+_NAME = 200
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names closest to a misspelt one, best first; case, spaces and dashes ignored."""
 
@@ -107,7 +111,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     folded: dict[str, str] = {}
     for candidate in known:
         folded.setdefault(fold(candidate), candidate)
-    return [folded[match] for match in difflib.get_close_matches(fold(name), list(folded), n=count, cutoff=0.5)]
+    return [folded[match] for match in difflib.get_close_matches(fold(name[:_NAME]), list(folded), n=count, cutoff=0.5)]
 
 
 def unknown_name(
@@ -116,4 +120,4 @@ def unknown_name(
     """The error for a name that is not known: says the nearest known names, then what to do."""
     close = nearest(name, known)
     hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-    return InputError(f"unknown {kind} {name!r}.{hint}", remedy=remedy, location=location)
+    return InputError(f"unknown {kind} {name!r:.{_NAME}}.{hint}", remedy=remedy, location=location)

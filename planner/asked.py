@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from passes.base import Pass
 from passes.chain import conflict
 from passes.errors import InputError, Reason, unknown_name
-from passes.formats.dense import Dense
 from passes.formats.kv_dtypes import NAMES, OWN, kv_dtype
-from passes.formats.tensor import Tensor
-from passes.ir.model import Linear, ModelIR
+from passes.ir.model import ModelIR
+from passes.ir.resident import cast_dense
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import dense_dtype, pass_named
 
@@ -55,27 +53,3 @@ _DTYPES: Mapping[str, str | None] = {
     "auto": None, "bfloat16": "BF16", "bf16": "BF16", "float16": "F16", "half": "F16", "fp16": "F16", "float32": "F32", "float": "F32",
     "fp32": "F32",
 }  # fmt: skip
-
-
-def cast_dense(ir: ModelIR, dtype: str) -> ModelIR:
-    """The model with its 16- and 32-bit tensors in another dtype."""
-    floats = {"BF16", "F16", "F32"}
-
-    def linear(lin: Linear) -> Linear:
-        storage = lin.storage if lin.storage.is_quantized else Dense(dtype)
-        return replace(lin, storage=storage, bias=dtype if lin.bias in floats else lin.bias)
-
-    def tensor(t: Tensor) -> Tensor:
-        return Tensor(t.name, dtype, t.shape) if t.dtype in floats else t
-
-    stacks = tuple(
-        stack.map_blocks(lambda b: b.map_linears(linear).replace(tensors=tuple(map(tensor, b.tensors))))
-        for stack in ir.stacks
-    )
-    return replace(
-        ir,
-        dtype=dtype,
-        stacks=stacks,
-        outer=tuple(map(linear, ir.outer)),
-        outer_tensors=tuple(map(tensor, ir.outer_tensors)),
-    )

@@ -72,12 +72,16 @@ class Gpu:
 
 def fold(name: str) -> str:
     """A name without case, spaces, dashes and vendor prefixes."""
-    return _PREFIXES.sub("", re.sub(r"[^a-z0-9]", "", name.lower().replace("(r)", "")))
+    return _PREFIXES.sub("", _letters(name))
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().replace("(r)", ""))
 
 
 @lru_cache(maxsize=1)
 def _index() -> tuple[dict[str, int], tuple[str, ...]]:
-    """Line numbers by folded name or alias, and the catalog's lines, each `- {json}`."""
+    """Line numbers by folded name or alias, and by whole names, and the catalog's lines, each `- {json}`."""
     text = files("targets").joinpath("gpus.yaml").read_text(encoding="utf-8")
     lines = tuple(line[2:] for line in text.splitlines() if line.startswith("- {"))
     index: dict[str, int] = {}
@@ -85,6 +89,7 @@ def _index() -> tuple[dict[str, int], tuple[str, ...]]:
         entry = json.loads(line)
         for name in (entry["name"], *entry["aliases"]):
             index.setdefault(fold(name), number)
+        index.update((_letters(name), number) for name in entry.get("whole", ()))
     return index, lines
 
 
@@ -101,7 +106,7 @@ def find_gpu(name: str) -> Gpu:
     if size:
         return _generic(float(size[1]))
     index, lines = _index()
-    folded = fold(name)
+    folded = _letters(name) if _letters(name) in index else fold(name)
     number = index.get(folded, index.get(f"rtx{folded}"))  # `4090`
     if number is None:
         raise unknown_name(
@@ -110,7 +115,8 @@ def find_gpu(name: str) -> Gpu:
         )  # fmt: skip
     entry = json.loads(lines[number])
     note = None
-    if folded in {fold(alias) for alias in entry.get("bare", ())} or folded not in index:
+    bare = {fold(alias) for alias in entry.get("bare", ())}
+    if (folded in bare and _letters(name) != _letters(entry["name"])) or folded not in index:
         note = f"{name} is read as {entry['name']}"
     return _gpu(entry, note)
 

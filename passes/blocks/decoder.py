@@ -40,14 +40,17 @@ class LayerCall:
     kwargs: Mapping[str, Any]
 
 
-def _alike(one: LayerCall, other: LayerCall) -> bool:
+def _alike(call: LayerCall, other: LayerCall) -> bool:
     """Whether two batches' calls of a block have the same values. What blocks hand on is theirs alone
     (`passes.blocks.model_class.unwalkable`)."""
     import torch
 
-    if one is other:
+    if call is other:
         return True
-    pairs = [*zip(one.args, other.args, strict=True), *((one.kwargs[key], other.kwargs.get(key)) for key in one.kwargs)]
+    pairs = [
+        *zip(call.args, other.args, strict=True),
+        *((call.kwargs[key], other.kwargs.get(key)) for key in call.kwargs),
+    ]
     for first, second in pairs:
         if isinstance(first, torch.Tensor) and not (isinstance(second, torch.Tensor) and torch.equal(first, second)):
             return False

@@ -57,6 +57,11 @@ class Awq(Format):
         return _BITS
 
     @property
+    def zero_points(self) -> bool:
+        """Always: a symmetric grid is stored with them."""
+        return True
+
+    @property
     def kernel(self) -> KernelFamily:
         """AWQ's."""
         return KernelFamily.AWQ

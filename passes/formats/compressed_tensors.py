@@ -33,8 +33,8 @@ def _ceil(a: int, b: int) -> int:
 class ConfigGroup:
     """A config group of a checkpoint. `form`: the format's name, where it gives one; `type` (`int`, `float`) and `bits` of the weights.
 
-    `group_size`: -1 = a scale a row, 0 = one a matrix; `block`: rows and inputs of block scales. `inputs`: whether activations are
-    quantized; `static`: all by one stored scale.
+    `group_size`: -1 = a scale a row, 0 = one a matrix; `block`: rows and inputs of block scales. `inputs`: the type that activations are
+    quantized to (`int8`, `fp8`, `fp4`), "" where they are not; `static`: all by one stored scale.
     """
 
     form: str
@@ -43,7 +43,7 @@ class ConfigGroup:
     group_size: int
     symmetric: bool
     block: tuple[int, int] | None
-    inputs: bool
+    inputs: str
     static: bool
 
 
@@ -65,9 +65,10 @@ class CompressedTensors(Format):
 
 @dataclass(frozen=True, slots=True)
 class PackQuantized(CompressedTensors):
-    """Weight-only integers of 4 or 8 bits, packed along K: `weight_packed`, `weight_scale`, `weight_shape`, zero points.
+    """Integers of 4 or 8 bits, packed along K: `weight_packed`, `weight_scale`, `weight_shape`, zero points.
 
-    `group_size` −1 = one scale an output channel. Widths that do not divide 32 were packed differently by releases up to
+    `group_size` −1 = one scale an output channel. `inputs`: the type that an engine rounds inputs to, token by token (`int8`, `fp8`: W4A8);
+    "" for plain ones. Widths that do not divide 32 were packed differently by releases up to
     0.17, so only 4 and 8 are written.
     """
 
@@ -78,6 +79,7 @@ class PackQuantized(CompressedTensors):
     group_size: int = 128
     symmetric: bool = True
     dtype: str = "BF16"
+    inputs: str = ""
 
     @classmethod
     def named(cls, name: str) -> Self | None:
@@ -87,9 +89,9 @@ class PackQuantized(CompressedTensors):
 
     @classmethod
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
-        """Integers of 4 or 8 bits, activations in plain numbers."""
+        """Integers of 4 bits; of 8, activations in plain numbers."""
         integers = group.type == "int" and (group.bits == 4 or (group.bits == 8 and not group.inputs))
-        return cls(group.bits, group.group_size, group.symmetric, dtype) if integers else None
+        return cls(group.bits, group.group_size, group.symmetric, dtype, group.inputs) if integers else None
 
     def with_scales_in(self, dtype: str) -> PackQuantized:
         """Return the format with its scales in `dtype`."""
@@ -97,9 +99,15 @@ class PackQuantized(CompressedTensors):
 
     @property
     def label(self) -> str:
-        """`w4a16-g64`; `-asym` where there are zero points."""
+        """`w4a16-g64`, `w4a8-fp8-g128`; `-asym` where there are zero points."""
         group = "channel" if self.group_size < 0 else f"g{self.group_size}"
-        return f"w{self.bits}a16-{group}" + ("" if self.symmetric else "-asym")
+        inputs = f"a{self.inputs.lstrip('intfp')}-{self.inputs}" if self.inputs else "a16"
+        return f"w{self.bits}{inputs}-{group}" + ("" if self.symmetric else "-asym")
+
+    @property
+    def zero_points(self) -> bool:
+        """As `symmetric` says."""
+        return not self.symmetric
 
     @property
     def grid(self) -> Grid:
@@ -168,7 +176,12 @@ class PackQuantized(CompressedTensors):
 
     def scheme(self) -> dict[str, Any]:
         """The `weights` and activation arguments of a config group."""
-        return _scheme(self.bits, "int", self.symmetric, self.group_size)
+        out = _scheme(self.bits, "int", self.symmetric, self.group_size, activations="token" if self.inputs else None)
+        if self.inputs:
+            out["input_activations"] |= {
+                "num_bits": 8, "type": "float" if self.inputs == "fp8" else "int", "symmetric": True,
+            }  # fmt: skip
+        return out
 
 
 @dataclass(frozen=True, slots=True)

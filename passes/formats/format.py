@@ -167,6 +167,16 @@ class Format(ABC):
         return False
 
     @property
+    def zero_points(self) -> bool:
+        """Whether its integers have zero points, which not every kernel takes."""
+        return False
+
+    @property
+    def inputs(self) -> str:
+        """The type that engines round a matrix's inputs to where the same weights are read beside plain inputs too; "" for plain ones."""
+        return ""
+
+    @property
     def expert_blocks(self) -> bool:
         """Whether a bank of experts is stored as blocks and scales, whose kernels pad the bank's sides (gpt-oss)."""
         return False

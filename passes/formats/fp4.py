@@ -41,7 +41,7 @@ class Nvfp4(CompressedTensors):
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
         """4-bit floats that are not MXFP4."""
         floats = group.type == "float" and group.bits == 4
-        return cls(group.inputs) if floats and not _is_mxfp4(group) else None
+        return cls(bool(group.inputs)) if floats and not _is_mxfp4(group) else None
 
     @property
     def label(self) -> str:

@@ -63,6 +63,11 @@ class Gptq(Format):
         return self.desc_act
 
     @property
+    def zero_points(self) -> bool:
+        """As `symmetric` says."""
+        return not self.symmetric
+
+    @property
     def kernel(self) -> KernelFamily:
         """GPTQ's."""
         return KernelFamily.GPTQ

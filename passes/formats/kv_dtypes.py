@@ -13,15 +13,18 @@ OWN = "auto"
 
 @dataclass(frozen=True, slots=True)
 class KVDtype:
-    """One type. `bits`: of an element, its share of the scales included; None: those of the model's own numbers.
+    """One type. `bits`: of an element, its share of the scales of groups included; None: those of the model's own numbers.
 
-    `aliases`: other names that users write. `weighed`: whether a plan weighs it unasked.
+    `aliases`: other names that users write. `weighed`: whether a plan weighs it unasked. `head_bytes`: of the scale beside each head's key,
+    and each head's value, of a token. `loss`: the type whose loss was measured and stands for its own.
     """
 
     name: str
     bits: float | None
     aliases: tuple[str, ...] = ()
     weighed: bool = True
+    head_bytes: int = 0
+    loss: str = ""
 
     @property
     def is_float8(self) -> bool:
@@ -38,11 +41,16 @@ def integers(bits: int) -> tuple[str, float]:
 
 
 #: Every type that a plan may choose. fp8 is e4m3; e5m2 costs more quality and is for cards without e4m3, so it is weighed where asked for.
+#: vLLM's others: fp32 scales of a head (`per_token_head`), e4m3 scales of 16 elements (`nvfp4`; `nvfp4_kv_cache_full_dim` of 0.32).
 KV_DTYPES = (
     KVDtype(OWN, None, ("model",)),
     KVDtype("fp8", 8, ("fp8_e4m3",)),
     KVDtype("fp8_e5m2", 8, weighed=False),
     *(KVDtype(*integers(bits)) for bits in (8, 6, 4)),
+    *(KVDtype(name, 16, weighed=False, loss=OWN) for name in ("bfloat16", "float16")),
+    *(KVDtype(f"{name}_per_token_head", 8, weighed=False, head_bytes=4) for name in ("fp8", "int8")),
+    KVDtype("int4_per_token_head", 4, weighed=False, head_bytes=4, loss="int4_token"),
+    *(KVDtype(name, 4 + 8 / 16, weighed=False, loss="int4_grouped") for name in ("nvfp4", "nvfp4_4over6")),
 )
 NAMES = tuple(dtype.name for dtype in KV_DTYPES)
 
@@ -56,3 +64,15 @@ def cache_bits(name: str, own: float = 16) -> float:
     """Return the bits of a cached element; `own` for the model's own numbers, and for types that only an engine knows."""
     dtype = kv_dtype(name)
     return own if dtype is None or dtype.bits is None else dtype.bits
+
+
+def head_bytes(name: str) -> int:
+    """Return the bytes of scales beside each head's key, and each head's value, of a token."""
+    dtype = kv_dtype(name)
+    return 0 if dtype is None else dtype.head_bytes
+
+
+def measured_as(name: str) -> str:
+    """Return the type whose measured loss stands for that of this one."""
+    dtype = kv_dtype(name)
+    return (dtype.loss if dtype else "") or name

@@ -1,4 +1,4 @@
-"""Changes to a description that several quantizing passes share: fused matrices split, a head stored in fewer bits."""
+"""Fused matrices: which parts engines make one of, and what several quantizing passes change: parts split, a head in fewer bits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,30 @@ from passes.ir.state import FullKV
 
 #: Fused names whose parts readers know under these names.
 _QKV, _GATE_UP = "qkv_proj", "gate_up_proj"
+_KEYS, _VALUES = "k_proj", "v_proj"
+
+
+@lru_cache(maxsize=1 << 14)
+def fused(block: Block) -> tuple[tuple[Linear, ...], ...]:
+    """The matrices of a block as engines multiply them: those that they make one matrix of (q, k and v; gate and up) together."""
+    groups: dict[tuple[str, bool], list[Linear]] = {}
+    for linear in block.linears:
+        groups.setdefault((linear.agree or linear.name, linear.role is Role.DOWN), []).append(linear)
+    return tuple(map(tuple, groups.values()))
+
+
+@lru_cache(maxsize=1 << 12)
+def absent_parts(block: Block) -> tuple[tuple[Linear, str], ...]:
+    """Parts of fused matrices that a block has no tensors of: (the part beside it whose values it takes, its name) each.
+
+    Keys that serve as values too (Gemma 4's full attention) leave `v_proj` out; engines hold both.
+    """
+    roles = {linear.role: linear for linear in block.linears}
+    keys = roles.get(Role.K)
+    if keys is None or not isinstance(block.state, FullKV) or not {Role.V, Role.QKV}.isdisjoint(roles):
+        return ()
+    stem, _, name = keys.name.rpartition(_KEYS)
+    return ((keys, stem + _VALUES + name),) if _KEYS in keys.name else ()
 
 
 @lru_cache(maxsize=1 << 12)

@@ -287,6 +287,8 @@ class ModelIR:
     load_time: LoadTime = LoadTime()
     quant_method: str | None = None
     """`quantization_config.quant_method` of an already quantized source; None for a dense one."""
+    spread: float = 0.0
+    """Relative 90 % half width of the bytes of its weights, where how they are stored is assumed; 0 where files or their config say it."""
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was assumed or ignored while reading the model, for people."""

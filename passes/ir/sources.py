@@ -207,9 +207,10 @@ def _downloaded(name: str, revision: str | None) -> Path:
 def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
     entry = catalog.entry(match.id)
     config = entry.config | ({"quantization_config": match.quantization} if match.quantization else {})
-    ir = quantized(build_ir(config, entry.id, assume=assume))
-    if match.note:
-        ir = replace(ir, notes=(*ir.notes, match.note))
+    asked = match.note is not None and (match.quantization is not None or is_repository_name(name))
+    ir = quantized(build_ir(config, name if asked else entry.id, assume=assume))
+    notes = tuple(note for note in (match.note, entry.note) if note)
+    ir = replace(ir, notes=(*ir.notes, *notes), spread=max(match.spread, entry.spread))
     repository = match.id if match.note is None else name if is_repository_name(name) else None
     if repository is None or offline():
         return Source(ir, "catalog", None, None, config_digest(config), False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from passes.base import Pass
+from passes.formats.kv_dtypes import OWN, measured_as
 from passes.ir.distortions import CacheRounding, Distortion, Recovered, Removed, WeightRounding, Zeros
 from passes.ir.model import ModelIR
 from planner.quality.features import Traits
@@ -83,7 +84,8 @@ def _weights(rounding: WeightRounding, traits: Traits) -> Quantity:
 @lru_cache(maxsize=1024)
 def cache_loss(traits: Traits, dtype: str) -> Quantity:
     """Rise by the KV cache's type. Models that lose more by rounding weights lose more by rounding the cache."""
-    if dtype == "auto":
+    dtype = measured_as(dtype)
+    if dtype == OWN:
         return Quantity.exact(0.0)
     fitted = law()["kv"].get(dtype)
     if fitted is not None:

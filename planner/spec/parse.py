@@ -47,17 +47,18 @@ def load_spec(path: str | Path) -> Spec:
     if len(text) > _LONGEST:
         raise InputError(f"{file} is longer than any spec", remedy="name the YAML file that `optimize init` began")
     node, value = read_yaml(text, str(file))
-    spec = _resolve(_validated(node, value, str(file)), file.parent)
+    spec = _resolve(validated(node, value, str(file)), file.parent)
     _refuse_unknown(spec, node, str(file))
     return spec
 
 
 def parse_spec(text: str, name: str = "spec") -> Spec:
     """A spec from its text; `name` is the file shown in errors. Paths stay as written."""
-    return _validated(*read_yaml(text, name), name)
+    return validated(*read_yaml(text, name), name)
 
 
-def _validated(node: yaml.Node | None, value: Any, name: str) -> Spec:
+def validated(node: yaml.Node | None, value: Any, name: str) -> Spec:
+    """A spec from plain values; `node`, where they came from YAML, tells the places in errors. Raises InputError."""
     if not isinstance(value, dict):
         raise InputError(
             "a spec is a mapping with `model:` and `target:`",

@@ -56,8 +56,8 @@ CASES = {
     ("scheme", "version", "arguments"),
     [
         ("nf4", "0.27", {"quantization": "bitsandbytes", "load-format": "bitsandbytes"}),
-        ("fp8-online", "0.31", {"quantization": "fp8"}),
-        ("fp8-online", "0.32", {"quantization": "fp8_per_tensor"}),  # 0.32 refuses `fp8` for a dense checkpoint
+        ("fp8-online", "0.30", {"quantization": "fp8"}),
+        ("fp8-online", "0.31", {"quantization": "fp8_per_tensor"}),  # refuses `fp8` for a dense checkpoint
     ],
 )
 def test_what_an_engine_quantizes_while_it_loads_is_in_its_arguments(

@@ -52,3 +52,21 @@ def test_every_card_of_the_catalog_finds_itself() -> None:
 
 def test_the_processor_is_a_target() -> None:
     assert find_gpu("cpu").is_cpu
+
+
+@pytest.mark.parametrize(
+    ("printed", "card"),
+    [
+        ("Tesla V100-SXM2-16GB", "V100 SXM2 16GB"),
+        ("Tesla V100-PCIE-32GB", "V100 PCIe 32GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100 SXM4 40GB"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX PRO 6000 Blackwell Max-Q"),
+        ("NVIDIA GH200 144G HBM3e", "GH200 144GB (HBM3e)"),
+        ("NVIDIA GeForce RTX 3070 Ti", "RTX 3070 Ti"),
+        ("nvidia-tesla-a100", "A100 SXM4 40GB"),  # Google Cloud's name of one size; the bare name is the larger card's
+        ("nvidia-tesla-v100", "V100 SXM2 16GB"),
+        ("A100", "A100 SXM4 80GB"),
+    ],
+)
+def test_names_as_drivers_and_clouds_print_them(printed: str, card: str) -> None:
+    assert find_gpu(printed).name == card

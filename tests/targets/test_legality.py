@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import pytest
 
@@ -130,8 +129,3 @@ def test_bitsandbytes_is_a_package_of_its_own_since_0_28() -> None:
         for version in ("0.27", "0.28")
     }
     assert "vllm-bnb-plugin" in " ".join(notes["0.28"]) and "plugin" not in " ".join(notes["0.27"])
-
-
-def test_old_cards_quantize_nothing_while_they_load() -> None:
-    half = replace(stored("Qwen2.5-0.5B-Instruct", "fp8-online"), dtype="F16")
-    assert "fp8-online_needs_sm80" in refused("vllm", half, "Tesla T4")

@@ -187,13 +187,13 @@ def routed_with_bias(config: Config, m: Maker, *, bias: bool = True) -> Part:
     hidden, inner, count = (
         config.integer("hidden_size"),
         config.integer("moe_intermediate_size"),
-        config.integer("n_routed_experts"),
+        config.integer("n_routed_experts", "num_experts"),
     )
     part = m.router("gate", count, hidden)
     if bias:
         part += m.tensor("gate.e_score_correction_bias", count, dtype="F32")
     part += m.experts(hidden, inner, count, config.integer("num_experts_per_tok"), prefix="experts.")
-    if shared := config.integer("n_shared_experts", default=0):
+    if shared := config.integer("n_shared_experts", "num_shared_experts", default=0):
         part += m.gated_mlp(hidden, inner * shared, shared=True, key="shared").at("shared_experts.")
     return part.at("mlp.")
 
@@ -249,8 +249,11 @@ def gpt_oss(config: Config, m: Maker, names: Names) -> Description:
     return decoder_of(config, m, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
 
 
-def mimo_v2(config: Config, m: Maker, names: Names) -> Description:
-    """MiMo-V2-Flash: sliding layers with heads of their own and sink biases; keys and values of different widths."""
+def mimo_v2(config: Config, m: Maker, names: Names, *, fused: bool = False) -> Description:
+    """MiMo-V2: sliding layers with heads of their own and sink biases; keys and values of different widths.
+
+    `fused`: q, k and v are one matrix (MiMo-V2.5).
+    """
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
     pattern = config.flags("hybrid_layer_pattern", len(layers))
     sparse = routed_with_bias(config, m)
@@ -263,7 +266,12 @@ def mimo_v2(config: Config, m: Maker, names: Names) -> Description:
         dim, v_dim = config.integer(swa + "head_dim"), config.integer(swa + "v_head_dim")
         bias = config.flag("attention_bias")
         part = m.norms(hidden, "input_layernorm", "post_attention_layernorm")
-        part += m.attention(hidden, heads, kv_heads, dim, v_head_dim=v_dim, qkv_bias=bias).at("self_attn.")
+        if fused:
+            rows = heads * dim + kv_heads * (dim + v_dim)
+            part += m.linear("self_attn.qkv_proj", Role.QKV, rows, hidden, bias=bias, reads="attn_in")
+            part += m.linear("self_attn.o_proj", Role.O, hidden, heads * v_dim, reads="attn_out")
+        else:
+            part += m.attention(hidden, heads, kv_heads, dim, v_head_dim=v_dim, qkv_bias=bias).at("self_attn.")
         if config.flag("add_swa_attention_sink_bias" if swa else "add_full_attention_sink_bias"):
             part += m.tensor("self_attn.attention_sink_bias", heads)
         part += sparse if is_sparse(config, i) else dense
@@ -275,16 +283,16 @@ def mimo_v2(config: Config, m: Maker, names: Names) -> Description:
     return decoder(names, [block(i) for i in layers], ends(m, config, names, is_tied(config, False)))
 
 
-def step3p7(config: Config, m: Maker, names: Names) -> Description:
-    """Step-3.x Flash: a gate a head on the attention output, experts in three 3-D tensors, one shared expert."""
+def step3(config: Config, m: Maker, names: Names) -> Description:
+    """Step-3.x Flash: a gate a head on the attention output, experts in three 3-D tensors, one shared expert.
+
+    Step-3.5 Flash: sliding layers have heads of their own (`attention_other_setting`), `moe_layers_enum` lists the sparse ones.
+    """
     style = Style(qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm="head")
     hidden, count = config.integer("hidden_size"), config.integer("num_experts", "moe_num_experts")
     inner, active = config.integer("moe_intermediate_size"), config.integer("num_experts_per_tok", "moe_top_k")
-    common = total(
-        m.norms(hidden, *style.norms),
-        attention(config, m, style),
-        m.linear("self_attn.g_proj", Role.MIXER_GATE, config.integer("num_attention_heads"), hidden, quantizable=False),
-    )
+    own = {**config.values, **config.get("attention_other_setting", default={})}
+    sliding = Config(own, config.name, config.path, config.kind)
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
     sparse = m.router("moe.gate", count, hidden) + m.gated_mlp(
         hidden, config.integer("share_expert_dim"), shared=True, key="shared"
@@ -299,8 +307,23 @@ def step3p7(config: Config, m: Maker, names: Names) -> Description:
         apart = f"moe.experts.{{e}}.{name}"
         stacking = Stacking(f"moe.{name}.weight", False, ((apart, out),))
         sparse += m.bank(apart, role, out, into, count, active, stacking=stacking)
-    outer = ends(m, config, names, is_tied(config, False))
-    return decoder_of(config, m, names, lambda i: common + (sparse if is_sparse(config, i) else dense), style, outer)
+    listed = config.get("moe_layers_enum")
+    has_experts = {int(i) for i in str(listed).split(",")} if listed else None
+
+    def block(i: int, kind: str) -> Block:
+        """Layer `i`, by the kind of its attention."""
+        here = sliding if kind == "sliding_attention" else config
+        heads, kv_heads, dim = head_sizes(here)
+        part = m.norms(hidden, *style.norms) + attention(here, m, style)
+        if config.flag("use_head_wise_attn_gate", default=True):
+            part += m.linear("self_attn.g_proj", Role.MIXER_GATE, heads, hidden, quantizable=False)
+        part += sparse if (is_sparse(config, i) if has_experts is None else i in has_experts) else dense
+        return part.block(attention_state(config, kind, FullKV(kv_heads, dim, dim)), heads)
+
+    # Layers behind the decoder's are those of its MTP heads.
+    kinds = [str(kind) for kind in config.items("layer_types")][: len(config.layer_numbers())]
+    blocks = [block(i, kind) for i, kind in enumerate(kinds)]
+    return decoder(names, blocks, ends(m, config, names, is_tied(config, False)))
 
 
 def llama4(config: Config, m: Maker, names: Names) -> Description:
@@ -355,7 +378,9 @@ _FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
     "Glm4MoeForCausalLM": glm4_moe,
     "GptOssForCausalLM": gpt_oss,
     "MiMoV2FlashForCausalLM": mimo_v2,
-    "Step3p7FlashForCausalLM": step3p7,
+    "MiMoV2ForCausalLM": lambda c, m, n: mimo_v2(c, m, n, fused=True),
+    "Step3p7FlashForCausalLM": step3,
+    "Step3p5ForCausalLM": step3,
     "Llama4ForCausalLM": llama4,
 }
 

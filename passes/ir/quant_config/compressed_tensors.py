@@ -82,9 +82,16 @@ def read_group(said: Fields, settings: Fields) -> ConfigGroup:
         said.text("format", settings.text("format", "")), weights.text("type", "int"),
         weights.integer("num_bits", at_least=1, at_most=32),
         group_size(weights, -1) if whole is None else whole, weights.flag("symmetric", default=True),
-        (block[0], block[1]) if all(block) else None, bool(inputs.values),
+        (block[0], block[1]) if all(block) else None, _input_type(inputs),
         bool(inputs.values) and inputs.get("dynamic") in (None, False),
     )  # fmt: skip
+
+
+def _input_type(inputs: Fields) -> str:
+    """What the inputs are quantized to (`int8`, `fp8`); empty where they are not."""
+    if not inputs.values:
+        return ""
+    return f"{'fp' if inputs.text('type', 'int') == 'float' else 'int'}{inputs.integer('num_bits', default=8, at_least=1, at_most=32)}"
 
 
 def described(group: ConfigGroup, ir: ModelIR) -> CompressedTensors:

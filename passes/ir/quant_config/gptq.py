@@ -55,7 +55,35 @@ class GptqConfig(QuantConfig):
             "true_sequential": True,
             "checkpoint_format": "gptq" if base.version == 1 else "gptq_v2",
         }
-        return settings | ({"dynamic": dynamic} if dynamic else {})
+        # Engines that look for quantized matrices in the files do not find there what has no tensors.
+        listed = _listed(matrices) if any(matrix.absent and matrix.form == base for matrix in matrices) else []
+        return (
+            settings
+            | ({"dynamic": dynamic} if dynamic else {})
+            | ({"modules_in_block_to_quantize": listed} if listed else {})
+        )
+
+    def treats_alike(self, settings: Mapping[str, Any], ir: ModelIR, present: str, absent: str) -> bool:
+        """By `modules_in_block_to_quantize`, parts of names; without it engines take what the files hold."""
+        listed = [name for group in settings.get("modules_in_block_to_quantize") or () for name in _flat(group)]
+        return bool(listed) and any(name in present for name in listed) == any(name in absent for name in listed)
+
+    def naming_absent(self, name: str) -> str:
+        """In `modules_in_block_to_quantize`."""
+        return f"modules_in_block_to_quantize with {name} and every other quantized matrix in quantization_config"
+
+
+def _flat(group: str | Iterable[str]) -> Iterable[str]:
+    return (group,) if isinstance(group, str) else group
+
+
+def _listed(matrices: Sequence[NamedMatrix]) -> list[list[str]]:
+    """The quantized matrices of a block by their names in it, one group for each module."""
+    modules: dict[str, dict[str, None]] = {}
+    for matrix in matrices:
+        if isinstance(matrix.form, Gptq) and "{e}" not in matrix.name:
+            modules.setdefault(matrix.name.rpartition(".")[0], {})[matrix.name] = None
+    return [list(names) for names in modules.values()]
 
 
 #: What engines call one module made of several.

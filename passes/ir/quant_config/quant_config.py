@@ -11,7 +11,7 @@ from passes.errors import InputError, TightfitError
 from passes.formats.format import Format, formats
 from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.module_names import Matches, matcher
+from passes.ir.quant_config.module_names import Matches, left_dense, matcher
 from passes.registry import Registry
 
 #: Says in which format a matrix (full name) is stored; None where it is left dense, or only the headers say.
@@ -22,13 +22,15 @@ StorageOf = Callable[[str], Format | None]
 class NamedMatrix:
     """One matrix (`{e}`: of every expert) under the name that it has on disk, `prefix` + `name`.
 
-    `quantizable`: whether recipes quantize it, which is what engines look rules up for.
+    `quantizable`: whether recipes quantize it, which is what engines look rules up for. `absent`: whether the checkpoint has no tensors of
+    it, and it is named because engines make one matrix of it and its neighbours, which must be treated alike.
     """
 
     prefix: str
     name: str
     form: Format
     quantizable: bool
+    absent: bool = False
 
 
 class QuantConfig(ABC):
@@ -49,6 +51,15 @@ class QuantConfig(ABC):
     def stores_head(self, settings: Mapping[str, Any], ir: ModelIR) -> bool:
         """Return whether the output head is quantized, too."""
         return False
+
+    def treats_alike(self, settings: Mapping[str, Any], ir: ModelIR, present: str, absent: str) -> bool:
+        """Return whether the settings say of a matrix (full name) without tensors in the checkpoint what they say of one that has some."""
+        dense, storage_of = left_dense(fields_of(settings, ir), self.leaves, []), self.read(settings, ir)
+        return dense(present) == dense(absent) and storage_of(present) == storage_of(absent)
+
+    def naming_absent(self, name: str) -> str:
+        """Return how a checkpoint's settings can be mended that do not name a matrix without tensors."""
+        return f"{name} in every list of quantization_config that has its neighbours, or formats that leave them dense"
 
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
         """Return the settings of a model whose matrices are stored in formats of this method, others dense.

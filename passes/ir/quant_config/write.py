@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from passes.ir.fused import absent_parts
 from passes.ir.model import ModelIR
 from passes.ir.quant_config.quant_config import NamedMatrix, incompatible, quant_config
 
@@ -30,8 +31,10 @@ def quantization_config(ir: ModelIR) -> dict[str, Any] | None:
 def _matrices(ir: ModelIR) -> Iterator[NamedMatrix]:
     for stack in ir.stacks:
         for layer in range(len(stack.layers)):
-            prefix = stack.layer_prefix(layer)
-            for linear in stack.block(layer).linears:
+            prefix, block = stack.layer_prefix(layer), stack.block(layer)
+            for beside, name in absent_parts(block):
+                yield NamedMatrix(prefix, name, beside.storage, beside.quantizable, absent=True)
+            for linear in block.linears:
                 apart = linear.stacking is not None and linear.storage.is_quantized
                 for part, _ in linear.stacking.parts if apart and linear.stacking else ((linear.name, 0),):
                     yield NamedMatrix(prefix, part, linear.storage, linear.quantizable and stack.name == "decoder")

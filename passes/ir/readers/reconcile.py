@@ -145,8 +145,8 @@ class Reader:
     def _turned(self, prefix: str, block: Block) -> Block:
         """The layer with its banks the other way round where the headers have them so: newer transformers save some families thus."""
 
-        def fits(one: Block) -> bool:
-            banks = [(lin, self.left.get(prefix + lin.stacking.tensor)) for lin in one.linears if lin.stacking]
+        def fits(block: Block) -> bool:
+            banks = [(lin, self.left.get(prefix + lin.stacking.tensor)) for lin in block.linears if lin.stacking]
             return all(found is None or found.shape == _bank_shape(linear) for linear, found in banks)
 
         if fits(block):

@@ -39,6 +39,12 @@ _WITH_PIXTRAL = frozenset({"LlavaForConditionalGeneration", "Mistral3ForConditio
 _WINDOW_PATTERN = {"Gemma2ForCausalLM": 1, "Gemma3ForConditionalGeneration": 6, "Cohere2ForCausalLM": 1}
 
 
+#: The most elements dequantized at once (`max_dq_size` in config.py), and the side of attention's scores (`max_attention_size`).
+_DEQUANTIZED_MOST, _SCORES = 512 << 20, 2048
+#: By how much flash attention shrinks them (`temp_attn_size` in attn.py).
+_FLASH = _SCORES / 190
+
+
 class ExllamaV2(Exllama):
     """ExLlamaV2 as served by TabbyAPI."""
 
@@ -61,6 +67,15 @@ class ExllamaV2(Exllama):
     def unpacked_bytes(self, ir: ModelIR, layers: int) -> float:
         """A quantized cache is read through one layer's in fp16, as long as the whole cache (`temp_tensors` in exllamav2/cache.py)."""
         return 0.0 if ir.kv_cache.dtype == OWN else 2.0 / max(1, layers)
+
+    def dequantized_head(self, elements: int) -> int:
+        """As any matrix (`temp_dq_size` in linear.py)."""
+        return min(elements, _DEQUANTIZED_MOST)
+
+    def attention_bytes(self, heads: int, context: int) -> tuple[float, float]:
+        """Scores and their softmax in fp16 (`temp_attn_size` in attn.py), whole without flash attention."""
+        size = 4.0 * heads * min(_SCORES, context) ** 2
+        return size / _FLASH, size
 
     def verifier(self) -> Verifier:
         """Through its package's own generator, and TabbyAPI where a checkout is named."""

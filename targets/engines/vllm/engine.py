@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason, ReasonKind
 from passes.formats.format import Format
+from passes.formats.kv_dtypes import cache_bits, head_bytes
 from passes.ir.model import Block, ModelIR
-from passes.ir.resident import resident_model
+from passes.ir.resident import cast_dense, resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
-from targets.engines.accounting import answer
+from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import (
     Engine,
     Memory,
@@ -27,23 +28,23 @@ from targets.engines.engine import (
     Settings,
     SpeedEstimate,
 )
-from targets.engines.kv_layout import CacheSettings, Layout, build_layout
+from targets.engines.kv_layout import Layout, build_layout
+from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory import activations
+from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons
 from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
+from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
-from targets.engines.vllm.rules.legality import (
-    cache_reasons,
-    dtype_reasons,
-    expert_reasons,
-    format_reasons,
-    load_time_reasons,
-    storages,
-)
+from targets.engines.vllm.rules.fused import absent_note, fused_reasons
+from targets.engines.vllm.rules.kernels import kernel_reasons
+from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
+from targets.engines.vllm.rules.legality import expert_reasons, load_time_reasons, order_reasons, storages
+from targets.engines.vllm.rules.methods import method_reasons, plugin_note, wheel_reasons
 from targets.engines.vllm.rules.runner import has_states, subtracts_graphs
 from targets.engines.vllm.rules.shards import shard_reasons
-from targets.engines.vllm.rules.versions import KNOWN_VERSIONS, Rules, rules_for
+from targets.engines.vllm.rules.versions import KNOWN_VERSIONS, MARLIN_PADDING, Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
 from targets.speed.card import capability_of
@@ -59,6 +60,10 @@ _GIB = 1 << 30
 _LARGE_CARD_BYTES, _HUGE_CARD_BYTES = 70 * _GIB, 160 * _GIB
 #: Bytes a second between two cards that only a switch of their own gives (NVLink of server cards; a bridge has 112 GB/s).
 _SWITCHED_LINK = 2e11
+#: Compute capabilities × 10 between which experts in blocks of 4 bits have kernels beside Marlin's.
+_HOPPER, _RTX_BLACKWELL = 90, 120
+#: Below so much cache a gibibyte more or less is said.
+_TIGHT_CACHE = 12 * _GIB
 _BLOCK = 16
 #: The first version without a loader of GGUF files (`model_loader/gguf_loader.py`).
 _GGUF_LEFT = (0, 24, 0)
@@ -76,7 +81,10 @@ class Vllm(Engine):
         "fp8", "fp8-block", "w8a8", "w8a16-channel", "w8a16-g128", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w4a16-g128-asym",
         "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "gptq-8-g128", "awq-4-g128", "awq-4-g64", "awq-4-g32", "nvfp4", "nf4", "fp8-online",
     )  # fmt: skip
-    kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "fp8", "fp8_e5m2")
+    kv_dtypes: ClassVar[tuple[str, ...]] = (
+        "auto", "bfloat16", "float16", "fp8", "int8_per_token_head", "fp8_per_token_head", "fp8_e5m2", "nvfp4_4over6", "nvfp4",
+        "int4_per_token_head",
+    )  # fmt: skip
     server: ClassVar[ServerLog | None] = ServerLog(
         tokens=re.compile(r"KV cache size: ([\d,]+) tokens"),
         concurrency=re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x"),
@@ -107,12 +115,13 @@ class Vllm(Engine):
                     kind=ReasonKind.NOT_MODELLED,
                 ),
             )  # fmt: skip
-        forms = sorted(storages(ir), key=lambda form: form.label)
-        reasons = [reason for form in forms for reason in self._format_reasons(form, gpu, rules)]
-        reasons += dtype_reasons(ir, gpu, settings, rules)
-        reasons += load_time_reasons(ir, gpu)
+        reasons = [*dtype_reasons(ir, gpu, settings.dtype, rules), *load_time_reasons(ir, gpu)]
+        reasons += architecture_reasons(ir, rules)
+        ir = computed(ir, gpu, settings, rules)
+        reasons += self._format_reasons(ir, gpu, settings.parallel, rules)
         reasons += self._cache_reasons(ir, gpu, rules)
         reasons += expert_reasons(ir)
+        reasons += fused_reasons(ir)
         reasons += shard_reasons(ir, settings.parallel)
         reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
         if settings.block_size is not None and settings.block_size % _BLOCK:
@@ -126,20 +135,33 @@ class Vllm(Engine):
             )
         return tuple(reasons)
 
-    def _format_reasons(self, form: Format, gpu: Gpu, rules: Rules) -> Iterator[Reason]:
-        return format_reasons(form, gpu, rules)
+    def _format_reasons(self, ir: ModelIR, gpu: Gpu, parallel: Parallel, rules: Rules) -> Iterator[Reason]:
+        """Wheels without code for the card, formats that a version does not read there, matrices without a kernel."""
+        capability = gpu.capability or 0
+        yield from wheel_reasons(capability, rules)
+        stored = sorted(storages(resident_model(ir)), key=lambda form: form.label)
+        refused = [
+            reason for form in stored if form.is_quantized
+            for reason in (*order_reasons(form, rules), *method_reasons(form, ir.quant_method, capability, ir.dtype, rules))
+        ]  # fmt: skip
+        yield from refused
+        if not refused:
+            yield from kernel_reasons(ir, capability, ir.dtype, rules, parallel)
 
     def _cache_reasons(self, ir: ModelIR, gpu: Gpu, rules: Rules) -> Iterator[Reason]:
-        return cache_reasons(ir, gpu, rules)
+        yield from checkpoint_reasons(ir, rules)
+        yield from cache_type_reasons(ir, gpu.capability or 0, rules)
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """The tightest rank's budget, terms and cache."""
         rules, note = rules_on_card(settings.version, gpu)
-        declared = cache_note(ir, rules)
-        ir = as_cached(resident_model(ir), rules)
+        stored, ir = ir, as_cached(resident_model(computed(ir, gpu, settings, rules)), rules)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         memory, layout = estimate
-        said = (note, gpu.note, _load_time_note(ir, rules), _dtype_note(ir, gpu, settings), declared)
+        said = (
+            note, gpu.note, plugin_note(_names(stored), rules), dtype_note(stored, gpu, settings.dtype, rules), absent_note(stored),
+            cache_note(stored, rules), architecture_note(stored, rules), _cold_note(memory, settings, rules),
+        )  # fmt: skip
         notes = tuple(n for n in said if n)
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
@@ -163,16 +185,14 @@ class Vllm(Engine):
             kept = settings.reserve_bytes
             free = Quantity(card.value - kept, card.low - kept, card.high - kept, card.basis)
             budget = min(budget, free, key=lambda q: q.value)
-        outside = activations.non_torch(ir, profile, rules)
-        graphs = activations.cuda_graphs(ir, profile, rules)
-        subtracted = graphs if subtracts_graphs(ir, rules) else Quantity.exact(0)
+        on_top = not subtracts_graphs(ir, rules)
         best: tuple[Memory, Layout] | None = None
         per_rank = []
         for stage, size in enumerate(weights_per_stage(ir, parallel, rules)):
             last = stage == parallel.pp - 1
-            activation = activations.activations(ir, replace(profile, samples=last), rules)
-            weights = Quantity.relative(size, 0.005, Basis.EXACT)
-            spent = weights + activation + outside + subtracted
+            taken = activations.overhead(ir, replace(profile, samples=last), rules)
+            weights = weights_quantity(ir, size, _weights_error(ir), Basis.EXACT)
+            spent = weights + taken.subtracted
             left = budget - spent
             if settings.kv_cache_memory_bytes is not None:
                 left = Quantity.exact(settings.kv_cache_memory_bytes)
@@ -180,8 +200,8 @@ class Vllm(Engine):
                 _stage_states(ir, parallel.pp, stage, rules), cache_settings(ir, settings, profile, rules), rules
             )
             needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
-            total = weights + activation + outside + graphs + Quantity.exact(needed)
-            memory = Memory(weights, left, activation, outside, graphs, total, budget)
+            total = spent + (taken.cuda_graphs if on_top else Quantity.exact(0)) + Quantity.exact(needed)
+            memory = Memory(weights, left, taken.activations, taken.non_torch, taken.cuda_graphs, total, budget)
             per_rank.append({"stage": stage, "weights": size, "kv_cache": left.value})
             if best is None or layout.concurrency(layout.blocks(left.value), workload.context) < best[1].concurrency(
                 best[1].blocks(best[0].kv_cache.value), workload.context
@@ -224,8 +244,9 @@ class Vllm(Engine):
         return Scheduler(batched_tokens(settings, gpu, workload, rules), sequences)
 
     def cache_bytes(self, ir: ModelIR) -> float:
-        """One byte in fp8, else as the model computes."""
-        return element_bytes(ir)
+        """As its type says; a head's scales are spread over its elements."""
+        heads = [block.state.head_dim for block, _ in ir.decoder.counts if isinstance(block.state, FullKV)]
+        return element_bytes(ir) + (head_bytes(ir.kv_cache.dtype) / min(heads) if heads else 0)
 
     def launch(self, request: LaunchRequest) -> Launch:
         """`vllm serve` with a config file."""
@@ -258,16 +279,28 @@ def _state_reasons(
     return (Reason("too_few_state_blocks", message, f"max_num_seqs {blocks}", fewer, ReasonKind.TOO_LARGE, fewer),)
 
 
-def _dtype_note(ir: ModelIR, gpu: Gpu, settings: Settings) -> str | None:
-    if ir.dtype == "BF16" and settings.dtype is None and not gpu.is_cpu and (gpu.capability or 0) < 80:
-        return f"{gpu.name} has no bfloat16: vLLM computes in float16 there"
-    return None
+def computed(ir: ModelIR, gpu: Gpu, settings: Settings, rules: Rules) -> ModelIR:
+    """The model in what vLLM computes in on the card."""
+    return cast_dense(ir, computed_dtype(ir, gpu, settings.dtype, rules))
 
 
-def _load_time_note(ir: ModelIR, rules: Rules) -> str | None:
-    if rules.bitsandbytes_plugin and (ir.load_time.name == "nf4" or ir.quant_method == "bitsandbytes"):
-        return "vLLM 0.28 and newer need the package vllm-bnb-plugin beside them for bitsandbytes"
-    return None
+def _names(ir: ModelIR) -> Iterator[str]:
+    """What the formats of a model, stored or made while loading, are called."""
+    yield from (name for name in (ir.quant_method, ir.load_time.name) if name)
+
+
+def _weights_error(ir: ModelIR) -> float:
+    """Experts in blocks of 4 bits are padded as the kernel likes (gpt-oss: printed 2.4 % below to 0.8 % above what is counted)."""
+    return 0.025 if any(lin.storage.expert_blocks for block, _ in ir.decoder.counts for lin in block.linears) else 0.005
+
+
+def _cold_note(memory: Memory, settings: Settings, rules: Rules) -> str | None:
+    if settings.enforce_eager or not rules.counts_reserved or not 0 < memory.kv_cache.value < _TIGHT_CACHE:
+        return None
+    return (
+        "the state of torch.compile's cache moves the KV cache: the interval's lower end is a first start, its upper end a start with"
+        " the cache of an earlier one"
+    )
 
 
 def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rules) -> int:
@@ -309,8 +342,8 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
 
 
 def element_bytes(ir: ModelIR) -> float:
-    """Bytes of one cached key or value."""
-    return 1.0 if ir.kv_cache.dtype.startswith("fp8") else 4.0 if ir.dtype == "F32" else 2.0
+    """Bytes of one cached key or value, scales of whole heads apart."""
+    return cache_bits(ir.kv_cache.dtype, 32 if ir.dtype == "F32" else 16) / 8
 
 
 def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile, rules: Rules) -> CacheSettings:
@@ -318,6 +351,7 @@ def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile
     return CacheSettings(
         settings.block_size or _BLOCK, element_bytes(ir), 4 if ir.dtype == "F32" else 2, profile.tp,
         profile.tokens * rules.in_flight_batches, rules.hybrid_prefix_caching or not has_states(ir),
+        head_bytes=head_bytes(ir.kv_cache.dtype),
     )  # fmt: skip
 
 
@@ -334,8 +368,12 @@ def _as_stored(block: Block, rules: Rules) -> LayerState:
 
 
 def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
-    """A version's behaviour on a card: V1 needs compute capability 8.0; before 0.11 older cards fell back to V0."""
+    """A version's behaviour on a card: V1 needs compute capability 8.0; before 0.11 older cards fell back to V0. Below 9.0 and on RTX
+    Blackwell experts in blocks of 4 bits are Marlin's, which goes on padding them (vLLM 0.33's oracles of fused experts).
+    """
     rules, note = rules_for(version)
+    if 0 < (gpu.capability or 0) < _HOPPER or (gpu.capability or 0) >= _RTX_BLACKWELL:
+        rules = replace(rules, expert_padding=MARLIN_PADDING)
     if rules.v1 and rules.version < (0, 11, 0) and 0 < (gpu.capability or 0) < 80:
         rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False)
     return rules, note

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from passes.errors import Reason
 from passes.formats.published import Published
+from passes.ir.fused import fused
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV, LayerState
 from targets.engines.engine import Parallel
@@ -46,10 +47,7 @@ def _straddling(block: Block, ranks: Ranks) -> Reason | None:
 
 def _in_whole_blocks(block: Block, ranks: Ranks) -> Iterator[tuple[Linear, str, int, int]]:
     """(matrix, `rows` or `inputs`, how many one card holds, the block that must divide them)."""
-    fused: dict[tuple[str, bool], list[Linear]] = {}
-    for linear in block.linears:
-        fused.setdefault((linear.agree or linear.name, linear.role is Role.DOWN), []).append(linear)
-    for members in fused.values():
+    for members in fused(block):
         shape, first = members[0].storage.block, members[0]
         if shape is None:
             continue

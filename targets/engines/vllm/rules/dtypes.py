@@ -1,0 +1,50 @@
+"""What vLLM computes in: the model's dtype, and what it falls back to on cards without bfloat16.
+
+Sources: `config/model.py:_resolve_auto_dtype`, `_FLOAT16_NOT_SUPPORTED_MODELS`, `platforms/cuda.py:check_if_supports_dtype` (0.9 on).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from passes.errors import Reason
+from passes.ir.model import ModelIR
+from targets.engines.vllm.rules.versions import Rules
+from targets.gpu import Gpu
+
+#: Families that overflow in float16.
+_NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
+#: The least compute capability × 10 with bfloat16.
+_BFLOAT16 = 80
+
+
+def computed_dtype(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> str:
+    """Return safetensors' name of what the model computes in: its own, or float16 on a card without bfloat16 where none is asked for, or
+    float32 for families that refuse that."""
+    falls_back = ir.dtype == "BF16" and _lacks_bfloat16(gpu) and asked in (None, "auto") and rules.names_dtypes
+    if not falls_back:
+        return ir.dtype
+    return "F32" if ir.model_type in _NO_FLOAT16 else "F16"
+
+
+def dtype_reasons(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> Iterator[Reason]:
+    """What a version refuses to compute in, for this model or on this card."""
+    refuses = rules.names_dtypes and ir.model_type in _NO_FLOAT16
+    if ir.dtype == "F16" and refuses:
+        yield Reason("float16_refused", f"vLLM runs {ir.model_type} models in no float16", "dtype bfloat16")
+    if computed_dtype(ir, gpu, asked, rules) == "BF16" and _lacks_bfloat16(gpu):
+        yield Reason("bf16_needs_sm80", f"{gpu.name} has no bfloat16", "dtype fp32" if refuses else "dtype fp16")
+
+
+def dtype_note(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> str | None:
+    """Return what a model computes in where that is not what it is stored in."""
+    dtype = computed_dtype(ir, gpu, asked, rules)
+    if dtype == ir.dtype:
+        return None
+    if dtype == "F16":
+        return f"{gpu.name} has no bfloat16: vLLM computes in float16 there"
+    return f"{gpu.name} has no bfloat16, and vLLM runs {ir.model_type} models in no float16: it computes in float32, with twice the weights"
+
+
+def _lacks_bfloat16(gpu: Gpu) -> bool:
+    return not gpu.is_cpu and (gpu.capability or 0) < _BFLOAT16

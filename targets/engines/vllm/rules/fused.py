@@ -1,0 +1,61 @@
+"""Parts of a matrix that vLLM fuses and that do not agree: stored in two ways, or one of them absent and not named.
+
+Sources: `quantization/utils/gptq_utils.py:is_layer_gptq_quantized`, `compressed_tensors/utils.py:should_ignore_layer` and
+`find_matched_target`, `utils/quant_utils.py:is_layer_skipped` (0.32): some but not all parts of a fused module raises ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from passes.errors import Reason
+from passes.ir.fused import absent_parts, fused
+from passes.ir.model import ModelIR
+from passes.ir.quant_config.quant_config import quant_config
+from passes.ir.quant_config.read import quantization
+
+
+def fused_reasons(ir: ModelIR) -> Iterator[Reason]:
+    """Return the first fused matrix whose parts are stored in two ways, and the first absent part that a checkpoint treats otherwise."""
+    yield from list(_disagreeing(ir))[:1]
+    if ir.quant_method is not None:
+        yield from list(_absent(ir))[:1]
+
+
+def _disagreeing(ir: ModelIR) -> Iterator[Reason]:
+    for block, _ in ir.decoder.counts:
+        for members in fused(block):
+            labels = sorted({linear.storage.label for linear in members})
+            if members[0].copies == 1 and members[0].agree and len(labels) > 1:
+                names = ", ".join(linear.name.rpartition(".")[2] for linear in members)
+                message = f"vLLM makes one matrix of {names}, which are stored as {' and '.join(labels)}"
+                yield Reason("fused_parts_disagree", message, "one format for all of them")
+
+
+def _absent(ir: ModelIR) -> Iterator[Reason]:
+    found = quantization(ir.config, ir.name)
+    if found is None:
+        return
+    (method, settings), decoder = found, ir.decoder
+    config = quant_config(method, ir)
+    for layer in range(len(decoder.layers)):
+        prefix, block = decoder.layer_prefix(layer), decoder.block(layer)
+        for beside, name in absent_parts(block):
+            if beside.storage.is_quantized and not config.treats_alike(
+                settings, ir, prefix + beside.name, prefix + name
+            ):
+                message = (
+                    f"vLLM makes one matrix of {beside.name} and {name}, and {prefix}{name} is neither in the checkpoint nor "
+                    f"named by its quantization_config like {beside.name}"
+                )
+                yield Reason("fused_part_absent", message, config.naming_absent(name))
+
+
+def absent_note(ir: ModelIR) -> str | None:
+    """Return how a checkpoint that is made here names parts that it has no tensors of."""
+    names = sorted({
+        name for block, _ in ir.decoder.counts for beside, name in absent_parts(block) if beside.storage.is_quantized
+    })  # fmt: skip
+    if ir.quant_method is not None or not names:
+        return None
+    return f"layers without {', '.join(names)}: quantization_config names it all the same, because vLLM fuses it with its neighbours"

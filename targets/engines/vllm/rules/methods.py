@@ -1,0 +1,157 @@
+"""Which quantizations a version of vLLM reads on which cards: one row a method, as its configs' `get_min_capability` say by version.
+
+Sources: `model_executor/layers/quantization/*.py` and `compressed_tensors/schemes/*.py` of the releases 0.6.6–0.33.0; the versions are the
+first in which a value was seen. The wheels themselves: vLLM's pull request 39878 (CUDA 13 by default, which has no Volta; 0.20).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from passes.errors import Reason
+from passes.formats.format import Format
+from targets.engines.vllm.rules.versions import Rules, Version, at_version, said
+
+_ALWAYS: Version = (0, 0, 0)
+_HALVES = frozenset({"F16", "BF16"})
+_FLOATS = _HALVES | {"F32"}
+#: The least compute capability × 10 that vLLM's wheels have code for.
+_WHEELS = ((_ALWAYS, 70), ((0, 20, 0), 75))
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way of storing matrices. `least`: the least compute capability × 10 from a version on; the first version reads it first.
+
+    `most`: the greatest capability. `until`: the first version that does not read it. `plugin`: the first version that reads it only with a
+    package of its own beside it, and that package's name. `dtypes`: what a model that is stored so may compute in.
+    """
+
+    least: tuple[tuple[Version, int], ...]
+    most: int | None = None
+    until: Version | None = None
+    plugin: tuple[Version, str] | None = None
+    dtypes: frozenset[str] = _HALVES
+
+
+def _always(least: int, **rest: Version | tuple[Version, str] | frozenset[str]) -> Method:
+    return Method(((_ALWAYS, least),), **rest)  # type: ignore[arg-type]
+
+
+#: By the start of a format's name; `/` after it: the type of its inputs (W4A8); before it: the `quant_method` of the checkpoint.
+_METHODS: Mapping[str, Method] = {
+    # compressed-tensors, by scheme
+    "pack-quantized": Method(((_ALWAYS, 80), ((0, 12, 0), 75)), dtypes=_FLOATS),
+    "pack-quantized/fp8": Method((((0, 10, 0), 90),), most=90, dtypes=_FLOATS),
+    "pack-quantized/int8": Method((((0, 26, 0), 75),), dtypes=_FLOATS),
+    "int-quantized": _always(75, dtypes=_FLOATS),
+    "float-quantized": Method(((_ALWAYS, 80), ((0, 16, 0), 75)), dtypes=_FLOATS),
+    "nvfp4-pack-quantized": Method((((0, 9, 0), 80), ((0, 16, 0), 75)), dtypes=_FLOATS),
+    "mxfp4-pack-quantized": Method((((0, 14, 0), 80),), dtypes=_FLOATS),
+    "compressed-tensors": _always(70, dtypes=_FLOATS),
+    # GPTQ and AWQ: their kernels ask for more (`kernels`)
+    "gptq": _always(60),
+    "auto-round": _always(60),
+    "awq": _always(75),
+    # 8- and 4-bit floats of publishers; below their native cards they run weight-only in Marlin kernels
+    "fp8": Method(((_ALWAYS, 80), ((0, 14, 0), 75))),
+    "fp8-row": _always(80),
+    "fbgemm_fp8": _always(80),
+    "modelopt/fp8": Method(((_ALWAYS, 89), ((0, 27, 0), 80))),
+    "modelopt": Method((((0, 8, 0), 100), ((0, 9, 0), 80), ((0, 14, 0), 75))),
+    "nvfp4-modelopt": Method((((0, 8, 0), 100), ((0, 9, 0), 80), ((0, 14, 0), 75))),
+    "mxfp4": Method((((0, 10, 0), 80),), dtypes=frozenset({"BF16"})),
+    # made while loading, and packages' own
+    "fp8-online": Method(((_ALWAYS, 80), ((0, 14, 0), 75))),
+    "nf4": _always(70, plugin=((0, 28, 0), "vllm-bnb-plugin"), dtypes=_FLOATS),
+    "int8-bnb": _always(70, plugin=((0, 28, 0), "vllm-bnb-plugin"), dtypes=_FLOATS),
+    "bitsandbytes": _always(70, plugin=((0, 28, 0), "vllm-bnb-plugin"), dtypes=_FLOATS),
+    "gguf": _always(60, plugin=((0, 24, 0), "vllm-gguf-plugin"), dtypes=_FLOATS),
+    "torchao": _always(75, dtypes=_FLOATS),
+    "quark": _always(70),
+    "fp_quant": Method((((0, 10, 0), 100),), dtypes=frozenset({"BF16"})),
+    "hqq": _always(80, until=(0, 15, 0)),
+    "aqlm": _always(60, until=(0, 10, 0)),
+    "ptpc_fp8": _always(94, until=(0, 19, 0)),
+}  # fmt: skip
+
+
+def method_of(form: Format, source: str | None) -> Method | None:
+    """Return how vLLM reads a format, in a checkpoint of this `quant_method`; None where it does not."""
+    names = (f"{source}/{form.engine_name}", f"{form.engine_name}/{form.inputs}", form.engine_name)
+    found = (max(filter(name.startswith, _keys("/" in name)), key=len, default=None) for name in names)
+    key = next((key for key in found if key is not None), None)
+    return None if key is None else _METHODS[key]
+
+
+def _keys(qualified: bool) -> Iterator[str]:
+    return (key for key in _METHODS if ("/" in key) == qualified)
+
+
+def method_reasons(form: Format, source: str | None, capability: int, dtype: str, rules: Rules) -> Iterator[Reason]:
+    """Why a version does not read a format on a card of this capability × 10, or not in the dtype that the model computes in."""
+    method = method_of(form, source)
+    if method is None:
+        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "an ExLlama engine")
+        return
+    first, newest = method.least[0][0], at_version(method.least, rules.version)
+    if newest is None:
+        message = f"vLLM {rules.said} does not read {form.label} yet"
+        yield Reason(f"{form.kind}_not_in_vllm_yet", message, _pinned(first, "or newer"))
+    elif method.until is not None and rules.version >= method.until:
+        message = f"vLLM {rules.said} no longer reads {form.label}"
+        yield Reason(f"{form.kind}_left_vllm", message, f"a vLLM before {said(method.until)}")
+    elif capability < newest:
+        yield Reason(
+            f"{form.engine_name}_needs_sm{newest}",
+            f"{form.label} needs a card of compute capability {_dotted(newest)} in vLLM {rules.said}; this one has {_dotted(capability)}",
+            _remedy_of_card(method, capability, rules),
+        )
+    elif method.most is not None and capability > method.most:
+        message = (
+            f"vLLM has no scheme for {form.label} (activations in {form.inputs}) on compute capability {_dotted(capability)}: "
+            f"only on {_dotted(method.most)}"
+        )
+        yield Reason(f"{form.engine_name}_ends_at_sm{method.most}", message, "a Hopper card, or w4a16 or fp8 weights")
+    elif dtype not in method.dtypes:
+        known = " or ".join(sorted(name.lower() for name in method.dtypes))
+        message = f"vLLM computes with {form.label} in {known}, not in {dtype.lower()}"
+        yield Reason(f"{form.engine_name}_not_in_{dtype.lower()}", message, f"dtype {known}, or dense weights")
+
+
+def _remedy_of_card(method: Method, capability: int, rules: Rules) -> str:
+    later = next((since for since, least in method.least if since > rules.version and least <= capability), None)
+    return "a newer card" if later is None else f"{_pinned(later, 'or newer')}, or a newer card"
+
+
+def wheel_reasons(capability: int, rules: Rules) -> Iterator[Reason]:
+    """Why a version's wheels do not run on a card at all."""
+    least = at_version(_WHEELS, rules.version) or 0
+    if capability >= least:
+        return
+    message = f"vLLM {rules.said} has code for cards of compute capability {_dotted(least)} and more; this one has {_dotted(capability)}"
+    older = next((since for since, need in _WHEELS if need > capability), None)
+    fits = older is not None and older > _ALWAYS
+    remedy = (
+        f'a vLLM before {said(older)} (engine: {{name: vllm, version: "0.{older[1] - 1}"}})' if fits and older else None
+    )
+    yield Reason(f"vllm_needs_sm{least}", message, f"{remedy}, or a newer card" if remedy else "a newer card")
+
+
+def plugin_note(names: Iterator[str], rules: Rules) -> str | None:
+    """Return what must be installed beside this version for the formats of these names."""
+    for name in names:
+        key = max(filter(name.startswith, _keys("/" in name)), key=len, default=None)
+        plugin = _METHODS[key].plugin if key else None
+        if plugin is not None and rules.version >= plugin[0]:
+            return f"vLLM {said(plugin[0])} and newer read {name} through the package {plugin[1]}, which must be installed beside them"
+    return None
+
+
+def _pinned(version: Version, rest: str) -> str:
+    return f'vLLM {said(version)} {rest} (engine: {{name: vllm, version: "{said(version)}"}})'
+
+
+def _dotted(capability: int) -> str:
+    return f"{capability // 10}.{capability % 10}"

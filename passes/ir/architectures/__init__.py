@@ -211,13 +211,13 @@ def _unknown(root: Config, architecture: str | None) -> InputError:
     if architecture is None:
         model_type = root.text("model_type", "")
         usual = TEXT_ARCHITECTURES.get(model_type)
-        example = (
-            f'"architectures": ["{usual}"], as models of model_type {model_type} have'
+        add = (
+            f'"architectures": ["{usual}"] to it, as models of model_type {model_type} have'
             if usual
-            else "what its publisher has"
+            else "its publisher's"
         )
         what = "config.json names no architecture" + (f" (model_type {model_type!r})" if model_type else "")
-        return InputError(f"{root.name}: {what}", remedy=f"Add {example} to it; engines look for it, too.")
+        return InputError(f"{root.name}: {what}", remedy=f"Add {add}; engines look for it, too.")
     if architecture in _registered():
         what = f"the architecture {architecture!r} is known to vLLM, and its shapes are not modelled here"
         return InputError(f"{root.name}: {what}", remedy=ESCAPE)

@@ -109,7 +109,8 @@ def test_an_entry_of_awq_s_list_means_every_name_that_holds_it() -> None:
 
 
 @pytest.mark.parametrize("settings", [
-    {"quant_method": "gptq", "bits": 5, "group_size": 128}, {"quant_method": "awq", "bits": 8}, {"quant_method": "awq", "version": "marlin"},
+    {"quant_method": "gptq", "bits": 5, "group_size": 128}, {"quant_method": "awq", "bits": 8},
+    {"quant_method": "awq", "version": "marlin"},
     {"quant_method": "hqq", "quant_config": {"nbits": 5}}, {"quant_method": "torchao", "quant_type": "int3_weight_only"},
     {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "int3", "qscheme": "per_tensor"}}},
     {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"},

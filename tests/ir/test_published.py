@@ -131,6 +131,16 @@ def test_groups_that_name_matrices_leave_the_others_dense_and_groups_of_attentio
     assert PackQuantized(4, 64, True, "F16") in {linear.storage for linear in ir.decoder.block(0).linears}
 
 
+def test_a_list_that_was_cut_short_leaves_the_parts_of_a_fused_matrix_alike() -> None:
+    listed = ["model.layers.0.self_attn.q_proj", "...7 more entries dropped"]
+    ir = read({"quant_method": "modelopt", "quant_algo": "NVFP4", "exclude_modules": listed})
+    assert labels(ir, Role.V) == ["fp16", "nvfp4-modelopt"] and labels(ir, Role.O) == ["nvfp4-modelopt"] * 2
+    assert (
+        labels(read({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": listed[:1]}), Role.V)[0]
+        == "nvfp4-modelopt"
+    )
+
+
 _FLOAT8 = {"num_bits": 8, "type": "float", "dynamic": False}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from passes.errors import InputError
 from passes.ir.fields import Fields
-from passes.ir.model import Linear, ModelIR, Role
+from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.quant_config.kv_scheme import declared_cache
 from passes.ir.quant_config.module_names import Matches, left_dense
 from passes.ir.quant_config.quant_config import StorageOf, fields_of, quant_config
@@ -59,6 +59,8 @@ def quantized(ir: ModelIR) -> ModelIR:
             stacks.append(stack)
             continue
         blocks = [stack.block(i).map_linears(change(stack.layer_prefix(i))) for i in range(len(stack.layers))]
+        if notes:
+            blocks = [_alike(block, stack.block(i)) for i, block in enumerate(blocks)]
         stacks.append(stack.with_blocks(tuple(blocks)))
     outer = ir.outer
     if config.stores_head(settings, ir):
@@ -67,6 +69,13 @@ def quantized(ir: ModelIR) -> ModelIR:
         ir, stacks=tuple(stacks), outer=outer, quant_method=method, notes=(*ir.notes, *notes),
         kv_cache=replace(ir.kv_cache, declared=declared_cache(settings)),
     )  # fmt: skip
+
+
+def _alike(block: Block, dense: Block) -> Block:
+    """A layer whose fused matrices are left dense as one: a list that was cut short may name some of their parts only."""
+    cut = {linear.agree for linear in block.linears if linear.quantizable and not linear.storage.is_quantized}
+    before = {linear.name: linear for linear in dense.linears}
+    return block.map_linears(lambda linear: before[linear.name] if linear.agree and linear.agree in cut else linear)
 
 
 def _stored_head(head: Linear, storage_of: StorageOf) -> Linear:

@@ -15,7 +15,7 @@ from typing import Any
 
 from passes.errors import InputError
 from passes.ir import catalog
-from passes.ir.architectures import build_ir
+from passes.ir.architectures import build_ir, other_head
 from passes.ir.fields import json_object
 from passes.ir.model import ModelIR
 from passes.ir.names import Match, find, unknown_model
@@ -69,7 +69,12 @@ class Source:
         return self.path
 
     def require_readable(self) -> None:
-        """Raise InputError where the weights cannot be worked on."""
+        """Raise InputError where the weights cannot be worked on, or generate nothing that could be compared."""
+        if (kind := other_head(self.ir.config, self.ir.name)) is not None:
+            raise InputError(
+                f"{self.ir.name}: a {kind}, which makes no tokens; what its passes would lose cannot be measured",
+                remedy="Name a model that generates; `optimize check` sizes this one.",
+            )
         if self.unreadable is not None:
             what, _, remedy = self.unreadable.partition("; ")
             raise InputError(f"{self.path}: {what}", remedy=f"{remedy[:1].upper()}{remedy[1:]}.")
@@ -146,11 +151,38 @@ def _open_folder(folder: Path, assume: str | None) -> Source:
     )
 
 
+#: What a folder without config.json is, by a file in it.
+_OTHER_FOLDERS = {
+    "adapter_config.json": "an adapter (PEFT, such as LoRA), not a model",
+    "model_index.json": "a diffusers pipeline, not a language model",
+    "params.json": "a model in its maker's own format, without config.json",
+}
+
+
 def folder_config(folder: Path) -> dict[str, Any]:
-    """config.json of a folder, completed by `fold_in`."""
+    """config.json of a folder, completed by `fold_in`. Raises InputError that says what else the folder is."""
+    if not (folder / "config.json").is_file():
+        _refuse_other(folder)
     return fold_in(
         read_json(folder / "config.json"), lambda name: read_json(folder / name) if (folder / name).is_file() else None
     )
+
+
+def _refuse_other(folder: Path) -> None:
+    found = next((name for name in _OTHER_FOLDERS if (folder / name).is_file()), None)
+    if found == "adapter_config.json":
+        base = read_json(folder / found).get("base_model_name_or_path")
+        raise InputError(
+            f"{folder}: {_OTHER_FOLDERS[found]}",
+            remedy=f"Name the model that it was trained on{f' ({base})' if isinstance(base, str) else ''}, or merge it into that.",
+        )
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    if found is not None:
+        raise InputError(
+            f"{folder}: {_OTHER_FOLDERS[found]}", remedy="Name the model's folder in transformers' format."
+        )
+    if files:
+        raise InputError(f"{folder}: a folder of GGUF files", remedy=f"Name the file: {folder / files[0]}.")
 
 
 def fold_in(config: dict[str, Any], read: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:

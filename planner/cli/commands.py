@@ -67,12 +67,15 @@ def check(
         int | None, typer.Option(min=1, max=LARGEST, help="Number of cards; without --tp they are tensor parallel.")
     ] = None,
     engine_version: Annotated[str | None, typer.Option()] = None,
-    tp: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    pp: Annotated[int, typer.Option(min=1, max=LARGEST)] = 1,
-    dp: Annotated[int, typer.Option(min=1, max=LARGEST)] = 1,
+    tp: Annotated[int | None, typer.Option("--tp", "--tensor-parallel-size", "-tp", min=1, max=LARGEST)] = None,
+    pp: Annotated[int, typer.Option("--pp", "--pipeline-parallel-size", "-pp", min=1, max=LARGEST)] = 1,
+    dp: Annotated[int, typer.Option("--dp", "--data-parallel-size", "-dp", min=1, max=LARGEST)] = 1,
     ep: Annotated[int, typer.Option(min=1, max=LARGEST)] = 1,
     context: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST, help="Longest sequence; default: the model's own limit.")
+        int | None,
+        typer.Option(
+            "--context", "--max-model-len", min=1, max=LARGEST, help="Longest sequence; default: the model's own limit."
+        ),
     ] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
     input_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
@@ -82,7 +85,9 @@ def check(
     ] = None,
     dtype: Annotated[str | None, typer.Option()] = None,
     kv_cache_dtype: Annotated[str, typer.Option()] = "auto",
-    kv_cache_memory: Annotated[int | None, typer.Option(min=1, max=1 << 50, help="Bytes.")] = None,
+    kv_cache_memory: Annotated[
+        int | None, typer.Option("--kv-cache-memory", "--kv-cache-memory-bytes", min=1, max=1 << 50, help="Bytes.")
+    ] = None,
     gpu_memory_utilization: Annotated[float | None, typer.Option(min=0.01, max=1.0, callback=finite)] = None,
     max_num_seqs: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
@@ -90,7 +95,10 @@ def check(
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say whether a model fits a card, before deployment. Exit 3 when it does not, 6 when that is not known."""
+    """Say whether a model fits a card, before deployment. Exit 3 when it does not, 6 when that is not known.
+
+    Settings may be named as `vllm serve` names them.
+    """
     from planner.check import check as run
     from planner.plan.codec import to_json
     from targets.engines.engine import Parallel, Settings

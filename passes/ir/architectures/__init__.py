@@ -11,8 +11,9 @@ from typing import Any
 from passes.errors import InputError, nearest
 from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import ESCAPE, Config
-from passes.ir.architectures.draft import Description, Names
+from passes.ir.architectures.draft import Description, Names, with_head
 from passes.ir.architectures.parts import Maker, stored_names
+from passes.ir.heads import Head, headed
 from passes.ir.model import ModelIR
 
 #: Which module describes an architecture. A module is imported when one of its families is asked for.
@@ -130,7 +131,7 @@ def build_ir(
     not understood.
     """
     root = Config(config, name)
-    architecture, notes = _architecture(root, assume)
+    architecture, head, notes = _architecture(root, assume)
     text = root.text_part()
     dtype = root.dtype() or text.dtype()
     if dtype is None:
@@ -139,6 +140,8 @@ def build_ir(
         notes = (*notes, f"config.json names no longest context: {_NO_CONTEXT} tokens, as vLLM takes it")
     m = Maker(dtype, None if stored is None else stored_names(stored))
     description = describe(root, architecture, m, Names())
+    if head is not None:
+        description = with_head(description, head, text, m)
     _refuse_empty(root, description)
     return ModelIR(
         name=name,
@@ -169,16 +172,27 @@ def _refuse_empty(root: Config, description: Description) -> None:
             raise root.refused(f"its sizes make {name!r} of shape {list(shape)}, which has no elements")
 
 
-def _architecture(root: Config, assume: str | None) -> tuple[str, tuple[str, ...]]:
+def other_head(config: Mapping[str, Any], name: str) -> str | None:
+    """What a model is that has a known body and no head that makes tokens (`classifier`); None for one that generates."""
+    architecture = next(iter(Config(config, name).names("architectures", default=())), None)
+    found = None if architecture is None or architecture in _MODULE_OF else headed(architecture, _MODULE_OF)
+    return found and found[1].what
+
+
+def _architecture(root: Config, assume: str | None) -> tuple[str, Head | None, tuple[str, ...]]:
+    """The architecture to read by, the head in place of a language model's, what to say of that."""
     architecture = next(iter(root.names("architectures", default=())), None)
     if architecture in _MODULE_OF:
-        return architecture, ()
+        return architecture, None, ()
+    if architecture is not None and (found := headed(architecture, _MODULE_OF)):
+        body, head = found
+        return body, head, (f"{architecture} is the body of {body}, served as a {head.what}",)
     if assume is None:
         raise _unknown(root, architecture)
     if assume not in _ASSUMPTIONS:
         raise InputError(f"unknown assumption {assume!r}", remedy=f"Use one of: {', '.join(_ASSUMPTIONS)}.")
     read_as = _ASSUMPTIONS[assume]
-    return read_as, (f"{architecture} is not known; read as {read_as} because the spec assumes {assume}",)
+    return read_as, None, (f"{architecture} is not known; read as {read_as} because the spec assumes {assume}",)
 
 
 def _registered() -> frozenset[str]:
@@ -195,8 +209,15 @@ def understood(kind: str) -> tuple[list[str], list[str]]:
 
 def _unknown(root: Config, architecture: str | None) -> InputError:
     if architecture is None:
-        what = f"config.json names no architecture (model_type {root.get('model_type')!r})"
-        return InputError(f"{root.name}: {what}", remedy=ESCAPE)
+        model_type = root.text("model_type", "")
+        usual = TEXT_ARCHITECTURES.get(model_type)
+        add = (
+            f'"architectures": ["{usual}"] to it, as models of model_type {model_type} have'
+            if usual
+            else "its publisher's"
+        )
+        what = "config.json names no architecture" + (f" (model_type {model_type!r})" if model_type else "")
+        return InputError(f"{root.name}: {what}", remedy=f"Add {add}; engines look for it, too.")
     if architecture in _registered():
         what = f"the architecture {architecture!r} is known to vLLM, and its shapes are not modelled here"
         return InputError(f"{root.name}: {what}", remedy=ESCAPE)

@@ -91,9 +91,11 @@ class Config(Fields):
         said = "dtype" if self.has("dtype") else "torch_dtype"
         if (value := self.text(said, "auto")) == "auto":
             return None
-        if value not in _DTYPES:
-            raise not_understood(self.name, f"{self.path}: dtype {value!r} is none of bfloat16, float16, float32")
-        return _DTYPES[value]
+        # Configs of transformers before 4.13, and hand-written ones, name torch's object.
+        plain = value.removeprefix("torch.")
+        if plain not in _DTYPES:
+            raise self.wrong(said, "bfloat16, float16 or float32", value)
+        return _DTYPES[plain]
 
     def layer_numbers(self) -> range:
         """The layer indices of the decoder."""

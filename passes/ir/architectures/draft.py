@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from passes.ir.architectures.config import Config, not_understood
-from passes.ir.architectures.parts import EMPTY, Maker, Part
-from passes.ir.model import Block, Stack
+from passes.ir.architectures.parts import EMPTY, Maker, Part, total
+from passes.ir.heads import Head
+from passes.ir.model import Block, Role, Stack
 from passes.ir.state import ChunkedKV, FullKV, LayerState, SlidingKV
 
 
@@ -57,6 +58,21 @@ def ends(
     if tied and not m.has(f"{names.head}.weight", default=False):
         return part
     return part + m.head(names.head, vocab, hidden, bias=head_bias)
+
+
+def with_head(description: Description, head: Head, config: Config, m: Maker) -> Description:
+    """Return the description with a head in place of the language model's."""
+    hidden = config.integer("hidden_size")
+    labels = head.labels or config.integer("num_labels", default=max(1, len(config.mapping("id2label", {}) or (0, 1))))
+    last = len(head.matrices) - 1
+    own = total(
+        *(
+            m.linear(name, Role.OTHER, labels if number == last else hidden, hidden, bias=bias, quantizable=False)
+            for number, (name, bias) in enumerate(head.matrices)
+        )
+    )
+    kept = tuple(linear for linear in description.outer.linears if linear.role is not Role.HEAD)
+    return Description(description.stacks, Part(kept, description.outer.tensors) + own)
 
 
 def is_tied(config: Config, default: bool) -> bool:

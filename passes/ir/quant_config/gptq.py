@@ -18,8 +18,17 @@ from passes.formats.gptq import Gptq
 from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
 from passes.ir.quant_config.module_names import compiled
-from passes.ir.quant_config.quant_config import NamedMatrix, QuantConfig, StorageOf, fields_of, group_size
+from passes.ir.quant_config.quant_config import (
+    NamedMatrix,
+    QuantConfig,
+    StorageOf,
+    fields_of,
+    group_size,
+    not_understood,
+)
 
+#: Widths of its layout; GPTQModel stores 5 to 7 bits in planes, another one. A rule may say 16: dense.
+_BITS = (2, 3, 4, 8)
 _MOST_BITS = 16
 
 
@@ -30,11 +39,15 @@ class GptqConfig(QuantConfig):
         """The settings, and what `dynamic` makes of them for a name."""
         said = fields_of(settings, ir)
         version = 2 if said.get("checkpoint_format") == "gptq_v2" else 1
-        base = Gptq(
-            said.integer("bits", at_least=1, at_most=_MOST_BITS), group_size(said), said.flag("sym", default=True),
-            said.flag("desc_act"), version,
-        )  # fmt: skip
+        bits = said.integer("bits", at_least=1, at_most=_MOST_BITS)
+        if bits not in _BITS:
+            raise not_understood(ir, f"GPTQ in {bits} bits")
+        base = Gptq(bits, group_size(said), said.flag("sym", default=True), said.flag("desc_act"), version)
         return format_of(base, said.inside("dynamic", {}))
+
+    def stores_head(self, settings: Mapping[str, Any], ir: ModelIR) -> bool:
+        """As `lm_head` says."""
+        return fields_of(settings, ir).flag("lm_head")
 
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
         """The settings of most matrices; rules for the others."""

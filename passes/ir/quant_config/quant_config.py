@@ -48,6 +48,10 @@ class QuantConfig(ABC):
         """Return the format of the experts where it is another than that of the rest: then lists name only these."""
         return None
 
+    def stores_head(self, settings: Mapping[str, Any], ir: ModelIR) -> bool:
+        """Return whether the output head is quantized, too."""
+        return False
+
     def treats_alike(self, settings: Mapping[str, Any], ir: ModelIR, present: str, absent: str) -> bool:
         """Return whether the settings say of a matrix (full name) without tensors in the checkpoint what they say of one that has some."""
         dense, storage_of = left_dense(fields_of(settings, ir), self.leaves, []), self.read(settings, ir)

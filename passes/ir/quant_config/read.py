@@ -11,7 +11,7 @@ from typing import Any
 
 from passes.errors import InputError
 from passes.ir.fields import Fields
-from passes.ir.model import Linear, ModelIR, Role
+from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.quant_config.kv_scheme import declared_cache
 from passes.ir.quant_config.module_names import Matches, left_dense
 from passes.ir.quant_config.quant_config import StorageOf, fields_of, quant_config
@@ -24,7 +24,8 @@ def quantization(config: Mapping[str, Any], name: str) -> tuple[str, Mapping[str
         for field in ("quantization_config", "compression_config", "hf_quant_config"):
             if part.has(field):
                 found = part.inside(field)
-                inner = found.mapping("quantization", found.values)
+                # ModelOpt's own file keeps most of it one level down.
+                inner = {**found.values, **found.mapping("quantization", {})}
                 if not (method := found.text("quant_method", "modelopt" if "quant_algo" in inner else "")):
                     raise InputError(
                         f"{field} names no quant_method", remedy="Name the dense model, or mend its config.json."
@@ -58,9 +59,29 @@ def quantized(ir: ModelIR) -> ModelIR:
             stacks.append(stack)
             continue
         blocks = [stack.block(i).map_linears(change(stack.layer_prefix(i))) for i in range(len(stack.layers))]
+        if notes:
+            blocks = [_alike(block, stack.block(i)) for i, block in enumerate(blocks)]
         stacks.append(stack.with_blocks(tuple(blocks)))
-    cache = replace(ir.kv_cache, declared=declared_cache(settings))
-    return replace(ir, stacks=tuple(stacks), quant_method=method, kv_cache=cache, notes=(*ir.notes, *notes))
+    outer = ir.outer
+    if config.stores_head(settings, ir):
+        outer = tuple(_stored_head(linear, storage_of) if linear.role is Role.HEAD else linear for linear in outer)
+    return replace(
+        ir, stacks=tuple(stacks), outer=outer, quant_method=method, notes=(*ir.notes, *notes),
+        kv_cache=replace(ir.kv_cache, declared=declared_cache(settings)),
+    )  # fmt: skip
+
+
+def _alike(block: Block, dense: Block) -> Block:
+    """A layer whose fused matrices are left dense as one: a list that was cut short may name some of their parts only."""
+    cut = {linear.agree for linear in block.linears if linear.quantizable and not linear.storage.is_quantized}
+    before = {linear.name: linear for linear in dense.linears}
+    return block.map_linears(lambda linear: before[linear.name] if linear.agree and linear.agree in cut else linear)
+
+
+def _stored_head(head: Linear, storage_of: StorageOf) -> Linear:
+    storage = storage_of(head.name)
+    legal = storage is not None and storage.illegal(head.out_features, head.in_features) is None
+    return replace(head, storage=storage) if storage is not None and legal else head
 
 
 def _stored(linear: Linear, storage_of: StorageOf, dense: Matches, prefix: str) -> Linear:

@@ -91,6 +91,8 @@ def read_repository(name: str, revision: str | None = None) -> Repository:
 
 
 def _no_config_remedy(files: Iterable[str]) -> str:
+    if "adapter_config.json" in files:
+        return "It is an adapter (PEFT, such as LoRA): name the model that it was trained on."
     gguf = [file for file in files if file.endswith(".gguf")]
     return f"Download {gguf[0]} and name the file." if gguf else "Name a repository in transformers' format."
 

@@ -35,6 +35,10 @@ class AutoRoundConfig(QuantConfig):
         differs = by_name(forms)
         return lambda name: differs(name, rest)
 
+    def stores_head(self, settings: Mapping[str, Any], ir: ModelIR) -> bool:
+        """Where `extra_config` names it."""
+        return any(name.endswith("lm_head") for name in fields_of(settings, ir).mapping("extra_config", {}))
+
 
 def _searched(name: str) -> str:
     return f"re:.*(?:{name})" if _PATTERN & set(name) else name

@@ -27,8 +27,8 @@ class ModelOptConfig(QuantConfig):
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
         """One format for all; in a mixture, by name. One that names no layers is read as NVFP4 and mended by the headers."""
         said = fields_of(settings, ir)
-        layers = said.inside("quantized_layers", {})
-        if _algorithm(said) == _MIXED and layers.values:
+        if _algorithm(said) == _MIXED and isinstance(said.get("quantized_layers"), Mapping):
+            layers = said.inside("quantized_layers")
             own = by_name({name: _format(layers.inside(name), ir) for name in layers.values})
             return lambda name: own(name, None)
         form = _format(said, ir)

@@ -14,6 +14,8 @@ from targets.engines.vllm.rules.versions import Rules, Version
 #: (pull request 30141), which latent caches do not go through.
 _TAKEN_SINCE: dict[str, Version] = {"modelopt": (0, 14, 0), "compressed": (0, 15, 0)}
 _LATENT_TAKE = ("modelopt",)
+#: Types that `auto` knows later than fp8 (0.19.1 falls back to the model's own numbers, 0.20.2 does not).
+_KNOWN_SINCE: dict[str, Version] = {"nvfp4": (0, 20, 0)}
 
 
 def as_cached(ir: ModelIR, rules: Rules) -> ModelIR:
@@ -39,7 +41,7 @@ def _taken(ir: ModelIR, rules: Rules) -> bool:
     if ir.kv_cache.dtype != OWN or declared is None or kv_dtype(declared) is None:
         return False
     method = next((start for start in _TAKEN_SINCE if (ir.quant_method or "").startswith(start)), None)
-    if method is None or rules.version < _TAKEN_SINCE[method]:
+    if method is None or rules.version < max(_TAKEN_SINCE[method], _KNOWN_SINCE.get(declared, _TAKEN_SINCE[method])):
         return False
     latent = any(isinstance(block.state, LatentKV) for block, _ in ir.decoder.counts)
     return method in _LATENT_TAKE or not latent

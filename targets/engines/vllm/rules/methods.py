@@ -62,6 +62,7 @@ _METHODS: Mapping[str, Method] = {
     "modelopt": Method((((0, 8, 0), 100), ((0, 9, 0), 80), ((0, 14, 0), 75))),
     "nvfp4-modelopt": Method((((0, 8, 0), 100), ((0, 9, 0), 80), ((0, 14, 0), 75))),
     "mxfp4": Method((((0, 10, 0), 80),), dtypes=frozenset({"BF16"})),
+    "mxfp8": Method((((0, 16, 0), 100), ((0, 20, 0), 80)), dtypes=frozenset({"BF16"})),
     # made while loading, and packages' own
     "fp8-online": Method(((_ALWAYS, 80), ((0, 14, 0), 75))),
     "nf4": _always(70, plugin=((0, 28, 0), "vllm-bnb-plugin"), dtypes=_FLOATS),
@@ -69,7 +70,10 @@ _METHODS: Mapping[str, Method] = {
     "bitsandbytes": _always(70, plugin=((0, 28, 0), "vllm-bnb-plugin"), dtypes=_FLOATS),
     "gguf": _always(60, plugin=((0, 24, 0), "vllm-gguf-plugin"), dtypes=_FLOATS),
     "torchao": _always(75, dtypes=_FLOATS),
+    "torchao-fp8": _always(89, dtypes=_FLOATS),
     "quark": _always(70),
+    "quark-fp8": _always(89),
+    "quark-int8": _always(75),
     "fp_quant": Method((((0, 10, 0), 100),), dtypes=frozenset({"BF16"})),
     "hqq": _always(80, until=(0, 15, 0)),
     "aqlm": _always(60, until=(0, 10, 0)),

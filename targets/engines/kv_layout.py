@@ -38,8 +38,8 @@ class CacheSettings:
     """What the layout depends on besides the layers. `element_bytes`: of a cached key or value; `model_bytes`: of the model dtype.
 
     `state_bytes`: of an element of a recurrent layer's running state where the model leaves it open (None: the model dtype).
-    `in_flight_tokens`: most tokens scheduled but not settled. `head_bytes`: of the scale beside each head's key, and each head's value, of a
-    token. `prefix_caching`: recurrent layers keep two states a sequence then (vLLM's "align" mode).
+    `in_flight_tokens`: most tokens scheduled but not settled. `head_bytes`: of the scale of each head's key, and of its value, of a token.
+    `prefix_caching`: recurrent layers keep two states a sequence then (vLLM's "align" mode).
     """
 
     block_size: int

@@ -30,13 +30,9 @@ def left_dense(settings: Mapping[str, Any], notes: list[str]) -> Matches:
 
     Lists cut short are read as a rule for every layer, and that is added to `notes`.
     """
-    listed: list[str] = []
-    for field in ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules"):
-        listed += [str(item) for item in settings.get(field) or ()]
-    listed += [key[2:] and f"re:{key[2:]}" for key in settings.get("dynamic") or () if str(key).startswith("-:")]
-    cut = [item for item in listed if _DROPPED.fullmatch(item)]
-    patterns = [item for item in listed if item not in cut]
-    if cut:
+    listed = _listed(settings)
+    patterns = [item for item in listed if not _DROPPED.fullmatch(item)]
+    if len(patterns) < len(listed):
         notes.append(
             "the list of matrices left dense is cut short here; what it says of several layers is taken for all"
         )
@@ -46,3 +42,15 @@ def left_dense(settings: Mapping[str, Any], notes: list[str]) -> Matches:
         )
     tests = [matcher(pattern) for pattern in patterns]
     return lambda name: any(test(name) for test in tests)
+
+
+def is_whole(settings: Mapping[str, Any]) -> bool:
+    """Return whether the lists of what a config leaves dense are as they were written, not cut short."""
+    return not any(map(_DROPPED.fullmatch, _listed(settings)))
+
+
+def _listed(settings: Mapping[str, Any]) -> list[str]:
+    listed: list[str] = []
+    for field in ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules"):
+        listed += [str(item) for item in settings.get(field) or ()]
+    return listed + [key[2:] and f"re:{key[2:]}" for key in settings.get("dynamic") or () if str(key).startswith("-:")]

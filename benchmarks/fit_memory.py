@@ -22,8 +22,9 @@ from scipy.optimize import least_squares
 
 from benchmarks.memory_rows import Question, ask, load_rows
 from passes.errors import TightfitError
+from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.engine import profile_of, rules_on_card
-from targets.engines.vllm.memory.activations import Profile, explained_bytes, is_integrated, peak_bytes
+from targets.engines.vllm.memory.activations import Profile, beside_cell, explained_bytes, is_integrated, peak_bytes
 from targets.engines.vllm.rules.versions import Rules
 
 _GIB, _MIB = 1 << 30, 1 << 20
@@ -40,6 +41,8 @@ PRIOR = {
     "base_bytes": 70.0 * _MIB,
     "encoder_bytes": 100.0 * _MIB,
 }
+#: What an interval of 90 % leaves out below and above, and the middle.
+SHARES = (0.05, 0.5, 0.95)
 FREE = ("sampler_sort_bytes", "base_bytes", "encoder_bytes")
 #: Half widths of the bands never fall below these: run-to-run spread of one configuration, and cards' totals.
 FLOOR_BYTES = {"activation": 60 * _MIB, "non_torch": 60 * _MIB, "cuda_graphs": 100 * _MIB}
@@ -138,15 +141,18 @@ def non_torch(found: Sequence[Question]) -> dict[str, object]:
         key = "old" if era_of(rules) == "old" else "new", "tp1_bytes" if q.settings.parallel.tp == 1 else wide
         cells.setdefault(key, []).append(float(q.row["non_torch_gib"]) * _GIB)
     # Rows that do not print their version, hence are not fitted, show 0.54 and 0.55 GiB on Hopper (llmd-qwen3-32b-tp2,
-    # llmd-llama33-70b-fp8-tp2); 0.75 is reported of two RTX 5090 since 0.20, which have no switch between them.
-    assumed = {("old", "tp_bytes"): 0.54 * _GIB, ("new", "tp_pcie_bytes"): 0.75 * _GIB}
+    # llmd-llama33-70b-fp8-tp2). Without a switch between the cards: 0.1 printed of two RTX 4090 (0.26), no room for more on two L40S and
+    # two RTX PRO 6000, 0.75 reported of two RTX 5090: NCCL comes before the first look at the memory, so mostly as much as one card.
+    assumed = {("old", "tp_bytes"): 0.54 * _GIB, ("new", "tp_pcie_bytes"): 0.25 * _GIB}
     out: dict[str, dict[str, int]] = {"old": {}, "new": {}}
     for era in out:
         for key in ("tp1_bytes", "tp_bytes", "tp_pcie_bytes"):
             values = cells.get((era, key))
-            out[era][key] = int(statistics.median(values) if values else assumed[era, key])
+            # Where a source that is left out was the only one of its era, the older one tells.
+            known = assumed.get((era, key), out["old"].get(key, 0))
+            out[era][key] = int(statistics.median(values) if values else known)
     ratios = {e: [v / out[era][key] for (era, key), values in cells.items() if era == e for v in values] for e in out}
-    bands = {era: band(values) for era, values in ratios.items()}
+    bands = {era: band(values or [1.0]) for era, values in ratios.items()}
     return {
         **out,
         "ratio_90": {"old": bands["old"], **dict.fromkeys(("v1", "v2", "reserved"), bands["new"])},
@@ -154,43 +160,42 @@ def non_torch(found: Sequence[Question]) -> dict[str, object]:
     }
 
 
-def beside(found: Sequence[Question], document: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
-    """Bytes that start-ups took beside what the terms explain: 10th percentile, median and 90th, every source with the same weight.
+def beside(found: Sequence[Question], document: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Bytes that start-ups took beside what the terms explain: 5th percentile, median and 95th, every source with the same weight.
 
-    By era, on Hopper (where most of the terms were fitted) and elsewhere: compilers, autotuning and attention's workspaces of the other
-    cards are in no term, and from 0.27 on fragments count, which a warm compile cache leaves out.
+    On Hopper up to 0.26, where the terms were fitted, and elsewhere: what compilers, autotuning and attention's workspaces of the other
+    cards take is in no term, and from 0.27 on fragments count, which a warm compile cache leaves out.
     """
-    cells: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    cells: dict[str, list[tuple[str, float]]] = {}
     for q in found:
         row, (rules, _) = q.row, rules_on_card(q.settings.version, q.gpu)
-        if row["available_kv_gib"] is None or row["weights_gib"] is None or era_of(rules) == "old":
+        if row["available_kv_gib"] is None or not (row["score_tokens"] or row.get("predictable")):
             continue
-        if q.settings.parallel.pp > 1 or is_integrated(q.gpu):
+        if era_of(rules) == "old" or q.settings.parallel.pp > 1 or is_integrated(q.gpu):
             continue
         profile = profile_of(q.gpu, q.settings, q.workload, rules)
         asked = q.gpu.memory_bytes.value * (q.settings.gpu_memory_utilization or rules.utilization)
-        taken = asked - (row["weights_gib"] + row["available_kv_gib"]) * _GIB
-        explained = explained_bytes(q.ir, profile, rules, document)
-        kind = "hopper" if q.gpu.capability == 90 else "other"
-        cells.setdefault((era_of(rules), kind), []).append((q.source, taken - explained))
-    out: dict[str, dict[str, list[int]]] = {}
-    for (era, kind), values in cells.items():
-        pooled = (
-            values
-            if len({source for source, _ in values}) >= _FEW
-            else [v for (e, _), vs in cells.items() if e == era for v in vs]
+        weights = row["weights_gib"] or weights_per_stage(q.ir, q.settings.parallel, rules)[0] / _GIB
+        taken = asked - (weights + row["available_kv_gib"]) * _GIB
+        cells.setdefault(beside_cell(profile, rules), []).append(
+            (q.source, taken - explained_bytes(q.ir, profile, rules, document))
         )
-        out.setdefault(era, {})[kind] = [int(value) for value in weighted_quantiles(pooled, (0.1, 0.5, 0.9))]
-        print(f"beside {era} {kind}: {len(values)} rows, {[round(v / _GIB, 2) for v in out[era][kind]]} GiB")
+    every = [value for values in cells.values() for value in values]
+    out: dict[str, list[int]] = {}
+    for cell in ("hopper", "other"):
+        values = cells.get(cell, [])
+        pooled = values if len({source for source, _ in values}) >= _FEW else every
+        out[cell] = [int(value) for value in weighted_quantiles(pooled, SHARES)]
     return out
 
 
 def weighted_quantiles(values: Sequence[tuple[str, float]], shares: Sequence[float]) -> list[float]:
-    """Quantiles of values in which each source has the same weight."""
+    """Quantiles of values in which each source has the same weight: between two values, on the line between their middles."""
     of_source = Counter(source for source, _ in values)
     ordered = sorted((value, 1 / of_source[source]) for source, value in values)
-    sums = np.cumsum([weight for _, weight in ordered])
-    return [ordered[min(int(np.searchsorted(sums, share * sums[-1])), len(ordered) - 1)][0] for share in shares]
+    weights = np.array([weight for _, weight in ordered])
+    middles = (np.cumsum(weights) - weights / 2) / weights.sum()
+    return [float(np.interp(share, middles, [value for value, _ in ordered])) for share in shares]
 
 
 def graphs(found: Sequence[Question]) -> dict[str, object]:
@@ -210,14 +215,12 @@ def graphs(found: Sequence[Question]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def main() -> None:
-    """Fit, hold out, write."""
-    found = questions()
+def fit_document(found: Sequence[Question], outside: Sequence[tuple[Peak, float]]) -> dict[str, Any]:
+    """Everything that is fitted on these rows; the bands of the peaks come from `outside`: peaks held out, measured / predicted."""
     rows = peaks(found)
-    outside = held_out(rows)
     ratios = {era: [ratio for row, ratio in outside if era_of(row.rules) == era] for era in ("old", "v1")}
-    errors = {era: round(statistics.median(abs(r - 1) for r in values), 4) for era, values in ratios.items()}
-    bands = {era: band(values) for era, values in ratios.items()}
+    errors = {era: round(statistics.median(abs(r - 1) for r in values), 4) for era, values in ratios.items() if values}
+    bands = {era: band(values or [1.0]) for era, values in ratios.items()}
     document: dict[str, Any] = {
         "provenance": {
             "script": "benchmarks/fit_memory.py",
@@ -235,6 +238,14 @@ def main() -> None:
         "cuda_graphs": graphs(found),
     }
     document["beside"] = beside(found, document)
+    return document
+
+
+def main() -> None:
+    """Fit, hold out, write."""
+    found = questions()
+    outside = held_out(peaks(found))
+    document = fit_document(found, outside)
     FIT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(document, indent=2))
     for row, ratio in outside:

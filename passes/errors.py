@@ -18,6 +18,8 @@ class ReasonKind(Enum):
 
     ILLEGAL = "illegal"
     """A pass, a format or an engine refuses it."""
+    NOT_MODELLED = "not modelled"
+    """What would come of it is not known."""
     TOO_LARGE = "too large"
     """It exceeds the card's memory."""
     GOAL_MISSED = "goal missed"
@@ -32,7 +34,7 @@ class Reason:
 
     `code` is a stable identifier for programs (`does_not_fit`, `group_size_does_not_divide`), `message` a sentence for
     people with the figures in it, `remedy` the smallest change that would flip the verdict, `data` the figures themselves.
-    `kind` is for tightfit alone and stands in no document.
+    `kind` is for tightfit alone and stands in no document, as are `options`: those of `check`, with values, that would mend it.
     """
 
     code: str
@@ -40,6 +42,7 @@ class Reason:
     remedy: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict, compare=False)
     kind: ReasonKind = ReasonKind.ILLEGAL
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,10 @@ class StalePlanError(TightfitError):
     exit_code = 5
 
 
+#: What is shown and compared of a name; no name that anything has is longer.
+_NAME = 200
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names closest to a misspelt one, best first; case, spaces and dashes ignored."""
 
@@ -104,7 +111,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     folded: dict[str, str] = {}
     for candidate in known:
         folded.setdefault(fold(candidate), candidate)
-    return [folded[match] for match in difflib.get_close_matches(fold(name), list(folded), n=count, cutoff=0.5)]
+    return [folded[match] for match in difflib.get_close_matches(fold(name[:_NAME]), list(folded), n=count, cutoff=0.5)]
 
 
 def unknown_name(
@@ -113,4 +120,4 @@ def unknown_name(
     """The error for a name that is not known: says the nearest known names, then what to do."""
     close = nearest(name, known)
     hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-    return InputError(f"unknown {kind} {name!r}.{hint}", remedy=remedy, location=location)
+    return InputError(f"unknown {kind} {name!r:.{_NAME}}.{hint}", remedy=remedy, location=location)

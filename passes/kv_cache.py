@@ -16,7 +16,7 @@ from passes.errors import Reason
 from passes.formats.kv_dtypes import NAMES
 from passes.formats.tensor import Tensor
 from passes.ir.distortions import CacheRounding, Distortion
-from passes.ir.model import Block, KVCache, ModelIR
+from passes.ir.model import Block, ModelIR
 from passes.walk.kv_scales import attention_name
 
 
@@ -59,7 +59,7 @@ class KVCachePass(Pass):
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
         """The cache's kind, and two scalars a caching layer when scales are stored."""
-        out = replace(ir, kv_cache=KVCache(self.dtype, self.scales))
+        out = replace(ir, kv_cache=replace(ir.kv_cache, dtype=self.dtype, scales=self.scales))
         return out.with_decoder(out.decoder.map_blocks(_with_scales)) if self.scales else out
 
     def conflict(self, chain: Sequence[Pass]) -> Reason | None:

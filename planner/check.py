@@ -8,8 +8,8 @@ from typing import Any
 
 from passes.errors import Reason
 from passes.ir.sources import Source, open_model
-from planner.asked import chain_of, rewrite, with_dtype
-from planner.choice.remedies import Misfit, Remedy, remedies
+from planner.choice.question import Outcome, Question
+from planner.choice.remedies import Remedy, remedies, said_to_mend
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality, expected_quality
@@ -17,14 +17,11 @@ from targets.engines.engine import (
     DEFAULT_ENGINE,
     KVEstimate,
     Memory,
-    MemoryEstimate,
     Settings,
     SpeedEstimate,
-    find_engine,
 )
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
-from targets.workload import Workload
 
 #: z of a two-sided 90 % interval.
 _Z90 = 1.645
@@ -39,6 +36,7 @@ class CheckDocument:
     gpu: str
     engine: str
     fits: bool
+    modelled: bool
     starts: bool
     serves: bool
     margin: Quantity
@@ -54,47 +52,41 @@ class CheckDocument:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The answer of `check`; `document` is the contract. `starts`, `serves`, `fits` as in `MemoryEstimate`, legality included."""
+    """The answer of `check`; `document` is the contract."""
 
     model: str
     gpu: Gpu
     engine: str
-    estimate: MemoryEstimate
+    outcome: Outcome
     speed: SpeedEstimate
     quality: Quality
-    workload: Workload
-    illegal: tuple[Reason, ...]
+    said: tuple[Reason, ...] = ()
+    """Everything against it, each reason with the options of `check` that take it away."""
     remedies: tuple[Remedy, ...] = ()
     """What would make it fit: one change a knob."""
-
-    @property
-    def starts(self) -> bool:
-        """The engine comes up at this context length."""
-        return self.estimate.starts and not self.illegal
-
-    @property
-    def serves(self) -> bool:
-        """The asked concurrency at full context fits without preemption."""
-        return self.estimate.serves and not self.illegal
+    unread: str | None = None
+    """What was counted in place of a file that the engine does not read."""
 
     @property
     def fits(self) -> bool:
-        """`starts`, and `serves` where a concurrency was asked."""
-        return self.serves if self.workload.concurrency else self.starts
+        """The engine starts, and serves where a concurrency was asked."""
+        return self.outcome.fits
+
+    @property
+    def exit_code(self) -> int:
+        """0: it fits; 3: it does not; 6: what comes of it is not modelled."""
+        return 0 if self.fits else 3 if self.outcome.modelled else 6
 
     @property
     def confidence(self) -> float:
-        """Probability that the verdict on memory is right, from the margin's interval taken as normal."""
-        margin: Quantity = self.estimate.margin
-        if self.illegal or margin.high <= margin.low:
+        """Probability that the verdict on memory is right, the margin's interval taken as normal; even odds where nothing is known."""
+        margin: Quantity = self.outcome.memory.margin
+        if not self.outcome.modelled:
+            return 0.5
+        if self.outcome.illegal or margin.high <= margin.low:
             return 1.0
         sigma = (margin.high - margin.low) / (2 * _Z90)
         return round(0.5 * (1 + math.erf(abs(margin.value) / sigma / math.sqrt(2))), 4)
-
-    @property
-    def reasons(self) -> tuple[Reason, ...]:
-        """Everything against it."""
-        return (*self.illegal, *self.estimate.reasons)
 
     @property
     def document(self) -> CheckDocument:
@@ -105,18 +97,23 @@ class CheckResult:
             gpu=self.gpu.name,
             engine=self.engine,
             fits=self.fits,
-            starts=self.starts,
-            serves=self.serves,
-            margin=self.estimate.margin,
+            modelled=self.outcome.modelled,
+            starts=self.outcome.starts,
+            serves=self.outcome.serves,
+            margin=self.outcome.memory.margin,
             confidence=self.confidence,
-            reasons=tuple(map(stated, self.reasons)),
+            reasons=tuple(map(stated, self.said)),
             remedies=self.remedies,
-            memory=whole_bytes(self.estimate.memory),
-            kv_cache=self.estimate.kv,
+            memory=whole_bytes(self.outcome.memory.memory),
+            kv_cache=self.outcome.memory.kv,
             speed=figures_alone(self.speed),
             quality=self.quality,
-            notes=(*self.estimate.notes, *self.speed.notes),
+            notes=(*self._unread, *self.outcome.memory.notes, *self.speed.notes) if self.outcome.modelled else (),
         )
+
+    @property
+    def _unread(self) -> tuple[str, ...]:
+        return (self.unread,) if self.unread else ()
 
     def as_json(self) -> dict[str, Any]:
         """The document as JSON."""
@@ -142,25 +139,18 @@ def check(
 
     Raises InputError for unknown names. Illegal combinations are answered, with the reason.
     """
-    settings = replace(settings or Settings(), dtype=dtype)
     source = open_model(model) if isinstance(model, str) else model
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    target = find_engine(engine)
-    dense = with_dtype(source.ir, weights, dtype)
-    chain = chain_of(weights, kv_cache_dtype)
-    ir, illegal = rewrite(dense, chain)
-    workload = Workload(context or source.ir.max_context, concurrency, input_tokens or 512, output_tokens or 128)
-    if context is not None and input_tokens is None:
-        workload = replace(
-            workload, input_tokens=max(1, min(512, context - 1)), output_tokens=max(1, min(128, context // 2))
-        )
-    estimate = target.estimate(ir, card, settings, workload)
-    result = CheckResult(
-        source.ir.name, card, engine, estimate.memory, estimate.speed, expected_quality(dense, chain), workload,
-        (*illegal, *target.illegal(ir, card, settings)),
+    question = Question(
+        source.ir, card, engine, replace(settings or Settings(), dtype=dtype), context, concurrency, input_tokens,
+        output_tokens, weights, kv_cache_dtype, source.as_stored,
     )  # fmt: skip
-    if result.fits or illegal:
+    outcome = question.outcome()
+    speed = question.engine.speed(outcome.ir, card, question.settings, question.workload, outcome.memory)
+    quality = expected_quality(question.dense, question.chain)
+    result = CheckResult(source.ir.name, card, engine, outcome, speed, quality, unread=question.unread_file)
+    if outcome.fits:
         return result
-    dense_source = source.ir.quant_method is None
-    found = remedies(Misfit(target, dense, ir, card, settings, workload), may_quantize=dense_source and weights is None)
-    return replace(result, remedies=found)
+    whole = remedies(question, outcome)
+    said = tuple(replace(reason, remedy=said_to_mend(question, outcome, reason, whole)) for reason in outcome.reasons)
+    return replace(result, said=said, remedies=whole)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from passes.blocks.devices import AUTO, built_for_cards, device_name, hidden_cards, listed_cards
+from passes.blocks.devices import AUTO, PROCESSOR, built_for_cards, device_name, hidden_cards, listed_cards
 from passes.errors import InputError
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu, find_gpu, fold, inline_gpu, this_cpu, unlisted_gpu
@@ -25,14 +25,17 @@ def computing(asked: str = AUTO) -> Gpu:
     """Return what computes on this machine when a device is asked for by its name: a card, of several the first, or the processor.
 
     As far as it can be seen without torch: by what the driver lists, by CUDA_VISIBLE_DEVICES, by the version of torch. Raises InputError
-    for a name that is none.
+    for a name that is none, and for a card that is not here.
     """
     name = device_name(asked)
-    if hidden_cards(name) or not built_for_cards():
-        return this_cpu()
-    cards = _visible(_installed())
+    cards = [] if hidden_cards(name) or not built_for_cards() else _visible(_installed())
     number = int(name.partition(":")[2] or 0)
-    return _card(cards[number]) if number < len(cards) else this_cpu()
+    if number < len(cards):
+        return _card(cards[number])
+    if name not in (AUTO, PROCESSOR):
+        seen = f"{len(cards)} card{'s are' if len(cards) > 1 else ' is'} seen here" if cards else "no card is seen here"
+        raise InputError(f"--device {asked}: {seen}", remedy="leave --device out, or --device cpu")
+    return this_cpu()
 
 
 def computing_on(device: torch.device) -> Gpu:

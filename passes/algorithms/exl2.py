@@ -150,11 +150,11 @@ def quantize(weight: torch.Tensor, factor: Factor, layouts: Sequence[Groups]) ->
         ahead = [
             (work[first : first + length, _span(slot, columns)], bits, found[slot]) for slot, bits, length in begun
         ]
-        for (slot, bits, _), one in zip(begun, _scales(ahead), strict=True):
-            found[slot] = one
-            scale_index[slot].append(one.index)
-            scale_max[slot].append(one.top)
-            current[_span(slot, columns)] = working_scale(one.index, one.top)
+        for (slot, bits, _), scale in zip(begun, _scales(ahead), strict=True):
+            found[slot] = scale
+            scale_index[slot].append(scale.index)
+            scale_max[slot].append(scale.top)
+            current[_span(slot, columns)] = working_scale(scale.index, scale.top)
             half[_span(slot, columns)] = float(1 << (bits - 1))
         last = min(first + ROWS, rows)
         _round_rows(work, codes, decoded, factor.inverse, first, last, current, half)
@@ -180,10 +180,10 @@ def _scales(groups: Sequence[tuple[torch.Tensor, int, Found | None]]) -> list[Fo
     multipliers are.
     """
     if not groups or groups[0][0].device.type != "cpu":
-        return [search_scale(*one) for one in groups]
+        return [search_scale(*group) for group in groups]
     if len(groups) == 1:
         return [search_scale(*groups[0], _losses_side_by_side)]
-    return side_by_side(lambda one: search_scale(*one), groups)
+    return side_by_side(lambda group: search_scale(*group), groups)
 
 
 def starts(groups: Groups) -> dict[int, tuple[int, int]]:

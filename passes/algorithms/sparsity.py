@@ -34,9 +34,9 @@ class Mask:
             columns, rows = cost.shape
             runs = cost.reshape(columns // self.run, self.run, rows)
             # A weight's rank in its run: how many of the others cost less, of equals those before it. Faster than sorting.
-            one, other = runs[:, :, None], runs[:, None, :]
+            own, other = runs[:, :, None], runs[:, None, :]
             before = torch.ones(self.run, self.run, dtype=torch.bool, device=cost.device).tril(-1)[None, :, :, None]
-            rank = ((other < one) | ((other == one) & before)).sum(2)
+            rank = ((other < own) | ((other == own) & before)).sum(2)
             return (rank >= round(self.run * self.sparsity)).reshape(columns, rows)
         count = round(cost.numel() * self.sparsity)
         if count == 0:

@@ -134,7 +134,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def _failed(backend: Backend[P], code: int, log: Path) -> TightfitError:
     with log.open(encoding="utf-8") as lines:
-        last = "".join(f"    {line[:240].rstrip()}\n" for line in deque((one for one in lines if one.strip()), _SHOWN))
+        last = "".join(
+            f"    {line[:240].rstrip()}\n" for line in deque((said for said in lines if said.strip()), _SHOWN)
+        )
     if "out of memory" in last.lower():
         return DoesNotFitError(
             f"{backend.name} ran out of memory:\n{last}",

@@ -19,6 +19,7 @@ from passes.blocks.dense_model import DenseModel
 from passes.blocks.model_class import Names, body, skeleton
 from passes.blocks.unfused import unfuse, unstack
 from passes.errors import InputError
+from passes.ir.architectures.config import Config
 from passes.ir.model import ModelIR
 
 if TYPE_CHECKING:
@@ -39,14 +40,17 @@ class LayerCall:
     kwargs: Mapping[str, Any]
 
 
-def _alike(one: LayerCall, other: LayerCall) -> bool:
+def _alike(call: LayerCall, other: LayerCall) -> bool:
     """Whether two batches' calls of a block have the same values. What blocks hand on is theirs alone
     (`passes.blocks.model_class.unwalkable`)."""
     import torch
 
-    if one is other:
+    if call is other:
         return True
-    pairs = [*zip(one.args, other.args, strict=True), *((one.kwargs[key], other.kwargs.get(key)) for key in one.kwargs)]
+    pairs = [
+        *zip(call.args, other.args, strict=True),
+        *((call.kwargs[key], other.kwargs.get(key)) for key in call.kwargs),
+    ]
     for first, second in pairs:
         if isinstance(first, torch.Tensor) and not (isinstance(second, torch.Tensor) and torch.equal(first, second)):
             return False
@@ -226,7 +230,7 @@ class Decoder:
         """What an indexer picks of a text no longer than its limit, `[B, T, T]`, for the layers that use an earlier layer's choice."""
         import torch
 
-        length, limit = hidden.shape[1], int(self.ir.config.get("index_topk", 2048))
+        length, limit = hidden.shape[1], Config(self.ir.config, self.ir.name).integer("index_topk", default=2048)
         if length > limit:
             raise InputError(
                 f"calibration texts of {length} tokens, of which each layer's indexer picks {limit}",

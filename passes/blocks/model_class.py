@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from passes.errors import InputError
+from passes.ir.architectures.config import Config
 from passes.ir.model import ModelIR
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def unwalkable(ir: ModelIR) -> str | None:
     """Say why a model's blocks cannot be run one by one here, in words; None where they can. Looks at the description only."""
     if ir.model_type in WITHOUT_CLASS:
         return _no_class(ir.model_type)
-    text = ir.config.get("text_config", ir.config)
+    root = Config(ir.config, ir.name)
+    text = root.part("text_config") if root.has("text_config") else root
     if text.get("num_kv_shared_layers") or text.get("hidden_size_per_layer_input"):
         return "its blocks are given values of each text's own beside the hidden states (shared keys, inputs of every layer)"
     if ir.model_type == "deepseek_v4":

@@ -10,6 +10,7 @@ from typing import Any
 
 from passes.errors import InputError
 from passes.files.os_errors import clear_disk_errors
+from passes.ir.fields import json_object
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -26,12 +27,9 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object that tightfit wrote. Raises InputError where it is missing or damaged; `what` names it for people."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json_object(path.read_bytes(), f"{path} is no {what}", remedy="make it again")
+    except OSError as error:
         raise InputError(f"{path} is no {what}: {error}", remedy="make it again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is no {what}", remedy="make it again")
-    return value
 
 
 def readable(path: Path) -> bool:

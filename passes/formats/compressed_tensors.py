@@ -46,23 +46,6 @@ class ConfigGroup:
     inputs: str
     static: bool
 
-    @classmethod
-    def read(cls, values: Mapping[str, Any], settings: Mapping[str, Any]) -> ConfigGroup:
-        """Read a group of `settings`, the `quantization_config`."""
-        weights, inputs = values["weights"], values.get("input_activations")
-        strategy = str(weights.get("strategy"))
-        block = weights.get("block_structure") or ((128, 128) if strategy == "block" else None)
-        return cls(
-            str(values.get("format") or settings.get("format") or ""), weights.get("type", "int"), int(weights["num_bits"]),
-            {"channel": -1, "tensor": 0}.get(strategy, int(weights.get("group_size") or -1)),
-            bool(weights.get("symmetric", True)), (int(block[0]), int(block[1])) if block else None,
-            _input_type(inputs) if inputs else "", inputs is not None and not inputs.get("dynamic"),
-        )  # fmt: skip
-
-
-def _input_type(inputs: Mapping[str, Any]) -> str:
-    return f"{'fp' if inputs.get('type') == 'float' else 'int'}{inputs.get('num_bits', 8)}"
-
 
 class CompressedTensors(Format):
     """A format of compressed-tensors: a checkpoint may mix them, each in a config group of its own."""

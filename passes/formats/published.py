@@ -1,7 +1,11 @@
 """Layouts that publishers ship and engines read, but tightfit does not write: exact sizes, no codec.
 
 Sources: `fp8-*` transformers' FineGrainedFP8 and AutoFP8/fbgemm checkpoints; `nvfp4-modelopt` NVIDIA ModelOpt's export;
-`mxfp4-blocks` gpt-oss's own files; `nf4` bitsandbytes with double quantization (blocks of 64, scales in blocks of 256).
+`mxfp4-blocks` gpt-oss's own files; `nf4` bitsandbytes with double quantization (blocks of 64, scales in blocks of 256),
+`int8-bnb-stored` its LLM.int8(); `mxfp8` e4m3 with powers of two for 32 inputs (OCP Microscaling 1.0);
+`quark-*` AMD Quark's exports, as vLLM 0.32's
+`quantization/quark/schemes` create them; `torchao-*` torchao's tensors (`Int4Tensor`, `Int8Tensor`, `Float8Tensor`); `hqq-*` HQQ's
+`W_q`, `scale` and `zero`; `gemv-*awq` AutoAWQ's other kernels (`awq/modules/linear/gemv.py`, `gemv_fast.py`).
 """
 
 from __future__ import annotations
@@ -69,6 +73,74 @@ def _nf4(n: int, k: int, g: int) -> tuple[Part, ...]:
     )
 
 
+def _int8_llm(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("weight", "I8", (n, k)), ("SCB", "F32", (n,)), ("weight_format", "U8", ()))
+
+
+def _nvfp4a16_modelopt(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return tuple(part for part in _nvfp4_modelopt(n, k, g) if part[0] != "input_scale")
+
+
+def _mxfp8(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("weight", "F8_E4M3", (n, k)), ("weight_scale", "U8", (n, _ceil(k, g))))
+
+
+def _int8_static(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (*_int8_row(n, k, g), ("input_scale", "F32", ()))
+
+
+def _int8_row(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("weight", "I8", (n, k)), ("weight_scale", "F32", (n,)))
+
+
+def _int4_groups(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("weight", "I32", (k, _ceil(n, 8))), ("weight_scale", "F32", (_ceil(k, g or k), n)))
+
+
+def _quark_mx(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("weight", "U8", (n, k // 2)), ("weight_scale", "U8", (n, _ceil(k, g))))
+
+
+def _torchao_int4(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("qdata", "U8", (n, k // 2)), ("scale_and_zero", "BF16", (_ceil(k, g), n, 2)))
+
+
+def _torchao_int8(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("qdata", "I8", (n, k)), ("scale", "BF16", (n, 1)))
+
+
+def _torchao_fp8(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("qdata", "F8_E4M3", (n, k)), ("scale", "F32", (n, 1)))
+
+
+def _hqq(bits: int) -> Callable[[int, int, int], tuple[Part, ...]]:
+    def parts(n: int, k: int, g: int) -> tuple[Part, ...]:
+        groups = _ceil(n * k, g)
+        return (
+            ("W_q", "U8", (_ceil(groups * bits, 8), g)),
+            ("scale", "F16", (groups, 1)),
+            ("zero", "F16", (groups, 1)),
+        )
+
+    return parts
+
+
+def _gemv_groups(k: int, g: int) -> int:
+    """Words of zero points of a row, padded as AutoAWQ's `calculate_zeros_width` does."""
+    multiple = 1 if g >= 128 else 2 if g == 64 else 4
+    return _ceil(_ceil(k // g, 8), multiple) * multiple
+
+
+def _awq_gemv(n: int, k: int, g: int) -> tuple[Part, ...]:
+    words = _gemv_groups(k, g)
+    return (("qweight", "I32", (n, k // 8)), ("qzeros", "I32", (n, words)), ("scales", "F16", (n, words * 8)))
+
+
+def _awq_gemv_fast(n: int, k: int, g: int) -> tuple[Part, ...]:
+    groups = _gemv_groups(k, g) * 8
+    return (("qweight", "I16", (n // 4, k)), ("qzeros", "F16", (groups, n)), ("scales", "F16", (groups, n)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """A layout's tensors for N, K and a group; the group (or block) that it has unless told; bits of a code and kernels.
@@ -94,6 +166,25 @@ _LAYOUTS = {
     "nvfp4-modelopt": _Layout(_nvfp4_modelopt, 16, 4, KernelFamily.FP4, grouped=True),
     "mxfp4-blocks": _Layout(_mxfp4, 32, 4, KernelFamily.MX, grouped=True, blocks=True, method="mxfp4"),
     "nf4": _Layout(_nf4, 64, 4, KernelFamily.BNB),
+    "int8-bnb-stored": _Layout(_int8_llm, 0, 8, KernelFamily.BNB),
+    "nvfp4-modelopt-a16": _Layout(_nvfp4a16_modelopt, 16, 4, KernelFamily.FP4, grouped=True),
+    "mxfp8": _Layout(_mxfp8, 32, 8, KernelFamily.FP8, grouped=True),
+    "quark-fp8": _Layout(_fp8_tensor, 0, 8, KernelFamily.FP8),
+    "quark-fp8-static": _Layout(_fp8_static, 0, 8, KernelFamily.FP8),
+    "quark-fp8-row": _Layout(_fp8_row, 0, 8, KernelFamily.FP8),
+    "quark-fp8-block": _Layout(_fp8_block, 128, 8, KernelFamily.FP8),
+    "quark-int8": _Layout(_int8_row, 0, 8, KernelFamily.W8A8),
+    "quark-int8-static": _Layout(_int8_static, 0, 8, KernelFamily.W8A8),
+    "quark-int4": _Layout(_int4_groups, 128, 4, KernelFamily.W4, grouped=True),
+    "quark-mx": _Layout(_quark_mx, 32, 4, KernelFamily.MX, grouped=True),
+    "torchao-int4": _Layout(_torchao_int4, 128, 4, KernelFamily.W4, grouped=True),
+    "torchao-int8": _Layout(_torchao_int8, 0, 8, KernelFamily.W8),
+    "torchao-fp8": _Layout(_torchao_fp8, 0, 8, KernelFamily.FP8),
+    "hqq-2": _Layout(_hqq(2), 64, 2, KernelFamily.W4),
+    "hqq-4": _Layout(_hqq(4), 64, 4, KernelFamily.W4),
+    "hqq-8": _Layout(_hqq(8), 64, 8, KernelFamily.W8),
+    "gemv-awq": _Layout(_awq_gemv, 128, 4, KernelFamily.W4, grouped=True),
+    "gemv-fast-awq": _Layout(_awq_gemv_fast, 128, 4, KernelFamily.W4, grouped=True),
 }
 
 

@@ -249,11 +249,13 @@ class Stack:
 class KVCache:
     """How the cache is kept: `dtype` by its name in `passes.formats.kv_dtypes`.
 
-    `scales`: the checkpoint stores calibrated per-layer `k_scale` and `v_scale`.
+    `scales`: the checkpoint stores calibrated per-layer `k_scale` and `v_scale`. `declared`: the type that the checkpoint's config asks
+    for where `dtype` is left open; whether it gets it is the engine's matter.
     """
 
     dtype: str = "auto"
     scales: bool = False
+    declared: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +287,8 @@ class ModelIR:
     load_time: LoadTime = LoadTime()
     quant_method: str | None = None
     """`quantization_config.quant_method` of an already quantized source; None for a dense one."""
+    spread: float = 0.0
+    """Relative 90 % half width of the bytes of its weights, where how they are stored is assumed; 0 where files or their config say it."""
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was assumed or ignored while reading the model, for people."""

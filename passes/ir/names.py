@@ -31,34 +31,18 @@ _SEPARATORS = re.compile(r"[\s\-_:()]+")
 REMEDY = "Give a folder, a .gguf file, a Hub id, or a name that `optimize models` lists."
 
 
-#: What the words of a quantized repository's name usually mean: the settings most published ones have.
-_GPTQ = {"quant_method": "gptq", "group_size": 128, "sym": True, "desc_act": False}
-_QUANTIZED: dict[frozenset[str], dict[str, Any]] = {
-    frozenset({"gptq", "int4"}): _GPTQ | {"bits": 4},
-    frozenset({"gptq", "int8"}): _GPTQ | {"bits": 8},
-    frozenset({"gptq"}): _GPTQ | {"bits": 4},
-    frozenset({"awq", "int4"}): {"quant_method": "awq", "bits": 4, "group_size": 128},
-    frozenset({"awq"}): {"quant_method": "awq", "bits": 4, "group_size": 128},
-    frozenset({"fp8"}): {"quant_method": "fp8", "weight_block_size": [128, 128]},
-    frozenset({"bnb", "4bit"}): {"quant_method": "bitsandbytes", "load_in_4bit": True},
-    frozenset({"nvfp4"}): {"quant_method": "modelopt", "quant_algo": "NVFP4"},
-}
-
-
-#: Words that say how a repository's weights are stored.
-_STORED = frozenset().union(*_QUANTIZED)
-
-
 @dataclass(frozen=True, slots=True)
 class Match:
     """A catalog id, and a note where the name asked for is another variant of that model.
 
-    `quantization`: the `quantization_config` that such a name usually means, where only the dense model is in the catalog.
+    `quantization`: the `quantization_config` that such a name usually means, where only the dense model is in the catalog; `spread`:
+    relative 90 % half width of the bytes that this gives.
     """
 
     id: str
     note: str | None = None
     quantization: Mapping[str, Any] | None = None
+    spread: float = 0.0
 
 
 def fold(name: str) -> str:
@@ -97,6 +81,20 @@ def _aliases() -> dict[str, str]:
     return {fold(name): target for name, target in table.items()}
 
 
+@lru_cache(maxsize=1)
+def _conventions() -> list[dict[str, Any]]:
+    """How publishers store what a name says, the first row that matches (`conventions.json`)."""
+    rows: list[dict[str, Any]] = json.loads(Path(catalog.__file__).with_name("conventions.json").read_text())[
+        "conventions"
+    ]
+    return rows
+
+
+def _stored() -> frozenset[str]:
+    """Words that say how a repository's weights are stored."""
+    return frozenset(word for row in _conventions() for word in row["words"])
+
+
 def find(name: str) -> Match | None:
     """The catalog's model for a name; None where there is none."""
     folded, families = _index()
@@ -119,11 +117,11 @@ def find(name: str) -> Match | None:
 
 def _begun(name: str) -> Match | None:
     """The one model whose name begins with these words and goes on with more than a date."""
-    asked = _plain(name)
+    asked, stored = _plain(name), _stored()
     longer = {
         known: words[len(asked) :]
         for known in catalog.ids()
-        if (words := _plain(known))[: len(asked)] == asked and not set(words) & _STORED
+        if (words := _plain(known))[: len(asked)] == asked and not set(words) & stored
     }
     found = {tuple(rest): known for known, rest in reversed(longer.items())}
     if not asked or len(found) != 1:
@@ -140,13 +138,19 @@ def _plain(name: str) -> list[str]:
 def _quantized(name: str) -> Match | None:
     """A quantized repository of a model whose dense version is known."""
     words = _words(_bare(name))
-    told = frozenset(words) & _STORED
+    told = set(words) & _stored()
     dense = "-".join(word for word in words if word not in told)
-    if told not in _QUANTIZED or (base := find(dense)) is None:
+    if not told or (base := find(dense)) is None:
         return None
-    settings = _QUANTIZED[told]
-    said = ", ".join(f"{key} {value}" for key, value in settings.items())
-    return Match(base.id, f"{name} is not in the catalog; shapes of {base.id}, assumed stored as {said}", settings)
+    publisher = name.rpartition("/")[0]
+    for row in _conventions():
+        made_by = re.fullmatch(row.get("publisher", ".*"), publisher)
+        if set(row["words"]) == told and made_by and re.search(row.get("model", ""), base.id):
+            note = (
+                f"{name} is not in the catalog; shapes of {base.id}, assumed stored as {row['said']} ({row['source']})"
+            )
+            return Match(base.id, note, row["settings"], row["spread"])
+    return None
 
 
 def unknown_model(name: str) -> InputError:

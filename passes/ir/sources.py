@@ -16,6 +16,7 @@ from typing import Any
 from passes.errors import InputError
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
+from passes.ir.fields import json_object
 from passes.ir.model import ModelIR
 from passes.ir.names import Match, find, unknown_model
 from passes.ir.quant_config.read import quantized
@@ -50,9 +51,14 @@ class Source:
     stored_bytes: int | None = None
     """Bytes of the tensors as they lie on disk, by their headers; None where there are none."""
     materializer: Callable[[Path], Path] | None = field(default=None, compare=False, repr=False)
+    as_stored: ModelIR | None = None
+    """The description of a file that is made something else before work begins on it; `ir` is of what it becomes."""
+    unreadable: str | None = None
+    """Why its weights cannot be made into what `ir` describes, and what to do; None where they can."""
 
     def materialize(self, work: Path) -> Path:
         """A folder with config, tokenizer and safetensors: the folder itself, or made once inside `work`."""
+        self.require_readable()
         if self.materializer is not None:
             return self.materializer(work)
         if self.path is None or not self.has_weights:
@@ -61,6 +67,12 @@ class Source:
                 remedy="Name a folder with safetensors, a .gguf file, or a Hub model with the network on.",
             )
         return self.path
+
+    def require_readable(self) -> None:
+        """Raise InputError where the weights cannot be worked on."""
+        if self.unreadable is not None:
+            what, _, remedy = self.unreadable.partition("; ")
+            raise InputError(f"{self.path}: {what}", remedy=f"{remedy[:1].upper()}{remedy[1:]}.")
 
 
 def open_model(model: str | Path, *, revision: str | None = None, assume: str | None = None) -> Source:
@@ -140,15 +152,16 @@ def fold_in(config: dict[str, Any], read: Callable[[str], dict[str, Any] | None]
 
 def _open_gguf(path: Path, assume: str | None) -> Source:
     # Imported when needed, as `download` is: planning by name is quick.
-    from passes.ir.readers.gguf import read_gguf_header
-    from passes.ir.readers.gguf_model import check_tensors, dequantize, hf_config
+    from passes.ir.readers.gguf_model import as_stored, check_tensors, dequantize, hf_config, unreadable
+    from passes.ir.readers.gguf_parts import read_gguf
 
-    header = read_gguf_header(path)
+    header, files = read_gguf(path)
     ir = build_ir(hf_config(header, path.stem), path.stem, assume=assume)
     check_tensors(header, ir)
     return Source(
-        ir, "gguf", path, None, header.digest, True, stored_bytes=header.tensor_bytes,
-        materializer=lambda work: dequantize(path, ir, header, work),
+        ir, "gguf", files[0], None, header.digest, True, stored_bytes=header.tensor_bytes,
+        materializer=lambda work: dequantize(path, ir, header, work), as_stored=as_stored(header, ir),
+        unreadable=unreadable(header, len(files)),
     )  # fmt: skip
 
 
@@ -162,9 +175,10 @@ def _downloaded(name: str, revision: str | None) -> Path:
 def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
     entry = catalog.entry(match.id)
     config = entry.config | ({"quantization_config": match.quantization} if match.quantization else {})
-    ir = quantized(build_ir(config, entry.id, assume=assume))
-    if match.note:
-        ir = replace(ir, notes=(*ir.notes, match.note))
+    asked = match.note is not None and (match.quantization is not None or is_repository_name(name))
+    ir = quantized(build_ir(config, name if asked else entry.id, assume=assume))
+    notes = tuple(note for note in (match.note, entry.note) if note)
+    ir = replace(ir, notes=(*ir.notes, *notes), spread=max(match.spread, entry.spread))
     repository = match.id if match.note is None else name if is_repository_name(name) else None
     if repository is None or offline():
         return Source(ir, "catalog", None, None, config_digest(config), False)
@@ -200,11 +214,8 @@ def config_digest(config: Mapping[str, Any]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; InputError naming it otherwise."""
     try:
-        value = json.loads(path.read_text())
+        return json_object(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: missing", remedy="A model folder needs a config.json.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})", remedy="Download the file again.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object", remedy="Download the file again.")
-    return value

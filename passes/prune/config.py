@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from passes.ir.architectures.config import Config
+
 #: What families call the number of layers.
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 #: Where multimodal models keep the config of their decoder.
@@ -82,8 +84,8 @@ def _spelt_out(part: Mapping[str, Any], depth: int, kinds: Sequence[str]) -> dic
     out: dict[str, Any] = {}
     if len(set(kinds)) > 1 and not part.get("layer_types"):
         out["layer_types"] = list(kinds)
-    if part.get("model_type") in _NO_ROPE and not part.get("no_rope_layers"):
-        interval = int(part.get("no_rope_layer_interval") or 4)
+    if str(part.get("model_type")) in _NO_ROPE and not part.get("no_rope_layers"):
+        interval = Config(part, "the model").integer("no_rope_layer_interval", default=4)
         out["no_rope_layers"] = [int((layer + 1) % interval != 0) for layer in range(depth)]
     step = part.get("interleave_moe_layer_step")
     if isinstance(step, int) and step > 1 and part.get("moe_layers") is None:

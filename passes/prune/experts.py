@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from passes.base import Pass, Stage
 from passes.errors import Reason
 from passes.formats.tensor import Tensor
+from passes.ir.architectures.config import Config
 from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.prune.config import change_decoder, decoder_part, set_present
@@ -50,8 +51,8 @@ class ExpertPrune(Pass):
                     f"{active:g} to {most - 1}",
                 ),
             )
-        groups = decoder_part(ir.config).get("n_group") or 1
-        if isinstance(groups, int) and self.keep % groups:
+        groups = Config(decoder_part(ir.config), ir.name).integer("n_group", default=1)
+        if self.keep % groups:
             return (
                 Reason(
                     "expert_groups", f"{self.keep} experts do not split into {groups} groups", f"a multiple of {groups}"

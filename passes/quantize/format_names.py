@@ -26,6 +26,8 @@ _MORE_EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "int-quantized": ("w8a8-smoothquant",),
     "awq": ("rtn-4-g128", "rtn-3-channel", "mixed-5.0-g64", "mixed-5.0-g64-w8a8", "mixed-5.0-g64-gptq"),
 }
+#: No name is longer, whatever numbers it holds.
+_LONGEST = 64
 #: Bits of the head unless the name says otherwise (`-h8`): the default of the converters.
 _HEAD_BITS = 6
 
@@ -55,6 +57,8 @@ def pass_named(name: str) -> Pass | None:
     Raises InputError with the nearest names for one that is not known.
     """
     folded = name.strip().lower()
+    if len(folded) > _LONGEST:
+        raise unknown_name("weight format", name, examples(), remedy=f"known formats: {', '.join(examples())}")
     for kind in (QuantizeExl2, QuantizeMixed, QuantizeAtLoad):
         if (parsed := kind.named(folded)) is not None:
             return parsed

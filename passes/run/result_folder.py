@@ -65,8 +65,8 @@ def check_places(result: Path, work: Path, source: Path | None) -> None:
         )
 
 
-def _overlap(one: Path, other: Path) -> bool:
-    return one == other or other in one.parents or one in other.parents
+def _overlap(folder: Path, other: Path) -> bool:
+    return folder == other or other in folder.parents or folder in other.parents
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from passes.errors import InputError
+from passes.ir.fields import LARGEST
 from passes.steps.drawing import Drawing, drawn
 from planner.cli.encoding import json_line
 
@@ -27,6 +29,13 @@ Device = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+
+
+def finite(value: float | None) -> float | None:
+    """A number that is one: ranges let `nan` through. Raises typer.BadParameter."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
 
 
 def _console(as_json: bool = False) -> Console:
@@ -54,33 +63,33 @@ def check(
     gpu: Annotated[str, typer.Option(help="Card: catalog name, NVML name, 24GB, or cpu.")],
     engine: Annotated[str, typer.Option(help="vllm, vllm-cpu, exllamav2 or exllamav3.")] = "vllm",
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="Number of cards; without --tp they are tensor parallel.")
+        int | None, typer.Option(min=1, max=LARGEST, help="Number of cards; without --tp they are tensor parallel.")
     ] = None,
     engine_version: Annotated[str | None, typer.Option()] = None,
-    tp: Annotated[int | None, typer.Option(min=1)] = None,
-    pp: Annotated[int, typer.Option(min=1)] = 1,
-    dp: Annotated[int, typer.Option(min=1)] = 1,
-    ep: Annotated[int, typer.Option(min=1)] = 1,
+    tp: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
+    pp: Annotated[int, typer.Option(min=1, max=LARGEST)] = 1,
+    dp: Annotated[int, typer.Option(min=1, max=LARGEST)] = 1,
+    ep: Annotated[int, typer.Option(min=1, max=LARGEST)] = 1,
     context: Annotated[
-        int | None, typer.Option(min=1, help="Longest sequence; default: the model's own limit.")
+        int | None, typer.Option(min=1, max=LARGEST, help="Longest sequence; default: the model's own limit.")
     ] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1)] = None,
-    input_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
+    input_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
+    output_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
     weights: Annotated[
         str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
     ] = None,
     dtype: Annotated[str | None, typer.Option()] = None,
     kv_cache_dtype: Annotated[str, typer.Option()] = "auto",
-    kv_cache_memory: Annotated[int | None, typer.Option(min=1, help="Bytes.")] = None,
-    gpu_memory_utilization: Annotated[float | None, typer.Option(min=0.01, max=1.0)] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(min=1)] = None,
-    max_num_batched_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    block_size: Annotated[int | None, typer.Option(min=1)] = None,
+    kv_cache_memory: Annotated[int | None, typer.Option(min=1, max=1 << 50, help="Bytes.")] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(min=0.01, max=1.0, callback=finite)] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
+    block_size: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say whether a model fits a card, before deployment. Exit 3 when it does not."""
+    """Say whether a model fits a card, before deployment. Exit 3 when it does not, 6 when that is not known."""
     from planner.check import check as run
     from planner.plan.codec import to_json
     from targets.engines.engine import Parallel, Settings
@@ -110,7 +119,7 @@ def check(
         from planner.cli.tables import print_check
 
         print_check(_console(), document)
-    raise typer.Exit(0 if result.fits else 3)
+    raise typer.Exit(result.exit_code)
 
 
 @app.command()
@@ -283,14 +292,24 @@ def verify(
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Requests a second, arriving by chance; default: the workload's clients."),
+        typer.Option(
+            min=0.001,
+            max=1e6,
+            callback=finite,
+            help="Requests a second, arriving by chance; default: the workload's clients.",
+        ),
     ] = None,
     tabby: Annotated[
         Path | None, typer.Option(help="A checkout of TabbyAPI to drive too; default: TIGHTFIT_TABBY, TABBYAPI.")
     ] = None,
     seconds: Annotated[
         float,
-        typer.Option(min=1, help="How long the load may take, by the prediction; three answers a client at least."),
+        typer.Option(
+            min=1,
+            max=1e6,
+            callback=finite,
+            help="How long the load may take, by the prediction; three answers a client at least.",
+        ),
     ] = 120,
     as_json: Json = False,
 ) -> None:
@@ -342,8 +361,8 @@ def calibrate(
     url: Annotated[str | None, typer.Option(help="A served model to put a short load on: http://host:port.")] = None,
     model: Annotated[str | None, typer.Option(help="With --url: what is served, a folder or a name.")] = None,
     served_name: Annotated[str | None, typer.Option(help="With --url: the name it is served by.")] = None,
-    tp: Annotated[int, typer.Option(min=1, help="With --url: its tensor parallel degree.")] = 1,
-    seconds: Annotated[float, typer.Option(min=2, max=60)] = 20.0,
+    tp: Annotated[int, typer.Option(min=1, max=LARGEST, help="With --url: its tensor parallel degree.")] = 1,
+    seconds: Annotated[float, typer.Option(min=2, max=60, callback=finite)] = 20.0,
     as_json: Json = False,
 ) -> None:
     """Measure this machine; predictions for it then say `measured`. With --url, the served engine as well."""

@@ -126,7 +126,7 @@ def _print_memory(console: Console, chosen: ChosenPlan, context: int) -> None:
         else "no cache"
     )
     console.print(f"           {'   '.join(parts)}")
-    console.print(f"           {shown}; longest context {kv.max_context:,}")
+    console.print(f"           {shown}; longest context {kv.max_context:,} for one")
     console.print()
 
 
@@ -200,6 +200,11 @@ def _change(what: str, old: Any, new: Any) -> str:
 
 def print_check(console: Console, document: CheckDocument) -> None:
     """The answer of `check`."""
+    if not document.modelled:
+        console.print(f"  {document.model} on {document.gpu} with {document.engine}: [bold yellow]not known[/]")
+        for reason in document.reasons:
+            console.print(f"  {reason.message}")
+        return
     verdict = "[bold green]fits[/]" if document.fits else "[bold red]does not fit[/]"
     console.print(
         f"  {document.model} on {document.gpu} with {document.engine}: {verdict} (confidence {document.confidence:.0%})"
@@ -215,7 +220,7 @@ def print_check(console: Console, document: CheckDocument) -> None:
     requests = kv.max_concurrency.value
     if math.isfinite(requests) and left >= 0:
         console.print(
-            f"  {kv.tokens.value:,.0f} KV tokens, {requests:.1f} requests at once, longest context {kv.max_context:,}"
+            f"  {kv.tokens.value:,.0f} KV tokens, {requests:.1f} requests at once, longest context {kv.max_context:,} for one"
         )
     decode = speed.decode_tok_s_per_request
     console.print(f"  TTFT {speed.ttft_ms.value:.0f} ms   decode {decode.value:.1f} tok/s ({decode.basis})")

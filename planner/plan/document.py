@@ -19,6 +19,7 @@ from planner.choice.goals import Goal
 from planner.plan.codec import to_json
 from planner.plan.stated import StatedReason
 from planner.quality.expected import Quality
+from planner.spec.parse import validated
 from planner.spec.spec import Spec
 from targets.engines.engine import KVEstimate, Memory, Parallel, Settings, SpeedEstimate
 from targets.quantity import Quantity
@@ -327,7 +328,7 @@ def spec_of(document: PlanDocument) -> Spec:
         )
     spec = to_json(document.spec)
     texts = {role: spec[role] | {"dataset": getattr(document.places, role)} for role in TEXTS}
-    return Spec.model_validate(spec | texts | {"model": document.places.model})
+    return validated(None, spec | texts | {"model": document.places.model}, "the spec in the plan")
 
 
 def require_executable(document: PlanDocument) -> None:

@@ -77,6 +77,7 @@ def plan(
         spec = load_spec(spec)
     refuse_same_text(spec.calibration.dataset, spec.evaluation.dataset)
     source = open_model(spec.model, revision=spec.revision, assume=spec.assume)
+    source.require_readable()
     result = search(spec, source.ir)
     tried: dict[tuple[Pass, ...], Trial] = {}
     if measure is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from passes.errors import InputError
+from passes.ir.fields import json_object
 from planner.plan.codec import FORMAT_VERSION, from_json, to_json
 from planner.plan.document import PlanDocument, digest
 
@@ -27,12 +27,12 @@ def load_plan(path: str | Path) -> PlanDocument:
     """Read a saved plan. Raises InputError where it is none, or was edited."""
     file = Path(path)
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json_object(file.read_bytes(), f"{file} is no plan", remedy="`optimize plan SPEC` makes one")
     except FileNotFoundError:
         raise InputError(f"no plan at {file}", remedy="`optimize plan SPEC` makes one") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"{file} is no plan: {error}", remedy="`optimize plan SPEC` makes one") from None
-    if not isinstance(document, dict) or "chosen" not in document or "lock" not in document:
+    if "chosen" not in document or "lock" not in document:
         raise InputError(f"{file} is no plan", remedy="`optimize plan SPEC` makes one")
     if document.get("format_version") != FORMAT_VERSION:
         raise InputError(

@@ -63,7 +63,7 @@ def leading(ir: ModelIR, result: SearchResult, count: int = LEADING) -> list[tup
         key=lambda v: v.quality.log_ppl_increase.value,
     )
     chains = dict.fromkeys(v.candidate.passes for v in verdicts)
-    return [chain for chain in chains if chain and all(_made_here(ir, one) for one in chain)][:count]
+    return [chain for chain in chains if chain and all(_made_here(ir, step) for step in chain)][:count]
 
 
 def _open(reason: Reason) -> bool:
@@ -71,9 +71,9 @@ def _open(reason: Reason) -> bool:
     return reason.kind is ReasonKind.DOMINATED or reason.code in _MEASURED
 
 
-def _made_here(ir: ModelIR, one: Pass) -> bool:
+def _made_here(ir: ModelIR, step: Pass) -> bool:
     """Whether the walk can make a pass, and it changes weights."""
-    return not one.load_time and one.backend == NATIVE and not one.missing(ir)
+    return not step.load_time and step.backend == NATIVE and not step.missing(ir)
 
 
 def trials(

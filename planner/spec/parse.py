@@ -13,33 +13,52 @@ from pydantic import BaseModel, ValidationError
 from passes.base import NATIVE
 from passes.chain import find_backend
 from passes.errors import InputError, Location, nearest
+from passes.ir.fields import shown
 from passes.text.source import refuse_missing_text
 from planner.spec.spec import QuantizeChoice, Spec
-from planner.spec.yaml_places import compose, locate, refuse_twice
+from planner.spec.yaml_places import locate, read_yaml
 from targets.engines.engine import find_engine
 from targets.gpu import find_gpu
+
+#: No spec is longer, in characters.
+_LONGEST = 1 << 20
+
+#: What was expected, in the words of YAML; pydantic's are those of Python.
+_WORDS = {
+    "tuple_type": "should be a list, such as [a, b]", "list_type": "should be a list, such as [a, b]", "string_type": "should be text",
+    "dict_type": "should be a mapping of keys to values", "model_type": "should be a mapping of keys to values",
+    "model_attributes_type": "should be a mapping of keys to values", "int_type": "should be a whole number",
+    "int_parsing": "should be a whole number", "int_from_float": "should be a whole number", "float_type": "should be a number",
+    "float_parsing": "should be a number", "finite_number": "should be a finite number", "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+}  # fmt: skip
 
 
 def load_spec(path: str | Path) -> Spec:
     """Read and check a spec. Raises InputError for anything that is wrong, naming the place."""
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(_LONGEST + 1)
     except FileNotFoundError:
         raise InputError(f"no spec at {file}", remedy="`optimize init` writes one to start from") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read the spec {file}: {error}", remedy="name a readable YAML file") from None
-    node = compose(text, str(file))
-    spec = _resolve(parse_spec(text, str(file)), file.parent)
+    if len(text) > _LONGEST:
+        raise InputError(f"{file} is longer than any spec", remedy="name the YAML file that `optimize init` began")
+    node, value = read_yaml(text, str(file))
+    spec = _resolve(validated(node, value, str(file)), file.parent)
     _refuse_unknown(spec, node, str(file))
     return spec
 
 
 def parse_spec(text: str, name: str = "spec") -> Spec:
     """A spec from its text; `name` is the file shown in errors. Paths stay as written."""
-    node = compose(text, name)
-    value = yaml.safe_load(text)
-    refuse_twice(node, name)
+    return validated(*read_yaml(text, name), name)
+
+
+def validated(node: yaml.Node | None, value: Any, name: str) -> Spec:
+    """A spec from plain values; `node`, where they came from YAML, tells the places in errors. Raises InputError."""
     if not isinstance(value, dict):
         raise InputError(
             "a spec is a mapping with `model:` and `target:`",
@@ -123,11 +142,11 @@ def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str,
         return InputError(f"unknown key {dotted!r}.{hint}", remedy=f"keys here: {', '.join(known)}", location=location)
     if kind == "missing":
         return InputError(f"{dotted!r} is missing", remedy="add it here", location=locate(node, path[:-1], name))
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _WORDS.get(kind) or problem["msg"].removeprefix("Value error, ")
     where = f"{dotted}: " if dotted else ""
-    shown = "" if kind == "value_error" else f" (found {problem['input']!r})"
+    found = "" if kind == "value_error" else f" (found {shown(problem['input'])})"
     return InputError(
-        f"{where}{message}{shown}", remedy="`optimize schema` prints every key with its type", location=location
+        f"{where}{message}{found}", remedy="`optimize schema` prints every key with its type", location=location
     )
 
 

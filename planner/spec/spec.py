@@ -14,6 +14,7 @@ from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE
 from passes.chain import BACKENDS
 from passes.formats import kv_dtypes
+from passes.ir.fields import LARGEST
 from passes.quantize.format_names import methods
 from planner.spec import units
 
@@ -21,7 +22,7 @@ Bytes = Annotated[int, BeforeValidator(units.parse_bytes), PlainSerializer("{} B
 Seconds = Annotated[float, BeforeValidator(units.parse_seconds), PlainSerializer("{} s".format)]
 Rate = Annotated[float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format)]
 Share = Annotated[float, BeforeValidator(units.parse_share), PlainSerializer(units.format_share)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
 
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ else:
 class Strict(BaseModel):
     """Base of every part of the spec: unknown keys are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # built once, as parts of the whole
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True
+    )  # built once, as parts of the whole
 
 
 Positive = Annotated[float, Field(gt=0)]

@@ -10,6 +10,8 @@ _BYTES = {
 }  # fmt: skip
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 _RATES = {"tok/s": 1.0, "tokens/s": 1.0, "t/s": 1.0, "tok/min": 1 / 60}
+#: No amount of anything comes near: 10^18 bytes, seconds or tokens a second.
+_FAR = 1e18
 
 
 def _parse(text: object, units: dict[str, float], kind: str, example: str) -> float:
@@ -20,7 +22,10 @@ def _parse(text: object, units: dict[str, float], kind: str, example: str) -> fl
     if not match or match[2] not in units:
         known = ", ".join(units)
         raise ValueError(f"{text!r} is not {kind}: write a number and one of {known}, such as {example}")
-    return float(re.sub(r"[_,]", "", match[1])) * units[match[2]]
+    value = float(re.sub(r"[_,]", "", match[1])) * units[match[2]]
+    if not abs(value) <= _FAR:
+        raise ValueError(f"{text!r:.60} is more than anything here is: write {kind}, such as {example}")
+    return value
 
 
 def parse_bytes(text: object) -> int:

@@ -1,4 +1,8 @@
-"""Where things stand in a spec's YAML: its nodes, the place of a key, keys that stand twice."""
+"""A spec's YAML: its values, read as plain data only, its nodes, and the place of a key.
+
+Only what a spec needs is read: text, numbers, true and false, lists and mappings, once each. Tags, aliases and merge keys are refused, as
+are keys that stand twice, of which YAML would silently keep the last; what YAML takes for a date stays text.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +12,99 @@ import yaml
 
 from passes.errors import InputError, Location
 
+_DEEPEST = 20
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = "text, numbers, true and false, lists and mappings"
+_SCALARS = {"null": "a null", "bool": "true or false", "int": "a whole number", "float": "a number"}
+_TEXTS = frozenset({"str", "timestamp", "value"})
+_construct = yaml.constructor.SafeConstructor()
 
-def compose(text: str, name: str) -> yaml.Node | None:
-    """The nodes of a YAML text. Raises InputError with the place where it is not YAML."""
+
+def read_yaml(text: str, name: str) -> tuple[yaml.Node | None, Any]:
+    """The nodes of a YAML text and the value they stand for. Raises InputError with the place of what cannot be read."""
+    node = _compose(text, name)
+    return node, None if node is None else _Reader(name).value(node)
+
+
+def _compose(text: str, name: str) -> yaml.Node | None:
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        place = Location(name, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        what = f"not YAML: the character U+{ord(text[error.position]):04X} is not allowed"
+        raise InputError(what, remedy="remove it; a spec is plain text in UTF-8", location=place) from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        location = Location(name, mark.line + 1, mark.column + 1) if mark else Location(name)
         raise InputError(
-            f"not YAML: {error.problem}", remedy="check indentation, quotes and colons here", location=location
+            f"not YAML: {error.problem}",
+            remedy="check indentation, quotes and colons here",
+            location=_at(error.problem_mark, name),
         ) from None
+    except (RecursionError, ValueError, OverflowError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"not YAML: {what}", remedy="see `optimize init`", location=Location(name)) from None
 
 
-def refuse_twice(node: yaml.Node | None, name: str) -> None:
-    """A key that stands twice in one mapping: YAML would silently keep the last."""
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, yaml.Mark] = {}
+def _at(mark: yaml.Mark | None, name: str) -> Location:
+    return Location(name, mark.line + 1, mark.column + 1) if mark else Location(name)
+
+
+class _Reader:
+    """Makes plain values of nodes. A node that comes again is an alias: those of YAML's would let ten lines stand for a billion."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seen: set[int] = set()
+
+    def refused(self, node: yaml.Node, what: str, remedy: str = f"write {_PLAIN}") -> InputError:
+        return InputError(what, remedy=remedy, location=_at(node.start_mark, self.name))
+
+    def value(self, node: yaml.Node, depth: int = 1) -> Any:
+        if id(node) in self.seen:
+            raise self.refused(node, "an alias (*) is not read in a spec", "write out what it stands for")
+        self.seen.add(id(node))
+        if depth > _DEEPEST:
+            raise self.refused(node, f"nested more than {_DEEPEST} deep", "see `optimize init`")
+        kind = node.tag.removeprefix(_TAG)
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, kind)
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            return [self.value(inner, depth + 1) for inner in node.value]
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return self.mapping(node, depth)
+        raise self.refused(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not read in a spec")
+
+    def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        lines: dict[str, int] = {}
         for key, inner in node.value:
-            if str(key.value) in seen:
-                first = seen[str(key.value)].line + 1
-                raise InputError(
-                    f"{key.value!r} stands twice, first in line {first}",
-                    remedy="keep one of them",
-                    location=Location(name, key.start_mark.line + 1, key.start_mark.column + 1),
+            if not isinstance(key, yaml.ScalarNode):
+                raise self.refused(key, "a list or mapping cannot be a key", "write a word before the colon")
+            if key.tag == f"{_TAG}merge":
+                raise self.refused(key, "a merge key (<<) is not read in a spec", "write out what it stands for")
+            if key.value in found:
+                raise self.refused(
+                    key, f"{key.value!r} stands twice, first in line {lines[key.value]}", "keep one of them"
                 )
-            seen[str(key.value)] = key.start_mark
-            refuse_twice(inner, name)
-    elif isinstance(node, yaml.SequenceNode):
-        for inner in node.value:
-            refuse_twice(inner, name)
+            found[self.text(key)] = self.value(inner, depth + 1)
+            lines[key.value] = key.start_mark.line + 1
+        return found
+
+    def scalar(self, node: yaml.ScalarNode, kind: str) -> Any:
+        if kind in _TEXTS:
+            return self.text(node)
+        if kind not in _SCALARS:
+            raise self.refused(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not read in a spec")
+        try:
+            return _construct.yaml_constructors[node.tag](_construct, node)
+        except (ValueError, KeyError, IndexError, OverflowError):
+            raise self.refused(node, f"{node.value!r:.60} should be {_SCALARS[kind]}") from None
+
+    def text(self, node: yaml.ScalarNode) -> str:
+        text: str = node.value
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise self.refused(node, f"{text!r:.60} holds a character that no name has")
+        return text
 
 
 def locate(node: yaml.Node | None, path: list[Any], name: str) -> Location:
@@ -54,4 +121,4 @@ def locate(node: yaml.Node | None, path: list[Any], name: str) -> Location:
             mark = node.start_mark
         else:
             break
-    return Location(name, mark.line + 1, mark.column + 1) if mark else Location(name)
+    return _at(mark, name)

@@ -8,7 +8,7 @@ from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
 from targets.engines.engine import KVEstimate, Memory, MemoryEstimate
 from targets.engines.kv_layout import Layout
-from targets.quantity import Quantity
+from targets.quantity import Basis, Quantity
 from targets.workload import Workload
 
 _GIB = 1 << 30
@@ -17,6 +17,13 @@ _GIB = 1 << 30
 def gib(value: float) -> str:
     """Bytes as people read them."""
     return f"{value / _GIB:.2f} GiB"
+
+
+def weights_quantity(ir: ModelIR, size: float, error: float, basis: Basis) -> Quantity:
+    """Bytes of weights: within the engine's own error where files or their config say how they are stored, else assumed."""
+    if ir.spread > error:
+        return Quantity.relative(size, ir.spread, Basis.ASSUMED)
+    return Quantity.relative(size, error, basis)
 
 
 def kv_estimate(layout: Layout, available: Quantity, context: int, limit: int) -> KVEstimate:
@@ -42,7 +49,10 @@ def answer(
     reasons: tuple[Reason, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> MemoryEstimate:
-    """Whether the engine starts at the asked context and serves the asked concurrency, and why not."""
+    """Whether the engine starts at the asked context and serves the asked concurrency, and why not.
+
+    `reasons`: what stops it before it serves, though the memory would do.
+    """
     kv = kv_estimate(layout, memory.kv_cache, workload.context, max(ir.max_context, workload.context))
     needed = layout.request_bytes(workload.context) + (layout.block_bytes if layout.rules.null_block else 0)
     margin = Quantity(
@@ -74,7 +84,7 @@ def answer(
                 ReasonKind.TOO_LARGE,
             )
         )
-    starts = memory.kv_cache.value > 0 and layout.starts(memory.kv_cache.value, workload.context)
+    starts = not reasons and memory.kv_cache.value > 0 and layout.starts(memory.kv_cache.value, workload.context)
     wanted = workload.concurrency or 1
     serves = starts and kv.max_concurrency.value >= wanted
     if starts and not serves:
@@ -87,4 +97,4 @@ def answer(
                 ReasonKind.TOO_LARGE,
             )
         )
-    return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), notes)
+    return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), (*ir.notes, *notes))

@@ -238,6 +238,10 @@ class Engine(ABC):
         memory = self.memory(ir, gpu, settings, workload)
         return Estimate(memory, self.speed(ir, gpu, settings, workload, memory))
 
+    def unread_file(self, kind: str, settings: Settings) -> str | None:
+        """Say why it does not serve a file of another kind (`gguf`) as it is; None where it does."""
+        return f"{self.name} reads no {kind.upper()} file"
+
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
         """Settings left open that could take another value than the engine's default to leave the cache more room.
 

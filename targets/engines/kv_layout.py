@@ -30,50 +30,9 @@ from passes.ir.state import (
     SlidingKV,
     StatePart,
 )
+from targets.engines.kv_spec import CacheSettings, Spec
+from targets.engines.packed_layout import packed_groups
 from targets.engines.vllm.rules.versions import Rules
-
-
-@dataclass(frozen=True, slots=True)
-class CacheSettings:
-    """What the layout depends on besides the layers. `element_bytes`: of a cached key or value; `model_bytes`: of the model dtype.
-
-    `state_bytes`: of an element of a recurrent layer's running state where the model leaves it open (None: the model dtype).
-    `in_flight_tokens`: most tokens scheduled but not settled. `head_bytes`: of the scale of each head's key, and of its value, of a token.
-    `prefix_caching`: recurrent layers keep two states a sequence then (vLLM's "align" mode).
-    """
-
-    block_size: int
-    element_bytes: float
-    model_bytes: int
-    tp: int
-    in_flight_tokens: int
-    prefix_caching: bool = True
-    state_bytes: int | None = None
-    mamba_alignment: int = 16
-    head_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """One layer's cache. `kind`: full, sliding, chunked, mla, state, cross; `reach`: window or chunk in tokens, checkpoints of a state."""
-
-    kind: str
-    page_bytes: int
-    block_size: int
-    reach: int = 0
-
-    def blocks(self, length: int, settings: CacheSettings) -> int:
-        """Blocks one request of `length` tokens holds at most (the spec's `max_memory_usage_bytes` over its page)."""
-        if self.kind == "state":
-            # `reach` counts the checkpoints that a prefill exports besides (Mamba 2).
-            return 2 + self.reach if settings.prefix_caching else 1
-        if self.kind == "sliding":
-            return math.ceil(min(self.reach - 1 + settings.in_flight_tokens, length) / self.block_size) + 1
-        if self.kind == "chunked":
-            return math.ceil(min(self.reach + settings.in_flight_tokens, length) / self.block_size)
-        if self.kind == "cross":
-            return math.ceil(self.reach / self.block_size)
-        return math.ceil(length / self.block_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +94,10 @@ def build_layout(states: Sequence[tuple[LayerState, int]], settings: CacheSettin
 
 @lru_cache(maxsize=4096)
 def _build(states: tuple[tuple[LayerState, int], ...], settings: CacheSettings, rules: Rules) -> Layout:
+    compressed = [(state, count) for state, count in states if isinstance(state, CompressedKV)]
+    if compressed and rules.hybrid_groups:
+        groups, block_bytes = packed_groups(compressed, widest_group=rules.packs_widest_group)
+        return Layout(groups, block_bytes, settings, rules)
     settings = _with_state_alignment(states, settings)
     buckets: dict[Spec, int] = {}
     for state, count in states:

@@ -151,15 +151,13 @@ def calibrate_served(url: str, name: str, model: ServedModel, load: Sequence[tup
 
     `url`: the server's base, `http://host:port`; `name`: by which it serves the model. Needs a profile of the machine.
     """
-    address = urllib.parse.urlsplit(url)
-    if not address.hostname:
-        raise InputError(f"no server address: {url}", remedy="write http://host:port")
+    host, port = _address(url)
     profile, _ = believed_profile(model.gpu)
     if profile is None:
         raise InputError(
             f"{model.gpu.name} was never measured", remedy="run `optimize calibrate` without a server first"
         )
-    served = Served(address.hostname, address.port or 80, Path(os.devnull), 0.0)
+    served = Served(host, port, Path(os.devnull), 0.0)
     fits = [(i, o, n) for i, o, n in load if i + o <= model.ir.max_context]
     try:
         seen = [Observation.of(measure(served, name, input_tokens=i, output_tokens=o, requests=n)) for i, o, n in fits]
@@ -167,6 +165,18 @@ def calibrate_served(url: str, name: str, model: ServedModel, load: Sequence[tup
         raise TightfitError(f"{url} did not answer: {error}", remedy="start the server, then calibrate") from error
     values = fit_load(seen, model, profile)
     return store(replace(profile, engines={**profile.engines, model.engine: values}))
+
+
+def _address(url: str) -> tuple[str, int]:
+    """Host and port of a server."""
+    try:
+        address = urllib.parse.urlsplit(url)
+        host, port = address.hostname, address.port or 80
+    except ValueError:
+        host, port = None, 0
+    if not host or not host.isascii():
+        raise InputError(f"no server address: {url}", remedy="write http://host:port")
+    return host, port
 
 
 def fit_load(seen: Sequence[Observation], model: ServedModel, profile: Profile) -> dict[str, float]:

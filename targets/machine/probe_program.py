@@ -149,9 +149,9 @@ def dense_rates(place: Place, budget_s: float) -> dict[str, float]:
     copies, side = max(2, place.working_set // place.matrix_bytes), place.side
     weights = [torch.randn(side, side, device=place.device, dtype=place.dtype) for _ in range(copies)]
     linear = torch.nn.functional.linear
-    one, inputs = (torch.randn(m, side, device=place.device, dtype=place.dtype) for m in (1, place.rows))
+    row, inputs = (torch.randn(m, side, device=place.device, dtype=place.dtype) for m in (1, place.rows))
     many = inputs[: rows_in_time(lambda rows: linear(inputs[:rows], weights[0]), place, 16, budget_s)]
-    vector = seconds_per_call(lambda i: linear(one, weights[i % copies]), place, budget_s)
+    vector = seconds_per_call(lambda i: linear(row, weights[i % copies]), place, budget_s)
     product = seconds_per_call(lambda i: linear(many, weights[i % copies]), place, budget_s)
     return {"vector_bytes_per_s": place.matrix_bytes / vector, "bf16_flops": 2 * many.shape[0] * side * side / product}
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from passes.errors import InputError
+from passes.ir.fields import Fields, json_object
 from targets.gpu import Gpu
 from targets.quantity import Basis
 from targets.speed.step import Card
@@ -37,6 +38,10 @@ _FIGURES = (
     ("int4_flops", 1e12, "TFLOP/s with 4-bit weights"), ("int8_ops", 1e12, "TOP/s in int8"), ("fp8_flops", 1e12, "TFLOP/s in fp8"),
     ("launch_s", 1e-6, "µs a launch"), ("link_s", 1e-6, "µs a small all-reduce"), ("link_bytes_per_s", 1e9, "GB/s, all-reduce"),
 )  # fmt: skip
+
+#: What no prediction can do without, and between what anything measured lies.
+_NEEDED = frozenset({"vector_bytes_per_s", "copy_bytes_per_s", "bf16_flops"})
+_RATES = {"at_least": 1e-12, "at_most": 1e18}
 
 #: Relative 90 % half widths (log space) after a probe alone, and after a load.
 PROBE_ERROR, LOAD_ERROR = 0.25, 0.15
@@ -73,7 +78,7 @@ def profile_path(device: str) -> Path:
 
 
 def load_profile(device: str) -> Profile | None:
-    """The stored profile of a device, believed or not; None where it was never calibrated."""
+    """The stored profile of a device, believed or not; None where it was never calibrated. Raises InputError where it is damaged."""
     path = profile_path(device)
     try:
         changed = path.stat().st_mtime_ns
@@ -83,12 +88,19 @@ def load_profile(device: str) -> Profile | None:
 
 
 @lru_cache(maxsize=64)
-def _read(path: Path, changed: int) -> Profile | None:
+def _read(path: Path, changed: int) -> Profile:
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return Profile(stored["device"], stored["probe"], stored["engines"])
-    except (OSError, ValueError, KeyError):
-        return None
+        stored = Fields(json_object(path.read_bytes(), str(path)), str(path), "profile")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    probe, engines = stored.inside("probe"), stored.inside("engines")
+    measured = {key: probe.number(key, **_RATES) for key, _, _ in _FIGURES if key in _NEEDED or probe.has(key)}
+    constants = {name: _constants(engines.inside(name)) for name in engines.values}
+    return Profile(stored.text("device"), {**probe.values, **measured}, constants)
+
+
+def _constants(said: Fields) -> dict[str, float]:
+    return {name: said.number(name, **_RATES) for name in said.values}
 
 
 def implausible(gpu: Gpu, probe: Mapping[str, Any]) -> tuple[str, ...]:
@@ -113,7 +125,12 @@ def implausible(gpu: Gpu, probe: Mapping[str, Any]) -> tuple[str, ...]:
 
 def believed_profile(gpu: Gpu) -> tuple[Profile | None, tuple[str, ...]]:
     """The stored profile of a device, None where there is none that can be true; and notes on one that cannot."""
-    profile = load_profile(gpu.name)
+    try:
+        profile = load_profile(gpu.name)
+    except InputError as error:
+        return None, (
+            f"what was measured of {gpu.name} is damaged: {error.message}. `optimize calibrate` measures it anew",
+        )
     wrong = implausible(gpu, profile.probe) if profile is not None else ()
     if not wrong:
         return profile, ()

@@ -15,6 +15,18 @@ _MODEL_TYPES = {"kimi_k2": "deepseek_v3"}
 _LAYERS, _EXPERTS = 8, 4
 
 
+def default_config(architecture: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The default config of the architecture's class in transformers, with some fields changed."""
+    import transformers
+
+    kind = getattr(transformers, _CLASSES.get(architecture, architecture))
+    values: dict[str, Any] = kind.config_class(**changes).to_dict()
+    return {key: value for key, value in values.items() if value is not None} | {
+        "architectures": [architecture],
+        "dtype": "bfloat16",
+    }
+
+
 def reduced(config: dict[str, Any]) -> dict[str, Any]:
     """The same config with few layers and few experts; widths stay."""
     small = copy.deepcopy(config)
@@ -42,7 +54,7 @@ def _reduce(part: dict[str, Any]) -> None:
             part[field] = kept
     if "hybrid_override_pattern" in part:
         part["hybrid_override_pattern"] = part["hybrid_override_pattern"][:kept]
-    for field in ("num_experts", "num_local_experts", "n_routed_experts"):
+    for field in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
         if part.get(field):
             part[field] = _EXPERTS
     for field in ("n_group", "topk_group", "num_expert_group"):

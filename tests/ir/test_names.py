@@ -7,6 +7,9 @@ import pytest
 from passes.errors import InputError
 from passes.ir.names import find
 from passes.ir.sources import open_model
+from planner.check import check
+from targets.engines.engine import Parallel, Settings
+from targets.quantity import Basis
 
 SPELLINGS = {
     "meta-llama/Llama-3.3-70B-Instruct": "meta-llama/Llama-3.3-70B-Instruct",
@@ -48,13 +51,36 @@ def test_quantized_repositories_are_not_taken_for_the_dense_model() -> None:
 @pytest.mark.parametrize(
     ("name", "method", "label"),
     [("Qwen3-4B-AWQ", "awq", "awq-4-g128"), ("Qwen/Qwen2.5-3B-Instruct-GPTQ-Int8", "gptq", "gptq-8-g128"),
-     ("someone/Llama-3.1-8B-Instruct-FP8", "fp8", "fp8-block")],
+     ("Qwen/Qwen3-4B-FP8", "fp8", "fp8-block"), ("someone/Llama-3.1-8B-Instruct-FP8", "compressed-tensors", "fp8"),
+     ("nvidia/Llama-3.1-8B-Instruct-FP8", "modelopt", "fp8-static")],
 )  # fmt: skip
 def test_a_quantized_name_of_a_known_model_says_what_it_assumes(name: str, method: str, label: str) -> None:
     ir = open_model(name).ir
     assert ir.quant_method == method
     assert {linear.storage.label for linear in ir.decoder.block(0).linears} == {label}
     assert any("assumed stored as" in note for note in ir.notes)
+
+
+def test_a_quantized_name_is_answered_as_it_was_asked_and_its_weights_are_assumed() -> None:
+    answer = check("zai-org/GLM-4.5-FP8", "H200 SXM", settings=Settings(parallel=Parallel(tp=8)))
+    assert answer.fits
+    weights = answer.document.memory.weights
+    assert answer.document.model == "zai-org/GLM-4.5-FP8"
+    assert weights.basis is Basis.ASSUMED
+    assert weights.high > 1.09 * weights.value
+    assert any("assumed stored as" in note for note in answer.document.notes)
+
+
+def test_experts_alone_are_quantized_where_the_publisher_does_so() -> None:
+    layer = open_model("Qwen/Qwen3.5-397B-A17B-GPTQ-Int4").ir.decoder.block(3)
+    assert {linear.copies > 1 for linear in layer.linears if linear.storage.is_quantized} == {True}
+
+
+def test_what_is_recalled_and_unchecked_is_said() -> None:
+    ir = open_model("meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8").ir
+    assert ir.spread
+    assert any("recalled and unchecked" in note for note in ir.notes)
+    assert open_model("Qwen/Qwen3-32B-FP8").ir.spread == 0
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:

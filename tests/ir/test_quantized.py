@@ -18,6 +18,7 @@ from passes.formats.published import Published
 from passes.formats.tensor import Tensor
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
+from passes.ir.fields import Fields
 from passes.ir.model import Role
 from passes.ir.quant_config.gptq import format_of, rules
 from passes.ir.quant_config.read import quantized
@@ -233,7 +234,7 @@ def test_rules_match_what_engines_ask_for() -> None:
     eight = Gptq(8, 64)
     names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.experts.{e}.up_proj", "mlp.down_proj")
     written = rules((f"model.layers.{layer}.", name, eight) for layer in (3, 12) for name in names)
-    find = format_of(Gptq(4, 64), written)
+    find = format_of(Gptq(4, 64), Fields(written, "model", "dynamic"))
     for name in ("self_attn.qkv_proj", "self_attn.k_proj", "mlp.experts", "mlp.experts.7.up_proj", "mlp.down_proj"):
         assert find(f"model.layers.12.{name}").bits == find(f"language_model.model.layers.3.{name}").bits == 8
         assert find(f"model.layers.13.{name}").bits == find(f"model.layers.1.{name}").bits == 4

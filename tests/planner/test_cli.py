@@ -10,23 +10,8 @@ from typing import Any
 
 import pytest
 
-from planner.cli.main import main
-
 ROOT = Path(__file__).resolve().parents[2]
 Q = {"value", "low", "high", "basis"}
-
-
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["optimize", *map(str, args)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
-
-
-@pytest.fixture
-def optimize(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    return lambda *args: run(monkeypatch, capsys, *args)
 
 
 def test_check_answers_the_contract(optimize: Any) -> None:

@@ -160,6 +160,8 @@ def test_what_computes_here_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(machine, "built_for_cards", lambda: False)
     assert computing().is_cpu
+    with pytest.raises(InputError, match="--device cuda: no card is seen here"):
+        computing("cuda")
     with pytest.raises(InputError, match="unknown device"):
         computing("gpu")
 

@@ -12,8 +12,8 @@ import pytest
 
 from planner.choice.search import _worse
 from planner.choice.verdict import apart, show
+from tests.planner.conftest import run
 from tests.planner.percents import percents, unexplained
-from tests.planner.test_cli import run
 
 _SPECS = {
     # Meets the goals; others are dominated by quality.

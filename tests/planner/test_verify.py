@@ -26,7 +26,7 @@ from targets.quantity import Quantity
 from targets.serve.engine_build import installed_vllm
 from targets.serve.load import Load, LoadTiming, Spread
 from targets.serve.verifier import Installed, Observed, Verifier, VerifyRequest
-from tests.planner.test_cli import run
+from tests.planner.conftest import run
 from tests.targets.test_load import script
 
 _H100, _4090 = "NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090"

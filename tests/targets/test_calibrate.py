@@ -98,11 +98,17 @@ def test_a_load_finds_the_engine_s_own_constants() -> None:
         assert found.ttft_s == pytest.approx(seen(inputs).ttft_s, rel=0.08)
 
 
-def test_a_damaged_profile_is_as_good_as_none() -> None:
+@pytest.mark.parametrize(
+    "text", ["{", "3", "[" * 9999, '{"device": "x", "probe": {"bf16_flops": "fast"}, "engines": {}}']
+)
+def test_a_damaged_profile_is_as_good_as_none_and_predictions_say_so(text: str) -> None:
     path = profile_path(CPU.name)
     path.parent.mkdir(parents=True)
-    path.write_text("{")
-    assert load_profile(CPU.name) is None
+    path.write_text(text)
+    profile, [note] = believed_profile(CPU)
+    assert profile is None
+    assert str(path) in note
+    assert "`optimize calibrate` measures it anew" in note
 
 
 def test_a_load_needs_a_measured_machine() -> None:

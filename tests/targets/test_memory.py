@@ -86,6 +86,17 @@ def test_latent_caches_are_not_divided_by_tensor_parallelism() -> None:
     assert one.kv.bytes_per_token == two.kv.bytes_per_token == 27 * 576 * 2
 
 
+def test_deepseek_v4_keeps_its_compressors_sums_for_the_tokens_in_flight() -> None:
+    # 6.66 GiB for 30,000 tokens of V4-Flash, 5.44 GiB hold 13,528: vllm-project/vllm#44376 (0.22, 16,384 batched tokens).
+    settings = Settings(
+        "0.22.0", Parallel(tp=2, ep=2), max_num_batched_tokens=16384, kv_cache_memory_bytes=int(5.44 * GIB)
+    )
+    ir = open_model("deepseek-ai/DeepSeek-V4-Flash").ir
+    kv = find_engine("vllm").memory(ir, find_gpu("GH200 96GB"), settings, Workload(30000)).kv
+    assert kv.bytes_per_sequence == pytest.approx(6.66 * GIB, rel=1e-3)
+    assert kv.max_context == pytest.approx(13_528, abs=8)
+
+
 def test_before_mla_latents_were_stored_as_expanded_heads() -> None:
     old = started("deepseek-ai/DeepSeek-V2-Lite-Chat", version="0.5.4")
     assert old.kv.bytes_per_token == 27 * 16 * 2 * 256 * 2
@@ -146,6 +157,35 @@ def test_exllama_caches_shrink_with_their_bits(engine: str, weights: str, bits: 
     assert [size / (32 * 8 * 128 * 2) * 8 for size in sizes] == bits
     assert not target.illegal(ir, gpu, Settings())
     assert find_engine("vllm").illegal(ir, gpu, Settings())
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "weights", "context", "kv", "total"),
+    [  # turboderp-org/exllamav2#3, turboderp-org/exllamav3#50 and #27, the card of mo137/gemma-2-27b-it-exl2
+        ("exllamav2", "codellama/CodeLlama-13b-Instruct-hf", "exl2-2.65", 2048, "auto", 7968 * MIB),
+        ("exllamav2", "google/gemma-2-27b-it", "exl2-6.5", 8192, "auto", 25.65e9),
+        ("exllamav3", "google/gemma-3-27b-it", "exl3-5", 12288, "q6", 19404 * MIB),
+    ],
+)
+def test_exllama_takes_what_was_measured(
+    engine: str, model: str, weights: str, context: int, kv: str, total: float
+) -> None:
+    ir = pass_named(weights).rewrite(open_model(model).ir)  # type: ignore[union-attr]
+    ir = ir if kv == "auto" else KVCachePass(kv).rewrite(ir)
+    found = find_engine(engine).memory(ir, find_gpu("RTX 4090"), Settings(), Workload(context)).memory.total
+    assert found.low <= total <= found.high
+
+
+def test_exllamav3_keeps_windows_in_rings_where_the_architecture_has_them() -> None:
+    # gpt-oss: 12 layers of 24 with a window of 128 tokens, 768 tokens of 8 heads of 64 a slot in fp16.
+    def total(context: int, requests: int) -> float:
+        ir = open_model("openai/gpt-oss-20b").ir
+        workload = Workload(context, concurrency=requests)
+        return find_engine("exllamav3").memory(ir, find_gpu("H100"), Settings(), workload).memory.total.value
+
+    token = 12 * 2 * 8 * 64 * 2
+    assert total(8192, 1) - total(4096, 1) == 4096 * token
+    assert total(4096, 2) - total(4096, 1) == (4096 + 768) * token
 
 
 def test_every_engine_answers_illegal_combinations_too() -> None:

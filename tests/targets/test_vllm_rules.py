@@ -79,13 +79,15 @@ def test_what_a_degree_must_divide(model: str, tp: int, code: str | None) -> Non
 
 
 def test_states_need_a_block_for_every_sequence() -> None:
-    def codes(version: str, sequences: int | None = None) -> list[str]:
+    def stops(version: str, sequences: int | None = None) -> bool:
         settings = Settings(version=version, gpu_memory_utilization=0.95, max_num_seqs=sequences)
         found = check("Qwen/Qwen3.8-27B", "RTX PRO 6000", "vllm", settings=settings)
-        return [reason.code for reason in found.document.reasons]
+        codes = [reason.code for reason in found.document.reasons]
+        assert found.fits == ("too_few_state_blocks" not in codes)
+        return not found.fits
 
-    assert "too_few_state_blocks" in codes("0.27.0")
-    assert "too_few_state_blocks" not in codes("0.18.0") + codes("0.27.0", 16)
+    assert stops("0.27.0")
+    assert not stops("0.18.0") and not stops("0.27.0", 16)
 
 
 def test_a_card_without_bfloat16_computes_in_float16() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from passes.algorithms import gptq as loop
+from passes.algorithms import column_loop as loop
+from passes.algorithms.inverse_factor import factorize
 from passes.algorithms.kernels import columns
 from passes.algorithms.kernels.columns import BlockLevels, BlockZeros
 from passes.algorithms.scale_search import Levels, decode_codes, round_codes
@@ -91,9 +92,9 @@ def test_runs_that_a_kernel_does_not_hold_whole_are_left_to_the_loop(run: int, m
 
 def test_zeros_chosen_on_what_is_left_end_a_launch() -> None:
     weight, hessian = problem()
-    factor = loop.factorize(hessian, 0.01, torch.arange(COLUMNS), "w")
+    factor = factorize(hessian, 0.01, torch.arange(COLUMNS), "w")
     steps = {
-        mask: loop._card_steps(128, loop._prepared(weight, hessian, factor, mask)[1])
+        mask: loop.card_steps(128, loop.prepared(weight, hessian, factor, mask)[1])
         for mask in (None, TWO_OF_FOUR, HALF, WANDA)
     }
     assert steps == {None: (128, 128), TWO_OF_FOUR: (128, 128), HALF: (128, 32), WANDA: (128, 128)}

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.algorithms.gptq import GptqOptions, column_order, gptq
+from passes.algorithms.gptq import GptqOptions, gptq
+from passes.algorithms.inverse_factor import column_order
 from passes.algorithms.method import method
 from passes.algorithms.rtn import round_blocks_to_nearest, round_to_nearest
 from passes.algorithms.scale_search import FULL_RANGE, ScaleSearch

@@ -1,11 +1,12 @@
 """EXL3 matrices (ExLlamaV3): exact sizes only. ExLlamaV3's own converter makes them, on a GPU.
 
 `trellis` I16 `[K/16, N/16, 16·bits]` (every 16 × 16 tile one trellis path), `suh` F16 `[K]`, `svh` F16 `[N]` (signs and scales around a
-128-wide Hadamard rotation of both sides).
+128-wide Hadamard rotation of both sides). N is padded to a multiple of 128 (`pad_to` in exllamav3/modules/linear.py).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,20 +60,18 @@ class Exl3(Format):
         return Exl3(float(bits)) if 2 <= bits <= 8 else None
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Between 1 and 8 bits; both sides multiples of 128 (the rotation)."""
+        """Between 1 and 8 bits; inputs a multiple of 128 (the rotation); outputs are padded to one."""
         if not 1 <= self.bits <= 8:
             return Reason("exl3_bits", f"EXL3 stores 1 to 8 bits, not {self.bits:g}", "choose 2 to 6 bits")
-        if in_features % _ROTATION or out_features % _ROTATION:
-            return Reason(
-                "exl3_needs_multiples_of_128",
-                f"a {out_features} × {in_features} matrix is not a multiple of 128 each way",
-                "exl2",
-            )
+        if in_features % _ROTATION:
+            message = f"the inputs of a {out_features} × {in_features} matrix are not a multiple of 128"
+            return Reason("exl3_needs_multiples_of_128", message, "exl2")
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
         """Return the trellis and the two sign vectors."""
         words = int(-(-16 * self.bits // 1))
+        out_features = math.ceil(out_features / _ROTATION) * _ROTATION
         return (
             Tensor(f"{name}.trellis", "I16", (in_features // _TILE, out_features // _TILE, words)),
             Tensor(f"{name}.suh", "F16", (in_features,)),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError, nearest
@@ -20,7 +22,11 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "MiMoForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "CohereForCausalLM",
         "Cohere2ForCausalLM", "GraniteForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM",
         "Glm4ForCausalLM", "GlmForCausalLM", "SmolLM3ForCausalLM", "Exaone4ForCausalLM", "Starcoder2ForCausalLM",
-        "NemotronForCausalLM", "PhiForCausalLM",
+        "NemotronForCausalLM", "PhiForCausalLM", "ApertusForCausalLM", "ArceeForCausalLM", "CwmForCausalLM", "Ernie4_5ForCausalLM",
+        "GraniteSWAForCausalLM", "HeliumForCausalLM", "HunYuanDenseV1ForCausalLM", "HyperCLOVAXForCausalLM", "InternLM3ForCausalLM",
+        "IQuestCoderForCausalLM", "Jais2ForCausalLM", "LLaMAForCausalLM", "MiniCPMForCausalLM", "OrionForCausalLM",
+        "PanguEmbeddedForCausalLM", "Rnj1ForCausalLM", "SeedOssForCausalLM", "SolarForCausalLM", "StableLmForCausalLM",
+        "Step1ForCausalLM", "TeleChat3ForCausalLM", "TeleFLMForCausalLM",
     ),
     "classic": (
         "OPTForCausalLM", "FalconForCausalLM", "RWForCausalLM", "GPTJForCausalLM", "BloomForCausalLM", "MptForCausalLM",
@@ -30,16 +36,34 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "moe": (
         "MixtralForCausalLM", "PhiMoEForCausalLM", "PhimoeForCausalLM", "MiniMaxM2ForCausalLM", "MiniMaxM3ForCausalLM",
         "MiniMaxM3SparseForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3VLMoeTextModel", "OlmoeForCausalLM",
-        "GraniteMoeForCausalLM", "Glm4MoeForCausalLM", "GptOssForCausalLM", "MiMoV2FlashForCausalLM", "Step3p7FlashForCausalLM",
+        "GraniteMoeForCausalLM", "Glm4MoeForCausalLM", "GptOssForCausalLM", "MiMoV2FlashForCausalLM", "Step3p7FlashForCausalLM", "Step3p5ForCausalLM", "MiMoV2ForCausalLM",
         "Llama4ForCausalLM",
     ),
     "mla": (
         "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM", "Mistral4ForCausalLM",
+        "Glm4MoeLiteForCausalLM", "MistralLarge3ForCausalLM", "SarvamMLAForCausalLM", "AXK1ForCausalLM", "PanguUltraMoEForCausalLM",
+        "MiniCPM3ForCausalLM", "YoutuForCausalLM",
     ),
     "hybrid": (
         "Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM", "NemotronHForCausalLM", "KimiLinearForCausalLM",
     ),
     "gemma4": ("Gemma4ForCausalLM",),
+    "families.mamba": (
+        "MambaForCausalLM", "FalconMambaForCausalLM", "Mamba2ForCausalLM", "JambaForCausalLM", "GraniteMoeHybridForCausalLM",
+        "GraniteMoeSharedForCausalLM", "BambaForCausalLM",
+    ),
+    "families.convolutional": ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "OlmoHybridForCausalLM"),
+    "families.gemma3n": ("Gemma3nForCausalLM",),
+    "families.named": (
+        "GPT2LMHeadModel", "GPTBigCodeForCausalLM", "GPTNeoXForCausalLM", "ChatGLMModel", "ChatGLMForConditionalGeneration",
+        "ExaoneForCausalLM", "TeleChat2ForCausalLM", "Plamo3ForCausalLM", "BailingMoeForCausalLM", "BailingMoeV2ForCausalLM",
+        "SarvamMoEForCausalLM",
+    ),
+    "families.routed": (
+        "AfmoeForCausalLM", "Cohere2MoeForCausalLM", "DeepseekForCausalLM", "Ernie4_5_MoeForCausalLM", "ExaoneMoeForCausalLM",
+        "ExaoneMoEForCausalLM", "FlexOlmoForCausalLM", "HYV3ForCausalLM", "HunYuanMoEV1ForCausalLM", "LagunaForCausalLM",
+        "MellumForCausalLM", "Param2MoEForCausalLM", "SolarOpenForCausalLM",
+    ),
     "deepseek_v4": ("DeepseekV4ForCausalLM",),
     "multimodal": (
         "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration", "Gemma3ForConditionalGeneration",
@@ -62,6 +86,17 @@ TEXT_ARCHITECTURES = {
     "qwen3_vl_text": "Qwen3ForCausalLM", "qwen3_vl_moe_text": "Qwen3VLMoeTextModel", "qwen3_5_text": "Qwen3_5ForCausalLM",
     "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
 }  # fmt: skip
+
+#: Fields that say the longest context, and what vLLM takes where there is none (`config/model.py`, `default_max_len`).
+_CONTEXT = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "model_max_length",
+    "max_sequence_length",
+    "seq_length",
+)
+_NO_CONTEXT = 2048
 
 #: `assume:` values and the architecture that such a model is read as.
 _ASSUMPTIONS = {"full-attention": "LlamaForCausalLM"}
@@ -100,23 +135,19 @@ def build_ir(
     dtype = root.dtype() or text.dtype()
     if dtype is None:
         dtype, notes = "BF16", (*notes, "config.json names no dtype: BF16 assumed")
+    if not any(text.has(field) for field in _CONTEXT):
+        notes = (*notes, f"config.json names no longest context: {_NO_CONTEXT} tokens, as vLLM takes it")
     m = Maker(dtype, None if stored is None else stored_names(stored))
     description = describe(root, architecture, m, Names())
+    _refuse_empty(root, description)
     return ModelIR(
         name=name,
         architecture=architecture,
         model_type=root.text("model_type", ""),
         dtype=dtype,
         hidden_size=text.integer("hidden_size", "n_embd", "d_model"),
-        vocab_size=text.integer("vocab_size"),
-        max_context=text.integer(
-            "max_position_embeddings",
-            "n_positions",
-            "max_seq_len",
-            "model_max_length",
-            "max_sequence_length",
-            "seq_length",
-        ),
+        vocab_size=text.integer("vocab_size", "padded_vocab_size"),
+        max_context=text.integer(*_CONTEXT, default=_NO_CONTEXT),
         stacks=description.stacks,
         outer=description.outer.linears,
         outer_tensors=description.outer.tensors,
@@ -127,9 +158,19 @@ def build_ir(
     )
 
 
+def _refuse_empty(root: Config, description: Description) -> None:
+    """Refuse sizes that leave a matrix no elements, such as more heads than the hidden size has."""
+    blocks = [block for stack in description.stacks for block in stack.classes]
+    linears = [linear for block in blocks for linear in block.linears] + list(description.outer.linears)
+    tensors = [tensor for block in blocks for tensor in block.tensors] + list(description.outer.tensors)
+    shapes = [(linear.name, (linear.out_features, linear.in_features)) for linear in linears]
+    for name, shape in shapes + [(tensor.name, tensor.shape) for tensor in tensors]:
+        if min(shape, default=1) < 1:
+            raise root.refused(f"its sizes make {name!r} of shape {list(shape)}, which has no elements")
+
+
 def _architecture(root: Config, assume: str | None) -> tuple[str, tuple[str, ...]]:
-    listed = root.get("architectures", default=[])
-    architecture = listed[0] if isinstance(listed, list) and listed else None
+    architecture = next(iter(root.names("architectures", default=())), None)
     if architecture in _MODULE_OF:
         return architecture, ()
     if assume is None:
@@ -140,9 +181,24 @@ def _architecture(root: Config, assume: str | None) -> tuple[str, tuple[str, ...
     return read_as, (f"{architecture} is not known; read as {read_as} because the spec assumes {assume}",)
 
 
+def _registered() -> frozenset[str]:
+    """What vLLM runs, by its registry."""
+    table = json.loads(Path(__file__).with_name("vllm_registry.json").read_text())
+    return frozenset(name for kind in ("text", "multimodal", "pooling") for name in table[kind])
+
+
+def understood(kind: str) -> tuple[list[str], list[str]]:
+    """The architectures of one kind (`text`, `multimodal`, `pooling`) in vLLM's registry that are described here, and the others."""
+    table = json.loads(Path(__file__).with_name("vllm_registry.json").read_text())[kind]
+    return [name for name in table if name in _MODULE_OF], [name for name in table if name not in _MODULE_OF]
+
+
 def _unknown(root: Config, architecture: str | None) -> InputError:
     if architecture is None:
         what = f"config.json names no architecture (model_type {root.get('model_type')!r})"
+        return InputError(f"{root.name}: {what}", remedy=ESCAPE)
+    if architecture in _registered():
+        what = f"the architecture {architecture!r} is known to vLLM, and its shapes are not modelled here"
         return InputError(f"{root.name}: {what}", remedy=ESCAPE)
     close = nearest(architecture, _MODULE_OF)
     hint = f" Nearest known: {', '.join(close)}." if close else ""

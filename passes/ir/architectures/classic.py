@@ -189,19 +189,19 @@ def deci(config: Config, m: Maker, names: Names) -> Description:
     head_dim = config.integer("head_dim", default=hidden // heads)
     layers = config.integer("num_hidden_layers")
     blocks = []
-    for index, plan in enumerate(config.items("block_configs", layers)):
-        attention, ffn = plan["attention"], plan["ffn"]
-        if attention.get("replace_with_linear") or ffn.get("replace_with_linear"):
-            raise not_understood(config.name, f"block_configs[{index}] replaces a part by a linear layer")
+    for plan in config.entries("block_configs", layers):
+        attention, ffn = plan.inside("attention"), plan.inside("ffn")
+        if attention.flag("replace_with_linear") or ffn.flag("replace_with_linear"):
+            raise not_understood(config.name, f"{plan.path} replaces a part by a linear layer")
         part = Part()
         kv_heads = 0
-        if not attention["no_op"]:
-            kv_heads = heads // int(attention["n_heads_in_group"])
+        if not attention.flag("no_op"):
+            kv_heads = heads // attention.integer("n_heads_in_group", at_least=1, at_most=heads)
             part += m.norms(hidden, "input_layernorm")
             part += m.attention(hidden, heads, kv_heads, head_dim).at("self_attn.")
-        if not ffn["no_op"]:
+        if not ffn.flag("no_op"):
             part += m.norms(hidden, "post_attention_layernorm")
-            part += m.gated_mlp(hidden, _puzzle_width(float(ffn["ffn_mult"]), hidden)).at("mlp.")
+            part += m.gated_mlp(hidden, _puzzle_width(ffn.number("ffn_mult"), hidden)).at("mlp.")
         blocks.append(part.block(FullKV(kv_heads, head_dim, head_dim), heads) if kv_heads else part.block())
     return decoder(names, blocks, ends(m, config, names, is_tied(config, False)))
 
@@ -219,7 +219,7 @@ def mllama(config: Config, m: Maker, names: Names) -> Description:
         config.integer("vocab_size"),
     )
     heads, kv_heads, head_dim = head_sizes(config)
-    cross = set(config.items("cross_attention_layers"))
+    cross = set(config.counts("cross_attention_layers"))
     attention = m.attention(hidden, heads, kv_heads, head_dim)
     common = m.norms(hidden, "input_layernorm", "post_attention_layernorm") + m.gated_mlp(hidden, inner).at("mlp.")
     seeing = total(

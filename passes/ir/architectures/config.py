@@ -1,4 +1,4 @@
-"""Reading a config.json strictly: a field that is missing or of another type is an error that names it."""
+"""A config.json as families read it: the keys of `passes.ir.fields`, with class defaults, and what may count how far."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError
+from passes.ir.fields import LARGEST, MOST_EXPERTS, MOST_LAYERS, Fields
 
 ESCAPE = (
     "If every layer keeps full keys and values, `assume: full-attention` in the spec reads it as a Llama-like model."
@@ -17,6 +18,19 @@ ESCAPE = (
 _DTYPES = {
     "bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32", "float": "F32", "bf16": "BF16", "fp16": "F16", "fp32": "F32",
 }  # fmt: skip
+
+#: Keys that may say 0: none of them, or from the first layer on.
+_FROM_ZERO = frozenset(
+    {"first_k_dense_replace", "max_window_layers", "num_hash_layers", "n_shared_experts", "num_shared_experts"}
+)
+#: Keys that count what is walked through one by one.
+_AT_MOST = dict.fromkeys(
+    (
+        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "num_global_layers", "num_nextn_predict_layers",
+        "mtp_num_hidden_layers",
+    ),
+    MOST_LAYERS,
+) | dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), MOST_EXPERTS)  # fmt: skip
 
 
 def not_understood(name: str, what: str) -> InputError:
@@ -30,73 +44,42 @@ def _class_defaults() -> dict[str, dict[str, Any]]:
     return table
 
 
-class Config:
-    """A config.json (or a part of it) with typed, strict access; `name` is the model, for messages.
+class Config(Fields):
+    """A config.json, or a part of it. `name` is the model, for messages.
 
     `kind`: the model_type whose class defaults complete a nested part, because transformers leaves them out there.
     """
 
     def __init__(self, values: Mapping[str, Any], name: str, path: str = "config.json", kind: str = "") -> None:
-        self.values = values
-        self.name = name
-        self.path = path
+        super().__init__(values, name, path)
         self.kind = kind
 
-    def has(self, field: str) -> bool:
-        """Whether the field is present and not null."""
-        return self.values.get(field) is not None
-
     def get(self, *fields: str, default: Any = None) -> Any:
-        """The first of the fields that is present and not null, as it is."""
-        for field in fields:
-            if (value := self.values.get(field)) is not None:
-                return value
-        if self.kind:
-            defaults = _class_defaults().get(self.kind, {})
-            return next((defaults[field] for field in fields if field in defaults), default)
-        return default
+        """As `Fields.get`, completed by the class's defaults."""
+        if (value := super().get(*fields)) is not None or not self.kind:
+            return default if value is None else value
+        defaults = _class_defaults().get(self.kind, {})
+        return next((defaults[field] for field in fields if field in defaults), default)
 
-    def integer(self, *fields: str, default: int | None = None) -> int:
-        """The first of the fields that is present, a whole number of at least 0."""
-        value = self.get(*fields, default=default)
-        if value is None:
-            raise not_understood(self.name, f"{self.path} lacks {fields[0]!r}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise not_understood(self.name, f"{self.path}: {fields[0]!r} should be a whole number, found {value!r}")
-        return value
-
-    def flag(self, *fields: str, default: bool = False) -> bool:
-        """The first of the fields that is present, true or false."""
-        value = self.get(*fields, default=default)
-        if not isinstance(value, bool):
-            raise not_understood(self.name, f"{self.path}: {fields[0]!r} should be true or false, found {value!r}")
-        return value
-
-    def text(self, field: str, default: str) -> str:
-        """A string field."""
-        value = self.get(field, default=default)
-        if not isinstance(value, str):
-            raise not_understood(self.name, f"{self.path}: {field!r} should be a string, found {value!r}")
-        return value
-
-    def items(self, field: str, length: int | None = None) -> list[Any]:
-        """A list field, of `length` entries where that is given."""
-        value = self.get(field)
-        if not isinstance(value, list) or (length is not None and len(value) != length):
-            wanted = "a list" if length is None else f"a list of {length}"
-            found = f"{len(value)} entries" if isinstance(value, list) else repr(value)
-            raise not_understood(self.name, f"{self.path}: {field!r} should be {wanted}, found {found}")
-        return value
+    def integer(
+        self, *fields: str, default: int | None = None, at_least: int | None = None, at_most: int | None = None
+    ) -> int:
+        """A whole number: at least 1 unless 0 has a meaning (it is the default, or `_FROM_ZERO` says so), at most as `_AT_MOST` says."""
+        zero = default == 0 or fields[0] in _FROM_ZERO
+        least = (0 if zero else 1) if at_least is None else at_least
+        return super().integer(
+            *fields, default=default, at_least=least, at_most=at_most or _AT_MOST.get(fields[0], LARGEST)
+        )
 
     def part(self, *fields: str, kind: str | None = None) -> Config:
         """A nested config (`text_config`), the first of the fields that is there, completed by its class's defaults.
 
         `kind`: its model_type where the file does not say it (or says the whole model's).
         """
-        value = self.get(*fields, default={} if kind else None)
-        if not isinstance(value, Mapping):
-            raise not_understood(self.name, f"{self.path} lacks {fields[0]!r}")
-        return Config(value, self.name, f"{self.path}: {fields[0]}", kind or str(value.get("model_type") or ""))
+        field = next((field for field in fields if self.has(field)), fields[0])
+        value = self.mapping(field, {} if kind else None)
+        path = f"{self.path}: {field}"
+        return Config(value, self.name, path, kind or Fields(value, self.name, path).text("model_type", ""))
 
     def text_part(self) -> Config:
         """The config of the text decoder: a nested one where there is one, else this one."""
@@ -105,8 +88,8 @@ class Config:
 
     def dtype(self) -> str | None:
         """The dtype of the weights in safetensors' spelling, None where the config does not say."""
-        value = self.get("dtype", "torch_dtype")
-        if value is None or value == "auto":
+        said = "dtype" if self.has("dtype") else "torch_dtype"
+        if (value := self.text(said, "auto")) == "auto":
             return None
         if value not in _DTYPES:
             raise not_understood(self.name, f"{self.path}: dtype {value!r} is none of bfloat16, float16, float32")

@@ -15,7 +15,7 @@ _INDEXED_RATIO = 4
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
     """The description of a DeepSeek V4 model; its MTP layers are taken from headers only."""
     layers = config.layer_numbers()
-    ratios = config.items("compress_ratios")
+    ratios = config.counts("compress_ratios")
     if len(ratios) < len(layers):
         raise not_understood(config.name, f"compress_ratios has {len(ratios)} entries for {len(layers)} layers")
     hidden, vocab, streams = config.integer("hidden_size"), config.integer("vocab_size"), config.integer("hc_mult")
@@ -27,7 +27,7 @@ def describe(config: Config, architecture: str, m: Maker, names: Names) -> Descr
         m.tensor("hc_head_base", streams, dtype="F32"),
         m.tensor("hc_head_scale", 1, dtype="F32"),
     )
-    blocks = [_block(config, m, int(ratios[i]), hashed=i < config.integer("num_hash_layers")) for i in layers]
+    blocks = [_block(config, m, ratios[i], hashed=i < config.integer("num_hash_layers")) for i in layers]
     return Description((make_stack("decoder", "layers.{i}.", blocks),), outer)
 
 

@@ -14,8 +14,8 @@ _NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layern
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
     """The description of a Gemma 4 text decoder."""
     layers = config.layer_numbers()
-    kinds = config.items("layer_types", len(layers))
-    first_shared = len(layers) - config.integer("num_kv_shared_layers", default=0)
+    kinds = config.names("layer_types", len(layers))
+    first_shared = len(layers) - config.integer("num_kv_shared_layers", default=0, at_most=len(layers))
     blocks = []
     for i, kind in enumerate(kinds):
         if kind not in ("full_attention", "sliding_attention"):
@@ -41,12 +41,10 @@ def describe(config: Config, architecture: str, m: Maker, names: Names) -> Descr
 
 def _heads(config: Config, layer: int, full: bool) -> tuple[int, int]:
     """KV heads and head dimension of a layer; newer configs spell out what differs in `per_layer_config`."""
-    own = Config(
-        config.get("per_layer_config", default={}).get(str(layer), {}), config.name, f"{config.path}: per_layer_config"
-    )
+    own = config.inside("per_layer_config", {}).inside(str(layer), {})
     if not full or not config.has("global_head_dim"):
-        kv_heads = own.integer("num_key_value_heads", default=config.integer("num_key_value_heads"))
-        return kv_heads, own.integer("head_dim", default=config.integer("head_dim"))
+        kv_heads = own.integer("num_key_value_heads", default=config.integer("num_key_value_heads"), at_least=1)
+        return kv_heads, own.integer("head_dim", default=config.integer("head_dim"), at_least=1)
     same = config.flag("attention_k_eq_v")
     kv_heads = config.integer("num_global_key_value_heads") if same else config.integer("num_key_value_heads")
     return kv_heads, config.integer("global_head_dim")

@@ -75,9 +75,8 @@ def qwen_next(config: Config, m: Maker, names: Names, *, fused: bool, sparse: bo
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
     heads, kv_heads, head_dim = head_sizes(config)
     interval = config.integer("full_attention_interval", default=4)
-    kinds = config.get("layer_types") or [
-        "linear_attention" if (i + 1) % interval else "full_attention" for i in layers
-    ]
+    by_number = ["linear_attention" if (i + 1) % interval else "full_attention" for i in layers]
+    kinds = config.names("layer_types", len(layers), by_number)
     bias = config.flag("attention_bias")
     norms = m.norms(hidden, "input_layernorm", "post_attention_layernorm")
     attention = m.attention(hidden, heads, kv_heads, head_dim, gated=True, qkv_bias=bias, o_bias=bias).at(
@@ -172,7 +171,7 @@ _NEMOTRON_KINDS = {
 def nemotron_pattern(config: Config) -> str:
     """One letter a layer, from `hybrid_override_pattern` or, in newer files, `layers_block_type`."""
     if config.has("layers_block_type"):
-        pattern = "".join(_NEMOTRON_KINDS.get(kind, str(kind)) for kind in config.items("layers_block_type"))
+        pattern = "".join(_NEMOTRON_KINDS.get(kind, kind) for kind in config.names("layers_block_type"))
     else:
         pattern = config.text("hybrid_override_pattern", "")
     if len(pattern) != config.integer("num_hidden_layers", default=len(pattern)) or not pattern:
@@ -238,7 +237,7 @@ def kimi_linear(config: Config, m: Maker, names: Names) -> Description:
     if residuals:
         norms += _kimi_residual(m, hidden, "self_attention_res") + _kimi_residual(m, hidden, "mlp_res")
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
-    sparse, full = kimi_moe(config, m), set(linear.items("full_attn_layers"))
+    sparse, full = kimi_moe(config, m), set(linear.counts("full_attn_layers"))
     blocks = []
     for i in config.layer_numbers():
         mlp = sparse if is_sparse(config, i) else dense

@@ -67,26 +67,31 @@ def latent_state(config: Config, *, indexed: bool) -> LatentKV:
     return LatentKV(config.integer("kv_lora_rank"), config.integer("qk_rope_head_dim"), index_dim)
 
 
-def _deepseek(config: Config, m: Maker, names: Names, *, route_bias: bool, indexed: bool) -> Description:
+def _deepseek(
+    config: Config, m: Maker, names: Names, *, route_bias: bool, indexed: bool, norms: tuple[str, ...] = (),
+    sparse_norms: tuple[str, ...] = (),
+) -> Description:  # fmt: skip
+    """`norms`: a family's own in every layer; `sparse_norms`: in those with experts."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    norms = m.norms(hidden, "input_layernorm", "post_attention_layernorm")
+    common = m.norms(hidden, "input_layernorm", "post_attention_layernorm", *norms)
     plain = latent_attention(config, m)
     with_index = plain + indexer(config, m) if indexed else plain
-    kinds = config.get("indexer_types") or ["full"] * len(config.layer_numbers())
+    layers = config.layer_numbers()
+    kinds = config.names("indexer_types", len(layers), ["full"] * len(layers))
     has_index = [indexed and kind == "full" for kind in kinds]
-    sparse = routed_with_bias(config, m, bias=route_bias)
+    sparse = routed_with_bias(config, m, bias=route_bias) + m.norms(hidden, *sparse_norms)
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
     blocks = []
     for i in config.layer_numbers():
         part = (
-            norms
+            common
             + (with_index if has_index[i] else plain).at("self_attn.")
             + (sparse if is_sparse(config, i) else dense)
         )
         blocks.append(part.block(latent_state(config, indexed=has_index[i]), heads))
     mtp: tuple[Stack, ...] = ()
     if count := config.integer("num_nextn_predict_layers", default=0):
-        layer = norms + with_index.at("self_attn.") + sparse + mtp_extras(m, config)
+        layer = common + with_index.at("self_attn.") + sparse + mtp_extras(m, config)
         block = layer.block(latent_state(config, indexed=indexed), heads)
         mtp = (
             make_stack(
@@ -137,12 +142,43 @@ def mistral4(config: Config, m: Maker, names: Names) -> Description:
     return decoder(names, blocks, ends(m, config, names, is_tied(config, False)))
 
 
+def dense_latent(config: Config, m: Maker, names: Names, *, tied: bool) -> Description:
+    """MiniCPM 3 and Youtu: MLA with a dense MLP in every layer."""
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    layer = total(
+        m.norms(hidden, "input_layernorm", "post_attention_layernorm"),
+        latent_attention(config, m).at("self_attn."),
+        m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp."),
+    )
+    block = layer.block(latent_state(config, indexed=False), heads)
+    return decoder(names, [block] * len(config.layer_numbers()), ends(m, config, names, is_tied(config, tied)))
+
+
+def axk1(config: Config, m: Maker, names: Names) -> Description:
+    """A.X K1: DeepSeek V3 with a norm behind the experts."""
+    return _deepseek(config, m, names, route_bias=True, indexed=False, sparse_norms=("post_mlp_layernorm",))
+
+
+def pangu_ultra(config: Config, m: Maker, names: Names) -> Description:
+    """openPangu Ultra MoE: DeepSeek V3 with two more norms where `sandwich_norm` (vLLM 0.32, models/openpangu.py)."""
+    more = ("pre_mlp_layernorm", "post_mlp_layernorm") if config.flag("sandwich_norm") else ()
+    bias = config.flag("router_enable_expert_bias")
+    return _deepseek(config, m, names, route_bias=bias, indexed=False, norms=more)
+
+
 _FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
     "DeepseekV2ForCausalLM": deepseek_v2,
     "DeepseekV3ForCausalLM": deepseek_v3,
     "DeepseekV32ForCausalLM": deepseek_v32,
     "GlmMoeDsaForCausalLM": deepseek_v32,
     "Mistral4ForCausalLM": mistral4,
+    "Glm4MoeLiteForCausalLM": deepseek_v3,
+    "MistralLarge3ForCausalLM": deepseek_v3,
+    "SarvamMLAForCausalLM": deepseek_v3,
+    "AXK1ForCausalLM": axk1,
+    "PanguUltraMoEForCausalLM": pangu_ultra,
+    "MiniCPM3ForCausalLM": lambda c, m, n: dense_latent(c, m, n, tied=False),
+    "YoutuForCausalLM": lambda c, m, n: dense_latent(c, m, n, tied=True),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from passes.ir.architectures.config import Config, not_understood
+from passes.ir.architectures.config import Config
 from passes.ir.architectures.decoder import Style, attention, head_sizes, layer_types
 from passes.ir.architectures.draft import Description, Names, attention_state, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.parts import Maker, Part, total
@@ -20,14 +20,15 @@ _W = ("w1", "w3", "w2")
 
 def is_sparse(config: Config, layer: int) -> bool:
     """Whether a layer has experts, by whichever field the family says it with."""
+    layers = len(config.layer_numbers())
     if config.has("mlp_layer_types"):
-        return bool(config.items("mlp_layer_types")[layer] == "sparse")
-    frequency = config.get("moe_layer_freq", default=1)
-    if isinstance(frequency, list):
-        return bool(frequency[layer])
+        return config.names("mlp_layer_types", layers)[layer] == "sparse"
+    if isinstance(config.get("moe_layer_freq"), list):
+        return config.flags("moe_layer_freq", layers)[layer]
     if config.has("first_k_dense_replace"):
-        return layer >= config.integer("first_k_dense_replace") and layer % int(frequency) == 0
-    if layer in config.get("mlp_only_layers", default=[]):
+        frequency = config.integer("moe_layer_freq", default=1)
+        return layer >= config.integer("first_k_dense_replace") and layer % frequency == 0
+    if layer in config.counts("mlp_only_layers", default=()):
         return False
     return (layer + 1) % config.integer("decoder_sparse_step", default=1) == 0
 
@@ -106,7 +107,7 @@ def minimax_m3(config: Config, m: Maker, names: Names) -> Description:
         m.gated_mlp(hidden, shared, shared=True, key="shared").at("block_sparse_moe.shared_experts."),
     )  # fmt: skip
     sparse_attention = config.part("sparse_attention_config")
-    indexed = sparse_attention.items("sparse_attention_freq", len(config.layer_numbers()))
+    indexed = sparse_attention.flags("sparse_attention_freq", len(config.layer_numbers()))
     dim = sparse_attention.integer("sparse_index_dim")
     index = total(
         m.linear(
@@ -186,13 +187,13 @@ def routed_with_bias(config: Config, m: Maker, *, bias: bool = True) -> Part:
     hidden, inner, count = (
         config.integer("hidden_size"),
         config.integer("moe_intermediate_size"),
-        config.integer("n_routed_experts"),
+        config.integer("n_routed_experts", "num_experts"),
     )
     part = m.router("gate", count, hidden)
     if bias:
         part += m.tensor("gate.e_score_correction_bias", count, dtype="F32")
     part += m.experts(hidden, inner, count, config.integer("num_experts_per_tok"), prefix="experts.")
-    if shared := config.integer("n_shared_experts", default=0):
+    if shared := config.integer("n_shared_experts", "num_shared_experts", default=0):
         part += m.gated_mlp(hidden, inner * shared, shared=True, key="shared").at("shared_experts.")
     return part.at("mlp.")
 
@@ -248,10 +249,13 @@ def gpt_oss(config: Config, m: Maker, names: Names) -> Description:
     return decoder_of(config, m, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
 
 
-def mimo_v2(config: Config, m: Maker, names: Names) -> Description:
-    """MiMo-V2-Flash: sliding layers with heads of their own and sink biases; keys and values of different widths."""
+def mimo_v2(config: Config, m: Maker, names: Names, *, fused: bool = False) -> Description:
+    """MiMo-V2: sliding layers with heads of their own and sink biases; keys and values of different widths.
+
+    `fused`: q, k and v are one matrix (MiMo-V2.5).
+    """
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
-    pattern = config.items("hybrid_layer_pattern", len(layers))
+    pattern = config.flags("hybrid_layer_pattern", len(layers))
     sparse = routed_with_bias(config, m)
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
 
@@ -262,7 +266,12 @@ def mimo_v2(config: Config, m: Maker, names: Names) -> Description:
         dim, v_dim = config.integer(swa + "head_dim"), config.integer(swa + "v_head_dim")
         bias = config.flag("attention_bias")
         part = m.norms(hidden, "input_layernorm", "post_attention_layernorm")
-        part += m.attention(hidden, heads, kv_heads, dim, v_head_dim=v_dim, qkv_bias=bias).at("self_attn.")
+        if fused:
+            rows = heads * dim + kv_heads * (dim + v_dim)
+            part += m.linear("self_attn.qkv_proj", Role.QKV, rows, hidden, bias=bias, reads="attn_in")
+            part += m.linear("self_attn.o_proj", Role.O, hidden, heads * v_dim, reads="attn_out")
+        else:
+            part += m.attention(hidden, heads, kv_heads, dim, v_head_dim=v_dim, qkv_bias=bias).at("self_attn.")
         if config.flag("add_swa_attention_sink_bias" if swa else "add_full_attention_sink_bias"):
             part += m.tensor("self_attn.attention_sink_bias", heads)
         part += sparse if is_sparse(config, i) else dense
@@ -274,16 +283,16 @@ def mimo_v2(config: Config, m: Maker, names: Names) -> Description:
     return decoder(names, [block(i) for i in layers], ends(m, config, names, is_tied(config, False)))
 
 
-def step3p7(config: Config, m: Maker, names: Names) -> Description:
-    """Step-3.x Flash: a gate a head on the attention output, experts in three 3-D tensors, one shared expert."""
+def step3(config: Config, m: Maker, names: Names) -> Description:
+    """Step-3.x Flash: a gate a head on the attention output, experts in three 3-D tensors, one shared expert.
+
+    Step-3.5 Flash: sliding layers have heads of their own (`attention_other_setting`), `moe_layers_enum` lists the sparse ones.
+    """
     style = Style(qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm="head")
     hidden, count = config.integer("hidden_size"), config.integer("num_experts", "moe_num_experts")
     inner, active = config.integer("moe_intermediate_size"), config.integer("num_experts_per_tok", "moe_top_k")
-    common = total(
-        m.norms(hidden, *style.norms),
-        attention(config, m, style),
-        m.linear("self_attn.g_proj", Role.MIXER_GATE, config.integer("num_attention_heads"), hidden, quantizable=False),
-    )
+    own = {**config.values, **config.get("attention_other_setting", default={})}
+    sliding = Config(own, config.name, config.path, config.kind)
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
     sparse = m.router("moe.gate", count, hidden) + m.gated_mlp(
         hidden, config.integer("share_expert_dim"), shared=True, key="shared"
@@ -298,15 +307,30 @@ def step3p7(config: Config, m: Maker, names: Names) -> Description:
         apart = f"moe.experts.{{e}}.{name}"
         stacking = Stacking(f"moe.{name}.weight", False, ((apart, out),))
         sparse += m.bank(apart, role, out, into, count, active, stacking=stacking)
-    outer = ends(m, config, names, is_tied(config, False))
-    return decoder_of(config, m, names, lambda i: common + (sparse if is_sparse(config, i) else dense), style, outer)
+    listed = config.get("moe_layers_enum")
+    has_experts = {int(i) for i in str(listed).split(",")} if listed else None
+
+    def block(i: int, kind: str) -> Block:
+        """Layer `i`, by the kind of its attention."""
+        here = sliding if kind == "sliding_attention" else config
+        heads, kv_heads, dim = head_sizes(here)
+        part = m.norms(hidden, *style.norms) + attention(here, m, style)
+        if config.flag("use_head_wise_attn_gate", default=True):
+            part += m.linear("self_attn.g_proj", Role.MIXER_GATE, heads, hidden, quantizable=False)
+        part += sparse if (is_sparse(config, i) if has_experts is None else i in has_experts) else dense
+        return part.block(attention_state(config, kind, FullKV(kv_heads, dim, dim)), heads)
+
+    # Layers behind the decoder's are those of its MTP heads.
+    kinds = [str(kind) for kind in config.items("layer_types")][: len(config.layer_numbers())]
+    blocks = [block(i, kind) for i, kind in enumerate(kinds)]
+    return decoder(names, blocks, ends(m, config, names, is_tied(config, False)))
 
 
 def llama4(config: Config, m: Maker, names: Names) -> Description:
     """Llama 4 text: chunked local layers, experts every `interleave_moe_layer_step` layers, stacked and transposed."""
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
     step, count = config.integer("interleave_moe_layer_step", default=1), config.integer("num_local_experts")
-    sparse_layers = config.get("moe_layers", default=[i for i in layers if (i + 1) % step == 0])
+    sparse_layers = config.counts("moe_layers", default=[i for i in layers if (i + 1) % step == 0])
     heads, kv_heads, head_dim = head_sizes(config)
     inner = config.integer("intermediate_size")
     common = m.norms(hidden, "input_layernorm", "post_attention_layernorm") + m.attention(
@@ -327,10 +351,9 @@ def llama4(config: Config, m: Maker, names: Names) -> Description:
         m.gated_mlp(hidden, inner, shared=True, key="shared").at("shared_expert."),
     ).at("feed_forward.")
     kv = FullKV(kv_heads, head_dim, head_dim)
-    no_rope = config.get("no_rope_layers") or [int((i + 1) % 4 != 0) for i in layers]
-    kinds = config.get("layer_types") or ["chunked_attention" if rope else "full_attention" for rope in no_rope]
-    if len(kinds) != len(layers):
-        raise not_understood(config.name, f"{config.path}: {len(kinds)} layer types for {len(layers)} layers")
+    turned = config.flags("no_rope_layers", len(layers), [(i + 1) % 4 != 0 for i in layers])
+    by_rope = ["chunked_attention" if rope else "full_attention" for rope in turned]
+    kinds = config.names("layer_types", len(layers), by_rope)
     blocks = [
         (common + (sparse if i in sparse_layers else dense)).block(attention_state(config, kinds[i], kv), heads)
         for i in layers
@@ -355,7 +378,9 @@ _FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
     "Glm4MoeForCausalLM": glm4_moe,
     "GptOssForCausalLM": gpt_oss,
     "MiMoV2FlashForCausalLM": mimo_v2,
-    "Step3p7FlashForCausalLM": step3p7,
+    "MiMoV2ForCausalLM": lambda c, m, n: mimo_v2(c, m, n, fused=True),
+    "Step3p7FlashForCausalLM": step3,
+    "Step3p5ForCausalLM": step3,
     "Llama4ForCausalLM": llama4,
 }
 

@@ -106,7 +106,10 @@ def _qwen(prefix: str, generation: str, kind: str) -> Callable[[Config, Config, 
 
 def _internvl(root: Config, text: Config, m: Maker) -> Description:
     vision, hidden = root.part("vision_config", kind="internvl_vision"), text.integer("hidden_size")
-    width = vision.integer("hidden_size") * round(1 / float(root.get("downsample_ratio", default=0.5))) ** 2
+    width = (
+        vision.integer("hidden_size")
+        * round(1 / root.number("downsample_ratio", default=0.5, at_least=0.01, at_most=1)) ** 2
+    )
     outer = total(
         m.norms(width, "layer_norm", bias=True),
         projector(m, "linear_1", hidden, width),
@@ -147,7 +150,7 @@ def _gemma4(root: Config, text: Config, m: Maker) -> Description:
 
 def _kimi_vl(root: Config, text: Config, m: Maker) -> Description:
     vision = root.part("vision_config")
-    kernel, width = vision.get("merge_kernel_size", default=[2, 2]), vision.integer("hidden_size")
+    kernel, width = vision.counts("merge_kernel_size", 2, (2, 2), at_least=1), vision.integer("hidden_size")
     merged, hidden = width * kernel[0] * kernel[1], text.integer("hidden_size")
     outer = (
         m.norms(width, "pre_norm", bias=True)
@@ -159,7 +162,7 @@ def _kimi_vl(root: Config, text: Config, m: Maker) -> Description:
 
 def _kimi_k25(root: Config, text: Config, m: Maker) -> Description:
     vision = root.part("vision_config")
-    kernel, width = vision.get("merge_kernel_size", default=[2, 2]), vision.integer("mm_hidden_size")
+    kernel, width = vision.counts("merge_kernel_size", 2, (2, 2), at_least=1), vision.integer("mm_hidden_size")
     merged, hidden = width * kernel[0] * kernel[1], text.integer("hidden_size")
     second = vision.get("mm_projector_type", default="patchmerger") == "patchmergerv2"
     norm = m.norms(hidden, "post_norm") if second else m.norms(width, "pre_norm", bias=True)
@@ -177,8 +180,10 @@ def _minimax_m3(root: Config, text: Config, m: Maker) -> Description:
         root.integer("projector_hidden_size", default=hidden),
         root.flag("multimodal_projector_bias", default=True),
     )
-    compression = root.get("img_token_compression_config", default={})
-    frames, merge = compression.get("temporal_patch_size", 2), compression.get("spatial_merge_size", 2)
+    compression = root.inside("img_token_compression_config", {})
+    frames, merge = (
+        compression.integer(key, default=2, at_least=1) for key in ("temporal_patch_size", "spatial_merge_size")
+    )
     eyes = clip(vision, m, "vision_tower.vision_model.", positions=False, frames=(frames,))
     outer = total(
         projector(m, "multi_modal_projector.linear_1", middle, vision.integer("hidden_size"), bias=bias),
@@ -217,7 +222,8 @@ def describe(root: Config, architecture: str, m: Maker, names: Names) -> Descrip
     """The description of a multimodal model: its decoder and its towers."""
     family = _FAMILIES[architecture]
     text = text_config(root)
-    decoder = family.text or TEXT_ARCHITECTURES.get(str(text.get("model_type")))
+    kind = text.text("model_type", "")
+    decoder = family.text or TEXT_ARCHITECTURES.get(kind)
     if decoder is None:
-        raise not_understood(root.name, f"{text.path}: model_type {text.get('model_type')!r} is not known")
+        raise not_understood(root.name, f"{text.path}: model_type {kind!r} is not known")
     return describe_text(text, decoder, m, family.names) + family.towers(root, text, m)

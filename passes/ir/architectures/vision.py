@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from passes.ir.architectures.config import Config
 from passes.ir.architectures.draft import Description, make_stack
 from passes.ir.architectures.parts import Maker, Part, total
@@ -29,14 +27,15 @@ def projector(m: Maker, name: str, out: int, into: int, *, bias: bool = True) ->
 
 def patches(m: Maker, name: str, hidden: int, config: Config, *times: int, bias: bool = False) -> Part:
     """A patch embedding: a convolution over `times` frames of squares."""
-    size = _side(config.get("patch_size"))
+    size = _side(config, "patch_size")
     channels = config.integer("num_channels", "in_channels", "in_chans", default=3)
     part = m.tensor(f"{name}.weight", hidden, channels, *times, size, size)
     return part + m.tensor(f"{name}.bias", hidden) if bias else part
 
 
-def _side(value: int | Sequence[int]) -> int:
-    return value if isinstance(value, int) else value[0]
+def _side(config: Config, field: str) -> int:
+    """The side of a square: a number, or one for each direction."""
+    return config.counts(field, 2, at_least=1)[0] if isinstance(config.get(field), list) else config.integer(field)
 
 
 def clip(
@@ -54,7 +53,7 @@ def clip(
     )  # fmt: skip
     outer = patches(m, "embeddings.patch_embedding", hidden, config, *frames, bias=siglip)
     if positions:
-        count = (_side(config.get("image_size")) // _side(config.get("patch_size"))) ** 2 + (0 if siglip else 1)
+        count = (_side(config, "image_size") // _side(config, "patch_size")) ** 2 + (0 if siglip else 1)
         outer += m.linear("embeddings.position_embedding", Role.POSITION, count, hidden)
         outer += m.norms(hidden, "post_layernorm", bias=True)
         outer += Part() if siglip else m.tensor("embeddings.class_embedding", hidden)
@@ -95,7 +94,7 @@ def qwen_vision(config: Config, m: Maker, prefix: str, generation: str) -> Descr
     out = config.integer("hidden_size") if old else config.integer("out_hidden_size")
     merged = hidden * config.integer("spatial_merge_size") ** 2
     rms = generation == "2.5"
-    inner = int(hidden * config.get("mlp_ratio")) if old else config.integer("intermediate_size")
+    inner = int(hidden * config.number("mlp_ratio")) if old else config.integer("intermediate_size")
     if rms:
         mlp = m.gated_mlp(hidden, inner, bias=True).at("mlp.")
     else:
@@ -113,7 +112,7 @@ def qwen_vision(config: Config, m: Maker, prefix: str, generation: str) -> Descr
     if new:
         outer += m.linear("pos_embed", Role.POSITION, config.integer("num_position_embeddings"), hidden)
         outer += _merger(m, hidden, merged, out).at("merger.")
-        for index in range(len(config.get("deepstack_visual_indexes", default=[]))):
+        for index in range(len(config.items("deepstack_visual_indexes", default=()))):
             outer += _merger(m, merged, merged, out).at(f"deepstack_merger_list.{index}.")
     else:
         outer += m.norms(hidden, "merger.ln_q", bias=not rms)
@@ -146,7 +145,7 @@ def internvl(config: Config, m: Maker, prefix: str) -> Description:
         m.plain_mlp(hidden, config.integer("intermediate_size"), names=("fc1", "fc2"), bias=True).at("mlp."),
         m.tensor("lambda_1", hidden) + m.tensor("lambda_2", hidden),
     )
-    positions = (_side(config.get("image_size")) // _side(config.get("patch_size"))) ** 2 + 1
+    positions = (_side(config, "image_size") // _side(config, "patch_size")) ** 2 + 1
     outer = total(
         m.tensor("embeddings.cls_token", 1, 1, hidden),
         m.tensor("embeddings.position_embeddings", 1, positions, hidden),
@@ -168,7 +167,7 @@ def mllama_vision(config: Config, m: Maker, prefix: str) -> Description:
         m.plain_mlp(hidden, inner, names=("fc1", "fc2"), bias=True).at("mlp."),
     )
     tiles = config.integer("max_num_tiles")
-    ratios = len(config.get("supported_aspect_ratios", default=[0] * 8)) + 1
+    ratios = len(config.items("supported_aspect_ratios", default=[0] * 8)) + 1
     positions = (config.integer("image_size") // config.integer("patch_size")) ** 2 + 1
     outer = total(
         m.tensor("class_embedding", hidden),
@@ -262,7 +261,7 @@ def clips(m: Maker, part: Part) -> Part:
 def gemma4_audio(config: Config, m: Maker, prefix: str) -> Description:
     """Gemma 4's conformer."""
     hidden, kernel = config.integer("hidden_size"), config.integer("conv_kernel_size")
-    heads, channels = config.integer("num_attention_heads"), config.get("subsampling_conv_channels", default=[128, 32])
+    heads, channels = config.integer("num_attention_heads"), config.counts("subsampling_conv_channels", 2, (128, 32))
 
     def feed(name: str) -> Part:
         mlp = m.plain_mlp(hidden, 4 * hidden, names=("ffw_layer_1.linear", "ffw_layer_2.linear"))
@@ -321,7 +320,7 @@ def moonvit(config: Config, m: Maker, prefix: str) -> Description:
 
 def phi3_image(config: Config, m: Maker, prefix: str) -> Description:
     """Phi-3 Vision's CLIP tower, its separators and its two-layer projector (modeling_phi3_v.py of the repository)."""
-    described = Config({**_CLIP_L, **config.get("vision_config", default={})}, config.name, "CLIP ViT-L/14")
+    described = Config({**_CLIP_L, **config.mapping("vision_config", {})}, config.name, "CLIP ViT-L/14")
     eyes = clip(described, m, prefix + "img_processor.vision_model.")
     hidden, width = config.integer("hidden_size"), 4 * described.integer("hidden_size")
     outer = total(

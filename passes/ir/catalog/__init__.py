@@ -25,6 +25,21 @@ class Entry:
     config: dict[str, Any]
     provenance: dict[str, Any]
 
+    @property
+    def spread(self) -> float:
+        """Relative 90 % half width of the bytes of its weights: 0 where its config is a copy of its file, or its parameters were counted."""
+        return float(self.provenance.get("spread", 0.0))
+
+    @property
+    def note(self) -> str | None:
+        """What of it is recalled and was not checked, for people; None where nothing is."""
+        unchecked = self.provenance.get("unchecked")
+        return (
+            f"{self.id}: {unchecked} in the catalog recalled and unchecked, so the size of its weights is assumed"
+            if unchecked
+            else None
+        )
+
 
 @lru_cache(maxsize=1)
 def _lines() -> tuple[bytes, dict[str, int]]:

@@ -8,22 +8,37 @@ from typing import Any
 
 from passes.formats.compressed_tensors import CompressedTensors, ConfigGroup
 from passes.formats.format import Format, formats
+from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
 from passes.ir.quant_config.module_names import matcher
-from passes.ir.quant_config.quant_config import NamedMatrix, QuantConfig, StorageOf, not_understood
+from passes.ir.quant_config.quant_config import (
+    NamedMatrix,
+    QuantConfig,
+    StorageOf,
+    fields_of,
+    group_size,
+    not_understood,
+)
 
 
 class CompressedTensorsConfig(QuantConfig):
     """Any of the package's formats, one config group each."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """Groups that name their matrices come before those that name a class of modules (`Linear`)."""
-        groups = settings.get("config_groups")
-        if not isinstance(groups, Mapping) or not groups:
+        """Groups that name their matrices come before those that name a class of modules (`Linear`).
+
+        A group without weights (of attention) stores nothing, and a checkpoint without groups may still hold scales of the cache.
+        """
+        said = fields_of(settings, ir)
+        groups = said.inside("config_groups", {})
+        if not groups.values and not said.has("kv_cache_scheme"):
             raise not_understood(ir, "compressed-tensors without config_groups")
-        formats = [(_format_of(group, settings, ir), group.get("targets") or ["Linear"]) for group in groups.values()]
-        named = [(matcher(str(target)), form) for form, targets in formats for target in targets if target != "Linear"]
-        rest = next((form for form, targets in formats if "Linear" in targets), formats[0][0])
+        read = [group for name in groups.values if (group := groups.inside(name)).has("weights")]
+        formats = [
+            (described(read_group(group, said), ir), group.names("targets", default=()) or ["Linear"]) for group in read
+        ]
+        named = [(matcher(target), form) for form, targets in formats for target in targets if not _is_class(target)]
+        rest = next((form for form, targets in formats if any(map(_is_class, targets))), None)
         return lambda name: next((form for test, form in named if test(name)), rest)
 
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
@@ -52,12 +67,38 @@ class CompressedTensorsConfig(QuantConfig):
         }
 
 
-def _format_of(values: Mapping[str, Any], settings: Mapping[str, Any], ir: ModelIR) -> CompressedTensors:
-    """The format of a config group: the first whose own reader knows it."""
-    group = ConfigGroup.read(values, settings)
+def _is_class(target: str) -> bool:
+    """Whether a target is a class of modules (`Linear`), not a module's name or a pattern."""
+    return target[:1].isupper() and "." not in target
+
+
+def read_group(said: Fields, settings: Fields) -> ConfigGroup:
+    """What a config group says; the format's name may stand beside the groups."""
+    weights, inputs = said.inside("weights"), said.inside("input_activations", {})
+    strategy = weights.text("strategy", "")
+    whole = {"channel": -1, "tensor": 0}.get(strategy)
+    block = weights.counts("block_structure", 2, (128, 128) if strategy == "block" else (0, 0))
+    return ConfigGroup(
+        said.text("format", settings.text("format", "")), weights.text("type", "int"),
+        weights.integer("num_bits", at_least=1, at_most=32),
+        group_size(weights, -1) if whole is None else whole, weights.flag("symmetric", default=True),
+        (block[0], block[1]) if all(block) else None, _input_type(inputs),
+        bool(inputs.values) and inputs.get("dynamic") in (None, False),
+    )  # fmt: skip
+
+
+def _input_type(inputs: Fields) -> str:
+    """What the inputs are quantized to (`int8`, `fp8`); empty where they are not."""
+    if not inputs.values:
+        return ""
+    return f"{'fp' if inputs.text('type', 'int') == 'float' else 'int'}{inputs.integer('num_bits', default=8, at_least=1, at_most=32)}"
+
+
+def described(group: ConfigGroup, ir: ModelIR) -> CompressedTensors:
+    """Return the format of a config group: the first whose own reader knows it. Raises InputError where none does."""
     for form in formats():
-        if issubclass(form, CompressedTensors) and (described := form.described_by(group, ir.dtype)) is not None:
-            return described
+        if issubclass(form, CompressedTensors) and (found := form.described_by(group, ir.dtype)) is not None:
+            return found
     raise not_understood(ir, f"compressed-tensors {group.type}{group.bits}")
 
 

@@ -15,8 +15,12 @@ from typing import Any
 
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
+from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.quant_config import NamedMatrix, QuantConfig, StorageOf
+from passes.ir.quant_config.module_names import compiled
+from passes.ir.quant_config.quant_config import NamedMatrix, QuantConfig, StorageOf, fields_of, group_size
+
+_MOST_BITS = 16
 
 
 class GptqConfig(QuantConfig):
@@ -24,10 +28,13 @@ class GptqConfig(QuantConfig):
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
         """The settings, and what `dynamic` makes of them for a name."""
-        version = 2 if settings.get("checkpoint_format") == "gptq_v2" else 1
-        bits, size = int(settings["bits"]), int(settings["group_size"])
-        base = Gptq(bits, size, bool(settings.get("sym", True)), bool(settings.get("desc_act", False)), version)
-        return format_of(base, settings.get("dynamic") or {})
+        said = fields_of(settings, ir)
+        version = 2 if said.get("checkpoint_format") == "gptq_v2" else 1
+        base = Gptq(
+            said.integer("bits", at_least=1, at_most=_MOST_BITS), group_size(said), said.flag("sym", default=True),
+            said.flag("desc_act"), version,
+        )  # fmt: skip
+        return format_of(base, said.inside("dynamic", {}))
 
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
         """The settings of most matrices; rules for the others."""
@@ -113,19 +120,19 @@ def _rule(pattern: str, form: Format) -> tuple[str, dict[str, Any]]:
     return f"-:{pattern}", {}
 
 
-def format_of(base: Gptq, dynamic: Mapping[str, Any]) -> Callable[[str], Gptq]:
+def format_of(base: Gptq, dynamic: Fields) -> Callable[[str], Gptq]:
     """The format of a matrix by its full name: the first pattern that matches it sets other values."""
     overrides = [
-        (re.compile(pattern.removeprefix("+:")), values)
-        for pattern, values in dynamic.items()
-        if not pattern.startswith("-:") and isinstance(values, Mapping)
+        (compiled(pattern.removeprefix("+:")), _changed(base, dynamic.inside(pattern)))
+        for pattern in dynamic.values
+        if not pattern.startswith("-:")
     ]
+    return lambda name: next((form for pattern, form in overrides if pattern.match(name)), base)
 
-    def find(name: str) -> Gptq:
-        values = next((values for pattern, values in overrides if pattern.match(name)), {})
-        return replace(
-            base, bits=int(values.get("bits", base.bits)), group_size=int(values.get("group_size", base.group_size)),
-            symmetric=bool(values.get("sym", base.symmetric)), desc_act=bool(values.get("desc_act", base.desc_act)),
-        )  # fmt: skip
 
-    return find
+def _changed(base: Gptq, said: Fields) -> Gptq:
+    return replace(
+        base, bits=said.integer("bits", default=base.bits, at_least=1, at_most=_MOST_BITS),
+        group_size=group_size(said, base.group_size), symmetric=said.flag("sym", default=base.symmetric),
+        desc_act=said.flag("desc_act", default=base.desc_act),
+    )  # fmt: skip

@@ -5,32 +5,73 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
+
+from passes.errors import InputError
+from passes.ir.fields import Fields
 
 #: Says whether a module (full name) is meant.
 Matches = Callable[[str], bool]
 
+T = TypeVar("T")
+
+#: Keys whose lists name what is left dense; all tools' taken together.
+_LISTS = (
+    "ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules", "exclude", "skip_modules",
+)  # fmt: skip
 _DROPPED = re.compile(r"\.\.\.\d+ more entries dropped")
 _LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Return a regular expression of a config. Raises InputError where it is none."""
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(
+            f"quantization_config: {pattern!r:.80} should be a regular expression ({error})",
+            remedy="Mend the pattern, or name the dense model.",
+        ) from None
 
 
 def matcher(pattern: str) -> Matches:
     """Return the test for one entry of a list; a plain name means what stands below it too."""
     if pattern.startswith("re:"):
-        compiled = re.compile(pattern[3:])
-        return lambda name: compiled.match(name) is not None
-    if "*" in pattern or "?" in pattern:
+        expression = compiled(pattern[3:])
+        return lambda name: expression.match(name) is not None
+    if _is_pattern(pattern):
         wild = re.compile(fnmatch.translate(pattern) + "|" + fnmatch.translate(pattern + ".*"))
         return lambda name: wild.match(name) is not None
     return lambda name: name == pattern or name.startswith(pattern + ".") or f".{pattern}." in f".{name}."
 
 
-def left_dense(settings: Mapping[str, Any], notes: list[str]) -> Matches:
-    """Return the test for what a config leaves dense, by whichever list it has.
+def by_name(entries: Mapping[str, T]) -> Callable[[str, T], T]:
+    """Return what finds the entry of a module (full name), else gives the value for the rest.
+
+    An entry is a module's whole name, that of one above it, the end of it, or a pattern; looked up in this order.
+    """
+    patterns = [(matcher(name), value) for name, value in entries.items() if _is_pattern(name)]
+
+    def find(name: str, rest: T) -> T:
+        parts = name.split(".")
+        stems = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+        ends = [".".join(parts[start:]) for start in range(1, len(parts))]
+        named = next((stem for stem in (*stems, *ends) if stem in entries), None)
+        return entries[named] if named is not None else next((value for test, value in patterns if test(name)), rest)
+
+    return find
+
+
+def _is_pattern(name: str) -> bool:
+    return name.startswith("re:") or "*" in name or "?" in name
+
+
+def left_dense(said: Fields, means: Callable[[str], Matches], notes: list[str]) -> Matches:
+    """Return the test for what a config leaves dense, by whichever list it has; `means`: the test for an entry.
 
     Lists cut short are read as a rule for every layer, and that is added to `notes`.
     """
-    listed = _listed(settings)
+    listed = _listed(said)
     patterns = [item for item in listed if not _DROPPED.fullmatch(item)]
     if len(patterns) < len(listed):
         notes.append(
@@ -40,17 +81,16 @@ def left_dense(settings: Mapping[str, Any], notes: list[str]) -> Matches:
         patterns += sorted(
             {stem for stem in stems if stems.count(stem) > 1 and not stem.rstrip("*").endswith("layers.")}
         )
-    tests = [matcher(pattern) for pattern in patterns]
+    tests = [means(pattern) for pattern in patterns]
     return lambda name: any(test(name) for test in tests)
 
 
-def is_whole(settings: Mapping[str, Any]) -> bool:
+def is_whole(said: Fields) -> bool:
     """Return whether the lists of what a config leaves dense are as they were written, not cut short."""
-    return not any(map(_DROPPED.fullmatch, _listed(settings)))
+    return not any(map(_DROPPED.fullmatch, _listed(said)))
 
 
-def _listed(settings: Mapping[str, Any]) -> list[str]:
-    listed: list[str] = []
-    for field in ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules"):
-        listed += [str(item) for item in settings.get(field) or ()]
-    return listed + [key[2:] and f"re:{key[2:]}" for key in settings.get("dynamic") or () if str(key).startswith("-:")]
+def _listed(said: Fields) -> list[str]:
+    """Every entry that names what is left dense, whatever list it stands in."""
+    listed = [item for field in _LISTS for item in said.names(field, default=())]
+    return listed + [f"re:{key[2:]}" for key in said.mapping("dynamic", {}) if key.startswith("-:") and key != "-:"]

@@ -9,11 +9,12 @@ from typing import Any
 
 from passes.errors import InputError, TightfitError
 from passes.formats.format import Format, formats
+from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.module_names import left_dense
+from passes.ir.quant_config.module_names import Matches, left_dense, matcher
 from passes.registry import Registry
 
-#: Says in which format a matrix (full name) is stored; None where only the headers say.
+#: Says in which format a matrix (full name) is stored; None where it is left dense, or only the headers say.
 StorageOf = Callable[[str], Format | None]
 
 
@@ -39,13 +40,17 @@ class QuantConfig(ABC):
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
         """Return what the settings of a checkpoint say of its matrices. Raises InputError where they are not understood."""
 
+    def leaves(self, pattern: str) -> Matches:
+        """Return the test for what an entry of the list of dense matrices means."""
+        return matcher(pattern)
+
     def experts(self, settings: Mapping[str, Any], ir: ModelIR) -> Format | None:
         """Return the format of the experts where it is another than that of the rest: then lists name only these."""
         return None
 
     def treats_alike(self, settings: Mapping[str, Any], ir: ModelIR, present: str, absent: str) -> bool:
         """Return whether the settings say of a matrix (full name) without tensors in the checkpoint what they say of one that has some."""
-        dense, storage_of = left_dense(settings, []), self.read(settings, ir)
+        dense, storage_of = left_dense(fields_of(settings, ir), self.leaves, []), self.read(settings, ir)
         return dense(present) == dense(absent) and storage_of(present) == storage_of(absent)
 
     def naming_absent(self, name: str) -> str:
@@ -76,14 +81,17 @@ QUANT_CONFIGS: Registry[type[QuantConfig]] = Registry(
         "compressed_tensors": "passes.ir.quant_config.compressed_tensors:CompressedTensorsConfig",
         "gptq": "passes.ir.quant_config.gptq:GptqConfig",
         "gptq_marlin": "passes.ir.quant_config.gptq:GptqConfig",
-        "auto-round": "passes.ir.quant_config.gptq:GptqConfig",
-        "autoround": "passes.ir.quant_config.gptq:GptqConfig",
+        "auto-round": "passes.ir.quant_config.published.auto_round:AutoRoundConfig",
+        "autoround": "passes.ir.quant_config.published.auto_round:AutoRoundConfig",
         "awq": "passes.ir.quant_config.awq:AwqConfig",
-        "fp8": "passes.ir.quant_config.fp8:Fp8Config",
-        "fbgemm_fp8": "passes.ir.quant_config.one_layout:OneLayout",
-        "mxfp4": "passes.ir.quant_config.one_layout:OneLayout",
-        "bitsandbytes": "passes.ir.quant_config.bitsandbytes:BitsAndBytesConfig",
-        "modelopt": "passes.ir.quant_config.modelopt:ModelOptConfig",
+        "fp8": "passes.ir.quant_config.published.fp8:Fp8Config",
+        "fbgemm_fp8": "passes.ir.quant_config.published.one_layout:OneLayout",
+        "mxfp4": "passes.ir.quant_config.published.one_layout:OneLayout",
+        "bitsandbytes": "passes.ir.quant_config.published.bitsandbytes:BitsAndBytesConfig",
+        "modelopt": "passes.ir.quant_config.published.modelopt:ModelOptConfig",
+        "quark": "passes.ir.quant_config.published.quark:QuarkConfig",
+        "torchao": "passes.ir.quant_config.published.torchao:TorchAoConfig",
+        "hqq": "passes.ir.quant_config.published.hqq:HqqConfig",
     },
     "tightfit.quant_configs",
 )
@@ -100,9 +108,25 @@ def quant_config(method: str, ir: ModelIR) -> QuantConfig:
     raise not_understood(ir, f"quant_method {method!r}")
 
 
+_REMEDY = "Name the dense model that it was made from."
+
+
 def not_understood(ir: ModelIR, what: str) -> InputError:
     """Return the error for a quantization that nobody here can read."""
-    return InputError(f"{ir.name}: {what} is not understood", remedy="Name the dense model that it was made from.")
+    return InputError(f"{ir.name}: {what} is not understood", remedy=_REMEDY)
+
+
+def fields_of(settings: Mapping[str, Any], ir: ModelIR) -> Fields:
+    """Return the settings of a checkpoint as they are to be read: key by key, by type and range."""
+    return Fields(settings, ir.name, "quantization_config", remedy=_REMEDY)
+
+
+def group_size(said: Fields, default: int | None = None) -> int:
+    """Return the inputs that share a scale, -1 for a whole row."""
+    size = said.integer("group_size", default=default, at_least=-1)
+    if size == 0:
+        raise said.wrong("group_size", "a whole number of at least 1, or -1 for a whole row", size)
+    return size
 
 
 def incompatible(matrices: Sequence[NamedMatrix]) -> TightfitError:

@@ -10,21 +10,22 @@ from dataclasses import replace
 from typing import Any
 
 from passes.errors import InputError
+from passes.ir.fields import Fields
 from passes.ir.model import Linear, ModelIR, Role
+from passes.ir.quant_config.kv_scheme import declared_cache
 from passes.ir.quant_config.module_names import Matches, left_dense
-from passes.ir.quant_config.quant_config import StorageOf, quant_config
+from passes.ir.quant_config.quant_config import StorageOf, fields_of, quant_config
 
 
-def quantization(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+def quantization(config: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, Any]] | None:
     """The quantization method of a checkpoint and its settings; None for a dense one."""
-    for part in (config, config.get("text_config") or {}):
+    root = Fields(config, name, "config.json")
+    for part in (root, root.inside("text_config", {})):
         for field in ("quantization_config", "compression_config", "hf_quant_config"):
-            found = part.get(field)
-            if isinstance(found, Mapping):
-                nested = found.get("quantization")
-                inner: Mapping[str, Any] = nested if isinstance(nested, Mapping) else found
-                method = str(found.get("quant_method") or ("modelopt" if "quant_algo" in inner else ""))
-                if not method:
+            if part.has(field):
+                found = part.inside(field)
+                inner = found.mapping("quantization", found.values)
+                if not (method := found.text("quant_method", "modelopt" if "quant_algo" in inner else "")):
                     raise InputError(
                         f"{field} names no quant_method", remedy="Name the dense model, or mend its config.json."
                     )
@@ -34,12 +35,13 @@ def quantization(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | N
 
 def quantized(ir: ModelIR) -> ModelIR:
     """The description with every matrix stored as the config's quantization says. Raises InputError on a scheme not known."""
-    found = quantization(ir.config)
+    found = quantization(ir.config, ir.name)
     if found is None:
         return ir
     method, settings = found
     notes: list[str] = []
-    config, dense = quant_config(method, ir), left_dense(settings, notes)
+    config = quant_config(method, ir)
+    dense = left_dense(fields_of(settings, ir), config.leaves, notes)
     storage_of, experts = config.read(settings, ir), config.experts(settings, ir)
 
     def change(prefix: str) -> Callable[[Linear], Linear]:
@@ -57,7 +59,8 @@ def quantized(ir: ModelIR) -> ModelIR:
             continue
         blocks = [stack.block(i).map_linears(change(stack.layer_prefix(i))) for i in range(len(stack.layers))]
         stacks.append(stack.with_blocks(tuple(blocks)))
-    return replace(ir, stacks=tuple(stacks), quant_method=method, notes=(*ir.notes, *notes))
+    cache = replace(ir.kv_cache, declared=declared_cache(settings))
+    return replace(ir, stacks=tuple(stacks), quant_method=method, kv_cache=cache, notes=(*ir.notes, *notes))
 
 
 def _stored(linear: Linear, storage_of: StorageOf, dense: Matches, prefix: str) -> Linear:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError
+from passes.ir.fields import Fields
 
 _AGAIN = "Download the file again."
 
@@ -29,11 +30,20 @@ _TYPES: dict[int, tuple[str, int, int]] = {
     18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
     23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
 }  # fmt: skip
+
+#: Types that llama.cpp has taken out again: repacked for processors.
+_REMOVED = frozenset({4, 5, 31, 32, 33, 36, 37, 38})
 
 #: No real file comes near these; a header beyond them lies.
 _MAX_ITEMS = 10_000_000
-_MAX_DIMS = 4
+_MAX_DIMS, _MAX_DEPTH = 4, 4
+
+
+def blocks(kind: str) -> tuple[int, int]:
+    """Return the elements and the bytes of a block of a ggml type, by its name."""
+    return next((elements, size) for name, elements, size in _TYPES.values() if name == kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +110,24 @@ class _Reader:
         self.at += length
         return raw.decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == 8:
             return self.string()
         if kind == 9:
-            return self.array()
+            return self.array(depth + 1)
         raise self.fail(f"unknown metadata type {kind}")
 
-    def array(self) -> Any:
+    def array(self, depth: int) -> Any:
         """An array of metadata; of a long one, which is skipped, its length."""
         kind, length = self.scalar("I"), self.scalar("Q")
         if length > _MAX_ITEMS:
             raise self.fail(f"an array claims {length:,} items")
+        if depth > _MAX_DEPTH:
+            raise self.fail(f"arrays stand more than {_MAX_DEPTH} deep in each other")
         if length <= 1024:
-            return [self.value(kind) for _ in range(length)]
+            return [self.value(kind, depth) for _ in range(length)]
         if kind in _SCALARS:
             self.at += length * struct.calcsize(_SCALARS[kind])
         elif kind == 8:
@@ -133,9 +145,14 @@ class _Reader:
             raise self.fail(f"tensor {name!r} claims {dims} dimensions")
         shape = tuple(reversed([self.scalar("Q") for _ in range(dims)]))
         number, offset = self.scalar("I"), self.scalar("Q")
+        if number in _REMOVED:
+            what = f"{self.where}: tensor {name!r} has a type ({number}) that llama.cpp no longer reads"
+            raise InputError(what, remedy="Convert the model again with a current llama.cpp.")
         if number not in _TYPES:
             raise self.fail(f"tensor {name!r} has the unknown type {number}")
         kind, block, block_bytes = _TYPES[number]
+        if 0 in shape:
+            raise self.fail(f"tensor {name!r} of {list(shape)} has no elements")
         if shape and shape[-1] % block:
             raise self.fail(f"tensor {name!r} of {list(shape)} is no whole number of {kind} blocks")
         return GgufTensor(name, kind, shape, math.prod(shape) // block * block_bytes), offset
@@ -171,7 +188,9 @@ def _read(reader: _Reader) -> GgufHeader:
         key = reader.string()
         metadata[key] = reader.value(reader.scalar("I"))
     found = [reader.tensor() for _ in range(tensor_count)]
-    alignment = metadata.get("general.alignment", 32)
+    alignment = Fields(metadata, reader.where, "metadata", remedy=_AGAIN).integer(
+        "general.alignment", default=32, at_least=1
+    )
     start = -(-reader.at // alignment) * alignment
     position = 0
     for tensor, offset in sorted(found, key=lambda pair: pair[1]):

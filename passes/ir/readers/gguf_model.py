@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from passes.errors import DoesNotFitError, InputError
-from passes.ir.model import ModelIR
-from passes.ir.readers.gguf import GgufHeader, GgufTensor, LongArray
+from passes.formats.opaque import OpaqueFormat
+from passes.ir.fields import Fields
+from passes.ir.model import Linear, ModelIR
+from passes.ir.readers.gguf import GgufHeader, GgufTensor, LongArray, blocks
 from passes.ir.readers.headers import read_folder_header
 
 #: GGUF metadata key, without the architecture -> config.json field.
@@ -76,12 +78,19 @@ _DIALECTS = {
     "starcoder2": _Dialect("Starcoder2ForCausalLM", "starcoder2", _DENSE | {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
 }  # fmt: skip
 
-#: Tables that llama.cpp stores and Hugging Face computes.
-_IGNORED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight")
+#: Tables that llama.cpp stores and Hugging Face computes; scales beside NVFP4's blocks, which are part of their matrices.
+_IGNORED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight|blk\.\d+\..+\.(input_)?scale")
+#: Types of plain numbers.
+_PLAIN = frozenset({"F32", "F16", "BF16"})
+#: Types that gguf 0.19's `quants.dequantize` does not read; NVFP4's second scales stand in tensors of their own, which transformers
+#: leaves out.
+_NOT_DEQUANTIZED = frozenset({"Q1_0", "Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64", "NVFP4"})
+#: What engines call the method.
+_METHOD = "gguf"
 
 
 def _dialect(header: GgufHeader, name: str) -> _Dialect:
-    architecture = header.metadata.get("general.architecture")
+    architecture = Fields(header.metadata, name, "metadata").text("general.architecture")
     what = f"{architecture} with experts" if any("_exps." in tensor for tensor in header.tensors) else f"{architecture}"
     if what not in _DIALECTS:
         known = ", ".join(_DIALECTS)
@@ -104,7 +113,7 @@ def hf_config(header: GgufHeader, name: str) -> dict[str, Any]:
         if (value := header.metadata.get(f"{architecture}.{key}")) is not None:
             config[dialect.fields.get(meaning, meaning)] = value
     tokens = header.metadata.get("tokenizer.ggml.tokens")
-    if "vocab_size" not in config and tokens is not None:
+    if "vocab_size" not in config and isinstance(tokens, LongArray | list):
         config["vocab_size"] = tokens.length if isinstance(tokens, LongArray) else len(tokens)
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
     config["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
@@ -116,21 +125,65 @@ def hf_config(header: GgufHeader, name: str) -> dict[str, Any]:
 def check_tensors(header: GgufHeader, ir: ModelIR) -> None:
     """Every tensor of the file must be one of the description, with its shape, and the other way round."""
     block = _dialect(header, ir.name).block
-    expected = {tensor.name: tensor.shape for tensor in ir.tensors()}
+    found: dict[str, tuple[GgufTensor, tuple[int, ...]]] = {}
     for tensor in header.tensors.values():
-        if _IGNORED.fullmatch(tensor.name):
-            continue
-        for name, shape in _hf_tensors(tensor, block) or [("", tensor.shape)]:
-            # A row that scores one output is a vector in a GGUF file.
-            if expected.get(name) not in (shape, (1, *shape)):
-                known = f"expected {list(expected[name])}" if name in expected else "it is not understood"
-                raise InputError(
-                    f"{ir.name}: GGUF tensor {tensor.name!r} of shape {list(tensor.shape)}: {known}",
-                    remedy="Use the safetensors version of the model.",
-                )
-            del expected[name]
-    if expected:
-        raise InputError(f"{ir.name}: the GGUF file lacks {next(iter(expected))!r}", remedy="Download the file again.")
+        if not _IGNORED.fullmatch(tensor.name):
+            # One that nobody knows stays under its own name, which no description has.
+            found |= {name: (tensor, shape) for name, shape in _hf_tensors(tensor, block) or [("", tensor.shape)]}
+
+    def refuse(tensor: GgufTensor, why: str) -> InputError:
+        what = f"{ir.name}: GGUF tensor {tensor.name!r} of shape {list(tensor.shape)}: {why}"
+        return InputError(what, remedy="Use the safetensors version of the model.")
+
+    # The file's tensors are the finite side: what metadata claim is walked through only as far as the file goes.
+    for wanted in ir.tensors():
+        if wanted.name not in found:
+            raise InputError(f"{ir.name}: the GGUF file lacks {wanted.name!r}", remedy="Download the file again.")
+        tensor, shape = found.pop(wanted.name)
+        # A row that scores one output is a vector in a GGUF file.
+        if wanted.shape not in (shape, (1, *shape)):
+            raise refuse(tensor, f"expected {list(wanted.shape)}")
+    if found:
+        raise refuse(next(iter(found.values()))[0], "it is not understood")
+
+
+def as_stored(header: GgufHeader, ir: ModelIR) -> ModelIR:
+    """The description of the file itself, as engines that read GGUF hold it: each matrix in its ggml type."""
+    block = _dialect(header, ir.name).block
+    types = {
+        name: tensor.type for tensor in header.tensors.values() for name, _ in _hf_tensors(tensor, block)[:1]
+    }  # fmt: skip
+
+    def stored(prefix: str) -> Callable[[Linear], Linear]:
+        def change(linear: Linear) -> Linear:
+            kind = types.get(f"{prefix}{linear.name.replace('{e}', '0')}.weight", "")
+            if not kind or kind in _PLAIN:
+                return linear
+            elements, size = blocks(kind)
+            packed = ("weight", "U8", (linear.out_features, linear.in_features // elements * size))
+            storage = OpaqueFormat(_METHOD, linear.out_features, linear.in_features, (packed,))
+            return replace(linear, storage=storage)
+
+        return change
+
+    stacks = [
+        stack.with_blocks(
+            tuple(stack.block(i).map_linears(stored(stack.layer_prefix(i))) for i in range(len(stack.layers)))
+        )
+        for stack in ir.stacks
+    ]
+    outer = tuple(map(stored(""), ir.outer))
+    return replace(ir, stacks=tuple(stacks), outer=outer, quant_method=_METHOD)
+
+
+def unreadable(header: GgufHeader, files: int) -> str | None:
+    """Why transformers cannot dequantize a file, which is what `apply` does first; None where it can."""
+    if files > 1:
+        return f"the model is split into {files} files; merge them: llama-gguf-split --merge <first part> <whole>.gguf"
+    kinds = {tensor.type for tensor in header.tensors.values()} & _NOT_DEQUANTIZED
+    if kinds:
+        return f"tensors in {', '.join(sorted(kinds))} cannot be dequantized here; use the model's safetensors version"
+    return None
 
 
 def _hf_tensors(tensor: GgufTensor, block: Mapping[str, str]) -> list[tuple[str, tuple[int, ...]]]:

@@ -7,18 +7,21 @@ Format: 8 bytes little-endian length, a JSON object `{name: {dtype, shape, data_
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from passes.errors import InputError
 from passes.formats.tensor import DTYPE_BITS, Tensor
+from passes.ir.fields import Fields, json_object, shown
 
 #: The safetensors library's own limit of a header's length.
 MAX_HEADER_BYTES = 100_000_000
+
+#: No file is longer (ext4's own limit is 16 TiB).
+_FAR = 1 << 48
 
 _AGAIN = "Download the file again; its header and its data do not belong together."
 
@@ -62,12 +65,7 @@ def header_length(first: bytes, file_bytes: int, where: str) -> int:
 
 def parse_header(raw: bytes, file_bytes: int, where: str) -> dict[str, Tensor]:
     """The tensors of one file, from the JSON bytes of its header. Checks that offsets tile the data exactly."""
-    try:
-        entries = json.loads(raw, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: the header is not valid JSON ({error})", remedy=_AGAIN) from error
-    if not isinstance(entries, dict):
-        raise InputError(f"{where}: the header is not a JSON object", remedy=_AGAIN)
+    entries = json_object(raw, f"{where}: the header", remedy=_AGAIN, pairs=_no_duplicates)
     entries.pop("__metadata__", None)
     spans: list[tuple[int, int, str]] = []
     tensors: dict[str, Tensor] = {}
@@ -102,30 +100,17 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, entry: Any, where: str) -> tuple[Tensor, int, int]:
-    def bad(what: str) -> InputError:
-        return InputError(f"{where}: tensor {name!r} {what}", remedy=_AGAIN)
-
     if not isinstance(entry, dict):
-        raise bad("has no description")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+        raise InputError(f"{where}: tensor {name!r} should be an object, found {shown(entry)}", remedy=_AGAIN)
+    said = Fields(entry, where, f"tensor {name!r}", remedy=_AGAIN)
+    dtype, shape = said.text("dtype"), said.counts("shape", at_most=_FAR)
+    start, end = said.counts("data_offsets", 2, at_most=_FAR)
     if dtype not in DTYPE_BITS:
-        raise InputError(
-            f"{where}: tensor {name!r} has the unknown dtype {dtype!r}", remedy=f"Known: {', '.join(DTYPE_BITS)}."
-        )
-    if not _whole_numbers(shape):
-        raise bad(f"has the impossible shape {shape!r}")
-    if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise bad(f"has the impossible offsets {offsets!r}")
+        raise said.wrong("dtype", f"one of {', '.join(DTYPE_BITS)}", dtype)
     bits = math.prod(shape) * DTYPE_BITS[dtype]
-    if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
-        raise bad(f"of {dtype} {shape} needs {bits / 8:,.0f} bytes, its offsets give it {offsets[1] - offsets[0]:,}")
-    return Tensor(name, dtype, tuple(shape)), offsets[0], offsets[1]
-
-
-def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value
-    )
+    if bits % 8 or bits // 8 != end - start:
+        raise said.refused(f"{dtype} {shape} is {bits // 8:,} bytes, its data_offsets give it {end - start:,}")
+    return Tensor(name, dtype, tuple(shape)), start, end
 
 
 def read_file_header(path: Path) -> dict[str, Tensor]:
@@ -156,22 +141,23 @@ PICKLE_REMEDY = (
 )
 
 
-def shard_names(index: Any, where: str) -> tuple[str, ...]:
+_INDEX = "Download the index file again."
+
+
+def shard_names(index: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """The shards that a `model.safetensors.index.json` names, in order; paths that leave the folder are refused."""
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise InputError(f"{where}: no valid weight_map", remedy="Download the index file again.")
-    names = tuple(sorted(set(weight_map.values())))
+    weights = Fields(index, where, "the index", remedy=_INDEX).inside("weight_map")
+    names = tuple(sorted({weights.text(tensor) for tensor in weights.values}))
     for shard in names:
         if "/" in shard or "\\" in shard or shard.startswith(".") or not shard.endswith(".safetensors"):
             raise InputError(
                 f"{where}: shard {shard!r} is not a safetensors file of this folder",
-                remedy="Download the index file again.",
+                remedy=_INDEX,
             )
     return names
 
 
-def merge(parts: Mapping[str, Mapping[str, Tensor]], index: Any | None, where: str) -> Header:
+def merge(parts: Mapping[str, Mapping[str, Tensor]], index: Mapping[str, Any] | None, where: str) -> Header:
     """One header of several files; where there is an index, both must name the same tensors in the same files."""
     tensors: dict[str, Tensor] = {}
     files: dict[str, str] = {}
@@ -197,11 +183,9 @@ def read_folder_header(folder: Path) -> Header | None:
     index_path = folder / "model.safetensors.index.json"
     if index_path.is_file():
         try:
-            index = json.loads(index_path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{index_path}: cannot be read ({error})", remedy="Download the index file again."
-            ) from error
+            index = json_object(index_path.read_bytes(), str(index_path), remedy=_INDEX)
+        except OSError as error:
+            raise InputError(f"{index_path}: cannot be read ({error})", remedy=_INDEX) from error
         shards = shard_names(index, str(index_path))
         for shard in shards:
             if not (folder / shard).is_file():

@@ -17,7 +17,7 @@ from passes.formats.format import Format
 from passes.formats.opaque import OpaqueFormat
 from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import not_understood
-from passes.ir.model import Block, KVCache, Linear, ModelIR, Role, Stack, untied_head
+from passes.ir.model import Block, Linear, ModelIR, Role, Stack, untied_head
 from passes.ir.state import NoState
 
 #: Buffers that engines compute themselves; older checkpoints carry them.
@@ -145,8 +145,8 @@ class Reader:
     def _turned(self, prefix: str, block: Block) -> Block:
         """The layer with its banks the other way round where the headers have them so: newer transformers save some families thus."""
 
-        def fits(one: Block) -> bool:
-            banks = [(lin, self.left.get(prefix + lin.stacking.tensor)) for lin in one.linears if lin.stacking]
+        def fits(block: Block) -> bool:
+            banks = [(lin, self.left.get(prefix + lin.stacking.tensor)) for lin in block.linears if lin.stacking]
             return all(found is None or found.shape == _bank_shape(linear) for linear, found in banks)
 
         if fits(block):
@@ -206,7 +206,7 @@ def reconcile(ir: ModelIR, tensors: Mapping[str, Tensor]) -> ModelIR:
         outer=tuple(outer),
         outer_tensors=tuple(outer_tensors),
         dtype=_compute_dtype(ir, stacks),
-        kv_cache=KVCache(ir.kv_cache.dtype, True) if scales else ir.kv_cache,
+        kv_cache=replace(ir.kv_cache, scales=True) if scales else ir.kv_cache,
         notes=tuple(notes),
     )
 

@@ -1,10 +1,10 @@
 """What ExLlamaV2 and ExLlamaV3 share: layers laid over the cards one after the other, a cache of whole pages, no CUDA graphs.
 
 Weights are resident as stored, the embedding in the host's memory. The cache holds fp16, or integers with one fp16 scale for
-32 elements (`exllamav2/cache.py`, `exllamav3/cache/quant.py`), in pages of 256 tokens. ExLlamaV2 reads a quantized one through one
-layer's in fp16, as long as the whole cache, which each card keeps. A card keeps besides: the CUDA context and libraries, scratch
-for a prompt chunk of 2,048 tokens (the feed-forward's inputs and outputs, one matrix dequantized to fp16) and, on the last card,
-logits. The context is assumed, the scratch follows the engines' own `scratch_spaces`.
+32 elements (`exllamav2/cache.py`, `exllamav3/cache/quant.py`), in pages of 256 tokens; what a layer keeps in slots, one a request, stands
+outside of it. A card keeps besides: the CUDA context and libraries, scratch for a prompt chunk of 2,048 tokens (the feed-forward's
+inputs and outputs, one matrix dequantized to fp16), attention's own and, on the last card, logits. The context is assumed, a desktop on
+the same card counted into its upper end; the scratch follows the engines' own `scratch_space`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from passes.errors import Reason
 from passes.formats.dense import Dense
 from passes.formats.format import Format, KernelFamily
 from passes.formats.kv_dtypes import OWN, cache_bits, integers
-from passes.ir.model import Block, ModelIR
+from passes.ir.architectures.config import Config
+from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
-from targets.engines.accounting import answer
+from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, Settings
-from targets.engines.kv_layout import CacheSettings, Layout, build_layout
+from targets.engines.kv_layout import Layout, build_layout
+from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
 from targets.engines.vllm.rules.versions import rules_for
 from targets.gpu import Gpu
@@ -38,8 +40,12 @@ if TYPE_CHECKING:
 _MIB = 1 << 20
 #: Tokens a page, and tokens of a prompt chunk (`max_input_len`, `chunk_size`).
 PAGE, CHUNK = 256, 2048
-#: CUDA context, cuBLAS and the extension's kernels on one card.
-_CONTEXT = Quantity(400 * _MIB, 250 * _MIB, 650 * _MIB, Basis.ASSUMED)
+#: CUDA context, cuBLAS and the extension's kernels on one card; at most with a desktop's windows beside them (a CodeLlama-13B at 2.65 bits
+#: took 2.2 GiB beside weights and cache, turboderp-org/exllamav2#3, where the engine's own scratch explains 0.6 to 1.2).
+_CONTEXT = Quantity(400 * _MIB, 250 * _MIB, 1536 * _MIB, Basis.ASSUMED)
+
+
+_ASSUMED = "memory beside weights and cache is assumed, not measured; a desktop on the same card (up to 1 GiB) is in the upper end"
 
 
 class Exllama(Engine):
@@ -104,37 +110,49 @@ class Exllama(Engine):
         for stage, size in enumerate(weights_per_stage(ir, Parallel(pp=cards))):
             if stage == 0:
                 size -= embedding_bytes(ir)
-            weights = Quantity.relative(size, 0.01, Basis.CALIBRATED)
-            scratch = self._scratch(ir, last=stage == cards - 1)
-            left = budget - (weights + scratch + _CONTEXT)
+            weights = weights_quantity(ir, size, 0.01, Basis.CALIBRATED)
+            scratch = self._scratch(ir, workload.context, last=stage == cards - 1)
+            slots = Quantity.exact(
+                self._slot_bytes(ir, cards, stage, self.scheduler(gpu, settings, workload).sequences)
+            )
+            left = budget - (weights + scratch + _CONTEXT + slots)
             if settings.kv_cache_memory_bytes is not None:
                 left = Quantity.exact(settings.kv_cache_memory_bytes)
             layout = self._layout(ir, cards, stage)
             needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
-            total = weights + scratch + _CONTEXT + Quantity.exact(needed)
+            total = weights + scratch + _CONTEXT + slots + Quantity.exact(needed)
             memory = Memory(weights, left, scratch, _CONTEXT, Quantity.exact(0), total, budget)
             if best is None or layout.blocks(left.value) < best[1].blocks(best[0].kv_cache.value):
                 best = (memory, layout)
         assert best is not None
-        notes = tuple(n for n in (gpu.note, "memory beside weights and cache is assumed, not measured") if n)
+        notes = tuple(n for n in (gpu.note, _ASSUMED) if n)
         return answer(*best, ir, workload, notes=notes)
 
-    def _scratch(self, ir: ModelIR, *, last: bool) -> Quantity:
+    def _scratch(self, ir: ModelIR, context: int, *, last: bool) -> Quantity:
         widest = max((_widest(block) for block, _ in ir.decoder.counts), default=0)
-        largest = max((_largest(block) for block, _ in ir.decoder.counts), default=0)
-        logits = 4 * ir.vocab_size * 2 if last else 0
+        largest = max((_largest(block.linears) for block, _ in ir.decoder.counts), default=0)
+        logits = 0
+        if last:
+            logits = 4 * ir.vocab_size * 2
+            largest = max(largest, self.dequantized_head(_largest(head_of(ir))))
         size = 2 * (CHUNK * (4 * ir.hidden_size + 2 * widest) + largest) + logits
-        return Quantity(size, 0.7 * size, 1.5 * size, Basis.ASSUMED)
+        low, high = self.attention_bytes(max((block.heads for block, _ in ir.decoder.counts), default=0), context)
+        return Quantity(size + low, 0.7 * size, 1.5 * size + high, Basis.ASSUMED)
 
     def _layout(self, ir: ModelIR, cards: int, stage: int) -> Layout:
         rules = replace(rules_for("0.8")[0], hybrid_groups=False, chunked_groups=False)
-        # Recurrent states are a constant a sequence and small beside pages; the engines keep them outside the cache.
         states = tuple(
-            (b.state, n) for b, n in stage_blocks(ir, cards, stage) if not isinstance(b.state, Recurrent | NoState)
+            (block.state, count)
+            for block, count in stage_blocks(ir, cards, stage)
+            if not isinstance(block.state, NoState) and self.slot_bytes(ir, block.state) is None
         )
         element = self.cache_bytes(ir) + self.unpacked_bytes(ir, sum(count for _, count in states))
         settings = CacheSettings(PAGE, element, 2, 1, CHUNK, prefix_caching=False)
         return build_layout(states, settings, rules)
+
+    def _slot_bytes(self, ir: ModelIR, cards: int, stage: int, requests: int) -> int:
+        blocks = stage_blocks(ir, cards, stage)
+        return requests * sum(count * (self.slot_bytes(ir, block.state) or 0) for block, count in blocks)
 
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
         """Chunks of a prompt, and as many sequences as are asked: the launch files set so many."""
@@ -148,6 +166,18 @@ class Exllama(Engine):
     def unpacked_bytes(self, ir: ModelIR, layers: int) -> float:
         """Bytes a cached key or value that a card with so many layers keeps beside the cache itself."""
         return 0.0
+
+    def slot_bytes(self, ir: ModelIR, state: LayerState) -> int | None:
+        """Bytes a request that a layer keeps outside of the paged cache; None: it keeps pages."""
+        return None
+
+    def dequantized_head(self, elements: int) -> int:
+        """Elements of the head that are dequantized at once."""
+        return 0
+
+    def attention_bytes(self, heads: int, context: int) -> tuple[float, float]:
+        """Scratch of attention's scores, with the fast kernels and at most."""
+        return 0.0, 0.0
 
     def launch(self, request: LaunchRequest) -> Launch:
         """TabbyAPI with a config file."""
@@ -174,8 +204,7 @@ class Exllama(Engine):
 
 def architecture_of(ir: ModelIR) -> str:
     """The architecture that config.json names, empty where it names none."""
-    listed = ir.config.get("architectures") or ("",)
-    return str(listed[0])
+    return next(iter(Config(ir.config, ir.name).names("architectures", default=())), "")
 
 
 def architecture_reasons(engine: str, known: Collection[str], ir: ModelIR, remedy: str) -> tuple[Reason, ...]:
@@ -208,5 +237,11 @@ def _widest(block: Block) -> int:
     return int(max((lin.out_features * (lin.active if lin.copies > 1 else 1) for lin in block.linears), default=0))
 
 
-def _largest(block: Block) -> int:
-    return max((lin.out_features * lin.in_features for lin in block.linears), default=0)
+def _largest(linears: Iterable[Linear]) -> int:
+    return max((lin.out_features * lin.in_features for lin in linears), default=0)
+
+
+def head_of(ir: ModelIR) -> tuple[Linear, ...]:
+    """The matrix to the vocabulary; the embedding where the two are tied, which both engines store once more."""
+    roles = {Role.HEAD, Role.EMBEDDING} if ir.tied_embeddings else {Role.HEAD}
+    return tuple(lin for lin in ir.outer if lin.role in roles)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
 from passes.formats.kv_dtypes import OWN
+from passes.ir.architectures.config import Config
 from passes.ir.model import ModelIR
 from passes.ir.state import SlidingKV
 from targets.engines.engine import AnyWidth, Settings
@@ -38,6 +39,12 @@ _WITH_PIXTRAL = frozenset({"LlavaForConditionalGeneration", "Mistral3ForConditio
 _WINDOW_PATTERN = {"Gemma2ForCausalLM": 1, "Gemma3ForConditionalGeneration": 6, "Cohere2ForCausalLM": 1}
 
 
+#: The most elements dequantized at once (`max_dq_size` in config.py), and the side of attention's scores (`max_attention_size`).
+_DEQUANTIZED_MOST, _SCORES = 512 << 20, 2048
+#: By how much flash attention shrinks them (`temp_attn_size` in attn.py).
+_FLASH = _SCORES / 190
+
+
 class ExllamaV2(Exllama):
     """ExLlamaV2 as served by TabbyAPI."""
 
@@ -60,6 +67,15 @@ class ExllamaV2(Exllama):
     def unpacked_bytes(self, ir: ModelIR, layers: int) -> float:
         """A quantized cache is read through one layer's in fp16, as long as the whole cache (`temp_tensors` in exllamav2/cache.py)."""
         return 0.0 if ir.kv_cache.dtype == OWN else 2.0 / max(1, layers)
+
+    def dequantized_head(self, elements: int) -> int:
+        """As any matrix (`temp_dq_size` in linear.py)."""
+        return min(elements, _DEQUANTIZED_MOST)
+
+    def attention_bytes(self, heads: int, context: int) -> tuple[float, float]:
+        """Scores and their softmax in fp16 (`temp_attn_size` in attn.py), whole without flash attention."""
+        size = 4.0 * heads * min(_SCORES, context) ** 2
+        return size / _FLASH, size
 
     def verifier(self) -> Verifier:
         """Through its package's own generator, and TabbyAPI where a checkout is named."""
@@ -85,12 +101,11 @@ class ExllamaV2(Exllama):
         every = _WINDOW_PATTERN.get(architecture_of(ir))
         if every is None:
             return ()
-        period = int(ir.config.get("sliding_window_pattern") or every)
+        period = Config(ir.config, ir.name).integer("sliding_window_pattern", default=every)
         return placement_reasons(
             self.name, ir, SlidingKV, lambda layer: (layer + 1) % period != 0 if period > 1 else layer % 2 == 0
         )
 
 
 def _has_pixtral(ir: ModelIR) -> bool:
-    vision = ir.config.get("vision_config")
-    return isinstance(vision, Mapping) and vision.get("model_type") == "pixtral"
+    return Config(ir.config, ir.name).inside("vision_config", {}).text("model_type", "") == "pixtral"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 from passes.errors import Reason
+from passes.ir.architectures.config import Config
 from passes.ir.model import ModelIR
-from passes.ir.state import Recurrent, SlidingKV
+from passes.ir.state import LayerState, Recurrent, SlidingKV
 from targets.engines.engine import AnyWidth, Settings
 from targets.engines.exllama.engine import (
+    PAGE,
     Exllama,
     architecture_of,
     architecture_reasons,
@@ -39,6 +42,17 @@ ARCHITECTURES = frozenset({
 })  # fmt: skip
 
 
+#: Whose layers with a window keep a ring in fp16 for each slot, unless `swa_full` is set (`SlidingAttention` in modules/sliding_attn.py);
+#: others' keep the whole context in pages.
+_RINGS = frozenset({
+    "AfmoeForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration", "GptOssForCausalLM",
+    "LagunaForCausalLM", "MiMoV2ForCausalLM", "MuseGlimmerForConditionalGeneration", "Spark2_5ForCausalLM",
+    "Step3p5ForCausalLM", "Step3p7ForConditionalGeneration",
+})  # fmt: skip
+#: Tokens a ring holds beside its window (`sliding_window_overp`), rows of a recurrent state a slot (modules/gated_delta_net.py).
+_RING_MARGIN, _STATE_ROWS = 2 * PAGE, 2
+
+
 class ExllamaV3(Exllama):
     """ExLlamaV3 as served by TabbyAPI."""
 
@@ -54,6 +68,16 @@ class ExllamaV3(Exllama):
     def weighed_on(self, gpu: Gpu) -> bool:
         """On none: no measurement of its speed is held, so it is weighed only where a spec names it."""
         return False
+
+    def slot_bytes(self, ir: ModelIR, state: LayerState) -> int | None:
+        """Recurrent states, and windows of the architectures that keep those in rings; both in 16 bit whatever the cache's type."""
+        if isinstance(state, Recurrent):
+            return 2 * sum(
+                math.prod(part.shape) * (1 if part.name.startswith("conv") else _STATE_ROWS) for part in state.parts
+            )
+        if isinstance(state, SlidingKV) and architecture_of(ir) in _RINGS:
+            return math.ceil((state.window + _RING_MARGIN) / PAGE) * PAGE * state.elements_per_token * 2
+        return None
 
     def cache_mode(self, dtype: str) -> str:
         """FP16, or a pair of bits for keys and values."""
@@ -75,6 +99,6 @@ class ExllamaV3(Exllama):
         if architecture == "Gemma2ForCausalLM":
             return placement_reasons(self.name, ir, SlidingKV, lambda layer: layer % 2 == 0)
         if architecture == "Qwen3NextForCausalLM":
-            every = int(ir.config.get("full_attention_interval") or 4)
+            every = Config(ir.config, ir.name).integer("full_attention_interval", default=4)
             return placement_reasons(self.name, ir, Recurrent, lambda layer: (layer + 1) % every != 0)
         return ()

@@ -10,12 +10,14 @@ from passes.formats.format import Format, KernelFamily
 from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.state import LatentKV
-from targets.engines.accounting import answer
+from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import Memory, MemoryEstimate, Parallel, Scheduler, Settings
-from targets.engines.kv_layout import CacheSettings, build_layout
+from targets.engines.kv_layout import build_layout
+from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.engine import Vllm, element_bytes
 from targets.engines.vllm.kernels import kernel_of
+from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.kv_cache import checkpoint_reasons
 from targets.engines.vllm.rules.legality import order_reasons, storages
 from targets.engines.vllm.rules.versions import Rules, rules_for
@@ -101,14 +103,14 @@ class VllmCpu(Vllm):
         layout = build_layout(
             tuple((block.state, count) for block, count in ir.decoder.counts), settings_of_cache, rules
         )
-        weights = Quantity.exact(weights_per_stage(ir, settings.parallel)[0])
+        weights = weights_quantity(ir, weights_per_stage(ir, settings.parallel)[0], 0.0, Basis.EXACT)
         budget = Quantity.exact(gpu.memory_bytes.value - settings.reserve_bytes)
         kv_bytes = settings.kv_cache_memory_bytes or self.kv_bytes_for(ir, gpu, settings, workload)
         left = budget.value - weights.value - _PROCESS.value
         kv_cache = Quantity.exact(kv_bytes) if kv_bytes <= left else Quantity.exact(max(0.0, left))
         total = weights + kv_cache + _PROCESS
         memory = Memory(weights, kv_cache, _PROCESS, Quantity.exact(0), Quantity.exact(0), total, budget)
-        return answer(memory, layout, ir, workload, notes=(note,) if note else ())
+        return answer(memory, layout, ir, workload, notes=tuple(n for n in (note, cache_note(ir, rules)) if n))
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
         """None: the cache is as large as the plan sets it."""
@@ -128,6 +130,7 @@ class VllmCpu(Vllm):
 
     def _cache(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> CacheSettings:
         tokens = self.scheduler(gpu, settings, workload).tokens
+        ir = as_cached(ir, rules_for(settings.version or _NEWEST)[0])
         latent = any(isinstance(block.state, LatentKV) for block, _ in ir.decoder.counts)
         block = MLA_BLOCK if latent else settings.block_size or BLOCK
         # The backend keeps running states in fp32 on processors with AVX-512 BF16 (`platforms/cpu.py`).

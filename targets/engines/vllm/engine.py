@@ -17,12 +17,24 @@ from passes.formats.kv_dtypes import cache_bits, head_bytes
 from passes.ir.model import Block, ModelIR
 from passes.ir.resident import cast_dense, resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
-from targets.engines.accounting import answer
-from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, ServerLog, Settings
-from targets.engines.kv_layout import CacheSettings, Layout, build_layout
+from targets.engines.accounting import answer, weights_quantity
+from targets.engines.engine import (
+    Engine,
+    Memory,
+    MemoryEstimate,
+    Parallel,
+    Scheduler,
+    ServerLog,
+    Settings,
+    SpeedEstimate,
+)
+from targets.engines.kv_layout import Layout, build_layout
+from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import stage_blocks, weights_per_stage
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory import activations
+from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons
+from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.rules.fused import absent_note, fused_reasons
@@ -32,7 +44,7 @@ from targets.engines.vllm.rules.legality import expert_reasons, load_time_reason
 from targets.engines.vllm.rules.methods import method_reasons, plugin_note, wheel_reasons
 from targets.engines.vllm.rules.runner import has_states, subtracts_graphs
 from targets.engines.vllm.rules.shards import shard_reasons
-from targets.engines.vllm.rules.versions import KNOWN_VERSIONS, Rules, rules_for
+from targets.engines.vllm.rules.versions import KNOWN_VERSIONS, MARLIN_PADDING, Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
 from targets.speed.card import capability_of
@@ -48,7 +60,13 @@ _GIB = 1 << 30
 _LARGE_CARD_BYTES, _HUGE_CARD_BYTES = 70 * _GIB, 160 * _GIB
 #: Bytes a second between two cards that only a switch of their own gives (NVLink of server cards; a bridge has 112 GB/s).
 _SWITCHED_LINK = 2e11
+#: Compute capabilities × 10 between which experts in blocks of 4 bits have kernels beside Marlin's.
+_HOPPER, _RTX_BLACKWELL = 90, 120
+#: Below so much cache a gibibyte more or less is said.
+_TIGHT_CACHE = 12 * _GIB
 _BLOCK = 16
+#: The first version without a loader of GGUF files (`model_loader/gguf_loader.py`).
+_GGUF_LEFT = (0, 24, 0)
 #: Head size that DeepSeek's expanded keys and values were padded to before MLA (0.5–0.6, `deepseek_v2.py`).
 _EXPANDED_HEAD = 256
 #: Share of a card that may be asked for where the default does not do, and the smallest step of the profile run worth trying.
@@ -88,12 +106,17 @@ class Vllm(Engine):
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Formats without a kernel on this card, parallel degrees that do not divide the model, KV types it lacks."""
         rules, _ = rules_on_card(settings.version, gpu)
+        ir = as_cached(ir, rules)
         if gpu.vendor not in ("NVIDIA", "CPU"):
             # Of such a card nothing else is known.
             return (
-                Reason("vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card"),
-            )
+                Reason(
+                    "vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card",
+                    kind=ReasonKind.NOT_MODELLED,
+                ),
+            )  # fmt: skip
         reasons = [*dtype_reasons(ir, gpu, settings.dtype, rules), *load_time_reasons(ir, gpu)]
+        reasons += architecture_reasons(ir, rules)
         ir = computed(ir, gpu, settings, rules)
         reasons += self._format_reasons(ir, gpu, settings.parallel, rules)
         reasons += self._cache_reasons(ir, gpu, rules)
@@ -105,7 +128,11 @@ class Vllm(Engine):
             message = (
                 f"vLLM's attention kernels take cache blocks of multiples of {_BLOCK} tokens, not {settings.block_size}"
             )
-            reasons.append(Reason("block_size_without_kernel", message, f"{_BLOCK}, or leave it out"))
+            reasons.append(
+                Reason(
+                    "block_size_without_kernel", message, f"{_BLOCK}, or leave it out", options={"block_size": _BLOCK}
+                )
+            )
         return tuple(reasons)
 
     def _format_reasons(self, ir: ModelIR, gpu: Gpu, parallel: Parallel, rules: Rules) -> Iterator[Reason]:
@@ -128,13 +155,23 @@ class Vllm(Engine):
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """The tightest rank's budget, terms and cache."""
         rules, note = rules_on_card(settings.version, gpu)
-        stored, ir = ir, resident_model(computed(ir, gpu, settings, rules))
+        stored, ir = ir, as_cached(resident_model(computed(ir, gpu, settings, rules)), rules)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         memory, layout = estimate
-        dtype, absent = dtype_note(stored, gpu, settings.dtype, rules), absent_note(stored)
-        notes = tuple(n for n in (note, gpu.note, plugin_note(_names(stored), rules), dtype, absent) if n)
+        said = (
+            note, gpu.note, plugin_note(_names(stored), rules), dtype_note(stored, gpu, settings.dtype, rules), absent_note(stored),
+            cache_note(stored, rules), architecture_note(stored, rules), _cold_note(memory, settings, rules),
+        )  # fmt: skip
+        notes = tuple(n for n in said if n)
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
+
+    def speed(
+        self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
+    ) -> SpeedEstimate:
+        """With the cache as this version keeps it."""
+        rules, _ = rules_on_card(settings.version, gpu)
+        return super().speed(as_cached(ir, rules), gpu, settings, workload, memory)
 
     def _estimate(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules
@@ -148,16 +185,14 @@ class Vllm(Engine):
             kept = settings.reserve_bytes
             free = Quantity(card.value - kept, card.low - kept, card.high - kept, card.basis)
             budget = min(budget, free, key=lambda q: q.value)
-        outside = activations.non_torch(ir, profile, rules)
-        graphs = activations.cuda_graphs(ir, profile, rules)
-        subtracted = graphs if subtracts_graphs(ir, rules) else Quantity.exact(0)
+        on_top = not subtracts_graphs(ir, rules)
         best: tuple[Memory, Layout] | None = None
         per_rank = []
         for stage, size in enumerate(weights_per_stage(ir, parallel, rules)):
             last = stage == parallel.pp - 1
-            activation = activations.activations(ir, replace(profile, samples=last), rules)
-            weights = Quantity.relative(size, 0.005, Basis.EXACT)
-            spent = weights + activation + outside + subtracted
+            taken = activations.overhead(ir, replace(profile, samples=last), rules)
+            weights = weights_quantity(ir, size, _weights_error(ir), Basis.EXACT)
+            spent = weights + taken.subtracted
             left = budget - spent
             if settings.kv_cache_memory_bytes is not None:
                 left = Quantity.exact(settings.kv_cache_memory_bytes)
@@ -165,8 +200,8 @@ class Vllm(Engine):
                 _stage_states(ir, parallel.pp, stage, rules), cache_settings(ir, settings, profile, rules), rules
             )
             needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
-            total = weights + activation + outside + graphs + Quantity.exact(needed)
-            memory = Memory(weights, left, activation, outside, graphs, total, budget)
+            total = spent + (taken.cuda_graphs if on_top else Quantity.exact(0)) + Quantity.exact(needed)
+            memory = Memory(weights, left, taken.activations, taken.non_torch, taken.cuda_graphs, total, budget)
             per_rank.append({"stage": stage, "weights": size, "kv_cache": left.value})
             if best is None or layout.concurrency(layout.blocks(left.value), workload.context) < best[1].concurrency(
                 best[1].blocks(best[0].kv_cache.value), workload.context
@@ -176,6 +211,13 @@ class Vllm(Engine):
         if len(per_rank) > 1:
             best = (replace(best[0], per_rank=tuple(per_rank)), best[1])
         return best
+
+    def unread_file(self, kind: str, settings: Settings) -> str | None:
+        """GGUF to 0.23: its loader (`model_loader/gguf_loader.py`) keeps matrices and embeddings as they are stored."""
+        rules, _ = rules_for(settings.version)
+        if kind == "gguf" and self.device == "cuda" and rules.version < _GGUF_LEFT:
+            return None
+        return f"vLLM {'.'.join(map(str, _GGUF_LEFT[:2]))} and newer read no GGUF file without the package vllm-gguf-plugin"
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
         """More of the card, a smaller step of the profile run, rows of the sampler for the asked requests only."""
@@ -233,7 +275,8 @@ def _state_reasons(
     if not rules.states_for_graphs or profile.eager or not has_states(ir) or not 0 < blocks < profile.sequences:
         return ()
     message = f"the cache has {blocks:,} blocks for states, fewer than max_num_seqs {profile.sequences:,}: vLLM stops before it serves"
-    return (Reason("too_few_state_blocks", message, f"--max-num-seqs {blocks}", kind=ReasonKind.TOO_LARGE),)
+    fewer = {"max_num_seqs": blocks}
+    return (Reason("too_few_state_blocks", message, f"max_num_seqs {blocks}", fewer, ReasonKind.TOO_LARGE, fewer),)
 
 
 def computed(ir: ModelIR, gpu: Gpu, settings: Settings, rules: Rules) -> ModelIR:
@@ -244,6 +287,20 @@ def computed(ir: ModelIR, gpu: Gpu, settings: Settings, rules: Rules) -> ModelIR
 def _names(ir: ModelIR) -> Iterator[str]:
     """What the formats of a model, stored or made while loading, are called."""
     yield from (name for name in (ir.quant_method, ir.load_time.name) if name)
+
+
+def _weights_error(ir: ModelIR) -> float:
+    """Experts in blocks of 4 bits are padded as the kernel likes (gpt-oss: printed 2.4 % below to 0.8 % above what is counted)."""
+    return 0.025 if any(lin.storage.expert_blocks for block, _ in ir.decoder.counts for lin in block.linears) else 0.005
+
+
+def _cold_note(memory: Memory, settings: Settings, rules: Rules) -> str | None:
+    if settings.enforce_eager or not rules.counts_reserved or not 0 < memory.kv_cache.value < _TIGHT_CACHE:
+        return None
+    return (
+        "the state of torch.compile's cache moves the KV cache: the interval's lower end is a first start, its upper end a start with"
+        " the cache of an earlier one"
+    )
 
 
 def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rules) -> int:
@@ -311,8 +368,12 @@ def _as_stored(block: Block, rules: Rules) -> LayerState:
 
 
 def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
-    """A version's behaviour on a card: V1 needs compute capability 8.0; before 0.11 older cards fell back to V0."""
+    """A version's behaviour on a card: V1 needs compute capability 8.0; before 0.11 older cards fell back to V0. Below 9.0 and on RTX
+    Blackwell experts in blocks of 4 bits are Marlin's, which goes on padding them (vLLM 0.33's oracles of fused experts).
+    """
     rules, note = rules_for(version)
+    if 0 < (gpu.capability or 0) < _HOPPER or (gpu.capability or 0) >= _RTX_BLACKWELL:
+        rules = replace(rules, expert_padding=MARLIN_PADDING)
     if rules.v1 and rules.version < (0, 11, 0) and 0 < (gpu.capability or 0) < 80:
         rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False)
     return rules, note

@@ -2,7 +2,8 @@
 
 The profile run peaks either inside a layer (the widest matrices' inputs and outputs for every token) or in the sampler
 (sequences × vocabulary), whichever is larger. Beside the sampler stand the hidden states, the expert kernels' workspace
-(`TritonExperts.workspace_shapes`: two buffers of tokens × experts a token × width) and the vision encoder's outputs.
+(`TritonExperts.workspace_shapes`: two buffers of tokens × experts a token × width) and the vision encoder's outputs. Before both the
+encoder itself runs (`encoder.py`).
 Coefficients and their errors stand in `memory_fit.json`, made by `benchmarks/fit_memory.py` from real start-ups.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from passes.ir.model import Block, ModelIR, Role
 from passes.ir.state import LatentKV
+from targets.engines.vllm.memory.encoder import encoder_bytes, encodes, largest_item
 from targets.engines.vllm.rules.runner import subtracts_graphs, uses_v2_runner
 from targets.engines.vllm.rules.versions import Rules
 from targets.gpu import Gpu
@@ -29,8 +31,10 @@ _MASK_ROWS = 132
 #: Of V2's tables of penalties beside it, for as long as the engine runs: counts in 4 bytes, two masks of a bit
 #: (`gpu/sample/penalties.py`, `gpu/structured_outputs.py`).
 _PENALTIES = 4.25
-#: The most that a machine whose memory is its card's was seen to take beside (GB10: 7 GiB on 0.18, 10 on 0.27).
-_INTEGRATED_BYTES = 10 << 30
+#: What a machine whose memory is its card's takes beside (least, usual, most): the processes of the engine themselves. GB10: 3.4 GiB with
+#: 8 sequences on 0.20, 5.8 on 0.18, 6.8 on 0.27; as much again between two of them, over whose network NCCL and its launcher keep buffers
+#: (eugr/spark-vllm-docker#396).
+_INTEGRATED = (2 << 30, 6 << 30, 10 << 30)
 #: The most tokens that latent attention expands at once in its trial run (`mla_attention.py:determine_chunked_prefill_workspace_size`).
 _EXPANDED_MOST, _EXPANDED_CONTEXTS, _EXPANDED_BLOCKS = 65536, 8, 4
 _WIDE = {Role.UP, Role.GATE, Role.GATE_UP, Role.QKV, Role.Q, Role.MIXER_IN}
@@ -114,7 +118,8 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     """Bytes of the activation peak of the profile run on one rank, with the given constants."""
     size = 4 if ir.dtype == "F32" else 2
     blocks = [block for block, _ in ir.decoder.counts]
-    hidden = profile.tokens * size * ir.hidden_size
+    # Hyper-connections carry several streams of hidden states through the layers (DeepSeek V4).
+    hidden = profile.tokens * size * ir.hidden_size * int(ir.config.get("hc_mult") or 1)
     wide = profile.tokens * size * max((_width(block, profile.tp) for block in blocks), default=0.0)
     chunk = min(profile.tokens, rules.expert_chunk or profile.tokens)
     experts = chunk * size * max((_workspace(b, profile.tp) for b in blocks), default=0.0)
@@ -122,17 +127,29 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     layer = (
         constants["hidden"] * hidden + max(constants["widest"] * wide, experts) + expanded + constants["layer_bytes"]
     )
-    if not profile.samples:
-        return layer
     v2 = uses_v2_runner(ir, rules)
+    profiled = encodes(ir) and (rules.encoder_v2 or not v2)
+    outputs, encoder = hidden if profiled else 0.0, 0.0
+    item = largest_item(ir, profile.context) if profiled else None
+    if item is not None:
+        outputs, encoder = encoder_bytes(
+            ir,
+            item,
+            tokens=profile.tokens,
+            most=profile.sequences * max(1, profile.context // item.tokens),
+            tp=profile.tp,
+        )
+        layer += outputs
+    if not profile.samples:
+        return max(layer, encoder)
     rows = min(profile.sequences, profile.tokens)
     sampler = rows * ir.vocab_size * _sampler_bytes(v2, rules, constants)
     sampler += hidden + constants["base_bytes"] + (experts if rules.v1 else 0)
     if not (v2 or rules.sampler_fp32_sort):
         sampler += _MASK_ROWS * ir.vocab_size * 4
-    if any(stack.name in ("vision", "audio") for stack in ir.stacks) and (rules.encoder_v2 or not v2):
-        sampler += hidden + constants["encoder_bytes"]
-    return max(layer, sampler)
+    if profiled:
+        sampler += outputs + constants["encoder_bytes"]
+    return max(layer, sampler, encoder)
 
 
 def _sampler_bytes(v2: bool, rules: Rules, constants: Mapping[str, float]) -> float:
@@ -155,23 +172,60 @@ def _expanded_bytes(ir: ModelIR, profile: Profile) -> float:
     )
 
 
-def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
-    """The activation peak of the profile run on one rank, what V2 keeps for sampling where the version counts it, and what is taken beside
-    what is known (`beside` in memory_fit.json).
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What one rank takes beside weights and cache. `subtracted`: all that the budget loses to it; errors of terms that start-ups print as
+    one sum are known for that sum, which is narrower than the terms' own together.
     """
-    constants, era = fit()["activation"], _era(ir, rules)
-    known = peak_bytes(ir, profile, rules, constants) + counted_penalties(ir, profile, rules)
-    peak = _quantity("activation", known, era)
-    if era == "old" or profile.eager:
-        return peak
-    low, middle, high = fit()["beside"]["reserved" if era == "reserved" else "v1"][
-        "hopper" if profile.capability == 90 else "other"
-    ]
-    if profile.integrated:
-        low, middle, high = 0, _INTEGRATED_BYTES // 2, _INTEGRATED_BYTES
+
+    activations: Quantity
+    non_torch: Quantity
+    cuda_graphs: Quantity
+    subtracted: Quantity
+
+
+def overhead(ir: ModelIR, profile: Profile, rules: Rules) -> Overhead:
+    """Return the terms of one rank, and what is subtracted from its budget."""
+    peak, outside, graphs = (term(ir, profile, rules) for term in (activations, non_torch, cuda_graphs))
+    counted = graphs if subtracts_graphs(ir, rules) else Quantity.exact(0)
+    if not _known_as_sum(ir, profile, rules):
+        return Overhead(peak, outside, graphs, peak + outside + counted)
+    beside = outside.value + counted.value
+    known = Quantity(peak.value + beside, max(0.0, peak.low + beside), peak.high + beside, peak.basis)
+    return Overhead(peak, outside, graphs, known)
+
+
+def _known_as_sum(ir: ModelIR, profile: Profile, rules: Rules) -> bool:
+    return _era(ir, rules) != "old" and not profile.eager
+
+
+def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
+    """The activation peak of the profile run on one rank, what V2 keeps for sampling where the version counts it, and what start-ups take
+    beside all terms (`beside` in memory_fit.json: compilers, autotuning, attention's workspaces, fragments).
+    """
+    era = _era(ir, rules)
+    known = peak_bytes(ir, profile, rules, fit()["activation"]) + counted_penalties(ir, profile, rules)
+    if not _known_as_sum(ir, profile, rules):
+        return _quantity("activation", known, era)
+    low, middle, high = _integrated(profile) if profile.integrated else fit()["beside"][beside_cell(profile, rules)]
+    floor = fit()["activation"]["floor_bytes"]
     return Quantity(
-        max(known, known + middle), max(0.0, min(peak.low, known + low)), max(peak.high, known + high), peak.basis
+        known + middle, known + min(low, middle - floor), known + max(high, middle + floor), Basis.CALIBRATED
     )
+
+
+def _integrated(profile: Profile) -> tuple[int, int, int]:
+    low, middle, high = _INTEGRATED
+    return (
+        (low, middle, high)
+        if profile.tp == 1
+        else (2 * middle - (middle - low), 2 * middle, 2 * middle + (high - middle))
+    )
+
+
+def beside_cell(profile: Profile, rules: Rules) -> str:
+    """Return which start-ups tell what is taken beside the terms: Hopper's up to 0.26, where the terms were fitted, or all others."""
+    return "hopper" if profile.capability == 90 and not rules.counts_reserved else "other"
 
 
 def counted_penalties(ir: ModelIR, profile: Profile, rules: Rules) -> float:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
 
+from passes.ir.architectures.config import Config
+from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
 from passes.ir.state import FullKV, LatentKV
 
@@ -32,59 +33,61 @@ def allocated(size: int) -> int:
 
 def rotary_bytes(ir: ModelIR) -> int:
     """Bytes of all rotary tables of a model; the same on every rank."""
-    text = ir.config.get("text_config")
-    config: Mapping[str, Any] = text if isinstance(text, Mapping) else ir.config
+    root = Config(ir.config, ir.name)
+    config = root.part("text_config") if root.has("text_config") else root
     dims = _rotary_dims(ir, config)
     if not dims:
         return 0
     size = 4 if ir.dtype == "F32" else 2
     latent = any(isinstance(block.state, LatentKV) for block, _ in ir.decoder.counts)
-    longest = int(config.get("max_position_embeddings") or ir.max_context)
+    longest = config.integer("max_position_embeddings", default=ir.max_context)
     return sum(
         _positions(rope, longest) * dims * (4 if latent and _kind(rope) == "yarn" else size) for rope in _ropes(config)
     )
 
 
-def _rotary_dims(ir: ModelIR, config: Mapping[str, Any]) -> int:
+def _rotary_dims(ir: ModelIR, config: Config) -> int:
     """Elements of one position: the part of a head that rotates; 0 for models without rotary positions."""
-    if not any(key in config for key in ("rope_theta", "rope_scaling", "rope_parameters", "rotary_pct", "rotary_dim")):
+    if not any(
+        key in config.values for key in ("rope_theta", "rope_scaling", "rope_parameters", "rotary_pct", "rotary_dim")
+    ):
         return 0
     for block, _ in ir.decoder.counts:
         if isinstance(block.state, LatentKV):
             return block.state.rope_dim
         if isinstance(block.state, FullKV):
-            rope = config.get("rope_parameters")
-            partial = config.get("partial_rotary_factor") or (
-                rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
-            )
-            return int(block.state.head_dim * float(partial or 1.0))
+            inside = config.inside("rope_parameters", {}).number("partial_rotary_factor", default=1.0)
+            return int(block.state.head_dim * (config.number("partial_rotary_factor", default=inside) or 1.0))
     return 0
 
 
-def _ropes(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _ropes(config: Config) -> Iterator[Fields]:
     """The kinds of rotary embedding in use: one, or one a layer type."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    nested = [value for value in rope.values() if isinstance(value, Mapping)]
+    rope = config.inside("rope_parameters", {})
+    if not rope.values:
+        rope = config.inside("rope_scaling", {})
+    nested = [rope.inside(key) for key, value in rope.values.items() if isinstance(value, Mapping)]
     yield from nested or [rope]
-    if not nested and config.get("rope_local_base_freq"):
-        yield {}
+    if not nested and config.has("rope_local_base_freq"):
+        yield Fields({}, config.name, config.path)
 
 
-def _kind(rope: Mapping[str, Any]) -> str:
-    return str(rope.get("rope_type") or rope.get("type") or "default")
+def _kind(rope: Fields) -> str:
+    return rope.text("rope_type", "") or rope.text("type", "default")
 
 
-def _positions(rope: Mapping[str, Any], longest: int) -> int:
-    factor, original = float(rope.get("factor") or 1.0), rope.get("original_max_position_embeddings")
+def _positions(rope: Fields, longest: int) -> int:
+    factor = rope.number("factor", default=1.0) or 1.0
+    original = rope.integer("original_max_position_embeddings", default=0)
     kind = _kind(rope)
-    if rope.get("mrope_section"):
+    if rope.has("mrope_section"):
         return 4 * longest
     if kind in ("linear", "dynamic"):
         return int(longest * factor)
     if kind == "yarn" and original:
-        return int(int(original) * factor)
+        return int(original * factor)
     if kind in ("longrope", "su") and original:
-        return longest + int(original)
+        return longest + original
     return longest
 
 

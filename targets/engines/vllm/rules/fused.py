@@ -13,14 +13,14 @@ from passes.errors import Reason
 from passes.ir.fused import absent_parts, fused
 from passes.ir.model import ModelIR
 from passes.ir.quant_config.module_names import is_whole
-from passes.ir.quant_config.quant_config import quant_config
+from passes.ir.quant_config.quant_config import fields_of, quant_config
 from passes.ir.quant_config.read import quantization
 
 
 def fused_reasons(ir: ModelIR) -> Iterator[Reason]:
     """Return the first fused matrix whose parts are stored in two ways, and the first absent part that a checkpoint treats otherwise."""
-    found = quantization(ir.config) if ir.quant_method is not None else None
-    if found is None or is_whole(found[1]):
+    found = quantization(ir.config, ir.name) if ir.quant_method is not None else None
+    if found is None or is_whole(fields_of(found[1], ir)):
         yield from list(_disagreeing(ir))[:1]
     if found is not None:
         yield from list(_absent(ir, *found))[:1]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from passes.errors import Reason
 from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.read import quantization
 from passes.ir.state import FullKV, LatentKV
 from targets.engines.vllm.rules.versions import Rules, Version, said
 
@@ -143,13 +142,8 @@ def checkpoint_reasons(ir: ModelIR, rules: Rules) -> Iterator[Reason]:
     if method.startswith(_SCALED):
         yield Reason("e5m2_kv_with_fp8_checkpoint", "vLLM keeps no e5m2 cache beside an FP8 checkpoint", "KV cache fp8")
     elif method in ("compressed-tensors", "compressed_tensors"):
-        declared = _declares_scales(ir)
+        declared = ir.kv_cache.scales or ir.kv_cache.declared is not None
         if declared or rules.version < (0, 24, 0):
             why = "that declares a kv_cache_scheme" if declared else "before 0.24"
             message = f"vLLM {rules.said} keeps no e5m2 cache beside a compressed-tensors checkpoint {why}"
             yield Reason("e5m2_kv_with_compressed_tensors", message, "KV cache fp8, or auto")
-
-
-def _declares_scales(ir: ModelIR) -> bool:
-    found = quantization(ir.config) if ir.quant_method else None
-    return ir.kv_cache.scales or bool(found and found[1].get("kv_cache_scheme"))

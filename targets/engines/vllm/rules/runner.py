@@ -12,10 +12,10 @@ from targets.engines.vllm.rules.versions import Rules
 _QWEN3 = frozenset({"Qwen3ForCausalLM"})
 _THREE = _QWEN3 | {"LlamaForCausalLM", "MistralForCausalLM"}
 #: Classes that V2 runs whatever they are made of.
-_NAMED = _THREE | {"DeepseekV2ForCausalLM", "Qwen2MoeForCausalLM", "GraniteMoeForCausalLM"}
+_EXPERTS = frozenset({"DeepseekV2ForCausalLM", "Qwen2MoeForCausalLM", "GraniteMoeForCausalLM"})
 _NAMED_SINCE = (
-    ((0, 26, 0), frozenset({"InklingForCausalLM", "LongcatFlashNgramForCausalLM"})),
-    ((0, 27, 0), frozenset({"KimiK3ForCausalLM"})),
+    ((0, 26, 0), frozenset({"InklingForCausalLM", "InklingForConditionalGeneration", "LongcatFlashNgramForCausalLM"})),
+    ((0, 27, 0), frozenset({"KimiK3ForConditionalGeneration"})),
     ((0, 28, 0), frozenset({"DeepseekV4ForCausalLM"})),
 )
 
@@ -26,13 +26,26 @@ def uses_v2_runner(ir: ModelIR, rules: Rules) -> bool:
         case "all":
             return True
         case "dense":
-            named = _NAMED.union(*(names for since, names in _NAMED_SINCE if rules.version >= since))
-            return ir.architecture in named or not (has_experts(ir) or has_states(ir))
+            return ir.architecture in named_classes(rules) or not (has_experts(ir) or has_states(ir))
         case "named":
-            return ir.architecture in _NAMED
-        case "three" | "qwen3" as classes:
-            return ir.architecture in (_THREE if classes == "three" else _QWEN3) and not _quantized(ir)
+            return ir.architecture in named_classes(rules)
+        case "three" | "qwen3":
+            return ir.architecture in named_classes(rules) and not _quantized(ir)
     return False
+
+
+def named_classes(rules: Rules) -> frozenset[str]:
+    """Return the classes that a version names for V2 (`DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES`); where it runs all, none."""
+    match rules.v2_runner:
+        case "dense":
+            return _EXPERTS.union(*(names for since, names in _NAMED_SINCE if rules.version >= since))
+        case "named":
+            return _THREE | _EXPERTS
+        case "three":
+            return _THREE
+        case "qwen3":
+            return _QWEN3
+    return frozenset()
 
 
 def subtracts_graphs(ir: ModelIR, rules: Rules) -> bool:

@@ -21,6 +21,8 @@ _LAST_PATCH = 99
 
 Version = tuple[int, int, int]
 Fact = TypeVar("Fact")
+#: Multiples that Marlin pads the hidden and intermediate sides of experts in blocks to.
+MARLIN_PADDING = (256, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,12 @@ class Rules:
     as full ones. `group_slack`: the largest layer bucket is padded instead of split below this ratio (1.25 in 0.12, 1.5 in 0.18).
     `tokens_from_concurrency`: printed tokens = concurrency × max_model_len, not blocks // groups × block size (0.20.1).
     `in_flight_batches`: batches that may hold a recycled block (`config/vllm.py:max_in_flight_tokens`, 2 from 0.26). `null_block`: one
-    block is reserved before the start-up check (0.29). `hybrid_prefix_caching`: models with recurrent states cache prefixes by default, and
-    keep two states a sequence for that (0.28). `states_for_graphs`: max_num_seqs may not exceed their blocks (pull request 38270, 0.19).
-    `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33), exported inside a prefill. `mla`:
-    False stores expanded keys and values (to 0.6); `mla_alignment`: elements an MLA entry is padded to, 0 = none.
+    block is reserved before the start-up check (0.29). `packs_widest_group`: where pages of unlike size stand side by side, a block is as
+    large as the widest group's pages (0.29), not as so many pages of each size. `hybrid_prefix_caching`: models with recurrent states
+    cache prefixes by default, and keep two states a sequence for that (0.28). `states_for_graphs`: max_num_seqs may not exceed their blocks
+    (pull request 38270, 0.19). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33),
+    exported inside a prefill. `mla`: False stores expanded keys and values (to 0.6); `mla_alignment`: elements an MLA entry is padded to,
+    0 = none.
 
     Weights. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to (256 and 128 in the
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `group_order`: groups that follow the activation order are read
@@ -75,6 +79,7 @@ class Rules:
     tokens_from_concurrency: bool = True
     in_flight_batches: int = 1
     null_block: bool = False
+    packs_widest_group: bool = False
     hybrid_prefix_caching: bool = False
     states_for_graphs: bool = False
     state_checkpoints: int = 0
@@ -106,7 +111,7 @@ def at_version(history: tuple[tuple[Version, Fact], ...], version: Version) -> F
 #: (first version, what it changed back then), newest behaviour last; each entry holds until the next one.
 _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 0, 0), {"v1": False, "hybrid_groups": False, "chunked_groups": False, "tokens_from_concurrency": False, "mla": False,
-                 "utilization": 0.90, "group_slack": 1.0, "expert_padding": (256, 128), "sampler_fp32_sort": True,
+                 "utilization": 0.90, "group_slack": 1.0, "expert_padding": MARLIN_PADDING, "sampler_fp32_sort": True,
                  "expert_chunk": 32768}),
     ((0, 7, 0), {"mla": True, "mla_alignment": 640}),
     ((0, 8, 0), {"v1": True, "mla_alignment": 0}),
@@ -125,7 +130,7 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 26, 0), {"sampler_v2_bytes": 2, "in_flight_batches": 2}),
     ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True}),
     ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "hybrid_prefix_caching": True}),
-    ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True}),
+    ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True, "packs_widest_group": True}),
     ((0, 30, 0), {"group_order": False}),
     ((0, 31, 0), {"online_fp8": "fp8_per_tensor"}),
     ((0, 32, 0), {"state_checkpoints": 1}),
@@ -143,6 +148,11 @@ def parse_version(text: str) -> Version:
     if not match:
         raise InputError(f"{text!r} is not an engine version", remedy="write it like 0.19.1")
     return int(match[1]), int(match[2]), int(match[3]) if match[3] else _LAST_PATCH
+
+
+def version_text(version: Version) -> str:
+    """(0, 19, 1) as `0.19.1`, a version without its patch level as `0.19`."""
+    return ".".join(str(part) for part in version if part != _LAST_PATCH)
 
 
 @lru_cache(maxsize=256)

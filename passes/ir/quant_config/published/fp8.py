@@ -9,8 +9,8 @@ from passes.formats.format import Format
 from passes.formats.fp4 import Mxfp4
 from passes.formats.published import Published
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.modelopt import moe_format
-from passes.ir.quant_config.quant_config import QuantConfig, StorageOf
+from passes.ir.quant_config.published.modelopt import moe_format
+from passes.ir.quant_config.quant_config import QuantConfig, StorageOf, fields_of
 
 
 class Fp8Config(QuantConfig):
@@ -18,10 +18,11 @@ class Fp8Config(QuantConfig):
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
         """One layout for all but the experts of DeepSeek V4."""
-        if block := settings.get("weight_block_size"):
-            form = Published("fp8-block", int(block[0]))
+        said = fields_of(settings, ir)
+        if said.has("weight_block_size"):
+            form = Published("fp8-block", said.counts("weight_block_size", 2, at_least=1)[0])
         else:
-            form = Published("fp8-static" if settings.get("activation_scheme") == "static" else "fp8-tensor")
+            form = Published("fp8-static" if said.get("activation_scheme") == "static" else "fp8-tensor")
         return lambda _: form
 
     def experts(self, settings: Mapping[str, Any], ir: ModelIR) -> Format | None:

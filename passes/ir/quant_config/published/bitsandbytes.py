@@ -1,4 +1,4 @@
-"""bitsandbytes checkpoints: NF4 with double quantization."""
+"""bitsandbytes checkpoints: NF4 with double quantization, or LLM.int8()."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import Any
 
 from passes.formats.published import Published
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.quant_config import QuantConfig, StorageOf, not_understood
+from passes.ir.quant_config.quant_config import QuantConfig, StorageOf, fields_of
 
 
 class BitsAndBytesConfig(QuantConfig):
-    """NF4; its 8-bit checkpoints are not read."""
+    """4 or 8 bits."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
         """One format for all."""
-        if settings.get("load_in_8bit"):
-            raise not_understood(ir, "bitsandbytes in 8 bits")
-        form = Published("nf4")
+        form = Published("int8-bnb-stored" if fields_of(settings, ir).flag("load_in_8bit") else "nf4")
         return lambda _: form

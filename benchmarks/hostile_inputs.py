@@ -1,0 +1,644 @@
+"""Feeds broken and malicious input to everything that reads what others wrote: specs, configs, headers, plans, options.
+
+    python -m benchmarks.hostile_inputs [SEED] [N]
+
+Each input is a good one, mutated. An answer or a TightfitError is right, anything else a defect. Printed are the kinds of defects with an
+example each, the slowest inputs and the peak of memory; the exit code is 1 where there is a defect, an input over 5 s or a peak over 1 GiB.
+`tests/planner/test_hostile_inputs.py` is a short run of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import os
+import random
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from passes.errors import TightfitError
+from passes.ir import catalog
+from passes.ir.sources import open_model
+from planner.certificate import NAME, Certificate, FinishedStep, MeasuredQuality, PredictedFigures, read_certificate
+from planner.check import check
+from planner.cli.commands import app
+from planner.cli.tables import print_certificate, print_plan
+from planner.explain import diff
+from planner.plan.codec import to_json
+from planner.plan.document import PlanDocument, digest, spec_of
+from planner.plan.lock import staleness
+from planner.plan.make import plan
+from planner.plan.saved import load_plan
+from planner.spec.parse import load_spec, parse_spec
+from targets.engines.engine import Parallel, Settings
+from targets.gpu import find_gpu
+from targets.machine.profile import believed_profile, profile_path
+
+#: What an input may take.
+LIMIT_S, LIMIT_BYTES = 5.0, 1 << 30
+_CUT_S = 20.0
+
+ROOT = Path(__file__).parents[1]
+Random = random.Random
+#: Makes one input in a folder: what reads it, and the input as it is shown.
+Surface = Callable[[Random, Path], tuple[Callable[[], object], str]]
+
+_JUNK_YAML = (
+    "", "null", "-1", "0", "1e309", "9" * 40, "9" * 5000, "[]", "{}", "true", "NaN", ".nan", ".inf", "'", '"', "\x00", "\\0", '"\\0"', '"\\ud800"',
+    "é", "1..0", "0..99", "-5%", "1 parsec", "~", "!!python/object:os.system x", "!!int ''", "!!bool x", "!!float x", "!!binary x", "!x y",
+    "&a [*a]", "*a", "<<: *x", "\t", "2026-11-27", "2026-13-45", "0x10", "0x", "1_000", "on", "{a: b}", "[1, 2]", "? [a]", "[" * 400, "∞",
+    "50 ms ms", "1e-400 s", "1e400 B", "10 GiB GiB", "1e300 tok/s", "12:30:45", "=", "2147483648", "-.5", "0.0000001",
+)  # fmt: skip
+_JUNK: tuple[Any, ...] = (
+    None, 0, -1, 1, 3, 7, 1.5, "x", "", [], {}, True, False, 10**9, 2**31, 2**63, 10**400, [1, 2], {"a": 1}, [None], ["x"], [[]], [{}], {"": {}},
+    "float99", float("nan"), float("inf"), 1e308, -0.5, "\x00", "\ud800", "1e9", "x" * 5000, [0] * 2000, {"x": [1, {"y": None}]},
+)  # fmt: skip
+_SPEC = """\
+model: Qwen/Qwen2.5-7B-Instruct
+target: { gpu: rtx-4090, count: 2 }
+engine: { name: vllm, version: 0.26.0, settings: { max_num_seqs: 8 } }
+workload: { context: 8192, concurrency: 4, input_tokens: 2000, output_tokens: 400 }
+goals: { ttft: 2 s, decode: 20 tok/s, quality: { max_perplexity_increase: 5% }, prefer: quality }
+passes: { prune: { depth: 2 }, quantize: { methods: [gptq, awq] }, kv_cache: [auto, fp8] }
+calibration: { dataset: self, samples: 128, length: 1024 }
+"""
+_CARD = """\
+model: Qwen/Qwen2.5-1.5B-Instruct
+target:
+  gpu: { name: a card, memory_gib: 15.5, bandwidth_gb_s: 500, compute_capability: 8.6, fp16_bf16_dense_tflops: 60, int8_dense_tops: 120 }
+  reserve: 512 MiB
+engine: vllm
+"""
+_TINY: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 256, "torch_dtype": "float16",
+    "tie_word_embeddings": True,
+}  # fmt: skip
+_WEIGHTS = {
+    "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128, "dynamic": False, "block_structure": None,
+}  # fmt: skip
+_QUANTIZATIONS: tuple[dict[str, Any], ...] = (
+    {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True, "checkpoint_format": "gptq",
+     "dynamic": {"+:.*down_proj": {"bits": 8, "group_size": 64}, "-:.*layers\\.0\\..*": {}}, "modules_to_not_convert": ["lm_head"]},
+    {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm", "modules_to_not_convert": None},
+    {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head", "re:.*gate$"], "kv_cache_scheme": None,
+     "config_groups": {"group_0": {"targets": ["Linear"], "weights": _WEIGHTS, "input_activations": None},
+                       "group_1": {"targets": ["re:.*down_proj"], "weights": _WEIGHTS | {"num_bits": 8, "strategy": "channel"},
+                                   "input_activations": {"num_bits": 8, "type": "int", "dynamic": True}}}},
+    {"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16,
+                                                  "exclude_modules": ["lm_head"]}},
+    {"quant_algo": "FP8", "producer": {"name": "modelopt", "version": "0.29"}, "exclude_modules": ["lm_head"]},
+    {"quant_method": "exl2", "version": "0.3.2", "bits": 4.25, "head_bits": 6, "calibration": {"rows": 115, "length": 2048}},
+    {"quant_method": "exl3", "version": "0.0.6", "bits": 4.0, "head_bits": 6},
+    {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic", "ignored_layers": []},
+    {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4"},
+    {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
+    {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "packing_format": "auto_round:auto_gptq"},
+)  # fmt: skip
+
+
+def mutated(rng: Random, good: Any, times: int = 2) -> Any:
+    """A JSON value with one or more of its parts removed, replaced, doubled or put elsewhere."""
+    value = copy.deepcopy(good)
+    for _ in range(rng.randint(1, times)):
+        here = value
+        while rng.random() < 0.6:
+            inside = [
+                part
+                for part in (here.values() if isinstance(here, dict) else here)
+                if isinstance(part, dict | list) and part
+            ]
+            if not inside:
+                break
+            here = rng.choice(inside)
+        keys = list(here) if isinstance(here, dict) else list(range(len(here)))
+        if not keys:
+            continue
+        key, how = rng.choice(keys), rng.random()
+        if how < 0.15:
+            del here[key]
+        elif how < 0.25 and isinstance(here, dict):
+            here[rng.choice(["", "x", "\x00", str(key) + " "])] = here[key]
+        elif how < 0.4:
+            here[key] = rng.choice([[here[key]], {"x": here[key]}, str(here[key])])
+        elif how < 0.5:
+            here[key] = copy.deepcopy(here[rng.choice(keys)])
+        else:
+            here[key] = copy.deepcopy(rng.choice(_JUNK))
+    return value
+
+
+def broken(rng: Random, text: str) -> str:
+    """A JSON text that mostly is none any more."""
+    how, at = rng.random(), rng.randrange(len(text) + 1)
+    if how < 0.3:
+        return text[:at]
+    if how < 0.5:
+        return text[:at] + rng.choice(['"', "{", "}", ",", "\x00", "NaN", "\\u", "9" * 5000]) + text[at:]
+    return rng.choice(
+        ["", "null", "3", "[]", '"x"', "[" * 100_000, '{"a":' * 5000, "\ufeff" + text, "9" * 10_000, text + text]
+    )
+
+
+def written(rng: Random, value: Any) -> bytes:
+    """A JSON value as a file holds it, seldom whole."""
+    text = json.dumps(value)
+    raw = (broken(rng, text) if rng.random() < 0.1 else text).encode("utf-8", "surrogatepass")
+    return raw if rng.random() > 0.03 else raw.replace(b'"', b"\xff", 1)
+
+
+def spec_text(rng: Random, text: str) -> str:
+    """A spec with some of its lines, values and characters changed."""
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        how, lines = rng.random(), text.split("\n")
+        line = rng.randrange(len(lines))
+        if how < 0.35 and ":" in lines[line]:
+            parts = lines[line].split(":")
+            part = rng.randrange(1, len(parts))
+            ends = ("," if "," in parts[part] else "") + (" }" if parts[part].rstrip().endswith("}") else "")
+            parts[part] = f" {rng.choice(_JUNK_YAML)}{ends}"
+            lines[line] = ":".join(parts)
+            text = "\n".join(lines)
+        elif how < 0.6:
+            lines[line : line + 1] = rng.choice([[], [lines[line]] * 2, [rng.choice(lines), lines[line]]])
+            text = "\n".join(lines)
+        else:
+            start = rng.randrange(max(1, len(text)))
+            junk = rng.choice([rng.choice(_JUNK_YAML), "", chr(rng.randrange(1, 0x2FFF))])
+            text = text[:start] + junk + text[start + rng.choice([0, 1, rng.randrange(12)]) :]
+    return text
+
+
+@cache
+def _specs() -> tuple[str, ...]:
+    return (*(path.read_text(encoding="utf-8") for path in sorted((ROOT / "examples").glob("*.yaml"))), _SPEC, _CARD)
+
+
+def specs(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    text, file = spec_text(rng, rng.choice(_specs())), folder / "spec.yaml"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return (lambda: plan(load_spec(file))) if rng.random() < 0.1 else (lambda: load_spec(file)), text
+
+
+def _checked(rng: Random, folder: Path) -> Callable[[], object]:
+    engine = rng.choice(["vllm", "vllm", "exllamav2", "exllamav3"])
+    card = rng.choice(["RTX 4090", "A100", "H100", "T4", "MI300X", "24GB"])
+    weights = rng.choice([None, None, "w4a16-g128", "fp8", "exl2-4.0", "awq-4-g64", "gptq-4-g128", "exl3-4"])
+    settings = Settings(parallel=Parallel(rng.choice([1, 2, 3])))
+    context = rng.choice([None, 4096])
+    return lambda: check(str(folder), card, engine, settings=settings, context=context, weights=weights).as_json()
+
+
+def _only(folder: Path, **files: bytes) -> None:
+    """The files of a model's folder, by name with `_` for the dot before the ending."""
+    for old in folder.iterdir():
+        old.unlink()
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+
+
+def configs(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    config = mutated(rng, catalog.entry(rng.choice(catalog.ids())).config)
+    raw = written(rng, config)
+    _only(folder, **{"config.json": raw})
+    if rng.random() < 0.05:
+        spec = f"model: {folder}\ntarget: {{ gpu: rtx-4090 }}\npasses: {{ prune: {{ depth: 2 }} }}\n"
+        return lambda: plan(parse_spec(spec)), raw.decode("utf-8", "replace")
+    return _checked(rng, folder), raw.decode("utf-8", "replace")
+
+
+@cache
+def _dense() -> tuple[str, ...]:
+    return tuple(name for name in catalog.ids() if "quantization_config" not in catalog.entry(name).config)
+
+
+def quantizations(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    said = mutated(rng, rng.choice(_QUANTIZATIONS), 3)
+    config = dict(catalog.entry(rng.choice(_dense())).config)
+    beside = rng.choice(["config.json", "config.json", "config.json", "hf_quant_config.json", "quantize_config.json"])
+    if beside == "config.json":
+        config[rng.choice(["quantization_config", "quantization_config", "compression_config"])] = said
+        _only(folder, **{"config.json": json.dumps(config).encode()})
+    else:
+        _only(folder, **{"config.json": json.dumps(config).encode(), beside: written(rng, said)})
+    return _checked(rng, folder), json.dumps([beside, config["architectures"], said])
+
+
+@cache
+def _checkpoint() -> tuple[dict[str, Any], int]:
+    """The header of a checkpoint of `_TINY`, and the bytes of its data."""
+    from passes.ir.architectures import build_ir
+
+    header: dict[str, Any] = {}
+    end = 0
+    for tensor in build_ir(_TINY, "tiny").tensors():
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + tensor.bytes],
+        }
+        end += tensor.bytes
+    return header, end
+
+
+def headers(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    header, size = _checkpoint()
+    raw = written(rng, mutated(rng, header)) if rng.random() < 0.8 else json.dumps(header).encode()
+    if rng.random() < 0.2:
+        raw = bytes(rng.choice(raw) if rng.random() < 0.02 else byte for byte in raw)
+    length = len(raw) if rng.random() < 0.8 else rng.choice([0, 7, len(raw) + 100, 2**40, 2**63 - 1])
+    data = bytes(rng.choice([size, size, size, 0, 100]))
+    _only(
+        folder,
+        **{"config.json": json.dumps(_TINY).encode(), "model.safetensors": struct.pack("<Q", length) + raw + data},
+    )
+    return _checked(rng, folder), raw.decode("utf-8", "replace")
+
+
+def indexes(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    header, size = _checkpoint()
+    raw, file = json.dumps(header).encode(), "model-00001-of-00001.safetensors"
+    index = mutated(rng, {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(header, file)})
+    said = written(rng, index)
+    _only(
+        folder,
+        **{
+            "config.json": json.dumps(_TINY).encode(), file: struct.pack("<Q", len(raw)) + raw + bytes(size),
+            "model.safetensors.index.json": said,
+        },
+    )  # fmt: skip
+    return _checked(rng, folder), said.decode("utf-8", "replace")
+
+
+def _gguf_value(value: Any) -> bytes:
+    """A metadata value with its type: u32, f32, string, array of strings, array of arrays."""
+    if isinstance(value, list):
+        items = [_gguf_value(item) for item in value]
+        kind = items[0][:4] if items else struct.pack("<I", 4)
+        return struct.pack("<I", 9) + kind + struct.pack("<Q", len(items)) + b"".join(item[4:] for item in items)
+    if isinstance(value, str):
+        raw = value.encode("utf-8", "surrogatepass")
+        return struct.pack("<IQ", 8, len(raw)) + raw
+    if isinstance(value, bool):
+        return struct.pack("<IB", 7, value)
+    if isinstance(value, int):
+        return struct.pack("<Iq", 11, value % 2**63) if value >= 2**32 or value < 0 else struct.pack("<II", 4, value)
+    return struct.pack("<Id", 12, value if isinstance(value, float) else 0.0)
+
+
+def gguf_bytes(metadata: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> bytes:
+    """A GGUF file of F32 tensors, row-major shapes."""
+
+    def name(text: str) -> bytes:
+        raw = text.encode("utf-8", "surrogatepass")
+        return struct.pack("<Q", len(raw)) + raw
+
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+    out += b"".join(name(key) + _gguf_value(value) for key, value in metadata.items())
+    offset = 0
+    for tensor, shape in tensors.items():
+        out += (
+            name(tensor) + struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", size) for size in reversed(shape))
+        )
+        out += struct.pack("<IQ", 0, offset)
+        offset += 4 * _elements(shape)
+    return out + bytes(-len(out) % 32) + bytes(offset)
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+_GGUF = {
+    "general.architecture": "llama", "general.alignment": 32, "llama.block_count": 1, "llama.context_length": 128,
+    "llama.embedding_length": 64, "llama.feed_forward_length": 96, "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
+    "llama.rope.freq_base": 10000.0, "tokenizer.ggml.tokens": [f"<{number}>" for number in range(32)],
+}  # fmt: skip
+_GGUF_TENSORS: dict[str, tuple[int, ...]] = {
+    "token_embd.weight": (32, 64), "output_norm.weight": (64,), "blk.0.attn_norm.weight": (64,), "blk.0.ffn_norm.weight": (64,),
+    "blk.0.attn_q.weight": (64, 64), "blk.0.attn_k.weight": (32, 64), "blk.0.attn_v.weight": (32, 64), "blk.0.attn_output.weight": (64, 64),
+    "blk.0.ffn_gate.weight": (96, 64), "blk.0.ffn_up.weight": (96, 64), "blk.0.ffn_down.weight": (64, 96),
+}  # fmt: skip
+
+
+def ggufs(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    metadata = mutated(rng, _GGUF) if rng.random() < 0.7 else dict(_GGUF)
+    raw = gguf_bytes({key: value for key, value in metadata.items() if value is not None}, _GGUF_TENSORS)
+    start = len(raw) - 4 * sum(map(_elements, _GGUF_TENSORS.values()))
+    how = rng.random()
+    if how < 0.3:
+        at = rng.randrange(start)
+        raw = raw[:at] + bytes([rng.randrange(256)]) + raw[at + 1 :]
+    elif how < 0.4:
+        at = rng.randrange(start)
+        raw = raw[:at] + struct.pack("<Q", rng.choice([0, 1, 2**31, 2**40, 2**64 - 1])) + raw[at + 8 :]
+    elif how < 0.5:
+        raw = raw[: rng.randrange(len(raw))]
+    elif how < 0.55:
+        deep = b"".join(struct.pack("<IQ", 9, 1) for _ in range(5000))
+        raw = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"x" + struct.pack("<I", 9) + deep
+    file = folder / "model.gguf"
+    _only(folder, **{"model.gguf": raw})
+    return lambda: check(str(file), "RTX 4090", "vllm", context=64).as_json(), repr(raw[:start])
+
+
+@cache
+def _plan() -> PlanDocument:
+    return plan(parse_spec(_SPEC.replace("{ prune: { depth: 2 }, ", "{ prune: allow, "))).document
+
+
+@cache
+def _certificate() -> dict[str, Any]:
+    document = _plan()
+    chosen = document.decision
+    made = Certificate(
+        format_version=document.format_version, model=document.model, label=chosen.label, plan_digest=document.digest, engine=chosen.engine,
+        checks=(), goals=(), quality=MeasuredQuality(calibration_digest="c", evaluation_digest="e", predicted=chosen.quality),
+        predicted=PredictedFigures(chosen.memory, chosen.kv_cache, chosen.speed), tensor_bytes=chosen.tensor_bytes,
+        steps=(FinishedStep("walk", 310.0, None, 1 << 20, False),), losses={}, without_calibration=(), holds=True,
+        planned_passes=chosen.passes,
+    )  # fmt: skip
+    found: dict[str, Any] = to_json(made)
+    return found
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(file=io.StringIO())
+
+
+def plans(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    good, path = to_json(_plan()), folder / "a.plan.json"
+    document = mutated(rng, good, 3)
+    with contextlib.suppress(ValueError, TypeError):
+        document["digest"] = digest(document)
+    path.write_bytes(written(rng, document))
+
+    def read() -> None:
+        found = load_plan(path)
+        print_plan(_console(), found, "card", str(path))
+        diff(_plan(), found)
+        if found.chosen is not None:
+            assert isinstance(found.chosen.chain, tuple)
+        staleness(found)
+        spec_of(found)
+
+    return read, _difference(good, document)
+
+
+def certificates(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    document, path = mutated(rng, _certificate(), 3), folder / NAME
+    path.write_bytes(written(rng, document))
+
+    def read() -> None:
+        from planner.job_graph import result_graph
+
+        found = read_certificate(path)
+        print_certificate(_console(), found)
+        result_graph(found, folder)
+
+    return read, _difference(_certificate(), document)
+
+
+def _difference(good: Any, bad: Any) -> str:
+    """What of a document was changed, one path a line."""
+    if isinstance(good, dict) and isinstance(bad, dict):
+        keys = [key for key in {**good, **bad} if good.get(key) != bad.get(key) or (key in good) != (key in bad)]
+        return "\n".join(f"{key}.{_difference(good.get(key), bad.get(key))}" for key in keys)
+    if isinstance(good, list) and isinstance(bad, list) and len(good) == len(bad):
+        return "\n".join(f"{n}.{_difference(a, b)}" for n, (a, b) in enumerate(zip(good, bad, strict=True)) if a != b)
+    return f" {good!r:.60} -> {bad!r:.60}"
+
+
+_PROFILE = {
+    "format_version": "1", "device": "NVIDIA GeForce RTX 4090",
+    "probe": {
+        "device": "NVIDIA GeForce RTX 4090", "memory_bytes": 25_000_000_000, "vector_bytes_per_s": 9.2e11, "copy_bytes_per_s": 9.1e11,
+        "bf16_flops": 1.5e14, "int8_ops": 3e14, "fp8_flops": 2.8e14, "launch_s": 5e-6, "int4_flops": 1e14, "int4_vector_bytes_per_s": 2e11,
+        "link_s": 2e-5, "link_bytes_per_s": 2e10,
+    },
+    "engines": {"vllm": {"memory": 0.9, "compute": 0.7, "step": 1e-3}},
+}  # fmt: skip
+
+
+def profiles(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    name = rng.choice(["RTX 4090", "cpu"])
+    profile = mutated(rng, _PROFILE, 3)
+
+    def read() -> None:
+        before = os.environ.get("TIGHTFIT_HOME")
+        os.environ["TIGHTFIT_HOME"] = str(folder)
+        try:
+            card = find_gpu(name)
+            path = profile_path(card.name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(raw)
+            os.utime(path, ns=(stamp, stamp))
+            believed_profile(card)
+            check(
+                "Qwen/Qwen2.5-1.5B-Instruct", card, "vllm-cpu" if card.is_cpu else "vllm", concurrency=4, context=4096
+            ).as_json()
+        finally:
+            path.unlink(missing_ok=True)
+            os.environ.pop("TIGHTFIT_HOME") if before is None else os.environ.update(TIGHTFIT_HOME=before)
+
+    raw, stamp = written(rng, profile), rng.randrange(10**9, 10**18)
+    return read, raw.decode("utf-8", "replace")
+
+
+_NUMBERS = (
+    "0",
+    "-1",
+    "1",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "1e309",
+    "9" * 12,
+    "9" * 400,
+    "9" * 5000,
+    "",
+    "x",
+    "1.5",
+    "é",
+    "0x10",
+    "2147483648",
+    "1_0",
+)
+_NAMES = (
+    "", "x", "24GB", "0GB", "9" * 400 + "GB", "1.1.1GB", "cpu ", "\x00", "\ud800", "../..", "/", "~", "~nobody/x", "a/b", "é/é", "w4a16-g0",
+    "exl2-0", "exl2-99", "exl2-" + "9" * 400, "exl2-1e9", "gptq-4-g" + "9" * 30, "w4a16-g" + "9" * 5000, "awq-4-g1", "exl3-0.1", "fp8_e4m3", "q4",
+    "0.26.0", "999.0", "0.0.0.0", "v1", "-" * 3, "x" * 5000, "auto", "bf16", "vllm-cpu", "exllamav3", "[x]", "[/x]", "{}", "%s", "rtx-4090", "*",
+)  # fmt: skip
+_COUNTS = (
+    "--gpus", "--tp", "--pp", "--dp", "--ep", "--context", "--concurrency", "--input-tokens", "--output-tokens", "--kv-cache-memory",
+    "--gpu-memory-utilization", "--max-num-seqs", "--max-num-batched-tokens", "--block-size",
+)  # fmt: skip
+_WORDS = ("--model", "--gpu", "--engine", "--engine-version", "--weights", "--dtype", "--kv-cache-dtype")
+
+
+def options(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    asked = {"--model": rng.choice(["Qwen/Qwen2.5-7B-Instruct", "deepseek-v3", "gemma-3-27b"]), "--gpu": "H100"}
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        number = rng.random() < 0.6
+        asked[rng.choice(_COUNTS if number else _WORDS)] = rng.choice(_NUMBERS if number else _NAMES)
+    arguments = ["check", *(part for pair in asked.items() for part in pair), *rng.choice([[], ["--json"]])]
+    return lambda: command(arguments), repr(arguments)
+
+
+def command(arguments: list[str]) -> None:
+    """Run the command line here. A refusal by its own parser is an answer, which it gives by leaving."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        app(arguments)
+
+
+def questions(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    path = folder / "b.plan.json"
+    path.write_text(json.dumps(to_json(_plan())))
+    start = rng.choice(["why not ", "what if ", "why ", "", "why not awq, what if "])
+    question = start + rng.choice(
+        (*_NAMES, *_NUMBERS, "48GB", "2 cards", "99999999999 cards", "-1 cards", "0 cards", "1e9 tokens", "context 0")
+    )
+    return lambda: command(["explain", str(path), question]), question
+
+
+_NAMED = (
+    "Qwen/Qwen2.5-7B-Instruct",
+    "meta-llama/Llama-3.1-8B-Instruct-AWQ",
+    "smollm3",
+    "deepseek-v3",
+    "mistral-7b-gptq-int4",
+)
+
+
+def names(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
+    name = rng.choice(_NAMED)
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(name) + 1)
+        name = (
+            name[:at]
+            + rng.choice([rng.choice(_NAMES)[:300], "/", "-", ".", "", chr(rng.randrange(1, 0xFFFF))])
+            + name[at + rng.randrange(3) :]
+        )
+    return lambda: (open_model(name), find_gpu(name)), repr(name)
+
+
+SURFACES: dict[str, Surface] = {
+    "spec": specs, "config": configs, "quantization": quantizations, "header": headers, "index": indexes, "gguf": ggufs, "plan": plans,
+    "certificate": certificates, "profile": profiles, "option": options, "question": questions, "name": names,
+}  # fmt: skip
+#: Of each hundred inputs; the first two are what people write and publish most.
+_SHARES = dict.fromkeys(SURFACES, 4) | {
+    "spec": 25,
+    "config": 25,
+    "quantization": 10,
+    "header": 8,
+    "gguf": 8,
+    "option": 8,
+}
+
+
+class TookTooLongError(BaseException):
+    """An input was cut off."""
+
+
+@dataclass
+class Report:
+    """What came of a run."""
+
+    inputs: Counter[str] = field(default_factory=Counter)
+    defects: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    slowest: list[tuple[float, str, str]] = field(default_factory=list)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that this process ever held."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def attempt(surface: str, seed: int, folder: Path) -> str | None:
+    """Try one input of a surface; what went wrong, None where it was answered or refused."""
+    place = folder / surface
+    place.mkdir(exist_ok=True)
+    call, _ = SURFACES[surface](Random(seed), place)
+    try:
+        call()
+    except TightfitError as error:
+        return None if error.message else "an error without a message"
+    except (Exception, TookTooLongError) as error:  # noqa: BLE001 - whatever it is, it is what is looked for
+        last = traceback.extract_tb(error.__traceback__)
+        ours = next(
+            (frame for frame in reversed(last) if str(ROOT) in frame.filename and "benchmarks" not in frame.filename),
+            last[-1],
+        )
+        return f"{type(error).__name__}: {str(error)[:70]!r} at {Path(ours.filename).name}:{ours.lineno}"
+    return None
+
+
+def run(seed: int, count: int, folder: Path) -> Report:
+    """Try `count` inputs."""
+    report, rng = Report(), Random(seed)
+    kinds = rng.choices(list(_SHARES), list(_SHARES.values()), k=count)
+    for kind in kinds:
+        each, began = rng.randrange(2**40), time.monotonic()
+        report.inputs[kind] += 1
+        with _cut_off():
+            problem = attempt(kind, each, folder)
+        took = time.monotonic() - began
+        if problem is not None:
+            key = f"{kind}: {problem}"
+            report.defects[key] += 1
+            report.examples.setdefault(key, f"seed {each}: {SURFACES[kind](Random(each), folder / kind)[1][:400]}")
+        report.slowest = sorted([*report.slowest, (took, kind, str(each))], reverse=True)[:5]
+    return report
+
+
+@contextlib.contextmanager
+def _cut_off() -> Iterator[None]:
+    def late(*_: object) -> None:
+        raise TookTooLongError(f"took over {_CUT_S:.0f} s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, _CUT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def main() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    seed, count = (int(sys.argv[1]) if len(sys.argv) > 1 else 0), (int(sys.argv[2]) if len(sys.argv) > 2 else 10_000)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        report = run(seed, count, Path(folder))
+    print(f"{count:,} inputs of seed {seed} in {time.monotonic() - began:.0f} s: {dict(report.inputs)}")
+    print(f"defects {report.defects.total()}, kinds {len(report.defects)}; peak {report.peak_bytes / 2**20:.0f} MiB")
+    for key, times in report.defects.most_common():
+        print(f"{times:5d}  {key}\n       {report.examples[key]!r}")
+    for took, kind, each in report.slowest:
+        print(f"{took:5.2f} s  {kind} (seed {each})")
+    sys.exit(1 if report.defects or report.slowest[0][0] > LIMIT_S or report.peak_bytes > LIMIT_BYTES else 0)
+
+
+if __name__ == "__main__":
+    main()

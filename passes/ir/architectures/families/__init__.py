@@ -1,0 +1,1 @@
+"""Families beside the widespread ones, by what their layers are made of."""

@@ -1,0 +1,143 @@
+"""What `check` is asked, what comes of it, and the same question with some of its options changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from passes.base import Pass
+from passes.errors import Reason, ReasonKind
+from passes.ir.model import ModelIR
+from planner.asked import chain_of, rewrite, with_dtype
+from targets.engines.engine import Engine, MemoryEstimate, Parallel, Settings, find_engine
+from targets.gpu import Gpu, find_gpu
+from targets.workload import Workload
+
+#: Options of `check` by the names they have in `Settings`, where these differ.
+_SETTINGS = {field.name: field.name for field in fields(Settings)} | {
+    "engine_version": "version", "kv_cache_memory": "kv_cache_memory_bytes",
+}  # fmt: skip
+_PARALLEL = tuple(field.name for field in fields(Parallel))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether a model, stored as named, is served by an engine on a card. None: the default of `check`'s option of that name.
+
+    `file`: the file of another kind (GGUF) that was named, as it is stored; `model` is what it becomes where an engine does not read it.
+    """
+
+    model: ModelIR
+    gpu: Gpu
+    engine_name: str
+    settings: Settings
+    context: int | None = None
+    concurrency: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    weights: str | None = None
+    kv_cache_dtype: str = "auto"
+    file: ModelIR | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine. Raises InputError for an unknown name."""
+        return find_engine(self.engine_name)
+
+    @property
+    def chain(self) -> tuple[Pass, ...]:
+        """The passes that the names of formats stand for. Raises InputError for unknown names."""
+        return chain_of(self.weights, self.kv_cache_dtype)
+
+    @property
+    def dense(self) -> ModelIR:
+        """The model before the chain, in the dtype that is asked."""
+        as_it_is = self.weights is None and self.unread_file is None
+        return with_dtype(self.file if self.file and as_it_is else self.model, self.weights, self.settings.dtype)
+
+    @property
+    def unread_file(self) -> str | None:
+        """What is counted in place of a file that the engine does not read; None where there is none, or it does."""
+        kind = self.file.quant_method if self.file else None
+        why = None if kind is None else self.engine.unread_file(kind, self.settings)
+        return why and f"{why}: counted dequantized to 16 bits, as a plan would store it"
+
+    @property
+    def workload(self) -> Workload:
+        """Lengths and clients, with their defaults."""
+        taken, written = self.input_tokens or 512, self.output_tokens or 128
+        if self.context is not None and self.input_tokens is None:
+            taken, written = max(1, min(512, self.context - 1)), max(1, min(128, self.context // 2))
+        return Workload(self.context or self.model.max_context, self.concurrency, taken, written)
+
+    def changed(self, options: Mapping[str, Any]) -> Question:
+        """Return the question with options of `check` at other values, by their names there (`gpus` follows from the degrees)."""
+        own: dict[str, Any] = {}
+        settings, parallel = self.settings, self.settings.parallel
+        for name, value in options.items():
+            if name in _SETTINGS:
+                settings = replace(settings, **{_SETTINGS[name]: value})
+            elif name in _PARALLEL:
+                parallel = replace(parallel, **{name: value})
+            elif name == "gpu":
+                own["gpu"] = find_gpu(value)
+            elif name == "engine":
+                own["engine_name"] = value
+            elif name != "gpus":
+                own[name] = value
+        return replace(self, settings=replace(settings, parallel=parallel), **own)
+
+    def outcome(self) -> Outcome:
+        """Return what comes of it: the description, the memory it takes, and everything against it."""
+        ir, illegal = rewrite(self.dense, self.chain)
+        refused = self.engine.illegal(ir, self.gpu, self.settings)
+        memory = self.engine.memory(ir, self.gpu, self.settings, self.workload)
+        return Outcome(ir, (*illegal, *refused), memory, self.concurrency)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What comes of a question. `illegal`: what passes and engine refuse, whatever the memory."""
+
+    ir: ModelIR
+    illegal: tuple[Reason, ...]
+    memory: MemoryEstimate
+    concurrency: int | None
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Everything against it; of what is not modelled nothing but that is known."""
+        unknown = tuple(reason for reason in self.illegal if reason.kind is ReasonKind.NOT_MODELLED)
+        return unknown or (*self.illegal, *self.memory.reasons)
+
+    @property
+    def codes(self) -> frozenset[str]:
+        """The reasons' codes."""
+        return frozenset(reason.code for reason in self.reasons)
+
+    @property
+    def modelled(self) -> bool:
+        """Whether the engine's behaviour there is known."""
+        return all(reason.kind is not ReasonKind.NOT_MODELLED for reason in self.illegal)
+
+    @property
+    def starts(self) -> bool:
+        """The engine comes up at this context length."""
+        return self.memory.starts and not self.illegal
+
+    @property
+    def serves(self) -> bool:
+        """The asked concurrency fits without preemption."""
+        return self.memory.serves and not self.illegal
+
+    @property
+    def fits(self) -> bool:
+        """`starts`, and `serves` where a concurrency was asked."""
+        return self.serves if self.concurrency else self.starts
+
+    @property
+    def surely_fits(self) -> bool:
+        """Whether it fits at the lower ends of what is uncertain, too."""
+        kv = self.memory.kv.max_concurrency
+        return self.fits and self.memory.margin.low >= 0 and kv.low >= (self.concurrency or 1)

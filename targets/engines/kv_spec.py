@@ -1,0 +1,49 @@
+"""What one layer asks of vLLM's cache allocator, and what that depends on besides the layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """What the layout depends on besides the layers. `element_bytes`: of a cached key or value; `model_bytes`: of the model dtype.
+
+    `state_bytes`: of an element of a recurrent layer's running state where the model leaves it open (None: the model dtype).
+    `in_flight_tokens`: most tokens scheduled but not settled. `head_bytes`: of the scale beside each head's key, and each head's
+    value, of a token. `prefix_caching`: recurrent layers keep two states a sequence then (vLLM's "align" mode).
+    """
+
+    block_size: int
+    element_bytes: float
+    model_bytes: int
+    tp: int
+    in_flight_tokens: int
+    prefix_caching: bool = True
+    state_bytes: int | None = None
+    mamba_alignment: int = 16
+    head_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One layer's cache. `kind`: full, sliding, chunked, mla, state, cross; `reach`: window or chunk in tokens, checkpoints of a state."""
+
+    kind: str
+    page_bytes: int
+    block_size: int
+    reach: int = 0
+
+    def blocks(self, length: int, settings: CacheSettings) -> int:
+        """Blocks one request of `length` tokens holds at most (the spec's `max_memory_usage_bytes` over its page)."""
+        if self.kind == "state":
+            # `reach` counts the checkpoints that a prefill exports besides (Mamba 2).
+            return 2 + self.reach if settings.prefix_caching else 1
+        if self.kind == "sliding":
+            return math.ceil(min(self.reach - 1 + settings.in_flight_tokens, length) / self.block_size) + 1
+        if self.kind == "chunked":
+            return math.ceil(min(self.reach + settings.in_flight_tokens, length) / self.block_size)
+        if self.kind == "cross":
+            return math.ceil(self.reach / self.block_size)
+        return math.ceil(length / self.block_size)

@@ -1,0 +1,96 @@
+"""What vision encoders take in vLLM's profile run: the largest items that fit a batch go through them, their outputs stay meanwhile.
+
+Sources: vLLM 0.32's `multimodal/encoder_budget.py:MultiModalBudget` (how many items), and `get_mm_max_tokens_per_item` of the families in
+`model_executor/models/` (how large one may be; limits that a preprocessor's config sets are those of the published ones).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from passes.ir.model import Block, ModelIR, Role
+
+#: Tokens of Qwen's largest image (16,384 × 28² or 32² pixels), frames pairs of a video (`_MAX_FRAMES_PER_VIDEO` 14), patches a token.
+_QWEN_TOKENS, _QWEN_PAIRS, _QWEN_MERGED = 16384, 7, 4
+#: Gemma 4's video: frames, its tokens a frame with and without marks, patches pooled to a token (`gemma4_mm.py`).
+_FRAMES, _FRAME_TOKENS, _FRAME_SOFT_TOKENS, _POOLED = 32, 78, 70, 9
+_MLP = {Role.UP, Role.GATE, Role.GATE_UP}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """The largest image or video: its tokens for the decoder, its patches for the encoder."""
+
+    tokens: int
+    patches: int
+
+
+def largest_item(ir: ModelIR, context: int) -> Item | None:
+    """Return the largest item of a family whose rule was read, None for others."""
+    family = _FAMILIES.get(ir.model_type)
+    vision = ir.config.get("vision_config")
+    if family is None or not isinstance(vision, Mapping) or _vision_block(ir) is None:
+        return None
+    return family(ir.config, context)
+
+
+def _qwen2(config: Mapping[str, Any], context: int) -> Item:
+    """A video of as many frames as the context holds, each as large as an image."""
+    tokens = _QWEN_TOKENS * min(max(context // _QWEN_TOKENS, 1), _QWEN_PAIRS)
+    return Item(tokens, tokens * _QWEN_MERGED)
+
+
+def _qwen3(config: Mapping[str, Any], context: int) -> Item:
+    return Item(_QWEN_TOKENS, _QWEN_TOKENS * _QWEN_MERGED)
+
+
+def _gemma3(config: Mapping[str, Any], context: int) -> Item:
+    vision = config["vision_config"]
+    side = int(vision.get("image_size") or 896) // int(vision.get("patch_size") or 14)
+    return Item(int(config.get("mm_tokens_per_image") or 256), side**2)
+
+
+def _gemma4(config: Mapping[str, Any], context: int) -> Item:
+    return Item(_FRAMES * _FRAME_TOKENS, _FRAMES * _FRAME_SOFT_TOKENS * _POOLED)
+
+
+def _pixtral(config: Mapping[str, Any], context: int) -> Item:
+    vision, merge = config["vision_config"], int(config.get("spatial_merge_size") or 1)
+    side = int(vision["image_size"]) // (int(vision["patch_size"]) * merge)
+    return Item(side * (side + 1), (side * merge) ** 2)
+
+
+_FAMILIES: dict[str, Callable[[Mapping[str, Any], int], Item]] = {
+    "qwen2_vl": _qwen2, "qwen2_5_vl": _qwen2, "qwen3_vl": _qwen3, "qwen3_vl_moe": _qwen3, "qwen3_5": _qwen3, "qwen3_5_moe": _qwen3,
+    "gemma3": _gemma3, "gemma4": _gemma4, "mistral3": _pixtral,
+}  # fmt: skip
+
+
+def _vision_block(ir: ModelIR) -> Block | None:
+    return next((stack.counts[0][0] for stack in ir.stacks if stack.name == "vision"), None)
+
+
+@lru_cache(maxsize=1 << 10)
+def _patch_elements(block: Block, tp: int) -> float:
+    """Elements a patch that a layer of the encoder holds at once: two of its width, the feed-forward's outputs and their product."""
+    inner = [lin.out_features for lin in block.linears if lin.role in _MLP]
+    width = max(lin.in_features for lin in block.linears if lin.role in _MLP)
+    return 2 * width + (sum(inner) + max(inner)) / tp
+
+
+def encoder_bytes(ir: ModelIR, item: Item, *, tokens: int, most: int, tp: int) -> tuple[float, float]:
+    """Return the bytes of the outputs that are kept, and of a layer at work, for a batch of so many tokens and items at most."""
+    block = _vision_block(ir)
+    assert block is not None
+    items = max(1, min(max(tokens, item.tokens) // item.tokens, most))
+    deep = len(ir.config["vision_config"].get("deepstack_visual_indexes") or ())
+    outputs = items * item.tokens * ir.hidden_size * (1 + deep) * 2
+    return outputs, items * item.patches * _patch_elements(block, tp) * 2
+
+
+def encodes(ir: ModelIR) -> bool:
+    """Return whether a stack encodes pictures or sound."""
+    return any(stack.name in ("vision", "audio") for stack in ir.stacks)

@@ -1,0 +1,71 @@
+"""Every remedy that `check` prints is tried: its options exist, take the reason away that they stand beside, or make the model fit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+from typing import Any
+
+import pytest
+
+QUESTIONS = (
+    {"model": "Qwen/Qwen2.5-32B-Instruct", "gpu": "RTX 4090"},
+    {"model": "Qwen/Qwen2.5-32B-Instruct", "gpu": "RTX 4090", "weights": "gptq-4-g128", "context": "32768", "concurrency": "8"},
+    {"model": "Llama-3.1-8B-Instruct", "gpu": "T4", "kv-cache-dtype": "fp8"},
+    {"model": "Llama-3.1-8B-Instruct", "gpu": "RTX 4090", "weights": "exl2-4.5"},
+    {"model": "Llama-3.1-8B-Instruct", "gpu": "RTX 4090", "weights": "exl2-4.5", "engine": "exllamav2", "kv-cache-dtype": "fp8"},
+    {"model": "Llama-3.1-8B-Instruct", "gpu": "RTX 4090", "weights": "gptq-3-g128"},
+    {"model": "SmolLM2-135M-Instruct", "gpu": "T4", "weights": "w4a16-g128"},
+    {"model": "Qwen/Qwen2.5-14B-Instruct", "gpu": "RTX 3090", "concurrency": "8", "context": "16384"},
+    {"model": "Mixtral-8x7B-Instruct-v0.1", "gpu": "A100", "gpus": "3"},
+    {"model": "DeepSeek-R1", "gpu": "H100", "gpus": "8"},
+    {"model": "Qwen/Qwen3.8-27B", "gpu": "RTX PRO 6000", "engine-version": "0.27.0", "gpu-memory-utilization": "0.95"},
+    {"model": "gemma-3-4b-it", "gpu": "T4", "context": "4096"},
+    {"model": "Llama-3.3-70B-Instruct", "gpu": "H100", "context": "8192", "block-size": "20"},
+)  # fmt: skip
+
+
+def ask(optimize: Any, options: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    flags = [part for name, value in options.items() for part in (f"--{name}", value) if part]
+    code, out, err = optimize("check", *flags, "--json")
+    assert out, err
+    return code, json.loads(out)
+
+
+def changed(options: dict[str, str], said: str) -> dict[str, str]:
+    words = [*shlex.split(said), "--"]
+    pairs = itertools.pairwise(words)
+    new = {word[2:]: "" if value.startswith("--") else value for word, value in pairs if word.startswith("--")}
+    assert new, said
+    return options | new
+
+
+@pytest.mark.parametrize("options", QUESTIONS, ids=lambda options: "-".join(options.values()))
+def test_every_remedy_is_one(optimize: Any, options: dict[str, str]) -> None:
+    code, document = ask(optimize, options)
+    assert code == 3
+    assert document["remedies"]
+    for reason in document["reasons"]:
+        _, after = ask(optimize, changed(options, reason["remedy"]))
+        assert reason["code"] not in {each["code"] for each in after["reasons"]}, reason
+    for remedy in document["remedies"]:
+        code, after = ask(optimize, changed(options, remedy["message"].partition(" (")[0]))
+        assert (code, after["fits"]) == (0, True), remedy
+
+
+def test_what_is_not_modelled_says_only_that(optimize: Any) -> None:
+    code, out, _ = optimize("check", "--model", "Qwen/Qwen2.5-32B-Instruct", "--gpu", "MI300X")
+    assert code == 6
+    assert "not known" in out
+    assert "AMD cards is not modelled" in out
+    assert "fit" not in out
+    code, document = ask(optimize, {"model": "Qwen/Qwen2.5-32B-Instruct", "gpu": "MI300X"})
+    assert [reason["code"] for reason in document["reasons"]] == ["vendor_not_modelled"]
+    assert not document["remedies"]
+    assert document["confidence"] == 0.5
+
+
+def test_formats_that_lose_a_tenth_are_no_remedy(optimize: Any) -> None:
+    _, document = ask(optimize, {"model": "Llama-3.3-70B-Instruct", "gpu": "RTX 4090"})
+    assert all("exl2-2" not in remedy["message"] for remedy in document["remedies"])

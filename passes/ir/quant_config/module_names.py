@@ -72,13 +72,9 @@ def left_dense(said: Fields, means: Callable[[str], Matches], notes: list[str]) 
 
     Lists cut short are read as a rule for every layer, and that is added to `notes`.
     """
-    listed: list[str] = []
-    for field in _LISTS:
-        listed += said.names(field, default=())
-    listed += [f"re:{key[2:]}" for key in said.mapping("dynamic", {}) if key.startswith("-:") and key != "-:"]
-    cut = [item for item in listed if _DROPPED.fullmatch(item)]
-    patterns = [item for item in listed if item not in cut]
-    if cut:
+    listed = _listed(said)
+    patterns = [item for item in listed if not _DROPPED.fullmatch(item)]
+    if len(patterns) < len(listed):
         notes.append(
             "the list of matrices left dense is cut short here; what it says of several layers is taken for all"
         )
@@ -88,3 +84,14 @@ def left_dense(said: Fields, means: Callable[[str], Matches], notes: list[str]) 
         )
     tests = [means(pattern) for pattern in patterns]
     return lambda name: any(test(name) for test in tests)
+
+
+def is_whole(said: Fields) -> bool:
+    """Return whether the lists of what a config leaves dense are as they were written, not cut short."""
+    return not any(map(_DROPPED.fullmatch, _listed(said)))
+
+
+def _listed(said: Fields) -> list[str]:
+    """Every entry that names what is left dense, whatever list it stands in."""
+    listed = [item for field in _LISTS for item in said.names(field, default=())]
+    return listed + [f"re:{key[2:]}" for key in said.mapping("dynamic", {}) if key.startswith("-:") and key != "-:"]

@@ -6,20 +6,24 @@ Sources: `quantization/utils/gptq_utils.py:is_layer_gptq_quantized`, `compressed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from passes.errors import Reason
 from passes.ir.fused import absent_parts, fused
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.quant_config import quant_config
+from passes.ir.quant_config.module_names import is_whole
+from passes.ir.quant_config.quant_config import fields_of, quant_config
 from passes.ir.quant_config.read import quantization
 
 
 def fused_reasons(ir: ModelIR) -> Iterator[Reason]:
     """Return the first fused matrix whose parts are stored in two ways, and the first absent part that a checkpoint treats otherwise."""
-    yield from list(_disagreeing(ir))[:1]
-    if ir.quant_method is not None:
-        yield from list(_absent(ir))[:1]
+    found = quantization(ir.config, ir.name) if ir.quant_method is not None else None
+    if found is None or is_whole(fields_of(found[1], ir)):
+        yield from list(_disagreeing(ir))[:1]
+    if found is not None:
+        yield from list(_absent(ir, *found))[:1]
 
 
 def _disagreeing(ir: ModelIR) -> Iterator[Reason]:
@@ -32,12 +36,8 @@ def _disagreeing(ir: ModelIR) -> Iterator[Reason]:
                 yield Reason("fused_parts_disagree", message, "one format for all of them")
 
 
-def _absent(ir: ModelIR) -> Iterator[Reason]:
-    found = quantization(ir.config, ir.name)
-    if found is None:
-        return
-    (method, settings), decoder = found, ir.decoder
-    config = quant_config(method, ir)
+def _absent(ir: ModelIR, method: str, settings: Mapping[str, Any]) -> Iterator[Reason]:
+    config, decoder = quant_config(method, ir), ir.decoder
     for layer in range(len(decoder.layers)):
         prefix, block = decoder.layer_prefix(layer), decoder.block(layer)
         for beside, name in absent_parts(block):

@@ -63,6 +63,12 @@ def _marlin(reads: tuple[str, ...], types: tuple[tuple[int, bool], ...]) -> tupl
     return replace(tiles, since=_ALWAYS, until=(0, 14, 0), least=80), tiles, kernel
 
 
+def _exllama(reads: str, groups: tuple[int, ...]) -> tuple[Kernel, ...]:
+    """ExLlama's packs zero points along the rows, so that these are whole words."""
+    kernel = Kernel("ExLlama", (reads,), ((4, False),), groups, least=60, dtypes=_FLOAT16, rows=32 // 4)
+    return kernel, replace(kernel, types=((8, False),), rows=32 // 8)
+
+
 #: In the order in which vLLM asks them. What only packages bring that vLLM does not depend on (conch-triton-kernels) is not here.
 #: GPTQ's reader knows no zero points (`TYPE_MAP`) and asks for Marlin's groups first, whatever the kernel (`verify_marlin_supported`).
 KERNELS = (
@@ -73,11 +79,12 @@ KERNELS = (
     Kernel("AllSpark", (_CT, _GPTQ), ((8, False),), (-1,), since=(0, 8, 0), until=(0, 31, 0), least=80, most=89, rows=16, inputs=16),
     *_marlin((_CT, _AWQ), (*_SYMMETRIC, (4, True))),
     *_marlin((_GPTQ,), _SYMMETRIC),
-    Kernel("ExLlama", (_CT,), _SYMMETRIC, (ANY_GROUP,), least=60, dtypes=_FLOAT16, rows=8),
-    Kernel("ExLlama", (_GPTQ,), _SYMMETRIC, (32, 64, 128), least=60, dtypes=_FLOAT16, rows=8),
+    *_exllama(_CT, (ANY_GROUP,)),
+    *_exllama(_GPTQ, (32, 64, 128)),
     Kernel("TritonW4A16", (_CT,), ((4, False), (4, True)), (-1, 32, 64, 128, 256), since=(0, 23, 0), least=0, rows=8),
     Kernel("Humming", (_CT,), _ALL_TYPES, (-1, ANY_GROUP), since=(0, 23, 0)),
-    Kernel("Humming", (f"{_CT}/int8",), _SYMMETRIC, (-1, ANY_GROUP), since=(0, 26, 0)),
+    Kernel("Humming", (f"{_CT}/fp8",), ((4, False),), (128,), since=(0, 32, 0), least=90, most=90),
+    Kernel("Humming", (f"{_CT}/int8",), _ALL_TYPES, (-1, ANY_GROUP), since=(0, 26, 0)),
     # Readers of one method: plain GPTQ (`gptq.py`), to 0.21; plain AWQ (`awq.py`), layer by layer where Marlin does not do from 0.7.3 on.
     Kernel("GPTQ", (_GPTQ,), tuple(itertools.product((2, 3, 4, 8), (False, True))), (-1, ANY_GROUP), until=(0, 22, 0), least=60,
            dtypes=_FLOAT16, rows=8),
@@ -118,9 +125,9 @@ def runs(product: Product) -> bool:
     return not kernels or any(_lacks(kernel, product) is None for kernel in kernels)
 
 
-def kernel_for(product: Product) -> str | None:
-    """Return the name of the first kernel that multiplies it, as vLLM chooses; None where none does."""
-    return next((kernel.name for kernel in _readers(product) if _lacks(kernel, product) is None), None)
+def takers(product: Product) -> list[str]:
+    """Return the names of the kernels that multiply it, in vLLM's order: it runs the first."""
+    return [kernel.name for kernel in _readers(product) if _lacks(kernel, product) is None]
 
 
 def _readers(product: Product) -> tuple[Kernel, ...]:

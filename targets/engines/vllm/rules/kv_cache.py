@@ -98,11 +98,11 @@ def cache_type_reasons(ir: ModelIR, capability: int, rules: Rules) -> Iterator[R
 
 def _asked(ir: ModelIR, dtype: str, capability: int, rules: Rules) -> Iterator[_Asked]:
     for block, _ in ir.decoder.counts:
-        latent = isinstance(block.state, LatentKV)
-        if latent or isinstance(block.state, FullKV):
-            head = block.state.head_dim if isinstance(block.state, FullKV) else 0
-            sinks = any(tensor.name.endswith("sinks") for tensor in block.tensors)
-            yield _Asked(dtype, capability, rules.version, head, latent, sinks)
+        state, sinks = block.state, any(tensor.name.endswith("sinks") for tensor in block.tensors)
+        if isinstance(state, FullKV):
+            yield _Asked(dtype, capability, rules.version, state.head_dim, False, sinks)
+        elif isinstance(state, LatentKV):
+            yield _Asked(dtype, capability, rules.version, 0, True, sinks)
 
 
 def _lacks(row: Backend, asked: _Asked) -> tuple[int, str] | None:

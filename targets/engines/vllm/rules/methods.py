@@ -39,7 +39,7 @@ def _always(least: int, **rest: Version | tuple[Version, str] | frozenset[str]) 
     return Method(((_ALWAYS, least),), **rest)  # type: ignore[arg-type]
 
 
-#: By the start of a format's name; `/` after it: the type of its inputs (W4A8); before it: the `quant_method` of the checkpoint.
+#: By the start of a format's name, else of its kernels'. `/` after it: the type of its inputs (W4A8); before it: a `quant_method`.
 _METHODS: Mapping[str, Method] = {
     # compressed-tensors, by scheme
     "pack-quantized": Method(((_ALWAYS, 80), ((0, 12, 0), 75)), dtypes=_FLOATS),
@@ -48,7 +48,7 @@ _METHODS: Mapping[str, Method] = {
     "int-quantized": _always(75, dtypes=_FLOATS),
     "float-quantized": Method(((_ALWAYS, 80), ((0, 16, 0), 75)), dtypes=_FLOATS),
     "nvfp4-pack-quantized": Method((((0, 9, 0), 80), ((0, 16, 0), 75)), dtypes=_FLOATS),
-    "mxfp4-pack-quantized": Method((((0, 14, 0), 80),), dtypes=_FLOATS),
+    "compressed-tensors/mx": Method((((0, 14, 0), 80),), dtypes=_FLOATS),
     "compressed-tensors": _always(70, dtypes=_FLOATS),
     # GPTQ and AWQ: their kernels ask for more (`kernels`)
     "gptq": _always(60),
@@ -61,7 +61,7 @@ _METHODS: Mapping[str, Method] = {
     "modelopt/fp8": Method(((_ALWAYS, 89), ((0, 27, 0), 80))),
     "modelopt": Method((((0, 8, 0), 100), ((0, 9, 0), 80), ((0, 14, 0), 75))),
     "nvfp4-modelopt": Method((((0, 8, 0), 100), ((0, 9, 0), 80), ((0, 14, 0), 75))),
-    "mxfp4": Method((((0, 10, 0), 80),), dtypes=frozenset({"BF16"})),
+    "mx": Method((((0, 10, 0), 80),), dtypes=frozenset({"BF16"})),
     "mxfp8": Method((((0, 16, 0), 100), ((0, 20, 0), 80)), dtypes=frozenset({"BF16"})),
     # made while loading, and packages' own
     "fp8-online": Method(((_ALWAYS, 80), ((0, 14, 0), 75))),
@@ -83,7 +83,8 @@ _METHODS: Mapping[str, Method] = {
 
 def method_of(form: Format, source: str | None) -> Method | None:
     """Return how vLLM reads a format, in a checkpoint of this `quant_method`; None where it does not."""
-    names = (f"{source}/{form.engine_name}", f"{form.engine_name}/{form.inputs}", form.engine_name)
+    own, kernel = form.engine_name, form.kernel.value
+    names = (f"{source}/{own}", f"{form.quant_method}/{kernel}", f"{own}/{form.inputs}", own, kernel)
     found = (max(filter(name.startswith, _keys("/" in name)), key=len, default=None) for name in names)
     key = next((key for key in found if key is not None), None)
     return None if key is None else _METHODS[key]

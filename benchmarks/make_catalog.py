@@ -35,16 +35,18 @@ def read(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def more(models: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """The additional models, completed by their bases."""
+    """The additional models, completed by their bases (less the fields that a row is `without`); a row may say its own source."""
     added = {}
     for line in MORE.read_text().splitlines():
         row = json.loads(line)
-        base = models[row["base"]] if "base" in row else {"config": {}}
-        config = {**base["config"], **row["config"]}  # type: ignore[dict-item]
-        source = "values known from the published Hugging Face repo (recalled; not copied from a file here)"
-        if "base" in row:
+        base = models[row["base"]]["config"] if "base" in row else {}
+        assert isinstance(base, dict)
+        config = {field: value for field, value in base.items() if field not in row.get("without", ())} | row["config"]
+        source = row.get("source", "values known from the published Hugging Face repo (recalled; not copied from a file here)")
+        if "base" in row and "source" not in row:
             source += f"; the rest as in {row['base']}"
-        added[row["id"]] = {"id": row["id"], "config": config, "provenance": {"source": source, "confidence": "memory"}}
+        provenance = {"source": source, "confidence": row.get("confidence", "memory")}
+        added[row["id"]] = {"id": row["id"], "config": config, "provenance": provenance}
     return added
 
 

@@ -19,7 +19,7 @@ from passes.ir.model import ModelIR
 _MODULES: dict[str, tuple[str, ...]] = {
     "decoder": (
         "LlamaForCausalLM", "MistralForCausalLM", "Ministral3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
-        "MiMoForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "CohereForCausalLM",
+        "MiMoForCausalLM", "GemmaForCausalLM", "GlmOcrTextModel", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "CohereForCausalLM",
         "Cohere2ForCausalLM", "GraniteForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM",
         "Glm4ForCausalLM", "GlmForCausalLM", "SmolLM3ForCausalLM", "Exaone4ForCausalLM", "Starcoder2ForCausalLM",
         "NemotronForCausalLM", "PhiForCausalLM", "ApertusForCausalLM", "ArceeForCausalLM", "CwmForCausalLM", "Ernie4_5ForCausalLM",
@@ -84,7 +84,16 @@ TEXT_ARCHITECTURES = {
     "deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM", "kimi_k2": "DeepseekV3ForCausalLM",
     "kimi_linear": "KimiLinearForCausalLM", "llama4_text": "Llama4ForCausalLM", "mllama_text_model": "MllamaForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM", "qwen3_vl_moe_text": "Qwen3VLMoeTextModel", "qwen3_5_text": "Qwen3_5ForCausalLM",
-    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM", "glm4v_text": "Glm4ForCausalLM", "glm_ocr_text": "GlmOcrTextModel",
+    "glm4v_moe_text": "Glm4MoeForCausalLM", "glm4": "Glm4ForCausalLM", "glm4_moe": "Glm4MoeForCausalLM", "gemma": "GemmaForCausalLM",
+    "cohere2": "Cohere2ForCausalLM", "cohere": "CohereForCausalLM", "exaone4": "Exaone4ForCausalLM", "lfm2": "Lfm2ForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM", "paddleocr_vl_text": "Ernie4_5ForCausalLM", "ernie4_5": "Ernie4_5ForCausalLM",
+    "qwen2_5_omni_text": "Qwen2ForCausalLM", "qwen3_omni_moe_text": "Qwen3MoeForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
+    "hyperclovax": "HyperCLOVAXForCausalLM", "gemma3n_text": "Gemma3nForCausalLM", "gemma4_unified_text": "Gemma4ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM", "olmo2": "Olmo2ForCausalLM", "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
+    "hunyuan_vl_text": "HunYuanDenseV1ForCausalLM", "step3p5": "Step3p5ForCausalLM", "voxtral_realtime_text": "VoxtralRealtimeTextModel",
+    "seed_oss": "SeedOssForCausalLM", "gpt_oss": "GptOssForCausalLM", "granite4_vision_text": "GraniteForCausalLM",
+    "phi4_multimodal": "Phi3ForCausalLM", "starcoder2": "Starcoder2ForCausalLM", "nemotron_h": "NemotronHForCausalLM",
 }  # fmt: skip
 
 #: Fields that say the longest context, and what vLLM takes where there is none (`config/model.py`, `default_max_len`).

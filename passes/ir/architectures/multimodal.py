@@ -213,9 +213,29 @@ _FAMILIES: dict[str, Family] = {
 }
 
 
+#: The decoder's architecture where a model's config and template do not tell it.
+_DECODERS = {"Step3p7ForConditionalGeneration": "Step3p5ForCausalLM", "PaddleOCRVLForConditionalGeneration": "Ernie4_5ForCausalLM"}
+
+#: Models whose repositories hold more than the part that answers in text: where that part stands.
+_THINKERS = {"Qwen2_5OmniForConditionalGeneration": "thinker.", "Qwen2_5OmniModel": "thinker.", "Qwen3OmniMoeForConditionalGeneration": "thinker."}
+
+
+def templated(architecture: str) -> Family:
+    """A family whose towers come from a template."""
+    # Imported when needed: the other families do not read the templates.
+    from passes.ir.architectures.families.templates import template, towers
+
+    made, prefix = template(architecture), _THINKERS.get(architecture, "")
+    return Family(
+        Names(prefix + made["base"], prefix + made["head"]),
+        lambda root, text, m: towers(architecture, root, text, m, prefix),
+        _DECODERS.get(architecture, ""),
+    )
+
+
 def describe(root: Config, architecture: str, m: Maker, names: Names) -> Description:
     """The description of a multimodal model: its decoder and its towers."""
-    family = _FAMILIES[architecture]
+    family = _FAMILIES.get(architecture) or templated(architecture)
     text = text_config(root)
     decoder = family.text or TEXT_ARCHITECTURES.get(str(text.get("model_type")))
     if decoder is None:

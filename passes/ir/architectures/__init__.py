@@ -19,7 +19,7 @@ from passes.ir.model import ModelIR
 _MODULES: dict[str, tuple[str, ...]] = {
     "decoder": (
         "LlamaForCausalLM", "MistralForCausalLM", "Ministral3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
-        "MiMoForCausalLM", "GemmaForCausalLM", "GlmOcrTextModel", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "CohereForCausalLM",
+        "MiMoForCausalLM", "GemmaForCausalLM", "GlmOcrTextModel", "Glm4vTextModel", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "CohereForCausalLM",
         "Cohere2ForCausalLM", "GraniteForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM",
         "Glm4ForCausalLM", "GlmForCausalLM", "SmolLM3ForCausalLM", "Exaone4ForCausalLM", "Starcoder2ForCausalLM",
         "NemotronForCausalLM", "PhiForCausalLM", "ApertusForCausalLM", "ArceeForCausalLM", "CwmForCausalLM", "Ernie4_5ForCausalLM",
@@ -57,7 +57,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "families.named": (
         "GPT2LMHeadModel", "GPTBigCodeForCausalLM", "GPTNeoXForCausalLM", "ChatGLMModel", "ChatGLMForConditionalGeneration",
         "ExaoneForCausalLM", "TeleChat2ForCausalLM", "Plamo3ForCausalLM", "BailingMoeForCausalLM", "BailingMoeV2ForCausalLM",
-        "SarvamMoEForCausalLM",
+        "SarvamMoEForCausalLM", "AriaTextForCausalLM", "VoxtralRealtimeTextModel",
     ),
     "families.routed": (
         "AfmoeForCausalLM", "Cohere2MoeForCausalLM", "DeepseekForCausalLM", "Ernie4_5_MoeForCausalLM", "ExaoneMoeForCausalLM",
@@ -72,6 +72,20 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "Qwen3_5MoeForConditionalGeneration", "InternVLForConditionalGeneration", "Llama4ForConditionalGeneration",
         "MllamaForConditionalGeneration", "Gemma4ForConditionalGeneration", "KimiVLForConditionalGeneration",
         "KimiK25ForConditionalGeneration", "KimiK3ForConditionalGeneration", "MiniMaxM3SparseForConditionalGeneration",
+        "InternS1ForConditionalGeneration", "InternVLChatModel", "SkyworkR1VChatModel", "H2OVLChatModel", "OpenCUAForConditionalGeneration",
+        "NVLM_D", "BeeForConditionalGeneration", "RForConditionalGeneration",
+        # Towers from templates:
+        "AriaForConditionalGeneration", "AudioFlamingo3ForConditionalGeneration", "Cohere2VisionForConditionalGeneration",
+        "Exaone4_5_ForConditionalGeneration", "GlmAsrForConditionalGeneration", "Glm4vForConditionalGeneration",
+        "Glm4vMoeForConditionalGeneration", "GlmOcrForConditionalGeneration", "GraniteSpeechForConditionalGeneration",
+        "GraniteSpeechPlusForConditionalGeneration", "HCXVisionV2ForCausalLM", "Idefics3ForConditionalGeneration",
+        "Lfm2VlForConditionalGeneration", "LightOnOCRForConditionalGeneration", "LlavaNextVideoForConditionalGeneration",
+        "LlavaOnevisionForConditionalGeneration", "MiniCPMV4_6ForConditionalGeneration", "MiniCPMV4_7ForConditionalGeneration",
+        "MossTranscribeDiarizeForConditionalGeneration", "Ovis2ForConditionalGeneration", "PaddleOCRVLForConditionalGeneration",
+        "PaliGemmaForConditionalGeneration", "Qwen2AudioForConditionalGeneration", "Qwen2_5OmniForConditionalGeneration",
+        "Qwen2_5OmniModel", "Qwen3ASRForConditionalGeneration", "Qwen3ASRRealtimeGeneration", "Qwen3OmniMoeForConditionalGeneration",
+        "SmolVLMForConditionalGeneration", "Step3p7ForConditionalGeneration", "VoxtralForConditionalGeneration",
+        "VoxtralRealtimeGeneration",
     ),
 }  # fmt: skip
 _MODULE_OF = {architecture: module for module, names in _MODULES.items() for architecture in names}
@@ -84,7 +98,7 @@ TEXT_ARCHITECTURES = {
     "deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM", "kimi_k2": "DeepseekV3ForCausalLM",
     "kimi_linear": "KimiLinearForCausalLM", "llama4_text": "Llama4ForCausalLM", "mllama_text_model": "MllamaForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM", "qwen3_vl_moe_text": "Qwen3VLMoeTextModel", "qwen3_5_text": "Qwen3_5ForCausalLM",
-    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM", "glm4v_text": "Glm4ForCausalLM", "glm_ocr_text": "GlmOcrTextModel",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM", "glm4v_text": "Glm4vTextModel", "aria_text": "AriaTextForCausalLM", "internlm2": "InternLM2ForCausalLM", "glm_ocr_text": "GlmOcrTextModel",
     "glm4v_moe_text": "Glm4MoeForCausalLM", "glm4": "Glm4ForCausalLM", "glm4_moe": "Glm4MoeForCausalLM", "gemma": "GemmaForCausalLM",
     "cohere2": "Cohere2ForCausalLM", "cohere": "CohereForCausalLM", "exaone4": "Exaone4ForCausalLM", "lfm2": "Lfm2ForCausalLM",
     "lfm2_moe": "Lfm2MoeForCausalLM", "paddleocr_vl_text": "Ernie4_5ForCausalLM", "ernie4_5": "Ernie4_5ForCausalLM",
@@ -140,7 +154,10 @@ def build_ir(
     """
     root = Config(config, name)
     architecture, notes = _architecture(root, assume)
+    root = root.part("thinker_config") if root.has("thinker_config") else root
     text = root.text_part()
+    if root.has("text_config") and not text.has("vocab_size"):
+        text = root.part("text_config")
     dtype = root.dtype() or text.dtype()
     if dtype is None:
         dtype, notes = "BF16", (*notes, "config.json names no dtype: BF16 assumed")

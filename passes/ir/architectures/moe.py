@@ -288,7 +288,7 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
     Step-3.5 Flash: sliding layers have heads of their own (`attention_other_setting`), `moe_layers_enum` lists the sparse ones.
     """
     style = Style(qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm="head")
-    hidden, count = config.integer("hidden_size"), config.integer("num_experts", "moe_num_experts")
+    hidden, count = config.integer("hidden_size"), config.integer("num_experts", "moe_num_experts", "n_routed_experts")
     inner, active = config.integer("moe_intermediate_size"), config.integer("num_experts_per_tok", "moe_top_k")
     own = {**config.values, **config.get("attention_other_setting", default={})}
     sliding = Config(own, config.name, config.path, config.kind)

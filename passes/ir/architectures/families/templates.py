@@ -1,7 +1,8 @@
 """Towers and projectors of multimodal models from templates: names, and dimensions as products of the config's fields.
 
 `towers.jsonl` is made from transformers' classes (`benchmarks/make_towers.py`): one architecture a line, `tensors` of [name with `#`
-for numbers, dimensions, counts of the numbers, conditions]. A dimension is a number, or [factor, added, {field: exponent}].
+for numbers, dimensions, counts of the numbers, conditions]. A dimension is a number, or [factor, added, {field: exponent}];
+`grid` in place of the factor counts the whole patches of a square.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ def _value(expression: Any, fields: Mapping[str, Any]) -> Fraction:
     if not isinstance(expression, list):
         return Fraction(expression)
     factor, added, powers = expression
+    if factor == "grid":
+        side, patch = (fields[path] for path in powers)
+        return Fraction((int(side) // int(patch)) ** 2 + added)
     result = Fraction(factor)
     for path, exponent in powers.items():
         value = len(fields[path[4:]]) if path.startswith("len:") else fields[path]

@@ -16,6 +16,7 @@ import re
 import sys
 import warnings
 from collections import defaultdict
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,18 +33,16 @@ TARGET = Path(__file__).resolve().parent.parent / "passes" / "ir" / "architectur
 ARCHITECTURES = {
     name: name
     for name in (
-        "AriaForConditionalGeneration", "AudioFlamingo3ForConditionalGeneration", 
-        "Cohere2VisionForConditionalGeneration", "Exaone4_5_ForConditionalGeneration", 
-        "GlmAsrForConditionalGeneration", "Glm4vForConditionalGeneration",
-        "Glm4vMoeForConditionalGeneration", "GlmOcrForConditionalGeneration", "GraniteSpeechForConditionalGeneration",
-        "GraniteSpeechPlusForConditionalGeneration", 
-        "Idefics3ForConditionalGeneration", "MossTranscribeDiarizeForConditionalGeneration", "Lfm2VlForConditionalGeneration",
-        "LlavaNextVideoForConditionalGeneration", "LlavaOnevisionForConditionalGeneration", "MiniCPMV4_6ForConditionalGeneration",
-        "MiniCPMV4_7ForConditionalGeneration", "Ovis2ForConditionalGeneration",
-        "PaddleOCRVLForConditionalGeneration", "PaliGemmaForConditionalGeneration", 
-        "Qwen2AudioForConditionalGeneration", "Qwen3ASRForConditionalGeneration", "SmolVLMForConditionalGeneration",
-        "Step3p7ForConditionalGeneration", "VoxtralForConditionalGeneration", 
-        
+        "AriaForConditionalGeneration", "AudioFlamingo3ForConditionalGeneration", "Cohere2VisionForConditionalGeneration",
+        "Exaone4_5_ForConditionalGeneration", "Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration",
+        "GlmAsrForConditionalGeneration", "GlmOcrForConditionalGeneration", "GraniteSpeechForConditionalGeneration",
+        "GraniteSpeechPlusForConditionalGeneration", "Idefics3ForConditionalGeneration", "Lfm2VlForConditionalGeneration",
+        "LlavaNextVideoForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
+        "MiniCPMV4_6ForConditionalGeneration", "MiniCPMV4_7ForConditionalGeneration",
+        "MossTranscribeDiarizeForConditionalGeneration", "Ovis2ForConditionalGeneration",
+        "PaddleOCRVLForConditionalGeneration", "PaliGemmaForConditionalGeneration", "Qwen2AudioForConditionalGeneration",
+        "Qwen3ASRForConditionalGeneration", "SmolVLMForConditionalGeneration", "Step3p7ForConditionalGeneration",
+        "VoxtralForConditionalGeneration",
     )
 } | {
     "LightOnOCRForConditionalGeneration": "LightOnOcrForConditionalGeneration",
@@ -54,7 +53,9 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 #: Fields that change no shape, or that only the decoder has.
-_IGNORED = re.compile(r".*(token|_id|_ids|index|std|dropout|eps|seed|theta|rate|factor_|cache|loss|weight_decay|_theta)$|.*(dropout|initializer|token).*")
+_IGNORED = re.compile(
+    r".*(token|_id|_ids|index|std|dropout|eps|seed|theta|rate|factor_|cache|loss|weight_decay|_theta)$|.*(dropout|initializer|token).*"
+)
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 Shapes = dict[str, tuple[int, ...]]
@@ -73,7 +74,11 @@ def build(kind: type, config: Any) -> Shapes:
 def decoder_base(shapes: Shapes) -> tuple[str, str]:
     """The prefix of the decoder's layers, and the name of its head."""
     [base, *_] = sorted(
-        (name.removesuffix("embed_tokens.weight") for name in shapes if re.search(r"(language_model\.|^model\.|^)(.*\.)?embed_tokens\.weight$", name)),
+        (
+            name.removesuffix("embed_tokens.weight")
+            for name in shapes
+            if re.search(r"(language_model\.|^model\.|^)(.*\.)?embed_tokens\.weight$", name)
+        ),
         key=lambda prefix: ("language" not in prefix, len(prefix)),
     )
     head = next((name.removesuffix(".weight") for name in shapes if name.endswith("lm_head.weight")), "lm_head")
@@ -84,7 +89,12 @@ def decoder_base(shapes: Shapes) -> tuple[str, str]:
 
 def towers_of(shapes: Shapes, base: str, head: str) -> Shapes:
     """What is not the decoder's."""
-    inner = re.compile(re.escape(base) + r"(layers|embed_tokens|norm|embed_tokens_per_layer|per_layer_|altup_|embedding_norm|final_layernorm)\b.*|" + re.escape(base) + r"(per_layer_|altup_).*")
+    inner = re.compile(
+        re.escape(base)
+        + r"(layers|embed_tokens|norm|embed_tokens_per_layer|per_layer_|altup_|embedding_norm|final_layernorm)\b.*|"
+        + re.escape(base)
+        + r"(per_layer_|altup_).*"
+    )
     return {name: shape for name, shape in shapes.items() if not inner.match(name) and not name.startswith(head)}
 
 
@@ -103,7 +113,11 @@ def fields_of(config: Any) -> dict[str, Any]:
     walk(config, "")
     if hasattr(config, "text_config"):
         found["text_config.hidden_size"] = config.text_config.hidden_size
-    return {path: value for path, value in found.items() if path != "tie_word_embeddings" and not path.endswith("vocab_size")}
+    return {
+        path: value
+        for path, value in found.items()
+        if path != "tie_word_embeddings" and not path.endswith("vocab_size")
+    }
 
 
 def changed(config: Any, values: dict[str, Any]) -> Any:
@@ -125,13 +139,23 @@ def patterns(shapes: Shapes) -> dict[str, list[tuple[list[int], tuple[int, ...]]
         found[_NUMBER.sub("#", name)].append(([int(x) for x in _NUMBER.findall(name)], shape))
     whole: dict[str, list[tuple[list[int], tuple[int, ...]]]] = defaultdict(list)
     for name, tensors in found.items():
-        column = next((k for k in range(len(tensors[0][0]) - 1, -1, -1) if len({s for _, s in tensors}) > 1 and decides(tensors, k)), None)
+        column = next(
+            (
+                k
+                for k in range(len(tensors[0][0]) - 1, -1, -1)
+                if len({s for _, s in tensors}) > 1 and decides(tensors, k)
+            ),
+            None,
+        )
         for numbers, shape in tensors:
             if column is None:
                 whole[name].append((numbers, shape))
             else:
                 parts = name.split("#")
-                kept = "".join(part + ("" if k == len(parts) - 1 else str(numbers[k]) if k == column else "#") for k, part in enumerate(parts))
+                kept = "".join(
+                    part + ("" if k == len(parts) - 1 else str(numbers[k]) if k == column else "#")
+                    for k, part in enumerate(parts)
+                )
                 whole[kept].append((numbers[:column] + numbers[column + 1 :], shape))
     return whole
 
@@ -153,6 +177,15 @@ def power(before: int, after: int, factor: Fraction) -> tuple[int, int] | None:
     return None
 
 
+@dataclass
+class Findings:
+    """What is known of how tensors follow from fields, by `name|axis` (or `name|n` and the place of a number)."""
+
+    powers: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
+    added: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    conditions: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
 def template(architecture: str, kind: type, config: Any) -> dict[str, Any]:
     """What the class holds beside the decoder, in terms of the config's fields."""
     base, head = decoder_base(build(kind, config))
@@ -160,22 +193,20 @@ def template(architecture: str, kind: type, config: Any) -> dict[str, Any]:
     config = fullest(kind, config, fields, base, head)
     plain = towers_of(build(kind, config), base, head)
     pinned: dict[str, Any] = {}
-    exponents: dict[str, dict[str, int]] = defaultdict(dict)
-    added: dict[str, int] = defaultdict(int)
-    conditions: dict[str, list[str]] = defaultdict(list)
+    findings = Findings()
     used: set[str] = set()
-    known = {name: shape for name, shape in plain.items()}
+    known = dict(plain)
     tried: dict[str, Any] = {}
     for path, value in fields_of(config).items():
         understood = not alternatives(value)
         for new in alternatives(value):
             try:
                 other = towers_of(build(kind, changed(config, {path: new})), base, head)
-            except Exception:  # noqa: S112, BLE001 - a value that the class refuses says nothing
+            except Exception:  # noqa: BLE001 - a value that the class refuses says nothing
                 continue
             if other != plain:
                 try:
-                    note(path, value, new, plain, other, known, exponents, added, conditions)
+                    note(path, (value, new), plain, other, findings)
                 except ValueError:
                     continue
                 used.add(path)
@@ -184,8 +215,9 @@ def template(architecture: str, kind: type, config: Any) -> dict[str, Any]:
             break
         if not understood:
             pinned[path] = value
-    return finish(architecture, base, head, known, exponents, added, conditions, {path: value for path, value in fields_of(config).items() if path in used}, tried) | {
-        "defaults": {path: fields[path] for path in used}, "pinned": {path: value for path, value in pinned.items()},
+    return {
+        "architecture": architecture, "base": base, "head": head, "defaults": {path: fields[path] for path in sorted(used)},
+        "tried": tried, "pinned": pinned, "tensors": finish(known, findings, fields_of(config)),
     }  # fmt: skip
 
 
@@ -196,7 +228,7 @@ def fullest(kind: type, config: Any, fields: dict[str, Any], base: str, head: st
         if isinstance(value, bool):
             try:
                 other = towers_of(build(kind, changed(config, {path: not value})), base, head)
-            except Exception:  # noqa: S112, BLE001 - a value that the class refuses says nothing
+            except Exception:  # noqa: BLE001 - a value that the class refuses says nothing
                 continue
             if other.keys() > plain.keys():
                 config, plain = changed(config, {path: not value}), other
@@ -214,14 +246,15 @@ def alternatives(value: Any) -> list[Any]:
     return [value * 2, value // 2] if isinstance(value, int) else [value * 2, value / 2]
 
 
-def note(path: str, value: Any, new: Any, plain: Shapes, other: Shapes, known: Shapes, exponents: Any, added: Any, conditions: Any) -> None:  # noqa: PLR0913, PLR0917
-    """Write down what one changed field does."""
+def note(path: str, change: tuple[Any, Any], plain: Shapes, other: Shapes, found: Findings) -> None:
+    """Write down what one changed field does: `change` is its value before and after. Raises ValueError where that is not understood."""
+    value, new = change
     if isinstance(value, bool):
         before, after = patterns(plain), patterns(other)
         if more := after.keys() - before.keys():
             raise ValueError(f"{sorted(more)[0]} comes with {path} {new}")
         for name in before.keys() - after.keys():
-            conditions[name].append(path if value else f"!{path}")
+            found.conditions[name].append(path if value else f"!{path}")
         return
     counts_before, counts_after = patterns(plain), patterns(other)
     found_powers: list[tuple[str, str, int, int]] = []
@@ -237,20 +270,20 @@ def note(path: str, value: Any, new: Any, plain: Shapes, other: Shapes, known: S
             if n0 != n1:
                 if isinstance(value, list):
                     found_powers.append((f"{name}|n{column}", f"len:{path}", 1, 0))
-                elif (found := power(n0, n1, Fraction(new) / Fraction(value))) is not None:
-                    found_powers.append((f"{name}|n{column}", path, found[0], 0))
+                elif (step := power(n0, n1, Fraction(new) / Fraction(value))) is not None:
+                    found_powers.append((f"{name}|n{column}", path, step[0], 0))
                 else:
                     raise ValueError(f"{name}: {n0} became {n1} with {path} {value} -> {new}")
         s0, s1 = counts_before[name][0][1], counts_after[name][0][1]
         for axis, (d0, d1) in enumerate(zip(s0, s1, strict=True)):
             if d0 != d1:
-                found = power(d0, d1, Fraction(new) / Fraction(value)) if not isinstance(value, list) else None
-                if found is None:
+                step = power(d0, d1, Fraction(new) / Fraction(value)) if not isinstance(value, list) else None
+                if step is None:
                     raise ValueError(f"{name} axis {axis}: {d0} became {d1} with {path} {value} -> {new}")
-                found_powers.append((f"{name}|{axis}", path, *found))
-    for key, field, exponent, constant in found_powers:
-        exponents[key][field] = exponent
-        added[key] = max(added[key], constant)
+                found_powers.append((f"{name}|{axis}", path, *step))
+    for key, name, exponent, constant in found_powers:
+        found.powers[key][name] = exponent
+        found.added[key] = max(found.added[key], constant)
 
 
 def product(powers: dict[str, int], fields: dict[str, Any]) -> Fraction:
@@ -266,15 +299,17 @@ def expression(constant: int, powers: dict[str, int], added: int, fields: dict[s
     """A dimension: a number, or [factor, added, {field: exponent}]; `grid` for patches of a square, which come out whole."""
     if not powers:
         return constant
-    sides = [path for path, exponent in powers.items() if exponent == 2] + [path for path, exponent in powers.items() if exponent == -2]
+    sides = [path for path, exponent in powers.items() if exponent == 2] + [
+        path for path, exponent in powers.items() if exponent == -2
+    ]
     if len(powers) == len(sides) == 2 and (fields[sides[0]] // fields[sides[1]]) ** 2 == constant - added:
         return ["grid", added, {sides[0]: 2, sides[1]: -2}]
     factor = Fraction(constant - added) / product(powers, fields)
     return [str(factor), added, powers]
 
 
-def finish(architecture: str, base: str, head: str, known: Shapes, exponents: Any, added: Any, conditions: Any, fields: dict[str, Any], tried: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0913, PLR0917
-    """The template as it is written."""
+def finish(known: Shapes, findings: Findings, fields: dict[str, Any]) -> list[Any]:
+    """The tensors of a template as they are written."""
     tensors = []
     for name, found in patterns(known).items():
         numbers, shape = found[0]
@@ -284,18 +319,24 @@ def finish(architecture: str, base: str, head: str, known: Shapes, exponents: An
                 full = name
                 for number in own:
                     full = full.replace("#", str(number), 1)
-                if any(key.startswith(name + "|") for key in exponents):
+                if any(key.startswith(name + "|") for key in findings.powers):
                     raise ValueError(f"{name}: shapes differ by number and depend on fields")
-                tensors.append([full, list(s), [], conditions.get(name, [])])
+                tensors.append([full, list(s), [], findings.conditions.get(name, [])])
             continue
-        dims = [expression(d, exponents.get(f"{name}|{axis}", {}), added.get(f"{name}|{axis}", 0), fields) for axis, d in enumerate(shape)]
+        dims = [
+            expression(d, findings.powers.get(f"{name}|{axis}", {}), findings.added.get(f"{name}|{axis}", 0), fields)
+            for axis, d in enumerate(shape)
+        ]
         columns = [sorted({n[column] for n, _ in found}) for column in range(len(numbers))]
         times = [
-            [expression(len(column), exponents.get(f"{name}|n{k}", {}), 0, fields), column if column != list(range(len(column))) else None]
+            [
+                expression(len(column), findings.powers.get(f"{name}|n{k}", {}), 0, fields),
+                column if column != list(range(len(column))) else None,
+            ]
             for k, column in enumerate(columns)
         ]
-        tensors.append([name, dims, times, conditions.get(name, [])])
-    return {"architecture": architecture, "base": base, "head": head, "defaults": fields, "tried": tried, "tensors": tensors}
+        tensors.append([name, dims, times, findings.conditions.get(name, [])])
+    return tensors
 
 
 def tiny_text(config: Any) -> Any:
@@ -304,7 +345,9 @@ def tiny_text(config: Any) -> Any:
         kind, text = type(config), config.text_config
         layers = {"num_hidden_layers": 2}
         smaller = type(text)(**layers)
-        return kind(**{name: getattr(config, name) for name in kind.sub_configs if name != "text_config"}, text_config=smaller)
+        return kind(
+            **{name: getattr(config, name) for name in kind.sub_configs if name != "text_config"}, text_config=smaller
+        )
     except Exception:  # noqa: BLE001 - then with the decoder as it is
         return config
 
@@ -315,22 +358,30 @@ def agrees(kind: type, config: Any, made: dict[str, Any]) -> str:
 
     if not made["tensors"]:
         return "no towers found"
-    numbers = {path: new for path, new in made["tried"].items() if isinstance(new, (int, float)) and not isinstance(new, bool)}
+    numbers = {
+        path: new for path, new in made["tried"].items() if isinstance(new, (int, float)) and not isinstance(new, bool)
+    }
     for chosen in (dict(list(numbers.items())[::2]), dict(list(numbers.items())[1::2]), made["tried"]):
         try:
             written = towers_of(build(kind, changed(config, chosen)), made["base"], made["head"])
-        except Exception:  # noqa: S112, BLE001 - fields that do not go together
+        except Exception:  # noqa: BLE001 - fields that do not go together
             continue
         described = dict(expand(made, made["defaults"] | chosen))
         if described != written:
-            different = {name: (described.get(name), written.get(name)) for name in described.keys() | written.keys() if described.get(name) != written.get(name)}
+            different = {
+                name: (described.get(name), written.get(name))
+                for name in described.keys() | written.keys()
+                if described.get(name) != written.get(name)
+            }
             return f"{list(different.items())[:3]} with {chosen}"
     return ""
 
 
 def main(names: list[str]) -> None:
     """Write the templates of all architectures, or those of some again."""
-    lines = {json.loads(line)["architecture"]: line for line in TARGET.read_text().splitlines()} if TARGET.exists() else {}
+    lines = (
+        {json.loads(line)["architecture"]: line for line in TARGET.read_text().splitlines()} if TARGET.exists() else {}
+    )
     for architecture in names or ARCHITECTURES:
         kind = getattr(transformers, ARCHITECTURES[architecture])
         try:
@@ -342,7 +393,10 @@ def main(names: list[str]) -> None:
             print(f"left out: {architecture}: {type(error).__name__}: {str(error)[:300]}", flush=True)
             continue
         del made["tried"]
-        print(f"{architecture}: {len(made['tensors'])} names, {len(made['defaults'])} fields, under {made['base']}", flush=True)
+        print(
+            f"{architecture}: {len(made['tensors'])} names, {len(made['defaults'])} fields, under {made['base']}",
+            flush=True,
+        )
         lines[architecture] = json.dumps(made)
         TARGET.write_text("".join(f"{lines[name]}\n" for name in sorted(lines)))
 

@@ -296,7 +296,7 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
     sparse = m.router("moe.gate", count, hidden) + m.gated_mlp(
         hidden, config.integer("share_expert_dim"), shared=True, key="shared"
     ).at("share_expert.")
-    if config.flag("use_moe_router_bias"):
+    if config.flag("use_moe_router_bias", default=True):
         sparse += m.tensor("moe.router_bias", count)
     for name, role, out, into in (
         ("gate_proj", Role.GATE, inner, hidden),

@@ -175,6 +175,26 @@ def intern_vit(config: Config, m: Maker, prefix: str) -> Description:
     return tower("vision", prefix + "encoder.layers.{i}.", config.integer("num_hidden_layers"), layer, outer.at(prefix))
 
 
+def dots_vit(config: Config, m: Maker, prefix: str) -> Description:
+    """dots.ocr's tower and merger (vLLM 0.32, models/dots_ocr.py)."""
+    hidden, inner, bias = config.integer("embed_dim"), config.integer("intermediate_size"), config.flag("use_bias")
+    merged, out = hidden * config.integer("spatial_merge_size", default=2) ** 2, config.integer("hidden_size")
+    layer = total(
+        m.norms(hidden, "norm1", "norm2"),
+        m.linear("attn.qkv", Role.QKV, 3 * hidden, hidden, bias=bias),
+        m.linear("attn.proj", Role.O, hidden, hidden, bias=bias),
+        m.gated_mlp(hidden, inner, bias=bias, names=("fc1", "fc3", "fc2")).at("mlp."),
+    )
+    outer = total(
+        patches(m, "patch_embed.patchifier.proj", hidden, config, bias=True),
+        m.norms(hidden, "patch_embed.patchifier.norm"),
+        m.norms(hidden, "post_trunk_norm") if config.flag("post_norm", default=True) else Part(),
+        m.norms(hidden, "merger.ln_q", bias=True),
+        projector(m, "merger.mlp.0", merged, merged) + projector(m, "merger.mlp.2", out, merged),
+    )
+    return tower("vision", prefix + "blocks.{i}.", config.integer("num_hidden_layers"), layer, outer.at(prefix))
+
+
 def mllama_vision(config: Config, m: Maker, prefix: str) -> Description:
     """Llama 3.2 Vision's tower: local layers, then gated global ones, with embeddings of tiles and aspect ratios."""
     hidden, heads, inner = (

@@ -196,7 +196,11 @@ def bailing(config: Config, m: Maker, names: Names) -> Description:
 
 def aria(config: Config, m: Maker, names: Names) -> Description:
     """Aria's decoder (arXiv 2410.05993): Llama with experts in two 3-D tensors, transposed, and shared experts."""
-    hidden, inner, count = config.integer("hidden_size"), config.integer("intermediate_size"), config.integer("moe_num_experts")
+    hidden, inner, count = (
+        config.integer("hidden_size"),
+        config.integer("intermediate_size"),
+        config.integer("moe_num_experts"),
+    )
     heads, kv_heads, dim = head_sizes(config)
     active, expert = config.integer("moe_topk"), "experts.{e}."
     gate_up = Stacking("experts.fc1.weight", True, ((expert + "gate_proj", inner), (expert + "up_proj", inner)))
@@ -208,7 +212,9 @@ def aria(config: Config, m: Maker, names: Names) -> Description:
             m.router("router", count, hidden),
             m.bank(expert + "gate_up_proj", Role.GATE_UP, 2 * inner, hidden, count, active, stacking=gate_up),
             m.bank(expert + "down_proj", Role.DOWN, hidden, inner, count, active, stacking=down),
-            m.gated_mlp(hidden, inner * config.integer("moe_num_shared_experts"), shared=True, key="shared").at("shared_experts."),
+            m.gated_mlp(hidden, inner * config.integer("moe_num_shared_experts"), shared=True, key="shared").at(
+                "shared_experts."
+            ),
         ).at("mlp."),
     )
     block = layer.block(FullKV(kv_heads, dim, dim), heads)

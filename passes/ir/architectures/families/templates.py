@@ -51,10 +51,10 @@ def _value(expression: Any, fields: Mapping[str, Any]) -> Fraction:
     if factor == "grid":
         side, patch = (fields[path] for path in powers)
         return Fraction((int(side) // int(patch)) ** 2 + added)
-    result = Fraction(factor)
+    result: Fraction = Fraction(factor)
     for path, exponent in powers.items():
         value = len(fields[path[4:]]) if path.startswith("len:") else fields[path]
-        result *= Fraction(value) ** int(exponent)
+        result *= Fraction(Fraction(value) ** int(exponent))
     return result + added
 
 
@@ -73,7 +73,8 @@ def rows(made: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterator[tuple[s
             continue
         shape = tuple(_size(dim, fields, name) for dim in dims)
         columns = [
-            (fixed[: _size(count, fields, name)] if fixed is not None else list(range(_size(count, fields, name)))) for count, fixed in times
+            (fixed[: _size(count, fields, name)] if fixed is not None else list(range(_size(count, fields, name))))
+            for count, fixed in times
         ]
         yield name, shape, columns
 
@@ -113,7 +114,9 @@ def towers(architecture: str, root: Config, text: Config, m: Maker, prefix: str 
     try:
         found = list(rows(made, fields))
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise not_understood(root.name, f"{root.path}: towers of {architecture} do not come out whole ({error})") from error
+        raise not_understood(
+            root.name, f"{root.path}: towers of {architecture} do not come out whole ({error})"
+        ) from error
     shapes = {name: shape for name, shape, _ in found}
     stacks: dict[tuple[str, tuple[int, ...]], Part] = {}
     outer = Part()
@@ -134,7 +137,9 @@ def towers(architecture: str, root: Config, text: Config, m: Maker, prefix: str 
     layered = []
     for (before, numbers), part in stacks.items():
         if numbers == tuple(range(numbers[0], numbers[0] + len(numbers))):
-            layered.append(make_stack("vision", prefix + before + "{i}.", [part.dense().block()] * len(numbers), numbers[0]))
+            layered.append(
+                make_stack("vision", prefix + before + "{i}.", [part.dense().block()] * len(numbers), numbers[0])
+            )
         else:
             outer += total(*(part.at(f"{before}{number}.") for number in numbers))
     return Description(tuple(layered), outer.dense().at(prefix))

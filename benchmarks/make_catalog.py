@@ -15,6 +15,8 @@ import json
 import sys
 from pathlib import Path
 
+from passes.ir.names import convention
+
 MORE = Path(__file__).resolve().parent / "data" / "more_models.jsonl"
 CORRECTIONS = MORE.with_name("corrections.jsonl")
 TARGET = Path(__file__).resolve().parent.parent / "passes" / "ir" / "catalog" / "models.jsonl"
@@ -40,16 +42,20 @@ def _kept(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def more(models: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """The additional models, completed by their bases."""
+    """The additional models, completed by their bases (less the fields that a row is `without`); a row may say its own source."""
     added = {}
     for line in MORE.read_text().splitlines():
         row = json.loads(line)
-        base = models[row["base"]] if "base" in row else {"config": {}}
-        config = {**base["config"], **row["config"]}  # type: ignore[dict-item]
-        source = "values known from the published Hugging Face repo (recalled; not copied from a file here)"
-        if "base" in row:
+        base = models[row["base"]]["config"] if "base" in row else {}
+        assert isinstance(base, dict)
+        config = {field: value for field, value in base.items() if field not in row.get("without", ())} | row["config"]
+        source = row.get(
+            "source", "values known from the published Hugging Face repo (recalled; not copied from a file here)"
+        )
+        if "base" in row and "source" not in row:
             source += f"; the rest as in {row['base']}"
-        added[row["id"]] = {"id": row["id"], "config": config, "provenance": {"source": source, "confidence": "memory"}}
+        provenance = {"source": source, "confidence": row.get("confidence", "memory")}
+        added[row["id"]] = {"id": row["id"], "config": config, "provenance": provenance}
     return added
 
 
@@ -58,7 +64,7 @@ def corrected(models: dict[str, dict[str, object]]) -> None:
     for line in CORRECTIONS.read_text().splitlines():
         row = json.loads(line)
         model = models[row["id"]]
-        model["config"] |= row["config"]  # type: ignore[operator]
+        model["config"] |= row["config"]
         model["provenance"] |= {"corrected": row["source"]}  # type: ignore[operator]
 
 
@@ -70,7 +76,8 @@ def unchecked(model: dict[str, object]) -> dict[str, object]:
     if provenance["confidence"] != "memory":
         return {}
     if "quantization_config" in config or "hf_quant_config" in config:
-        return {"unchecked": "how its weights are stored is", "spread": QUANTIZATION_SPREAD}
+        row = convention(str(model["id"]), str(model["id"]))
+        return {"unchecked": "how its weights are stored is", "spread": row["spread"] if row else QUANTIZATION_SPREAD}
     if provenance.get("param_count") != provenance.get("param_count_computed") or not provenance.get("param_count"):
         return {"unchecked": "its shapes are", "spread": SHAPES_SPREAD}
     return {}

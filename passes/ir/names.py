@@ -135,22 +135,25 @@ def _plain(name: str) -> list[str]:
     return [word for word in _words(_bare(name)) if word not in _VARIANTS | _EMPTY]
 
 
-def _quantized(name: str) -> Match | None:
-    """A quantized repository of a model whose dense version is known."""
-    words = _words(_bare(name))
-    told = set(words) & _stored()
-    dense = "-".join(word for word in words if word not in told)
-    if not told or (base := find(dense)) is None:
-        return None
+def convention(name: str, model: str) -> dict[str, Any] | None:
+    """How the publisher of a repository usually stores what its name says of a model: a row of `conventions.json`, or None."""
+    told = set(_words(_bare(name))) & _stored()
     publisher = name.rpartition("/")[0]
     for row in _conventions():
         made_by = re.fullmatch(row.get("publisher", ".*"), publisher)
-        if set(row["words"]) == told and made_by and re.search(row.get("model", ""), base.id):
-            note = (
-                f"{name} is not in the catalog; shapes of {base.id}, assumed stored as {row['said']} ({row['source']})"
-            )
-            return Match(base.id, note, row["settings"], row["spread"])
+        if set(row["words"]) == told and made_by and re.search(row.get("model", ""), model):
+            return row
     return None
+
+
+def _quantized(name: str) -> Match | None:
+    """A quantized repository of a model whose dense version is known."""
+    words = _words(_bare(name))
+    dense = "-".join(word for word in words if word not in _stored())
+    if not set(words) & _stored() or (base := find(dense)) is None or (row := convention(name, base.id)) is None:
+        return None
+    note = f"{name} is not in the catalog; shapes of {base.id}, assumed stored as {row['said']} ({row['source']})"
+    return Match(base.id, note, row["settings"], row["spread"])
 
 
 def unknown_model(name: str) -> InputError:

@@ -10,6 +10,11 @@ _CLASSES = {
     "KimiK25ForConditionalGeneration": "Kimi_K25ForConditionalGeneration",
     "PhiMoEForCausalLM": "PhimoeForCausalLM",
     "MPTForCausalLM": "MptForCausalLM",
+    "LightOnOCRForConditionalGeneration": "LightOnOcrForConditionalGeneration",
+    "VoxtralRealtimeGeneration": "VoxtralRealtimeForConditionalGeneration",
+    "HCXVisionV2ForCausalLM": "HyperCLOVAXVisionV2ForConditionalGeneration",
+    "Qwen2_5OmniForConditionalGeneration": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "Qwen3OmniMoeForConditionalGeneration": "Qwen3OmniMoeThinkerForConditionalGeneration",
 }
 _MODEL_TYPES = {"kimi_k2": "deepseek_v3"}
 _LAYERS, _EXPERTS = 8, 4

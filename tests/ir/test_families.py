@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from passes.errors import InputError
+from passes.ir import catalog
 from passes.ir.architectures import build_ir, understood
+from passes.ir.architectures.families import templates
 from tests.ir.reference import default_config, reduced, written_by_transformers
+
+TINY = {
+    "model_type": "exaone4", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 256, "sliding_window": 64, "sliding_window_pattern": "LLLG",
+}  # fmt: skip
 
 #: Architecture and what is set in the class's default config, so that every kind of layer is there.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -72,8 +81,53 @@ def test_names_and_shapes_are_those_of_transformers(architecture: str) -> None:
     assert {name: shape for name, shape in described.items() if not re.match(r"mtp\.", name)} == written
 
 
+#: Multimodal architectures whose towers come from templates, and their classes where those have other names.
+TEMPLATED = [
+    json.loads(line)["architecture"]
+    for line in (Path(templates.__file__).with_name("towers.jsonl")).read_text().splitlines()
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", TEMPLATED)
+def test_towers_and_decoder_are_those_of_transformers(architecture: str) -> None:
+    config = reduced(default_config(architecture, {}))
+    config.get("text_config", {}).pop("per_layer_config", None)
+    described = {
+        tensor.name.removeprefix("thinker."): tensor.shape for tensor in build_ir(config, architecture).tensors()
+    }
+    assert described == written_by_transformers(config)
+
+
+def test_a_tower_that_its_template_does_not_know_is_refused() -> None:
+    made = templates.template("Exaone4_5_ForConditionalGeneration")
+    [field] = [path for path in made["pinned"] if path.endswith("num_heads")]
+    config = {
+        "architectures": ["Exaone4_5_ForConditionalGeneration"],
+        "dtype": "bfloat16",
+        "text_config": TINY,
+        "vision_config": {"num_heads": 3},
+    }
+    with pytest.raises(InputError, match=f"{field} 3 is not known here"):
+        build_ir(config, "some/model")
+
+
+def test_opengvlab_s_own_names_hold_the_weights_of_the_converted_model() -> None:
+    converted = catalog.entry("OpenGVLab/InternVL3-8B-hf").config
+    vision = converted["vision_config"] | {"qkv_bias": True, "qk_normalization": False, "norm_type": "layer_norm"}
+    vision |= {field: vision[field][0] for field in ("image_size", "patch_size") if isinstance(vision.get(field), list)}
+    own = {
+        "architectures": ["InternVLChatModel"],
+        "dtype": "bfloat16",
+        "llm_config": converted["text_config"],
+        "vision_config": vision,
+    }
+    assert build_ir(own, "own").weights == build_ir(converted, "converted").weights
+
+
 def test_most_of_what_vllm_runs_is_understood_and_the_rest_is_refused_by_name() -> None:
     text, others = understood("text")
     assert len(text) >= 90
+    assert len(understood("multimodal")[0]) >= 60
     with pytest.raises(InputError, match=f"{others[0]}.*known to vLLM, and its shapes are not modelled here"):
         build_ir({"architectures": [others[0]], "hidden_size": 8}, "some/model")

@@ -20,14 +20,14 @@ from passes.ir.model import ModelIR
 _MODULES: dict[str, tuple[str, ...]] = {
     "decoder": (
         "LlamaForCausalLM", "MistralForCausalLM", "Ministral3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
-        "MiMoForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "CohereForCausalLM",
-        "Cohere2ForCausalLM", "GraniteForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM",
-        "Glm4ForCausalLM", "GlmForCausalLM", "SmolLM3ForCausalLM", "Exaone4ForCausalLM", "Starcoder2ForCausalLM",
-        "NemotronForCausalLM", "PhiForCausalLM", "ApertusForCausalLM", "ArceeForCausalLM", "CwmForCausalLM", "Ernie4_5ForCausalLM",
-        "GraniteSWAForCausalLM", "HeliumForCausalLM", "HunYuanDenseV1ForCausalLM", "HyperCLOVAXForCausalLM", "InternLM3ForCausalLM",
-        "IQuestCoderForCausalLM", "Jais2ForCausalLM", "LLaMAForCausalLM", "MiniCPMForCausalLM", "OrionForCausalLM",
-        "PanguEmbeddedForCausalLM", "Rnj1ForCausalLM", "SeedOssForCausalLM", "SolarForCausalLM", "StableLmForCausalLM",
-        "Step1ForCausalLM", "TeleChat3ForCausalLM", "TeleFLMForCausalLM",
+        "MiMoForCausalLM", "GemmaForCausalLM", "GlmOcrTextModel", "Glm4vTextModel", "Gemma2ForCausalLM", "Gemma3ForCausalLM",
+        "CohereForCausalLM", "Cohere2ForCausalLM", "GraniteForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM",
+        "Phi3ForCausalLM", "Glm4ForCausalLM", "GlmForCausalLM", "SmolLM3ForCausalLM", "Exaone4ForCausalLM",
+        "Starcoder2ForCausalLM", "NemotronForCausalLM", "PhiForCausalLM", "ApertusForCausalLM", "ArceeForCausalLM",
+        "CwmForCausalLM", "Ernie4_5ForCausalLM", "GraniteSWAForCausalLM", "HeliumForCausalLM", "HunYuanDenseV1ForCausalLM",
+        "HyperCLOVAXForCausalLM", "InternLM3ForCausalLM", "IQuestCoderForCausalLM", "Jais2ForCausalLM", "LLaMAForCausalLM",
+        "MiniCPMForCausalLM", "OrionForCausalLM", "PanguEmbeddedForCausalLM", "Rnj1ForCausalLM", "SeedOssForCausalLM",
+        "SolarForCausalLM", "StableLmForCausalLM", "Step1ForCausalLM", "TeleChat3ForCausalLM", "TeleFLMForCausalLM",
     ),
     "classic": (
         "OPTForCausalLM", "FalconForCausalLM", "RWForCausalLM", "GPTJForCausalLM", "BloomForCausalLM", "MptForCausalLM",
@@ -37,13 +37,13 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "moe": (
         "MixtralForCausalLM", "PhiMoEForCausalLM", "PhimoeForCausalLM", "MiniMaxM2ForCausalLM", "MiniMaxM3ForCausalLM",
         "MiniMaxM3SparseForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3VLMoeTextModel", "OlmoeForCausalLM",
-        "GraniteMoeForCausalLM", "Glm4MoeForCausalLM", "GptOssForCausalLM", "MiMoV2FlashForCausalLM", "Step3p7FlashForCausalLM", "Step3p5ForCausalLM", "MiMoV2ForCausalLM",
-        "Llama4ForCausalLM",
+        "GraniteMoeForCausalLM", "Glm4MoeForCausalLM", "GptOssForCausalLM", "MiMoV2FlashForCausalLM", "Step3p7FlashForCausalLM",
+        "Step3p5ForCausalLM", "MiMoV2ForCausalLM", "Llama4ForCausalLM",
     ),
     "mla": (
-        "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM", "Mistral4ForCausalLM",
-        "Glm4MoeLiteForCausalLM", "MistralLarge3ForCausalLM", "SarvamMLAForCausalLM", "AXK1ForCausalLM", "PanguUltraMoEForCausalLM",
-        "MiniCPM3ForCausalLM", "YoutuForCausalLM",
+        "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM",
+        "Mistral4ForCausalLM", "Glm4MoeLiteForCausalLM", "MistralLarge3ForCausalLM", "SarvamMLAForCausalLM", "AXK1ForCausalLM",
+        "PanguUltraMoEForCausalLM", "MiniCPM3ForCausalLM", "YoutuForCausalLM",
     ),
     "hybrid": (
         "Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM", "NemotronHForCausalLM", "KimiLinearForCausalLM",
@@ -58,7 +58,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "families.named": (
         "GPT2LMHeadModel", "GPTBigCodeForCausalLM", "GPTNeoXForCausalLM", "ChatGLMModel", "ChatGLMForConditionalGeneration",
         "ExaoneForCausalLM", "TeleChat2ForCausalLM", "Plamo3ForCausalLM", "BailingMoeForCausalLM", "BailingMoeV2ForCausalLM",
-        "SarvamMoEForCausalLM",
+        "SarvamMoEForCausalLM", "AriaTextForCausalLM", "VoxtralRealtimeTextModel",
     ),
     "families.routed": (
         "AfmoeForCausalLM", "Cohere2MoeForCausalLM", "DeepseekForCausalLM", "Ernie4_5_MoeForCausalLM", "ExaoneMoeForCausalLM",
@@ -73,19 +73,44 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "Qwen3_5MoeForConditionalGeneration", "InternVLForConditionalGeneration", "Llama4ForConditionalGeneration",
         "MllamaForConditionalGeneration", "Gemma4ForConditionalGeneration", "KimiVLForConditionalGeneration",
         "KimiK25ForConditionalGeneration", "KimiK3ForConditionalGeneration", "MiniMaxM3SparseForConditionalGeneration",
+        "InternS1ForConditionalGeneration", "InternVLChatModel", "SkyworkR1VChatModel", "H2OVLChatModel",
+        "OpenCUAForConditionalGeneration", "NVLM_D", "Eagle2_5_VLForConditionalGeneration", "DotsOCRForCausalLM",
+        "KeyeForConditionalGeneration", "KeyeVL1_5ForConditionalGeneration", "BeeForConditionalGeneration",
+        "RForConditionalGeneration", "AriaForConditionalGeneration", "AudioFlamingo3ForConditionalGeneration",
+        "Cohere2VisionForConditionalGeneration", "Exaone4_5_ForConditionalGeneration", "GlmAsrForConditionalGeneration",
+        "Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration", "GlmOcrForConditionalGeneration",
+        "GraniteSpeechForConditionalGeneration", "GraniteSpeechPlusForConditionalGeneration", "HCXVisionV2ForCausalLM",
+        "Idefics3ForConditionalGeneration", "Lfm2VlForConditionalGeneration", "LightOnOCRForConditionalGeneration",
+        "LlavaNextVideoForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
+        "MiniCPMV4_6ForConditionalGeneration", "MiniCPMV4_7ForConditionalGeneration",
+        "MossTranscribeDiarizeForConditionalGeneration", "Ovis2ForConditionalGeneration", "PaddleOCRVLForConditionalGeneration",
+        "PaliGemmaForConditionalGeneration", "Qwen2AudioForConditionalGeneration", "Qwen2_5OmniForConditionalGeneration",
+        "Qwen2_5OmniModel", "Qwen3ASRForConditionalGeneration", "Qwen3ASRRealtimeGeneration",
+        "Qwen3OmniMoeForConditionalGeneration", "SmolVLMForConditionalGeneration", "Step3p7ForConditionalGeneration",
+        "VoxtralForConditionalGeneration", "VoxtralRealtimeGeneration",
     ),
 }  # fmt: skip
 _MODULE_OF = {architecture: module for module, names in _MODULES.items() for architecture in names}
 
 #: The architecture of a nested text decoder, by its model_type.
 TEXT_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "ministral3": "Ministral3ForCausalLM", "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM", "granite": "GraniteForCausalLM", "phi3": "Phi3ForCausalLM", "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM", "gemma4_text": "Gemma4ForCausalLM", "mistral4": "Mistral4ForCausalLM",
-    "deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM", "kimi_k2": "DeepseekV3ForCausalLM",
-    "kimi_linear": "KimiLinearForCausalLM", "llama4_text": "Llama4ForCausalLM", "mllama_text_model": "MllamaForCausalLM",
-    "qwen3_vl_text": "Qwen3ForCausalLM", "qwen3_vl_moe_text": "Qwen3VLMoeTextModel", "qwen3_5_text": "Qwen3_5ForCausalLM",
-    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "ministral3": "Ministral3ForCausalLM", "qwen2":
+    "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "granite": "GraniteForCausalLM", "phi3": "Phi3ForCausalLM", "gemma2":
+    "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "gemma4_text": "Gemma4ForCausalLM", "mistral4":
+    "Mistral4ForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM", "kimi_k2":
+    "DeepseekV3ForCausalLM", "kimi_linear": "KimiLinearForCausalLM", "llama4_text": "Llama4ForCausalLM", "mllama_text_model":
+    "MllamaForCausalLM", "qwen3_vl_text": "Qwen3ForCausalLM", "qwen3_vl_moe_text": "Qwen3VLMoeTextModel", "qwen3_5_text":
+    "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM", "glm4v_text": "Glm4vTextModel", "aria_text":
+    "AriaTextForCausalLM", "internlm2": "InternLM2ForCausalLM", "glm_ocr_text": "GlmOcrTextModel", "glm4v_moe_text":
+    "Glm4MoeForCausalLM", "glm4": "Glm4ForCausalLM", "glm4_moe": "Glm4MoeForCausalLM", "gemma": "GemmaForCausalLM", "cohere2":
+    "Cohere2ForCausalLM", "cohere": "CohereForCausalLM", "exaone4": "Exaone4ForCausalLM", "lfm2": "Lfm2ForCausalLM", "lfm2_moe":
+    "Lfm2MoeForCausalLM", "paddleocr_vl_text": "Ernie4_5ForCausalLM", "ernie4_5": "Ernie4_5ForCausalLM", "qwen2_5_omni_text":
+    "Qwen2ForCausalLM", "qwen3_omni_moe_text": "Qwen3MoeForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM", "hyperclovax":
+    "HyperCLOVAXForCausalLM", "gemma3n_text": "Gemma3nForCausalLM", "gemma4_unified_text": "Gemma4ForCausalLM", "smollm3":
+    "SmolLM3ForCausalLM", "olmo2": "Olmo2ForCausalLM", "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM", "hunyuan_vl_text":
+    "HunYuanDenseV1ForCausalLM", "step3p5": "Step3p5ForCausalLM", "voxtral_realtime_text": "VoxtralRealtimeTextModel",
+    "seed_oss": "SeedOssForCausalLM", "gpt_oss": "GptOssForCausalLM", "granite4_vision_text": "GraniteForCausalLM",
+    "phi4_multimodal": "Phi3ForCausalLM", "starcoder2": "Starcoder2ForCausalLM", "nemotron_h": "NemotronHForCausalLM",
 }  # fmt: skip
 
 #: Fields that say the longest context, and what vLLM takes where there is none (`config/model.py`, `default_max_len`).
@@ -132,7 +157,10 @@ def build_ir(
     """
     root = Config(config, name)
     architecture, head, notes = _architecture(root, assume)
+    root = root.part("thinker_config") if root.has("thinker_config") else root
     text = root.text_part()
+    if root.has("text_config") and not text.has("vocab_size"):
+        text = root.part("text_config")
     dtype = root.dtype() or text.dtype()
     if dtype is None:
         dtype, notes = "BF16", (*notes, "config.json names no dtype: BF16 assumed")

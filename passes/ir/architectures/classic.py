@@ -178,7 +178,8 @@ def internlm2(config: Config, m: Maker, names: Names) -> Description:
         ).at("attention."),
         m.gated_mlp(hidden, config.integer("intermediate_size"), names=("w1", "w3", "w2")).at("feed_forward."),
     )  # fmt: skip
-    outer = ends(m, config, Names(names.base, "output"), is_tied(config, False), embedding="tok_embeddings")
+    head = names.head.replace("lm_head", "output")
+    outer = ends(m, config, Names(names.base, head), is_tied(config, False), embedding="tok_embeddings")
     count = config.integer("num_hidden_layers")
     return Description((_layers(names.base + "layers.{i}.", count, layer, heads, kv_heads, head_dim),), outer)
 

@@ -78,6 +78,14 @@ STYLES: dict[str, Style] = {
         norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"),
         o_bias=False, mlp="fused",
     ),
+    "Glm4vTextModel": Style(
+        norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"), qkv_bias=True,
+        o_bias=False, mlp="fused",
+    ),
+    "GlmOcrTextModel": Style(
+        norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"), qkv_bias=False,
+        o_bias=False, mlp="fused",
+    ),
     "GlmForCausalLM": Style(o_bias=False, mlp="fused"),
     "SmolLM3ForCausalLM": Style(tied=True, window="qwen"),
     "Exaone4ForCausalLM": Style(

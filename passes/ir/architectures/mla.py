@@ -68,18 +68,24 @@ def latent_state(config: Config, *, indexed: bool) -> LatentKV:
 
 
 def _deepseek(
-    config: Config, m: Maker, names: Names, *, route_bias: bool, indexed: bool, norms: tuple[str, ...] = (),
-    sparse_norms: tuple[str, ...] = (),
-) -> Description:  # fmt: skip
-    """`norms`: a family's own in every layer; `sparse_norms`: in those with experts."""
+    config: Config,
+    m: Maker,
+    names: Names,
+    *,
+    route_bias: bool,
+    indexed: bool,
+    own_norms: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
+) -> Description:
+    """`own_norms`: a family's norms beside the usual two, in every layer and in those with experts."""
+    every, where_sparse = own_norms
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    common = m.norms(hidden, "input_layernorm", "post_attention_layernorm", *norms)
+    common = m.norms(hidden, "input_layernorm", "post_attention_layernorm", *every)
     plain = latent_attention(config, m)
     with_index = plain + indexer(config, m) if indexed else plain
     layers = config.layer_numbers()
     kinds = config.names("indexer_types", len(layers), ["full"] * len(layers))
     has_index = [indexed and kind == "full" for kind in kinds]
-    sparse = routed_with_bias(config, m, bias=route_bias) + m.norms(hidden, *sparse_norms)
+    sparse = routed_with_bias(config, m, bias=route_bias) + m.norms(hidden, *where_sparse)
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
     blocks = []
     for i in config.layer_numbers():
@@ -156,14 +162,14 @@ def dense_latent(config: Config, m: Maker, names: Names, *, tied: bool) -> Descr
 
 def axk1(config: Config, m: Maker, names: Names) -> Description:
     """A.X K1: DeepSeek V3 with a norm behind the experts."""
-    return _deepseek(config, m, names, route_bias=True, indexed=False, sparse_norms=("post_mlp_layernorm",))
+    return _deepseek(config, m, names, route_bias=True, indexed=False, own_norms=((), ("post_mlp_layernorm",)))
 
 
 def pangu_ultra(config: Config, m: Maker, names: Names) -> Description:
     """openPangu Ultra MoE: DeepSeek V3 with two more norms where `sandwich_norm` (vLLM 0.32, models/openpangu.py)."""
     more = ("pre_mlp_layernorm", "post_mlp_layernorm") if config.flag("sandwich_norm") else ()
     bias = config.flag("router_enable_expert_bias")
-    return _deepseek(config, m, names, route_bias=bias, indexed=False, norms=more)
+    return _deepseek(config, m, names, route_bias=bias, indexed=False, own_norms=(more, ()))
 
 
 _FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {

@@ -290,7 +290,7 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
     Step-3.5 Flash: sliding layers have heads of their own (`attention_other_setting`), `moe_layers_enum` lists the sparse ones.
     """
     style = Style(qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm="head")
-    hidden, count = config.integer("hidden_size"), config.integer("num_experts", "moe_num_experts")
+    hidden, count = config.integer("hidden_size"), config.integer("num_experts", "moe_num_experts", "n_routed_experts")
     inner, active = config.integer("moe_intermediate_size"), config.integer("num_experts_per_tok", "moe_top_k")
     own = {**config.values, **config.mapping("attention_other_setting", {})}
     sliding = Config(own, config.name, config.path, config.kind)
@@ -298,7 +298,7 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
     sparse = m.router("moe.gate", count, hidden) + m.gated_mlp(
         hidden, config.integer("share_expert_dim"), shared=True, key="shared"
     ).at("share_expert.")
-    if config.flag("use_moe_router_bias"):
+    if config.flag("use_moe_router_bias", default=True):
         sparse += m.tensor("moe.router_bias", count)
     for name, role, out, into in (
         ("gate_proj", Role.GATE, inner, hidden),

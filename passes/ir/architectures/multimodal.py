@@ -12,8 +12,10 @@ from passes.ir.architectures.draft import Description, Names
 from passes.ir.architectures.parts import Maker, total
 from passes.ir.architectures.vision import (  # fmt: skip
     clip,
+    dots_vit,
     gemma4_audio,
     gemma4_vision,
+    intern_vit,
     internvl,
     llama4_vision,
     mllama_vision,
@@ -22,6 +24,7 @@ from passes.ir.architectures.vision import (  # fmt: skip
     projector,
     qwen_vision,
 )
+from passes.ir.model import Role
 
 _INSIDE = Names("language_model.model.", "language_model.lm_head")
 _BESIDE = Names("model.language_model.", "lm_head")
@@ -118,6 +121,71 @@ def _internvl(root: Config, text: Config, m: Maker) -> Description:
     return internvl(vision, m, "vision_tower.") + Description((), outer.at("multi_modal_projector."))
 
 
+def _internvl_chat(root: Config, text: Config, m: Maker) -> Description:
+    """As OpenGVLab's own repositories name it."""
+    vision, hidden = root.part("vision_config"), text.integer("hidden_size")
+    width = vision.integer("hidden_size") * round(1 / float(root.get("downsample_ratio", default=0.5))) ** 2
+    outer = m.norms(width, "0", bias=True) + projector(m, "1", hidden, width) + projector(m, "3", hidden, hidden)
+    return intern_vit(vision, m, "vision_model.") + Description((), outer.at("mlp1."))
+
+
+def _nvlm(root: Config, text: Config, m: Maker) -> Description:
+    """NVLM-D (arXiv 2409.11402): InternViT with a wider projector, without biases."""
+    vision, inner = root.part("vision_config"), text.integer("intermediate_size")
+    width = vision.integer("hidden_size") * round(1 / float(root.get("downsample_ratio", default=0.5))) ** 2
+    between = projector(m, "1", inner, width, bias=False) + projector(
+        m, "3", text.integer("hidden_size"), inner, bias=False
+    )
+    outer = m.norms(width, "0", bias=True) + between
+    return intern_vit(vision, m, "vision_model.") + Description((), outer.at("mlp1."))
+
+
+def _normed_llava(times: int) -> Callable[[Config, Config, Maker], Description]:
+    """SigLIP and a projector behind a norm, whose middle is `times` the decoder's width (vLLM 0.32, models/bee.py, rvl.py)."""
+
+    def towers(root: Config, text: Config, m: Maker) -> Description:
+        vision, hidden = root.part("vision_config", kind="siglip_vision_model"), text.integer("hidden_size")
+        width = vision.integer("hidden_size")
+        outer = total(
+            m.norms(width, "pre_norm", bias=True),
+            projector(m, "linear_1", hidden * times, width),
+            projector(m, "linear_2", hidden, hidden * times),
+        ).at("multi_modal_projector.") + m.tensor("image_newline", hidden)
+        return clip(vision, m, "vision_tower.vision_model.", siglip=True) + Description((), outer)
+
+    return towers
+
+
+def _eagle(root: Config, text: Config, m: Maker) -> Description:
+    """Eagle 2.5 (arXiv 2504.15271): SigLIP behind InternVL's projector."""
+    vision, hidden = root.part("vision_config", kind="siglip_vision_model"), text.integer("hidden_size")
+    width = vision.integer("hidden_size") * round(1 / float(root.get("downsample_ratio", default=0.5))) ** 2
+    outer = m.norms(width, "0", bias=True) + projector(m, "1", hidden, width) + projector(m, "3", hidden, hidden)
+    return clip(vision, m, "vision_model.vision_model.", siglip=True) + Description((), outer.at("mlp1."))
+
+
+def _dots_ocr(root: Config, text: Config, m: Maker) -> Description:
+    return dots_vit(root.part("vision_config"), m, "vision_tower.")
+
+
+def _keye(merged_norm: bool) -> Callable[[Config, Config, Maker], Description]:
+    """Keye VL (arXiv 2507.01949): SigLIP with positions of packed images, four patches merged, behind the norm or before it (1.5)."""
+
+    def towers(root: Config, text: Config, m: Maker) -> Description:
+        vision, hidden = root.part("vision_config", kind="siglip_vision_model"), text.integer("hidden_size")
+        width = vision.integer("hidden_size")
+        positions = m.linear("visual.vision_model.embeddings.packing_position_embedding", Role.POSITION, 32768, width)
+        outer = total(
+            m.norms(4 * width if merged_norm else width, "pre_norm", bias=True),
+            projector(m, "linear_1", 4 * width, 4 * width),
+            projector(m, "linear_2", hidden, 4 * width),
+        )
+        eyes = clip(vision, m, "visual.vision_model.", siglip=True)
+        return eyes + Description((), positions.dense() + outer.at("mlp_AR."))
+
+    return towers
+
+
 def _llama4(root: Config, text: Config, m: Maker) -> Description:
     vision = root.part("vision_config", kind="llama4_vision_model")
     width = vision.integer("vision_output_dim")
@@ -208,6 +276,20 @@ _FAMILIES: dict[str, Family] = {
     "Qwen3_5ForConditionalGeneration": Family(_BESIDE, _qwen("model.visual.", "3", "qwen3_5_vision")),
     "Qwen3_5MoeForConditionalGeneration": Family(_BESIDE, _qwen("model.visual.", "3", "qwen3_5_moe_vision")),
     "InternVLForConditionalGeneration": Family(_INSIDE, _internvl),
+    "InternS1ForConditionalGeneration": Family(_INSIDE, _internvl),
+    "InternVLChatModel": Family(_INSIDE, _internvl_chat),
+    "SkyworkR1VChatModel": Family(_INSIDE, _internvl_chat),
+    "H2OVLChatModel": Family(_INSIDE, _internvl_chat),
+    "NVLM_D": Family(_INSIDE, _nvlm),
+    "Eagle2_5_VLForConditionalGeneration": Family(_INSIDE, _eagle),
+    "DotsOCRForCausalLM": Family(Names(), _dots_ocr, "Qwen2ForCausalLM"),
+    "KeyeForConditionalGeneration": Family(Names(), _keye(merged_norm=False), "Qwen3ForCausalLM"),
+    "KeyeVL1_5ForConditionalGeneration": Family(Names(), _keye(merged_norm=True), "Qwen3ForCausalLM"),
+    "BeeForConditionalGeneration": Family(_INSIDE, _normed_llava(4)),
+    "RForConditionalGeneration": Family(_INSIDE, _normed_llava(1)),
+    "OpenCUAForConditionalGeneration": Family(
+        _INSIDE, _qwen("vision_tower.", "2.5", "qwen2_5_vl_vision"), "Qwen2ForCausalLM"
+    ),
     "Llama4ForConditionalGeneration": Family(_INSIDE, _llama4),
     "MllamaForConditionalGeneration": Family(_INSIDE, _mllama),
     "Gemma4ForConditionalGeneration": Family(_BESIDE, _gemma4),
@@ -218,9 +300,43 @@ _FAMILIES: dict[str, Family] = {
 }
 
 
+#: The decoder's architecture where a model's config and template do not tell it.
+_DECODERS = {
+    "Step3p7ForConditionalGeneration": "Step3p5ForCausalLM",
+    "PaddleOCRVLForConditionalGeneration": "Ernie4_5ForCausalLM",
+}
+
+#: Architectures with another's towers.
+_SAME_TOWERS = {
+    "Qwen2_5OmniModel": "Qwen2_5OmniForConditionalGeneration",
+    "Qwen3ASRRealtimeGeneration": "Qwen3ASRForConditionalGeneration",
+}
+
+#: Models whose repositories hold more than the part that answers in text: where that part stands.
+_THINKERS = {
+    "Qwen2_5OmniForConditionalGeneration": "thinker.",
+    "Qwen2_5OmniModel": "thinker.",
+    "Qwen3OmniMoeForConditionalGeneration": "thinker.",
+}
+
+
+def templated(architecture: str) -> Family:
+    """A family whose towers come from a template."""
+    # Imported when needed: the other families do not read the templates.
+    from passes.ir.architectures.families.templates import template, towers
+
+    like, prefix = _SAME_TOWERS.get(architecture, architecture), _THINKERS.get(architecture, "")
+    made = template(like)
+    return Family(
+        Names(prefix + made["base"], prefix + made["head"]),
+        lambda root, text, m: towers(like, root, text, m, prefix),
+        _DECODERS.get(architecture, ""),
+    )
+
+
 def describe(root: Config, architecture: str, m: Maker, names: Names) -> Description:
     """The description of a multimodal model: its decoder and its towers."""
-    family = _FAMILIES[architecture]
+    family = _FAMILIES.get(architecture) or templated(architecture)
     text = text_config(root)
     kind = text.text("model_type", "")
     decoder = family.text or TEXT_ARCHITECTURES.get(kind)

@@ -154,6 +154,46 @@ def internvl(config: Config, m: Maker, prefix: str) -> Description:
     return tower("vision", prefix + "encoder.layer.{i}.", config.integer("num_hidden_layers"), layer, outer.at(prefix))
 
 
+def intern_vit(config: Config, m: Maker, prefix: str) -> Description:
+    """InternViT as OpenGVLab's own repositories store it (vLLM 0.32, models/intern_vit.py)."""
+    hidden = config.integer("hidden_size")
+    layer = total(
+        m.norms(hidden, "norm1", "norm2", bias=config.get("norm_type", default="rms_norm") == "layer_norm"),
+        m.linear("attn.qkv", Role.QKV, 3 * hidden, hidden, bias=config.flag("qkv_bias")),
+        m.linear("attn.proj", Role.O, hidden, hidden, bias=True),
+        m.norms(hidden, "attn.q_norm", "attn.k_norm") if config.flag("qk_normalization") else Part(),
+        m.plain_mlp(hidden, config.integer("intermediate_size"), names=("fc1", "fc2"), bias=True).at("mlp."),
+        m.tensor("ls1", hidden) + m.tensor("ls2", hidden),
+    )
+    positions = (_side(config, "image_size") // _side(config, "patch_size")) ** 2 + 1
+    outer = total(
+        m.tensor("embeddings.class_embedding", 1, 1, hidden),
+        m.tensor("embeddings.position_embedding", 1, positions, hidden),
+        patches(m, "embeddings.patch_embedding", hidden, config, bias=True),
+    )
+    return tower("vision", prefix + "encoder.layers.{i}.", config.integer("num_hidden_layers"), layer, outer.at(prefix))
+
+
+def dots_vit(config: Config, m: Maker, prefix: str) -> Description:
+    """dots.ocr's tower and merger (vLLM 0.32, models/dots_ocr.py)."""
+    hidden, inner, bias = config.integer("embed_dim"), config.integer("intermediate_size"), config.flag("use_bias")
+    merged, out = hidden * config.integer("spatial_merge_size", default=2) ** 2, config.integer("hidden_size")
+    layer = total(
+        m.norms(hidden, "norm1", "norm2"),
+        m.linear("attn.qkv", Role.QKV, 3 * hidden, hidden, bias=bias),
+        m.linear("attn.proj", Role.O, hidden, hidden, bias=bias),
+        m.gated_mlp(hidden, inner, bias=bias, names=("fc1", "fc3", "fc2")).at("mlp."),
+    )
+    outer = total(
+        patches(m, "patch_embed.patchifier.proj", hidden, config, bias=True),
+        m.norms(hidden, "patch_embed.patchifier.norm"),
+        m.norms(hidden, "post_trunk_norm") if config.flag("post_norm", default=True) else Part(),
+        m.norms(hidden, "merger.ln_q", bias=True),
+        projector(m, "merger.mlp.0", merged, merged) + projector(m, "merger.mlp.2", out, merged),
+    )
+    return tower("vision", prefix + "blocks.{i}.", config.integer("num_hidden_layers"), layer, outer.at(prefix))
+
+
 def mllama_vision(config: Config, m: Maker, prefix: str) -> Description:
     """Llama 3.2 Vision's tower: local layers, then gated global ones, with embeddings of tiles and aspect ratios."""
     hidden, heads, inner = (

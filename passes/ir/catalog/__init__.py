@@ -27,7 +27,7 @@ class Entry:
 
     @property
     def spread(self) -> float:
-        """Relative 90 % half width of the bytes of its weights: 0 where its config is a copy of its file, or its parameters were counted."""
+        """Relative 90 % half width of the bytes of its weights: 0 for a copy of its file, or where its parameters were counted."""
         return float(self.provenance.get("spread", 0.0))
 
     @property

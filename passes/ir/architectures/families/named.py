@@ -13,7 +13,7 @@ from passes.ir.architectures.decoder import head_sizes, layer_types
 from passes.ir.architectures.draft import Description, Names, attention_state, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.moe import is_sparse
 from passes.ir.architectures.parts import Maker, Part, total
-from passes.ir.model import Block, Role
+from passes.ir.model import Block, Role, Stacking
 from passes.ir.state import FullKV
 
 
@@ -194,6 +194,49 @@ def bailing(config: Config, m: Maker, names: Names) -> Description:
     return decoder(names, blocks, ends(m, config, names, is_tied(config, False), embedding="word_embeddings"))
 
 
+def aria(config: Config, m: Maker, names: Names) -> Description:
+    """Aria's decoder (arXiv 2410.05993): Llama with experts in two 3-D tensors, transposed, and shared experts."""
+    hidden, inner, count = (
+        config.integer("hidden_size"),
+        config.integer("intermediate_size"),
+        config.integer("moe_num_experts"),
+    )
+    heads, kv_heads, dim = head_sizes(config)
+    active, expert = config.integer("moe_topk"), "experts.{e}."
+    gate_up = Stacking("experts.fc1.weight", True, ((expert + "gate_proj", inner), (expert + "up_proj", inner)))
+    down = Stacking("experts.fc2.weight", True, ((expert + "down_proj", hidden),))
+    layer = total(
+        m.norms(hidden, "input_layernorm", "post_attention_layernorm"),
+        m.attention(hidden, heads, kv_heads, dim).at("self_attn."),
+        total(
+            m.router("router", count, hidden),
+            m.bank(expert + "gate_up_proj", Role.GATE_UP, 2 * inner, hidden, count, active, stacking=gate_up),
+            m.bank(expert + "down_proj", Role.DOWN, hidden, inner, count, active, stacking=down),
+            m.gated_mlp(hidden, inner * config.integer("moe_num_shared_experts"), shared=True, key="shared").at(
+                "shared_experts."
+            ),
+        ).at("mlp."),
+    )
+    block = layer.block(FullKV(kv_heads, dim, dim), heads)
+    return decoder(names, [block] * len(config.layer_numbers()), ends(m, config, names, is_tied(config, False)))
+
+
+def voxtral_realtime(config: Config, m: Maker, names: Names) -> Description:
+    """Voxtral Realtime's decoder: Mistral with norms that a delay scales through two matrices of rank 32."""
+    hidden, inner = config.integer("hidden_size"), config.integer("intermediate_size")
+    heads, kv_heads, dim = head_sizes(config)
+    layer = total(
+        m.norms(hidden, "input_layernorm", "post_attention_layernorm"),
+        m.attention(hidden, heads, kv_heads, dim).at("self_attn."),
+        m.gated_mlp(hidden, inner).at("mlp."),
+        m.linear("ada_rms_norm.linear1", Role.PROJECTOR, 32, hidden, quantizable=False),
+        m.linear("ada_rms_norm.linear2", Role.PROJECTOR, hidden, 32, quantizable=False),
+    )
+    kinds = layer_types(config, "all")
+    blocks = [layer.block(attention_state(config, kind, FullKV(kv_heads, dim, dim)), heads) for kind in kinds]
+    return decoder(names, blocks, ends(m, config, names, is_tied(config, True)))
+
+
 _FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
     "GPT2LMHeadModel": gpt_2,
     "GPTBigCodeForCausalLM": gpt_bigcode,
@@ -206,6 +249,8 @@ _FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
     "BailingMoeForCausalLM": bailing,
     "BailingMoeV2ForCausalLM": bailing,
     "SarvamMoEForCausalLM": bailing,
+    "AriaTextForCausalLM": aria,
+    "VoxtralRealtimeTextModel": voxtral_realtime,
 }
 
 

@@ -44,7 +44,6 @@ class Routed:
 
 
 _QK = Style(mlp_bias=False, qk_norm="head", window="layer_types")
-_HUNYUAN = Style(mlp_bias=False, qk_norm="head", qk_norm_names=("self_attn.query_layernorm", "self_attn.key_layernorm"))
 _EXAONE = Routed(
     style=Style(qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm="head", window="letters"),
     correction="e_score_correction_bias", shared="shared_experts",
@@ -56,16 +55,20 @@ ROUTED: dict[str, Routed] = {
             norms=("input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"), mlp_bias=False,
             qk_norm="head", window="global_attn_every_n_layers",
         ),
-        sparse="num_dense_layers", router="router.gate", correction="expert_bias", shared="shared_experts", gate="gate_proj", gate_kind="full",
+        sparse="num_dense_layers", router="router.gate", correction="expert_bias", shared="shared_experts", gate="gate_proj",
+        gate_kind="full",
     ),
     "Cohere2MoeForCausalLM": Routed(
         style=Style(norms=("input_layernorm",), mlp_bias=False, tied=True, window="every 4"), inner="intermediate_size",
         dense_inner="prefix_dense_intermediate_size", shared="shared_experts",
     ),
-    "DeepseekForCausalLM": Routed(style=Style(mlp_bias=False), count="n_routed_experts", shared="shared_experts", shared_count="n_shared_experts"),
+    "DeepseekForCausalLM": Routed(
+        style=Style(mlp_bias=False), count="n_routed_experts", shared="shared_experts", shared_count="n_shared_experts"
+    ),
     "Ernie4_5_MoeForCausalLM": Routed(
-        style=Style(qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", tied=True), count="moe_num_experts", active="moe_k", sparse="range",
-        correction="moe_statics.e_score_correction_bias", correction_shape=(1,), shared="shared_experts", shared_count="moe_num_shared_experts",
+        style=Style(qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", tied=True), count="moe_num_experts", active="moe_k",
+        sparse="range", correction="moe_statics.e_score_correction_bias", correction_shape=(1,), shared="shared_experts",
+        shared_count="moe_num_shared_experts",
     ),
     "ExaoneMoeForCausalLM": _EXAONE,
     "ExaoneMoEForCausalLM": _EXAONE,
@@ -74,7 +77,10 @@ ROUTED: dict[str, Routed] = {
     ),
     "HYV3ForCausalLM": Routed(style=_QK, router="router.gate", correction="expert_bias", shared="shared_mlp"),
     "HunYuanMoEV1ForCausalLM": Routed(
-        style=_HUNYUAN, inner="intermediate_size", active="moe_topk", router="gate.wg", shared="shared_mlp", shared_count="",
+        style=Style(
+            mlp_bias=False, qk_norm="head", qk_norm_names=("self_attn.query_layernorm", "self_attn.key_layernorm")
+        ),
+        inner="intermediate_size", active="moe_topk", router="gate.wg", shared="shared_mlp", shared_count="",
     ),
     "LagunaForCausalLM": Routed(
         style=_QK, correction="experts.e_score_correction_bias", shared="shared_expert", shared_count="",
@@ -83,7 +89,8 @@ ROUTED: dict[str, Routed] = {
     "MellumForCausalLM": Routed(style=_QK, count="num_local_experts"),
     "Param2MoEForCausalLM": Routed(
         style=Style(
-            qkv_bias="use_qkv_bias", o_bias="use_bias", mlp_bias=False, qk_norm="head?", qk_norm_names=("self_attn.q_layernorm", "self_attn.k_layernorm")
+            qkv_bias="use_qkv_bias", o_bias="use_bias", mlp_bias=False, qk_norm="head?",
+            qk_norm_names=("self_attn.q_layernorm", "self_attn.k_layernorm"),
         ),
         correction="gate.e_score_correction_bias", shared="shared_experts",
     ),

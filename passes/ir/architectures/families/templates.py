@@ -55,7 +55,8 @@ def _value(expression: Any, fields: Mapping[str, Any]) -> Fraction:
     for path, exponent in powers.items():
         value = len(fields[path[4:]]) if path.startswith("len:") else fields[path]
         result *= Fraction(Fraction(value) ** int(exponent))
-    return Fraction(result + added)
+    whole: Fraction = result + added
+    return whole
 
 
 def _size(expression: Any, fields: Mapping[str, Any], name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
@@ -131,6 +132,17 @@ def check_tensors(header: GgufHeader, ir: ModelIR) -> None:
             del expected[name]
     if expected:
         raise InputError(f"{ir.name}: the GGUF file lacks {next(iter(expected))!r}", remedy="Download the file again.")
+
+
+def rounded_bits(header: GgufHeader) -> float:
+    """Return the mean bits of the codes that the blocks' matrices are stored in; 0 where they are plain numbers."""
+    codes = [
+        (int(match[1]), math.prod(tensor.shape))
+        for tensor in header.tensors.values()
+        if tensor.name.startswith("blk.") and (match := re.match(r"I?Q(\d)", tensor.type))
+    ]
+    count = sum(numbers for _, numbers in codes)
+    return sum(bits * numbers for bits, numbers in codes) / count if count else 0.0
 
 
 def _hf_tensors(tensor: GgufTensor, block: Mapping[str, str]) -> list[tuple[str, tuple[int, ...]]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from passes.base import Pass
-from passes.formats.kv_dtypes import OWN
+from passes.formats.kv_dtypes import OWN, cache_bits
 from passes.ir.distortions import CacheRounding, Distortion, Recovered, Removed, WeightRounding, Zeros
 from passes.ir.model import ModelIR
 from planner.quality.features import Traits, scheme
@@ -81,20 +81,26 @@ def _weights(rounding: WeightRounding, traits: Traits) -> Quantity:
     )
 
 
-#: What a cache of 6 or 8 bits a number loses: within the noise of the tables that hold one (llama.cpp prints +0.003 of about 6 for q8_0;
-#: vLLM's FP8 runs lie on both sides of the unrounded ones). One figure for all, so that none of them is a reason for an engine.
-_FINE_CACHE = Quantity(0.001, 0.0, 0.01, Basis.ASSUMED)
+#: What a cache loses whose loss is within the noise of the tables that hold one (llama.cpp prints +0.003 of about 6 for q8_0; vLLM's FP8
+#: runs lie on both sides of the unrounded ones): of 8 bits or more, whoever makes it, so that no such type is a reason for an
+#: engine; of fewer.
+_EIGHT_BITS, _FEWER_BITS, _MOST = 0.001, 0.002, 0.01
+
+
+def _fine(dtype: str) -> Quantity:
+    return Quantity(_EIGHT_BITS if cache_bits(dtype) >= 8 else _FEWER_BITS, 0.0, _MOST, Basis.ASSUMED)
 
 
 @lru_cache(maxsize=1024)
 def cache_loss(traits: Traits, cache: CacheRounding) -> Quantity:
-    """Rise by the KV cache's type; a coarser type than those of 6 and 8 bits loses its fitted part besides."""
+    """Rise by the KV cache's type; what a table holds loses its fitted part besides."""
     if cache.dtype == OWN:
         return Quantity.exact(0.0)
+    fine = _fine(cache.dtype)
     if scheme(cache) not in law()["schemes"]:
-        return _FINE_CACHE
-    coarser, least = loss(traits, cache), _FINE_CACHE.value
-    return Quantity(coarser.value + least, coarser.low, coarser.high + least, coarser.basis)
+        return fine
+    coarser = loss(traits, cache)
+    return Quantity(coarser.value + fine.value, coarser.low, coarser.high + fine.value, coarser.basis)
 
 
 def _recovered(rise: Quantity, tokens: int) -> Quantity:

@@ -1,123 +1,251 @@
-"""Fits the law of quality loss and writes `planner/quality/quality_fit.json`; prints its error on groups and sources held out.
+"""Fits the law of quality loss, writes `planner/quality/quality_fit.json` and prints how often intervals hold with sources held out.
 
     python -m benchmarks.fit_quality [--check]      --check: print only, write nothing
 
-The law (`planner/quality/features.py`) is a linear model of ln(rise of log-perplexity). Every feature has a Gaussian prior
-whose width says how far families, models, methods and tables may deviate from the trend: hierarchical shrinkage. Widths
-were found by marginal likelihood and kept. Table effects (source, group, metric) are fitted and then left out.
+The law (`planner/quality/features.py`) is a linear model of ln(rise of log-perplexity) whose coefficients are non-negative but for a few
+free ones. Every coefficient has a Gaussian prior whose width says how far families, methods and tables may deviate from the
+general figure: hierarchical shrinkage under bounds. Effects of tables (source, group, metric) and of single models are fitted and left out of
+predictions; those of models move the ends of their intervals.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.quality_rows import DATA, Row, weight_rows
-from benchmarks.quality_side import kl_ratio, kv_losses, mxfp4_over_nvfp4, sparsity_losses
+from benchmarks.quality_rows import DATA, Row, loss_rows
+from benchmarks.quality_side import kl_ratio, mxfp4_over_nvfp4
 from passes.formats.format import Rounding
+from passes.ir.distortions import Removed
 from planner.quality import law as quality_law
-from planner.quality.features import Traits, joint_features, model_features, model_key, rounding_features
-from planner.quality.law import feature_kind, tier_of
+from planner.quality.features import Cause, Traits, features, kind, model_key, scheme
+from planner.quality.law import FREE, Law, feature_kind, general
 from planner.quality.traits import nominal
 
 OUT = Path(__file__).parent.parent / "planner" / "quality" / "quality_fit.json"
 
-#: Mean and standard deviation of each kind of feature. The mean of `fewer_bits` is ln 4, physics; that of `log_tokens`
-#: and `group_range` (bounded noise of a uniform quantizer) theory; `channel` is what a row of some thousand weights adds.
-PRIORS: dict[str, tuple[float, float]] = {
-    "constant": (-3.5, 3.0), "log_tokens": (0.4, 0.05), "log_size": (0.0, 0.04), "small": (0.4, 0.2), "tuned": (0.0, 0.2), "family:": (0.0, 0.35),
-    "family_log_size:": (0.0, 0.15), "model:": (0.0, 0.3), "method:": (0.0, 1.0), "fewer_bits": (math.log(4), 0.025),
-    "fewer_bits:": (0.0, 0.15), "bend": (0.0, 0.25), "bend:": (0.0, 1.0), "channel": (1.0, 0.05), "channel:": (0.0, 0.2),
-    "channel_fewer_bits:": (0.0, 0.5), "channel_bend:": (0.0, 0.25), "group_range": (1.0, 0.25),
-    "log_size_fewer_bits": (0.0, 0.02), "log_size_method:": (0.0, 0.03), "log_tokens_method:": (0.0, 0.03), "family_log_size_method:": (0.0, 0.2),
-    "model_method:": (0.0, 0.1), "model_fewer_bits:": (0.0, 0.1), "family_channel:": (0.0, 0.1),
-    "family_method:": (0.0, 0.15), "small_method:": (0.0, 0.5), "family_fewer_bits:": (0.0, 0.1),
-    "source:": (0.0, 0.05), "group:": (0.0, 0.1), "metric:": (0.0, 0.08),
+#: Mean and standard deviation of each general coefficient. The mean of `fewer_bits` is ln 4, physics; that of `log_tokens` and `group`
+#: (bounded noise of a uniform quantizer) theory; `row` is what a scale a row costs beyond its range; what a method loses beyond better ones
+#: is about what its tables say, so that one without a table keeps its place. NVFP4 shares its loss between weights and inputs; MXFP4
+#: loses as many times more as in AutoRound's accuracy tables. No table varies the share of zeros: the fourth power is assumed.
+GENERAL: dict[str, tuple[float, float]] = {
+    "kind:weights": (-3.5, 3.0), "kind:outliers": (-4.5, 3.0), "kind:zeros": (-1.0, 3.0), "kind:cache": (-4.0, 3.0), "kind:depth": (-1.5, 3.0), "kind:width": (-1.0, 3.0),
+    "log_tokens": (0.4, 0.05), "tuned": (0.0, 0.2), "fewer_bits": (math.log(4), 0.05), "bend": (0.2, 0.25), "group": (1.0, 0.25), "row": (0.3, 0.15),
+    "few_bits:row": (0.1, 0.3), "few_bits:rtn": (0.1, 0.5), "row:rtn": (0.1, 0.3), "few_bits:row:rtn": (0.3, 0.5),
+    "smaller:0.1-0.5": (0.35, 0.15), "smaller:0.5-1.5": (0.35, 0.15), "smaller:1.5-4": (0.1, 0.1), "smaller:4-10": (0.1, 0.1),
+    "smaller:10-30": (0.03, 0.05), "smaller:30-100": (0.03, 0.05), "smaller:100-500": (0.03, 0.05),
+    "smaller:zeros": (0.3, 0.2), "smaller:cache": (0.05, 0.05), "smaller:depth": (0.1, 0.1), "smaller:width": (0.1, 0.1),
+    "share:zeros": (4.0, 0.5), "share:depth": (1.5, 0.3), "share:width": (1.5, 0.3),
+    "beyond:gptq": (0.05, 0.1), "beyond:awq": (0.05, 0.1), "beyond:rtn": (0.4, 0.3), "beyond:exl2": (1.2, 0.3), "beyond:fp8": (0.3, 0.2),
+    "beyond:mxfp8": (0.1, 0.2), "beyond:nvfp4": (math.log(2), 0.15), "beyond:mxfp4": (math.log(mxfp4_over_nvfp4()), 0.1),
+    "beyond:wanda": (0.1, 0.2), "beyond:4:8": (0.5, 0.5), "beyond:2:4": (0.5, 0.5),
 }  # fmt: skip
+#: Standard deviations of a family's or a method's own coefficient around the general one, by the kind of the general one.
+OWN = {"smaller:": 0.15, "beyond:": 0.15, "fewer_bits": 0.15, "bend": 0.7}
+#: Mean and standard deviation of the other coefficients, which have no general one.
+SINGLE = {
+    "family:": (0.0, 0.35), "family_outliers:": (0.0, 0.5), "family_zeros:": (0.0, 0.35), "family_cache:": (0.0, 0.35), "method:": (0.0, 1.0), "cache:": (0.0, 1.5),
+    "smaller:": (0.1, 0.1), "source:": (0.0, 0.05), "table:": (0.0, 0.1), "metric:": (0.0, 0.08), "model:": (0.0, 0.2),
+    "model_method:": (0.0, 0.15), "bend:": (0.1, 1.0),
+}  # fmt: skip
+#: What is fitted and left out of predictions.
+HIDDEN = ("source:", "table:", "metric:", "model:", "model_method:")
 NOISE = 0.15
 #: Perplexities are printed to about this, and run to run they differ by as much.
 FLOOR = 0.001
-#: What a fit may know of a model under a method, most first.
+#: What a fit may know of a model under a scheme, most first.
 TIERS = ("pair", "model", "family", "unseen")
-#: Features whose presence says what the fit has seen, however small they are.
-SEEN = ("model:", "model_method:")
-#: Methods whose residuals the tiers' widths come from.
-_TIERED = ("gptq", "awq", "rtn", "exl2")
-Law = dict[str, float]
+OFFERED = ("gptq", "awq", "rtn", "exl2", "exl3", "w8a8", "fp8", "mxfp8", "nvfp4a16", "nvfp4", "mxfp4")
+_USELESS = math.log(3)
+#: Sizes in 10^9 weights that coverage is printed by.
+SIZES = ((0.1, 1.0), (1.0, 4.0), (4.0, 20.0), (20.0, 405.0))
 
 
-def features(scheme: Rounding, traits: Traits) -> Law:
-    return dict(rounding_features(scheme) + model_features(traits) + joint_features(scheme, traits))
+@dataclass(frozen=True)
+class Residual:
+    """A row, ln of what was predicted of it, and what the fit knew of its model (`tier_of`)."""
+
+    row: Row
+    ln_value: float
+    tier: str
+
+    @property
+    def needed(self) -> float:
+        """Half of the interval, in ln, that would just hold it: it is widened by the noise of perplexities itself."""
+        rise, value = self.row.rise, math.exp(self.ln_value)
+        below = math.log((rise - FLOOR) / value) if rise > FLOOR else -math.inf
+        return max(0.0, below, math.log(value / (rise + FLOOR)))
+
+
+def offered(row: Row) -> bool:
+    """Whether plans weigh what was done, and it is of use: other methods, and perplexities three times as high, only teach."""
+    return row.rise < _USELESS and (not isinstance(row.cause, Rounding) or row.cause.method in OFFERED)
 
 
 def fit(rows: Sequence[Row]) -> Law:
-    """Posterior mean of every coefficient; Huber weights against single odd figures."""
-    designs = [
-        features(row.scheme, row.traits)
-        | {f"source:{row.source}": 1.0, f"group:{row.group}": 1.0}
-        | ({f"metric:{row.metric}": 1.0} if row.metric != "wikitext-2" else {})
-        for row in rows
-    ]
-    names = sorted({name for design in designs for name in design})
+    """Posterior mode of every coefficient; Huber weights against single odd figures."""
+    designs = [dict(features(row.cause, row.traits)) | dict(_effects(row)) for row in rows]
+    names = sorted({name for design in designs for name in design} | GENERAL.keys())
     column = {name: index for index, name in enumerate(names)}
     X = np.zeros((len(rows), len(names)))
     for index, design in enumerate(designs):
         for name, value in design.items():
             X[index, column[name]] = value
-    mean, width = np.array([PRIORS[feature_kind(name)] for name in names]).T
+    pull, towards = _priors(names, column)
+    free = np.array([feature_kind(name) in FREE or feature_kind(name) in HIDDEN for name in names])
     rise = np.array([row.rise for row in rows])
-    rounding = (0.003 / np.array([row.baseline for row in rows]) + 0.0008) / rise
+    rounding = np.array([0.0 if row.metric == "kl" else 0.003 / row.baseline + 0.0008 for row in rows]) / rise
     # Beyond a rise of one half, tables disagree by multiples.
     variance = NOISE**2 + rounding**2 + (0.5 * np.clip(rise - 0.5, 0, 2)) ** 2
-    A, z = X * width, np.log(rise) - X @ mean
-    kernel, weight = A @ A.T, np.ones(len(rows))
+    weight = np.ones(len(rows))
     for _ in range(4):
-        dual = np.linalg.solve(kernel + np.diag(variance / weight), z)
-        odd = np.abs(z - kernel @ dual) / np.sqrt(variance)
+        scale = np.sqrt(weight / variance)
+        A = np.vstack([X * scale[:, None], pull])
+        found = least_squares(A, np.concatenate([np.log(rise) * scale, towards]), free)
+        odd = np.abs(np.log(rise) - X @ found) / np.sqrt(variance)
         weight = np.where(odd > 2, 2 / np.maximum(odd, 2), 1.0)
-    return dict(zip(names, (mean + width * (A.T @ dual)).tolist(), strict=True))
+    return dict(zip(names, found.tolist(), strict=True))
 
 
-def predict(law: Law, scheme: Rounding, traits: Traits) -> float:
-    return math.exp(
-        sum(value * law.get(name, PRIORS[feature_kind(name)][0]) for name, value in features(scheme, traits).items())
-    )
+def _effects(row: Row) -> Iterator[tuple[str, float]]:
+    """What single tables and models add to their rows."""
+    yield f"source:{row.source}", 1.0
+    yield f"table:{row.group}", 1.0
+    if isinstance(row.cause, Rounding) and row.cause.bits:
+        yield f"model:{model_key(row.traits)}", 1.0
+        yield f"model_method:{model_key(row.traits)}/{row.cause.method}", 1.0
+    if row.metric != "wikitext-2":
+        yield f"metric:{row.metric}", 1.0
 
 
-def sizes_of(rows: Sequence[Row]) -> dict[str, list[float]]:
-    found: dict[str, set[float]] = defaultdict(set)
+def _priors(names: Sequence[str], column: Mapping[str, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Every coefficient's prior as a row of a least-squares problem: its own mean, or the general coefficient's value."""
+    pull, towards = np.zeros((len(names), len(names))), np.zeros(len(names))
+    for index, name in enumerate(names):
+        if "|" in name:
+            width = OWN[feature_kind(general(name))]
+            pull[index, index], pull[index, column[general(name)]] = 1 / width, -1 / width
+        else:
+            mean, width = GENERAL.get(name) or SINGLE[feature_kind(name)]
+            pull[index, index], towards[index] = 1 / width, mean / width
+    return pull, towards
+
+
+def least_squares(A: NDArray[np.float64], b: NDArray[np.float64], free: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The x that minimises |A x - b|, non-negative but where `free`: an active set, grown by one and shrunk by all that are negative."""
+    gram, right = A.T @ A, A.T @ b
+    active = np.ones(len(right), dtype=bool)
+    for _ in range(10 * len(right)):
+        x = np.zeros(len(right))
+        x[active] = np.linalg.solve(gram[np.ix_(active, active)], right[active])
+        negative = active & ~free & (x < 0)
+        if negative.any():
+            active &= ~negative
+            continue
+        gradient = np.where(active, 0.0, gram @ x - right)
+        if gradient.min() > -1e-8:
+            return x
+        active[gradient.argmin()] = True
+    raise ArithmeticError("the active set does not settle")
+
+
+def seen_by(rows: Sequence[Row]) -> dict[str, dict[str, list[str]]]:
+    """The schemes of rows by family and size."""
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for row in rows:
-        found[row.traits.family].add(row.traits.size_b)
-    return {family: sorted(sizes) for family, sizes in sorted(found.items())}
-
-
-Residual = tuple[Row, float, str]
+        found[row.traits.family][f"{row.traits.size_b:g}"].add(scheme(row.cause))
+    return {
+        family: {size: sorted(schemes) for size, schemes in sorted(sizes.items(), key=lambda item: float(item[0]))}
+        for family, sizes in sorted(found.items())
+    }
 
 
 def cross_validate(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> list[Residual]:
-    """(row, prediction, what the fit knew of its model under its method) of every judged row, its group held out."""
+    """Residuals of every row, all rows of its group held out. A scheme that one other table at most teaches is no residual: with a
+    source as large as OmniQuant's gone, whole-row scales would be a guess, which no real prediction is."""
     out: list[Residual] = []
-    for held in sorted({key(row) for row in rows if row.judged}, key=str):
+    for held in sorted({key(row) for row in rows}, key=str):
         train = [row for row in rows if key(row) != held]
-        law, sizes = fit(train), sizes_of(train)
-        for row in rows:
-            if key(row) == held and row.judged:
-                known = nominal(row.traits, tuple(sizes.get(row.traits.family, ())))
-                out.append((row, predict(law, row.scheme, known), tier_of(law, sizes, known, row.scheme.method)))
+        law, seen = fit(train), seen_by(train)
+        for row in (row for row in rows if key(row) == held and _taught(row.cause, train)):
+            known = nominal(row.traits, tuple(map(float, seen.get(row.traits.family, ()))))
+            value = quality_law.ln_rise(law, row.cause, known)
+            out.append(Residual(row, value, quality_law.tier_of(seen, row.cause, known)))
     return out
 
 
+def _taught(cause: Cause, train: Sequence[Row]) -> bool:
+    """Whether other tables hold the same scheme, so far as that can be said of its kind of loss."""
+
+    def taught(cause: Cause) -> Hashable:
+        return scheme(cause), isinstance(cause, Rounding) and cause.group_size < 0
+
+    return len({row.group for row in train if taught(row.cause) == taught(cause)}) >= 2
+
+
+def spreads(residuals: Sequence[Residual]) -> dict[str, dict[str, float]]:
+    """Half widths of the 90 % interval in ln by kind of loss, and factors on them by tier and by family.
+
+    Each is what nine in ten held-out rows need, shrunk towards what all kinds need by five rows' worth (a factor towards 1).
+    """
+    needed = [(kind(r.row.cause), r.tier, r.row.traits.family, r.needed) for r in residuals if offered(r.row)]
+
+    def ninth(values: Sequence[float], typical: float) -> float:
+        if not (count := len(values)):
+            return typical
+        # Of few rows a higher rank, as in conformal prediction: the next row is to lie inside nine times in ten.
+        return (count * float(np.quantile(values, min(1.0, 0.9 * (count + 1) / count))) + 5 * typical) / (count + 5)
+
+    every = ninth([need for *_, need in needed], 1.0)
+    kinds = dict.fromkeys(sorted({name for name, *_ in needed}), every)
+    tiers = dict.fromkeys(TIERS, 1.0)
+    families = dict.fromkeys(sorted({family for *_, family, _ in needed}), 1.0)
+    for _ in range(4):
+        for name in kinds:
+            kinds[name] = ninth([need / tiers[t] / families[f] for k, t, f, need in needed if k == name], every)
+        for tier in TIERS:
+            tiers[tier] = ninth([need / kinds[k] / families[f] for k, t, f, need in needed if t == tier], 1.0)
+        for more, less in pairwise(TIERS):
+            tiers[less] = max(tiers[less], tiers[more])
+        for family in families:
+            families[family] = ninth([need / kinds[k] / tiers[t] for k, t, f, need in needed if f == family], 1.0)
+    return {"kind": kinds, "tier": tiers, "family": families}
+
+
+def covered(residual: Residual, widths: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether a row lies in the interval around its held-out prediction."""
+    return residual.needed <= quality_law.half_width(widths, residual.row.cause, residual.row.traits, residual.tier)
+
+
+def coverage(residuals: Sequence[Residual], widths: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Share inside, median absolute ln error and median half width in ln of rows by size, kind of loss, and all together."""
+    groups: dict[str, list[Residual]] = defaultdict(list)
+    for residual in (residual for residual in residuals if offered(residual.row)):
+        low, high = next(ends for ends in SIZES if residual.row.traits.size_b < ends[1] or ends == SIZES[-1])
+        for name in (f"{low:g}–{high:g} B", kind(residual.row.cause), "all"):
+            groups[name].append(residual)
+    return {
+        name: {
+            "rows": len(found), "coverage": round(statistics.mean(covered(r, widths) for r in found), 3),
+            "median_ln_error": round(statistics.median(abs(r.ln_value - math.log(r.row.rise)) for r in found), 3),
+            "half_width_ln": round(statistics.median(quality_law.half_width(widths, r.row.cause, r.row.traits, r.tier) for r in found), 2),
+        }
+        for name, found in sorted(groups.items())
+    }  # fmt: skip
+
+
 def spearman(points: Sequence[tuple[float, float]]) -> float | None:
+    """Rank correlation; None where there is too little to rank."""
     ranks = []
     for axis in (0, 1):
         values = [point[axis] for point in points]
@@ -128,168 +256,110 @@ def spearman(points: Sequence[tuple[float, float]]) -> float | None:
     return statistics.correlation(*ranks)
 
 
-def figures(residuals: Sequence[tuple[Row, float]]) -> dict[str, float]:
-    """Median and 90th percentile of the relative error, median rank correlation within (source, model)."""
-    errors = sorted(abs(value / row.rise - 1) for row, value in residuals)
+def figures(residuals: Sequence[Residual]) -> dict[str, float]:
+    """Of judged rows: median and 90th percentile of the relative error, median rank correlation within (source, model)."""
+    judged = [residual for residual in residuals if residual.row.judged]
+    errors = [abs(math.exp(residual.ln_value) / residual.row.rise - 1) for residual in judged]
     groups: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
-    for row, value in residuals:
-        groups[row.group].append((value, row.rise))
+    for residual in judged:
+        groups[residual.row.group].append((residual.ln_value, residual.row.rise))
     ranks = [rank for rank in map(spearman, groups.values()) if rank is not None]
     return {
-        "rows": len(errors), "median": round(statistics.median(errors), 3), "p90": round(errors[int(0.9 * (len(errors) - 1))], 3),
+        "rows": len(errors), "median": round(statistics.median(errors), 3), "p90": round(float(np.quantile(errors, 0.9)), 3),
         "spearman": round(statistics.median(ranks), 3) if ranks else math.nan,
     }  # fmt: skip
 
 
-def spreads(*holdouts: Sequence[Residual]) -> tuple[dict[str, float], dict[str, float]]:
-    """Half widths of the 90 % interval in ln by tier, and each family's factor, shrunk towards 1 by ten rows' worth.
-
-    A tier's width is the geometric mean over the ways of holding out that reach it: what users ask for is now a new model of a known
-    table's kind, now a table of its own.
-    """
-    tiers = {}
-    for tier in TIERS:
-        errors = [[abs(math.log(value / row.rise)) for row, value, t in holdout if t == tier] for holdout in holdouts]
-        tiers[tier] = statistics.geometric_mean(float(np.quantile(one, 0.9)) for one in errors if len(one) >= 5)
-    ln = [(abs(math.log(value / row.rise)), tier, row.traits.family) for one in holdouts for row, value, tier in one]
-    for more, less in pairwise(TIERS):
-        tiers[less] = max(tiers[less], tiers[more])
-    scaled: dict[str, list[float]] = defaultdict(list)
-    for error, tier, family in ln:
-        if tier != "unseen":
-            scaled[family].append(min(error / tiers[tier], 2.0))
-    typical = float(np.mean([value**2 for values in scaled.values() for value in values]))
-    return tiers, {
-        f: round(math.sqrt((10 * typical + sum(v * v for v in vs)) / (10 + len(vs)) / typical), 3)
-        for f, vs in sorted(scaled.items())
-    }
-
-
-def method_spreads(tiers: Law, family_spread: Law, *holdouts: Sequence[Residual]) -> Law:
-    """How much wider than its tier a method's interval has to be to hold nine in ten of its own held-out residuals, shrunk towards 1 by ten
-    groups' worth. The tiers come from GPTQ, AWQ, RTN and EXL2 alone; formats of 8 bits and 4-bit activations have fewer tables, that agree less.
-    """
-    ratios: dict[str, list[float]] = defaultdict(list)
-    groups: dict[str, set[Hashable]] = defaultdict(set)
-    for row, value, tier in itertools.chain(*holdouts):
-        width = tiers[tier] * family_spread.get(row.traits.family, 1.0)
-        ratios[row.scheme.method].append(abs(math.log(value / row.rise)) / width)
-        groups[row.scheme.method].add(row.group)
-    shrunk = {
-        method: (10 + len(groups[method]) * float(np.quantile(found, 0.9))) / (10 + len(groups[method]))
-        for method, found in ratios.items()
-    }
-    return {method: round(factor, 3) for method, factor in sorted(shrunk.items()) if factor > 1}
-
-
-def with_known_scheme(residuals: Sequence[Residual], rows: Sequence[Row]) -> list[Residual]:
-    """Residuals of a held-out source whose kind of scheme other tables still taught (three models or more): with a source as
-    large as OmniQuant's gone, round to nearest and whole-row scales would be guesses, which no real prediction is."""
-    kind = lambda row: (row.scheme.method, row.scheme.group_size < 0)  # noqa: E731
-    others = {
-        (kind(row), source): len({other.group for other in rows if kind(other) == kind(row) and other.source != source})
-        for row, source in ((row, row.source) for row, _, _ in residuals)
-    }
-    return [residual for residual in residuals if others[kind(residual[0]), residual[0].source] >= 3]
-
-
-def interval_figures(residuals: Sequence[Residual], tiers: Law, family_spread: Law) -> dict[str, float]:
-    """Coverage and median half width over value of the intervals, on the residuals that their widths were read from."""
-    inside, widths = [], []
-    for row, value, tier in residuals:
-        width = tiers[tier] * family_spread.get(row.traits.family, 1.0)
-        low, high = value * math.exp(-width) - FLOOR, value * math.exp(width) + FLOOR
-        inside.append(low <= row.rise <= high)
-        widths.append((high - max(low, 0.0)) / 2 / value)
-    return {"coverage": round(statistics.mean(inside), 3), "half_width_median": round(statistics.median(widths), 3)}
-
-
-def with_derived(law: Law) -> tuple[Law, list[str]]:
-    """FP4 variants that no perplexity table holds, from NVFP4's: weights and activations share its loss alike; MXFP4 loses as
-    many times more as in AutoRound's accuracy tables."""
-    half = law["method:nvfp4"] - math.log(2)
-    return law | {"method:nvfp4a16": half, "method:mxfp4": half + math.log(mxfp4_over_nvfp4())}, ["mxfp4", "nvfp4a16"]
-
-
-def check_rows() -> list[tuple[dict[str, object], float]]:
-    """Figures that were never fitted (`quality_check.jsonl`) with the installed law's prediction."""
-    out = []
-    for line in (DATA / "quality_check.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        traits = Traits(row["family"], row["size_b"], row["tokens_t"], tuned=True)
-        out.append(
-            (row, quality_law.weight_loss(traits, Rounding(row["method"], row["bits"], row.get("group_size", 0))).value)
+def check_errors() -> list[float]:
+    """Relative errors of the installed law on figures that were never fitted (`quality_check.jsonl`, EXL2)."""
+    rows = [json.loads(line) for line in (DATA / "quality_check.jsonl").read_text().splitlines()]
+    return [
+        abs(
+            quality_law.loss(
+                Traits(row["family"], row["size_b"], row["tokens_t"], tuned=True), Rounding("exl2", row["bits"])
+            ).value / row["rise"] - 1
         )
-    return out
+        for row in rows
+        if row["method"] == "exl2"
+    ]  # fmt: skip
+
+
+def print_coverage(title: str, groups: Mapping[str, Mapping[str, float]]) -> None:
+    """A table of `coverage`, as the page on accuracy holds it."""
+    print(f"\n{title}\n\n| | rows | covered | median error in ln | half width in ln |\n|---|---|---|---|---|")
+    for name, line in groups.items():
+        print(
+            f"| {name} | {line['rows']} | {line['coverage'] * 100:.0f} % | {line['median_ln_error']:.2f} | {line['half_width_ln']:.2f} |"
+        )
+
+
+def print_own(residuals: Sequence[Residual], widths: Mapping[str, Mapping[str, float]]) -> None:
+    """What was measured here against a prediction that knew none of it."""
+    print("\nMeasured here, all of it held out\n\n| model | | predicted | measured | inside |\n|---|---|---|---|---|")
+    for residual in (residual for residual in residuals if residual.row.source == "own"):
+        row, value = residual.row, math.exp(residual.ln_value)
+        half = quality_law.half_width(widths, row.cause, row.traits, residual.tier)
+        low, high = max(0.0, value * math.exp(-half) - FLOOR), value * math.exp(half) + FLOOR
+        said = f"{value:.3f} ({low:.3f} … {high:.3f})"
+        print(
+            f"| {row.model} | {_named(row.cause)} | {said} | {row.rise:.4f} | {'yes' if low <= row.rise <= high else 'no'} |"
+        )
+
+
+def _named(cause: Cause) -> str:
+    match cause:
+        case Rounding(method=method, bits=bits, group_size=group):
+            return (
+                method
+                + (f"-{bits:g}" if bits else "")
+                + (f"-g{group}" if group > 0 else "-channel" if group < 0 else "")
+            )
+        case Removed(share=share):
+            return f"{share * 100:.0f} % of the {cause.what} dropped"
+    return scheme(cause)
 
 
 def main() -> None:
+    """Fit, judge, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     write = not parser.parse_args().check
-    rows = list(weight_rows())
-    law = fit(rows)
-    keys: tuple[Callable[[Row], Hashable], ...] = (
-        lambda row: row.group,
-        lambda row: row.source,
-        lambda row: model_key(row.traits),
-        lambda row: row.traits.family,
-    )
-    by_group, by_source, by_model, by_family = (cross_validate(rows, key) for key in keys)
-    report = {
-        "in_sample": figures([(row, predict(law, row.scheme, row.traits)) for row in rows if row.judged]),
-        "leave_out_source_and_model": figures([(row, value) for row, value, _ in by_group]),
-        "leave_out_source": figures([(row, value) for row, value, _ in by_source]),
-        "leave_out_model": figures([(row, value) for row, value, _ in by_model]),
-        "leave_out_family": figures([(row, value) for row, value, _ in by_family]),
+    rows = list(loss_rows())
+    law, seen = fit(rows), seen_by(rows)
+    fitted = [
+        Residual(row, quality_law.ln_rise(law, row.cause, row.traits), quality_law.tier_of(seen, row.cause, row.traits))
+        for row in rows
+    ]
+    held_out = {
+        "source": cross_validate(rows, lambda row: row.source),
+        "model": cross_validate(rows, lambda row: model_key(row.traits)),
+        "family": cross_validate(rows, lambda row: row.traits.family),
     }
-    from_tables = with_known_scheme(by_source, rows)
-    tiers, family_spread = spreads(by_group, from_tables, by_model, by_family)
-    report["intervals"] = interval_figures(by_group + from_tables, tiers, family_spread)
-    fitted = [(row, predict(law, row.scheme, row.traits), "pair") for row in rows if row.judged]
-    for name, residuals in {
-        "row": cross_validate(rows, id),
-        "source_and_model": by_group,
-        "source": from_tables,
-        "model": by_model,
-        "family": by_family,
-        "nothing": fitted,
-    }.items():
-        report[f"intervals_without_{name}"] = interval_figures(residuals, tiers, family_spread)
-    every = [replace(row, judged=row.rise < 1) for row in rows]
-    wider = method_spreads(tiers, family_spread, *(cross_validate(every, key) for key in keys))
-    wider = {method: factor for method, factor in wider.items() if method not in _TIERED}
-    law, derived = with_derived(law)
-    hidden = ("source:", "group:", "metric:")
+    widths = spreads(held_out["source"])
+    report = {name: figures(residuals) for name, residuals in {"nothing": fitted, **held_out}.items()}
+    covering = {name: coverage(residuals, widths) for name, residuals in {"nothing": fitted, **held_out}.items()}
     document = {
         "provenance": {
-            "script": "benchmarks/fit_quality.py", "data": "benchmarks/data/quality_refs.jsonl", "rows": len(rows),
-            "judged_rows": len(by_group), "error": report,
+            "script": "benchmarks/fit_quality.py", "data": "benchmarks/data/quality_refs.jsonl, prune_refs.jsonl, quality_own.jsonl",
+            "rows": len(rows), "errors": report, "coverage": {name: found["all"] for name, found in covering.items()},
         },
-        "coefficients": {name: round(value, 4) for name, value in law.items() if feature_kind(name) not in hidden and (abs(value) > 5e-4 or feature_kind(name) in SEEN)},
-        "prior_means": {kind: mean for kind, (mean, _) in PRIORS.items() if mean and kind not in hidden},
-        "sizes": sizes_of(rows), "spreads": {tier: round(value, 3) for tier, value in tiers.items()} | {"unseen_method": 0.9},
-        "derived_methods": derived, "family_spread": family_spread, "method_spread": wider, "floor": FLOOR, "ceiling_ln": math.log(12.0),
-        "kl_ratio": kl_ratio(), "kv": kv_losses(law, PRIORS), "sparsity": sparsity_losses(),
+        "coefficients": {name: round(value, 4) for name, value in law.items() if feature_kind(name) not in HIDDEN},
+        "models": {name.removeprefix("model:"): round(value, 3) for name, value in law.items() if feature_kind(name) == "model:" and abs(value) > 0.05},
+        "seen": seen, "schemes": sorted({scheme(row.cause) for row in rows}),
+        "widths": {name: {key: round(value, 3) for key, value in found.items()} for name, found in widths.items()},
+        "floor": FLOOR, "ceiling_ln": math.log(12.0), "kl_ratio": kl_ratio(),
     }  # fmt: skip
     for name, line in report.items():
-        print(f"{name:28s}", line)
-    for family in sorted({row.traits.family for row, _, _ in by_group}):
-        print(
-            "   ", f"{family:12s}", figures([(row, value) for row, value, _ in by_group if row.traits.family == family])
-        )
-    print("spreads", tiers, family_spread, wider)
-    for part in ("kl_ratio", "kv", "sparsity"):
-        print(part, document[part])
+        print(f"without {name:8s}", line)
+    for name, found in covering.items():
+        print_coverage(f"Held out: {name}", found)
+    print_own(held_out["source"], widths)
+    print("\nwidths", widths, "\nkl_ratio", document["kl_ratio"], "\nmodels", document["models"])
     if write:
         OUT.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
         quality_law.law.cache_clear()
-    checked = check_rows()
-    errors = [
-        abs(value / float(str(row["rise"])) - 1)
-        for row, value in checked
-        if row["method"] == "exl2" and float(str(row["rise"])) < 0.5
-    ]
+        quality_law.loss.cache_clear()
+    errors = check_errors()
     print(f"never fitted, exl2: {len(errors)} rows, median error {statistics.median(errors):.3f}")
 
 

@@ -1,4 +1,6 @@
-"""Rows of `data/quality_refs.jsonl` as the quality fit sees them: which scheme, which model, how large a loss."""
+"""Rows of `data/quality_refs.jsonl`, `prune_refs.jsonl` and `quality_own.jsonl` as the quality fit sees them: what was done, to which
+model, how large a loss.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from passes.formats.format import Rounding
-from planner.quality.features import Traits
+from passes.ir.distortions import CacheRounding, Removed, Zeros
+from planner.quality.features import Cause, Traits
 from planner.quality.traits import named_traits
 
 DATA = Path(__file__).parent / "data"
@@ -30,8 +33,9 @@ _EXACT = {
 #: Tables whose KL divergences stand for a perplexity: they print no perplexity of the same rows.
 _KL_SOURCES = ("https://github.com/turboderp-org/exllamav3", "benchmarks/")
 
-#: Less than this is within the noise of perplexities as they are printed; a KL divergence has none of it.
-_LEAST_RISE, _LEAST_KL = 0.002, 0.0001
+#: Less is within the noise of perplexities as they are printed: such a row says that the loss is small, no more. A row below `_MISPRINT` says
+#: that a perplexity fell by more than noise, and is left out.
+LEAST_RISE, _MISPRINT = 0.001, -0.01
 
 _SCHEMES: tuple[tuple[str, Callable[[re.Match[str], dict[str, Any]], Rounding]], ...] = (
     (r"(EXL2|EXL3) .*", lambda m, r: Rounding(m[1].lower(), r["bits"])),
@@ -42,6 +46,8 @@ _SCHEMES: tuple[tuple[str, Callable[[re.Match[str], dict[str, Any]], Rounding]],
     (r"(AWQ|OmniQuant) \(as reported there\)", lambda m, r: Rounding(m[1].lower(), r["bits"], -1)),
     (r"(GPTQ)-R W4A16 g128|(GPTQ) \(modified.*|(AWQ) W4A16 g128|(AWQ) 4bit|(AWQ) INT4", lambda m, r: Rounding(m[m.lastindex or 0].lower(), 4, 128)),
     (r"INT4 (AWQ|RTN) \(ONNX\)", lambda m, r: Rounding(f"{m[1].lower()}-onnx", 4, 128)),
+    (r"INT8 (AWQ|RTN) \(ONNX\)", lambda m, r: Rounding(f"{m[1].lower()}-onnx", 8, 128)),
+    (r"torchao INT8 weight-only", lambda m, r: Rounding("rtn", 8, -1)),
     (r"torchao INT4 weight-only g64", lambda m, r: Rounding("rtn", 4, 64)),
     (r"torchao GPTQ INT4 g64.*", lambda m, r: Rounding("gptq", 4, 64)),
     (r"torchao HQQ uint4 g64.*", lambda m, r: Rounding("hqq", 4, 64)),
@@ -55,18 +61,26 @@ _SCHEMES: tuple[tuple[str, Callable[[re.Match[str], dict[str, Any]], Rounding]],
     (r"(torchao |PTPC-)?FP8( dynamic| rowwise| per-tensor| \().*|torchao FP8 rowwise|FP8 per-tensor", lambda m, r: Rounding("fp8", 0)),
     (r"torchao MXFP8.*", lambda m, r: Rounding("mxfp8", 0)),
     (r"torchao NVFP4", lambda m, r: Rounding("nvfp4", 0)),
-    (r"(QuaRot|Atom) W4A4.*", lambda m, r: Rounding(f"{m[1].lower()}-w4a4", 0)),
 )  # fmt: skip
+
+
+#: KV types of the tables by the names of engines' types that they stand for, or by their own. ExLlamaV2's FP8 cache drops e4m3's third
+#: mantissa bit (e5m2).
+_KV = {
+    "fp8": "fp8_e5m2", "q4 (Hadamard)": "q4", "q4 (old, before Hadamard)": "q4_plain", "int4 (4.0 avg bits printed)": "int4_token",
+    "KIVI* int4": "int4_grouped", "FlexGen-4bit (4.31 avg bits printed)": "int4_grouped", "KIVI* int2": "int2_grouped",
+}  # fmt: skip
+_PATTERNS = {"50% unstructured": "unstructured", "4:8": "4:8", "2:4": "2:4"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One published loss: `rise` is ln(perplexity / baseline), or a KL divergence where `metric` is `kl`."""
+    """One measured loss: `rise` is ln(perplexity / baseline), or a KL divergence where `metric` is `kl`."""
 
     source: str
     model: str
     metric: str
-    scheme: Rounding
+    cause: Cause
     traits: Traits
     rise: float
     baseline: float
@@ -80,10 +94,10 @@ class Row:
 
 
 def raw_rows() -> list[dict[str, Any]]:
-    """The published table, and what `benchmarks/quantize.py` measured, as they are stored."""
+    """The published tables, and what was measured here, as they are stored."""
     return [
         json.loads(line)
-        for name in ("quality_refs", "quality_own")
+        for name in ("quality_refs", "prune_refs", "quality_own")
         for line in (DATA / f"{name}.jsonl").read_text().splitlines()
     ]
 
@@ -96,11 +110,20 @@ def traits_by_name(name: str) -> Traits:
     return replace(traits, size_b=_EXACT.get((traits.family, size), size))
 
 
-def scheme_of(row: dict[str, Any]) -> Rounding | None:
-    """The scheme a row speaks of; None where it is of another kind (KV cache, sparsity) or low trust."""
+def cause_of(row: dict[str, Any]) -> Cause | None:
+    """What a row says was done to the model; None where that is nothing known, or the figure is not trusted."""
     method, model = row["method"], row["model"]
-    if row.get("kv_dtype") not in (None, "fp16") or row.get("sparsity"):
-        return None
+    if row.get("rounding"):
+        return Rounding(**row["rounding"])
+    if row.get("removed"):
+        return Removed(row["removed"], row["sparsity"])
+    if row.get("sparsity"):
+        pattern = _PATTERNS.get(row["sparsity"])
+        return Zeros(method.lower(), 0.5, pattern) if pattern and method in ("SparseGPT", "Wanda") else None
+    if row.get("kv_dtype") not in (None, "fp16"):
+        dtype = _KV.get(row["kv_dtype"])
+        other = dtype == "fp8_e5m2" and "exllamav2" not in row["source_url"]
+        return CacheRounding(dtype) if dtype and not other else None
     # Retraining on web text pulls an instruct model's perplexity on such text down: not a loss of quantization alone.
     if method == "EfficientQAT" and "Instruct" in model:
         return None
@@ -112,36 +135,37 @@ def scheme_of(row: dict[str, Any]) -> Rounding | None:
     for pattern, build in _SCHEMES:
         match = re.fullmatch(pattern, method, re.IGNORECASE)
         if match:
-            return build(match, row)
+            scheme = build(match, row)
+            return scheme if scheme.bits <= 9 else None
     return None
 
 
-def weight_rows() -> Iterator[Row]:
-    """Losses by storing weights: perplexity on WikiText-2 (any protocol); KL divergences of exllamav3's plot and of our own benchmarks."""
+def loss_rows() -> Iterator[Row]:
+    """Losses by perplexity (of weight formats on WikiText-2, any protocol), by KL divergence in exllamav3's plot and our own benchmarks."""
     for row in raw_rows():
         kl = row["source_url"].startswith(_KL_SOURCES) and row["metric"].startswith("KL")
-        if not kl and not (
-            row["dataset"].startswith("wikitext") and row["metric"] in ("perplexity", "word perplexity")
-        ):
+        if not kl and row["metric"] not in ("perplexity", "word perplexity"):
             continue
-        scheme = scheme_of(row)
-        if scheme is None or scheme.bits > 9 or row["value"] <= 0 or not (kl or row.get("baseline_value")):
+        cause = cause_of(row)
+        if cause is None or row["value"] <= 0 or not (kl or row.get("baseline_value")):
+            continue
+        if not kl and isinstance(cause, Rounding) and not row["dataset"].startswith("wikitext"):
             continue
         rise = row["value"] if kl else math.log(row["value"] / row["baseline_value"])
-        if rise < (_LEAST_KL if kl else _LEAST_RISE):
+        if rise < _MISPRINT:
             continue
         judged = (
             row["metric"] == "perplexity" and row["dataset"] == "wikitext-2" and "BLOOM" not in row["model"] and 0.005 < rise < 0.5
-            and (row["method"].startswith("EXL2") or (row["method"] in ("GPTQ", "AWQ", "RTN") and scheme.bits >= 3))
+            and isinstance(cause, Rounding)
+            and (row["method"].startswith("EXL2") or (row["method"] in ("GPTQ", "AWQ", "RTN") and cause.bits >= 3))
         )  # fmt: skip
-        metric = "kl" if kl else row["dataset"] if row["dataset"] != "wikitext-2" else "wikitext-2"
         yield Row(
-            row["source_url"],
+            "own" if row["source_url"].startswith("benchmarks/") else row["source_url"],
             row["model"],
-            metric,
-            scheme,
+            "kl" if kl else row["dataset"],
+            cause,
             traits_by_name(row["model"]),
-            rise,
+            rise if kl else max(rise, LEAST_RISE),
             row.get("baseline_value") or 8.0,
             judged,
         )

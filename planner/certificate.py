@@ -107,6 +107,7 @@ class Certificate:
     without_calibration: tuple[str, ...]
     holds: bool
     planned_passes: tuple[Mapping[str, Any], ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def certificate(
@@ -164,7 +165,18 @@ def certificate(
         without_calibration=tuple(outcome.unseen),
         holds=kept(checks) and all(goal.met for goal in goals),
         planned_passes=planned_passes,
+        notes=tuple(_guessing(outcome.measured, outcome.target.vocab_size)) if outcome.measured else (),
     )
+
+
+def _guessing(measured: Measured, vocabulary: int) -> Iterator[str]:
+    """What is to be said where there is no quality to lose."""
+    if measured.source_guesses(vocabulary):
+        yield (
+            f"the source's own perplexity is {measured.source_perplexity:,.0f} with {vocabulary:,} tokens to choose from, no better "
+            "than guessing: its weights look random, untrained or damaged, and figures of quality mean nothing. Check the checkpoint, "
+            "its tokenizer and the evaluation text"
+        )
 
 
 def kept(checks: Iterable[Comparison]) -> bool:

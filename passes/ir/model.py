@@ -289,6 +289,8 @@ class ModelIR:
     """`quantization_config.quant_method` of an already quantized source; None for a dense one."""
     spread: float = 0.0
     """Relative 90 % half width of the bytes of its weights, where how they are stored is assumed; 0 where files or their config say it."""
+    rounded_bits: float = 0.0
+    """Bits a weight that the decoder's numbers were rounded to before they were read, as those of a GGUF; 0 where they were not."""
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was assumed or ignored while reading the model, for people."""

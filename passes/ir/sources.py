@@ -198,12 +198,13 @@ def fold_in(config: dict[str, Any], read: Callable[[str], dict[str, Any] | None]
 
 def _open_gguf(path: Path, assume: str | None) -> Source:
     # Imported when needed, as `download` is: planning by name is quick.
-    from passes.ir.readers.gguf_model import as_stored, check_tensors, dequantize, hf_config, unreadable
+    from passes.ir.readers.gguf_model import as_stored, check_tensors, dequantize, hf_config, rounded_bits, unreadable
     from passes.ir.readers.gguf_parts import read_gguf
 
     header, files = read_gguf(path)
     ir = build_ir(hf_config(header, path.stem), path.stem, assume=assume)
     check_tensors(header, ir)
+    ir = replace(ir, rounded_bits=rounded_bits(header))
     return Source(
         ir, "gguf", files[0], None, header.digest, True, stored_bytes=header.tensor_bytes,
         materializer=lambda work: dequantize(path, ir, header, work), as_stored=as_stored(header, ir),

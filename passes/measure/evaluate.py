@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 
+#: A trained model's perplexity is far below this part of the vocabulary, whatever the text.
+_BETTER_THAN_GUESSING = 4
 #: Student's t at 95 % for 1, 2, … degrees of freedom; the last stands for all that are more.
 _STUDENT = (
     6.314,
@@ -57,6 +59,10 @@ class Measured:
     log_ppl_stderr: float
     tokens: int
     sequences: int
+
+    def source_guesses(self, vocabulary: int) -> bool:
+        """Whether the source itself predicts hardly better than by drawing from its `vocabulary`, as random or damaged weights do."""
+        return not self.source_perplexity < vocabulary / _BETTER_THAN_GUESSING
 
     def half_width(self, stderr: float) -> float:
         """Half of the 90 % interval around a figure with a standard error over so few sequences (Student's t)."""

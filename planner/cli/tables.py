@@ -248,6 +248,8 @@ def print_certificate(console: Console, certificate: Certificate) -> None:
         wanted, measured = apart(goal.wanted, goal.measured, goal.name.unit)
         table.add_row(f"  goal: {goal.name}", f"≤ {wanted}", measured, Text.from_markup(_tick(goal.met)))
     console.print(table)
+    for note in certificate.notes:
+        console.print(f"  note: {note}", style="yellow")
     for step in certificate.steps:
         reused = " (kept from an earlier run)" if step.reused else ""
         seconds = f"{step.seconds:8.1f} s" + (f" of {step.expected_seconds:.0f}" if step.expected_seconds else "")

@@ -1,7 +1,7 @@
 """Expected loss of quality of a chain of passes: the rise of log-perplexity and the KL divergence, with intervals.
 
-Weight formats and sparsity follow fits on published tables (`law`, made by `benchmarks/fit_quality.py`); what no table
-supports is a stated assumption with a wide interval. Losses of a chain's passes add up: each is small, and the tables that
+Formats, zeros and what is removed follow one fit on published tables and measurements (`law`, made by `benchmarks/fit_quality.py`); what
+no table supports is a stated assumption with a wide interval. Losses of a chain's passes add up: each is small, and the tables that
 combine them (50 % SparseGPT with 4 bits; W4A8KV4) agree with the sum within their spread.
 """
 
@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from passes.base import Pass
-from passes.formats.kv_dtypes import OWN, measured_as
+from passes.formats.kv_dtypes import OWN, cache_bits, measured_as
 from passes.ir.distortions import CacheRounding, Distortion, Recovered, Removed, WeightRounding, Zeros
 from passes.ir.model import ModelIR
-from planner.quality.features import Traits
-from planner.quality.law import interval, law, sensitivity, weight_loss
+from planner.quality.features import Traits, scheme
+from planner.quality.law import interval, law, loss
 from planner.quality.traits import traits_of
-from targets.quantity import Basis, Quantity
+from targets.quantity import Basis, Quantity, weaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,9 @@ def _after(rise: Quantity, distortion: Distortion, traits: Traits) -> Quantity:
         case WeightRounding():
             return rise + _weights(distortion, traits)
         case CacheRounding():
-            return rise + cache_loss(traits, distortion.dtype)
-        case Zeros():
-            return rise + _zeros(distortion, traits)
-        case Removed():
-            return rise + _removed(distortion)
+            return rise + cache_loss(traits, distortion)
+        case Zeros() | Removed():
+            return rise + loss(traits, distortion)
         case Recovered():
             return _recovered(rise, distortion.tokens)
 
@@ -72,50 +70,38 @@ def _kl(rise: Quantity) -> Quantity:
 
 
 def _weights(rounding: WeightRounding, traits: Traits) -> Quantity:
-    if len(rounding.shares) == 1 and rounding.shares[0][1] == 1:
-        return weight_loss(traits, rounding.shares[0][0].rounding(rounding.method))
-    # Losses of matrices add, each in proportion to its weights: nothing better is known before they are measured.
-    rise = Quantity.exact(0.0)
-    for form, share in rounding.shares:
-        rise = rise + weight_loss(traits, form.rounding(rounding.method)).scaled(share)
-    return rise
+    # Losses of matrices add, each in proportion to its weights: nothing better is known before they are measured. What is not known of
+    # the model is the same for all of them, so the ends of their intervals add, too.
+    parts = [loss(traits, form.rounding(rounding.method)).scaled(share) for form, share in rounding.shares]
+    return Quantity(
+        sum(part.value for part in parts),
+        sum(part.low for part in parts),
+        sum(part.high for part in parts),
+        weaker(Basis.EXACT, *(part.basis for part in parts)),
+    )
+
+
+#: What a cache loses whose loss is within the noise of the tables that hold one (llama.cpp prints +0.003 of about 6 for q8_0; vLLM's FP8
+#: runs lie on both sides of the unrounded ones): of 8 bits or more, whoever makes it, so that no such type is a reason for an
+#: engine; of fewer.
+_EIGHT_BITS, _FEWER_BITS, _MOST = 0.001, 0.002, 0.01
+
+
+def _fine(dtype: str) -> Quantity:
+    return Quantity(_EIGHT_BITS if cache_bits(dtype) >= 8 else _FEWER_BITS, 0.0, _MOST, Basis.ASSUMED)
 
 
 @lru_cache(maxsize=1024)
-def cache_loss(traits: Traits, dtype: str) -> Quantity:
-    """Rise by the KV cache's type. Models that lose more by rounding weights lose more by rounding the cache."""
-    dtype = measured_as(dtype)
-    if dtype == OWN:
+def cache_loss(traits: Traits, cache: CacheRounding) -> Quantity:
+    """Rise by the KV cache's type; what a table holds loses its fitted part besides."""
+    cache = replace(cache, dtype=measured_as(cache.dtype))
+    if cache.dtype == OWN:
         return Quantity.exact(0.0)
-    fitted = law()["kv"].get(dtype)
-    if fitted is not None:
-        return interval(math.exp(sensitivity(traits) + fitted["ln"]), fitted["spread"])
-    # e4m3, 6 and 8 bits: within the noise of the tables that hold them (llama.cpp prints +0.003 of about 6 for q8_0).
-    most = 0.003 if dtype == "q8" else 0.01
-    return Quantity(most / 5, 0.0, most, Basis.ASSUMED)
-
-
-def _zeros(zeros: Zeros, traits: Traits) -> Quantity:
-    fit = law()["sparsity"]
-    named = {"unstructured": "50%"}.get(zeros.pattern, zeros.pattern)
-    c = fit["coefficients"]
-    ln = c["constant"] + c["log_size"] * math.log(traits.size_b / 7) + c["log_tokens"] * math.log(traits.tokens_t / 2)
-    ln += c.get(f"method:{zeros.method}", 0.0) + c.get(f"pattern:{named}", 0.0)
-    # The tables stand at 50 %; the loss vanishes with the sparsity and grows steeply above.
-    ln += _SPARSITY_POWER * math.log(max(zeros.share, 0.01) / 0.5)
-    return interval(math.exp(min(ln, law()["ceiling_ln"])), fit["spread"])
-
-
-_SPARSITY_POWER = 4.0
-#: Scale and power of the loss by what was removed, without recovery. Blocks: ShortGPT (arXiv 2403.03853) prints 8.0 -> 40.8 for 26 % of
-#: the layers. Weights: LLM-Pruner (arXiv 2305.11627) prints 12.6 -> about 19.4 for 20 % of LLaMA-7B's.
-_REMOVED = {"blocks": (21.0, 1.9), "weights": (4.8, 1.5)}
-
-
-def _removed(removed: Removed) -> Quantity:
-    """Rise by taking parts away: scale · share^power."""
-    scale, power = _REMOVED[removed.what]
-    return interval(scale * removed.share**power, 0.7, Basis.ASSUMED)
+    fine = _fine(cache.dtype)
+    if scheme(cache) not in law()["schemes"]:
+        return fine
+    coarser = loss(traits, cache)
+    return Quantity(coarser.value + fine.value, coarser.low, coarser.high + fine.value, coarser.basis)
 
 
 def _recovered(rise: Quantity, tokens: int) -> Quantity:
@@ -124,4 +110,4 @@ def _recovered(rise: Quantity, tokens: int) -> Quantity:
     Through LLM-Pruner's LLaMA-7B at 20 %, seven-task average 63.25: 56.8 untuned, 60.1 after about 2e7 tokens, 62.4 after 1e9.
     """
     left = (1 + tokens / 2.8e6) ** -0.34
-    return interval(rise.value * left, math.log(max(2.0, rise.high / max(rise.value, 1e-9))), Basis.ASSUMED)
+    return interval(rise.value * left, math.log(max(2.0, rise.high / max(rise.value, 1e-9))), basis=Basis.ASSUMED)

@@ -1,36 +1,67 @@
-"""What the quality fit sees of a weight format and of a model: named numbers, the same for fitting and for predicting.
+"""What the law of quality sees of a model and of what is done to it: named amounts, the same for fitting and for predicting.
 
-The rise of log-perplexity is modelled as a product, so its logarithm is a sum over these features:
+The rise of log-perplexity is modelled as a product, so its logarithm is a sum of coefficients times amounts:
 
-    ln rise = sensitivity of the model  +  distortion of the rounding  +  how the family takes this method
+    ln rise  =  free terms (kind of loss, training tokens, family, method)  +  Σ coefficient · amount,   each coefficient ≥ 0
 
-* Distortion of a uniform quantizer falls by 4 per bit (its step halves, the squared error quarters); methods may deviate.
-  The squared step of a group grows with the expected range of its weights, which for Gaussian weights follows
-  from the order statistics of `group_size` samples (Blom's approximation). Below 3 bits the loss bends upwards.
-* Sensitivity grows with training tokens and falls with size (Kumar et al. 2024, "Scaling laws for precision",
-  arXiv 2411.04330); families and models deviate from that by effects that are shrunk towards zero, so an unseen model
-  inherits its family's figure and an unseen family the trend. Below 2 · 10^9 weights sensitivity rises with a slope of its own;
-  for each format that rounds activations with another: the outliers that make 8-bit integers costly there come with size (Dettmers
-  et al. 2022, "LLM.int8()", arXiv 2208.07339, section 4), and floats of 8 bits hardly mind them.
+The second part keeps orders whatever the fit finds, because its amounts only grow as things get worse: as a model gets smaller, as bits
+fall, as groups get coarser, as more is dropped, as a method leaves out what a better one does (`quality_methods.json`).
+
+* Distortion of a uniform quantizer falls by 4 a bit (its step halves, the squared error quarters); methods may deviate. The squared step
+  of a group grows with the expected range of its weights, which for Gaussian weights follows from the order statistics of
+  `group_size` samples (Blom's approximation). Below 3 bits the loss bends upwards.
+* Sensitivity of weights grows with training tokens and falls with size (Kumar et al. 2024, "Scaling laws for precision", arXiv 2411.04330).
+  What rounding inputs costs depends on outliers of the activations instead: it has family effects and a slope in size of its own.
+* `FAMILY|term` is a family's own coefficient of a term, `METHOD|term` a method's: shrunk towards the general one, which stands for it
+  where nothing is known. So no model's figures reach another family, or a larger model as a loss that grows.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
+from itertools import pairwise
 from statistics import NormalDist
+from typing import Any
 
 from passes.formats.format import Rounding
+from passes.ir.distortions import CacheRounding, Removed, Zeros
 
 Features = tuple[tuple[str, float], ...]
+#: What one coefficient table tells the loss of.
+Cause = Rounding | Zeros | Removed | CacheRounding
 
 _REFERENCE_BITS = 4.0
 _BEND_BITS = 3.0
 _REFERENCE_GROUP = 128
-_SMALL_MODEL_B = 2.0
-#: Methods whose formats round what a matrix reads, too.
-_ROUNDS_ACTIVATIONS = ("w8a8", "fp8", "nvfp4", "mxfp4", "mxfp8", "atom-w4a4", "quarot-w4a4")
+#: Inputs of a row of usual matrices: a scale a row is a group of so many.
+_ROW = 4096
+#: 10^9 weights between which the slope in size may change, and the size from which kinds of loss with a single slope count down.
+SIZES = (0.1, 0.5, 1.5, 4.0, 10.0, 30.0, 100.0, 500.0)
+_LARGEST = 1000.0
+
+#: Kinds of what is taken away.
+_REMOVED = {"blocks": "depth", "weights": "width"}
+
+
+@lru_cache(maxsize=1)
+def methods() -> dict[str, Any]:
+    """Return the table of methods and formats (`quality_methods.json`)."""
+    table: dict[str, Any] = json.loads(files("planner.quality").joinpath("quality_methods.json").read_text())
+    return table
+
+
+def _beyond(name: str) -> tuple[str, ...]:
+    """What a method has in common with better ones, then what it loses beyond them; one that is not known stands alone."""
+    return tuple(methods()["beyond"].get(name, (name,)))
+
+
+def _outlier_kind(method: str) -> str | None:
+    kind: str | None = methods()["outliers"].get(method)
+    return kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +69,37 @@ class Traits:
     """What is known of a model's sensitivity: its family, its size in 10^9 weights, its training tokens in 10^12.
 
     `tuned`: an instruct or chat model, whose perplexity on plain text has room that the base model's has not.
+    `rounded_bits`: bits a weight that the source was stored in before (a dequantized GGUF); 0 where it was not.
     """
 
     family: str
     size_b: float
     tokens_t: float
     tuned: bool = False
+    rounded_bits: float = 0.0
+
+
+def scheme(cause: Cause) -> str:
+    """Return what a table's rows have in common that teach the same loss: method, pattern of zeros, what is gone, type of the cache."""
+    match cause:
+        case Rounding():
+            return cause.method
+        case Zeros():
+            return cause.pattern
+        case Removed():
+            return _REMOVED[cause.what]
+        case CacheRounding():
+            return f"cache:{cause.dtype}"
+
+
+def model_key(traits: Traits) -> str:
+    """Return the key of a model's own deviation: family and size to two digits."""
+    return f"{traits.family}/{traits.size_b:.2g}"
 
 
 @lru_cache(maxsize=256)
 def group_range(group_size: int) -> float:
-    """ln of the expected squared range of `group_size` Gaussian weights against that of 128; one weight has none, and counts as two."""
+    """Return ln of the expected squared range of `group_size` Gaussian weights against that of 128; one weight counts as two."""
 
     def spread(n: int) -> float:
         return NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
@@ -56,73 +107,105 @@ def group_range(group_size: int) -> float:
     return 2 * math.log(spread(max(group_size, 2)) / spread(_REFERENCE_GROUP))
 
 
-@lru_cache(maxsize=4096)
-def rounding_features(rounding: Rounding) -> Features:
-    """Features of the rounding alone."""
-    method = rounding.method
-    found = [(f"method:{method}", 1.0)]
-    if not rounding.bits:
-        return tuple(found)
-    fewer = _REFERENCE_BITS - rounding.bits
-    bend = max(0.0, _BEND_BITS - rounding.bits)
-    found += [("fewer_bits", fewer), (f"fewer_bits:{method}", fewer)]
-    if bend:
-        found += [("bend", bend), (f"bend:{method}", bend)]
-    if rounding.group_size < 0:
-        found += [("channel", 1.0), (f"channel:{method}", 1.0), (f"channel_fewer_bits:{method}", fewer)]
-        if bend:
-            found.append((f"channel_bend:{method}", bend))
-    elif rounding.group_size > 0:
-        found.append(("group_range", group_range(rounding.group_size)))
-    return tuple(found)
+def kind(cause: Cause) -> str:
+    """Return the kind of a loss, whose spread and constant it shares: few bits, inputs rounded, zeros, …"""
+    match cause:
+        case Rounding(method=method, bits=bits):
+            if (of_outliers := _outlier_kind(method)) is not None:
+                return of_outliers
+            if method in methods()["four_bit_floats"]:
+                return "fp4"
+            return "few bits" if bits < _BEND_BITS else "integers"
+        case Zeros():
+            return "zeros"
+        case Removed(what=what):
+            return _REMOVED[what]
+        case CacheRounding():
+            return "cache"
 
 
-def model_key(traits: Traits) -> str:
-    """The key of a model's own effect: family and size to two digits."""
-    return f"{traits.family}/{traits.size_b:.2g}"
+@lru_cache(maxsize=1 << 14)
+def features(cause: Cause, traits: Traits) -> Features:
+    """Return all amounts of a cause of loss in a model."""
+    match cause:
+        case Rounding(method=method) if _outlier_kind(method) is not None:
+            return (*_of_outliers(traits), *_method(cause, traits))
+        case Rounding():
+            return (*_of_weights(traits), *_method(cause, traits), *_bits(cause))
+        case Zeros():
+            return (*_shared("zeros", traits), *_zeros(cause))
+        case Removed(share=share):
+            what = kind(cause)
+            return (
+                (f"kind:{what}", 1.0),
+                (f"smaller:{what}", _smallness(traits)),
+                (f"share:{what}", math.log(max(share, 1e-4) / 0.1)),
+            )
+        case CacheRounding(dtype=dtype):
+            return (*_shared("cache", traits), (f"cache:{dtype}", 1.0))
 
 
 def _smallness(traits: Traits) -> float:
-    """By how many e-folds a model is smaller than 2 · 10^9 weights; 0 where it is not."""
-    return max(0.0, math.log(_SMALL_MODEL_B / traits.size_b))
+    return max(0.0, math.log(_LARGEST / traits.size_b))
 
 
-@lru_cache(maxsize=4096)
-def model_features(traits: Traits) -> Features:
-    """Features of the model alone."""
-    size = math.log(traits.size_b / 7)
+@lru_cache(maxsize=1024)
+def _of_weights(traits: Traits) -> Features:
+    """Sensitivity of a model to rounding its weights."""
     return (
-        ("constant", 1.0),
+        ("kind:weights", 1.0),
         ("log_tokens", math.log(traits.tokens_t / 2)),
-        ("log_size", size),
         ("tuned", float(traits.tuned)),
-        ("small", _smallness(traits)),
         (f"family:{traits.family}", 1.0),
-        (f"family_log_size:{traits.family}", size),
-        (f"model:{model_key(traits)}", 1.0),
+        *(
+            (f"{traits.family}|smaller:{low:g}-{high:g}", math.log(high / min(max(traits.size_b, low), high)))
+            for low, high in pairwise(SIZES)
+        ),
     )
 
 
-@lru_cache(maxsize=4096)
-def joint_features(rounding: Rounding, traits: Traits) -> Features:
-    """How a family, a size and a model take a method."""
-    family, model, size = traits.family, model_key(traits), math.log(traits.size_b / 7)
-    found = [
-        (f"family_method:{family}/{rounding.method}", 1.0),
-        (f"model_method:{model}/{rounding.method}", 1.0),
-        (f"log_size_method:{rounding.method}", size),
-        (f"family_log_size_method:{family}/{rounding.method}", size),
-        (f"log_tokens_method:{rounding.method}", math.log(traits.tokens_t / 2)),
-    ]
-    if rounding.bits:
-        fewer = _REFERENCE_BITS - rounding.bits
-        found += [
-            ("log_size_fewer_bits", size * fewer),
-            (f"family_fewer_bits:{family}", fewer),
-            (f"model_fewer_bits:{model}", fewer),
-        ]
-    if rounding.group_size < 0:
-        found.append((f"family_channel:{family}", 1.0))
-    if rounding.method in _ROUNDS_ACTIVATIONS and (small := _smallness(traits)):
-        found.append((f"small_method:{rounding.method}", small))
+def _of_outliers(traits: Traits) -> Features:
+    return (("kind:outliers", 1.0), (f"family_outliers:{traits.family}", 1.0))
+
+
+def _shared(what: str, traits: Traits) -> Features:
+    """Sensitivity of a model to another kind of loss that grows with training."""
+    return (
+        (f"kind:{what}", 1.0),
+        ("log_tokens", math.log(traits.tokens_t / 2)),
+        (f"family_{what}:{traits.family}", 1.0),
+        (f"{traits.family}|smaller:{what}", _smallness(traits)),
+    )
+
+
+def _method(rounding: Rounding, traits: Traits) -> Features:
+    """What the method has in common with better ones, and what it loses beyond them; for formats that round inputs, by size."""
+    root, *beyond = _beyond(rounding.method)
+    found = [(f"method:{root}", 1.0), *((f"{traits.family}|beyond:{name}", 1.0) for name in beyond)]
+    if _outlier_kind(rounding.method) is not None:
+        found.append((f"smaller:{root}", _smallness(traits)))
     return tuple(found)
+
+
+def _bits(rounding: Rounding) -> Features:
+    if not rounding.bits:
+        return ()
+    root, *beyond = _beyond(rounding.method)
+    few, bend = max(0.0, _REFERENCE_BITS - rounding.bits), max(0.0, _BEND_BITS - rounding.bits)
+    found = [(f"{root}|fewer_bits", _REFERENCE_BITS - rounding.bits)]
+    found += [(f"{root}|bend", bend), *((f"bend:{name}", bend) for name in beyond)]
+    found += [("few_bits:rtn", few)] if rounding.method == "rtn" else []
+    if rounding.group_size < 0:
+        found += [("group", group_range(_ROW)), ("row", 1.0), ("few_bits:row", few)]
+        found += [("row:rtn", 1.0), ("few_bits:row:rtn", few)] if rounding.method == "rtn" else []
+    elif rounding.group_size > 0:
+        found.append(("group", group_range(rounding.group_size)))
+    return tuple(found)
+
+
+def _zeros(zeros: Zeros) -> Features:
+    """Its share, and what method and pattern lose beyond better ones; a run longer than four leaves as much choice as 4:8."""
+    run = int(zeros.pattern.partition(":")[2] or 0)
+    pattern = "unstructured" if not run else "2:4" if run <= 4 else "4:8"
+    beyond = (*_beyond(pattern), *_beyond(zeros.method))
+    return (("share:zeros", math.log(max(zeros.share, 0.01) / 0.5)), *((f"beyond:{name}", 1.0) for name in beyond))

@@ -1,31 +1,40 @@
-"""The fitted law of loss (`quality_fit.json`, made by `benchmarks/fit_quality.py`): coefficients, spreads, prediction.
+"""The fitted law of loss (`quality_fit.json`, made by `benchmarks/fit_quality.py`): coefficients, prediction, interval.
 
-`ln rise` is the sum of the features' coefficients (`features`); a feature that the fit never met takes its prior
-mean, so an unseen family follows the trend in tokens and size. The 90 % spread is that of cross-validated residuals by how
-much the fit knew of the model, and an additive floor covers the noise of measuring perplexity itself.
+`ln rise` is the sum of coefficients times amounts (`features`). The 90 % interval is as wide as residuals of tables that were held out
+whole, by kind of loss and by what the fit knew of the model; what it knows of a single model moves that model's interval, never its value,
+because values of a family keep the order of sizes. An additive floor covers the noise of measuring perplexity itself.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
 from passes.formats.format import Rounding
-from planner.quality.features import (
-    Features,
-    Traits,
-    joint_features,
-    model_features,
-    model_key,
-    rounding_features,
-)
+from planner.quality.features import Cause, Traits, features, kind, model_key, scheme
 from planner.quality.traits import nominal
 from targets.quantity import Basis, Quantity
+
+Law = dict[str, float]
+#: Kinds of features whose coefficients may be negative.
+FREE = frozenset(
+    {
+        "kind:",
+        "log_tokens",
+        "tuned",
+        "family:",
+        "family_outliers:",
+        "family_zeros:",
+        "family_cache:",
+        "method:",
+        "cache:",
+    }
+)
 
 
 @lru_cache(maxsize=1)
@@ -36,74 +45,73 @@ def law() -> dict[str, Any]:
 
 
 def feature_kind(name: str) -> str:
-    """The kind of a feature, which its prior belongs to: `fewer_bits:gptq` is a `fewer_bits:`, `bend` a `bend`."""
-    stem, colon, _ = name.partition(":")
+    """The kind of a feature, which its prior belongs to: `smaller:4-10` is a `smaller:`, `bend` a `bend`."""
+    stem, colon, _ = general(name).partition(":")
     return stem + colon
 
 
-def _sum(features: Features) -> float:
-    coefficients, means = law()["coefficients"], law()["prior_means"]
-    total: float = sum(value * coefficients.get(name, means.get(feature_kind(name), 0.0)) for name, value in features)
-    return total
+def general(name: str) -> str:
+    """The general feature that a family's or a method's own one stands for: `rtn|bend` is a `bend`."""
+    return name.rpartition("|")[2]
 
 
-@lru_cache(maxsize=1024)
-def recognised(traits: Traits) -> Traits:
-    """The traits with the size of the fitted model that it is, where it is one."""
-    return nominal(traits, tuple(law()["sizes"].get(traits.family, ())))
-
-
-@lru_cache(maxsize=1024)
-def sensitivity(traits: Traits) -> float:
-    """ln of the model's own factor (the constant included)."""
-    return _sum(model_features(recognised(traits)))
-
-
-def tier_of(coefficients: Mapping[str, float], families: Container[str], traits: Traits, method: str) -> str:
-    """What a fit has seen of a model under a method: this `pair`, the `model` under others, its `family`, or neither (`unseen`)."""
-    model = model_key(traits)
-    if f"model_method:{model}/{method}" in coefficients:
-        return "pair"
-    if f"model:{model}" in coefficients:
-        return "model"
-    return "family" if traits.family in families else "unseen"
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Half width of the 90 % interval in ln, and what it rests on (`tier_of`)."""
-
-    ln: float
-    tier: str
-
-
-@lru_cache(maxsize=1024)
-def spread(traits: Traits, method: str) -> Spread:
-    """How far published figures lie from the prediction, by what the fit knew of the model and of the method."""
-    fit, known = law(), recognised(traits)
-    tier = tier_of(fit["coefficients"], fit["sizes"], known, method)
-    width: float = (
-        fit["spreads"][tier] * fit["family_spread"].get(known.family, 1.0) * fit["method_spread"].get(method, 1.0)
+def ln_rise(coefficients: Mapping[str, float], cause: Cause, traits: Traits) -> float:
+    """ln of the rise of log-perplexity; what the fit never met takes the general coefficient, or none."""
+    return sum(
+        amount * coefficients.get(name, coefficients.get(general(name), 0.0))
+        for name, amount in features(cause, traits)
     )
-    if f"method:{method}" not in fit["coefficients"] or method in fit["derived_methods"]:
-        width = math.hypot(width, fit["spreads"]["unseen_method"])
-    return Spread(width, tier)
+
+
+def tier_of(seen: Mapping[str, Mapping[str, Sequence[str]]], cause: Cause, traits: Traits) -> str:
+    """What a fit has seen of a model: this rounding of it (`pair`), the `model` otherwise, its `family`, or neither (`unseen`).
+
+    `seen`: by family, then by size, the schemes of its rows.
+    """
+    sizes = seen.get(traits.family)
+    if sizes is None:
+        return "unseen"
+    schemes = sizes.get(f"{traits.size_b:g}")
+    if schemes is None:
+        return "family"
+    return "pair" if isinstance(cause, Rounding) and scheme(cause) in schemes else "model"
+
+
+def half_width(widths: Mapping[str, Mapping[str, float]], cause: Cause, traits: Traits, tier: str) -> float:
+    """Half of the 90 % interval in ln: by kind of loss, what the fit knew of the model, and how far its family's tables lie apart."""
+    of_kind = widths["kind"].get(kind(cause), max(widths["kind"].values()))
+    return of_kind * widths["tier"][tier] * widths["family"].get(traits.family, 1.0)
 
 
 @lru_cache(maxsize=1 << 14)
-def weight_loss(traits: Traits, rounding: Rounding) -> Quantity:
-    """Rise of log-perplexity by storing the decoder's weights as `rounding` says."""
-    known = recognised(traits)
-    value = math.exp(
-        min(
-            sensitivity(traits) + _sum(rounding_features(rounding)) + _sum(joint_features(rounding, known)),
-            law()["ceiling_ln"],
-        )
-    )
-    return interval(value, spread(traits, rounding.method).ln)
+def loss(traits: Traits, cause: Cause) -> Quantity:
+    """The rise of log-perplexity, nats a token, by one cause."""
+    fit = law()
+    known = nominal(traits, tuple(map(float, fit["seen"].get(traits.family, ()))))
+    value = math.exp(min(ln_rise(fit["coefficients"], cause, known), fit["ceiling_ln"]))
+    half = half_width(fit["widths"], cause, known, tier_of(fit["seen"], cause, known))
+    if scheme(cause) not in fit["schemes"]:
+        half = math.hypot(half, _NO_TABLE)
+    if not isinstance(cause, Rounding):
+        return interval(value, half)
+    deviation = fit["models"].get(model_key(known), 0.0) if cause.bits else 0.0
+    found = interval(value, half, least=min(0.0, deviation), most=max(0.0, deviation))
+    # A grid that is no coarser than the one that the weights were on before may hold them as they are.
+    return replace(found, low=0.0) if 0 < traits.rounded_bits <= cause.bits + _GRIDS_MEET else found
 
 
-def interval(value: float, ln_spread: float, basis: Basis = Basis.CALIBRATED) -> Quantity:
-    """A positive loss with its log-normal 90 % interval, widened by the noise floor of perplexity measurements."""
+#: Half width in ln that is added for a scheme that no table holds; by how many bits two grids may differ that hold the same values.
+_NO_TABLE, _GRIDS_MEET = 0.9, 0.75
+
+
+def interval(
+    value: float, half: float, *, least: float = 0.0, most: float = 0.0, basis: Basis = Basis.CALIBRATED
+) -> Quantity:
+    """A positive loss with its log-normal 90 % interval, widened by the noise floor of perplexity measurements.
+
+    `least`, `most`: how far, in ln, its ends lie beyond those around the value.
+    """
     floor = law()["floor"]
-    return Quantity(value, max(0.0, value * math.exp(-ln_spread) - floor), value * math.exp(ln_spread) + floor, basis)
+    return Quantity(
+        value, max(0.0, value * math.exp(least - half) - floor), value * math.exp(most + half) + floor, basis
+    )

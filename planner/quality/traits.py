@@ -45,12 +45,13 @@ def nominal(traits: Traits, known_sizes: tuple[float, ...]) -> Traits:
     return replace(traits, size_b=min(near, key=lambda size: abs(size / traits.size_b - 1)))
 
 
-_seen: dict[tuple[str, str, int, int, int], Traits] = {}
+_seen: dict[tuple[str, str, int, int, int, float], Traits] = {}
 
 
 def traits_of(ir: ModelIR) -> Traits:
     """Traits of a description. Memoised by what identifies the source, because the planner asks for every candidate."""
-    key = (ir.name, ir.model_type, ir.hidden_size, ir.vocab_size, len(ir.decoder.layers))
+    key = (ir.name, ir.model_type, ir.hidden_size, ir.vocab_size, len(ir.decoder.layers), ir.rounded_bits)
     if key not in _seen:
-        _seen[key] = named_traits(ir.name, max(ir.weights / 1e9, 1e-3), ir.model_type)
+        named = named_traits(ir.name, max(ir.weights / 1e9, 1e-3), ir.model_type)
+        _seen[key] = replace(named, rounded_bits=ir.rounded_bits)
     return _seen[key]

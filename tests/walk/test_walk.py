@@ -223,6 +223,15 @@ def test_a_model_has_no_distance_from_itself(
     assert measured.log_ppl_increase == 0
 
 
+def test_a_source_that_only_guesses_is_told_from_one_that_predicts() -> None:
+    def measured(source_perplexity: float) -> Measured:
+        return Measured(0.1, 0.01, 10.0, source_perplexity, 0.1, 0.01, 100, 8)
+
+    assert not measured(83.5).source_guesses(49152)  # Gemma 3 270M without its first token
+    assert measured(48_900.0).source_guesses(49152) and measured(1e9).source_guesses(49152)
+    assert measured(float("nan")).source_guesses(49152)
+
+
 def test_few_texts_give_a_wide_interval() -> None:
     def measured(sequences: int) -> Measured:
         return Measured(0.1, 0.01, 10.0, 9.0, 0.1, 0.01, 100, sequences)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
@@ -184,6 +185,17 @@ def unreadable(header: GgufHeader, files: int) -> str | None:
     if kinds:
         return f"tensors in {', '.join(sorted(kinds))} cannot be dequantized here; use the model's safetensors version"
     return None
+
+
+def rounded_bits(header: GgufHeader) -> float:
+    """Return the mean bits of the codes that the blocks' matrices are stored in; 0 where they are plain numbers."""
+    codes = [
+        (int(match[1]), math.prod(tensor.shape))
+        for tensor in header.tensors.values()
+        if tensor.name.startswith("blk.") and (match := re.match(r"I?Q(\d)", tensor.type))
+    ]
+    count = sum(numbers for _, numbers in codes)
+    return sum(bits * numbers for bits, numbers in codes) / count if count else 0.0
 
 
 def _hf_tensors(tensor: GgufTensor, block: Mapping[str, str]) -> list[tuple[str, tuple[int, ...]]]:

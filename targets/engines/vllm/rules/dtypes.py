@@ -45,4 +45,4 @@ def dtype_note(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> str | 
 
 
 def _lacks_bfloat16(gpu: Gpu) -> bool:
-    return not gpu.is_cpu and (gpu.capability or 0) < _BFLOAT16
+    return gpu.capability is not None and gpu.capability < _BFLOAT16

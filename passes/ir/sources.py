@@ -99,6 +99,12 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
         raise InputError(message, remedy=f"{error.message}. {error.remedy}") from error
 
 
+def described(name: str) -> ModelIR | None:
+    """The description of a name by the catalog alone, whatever the Hub would say; None for a name that it does not know."""
+    match = find(name)
+    return None if match is None else _catalog_ir(match, None)
+
+
 def _open_folder(folder: Path, assume: str | None) -> Source:
     config = folder_config(folder)
     header = read_folder_header(folder)
@@ -160,17 +166,22 @@ def _downloaded(name: str, revision: str | None) -> Path:
 
 
 def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
-    entry = catalog.entry(match.id)
-    config = entry.config | ({"quantization_config": match.quantization} if match.quantization else {})
-    ir = quantized(build_ir(config, entry.id, assume=assume))
-    if match.note:
-        ir = replace(ir, notes=(*ir.notes, match.note))
+    ir, config = _catalog_ir(match, assume), _catalog_config(match)
     repository = match.id if match.note is None else name if is_repository_name(name) else None
     if repository is None or offline():
         return Source(ir, "catalog", None, None, config_digest(config), False)
     return Source(
         ir, "catalog", None, None, config_digest(config), True, materializer=lambda _: _downloaded(repository, None)
     )
+
+
+def _catalog_config(match: Match) -> dict[str, Any]:
+    return catalog.entry(match.id).config | ({"quantization_config": match.quantization} if match.quantization else {})
+
+
+def _catalog_ir(match: Match, assume: str | None) -> ModelIR:
+    ir = quantized(build_ir(_catalog_config(match), match.id, assume=assume))
+    return replace(ir, notes=(*ir.notes, match.note)) if match.note else ir
 
 
 def _open_hub(name: str, revision: str | None, assume: str | None) -> Source:

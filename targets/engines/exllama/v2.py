@@ -42,6 +42,9 @@ class ExllamaV2(Exllama):
     """ExLlamaV2 as served by TabbyAPI."""
 
     name: ClassVar[str] = "exllamav2"
+    archived: ClassVar[str | None] = (
+        "ExLlamaV2 is archived (its repository, 0.3.2 the last release) and TabbyAPI's main branch no longer serves it"
+    )
     weighed_formats: ClassVar[tuple[str, ...]] = ("gptq-4-g128", "gptq-4-g64", "gptq-4-g32")
     any_width: ClassVar[AnyWidth | None] = AnyWidth("exl2", 2.0, 8.0)
     cache_bits: ClassVar[Mapping[str, float]] = cache_types((8, 6, 4))

@@ -53,12 +53,14 @@ _STORED = frozenset().union(*_QUANTIZED)
 class Match:
     """A catalog id, and a note where the name asked for is another variant of that model.
 
-    `quantization`: the `quantization_config` that such a name usually means, where only the dense model is in the catalog.
+    `quantization`: the `quantization_config` that such a name usually means, where only the dense model is in the catalog. `published`: the
+    id of the checkpoint itself, where it is known to be published.
     """
 
     id: str
     note: str | None = None
     quantization: Mapping[str, Any] | None = None
+    published: str | None = None
 
 
 def fold(name: str) -> str:
@@ -145,6 +147,7 @@ def _published(name: str) -> Match | None:
         base.id,
         f"{name}: shapes of {base.id}, stored as {made.weights} (its own config is not here)",
         made.quantization,
+        made.id,
     )
 
 

@@ -180,7 +180,7 @@ def _catalog_config(match: Match) -> dict[str, Any]:
 
 
 def _catalog_ir(match: Match, assume: str | None) -> ModelIR:
-    ir = quantized(build_ir(_catalog_config(match), match.id, assume=assume))
+    ir = quantized(build_ir(_catalog_config(match), match.published or match.id, assume=assume))
     return replace(ir, notes=(*ir.notes, match.note)) if match.note else ir
 
 

@@ -1,7 +1,7 @@
 """The cache that a workload needs as it is used, against what a plan leaves for it.
 
 Each running request holds its own input and output, not the longest context; the context must hold for one longest request. Requests
-beyond `max_num_seqs` wait, which costs them time to the first token and no memory.
+beyond those that run at once wait, which costs them time to the first token and no memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from passes.errors import Reason, ReasonKind
 from planner.choice.odds import at_least
 from targets.engines.accounting import CONCURRENCY_DOES_NOT_FIT
-from targets.engines.engine import Memory, MemoryEstimate, Settings
+from targets.engines.engine import Memory, MemoryEstimate
 from targets.quantity import Quantity
 from targets.workload import Workload
 
@@ -48,10 +48,10 @@ class Capacity:
         return at_least(self.room, 0.0)
 
 
-def capacity(estimate: MemoryEstimate, settings: Settings, workload: Workload) -> Capacity:
-    """Return how the cache of an estimate serves a workload with some settings."""
-    clients = math.ceil((workload.concurrency or 1) / settings.parallel.dp)
-    running = min(clients, settings.max_num_seqs or clients)
+def capacity(estimate: MemoryEstimate, sequences: int, workload: Workload, replicas: int = 1) -> Capacity:
+    """Return how the cache of an estimate serves a workload. `sequences`: requests that one replica runs at once, at most."""
+    clients = math.ceil((workload.concurrency or 1) / replicas)
+    running = min(clients, sequences)
     left, longest = estimate.memory.kv_cache, _longest(estimate)
     needed = max(running * estimate.bytes_per_request, longest)
     room = Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis)

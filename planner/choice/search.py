@@ -183,7 +183,8 @@ class _Judge:
         changed = _changed(design.settings[0], settings)
         candidate = Candidate(design.engine, design.passes, settings, changed, design.published)
         memory = engine.memory(ir, self._gpu, settings, workload)
-        capacity = cache.capacity(memory, settings, workload)
+        sequences = engine.scheduler(self._gpu, settings, workload).sequences
+        capacity = cache.capacity(memory, sequences, workload, settings.parallel.dp)
         memory = replace(memory, memory=cache.as_used(memory.memory, capacity.needed_bytes))
         reasons = (
             *illegal, *engine.illegal(ir, self._gpu, settings), *cache.reasons(memory, capacity, workload)

@@ -289,7 +289,8 @@ class _Family:
         spec, engine, workload = self.spec, find_engine(self.engine), workload_of(self.spec)
         ir = chain.rewrite(self.ir, self.chain(bits))
         estimate = engine.memory(ir, self.gpu, self.settings, workload)
-        left = capacity(estimate, self.settings, workload).room.low
+        sequences = engine.scheduler(self.gpu, self.settings, workload).sequences
+        left = capacity(estimate, sequences, workload, self.settings.parallel.dp).room.low
         if left >= 0 and spec.goals.asks_speed:
             speed = engine.speed(ir, self.gpu, self.settings, workload, estimate)
             if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, speed)):

@@ -108,7 +108,7 @@ def test_exl2_takes_the_most_bits_that_surely_leave_room_for_the_context() -> No
     assert finer is not None
     ir = rewrite(open_model(spec.model).ir, (finer, *chosen.passes[1:]))
     memory = find_engine("exllamav2").memory(ir, result.gpu, chosen.settings, workload_of(spec))
-    assert cache.capacity(memory, chosen.settings, workload_of(spec)).room.low < 0 <= result.chosen.capacity.room.low
+    assert cache.capacity(memory, 1, workload_of(spec)).room.low < 0 <= result.chosen.capacity.room.low
     total = result.chosen.memory.memory.total
     assert total.high <= result.chosen.memory.memory.budget.value
 
@@ -183,7 +183,8 @@ def brute_force(spec: Spec, ir: ModelIR) -> list[Verdict]:
 
 def judged(spec: Spec, model: ModelIR, candidate: Candidate, quality: Quality) -> Verdict:
     memory = find_engine("vllm").memory(model, target_gpu(spec), candidate.settings, workload_of(spec))
-    needs = cache.capacity(memory, candidate.settings, workload_of(spec))
+    sequences = find_engine("vllm").scheduler(target_gpu(spec), candidate.settings, workload_of(spec)).sequences
+    needs = cache.capacity(memory, sequences, workload_of(spec))
     memory = replace(memory, memory=cache.as_used(memory.memory, needs.needed_bytes))
     return Verdict(candidate, model, memory, needs, None, quality, notes=memory.notes)
 

@@ -129,9 +129,11 @@ class Rule:
         return 0.0 if v.admissible(self.goals) else 1.0 - min(v.odds)
 
     def standing(self, v: Verdict) -> int:
-        """0 admissible, 1 likely only; 2 and 3 the same of an engine that nobody maintains, unless it was asked for."""
+        """0 admissible, 1 likely only, 2 misses a goal on quality within the band; 3 to 5 the same of an engine that nobody maintains,
+        unless it was asked for.
+        """
         archived = not self.engine_named and find_engine(v.candidate.engine).archived is not None
-        return 2 * archived + (not v.admissible(self.goals))
+        return 3 * archived + (0 if v.admissible(self.goals) else 1 if v.likely else 2)
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -281,7 +283,7 @@ def _words(text: str) -> Callable[[float, float], str]:
 def _standing_words(theirs: float, mine: float) -> str:
     return (
         "its engine is archived: planned when asked for, or when nothing else serves"
-        if theirs >= 2
+        if theirs >= 3
         else "less likely to meet the goals"
     )
 

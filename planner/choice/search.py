@@ -169,7 +169,9 @@ class _Judge:
         if first.memory.memory.weights.value >= self._gpu.memory_bytes.value:
             return False
         quality = {
-            result.goal.reason_code for result in judge_quality(self._spec.goals, first.quality) if not result.met
+            result.goal.reason_code
+            for result in judge_quality(self._spec.goals, first.quality)
+            if not result.tolerated(self._spec.goals.bands)
         }
         return all(reason.kind is not ReasonKind.ILLEGAL and reason.code not in quality for reason in first.reasons)
 
@@ -192,7 +194,9 @@ class _Judge:
         verdict = Verdict(candidate, ir, memory, capacity, None, quality, (), reasons, memory.notes)
         if verdict.reasons:
             return verdict
-        missed = tuple(goal.reason() for goal in judge_quality(spec.goals, quality) if not goal.met)
+        missed = tuple(
+            goal.reason() for goal in judge_quality(spec.goals, quality) if not goal.tolerated(spec.goals.bands)
+        )
         return replace(verdict, reasons=missed) if missed else complete(spec, self._gpu, verdict)
 
     def _described(self, design: Design) -> tuple[ModelIR, tuple[Reason, ...], Quality]:
@@ -224,7 +228,7 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     engine = find_engine(verdict.candidate.engine)
     speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload_of(spec), verdict.memory)
     goals = tuple(judge(spec.goals, speed, verdict.quality))
-    missed = [goal.reason() for goal in goals if not goal.met]
+    missed = [goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands)]
     reasons = tuple(dict.fromkeys((*verdict.reasons, *missed)))
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))
 

@@ -15,7 +15,7 @@ from planner.choice import odds
 from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
 from planner.quality.expected import Quality, perplexity_growth
-from planner.spec.spec import Goals
+from planner.spec.spec import Bands, Goals
 from targets.engines.engine import MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.quantity import Quantity
 
@@ -70,6 +70,12 @@ class GoalResult:
     def odds(self) -> float:
         """The probability that the goal is met, from the interval of what is predicted."""
         return (odds.at_most if self.goal.at_most else odds.at_least)(self.predicted, self.wanted)
+
+    def tolerated(self, bands: Bands) -> bool:
+        """Whether it is met, or a goal on quality is missed by less than the band: nobody can tell such figures apart."""
+        if self.met or self.goal.of_speed:
+            return self.met
+        return self.predicted.value <= self.wanted + bands.quality
 
     @property
     def miss(self) -> float:
@@ -138,7 +144,7 @@ class Verdict:
 
     @property
     def feasible(self) -> bool:
-        """Legal, fits, and meets every goal."""
+        """Legal, fits, and meets every goal, or one on quality within the band."""
         return not self.reasons
 
     @property
@@ -149,7 +155,13 @@ class Verdict:
     def admissible(self, goals: Goals) -> bool:
         """Whether it meets the goals, and all odds reach the confidence that is asked."""
         *met, fits = self.odds
-        return self.feasible and fits >= goals.fit_confidence and all(each >= goals.confidence for each in met)
+        likely = self.feasible and self.likely
+        return likely and fits >= goals.fit_confidence and all(each >= goals.confidence for each in met)
+
+    @property
+    def likely(self) -> bool:
+        """Whether every goal is met by the predicted value."""
+        return all(goal.met for goal in self.goals)
 
     @property
     def distance(self) -> tuple[int, float]:

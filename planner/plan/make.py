@@ -194,7 +194,7 @@ def _cautions(spec: Spec, verdict: Verdict) -> Iterator[str]:
         least = min(verdict.odds)
         yield (
             f"no candidate reaches the confidence asked for ({goals.confidence:.0%}, fit {goals.fit_confidence:.0%}); "
-            f"of those likely to meet the goals this one has the best odds, {least:.0%} in the least likely"
+            f"of those that come into question this one has the best odds, {least:.0%} in the least likely"
         )
     if (archived := find_engine(verdict.candidate.engine).archived) is not None:
         yield f"{archived}; it is planned when asked for, or when nothing else serves"

@@ -129,11 +129,13 @@ class Rule:
         return 0.0 if v.admissible(self.goals) else 1.0 - min(v.odds)
 
     def standing(self, v: Verdict) -> int:
-        """0 admissible, 1 likely only, 2 misses a goal on quality within the band; 3 to 5 the same of an engine that nobody maintains,
-        unless it was asked for.
+        """0 admissible, 2 likely only, 4 misses a goal on quality within the band. An engine that nobody maintains, unless it was asked
+        for, comes behind each of them for one client, which is what it is good at, and behind all of them (6, 8, 10) for more.
         """
-        archived = not self.engine_named and find_engine(v.candidate.engine).archived is not None
-        return 3 * archived + (0 if v.admissible(self.goals) else 1 if v.likely else 2)
+        standing = 0 if v.admissible(self.goals) else 2 if v.likely else 4
+        if self.engine_named or find_engine(v.candidate.engine).archived is None:
+            return standing
+        return standing + (1 if v.capacity.clients == 1 else 6)
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:

@@ -6,7 +6,7 @@ Nothing is left out by taste, only by proof:
 * weights that alone exceed the card do so whatever is set;
 * memory left for the cache only rises with each leaner setting, so one that does not fit with all of them fits with none;
 * where quality or size is preferred, settings change neither, and the first that is admissible ties with every later one but changes less;
-* where a maintained engine has a candidate that meets the goals, no candidate of an archived one is chosen: none is judged.
+* where a maintained engine has a candidate that every candidate of an archived one comes behind, none of the latter is judged.
 
 `tests/planner/test_search.py` holds it against a brute-force search of the same space.
 """
@@ -101,7 +101,7 @@ def search(
     archived = () if named else tuple(name for name in names if find_engine(name).archived is not None)
     space = list(designs(spec, ir, gpu, [name for name in names if name not in archived], cards))
     verdicts = [judge_design(design) for design in space]
-    if archived and not any(verdict.feasible for verdict in verdicts):
+    if archived and not any(_serves(spec, verdict) for verdict in verdicts):
         added = list(designs(spec, ir, gpu, archived, cards))
         space, archived, verdicts = [*space, *added], (), [*verdicts, *map(judge_design, added)]
     if not space:
@@ -117,6 +117,11 @@ def search(
     rejected += [replace(loss.candidate, reasons=(_dominated(chosen, loss),)) for loss in decision.lost]
     front = rule.pareto([v for v in feasible if rule.standing(v) <= rule.standing(chosen)], chosen)
     return SearchResult(chosen, tuple(rejected), front, searched, gpu, spec, decision.why, archived)
+
+
+def _serves(spec: Spec, verdict: Verdict) -> bool:
+    """Whether no candidate of an archived engine comes before this one (`Rule.standing`)."""
+    return verdict.admissible(spec.goals) if verdict.capacity.clients == 1 else verdict.feasible
 
 
 def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:

@@ -283,11 +283,11 @@ def _words(text: str) -> Callable[[float, float], str]:
 
 
 def _standing_words(theirs: float, mine: float) -> str:
+    archived = theirs % 2 or theirs >= 6
     return (
-        "its engine is archived: planned when asked for, or when nothing else serves"
-        if theirs >= 3
+        "its engine is archived: planned when asked for, or when nothing else serves" if archived
         else "less likely to meet the goals"
-    )
+    )  # fmt: skip
 
 
 def _odds_words(theirs: float, mine: float) -> str:

@@ -22,6 +22,8 @@ from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
 from targets.speed.card import card_of
 
+#: Clients of one person: an engine that nobody maintains, but that is made for one user, may serve so many.
+FEW_CLIENTS = 2
 #: Odds of the goals that are this close are ties, where none reach the confidence.
 _ODDS_BAND = 0.05
 #: Hours of work that are this close, as a share, are ties: forecasts are off by more. Minutes are nothing.
@@ -130,12 +132,16 @@ class Rule:
 
     def standing(self, v: Verdict) -> int:
         """0 admissible, 2 likely only, 4 misses a goal on quality within the band. An engine that nobody maintains, unless it was asked
-        for, comes behind each of them for one client, which is what it is good at, and behind all of them (6, 8, 10) for more.
+        for, comes behind each of them for few clients, which is what it is good at, and behind all of them (6, 8, 10) for more.
         """
         standing = 0 if v.admissible(self.goals) else 2 if v.likely else 4
         if self.engine_named or find_engine(v.candidate.engine).archived is None:
             return standing
-        return standing + (1 if v.capacity.clients == 1 else 6)
+        return standing + _behind(v)
+
+    def settles(self, v: Verdict) -> bool:
+        """Whether every candidate of an engine that nobody maintains comes behind this one of a maintained engine."""
+        return v.feasible and self.standing(v) < _behind(v)
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -245,6 +251,11 @@ def making(verdict: Verdict) -> int:
     if chain.needs_text(passes, verdict.ir):
         return 2
     return int(any(pass_.rounds_by is not None for pass_ in passes))
+
+
+def _behind(verdict: Verdict) -> int:
+    """By how much an engine that nobody maintains stands behind (`Rule.standing`)."""
+    return 1 if verdict.capacity.clients <= FEW_CLIENTS else 6
 
 
 def _speed(verdict: Verdict, batch: bool) -> Quantity:

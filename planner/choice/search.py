@@ -99,14 +99,14 @@ def search(
     named = spec.engine != "auto"
     names = [name for name, _ in engines(spec, gpu)]
     archived = () if named else tuple(name for name in names if find_engine(name).archived is not None)
+    rule = rule_of(spec, ir, gpu)
     space = list(designs(spec, ir, gpu, [name for name in names if name not in archived], cards))
     verdicts = [judge_design(design) for design in space]
-    if archived and not any(_serves(spec, verdict) for verdict in verdicts):
+    if archived and not any(map(rule.settles, verdicts)):
         added = list(designs(spec, ir, gpu, archived, cards))
         space, archived, verdicts = [*space, *added], (), [*verdicts, *map(judge_design, added)]
     if not space:
         raise nothing_to_weigh(spec, gpu)
-    rule = rule_of(spec, ir, gpu)
     feasible = [v for v in verdicts if v.feasible]
     decision = rule.decide(feasible)
     rejected = [v for v in verdicts if not v.feasible]
@@ -117,11 +117,6 @@ def search(
     rejected += [replace(loss.candidate, reasons=(_dominated(chosen, loss),)) for loss in decision.lost]
     front = rule.pareto([v for v in feasible if rule.standing(v) <= rule.standing(chosen)], chosen)
     return SearchResult(chosen, tuple(rejected), front, searched, gpu, spec, decision.why, archived)
-
-
-def _serves(spec: Spec, verdict: Verdict) -> bool:
-    """Whether no candidate of an archived engine comes before this one (`Rule.standing`)."""
-    return verdict.admissible(spec.goals) if verdict.capacity.clients == 1 else verdict.feasible
 
 
 def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:

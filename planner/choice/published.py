@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from passes.base import NATIVE, Pass
 from passes.errors import InputError
+from passes.ir import catalog
 from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
 from passes.ir.names import find, published_of
@@ -28,17 +30,24 @@ def published_checkpoints(spec: Spec, ir: ModelIR) -> Iterator[tuple[Published, 
     if choice.backend != NATIVE or isinstance(spec.passes.prune, PruneChoice):
         return
     for made in published_of(match.id):
-        if _allowed(choice, made) and (served := description(made.id)) is not None:
+        if _allowed(choice, made) and (served := description(ir, made)) is not None:
             yield made, served
 
 
 @lru_cache(maxsize=64)
-def description(name: str) -> ModelIR | None:
-    """The description of a published checkpoint; None for what cannot be described."""
-    try:
-        return described(name)
-    except InputError:
+def description(dense: ModelIR, made: Published) -> ModelIR | None:
+    """The description of a published checkpoint of a dense model: by its own config where the catalog has it, else as its format stores
+    that model; None for what cannot be described.
+    """
+    if made.id in catalog.ids():
+        try:
+            return described(made.id)
+        except InputError:
+            return None
+    stored = equivalent(made)
+    if stored.illegal(dense):
         return None
+    return replace(stored.rewrite(dense), name=made.id, quant_method=str(made.quantization["quant_method"]))
 
 
 def published_quality(dense: ModelIR, made: Published, passes: tuple[Pass, ...]) -> Quality:

@@ -248,7 +248,8 @@ def making(verdict: Verdict) -> int:
     passes = verdict.candidate.passes
     if any(pass_.stage in (Stage.PRUNE, Stage.DISTILL) for pass_ in passes):
         return 3
-    if chain.needs_text(passes, verdict.ir):
+    made = any(not pass_.load_time for pass_ in passes)
+    if made and chain.needs_text(passes, verdict.ir):
         return 2
     return int(any(pass_.rounds_by is not None for pass_ in passes))
 

@@ -208,7 +208,7 @@ class _Judge:
                 quality = self._measured.get(passes) or expected_quality(self._source, passes)
                 found = (*rewrite(self._source, passes), quality)
             else:
-                served = description(made.id)
+                served = description(self._source, made)
                 assert served is not None
                 found = (*rewrite(served, passes), published_quality(self._source, made, passes))
             self._chains[key] = found

@@ -72,8 +72,8 @@ class GoalResult:
         return (odds.at_most if self.goal.at_most else odds.at_least)(self.predicted, self.wanted)
 
     def tolerated(self, bands: Bands) -> bool:
-        """Whether it is met, or a goal on quality is missed by less than the band: nobody can tell such figures apart."""
-        if self.met or self.goal.of_speed:
+        """Whether it is met, or one on perplexity is missed by less than the band: nobody can tell such figures apart."""
+        if self.met or self.goal is not Goal.PERPLEXITY:
             return self.met
         return self.predicted.value <= self.wanted + bands.quality
 

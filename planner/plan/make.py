@@ -130,7 +130,7 @@ def _open_published(made: Published, dense: Source) -> Source:
     try:
         return open_model(made.id)
     except InputError:
-        served = description(made.id)
+        served = description(dense.ir, made)
         assert served is not None
         return replace(dense, ir=served, kind="catalog", path=None, revision=None, has_weights=False, materializer=None)
 
@@ -164,7 +164,7 @@ def _chosen(
         speed=_speed(verdict),
         quality=verdict.quality,
         goals=tuple(map(_goal, verdict.goals)),
-        tensor_bytes=verdict.ir.tensor_bytes,
+        tensor_bytes=(rewrite(served.ir, passes) if candidate.published else verdict.ir).tensor_bytes,
         apply=here,
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",
         executable=not lacking,

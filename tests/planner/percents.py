@@ -40,7 +40,7 @@ def explained(document: Any) -> Iterator[float]:
     for key, value in document.items():
         if key in ("message", "remedy", "text", "checks"):
             continue  # what is printed cannot explain itself
-        if key in ("candidate", "label"):
+        if key in ("candidate", "label", "answer", "by", "old", "new") and isinstance(value, str):
             yield from (float(shown.replace(",", "")) for shown in percents(value))  # shares that a pass is called by
         elif key == "log_ppl_increase" and isinstance(value, Mapping):
             yield from (100 * math.expm1(value[end]) for end in ("value", "low", "high"))

@@ -154,7 +154,7 @@ def brute_force(spec: Spec, ir: ModelIR) -> list[Verdict]:
     designs = [(made, passes) for made in (None, *published_of(ir.name)) for passes in chains(ir, made)]
     out = []
     for made, passes in designs:
-        source = ir if made is None else description(made.id)
+        source = ir if made is None else description(ir, made)
         assert source is not None
         if illegal(source, passes):
             continue

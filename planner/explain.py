@@ -114,7 +114,7 @@ def _what_if(spec: Spec, source: Source, before: SearchResult, change: str) -> A
     old = before.chosen.candidate.label if before.chosen else "nothing meets the goals"
     new = after.chosen.candidate.label if after.chosen else "nothing meets the goals"
     same = "the same plan" if old == new else "another plan"
-    return Answer(f"with {change}: {same}", (Row("now", old), Row(change, new)))
+    return Answer(f"with {change}: {same}", (Row(old, "now"), Row(new, f"with {change}")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,18 +31,23 @@ _SEPARATORS = re.compile(r"[\s\-_:()]+")
 REMEDY = "Give a folder, a .gguf file, a Hub id, or a name that `optimize models` lists."
 
 
+#: How far a published checkpoint's bytes may be off where its own config is not here: the lists of what stays dense differ.
+_PUBLISHED_SPREAD = 0.03
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """A catalog id, and a note where the name asked for is another variant of that model.
 
     `quantization`: the `quantization_config` that such a name usually means, where only the dense model is in the catalog; `spread`:
-    relative 90 % half width of the bytes that this gives.
+    relative 90 % half width of the bytes that this gives. `published`: the id of the checkpoint itself, where it is known to be published.
     """
 
     id: str
     note: str | None = None
     quantization: Mapping[str, Any] | None = None
     spread: float = 0.0
+    published: str | None = None
 
 
 def fold(name: str) -> str:
@@ -112,7 +117,40 @@ def find(name: str) -> Match | None:
         best = min(candidates, key=lambda known: (len(words ^ set(_words(_bare(known)))), candidates.index(known)))
         other = (words ^ set(_words(_bare(best)))) & _VARIANTS
         return Match(best, f"{name} is not in the catalog; shapes of {best}" if other else None)
-    return _quantized(name) or _begun(name)
+    return _quantized(name) or _published(name) or _begun(name)
+
+
+def published_of(model: str) -> tuple[catalog.Published, ...]:
+    """The quantized checkpoints that are known to be made of a model of the catalog, by its id."""
+    return _published_index().get(_stem(model), ())
+
+
+@lru_cache(maxsize=1)
+def _published_index() -> dict[str, tuple[catalog.Published, ...]]:
+    index: dict[str, tuple[catalog.Published, ...]] = {}
+    for made in catalog.published():
+        index[_stem(made.of)] = (*index.get(_stem(made.of), ()), made)
+    return index
+
+
+def _stem(model: str) -> str:
+    """A model's bare name, folded, without words that say nothing (`Meta-Llama-3.1-8B` is `Llama-3.1-8B`)."""
+    return fold("".join(word for word in _words(_bare(model)) if word not in _EMPTY))
+
+
+def _published(name: str) -> Match | None:
+    """A published checkpoint of a model whose dense version is known."""
+    made = next((made for made in catalog.published() if fold(made.id) == fold(name)), None)
+    base = None if made is None else find(made.of)
+    if made is None or base is None:
+        return None
+    return Match(
+        base.id,
+        f"{name}: shapes of {base.id}, stored as {made.weights} (its own config is not here)",
+        made.quantization,
+        _PUBLISHED_SPREAD,
+        made.id,
+    )
 
 
 def _begun(name: str) -> Match | None:

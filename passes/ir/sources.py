@@ -130,6 +130,12 @@ def path_named(text: str | Path, folder: Path = Path()) -> Path:
     return path
 
 
+def described(name: str) -> ModelIR | None:
+    """The description of a name by the catalog alone, whatever the Hub would say; None for a name that it does not know."""
+    match = find(name)
+    return None if match is None else _catalog_ir(match, None, name)
+
+
 def _open_folder(folder: Path, assume: str | None) -> Source:
     config = folder_config(folder)
     header = read_folder_header(folder)
@@ -220,18 +226,25 @@ def _downloaded(name: str, revision: str | None) -> Path:
 
 
 def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
-    entry = catalog.entry(match.id)
-    config = entry.config | ({"quantization_config": match.quantization} if match.quantization else {})
-    asked = match.note is not None and (match.quantization is not None or is_repository_name(name))
-    ir = quantized(build_ir(config, name if asked else entry.id, assume=assume))
-    notes = tuple(note for note in (match.note, entry.note) if note)
-    ir = replace(ir, notes=(*ir.notes, *notes), spread=max(match.spread, entry.spread))
+    ir, config = _catalog_ir(match, assume, name), _catalog_config(match)
     repository = match.id if match.note is None else name if is_repository_name(name) else None
     if repository is None or offline():
         return Source(ir, "catalog", None, None, config_digest(config), False)
     return Source(
         ir, "catalog", None, None, config_digest(config), True, materializer=lambda _: _downloaded(repository, None)
     )
+
+
+def _catalog_config(match: Match) -> dict[str, Any]:
+    return catalog.entry(match.id).config | ({"quantization_config": match.quantization} if match.quantization else {})
+
+
+def _catalog_ir(match: Match, assume: str | None, name: str) -> ModelIR:
+    entry = catalog.entry(match.id)
+    asked = match.note is not None and (match.quantization is not None or is_repository_name(name))
+    ir = quantized(build_ir(_catalog_config(match), name if asked else entry.id, assume=assume))
+    notes = tuple(note for note in (match.note, entry.note) if note)
+    return replace(ir, notes=(*ir.notes, *notes), spread=max(match.spread, entry.spread))
 
 
 def _open_hub(name: str, revision: str | None, assume: str | None) -> Source:

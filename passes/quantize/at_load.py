@@ -36,6 +36,11 @@ class QuantizeAtLoad(Pass):
         return self.method
 
     @property
+    def weights_name(self) -> str:
+        """Its scheme."""
+        return self.scheme
+
+    @property
     def storage(self) -> Resident:
         """How the engine holds a matrix."""
         return resident(self.scheme)
@@ -60,6 +65,10 @@ class QuantizeAtLoad(Pass):
     def load_time(self) -> bool:
         """Always."""
         return True
+
+    def title(self) -> str:
+        """Return `quantize nf4 while loading`."""
+        return f"quantize {self.scheme} while loading"
 
     def text(self) -> str:
         """`quantize_at_load{nf4}`."""

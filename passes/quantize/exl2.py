@@ -75,6 +75,11 @@ class QuantizeExl2(Pass):
         return Exl2Bounded(self.bpw)
 
     @property
+    def weights_name(self) -> str:
+        """`exl2-4.65`."""
+        return self.storage.label
+
+    @property
     def resolved(self) -> bool:
         """Whether every matrix has its layout."""
         return bool(self.choices)

@@ -23,7 +23,7 @@ from passes.quantize.quantize import EXECUTABLE_METHODS, Quantize
 
 #: Examples of names that say more than a format, each after those of a format.
 _MORE_EXAMPLES: Mapping[str, tuple[str, ...]] = {
-    "int-quantized": ("w8a8-smoothquant",),
+    "int-quantized": ("w8a8-smoothquant", "w8a8-rtn"),
     "awq": ("rtn-4-g128", "rtn-3-channel", "mixed-5.0-g64", "mixed-5.0-g64-w8a8", "mixed-5.0-g64-gptq"),
 }
 #: No name is longer, whatever numbers it holds.
@@ -104,6 +104,9 @@ def _by_method(name: str) -> Quantize | None:
     if name.endswith("-smoothquant"):
         form = format_named(name.removesuffix("-smoothquant"))
         return Quantize("smoothquant", form) if form is not None and form.label.startswith("w8a8") else None
+    if name.endswith("-rtn"):
+        form = format_named(name.removesuffix("-rtn"))
+        return Quantize("rtn", form) if form is not None and form.is_quantized else None
     match = re.fullmatch(rf"(rtn|awq|autoround)-([2348]-(?:{GROUP}))", name)
     integers = Gptq.named(f"gptq-{match[2]}") if match else None
     if match is None or integers is None:

@@ -67,6 +67,11 @@ class QuantizeMixed(Pass):
         return cls((PackQuantized(4, size), eight, Dense()), float(match[1]))
 
     @property
+    def weights_name(self) -> str:
+        """`mixed-5`, the bits of its budget."""
+        return f"mixed-{self.bpw:g}"
+
+    @property
     def resolved(self) -> bool:
         """Whether every matrix has its format."""
         return self.assigned is not None

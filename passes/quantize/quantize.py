@@ -103,6 +103,11 @@ class Quantize(Pass):
         return self.method
 
     @property
+    def weights_name(self) -> str:
+        """The format's name, whatever the method."""
+        return self.storage.label
+
+    @property
     def keeps_zeros(self) -> bool:
         """Whether GPTQ chooses them in its loop, or values that follow the weights (FP8) are rounded to nearest."""
         grid = self.storage.grid

@@ -1,39 +1,43 @@
-"""From a spec to a choice: every design of the space, its verdict, the best that meets the goals.
+"""From a spec to a choice: every design of the space, its verdict, the best by the rule (`planner.choice.rule`).
 
-The choice is optimal over the space for the stated preference. Nothing is left out by taste, only by proof:
+Nothing is left out by taste, only by proof:
 
 * settings change neither legality nor quality, so a design that is illegal or not good enough is out with all its settings;
 * weights that alone exceed the card do so whatever is set;
 * memory left for the cache only rises with each leaner setting, so one that does not fit with all of them fits with none;
-* where quality or size is preferred, settings are tried in the order of the preference, and the first that meets the goals wins.
+* where quality or size is preferred, settings change neither, and the first that is admissible ties with every later one but changes less;
+* where a maintained engine has a candidate that every candidate of an archived one comes behind, none of the latter is judged.
 
 `tests/planner/test_search.py` holds it against a brute-force search of the same space.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 
 from passes.base import Pass
-from passes.errors import InputError, Reason, ReasonKind
+from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
+from planner.apply_cost import effort
 from planner.asked import rewrite
-from planner.choice.space import Design, designs, nothing_to_weigh, workload_of
-from planner.choice.verdict import Candidate, Verdict, apart, judge, judge_quality
-from planner.quality.expected import Quality, expected_quality, growth
+from planner.choice import capacity as cache
+from planner.choice.published import description, published_quality
+from planner.choice.rule import Loss, Rule
+from planner.choice.space import Design, designs, engines, nothing_to_weigh, workload_of
+from planner.choice.verdict import Candidate, Verdict, judge, judge_quality
+from planner.quality.expected import Quality, expected_quality
 from planner.spec.spec import Spec
-from targets.engines.engine import Settings, find_engine
+from targets.engines.engine import ENGINE_NAMES, Settings, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """The chosen verdict (None: nothing meets the goals), the best of every other design, and the Pareto set of the designs that
-    meet the goals over quality, speed and memory. `searched`: candidates settled, by a verdict or by proof.
+    meet the goals (`planner.choice.rule`). `searched`: candidates settled, by a verdict or by proof. `why`: what decided, in one line.
+    `archived`: engines that are not weighed because others serve.
     """
 
     chosen: Verdict | None
@@ -42,6 +46,8 @@ class SearchResult:
     searched: int
     gpu: Gpu
     spec: Spec
+    why: str = ""
+    archived: tuple[str, ...] = ()
 
     def nearest(self, count: int = 5) -> tuple[Verdict, ...]:
         """The alternatives a person wants to see, nearest first: one for each engine and kind of trouble, judged in full."""
@@ -55,6 +61,15 @@ class SearchResult:
                 seen.add(key)
                 out.append(complete(self.spec, self.gpu, verdict))
         return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])
+
+    @property
+    def unweighed(self) -> Iterator[tuple[str, Reason]]:
+        """The engines that were not weighed, each with why."""
+        for name in ENGINE_NAMES if self.spec.engine == "auto" else ():
+            engine = find_engine(name)
+            why = engine.archived if name in self.archived else engine.unmeasured
+            if why is not None and engine.device == ("cpu" if self.gpu.is_cpu else "cuda"):
+                yield name, Reason("not_weighed", f"{why}: weighed where a spec names it", f"engine: {name}")
 
     @property
     def illegal(self) -> list[tuple[Reason, int]]:
@@ -81,33 +96,41 @@ def search(
     """
     gpu = target_gpu(spec)
     judge_design = _Judge(spec, ir, gpu, measured)
-    space = list(designs(spec, ir, gpu, cards))
+    named = spec.engine != "auto"
+    names = [name for name, _ in engines(spec, gpu)]
+    archived = () if named else tuple(name for name in names if find_engine(name).archived is not None)
+    rule = rule_of(spec, ir, gpu)
+    space = list(designs(spec, ir, gpu, [name for name in names if name not in archived], cards))
+    verdicts = [judge_design(design) for design in space]
+    if archived and not any(map(rule.settles, verdicts)):
+        added = list(designs(spec, ir, gpu, archived, cards))
+        space, archived, verdicts = [*space, *added], (), [*verdicts, *map(judge_design, added)]
     if not space:
         raise nothing_to_weigh(spec, gpu)
-    verdicts = [judge_design(design) for design in space]
-    feasible = sorted((v for v in verdicts if v.feasible), key=lambda v: preference(spec.goals.prefer, v))
-    chosen = feasible[0] if feasible else None
+    feasible = [v for v in verdicts if v.feasible]
+    decision = rule.decide(feasible)
     rejected = [v for v in verdicts if not v.feasible]
-    if chosen is not None:
-        rejected += [replace(v, reasons=(_dominated(spec.goals.prefer, chosen, v),)) for v in feasible[1:]]
     searched = sum(design.stands_for for design in space)
-    return SearchResult(chosen, tuple(rejected), pareto_set(feasible), searched, gpu, spec)
+    if decision is None:
+        return SearchResult(None, tuple(rejected), (), searched, gpu, spec, archived=archived)
+    chosen = decision.chosen
+    rejected += [replace(loss.candidate, reasons=(_dominated(chosen, loss),)) for loss in decision.lost]
+    front = rule.pareto([v for v in feasible if rule.standing(v) <= rule.standing(chosen)], chosen)
+    return SearchResult(chosen, tuple(rejected), front, searched, gpu, spec, decision.why, archived)
+
+
+def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
+    """The decision rule of a spec for a model on a card; work is forecast for that card."""
+
+    def hours(verdict: Verdict) -> float:
+        return effort(spec, ir, verdict.ir, verdict.candidate.passes, gpu).seconds.value / 3600
+
+    return Rule(spec.goals, gpu, spec.engine != "auto", hours)
 
 
 def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
-    """The chosen verdict alone: designs in the order of what is known before they are judged, until no later one can win."""
-    gpu = target_gpu(spec)
-    judge_design = _Judge(spec, ir, gpu)
-    found: Verdict | None = None
-    for bound, design in sorted(
-        ((judge_design.bound(design), design) for design in designs(spec, ir, gpu, cards)), key=lambda pair: pair[0]
-    ):
-        if found is not None and bound > preference(spec.goals.prefer, found)[0]:
-            break
-        verdict = judge_design(design)
-        if verdict.feasible:
-            found = min(found or verdict, verdict, key=partial(preference, spec.goals.prefer))
-    return found
+    """The chosen verdict alone."""
+    return search(spec, ir, cards=cards).chosen
 
 
 class _Judge:
@@ -117,50 +140,38 @@ class _Judge:
         self, spec: Spec, source: ModelIR, gpu: Gpu, measured: Mapping[tuple[Pass, ...], Quality] | None = None
     ) -> None:
         self._spec, self._source, self._gpu, self._measured = spec, source, gpu, measured or {}
-        self._chains: dict[tuple[Pass, ...], tuple[ModelIR, tuple[Reason, ...], Quality]] = {}
-
-    def bound(self, design: Design) -> float:
-        """The first part of the preference of every candidate of a design, or less: known without judging it."""
-        ir, _, quality = self._described(design.passes)
-        known = {"quality": round(quality.log_ppl_increase.value, 9), "size": float(ir.tensor_bytes)}
-        return known.get(self._spec.goals.prefer, -math.inf)
+        self._chains: dict[tuple[object, tuple[Pass, ...]], tuple[ModelIR, tuple[Reason, ...], Quality]] = {}
 
     def __call__(self, design: Design) -> Verdict:
-        """The best of a design's candidates: by the preference among those that meet the goals, else the nearest to them."""
+        """The best of a design's candidates by the rule: of those that meet the goals, else the nearest to them."""
         first = self.verdict(design, design.settings[0])
-        if len(design.settings) == 1 or not self._settings_matter(first):
+        if not self._settings_matter(first):
             return first
-        if not first.memory.serves:
-            if first.memory.memory.weights.value >= self._gpu.memory_bytes.value:
-                return first
-            leanest = self.verdict(design, design.settings[-1])
-            if not leanest.memory.serves:
-                return leanest
-        best, verdicts = partial(preference, self._spec.goals.prefer), [first]
-        for settings in design.settings[1:]:
-            found = min((v for v in verdicts if v.feasible), key=best, default=None)
-            # Without effect on quality and size, more changes than a setting that does are never preferred.
-            if (
-                found is not None
-                and self._few_changes
-                and len(_changed(design.settings[0], settings)) > len(found.candidate.changed)
-            ):
-                break
-            verdicts.append(self.verdict(design, settings))
+        verdicts = [first, *(self.verdict(design, settings) for settings in design.settings[1:])]
+        if not any(v.capacity.room.value >= 0 and v.memory.starts for v in verdicts):
+            verdicts += self._waiting(design, verdicts)
         feasible = [v for v in verdicts if v.feasible]
-        return min(feasible, key=best) if feasible else min(verdicts, key=lambda v: v.distance)
+        decided = Rule(self._spec.goals, self._gpu, engine_named=True).decide(feasible)
+        return min(verdicts, key=lambda v: v.distance) if decided is None else decided.chosen
 
-    @property
-    def _few_changes(self) -> bool:
-        """Whether a design's settings are compared by how few they are before any figure that they change."""
-        return self._spec.goals.prefer in ("quality", "size")
+    def _waiting(self, design: Design, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
+        """The same with fewer requests at once, as many as surely fit: with the engine's defaults, and with the leanest settings."""
+        for verdict in {v.candidate.settings: v for v in (verdicts[0], verdicts[-1])}.values():
+            settings = verdict.candidate.settings
+            at_once = min(verdict.capacity.clients - 1, cache.running_at_once(verdict.memory))
+            if at_once >= 1 and (settings.max_num_seqs or verdict.capacity.clients) > at_once:
+                yield self.verdict(design, replace(settings, max_num_seqs=at_once))
 
     def _settings_matter(self, first: Verdict) -> bool:
         """Whether other settings could mend a verdict, or better it."""
-        if first.feasible:
-            return not self._few_changes
+        if first.admissible(self._spec.goals):
+            return self._spec.goals.prefer not in ("quality", "size")
+        if first.memory.memory.weights.value >= self._gpu.memory_bytes.value:
+            return False
         quality = {
-            result.goal.reason_code for result in judge_quality(self._spec.goals, first.quality) if not result.met
+            result.goal.reason_code
+            for result in judge_quality(self._spec.goals, first.quality)
+            if not result.tolerated(self._spec.goals.bands)
         }
         return all(reason.kind is not ReasonKind.ILLEGAL and reason.code not in quality for reason in first.reasons)
 
@@ -169,23 +180,38 @@ class _Judge:
 
         A verdict that ended early is whole in its reasons so far; `complete` judges the rest of the few that are shown.
         """
-        spec, engine = self._spec, find_engine(design.engine)
-        ir, illegal, quality = self._described(design.passes)
-        candidate = Candidate(design.engine, design.passes, settings, _changed(design.settings[0], settings))
-        reasons = (*illegal, *engine.illegal(ir, self._gpu, settings))
-        memory = engine.memory(ir, self._gpu, settings, workload_of(spec))
-        verdict = Verdict(candidate, ir, memory, None, quality, (), (*reasons, *memory.reasons), memory.notes)
+        spec, engine, workload = self._spec, find_engine(design.engine), workload_of(self._spec)
+        ir, illegal, quality = self._described(design)
+        changed = _changed(design.settings[0], settings)
+        candidate = Candidate(design.engine, design.passes, settings, changed, design.published)
+        memory = engine.memory(ir, self._gpu, settings, workload)
+        sequences = engine.scheduler(self._gpu, settings, workload).sequences
+        capacity = cache.capacity(memory, sequences, workload, settings.parallel.dp)
+        memory = replace(memory, memory=cache.as_used(memory.memory, capacity.needed_bytes))
+        reasons = (
+            *illegal, *engine.illegal(ir, self._gpu, settings), *cache.reasons(memory, capacity, workload)
+        )  # fmt: skip
+        verdict = Verdict(candidate, ir, memory, capacity, None, quality, (), reasons, memory.notes)
         if verdict.reasons:
             return verdict
-        missed = tuple(goal.reason() for goal in judge_quality(spec.goals, quality) if not goal.met)
+        missed = tuple(
+            goal.reason() for goal in judge_quality(spec.goals, quality) if not goal.tolerated(spec.goals.bands)
+        )
         return replace(verdict, reasons=missed) if missed else complete(spec, self._gpu, verdict)
 
-    def _described(self, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason, ...], Quality]:
-        found = self._chains.get(chain)
+    def _described(self, design: Design) -> tuple[ModelIR, tuple[Reason, ...], Quality]:
+        made, passes = design.published, design.passes
+        key = (made and made.id, passes)
+        found = self._chains.get(key)
         if found is None:
-            quality = self._measured.get(chain) or expected_quality(self._source, chain)
-            found = (*rewrite(self._source, chain), quality)
-            self._chains[chain] = found
+            if made is None:
+                quality = self._measured.get(passes) or expected_quality(self._source, passes)
+                found = (*rewrite(self._source, passes), quality)
+            else:
+                served = description(self._source, made)
+                assert served is not None
+                found = (*rewrite(served, passes), published_quality(self._source, made, passes))
+            self._chains[key] = found
         return found
 
 
@@ -202,78 +228,14 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     engine = find_engine(verdict.candidate.engine)
     speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload_of(spec), verdict.memory)
     goals = tuple(judge(spec.goals, speed, verdict.quality))
-    missed = [goal.reason() for goal in goals if not goal.met]
+    missed = [goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands)]
     reasons = tuple(dict.fromkeys((*verdict.reasons, *missed)))
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))
 
 
-#: What each preference looks at, the first first. Fewer cards before more at equal figures, then fewer changes of settings.
-_ORDERS = {
-    "quality": ("log_ppl_increase", "cards", "changes", "decode_tok_s_per_request", "tensor_bytes"),
-    "speed": ("decode_tok_s_per_request", "log_ppl_increase", "cards", "changes", "tensor_bytes"),
-    "context": ("max_context", "log_ppl_increase", "cards", "changes", "decode_tok_s_per_request"),
-    "size": ("tensor_bytes", "log_ppl_increase", "cards", "changes", "decode_tok_s_per_request"),
-}
-#: Figures of which more is better.
-_MORE = frozenset({"decode_tok_s_per_request", "max_context"})
-
-
-def preference(prefer: str, verdict: Verdict) -> tuple[float, ...]:
-    """Sort key, best first: the preferred figure, then the others as ties."""
-    if prefer not in _ORDERS:
-        raise InputError(f"unknown preference {prefer!r}", remedy=f"one of {', '.join(_ORDERS)}")
-    figures = _figures(verdict)
-    return tuple(-figures[name] if name in _MORE else figures[name] for name in _ORDERS[prefer])
-
-
-def _figures(verdict: Verdict) -> dict[str, float]:
-    return {
-        "log_ppl_increase": round(verdict.quality.log_ppl_increase.value, 9),
-        "decode_tok_s_per_request": verdict.speed.decode_tok_s_per_request.value if verdict.speed else 0.0,
-        "tensor_bytes": float(verdict.ir.tensor_bytes),
-        "max_context": float(verdict.memory.kv.max_context),
-        "cards": float(verdict.candidate.settings.parallel.gpus),
-        "changes": float(len(verdict.candidate.changed)),
-    }
-
-
-def _dominated(prefer: str, chosen: Verdict, other: Verdict) -> Reason:
-    """Why a feasible candidate was not chosen: the first figure of the preference in which the two differ."""
-    mine, theirs = _figures(chosen), _figures(other)
-    dominated = partial(Reason, "dominated_by", remedy=None, kind=ReasonKind.DOMINATED)
-    figure = next((name for name in _ORDERS[prefer] if mine[name] != theirs[name]), None)
-    data: dict[str, object] = {"by": chosen.candidate.label}
-    if figure is None:
-        return dominated("meets the goals too, in every figure like the chosen one", data=data)
-    data |= {"figure": figure, "value": theirs[figure], "against": mine[figure]}
-    return dominated(f"meets the goals too, but {_worse(figure, theirs[figure], mine[figure])}", data=data)
-
-
-def _worse(figure: str, theirs: float, mine: float) -> str:
-    """A figure of one that lost against that of the chosen one, in words."""
-    if figure == "log_ppl_increase":
-        one, other = apart(growth(theirs), growth(mine), "%")
-        return f"perplexity {one} against {other}"
-    if figure == "decode_tok_s_per_request":
-        one, other = apart(theirs, mine, "tok/s")
-        return f"decodes {one} against {other}"
-    if figure == "tensor_bytes":
-        return "{} against {}".format(*apart(theirs / 2**30, mine / 2**30, "GiB"))
-    words = {"max_context": "context {:,.0f}", "cards": "takes {:.0f} cards", "changes": "changes {:.0f} settings"}
-    return f"{words[figure].format(theirs)} against {mine:,.0f}"
-
-
-def pareto_set(feasible: Iterable[Verdict]) -> tuple[Verdict, ...]:
-    """Feasible candidates that no other one beats or equals in quality, speed and memory at once."""
-
-    def figures(v: Verdict) -> tuple[float, float, float]:
-        speed = v.speed.decode_tok_s_per_request.value if v.speed else 0.0
-        return v.quality.log_ppl_increase.value, -speed, v.memory.memory.total.value
-
-    ordered = sorted(feasible, key=figures)
-    front: list[Verdict] = []
-    for verdict in ordered:
-        mine = figures(verdict)
-        if not any(all(a <= b for a, b in zip(figures(other), mine, strict=True)) for other in front):
-            front.append(verdict)
-    return tuple(front)
+def _dominated(chosen: Verdict, loss: Loss) -> Reason:
+    """Why a candidate that meets the goals was not chosen."""
+    data: dict[str, object] = {
+        "by": chosen.candidate.label, "criterion": loss.criterion, "value": loss.value, "against": loss.against
+    }  # fmt: skip
+    return Reason("dominated_by", f"meets the goals too, but {loss.message}", None, data, ReasonKind.DOMINATED)

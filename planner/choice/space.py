@@ -3,21 +3,26 @@
 A *design* is what the candidates of one engine, chain and spread have in common; they differ in settings only, which change
 neither the checkpoint nor its quality. Formats of fixed width are enumerated. EXL2 and EXL3 take any bits a weight; their 600
 widths are *solved for* (`planner.choice.bits`): the most bits that fit and are fast enough, and where not quality but speed, size or
-context is preferred, the fewest that are good enough.
+context is preferred, the fewest that are good enough. Where quality is, no more bits than anybody could tell (the band of quality).
+
+Checkpoints that others published are candidates as they are (`planner.choice.published`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from passes import chain
 from passes.base import NATIVE, Pass, Stage
 from passes.distill.distill import Distill
 from passes.errors import InputError
 from passes.formats import kv_dtypes
+from passes.formats.kv_dtypes import OWN
+from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
@@ -27,8 +32,10 @@ from passes.prune.width import WidthPrune
 from passes.quantize.format_names import pass_named
 from planner.asked import rewrite
 from planner.choice.bits import fewest_bits, most_bits, widths
+from planner.choice.capacity import capacity
+from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
-from planner.quality.expected import expected_quality
+from planner.quality.expected import expected_quality, growth
 from planner.spec.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec
 from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
 from targets.gpu import Gpu
@@ -45,31 +52,51 @@ def workload_of(spec: Spec) -> Workload:
 class Design:
     """An engine, a chain of passes and a spread over cards. `settings`: what may be set, fewest changes of defaults first; the
 
-    last leaves the cache the most room. `stands_for`: candidates that are settled with it, settings and solved widths.
+    last leaves the cache the most room. `stands_for`: candidates that are settled with it, settings and solved widths. `published`: the
+    checkpoint that the chain begins with, in the model's place.
     """
 
     engine: str
     passes: tuple[Pass, ...]
     settings: tuple[Settings, ...]
     stands_for: int
+    published: Published | None = None
 
 
-def designs(spec: Spec, ir: ModelIR, gpu: Gpu, cards: int | None = None) -> Iterator[Design]:
-    """Every design of the space, legal or not: the illegal ones lose with a reason. `cards`: those that use so many only."""
+def designs(spec: Spec, ir: ModelIR, gpu: Gpu, names: Container[str], cards: int | None = None) -> Iterator[Design]:
+    """Every design of some engines, legal or not: the illegal ones lose with a reason. `cards`: those that use so many only."""
     for name, choice in engines(spec, gpu):
+        if name not in names:
+            continue
         chains = list(_chains(spec, ir, name))
-        for parallel in spreads(name, spec.target.count, cards):
+        siblings = [
+            (made, passes) for made, served in published_checkpoints(spec, ir)
+            for dtype in _kv_dtypes(spec, name) for passes in _caches(served, (), dtype)
+        ]  # fmt: skip
+        for parallel in spreads(name, spec, cards):
             settings = settings_options(name, choice, spec, gpu, parallel)
             for passes in chains:
                 yield Design(name, passes, settings, len(settings))
+            for made, passes in siblings:
+                yield Design(name, passes, settings, len(settings), made)
             yield from _solved(spec, ir, gpu, name, settings)
 
 
-def spreads(engine: str, count: int, cards: int | None = None) -> Iterator[Parallel]:
-    """Give the engine's ways over powers of two up to the cards at hand, and over all of them; over `cards` alone where given."""
+def spreads(engine: str, spec: Spec, cards: int | None = None) -> Iterator[Parallel]:
+    """Give the engine's ways over powers of two up to the cards at hand, and over all of them; over `cards` alone where given. Tensor
+    parallelism stays inside a machine; replicas are given where more than one request comes at a time.
+    """
+    target, known = spec.target, find_engine(engine)
+    count, node = target.count, max(1, target.count // target.machines)
     powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
     for used in (cards,) if cards else dict.fromkeys([*powers, count]):
-        yield from find_engine(engine).spreads(used)
+        for parallel in known.spreads(used):
+            if parallel.tp <= node or used > count:
+                yield parallel
+        if spec.workload.concurrency > 1 and known.replicates:
+            for replicas in (n for n in range(2, used + 1) if used % n == 0 and n <= spec.workload.concurrency):
+                if used // replicas <= node:
+                    yield Parallel(tp=used // replicas, dp=replicas)
 
 
 def settings_options(
@@ -102,7 +129,7 @@ def _chains(spec: Spec, ir: ModelIR, engine: str) -> Iterator[tuple[Pass, ...]]:
         for first in _quantizations(spec, ir, engine):
             head: tuple[Pass, ...] = (*pruning, first) if first is not None else pruning
             for dtype in _kv_dtypes(spec, engine):
-                yield (*head, *_cache(ir, head, dtype))
+                yield from ((*head, *cache) for cache in _caches(ir, head, dtype))
 
 
 def _prunings(spec: Spec, ir: ModelIR) -> Iterator[tuple[Pass, ...]]:
@@ -159,13 +186,16 @@ def nothing_to_weigh(spec: Spec, gpu: Gpu) -> InputError:
     )
 
 
-def _cache(ir: ModelIR, head: tuple[Pass, ...], dtype: str) -> tuple[Pass, ...]:
-    """The KV pass; fp8 carries calibrated scales where the checkpoint's format can hold them."""
-    if dtype == "auto":
-        return ()
+def _caches(ir: ModelIR, head: tuple[Pass, ...], dtype: str) -> Iterator[tuple[Pass, ...]]:
+    """The ways to keep the cache so: with the engine's own scale (1), and with calibrated ones where weights are calibrated anyway."""
+    if dtype == OWN:
+        yield ()
+        return
+    yield (KVCachePass(dtype),)
     scaled = KVCachePass(dtype, scales=True)
     after, _ = rewrite(ir, head)
-    return (KVCachePass(dtype) if scaled.illegal(after) or chain.outside(head) else scaled,)
+    if chain.needs_text(head, after) and not scaled.illegal(after) and not chain.outside(head):
+        yield (scaled,)
 
 
 def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None]:
@@ -173,7 +203,7 @@ def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None
     if choice == "forbid" or ir.quant_method is not None:
         yield None
         return
-    if choice.dense:
+    if choice.weighs_dense:
         yield None
     yield from (as_asked(choice, pass_) for pass_ in _stored(choice, engine))
 
@@ -185,7 +215,11 @@ def as_asked(choice: QuantizeChoice, pass_: Pass) -> Pass:
 
 
 def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
-    """The formats that are weighed, each with its method."""
+    """The formats that are weighed, each with its method, every one once."""
+    yield from dict.fromkeys(_named(choice, engine))
+
+
+def _named(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
     for name in choice.formats if choice.formats is not None else find_engine(engine).weighed_formats:
         parsed = pass_named(name)
         if parsed is None:
@@ -213,6 +247,8 @@ def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Sett
             continue
         least = max(low, _lowest(chain.rewrite(ir, pruning), kind, low))
         most = most_bits(family.slack, least, high)
+        if most is not None and spec.goals.prefer == "quality":
+            most = fewest_bits(partial(family.as_good_as, most), least, most)
         ends = {least if most is None else most}
         if spec.goals.prefer != "quality" and (fewest := fewest_bits(family.good, least, high)) is not None:
             ends.add(fewest)
@@ -239,7 +275,7 @@ class _Family:
         assert stored is not None
         choice = self.spec.passes.quantize
         head = (*self.pruning, as_asked(choice, stored) if isinstance(choice, QuantizeChoice) else stored)
-        return (*head, *_cache(self.ir, head, self.dtype))
+        return (*head, *next(_caches(self.ir, head, self.dtype)))
 
     def illegal(self, bits: float) -> bool:
         """Whether a pass or the engine refuses the chain. At the widest, none of them can be legal: nothing is solved for."""
@@ -247,22 +283,31 @@ class _Family:
         return bool(reasons or find_engine(self.engine).illegal(ir, self.gpu, self.settings))
 
     def slack(self, bits: float) -> float:
-        """Bytes of cache left when the workload is served, negative where it is not, or where a goal on speed is missed."""
+        """Bytes of cache surely left when the workload is served: by the upper end of what is assumed of the rest. Negative where they
+        are not, or where a goal on speed is less likely than is asked.
+        """
         spec, engine, workload = self.spec, find_engine(self.engine), workload_of(self.spec)
         ir = chain.rewrite(self.ir, self.chain(bits))
         estimate = engine.memory(ir, self.gpu, self.settings, workload)
-        left = estimate.memory.kv_cache.value - estimate.kv.bytes_per_sequence * spec.workload.concurrency
-        if not estimate.serves:
-            return min(left, -1.0)
-        if spec.goals.asks_speed:
+        sequences = engine.scheduler(self.gpu, self.settings, workload).sequences
+        left = capacity(estimate, sequences, workload, self.settings.parallel.dp).room.low
+        if left >= 0 and spec.goals.asks_speed:
             speed = engine.speed(ir, self.gpu, self.settings, workload, estimate)
-            if not all(goal.met for goal in judge_speed(spec.goals, speed)):
+            if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, speed)):
                 return -1.0
-        return max(left, 0.0)
+        return left
 
     def good(self, bits: float) -> bool:
-        """Whether the goals on quality are met."""
-        return all(goal.met for goal in judge_quality(self.spec.goals, expected_quality(self.ir, self.chain(bits))))
+        """Whether the goals on quality are as likely as is asked."""
+        quality = expected_quality(self.ir, self.chain(bits))
+        return all(goal.odds >= self.spec.goals.confidence for goal in judge_quality(self.spec.goals, quality))
+
+    def as_good_as(self, most: float, bits: float) -> bool:
+        """Whether nobody could tell these bits from more: they differ by less than the band of quality, and the goals are met."""
+        more, fewer = (
+            growth(expected_quality(self.ir, self.chain(width)).log_ppl_increase.value) for width in (most, bits)
+        )
+        return fewer - more <= self.spec.goals.bands.quality and (self.good(bits) or not self.good(most))
 
 
 def _lowest(ir: ModelIR, kind: str, low: float) -> float:

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 
 from passes.base import Pass
 from passes.errors import Reason, ReasonKind
+from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
+from planner.asked import AS_IS
+from planner.choice import odds
+from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
 from planner.quality.expected import Quality, perplexity_growth
-from planner.spec.spec import Goals
-from targets.engines.engine import MemoryEstimate, Settings, SpeedEstimate
+from planner.spec.spec import Bands, Goals
+from targets.engines.engine import MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.quantity import Quantity
 
 
@@ -25,16 +29,28 @@ class Candidate:
     settings: Settings
     changed: tuple[str, ...] = ()
     """Fields of the settings that the search changed from what the spec or the engine's defaults say."""
+    published: Published | None = None
+    """The checkpoint on the Hub that is served in the model's place."""
+
+    @property
+    def weights(self) -> str:
+        """The format of the weights that are made, as `check --weights` takes it; `as-is` where none are."""
+        names = (pass_.weights_name for pass_ in self.passes)
+        return next((name for name in names if name is not None), AS_IS)
 
     @property
     def label(self) -> str:
-        """`vllm: gptq w4a16-g64 → KV fp8 on 2 cards, max_num_seqs 8`."""
-        chain = " → ".join(p.text() for p in self.passes) or "as it is"
-        parallel = self.settings.parallel
-        cards = f" on {parallel.gpus} cards" if parallel.gpus > 1 else ""
-        stages = f" in {parallel.pp} stages" if parallel.pp > 1 else ""
-        changes = "".join(f", {name} {getattr(self.settings, name)}" for name in self.changed)
-        return f"{self.engine}: {chain}{cards}{stages}{changes}"
+        """`vllm: quantize gptq w4a16-g64, KV cache fp8, TP 2, max_num_seqs 8`: what is done, then how it runs."""
+        served = f"{self.published.id} ({self.published.weights}) as it is" if self.published else None
+        done = [title for title in (served, *(pass_.title() for pass_ in self.passes)) if title] or ["as it is"]
+        changes = (f"{name} {getattr(self.settings, name)}" for name in self.changed)
+        return f"{self.engine}: {', '.join((*done, *spread_words(self.settings.parallel), *changes))}"
+
+
+def spread_words(parallel: Parallel) -> tuple[str, ...]:
+    """How a model is spread over cards: `TP 8`, `PP 2`, `DP 4`, each where it is above 1; nothing on one card."""
+    degrees = (("TP", parallel.tp), ("PP", parallel.pp), ("DP", parallel.dp), ("EP", parallel.ep))
+    return tuple(f"{name} {degree}" for name, degree in degrees if degree > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,17 @@ class GoalResult:
     def met(self) -> bool:
         """Whether the predicted value meets the goal."""
         return self.predicted.value <= self.wanted if self.goal.at_most else self.predicted.value >= self.wanted
+
+    @property
+    def odds(self) -> float:
+        """The probability that the goal is met, from the interval of what is predicted."""
+        return (odds.at_most if self.goal.at_most else odds.at_least)(self.predicted, self.wanted)
+
+    def tolerated(self, bands: Bands) -> bool:
+        """Whether it is met, or one on perplexity is missed by less than the band: nobody can tell such figures apart."""
+        if self.met or self.goal is not Goal.PERPLEXITY:
+            return self.met
+        return self.predicted.value <= self.wanted + bands.quality
 
     @property
     def miss(self) -> float:
@@ -77,7 +104,8 @@ def show(value: float, unit: str, more: int = 0) -> str:
         return f"{value / 1000:.{2 + more}f} s" if value >= 1000 else f"{value:.{more}f} ms"
     if unit == "GiB":
         return f"{value:,.{2 + more}f} GiB"
-    return f"{value:,.{3 + more}g} {unit}".strip()
+    shown = f"{value:,.{more}f}" if abs(value) >= 1000 else f"{value:.{3 + more}g}"
+    return f"{shown} {unit}".strip()
 
 
 def show_interval(quantity: Quantity, unit: str, shown: str | None = None) -> str:
@@ -107,6 +135,7 @@ class Verdict:
     candidate: Candidate
     ir: ModelIR
     memory: MemoryEstimate
+    capacity: Capacity
     speed: SpeedEstimate | None
     quality: Quality
     goals: tuple[GoalResult, ...] = ()
@@ -115,14 +144,30 @@ class Verdict:
 
     @property
     def feasible(self) -> bool:
-        """Legal, fits, and meets every goal."""
+        """Legal, fits, and meets every goal, or one on quality within the band."""
         return not self.reasons
+
+    @property
+    def odds(self) -> tuple[float, ...]:
+        """The probability of each goal, and of fitting as the last."""
+        return (*(goal.odds for goal in self.goals), self.capacity.odds)
+
+    def admissible(self, goals: Goals) -> bool:
+        """Whether it meets the goals, and all odds reach the confidence that is asked."""
+        *met, fits = self.odds
+        likely = self.feasible and self.likely
+        return likely and fits >= goals.fit_confidence and all(each >= goals.confidence for each in met)
+
+    @property
+    def likely(self) -> bool:
+        """Whether every goal is met by the predicted value."""
+        return all(goal.met for goal in self.goals)
 
     @property
     def distance(self) -> tuple[int, float]:
         """How far from feasible: reasons that no figure measures first, then by how many e-folds memory and goals are missed."""
         memory = self.memory.memory
-        needed = memory.budget.value - min(0.0, self.memory.margin.value)
+        needed = memory.budget.value - min(0.0, self.capacity.room.value)
         short = math.log(needed / memory.budget.value) if memory.budget.value > 0 else math.inf
         hard = sum(reason.kind is ReasonKind.ILLEGAL for reason in self.reasons)
         return hard, short + sum(math.log1p(goal.miss) for goal in self.goals)

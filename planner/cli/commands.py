@@ -160,14 +160,11 @@ def plan(
     if as_json:
         emit(to_json(made.document))
     else:
+        from passes.host_memory import memory_total_bytes
         from planner.cli.tables import print_plan
 
-        print_plan(
-            _console(),
-            made.document,
-            made.result.gpu.name,
-            str(path) if made.feasible else None,
-        )
+        saved = str(path) if made.feasible else None
+        print_plan(_console(), made.document, made.result.gpu.name, saved, memory_total_bytes())
     if launch and made.result.chosen is not None:
         from planner.plan.launch import launch as launch_of
 
@@ -259,12 +256,12 @@ def explain(
     from passes.ir.sources import open_model
     from planner.apply import find_plan
     from planner.explain import explain as run
-    from planner.plan.document import spec_of
+    from planner.plan.document import asked_spec
     from planner.plan.saved import load_plan
     from planner.spec.parse import load_spec
 
     path = what or find_plan(Path())
-    spec = load_spec(path) if path.suffix in (".yaml", ".yml") else spec_of(load_plan(path))
+    spec = load_spec(path) if path.suffix in (".yaml", ".yml") else asked_spec(load_plan(path))
     answer = run(spec, open_model(spec.model, revision=spec.revision, assume=spec.assume), question)
     if as_json:
         emit(answer.as_json())

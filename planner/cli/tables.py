@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,15 +17,27 @@ if TYPE_CHECKING:
     from planner.certificate import Certificate, Comparison
     from planner.check import CheckDocument
     from planner.explain import PlanDifference
-    from planner.plan.document import ChosenPlan, IllegalKind, PlanDocument, RejectedPlan
+    from planner.plan.document import (
+        ChosenPlan,
+        IllegalKind,
+        ParetoPlan,
+        PlanDocument,
+        PortableSpec,
+        PortableWorkload,
+        RejectedPlan,
+    )
     from planner.verify import VerifyReport
 
 _GIB = 1 << 30
 _BAR = 50
+#: Odds that need no saying.
+_CERTAIN = 0.995
 
 
-def print_plan(console: Console, document: PlanDocument, card: str, saved: str | None) -> None:
-    """A plan: what was chosen, memory against the card, goals, why others lost, one line to remember."""
+def print_plan(
+    console: Console, document: PlanDocument, card: str, saved: str | None, host_memory: int | None = None
+) -> None:
+    """A plan: what was chosen, memory against the card, goals, why others lost, one line to remember. `host_memory`: bytes here."""
     chosen, gpu = document.chosen, document.lock.gpu
     cards = f"{gpu.count} × {card}" if gpu.count > 1 else card
     console.print()
@@ -33,27 +45,20 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     console.print(f"  {model}    {escape(cards)}, {gpu.memory_bytes / _GIB:.2f} GiB usable", markup=True)
     console.print()
     if chosen is None:
-        console.print(
-            f"  [bold red]No plan meets the goals[/] ({document.searched:,} candidates). Nearest:", markup=True
-        )
-        _print_rejected(console, document.rejected[:5])
-        console.print()
-        for number, other in enumerate(document.alternatives):
-            head = "  Instead  " if number == 0 else "           "
-            console.print(f"{head}[bold]{escape(other.change)}[/]: {escape(other.candidate)}", markup=True)
-        if document.alternatives:
-            console.print()
-        _print_illegal(console, document.illegal)
-        console.print("  [bold]No plan.[/] Loosen a goal, choose another card, or a smaller model.", markup=True)
+        _print_no_plan(console, document)
         return
     chain = "  →  ".join(_titles(chosen)) or "as it is"
     engine = f"{chosen.engine.name} {chosen.engine.version or ''}".strip()
     console.print(
         f"  Plan     [bold]{escape(chain)}[/]    {escape(engine)}    {document.searched:,} candidates", markup=True
     )
+    if chosen.why:
+        console.print(f"  Why      {chosen.why}")
+    console.print(f"  Runs     {_layout(chosen)}")
     console.print()
-    _print_memory(console, chosen, document.spec.workload.context)
+    _print_memory(console, chosen, document.spec.workload)
     _print_goals(console, chosen)
+    _print_pareto(console, document)
     console.print(f"  Graph    {_graph(chosen)}")
     console.print()
     if document.rejected:
@@ -63,24 +68,125 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
         if more > 0:
             console.print(f"           ({more:,} more: optimize explain)", style="dim")
         console.print()
-    _print_illegal(console, document.illegal)
+    if _names_something(document.spec):
+        _print_illegal(console, document.illegal)
     for note in chosen.notes:
         console.print(f"  Note     {note}", style="dim")
-    if not chosen.executable:
-        console.print(f"  [yellow]Not executable:[/] {escape('; '.join(chosen.missing))}", markup=True)
-    console.print(f"  apply needs {_effort(chosen)}, and {_size(chosen.apply.disk_bytes)} of disk.")
     tail = f" Saved to {saved}." if saved else ""
-    action = (
-        f"Next: optimize apply {saved or ''}".rstrip() if chosen.executable else "The plan can be read, not applied."
-    )
+    console.print(f"  {_making(chosen)}")
     said = f"Plan: {chain}, {_size(chosen.tensor_bytes)}, served by {engine}."
     console.print(f"  [bold]{escape(said)}[/]{escape(tail)}", markup=True)
-    console.print(f"  {action}")
+    console.print(f"  {_next(chosen, saved, host_memory)}")
+
+
+def _names_something(spec: PortableSpec) -> bool:
+    """Whether a spec asks for an engine, formats, methods or cache types by name, so that one that is illegal is news."""
+    quantize = spec.passes.get("quantize")
+    named = isinstance(quantize, Mapping) and (quantize.get("formats") or quantize.get("methods"))
+    return bool(named or spec.passes.get("kv_cache") or spec.engine != "auto")
+
+
+def _print_no_plan(console: Console, document: PlanDocument) -> None:
+    console.print(f"  [bold red]No plan meets the goals[/] ({document.searched:,} candidates).", markup=True)
+    if document.rejected:
+        nearest, *others = document.rejected
+        misses = "; ".join(reason.message for reason in nearest.reasons)
+        console.print(f"  Nearest  {nearest.candidate}: {misses}")
+        _print_rejected(console, others[:4])
+    console.print()
+    for number, other in enumerate(document.alternatives):
+        head = "  Instead  " if number == 0 else "           "
+        console.print(f"{head}[bold]{escape(other.change)}[/]: {escape(other.candidate)}", markup=True)
+    if document.alternatives:
+        console.print()
+    _print_illegal(console, document.illegal)
+    console.print("  [bold]No plan.[/] Loosen a goal, choose another card, or a smaller model.", markup=True)
+
+
+def _making(chosen: ChosenPlan) -> str:
+    """What the plan takes to make."""
+    if chosen.nothing_to_make:
+        what = chosen.published or "the checkpoint"
+        return f"Nothing to make: {what} is served as it is."
+    return f"apply needs {_effort(chosen)}, and {_size(chosen.apply.disk_bytes)} of disk."
+
+
+def _next(chosen: ChosenPlan, saved: str | None, host_memory: int | None) -> str:
+    """What to do with a plan, or why nothing can be done with it here."""
+    if not chosen.executable:
+        return f"The plan can be read, not applied here: {'; '.join(chosen.missing)}."
+    least = chosen.apply.memory_bytes.low
+    if chosen.apply.host_memory_bytes is None and host_memory is not None and least > host_memory:
+        return f"Not here: the work takes at least {_size(least)} of memory, this machine has {_size(host_memory)}."
+    return f"Next: optimize apply {saved or ''}".rstrip()
+
+
+def _layout(chosen: ChosenPlan) -> str:
+    """How the model is spread over cards, and what was set."""
+    settings = chosen.settings
+    degrees = (
+        ("TP", settings.tensor_parallel), ("PP", settings.pipeline_parallel), ("DP", settings.data_parallel or 1),
+        ("EP", settings.expert_parallel or 1),
+    )  # fmt: skip
+    spread = ", ".join(f"{name} {degree}" for name, degree in degrees if degree > 1 or name == "TP")
+    cards = f"{settings.gpus} cards" if settings.gpus > 1 else "1 card"
+    known = (
+        ("gpu_memory_utilization", settings.gpu_memory_utilization), ("max_num_seqs", settings.max_num_seqs),
+        ("max_num_batched_tokens", settings.max_num_batched_tokens),
+    )  # fmt: skip
+    names = [f"weights {chosen.weights}", f"KV cache {chosen.kv_cache_dtype}"] if chosen.weights else []
+    return "; ".join((f"{cards}, {spread}", *names, *(f"{name} {value}" for name, value in known if value is not None)))
+
+
+#: Rows of the Pareto set that are shown beside the chosen one.
+_PARETO_ROWS = 5
+
+
+def _print_pareto(console: Console, document: PlanDocument) -> None:
+    """The chosen candidate, and those that are better in something: the best in quality, speed and memory, then evenly between them."""
+    from planner.choice.verdict import show
+    from planner.quality.expected import growth
+
+    chosen = document.chosen
+    own = [row for row in document.pareto if chosen is not None and row.candidate == chosen.label]
+    others = [row for row in document.pareto if row not in own]
+    if not others or not own:
+        return
+    console.print(
+        f"  Choices  {'perplexity':>10s}  {'a client':>10s}  {'all':>11s}  {'TTFT':>8s}  {'memory':>10s}  candidate",
+        style="dim",
+    )
+    for row in (*own, *_shown(others)):
+        speed = row.speed
+        rates = (
+            ("-", "-", "-") if speed is None else
+            (
+                show(speed.decode_tok_s_per_request.value, "tok/s"), show(speed.throughput_tok_s.value, "tok/s"),
+                show(speed.ttft_ms.value, "ms"),
+            )
+        )  # fmt: skip
+        quality = show(growth(row.quality.log_ppl_increase.value), "%")
+        mark = "►" if row in own else " "
+        console.print(
+            f"         {mark} {quality:>10s}  {rates[0]:>10s}  {rates[1]:>11s}  {rates[2]:>8s}  {_size(row.memory.total.value):>10s}  "
+            f"{row.candidate} ({row.making})", markup=False,
+        )  # fmt: skip
+    console.print()
+
+
+def _shown(rows: Sequence[ParetoPlan]) -> list[ParetoPlan]:
+    """At most five rows: the extremes in quality, speed and memory, then others in the order of quality."""
+    ordered = sorted(rows, key=lambda row: row.quality.log_ppl_increase.value)
+    fastest = max(rows, key=lambda row: row.speed.decode_tok_s_per_request.value if row.speed else 0.0)
+    smallest = min(rows, key=lambda row: row.memory.total.value)
+    picked = {row.candidate: row for row in (ordered[0], fastest, smallest, *ordered)}
+    kept = list(picked.values())[:_PARETO_ROWS]
+    return sorted(kept, key=lambda row: row.quality.log_ppl_increase.value)
 
 
 def _effort(chosen: ChosenPlan) -> str:
     """What applying a plan takes on its own card, where that is another, and here."""
-    places = [(chosen.apply_on_target, "on the ")] if chosen.apply_on_target is not None else []
+    places = [(chosen.apply_on_card, "on the ")] if chosen.apply_on_card is not None else []
     said = []
     for work, where in [*places, (chosen.apply, "here, on ")]:
         own = "the card's memory" if work.host_memory_bytes is not None else "memory"
@@ -106,32 +212,38 @@ def _size(size: float) -> str:
 
 def _titles(chosen: ChosenPlan) -> list[str]:
     """What a person is told of each pass of a plan."""
-    return [pass_.title() for pass_ in chosen.chain]
+    served = [f"{chosen.published} as it is"] if chosen.published else []
+    return [*served, *(pass_.title() for pass_ in chosen.chain)]
 
 
 def _graph(chosen: ChosenPlan) -> str:
     return " ─► ".join(["source", *_titles(chosen), "checkpoint", chosen.engine.name])
 
 
-def _print_memory(console: Console, chosen: ChosenPlan, context: int) -> None:
-    memory, kv = chosen.memory, chosen.kv_cache
+def _print_memory(console: Console, chosen: ChosenPlan, workload: PortableWorkload) -> None:
+    memory, kv, needs = chosen.memory, chosen.kv_cache, chosen.capacity
     budget, total = memory.budget.value, memory.total.value
     share = min(1.0, total / budget) if budget else 1.0
     full = round(share * _BAR)
     bar = Text("█" * full + "░" * (_BAR - full), style="green" if total <= budget else "red")
     console.print(Text("  Memory   ") + bar + Text(f"  {_size(total)} of {_size(budget)}"))
-    parts = [f"weights {_size(memory.weights.value)}", f"KV cache {_size(memory.kv_cache.value)}"]
-    parts += [f"activations {_size(memory.activations.value)}"] if memory.activations.value else []
     overhead = memory.non_torch.value + memory.cuda_graphs.value
-    parts += [f"overhead {_size(overhead)}"] if overhead else []
-    requests = kv.max_concurrency.value
-    shown = (
-        f"{kv.tokens.value:,.0f} KV tokens, {requests:.1f} requests of {context:,} tokens at once"
-        if math.isfinite(requests)
-        else "no cache"
-    )
-    console.print(f"           {'   '.join(parts)}")
-    console.print(f"           {shown}; longest context {kv.max_context:,} for one")
+    named = {
+        "weights": memory.weights.value, "KV cache": 0 if needs is None else needs.needed_bytes,
+        "activations": memory.activations.value, "overhead": overhead,
+    }  # fmt: skip
+    odds = f", fits with {chosen.fit_odds:.0%}" if chosen.fit_odds is not None else ""
+    console.print(f"           {'   '.join(f'{name} {_size(size)}' for name, size in named.items() if size)}{odds}")
+    if needs is not None and needs.request_bytes:
+        tokens = workload.input_tokens + workload.output_tokens
+        waiting = f" ({needs.waiting} more wait)" if needs.waiting else ""
+        console.print(
+            f"           {needs.running} × {tokens:,} tokens{waiting} need {_size(needs.running * needs.request_bytes)} of cache, "
+            f"one of {workload.context:,} {_size(needs.longest_bytes)}; {_size(memory.kv_cache.value)} are there: "
+            f"{kv.tokens.value:,.0f} tokens, longest context {kv.max_context:,}"
+        )
+    else:
+        console.print(f"           no cache that grows; longest context {kv.max_context:,}")
     console.print()
 
 
@@ -145,9 +257,8 @@ def _print_goals(console: Console, chosen: ChosenPlan) -> None:
         wanted, value = apart(goal.wanted, p.value, goal.unit)
         sign = "≤" if goal.at_most else "≥"
         tick = _tick(goal.met)
-        far = p.high if goal.at_most else p.low
-        if goal.met and (far > goal.wanted if goal.at_most else far < goal.wanted):
-            tick += " [dim]probably[/]"
+        if goal.met and goal.odds is not None and goal.odds < _CERTAIN:
+            tick += f" [dim]{goal.odds:.0%}[/]"
         rows.append((goal.name, f"{sign} {wanted}", show_interval(p, goal.unit, value), p.basis, tick))
     named = {goal.name for goal in chosen.goals}
     if chosen.speed is not None and not named & {Goal.DECODE, Goal.TPOT, Goal.THROUGHPUT}:

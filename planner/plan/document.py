@@ -15,6 +15,7 @@ from passes import chain
 from passes.base import Pass
 from passes.errors import DoesNotFitError, GoalMissedError, InputError
 from planner.apply_cost import Effort
+from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
 from planner.plan.codec import to_json
 from planner.plan.stated import StatedReason
@@ -84,13 +85,18 @@ class PlannedGoal:
     at_most: bool
     met: bool
     predicted: Quantity
+    odds: float | None = None
+    """The probability that it is met; plans of older versions do not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenPlan:
     """The chosen candidate. `passes`: as `passes.chain.to_json` writes them. `state`: `bounded` while a choice waits to be measured, and
     `tensor_bytes` is a bound, else `resolved`. `missing`: what `apply` lacks to run it, empty where it is `executable`.
-    `apply`: what running it takes where the plan was made; `apply_on_target`: on the plan's own card, where another one computes here.
+    `apply`: what running it takes where the plan was made; `apply_on_card`: on the plan's own card, where another one computes here.
+    `why`: what decided, in one line. `weights`, `kv_cache_dtype`: as `check --weights` and `--kv-cache-dtype` take them. `published`: the
+    Hub id of the checkpoint that is served as it is in the model's place. `capacity`: the cache that is needed, against what is left.
+    `fit_odds`: the probability that it fits.
     """
 
     engine: PlannedEngine
@@ -108,7 +114,18 @@ class ChosenPlan:
     executable: bool
     missing: tuple[str, ...]
     notes: tuple[str, ...]
-    apply_on_target: Effort | None = None
+    apply_on_card: Effort | None = None
+    why: str = ""
+    weights: str | None = None
+    kv_cache_dtype: str | None = None
+    published: str | None = None
+    capacity: Capacity | None = None
+    fit_odds: float | None = None
+
+    @property
+    def nothing_to_make(self) -> bool:
+        """Whether the checkpoint is served as it is."""
+        return all(pass_.load_time and pass_.rounds_by is None for pass_ in self.chain)
 
     @property
     def chain(self) -> tuple[Pass, ...]:
@@ -146,13 +163,15 @@ class IllegalKind:
 
 @dataclass(frozen=True, slots=True)
 class ParetoPlan:
-    """A candidate that no other one beats in quality, speed and memory at once."""
+    """A candidate that no other one beats in quality, speed, memory, work, cards and waiting at once. `making`: what is to be made."""
 
     candidate: str
     memory: Memory
     kv_cache: KVEstimate
     speed: SpeedEstimate | None
     quality: Quality
+    making: str = ""
+    cards: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +181,7 @@ class PortableTarget:
     gpu: str | Mapping[str, Any]
     count: int
     reserve: str
+    nodes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +264,8 @@ class Places:
     calibration: str
     evaluation: str
     spec: str | None = None
+    asked: str | None = None
+    """The model that was asked for, where a published checkpoint of it is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +339,13 @@ def resolved_plan(document: PlanDocument, passes: Sequence[Pass], tensor_bytes: 
         )
     steps = tuple(to_json(chain.to_json(passes)))
     return sealed(replace(document, chosen=replace(chosen, passes=steps, tensor_bytes=tensor_bytes, state="resolved")))
+
+
+def asked_spec(document: PlanDocument) -> Spec:
+    """As `spec_of`, with the model that was asked for where a published checkpoint of it was chosen."""
+    spec = spec_of(document)
+    asked = document.places.asked if document.places else None
+    return spec if asked is None else spec.model_copy(update={"model": asked})
 
 
 def spec_of(document: PlanDocument) -> Spec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +11,14 @@ from passes import chain
 from passes.base import Pass
 from passes.blocks.devices import AUTO
 from passes.chain import missing, rewrite
-from passes.errors import Reason
+from passes.errors import InputError, Reason
+from passes.ir.catalog import Published
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
-from planner.apply_cost import Effort, effort
+from planner.apply_cost import Effort, effort, no_effort
 from planner.choice.alternatives import alternatives
+from planner.choice.published import description
+from planner.choice.rule import MAKING, making
 from planner.choice.search import SearchResult, search
 from planner.choice.verdict import GoalResult, Verdict
 from planner.machine import computing
@@ -35,7 +38,7 @@ from planner.plan.document import (
 from planner.plan.lock import lock, portable_spec
 from planner.plan.stated import figures_alone, stated, whole_bytes
 from planner.spec.parse import load_spec
-from planner.spec.spec import Spec
+from planner.spec.spec import QuantizeChoice, Spec
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
 
@@ -86,26 +89,30 @@ def plan(
         tried = trials(spec, source, result, measure, progress, device)
         result = search(spec, source.ir, measured={passes: trial.quality for passes, trial in tried.items()})
     chosen = _resolved(result.chosen, source, tried)
+    published = None if chosen is None else chosen.candidate.published
+    served = source if published is None else _open_published(published, source)
     document = PlanDocument(
         format_version=FORMAT_VERSION,
-        model=source.ir.name,
+        model=source.ir.name if published is None else published.id,
         weights=source.ir.weights,
         spec=portable_spec(spec),
-        chosen=None if chosen is None else _chosen(spec, chosen, source, _where(here, result.gpu)),
-        rejected=tuple(
-            RejectedPlan(verdict.candidate.label, tuple(map(stated, verdict.reasons))) for verdict in result.nearest()
+        chosen=None if chosen is None else _chosen(spec, chosen, served, result, _where(here, result.gpu)),
+        rejected=(
+            *(RejectedPlan(v.candidate.label, tuple(map(stated, v.reasons))) for v in result.nearest()),
+            *(RejectedPlan(name, (stated(reason),)) for name, reason in result.unweighed),
         ),
         alternatives=() if chosen else tuple(alternatives(spec, source.ir)),
         illegal=tuple(_illegal(reason, candidates) for reason, candidates in result.illegal),
         pareto=tuple(map(_pareto, result.pareto)),
         searched=result.searched,
-        lock=lock(spec, source, _engine(chosen) if chosen else None),
+        lock=lock(spec, served, _engine(chosen) if chosen else None),
         digest="",
         places=Places(
-            _place(spec.model),
+            _place(spec.model) if published is None else published.id,
             _place(spec.calibration.dataset),
             _place(spec.evaluation.dataset),
             None if file is None else str(file.resolve()),
+            None if published is None else _place(spec.model),
         ),
     )
     return Plan(sealed(document), spec, source, result)
@@ -119,6 +126,16 @@ def _resolved(verdict: Verdict | None, source: Source, tried: Mapping[tuple[Pass
     return replace(verdict, candidate=replace(verdict.candidate, passes=passes), ir=rewrite(source.ir, passes))
 
 
+def _open_published(made: Published, dense: Source) -> Source:
+    """A published checkpoint, as the Hub has it; by the catalog's description where it does not answer."""
+    try:
+        return open_model(made.id)
+    except InputError:
+        served = description(dense.ir, made)
+        assert served is not None
+        return replace(dense, ir=served, kind="catalog", path=None, revision=None, has_weights=False, materializer=None)
+
+
 def _place(name: str) -> str:
     """A file's or folder's absolute path; other names as they are."""
     return str(Path(name).resolve()) if Path(name).exists() else name
@@ -129,42 +146,80 @@ def _where(here: Gpu, target: Gpu) -> tuple[Gpu, Gpu | None]:
     return here, None if target.name == here.name else target
 
 
-def _chosen(spec: Spec, verdict: Verdict, source: Source, where: tuple[Gpu, Gpu | None]) -> ChosenPlan:
-    passes = verdict.candidate.passes
-    lacking = list(missing(source.ir, passes))
-    if not source.has_weights:
+def _chosen(
+    spec: Spec, verdict: Verdict, served: Source, result: SearchResult, where: tuple[Gpu, Gpu | None]
+) -> ChosenPlan:
+    candidate, passes = verdict.candidate, verdict.candidate.passes
+    lacking = list(missing(served.ir, passes))
+    if not served.has_weights:
         lacking.append("the weights: only the description of the model is here")
-    here, on_target = (
-        None if device is None else _rounded(effort(spec, source.ir, verdict.ir, passes, device)) for device in where
-    )
+    here, on_card = (None if device is None else _work(spec, served, verdict, device) for device in where)
     assert here is not None
     return ChosenPlan(
         engine=_engine(verdict),
-        label=verdict.candidate.label,
+        label=candidate.label,
         passes=tuple(to_json(chain.to_json(passes))),
-        settings=planned_settings(verdict.candidate.settings),
+        settings=planned_settings(candidate.settings),
         memory=whole_bytes(verdict.memory.memory),
         kv_cache=verdict.memory.kv,
         speed=_speed(verdict),
         quality=verdict.quality,
         goals=tuple(map(_goal, verdict.goals)),
-        tensor_bytes=verdict.ir.tensor_bytes,
+        tensor_bytes=(rewrite(served.ir, passes) if candidate.published else verdict.ir).tensor_bytes,
         apply=here,
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",
         executable=not lacking,
         missing=tuple(lacking),
-        notes=verdict.notes,
-        apply_on_target=on_target,
+        notes=(*_cautions(spec, verdict), *verdict.notes),
+        apply_on_card=on_card,
+        why=result.why,
+        weights=_weights(spec, verdict),
+        kv_cache_dtype=verdict.ir.kv_cache.dtype,
+        published=candidate.published.id if candidate.published else None,
+        capacity=verdict.capacity,
+        fit_odds=round(verdict.capacity.odds, 4),
     )
 
 
-def _rounded(work: Effort) -> Effort:
+def _weights(spec: Spec, verdict: Verdict) -> str:
+    """The weights as `check --weights` takes them: of a published checkpoint `as-is`, or the format that the spec asked for by name."""
+    made, choice = verdict.candidate.published, spec.passes.quantize
+    asked = made is not None and isinstance(choice, QuantizeChoice) and choice.formats is not None
+    return made.weights if made is not None and asked else verdict.candidate.weights
+
+
+def _cautions(spec: Spec, verdict: Verdict) -> Iterator[str]:
+    """What a person must know before they sign: odds below the confidence, an archived engine, clients that wait, more than one machine."""
+    goals, parallel = spec.goals, verdict.candidate.settings.parallel
+    if not verdict.admissible(goals):
+        least = min(verdict.odds)
+        yield (
+            f"no candidate reaches the confidence asked for ({goals.confidence:.0%}, fit {goals.fit_confidence:.0%}); "
+            f"of those that come into question this one has the best odds, {least:.0%} in the least likely"
+        )
+    if (archived := find_engine(verdict.candidate.engine).archived) is not None:
+        yield f"{archived}; it is planned when asked for, or when nothing else serves"
+    if verdict.capacity.waiting:
+        yield f"{verdict.capacity.running} of {verdict.capacity.clients} requests run at once, the others wait: TTFT holds their wait"
+    node = spec.target.count // spec.target.machines
+    if parallel.gpus > node:
+        machines = -(-parallel.gpus // node)
+        inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"
+        yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}"
+
+
+def _work(spec: Spec, served: Source, verdict: Verdict, device: Gpu) -> Effort:
+    if making(verdict) == 0:
+        return no_effort(device)
+    work = effort(spec, served.ir, verdict.ir, verdict.candidate.passes, device)
     return replace(work, steps={name: round(seconds, 1) for name, seconds in work.steps.items()})
 
 
 def _goal(result: GoalResult) -> PlannedGoal:
     goal = result.goal
-    return PlannedGoal(goal, result.wanted, goal.unit, goal.at_most, result.met, result.predicted)
+    return PlannedGoal(
+        goal, result.wanted, goal.unit, goal.at_most, result.met, result.predicted, round(result.odds, 4)
+    )
 
 
 def _engine(verdict: Verdict) -> PlannedEngine:
@@ -175,7 +230,10 @@ def _engine(verdict: Verdict) -> PlannedEngine:
 
 def _pareto(verdict: Verdict) -> ParetoPlan:
     memory = whole_bytes(verdict.memory.memory)
-    return ParetoPlan(verdict.candidate.label, memory, verdict.memory.kv, _speed(verdict), verdict.quality)
+    return ParetoPlan(
+        verdict.candidate.label, memory, verdict.memory.kv, _speed(verdict), verdict.quality, MAKING[making(verdict)],
+        verdict.candidate.settings.parallel.gpus,
+    )  # fmt: skip
 
 
 def _speed(verdict: Verdict) -> SpeedEstimate | None:

@@ -42,6 +42,8 @@ class Strict(BaseModel):
 
 
 Positive = Annotated[float, Field(gt=0)]
+#: Cards of one machine where a spec names no `nodes`: the baseboards of server cards (HGX, DGX) have eight.
+CARDS_A_NODE = 8
 
 
 class GpuFacts(Strict):
@@ -68,8 +70,21 @@ class Target(Strict):
     gpu: str | GpuFacts
     """A catalog name, `auto` or `cpu` (this machine), a size such as 24GB, or a card's facts."""
     count: Count = 1
+    nodes: Count | None = None
+    """Machines that the cards are in; left out: one for every eight cards. Tensor parallelism stays inside a machine."""
     reserve: Bytes = 0
     """Memory to keep free on each card, for a desktop or other processes."""
+
+    @property
+    def machines(self) -> int:
+        """The machines that the cards are in."""
+        return self.nodes or -(-self.count // CARDS_A_NODE)
+
+    @model_validator(mode="after")
+    def _even(self) -> Target:
+        if self.nodes is not None and self.count % self.nodes:
+            raise ValueError(f"{self.count} cards are not spread evenly over {self.nodes} nodes")
+        return self
 
 
 class EngineSettings(Strict):
@@ -115,6 +130,17 @@ class QualityGoal(Strict):
     max_kl: Annotated[float, Field(gt=0)] | None = None
 
 
+class Bands(Strict):
+    """Gains that are worth neither work nor risk: differences up to so much are ties (docs/choosing.md)."""
+
+    speed: Share = 0.05
+    """Of a rate, or of the longest context."""
+    quality: Share = 0.005
+    """Growth of perplexity, in points."""
+    memory: Share = 0.02
+    """Of the size of the weights, and of the card."""
+
+
 class Goals(Strict):
     """What a plan must meet, and what to maximise among those that do."""
 
@@ -123,7 +149,13 @@ class Goals(Strict):
     tpot: Seconds | None = None
     throughput: Rate | None = None
     quality: QualityGoal = QualityGoal()
-    prefer: Literal["quality", "speed", "context", "size"] = "quality"
+    prefer: Literal["quality", "speed", "throughput", "cost", "context", "size"] = "quality"
+    """`speed`: one client's tokens a second; `throughput`: those of all together; `cost`: the fewest seconds of a card a token."""
+    confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.8
+    """How likely each goal must be met for a plan to be chosen before those that are less likely to."""
+    fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
+    """The same for fitting the card."""
+    bands: Bands = Bands()
 
     @property
     def asks_speed(self) -> bool:
@@ -138,12 +170,22 @@ class QuantizeChoice(Strict):
     """Left out: every method."""
     formats: tuple[str, ...] | None = None
     """Names of formats (`w4a16-g64`); left out: all that the engines read."""
-    dense: bool = True
-    """Whether leaving the weights as they are is weighed too."""
+    dense: bool | None = None
+    """Whether leaving the weights as they are is weighed too. Left out: where neither methods nor formats are named."""
     backend: Annotated[str, Field(examples=[NATIVE, *BACKENDS.names()])] = NATIVE
     """Who makes the weights: tightfit's own walk, or an outside tool (`docs/backends.md`). Some formats and methods have one tool only."""
     damping: Annotated[float, Field(gt=0, lt=1)] = DAMPING
     """GPTQ's, the share of the mean of the Hessian's diagonal that is added to it (AutoGPTQ's `damp_percent`); more for texts too short."""
+
+    @property
+    def names_some(self) -> bool:
+        """Whether methods or formats are named: nothing else is weighed then."""
+        return self.methods is not None or self.formats is not None
+
+    @property
+    def weighs_dense(self) -> bool:
+        """Whether leaving the weights as they are is weighed."""
+        return not self.names_some if self.dense is None else self.dense
 
 
 class SparseChoice(Strict):

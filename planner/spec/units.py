@@ -45,7 +45,7 @@ def parse_rate(text: object) -> float:
 
 def parse_share(text: object) -> float:
     """`10%` as 0.1. Raises ValueError saying what was expected."""
-    return _positive(_parse(text, {"%": 0.01}, "a share", "10%"), text)
+    return _positive(round(_parse(text, {"%": 0.01}, "a share", "10%"), 12), text)
 
 
 def format_share(share: float) -> str:

@@ -12,6 +12,8 @@ from targets.quantity import Basis, Quantity
 from targets.workload import Workload
 
 _GIB = 1 << 30
+#: Code of the reason that an engine starts but the workload's requests do not fit at once.
+CONCURRENCY_DOES_NOT_FIT = "concurrency_does_not_fit"
 
 
 def gib(value: float) -> str:
@@ -90,11 +92,12 @@ def answer(
     if starts and not serves:
         found.append(
             Reason(
-                "concurrency_does_not_fit",
+                CONCURRENCY_DOES_NOT_FIT,
                 f"{wanted} requests of {workload.context:,} tokens asked, {kv.max_concurrency.value:.1f} fit at once",
                 f"concurrency {int(kv.max_concurrency.value)} fits",
                 {"asked": wanted, "fits": kv.max_concurrency.value},
                 ReasonKind.TOO_LARGE,
             )
         )
-    return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), (*ir.notes, *notes))
+    request = layout.request_bytes(workload.input_tokens + workload.output_tokens)
+    return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), (*ir.notes, *notes), request)

@@ -105,7 +105,8 @@ class MemoryEstimate:
 
     `starts`: the engine comes up at this context length; `serves`: the asked concurrency fits at full context without
     preemption; `margin` (bytes) to the start condition, negative when short; `reasons` say what fails and what would mend it.
-    `notes`: assumptions made, for people (an unknown newer version, a generic card).
+    `notes`: assumptions made, for people (an unknown newer version, a generic card). `bytes_per_request`: what a request of the workload's
+    own input and output takes.
     """
 
     memory: Memory
@@ -115,6 +116,7 @@ class MemoryEstimate:
     margin: Quantity
     reasons: tuple[Reason, ...] = ()
     notes: tuple[str, ...] = ()
+    bytes_per_request: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,12 @@ class Engine(ABC):
     name: ClassVar[str]
     #: What its build computes on.
     device: ClassVar[Literal["cpu", "cuda"]] = "cuda"
+    #: Why it is planned only when asked for or when nothing else serves: who says that it is no longer maintained. None: it is.
+    archived: ClassVar[str | None] = None
+    #: Why `engine: auto` does not weigh it on any card: what is not known of it. None: it does.
+    unmeasured: ClassVar[str | None] = None
+    #: Whether one launch runs several replicas of a model (data parallel).
+    replicates: ClassVar[bool] = False
     #: Formats of fixed width that are weighed where a spec names none.
     weighed_formats: ClassVar[tuple[str, ...]] = ()
     #: Its own format of any bits a weight; None where it has none.
@@ -196,7 +204,7 @@ class Engine(ABC):
 
     def weighed_on(self, gpu: Gpu) -> bool:
         """Return whether `engine: auto` weighs it on this card."""
-        return gpu.is_cpu == (self.device == "cpu")
+        return self.unmeasured is None and gpu.is_cpu == (self.device == "cpu")
 
     def spreads(self, cards: int) -> Iterator[Parallel]:
         """Give the ways it spreads a model over `cards` cards, the preferred one first."""

@@ -32,18 +32,21 @@ def estimate(
 
     `memory`: the engine's accounting of the same question; its cache bounds how many requests run at once.
     """
-    name, card = engine.name, card_of(engine, gpu)
-    fitted = fitted_rates(name, generation_of(gpu), settings.version)
+    name, card, work = engine.name, card_of(engine, gpu), work_of(ir)
+    clients = max(1.0, (workload.concurrency or 1) / settings.parallel.dp)
+    fitted = fitted_rates(
+        name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts)
+    )  # fmt: skip
     profile, notes = believed_profile(gpu)
     if profile is not None:
         card, fitted = measured_card(card, profile), _measured(fitted, name, gpu, settings.version, profile)
     scheduler, rates = engine.scheduler(gpu, settings, workload), fitted.rates
     loop = Loop(
-        workload.input_tokens, workload.output_tokens, max(1.0, (workload.concurrency or 1) / settings.parallel.dp),
+        workload.input_tokens, workload.output_tokens, clients,
         resident_requests(requests_held(memory.kv, workload), scheduler, rates.occupancy), scheduler.tokens, engine.cache_bytes(ir),
         ROUNDS, rates.host_s, rates.host_token_s,
     )  # fmt: skip
-    run = _Run(work_of(ir), card, fitted, settings.parallel.tp, settings.parallel.pp)
+    run = _Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
     means = closed_loop(run.step, loop)
     alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
     return replace(_speed(means, alone, loop, fitted, settings.parallel.dp), notes=notes)

@@ -1,7 +1,8 @@
 """Efficiencies by engine and generation of cards, read from `speed_fit.json` (made by `benchmarks/fit_speed.py`).
 
 A generation without data of its own takes the shared values of its engine, which the fit shrinks every generation towards; an
-engine without data takes another's. Both widen the interval and turn the basis to `assumed`.
+engine without data takes another's. Both widen the interval and turn the basis to `assumed`, as do more clients than any row of the
+generation had, and experts where none of its rows has some.
 """
 
 from __future__ import annotations
@@ -47,14 +48,20 @@ def engine_values(engine: str) -> Mapping[str, float]:
 
 
 @lru_cache(maxsize=256)
-def fitted_rates(engine: str, generation: str, version: str | None = None) -> Fitted:
-    """What the fit says of an engine (and version of it; None = newest) on a generation of cards."""
+def fitted_rates(
+    engine: str, generation: str, version: str | None = None, *, clients: float = 1, experts: bool = False
+) -> Fitted:
+    """What the fit says of an engine (and version of it; None = newest) on a generation of cards, for so many clients of a model with
+
+    or without experts.
+    """
     entry = fit()["engines"][engine]
-    known = entry.get("generations", {})
+    seen = entry.get("generations", {}).get(generation, {"clients": 0, "experts": False})
+    known = clients <= seen["clients"] and (seen["experts"] or not experts)
     values = rates_from(engine_values(engine), generation, version)
     errors = entry["errors"]
-    widen = 1.0 if generation in known else entry["unknown_generation_widens"]
-    basis = Basis.CALIBRATED if generation in known and "as" not in entry else Basis.ASSUMED
+    widen = 1.0 if known else entry["unknown_generation_widens"]
+    basis = Basis.CALIBRATED if known and "as" not in entry else Basis.ASSUMED
     return Fitted(
         values,
         widen * errors["decode"],
@@ -79,8 +86,9 @@ def rates_from(values: Mapping[str, float], generation: str, version: str | None
     behind = min(max(values["newest"] - _minor(version), 0.0), values["drift_span"]) if version else 0.0
     slower = values["drift"] ** behind
     return Rates(
-        memory={family: memory * values.get(f"memory.{family}", 1.0) for family in FAMILIES},
-        compute={family: compute * values.get(f"compute.{family}", 1.0) for family in FAMILIES},
+        # No kernel is faster than the rate that it is a share of.
+        memory={family: min(1.0, memory * values.get(f"memory.{family}", 1.0)) for family in FAMILIES},
+        compute={family: min(1.0, compute * values.get(f"compute.{family}", 1.0)) for family in FAMILIES},
         expert_memory=at("expert_memory"),
         expert_compute=at("expert_compute"),
         cache=at("cache"),

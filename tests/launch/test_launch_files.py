@@ -94,9 +94,18 @@ def test_configs_are_yaml_and_scripts_are_bash(name: str, tmp_path: Path) -> Non
             assert isinstance(yaml.safe_load(text), dict)
 
 
-def test_the_cache_of_exllama_is_whole_pages_for_every_request() -> None:
-    model = yaml.safe_load(texts("exllamav2")["config.yml"])["model"]
-    assert model["max_seq_len"] == 8192 and model["cache_size"] == 4 * 8192
+def test_the_cache_of_exllama_is_whole_pages_for_every_request_as_long_as_it_is() -> None:
+    """Each at its own length, and at least one at the whole context; as many at once as the settings say."""
+    asked = request("exllamav2", "0.3.2")
+
+    def cache(inputs: int, outputs: int, sequences: int | None = None) -> int:
+        settings, workload = replace(asked.settings, max_num_seqs=sequences), Workload(8000, 4, inputs, outputs)
+        files = started(replace(asked, settings=settings, workload=workload)).files
+        return int(files[0].data["model"]["cache_size"])
+
+    assert cache(500, 100) == 8192
+    assert cache(3000, 500) == 4 * 3584
+    assert cache(3000, 500, 3) == 3 * 3584
 
 
 @pytest.mark.parametrize(

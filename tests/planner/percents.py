@@ -38,9 +38,11 @@ def explained(document: Any) -> Iterator[float]:
         return
     yield from _own(document)
     for key, value in document.items():
-        if key in ("message", "remedy", "text", "checks", "pareto"):
-            continue  # what is printed cannot explain itself, and nothing of the Pareto set is printed
-        if key == "log_ppl_increase" and isinstance(value, Mapping):
+        if key in ("message", "remedy", "text", "checks"):
+            continue  # what is printed cannot explain itself
+        if key in ("candidate", "label", "answer", "by", "old", "new") and isinstance(value, str):
+            yield from (float(shown.replace(",", "")) for shown in percents(value))  # shares that a pass is called by
+        elif key == "log_ppl_increase" and isinstance(value, Mapping):
             yield from (100 * math.expm1(value[end]) for end in ("value", "low", "high"))
         else:
             yield from explained(value)
@@ -48,8 +50,11 @@ def explained(document: Any) -> Iterator[float]:
 
 def _own(document: Mapping[str, Any]) -> Iterator[float]:
     """Percents of one JSON object."""
-    if document.get("figure") == "log_ppl_increase":
-        yield from (100 * math.expm1(document[end]) for end in ("value", "against"))
+    if document.get("criterion") == "quality":
+        yield from (100 * document[end] for end in ("value", "against"))
+    if document.get("criterion") == "odds":
+        yield from (100 * (1 - document[end]) for end in ("value", "against"))
+    yield from (100 * document[odds] for odds in ("odds", "fit_odds") if document.get(odds) is not None)
     if document.get("what") == "log_ppl_increase":
         yield from (100 * math.expm1(document[end]) for end in ("old", "new") if document[end] is not None)
     if document.get("code") == "perplexity_missed":

@@ -86,7 +86,7 @@ def forecast_of(made: Plan, device: str) -> Effort:
 
 def test_a_plan_says_what_applying_takes_here_and_on_its_own_card(made: Plan) -> None:
     chosen = made.document.decision
-    there = chosen.apply_on_target
+    there = chosen.apply_on_card
     assert there is not None
     assert (chosen.apply.device, there.device) == (this_cpu().name, "H100 SXM")
     assert chosen.apply.host_memory_bytes is None
@@ -104,9 +104,9 @@ def test_the_keys_of_a_plan_stay_and_a_plan_without_the_new_ones_is_read(made: P
     assert {"seconds", "memory_bytes", "disk_bytes", "steps"} <= said["chosen"]["apply"].keys()
     assert from_json(PlanDocument, json.loads(json.dumps(said)), "the plan") == made.document
     older = json.loads(json.dumps(said))
-    del older["chosen"]["apply_on_target"], older["chosen"]["apply"]["device"]
+    del older["chosen"]["apply_on_card"], older["chosen"]["apply"]["device"]
     read = from_json(PlanDocument, older, "the plan")
-    assert read.decision.apply_on_target is None
+    assert read.decision.apply_on_card is None
     assert to_json(read) == older and digest(older) != said["digest"]
     assert "here, on this machine" in printed(read)
 
@@ -130,17 +130,17 @@ def test_where_the_plans_own_card_computes_there_is_one_forecast(monkeypatch: py
     has_cards(monkeypatch, _H100)
     chosen = plan(parse_spec(_SPEC)).document.decision
     assert chosen.apply.device == "H100 SXM"
-    assert chosen.apply_on_target is None
+    assert chosen.apply_on_card is None
     asked = plan(parse_spec(_SPEC), device="cpu").document.decision
     assert asked.apply.device == this_cpu().name
-    assert asked.apply_on_target == chosen.apply
+    assert asked.apply_on_card == chosen.apply
 
 
 def test_a_plan_for_this_processor_has_one_forecast() -> None:
     spec = "model: HuggingFaceTB/SmolLM2-135M-Instruct\ntarget: { gpu: cpu }\nworkload: { context: 2048 }\n"
     chosen = plan(parse_spec(spec)).document.decision
-    assert chosen.apply_on_target is None
-    assert "apply_on_target" not in to_json(chosen)
+    assert chosen.apply_on_card is None
+    assert "apply_on_card" not in to_json(chosen)
 
 
 def test_what_computes_here_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ def test_the_forecast_for_what_computes_is_held_against_the_run(tiny: Path, monk
     """A plan made for another machine says nothing of this one's seconds."""
     document = plan("tiny.yaml").document
     elsewhere = replace(document.decision.apply, device="another", seconds=Quantity(9e9, 9e9, 9e9, Basis.ASSUMED))
-    moved = replace(document, chosen=replace(document.decision, apply=elsewhere, apply_on_target=None))
+    moved = replace(document, chosen=replace(document.decision, apply=elsewhere, apply_on_card=None))
     result = apply(moved, tiny / "made", device="cpu")
     said = {check.name: check for check in result.certificate.checks}["seconds of work"].predicted
     assert "9000000000" not in said

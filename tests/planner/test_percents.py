@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from planner.choice.search import _worse
+from planner.choice.rule import _grown_words
 from planner.choice.verdict import apart, show
 from tests.planner.conftest import run
 from tests.planner.percents import percents, unexplained
@@ -84,10 +84,10 @@ def test_every_printed_percent_of_a_check_and_of_a_difference_is_in_its_json(opt
 
 
 def test_a_wrong_unit_would_be_seen() -> None:
-    reason = {"code": "dominated_by", "data": {"figure": "log_ppl_increase", "value": 0.7811, "against": 0.0797}}
+    reason = {"code": "dominated_by", "data": {"criterion": "quality", "value": 1.1839, "against": 0.083}}
     assert unexplained("perplexity +78.11 % against +7.97 %", reason) == ["+78.11", "+7.97"]
-    assert unexplained(_worse("log_ppl_increase", 0.7811, 0.0797), reason) == []
-    assert _worse("log_ppl_increase", 0.7811, 0.0797) == "perplexity +118 % against +8.30 %"
+    assert unexplained(_grown_words(1.1839, 0.083), reason) == []
+    assert _grown_words(1.1839, 0.083) == "perplexity +118 % against +8.30 %"
 
 
 @pytest.mark.parametrize(

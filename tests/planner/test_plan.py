@@ -191,8 +191,8 @@ def test_the_plan_knows_what_outside_tools_and_scale_searches_take() -> None:
         made = plan(parse_spec(SPEC + "engine: vllm\n" + passes + "calibration: { dataset: self }\n"))
         return made.document.decision.apply.seconds.value
 
-    plain = seconds("gptq-4-g128")
-    assert seconds("awq-4-g128") > plain and seconds("gptq-4-g128", "gptqmodel") > plain
+    plain = seconds("gptq-4-g32")
+    assert seconds("awq-4-g32") > plain and seconds("gptq-4-g32", "gptqmodel") > plain
 
 
 def test_plans_and_checks_say_that_a_measurement_is_not_believed(

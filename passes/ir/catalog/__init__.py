@@ -2,19 +2,20 @@
 
 One JSON object a line: `id`, `config` (config.json reduced to what fixes shapes, caches and limits), `provenance`, and where
 useful `names`, other spellings that mean it. Made by `benchmarks/make_catalog.py`. A lookup reads the file's bytes and parses
-one line.
+one line. `published.json` names quantized checkpoints that others put on the Hub, each with the model it was made of.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 _FILE = Path(__file__).with_name("models.jsonl")
+_PUBLISHED = Path(__file__).with_name("published.json")
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,27 @@ def entry(model: str) -> Entry:
     start = starts[model]
     line = json.loads(data[start : data.index(b"\n", start)])
     return Entry(line["id"], line["config"], line["provenance"])
+
+
+@dataclass(frozen=True)
+class Published:
+    """A quantized checkpoint on the Hub: its id, the model it was made of, its format as `check --weights` names it, its
+    `quantization_config`, and who says so.
+    """
+
+    id: str
+    of: str
+    weights: str
+    quantization: dict[str, Any] = field(hash=False)
+    source: str
+
+
+@lru_cache(maxsize=1)
+def published() -> tuple[Published, ...]:
+    """Every quantized checkpoint that is known to be published."""
+    table = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+    forms = table["forms"]
+    return tuple(
+        Published(row["id"], row["of"], (form := forms[row["stored"]])["weights"], form["config"], row["source"])
+        for row in table["models"]
+    )

@@ -10,7 +10,7 @@ the same card counted into its upper end; the scratch follows the engines' own `
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -59,6 +59,12 @@ class Exllama(Engine):
     served_by: ClassVar[str]
     capability: ClassVar[int]
     kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "q8", "q6", "q4")
+
+    def spreads(self, cards: int) -> Iterator[Parallel]:
+        """Matrices cut over the cards, then layers laid over them one after the other."""
+        yield Parallel(tp=cards)
+        if cards > 1:
+            yield Parallel(pp=cards)
 
     def kernel(self, form: Format, gpu: Gpu) -> Kernel:
         """Its own kernels, or the one for GPTQ; all multiply in 16 bit, on every card."""

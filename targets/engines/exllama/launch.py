@@ -1,7 +1,7 @@
 """TabbyAPI's config.yml and a script that starts it as it is, for ExLlamaV2 and ExLlamaV3.
 
 Keys as TabbyAPI's own `config_sample.yml` documents them (read at its commit 004e8374). The cache is allotted in tokens, in pages
-of 256; one context a concurrent request is what the plan counted.
+of 256: what the plan counted, each concurrent request at its own length, and at least one longest.
 """
 
 from __future__ import annotations
@@ -51,17 +51,21 @@ def served_name(folder: Path) -> str:
 
 def tabby_config(request: LaunchRequest, cache_mode: str) -> dict[str, Any]:
     """Return the configuration as TabbyAPI reads it."""
-    settings, context = request.settings, _pages(request.workload.context)
-    requests = request.workload.concurrency or 1
+    settings, workload = request.settings, request.workload
+    context, each = _pages(workload.context), _pages(workload.input_tokens + workload.output_tokens)
+    requests = settings.max_num_seqs or workload.concurrency or 1
     model: dict[str, Any] = {
         "model_name": request.served_name,
         "backend": request.engine,
         "max_seq_len": context,
-        "cache_size": context * requests,
+        "cache_size": max(context, each * requests),
         "cache_mode": cache_mode,
         "chunk_size": settings.max_num_batched_tokens or CHUNK,
         "max_batch_size": requests,
     }
+    if "vision_config" in request.ir.config:
+        # Off by default: images would be dropped without an error.
+        model["vision"] = True
     if settings.parallel.tp > 1:
         model["tensor_parallel"] = True
     if settings.parallel.tp * settings.parallel.pp > 1:

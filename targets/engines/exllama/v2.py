@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
@@ -10,7 +11,7 @@ from passes.formats.kv_dtypes import OWN
 from passes.ir.architectures.config import Config
 from passes.ir.model import ModelIR
 from passes.ir.state import SlidingKV
-from targets.engines.engine import AnyWidth, Settings
+from targets.engines.engine import AnyWidth, Scheduler, Settings
 from targets.engines.exllama.engine import (
     Exllama,
     architecture_of,
@@ -19,6 +20,7 @@ from targets.engines.exllama.engine import (
     placement_reasons,
 )
 from targets.gpu import Gpu
+from targets.workload import Workload
 
 if TYPE_CHECKING:
     from targets.serve.verifier import Verifier
@@ -32,6 +34,15 @@ ARCHITECTURES = frozenset({
     "OrionForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Starcoder2ForCausalLM", "YiForCausalLM",
 })  # fmt: skip
+#: Those whose matrices 0.3.2 cannot cut over cards: their `supports_tp` is not set (exllamav2/architecture.py, commit da07fac), which
+#: exllamav2/tensor_p.py:59 asserts. What routes experts is cut by no code at all (exllamav2/module.py:50).
+WITHOUT_TENSOR_PARALLEL = frozenset({
+    "Cohere2ForCausalLM", "CohereForCausalLM", "DbrxForCausalLM", "Gemma2ForCausalLM", "Gemma3ForConditionalGeneration",
+    "GemmaForCausalLM", "GemmoeForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM", "Qwen3MoeForCausalLM",
+})  # fmt: skip
+#: The least capability x 10 with paged attention (flash-attn's); below it TabbyAPI sets `max_batch_size` to 1
+#: (backends/exllamav2/model.py:248-270 of its branch exl2-checkpoint).
+_PAGED = 80
 #: Known too, where the vision tower is Pixtral's (the same file).
 _WITH_PIXTRAL = frozenset({"LlavaForConditionalGeneration", "Mistral3ForConditionalGeneration"})
 #: Architectures whose window 0.3.2 lays out by the layer's number (`alternating_swa`), and every how many layers one attends to
@@ -49,6 +60,9 @@ class ExllamaV2(Exllama):
     """ExLlamaV2 as served by TabbyAPI."""
 
     name: ClassVar[str] = "exllamav2"
+    archived: ClassVar[str | None] = (
+        "ExLlamaV2 is archived (its repository, 0.3.2 the last release) and TabbyAPI's main branch no longer serves it"
+    )
     weighed_formats: ClassVar[tuple[str, ...]] = ("gptq-4-g128", "gptq-4-g64", "gptq-4-g32")
     any_width: ClassVar[AnyWidth | None] = AnyWidth("exl2", 2.0, 8.0)
     cache_bits: ClassVar[Mapping[str, float]] = cache_types((8, 6, 4))
@@ -95,7 +109,13 @@ class ExllamaV2(Exllama):
             *super().illegal(ir, gpu, settings),
             *architecture_reasons(self.name, known, ir, remedy),
             *self._window_reasons(ir),
+            *_split_reasons(ir, settings),
         )
+
+    def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
+        """As ExLlama; one sequence at a time on cards without paged attention."""
+        known = super().scheduler(gpu, settings, workload)
+        return known if (gpu.capability or 0) >= _PAGED else replace(known, sequences=1)
 
     def _window_reasons(self, ir: ModelIR) -> tuple[Reason, ...]:
         every = _WINDOW_PATTERN.get(architecture_of(ir))
@@ -105,6 +125,14 @@ class ExllamaV2(Exllama):
         return placement_reasons(
             self.name, ir, SlidingKV, lambda layer: (layer + 1) % period != 0 if period > 1 else layer % 2 == 0
         )
+
+
+def _split_reasons(ir: ModelIR, settings: Settings) -> tuple[Reason, ...]:
+    architecture = architecture_of(ir)
+    if settings.parallel.tp == 1 or architecture not in WITHOUT_TENSOR_PARALLEL:
+        return ()
+    message = f"exllamav2 cannot cut the matrices of {architecture} over cards"
+    return (Reason("tensor_parallel_not_in_exllamav2", message, f"layers over the cards: --pp {settings.parallel.tp}"),)
 
 
 def _has_pixtral(ir: ModelIR) -> bool:

@@ -57,6 +57,7 @@ class ExllamaV3(Exllama):
     """ExLlamaV3 as served by TabbyAPI."""
 
     name: ClassVar[str] = "exllamav3"
+    unmeasured: ClassVar[str | None] = "no measurement of ExLlamaV3's speed is held"
     any_width: ClassVar[AnyWidth | None] = AnyWidth("exl3", 1.0, 8.0)
     cache_bits: ClassVar[Mapping[str, float]] = cache_types(range(8, 1, -1))
     formats: ClassVar[tuple[str, ...]] = ("exl3",)
@@ -64,10 +65,6 @@ class ExllamaV3(Exllama):
     served_by: ClassVar[str] = "TabbyAPI's branch main, with exllamav3 0.0.7 or newer"
     recurrent: ClassVar[bool] = True
     capability: ClassVar[int] = 80
-
-    def weighed_on(self, gpu: Gpu) -> bool:
-        """On none: no measurement of its speed is held, so it is weighed only where a spec names it."""
-        return False
 
     def slot_bytes(self, ir: ModelIR, state: LayerState) -> int | None:
         """Recurrent states, and windows of the architectures that keep those in rings; both in 16 bit whatever the cache's type."""

@@ -77,8 +77,10 @@ class Vllm(Engine):
     """vLLM with its CUDA backend."""
 
     name: ClassVar[str] = "vllm"
+    replicates: ClassVar[bool] = True
     weighed_formats: ClassVar[tuple[str, ...]] = (
-        "fp8", "fp8-block", "w8a8", "w8a16-channel", "w8a16-g128", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w4a16-g128-asym",
+        "fp8", "fp8-block", "w8a8", "w8a8-rtn", "w8a16-channel", "w8a16-channel-rtn", "w8a16-g128", "w8a16-g128-rtn",
+        "w4a16-g128", "w4a16-g64", "w4a16-g32", "w4a16-g128-asym",
         "gptq-4-g128", "gptq-4-g64", "gptq-4-g32", "gptq-8-g128", "awq-4-g128", "awq-4-g64", "awq-4-g32", "nvfp4", "nf4", "fp8-online",
     )  # fmt: skip
     kv_dtypes: ClassVar[tuple[str, ...]] = (

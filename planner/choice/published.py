@@ -1,0 +1,68 @@
+"""Checkpoints that others made of a spec's model and published: candidates that need no work, as good as their format is expected to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+from passes.base import NATIVE, Pass
+from passes.errors import InputError
+from passes.ir import catalog
+from passes.ir.catalog import Published
+from passes.ir.model import ModelIR
+from passes.ir.names import find, published_of
+from passes.ir.sources import described
+from passes.quantize.format_names import pass_named
+from planner.quality.expected import Quality, expected_quality
+from planner.spec.spec import PruneChoice, QuantizeChoice, Spec
+
+
+def published_checkpoints(spec: Spec, ir: ModelIR) -> Iterator[tuple[Published, ModelIR]]:
+    """Give the published checkpoints of a spec's model that its passes allow, each with its description.
+
+    None of a model that is quantized already, of one that is not named but lies in a folder, and where the spec has something made of it:
+    pruning, or weights by an outside tool.
+    """
+    choice, match = spec.passes.quantize, find(spec.model)
+    if choice == "forbid" or ir.quant_method is not None or match is None or match.id != ir.name:
+        return
+    if choice.backend != NATIVE or isinstance(spec.passes.prune, PruneChoice):
+        return
+    for made in published_of(match.id):
+        if _allowed(choice, made) and (served := description(ir, made)) is not None:
+            yield made, served
+
+
+@lru_cache(maxsize=64)
+def description(dense: ModelIR, made: Published) -> ModelIR | None:
+    """The description of a published checkpoint of a dense model: by its own config where the catalog has it, else as its format stores
+    that model; None for what cannot be described.
+    """
+    if made.id in catalog.ids():
+        try:
+            return described(made.id)
+        except InputError:
+            return None
+    stored = equivalent(made)
+    if stored.illegal(dense):
+        return None
+    return replace(stored.rewrite(dense), name=made.id, quant_method=str(made.quantization["quant_method"]))
+
+
+def published_quality(dense: ModelIR, made: Published, passes: tuple[Pass, ...]) -> Quality:
+    """What a published checkpoint, and passes on it, are expected to lose against the dense model: as its format does."""
+    return expected_quality(dense, (equivalent(made), *passes))
+
+
+def equivalent(made: Published) -> Pass:
+    """The pass that would make such a checkpoint."""
+    stored = pass_named(made.weights)
+    assert stored is not None, f"published.json: {made.id} is stored in no quantized format"
+    return stored
+
+
+def _allowed(choice: QuantizeChoice, made: Published) -> bool:
+    if choice.formats is not None:
+        return made.weights in choice.formats
+    return choice.methods is None or equivalent(made).rounds_by in choice.methods

@@ -146,7 +146,7 @@ def _published(name: str) -> Match | None:
         return None
     return Match(
         base.id,
-        f"{name}: shapes of {base.id}, stored as {made.weights} (its own config is not here)",
+        f"{name}: shapes of {base.id}, assumed stored as {made.weights}, as it is published",
         made.quantization,
         _PUBLISHED_SPREAD,
         made.id,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import planner
+from passes.ir.sources import open_model
 from passes.quantize.format_names import pass_named
 from planner.choice.space import workload_of
 from planner.plan.codec import from_json, to_json
@@ -20,6 +21,7 @@ from targets.engines.engine import ENGINE_NAMES, Engine, Parallel, Settings, fin
 from targets.engines.vllm.engine import Vllm
 from targets.gpu import find_gpu
 from targets.serve.drive import ServerVerifier
+from targets.workload import Workload
 
 #: Where people's words are read or written: the written spec, the default and help of `--engine`.
 _WORDS = {"spec/template.py": 1, "cli/commands.py": 2}
@@ -54,9 +56,20 @@ def test_auto_weighs_the_engines_of_the_card_whose_speed_was_measured() -> None:
     assert [name for name in ENGINE_NAMES if find_engine(name).weighed_on(processor)] == ["vllm-cpu"]
 
 
-def test_vllm_splits_cards_into_tensor_and_pipeline_degrees_and_the_others_do_not() -> None:
+def test_engines_split_a_model_over_cards_in_their_own_ways() -> None:
     assert list(find_engine("vllm").spreads(4)) == [Parallel(4, 1), Parallel(2, 2), Parallel(1, 4)]
-    assert [list(find_engine(name).spreads(4)) for name in ("vllm-cpu", "exllamav2")] == [[Parallel(4)], [Parallel(4)]]
+    assert list(find_engine("vllm-cpu").spreads(4)) == [Parallel(4)]
+    assert list(find_engine("exllamav2").spreads(4)) == [Parallel(4), Parallel(1, 4)]
+
+
+def test_exllamav2_cuts_no_experts_over_cards_and_runs_one_request_below_ampere() -> None:
+    engine, ir = find_engine("exllamav2"), open_model("mistralai/Mixtral-8x7B-Instruct-v0.1").ir
+    card, old = find_gpu("RTX 3090"), find_gpu("T4")
+    cut = [reason.code for reason in engine.illegal(ir, card, Settings(parallel=Parallel(2)))]
+    laid = [reason.code for reason in engine.illegal(ir, card, Settings(parallel=Parallel(1, 2)))]
+    assert "tensor_parallel_not_in_exllamav2" in cut and "tensor_parallel_not_in_exllamav2" not in laid
+    assert engine.scheduler(old, Settings(), Workload(4096, 3)).sequences == 1
+    assert engine.scheduler(card, Settings(), Workload(4096, 3)).sequences == 3
 
 
 def test_a_server_s_log_tells_its_cache() -> None:

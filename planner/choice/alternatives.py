@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from planner.choice.search import best
+from planner.choice.search import best, target_gpu
+from planner.choice.space import engines, spreads
 from planner.plan.document import Alternative
 from planner.spec.spec import Spec
 
@@ -23,8 +24,9 @@ SMALLER = (
 def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
     """Each change that would meet the goals, with the plan it leads to."""
     for count in (2 * spec.target.count, 4 * spec.target.count):
-        target = spec.target.model_copy(update={"count": count})
-        found = _try(spec.model_copy(update={"target": target}), ir, f"{count} cards", cards=count)
+        larger = spec.model_copy(update={"target": spec.target.model_copy(update={"count": count})})
+        spread = any(True for name, _ in engines(larger, target_gpu(larger)) for _ in spreads(name, larger, count))
+        found = _try(larger, ir, f"{count} cards", cards=count) if spread else None
         if found:
             yield found
             break

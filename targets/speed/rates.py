@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def fitted_rates(
     entry = fit()["engines"][engine]
     seen = entry.get("generations", {}).get(generation, {"clients": 0, "experts": False})
     known = clients <= seen["clients"] and (seen["experts"] or not experts)
-    values = rates_from(engine_values(engine), generation, version)
+    values = _within_the_card(rates_from(engine_values(engine), generation, version))
     errors = entry["errors"]
     widen = 1.0 if known else entry["unknown_generation_widens"]
     basis = Basis.CALIBRATED if known and "as" not in entry else Basis.ASSUMED
@@ -70,6 +70,14 @@ def fitted_rates(
         widen * errors["tpot"],
         basis,
     )
+
+
+def _within_the_card(rates: Rates) -> Rates:
+    """No kernel is faster than the card's rate that it is a share of. A machine's own probe is no such bound."""
+    memory, compute = (
+        {family: min(1.0, share) for family, share in asked.items()} for asked in (rates.memory, rates.compute)
+    )
+    return replace(rates, memory=memory, compute=compute)
 
 
 def rates_from(values: Mapping[str, float], generation: str, version: str | None = None) -> Rates:
@@ -86,9 +94,8 @@ def rates_from(values: Mapping[str, float], generation: str, version: str | None
     behind = min(max(values["newest"] - _minor(version), 0.0), values["drift_span"]) if version else 0.0
     slower = values["drift"] ** behind
     return Rates(
-        # No kernel is faster than the rate that it is a share of.
-        memory={family: min(1.0, memory * values.get(f"memory.{family}", 1.0)) for family in FAMILIES},
-        compute={family: min(1.0, compute * values.get(f"compute.{family}", 1.0)) for family in FAMILIES},
+        memory={family: memory * values.get(f"memory.{family}", 1.0) for family in FAMILIES},
+        compute={family: compute * values.get(f"compute.{family}", 1.0) for family in FAMILIES},
         expert_memory=at("expert_memory"),
         expert_compute=at("expert_compute"),
         cache=at("cache"),

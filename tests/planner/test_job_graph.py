@@ -43,7 +43,7 @@ evaluation text
     · evaluation text: to do
 1: prune_depth (drop 2 blocks) ← calibration text
     · measure depth: 20.2 s, to do
-2: kv_cache (KV cache fp8 with scales) ← 1: prune_depth
+2: kv_cache (KV cache fp8) ← 1: prune_depth
 walk ← 2: kv_cache
     · walk: 300.0 s, to do
 assemble ← walk
@@ -58,7 +58,7 @@ graph TD
     n0["calibration text<br/>calibration text: 1,500.0 s, to do"]
     n1["evaluation text<br/>evaluation text: to do"]
     n2["1: prune_depth (drop 2 blocks)<br/>measure depth: 20.2 s, to do"]
-    n3["2: kv_cache (KV cache fp8 with scales)"]
+    n3["2: kv_cache (KV cache fp8)"]
     n4["walk<br/>walk: 300.0 s, to do"]
     n5["assemble<br/>assemble: to do"]
     n6["evaluate<br/>evaluate: 12.5 s, to do"]
@@ -76,7 +76,7 @@ evaluation text
     · evaluation text: 0.1 s, kept
 1: prune_depth (drop 2 blocks) ← calibration text
     · measure depth: 19.0 s, kept
-2: kv_cache (KV cache fp8 with scales) ← 1: prune_depth
+2: kv_cache (KV cache fp8) ← 1: prune_depth
 walk ← 2: kv_cache
     · walk: 310.0 s, done
 assemble ← walk
@@ -92,7 +92,7 @@ digraph job {
     n0 [label="calibration text\\ncalibration text: 1,400.0 s, kept"];
     n1 [label="evaluation text\\nevaluation text: 0.1 s, kept"];
     n2 [label="1: prune_depth (drop 2 blocks)\\nmeasure depth: 19.0 s, kept"];
-    n3 [label="2: kv_cache (KV cache fp8 with scales)"];
+    n3 [label="2: kv_cache (KV cache fp8)"];
     n4 [label="walk\\nwalk: 310.0 s, done"];
     n5 [label="assemble\\nassemble: 0.5 s, done, key 0123abcd"];
     n6 [label="evaluate\\nevaluate: 11.0 s, done"];

@@ -19,6 +19,7 @@ from planner.plan.lock import require_fresh, staleness
 from planner.plan.make import Plan, plan
 from planner.plan.saved import load_plan, save
 from planner.spec.parse import parse_spec
+from targets.engines.engine import find_engine
 from targets.machine.calibrate import store
 from targets.machine.profile import Profile
 from targets.quantity import Basis
@@ -178,7 +179,7 @@ def test_a_cache_type_that_no_engine_has_is_said() -> None:
     spec = parse_spec(SPEC + "engine: vllm\npasses: { kv_cache: [q4] }\n")
     with pytest.raises(InputError, match="keeps its cache as q4") as caught:
         plan(spec)
-    assert caught.value.remedy == "vllm has auto, fp8, fp8_e5m2"
+    assert caught.value.remedy == f"vllm has {', '.join(find_engine('vllm').kv_dtypes)}"
     with pytest.raises(InputError, match="no format of"):
         plan(parse_spec(SPEC + "engine: vllm\npasses: { quantize: { formats: [bf16], dense: false } }\n"))
 

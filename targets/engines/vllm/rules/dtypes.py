@@ -17,12 +17,16 @@ _BFLOAT16 = 80
 
 
 def computed_dtype(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> str:
-    """Return safetensors' name of what the model computes in: its own, or float16 on a card without bfloat16 where none is asked for, or
-    float32 for families that refuse that."""
-    falls_back = ir.dtype == "BF16" and _lacks_bfloat16(gpu) and asked in (None, "auto") and rules.names_dtypes
-    if not falls_back:
+    """Return safetensors' name of what the model computes in where no other is asked for.
+
+    Its own; bfloat16 for one in float32 (before 0.9.1 float16); without bfloat16 on the card float16, or float32 where families refuse that.
+    """
+    if gpu.is_cpu or asked not in (None, "auto"):
         return ir.dtype
-    return "F32" if ir.model_type in rules.no_float16 else "F16"
+    dtype = ir.dtype if ir.dtype != "F32" else "BF16" if rules.names_dtypes else "F16"
+    if dtype == "BF16" and _lacks_bfloat16(gpu) and rules.names_dtypes:
+        return "F32" if ir.model_type in rules.no_float16 else "F16"
+    return dtype
 
 
 def dtype_reasons(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> Iterator[Reason]:
@@ -39,6 +43,8 @@ def dtype_note(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> str | 
     dtype = computed_dtype(ir, gpu, asked, rules)
     if dtype == ir.dtype:
         return None
+    if ir.dtype == "F32" and not _lacks_bfloat16(gpu):
+        return f"vLLM's auto computes a model in float32 in {'bfloat16' if dtype == 'BF16' else 'float16'} (--dtype float32 keeps it)"
     if dtype == "F16":
         return f"{gpu.name} has no bfloat16: vLLM computes in float16 there"
     return f"{gpu.name} has no bfloat16, and vLLM runs {ir.model_type} models in no float16: it computes in float32, with twice the weights"

@@ -19,7 +19,7 @@ _BFLOAT16 = 80
 def computed_dtype(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> str:
     """Return safetensors' name of what the model computes in where no other is asked for.
 
-    Its own; bfloat16 for one in float32 (before 0.9.1 float16); without bfloat16 on the card float16, or float32 where families refuse that.
+    Its own; bfloat16 for one in float32 (before 0.9.1 float16); on a card without it float16, or float32 where families refuse that.
     """
     if gpu.is_cpu or asked not in (None, "auto"):
         return ir.dtype

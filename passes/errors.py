@@ -60,7 +60,7 @@ class Location:
 class TightfitError(Exception):
     """Base of every error that is the user's to mend: printed as one message, never as a traceback.
 
-    `exit_code` follows the command line's contract: 2 bad input, 3 nothing fits, 4 result misses its goals, 5 stale plan.
+    `exit_code` follows the command line's contract: 2 bad input, 3 nothing fits, 4 result misses its goals, 5 stale plan, 6 not modelled.
     """
 
     exit_code = 2
@@ -90,6 +90,12 @@ class GoalMissedError(TightfitError):
     """The finished result misses a goal or differs from its prediction (exit code 4)."""
 
     exit_code = 4
+
+
+class NotModelledError(TightfitError):
+    """Nothing is known of what was asked about: a card of a maker whose engines are not modelled (exit code 6)."""
+
+    exit_code = 6
 
 
 class StalePlanError(TightfitError):

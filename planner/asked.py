@@ -23,7 +23,7 @@ def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
     dtype = kv_dtype(kv_cache_dtype)
     if dtype is None:
         raise unknown_name("KV-cache type", kv_cache_dtype, NAMES, remedy=f"one of {', '.join(NAMES)}")
-    scheme = pass_named(weights) if weights and weights != AS_IS else None
+    scheme = pass_named(weights) if weights else None
     if scheme is not None:
         chain.append(scheme)
     if dtype.name != OWN:
@@ -43,7 +43,7 @@ def rewrite(ir: ModelIR, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason
 
 def with_dtype(ir: ModelIR, weights: str | None, dtype: str | None) -> ModelIR:
     """The model in the dtype that was asked by `--dtype` or a dense `--weights`."""
-    name = dense_dtype(weights) if weights and weights != AS_IS else None
+    name = dense_dtype(weights) if weights else None
     asked = name or _DTYPES.get((dtype or "auto").lower())
     if dtype and dtype.lower() not in _DTYPES:
         raise InputError(f"unknown dtype {dtype!r}", remedy=f"one of {', '.join(_DTYPES)}")

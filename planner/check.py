@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from passes.errors import Reason
+from passes.ir.model import ModelIR
 from passes.ir.sources import Source, open_model
+from planner.asked import AS_IS
 from planner.choice.question import Outcome, Question
 from planner.choice.remedies import Remedy, remedies, said_to_mend
 from planner.plan.codec import FORMAT_VERSION, to_json
@@ -22,9 +23,6 @@ from targets.engines.engine import (
 )
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
-
-#: z of a two-sided 90 % interval.
-_Z90 = 1.645
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +77,12 @@ class CheckResult:
 
     @property
     def confidence(self) -> float:
-        """Probability that the verdict on memory is right, the margin's interval taken as normal; even odds where nothing is known."""
-        margin: Quantity = self.outcome.memory.margin
+        """Probability that the verdict is right; even odds where nothing is known, certain where something is refused."""
         if not self.outcome.modelled:
             return 0.5
-        if self.outcome.illegal or margin.high <= margin.low:
+        if self.outcome.illegal:
             return 1.0
-        sigma = (margin.high - margin.low) / (2 * _Z90)
-        return round(0.5 * (1 + math.erf(abs(margin.value) / sigma / math.sqrt(2))), 4)
+        return round(self.outcome.odds if self.fits else 1 - self.outcome.odds, 4)
 
     @property
     def document(self) -> CheckDocument:
@@ -121,6 +117,17 @@ class CheckResult:
         return document
 
 
+def _to_make(weights: str | None, ir: ModelIR) -> str | None:
+    """The format that the weights are still to be brought into: none where they are to stay as they are, or are stored so already."""
+    stored = {
+        linear.storage.label
+        for block, _ in ir.decoder.counts
+        for linear in block.linears
+        if linear.storage.is_quantized
+    }
+    return None if weights == AS_IS or stored == {weights} else weights
+
+
 def check(
     model: str | Source,
     gpu: str | Gpu,
@@ -143,7 +150,7 @@ def check(
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
     question = Question(
         source.ir, card, engine, replace(settings or Settings(), dtype=dtype), context, concurrency, input_tokens,
-        output_tokens, weights, kv_cache_dtype, source.as_stored,
+        output_tokens, _to_make(weights, source.ir), kv_cache_dtype, source.as_stored,
     )  # fmt: skip
     outcome = question.outcome()
     speed = question.engine.speed(outcome.ir, card, question.settings, question.workload, outcome.memory)

@@ -24,7 +24,9 @@ SMALLER = (
 def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
     """Each change that would meet the goals, with the plan it leads to."""
     for count in (2 * spec.target.count, 4 * spec.target.count):
-        larger = spec.model_copy(update={"target": spec.target.model_copy(update={"count": count})})
+        larger = spec.model_copy(
+            update={"target": spec.target.model_copy(update={"count": count, "nodes": _nodes(spec, count)})}
+        )
         spread = any(True for name, _ in engines(larger, target_gpu(larger)) for _ in spreads(name, larger, count))
         found = _try(larger, ir, f"{count} cards", cards=count) if spread else None
         if found:
@@ -38,6 +40,11 @@ def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
         if found:
             yield found
             break
+
+
+def _nodes(spec: Spec, count: int) -> int | None:
+    """As many more machines as cards."""
+    return spec.target.nodes and spec.target.nodes * (count // spec.target.count)
 
 
 def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> Alternative | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+#: Where no goal is on quality, what loses more than this share of perplexity comes behind whatever else serves: it is another model.
+FLOOR = 0.1
+
 
 class Goal(StrEnum):
     """A goal by the name that plans, certificates and reason codes give it."""

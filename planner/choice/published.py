@@ -8,7 +8,6 @@ from functools import lru_cache
 
 from passes.base import NATIVE, Pass
 from passes.errors import InputError
-from passes.ir import catalog
 from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
 from passes.ir.names import find, published_of
@@ -36,14 +35,15 @@ def published_checkpoints(spec: Spec, ir: ModelIR) -> Iterator[tuple[Published, 
 
 @lru_cache(maxsize=64)
 def description(dense: ModelIR, made: Published) -> ModelIR | None:
-    """The description of a published checkpoint of a dense model: by its own config where the catalog has it, else as its format stores
-    that model; None for what cannot be described.
+    """The description of a published checkpoint of a dense model: as its name is answered, else as its format
+    stores that model; None for what cannot be described.
     """
-    if made.id in catalog.ids():
-        try:
-            return described(made.id)
-        except InputError:
-            return None
+    try:
+        known = described(made.id)
+    except InputError:
+        return None
+    if known is not None and known.quant_method is not None:
+        return known
     stored = equivalent(made)
     if stored.illegal(dense):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -10,6 +11,9 @@ from passes.base import Pass
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.asked import chain_of, rewrite, with_dtype
+from planner.choice.capacity import Capacity, capacity, running_at_once
+from planner.choice.capacity import reasons as short_of
+from planner.choice.odds import at_least
 from targets.engines.engine import Engine, MemoryEstimate, Parallel, Settings, find_engine
 from targets.gpu import Gpu, find_gpu
 from targets.workload import Workload
@@ -92,18 +96,26 @@ class Question:
         """Return what comes of it: the description, the memory it takes, and everything against it."""
         ir, illegal = rewrite(self.dense, self.chain)
         refused = self.engine.illegal(ir, self.gpu, self.settings)
-        memory = self.engine.memory(ir, self.gpu, self.settings, self.workload)
-        return Outcome(ir, (*illegal, *refused), memory, self.concurrency)
+        replicas = self.settings.parallel.dp
+        asked = None if self.concurrency is None else math.ceil(self.concurrency / replicas)
+        workload = replace(self.workload, concurrency=asked)
+        memory = self.engine.memory(ir, self.gpu, self.settings, workload)
+        used = capacity(memory, asked or 1, workload) if asked and self.input_tokens and self.output_tokens else None
+        against = memory.reasons if used is None else short_of(memory, used, workload)
+        return Outcome(ir, (*illegal, *refused), replace(memory, reasons=against), asked, used)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What comes of a question. `illegal`: what passes and engine refuse, whatever the memory."""
+    """What comes of a question. `illegal`: what passes and engine refuse, whatever the memory. `concurrency`: on each replica. `used`: the
+    cache that requests of the asked lengths need; None where no lengths are asked: each request may take the whole context then.
+    """
 
     ir: ModelIR
     illegal: tuple[Reason, ...]
     memory: MemoryEstimate
     concurrency: int | None
+    used: Capacity | None
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -129,7 +141,8 @@ class Outcome:
     @property
     def serves(self) -> bool:
         """The asked concurrency fits without preemption."""
-        return self.memory.serves and not self.illegal
+        serves = self.memory.serves if self.used is None else self.memory.starts and self.used.room.value >= 0
+        return serves and not self.illegal
 
     @property
     def fits(self) -> bool:
@@ -137,7 +150,20 @@ class Outcome:
         return self.serves if self.concurrency else self.starts
 
     @property
+    def at_once(self) -> int:
+        """Requests on each replica that are surely served at once."""
+        return running_at_once(self.memory) if self.used else int(self.memory.kv.max_concurrency.low)
+
+    @property
     def surely_fits(self) -> bool:
         """Whether it fits at the lower ends of what is uncertain, too."""
-        kv = self.memory.kv.max_concurrency
-        return self.fits and self.memory.margin.low >= 0 and kv.low >= (self.concurrency or 1)
+        return self.fits and self.memory.margin.low >= 0 and self.at_once >= (self.concurrency or 1)
+
+    @property
+    def odds(self) -> float:
+        """The probability that the memory does: for one longest request, and for all that are asked."""
+        starts = at_least(self.memory.margin, 0.0)
+        if not self.concurrency:
+            return starts
+        served = self.used.odds if self.used else at_least(self.memory.kv.max_concurrency, self.concurrency)
+        return min(starts, served)

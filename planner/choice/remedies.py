@@ -209,18 +209,19 @@ def _shorter(question: Question, outcome: Outcome) -> Iterator[Options]:
 
 def _longest(question: Question, options: Options) -> int | None:
     """The longest context below the asked one that surely fits, in steps of 256 tokens."""
+    least = (question.input_tokens or 0) + (question.output_tokens or 0)
     low, high = 0, (question.workload.context - 1) // _STEP
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if _fits(question, {**options, "context": middle * _STEP}) else (low, middle - 1)
-    return low * _STEP or None
+    return low * _STEP if low * _STEP >= max(least, _STEP) else None
 
 
 def _fewer(question: Question, outcome: Outcome) -> Iterator[Options]:
     """As many clients as are surely served at once."""
-    at_once = outcome.memory.kv.max_concurrency.low
+    at_once = outcome.at_once * question.settings.parallel.dp
     if question.concurrency and 1 <= at_once < question.concurrency:
-        yield {"concurrency": int(at_once)}
+        yield {"concurrency": at_once}
 
 
 def _cards(question: Question) -> Iterator[Options]:

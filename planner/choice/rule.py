@@ -14,6 +14,7 @@ from functools import partial
 
 from passes import chain
 from passes.base import Stage
+from planner.choice.goals import FLOOR
 from planner.choice.verdict import Verdict, apart, show
 from planner.quality.expected import growth
 from planner.spec.spec import Goals
@@ -116,9 +117,10 @@ class Rule:
     def _figures(self, v: Verdict) -> tuple[float, ...]:
         """What the Pareto set is over, less is better."""
         return (
-            v.quality.log_ppl_increase.value, -_speed(v, self._batch).value, v.memory.memory.total.value,
-            float(making(v)), float(v.candidate.settings.parallel.gpus), float(v.capacity.waiting > 0),
-            float(len(v.candidate.changed)), self._doubt(v),
+            v.quality.log_ppl_increase.value, -_speed(v, False).value, -_speed(v, True).value, v.memory.memory.total.value,
+            float(making(v)), float(v.candidate.settings.parallel.gpus),
+            float(v.capacity.waiting * v.candidate.settings.parallel.dp), float(len(v.candidate.changed)), self._doubt(v),
+            self._preferred().figure(v),
         )  # fmt: skip
 
     @property
@@ -135,6 +137,8 @@ class Rule:
         for, comes behind each of them for few clients, which is what it is good at, and behind all of them (6, 8, 10) for more.
         """
         standing = 0 if v.admissible(self.goals) else 2 if v.likely else 4
+        if not self.goals.asks_quality and growth(v.quality.log_ppl_increase.value) > FLOOR:
+            standing = 4
         if self.engine_named or find_engine(v.candidate.engine).archived is None:
             return standing
         return standing + _behind(v)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from passes.base import Pass
-from passes.errors import Reason, ReasonKind
+from passes.errors import NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.apply_cost import effort
 from planner.asked import rewrite
@@ -81,11 +81,16 @@ class SearchResult:
 
 
 def target_gpu(spec: Spec) -> Gpu:
-    """The card of a spec. `auto` is this machine's first card, or its processor."""
-    gpu = spec.target.gpu
-    if not isinstance(gpu, str):
-        return inline_gpu(gpu.model_dump(exclude_none=True))
-    return installed_gpu() if gpu == "auto" else find_gpu(gpu)
+    """The card of a spec. `auto` is this machine's first card, or its processor. Raises NotModelledError for other makers' cards."""
+    asked = spec.target.gpu
+    if not isinstance(asked, str):
+        return inline_gpu(asked.model_dump(exclude_none=True))
+    gpu = installed_gpu() if asked == "auto" else find_gpu(asked)
+    if gpu.vendor not in ("NVIDIA", "CPU"):
+        raise NotModelledError(
+            f"{gpu.name}: engines on {gpu.vendor} cards are not modelled", remedy="choose an NVIDIA card"
+        )
+    return gpu
 
 
 def search(
@@ -155,7 +160,11 @@ class _Judge:
         return min(verdicts, key=lambda v: v.distance) if decided is None else decided.chosen
 
     def _waiting(self, design: Design, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
-        """The same with fewer requests at once, as many as surely fit: with the engine's defaults, and with the leanest settings."""
+        """The same with fewer requests at once, as many as surely fit: with the engine's defaults, and with the leanest settings; none
+        where the spec says how many.
+        """
+        if design.settings[0].max_num_seqs is not None:
+            return
         for verdict in {v.candidate.settings: v for v in (verdicts[0], verdicts[-1])}.values():
             settings = verdict.candidate.settings
             at_once = min(verdict.capacity.clients - 1, cache.running_at_once(verdict.memory))

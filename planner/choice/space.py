@@ -33,6 +33,7 @@ from passes.quantize.format_names import pass_named
 from planner.asked import rewrite
 from planner.choice.bits import fewest_bits, most_bits, widths
 from planner.choice.capacity import capacity
+from planner.choice.goals import FLOOR
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
 from planner.quality.expected import expected_quality, growth
@@ -87,7 +88,7 @@ def spreads(engine: str, spec: Spec, cards: int | None = None) -> Iterator[Paral
     parallelism stays inside a machine; replicas are given where more than one request comes at a time.
     """
     target, known = spec.target, find_engine(engine)
-    count, node = target.count, max(1, target.count // target.machines)
+    count, node = target.count, target.node
     powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
     for used in (cards,) if cards else dict.fromkeys([*powers, count]):
         for parallel in known.spreads(used):
@@ -246,6 +247,8 @@ def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Sett
             yield Design(engine, family.chain(high), settings, len(settings) * widths(low, high))
             continue
         least = max(low, _lowest(chain.rewrite(ir, pruning), kind, low))
+        if not spec.goals.asks_quality:
+            least = fewest_bits(family.is_still_the_model, least, high) or least
         most = most_bits(family.slack, least, high)
         if most is not None and spec.goals.prefer == "quality":
             most = fewest_bits(partial(family.as_good_as, most), least, most)
@@ -301,6 +304,10 @@ class _Family:
         """Whether the goals on quality are as likely as is asked."""
         quality = expected_quality(self.ir, self.chain(bits))
         return all(goal.odds >= self.spec.goals.confidence for goal in judge_quality(self.spec.goals, quality))
+
+    def is_still_the_model(self, bits: float) -> bool:
+        """Whether it loses no more than `FLOOR`."""
+        return growth(expected_quality(self.ir, self.chain(bits)).log_ppl_increase.value) <= FLOOR
 
     def as_good_as(self, most: float, bits: float) -> bool:
         """Whether nobody could tell these bits from more: they differ by less than the band of quality, and the goals are met."""

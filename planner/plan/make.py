@@ -201,7 +201,7 @@ def _cautions(spec: Spec, verdict: Verdict) -> Iterator[str]:
         yield f"{archived}; it is planned when asked for, or when nothing else serves"
     if verdict.capacity.waiting:
         yield f"{verdict.capacity.running} of {verdict.capacity.clients} requests run at once, the others wait: TTFT holds their wait"
-    node = spec.target.count // spec.target.machines
+    node = spec.target.node
     if parallel.gpus > node:
         machines = -(-parallel.gpus // node)
         inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"

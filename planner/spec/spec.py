@@ -80,6 +80,11 @@ class Target(Strict):
         """The machines that the cards are in."""
         return self.nodes or -(-self.count // CARDS_A_NODE)
 
+    @property
+    def node(self) -> int:
+        """The cards of one machine."""
+        return self.count // self.nodes if self.nodes else min(self.count, CARDS_A_NODE)
+
     @model_validator(mode="after")
     def _even(self) -> Target:
         if self.nodes is not None and self.count % self.nodes:
@@ -156,6 +161,11 @@ class Goals(Strict):
     fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
     """The same for fitting the card."""
     bands: Bands = Bands()
+
+    @property
+    def asks_quality(self) -> bool:
+        """Whether any goal is on quality."""
+        return self.quality != QualityGoal()
 
     @property
     def asks_speed(self) -> bool:

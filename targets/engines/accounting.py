@@ -100,4 +100,12 @@ def answer(
             )
         )
     request = layout.request_bytes(workload.input_tokens + workload.output_tokens)
-    return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), (*ir.notes, *notes), request)
+    beyond = (
+        (
+            f"{ir.name} is made for {ir.max_context:,} tokens: a context of {workload.context:,} needs YaRN in its config",
+        )
+        if 0 < ir.max_context < workload.context
+        else ()
+    )
+    said = (*ir.notes, *notes, *beyond)
+    return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), said, request)

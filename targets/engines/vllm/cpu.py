@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from passes.errors import Reason
@@ -72,7 +73,7 @@ class VllmCpu(Vllm):
                     "engine_needs_cpu", f"vllm-cpu runs on a processor, not on {gpu.name}", "engine vllm, or gpu: cpu"
                 ),
             )
-        return super().illegal(ir, gpu, settings)
+        return super().illegal(ir, gpu, replace(settings, version=settings.version or _NEWEST))
 
     def _format_reasons(self, ir: ModelIR, gpu: Gpu, parallel: Parallel, rules: Rules) -> Iterator[Reason]:
         """Formats without a kernel on processors, and on this one: the package's AVX2 build lacks `cpu_gemm_wna16`."""

@@ -42,7 +42,7 @@ from targets.engines.vllm.rules.kernels import kernel_reasons
 from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
 from targets.engines.vllm.rules.legality import expert_reasons, load_time_reasons, order_reasons, storages
 from targets.engines.vllm.rules.methods import method_reasons, plugin_note, wheel_reasons
-from targets.engines.vllm.rules.runner import has_states, subtracts_graphs
+from targets.engines.vllm.rules.runner import has_states, subtracts_graphs, uses_v2_runner
 from targets.engines.vllm.rules.shards import shard_reasons
 from targets.engines.vllm.rules.versions import KNOWN_VERSIONS, MARLIN_PADDING, Rules, rules_for
 from targets.gpu import Gpu
@@ -171,9 +171,10 @@ class Vllm(Engine):
     def speed(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
     ) -> SpeedEstimate:
-        """With the cache as this version keeps it."""
+        """In the dtype that this version computes in, with the cache as it keeps it."""
         rules, _ = rules_on_card(settings.version, gpu)
-        return super().speed(as_cached(ir, rules), gpu, settings, workload, memory)
+        served = as_cached(computed(ir, gpu, settings, rules), rules)
+        return super().speed(served, gpu, settings, workload, memory)
 
     def _estimate(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules
@@ -219,6 +220,8 @@ class Vllm(Engine):
         rules, _ = rules_for(settings.version)
         if kind == "gguf" and self.device == "cuda" and rules.version < _GGUF_LEFT:
             return None
+        if self.device == "cpu":
+            return f"{self.name} reads no GGUF file"
         return f"vLLM {'.'.join(map(str, _GGUF_LEFT[:2]))} and newer read no GGUF file without the package vllm-gguf-plugin"
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
@@ -312,9 +315,9 @@ def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rule
     if not rules.v1:
         # V0 without chunked prefill profiles a whole context; above 32K chunked prefill starts by itself with 2048.
         return max(2048, workload.context) if workload.context <= 32768 else 2048
-    if rules.huge_cards and gpu.memory_bytes.value >= _HUGE_CARD_BYTES:
-        return 16384
-    return 8192 if _is_large(gpu, rules) else 2048
+    huge = rules.huge_cards and gpu.memory_bytes.value >= _HUGE_CARD_BYTES
+    default = 16384 if huge else 8192 if _is_large(gpu, rules) else 2048
+    return min(default, (settings.max_num_seqs or default_sequences(gpu, rules)) * workload.context)
 
 
 def default_sequences(gpu: Gpu, rules: Rules) -> int:
@@ -354,9 +357,16 @@ def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile
     """What the cache layout depends on, on a CUDA card."""
     return CacheSettings(
         settings.block_size or _BLOCK, element_bytes(ir), 4 if ir.dtype == "F32" else 2, profile.tp,
-        profile.tokens * rules.in_flight_batches, rules.hybrid_prefix_caching or not has_states(ir),
+        profile.tokens * _in_flight(ir, profile.pp, rules), rules.hybrid_prefix_caching or not has_states(ir),
         head_bytes=head_bytes(ir.kv_cache.dtype),
     )  # fmt: skip
+
+
+def _in_flight(ir: ModelIR, pp: int, rules: Rules) -> int:
+    """Batches that may hold a recycled block: with asynchronous scheduling two; across stages one each, and one more in V2."""
+    if rules.in_flight_batches == 1 or pp == 1:
+        return rules.in_flight_batches
+    return pp + int(uses_v2_runner(ir, rules))
 
 
 def _stage_states(ir: ModelIR, pp: int, stage: int, rules: Rules) -> tuple[tuple[LayerState, int], ...]:
@@ -372,12 +382,12 @@ def _as_stored(block: Block, rules: Rules) -> LayerState:
 
 
 def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
-    """A version's behaviour on a card: V1 needs compute capability 8.0; before 0.11 older cards fell back to V0. Below 9.0 and on RTX
+    """A version's behaviour on a card: V1 needs compute capability 8.0; before 0.10.2 older cards fell back to V0. Below 9.0 and on RTX
     Blackwell experts in blocks of 4 bits are Marlin's, which goes on padding them (vLLM 0.33's oracles of fused experts).
     """
     rules, note = rules_for(version)
     if 0 < (gpu.capability or 0) < _HOPPER or (gpu.capability or 0) >= _RTX_BLACKWELL:
         rules = replace(rules, expert_padding=MARLIN_PADDING)
-    if rules.v1 and rules.version < (0, 11, 0) and 0 < (gpu.capability or 0) < 80:
+    if rules.v1 and rules.version < (0, 10, 2) and 0 < (gpu.capability or 0) < 80:
         rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False)
     return rules, note

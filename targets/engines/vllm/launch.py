@@ -28,10 +28,10 @@ _CPU_SERVER = ("python", "-m", "vllm.entrypoints.openai.api_server")
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}
 _CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "auto"}
 _PORT = 8000
-#: What a checkpoint in bfloat16 or float32 computes in is the card's matter: `auto` falls back where it lacks it (`rules.dtypes`).
-_DTYPES = {"BF16": "auto", "F16": "float16", "F32": "auto"}
+#: What a checkpoint computes in is the card's and the version's matter, which `auto` knows (`rules.dtypes`).
+_DTYPE = "auto"
 #: A processor computes in what the model is stored in, as the plan counts there.
-_CPU_DTYPES = _DTYPES | {"F32": "float32"}
+_CPU_DTYPES = {"BF16": "auto", "F16": "float16", "F32": "float32"}
 
 
 def vllm_launch(request: LaunchRequest, *, cpu: bool) -> Launch:
@@ -62,7 +62,7 @@ def vllm_config(request: LaunchRequest, *, cpu: bool) -> dict[str, Any]:
         "served-model-name": request.served_name,
         "max-model-len": request.workload.context,
         "tensor-parallel-size": settings.parallel.tp,
-        "dtype": (_CPU_DTYPES if cpu else _DTYPES)[ir.dtype],
+        "dtype": _CPU_DTYPES[ir.dtype] if cpu else _DTYPE,
     }
     if ir.load_time.name != "none":
         config |= _load_time(ir.load_time.name, request.version)

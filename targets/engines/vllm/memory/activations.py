@@ -16,6 +16,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+from passes.ir.architectures.config import Config
 from passes.ir.model import Block, ModelIR, Role
 from passes.ir.state import LatentKV
 from targets.engines.vllm.memory.encoder import encoder_bytes, encodes, largest_item
@@ -115,12 +116,16 @@ def _workspace(block: Block, tp: int) -> float:
     return active * (max(inner / 2, outer) + max(inner, outer))
 
 
+def _streams(ir: ModelIR) -> int:
+    return Config(ir.config, ir.name).integer("hc_mult", default=1, at_least=1, at_most=64)
+
+
 def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[str, float]) -> float:
     """Bytes of the activation peak of the profile run on one rank, with the given constants."""
     size = 4 if ir.dtype == "F32" else 2
     blocks = [block for block, _ in ir.decoder.counts]
     # Hyper-connections carry several streams of hidden states through the layers (DeepSeek V4).
-    hidden = profile.tokens * size * ir.hidden_size * int(ir.config.get("hc_mult") or 1)
+    hidden = profile.tokens * size * ir.hidden_size * _streams(ir)
     wide = profile.tokens * size * max((_width(block, profile.tp) for block in blocks), default=0.0)
     chunk = min(profile.tokens, rules.expert_chunk or profile.tokens)
     experts = chunk * size * max((_workspace(b, profile.tp) for b in blocks), default=0.0)

@@ -49,7 +49,7 @@ def _qwen3(config: Mapping[str, Any], context: int) -> Item:
 
 def _gemma3(config: Mapping[str, Any], context: int) -> Item:
     vision = config["vision_config"]
-    side = int(vision.get("image_size") or 896) // int(vision.get("patch_size") or 14)
+    side = max(1, int(vision.get("image_size") or 896) // int(vision.get("patch_size") or 14))
     return Item(int(config.get("mm_tokens_per_image") or 256), side**2)
 
 
@@ -59,7 +59,8 @@ def _gemma4(config: Mapping[str, Any], context: int) -> Item:
 
 def _pixtral(config: Mapping[str, Any], context: int) -> Item:
     vision, merge = config["vision_config"], int(config.get("spatial_merge_size") or 1)
-    side = int(vision["image_size"]) // (int(vision["patch_size"]) * merge)
+    # Left out where they are the class's own (transformers' PixtralVisionConfig).
+    side = max(1, int(vision.get("image_size") or 1024) // (int(vision.get("patch_size") or 16) * merge))
     return Item(side * (side + 1), (side * merge) ** 2)
 
 

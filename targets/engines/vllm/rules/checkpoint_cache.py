@@ -32,8 +32,7 @@ def cache_note(ir: ModelIR, rules: Rules) -> str | None:
         return None
     if _taken(ir, rules):
         return f"the checkpoint asks for a KV cache in {declared}, which vLLM's auto takes"
-    version = ".".join(map(str, rules.version[:2]))
-    return f"the checkpoint asks for a KV cache in {declared}, which vLLM {version} does not take by itself: counted unquantized"
+    return f"the checkpoint asks for a KV cache in {declared}, which vLLM {rules.said} does not take by itself: counted unquantized"
 
 
 def _taken(ir: ModelIR, rules: Rules) -> bool:

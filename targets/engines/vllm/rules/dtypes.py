@@ -23,16 +23,19 @@ def computed_dtype(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> st
     """
     if gpu.is_cpu or asked not in (None, "auto"):
         return ir.dtype
-    dtype = ir.dtype if ir.dtype != "F32" else "BF16" if rules.names_dtypes else "F16"
+    refuses = ir.model_type in rules.no_float16
+    dtype = ir.dtype
+    if dtype == "F32" or (dtype == "F16" and refuses):
+        dtype = "BF16" if rules.names_dtypes else "F16"
     if dtype == "BF16" and _lacks_bfloat16(gpu) and rules.names_dtypes:
-        return "F32" if ir.model_type in rules.no_float16 else "F16"
+        return "F32" if refuses else "F16"
     return dtype
 
 
 def dtype_reasons(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> Iterator[Reason]:
     """What a version refuses to compute in, for this model or on this card."""
     refuses = ir.model_type in rules.no_float16
-    if ir.dtype == "F16" and refuses:
+    if computed_dtype(ir, gpu, asked, rules) == "F16" and refuses:
         yield Reason("float16_refused", f"vLLM runs {ir.model_type} models in no float16", "dtype bfloat16")
     if computed_dtype(ir, gpu, asked, rules) == "BF16" and _lacks_bfloat16(gpu):
         yield Reason("bf16_needs_sm80", f"{gpu.name} has no bfloat16", "dtype fp32" if refuses else "dtype fp16")
@@ -43,6 +46,8 @@ def dtype_note(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> str | 
     dtype = computed_dtype(ir, gpu, asked, rules)
     if dtype == ir.dtype:
         return None
+    if ir.dtype == "F16" and dtype == "BF16":
+        return f"vLLM runs {ir.model_type} models in no float16: its auto computes in bfloat16"
     if ir.dtype == "F32" and not _lacks_bfloat16(gpu):
         return f"vLLM's auto computes a model in float32 in {'bfloat16' if dtype == 'BF16' else 'float16'} (--dtype float32 keeps it)"
     if dtype == "F16":

@@ -57,6 +57,8 @@ BACKENDS = (
     Backend("every back end", ("bfloat16",), since=(0, 11, 0), least=80),
     Backend("every back end", ("float16",), since=(0, 18, 0)),
     Backend("Triton MLA", ("fp8",), least=89, latent=True),
+    Backend("every MLA back end", ("bfloat16",), since=(0, 11, 0), least=80, latent=True),
+    Backend("every MLA back end", ("float16",), since=(0, 18, 0), latent=True),
 )
 #: `quant_method`s of checkpoints whose readers have scales of the cache, beside which e5m2 is refused.
 _SCALED = ("fp8", "modelopt")
@@ -89,9 +91,7 @@ def cache_type_reasons(ir: ModelIR, capability: int, rules: Rules) -> Iterator[R
         if all(lacks):
             version = f"vLLM {rules.said}"
             _, sentence = max((lack for lack in lacks if lack), key=lambda lack: lack[0])
-            message = (
-                f"{version} keeps no {dtype} cache for {ir.name} on compute capability {capability / 10:g}: {sentence}"
-            )
+            message = f"{version} keeps no {dtype} cache for {ir.name} on compute capability {capability / 10:.1f}: {sentence}"
             yield Reason("kv_dtype_without_backend", message, _remedy(rows, asked))
             return
 

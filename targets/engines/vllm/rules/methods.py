@@ -72,6 +72,7 @@ _METHODS: Mapping[str, Method] = {
     "torchao": _always(75, dtypes=_FLOATS),
     "torchao-fp8": _always(89, dtypes=_FLOATS),
     "quark": _always(70),
+    "quark-int4": Method((((0, 31, 0), 70),)),
     "quark-fp8": _always(89),
     "quark-int8": _always(75),
     "fp_quant": Method((((0, 10, 0), 100),), dtypes=frozenset({"BF16"})),

@@ -253,7 +253,7 @@ def test_an_engine_that_does_not_know_the_format_refuses_it() -> None:
 def test_a_pruning_is_weighed_where_the_spec_allows_pruning(tmp_path: Path) -> None:
     def weighed(choice: str) -> bool:
         result = planned(f"passes: {{ prune: {choice} }}\n").result
-        return any("prune_last" in verdict.candidate.label for verdict in result.rejected)
+        return any(step.name == "prune_last" for verdict in result.rejected for step in verdict.candidate.passes)
 
     assert weighed("allow") and not weighed("forbid")
 

@@ -150,9 +150,10 @@ class Outcome:
         return self.serves if self.concurrency else self.starts
 
     @property
-    def at_once(self) -> int:
-        """Requests on each replica that are surely served at once."""
-        return running_at_once(self.memory) if self.used else int(self.memory.kv.max_concurrency.low)
+    def at_once(self) -> float:
+        """Requests on each replica that are surely served at once; without end where the model keeps no cache."""
+        least = running_at_once(self.memory) if self.used else self.memory.kv.max_concurrency.low
+        return least if math.isinf(least) else math.floor(least)
 
     @property
     def surely_fits(self) -> bool:

@@ -221,7 +221,7 @@ def _fewer(question: Question, outcome: Outcome) -> Iterator[Options]:
     """As many clients as are surely served at once."""
     at_once = outcome.at_once * question.settings.parallel.dp
     if question.concurrency and 1 <= at_once < question.concurrency:
-        yield {"concurrency": at_once}
+        yield {"concurrency": int(at_once)}
 
 
 def _cards(question: Question) -> Iterator[Options]:

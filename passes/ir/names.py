@@ -40,14 +40,13 @@ class Match:
     """A catalog id, and a note where the name asked for is another variant of that model.
 
     `quantization`: the `quantization_config` that such a name usually means, where only the dense model is in the catalog; `spread`:
-    relative 90 % half width of the bytes that this gives. `published`: the id of the checkpoint itself, where it is known to be published.
+    relative 90 % half width of the bytes that this gives.
     """
 
     id: str
     note: str | None = None
     quantization: Mapping[str, Any] | None = None
     spread: float = 0.0
-    published: str | None = None
 
 
 def fold(name: str) -> str:
@@ -149,7 +148,6 @@ def _published(name: str) -> Match | None:
         f"{name}: shapes of {base.id}, assumed stored as {made.weights}, as it is published",
         made.quantization,
         _PUBLISHED_SPREAD,
-        made.id,
     )
 
 

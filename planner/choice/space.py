@@ -92,7 +92,7 @@ def spreads(engine: str, spec: Spec, cards: int | None = None) -> Iterator[Paral
     powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
     for used in (cards,) if cards else dict.fromkeys([*powers, count]):
         for parallel in known.spreads(used):
-            if parallel.tp <= node or used > count:
+            if parallel.tp <= node:
                 yield parallel
         if spec.workload.concurrency > 1 and known.replicates:
             for replicas in (n for n in range(2, used + 1) if used % n == 0 and n <= spec.workload.concurrency):

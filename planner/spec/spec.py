@@ -76,11 +76,6 @@ class Target(Strict):
     """Memory to keep free on each card, for a desktop or other processes."""
 
     @property
-    def machines(self) -> int:
-        """The machines that the cards are in."""
-        return self.nodes or -(-self.count // CARDS_A_NODE)
-
-    @property
     def node(self) -> int:
         """The cards of one machine."""
         return self.count // self.nodes if self.nodes else min(self.count, CARDS_A_NODE)

@@ -145,13 +145,20 @@ def internvl(config: Config, m: Maker, prefix: str) -> Description:
         m.plain_mlp(hidden, config.integer("intermediate_size"), names=("fc1", "fc2"), bias=True).at("mlp."),
         m.tensor("lambda_1", hidden) + m.tensor("lambda_2", hidden),
     )
-    positions = (_side(config, "image_size") // _side(config, "patch_size")) ** 2 + 1
-    outer = total(
-        m.tensor("embeddings.cls_token", 1, 1, hidden),
-        m.tensor("embeddings.position_embeddings", 1, positions, hidden),
-        patches(m, "embeddings.patch_embeddings.projection", hidden, config, bias=True),
-    )
+    named = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection")
+    outer = _class_token_and_patches(m, config, hidden, named)
     return tower("vision", prefix + "encoder.layer.{i}.", config.integer("num_hidden_layers"), layer, outer.at(prefix))
+
+
+def _class_token_and_patches(m: Maker, config: Config, hidden: int, names: tuple[str, str, str]) -> Part:
+    """A class token, its and the patches' positions, and the patch embedding, named in this order."""
+    token, table, projection = names
+    positions = (_side(config, "image_size") // _side(config, "patch_size")) ** 2 + 1
+    return total(
+        m.tensor(token, 1, 1, hidden),
+        m.tensor(table, 1, positions, hidden),
+        patches(m, projection, hidden, config, bias=True),
+    )
 
 
 def intern_vit(config: Config, m: Maker, prefix: str) -> Description:
@@ -165,12 +172,8 @@ def intern_vit(config: Config, m: Maker, prefix: str) -> Description:
         m.plain_mlp(hidden, config.integer("intermediate_size"), names=("fc1", "fc2"), bias=True).at("mlp."),
         m.tensor("ls1", hidden) + m.tensor("ls2", hidden),
     )
-    positions = (_side(config, "image_size") // _side(config, "patch_size")) ** 2 + 1
-    outer = total(
-        m.tensor("embeddings.class_embedding", 1, 1, hidden),
-        m.tensor("embeddings.position_embedding", 1, positions, hidden),
-        patches(m, "embeddings.patch_embedding", hidden, config, bias=True),
-    )
+    named = ("embeddings.class_embedding", "embeddings.position_embedding", "embeddings.patch_embedding")
+    outer = _class_token_and_patches(m, config, hidden, named)
     return tower("vision", prefix + "encoder.layers.{i}.", config.integer("num_hidden_layers"), layer, outer.at(prefix))
 
 

@@ -53,7 +53,7 @@ def architecture_reasons(ir: ModelIR, rules: Rules) -> Iterator[Reason]:
     if how not in ("later", "none"):
         return
     registries = _registries()
-    changes, asked = registries.changes[ir.architecture], version_text(rules.version)
+    changes, asked = registries.changes[ir.architecture], rules.said
     if how == "later":
         first = version_text(changes[0][0])
         message = f"vLLM {asked} does not know {ir.architecture}, which it has from {first} on"
@@ -69,8 +69,7 @@ def architecture_note(ir: ModelIR, rules: Rules) -> str | None:
     """Say who runs the model where that is not vLLM's own: its Transformers backend, or nobody by the registries that were read."""
     match support(ir.architecture, rules.version):
         case "transformers":
-            version = version_text(rules.version)
-            return f"vLLM {version} runs {ir.architecture} by its Transformers backend; computed here like a model of its own"
+            return f"vLLM {rules.said} runs {ir.architecture} by its Transformers backend; computed here like a model of its own"
         case None:
             newest = version_text(_registries().versions[-1])
             return f"no version of vLLM up to {newest} names {ir.architecture} in its registry: it may need a plugin"

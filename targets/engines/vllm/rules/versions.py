@@ -103,7 +103,7 @@ class Rules:
     @property
     def said(self) -> str:
         """The version as people write it, without a patch level where none was given."""
-        return ".".join(map(str, self.version[: 2 if self.version[2] == _LAST_PATCH else 3]))
+        return version_text(self.version)
 
 
 def said(since: Version) -> str:

@@ -112,15 +112,16 @@ def load_of(plan: PlanDocument, rate: float | None = None, seconds: float = LOAD
     """Return the plan's workload as a load. Each client waits for as many answers as the prediction is made for, for fewer where that would
     take longer than `seconds`; at a rate, what arrives in that time.
     """
-    workload, speed = plan.spec.workload, plan.decision.speed
+    clients, speed = plan.spec.workload.concurrency, plan.decision.speed
+    workload = plan.spec.workload.asked
     rounds = _LEAST_ROUNDS
     if speed is not None:
-        round_seconds = workload.concurrency * workload.output_tokens / speed.throughput_tok_s.value
+        round_seconds = clients * workload.output_tokens / speed.throughput_tok_s.value
         rounds = int(min(ROUNDS, max(_LEAST_ROUNDS, seconds / round_seconds)))
-    requests = rounds * workload.concurrency
+    requests = rounds * clients
     if rate is not None:
         requests = max(_LEAST_ROUNDS, min(requests, int(rate * seconds)))
-    return Load(workload.input_tokens, workload.output_tokens, workload.concurrency, requests, rate)
+    return Load(workload.input_tokens, workload.output_tokens, clients, requests, rate)
 
 
 def _engine_checks(chosen: ChosenPlan, seen: Observed, version: str | None) -> Iterator[Comparison]:

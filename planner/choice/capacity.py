@@ -74,10 +74,9 @@ def reasons(estimate: MemoryEstimate, capacity: Capacity, workload: Workload) ->
     own = tuple(reason for reason in estimate.reasons if reason.code != CONCURRENCY_DOES_NOT_FIT)
     if own or capacity.room.value >= 0:
         return own
-    tokens = workload.input_tokens + workload.output_tokens
     fits = max(0, int(estimate.memory.kv_cache.value // max(capacity.request_bytes, 1)))
     message = (
-        f"{capacity.running} requests of {tokens:,} tokens need {capacity.needed_bytes / _GIB:.2f} GiB of cache, "
+        f"{capacity.running} requests of {workload.request_tokens:,} tokens need {capacity.needed_bytes / _GIB:.2f} GiB of cache, "
         f"{max(estimate.memory.kv_cache.value, 0) / _GIB:.2f} GiB are left"
     )
     data = {"asked": capacity.running, "fits": fits}

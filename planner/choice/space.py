@@ -45,8 +45,7 @@ from targets.workload import Workload
 
 def workload_of(spec: Spec) -> Workload:
     """The workload of a spec."""
-    w = spec.workload
-    return Workload(w.context, w.concurrency, w.input_tokens, w.output_tokens)
+    return spec.workload.asked
 
 
 @dataclass(frozen=True, slots=True)

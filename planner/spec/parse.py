@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from passes.base import NATIVE
 from passes.chain import find_backend
@@ -178,18 +179,26 @@ def _is_branch(part: object, value: Mapping[str, Any], path: tuple[Any, ...]) ->
             return (
                 not (inside or item)
                 and isinstance(part, str)
-                and (part[:1].isupper() or "[" in part or part in ("str", "dict", "int"))
+                and (part[:1].isupper() or "[" in part or part in ("str", "dict", "int", "constrained-int"))
             )
         if inside or item:
             here = here[step]
     return False
 
 
+def _spellings(name: str, field: FieldInfo) -> tuple[object, ...]:
+    """The keys that a field is read from."""
+    alias = field.validation_alias
+    return (name, *(alias.choices if isinstance(alias, AliasChoices) else ()))
+
+
 def _known_keys(path: list[Any]) -> list[str]:
     """The keys allowed under a path of the spec."""
     model: type[BaseModel] = Spec
     for step in path:
-        field = model.model_fields.get(str(step))
+        field = next(
+            (field for name, field in model.model_fields.items() if str(step) in _spellings(name, field)), None
+        )
         if field is None:
             break
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE
@@ -17,6 +17,7 @@ from passes.formats import kv_dtypes
 from passes.ir.fields import LARGEST
 from passes.quantize.format_names import methods
 from planner.spec import units
+from targets.workload import Workload
 
 Bytes = Annotated[int, BeforeValidator(units.parse_bytes), PlainSerializer("{} B".format)]
 Seconds = Annotated[float, BeforeValidator(units.parse_seconds), PlainSerializer("{} s".format)]
@@ -106,20 +107,64 @@ class EngineChoice(Strict):
     settings: EngineSettings = EngineSettings()
 
 
+class Length(Strict):
+    """Tokens of prompts, or of answers, that are not all alike."""
+
+    mean: Count
+    """Speed follows from it."""
+    p95: Count | None = None
+    """Of a hundred, 95 have no more: the cache is counted for it. Left out: the mean."""
+    max: Count | None = None
+    """The longest one, which the context must hold. Left out: `p95`, of which nothing longer is known."""
+
+    @property
+    def usual(self) -> int:
+        """What the cache is counted for."""
+        return self.p95 or self.mean
+
+    @property
+    def longest(self) -> int:
+        """What the context must hold."""
+        return self.max or self.usual
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Length:
+        if not self.mean <= self.usual <= self.longest:
+            raise ValueError("mean, p95 and max of a length must rise in this order")
+        return self
+
+
 class WorkloadSpec(Strict):
     """What is asked of the served model."""
 
     context: Count = 4096
     concurrency: Count = 1
-    input_tokens: Count = 512
-    output_tokens: Count = 128
+    input_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("input_tokens", "input"))] = 512
+    """Of a prompt: a number, or `{ mean: 800, p95: 3000, max: 8000 }`. `input` is read too."""
+    output_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
+    """Of an answer, likewise. `output` is read too."""
+
+    @property
+    def input(self) -> Length:
+        """Tokens of a prompt."""
+        return self.input_tokens if isinstance(self.input_tokens, Length) else Length(mean=self.input_tokens)
+
+    @property
+    def output(self) -> Length:
+        """Tokens of an answer."""
+        return self.output_tokens if isinstance(self.output_tokens, Length) else Length(mean=self.output_tokens)
+
+    @property
+    def asked(self) -> Workload:
+        """What engines are asked."""
+        prompt, answer = self.input, self.output
+        return Workload(self.context, self.concurrency, prompt.mean, answer.mean, prompt.p95, answer.p95)
 
     @model_validator(mode="after")
     def _fits(self) -> WorkloadSpec:
-        if self.input_tokens + self.output_tokens > self.context:
-            raise ValueError(
-                f"input_tokens + output_tokens = {self.input_tokens + self.output_tokens} exceed the context of {self.context}"
-            )
+        longest = self.input.longest + self.output.longest
+        if longest > self.context:
+            raise ValueError(f"input_tokens + output_tokens = {longest} exceed the context of {self.context}")
         return self
 
 

@@ -32,6 +32,10 @@ def test_a_minimal_spec_has_defaults_that_can_be_planned() -> None:
         (MINIMAL + "goals: { quality: { max_perplexity_increase: 10 } }", "s.yaml:3:21", "10%"),
         (MINIMAL + "workload:\n  context: -5", "s.yaml:4:3", "greater than or equal to 1"),
         (MINIMAL + "workload: { context: 100, input_tokens: 200 }", "s.yaml:3:1", "exceed the context"),
+        (MINIMAL + "workload: { input: { mean: 9, p95: 20, max: 8000 } }", "s.yaml:3:1", "exceed the context"),
+        (MINIMAL + "workload: { input: { mean: 9, p95: 8 } }", "s.yaml:3:13", "must rise"),
+        (MINIMAL + "workload: { input: { maen: 9 } }", "s.yaml:3:22", "Did you mean 'mean'"),
+        (MINIMAL + "workload: { output: many }", "s.yaml:3:13", "should be a whole number"),
         ("model: x\ntarget: { gpu: a, reserve: 2 GX }", "s.yaml:2:19", "24 GiB"),
         (MINIMAL + "engine: { nam: vllm }", "s.yaml:3:11", "Did you mean 'name'"),
         (MINIMAL + "passes: { kv_cache: [fp9] }", "s.yaml:3:22", "'auto', 'fp8'"),
@@ -67,6 +71,13 @@ def test_a_dumped_spec_reads_back_equal() -> None:
         + "goals: { ttft: 1.5 s, decode: 20 tok/s, quality: { max_perplexity_increase: 10% } }\n"
         + "engine: { name: vllm, version: 0.19.0, settings: { kv_cache_memory: 2 GiB } }\n"
     )
+    assert Spec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_lengths_that_are_not_all_alike_count_for_the_cache_by_p95_and_for_speed_by_the_mean() -> None:
+    spec = parse_spec(MINIMAL + "workload: { context: 9000, input: { mean: 800, p95: 3000, max: 8000 }, output: 200 }")
+    workload = spec.workload.asked
+    assert (workload.input_tokens, workload.output_tokens, workload.request_tokens) == (800, 200, 3200)
     assert Spec.model_validate(spec.model_dump(mode="json")) == spec
 
 

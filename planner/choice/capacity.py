@@ -6,7 +6,6 @@ beyond those that run at once wait, which costs them time to the first token and
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from passes.errors import Reason, ReasonKind
@@ -22,8 +21,8 @@ _GIB = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """Cache bytes on the tightest rank of one replica. `request_bytes`: of one request at its own length; `longest_bytes`: of one at the
-    whole context; `clients`: requests that arrive at once, `running` of them at work; `room`: what is left beyond `needed_bytes`, negative
-    where they do not fit.
+    whole context; `room`: what is left beyond `needed_bytes`, negative where they do not fit. Of the whole machine: `clients`, requests that
+    arrive at once, and `running`, those of them at work, spread over `replicas`.
     """
 
     request_bytes: int
@@ -31,11 +30,17 @@ class Capacity:
     clients: int
     running: int
     room: Quantity
+    replicas: int = 1
+
+    @property
+    def at_once(self) -> int:
+        """Requests at work on the replica that has most of them."""
+        return -(-self.running // self.replicas)
 
     @property
     def needed_bytes(self) -> int:
-        """Cache of all running requests, and at least of one longest."""
-        return max(self.running * self.request_bytes, self.longest_bytes)
+        """Cache of all running requests of a replica, and at least of one longest."""
+        return max(self.at_once * self.request_bytes, self.longest_bytes)
 
     @property
     def waiting(self) -> int:
@@ -50,12 +55,12 @@ class Capacity:
 
 def capacity(estimate: MemoryEstimate, sequences: int, workload: Workload, replicas: int = 1) -> Capacity:
     """Return how the cache of an estimate serves a workload. `sequences`: requests that one replica runs at once, at most."""
-    clients = math.ceil((workload.concurrency or 1) / replicas)
-    running = min(clients, sequences)
-    left, longest = estimate.memory.kv_cache, _longest(estimate)
-    needed = max(running * estimate.bytes_per_request, longest)
-    room = Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis)
-    return Capacity(estimate.bytes_per_request, longest, clients, running, room)
+    clients = workload.concurrency or 1
+    running = min(clients, sequences * replicas)
+    left = estimate.memory.kv_cache
+    empty = Capacity(estimate.bytes_per_request, _longest(estimate), clients, running, left, replicas)
+    needed = empty.needed_bytes
+    return replace(empty, room=Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis))
 
 
 def running_at_once(estimate: MemoryEstimate) -> int:
@@ -74,9 +79,10 @@ def reasons(estimate: MemoryEstimate, capacity: Capacity, workload: Workload) ->
     own = tuple(reason for reason in estimate.reasons if reason.code != CONCURRENCY_DOES_NOT_FIT)
     if own or capacity.room.value >= 0:
         return own
-    fits = max(0, int(estimate.memory.kv_cache.value // max(capacity.request_bytes, 1)))
+    fits = capacity.replicas * max(0, int(estimate.memory.kv_cache.value // max(capacity.request_bytes, 1)))
+    each = f" ({capacity.at_once} on each of {capacity.replicas} replicas)" if capacity.replicas > 1 else ""
     message = (
-        f"{capacity.running} requests of {workload.request_tokens:,} tokens need {capacity.needed_bytes / _GIB:.2f} GiB of cache, "
+        f"{capacity.running} requests of {workload.request_tokens:,} tokens{each} need {capacity.needed_bytes / _GIB:.2f} GiB of cache, "
         f"{max(estimate.memory.kv_cache.value, 0) / _GIB:.2f} GiB are left"
     )
     data = {"asked": capacity.running, "fits": fits}

@@ -119,7 +119,7 @@ class Rule:
         return (
             v.quality.log_ppl_increase.value, -_speed(v, False).value, -_speed(v, True).value, v.memory.memory.total.value,
             float(making(v)), float(v.candidate.settings.parallel.gpus),
-            float(v.capacity.waiting * v.candidate.settings.parallel.dp), float(len(v.candidate.changed)), self._doubt(v),
+            float(v.capacity.waiting), float(len(v.candidate.changed)), self._doubt(v),
             self._preferred().figure(v),
         )  # fmt: skip
 

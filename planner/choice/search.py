@@ -167,8 +167,9 @@ class _Judge:
             return
         for verdict in {v.candidate.settings: v for v in (verdicts[0], verdicts[-1])}.values():
             settings = verdict.candidate.settings
-            at_once = min(verdict.capacity.clients - 1, cache.running_at_once(verdict.memory))
-            if at_once >= 1 and (settings.max_num_seqs or verdict.capacity.clients) > at_once:
+            share = -(-verdict.capacity.clients // settings.parallel.dp)
+            at_once = min(share - 1, cache.running_at_once(verdict.memory))
+            if at_once >= 1 and (settings.max_num_seqs or share) > at_once:
                 yield self.verdict(design, replace(settings, max_num_seqs=at_once))
 
     def _settings_matter(self, first: Verdict) -> bool:

@@ -235,10 +235,11 @@ def _print_memory(console: Console, chosen: ChosenPlan, workload: Workload) -> N
     odds = f", fits with {chosen.fit_odds:.0%}" if chosen.fit_odds is not None else ""
     console.print(f"           {'   '.join(f'{name} {_size(size)}' for name, size in named.items() if size)}{odds}")
     if needs is not None and needs.request_bytes:
+        each = f" on each of {needs.replicas} replicas" if needs.replicas > 1 else ""
         waiting = f" ({needs.waiting} more wait)" if needs.waiting else ""
         console.print(
-            f"           {needs.running} × {workload.request_tokens:,} tokens{waiting} need "
-            f"{_size(needs.running * needs.request_bytes)} of cache, "
+            f"           {needs.at_once} × {workload.request_tokens:,} tokens{each}{waiting} need "
+            f"{_size(needs.at_once * needs.request_bytes)} of cache, "
             f"one of {workload.context:,} {_size(needs.longest_bytes)}; {_size(memory.kv_cache.value)} are there: "
             f"{kv.tokens.value:,.0f} tokens, longest context {kv.max_context:,}"
         )

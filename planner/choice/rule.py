@@ -65,12 +65,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule of a spec: its goals, the card, whether the engine was asked for by name, and what making a candidate takes (hours)."""
+    """The rule of a spec: its goals, the card, whether the engine was asked for by name, what making a candidate takes (hours), and
+    whether the fewest cards are asked for that do.
+    """
 
     goals: Goals
     gpu: Gpu
     engine_named: bool
     hours: Callable[[Verdict], float] = lambda verdict: 0.0
+    fewest: bool = False
 
     def decide(self, candidates: Sequence[Verdict]) -> Decision | None:
         """Choose among candidates that meet the goals by their predicted values; None where there are none."""
@@ -123,11 +126,6 @@ class Rule:
             self._preferred().figure(v),
         )  # fmt: skip
 
-    @property
-    def _batch(self) -> bool:
-        """Whether all clients' tokens count and not one client's: what does not fit may wait."""
-        return self.goals.prefer in ("throughput", "cost")
-
     def _doubt(self, v: Verdict) -> float:
         """How likely the least likely goal is missed; nothing of what is admissible."""
         return 0.0 if v.admissible(self.goals) else 1.0 - min(v.odds)
@@ -154,9 +152,13 @@ class Rule:
         return (
             Criterion("standing", self.standing, _standing_words),
             Criterion(
-                "waiting", lambda v: not self._batch and v.capacity.waiting > 0, _words("clients wait for each other")
+                "waiting", lambda v: not self.goals.batch and v.capacity.waiting > 0, _words("clients wait for each other")
             ),
             Criterion("odds", self._doubt, _odds_words, lambda best: _ODDS_BAND),
+            Criterion(
+                "fewest cards", lambda v: v.candidate.cards if self.fewest else 0,
+                lambda theirs, mine: f"takes {theirs:.0f} cards where {mine:.0f} do",
+            ),
             self._preferred(),
             Criterion("making", making, lambda theirs, mine: f"{MAKING[int(theirs)]}; the chosen one is {MAKING[int(mine)]}"),
             Criterion("changes of the model", lambda v: len(v.candidate.passes), _words("changes more than is needed")),
@@ -181,7 +183,7 @@ class Rule:
                 lambda best: _HOURS_BAND,
             ),
             Criterion("quality", lambda v: growth(round(v.quality.log_ppl_increase.value, 9)), _grown_words),
-            Criterion("speed", lambda v: -_speed(v, self._batch).value, _rate_words),
+            Criterion("speed", lambda v: -_speed(v, self.goals.batch).value, _rate_words),
             Criterion("size", lambda v: v.ir.tensor_bytes, _size_words),
         )  # fmt: skip
 
@@ -207,7 +209,7 @@ class Rule:
         return Criterion(
             prefer,
             lambda v: (
-                -math.log(max(_speed(v, self._batch).value, 1e-9))
+                -math.log(max(_speed(v, self.goals.batch).value, 1e-9))
                 + (math.log(v.candidate.settings.parallel.gpus) if cards else 0.0)
             ),
             _cost_words if cards else _log_rate_words,
@@ -239,6 +241,7 @@ MAKING = (
     "nothing to make", "rounding, no calibration text", "calibrated on text", "pruned or distilled"
 )  # fmt: skip
 _TOLD = {
+    "fewest cards": "the fewest cards that do",
     "regime": "its engine was measured in this regime",
     "cards": "on all cards",
     "native": "the card multiplies its format itself",

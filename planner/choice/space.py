@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -37,7 +37,7 @@ from planner.choice.goals import FLOOR
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
 from planner.quality.expected import expected_quality, growth
-from planner.spec.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec
+from planner.spec.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec, Target
 from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
 from targets.gpu import Gpu
 from targets.workload import Workload
@@ -83,20 +83,29 @@ def designs(spec: Spec, ir: ModelIR, gpu: Gpu, names: Container[str], cards: int
 
 
 def spreads(engine: str, spec: Spec, cards: int | None = None) -> Iterator[Parallel]:
-    """Give the engine's ways over powers of two up to the cards at hand, and over all of them; over `cards` alone where given. Tensor
-    parallelism stays inside a machine; replicas are given where more than one request comes at a time.
+    """Give the engine's ways over each number of cards that is weighed; over `cards` alone where given. Tensor parallelism stays inside a
+    machine; replicas are given where more than one request comes at a time.
     """
-    target, known = spec.target, find_engine(engine)
-    count, node = target.count, target.node
-    powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
-    for used in (cards,) if cards else dict.fromkeys([*powers, count]):
+    node, known, clients = spec.target.node, find_engine(engine), spec.workload.concurrency
+    for used in (cards,) if cards else numbers_of_cards(spec.target):
         for parallel in known.spreads(used):
             if parallel.tp <= node:
                 yield parallel
-        if spec.workload.concurrency > 1 and known.replicates:
-            for replicas in (n for n in range(2, used + 1) if used % n == 0 and n <= spec.workload.concurrency):
-                if used // replicas <= node:
-                    yield Parallel(tp=used // replicas, dp=replicas)
+        for replicas in range(2, used + 1) if known.replicates else ():
+            shared = used % replicas == 0 and used // replicas <= node
+            if shared and (not isinstance(clients, int) or replicas <= clients):
+                yield Parallel(tp=used // replicas, dp=replicas)
+
+
+def numbers_of_cards(target: Target) -> Iterable[int]:
+    """Return how many cards are weighed: powers of two and all of them; every number of one machine where the fewest are asked for, then
+    whole machines.
+    """
+    count, node = target.cards, target.node
+    if target.fewest:
+        return (*range(1, min(node, count) + 1), *range(2 * node, count + 1, node))
+    powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
+    return dict.fromkeys([*powers, count])
 
 
 def settings_options(

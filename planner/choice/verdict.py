@@ -39,6 +39,11 @@ class Candidate:
         return next((name for name in names if name is not None), AS_IS)
 
     @property
+    def cards(self) -> int:
+        """Cards in use."""
+        return self.settings.parallel.gpus
+
+    @property
     def label(self) -> str:
         """`vllm: quantize gptq w4a16-g64, KV cache fp8, TP 2, max_num_seqs 8`: what is done, then how it runs."""
         served = f"{self.published.id} ({self.published.weights}) as it is" if self.published else None

@@ -17,10 +17,11 @@ from passes.errors import InputError, Location, nearest
 from passes.ir.fields import shown
 from passes.ir.sources import path_named
 from passes.text.source import refuse_missing_text
-from planner.spec.spec import QuantizeChoice, Spec
+from planner.spec.spec import QuantizeChoice, Spec, Target
 from planner.spec.yaml_places import locate, read_yaml
 from targets.engines.engine import find_engine
 from targets.gpu import find_gpu
+from targets.machine.devices import installed_gpus
 
 #: No spec is longer, in characters.
 _LONGEST = 1 << 16
@@ -124,10 +125,19 @@ def _resolve(spec: Spec, folder: Path) -> Spec:
     return spec.model_copy(
         update={
             "model": place(spec.model),
+            "target": _here(spec.target),
             "calibration": spec.calibration.model_copy(update={"dataset": place(spec.calibration.dataset)}),
             "evaluation": spec.evaluation.model_copy(update={"dataset": place(spec.evaluation.dataset)}),
         }
     )
+
+
+def _here(target: Target) -> Target:
+    """A target whose number of cards is to be chosen, where it is this machine: no more than are here."""
+    if not target.fewest or target.max is not None or target.gpu not in ("auto", "cpu"):
+        return target
+    cards = len(installed_gpus()) if target.gpu == "auto" else 1
+    return target.model_copy(update={"max": max(cards, 1)})
 
 
 def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str, Any], name: str) -> InputError:

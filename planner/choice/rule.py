@@ -33,14 +33,14 @@ _HOURS_BAND, _LEAST_HOURS = 0.25, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """A figure of a candidate, less is better; `width`: by how much the best may be better and still tie. `says`: what a candidate that
-    lost by it is told, given the figures of the loser and of the chosen one; None where its figure has no words.
+    """A figure of a candidate, less is better; `width`: by how much the best may be better than another and still tie. `says`: what a
+    candidate that lost by it is told, given the figures of the loser and of the chosen one.
     """
 
     name: str
     figure: Callable[[Verdict], float]
     says: Callable[[float, float], str]
-    width: Callable[[Verdict], float] = lambda best: 0.0
+    width: Callable[[Verdict, Verdict], float] = lambda best, other: 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,11 @@ class Rule:
                 break
             figures = {id(v): criterion.figure(v) for v in left}
             best = min(left, key=lambda v: figures[id(v)])
-            limit = figures[id(best)] + criterion.width(best)
-            out = [v for v in left if figures[id(v)] > limit]
+            beyond = {id(v): figures[id(v)] - figures[id(best)] - criterion.width(best, v) for v in left}
+            out = [v for v in left if beyond[id(v)] > 0]
             if out:
                 fallen.append((criterion, out))
-                left = [v for v in left if figures[id(v)] <= limit]
+                left = [v for v in left if beyond[id(v)] <= 0]
         chosen = self._undominated(left[0], candidates)
         decided = {id(v): criterion for criterion, out in fallen for v in out}
         lost = tuple(_loss(v, decided.get(id(v)), chosen) for v in candidates if v is not chosen)
@@ -127,11 +127,13 @@ class Rule:
         )  # fmt: skip
 
     def _doubt(self, v: Verdict) -> float:
-        """How likely the least likely goal is missed; nothing of what is admissible."""
-        return 0.0 if v.admissible(self.goals) else 1.0 - min(v.odds)
+        """By how much the odds fall short of the confidence that is asked, of the goals or of the fit; nothing of what is admissible."""
+        *met, fits = v.odds
+        short = (self.goals.fit_confidence - fits, *(self.goals.confidence - odds for odds in met))
+        return 0.0 if v.admissible(self.goals) else max(0.0, *short)
 
     def standing(self, v: Verdict) -> int:
-        """0 admissible, 2 likely only, 4 misses a goal on quality within the band. An engine that nobody maintains, unless it was asked
+        """0 admissible, 2 likely only, 4 misses a goal by less than the band. An engine that nobody maintains, unless it was asked
         for, comes behind each of them for few clients, which is what it is good at, and behind all of them (6, 8, 10) for more.
         """
         standing = 0 if v.admissible(self.goals) else 2 if v.likely else 4
@@ -154,7 +156,7 @@ class Rule:
             Criterion(
                 "waiting", lambda v: not self.goals.batch and v.capacity.waiting > 0, _words("clients wait for each other")
             ),
-            Criterion("odds", self._doubt, _odds_words, lambda best: _ODDS_BAND),
+            Criterion("odds", self._doubt, _odds_words, lambda best, other: _ODDS_BAND),
             Criterion(
                 "fewest cards", lambda v: v.candidate.cards if self.fewest else 0,
                 lambda theirs, mine: f"takes {theirs:.0f} cards where {mine:.0f} do",
@@ -175,12 +177,12 @@ class Rule:
             Criterion(
                 "margin", lambda v: -v.capacity.room.low,
                 lambda theirs, mine: "leaves {} of room against {}".format(*apart(-theirs / 2**30, -mine / 2**30, "GiB")),
-                lambda best: bands.memory * memory,
+                lambda best, other: bands.memory * memory,
             ),
             Criterion(
                 "work", lambda v: math.log(_LEAST_HOURS + self.hours(v)),
                 lambda theirs, mine: f"takes {math.exp(theirs) - _LEAST_HOURS:.1f} h to make against {math.exp(mine) - _LEAST_HOURS:.1f}",
-                lambda best: _HOURS_BAND,
+                lambda best, other: _HOURS_BAND,
             ),
             Criterion("quality", lambda v: growth(round(v.quality.log_ppl_increase.value, 9)), _grown_words),
             Criterion("speed", lambda v: -_speed(v, self.goals.batch).value, _rate_words),
@@ -189,21 +191,23 @@ class Rule:
 
     def _preferred(self) -> Criterion:
         """The figure that the spec prefers. Differences count beyond a band, and beyond what the better figure itself is unsure of where
-        it is assumed: candidates of one engine share the errors of a fit.
+        it is assumed; assumed rates of one engine share their errors.
         """
         bands, prefer = self.goals.bands, self.goals.prefer
         if prefer == "quality":
             return Criterion(
                 "quality", lambda v: growth(v.quality.log_ppl_increase.value), _grown_words,
-                lambda best: max(bands.quality, _own(best.quality.log_ppl_increase)),
+                lambda best, other: max(bands.quality, _own(best.quality.log_ppl_increase)),
             )  # fmt: skip
         if prefer == "size":
-            return Criterion("size", lambda v: math.log(v.ir.tensor_bytes), _log_size_words, lambda best: bands.memory)
+            return Criterion(
+                "size", lambda v: math.log(v.ir.tensor_bytes), _log_size_words, lambda best, other: bands.memory
+            )
         if prefer == "context":
             return Criterion(
                 "context", lambda v: -math.log(max(v.memory.kv.max_context, 1)),
                 lambda theirs, mine: f"context {math.exp(-theirs):,.0f} against {math.exp(-mine):,.0f}",
-                lambda best: bands.speed,
+                lambda best, other: bands.speed,
             )  # fmt: skip
         cards = prefer == "cost"
         return Criterion(
@@ -213,7 +217,7 @@ class Rule:
                 + (math.log(v.candidate.settings.parallel.gpus) if cards else 0.0)
             ),
             _cost_words if cards else _log_rate_words,
-            lambda best: bands.speed,
+            lambda best, other: max(bands.speed, _unshared(best, other, self.goals.batch)),
         )
 
     def _why(self, chosen: Verdict, decided: Sequence[Criterion]) -> str:
@@ -296,6 +300,13 @@ def _own(quantity: Quantity) -> float:
     return quantity.high - quantity.value if quantity.basis is Basis.ASSUMED else 0.0
 
 
+def _unshared(best: Verdict, other: Verdict, batch: bool) -> float:
+    """What an assumed rate is unsure of (its logarithm) against one that is known better, or of another engine."""
+    rate, theirs = _speed(best, batch), _speed(other, batch)
+    same = theirs.basis is Basis.ASSUMED and best.candidate.engine == other.candidate.engine
+    return math.log(rate.value / rate.low) if rate.basis is Basis.ASSUMED and not same and rate.low > 0 else 0.0
+
+
 def _words(text: str) -> Callable[[float, float], str]:
     """The same words whatever the figures."""
     return lambda theirs, mine: text
@@ -310,7 +321,7 @@ def _standing_words(theirs: float, mine: float) -> str:
 
 
 def _odds_words(theirs: float, mine: float) -> str:
-    return f"meets the goals with {1 - theirs:.0%} against {1 - mine:.0%}"
+    return f"its odds are {100 * theirs:.0f} points below the confidence asked for, against {100 * mine:.0f}"
 
 
 def _grown_words(theirs: float, mine: float) -> str:

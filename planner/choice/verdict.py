@@ -77,10 +77,10 @@ class GoalResult:
         return (odds.at_most if self.goal.at_most else odds.at_least)(self.predicted, self.wanted)
 
     def tolerated(self, bands: Bands) -> bool:
-        """Whether it is met, or one on perplexity is missed by less than the band: nobody can tell such figures apart."""
-        if self.met or self.goal is not Goal.PERPLEXITY:
-            return self.met
-        return self.predicted.value <= self.wanted + bands.quality
+        """Whether it is met, or missed by less than the band: nobody can tell such figures apart."""
+        if self.goal is Goal.PERPLEXITY:
+            return self.predicted.value <= self.wanted + bands.quality
+        return self.miss <= bands.speed
 
     @property
     def miss(self) -> float:
@@ -149,7 +149,7 @@ class Verdict:
 
     @property
     def feasible(self) -> bool:
-        """Legal, fits, and meets every goal, or one on quality within the band."""
+        """Legal, fits, and meets every goal, or misses it by less than the band."""
         return not self.reasons
 
     @property

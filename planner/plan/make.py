@@ -11,7 +11,7 @@ from passes import chain
 from passes.base import Pass
 from passes.blocks.devices import AUTO
 from passes.chain import missing, rewrite
-from passes.errors import InputError, Reason
+from passes.errors import InputError, Reason, ReasonKind
 from passes.ir.catalog import Published
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
@@ -217,7 +217,9 @@ def _chosen_numbers(spec: Spec, verdict: Verdict, result: SearchResult) -> Itera
         own = show(speed.decode_tok_s_per_request.value, "tok/s")
         yield f"clients were left open: {capacity.clients} at once{each} give {rate} in all, {own} each, a first token after {first}"
     if spec.target.fewest and (fewer := result.with_fewer_cards()) is not None:
-        misses = "; ".join(reason.message for reason in fewer.reasons)
+        missed = [goal.reason().message for goal in fewer.goals if not goal.met]
+        told = [reason.message for reason in fewer.reasons if reason.kind is not ReasonKind.DOMINATED]
+        misses = "; ".join(told or missed) or f"odds of {min(fewer.odds):.0%}"
         cards = "1 card" if fewer.candidate.cards == 1 else f"{fewer.candidate.cards} cards"
         yield f"{parallel.gpus} cards are the fewest: with {cards} the nearest is {fewer.candidate.label}: {misses}"
 

@@ -197,7 +197,7 @@ class Bands(Strict):
     """Gains that are worth neither work nor risk: differences up to so much are ties (docs/choosing.md)."""
 
     speed: Share = 0.05
-    """Of a rate, or of the longest context."""
+    """Of a rate, a time, a KL divergence, or of the longest context."""
     quality: Share = 0.005
     """Growth of perplexity, in points."""
     memory: Share = 0.02

@@ -14,6 +14,7 @@ from functools import partial
 
 from passes import chain
 from passes.base import Stage
+from passes.ir.resident import resident_model
 from planner.choice.goals import FLOOR
 from planner.choice.verdict import Verdict, apart, show
 from planner.quality.expected import growth
@@ -286,7 +287,7 @@ def _emulated(verdict: Verdict, gpu: Gpu) -> int:
     card = card_of(engine, gpu)
     forms = {
         linear.storage
-        for block, _ in verdict.ir.decoder.counts
+        for block, _ in resident_model(verdict.ir).decoder.counts
         for linear in block.linears
         if linear.storage.is_quantized
     }

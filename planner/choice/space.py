@@ -190,7 +190,7 @@ def nothing_to_weigh(spec: Spec, gpu: Gpu) -> InputError:
         has = "; ".join(f"{name} has {', '.join(find_engine(name).kv_dtypes)}" for name in names)
         return InputError(f"nothing is left to weigh: no engine here keeps its cache as {asked}", remedy=has)
     return InputError(
-        f"nothing is left to weigh: no format of `passes: quantize:` is one of {' or '.join(names)}",
+        f"nothing is left to weigh: no format of `passes: quantize:` is one of {' or '.join(names)}, by a method that is named there",
         remedy="name other formats or methods, or `dense: true` to weigh the model as it is",
     )
 
@@ -229,16 +229,20 @@ def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
 
 
 def _named(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
+    """The formats that are named, else those of the engine, each by the methods that are named, else by its usual one. A format that was
+    asked for by name is made by whichever method was; of the engine's own, one that is calibrated may be rounded instead.
+    """
+    methods = choice.methods
     for name in choice.formats if choice.formats is not None else find_engine(engine).weighed_formats:
         parsed = pass_named(name)
         if parsed is None:
             continue
-        methods = choice.methods
-        # What an engine does while it loads is no method that one chooses.
-        if choice.formats is not None or methods is None or parsed.load_time or parsed.rounds_by in methods:
+        if methods is None or parsed.rounds_by in methods:
             yield parsed
-        elif parsed.rounds_by == "gptq" and "rtn" in methods:
-            yield parsed.with_options(method="rtn")
+        elif not parsed.load_time:
+            others = methods if choice.formats is not None else ("rtn",) if parsed.rounds_by == "gptq" else ()
+            made = (parsed.with_options(method=method) for method in methods if method in others)
+            yield from (pass_ for pass_ in made if pass_.rounds_by in methods)
 
 
 def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Settings, ...]) -> Iterator[Design]:

@@ -34,6 +34,8 @@ def test_a_minimal_spec_has_defaults_that_can_be_planned() -> None:
         (MINIMAL + "workload: { context: 100, input_tokens: 200 }", "s.yaml:3:1", "exceed the context"),
         (MINIMAL + "workload: { input: { mean: 9, p95: 20, max: 8000 } }", "s.yaml:3:1", "exceed the context"),
         (MINIMAL + "workload: { input: { mean: 9, p95: 8 } }", "s.yaml:3:13", "must rise"),
+        (MINIMAL + "prefer: speed", "s.yaml:3:1", "It belongs under 'goals'"),
+        (MINIMAL + "goals: { engine: vllm }", "s.yaml:3:10", "It belongs under the top"),
         (MINIMAL + "workload: { input: { maen: 9 } }", "s.yaml:3:22", "Did you mean 'mean'"),
         (MINIMAL + "workload: { output: many }", "s.yaml:3:13", "should be a whole number"),
         ("model: x\ntarget: { gpu: a, reserve: 2 GX }", "s.yaml:2:19", "24 GiB"),

@@ -27,9 +27,11 @@ SMALLER = (
 
 def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
     """Each change that would meet the goals, with the plan it leads to."""
-    for count in (2 * spec.target.count, 4 * spec.target.count):
+    for count in (2 * spec.target.cards, 4 * spec.target.cards):
         larger = spec.model_copy(
-            update={"target": spec.target.model_copy(update={"count": count, "nodes": _nodes(spec, count)})}
+            update={
+                "target": spec.target.model_copy(update={"count": count, "max": None, "nodes": _nodes(spec, count)})
+            }
         )
         spread = any(True for name, _ in engines(larger, target_gpu(larger)) for _ in spreads(name, larger, count))
         found = _try(larger, ir, f"{count} cards", cards=count) if spread else None
@@ -48,7 +50,7 @@ def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
 
 def _nodes(spec: Spec, count: int) -> int | None:
     """As many more machines as cards."""
-    return spec.target.nodes and spec.target.nodes * (count // spec.target.count)
+    return spec.target.nodes and spec.target.nodes * (count // spec.target.cards)
 
 
 def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> Alternative | None:

@@ -40,6 +40,11 @@ class Candidate:
         return next((name for name in names if name is not None), AS_IS)
 
     @property
+    def cards(self) -> int:
+        """Cards in use."""
+        return self.settings.parallel.gpus
+
+    @property
     def label(self) -> str:
         """`vllm: quantize gptq w4a16-g64, KV cache fp8, TP 2, max_num_seqs 8`: what is done, then how it runs."""
         served = f"{self.published.id} ({self.published.weights}) as it is" if self.published else None
@@ -73,10 +78,10 @@ class GoalResult:
         return (odds.at_most if self.goal.at_most else odds.at_least)(self.predicted, self.wanted)
 
     def tolerated(self, bands: Bands) -> bool:
-        """Whether it is met, or one on perplexity is missed by less than the band: nobody can tell such figures apart."""
-        if self.met or self.goal is not Goal.PERPLEXITY:
-            return self.met
-        return self.predicted.value <= self.wanted + bands.quality
+        """Whether it is met, or missed by less than the band: nobody can tell such figures apart."""
+        if self.goal is Goal.PERPLEXITY:
+            return self.predicted.value <= self.wanted + bands.quality
+        return self.miss <= bands.speed
 
     @property
     def miss(self) -> float:
@@ -145,7 +150,7 @@ class Verdict:
 
     @property
     def feasible(self) -> bool:
-        """Legal, fits, and meets every goal, or one on quality within the band."""
+        """Legal, fits, and meets every goal, or misses it by less than the band."""
         return not self.reasons
 
     @cached_property

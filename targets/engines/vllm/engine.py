@@ -172,9 +172,9 @@ class Vllm(Engine):
     def speed(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
     ) -> SpeedEstimate:
-        """In the dtype that this version computes in, with the cache as it keeps it."""
+        """In the dtype that this version computes in, with the matrices and the cache as it keeps them."""
         rules, _ = rules_on_card(settings.version, gpu)
-        served = as_cached(computed(ir, gpu, settings, rules), rules)
+        served = as_cached(resident_model(computed(ir, gpu, settings, rules)), rules)
         return super().speed(served, gpu, settings, workload, memory)
 
     def _estimate(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from passes.errors import InputError
+from passes.ir.architectures import build_ir
 from passes.ir.architectures.config import Config
+from passes.ir.model import ModelIR
 
 #: What families call the number of layers.
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -24,6 +27,23 @@ _TRAILING = ("num_kv_shared_layers",)
 _LETTERS = ("hybrid_override_pattern",)
 #: Families that leave out the rotary embedding in every n-th layer unless `no_rope_layers` says where (0: left out).
 _NO_ROPE = frozenset({"smollm3", "llama4_text"})
+
+
+def config_describes(config: Mapping[str, Any], change: Callable[[ModelIR], ModelIR], *, assumed: bool) -> bool:
+    """Return whether the config of what `change` makes of the model that a config describes says just that: engines read nothing else.
+
+    `assumed`: the answer for a config that is read under an assumption only.
+    """
+    try:
+        whole = build_ir(config, "")
+    except InputError:
+        return assumed
+    wanted = change(whole)
+    try:
+        said = build_ir(wanted.config, "")
+    except InputError:
+        return False
+    return (said.stacks, said.outer, said.outer_tensors) == (wanted.stacks, wanted.outer, wanted.outer_tensors)
 
 
 def change_decoder(config: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

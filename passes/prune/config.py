@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from passes.errors import InputError
 from passes.ir.architectures import build_ir
 from passes.ir.architectures.config import Config
-from passes.ir.model import ModelIR
+from passes.ir.model import Block, ModelIR
 
 #: What families call the number of layers.
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -43,7 +44,21 @@ def config_describes(config: Mapping[str, Any], change: Callable[[ModelIR], Mode
         said = build_ir(wanted.config, "")
     except InputError:
         return False
-    return (said.stacks, said.outer, said.outer_tensors) == (wanted.stacks, wanted.outer, wanted.outer_tensors)
+    kinds = {stack.name for stack in wanted.stacks}  # a config may describe layers that a checkpoint may leave out
+    stacks = tuple(stack for stack in said.stacks if stack.name in kinds)
+    return (stacks, said.outer, said.outer_tensors) == (wanted.stacks, wanted.outer, wanted.outer_tensors)
+
+
+def with_blocks_changed(ir: ModelIR, change: Callable[[Block], Block]) -> ModelIR:
+    """Return a model with the decoder's blocks changed. Layers that predict further tokens and would have to change too are left out.
+
+    The same config describes them, and no text goes through them here.
+    """
+    stacks = tuple(stack for stack in ir.stacks if stack.name != "mtp" or stack.map_blocks(change) == stack)
+    config = ir.config
+    if stacks != ir.stacks:
+        config = change_decoder(config, lambda part: set_present(part, ("num_nextn_predict_layers",), 0))
+    return replace(ir, stacks=stacks, config=config).with_decoder(ir.decoder.map_blocks(change))
 
 
 def change_decoder(config: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

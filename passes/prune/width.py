@@ -19,7 +19,7 @@ from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.operations import forward_operations, head_operations
 from passes.ir.state import FullKV
-from passes.prune.config import change_decoder, config_describes, set_present
+from passes.prune.config import change_decoder, config_describes, set_present, with_blocks_changed
 from passes.prune.units import attention, dense_mlp
 from passes.steps.context import RunContext
 from passes.steps.cost import StepCost, WalkSize, Work, states_bytes
@@ -119,9 +119,10 @@ class WidthPrune(Pass):
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
         """Narrower matrices, caches and config."""
-        decoder = ir.decoder.map_blocks(lambda block: _narrow(block, self.intermediate, self.kv_heads))
-        heads = next((block.heads for block in decoder.classes if block.heads), 0)
-        head_dim = next((b.state.head_dim for b in decoder.classes if isinstance(b.state, FullKV)), 0)
+        out = with_blocks_changed(ir, lambda block: _narrow(block, self.intermediate, self.kv_heads))
+        classes = out.decoder.classes
+        heads = next((block.heads for block in classes if block.heads), 0)
+        head_dim = next((block.state.head_dim for block in classes if isinstance(block.state, FullKV)), 0)
 
         def shrink(part: dict[str, Any]) -> None:
             if self.intermediate:
@@ -129,7 +130,7 @@ class WidthPrune(Pass):
             if self.kv_heads:
                 part |= {"num_key_value_heads": self.kv_heads, "num_attention_heads": heads, "head_dim": head_dim}
 
-        return replace(ir.with_decoder(decoder), config=change_decoder(ir.config, shrink))
+        return replace(out, config=change_decoder(out.config, shrink))
 
     def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
         """Return the share of the decoder's weights that goes."""

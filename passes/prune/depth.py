@@ -88,11 +88,15 @@ class DepthPrune(Pass):
         return (Removed("blocks", self.count / max(1, len(ir.decoder.layers))),)
 
     def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
-        """Return what measuring takes: a forward for block influence, four of fewer tokens for two sets of blocks and the source."""
+        """Return what measuring takes: a forward for block influence, and of fewer tokens one after each removal but the last, six for three
+
+        sets of blocks and the source.
+        """
         if self.resolved:
             return {}
         forward = forward_operations(source)
-        judged = 4 * min(walk.tokens, JUDGED_TOKENS) * (forward + head_operations(source))
+        short = min(walk.tokens, JUDGED_TOKENS)
+        judged = short * ((self.count - 1) * forward + 6 * (forward + head_operations(source)))
         disk = (self.count + 2) * states_bytes(source, walk.tokens)
         return {
             "measure depth": StepCost(

@@ -389,5 +389,5 @@ def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
     if 0 < (gpu.capability or 0) < _HOPPER or (gpu.capability or 0) >= _RTX_BLACKWELL:
         rules = replace(rules, expert_padding=MARLIN_PADDING)
     if rules.v1 and rules.version < (0, 10, 2) and 0 < (gpu.capability or 0) < 80:
-        rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False)
+        rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False, sorts_without_package=False)
     return rules, note

@@ -202,34 +202,40 @@ def overhead(ir: ModelIR, profile: Profile, rules: Rules) -> Overhead:
 
 
 def _known_as_sum(ir: ModelIR, profile: Profile, rules: Rules) -> bool:
-    return _era(ir, rules) != "old" and not profile.eager
+    return rules.v1 and not profile.eager
 
 
 def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
     """The activation peak of the profile run on one rank, what V2 keeps for sampling where the version counts it, and what start-ups take
     beside all terms (`beside` in memory_fit.json: compilers, autotuning, attention's workspaces, fragments).
     """
-    era = _era(ir, rules)
-    known = peak_bytes(ir, profile, rules, fit()["activation"]) + counted_penalties(ir, profile, rules)
+    least, most = (
+        peak_bytes(ir, profile, variant, fit()["activation"]) + counted_penalties(ir, profile, variant)
+        for variant in samplers(rules)
+    )
+    known = (least + most) / 2
     if not _known_as_sum(ir, profile, rules):
-        peak = _quantity("activation", known, era)
-        # With FlashInfer's sampler installed nothing was sorted: which it was, a version does not tell (0.11.0 is seen with and without).
-        unsorted = peak_bytes(ir, profile, replace(rules, sampler_fp32_sort=False), fit()["activation"])
-        low = unsorted - fit()["activation"]["floor_bytes"]
-        return replace(peak, low=max(0.0, min(peak.low, low))) if rules.v1 else peak
+        return _quantity("activation", known, _era(ir, rules))
     if profile.integrated:
         return Quantity.exact(known) + _INTEGRATED + (_NETWORKED if profile.tp > 1 else Quantity.exact(0))
-    low, middle, high = fit()["beside"][beside_cell(profile, rules)]
-    # Where the terms were fitted, what is left over is their own error: it moves no value.
-    middle, floor = max(0, middle), fit()["activation"]["floor_bytes"]
-    return Quantity(
-        known + middle, known + min(low, middle - floor), known + max(high, middle + floor), Basis.CALIBRATED
-    )
+    low, middle, high = fit()["beside"][regime(profile, rules)]
+    return Quantity(known + middle, max(0.0, least + low), most + high, Basis.CALIBRATED)
 
 
-def beside_cell(profile: Profile, rules: Rules) -> str:
-    """Return which start-ups tell what is taken beside the terms: Hopper's up to 0.26, where the terms were fitted, or all others."""
-    return "hopper" if profile.capability == 90 and not rules.counts_reserved else "other"
+def samplers(rules: Rules) -> tuple[Rules, Rules]:
+    """Return what a version may do with the sampler's rows, least memory first: which it was, a package decides that it cannot tell."""
+    return (replace(rules, sampler_fp32_sort=False) if rules.sorts_without_package else rules), rules
+
+
+def regime(profile: Profile, rules: Rules) -> str:
+    """Return which start-ups tell what is taken beside the terms: those before the sort in the sampler went; Hopper's up to 0.26, where
+    the terms were fitted, of one card or several; or all others.
+    """
+    if rules.version < (0, 17, 0):
+        return "sorting"
+    if profile.capability == 90 and not rules.counts_reserved:
+        return "hopper" if profile.tp == 1 else "hoppers"
+    return "other"
 
 
 def counted_penalties(ir: ModelIR, profile: Profile, rules: Rules) -> float:

@@ -39,7 +39,8 @@ class Rules:
     `counts_reserved`: what loading keeps beside the weights, and fragments of the profile run, are subtracted too
     (`utils/mem_utils.py:memory_profiling`, 0.27); V2's penalty table is then in the budget, before in no term of it.
 
-    Profile run. `sampler_fp32_sort`: V1's sampler sorts all logits in fp32 (to 0.16). `sampler_v2_bytes`: of a row and entry of the
+    Profile run. `sampler_fp32_sort`: V1's sampler sorts all logits in fp32 (to 0.16); `sorts_without_package`: only where FlashInfer, an
+    extra of the wheel, is not installed (V1 to 0.11.0; from 0.11.1 it must be asked for). `sampler_v2_bytes`: of a row and entry of the
     vocabulary in V2's (`gpu/sample/sampler.py`: 6 in 0.22, 2 in 0.26, 14 in 0.33). `encoder_v2`: V2 profiles encoders (0.27).
     `expert_chunk`: tokens that the fused experts' kernel takes at once, 0 = all (`VLLM_FUSED_MOE_CHUNK_SIZE`, gone in 0.18).
     `huge_cards`: cards of 160 GiB and more batch 16,384 tokens (`engine/arg_utils.py:get_batch_defaults`, 0.28); `large_names`: what
@@ -74,6 +75,7 @@ class Rules:
     graphs_v2: bool = False
     counts_reserved: bool = False
     sampler_fp32_sort: bool = False
+    sorts_without_package: bool = False
     sampler_v2_bytes: int = 6
     encoder_v2: bool = False
     expert_chunk: int = 0
@@ -122,10 +124,11 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
                  "utilization": 0.90, "group_slack": 1.0, "expert_padding": MARLIN_PADDING, "sampler_fp32_sort": True,
                  "expert_chunk": 32768}),
     ((0, 7, 1), {"mla": True, "mla_alignment": 640}),
-    ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200")}),
+    ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200"), "sorts_without_package": True}),
     ((0, 8, 5), {"large_names": (), "small_names": ("a100",)}),
     ((0, 9, 1), {"hybrid_groups": True, "names_dtypes": True, "no_float16": ("gemma2", "gemma3", "glm4")}),
     ((0, 10, 2), {"no_float16": ("gemma2", "gemma3", "gemma3_text", "glm4")}),
+    ((0, 11, 1), {"sorts_without_package": False}),
     ((0, 12, 0), {"group_slack": 1.25, "expert_chunk": 16384}),
     ((0, 14, 0), {"chunked_groups": True}),
     ((0, 17, 0), {"sampler_fp32_sort": False}),

@@ -24,7 +24,14 @@ from benchmarks.memory_rows import Question, ask, load_rows
 from passes.errors import TightfitError
 from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.engine import profile_of, rules_on_card
-from targets.engines.vllm.memory.activations import Profile, explained_bytes, is_integrated, peak_bytes, regime, samplers
+from targets.engines.vllm.memory.activations import (
+    Profile,
+    explained_bytes,
+    is_integrated,
+    peak_bytes,
+    regime,
+    samplers,
+)
 from targets.engines.vllm.rules.versions import Rules
 
 _GIB, _MIB = 1 << 30, 1 << 20
@@ -197,7 +204,9 @@ def by_regime(left: Sequence[Leftover], least: int) -> dict[str, list[tuple[str,
     return {name: values if len({source for source, _ in values}) >= least else every for name, values in own.items()}
 
 
-def beside(found: Sequence[Question], document: Mapping[str, Any], without: Callable[[str], Mapping[str, Any]]) -> dict[str, list[int]]:
+def beside(
+    found: Sequence[Question], document: Mapping[str, Any], without: Callable[[str], Mapping[str, Any]]
+) -> dict[str, list[int]]:
     """For each regime the bytes beside the terms: low, middle, high. The ends are 5th and 95th percentile of what a source took beside what
     a fit without that source says; `without` gives the terms of that fit.
     """

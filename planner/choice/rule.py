@@ -14,10 +14,11 @@ from functools import partial
 
 from passes import chain
 from passes.base import Stage
+from passes.ir.model import ModelIR
 from passes.ir.resident import resident_model
 from planner.choice.goals import FLOOR
-from planner.choice.verdict import Verdict, apart, show
-from planner.quality.expected import growth
+from planner.choice.verdict import Verdict, apart, judge_quality, show
+from planner.quality.expected import Quality, growth
 from planner.spec.spec import Goals
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
@@ -138,15 +139,49 @@ class Rule:
         for, comes behind each of them for few clients, which is what it is good at, and behind all of them (6, 8, 10) for more.
         """
         standing = 0 if v.admissible(self.goals) else 2 if v.likely else 4
-        if not self.goals.asks_quality and growth(v.quality.log_ppl_increase.value) > FLOOR:
+        if self._loses_unasked(v.quality):
             standing = 4
-        if self.engine_named or find_engine(v.candidate.engine).archived is None:
-            return standing
-        return standing + _behind(v)
+        return standing + self._behind(v.candidate.engine, v.capacity.clients)
+
+    def at_best(self, quality: Quality, engine: str, clients: int) -> float:
+        """Where a candidate of this quality stands at best, whatever its memory and speed; infinite where it misses a goal on quality."""
+        results = list(judge_quality(self.goals, quality))
+        if not all(result.tolerated(self.goals.bands) for result in results):
+            return math.inf
+        standing = 0 if all(result.odds >= self.goals.confidence for result in results) else 2
+        if self._loses_unasked(quality) or not all(result.met for result in results):
+            standing = 4
+        return standing + self._behind(engine, clients)
+
+    def _loses_unasked(self, quality: Quality) -> bool:
+        """Whether it loses more than anybody would accept who asks for no quality."""
+        return not self.goals.asks_quality and growth(quality.log_ppl_increase.value) > FLOOR
+
+    def _behind(self, engine: str, clients: int) -> int:
+        """By how much an engine stands behind: one that nobody maintains, unless it was asked for."""
+        return 0 if self.engine_named or find_engine(engine).archived is None else _behind(clients)
 
     def settles(self, v: Verdict) -> bool:
         """Whether every candidate of an engine that nobody maintains comes behind this one of a maintained engine."""
-        return v.feasible and self.standing(v) < _behind(v)
+        return v.feasible and self.standing(v) < _behind(v.capacity.clients)
+
+    def clear(self, v: Verdict) -> bool:
+        """Whether of those that stand as it does none is before it but for the figure that is preferred."""
+        return self._doubt(v) == 0 and (self.goals.batch or not v.capacity.waiting)
+
+    def figure_of_chain(self, ir: ModelIR, quality: Quality) -> float:
+        """The preferred figure, where a chain alone tells it; before every other where engine and settings do."""
+        match self.goals.prefer:
+            case "quality":
+                return growth(quality.log_ppl_increase.value)
+            case "size":
+                return math.log(ir.tensor_bytes)
+            case _:
+                return -math.inf
+
+    def width(self, v: Verdict) -> float:
+        """By how much one that is worse in the preferred figure still ties with this one."""
+        return self._preferred().width(v, v)
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -266,9 +301,9 @@ def making(verdict: Verdict) -> int:
     return int(any(pass_.rounds_by is not None for pass_ in passes))
 
 
-def _behind(verdict: Verdict) -> int:
+def _behind(clients: int) -> int:
     """By how much an engine that nobody maintains stands behind (`Rule.standing`)."""
-    return 1 if verdict.capacity.clients <= FEW_CLIENTS else 6
+    return 1 if clients <= FEW_CLIENTS else 6
 
 
 def _speed(verdict: Verdict, batch: bool) -> Quantity:

@@ -14,9 +14,11 @@ Nothing is left out by taste, only by proof:
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeAlias
 
 from passes.base import Pass
 from passes.errors import NotModelledError, Reason, ReasonKind
@@ -110,15 +112,12 @@ def search(
     were seen to lose, in place of what is expected.
     """
     gpu = target_gpu(spec)
-    judge_design = _Judge(spec, ir, gpu, measured)
-    named = spec.engine != "auto"
-    names = [name for name, _ in engines(spec, gpu)]
-    archived = () if named else tuple(name for name in names if find_engine(name).archived is not None)
+    judge_design = Judge(spec, ir, gpu, measured)
     rule = rule_of(spec, ir, gpu)
-    maintained = [name for name in names if name not in archived]
+    kept, archived = by_maintenance(spec, gpu)
     space, verdicts = list[Design](), list[Verdict]()
     for used in numbers_of_cards(spec.target) if spec.target.fewest and cards is None else (cards,):
-        added = list(designs(spec, ir, gpu, maintained, used))
+        added = list(designs(spec, ir, gpu, kept, used))
         space, verdicts = [*space, *added], [*verdicts, *map(judge_design, added)]
         if any(v.feasible and rule.standing(v) == 0 for v in verdicts):
             break
@@ -148,19 +147,26 @@ def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
     return Rule(spec.goals, gpu, spec.engine != "auto", hours, spec.target.fewest)
 
 
-def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
-    """The chosen verdict alone."""
-    return search(spec, ir, cards=cards).chosen
+def by_maintenance(spec: Spec, gpu: Gpu) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The engines of a spec that are weighed at once, and archived ones, which are only where nobody named them and nothing else serves."""
+    names = tuple(name for name, _ in engines(spec, gpu))
+    old = () if spec.engine != "auto" else tuple(name for name in names if find_engine(name).archived is not None)
+    return tuple(name for name in names if name not in old), old
 
 
-class _Judge:
+#: What a chain makes of a model: its description, what is illegal in that, its quality.
+_Made: TypeAlias = tuple[ModelIR, tuple[Reason, ...], Quality]
+
+
+class Judge:
     """Judges designs of one spec; what they share (a chain's description and quality) is computed once."""
 
     def __init__(
         self, spec: Spec, source: ModelIR, gpu: Gpu, measured: Mapping[tuple[Pass, ...], Quality] | None = None
     ) -> None:
         self._spec, self._source, self._gpu, self._measured = spec, source, gpu, measured or {}
-        self._chains: dict[tuple[object, tuple[Pass, ...]], tuple[ModelIR, tuple[Reason, ...], Quality]] = {}
+        self._chains: dict[tuple[object, tuple[Pass, ...]], _Made] = {}
+        self._last: tuple[Design, _Made] | None = None
 
     def __call__(self, design: Design) -> Verdict:
         """The best of a design's candidates by the rule: of those that meet the goals, else the nearest to them."""
@@ -220,6 +226,15 @@ class _Judge:
             if at_once >= 1 and (settings.max_num_seqs or share) > at_once:
                 yield self.verdict(design, replace(settings, max_num_seqs=at_once))
 
+    def foreseen(self, rule: Rule, design: Design) -> tuple[float, float]:
+        """Where a design stands at best, and the figure of it that the spec prefers, as far as its chain alone tells them; infinite where
+        nothing can mend it, and a figure that is before all others where it depends on more.
+        """
+        ir, illegal, quality = self._chain(design)
+        clients = workload_of(self._spec).concurrency or 1
+        standing = math.inf if illegal else rule.at_best(quality, design.engine, clients)
+        return standing, rule.figure_of_chain(ir, quality)
+
     def _settings_matter(self, first: Verdict) -> bool:
         """Whether other settings could mend a verdict, or better it."""
         if first.admissible(self._spec.goals):
@@ -248,9 +263,7 @@ class _Judge:
         sequences = engine.scheduler(self._gpu, settings, workload).sequences
         capacity = cache.capacity(memory, sequences, workload, settings.parallel.dp)
         memory = replace(memory, memory=cache.as_used(memory.memory, capacity.needed_bytes))
-        reasons = (
-            *illegal, *engine.illegal(ir, self._gpu, settings), *cache.reasons(memory, capacity, workload)
-        )  # fmt: skip
+        reasons = (*illegal, *cache.reasons(memory, capacity, workload))
         verdict = Verdict(candidate, ir, memory, capacity, None, quality, (), reasons, memory.notes)
         if verdict.reasons:
             return verdict
@@ -259,7 +272,15 @@ class _Judge:
         )
         return replace(verdict, reasons=missed) if missed else complete(spec, self._gpu, verdict)
 
-    def _described(self, design: Design) -> tuple[ModelIR, tuple[Reason, ...], Quality]:
+    def _described(self, design: Design) -> _Made:
+        """What all settings of a design have in common, what the engine has against it among the reasons."""
+        if self._last is None or self._last[0] is not design:
+            ir, illegal, quality = self._chain(design)
+            refused = find_engine(design.engine).illegal(ir, self._gpu, design.settings[0])
+            self._last = design, (ir, (*illegal, *refused), quality)
+        return self._last[1]
+
+    def _chain(self, design: Design) -> _Made:
         made, passes = design.published, design.passes
         key = (made and made.id, passes)
         found = self._chains.get(key)

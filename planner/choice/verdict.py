@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from passes.base import Pass
 from passes.errors import Reason, ReasonKind
@@ -133,7 +134,7 @@ def apart(one: float, other: float, unit: str) -> tuple[str, str]:
     return shown
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Verdict:
     """What is predicted of a candidate, and every reason against it (empty: it meets all goals)."""
 
@@ -152,7 +153,7 @@ class Verdict:
         """Legal, fits, and meets every goal, or misses it by less than the band."""
         return not self.reasons
 
-    @property
+    @cached_property
     def odds(self) -> tuple[float, ...]:
         """The probability of each goal, and of fitting as the last."""
         return (*(goal.odds for goal in self.goals), self.capacity.odds)

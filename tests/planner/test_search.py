@@ -18,10 +18,11 @@ from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
 from planner.choice import capacity as cache
+from planner.choice.alternatives import best
 from planner.choice.bits import fewest_bits, most_bits
 from planner.choice.goals import Goal
 from planner.choice.published import description, published_quality
-from planner.choice.search import SearchResult, best, complete, rule_of, search, target_gpu
+from planner.choice.search import SearchResult, complete, rule_of, search, target_gpu
 from planner.choice.space import settings_options, workload_of
 from planner.choice.verdict import Candidate, GoalResult, Verdict
 from planner.quality.expected import Quality, expected_quality, growth
@@ -233,6 +234,28 @@ def test_the_choice_is_that_of_a_brute_force_search_for_every_preference(gpu: st
         assert result.chosen.candidate == optimum.chosen.candidate, prefer
         alone = best(preferring, ir)
         assert alone is not None and alone.candidate == result.chosen.candidate
+
+
+@pytest.mark.parametrize("prefer", PREFERENCES)
+@pytest.mark.parametrize(
+    ("model", "target", "workload", "goals"),
+    [
+        ("llama-3.3-70b", "rtx-4090, count: 2", "8192, concurrency: 1", "decode: 20 tok/s, quality: { max_perplexity_increase: 10% },"),
+        ("qwen2.5-32b", "rtx-4090", "8192, concurrency: 2", "decode: 20 tok/s, quality: { max_perplexity_increase: 10% },"),
+        ("qwen2.5-32b", "rtx-3090, count: 2", "8192, concurrency: 24", "quality: { max_kl: 0.02 },"),
+        ("llama-3.1-8b", "12GB", "8192, concurrency: 1", "decode: 20 tok/s,"),
+        ("mixtral-8x7b", "L40S", "8192, concurrency: 8", ""),
+    ],
+)  # fmt: skip
+def test_the_best_alone_is_what_the_search_chooses(
+    model: str, target: str, workload: str, goals: str, prefer: str
+) -> None:
+    spec = parse_spec(
+        f"model: {model}\ntarget: {{ gpu: {target} }}\nworkload: {{ context: {workload} }}\ngoals: {{ {goals} prefer: {prefer} }}\n"
+    )
+    ir = open_model(spec.model).ir
+    chosen, alone = search(spec, ir).chosen, best(spec, ir)
+    assert (chosen and chosen.candidate) == (alone and alone.candidate)
 
 
 def test_where_brute_force_finds_nothing_the_search_finds_nothing() -> None:

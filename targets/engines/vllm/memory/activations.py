@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import Any
 
 from passes.ir.architectures.config import Config
-from passes.ir.model import Block, ModelIR, Role
+from passes.ir.model import Block, ModelIR, Role, remembered
 from passes.ir.state import LatentKV
 from targets.engines.vllm.memory.encoder import encoder_bytes, encodes, largest_item
 from targets.engines.vllm.rules.runner import subtracts_graphs, uses_v2_runner
@@ -190,6 +190,7 @@ class Overhead:
     subtracted: Quantity
 
 
+@remembered
 def overhead(ir: ModelIR, profile: Profile, rules: Rules) -> Overhead:
     """Return the terms of one rank, and what is subtracted from its budget."""
     peak, outside, graphs = (term(ir, profile, rules) for term in (activations, non_torch, cuda_graphs))
@@ -278,6 +279,7 @@ def _graph_bytes(ir: ModelIR, profile: Profile, rules: Rules, fitted: Mapping[st
     return float(share * (values["base_bytes"] + layers * values["layer_bytes"]))
 
 
+@lru_cache(maxsize=1 << 8)
 def captured_graphs(sequences: int) -> int:
     """Return how many graphs are captured: one a size of a mixed batch, one more a size that is all decoding.
 

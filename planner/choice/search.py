@@ -231,8 +231,7 @@ class Judge:
         nothing can mend it, and a figure that is before all others where it depends on more.
         """
         ir, illegal, quality = self._chain(design)
-        asked = self._spec.workload.concurrency
-        clients = asked if isinstance(asked, int) else 1
+        clients = workload_of(self._spec).concurrency or 1
         standing = math.inf if illegal else rule.at_best(quality, design.engine, clients)
         return standing, rule.figure_of_chain(ir, quality)
 

@@ -171,11 +171,13 @@ class Verdict:
 
     @property
     def distance(self) -> tuple[int, float]:
-        """How far from feasible: reasons that no figure measures first, then by how many e-folds memory and goals are missed."""
+        """How far from feasible: reasons that neither a figure measures nor a setting mends first, then by how many e-folds memory and
+        goals are missed.
+        """
         memory = self.memory.memory
         needed = memory.budget.value - min(0.0, self.capacity.room.value)
         short = math.log(needed / memory.budget.value) if memory.budget.value > 0 else math.inf
-        hard = sum(reason.kind is ReasonKind.ILLEGAL for reason in self.reasons)
+        hard = sum(reason.kind is ReasonKind.ILLEGAL and not reason.options for reason in self.reasons)
         return hard, short + sum(math.log1p(goal.miss) for goal in self.goals)
 
 

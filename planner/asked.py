@@ -47,7 +47,7 @@ def spoken(pass_: Pass) -> str:
     groups = f" in groups of {form.group_size}" if form.group_size > 0 else ""
     rows = " with a scale a row" if form.group_size < 0 and form.block is None else ""
     made = " while loading" if pass_.load_time else f" by {_METHODS.get(method, method.upper())}"
-    tool = f" with {pass_.backend}" if pass_.backend not in (NATIVE, method, "exllamav3") else ""
+    tool = f" with {pass_.backend}" if pass_.backend not in (NATIVE, method) else ""
     head = pass_.options().get("head_bits", _USUAL_HEAD)
     return f"{form.bits:g} bit{groups}{rows}{made}{tool} ({name}{'' if head == _USUAL_HEAD else f'-h{head}'})"
 

@@ -40,8 +40,7 @@ def is_geforce(gpu: Gpu) -> bool:
 
     Such cards reach more of that halved rate than others of their full one, and their hosts are desktops: faster cores.
     """
-    halved = gpu.fp16_accumulate_flops, gpu.bf16_flops
-    return None not in halved and halved[0] > 1.5 * halved[1]
+    return bool(gpu.fp16_accumulate_flops and gpu.bf16_flops and gpu.fp16_accumulate_flops > 1.5 * gpu.bf16_flops)
 
 
 def capability_of(gpu: Gpu) -> float:

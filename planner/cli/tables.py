@@ -23,10 +23,10 @@ if TYPE_CHECKING:
         ParetoPlan,
         PlanDocument,
         PortableSpec,
-        PortableWorkload,
         RejectedPlan,
     )
     from planner.verify import VerifyReport
+    from targets.workload import Workload
 
 _GIB = 1 << 30
 _BAR = 50
@@ -39,7 +39,8 @@ def print_plan(
 ) -> None:
     """A plan: what was chosen, memory against the card, goals, why others lost, one line to remember. `host_memory`: bytes here."""
     chosen, gpu = document.chosen, document.lock.gpu
-    cards = f"{gpu.count} × {card}" if gpu.count > 1 else card
+    most = "up to " if document.spec.target.count == "auto" else ""
+    cards = f"{most}{gpu.count} × {card}" if gpu.count > 1 else card
     console.print()
     model = f"[bold]{escape(document.model)}[/], {_count(document.weights)} weights"
     console.print(f"  {model}    {escape(cards)}, {gpu.memory_bytes / _GIB:.2f} GiB usable", markup=True)
@@ -56,7 +57,7 @@ def print_plan(
         console.print(f"  Why      {chosen.why}")
     console.print(f"  Runs     {_layout(chosen)}")
     console.print()
-    _print_memory(console, chosen, document.spec.workload)
+    _print_memory(console, chosen, document.spec.workload.asked)
     _print_goals(console, chosen)
     _print_pareto(console, document)
     console.print(f"  Graph    {_graph(chosen)}")
@@ -220,7 +221,7 @@ def _graph(chosen: ChosenPlan) -> str:
     return " ─► ".join(["source", *_titles(chosen), "checkpoint", chosen.engine.name])
 
 
-def _print_memory(console: Console, chosen: ChosenPlan, workload: PortableWorkload) -> None:
+def _print_memory(console: Console, chosen: ChosenPlan, workload: Workload) -> None:
     memory, kv, needs = chosen.memory, chosen.kv_cache, chosen.capacity
     budget, total = memory.budget.value, memory.total.value
     share = min(1.0, total / budget) if budget else 1.0
@@ -235,10 +236,11 @@ def _print_memory(console: Console, chosen: ChosenPlan, workload: PortableWorklo
     odds = f", fits with {chosen.fit_odds:.0%}" if chosen.fit_odds is not None else ""
     console.print(f"           {'   '.join(f'{name} {_size(size)}' for name, size in named.items() if size)}{odds}")
     if needs is not None and needs.request_bytes:
-        tokens = workload.input_tokens + workload.output_tokens
+        each = f" on each of {needs.replicas} replicas" if needs.replicas > 1 else ""
         waiting = f" ({needs.waiting} more wait)" if needs.waiting else ""
         console.print(
-            f"           {needs.running} × {tokens:,} tokens{waiting} need {_size(needs.running * needs.request_bytes)} of cache, "
+            f"           {needs.at_once} × {workload.request_tokens:,} tokens{each}{waiting} need "
+            f"{_size(needs.at_once * needs.request_bytes)} of cache, "
             f"one of {workload.context:,} {_size(needs.longest_bytes)}; {_size(memory.kv_cache.value)} are there: "
             f"{kv.tokens.value:,.0f} tokens, longest context {kv.max_context:,}"
         )

@@ -124,8 +124,10 @@ class DepthPrune(Pass):
 
     def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
         """A view without the blocks; nothing is copied."""
-        weights = RenumberedWeights(before.weights, before.ir, self.kept(len(before)))
-        return DenseModel(self.rewrite(before.ir), weights, (*before.identity, self.name, self.options()))
+        kept = self.kept(len(before))
+        weights = RenumberedWeights(before.weights, before.ir, kept)
+        identity = (*before.identity, self.name, self.options())
+        return DenseModel(self.rewrite(before.ir), weights, identity, origin_blocks=kept)
 
     def kept(self, depth: int) -> tuple[int, ...]:
         """Source indices of the blocks that stay, in order. The blocks to drop must be known."""

@@ -34,7 +34,7 @@ STEP_TOKENS, LEAST_STEPS = 4096, 100
 #: Tokens that blocks are tuned on unless a number is named.
 BLOCKWISE_TOKENS = 1_000_000
 #: Sequences that judge a training beside those it sees: one for so many, between two bounds.
-_HELD_OUT_SHARE, _LEAST_HELD_OUT, _MOST_HELD_OUT = 16, 2, 16
+_HELD_OUT_SHARE, _LEAST_HELD_OUT, _MOST_HELD_OUT = 16, 2, 8
 #: Methods that scale a group's inputs.
 _SMOOTHING = ("awq", "smoothquant")
 #: What a token costs in forwards: one, and a way back of two.

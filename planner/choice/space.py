@@ -159,7 +159,7 @@ def pinned(choice: PruneChoice) -> tuple[Pass, ...]:
     """The prunings that a spec asks for."""
     out: list[Pass] = [DepthPrune(choice.depth)] if choice.depth else []
     if choice.intermediate or choice.kv_heads:
-        out.append(WidthPrune(choice.intermediate or 0, choice.kv_heads or 0))
+        out.append(WidthPrune(choice.intermediate or 0, choice.kv_heads or 0, choice.importance))
     if choice.experts:
         out.append(ExpertPrune(choice.experts))
     if choice.sparse:

@@ -1,8 +1,8 @@
 """The curve of a distillation as it goes: which loss to expect at its end, how sure that is, and whether its goal can still be reached.
 
 Loss falls as a power of the tokens seen: from the last point of a curve, ln L(N) = ln L(n) − b ln(N / n).
-The slope b is that of the curve so far (least squares in ln-ln over its later half), drawn towards the slope that own runs had
-(`recovery_own` in `recovery_fit.json`): few points know little. The interval is 90 %: the slope's uncertainty grows with ln(N / n), and
+The slope b is that of the curve so far (least squares in ln-ln over its later half), drawn towards the usual one
+(`USUAL`): few points know little. The interval is 90 %: the slope's uncertainty grows with ln(N / n), and
 losses scatter besides. Pure arithmetic, so that plans can use it.
 """
 
@@ -33,8 +33,8 @@ class Slopes:
     scatter: float
 
 
-#: From 15 own runs of SmolLM2 and Gemma 3 (`benchmarks/fit_recovery.py`, rows `recovery_own.jsonl`).
-OWN_SLOPES = Slopes(0.30, 0.15, 0.08)
+#: Assumed: the slope of published recoveries (`planner/quality/recovery_fit.json`: 0.22) with what a falling learning rate adds.
+USUAL = Slopes(0.30, 0.20, 0.10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Expected:
         return f"{self.value:.3g} ({self.low:.3g} … {self.high:.3g})"
 
 
-def expected_loss(curve: Sequence[Point], tokens: int, slopes: Slopes = OWN_SLOPES) -> Expected | None:
+def expected_loss(curve: Sequence[Point], tokens: int, slopes: Slopes = USUAL) -> Expected | None:
     """Return the loss to expect after `tokens`; None before there are two points with training behind them."""
     trained = [point for point in curve if point.tokens > 0 and point.loss > 0]
     if len(trained) < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from passes.base import Stage
 from planner.choice.goals import Goal
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def print_plan(
     for note in chosen.notes:
         console.print(f"  Note     {note}", style="dim")
     tail = f" Saved to {saved}." if saved else ""
+    for line in _recoveries(chosen):
+        console.print(f"  Recovery {line}")
     console.print(f"  {_making(chosen)}")
     said = f"Plan: {chain}, {_size(chosen.tensor_bytes)}, served by {engine}."
     console.print(f"  [bold]{escape(said)}[/]{escape(tail)}", markup=True)
@@ -101,6 +104,18 @@ def _print_no_plan(console: Console, document: PlanDocument) -> None:
         console.print()
     _print_illegal(console, document.illegal)
     console.print("  [bold]No plan.[/] Loosen a goal, choose another card, or a smaller model.", markup=True)
+
+
+def _recoveries(chosen: ChosenPlan) -> Iterator[str]:
+    """What training takes and what is left in the end, where the plan has any."""
+    from planner.quality.expected import perplexity_growth
+
+    growth = perplexity_growth(chosen.quality.log_ppl_increase)
+    for pass_ in (pass_ for pass_ in chosen.chain if pass_.stage is Stage.DISTILL):
+        seconds = sum(chosen.apply.steps.get(step, 0.0) for step in pass_.choice_steps)
+        takes = f", about {_time(seconds)} on {chosen.apply.device or 'this machine'}" if seconds else ""
+        left = f"{100 * growth.value:+,.1f} % perplexity ({100 * growth.low:,.1f} … {100 * growth.high:,.1f})"
+        yield f"{pass_.title()}{takes}: {left} expected in the end"
 
 
 def _making(chosen: ChosenPlan) -> str:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from passes.distill.curve import OWN_SLOPES, Point, Slopes, expected_loss
+from passes.distill.curve import USUAL, Point, Slopes, expected_loss
 
 
 def power(slope: float, count: int, every: int = 1000) -> list[Point]:
@@ -28,7 +28,7 @@ def test_a_power_law_is_found_again_and_more_points_are_surer() -> None:
 def test_few_points_take_the_usual_slope() -> None:
     expected = expected_loss([Point(1000, 1.0), Point(1010, 1.0)], 10_000)
     assert expected is not None
-    assert expected.value == pytest.approx(10**-OWN_SLOPES.mean, rel=0.05)
+    assert expected.value == pytest.approx(10**-USUAL.mean, rel=0.05)
     assert expected_loss([Point(0, 1.0), Point(1000, 1.0)], 10_000) is None
 
 

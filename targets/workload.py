@@ -12,6 +12,11 @@ class Workload:
     `context`: the longest sequence the engine must accept (prompt and generated tokens together), `max_model_len` in vLLM.
     `concurrency` None: not asked; the engine must start, nothing more is promised. `input_p95`, `output_p95`: what 95 of 100 have no
     more of, where they are not all alike.
+
+    `rate`: requests a second that arrive by chance in place of the closed loop, infinite where all come at once; `burstiness`: shape of
+    their gaps (1: Poisson); `at_once`: unanswered ones beyond which the next waits to be sent. `requests`: how many there are in all. None:
+    as many as steady figures take; lengths that are told by their mean alone are then taken to vary by 20 %, as they do in use.
+    `shared_prefix`: tokens that all prompts begin with. `trace`: (second, prompt tokens, answer tokens) of each request, in place of these.
     """
 
     context: int
@@ -20,6 +25,12 @@ class Workload:
     output_tokens: int = 128
     input_p95: int | None = None
     output_p95: int | None = None
+    requests: int | None = None
+    rate: float | None = None
+    burstiness: float = 1.0
+    at_once: int | None = None
+    shared_prefix: int = 0
+    trace: tuple[tuple[float, int, int], ...] | None = None
 
     @property
     def request_tokens(self) -> int:

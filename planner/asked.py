@@ -8,7 +8,7 @@ from passes.base import Pass
 from passes.chain import conflict
 from passes.errors import InputError, Reason, unknown_name
 from passes.formats.kv_dtypes import NAMES, OWN, kv_dtype
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.ir.resident import cast_dense
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import dense_dtype, pass_named
@@ -31,6 +31,7 @@ def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
     return tuple(chain)
 
 
+@remembered
 def rewrite(ir: ModelIR, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason, ...]]:
     """The description after a chain, and why its passes are illegal; an illegal pass is still described where it can be."""
     reasons: list[Reason] = []

@@ -21,8 +21,8 @@ _GIB = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """Cache bytes on the tightest rank of one replica. `request_bytes`: of one request at its own length; `longest_bytes`: of one at the
-    whole context; `room`: what is left beyond `needed_bytes`, negative where they do not fit. Of the whole machine: `clients`, requests that
-    arrive at once, and `running`, those of them at work, spread over `replicas`.
+    whole context; `room`: what is left beyond `needed_bytes`, negative where they do not fit. Of the whole machine: `clients`, requests
+    that arrive at once, and `running`, those of them at work, spread over `replicas`.
     """
 
     request_bytes: int
@@ -67,6 +67,16 @@ def running_at_once(estimate: MemoryEstimate) -> int:
     """Return the requests that surely run at once (by the lower end of the cache), whatever is asked; 0 where one longest does not fit."""
     left = estimate.memory.kv_cache.low
     return 0 if left < _longest(estimate) else int(left // max(estimate.bytes_per_request, 1))
+
+
+#: No engine here runs more requests at once by itself (vLLM's default on its largest cards).
+_MOST_AT_ONCE = 1024
+
+
+def loads(estimate: MemoryEstimate) -> tuple[int, ...]:
+    """Return the numbers of requests at once that are weighed where none is asked: powers of two up to what surely fits, and that."""
+    most = min(running_at_once(estimate), _MOST_AT_ONCE)
+    return (*(1 << n for n in range((most - 1).bit_length())), most) if most else ()
 
 
 def _longest(estimate: MemoryEstimate) -> int:

@@ -39,7 +39,8 @@ def print_plan(
 ) -> None:
     """A plan: what was chosen, memory against the card, goals, why others lost, one line to remember. `host_memory`: bytes here."""
     chosen, gpu = document.chosen, document.lock.gpu
-    cards = f"{gpu.count} × {card}" if gpu.count > 1 else card
+    most = "up to " if document.spec.target.count == "auto" else ""
+    cards = f"{most}{gpu.count} × {card}" if gpu.count > 1 else card
     console.print()
     model = f"[bold]{escape(document.model)}[/], {_count(document.weights)} weights"
     console.print(f"  {model}    {escape(cards)}, {gpu.memory_bytes / _GIB:.2f} GiB usable", markup=True)

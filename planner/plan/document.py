@@ -180,9 +180,10 @@ class PortableTarget:
     """The card by name, size or facts; `reserve` with its unit."""
 
     gpu: str | Mapping[str, Any]
-    count: int
+    count: int | str
     reserve: str
     nodes: int | None = None
+    max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ class PortableWorkload:
     """What is asked of the served model, in tokens and requests."""
 
     context: int
-    concurrency: int
+    concurrency: int | str
     input_tokens: int | Mapping[str, int]
     output_tokens: int | Mapping[str, int]
 

@@ -70,21 +70,36 @@ class Target(Strict):
 
     gpu: str | GpuFacts
     """A catalog name, `auto` or `cpu` (this machine), a size such as 24GB, or a card's facts."""
-    count: Count = 1
+    count: Count | Literal["auto"] = 1
+    """Cards at hand; `auto`: the fewest that meet the goals, up to `max`."""
+    max: Count | None = None
+    """With `count: auto`, the most cards that may be taken; left out: eight, or those of this machine for `gpu: auto`."""
     nodes: Count | None = None
     """Machines that the cards are in; left out: one for every eight cards. Tensor parallelism stays inside a machine."""
     reserve: Bytes = 0
     """Memory to keep free on each card, for a desktop or other processes."""
 
     @property
+    def fewest(self) -> bool:
+        """Whether the number of cards is to be chosen: as few as meet the goals."""
+        return self.count == "auto"
+
+    @property
+    def cards(self) -> int:
+        """The cards that a plan may take."""
+        return self.count if isinstance(self.count, int) else self.max or CARDS_A_NODE
+
+    @property
     def node(self) -> int:
         """The cards of one machine."""
-        return self.count // self.nodes if self.nodes else min(self.count, CARDS_A_NODE)
+        return self.cards // self.nodes if self.nodes else min(self.cards, CARDS_A_NODE)
 
     @model_validator(mode="after")
     def _even(self) -> Target:
-        if self.nodes is not None and self.count % self.nodes:
-            raise ValueError(f"{self.count} cards are not spread evenly over {self.nodes} nodes")
+        if self.max is not None and not self.fewest:
+            raise ValueError(f"max is for `count: auto`; with {self.count} cards leave it out")
+        if self.nodes is not None and self.cards % self.nodes:
+            raise ValueError(f"{self.cards} cards are not spread evenly over {self.nodes} nodes")
         return self
 
 
@@ -138,7 +153,9 @@ class WorkloadSpec(Strict):
     """What is asked of the served model."""
 
     context: Count = 4096
-    concurrency: Count = 1
+    concurrency: Count | Literal["auto"] = 1
+    """Clients that each wait for their answer. `auto`: as many as serve the goals best; so it is where this is left out and the goals are
+    on the throughput of all together."""
     input_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("input_tokens", "input"))] = 512
     """Of a prompt: a number, or `{ mean: 800, p95: 3000, max: 8000 }`. `input` is read too."""
     output_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
@@ -158,7 +175,8 @@ class WorkloadSpec(Strict):
     def asked(self) -> Workload:
         """What engines are asked."""
         prompt, answer = self.input, self.output
-        return Workload(self.context, self.concurrency, prompt.mean, answer.mean, prompt.p95, answer.p95)
+        clients = self.concurrency if isinstance(self.concurrency, int) else None
+        return Workload(self.context, clients, prompt.mean, answer.mean, prompt.p95, answer.p95)
 
     @model_validator(mode="after")
     def _fits(self) -> WorkloadSpec:
@@ -179,7 +197,7 @@ class Bands(Strict):
     """Gains that are worth neither work nor risk: differences up to so much are ties (docs/choosing.md)."""
 
     speed: Share = 0.05
-    """Of a rate, or of the longest context."""
+    """Of a rate, a time, a KL divergence, or of the longest context."""
     quality: Share = 0.005
     """Growth of perplexity, in points."""
     memory: Share = 0.02
@@ -201,6 +219,11 @@ class Goals(Strict):
     fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
     """The same for fitting the card."""
     bands: Bands = Bands()
+
+    @property
+    def batch(self) -> bool:
+        """Whether all clients' tokens count and not one client's: what does not fit at once may wait."""
+        return self.prefer in ("throughput", "cost")
 
     @property
     def asks_quality(self) -> bool:
@@ -314,6 +337,14 @@ class Spec(Strict):
     passes: PassesChoice = PassesChoice()
     calibration: TextChoice = TextChoice(dataset="self")
     evaluation: TextChoice = TextChoice(dataset="python-reference", samples=32, length=512)
+
+    @model_validator(mode="after")
+    def _clients_left_open(self) -> Spec:
+        """Where the goals are on all clients together, how many there are is chosen unless it is said."""
+        on_all = self.goals.batch or self.goals.throughput is not None
+        if not on_all or "concurrency" in self.workload.model_fields_set:
+            return self
+        return self.model_copy(update={"workload": self.workload.model_copy(update={"concurrency": "auto"})})
 
     @model_validator(mode="after")
     def _texts_differ(self) -> Spec:

@@ -56,9 +56,7 @@ class Line:
 
     def text(self) -> str:
         """Return the line for people."""
-        goal = (
-            "" if self.at_most is None else f"   goal: at most {self.at_most:g}   {'kept' if self.kept else 'MISSED'}"
-        )
+        goal = "" if self.at_most is None else f"   goal: at most {self.at_most:g}   {'kept' if self.kept else 'MISSED'}"
         return f"{self.name:58} {self.value:9.4f} {self.unit:12}{goal}"
 
 

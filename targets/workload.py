@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +37,13 @@ class Workload:
     def request_tokens(self) -> int:
         """Tokens of a request that the cache is counted for: its prompt and its answer, at their 95th percentile where that is known."""
         return (self.input_p95 or self.input_tokens) + (self.output_p95 or self.output_tokens)
+
+    def replaying(self, trace: tuple[tuple[float, int, int], ...]) -> Workload:
+        """Return the workload of a trace, with its lengths and its rate."""
+        prompts, answers = sorted(prompt for _, prompt, _ in trace), sorted(answer for _, _, answer in trace)
+        count, span = len(trace), trace[-1][0] - trace[0][0]
+        most = (95 * count - 1) // 100
+        return replace(
+            self, input_tokens=max(1, sum(prompts) // count), output_tokens=max(1, sum(answers) // count), input_p95=prompts[most],
+            output_p95=answers[most], requests=count, rate=count / span if span else math.inf, trace=trace,
+        )  # fmt: skip

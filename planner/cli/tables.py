@@ -261,7 +261,7 @@ def _print_goals(console: Console, chosen: ChosenPlan) -> None:
         tick = _tick(goal.met)
         if goal.met and goal.odds is not None and goal.odds < _CERTAIN:
             tick += f" [dim]{goal.odds:.0%}[/]"
-        rows.append((goal.name, f"{sign} {wanted}", show_interval(p, goal.unit, value), p.basis, tick))
+        rows.append((goal.said, f"{sign} {wanted}", show_interval(p, goal.unit, value), p.basis, tick))
     named = {goal.name for goal in chosen.goals}
     if chosen.speed is not None and not named & {Goal.DECODE, Goal.TPOT, Goal.THROUGHPUT}:
         decode = chosen.speed.decode_tok_s_per_request

@@ -210,7 +210,7 @@ def _cautions(spec: Spec, verdict: Verdict) -> Iterator[str]:
 
 def _chosen_numbers(spec: Spec, verdict: Verdict, result: SearchResult) -> Iterator[str]:
     """What was chosen that the spec left open: how many clients, how many cards, and what fewer of those would miss."""
-    capacity, parallel, speed = verdict.capacity, verdict.candidate.settings.parallel, verdict.speed
+    capacity, parallel, speed = verdict.capacity, verdict.candidate.settings.parallel, verdict.shown
     if spec.workload.concurrency == "auto" and speed is not None:
         each = f", {capacity.at_once} on each replica (max_num_seqs)" if parallel.dp > 1 else " (max_num_seqs)"
         rate, first = show(speed.throughput_tok_s.value, "tok/s"), show(speed.ttft_ms.value, "ms")
@@ -234,7 +234,7 @@ def _work(spec: Spec, served: Source, verdict: Verdict, device: Gpu) -> Effort:
 def _goal(result: GoalResult) -> PlannedGoal:
     goal = result.goal
     return PlannedGoal(
-        goal, result.wanted, goal.unit, goal.at_most, result.met, result.predicted, round(result.odds, 4)
+        goal, result.wanted, goal.unit, goal.at_most, result.met, result.predicted, round(result.odds, 4), result.statistic
     )
 
 
@@ -253,7 +253,7 @@ def _pareto(verdict: Verdict) -> ParetoPlan:
 
 
 def _speed(verdict: Verdict) -> SpeedEstimate | None:
-    return None if verdict.speed is None else figures_alone(verdict.speed)
+    return None if verdict.shown is None else figures_alone(verdict.shown)
 
 
 def _illegal(reason: Reason, candidates: int) -> IllegalKind:

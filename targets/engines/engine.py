@@ -159,6 +159,12 @@ class SpeedEstimate:
     cache_full: float | None = None
     preemptions: int | None = None
 
+    def latency(self, name: str, statistic: str) -> Quantity:
+        """Return a latency (`ttft`, `tpot`), in milliseconds: its mean, or a percentile (`p95`); the mean where the load was not simulated."""
+        mean: Quantity = getattr(self, f"{name}_ms")
+        told: Quantity | None = None if statistic == "mean" else getattr(self, f"{name}_{statistic}_ms")
+        return told or mean
+
 
 @dataclass(frozen=True, slots=True)
 class AnyWidth:

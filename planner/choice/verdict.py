@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from passes.base import Pass
 from passes.errors import Reason, ReasonKind
-from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
+from passes.ir.names import Published
 from planner.asked import AS_IS
 from planner.choice import odds
 from planner.choice.capacity import Capacity

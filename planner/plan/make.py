@@ -12,7 +12,7 @@ from passes.base import Pass
 from passes.blocks.devices import AUTO
 from passes.chain import missing, rewrite
 from passes.errors import InputError, Reason
-from passes.ir.catalog import Published
+from passes.ir.names import Published
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
 from planner.apply_cost import Effort, effort, no_effort

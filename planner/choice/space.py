@@ -22,8 +22,8 @@ from passes.distill.distill import BLOCKWISE, BLOCKWISE_TOKENS, Distill
 from passes.errors import InputError
 from passes.formats import kv_dtypes
 from passes.formats.kv_dtypes import OWN
-from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
+from passes.ir.names import Published
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.prune.experts import ExpertPrune

@@ -9,8 +9,8 @@ from functools import cached_property
 
 from passes.base import Pass, Stage
 from passes.errors import Reason, ReasonKind
-from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
+from passes.ir.names import Published
 from planner.asked import AS_IS, spoken
 from planner.choice import odds
 from planner.choice.capacity import Capacity

@@ -12,8 +12,8 @@ from passes.base import Pass
 from passes.blocks.devices import AUTO
 from passes.chain import missing, rewrite
 from passes.errors import InputError
-from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
+from passes.ir.names import Published
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
 from planner.apply_cost import Effort, effort, holds, no_effort

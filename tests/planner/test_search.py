@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from passes.base import Pass
 from passes.chain import illegal, needs_text, rewrite
-from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
-from passes.ir.names import published_of
+from passes.ir.names import Published, published_of
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named

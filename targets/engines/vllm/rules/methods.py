@@ -106,7 +106,8 @@ def method_reasons(form: Format, source: str | None, capability: int, dtype: str
     """Why a version does not read a format on a card of this capability × 10, or not in the dtype that the model computes in."""
     method = method_of(form, source)
     if method is None:
-        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "an ExLlama engine")
+        remedy = "an ExLlama engine" if "exl" in form.label else "the dense model, or another format of it"
+        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", remedy)
         return
     first, newest = method.least[0][0], at_version(method.least, rules.version)
     if newest is None:

@@ -34,17 +34,22 @@ class Zeros:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A share of the decoder's blocks, or of all weights, is gone."""
+    """A share of the decoder's blocks, of its weights, or of the routed experts of each layer is gone."""
 
-    what: Literal["blocks", "weights"]
+    what: Literal["blocks", "weights", "experts"]
     share: float
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The model was trained on so many tokens, which takes back part of what was lost before."""
+    """The model was trained on so many tokens, which takes back part of what was lost before.
+
+    `method`: `logits` and `sequences` train it whole; `blockwise` tunes each block as it is stored, which takes back part of what rounding
+    it loses too.
+    """
 
     tokens: int
+    method: str = "logits"
 
 
 Distortion = WeightRounding | CacheRounding | Zeros | Removed | Recovered

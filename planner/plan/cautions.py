@@ -10,7 +10,8 @@ from passes.ir.model import ModelIR
 from planner.apply_cost import Effort, holds, holds_whole
 from planner.choice.rule import making
 from planner.choice.search import SearchResult
-from planner.choice.verdict import Verdict, show
+from planner.choice.verdict import Verdict
+from planner.figures import show
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu

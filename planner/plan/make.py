@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +11,9 @@ from passes import chain
 from passes.base import Pass
 from passes.blocks.devices import AUTO
 from passes.chain import missing, rewrite
-from passes.errors import InputError, Reason
+from passes.errors import InputError
 from passes.ir.catalog import Published
+from passes.ir.model import ModelIR
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
 from planner.apply_cost import Effort, effort, holds, no_effort
@@ -20,7 +21,7 @@ from planner.choice.alternatives import alternatives
 from planner.choice.published import description
 from planner.choice.rule import MAKING, making
 from planner.choice.search import SearchResult, search
-from planner.choice.verdict import GoalResult, Verdict
+from planner.choice.verdict import Verdict
 from planner.machine import computing
 from planner.plan.cautions import cautions, unheld
 from planner.plan.codec import FORMAT_VERSION, to_json
@@ -31,14 +32,16 @@ from planner.plan.document import (
     Places,
     PlanDocument,
     PlannedEngine,
-    PlannedGoal,
     RejectedPlan,
+    planned_goal,
     planned_settings,
     sealed,
 )
 from planner.plan.lock import lock, portable_spec
+from planner.plan.remedies import followable, remedy
 from planner.plan.stated import figures_alone, stated, whole_bytes
 from planner.spec.parse import load_spec
+from planner.spec.patch import written
 from planner.spec.spec import QuantizeChoice, Spec
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
@@ -99,11 +102,12 @@ def plan(
         spec=portable_spec(spec),
         chosen=None if chosen is None else _chosen(spec, chosen, served, result, _where(here, result.gpu)),
         rejected=(
-            *(RejectedPlan(v.candidate.label, tuple(map(stated, v.reasons))) for v in result.nearest()),
+            *(_rejected(spec, source.ir, v) for v in result.nearest()),
             *(RejectedPlan(name, (stated(reason),)) for name, reason in result.unweighed),
         ),
         alternatives=() if chosen else tuple(alternatives(spec, source.ir)),
-        illegal=tuple(_illegal(reason, candidates) for reason, candidates in result.illegal),
+        illegal=tuple(_illegal(spec, source.ir, result)),
+        lost=len(result.rejected),
         pareto=tuple(map(_pareto, result.pareto)),
         searched=result.searched,
         lock=lock(spec, served, _engine(chosen) if chosen else None),
@@ -166,7 +170,7 @@ def _chosen(
         kv_cache=verdict.memory.kv,
         speed=_speed(verdict),
         quality=verdict.quality,
-        goals=tuple(map(_goal, verdict.goals)),
+        goals=tuple(map(planned_goal, verdict.goals)),
         tensor_bytes=(rewrite(served.ir, passes) if candidate.published else verdict.ir).tensor_bytes,
         apply=here,
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",
@@ -197,13 +201,6 @@ def _work(spec: Spec, served: Source, verdict: Verdict, device: Gpu) -> Effort:
     return replace(work, steps={name: round(seconds, 1) for name, seconds in work.steps.items()})
 
 
-def _goal(result: GoalResult) -> PlannedGoal:
-    goal = result.goal
-    return PlannedGoal(
-        goal, result.wanted, goal.unit, goal.at_most, result.met, result.predicted, round(result.odds, 4)
-    )
-
-
 def _engine(verdict: Verdict) -> PlannedEngine:
     """The engine, and the version that was asked, else the newest one known."""
     known = find_engine(verdict.candidate.engine).known_versions()
@@ -213,15 +210,30 @@ def _engine(verdict: Verdict) -> PlannedEngine:
 def _pareto(verdict: Verdict) -> ParetoPlan:
     memory = whole_bytes(verdict.memory.memory)
     return ParetoPlan(
-        verdict.candidate.label, memory, verdict.memory.kv, _speed(verdict), verdict.quality, MAKING[making(verdict)],
-        verdict.candidate.settings.parallel.gpus,
-    )  # fmt: skip
+        verdict.candidate.label, memory, verdict.memory.kv, _speed(verdict), verdict.quality, *_made(verdict)
+    )
+
+
+def _rejected(spec: Spec, ir: ModelIR, verdict: Verdict) -> RejectedPlan:
+    memory, reasons = whole_bytes(verdict.memory.memory), tuple(followable(spec, ir, verdict))
+    return RejectedPlan(verdict.candidate.label, reasons, memory, _speed(verdict), verdict.quality, *_made(verdict))
+
+
+def _made(verdict: Verdict) -> tuple[str, int, str, str]:
+    """What is to be made, on how many cards, and the formats as `check` takes them."""
+    candidate = verdict.candidate
+    weights = candidate.published.weights if candidate.published else candidate.weights
+    return MAKING[making(verdict)], candidate.settings.parallel.gpus, weights, verdict.ir.kv_cache.dtype
 
 
 def _speed(verdict: Verdict) -> SpeedEstimate | None:
     return None if verdict.speed is None else figures_alone(verdict.speed)
 
 
-def _illegal(reason: Reason, candidates: int) -> IllegalKind:
-    said = stated(reason)
-    return IllegalKind(said.code, said.message, said.remedy, said.data, candidates=candidates)
+def _illegal(spec: Spec, ir: ModelIR, result: SearchResult) -> Iterator[IllegalKind]:
+    for reason, candidates in result.illegal:
+        example = next(verdict for verdict in result.rejected if reason in verdict.reasons)
+        patch, said = remedy(spec, ir, example, reason), stated(reason)
+        yield IllegalKind(
+            said.code, said.message, None if patch is None else written(patch), said.data, candidates=candidates
+        )

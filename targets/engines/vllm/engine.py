@@ -395,5 +395,5 @@ def _rules_by_capability(version: str | None, capability: int) -> tuple[Rules, s
     if 0 < capability < _HOPPER or capability >= _RTX_BLACKWELL:
         rules = replace(rules, expert_padding=MARLIN_PADDING)
     if rules.v1 and rules.version < (0, 10, 2) and 0 < capability < 80:
-        rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False)
+        rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False, sorts_without_package=False)
     return rules, note

@@ -182,12 +182,13 @@ def _goal(goal: PlannedGoal, timing: LoadTiming, *, judged: bool) -> Comparison:
     """A goal on speed against the load; one that this load says nothing about is told as such, and binds nothing."""
     wanted = f"{'≤' if goal.at_most else '≥'} {goal.wanted:g} {goal.unit}"
     if not judged:
-        return Comparison(f"goal: {goal.name}", wanted, f"not measured ({timing.load.arrival})", False, binding=False)
+        return Comparison(f"goal: {goal.said}", wanted, f"not measured ({timing.load.arrival})", False, binding=False)
     value = {
-        Goal.TTFT: timing.ttft_ms.mean, Goal.TPOT: timing.tpot_ms.mean, Goal.DECODE: timing.decode_tok_s, Goal.THROUGHPUT: timing.tok_s,
+        Goal.TTFT: timing.ttft_ms.statistic(goal.statistic), Goal.TPOT: timing.tpot_ms.statistic(goal.statistic),
+        Goal.DECODE: timing.decode_tok_s, Goal.THROUGHPUT: timing.tok_s,
     }[goal.name]  # fmt: skip
     met = value <= goal.wanted if goal.at_most else value >= goal.wanted
-    return Comparison(f"goal: {goal.name}", wanted, f"{value:.1f} {goal.unit}", met, binding=True)
+    return Comparison(f"goal: {goal.said}", wanted, f"{value:.1f} {goal.unit}", met, binding=True)
 
 
 def _within(

@@ -112,7 +112,7 @@ def differences(chosen: Judged, other: Judged) -> tuple[Difference, ...]:
 
 
 def _figures(judged: Judged) -> Iterator[tuple[tuple[str, str], Quantity]]:
-    v, speed = judged.verdict, judged.verdict.speed
+    v, speed = judged.verdict, judged.verdict.shown
     yield ("weights", "B"), v.memory.memory.weights
     yield ("memory", "B"), v.memory.memory.total
     if speed is not None:

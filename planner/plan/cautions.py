@@ -44,7 +44,7 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
 
 def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str]:
     """What was chosen that the spec left open: how many clients, how many cards, and what fewer of those would miss."""
-    capacity, parallel, speed = verdict.capacity, verdict.candidate.settings.parallel, verdict.speed
+    capacity, parallel, speed = verdict.capacity, verdict.candidate.settings.parallel, verdict.shown
     if spec.workload.concurrency == "auto" and speed is not None:
         each = f", {capacity.at_once} on each replica (max_num_seqs)" if parallel.dp > 1 else " (max_num_seqs)"
         rate, first = show(speed.throughput_tok_s.value, "tok/s"), show(speed.ttft_ms.value, "ms")

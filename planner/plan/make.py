@@ -227,7 +227,7 @@ def _made(verdict: Verdict) -> tuple[str, int, str, str]:
 
 
 def _speed(verdict: Verdict) -> SpeedEstimate | None:
-    return None if verdict.speed is None else figures_alone(verdict.speed)
+    return None if verdict.shown is None else figures_alone(verdict.shown)
 
 
 def _illegal(spec: Spec, ir: ModelIR, result: SearchResult) -> Iterator[IllegalKind]:

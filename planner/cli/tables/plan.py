@@ -283,7 +283,7 @@ def _print_goals(page: Page, chosen: ChosenPlan, confidence: float) -> None:
         wanted, value = apart(goal.wanted, p.value, goal.unit)
         sign = "≤" if goal.at_most else "≥"
         rows.append(
-            (goal.name, f"{sign} {wanted}", show_interval(p, goal.unit, value), p.basis, _mark(goal, confidence))
+            (goal.said, f"{sign} {wanted}", show_interval(p, goal.unit, value), p.basis, _mark(goal, confidence))
         )
     named = {goal.name for goal in chosen.goals}
     if chosen.speed is not None and not named & {Goal.DECODE, Goal.TPOT, Goal.THROUGHPUT}:

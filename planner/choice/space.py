@@ -86,14 +86,15 @@ def spreads(engine: str, spec: Spec, cards: int | None = None) -> Iterator[Paral
     """Give the engine's ways over each number of cards that is weighed; over `cards` alone where given. Tensor parallelism stays inside a
     machine; replicas are given where more than one request comes at a time.
     """
-    node, known, clients = spec.target.node, find_engine(engine), spec.workload.concurrency
+    node, known, load = spec.target.node, find_engine(engine), spec.workload
+    clients = load.concurrency if isinstance(load.concurrency, int) and not load.arrives else math.inf
     for used in (cards,) if cards else numbers_of_cards(spec.target):
         for parallel in known.spreads(used):
             if parallel.tp <= node:
                 yield parallel
         for replicas in range(2, used + 1) if known.replicates else ():
             shared = used % replicas == 0 and used // replicas <= node
-            if shared and (not isinstance(clients, int) or replicas <= clients):
+            if shared and replicas <= clients:
                 yield Parallel(tp=used // replicas, dp=replicas)
 
 

@@ -333,6 +333,14 @@ def test_the_fewest_cards_are_taken_that_meet_the_goals_and_one_fewer_misses_the
     assert asked_for("decode: 20 tok/s", "H100, count: auto").chosen.candidate.cards == 1  # type: ignore[union-attr]
 
 
+def test_requests_that_come_at_a_rate_are_served_by_the_fewest_replicas_that_do() -> None:
+    chosen = asked_for(
+        "ttft: { p95: 1 s }", "H100, count: auto", "rate: 100/s, input_tokens: 500, output_tokens: 100"
+    ).chosen
+    assert chosen is not None
+    assert (chosen.candidate.cards, chosen.candidate.settings.parallel.dp) == (2, 2)
+
+
 def test_a_batch_job_takes_as_many_clients_as_bring_most_and_launches_with_them() -> None:
     result = asked_for("prefer: throughput", "L40S", "input_tokens: 1000, output_tokens: 200")
     chosen = result.chosen

@@ -302,8 +302,8 @@ def test_a_setting_is_changed_only_where_the_defaults_do_not_do() -> None:
     ir = open_model("Qwen/Qwen2.5-7B-Instruct").ir
     changes = {}
     for context in (4096, 30000):
-        spec = parse_spec(text.format(context) + "passes: { quantize: { formats: [w8a16-g128], dense: false } }\n")
-        chosen = search(spec, ir).chosen
+        asked = "goals: { fit_confidence: 90% }\npasses: { quantize: { formats: [w8a16-g128], dense: false } }\n"
+        chosen = search(parse_spec(text.format(context) + asked), ir).chosen
         assert chosen is not None
         changes[context] = chosen.candidate.changed
     assert len(changes[30000]) > len(changes[4096])

@@ -93,7 +93,7 @@ def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None
         if figure > limit or not (verdict := judge(design)).feasible:
             continue
         feasible[place] = verdict
-        if (stands := rule.standing(verdict)) < standing:
+        if (stands := rule.place(verdict)) < standing:
             standing, least, limit = stands, math.inf, math.inf
         if stands == standing and figure <= least and rule.clear(verdict):
             widest = figure + rule.width(verdict)

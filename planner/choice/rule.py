@@ -16,7 +16,7 @@ from passes import chain
 from passes.base import Stage
 from passes.ir.model import ModelIR
 from passes.ir.resident import resident_model
-from planner.choice.goals import FLOOR
+from planner.choice.goals import FLOOR, ODDS_BAND
 from planner.choice.verdict import Verdict, judge_quality
 from planner.figures import apart
 from planner.quality.expected import Quality, growth
@@ -28,8 +28,8 @@ from targets.speed.card import card_of
 
 #: Clients of one person: an engine that nobody maintains, but that is made for one user, may serve so many.
 FEW_CLIENTS = 2
-#: Odds of the goals that are this close are ties, where none reach the confidence.
-_ODDS_BAND = 0.05
+#: By how much an engine that nobody maintains stands behind for more clients; where one stands of equals that are told apart later.
+_BEHIND, _LAST_OF_EQUALS = 6, 0.5
 #: Hours of work that are this close, as a share, are ties: forecasts are off by more. Minutes are nothing.
 _HOURS_BAND, _LEAST_HOURS = 0.25, 0.1
 
@@ -125,8 +125,8 @@ class Rule:
         """What the Pareto set is over, less is better."""
         return (
             v.quality.log_ppl_increase.value, -_speed(v, False).value, -_speed(v, True).value, v.memory.memory.total.value,
-            float(making(v)), float(v.candidate.settings.parallel.gpus),
-            float(v.capacity.waiting), float(len(v.candidate.changed)), self._doubt(v),
+            making(v) + _each_start(v) / 2, float(v.candidate.settings.parallel.gpus),
+            float(v.capacity.waiting), float(len(v.candidate.changed)), self._doubt(v), float(self._archived(v.candidate.engine)),
             self._preferred().figure(v),
         )  # fmt: skip
 
@@ -138,7 +138,7 @@ class Rule:
 
     def standing(self, v: Verdict) -> int:
         """0 admissible, 2 likely only, 4 misses a goal by less than the band. An engine that nobody maintains, unless it was asked
-        for, comes behind each of them for few clients, which is what it is good at, and behind all of them (6, 8, 10) for more.
+        for, comes behind all of them (6, 8, 10) for more than few clients, which is what it is good at.
         """
         standing = 0 if v.admissible(self.goals) else 2 if v.likely else 4
         if self._loses_unasked(v.quality):
@@ -153,19 +153,30 @@ class Rule:
         standing = 0 if all(result.odds >= self.goals.confidence for result in results) else 2
         if self._loses_unasked(quality) or not all(result.met for result in results):
             standing = 4
-        return standing + self._behind(engine, clients)
+        return self._placed(standing + self._behind(engine, clients), engine)
+
+    def place(self, v: Verdict) -> float:
+        """Where a candidate stands, one of an engine that nobody maintains last of those that are admissible."""
+        return self._placed(self.standing(v), v.candidate.engine)
+
+    def _placed(self, standing: int, engine: str) -> float:
+        return standing + _LAST_OF_EQUALS * (standing == 0 and self._archived(engine))
 
     def _loses_unasked(self, quality: Quality) -> bool:
         """Whether it loses more than anybody would accept who asks for no quality."""
         return not self.goals.asks_quality and growth(quality.log_ppl_increase.value) > FLOOR
 
     def _behind(self, engine: str, clients: int) -> int:
-        """By how much an engine stands behind: one that nobody maintains, unless it was asked for."""
-        return 0 if self.engine_named or find_engine(engine).archived is None else _behind(clients)
+        """By how much an engine stands behind: one that nobody maintains, for more than few clients."""
+        return _BEHIND if self._archived(engine) and clients > FEW_CLIENTS else 0
+
+    def _archived(self, engine: str) -> bool:
+        """Whether nobody maintains an engine, and nobody asked for it."""
+        return not self.engine_named and find_engine(engine).archived is not None
 
     def settles(self, v: Verdict) -> bool:
         """Whether every candidate of an engine that nobody maintains comes behind this one of a maintained engine."""
-        return v.feasible and self.standing(v) < _behind(v.capacity.clients)
+        return v.feasible and self.standing(v) <= (0 if v.capacity.clients <= FEW_CLIENTS else _BEHIND - 1)
 
     def clear(self, v: Verdict) -> bool:
         """Whether of those that stand as it does none is before it but for the figure that is preferred."""
@@ -194,7 +205,8 @@ class Rule:
             Criterion(
                 "waiting", lambda v: not self.goals.batch and v.capacity.waiting > 0, _words("clients wait for each other")
             ),
-            Criterion("odds", self._doubt, _odds_words, lambda best, other: _ODDS_BAND),
+            Criterion("odds", self._doubt, _odds_words, lambda best, other: ODDS_BAND),
+            Criterion("maintained", lambda v: self._archived(v.candidate.engine), _words(_ARCHIVED)),
             Criterion(
                 "fewest cards", lambda v: v.candidate.cards if self.fewest else 0,
                 lambda theirs, mine: f"takes {theirs:.0f} cards where {mine:.0f} do",
@@ -211,6 +223,7 @@ class Rule:
                 lambda a, b: f"cuts each matrix over {a:.0f} cards against {b:.0f}",
             ),
             Criterion("native", partial(_emulated, gpu=self.gpu), _words("the card does not multiply its format itself")),
+            Criterion("each start", _each_start, _words("the engine reads twice the bytes and rounds again at each start")),
             Criterion("settings", lambda v: len(v.candidate.changed), _words("changes more of the engine's settings")),
             Criterion(
                 "margin", lambda v: -v.capacity.room.low,
@@ -290,9 +303,12 @@ def _loss(verdict: Verdict, criterion: Criterion | None, chosen: Verdict) -> Los
 MAKING = (
     "nothing to make", "rounding, no calibration text", "calibrated on text", "pruned or distilled"
 )  # fmt: skip
+_ARCHIVED = "its engine is archived: planned when asked for, or when nothing else serves"
 #: What is said of the chosen one where a criterion told it from others.
 _TOLD = {
     "fewest cards": "the fewest cards that do",
+    "maintained": "its engine is maintained",
+    "each start": "stored, not rounded at each start",
     "waiting": "no client waits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
     "changes of the model": "with the fewest changes of the model", "regime": "its engine was measured in this regime",
     "stages": "in the fewest stages", "cards": "on all cards", "tensor parallel": "with the fewest cards under one matrix",
@@ -303,7 +319,7 @@ _TOLD = {
 #: What the Pareto set is over (`Rule._figures`), in words.
 _FIGURES = (
     "quality", "one client's speed", "throughput", "memory", "work", "cards", "waiting clients", "changed settings", "odds",
-    "what is preferred",
+    "who maintains the engine", "what is preferred",
 )  # fmt: skip
 
 
@@ -318,11 +334,6 @@ def making(verdict: Verdict) -> int:
     return int(any(pass_.rounds_by is not None for pass_ in passes))
 
 
-def _behind(clients: int) -> int:
-    """By how much an engine that nobody maintains stands behind (`Rule.standing`)."""
-    return 1 if clients <= FEW_CLIENTS else 6
-
-
 def _speed(verdict: Verdict, batch: bool) -> Quantity:
     if verdict.speed is None:
         return Quantity.exact(0.0)
@@ -331,6 +342,11 @@ def _speed(verdict: Verdict, batch: bool) -> Quantity:
 
 def _unmeasured(verdict: Verdict) -> int:
     return int(verdict.speed is None or verdict.speed.tpot_ms.basis is Basis.ASSUMED)
+
+
+def _each_start(verdict: Verdict) -> int:
+    """Whether weights are rounded by the engine while it loads (vLLM's docs on FP8 give that for trying, a stored checkpoint to serve)."""
+    return int(any(pass_.load_time and pass_.rounds_by is not None for pass_ in verdict.candidate.passes))
 
 
 def _emulated(verdict: Verdict, gpu: Gpu) -> int:
@@ -366,8 +382,8 @@ def _words(text: str) -> Callable[[float, float], str]:
 
 
 def _standing_words(theirs: float, mine: float) -> str:
-    if _archived(theirs) and not _archived(mine):
-        return "its engine is archived: planned when asked for, or when nothing else serves"
+    if theirs >= _BEHIND > mine:
+        return _ARCHIVED
     return _TIERS[_tier(theirs)]
 
 
@@ -377,21 +393,16 @@ def _standing_told(standing: float) -> str:
         "meets every goal by its predicted values",
         "comes nearest to the goals",
     )
-    return told[_tier(standing)] + (", which no maintained engine does" if _archived(standing) else "")
+    return told[_tier(standing)] + (", which no maintained engine does" if standing >= _BEHIND else "")
 
 
 #: What is said of a candidate that stands behind, by its tier.
 _TIERS = ("stands behind", "less likely than is asked", "the chosen one misses none")
 
 
-def _archived(standing: float) -> bool:
-    """Whether a standing (`Rule.standing`) is that of an engine that nobody maintains."""
-    return standing % 2 == 1 or standing >= 6
-
-
 def _tier(standing: float) -> int:
     """0 admissible, 1 likely only, 2 near, whatever the engine."""
-    return int(standing % 6 if standing >= 6 else standing) // 2
+    return int(standing % _BEHIND) // 2
 
 
 def _odds_words(theirs: float, mine: float) -> str:

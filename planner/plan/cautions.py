@@ -50,6 +50,9 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
         rate, first = show(speed.throughput_tok_s.value, "tok/s"), show(speed.ttft_ms.value, "ms")
         own = show(speed.decode_tok_s_per_request.value, "tok/s")
         yield f"clients were left open: {capacity.clients} at once{each} give {rate} in all, {own} each, a first token after {first}"
+    if spec.goals.prefer == "cost" and speed is not None:
+        hours = parallel.gpus * 1e6 / (3600 * max(speed.throughput_tok_s.value, 1e-9))
+        yield f"a million generated tokens take {hours:.2f} hours of a card"
     if spec.target.fewest and (fewer := result.with_fewer_cards()) is not None:
         missed = [goal.reason().message for goal in fewer.goals if not goal.met]
         told = [reason.message for reason in fewer.reasons if reason.kind is not ReasonKind.DOMINATED]

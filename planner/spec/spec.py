@@ -179,6 +179,11 @@ class WorkloadSpec(Strict):
     """A file of requests to replay in their place: JSON lines of `{"time": 0.5, "input": 812, "output": 95}`, seconds and tokens."""
 
     @property
+    def arrives(self) -> bool:
+        """Whether requests come when they are due, in place of clients that wait for answers."""
+        return self.rate is not None or self.trace is not None
+
+    @property
     def input(self) -> Length:
         """Tokens of a prompt."""
         return self.input_tokens if isinstance(self.input_tokens, Length) else Length(mean=self.input_tokens)
@@ -418,8 +423,7 @@ class Spec(Strict):
     def _clients_left_open(self) -> Spec:
         """Where the goals are on all clients together, how many there are is chosen unless it is said."""
         on_all = self.goals.batch or self.goals.throughput is not None
-        arriving = self.workload.rate is not None or self.workload.trace is not None
-        if not on_all or arriving or "concurrency" in self.workload.model_fields_set:
+        if not on_all or self.workload.arrives or "concurrency" in self.workload.model_fields_set:
             return self
         return self.model_copy(update={"workload": self.workload.model_copy(update={"concurrency": "auto"})})
 

@@ -29,7 +29,9 @@ from planner.quality.expected import Quality, expected_quality, growth
 from planner.spec.parse import parse_spec
 from planner.spec.spec import Bands, EngineChoice, Spec
 from targets.engines.engine import Parallel, Settings, find_engine
+from targets.gpu import find_gpu
 from targets.quantity import Quantity
+from targets.workload import Workload
 
 SPEC = """
 model: Qwen/Qwen2.5-7B-Instruct
@@ -332,6 +334,14 @@ def test_the_fewest_cards_are_taken_that_meet_the_goals_and_one_fewer_misses_the
     assert asked_for("decode: 20 tok/s", "H100, count: auto").chosen.candidate.cards == 1  # type: ignore[union-attr]
 
 
+def test_requests_that_come_at_a_rate_are_served_by_the_fewest_replicas_that_do() -> None:
+    chosen = asked_for(
+        "ttft: { p95: 1 s }", "H100, count: auto", "rate: 100/s, input_tokens: 500, output_tokens: 100"
+    ).chosen
+    assert chosen is not None
+    assert (chosen.candidate.cards, chosen.candidate.settings.parallel.dp) == (2, 2)
+
+
 def test_a_batch_job_takes_as_many_clients_as_bring_most_and_launches_with_them() -> None:
     result = asked_for("prefer: throughput", "L40S", "input_tokens: 1000, output_tokens: 200")
     chosen = result.chosen
@@ -370,3 +380,30 @@ def test_where_no_newest_engine_has_code_for_a_card_the_version_that_had_it_come
     assert document.chosen is None
     assert document.rejected[0].candidate == "vllm: as it is"
     assert document.alternatives[0].change == "vllm 0.19"
+
+
+def made_by(quantize: str) -> set[str]:
+    spec = parse_spec(
+        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nengine: vllm\n"
+        f"passes: {{ kv_cache: [auto], quantize: {{ {quantize} }} }}\n"
+    )
+    verdicts = everything(search(spec, open_model(spec.model).ir))
+    return {v.candidate.passes[0].text() for v in verdicts if v.candidate.passes}
+
+
+def test_named_methods_rule_every_format_and_a_named_format_is_made_by_them() -> None:
+    assert not any("online" in made or "rtn" in made for made in made_by("methods: [gptq]"))
+    assert any("online" in made for made in made_by("methods: [rtn]"))
+    assert all("awq" in made for made in made_by("formats: [w4a16-g128], methods: [awq]"))
+
+
+def test_weights_rounded_while_loading_are_as_fast_as_stored_ones() -> None:
+    engine, gpu = find_engine("vllm"), find_gpu("rtx-4090")
+    ir, workload = open_model("Qwen/Qwen2.5-7B-Instruct").ir, Workload(4096, 1, 3000, 40)
+    stored, loaded = (
+        engine.estimate(rewrite(ir, (made,)), gpu, Settings(), workload).speed
+        for made in map(pass_named, ("fp8", "fp8-online"))
+        if made is not None
+    )
+    assert stored.ttft_ms.value == pytest.approx(loaded.ttft_ms.value, rel=0.01)
+    assert stored.tpot_ms.value == pytest.approx(loaded.tpot_ms.value, rel=0.01)

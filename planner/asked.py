@@ -10,7 +10,7 @@ from passes.chain import conflict
 from passes.errors import InputError, Reason, unknown_name
 from passes.formats.format import format_named
 from passes.formats.kv_dtypes import NAMES, OWN, kv_dtype
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.ir.resident import cast_dense
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import dense_dtype, pass_named
@@ -56,6 +56,7 @@ def spoken(pass_: Pass) -> str:
 _USUAL_HEAD = 6
 
 
+@remembered
 def rewrite(ir: ModelIR, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason, ...]]:
     """The description after a chain, and why its passes are illegal; an illegal pass is still described where it can be."""
     reasons: list[Reason] = []

@@ -112,15 +112,22 @@ def load_of(plan: PlanDocument, rate: float | None = None, seconds: float = LOAD
     """Return the plan's workload as a load. Each client waits for as many answers as the prediction is made for, for fewer where that would
     take longer than `seconds`; at a rate, what arrives in that time.
     """
-    workload, speed = plan.spec.workload, plan.decision.speed
+    clients, speed = _clients(plan), plan.decision.speed
+    workload = plan.spec.workload.asked
     rounds = _LEAST_ROUNDS
     if speed is not None:
-        round_seconds = workload.concurrency * workload.output_tokens / speed.throughput_tok_s.value
+        round_seconds = clients * workload.output_tokens / speed.throughput_tok_s.value
         rounds = int(min(ROUNDS, max(_LEAST_ROUNDS, seconds / round_seconds)))
-    requests = rounds * workload.concurrency
+    requests = rounds * clients
     if rate is not None:
         requests = max(_LEAST_ROUNDS, min(requests, int(rate * seconds)))
-    return Load(workload.input_tokens, workload.output_tokens, workload.concurrency, requests, rate)
+    return Load(workload.input_tokens, workload.output_tokens, clients, requests, rate)
+
+
+def _clients(plan: PlanDocument) -> int:
+    """The clients that a plan is made for: those asked for, else those it chose."""
+    asked, needs = plan.spec.workload.asked.concurrency, plan.decision.capacity
+    return asked or (needs.clients if needs else 1)
 
 
 def _engine_checks(chosen: ChosenPlan, seen: Observed, version: str | None) -> Iterator[Comparison]:
@@ -147,7 +154,7 @@ def _speed_checks(plan: PlanDocument, timing: LoadTiming) -> Iterator[Comparison
     """The load against the prediction and the goals, by the means that both are about; without either where it was another load."""
     asked, speed = timing.load, plan.decision.speed
     yield Comparison("requests without an answer", "0", f"{timing.failed:,}", timing.failed == 0, binding=True)
-    planned_load = asked.rate is None and asked.concurrency == plan.spec.workload.concurrency
+    planned_load = asked.rate is None and asked.concurrency == _clients(plan)
     if planned_load and speed is not None:
         yield from _predicted(speed, timing)
     else:

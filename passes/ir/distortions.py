@@ -34,9 +34,9 @@ class Zeros:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A share of the decoder's blocks, or of all weights, is gone."""
+    """A share of the decoder's blocks, of its weights, or of the routed experts of each layer is gone."""
 
-    what: Literal["blocks", "weights"]
+    what: Literal["blocks", "weights", "experts"]
     share: float
 
 

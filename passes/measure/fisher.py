@@ -5,8 +5,7 @@ log-likelihood of tokens *sampled from the model itself* (the true Fisher inform
 A stored matrix changes its outputs by δ_t = E x_t with E = decoded − dense, so the cost of every option is a product of what one
 pass shows: the inputs x_t, the gradients g_t, and the options' errors E. Terms between tokens and between matrices are left out.
 
-Streamed as everything here is: forward, the inputs of each block kept on disk; head; then block after block backward. Memory is one
-block with its activations, whatever the depth.
+Streamed as everything here is (`passes.measure.backward`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.algorithms.method import GPTQ_DEFAULT, Gptq, Matrix
@@ -22,11 +20,10 @@ from passes.blocks.dense_model import DenseModel
 from passes.blocks.hidden_states import HiddenStates
 from passes.blocks.input_statistics import InputStatistics
 from passes.blocks.matrices import copy_names, members
-from passes.blocks.memory import LOGIT_TOKENS
-from passes.blocks.stream import BlockReplica, BlockStream
-from passes.files.atomic import read_json, readable, write_json
+from passes.blocks.stream import BlockReplica
 from passes.formats.format import Format
 from passes.ir.model import Linear, ModelIR
+from passes.measure.backward import Targets, through_block, way_back
 from passes.steps.context import RunContext
 from passes.steps.key import content_key
 from passes.text.source import tokens_digest
@@ -34,10 +31,6 @@ from passes.text.split import FISHER_SEQUENCES, fitted_part
 
 if TYPE_CHECKING:
     import torch
-
-#: Tokens that go through a block together; its activations are kept for the way back.
-_BATCH_TOKENS = 2048
-
 
 def format_costs(dense: DenseModel, palette: Sequence[Format], run: RunContext) -> dict[str, list[float]]:
     """What storing each matrix in each format of `palette` costs in KL, as a step (`option_costs`); seen on a part of the run's text."""
@@ -52,45 +45,15 @@ def option_costs(dense: DenseModel, options: Sequence[Format], run: RunContext) 
     The run's folder holds the blocks' inputs meanwhile (S·T·hidden·2 bytes a block) and what was found: a run that was killed goes on
     there. Who has kept the result removes it.
     """
-    depth, decoder = len(dense), dense.ir.decoder
-    stream = BlockStream(dense, run.part(run.folder / "inputs"), _BATCH_TOKENS, keep=depth + 1)
-    gradients = HiddenStates(run.folder / "gradients", len(stream.batches))
-    costs, waiting = _kept(run.folder, depth)
-    if not (gradients.whole(waiting) and all(map(stream.hidden.whole, range(waiting)))):
-        costs, waiting = {}, depth
-        for path in run.folder.glob("costs-*.json"):
-            path.unlink()
-    for block in stream.blocks(stream.resume(stream.reached()) if waiting == depth else depth):
-        with block.loaded() as replicas:
-            block.run(replicas)
-        run.report(block.index + 1, 3 * depth)
-    if waiting == depth and not gradients.whole(depth):
-        _head_gradients(stream, gradients)
-    for index in reversed(range(waiting)):
-        with stream.block(index).loaded() as (replica, *_):
-            back = _Backward(replica, [matrix for matrix in members(decoder.block(index)) if matrix.quantizable])
-            back.run(stream.hidden, gradients, back.errors(stream.hidden, options))
-        of_block = _costs_of(dense.ir, index, back.sums, run.text.numel())
-        write_json(_costs_file(run.folder, index), of_block)
-        costs |= of_block
-        stream.hidden.drop(index + 1)
-        gradients.drop(index + 1)
-        run.report(depth + 2 * (depth - index), 3 * depth)
-    return costs
 
+    def of_block(replica: BlockReplica, hidden: HiddenStates, gradients: HiddenStates) -> dict[str, tuple[float, ...]]:
+        block = dense.ir.decoder.block(replica.index)
+        back = _Backward(replica, [matrix for matrix in members(block) if matrix.quantizable])
+        back.run(hidden, gradients, back.errors(hidden, options))
+        return _costs_of(dense.ir, replica.index, back.sums, run.text.numel())
 
-def _costs_file(folder: Path, index: int) -> Path:
-    return folder / f"costs-{index:05d}.json"
-
-
-def _kept(folder: Path, depth: int) -> tuple[dict[str, tuple[float, ...]], int]:
-    """The costs of the blocks that are done, the last ones, and how many are not."""
-    costs: dict[str, tuple[float, ...]] = {}
-    waiting = depth
-    while waiting and readable(path := _costs_file(folder, waiting - 1)):
-        costs |= {name: tuple(each) for name, each in read_json(path, "measurement").items()}
-        waiting -= 1
-    return costs, waiting
+    blocks = way_back(dense, run, _sampled(), of_block)
+    return {name: tuple(costs) for block in blocks for name, costs in block.items()}
 
 
 def _costs_of(
@@ -105,26 +68,17 @@ def _costs_of(
     return costs
 
 
-def _head_gradients(stream: BlockStream, gradients: HiddenStates) -> None:
-    """Gradients of −log p(sampled next token) at the last block's outputs, batch by batch; sampled on the processor, seeded."""
+def _sampled() -> Targets:
+    """Tokens drawn from the model's own distribution, on the processor, seeded."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    depth, decoder = len(stream.dense), stream.decoders[0]
-    with decoder.head():
-        for number in range(len(stream.hidden)):
-            states = stream.hidden.read(depth, number).to(decoder.device)
-            parts = []
-            for part in torch.split(states.flatten(0, 1), LOGIT_TOKENS):
-                leaf = part[None].detach().requires_grad_(True)
-                with torch.enable_grad():
-                    logits = decoder.logits(leaf)[0].float()
-                    chances = torch.softmax(logits.detach(), -1).cpu()
-                    sampled = torch.multinomial(chances, 1, generator=generator).squeeze(-1).to(logits.device)
-                    torch.nn.functional.cross_entropy(logits, sampled, reduction="sum").backward()  # type: ignore[no-untyped-call]
-                assert leaf.grad is not None
-                parts.append(leaf.grad[0])
-            gradients.write(depth, number, torch.cat(parts).view_as(states))
+
+    def draw(logits: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        chances = torch.softmax(logits.detach(), -1).cpu()
+        return torch.multinomial(chances, 1, generator=generator).squeeze(-1).to(logits.device)
+
+    return draw
 
 
 class _Backward:
@@ -172,20 +126,9 @@ class _Backward:
         self, hidden: HiddenStates, gradients: HiddenStates, errors: Mapping[str, Sequence[torch.Tensor | None]]
     ) -> None:
         """Sums up every option's cost over all tokens; `gradients` go on from the block's outputs to its inputs."""
-        import torch
-
         self.sums = {name: [0.0] * len(each) for name, each in errors.items()}
         with self._watched(errors):
-            for batch in range(len(hidden)):
-                leaf = self._on_device(hidden, self._index, batch).requires_grad_(True)
-                with torch.enable_grad():
-                    gradient = self._on_device(gradients, self._index + 1, batch)
-                    self._replica.run(leaf).backward(gradient)  # type: ignore[no-untyped-call]
-                assert leaf.grad is not None
-                gradients.write(self._index, batch, leaf.grad)
-
-    def _on_device(self, states: HiddenStates, block: int, batch: int) -> torch.Tensor:
-        return states.read(block, batch).to(self._replica.device)
+            through_block(self._replica, hidden, gradients)
 
     @contextmanager
     def _watched(self, errors: Mapping[str, Sequence[torch.Tensor | None]]) -> Iterator[None]:

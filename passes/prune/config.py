@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from passes.errors import InputError
+from passes.ir.architectures import build_ir
 from passes.ir.architectures.config import Config
+from passes.ir.model import Block, ModelIR
 
 #: What families call the number of layers.
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -24,6 +28,37 @@ _TRAILING = ("num_kv_shared_layers",)
 _LETTERS = ("hybrid_override_pattern",)
 #: Families that leave out the rotary embedding in every n-th layer unless `no_rope_layers` says where (0: left out).
 _NO_ROPE = frozenset({"smollm3", "llama4_text"})
+
+
+def config_describes(config: Mapping[str, Any], change: Callable[[ModelIR], ModelIR], *, assumed: bool) -> bool:
+    """Return whether the config of what `change` makes of the model that a config describes says just that: engines read nothing else.
+
+    `assumed`: the answer for a config that is read under an assumption only.
+    """
+    try:
+        whole = build_ir(config, "")
+    except InputError:
+        return assumed
+    wanted = change(whole)
+    try:
+        said = build_ir(wanted.config, "")
+    except InputError:
+        return False
+    kinds = {stack.name for stack in wanted.stacks}  # a config may describe layers that a checkpoint may leave out
+    stacks = tuple(stack for stack in said.stacks if stack.name in kinds)
+    return (stacks, said.outer, said.outer_tensors) == (wanted.stacks, wanted.outer, wanted.outer_tensors)
+
+
+def with_blocks_changed(ir: ModelIR, change: Callable[[Block], Block]) -> ModelIR:
+    """Return a model with the decoder's blocks changed. Layers that predict further tokens and would have to change too are left out.
+
+    The same config describes them, and no text goes through them here.
+    """
+    stacks = tuple(stack for stack in ir.stacks if stack.name != "mtp" or stack.map_blocks(change) == stack)
+    config = ir.config
+    if stacks != ir.stacks:
+        config = change_decoder(config, lambda part: set_present(part, ("num_nextn_predict_layers",), 0))
+    return replace(ir, stacks=stacks, config=config).with_decoder(ir.decoder.map_blocks(change))
 
 
 def change_decoder(config: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -12,13 +12,12 @@ from typing import Any, ClassVar, Self
 from passes.base import Pass, Stage
 from passes.blocks.dense_model import DenseModel
 from passes.blocks.renumbered import RenumberedWeights, renumbered
-from passes.errors import InputError, Reason
-from passes.ir.architectures import build_ir
+from passes.errors import Reason
 from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, ModelIR, Stack
 from passes.ir.operations import forward_operations, head_operations
 from passes.ir.state import ChunkedKV, FullKV, LayerState, Recurrent, SharedKV, SlidingKV
-from passes.prune.config import with_fewer_layers
+from passes.prune.config import config_describes, with_fewer_layers
 from passes.steps.context import RunContext
 from passes.steps.cost import StepCost, WalkSize, Work, states_bytes
 from passes.steps.key import content_key
@@ -89,11 +88,15 @@ class DepthPrune(Pass):
         return (Removed("blocks", self.count / max(1, len(ir.decoder.layers))),)
 
     def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
-        """Return what measuring takes: a forward for block influence, four of fewer tokens for two sets of blocks and the source."""
+        """Return what measuring takes: a forward for block influence, and of fewer tokens one after each removal but the last, six for three
+
+        sets of blocks and the source.
+        """
         if self.resolved:
             return {}
         forward = forward_operations(source)
-        judged = 4 * min(walk.tokens, JUDGED_TOKENS) * (forward + head_operations(source))
+        short = min(walk.tokens, JUDGED_TOKENS)
+        judged = short * ((self.count - 1) * forward + 6 * (forward + head_operations(source)))
         disk = (self.count + 2) * states_bytes(source, walk.tokens)
         return {
             "measure depth": StepCost(
@@ -182,14 +185,5 @@ def _config_says_it(ir: ModelIR, kept: Sequence[int]) -> bool:
 
 @lru_cache(maxsize=1 << 10)
 def _describes(config: str, kept: tuple[int, ...], equal: bool) -> bool:
-    values: dict[str, Any] = json.loads(config)
-    try:
-        whole = build_ir(values, "")
-    except InputError:
-        return equal  # read under an assumption: every layer is then as the next
-    wanted = _with_layers(whole, kept)
-    try:
-        said = build_ir(wanted.config, "")
-    except InputError:
-        return False
-    return (said.stacks, said.outer, said.outer_tensors) == (wanted.stacks, wanted.outer, wanted.outer_tensors)
+    # Read under an assumption every layer is as the next.
+    return config_describes(json.loads(config), lambda whole: _with_layers(whole, kept), assumed=equal)

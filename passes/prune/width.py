@@ -1,109 +1,216 @@
-"""Width pruning: narrower dense MLPs, fewer key/value groups (with the query heads that share them)."""
+"""Width pruning: narrower dense MLPs, fewer key/value groups (with the query heads that share them).
+
+Every layer keeps as many, so that config.json and every engine agree. Which ones is measured (`passes.prune.narrow`), and the matrix that
+reads them makes up for what is gone.
+"""
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 from passes.base import Pass, Stage
+from passes.blocks.dense_model import DenseModel
 from passes.errors import Reason
 from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.ir.operations import forward_operations, head_operations
 from passes.ir.state import FullKV
-from passes.prune.config import change_decoder, set_present
+from passes.prune.config import change_decoder, config_describes, set_present, with_blocks_changed
+from passes.prune.units import attention, dense_mlp
+from passes.steps.context import RunContext
+from passes.steps.cost import StepCost, WalkSize, Work, states_bytes
+from passes.steps.key import content_key
+from passes.text.source import tokens_digest
+from passes.text.split import FISHER_SEQUENCES
 
-_ATTENTION = (Role.Q, Role.K, Role.V, Role.QKV, Role.O)
-_MLP = (Role.GATE, Role.UP, Role.GATE_UP, Role.DOWN)
-#: Shares of the MLPs' channels that are weighed where pruning is allowed.
-_SHARES = (0.05, 0.10, 0.15, 0.20, 0.25)
-#: Narrower MLPs are cut to multiples of this, the widest group of any format and the tile of kernels.
-_MULTIPLE = 256
+#: How important a unit is (`passes.algorithms.removal.importance`); the last two look at no text and are there to be compared with.
+IMPORTANCES = ("activation", "taylor", "hessian", "magnitude", "random")
+_OF_INPUTS = ("activation", "hessian")
+#: Shares of the MLPs' channels that are weighed where pruning is allowed, and how many key/value groups of those of an attention.
+_SHARES, _KEPT_GROUPS = (0.05, 0.10, 0.15, 0.20, 0.25), 0.75
+#: Narrower MLPs are cut to multiples of the first: the widest group of any format and the tiles of kernels, on two cards as well. Narrow ones
+#: to multiples of the second, the least that kernels of 4-bit weights take (Marlin's 64 outputs).
+_MULTIPLE, _NARROW_MULTIPLE, _NARROW = 256, 64, 4096
+MEASURE, PRUNE = "measure width", "prune width"
 
 
 @dataclass(frozen=True)
 class WidthPrune(Pass):
-    """Cut every dense MLP to `intermediate` channels and every attention to `kv_heads` groups; 0 leaves a kind as it is."""
+    """Cut every dense MLP to `intermediate` channels and every attention to `kv_heads` groups; 0 leaves a kind as it is.
+
+    `importance`: one of `IMPORTANCES`. `compensate`: whether the matrix that reads them makes up for what is gone.
+    """
 
     name: ClassVar[str] = "prune_width"
     stage: ClassVar[Stage] = Stage.PRUNE
     intermediate: int = 0
     kv_heads: int = 0
+    importance: str = "hessian"
+    compensate: bool = True
+
+    @property
+    def looks(self) -> bool:
+        """Whether it looks at the inputs of the matrices that read what goes."""
+        return self.compensate or self.importance in _OF_INPUTS
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether it looks at inputs, or at gradients."""
+        return self.looks or self.importance == "taylor"
 
     @classmethod
     def degrees(cls, ir: ModelIR) -> Iterator[Self]:
-        """Yield MLPs without `_SHARES` of their channels, widest first."""
-        linears = [linear for block, _ in ir.decoder.counts for linear in block.linears]
-        inner = min((lin.in_features for lin in linears if lin.role is Role.DOWN and lin.copies == 1), default=0)
-        widths = {math.floor(inner * (1 - share) / _MULTIPLE) * _MULTIPLE for share in _SHARES}
+        """Yield MLPs without `_SHARES` of their channels, widest first, then attentions with fewer groups."""
+        blocks = [block for block, _ in ir.decoder.counts]
+        inner = min((lin.in_features for b in blocks for lin in dense_mlp(b) if lin.role is Role.DOWN), default=0)
+        multiple = _MULTIPLE if inner >= _NARROW else _NARROW_MULTIPLE
+        widths = {int(inner * (1 - share)) // multiple * multiple for share in _SHARES}
         yield from (cls(width) for width in sorted(widths - {0, inner}, reverse=True))
+        groups = min((block.state.kv_heads for block in blocks if isinstance(block.state, FullKV)), default=0)
+        if (kept := int(groups * _KEPT_GROUPS)) and kept == groups * _KEPT_GROUPS:
+            yield cls(kv_heads=kept)
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """Sizes that are not smaller, and attentions whose parts are not plain groups."""
-        reasons = []
-        for block, _ in ir.decoder.counts:
-            inner = {linear.in_features for linear in _dense_mlp(block) if linear.role is Role.DOWN}
-            if self.intermediate and any(not 0 < self.intermediate < size for size in inner):
-                reasons.append(
-                    Reason(
-                        "not_narrower",
-                        f"{self.intermediate} channels are not fewer than {max(inner)}",
-                        f"below {min(inner)}",
-                    )
-                )
-            if self.kv_heads and (reason := self._attention_reason(block)):
-                reasons.append(reason)
+        """Sizes that are not smaller, attentions whose parts are not plain groups, weights that are quantized, odd config files."""
+        if self.importance not in IMPORTANCES:
+            known = ", ".join(IMPORTANCES)
+            return (Reason("unknown_importance", f"no importance {self.importance!r}", f"one of {known}"),)
         if not self.intermediate and not self.kv_heads:
-            reasons.append(Reason("width_prune_nothing", "name what to cut", "intermediate: 8192"))
-        return tuple(reasons[:1])
+            return (Reason("width_prune_nothing", "name what to cut", "intermediate: 8192"),)
+        blocks = [block for block, _ in ir.decoder.counts]
+        reasons = [reason for block in blocks if (reason := self._block_reason(block)) is not None]
+        if reasons:
+            return (reasons[0],)
+        if self.intermediate and not any(map(dense_mlp, blocks)):
+            return (Reason("no_dense_mlp", f"{ir.name} has no MLP that every token uses", "prune experts or depth"),)
+        if not _config_says_it(json.dumps(ir.config, sort_keys=True, default=str), self):
+            message = f"no config.json of {ir.architecture} describes {ir.name} that narrow"
+            return (Reason("prune_width_layout", message, "prune by depth or experts instead"),)
+        return ()
+
+    def _block_reason(self, block: Block) -> Reason | None:
+        cut = [*dense_mlp(block)] if self.intermediate else []
+        cut += attention(block) if self.kv_heads else ()
+        if any(linear.storage.is_quantized for linear in cut):
+            message = "rows and columns cannot be taken out of quantized weights: errors were compensated across them"
+            return Reason("prune_needs_dense", message, "prune the dense model, then quantize")
+        inner = {linear.in_features for linear in cut if linear.role is Role.DOWN}
+        if self.intermediate and any(not 0 < self.intermediate < size for size in inner):
+            message = f"{self.intermediate} channels are not fewer than {max(inner)}"
+            return Reason("not_narrower", message, f"below {min(inner)}")
+        return self._attention_reason(block) if self.kv_heads else None
 
     def _attention_reason(self, block: Block) -> Reason | None:
-        attention = [linear for linear in block.linears if linear.role in _ATTENTION]
-        if not isinstance(block.state, FullKV) or not attention:
+        if not isinstance(block.state, FullKV) or not attention(block):
             return Reason("no_kv_groups", "a layer has no key/value groups to cut", "intermediate alone")
         if not 0 < self.kv_heads < block.state.kv_heads:
             return Reason("not_narrower", f"{self.kv_heads} groups are not fewer than {block.state.kv_heads}")
         queries = block.heads * block.state.head_dim
         wide = any(t.elements > block.state.head_dim for t in block.tensors if "q_norm" in t.name or "k_norm" in t.name)
-        if wide or any(linear.role is Role.Q and linear.out_features != queries for linear in attention):
-            return Reason(
-                "attention_not_in_groups", "the attention has norms or gates over all heads", "intermediate alone"
-            )
+        fused = any(lin.role is Role.QKV and not lin.name.endswith("qkv_proj") for lin in attention(block))
+        if wide or fused or any(lin.role is Role.Q and lin.out_features != queries for lin in attention(block)):
+            message = "the attention has norms or gates over all heads, or a fused matrix of an order of its own"
+            return Reason("attention_not_in_groups", message, "intermediate alone")
         return None
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
         """Narrower matrices, caches and config."""
-        decoder = ir.decoder.map_blocks(lambda block: _narrow(block, self.intermediate, self.kv_heads))
-        heads = next((block.heads for block in decoder.classes if block.heads), 0)
-        head_dim = next((b.state.head_dim for b in decoder.classes if isinstance(b.state, FullKV)), 0)
+        out = with_blocks_changed(ir, lambda block: _narrow(block, self.intermediate, self.kv_heads))
+        classes = out.decoder.classes
+        heads = next((block.heads for block in classes if block.heads), 0)
+        head_dim = next((block.state.head_dim for block in classes if isinstance(block.state, FullKV)), 0)
 
         def shrink(part: dict[str, Any]) -> None:
             if self.intermediate:
-                set_present(part, ("intermediate_size", "ffn_hidden_size", "n_inner"), self.intermediate)
+                set_present(part, ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner"), self.intermediate)
             if self.kv_heads:
                 part |= {"num_key_value_heads": self.kv_heads, "num_attention_heads": heads, "head_dim": head_dim}
 
-        return replace(ir.with_decoder(decoder), config=change_decoder(ir.config, shrink))
+        return replace(out, config=change_decoder(out.config, shrink))
 
     def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
-        """Return the share of the weights that goes."""
-        return (Removed("weights", 1 - self.rewrite(ir).weights / ir.weights),)
+        """Return the share of the decoder's weights that goes."""
+        return (Removed("weights", removed_share(ir, self.rewrite(ir))),)
 
-    def missing(self, ir: ModelIR) -> str | None:
-        """Say that it cannot be run: which channels and groups matter least is to be measured on the weights."""
-        return "width pruning has no executing face yet: choosing and cutting channels on the weights"
+    def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
+        """The narrower model, made block by block as a step; first-order importance is measured in a step before."""
+        from passes.prune.narrow import Narrowing
+        from passes.walk.edit import EditingWalk
+
+        edit = Narrowing(self, before.ir.decoder, tuple(self._scores(before, run)))
+        return EditingWalk(before, self.rewrite(before.ir), edit).result(PRUNE, self.text(), run)
+
+    def _scores(self, before: DenseModel, run: RunContext) -> list[dict[str, list[float]]]:
+        if self.importance != "taylor":
+            return []
+        from passes.prune.taylor import unit_scores
+
+        short = run.on_text(run.text[:FISHER_SEQUENCES])
+        # Which units there are depends on what is cut, not on how many stay.
+        kinds = (bool(self.intermediate), bool(self.kv_heads))
+        key = content_key(*before.identity, "taylor", kinds, tokens_digest(short.text))
+        measured = short.measured(MEASURE, "taylor", key, lambda inside: {"blocks": unit_scores(self, before, inside)})
+        return list(measured["blocks"])
+
+    @property
+    def choice_steps(self) -> tuple[str, ...]:
+        """The walk that cuts, and the measurement of first-order importance before it."""
+        return (MEASURE, PRUNE) if self.importance == "taylor" else (PRUNE,)
+
+    def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
+        """Return what its walk takes: forwards through each block as it was and as it is, the readers' Hessians, a copy of the model."""
+        short = min(walk.samples, FISHER_SEQUENCES) * walk.length
+        forward, disk = forward_operations(source), 3 * states_bytes(source, walk.tokens) + source.tensor_bytes
+        looked = walk.tokens if self.looks else 0
+        readers = [
+            (lin.in_features, lin.out_features, count)
+            for block, count in source.decoder.counts
+            for lin in (*(dense_mlp(block) if self.intermediate else ()), *(attention(block) if self.kv_heads else ()))
+            if lin.role in (Role.DOWN, Role.O)
+        ]
+        work = Work(
+            forwards=2 * looked * forward,
+            hessians=looked * sum(inner**2 * count for inner, _, count in readers),
+            compensation=sum(inner**2 * (inner + 2 * outer) * count for inner, outer, count in readers),
+            moved=2 * source.tensor_bytes,
+        )
+        costs = {PRUNE: StepCost(work, walk.memory, disk)}
+        if self.importance == "taylor":
+            back = 3 * short * (forward + head_operations(source))
+            states = (len(source.decoder.layers) + 3) * states_bytes(source, short)
+            measuring = Work(forwards=back, moved=2 * source.tensor_bytes)
+            costs = {MEASURE: StepCost(measuring, walk.block_memory + walk.batch_memory, states)} | costs
+        return costs
+
+    def title(self) -> str:
+        """Return `keep 1216 channels` or `keep 2 key/value groups`, or both."""
+        parts = [f"{self.intermediate} channels"] if self.intermediate else []
+        parts += [f"{self.kv_heads} key/value groups"] if self.kv_heads else []
+        return f"keep {' and '.join(parts)}"
 
 
-def _dense_mlp(block: Block) -> list[Linear]:
-    return [lin for lin in block.linears if lin.role in _MLP and lin.copies == 1 and not lin.shared_expert]
+def removed_share(before: ModelIR, after: ModelIR) -> float:
+    """Return the share of the decoder's weights that is gone: embeddings, which stay, are no part of what is lost."""
+
+    def weights(ir: ModelIR) -> int:
+        return sum(count * sum(lin.weights for lin in block.linears) for block, count in ir.decoder.counts)
+
+    return 1 - weights(after) / weights(before)
+
+
+@lru_cache(maxsize=1 << 10)
+def _config_says_it(config: str, pass_: WidthPrune) -> bool:
+    return config_describes(json.loads(config), pass_.rewrite, assumed=True)
 
 
 @lru_cache(maxsize=1 << 10)
 def _narrow(block: Block, intermediate: int, kv_heads: int) -> Block:
-    dense, state, heads = set(_dense_mlp(block)), block.state, block.heads
-    share = (1, 1)
+    dense, heads_of = set(dense_mlp(block)), set(attention(block))
+    state, heads, share = block.state, block.heads, (1, 1)
     if kv_heads and isinstance(state, FullKV):
         share = (kv_heads, state.kv_heads)
         heads = heads * kv_heads // state.kv_heads
@@ -116,7 +223,7 @@ def _narrow(block: Block, intermediate: int, kv_heads: int) -> Block:
             return replace(linear, out_features=intermediate * (2 if linear.role is Role.GATE_UP else 1))
         if linear.role is Role.O:
             return replace(linear, in_features=linear.in_features * share[0] // share[1])
-        if linear.role in _ATTENTION:
+        if linear in heads_of:
             return replace(linear, out_features=linear.out_features * share[0] // share[1])
         return linear
 

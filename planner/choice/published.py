@@ -63,6 +63,6 @@ def equivalent(made: Published) -> Pass:
 
 
 def _allowed(choice: QuantizeChoice, made: Published) -> bool:
-    if choice.formats is not None:
-        return made.weights in choice.formats
+    if choice.formats is not None and made.weights not in choice.formats:
+        return False
     return choice.methods is None or equivalent(made).rounds_by in choice.methods

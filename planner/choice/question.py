@@ -14,6 +14,7 @@ from planner.asked import chain_of, rewrite, with_dtype
 from planner.choice.capacity import Capacity, capacity, running_at_once
 from planner.choice.capacity import reasons as short_of
 from planner.choice.odds import at_least
+from targets.engines.accounting import CONCURRENCY_DOES_NOT_FIT
 from targets.engines.engine import Engine, MemoryEstimate, Parallel, Settings, find_engine
 from targets.gpu import Gpu, find_gpu
 from targets.workload import Workload
@@ -100,9 +101,21 @@ class Question:
         asked = None if self.concurrency is None else math.ceil(self.concurrency / replicas)
         workload = replace(self.workload, concurrency=asked)
         memory = self.engine.memory(ir, self.gpu, self.settings, workload)
-        used = capacity(memory, asked or 1, workload) if asked and self.input_tokens and self.output_tokens else None
-        against = memory.reasons if used is None else short_of(memory, used, workload)
+        lengths = self.input_tokens and self.output_tokens
+        used = capacity(memory, asked, self.workload, replicas) if asked and lengths else None
+        against = _of_each(memory.reasons, replicas) if used is None else short_of(memory, used, workload)
         return Outcome(ir, (*illegal, *refused), replace(memory, reasons=against), asked, used)
+
+
+def _of_each(reasons: tuple[Reason, ...], replicas: int) -> tuple[Reason, ...]:
+    """An engine's reasons, which are one replica's: of several, saying so."""
+    if replicas == 1:
+        return reasons
+    short = CONCURRENCY_DOES_NOT_FIT
+    return tuple(
+        replace(each, message=f"on each of {replicas} replicas {each.message}") if each.code == short else each
+        for each in reasons
+    )
 
 
 @dataclass(frozen=True, slots=True)

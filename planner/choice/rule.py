@@ -14,10 +14,12 @@ from functools import partial
 
 from passes import chain
 from passes.base import Stage
+from passes.ir.model import ModelIR
+from passes.ir.resident import resident_model
 from planner.choice.goals import FLOOR
-from planner.choice.verdict import Verdict
+from planner.choice.verdict import Verdict, judge_quality
 from planner.figures import apart
-from planner.quality.expected import growth
+from planner.quality.expected import Quality, growth
 from planner.spec.spec import Goals
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
@@ -34,14 +36,14 @@ _HOURS_BAND, _LEAST_HOURS = 0.25, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """A figure of a candidate, less is better; `width`: by how much the best may be better and still tie. `says`: what a candidate that
-    lost by it is told, given the figures of the loser and of the chosen one; None where its figure has no words.
+    """A figure of a candidate, less is better; `width`: by how much the best may be better than another and still tie. `says`: what a
+    candidate that lost by it is told, given the figures of the loser and of the chosen one.
     """
 
     name: str
     figure: Callable[[Verdict], float]
     says: Callable[[float, float], str]
-    width: Callable[[Verdict], float] = lambda best: 0.0
+    width: Callable[[Verdict, Verdict], float] = lambda best, other: 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule of a spec: its goals, the card, whether the engine was asked for by name, and what making a candidate takes (hours)."""
+    """The rule of a spec: its goals, the card, whether the engine was asked for by name, what making a candidate takes (hours), and
+    whether the fewest cards are asked for that do.
+    """
 
     goals: Goals
     gpu: Gpu
     engine_named: bool
     hours: Callable[[Verdict], float] = lambda verdict: 0.0
+    fewest: bool = False
 
     def decide(self, candidates: Sequence[Verdict]) -> Decision | None:
         """Choose among candidates that meet the goals by their predicted values; None where there are none."""
@@ -84,11 +89,11 @@ class Rule:
                 break
             figures = {id(v): criterion.figure(v) for v in left}
             best = min(left, key=lambda v: figures[id(v)])
-            limit = figures[id(best)] + criterion.width(best)
-            out = [v for v in left if figures[id(v)] > limit]
+            beyond = {id(v): figures[id(v)] - figures[id(best)] - criterion.width(best, v) for v in left}
+            out = [v for v in left if beyond[id(v)] > 0]
             if out:
                 fallen.append((criterion, out))
-                left = [v for v in left if figures[id(v)] <= limit]
+                left = [v for v in left if beyond[id(v)] <= 0]
         chosen = self._undominated(left[0], candidates)
         decided = {id(v): criterion for criterion, out in fallen for v in out}
         lost = tuple(_loss(v, decided.get(id(v)), chosen) for v in candidates if v is not chosen)
@@ -121,33 +126,64 @@ class Rule:
         return (
             v.quality.log_ppl_increase.value, -_speed(v, False).value, -_speed(v, True).value, v.memory.memory.total.value,
             float(making(v)), float(v.candidate.settings.parallel.gpus),
-            float(v.capacity.waiting * v.candidate.settings.parallel.dp), float(len(v.candidate.changed)), self._doubt(v),
+            float(v.capacity.waiting), float(len(v.candidate.changed)), self._doubt(v),
             self._preferred().figure(v),
         )  # fmt: skip
 
-    @property
-    def _batch(self) -> bool:
-        """Whether all clients' tokens count and not one client's: what does not fit may wait."""
-        return self.goals.prefer in ("throughput", "cost")
-
     def _doubt(self, v: Verdict) -> float:
-        """How likely the least likely goal is missed; nothing of what is admissible."""
-        return 0.0 if v.admissible(self.goals) else 1.0 - min(v.odds)
+        """By how much the odds fall short of the confidence that is asked, of the goals or of the fit; nothing of what is admissible."""
+        *met, fits = v.odds
+        short = (self.goals.fit_confidence - fits, *(self.goals.confidence - odds for odds in met))
+        return 0.0 if v.admissible(self.goals) else max(0.0, *short)
 
     def standing(self, v: Verdict) -> int:
-        """0 admissible, 2 likely only, 4 misses a goal on quality within the band. An engine that nobody maintains, unless it was asked
+        """0 admissible, 2 likely only, 4 misses a goal by less than the band. An engine that nobody maintains, unless it was asked
         for, comes behind each of them for few clients, which is what it is good at, and behind all of them (6, 8, 10) for more.
         """
         standing = 0 if v.admissible(self.goals) else 2 if v.likely else 4
-        if not self.goals.asks_quality and growth(v.quality.log_ppl_increase.value) > FLOOR:
+        if self._loses_unasked(v.quality):
             standing = 4
-        if self.engine_named or find_engine(v.candidate.engine).archived is None:
-            return standing
-        return standing + _behind(v)
+        return standing + self._behind(v.candidate.engine, v.capacity.clients)
+
+    def at_best(self, quality: Quality, engine: str, clients: int) -> float:
+        """Where a candidate of this quality stands at best, whatever its memory and speed; infinite where it misses a goal on quality."""
+        results = list(judge_quality(self.goals, quality))
+        if not all(result.tolerated(self.goals.bands) for result in results):
+            return math.inf
+        standing = 0 if all(result.odds >= self.goals.confidence for result in results) else 2
+        if self._loses_unasked(quality) or not all(result.met for result in results):
+            standing = 4
+        return standing + self._behind(engine, clients)
+
+    def _loses_unasked(self, quality: Quality) -> bool:
+        """Whether it loses more than anybody would accept who asks for no quality."""
+        return not self.goals.asks_quality and growth(quality.log_ppl_increase.value) > FLOOR
+
+    def _behind(self, engine: str, clients: int) -> int:
+        """By how much an engine stands behind: one that nobody maintains, unless it was asked for."""
+        return 0 if self.engine_named or find_engine(engine).archived is None else _behind(clients)
 
     def settles(self, v: Verdict) -> bool:
         """Whether every candidate of an engine that nobody maintains comes behind this one of a maintained engine."""
-        return v.feasible and self.standing(v) < _behind(v)
+        return v.feasible and self.standing(v) < _behind(v.capacity.clients)
+
+    def clear(self, v: Verdict) -> bool:
+        """Whether of those that stand as it does none is before it but for the figure that is preferred."""
+        return self._doubt(v) == 0 and not self.fewest and (self.goals.batch or not v.capacity.waiting)
+
+    def figure_of_chain(self, ir: ModelIR, quality: Quality) -> float:
+        """The preferred figure, where a chain alone tells it; before every other where engine and settings do."""
+        match self.goals.prefer:
+            case "quality":
+                return growth(quality.log_ppl_increase.value)
+            case "size":
+                return math.log(ir.tensor_bytes)
+            case _:
+                return -math.inf
+
+    def width(self, v: Verdict) -> float:
+        """By how much one that is worse in the preferred figure, as a chain alone tells it, still ties with this one."""
+        return self._preferred().width(v, v)
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -156,9 +192,13 @@ class Rule:
         return (
             Criterion("standing", self.standing, _standing_words),
             Criterion(
-                "waiting", lambda v: not self._batch and v.capacity.waiting > 0, _words("clients wait for each other")
+                "waiting", lambda v: not self.goals.batch and v.capacity.waiting > 0, _words("clients wait for each other")
             ),
-            Criterion("odds", self._doubt, _odds_words, lambda best: _ODDS_BAND),
+            Criterion("odds", self._doubt, _odds_words, lambda best, other: _ODDS_BAND),
+            Criterion(
+                "fewest cards", lambda v: v.candidate.cards if self.fewest else 0,
+                lambda theirs, mine: f"takes {theirs:.0f} cards where {mine:.0f} do",
+            ),
             self._preferred(),
             Criterion("making", making, lambda theirs, mine: f"{MAKING[int(theirs)]}; the chosen one is {MAKING[int(mine)]}"),
             Criterion("changes of the model", lambda v: len(v.candidate.passes), _words("changes more than is needed")),
@@ -175,47 +215,49 @@ class Rule:
             Criterion(
                 "margin", lambda v: -v.capacity.room.low,
                 lambda theirs, mine: "leaves {} of room against {}".format(*apart(-theirs, -mine, "B")),
-                lambda best: bands.memory * memory,
+                lambda best, other: bands.memory * memory,
             ),
             Criterion(
                 "work", lambda v: math.log(_LEAST_HOURS + self.hours(v)),
                 lambda theirs, mine: "takes {} to make against {}".format(
                     *apart(math.exp(theirs) - _LEAST_HOURS, math.exp(mine) - _LEAST_HOURS, "h")
                 ),
-                lambda best: _HOURS_BAND,
+                lambda best, other: _HOURS_BAND,
             ),
             Criterion("quality", lambda v: growth(round(v.quality.log_ppl_increase.value, 9)), _grown_words),
-            Criterion("speed", lambda v: -_speed(v, self._batch).value, _rate_words),
+            Criterion("speed", lambda v: -_speed(v, self.goals.batch).value, _rate_words),
             Criterion("size", lambda v: v.ir.tensor_bytes, _size_words),
         )  # fmt: skip
 
     def _preferred(self) -> Criterion:
         """The figure that the spec prefers. Differences count beyond a band, and beyond what the better figure itself is unsure of where
-        it is assumed: candidates of one engine share the errors of a fit.
+        it is assumed; assumed rates of one engine share their errors.
         """
         bands, prefer = self.goals.bands, self.goals.prefer
         if prefer == "quality":
             return Criterion(
                 "quality", lambda v: growth(v.quality.log_ppl_increase.value), _grown_words,
-                lambda best: max(bands.quality, _own(best.quality.log_ppl_increase)),
+                lambda best, other: max(bands.quality, _own(best.quality.log_ppl_increase)),
             )  # fmt: skip
         if prefer == "size":
-            return Criterion("size", lambda v: math.log(v.ir.tensor_bytes), _log_size_words, lambda best: bands.memory)
+            return Criterion(
+                "size", lambda v: math.log(v.ir.tensor_bytes), _log_size_words, lambda best, other: bands.memory
+            )
         if prefer == "context":
             return Criterion(
                 "context", lambda v: -math.log(max(v.memory.kv.max_context, 1)),
                 lambda theirs, mine: f"context {math.exp(-theirs):,.0f} against {math.exp(-mine):,.0f}",
-                lambda best: bands.speed,
+                lambda best, other: bands.speed,
             )  # fmt: skip
         cards = prefer == "cost"
         return Criterion(
             prefer,
             lambda v: (
-                -math.log(max(_speed(v, self._batch).value, 1e-9))
+                -math.log(max(_speed(v, self.goals.batch).value, 1e-9))
                 + (math.log(v.candidate.settings.parallel.gpus) if cards else 0.0)
             ),
             _cost_words if cards else _log_rate_words,
-            lambda best: bands.speed,
+            lambda best, other: max(bands.speed, _unshared(best, other, self.goals.batch)),
         )
 
     def _why(self, chosen: Verdict, decided: Sequence[str]) -> str:
@@ -250,8 +292,9 @@ MAKING = (
 )  # fmt: skip
 #: What is said of the chosen one where a criterion told it from others.
 _TOLD = {
-    "waiting": "no client waits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
-    "changes of the model": "with the fewest changes of the model", "regime": "its engine was measured in this regime",
+    "fewest cards": "the fewest cards that do", "waiting": "no client waits", "odds": "with the best odds of what is asked",
+    "making": "no other is less to make", "changes of the model": "with the fewest changes of the model",
+    "regime": "its engine was measured in this regime",
     "stages": "in the fewest stages", "cards": "on all cards", "tensor parallel": "with the fewest cards under one matrix",
     "native": "the card multiplies its format itself", "settings": "with the fewest changed settings",
     "margin": "with the most room left", "work": "with the least work", "quality": "then the best in quality",
@@ -275,9 +318,9 @@ def making(verdict: Verdict) -> int:
     return int(any(pass_.rounds_by is not None for pass_ in passes))
 
 
-def _behind(verdict: Verdict) -> int:
+def _behind(clients: int) -> int:
     """By how much an engine that nobody maintains stands behind (`Rule.standing`)."""
-    return 1 if verdict.capacity.clients <= FEW_CLIENTS else 6
+    return 1 if clients <= FEW_CLIENTS else 6
 
 
 def _speed(verdict: Verdict, batch: bool) -> Quantity:
@@ -296,7 +339,7 @@ def _emulated(verdict: Verdict, gpu: Gpu) -> int:
     card = card_of(engine, gpu)
     forms = {
         linear.storage
-        for block, _ in verdict.ir.decoder.counts
+        for block, _ in resident_model(verdict.ir).decoder.counts
         for linear in block.linears
         if linear.storage.is_quantized
     }
@@ -308,6 +351,13 @@ def _emulated(verdict: Verdict, gpu: Gpu) -> int:
 def _own(quantity: Quantity) -> float:
     """What a figure is unsure of by itself where it is assumed; fitted figures of one model share their errors."""
     return quantity.high - quantity.value if quantity.basis is Basis.ASSUMED else 0.0
+
+
+def _unshared(best: Verdict, other: Verdict, batch: bool) -> float:
+    """What an assumed rate is unsure of (its logarithm) against one that is known better, or of another engine."""
+    rate, theirs = _speed(best, batch), _speed(other, batch)
+    same = theirs.basis is Basis.ASSUMED and best.candidate.engine == other.candidate.engine
+    return math.log(rate.value / rate.low) if rate.basis is Basis.ASSUMED and not same and rate.low > 0 else 0.0
 
 
 def _words(text: str) -> Callable[[float, float], str]:
@@ -331,7 +381,7 @@ def _standing_told(standing: float) -> str:
 
 
 #: What is said of a candidate that stands behind, by its tier.
-_TIERS = ("stands behind", "less likely than is asked", "the chosen one misses none")
+_TIERS = ("stands behind", "less likely than is asked", "misses a goal by less than the band")
 
 
 def _archived(standing: float) -> bool:
@@ -345,7 +395,7 @@ def _tier(standing: float) -> int:
 
 
 def _odds_words(theirs: float, mine: float) -> str:
-    return "with odds of {} against {}".format(*apart(1 - theirs, 1 - mine, "odds"))
+    return f"its odds are {100 * theirs:.0f} points below the confidence asked for, against {100 * mine:.0f}"
 
 
 def _grown_words(theirs: float, mine: float) -> str:

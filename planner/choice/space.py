@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -37,7 +37,7 @@ from planner.choice.goals import FLOOR
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
 from planner.quality.expected import expected_quality, growth
-from planner.spec.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec
+from planner.spec.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec, Target
 from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
 from targets.gpu import Gpu
 from targets.workload import Workload
@@ -45,8 +45,7 @@ from targets.workload import Workload
 
 def workload_of(spec: Spec) -> Workload:
     """The workload of a spec."""
-    w = spec.workload
-    return Workload(w.context, w.concurrency, w.input_tokens, w.output_tokens)
+    return spec.workload.asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +83,29 @@ def designs(spec: Spec, ir: ModelIR, gpu: Gpu, names: Container[str], cards: int
 
 
 def spreads(engine: str, spec: Spec, cards: int | None = None) -> Iterator[Parallel]:
-    """Give the engine's ways over powers of two up to the cards at hand, and over all of them; over `cards` alone where given. Tensor
-    parallelism stays inside a machine; replicas are given where more than one request comes at a time.
+    """Give the engine's ways over each number of cards that is weighed; over `cards` alone where given. Tensor parallelism stays inside a
+    machine; replicas are given where more than one request comes at a time.
     """
-    target, known = spec.target, find_engine(engine)
-    count, node = target.count, target.node
-    powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
-    for used in (cards,) if cards else dict.fromkeys([*powers, count]):
+    node, known, clients = spec.target.node, find_engine(engine), spec.workload.concurrency
+    for used in (cards,) if cards else numbers_of_cards(spec.target):
         for parallel in known.spreads(used):
             if parallel.tp <= node:
                 yield parallel
-        if spec.workload.concurrency > 1 and known.replicates:
-            for replicas in (n for n in range(2, used + 1) if used % n == 0 and n <= spec.workload.concurrency):
-                if used // replicas <= node:
-                    yield Parallel(tp=used // replicas, dp=replicas)
+        for replicas in range(2, used + 1) if known.replicates else ():
+            shared = used % replicas == 0 and used // replicas <= node
+            if shared and (not isinstance(clients, int) or replicas <= clients):
+                yield Parallel(tp=used // replicas, dp=replicas)
+
+
+def numbers_of_cards(target: Target) -> Iterable[int]:
+    """Return how many cards are weighed: powers of two and all of them; every number of one machine where the fewest are asked for, then
+    whole machines.
+    """
+    count, node = target.cards, target.node
+    if target.fewest:
+        return (*range(1, min(node, count) + 1), *range(2 * node, count + 1, node))
+    powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
+    return dict.fromkeys([*powers, count])
 
 
 def settings_options(
@@ -182,7 +190,7 @@ def nothing_to_weigh(spec: Spec, gpu: Gpu) -> InputError:
         has = "; ".join(f"{name} has {', '.join(find_engine(name).kv_dtypes)}" for name in names)
         return InputError(f"nothing is left to weigh: no engine here keeps its cache as {asked}", remedy=has)
     return InputError(
-        f"nothing is left to weigh: no format of `passes: quantize:` is one of {' or '.join(names)}",
+        f"nothing is left to weigh: no format of `passes: quantize:` is one of {' or '.join(names)}, by a method that is named there",
         remedy="name other formats or methods, or `dense: true` to weigh the model as it is",
     )
 
@@ -221,16 +229,20 @@ def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
 
 
 def _named(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
+    """The formats that are named, else those of the engine, each by the methods that are named, else by its usual one. A format that was
+    asked for by name is made by whichever method was; of the engine's own, one that is calibrated may be rounded instead.
+    """
+    methods = choice.methods
     for name in choice.formats if choice.formats is not None else find_engine(engine).weighed_formats:
         parsed = pass_named(name)
         if parsed is None:
             continue
-        methods = choice.methods
-        # What an engine does while it loads is no method that one chooses.
-        if choice.formats is not None or methods is None or parsed.load_time or parsed.rounds_by in methods:
+        if methods is None or parsed.rounds_by in methods:
             yield parsed
-        elif parsed.rounds_by == "gptq" and "rtn" in methods:
-            yield parsed.with_options(method="rtn")
+        elif not parsed.load_time:
+            others = methods if choice.formats is not None else ("rtn",) if parsed.rounds_by == "gptq" else ()
+            made = (parsed.with_options(method=method) for method in methods if method in others)
+            yield from (pass_ for pass_ in made if pass_.rounds_by in methods)
 
 
 def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Settings, ...]) -> Iterator[Design]:

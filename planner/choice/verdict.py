@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from passes.base import Pass, Stage
 from passes.errors import Reason, ReasonKind
@@ -38,6 +39,11 @@ class Candidate:
         """The format of the weights that are made, as `check --weights` takes it; `as-is` where none are."""
         names = (pass_.weights_name for pass_ in self.passes)
         return next((name for name in names if name is not None), AS_IS)
+
+    @property
+    def cards(self) -> int:
+        """Cards in use."""
+        return self.settings.parallel.gpus
 
     @property
     def label(self) -> str:
@@ -78,10 +84,10 @@ class GoalResult:
         return (odds.at_most if self.goal.at_most else odds.at_least)(self.predicted, self.wanted)
 
     def tolerated(self, bands: Bands) -> bool:
-        """Whether it is met, or one on perplexity is missed by less than the band: nobody can tell such figures apart."""
-        if self.met or self.goal is not Goal.PERPLEXITY:
-            return self.met
-        return self.predicted.value <= self.wanted + bands.quality
+        """Whether it is met, or missed by less than the band: nobody can tell such figures apart."""
+        if self.goal is Goal.PERPLEXITY:
+            return self.predicted.value <= self.wanted + bands.quality
+        return self.miss <= bands.speed
 
     @property
     def miss(self) -> float:
@@ -100,7 +106,7 @@ class GoalResult:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Verdict:
     """What is predicted of a candidate, and every reason against it (empty: it meets all goals)."""
 
@@ -116,10 +122,10 @@ class Verdict:
 
     @property
     def feasible(self) -> bool:
-        """Legal, fits, and meets every goal, or one on quality within the band."""
+        """Legal, fits, and meets every goal, or misses it by less than the band."""
         return not self.reasons
 
-    @property
+    @cached_property
     def odds(self) -> tuple[float, ...]:
         """The probability of each goal, and of fitting as the last."""
         return (*(goal.odds for goal in self.goals), self.capacity.odds)

@@ -41,8 +41,8 @@ def finite(value: float | None) -> float | None:
 def _console(as_json: bool = False) -> Console:
     from rich.console import Console
 
-    # What is printed comes from plans, configs and options that others wrote: none of it is markup unless a call says so.
-    return Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False)
+    # What is printed comes from plans, configs and options that others wrote: none of it is markup, unless a call says so, or an emoji.
+    return Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def emit(document: Any) -> None:

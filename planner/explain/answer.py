@@ -276,7 +276,7 @@ def _cheapest(asked: Asked, words: str) -> Answer:
     """The least card that a plan meets the goals on, with the odds asked for where there is one. No prices are known: less memory, then
     less bandwidth, counts as cheaper. Of a size whose newest and fastest card does not do, none is tried.
     """
-    cards, count = _cards(), asked.spec.target.count
+    cards, count = _cards(), asked.spec.target.cards
     least = _fewest_bytes(asked, cards[-1].name)
     plausible = [card for card in cards if least is not None and count * card.memory_bytes.value >= least]
 

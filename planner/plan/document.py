@@ -22,9 +22,10 @@ from planner.plan.codec import to_json
 from planner.plan.stated import StatedReason
 from planner.quality.expected import Quality
 from planner.spec.parse import validated
-from planner.spec.spec import Spec
+from planner.spec.spec import Spec, WorkloadSpec
 from targets.engines.engine import KVEstimate, Memory, Parallel, Settings, SpeedEstimate
 from targets.quantity import Quantity
+from targets.workload import Workload
 
 #: The parts of a spec that name texts.
 TEXTS = ("calibration", "evaluation")
@@ -189,9 +190,10 @@ class PortableTarget:
     """The card by name, size or facts; `reserve` with its unit."""
 
     gpu: str | Mapping[str, Any]
-    count: int
+    count: int | str
     reserve: str
     nodes: int | None = None
+    max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +201,14 @@ class PortableWorkload:
     """What is asked of the served model, in tokens and requests."""
 
     context: int
-    concurrency: int
-    input_tokens: int
-    output_tokens: int
+    concurrency: int | str
+    input_tokens: int | Mapping[str, int]
+    output_tokens: int | Mapping[str, int]
+
+    @property
+    def asked(self) -> Workload:
+        """What engines are asked."""
+        return WorkloadSpec.model_validate(to_json(self)).asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def lock(spec: Spec, source: Source, engine: PlannedEngine | None) -> Lock:
         config_digest=hashlib.sha256(config.encode()).hexdigest(),
         calibration=_text_lock(spec.calibration),
         evaluation=_text_lock(spec.evaluation),
-        gpu=LockedGpu(gpu.name, round(gpu.memory_bytes.value), spec.target.count),
+        gpu=LockedGpu(gpu.name, round(gpu.memory_bytes.value), spec.target.cards),
         engine=engine,
         tightfit=VERSION,
         data={name: _file_digest(str(files(room).joinpath(name))) for room, name in _data(engine)},

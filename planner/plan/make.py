@@ -11,7 +11,7 @@ from passes import chain
 from passes.base import Pass
 from passes.blocks.devices import AUTO
 from passes.chain import missing, rewrite
-from passes.errors import InputError
+from passes.errors import InputError, ReasonKind
 from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
 from passes.ir.sources import Source, open_model
@@ -22,6 +22,7 @@ from planner.choice.published import description
 from planner.choice.rule import MAKING, making
 from planner.choice.search import SearchResult, search
 from planner.choice.verdict import Verdict
+from planner.figures import show
 from planner.machine import computing
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.document import (
@@ -174,7 +175,7 @@ def _chosen(
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",
         executable=not lacking,
         missing=tuple(lacking),
-        notes=(*_cautions(spec, verdict), *verdict.notes),
+        notes=(*_cautions(spec, verdict), *_chosen_numbers(spec, verdict, result), *verdict.notes),
         apply_on_card=on_card,
         why=result.why,
         weights=_weights(spec, verdict),
@@ -210,6 +211,22 @@ def _cautions(spec: Spec, verdict: Verdict) -> Iterator[str]:
         machines = -(-parallel.gpus // node)
         inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"
         yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}"
+
+
+def _chosen_numbers(spec: Spec, verdict: Verdict, result: SearchResult) -> Iterator[str]:
+    """What was chosen that the spec left open: how many clients, how many cards, and what fewer of those would miss."""
+    capacity, parallel, speed = verdict.capacity, verdict.candidate.settings.parallel, verdict.speed
+    if spec.workload.concurrency == "auto" and speed is not None:
+        each = f", {capacity.at_once} on each replica (max_num_seqs)" if parallel.dp > 1 else " (max_num_seqs)"
+        rate, first = show(speed.throughput_tok_s.value, "tok/s"), show(speed.ttft_ms.value, "ms")
+        own = show(speed.decode_tok_s_per_request.value, "tok/s")
+        yield f"clients were left open: {capacity.clients} at once{each} give {rate} in all, {own} each, a first token after {first}"
+    if spec.target.fewest and (fewer := result.with_fewer_cards()) is not None:
+        missed = [goal.reason().message for goal in fewer.goals if not goal.met]
+        told = [reason.message for reason in fewer.reasons if reason.kind is not ReasonKind.DOMINATED]
+        misses = "; ".join(told or missed) or f"odds of {min(fewer.odds):.0%}"
+        cards = "1 card" if fewer.candidate.cards == 1 else f"{fewer.candidate.cards} cards"
+        yield f"{parallel.gpus} cards are the fewest: with {cards} the nearest is {fewer.candidate.label}: {misses}"
 
 
 def _work(spec: Spec, served: Source, verdict: Verdict, device: Gpu) -> Effort:

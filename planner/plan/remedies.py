@@ -69,7 +69,7 @@ def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterato
         yield from (_loosened(goal.goal, goal.predicted.value) for goal in missed)
     if reason.kind is ReasonKind.TOO_LARGE:
         yield from _shorter(spec, ir, verdict)
-        yield from (at(("workload", "concurrency"), n) for n in _halves(spec.workload.concurrency))
+        yield from (at(("workload", "concurrency"), n) for n in _halves(spec.workload.asked.concurrency or 1))
         yield from (at(("target", "gpu"), name) for name in _larger_cards(spec, verdict))
     if reason.kind is ReasonKind.ILLEGAL:
         others = (name for name in ENGINE_NAMES if find_engine(name).weighed_on(target_gpu(spec)))
@@ -89,7 +89,7 @@ def _loosened(goal: Goal, predicted: float) -> Patch:
 def _shorter(spec: Spec, ir: ModelIR, verdict: Verdict) -> Iterator[Patch]:
     """The longest context that fits, where one does that is of use."""
     asked = spec.workload
-    least = max(asked.input_tokens + asked.output_tokens, int(asked.context * _LEAST_SHARE))
+    least = max(asked.input.longest + asked.output.longest, int(asked.context * _LEAST_SHARE))
     low, high = math.ceil(least / _STEP), (asked.context - 1) // _STEP
     fits = -1
     while low <= high:

@@ -34,7 +34,9 @@ def ir(request):
 
 
 def refused(ir, one):
-    """The reason why a model takes no pass of `PASSES`: only the pruning of experts needs what not all models have."""
+    """The reason why a model takes no pass of `PASSES`: pruning needs experts, or an MLP, which not all models have."""
+    if isinstance(one, WidthPrune) and one.intermediate and ir.name.startswith(("mistralai/Mixtral", "Qwen/Qwen3-30B")):
+        return "no_dense_mlp"
     if not isinstance(one, ExpertPrune) or ir.name.startswith("mistralai/Mixtral"):
         return None
     return "experts_kept" if ir.name == "Qwen/Qwen3-30B-A3B" else "no_experts"  # six is fewer than a token asks for

@@ -18,15 +18,18 @@ from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
 from planner.choice import capacity as cache
+from planner.choice.alternatives import best
 from planner.choice.bits import fewest_bits, most_bits
+from planner.choice.goals import Goal
 from planner.choice.published import description, published_quality
-from planner.choice.search import SearchResult, best, complete, rule_of, search, target_gpu
+from planner.choice.search import SearchResult, complete, rule_of, search, target_gpu
 from planner.choice.space import settings_options, workload_of
-from planner.choice.verdict import Candidate, Verdict
+from planner.choice.verdict import Candidate, GoalResult, Verdict
 from planner.quality.expected import Quality, expected_quality, growth
 from planner.spec.parse import parse_spec
-from planner.spec.spec import EngineChoice, Spec
+from planner.spec.spec import Bands, EngineChoice, Spec
 from targets.engines.engine import Parallel, Settings, find_engine
+from targets.quantity import Quantity
 
 SPEC = """
 model: Qwen/Qwen2.5-7B-Instruct
@@ -233,6 +236,28 @@ def test_the_choice_is_that_of_a_brute_force_search_for_every_preference(gpu: st
         assert alone is not None and alone.candidate == result.chosen.candidate
 
 
+@pytest.mark.parametrize("prefer", PREFERENCES)
+@pytest.mark.parametrize(
+    ("model", "target", "workload", "goals"),
+    [
+        ("llama-3.3-70b", "rtx-4090, count: 2", "8192, concurrency: 1", "decode: 20 tok/s, quality: { max_perplexity_increase: 10% },"),
+        ("qwen2.5-32b", "rtx-4090", "8192, concurrency: 2", "decode: 20 tok/s, quality: { max_perplexity_increase: 10% },"),
+        ("qwen2.5-32b", "rtx-3090, count: 2", "8192, concurrency: 24", "quality: { max_kl: 0.02 },"),
+        ("llama-3.1-8b", "12GB", "8192, concurrency: 1", "decode: 20 tok/s,"),
+        ("mixtral-8x7b", "L40S", "8192, concurrency: 8", ""),
+    ],
+)  # fmt: skip
+def test_the_best_alone_is_what_the_search_chooses(
+    model: str, target: str, workload: str, goals: str, prefer: str
+) -> None:
+    spec = parse_spec(
+        f"model: {model}\ntarget: {{ gpu: {target} }}\nworkload: {{ context: {workload} }}\ngoals: {{ {goals} prefer: {prefer} }}\n"
+    )
+    ir = open_model(spec.model).ir
+    chosen, alone = search(spec, ir).chosen, best(spec, ir)
+    assert (chosen and chosen.candidate) == (alone and alone.candidate)
+
+
 def test_where_brute_force_finds_nothing_the_search_finds_nothing() -> None:
     spec = parse_spec(
         "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-3060 }\nengine: vllm\nworkload: { context: 32768, concurrency: 4 }\n"
@@ -290,3 +315,47 @@ def test_pinned_prunings_and_recovery_stand_in_the_chain() -> None:
     )
     names = {tuple(p.name for p in v.candidate.passes)[:3] for v in everything(search(spec, open_model(spec.model).ir))}
     assert names == {("prune_depth", "prune_width", "distill")}
+
+
+def asked_for(goals: str, target: str, workload: str = "input_tokens: 500, output_tokens: 100") -> SearchResult:
+    text = f"model: meta-llama/Llama-3.1-8B-Instruct\ntarget: {{ gpu: {target} }}\n"
+    spec = parse_spec(f"{text}workload: {{ context: 4096, {workload} }}\ngoals: {{ {goals} }}\n")
+    return search(spec, open_model(spec.model).ir)
+
+
+def test_the_fewest_cards_are_taken_that_meet_the_goals_and_one_fewer_misses_them() -> None:
+    result = asked_for("throughput: 10000 tok/s", "H100, count: auto")
+    chosen, fewer = result.chosen, result.with_fewer_cards()
+    assert chosen is not None and fewer is not None
+    assert chosen.candidate.cards == 2 and chosen.admissible(result.spec.goals)
+    assert fewer.candidate.cards == 1 and not all(goal.met for goal in fewer.goals)
+    assert asked_for("decode: 20 tok/s", "H100, count: auto").chosen.candidate.cards == 1  # type: ignore[union-attr]
+
+
+def test_a_batch_job_takes_as_many_clients_as_bring_most_and_launches_with_them() -> None:
+    result = asked_for("prefer: throughput", "L40S", "input_tokens: 1000, output_tokens: 200")
+    chosen = result.chosen
+    assert chosen is not None and chosen.speed is not None
+    assert chosen.candidate.settings.max_num_seqs == chosen.capacity.clients > 16
+    assert chosen.capacity.room.low >= 0 and not chosen.capacity.waiting
+    few = asked_for("prefer: throughput", "L40S", "concurrency: 16, input_tokens: 1000, output_tokens: 200").chosen
+    assert few is not None and few.speed is not None
+    assert few.speed.throughput_tok_s.value < chosen.speed.throughput_tok_s.value
+
+
+@pytest.mark.parametrize(
+    ("goal", "band", "tolerated"),
+    [
+        (GoalResult(Goal.DECODE, 30.0, Quantity.exact(29.995)), Bands(), True),
+        (GoalResult(Goal.DECODE, 30.0, Quantity.exact(28.0)), Bands(), False),
+        (GoalResult(Goal.TTFT, 500.0, Quantity.exact(510.0)), Bands(), True),
+        (GoalResult(Goal.TTFT, 500.0, Quantity.exact(510.0)), Bands.model_validate({"speed": "1%"}), False),
+        (GoalResult(Goal.PERPLEXITY, 0.03, Quantity.exact(0.034)), Bands(), True),
+        (GoalResult(Goal.PERPLEXITY, 0.03, Quantity.exact(0.036)), Bands(), False),
+        (GoalResult(Goal.KL, 0.03, Quantity.exact(0.031)), Bands(), True),
+    ],
+)
+def test_a_goal_missed_by_less_than_its_band_is_near_whichever_it_is(
+    goal: GoalResult, band: Bands, tolerated: bool
+) -> None:
+    assert not goal.met and goal.tolerated(band) == tolerated

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
         ParetoPlan,
         PlanDocument,
         PlannedGoal,
-        PortableWorkload,
         RejectedPlan,
     )
     from planner.plan.stated import StatedReason
     from planner.quality.expected import Quality
+    from targets.workload import Workload
 
 #: Columns of the memory bar, and of the heads of lines.
 _BAR, _INDENT = 50, " " * 11
@@ -100,7 +100,8 @@ def _print_head(page: Page, document: PlanDocument, card: str) -> None:
     asked = (
         places.asked if published is not None and places is not None and places.asked is not None else document.model
     )
-    cards = f"{gpu.count} × {card}" if gpu.count > 1 else card
+    most = "up to " if document.spec.target.count == "auto" else ""
+    cards = f"{most}{gpu.count} × {card}" if gpu.count > 1 else card
     about = f", {_count(document.weights)} weights    {cards}, {size(gpu.memory_bytes)} usable"
     page.line("  ", Text.assemble((asked, "bold"), about))
     if published is not None and published != asked:
@@ -242,21 +243,23 @@ def _print_memory(page: Page, chosen: ChosenPlan, document: PlanDocument) -> Non
     odds = f", fits with {chosen.fit_odds:.0%}" if chosen.fit_odds is not None else ""
     page.line(_INDENT, f"{'   '.join(f'{name} {size(held)}' for name, held in named.items() if held)}{odds}")
     page.line(
-        _INDENT, _cache(chosen, document.spec.workload) or f"no cache that grows; longest context {kv.max_context:,}"
+        _INDENT,
+        _cache(chosen, document.spec.workload.asked) or f"no cache that grows; longest context {kv.max_context:,}",
     )
     page.blank()
 
 
-def _cache(chosen: ChosenPlan, workload: PortableWorkload) -> str:
+def _cache(chosen: ChosenPlan, workload: Workload) -> str:
     """The cache that is needed, and what is there; nothing of a model that keeps none."""
     needs, kv = chosen.capacity, chosen.kv_cache
     if needs is None or not needs.request_bytes:
         return ""
+    each = f" on each of {needs.replicas} replicas" if needs.replicas > 1 else ""
     waiting = f" ({needs.waiting} more wait)" if needs.waiting else ""
-    tokens = workload.input_tokens + workload.output_tokens
-    needed, there = apart(needs.running * needs.request_bytes, chosen.memory.kv_cache.value, "B")
+    needed, there = apart(needs.at_once * needs.request_bytes, chosen.memory.kv_cache.value, "B")
     return (
-        f"{needs.running} × {tokens:,} tokens{waiting} need {needed} of cache, one of {workload.context:,} {size(needs.longest_bytes)}; "
+        f"{needs.at_once} × {workload.request_tokens:,} tokens{each}{waiting} need {needed} of cache, "
+        f"one of {workload.context:,} {size(needs.longest_bytes)}; "
         f"{there} are there: {kv.tokens.value:,.0f} tokens, longest context {kv.max_context:,}"
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -171,9 +172,9 @@ class Vllm(Engine):
     def speed(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
     ) -> SpeedEstimate:
-        """In the dtype that this version computes in, with the cache as it keeps it."""
+        """In the dtype that this version computes in, with the matrices and the cache as it keeps them."""
         rules, _ = rules_on_card(settings.version, gpu)
-        served = as_cached(computed(ir, gpu, settings, rules), rules)
+        served = as_cached(resident_model(computed(ir, gpu, settings, rules)), rules)
         return super().speed(served, gpu, settings, workload, memory)
 
     def _estimate(
@@ -385,9 +386,14 @@ def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
     """A version's behaviour on a card: V1 needs compute capability 8.0; before 0.10.2 older cards fell back to V0. Below 9.0 and on RTX
     Blackwell experts in blocks of 4 bits are Marlin's, which goes on padding them (vLLM 0.33's oracles of fused experts).
     """
+    return _rules_by_capability(version, gpu.capability or 0)
+
+
+@lru_cache(maxsize=1 << 8)
+def _rules_by_capability(version: str | None, capability: int) -> tuple[Rules, str | None]:
     rules, note = rules_for(version)
-    if 0 < (gpu.capability or 0) < _HOPPER or (gpu.capability or 0) >= _RTX_BLACKWELL:
+    if 0 < capability < _HOPPER or capability >= _RTX_BLACKWELL:
         rules = replace(rules, expert_padding=MARLIN_PADDING)
-    if rules.v1 and rules.version < (0, 10, 2) and 0 < (gpu.capability or 0) < 80:
-        rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False)
+    if rules.v1 and rules.version < (0, 10, 2) and 0 < capability < 80:
+        rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False, sorts_without_package=False)
     return rules, note

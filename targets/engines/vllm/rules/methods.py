@@ -77,7 +77,7 @@ _METHODS: Mapping[str, Method] = {
     "quark-int8": _always(75),
     "fp_quant": Method((((0, 10, 0), 100),), dtypes=frozenset({"BF16"})),
     "hqq": _always(80, until=(0, 15, 0)),
-    "aqlm": _always(60, until=(0, 10, 0)),
+    "aqlm": _always(60, until=(0, 10, 1)),
     "ptpc_fp8": _always(94, until=(0, 19, 0)),
 }  # fmt: skip
 
@@ -89,6 +89,13 @@ def method_of(form: Format, source: str | None) -> Method | None:
     found = (max(filter(name.startswith, _keys("/" in name)), key=len, default=None) for name in names)
     key = next((key for key in found if key is not None), None)
     return None if key is None else _METHODS[key]
+
+
+def least_capability(method: str, rules: Rules) -> int | None:
+    """Return the least compute capability × 10 of a row of the table; None where the version does not read it."""
+    row = _METHODS[method]
+    gone = row.until is not None and rules.version >= row.until
+    return None if gone else at_version(row.least, rules.version)
 
 
 def _keys(qualified: bool) -> Iterator[str]:

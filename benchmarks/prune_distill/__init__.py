@@ -1,0 +1,1 @@
+"""Pruning and distillation on SmolLM2, against stated goals."""

@@ -1,0 +1,109 @@
+"""How much units of a matrix's inputs (MLP channels, groups of heads) matter, and which of them stay.
+
+* `energy`: how large what a unit adds to the outputs is, Σ ‖W_u x_u‖² over the text.
+* `eliminated`: what its removal costs after all that stay have made up for it, ‖W_u [(H⁻¹)_uu]^-½‖² (Optimal Brain Surgeon, Hassibi & Stork
+  1993; of whole units as in ZipLM, Kurtic et al. 2023). The cheapest unit goes, W and H⁻¹ are brought up to date, and so on.
+* `weighed`: sums of a figure of every weight over all weights of a unit: squares (magnitude), or |w · ∂L/∂w| (first-order Taylor, LLM-Pruner,
+  Ma et al. 2023, eq. 5, element by element).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from passes.algorithms.damping import DAMPING
+from passes.algorithms.removal.least_squares import damped_factor
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is taken out together, or stays: `kept` of U units. Names are relative to the block.
+
+    `columns` `[U, C]`: each unit's inputs of the matrix `reader`. `rows`: of the matrices that make these inputs each unit's outputs, as
+    parts `[U, R]` in the order in which they lie in the matrix (q, k and v of a fused one).
+    """
+
+    kept: int
+    reader: str
+    columns: torch.Tensor
+    rows: Mapping[str, Sequence[torch.Tensor]]
+
+    def rows_of(self, name: str, units: torch.Tensor) -> torch.Tensor:
+        """Return the rows of a matrix that belong to `units` `[S]`, in their order in the matrix."""
+        import torch
+
+        return torch.cat([part[units].flatten() for part in self.rows[name]])
+
+    def columns_of(self, units: torch.Tensor) -> torch.Tensor:
+        """Return the reader's columns that belong to `units` `[S]`."""
+        return self.columns[units].flatten()
+
+
+def energy(weight: torch.Tensor, hessian: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return Σ ‖W_u x_u‖² `[U]` over the text, for W `[N, K]`, H `[K, K]` and each unit's columns `[U, C]`."""
+    parts = weight.float().T[columns]  # [U, C, N]
+    return ((parts @ parts.mT) * _blocks(hessian.float(), columns)).sum((1, 2))
+
+
+def _blocks(square: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Each unit's part `[U, C, C]` of a matrix `[K, K]`."""
+    return square[columns[:, :, None], columns[:, None, :]]
+
+
+def weighed(figures: Mapping[str, torch.Tensor], units: Units) -> torch.Tensor:
+    """Return the sums `[U]` of a figure of every weight, given by matrix `[N, K]`, over all weights of each unit."""
+    import torch
+
+    total = figures[units.reader].sum(0)[units.columns].sum(1)
+    for name, parts in units.rows.items():
+        by_row = figures[name].sum(1)
+        total = total + torch.stack([by_row[part].sum(1) for part in parts]).sum(0)
+    return total
+
+
+def best(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the `count` units of the highest scores `[U]`, by number; of equal ones the first."""
+    import torch
+
+    return torch.argsort(scores, descending=True, stable=True)[:count].sort().values
+
+
+def eliminated(
+    weight: torch.Tensor, hessian: torch.Tensor, columns: torch.Tensor, count: int, *, where: str = ""
+) -> torch.Tensor:
+    """Return the `count` units that stay, by number, when the one whose removal costs least goes, again and again.
+
+    W `[N, K]` and the damped H⁻¹ `[K, K]` follow every removal; `columns` `[U, C]` are each unit's. Raises TightfitError for a Hessian that
+    no damping mends; `where` names the matrix.
+    """
+    import torch
+
+    inverse = torch.cholesky_inverse(damped_factor(hessian.float(), DAMPING, where))
+    work = weight.float().clone()
+    left = torch.ones(len(columns), dtype=torch.bool, device=weight.device)
+    for _ in range(len(columns) - count):
+        alive = left.nonzero().flatten()
+        unit = alive[_costs(work, inverse, columns[alive]).argmin()]
+        left[unit] = False
+        gone = columns[unit]
+        onto = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
+        work -= work[:, gone] @ onto
+        inverse -= inverse[:, gone] @ onto
+        work[:, gone] = 0.0
+    return left.nonzero().flatten()
+
+
+def _costs(work: torch.Tensor, inverse: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """What removing each unit `[U]` would add to the squared error of the outputs."""
+    import torch
+
+    if columns.shape[1] == 1:
+        single = columns.flatten()
+        return work[:, single].square().sum(0) / torch.diagonal(inverse)[single].clamp_min(1e-30)
+    parts = work.T[columns]  # [U, C, N]
+    return (parts * torch.linalg.solve(_blocks(inverse, columns), parts)).sum((1, 2))

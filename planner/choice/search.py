@@ -178,7 +178,8 @@ def judged(spec: Spec, ir: ModelIR, candidate: Candidate) -> Verdict:
     clients = (settings.max_num_seqs or 1) * settings.parallel.dp if spec.workload.concurrency == "auto" else None
     verdict = complete(spec, gpu, Judge(spec, ir, gpu).verdict(design, settings, clients))
     used = candidate.cards
-    short = Reason("too_few_cards", f"needs {used} cards, {target.cards} are there", kind=ReasonKind.TOO_LARGE)
+    there = f"there {'is' if target.cards == 1 else 'are'} {target.cards}"
+    short = Reason("too_few_cards", f"needs {used} cards, {there}", kind=ReasonKind.TOO_LARGE)
     reasons = (*((short,) if used > target.cards else ()), *verdict.reasons)
     return replace(verdict, candidate=replace(candidate, settings=settings), reasons=reasons)
 

@@ -15,7 +15,7 @@ from passes.errors import InputError, NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.choice.goals import Goal
 from planner.choice.search import judged, target_gpu
-from planner.choice.verdict import Candidate, Verdict
+from planner.choice.verdict import Candidate, GoalResult, Verdict
 from planner.plan.stated import StatedReason, stated
 from planner.spec.patch import Patch, Path, at, patched, written
 from planner.spec.spec import Spec
@@ -24,8 +24,8 @@ from targets.gpu import all_gpus
 
 #: Contexts are said in steps of so many tokens, and no shorter than this share of what is asked.
 _STEP, _LEAST_SHARE = 256, 0.25
-#: A goal that is missed by more than so much of itself is not loosened: it would be another one.
-_LOOSE = 1.0
+#: A goal that is missed by more than this factor is not loosened: it would be another one.
+_LOOSE = 2.0
 #: Where a goal stands in the spec, a unit of its there in that of its figures, and how it is written.
 _GOALS: Mapping[Goal, tuple[Path, float, str]] = {
     Goal.TTFT: (("goals", "ttft"), 1.0, " ms"), Goal.TPOT: (("goals", "tpot"), 1.0, " ms"),
@@ -65,7 +65,7 @@ def _under(patch: Patch, candidate: Candidate) -> Candidate:
 
 def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterator[Patch]:
     if reason.kind is ReasonKind.GOAL_MISSED:
-        missed = (goal for goal in verdict.goals if goal.goal.reason_code == reason.code and goal.miss <= _LOOSE)
+        missed = (goal for goal in verdict.goals if goal.goal.reason_code == reason.code and _near(goal))
         yield from (_loosened(goal.goal, goal.predicted.value) for goal in missed)
     if reason.kind is ReasonKind.TOO_LARGE:
         yield from _shorter(spec, ir, verdict)
@@ -74,6 +74,11 @@ def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterato
     if reason.kind is ReasonKind.ILLEGAL:
         others = (name for name in ENGINE_NAMES if find_engine(name).weighed_on(target_gpu(spec)))
         yield from (at(("engine",), name) for name in others if name != verdict.candidate.engine)
+
+
+def _near(result: GoalResult) -> bool:
+    least, most = sorted((result.wanted, result.predicted.value))
+    return most <= _LOOSE * least
 
 
 def _loosened(goal: Goal, predicted: float) -> Patch:

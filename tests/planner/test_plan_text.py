@@ -18,8 +18,8 @@ from planner.certificate import Comparison
 from planner.choice.goals import Goal
 from planner.choice.search import judged, search
 from planner.cli.tables.certificate import _mark as compared_mark
-from planner.cli.tables.explain import _change
 from planner.cli.tables.plan import _UNKNOWN, Room, print_plan
+from planner.explain.diff import Change, told
 from planner.figures import all_apart
 from planner.plan.document import PlanDocument
 from planner.plan.make import plan
@@ -155,16 +155,26 @@ def test_better_than_predicted_is_no_cross() -> None:
     assert compared_mark(replace(slow, measured="not measured")).plain == "-"
 
 
-def test_differences_have_units() -> None:
-    assert _change("ttft_ms", 786.1234567, 1530.2) == ("ttft_ms", "786 ms", "1.53 s")
-    assert _change("tensor_bytes", 18909572656, 18909572000)[1:] == ("17.610912 GiB", "17.610911 GiB")
-    assert _change("log_ppl_increase", 0.0, None) == ("perplexity", "+0.00 %", "none")
-    assert _change("engine.name", "vllm", "exllamav2") == ("engine.name", "vllm", "exllamav2")
+@pytest.mark.parametrize(
+    ("what", "old", "new", "shown"),
+    [
+        ("ttft_ms", 786.1234567, 1530.2, ("ttft_ms", "786 ms", "1.53 s")),
+        ("tensor_bytes", 18909572656, 18909572000, ("tensor_bytes", "17.610912 GiB", "17.610911 GiB")),
+        ("log_ppl_increase", 0.0, None, ("perplexity", "+0.00 %", "none")),
+        ("engine.name", "vllm", "exllamav2", ("engine.name", "vllm", "exllamav2")),
+        ("passes[0].bpw", 4.29, 4.294, ("passes[0].bpw", "4.29 bits", "4.294 bits")),
+        ("spec.target.reserve", "0 B", "536870912 B", ("spec.target.reserve", "0.0 MiB", "0.50 GiB")),
+        ("lock.header_digest", "a" * 64, "b" * 64, ("lock.header_digest", "aaaaaaaa", "bbbbbbbb")),
+        ("chosen", {"a": [1, True]}, None, ("chosen", "a 1; yes", "none")),
+    ],
+)
+def test_differences_have_units(what: str, old: Any, new: Any, shown: tuple[str, str, str]) -> None:
+    assert told(Change(what, old, new)) == shown
 
 
 def test_a_column_tells_its_figures_apart_where_people_could() -> None:
     assert all_apart((15.2, 15.23, 15.2), "tok/s") == ("15.2 tok/s", "15.23 tok/s", "15.2 tok/s")
-    assert all_apart((694.75088, 694.75094), "ms", 2) == ("695 ms", "695 ms")
+    assert all_apart((694.75088, 694.75094), "ms", 5e-4) == ("695 ms", "695 ms")
     assert all_apart((0.11 * 2**30, 0.1104 * 2**30), "B") == ("112.6 MiB", "113.0 MiB")
 
 

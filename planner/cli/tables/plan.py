@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from planner.asked import spoken
+from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
 from planner.cli.tables.page import Page
 from planner.cli.tables.parts import size
@@ -37,8 +37,8 @@ _BAR, _INDENT = 50, " " * 11
 _CERTAIN = 0.995
 #: Rows of the table of choices: at least so many where there are candidates, and at most.
 _LEAST_ROWS, _MOST_ROWS = 3, 6
-#: Digits beyond the usual ones that tell rows apart; what is closer is alike.
-_DIGITS = 2
+#: Figures of rows that differ by less than this share are one to people.
+_ALIKE = 5e-4
 #: Candidates that lost which are told of.
 _WHY_NOT = 3
 
@@ -86,6 +86,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     _print_illegal(page, document)
     for note in chosen.notes:
         page.line("  Note     ", note, "dim")
+    page.line("  Ask      ", f"optimize explain {'; '.join(_questions(document, chosen))}", "dim")
     page.line("  ", _making(chosen))
     said = Text(f"Plan: {chain}, {size(chosen.tensor_bytes)}, served by {engine}.", "bold")
     page.line("  ", said.append(f" Saved to {saved}." if saved else "", "not bold"))
@@ -106,6 +107,15 @@ def _print_head(page: Page, document: PlanDocument, card: str) -> None:
     page.line("  ", Text.assemble((asked, "bold"), about))
     if published is not None and published != asked:
         page.line("  ", Text.assemble("served as ", (published, "bold"), ", published of it"))
+
+
+def _questions(document: PlanDocument, chosen: ChosenPlan) -> Iterator[str]:
+    """What may be asked of this plan, among others."""
+    yield f"why {chosen.engine.name}"
+    if document.rejected:
+        yield f"why not {next((r.weights for r in document.rejected if r.weights not in (None, AS_IS, chosen.weights)), 'awq')}"
+    yield f"what if {2 * document.lock.gpu.count} cards"
+    yield "cheapest card that fits"
 
 
 def _print_no_plan(page: Page, document: PlanDocument) -> None:
@@ -363,7 +373,7 @@ def _print_choices(page: Page, document: PlanDocument) -> None:
 
 def _column(values: Sequence[float | None], unit: str) -> list[str]:
     """A column's figures, told apart."""
-    shown = iter(all_apart([value for value in values if value is not None], unit, _DIGITS))
+    shown = iter(all_apart([value for value in values if value is not None], unit, _ALIKE))
     return ["-" if value is None else next(shown) for value in values]
 
 

@@ -68,7 +68,8 @@ def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterato
         missed = (goal for goal in verdict.goals if goal.goal.reason_code == reason.code and _near(goal))
         yield from (_loosened(goal.goal, goal.predicted.value) for goal in missed)
     if reason.kind is ReasonKind.TOO_LARGE:
-        yield from _shorter(spec, ir, verdict)
+        if verdict.memory.memory.kv_cache.value > 0:
+            yield from _shorter(spec, ir, verdict)
         yield from (at(("workload", "concurrency"), n) for n in _halves(spec.workload.asked.concurrency or 1))
         yield from (at(("target", "gpu"), name) for name in _larger_cards(spec, verdict))
     if reason.kind is ReasonKind.ILLEGAL:
@@ -115,11 +116,16 @@ def _halves(clients: int) -> Iterator[int]:
 
 
 def _larger_cards(spec: Spec, verdict: Verdict) -> Iterator[str]:
-    """Cards with more memory, one of each size, the least first."""
+    """Cards with as much more memory as is short, one of each size, the least first."""
     own = target_gpu(spec)
+    least = own.memory_bytes.value - min(verdict.memory.margin.value, verdict.capacity.room.value, 0.0)
     sizes: set[int] = set()
     for card in sorted(all_gpus(), key=lambda card: (card.memory_bytes.value, -card.bandwidth_bytes_per_s)):
         size = round(card.memory_bytes.value / (1 << 30))
-        if card.vendor == own.vendor and card.memory_bytes.value > own.memory_bytes.value and size not in sizes:
+        if (
+            card.vendor == own.vendor
+            and card.memory_bytes.value > max(least, own.memory_bytes.value)
+            and size not in sizes
+        ):
             sizes.add(size)
             yield card.name

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -16,6 +16,7 @@ from passes.quantize.format_names import examples, pass_named
 from planner.asked import spoken
 from planner.certificate import Comparison
 from planner.choice.goals import Goal
+from planner.choice.rule import _FIGURES, MAKING, Rule
 from planner.choice.search import judged, search
 from planner.cli.tables.certificate import _mark as compared_mark
 from planner.cli.tables.plan import _UNKNOWN, Room, print_plan
@@ -26,6 +27,8 @@ from planner.plan.make import plan
 from planner.plan.remedies import _under, followable
 from planner.spec.parse import parse_spec
 from planner.spec.patch import patched
+from planner.spec.spec import Goals
+from targets.quantity import Quantity
 from tests.planner.questions import TEXTS, asked
 
 _PUBLISHED = """
@@ -186,3 +189,25 @@ def test_the_document_says_what_it_says_in_json(documents: dict[str, PlanDocumen
         save(document, tmp_path / f"{name}.json")
         assert to_json(load_plan(tmp_path / f"{name}.json")) == json.loads(json.dumps(to_json(document)))
     assert {goal.name for goal in documents["32B"].decision.goals} == {Goal.TTFT, Goal.DECODE, Goal.PERPLEXITY}
+
+
+@pytest.mark.parametrize("prefer", get_args(Goals.model_fields["prefer"].annotation))
+def test_every_rung_of_the_rule_has_words_for_the_chosen_one(prefer: str) -> None:
+    spec, source = asked("32B")
+    result = search(spec, source.ir)
+    assert result.chosen is not None
+    rule = Rule(spec.goals.model_copy(update={"prefer": prefer}), result.gpu, False)
+    for criterion in rule.criteria:
+        making, told = rule._why(result.chosen, [criterion.name]).split("; ", 1)
+        assert making in MAKING and len(told) > 5
+        assert criterion.says(2.0, 1.0)
+    assert len(rule._figures(result.chosen)) == len(_FIGURES)
+
+
+def test_a_chosen_one_that_takes_anothers_place_says_whose_and_in_what() -> None:
+    spec, source = asked("32B")
+    result = search(spec, source.ir)
+    assert result.chosen is not None
+    quality = replace(result.chosen.quality, log_ppl_increase=Quantity.exact(9.0))
+    said = Rule(spec.goals, result.gpu, False)._replaces(result.chosen, replace(result.chosen, quality=quality))
+    assert result.chosen.candidate.label in said and "better in quality" in said

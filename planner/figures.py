@@ -48,22 +48,28 @@ def apart(first: float, second: float, unit: str) -> tuple[str, str]:
     return shown[0], shown[1]
 
 
-def all_apart(values: Sequence[float], unit: str, digits: int = _MORE_DIGITS) -> tuple[str, ...]:
-    """Figures as people read them; those that would read alike and are not get as many digits as tell them apart, where so many do."""
+def all_apart(values: Sequence[float], unit: str, alike: float = 0.0) -> tuple[str, ...]:
+    """Figures as people read them; those that would read alike and are not get as many digits as tell them apart. `alike`: the share by
+    which figures may differ that are one to people.
+    """
     usual = [show(value, unit) for value in values]
     shown = list(usual)
-    for more in range(1, digits + 1):
-        for n in _alike(values, shown):
+    for more in range(1, _MORE_DIGITS + 1):
+        for n in _confused(values, shown, alike):
             shown[n] = show(values[n], unit, more)
-    for n in _alike(values, shown):
+    for n in _confused(values, shown, alike):
         shown[n] = usual[n]
     return tuple(shown)
 
 
-def _alike(values: Sequence[float], shown: Sequence[str]) -> list[int]:
+def _confused(values: Sequence[float], shown: Sequence[str], alike: float) -> list[int]:
     """Where figures read like others that they are not."""
     pairs = list(zip(values, shown, strict=True))
-    return [n for n, (value, text) in enumerate(pairs) if any(text == t and value != v for v, t in pairs)]
+
+    def differ(first: float, second: float) -> bool:
+        return abs(first - second) > alike * max(abs(first), abs(second))
+
+    return [n for n, (value, text) in enumerate(pairs) if any(text == t and differ(value, v) for v, t in pairs)]
 
 
 def intervals_apart(first: Quantity, second: Quantity, unit: str) -> tuple[str, str]:

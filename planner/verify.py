@@ -14,6 +14,7 @@ from passes.errors import InputError
 from passes.files.atomic import read_json, write_json
 from planner.certificate import NAME, Comparison, kept
 from planner.choice.goals import Goal
+from planner.figures import apart, show
 from planner.machine import require_build, require_cards
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.document import ChosenPlan, PlanDocument, PlannedEngine, PlannedGoal
@@ -180,15 +181,17 @@ def _predicted(speed: SpeedEstimate, timing: LoadTiming) -> Iterator[Comparison]
 
 def _goal(goal: PlannedGoal, timing: LoadTiming, *, judged: bool) -> Comparison:
     """A goal on speed against the load; one that this load says nothing about is told as such, and binds nothing."""
-    wanted = f"{'≤' if goal.at_most else '≥'} {goal.wanted:g} {goal.unit}"
+    sign = "≤" if goal.at_most else "≥"
     if not judged:
+        wanted = f"{sign} {show(goal.wanted, goal.unit)}"
         return Comparison(f"goal: {goal.said}", wanted, f"not measured ({timing.load.arrival})", False, binding=False)
     value = {
         Goal.TTFT: timing.ttft_ms.statistic(goal.statistic), Goal.TPOT: timing.tpot_ms.statistic(goal.statistic),
         Goal.DECODE: timing.decode_tok_s, Goal.THROUGHPUT: timing.tok_s,
     }[goal.name]  # fmt: skip
     met = value <= goal.wanted if goal.at_most else value >= goal.wanted
-    return Comparison(f"goal: {goal.said}", wanted, f"{value:.1f} {goal.unit}", met, binding=True)
+    bound, measured = apart(goal.wanted, value, goal.unit)
+    return Comparison(f"goal: {goal.said}", f"{sign} {bound}", measured, met, binding=True)
 
 
 def _within(

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 
 from passes.errors import Reason, ReasonKind
 from planner.choice.odds import at_least
+from planner.figures import apart
 from targets.engines.accounting import CONCURRENCY_DOES_NOT_FIT
 from targets.engines.engine import Memory, MemoryEstimate
 from targets.quantity import Quantity
 from targets.workload import Workload
-
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +90,8 @@ def reasons(estimate: MemoryEstimate, capacity: Capacity, workload: Workload) ->
         return own
     fits = capacity.replicas * max(0, int(estimate.memory.kv_cache.value // max(capacity.request_bytes, 1)))
     each = f" ({capacity.at_once} on each of {capacity.replicas} replicas)" if capacity.replicas > 1 else ""
-    message = (
-        f"{capacity.running} requests of {workload.request_tokens:,} tokens{each} need {capacity.needed_bytes / _GIB:.2f} GiB of cache, "
-        f"{max(estimate.memory.kv_cache.value, 0) / _GIB:.2f} GiB are left"
-    )
+    needed, left = apart(capacity.needed_bytes, max(estimate.memory.kv_cache.value, 0), "B")
+    message = f"{capacity.running} requests of {workload.request_tokens:,} tokens{each} need {needed} of cache, {left} are left"
     data = {"asked": capacity.running, "fits": fits}
     return (Reason(CONCURRENCY_DOES_NOT_FIT, message, f"concurrency {fits} fits", data, ReasonKind.TOO_LARGE),)
 

@@ -397,7 +397,7 @@ def _standing_told(standing: float) -> str:
 
 
 #: What is said of a candidate that stands behind, by its tier.
-_TIERS = ("stands behind", "less likely than is asked", "the chosen one misses none")
+_TIERS = ("stands behind", "less likely than is asked", "misses a goal by less than the band")
 
 
 def _tier(standing: float) -> int:

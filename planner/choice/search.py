@@ -176,9 +176,11 @@ def judged(spec: Spec, ir: ModelIR, candidate: Candidate) -> Verdict:
     gpu, target = target_gpu(spec), spec.target
     settings = replace(candidate.settings, reserve_bytes=target.reserve)
     design = Design(candidate.engine, candidate.passes, (settings,), 1, candidate.published)
-    verdict = complete(spec, gpu, Judge(spec, ir, gpu).verdict(design, settings))
-    used = settings.parallel.gpus
-    short = Reason("too_few_cards", f"needs {used} cards, {target.cards} are there", kind=ReasonKind.TOO_LARGE)
+    clients = (settings.max_num_seqs or 1) * settings.parallel.dp if spec.workload.concurrency == "auto" else None
+    verdict = complete(spec, gpu, Judge(spec, ir, gpu).verdict(design, settings, clients))
+    used = candidate.cards
+    there = f"there {'is' if target.cards == 1 else 'are'} {target.cards}"
+    short = Reason("too_few_cards", f"needs {used} cards, {there}", kind=ReasonKind.TOO_LARGE)
     reasons = (*((short,) if used > target.cards else ()), *verdict.reasons)
     return replace(verdict, candidate=replace(candidate, settings=settings), reasons=reasons)
 
@@ -349,5 +351,6 @@ def _dominated(chosen: Verdict, loss: Loss) -> Reason:
     data: dict[str, object] = {
         "by": chosen.candidate.label, "criterion": loss.criterion, "value": loss.value, "against": loss.against
     }  # fmt: skip
-    met = "meets the goals too, but" if loss.candidate.likely else "misses a goal by less than the band;"
-    return Reason("dominated_by", f"{met} {loss.message}", None, data, ReasonKind.DOMINATED)
+    near = loss.criterion == "standing" and not loss.candidate.likely
+    message = loss.message if near else f"meets the goals too, but {loss.message}"
+    return Reason("dominated_by", message, None, data, ReasonKind.DOMINATED)

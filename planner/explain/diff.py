@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from planner.figures import apart, show
 from planner.plan.codec import number, to_json
 from planner.plan.document import ChosenPlan, PlanDocument
+from planner.quality.expected import growth
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +50,52 @@ def _decided(chosen: ChosenPlan | None) -> dict[str, Any]:
     if chosen.speed is not None:
         decided["ttft_ms"] = number(chosen.speed.ttft_ms.value)
         decided["decode_tok_s_per_request"] = number(chosen.speed.decode_tok_s_per_request.value)
+        decided["throughput_tok_s"] = number(chosen.speed.throughput_tok_s.value)
+    decided["memory"] = number(chosen.memory.total.value)
     decided["log_ppl_increase"] = number(chosen.quality.log_ppl_increase.value)
     decided["kv_tokens"] = number(chosen.kv_cache.tokens.value)
     return decided
+
+
+#: Units of the figures in which plans differ, by the last part of where they stand.
+_UNITS = {
+    "tensor_bytes": "B", "memory_bytes": "B", "memory": "B", "ttft_ms": "ms", "decode_tok_s_per_request": "tok/s",
+    "throughput_tok_s": "tok/s", "kv_tokens": "tokens", "bpw": "bits", "head_bits": "bits", "length": "tokens", "context": "tokens",
+    "input_tokens": "tokens", "output_tokens": "tokens", "concurrency": "clients", "log_ppl_increase": "%",
+}  # fmt: skip
+
+
+def told(change: Change) -> tuple[str, str, str]:
+    """A change as people read it: what, before and after, figures with their units and the digits that tell them apart."""
+    last = change.what.rpartition(".")[2]
+    unit = _UNITS.get(last, "")
+    name = "perplexity" if last == "log_ppl_increase" else change.what
+    old, new = (_figure(value, last) for value in (change.old, change.new))
+    if isinstance(old, float) and isinstance(new, float):
+        return (name, *apart(old, new, unit))
+    before, after = (show(value, unit) if isinstance(value, float) else value for value in (old, new))
+    return name, before, after
+
+
+def _figure(value: Any, name: str) -> float | str:
+    """A figure, perplexity as the share by which it grows; everything else as a spec would say it."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return growth(value) if name == "log_ppl_increase" else float(value)
+    if isinstance(value, str) and (size := re.fullmatch(r"(\d+) B", value)):
+        return show(int(size[1]), "B")
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40,64}", value):
+        return value[:8]
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_plain, value)) or "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def changes(old: Any, new: Any, path: str = "") -> list[Change]:

@@ -75,14 +75,14 @@ def _file_digest(dataset: str) -> str | None:
 
 def stale_inputs(document: PlanDocument, spec: Spec, source: Source) -> list[str]:
     """The inputs that have moved since the plan was made: model, texts, card, the tool and its data, the spec's own file."""
-    from planner.explain.diff import changes
+    from planner.explain.diff import changes, told
 
     engine = document.chosen.engine if document.chosen else None
     moved = changes(to_json(document.lock), to_json(lock(spec, source, engine)))
     file = document.places.spec if document.places else None
     if file is not None and Path(file).is_file():
         moved += changes(to_json(document.spec), to_json(portable_spec(load_spec(file))), "spec")
-    return [f"{change.what}: {change.old} → {change.new}" for change in moved]
+    return [f"{what}: {old} → {new}" for what, old, new in map(told, moved)]
 
 
 def staleness(document: PlanDocument) -> list[str]:

@@ -15,7 +15,7 @@ from passes.errors import InputError, NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.choice.goals import Goal
 from planner.choice.search import judged, target_gpu
-from planner.choice.verdict import Candidate, Verdict
+from planner.choice.verdict import Candidate, GoalResult, Verdict
 from planner.plan.stated import StatedReason, stated
 from planner.spec.patch import Patch, Path, at, patched, written
 from planner.spec.spec import Spec
@@ -24,8 +24,8 @@ from targets.gpu import all_gpus
 
 #: Contexts are said in steps of so many tokens, and no shorter than this share of what is asked.
 _STEP, _LEAST_SHARE = 256, 0.25
-#: A goal that is missed by more than so much of itself is not loosened: it would be another one.
-_LOOSE = 1.0
+#: A goal that is missed by more than this factor is not loosened: it would be another one.
+_LOOSE = 2.0
 #: Where a goal stands in the spec, a unit of its there in that of its figures, and how it is written.
 _GOALS: Mapping[Goal, tuple[Path, float, str]] = {
     Goal.TTFT: (("goals", "ttft"), 1.0, " ms"), Goal.TPOT: (("goals", "tpot"), 1.0, " ms"),
@@ -65,15 +65,21 @@ def _under(patch: Patch, candidate: Candidate) -> Candidate:
 
 def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterator[Patch]:
     if reason.kind is ReasonKind.GOAL_MISSED:
-        missed = (goal for goal in verdict.goals if goal.goal.reason_code == reason.code and goal.miss <= _LOOSE)
+        missed = (goal for goal in verdict.goals if goal.goal.reason_code == reason.code and _near(goal))
         yield from (_loosened(goal.goal, goal.predicted.value) for goal in missed)
     if reason.kind is ReasonKind.TOO_LARGE:
-        yield from _shorter(spec, ir, verdict)
-        yield from (at(("workload", "concurrency"), n) for n in _halves(verdict.capacity.clients))
+        if verdict.memory.memory.kv_cache.value > 0:
+            yield from _shorter(spec, ir, verdict)
+        yield from (at(("workload", "concurrency"), n) for n in _halves(spec.workload.asked.concurrency or 1))
         yield from (at(("target", "gpu"), name) for name in _larger_cards(spec, verdict))
     if reason.kind is ReasonKind.ILLEGAL:
         others = (name for name in ENGINE_NAMES if find_engine(name).weighed_on(target_gpu(spec)))
         yield from (at(("engine",), name) for name in others if name != verdict.candidate.engine)
+
+
+def _near(result: GoalResult) -> bool:
+    least, most = sorted((result.wanted, result.predicted.value))
+    return most <= _LOOSE * least
 
 
 def _loosened(goal: Goal, predicted: float) -> Patch:
@@ -110,11 +116,16 @@ def _halves(clients: int) -> Iterator[int]:
 
 
 def _larger_cards(spec: Spec, verdict: Verdict) -> Iterator[str]:
-    """Cards with more memory, one of each size, the least first."""
+    """Cards with as much more memory as is short, one of each size, the least first."""
     own = target_gpu(spec)
+    least = own.memory_bytes.value - min(verdict.memory.margin.value, verdict.capacity.room.value, 0.0)
     sizes: set[int] = set()
     for card in sorted(all_gpus(), key=lambda card: (card.memory_bytes.value, -card.bandwidth_bytes_per_s)):
         size = round(card.memory_bytes.value / (1 << 30))
-        if card.vendor == own.vendor and card.memory_bytes.value > own.memory_bytes.value and size not in sizes:
+        if (
+            card.vendor == own.vendor
+            and card.memory_bytes.value > max(least, own.memory_bytes.value)
+            and size not in sizes
+        ):
             sizes.add(size)
             yield card.name

@@ -91,7 +91,7 @@ def test_a_spec_that_was_edited_makes_its_plan_stale(tmp_path: Path) -> None:
     document = plan(file).document
     assert staleness(document) == []
     file.write_text(SPEC.replace("4096", "8192"))
-    assert staleness(document) == ["spec.workload.context: 4096 → 8192"]
+    assert staleness(document) == ["spec.workload.context: 4,096 tokens → 8,192 tokens"]
 
 
 def test_a_model_that_is_gone_is_said_when_its_plan_is_read(made: Plan) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -16,16 +16,19 @@ from passes.quantize.format_names import examples, pass_named
 from planner.asked import spoken
 from planner.certificate import Comparison
 from planner.choice.goals import Goal
+from planner.choice.rule import _FIGURES, MAKING, Rule
 from planner.choice.search import judged, search
 from planner.cli.tables.certificate import _mark as compared_mark
-from planner.cli.tables.explain import _change
 from planner.cli.tables.plan import _UNKNOWN, Room, print_plan
+from planner.explain.diff import Change, told
 from planner.figures import all_apart
 from planner.plan.document import PlanDocument
 from planner.plan.make import plan
 from planner.plan.remedies import _under, followable
 from planner.spec.parse import parse_spec
 from planner.spec.patch import patched
+from planner.spec.spec import Goals
+from targets.quantity import Quantity
 from tests.planner.questions import TEXTS, asked
 
 _PUBLISHED = """
@@ -155,16 +158,26 @@ def test_better_than_predicted_is_no_cross() -> None:
     assert compared_mark(replace(slow, measured="not measured")).plain == "-"
 
 
-def test_differences_have_units() -> None:
-    assert _change("ttft_ms", 786.1234567, 1530.2) == ("ttft_ms", "786 ms", "1.53 s")
-    assert _change("tensor_bytes", 18909572656, 18909572000)[1:] == ("17.610912 GiB", "17.610911 GiB")
-    assert _change("log_ppl_increase", 0.0, None) == ("perplexity", "+0.00 %", "none")
-    assert _change("engine.name", "vllm", "exllamav2") == ("engine.name", "vllm", "exllamav2")
+@pytest.mark.parametrize(
+    ("what", "old", "new", "shown"),
+    [
+        ("ttft_ms", 786.1234567, 1530.2, ("ttft_ms", "786 ms", "1.53 s")),
+        ("tensor_bytes", 18909572656, 18909572000, ("tensor_bytes", "17.610912 GiB", "17.610911 GiB")),
+        ("log_ppl_increase", 0.0, None, ("perplexity", "+0.00 %", "none")),
+        ("engine.name", "vllm", "exllamav2", ("engine.name", "vllm", "exllamav2")),
+        ("passes[0].bpw", 4.29, 4.294, ("passes[0].bpw", "4.29 bits", "4.294 bits")),
+        ("spec.target.reserve", "0 B", "536870912 B", ("spec.target.reserve", "0.0 MiB", "0.50 GiB")),
+        ("lock.header_digest", "a" * 64, "b" * 64, ("lock.header_digest", "aaaaaaaa", "bbbbbbbb")),
+        ("chosen", {"a": [1, True]}, None, ("chosen", "a 1; yes", "none")),
+    ],
+)
+def test_differences_have_units(what: str, old: Any, new: Any, shown: tuple[str, str, str]) -> None:
+    assert told(Change(what, old, new)) == shown
 
 
 def test_a_column_tells_its_figures_apart_where_people_could() -> None:
     assert all_apart((15.2, 15.23, 15.2), "tok/s") == ("15.2 tok/s", "15.23 tok/s", "15.2 tok/s")
-    assert all_apart((694.75088, 694.75094), "ms", 2) == ("695 ms", "695 ms")
+    assert all_apart((694.75088, 694.75094), "ms", 5e-4) == ("695 ms", "695 ms")
     assert all_apart((0.11 * 2**30, 0.1104 * 2**30), "B") == ("112.6 MiB", "113.0 MiB")
 
 
@@ -176,3 +189,25 @@ def test_the_document_says_what_it_says_in_json(documents: dict[str, PlanDocumen
         save(document, tmp_path / f"{name}.json")
         assert to_json(load_plan(tmp_path / f"{name}.json")) == json.loads(json.dumps(to_json(document)))
     assert {goal.name for goal in documents["32B"].decision.goals} == {Goal.TTFT, Goal.DECODE, Goal.PERPLEXITY}
+
+
+@pytest.mark.parametrize("prefer", get_args(Goals.model_fields["prefer"].annotation))
+def test_every_rung_of_the_rule_has_words_for_the_chosen_one(prefer: str) -> None:
+    spec, source = asked("32B")
+    result = search(spec, source.ir)
+    assert result.chosen is not None
+    rule = Rule(spec.goals.model_copy(update={"prefer": prefer}), result.gpu, False)
+    for criterion in rule.criteria:
+        making, told = rule._why(result.chosen, [criterion.name]).split("; ", 1)
+        assert making in MAKING and len(told) > 5
+        assert criterion.says(2.0, 1.0)
+    assert len(rule._figures(result.chosen)) == len(_FIGURES)
+
+
+def test_a_chosen_one_that_takes_anothers_place_says_whose_and_in_what() -> None:
+    spec, source = asked("32B")
+    result = search(spec, source.ir)
+    assert result.chosen is not None
+    quality = replace(result.chosen.quality, log_ppl_increase=Quantity.exact(9.0))
+    said = Rule(spec.goals, result.gpu, False)._replaces(result.chosen, replace(result.chosen, quality=quality))
+    assert result.chosen.candidate.label in said and "better in quality" in said

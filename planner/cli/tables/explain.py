@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from planner.cli.tables.page import Page
-from planner.figures import apart, intervals_apart, show
-from planner.quality.expected import growth
+from planner.explain.diff import told
+from planner.figures import apart, intervals_apart
 
 if TYPE_CHECKING:
     from planner.explain.answer import Answer
@@ -73,45 +73,11 @@ def _goal(goal: PlannedGoal) -> str:
     return f"{goal.said} {predicted} {sign} {wanted}{odds}"
 
 
-#: Units of the figures in which plans differ, by the last part of where they stand.
-_UNITS = {
-    "tensor_bytes": "B", "ttft_ms": "ms", "decode_tok_s_per_request": "tok/s", "kv_tokens": "tokens", "memory_bytes": "B",
-    "throughput_tok_s": "tok/s", "memory_total": "B",
-}  # fmt: skip
-
-
 def print_diff(console: Console, difference: PlanDifference) -> None:
     """What differs between two plans."""
     page = Page(console)
     for part, changes in (("inputs", difference.inputs), ("choices", difference.choices)):
         page.line("  ", Text.assemble((part, "bold"), "" if changes else ": the same"))
         for change in changes:
-            what, before, after = _change(change.what, change.old, change.new)
+            what, before, after = told(change)
             page.line(_HEAD, f"{what}: {before} → {after}")
-
-
-def _change(what: str, old: Any, new: Any) -> tuple[str, str, str]:
-    """A change as people read it: figures with their units, and the digits that tell them apart."""
-    unit = "%" if what == "log_ppl_increase" else _UNITS.get(what.rpartition(".")[2])
-    name = "perplexity" if what == "log_ppl_increase" else what
-    if unit is None:
-        return name, _plain(old), _plain(new)
-    if isinstance(old, int | float) and isinstance(new, int | float):
-        first, second = (growth(old), growth(new)) if unit == "%" else (old, new)
-        return (name, *apart(first, second, unit))
-    shown = [
-        value if isinstance(value, str) or value is None else show(growth(value) if unit == "%" else value, unit)
-        for value in (old, new)
-    ]
-    return name, _plain(shown[0]), _plain(shown[1])
-
-
-def _plain(value: Any) -> str:
-    """A value as a spec would say it."""
-    if value is None:
-        return "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items()) or "none"
-    if isinstance(value, list | tuple):
-        return "; ".join(map(_plain, value)) or "none"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

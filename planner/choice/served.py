@@ -13,24 +13,35 @@ from dataclasses import replace
 from passes.errors import ReasonKind
 from planner.choice.goals import Goal
 from planner.choice.rule import Decision, Rule
-from planner.choice.space import workload_of
+from planner.choice.space import limits_of, workload_of
 from planner.choice.verdict import Verdict, judge
 from planner.spec.spec import Spec
-from targets.engines.engine import find_engine
+from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
+from targets.workload import Limit
 
 #: Candidates that are simulated at most, and of those that the formula finds too slow: so many, that miss by this factor at most.
 MOST, _NEAREST, _NEAR = 16, 4, 3.0
 _SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
 
 
+def with_highest_load(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
+    """The verdict with how many users it serves within the goals on a request's own speed, where there are some."""
+    limits = limits_of(spec.goals)
+    return replace(verdict, served=_simulated(spec, gpu, verdict, limits)) if limits and verdict.served else verdict
+
+
+def _simulated(spec: Spec, gpu: Gpu, verdict: Verdict, limits: tuple[Limit, ...] = ()) -> SpeedEstimate:
+    engine = find_engine(verdict.candidate.engine)
+    workload = replace(workload_of(spec), concurrency=verdict.capacity.clients, limits=limits)
+    return engine.served(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
+
+
 def served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     """The verdict with its load simulated, and the goals judged by that."""
     if verdict.speed is None or verdict.served is not None:
         return verdict
-    engine = find_engine(verdict.candidate.engine)
-    workload = replace(workload_of(spec), concurrency=verdict.capacity.clients)
-    speed = engine.served(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
+    speed = _simulated(spec, gpu, verdict)
     goals = tuple(judge(spec.goals, speed, verdict.quality))
     missed = (goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands))
     kept = (reason for reason in verdict.reasons if reason.kind is not ReasonKind.GOAL_MISSED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RejectedPlan,
     )
     from planner.verify import VerifyReport
+    from targets.engines.engine import SpeedEstimate
     from targets.workload import Workload
 
 _GIB = 1 << 30
@@ -266,6 +267,7 @@ def _print_goals(console: Console, chosen: ChosenPlan) -> None:
     if chosen.speed is not None and not named & {Goal.DECODE, Goal.TPOT, Goal.THROUGHPUT}:
         decode = chosen.speed.decode_tok_s_per_request
         rows.append((Goal.DECODE, "", show_interval(decode, Goal.DECODE.unit), decode.basis, ""))
+    loads = [] if chosen.speed is None else list(_load_lines(chosen.speed))
     if not named & {Goal.PERPLEXITY, Goal.KL}:
         growth = perplexity_growth(chosen.quality.log_ppl_increase)
         rows.append((Goal.PERPLEXITY, "", show_interval(growth, Goal.PERPLEXITY.unit), growth.basis, ""))
@@ -273,6 +275,8 @@ def _print_goals(console: Console, chosen: ChosenPlan) -> None:
         head = "  Goals    " if number == 0 else "           "
         shown = escape(f"{name:14s} {wanted:14s} {predicted:38s} {basis:11s}")
         console.print(f"{head}{shown} {tick}", markup=True)
+    for number, line in enumerate(loads):
+        console.print(f"{'  Load     ' if number == 0 else '           '}{line}")
     console.print()
 
 
@@ -317,6 +321,24 @@ def _change(what: str, old: Any, new: Any) -> str:
     return f"perplexity: {before} → {after}"
 
 
+def _load_lines(speed: SpeedEstimate) -> Iterator[str]:
+    """What the simulated load showed: percentiles, waiting, how many users are served."""
+    if speed.ttft_p95_ms is None or speed.requests_s is None:
+        return
+    told = []
+    for name, digits in (("ttft", 0), ("tpot", 1), ("e2e", 0)):
+        usual, most = (speed.latency(name, share).value for share in ("p50", "p95"))
+        told.append(f"{name.upper()} p50 {usual:,.{digits}f}, p95 {most:,.{digits}f} ms")
+    yield f"{'; '.join(told)}; {speed.requests_s.value:.3g} requests/s"
+    if speed.cache_full or speed.preemptions:
+        waited, lost = speed.cache_full or 0.0, speed.preemptions or 0
+        yield f"requests wait for cache {waited:.0%} of the time; {lost:,} times one of {speed.requests:,} lost its own to others"
+    if speed.most_clients is not None:
+        yield f"serves {speed.most_clients:,} clients at once within the goals on a request"
+    if speed.highest_rate is not None:
+        yield f"serves {speed.highest_rate:g} requests a second within the goals on a request"
+
+
 def print_check(console: Console, document: CheckDocument) -> None:
     """The answer of `check`."""
     asked = f"{document.model} on {document.gpu} with {document.engine}"
@@ -342,6 +364,8 @@ def print_check(console: Console, document: CheckDocument) -> None:
         )
     decode = speed.decode_tok_s_per_request
     console.print(f"  TTFT {speed.ttft_ms.value:.0f} ms   decode {decode.value:.1f} tok/s ({decode.basis})")
+    for line in _load_lines(speed):
+        console.print(f"  {line}")
     for reason in document.reasons:
         said = reason.message + (f" → {reason.remedy}" if reason.remedy else "")
         console.print(f"  [red]✗[/] {escape(said)}", markup=True)

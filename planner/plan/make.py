@@ -20,6 +20,7 @@ from planner.choice.alternatives import alternatives
 from planner.choice.published import description
 from planner.choice.rule import MAKING, making
 from planner.choice.search import SearchResult, search
+from planner.choice.served import with_highest_load
 from planner.choice.verdict import GoalResult, Verdict, show
 from planner.machine import computing
 from planner.plan.codec import FORMAT_VERSION, to_json
@@ -88,7 +89,7 @@ def plan(
 
         tried = trials(spec, source, result, measure, progress, device)
         result = search(spec, source.ir, measured={passes: trial.quality for passes, trial in tried.items()})
-    chosen = _resolved(result.chosen, source, tried)
+    chosen = _resolved(result.chosen and with_highest_load(spec, result.gpu, result.chosen), source, tried)
     published = None if chosen is None else chosen.candidate.published
     served = source if published is None else _open_published(published, source)
     document = PlanDocument(
@@ -234,7 +235,14 @@ def _work(spec: Spec, served: Source, verdict: Verdict, device: Gpu) -> Effort:
 def _goal(result: GoalResult) -> PlannedGoal:
     goal = result.goal
     return PlannedGoal(
-        goal, result.wanted, goal.unit, goal.at_most, result.met, result.predicted, round(result.odds, 4), result.statistic
+        goal,
+        result.wanted,
+        goal.unit,
+        goal.at_most,
+        result.met,
+        result.predicted,
+        round(result.odds, 4),
+        result.statistic,
     )
 
 

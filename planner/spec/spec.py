@@ -226,7 +226,7 @@ class PercentileGoal(Strict):
     @property
     def seconds(self) -> float:
         """The time."""
-        return next(value for _, value in self if value is not None)
+        return float(next(value for _, value in self if value is not None))
 
     @model_validator(mode="after")
     def _single(self) -> PercentileGoal:

@@ -23,7 +23,9 @@ def read_trace(path: str) -> tuple[tuple[float, int, int], ...]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the trace {path}: {error}", remedy=f"name a file with lines such as {_SHAPE}") from None
+        raise InputError(
+            f"cannot read the trace {path}: {error}", remedy=f"name a file with lines such as {_SHAPE}"
+        ) from None
     requests = [_request(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
     if not 0 < len(requests) <= MOST:
         raise InputError(f"the trace {path} has {len(requests):,} requests", remedy=f"name one with 1 to {MOST:,}")
@@ -37,7 +39,9 @@ def _request(line: str, path: str, number: int) -> tuple[float, int, int]:
         said: Any = json.loads(line)
         at, prompt, answer = (said[key] for key in ("time", "input", "output"))
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError("this line is no request", remedy=f"write {_SHAPE}", location=Location(path, number, 1)) from None
+        raise InputError(
+            "this line is no request", remedy=f"write {_SHAPE}", location=Location(path, number, 1)
+        ) from None
     numbers = type(at) in (int, float) and abs(at) < 1e12 and type(prompt) is int and type(answer) is int
     if not numbers or not (0 < prompt < 1 << 31 and 0 < answer < 1 << 31):
         message = "a request has a time in seconds, and whole numbers of tokens above 0"

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from dataclasses import replace
+from itertools import pairwise
 from statistics import fmean
 
 import pytest
@@ -124,7 +125,7 @@ def test_a_request_that_never_fits_is_refused() -> None:
 def test_a_rate_is_kept_and_its_gaps_are_as_clustered_as_asked() -> None:
     for burstiness, variation in ((1.0, 1.0), (0.25, 2.0), (100.0, 0.1)):
         due = poisson(4.0, 4000, burstiness).due
-        gaps = [b - a for a, b in zip(due, due[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(due)]
         mean = fmean(gaps)
         assert due[-1] == pytest.approx(1000)
         assert math.sqrt(fmean([(gap / mean - 1) ** 2 for gap in gaps])) == pytest.approx(variation, rel=0.1)

@@ -177,7 +177,7 @@ def _run(seconds: StepTimes, factor: float, queue: Composer, load: Load, questio
     host = Host(rates.host_s, 0.0, rates.host_token_s)
 
     def step_s(batch: Batch) -> float:
-        return factor * seconds(batch)
+        return factor * (seconds.apart(batch) if queue.apart else seconds(batch))
 
     return simulate(step_s, queue, load.arrivals, load.lengths, host)
 

@@ -24,6 +24,10 @@ class Composer(Protocol):
         """Steps that are composed before the last one is settled: 1 or 0."""
 
     @property
+    def apart(self) -> bool:
+        """Whether each chunk of a prompt is a forward pass of its own, not one with all that a step holds."""
+
+    @property
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
 

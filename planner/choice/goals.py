@@ -26,7 +26,7 @@ class Goal(StrEnum):
 
     @property
     def unit(self) -> str:
-        """Unit of its figures: `ms`, `tok/s`, `nats`, or `%` for a share that `planner.choice.verdict.show` prints in percent."""
+        """Unit of its figures: `ms`, `tok/s`, `nats`, or `%` for a share that `planner.figures.show` prints in percent."""
         return _UNITS[self]
 
     @property

@@ -17,7 +17,8 @@ from passes.base import Stage
 from passes.ir.model import ModelIR
 from passes.ir.resident import resident_model
 from planner.choice.goals import FLOOR
-from planner.choice.verdict import Verdict, apart, judge_quality, show
+from planner.choice.verdict import Verdict, judge_quality
+from planner.figures import apart
 from planner.quality.expected import Quality, growth
 from planner.spec.spec import Goals
 from targets.engines.engine import find_engine
@@ -96,7 +97,8 @@ class Rule:
         chosen = self._undominated(left[0], candidates)
         decided = {id(v): criterion for criterion, out in fallen for v in out}
         lost = tuple(_loss(v, decided.get(id(v)), chosen) for v in candidates if v is not chosen)
-        return Decision(chosen, self._why(chosen, [criterion for criterion, _ in fallen]), lost)
+        why = self._why(chosen, [criterion.name for criterion, _ in fallen])
+        return Decision(chosen, why if chosen is left[0] else f"{why}; {self._replaces(chosen, left[0])}", lost)
 
     def _undominated(self, chosen: Verdict, candidates: Sequence[Verdict]) -> Verdict:
         """The chosen one, or what is better than it in a figure and worse in none."""
@@ -212,12 +214,14 @@ class Rule:
             Criterion("settings", lambda v: len(v.candidate.changed), _words("changes more of the engine's settings")),
             Criterion(
                 "margin", lambda v: -v.capacity.room.low,
-                lambda theirs, mine: "leaves {} of room against {}".format(*apart(-theirs / 2**30, -mine / 2**30, "GiB")),
+                lambda theirs, mine: "leaves {} of room against {}".format(*apart(-theirs, -mine, "B")),
                 lambda best, other: bands.memory * memory,
             ),
             Criterion(
                 "work", lambda v: math.log(_LEAST_HOURS + self.hours(v)),
-                lambda theirs, mine: f"takes {math.exp(theirs) - _LEAST_HOURS:.1f} h to make against {math.exp(mine) - _LEAST_HOURS:.1f}",
+                lambda theirs, mine: "takes {} to make against {}".format(
+                    *apart(math.exp(theirs) - _LEAST_HOURS, math.exp(mine) - _LEAST_HOURS, "h")
+                ),
                 lambda best, other: _HOURS_BAND,
             ),
             Criterion("quality", lambda v: growth(round(v.quality.log_ppl_increase.value, 9)), _grown_words),
@@ -256,15 +260,21 @@ class Rule:
             lambda best, other: max(bands.speed, _unshared(best, other, self.goals.batch)),
         )
 
-    def _why(self, chosen: Verdict, decided: Sequence[Criterion]) -> str:
-        """One line: what the chosen one is, and what the last criteria that told it from others were."""
+    def _why(self, chosen: Verdict, decided: Sequence[str]) -> str:
+        """One line: what is made of the chosen one, and by what it was told from others: standing, preference, the last two criteria."""
+        told = {"standing": _standing_told(self.standing(chosen)), **_TOLD}
         preferred = self._preferred().name
-        parts = [MAKING[making(chosen)]]
-        names = [criterion.name for criterion in decided]
-        if preferred in names:
-            parts.append(f"no other that meets the goals is better in {preferred} by more than the band")
-        told = [_TOLD[name] for name in names if name in _TOLD]
-        return "; ".join((*parts, *told[:2]))
+        told[preferred] = f"no other is better in {preferred} by more than the band"
+        first = [name for name in dict.fromkeys(decided) if name in ("standing", preferred)]
+        last = [name for name in dict.fromkeys(decided) if name not in first][-2:]
+        return "; ".join((MAKING[making(chosen)], *(told[name] for name in (*first, *last))))
+
+    def _replaces(self, chosen: Verdict, first: Verdict) -> str:
+        """Why the one that the criteria left is not chosen: it is dominated, and in what."""
+        better = [
+            name for name, mine, theirs in zip(_FIGURES, self._figures(chosen), self._figures(first), strict=True) if mine < theirs
+        ]  # fmt: skip
+        return f"in place of {first.candidate.label}, than which it is better in {' and '.join(better[:3])} and worse in nothing"
 
 
 def _loss(verdict: Verdict, criterion: Criterion | None, chosen: Verdict) -> Loss:
@@ -280,14 +290,21 @@ def _loss(verdict: Verdict, criterion: Criterion | None, chosen: Verdict) -> Los
 MAKING = (
     "nothing to make", "rounding, no calibration text", "calibrated on text", "pruned or distilled"
 )  # fmt: skip
+#: What is said of the chosen one where a criterion told it from others.
 _TOLD = {
     "fewest cards": "the fewest cards that do",
-    "regime": "its engine was measured in this regime",
-    "cards": "on all cards",
-    "native": "the card multiplies its format itself",
-    "margin": "with the most room left",
-    "work": "with the least work",
-}
+    "waiting": "no client waits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
+    "changes of the model": "with the fewest changes of the model", "regime": "its engine was measured in this regime",
+    "stages": "in the fewest stages", "cards": "on all cards", "tensor parallel": "with the fewest cards under one matrix",
+    "native": "the card multiplies its format itself", "settings": "with the fewest changed settings",
+    "margin": "with the most room left", "work": "with the least work", "quality": "then the best in quality",
+    "speed": "then the fastest", "size": "then the smallest",
+}  # fmt: skip
+#: What the Pareto set is over (`Rule._figures`), in words.
+_FIGURES = (
+    "quality", "one client's speed", "throughput", "memory", "work", "cards", "waiting clients", "changed settings", "odds",
+    "what is preferred",
+)  # fmt: skip
 
 
 def making(verdict: Verdict) -> int:
@@ -349,11 +366,32 @@ def _words(text: str) -> Callable[[float, float], str]:
 
 
 def _standing_words(theirs: float, mine: float) -> str:
-    archived = theirs % 2 or theirs >= 6
-    return (
-        "its engine is archived: planned when asked for, or when nothing else serves" if archived
-        else "less likely to meet the goals"
-    )  # fmt: skip
+    if _archived(theirs) and not _archived(mine):
+        return "its engine is archived: planned when asked for, or when nothing else serves"
+    return _TIERS[_tier(theirs)]
+
+
+def _standing_told(standing: float) -> str:
+    told = (
+        "meets every goal with the odds asked for",
+        "meets every goal by its predicted values",
+        "comes nearest to the goals",
+    )
+    return told[_tier(standing)] + (", which no maintained engine does" if _archived(standing) else "")
+
+
+#: What is said of a candidate that stands behind, by its tier.
+_TIERS = ("stands behind", "less likely than is asked", "the chosen one misses none")
+
+
+def _archived(standing: float) -> bool:
+    """Whether a standing (`Rule.standing`) is that of an engine that nobody maintains."""
+    return standing % 2 == 1 or standing >= 6
+
+
+def _tier(standing: float) -> int:
+    """0 admissible, 1 likely only, 2 near, whatever the engine."""
+    return int(standing % 6 if standing >= 6 else standing) // 2
 
 
 def _odds_words(theirs: float, mine: float) -> str:
@@ -373,11 +411,11 @@ def _log_rate_words(theirs: float, mine: float) -> str:
 
 
 def _cost_words(theirs: float, mine: float) -> str:
-    return f"{show(math.exp(-theirs), 'tok/s')} a card against {show(math.exp(-mine), 'tok/s')}"
+    return "{} a card against {}".format(*apart(math.exp(-theirs), math.exp(-mine), "tok/s"))
 
 
 def _size_words(theirs: float, mine: float) -> str:
-    return "{} against {}".format(*apart(theirs / 2**30, mine / 2**30, "GiB"))
+    return "its weights take {} against {}".format(*apart(theirs, mine, "B"))
 
 
 def _log_size_words(theirs: float, mine: float) -> str:

@@ -9,6 +9,9 @@ Nothing is left out by taste, only by proof:
 * where the fewest cards are asked for, more of them are not looked at once some do;
 * where a maintained engine has a candidate that every candidate of an archived one comes behind, none of the latter is judged.
 
+The formula ranks; a goal on a percentile, or on means that queues make, is known only once the load is simulated. So the rule's choice is
+simulated, and where it misses a goal by that, the next one, best first.
+
 `tests/planner/test_search.py` holds it against a brute-force search of the same space.
 """
 
@@ -20,21 +23,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.apply_cost import effort
 from planner.asked import rewrite
 from planner.choice import capacity as cache
+from planner.choice.goals import Goal
 from planner.choice.published import description, published_quality
-from planner.choice.rule import Loss, Rule
-from planner.choice.served import decide
-from planner.choice.space import Design, designs, engines, nothing_to_weigh, numbers_of_cards, workload_of
+from planner.choice.rule import Decision, Loss, Rule
+from planner.choice.space import Design, designs, engines, limits_of, nothing_to_weigh, numbers_of_cards, workload_of
 from planner.choice.verdict import Candidate, Verdict, judge, judge_quality
 from planner.quality.expected import Quality, expected_quality
-from planner.spec.spec import Spec
-from targets.engines.engine import ENGINE_NAMES, Settings, find_engine
+from planner.spec.spec import PruneChoice, QuantizeChoice, Spec
+from targets.engines.engine import ENGINE_NAMES, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
+from targets.workload import Limit
 
 #: Of candidates that ended early, how many are judged in full to find the nearest.
 _LOOKED_AT = 20
@@ -86,11 +90,27 @@ class SearchResult:
 
     @property
     def illegal(self) -> list[tuple[Reason, int]]:
-        """Each kind of illegality with how many candidates it ruled out, most first."""
+        """Each kind of illegality of what the spec asks for by name, with how many candidates it ruled out, most first."""
         counts: Counter[Reason] = Counter(
-            reason for verdict in self.rejected for reason in verdict.reasons if reason.kind is ReasonKind.ILLEGAL
+            reason
+            for verdict in self.rejected
+            if _asked_for(self.spec, verdict.candidate)
+            for reason in verdict.reasons
+            if reason.kind is ReasonKind.ILLEGAL
         )
         return counts.most_common()
+
+
+def _asked_for(spec: Spec, candidate: Candidate) -> bool:
+    """Whether a candidate has something that the spec names: a format or method, a type of the cache, a pruning. An engine alone is weighed
+    with whatever it has.
+    """
+    choice, caches = spec.passes.quantize, spec.passes.kv_cache
+    stages = {pass_.stage for pass_ in candidate.passes}
+    rounded = Stage.QUANTIZE in stages or candidate.published is not None
+    named = rounded and isinstance(choice, QuantizeChoice) and choice.names_some
+    pruned = Stage.PRUNE in stages and isinstance(spec.passes.prune, PruneChoice)
+    return named or pruned or (caches is not None and Stage.KV_CACHE in stages)
 
 
 def target_gpu(spec: Spec) -> Gpu:
@@ -153,6 +173,18 @@ def by_maintenance(spec: Spec, gpu: Gpu) -> tuple[tuple[str, ...], tuple[str, ..
     names = tuple(name for name, _ in engines(spec, gpu))
     old = () if spec.engine != "auto" else tuple(name for name in names if find_engine(name).archived is not None)
     return tuple(name for name in names if name not in old), old
+
+
+def judged(spec: Spec, ir: ModelIR, candidate: Candidate) -> Verdict:
+    """What becomes of one candidate, found under another spec, with the card, load and goals of this one; judged in full."""
+    gpu, target = target_gpu(spec), spec.target
+    settings = replace(candidate.settings, reserve_bytes=target.reserve)
+    design = Design(candidate.engine, candidate.passes, (settings,), 1, candidate.published)
+    verdict = complete(spec, gpu, Judge(spec, ir, gpu).verdict(design, settings))
+    used = settings.parallel.gpus
+    short = Reason("too_few_cards", f"needs {used} cards, {target.cards} are there", kind=ReasonKind.TOO_LARGE)
+    reasons = (*((short,) if used > target.cards else ()), *verdict.reasons)
+    return replace(verdict, candidate=replace(candidate, settings=settings), reasons=reasons)
 
 
 #: What a chain makes of a model: its description, what is illegal in that, its quality.
@@ -232,8 +264,7 @@ class Judge:
         nothing can mend it, and a figure that is before all others where it depends on more.
         """
         ir, illegal, quality = self._chain(design)
-        asked = self._spec.workload.concurrency
-        clients = asked if isinstance(asked, int) else 1
+        clients = workload_of(self._spec).concurrency or 1
         standing = math.inf if illegal else rule.at_best(quality, design.engine, clients)
         return standing, rule.figure_of_chain(ir, quality)
 
@@ -317,9 +348,62 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))
 
 
+#: Candidates that are simulated at most, and of those that the formula finds too slow: so many, that miss by this factor at most.
+_MOST, _NEAREST, _NEAR = 16, 4, 3.0
+_SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
+
+
+def with_highest_load(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
+    """The verdict with how many users it serves within the goals on a request's own speed, where there are some."""
+    limits = limits_of(spec.goals)
+    return replace(verdict, served=_simulated(spec, gpu, verdict, limits)) if limits and verdict.served else verdict
+
+
+def _simulated(spec: Spec, gpu: Gpu, verdict: Verdict, limits: tuple[Limit, ...] = ()) -> SpeedEstimate:
+    engine = find_engine(verdict.candidate.engine)
+    workload = replace(workload_of(spec), concurrency=verdict.capacity.clients, limits=limits)
+    return engine.served(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
+
+
+def served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
+    """The verdict with its load simulated, and the goals judged by that."""
+    if verdict.speed is None or verdict.served is not None:
+        return verdict
+    speed = _simulated(spec, gpu, verdict)
+    goals = tuple(judge(spec.goals, speed, verdict.quality))
+    missed = (goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands))
+    kept = (reason for reason in verdict.reasons if reason.kind is not ReasonKind.GOAL_MISSED)
+    return replace(verdict, goals=goals, reasons=tuple(dict.fromkeys((*kept, *missed))), served=speed)
+
+
+def decide(
+    spec: Spec, gpu: Gpu, rule: Rule, verdicts: Sequence[Verdict]
+) -> tuple[Decision | None, tuple[Verdict, ...]]:
+    """Choose among verdicts by the rule, the chosen one simulated. Returns the decision, and the verdicts as they are known then."""
+    known = list(verdicts)
+    if spec.goals.asks_speed and not any(v.feasible for v in known):
+        near = sorted((v for v in known if _near(v)), key=lambda v: v.distance)[:_NEAREST]
+        known = [served(spec, gpu, v) if any(v is each for each in near) else v for v in known]
+    decision = rule.decide([v for v in known if v.feasible])
+    for _ in range(_MOST):
+        if decision is None or decision.chosen.served is not None:
+            break
+        chosen = decision.chosen
+        known = [served(spec, gpu, v) if v is chosen else v for v in known]
+        decision = rule.decide([v for v in known if v.feasible])
+    return decision, tuple(known)
+
+
+def _near(verdict: Verdict) -> bool:
+    """Whether nothing is against a candidate but goals on speed, by the formula, and not by far."""
+    codes = {reason.code for reason in verdict.reasons}
+    return verdict.speed is not None and codes <= _SPEED and verdict.distance[1] < math.log(_NEAR)
+
+
 def _dominated(chosen: Verdict, loss: Loss) -> Reason:
     """Why a candidate that meets the goals was not chosen."""
     data: dict[str, object] = {
         "by": chosen.candidate.label, "criterion": loss.criterion, "value": loss.value, "against": loss.against
     }  # fmt: skip
-    return Reason("dominated_by", f"meets the goals too, but {loss.message}", None, data, ReasonKind.DOMINATED)
+    met = "meets the goals too, but" if loss.candidate.likely else "misses a goal by less than the band;"
+    return Reason("dominated_by", f"{met} {loss.message}", None, data, ReasonKind.DOMINATED)

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import Reason, ReasonKind
 from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
-from planner.asked import AS_IS
+from planner.asked import AS_IS, spoken
 from planner.choice import odds
 from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
+from planner.figures import apart
 from planner.quality.expected import Quality, perplexity_growth
 from planner.spec.spec import Bands, Goals
 from targets.engines.engine import MemoryEstimate, Parallel, Settings, SpeedEstimate
@@ -46,9 +47,14 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """`vllm: quantize gptq w4a16-g64, KV cache fp8, TP 2, max_num_seqs 8`: what is done, then how it runs."""
+        """`vllm: 4 bit in groups of 64 by GPTQ (w4a16-g64), KV cache fp8, TP 2, max_num_seqs 8`: what is done, then how it runs."""
         served = f"{self.published.id} ({self.published.weights}) as it is" if self.published else None
-        done = [title for title in (served, *(pass_.title() for pass_ in self.passes)) if title] or ["as it is"]
+        untouched = all(pass_.stage is Stage.KV_CACHE for pass_ in self.passes)
+        done = (
+            (served or "as it is", *map(spoken, self.passes))
+            if served or untouched
+            else tuple(map(spoken, self.passes))
+        )
         changes = (f"{name} {getattr(self.settings, name)}" for name in self.changed)
         return f"{self.engine}: {', '.join((*done, *spread_words(self.settings.parallel), *changes))}"
 
@@ -111,40 +117,6 @@ class GoalResult:
         )
 
 
-def show(value: float, unit: str, more: int = 0) -> str:
-    """A figure as people read it, with so many `more` digits. `%`: the share by which something grows, with its sign."""
-    if unit == "%":
-        percent = 100 * value
-        places = 2 if abs(percent) < 9.995 else 1 if abs(percent) < 99.95 else 0
-        return f"{percent:+,.{places + more}f} %"
-    if unit == "ms":
-        return f"{value / 1000:.{2 + more}f} s" if value >= 1000 else f"{value:.{more}f} ms"
-    if unit == "GiB":
-        return f"{value:,.{2 + more}f} GiB"
-    shown = f"{value:,.{more}f}" if abs(value) >= 1000 else f"{value:.{3 + more}g}"
-    return f"{shown} {unit}".strip()
-
-
-def show_interval(quantity: Quantity, unit: str, shown: str | None = None) -> str:
-    """A figure with its interval; `shown`: the figure as it stands elsewhere in the same line."""
-    ends = f"({show(quantity.low, unit)} … {show(quantity.high, unit)})"
-    return f"{shown or show(quantity.value, unit)} {ends}"
-
-
-#: Digits beyond the usual ones, at most, that tell two figures apart; those that are closer are equal to people.
-_MORE_DIGITS = 9
-
-
-def apart(one: float, other: float, unit: str) -> tuple[str, str]:
-    """Two figures as people read them, with as many digits as tell them apart."""
-    shown = show(one, unit), show(other, unit)
-    for more in range(1, _MORE_DIGITS + 1):
-        if one == other or shown[0] != shown[1]:
-            break
-        shown = show(one, unit, more), show(other, unit, more)
-    return shown
-
-
 @dataclass(frozen=True)
 class Verdict:
     """What is predicted of a candidate, and every reason against it (empty: it meets all goals)."""
@@ -190,11 +162,13 @@ class Verdict:
 
     @property
     def distance(self) -> tuple[int, float]:
-        """How far from feasible: reasons that no figure measures first, then by how many e-folds memory and goals are missed."""
+        """How far from feasible: reasons that neither a figure measures nor a setting mends first, then by how many e-folds memory and
+        goals are missed.
+        """
         memory = self.memory.memory
         needed = memory.budget.value - min(0.0, self.capacity.room.value)
         short = math.log(needed / memory.budget.value) if memory.budget.value > 0 else math.inf
-        hard = sum(reason.kind is ReasonKind.ILLEGAL for reason in self.reasons)
+        hard = sum(reason.kind is ReasonKind.ILLEGAL and not reason.options for reason in self.reasons)
         return hard, short + sum(math.log1p(goal.miss) for goal in self.goals)
 
 

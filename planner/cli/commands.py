@@ -160,7 +160,7 @@ def check(
     if as_json:
         emit(to_json(document))
     else:
-        from planner.cli.tables import print_check
+        from planner.cli.tables.check import print_check
 
         print_check(_console(), document)
     raise typer.Exit(result.exit_code)
@@ -195,11 +195,13 @@ def plan(
     if as_json:
         emit(to_json(made.document))
     else:
-        from passes.host_memory import memory_total_bytes
-        from planner.cli.tables import print_plan
+        from shutil import disk_usage
 
-        saved = str(path) if made.feasible else None
-        print_plan(_console(), made.document, made.result.gpu.name, saved, memory_total_bytes())
+        from passes.host_memory import memory_total_bytes
+        from planner.cli.tables.plan import Room, print_plan
+
+        saved, room = str(path) if made.feasible else None, Room(memory_total_bytes(), disk_usage(Path()).free)
+        print_plan(_console(), made.document, made.result.gpu.name, saved, room)
     if launch and made.result.chosen is not None:
         from planner.plan.launch import launch as launch_of
 
@@ -229,7 +231,7 @@ def apply(
     from planner.apply import apply as run
     from planner.apply import find_plan, next_step
     from planner.cli.progress import shown
-    from planner.cli.tables import print_certificate
+    from planner.cli.tables.certificate import print_certificate
     from planner.plan.codec import to_json
 
     console = _console(as_json)
@@ -254,7 +256,8 @@ def show(
 ) -> None:
     """Read a plan or a result."""
     from planner.certificate import NAME, read_certificate, result_folder
-    from planner.cli.tables import print_certificate, print_plan
+    from planner.cli.tables.certificate import print_certificate
+    from planner.cli.tables.plan import print_plan
     from planner.job_graph import plan_needs_text, planned_graph, result_graph
     from planner.plan.codec import to_json
     from planner.plan.lock import staleness
@@ -283,29 +286,39 @@ def show(
 
 @app.command()
 def explain(
-    what: Annotated[Path | None, typer.Argument(help="A plan or spec; default: the plan last saved here.")] = None,
-    question: Annotated[str | None, typer.Argument(help="why not awq, why g64, what if 48GB, what if 2 cards.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PLAN|SPEC] [QUESTION...]",
+            help="A plan or spec (default: the plan last saved in this folder), then a question, as it is: why not awq, why g64, "
+            "what if 2 x 4090, what if context 64k, cheapest card that fits, fewest bits at 2 %.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say why each candidate lost, or answer a question about the plan."""
+    """Say why each candidate lost, or answer a question about the plan with the figures of both plans."""
     from passes.ir.sources import open_model
     from planner.apply import find_plan
-    from planner.explain import explain as run
+    from planner.explain.answer import explain as run
     from planner.plan.document import asked_spec
     from planner.plan.saved import load_plan
     from planner.spec.parse import load_spec
 
-    path = what or find_plan(Path())
+    said = list(words or ())
+    path = Path(said.pop(0)) if said and _names_a_file(said[0]) else find_plan(Path())
     spec = load_spec(path) if path.suffix in (".yaml", ".yml") else asked_spec(load_plan(path))
-    answer = run(spec, open_model(spec.model, revision=spec.revision, assume=spec.assume), question)
+    answer = run(spec, open_model(spec.model, revision=spec.revision, assume=spec.assume), " ".join(said))
     if as_json:
         emit(answer.as_json())
         return
-    console = _console()
-    console.print(f"  {answer.headline}", style="bold")
-    for row in answer.rows:
-        console.print(f"    {row.candidate}")
-        console.print(f"      {row.message}", style="dim")
+    from planner.cli.tables.explain import print_answer
+
+    print_answer(_console(), answer)
+
+
+def _names_a_file(word: str) -> bool:
+    """Whether the first word is a plan or a spec, not the beginning of a question."""
+    return Path(word).suffix in (".json", ".yaml", ".yml") or Path(word).is_file()
 
 
 @app.command()
@@ -315,7 +328,7 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Compare two plans: which inputs moved, and which choices follow."""
-    from planner.explain import diff as run
+    from planner.explain.diff import diff as run
     from planner.plan.codec import to_json
     from planner.plan.saved import load_plan
 
@@ -323,7 +336,7 @@ def diff(
     if as_json:
         emit(to_json(difference))
         return
-    from planner.cli.tables import print_diff
+    from planner.cli.tables.explain import print_diff
 
     print_diff(_console(), difference)
 
@@ -358,7 +371,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Start the engine on a result, put the workload's load on it, measure. Exit 4 when a promise is not kept."""
-    from planner.cli.tables import print_verified
+    from planner.cli.tables.certificate import print_verified
     from planner.verify import verify as run
 
     console = _console(as_json)

@@ -17,6 +17,7 @@ from passes.errors import DoesNotFitError, GoalMissedError, InputError
 from planner.apply_cost import Effort
 from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
+from planner.choice.verdict import GoalResult
 from planner.plan.codec import to_json
 from planner.plan.stated import StatedReason
 from planner.quality.expected import Quality
@@ -143,10 +144,17 @@ class ChosenPlan:
 
 @dataclass(frozen=True, slots=True)
 class RejectedPlan:
-    """A candidate that lost, and why."""
+    """A candidate that lost, and why; where it was judged, its figures. `weights`, `kv_cache_dtype`: as `check` takes them."""
 
     candidate: str
     reasons: tuple[StatedReason, ...]
+    memory: Memory | None = None
+    speed: SpeedEstimate | None = None
+    quality: Quality | None = None
+    making: str = ""
+    cards: int = 1
+    weights: str | None = None
+    kv_cache_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +188,8 @@ class ParetoPlan:
     quality: Quality
     making: str = ""
     cards: int = 1
+    weights: str | None = None
+    kv_cache_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +317,8 @@ class PlanDocument:
     lock: Lock
     digest: str
     places: Places | None = None
+    lost: int = 0
+    """Designs that lost, each with its best settings: `explain` lists so many."""
 
     @property
     def decision(self) -> ChosenPlan:
@@ -328,6 +340,21 @@ def planned_settings(settings: Settings) -> PlannedSettings:
         settings.gpu_memory_utilization, settings.max_num_seqs, settings.max_num_batched_tokens, settings.block_size,
         settings.kv_cache_memory_bytes, settings.enforce_eager,
     )  # fmt: skip
+
+
+def planned_goal(result: GoalResult) -> PlannedGoal:
+    """A judged goal as documents state it."""
+    goal = result.goal
+    return PlannedGoal(
+        goal,
+        result.wanted,
+        goal.unit,
+        goal.at_most,
+        result.met,
+        result.predicted,
+        round(result.odds, 4),
+        result.statistic,
+    )
 
 
 def digest(document: Mapping[str, Any]) -> str:

@@ -331,6 +331,8 @@ class PruneChoice(Strict):
     """Channels that each dense MLP keeps."""
     kv_heads: Count | None = None
     """Key/value groups that each attention keeps, with their query heads."""
+    importance: Literal["activation", "taylor", "hessian"] = "hessian"
+    """How channels and groups are judged: by what they add, to first order, or by what is lost when the others make up for them."""
     experts: Count | None = None
     """Experts that each mixture layer keeps."""
     sparse: SparseChoice | None = None
@@ -344,10 +346,33 @@ class PruneChoice(Strict):
 
 
 class DistillChoice(Strict):
-    """Pinned recovery after pruning."""
+    """Pinned recovery after pruning, or of what rounding loses."""
 
     method: Literal["logits", "sequences", "blockwise"] = "logits"
-    tokens: Count = 100_000_000
+    """`logits`: train on the source's next-token distributions; `sequences`: on text that a teacher wrote; `blockwise`: tune each block
+    as it is stored, none other in memory."""
+    tokens: Count | None = None
+    """Tokens to train on: 100 million, or for `blockwise` one million, unless another number is named."""
+    objective: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_k: Count = 64
+    """Entries of each distribution that are kept on disk, 6 bytes each."""
+    hidden: Annotated[float, Field(ge=0)] = 0.0
+    """The weight of the distance between the last hidden states."""
+    dataset: str = "self"
+    """`self` (the source writes it), a text, a data set; for `sequences` also an OpenAI-compatible endpoint (`http://host:8000/v1`)."""
+    length: Annotated[int, Field(ge=16, strict=True)] = 512
+    epochs: Count = 1
+    """How often each sequence is trained on."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    goal: Annotated[float, Field(gt=0)] | None = None
+    """The held-out loss to reach, in nats a token: training stops as soon as it is out of reach (exit 4)."""
+    seed: int = 0
+    teacher: str = ""
+    """The name of the model at an endpoint."""
+    prompts: str = ""
+    """A file with the prompts for an endpoint: a line each, or JSON lines with `prompt` or `messages`."""
+    requests_per_minute: Count = 60
 
 
 class PassesChoice(Strict):

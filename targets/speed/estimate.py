@@ -16,7 +16,7 @@ from targets.machine.profile import Profile, believed_profile, measured_card, me
 from targets.quantity import Basis, Quantity
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
-from targets.speed.rates import Fitted, engine_values, fitted_rates, rates_from
+from targets.speed.rates import Fitted, Regime, Width, engine_values, fitted_rates, rates_from
 from targets.speed.step import Card, Step, step_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
@@ -117,8 +117,9 @@ def _measured(fitted: Fitted, engine: str, gpu: Gpu, version: str | None, profil
     """The engine's rates with this machine's measurements in their place."""
     values = measured_values(engine_values(engine), engine, gpu, profile)
     error = profile.error(engine)
-    decode, prefill = min(fitted.decode_error, error), min(fitted.prefill_error, error)
-    return Fitted(rates_from(values, generation_of(gpu), version), decode, prefill, prefill, decode, Basis.MEASURED)
+    alone = fitted.widths[Regime.ALONE]
+    width = Width(min(alone.tpot, error), min(alone.ttft, error))
+    return Fitted(rates_from(values, generation_of(gpu), version), dict.fromkeys(Regime, width), Basis.MEASURED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +137,15 @@ class Run:
         if self.pp > 1:
             step = replace(step, decode=max(step.decode / self.pp, min(step.decode, 1.0)))
         seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp)
-        return seconds + (self.pp - 1) * self.fitted.rates.link_s
+        return seconds + (self.pp - 1) * self.fitted.rates.links[self.card.wiring].fixed_s
 
 
 def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int) -> SpeedEstimate:
     outputs = max(loop.output_tokens, 1)
     request_s = means.ttft_s + means.tpot_s * (outputs - 1)
-    tpot_error = fitted.decode_error if loop.clients == 1 else fitted.tpot_error
-    ttft_error = fitted.prefill_error if loop.clients == 1 else fitted.ttft_error
+    waiting = loop.clients > means.resident
+    regime = Regime.ALONE if loop.clients == 1 else Regime.SATURATED if waiting else Regime.BELOW
+    tpot_error, ttft_error = fitted.widths[regime].tpot, fitted.widths[regime].ttft
     prefill_s = max(alone.ttft_s - loop.host_s - loop.host_token_s * loop.input_tokens, 1e-9)
     return SpeedEstimate(
         ttft_ms=_quantity(1e3 * means.ttft_s, ttft_error, fitted),

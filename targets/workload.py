@@ -7,6 +7,15 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """A promise on a latency (`ttft`, `tpot`, `e2e`): its mean, or a percentile of it (`p95`), is at most so many milliseconds."""
+
+    latency: str
+    statistic: str
+    at_most_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """A closed loop of `concurrency` requests, of `input_tokens` prompt and `output_tokens` generated tokens in the mean.
 
@@ -18,6 +27,7 @@ class Workload:
     their gaps (1: Poisson); `at_once`: unanswered ones beyond which the next waits to be sent. `requests`: how many there are in all. None:
     as many as steady figures take; lengths that are told by their mean alone are then taken to vary by 20 %, as they do in use.
     `shared_prefix`: tokens that all prompts begin with. `trace`: (second, prompt tokens, answer tokens) of each request, in place of these.
+    `limits`: what users are promised; how many are served so is told then.
     """
 
     context: int
@@ -32,6 +42,7 @@ class Workload:
     at_once: int | None = None
     shared_prefix: int = 0
     trace: tuple[tuple[float, int, int], ...] | None = None
+    limits: tuple[Limit, ...] = ()
 
     @property
     def request_tokens(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from passes.base import Pass
-from passes.errors import Reason, ReasonKind
+from passes.errors import InputError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.asked import chain_of, rewrite, with_dtype
 from planner.choice.capacity import Capacity, capacity, running_at_once
@@ -17,7 +18,7 @@ from planner.choice.odds import at_least
 from targets.engines.accounting import CONCURRENCY_DOES_NOT_FIT
 from targets.engines.engine import Engine, MemoryEstimate, Parallel, Settings, find_engine
 from targets.gpu import Gpu, find_gpu
-from targets.workload import Workload
+from targets.workload import Limit, Workload
 
 #: Options of `check` by the names they have in `Settings`, where these differ.
 _SETTINGS = {field.name: field.name for field in fields(Settings)} | {
@@ -34,6 +35,22 @@ class Load:
     rate: float | None = None
     burstiness: float = 1.0
     at_once: int | None = None
+    limits: tuple[Limit, ...] = ()
+
+
+def limits_named(texts: Iterable[str]) -> tuple[Limit, ...]:
+    """Return the limits of texts as `vllm bench serve --goodput` has them, milliseconds each: `ttft:800`; here of a percentile too,
+    `ttft_p95:2000`. Raises InputError for what is none.
+    """
+    out = []
+    for text in (word for each in texts for word in each.split()):
+        match = re.fullmatch(r"(ttft|tpot|e2el?)(?:_(p50|p90|p95|p99))?:(\d+(?:\.\d+)?)", text)
+        if not match or not float(match[3]):
+            raise InputError(
+                f"{text!r} is no limit", remedy="write ttft:800, tpot:50 or e2el:9000 (milliseconds), or ttft_p95:2000"
+            )
+        out.append(Limit(match[1].removesuffix("l"), match[2] or "mean", float(match[3])))
+    return tuple(out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +105,7 @@ class Question:
         load = self.load
         return Workload(
             self.context or self.model.max_context, self.concurrency, taken, written, requests=load.requests, rate=load.rate,
-            burstiness=load.burstiness, at_once=load.at_once,
+            burstiness=load.burstiness, at_once=load.at_once, limits=load.limits,
         )  # fmt: skip
 
     def changed(self, options: Mapping[str, Any]) -> Question:

@@ -9,6 +9,9 @@ Nothing is left out by taste, only by proof:
 * where the fewest cards are asked for, more of them are not looked at once some do;
 * where a maintained engine has a candidate that every candidate of an archived one comes behind, none of the latter is judged.
 
+The formula ranks; a goal on a percentile, or on means that queues make, is known only once the load is simulated. So the rule's choice is
+simulated, and where it misses a goal by that, the next one, best first.
+
 `tests/planner/test_search.py` holds it against a brute-force search of the same space.
 """
 
@@ -26,15 +29,16 @@ from passes.ir.model import ModelIR
 from planner.apply_cost import effort
 from planner.asked import rewrite
 from planner.choice import capacity as cache
+from planner.choice.goals import Goal
 from planner.choice.published import description, published_quality
-from planner.choice.rule import Loss, Rule
-from planner.choice.served import decide
-from planner.choice.space import Design, designs, engines, nothing_to_weigh, numbers_of_cards, workload_of
+from planner.choice.rule import Decision, Loss, Rule
+from planner.choice.space import Design, designs, engines, limits_of, nothing_to_weigh, numbers_of_cards, workload_of
 from planner.choice.verdict import Candidate, Verdict, judge, judge_quality
 from planner.quality.expected import Quality, expected_quality
 from planner.spec.spec import PruneChoice, QuantizeChoice, Spec
-from targets.engines.engine import ENGINE_NAMES, Settings, find_engine
+from targets.engines.engine import ENGINE_NAMES, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
+from targets.workload import Limit
 
 #: Of candidates that ended early, how many are judged in full to find the nearest.
 _LOOKED_AT = 20
@@ -344,6 +348,58 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     missed = [goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands)]
     reasons = tuple(dict.fromkeys((*verdict.reasons, *missed)))
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))
+
+
+#: Candidates that are simulated at most, and of those that the formula finds too slow: so many, that miss by this factor at most.
+_MOST, _NEAREST, _NEAR = 16, 4, 3.0
+_SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
+
+
+def with_highest_load(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
+    """The verdict with how many users it serves within the goals on a request's own speed, where there are some."""
+    limits = limits_of(spec.goals)
+    return replace(verdict, served=_simulated(spec, gpu, verdict, limits)) if limits and verdict.served else verdict
+
+
+def _simulated(spec: Spec, gpu: Gpu, verdict: Verdict, limits: tuple[Limit, ...] = ()) -> SpeedEstimate:
+    engine = find_engine(verdict.candidate.engine)
+    workload = replace(workload_of(spec), concurrency=verdict.capacity.clients, limits=limits)
+    return engine.served(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
+
+
+def served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
+    """The verdict with its load simulated, and the goals judged by that."""
+    if verdict.speed is None or verdict.served is not None:
+        return verdict
+    speed = _simulated(spec, gpu, verdict)
+    goals = tuple(judge(spec.goals, speed, verdict.quality))
+    missed = (goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands))
+    kept = (reason for reason in verdict.reasons if reason.kind is not ReasonKind.GOAL_MISSED)
+    return replace(verdict, goals=goals, reasons=tuple(dict.fromkeys((*kept, *missed))), served=speed)
+
+
+def decide(
+    spec: Spec, gpu: Gpu, rule: Rule, verdicts: Sequence[Verdict]
+) -> tuple[Decision | None, tuple[Verdict, ...]]:
+    """Choose among verdicts by the rule, the chosen one simulated. Returns the decision, and the verdicts as they are known then."""
+    known = list(verdicts)
+    if spec.goals.asks_speed and not any(v.feasible for v in known):
+        near = sorted((v for v in known if _near(v)), key=lambda v: v.distance)[:_NEAREST]
+        known = [served(spec, gpu, v) if any(v is each for each in near) else v for v in known]
+    decision = rule.decide([v for v in known if v.feasible])
+    for _ in range(_MOST):
+        if decision is None or decision.chosen.served is not None:
+            break
+        chosen = decision.chosen
+        known = [served(spec, gpu, v) if v is chosen else v for v in known]
+        decision = rule.decide([v for v in known if v.feasible])
+    return decision, tuple(known)
+
+
+def _near(verdict: Verdict) -> bool:
+    """Whether nothing is against a candidate but goals on speed, by the formula, and not by far."""
+    codes = {reason.code for reason in verdict.reasons}
+    return verdict.speed is not None and codes <= _SPEED and verdict.distance[1] < math.log(_NEAR)
 
 
 def _dominated(chosen: Verdict, loss: Loss) -> Reason:

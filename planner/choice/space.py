@@ -37,15 +37,36 @@ from planner.choice.goals import FLOOR, ODDS_BAND
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
 from planner.quality.expected import expected_quality, growth
-from planner.spec.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec, Target
+from planner.spec.spec import (
+    DistillChoice,
+    EngineChoice,
+    EngineSettings,
+    Goals,
+    PruneChoice,
+    QuantizeChoice,
+    Spec,
+    Target,
+)
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
 from targets.gpu import Gpu
-from targets.workload import Workload
+from targets.workload import Limit, Workload
 
 
 def workload_of(spec: Spec) -> Workload:
     """The workload of a spec."""
     return spec.workload.asked
+
+
+def limits_of(goals: Goals) -> tuple[Limit, ...]:
+    """What users are promised by the goals on a request's own speed."""
+    out = []
+    for name, asked in (("ttft", goals.ttft), ("tpot", goals.tpot)):
+        if asked is not None:
+            statistic, seconds = ("mean", asked) if isinstance(asked, float) else (asked.statistic, asked.seconds)
+            out.append(Limit(name, statistic, 1e3 * seconds))
+    if goals.decode:
+        out.append(Limit("tpot", "mean", 1e3 / goals.decode))
+    return tuple(out)
 
 
 @dataclass(frozen=True, slots=True)

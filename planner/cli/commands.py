@@ -102,6 +102,12 @@ def check(
         int | None,
         typer.Option(min=1, max=LARGEST, help="Unanswered requests at most; without a rate the same as --concurrency."),
     ] = None,
+    goodput: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A limit in ms, such as ttft:800, tpot:50 or ttft_p95:2000: how many users are served so is told."
+        ),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
     ] = None,
@@ -122,7 +128,7 @@ def check(
     Settings may be named as `vllm serve` names them.
     """
     from planner.check import check as run
-    from planner.choice.question import Load
+    from planner.choice.question import Load, limits_named
     from planner.plan.codec import to_json
     from targets.engines.engine import Parallel, Settings
 
@@ -131,7 +137,7 @@ def check(
             message = f"--concurrency {concurrency} and --max-concurrency {max_concurrency} of one closed loop"
             raise InputError(message, remedy="give one of them, or a --request-rate")
         concurrency, max_concurrency = max_concurrency, None
-    load = Load(num_prompts, request_rate, burstiness, max_concurrency)
+    load = Load(num_prompts, request_rate, burstiness, max_concurrency, limits_named(goodput or ()))
     tensor = tp or max(1, (gpus or 1) // (pp * dp))
     if gpus and tensor * pp * dp > gpus:
         raise InputError(

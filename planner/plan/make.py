@@ -20,7 +20,7 @@ from planner.apply_cost import Effort, effort, holds, no_effort
 from planner.choice.alternatives import alternatives
 from planner.choice.published import description
 from planner.choice.rule import MAKING, making
-from planner.choice.search import SearchResult, search
+from planner.choice.search import SearchResult, search, with_highest_load
 from planner.choice.verdict import Verdict
 from planner.machine import computing
 from planner.plan.cautions import cautions, unheld
@@ -92,7 +92,7 @@ def plan(
 
         tried = trials(spec, source, result, measure, progress, device)
         result = search(spec, source.ir, measured={passes: trial.quality for passes, trial in tried.items()})
-    chosen = _resolved(result.chosen, source, tried)
+    chosen = _resolved(result.chosen and with_highest_load(spec, result.gpu, result.chosen), source, tried)
     published = None if chosen is None else chosen.candidate.published
     served = source if published is None else _open_published(published, source)
     document = PlanDocument(

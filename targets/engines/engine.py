@@ -127,7 +127,8 @@ class SpeedEstimate:
     Milliseconds and tokens a second. `prefill_tok_s`: prompt tokens a second of one request alone. `notes`: what a person must know
     of where the figures come from. The rest is there where the load was simulated (docs/load.md): percentiles over requests; `itl`: time
     between two tokens of a request; `e2e`: from sending to the last token; `cache_full`: share of the time in which a request waits for
-    cache; `preemptions`: how often a request lost its blocks, of `requests`.
+    cache; `preemptions`: how often a request lost its blocks, of `requests`. With limits: `goodput_req_s`, requests a second that keep each
+    of them; `most_clients`, or of a workload with a rate `highest_rate` (a second), at which the workload keeps them all; 0: none.
     """
 
     ttft_ms: Quantity
@@ -158,9 +159,14 @@ class SpeedEstimate:
     requests: int | None = None
     cache_full: float | None = None
     preemptions: int | None = None
+    goodput_req_s: Quantity | None = None
+    most_clients: int | None = None
+    highest_rate: float | None = None
 
     def latency(self, name: str, statistic: str) -> Quantity:
-        """Return a latency (`ttft`, `tpot`), in milliseconds: its mean, or a percentile (`p95`); the mean where the load was not simulated."""
+        """Return a latency (`ttft`, `tpot`, …), in milliseconds: its mean, or a percentile (`p95`), for which the mean stands where
+        the load was not simulated.
+        """
         mean: Quantity = getattr(self, f"{name}_ms")
         told: Quantity | None = None if statistic == "mean" else getattr(self, f"{name}_{statistic}_ms")
         return told or mean

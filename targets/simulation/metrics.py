@@ -71,6 +71,10 @@ class Figures:
     full: float
     preemptions: int
 
+    def latency(self, name: str) -> Distribution | None:
+        """Return a latency by its name in reports: `ttft`, `tpot`, `itl`, `e2e`."""
+        return {"ttft": self.ttft, "tpot": self.tpot, "itl": self.itl, "e2e": self.e2e}[name]
+
 
 def figures(run: Run) -> Figures:
     """Sum up a run of at least one request."""

@@ -111,6 +111,8 @@ class Scheduler:
         self._prefix_holders = 0
         self._prefix_known = False
 
+    apart = False
+
     @property
     def lag(self) -> int:
         """Steps that are composed before the last one is settled."""

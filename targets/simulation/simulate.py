@@ -7,9 +7,9 @@ Runs of equal decode steps are told as one, at the time of the middle one: the t
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Protocol
 
 from targets.simulation.arrivals import Arrivals
@@ -22,6 +22,10 @@ class Composer(Protocol):
     @property
     def lag(self) -> int:
         """Steps that are composed before the last one is settled: 1 or 0."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether each chunk of a prompt is a forward pass of its own, not one with all that a step holds."""
 
     @property
     def idle(self) -> bool:
@@ -50,7 +54,7 @@ class Composer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Seconds between a request's being sent and the engine's seeing it: `fixed`, beside others; `request` and `token` (of its prompt) one
+    """Seconds between a request's being sent and the engine's seeing it: `fixed` and `token` (of its prompt) beside others, `request` one
     request after the other.
     """
 
@@ -152,7 +156,7 @@ class _Door:
         self._due, self._lengths, self._host, self._sent = arrivals.due, lengths, host, sent
         self._number = 0
         self._busy_to = 0.0
-        self._coming: deque[tuple[float, Request]] = deque()
+        self._coming: list[tuple[float, int, Request]] = []
         at_once = len(lengths) if arrivals.at_once is None else arrivals.at_once
         for _ in range(min(at_once, len(lengths))):
             self.answered(0.0)
@@ -170,12 +174,13 @@ class _Door:
         prompt, output = self._lengths[number]
         self._number += 1
         self._sent[number] = at = max(now, self._due[number])
-        self._busy_to = max(at, self._busy_to) + self._host.request + self._host.token * prompt
-        self._coming.append((self._busy_to + self._host.fixed, Request(number, prompt, output)))
+        self._busy_to = max(at, self._busy_to) + self._host.request
+        seen = self._busy_to + self._host.fixed + self._host.token * prompt
+        heappush(self._coming, (seen, number, Request(number, prompt, output)))
 
     def arrived(self, now: float) -> list[Request]:
         """The requests that the engine sees by now, for the first time."""
         out = []
         while self._coming and self._coming[0][0] <= now:
-            out.append(self._coming.popleft()[1])
+            out.append(heappop(self._coming)[2])
         return out

@@ -54,6 +54,11 @@ class StepTimes:
             seconds += prefill * _at(self._pairs, round(pairs / sum(tokens for _, tokens, _ in batch.chunks)))
         return seconds
 
+    def apart(self, batch: Batch) -> float:
+        """Return the seconds of a step whose chunks are forward passes of their own."""
+        passes = [Batch(chunks=[chunk]) for chunk in batch.chunks]
+        return sum(map(self, passes)) + (self(Batch(batch.decode, batch.context)) if batch.decode else 0.0)
+
     def _seconds(self, decode: int, context: float, prefill: int = 0, pairs: float = 0.0, prompts: int = 0) -> float:
         return self._step(Step(decode, context, prefill, pairs, prompts, self._cache_bytes))
 

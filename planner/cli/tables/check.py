@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from planner.cli.tables.parts import size
+from planner.cli.tables.parts import load_lines, size
 
 if TYPE_CHECKING:
     from planner.check import CheckDocument
@@ -39,6 +39,8 @@ def print_check(console: Console, document: CheckDocument) -> None:
         )
     decode = speed.decode_tok_s_per_request
     console.print(f"  TTFT {speed.ttft_ms.value:.0f} ms   decode {decode.value:.1f} tok/s ({decode.basis})")
+    for line in load_lines(speed):
+        console.print(f"  {line}")
     for reason in document.reasons:
         said = reason.message + (f" → {reason.remedy}" if reason.remedy else "")
         console.print(f"  [red]✗[/] {escape(said)}", markup=True)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from planner.figures import show
+
+if TYPE_CHECKING:
+    from targets.engines.engine import SpeedEstimate
 
 
 def size(count: float) -> str:
@@ -13,3 +19,21 @@ def size(count: float) -> str:
 def tick(holds: bool) -> str:
     """The mark, as markup, of what holds or does not."""
     return "[green]✓[/]" if holds else "[red]✗[/]"
+
+
+def load_lines(speed: SpeedEstimate) -> Iterator[str]:
+    """What the simulated load showed: percentiles, waiting, how many users are served."""
+    if speed.ttft_p95_ms is None or speed.requests_s is None:
+        return
+    told = []
+    for name, digits in (("ttft", 0), ("tpot", 1), ("e2e", 0)):
+        usual, most = (speed.latency(name, share).value for share in ("p50", "p95"))
+        told.append(f"{name.upper()} p50 {usual:,.{digits}f}, p95 {most:,.{digits}f} ms")
+    yield f"{'; '.join(told)}; {speed.requests_s.value:.3g} requests/s"
+    if speed.cache_full or speed.preemptions:
+        waited, lost = speed.cache_full or 0.0, speed.preemptions or 0
+        yield f"requests wait for cache {waited:.0%} of the time; {lost:,} times one of {speed.requests:,} lost its own to others"
+    if speed.most_clients is not None:
+        yield f"serves {speed.most_clients:,} clients at once within the goals on a request"
+    if speed.highest_rate is not None:
+        yield f"serves {speed.highest_rate:g} requests a second within the goals on a request"

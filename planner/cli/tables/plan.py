@@ -13,7 +13,7 @@ from passes.base import Stage
 from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
 from planner.cli.tables.page import Page
-from planner.cli.tables.parts import size
+from planner.cli.tables.parts import load_lines, size
 from planner.figures import all_apart, apart, show, show_interval
 from planner.quality.expected import growth, perplexity_growth
 from planner.spec.units import parse_share
@@ -307,6 +307,8 @@ def _print_goals(page: Page, chosen: ChosenPlan, confidence: float) -> None:
             page.line(_INDENT + "  ", f"{predicted} {basis}")
         else:
             page.line(head, Text(f"{name:14s} {wanted:14s} {predicted:38s} {basis:11s} ").append_text(mark))
+    for number, line in enumerate(() if chosen.speed is None else load_lines(chosen.speed)):
+        page.line("  Load     " if number == 0 else _INDENT, line)
     page.blank()
 
 

@@ -24,7 +24,7 @@ from passes.ir.architectures.config import Config
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from targets.engines.accounting import answer, weights_quantity
-from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Scheduler, Settings
+from targets.engines.engine import Engine, KVEstimate, Memory, MemoryEstimate, Parallel, Scheduler, Settings
 from targets.engines.kv_layout import Layout, build_layout
 from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
@@ -37,6 +37,7 @@ from targets.workload import Workload
 if TYPE_CHECKING:
     from targets.launch.request import Launch, LaunchRequest
     from targets.serve.verifier import Verifier
+    from targets.simulation.simulate import Composer
 
 _MIB = 1 << 20
 #: Tokens a page, and tokens of a prompt chunk (`max_input_len`, `chunk_size`).
@@ -164,6 +165,14 @@ class Exllama(Engine):
         """Chunks of a prompt, and as many sequences as are asked: the launch files set so many."""
         requests = settings.max_num_seqs or workload.concurrency or 1
         return Scheduler(settings.max_num_batched_tokens or CHUNK, requests)
+
+    def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Composer:
+        """The dynamic generator, with pages for whole answers."""
+        from targets.simulation.exllama import Generator
+        from targets.simulation.serving import cache_of
+
+        limits = self.scheduler(gpu, settings, workload)
+        return Generator(limits.tokens, limits.sequences, cache_of(kv, workload, PAGE))
 
     def cache_bytes(self, ir: ModelIR) -> float:
         """By the cache's type."""

@@ -6,7 +6,7 @@ How an engine is driven is the engine's (`Engine.verifier`); here is what a plan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,22 +168,27 @@ def _speed_checks(plan: PlanDocument, timing: LoadTiming) -> Iterator[Comparison
 
 
 def _predicted(speed: SpeedEstimate, timing: LoadTiming) -> Iterator[Comparison]:
-    yield _within("TTFT, ms", speed.ttft_ms, timing.ttft_ms.mean, "{:.0f}", binding=False)
-    yield _within("TPOT, ms", speed.tpot_ms, timing.tpot_ms.mean, "{:.2f}", binding=False)
-    yield _within("decode, tok/s", speed.decode_tok_s_per_request, timing.decode_tok_s, "{:.1f}", binding=False)
-    yield _within("throughput, tok/s", speed.throughput_tok_s, timing.tok_s, "{:.1f}", binding=False)
+    for name, predicted, value, form, at_most in (
+        ("TTFT, ms", speed.ttft_ms, timing.ttft_ms.mean, "{:.0f}", True),
+        ("TPOT, ms", speed.tpot_ms, timing.tpot_ms.mean, "{:.2f}", True),
+        ("decode, tok/s", speed.decode_tok_s_per_request, timing.decode_tok_s, "{:.1f}", False),
+        ("throughput, tok/s", speed.throughput_tok_s, timing.tok_s, "{:.1f}", False),
+    ):
+        better = value < predicted.low if at_most else value > predicted.high
+        yield replace(_within(name, predicted, value, form, binding=False), better=better)
 
 
 def _goal(goal: PlannedGoal, timing: LoadTiming, *, judged: bool) -> Comparison:
     """A goal on speed against the load; one that this load says nothing about is told as such, and binds nothing."""
     wanted = f"{'≤' if goal.at_most else '≥'} {goal.wanted:g} {goal.unit}"
     if not judged:
-        return Comparison(f"goal: {goal.name}", wanted, f"not measured ({timing.load.arrival})", False, binding=False)
+        return Comparison(f"goal: {goal.said}", wanted, f"not measured ({timing.load.arrival})", False, binding=False)
     value = {
-        Goal.TTFT: timing.ttft_ms.mean, Goal.TPOT: timing.tpot_ms.mean, Goal.DECODE: timing.decode_tok_s, Goal.THROUGHPUT: timing.tok_s,
+        Goal.TTFT: timing.ttft_ms.statistic(goal.statistic), Goal.TPOT: timing.tpot_ms.statistic(goal.statistic),
+        Goal.DECODE: timing.decode_tok_s, Goal.THROUGHPUT: timing.tok_s,
     }[goal.name]  # fmt: skip
     met = value <= goal.wanted if goal.at_most else value >= goal.wanted
-    return Comparison(f"goal: {goal.name}", wanted, f"{value:.1f} {goal.unit}", met, binding=True)
+    return Comparison(f"goal: {goal.said}", wanted, f"{value:.1f} {goal.unit}", met, binding=True)
 
 
 def _within(

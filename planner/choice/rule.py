@@ -16,8 +16,9 @@ from passes import chain
 from passes.base import Stage
 from passes.ir.model import ModelIR
 from passes.ir.resident import resident_model
-from planner.choice.goals import FLOOR
-from planner.choice.verdict import Verdict, apart, judge_quality, show
+from planner.choice.goals import FLOOR, ODDS_BAND
+from planner.choice.verdict import Verdict, judge_quality
+from planner.figures import apart
 from planner.quality.expected import Quality, growth
 from planner.spec.spec import Goals
 from targets.engines.engine import find_engine
@@ -27,8 +28,8 @@ from targets.speed.card import card_of
 
 #: Clients of one person: an engine that nobody maintains, but that is made for one user, may serve so many.
 FEW_CLIENTS = 2
-#: Odds of the goals that are this close are ties, where none reach the confidence.
-_ODDS_BAND = 0.05
+#: By how much an engine that nobody maintains stands behind for more clients; where one stands of equals that are told apart later.
+_BEHIND, _LAST_OF_EQUALS = 6, 0.5
 #: Hours of work that are this close, as a share, are ties: forecasts are off by more. Minutes are nothing.
 _HOURS_BAND, _LEAST_HOURS = 0.25, 0.1
 
@@ -96,7 +97,8 @@ class Rule:
         chosen = self._undominated(left[0], candidates)
         decided = {id(v): criterion for criterion, out in fallen for v in out}
         lost = tuple(_loss(v, decided.get(id(v)), chosen) for v in candidates if v is not chosen)
-        return Decision(chosen, self._why(chosen, [criterion for criterion, _ in fallen]), lost)
+        why = self._why(chosen, [criterion.name for criterion, _ in fallen])
+        return Decision(chosen, why if chosen is left[0] else f"{why}; {self._replaces(chosen, left[0])}", lost)
 
     def _undominated(self, chosen: Verdict, candidates: Sequence[Verdict]) -> Verdict:
         """The chosen one, or what is better than it in a figure and worse in none."""
@@ -123,8 +125,8 @@ class Rule:
         """What the Pareto set is over, less is better."""
         return (
             v.quality.log_ppl_increase.value, -_speed(v, False).value, -_speed(v, True).value, v.memory.memory.total.value,
-            float(making(v)), float(v.candidate.settings.parallel.gpus),
-            float(v.capacity.waiting), float(len(v.candidate.changed)), self._doubt(v),
+            making(v) + _each_start(v) / 2, float(v.candidate.settings.parallel.gpus),
+            float(v.capacity.waiting), float(len(v.candidate.changed)), self._doubt(v), float(self._archived(v.candidate.engine)),
             self._preferred().figure(v),
         )  # fmt: skip
 
@@ -136,7 +138,7 @@ class Rule:
 
     def standing(self, v: Verdict) -> int:
         """0 admissible, 2 likely only, 4 misses a goal by less than the band. An engine that nobody maintains, unless it was asked
-        for, comes behind each of them for few clients, which is what it is good at, and behind all of them (6, 8, 10) for more.
+        for, comes behind all of them (6, 8, 10) for more than few clients, which is what it is good at.
         """
         standing = 0 if v.admissible(self.goals) else 2 if v.likely else 4
         if self._loses_unasked(v.quality):
@@ -151,19 +153,30 @@ class Rule:
         standing = 0 if all(result.odds >= self.goals.confidence for result in results) else 2
         if self._loses_unasked(quality) or not all(result.met for result in results):
             standing = 4
-        return standing + self._behind(engine, clients)
+        return self._placed(standing + self._behind(engine, clients), engine)
+
+    def place(self, v: Verdict) -> float:
+        """Where a candidate stands, one of an engine that nobody maintains last of those that are admissible."""
+        return self._placed(self.standing(v), v.candidate.engine)
+
+    def _placed(self, standing: int, engine: str) -> float:
+        return standing + _LAST_OF_EQUALS * (standing == 0 and self._archived(engine))
 
     def _loses_unasked(self, quality: Quality) -> bool:
         """Whether it loses more than anybody would accept who asks for no quality."""
         return not self.goals.asks_quality and growth(quality.log_ppl_increase.value) > FLOOR
 
     def _behind(self, engine: str, clients: int) -> int:
-        """By how much an engine stands behind: one that nobody maintains, unless it was asked for."""
-        return 0 if self.engine_named or find_engine(engine).archived is None else _behind(clients)
+        """By how much an engine stands behind: one that nobody maintains, for more than few clients."""
+        return _BEHIND if self._archived(engine) and clients > FEW_CLIENTS else 0
+
+    def _archived(self, engine: str) -> bool:
+        """Whether nobody maintains an engine, and nobody asked for it."""
+        return not self.engine_named and find_engine(engine).archived is not None
 
     def settles(self, v: Verdict) -> bool:
         """Whether every candidate of an engine that nobody maintains comes behind this one of a maintained engine."""
-        return v.feasible and self.standing(v) < _behind(v.capacity.clients)
+        return v.feasible and self.standing(v) <= (0 if v.capacity.clients <= FEW_CLIENTS else _BEHIND - 1)
 
     def clear(self, v: Verdict) -> bool:
         """Whether of those that stand as it does none is before it but for the figure that is preferred."""
@@ -192,7 +205,8 @@ class Rule:
             Criterion(
                 "waiting", lambda v: not self.goals.batch and v.capacity.waiting > 0, _words("clients wait for each other")
             ),
-            Criterion("odds", self._doubt, _odds_words, lambda best, other: _ODDS_BAND),
+            Criterion("odds", self._doubt, _odds_words, lambda best, other: ODDS_BAND),
+            Criterion("maintained", lambda v: self._archived(v.candidate.engine), _words(_ARCHIVED)),
             Criterion(
                 "fewest cards", lambda v: v.candidate.cards if self.fewest else 0,
                 lambda theirs, mine: f"takes {theirs:.0f} cards where {mine:.0f} do",
@@ -209,15 +223,18 @@ class Rule:
                 lambda a, b: f"cuts each matrix over {a:.0f} cards against {b:.0f}",
             ),
             Criterion("native", partial(_emulated, gpu=self.gpu), _words("the card does not multiply its format itself")),
+            Criterion("each start", _each_start, _words("the engine reads twice the bytes and rounds again at each start")),
             Criterion("settings", lambda v: len(v.candidate.changed), _words("changes more of the engine's settings")),
             Criterion(
                 "margin", lambda v: -v.capacity.room.low,
-                lambda theirs, mine: "leaves {} of room against {}".format(*apart(-theirs / 2**30, -mine / 2**30, "GiB")),
+                lambda theirs, mine: "leaves {} of room against {}".format(*apart(-theirs, -mine, "B")),
                 lambda best, other: bands.memory * memory,
             ),
             Criterion(
                 "work", lambda v: math.log(_LEAST_HOURS + self.hours(v)),
-                lambda theirs, mine: f"takes {math.exp(theirs) - _LEAST_HOURS:.1f} h to make against {math.exp(mine) - _LEAST_HOURS:.1f}",
+                lambda theirs, mine: "takes {} to make against {}".format(
+                    *apart(math.exp(theirs) - _LEAST_HOURS, math.exp(mine) - _LEAST_HOURS, "h")
+                ),
                 lambda best, other: _HOURS_BAND,
             ),
             Criterion("quality", lambda v: growth(round(v.quality.log_ppl_increase.value, 9)), _grown_words),
@@ -256,15 +273,21 @@ class Rule:
             lambda best, other: max(bands.speed, _unshared(best, other, self.goals.batch)),
         )
 
-    def _why(self, chosen: Verdict, decided: Sequence[Criterion]) -> str:
-        """One line: what the chosen one is, and what the last criteria that told it from others were."""
+    def _why(self, chosen: Verdict, decided: Sequence[str]) -> str:
+        """One line: what is made of the chosen one, and by what it was told from others: standing, preference, the last two criteria."""
+        told = {"standing": _standing_told(self.standing(chosen)), **_TOLD}
         preferred = self._preferred().name
-        parts = [MAKING[making(chosen)]]
-        names = [criterion.name for criterion in decided]
-        if preferred in names:
-            parts.append(f"no other that meets the goals is better in {preferred} by more than the band")
-        told = [_TOLD[name] for name in names if name in _TOLD]
-        return "; ".join((*parts, *told[:2]))
+        told[preferred] = f"no other is better in {preferred} by more than the band"
+        first = [name for name in dict.fromkeys(decided) if name in ("standing", preferred)]
+        last = [name for name in dict.fromkeys(decided) if name not in first][-2:]
+        return "; ".join((MAKING[making(chosen)], *(told[name] for name in (*first, *last))))
+
+    def _replaces(self, chosen: Verdict, first: Verdict) -> str:
+        """Why the one that the criteria left is not chosen: it is dominated, and in what."""
+        better = [
+            name for name, mine, theirs in zip(_FIGURES, self._figures(chosen), self._figures(first), strict=True) if mine < theirs
+        ]  # fmt: skip
+        return f"in place of {first.candidate.label}, than which it is better in {' and '.join(better[:3])} and worse in nothing"
 
 
 def _loss(verdict: Verdict, criterion: Criterion | None, chosen: Verdict) -> Loss:
@@ -280,14 +303,24 @@ def _loss(verdict: Verdict, criterion: Criterion | None, chosen: Verdict) -> Los
 MAKING = (
     "nothing to make", "rounding, no calibration text", "calibrated on text", "pruned or distilled"
 )  # fmt: skip
+_ARCHIVED = "its engine is archived: planned when asked for, or when nothing else serves"
+#: What is said of the chosen one where a criterion told it from others.
 _TOLD = {
     "fewest cards": "the fewest cards that do",
-    "regime": "its engine was measured in this regime",
-    "cards": "on all cards",
-    "native": "the card multiplies its format itself",
-    "margin": "with the most room left",
-    "work": "with the least work",
-}
+    "maintained": "its engine is maintained",
+    "each start": "stored, not rounded at each start",
+    "waiting": "no client waits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
+    "changes of the model": "with the fewest changes of the model", "regime": "its engine was measured in this regime",
+    "stages": "in the fewest stages", "cards": "on all cards", "tensor parallel": "with the fewest cards under one matrix",
+    "native": "the card multiplies its format itself", "settings": "with the fewest changed settings",
+    "margin": "with the most room left", "work": "with the least work", "quality": "then the best in quality",
+    "speed": "then the fastest", "size": "then the smallest",
+}  # fmt: skip
+#: What the Pareto set is over (`Rule._figures`), in words.
+_FIGURES = (
+    "quality", "one client's speed", "throughput", "memory", "work", "cards", "waiting clients", "changed settings", "odds",
+    "who maintains the engine", "what is preferred",
+)  # fmt: skip
 
 
 def making(verdict: Verdict) -> int:
@@ -301,11 +334,6 @@ def making(verdict: Verdict) -> int:
     return int(any(pass_.rounds_by is not None for pass_ in passes))
 
 
-def _behind(clients: int) -> int:
-    """By how much an engine that nobody maintains stands behind (`Rule.standing`)."""
-    return 1 if clients <= FEW_CLIENTS else 6
-
-
 def _speed(verdict: Verdict, batch: bool) -> Quantity:
     if verdict.speed is None:
         return Quantity.exact(0.0)
@@ -314,6 +342,11 @@ def _speed(verdict: Verdict, batch: bool) -> Quantity:
 
 def _unmeasured(verdict: Verdict) -> int:
     return int(verdict.speed is None or verdict.speed.tpot_ms.basis is Basis.ASSUMED)
+
+
+def _each_start(verdict: Verdict) -> int:
+    """Whether weights are rounded by the engine while it loads (vLLM's docs on FP8 give that for trying, a stored checkpoint to serve)."""
+    return int(any(pass_.load_time and pass_.rounds_by is not None for pass_ in verdict.candidate.passes))
 
 
 def _emulated(verdict: Verdict, gpu: Gpu) -> int:
@@ -349,11 +382,27 @@ def _words(text: str) -> Callable[[float, float], str]:
 
 
 def _standing_words(theirs: float, mine: float) -> str:
-    archived = theirs % 2 or theirs >= 6
-    return (
-        "its engine is archived: planned when asked for, or when nothing else serves" if archived
-        else "less likely to meet the goals"
-    )  # fmt: skip
+    if theirs >= _BEHIND > mine:
+        return _ARCHIVED
+    return _TIERS[_tier(theirs)]
+
+
+def _standing_told(standing: float) -> str:
+    told = (
+        "meets every goal with the odds asked for",
+        "meets every goal by its predicted values",
+        "comes nearest to the goals",
+    )
+    return told[_tier(standing)] + (", which no maintained engine does" if standing >= _BEHIND else "")
+
+
+#: What is said of a candidate that stands behind, by its tier.
+_TIERS = ("stands behind", "less likely than is asked", "the chosen one misses none")
+
+
+def _tier(standing: float) -> int:
+    """0 admissible, 1 likely only, 2 near, whatever the engine."""
+    return int(standing % _BEHIND) // 2
 
 
 def _odds_words(theirs: float, mine: float) -> str:
@@ -373,11 +422,11 @@ def _log_rate_words(theirs: float, mine: float) -> str:
 
 
 def _cost_words(theirs: float, mine: float) -> str:
-    return f"{show(math.exp(-theirs), 'tok/s')} a card against {show(math.exp(-mine), 'tok/s')}"
+    return "{} a card against {}".format(*apart(math.exp(-theirs), math.exp(-mine), "tok/s"))
 
 
 def _size_words(theirs: float, mine: float) -> str:
-    return "{} against {}".format(*apart(theirs / 2**30, mine / 2**30, "GiB"))
+    return "its weights take {} against {}".format(*apart(theirs, mine, "B"))
 
 
 def _log_size_words(theirs: float, mine: float) -> str:

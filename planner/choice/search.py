@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.apply_cost import effort
@@ -28,10 +28,11 @@ from planner.asked import rewrite
 from planner.choice import capacity as cache
 from planner.choice.published import description, published_quality
 from planner.choice.rule import Loss, Rule
+from planner.choice.served import decide
 from planner.choice.space import Design, designs, engines, nothing_to_weigh, numbers_of_cards, workload_of
 from planner.choice.verdict import Candidate, Verdict, judge, judge_quality
 from planner.quality.expected import Quality, expected_quality
-from planner.spec.spec import Spec
+from planner.spec.spec import PruneChoice, QuantizeChoice, Spec
 from targets.engines.engine import ENGINE_NAMES, Settings, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
 
@@ -85,11 +86,27 @@ class SearchResult:
 
     @property
     def illegal(self) -> list[tuple[Reason, int]]:
-        """Each kind of illegality with how many candidates it ruled out, most first."""
+        """Each kind of illegality of what the spec asks for by name, with how many candidates it ruled out, most first."""
         counts: Counter[Reason] = Counter(
-            reason for verdict in self.rejected for reason in verdict.reasons if reason.kind is ReasonKind.ILLEGAL
+            reason
+            for verdict in self.rejected
+            if _asked_for(self.spec, verdict.candidate)
+            for reason in verdict.reasons
+            if reason.kind is ReasonKind.ILLEGAL
         )
         return counts.most_common()
+
+
+def _asked_for(spec: Spec, candidate: Candidate) -> bool:
+    """Whether a candidate has something that the spec names: a format or method, a type of the cache, a pruning. An engine alone is weighed
+    with whatever it has.
+    """
+    choice, caches = spec.passes.quantize, spec.passes.kv_cache
+    stages = {pass_.stage for pass_ in candidate.passes}
+    rounded = Stage.QUANTIZE in stages or candidate.published is not None
+    named = rounded and isinstance(choice, QuantizeChoice) and choice.names_some
+    pruned = Stage.PRUNE in stages and isinstance(spec.passes.prune, PruneChoice)
+    return named or pruned or (caches is not None and Stage.KV_CACHE in stages)
 
 
 def target_gpu(spec: Spec) -> Gpu:
@@ -115,19 +132,19 @@ def search(
     judge_design = Judge(spec, ir, gpu, measured)
     rule = rule_of(spec, ir, gpu)
     kept, archived = by_maintenance(spec, gpu)
-    space, verdicts = list[Design](), list[Verdict]()
+    space, verdicts = list[Design](), tuple[Verdict, ...]()
     for used in numbers_of_cards(spec.target) if spec.target.fewest and cards is None else (cards,):
         added = list(designs(spec, ir, gpu, kept, used))
-        space, verdicts = [*space, *added], [*verdicts, *map(judge_design, added)]
+        space, verdicts = [*space, *added], (*verdicts, *map(judge_design, added))
         if any(v.feasible and rule.standing(v) == 0 for v in verdicts):
             break
     if archived and not any(map(rule.settles, verdicts)):
         added = list(designs(spec, ir, gpu, archived, cards))
-        space, archived, verdicts = [*space, *added], (), [*verdicts, *map(judge_design, added)]
+        space, archived, verdicts = [*space, *added], (), (*verdicts, *map(judge_design, added))
     if not space:
         raise nothing_to_weigh(spec, gpu)
+    decision, verdicts = decide(spec, gpu, rule, verdicts)
     feasible = [v for v in verdicts if v.feasible]
-    decision = rule.decide(feasible)
     rejected = [v for v in verdicts if not v.feasible]
     searched = sum(design.stands_for for design in space)
     if decision is None:
@@ -152,6 +169,18 @@ def by_maintenance(spec: Spec, gpu: Gpu) -> tuple[tuple[str, ...], tuple[str, ..
     names = tuple(name for name, _ in engines(spec, gpu))
     old = () if spec.engine != "auto" else tuple(name for name in names if find_engine(name).archived is not None)
     return tuple(name for name in names if name not in old), old
+
+
+def judged(spec: Spec, ir: ModelIR, candidate: Candidate) -> Verdict:
+    """What becomes of one candidate, found under another spec, with the card, load and goals of this one; judged in full."""
+    gpu, target = target_gpu(spec), spec.target
+    settings = replace(candidate.settings, reserve_bytes=target.reserve)
+    design = Design(candidate.engine, candidate.passes, (settings,), 1, candidate.published)
+    verdict = complete(spec, gpu, Judge(spec, ir, gpu).verdict(design, settings))
+    used = settings.parallel.gpus
+    short = Reason("too_few_cards", f"needs {used} cards, {target.cards} are there", kind=ReasonKind.TOO_LARGE)
+    reasons = (*((short,) if used > target.cards else ()), *verdict.reasons)
+    return replace(verdict, candidate=replace(candidate, settings=settings), reasons=reasons)
 
 
 #: What a chain makes of a model: its description, what is illegal in that, its quality.
@@ -231,8 +260,7 @@ class Judge:
         nothing can mend it, and a figure that is before all others where it depends on more.
         """
         ir, illegal, quality = self._chain(design)
-        asked = self._spec.workload.concurrency
-        clients = asked if isinstance(asked, int) else 1
+        clients = workload_of(self._spec).concurrency or 1
         standing = math.inf if illegal else rule.at_best(quality, design.engine, clients)
         return standing, rule.figure_of_chain(ir, quality)
 
@@ -321,4 +349,5 @@ def _dominated(chosen: Verdict, loss: Loss) -> Reason:
     data: dict[str, object] = {
         "by": chosen.candidate.label, "criterion": loss.criterion, "value": loss.value, "against": loss.against
     }  # fmt: skip
-    return Reason("dominated_by", f"meets the goals too, but {loss.message}", None, data, ReasonKind.DOMINATED)
+    met = "meets the goals too, but" if loss.candidate.likely else "misses a goal by less than the band;"
+    return Reason("dominated_by", f"{met} {loss.message}", None, data, ReasonKind.DOMINATED)

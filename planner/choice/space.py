@@ -18,12 +18,12 @@ from functools import partial
 
 from passes import chain
 from passes.base import NATIVE, Pass, Stage
-from passes.distill.distill import Distill
+from passes.distill.distill import BLOCKWISE, BLOCKWISE_TOKENS, Distill
 from passes.errors import InputError
 from passes.formats import kv_dtypes
 from passes.formats.kv_dtypes import OWN
-from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
+from passes.ir.names import Published
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.prune.experts import ExpertPrune
@@ -32,13 +32,13 @@ from passes.prune.width import WidthPrune
 from passes.quantize.format_names import pass_named
 from planner.asked import rewrite
 from planner.choice.bits import fewest_bits, most_bits, widths
-from planner.choice.capacity import capacity
-from planner.choice.goals import FLOOR
+from planner.choice.capacity import Capacity, capacity
+from planner.choice.goals import FLOOR, ODDS_BAND
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
 from planner.quality.expected import expected_quality, growth
 from planner.spec.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec, Target
-from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
+from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
 from targets.gpu import Gpu
 from targets.workload import Workload
 
@@ -86,14 +86,15 @@ def spreads(engine: str, spec: Spec, cards: int | None = None) -> Iterator[Paral
     """Give the engine's ways over each number of cards that is weighed; over `cards` alone where given. Tensor parallelism stays inside a
     machine; replicas are given where more than one request comes at a time.
     """
-    node, known, clients = spec.target.node, find_engine(engine), spec.workload.concurrency
+    node, known, load = spec.target.node, find_engine(engine), spec.workload
+    clients = load.concurrency if isinstance(load.concurrency, int) and not load.arrives else math.inf
     for used in (cards,) if cards else numbers_of_cards(spec.target):
         for parallel in known.spreads(used):
             if parallel.tp <= node:
                 yield parallel
         for replicas in range(2, used + 1) if known.replicates else ():
             shared = used % replicas == 0 and used // replicas <= node
-            if shared and (not isinstance(clients, int) or replicas <= clients):
+            if shared and replicas <= clients:
                 yield Parallel(tp=used // replicas, dp=replicas)
 
 
@@ -149,18 +150,25 @@ def _prunings(spec: Spec, ir: ModelIR) -> Iterator[tuple[Pass, ...]]:
     else:
         heads = [(), *((pruning,) for pruning in (_degrees(ir) if choice == "allow" else ()))]
     for head in heads:
-        if not head or not isinstance(distill, DistillChoice):
+        if not isinstance(distill, DistillChoice):
             yield head
-        if head and distill != "forbid":
-            recovery = Distill() if distill == "allow" else Distill(distill.method, distill.tokens)
-            yield (*head, recovery)
+        if distill == "allow" and head:
+            yield (*head, Distill())
+        elif isinstance(distill, DistillChoice):
+            yield (*head, _recovery(distill))
+
+
+def _recovery(choice: DistillChoice) -> Distill:
+    """The distillation that a spec asks for."""
+    asked = choice.model_dump(exclude_none=True)
+    return Distill(**{"tokens": BLOCKWISE_TOKENS, **asked} if choice.method == BLOCKWISE else asked)
 
 
 def pinned(choice: PruneChoice) -> tuple[Pass, ...]:
     """The prunings that a spec asks for."""
     out: list[Pass] = [DepthPrune(choice.depth)] if choice.depth else []
     if choice.intermediate or choice.kv_heads:
-        out.append(WidthPrune(choice.intermediate or 0, choice.kv_heads or 0))
+        out.append(WidthPrune(choice.intermediate or 0, choice.kv_heads or 0, choice.importance))
     if choice.experts:
         out.append(ExpertPrune(choice.experts))
     if choice.sparse:
@@ -265,6 +273,9 @@ def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Sett
         if most is not None and spec.goals.prefer == "quality":
             most = fewest_bits(partial(family.as_good_as, most), least, most)
         ends = {least if most is None else most}
+        if most is None and spec.goals.prefer == "quality":
+            likeliest = family.fit_odds(least)
+            ends.add(most_bits(lambda bits: family.fit_odds(bits) - likeliest + ODDS_BAND, least, high) or least)  # noqa: B023
         if spec.goals.prefer != "quality" and (fewest := fewest_bits(family.good, least, high)) is not None:
             ends.add(fewest)
         for bits in sorted(ends, reverse=True):
@@ -301,16 +312,24 @@ class _Family:
         """Bytes of cache surely left when the workload is served: by the upper end of what is assumed of the rest. Negative where they
         are not, or where a goal on speed is less likely than is asked.
         """
-        spec, engine, workload = self.spec, find_engine(self.engine), workload_of(self.spec)
-        ir = chain.rewrite(self.ir, self.chain(bits))
-        estimate = engine.memory(ir, self.gpu, self.settings, workload)
-        sequences = engine.scheduler(self.gpu, self.settings, workload).sequences
-        left = capacity(estimate, sequences, workload, self.settings.parallel.dp).room.low
+        spec, (ir, estimate, needs) = self.spec, self._held(bits)
+        left = needs.room.low
         if left >= 0 and spec.goals.asks_speed:
-            speed = engine.speed(ir, self.gpu, self.settings, workload, estimate)
+            speed = find_engine(self.engine).speed(ir, self.gpu, self.settings, workload_of(spec), estimate)
             if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, speed)):
                 return -1.0
         return left
+
+    def fit_odds(self, bits: float) -> float:
+        """The probability that the workload fits."""
+        return self._held(bits)[2].odds
+
+    def _held(self, bits: float) -> tuple[ModelIR, MemoryEstimate, Capacity]:
+        engine, workload = find_engine(self.engine), workload_of(self.spec)
+        ir = chain.rewrite(self.ir, self.chain(bits))
+        estimate = engine.memory(ir, self.gpu, self.settings, workload)
+        sequences = engine.scheduler(self.gpu, self.settings, workload).sequences
+        return ir, estimate, capacity(estimate, sequences, workload, self.settings.parallel.dp)
 
     def good(self, bits: float) -> bool:
         """Whether the goals on quality are as likely as is asked."""

@@ -75,7 +75,7 @@ def _file_digest(dataset: str) -> str | None:
 
 def stale_inputs(document: PlanDocument, spec: Spec, source: Source) -> list[str]:
     """The inputs that have moved since the plan was made: model, texts, card, the tool and its data, the spec's own file."""
-    from planner.explain import changes
+    from planner.explain.diff import changes
 
     engine = document.chosen.engine if document.chosen else None
     moved = changes(to_json(document.lock), to_json(lock(spec, source, engine)))

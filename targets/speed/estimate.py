@@ -23,17 +23,46 @@ from targets.workload import Workload
 
 #: Requests a client sends in a row in the serving benchmarks that the loop was fitted on.
 ROUNDS = 10
+#: Requests in all where they arrive at a rate and nobody says how many there are (`vllm bench serve --num-prompts`).
+REQUESTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question about speed made ready: the step model of one replica, its error, and the load as the formula takes it."""
+
+    run: Run
+    fitted: Fitted
+    loop: Loop
+    notes: tuple[str, ...]
+    replicas: int
 
 
 def estimate(
     engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
 ) -> SpeedEstimate:
-    """Predict the speed of `ir` under `engine` on `gpu`, as steady means under the workload's closed loop.
+    """Predict the speed of `ir` under `engine` on `gpu`, as steady means under the workload's closed loop, or where it names a rate, of
+    as many clients as that keeps waiting.
 
     `memory`: the engine's accounting of the same question; its cache bounds how many requests run at once.
     """
-    name, card, work = engine.name, card_of(engine, gpu), work_of(ir)
-    clients = max(1.0, (workload.concurrency or 1) / settings.parallel.dp)
+    return steady(asked(engine, ir, gpu, settings, workload, memory))
+
+
+def steady(question: Asked) -> SpeedEstimate:
+    """The means of a question by the formula."""
+    loop, run = question.loop, question.run
+    means = closed_loop(run.step, loop)
+    alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
+    return replace(_speed(means, alone, loop, question.fitted, question.replicas), notes=question.notes)
+
+
+def asked(
+    engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
+) -> Asked:
+    """Make a question ready: what a step reads and computes, how fast the card is, who asks."""
+    name, card, work, replicas = engine.name, card_of(engine, gpu), work_of(ir), settings.parallel.dp
+    clients = max(1.0, (workload.concurrency or 1) / replicas)
     fitted = fitted_rates(
         name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts)
     )  # fmt: skip
@@ -46,10 +75,25 @@ def estimate(
         resident_requests(requests_held(memory.kv, workload), scheduler, rates.occupancy), scheduler.tokens, engine.cache_bytes(ir),
         ROUNDS, rates.host_s, rates.host_token_s,
     )  # fmt: skip
-    run = _Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
-    means = closed_loop(run.step, loop)
-    alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
-    return replace(_speed(means, alone, loop, fitted, settings.parallel.dp), notes=notes)
+    run = Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
+    if workload.rate is not None:
+        loop = replace(loop, clients=_waiting_clients(run, loop, workload, replicas))
+    return Asked(run, fitted, loop, notes, replicas)
+
+
+def _waiting_clients(run: Run, loop: Loop, workload: Workload, replicas: int) -> float:
+    """The clients of a closed loop that keep one replica as busy as requests that arrive at a rate do, by Little's law; where they
+    arrive faster than they are answered, as many as there are.
+    """
+    assert workload.rate is not None
+    most = max(1.0, min(workload.requests or REQUESTS, workload.at_once or math.inf) / replicas)
+    low, high = 1.0, most
+    while high > 1.02 * low:
+        clients = math.sqrt(low * high)
+        means = closed_loop(run.step, replace(loop, clients=clients))
+        busy = clients / (means.ttft_s + means.tpot_s * max(loop.output_tokens - 1, 0))
+        low, high = (clients, high) if busy * replicas < workload.rate else (low, clients)
+    return high
 
 
 def requests_held(kv: KVEstimate, workload: Workload) -> float:
@@ -79,7 +123,9 @@ def _measured(fitted: Fitted, engine: str, gpu: Gpu, version: str | None, profil
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
+    """The step model of one replica."""
+
     work: Work
     card: Card
     fitted: Fitted
@@ -87,7 +133,7 @@ class _Run:
     pp: int
 
     def step(self, step: Step) -> float:
-        """Seconds of a step; pipeline stages each run their share of the sequences, one after another."""
+        """Return the seconds of a step; pipeline stages each run their share of the sequences, one after another."""
         if self.pp > 1:
             step = replace(step, decode=max(step.decode / self.pp, min(step.decode, 1.0)))
         seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from passes.base import Pass
 from passes.chain import illegal, needs_text, rewrite
-from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
-from passes.ir.names import published_of
+from passes.ir.names import Published, published_of
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
@@ -25,11 +24,14 @@ from planner.choice.published import description, published_quality
 from planner.choice.search import SearchResult, complete, rule_of, search, target_gpu
 from planner.choice.space import settings_options, workload_of
 from planner.choice.verdict import Candidate, GoalResult, Verdict
+from planner.plan.make import plan
 from planner.quality.expected import Quality, expected_quality, growth
 from planner.spec.parse import parse_spec
 from planner.spec.spec import Bands, EngineChoice, Spec
 from targets.engines.engine import Parallel, Settings, find_engine
+from targets.gpu import find_gpu
 from targets.quantity import Quantity
+from targets.workload import Workload
 
 SPEC = """
 model: Qwen/Qwen2.5-7B-Instruct
@@ -301,8 +303,8 @@ def test_a_setting_is_changed_only_where_the_defaults_do_not_do() -> None:
     ir = open_model("Qwen/Qwen2.5-7B-Instruct").ir
     changes = {}
     for context in (4096, 30000):
-        spec = parse_spec(text.format(context) + "passes: { quantize: { formats: [w8a16-g128], dense: false } }\n")
-        chosen = search(spec, ir).chosen
+        asked = "goals: { fit_confidence: 90% }\npasses: { quantize: { formats: [w8a16-g128], dense: false } }\n"
+        chosen = search(parse_spec(text.format(context) + asked), ir).chosen
         assert chosen is not None
         changes[context] = chosen.candidate.changed
     assert len(changes[30000]) > len(changes[4096])
@@ -332,6 +334,14 @@ def test_the_fewest_cards_are_taken_that_meet_the_goals_and_one_fewer_misses_the
     assert asked_for("decode: 20 tok/s", "H100, count: auto").chosen.candidate.cards == 1  # type: ignore[union-attr]
 
 
+def test_requests_that_come_at_a_rate_are_served_by_the_fewest_replicas_that_do() -> None:
+    chosen = asked_for(
+        "ttft: { p95: 1 s }", "H100, count: auto", "rate: 100/s, input_tokens: 500, output_tokens: 100"
+    ).chosen
+    assert chosen is not None
+    assert (chosen.candidate.cards, chosen.candidate.settings.parallel.dp) == (2, 2)
+
+
 def test_a_batch_job_takes_as_many_clients_as_bring_most_and_launches_with_them() -> None:
     result = asked_for("prefer: throughput", "L40S", "input_tokens: 1000, output_tokens: 200")
     chosen = result.chosen
@@ -359,3 +369,41 @@ def test_a_goal_missed_by_less_than_its_band_is_near_whichever_it_is(
     goal: GoalResult, band: Bands, tolerated: bool
 ) -> None:
     assert not goal.met and goal.tolerated(band) == tolerated
+
+
+def test_where_no_newest_engine_has_code_for_a_card_the_version_that_had_it_comes_first() -> None:
+    document = plan(
+        parse_spec(
+            "model: meta-llama/Llama-2-13b-chat-hf\ntarget: { gpu: V100 }\nworkload: { context: 2048, concurrency: 2 }\n"
+        )
+    ).document
+    assert document.chosen is None
+    assert document.rejected[0].candidate == "vllm: as it is"
+    assert document.alternatives[0].change == "vllm 0.19"
+
+
+def made_by(quantize: str) -> set[str]:
+    spec = parse_spec(
+        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nengine: vllm\n"
+        f"passes: {{ kv_cache: [auto], quantize: {{ {quantize} }} }}\n"
+    )
+    verdicts = everything(search(spec, open_model(spec.model).ir))
+    return {v.candidate.passes[0].text() for v in verdicts if v.candidate.passes}
+
+
+def test_named_methods_rule_every_format_and_a_named_format_is_made_by_them() -> None:
+    assert not any("online" in made or "rtn" in made for made in made_by("methods: [gptq]"))
+    assert any("online" in made for made in made_by("methods: [rtn]"))
+    assert all("awq" in made for made in made_by("formats: [w4a16-g128], methods: [awq]"))
+
+
+def test_weights_rounded_while_loading_are_as_fast_as_stored_ones() -> None:
+    engine, gpu = find_engine("vllm"), find_gpu("rtx-4090")
+    ir, workload = open_model("Qwen/Qwen2.5-7B-Instruct").ir, Workload(4096, 1, 3000, 40)
+    stored, loaded = (
+        engine.estimate(rewrite(ir, (made,)), gpu, Settings(), workload).speed
+        for made in map(pass_named, ("fp8", "fp8-online"))
+        if made is not None
+    )
+    assert stored.ttft_ms.value == pytest.approx(loaded.ttft_ms.value, rel=0.01)
+    assert stored.tpot_ms.value == pytest.approx(loaded.tpot_ms.value, rel=0.01)

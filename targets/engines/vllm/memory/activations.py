@@ -200,11 +200,13 @@ def overhead(ir: ModelIR, profile: Profile, rules: Rules) -> Overhead:
     """Return the terms of one rank, and what is subtracted from its budget."""
     peak, outside, graphs = (term(ir, profile, rules) for term in (activations, non_torch, cuda_graphs))
     counted = graphs if subtracts_graphs(ir, rules) else Quantity.exact(0)
-    if not _known_as_sum(ir, profile, rules):
-        return Overhead(peak, outside, graphs, peak + outside + counted)
-    beside = outside.value + counted.value
-    known = Quantity(peak.value + beside, max(0.0, peak.low + beside), peak.high + beside, peak.basis)
-    return Overhead(peak, outside, graphs, known)
+    taken = peak + outside + counted
+    if _known_as_sum(ir, profile, rules):
+        beside = outside.value + counted.value
+        taken = Quantity(peak.value + beside, peak.low + beside, peak.high + beside, peak.basis)
+    if any(isinstance(block.state, CompressedKV) for block, _ in ir.decoder.counts):
+        taken += _COMPRESSED
+    return Overhead(peak, outside, graphs, taken)
 
 
 def _known_as_sum(ir: ModelIR, profile: Profile, rules: Rules) -> bool:
@@ -225,8 +227,7 @@ def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
     if profile.integrated:
         return Quantity.exact(known) + _INTEGRATED + (_NETWORKED if profile.tp > 1 else Quantity.exact(0))
     low, middle, high = fit()["beside"][regime(profile, rules)]
-    peak = Quantity(known + middle, max(0.0, least + low), most + high, Basis.CALIBRATED)
-    return peak + _COMPRESSED if any(isinstance(b.state, CompressedKV) for b, _ in ir.decoder.counts) else peak
+    return Quantity(known + middle, max(0.0, least + low), most + high, Basis.CALIBRATED)
 
 
 def samplers(rules: Rules) -> tuple[Rules, Rules]:

@@ -15,6 +15,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,43 +24,59 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
+from benchmarks.run_steps import RunStep, run_steps
+from passes.errors import InputError
 from passes.ir.model import KVCache, ModelIR
 from passes.ir.sources import open_model
 from passes.quantize.format_names import pass_named
 from targets.engines.engine import Parallel, Scheduler, Settings, find_engine
 from targets.gpu import find_gpu
+from targets.simulation.arrivals import Arrivals, burst, poisson
+from targets.simulation.arrivals import closed_loop as arrive_closed
+from targets.simulation.lengths import lognormal, spread
+from targets.simulation.scheduler import Rules
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
-from targets.speed.estimate import requests_held, resident_requests
-from targets.speed.rates import FIT, rates_from
-from targets.speed.step import Card, step_seconds
+from targets.speed.estimate import requests_held
+from targets.speed.rates import ASYNCHRONOUS, FIT, Regime, fitted_rates, rates_from
+from targets.speed.step import Card, Rates, Step, step_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
 
 DATA = Path(__file__).parent / "data"
 
-#: Constants of vLLM: (prior, spread in log space). Generations are CUDA compute capabilities; 9.0 is the reference.
+#: Constants of vLLM: (prior, spread in log space). Generations are CUDA compute capabilities (9.0 is the reference) and `geforce`.
 VLLM: dict[str, tuple[float, float]] = {
-    "memory": (0.85, 0.07), "memory@8.0": (1.0, 0.06), "memory@8.6": (1.0, 0.06), "memory@10": (0.95, 0.07),
-    "memory.w8": (1.0, 0.1), "memory.w4": (0.95, 0.1), "memory.awq": (0.9, 0.1), "memory.w8a8": (1.0, 0.1),
-    "memory.fp8": (1.0, 0.1), "memory.fp4": (0.95, 0.12), "memory.mx": (0.95, 0.12),
-    "compute": (0.6, 0.15), "compute@8.0": (1.0, 0.15), "compute@8.6": (1.0, 0.15), "compute@10": (0.75, 0.15),
+    "memory": (0.85, 0.07), "memory@8.0": (1.0, 0.06), "memory@8.6": (1.0, 0.06), "memory@8.9": (1.0, 0.06), "memory@12": (1.0, 0.06),
+    "memory@10": (0.95, 0.07), "memory.w8": (1.0, 0.06), "memory.w4": (0.95, 0.06), "memory.awq": (0.95, 0.06), "memory.w8a8": (1.0, 0.06),
+    "memory.fp8": (1.0, 0.06), "memory.fp4": (0.95, 0.06), "memory.mx": (0.95, 0.06),
+    "compute": (0.6, 0.15), "compute@8.0": (1.0, 0.15), "compute@8.6": (1.0, 0.15), "compute@8.9": (0.8, 0.15), "compute@12": (1.0, 0.15),
+    "compute@geforce": (1.5, 0.1), "compute@10": (0.75, 0.15),
     "compute.w8": (0.8, 0.2), "compute.w4": (0.8, 0.2), "compute.awq": (0.8, 0.2), "compute.w8a8": (0.8, 0.2),
-    "compute.fp8": (0.9, 0.15), "compute.fp4": (0.8, 0.2), "compute.mx": (0.9, 0.2),
-    "expert_memory": (0.9, 0.15), "expert_compute": (0.4, 0.25),
-    "cache": (0.85, 0.08), "attention": (0.65, 0.2),
-    "layer_s": (4e-5, 0.25), "layer_s@8.0": (2.0, 0.4), "layer_s@8.6": (1.5, 0.4), "layer_s@10": (1.0, 0.15),
+    "compute.fp8": (0.9, 0.15), "compute.fp4": (0.8, 0.2), "compute.mx": (0.9, 0.2), "compute_drift": (1.03, 0.02),
+    "expert_memory": (0.9, 0.15), "expert_compute": (0.5, 0.25), "expert_compute.w4": (1.0, 0.2), "expert_compute.mx": (1.0, 0.2),
+    "expert_drift": (1.04, 0.05), "tile": (14.0, 0.2), "tile.w4": (0.43, 0.2), "routing": (0.9, 0.06),
+    "cache": (0.85, 0.05), "cache@10": (1.0, 0.06), "attention": (0.65, 0.2), "recurrence": (0.2, 0.7),
+    "layer_s": (4e-5, 0.25), "layer_s@8.0": (2.0, 0.4), "layer_s@8.6": (1.5, 0.4), "layer_s@8.9": (1.0, 0.3), "layer_s@12": (1.0, 0.3),
+    "layer_s@geforce": (1.0, 0.3), "layer_s@10": (1.0, 0.15), "layer_s@CDNA3": (1.5, 0.4),
     "expert_layer_s": (3.5e-5, 0.3),
     "kernel_layer_s.fp8": (2e-5, 0.7), "kernel_layer_s.fp4": (1e-5, 0.7), "kernel_layer_s.mx": (5e-6, 0.7),
-    "kernel_layer_s.w4": (1e-5, 0.7), "kernel_layer_s.w8": (1e-5, 0.7), "kernel_layer_s.awq": (1e-5, 0.7),
+    "kernel_layer_s.w4": (1.5e-5, 0.4), "kernel_layer_s.w8": (1e-5, 0.7), "kernel_layer_s.awq": (1.5e-5, 0.4),
     "kernel_layer_s.w8a8": (1e-5, 0.7),
-    "step_s": (3e-4, 0.5), "sequence_s": (1.2e-5, 0.4), "token_s": (1.5e-8, 0.5),
-    "link_s": (6e-6, 0.3), "link": (0.7, 0.2), "tile": (15.0, 0.4), "routing": (0.9, 0.06),
-    "host_s": (0.028, 0.3), "host_token_s": (3e-6, 0.7), "drift": (1.07, 0.07), "occupancy": (0.85, 0.06),
+    "step_s": (3e-4, 0.5), "sequence_s": (1.2e-5, 0.4), "token_s": (1.5e-8, 0.5), "drift": (1.07, 0.07), "synchronous": (1.3, 0.3),
+    "link_s": (6e-6, 0.3), "link": (0.7, 0.2),
+    "pcie_s": (1e-5, 0.4), "pcie_hop_s": (5e-6, 0.4), "pcie": (0.25, 0.3), "staged_s": (4e-5, 0.4),
+    "host_s": (0.008, 0.2), "host_token_s": (2e-6, 0.7),
 }  # fmt: skip
 
-#: Versions of vLLM that the drift was seen over: 0.12 to 0.19. No row has bitsandbytes; its 4-bit kernel is assumed half as fast.
-FIXED = {"newest": 19.0, "drift_span": 7.0, "memory.bnb": 0.5}
+#: Constants that are another's: Marlin runs these families' experts alike.
+SAME = {
+    "tile.awq": "tile.w4", "tile.w8": "tile.w4", "expert_compute.awq": "expert_compute.w4", "expert_compute.w8": "expert_compute.w4",
+}  # fmt: skip
+
+#: Versions of vLLM that the drift was seen over: 0.8 to 0.19. No row has bitsandbytes; its 4-bit kernel is assumed half as fast.
+#: `occupancy`: from the closed form that ranks candidates, fitted when it was the only one.
+FIXED = {"newest": 19.0, "drift_span": 11.0, "memory.bnb": 0.5, "occupancy": 0.855}
 
 #: Constants of vLLM-CPU that its timings tell; peaks are those that `targets/machine/devices.py` assumes of a core. The 4-bit kernel's share of
 #: them is the one that `targets/machine/probe_program.py` measured on the same machine (3.2 of 11 GB/s, 0.09 of 0.21 TFLOP/s).
@@ -77,8 +94,21 @@ EXLLAMA: dict[str, tuple[float, float]] = {
 
 GPUS = {
     "A100 80GB": "A100 SXM4 80GB", "A100": "A100 SXM4 80GB", "H100": "H100 SXM", "B200": "B200 SXM", "H200": "H200 SXM",
-    "h100_sxm": "H100 SXM", "h200_sxm": "H200 SXM", "b200_sxm": "B200 SXM", "b300_sxm": "B300 SXM",
+    "h100_sxm": "H100 SXM", "h200_sxm": "H200 SXM", "b200_sxm": "B200 SXM", "b300_sxm": "B300 SXM", "a100_sxm": "A100 SXM4 80GB",
+    "h100_pcie": "H100 PCIe", "l4": "L4", "l40s": "L40S", "rtx_4090": "RTX 4090", "rtx_5090": "RTX 5090", "mi300x": "MI300X",
+    "rtx_pro_6000": "RTX PRO 6000 Blackwell Workstation",
 }  # fmt: skip
+
+#: Models whose shapes another's are, and the `--weights` that their names say.
+SHAPES: dict[str, tuple[str, str | None]] = {
+    "cpatonn/GLM-4.5-Air-AWQ-4bit": ("zai-org/GLM-4.5-Air", "w4a16-g128"),
+    "QuantTrio/Qwen3-Coder-30B-A3B-Instruct-AWQ": ("Qwen/Qwen3-30B-A3B", "awq-4-g128"),
+    "zai-org/GLM-4.6-FP8": ("zai-org/GLM-4.5", "fp8"),
+    "Qwen/Qwen3-Coder-Next-FP8": ("Qwen/Qwen3-Next-80B-A3B-Instruct", "fp8"),
+}
+
+#: Publishers and words of names of checkpoints that say themselves how they are stored.
+STORED_SO = ("awq", "gptq", "fp8", "nvfp4", "int4", "w4a16", "gpt-oss", "kimi-k2", "deepseek")
 
 
 def excluded(row: dict[str, Any]) -> bool:
@@ -88,7 +118,9 @@ def excluded(row: dict[str, Any]) -> bool:
     """
     version = str(row.get("engine_version"))
     early = row["engine"] == "vLLM" and (version == "2023-10" or ("0.4." in version and (row["input_len"] or 0) > 8192))
-    return bool(row.get("anomaly")) or ("235B" in row["model"] and row["tp"] == 1) or early
+    several = row.get("input_len") == 32000  # one block that holds the figures of two runs
+    crowded = "235B" in row["model"] and row["tp"] == 1 and not row.get("collected")
+    return bool(row.get("anomaly")) or several or crowded or early
 
 
 def fp8_cache(row: dict[str, Any]) -> bool:
@@ -97,14 +129,19 @@ def fp8_cache(row: dict[str, Any]) -> bool:
     did not: first tokens predicted 2 to 34 times too late.
     """
     newer = str(row.get("engine_version")).startswith(("0.19", "nightly"))
-    return "MiniMax-M2.5" in row["model"] and row["gpu"] in ("b200_sxm", "b300_sxm") and newer
+    unsaid = "MiniMax-M2.5" in row["model"] and row["gpu"] in ("b200_sxm", "b300_sxm") and newer
+    declared = (
+        "Kimi" in row["model"] and row.get("gemm_quant") == "nvfp4"
+    )  # its hf_quant_config.json: kv_cache_quant_algo FP8
+    return unsaid or declared or str(row.get("kv_dtype")).startswith("fp8")
 
 
 @dataclass(frozen=True)
 class Case:
     """One measurement: the load, and what was measured (seconds): `tpot`, `ttft`, or the whole `request`.
 
-    `held`: requests of the load's mean length whose cache fits at once.
+    `held`: requests of the load's mean length whose cache fits at once. `steps`: what a run of many requests was made of; empty for one
+    request alone. `source`: who measured; `regime`: how loaded.
     """
 
     id: str
@@ -116,63 +153,130 @@ class Case:
     card: Card
     tp: int
     load: tuple[float, float, float]
-    held: float
     scheduler: Scheduler
     cache_bytes: float
     measured: tuple[tuple[str, float], ...]
     trust: float = 1.0
+    pp: int = 1
+    held: float = math.inf
+    steps: tuple[RunStep, ...] = ()
+    source: str = ""
+    regime: Regime = Regime.ALONE
+
+
+def pass_seconds(case: Case, rates: Rates, step: Step) -> float:
+    """Seconds of a step through all pipeline stages, each of which holds its share of the requests."""
+    if case.pp > 1:
+        step = replace(
+            step, decode=max(step.decode / case.pp, min(step.decode, 1.0)), prefill=step.prefill / case.pp,
+            prompts=step.prompts / case.pp,
+        )  # fmt: skip
+    seconds = step_seconds(case.work, case.card, rates, step, case.tp)
+    return seconds + (case.pp - 1) * rates.links[case.card.wiring].fixed_s
 
 
 def predict(values: dict[str, float], case: Case) -> Means:
     """The model's means for one measurement."""
     rates = rates_from(values, case.generation, case.version)
     inputs, outputs, clients = case.load
-    resident = resident_requests(case.held, case.scheduler, rates.occupancy)
-    loop = Loop(
-        inputs, outputs, clients, resident, case.scheduler.tokens, case.cache_bytes, 10, rates.host_s, rates.host_token_s
-    )  # fmt: skip
-    return closed_loop(lambda step: step_seconds(case.work, case.card, rates, step, case.tp), loop)
+    if not case.steps:
+        loop = Loop(
+            inputs, outputs, clients, math.inf, case.scheduler.tokens, case.cache_bytes, 1, rates.host_s, rates.host_token_s
+        )  # fmt: skip
+        return closed_loop(lambda step: pass_seconds(case, rates, step), loop)
+    seconds = [pass_seconds(case, rates, each.step) for each in case.steps]
+    tpot = sum(each.tpot * taken for each, taken in zip(case.steps, seconds, strict=True))
+    wait = sum(each.wait * taken for each, taken in zip(case.steps, seconds, strict=True))
+    seen = (
+        (1 + composes_ahead(case.version)) * tpot if clients > 1 else 0.0
+    )  # from sending to a step that is composed with it
+    return Means(rates.host_s + rates.host_token_s * inputs + wait + seen, tpot, clients)
+
+
+def composes_ahead(version: str | None) -> bool:
+    """Whether a step is composed while the last one runs: by default from 0.14 on."""
+    return version is None or float(version.split(".")[1]) >= ASYNCHRONOUS
 
 
 def log_errors(values: dict[str, float], case: Case) -> dict[str, float]:
     """ln(predicted / measured) by figure."""
     means = predict(values, case)
-    seconds = {"tpot": means.tpot_s, "ttft": means.ttft_s, "request": means.ttft_s + means.tpot_s * (case.load[1] - 1)}
+    request = means.ttft_s + means.tpot_s * (case.load[1] - 1)
+    seconds = {"tpot": means.tpot_s, "ttft": means.ttft_s, "waited": means.ttft_s, "request": request}
     return {figure: math.log(seconds[figure] / measured) for figure, measured in case.measured}
 
 
-#: Scale of an unremarkable error by figure; larger ones count linearly.
-SCALE = {"tpot": 0.06, "ttft": 0.14, "request": 0.08}
+#: Scale of an unremarkable error by figure; larger ones count linearly. `waited`, a first token that waited for a place or a busy host, tells
+#: nothing of steps: it counts for the widths alone.
+SCALE = {"tpot": 0.06, "ttft": 0.33, "request": 0.08, "waited": math.inf}
 
 
 Priors = dict[str, tuple[float, float]]
 Values = dict[str, float]
 
 
-def fit(cases: list[Case], priors: Priors, fixed: Values, start: np.ndarray | None = None) -> Values:
+@dataclass(frozen=True)
+class Fit:
+    """Constants that explain cases best, and what is needed to say what others would, had some cases been left out."""
+
+    names: tuple[str, ...]
+    fixed: Values
+    x: np.ndarray
+    prior: tuple[np.ndarray, np.ndarray]
+    errors: np.ndarray
+    slopes: np.ndarray
+    weights: np.ndarray
+    owners: np.ndarray
+
+    def values(self, x: np.ndarray | None = None) -> Values:
+        """The named constants."""
+        found = dict(zip(self.names, np.exp(self.x if x is None else x).tolist(), strict=True))
+        return self.fixed | found | {name: found[other] for name, other in SAME.items() if other in found}
+
+    def without(self, left_out: np.ndarray) -> Values:
+        """The constants that the other cases explain best: Gauss-Newton on the slopes at hand, large errors counted linearly."""
+        centre, spread = self.prior
+        keep, x = ~np.isin(self.owners, left_out), self.x
+        slopes, errors, weights = self.slopes[keep], self.errors[keep], self.weights[keep]
+        for _ in range(8):
+            z = weights * (errors + slopes @ (x - self.x))
+            robust = weights / (1 + z * z) ** 0.25
+            rows = np.concatenate([robust[:, None] * slopes, np.diag(1 / spread)])
+            target = np.concatenate([robust * (slopes @ self.x - errors), centre / spread])
+            x = np.linalg.lstsq(rows, target, rcond=None)[0]
+        return self.values(x)
+
+
+def fit(cases: list[Case], priors: Priors, fixed: Values, start: np.ndarray | None = None) -> Fit:
     """The constants that explain the cases best, given the priors."""
-    names = list(priors)
+    names = tuple(priors)
     centre = np.log([priors[name][0] for name in names])
     spread = np.array([priors[name][1] for name in names])
-    count = Counter(case.model for case in cases)
-    weight = {model: min(1.0, math.sqrt(30 / n)) for model, n in count.items()}
+    count = Counter((case.source, case.model, case.card.bandwidth) for case in cases)
+    figures = [
+        (number, figure, case.trust * min(1.0, math.sqrt(12 / count[case.source, case.model, case.card.bandwidth])) / SCALE[figure])
+        for number, case in enumerate(cases) for figure, _ in case.measured
+    ]  # fmt: skip
+    weights = np.array([weight for _, _, weight in figures])
 
-    def values_of(x: np.ndarray) -> dict[str, float]:
-        return fixed | dict(zip(names, np.exp(x).tolist(), strict=True))
+    def values_of(x: np.ndarray) -> Values:
+        found = dict(zip(names, np.exp(x).tolist(), strict=True))
+        return fixed | found | {name: found[other] for name, other in SAME.items() if other in found}
+
+    def errors_of(x: np.ndarray) -> np.ndarray:
+        values = values_of(x)
+        return np.array([error for case in cases for error in log_errors(values, case).values()])
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        values, out = values_of(x), []
-        for case in cases:
-            for figure, error in log_errors(values, case).items():
-                z = error / SCALE[figure]
-                out.append(
-                    weight[case.model] * case.trust * math.copysign(math.sqrt(2 * (math.sqrt(1 + z * z) - 1)), z)
-                )
-        return np.concatenate([out, (x - centre) / spread])
+        z = weights * errors_of(x)
+        return np.concatenate([np.sign(z) * np.sqrt(2 * (np.sqrt(1 + z * z) - 1)), (x - centre) / spread])
 
-    steps = 30 if start is None else 6
-    found = least_squares(residuals, centre if start is None else start, diff_step=1e-3, max_nfev=steps)
-    return values_of(found.x)
+    steps = 30 if start is None else 4
+    x = least_squares(residuals, centre if start is None else start, diff_step=1e-3, max_nfev=steps).x
+    errors = errors_of(x)
+    slopes = np.column_stack([(errors_of(x + 1e-3 * unit) - errors) / 1e-3 for unit in np.eye(len(x))])
+    owners = np.array([number for number, _, _ in figures])
+    return Fit(names, fixed, x, (centre, spread), errors, slopes, weights, owners)
 
 
 @cache
@@ -233,25 +337,110 @@ def stream_cases() -> list[Case]:
 
 
 def serving_cases() -> list[Case]:
-    """Closed loops of vLLM; rows that repeat another one to the last figure count once."""
+    """vLLM under load: closed loops, rates, bursts. Rows that repeat another one to the last figure count once; those whose model is
+    not known here, whose cache by the accounting holds none of their requests, and those without lengths are left out.
+    """
     cases, seen = [], set()
     for row in rows("serving_refs.jsonl"):
         key = tuple(
             row[k]
             for k in ("model", "gpu", "gemm_quant", "tp", "moe_ep", "input_len", "output_len", "concurrency", "tpot_ms")
         )
-        if (row["attention_dp"] or 1) != 1 or excluded(row) or key in seen:
+        usable = (
+            row["gpu"] in GPUS
+            and row["tpot_ms"]
+            and row["input_len"]
+            and row["output_len"]
+            and not row.get("spec_decode")
+        )
+        if not usable or (row["attention_dp"] or 1) != 1 or excluded(row) or key in seen:
             continue
         seen.add(key)
-        own = "gpt-oss" in row["model"] or row["gemm_quant"] == "int4_wo"  # these two ship in 4 bit
-        version = row["engine_version"] if str(row["engine_version"])[:1] == "0" else None
-        trust = (
-            0.1 if "235B" in row["model"] else 1.0
-        )  # flat over load at three times a step's work: conditions not printed
-        load = (row["input_len"], row["output_len"], row["concurrency"])
-        measured = (("tpot", row["tpot_ms"] / 1e3), ("ttft", row["ttft_ms"] / 1e3))
-        cases.append(case(row, "vllm", None if own else row["gemm_quant"] or "bf16", version, load, measured, trust))
+        try:
+            found = served(row)
+        except InputError:
+            continue
+        if found is not None:
+            cases.append(found)
     return cases
+
+
+def served(row: dict[str, Any]) -> Case | None:
+    """A run of many requests as a case; None where its cache would hold none of them."""
+    collected, replicas = bool(row.get("collected")), int(row.get("replicas") or 1)
+    model, weights = SHAPES.get(row["model"], (row["model"], None))
+    if collected:
+        said = any(word in row["model"].lower() for word in STORED_SO)
+        weights = weights or (
+            None if said else {"fp8": "fp8", "awq": "awq-4-g128", "nvfp4": "nvfp4"}.get(row["gemm_quant"])
+        )
+    elif "gpt-oss" not in model and row["gemm_quant"] != "int4_wo":  # these two ship in 4 bit
+        weights = row["gemm_quant"] or "bf16"
+    version = row["engine_version"] if re.fullmatch(r"\d+\.\d+(\.\d+)?", str(row["engine_version"])) else None
+    inputs, outputs, rate = int(row["input_len"]), int(row["output_len"]), row.get("request_rate")
+    clients = max(1, int(row["concurrency"] or 8) // replicas)
+    found = case(
+        row | {"model": model}, "vllm", weights, version, (inputs, outputs, clients), measured_under_load(row), trust_of(row)
+    )  # fmt: skip
+    if not math.isfinite(found.held):
+        return None
+    requests, arrivals, lengths = load_of(row, clients, None if rate is None else rate / replicas)
+    kv_tokens = found.held * (inputs + outputs / 2)
+    rules = Rules(found.scheduler.tokens, found.scheduler.sequences, int(composes_ahead(version)))
+    rates = fitted_rates("vllm", found.generation, version).rates
+    steps = run_steps(
+        lambda step: pass_seconds(found, rates, step), found.cache_bytes, rules, kv_tokens, arrivals, lengths
+    )
+    regime = (
+        Regime.BURST if row["arrival"] == "burst" else Regime.ALONE if clients == 1 and rate is None else Regime.BELOW
+    )
+    if rate is None and regime is Regime.BELOW and min(found.held, found.scheduler.sequences) < min(clients, requests):
+        regime = Regime.SATURATED
+    return replace(found, steps=steps, regime=regime)
+
+
+def load_of(row: dict[str, Any], clients: int, rate: float | None) -> tuple[int, Arrivals, list[tuple[int, int]]]:
+    """Requests, when they are sent and how long they are. Rates and bursts are chats (ShareGPT); the table of the package has ten
+    rounds whose lengths are spread; other closed loops have equal lengths, and four rounds where no number is printed.
+    """
+    inputs, outputs = row["input_len"], row["output_len"]
+    if row["arrival"] != "closed":
+        requests = clients if rate is None else 200
+        arrivals = burst(requests) if rate is None else poisson(rate, requests)
+        prompts = lognormal(inputs, 3.3 * inputs, requests, most=5 * inputs)
+        answers = lognormal(outputs, 2.9 * outputs, requests, most=5 * outputs, seed=1)
+        return requests, arrivals, [(prompt, max(answer, 2)) for prompt, answer in zip(prompts, answers, strict=True)]
+    if not row.get("collected"):
+        requests = min(10 * clients, max(5 * clients, 640))
+        lengths = zip(spread(inputs, 0.2, requests), spread(outputs, 0.2, requests, seed=1), strict=True)
+        return requests, arrive_closed(clients, requests), list(lengths)
+    printed = re.search(r"num_prompts (\d+)", str(row.get("notes")))
+    requests = max(1, int(printed[1]) // int(row.get("replicas") or 1)) if printed else 4 * clients
+    return requests, arrive_closed(min(clients, requests), requests), [(int(inputs), int(outputs))] * requests
+
+
+def measured_under_load(row: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """What a row tells of steps: first tokens too where they do not wait for a place or a busy host."""
+    few = row["arrival"] == "rate" and row["request_rate"] <= 4 and row["tp"] == 1
+    calm = row["arrival"] == "closed" and (
+        not row.get("collected") or (row["concurrency"] <= 16 and "first-use" not in str(row["notes"]))
+    )
+    first = row.get("ttft_median_ms") or row.get("ttft_ms")
+    tpot = (("tpot", row["tpot_ms"] / 1e3),)
+    return (*tpot, ("ttft" if few or calm else "waited", first / 1e3)) if first else tpot
+
+
+def trust_of(row: dict[str, Any]) -> float:
+    """Less than 1 where conditions are not printed or count as much as steps do: replicas behind a proxy are loaded unevenly, bursts
+    of a thousand chats are the host's, and some rows of Qwen3 are flat over load at three times a step's work.
+    """
+    trust = 0.25 if row["arrival"] == "burst" else 1.0
+    replicas = int(row.get("replicas") or 1)
+    trust *= 1.0 if replicas == 1 else 0.4 if replicas < 8 else 0.1
+    odd = not row.get("collected") and (
+        "235B" in row["model"] or ("Qwen3-32B" in row["model"] and row["gemm_quant"] == "fp8")
+    )
+    return trust * (0.1 if odd and "32B" in row["model"] else 0.3 if odd else 1.0)
 
 
 def cpu_cases() -> list[Case]:
@@ -260,9 +449,8 @@ def cpu_cases() -> list[Case]:
     return [
         Case(
             f"cpu-{number}", "vllm-cpu", row["model"], "cpu", None, work_of(describe(row["model"], row["weights"])),
-            card_of(cpu, gpu), 1,
-            (row["input_tokens"], row["output_tokens"], 1), math.inf, cpu.scheduler(gpu, Settings(), Workload(4096)), 2.0,
-            (("tpot", row["tpot_ms"] / 1e3), ("ttft", row["ttft_ms"] / 1e3)),
+            card_of(cpu, gpu), 1, (row["input_tokens"], row["output_tokens"], 1), cpu.scheduler(gpu, Settings(), Workload(4096)),
+            1.0, (("tpot", row["tpot_ms"] / 1e3), ("ttft", row["ttft_ms"] / 1e3)), trust=2.0,
         )
         for number, row in enumerate(rows("cpu_timings.jsonl"))
     ]  # fmt: skip
@@ -279,15 +467,20 @@ def case(
 ) -> Case:
     """A row as a case."""
     gpu, target = find_gpu(GPUS.get(row["gpu"], row["gpu"])), find_engine(engine)
-    ir, tp = describe(row["model"], weights), int(row.get("tp") or 1)
-    settings = Settings(version=version, parallel=Parallel(tp=tp))
+    ir, tp, pp = describe(row["model"], weights), int(row.get("tp") or 1), int(row.get("pp") or 1)
+    settings = Settings(
+        version=version, parallel=Parallel(tp=tp, pp=pp), gpu_memory_utilization=row.get("gpu_memory_utilization"),
+        max_num_seqs=int(row["max_num_seqs"]) if row.get("max_num_seqs") else None,
+    )  # fmt: skip
     inputs, outputs, clients = (int(number) for number in load)
-    workload = Workload(inputs + outputs, clients, inputs, outputs)
+    workload = Workload(int(row.get("max_model_len") or inputs + outputs + 64), clients, inputs, outputs)
     ir = replace(ir, kv_cache=KVCache("fp8")) if fp8_cache(row) else ir
     held = requests_held(target.memory(ir, gpu, settings, workload).kv, workload)
+    host = row["source_url"].split("/")[3:5] if "github.com" in row["source_url"] else [row["source_url"]]
+    source = "/".join(host) if row.get("collected") else f"{row['id'].split('-')[0]} {row['model'].split('/')[-1]}"
     return Case(
         row["id"], engine, row["model"], generation_of(gpu), version, work_of(ir), card_of(target, gpu), tp, tuple(map(float, load)),
-        held, target.scheduler(gpu, settings, workload), target.cache_bytes(ir), measured, trust,
+        target.scheduler(gpu, settings, workload), target.cache_bytes(ir), measured, trust, pp, held=held, source=source,
     )  # fmt: skip
 
 
@@ -296,82 +489,116 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (DATA / name).open()]
 
 
-def report(title: str, cases: list[Case], errors: list[dict[str, float]]) -> dict[str, float]:
-    """Prints median errors by model and card; returns the 90 % quantile of each figure's log error."""
+def report(title: str, cases: list[Case], errors: list[dict[str, float]]) -> None:
+    """Print median errors by model and card, and by regime."""
     cells = defaultdict(list)
     for c, error in zip(cases, errors, strict=True):
         for figure, value in error.items():
             cells[c.model.split("/")[-1][:24], c.generation, figure].append(value)
             cells["all", "", figure].append(value)
+            cells[f"all {c.regime}", "one table" if c.source.startswith("silicon") else "others", figure].append(value)
     print(title)
     for (model, generation, figure), values in sorted(cells.items()):
         print(f"  {model:24s} {generation:4s} {figure:8s} n {len(values):3d}  median |error| {np.median(np.abs(np.expm1(values))):.3f}"
               f"  bias {np.expm1(np.median(values)):+.3f}")  # fmt: skip
-    return {key[2]: float(np.quantile(np.abs(values), 0.9)) for key, values in cells.items() if key[0] == "all"}
 
 
-def left_out(cases: list[Case], priors: Any, fixed: Any, best: dict[str, float], group: str) -> list[dict[str, float]]:
-    """Errors of each case by a fit that did not see its group (`model` or `generation`)."""
-    start = np.log([best[name] for name in priors])
-    errors: dict[str, dict[str, float]] = {}
-    for name in sorted({getattr(c, group) for c in cases}):
-        values = fit([c for c in cases if getattr(c, group) != name], priors, fixed, start)
-        errors |= {c.id: log_errors(values, c) for c in cases if getattr(c, group) == name}
-    return [errors[c.id] for c in cases]
+def left_out(cases: list[Case], best: Fit) -> list[dict[str, float]]:
+    """Errors of each case by constants that did not see its source."""
+    errors: dict[int, dict[str, float]] = {}
+    for source in sorted({case.source for case in cases}):
+        numbers = [number for number, case in enumerate(cases) if case.source == source]
+        values = best.without(np.array(numbers))
+        errors |= {number: log_errors(values, cases[number]) for number in numbers}
+    return [errors[number] for number in range(len(cases))]
+
+
+#: Regimes and figures of which fewer groups of rows than this are known take the widths of all regimes together.
+FEW = 3
+
+#: No width is said to be smaller or larger than this (log space).
+NARROWEST, WIDEST = 0.08, 1.2
+
+
+def widths(cases: list[Case], errors: list[dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
+    """90 % quantiles of |ln(predicted / measured)| by regime, apart for models with experts; each (source, model, card) counts once."""
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for kind in ("dense", "experts"):
+        every = list(zip(cases, errors, strict=True))
+        chosen = [(c, e) for c, e in every if bool(c.work.experts) == (kind == "experts")] or every
+        out[kind] = {
+            regime: {figure: _width(chosen, regime, figure) for figure in ("tpot", "ttft")} for regime in Regime
+        }
+    return out
+
+
+def _width(chosen: list[tuple[Case, dict[str, float]]], regime: Regime, figure: str) -> float:
+    def groups(regimes: Iterable[Regime]) -> dict[tuple[str, str, float], list[float]]:
+        out: dict[tuple[str, str, float], list[float]] = defaultdict(list)
+        for case, error in chosen:
+            known = error.get(figure, error.get("waited") if figure == "ttft" else None)
+            if known is not None and case.regime in regimes:
+                out[case.source, case.model, case.card.bandwidth].append(abs(known))
+        return out
+
+    found = groups((regime,))
+    if len(found) < FEW:
+        found = groups(Regime)
+    errors = np.concatenate([np.array(group) for group in found.values()])
+    shares = np.concatenate([np.full(len(group), 1 / len(group)) for group in found.values()])
+    order = np.argsort(errors)
+    at = min(np.searchsorted(np.cumsum(shares[order]), 0.9 * shares.sum()), len(errors) - 1)
+    return float(f"{min(max(errors[order][at], NARROWEST), WIDEST):.3g}")
+
+
+def alike(decode: float, prefill: float, load: float | None = None) -> dict[str, Any]:
+    """Widths of an engine that no row shows under load: twice those of one request."""
+    alone = {"tpot": decode, "ttft": prefill}
+    loaded = {"tpot": min(load or 2 * decode, 0.8), "ttft": min(prefill, 0.8)}
+    regimes = {regime: alone if regime is Regime.ALONE else loaded for regime in Regime}
+    return {"dense": regimes, "experts": regimes}
 
 
 def main() -> None:
-    """Fit, cross-validate, write."""
+    """Fit, leave sources out, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="print errors of the stored fit, change nothing")
-    parser.add_argument("--generations", action="store_true", help="also leave out whole generations of cards")
     arguments = parser.parse_args()
-    streams, serving = stream_cases(), serving_cases()
-    vllm = [c for c in streams if c.engine == "vllm"] + serving
+    streams = stream_cases()
+    vllm = [c for c in streams if c.engine == "vllm"] + serving_cases()
     exllama = [c for c in streams if c.engine == "exllamav2"]
-    if arguments.check:
-        stored = json.loads(FIT.read_text())["engines"]
-        report("vllm", vllm, [log_errors(stored["vllm"]["values"], c) for c in vllm])
-        report("exllamav2", exllama, [log_errors(stored["exllamav2"]["values"], c) for c in exllama])
-        return
-    stored = json.loads(FIT.read_text()) if FIT.exists() else {"engines": {}}
+    stored = json.loads(FIT.read_text())
     engines = stored["engines"]
-    before = engines.get("vllm", {}).get("values", {})
-    start = np.log([before.get(name, VLLM[name][0]) for name in VLLM])
-    base = fit(vllm, VLLM, FIXED, start)
+    if arguments.check:
+        report("vllm", vllm, [log_errors(engines["vllm"]["values"], c) for c in vllm])
+        report("exllamav2", exllama, [log_errors(engines["exllamav2"]["values"], c) for c in exllama])
+        return
+    before = engines["vllm"]["values"]
+    best = fit(vllm, VLLM, FIXED, np.log([before.get(name, VLLM[name][0]) for name in VLLM]))
+    base = best.values()
     report("vllm, fitted", vllm, [log_errors(base, c) for c in vllm])
-    if arguments.generations:
-        report("vllm, generations left out", vllm, left_out(vllm, VLLM, FIXED, base, "generation"))
-    errors = left_out(vllm, VLLM, FIXED, base, "model")
-    report("vllm, models left out", vllm, errors)
-    stream = [(c, e) for c, e in zip(vllm, errors, strict=True) if c.load[2] == 1]
-    load = [(c, e) for c, e in zip(vllm, errors, strict=True) if c.load[2] > 1 and c.trust == 1.0]
-    alone = report("vllm, one stream, models left out", [c for c, _ in stream], [e for _, e in stream])
-    loop = report("vllm, load, models left out", [c for c, _ in load], [e for _, e in load])
-    engines["vllm"] = entry(base, len(vllm), seen(vllm), alone["tpot"], loop["ttft"], loop["ttft"], loop["tpot"])
+    errors = left_out(vllm, best)
+    report("vllm, sources left out", vllm, errors)
+    engines["vllm"] = entry(base, vllm, widths(vllm, errors))
 
-    shared = {k: v for k, v in base.items() if "@" not in k and not k.startswith("memory.")} | {"drift": 1.0}
-    values = fit(exllama, EXLLAMA, {k: v for k, v in shared.items() if k not in EXLLAMA})
-    report("exllamav2, fitted", exllama, [log_errors(values, c) for c in exllama])
-    width = report("exllamav2, models left out", exllama, left_out(exllama, EXLLAMA, shared, values, "model"))
-    engines["exllamav2"] = entry(
-        values, len(exllama), seen(exllama), width["tpot"], width["ttft"], loop["ttft"], 2 * width["tpot"]
-    )
+    shared = {k: v for k, v in base.items() if "@" not in k and not k.startswith("memory.")}
+    shared |= {"drift": 1.0, "compute_drift": 1.0, "expert_drift": 1.0, "synchronous": 1.0}
+    found = fit(exllama, EXLLAMA, {k: v for k, v in shared.items() if k not in EXLLAMA})
+    report("exllamav2, fitted", exllama, [log_errors(found.values(), c) for c in exllama])
+    report("exllamav2, sources left out", exllama, outside := left_out(exllama, found))
+    every = widths(exllama, outside)["dense"][Regime.ALONE]
+    engines["exllamav2"] = entry(found.values(), exllama, alike(every["tpot"], every["ttft"]))
     # nobody prints EXL3 speeds: the same engine's author, the same kind of kernel, wider
-    wider = {name: round(min(1.8 * error, 0.8), 3) for name, error in engines["exllamav2"]["errors"].items()}
-    engines["exllamav3"] = {"as": "exllamav2", "errors": wider, "unknown_generation_widens": 1.6}
+    wider = alike(round(min(1.8 * every["tpot"], 0.8), 3), round(min(1.8 * every["ttft"], 0.8), 3))
+    engines["exllamav3"] = {"as": "exllamav2", "widths": wider, "unknown_generation_widens": 1.6}
 
     cpu = cpu_cases()
-    values = fit(cpu, CPU, {k: v for k, v in shared.items() if k not in CPU} | CPU_KERNELS)
-    report("vllm-cpu, fitted", cpu, [log_errors(values, c) for c in cpu])
+    found = fit(cpu, CPU, {k: v for k, v in shared.items() if k not in CPU} | CPU_KERNELS)
+    report("vllm-cpu, fitted", cpu, [log_errors(found.values(), c) for c in cpu])
     # one machine: another one's processor is anybody's guess until it is calibrated
-    engines["vllm-cpu"] = entry(values, len(cpu), {}, 0.4, 0.4, 0.45, 0.4)
+    engines["vllm-cpu"] = entry(found.values(), cpu, alike(0.56, 0.6, 0.56)) | {"generations": {}}
     stored["made_by"] = "benchmarks/fit_speed.py"
     FIT.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
-
-
-#: What the quantile of left-out errors is multiplied by: other sources differ in more than their model.
-MARGIN = 1.4
 
 
 def seen(cases: list[Case]) -> dict[str, dict[str, Any]]:
@@ -384,24 +611,15 @@ def seen(cases: list[Case]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def entry(
-    values: Values,
-    count: int,
-    generations: dict[str, dict[str, Any]],
-    decode: float,
-    prefill: float,
-    ttft: float,
-    tpot: float,
-) -> dict[str, Any]:
+def entry(values: Values, cases: list[Case], by_regime: dict[str, Any]) -> dict[str, Any]:
     """An engine's part of the stored fit."""
-    errors = {"decode": decode, "prefill": prefill, "ttft": ttft, "tpot": tpot}
     return {
         "values": {k: float(f"{v:.4g}") for k, v in values.items()},
-        "errors": {k: float(f"{min(max(MARGIN * v, 0.08), 0.8):.3g}") for k, v in errors.items()},
-        "generations": generations,
+        "widths": by_regime,
+        "generations": seen(cases),
         "unknown_generation_widens": 1.6,
-        "rows": count,
-        "error_is": "90 % quantile of |ln(predicted / measured)| of models left out whole, times " + str(MARGIN),
+        "rows": len(cases),
+        "widths_are": "90 % quantile of |ln(predicted / measured)| of sources left out whole; each source, model and card counts once",
     }
 
 

@@ -7,13 +7,23 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.run_steps import run_steps
 from passes.ir.model import KVCache, ModelIR
 from passes.ir.sources import open_model
 from passes.quantize.format_names import pass_named
 from targets.engines.engine import KVEstimate, Parallel, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, all_gpus, find_gpu
 from targets.quantity import Basis, Quantity
+from targets.simulation.arrivals import closed_loop
+from targets.simulation.lengths import spread
+from targets.simulation.scheduler import Cache, Rules, Scheduler
+from targets.simulation.simulate import simulate
+from targets.simulation.step_times import StepTimes
+from targets.speed.card import card_of, generation_of, wiring_of
 from targets.speed.estimate import requests_held
+from targets.speed.rates import Regime, fitted_rates
+from targets.speed.step import Step, step_seconds
+from targets.speed.work import work_of
 from targets.workload import Workload
 
 ENGINES = ("vllm", "exllamav2", "exllamav3", "vllm-cpu")
@@ -112,6 +122,66 @@ def test_all_reduce_over_pcie_costs_more_than_over_nvlink(qwen: ModelIR) -> None
     slow = replace(gpu, link_bytes_per_s=None)
     settings = Settings(**cards)
     assert on(slow, qwen, busy, settings).ttft_ms.value > 1.1 * on(gpu, qwen, busy, settings).ttft_ms.value
+
+
+def test_through_the_hosts_memory_an_all_reduce_costs_more_than_over_the_bus(qwen: ModelIR) -> None:
+    """GeForce cards have no access from card to card: 40 µs more each."""
+    geforce, other = find_gpu("RTX 5090"), find_gpu("RTX PRO 6000 Blackwell Workstation")
+    assert (wiring_of(geforce), wiring_of(other), wiring_of(find_gpu("H100 SXM"))) == ("staged", "pcie", "nvlink")
+    links = fitted_rates("vllm", "12").rates.links
+    staged, bus = (links[kind].all_reduce_s(8e3, 6e10, 2) for kind in ("staged", "pcie"))
+    assert staged > 2 * bus
+    assert links["pcie"].all_reduce_s(8e3, 6e10, 8) > 2 * links["pcie"].all_reduce_s(8e3, 6e10, 2)
+    assert links["nvlink"].all_reduce_s(8e3, 4.5e11, 8) == links["nvlink"].all_reduce_s(8e3, 4.5e11, 2)
+
+
+def test_a_geforce_card_is_told_by_its_halved_sums() -> None:
+    found = {
+        name: generation_of(find_gpu(name))
+        for name in ("RTX 4090", "RTX 5090", "L4", "RTX PRO 6000 Blackwell Workstation")
+    }
+    assert list(found.values()) == ["8.9 geforce", "12 geforce", "8.9", "12"]
+
+
+def test_few_tokens_at_small_experts_are_read_not_multiplied(experts: ModelIR) -> None:
+    """Qwen3-30B-A3B in AWQ on an RTX 5090 at four clients, 4,000 + 4,000 tokens: 7.2 ms a token measured."""
+    scheme = pass_named("awq-4-g128")
+    assert scheme is not None
+    four = Workload(8192, 4, 4000, 4000)
+    assert speed(scheme.rewrite(experts), "RTX 5090", four).tpot_ms.value == pytest.approx(7.2, rel=0.15)
+
+
+def test_composing_ahead_and_newer_kernels_make_steps_shorter(qwen: ModelIR) -> None:
+    older, before, after = (speed(qwen, version=version).tpot_ms.value for version in ("0.9.0", "0.13.0", "0.14.0"))
+    assert older > before > after
+    step = {version: fitted_rates("vllm", "9.0", version).rates.step_s for version in ("0.13.0", "0.14.0", "0.15.0")}
+    assert step["0.13.0"] / step["0.14.0"] > 1.05 * step["0.14.0"] / step["0.15.0"]
+
+
+def test_widths_differ_by_load_and_by_experts() -> None:
+    """From sources left out: chats in a burst are the least certain, one request of a dense model the most."""
+    dense, routed = (fitted_rates("vllm", "9.0", experts=experts).widths for experts in (False, True))
+    assert dense[Regime.ALONE].tpot < dense[Regime.BELOW].tpot < dense[Regime.BURST].tpot
+    assert all(dense[regime].tpot < routed[regime].tpot for regime in (Regime.ALONE, Regime.BELOW, Regime.BURST))
+
+
+def test_a_run_is_the_sum_of_its_kinds_of_steps(qwen: ModelIR) -> None:
+    """What is recorded of a simulated run tells its mean time between tokens again, but for what kinds of steps level out."""
+    card, rates, work = (
+        card_of(find_engine("vllm"), find_gpu("H100 SXM")),
+        fitted_rates("vllm", "9.0").rates,
+        work_of(qwen),
+    )
+
+    def seconds(step: Step) -> float:
+        return step_seconds(work, card, rates, step)
+
+    lengths = list(zip(spread(500, 0.2, 64), spread(100, 0.2, 64, seed=1), strict=True))
+    rules, arrivals = Rules(8192, 256), closed_loop(16, 64)
+    kinds = run_steps(seconds, 2.0, rules, 1e6, arrivals, lengths)
+    run = simulate(StepTimes(seconds, 2.0), Scheduler(rules, Cache(100_000)), arrivals, lengths)
+    mean = sum((d - f) / (n - 1) for d, f, (_, n) in zip(run.done, run.first, lengths, strict=True)) / 64
+    assert sum(kind.tpot * seconds(kind.step) for kind in kinds) == pytest.approx(mean, rel=0.05)
 
 
 def test_a_token_reads_only_the_experts_it_uses(experts: ModelIR) -> None:

@@ -85,7 +85,7 @@ def test_little_text_is_damped_more_and_what_others_know_is_made_up_for() -> Non
     assert found[0] >= found[1] >= 1.0
     told = torch.randn(4000, 48, generator=generator)
     told = torch.cat([told, told[:, :16] * 0.9 + 0.1 * told[:, 16:32]], 1)  # the last are known from the others
-    assert compensated(weight, told.T @ told, kept, len(told)).damping <= 0.03
+    assert compensated(weight, told.T @ told, kept, len(told)).damping <= 0.1
 
 
 @pytest.mark.parametrize("width", [1, 3])

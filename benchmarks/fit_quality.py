@@ -40,12 +40,13 @@ OUT = Path(__file__).parent.parent / "planner" / "quality" / "quality_fit.json"
 #: loses as many times more as in AutoRound's accuracy tables. No table varies the share of zeros: the fourth power is assumed.
 GENERAL: dict[str, tuple[float, float]] = {
     "kind:weights": (-3.5, 3.0), "kind:outliers": (-4.5, 3.0), "kind:zeros": (-1.0, 3.0), "kind:cache": (-4.0, 3.0), "kind:depth": (-1.5, 3.0), "kind:width": (-1.0, 3.0),
+    "kind:experts": (-2.0, 3.0),
     "log_tokens": (0.4, 0.05), "tuned": (0.0, 0.2), "fewer_bits": (math.log(4), 0.05), "bend": (0.2, 0.25), "group": (1.0, 0.25), "row": (0.3, 0.15),
     "few_bits:row": (0.1, 0.3), "few_bits:rtn": (0.1, 0.5), "row:rtn": (0.1, 0.3), "few_bits:row:rtn": (0.3, 0.5),
     "smaller:0.1-0.5": (0.35, 0.15), "smaller:0.5-1.5": (0.35, 0.15), "smaller:1.5-4": (0.1, 0.1), "smaller:4-10": (0.1, 0.1),
     "smaller:10-30": (0.03, 0.05), "smaller:30-100": (0.03, 0.05), "smaller:100-500": (0.03, 0.05),
-    "smaller:zeros": (0.3, 0.2), "smaller:cache": (0.05, 0.05), "smaller:depth": (0.1, 0.1), "smaller:width": (0.1, 0.1),
-    "share:zeros": (4.0, 0.5), "share:depth": (1.5, 0.3), "share:width": (1.5, 0.3),
+    "smaller:zeros": (0.3, 0.2), "smaller:cache": (0.05, 0.05), "smaller:depth": (0.1, 0.1), "smaller:width": (0.1, 0.1), "smaller:experts": (0.1, 0.1),
+    "share:zeros": (4.0, 0.5), "share:depth": (1.5, 0.3), "share:width": (1.5, 0.3), "share:experts": (1.5, 0.3),
     "beyond:gptq": (0.05, 0.1), "beyond:awq": (0.05, 0.1), "beyond:rtn": (0.4, 0.3), "beyond:exl2": (1.2, 0.3), "beyond:fp8": (0.3, 0.2),
     "beyond:mxfp8": (0.1, 0.2), "beyond:nvfp4": (math.log(2), 0.15), "beyond:mxfp4": (math.log(mxfp4_over_nvfp4()), 0.1),
     "beyond:wanda": (0.1, 0.2), "beyond:4:8": (0.5, 0.5), "beyond:2:4": (0.5, 0.5),
@@ -106,7 +107,8 @@ def fit(rows: Sequence[Row]) -> Law:
     rise = np.array([row.rise for row in rows])
     rounding = np.array([0.0 if row.metric == "kl" else 0.003 / row.baseline + 0.0008 for row in rows]) / rise
     # Beyond a rise of one half, tables disagree by multiples.
-    variance = NOISE**2 + rounding**2 + (0.5 * np.clip(rise - 0.5, 0, 2)) ** 2
+    blur = np.array([row.blur for row in rows])
+    variance = NOISE**2 + blur**2 + rounding**2 + (0.5 * np.clip(rise - 0.5, 0, 2)) ** 2
     weight = np.ones(len(rows))
     for _ in range(4):
         scale = np.sqrt(weight / variance)
@@ -340,7 +342,7 @@ def main() -> None:
     covering = {name: coverage(residuals, widths) for name, residuals in {"nothing": fitted, **held_out}.items()}
     document = {
         "provenance": {
-            "script": "benchmarks/fit_quality.py", "data": "benchmarks/data/quality_refs.jsonl, prune_refs.jsonl, quality_own.jsonl",
+            "script": "benchmarks/fit_quality.py", "data": "benchmarks/data/quality_refs.jsonl, prune_refs.jsonl, prune_recovery.jsonl, quality_own.jsonl",
             "rows": len(rows), "errors": report, "coverage": {name: found["all"] for name, found in covering.items()},
         },
         "coefficients": {name: round(value, 4) for name, value in law.items() if feature_kind(name) not in HIDDEN},

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pruned_rows import BLUR, pruned_models
 from passes.formats.format import Rounding
 from passes.ir.distortions import CacheRounding, Removed, Zeros
 from planner.quality.features import Cause, Traits
@@ -86,6 +87,8 @@ class Row:
     baseline: float
     judged: bool
     """Whether it is of the kind that the accuracy goals are about: GPTQ, AWQ, RTN and EXL2 on WikiText-2."""
+    blur: float = 0.0
+    """Standard deviation in ln of the rise, beside what all rows have: of a rise that was read from something else."""
 
     @property
     def group(self) -> tuple[str, str]:
@@ -141,6 +144,15 @@ def cause_of(row: dict[str, Any]) -> Cause | None:
 
 
 def loss_rows() -> Iterator[Row]:
+    """Every row: losses by perplexity and KL divergence, and pruned models by their accuracies."""
+    yield from _measured_rows()
+    for pruned in pruned_models():
+        traits = named_traits(pruned.model, pruned.size_b)
+        rise = max(pruned.rise, LEAST_RISE)
+        yield Row(pruned.source, pruned.model, "accuracy", pruned.removed, traits, rise, 8.0, False, BLUR)
+
+
+def _measured_rows() -> Iterator[Row]:
     """Losses by perplexity (of weight formats on WikiText-2, any protocol), by KL divergence in exllamav3's plot and our own benchmarks."""
     for row in raw_rows():
         kl = row["source_url"].startswith(_KL_SOURCES) and row["metric"].startswith("KL")

@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.as_stored import StoredProducts, e4m3, product_errors
 from benchmarks.served_prompts import NEW, QUESTIONS, prompts
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.blocks.decoded_weights import decoded_model
 from passes.files.checkpoint import Checkpoint
 from passes.formats.awq import Awq
@@ -39,6 +39,7 @@ from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.prune.sparse import Sparsify
+from passes.prune.width import WidthPrune
 from passes.quantize.mixed import QuantizeMixed
 from passes.quantize.quantize import Quantize
 from passes.run.execute import execute
@@ -59,6 +60,7 @@ CHAINS: dict[str, tuple[Pass, ...]] = {
     "fp8": (Quantize("rtn", FloatQuantized()),),
     "mixed-5 (w4, w8a8, bf16)": (QuantizeMixed((_W4, IntQuantized(), Dense()), 5.0),),
     "2:4 + w4a16-g64": (Sparsify("sparsegpt", 0.5, "2:4"), Quantize("gptq", _W4)),
+    "w4a16-g64 of 2 of 3 groups, 1216 of 1536 channels": (WidthPrune(1216, 2), Quantize("gptq", _W4)),
     "w4a16-g64 + fp8 KV": (Quantize("gptq", _W4), KVCachePass("fp8", True)),
 }
 
@@ -155,7 +157,7 @@ def _reference(
 
     dense = source
     for one in passes:
-        dense = one.rewrite(dense) if isinstance(one, DepthPrune) else dense
+        dense = one.rewrite(dense) if one.stage is Stage.PRUNE else dense
     decoded = decoded_model(dense, target, out, dtype)
     ir, weights = decoded.ir, decoded.weights
     config = CONFIG_MAPPING[ir.model_type].from_dict({k: v for k, v in ir.config.items() if k != "quantization_config"})

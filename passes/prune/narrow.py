@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from passes.prune.width import WidthPrune
 
+#: By which share of its diagonal the Hessian is damped by which units are chosen: about what the compensation itself takes of a few
+#: thousand tokens; with less, units are chosen by what they tell of each other in this text alone.
+_DAMPING = 0.3
 #: Seed of the random choice, which is there to be compared with.
 _SEED = 0
 
@@ -57,7 +60,8 @@ class Narrowing:
             columns = units.columns_of(kept).to(weight.device)
             narrow = weight[:, columns]
             if hessian is not None and self.pass_.compensate:
-                narrow = compensated(weight, hessian, columns, where=reader.name)
+                assert seen is not None
+                narrow = compensated(weight, hessian, columns, seen.tokens, reader.name).weight
             masked = torch.zeros_like(weight)
             masked[:, columns] = narrow
             if hessian is not None:
@@ -86,7 +90,8 @@ class Narrowing:
                 weight = weights[f"{units.reader}.weight"].to(hessian.device)
                 columns = units.columns.to(hessian.device)
                 if importance == "hessian":
-                    return eliminated(weight, hessian, columns, units.kept, where=units.reader).cpu()
+                    kept = eliminated(weight, hessian, columns, units.kept, damping=_DAMPING, where=units.reader)
+                    return kept.cpu()
                 scores = energy(weight, hessian, columns).cpu()
             case "taylor":
                 scores = torch.tensor(self.scores[index][units.reader])

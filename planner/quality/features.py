@@ -44,7 +44,7 @@ SIZES = (0.1, 0.5, 1.5, 4.0, 10.0, 30.0, 100.0, 500.0)
 _LARGEST = 1000.0
 
 #: Kinds of what is taken away.
-_REMOVED = {"blocks": "depth", "weights": "width"}
+_REMOVED = {"blocks": "depth", "weights": "width", "experts": "experts"}
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from passes.algorithms.damping import DAMPING
 from passes.algorithms.removal.least_squares import damped_factor
 
 if TYPE_CHECKING:
@@ -78,17 +77,17 @@ def best(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def eliminated(
-    weight: torch.Tensor, hessian: torch.Tensor, columns: torch.Tensor, count: int, *, where: str = ""
+    weight: torch.Tensor, hessian: torch.Tensor, columns: torch.Tensor, count: int, *, damping: float, where: str = ""
 ) -> torch.Tensor:
     """Return the `count` units that stay, by number, when those whose removal costs least go, a few at a time.
 
     W `[N, K]` and the damped H⁻¹ `[K, K]` follow every removal; `columns` `[U, C]` are each unit's. Raises TightfitError for a Hessian that
-    no damping mends; `where` names the matrix.
+    no damping mends (`passes.algorithms.removal.least_squares`); `where` names the matrix.
     """
     import torch
 
     at_once = max(1, (len(columns) - count) // _ROUNDS)
-    inverse = torch.cholesky_inverse(damped_factor(hessian.float(), DAMPING, where))
+    inverse = torch.cholesky_inverse(damped_factor(hessian.float(), damping, where))
     work = weight.float().clone()
     left = torch.ones(len(columns), dtype=torch.bool, device=weight.device)
     while len(alive := left.nonzero().flatten()) > count:

@@ -290,3 +290,12 @@ def test_pinned_prunings_and_recovery_stand_in_the_chain() -> None:
     )
     names = {tuple(p.name for p in v.candidate.passes)[:3] for v in everything(search(spec, open_model(spec.model).ir))}
     assert names == {("prune_depth", "prune_width", "distill")}
+
+
+def test_blocks_are_tuned_without_pruning_and_the_whole_model_is_not_trained_for_nothing() -> None:
+    text = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nengine: vllm\n"
+    passes = "passes: {{ distill: {{ method: {} }}, quantize: {{ formats: [w4a16-g128], methods: [gptq], dense: false }} }}\n"
+    ir = open_model("Qwen/Qwen2.5-7B-Instruct").ir
+    tuned, trained = (search(parse_spec(text + passes.format(method)), ir) for method in ("blockwise", "logits"))
+    assert tuned.chosen is not None and "tune blocks on 1 M tokens" in tuned.chosen.candidate.passes[0].title()
+    assert trained.chosen is None

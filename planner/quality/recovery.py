@@ -47,4 +47,5 @@ def tokens_needed(rise: float, goal: float, method: str) -> int | None:
     if goal <= 0:
         return None
     known = fit()["methods"][method]
-    return math.ceil(known["tokens"] * ((rise / goal) ** (1 / known["slope"]) - 1))
+    size, slope = float(known["tokens"]), float(known["slope"])
+    return math.ceil(size * ((rise / goal) ** (1 / slope) - 1))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,18 @@ from benchmarks.memory_rows import Question, ask, load_rows
 from passes.errors import TightfitError
 from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.engine import profile_of, rules_on_card
-from targets.engines.vllm.memory.activations import Profile, beside_cell, explained_bytes, is_integrated, peak_bytes
+from targets.engines.vllm.memory.activations import (
+    Profile,
+    explained_bytes,
+    is_integrated,
+    peak_bytes,
+    regime,
+    samplers,
+)
 from targets.engines.vllm.rules.versions import Rules
 
 _GIB, _MIB = 1 << 30, 1 << 20
-#: Sources without which a cell is told by all of its era.
+#: Sources without which all tell what the error of a regime is.
 _FEW = 2
 FIT = Path(__file__).parents[1] / "targets" / "engines" / "vllm" / "memory" / "memory_fit.json"
 #: Start of the fit; what `FREE` does not name stays: counted in vLLM's source, and `layer_bytes` between what an H100 shows (260 MiB) and
@@ -41,8 +48,9 @@ PRIOR = {
     "base_bytes": 70.0 * _MIB,
     "encoder_bytes": 100.0 * _MIB,
 }
-#: What an interval of 90 % leaves out below and above, and the middle.
-SHARES = (0.05, 0.5, 0.95)
+#: What an interval of 90 % leaves out below and above.
+SHARES = (0.05, 0.95)
+REGIMES = ("sorting", "hopper", "hoppers", "other")
 FREE = ("sampler_sort_bytes", "base_bytes", "encoder_bytes")
 #: Half widths of the bands never fall below these: run-to-run spread of one configuration, and cards' totals.
 FLOOR_BYTES = {"activation": 60 * _MIB, "non_torch": 60 * _MIB, "cuda_graphs": 100 * _MIB}
@@ -160,32 +168,60 @@ def non_torch(found: Sequence[Question]) -> dict[str, object]:
     }
 
 
-def beside(found: Sequence[Question], document: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Bytes that start-ups took beside what the terms explain: 5th percentile, median and 95th, every source with the same weight.
+#: Regime, source and bytes of a start-up.
+Leftover = tuple[str, str, float]
 
-    On Hopper up to 0.26, where the terms were fitted, and elsewhere: what compilers, autotuning and attention's workspaces of the other
-    cards take is in no term, and from 0.27 on fragments count, which a warm compile cache leaves out.
+
+def leftovers(found: Sequence[Question], document: Mapping[str, Any]) -> list[Leftover]:
+    """Bytes that start-ups took beside what the terms explain: what compilers, autotuning and attention's workspaces take is in no term, and
+    from 0.27 on fragments count, which a warm compile cache leaves out. Where a version does not tell which sampler ran, by the nearer one.
     """
-    cells: dict[str, list[tuple[str, float]]] = {}
+    out: list[Leftover] = []
     for q in found:
         row, (rules, _) = q.row, rules_on_card(q.settings.version, q.gpu)
         if row["available_kv_gib"] is None or not (row["score_tokens"] or row.get("predictable")):
             continue
-        if era_of(rules) == "old" or q.settings.parallel.pp > 1 or is_integrated(q.gpu):
+        if not rules.v1 or q.settings.parallel.pp > 1 or is_integrated(q.gpu):
             continue
         profile = profile_of(q.gpu, q.settings, q.workload, rules)
         asked = q.gpu.memory_bytes.value * (q.settings.gpu_memory_utilization or rules.utilization)
         weights = row["weights_gib"] or weights_per_stage(q.ir, q.settings.parallel, rules)[0] / _GIB
         taken = asked - (weights + row["available_kv_gib"]) * _GIB
-        cells.setdefault(beside_cell(profile, rules), []).append(
-            (q.source, taken - explained_bytes(q.ir, profile, rules, document))
-        )
-    every = [value for values in cells.values() for value in values]
-    out: dict[str, list[int]] = {}
-    for cell in ("hopper", "other"):
-        values = cells.get(cell, [])
-        pooled = values if len({source for source, _ in values}) >= _FEW else every
-        out[cell] = [int(value) for value in weighted_quantiles(pooled, SHARES)]
+        left = (taken - explained_bytes(q.ir, profile, variant, document) for variant in samplers(rules))
+        out.append((regime(profile, rules), q.source, min(left, key=abs)))
+    return out
+
+
+def middles(left: Sequence[Leftover]) -> dict[str, float]:
+    """The middle of each regime, every source with the same weight, as far as it is taken: less than nothing is an error of the terms."""
+    return {name: max(0.0, weighted_quantiles(values, (0.5,))[0]) for name, values in by_regime(left, least=1).items()}
+
+
+def by_regime(left: Sequence[Leftover], least: int) -> dict[str, list[tuple[str, float]]]:
+    """Sources and bytes of each regime; one that fewer than `least` sources tell of is told by all."""
+    every = [(source, value) for _, source, value in left]
+    own = {name: [(source, value) for regime, source, value in left if regime == name] for name in REGIMES}
+    return {name: values if len({source for source, _ in values}) >= least else every for name, values in own.items()}
+
+
+def beside(
+    found: Sequence[Question], document: Mapping[str, Any], without: Callable[[str], Mapping[str, Any]]
+) -> dict[str, list[int]]:
+    """For each regime the bytes beside the terms: low, middle, high. The ends are 5th and 95th percentile of what a source took beside what
+    a fit without that source says; `without` gives the terms of that fit.
+    """
+    middle = middles(leftovers(found, document))
+    residuals: list[Leftover] = []
+    for source in dict.fromkeys(question.source for question in found):
+        terms = without(source)
+        expected = middles(leftovers([question for question in found if question.source != source], terms))
+        own = leftovers([question for question in found if question.source == source], terms)
+        residuals += [(name, source, value - expected[name]) for name, _, value in own]
+    out = {}
+    for name, values in by_regime(residuals, least=_FEW).items():
+        low, high = weighted_quantiles(values, SHARES)
+        floor = FLOOR_BYTES["activation"]
+        out[name] = [int(middle[name] + value) for value in (min(-floor, low), 0.0, max(floor, high))]
     return out
 
 
@@ -215,13 +251,13 @@ def graphs(found: Sequence[Question]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def fit_document(found: Sequence[Question], outside: Sequence[tuple[Peak, float]]) -> dict[str, Any]:
-    """Everything that is fitted on these rows; the bands of the peaks come from `outside`: peaks held out, measured / predicted."""
+def terms(found: Sequence[Question], outside: Sequence[tuple[Peak, float]] = ()) -> dict[str, Any]:
+    """The terms as these rows tell them; the bands of the peaks come from `outside`: peaks held out, measured / predicted."""
     rows = peaks(found)
     ratios = {era: [ratio for row, ratio in outside if era_of(row.rules) == era] for era in ("old", "v1")}
     errors = {era: round(statistics.median(abs(r - 1) for r in values), 4) for era, values in ratios.items() if values}
     bands = {era: band(values or [1.0]) for era, values in ratios.items()}
-    document: dict[str, Any] = {
+    return {
         "provenance": {
             "script": "benchmarks/fit_memory.py",
             "data": "benchmarks/data/vllm_memory_logs.jsonl",
@@ -237,18 +273,45 @@ def fit_document(found: Sequence[Question], outside: Sequence[tuple[Peak, float]
         "non_torch": non_torch(found),
         "cuda_graphs": graphs(found),
     }
-    document["beside"] = beside(found, document)
-    return document
+
+
+class Fits:
+    """Fits of the same rows with sources left out, each made once."""
+
+    def __init__(self, found: Sequence[Question]) -> None:
+        self.found = found
+        self._outside = held_out(peaks(found))
+        self._terms: dict[frozenset[str], dict[str, Any]] = {}
+
+    def document(self, left_out: str | None = None) -> dict[str, Any]:
+        """Everything that is fitted, without a source's rows if one is named."""
+        omitted = frozenset({left_out} - {None})
+        found = self._without(omitted)
+        document = dict(self._fitted(omitted))
+        document["beside"] = beside(found, document, lambda source: self._fitted(omitted | {source}))
+        return document
+
+    def outside(self) -> list[tuple[Peak, float]]:
+        """Peaks, measured / predicted without their source."""
+        return self._outside
+
+    def _without(self, omitted: frozenset[str]) -> list[Question]:
+        return [question for question in self.found if question.source not in omitted]
+
+    def _fitted(self, omitted: frozenset[str]) -> dict[str, Any]:
+        if omitted not in self._terms:
+            outside = [(peak, ratio) for peak, ratio in self._outside if peak.question.source not in omitted]
+            self._terms[omitted] = terms(self._without(omitted), outside)
+        return self._terms[omitted]
 
 
 def main() -> None:
     """Fit, hold out, write."""
-    found = questions()
-    outside = held_out(peaks(found))
-    document = fit_document(found, outside)
+    fits = Fits(questions())
+    document = fits.document()
     FIT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(document, indent=2))
-    for row, ratio in outside:
+    for row, ratio in fits.outside():
         print(f"{row.question.row['id'][:48]:48s} {ratio:.3f}")
 
 

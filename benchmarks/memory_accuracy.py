@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from unittest.mock import patch
 
-from benchmarks.fit_memory import fit_document, held_out, peaks, questions
+from benchmarks.fit_memory import Fits, questions
 from benchmarks.memory_rows import Question, ask, load_rows
 from passes.errors import TightfitError
 from targets.engines.engine import MemoryEstimate, find_engine
@@ -82,12 +82,9 @@ def asked() -> tuple[list[Question], int]:
 
 def left_out(found: Sequence[Question]) -> list[Answer]:
     """Answers to every row by a fit made without its source."""
-    rows, out = questions(), []
-    peaks_outside = held_out(peaks(rows))
+    fits, out = Fits(questions()), []
     for source in dict.fromkeys(question.source for question in found):
-        outside = [(peak, ratio) for peak, ratio in peaks_outside if peak.question.source != source]
-        document = fit_document([question for question in rows if question.source != source], outside)
-        with patch.object(activations, "fit", return_value=document):
+        with patch.object(activations, "fit", return_value=fits.document(source)):
             out += [answer(question) for question in found if question.source == source]
     return out
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from planner.check import chain_of, rewrite, with_dtype
+from planner.asked import chain_of, rewrite, with_dtype
 from targets.engines.engine import Parallel, Settings
 from targets.gpu import Gpu, find_gpu
 from targets.workload import Workload

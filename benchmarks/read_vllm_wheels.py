@@ -44,11 +44,14 @@ def contradictions(source: Source) -> int:
     rules, _ = rules_for(source.version)
     wrong = 0
     print(f"vLLM {source.version}")
-    for name, ours, theirs in compared(source, rules):
+    for fact in compared(source, rules):
+        name, ours, theirs = fact.name, fact.ours, fact.theirs
         if theirs is None:
             print(f"  ?    {name}: ours {ours}; not found in the source: look where it went")
         elif ours == theirs.value:
             print(f"  ok   {name}: {ours} ({theirs.place})")
+        elif fact.set_aside:
+            print(f"  kept {name}: ours {ours}, theirs {theirs.value} ({theirs.place}): {fact.set_aside}")
         else:
             wrong += 1
             print(f"  NOT  {name}: ours {ours}, theirs {theirs.value} ({theirs.place})")

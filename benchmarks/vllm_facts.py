@@ -10,13 +10,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.vllm_methods import capabilities
+from benchmarks.vllm_methods import ours as our_capabilities
 from benchmarks.vllm_registry import architectures
 from benchmarks.vllm_wheel import Found, Source, literal_of
+from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from targets.engines.engine import Settings, find_engine
 from targets.engines.vllm.engine import Vllm, batched_tokens, default_sequences
 from targets.engines.vllm.rules.architectures import support
+from targets.engines.vllm.rules.kv_cache import BACKENDS
+from targets.engines.vllm.rules.methods import plugin_note
 from targets.engines.vllm.rules.runner import named_classes
 from targets.engines.vllm.rules.versions import Rules, Version
 from targets.gpu import Gpu, find_gpu
@@ -36,13 +41,21 @@ _CARDS = ("L40S", "A100 SXM4 80GB", "H100 SXM", "B200 SXM", "GB10")
 
 @dataclass(frozen=True)
 class Fact:
-    """A rule by name; how the source tells it, and what we say; from which version to which the question has a meaning."""
+    """A rule by name; how the source tells it, and what we say; from which version to which the question has a meaning.
+
+    `set_aside`: versions whose source is knowingly not followed, and why.
+    """
 
     name: str
     theirs: Callable[[Source], Found | None]
     ours: Callable[[Rules], Any]
     since: Version = (0, 0, 0)
     until: Version = (99, 0, 0)
+    set_aside: tuple[tuple[Version, Version, str], ...] = ()
+
+    def why_not(self, version: Version) -> str | None:
+        """Return why a version's source is not followed, None where it is."""
+        return next((why for since, until, why in self.set_aside if since <= version < until), None)
 
 
 def _constant(name: str, *paths: str) -> Callable[[Source], Found | None]:
@@ -185,7 +198,7 @@ def _our_defaults(rules: Rules) -> dict[str, tuple[int, int]]:
 
 def _refused_float16(rules: Rules) -> set[str]:
     ir, card = replace(open_model(_DENSE).ir, dtype="F16"), find_gpu("H100 SXM")
-    settings = Settings(version=".".join(map(str, rules.version)))
+    settings = Settings(version=".".join(map(str, rules.version)), dtype="float16")
     return {name for name in _FAMILIES if _codes(replace(ir, model_type=name), card, settings) & {"float16_refused"}}
 
 
@@ -201,9 +214,14 @@ def _float16(source: Source) -> Found:
 
 
 def _cache_dtypes(source: Source) -> Found | None:
-    """What we name and the version does not: its literal of types, before 0.8.5 the choices of its argument."""
+    """What the version names of the types that we know: its literal, before 0.8.5 the choices of its argument."""
     found = source.constant("CacheDType", *_CACHE) or _choices(source, "--kv-cache-dtype")
-    return found and Found(set(Vllm.kv_dtypes) - set(found.value), found.place)
+    return found and Found(set(Vllm.kv_dtypes) & set(found.value), found.place)
+
+
+def _our_cache_dtypes(rules: Rules) -> set[str]:
+    """What some back end of the version keeps on some card, and the model's own."""
+    return {OWN} | {dtype for row in BACKENDS if row.since <= rules.version < row.until for dtype in row.dtypes}
 
 
 def _choices(source: Source, option: str) -> Found | None:
@@ -217,14 +235,21 @@ def _choices(source: Source, option: str) -> Found | None:
     return None
 
 
-def _bitsandbytes(source: Source) -> Found | None:
+def _plugin(name: str) -> Callable[[Source], Found | None]:
+    """Whether a quantization is no method of vLLM's own: read by a package beside it."""
     path = f"{_QUANTIZATION}/__init__.py"
-    found = source.constant("QuantizationMethods", path) or source.constant("QUANTIZATION_METHODS", path)
-    return (
-        Found("bitsandbytes" not in found.value, found.place)
-        if found
-        else _has('"bitsandbytes": ', path, present=False, absent=True)(source)
-    )
+
+    def read(source: Source) -> Found | None:
+        found = source.constant("QuantizationMethods", path) or source.constant("QUANTIZATION_METHODS", path)
+        if found is None:
+            return _has(f'"{name}": ', path, present=False, absent=True)(source)
+        return Found(name not in found.value, found.place)
+
+    return read
+
+
+def _needs_plugin(name: str) -> Callable[[Rules], bool]:
+    return lambda rules: plugin_note(iter([name]), rules) is not None
 
 
 FACTS = (
@@ -232,7 +257,10 @@ FACTS = (
     Fact("v1", _environment("VLLM_USE_V1", absent=0), lambda rules: int(rules.v1), until=(0, 11, 1)),
     Fact("graphs_v1", _environment("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", absent=0), lambda rules: int(rules.graphs_v1)),
     Fact("expert_chunk", _environment("VLLM_FUSED_MOE_CHUNK_SIZE", absent=0), lambda rules: rules.expert_chunk),
-    Fact("batch defaults", _batch_defaults, _our_defaults, since=(0, 8, 0)),
+    Fact("batch defaults", _batch_defaults, _our_defaults, since=(0, 8, 0), set_aside=(
+        ((0, 8, 0), (0, 8, 4), "recipes of that time start on cards where 1,024 sequences would not"),
+        ((0, 8, 5), (0, 9, 0), "recipes of that time start on A100s where the large defaults would not"),
+    )),
     Fact("classes of Model Runner V2", _names("DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES", _VLLM), named_classes),
     Fact("in_flight_batches", _has("def max_in_flight_tokens", _VLLM, present=2, absent=1), lambda rules: rules.in_flight_batches),
     Fact("null_block", _has("Reserve the null block", *_KV), lambda rules: rules.null_block),
@@ -247,18 +275,35 @@ FACTS = (
          lambda rules: rules.online_fp8),
     Fact("states_for_graphs", _has("exceeds available Mamba cache", "config/compilation.py"), lambda rules: rules.states_for_graphs),
     Fact("families refused in float16", _float16, _refused_float16),
-    Fact("types of the KV cache that it lacks", _cache_dtypes, lambda rules: set()),
-    Fact("bitsandbytes_plugin", _bitsandbytes, lambda rules: rules.bitsandbytes_plugin),
+    Fact("types of the KV cache", _cache_dtypes, _our_cache_dtypes),
+    Fact("bitsandbytes_plugin", _plugin("bitsandbytes"), lambda rules: rules.bitsandbytes_plugin),
+    Fact("bitsandbytes by a plugin", _plugin("bitsandbytes"), _needs_plugin("bitsandbytes")),
+    Fact("gguf by a plugin", _plugin("gguf"), _needs_plugin("gguf")),
+    Fact("graph_stride", _has("capture_size + 1, 16", _VLLM, "config/__init__.py", present=16, absent=8), lambda rules: rules.graph_stride),
+    Fact("graph_ceiling", _has("is_device_capability_family(100) else 512", _VLLM, present=1024, absent=512),
+         lambda rules: rules.graph_ceiling),
 )  # fmt: skip
 
 
-def compared(source: Source, rules: Rules) -> Iterator[tuple[str, Any, Found | None]]:
-    """Give every fact: its name, ours, theirs (None where the source was not understood)."""
+@dataclass(frozen=True)
+class Comparison:
+    """A fact: its name, ours, theirs (None where the source was not understood), and why theirs is not followed."""
+
+    name: str
+    ours: Any
+    theirs: Found | None
+    set_aside: str | None = None
+
+
+def compared(source: Source, rules: Rules) -> Iterator[Comparison]:
+    """Give every fact that has a meaning in this version."""
     for fact in FACTS:
         if fact.since <= rules.version < fact.until:
-            yield fact.name, fact.ours(rules), fact.theirs(source)
+            yield Comparison(fact.name, fact.ours(rules), fact.theirs(source), fact.why_not(rules.version))
+    told = capabilities(source)
+    yield Comparison("least compute capabilities", our_capabilities(told.value if told else (), rules), told)
     listed = architectures(source)
     hows = {name: support(name, rules.version) for name in listed}
     differing = {name: how for name, how in listed.items() if hows[name] != how}
     ours = {name: hows[name] for name in differing}
-    yield "architectures", ours, Found(differing, "model_executor/models/registry.py")
+    yield Comparison("architectures", ours, Found(differing, "model_executor/models/registry.py"))

@@ -119,9 +119,12 @@ class Pass(ABC):
 
         Scales of inputs and caches ask for text too; the description after the pass tells of them.
         """
-        from passes.algorithms.method import RoundToNearest
+        return self.backend != NATIVE or not self.resolved or self.reads_inputs
 
-        return self.backend != NATIVE or not self.resolved or self.algorithm(RoundToNearest()).needs_hessian
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether its own algorithm looks at calibration inputs; told without loading it (its `needs_hessian`)."""
+        return False
 
     def algorithm(self, before: Method) -> Method:
         """Return the algorithm of the walk, given that of the passes before it."""

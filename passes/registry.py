@@ -9,7 +9,9 @@ import it. Another package adds a name with an entry point of the table's group:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -57,10 +59,8 @@ class Registry(Generic[T]):
 
     def _installed(self) -> dict[str, EntryPoint]:
         """Entry points of other packages by name. Raises InputError where a name is there twice."""
-        from importlib.metadata import entry_points
-
         points: dict[str, EntryPoint] = {}
-        for point in entry_points(group=self.group):
+        for point in _entry_points(tuple(sys.path)).get(self.group, ()):
             if point.name in self._entries:
                 raise self._twice(point.name, "tightfit", _package(point))
             if points.setdefault(point.name, point) != point:
@@ -88,6 +88,15 @@ class Registry(Generic[T]):
             entry = getattr(entry, name)
         loaded: T = entry
         return loaded
+
+
+@lru_cache(maxsize=1)
+def _entry_points(path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
+    """What the packages on `path` add to our tables, by group: their metadata are read once for all tables."""
+    from importlib.metadata import entry_points
+
+    points = entry_points()
+    return {group: tuple(points.select(group=group)) for group in points.groups if group.startswith(_GROUPS)}
 
 
 def packages() -> list[str]:

@@ -1,14 +1,16 @@
-"""From the names users write to chains of passes, and from a chain to the description it makes."""
+"""From the names users write to chains of passes and back to words, and from a chain to the description it makes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
-from passes.base import Pass
+from passes.base import NATIVE, Pass
 from passes.chain import conflict
 from passes.errors import InputError, Reason, unknown_name
+from passes.formats.format import format_named
 from passes.formats.kv_dtypes import NAMES, OWN, kv_dtype
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.ir.resident import cast_dense
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import dense_dtype, pass_named
@@ -31,6 +33,30 @@ def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
     return tuple(chain)
 
 
+#: Methods as people write them; others in capitals.
+_METHODS: Mapping[str, str] = {"rtn": "rounding", "smoothquant": "SmoothQuant", "autoround": "AutoRound"}
+
+
+@lru_cache(maxsize=1024)
+def spoken(pass_: Pass) -> str:
+    """A pass in plain words with the name that `check --weights` takes: `4 bit in groups of 64 by GPTQ (w4a16-g64)`."""
+    name, method = pass_.weights_name, pass_.rounds_by
+    form = format_named(name) if name is not None else None
+    if form is None or method is None:
+        return pass_.title()
+    groups = f" in groups of {form.group_size}" if form.group_size > 0 else ""
+    rows = " with a scale a row" if form.group_size < 0 and form.block is None else ""
+    made = " while loading" if pass_.load_time else f" by {_METHODS.get(method, method.upper())}"
+    tool = f" with {pass_.backend}" if pass_.backend not in (NATIVE, method) else ""
+    head = pass_.options().get("head_bits", _USUAL_HEAD)
+    return f"{form.bits:g} bit{groups}{rows}{made}{tool} ({name}{'' if head == _USUAL_HEAD else f'-h{head}'})"
+
+
+#: Bits of an output head that need no saying: those of a name that says none.
+_USUAL_HEAD = 6
+
+
+@remembered
 def rewrite(ir: ModelIR, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason, ...]]:
     """The description after a chain, and why its passes are illegal; an illegal pass is still described where it can be."""
     reasons: list[Reason] = []

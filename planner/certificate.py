@@ -11,7 +11,7 @@ from passes.files.atomic import read_json
 from passes.files.checkpoint import Checkpoint
 from planner.apply_cost import Effort
 from planner.choice.goals import Goal
-from planner.choice.verdict import show_interval
+from planner.figures import show_interval
 from planner.plan.codec import FORMAT_VERSION, from_json
 from planner.plan.document import PlanDocument, PlannedEngine, PlannedGoal
 from planner.quality.expected import Quality, growth, perplexity_growth
@@ -27,13 +27,16 @@ NAME = "certificate.json"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A figure that was promised against what was measured, both as people read them. One that is not `binding` is informative."""
+    """A figure that was promised against what was measured, both as people read them. One that is not `binding` is informative. `better`:
+    it lies outside of what was predicted, on the good side.
+    """
 
     name: str
     predicted: str
     measured: str
     holds: bool
     binding: bool
+    better: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +225,7 @@ def _loss(
         "not measured" if measured is None else show_interval(shown(measured), goal.unit),
         holds=measured is not None and predicted.low <= measured.high and measured.low <= predicted.high,
         binding=False,
+        better=measured is not None and measured.high < predicted.low,
     )
 
 
@@ -229,7 +233,8 @@ def _cost(name: str, predicted: Quantity, value: float, form: str, unit: int = 1
     """What the work took against what was predicted: informative."""
     expected, low, high = (form.format(end / unit) for end in (predicted.value, predicted.low, predicted.high))
     holds = predicted.low <= value <= predicted.high
-    return Comparison(name, f"{expected} ({low} … {high})", form.format(value / unit), holds, binding=False)
+    shown, less = form.format(value / unit), value < predicted.low
+    return Comparison(name, f"{expected} ({low} … {high})", shown, holds, binding=False, better=less)
 
 
 def _same(outcome: Outcome, stored: list[Any]) -> bool:

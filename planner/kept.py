@@ -9,7 +9,7 @@ from passes.errors import DoesNotFitError, InputError
 from passes.run.result_folder import aside_of, finished
 from planner.certificate import NAME, Certificate, read_certificate
 from planner.choice.goals import Goal
-from planner.choice.verdict import show
+from planner.figures import show
 from planner.plan.document import PlanDocument
 from planner.plan.saved import PLAN, read_plan
 from planner.quality.expected import growth

@@ -6,7 +6,7 @@ How an engine is driven is the engine's (`Engine.verifier`); here is what a plan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +112,22 @@ def load_of(plan: PlanDocument, rate: float | None = None, seconds: float = LOAD
     """Return the plan's workload as a load. Each client waits for as many answers as the prediction is made for, for fewer where that would
     take longer than `seconds`; at a rate, what arrives in that time.
     """
-    workload, speed = plan.spec.workload, plan.decision.speed
+    clients, speed = _clients(plan), plan.decision.speed
+    workload = plan.spec.workload.asked
     rounds = _LEAST_ROUNDS
     if speed is not None:
-        round_seconds = workload.concurrency * workload.output_tokens / speed.throughput_tok_s.value
+        round_seconds = clients * workload.output_tokens / speed.throughput_tok_s.value
         rounds = int(min(ROUNDS, max(_LEAST_ROUNDS, seconds / round_seconds)))
-    requests = rounds * workload.concurrency
+    requests = rounds * clients
     if rate is not None:
         requests = max(_LEAST_ROUNDS, min(requests, int(rate * seconds)))
-    return Load(workload.input_tokens, workload.output_tokens, workload.concurrency, requests, rate)
+    return Load(workload.input_tokens, workload.output_tokens, clients, requests, rate)
+
+
+def _clients(plan: PlanDocument) -> int:
+    """The clients that a plan is made for: those asked for, else those it chose."""
+    asked, needs = plan.spec.workload.asked.concurrency, plan.decision.capacity
+    return asked or (needs.clients if needs else 1)
 
 
 def _engine_checks(chosen: ChosenPlan, seen: Observed, version: str | None) -> Iterator[Comparison]:
@@ -147,7 +154,7 @@ def _speed_checks(plan: PlanDocument, timing: LoadTiming) -> Iterator[Comparison
     """The load against the prediction and the goals, by the means that both are about; without either where it was another load."""
     asked, speed = timing.load, plan.decision.speed
     yield Comparison("requests without an answer", "0", f"{timing.failed:,}", timing.failed == 0, binding=True)
-    planned_load = asked.rate is None and asked.concurrency == plan.spec.workload.concurrency
+    planned_load = asked.rate is None and asked.concurrency == _clients(plan)
     if planned_load and speed is not None:
         yield from _predicted(speed, timing)
     else:
@@ -161,22 +168,27 @@ def _speed_checks(plan: PlanDocument, timing: LoadTiming) -> Iterator[Comparison
 
 
 def _predicted(speed: SpeedEstimate, timing: LoadTiming) -> Iterator[Comparison]:
-    yield _within("TTFT, ms", speed.ttft_ms, timing.ttft_ms.mean, "{:.0f}", binding=False)
-    yield _within("TPOT, ms", speed.tpot_ms, timing.tpot_ms.mean, "{:.2f}", binding=False)
-    yield _within("decode, tok/s", speed.decode_tok_s_per_request, timing.decode_tok_s, "{:.1f}", binding=False)
-    yield _within("throughput, tok/s", speed.throughput_tok_s, timing.tok_s, "{:.1f}", binding=False)
+    for name, predicted, value, form, at_most in (
+        ("TTFT, ms", speed.ttft_ms, timing.ttft_ms.mean, "{:.0f}", True),
+        ("TPOT, ms", speed.tpot_ms, timing.tpot_ms.mean, "{:.2f}", True),
+        ("decode, tok/s", speed.decode_tok_s_per_request, timing.decode_tok_s, "{:.1f}", False),
+        ("throughput, tok/s", speed.throughput_tok_s, timing.tok_s, "{:.1f}", False),
+    ):
+        better = value < predicted.low if at_most else value > predicted.high
+        yield replace(_within(name, predicted, value, form, binding=False), better=better)
 
 
 def _goal(goal: PlannedGoal, timing: LoadTiming, *, judged: bool) -> Comparison:
     """A goal on speed against the load; one that this load says nothing about is told as such, and binds nothing."""
     wanted = f"{'≤' if goal.at_most else '≥'} {goal.wanted:g} {goal.unit}"
     if not judged:
-        return Comparison(f"goal: {goal.name}", wanted, f"not measured ({timing.load.arrival})", False, binding=False)
+        return Comparison(f"goal: {goal.said}", wanted, f"not measured ({timing.load.arrival})", False, binding=False)
     value = {
-        Goal.TTFT: timing.ttft_ms.mean, Goal.TPOT: timing.tpot_ms.mean, Goal.DECODE: timing.decode_tok_s, Goal.THROUGHPUT: timing.tok_s,
+        Goal.TTFT: timing.ttft_ms.statistic(goal.statistic), Goal.TPOT: timing.tpot_ms.statistic(goal.statistic),
+        Goal.DECODE: timing.decode_tok_s, Goal.THROUGHPUT: timing.tok_s,
     }[goal.name]  # fmt: skip
     met = value <= goal.wanted if goal.at_most else value >= goal.wanted
-    return Comparison(f"goal: {goal.name}", wanted, f"{value:.1f} {goal.unit}", met, binding=True)
+    return Comparison(f"goal: {goal.said}", wanted, f"{value:.1f} {goal.unit}", met, binding=True)
 
 
 def _within(

@@ -5,7 +5,8 @@ Sources: `fp8-*` transformers' FineGrainedFP8 and AutoFP8/fbgemm checkpoints; `n
 `int8-bnb-stored` its LLM.int8(); `mxfp8` e4m3 with powers of two for 32 inputs (OCP Microscaling 1.0);
 `quark-*` AMD Quark's exports, as vLLM 0.32's
 `quantization/quark/schemes` create them; `torchao-*` torchao's tensors (`Int4Tensor`, `Int8Tensor`, `Float8Tensor`); `hqq-*` HQQ's
-`W_q`, `scale` and `zero`; `gemv-*awq` AutoAWQ's other kernels (`awq/modules/linear/gemv.py`, `gemv_fast.py`).
+`W_q`, `scale` and `zero`; `planes*-gptq` GPTQModel's 5 to 7 bits; `int4-awq-modelopt` ModelOpt's W4A16_AWQ (dtype of
+its scales assumed, headers decide); `gemv-*awq` AutoAWQ's other kernels (`awq/modules/linear/gemv.py`, `gemv_fast.py`).
 """
 
 from __future__ import annotations
@@ -141,6 +142,27 @@ def _awq_gemv_fast(n: int, k: int, g: int) -> tuple[Part, ...]:
     return (("qweight", "I16", (n // 4, k)), ("qzeros", "F16", (groups, n)), ("scales", "F16", (groups, n)))
 
 
+def _gptq_planes(bits: int) -> Callable[[int, int, int], tuple[Part, ...]]:
+    def parts(n: int, k: int, g: int) -> tuple[Part, ...]:
+        groups = _ceil(k, g or k)
+        return (
+            ("qweight", "I32", (_ceil(k * bits, 32), n)),
+            ("qzeros", "I32", (groups, _ceil(n * bits, 32))),
+            ("scales", "F16", (groups, n)),
+            ("g_idx", "I32", (k,)),
+        )
+
+    return parts
+
+
+def _int4_awq_modelopt(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (
+        ("weight", "U8", (n // 2, k)),
+        ("weight_scale", "BF16", (n, k // g)),
+        ("pre_quant_scale", "BF16", (k,)),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """A layout's tensors for N, K and a group; the group (or block) that it has unless told; bits of a code and kernels.
@@ -183,6 +205,8 @@ _LAYOUTS = {
     "hqq-2": _Layout(_hqq(2), 64, 2, KernelFamily.W4),
     "hqq-4": _Layout(_hqq(4), 64, 4, KernelFamily.W4),
     "hqq-8": _Layout(_hqq(8), 64, 8, KernelFamily.W8),
+    **{f"planes{bits}-gptq": _Layout(_gptq_planes(bits), 0, bits, KernelFamily.W8) for bits in (5, 6, 7)},
+    "int4-awq-modelopt": _Layout(_int4_awq_modelopt, 128, 4, KernelFamily.W4, grouped=True),
     "gemv-awq": _Layout(_awq_gemv, 128, 4, KernelFamily.W4, grouped=True),
     "gemv-fast-awq": _Layout(_awq_gemv_fast, 128, 4, KernelFamily.W4, grouped=True),
 }

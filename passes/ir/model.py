@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from passes.formats.dense import Dense
 from passes.formats.format import Format
@@ -192,13 +192,7 @@ def block_bytes(block: Block) -> int:
     return sum(linear.bytes for linear in block.linears) + sum(tensor.bytes for tensor in block.tensors)
 
 
-@lru_cache(maxsize=1 << 12)
-def _counts(classes: tuple[Block, ...], layers: tuple[int, ...]) -> tuple[tuple[Block, int], ...]:
-    counts = Counter(layers)
-    return tuple((block, counts[index]) for index, block in enumerate(classes) if counts[index])
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stack:
     """A run of layers: `prefix` holds `{i}` for the layer's index; `layers[i]` is an index into `classes`.
 
@@ -211,10 +205,11 @@ class Stack:
     layers: tuple[int, ...]
     first_index: int = 0
 
-    @property
+    @cached_property
     def counts(self) -> tuple[tuple[Block, int], ...]:
         """Each class with how many layers are of it."""
-        return _counts(self.classes, self.layers)
+        layers = Counter(self.layers)
+        return tuple((block, layers[index]) for index, block in enumerate(self.classes) if layers[index])
 
     def block(self, layer: int) -> Block:
         """The class of one layer (0-based position in this stack)."""
@@ -295,12 +290,23 @@ class ModelIR:
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was assumed or ignored while reading the model, for people."""
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Of what is compared; the planner looks up thousands of sums by it."""
+        return hash((
+            self.name, self.architecture, self.model_type, self.dtype, self.hidden_size, self.vocab_size, self.stacks, self.outer,
+            self.kv_cache, self.load_time,
+        ))  # fmt: skip
+
+    @cached_property
     def decoder(self) -> Stack:
         """The stack that generates text."""
         return next(stack for stack in self.stacks if stack.name == "decoder")
 
-    @property
+    @cached_property
     def weights(self) -> int:
         """Number of weights in matrices and other tensors, of the description (exact for dense models)."""
         stacked = sum(
@@ -310,13 +316,13 @@ class ModelIR:
         )
         return stacked + sum(map(_weights, self.outer)) + sum(tensor.elements for tensor in self.outer_tensors)
 
-    @property
+    @cached_property
     def tensor_bytes(self) -> int:
         """Bytes of all tensors of the checkpoint, headers excluded. From memoised sums."""
         stacked = sum(count * block_bytes(block) for stack in self.stacks for block, count in stack.counts)
         return stacked + sum(lin.bytes for lin in self.outer) + sum(t.bytes for t in self.outer_tensors)
 
-    @property
+    @cached_property
     def calibrated_scales(self) -> bool:
         """Whether the checkpoint holds scales of what flows through the model: keys and values, or a matrix's inputs."""
         blocks = (block for block, _ in self.decoder.counts)
@@ -342,6 +348,29 @@ class ModelIR:
     def with_decoder(self, decoder: Stack) -> ModelIR:
         """The model with its decoder replaced."""
         return replace(self, stacks=tuple(decoder if stack.name == "decoder" else stack for stack in self.stacks))
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def remembered(function: Callable[Concatenate[ModelIR, P], T]) -> Callable[Concatenate[ModelIR, P], T]:
+    """Memoise a pure function of a description, and of hashable arguments, in the description itself.
+
+    By the object, unlike `lru_cache`: descriptions that compare equal may differ in config and notes. What was found goes with it.
+    """
+    name = f"{function.__module__}.{function.__qualname__}"
+
+    @wraps(function)
+    def known(ir: ModelIR, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        found: dict[object, T] = vars(ir).setdefault(name, {})
+        key = (args, *kwargs.items()) if kwargs else args
+        try:
+            return found[key]
+        except KeyError:
+            return found.setdefault(key, function(ir, *args, **kwargs))
+
+    return known
 
 
 def _weights(linear: Linear) -> int:

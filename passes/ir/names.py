@@ -31,10 +31,6 @@ _SEPARATORS = re.compile(r"[\s\-_:()]+")
 REMEDY = "Give a folder, a .gguf file, a Hub id, or a name that `optimize models` lists."
 
 
-#: How far a published checkpoint's bytes may be off where its own config is not here: the lists of what stays dense differ.
-_PUBLISHED_SPREAD = 0.03
-
-
 @dataclass(frozen=True, slots=True)
 class Match:
     """A catalog id, and a note where the name asked for is another variant of that model.
@@ -116,39 +112,43 @@ def find(name: str) -> Match | None:
         best = min(candidates, key=lambda known: (len(words ^ set(_words(_bare(known)))), candidates.index(known)))
         other = (words ^ set(_words(_bare(best)))) & _VARIANTS
         return Match(best, f"{name} is not in the catalog; shapes of {best}" if other else None)
-    return _quantized(name) or _published(name) or _begun(name)
+    return _quantized(name) or _begun(name)
 
 
-def published_of(model: str) -> tuple[catalog.Published, ...]:
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published checkpoint as its name is read: `weights` as `check --weights` takes it, `quant_method` as its config has it."""
+
+    id: str
+    weights: str
+    quant_method: str
+    source: str
+
+
+def published_of(model: str) -> tuple[Published, ...]:
     """The quantized checkpoints that are known to be made of a model of the catalog, by its id."""
     return _published_index().get(_stem(model), ())
 
 
 @lru_cache(maxsize=1)
-def _published_index() -> dict[str, tuple[catalog.Published, ...]]:
-    index: dict[str, tuple[catalog.Published, ...]] = {}
-    for made in catalog.published():
-        index[_stem(made.of)] = (*index.get(_stem(made.of), ()), made)
+def _published_index() -> dict[str, tuple[Published, ...]]:
+    index: dict[str, tuple[Published, ...]] = {}
+    for row in catalog.published():
+        if (usual := convention(row.id, row.of)) is not None:
+            made = Published(row.id, row.weights or usual["weights"], usual["settings"]["quant_method"], row.source)
+            index[_stem(row.of)] = (*index.get(_stem(row.of), ()), made)
     return index
+
+
+@lru_cache(maxsize=1)
+def _sources() -> dict[str, str]:
+    """What published checkpoints were made of, by their folded ids."""
+    return {fold(row.id): row.of for row in catalog.published()}
 
 
 def _stem(model: str) -> str:
     """A model's bare name, folded, without words that say nothing (`Meta-Llama-3.1-8B` is `Llama-3.1-8B`)."""
     return fold("".join(word for word in _words(_bare(model)) if word not in _EMPTY))
-
-
-def _published(name: str) -> Match | None:
-    """A published checkpoint of a model whose dense version is known."""
-    made = next((made for made in catalog.published() if fold(made.id) == fold(name)), None)
-    base = None if made is None else find(made.of)
-    if made is None or base is None:
-        return None
-    return Match(
-        base.id,
-        f"{name}: shapes of {base.id}, assumed stored as {made.weights}, as it is published",
-        made.quantization,
-        _PUBLISHED_SPREAD,
-    )
 
 
 def _begun(name: str) -> Match | None:
@@ -183,9 +183,9 @@ def convention(name: str, model: str) -> dict[str, Any] | None:
 
 
 def _quantized(name: str) -> Match | None:
-    """A quantized repository of a model whose dense version is known."""
+    """A quantized repository of a model whose dense version is known: the one it was made of, else the one its other words name."""
     words = _words(_bare(name))
-    dense = "-".join(word for word in words if word not in _stored())
+    dense = _sources().get(fold(name)) or "-".join(word for word in words if word not in _stored())
     if not set(words) & _stored() or (base := find(dense)) is None or (row := convention(name, base.id)) is None:
         return None
     note = f"{name} is not in the catalog; shapes of {base.id}, assumed stored as {row['said']} ({row['source']})"
@@ -193,5 +193,7 @@ def _quantized(name: str) -> Match | None:
 
 
 def unknown_model(name: str) -> InputError:
-    """The error for a model that nothing knows, with the nearest names."""
+    """The error for a model that nothing knows, with the nearest names, or with what a published checkpoint was made of."""
+    if made_of := _sources().get(fold(name)):
+        return InputError(f"{name} was made of {made_of}, whose shapes are not known here", remedy=REMEDY)
     return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=REMEDY)

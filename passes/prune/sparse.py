@@ -70,6 +70,11 @@ class Sparsify(Pass):
         message = f"zeros are chosen together with GPTQ's rounding, not with {other.rounds_by}'s"
         return Reason("zeros_need_gptq", message, "quantize with gptq or to fp8, or drop one of the passes")
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Always: what stays makes up for the zeros."""
+        return True
+
     def algorithm(self, before: Method) -> Method:
         """Return GPTQ's loop with the zeros chosen in it; a method after this one takes them over."""
         from passes.algorithms.method import GPTQ_DEFAULT, Gptq

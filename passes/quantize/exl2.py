@@ -145,6 +145,11 @@ class QuantizeExl2(Pass):
         """Never: its grids are chosen as if no weight were zero."""
         return False
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Always: each error is compensated."""
+        return True
+
     def algorithm(self, before: Method) -> Method:
         """Return EXL2's own quantizer; an outside tool has its own."""
         from passes.algorithms.method import method

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 
 from passes.base import Pass
 from passes.errors import InputError, unknown_name
@@ -51,6 +51,7 @@ def methods() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*EXECUTABLE_METHODS, *usual)))
 
 
+@lru_cache(maxsize=1 << 10)
 def pass_named(name: str) -> Pass | None:
     """Return the pass that a format's name stands for; None for a dense name (`dense_dtype` tells which dtype).
 

@@ -120,6 +120,11 @@ class QuantizeMixed(Pass):
         """Whether GPTQ chooses them in its loop."""
         return self.method == "gptq"
 
+    @property
+    def reads_inputs(self) -> bool:
+        """All methods but rounding to nearest."""
+        return self.method != "rtn"
+
     def algorithm(self, before: Method) -> Method:
         """Return its method, with the zeros of the passes before it; an outside tool has its own."""
         from passes.algorithms.method import method

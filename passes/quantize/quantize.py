@@ -113,6 +113,11 @@ class Quantize(Pass):
         grid = self.storage.grid
         return self.method == "gptq" or (self.method == "rtn" and grid is not None and grid.kind == "e4m3")
 
+    @property
+    def reads_inputs(self) -> bool:
+        """All methods but rounding to nearest."""
+        return self.method != "rtn"
+
     def algorithm(self, before: Method) -> Method:
         """Return its method, with the zeros of the passes before it; an outside tool has its own."""
         from passes.algorithms.method import method

@@ -1,18 +1,24 @@
 """Where nothing meets the goals: the nearest changes of the question that would, and what each still misses.
 
-Two changes are tried: more cards of the same kind, and a smaller well-known model on the same cards.
+Three changes are tried: the version of an engine that still has code for the card, more cards of the same kind, and a smaller well-known
+model on the same cards. Of each only what would be chosen
+is told, so only what may be chosen is judged (`best`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from planner.choice.search import best, target_gpu
-from planner.choice.space import engines, spreads
+from planner.choice.rule import Rule
+from planner.choice.search import Judge, by_maintenance, rule_of, target_gpu
+from planner.choice.space import Design, designs, engines, spreads
+from planner.choice.verdict import Verdict
 from planner.plan.document import Alternative
-from planner.spec.spec import Spec
+from planner.spec.spec import EngineChoice, Spec
+from targets.engines.engine import Settings, find_engine
 
 #: Well-known dense instruction models of the catalog, largest first.
 SMALLER = (
@@ -23,9 +29,14 @@ SMALLER = (
 
 def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
     """Each change that would meet the goals, with the plan it leads to."""
-    for count in (2 * spec.target.count, 4 * spec.target.count):
+    for choice in _of_other_versions(spec, ir):
+        found = _try(spec.model_copy(update={"engine": choice}), ir, f"{choice.name} {choice.version}", cards=None)
+        if found:
+            yield found
+    target = spec.target.model_copy(update={"count": spec.target.cards, "max": None})
+    for count in (2 * spec.target.cards, 4 * spec.target.cards):
         larger = spec.model_copy(
-            update={"target": spec.target.model_copy(update={"count": count, "nodes": _nodes(spec, count)})}
+            update={"target": target.model_copy(update={"count": count, "nodes": _nodes(spec, count)})}
         )
         spread = any(True for name, _ in engines(larger, target_gpu(larger)) for _ in spreads(name, larger, count))
         found = _try(larger, ir, f"{count} cards", cards=count) if spread else None
@@ -36,15 +47,24 @@ def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
         smaller = open_model(name).ir
         if smaller.weights >= ir.weights:
             continue
-        found = _try(spec.model_copy(update={"model": name}), smaller, smaller.name, cards=None)
+        found = _try(spec.model_copy(update={"model": name, "target": target}), smaller, smaller.name, cards=None)
         if found:
             yield found
             break
 
 
+def _of_other_versions(spec: Spec, ir: ModelIR) -> Iterator[EngineChoice]:
+    """The engines of a spec, each in the version that its own reasons against the model as it is name as their remedy."""
+    gpu = target_gpu(spec)
+    for name, choice in engines(spec, gpu):
+        against = find_engine(name).illegal(ir, gpu, Settings(version=choice.version))
+        named = [reason.options["engine_version"] for reason in against if "engine_version" in reason.options]
+        yield from (choice.model_copy(update={"version": version}) for version in named[:1])
+
+
 def _nodes(spec: Spec, count: int) -> int | None:
     """As many more machines as cards."""
-    return spec.target.nodes and spec.target.nodes * (count // spec.target.count)
+    return spec.target.nodes and spec.target.nodes * (count // spec.target.cards)
 
 
 def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> Alternative | None:
@@ -53,3 +73,48 @@ def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> Alternat
         return None
     label = chosen.candidate.label
     return Alternative(change, label, f"{change}: {label} meets all goals")
+
+
+def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
+    """The verdict that a search chooses: designs that the rule leaves behind whatever their memory and speed are not judged.
+
+    Best first by what a chain alone tells: where a design stands at best, then the figure that is preferred. What stands behind one that
+    was judged loses to it; so does what is worse in the figure, by more than its width, than one that stands as well and that nothing
+    else speaks against. Neither dominates the winner.
+    """
+    gpu = target_gpu(spec)
+    judge, rule = Judge(spec, ir, gpu), rule_of(spec, ir, gpu)
+    kept, archived = (designs(spec, ir, gpu, names, cards) for names in by_maintenance(spec, gpu))
+    feasible: dict[int, Verdict] = {}
+    standing = least = limit = math.inf
+    for (at_best, figure), place, design in _best_first(judge, rule, kept, archived):
+        if at_best > standing:
+            break
+        if figure > limit or not (verdict := judge(design)).feasible:
+            continue
+        feasible[place] = verdict
+        if (stands := rule.place(verdict)) < standing:
+            standing, least, limit = stands, math.inf, math.inf
+        if stands == standing and figure <= least and rule.clear(verdict):
+            widest = figure + rule.width(verdict)
+            least, limit = figure, widest if figure < least else max(limit, widest)
+    decision = rule.decide([feasible[place] for place in sorted(feasible)])
+    return None if decision is None else decision.chosen
+
+
+def _best_first(
+    judge: Judge, rule: Rule, kept: Iterable[Design], archived: Iterable[Design]
+) -> Iterator[tuple[tuple[float, float], int, Design]]:
+    """Give designs by what is foreseen of them, each with its place in the space; none that nothing can mend. Those of archived engines
+    stand behind the best of the others and are made after these.
+    """
+
+    def foreseen(designs: Iterable[Design], start: int) -> list[tuple[tuple[float, float], int, Design]]:
+        found = [(judge.foreseen(rule, design), place, design) for place, design in enumerate(designs, start)]
+        return sorted((each for each in found if each[0][0] < math.inf), key=lambda each: each[:2])
+
+    first = list(kept)
+    ours = foreseen(first, 0)
+    yield from (each for each in ours if each[0][0] == 0)
+    rest = [each for each in ours if each[0][0] > 0]
+    yield from sorted([*rest, *foreseen(archived, len(first))], key=lambda each: each[:2])

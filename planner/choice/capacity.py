@@ -6,7 +6,6 @@ beyond those that run at once wait, which costs them time to the first token and
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from passes.errors import Reason, ReasonKind
@@ -22,8 +21,8 @@ _GIB = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """Cache bytes on the tightest rank of one replica. `request_bytes`: of one request at its own length; `longest_bytes`: of one at the
-    whole context; `clients`: requests that arrive at once, `running` of them at work; `room`: what is left beyond `needed_bytes`, negative
-    where they do not fit.
+    whole context; `room`: what is left beyond `needed_bytes`, negative where they do not fit. Of the whole machine: `clients`, requests
+    that arrive at once, and `running`, those of them at work, spread over `replicas`.
     """
 
     request_bytes: int
@@ -31,11 +30,17 @@ class Capacity:
     clients: int
     running: int
     room: Quantity
+    replicas: int = 1
+
+    @property
+    def at_once(self) -> int:
+        """Requests at work on the replica that has most of them."""
+        return -(-self.running // self.replicas)
 
     @property
     def needed_bytes(self) -> int:
-        """Cache of all running requests, and at least of one longest."""
-        return max(self.running * self.request_bytes, self.longest_bytes)
+        """Cache of all running requests of a replica, and at least of one longest."""
+        return max(self.at_once * self.request_bytes, self.longest_bytes)
 
     @property
     def waiting(self) -> int:
@@ -50,18 +55,28 @@ class Capacity:
 
 def capacity(estimate: MemoryEstimate, sequences: int, workload: Workload, replicas: int = 1) -> Capacity:
     """Return how the cache of an estimate serves a workload. `sequences`: requests that one replica runs at once, at most."""
-    clients = math.ceil((workload.concurrency or 1) / replicas)
-    running = min(clients, sequences)
-    left, longest = estimate.memory.kv_cache, _longest(estimate)
-    needed = max(running * estimate.bytes_per_request, longest)
-    room = Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis)
-    return Capacity(estimate.bytes_per_request, longest, clients, running, room)
+    clients = workload.concurrency or 1
+    running = min(clients, sequences * replicas)
+    left = estimate.memory.kv_cache
+    empty = Capacity(estimate.bytes_per_request, _longest(estimate), clients, running, left, replicas)
+    needed = empty.needed_bytes
+    return replace(empty, room=Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis))
 
 
 def running_at_once(estimate: MemoryEstimate) -> int:
     """Return the requests that surely run at once (by the lower end of the cache), whatever is asked; 0 where one longest does not fit."""
     left = estimate.memory.kv_cache.low
     return 0 if left < _longest(estimate) else int(left // max(estimate.bytes_per_request, 1))
+
+
+#: No engine here runs more requests at once by itself (vLLM's default on its largest cards).
+_MOST_AT_ONCE = 1024
+
+
+def loads(estimate: MemoryEstimate) -> tuple[int, ...]:
+    """Return the numbers of requests at once that are weighed where none is asked: powers of two up to what surely fits, and that."""
+    most = min(running_at_once(estimate), _MOST_AT_ONCE)
+    return (*(1 << n for n in range((most - 1).bit_length())), most) if most else ()
 
 
 def _longest(estimate: MemoryEstimate) -> int:
@@ -74,10 +89,10 @@ def reasons(estimate: MemoryEstimate, capacity: Capacity, workload: Workload) ->
     own = tuple(reason for reason in estimate.reasons if reason.code != CONCURRENCY_DOES_NOT_FIT)
     if own or capacity.room.value >= 0:
         return own
-    tokens = workload.input_tokens + workload.output_tokens
-    fits = max(0, int(estimate.memory.kv_cache.value // max(capacity.request_bytes, 1)))
+    fits = capacity.replicas * max(0, int(estimate.memory.kv_cache.value // max(capacity.request_bytes, 1)))
+    each = f" ({capacity.at_once} on each of {capacity.replicas} replicas)" if capacity.replicas > 1 else ""
     message = (
-        f"{capacity.running} requests of {tokens:,} tokens need {capacity.needed_bytes / _GIB:.2f} GiB of cache, "
+        f"{capacity.running} requests of {workload.request_tokens:,} tokens{each} need {capacity.needed_bytes / _GIB:.2f} GiB of cache, "
         f"{max(estimate.memory.kv_cache.value, 0) / _GIB:.2f} GiB are left"
     )
     data = {"asked": capacity.running, "fits": fits}

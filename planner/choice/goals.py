@@ -6,6 +6,8 @@ from enum import StrEnum
 
 #: Where no goal is on quality, what loses more than this share of perplexity comes behind whatever else serves: it is another model.
 FLOOR = 0.1
+#: Odds that are this close are ties, where none reach the confidence.
+ODDS_BAND = 0.05
 
 
 class Goal(StrEnum):
@@ -26,7 +28,7 @@ class Goal(StrEnum):
 
     @property
     def unit(self) -> str:
-        """Unit of its figures: `ms`, `tok/s`, `nats`, or `%` for a share that `planner.choice.verdict.show` prints in percent."""
+        """Unit of its figures: `ms`, `tok/s`, `nats`, or `%` for a share that `planner.figures.show` prints in percent."""
         return _UNITS[self]
 
     @property

@@ -8,9 +8,8 @@ from functools import lru_cache
 
 from passes.base import NATIVE, Pass
 from passes.errors import InputError
-from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
-from passes.ir.names import find, published_of
+from passes.ir.names import Published, find, published_of
 from passes.ir.sources import described
 from passes.quantize.format_names import pass_named
 from planner.quality.expected import Quality, expected_quality
@@ -47,7 +46,7 @@ def description(dense: ModelIR, made: Published) -> ModelIR | None:
     stored = equivalent(made)
     if stored.illegal(dense):
         return None
-    return replace(stored.rewrite(dense), name=made.id, quant_method=str(made.quantization["quant_method"]))
+    return replace(stored.rewrite(dense), name=made.id, quant_method=made.quant_method)
 
 
 def published_quality(dense: ModelIR, made: Published, passes: tuple[Pass, ...]) -> Quality:
@@ -58,11 +57,11 @@ def published_quality(dense: ModelIR, made: Published, passes: tuple[Pass, ...])
 def equivalent(made: Published) -> Pass:
     """The pass that would make such a checkpoint."""
     stored = pass_named(made.weights)
-    assert stored is not None, f"published.json: {made.id} is stored in no quantized format"
+    assert stored is not None, f"conventions.json: {made.id} is stored in no quantized format"
     return stored
 
 
 def _allowed(choice: QuantizeChoice, made: Published) -> bool:
-    if choice.formats is not None:
-        return made.weights in choice.formats
+    if choice.formats is not None and made.weights not in choice.formats:
+        return False
     return choice.methods is None or equivalent(made).rounds_by in choice.methods

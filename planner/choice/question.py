@@ -14,6 +14,7 @@ from planner.asked import chain_of, rewrite, with_dtype
 from planner.choice.capacity import Capacity, capacity, running_at_once
 from planner.choice.capacity import reasons as short_of
 from planner.choice.odds import at_least
+from targets.engines.accounting import CONCURRENCY_DOES_NOT_FIT
 from targets.engines.engine import Engine, MemoryEstimate, Parallel, Settings, find_engine
 from targets.gpu import Gpu, find_gpu
 from targets.workload import Workload
@@ -23,6 +24,16 @@ _SETTINGS = {field.name: field.name for field in fields(Settings)} | {
     "engine_version": "version", "kv_cache_memory": "kv_cache_memory_bytes",
 }  # fmt: skip
 _PARALLEL = tuple(field.name for field in fields(Parallel))
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How requests come, where they are no closed loop of as many as steady figures take (fields of `Workload`)."""
+
+    requests: int | None = None
+    rate: float | None = None
+    burstiness: float = 1.0
+    at_once: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,7 @@ class Question:
     concurrency: int | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    load: Load = Load()
     weights: str | None = None
     kv_cache_dtype: str = "auto"
     file: ModelIR | None = None
@@ -73,7 +85,11 @@ class Question:
         taken, written = self.input_tokens or 512, self.output_tokens or 128
         if self.context is not None and self.input_tokens is None:
             taken, written = max(1, min(512, self.context - 1)), max(1, min(128, self.context // 2))
-        return Workload(self.context or self.model.max_context, self.concurrency, taken, written)
+        load = self.load
+        return Workload(
+            self.context or self.model.max_context, self.concurrency, taken, written, requests=load.requests, rate=load.rate,
+            burstiness=load.burstiness, at_once=load.at_once,
+        )  # fmt: skip
 
     def changed(self, options: Mapping[str, Any]) -> Question:
         """Return the question with options of `check` at other values, by their names there (`gpus` follows from the degrees)."""
@@ -100,9 +116,21 @@ class Question:
         asked = None if self.concurrency is None else math.ceil(self.concurrency / replicas)
         workload = replace(self.workload, concurrency=asked)
         memory = self.engine.memory(ir, self.gpu, self.settings, workload)
-        used = capacity(memory, asked or 1, workload) if asked and self.input_tokens and self.output_tokens else None
-        against = memory.reasons if used is None else short_of(memory, used, workload)
+        lengths = self.input_tokens and self.output_tokens
+        used = capacity(memory, asked, self.workload, replicas) if asked and lengths else None
+        against = _of_each(memory.reasons, replicas) if used is None else short_of(memory, used, workload)
         return Outcome(ir, (*illegal, *refused), replace(memory, reasons=against), asked, used)
+
+
+def _of_each(reasons: tuple[Reason, ...], replicas: int) -> tuple[Reason, ...]:
+    """An engine's reasons, which are one replica's: of several, saying so."""
+    if replicas == 1:
+        return reasons
+    short = CONCURRENCY_DOES_NOT_FIT
+    return tuple(
+        replace(each, message=f"on each of {replicas} replicas {each.message}") if each.code == short else each
+        for each in reasons
+    )
 
 
 @dataclass(frozen=True, slots=True)

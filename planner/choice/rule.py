@@ -14,9 +14,12 @@ from functools import partial
 
 from passes import chain
 from passes.base import Stage
-from planner.choice.goals import FLOOR
-from planner.choice.verdict import Verdict, apart, show
-from planner.quality.expected import growth
+from passes.ir.model import ModelIR
+from passes.ir.resident import resident_model
+from planner.choice.goals import FLOOR, ODDS_BAND
+from planner.choice.verdict import Verdict, judge_quality
+from planner.figures import apart
+from planner.quality.expected import Quality, growth
 from planner.spec.spec import Goals
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
@@ -25,22 +28,22 @@ from targets.speed.card import card_of
 
 #: Clients of one person: an engine that nobody maintains, but that is made for one user, may serve so many.
 FEW_CLIENTS = 2
-#: Odds of the goals that are this close are ties, where none reach the confidence.
-_ODDS_BAND = 0.05
+#: By how much an engine that nobody maintains stands behind for more clients; where one stands of equals that are told apart later.
+_BEHIND, _LAST_OF_EQUALS = 6, 0.5
 #: Hours of work that are this close, as a share, are ties: forecasts are off by more. Minutes are nothing.
 _HOURS_BAND, _LEAST_HOURS = 0.25, 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """A figure of a candidate, less is better; `width`: by how much the best may be better and still tie. `says`: what a candidate that
-    lost by it is told, given the figures of the loser and of the chosen one; None where its figure has no words.
+    """A figure of a candidate, less is better; `width`: by how much the best may be better than another and still tie. `says`: what a
+    candidate that lost by it is told, given the figures of the loser and of the chosen one.
     """
 
     name: str
     figure: Callable[[Verdict], float]
     says: Callable[[float, float], str]
-    width: Callable[[Verdict], float] = lambda best: 0.0
+    width: Callable[[Verdict, Verdict], float] = lambda best, other: 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +68,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule of a spec: its goals, the card, whether the engine was asked for by name, and what making a candidate takes (hours)."""
+    """The rule of a spec: its goals, the card, whether the engine was asked for by name, what making a candidate takes (hours), and
+    whether the fewest cards are asked for that do.
+    """
 
     goals: Goals
     gpu: Gpu
     engine_named: bool
     hours: Callable[[Verdict], float] = lambda verdict: 0.0
+    fewest: bool = False
 
     def decide(self, candidates: Sequence[Verdict]) -> Decision | None:
         """Choose among candidates that meet the goals by their predicted values; None where there are none."""
@@ -83,15 +89,16 @@ class Rule:
                 break
             figures = {id(v): criterion.figure(v) for v in left}
             best = min(left, key=lambda v: figures[id(v)])
-            limit = figures[id(best)] + criterion.width(best)
-            out = [v for v in left if figures[id(v)] > limit]
+            beyond = {id(v): figures[id(v)] - figures[id(best)] - criterion.width(best, v) for v in left}
+            out = [v for v in left if beyond[id(v)] > 0]
             if out:
                 fallen.append((criterion, out))
-                left = [v for v in left if figures[id(v)] <= limit]
+                left = [v for v in left if beyond[id(v)] <= 0]
         chosen = self._undominated(left[0], candidates)
         decided = {id(v): criterion for criterion, out in fallen for v in out}
         lost = tuple(_loss(v, decided.get(id(v)), chosen) for v in candidates if v is not chosen)
-        return Decision(chosen, self._why(chosen, [criterion for criterion, _ in fallen]), lost)
+        why = self._why(chosen, [criterion.name for criterion, _ in fallen])
+        return Decision(chosen, why if chosen is left[0] else f"{why}; {self._replaces(chosen, left[0])}", lost)
 
     def _undominated(self, chosen: Verdict, candidates: Sequence[Verdict]) -> Verdict:
         """The chosen one, or what is better than it in a figure and worse in none."""
@@ -118,34 +125,76 @@ class Rule:
         """What the Pareto set is over, less is better."""
         return (
             v.quality.log_ppl_increase.value, -_speed(v, False).value, -_speed(v, True).value, v.memory.memory.total.value,
-            float(making(v)), float(v.candidate.settings.parallel.gpus),
-            float(v.capacity.waiting * v.candidate.settings.parallel.dp), float(len(v.candidate.changed)), self._doubt(v),
+            making(v) + _each_start(v) / 2, float(v.candidate.settings.parallel.gpus),
+            float(v.capacity.waiting), float(len(v.candidate.changed)), self._doubt(v), float(self._archived(v.candidate.engine)),
             self._preferred().figure(v),
         )  # fmt: skip
 
-    @property
-    def _batch(self) -> bool:
-        """Whether all clients' tokens count and not one client's: what does not fit may wait."""
-        return self.goals.prefer in ("throughput", "cost")
-
     def _doubt(self, v: Verdict) -> float:
-        """How likely the least likely goal is missed; nothing of what is admissible."""
-        return 0.0 if v.admissible(self.goals) else 1.0 - min(v.odds)
+        """By how much the odds fall short of the confidence that is asked, of the goals or of the fit; nothing of what is admissible."""
+        *met, fits = v.odds
+        short = (self.goals.fit_confidence - fits, *(self.goals.confidence - odds for odds in met))
+        return 0.0 if v.admissible(self.goals) else max(0.0, *short)
 
     def standing(self, v: Verdict) -> int:
-        """0 admissible, 2 likely only, 4 misses a goal on quality within the band. An engine that nobody maintains, unless it was asked
-        for, comes behind each of them for few clients, which is what it is good at, and behind all of them (6, 8, 10) for more.
+        """0 admissible, 2 likely only, 4 misses a goal by less than the band. An engine that nobody maintains, unless it was asked
+        for, comes behind all of them (6, 8, 10) for more than few clients, which is what it is good at.
         """
         standing = 0 if v.admissible(self.goals) else 2 if v.likely else 4
-        if not self.goals.asks_quality and growth(v.quality.log_ppl_increase.value) > FLOOR:
+        if self._loses_unasked(v.quality):
             standing = 4
-        if self.engine_named or find_engine(v.candidate.engine).archived is None:
-            return standing
-        return standing + _behind(v)
+        return standing + self._behind(v.candidate.engine, v.capacity.clients)
+
+    def at_best(self, quality: Quality, engine: str, clients: int) -> float:
+        """Where a candidate of this quality stands at best, whatever its memory and speed; infinite where it misses a goal on quality."""
+        results = list(judge_quality(self.goals, quality))
+        if not all(result.tolerated(self.goals.bands) for result in results):
+            return math.inf
+        standing = 0 if all(result.odds >= self.goals.confidence for result in results) else 2
+        if self._loses_unasked(quality) or not all(result.met for result in results):
+            standing = 4
+        return self._placed(standing + self._behind(engine, clients), engine)
+
+    def place(self, v: Verdict) -> float:
+        """Where a candidate stands, one of an engine that nobody maintains last of those that are admissible."""
+        return self._placed(self.standing(v), v.candidate.engine)
+
+    def _placed(self, standing: int, engine: str) -> float:
+        return standing + _LAST_OF_EQUALS * (standing == 0 and self._archived(engine))
+
+    def _loses_unasked(self, quality: Quality) -> bool:
+        """Whether it loses more than anybody would accept who asks for no quality."""
+        return not self.goals.asks_quality and growth(quality.log_ppl_increase.value) > FLOOR
+
+    def _behind(self, engine: str, clients: int) -> int:
+        """By how much an engine stands behind: one that nobody maintains, for more than few clients."""
+        return _BEHIND if self._archived(engine) and clients > FEW_CLIENTS else 0
+
+    def _archived(self, engine: str) -> bool:
+        """Whether nobody maintains an engine, and nobody asked for it."""
+        return not self.engine_named and find_engine(engine).archived is not None
 
     def settles(self, v: Verdict) -> bool:
         """Whether every candidate of an engine that nobody maintains comes behind this one of a maintained engine."""
-        return v.feasible and self.standing(v) < _behind(v)
+        return v.feasible and self.standing(v) <= (0 if v.capacity.clients <= FEW_CLIENTS else _BEHIND - 1)
+
+    def clear(self, v: Verdict) -> bool:
+        """Whether of those that stand as it does none is before it but for the figure that is preferred."""
+        return self._doubt(v) == 0 and not self.fewest and (self.goals.batch or not v.capacity.waiting)
+
+    def figure_of_chain(self, ir: ModelIR, quality: Quality) -> float:
+        """The preferred figure, where a chain alone tells it; before every other where engine and settings do."""
+        match self.goals.prefer:
+            case "quality":
+                return growth(quality.log_ppl_increase.value)
+            case "size":
+                return math.log(ir.tensor_bytes)
+            case _:
+                return -math.inf
+
+    def width(self, v: Verdict) -> float:
+        """By how much one that is worse in the preferred figure, as a chain alone tells it, still ties with this one."""
+        return self._preferred().width(v, v)
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -154,9 +203,14 @@ class Rule:
         return (
             Criterion("standing", self.standing, _standing_words),
             Criterion(
-                "waiting", lambda v: not self._batch and v.capacity.waiting > 0, _words("clients wait for each other")
+                "waiting", lambda v: not self.goals.batch and v.capacity.waiting > 0, _words("clients wait for each other")
             ),
-            Criterion("odds", self._doubt, _odds_words, lambda best: _ODDS_BAND),
+            Criterion("odds", self._doubt, _odds_words, lambda best, other: ODDS_BAND),
+            Criterion("maintained", lambda v: self._archived(v.candidate.engine), _words(_ARCHIVED)),
+            Criterion(
+                "fewest cards", lambda v: v.candidate.cards if self.fewest else 0,
+                lambda theirs, mine: f"takes {theirs:.0f} cards where {mine:.0f} do",
+            ),
             self._preferred(),
             Criterion("making", making, lambda theirs, mine: f"{MAKING[int(theirs)]}; the chosen one is {MAKING[int(mine)]}"),
             Criterion("changes of the model", lambda v: len(v.candidate.passes), _words("changes more than is needed")),
@@ -169,60 +223,71 @@ class Rule:
                 lambda a, b: f"cuts each matrix over {a:.0f} cards against {b:.0f}",
             ),
             Criterion("native", partial(_emulated, gpu=self.gpu), _words("the card does not multiply its format itself")),
+            Criterion("each start", _each_start, _words("the engine reads twice the bytes and rounds again at each start")),
             Criterion("settings", lambda v: len(v.candidate.changed), _words("changes more of the engine's settings")),
             Criterion(
                 "margin", lambda v: -v.capacity.room.low,
-                lambda theirs, mine: "leaves {} of room against {}".format(*apart(-theirs / 2**30, -mine / 2**30, "GiB")),
-                lambda best: bands.memory * memory,
+                lambda theirs, mine: "leaves {} of room against {}".format(*apart(-theirs, -mine, "B")),
+                lambda best, other: bands.memory * memory,
             ),
             Criterion(
                 "work", lambda v: math.log(_LEAST_HOURS + self.hours(v)),
-                lambda theirs, mine: f"takes {math.exp(theirs) - _LEAST_HOURS:.1f} h to make against {math.exp(mine) - _LEAST_HOURS:.1f}",
-                lambda best: _HOURS_BAND,
+                lambda theirs, mine: "takes {} to make against {}".format(
+                    *apart(math.exp(theirs) - _LEAST_HOURS, math.exp(mine) - _LEAST_HOURS, "h")
+                ),
+                lambda best, other: _HOURS_BAND,
             ),
             Criterion("quality", lambda v: growth(round(v.quality.log_ppl_increase.value, 9)), _grown_words),
-            Criterion("speed", lambda v: -_speed(v, self._batch).value, _rate_words),
+            Criterion("speed", lambda v: -_speed(v, self.goals.batch).value, _rate_words),
             Criterion("size", lambda v: v.ir.tensor_bytes, _size_words),
         )  # fmt: skip
 
     def _preferred(self) -> Criterion:
         """The figure that the spec prefers. Differences count beyond a band, and beyond what the better figure itself is unsure of where
-        it is assumed: candidates of one engine share the errors of a fit.
+        it is assumed; assumed rates of one engine share their errors.
         """
         bands, prefer = self.goals.bands, self.goals.prefer
         if prefer == "quality":
             return Criterion(
                 "quality", lambda v: growth(v.quality.log_ppl_increase.value), _grown_words,
-                lambda best: max(bands.quality, _own(best.quality.log_ppl_increase)),
+                lambda best, other: max(bands.quality, _own(best.quality.log_ppl_increase)),
             )  # fmt: skip
         if prefer == "size":
-            return Criterion("size", lambda v: math.log(v.ir.tensor_bytes), _log_size_words, lambda best: bands.memory)
+            return Criterion(
+                "size", lambda v: math.log(v.ir.tensor_bytes), _log_size_words, lambda best, other: bands.memory
+            )
         if prefer == "context":
             return Criterion(
                 "context", lambda v: -math.log(max(v.memory.kv.max_context, 1)),
                 lambda theirs, mine: f"context {math.exp(-theirs):,.0f} against {math.exp(-mine):,.0f}",
-                lambda best: bands.speed,
+                lambda best, other: bands.speed,
             )  # fmt: skip
         cards = prefer == "cost"
         return Criterion(
             prefer,
             lambda v: (
-                -math.log(max(_speed(v, self._batch).value, 1e-9))
+                -math.log(max(_speed(v, self.goals.batch).value, 1e-9))
                 + (math.log(v.candidate.settings.parallel.gpus) if cards else 0.0)
             ),
             _cost_words if cards else _log_rate_words,
-            lambda best: bands.speed,
+            lambda best, other: max(bands.speed, _unshared(best, other, self.goals.batch)),
         )
 
-    def _why(self, chosen: Verdict, decided: Sequence[Criterion]) -> str:
-        """One line: what the chosen one is, and what the last criteria that told it from others were."""
+    def _why(self, chosen: Verdict, decided: Sequence[str]) -> str:
+        """One line: what is made of the chosen one, and by what it was told from others: standing, preference, the last two criteria."""
+        told = {"standing": _standing_told(self.standing(chosen)), **_TOLD}
         preferred = self._preferred().name
-        parts = [MAKING[making(chosen)]]
-        names = [criterion.name for criterion in decided]
-        if preferred in names:
-            parts.append(f"no other that meets the goals is better in {preferred} by more than the band")
-        told = [_TOLD[name] for name in names if name in _TOLD]
-        return "; ".join((*parts, *told[:2]))
+        told[preferred] = f"no other is better in {preferred} by more than the band"
+        first = [name for name in dict.fromkeys(decided) if name in ("standing", preferred)]
+        last = [name for name in dict.fromkeys(decided) if name not in first][-2:]
+        return "; ".join((MAKING[making(chosen)], *(told[name] for name in (*first, *last))))
+
+    def _replaces(self, chosen: Verdict, first: Verdict) -> str:
+        """Why the one that the criteria left is not chosen: it is dominated, and in what."""
+        better = [
+            name for name, mine, theirs in zip(_FIGURES, self._figures(chosen), self._figures(first), strict=True) if mine < theirs
+        ]  # fmt: skip
+        return f"in place of {first.candidate.label}, than which it is better in {' and '.join(better[:3])} and worse in nothing"
 
 
 def _loss(verdict: Verdict, criterion: Criterion | None, chosen: Verdict) -> Loss:
@@ -238,13 +303,24 @@ def _loss(verdict: Verdict, criterion: Criterion | None, chosen: Verdict) -> Los
 MAKING = (
     "nothing to make", "rounding, no calibration text", "calibrated on text", "pruned or distilled"
 )  # fmt: skip
+_ARCHIVED = "its engine is archived: planned when asked for, or when nothing else serves"
+#: What is said of the chosen one where a criterion told it from others.
 _TOLD = {
-    "regime": "its engine was measured in this regime",
-    "cards": "on all cards",
-    "native": "the card multiplies its format itself",
-    "margin": "with the most room left",
-    "work": "with the least work",
-}
+    "fewest cards": "the fewest cards that do",
+    "maintained": "its engine is maintained",
+    "each start": "stored, not rounded at each start",
+    "waiting": "no client waits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
+    "changes of the model": "with the fewest changes of the model", "regime": "its engine was measured in this regime",
+    "stages": "in the fewest stages", "cards": "on all cards", "tensor parallel": "with the fewest cards under one matrix",
+    "native": "the card multiplies its format itself", "settings": "with the fewest changed settings",
+    "margin": "with the most room left", "work": "with the least work", "quality": "then the best in quality",
+    "speed": "then the fastest", "size": "then the smallest",
+}  # fmt: skip
+#: What the Pareto set is over (`Rule._figures`), in words.
+_FIGURES = (
+    "quality", "one client's speed", "throughput", "memory", "work", "cards", "waiting clients", "changed settings", "odds",
+    "who maintains the engine", "what is preferred",
+)  # fmt: skip
 
 
 def making(verdict: Verdict) -> int:
@@ -258,11 +334,6 @@ def making(verdict: Verdict) -> int:
     return int(any(pass_.rounds_by is not None for pass_ in passes))
 
 
-def _behind(verdict: Verdict) -> int:
-    """By how much an engine that nobody maintains stands behind (`Rule.standing`)."""
-    return 1 if verdict.capacity.clients <= FEW_CLIENTS else 6
-
-
 def _speed(verdict: Verdict, batch: bool) -> Quantity:
     if verdict.speed is None:
         return Quantity.exact(0.0)
@@ -273,13 +344,18 @@ def _unmeasured(verdict: Verdict) -> int:
     return int(verdict.speed is None or verdict.speed.tpot_ms.basis is Basis.ASSUMED)
 
 
+def _each_start(verdict: Verdict) -> int:
+    """Whether weights are rounded by the engine while it loads (vLLM's docs on FP8 give that for trying, a stored checkpoint to serve)."""
+    return int(any(pass_.load_time and pass_.rounds_by is not None for pass_ in verdict.candidate.passes))
+
+
 def _emulated(verdict: Verdict, gpu: Gpu) -> int:
     """Whether weights are unpacked before the card multiplies them."""
     engine = find_engine(verdict.candidate.engine)
     card = card_of(engine, gpu)
     forms = {
         linear.storage
-        for block, _ in verdict.ir.decoder.counts
+        for block, _ in resident_model(verdict.ir).decoder.counts
         for linear in block.linears
         if linear.storage.is_quantized
     }
@@ -293,21 +369,44 @@ def _own(quantity: Quantity) -> float:
     return quantity.high - quantity.value if quantity.basis is Basis.ASSUMED else 0.0
 
 
+def _unshared(best: Verdict, other: Verdict, batch: bool) -> float:
+    """What an assumed rate is unsure of (its logarithm) against one that is known better, or of another engine."""
+    rate, theirs = _speed(best, batch), _speed(other, batch)
+    same = theirs.basis is Basis.ASSUMED and best.candidate.engine == other.candidate.engine
+    return math.log(rate.value / rate.low) if rate.basis is Basis.ASSUMED and not same and rate.low > 0 else 0.0
+
+
 def _words(text: str) -> Callable[[float, float], str]:
     """The same words whatever the figures."""
     return lambda theirs, mine: text
 
 
 def _standing_words(theirs: float, mine: float) -> str:
-    archived = theirs % 2 or theirs >= 6
-    return (
-        "its engine is archived: planned when asked for, or when nothing else serves" if archived
-        else "less likely to meet the goals"
-    )  # fmt: skip
+    if theirs >= _BEHIND > mine:
+        return _ARCHIVED
+    return _TIERS[_tier(theirs)]
+
+
+def _standing_told(standing: float) -> str:
+    told = (
+        "meets every goal with the odds asked for",
+        "meets every goal by its predicted values",
+        "comes nearest to the goals",
+    )
+    return told[_tier(standing)] + (", which no maintained engine does" if standing >= _BEHIND else "")
+
+
+#: What is said of a candidate that stands behind, by its tier.
+_TIERS = ("stands behind", "less likely than is asked", "the chosen one misses none")
+
+
+def _tier(standing: float) -> int:
+    """0 admissible, 1 likely only, 2 near, whatever the engine."""
+    return int(standing % _BEHIND) // 2
 
 
 def _odds_words(theirs: float, mine: float) -> str:
-    return f"meets the goals with {1 - theirs:.0%} against {1 - mine:.0%}"
+    return f"its odds are {100 * theirs:.0f} points below the confidence asked for, against {100 * mine:.0f}"
 
 
 def _grown_words(theirs: float, mine: float) -> str:
@@ -323,11 +422,11 @@ def _log_rate_words(theirs: float, mine: float) -> str:
 
 
 def _cost_words(theirs: float, mine: float) -> str:
-    return f"{show(math.exp(-theirs), 'tok/s')} a card against {show(math.exp(-mine), 'tok/s')}"
+    return "{} a card against {}".format(*apart(math.exp(-theirs), math.exp(-mine), "tok/s"))
 
 
 def _size_words(theirs: float, mine: float) -> str:
-    return "{} against {}".format(*apart(theirs / 2**30, mine / 2**30, "GiB"))
+    return "its weights take {} against {}".format(*apart(theirs, mine, "B"))
 
 
 def _log_size_words(theirs: float, mine: float) -> str:

@@ -6,6 +6,7 @@ Nothing is left out by taste, only by proof:
 * weights that alone exceed the card do so whatever is set;
 * memory left for the cache only rises with each leaner setting, so one that does not fit with all of them fits with none;
 * where quality or size is preferred, settings change neither, and the first that is admissible ties with every later one but changes less;
+* where the fewest cards are asked for, more of them are not looked at once some do;
 * where a maintained engine has a candidate that every candidate of an archived one comes behind, none of the latter is judged.
 
 `tests/planner/test_search.py` holds it against a brute-force search of the same space.
@@ -13,11 +14,13 @@ Nothing is left out by taste, only by proof:
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeAlias
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.apply_cost import effort
@@ -25,12 +28,16 @@ from planner.asked import rewrite
 from planner.choice import capacity as cache
 from planner.choice.published import description, published_quality
 from planner.choice.rule import Loss, Rule
-from planner.choice.space import Design, designs, engines, nothing_to_weigh, workload_of
+from planner.choice.served import decide
+from planner.choice.space import Design, designs, engines, nothing_to_weigh, numbers_of_cards, workload_of
 from planner.choice.verdict import Candidate, Verdict, judge, judge_quality
 from planner.quality.expected import Quality, expected_quality
-from planner.spec.spec import Spec
+from planner.spec.spec import PruneChoice, QuantizeChoice, Spec
 from targets.engines.engine import ENGINE_NAMES, Settings, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
+
+#: Of candidates that ended early, how many are judged in full to find the nearest.
+_LOOKED_AT = 20
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,12 @@ class SearchResult:
                 out.append(complete(self.spec, self.gpu, verdict))
         return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])
 
+    def with_fewer_cards(self) -> Verdict | None:
+        """The nearest to the goals of those that take fewer cards than the chosen one, judged in full."""
+        fewer = [v for v in self.rejected if self.chosen and v.candidate.cards < self.chosen.candidate.cards]
+        near = sorted(fewer, key=lambda v: v.distance)[:_LOOKED_AT]
+        return min((complete(self.spec, self.gpu, v) for v in near), key=lambda v: v.distance, default=None)
+
     @property
     def unweighed(self) -> Iterator[tuple[str, Reason]]:
         """The engines that were not weighed, each with why."""
@@ -73,11 +86,27 @@ class SearchResult:
 
     @property
     def illegal(self) -> list[tuple[Reason, int]]:
-        """Each kind of illegality with how many candidates it ruled out, most first."""
+        """Each kind of illegality of what the spec asks for by name, with how many candidates it ruled out, most first."""
         counts: Counter[Reason] = Counter(
-            reason for verdict in self.rejected for reason in verdict.reasons if reason.kind is ReasonKind.ILLEGAL
+            reason
+            for verdict in self.rejected
+            if _asked_for(self.spec, verdict.candidate)
+            for reason in verdict.reasons
+            if reason.kind is ReasonKind.ILLEGAL
         )
         return counts.most_common()
+
+
+def _asked_for(spec: Spec, candidate: Candidate) -> bool:
+    """Whether a candidate has something that the spec names: a format or method, a type of the cache, a pruning. An engine alone is weighed
+    with whatever it has.
+    """
+    choice, caches = spec.passes.quantize, spec.passes.kv_cache
+    stages = {pass_.stage for pass_ in candidate.passes}
+    rounded = Stage.QUANTIZE in stages or candidate.published is not None
+    named = rounded and isinstance(choice, QuantizeChoice) and choice.names_some
+    pruned = Stage.PRUNE in stages and isinstance(spec.passes.prune, PruneChoice)
+    return named or pruned or (caches is not None and Stage.KV_CACHE in stages)
 
 
 def target_gpu(spec: Spec) -> Gpu:
@@ -100,20 +129,22 @@ def search(
     were seen to lose, in place of what is expected.
     """
     gpu = target_gpu(spec)
-    judge_design = _Judge(spec, ir, gpu, measured)
-    named = spec.engine != "auto"
-    names = [name for name, _ in engines(spec, gpu)]
-    archived = () if named else tuple(name for name in names if find_engine(name).archived is not None)
+    judge_design = Judge(spec, ir, gpu, measured)
     rule = rule_of(spec, ir, gpu)
-    space = list(designs(spec, ir, gpu, [name for name in names if name not in archived], cards))
-    verdicts = [judge_design(design) for design in space]
+    kept, archived = by_maintenance(spec, gpu)
+    space, verdicts = list[Design](), tuple[Verdict, ...]()
+    for used in numbers_of_cards(spec.target) if spec.target.fewest and cards is None else (cards,):
+        added = list(designs(spec, ir, gpu, kept, used))
+        space, verdicts = [*space, *added], (*verdicts, *map(judge_design, added))
+        if any(v.feasible and rule.standing(v) == 0 for v in verdicts):
+            break
     if archived and not any(map(rule.settles, verdicts)):
         added = list(designs(spec, ir, gpu, archived, cards))
-        space, archived, verdicts = [*space, *added], (), [*verdicts, *map(judge_design, added)]
+        space, archived, verdicts = [*space, *added], (), (*verdicts, *map(judge_design, added))
     if not space:
         raise nothing_to_weigh(spec, gpu)
+    decision, verdicts = decide(spec, gpu, rule, verdicts)
     feasible = [v for v in verdicts if v.feasible]
-    decision = rule.decide(feasible)
     rejected = [v for v in verdicts if not v.feasible]
     searched = sum(design.stands_for for design in space)
     if decision is None:
@@ -130,34 +161,86 @@ def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
     def hours(verdict: Verdict) -> float:
         return effort(spec, ir, verdict.ir, verdict.candidate.passes, gpu).seconds.value / 3600
 
-    return Rule(spec.goals, gpu, spec.engine != "auto", hours)
+    return Rule(spec.goals, gpu, spec.engine != "auto", hours, spec.target.fewest)
 
 
-def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
-    """The chosen verdict alone."""
-    return search(spec, ir, cards=cards).chosen
+def by_maintenance(spec: Spec, gpu: Gpu) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The engines of a spec that are weighed at once, and archived ones, which are only where nobody named them and nothing else serves."""
+    names = tuple(name for name, _ in engines(spec, gpu))
+    old = () if spec.engine != "auto" else tuple(name for name in names if find_engine(name).archived is not None)
+    return tuple(name for name in names if name not in old), old
 
 
-class _Judge:
+def judged(spec: Spec, ir: ModelIR, candidate: Candidate) -> Verdict:
+    """What becomes of one candidate, found under another spec, with the card, load and goals of this one; judged in full."""
+    gpu, target = target_gpu(spec), spec.target
+    settings = replace(candidate.settings, reserve_bytes=target.reserve)
+    design = Design(candidate.engine, candidate.passes, (settings,), 1, candidate.published)
+    verdict = complete(spec, gpu, Judge(spec, ir, gpu).verdict(design, settings))
+    used = settings.parallel.gpus
+    short = Reason("too_few_cards", f"needs {used} cards, {target.cards} are there", kind=ReasonKind.TOO_LARGE)
+    reasons = (*((short,) if used > target.cards else ()), *verdict.reasons)
+    return replace(verdict, candidate=replace(candidate, settings=settings), reasons=reasons)
+
+
+#: What a chain makes of a model: its description, what is illegal in that, its quality.
+_Made: TypeAlias = tuple[ModelIR, tuple[Reason, ...], Quality]
+
+
+class Judge:
     """Judges designs of one spec; what they share (a chain's description and quality) is computed once."""
 
     def __init__(
         self, spec: Spec, source: ModelIR, gpu: Gpu, measured: Mapping[tuple[Pass, ...], Quality] | None = None
     ) -> None:
         self._spec, self._source, self._gpu, self._measured = spec, source, gpu, measured or {}
-        self._chains: dict[tuple[object, tuple[Pass, ...]], tuple[ModelIR, tuple[Reason, ...], Quality]] = {}
+        self._chains: dict[tuple[object, tuple[Pass, ...]], _Made] = {}
+        self._last: tuple[Design, _Made] | None = None
 
     def __call__(self, design: Design) -> Verdict:
         """The best of a design's candidates by the rule: of those that meet the goals, else the nearest to them."""
+        if self._spec.workload.concurrency == "auto":
+            return self._best(list(self._loads(design)))
         first = self.verdict(design, design.settings[0])
         if not self._settings_matter(first):
             return first
         verdicts = [first, *(self.verdict(design, settings) for settings in design.settings[1:])]
         if not any(v.capacity.room.value >= 0 and v.memory.starts for v in verdicts):
             verdicts += self._waiting(design, verdicts)
+        return self._best(verdicts)
+
+    def _best(self, verdicts: Sequence[Verdict]) -> Verdict:
+        """The best of a design's verdicts: of those that meet the goals by the rule, else the nearest to them."""
         feasible = [v for v in verdicts if v.feasible]
         decided = Rule(self._spec.goals, self._gpu, engine_named=True).decide(feasible)
         return min(verdicts, key=lambda v: v.distance) if decided is None else decided.chosen
+
+    def _loads(self, design: Design) -> Iterator[Verdict]:
+        """Verdicts with so many clients as run at once: as many as the spec says, else from what surely fits down to where all together are
+        no longer fast enough; with the leanest settings where the engine's defaults meet no goal.
+        """
+        goals = self._spec.goals
+        for settings in dict.fromkeys((design.settings[0], design.settings[-1])):
+            alone = self.verdict(design, settings, clients=1)
+            asked = design.settings[0].max_num_seqs
+            numbers = (asked,) if asked else cache.loads(alone.memory)
+            if not self._settings_matter(alone) or not numbers:
+                yield alone
+                return
+            enough, met = goals.throughput or 0.0, False
+            for at_once in reversed(numbers):
+                load = replace(settings, max_num_seqs=at_once)
+                verdict = self.verdict(design, load, clients=at_once * settings.parallel.dp)
+                if verdict.speed is None and at_once > numbers[0]:
+                    continue
+                met = met or verdict.feasible
+                yield verdict
+                in_all = verdict.speed.throughput_tok_s.value if verdict.speed else 0.0
+                if in_all * (1 + goals.bands.speed) < enough:
+                    break
+                enough = max(enough, in_all if goals.batch and verdict.feasible else 0.0)
+            if met:
+                return
 
     def _waiting(self, design: Design, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
         """The same with fewer requests at once, as many as surely fit: with the engine's defaults, and with the leanest settings; none
@@ -167,9 +250,19 @@ class _Judge:
             return
         for verdict in {v.candidate.settings: v for v in (verdicts[0], verdicts[-1])}.values():
             settings = verdict.candidate.settings
-            at_once = min(verdict.capacity.clients - 1, cache.running_at_once(verdict.memory))
-            if at_once >= 1 and (settings.max_num_seqs or verdict.capacity.clients) > at_once:
+            share = -(-verdict.capacity.clients // settings.parallel.dp)
+            at_once = min(share - 1, cache.running_at_once(verdict.memory))
+            if at_once >= 1 and (settings.max_num_seqs or share) > at_once:
                 yield self.verdict(design, replace(settings, max_num_seqs=at_once))
+
+    def foreseen(self, rule: Rule, design: Design) -> tuple[float, float]:
+        """Where a design stands at best, and the figure of it that the spec prefers, as far as its chain alone tells them; infinite where
+        nothing can mend it, and a figure that is before all others where it depends on more.
+        """
+        ir, illegal, quality = self._chain(design)
+        clients = workload_of(self._spec).concurrency or 1
+        standing = math.inf if illegal else rule.at_best(quality, design.engine, clients)
+        return standing, rule.figure_of_chain(ir, quality)
 
     def _settings_matter(self, first: Verdict) -> bool:
         """Whether other settings could mend a verdict, or better it."""
@@ -184,12 +277,14 @@ class _Judge:
         }
         return all(reason.kind is not ReasonKind.ILLEGAL and reason.code not in quality for reason in first.reasons)
 
-    def verdict(self, design: Design, settings: Settings) -> Verdict:
+    def verdict(self, design: Design, settings: Settings, clients: int | None = None) -> Verdict:
         """Judge one candidate as far as it takes to know that it is out: legality and memory, then quality and speed.
 
-        A verdict that ended early is whole in its reasons so far; `complete` judges the rest of the few that are shown.
+        A verdict that ended early is whole in its reasons so far; `complete` judges the rest of the few that are shown. `clients`: how many
+        are taken where the spec leaves that open.
         """
         spec, engine, workload = self._spec, find_engine(design.engine), workload_of(self._spec)
+        workload = replace(workload, concurrency=clients or workload.concurrency)
         ir, illegal, quality = self._described(design)
         changed = _changed(design.settings[0], settings)
         candidate = Candidate(design.engine, design.passes, settings, changed, design.published)
@@ -197,9 +292,7 @@ class _Judge:
         sequences = engine.scheduler(self._gpu, settings, workload).sequences
         capacity = cache.capacity(memory, sequences, workload, settings.parallel.dp)
         memory = replace(memory, memory=cache.as_used(memory.memory, capacity.needed_bytes))
-        reasons = (
-            *illegal, *engine.illegal(ir, self._gpu, settings), *cache.reasons(memory, capacity, workload)
-        )  # fmt: skip
+        reasons = (*illegal, *cache.reasons(memory, capacity, workload))
         verdict = Verdict(candidate, ir, memory, capacity, None, quality, (), reasons, memory.notes)
         if verdict.reasons:
             return verdict
@@ -208,7 +301,15 @@ class _Judge:
         )
         return replace(verdict, reasons=missed) if missed else complete(spec, self._gpu, verdict)
 
-    def _described(self, design: Design) -> tuple[ModelIR, tuple[Reason, ...], Quality]:
+    def _described(self, design: Design) -> _Made:
+        """What all settings of a design have in common, what the engine has against it among the reasons."""
+        if self._last is None or self._last[0] is not design:
+            ir, illegal, quality = self._chain(design)
+            refused = find_engine(design.engine).illegal(ir, self._gpu, design.settings[0])
+            self._last = design, (ir, (*illegal, *refused), quality)
+        return self._last[1]
+
+    def _chain(self, design: Design) -> _Made:
         made, passes = design.published, design.passes
         key = (made and made.id, passes)
         found = self._chains.get(key)
@@ -235,7 +336,8 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     if verdict.speed is not None:
         return verdict
     engine = find_engine(verdict.candidate.engine)
-    speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload_of(spec), verdict.memory)
+    workload = replace(workload_of(spec), concurrency=verdict.capacity.clients)
+    speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
     goals = tuple(judge(spec.goals, speed, verdict.quality))
     missed = [goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands)]
     reasons = tuple(dict.fromkeys((*verdict.reasons, *missed)))
@@ -247,4 +349,5 @@ def _dominated(chosen: Verdict, loss: Loss) -> Reason:
     data: dict[str, object] = {
         "by": chosen.candidate.label, "criterion": loss.criterion, "value": loss.value, "against": loss.against
     }  # fmt: skip
-    return Reason("dominated_by", f"meets the goals too, but {loss.message}", None, data, ReasonKind.DOMINATED)
+    met = "meets the goals too, but" if loss.candidate.likely else "misses a goal by less than the band;"
+    return Reason("dominated_by", f"{met} {loss.message}", None, data, ReasonKind.DOMINATED)

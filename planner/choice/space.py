@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,8 +22,8 @@ from passes.distill.distill import BLOCKWISE, BLOCKWISE_TOKENS, Distill
 from passes.errors import InputError
 from passes.formats import kv_dtypes
 from passes.formats.kv_dtypes import OWN
-from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
+from passes.ir.names import Published
 from passes.kv_cache import KVCachePass
 from passes.prune.depth import DepthPrune
 from passes.prune.experts import ExpertPrune
@@ -32,21 +32,20 @@ from passes.prune.width import WidthPrune
 from passes.quantize.format_names import pass_named
 from planner.asked import rewrite
 from planner.choice.bits import fewest_bits, most_bits, widths
-from planner.choice.capacity import capacity
-from planner.choice.goals import FLOOR
+from planner.choice.capacity import Capacity, capacity
+from planner.choice.goals import FLOOR, ODDS_BAND
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
 from planner.quality.expected import expected_quality, growth
-from planner.spec.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec
-from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
+from planner.spec.spec import DistillChoice, EngineChoice, EngineSettings, PruneChoice, QuantizeChoice, Spec, Target
+from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
 from targets.gpu import Gpu
 from targets.workload import Workload
 
 
 def workload_of(spec: Spec) -> Workload:
     """The workload of a spec."""
-    w = spec.workload
-    return Workload(w.context, w.concurrency, w.input_tokens, w.output_tokens)
+    return spec.workload.asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +83,30 @@ def designs(spec: Spec, ir: ModelIR, gpu: Gpu, names: Container[str], cards: int
 
 
 def spreads(engine: str, spec: Spec, cards: int | None = None) -> Iterator[Parallel]:
-    """Give the engine's ways over powers of two up to the cards at hand, and over all of them; over `cards` alone where given. Tensor
-    parallelism stays inside a machine; replicas are given where more than one request comes at a time.
+    """Give the engine's ways over each number of cards that is weighed; over `cards` alone where given. Tensor parallelism stays inside a
+    machine; replicas are given where more than one request comes at a time.
     """
-    target, known = spec.target, find_engine(engine)
-    count, node = target.count, target.node
-    powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
-    for used in (cards,) if cards else dict.fromkeys([*powers, count]):
+    node, known, load = spec.target.node, find_engine(engine), spec.workload
+    clients = load.concurrency if isinstance(load.concurrency, int) and not load.arrives else math.inf
+    for used in (cards,) if cards else numbers_of_cards(spec.target):
         for parallel in known.spreads(used):
             if parallel.tp <= node:
                 yield parallel
-        if spec.workload.concurrency > 1 and known.replicates:
-            for replicas in (n for n in range(2, used + 1) if used % n == 0 and n <= spec.workload.concurrency):
-                if used // replicas <= node:
-                    yield Parallel(tp=used // replicas, dp=replicas)
+        for replicas in range(2, used + 1) if known.replicates else ():
+            shared = used % replicas == 0 and used // replicas <= node
+            if shared and replicas <= clients:
+                yield Parallel(tp=used // replicas, dp=replicas)
+
+
+def numbers_of_cards(target: Target) -> Iterable[int]:
+    """Return how many cards are weighed: powers of two and all of them; every number of one machine where the fewest are asked for, then
+    whole machines.
+    """
+    count, node = target.cards, target.node
+    if target.fewest:
+        return (*range(1, min(node, count) + 1), *range(2 * node, count + 1, node))
+    powers = [1 << n for n in range(count.bit_length()) if 1 << n <= count]
+    return dict.fromkeys([*powers, count])
 
 
 def settings_options(
@@ -189,7 +198,7 @@ def nothing_to_weigh(spec: Spec, gpu: Gpu) -> InputError:
         has = "; ".join(f"{name} has {', '.join(find_engine(name).kv_dtypes)}" for name in names)
         return InputError(f"nothing is left to weigh: no engine here keeps its cache as {asked}", remedy=has)
     return InputError(
-        f"nothing is left to weigh: no format of `passes: quantize:` is one of {' or '.join(names)}",
+        f"nothing is left to weigh: no format of `passes: quantize:` is one of {' or '.join(names)}, by a method that is named there",
         remedy="name other formats or methods, or `dense: true` to weigh the model as it is",
     )
 
@@ -228,16 +237,20 @@ def _stored(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
 
 
 def _named(choice: QuantizeChoice, engine: str) -> Iterator[Pass]:
+    """The formats that are named, else those of the engine, each by the methods that are named, else by its usual one. A format that was
+    asked for by name is made by whichever method was; of the engine's own, one that is calibrated may be rounded instead.
+    """
+    methods = choice.methods
     for name in choice.formats if choice.formats is not None else find_engine(engine).weighed_formats:
         parsed = pass_named(name)
         if parsed is None:
             continue
-        methods = choice.methods
-        # What an engine does while it loads is no method that one chooses.
-        if choice.formats is not None or methods is None or parsed.load_time or parsed.rounds_by in methods:
+        if methods is None or parsed.rounds_by in methods:
             yield parsed
-        elif parsed.rounds_by == "gptq" and "rtn" in methods:
-            yield parsed.with_options(method="rtn")
+        elif not parsed.load_time:
+            others = methods if choice.formats is not None else ("rtn",) if parsed.rounds_by == "gptq" else ()
+            made = (parsed.with_options(method=method) for method in methods if method in others)
+            yield from (pass_ for pass_ in made if pass_.rounds_by in methods)
 
 
 def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Settings, ...]) -> Iterator[Design]:
@@ -260,6 +273,9 @@ def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Sett
         if most is not None and spec.goals.prefer == "quality":
             most = fewest_bits(partial(family.as_good_as, most), least, most)
         ends = {least if most is None else most}
+        if most is None and spec.goals.prefer == "quality":
+            likeliest = family.fit_odds(least)
+            ends.add(most_bits(lambda bits: family.fit_odds(bits) - likeliest + ODDS_BAND, least, high) or least)  # noqa: B023
         if spec.goals.prefer != "quality" and (fewest := fewest_bits(family.good, least, high)) is not None:
             ends.add(fewest)
         for bits in sorted(ends, reverse=True):
@@ -296,16 +312,24 @@ class _Family:
         """Bytes of cache surely left when the workload is served: by the upper end of what is assumed of the rest. Negative where they
         are not, or where a goal on speed is less likely than is asked.
         """
-        spec, engine, workload = self.spec, find_engine(self.engine), workload_of(self.spec)
-        ir = chain.rewrite(self.ir, self.chain(bits))
-        estimate = engine.memory(ir, self.gpu, self.settings, workload)
-        sequences = engine.scheduler(self.gpu, self.settings, workload).sequences
-        left = capacity(estimate, sequences, workload, self.settings.parallel.dp).room.low
+        spec, (ir, estimate, needs) = self.spec, self._held(bits)
+        left = needs.room.low
         if left >= 0 and spec.goals.asks_speed:
-            speed = engine.speed(ir, self.gpu, self.settings, workload, estimate)
+            speed = find_engine(self.engine).speed(ir, self.gpu, self.settings, workload_of(spec), estimate)
             if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, speed)):
                 return -1.0
         return left
+
+    def fit_odds(self, bits: float) -> float:
+        """The probability that the workload fits."""
+        return self._held(bits)[2].odds
+
+    def _held(self, bits: float) -> tuple[ModelIR, MemoryEstimate, Capacity]:
+        engine, workload = find_engine(self.engine), workload_of(self.spec)
+        ir = chain.rewrite(self.ir, self.chain(bits))
+        estimate = engine.memory(ir, self.gpu, self.settings, workload)
+        sequences = engine.scheduler(self.gpu, self.settings, workload).sequences
+        return ir, estimate, capacity(estimate, sequences, workload, self.settings.parallel.dp)
 
     def good(self, bits: float) -> bool:
         """Whether the goals on quality are as likely as is asked."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.errors import Reason, ReasonKind
-from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
-from planner.asked import AS_IS
+from passes.ir.names import Published
+from planner.asked import AS_IS, spoken
 from planner.choice import odds
 from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
+from planner.figures import apart
 from planner.quality.expected import Quality, perplexity_growth
 from planner.spec.spec import Bands, Goals
 from targets.engines.engine import MemoryEstimate, Parallel, Settings, SpeedEstimate
@@ -39,10 +41,20 @@ class Candidate:
         return next((name for name in names if name is not None), AS_IS)
 
     @property
+    def cards(self) -> int:
+        """Cards in use."""
+        return self.settings.parallel.gpus
+
+    @property
     def label(self) -> str:
-        """`vllm: quantize gptq w4a16-g64, KV cache fp8, TP 2, max_num_seqs 8`: what is done, then how it runs."""
+        """`vllm: 4 bit in groups of 64 by GPTQ (w4a16-g64), KV cache fp8, TP 2, max_num_seqs 8`: what is done, then how it runs."""
         served = f"{self.published.id} ({self.published.weights}) as it is" if self.published else None
-        done = [title for title in (served, *(pass_.title() for pass_ in self.passes)) if title] or ["as it is"]
+        untouched = all(pass_.stage is Stage.KV_CACHE for pass_ in self.passes)
+        done = (
+            (served or "as it is", *map(spoken, self.passes))
+            if served or untouched
+            else tuple(map(spoken, self.passes))
+        )
         changes = (f"{name} {getattr(self.settings, name)}" for name in self.changed)
         return f"{self.engine}: {', '.join((*done, *spread_words(self.settings.parallel), *changes))}"
 
@@ -53,6 +65,10 @@ def spread_words(parallel: Parallel) -> tuple[str, ...]:
     return tuple(f"{name} {degree}" for name, degree in degrees if degree > 1)
 
 
+#: The statistic that goals are on where they name none.
+MEAN = "mean"
+
+
 @dataclass(frozen=True, slots=True)
 class GoalResult:
     """One goal: what was asked and what is predicted, both in the goal's unit, and whether it is met."""
@@ -60,6 +76,13 @@ class GoalResult:
     goal: Goal
     wanted: float
     predicted: Quantity
+    statistic: str = MEAN
+    """What over requests is asked: their mean, or a percentile (`p95`). A percentile that is not simulated yet is judged by the mean."""
+
+    @property
+    def name(self) -> str:
+        """`TTFT`, `TTFT p95`."""
+        return str(self.goal) if self.statistic == MEAN else f"{self.goal} {self.statistic}"
 
     @property
     def met(self) -> bool:
@@ -72,10 +95,10 @@ class GoalResult:
         return (odds.at_most if self.goal.at_most else odds.at_least)(self.predicted, self.wanted)
 
     def tolerated(self, bands: Bands) -> bool:
-        """Whether it is met, or one on perplexity is missed by less than the band: nobody can tell such figures apart."""
-        if self.met or self.goal is not Goal.PERPLEXITY:
-            return self.met
-        return self.predicted.value <= self.wanted + bands.quality
+        """Whether it is met, or missed by less than the band: nobody can tell such figures apart."""
+        if self.goal is Goal.PERPLEXITY:
+            return self.predicted.value <= self.wanted + bands.quality
+        return self.miss <= bands.speed
 
     @property
     def miss(self) -> float:
@@ -90,45 +113,11 @@ class GoalResult:
         predicted, wanted = apart(self.predicted.value, self.wanted, self.goal.unit)
         figures = {"wanted": self.wanted, "predicted": self.predicted.value}
         return Reason(
-            self.goal.reason_code, f"{self.goal} {predicted} {sign} {wanted}", None, figures, ReasonKind.GOAL_MISSED
+            self.goal.reason_code, f"{self.name} {predicted} {sign} {wanted}", None, figures, ReasonKind.GOAL_MISSED
         )
 
 
-def show(value: float, unit: str, more: int = 0) -> str:
-    """A figure as people read it, with so many `more` digits. `%`: the share by which something grows, with its sign."""
-    if unit == "%":
-        percent = 100 * value
-        places = 2 if abs(percent) < 9.995 else 1 if abs(percent) < 99.95 else 0
-        return f"{percent:+,.{places + more}f} %"
-    if unit == "ms":
-        return f"{value / 1000:.{2 + more}f} s" if value >= 1000 else f"{value:.{more}f} ms"
-    if unit == "GiB":
-        return f"{value:,.{2 + more}f} GiB"
-    shown = f"{value:,.{more}f}" if abs(value) >= 1000 else f"{value:.{3 + more}g}"
-    return f"{shown} {unit}".strip()
-
-
-def show_interval(quantity: Quantity, unit: str, shown: str | None = None) -> str:
-    """A figure with its interval; `shown`: the figure as it stands elsewhere in the same line."""
-    ends = f"({show(quantity.low, unit)} … {show(quantity.high, unit)})"
-    return f"{shown or show(quantity.value, unit)} {ends}"
-
-
-#: Digits beyond the usual ones, at most, that tell two figures apart; those that are closer are equal to people.
-_MORE_DIGITS = 9
-
-
-def apart(one: float, other: float, unit: str) -> tuple[str, str]:
-    """Two figures as people read them, with as many digits as tell them apart."""
-    shown = show(one, unit), show(other, unit)
-    for more in range(1, _MORE_DIGITS + 1):
-        if one == other or shown[0] != shown[1]:
-            break
-        shown = show(one, unit, more), show(other, unit, more)
-    return shown
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Verdict:
     """What is predicted of a candidate, and every reason against it (empty: it meets all goals)."""
 
@@ -137,17 +126,25 @@ class Verdict:
     memory: MemoryEstimate
     capacity: Capacity
     speed: SpeedEstimate | None
+    """By the formula, which ranks."""
     quality: Quality
     goals: tuple[GoalResult, ...] = ()
     reasons: tuple[Reason, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+    served: SpeedEstimate | None = None
+    """What users see, where the load was simulated: by it the goals on speed are judged then."""
+
+    @property
+    def shown(self) -> SpeedEstimate | None:
+        """The best that is known of its speed."""
+        return self.served or self.speed
 
     @property
     def feasible(self) -> bool:
-        """Legal, fits, and meets every goal, or one on quality within the band."""
+        """Legal, fits, and meets every goal, or misses it by less than the band."""
         return not self.reasons
 
-    @property
+    @cached_property
     def odds(self) -> tuple[float, ...]:
         """The probability of each goal, and of fitting as the last."""
         return (*(goal.odds for goal in self.goals), self.capacity.odds)
@@ -165,11 +162,13 @@ class Verdict:
 
     @property
     def distance(self) -> tuple[int, float]:
-        """How far from feasible: reasons that no figure measures first, then by how many e-folds memory and goals are missed."""
+        """How far from feasible: reasons that neither a figure measures nor a setting mends first, then by how many e-folds memory and
+        goals are missed.
+        """
         memory = self.memory.memory
         needed = memory.budget.value - min(0.0, self.capacity.room.value)
         short = math.log(needed / memory.budget.value) if memory.budget.value > 0 else math.inf
-        hard = sum(reason.kind is ReasonKind.ILLEGAL for reason in self.reasons)
+        hard = sum(reason.kind is ReasonKind.ILLEGAL and not reason.options for reason in self.reasons)
         return hard, short + sum(math.log1p(goal.miss) for goal in self.goals)
 
 
@@ -181,10 +180,10 @@ def judge(goals: Goals, speed: SpeedEstimate, quality: Quality) -> Iterator[Goal
 
 def judge_speed(goals: Goals, speed: SpeedEstimate) -> Iterator[GoalResult]:
     """The goals on speed."""
-    if goals.ttft is not None:
-        yield GoalResult(Goal.TTFT, goals.ttft * 1000, speed.ttft_ms)
-    if goals.tpot is not None:
-        yield GoalResult(Goal.TPOT, goals.tpot * 1000, speed.tpot_ms)
+    for goal, asked in ((Goal.TTFT, goals.ttft), (Goal.TPOT, goals.tpot)):
+        if asked is not None:
+            statistic, seconds = (MEAN, asked) if isinstance(asked, float) else (asked.statistic, asked.seconds)
+            yield GoalResult(goal, seconds * 1000, speed.latency(goal.lower(), statistic), statistic)
     if goals.decode is not None:
         yield GoalResult(Goal.DECODE, goals.decode, speed.decode_tok_s_per_request)
     if goals.throughput is not None:

@@ -38,11 +38,18 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def above_zero(value: float | None) -> float | None:
+    """A rate, which may have no end. Raises typer.BadParameter."""
+    if value is not None and not value > 0:
+        raise typer.BadParameter(f"{value} is no rate: name requests a second, or inf")
+    return value
+
+
 def _console(as_json: bool = False) -> Console:
     from rich.console import Console
 
-    # What is printed comes from plans, configs and options that others wrote: none of it is markup unless a call says so.
-    return Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False)
+    # What is printed comes from plans, configs and options that others wrote: none of it is markup, unless a call says so, or an emoji.
+    return Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def emit(document: Any) -> None:
@@ -80,6 +87,21 @@ def check(
     concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
     input_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
     output_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
+    request_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Requests a second that arrive by chance, inf for all at once; default: a closed loop.",
+            callback=above_zero,
+        ),
+    ] = None,
+    burstiness: Annotated[
+        float, typer.Option(min=0.01, max=1e6, help="Of a rate: 1 is Poisson, less comes in clusters.", callback=finite)
+    ] = 1.0,
+    num_prompts: Annotated[int | None, typer.Option(min=1, max=100_000, help="Requests of the whole run.")] = None,
+    max_concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, max=LARGEST, help="Unanswered requests at most; without a rate the same as --concurrency."),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
     ] = None,
@@ -100,9 +122,16 @@ def check(
     Settings may be named as `vllm serve` names them.
     """
     from planner.check import check as run
+    from planner.choice.question import Load
     from planner.plan.codec import to_json
     from targets.engines.engine import Parallel, Settings
 
+    if request_rate is None and max_concurrency is not None:
+        if concurrency not in (None, max_concurrency):
+            message = f"--concurrency {concurrency} and --max-concurrency {max_concurrency} of one closed loop"
+            raise InputError(message, remedy="give one of them, or a --request-rate")
+        concurrency, max_concurrency = max_concurrency, None
+    load = Load(num_prompts, request_rate, burstiness, max_concurrency)
     tensor = tp or max(1, (gpus or 1) // (pp * dp))
     if gpus and tensor * pp * dp > gpus:
         raise InputError(
@@ -116,7 +145,7 @@ def check(
     )  # fmt: skip
     result = run(
         model, gpu, engine, settings=settings, context=context, concurrency=concurrency, input_tokens=input_tokens,
-        output_tokens=output_tokens, weights=weights, kv_cache_dtype=kv_cache_dtype, dtype=dtype,
+        output_tokens=output_tokens, weights=weights, kv_cache_dtype=kv_cache_dtype, dtype=dtype, load=load,
     )  # fmt: skip
     document = result.document
     if idle > 0:
@@ -125,7 +154,7 @@ def check(
     if as_json:
         emit(to_json(document))
     else:
-        from planner.cli.tables import print_check
+        from planner.cli.tables.check import print_check
 
         print_check(_console(), document)
     raise typer.Exit(result.exit_code)
@@ -160,11 +189,13 @@ def plan(
     if as_json:
         emit(to_json(made.document))
     else:
-        from passes.host_memory import memory_total_bytes
-        from planner.cli.tables import print_plan
+        from shutil import disk_usage
 
-        saved = str(path) if made.feasible else None
-        print_plan(_console(), made.document, made.result.gpu.name, saved, memory_total_bytes())
+        from passes.host_memory import memory_total_bytes
+        from planner.cli.tables.plan import Room, print_plan
+
+        saved, room = str(path) if made.feasible else None, Room(memory_total_bytes(), disk_usage(Path()).free)
+        print_plan(_console(), made.document, made.result.gpu.name, saved, room)
     if launch and made.result.chosen is not None:
         from planner.plan.launch import launch as launch_of
 
@@ -194,7 +225,7 @@ def apply(
     from planner.apply import apply as run
     from planner.apply import find_plan, next_step
     from planner.cli.progress import shown
-    from planner.cli.tables import print_certificate
+    from planner.cli.tables.certificate import print_certificate
     from planner.plan.codec import to_json
 
     console = _console(as_json)
@@ -219,7 +250,8 @@ def show(
 ) -> None:
     """Read a plan or a result."""
     from planner.certificate import NAME, read_certificate, result_folder
-    from planner.cli.tables import print_certificate, print_plan
+    from planner.cli.tables.certificate import print_certificate
+    from planner.cli.tables.plan import print_plan
     from planner.job_graph import plan_needs_text, planned_graph, result_graph
     from planner.plan.codec import to_json
     from planner.plan.lock import staleness
@@ -248,29 +280,39 @@ def show(
 
 @app.command()
 def explain(
-    what: Annotated[Path | None, typer.Argument(help="A plan or spec; default: the plan last saved here.")] = None,
-    question: Annotated[str | None, typer.Argument(help="why not awq, why g64, what if 48GB, what if 2 cards.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PLAN|SPEC] [QUESTION...]",
+            help="A plan or spec (default: the plan last saved in this folder), then a question, as it is: why not awq, why g64, "
+            "what if 2 x 4090, what if context 64k, cheapest card that fits, fewest bits at 2 %.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say why each candidate lost, or answer a question about the plan."""
+    """Say why each candidate lost, or answer a question about the plan with the figures of both plans."""
     from passes.ir.sources import open_model
     from planner.apply import find_plan
-    from planner.explain import explain as run
+    from planner.explain.answer import explain as run
     from planner.plan.document import asked_spec
     from planner.plan.saved import load_plan
     from planner.spec.parse import load_spec
 
-    path = what or find_plan(Path())
+    said = list(words or ())
+    path = Path(said.pop(0)) if said and _names_a_file(said[0]) else find_plan(Path())
     spec = load_spec(path) if path.suffix in (".yaml", ".yml") else asked_spec(load_plan(path))
-    answer = run(spec, open_model(spec.model, revision=spec.revision, assume=spec.assume), question)
+    answer = run(spec, open_model(spec.model, revision=spec.revision, assume=spec.assume), " ".join(said))
     if as_json:
         emit(answer.as_json())
         return
-    console = _console()
-    console.print(f"  {answer.headline}", style="bold")
-    for row in answer.rows:
-        console.print(f"    {row.candidate}")
-        console.print(f"      {row.message}", style="dim")
+    from planner.cli.tables.explain import print_answer
+
+    print_answer(_console(), answer)
+
+
+def _names_a_file(word: str) -> bool:
+    """Whether the first word is a plan or a spec, not the beginning of a question."""
+    return Path(word).suffix in (".json", ".yaml", ".yml") or Path(word).is_file()
 
 
 @app.command()
@@ -280,7 +322,7 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Compare two plans: which inputs moved, and which choices follow."""
-    from planner.explain import diff as run
+    from planner.explain.diff import diff as run
     from planner.plan.codec import to_json
     from planner.plan.saved import load_plan
 
@@ -288,7 +330,7 @@ def diff(
     if as_json:
         emit(to_json(difference))
         return
-    from planner.cli.tables import print_diff
+    from planner.cli.tables.explain import print_diff
 
     print_diff(_console(), difference)
 
@@ -323,7 +365,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Start the engine on a result, put the workload's load on it, measure. Exit 4 when a promise is not kept."""
-    from planner.cli.tables import print_verified
+    from planner.cli.tables.certificate import print_verified
     from planner.verify import verify as run
 
     console = _console(as_json)

@@ -17,13 +17,15 @@ from passes.errors import DoesNotFitError, GoalMissedError, InputError
 from planner.apply_cost import Effort
 from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
+from planner.choice.verdict import GoalResult
 from planner.plan.codec import to_json
 from planner.plan.stated import StatedReason
 from planner.quality.expected import Quality
 from planner.spec.parse import validated
-from planner.spec.spec import Spec
+from planner.spec.spec import Spec, WorkloadSpec
 from targets.engines.engine import KVEstimate, Memory, Parallel, Settings, SpeedEstimate
 from targets.quantity import Quantity
+from targets.workload import Workload
 
 #: The parts of a spec that name texts.
 TEXTS = ("calibration", "evaluation")
@@ -87,6 +89,13 @@ class PlannedGoal:
     predicted: Quantity
     odds: float | None = None
     """The probability that it is met; plans of older versions do not say."""
+    statistic: str = "mean"
+    """What over requests is asked: their mean, or a percentile (`p95`)."""
+
+    @property
+    def said(self) -> str:
+        """`TTFT`, `TTFT p95`."""
+        return self.name if self.statistic == "mean" else f"{self.name} {self.statistic}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +144,17 @@ class ChosenPlan:
 
 @dataclass(frozen=True, slots=True)
 class RejectedPlan:
-    """A candidate that lost, and why."""
+    """A candidate that lost, and why; where it was judged, its figures. `weights`, `kv_cache_dtype`: as `check` takes them."""
 
     candidate: str
     reasons: tuple[StatedReason, ...]
+    memory: Memory | None = None
+    speed: SpeedEstimate | None = None
+    quality: Quality | None = None
+    making: str = ""
+    cards: int = 1
+    weights: str | None = None
+    kv_cache_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +188,8 @@ class ParetoPlan:
     quality: Quality
     making: str = ""
     cards: int = 1
+    weights: str | None = None
+    kv_cache_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +197,10 @@ class PortableTarget:
     """The card by name, size or facts; `reserve` with its unit."""
 
     gpu: str | Mapping[str, Any]
-    count: int
+    count: int | str
     reserve: str
     nodes: int | None = None
+    max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +208,20 @@ class PortableWorkload:
     """What is asked of the served model, in tokens and requests."""
 
     context: int
-    concurrency: int
-    input_tokens: int
-    output_tokens: int
+    concurrency: int | str
+    input_tokens: int | Mapping[str, int]
+    output_tokens: int | Mapping[str, int]
+    requests: int | None = None
+    rate: str | None = None
+    burstiness: float = 1.0
+    max_concurrency: int | None = None
+    shared_prefix: int | str = 0
+    trace: str | None = None
+
+    @property
+    def asked(self) -> Workload:
+        """What engines are asked."""
+        return WorkloadSpec.model_validate(to_json(self)).asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +317,8 @@ class PlanDocument:
     lock: Lock
     digest: str
     places: Places | None = None
+    lost: int = 0
+    """Designs that lost, each with its best settings: `explain` lists so many."""
 
     @property
     def decision(self) -> ChosenPlan:
@@ -308,6 +340,21 @@ def planned_settings(settings: Settings) -> PlannedSettings:
         settings.gpu_memory_utilization, settings.max_num_seqs, settings.max_num_batched_tokens, settings.block_size,
         settings.kv_cache_memory_bytes, settings.enforce_eager,
     )  # fmt: skip
+
+
+def planned_goal(result: GoalResult) -> PlannedGoal:
+    """A judged goal as documents state it."""
+    goal = result.goal
+    return PlannedGoal(
+        goal,
+        result.wanted,
+        goal.unit,
+        goal.at_most,
+        result.met,
+        result.predicted,
+        round(result.odds, 4),
+        result.statistic,
+    )
 
 
 def digest(document: Mapping[str, Any]) -> str:

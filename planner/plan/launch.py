@@ -12,7 +12,6 @@ from planner.plan.saved import PLAN, read_plan
 from targets.engines.engine import find_engine
 from targets.launch.request import Launch, LaunchFile, LaunchRequest
 from targets.launch.target import find_launch_target
-from targets.workload import Workload
 
 
 def launch(document: PlanDocument, ir: ModelIR, served_name: str) -> Launch:
@@ -26,7 +25,7 @@ def launch(document: PlanDocument, ir: ModelIR, served_name: str) -> Launch:
 
 def launch_request(document: PlanDocument, ir: ModelIR, served_name: str) -> LaunchRequest:
     """Return what the launch files of a plan are asked to say."""
-    chosen, asked = document.decision, document.spec.workload
+    chosen = document.decision
     return LaunchRequest(
         engine=chosen.engine.name,
         version=chosen.engine.version,
@@ -34,7 +33,7 @@ def launch_request(document: PlanDocument, ir: ModelIR, served_name: str) -> Lau
         served_name=served_name,
         ir=ir,
         settings=chosen.settings.settings,
-        workload=Workload(asked.context, asked.concurrency, asked.input_tokens, asked.output_tokens),
+        workload=document.spec.workload.asked,
         kv_cache_bytes=round(chosen.memory.kv_cache.value),
         trust_remote_code=document.spec.trust_remote_code,
     )

@@ -45,7 +45,7 @@ def lock(spec: Spec, source: Source, engine: PlannedEngine | None) -> Lock:
         config_digest=hashlib.sha256(config.encode()).hexdigest(),
         calibration=_text_lock(spec.calibration),
         evaluation=_text_lock(spec.evaluation),
-        gpu=LockedGpu(gpu.name, round(gpu.memory_bytes.value), spec.target.count),
+        gpu=LockedGpu(gpu.name, round(gpu.memory_bytes.value), spec.target.cards),
         engine=engine,
         tightfit=VERSION,
         data={name: _file_digest(str(files(room).joinpath(name))) for room, name in _data(engine)},
@@ -75,7 +75,7 @@ def _file_digest(dataset: str) -> str | None:
 
 def stale_inputs(document: PlanDocument, spec: Spec, source: Source) -> list[str]:
     """The inputs that have moved since the plan was made: model, texts, card, the tool and its data, the spec's own file."""
-    from planner.explain import changes
+    from planner.explain.diff import changes
 
     engine = document.chosen.engine if document.chosen else None
     moved = changes(to_json(document.lock), to_json(lock(spec, source, engine)))

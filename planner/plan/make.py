@@ -11,17 +11,19 @@ from passes import chain
 from passes.base import Pass
 from passes.blocks.devices import AUTO
 from passes.chain import missing, rewrite
-from passes.errors import InputError, Reason
-from passes.ir.catalog import Published
+from passes.errors import InputError
+from passes.ir.model import ModelIR
+from passes.ir.names import Published
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
-from planner.apply_cost import Effort, effort, no_effort
+from planner.apply_cost import Effort, effort, holds, no_effort
 from planner.choice.alternatives import alternatives
 from planner.choice.published import description
 from planner.choice.rule import MAKING, making
 from planner.choice.search import SearchResult, search
-from planner.choice.verdict import GoalResult, Verdict
+from planner.choice.verdict import Verdict
 from planner.machine import computing
+from planner.plan.cautions import cautions, unheld
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.document import (
     ChosenPlan,
@@ -30,14 +32,16 @@ from planner.plan.document import (
     Places,
     PlanDocument,
     PlannedEngine,
-    PlannedGoal,
     RejectedPlan,
+    planned_goal,
     planned_settings,
     sealed,
 )
 from planner.plan.lock import lock, portable_spec
+from planner.plan.remedies import followable, remedy
 from planner.plan.stated import figures_alone, stated, whole_bytes
 from planner.spec.parse import load_spec
+from planner.spec.patch import written
 from planner.spec.spec import QuantizeChoice, Spec
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
@@ -98,11 +102,12 @@ def plan(
         spec=portable_spec(spec),
         chosen=None if chosen is None else _chosen(spec, chosen, served, result, _where(here, result.gpu)),
         rejected=(
-            *(RejectedPlan(v.candidate.label, tuple(map(stated, v.reasons))) for v in result.nearest()),
+            *(_rejected(spec, source.ir, v) for v in result.nearest()),
             *(RejectedPlan(name, (stated(reason),)) for name, reason in result.unweighed),
         ),
         alternatives=() if chosen else tuple(alternatives(spec, source.ir)),
-        illegal=tuple(_illegal(reason, candidates) for reason, candidates in result.illegal),
+        illegal=tuple(_illegal(spec, source.ir, result)),
+        lost=len(result.rejected),
         pareto=tuple(map(_pareto, result.pareto)),
         searched=result.searched,
         lock=lock(spec, served, _engine(chosen) if chosen else None),
@@ -153,8 +158,9 @@ def _chosen(
     lacking = list(missing(served.ir, passes))
     if not served.has_weights:
         lacking.append("the weights: only the description of the model is here")
-    here, on_card = (None if device is None else _work(spec, served, verdict, device) for device in where)
-    assert here is not None
+    machine, card = where
+    here, there = _work(spec, served, verdict, machine), None if card is None else _work(spec, served, verdict, card)
+    on_card = there if card is not None and there is not None and holds(there, card) else None
     return ChosenPlan(
         engine=_engine(verdict),
         label=candidate.label,
@@ -164,13 +170,13 @@ def _chosen(
         kv_cache=verdict.memory.kv,
         speed=_speed(verdict),
         quality=verdict.quality,
-        goals=tuple(map(_goal, verdict.goals)),
+        goals=tuple(map(planned_goal, verdict.goals)),
         tensor_bytes=(rewrite(served.ir, passes) if candidate.published else verdict.ir).tensor_bytes,
         apply=here,
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",
         executable=not lacking,
         missing=tuple(lacking),
-        notes=(*_cautions(spec, verdict), *verdict.notes),
+        notes=(*cautions(spec, result, verdict), *unheld(spec, verdict, served.ir, card, there), *verdict.notes),
         apply_on_card=on_card,
         why=result.why,
         weights=_weights(spec, verdict),
@@ -188,38 +194,11 @@ def _weights(spec: Spec, verdict: Verdict) -> str:
     return made.weights if made is not None and asked else verdict.candidate.weights
 
 
-def _cautions(spec: Spec, verdict: Verdict) -> Iterator[str]:
-    """What a person must know before they sign: odds below the confidence, an archived engine, clients that wait, more than one machine."""
-    goals, parallel = spec.goals, verdict.candidate.settings.parallel
-    if not verdict.admissible(goals):
-        least = min(verdict.odds)
-        yield (
-            f"no candidate reaches the confidence asked for ({goals.confidence:.0%}, fit {goals.fit_confidence:.0%}); "
-            f"of those that come into question this one has the best odds, {least:.0%} in the least likely"
-        )
-    if (archived := find_engine(verdict.candidate.engine).archived) is not None:
-        yield f"{archived}; it is planned when asked for, or when nothing else serves"
-    if verdict.capacity.waiting:
-        yield f"{verdict.capacity.running} of {verdict.capacity.clients} requests run at once, the others wait: TTFT holds their wait"
-    node = spec.target.node
-    if parallel.gpus > node:
-        machines = -(-parallel.gpus // node)
-        inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"
-        yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}"
-
-
 def _work(spec: Spec, served: Source, verdict: Verdict, device: Gpu) -> Effort:
     if making(verdict) == 0:
         return no_effort(device)
     work = effort(spec, served.ir, verdict.ir, verdict.candidate.passes, device)
     return replace(work, steps={name: round(seconds, 1) for name, seconds in work.steps.items()})
-
-
-def _goal(result: GoalResult) -> PlannedGoal:
-    goal = result.goal
-    return PlannedGoal(
-        goal, result.wanted, goal.unit, goal.at_most, result.met, result.predicted, round(result.odds, 4)
-    )
 
 
 def _engine(verdict: Verdict) -> PlannedEngine:
@@ -231,15 +210,30 @@ def _engine(verdict: Verdict) -> PlannedEngine:
 def _pareto(verdict: Verdict) -> ParetoPlan:
     memory = whole_bytes(verdict.memory.memory)
     return ParetoPlan(
-        verdict.candidate.label, memory, verdict.memory.kv, _speed(verdict), verdict.quality, MAKING[making(verdict)],
-        verdict.candidate.settings.parallel.gpus,
-    )  # fmt: skip
+        verdict.candidate.label, memory, verdict.memory.kv, _speed(verdict), verdict.quality, *_made(verdict)
+    )
+
+
+def _rejected(spec: Spec, ir: ModelIR, verdict: Verdict) -> RejectedPlan:
+    memory, reasons = whole_bytes(verdict.memory.memory), tuple(followable(spec, ir, verdict))
+    return RejectedPlan(verdict.candidate.label, reasons, memory, _speed(verdict), verdict.quality, *_made(verdict))
+
+
+def _made(verdict: Verdict) -> tuple[str, int, str, str]:
+    """What is to be made, on how many cards, and the formats as `check` takes them."""
+    candidate = verdict.candidate
+    weights = candidate.published.weights if candidate.published else candidate.weights
+    return MAKING[making(verdict)], candidate.settings.parallel.gpus, weights, verdict.ir.kv_cache.dtype
 
 
 def _speed(verdict: Verdict) -> SpeedEstimate | None:
-    return None if verdict.speed is None else figures_alone(verdict.speed)
+    return None if verdict.shown is None else figures_alone(verdict.shown)
 
 
-def _illegal(reason: Reason, candidates: int) -> IllegalKind:
-    said = stated(reason)
-    return IllegalKind(said.code, said.message, said.remedy, said.data, candidates=candidates)
+def _illegal(spec: Spec, ir: ModelIR, result: SearchResult) -> Iterator[IllegalKind]:
+    for reason, candidates in result.illegal:
+        example = next(verdict for verdict in result.rejected if reason in verdict.reasons)
+        patch, said = remedy(spec, ir, example, reason), stated(reason)
+        yield IllegalKind(
+            said.code, said.message, None if patch is None else written(patch), said.data, candidates=candidates
+        )

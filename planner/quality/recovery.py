@@ -46,6 +46,5 @@ def tokens_needed(rise: float, goal: float, method: str) -> int | None:
         return 0
     if goal <= 0:
         return None
-    known = fit()["methods"][method]
-    size, slope = float(known["tokens"]), float(known["slope"])
-    return math.ceil(size * ((rise / goal) ** (1 / slope) - 1))
+    known: dict[str, float] = fit()["methods"][method]
+    return math.ceil(known["tokens"] * ((rise / goal) ** (1 / known["slope"]) - 1))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from passes.base import NATIVE
 from passes.chain import find_backend
@@ -16,10 +17,12 @@ from passes.errors import InputError, Location, nearest
 from passes.ir.fields import shown
 from passes.ir.sources import path_named
 from passes.text.source import refuse_missing_text
-from planner.spec.spec import QuantizeChoice, Spec
+from planner.spec.spec import QuantizeChoice, Spec, Target
+from planner.spec.trace import read_trace
 from planner.spec.yaml_places import locate, read_yaml
 from targets.engines.engine import find_engine
 from targets.gpu import find_gpu
+from targets.machine.devices import installed_gpus
 
 #: No spec is longer, in characters.
 _LONGEST = 1 << 16
@@ -80,6 +83,8 @@ def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
         (["calibration", "dataset"], lambda: refuse_missing_text(spec.calibration.dataset)),
         (["evaluation", "dataset"], lambda: refuse_missing_text(spec.evaluation.dataset)),
     ]
+    if spec.workload.trace is not None:
+        checks.append((["workload", "trace"], partial(read_trace, spec.workload.trace)))
     card = spec.target.gpu
     if isinstance(card, str) and card != "auto":
         checks.append((["target", "gpu"], partial(find_gpu, card)))
@@ -123,10 +128,22 @@ def _resolve(spec: Spec, folder: Path) -> Spec:
     return spec.model_copy(
         update={
             "model": place(spec.model),
+            "target": _here(spec.target),
             "calibration": spec.calibration.model_copy(update={"dataset": place(spec.calibration.dataset)}),
+            "workload": spec.workload.model_copy(
+                update={"trace": None if spec.workload.trace is None else place(spec.workload.trace)}
+            ),
             "evaluation": spec.evaluation.model_copy(update={"dataset": place(spec.evaluation.dataset)}),
         }
     )
+
+
+def _here(target: Target) -> Target:
+    """A target whose number of cards is to be chosen, where it is this machine: no more than are here."""
+    if not target.fewest or target.max is not None or target.gpu not in ("auto", "cpu"):
+        return target
+    cards = len(installed_gpus()) if target.gpu == "auto" else 1
+    return target.model_copy(update={"max": max(cards, 1)})
 
 
 def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str, Any], name: str) -> InputError:
@@ -139,7 +156,11 @@ def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str,
     if kind == "extra_forbidden":
         known = _known_keys(path[:-1])
         close = nearest(str(path[-1]), known)
+        elsewhere = [place for place in _places(Spec) if place[-1] == path[-1]]
         hint = f" Did you mean {close[0]!r}?" if close else ""
+        if elsewhere and str(path[-1]) not in close:
+            above = (repr(".".join(place[:-1])) if place[:-1] else "the top" for place in elsewhere)
+            hint = f" It belongs under {' or '.join(above)}."
         return InputError(f"unknown key {dotted!r}.{hint}", remedy=f"keys here: {', '.join(known)}", location=location)
     if kind == "missing":
         return InputError(f"{dotted!r} is missing", remedy="add it here", location=locate(node, path[:-1], name))
@@ -178,23 +199,42 @@ def _is_branch(part: object, value: Mapping[str, Any], path: tuple[Any, ...]) ->
             return (
                 not (inside or item)
                 and isinstance(part, str)
-                and (part[:1].isupper() or "[" in part or part in ("str", "dict", "int"))
+                and (part[:1].isupper() or "[" in part or part in ("str", "dict", "int", "constrained-int"))
             )
         if inside or item:
             here = here[step]
     return False
 
 
+def _spellings(name: str, field: FieldInfo) -> tuple[object, ...]:
+    """The keys that a field is read from."""
+    alias = field.validation_alias
+    return (name, *(alias.choices if isinstance(alias, AliasChoices) else ()))
+
+
+def _parts(field: FieldInfo) -> Iterator[type[BaseModel]]:
+    """The parts of a spec that may stand in a field."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield kind
+
+
+def _places(part: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where each key of a spec stands, as the keys that lead to it."""
+    for name, field in part.model_fields.items():
+        yield from ((*above, str(spelling)) for spelling in dict.fromkeys(_spellings(name, field)))
+        for inner in _parts(field):
+            yield from _places(inner, (*above, name))
+
+
 def _known_keys(path: list[Any]) -> list[str]:
     """The keys allowed under a path of the spec."""
     model: type[BaseModel] = Spec
     for step in path:
-        field = model.model_fields.get(str(step))
-        if field is None:
+        fields = model.model_fields.items()
+        field = next((field for name, field in fields if str(step) in _spellings(name, field)), None)
+        inner = next(_parts(field), None) if field else None
+        if inner is None:
             break
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not inner:
-            break
-        model = inner[0]
+        model = inner
     return list(model.model_fields)

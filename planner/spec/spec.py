@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE
@@ -17,10 +17,15 @@ from passes.formats import kv_dtypes
 from passes.ir.fields import LARGEST
 from passes.quantize.format_names import methods
 from planner.spec import units
+from planner.spec.trace import read_trace
+from targets.workload import Workload
 
 Bytes = Annotated[int, BeforeValidator(units.parse_bytes), PlainSerializer("{} B".format)]
 Seconds = Annotated[float, BeforeValidator(units.parse_seconds), PlainSerializer("{} s".format)]
 Rate = Annotated[float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format)]
+Arrivals = Annotated[
+    float, Field(allow_inf_nan=True), BeforeValidator(units.parse_arrivals), PlainSerializer(units.format_arrivals)
+]
 Share = Annotated[float, BeforeValidator(units.parse_share), PlainSerializer(units.format_share)]
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
 
@@ -69,21 +74,36 @@ class Target(Strict):
 
     gpu: str | GpuFacts
     """A catalog name, `auto` or `cpu` (this machine), a size such as 24GB, or a card's facts."""
-    count: Count = 1
+    count: Count | Literal["auto"] = 1
+    """Cards at hand; `auto`: the fewest that meet the goals, up to `max`."""
+    max: Count | None = None
+    """With `count: auto`, the most cards that may be taken; left out: eight, or those of this machine for `gpu: auto`."""
     nodes: Count | None = None
     """Machines that the cards are in; left out: one for every eight cards. Tensor parallelism stays inside a machine."""
     reserve: Bytes = 0
     """Memory to keep free on each card, for a desktop or other processes."""
 
     @property
+    def fewest(self) -> bool:
+        """Whether the number of cards is to be chosen: as few as meet the goals."""
+        return self.count == "auto"
+
+    @property
+    def cards(self) -> int:
+        """The cards that a plan may take."""
+        return self.count if isinstance(self.count, int) else self.max or CARDS_A_NODE
+
+    @property
     def node(self) -> int:
         """The cards of one machine."""
-        return self.count // self.nodes if self.nodes else min(self.count, CARDS_A_NODE)
+        return self.cards // self.nodes if self.nodes else min(self.cards, CARDS_A_NODE)
 
     @model_validator(mode="after")
     def _even(self) -> Target:
-        if self.nodes is not None and self.count % self.nodes:
-            raise ValueError(f"{self.count} cards are not spread evenly over {self.nodes} nodes")
+        if self.max is not None and not self.fewest:
+            raise ValueError(f"max is for `count: auto`; with {self.count} cards leave it out")
+        if self.nodes is not None and self.cards % self.nodes:
+            raise ValueError(f"{self.cards} cards are not spread evenly over {self.nodes} nodes")
         return self
 
 
@@ -106,20 +126,117 @@ class EngineChoice(Strict):
     settings: EngineSettings = EngineSettings()
 
 
+class Length(Strict):
+    """Tokens of prompts, or of answers, that are not all alike."""
+
+    mean: Count
+    """Speed follows from it."""
+    p95: Count | None = None
+    """Of a hundred, 95 have no more: the cache is counted for it. Left out: the mean."""
+    max: Count | None = None
+    """The longest one, which the context must hold. Left out: `p95`, of which nothing longer is known."""
+
+    @property
+    def usual(self) -> int:
+        """What the cache is counted for."""
+        return self.p95 or self.mean
+
+    @property
+    def longest(self) -> int:
+        """What the context must hold."""
+        return self.max or self.usual
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Length:
+        if not self.mean <= self.usual <= self.longest:
+            raise ValueError("mean, p95 and max of a length must rise in this order")
+        return self
+
+
 class WorkloadSpec(Strict):
     """What is asked of the served model."""
 
     context: Count = 4096
-    concurrency: Count = 1
-    input_tokens: Count = 512
-    output_tokens: Count = 128
+    concurrency: Count | Literal["auto"] = 1
+    """Clients that each wait for their answer. `auto`: as many as serve the goals best; so it is where this is left out and the goals are
+    on the throughput of all together."""
+    input_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("input_tokens", "input"))] = 512
+    """Of a prompt: a number, or `{ mean: 800, p95: 3000, max: 8000 }`. `input` is read too."""
+    output_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
+    """Of an answer, likewise. `output` is read too."""
+    requests: Count | None = None
+    """How many in all, of lengths that are all alike where only their mean is told: a benchmark's run. Left out: as many as steady figures
+    take, of lengths that vary."""
+    rate: Arrivals | None = None
+    """Requests that arrive by chance in place of clients that wait: `4/s`, or `inf` for all at once."""
+    burstiness: Positive = 1.0
+    """Of a rate: 1 is Poisson, less comes in clusters (as `vllm bench serve` has it)."""
+    max_concurrency: Count | None = None
+    """With a rate: how many may be unanswered before the next is sent."""
+    shared_prefix: Annotated[int, Field(ge=0, le=LARGEST, strict=True)] | Share = 0
+    """Tokens that all prompts begin with, or their share of the mean prompt (`40%`): computed and cached once."""
+    trace: str | None = None
+    """A file of requests to replay in their place: JSON lines of `{"time": 0.5, "input": 812, "output": 95}`, seconds and tokens."""
+
+    @property
+    def arrives(self) -> bool:
+        """Whether requests come when they are due, in place of clients that wait for answers."""
+        return self.rate is not None or self.trace is not None
+
+    @property
+    def input(self) -> Length:
+        """Tokens of a prompt."""
+        return self.input_tokens if isinstance(self.input_tokens, Length) else Length(mean=self.input_tokens)
+
+    @property
+    def output(self) -> Length:
+        """Tokens of an answer."""
+        return self.output_tokens if isinstance(self.output_tokens, Length) else Length(mean=self.output_tokens)
+
+    @property
+    def asked(self) -> Workload:
+        """What engines are asked."""
+        prompt, answer = self.input, self.output
+        clients = self.concurrency if isinstance(self.concurrency, int) else None
+        shared = self.shared_prefix
+        workload = Workload(
+            self.context, clients, prompt.mean, answer.mean, prompt.p95, answer.p95, self.requests, self.rate, self.burstiness,
+            self.max_concurrency, round(shared * prompt.mean) if isinstance(shared, float) else shared,
+        )  # fmt: skip
+        return workload if self.trace is None else workload.replaying(read_trace(self.trace))
 
     @model_validator(mode="after")
     def _fits(self) -> WorkloadSpec:
-        if self.input_tokens + self.output_tokens > self.context:
-            raise ValueError(
-                f"input_tokens + output_tokens = {self.input_tokens + self.output_tokens} exceed the context of {self.context}"
-            )
+        longest = self.input.longest + self.output.longest
+        if longest > self.context:
+            raise ValueError(f"input_tokens + output_tokens = {longest} exceed the context of {self.context}")
+        if self.rate is None and (self.max_concurrency or self.burstiness != 1.0):
+            raise ValueError("max_concurrency and burstiness are of a rate: name one (rate: 4/s), or use concurrency")
+        return self
+
+
+class PercentileGoal(Strict):
+    """A time that so many of a hundred requests keep: one of these."""
+
+    p50: Seconds | None = None
+    p90: Seconds | None = None
+    p95: Seconds | None = None
+    p99: Seconds | None = None
+
+    @property
+    def statistic(self) -> str:
+        """Which of them: `p95`."""
+        return next(name for name, value in self if value is not None)
+
+    @property
+    def seconds(self) -> float:
+        """The time."""
+        return float(next(value for _, value in self if value is not None))
+
+    @model_validator(mode="after")
+    def _single(self) -> PercentileGoal:
+        if sum(value is not None for _, value in self) != 1:
+            raise ValueError("name one percentile: p50, p90, p95 or p99")
         return self
 
 
@@ -134,7 +251,7 @@ class Bands(Strict):
     """Gains that are worth neither work nor risk: differences up to so much are ties (docs/choosing.md)."""
 
     speed: Share = 0.05
-    """Of a rate, or of the longest context."""
+    """Of a rate, a time, a KL divergence, or of the longest context."""
     quality: Share = 0.005
     """Growth of perplexity, in points."""
     memory: Share = 0.02
@@ -144,9 +261,11 @@ class Bands(Strict):
 class Goals(Strict):
     """What a plan must meet, and what to maximise among those that do."""
 
-    ttft: Seconds | None = None
+    ttft: Seconds | PercentileGoal | None = None
+    """Of the mean, or `{ p95: 800 ms }`."""
     decode: Rate | None = None
-    tpot: Seconds | None = None
+    tpot: Seconds | PercentileGoal | None = None
+    """Likewise."""
     throughput: Rate | None = None
     quality: QualityGoal = QualityGoal()
     prefer: Literal["quality", "speed", "throughput", "cost", "context", "size"] = "quality"
@@ -156,6 +275,11 @@ class Goals(Strict):
     fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
     """The same for fitting the card."""
     bands: Bands = Bands()
+
+    @property
+    def batch(self) -> bool:
+        """Whether all clients' tokens count and not one client's: what does not fit at once may wait."""
+        return self.prefer in ("throughput", "cost")
 
     @property
     def asks_quality(self) -> bool:
@@ -294,6 +418,14 @@ class Spec(Strict):
     passes: PassesChoice = PassesChoice()
     calibration: TextChoice = TextChoice(dataset="self")
     evaluation: TextChoice = TextChoice(dataset="python-reference", samples=32, length=512)
+
+    @model_validator(mode="after")
+    def _clients_left_open(self) -> Spec:
+        """Where the goals are on all clients together, how many there are is chosen unless it is said."""
+        on_all = self.goals.batch or self.goals.throughput is not None
+        if not on_all or self.workload.arrives or "concurrency" in self.workload.model_fields_set:
+            return self
+        return self.model_copy(update={"workload": self.workload.model_copy(update={"concurrency": "auto"})})
 
     @model_validator(mode="after")
     def _texts_differ(self) -> Spec:

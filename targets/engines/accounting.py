@@ -99,7 +99,7 @@ def answer(
                 ReasonKind.TOO_LARGE,
             )
         )
-    request = layout.request_bytes(workload.input_tokens + workload.output_tokens)
+    request = layout.request_bytes(workload.request_tokens)
     beyond = (
         (
             f"{ir.name} is made for {ir.max_context:,} tokens: a context of {workload.context:,} needs YaRN in its config",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from passes.formats.tensor import Tensor
-from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.ir.model import Block, Linear, ModelIR, Role, remembered
 from passes.ir.state import FullKV, LayerState
 from targets.engines.engine import Parallel
 from targets.engines.vllm.memory.parameters import absorbed_bytes, allocated, rotary_bytes
@@ -143,6 +143,7 @@ def stage_layers(layers: int, pp: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
+@remembered
 def stage_blocks(ir: ModelIR, pp: int, stage: int) -> tuple[tuple[Block, int], ...]:
     """The decoder's layers of one pipeline stage, with their counts."""
     if pp == 1:
@@ -160,11 +161,13 @@ def outer_bytes(ir_outer: tuple[Linear, ...], tied: bool, ranks: Ranks, roles: f
     return sum(linear_bytes(linear, ranks, NoState()) for linear in ir_outer if linear.role in roles)
 
 
+@remembered
 def embedding_bytes(ir: ModelIR) -> int:
     """Bytes of the embedding as stored."""
     return outer_bytes(ir.outer, ir.tied_embeddings, Ranks(1, 1), frozenset({Role.EMBEDDING}))
 
 
+@remembered
 def weights_per_stage(ir: ModelIR, parallel: Parallel, rules: Rules | None = None) -> tuple[int, ...]:
     """Resident weight bytes of one rank of each pipeline stage, first stage first; as a CUDA rank where `rules` are given."""
     ranks = Ranks.of(parallel, rules)

@@ -73,8 +73,17 @@ class Profile:
 
 def profile_path(device: str) -> Path:
     """Where a device's profile is kept."""
-    home = Path(os.environ.get("TIGHTFIT_HOME") or Path.home() / ".cache" / "tightfit")
-    return home / "profiles" / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+    return _profiles(os.environ.get("TIGHTFIT_HOME"), os.environ.get("HOME")) / _file_name(device)
+
+
+@lru_cache(maxsize=8)
+def _profiles(own: str | None, home: str | None) -> Path:
+    return Path(own or Path.home() / ".cache" / "tightfit") / "profiles"
+
+
+@lru_cache(maxsize=64)
+def _file_name(device: str) -> str:
+    return f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
 
 
 def load_profile(device: str) -> Profile | None:

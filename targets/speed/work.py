@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from passes.formats.format import Format
-from passes.ir.model import Block, Linear, ModelIR, Role, Stack
+from passes.ir.model import Block, Linear, ModelIR, Role, remembered
 from passes.ir.state import ChunkedKV, CrossKV, FullKV, LatentKV, LayerState, Recurrent, SharedKV, SlidingKV
 
 #: Roles whose matrices every tensor-parallel rank keeps whole (DeepSeek's down projections, routers, indexers).
@@ -76,14 +76,10 @@ class Work:
     vocab: int
 
 
+@remembered
 def work_of(ir: ModelIR) -> Work:
     """The work of a model's decoder and head; towers beside it (vision, drafts) do not run while it generates."""
-    return _work(ir.decoder, ir.outer, ir.tied_embeddings, ir.hidden_size, ir.vocab_size)
-
-
-@lru_cache(maxsize=1 << 12)
-def _work(decoder: Stack, outer: tuple[Linear, ...], tied: bool, hidden: int, vocab: int) -> Work:
-    counts = decoder.counts
+    decoder, counts = ir.decoder, ir.decoder.counts
     matmuls: Counter[tuple[Format, bool]] = Counter()
     matmul_weights: Counter[tuple[Format, bool]] = Counter()
     experts: dict[tuple[Format, int, float], list[int]] = {}
@@ -112,13 +108,13 @@ def _work(decoder: Stack, outer: tuple[Linear, ...], tied: bool, hidden: int, vo
         attention=tuple(
             kind for (state, *shape), n in attention.items() if (kind := _attention(state, n, *shape)) is not None
         ),
-        head=_head(outer, tied),
+        head=_head(ir.outer, ir.tied_embeddings),
         layers=sum(count for _, count in counts),
         expert_layers=expert_layers,
         recurrent_layers=recurrent_layers,
         state_bytes=state_bytes,
-        hidden=hidden,
-        vocab=vocab,
+        hidden=ir.hidden_size,
+        vocab=ir.vocab_size,
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from passes.errors import InputError
-from passes.ir.names import find
+from passes.ir import catalog
+from passes.ir.names import convention, find
 from passes.ir.sources import open_model
+from passes.quantize.format_names import pass_named
 from planner.check import check
 from targets.engines.engine import Parallel, Settings
 from targets.quantity import Basis
@@ -98,3 +100,16 @@ def test_a_file_that_is_no_model_says_what_would_be(tmp_path: object) -> None:
     path.write_bytes(b"")
     with pytest.raises(InputError, match=r"a folder with config\.json"):
         open_model(path)
+
+
+def test_every_published_checkpoint_is_stored_as_one_table_says() -> None:
+    for row in catalog.published():
+        usual = convention(row.id, row.of)
+        assert usual is not None and pass_named(row.weights or usual["weights"]) is not None, row.id
+
+
+def test_a_published_checkpoint_whose_source_is_not_known_names_it() -> None:
+    with pytest.raises(
+        InputError, match=r"zai-org/GLM-4.6V-FP8 was made of zai-org/GLM-4.6V, whose shapes are not known here"
+    ):
+        open_model("zai-org/GLM-4.6V-FP8")

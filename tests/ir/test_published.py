@@ -33,6 +33,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], Format | None]] = {
     "auto-round mx": (
         {"quant_method": "auto-round", "bits": 8, "group_size": 32, "data_type": "mx_fp"}, Published("mxfp8"),
     ),
+    "gptq in planes": ({"quant_method": "gptq", "bits": 5, "group_size": 64}, Published("planes5-gptq", 64)),
+    "modelopt awq": ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, Published("int4-awq-modelopt")),
     "quark": (
         {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_tensor"},
                                                           "input_tensors": {"is_dynamic": False}}},
@@ -109,7 +111,7 @@ def test_an_entry_of_awq_s_list_means_every_name_that_holds_it() -> None:
 
 
 @pytest.mark.parametrize("settings", [
-    {"quant_method": "gptq", "bits": 5, "group_size": 128}, {"quant_method": "awq", "bits": 8},
+    {"quant_method": "gptq", "bits": 9, "group_size": 128}, {"quant_method": "awq", "bits": 8},
     {"quant_method": "awq", "version": "marlin"},
     {"quant_method": "hqq", "quant_config": {"nbits": 5}}, {"quant_method": "torchao", "quant_type": "int3_weight_only"},
     {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "int3", "qscheme": "per_tensor"}}},

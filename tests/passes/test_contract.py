@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
 
 from passes import chain
 from passes.algorithms.method import Gptq, RoundToNearest
-from passes.base import Pass, Stage
+from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.prune.sparse import Sparsify
-from passes.quantize.format_names import pass_named
+from passes.quantize.format_names import examples, pass_named
 from passes.registry import Registry
 from passes.steps.cost import WalkSize
 from planner.quality.expected import expected_quality
@@ -77,3 +77,27 @@ def test_zeros_go_into_the_loop_of_the_method_after_them() -> None:
     algorithm = chain.method((sparse, gptq.with_options(damping=0.1), KVCachePass("fp8")))
     assert isinstance(algorithm, Gptq) and algorithm.mask == sparse.mask and algorithm.options.damping == 0.1
     assert chain.method((gptq.with_options(backend="gptqmodel"),)) == RoundToNearest(), "a tool has its own method"
+
+
+@pytest.mark.parametrize(
+    "pass_",
+    [*filter(None, map(pass_named, examples())), Sparsify("wanda", 0.5), KVCachePass("fp8"), Shuffle()],
+    ids=str,
+)
+def test_whether_an_algorithm_reads_inputs_is_told_without_loading_it(pass_: Pass) -> None:
+    if pass_.backend == NATIVE:
+        assert pass_.reads_inputs == pass_.algorithm(RoundToNearest()).needs_hessian
+
+
+def test_what_is_remembered_of_a_description_is_its_own(ir: ModelIR) -> None:
+    calls = []
+
+    @remembered
+    def longest(ir: ModelIR, factor: int) -> int:
+        calls.append(factor)
+        return factor * int(ir.config["max_position_embeddings"])
+
+    other = replace(ir, config={**ir.config, "max_position_embeddings": 3})
+    assert other == ir and hash(other) == hash(ir), "the config takes no part in equality"
+    assert (longest(ir, 2), longest(ir, 2), longest(other, 2)) == (2 * 8192, 2 * 8192, 6)
+    assert calls == [2, 2]

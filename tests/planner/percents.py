@@ -38,6 +38,10 @@ def explained(document: Any) -> Iterator[float]:
         return
     yield from _own(document)
     for key, value in document.items():
+        if key == "remedy" and isinstance(
+            value, str
+        ):  # a part of the spec, in which a goal is loosened to its next round figure
+            yield from (float(shown) for shown in re.findall(r": ([\d.]+)%[,}]", value))
         if key in ("message", "remedy", "text", "checks"):
             continue  # what is printed cannot explain itself
         if key in ("candidate", "label", "answer", "by", "old", "new") and isinstance(value, str):
@@ -55,6 +59,8 @@ def _own(document: Mapping[str, Any]) -> Iterator[float]:
     if document.get("criterion") == "odds":
         yield from (100 * (1 - document[end]) for end in ("value", "against"))
     yield from (100 * document[odds] for odds in ("odds", "fit_odds") if document.get(odds) is not None)
+    if document.get("unit") == "%" and "what" in document:
+        yield from (100 * document[plan][end] for plan in ("chosen", "other") for end in ("value", "low", "high"))
     if document.get("what") == "log_ppl_increase":
         yield from (100 * math.expm1(document[end]) for end in ("old", "new") if document[end] is not None)
     if document.get("code") == "perplexity_missed":
@@ -65,6 +71,6 @@ def _own(document: Mapping[str, Any]) -> Iterator[float]:
             yield from (100 * document["predicted"][end] for end in ("value", "low", "high"))
         if "measured" in document:
             yield 100 * document["measured"]
-    for key in ("confidence", "sparsity"):
+    for key in ("confidence", "fit_confidence", "sparsity"):
         if isinstance(document.get(key), (int, float)):
             yield 100 * document[key]

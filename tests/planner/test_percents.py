@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from planner.choice.rule import _grown_words
-from planner.choice.verdict import apart, show
+from planner.figures import apart, show
 from tests.planner.conftest import run
 from tests.planner.percents import percents, unexplained
 

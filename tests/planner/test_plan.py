@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from passes.errors import DoesNotFitError, InputError, StalePlanError
-from planner import explain
 from planner.check import check
 from planner.cli.commands import app
+from planner.explain import diff as difference
 from planner.plan.codec import to_json
 from planner.plan.document import digest, portable, require_executable, spec_of
 from planner.plan.lock import require_fresh, staleness
@@ -148,31 +148,9 @@ def test_what_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
 
 def test_diff_names_the_input_that_moved_and_the_choice_that_follows(made: Plan) -> None:
     other = plan(parse_spec(SPEC.replace("rtx-4090", "l40s")))
-    change = explain.diff(made.document, other.document)
+    change = difference.diff(made.document, other.document)
     assert "lock.gpu.name" in {c.what for c in change.inputs}
-    assert explain.diff(made.document, made.document) == explain.PlanDifference((), ())
-
-
-@pytest.mark.parametrize(
-    ("question", "says"),
-    [
-        ("why not nf4", "nf4 lost"),
-        ("what if 48GB", "with 48GB"),
-        ("what if 2 cards", "with 2 cards"),
-        (None, "was chosen out of"),
-    ],
-)
-def test_questions_are_answered(made: Plan, question: str | None, says: str) -> None:
-    answer = explain.explain(made.spec, made.source, question)
-    assert says in answer.headline
-    assert answer.rows
-
-
-def test_a_question_of_no_known_form_gets_examples(made: Plan) -> None:
-    with pytest.raises(InputError, match="why not awq"):
-        explain.explain(made.spec, made.source, "is it good")
-    with pytest.raises(InputError, match="lists all"):
-        explain.explain(made.spec, made.source, "why not zzz")
+    assert difference.diff(made.document, made.document) == difference.PlanDifference((), ())
 
 
 def test_a_cache_type_that_no_engine_has_is_said() -> None:

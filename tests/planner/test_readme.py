@@ -15,10 +15,10 @@ SPEC = "examples/qwen2.5-32b-rtx4090.yaml"
 def printed(folder: Path) -> str:
     """What the command prints, but for what depends on the machine: what apply would take, where the plan is saved."""
     command = [sys.executable, "-m", "planner.cli", "plan", SPEC, "-o", str(folder / "qwen.plan.json")]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"HF_HUB_OFFLINE": "1"}
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment).stdout
     lines = [
-        line.rstrip() for line in shown.splitlines() if not line.startswith(("  apply needs", "  Next:", "  Not exec"))
+        line.rstrip() for line in shown.splitlines() if not line.startswith(("  apply needs", "  Next:", "  Not here"))
     ]
     text = re.sub(r" Saved to .*", "", "\n".join(lines)).strip("\n")
     return "\n".join(line for line in text.splitlines() if not line.startswith("  The plan can be read"))

@@ -111,7 +111,11 @@ def test_small_changes_turn_over_few_choices() -> None:
         ir = open_model(spec.model).ir
         kept = family(search(spec, ir).chosen)
         clients = spec.workload.concurrency
-        near = [spec.model_copy(update={"workload": spec.workload.model_copy(update={"concurrency": clients + 1})})]
+        more = [clients + 1] if isinstance(clients, int) else []
+        near = [
+            spec.model_copy(update={"workload": spec.workload.model_copy(update={"concurrency": each})})
+            for each in more
+        ]
         reserve = spec.target.reserve + 107_374_182
         near.append(spec.model_copy(update={"target": spec.target.model_copy(update={"reserve": reserve})}))
         asked = spec.goals.quality.max_perplexity_increase

@@ -11,22 +11,27 @@ from hypothesis import strategies as st
 
 from passes.base import Pass
 from passes.chain import illegal, needs_text, rewrite
-from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
-from passes.ir.names import published_of
+from passes.ir.names import Published, published_of
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
 from planner.choice import capacity as cache
+from planner.choice.alternatives import best
 from planner.choice.bits import fewest_bits, most_bits
+from planner.choice.goals import Goal
 from planner.choice.published import description, published_quality
-from planner.choice.search import SearchResult, best, complete, rule_of, search, target_gpu
+from planner.choice.search import SearchResult, complete, rule_of, search, target_gpu
 from planner.choice.space import settings_options, workload_of
-from planner.choice.verdict import Candidate, Verdict
+from planner.choice.verdict import Candidate, GoalResult, Verdict
+from planner.plan.make import plan
 from planner.quality.expected import Quality, expected_quality, growth
 from planner.spec.parse import parse_spec
-from planner.spec.spec import EngineChoice, Spec
+from planner.spec.spec import Bands, EngineChoice, Spec
 from targets.engines.engine import Parallel, Settings, find_engine
+from targets.gpu import find_gpu
+from targets.quantity import Quantity
+from targets.workload import Workload
 
 SPEC = """
 model: Qwen/Qwen2.5-7B-Instruct
@@ -233,6 +238,28 @@ def test_the_choice_is_that_of_a_brute_force_search_for_every_preference(gpu: st
         assert alone is not None and alone.candidate == result.chosen.candidate
 
 
+@pytest.mark.parametrize("prefer", PREFERENCES)
+@pytest.mark.parametrize(
+    ("model", "target", "workload", "goals"),
+    [
+        ("llama-3.3-70b", "rtx-4090, count: 2", "8192, concurrency: 1", "decode: 20 tok/s, quality: { max_perplexity_increase: 10% },"),
+        ("qwen2.5-32b", "rtx-4090", "8192, concurrency: 2", "decode: 20 tok/s, quality: { max_perplexity_increase: 10% },"),
+        ("qwen2.5-32b", "rtx-3090, count: 2", "8192, concurrency: 24", "quality: { max_kl: 0.02 },"),
+        ("llama-3.1-8b", "12GB", "8192, concurrency: 1", "decode: 20 tok/s,"),
+        ("mixtral-8x7b", "L40S", "8192, concurrency: 8", ""),
+    ],
+)  # fmt: skip
+def test_the_best_alone_is_what_the_search_chooses(
+    model: str, target: str, workload: str, goals: str, prefer: str
+) -> None:
+    spec = parse_spec(
+        f"model: {model}\ntarget: {{ gpu: {target} }}\nworkload: {{ context: {workload} }}\ngoals: {{ {goals} prefer: {prefer} }}\n"
+    )
+    ir = open_model(spec.model).ir
+    chosen, alone = search(spec, ir).chosen, best(spec, ir)
+    assert (chosen and chosen.candidate) == (alone and alone.candidate)
+
+
 def test_where_brute_force_finds_nothing_the_search_finds_nothing() -> None:
     spec = parse_spec(
         "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-3060 }\nengine: vllm\nworkload: { context: 32768, concurrency: 4 }\n"
@@ -276,8 +303,8 @@ def test_a_setting_is_changed_only_where_the_defaults_do_not_do() -> None:
     ir = open_model("Qwen/Qwen2.5-7B-Instruct").ir
     changes = {}
     for context in (4096, 30000):
-        spec = parse_spec(text.format(context) + "passes: { quantize: { formats: [w8a16-g128], dense: false } }\n")
-        chosen = search(spec, ir).chosen
+        asked = "goals: { fit_confidence: 90% }\npasses: { quantize: { formats: [w8a16-g128], dense: false } }\n"
+        chosen = search(parse_spec(text.format(context) + asked), ir).chosen
         assert chosen is not None
         changes[context] = chosen.candidate.changed
     assert len(changes[30000]) > len(changes[4096])
@@ -299,3 +326,93 @@ def test_blocks_are_tuned_without_pruning_and_the_whole_model_is_not_trained_for
     tuned, trained = (search(parse_spec(text + passes.format(method)), ir) for method in ("blockwise", "logits"))
     assert tuned.chosen is not None and "tune blocks on 1 M tokens" in tuned.chosen.candidate.passes[0].title()
     assert trained.chosen is None
+
+
+def asked_for(goals: str, target: str, workload: str = "input_tokens: 500, output_tokens: 100") -> SearchResult:
+    text = f"model: meta-llama/Llama-3.1-8B-Instruct\ntarget: {{ gpu: {target} }}\n"
+    spec = parse_spec(f"{text}workload: {{ context: 4096, {workload} }}\ngoals: {{ {goals} }}\n")
+    return search(spec, open_model(spec.model).ir)
+
+
+def test_the_fewest_cards_are_taken_that_meet_the_goals_and_one_fewer_misses_them() -> None:
+    result = asked_for("throughput: 10000 tok/s", "H100, count: auto")
+    chosen, fewer = result.chosen, result.with_fewer_cards()
+    assert chosen is not None and fewer is not None
+    assert chosen.candidate.cards == 2 and chosen.admissible(result.spec.goals)
+    assert fewer.candidate.cards == 1 and not all(goal.met for goal in fewer.goals)
+    assert asked_for("decode: 20 tok/s", "H100, count: auto").chosen.candidate.cards == 1  # type: ignore[union-attr]
+
+
+def test_requests_that_come_at_a_rate_are_served_by_the_fewest_replicas_that_do() -> None:
+    chosen = asked_for(
+        "ttft: { p95: 1 s }", "H100, count: auto", "rate: 100/s, input_tokens: 500, output_tokens: 100"
+    ).chosen
+    assert chosen is not None
+    assert (chosen.candidate.cards, chosen.candidate.settings.parallel.dp) == (2, 2)
+
+
+def test_a_batch_job_takes_as_many_clients_as_bring_most_and_launches_with_them() -> None:
+    result = asked_for("prefer: throughput", "L40S", "input_tokens: 1000, output_tokens: 200")
+    chosen = result.chosen
+    assert chosen is not None and chosen.speed is not None
+    assert chosen.candidate.settings.max_num_seqs == chosen.capacity.clients > 16
+    assert chosen.capacity.room.low >= 0 and not chosen.capacity.waiting
+    few = asked_for("prefer: throughput", "L40S", "concurrency: 16, input_tokens: 1000, output_tokens: 200").chosen
+    assert few is not None and few.speed is not None
+    assert few.speed.throughput_tok_s.value < chosen.speed.throughput_tok_s.value
+
+
+@pytest.mark.parametrize(
+    ("goal", "band", "tolerated"),
+    [
+        (GoalResult(Goal.DECODE, 30.0, Quantity.exact(29.995)), Bands(), True),
+        (GoalResult(Goal.DECODE, 30.0, Quantity.exact(28.0)), Bands(), False),
+        (GoalResult(Goal.TTFT, 500.0, Quantity.exact(510.0)), Bands(), True),
+        (GoalResult(Goal.TTFT, 500.0, Quantity.exact(510.0)), Bands.model_validate({"speed": "1%"}), False),
+        (GoalResult(Goal.PERPLEXITY, 0.03, Quantity.exact(0.034)), Bands(), True),
+        (GoalResult(Goal.PERPLEXITY, 0.03, Quantity.exact(0.036)), Bands(), False),
+        (GoalResult(Goal.KL, 0.03, Quantity.exact(0.031)), Bands(), True),
+    ],
+)
+def test_a_goal_missed_by_less_than_its_band_is_near_whichever_it_is(
+    goal: GoalResult, band: Bands, tolerated: bool
+) -> None:
+    assert not goal.met and goal.tolerated(band) == tolerated
+
+
+def test_where_no_newest_engine_has_code_for_a_card_the_version_that_had_it_comes_first() -> None:
+    document = plan(
+        parse_spec(
+            "model: meta-llama/Llama-2-13b-chat-hf\ntarget: { gpu: V100 }\nworkload: { context: 2048, concurrency: 2 }\n"
+        )
+    ).document
+    assert document.chosen is None
+    assert document.rejected[0].candidate == "vllm: as it is"
+    assert document.alternatives[0].change == "vllm 0.19"
+
+
+def made_by(quantize: str) -> set[str]:
+    spec = parse_spec(
+        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nengine: vllm\n"
+        f"passes: {{ kv_cache: [auto], quantize: {{ {quantize} }} }}\n"
+    )
+    verdicts = everything(search(spec, open_model(spec.model).ir))
+    return {v.candidate.passes[0].text() for v in verdicts if v.candidate.passes}
+
+
+def test_named_methods_rule_every_format_and_a_named_format_is_made_by_them() -> None:
+    assert not any("online" in made or "rtn" in made for made in made_by("methods: [gptq]"))
+    assert any("online" in made for made in made_by("methods: [rtn]"))
+    assert all("awq" in made for made in made_by("formats: [w4a16-g128], methods: [awq]"))
+
+
+def test_weights_rounded_while_loading_are_as_fast_as_stored_ones() -> None:
+    engine, gpu = find_engine("vllm"), find_gpu("rtx-4090")
+    ir, workload = open_model("Qwen/Qwen2.5-7B-Instruct").ir, Workload(4096, 1, 3000, 40)
+    stored, loaded = (
+        engine.estimate(rewrite(ir, (made,)), gpu, Settings(), workload).speed
+        for made in map(pass_named, ("fp8", "fp8-online"))
+        if made is not None
+    )
+    assert stored.ttft_ms.value == pytest.approx(loaded.ttft_ms.value, rel=0.01)
+    assert stored.tpot_ms.value == pytest.approx(loaded.tpot_ms.value, rel=0.01)

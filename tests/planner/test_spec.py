@@ -32,6 +32,12 @@ def test_a_minimal_spec_has_defaults_that_can_be_planned() -> None:
         (MINIMAL + "goals: { quality: { max_perplexity_increase: 10 } }", "s.yaml:3:21", "10%"),
         (MINIMAL + "workload:\n  context: -5", "s.yaml:4:3", "greater than or equal to 1"),
         (MINIMAL + "workload: { context: 100, input_tokens: 200 }", "s.yaml:3:1", "exceed the context"),
+        (MINIMAL + "workload: { input: { mean: 9, p95: 20, max: 8000 } }", "s.yaml:3:1", "exceed the context"),
+        (MINIMAL + "workload: { input: { mean: 9, p95: 8 } }", "s.yaml:3:13", "must rise"),
+        (MINIMAL + "prefer: speed", "s.yaml:3:1", "It belongs under 'goals'"),
+        (MINIMAL + "goals: { engine: vllm }", "s.yaml:3:10", "It belongs under the top"),
+        (MINIMAL + "workload: { input: { maen: 9 } }", "s.yaml:3:22", "Did you mean 'mean'"),
+        (MINIMAL + "workload: { output: many }", "s.yaml:3:13", "should be a whole number"),
         ("model: x\ntarget: { gpu: a, reserve: 2 GX }", "s.yaml:2:19", "24 GiB"),
         (MINIMAL + "engine: { nam: vllm }", "s.yaml:3:11", "Did you mean 'name'"),
         (MINIMAL + "passes: { kv_cache: [fp9] }", "s.yaml:3:22", "'auto', 'fp8'"),
@@ -70,6 +76,13 @@ def test_a_dumped_spec_reads_back_equal() -> None:
     assert Spec.model_validate(spec.model_dump(mode="json")) == spec
 
 
+def test_lengths_that_are_not_all_alike_count_for_the_cache_by_p95_and_for_speed_by_the_mean() -> None:
+    spec = parse_spec(MINIMAL + "workload: { context: 9000, input: { mean: 800, p95: 3000, max: 8000 }, output: 200 }")
+    workload = spec.workload.asked
+    assert (workload.input_tokens, workload.output_tokens, workload.request_tokens) == (800, 200, 3200)
+    assert Spec.model_validate(spec.model_dump(mode="json")) == spec
+
+
 def test_gb_and_gib_are_different() -> None:
     assert units.parse_bytes("24 GB") == 24 * 10**9
     assert units.parse_bytes("24 GiB") == 24 * 2**30
@@ -98,3 +111,26 @@ def test_no_document_raises_anything_but_an_input_error(value: dict[str, object]
 
     with contextlib.suppress(InputError):
         assert isinstance(parse_spec(yaml.safe_dump(value)), Spec)
+
+
+def test_how_many_cards_may_be_left_open() -> None:
+    target = parse_spec("model: x\ntarget: { gpu: h100, count: auto }\n").target
+    assert (target.fewest, target.cards, target.node) == (True, 8, 8)
+    assert parse_spec("model: x\ntarget: { gpu: h100, count: auto, max: 16 }\n").target.cards == 16
+    with pytest.raises(InputError, match="leave it out"):
+        parse_spec("model: x\ntarget: { gpu: h100, count: 2, max: 4 }\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "clients"),
+    [
+        ("goals: { prefer: throughput }", "auto"),
+        ("goals: { throughput: 900 tok/s }", "auto"),
+        ("goals: { prefer: cost }\nworkload: { concurrency: 64 }", 64),
+        ("goals: { prefer: speed }", 1),
+    ],
+)
+def test_clients_are_chosen_where_goals_on_all_of_them_leave_them_open(text: str, clients: object) -> None:
+    spec = parse_spec(MINIMAL + text)
+    assert spec.workload.concurrency == clients
+    assert Spec.model_validate(spec.model_dump(mode="json")) == spec

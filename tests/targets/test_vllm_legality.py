@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -223,3 +224,19 @@ def test_bytes_of_a_heads_key_in_the_cache(dtype: str, bytes_of_head: int) -> No
     ir = KVCachePass(dtype).rewrite(open_model("Llama-3.1-8B-Instruct").ir)
     kv = find_engine("vllm").memory(ir, find_gpu("B200"), Settings(), Workload(4096)).kv
     assert kv.bytes_per_token == pytest.approx(32 * 8 * 2 * bytes_of_head)
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ({"quant_method": "gptq", "bits": 6, "group_size": 64}, "planes6-gptq"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, "int4-awq-modelopt"),
+    ],
+)
+def test_what_vllm_does_not_read_is_refused_by_name(settings: dict[str, Any], label: str) -> None:
+    dense = open_model("Qwen/Qwen3-8B").ir
+    ir = quantized(replace(dense, config=dict(dense.config) | {"quantization_config": settings}))
+    reasons = find_engine("vllm").illegal(ir, find_gpu("H100 SXM"), Settings())
+    assert [(reason.code, reason.message) for reason in reasons] == [
+        ("published_not_in_vllm", f"vLLM does not read {label} checkpoints")
+    ]

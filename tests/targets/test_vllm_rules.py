@@ -53,8 +53,23 @@ def test_graphs_are_subtracted_by_runner() -> None:
 
 
 def test_captured_sizes() -> None:
-    """Section 1.3 of `_set_cudagraph_sizes` as read: 51 + 51 at 1,024 sequences, 51 + 35 at 256."""
-    assert [captured_graphs(sequences) for sequences in (1024, 256, 1)] == [102, 86, 3]
+    """`_set_cudagraph_sizes` as read: 51 + 51 at 1,024 sequences, 51 + 35 at 256; 67 to 0.11.0, 83 on B200 from 0.28."""
+    old, middle, new = (rules_for(version)[0] for version in ("0.11.0", "0.26.0", "0.28.0"))
+    assert [captured_graphs(sequences, 90, middle) for sequences in (1024, 256, 1)] == [102, 86, 3]
+    assert captured_graphs(1024, 90, old) == 2 * 67
+    assert [captured_graphs(1024, 100, rules) for rules in (middle, new)] == [102, 2 * 83]
+
+
+def test_up_to_0_11_0_a_package_decides_what_the_sampler_takes() -> None:
+    """The interval holds both: start-ups of 0.11.0 were seen with and without the sort (polyserve on an L4, vllm-project/vllm#27508)."""
+    ir, card = open_model("Qwen/Qwen2.5-7B-Instruct").ir, find_gpu("L4")
+    peaks = {}
+    for version in ("0.11.0", "0.11.1", "0.17.0"):
+        settings = Settings(version=version, max_num_seqs=256)
+        peaks[version] = find_engine("vllm").memory(ir, card, settings, Workload(32768)).memory.activations
+    either, sorts, unsorted = peaks.values()
+    assert unsorted.value < either.value < sorts.value
+    assert either.low < unsorted.value and sorts.value < either.high
 
 
 def test_the_start_up_that_was_measured_on_an_h100() -> None:

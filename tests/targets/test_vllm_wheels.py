@@ -8,8 +8,10 @@ import pytest
 
 from benchmarks.read_vllm_wheels import main, table
 from benchmarks.vllm_facts import FACTS
+from benchmarks.vllm_methods import capabilities, ours
 from benchmarks.vllm_registry import architectures, backend, changes
 from benchmarks.vllm_wheel import Found, Source
+from targets.engines.vllm.rules.versions import rules_for
 
 REGISTRY = """
 _TEXT_GENERATION_MODELS = {"AForCausalLM": ("a", "AForCausalLM")%s}
@@ -77,6 +79,31 @@ def test_what_contradicts_is_printed_and_ends_with_1(
     said = capsys.readouterr().out
     assert "NOT  batch defaults: ours {" in said and "'B200 SXM': (32768, 1024)" in said and "arg_utils.py:3" in said
     assert "?    utilization: ours 0.92; not found in the source: look where it went" in said
+
+
+def test_a_version_that_is_knowingly_not_followed_is_no_contradiction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source(tmp_path, version="0.8.5", engine__arg_utils=ARGUMENTS % 32768)
+    monkeypatch.setattr("sys.argv", ["read_vllm_wheels", "0.8.5", "--folder", str(tmp_path)])
+    main()
+    said = capsys.readouterr().out
+    assert "kept batch defaults: ours {" in said and "recipes of that time" in said
+
+
+def test_least_capabilities_are_those_that_classes_return(tmp_path: Path) -> None:
+    config = "class Fp8Config(C):\n    @classmethod\n    def get_min_capability(cls):\n        return %s\n"
+    told = source(
+        tmp_path,
+        model_executor__layers__quantization__fp8=config % "75",
+        model_executor__layers__quantization__inc=(config % "Other.get_min_capability()").replace("Fp8", "INC"),
+    )
+    found = capabilities(told)
+    assert found is not None and found.value == {"Fp8Config": 75}
+    assert [ours(["Fp8Config"], rules_for(version)[0]) for version in ("0.13.0", "0.33.0")] == [
+        {"Fp8Config": 80},
+        {"Fp8Config": 75},
+    ]
 
 
 def test_registries_give_generators_and_who_runs_them(tmp_path: Path) -> None:

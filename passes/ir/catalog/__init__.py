@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,24 +63,18 @@ def entry(model: str) -> Entry:
 
 
 @dataclass(frozen=True)
-class Published:
-    """A quantized checkpoint on the Hub: its id, the model it was made of, its format as `check --weights` names it, its
-    `quantization_config`, and who says so.
+class PublishedRow:
+    """A quantized checkpoint on the Hub: its id, the model it was made of, who says so, and its format as `check --weights` names
+    it where the name does not say.
     """
 
     id: str
     of: str
-    weights: str
-    quantization: dict[str, Any] = field(hash=False)
     source: str
+    weights: str | None = None
 
 
 @lru_cache(maxsize=1)
-def published() -> tuple[Published, ...]:
+def published() -> tuple[PublishedRow, ...]:
     """Every quantized checkpoint that is known to be published."""
-    table = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
-    forms = table["forms"]
-    return tuple(
-        Published(row["id"], row["of"], (form := forms[row["stored"]])["weights"], form["config"], row["source"])
-        for row in table["models"]
-    )
+    return tuple(PublishedRow(**row) for row in json.loads(_PUBLISHED.read_text(encoding="utf-8"))["models"])

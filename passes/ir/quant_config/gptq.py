@@ -15,9 +15,10 @@ from typing import Any
 
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
+from passes.formats.published import Published
 from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.module_names import compiled
+from passes.ir.quant_config.patterns import compiled
 from passes.ir.quant_config.quant_config import (
     NamedMatrix,
     QuantConfig,
@@ -28,7 +29,7 @@ from passes.ir.quant_config.quant_config import (
 )
 
 #: Widths of its layout; GPTQModel stores 5 to 7 bits in planes, another one. A rule may say 16: dense.
-_BITS = (2, 3, 4, 8)
+_BITS, _PLANES = (2, 3, 4, 8), (5, 6, 7)
 _MOST_BITS = 16
 
 
@@ -40,6 +41,9 @@ class GptqConfig(QuantConfig):
         said = fields_of(settings, ir)
         version = 2 if said.get("checkpoint_format") == "gptq_v2" else 1
         bits = said.integer("bits", at_least=1, at_most=_MOST_BITS)
+        if bits in _PLANES:
+            form = Published(f"planes{bits}-gptq", max(0, group_size(said)))
+            return lambda _: form
         if bits not in _BITS:
             raise not_understood(ir, f"GPTQ in {bits} bits")
         base = Gptq(bits, group_size(said), said.flag("sym", default=True), said.flag("desc_act"), version)

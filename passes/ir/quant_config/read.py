@@ -5,11 +5,13 @@ Where there are headers they decide in the end (`passes.ir.readers.reconcile`); 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from passes.errors import InputError
+from passes.formats.format import Format
 from passes.ir.fields import Fields
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.quant_config.kv_scheme import declared_cache
@@ -45,20 +47,23 @@ def quantized(ir: ModelIR) -> ModelIR:
     dense = left_dense(fields_of(settings, ir), config.leaves, notes)
     storage_of, experts = config.read(settings, ir), config.experts(settings, ir)
 
-    def change(prefix: str) -> Callable[[Linear], Linear]:
-        def store(linear: Linear) -> Linear:
-            if experts is None:
-                return _stored(linear, storage_of, dense, prefix)
-            return _stored(linear, (lambda _: experts) if linear.copies > 1 else storage_of, lambda _: False, prefix)
-
-        return store
+    def forms(block: Block, prefix: str) -> tuple[Format | None, ...]:
+        """What the matrices of a layer are stored in; None for those that stay as they are."""
+        if experts is None:
+            return tuple(_form(linear, storage_of, dense, prefix) for linear in block.linears)
+        of_banks: StorageOf = lambda _: experts  # noqa: E731
+        return tuple(
+            _form(linear, of_banks if linear.copies > 1 else storage_of, lambda _: False, prefix)
+            for linear in block.linears
+        )
 
     stacks = []
     for stack in ir.stacks:
         if stack.name not in ("decoder", "mtp"):
             stacks.append(stack)
             continue
-        blocks = [stack.block(i).map_linears(change(stack.layer_prefix(i))) for i in range(len(stack.layers))]
+        layers = [(stack.block(i), stack.layer_prefix(i)) for i in range(len(stack.layers))]
+        blocks = [_stored(block, forms(block, prefix)) for block, prefix in layers]
         if notes:
             blocks = [_alike(block, stack.block(i)) for i, block in enumerate(blocks)]
         stacks.append(stack.with_blocks(tuple(blocks)))
@@ -84,15 +89,22 @@ def _stored_head(head: Linear, storage_of: StorageOf) -> Linear:
     return replace(head, storage=storage) if storage is not None and legal else head
 
 
-def _stored(linear: Linear, storage_of: StorageOf, dense: Matches, prefix: str) -> Linear:
+@lru_cache(maxsize=1 << 10)
+def _stored(block: Block, forms: tuple[Format | None, ...]) -> Block:
+    """A layer with its matrices in these formats; most layers of a model share theirs."""
+    linears = zip(block.linears, forms, strict=True)
+    return block.replace(
+        linears=tuple(linear if form is None else replace(linear, storage=form) for linear, form in linears)
+    )
+
+
+def _form(linear: Linear, storage_of: StorageOf, dense: Matches, prefix: str) -> Format | None:
     if not linear.quantizable or linear.role in (Role.HEAD, Role.EMBEDDING) or linear.storage.is_quantized:
-        return linear
+        return None
     parts = linear.stacking.parts if linear.stacking else ((linear.name, linear.out_features),)
     names = [prefix + part.replace("{e}", "0") for part, _ in parts]
     whole = [prefix + linear.stacking.tensor] if linear.stacking else []
     if any(dense(name) for name in (*names, *whole)):
-        return linear
+        return None
     storage = storage_of(names[0])
-    if storage is None or any(storage.illegal(rows, linear.in_features) for _, rows in parts):
-        return linear
-    return replace(linear, storage=storage)
+    return None if storage is None or any(storage.illegal(rows, linear.in_features) for _, rows in parts) else storage

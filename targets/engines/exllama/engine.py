@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,7 +28,7 @@ from targets.engines.engine import Engine, Memory, MemoryEstimate, Parallel, Sch
 from targets.engines.kv_layout import Layout, build_layout
 from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
-from targets.engines.vllm.rules.versions import rules_for
+from targets.engines.vllm.rules.versions import Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
 from targets.speed.kernels import Kernel
@@ -146,7 +147,6 @@ class Exllama(Engine):
         return Quantity(size + low, 0.7 * size, 1.5 * size + high, Basis.ASSUMED)
 
     def _layout(self, ir: ModelIR, cards: int, stage: int) -> Layout:
-        rules = replace(rules_for("0.8")[0], hybrid_groups=False, chunked_groups=False)
         states = tuple(
             (block.state, count)
             for block, count in stage_blocks(ir, cards, stage)
@@ -154,7 +154,7 @@ class Exllama(Engine):
         )
         element = self.cache_bytes(ir) + self.unpacked_bytes(ir, sum(count for _, count in states))
         settings = CacheSettings(PAGE, element, 2, 1, CHUNK, prefix_caching=False)
-        return build_layout(states, settings, rules)
+        return build_layout(states, settings, _page_rules())
 
     def _slot_bytes(self, ir: ModelIR, cards: int, stage: int, requests: int) -> int:
         blocks = stage_blocks(ir, cards, stage)
@@ -206,6 +206,12 @@ class Exllama(Engine):
     @abstractmethod
     def cache_mode(self, dtype: str) -> str:
         """Return how TabbyAPI names a cache type."""
+
+
+@cache
+def _page_rules() -> Rules:
+    """Whole pages for every layer, as vLLM kept them before it had groups."""
+    return replace(rules_for("0.8")[0], hybrid_groups=False, chunked_groups=False)
 
 
 def architecture_of(ir: ModelIR) -> str:

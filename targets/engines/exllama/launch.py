@@ -52,7 +52,7 @@ def served_name(folder: Path) -> str:
 def tabby_config(request: LaunchRequest, cache_mode: str) -> dict[str, Any]:
     """Return the configuration as TabbyAPI reads it."""
     settings, workload = request.settings, request.workload
-    context, each = _pages(workload.context), _pages(workload.input_tokens + workload.output_tokens)
+    context, each = _pages(workload.context), _pages(workload.request_tokens)
     requests = settings.max_num_seqs or workload.concurrency or 1
     model: dict[str, Any] = {
         "model_name": request.served_name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,13 +21,13 @@ from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import (
     Engine,
+    KVEstimate,
     Memory,
     MemoryEstimate,
     Parallel,
     Scheduler,
     ServerLog,
     Settings,
-    SpeedEstimate,
 )
 from targets.engines.kv_layout import Layout, build_layout
 from targets.engines.kv_spec import CacheSettings
@@ -54,6 +55,7 @@ from targets.workload import Workload
 if TYPE_CHECKING:
     from targets.launch.request import Launch, LaunchRequest
     from targets.serve.verifier import Verifier
+    from targets.simulation.simulate import Composer
 
 _GIB = 1 << 30
 #: Cards with more memory than this get the larger defaults (vLLM's `EngineArgs.get_batch_defaults`).
@@ -168,13 +170,21 @@ class Vllm(Engine):
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
 
-    def speed(
-        self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
-    ) -> SpeedEstimate:
-        """In the dtype that this version computes in, with the cache as it keeps it."""
+    def as_run(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> ModelIR:
+        """In the dtype that this version computes in, with the matrices and the cache as it keeps them."""
         rules, _ = rules_on_card(settings.version, gpu)
-        served = as_cached(computed(ir, gpu, settings, rules), rules)
-        return super().speed(served, gpu, settings, workload, memory)
+        return as_cached(resident_model(computed(ir, gpu, settings, rules)), rules)
+
+    def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Composer:
+        """V1's scheduler; with pipeline stages one step stands for a batch in each, composed when the last is settled."""
+        from targets.simulation import scheduler
+        from targets.simulation.serving import cache_of
+
+        rules, _ = rules_on_card(settings.version, gpu)
+        asked, stages = self.scheduler(gpu, settings, workload), settings.parallel.pp
+        lag = int(rules.async_scheduling and stages == 1 and not gpu.is_cpu)
+        step = scheduler.Rules(asked.tokens * stages, min(asked.sequences, asked.tokens), lag, rules.reserves_prompt)
+        return scheduler.Scheduler(step, cache_of(kv, workload, settings.block_size or _BLOCK))
 
     def _estimate(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules
@@ -385,9 +395,14 @@ def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
     """A version's behaviour on a card: V1 needs compute capability 8.0; before 0.10.2 older cards fell back to V0. Below 9.0 and on RTX
     Blackwell experts in blocks of 4 bits are Marlin's, which goes on padding them (vLLM 0.33's oracles of fused experts).
     """
+    return _rules_by_capability(version, gpu.capability or 0)
+
+
+@lru_cache(maxsize=1 << 8)
+def _rules_by_capability(version: str | None, capability: int) -> tuple[Rules, str | None]:
     rules, note = rules_for(version)
-    if 0 < (gpu.capability or 0) < _HOPPER or (gpu.capability or 0) >= _RTX_BLACKWELL:
+    if 0 < capability < _HOPPER or capability >= _RTX_BLACKWELL:
         rules = replace(rules, expert_padding=MARLIN_PADDING)
-    if rules.v1 and rules.version < (0, 10, 2) and 0 < (gpu.capability or 0) < 80:
-        rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False)
+    if rules.v1 and rules.version < (0, 10, 2) and 0 < capability < 80:
+        rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False, sorts_without_package=False)
     return rules, note

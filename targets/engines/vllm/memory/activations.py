@@ -17,8 +17,8 @@ from importlib.resources import files
 from typing import Any
 
 from passes.ir.architectures.config import Config
-from passes.ir.model import Block, ModelIR, Role
-from passes.ir.state import LatentKV
+from passes.ir.model import Block, ModelIR, Role, remembered
+from passes.ir.state import CompressedKV, LatentKV
 from targets.engines.vllm.memory.encoder import encoder_bytes, encodes, largest_item
 from targets.engines.vllm.rules.runner import subtracts_graphs, uses_v2_runner
 from targets.engines.vllm.rules.versions import Rules
@@ -37,8 +37,13 @@ _PENALTIES = 4.25
 _INTEGRATED = Quantity(5.5 * 2**30, 2.0 * 2**30, 9.0 * 2**30, Basis.ASSUMED)
 #: And for the network between two of them: NCCL's and the launcher's buffers (eugr/spark-vllm-docker#396: 0.29.1, 12 GiB in all).
 _NETWORKED = Quantity(6.5 * 2**30, 4.5 * 2**30, 8.5 * 2**30, Basis.ASSUMED)
+#: DeepSeek V4's start-ups are in no fit. Two reports: 3.5 GiB more than is counted on GH200 with 0.22 (vllm-project/vllm#44376), 3.4 less
+#: on B200 with 0.25 (vllm-project/recipes#762).
+_COMPRESSED = Quantity(0.0, -3.6 * 2**30, 3.6 * 2**30, Basis.ASSUMED)
 #: The most tokens that latent attention expands at once in its trial run (`mla_attention.py:determine_chunked_prefill_workspace_size`).
 _EXPANDED_MOST, _EXPANDED_CONTEXTS, _EXPANDED_BLOCKS = 65536, 8, 4
+#: The largest batch of a captured graph on most cards; graphs of the start-ups that are fitted; data-centre Blackwell's major capability.
+_LARGEST_GRAPH, _FITTED_GRAPHS, _BLACKWELL = 512, 102, 10
 _WIDE = {Role.UP, Role.GATE, Role.GATE_UP, Role.QKV, Role.Q, Role.MIXER_IN}
 _BANK_IN = {Role.UP, Role.GATE, Role.GATE_UP}
 
@@ -190,46 +195,55 @@ class Overhead:
     subtracted: Quantity
 
 
+@remembered
 def overhead(ir: ModelIR, profile: Profile, rules: Rules) -> Overhead:
     """Return the terms of one rank, and what is subtracted from its budget."""
     peak, outside, graphs = (term(ir, profile, rules) for term in (activations, non_torch, cuda_graphs))
     counted = graphs if subtracts_graphs(ir, rules) else Quantity.exact(0)
-    if not _known_as_sum(ir, profile, rules):
-        return Overhead(peak, outside, graphs, peak + outside + counted)
-    beside = outside.value + counted.value
-    known = Quantity(peak.value + beside, max(0.0, peak.low + beside), peak.high + beside, peak.basis)
-    return Overhead(peak, outside, graphs, known)
+    taken = peak + outside + counted
+    if _known_as_sum(ir, profile, rules):
+        beside = outside.value + counted.value
+        taken = Quantity(peak.value + beside, peak.low + beside, peak.high + beside, peak.basis)
+    if any(isinstance(block.state, CompressedKV) for block, _ in ir.decoder.counts):
+        taken += _COMPRESSED
+    return Overhead(peak, outside, graphs, taken)
 
 
 def _known_as_sum(ir: ModelIR, profile: Profile, rules: Rules) -> bool:
-    return _era(ir, rules) != "old" and not profile.eager
+    return rules.v1 and not profile.eager
 
 
 def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
     """The activation peak of the profile run on one rank, what V2 keeps for sampling where the version counts it, and what start-ups take
     beside all terms (`beside` in memory_fit.json: compilers, autotuning, attention's workspaces, fragments).
     """
-    era = _era(ir, rules)
-    known = peak_bytes(ir, profile, rules, fit()["activation"]) + counted_penalties(ir, profile, rules)
+    least, most = (
+        peak_bytes(ir, profile, variant, fit()["activation"]) + counted_penalties(ir, profile, variant)
+        for variant in samplers(rules)
+    )
+    known = (least + most) / 2
     if not _known_as_sum(ir, profile, rules):
-        peak = _quantity("activation", known, era)
-        # With FlashInfer's sampler installed nothing was sorted: which it was, a version does not tell (0.11.0 is seen with and without).
-        unsorted = peak_bytes(ir, profile, replace(rules, sampler_fp32_sort=False), fit()["activation"])
-        low = unsorted - fit()["activation"]["floor_bytes"]
-        return replace(peak, low=max(0.0, min(peak.low, low))) if rules.v1 else peak
+        return _quantity("activation", known, _era(ir, rules))
     if profile.integrated:
         return Quantity.exact(known) + _INTEGRATED + (_NETWORKED if profile.tp > 1 else Quantity.exact(0))
-    low, middle, high = fit()["beside"][beside_cell(profile, rules)]
-    # Where the terms were fitted, what is left over is their own error: it moves no value.
-    middle, floor = max(0, middle), fit()["activation"]["floor_bytes"]
-    return Quantity(
-        known + middle, known + min(low, middle - floor), known + max(high, middle + floor), Basis.CALIBRATED
-    )
+    low, middle, high = fit()["beside"][regime(profile, rules)]
+    return Quantity(known + middle, max(0.0, least + low), most + high, Basis.CALIBRATED)
 
 
-def beside_cell(profile: Profile, rules: Rules) -> str:
-    """Return which start-ups tell what is taken beside the terms: Hopper's up to 0.26, where the terms were fitted, or all others."""
-    return "hopper" if profile.capability == 90 and not rules.counts_reserved else "other"
+def samplers(rules: Rules) -> tuple[Rules, Rules]:
+    """Return what a version may do with the sampler's rows, least memory first: which it was, a package decides that it cannot tell."""
+    return (replace(rules, sampler_fp32_sort=False) if rules.sorts_without_package else rules), rules
+
+
+def regime(profile: Profile, rules: Rules) -> str:
+    """Return which start-ups tell what is taken beside the terms: those before the sort in the sampler went; Hopper's up to 0.26, where
+    the terms were fitted, of one card or several; or all others.
+    """
+    if rules.version < (0, 17, 0):
+        return "sorting"
+    if profile.capability == 90 and not rules.counts_reserved:
+        return "hopper" if profile.tp == 1 else "hoppers"
+    return "other"
 
 
 def counted_penalties(ir: ModelIR, profile: Profile, rules: Rules) -> float:
@@ -274,15 +288,22 @@ def _graph_bytes(ir: ModelIR, profile: Profile, rules: Rules, fitted: Mapping[st
         return 0.0
     values: Mapping[str, float] = fitted["cuda_graphs"]["estimate" if subtracts_graphs(ir, rules) else "taken"]
     layers = len(ir.decoder.layers) / profile.pp
-    share = captured_graphs(profile.sequences) / captured_graphs(1024)
+    share = captured_graphs(profile.sequences, profile.capability, rules) / _FITTED_GRAPHS
     return float(share * (values["base_bytes"] + layers * values["layer_bytes"]))
 
 
-def captured_graphs(sequences: int) -> int:
+def captured_graphs(sequences: int, capability: int, rules: Rules) -> int:
     """Return how many graphs are captured: one a size of a mixed batch, one more a size that is all decoding.
 
-    Sizes: 1, 2, 4, multiples of 8 below 256 and of 16 up to twice the sequences, at most 512 (`config/vllm.py:_set_cudagraph_sizes`).
+    Sizes: 1, 2, 4, multiples of 8 below 256 and of the version's stride from there up to twice the sequences, at most 512, or what the
+    version has as the most on data-centre Blackwell (`config/vllm.py:_set_cudagraph_sizes`).
     """
-    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
-    mixed = [size for size in sizes if size <= min(2 * sequences, 512)]
+    most = rules.graph_ceiling if capability // 10 == _BLACKWELL else _LARGEST_GRAPH
+    return _graphs_of_sizes(sequences, most, rules.graph_stride)
+
+
+@lru_cache(maxsize=1 << 8)
+def _graphs_of_sizes(sequences: int, most: int, stride: int) -> int:
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most + 1, stride)]
+    mixed = [size for size in sizes if size <= min(2 * sequences, most)]
     return len(mixed) + len([size for size in sizes if size <= sequences])

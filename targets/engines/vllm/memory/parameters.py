@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from passes.ir.architectures.config import Config
 from passes.ir.fields import Fields
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.ir.state import FullKV, LatentKV
 
 _SEGMENT, _LARGE, _KEPT = 2 << 20, 10 << 20, 1 << 20
@@ -31,6 +31,7 @@ def allocated(size: int) -> int:
     return segment if segment - rounded <= _KEPT else rounded
 
 
+@remembered
 def rotary_bytes(ir: ModelIR) -> int:
     """Bytes of all rotary tables of a model; the same on every rank."""
     root = Config(ir.config, ir.name)

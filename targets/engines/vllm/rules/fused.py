@@ -7,23 +7,24 @@ Sources: `quantization/utils/gptq_utils.py:is_layer_gptq_quantized`, `compressed
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from passes.errors import Reason
 from passes.ir.fused import absent_parts, fused
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.ir.quant_config.module_names import is_whole
 from passes.ir.quant_config.quant_config import fields_of, quant_config
 from passes.ir.quant_config.read import quantization
 
 
-def fused_reasons(ir: ModelIR) -> Iterator[Reason]:
+@remembered
+def fused_reasons(ir: ModelIR) -> tuple[Reason, ...]:
     """Return the first fused matrix whose parts are stored in two ways, and the first absent part that a checkpoint treats otherwise."""
     found = quantization(ir.config, ir.name) if ir.quant_method is not None else None
-    if found is None or is_whole(fields_of(found[1], ir)):
-        yield from list(_disagreeing(ir))[:1]
-    if found is not None:
-        yield from list(_absent(ir, *found))[:1]
+    parts = _disagreeing(ir) if found is None or is_whole(fields_of(found[1], ir)) else ()
+    absent = () if found is None else _absent(ir, *found)
+    return (*islice(parts, 1), *islice(absent, 1))
 
 
 def _disagreeing(ir: ModelIR) -> Iterator[Reason]:
@@ -51,6 +52,7 @@ def _absent(ir: ModelIR, method: str, settings: Mapping[str, Any]) -> Iterator[R
                 yield Reason("fused_part_absent", message, config.naming_absent(name))
 
 
+@remembered
 def absent_note(ir: ModelIR) -> str | None:
     """Return how a checkpoint that is made here names parts that it has no tensors of."""
     names = sorted({

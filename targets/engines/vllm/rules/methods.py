@@ -77,7 +77,7 @@ _METHODS: Mapping[str, Method] = {
     "quark-int8": _always(75),
     "fp_quant": Method((((0, 10, 0), 100),), dtypes=frozenset({"BF16"})),
     "hqq": _always(80, until=(0, 15, 0)),
-    "aqlm": _always(60, until=(0, 10, 0)),
+    "aqlm": _always(60, until=(0, 10, 1)),
     "ptpc_fp8": _always(94, until=(0, 19, 0)),
 }  # fmt: skip
 
@@ -91,6 +91,13 @@ def method_of(form: Format, source: str | None) -> Method | None:
     return None if key is None else _METHODS[key]
 
 
+def least_capability(method: str, rules: Rules) -> int | None:
+    """Return the least compute capability × 10 of a row of the table; None where the version does not read it."""
+    row = _METHODS[method]
+    gone = row.until is not None and rules.version >= row.until
+    return None if gone else at_version(row.least, rules.version)
+
+
 def _keys(qualified: bool) -> Iterator[str]:
     return (key for key in _METHODS if ("/" in key) == qualified)
 
@@ -99,7 +106,8 @@ def method_reasons(form: Format, source: str | None, capability: int, dtype: str
     """Why a version does not read a format on a card of this capability × 10, or not in the dtype that the model computes in."""
     method = method_of(form, source)
     if method is None:
-        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", "an ExLlama engine")
+        remedy = "an ExLlama engine" if "exl" in form.label else "the dense model, or another format of it"
+        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", remedy)
         return
     first, newest = method.least[0][0], at_version(method.least, rules.version)
     if newest is None:
@@ -138,11 +146,13 @@ def wheel_reasons(capability: int, rules: Rules) -> Iterator[Reason]:
         return
     message = f"vLLM {rules.said} has code for cards of compute capability {_dotted(least)} and more; this one has {_dotted(capability)}"
     older = next((since for since, need in _WHEELS if need > capability), None)
-    fits = older is not None and older > _ALWAYS
-    remedy = (
-        f'a vLLM before {said(older)} (engine: {{name: vllm, version: "0.{older[1] - 1}"}})' if fits and older else None
-    )
-    yield Reason(f"vllm_needs_sm{least}", message, f"{remedy}, or a newer card" if remedy else "a newer card")
+    code = f"vllm_needs_sm{least}"
+    if older is None or older == _ALWAYS:
+        yield Reason(code, message, "a newer card")
+        return
+    last = f"0.{older[1] - 1}"
+    remedy = f'a vLLM before {said(older)} (engine: {{name: vllm, version: "{last}"}}), or a newer card'
+    yield Reason(code, message, remedy, options={"engine_version": last})
 
 
 def plugin_note(names: Iterator[str], rules: Rules) -> str | None:

@@ -2,7 +2,7 @@
 
 Sources: vLLM's release notes and code (0.32.0 read in full: `v1/core/kv_cache_utils.py`, `v1/kv_cache_interface.py`), and the
 start-up logs in `benchmarks/data/vllm_memory_logs.jsonl`, whose notes name the versions. `benchmarks/read_vllm_wheels.py` holds what
-can be read mechanically against the source in the wheels: of 0.6.0 to 0.33.0 only 0.8 contradicts, in batch defaults.
+can be read mechanically against the source in the wheels: none of 0.6.0 to 0.33.0 contradicts, but 0.8 in batch defaults, knowingly.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ class Rules:
     `counts_reserved`: what loading keeps beside the weights, and fragments of the profile run, are subtracted too
     (`utils/mem_utils.py:memory_profiling`, 0.27); V2's penalty table is then in the budget, before in no term of it.
 
-    Profile run. `sampler_fp32_sort`: V1's sampler sorts all logits in fp32 (to 0.16). `sampler_v2_bytes`: of a row and entry of the
+    Profile run. `sampler_fp32_sort`: V1's sampler sorts all logits in fp32 (to 0.16); `sorts_without_package`: only where FlashInfer, an
+    extra of the wheel, is not installed (V1 to 0.11.0; from 0.11.1 it must be asked for). `sampler_v2_bytes`: of a row and entry of the
     vocabulary in V2's (`gpu/sample/sampler.py`: 6 in 0.22, 2 in 0.26, 14 in 0.33). `encoder_v2`: V2 profiles encoders (0.27).
     `expert_chunk`: tokens that the fused experts' kernel takes at once, 0 = all (`VLLM_FUSED_MOE_CHUNK_SIZE`, gone in 0.18).
+    `graph_stride`: between sizes of captured graphs from 256 on, `graph_ceiling`: the largest on compute capability 10
+    (`config/vllm.py:_set_cudagraph_sizes`).
     `huge_cards`: cards of 160 GiB and more batch 16,384 tokens (`engine/arg_utils.py:get_batch_defaults`, 0.28); `large_names`: what
     the names of cards with the larger defaults contain (to 0.8.4; then 70 GiB of memory), `small_names`: of those excepted from them
     (A100, from 0.33 GB10). The source has A100 among the large ones in 0.8.5, and 1,024 sequences on every card to 0.8.3: recipes of
@@ -57,6 +60,9 @@ class Rules:
     (`config/compilation.py`, 0.20). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33),
     exported inside a prefill. `mla`: False stores expanded keys and values (to 0.7.0); `mla_alignment`: elements an MLA entry is padded to,
     0 = none.
+
+    Scheduler (`v1/core/sched/scheduler.py`, `config/vllm.py`). `async_scheduling`: a step is composed while the last one runs (default from
+    0.14). `reserves_prompt`: a request is admitted where all of its prompt fits the cache (0.19), before where its first chunk did.
 
     Weights. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to (256 and 128 in the
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `group_order`: groups that follow the activation order are read
@@ -74,9 +80,12 @@ class Rules:
     graphs_v2: bool = False
     counts_reserved: bool = False
     sampler_fp32_sort: bool = False
+    sorts_without_package: bool = False
     sampler_v2_bytes: int = 6
     encoder_v2: bool = False
     expert_chunk: int = 0
+    graph_stride: int = 16
+    graph_ceiling: int = 512
     huge_cards: bool = False
     large_names: tuple[str, ...] = ()
     small_names: tuple[str, ...] = ()
@@ -91,6 +100,8 @@ class Rules:
     states_for_graphs: bool = False
     state_checkpoints: int = 0
     gdn_checkpoints: int = 0
+    async_scheduling: bool = False
+    reserves_prompt: bool = False
     mla: bool = True
     mla_alignment: int = 0
     expert_padding: tuple[int, int] = (1, 1)
@@ -120,16 +131,18 @@ def at_version(history: tuple[tuple[Version, Fact], ...], version: Version) -> F
 _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 0, 0), {"v1": False, "hybrid_groups": False, "chunked_groups": False, "tokens_from_concurrency": False, "mla": False,
                  "utilization": 0.90, "group_slack": 1.0, "expert_padding": MARLIN_PADDING, "sampler_fp32_sort": True,
-                 "expert_chunk": 32768}),
+                 "expert_chunk": 32768, "graph_stride": 8}),
     ((0, 7, 1), {"mla": True, "mla_alignment": 640}),
-    ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200")}),
+    ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200"), "sorts_without_package": True}),
     ((0, 8, 5), {"large_names": (), "small_names": ("a100",)}),
     ((0, 9, 1), {"hybrid_groups": True, "names_dtypes": True, "no_float16": ("gemma2", "gemma3", "glm4")}),
     ((0, 10, 2), {"no_float16": ("gemma2", "gemma3", "gemma3_text", "glm4")}),
+    ((0, 11, 1), {"sorts_without_package": False, "graph_stride": 16}),
     ((0, 12, 0), {"group_slack": 1.25, "expert_chunk": 16384}),
-    ((0, 14, 0), {"chunked_groups": True}),
+    ((0, 14, 0), {"chunked_groups": True, "async_scheduling": True}),
     ((0, 17, 0), {"sampler_fp32_sort": False}),
     ((0, 18, 0), {"group_slack": 1.5, "expert_chunk": 0}),
+    ((0, 19, 0), {"reserves_prompt": True}),
     ((0, 20, 0), {"utilization": 0.92, "graphs_v1": True, "states_for_graphs": True}),
     ((0, 20, 1), {"tokens_from_concurrency": True}),
     ((0, 22, 0), {"v2_runner": "qwen3"}),
@@ -138,7 +151,7 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 25, 0), {"v2_runner": "dense"}),
     ((0, 26, 0), {"sampler_v2_bytes": 2, "in_flight_batches": 2}),
     ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True}),
-    ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "hybrid_prefix_caching": True}),
+    ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "graph_ceiling": 1024, "hybrid_prefix_caching": True}),
     ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True, "packs_widest_group": True}),
     ((0, 30, 0), {"group_order": False}),
     ((0, 31, 0), {"online_fp8": "fp8_per_tensor"}),

@@ -1,0 +1,1 @@
+"""What a person sees of each document: one module a document. Everything here prints; nothing computes."""

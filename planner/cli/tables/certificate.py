@@ -1,0 +1,70 @@
+"""A finished result against its plan, and the running engine against both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from planner.cli.tables.parts import size, tick
+from planner.figures import apart
+
+if TYPE_CHECKING:
+    from planner.certificate import Certificate, Comparison
+    from planner.verify import VerifyReport
+
+
+def print_certificate(console: Console, certificate: Certificate) -> None:
+    """A finished result: what was promised and what was measured."""
+    console.print(f"  [bold]{escape(certificate.model)}[/] → {escape(certificate.label)}", markup=True)
+    table = _comparisons(certificate.checks)
+    for goal in certificate.goals:
+        wanted, measured = apart(goal.wanted, goal.measured, goal.name.unit)
+        table.add_row(f"  goal: {goal.name}", f"≤ {wanted}", measured, Text.from_markup(tick(goal.met)))
+    console.print(table)
+    for note in certificate.notes:
+        console.print(f"  note: {note}", style="yellow")
+    for step in certificate.steps:
+        reused = " (kept from an earlier run)" if step.reused else ""
+        seconds = f"{step.seconds:8.1f} s" + (f" of {step.expected_seconds:.0f}" if step.expected_seconds else "")
+        console.print(f"  {step.name:20s}{seconds:18s} peak {size(step.peak_bytes)}{reused}", style="dim")
+
+
+def _comparisons(checks: Sequence[Comparison]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for title in ("", "predicted", "measured", ""):
+        table.add_column(title)
+    for check in checks:
+        table.add_row("  " + check.name, check.predicted, check.measured, _mark(check))
+    return table
+
+
+def _mark(check: Comparison) -> Text:
+    """A tick for what holds, a cross for a promise that is not kept; what is better than predicted, or only informs, is no failure."""
+    if check.holds:
+        return Text("✓", "green")
+    if check.measured.startswith("not "):
+        return Text("-", "dim")
+    if check.better:
+        return Text("better", "green")
+    return Text("✗", "red") if check.binding else Text("outside", "yellow")
+
+
+def print_verified(console: Console, report: VerifyReport) -> None:
+    """What the running engine showed."""
+    console.print(_comparisons(report.checks))
+    for timing in report.loads:
+        console.print(f"  {timing.described}: {timing.seconds:.0f} s, {timing.tok_s:,.1f} tok/s")
+        spreads = {"TTFT": timing.ttft_ms, "TPOT": timing.tpot_ms}
+        shown = (f"{name} median {each.median:,.1f}, p95 {each.p95:,.1f} ms" for name, each in spreads.items())
+        console.print(
+            f"    {'; '.join(shown)}" + (f"; first error: {timing.error}" if timing.error else ""), style="dim"
+        )
+    for note in report.notes:
+        console.print(f"  note: {note}", style="dim")
+    verdict = "[bold green]Verified[/]" if report.holds else "[bold red]A promise is not kept[/]"
+    console.print(f"  {verdict}; started in {report.start_seconds:.0f} s", markup=True)

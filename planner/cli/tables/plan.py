@@ -1,0 +1,423 @@
+"""A plan as a table that is read in ten seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from passes.base import Stage
+from planner.asked import spoken
+from planner.choice.goals import Goal
+from planner.cli.tables.page import Page
+from planner.cli.tables.parts import size
+from planner.figures import all_apart, apart, show, show_interval
+from planner.quality.expected import growth, perplexity_growth
+from planner.spec.units import parse_share
+from targets.engines.engine import Memory, SpeedEstimate
+from targets.quantity import Quantity
+
+if TYPE_CHECKING:
+    from planner.plan.document import (
+        ChosenPlan,
+        ParetoPlan,
+        PlanDocument,
+        PlannedGoal,
+        RejectedPlan,
+    )
+    from planner.plan.stated import StatedReason
+    from planner.quality.expected import Quality
+    from targets.workload import Workload
+
+#: Columns of the memory bar, and of the heads of lines.
+_BAR, _INDENT = 50, " " * 11
+#: Odds that need no saying.
+_CERTAIN = 0.995
+#: Rows of the table of choices: at least so many where there are candidates, and at most.
+_LEAST_ROWS, _MOST_ROWS = 3, 6
+#: Digits beyond the usual ones that tell rows apart; what is closer is alike.
+_DIGITS = 2
+#: Candidates that lost which are told of.
+_WHY_NOT = 3
+
+
+@dataclass(frozen=True)
+class Room:
+    """What this machine has for the work, in bytes; None: not asked."""
+
+    memory: int | None = None
+    disk: int | None = None
+
+
+_UNKNOWN = Room()
+
+
+def print_plan(console: Console, document: PlanDocument, card: str, saved: str | None, room: Room = _UNKNOWN) -> None:
+    """A plan: what was chosen, memory against the card, goals, choices, why others lost, one line to remember. `room`: this machine's."""
+    page = Page(console)
+    page.blank()
+    _print_head(page, document, card)
+    page.blank()
+    if document.chosen is None:
+        _print_no_plan(page, document)
+        return
+    chosen = document.chosen
+    chain = "  →  ".join(_words(chosen)) or "as it is"
+    engine = f"{chosen.engine.name} {chosen.engine.version or ''}".strip()
+    page.line("  Plan     ", Text.assemble((chain, "bold"), f"    {engine}    {document.searched:,} candidates"))
+    if chosen.why:
+        page.line("  Why      ", chosen.why)
+    page.line("  Runs     ", _layout(chosen))
+    page.blank()
+    _print_memory(page, chosen, document)
+    _print_goals(page, chosen, _confidence(document, "confidence"))
+    _print_choices(page, document)
+    page.line("  Graph    ", " ─► ".join(("source", *_titles(chosen), "checkpoint", chosen.engine.name)))
+    page.blank()
+    if document.rejected:
+        page.line("  Why not  ")
+        _print_rejected(page, document.rejected[:_WHY_NOT])
+        more = document.lost - min(_WHY_NOT, len(document.rejected))
+        if more > 0:
+            page.line(_INDENT, f"({more:,} more: optimize explain)", "dim")
+        page.blank()
+    _print_illegal(page, document)
+    for note in chosen.notes:
+        page.line("  Note     ", note, "dim")
+    for recovery in _recoveries(chosen):
+        page.line("  Recovery ", recovery)
+    page.line("  ", _making(chosen))
+    said = Text(f"Plan: {chain}, {size(chosen.tensor_bytes)}, served by {engine}.", "bold")
+    page.line("  ", said.append(f" Saved to {saved}." if saved else "", "not bold"))
+    for line in _next(chosen, saved, room):
+        page.line("  ", line)
+
+
+def _print_head(page: Page, document: PlanDocument, card: str) -> None:
+    """The model that was asked for, the card, and the published checkpoint that is served in the model's place."""
+    gpu, chosen, places = document.lock.gpu, document.chosen, document.places
+    published = chosen.published if chosen is not None else None
+    asked = (
+        places.asked if published is not None and places is not None and places.asked is not None else document.model
+    )
+    most = "up to " if document.spec.target.count == "auto" else ""
+    cards = f"{most}{gpu.count} × {card}" if gpu.count > 1 else card
+    about = f", {_count(document.weights)} weights    {cards}, {size(gpu.memory_bytes)} usable"
+    page.line("  ", Text.assemble((asked, "bold"), about))
+    if published is not None and published != asked:
+        page.line("  ", Text.assemble("served as ", (published, "bold"), ", published of it"))
+
+
+def _print_no_plan(page: Page, document: PlanDocument) -> None:
+    page.line("  ", Text.assemble(("No plan meets the goals", "bold red"), f" ({document.searched:,} candidates)."))
+    if document.rejected:
+        nearest, *others = document.rejected
+        page.line("  Nearest  ", nearest.candidate)
+        for reason in nearest.reasons:
+            page.line(_INDENT + "  ", f"{reason.message}{_by_how_much(reason, nearest)}{_remedy(reason)}")
+        _print_rejected(page, others[:4])
+        page.blank()
+        _print_choices(page, document)
+    for number, other in enumerate(document.alternatives):
+        head = "  Instead  " if number == 0 else _INDENT
+        page.line(head, Text.assemble((other.change, "bold"), f": {other.candidate}"))
+    if document.alternatives:
+        page.blank()
+    _print_illegal(page, document)
+    spec = document.places.spec if document.places is not None else None
+    page.line(
+        "  ", Text.assemble(("No plan.", "bold"), " Loosen a goal, choose another card, or a smaller model."
+        f" For instance: optimize explain {_near(spec) if spec else 'SPEC'} what if 2 cards"),
+    )  # fmt: skip
+
+
+def _near(path: str) -> str:
+    """A path as it may be typed here."""
+    from pathlib import Path
+
+    file = Path(path)
+    return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else path
+
+
+def _by_how_much(reason: StatedReason, plan: RejectedPlan) -> str:
+    """By how much a candidate misses what a reason says, where the message's figures do not say it themselves."""
+    wanted, predicted = reason.data.get("wanted"), reason.data.get("predicted")
+    if wanted is not None and predicted is not None:
+        if reason.code == Goal.PERPLEXITY.reason_code:
+            return f", {100 * (predicted - wanted):.2g} points too much"
+        return f", off by {abs(predicted - wanted) / abs(wanted):.1%}" if wanted else ""
+    needed, available = reason.data.get("needed_bytes"), reason.data.get("available_bytes")
+    if plan.memory is not None and reason.code == "weights_do_not_fit":
+        m = plan.memory
+        needed, available = (
+            m.weights.value + m.activations.value + m.non_torch.value + m.cuda_graphs.value,
+            m.budget.value,
+        )
+    return f", {size(needed - available)} too much" if needed is not None and available is not None else ""
+
+
+def _recoveries(chosen: ChosenPlan) -> Iterator[str]:
+    """What training takes and what is left in the end, where the plan has any."""
+    growth = perplexity_growth(chosen.quality.log_ppl_increase)
+    for pass_ in (pass_ for pass_ in chosen.chain if pass_.stage is Stage.DISTILL):
+        seconds = sum(chosen.apply.steps.get(step, 0.0) for step in pass_.choice_steps)
+        takes = f", about {show(seconds / 3600, 'h')} on {chosen.apply.device or 'this machine'}" if seconds else ""
+        yield f"{pass_.title()}{takes}: {show_interval(growth, '%')} perplexity expected in the end"
+
+
+def _making(chosen: ChosenPlan) -> str:
+    """What the plan takes to make: hours on its card and on this machine."""
+    if chosen.nothing_to_make:
+        return f"Nothing to make: {chosen.published or 'the checkpoint'} is served as it is."
+    return f"apply needs {_effort(chosen)}, and {size(chosen.apply.disk_bytes)} of disk."
+
+
+def _next(chosen: ChosenPlan, saved: str | None, room: Room) -> Iterator[str]:
+    """What to do with a plan, or why nothing can be done with it here: what is missing, what this machine cannot hold."""
+    work = chosen.apply
+    host = work.memory_bytes if work.host_memory_bytes is None else work.host_memory_bytes
+    needs = (("memory", host.low, room.memory), ("disk", work.disk_bytes, room.disk))
+    short = [
+        "at least {} of {}, this machine has {}".format(apart(need, has, "B")[0], what, apart(need, has, "B")[1])
+        for what, need, has in needs if has is not None and need > has and not chosen.nothing_to_make
+    ]  # fmt: skip
+    if short:
+        elsewhere = f": apply it on the {chosen.apply_on_card.device}" if chosen.apply_on_card is not None else ""
+        yield f"Not here{elsewhere}. The work takes {'; '.join(short)}."
+    if not chosen.executable:
+        yield f"The plan can be read, not applied here: {'; '.join(chosen.missing)}."
+    elif not short:
+        yield f"Next: optimize apply {saved or ''}".rstrip()
+
+
+def _layout(chosen: ChosenPlan) -> str:
+    """How the model is spread over cards, and what was set."""
+    settings = chosen.settings
+    degrees = [
+        ("TP", settings.tensor_parallel), ("PP", settings.pipeline_parallel), ("DP", settings.data_parallel or 1),
+        *((("EP", settings.expert_parallel),) if (settings.expert_parallel or 1) > 1 else ()),
+    ]  # fmt: skip
+    cards = f"{settings.gpus} cards" if settings.gpus > 1 else "1 card"
+    known = (
+        ("gpu_memory_utilization", settings.gpu_memory_utilization), ("max_num_seqs", settings.max_num_seqs),
+        ("max_num_batched_tokens", settings.max_num_batched_tokens),
+    )  # fmt: skip
+    names = [f"weights {chosen.weights}", f"KV cache {chosen.kv_cache_dtype}"] if chosen.weights else []
+    spread = ", ".join(f"{name} {degree}" for name, degree in degrees)
+    return "; ".join((f"{cards}: {spread}", *names, *(f"{name} {value}" for name, value in known if value is not None)))
+
+
+def _effort(chosen: ChosenPlan) -> str:
+    """What applying a plan takes on its own card, where that is another, and here."""
+    places = [(chosen.apply_on_card, "on the ")] if chosen.apply_on_card is not None else []
+    said = []
+    for work, where in [*places, (chosen.apply, "here, on ")]:
+        own = "the card's memory" if work.host_memory_bytes is not None else "memory"
+        hours = show(work.seconds.value / 3600, "h")
+        said.append(f"about {hours} {where}{work.device or 'this machine'} ({size(work.memory_bytes.value)} of {own})")
+    return "; ".join(said)
+
+
+def _count(weights: int) -> str:
+    return f"{weights / 1e9:.1f} B" if weights >= 1e9 else f"{weights / 1e6:.0f} M"
+
+
+def _words(chosen: ChosenPlan) -> list[str]:
+    """What a person is told of each pass of a plan, with the names that `check` takes."""
+    return [*_served(chosen), *map(spoken, chosen.chain)]
+
+
+def _titles(chosen: ChosenPlan) -> list[str]:
+    return [*_served(chosen), *(pass_.title() for pass_ in chosen.chain)]
+
+
+def _served(chosen: ChosenPlan) -> list[str]:
+    return [f"{chosen.published} as it is"] if chosen.published else []
+
+
+def _print_memory(page: Page, chosen: ChosenPlan, document: PlanDocument) -> None:
+    memory, kv, needs = chosen.memory, chosen.kv_cache, chosen.capacity
+    budget, total = memory.budget.value, memory.total.value
+    columns = _BAR if page.width is None else min(_BAR, page.width - len(_INDENT))
+    full = round(min(1.0, total / budget if budget else 1.0) * columns)
+    sure = chosen.fit_odds is None or chosen.fit_odds >= _confidence(document, "fit_confidence")
+    style = "red" if total > budget else "green" if sure else "yellow"
+    page.line("  Memory   ", Text("█" * full + "░" * (columns - full), style=style).append(
+        f"  {' of '.join(apart(total, budget, 'B'))}", "default"
+    ))  # fmt: skip
+    named = {
+        "weights": memory.weights.value, "KV cache": 0 if needs is None else needs.needed_bytes,
+        "activations": memory.activations.value, "overhead": memory.non_torch.value + memory.cuda_graphs.value,
+    }  # fmt: skip
+    odds = f", fits with {chosen.fit_odds:.0%}" if chosen.fit_odds is not None else ""
+    page.line(_INDENT, f"{'   '.join(f'{name} {size(held)}' for name, held in named.items() if held)}{odds}")
+    page.line(
+        _INDENT,
+        _cache(chosen, document.spec.workload.asked) or f"no cache that grows; longest context {kv.max_context:,}",
+    )
+    page.blank()
+
+
+def _cache(chosen: ChosenPlan, workload: Workload) -> str:
+    """The cache that is needed, and what is there; nothing of a model that keeps none."""
+    needs, kv = chosen.capacity, chosen.kv_cache
+    if needs is None or not needs.request_bytes:
+        return ""
+    waiting = f" ({needs.waiting} more wait)" if needs.waiting else ""
+    each = f" on each of {needs.replicas} replicas" if needs.replicas > 1 else ""
+    needed, there = apart(needs.at_once * needs.request_bytes, chosen.memory.kv_cache.value, "B")
+    return (
+        f"{needs.at_once} × {workload.request_tokens:,} tokens{each}{waiting} need {needed} of cache, "
+        f"one of {workload.context:,} {size(needs.longest_bytes)}; "
+        f"{there} are there: {kv.tokens.value:,.0f} tokens, longest context {kv.max_context:,}"
+    )
+
+
+def _print_goals(page: Page, chosen: ChosenPlan, confidence: float) -> None:
+    rows: list[tuple[str, str, str, str, Text]] = []
+    for goal in chosen.goals:
+        p = goal.predicted
+        wanted, value = apart(goal.wanted, p.value, goal.unit)
+        sign = "≤" if goal.at_most else "≥"
+        rows.append(
+            (goal.said, f"{sign} {wanted}", show_interval(p, goal.unit, value), p.basis, _mark(goal, confidence))
+        )
+    named = {goal.name for goal in chosen.goals}
+    if chosen.speed is not None and not named & {Goal.DECODE, Goal.TPOT, Goal.THROUGHPUT}:
+        rows.append(_unasked(Goal.DECODE, chosen.speed.decode_tok_s_per_request))
+    if not named & {Goal.PERPLEXITY, Goal.KL}:
+        rows.append(_unasked(Goal.PERPLEXITY, perplexity_growth(chosen.quality.log_ppl_increase)))
+    for number, (name, wanted, predicted, basis, mark) in enumerate(rows):
+        head = "  Goals    " if number == 0 else _INDENT
+        if page.narrow:
+            page.line(head, Text(f"{name} {wanted} ".replace("  ", " ")).append_text(mark))
+            page.line(_INDENT + "  ", f"{predicted} {basis}")
+        else:
+            page.line(head, Text(f"{name:14s} {wanted:14s} {predicted:38s} {basis:11s} ").append_text(mark))
+    page.blank()
+
+
+def _unasked(goal: Goal, predicted: Quantity) -> tuple[str, str, str, str, Text]:
+    """A figure that everybody wants to know, though no goal is on it."""
+    return goal, "", show_interval(predicted, goal.unit), predicted.basis, Text("")
+
+
+def _mark(goal: PlannedGoal, confidence: float) -> Text:
+    """A tick for a goal that is met as surely as is asked; what is met by the predicted value only has its odds and no tick."""
+    if not goal.met:
+        return Text("✗", "red")
+    odds = f" {goal.odds:.0%}" if goal.odds is not None and goal.odds < _CERTAIN else ""
+    if goal.odds is not None and goal.odds < confidence:
+        return Text(f"~{odds}, {confidence:.0%} asked", "yellow")
+    return Text.assemble(("✓", "green"), (odds, "dim"))
+
+
+def _confidence(document: PlanDocument, name: str) -> float:
+    """How likely each goal, or the fit, is to be, as the spec says; plans of older versions do not."""
+    said = document.spec.goals.get(name)
+    return parse_share(said) if isinstance(said, str) else 0.5
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A row of the table of choices."""
+
+    mark: str
+    candidate: str
+    memory: Memory
+    speed: SpeedEstimate | None
+    quality: Quality
+    said: str
+
+
+def _figures(row: _Choice) -> tuple[float | None, ...]:
+    """What stands in `_COLUMNS`; None where it is not known."""
+    speed = row.speed
+    rates: tuple[float | None, ...] = (None,) * 3 if speed is None else (
+        speed.decode_tok_s_per_request.value, speed.throughput_tok_s.value, speed.ttft_ms.value
+    )  # fmt: skip
+    return (growth(row.quality.log_ppl_increase.value), *rates, row.memory.total.value)
+
+
+#: Heading, unit and width of the columns.
+_COLUMNS = (
+    ("perplexity", "%", 10),
+    ("a client", "tok/s", 10),
+    ("all", "tok/s", 11),
+    ("TTFT", "ms", 8),
+    ("memory", "B", 10),
+)
+
+
+def _print_choices(page: Page, document: PlanDocument) -> None:
+    """The chosen candidate beside others of the Pareto set, and where these are few those that come next, with what they miss."""
+    rows = list(_choices(document))
+    if len(rows) < 2:
+        return
+    columns = [_column([_figures(row)[n] for row in rows], unit) for n, (_, unit, _) in enumerate(_COLUMNS)]
+    if page.narrow:
+        page.line("  Choices  ", " · ".join(name for name, _, _ in _COLUMNS), "dim")
+    else:
+        heads = "  ".join(f"{name:>{width}s}" for name, _, width in _COLUMNS)
+        page.line("  Choices  ", f"{heads}  candidate", "dim")
+    for row, cells in zip(rows, zip(*columns, strict=True), strict=True):
+        if page.narrow:
+            page.line(f"         {row.mark} ", f"{row.candidate} ({row.said})")
+            page.line(_INDENT + "  ", " · ".join(cells))
+        else:
+            shown = "  ".join(f"{cell:>{width}s}" for cell, (_, _, width) in zip(cells, _COLUMNS, strict=True))
+            page.line(f"         {row.mark} {shown}  ", f"{row.candidate} ({row.said})")
+    page.blank()
+
+
+def _column(values: Sequence[float | None], unit: str) -> list[str]:
+    """A column's figures, told apart."""
+    shown = iter(all_apart([value for value in values if value is not None], unit, _DIGITS))
+    return ["-" if value is None else next(shown) for value in values]
+
+
+def _choices(document: PlanDocument) -> Iterator[_Choice]:
+    chosen = document.chosen
+    own = [row for row in document.pareto if chosen is not None and row.candidate == chosen.label]
+    others = _shown([row for row in document.pareto if row not in own])
+    for mark, rows in (("►", own), (" ", others)):
+        yield from (_Choice(mark, r.candidate, r.memory, r.speed, r.quality, r.making) for r in rows)
+    left = _LEAST_ROWS - len(own) - len(others)
+    for row in document.rejected:
+        if left > 0 and row.memory is not None and row.quality is not None:
+            left -= 1
+            yield _Choice(" ", row.candidate, row.memory, row.speed, row.quality, row.reasons[0].message)
+
+
+def _shown(rows: Sequence[ParetoPlan]) -> list[ParetoPlan]:
+    """At most five rows: the extremes in quality, speed and memory, then others in the order of quality."""
+    if not rows:
+        return []
+    ordered = sorted(rows, key=lambda row: row.quality.log_ppl_increase.value)
+    fastest = max(rows, key=lambda row: row.speed.decode_tok_s_per_request.value if row.speed else 0.0)
+    smallest = min(rows, key=lambda row: row.memory.total.value)
+    picked: Mapping[str, ParetoPlan] = {row.candidate: row for row in (ordered[0], fastest, smallest, *ordered)}
+    return sorted(list(picked.values())[: _MOST_ROWS - 1], key=lambda row: row.quality.log_ppl_increase.value)
+
+
+def _print_rejected(page: Page, rejected: Sequence[RejectedPlan]) -> None:
+    for plan in rejected:
+        page.line(_INDENT, plan.candidate)
+        page.line(_INDENT + "  ", "; ".join(f"{reason.message}{_remedy(reason)}" for reason in plan.reasons[:2]), "dim")
+
+
+def _remedy(reason: StatedReason) -> str:
+    """What would take a reason away, as it may stand in the spec."""
+    return f" ({reason.remedy})" if reason.remedy else ""
+
+
+def _print_illegal(page: Page, document: PlanDocument) -> None:
+    """What of the things that the spec asks for by name is illegal."""
+    for number, kind in enumerate(document.illegal[:4]):
+        head = "  Illegal  " if number == 0 else _INDENT
+        page.line(head, f"{kind.message}{f' ({kind.remedy})' if kind.remedy else ''}: {kind.candidates} candidates")
+    if document.illegal:
+        page.blank()

@@ -1,0 +1,194 @@
+"""From words to a patch of the spec: `2 cards`, `2 x 4090`, `context 64k`, `no prune`, `goal 2 %`, `vllm and concurrency 4`.
+
+A change is a key of the spec with a value, in either order; `no` and a key; cards by number and name; or the bare name of an engine,
+a card, a format, a method, a type of the cache, or of what may be preferred. Keys are those of the spec's schema, by their last part
+where that is enough, or by the words of `_CALLED`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from passes.errors import InputError, nearest
+from passes.formats import kv_dtypes
+from passes.quantize.format_names import methods, pass_named
+from planner.spec.patch import Patch, Path, at, patched, places
+from planner.spec.spec import Goals, Spec
+from targets.engines.engine import ENGINE_NAMES, find_engine
+from targets.gpu import all_gpus, find_gpu
+
+#: What people call keys of the spec.
+_CALLED: Mapping[str, str] = {
+    "card": "target.count", "cards": "target.count", "gpus": "target.count", "gpu": "target.gpu", "machines": "target.nodes",
+    "client": "workload.concurrency", "clients": "workload.concurrency", "user": "workload.concurrency", "users": "workload.concurrency",
+    "input": "workload.input_tokens", "output": "workload.output_tokens", "speed": "goals.decode", "latency": "goals.tpot",
+    "goal": "goals.quality.max_perplexity_increase", "quality": "goals.quality.max_perplexity_increase",
+    "perplexity": "goals.quality.max_perplexity_increase", "loss": "goals.quality.max_perplexity_increase", "kl": "goals.quality.max_kl",
+    "goals": "goals", "pruning": "passes.prune", "distillation": "passes.distill", "quantization": "passes.quantize",
+    "cache": "passes.kv_cache", "kv": "passes.kv_cache", "kv cache": "passes.kv_cache", "format": "passes.quantize.formats",
+    "weights": "passes.quantize.formats", "method": "passes.quantize.methods", "backend": "passes.quantize.backend",
+}  # fmt: skip
+#: What `no` makes of a key; of every other one it takes the value away.
+_WITHOUT: Mapping[Path, Any] = {
+    ("passes", "prune"): "forbid", ("passes", "distill"): "forbid", ("passes", "quantize"): "forbid", ("passes", "kv_cache"): ["auto"],
+}  # fmt: skip
+#: Keys that a bare name allows.
+_ALLOWED: Mapping[Path, Any] = {("passes", "prune"): "allow", ("passes", "distill"): "allow"}
+#: Units that may be left out, after those that a value has itself.
+_UNITS = ("", "%", " tok/s")
+
+
+def change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
+    """The spec with what the words change of it, and the patch. `engine`: the plan's own, whose settings are meant where none is named.
+
+    Raises InputError, with the nearest words that are known, for words that change nothing.
+    """
+    whole: Patch = {}
+    for part in re.split(r",\s+|\s+and\s+|\s*;\s*", text.strip()):
+        spec, patch = _change(
+            re.sub(r"^(with|an?|the|on|in|by)\s+", "", part.strip(), flags=re.IGNORECASE), spec, engine
+        )
+        whole = _together(whole, patch)
+    return spec, whole
+
+
+def named(name: str) -> Iterator[Patch]:
+    """What a bare name may ask for, most likely first: an engine, formats or a method, a type of the cache, a card, a preference."""
+    word = name.strip().lower()
+    if word in ENGINE_NAMES:
+        yield at(("engine",), word)
+    formats = tuple(_formats(word))
+    if formats:
+        yield _quantized(formats=list(formats))
+    elif word in methods():
+        yield _quantized(methods=[word])
+    if word in ("as it is", "dense", "unquantized", "bf16", "fp16"):
+        yield at(("passes", "quantize"), "forbid")
+    if kv_dtypes.kv_dtype(word) is not None:
+        yield at(("passes", "kv_cache"), [word])
+    if word in get_args(Goals.model_fields["prefer"].annotation):
+        yield at(("goals", "prefer"), word)
+    if (card := _card(name)) is not None:
+        yield at(("target", "gpu"), card)
+
+
+def known_words() -> tuple[str, ...]:
+    """Every word that a change may begin with, for the nearest of a misspelt one."""
+    keys = (path[-1].replace("_", " ") for path in places())
+    cards = (alias for card in all_gpus() for alias in (card.name,))
+    formats = (name for engine in ENGINE_NAMES for name in find_engine(engine).weighed_formats)
+    return tuple(dict.fromkeys((*_CALLED, *keys, *ENGINE_NAMES, *methods(), *formats, *kv_dtypes.NAMES, *cards)))
+
+
+def _change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
+    """One change. The first reading of the words that gives a spec is taken."""
+    refused: InputError | None = None
+    for patch in _readings(text, engine if spec.engine == "auto" else ""):
+        try:
+            return patched(spec, patch), patch
+        except InputError as error:
+            refused = refused or error
+    if refused is not None:
+        raise InputError(f"{text!r}: {refused.message}", remedy=refused.remedy)
+    close = nearest(re.sub(r"[\d.]+ ?", "", text) or text, known_words())
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise InputError(
+        f"{text!r} changes nothing that is known.{hint}",
+        remedy="name a card, an engine, a format, or a key of the spec with its value (`optimize schema` prints them)",
+    )
+
+
+def _readings(text: str, engine: str) -> Iterator[Patch]:
+    if several := re.fullmatch(r"(\d+)\s*[x×*]\s*(.+)", text, re.IGNORECASE):
+        yield at(("target",), {"count": int(several[1]), "gpu": _card(several[2]) or find_gpu(several[2]).name})
+        return
+    if without := re.fullmatch(r"(?:no|without)\s+(.+?)(?:\s+goal)?", text, re.IGNORECASE):
+        yield from (at(path, _WITHOUT.get(path)) for path in _paths(without[1]))
+        return
+    yield from named(text)
+    yield from (at(path, _ALLOWED[path]) for path in _paths(text) if path in _ALLOWED)
+    for key, value in _pairs(text):
+        for path in _paths(key):
+            yield from _settled(path, value, engine)
+
+
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
+    """A key and its value, in either order."""
+    words = text.split()
+    for n in range(len(words) - 1, 0, -1):
+        yield " ".join(words[:n]), re.sub(r"^(=|of|to|is|at|most|≤|<=)\s*", "", " ".join(words[n:]))
+    yield from ((" ".join(words[n:]), " ".join(words[:n])) for n in range(1, len(words)))
+    if match := re.fullmatch(r"([\w. -]+?)\s*[=:]\s*(.+)", text):
+        yield match[1], match[2]
+
+
+def _paths(key: str) -> Iterator[Path]:
+    """The places of the spec that a key may mean, nearest to the top first."""
+    said = _CALLED.get(key.strip().lower(), key).strip().lower().replace(" ", "_").replace("-", "_")
+    wanted = tuple(said.split("."))
+    yield from (path for path in places() if path[-len(wanted) :] == wanted)
+
+
+def _settled(path: Path, value: str, engine: str) -> Iterator[Patch]:
+    """The patches that a place with a value may mean: as text, as a number, with a unit, as a list."""
+    if path == ("target", "count") and (card := _card(value)) is not None and not value.isdigit():
+        path, value = ("target", "gpu"), card
+    if path == ("target", "gpu"):
+        value = _card(value) or find_gpu(value).name
+    if path == ("engine",):
+        find_engine(value)
+    if path == ("passes", "quantize", "formats"):
+        pass_named(value)
+        yield _quantized(formats=[value])
+    own = at(("engine", "name"), engine) if engine and path[0] == "engine" and len(path) > 1 else {}
+    yield from (_together(own, at(path, given)) for given in _values(value))
+
+
+def _values(text: str) -> Iterator[Any]:
+    """What a value may be: a whole number (`64k` is 65,536), a number, text with the unit that it lacks, one of a list."""
+    if match := re.fullmatch(r"(\d+(?:[_,]\d{3})*)\s*([kK]?)", text):
+        yield int(re.sub("[_,]", "", match[1])) * (1024 if match[2] else 1)
+    if re.fullmatch(r"\d*\.\d+", text):
+        yield float(text)
+    if text.lower() in ("true", "false"):
+        yield text.lower() == "true"
+    yield from (f"{text}{unit}" for unit in _UNITS)
+    yield [text]
+
+
+def _quantized(**choice: list[str]) -> Patch:
+    """The quantization that is asked, in place of any other."""
+    return at(("passes", "quantize"), {"formats": None, "methods": None, "dense": None} | choice)
+
+
+def _formats(word: str) -> Iterator[str]:
+    """The formats of the engines that a name, a group (`g64`) or bits (`4 bits`) means."""
+    try:
+        if pass_named(word) is not None:
+            yield word
+            return
+    except InputError:
+        pass
+    names = dict.fromkeys(name for engine in ENGINE_NAMES for name in find_engine(engine).weighed_formats)
+    if re.fullmatch(r"g\d+", word):
+        yield from (name for name in names if word in name.split("-"))
+    elif bits := re.fullmatch(r"(\d)[ -]?bits?", word):
+        yield from (name for name in names if re.search(rf"(^w|-|fp){bits[1]}(a16|-|$)", name))
+
+
+def _card(name: str) -> str | None:
+    """A card as a spec names it; None where it is none. A size stays one."""
+    try:
+        return re.sub(r"\s", "", name) if re.match(r"\d+\s*[gG]", name) and find_gpu(name) else find_gpu(name).name
+    except InputError:
+        return None
+
+
+def _together(first: Patch, second: Patch) -> Patch:
+    out = dict(first)
+    for key, value in second.items():
+        known = out.get(key)
+        out[key] = _together(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return out

@@ -1,0 +1,161 @@
+"""Two candidates side by side: their figures with intervals, whether each meets the goals, and what decides between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from passes.errors import ReasonKind
+from passes.ir.model import ModelIR
+from planner.apply_cost import effort
+from planner.choice.rule import MAKING, making
+from planner.choice.search import SearchResult, complete, rule_of
+from planner.choice.verdict import Verdict
+from planner.figures import apart
+from planner.plan.document import PlannedGoal, planned_goal
+from planner.plan.stated import StatedReason, stated
+from planner.quality.expected import perplexity_growth
+from planner.spec.spec import Spec
+from targets.engines.engine import find_engine
+from targets.quantity import Quantity
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A candidate under a spec: a search's verdict, judged in full, with the spec and the model it was judged for."""
+
+    spec: Spec
+    source: ModelIR
+    result: SearchResult
+    verdict: Verdict
+
+    @classmethod
+    def of(cls, spec: Spec, source: ModelIR, result: SearchResult, verdict: Verdict) -> Judged:
+        """A verdict of a search, whole."""
+        return cls(spec, source, result, complete(spec, result.gpu, verdict))
+
+    @property
+    def label(self) -> str:
+        """The candidate's."""
+        return self.verdict.candidate.label
+
+    @property
+    def missed(self) -> tuple[StatedReason, ...]:
+        """Everything that keeps it from meeting the goals; what only says that another one is better is nothing of it."""
+        return tuple(stated(r) for r in self.verdict.reasons if r.kind is not ReasonKind.DOMINATED)
+
+    @property
+    def least(self) -> tuple[str, float]:
+        """The bound that is least likely kept, and how likely it is: a goal, or the fit."""
+        odds = [(str(goal.goal), goal.odds) for goal in self.verdict.goals]
+        return min((("fit", self.verdict.capacity.odds), *odds), key=lambda pair: pair[1])
+
+    @property
+    def hours(self) -> Quantity:
+        """Hours of work on the target card; none where nothing is to be made."""
+        v = self.verdict
+        if making(v) == 0:
+            return Quantity.exact(0.0)
+        return effort(self.spec, self.source, v.ir, v.candidate.passes, self.result.gpu).seconds.scaled(1 / 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of two plans that are compared. `role`: `chosen` (`nearest` where nothing meets the goals) and `other`, or `now` and `then`.
+    `weights`, `kv_cache_dtype`: as `check` takes them. `missed`: why it does not meet the goals.
+    """
+
+    role: str
+    candidate: str
+    on: str
+    weights: str
+    kv_cache_dtype: str
+    making: str
+    meets: bool
+    fit_odds: float
+    confidence: float
+    fit_confidence: float
+    goals: tuple[PlannedGoal, ...]
+    missed: tuple[StatedReason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A figure of both, in `unit` (`%`: a share by which something grows; `B`: bytes). `change`: from the first to the second, in words."""
+
+    what: str
+    unit: str
+    chosen: Quantity
+    other: Quantity
+    change: str
+
+
+def side(judged: Judged, role: str) -> Side:
+    """What is said of one plan by itself."""
+    v, gpu = judged.verdict, judged.result.gpu
+    cards = v.candidate.settings.parallel.gpus
+    return Side(
+        role, judged.label, f"{cards} × {gpu.name}" if cards > 1 else gpu.name,
+        v.candidate.published.weights if v.candidate.published else v.candidate.weights, v.ir.kv_cache.dtype, MAKING[making(v)],
+        not judged.missed and v.likely, round(v.capacity.odds, 4), judged.spec.goals.confidence,
+        judged.spec.goals.fit_confidence, tuple(map(planned_goal, v.goals)), judged.missed,
+    )  # fmt: skip
+
+
+def differences(chosen: Judged, other: Judged) -> tuple[Difference, ...]:
+    """The figures of two plans that people compare: memory, speed of one client and of all, quality, work."""
+    mine, theirs = dict(_figures(chosen)), dict(_figures(other))
+    return tuple(
+        Difference(what, unit, mine[what, unit], theirs[what, unit], _change(mine[what, unit], theirs[what, unit], unit))
+        for what, unit in mine if (what, unit) in theirs
+    )  # fmt: skip
+
+
+def _figures(judged: Judged) -> Iterator[tuple[tuple[str, str], Quantity]]:
+    v, speed = judged.verdict, judged.verdict.shown
+    yield ("weights", "B"), v.memory.memory.weights
+    yield ("memory", "B"), v.memory.memory.total
+    if speed is not None:
+        yield ("one client", "tok/s"), speed.decode_tok_s_per_request
+        yield ("all clients", "tok/s"), speed.throughput_tok_s
+        yield ("TTFT", "ms"), speed.ttft_ms
+    yield ("perplexity", "%"), perplexity_growth(v.quality.log_ppl_increase)
+    yield ("work", "h"), judged.hours
+
+
+def _change(old: Quantity, new: Quantity, unit: str) -> str:
+    """How the second stands to the first: in points for shares, else as a ratio, and whether the intervals overlap."""
+    if old.value == new.value:
+        return "the same"
+    unsure = " (intervals overlap)" if old.low <= new.high and new.low <= old.high else ""
+    if unit == "%":
+        return f"{100 * (new.value - old.value):+.3g} points{unsure}"
+    if old.value <= 0 or new.value <= 0:
+        first, second = apart(old.value, new.value, unit)
+        return f"from {first} to {second}"
+    ratio = new.value / old.value
+    digits = next((n for n in range(2, 9) if round(ratio, n) not in (0, 1)), 9)
+    return f"× {ratio:.{digits}f}{unsure}"
+
+
+def decides(chosen: Judged, other: Judged) -> str:
+    """What speaks for the first of two plans of one spec: what the other misses, else where the decision rule tells them apart."""
+    if other.missed:
+        return "; ".join(reason.message for reason in other.missed)
+    goals = other.spec.goals
+    name, odds = other.least
+    asked = goals.fit_confidence if name == "fit" else goals.confidence
+    short = "; {} is kept with {} only, {} are asked".format(name, *apart(odds, asked, "odds")) if odds < asked else ""
+    told = next((r.message for r in other.verdict.reasons if r.kind is ReasonKind.DOMINATED), None)
+    return (told or _by_rule(chosen, other)) + short
+
+
+def _by_rule(chosen: Judged, other: Judged) -> str:
+    """What the rule tells two candidates apart by; where an engine is weighed only when named, that is why it is out."""
+    engine = find_engine(other.verdict.candidate.engine)
+    if chosen.spec.engine == "auto" and engine.unmeasured is not None:
+        return f"meets the goals too, but {engine.unmeasured}: weighed where a spec names it"
+    decision = rule_of(chosen.spec, chosen.source, chosen.result.gpu).decide([chosen.verdict, other.verdict])
+    lost = () if decision is None else decision.lost
+    told = next((f", but {loss.message}" for loss in lost if loss.candidate is other.verdict), "")
+    return f"meets the goals too{told}"

@@ -1,0 +1,120 @@
+"""What to change in a spec so that one reason less speaks against a candidate: a part of the spec, as it may stand there, and tried.
+
+A shorter context, fewer clients, a larger card or another engine for what is too large or refused; for a goal that is missed, the figure
+at which it would be met.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from passes.base import Stage
+from passes.errors import InputError, NotModelledError, Reason, ReasonKind
+from passes.ir.model import ModelIR
+from planner.choice.goals import Goal
+from planner.choice.search import judged, target_gpu
+from planner.choice.verdict import Candidate, Verdict
+from planner.plan.stated import StatedReason, stated
+from planner.spec.patch import Patch, Path, at, patched, written
+from planner.spec.spec import Spec
+from targets.engines.engine import ENGINE_NAMES, find_engine
+from targets.gpu import all_gpus
+
+#: Contexts are said in steps of so many tokens, and no shorter than this share of what is asked.
+_STEP, _LEAST_SHARE = 256, 0.25
+#: A goal that is missed by more than so much of itself is not loosened: it would be another one.
+_LOOSE = 1.0
+#: Where a goal stands in the spec, a unit of its there in that of its figures, and how it is written.
+_GOALS: Mapping[Goal, tuple[Path, float, str]] = {
+    Goal.TTFT: (("goals", "ttft"), 1.0, " ms"), Goal.TPOT: (("goals", "tpot"), 1.0, " ms"),
+    Goal.DECODE: (("goals", "decode"), 1.0, " tok/s"), Goal.THROUGHPUT: (("goals", "throughput"), 1.0, " tok/s"),
+    Goal.PERPLEXITY: (("goals", "quality", "max_perplexity_increase"), 0.01, "%"), Goal.KL: (("goals", "quality", "max_kl"), 1.0, ""),
+}  # fmt: skip
+
+
+def followable(spec: Spec, ir: ModelIR, verdict: Verdict) -> Iterator[StatedReason]:
+    """Give the reasons of a verdict, each with the change of the spec that takes it away as its remedy; None where none was found."""
+    for reason in verdict.reasons:
+        patch = remedy(spec, ir, verdict, reason)
+        yield replace(stated(reason), remedy=None if patch is None else written(patch))
+
+
+def remedy(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Patch | None:
+    """Return the least change of the spec after which a reason does not hold of the candidate, and no other one of its kind does."""
+    others = {each.code for each in verdict.reasons} - {reason.code}
+
+    def mends(patch: Patch) -> bool:
+        try:
+            after = judged(patched(spec, patch), ir, _under(patch, verdict.candidate))
+        except (InputError, NotModelledError):
+            return False
+        return {each.code for each in after.reasons if each.kind is reason.kind or each.code == reason.code} <= others
+
+    return next(filter(mends, _tries(spec, ir, verdict, reason)), None)
+
+
+def _under(patch: Patch, candidate: Candidate) -> Candidate:
+    """The candidate as a patch has it: on another engine with that one's own cache."""
+    if (engine := patch.get("engine")) is None:
+        return candidate
+    passes = tuple(pass_ for pass_ in candidate.passes if pass_.stage is not Stage.KV_CACHE)
+    return replace(candidate, engine=engine, passes=passes)
+
+
+def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterator[Patch]:
+    if reason.kind is ReasonKind.GOAL_MISSED:
+        missed = (goal for goal in verdict.goals if goal.goal.reason_code == reason.code and goal.miss <= _LOOSE)
+        yield from (_loosened(goal.goal, goal.predicted.value) for goal in missed)
+    if reason.kind is ReasonKind.TOO_LARGE:
+        yield from _shorter(spec, ir, verdict)
+        yield from (at(("workload", "concurrency"), n) for n in _halves(verdict.capacity.clients))
+        yield from (at(("target", "gpu"), name) for name in _larger_cards(spec, verdict))
+    if reason.kind is ReasonKind.ILLEGAL:
+        others = (name for name in ENGINE_NAMES if find_engine(name).weighed_on(target_gpu(spec)))
+        yield from (at(("engine",), name) for name in others if name != verdict.candidate.engine)
+
+
+def _loosened(goal: Goal, predicted: float) -> Patch:
+    """The goal at the figure that is predicted, rounded to its worse side."""
+    path, unit, written_unit = _GOALS[goal]
+    value = predicted / unit
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 2) if value else 1.0
+    rounded = (math.ceil if goal.at_most else math.floor)(value / step) * step
+    number = float(f"{rounded:.6g}")
+    return at(path, f"{number:g}{written_unit}" if written_unit else number)
+
+
+def _shorter(spec: Spec, ir: ModelIR, verdict: Verdict) -> Iterator[Patch]:
+    """The longest context that fits, where one does that is of use."""
+    asked = spec.workload
+    least = max(asked.input.longest + asked.output.longest, int(asked.context * _LEAST_SHARE))
+    low, high = math.ceil(least / _STEP), (asked.context - 1) // _STEP
+    fits = -1
+    while low <= high:
+        middle = (low + high) // 2
+        after = judged(patched(spec, at(("workload", "context"), middle * _STEP)), ir, verdict.candidate)
+        if any(reason.kind is ReasonKind.TOO_LARGE for reason in after.reasons):
+            high = middle - 1
+        else:
+            fits, low = middle, middle + 1
+    if fits > 0:
+        yield at(("workload", "context"), fits * _STEP)
+
+
+def _halves(clients: int) -> Iterator[int]:
+    while clients > 1:
+        clients //= 2
+        yield clients
+
+
+def _larger_cards(spec: Spec, verdict: Verdict) -> Iterator[str]:
+    """Cards with more memory, one of each size, the least first."""
+    own = target_gpu(spec)
+    sizes: set[int] = set()
+    for card in sorted(all_gpus(), key=lambda card: (card.memory_bytes.value, -card.bandwidth_bytes_per_s)):
+        size = round(card.memory_bytes.value / (1 << 30))
+        if card.vendor == own.vendor and card.memory_bytes.value > own.memory_bytes.value and size not in sizes:
+            sizes.add(size)
+            yield card.name

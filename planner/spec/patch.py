@@ -1,0 +1,70 @@
+"""Changes of a spec: a patch is a part of one, nested as its YAML is; what it names replaces what stands there, None takes it away.
+
+The keys of a patch are those of the spec's own schema, so that whatever a spec may say can be changed, and is checked as a spec is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from planner.spec.parse import validated
+from planner.spec.spec import Spec
+
+Patch = Mapping[str, Any]
+Path = tuple[str, ...]
+
+
+def patched(spec: Spec, patch: Patch) -> Spec:
+    """The spec with a patch. Raises InputError where it is none any more."""
+    return validated(None, merged(spec.model_dump(mode="json", exclude_none=True), patch), "the changed spec")
+
+
+def merged(base: Any, patch: Any) -> Any:
+    """Plain values with a patch of them."""
+    if not isinstance(patch, Mapping):
+        return patch
+    out = dict(base) if isinstance(base, Mapping) else {}
+    for key, value in patch.items():
+        out[key] = merged(out.get(key), value)
+    return {key: value for key, value in out.items() if value is not None}
+
+
+def at(path: Path, value: Any) -> Patch:
+    """The patch that puts a value at a place of the spec."""
+    for key in reversed(path):
+        value = {key: value}
+    patch: Patch = value
+    return patch
+
+
+def written(patch: Patch) -> str:
+    """A patch in one line, as it may stand in the spec: `workload: {context: 16384}`."""
+    return ", ".join(f"{key}: {_flow(value)}" for key, value in patch.items())
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flow(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return json.dumps(text) if any(mark in text for mark in ",{}[]#") or ": " in text else text
+
+
+@cache
+def places() -> tuple[Path, ...]:
+    """Every key of a spec, as a path from its top, those nearest to the top first."""
+    return tuple(sorted(dict.fromkeys(_places(Spec)), key=len))
+
+
+def _places(model: type[BaseModel], above: Path = ()) -> Iterator[Path]:
+    for name, field in model.model_fields.items():
+        yield (*above, name)
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _places(kind, (*above, name))

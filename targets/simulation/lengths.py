@@ -1,0 +1,33 @@
+"""How long prompts and answers are: all alike, spread evenly, or as chats are, by their mean and 95th percentile."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+#: The 95th percentile of a standard normal distribution.
+_Z95 = 1.6449
+
+
+def spread(mean: float, share: float, count: int, *, seed: int = 0) -> list[int]:
+    """Return `count` lengths spread evenly by `share` of `mean` to either side."""
+    chance = random.Random(seed)
+    return [max(1, round(mean * (1 + share * (2 * chance.random() - 1)))) for _ in range(count)]
+
+
+def lognormal(mean: float, p95: float, count: int, *, most: float = math.inf, seed: int = 0) -> list[int]:
+    """Return `count` lengths of a log-normal distribution with this mean and 95th percentile, cut at `most`.
+
+    A distribution of this kind has its 95th percentile at 3.87 times its mean at most: more is taken for that.
+    """
+    chance = random.Random(seed)
+    # ln(p95 / mean) = z s - s² / 2, the smaller root of which is the distribution's spread
+    s = _Z95 - math.sqrt(max(0.0, _Z95**2 - 2 * math.log(max(p95 / mean, 1.0))))
+    drawn = [mean * math.exp(chance.gauss(-s * s / 2, s)) for _ in range(count)]
+    return [max(1, round(min(length, most))) for length in drawn]
+
+
+def fixed(length: int, count: int) -> Sequence[int]:
+    """Return the same length `count` times."""
+    return (length,) * count

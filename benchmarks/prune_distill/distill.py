@@ -37,7 +37,7 @@ FORECAST = replace(RECOVERY, tokens=24_576)
 SEEDS = range(5)
 #: Three bits with a scale for 64 weights, and the tokens that each block is tuned on.
 QUANTIZE = Quantize("gptq", PackQuantized(3, 64))
-TUNING = Tuning(32_768, batch_tokens=1024)
+TUNING = Tuning(32_768)
 
 
 def judged(bench: Bench, dense: DenseModel, run: RunContext) -> Measured:

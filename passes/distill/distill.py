@@ -7,6 +7,7 @@ to what the teacher's block puts out (`passes.walk.block_tuning`); no model is i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -48,8 +49,8 @@ class Distill(Pass):
     `dataset`: `self` (the teacher writes it), a text file or data set; for `sequences` also an OpenAI-compatible endpoint
     (`http://host:8000/v1`) whose `teacher` answers `prompts`, a file, at most `requests_per_minute`.
     `objective`, `temperature`, `top_k`: how a student is held against the teacher's distribution, of which so many entries are kept;
-    `hidden`: the weight of the distance of the last hidden states. `goal`: the held-out loss to reach, in nats a token; training stops
-    where that is out of reach.
+    `hidden`: the weight of the distance of the last hidden states. `learning_rate`: of a step of `STEP_TOKENS`. `goal`: the loss to
+    reach on held-out text, in nats a token; training stops where that is out of reach.
     """
 
     name: ClassVar[str] = "distill"
@@ -165,6 +166,11 @@ class Distill(Pass):
     def rows(self) -> int:
         """Sequences of a training step."""
         return max(1, min(self.tokens // (LEAST_STEPS * self.length), STEP_TOKENS // self.length))
+
+    @property
+    def step_rate(self) -> float:
+        """The learning rate of its steps: smaller ones see noisier gradients, and take the root of their share of the whole step's."""
+        return self.learning_rate * math.sqrt(min(1.0, self.rows * self.length / STEP_TOKENS))
 
     @property
     def steps(self) -> int:

@@ -94,6 +94,6 @@ def _job(plan: Distill, run: RunContext, folder: Path, files: Mapping[str, str],
     """The training in `folder`. `files`: student, text and teacher."""
     return TrainingJob(
         **files, folder=str(folder), device=run.devices[0].type, cards=len(run.devices), objective=plan.objective,
-        temperature=plan.temperature, top_k=plan.top_k, hidden=plan.hidden, learning_rate=plan.learning_rate, steps=plan.steps,
+        temperature=plan.temperature, top_k=plan.top_k, hidden=plan.hidden, learning_rate=plan.step_rate, steps=plan.steps,
         rows=plan.rows, at_once=at_once, held_out=plan.held_out, seed=plan.seed, goal=plan.goal,
     )  # fmt: skip

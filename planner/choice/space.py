@@ -171,11 +171,11 @@ def _prunings(spec: Spec, ir: ModelIR) -> Iterator[tuple[Pass, ...]]:
     else:
         heads = [(), *((pruning,) for pruning in (_degrees(ir) if choice == "allow" else ()))]
     for head in heads:
-        if not isinstance(distill, DistillChoice):
-            yield head
+        if not isinstance(distill, DistillChoice) or (choice == "allow" and not head):
+            yield head  # where pruning is weighed, so is the model as it is, which has nothing to recover
         if distill == "allow" and head:
             yield (*head, Distill())
-        elif isinstance(distill, DistillChoice):
+        elif isinstance(distill, DistillChoice) and (head or choice != "allow"):
             yield (*head, _recovery(distill))
 
 

@@ -47,5 +47,4 @@ def tokens_needed(rise: float, goal: float, method: str) -> int | None:
     if goal <= 0:
         return None
     known: dict[str, float] = fit()["methods"][method]
-    longer: float = (rise / goal) ** (1 / known["slope"])
-    return math.ceil(known["tokens"] * (longer - 1))
+    return math.ceil(known["tokens"] * (math.pow(rise / goal, 1 / known["slope"]) - 1))

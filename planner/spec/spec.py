@@ -370,6 +370,7 @@ class DistillChoice(Strict):
     epochs: Count = 1
     """How often each sequence is trained on."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Of steps of 4,096 tokens; smaller steps take the root of their share."""
     goal: Annotated[float, Field(gt=0)] | None = None
     """The held-out loss to reach, in nats a token: training stops as soon as it is out of reach (exit 4)."""
     seed: int = 0

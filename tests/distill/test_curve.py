@@ -19,8 +19,8 @@ def test_a_power_law_is_found_again_and_more_points_are_surer() -> None:
     assert expected is not None and expected.value == pytest.approx(2.0 * 50_000**-0.5, rel=0.01)
     widths = []
     for count in (4, 8, 16, 32):
-        found = expected_loss(power(0.5, count), 50_000)
-        assert found is not None and found.low < 2.0 * 50_000**-0.5 < found.high
+        found = expected_loss(power(0.25, count), 50_000)
+        assert found is not None and found.low < 2.0 * 50_000**-0.25 < found.high
         widths.append(math.log(found.high / found.low))
     assert widths == sorted(widths, reverse=True)
 

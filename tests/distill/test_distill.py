@@ -36,7 +36,7 @@ from tests.walk.conftest import context
 
 pytestmark = pytest.mark.slow
 
-PLAN = Distill(tokens=4096, length=32, epochs=4, dataset="text.txt", learning_rate=2e-3, top_k=16)
+PLAN = Distill(tokens=4096, length=32, epochs=4, dataset="text.txt", learning_rate=2e-2, top_k=16)
 
 
 @pytest.fixture

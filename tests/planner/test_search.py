@@ -319,6 +319,15 @@ def test_pinned_prunings_and_recovery_stand_in_the_chain() -> None:
     assert names == {("prune_depth", "prune_width", "distill")}
 
 
+def test_blocks_are_tuned_without_pruning_and_the_whole_model_is_not_trained_for_nothing() -> None:
+    text = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nengine: vllm\n"
+    passes = "passes: {{ distill: {{ method: {} }}, quantize: {{ formats: [w4a16-g128], methods: [gptq], dense: false }} }}\n"
+    ir = open_model("Qwen/Qwen2.5-7B-Instruct").ir
+    tuned, trained = (search(parse_spec(text + passes.format(method)), ir) for method in ("blockwise", "logits"))
+    assert tuned.chosen is not None and "tune blocks on 1 M tokens" in tuned.chosen.candidate.passes[0].title()
+    assert trained.chosen is None
+
+
 def asked_for(goals: str, target: str, workload: str = "input_tokens: 500, output_tokens: 100") -> SearchResult:
     text = f"model: meta-llama/Llama-3.1-8B-Instruct\ntarget: {{ gpu: {target} }}\n"
     spec = parse_spec(f"{text}workload: {{ context: 4096, {workload} }}\ngoals: {{ {goals} }}\n")

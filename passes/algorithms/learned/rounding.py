@@ -27,10 +27,10 @@ class Tuning:
     """
 
     tokens: int
-    batch_tokens: int = 2048
-    latent_rate: float = 4e-3
-    scale_rate: float = 1e-3
-    plain_rate: float = 1e-3
+    batch_tokens: int = 512
+    latent_rate: float = 2e-2
+    scale_rate: float = 3e-3
+    plain_rate: float = 3e-3
     seed: int = 0
 
 

@@ -33,7 +33,7 @@ from passes.quantize.format_names import pass_named
 from planner.asked import rewrite
 from planner.choice.bits import fewest_bits, most_bits, widths
 from planner.choice.capacity import Capacity, capacity
-from planner.choice.goals import FLOOR, ODDS_BAND
+from planner.choice.goals import FLOOR
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
 from planner.quality.expected import expected_quality, growth
@@ -294,9 +294,6 @@ def _solved(spec: Spec, ir: ModelIR, gpu: Gpu, engine: str, settings: tuple[Sett
         if most is not None and spec.goals.prefer == "quality":
             most = fewest_bits(partial(family.as_good_as, most), least, most)
         ends = {least if most is None else most}
-        if most is None and spec.goals.prefer == "quality":
-            likeliest = family.fit_odds(least)
-            ends.add(most_bits(lambda bits: family.fit_odds(bits) - likeliest + ODDS_BAND, least, high) or least)  # noqa: B023
         if spec.goals.prefer != "quality" and (fewest := fewest_bits(family.good, least, high)) is not None:
             ends.add(fewest)
         for bits in sorted(ends, reverse=True):
@@ -340,10 +337,6 @@ class _Family:
             if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, speed)):
                 return -1.0
         return left
-
-    def fit_odds(self, bits: float) -> float:
-        """The probability that the workload fits."""
-        return self._held(bits)[2].odds
 
     def _held(self, bits: float) -> tuple[ModelIR, MemoryEstimate, Capacity]:
         engine, workload = find_engine(self.engine), workload_of(self.spec)

@@ -86,7 +86,7 @@ def test_what_is_chosen_is_dominated_by_nothing_in_its_own_pareto_set(drawn: dic
     rule = Rule(result.spec.goals, result.gpu, engine_named=False)
     assert rule.pareto(result.pareto, chosen) == result.pareto
     assert chosen.memory.memory.total.value <= chosen.memory.memory.budget.value
-    if chosen.candidate.weights.startswith("exl2"):
+    if chosen.candidate.weights.startswith("exl2") and chosen.admissible(result.spec.goals):
         assert chosen.capacity.room.low >= 0
 
 

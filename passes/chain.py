@@ -99,6 +99,11 @@ def needs_text(passes: Sequence[Pass], planned: ModelIR) -> bool:
     return planned.calibrated_scales or any(pass_.needs_text for pass_ in passes)
 
 
+def nothing_to_make(passes: Sequence[Pass]) -> bool:
+    """Return whether a chain leaves the checkpoint, and the values of its weights, as they are."""
+    return all(pass_.load_time and pass_.rounds_by is None for pass_ in passes)
+
+
 def walk_needs_text(passes: Sequence[Pass], planned: ModelIR) -> bool:
     """Return whether blocks are run on calibration text here, and not by an outside tool alone."""
     return needs_text([pass_ for pass_ in passes if pass_.backend == NATIVE], planned)

@@ -93,6 +93,7 @@ def _index() -> tuple[dict[str, int], tuple[str, ...]]:
     return index, lines
 
 
+@lru_cache(maxsize=1)
 def all_gpus() -> tuple[Gpu, ...]:
     """Every card of the catalog, in its order."""
     return tuple(_gpu(json.loads(line)) for line in _index()[1])
@@ -103,8 +104,11 @@ def find_gpu(name: str) -> Gpu:
     if name.strip().lower() == "cpu":
         return this_cpu()
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gb|gib)", name.strip().lower())
-    if size:
-        return _generic(float(size[1]))
+    return _generic(float(size[1])) if size else _of_catalog(name)
+
+
+@lru_cache(maxsize=1 << 8)
+def _of_catalog(name: str) -> Gpu:
     index, lines = _index()
     folded = _letters(name) if _letters(name) in index else fold(name)
     number = index.get(folded, index.get(f"rtx{folded}"))  # `4090`

@@ -1,7 +1,7 @@
 """The space of a spec: every candidate = engine × chain of passes × KV type × spread over cards × engine settings.
 
 A *design* is what the candidates of one engine, chain and spread have in common; they differ in settings only, which change
-neither the checkpoint nor its quality. Formats of fixed width are enumerated. EXL2 and EXL3 take any bits a weight; their 600
+neither the checkpoint nor its quality. Formats of fixed width are enumerated. Of those that take any bits a weight, the hundreds of
 widths are *solved for* (`planner.choice.bits`): the most bits that fit and are fast enough, and where not quality but speed, size or
 context is preferred, the fewest that are good enough. Where quality is, no more bits than anybody could tell (the band of quality).
 

@@ -125,7 +125,7 @@ class ChosenPlan:
     @property
     def nothing_to_make(self) -> bool:
         """Whether the checkpoint is served as it is."""
-        return all(pass_.load_time and pass_.rounds_by is None for pass_ in self.chain)
+        return chain.nothing_to_make(self.chain)
 
     @property
     def chain(self) -> tuple[Pass, ...]:

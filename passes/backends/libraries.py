@@ -11,7 +11,9 @@ from passes.backends.backend import Backend, Task
 from passes.base import Pass
 from passes.errors import Reason
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import CompressedTensors, FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.config_group import CompressedTensors
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.quantize.quantize import Quantize

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.exllama.exl2 import Exl2
 from passes.formats.exllama.exl2_bounded import Exl2Bounded
 from passes.formats.exllama.exl2_options import ATTENTION, HEAD, MLP

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import DoesNotFitError, Reason
-from passes.formats.compressed_tensors import IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq

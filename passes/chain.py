@@ -122,24 +122,24 @@ def missing(ir: ModelIR, passes: Sequence[Pass]) -> tuple[str, ...]:
 
 
 def rewrite(ir: ModelIR, passes: Sequence[Pass]) -> ModelIR:
-    """The description after a chain. The chain must be legal."""
+    """Return the description after a chain. The chain must be legal."""
     for pass_ in passes:
         ir = pass_.rewrite(ir)
     return ir
 
 
 def draw(passes: Sequence[Pass]) -> str:
-    """One line: `source ─► quantize{gptq, w4a16-g64} ─► kv_cache{dtype=fp8} ─► checkpoint`."""
+    """Draw one line: `source ─► quantize{gptq, w4a16-g64} ─► kv_cache{dtype=fp8} ─► checkpoint`."""
     return " ─► ".join(["source", *(pass_.text() for pass_ in passes), "checkpoint"])
 
 
 def to_json(passes: Sequence[Pass]) -> list[dict[str, Any]]:
-    """The chain as JSON values; `from_json` reads it back equal."""
+    """Return the chain as JSON values; `from_json` reads it back equal."""
     return [{"pass": pass_.name, **{key: _value(value) for key, value in pass_.options().items()}} for pass_ in passes]
 
 
 def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Pass, ...]:
-    """A chain read back. Raises InputError for unknown passes, formats or options."""
+    """Return a chain read back. Raises InputError for unknown passes, formats or options."""
     return tuple(_read_pass(value) for value in values)
 
 

@@ -46,7 +46,7 @@ class Library(Backend[Quantize]):
         return self.refuses_format(pass_)
 
     def refuses_format(self, pass_: Quantize) -> Reason | None:
-        """What it cannot make of a method and format that it makes otherwise."""
+        """Return what it cannot make of a method and format that it makes otherwise."""
         return None
 
     def _reason(self, what: str, instead: str) -> Reason:
@@ -54,7 +54,7 @@ class Library(Backend[Quantize]):
         return Reason("backend_cannot", f"{self.name} does not make {what}", remedy)
 
     def command(self, python: Path, task: Task[Quantize]) -> Sequence[str]:
-        """The driver on the job file."""
+        """Return the driver's command, on the job file."""
         return (str(python), str(_DRIVERS / f"{self.name}.py"), str(task.job))
 
     def progress(self, line: str) -> tuple[int, int] | None:

@@ -26,7 +26,7 @@ SMALLER = (
 
 
 def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
-    """Each change that would meet the goals, with the plan it leads to."""
+    """Yield each change that would meet the goals, with the plan it leads to."""
     for count in (2 * spec.target.count, 4 * spec.target.count):
         larger = spec.model_copy(
             update={"target": spec.target.model_copy(update={"count": count, "nodes": _nodes(spec, count)})}
@@ -60,7 +60,7 @@ def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> Alternat
 
 
 def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
-    """The verdict that a search chooses: designs that the rule leaves behind whatever their memory and speed are not judged.
+    """Return the verdict that a search chooses: designs that the rule leaves behind whatever their memory and speed are not judged.
 
     Best first by what a chain alone tells: where a design stands at best, then the figure that is preferred. What stands behind one that
     was judged loses to it; so does what is worse in the figure, by more than its width, than one that stands as well and that nothing

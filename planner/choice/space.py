@@ -44,7 +44,7 @@ from targets.workload import Workload
 
 
 def workload_of(spec: Spec) -> Workload:
-    """The workload of a spec."""
+    """Return the workload of a spec."""
     w = spec.workload
     return Workload(w.context, w.concurrency, w.input_tokens, w.output_tokens)
 
@@ -65,7 +65,7 @@ class Design:
 
 
 def designs(spec: Spec, ir: ModelIR, gpu: Gpu, names: Container[str], cards: int | None = None) -> Iterator[Design]:
-    """Every design of some engines, legal or not: the illegal ones lose with a reason. `cards`: those that use so many only."""
+    """Yield every design of some engines, legal or not: the illegal ones lose with a reason. `cards`: those that use so many only."""
     for name, choice in engines(spec, gpu):
         if name not in names:
             continue
@@ -103,7 +103,7 @@ def spreads(engine: str, spec: Spec, cards: int | None = None) -> Iterator[Paral
 def settings_options(
     engine: str, choice: EngineChoice, spec: Spec, gpu: Gpu, parallel: Parallel
 ) -> tuple[Settings, ...]:
-    """The settings that are weighed: as the spec has them, and every subset of the engine's leaner ones."""
+    """Return the settings that are weighed: as the spec has them, and every subset of the engine's leaner ones."""
     base = _settings(choice, spec, parallel)
     knobs = find_engine(engine).leaner(gpu, base, workload_of(spec))
     subsets = (chosen for size in range(len(knobs) + 1) for chosen in itertools.combinations(knobs, size))
@@ -111,7 +111,7 @@ def settings_options(
 
 
 def engines(spec: Spec, gpu: Gpu) -> Iterator[tuple[str, EngineChoice]]:
-    """The engines that are weighed. Raises InputError for an unknown name."""
+    """Yield the engines that are weighed. Raises InputError for an unknown name."""
     if isinstance(spec.engine, EngineChoice):
         find_engine(spec.engine.name)
         yield spec.engine.name, spec.engine
@@ -149,7 +149,7 @@ def _prunings(spec: Spec, ir: ModelIR) -> Iterator[tuple[Pass, ...]]:
 
 
 def pinned(choice: PruneChoice) -> tuple[Pass, ...]:
-    """The prunings that a spec asks for."""
+    """Return the prunings that a spec asks for."""
     out: list[Pass] = [DepthPrune(choice.depth)] if choice.depth else []
     if choice.intermediate or choice.kv_heads:
         out.append(WidthPrune(choice.intermediate or 0, choice.kv_heads or 0))
@@ -175,7 +175,7 @@ def _kv_dtypes(spec: Spec, engine: str) -> tuple[str, ...]:
 
 
 def nothing_to_weigh(spec: Spec, gpu: Gpu) -> InputError:
-    """The error for a spec that leaves no candidate: types of the cache that no engine of it has, or no format at all."""
+    """Return the error for a spec that leaves no candidate: types of the cache that no engine of it has, or no format at all."""
     names = [name for name, _ in engines(spec, gpu)]
     if spec.passes.kv_cache is not None and not any(_kv_dtypes(spec, name) for name in names):
         asked = ", ".join(spec.passes.kv_cache)
@@ -210,7 +210,7 @@ def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None
 
 
 def as_asked(choice: QuantizeChoice, pass_: Pass) -> Pass:
-    """A pass with the damping, and made by the tool, that the spec names; what only one tool makes stays with that tool."""
+    """Return a pass with the damping, and made by the tool, that the spec names; what only one tool makes stays with that tool."""
     backend = choice.backend if pass_.backend == NATIVE else pass_.backend
     return pass_.with_options(damping=choice.damping, backend=backend)
 
@@ -273,7 +273,7 @@ class _Family:
     dtype: str
 
     def chain(self, bits: float) -> tuple[Pass, ...]:
-        """The chain at a width."""
+        """Return the chain at a width."""
         stored = pass_named(f"{self.kind}-{bits:.2f}".rstrip("0").rstrip("."))
         assert stored is not None
         choice = self.spec.passes.quantize
@@ -281,13 +281,13 @@ class _Family:
         return (*head, *next(_caches(self.ir, head, self.dtype)))
 
     def illegal(self, bits: float) -> bool:
-        """Whether a pass or the engine refuses the chain. At the widest, none of them can be legal: nothing is solved for."""
+        """Return whether a pass or the engine refuses the chain. At the widest, none of them can be legal: nothing is solved for."""
         ir, reasons = rewrite(self.ir, self.chain(bits))
         return bool(reasons or find_engine(self.engine).illegal(ir, self.gpu, self.settings))
 
     def slack(self, bits: float) -> float:
-        """Bytes of cache surely left when the workload is served: by the upper end of what is assumed of the rest. Negative where they
-        are not, or where a goal on speed is less likely than is asked.
+        """Return the bytes of cache surely left when the workload is served, by the upper end of what is assumed of the rest; negative
+        where it is not, or where a goal on speed is less likely than is asked.
         """
         spec, engine, workload = self.spec, find_engine(self.engine), workload_of(self.spec)
         ir = chain.rewrite(self.ir, self.chain(bits))
@@ -301,16 +301,16 @@ class _Family:
         return left
 
     def good(self, bits: float) -> bool:
-        """Whether the goals on quality are as likely as is asked."""
+        """Return whether the goals on quality are as likely as is asked."""
         quality = expected_quality(self.ir, self.chain(bits))
         return all(goal.odds >= self.spec.goals.confidence for goal in judge_quality(self.spec.goals, quality))
 
     def is_still_the_model(self, bits: float) -> bool:
-        """Whether it loses no more than `FLOOR`."""
+        """Return whether it loses no more than `FLOOR`."""
         return growth(expected_quality(self.ir, self.chain(bits)).log_ppl_increase.value) <= FLOOR
 
     def as_good_as(self, most: float, bits: float) -> bool:
-        """Whether nobody could tell these bits from more: they differ by less than the band of quality, and the goals are met."""
+        """Return whether nobody could tell these bits from more: they differ by less than the band of quality, and the goals are met."""
         more, fewer = (
             growth(expected_quality(self.ir, self.chain(width)).log_ppl_increase.value) for width in (most, bits)
         )

@@ -27,7 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout,
 
 
 def finite(value: float | None) -> float | None:
-    """A number that is one: ranges let `nan` through. Raises typer.BadParameter."""
+    """Return a number that is one: ranges let `nan` through. Raises typer.BadParameter."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is no finite number")
     return value

@@ -74,7 +74,7 @@ class PackQuantized(CompressedTensors):
         return integer_kernel(self.bits)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """The group size must divide K."""
+        """Refuse a group size that does not divide K."""
         if self.bits not in (4, 8):
             return Reason(
                 "pack_quantized_bits",
@@ -129,7 +129,7 @@ class PackQuantized(CompressedTensors):
         return weight
 
     def scheme(self) -> dict[str, Any]:
-        """The `weights` and activation arguments of a config group."""
+        """Return the `weights` and activation arguments of a config group."""
         out = arguments(self.bits, "int", self.symmetric, self.group_size, activations="token" if self.inputs else None)
         if self.inputs:
             out["input_activations"] |= {
@@ -196,7 +196,7 @@ class IntQuantized(CompressedTensors):
         return Rounding("w8a8", 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Every shape is legal."""
+        """Refuse no shape."""
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:

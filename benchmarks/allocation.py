@@ -26,7 +26,7 @@ from benchmarks.text import CACHE, news_file
 from passes import chain
 from passes.base import Pass
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.ir.model import ModelIR, Role

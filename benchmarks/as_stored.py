@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from passes.blocks.decoded_weights import DecodedCheckpoint
 from passes.files.checkpoint import Checkpoint
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized
 from passes.formats.format import E4M3_MAX, Format
 from passes.ir.model import ModelIR
 from passes.ir.quant_config.gptq import FUSED

@@ -26,6 +26,7 @@ from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.engine import profile_of, rules_on_card
 from targets.engines.vllm.memory.activations import (
     Profile,
+    accounting_era,
     explained_bytes,
     is_integrated,
     peak_bytes,
@@ -132,11 +133,6 @@ def band(ratios: Sequence[float]) -> list[float]:
     return [round(min(1.0, float(low)), 4), round(max(1.0, float(high)), 4)]
 
 
-def era_of(rules: Rules) -> str:
-    """What is fitted apart: before and after the sort in the sampler went, and where reserved memory counts."""
-    return "old" if rules.version < (0, 17, 0) else "reserved" if rules.counts_reserved else "v1"
-
-
 def non_torch(found: Sequence[Question]) -> dict[str, object]:
     """Medians by era, tensor parallelism and kind of card."""
     cells: dict[tuple[str, str], list[float]] = {}
@@ -146,7 +142,7 @@ def non_torch(found: Sequence[Question]) -> dict[str, object]:
         rules, _ = rules_on_card(q.settings.version, q.gpu)
         linked = profile_of(q.gpu, q.settings, q.workload, rules).linked
         wide = "tp_bytes" if (q.gpu.capability or 0) >= 90 and linked else "tp_pcie_bytes"
-        key = "old" if era_of(rules) == "old" else "new", "tp1_bytes" if q.settings.parallel.tp == 1 else wide
+        key = "old" if accounting_era(rules) == "old" else "new", "tp1_bytes" if q.settings.parallel.tp == 1 else wide
         cells.setdefault(key, []).append(float(q.row["non_torch_gib"]) * _GIB)
     # Rows that do not print their version, hence are not fitted, show 0.54 and 0.55 GiB on Hopper (llmd-qwen3-32b-tp2,
     # llmd-llama33-70b-fp8-tp2). Without a switch between the cards: 0.1 printed of two RTX 4090 (0.26), no room for more on two L40S and
@@ -254,7 +250,7 @@ def graphs(found: Sequence[Question]) -> dict[str, object]:
 def terms(found: Sequence[Question], outside: Sequence[tuple[Peak, float]] = ()) -> dict[str, Any]:
     """The terms as these rows tell them; the bands of the peaks come from `outside`: peaks held out, measured / predicted."""
     rows = peaks(found)
-    ratios = {era: [ratio for row, ratio in outside if era_of(row.rules) == era] for era in ("old", "v1")}
+    ratios = {era: [ratio for row, ratio in outside if accounting_era(row.rules) == era] for era in ("old", "v1")}
     errors = {era: round(statistics.median(abs(r - 1) for r in values), 4) for era, values in ratios.items() if values}
     bands = {era: band(values or [1.0]) for era, values in ratios.items()}
     return {

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from targets.engines.vllm.rules.kernels import Product, takers
 from targets.engines.vllm.rules.versions import parse_version
 

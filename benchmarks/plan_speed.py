@@ -26,7 +26,7 @@ OPTIMIZE = Path(sys.executable).with_name("optimize")
 GOALS: dict[tuple[str, ...], float] = {
     ("plan", "examples/llama-3.3-70b-rtx4090.yaml"): 0.5,
     ("plan", "examples/qwen2.5-32b-rtx4090.yaml"): 0.5,
-    ("check", "--model", "llama-3.1-8b", "--gpu", "24GB"): 0.4,
+    ("check", "--model", "llama-3.1-8b", "--gpu", "24GB"): 0.35,
 }
 
 

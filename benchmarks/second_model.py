@@ -35,7 +35,7 @@ from passes.blocks.decoded_weights import decoded_model
 from passes.blocks.dense_model import DenseModel
 from passes.blocks.devices import compute_dtype
 from passes.files.checkpoint import Checkpoint, write_shard
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.measure.evaluate import Measured, evaluate

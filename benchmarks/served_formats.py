@@ -31,7 +31,8 @@ from passes.base import Pass, Stage
 from passes.blocks.decoded_weights import decoded_model
 from passes.files.checkpoint import Checkpoint
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR

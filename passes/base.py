@@ -80,7 +80,7 @@ class Pass(ABC):
         return self
 
     def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
-        """The dense model after the pass, which must be resolved: that before it where only its stored form changes."""
+        """Return the dense model after the pass, which must be resolved: that before it where only its stored form changes."""
         return before
 
     @property

@@ -100,6 +100,11 @@ def needs_text(passes: Sequence[Pass], planned: ModelIR) -> bool:
     return planned.calibrated_scales or any(pass_.needs_text for pass_ in passes)
 
 
+def nothing_to_make(passes: Sequence[Pass]) -> bool:
+    """Return whether a chain leaves the checkpoint, and the values of its weights, as they are."""
+    return all(pass_.load_time and pass_.rounds_by is None for pass_ in passes)
+
+
 def walk_needs_text(passes: Sequence[Pass], planned: ModelIR) -> bool:
     """Return whether blocks are run on calibration text here, and not by an outside tool alone."""
     return needs_text([pass_ for pass_ in passes if pass_.backend == NATIVE], planned)
@@ -118,24 +123,24 @@ def missing(ir: ModelIR, passes: Sequence[Pass]) -> tuple[str, ...]:
 
 
 def rewrite(ir: ModelIR, passes: Sequence[Pass]) -> ModelIR:
-    """The description after a chain. The chain must be legal."""
+    """Return the description after a chain. The chain must be legal."""
     for pass_ in passes:
         ir = pass_.rewrite(ir)
     return ir
 
 
 def draw(passes: Sequence[Pass]) -> str:
-    """One line: `source ─► quantize{gptq, w4a16-g64} ─► kv_cache{dtype=fp8} ─► checkpoint`."""
+    """Draw one line: `source ─► quantize{gptq, w4a16-g64} ─► kv_cache{dtype=fp8} ─► checkpoint`."""
     return " ─► ".join(["source", *(pass_.text() for pass_ in passes), "checkpoint"])
 
 
 def to_json(passes: Sequence[Pass]) -> list[dict[str, Any]]:
-    """The chain as JSON values; `from_json` reads it back equal."""
+    """Return the chain as JSON values; `from_json` reads it back equal."""
     return [{"pass": pass_.name, **{key: _value(value) for key, value in pass_.options().items()}} for pass_ in passes]
 
 
 def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Pass, ...]:
-    """A chain read back. Raises InputError for unknown passes, formats or options."""
+    """Return a chain read back. Raises InputError for unknown passes, formats or options."""
     return tuple(_read_pass(value) for value in values)
 
 

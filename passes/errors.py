@@ -109,7 +109,7 @@ _NAME = 200
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names closest to a misspelt one, best first; case, spaces and dashes ignored."""
+    """Return the known names closest to a misspelt one, best first; case, spaces and dashes ignored."""
 
     def fold(text: str) -> str:
         return "".join(ch for ch in text.lower() if ch.isalnum())
@@ -123,7 +123,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
 def unknown_name(
     kind: str, name: str, known: Iterable[str], *, remedy: str, location: Location | None = None
 ) -> InputError:
-    """The error for a name that is not known: says the nearest known names, then what to do."""
+    """Return the error for a name that is not known: it says the nearest known names, then what to do."""
     close = nearest(name, known)
     hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
     return InputError(f"unknown {kind} {name!r:.{_NAME}}.{hint}", remedy=remedy, location=location)

@@ -25,7 +25,7 @@ class Holder:
 
 
 def memory_total_bytes() -> int:
-    """This machine's memory, or its cgroup's limit where that is lower."""
+    """Return the bytes of this machine's memory, or of its cgroup's limit where that is lower."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -38,7 +38,7 @@ def memory_total_bytes() -> int:
 
 
 def memory_available_bytes() -> int:
-    """This machine's memory that is free or can be freed at once."""
+    """Return the bytes of this machine's memory that are free or can be freed at once."""
     import psutil
 
     return min(int(psutil.virtual_memory().available), memory_total_bytes())

@@ -58,7 +58,7 @@ class KVCachePass(Pass):
         return ()
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """The cache's kind, and two scalars a caching layer when scales are stored."""
+        """Return the cache's kind, and two scalars a caching layer when scales are stored."""
         out = replace(ir, kv_cache=replace(ir.kv_cache, dtype=self.dtype, scales=self.scales))
         return out.with_decoder(out.decoder.map_blocks(_with_scales)) if self.scales else out
 

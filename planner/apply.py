@@ -56,7 +56,7 @@ class ApplyResult:
 
 
 def find_plan(folder: Path) -> Path:
-    """The plan last saved in a folder. Raises InputError where there is none."""
+    """Return the plan last saved in a folder. Raises InputError where there is none."""
     plans = sorted(folder.glob("*.plan.json"), key=lambda path: path.stat().st_mtime)
     if not plans:
         raise InputError(
@@ -134,7 +134,7 @@ def apply(
 
 
 def next_step(result: ApplyResult) -> str:
-    """What to do with a result: verify it where its engine can be driven, else start it by hand."""
+    """Return what to do with a result: verify it where its engine can be driven, else start it by hand."""
     if find_engine(result.certificate.engine.name).verifier() is not None:
         return f"optimize verify {result.out}"
     return f"start it as {result.out / FOLDER} says"

@@ -76,7 +76,7 @@ class Effort:
 
 
 def no_effort(device: Gpu | None = None) -> Effort:
-    """The effort of a plan that has nothing made: the checkpoint is served as it is."""
+    """Return the effort of a plan that has nothing made: the checkpoint is served as it is."""
     nothing = Quantity.exact(0)
     return Effort(nothing, nothing, 0, {}, (device or computing()).name)
 

@@ -20,7 +20,7 @@ AS_IS = "as-is"
 
 
 def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
-    """The passes that a format's name and a KV type stand for. Raises InputError for unknown names."""
+    """Return the passes that a format's name and a KV type stand for. Raises InputError for unknown names."""
     chain: list[Pass] = []
     dtype = kv_dtype(kv_cache_dtype)
     if dtype is None:
@@ -58,7 +58,7 @@ _USUAL_HEAD = 6
 
 @remembered
 def rewrite(ir: ModelIR, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason, ...]]:
-    """The description after a chain, and why its passes are illegal; an illegal pass is still described where it can be."""
+    """Return the description after a chain, and why its passes are illegal; an illegal pass is still described where it can be."""
     reasons: list[Reason] = []
     for step in chain:
         reasons += step.illegal(ir)
@@ -68,7 +68,7 @@ def rewrite(ir: ModelIR, chain: tuple[Pass, ...]) -> tuple[ModelIR, tuple[Reason
 
 
 def with_dtype(ir: ModelIR, weights: str | None, dtype: str | None) -> ModelIR:
-    """The model in the dtype that was asked by `--dtype` or a dense `--weights`."""
+    """Return the model in the dtype that was asked by `--dtype` or a dense `--weights`."""
     name = dense_dtype(weights) if weights else None
     asked = name or _DTYPES.get((dtype or "auto").lower())
     if dtype and dtype.lower() not in _DTYPES:

@@ -183,7 +183,7 @@ def _guessing(measured: Measured, vocabulary: int) -> Iterator[str]:
 
 
 def kept(checks: Iterable[Comparison]) -> bool:
-    """Whether every binding check holds."""
+    """Return whether every binding check holds."""
     return all(check.holds or not check.binding for check in checks)
 
 
@@ -255,10 +255,10 @@ def _goals(goals: Iterable[PlannedGoal], measured: Measured | None) -> Iterator[
 
 
 def read_certificate(path: Path) -> Certificate:
-    """A certificate that `apply` wrote. Raises InputError where it is missing or damaged."""
+    """Return a certificate that `apply` wrote. Raises InputError where it is missing or damaged."""
     return from_json(Certificate, read_json(path, "certificate"), str(path))
 
 
 def result_folder(path: Path) -> bool:
-    """Whether a path is a finished result."""
+    """Return whether a path is a finished result."""
     return (path / NAME).is_file()

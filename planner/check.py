@@ -112,7 +112,7 @@ class CheckResult:
         return (self.unread,) if self.unread else ()
 
     def as_json(self) -> dict[str, Any]:
-        """The document as JSON."""
+        """Return the document as JSON."""
         document: dict[str, Any] = to_json(self.document)
         return document
 
@@ -143,7 +143,7 @@ def check(
     dtype: str | None = None,
     load: Load | None = None,
 ) -> CheckResult:
-    """Whether `model` fits `gpu` under `engine`. `weights` names a format; None: the checkpoint's own.
+    """Return whether `model` fits `gpu` under `engine`. `weights` names a format; None: the checkpoint's own.
 
     Raises InputError for unknown names. Illegal combinations are answered, with the reason.
     """

@@ -55,7 +55,7 @@ class VerifyReport:
         return kept(self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """The report as a document."""
+        """Return the report as a document."""
         return {
             "format_version": FORMAT_VERSION, "holds": self.holds, "checks": to_json(self.checks),
             "start_seconds": self.start_seconds, "sample": self.sample, "loads": to_json(self.loads),

@@ -71,7 +71,7 @@ class Gpu:
 
 
 def fold(name: str) -> str:
-    """A name without case, spaces, dashes and vendor prefixes."""
+    """Return a name without case, spaces, dashes and vendor prefixes."""
     return _PREFIXES.sub("", _letters(name))
 
 
@@ -93,18 +93,22 @@ def _index() -> tuple[dict[str, int], tuple[str, ...]]:
     return index, lines
 
 
+@lru_cache(maxsize=1)
 def all_gpus() -> tuple[Gpu, ...]:
-    """Every card of the catalog, in its order."""
+    """Return every card of the catalog, in its order."""
     return tuple(_gpu(json.loads(line)) for line in _index()[1])
 
 
 def find_gpu(name: str) -> Gpu:
-    """The card of that name. Raises InputError with the nearest names for one that is not known."""
+    """Return the card of that name. Raises InputError with the nearest names for one that is not known."""
     if name.strip().lower() == "cpu":
         return this_cpu()
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gb|gib)", name.strip().lower())
-    if size:
-        return _generic(float(size[1]))
+    return _generic(float(size[1])) if size else _of_catalog(name)
+
+
+@lru_cache(maxsize=1 << 8)
+def _of_catalog(name: str) -> Gpu:
     index, lines = _index()
     folded = _letters(name) if _letters(name) in index else fold(name)
     number = index.get(folded, index.get(f"rtx{folded}"))  # `4090`
@@ -135,7 +139,7 @@ def this_cpu() -> Gpu:
 
 
 def inline_gpu(facts: Mapping[str, Any]) -> Gpu:
-    """A card given by its facts: `name`, `memory_gib` (as CUDA shows it), `bandwidth_gb_s`, and keys of gpus.yaml."""
+    """Return a card given by its facts: `name`, `memory_gib` (as CUDA shows it), `bandwidth_gb_s`, and keys of gpus.yaml."""
     return _gpu({"vendor": "NVIDIA", "cuda_visible_gib": facts["memory_gib"], **facts})
 
 
@@ -152,7 +156,7 @@ def installed_gpu() -> Gpu:
 
 
 def unlisted_gpu(name: str, memory_bytes: int | None = None) -> Gpu:
-    """A card that is here and that the catalog lacks: a small one's memory, where nobody says, and rates are assumed."""
+    """Return a card that is here and that the catalog lacks: a small one's memory, where nobody says, and rates are assumed."""
     facts = {"name": name, "memory_gib": (memory_bytes or _SMALL_CARD) / _GIB, **_SLOW_CARD}
     return replace(inline_gpu(facts), basis=Basis.ASSUMED)
 

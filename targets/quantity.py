@@ -33,12 +33,12 @@ class Quantity:
 
     @classmethod
     def exact(cls, value: float) -> Quantity:
-        """A number that arithmetic gives."""
+        """Return a number that arithmetic gives."""
         return cls(value, value, value, Basis.EXACT)
 
     @classmethod
     def relative(cls, value: float, error: float, basis: Basis) -> Quantity:
-        """A value with a symmetric relative 90 % half width."""
+        """Return a value with a symmetric relative 90 % half width."""
         return cls(value, value * (1 - error), value * (1 + error), basis)
 
     def __add__(self, other: Quantity) -> Quantity:
@@ -53,10 +53,10 @@ class Quantity:
         return self + Quantity(-other.value, -other.high, -other.low, other.basis)
 
     def scaled(self, factor: float) -> Quantity:
-        """The quantity times a known positive factor."""
+        """Return the quantity times a known positive factor."""
         return Quantity(self.value * factor, self.low * factor, self.high * factor, self.basis)
 
 
 def weaker(*bases: Basis) -> Basis:
-    """The least certain of several bases."""
+    """Return the least certain of several bases."""
     return max(bases, key=_ORDER.index)

@@ -28,11 +28,13 @@ CEILINGS = {
     "isinstance on a format outside its file": 13,
     "functions with more than 6 parameters": 16,
     "files that name mxfp4": 6,
-    "files that name exl3": 7,
+    "files that name exl3": 6,
     "files that name q6": 3,
     "getattr with a default": 6,
     "string subscripts in tables": 0,
     "variables called one": 2,
+    "public docstrings that begin without a verb": 297,
+    "public functions that return a number of no said unit": 5,
 }
 
 
@@ -153,6 +155,39 @@ def modules_in(folder: str) -> int:
     return sum(str(Path(path).parent) == folder and Path(path).name != "__init__.py" for path in sources())
 
 
+#: What a docstring begins with that names a thing where a verb would say what is done.
+NO_VERBS = re.compile("The|An?|What|Whether|One|Every|How|Why|Where|All|Any|Each|Bytes|Bits|Seconds|Operations|By|As")
+#: Words that say what a number counts.
+UNITS = re.compile(
+    r"byte|bit|second|\bms\b|millisecond|token|nat|GiB|share|factor|many|number|index|count|capability|seed|position|width|rank|times"
+    r"|request|block|operation|element|weights|layer|graph|column|row|dimension|percent|head|card|trial|probability|half|input|output",
+    re.IGNORECASE,
+)
+
+
+def public_functions() -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Functions and methods that others call, properties left out, each with its docstring."""
+    for tree in sources().values():
+        for node in nodes(tree, ast.FunctionDef):
+            assert isinstance(node, ast.FunctionDef)
+            is_property = any("property" in ast.unparse(each) for each in node.decorator_list)
+            if not node.name.startswith("_") and not is_property and (text := ast.get_docstring(node)):
+                yield node, text
+
+
+def without_a_verb() -> int:
+    return sum(NO_VERBS.fullmatch(text.split()[0]) is not None for _, text in public_functions())
+
+
+def without_a_unit() -> int:
+    returned = ((node, text) for node, text in public_functions() if node.returns is not None)
+    return sum(
+        ast.unparse(node.returns) in ("int", "float", "int | None", "float | None") and not UNITS.search(text)
+        for node, text in returned
+        if node.returns is not None
+    )
+
+
 FIGURES: dict[str, Callable[[], int]] = {
     "modules at the top of passes": partial(modules_in, "passes"),
     "isinstance on a concrete pass outside its file": partial(questions, "passes.base.Pass"),
@@ -164,6 +199,8 @@ FIGURES: dict[str, Callable[[], int]] = {
     "getattr with a default": lambda: sum(len(call.args) == 3 for _, call in calls("getattr")),
     "string subscripts in tables": partial(string_subscripts, "planner/cli/tables"),
     "variables called one": partial(variables_called, "one"),
+    "public docstrings that begin without a verb": without_a_verb,
+    "public functions that return a number of no said unit": without_a_unit,
 }
 
 

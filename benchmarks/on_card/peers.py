@@ -23,7 +23,7 @@ from benchmarks.on_card.tools import find_tool
 from passes.backends import libraries
 from passes.chain import find_backend
 from passes.files.checkpoint import write_shard
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.quantize.quantize import Quantize

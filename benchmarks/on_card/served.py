@@ -21,7 +21,8 @@ from passes import chain
 from passes.base import Pass
 from passes.files.atomic import write_json
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR

@@ -12,7 +12,8 @@ from benchmarks.on_card.staging import Notes, NotHereError, Setup
 from passes import chain
 from passes.base import Pass
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.kv_cache import KVCachePass
 from passes.prune.sparse import Sparsify
 from passes.quantize.exl2 import QuantizeExl2

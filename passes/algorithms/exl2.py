@@ -232,7 +232,7 @@ class Found:
 
 
 def search_scale(group: torch.Tensor, bits: int, before: Found | None = None, losses_of: Losses | None = None) -> Found:
-    """The scale of one group `[rows, N]`; `before`: that of the group before it in the same layout.
+    """Return the scale of one group `[rows, N]`; `before`: that of the group before it in the same layout.
 
     A column's index follows from its largest weight; one multiplier for the whole group is searched over 97 values from 0.70
     to 1.20, minimising Σ|error|^3.5, which favours large weights over the mean square.
@@ -264,7 +264,7 @@ def search_scale(group: torch.Tensor, bits: int, before: Found | None = None, lo
 
 
 def working_scale(index: torch.Tensor, scale_max: torch.Tensor) -> torch.Tensor:
-    """The scale exactly as a reader computes it: fp16(index² · fp16(scale_max / 256)), returned in fp32."""
+    """Return the scale exactly as a reader computes it: fp16(index² · fp16(scale_max / 256)), returned in fp32."""
     unit = (scale_max.float() / 256).half().float()
     return (index.float() ** 2 * unit).half().float()
 

@@ -82,7 +82,7 @@ class _Tail:
 
 
 def allocate(units: Sequence[Unit], budget_bytes: int) -> Allocation:
-    """The choice with the least total loss within the budget.
+    """Return the choice with the least total loss within the budget.
 
     Raises DoesNotFitError when even the smallest legal options exceed the budget, InputError on a unit without a legal option
     or a loss that is no finite number.

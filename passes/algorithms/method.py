@@ -67,7 +67,7 @@ class Method(Protocol):
         ...
 
     def touches(self, linear: Linear) -> bool:
-        """Whether a matrix, in the storage it is to have, is worked on."""
+        """Return whether a matrix, in the storage it is to have, is worked on."""
         ...
 
     def store(self, group: Sequence[Matrix], hessian: torch.Tensor | None, dtype: torch.dtype) -> list[Stored]:
@@ -91,7 +91,7 @@ class _Storing:
         return None
 
     def touches(self, linear: Linear) -> bool:
-        """Whether its storage is no plain numbers."""
+        """Return whether its storage is no plain numbers."""
         return packed(linear)
 
 
@@ -284,7 +284,7 @@ def _split_rows(quantized: Quantized, rows: Sequence[int]) -> list[Quantized]:
 
 
 def scale_dtype(linear: Linear) -> torch.dtype:
-    """The dtype in which a format stores the scales of a matrix; of plain numbers, their own. U8 holds exponents of two."""
+    """Return the dtype in which a format stores the scales of a matrix; of plain numbers, their own. U8 holds exponents of two."""
     import torch
 
     dtypes = {

@@ -34,7 +34,7 @@ def nearest_codes(weight: torch.Tensor, levels: Levels, grid: Grid) -> torch.Ten
 def as_quantized(
     codes: torch.Tensor, levels: Levels, grid: Grid, group_of_input: torch.Tensor | None = None
 ) -> Quantized:
-    """What a format takes: integer codes as int32, e4m3 codes as float8, e2m1 codes as they are."""
+    """Return what a format takes: integer codes as int32, e4m3 codes as float8, e2m1 codes as they are."""
     import torch
 
     dtype = {"int": torch.int32, "e4m3": torch.float8_e4m3fn, "e2m1": torch.float32}[grid.kind]
@@ -45,7 +45,7 @@ def as_quantized(
 def round_blocks_to_nearest(
     weight: torch.Tensor, block: tuple[int, int], grid: Grid, scale_dtype: torch.dtype
 ) -> Quantized:
-    """One scale a block of `block` = (rows, columns) weights; the last blocks may be short. Scale `[ceil N/r, ceil K/c]`."""
+    """Return one scale a block of `block` = (rows, columns) weights; the last blocks may be short. Scale `[ceil N/r, ceil K/c]`."""
     import torch
 
     rows, columns = weight.shape

@@ -55,7 +55,7 @@ def grouped(weight: torch.Tensor, group_size: int) -> torch.Tensor:
 
 
 def round_codes(values: torch.Tensor, levels: Levels, grid: Grid) -> torch.Tensor:
-    """The codes (fp32 integers, or a float grid's values) of `values`, whose last axis is broadcast against the levels."""
+    """Return the codes (fp32 integers, or a float grid's values) of `values`, whose last axis is broadcast against the levels."""
     low, high = grid.bounds
     scaled = values / levels.scale
     if grid.kind == "e4m3":
@@ -79,7 +79,7 @@ def _to_e2m1(values: torch.Tensor) -> torch.Tensor:
 
 
 def decode_codes(codes: torch.Tensor, levels: Levels) -> torch.Tensor:
-    """The values of codes."""
+    """Return the values of codes."""
     return (codes if levels.zero is None else codes - levels.zero) * levels.scale
 
 

@@ -42,7 +42,7 @@ class AwqSearch:
     def scales(
         self, weights: Sequence[torch.Tensor], grids: Sequence[Grid], inputs: InputStatistics, hessian: torch.Tensor
     ) -> torch.Tensor:
-        """The scales of the exponent with the least error; ones where nothing beats them."""
+        """Return the scales of the exponent with the least error; ones where nothing beats them."""
         import torch
 
         activity = inputs.mean.clamp(min=_LEAST)
@@ -68,7 +68,7 @@ class SmoothQuant:
     def scales(
         self, weights: Sequence[torch.Tensor], grids: Sequence[Grid], inputs: InputStatistics, hessian: torch.Tensor
     ) -> torch.Tensor:
-        """The scales of eq. 4."""
+        """Return the scales of eq. 4."""
         import torch
 
         largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0).clamp(min=_LEAST)

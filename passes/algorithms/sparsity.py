@@ -27,7 +27,7 @@ class Mask:
     run: int = 0
 
     def keep(self, cost: torch.Tensor) -> torch.Tensor:
-        """What stays of weights whose loss would cost `cost`, `[columns, N]`: by runs, or anywhere in these columns."""
+        """Return what stays of weights whose loss would cost `cost`, `[columns, N]`: by runs, or anywhere in these columns."""
         import torch
 
         if self.run:
@@ -47,7 +47,7 @@ class Mask:
         return keep.reshape(cost.shape)
 
     def wanda(self, weight: torch.Tensor, hessian: torch.Tensor | None) -> torch.Tensor:
-        """What Wanda keeps of a weight `[N, K]`; without inputs seen, by magnitude. `[N, K]`, the same number in every row."""
+        """Return what Wanda keeps of a weight `[N, K]`; without inputs seen, by magnitude. `[N, K]`, the same number in every row."""
         import torch
 
         cost = weight.abs()

@@ -82,15 +82,15 @@ class Backend(ABC, Generic[P]):
 
     @abstractmethod
     def needs_cuda(self, pass_: P) -> bool:
-        """Whether making this pass takes an NVIDIA card."""
+        """Return whether making this pass takes an NVIDIA card."""
 
     @abstractmethod
     def options(self, pass_: P) -> Mapping[str, Any]:
-        """The pass in the tool's own words, as JSON values."""
+        """Return the pass in the tool's own words, as JSON values."""
 
     @abstractmethod
     def command(self, python: Path, task: Task[P]) -> Sequence[str]:
-        """The program and its arguments."""
+        """Return the program and its arguments."""
 
     @abstractmethod
     def progress(self, line: str) -> tuple[int, int] | None:

@@ -52,7 +52,7 @@ class ExllamaV2(Backend[QuantizeExl2]):
         return True
 
     def options(self, pass_: QuantizeExl2) -> Mapping[str, Any]:
-        """Bits of the decoder and of the head."""
+        """Return the bits of the decoder and of the head."""
         return {"bits": pass_.bpw, "head_bits": pass_.head_bits}
 
     def prepare(self, task: Task[QuantizeExl2]) -> None:
@@ -66,7 +66,7 @@ class ExllamaV2(Backend[QuantizeExl2]):
         Dataset.from_dict({"text": rows}).to_parquet(self._text(task))
 
     def command(self, python: Path, task: Task[QuantizeExl2]) -> Sequence[str]:
-        """The converter; a job file of its own in the scratch folder is resumed."""
+        """Return the converter's command; a job file of its own in the scratch folder is resumed."""
         options = self.options(task.pass_)
         return (
             str(python), "-m", "exllamav2.conversion.convert_exl2", "-i", str(task.source), "-o", str(task.scratch), "-cf", str(task.out),
@@ -104,11 +104,11 @@ class ExllamaV3(Backend[Quantize]):
         return True
 
     def options(self, pass_: Quantize) -> Mapping[str, Any]:
-        """Bits of the decoder and of the head."""
+        """Return the bits of the decoder and of the head."""
         return {"bits": pass_.storage.bits, "head_bits": 16 if pass_.head is None else pass_.head.bits}
 
     def command(self, python: Path, task: Task[Quantize]) -> Sequence[str]:
-        """The converter; a scratch folder with a checkpoint is resumed."""
+        """Return the converter's command; a scratch folder with a checkpoint is resumed."""
         options = self.options(task.pass_)
         started = (task.scratch / "ckpt" / "job.json").exists()
         return (
@@ -118,6 +118,6 @@ class ExllamaV3(Backend[Quantize]):
         )  # fmt: skip
 
     def progress(self, line: str) -> tuple[int, int] | None:
-        """The layer that was quantized; how many there are it does not say."""
+        """Return the layer that was quantized; how many there are it does not say."""
         match = _SPLIT.search(line)
         return (int(match[1]) + 1, 0) if match else None

@@ -11,7 +11,9 @@ from passes.backends.backend import Backend, Task
 from passes.base import Pass
 from passes.errors import Reason
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import CompressedTensors, FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.config_group import CompressedTensors
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.quantize.quantize import Quantize
@@ -44,7 +46,7 @@ class Library(Backend[Quantize]):
         return self.refuses_format(pass_)
 
     def refuses_format(self, pass_: Quantize) -> Reason | None:
-        """What it cannot make of a method and format that it makes otherwise."""
+        """Return what it cannot make of a method and format that it makes otherwise."""
         return None
 
     def _reason(self, what: str, instead: str) -> Reason:
@@ -52,7 +54,7 @@ class Library(Backend[Quantize]):
         return Reason("backend_cannot", f"{self.name} does not make {what}", remedy)
 
     def command(self, python: Path, task: Task[Quantize]) -> Sequence[str]:
-        """The driver on the job file."""
+        """Return the driver's command, on the job file."""
         return (str(python), str(_DRIVERS / f"{self.name}.py"), str(task.job))
 
     def progress(self, line: str) -> tuple[int, int] | None:

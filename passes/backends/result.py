@@ -16,7 +16,7 @@ _SPARE = ("lm_head.weight",)
 
 
 def described(planned: ModelIR, folder: Path) -> ModelIR:
-    """The description of the finished checkpoint: the planned one; where the tool chose (EXL2's options), the one of its headers.
+    """Return the description of the finished checkpoint: the planned one; where the tool chose (EXL2's options), the one of its headers.
 
     Raises GoalMissedError where the tool's choice takes more bytes than was planned.
     """

@@ -23,7 +23,7 @@ _SHOWN = 12
 
 
 def backend_python(backend: Backend[P]) -> Path:
-    """The Python that has the tool: as its variable names it, else this one. Raises InputError with what to install."""
+    """Return the Python that has the tool: as its variable names it, else this one. Raises InputError with what to install."""
     given = os.environ.get(backend.variable)
     if given:
         path = Path(given).expanduser()
@@ -42,7 +42,7 @@ def backend_python(backend: Backend[P]) -> Path:
 
 
 def version(backend: Backend[P], python: Path) -> str:
-    """The tool's installed version, asked of its Python. Raises InputError where it has none."""
+    """Return the tool's installed version, asked of its Python. Raises InputError where it has none."""
     code = f"import importlib.metadata as m; print(m.version({backend.package!r}))"
     found = subprocess.run(
         [str(python), "-c", code], capture_output=True, text=True, check=False, env=_environment(backend)
@@ -56,7 +56,7 @@ def version(backend: Backend[P], python: Path) -> str:
 
 
 def has_cuda(backend: Backend[P], python: Path, cards: str | None = None) -> bool:
-    """Whether the tool's torch sees a card; `cards`: as a task has them."""
+    """Return whether the tool's torch sees a card; `cards`: as a task has them."""
     code = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
     return (
         subprocess.run(

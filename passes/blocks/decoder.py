@@ -67,7 +67,7 @@ class CacheMaxima:
         self._seen: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `transformers.Cache.update` is called as."""
+        """Return what `transformers.Cache.update` is called as."""
         import torch
 
         largest = keys.abs().amax(), values.abs().amax()

@@ -25,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object that tightfit wrote. Raises InputError where it is missing or damaged; `what` names it for people."""
+    """Return a JSON object that tightfit wrote. Raises InputError where it is missing or damaged; `what` names it for people."""
     try:
         return json_object(path.read_bytes(), f"{path} is no {what}", remedy="make it again")
     except OSError as error:
@@ -33,7 +33,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def readable(path: Path) -> bool:
-    """Whether a JSON object is there and whole."""
+    """Return whether a JSON object is there and whole."""
     try:
         read_json(path, "JSON object")
     except InputError:
@@ -43,7 +43,7 @@ def readable(path: Path) -> bool:
 
 @contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """A place to write a file at, renamed to `path` at the end; nothing is left of it where writing fails."""
+    """Yield a place to write a file at, renamed to `path` at the end; nothing is left of it where writing fails."""
     if path.exists() and not path.is_file():
         raise InputError(f"cannot write {path}: it is no file", remedy="name another place to write to")
     partial = path.with_name(path.name + ".partial")

@@ -34,7 +34,7 @@ class Weights(Protocol):
     def __contains__(self, name: str) -> bool: ...
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The named tensors."""
+        """Return the named tensors."""
 
 
 class Checkpoint:
@@ -45,7 +45,7 @@ class Checkpoint:
 
     @classmethod
     def of_files(cls, paths: Sequence[Path]) -> Checkpoint:
-        """A checkpoint of exactly these files of one folder."""
+        """Return a checkpoint of exactly these files of one folder."""
         out = cls.__new__(cls)
         out._open(paths[0].parent, paths)
         return out
@@ -76,7 +76,7 @@ class Checkpoint:
         return iter(self._described.values())
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The named tensors, mapped from their files; the caller copies what it changes."""
+        """Return the named tensors, mapped from their files; the caller copies what it changes."""
         from safetensors import safe_open
 
         by_file: dict[Path, list[str]] = {}

@@ -92,7 +92,7 @@ class Resident(Format):
         return _SCHEMES[self.scheme].rounding
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Every shape is legal."""
+        """Refuse no shape."""
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:

@@ -67,7 +67,7 @@ class Awq(Format):
         return KernelFamily.AWQ
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """The group size must divide K; N must be a multiple of 8."""
+        """Refuse a group size that does not divide K, and N that is no multiple of 8."""
         if out_features % _PER_WORD:
             return Reason(
                 "awq_needs_multiples_of_8", f"{out_features} outputs are no multiple of 8", "gptq or compressed-tensors"

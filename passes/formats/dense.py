@@ -48,7 +48,7 @@ class Dense(Format):
         return KernelFamily.W16
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Every shape is legal."""
+        """Refuse no shape."""
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
@@ -56,7 +56,7 @@ class Dense(Format):
         return (Tensor(f"{name}.weight", self.dtype, (out_features, in_features)),)
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """The codes are the weights: no grid, no scale."""
+        """Return the weights, which the codes are: no grid, no scale."""
         return {f"{name}.weight": quantized.codes}
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:

@@ -256,9 +256,9 @@ FORMATS: Registry[type[Format]] = Registry(
     "format",
     {
         "dense": "passes.formats.dense:Dense",
-        "float-quantized": "passes.formats.compressed_tensors:FloatQuantized",
-        "int-quantized": "passes.formats.compressed_tensors:IntQuantized",
-        "pack-quantized": "passes.formats.compressed_tensors:PackQuantized",
+        "float-quantized": "passes.formats.compressed_tensors.floats:FloatQuantized",
+        "int-quantized": "passes.formats.compressed_tensors.integers:IntQuantized",
+        "pack-quantized": "passes.formats.compressed_tensors.integers:PackQuantized",
         "gptq": "passes.formats.gptq:Gptq",
         "awq": "passes.formats.awq:Awq",
         "exl2": "passes.formats.exllama.exl2:Exl2",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason, TightfitError
-from passes.formats.compressed_tensors import CompressedTensors, ConfigGroup
+from passes.formats.compressed_tensors.config_group import CompressedTensors, ConfigGroup
 from passes.formats.format import E2M1_MAX, E4M3_MAX, Grid, KernelFamily, Quantized, Rounding
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor

@@ -65,7 +65,7 @@ class Measured:
         return not self.source_perplexity < vocabulary / _BETTER_THAN_GUESSING
 
     def half_width(self, stderr: float) -> float:
-        """Half of the 90 % interval around a figure with a standard error over so few sequences (Student's t)."""
+        """Return half of the 90 % interval around a figure with a standard error over so few sequences (Student's t)."""
         freedom = min(self.sequences - 1, len(_STUDENT))
         return stderr * _STUDENT[freedom - 1] if freedom > 0 else math.inf
 

@@ -41,7 +41,7 @@ def format_costs(dense: DenseModel, palette: Sequence[Format], run: RunContext) 
 
 
 def option_costs(dense: DenseModel, options: Sequence[Format], run: RunContext) -> dict[str, tuple[float, ...]]:
-    """The estimated KL in nats a token of storing a matrix as each of `options`, by its full name (`{e}`: all experts).
+    """Return the estimated KL in nats a token of storing a matrix as each of `options`, by its full name (`{e}`: all experts).
 
     The run's folder holds the blocks' inputs meanwhile (S·T·hidden·2 bytes a block) and what was found: a run that was killed goes on
     there. Who has kept the result removes it.

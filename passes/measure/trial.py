@@ -30,7 +30,7 @@ _P = TypeVar("_P", bound=Pass)
 
 
 def nearest(candidates: Sequence[_P], dense: DenseModel, run: RunContext) -> _P:
-    """The candidate with the least divergence from `dense` end to end, as a step where there are several."""
+    """Return the candidate with the least divergence from `dense` end to end, as a step where there are several."""
     if len(candidates) == 1:
         return candidates[0]
     key = content_key(*dense.identity, "contest", chain.to_json(candidates), tokens_digest(run.text))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.exllama.exl2 import Exl2
 from passes.formats.exllama.exl2_bounded import Exl2Bounded
 from passes.formats.exllama.exl2_options import ATTENTION, HEAD, MLP
@@ -126,7 +126,7 @@ class QuantizeExl2(Pass):
         return ()
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """The layouts of the options, or each matrix's share of the budget; the head as a matrix of its own."""
+        """Return the layouts of the options, or each matrix's share of the budget; the head as a matrix of its own."""
         if self.choices:
             layers = range(len(ir.decoder.layers))
             blocks = tuple(stored_block(ir.decoder.block(i), *self.choices[i]) for i in layers)
@@ -232,7 +232,7 @@ def _store(linear: Linear, storage: Format) -> Linear:
 
 @lru_cache(maxsize=1 << 16)
 def stored_block(block: Block, attention: int, mlp: int) -> Block:
-    """One layer with a row of `ATTENTION` for its attention and a row of `MLP` for its MLP or experts."""
+    """Return one layer with a row of `ATTENTION` for its attention and a row of `MLP` for its MLP or experts."""
 
     def store(linear: Linear) -> Linear:
         layout = _layout(linear, attention, mlp)
@@ -242,12 +242,12 @@ def stored_block(block: Block, attention: int, mlp: int) -> Block:
 
 
 def in_attention(linear: Linear) -> bool:
-    """Whether a matrix, fused or not, belongs to its layer's attention slot."""
+    """Return whether a matrix, fused or not, belongs to its layer's attention slot."""
     return linear.role in _ATTENTION_COLUMN or linear.role is Role.QKV
 
 
 def apart(ir: ModelIR) -> ModelIR:
-    """The model with fused matrices in the parts that EXL2 stores."""
+    """Return the model with fused matrices in the parts that EXL2 stores."""
     return ir.with_decoder(ir.decoder.map_blocks(split_fused))
 
 
@@ -261,7 +261,7 @@ def _layout(linear: Linear, attention: int, mlp: int) -> Exl2 | None:
 
 @lru_cache(maxsize=1 << 12)
 def slot_bytes(block: Block) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Bytes of every option of a layer's attention and of its MLP, biases included: what the allocator chooses from."""
+    """Return the bytes of every option of a layer's attention and of its MLP, biases included: what the allocator chooses from."""
     attention = tuple(_slot(stored_block(block, option, 0), _ATTENTION_COLUMN) for option in range(len(ATTENTION)))
     return attention, tuple(_slot(stored_block(block, 0, option), _MLP_COLUMN) for option in range(len(MLP)))
 
@@ -271,18 +271,18 @@ def _slot(block: Block, columns: dict[Role, int]) -> int:
 
 
 def budget_bytes(ir: ModelIR, bpw: float) -> int:
-    """Bytes that the decoder's EXL2 matrices may take at `bpw`."""
+    """Return the bytes that the decoder's EXL2 matrices may take at `bpw`."""
     return math.floor(_weights(ir) * bpw / 8)
 
 
 def resolved_bytes(ir: ModelIR, options: Sequence[tuple[int, int]]) -> int:
-    """Bytes of the decoder's EXL2 matrices with these options."""
+    """Return the bytes of the decoder's EXL2 matrices with these options."""
     sizes = [slot_bytes(ir.decoder.block(layer)) for layer in range(len(options))]
     return sum(a[first] + m[second] for (a, m), (first, second) in zip(sizes, options, strict=True))
 
 
 def lowest_bpw(ir: ModelIR) -> float:
-    """Bits a weight of the smallest options everywhere."""
+    """Return the bits a weight of the smallest options everywhere."""
     least = sum(count * sum(min(slot) for slot in slot_bytes(block)) for block, count in ir.decoder.counts)
     return 8 * least / _weights(ir)
 

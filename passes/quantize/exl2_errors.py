@@ -49,7 +49,7 @@ class LayerErrors:
 
 
 def measured_errors(dense: DenseModel, run: RunContext) -> list[LayerErrors]:
-    """Every option's error in every layer, on the part of the run's text that choices are fitted to; measured once, as a step."""
+    """Return every option's error in every layer, on the part of the run's text that choices are fitted to; measured once, as a step."""
     key = content_key(*dense.identity, "exl2", tokens_digest(run.text))
     folder = run.folder / f"exl2-{key}"
     seen = run.on_text(fitted_part(run.text))
@@ -83,18 +83,18 @@ def _errors_file(folder: Path, layer: int) -> Path:
 
 
 def measured_layers(folder: Path) -> int:
-    """How many layers, from the first one on, were measured."""
+    """Return how many layers, from the first one on, were measured."""
     return next(index for index in itertools.count() if not readable(_errors_file(folder, index)))
 
 
 def saved_errors(folder: Path, layers: int) -> list[LayerErrors]:
-    """What `measure` kept in a folder. Raises InputError where something is missing."""
+    """Return what `measure` kept in a folder. Raises InputError where something is missing."""
     saved = [read_json(_errors_file(folder, index), "measurement") for index in range(layers)]
     return [LayerErrors(tuple(each["attention"]), tuple(each["mlp"])) for each in saved]
 
 
 def allocate_exl2(ir: ModelIR, bpw: float, errors: Sequence[LayerErrors]) -> tuple[tuple[int, int], ...]:
-    """The (attention, MLP) option of every layer with the least total error within `bpw` bits a weight. Exact."""
+    """Return the (attention, MLP) option of every layer with the least total error within `bpw` bits a weight. Exact."""
     units = []
     for layer, each in enumerate(errors):
         attention, mlp = slot_bytes(ir.decoder.block(layer))
@@ -141,7 +141,7 @@ def _four_bits(sizes: Sequence[int], block: Block, slot: str) -> int:
 
 
 def uniform_exl2(ir: ModelIR, bpw: float, errors: Sequence[LayerErrors]) -> tuple[tuple[int, int], ...]:
-    """One pair of options for all layers within `bpw`, the one with the least total error."""
+    """Return one pair of options for all layers within `bpw`, the one with the least total error."""
     budget, layers = budget_bytes(ir, bpw), len(errors)
     pairs = itertools.product(range(len(errors[0].attention)), range(len(errors[0].mlp)))
     fitting = [pair for pair in pairs if resolved_bytes(ir, [pair] * layers) <= budget]
@@ -180,7 +180,7 @@ class _Probe:
         self._stream = {"attention": float((before + attended.float()).norm()), "mlp": float(after.norm())}
 
     def errors(self, slot: str) -> list[float]:
-        """The squared relative error of each option of a slot."""
+        """Return the squared relative error of each option of a slot."""
         import torch
 
         options = ATTENTION if slot == "attention" else MLP

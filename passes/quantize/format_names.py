@@ -118,6 +118,6 @@ def _by_method(name: str) -> Quantize | None:
 
 
 def dense_dtype(name: str) -> str | None:
-    """The safetensors dtype of a dense format's name, None for a quantized one."""
+    """Return the safetensors dtype of a dense format's name, None for a quantized one."""
     form = Dense.named(name.strip().lower())
     return form.dtype if form is not None else None

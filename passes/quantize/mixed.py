@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE, Pass, Stage
 from passes.errors import DoesNotFitError, Reason
-from passes.formats.compressed_tensors import IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
@@ -77,7 +77,7 @@ class QuantizeMixed(Pass):
         return self.assigned is not None
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """What is illegal for any option, and budgets below the narrowest."""
+        """Return what is illegal for any option, and budgets below the narrowest."""
         for form in self.palette:
             if reasons := Quantize(self.method, form).illegal(ir):
                 return reasons
@@ -93,16 +93,16 @@ class QuantizeMixed(Pass):
         return self.chosen(ir).illegal(ir)
 
     def formats(self, ir: ModelIR) -> tuple[Format, ...]:
-        """The options on a model: plain numbers are its own."""
+        """Return the options on a model: plain numbers are its own."""
         return tuple(form if form.is_quantized else Dense(ir.dtype) for form in self.palette)
 
     def chosen(self, ir: ModelIR) -> Quantize:
-        """The quantize pass that the choice amounts to, measured or standing in."""
+        """Return the quantize pass that the choice amounts to, measured or standing in."""
         assigned = self.assigned if self.assigned is not None else _stand_in(ir, self.formats(ir), self.bpw)
         return Quantize(self.method, self.palette[0], assigned, damping=self.damping)
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """Every matrix in its format."""
+        """Return every matrix in its format."""
         return self.chosen(ir).rewrite(ir)
 
     def missing(self, ir: ModelIR) -> str | None:
@@ -201,7 +201,7 @@ class QuantizeMixed(Pass):
 
 
 def groups(ir: ModelIR, options: tuple[Format, ...]) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Every group of matrices that take one format, layer after layer: full names (`{e}`: all experts), bytes of each option."""
+    """Return every group of matrices that take one format, layer after layer: full names (`{e}`: all experts), bytes of each option."""
     return [(tuple(prefix + name for name in names), sizes) for prefix, names, sizes in _by_layer(ir, options)]
 
 

@@ -71,7 +71,7 @@ class Quantize(Pass):
         return tuple(reasons.values())
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """Every quantizable matrix of the decoder in its new storage; memoised per block class and choice."""
+        """Return every quantizable matrix of the decoder in its new storage; memoised per block class and choice."""
         out = ir.with_decoder(self._decoder(ir))
         return out if self.head is None else with_head(out, self.head)
 
@@ -167,7 +167,7 @@ def by_tool(backend: str) -> str:
 
 
 def damping_text(damping: float) -> str:
-    """What a pass's text says of its damping; nothing where it is the usual one."""
+    """Return what a pass's text says of its damping; nothing where it is the usual one."""
     return "" if damping == DAMPING else f", damping {damping:g}"
 
 

@@ -56,7 +56,7 @@ def assemble(folder: Path, parts: Assembly, key: str) -> None:
 
 
 def holds(folder: Path, key: str, target: ModelIR) -> bool:
-    """Whether a folder has the result of `key` with all its files as they were made."""
+    """Return whether a folder has the result of `key` with all its files as they were made."""
     try:
         marker = read_json(folder / MARKER, "marker")
     except InputError:
@@ -67,7 +67,7 @@ def holds(folder: Path, key: str, target: ModelIR) -> bool:
 
 
 def differences(folder: Path, target: ModelIR) -> list[str]:
-    """How a checkpoint differs from its description, tensor by tensor; empty when it is exactly as described."""
+    """Say how a checkpoint differs from its description, tensor by tensor; empty when it is exactly as described."""
     try:
         found = {tensor.name: tensor for tensor in Checkpoint(folder).describe()}
     except InputError as error:

@@ -13,7 +13,7 @@ from passes.text.source import TextSource
 def scratch_bytes(
     source: ModelIR, target: ModelIR, passes: Sequence[Pass], calibration: TextSource | None, evaluation: TextSource
 ) -> int:
-    """The most that lies in the work folder at once beside downloads: the walk's shards or a trial's, and hidden states.
+    """Return the most that lies in the work folder at once beside downloads: the walk's shards or a trial's, and hidden states.
 
     `calibration`: None where nothing looks at it.
     """

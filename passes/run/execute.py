@@ -147,7 +147,7 @@ class _Run:
         self.measured: Measured | None = None
 
     def run(self) -> Outcome:
-        """Every piece of the work in the graph's order; each makes what is not there yet."""
+        """Return every piece of the work in the graph's order; each makes what is not there yet."""
         calibrated = chain.needs_text(self.job.passes, self.target)
         self._check_disk(calibrated)
         work = Execution(job_graph(self.job.passes, needs_text=calibrated), self._work(calibrated))
@@ -326,12 +326,12 @@ class _Run:
 
 
 def source_model(ir: ModelIR, folder: Path, dtype: torch.dtype, devices: Sequence[torch.device]) -> DenseModel:
-    """The model that a run begins with, and what every step on it depends on."""
+    """Return the model that a run begins with, and what every step on it depends on."""
     return DenseModel(ir, Checkpoint(folder), tuple(source_identity(folder, dtype, devices)))
 
 
 def resolved(passes: Sequence[Pass], source: DenseModel, run: RunContext) -> tuple[tuple[Pass, ...], DenseModel]:
-    """The chain with every choice made, and the dense model that it leaves of `source`."""
+    """Return the chain with every choice made, and the dense model that it leaves of `source`."""
     chosen, dense = [], source
     for pass_ in passes:
         pass_, dense = resolved_pass(pass_, dense, run)
@@ -340,7 +340,7 @@ def resolved(passes: Sequence[Pass], source: DenseModel, run: RunContext) -> tup
 
 
 def resolved_pass(pass_: Pass, dense: DenseModel, run: RunContext) -> tuple[Pass, DenseModel]:
-    """A pass with its choice made on the dense model that the passes before it have left, and the dense model after it.
+    """Return a pass with its choice made on the dense model that the passes before it have left, and the dense model after it.
 
     Measurements are kept in the work folder under their keys and serve any budget.
     """
@@ -350,7 +350,7 @@ def resolved_pass(pass_: Pass, dense: DenseModel, run: RunContext) -> tuple[Pass
 
 
 def no_tokens() -> torch.Tensor:
-    """The text where nothing looks at any: `[0, 1]`."""
+    """Return the text where nothing looks at any: `[0, 1]`."""
     import torch
 
     return torch.zeros(0, 1, dtype=torch.int64)

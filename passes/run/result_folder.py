@@ -32,7 +32,7 @@ def aside_of(out: Path) -> Path:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a folder is a result of ours that was finished: its marker says what is in it."""
+    """Return whether a folder is a result of ours that was finished: its marker says what is in it."""
     marker = folder / MARKER
     return marker.is_file() and marker.stat().st_size > 0
 

@@ -22,7 +22,7 @@ class Execution:
         self.graph.add_edges_from(graph.edges)
 
     def order(self) -> tuple[str, ...]:
-        """Every piece after those that it needs; where nothing decides, as they stand in the graph."""
+        """Return every piece after those that it needs; where nothing decides, as they stand in the graph."""
         places = {name: place for place, name in enumerate(self.graph)}
         return tuple(nx.lexicographical_topological_sort(self.graph, key=places.__getitem__))
 
@@ -34,6 +34,6 @@ class Execution:
             self.graph.nodes[name]["steps"] = tuple(finished[before:])
 
     def steps(self, name: str) -> tuple[Step, ...]:
-        """The steps that a piece of work has run."""
+        """Return the steps that a piece of work has run."""
         steps: tuple[Step, ...] = self.graph.nodes[name]["steps"]
         return steps

@@ -118,7 +118,7 @@ def tokens_digest(tokens: torch.Tensor) -> str:
 
 
 def texts(dataset: str, tokenizer: Any) -> Iterator[str]:
-    """The documents of a named source."""
+    """Yield the documents of a named source."""
     path = Path(dataset)
     if dataset == PYTHON_REFERENCE:
         from pydoc_data.topics import topics

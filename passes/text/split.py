@@ -16,15 +16,15 @@ JUDGED_TOKENS = 4096
 
 
 def judging(samples: int) -> int:
-    """How many sequences, the last ones, judge what was fitted to the others."""
+    """Return how many sequences, the last ones, judge what was fitted to the others."""
     return max(1, samples // _JUDGING_SHARE)
 
 
 def fitted_part(tokens: torch.Tensor) -> torch.Tensor:
-    """What choices are fitted to: all of `tokens` `[S, T]` but those that judge. A lone sequence is all there is."""
+    """Return what choices are fitted to: all of `tokens` `[S, T]` but those that judge. A lone sequence is all there is."""
     return tokens[: max(1, len(tokens) - judging(len(tokens)))]
 
 
 def judging_part(tokens: torch.Tensor) -> torch.Tensor:
-    """What choices are judged on."""
+    """Return what choices are judged on."""
     return tokens[-judging(len(tokens)) :]

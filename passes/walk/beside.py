@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from passes.blocks.dense_model import DenseModel
@@ -18,7 +17,25 @@ if TYPE_CHECKING:
     import torch
 
 
-class WeightsAhead:
+class _Beside:
+    """A thread beside the caller's where a card computes, none on the processor. What it began is finished when its block is left."""
+
+    def __init__(self, device: torch.device, name: str) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name) if device.type == "cuda" else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *ended_by: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        self.ended()
+
+    def ended(self) -> None:
+        """Do what is left once the thread has ended."""
+
+
+class WeightsAhead(_Beside):
     """The weights of one block after the other, by relative name; of the next one while a block is at work, on the card already.
 
     Not so where a matrix is there whole and in parts (banks of experts, fused matrices): both share memory only where they were read.
@@ -27,10 +44,10 @@ class WeightsAhead:
     def __init__(self, dense: DenseModel, device: torch.device) -> None:
         import torch
 
+        super().__init__(device, "tightfit-read")
         self._dense, self._device = dense, device
         # One queue for all: torch keeps freed memory for the queue that it was allocated in.
         self._queue = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tightfit-read") if device.type == "cuda" else None
         self._ahead: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
 
     def take(self, index: int) -> Mapping[str, torch.Tensor]:
@@ -62,37 +79,25 @@ class WeightsAhead:
         self._queue.synchronize()
         return tensors
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+    def ended(self) -> None:
+        """Let go of what was read ahead."""
         self._ahead = None
 
 
-class WrittenBehind:
+class WrittenBehind(_Beside):
     """Writes one thing at a time, beside what its caller does next where that is on a card; then records it, in the caller's thread.
 
     A write that failed raises when the next one is begun, or waited for.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tightfit-write") if device.type == "cuda" else None
+        super().__init__(device, "tightfit-write")
         self._pending: tuple[Future[None], Callable[[], None]] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
+    def ended(self) -> None:
+        """Record what was written: whatever ends the work, it counts."""
         if self._pending is not None and self._pending[0].exception() is None:
-            self.wait()  # whatever ends the work, what was written counts
+            self.wait()
 
     def run(self, write: Callable[[], None], record: Callable[[], None]) -> None:
         """Write, and record it when it is written."""

@@ -28,7 +28,7 @@ SMALLER = (
 
 
 def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
-    """Each change that would meet the goals, with the plan it leads to."""
+    """Yield each change that would meet the goals, with the plan it leads to."""
     for choice in _of_other_versions(spec, ir):
         found = _try(spec.model_copy(update={"engine": choice}), ir, f"{choice.name} {choice.version}", cards=None)
         if found:
@@ -76,7 +76,7 @@ def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> Alternat
 
 
 def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
-    """The verdict that a search chooses: designs that the rule leaves behind whatever their memory and speed are not judged.
+    """Return the verdict that a search chooses: designs that the rule leaves behind whatever their memory and speed are not judged.
 
     Best first by what a chain alone tells: where a design stands at best, then the figure that is preferred. What stands behind one that
     was judged loses to it; so does what is worse in the figure, by more than its width, than one that stands as well and that nothing

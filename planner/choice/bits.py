@@ -15,7 +15,7 @@ _STRAIGHT = 4
 
 
 def most_bits(slack: Callable[[float], float], low: float, high: float) -> float | None:
-    """The largest multiple of 0.01 in [low, high] whose slack is not negative; None where even the smallest has none.
+    """Return the largest multiple of 0.01 in [low, high] whose slack is not negative; None where even the smallest has none.
 
     `slack` falls with bits. Where it is nearly a straight line (bytes are), three or four trials do; otherwise halving.
     """
@@ -42,7 +42,7 @@ def most_bits(slack: Callable[[float], float], low: float, high: float) -> float
 
 
 def fewest_bits(good: Callable[[float], bool], low: float, high: float) -> float | None:
-    """The smallest multiple of 0.01 in [low, high] that is good enough; None where not even the largest is."""
+    """Return the fewest bits a weight, a multiple of 0.01 in [low, high], that is good enough; None where not even the largest is."""
     first, last = round(low / STEP), round(high / STEP)
     if not good(_bits(last)):
         return None
@@ -53,7 +53,7 @@ def fewest_bits(good: Callable[[float], bool], low: float, high: float) -> float
 
 
 def widths(low: float, high: float) -> int:
-    """How many widths there are in [low, high]."""
+    """Return how many widths there are in [low, high]."""
     return round(high / STEP) - round(low / STEP) + 1
 
 

@@ -34,7 +34,7 @@ def published_checkpoints(spec: Spec, ir: ModelIR) -> Iterator[tuple[Published, 
 
 @lru_cache(maxsize=64)
 def description(dense: ModelIR, made: Published) -> ModelIR | None:
-    """The description of a published checkpoint of a dense model: as its name is answered, else as its format
+    """Return the description of a published checkpoint of a dense model: as its name is answered, else as its format
     stores that model; None for what cannot be described.
     """
     try:
@@ -50,12 +50,12 @@ def description(dense: ModelIR, made: Published) -> ModelIR | None:
 
 
 def published_quality(dense: ModelIR, made: Published, passes: tuple[Pass, ...]) -> Quality:
-    """What a published checkpoint, and passes on it, are expected to lose against the dense model: as its format does."""
+    """Return what a published checkpoint, and passes on it, are expected to lose against the dense model: as its format does."""
     return expected_quality(dense, (equivalent(made), *passes))
 
 
 def equivalent(made: Published) -> Pass:
-    """The pass that would make such a checkpoint."""
+    """Return the pass that would make such a checkpoint."""
     stored = pass_named(made.weights)
     assert stored is not None, f"conventions.json: {made.id} is stored in no quantized format"
     return stored

@@ -128,14 +128,22 @@ def _least(question: Question, knob: str, kind: Kind) -> Iterator[Options]:
     alone = knob in _ALONE
     settings: tuple[Options, ...] = ({},) if alone else ({}, *_settings(question))
     caches: tuple[Options, ...] = ({},) if alone else ({}, *_caches(question))
-    changes = ({**own, **cache, **setting} for own in kind(question) for cache in caches for setting in settings)
-    found = next((options for options in changes if _fits(question, options)), None)
+    changes = ({**own, **cache} for own in kind(question) for cache in caches)
+    found = next((options for change in changes if (options := _with_settings(question, change, settings))), None)
     if found is None and knob == "weights":
         leanest = ({**own, **settings[-1]} for own in kind(question))
         longest = ((options, _longest(question, options)) for options in leanest)
         found = next(({**own, "context": n} for own, n in longest if n is not None and n >= _USEFUL_CONTEXT), None)
     if found is not None:
         yield found
+
+
+def _with_settings(question: Question, change: Options, settings: Sequence[Options]) -> Options | None:
+    """A change with the first of the settings that make it fit. The last leave the cache the most room: where they do not do, none does."""
+    leanest = {**change, **settings[-1]}
+    if not _fits(question, leanest):
+        return None
+    return next((options for setting in settings[:-1] if _fits(question, options := {**change, **setting})), leanest)
 
 
 def _fits(question: Question, options: Options) -> bool:

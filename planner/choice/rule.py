@@ -331,7 +331,7 @@ def making(verdict: Verdict) -> int:
     made = any(not pass_.load_time for pass_ in passes)
     if made and chain.needs_text(passes, verdict.ir):
         return 2
-    return int(any(pass_.rounds_by is not None for pass_ in passes))
+    return int(not chain.nothing_to_make(passes))
 
 
 def _speed(verdict: Verdict, batch: bool) -> Quantity:

@@ -61,7 +61,7 @@ class SearchResult:
     archived: tuple[str, ...] = ()
 
     def nearest(self, count: int = 5) -> tuple[Verdict, ...]:
-        """The alternatives a person wants to see, nearest first: one for each engine and kind of trouble, judged in full."""
+        """Return the alternatives a person wants to see, nearest first: one for each engine and kind of trouble, judged in full."""
         seen: set[tuple[str, frozenset[str]]] = set()
         out: list[Verdict] = []
         for verdict in sorted(
@@ -160,7 +160,7 @@ def search(
 
 
 def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
-    """The decision rule of a spec for a model on a card; work is forecast for that card."""
+    """Return the decision rule of a spec for a model on a card; work is forecast for that card."""
 
     def hours(verdict: Verdict) -> float:
         return effort(spec, ir, verdict.ir, verdict.candidate.passes, gpu).seconds.value / 3600
@@ -338,7 +338,7 @@ def _changed(base: Settings, settings: Settings) -> tuple[str, ...]:
 
 
 def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
-    """The verdict with its speed and every goal judged."""
+    """Return the verdict with its speed and every goal judged."""
     if verdict.speed is not None:
         return verdict
     engine = find_engine(verdict.candidate.engine)

@@ -1,7 +1,7 @@
 """The space of a spec: every candidate = engine × chain of passes × KV type × spread over cards × engine settings.
 
 A *design* is what the candidates of one engine, chain and spread have in common; they differ in settings only, which change
-neither the checkpoint nor its quality. Formats of fixed width are enumerated. EXL2 and EXL3 take any bits a weight; their 600
+neither the checkpoint nor its quality. Formats of fixed width are enumerated. Of those that take any bits a weight, the hundreds of
 widths are *solved for* (`planner.choice.bits`): the most bits that fit and are fast enough, and where not quality but speed, size or
 context is preferred, the fewest that are good enough. Where quality is, no more bits than anybody could tell (the band of quality).
 
@@ -53,12 +53,12 @@ from targets.workload import Limit, Workload
 
 
 def workload_of(spec: Spec) -> Workload:
-    """The workload of a spec."""
+    """Return the workload of a spec."""
     return spec.workload.asked
 
 
 def limits_of(goals: Goals) -> tuple[Limit, ...]:
-    """What users are promised by the goals on a request's own speed."""
+    """Return what users are promised by the goals on a request's own speed."""
     out = []
     for name, asked in (("ttft", goals.ttft), ("tpot", goals.tpot)):
         if asked is not None:
@@ -85,7 +85,7 @@ class Design:
 
 
 def designs(spec: Spec, ir: ModelIR, gpu: Gpu, names: Container[str], cards: int | None = None) -> Iterator[Design]:
-    """Every design of some engines, legal or not: the illegal ones lose with a reason. `cards`: those that use so many only."""
+    """Yield every design of some engines, legal or not: the illegal ones lose with a reason. `cards`: those that use so many only."""
     for name, choice in engines(spec, gpu):
         if name not in names:
             continue
@@ -133,7 +133,7 @@ def numbers_of_cards(target: Target) -> Iterable[int]:
 def settings_options(
     engine: str, choice: EngineChoice, spec: Spec, gpu: Gpu, parallel: Parallel
 ) -> tuple[Settings, ...]:
-    """The settings that are weighed: as the spec has them, and every subset of the engine's leaner ones."""
+    """Return the settings that are weighed: as the spec has them, and every subset of the engine's leaner ones."""
     base = _settings(choice, spec, parallel)
     knobs = find_engine(engine).leaner(gpu, base, workload_of(spec))
     subsets = (chosen for size in range(len(knobs) + 1) for chosen in itertools.combinations(knobs, size))
@@ -141,7 +141,7 @@ def settings_options(
 
 
 def engines(spec: Spec, gpu: Gpu) -> Iterator[tuple[str, EngineChoice]]:
-    """The engines that are weighed. Raises InputError for an unknown name."""
+    """Yield the engines that are weighed. Raises InputError for an unknown name."""
     if isinstance(spec.engine, EngineChoice):
         find_engine(spec.engine.name)
         yield spec.engine.name, spec.engine
@@ -186,7 +186,7 @@ def _recovery(choice: DistillChoice) -> Distill:
 
 
 def pinned(choice: PruneChoice) -> tuple[Pass, ...]:
-    """The prunings that a spec asks for."""
+    """Return the prunings that a spec asks for."""
     out: list[Pass] = [DepthPrune(choice.depth)] if choice.depth else []
     if choice.intermediate or choice.kv_heads:
         out.append(WidthPrune(choice.intermediate or 0, choice.kv_heads or 0, choice.importance))
@@ -212,7 +212,7 @@ def _kv_dtypes(spec: Spec, engine: str) -> tuple[str, ...]:
 
 
 def nothing_to_weigh(spec: Spec, gpu: Gpu) -> InputError:
-    """The error for a spec that leaves no candidate: types of the cache that no engine of it has, or no format at all."""
+    """Return the error for a spec that leaves no candidate: types of the cache that no engine of it has, or no format at all."""
     names = [name for name, _ in engines(spec, gpu)]
     if spec.passes.kv_cache is not None and not any(_kv_dtypes(spec, name) for name in names):
         asked = ", ".join(spec.passes.kv_cache)
@@ -247,7 +247,7 @@ def _quantizations(spec: Spec, ir: ModelIR, engine: str) -> Iterator[Pass | None
 
 
 def as_asked(choice: QuantizeChoice, pass_: Pass) -> Pass:
-    """A pass with the damping, and made by the tool, that the spec names; what only one tool makes stays with that tool."""
+    """Return a pass with the damping, and made by the tool, that the spec names; what only one tool makes stays with that tool."""
     backend = choice.backend if pass_.backend == NATIVE else pass_.backend
     return pass_.with_options(damping=choice.damping, backend=backend)
 
@@ -314,7 +314,7 @@ class _Family:
     dtype: str
 
     def chain(self, bits: float) -> tuple[Pass, ...]:
-        """The chain at a width."""
+        """Return the chain at a width."""
         stored = pass_named(f"{self.kind}-{bits:.2f}".rstrip("0").rstrip("."))
         assert stored is not None
         choice = self.spec.passes.quantize
@@ -322,13 +322,13 @@ class _Family:
         return (*head, *next(_caches(self.ir, head, self.dtype)))
 
     def illegal(self, bits: float) -> bool:
-        """Whether a pass or the engine refuses the chain. At the widest, none of them can be legal: nothing is solved for."""
+        """Return whether a pass or the engine refuses the chain. At the widest, none of them can be legal: nothing is solved for."""
         ir, reasons = rewrite(self.ir, self.chain(bits))
         return bool(reasons or find_engine(self.engine).illegal(ir, self.gpu, self.settings))
 
     def slack(self, bits: float) -> float:
-        """Bytes of cache surely left when the workload is served: by the upper end of what is assumed of the rest. Negative where they
-        are not, or where a goal on speed is less likely than is asked.
+        """Return the bytes of cache surely left when the workload is served, by the upper end of what is assumed of the rest; negative
+        where it is not, or where a goal on speed is less likely than is asked.
         """
         spec, (ir, estimate, needs) = self.spec, self._held(bits)
         left = needs.room.low
@@ -346,16 +346,16 @@ class _Family:
         return ir, estimate, capacity(estimate, sequences, workload, self.settings.parallel.dp)
 
     def good(self, bits: float) -> bool:
-        """Whether the goals on quality are as likely as is asked."""
+        """Return whether the goals on quality are as likely as is asked."""
         quality = expected_quality(self.ir, self.chain(bits))
         return all(goal.odds >= self.spec.goals.confidence for goal in judge_quality(self.spec.goals, quality))
 
     def is_still_the_model(self, bits: float) -> bool:
-        """Whether it loses no more than `FLOOR`."""
+        """Return whether it loses no more than `FLOOR`."""
         return growth(expected_quality(self.ir, self.chain(bits)).log_ppl_increase.value) <= FLOOR
 
     def as_good_as(self, most: float, bits: float) -> bool:
-        """Whether nobody could tell these bits from more: they differ by less than the band of quality, and the goals are met."""
+        """Return whether nobody could tell these bits from more: they differ by less than the band of quality, and the goals are met."""
         more, fewer = (
             growth(expected_quality(self.ir, self.chain(width)).log_ppl_increase.value) for width in (most, bits)
         )

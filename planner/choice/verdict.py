@@ -60,7 +60,7 @@ class Candidate:
 
 
 def spread_words(parallel: Parallel) -> tuple[str, ...]:
-    """How a model is spread over cards: `TP 8`, `PP 2`, `DP 4`, each where it is above 1; nothing on one card."""
+    """Say how a model is spread over cards: `TP 8`, `PP 2`, `DP 4`, each where it is above 1; nothing on one card."""
     degrees = (("TP", parallel.tp), ("PP", parallel.pp), ("DP", parallel.dp), ("EP", parallel.ep))
     return tuple(f"{name} {degree}" for name, degree in degrees if degree > 1)
 
@@ -95,7 +95,7 @@ class GoalResult:
         return (odds.at_most if self.goal.at_most else odds.at_least)(self.predicted, self.wanted)
 
     def tolerated(self, bands: Bands) -> bool:
-        """Whether it is met, or missed by less than the band: nobody can tell such figures apart."""
+        """Return whether it is met, or missed by less than the band: nobody can tell such figures apart."""
         if self.goal is Goal.PERPLEXITY:
             return self.predicted.value <= self.wanted + bands.quality
         return self.miss <= bands.speed
@@ -108,7 +108,7 @@ class GoalResult:
         return abs(self.predicted.value - self.wanted) / max(abs(self.wanted), 1e-12)
 
     def reason(self) -> Reason:
-        """The reason of a missed goal."""
+        """Return the reason of a missed goal."""
         sign = ">" if self.goal.at_most else "<"
         predicted, wanted = apart(self.predicted.value, self.wanted, self.goal.unit)
         figures = {"wanted": self.wanted, "predicted": self.predicted.value}
@@ -150,7 +150,7 @@ class Verdict:
         return (*(goal.odds for goal in self.goals), self.capacity.odds)
 
     def admissible(self, goals: Goals) -> bool:
-        """Whether it meets the goals, and all odds reach the confidence that is asked."""
+        """Return whether it meets the goals, and all odds reach the confidence that is asked."""
         *met, fits = self.odds
         likely = self.feasible and self.likely
         return likely and fits >= goals.fit_confidence and all(each >= goals.confidence for each in met)
@@ -173,13 +173,13 @@ class Verdict:
 
 
 def judge(goals: Goals, speed: SpeedEstimate, quality: Quality) -> Iterator[GoalResult]:
-    """The goals of a spec against the estimates."""
+    """Yield the goals of a spec against the estimates."""
     yield from judge_speed(goals, speed)
     yield from judge_quality(goals, quality)
 
 
 def judge_speed(goals: Goals, speed: SpeedEstimate) -> Iterator[GoalResult]:
-    """The goals on speed."""
+    """Yield the goals on speed."""
     for goal, asked in ((Goal.TTFT, goals.ttft), (Goal.TPOT, goals.tpot)):
         if asked is not None:
             statistic, seconds = (MEAN, asked) if isinstance(asked, float) else (asked.statistic, asked.seconds)
@@ -191,7 +191,7 @@ def judge_speed(goals: Goals, speed: SpeedEstimate) -> Iterator[GoalResult]:
 
 
 def judge_quality(goals: Goals, quality: Quality) -> Iterator[GoalResult]:
-    """The goals on quality."""
+    """Yield the goals on quality."""
     if goals.quality.max_perplexity_increase is not None:
         grown = perplexity_growth(quality.log_ppl_increase)
         yield GoalResult(Goal.PERPLEXITY, goals.quality.max_perplexity_increase, grown)

@@ -1,68 +1,18 @@
-"""Defines the commands: each parses, calls, and prints."""
+"""Defines the commands on models, plans and results: each parses, calls, and prints."""
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from passes.errors import InputError
 from passes.ir.fields import LARGEST
 from passes.steps.drawing import Drawing, drawn
-from planner.cli.encoding import json_line
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-app = typer.Typer(
-    name="optimize", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Compiles a language model onto a card: plans, applies and proves chains of passes.",
-)  # fmt: skip
-Device = Annotated[
-    str,
-    typer.Option(
-        help="What computes: auto (every card, else the processor), cpu, cuda (every card), cuda:1 (that card)."
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
-
-
-def finite(value: float | None) -> float | None:
-    """A number that is one: ranges let `nan` through. Raises typer.BadParameter."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no finite number")
-    return value
-
-
-def above_zero(value: float | None) -> float | None:
-    """A rate, which may have no end. Raises typer.BadParameter."""
-    if value is not None and not value > 0:
-        raise typer.BadParameter(f"{value} is no rate: name requests a second, or inf")
-    return value
-
-
-def _console(as_json: bool = False) -> Console:
-    from rich.console import Console
-
-    # What is printed comes from plans, configs and options that others wrote: none of it is markup, unless a call says so, or an emoji.
-    return Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-
-def emit(document: Any) -> None:
-    """Print a document as one line of JSON."""
-    sys.stdout.write(json_line(document, sys.stdout))
-
-
-def _say_unused_cards(device: str) -> None:
-    """Say so where the processor computes on a machine that has cards."""
-    from passes.blocks.devices import unused_cards
-
-    if (note := unused_cards(device)) is not None:
-        _console(True).print(f"  Note     {note}", style="yellow")
+from planner.cli.app import Device, Json, above_zero, app, emit, finite, say_unused_cards, screen
 
 
 @app.command()
@@ -162,7 +112,7 @@ def check(
     else:
         from planner.cli.tables.check import print_check
 
-        print_check(_console(), document)
+        print_check(screen(), document)
     raise typer.Exit(result.exit_code)
 
 
@@ -186,8 +136,8 @@ def plan(
 
     folder = (work or Path(f".{spec.stem}.measured")) if measure else None
     if measure:
-        _say_unused_cards(device)
-    with shown(_console(True)) as progress:
+        say_unused_cards(device)
+    with shown(screen(True)) as progress:
         made = run(spec, measure=folder, progress=progress, device=device)
     path = output or Path(f"{spec.stem}.plan.json")
     if made.feasible:
@@ -201,14 +151,14 @@ def plan(
         from planner.cli.tables.plan import Room, print_plan
 
         saved, room = str(path) if made.feasible else None, Room(memory_total_bytes(), disk_usage(Path()).free)
-        print_plan(_console(), made.document, made.result.gpu.name, saved, room)
+        print_plan(screen(), made.document, made.result.gpu.name, saved, room)
     if launch and made.result.chosen is not None:
         from planner.plan.launch import launch as launch_of
 
         name = made.document.model.rsplit("/", 1)[-1]
         for file in launch_of(made.document, made.result.chosen.ir, name).files:
-            _console(as_json).print(f"\n  launch/{file.path}", style="bold")
-            _console(as_json).print(file.text)
+            screen(as_json).print(f"\n  launch/{file.path}", style="bold")
+            screen(as_json).print(file.text)
     raise typer.Exit(0 if made.feasible else 3)
 
 
@@ -234,8 +184,8 @@ def apply(
     from planner.cli.tables.certificate import print_certificate
     from planner.plan.codec import to_json
 
-    console = _console(as_json)
-    _say_unused_cards(device)
+    console = screen(as_json)
+    say_unused_cards(device)
     with shown(console) as progress:
         result = run(what or find_plan(Path()), output, work=work, replace=replace, progress=progress, device=device)
     if as_json:
@@ -271,7 +221,7 @@ def show(
         elif graph is not None:
             sys.stdout.write(drawn(result_graph(certificate, folder), graph))
         else:
-            print_certificate(_console(), certificate)
+            print_certificate(screen(), certificate)
         return
     document = load_plan(what)
     if as_json:
@@ -279,9 +229,9 @@ def show(
     elif graph is not None:
         sys.stdout.write(drawn(planned_graph(document, needs_text=plan_needs_text(document)), graph))
     else:
-        print_plan(_console(), document, document.lock.gpu.name, str(what))
+        print_plan(screen(), document, document.lock.gpu.name, str(what))
     for moved in staleness(document):
-        _console(True).print(f"  stale: {moved}", style="yellow")
+        screen(True).print(f"  stale: {moved}", style="yellow")
 
 
 @app.command()
@@ -313,7 +263,7 @@ def explain(
         return
     from planner.cli.tables.explain import print_answer
 
-    print_answer(_console(), answer)
+    print_answer(screen(), answer)
 
 
 def _names_a_file(word: str) -> bool:
@@ -338,7 +288,7 @@ def diff(
         return
     from planner.cli.tables.explain import print_diff
 
-    print_diff(_console(), difference)
+    print_diff(screen(), difference)
 
 
 @app.command()
@@ -374,7 +324,7 @@ def verify(
     from planner.cli.tables.certificate import print_verified
     from planner.verify import verify as run
 
-    console = _console(as_json)
+    console = screen(as_json)
     report = run(
         out,
         engine,
@@ -406,7 +356,7 @@ def launch(
         return
     write_files(output, files)
     for file in files:
-        _console().print(f"  Wrote {output / file.path}")
+        screen().print(f"  Wrote {output / file.path}")
 
 
 @app.command()
@@ -426,7 +376,7 @@ def calibrate(
     from planner.calibrate import Server
     from planner.calibrate import calibrate as run
 
-    console = _console(as_json)
+    console = screen(as_json)
     server = Server(url, model, served_name, tp) if url else None
     profile = run(gpu, engine, server, seconds, say=lambda text: console.print(f"  {text}", style="dim"))
     if as_json:
@@ -434,57 +384,3 @@ def calibrate(
         return
     for line in profile.lines():
         console.print(f"  {line}")
-
-
-@app.command()
-def targets(as_json: Json = False) -> None:
-    """List the cards that are known."""
-    from targets.gpu import all_gpus
-
-    cards = all_gpus()
-    if as_json:
-        emit(
-            [
-                {"name": g.name, "memory_gib": round(g.memory_bytes.value / 2**30, 2), "generation": g.generation}
-                for g in cards
-            ]
-        )
-        return
-    console = _console()
-    for card in cards:
-        console.print(
-            f"  {card.name:38s} {card.memory_bytes.value / 2**30:8.2f} GiB  {card.bandwidth_bytes_per_s / 1e9:7.0f} GB/s  {card.generation}"
-        )
-
-
-@app.command()
-def models(as_json: Json = False) -> None:
-    """List the models whose description is bundled."""
-    from passes.ir import catalog
-
-    names = sorted(catalog.ids())
-    if as_json:
-        emit(names)
-    else:
-        sys.stdout.write("\n".join(names) + "\n")
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON Schema of the spec, for editors."""
-    from planner.spec.spec import Spec
-
-    emit(Spec.model_json_schema())
-
-
-@app.command()
-def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] = Path("tightfit.yaml")) -> None:
-    """Write a commented spec to start from."""
-    from planner.spec.template import TEMPLATE
-
-    if path.exists():
-        raise InputError(f"{path} exists already", remedy="name another file, or remove it")
-    from passes.files.atomic import write_text
-
-    write_text(path, TEMPLATE)
-    _console().print(f"  Wrote {path}. Next: optimize plan {path}")

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> Any:
-    """A document, or a part of one, as JSON values."""
+    """Return a document, or a part of one, as JSON values."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, Quantity):
@@ -42,7 +42,7 @@ def to_json(value: Any) -> Any:
 
 
 def number(value: float) -> float | int | None:
-    """A figure of a quantity as JSON has it."""
+    """Return a figure of a quantity as JSON has it."""
     if not math.isfinite(value):
         return None
     return int(value) if float(value).is_integer() else value

@@ -134,7 +134,7 @@ class ChosenPlan:
     @property
     def nothing_to_make(self) -> bool:
         """Whether the checkpoint is served as it is."""
-        return all(pass_.load_time and pass_.rounds_by is None for pass_ in self.chain)
+        return chain.nothing_to_make(self.chain)
 
     @property
     def chain(self) -> tuple[Pass, ...]:
@@ -364,17 +364,17 @@ def digest(document: Mapping[str, Any]) -> str:
 
 
 def sealed(document: PlanDocument) -> PlanDocument:
-    """A plan with the digest of what it says."""
+    """Return a plan with the digest of what it says."""
     return replace(document, digest=digest(to_json(document)))
 
 
 def portable(document: PlanDocument) -> PlanDocument:
-    """A plan as it travels with its result: without the places of this machine."""
+    """Return a plan as it travels with its result: without the places of this machine."""
     return replace(document, places=None)
 
 
 def resolved_plan(document: PlanDocument, passes: Sequence[Pass], tensor_bytes: int) -> PlanDocument:
-    """A plan whose measured choices are filled in: the same decision where it was resolved already.
+    """Return a plan whose measured choices are filled in: the same decision where it was resolved already.
 
     Raises GoalMissedError where the resolved bytes exceed what the bounded plan promised.
     """
@@ -396,7 +396,7 @@ def asked_spec(document: PlanDocument) -> Spec:
 
 
 def spec_of(document: PlanDocument) -> Spec:
-    """The spec inside a plan, with the model where the plan found it."""
+    """Return the spec inside a plan, with the model where the plan found it."""
     if document.places is None:
         raise InputError(
             "this plan has left the place it was made at: it names neither model nor texts",

@@ -28,7 +28,7 @@ from targets.engines.engine import ENGINE_NAMES, find_engine
 
 
 def portable_spec(spec: Spec) -> PortableSpec:
-    """The spec without the places of its files: those are in `places`, which travels with the plan but is no part of it."""
+    """Return the spec without the places of its files: those are in `places`, which travels with the plan but is no part of it."""
     said = spec.model_dump(mode="json", exclude={"model"}, exclude_none=True)
     for role in TEXTS:
         said[role]["dataset"] = _named(said[role]["dataset"])
@@ -36,7 +36,7 @@ def portable_spec(spec: Spec) -> PortableSpec:
 
 
 def lock(spec: Spec, source: Source, engine: PlannedEngine | None) -> Lock:
-    """Every input the plan rests on: a change of any makes it stale."""
+    """Return every input the plan rests on: a change of any makes it stale."""
     gpu, config = target_gpu(spec), json.dumps(source.ir.config, sort_keys=True, default=str)
     return Lock(
         model=source.ir.name,
@@ -74,7 +74,7 @@ def _file_digest(dataset: str) -> str | None:
 
 
 def stale_inputs(document: PlanDocument, spec: Spec, source: Source) -> list[str]:
-    """The inputs that have moved since the plan was made: model, texts, card, the tool and its data, the spec's own file."""
+    """Return the inputs that have moved since the plan was made: model, texts, card, the tool and its data, the spec's own file."""
     from planner.explain.diff import changes, told
 
     engine = document.chosen.engine if document.chosen else None

@@ -45,7 +45,7 @@ def load_plan(path: str | Path) -> PlanDocument:
 
 
 def read_plan(path: Path) -> PlanDocument:
-    """The plan in a result's folder, whatever was done to the file since. Raises InputError where it is missing or damaged."""
+    """Return the plan in a result's folder, whatever was done to the file since. Raises InputError where it is missing or damaged."""
     from passes.files.atomic import read_json
 
     return from_json(PlanDocument, read_json(path, "plan"), str(path))

@@ -23,12 +23,12 @@ class StatedReason:
 
 
 def stated(reason: Reason) -> StatedReason:
-    """A reason as documents state it."""
+    """Return a reason as documents state it."""
     return StatedReason(reason.code, reason.message, reason.remedy, to_json(reason.data))
 
 
 def whole_bytes(memory: Memory) -> Memory:
-    """A memory estimate as documents state it: no parts of bytes."""
+    """Return a memory estimate as documents state it: no parts of bytes."""
     return Memory(
         _rounded(memory.weights), _rounded(memory.kv_cache), _rounded(memory.activations), _rounded(memory.non_torch),
         _rounded(memory.cuda_graphs), _rounded(memory.total), _rounded(memory.budget), memory.per_rank,
@@ -40,5 +40,5 @@ def _rounded(quantity: Quantity) -> Quantity:
 
 
 def figures_alone(speed: SpeedEstimate) -> SpeedEstimate:
-    """A speed estimate as documents state it: its notes stand with the document's own."""
+    """Return a speed estimate as documents state it: its notes stand with the document's own."""
     return replace(speed, notes=())

@@ -42,7 +42,7 @@ def perplexity_growth(rise: Quantity) -> Quantity:
 
 
 def expected_quality(ir: ModelIR, passes: Sequence[Pass]) -> Quality:
-    """What a chain applied to the dense model `ir` is expected to cost."""
+    """Return what a chain applied to the dense model `ir` is expected to cost."""
     traits = traits_of(ir)
     rise = Quantity.exact(0.0)
     for distortion in sorted((distortion for pass_ in passes for distortion in pass_.distortions(ir)), key=_turn):

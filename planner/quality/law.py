@@ -39,24 +39,24 @@ FREE = frozenset(
 
 @lru_cache(maxsize=1)
 def law() -> dict[str, Any]:
-    """The fit, parsed."""
+    """Return the fit, parsed."""
     fit: dict[str, Any] = json.loads(files("planner.quality").joinpath("quality_fit.json").read_text())
     return fit
 
 
 def feature_kind(name: str) -> str:
-    """The kind of a feature, which its prior belongs to: `smaller:4-10` is a `smaller:`, `bend` a `bend`."""
+    """Return the kind of a feature, which its prior belongs to: `smaller:4-10` is a `smaller:`, `bend` a `bend`."""
     stem, colon, _ = general(name).partition(":")
     return stem + colon
 
 
 def general(name: str) -> str:
-    """The general feature that a family's or a method's own one stands for: `rtn|bend` is a `bend`."""
+    """Return the general feature that a family's or a method's own one stands for: `rtn|bend` is a `bend`."""
     return name.rpartition("|")[2]
 
 
 def ln_rise(coefficients: Mapping[str, float], cause: Cause, traits: Traits) -> float:
-    """ln of the rise of log-perplexity; what the fit never met takes the general coefficient, or none."""
+    """Return the logarithm of the rise of log-perplexity in nats a token; what the fit never met takes the general coefficient, or none."""
     return sum(
         amount * coefficients.get(name, coefficients.get(general(name), 0.0))
         for name, amount in features(cause, traits)
@@ -64,7 +64,7 @@ def ln_rise(coefficients: Mapping[str, float], cause: Cause, traits: Traits) -> 
 
 
 def tier_of(seen: Mapping[str, Mapping[str, Sequence[str]]], cause: Cause, traits: Traits) -> str:
-    """What a fit has seen of a model: this rounding of it (`pair`), the `model` otherwise, its `family`, or neither (`unseen`).
+    """Return what a fit has seen of a model: this rounding of it (`pair`), the `model` otherwise, its `family`, or neither (`unseen`).
 
     `seen`: by family, then by size, the schemes of its rows.
     """
@@ -78,14 +78,14 @@ def tier_of(seen: Mapping[str, Mapping[str, Sequence[str]]], cause: Cause, trait
 
 
 def half_width(widths: Mapping[str, Mapping[str, float]], cause: Cause, traits: Traits, tier: str) -> float:
-    """Half of the 90 % interval in ln: by kind of loss, what the fit knew of the model, and how far its family's tables lie apart."""
+    """Return half of the 90 % interval in ln, by kind of loss, what the fit knew of a model, how far its family's tables lie apart."""
     of_kind = widths["kind"].get(kind(cause), max(widths["kind"].values()))
     return of_kind * widths["tier"][tier] * widths["family"].get(traits.family, 1.0)
 
 
 @lru_cache(maxsize=1 << 14)
 def loss(traits: Traits, cause: Cause) -> Quantity:
-    """The rise of log-perplexity, nats a token, by one cause."""
+    """Return the rise of log-perplexity, nats a token, by one cause."""
     fit = law()
     known = nominal(traits, tuple(map(float, fit["seen"].get(traits.family, ()))))
     value = math.exp(min(ln_rise(fit["coefficients"], cause, known), fit["ceiling_ln"]))
@@ -107,7 +107,7 @@ _NO_TABLE, _GRIDS_MEET = 0.9, 0.75
 def interval(
     value: float, half: float, *, least: float = 0.0, most: float = 0.0, basis: Basis = Basis.CALIBRATED
 ) -> Quantity:
-    """A positive loss with its log-normal 90 % interval, widened by the noise floor of perplexity measurements.
+    """Return a positive loss with its log-normal 90 % interval, widened by the noise floor of perplexity measurements.
 
     `least`, `most`: how far, in ln, its ends lie beyond those around the value.
     """

@@ -20,7 +20,7 @@ _TUNED = r"instruct|chat|it$|vicuna|distill|qwq"
 
 @lru_cache(maxsize=1)
 def families() -> dict[str, Any]:
-    """The table of families (`quality_families.json`)."""
+    """Return the table of families (`quality_families.json`)."""
     table: dict[str, Any] = json.loads(files("planner.quality").joinpath("quality_families.json").read_text())
     return table
 
@@ -38,7 +38,7 @@ def named_traits(name: str, size_b: float, model_type: str = "") -> Traits:
 
 
 def nominal(traits: Traits, known_sizes: tuple[float, ...]) -> Traits:
-    """The traits with the size of the known model of the family that it is, where it is one."""
+    """Return the traits with the size of the known model of the family that it is, where it is one."""
     near = [size for size in known_sizes if abs(size / traits.size_b - 1) < _SAME_SIZE]
     if not near:
         return traits

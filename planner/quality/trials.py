@@ -56,7 +56,7 @@ class Trial:
 
 
 def leading(ir: ModelIR, result: SearchResult, count: int = LEADING) -> list[tuple[Pass, ...]]:
-    """The chains worth trying, all native: the chosen one, then those that lost by quality alone, least expected loss first."""
+    """Return the chains worth trying, all native: the chosen one, then those that lost by quality alone, least expected loss first."""
     verdicts = [result.chosen] if result.chosen else []
     verdicts += sorted(
         (v for v in result.rejected if all(_open(reason) for reason in v.reasons)),

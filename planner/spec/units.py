@@ -61,7 +61,7 @@ def format_arrivals(rate: float) -> str:
 
 
 def parse_share(text: object) -> float:
-    """`10%` as 0.1. Raises ValueError saying what was expected."""
+    """Read the share `10%` as 0.1. Raises ValueError saying what was expected."""
     return _positive(round(_parse(text, {"%": 0.01}, "a share", "10%"), 12), text)
 
 

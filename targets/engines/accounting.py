@@ -17,19 +17,19 @@ CONCURRENCY_DOES_NOT_FIT = "concurrency_does_not_fit"
 
 
 def gib(value: float) -> str:
-    """Bytes as people read them."""
+    """Return the bytes as people read them."""
     return f"{value / _GIB:.2f} GiB"
 
 
 def weights_quantity(ir: ModelIR, size: float, error: float, basis: Basis) -> Quantity:
-    """Bytes of weights: within the engine's own error where files or their config say how they are stored, else assumed."""
+    """Return the bytes of weights: within the engine's own error where files or their config say how they are stored, else assumed."""
     if ir.spread > error:
         return Quantity.relative(size, ir.spread, Basis.ASSUMED)
     return Quantity.relative(size, error, basis)
 
 
 def kv_estimate(layout: Layout, available: Quantity, context: int, limit: int) -> KVEstimate:
-    """What a memory holds: blocks are whole, so the interval's ends are counted like the value."""
+    """Return what a memory holds: blocks are whole, so the interval's ends are counted like the value."""
     blocks = [layout.blocks(x) for x in (available.value, available.low, available.high)]
     tokens = [float(layout.tokens(b, context)) for b in blocks]
     requests = [layout.concurrency(b, context) if layout.groups else math.inf for b in blocks]
@@ -51,7 +51,7 @@ def answer(
     reasons: tuple[Reason, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> MemoryEstimate:
-    """Whether the engine starts at the asked context and serves the asked concurrency, and why not.
+    """Return whether the engine starts at the asked context and serves the asked concurrency, and why not.
 
     `reasons`: what stops it before it serves, though the memory would do.
     """

@@ -253,15 +253,15 @@ class Engine(ABC):
 
     @abstractmethod
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
-        """Why the engine refuses this checkpoint on this card with these settings; empty when it starts."""
+        """Return why the engine refuses this checkpoint on this card with these settings; empty when it starts."""
 
     @abstractmethod
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
-        """How the engine spends the card's memory. Answered for illegal combinations too."""
+        """Return how the engine spends the card's memory. Answered for illegal combinations too."""
 
     @abstractmethod
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
-        """What a step takes at most: as set, else the engine's own defaults for its version and the card."""
+        """Return what a step takes at most: as set, else the engine's own defaults for its version and the card."""
 
     @abstractmethod
     def cache_bytes(self, ir: ModelIR) -> float:

@@ -49,15 +49,15 @@ class Layout:
         return sum(spec.blocks(length, self.settings) for spec, _ in self.groups)
 
     def request_bytes(self, length: int) -> int:
-        """Bytes of the pool that one request of `length` tokens holds at most."""
+        """Return the bytes of the pool that one request of `length` tokens holds at most."""
         return self.blocks_per_request(length) * self.block_bytes
 
     def blocks(self, available_bytes: float) -> int:
-        """Blocks that fit in the memory given to the cache."""
+        """Return how many blocks fit in the memory given to the cache."""
         return max(0, int(available_bytes // self.block_bytes)) if self.block_bytes else 0
 
     def starts(self, available_bytes: float, length: int) -> bool:
-        """Whether the engine accepts `length` as max_model_len."""
+        """Return whether the engine accepts `length` as max_model_len."""
         reserved = self.block_bytes if self.rules.null_block else 0
         return self.request_bytes(length) <= available_bytes - reserved
 
@@ -66,7 +66,7 @@ class Layout:
         return blocks / self.blocks_per_request(length) if self.groups else math.inf
 
     def tokens(self, blocks: int, length: int) -> int:
-        """The KV-cache size in tokens, as this version prints it."""
+        """Return the KV-cache size in tokens, as this version prints it."""
         if not self.groups:
             return 0
         if self.rules.tokens_from_concurrency:
@@ -74,7 +74,7 @@ class Layout:
         return blocks // len(self.groups) * self.settings.block_size
 
     def longest(self, available_bytes: float, limit: int) -> int:
-        """The longest context that one request may have (0: none), by bisection as the engine does."""
+        """Return the longest context that one request may have (0: none), by bisection as the engine does."""
         low, high = 0, limit
         while low < high:
             middle = (low + high + 1) // 2
@@ -82,13 +82,13 @@ class Layout:
         return low
 
     def bytes_per_token(self) -> float:
-        """What one more token of a long sequence takes: layers that keep every token only."""
+        """Return what one more token of a long sequence takes: layers that keep every token only."""
         growing = [(spec, layers) for spec, layers in self.groups if spec.kind in ("full", "mla")]
         return sum(self.block_bytes / spec.block_size for spec, _ in growing)
 
 
 def build_layout(states: Sequence[tuple[LayerState, int]], settings: CacheSettings, rules: Rules) -> Layout:
-    """The layout of a rank that holds these layers, each kind with its count, in the model's order of first appearance."""
+    """Return the layout of a rank that holds these layers, each kind with its count, in the model's order of first appearance."""
     return _build(tuple(states), settings, rules)
 
 
@@ -116,7 +116,7 @@ def _build(states: tuple[tuple[LayerState, int], ...], settings: CacheSettings, 
 
 
 def layer_spec(state: LayerState, settings: CacheSettings, rules: Rules) -> Spec | None:
-    """What one layer stores; None where it stores nothing of its own."""
+    """Return what one layer stores; None where it stores nothing of its own."""
     block = settings.block_size
     if isinstance(state, NoState | SharedKV):
         return None

@@ -37,7 +37,7 @@ def _page(size: float) -> int:
 
 
 def compressed_specs(state: CompressedKV) -> Iterator[Spec]:
-    """All that one layer stores."""
+    """Yield all that one layer stores."""
     yield Spec("sliding", _page(_WINDOW_BLOCK * _ENTRY_BYTES), _WINDOW_BLOCK, state.window)
     if not state.ratio:
         return

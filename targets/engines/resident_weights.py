@@ -43,7 +43,7 @@ class Ranks:
 
     @classmethod
     def of(cls, parallel: Parallel, rules: Rules | None = None) -> Ranks:
-        """The degrees of a parallel layout; with a version's rules, as a CUDA rank of it."""
+        """Return the degrees of a parallel layout; with a version's rules, as a CUDA rank of it."""
         if rules is None:
             return cls(parallel.tp, parallel.ep)
         return cls(parallel.tp, parallel.ep, True, rules.mla and rules.v1, *rules.expert_padding)
@@ -96,7 +96,7 @@ def _resident(tensor: Tensor) -> int:
 
 @lru_cache(maxsize=1 << 15)
 def linear_parts(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[tuple[str, int], ...]:
-    """Bytes of a matrix's tensors (all its copies) on one rank, by suffix; bias included."""
+    """Return the bytes of a matrix's tensors (all its copies) on one rank, by suffix; bias included."""
     rows, inputs, copies = local_shape(linear, ranks, state)
     local = replace(linear, name="", out_features=rows, in_features=inputs, copies=1, bias=None, stacking=None)
     share = 1.0
@@ -109,14 +109,14 @@ def linear_parts(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[tuple
 
 
 def linear_bytes(linear: Linear, ranks: Ranks, state: LayerState) -> int:
-    """Bytes of one matrix (all its copies) on one rank, as allocated."""
+    """Return the bytes of one matrix (all its copies) on one rank, as allocated."""
     sizes = [size for _, size in linear_parts(linear, ranks, state)]
     return sum(map(allocated, sizes)) if ranks.cuda else sum(sizes)
 
 
 @lru_cache(maxsize=1 << 14)
 def block_bytes(block: Block, ranks: Ranks) -> int:
-    """Bytes of one layer on one rank: matrices that the engine fuses (q/k/v, gate/up, banks of experts) are one tensor."""
+    """Return the bytes of one layer on one rank: matrices that the engine fuses (q/k/v, gate/up, banks of experts) are one tensor."""
     fused: dict[tuple[str, bool, str], int] = {}
     for linear in block.linears:
         for suffix, size in linear_parts(linear, ranks, block.state):
@@ -145,7 +145,7 @@ def stage_layers(layers: int, pp: int) -> tuple[int, ...]:
 
 @remembered
 def stage_blocks(ir: ModelIR, pp: int, stage: int) -> tuple[tuple[Block, int], ...]:
-    """The decoder's layers of one pipeline stage, with their counts."""
+    """Return the decoder's layers of one pipeline stage, with their counts."""
     if pp == 1:
         return ir.decoder.counts
     counts, decoder = stage_layers(len(ir.decoder.layers), pp), ir.decoder
@@ -155,7 +155,7 @@ def stage_blocks(ir: ModelIR, pp: int, stage: int) -> tuple[tuple[Block, int], .
 
 @lru_cache(maxsize=1 << 12)
 def outer_bytes(ir_outer: tuple[Linear, ...], tied: bool, ranks: Ranks, roles: frozenset[Role]) -> int:
-    """Bytes of the matrices outside the stacks that have one of these roles."""
+    """Return the bytes of the matrices outside the stacks that have one of these roles."""
     from passes.ir.state import NoState
 
     return sum(linear_bytes(linear, ranks, NoState()) for linear in ir_outer if linear.role in roles)
@@ -163,7 +163,7 @@ def outer_bytes(ir_outer: tuple[Linear, ...], tied: bool, ranks: Ranks, roles: f
 
 @remembered
 def embedding_bytes(ir: ModelIR) -> int:
-    """Bytes of the embedding as stored."""
+    """Return the bytes of the embedding as stored."""
     return outer_bytes(ir.outer, ir.tied_embeddings, Ranks(1, 1), frozenset({Role.EMBEDDING}))
 
 

@@ -108,14 +108,14 @@ def _probed(python: Path, seconds: float) -> dict[str, Any]:
 
 
 def error_line(stderr: str) -> str:
-    """The line of a program's output that says what went wrong: the last one that names an error, else the last."""
+    """Return the line of a program's output that says what went wrong: the last one that names an error, else the last."""
     lines = stderr.strip().splitlines() or ["no output"]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (named or lines)[-1]
 
 
 def is_device(gpu: Gpu, found: Mapping[str, Any]) -> bool:
-    """Whether a probe found the device that was asked for: a card by its name, one that the catalog lacks by its memory."""
+    """Return whether a probe found the device that was asked for: a card by its name, one that the catalog lacks by its memory."""
     if gpu.is_cpu or found["device"] == "cpu":
         return gpu.is_cpu and found["device"] == "cpu"
     try:

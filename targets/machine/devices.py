@@ -10,7 +10,7 @@ from passes.host_memory import card_names
 
 
 def cpu_model() -> str:
-    """The processor's name as the kernel prints it."""
+    """Return the processor's name as the kernel prints it."""
     try:
         match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -19,7 +19,7 @@ def cpu_model() -> str:
 
 
 def cpu_instructions() -> frozenset[str]:
-    """The instruction sets that engines ask for and this processor has, by the kernel's names; empty where it says nothing."""
+    """Return the instruction sets that engines ask for and this processor has, by the kernel's names; empty where it says nothing."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -28,10 +28,10 @@ def cpu_instructions() -> frozenset[str]:
 
 
 def cores() -> int:
-    """Processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def installed_gpus() -> tuple[str, ...]:
-    """The names that NVML prints for this machine's cards, or its driver's files without NVML; empty where neither says any."""
+    """Return the names that NVML prints for this machine's cards, or its driver's files without NVML; empty where neither says any."""
     return card_names()

@@ -57,12 +57,12 @@ class Place:
 
 
 def processor() -> Place:
-    """The processor: matrices of a mid-sized layer, one call a timing."""
+    """Measure the processor: matrices of a mid-sized layer, one call a timing."""
     return Place(torch.device("cpu"), lambda: None, 4096, 1024, PROCESSOR_SET, 0.0, torch.bfloat16)
 
 
 def card(free_bytes: int, capability: tuple[int, int]) -> Place:
-    """A card with so much memory free: matrices and a working set as large as that allows.
+    """Measure a card with so much memory free: matrices and a working set as large as that allows.
 
     Before compute capability 8.0, cards multiply no bfloat16 themselves, and engines compute in float16 there.
     """
@@ -145,7 +145,7 @@ def warm_up(place: Place, seconds: float) -> None:
 
 
 def dense_rates(place: Place, budget_s: float) -> dict[str, float]:
-    """Bytes a second of a 16-bit matrix-vector product; operations a second of a large 16-bit product."""
+    """Return the bytes a second of a 16-bit matrix-vector product; operations a second of a large 16-bit product."""
     copies, side = max(2, place.working_set // place.matrix_bytes), place.side
     weights = [torch.randn(side, side, device=place.device, dtype=place.dtype) for _ in range(copies)]
     linear = torch.nn.functional.linear
@@ -157,14 +157,14 @@ def dense_rates(place: Place, budget_s: float) -> dict[str, float]:
 
 
 def copy_rate(place: Place, budget_s: float) -> float:
-    """Bytes a second of a copy, read and written."""
+    """Return the bytes a second of a copy, read and written."""
     whole = torch.empty(place.working_set // 2, dtype=place.dtype, device=place.device)
     target = torch.empty_like(whole)
     return 2 * place.working_set / seconds_per_call(lambda i: target.copy_(whole), place, budget_s)
 
 
 def int8_rate(place: Place, budget_s: float) -> float | None:
-    """Operations a second of an 8-bit integer product; None where torch has none for this device."""
+    """Return the operations a second of an 8-bit integer product; None where torch has none for this device."""
     try:
         inputs = torch.randint(-8, 8, (place.rows, place.side), device=place.device, dtype=torch.int8)
         right = torch.randint(-8, 8, (place.side, place.side), device=place.device, dtype=torch.int8)
@@ -180,7 +180,7 @@ def int8_rate(place: Place, budget_s: float) -> float | None:
 
 
 def fp8_rate(place: Place, budget_s: float) -> float | None:
-    """Operations a second of an FP8 product with one scale; None below compute capability 8.9 and where torch has none."""
+    """Return the operations a second of an FP8 product with one scale; None below compute capability 8.9 and where torch has none."""
     if place.device.type != "cuda" or torch.cuda.get_device_capability(place.device) < (8, 9):
         return None
     try:
@@ -221,7 +221,7 @@ def cpu_int4_rates(place: Place, budget_s: float) -> dict[str, float]:
 
 
 def launch_seconds(place: Place) -> float:
-    """Seconds of one small operation in a row of thousands: what a kernel costs however little it does."""
+    """Return the seconds of one small operation in a row of thousands: what a kernel costs however little it does."""
     x = torch.zeros(64, device=place.device)
     return seconds_in_rounds(lambda: x.add_(1.0), place.synchronize, 2000)
 
@@ -247,7 +247,7 @@ def all_reduce(rank: int, world: int, port: int, found: Any) -> None:
 
 
 def all_reduce_rates(world: int) -> dict[str, float]:
-    """Seconds of a small all-reduce over all cards, and bytes a second that a large one moves over each link."""
+    """Return the seconds of a small all-reduce over all cards, and bytes a second that a large one moves over each link."""
     context = multiprocessing.get_context("spawn")
     found = context.Manager().dict()
     ranks = [context.Process(target=all_reduce, args=(rank, world, 29517, found)) for rank in range(world)]
@@ -259,7 +259,7 @@ def all_reduce_rates(world: int) -> dict[str, float]:
 
 
 def rates(place: Place, budget_s: float) -> dict[str, float | None]:
-    """What both kinds of devices are asked, each in about `budget_s` seconds."""
+    """Measure what both kinds of devices are asked, each in about `budget_s` seconds."""
     return {
         **dense_rates(place, budget_s), "copy_bytes_per_s": copy_rate(place, budget_s), "launch_s": launch_seconds(place),
         "int8_ops": int8_rate(place, budget_s), "fp8_flops": fp8_rate(place, budget_s),

@@ -56,12 +56,12 @@ class Profile:
     engines: Mapping[str, Mapping[str, float]]
 
     def as_json(self) -> dict[str, Any]:
-        """The stored document."""
+        """Return the stored document."""
         engines = {name: dict(values) for name, values in self.engines.items()}
         return {"format_version": "1", "device": self.device, "probe": dict(self.probe), "engines": engines}
 
     def lines(self) -> tuple[str, ...]:
-        """What was found, for people."""
+        """Return what was found, for people."""
         found = (f"{self.probe[key] / unit:8.2f} {text}" for key, unit, text in _FIGURES if self.probe.get(key))
         fitted = (f"{engine}: constants fitted on a load" for engine in self.engines)
         return (self.device, *found, *fitted)
@@ -133,7 +133,7 @@ def implausible(gpu: Gpu, probe: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def believed_profile(gpu: Gpu) -> tuple[Profile | None, tuple[str, ...]]:
-    """The stored profile of a device, None where there is none that can be true; and notes on one that cannot."""
+    """Return the stored profile of a device, None where there is none that can be true; and notes on one that cannot."""
     try:
         profile = load_profile(gpu.name)
     except InputError as error:
@@ -148,7 +148,7 @@ def believed_profile(gpu: Gpu) -> tuple[Profile | None, tuple[str, ...]]:
 
 
 def measured_card(card: Card, profile: Profile) -> Card:
-    """The card with measured peaks: a processor's rates have no other source; a card keeps its printed ones."""
+    """Return the card with measured peaks: a processor's rates have no other source; a card keeps its printed ones."""
     if card.capability:
         return card
     probe = profile.probe
@@ -157,7 +157,7 @@ def measured_card(card: Card, profile: Profile) -> Card:
 
 
 def measured_values(values: Mapping[str, float], engine: str, gpu: Gpu, profile: Profile) -> dict[str, float]:
-    """An engine's constants with what was measured in their place."""
+    """Return an engine's constants with what was measured in their place."""
     probe, changed = profile.probe, dict(values)
     if gpu.is_cpu:
         changed |= {"memory": CPU_STREAM, "compute": 1.0}

@@ -31,7 +31,7 @@ class ServerVerifier(Verifier):
         return Installed()
 
     def observe(self, request: VerifyRequest, say: Say) -> Observed:
-        """One start: a sample, a round of short answers that warms every client's place, then the load."""
+        """Measure over one start: a sample, a round of short answers that warms every client's place, then the load."""
         name, log = self._engine.served_name(request.launch), self._engine.server
         assert log is not None
         with serving(request.launch / "run.sh", request.python) as served:

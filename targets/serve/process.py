@@ -46,7 +46,7 @@ _ENGINES = Path.home() / ".cache" / "tightfit"
 
 
 def engine_python(given: Path | None = None) -> Path:
-    """The Python that has the engine: as given, else TIGHTFIT_ENGINE, else where `make engine` puts it. Raises InputError."""
+    """Return the Python that has the engine: as given, else TIGHTFIT_ENGINE, else where `make engine` puts it. Raises InputError."""
     if (named := named_python(given, "TIGHTFIT_ENGINE")) is not None:
         return named
     if made := sorted(_ENGINES.glob("engine-*/bin/python")):
@@ -132,7 +132,7 @@ def run_to_end(command: Sequence[str], log: Path, *, seconds: float, environment
 
 
 def engine_environment() -> dict[str, str]:
-    """The environment of an engine's process: this one's, without what says where this process's own packages are."""
+    """Return the environment of an engine's process: this one's, without what says where this process's own packages are."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return kept | {"PYTHONUNBUFFERED": "1"}
 

@@ -10,7 +10,8 @@ from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
 from safetensors.torch import save
 
 from passes.algorithms.method import Matrix, RoundToNearest
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.ir.model import Linear, Role
 from tests.formats.test_codecs import _meaning, _quantized, described

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 
 from passes.formats.at_load import Resident
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.exllama.exl2_bounded import Exl2Bounded
 from passes.formats.exllama.exl3 import Exl3

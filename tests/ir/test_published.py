@@ -10,7 +10,7 @@ import pytest
 
 from passes.errors import InputError
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.formats.published import Published

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from passes.errors import InputError, TightfitError
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.exllama.exl3 import Exl3
 from passes.formats.format import Format
 from passes.formats.fp4 import Mxfp4, Nvfp4

@@ -9,7 +9,8 @@ import pytest
 
 from passes.errors import InputError
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.fp4 import Nvfp4
 from passes.formats.gptq import Gptq

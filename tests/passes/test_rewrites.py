@@ -8,7 +8,7 @@ from passes.algorithms.knapsack import Unit, allocate
 from passes.chain import from_json, to_json
 from passes.distill.distill import Distill
 from passes.errors import InputError
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.dense import Dense
 from passes.ir.model import Role
 from passes.ir.resident import resident_model

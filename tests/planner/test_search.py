@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 from hypothesis import given
@@ -238,6 +239,12 @@ def test_the_choice_is_that_of_a_brute_force_search_for_every_preference(gpu: st
         assert alone is not None and alone.candidate == result.chosen.candidate
 
 
+@lru_cache(maxsize=8)
+def described(model: str) -> ModelIR:
+    """A model that several tests ask about: what is remembered of its description serves them all."""
+    return open_model(model).ir
+
+
 @pytest.mark.parametrize("prefer", PREFERENCES)
 @pytest.mark.parametrize(
     ("model", "target", "workload", "goals"),
@@ -255,7 +262,7 @@ def test_the_best_alone_is_what_the_search_chooses(
     spec = parse_spec(
         f"model: {model}\ntarget: {{ gpu: {target} }}\nworkload: {{ context: {workload} }}\ngoals: {{ {goals} prefer: {prefer} }}\n"
     )
-    ir = open_model(spec.model).ir
+    ir = described(spec.model)
     chosen, alone = search(spec, ir).chosen, best(spec, ir)
     assert (chosen and chosen.candidate) == (alone and alone.candidate)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from passes.errors import Reason
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.fp4 import Nvfp4

@@ -25,7 +25,7 @@ from passes.base import Pass
 from passes.blocks.dense_model import DenseModel
 from passes.chain import method, rewrite
 from passes.files.checkpoint import Checkpoint
-from passes.formats.compressed_tensors import IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass

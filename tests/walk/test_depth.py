@@ -16,7 +16,7 @@ from passes.blocks.dense_model import DenseModel
 from passes.blocks.renumbered import RenumberedWeights
 from passes.chain import from_json, rewrite
 from passes.files.checkpoint import Checkpoint
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.ir.architectures import build_ir
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model

@@ -16,7 +16,8 @@ from passes import chain
 from passes.blocks.decoded_weights import DecodedCheckpoint
 from passes.errors import GoalMissedError, InputError, TightfitError
 from passes.files.checkpoint import Checkpoint
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR

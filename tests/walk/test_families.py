@@ -17,7 +17,8 @@ from passes.blocks.model_class import SAME_CLASS, WITHOUT_CLASS
 from passes.chain import rewrite
 from passes.files.checkpoint import Checkpoint, Weights, write_shard
 from passes.formats.awq import Awq
-from passes.formats.compressed_tensors import FloatQuantized, IntQuantized, PackQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.format import Format
 from passes.ir import catalog
 from passes.ir.model import ModelIR

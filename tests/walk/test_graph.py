@@ -6,7 +6,8 @@ import pytest
 
 from passes.chain import draw, from_json, illegal, to_json
 from passes.errors import InputError
-from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.gptq import Gptq
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass

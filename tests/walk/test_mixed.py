@@ -11,7 +11,7 @@ import torch
 from passes.blocks.dense_model import DenseModel
 from passes.chain import from_json, rewrite, to_json
 from passes.files.checkpoint import Checkpoint
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.dense import Dense
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model

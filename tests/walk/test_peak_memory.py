@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 from passes import chain
 from passes.blocks.dense_model import DenseModel
 from passes.files.checkpoint import Checkpoint
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.ir.sources import open_model
 from passes.steps.meter import Meter
 from passes.algorithms.method import GPTQ_DEFAULT, Gptq

@@ -15,7 +15,8 @@ from passes.blocks.dense_model import DenseModel
 from passes.blocks.matrices import members
 from passes.chain import illegal, method, rewrite
 from passes.files.checkpoint import Checkpoint
-from passes.formats.compressed_tensors import FloatQuantized, PackQuantized
+from passes.formats.compressed_tensors.floats import FloatQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.format import Grid
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model

@@ -17,7 +17,7 @@ from passes.blocks.decoded_weights import DecodedCheckpoint
 from passes.blocks.decoder import Decoder
 from passes.blocks.dense_model import DenseModel
 from passes.files.checkpoint import Checkpoint, write_shard
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
 from passes.measure.evaluate import Measured, evaluate

@@ -189,7 +189,7 @@ def quantize_parts(parts: Sequence[Part], factor: Factor) -> Iterator[tuple[Exl2
 
 
 def fitting(parts: Sequence[Part], room: int) -> int:
-    """How many of the parts, from the first one on, are quantized together with so many bytes free; at least one."""
+    """Return how many of the parts, from the first one on, are quantized together with so many bytes free; at least one."""
     taken = accumulate(weight.numel() * _ENTRY_BYTES for weight, _ in parts)
     return max(1, sum(total <= room / _SHARE for total in taken))
 

@@ -177,7 +177,7 @@ def reordered_outputs(name: str, stored: Mapping[str, torch.Tensor], order: torc
 
 
 def inputs_in_place(name: str, stored: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """A stored matrix whose inputs come in the order in which they are stored, and that order: input j is what `order[j]` was."""
+    """Return a stored matrix whose inputs come in the order in which they are stored, and that order: input j is what `order[j]` was."""
     import torch
 
     order = torch.argsort(stored[f"{name}.q_invperm"].long())

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from passes.formats.compressed_tensors import CompressedTensors, ConfigGroup
+from passes.formats.compressed_tensors.config_group import CompressedTensors, ConfigGroup
 from passes.formats.format import Format, formats
 from passes.ir.fields import Fields
 from passes.ir.model import ModelIR

@@ -106,7 +106,7 @@ class Exllama(Engine):
         return tuple(reasons)
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
-        """The tightest card's weights, scratch and cache; layers are spread evenly over the cards."""
+        """Return the tightest card's weights, scratch and cache; layers are spread evenly over the cards."""
         cards = settings.parallel.gpus
         card = gpu.memory_bytes
         utilization = settings.gpu_memory_utilization or 1.0
@@ -175,15 +175,15 @@ class Exllama(Engine):
         return Generator(limits.tokens, limits.sequences, cache_of(kv, workload, PAGE))
 
     def cache_bytes(self, ir: ModelIR) -> float:
-        """By the cache's type."""
+        """Return the bytes of a cached key or value, by the cache's type."""
         return self.cache_bits.get(ir.kv_cache.dtype, 16.0) / 8
 
     def unpacked_bytes(self, ir: ModelIR, layers: int) -> float:
-        """Bytes a cached key or value that a card with so many layers keeps beside the cache itself."""
+        """Return the bytes a cached key or value that a card with so many layers keeps beside the cache itself."""
         return 0.0
 
     def slot_bytes(self, ir: ModelIR, state: LayerState) -> int | None:
-        """Bytes a request that a layer keeps outside of the paged cache; None: it keeps pages."""
+        """Return the bytes a request that a layer keeps outside of the paged cache; None: it keeps pages."""
         return None
 
     def dequantized_head(self, elements: int) -> int:
@@ -224,12 +224,12 @@ def _page_rules() -> Rules:
 
 
 def architecture_of(ir: ModelIR) -> str:
-    """The architecture that config.json names, empty where it names none."""
+    """Return the architecture that config.json names, empty where it names none."""
     return next(iter(Config(ir.config, ir.name).names("architectures", default=())), "")
 
 
 def architecture_reasons(engine: str, known: Collection[str], ir: ModelIR, remedy: str) -> tuple[Reason, ...]:
-    """The architecture that config.json names, where the engine has no model for it. Nothing where it names none."""
+    """Refuse the architecture that config.json names, where the engine has no model for it; nothing where it names none."""
     architecture = architecture_of(ir)
     if not architecture or architecture in known:
         return ()
@@ -263,6 +263,6 @@ def _largest(linears: Iterable[Linear]) -> int:
 
 
 def head_of(ir: ModelIR) -> tuple[Linear, ...]:
-    """The matrix to the vocabulary; the embedding where the two are tied, which both engines store once more."""
+    """Return the matrix to the vocabulary; the embedding where the two are tied, which both engines store once more."""
     roles = {Role.HEAD, Role.EMBEDDING} if ir.tied_embeddings else {Role.HEAD}
     return tuple(lin for lin in ir.outer if lin.role in roles)

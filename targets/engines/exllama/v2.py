@@ -83,7 +83,7 @@ class ExllamaV2(Exllama):
         return 0.0 if ir.kv_cache.dtype == OWN else 2.0 / max(1, layers)
 
     def dequantized_head(self, elements: int) -> int:
-        """As any matrix (`temp_dq_size` in linear.py)."""
+        """Return the head's elements, as of any matrix (`temp_dq_size` in linear.py)."""
         return min(elements, _DEQUANTIZED_MOST)
 
     def attention_bytes(self, heads: int, context: int) -> tuple[float, float]:
@@ -98,7 +98,7 @@ class ExllamaV2(Exllama):
         return GeneratorVerifier(self)
 
     def known_versions(self) -> tuple[str, ...]:
-        """The last release; its accounting did not change over the 0.2 and 0.3 lines."""
+        """Return the last release; its accounting did not change over the 0.2 and 0.3 lines."""
         return ("0.2", "0.3.2")
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:

@@ -82,7 +82,7 @@ class ExllamaV3(Exllama):
         return "FP16" if dtype == "auto" else f"{bits},{bits}"
 
     def known_versions(self) -> tuple[str, ...]:
-        """The line whose cache layout was read."""
+        """Return the line whose cache layout was read."""
         return ("0.0",)
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:

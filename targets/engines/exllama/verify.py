@@ -67,7 +67,7 @@ class TabbyVerifier(Verifier):
         return Installed(ask_python(python, _ASK.format(package=self._engine.name), isolated=False) or None, "cuda")
 
     def observe(self, request: VerifyRequest, say: Say) -> Observed:
-        """One start of TabbyAPI. Raises InputError where no checkout is named."""
+        """Measure over one start of TabbyAPI. Raises InputError where no checkout is named."""
         checkout = checkout_of(request)
         if checkout is None:
             raise InputError(
@@ -77,7 +77,7 @@ class TabbyVerifier(Verifier):
         return self.through_tabby(request, checkout, say)
 
     def through_tabby(self, request: VerifyRequest, checkout: Path, say: Say) -> Observed:
-        """The load over TabbyAPI's API. It allots the cache that its config asks for, and says nothing of what more would fit."""
+        """Put the load on TabbyAPI's API. It allots the cache that its config asks for, and says nothing of what more would fit."""
         name = self._engine.served_name(request.launch)
         variables = {"TABBYAPI": str(checkout)} | {k: os.environ[k] for k in ("PYTHONPATH",) if k in os.environ}
         with serving(
@@ -100,7 +100,7 @@ class GeneratorVerifier(TabbyVerifier):
     """ExLlamaV2 through its package's own generator, and through TabbyAPI too where a checkout is named."""
 
     def observe(self, request: VerifyRequest, say: Say) -> Observed:
-        """One run of the driver, one start of TabbyAPI."""
+        """Measure over one run of the driver, one start of TabbyAPI."""
         say(f"loads the model, looks how large a cache fits, then {request.load.requests} requests")
         seen = observed(run_driver(job_of(request), request.python), request)
         checkout = checkout_of(request)

@@ -48,7 +48,7 @@ def main(job_file: str) -> None:
         torch.cuda.synchronize()
 
     def fits(pages: int) -> bool:
-        """Whether that can be done; what the try before it took is given back first."""
+        """Return whether that can be done; what the try before it took is given back first."""
         free()
         try:
             read_into(pages)
@@ -90,7 +90,7 @@ def main(job_file: str) -> None:
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number up to `most` that fits, to one part in 500; 0 where none does."""
+    """Return the largest number up to `most` that fits, to one part in 500; 0 where none does."""
     low, high = 0, most + 1
     while high - low > max(1, low // 500):
         middle = (low + high) // 2

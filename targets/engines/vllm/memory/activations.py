@@ -77,13 +77,15 @@ def fit() -> dict[str, Any]:
     return data
 
 
+def accounting_era(rules: Rules) -> str:
+    """Name what is fitted apart: `old` before the sort in the sampler went (0.17), `reserved` where reserved memory counts, else `v1`."""
+    return "old" if rules.version < (0, 17, 0) else "reserved" if rules.counts_reserved else "v1"
+
+
 def _era(ir: ModelIR, rules: Rules) -> str:
     """What errors are told apart by: how memory is counted, and which runner profiles."""
-    if rules.version < (0, 17, 0):
-        return "old"
-    if rules.counts_reserved:
-        return "reserved"
-    return "v2" if uses_v2_runner(ir, rules) else "v1"
+    counted = accounting_era(rules)
+    return "v2" if counted == "v1" and uses_v2_runner(ir, rules) else counted
 
 
 def _quantity(name: str, value: float, era: str) -> Quantity:

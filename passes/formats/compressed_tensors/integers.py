@@ -1,66 +1,20 @@
-"""compressed-tensors checkpoints: `pack-quantized`, `int-quantized` and `float-quantized` matrices and their config.
-
-The package `compressed-tensors` does its own packing and owns the schema; here stand the exact descriptions and the mapping
-from our grid. Orientation `[N, K]`; scales in the model's dtype (llm-compressor writes them so).
-"""
+"""`pack-quantized` and `int-quantized` matrices of compressed-tensors: integers packed along K, or one a byte."""
 
 from __future__ import annotations
 
 import re
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason
-from passes.formats.format import E4M3_MAX, Format, Grid, KernelFamily, Quantized, Rounding, integer_kernel
+from passes.formats.compressed_tensors.config_group import CompressedTensors, ConfigGroup, arguments, input_scale
+from passes.formats.format import Grid, KernelFamily, Quantized, Rounding, integer_kernel
 from passes.formats.gptq import GROUP, group_size, group_size_reason
 from passes.formats.tensor import Tensor, float_dtype
 
 if TYPE_CHECKING:
     import torch
-
-
-def _strategy(group_size: int) -> str:
-    return {-1: "channel", 0: "tensor"}.get(group_size, "group")
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigGroup:
-    """A config group of a checkpoint. `form`: the format's name, where it gives one; `type` (`int`, `float`) and `bits` of the weights.
-
-    `group_size`: -1 = a scale a row, 0 = one a matrix; `block`: rows and inputs of block scales. `inputs`: the type that activations are
-    quantized to (`int8`, `fp8`, `fp4`), "" where they are not; `static`: all by one stored scale.
-    """
-
-    form: str
-    type: str
-    bits: int
-    group_size: int
-    symmetric: bool
-    block: tuple[int, int] | None
-    inputs: str
-    static: bool
-
-
-class CompressedTensors(Format):
-    """A format of compressed-tensors: a checkpoint may mix them, each in a config group of its own."""
-
-    quant_method: ClassVar[str] = "compressed-tensors"
-    carries_kv_scales: ClassVar[bool] = True
-
-    @classmethod
-    @abstractmethod
-    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
-        """Return the format that a config group means, its scales in `dtype`; None where it means another one."""
-
-    @abstractmethod
-    def scheme(self) -> dict[str, Any]:
-        """Return the `weights` and activation arguments of a config group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +74,7 @@ class PackQuantized(CompressedTensors):
         return integer_kernel(self.bits)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """The group size must divide K."""
+        """Refuse a group size that does not divide K."""
         if self.bits not in (4, 8):
             return Reason(
                 "pack_quantized_bits",
@@ -133,12 +87,12 @@ class PackQuantized(CompressedTensors):
         """Packed codes, scales, the original shape, and zero points when asymmetric."""
         groups = 1 if self.group_size < 0 else in_features // self.group_size
         out = [
-            Tensor(f"{name}.weight_packed", "I32", (out_features, _ceil(in_features * self.bits, 32))),
+            Tensor(f"{name}.weight_packed", "I32", (out_features, -(-in_features * self.bits // 32))),
             Tensor(f"{name}.weight_scale", self.dtype, (out_features, groups)),
             Tensor(f"{name}.weight_shape", "I64", (2,)),
         ]
         if not self.symmetric:
-            out.append(Tensor(f"{name}.weight_zero_point", "I32", (_ceil(out_features * self.bits, 32), groups)))
+            out.append(Tensor(f"{name}.weight_zero_point", "I32", (-(-out_features * self.bits // 32), groups)))
         return tuple(out)
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
@@ -175,8 +129,8 @@ class PackQuantized(CompressedTensors):
         return weight
 
     def scheme(self) -> dict[str, Any]:
-        """The `weights` and activation arguments of a config group."""
-        out = _scheme(self.bits, "int", self.symmetric, self.group_size, activations="token" if self.inputs else None)
+        """Return the `weights` and activation arguments of a config group."""
+        out = arguments(self.bits, "int", self.symmetric, self.group_size, activations="token" if self.inputs else None)
         if self.inputs:
             out["input_activations"] |= {
                 "num_bits": 8, "type": "float" if self.inputs == "fp8" else "int", "symmetric": True,
@@ -242,7 +196,7 @@ class IntQuantized(CompressedTensors):
         return Rounding("w8a8", 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Every shape is legal."""
+        """Refuse no shape."""
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
@@ -250,7 +204,7 @@ class IntQuantized(CompressedTensors):
         return (
             Tensor(f"{name}.weight", "I8", (out_features, in_features)),
             Tensor(f"{name}.weight_scale", self.dtype, (out_features, 1)),
-            *_input_scale(name, self),
+            *input_scale(name, static=self.static),
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
@@ -271,154 +225,4 @@ class IntQuantized(CompressedTensors):
 
     def scheme(self) -> dict[str, Any]:
         """Static channel weights; activations dynamic by token, or static by tensor."""
-        return _scheme(8, "int", True, -1, activations="tensor" if self.static else "token")
-
-
-@dataclass(frozen=True, slots=True)
-class FloatQuantized(CompressedTensors):
-    """FP8 (e4m3) weights. `group_size` −1: a scale a channel; 0: one a matrix; `block` (rows, columns) for block scales. `static`:
-
-    all activations are quantized by one stored scale (not with blocks), not each token by its own extremes.
-
-    Block scales are stored `weight_scale_inv`-like in other families; compressed-tensors calls them `weight_scale` too.
-    """
-
-    kind: ClassVar[str] = "float-quantized"
-    examples: ClassVar[tuple[str, ...]] = ("fp8", "fp8-static", "fp8-block")
-    group_size: int = -1
-    block: tuple[int, int] | None = None
-    dtype: str = "BF16"
-    static: bool = False
-
-    @classmethod
-    def named(cls, name: str) -> Self | None:
-        """Read `fp8`, `fp8-tensor`, either with `-static`, `fp8-block`."""
-        scales = [cls(size, static=static) for size in (-1, 0) for static in (False, True)]
-        return next((form for form in (*scales, cls(-1, (128, 128))) if form.label == name), None)
-
-    @classmethod
-    def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
-        """8-bit floats."""
-        if group.type != "float" or group.bits != 8:
-            return None
-        return cls(-1, group.block, dtype) if group.block else cls(group.group_size, None, dtype, group.static)
-
-    def with_scales_in(self, dtype: str) -> FloatQuantized:
-        """Return the format with its scales in `dtype`."""
-        return replace(self, dtype=dtype)
-
-    @property
-    def label(self) -> str:
-        """`fp8` (channel), `fp8-tensor`, `fp8-block`, `fp8-static`, `fp8-tensor-static`."""
-        if self.block:
-            return "fp8-block"
-        return ("fp8" if self.group_size < 0 else "fp8-tensor") + ("-static" if self.static else "")
-
-    @property
-    def static_inputs(self) -> bool:
-        """As the field says."""
-        return self.static
-
-    @property
-    def grid(self) -> Grid:
-        """e4m3 values; block scales are searched per row of blocks like groups."""
-        return Grid(8, self.group_size, kind="e4m3")
-
-    @property
-    def bits(self) -> float:
-        """8."""
-        return 8
-
-    @property
-    def kernel(self) -> KernelFamily:
-        """Activations are quantized too."""
-        return KernelFamily.FP8
-
-    def rounding(self, method: str) -> Rounding:
-        """Return one rounding, whatever the method."""
-        return Rounding("fp8", 0)
-
-    def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Blocks must divide K, because the inputs are quantized in groups as wide as a block; the last rows may be a short block.
-
-        vLLM asserts it where it quantizes the inputs (`per_token_group_quant_fp8` in fp8_utils.py, 0.32).
-        """
-        if self.block and in_features % self.block[1]:
-            return Reason(
-                "fp8_block_does_not_divide",
-                f"blocks of {self.block[1]} inputs do not divide the {in_features} inputs",
-                "fp8 (a scale an output channel)",
-            )
-        return None
-
-    def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """Values, scales, and the scale of the inputs when static."""
-        if self.block:
-            scale = (_ceil(out_features, self.block[0]), _ceil(in_features, self.block[1]))
-        else:
-            scale = (out_features, 1) if self.group_size < 0 else (1,)  # type: ignore[assignment]
-        return (
-            Tensor(f"{name}.weight", "F8_E4M3", (out_features, in_features)),
-            Tensor(f"{name}.weight_scale", self.dtype, scale),
-            *_input_scale(name, self),
-        )
-
-    def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """Store values as float8."""
-        import torch
-
-        scale = quantized.scale.to(float_dtype(self.dtype))
-        stored = {
-            f"{name}.weight": quantized.codes.to(torch.float8_e4m3fn).contiguous(),
-            f"{name}.weight_scale": (
-                scale.reshape(1) if self.group_size == 0 and not self.block else scale
-            ).contiguous(),
-        }
-        if self.static:
-            stored[f"{name}.input_scale"] = quantized.input_scale(name, E4M3_MAX)
-        return stored
-
-    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Return values times scale."""
-        values, scale = tensors[f"{name}.weight"].float(), tensors[f"{name}.weight_scale"].float()
-        if self.block:
-            rows, columns = values.shape
-            scale = scale.repeat_interleave(self.block[0], 0)[:rows].repeat_interleave(self.block[1], 1)[:, :columns]
-        return (values * scale).to(dtype)
-
-    def scheme(self) -> dict[str, Any]:
-        """Static weights; activations dynamic (per token; per 128 inputs with block scales), or static by tensor."""
-        out = _scheme(8, "float", True, self.group_size, activations="tensor" if self.static else "token")
-        if self.block:
-            out["weights"] |= {"strategy": "block", "block_structure": list(self.block), "group_size": None}
-            out["input_activations"] |= {"strategy": "group", "group_size": self.block[1]}
-        return out
-
-
-def _input_scale(name: str, form: IntQuantized | FloatQuantized) -> tuple[Tensor, ...]:
-    return (Tensor(f"{name}.input_scale", "F32", (1,)),) if form.static else ()
-
-
-def _scheme(
-    bits: int, kind: str, symmetric: bool, group_size: int, *, activations: str | None = None
-) -> dict[str, Any]:
-    """Arguments of a config group. `activations`: how finely they are quantized (`token`: dynamic, `tensor`: static), if at all."""
-    common = {
-        "num_bits": bits,
-        "type": kind,
-        "symmetric": symmetric,
-        "actorder": None,
-        "block_structure": None,
-        "observer_kwargs": {},
-    }
-    weights = common | {
-        "strategy": _strategy(group_size),
-        "group_size": group_size if group_size > 0 else None,
-        "dynamic": False,
-        "observer": "minmax",
-    }
-    dynamic = activations == "token"
-    inputs = activations and common | {
-        "strategy": activations, "group_size": None, "dynamic": dynamic, "observer": None if dynamic else "minmax",
-    }  # fmt: skip
-    return {"weights": weights, "input_activations": inputs, "output_activations": None}
+        return arguments(8, "int", True, -1, activations="tensor" if self.static else "token")

@@ -1,0 +1,61 @@
+"""The command line's application, and what its commands have in common: options, the console, JSON."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from planner.cli.encoding import json_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="optimize", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Compiles a language model onto a card: plans, applies and proves chains of passes.",
+)  # fmt: skip
+Device = Annotated[
+    str,
+    typer.Option(
+        help="What computes: auto (every card, else the processor), cpu, cuda (every card), cuda:1 (that card)."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number that is one: ranges let `nan` through. Raises typer.BadParameter."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
+
+def above_zero(value: float | None) -> float | None:
+    """Return a rate, which may have no end. Raises typer.BadParameter."""
+    if value is not None and not value > 0:
+        raise typer.BadParameter(f"{value} is no rate: name requests a second, or inf")
+    return value
+
+
+def screen(as_json: bool = False) -> Console:
+    """Return the console that people read: stderr where stdout is for JSON."""
+    from rich.console import Console
+
+    # What is printed comes from plans, configs and options that others wrote: none of it is markup, unless a call says so, or an emoji.
+    return Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def emit(document: Any) -> None:
+    """Print a document as one line of JSON."""
+    sys.stdout.write(json_line(document, sys.stdout))
+
+
+def say_unused_cards(device: str) -> None:
+    """Say so where the processor computes on a machine that has cards."""
+    from passes.blocks.devices import unused_cards
+
+    if (note := unused_cards(device)) is not None:
+        screen(True).print(f"  Note     {note}", style="yellow")

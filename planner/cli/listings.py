@@ -1,0 +1,66 @@
+"""Defines the commands that list what is known, and that begin a spec."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from passes.errors import InputError
+from planner.cli.app import Json, app, emit, screen
+
+
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """List the cards that are known."""
+    from targets.gpu import all_gpus
+
+    cards = all_gpus()
+    if as_json:
+        emit(
+            [
+                {"name": g.name, "memory_gib": round(g.memory_bytes.value / 2**30, 2), "generation": g.generation}
+                for g in cards
+            ]
+        )
+        return
+    console = screen()
+    for card in cards:
+        console.print(
+            f"  {card.name:38s} {card.memory_bytes.value / 2**30:8.2f} GiB  {card.bandwidth_bytes_per_s / 1e9:7.0f} GB/s  {card.generation}"
+        )
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models whose description is bundled."""
+    from passes.ir import catalog
+
+    names = sorted(catalog.ids())
+    if as_json:
+        emit(names)
+    else:
+        sys.stdout.write("\n".join(names) + "\n")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the spec, for editors."""
+    from planner.spec.spec import Spec
+
+    emit(Spec.model_json_schema())
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] = Path("tightfit.yaml")) -> None:
+    """Write a commented spec to start from."""
+    from planner.spec.template import TEMPLATE
+
+    if path.exists():
+        raise InputError(f"{path} exists already", remedy="name another file, or remove it")
+    from passes.files.atomic import write_text
+
+    write_text(path, TEMPLATE)
+    screen().print(f"  Wrote {path}. Next: optimize plan {path}")

@@ -23,6 +23,7 @@ from passes.ir.model import ModelIR
 from passes.steps.cost import StepCost, WalkSize
 
 if TYPE_CHECKING:
+    from passes.algorithms.learned.rounding import Tuning
     from passes.algorithms.method import Method
     from passes.blocks.dense_model import DenseModel
     from passes.steps.context import RunContext
@@ -128,6 +129,11 @@ class Pass(ABC):
     def algorithm(self, before: Method) -> Method:
         """Return the algorithm of the walk, given that of the passes before it."""
         return before
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """How the walk tunes each block that it has stored; None where the block stays as the algorithm left it."""
+        return None
 
     def config(self, config: Mapping[str, Any], text: TextSource) -> dict[str, Any]:
         """Return the result's config.json with what no format of a matrix can know; `text`: the calibration text."""

@@ -17,6 +17,7 @@ from passes.ir.model import ModelIR
 from passes.registry import Registry
 
 if TYPE_CHECKING:
+    from passes.algorithms.learned.rounding import Tuning
     from passes.algorithms.method import Method
     from passes.backends.backend import Backend
 
@@ -169,3 +170,8 @@ def method(passes: Sequence[Pass]) -> Method:
     for pass_ in passes:
         algorithm = pass_.algorithm(algorithm)
     return algorithm
+
+
+def tuning(passes: Sequence[Pass]) -> Tuning | None:
+    """Return how the walk tunes each block that it has stored; None where no pass asks for it."""
+    return next((pass_.tuning for pass_ in passes if pass_.tuning is not None), None)

@@ -165,6 +165,16 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass],
     )
 
 
+def holds_whole(source: ModelIR, device: Gpu) -> bool:
+    """Return whether a device has room for the whole model, as writing its own calibration text takes."""
+    return source.tensor_bytes <= SELF_MEMORY_SHARE * device.memory_bytes.value
+
+
+def holds(work: Effort, device: Gpu) -> bool:
+    """Return whether a device has the memory that work takes at the least."""
+    return work.memory_bytes.low <= device.memory_bytes.value
+
+
 def _least(peak: float, walk: WalkSize, device: Gpu) -> float:
     """The bytes below which work is refused: on a card those of a walk whose batches and states wait elsewhere. Who writes the text, which
     is the first step, looks itself whether there is room.
@@ -258,7 +268,7 @@ def _job_costs(
     """What the steps of each node of the job's graph take."""
     token = forward_operations(source) + head_operations(source)
     costs: dict[str, Mapping[str, StepCost]] = {}
-    if walk.tokens and spec.calibration.dataset == "self":
+    if walk.tokens and spec.calibration.dataset == "self" and (device.is_cpu or holds_whole(source, device)):
         costs[CALIBRATION_TEXT] = {CALIBRATION_TEXT: _writing_cost(spec.calibration, source, walk, token, device)}
     work, memory = walk.work(source), walk.memory
     for number, pass_ in enumerate(passes, start=1):

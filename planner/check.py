@@ -9,7 +9,7 @@ from passes.errors import Reason
 from passes.ir.model import ModelIR
 from passes.ir.sources import Source, open_model
 from planner.asked import AS_IS
-from planner.choice.question import Outcome, Question
+from planner.choice.question import Load, Outcome, Question
 from planner.choice.remedies import Remedy, remedies, said_to_mend
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
@@ -141,6 +141,7 @@ def check(
     weights: str | None = None,
     kv_cache_dtype: str = "auto",
     dtype: str | None = None,
+    load: Load | None = None,
 ) -> CheckResult:
     """Whether `model` fits `gpu` under `engine`. `weights` names a format; None: the checkpoint's own.
 
@@ -150,10 +151,10 @@ def check(
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
     question = Question(
         source.ir, card, engine, replace(settings or Settings(), dtype=dtype), context, concurrency, input_tokens,
-        output_tokens, _to_make(weights, source.ir), kv_cache_dtype, source.as_stored,
+        output_tokens, load or Load(), _to_make(weights, source.ir), kv_cache_dtype, source.as_stored,
     )  # fmt: skip
     outcome = question.outcome()
-    speed = question.engine.speed(outcome.ir, card, question.settings, question.workload, outcome.memory)
+    speed = question.engine.served(outcome.ir, card, question.settings, question.workload, outcome.memory)
     quality = expected_quality(question.dense, question.chain)
     result = CheckResult(source.ir.name, card, engine, outcome, speed, quality, unread=question.unread_file)
     if outcome.fits:

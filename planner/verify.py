@@ -184,13 +184,14 @@ def _goal(goal: PlannedGoal, timing: LoadTiming, *, judged: bool) -> Comparison:
     sign = "≤" if goal.at_most else "≥"
     if not judged:
         wanted = f"{sign} {show(goal.wanted, goal.unit)}"
-        return Comparison(f"goal: {goal.name}", wanted, f"not measured ({timing.load.arrival})", False, binding=False)
+        return Comparison(f"goal: {goal.said}", wanted, f"not measured ({timing.load.arrival})", False, binding=False)
     value = {
-        Goal.TTFT: timing.ttft_ms.mean, Goal.TPOT: timing.tpot_ms.mean, Goal.DECODE: timing.decode_tok_s, Goal.THROUGHPUT: timing.tok_s,
+        Goal.TTFT: timing.ttft_ms.statistic(goal.statistic), Goal.TPOT: timing.tpot_ms.statistic(goal.statistic),
+        Goal.DECODE: timing.decode_tok_s, Goal.THROUGHPUT: timing.tok_s,
     }[goal.name]  # fmt: skip
     met = value <= goal.wanted if goal.at_most else value >= goal.wanted
     bound, measured = apart(goal.wanted, value, goal.unit)
-    return Comparison(f"goal: {goal.name}", f"{sign} {bound}", measured, met, binding=True)
+    return Comparison(f"goal: {goal.said}", f"{sign} {bound}", measured, met, binding=True)
 
 
 def _within(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +13,11 @@ class Workload:
     `context`: the longest sequence the engine must accept (prompt and generated tokens together), `max_model_len` in vLLM.
     `concurrency` None: not asked; the engine must start, nothing more is promised. `input_p95`, `output_p95`: what 95 of 100 have no
     more of, where they are not all alike.
+
+    `rate`: requests a second that arrive by chance in place of the closed loop, infinite where all come at once; `burstiness`: shape of
+    their gaps (1: Poisson); `at_once`: unanswered ones beyond which the next waits to be sent. `requests`: how many there are in all. None:
+    as many as steady figures take; lengths that are told by their mean alone are then taken to vary by 20 %, as they do in use.
+    `shared_prefix`: tokens that all prompts begin with. `trace`: (second, prompt tokens, answer tokens) of each request, in place of these.
     """
 
     context: int
@@ -20,8 +26,24 @@ class Workload:
     output_tokens: int = 128
     input_p95: int | None = None
     output_p95: int | None = None
+    requests: int | None = None
+    rate: float | None = None
+    burstiness: float = 1.0
+    at_once: int | None = None
+    shared_prefix: int = 0
+    trace: tuple[tuple[float, int, int], ...] | None = None
 
     @property
     def request_tokens(self) -> int:
         """Tokens of a request that the cache is counted for: its prompt and its answer, at their 95th percentile where that is known."""
         return (self.input_p95 or self.input_tokens) + (self.output_p95 or self.output_tokens)
+
+    def replaying(self, trace: tuple[tuple[float, int, int], ...]) -> Workload:
+        """Return the workload of a trace, with its lengths and its rate."""
+        prompts, answers = sorted(prompt for _, prompt, _ in trace), sorted(answer for _, _, answer in trace)
+        count, span = len(trace), trace[-1][0] - trace[0][0]
+        most = (95 * count - 1) // 100
+        return replace(
+            self, input_tokens=max(1, sum(prompts) // count), output_tokens=max(1, sum(answers) // count), input_p95=prompts[most],
+            output_p95=answers[most], requests=count, rate=count / span if span else math.inf, trace=trace,
+        )  # fmt: skip

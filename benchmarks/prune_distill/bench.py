@@ -12,17 +12,18 @@ import torch
 from benchmarks import real_models
 from passes.blocks.dense_model import DenseModel
 from passes.ir.sources import open_model
-from passes.run.execute import calm_libraries, read_tokens, source_model, token_file
+from passes.run.execute import calm_libraries, source_model
 from passes.steps.context import RunContext
 from passes.steps.progress import Progress
 from passes.steps.step import Steps
 from passes.text.source import PYTHON_REFERENCE, TextSource
+from passes.text.token_file import read_tokens, token_file
 
 #: What is kept of a run, so that one that was killed goes on: steps under their keys.
 WORK = real_models.CACHE / "prune-distill"
 #: Text that the model writes itself, and the text that everything is judged on.
-CALIBRATION = TextSource("self", 64, 256)
-EVALUATION = TextSource(PYTHON_REFERENCE, 16, 256)
+CALIBRATION = TextSource("self", 32, 128)
+EVALUATION = TextSource(PYTHON_REFERENCE, 8, 256)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Line:
 
     def text(self) -> str:
         """Return the line for people."""
-        goal = "" if self.at_most is None else f"   goal: at most {self.at_most:g}   {'kept' if self.kept else 'MISSED'}"
+        goal = (
+            "" if self.at_most is None else f"   goal: at most {self.at_most:g}   {'kept' if self.kept else 'MISSED'}"
+        )
         return f"{self.name:58} {self.value:9.4f} {self.unit:12}{goal}"
 
 

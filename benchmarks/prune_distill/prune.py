@@ -33,7 +33,7 @@ def rise(bench: Bench, pass_: WidthPrune) -> float:
 
 def lines(bench: Bench) -> Iterator[Line]:
     """Yield the stage's lines."""
-    raw = {name: rise(bench, pruned(name, compensate=False)) for name in ("activation", "magnitude", "random")}
+    raw = {name: rise(bench, pruned(name, compensate=False)) for name in ("activation",)}
     made_up = {name: rise(bench, pruned(name)) for name in ("activation", "taylor", "hessian", "magnitude", "random")}
     for name, share in raw.items():
         yield Line(f"raw, by {name}: perplexity grows by", 100 * share, "%")

@@ -10,7 +10,7 @@ stack, and the other way round. Names here are the description's; `module` finds
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -210,9 +210,9 @@ class Decoder:
         _assign(self.module(layer, module), leaf, value.to(self.device, self.dtype))
 
     def run(
-        self, layer: torch.nn.Module, index: int, hidden: torch.Tensor, cache: CacheMaxima | None = None
+        self, layer: Callable[..., Any], index: int, hidden: torch.Tensor, cache: CacheMaxima | None = None
     ) -> torch.Tensor:
-        """Return a block's output for hidden states `[B, T, D]` whose ids went through `embed`."""
+        """Return a block's output for hidden states `[B, T, D]` of a shape whose ids went through `embed`. Gradients flow back."""
         import torch
 
         call = self._calls[tuple(hidden.shape[:2])][index]

@@ -7,13 +7,14 @@ Its weights are a checkpoint's, or a view of one: with blocks dropped (`passes.b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.blocks.matrices import expert_parts, fused_parts, unstacked
 from passes.files.atomic import readable, write_json
 from passes.files.checkpoint import INDEX, Checkpoint, Weights, copy_side_files, write_index, write_shard
+from passes.formats.tensor import Tensor, float_dtype
 from passes.ir.model import Block, Linear, ModelIR
 from passes.ir.readers.headers import is_whole
 from passes.steps.context import RunContext
@@ -28,16 +29,28 @@ if TYPE_CHECKING:
 class DenseModel:
     """A model with dense weights: its description, where its tensors are read from, what it was made of.
 
-    Every key of a step on it begins with `identity`; it is empty where no step is made of the model.
+    Every key of a step on it begins with `identity`; it is empty where no step is made of the model. `origin`: the model that the chain
+    began with, None where it is this one. `origin_blocks`: which of that one's blocks its own are; None where it has all of them.
     """
 
     ir: ModelIR
     weights: Weights
     identity: tuple[Any, ...] = ()
+    origin: DenseModel | None = None
+    origin_blocks: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         """The number of decoder blocks."""
         return len(self.ir.decoder.layers)
+
+    def descends_from(self, before: DenseModel) -> DenseModel:
+        """Return it with what a pass made it of noted: the chain's first model, and which of that one's blocks its own are."""
+        kept = self.origin_blocks
+        if kept is None:
+            kept = before.origin_blocks
+        elif before.origin_blocks is not None:
+            kept = tuple(before.origin_blocks[block] for block in kept)
+        return replace(self, origin=before.origin or before, origin_blocks=kept)
 
     def block(self, index: int) -> dict[str, torch.Tensor]:
         """Return all tensors of a block by relative name; banks and fused matrices whole and in parts, however they are stored.
@@ -67,11 +80,14 @@ class DenseModel:
             return self.weights.folder
         key = content_key(*self.identity, "dense")
         folder = run.folder / f"dense-{key}"
-        run.steps.run("dense model", key, readable(folder / INDEX), lambda report: self._write(folder, report))
+        run.steps.run("dense model", key, readable(folder / INDEX), lambda report: self.write(folder, report))
         return folder
 
-    def _write(self, folder: Path, report: Report) -> None:
-        """A shard for each block, one for the rest; what is whole already is not written again, and the index comes last."""
+    def write(self, folder: Path, report: Report) -> None:
+        """Write its files into a folder, each tensor in the dtype of the description: a shard for each block, one for the rest.
+
+        What is whole already is not written again, and the index comes last.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         decoder = self.ir.decoder
         for index in range(len(self)):
@@ -79,13 +95,24 @@ class DenseModel:
             block, prefix = decoder.block(index), decoder.layer_prefix(index)
             tensors = [*block.tensors, *(tensor for linear in block.linears for tensor in linear.tensors())]
             if not is_whole(path):
-                write_shard(path, self.weights.read(prefix + tensor.name for tensor in tensors))
+                write_shard(path, self._described([replace(tensor, name=prefix + tensor.name) for tensor in tensors]))
             report(index + 1, len(self))
-        write_shard(folder / "model-00000.safetensors", self.outer(self.ir))
+        outer = [*(tensor for linear in self.ir.outer for tensor in linear.tensors()), *self.ir.outer_tensors]
+        beside = set(self.ir.outer_names()) - {tensor.name for tensor in outer}
+        write_shard(folder / "model-00000.safetensors", self._described(outer) | self.weights.read(sorted(beside)))
         copy_side_files(self.weights.folder, folder)
         config = {key: value for key, value in self.ir.config.items() if key != "quantization_config"}
         write_json(folder / "config.json", config)
         write_index(folder)
+
+    def _described(self, tensors: Sequence[Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors by full name, plain numbers in the dtypes of the description."""
+        dtypes = {tensor.name: tensor.dtype for tensor in tensors}
+        stored = self.weights.read(dtypes)
+        return {
+            name: tensor.to(float_dtype(dtypes[name])) if tensor.is_floating_point() else tensor
+            for name, tensor in stored.items()
+        }
 
 
 def _stored_names(linear: Linear, block: Block, stored: Callable[[str], bool]) -> list[str]:

@@ -42,9 +42,14 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The model was trained on so many tokens, which takes back part of what was lost before."""
+    """The model was trained on so many tokens, which takes back part of what was lost before.
+
+    `method`: `logits` and `sequences` train it whole; `blockwise` tunes each block as it is stored, which takes back part of what rounding
+    it loses too.
+    """
 
     tokens: int
+    method: str = "logits"
 
 
 Distortion = WeightRounding | CacheRounding | Zeros | Removed | Recovered

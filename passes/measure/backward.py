@@ -107,7 +107,9 @@ def _through_head(stream: BlockStream, gradients: HiddenStates, targets: Targets
             following = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=NO_TARGET).to(decoder.device)
             parts = []
             for part, after in zip(
-                torch.split(states.flatten(0, 1), LOGIT_TOKENS), torch.split(following.flatten(), LOGIT_TOKENS), strict=True
+                torch.split(states.flatten(0, 1), LOGIT_TOKENS),
+                torch.split(following.flatten(), LOGIT_TOKENS),
+                strict=True,
             ):
                 leaf = part[None].detach().requires_grad_(True)
                 with torch.enable_grad():

@@ -78,8 +78,8 @@ def evaluate(source: DenseModel, result: DenseModel, run: RunContext, batch_toke
     import torch
 
     total = len(source) + len(result)
-    first = _through(source, run.part(run.folder / "source", part_of(run.report, 0, total)), batch_tokens)
-    second = _through(result, run.part(run.folder / "result", part_of(run.report, len(source), total)), batch_tokens)
+    first = through(source, run.part(run.folder / "source", part_of(run.report, 0, total)), batch_tokens)
+    second = through(result, run.part(run.folder / "result", part_of(run.report, len(source), total)), batch_tokens)
     device = run.devices[0]
     rows: list[torch.Tensor] = []
     with ExitStack() as held:
@@ -106,8 +106,8 @@ def _predicting(hidden: torch.Tensor, device: torch.device) -> tuple[torch.Tenso
     return torch.split(hidden[:, :-1].flatten(0, 1).to(device), LOGIT_TOKENS)
 
 
-def _through(dense: DenseModel, run: RunContext, batch_tokens: int) -> BlockStream:
-    """The run's text behind the last block, from wherever an earlier run has brought it."""
+def through(dense: DenseModel, run: RunContext, batch_tokens: int) -> BlockStream:
+    """Bring the run's text behind the last block, from wherever an earlier run has brought it; return where it is."""
     stream = BlockStream(dense, run, batch_tokens)
     start = stream.reached()
     run.report(start, len(dense))

@@ -32,6 +32,7 @@ from passes.text.split import FISHER_SEQUENCES, fitted_part
 if TYPE_CHECKING:
     import torch
 
+
 def format_costs(dense: DenseModel, palette: Sequence[Format], run: RunContext) -> dict[str, list[float]]:
     """What storing each matrix in each format of `palette` costs in KL, as a step (`option_costs`); seen on a part of the run's text."""
     key = content_key(*dense.identity, "fisher", [form.label for form in palette], tokens_digest(run.text))

@@ -77,7 +77,8 @@ def trial(
     reference = reference or dense
     walked = units(planned)
     total = walked + len(reference) + len(dense)
-    Walk(dense, planned, chain.method(passes), run.part(run.folder, part_of(run.report, 0, total))).run()
+    inside = run.part(run.folder, part_of(run.report, 0, total))
+    Walk(dense, planned, chain.method(passes), inside, tuning=chain.tuning(passes)).run()
     write_shard(run.folder / "shards" / "model-00000.safetensors", dense.outer(planned))
     result = decoded_model(dense.ir, planned, run.folder / "shards", run.dtype)
     judged = run.part(run.folder / "evaluate", part_of(run.report, walked, total)).on_text(judging)

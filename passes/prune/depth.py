@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from passes.base import Pass, Stage
 from passes.blocks.dense_model import DenseModel
@@ -88,9 +88,9 @@ class DepthPrune(Pass):
         return (Removed("blocks", self.count / max(1, len(ir.decoder.layers))),)
 
     def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
-        """Return what measuring takes: a forward for block influence, and of fewer tokens one after each removal but the last, six for three
+        """Return what measuring takes: a forward for block influence; of fewer tokens one after each removal but the last, and six for
 
-        sets of blocks and the source.
+        three sets of blocks beside the source.
         """
         if self.resolved:
             return {}
@@ -127,8 +127,10 @@ class DepthPrune(Pass):
 
     def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
         """A view without the blocks; nothing is copied."""
-        weights = RenumberedWeights(before.weights, before.ir, self.kept(len(before)))
-        return DenseModel(self.rewrite(before.ir), weights, (*before.identity, self.name, self.options()))
+        kept = self.kept(len(before))
+        weights = RenumberedWeights(before.weights, before.ir, kept)
+        identity = (*before.identity, self.name, self.options())
+        return DenseModel(self.rewrite(before.ir), weights, identity, origin_blocks=kept)
 
     def kept(self, depth: int) -> tuple[int, ...]:
         """Source indices of the blocks that stay, in order. The blocks to drop must be known."""

@@ -1,9 +1,9 @@
 """Which blocks of a decoder cost least to drop.
 
-Block influence 1 − cos(input, output) averaged over tokens (ShortGPT, Men et al. 2024, eq. 1): of all blocks at once, and greedily, measured
-again on what is left after each removal; for a run of blocks the angular distance across it (Gromov et al. 2024, arXiv 2403.17887). The
-sets that these name are tried, and the one with the lowest KL against the source on the calibration text is taken. All are of the
-commonest kind of block (`passes.prune.depth.candidates`), so where kinds alternate there may be no such run.
+Block influence 1 − cos(input, output) averaged over tokens (ShortGPT, Men et al. 2024, eq. 1): of all blocks at once, and greedily,
+measured again on what is left after each removal; for a run of blocks the angular distance across it (Gromov et al. 2024, arXiv
+2403.17887). The sets that these name are tried, and the one with the lowest KL against the source on the calibration text is taken. All
+are of the commonest kind of block (`passes.prune.depth.candidates`), so where kinds alternate there may be no such run.
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ def with_experts(block: Block, weights: Mapping[str, torch.Tensor], kept: Sequen
             for new, old in enumerate(kept):
                 for was, now in zip(expert_parts(linear, old), expert_parts(linear, new), strict=True):
                     changed |= {
-                        now.name + end: weights[was.name + end] for end in (".weight", ".bias") if was.name + end in weights
+                        now.name + end: weights[was.name + end]
+                        for end in (".weight", ".bias")
+                        if was.name + end in weights
                     }
         elif linear.role is Role.ROUTER and linear.out_features == count:
             changed |= {

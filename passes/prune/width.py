@@ -32,8 +32,8 @@ IMPORTANCES = ("activation", "taylor", "hessian", "magnitude", "random")
 _OF_INPUTS = ("activation", "hessian")
 #: Shares of the MLPs' channels that are weighed where pruning is allowed, and how many key/value groups of those of an attention.
 _SHARES, _KEPT_GROUPS = (0.05, 0.10, 0.15, 0.20, 0.25), 0.75
-#: Narrower MLPs are cut to multiples of the first: the widest group of any format and the tiles of kernels, on two cards as well. Narrow ones
-#: to multiples of the second, the least that kernels of 4-bit weights take (Marlin's 64 outputs).
+#: Narrower MLPs are cut to multiples of the first: the widest group of any format and the tiles of kernels, on two cards as well. Narrow
+#: ones to multiples of the second, the least that kernels of 4-bit weights take (Marlin's 64 outputs).
 _MULTIPLE, _NARROW_MULTIPLE, _NARROW = 256, 64, 4096
 MEASURE, PRUNE = "measure width", "prune width"
 

@@ -30,7 +30,7 @@ from passes.blocks.devices import compute_devices, compute_dtype, visible_cards
 from passes.blocks.model_class import UNRUNNABLE_REMEDY, unrunnable
 from passes.errors import DoesNotFitError, InputError
 from passes.files.atomic import read_json, readable, write_json
-from passes.files.checkpoint import Checkpoint, write_shard
+from passes.files.checkpoint import Checkpoint
 from passes.files.lock import only_one
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.ir.model import ModelIR
@@ -50,10 +50,11 @@ from passes.run.job_graph import (
 from passes.run.result_folder import check_places, holding, partial_of, publish
 from passes.steps.context import RunContext
 from passes.steps.execution import Execution
-from passes.steps.key import code_digest, content_key, file_identity, folder_identity, source_identity
+from passes.steps.key import code_digest, content_key, source_identity
 from passes.steps.progress import Progress
 from passes.steps.step import Report, Steps
-from passes.text.source import TextSource, refuse_same_text, token_blocks, tokens_digest
+from passes.text.source import refuse_same_text, tokens_digest
+from passes.text.token_file import read_tokens, token_file
 
 if TYPE_CHECKING:
     import torch
@@ -208,7 +209,7 @@ class _Run:
 
         method, tokens = chain.method(self.passes), self.context.text
         digest = tokens_digest(tokens) if len(tokens) else ""
-        key = content_key(*self.source.identity, "walk", chain.to_json(self.passes), digest, repr(method))
+        key = content_key(*self.dense.identity, "walk", chain.to_json(self.passes), digest, repr(method))
         folder = self.job.work / f"walk-{key}"
         names = " → ".join(pass_.text() for pass_ in self.passes)
 
@@ -216,7 +217,8 @@ class _Run:
             def block(done: int, total: int, detail: str = "") -> None:
                 report(done, total, ", ".join(filter(None, (names, detail))))
 
-            Walk(self.dense, self.target, method, self.context.part(folder, block)).run()
+            inside = self.context.part(folder, block)
+            Walk(self.dense, self.target, method, inside, tuning=chain.tuning(self.passes)).run()
 
         self.steps.run("walk", key, folder.exists() and WalkState(folder).done == units(self.target), make)
         shutil.rmtree(folder / "hidden", ignore_errors=True)
@@ -342,29 +344,9 @@ def resolved_pass(pass_: Pass, dense: DenseModel, run: RunContext) -> tuple[Pass
 
     Measurements are kept in the work folder under their keys and serve any budget.
     """
-    measuring = run.on_one_device()
-    chosen = pass_.resolve(dense, measuring)
-    return chosen, chosen.dense(dense, measuring)
-
-
-def token_file(run: RunContext, model: Path, name: str, source: TextSource) -> Path:
-    """A step that makes the file with a text's token blocks; what the model writes itself, it writes on the run's first device."""
-    identity = file_identity(Path(source.dataset))
-    key = content_key("text", asdict(source), identity, folder_identity(model), code_digest())
-    path = run.folder / f"text-{key}.safetensors"
-
-    def make(report: Report) -> None:
-        write_shard(path, {"input_ids": token_blocks(source, model, path.with_suffix(""), report, run.devices[0])})
-
-    run.steps.run(name, key, is_whole(path), make)
-    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-    return path
-
-
-def read_tokens(path: Path) -> torch.Tensor:
-    """The token blocks of a file that `token_file` made."""
-    tokens: torch.Tensor = Checkpoint.of_files([path]).read(["input_ids"])["input_ids"]
-    return tokens
+    chosen = pass_.resolve(dense, run.on_one_device())
+    after = chosen.dense(dense, run)
+    return chosen, dense if after is dense else after.descends_from(dense)
 
 
 def no_tokens() -> torch.Tensor:

@@ -64,7 +64,7 @@ def token_blocks(
     """
     from passes.text.self_written import written_by_model
 
-    tokenizer = _tokenizer(model_folder, source.trust_remote_code)
+    tokenizer = tokenizer_of(model_folder, source.trust_remote_code)
     least = max(2, len(first_tokens(tokenizer)) + 1)
     if source.samples < 1 or source.length < least:
         raise InputError(
@@ -227,7 +227,8 @@ def _from_texts(source: TextSource, tokenizer: Any, documents: Iterator[str]) ->
     return torch.cat([first.expand(source.samples, -1), cut[chosen.sort().values]], dim=1)
 
 
-def _tokenizer(model_folder: Path, trust_remote_code: bool) -> Any:
+def tokenizer_of(model_folder: Path, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer in a model's folder. Raises InputError where there is none that can be used."""
     from transformers import AutoTokenizer
 
     try:

@@ -13,6 +13,7 @@ from passes.blocks.input_statistics import InputStatistics
 from passes.blocks.matrices import copy_names, members, packed, restacked
 from passes.errors import TightfitError
 from passes.formats.exllama.exl2 import Exl2, inputs_in_place, reordered_outputs
+from passes.formats.format import Quantized
 from passes.formats.tensor import float_dtype
 from passes.ir.model import Block, Linear, Role
 from passes.walk.scale_folding import ScaleFold, rows_divided
@@ -29,11 +30,13 @@ class BlockResult:
         self, method: Method, weights: Mapping[str, torch.Tensor], prefix: str, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.method, self.weights, self.prefix, self.device, self.dtype = method, weights, prefix, device, dtype
+        self.tuned = False
         self.folds: Mapping[str, ScaleFold] = {}
         self.stored: dict[str, torch.Tensor] = {}
         self._losses: dict[str, float] = {}
         self._unseen: list[str] = []
-        self._done: dict[str, tuple[Linear, Stored]] = {}
+        self.done: dict[str, tuple[Linear, Stored]] = {}
+        """The matrices that are stored, by relative name, while somebody may want to store one anew."""
         self._taken: list[tuple[ScaleFold, torch.Tensor]] = []
         self._peaks: dict[Role, float] = {}
 
@@ -56,10 +59,17 @@ class BlockResult:
         for linear, done in zip(group, self.method.store(matrices, hessian, self.dtype), strict=True):
             self.stored |= on_the_processor(done.tensors)
             self._losses[linear.name] = done.loss
-            if self.folds:
-                self._done[linear.name] = (linear, done)
+            if self.folds or self.tuned:
+                self.done[linear.name] = (linear, done)
             decoded[linear.name] = done.decoded if scale is None else done.decoded / scale
         return decoded
+
+    def store_again(self, name: str, quantized: Quantized) -> torch.Tensor:
+        """Store a matrix with other codes and scales; returns the decoded weight."""
+        linear, _ = self.done[name]
+        tensors = linear.storage.encode(self.prefix + name, quantized)
+        self.stored |= on_the_processor(tensors)
+        return linear.storage.decode(self.prefix + name, tensors, self.dtype)
 
     def _input_peak(self, role: Role, inputs: InputStatistics | None, scale: torch.Tensor | None) -> float:
         """The largest input seen, as smoothed; of an expert that no token reached, that of the block's others (1, were there none)."""
@@ -84,8 +94,8 @@ class BlockResult:
         """Have what comes before each smoothed group take its scale over, in the tensors that go to disk."""
         for fold, scale in self._taken:
             name = self.prefix + fold.name
-            if fold.name in self._done:
-                linear, done = self._done[fold.name]
+            if fold.name in self.done:
+                linear, done = self.done[fold.name]
                 assert done.quantized is not None
                 stored |= on_the_processor(linear.storage.encode(name, rows_divided(done.quantized, scale)))
             else:

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from passes.algorithms.learned.rounding import Tuning
 from passes.algorithms.method import Method
 from passes.blocks.decoder import CacheMaxima
 from passes.blocks.dense_model import DenseModel
@@ -38,6 +39,7 @@ from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.steps.context import RunContext
 from passes.walk.beside import WeightsAhead, WrittenBehind
 from passes.walk.block import BlockResult, banks_whole, channels_in_place, check, kept, on_the_processor
+from passes.walk.block_tuning import BlockTuning, Targets, rows_a_step
 from passes.walk.kv_scales import attention_name, scale_tensors
 from passes.walk.paused_batches import PausedBatches
 from passes.walk.scale_folding import ScaleFold, find_folds
@@ -55,7 +57,7 @@ class Walk:
     """What is walked: `dense`, to be stored as `planned` says (same blocks, same names), on the run's text.
 
     `batch_tokens`: tokens that go through a block together. `batches_in_memory`: batches that may wait inside a block at once, by default
-    what a part of the memory holds; the result is the same with any number.
+    what a part of the memory holds; the result is the same with any number. `tuning`: how each stored block is tuned to the source's.
     """
 
     dense: DenseModel
@@ -64,6 +66,7 @@ class Walk:
     context: RunContext
     batch_tokens: int = BATCH_TOKENS
     batches_in_memory: int | None = None
+    tuning: Tuning | None = None
     _found_folds: dict[Block, Mapping[str, ScaleFold]] = field(default_factory=dict, compare=False, repr=False)
 
     def run(self) -> WalkState:
@@ -74,12 +77,14 @@ class Walk:
         if state.done >= total:
             return state
         inside = replace(run.part(run.folder / "hidden"), devices=run.devices if self._calibrated else ())
-        stream = BlockStream(self.dense, inside, self.batch_tokens, stored=self.planned, moves=True)
+        # What is tuned is run again from the block's input, so that has to stay until the block is done.
+        stream = BlockStream(self.dense, inside, self.batch_tokens, stored=self.planned, moves=self.tuning is None)
         state.back_to(stream.resume(state.done))
+        targets = self._targets(stream)
         with WeightsAhead(self.dense, run.devices[0]) as ahead, WrittenBehind(run.devices[0]) as behind:
             for block in stream.blocks(state.done, settled=behind.wait):
                 began = time.monotonic()
-                work, stored = self._block(block, ahead.take(block.index))
+                work, stored = self._block(block, ahead.take(block.index), targets)
                 self._finish(work.report(block.index, began), stored, state, behind)
                 del work, stored  # of one block, memory holds no more than what is still to be written
             behind.wait()
@@ -89,6 +94,8 @@ class Walk:
                 self._finish(work.report(len(self.dense), began), work.stored, state, behind)
             behind.wait()
         stream.hidden.clear()
+        if targets is not None:
+            targets.clear()
         return state
 
     def _finish(
@@ -105,10 +112,22 @@ class Walk:
 
     @property
     def _calibrated(self) -> bool:
-        return self.method.needs_hessian or self.planned.calibrated_scales
+        return self.method.needs_hessian or self.planned.calibrated_scales or self.tuning is not None
+
+    def _targets(self, stream: BlockStream) -> Targets | None:
+        """What the blocks are tuned to, None where they are not; the family's code is told how many sequences a step takes."""
+        if self.tuning is None:
+            return None
+        text = self.context.text
+        rows = rows_a_step(self.tuning, *text.shape)
+        for _ in stream.decoders[0].embed([text[:rows]]):
+            pass
+        return Targets(
+            self.dense, self.context.part(self.context.folder / "targets").on_one_device(), self.batch_tokens
+        )
 
     def _block(
-        self, block: StreamedBlock, weights: Mapping[str, torch.Tensor]
+        self, block: StreamedBlock, weights: Mapping[str, torch.Tensor], targets: Targets | None
     ) -> tuple[BlockResult, dict[str, torch.Tensor]]:
         """Store one block: its outputs go into the stream. Returns its tensors as they go to disk beside what was seen."""
         index, dtype, devices = block.index, self.context.dtype, self.context.devices
@@ -116,6 +135,8 @@ class Walk:
         prefix = self.dense.ir.decoder.layer_prefix(index)
         todo = _groups(after, self.method)
         work = BlockResult(self.method, weights, prefix, devices[0], dtype)
+        work.tuned = targets is not None
+        tuned: Mapping[str, torch.Tensor] = {}
         cache = CacheMaxima() if self.planned.kv_cache.scales and attention_name(after) else None
         if not block.stream.decoders:
             for group in todo:
@@ -128,7 +149,11 @@ class Walk:
                 waiting = self._in_memory(after)
                 paused = PausedBatches(replicas, cache, todo, self.method.needs_hessian, sizes, waiting)
                 paused.run(block.stream.hidden, work.store)
-        stored = on_the_processor(kept(before, after, prefix, weights)) | banks_whole(
+                if targets is not None and self.tuning is not None:
+                    names = [name for name in kept(before, after, "", weights) if weights[name].is_floating_point()]
+                    tuner = BlockTuning(self.tuning, replicas[0], work, names)
+                    tuned = tuner.run(block.stream.hidden, targets.behind(index))
+        stored = on_the_processor(kept(before, after, prefix, {**weights, **tuned})) | banks_whole(
             after, prefix, weights, work.stored
         )
         work.fold(stored)

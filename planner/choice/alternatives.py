@@ -1,6 +1,7 @@
 """Where nothing meets the goals: the nearest changes of the question that would, and what each still misses.
 
-Two changes are tried: more cards of the same kind, and a smaller well-known model on the same cards. Of each only what would be chosen
+Three changes are tried: the version of an engine that still has code for the card, more cards of the same kind, and a smaller well-known
+model on the same cards. Of each only what would be chosen
 is told, so only what may be chosen is judged (`best`).
 """
 
@@ -16,7 +17,8 @@ from planner.choice.search import Judge, by_maintenance, rule_of, target_gpu
 from planner.choice.space import Design, designs, engines, spreads
 from planner.choice.verdict import Verdict
 from planner.plan.document import Alternative
-from planner.spec.spec import Spec
+from planner.spec.spec import EngineChoice, Spec
+from targets.engines.engine import Settings, find_engine
 
 #: Well-known dense instruction models of the catalog, largest first.
 SMALLER = (
@@ -27,11 +29,14 @@ SMALLER = (
 
 def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
     """Each change that would meet the goals, with the plan it leads to."""
+    for choice in _of_other_versions(spec, ir):
+        found = _try(spec.model_copy(update={"engine": choice}), ir, f"{choice.name} {choice.version}", cards=None)
+        if found:
+            yield found
+    target = spec.target.model_copy(update={"count": spec.target.cards, "max": None})
     for count in (2 * spec.target.cards, 4 * spec.target.cards):
         larger = spec.model_copy(
-            update={
-                "target": spec.target.model_copy(update={"count": count, "max": None, "nodes": _nodes(spec, count)})
-            }
+            update={"target": target.model_copy(update={"count": count, "nodes": _nodes(spec, count)})}
         )
         spread = any(True for name, _ in engines(larger, target_gpu(larger)) for _ in spreads(name, larger, count))
         found = _try(larger, ir, f"{count} cards", cards=count) if spread else None
@@ -42,10 +47,19 @@ def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
         smaller = open_model(name).ir
         if smaller.weights >= ir.weights:
             continue
-        found = _try(spec.model_copy(update={"model": name}), smaller, smaller.name, cards=None)
+        found = _try(spec.model_copy(update={"model": name, "target": target}), smaller, smaller.name, cards=None)
         if found:
             yield found
             break
+
+
+def _of_other_versions(spec: Spec, ir: ModelIR) -> Iterator[EngineChoice]:
+    """The engines of a spec, each in the version that its own reasons against the model as it is name as their remedy."""
+    gpu = target_gpu(spec)
+    for name, choice in engines(spec, gpu):
+        against = find_engine(name).illegal(ir, gpu, Settings(version=choice.version))
+        named = [reason.options["engine_version"] for reason in against if "engine_version" in reason.options]
+        yield from (choice.model_copy(update={"version": version}) for version in named[:1])
 
 
 def _nodes(spec: Spec, count: int) -> int | None:

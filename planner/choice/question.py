@@ -27,6 +27,16 @@ _PARALLEL = tuple(field.name for field in fields(Parallel))
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """How requests come, where they are no closed loop of as many as steady figures take (fields of `Workload`)."""
+
+    requests: int | None = None
+    rate: float | None = None
+    burstiness: float = 1.0
+    at_once: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """Whether a model, stored as named, is served by an engine on a card. None: the default of `check`'s option of that name.
 
@@ -41,6 +51,7 @@ class Question:
     concurrency: int | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    load: Load = Load()
     weights: str | None = None
     kv_cache_dtype: str = "auto"
     file: ModelIR | None = None
@@ -74,7 +85,11 @@ class Question:
         taken, written = self.input_tokens or 512, self.output_tokens or 128
         if self.context is not None and self.input_tokens is None:
             taken, written = max(1, min(512, self.context - 1)), max(1, min(128, self.context // 2))
-        return Workload(self.context or self.model.max_context, self.concurrency, taken, written)
+        load = self.load
+        return Workload(
+            self.context or self.model.max_context, self.concurrency, taken, written, requests=load.requests, rate=load.rate,
+            burstiness=load.burstiness, at_once=load.at_once,
+        )  # fmt: skip
 
     def changed(self, options: Mapping[str, Any]) -> Question:
         """Return the question with options of `check` at other values, by their names there (`gpus` follows from the degrees)."""

@@ -28,6 +28,7 @@ from planner.asked import rewrite
 from planner.choice import capacity as cache
 from planner.choice.published import description, published_quality
 from planner.choice.rule import Loss, Rule
+from planner.choice.served import decide
 from planner.choice.space import Design, designs, engines, nothing_to_weigh, numbers_of_cards, workload_of
 from planner.choice.verdict import Candidate, Verdict, judge, judge_quality
 from planner.quality.expected import Quality, expected_quality
@@ -131,19 +132,19 @@ def search(
     judge_design = Judge(spec, ir, gpu, measured)
     rule = rule_of(spec, ir, gpu)
     kept, archived = by_maintenance(spec, gpu)
-    space, verdicts = list[Design](), list[Verdict]()
+    space, verdicts = list[Design](), tuple[Verdict, ...]()
     for used in numbers_of_cards(spec.target) if spec.target.fewest and cards is None else (cards,):
         added = list(designs(spec, ir, gpu, kept, used))
-        space, verdicts = [*space, *added], [*verdicts, *map(judge_design, added)]
+        space, verdicts = [*space, *added], (*verdicts, *map(judge_design, added))
         if any(v.feasible and rule.standing(v) == 0 for v in verdicts):
             break
     if archived and not any(map(rule.settles, verdicts)):
         added = list(designs(spec, ir, gpu, archived, cards))
-        space, archived, verdicts = [*space, *added], (), [*verdicts, *map(judge_design, added)]
+        space, archived, verdicts = [*space, *added], (), (*verdicts, *map(judge_design, added))
     if not space:
         raise nothing_to_weigh(spec, gpu)
+    decision, verdicts = decide(spec, gpu, rule, verdicts)
     feasible = [v for v in verdicts if v.feasible]
-    decision = rule.decide(feasible)
     rejected = [v for v in verdicts if not v.feasible]
     searched = sum(design.stands_for for design in space)
     if decision is None:
@@ -261,8 +262,7 @@ class Judge:
         nothing can mend it, and a figure that is before all others where it depends on more.
         """
         ir, illegal, quality = self._chain(design)
-        asked = self._spec.workload.concurrency
-        clients = asked if isinstance(asked, int) else 1
+        clients = workload_of(self._spec).concurrency or 1
         standing = math.inf if illegal else rule.at_best(quality, design.engine, clients)
         return standing, rule.figure_of_chain(ir, quality)
 

@@ -18,7 +18,7 @@ from functools import partial
 
 from passes import chain
 from passes.base import NATIVE, Pass, Stage
-from passes.distill.distill import Distill
+from passes.distill.distill import BLOCKWISE, BLOCKWISE_TOKENS, Distill
 from passes.errors import InputError
 from passes.formats import kv_dtypes
 from passes.formats.kv_dtypes import OWN
@@ -149,18 +149,25 @@ def _prunings(spec: Spec, ir: ModelIR) -> Iterator[tuple[Pass, ...]]:
     else:
         heads = [(), *((pruning,) for pruning in (_degrees(ir) if choice == "allow" else ()))]
     for head in heads:
-        if not head or not isinstance(distill, DistillChoice):
+        if not isinstance(distill, DistillChoice):
             yield head
-        if head and distill != "forbid":
-            recovery = Distill() if distill == "allow" else Distill(distill.method, distill.tokens)
-            yield (*head, recovery)
+        if distill == "allow" and head:
+            yield (*head, Distill())
+        elif isinstance(distill, DistillChoice):
+            yield (*head, _recovery(distill))
+
+
+def _recovery(choice: DistillChoice) -> Distill:
+    """The distillation that a spec asks for."""
+    asked = choice.model_dump(exclude_none=True)
+    return Distill(**{"tokens": BLOCKWISE_TOKENS, **asked} if choice.method == BLOCKWISE else asked)
 
 
 def pinned(choice: PruneChoice) -> tuple[Pass, ...]:
     """The prunings that a spec asks for."""
     out: list[Pass] = [DepthPrune(choice.depth)] if choice.depth else []
     if choice.intermediate or choice.kv_heads:
-        out.append(WidthPrune(choice.intermediate or 0, choice.kv_heads or 0))
+        out.append(WidthPrune(choice.intermediate or 0, choice.kv_heads or 0, choice.importance))
     if choice.experts:
         out.append(ExpertPrune(choice.experts))
     if choice.sparse:

@@ -65,6 +65,10 @@ def spread_words(parallel: Parallel) -> tuple[str, ...]:
     return tuple(f"{name} {degree}" for name, degree in degrees if degree > 1)
 
 
+#: The statistic that goals are on where they name none.
+MEAN = "mean"
+
+
 @dataclass(frozen=True, slots=True)
 class GoalResult:
     """One goal: what was asked and what is predicted, both in the goal's unit, and whether it is met."""
@@ -72,6 +76,13 @@ class GoalResult:
     goal: Goal
     wanted: float
     predicted: Quantity
+    statistic: str = MEAN
+    """What over requests is asked: their mean, or a percentile (`p95`). A percentile that is not simulated yet is judged by the mean."""
+
+    @property
+    def name(self) -> str:
+        """`TTFT`, `TTFT p95`."""
+        return str(self.goal) if self.statistic == MEAN else f"{self.goal} {self.statistic}"
 
     @property
     def met(self) -> bool:
@@ -102,7 +113,7 @@ class GoalResult:
         predicted, wanted = apart(self.predicted.value, self.wanted, self.goal.unit)
         figures = {"wanted": self.wanted, "predicted": self.predicted.value}
         return Reason(
-            self.goal.reason_code, f"{self.goal} {predicted} {sign} {wanted}", None, figures, ReasonKind.GOAL_MISSED
+            self.goal.reason_code, f"{self.name} {predicted} {sign} {wanted}", None, figures, ReasonKind.GOAL_MISSED
         )
 
 
@@ -115,10 +126,18 @@ class Verdict:
     memory: MemoryEstimate
     capacity: Capacity
     speed: SpeedEstimate | None
+    """By the formula, which ranks."""
     quality: Quality
     goals: tuple[GoalResult, ...] = ()
     reasons: tuple[Reason, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+    served: SpeedEstimate | None = None
+    """What users see, where the load was simulated: by it the goals on speed are judged then."""
+
+    @property
+    def shown(self) -> SpeedEstimate | None:
+        """The best that is known of its speed."""
+        return self.served or self.speed
 
     @property
     def feasible(self) -> bool:
@@ -143,11 +162,13 @@ class Verdict:
 
     @property
     def distance(self) -> tuple[int, float]:
-        """How far from feasible: reasons that no figure measures first, then by how many e-folds memory and goals are missed."""
+        """How far from feasible: reasons that neither a figure measures nor a setting mends first, then by how many e-folds memory and
+        goals are missed.
+        """
         memory = self.memory.memory
         needed = memory.budget.value - min(0.0, self.capacity.room.value)
         short = math.log(needed / memory.budget.value) if memory.budget.value > 0 else math.inf
-        hard = sum(reason.kind is ReasonKind.ILLEGAL for reason in self.reasons)
+        hard = sum(reason.kind is ReasonKind.ILLEGAL and not reason.options for reason in self.reasons)
         return hard, short + sum(math.log1p(goal.miss) for goal in self.goals)
 
 
@@ -159,10 +180,10 @@ def judge(goals: Goals, speed: SpeedEstimate, quality: Quality) -> Iterator[Goal
 
 def judge_speed(goals: Goals, speed: SpeedEstimate) -> Iterator[GoalResult]:
     """The goals on speed."""
-    if goals.ttft is not None:
-        yield GoalResult(Goal.TTFT, goals.ttft * 1000, speed.ttft_ms)
-    if goals.tpot is not None:
-        yield GoalResult(Goal.TPOT, goals.tpot * 1000, speed.tpot_ms)
+    for goal, asked in ((Goal.TTFT, goals.ttft), (Goal.TPOT, goals.tpot)):
+        if asked is not None:
+            statistic, seconds = (MEAN, asked) if isinstance(asked, float) else (asked.statistic, asked.seconds)
+            yield GoalResult(goal, seconds * 1000, speed.latency(goal.lower(), statistic), statistic)
     if goals.decode is not None:
         yield GoalResult(Goal.DECODE, goals.decode, speed.decode_tok_s_per_request)
     if goals.throughput is not None:

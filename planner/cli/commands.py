@@ -38,6 +38,13 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def above_zero(value: float | None) -> float | None:
+    """A rate, which may have no end. Raises typer.BadParameter."""
+    if value is not None and not value > 0:
+        raise typer.BadParameter(f"{value} is no rate: name requests a second, or inf")
+    return value
+
+
 def _console(as_json: bool = False) -> Console:
     from rich.console import Console
 
@@ -80,6 +87,21 @@ def check(
     concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
     input_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
     output_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
+    request_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Requests a second that arrive by chance, inf for all at once; default: a closed loop.",
+            callback=above_zero,
+        ),
+    ] = None,
+    burstiness: Annotated[
+        float, typer.Option(min=0.01, max=1e6, help="Of a rate: 1 is Poisson, less comes in clusters.", callback=finite)
+    ] = 1.0,
+    num_prompts: Annotated[int | None, typer.Option(min=1, max=100_000, help="Requests of the whole run.")] = None,
+    max_concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, max=LARGEST, help="Unanswered requests at most; without a rate the same as --concurrency."),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
     ] = None,
@@ -100,9 +122,16 @@ def check(
     Settings may be named as `vllm serve` names them.
     """
     from planner.check import check as run
+    from planner.choice.question import Load
     from planner.plan.codec import to_json
     from targets.engines.engine import Parallel, Settings
 
+    if request_rate is None and max_concurrency is not None:
+        if concurrency not in (None, max_concurrency):
+            message = f"--concurrency {concurrency} and --max-concurrency {max_concurrency} of one closed loop"
+            raise InputError(message, remedy="give one of them, or a --request-rate")
+        concurrency, max_concurrency = max_concurrency, None
+    load = Load(num_prompts, request_rate, burstiness, max_concurrency)
     tensor = tp or max(1, (gpus or 1) // (pp * dp))
     if gpus and tensor * pp * dp > gpus:
         raise InputError(
@@ -116,7 +145,7 @@ def check(
     )  # fmt: skip
     result = run(
         model, gpu, engine, settings=settings, context=context, concurrency=concurrency, input_tokens=input_tokens,
-        output_tokens=output_tokens, weights=weights, kv_cache_dtype=kv_cache_dtype, dtype=dtype,
+        output_tokens=output_tokens, weights=weights, kv_cache_dtype=kv_cache_dtype, dtype=dtype, load=load,
     )  # fmt: skip
     document = result.document
     if idle > 0:

@@ -47,7 +47,7 @@ class Judged:
     @property
     def least(self) -> tuple[str, float]:
         """The bound that is least likely kept, and how likely it is: a goal, or the fit."""
-        odds = [(str(goal.goal), goal.odds) for goal in self.verdict.goals]
+        odds = [(goal.name, goal.odds) for goal in self.verdict.goals]
         return min((("fit", self.verdict.capacity.odds), *odds), key=lambda pair: pair[1])
 
     @property
@@ -112,7 +112,7 @@ def differences(chosen: Judged, other: Judged) -> tuple[Difference, ...]:
 
 
 def _figures(judged: Judged) -> Iterator[tuple[tuple[str, str], Quantity]]:
-    v, speed = judged.verdict, judged.verdict.speed
+    v, speed = judged.verdict, judged.verdict.shown
     yield ("weights", "B"), v.memory.memory.weights
     yield ("memory", "B"), v.memory.memory.total
     if speed is not None:

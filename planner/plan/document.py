@@ -89,6 +89,13 @@ class PlannedGoal:
     predicted: Quantity
     odds: float | None = None
     """The probability that it is met; plans of older versions do not say."""
+    statistic: str = "mean"
+    """What over requests is asked: their mean, or a percentile (`p95`)."""
+
+    @property
+    def said(self) -> str:
+        """`TTFT`, `TTFT p95`."""
+        return self.name if self.statistic == "mean" else f"{self.name} {self.statistic}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +211,12 @@ class PortableWorkload:
     concurrency: int | str
     input_tokens: int | Mapping[str, int]
     output_tokens: int | Mapping[str, int]
+    requests: int | None = None
+    rate: str | None = None
+    burstiness: float = 1.0
+    max_concurrency: int | None = None
+    shared_prefix: int | str = 0
+    trace: str | None = None
 
     @property
     def asked(self) -> Workload:
@@ -333,7 +346,14 @@ def planned_goal(result: GoalResult) -> PlannedGoal:
     """A judged goal as documents state it."""
     goal = result.goal
     return PlannedGoal(
-        goal, result.wanted, goal.unit, goal.at_most, result.met, result.predicted, round(result.odds, 4)
+        goal,
+        result.wanted,
+        goal.unit,
+        goal.at_most,
+        result.met,
+        result.predicted,
+        round(result.odds, 4),
+        result.statistic,
     )
 
 

@@ -11,19 +11,19 @@ from passes import chain
 from passes.base import Pass
 from passes.blocks.devices import AUTO
 from passes.chain import missing, rewrite
-from passes.errors import InputError, ReasonKind
+from passes.errors import InputError
 from passes.ir.catalog import Published
 from passes.ir.model import ModelIR
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
-from planner.apply_cost import Effort, effort, no_effort
+from planner.apply_cost import Effort, effort, holds, no_effort
 from planner.choice.alternatives import alternatives
 from planner.choice.published import description
 from planner.choice.rule import MAKING, making
 from planner.choice.search import SearchResult, search
 from planner.choice.verdict import Verdict
-from planner.figures import show
 from planner.machine import computing
+from planner.plan.cautions import cautions, unheld
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.document import (
     ChosenPlan,
@@ -158,8 +158,9 @@ def _chosen(
     lacking = list(missing(served.ir, passes))
     if not served.has_weights:
         lacking.append("the weights: only the description of the model is here")
-    here, on_card = (None if device is None else _work(spec, served, verdict, device) for device in where)
-    assert here is not None
+    machine, card = where
+    here, there = _work(spec, served, verdict, machine), None if card is None else _work(spec, served, verdict, card)
+    on_card = there if card is not None and there is not None and holds(there, card) else None
     return ChosenPlan(
         engine=_engine(verdict),
         label=candidate.label,
@@ -175,7 +176,7 @@ def _chosen(
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",
         executable=not lacking,
         missing=tuple(lacking),
-        notes=(*_cautions(spec, verdict), *_chosen_numbers(spec, verdict, result), *verdict.notes),
+        notes=(*cautions(spec, result, verdict), *unheld(spec, verdict, served.ir, card, there), *verdict.notes),
         apply_on_card=on_card,
         why=result.why,
         weights=_weights(spec, verdict),
@@ -191,42 +192,6 @@ def _weights(spec: Spec, verdict: Verdict) -> str:
     made, choice = verdict.candidate.published, spec.passes.quantize
     asked = made is not None and isinstance(choice, QuantizeChoice) and choice.formats is not None
     return made.weights if made is not None and asked else verdict.candidate.weights
-
-
-def _cautions(spec: Spec, verdict: Verdict) -> Iterator[str]:
-    """What a person must know before they sign: odds below the confidence, an archived engine, clients that wait, more than one machine."""
-    goals, parallel = spec.goals, verdict.candidate.settings.parallel
-    if not verdict.admissible(goals):
-        least = min(verdict.odds)
-        yield (
-            f"no candidate reaches the confidence asked for ({goals.confidence:.0%}, fit {goals.fit_confidence:.0%}); "
-            f"of those that come into question this one has the best odds, {least:.0%} in the least likely"
-        )
-    if (archived := find_engine(verdict.candidate.engine).archived) is not None:
-        yield f"{archived}; it is planned when asked for, or when nothing else serves"
-    if verdict.capacity.waiting:
-        yield f"{verdict.capacity.running} of {verdict.capacity.clients} requests run at once, the others wait: TTFT holds their wait"
-    node = spec.target.node
-    if parallel.gpus > node:
-        machines = -(-parallel.gpus // node)
-        inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"
-        yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}"
-
-
-def _chosen_numbers(spec: Spec, verdict: Verdict, result: SearchResult) -> Iterator[str]:
-    """What was chosen that the spec left open: how many clients, how many cards, and what fewer of those would miss."""
-    capacity, parallel, speed = verdict.capacity, verdict.candidate.settings.parallel, verdict.speed
-    if spec.workload.concurrency == "auto" and speed is not None:
-        each = f", {capacity.at_once} on each replica (max_num_seqs)" if parallel.dp > 1 else " (max_num_seqs)"
-        rate, first = show(speed.throughput_tok_s.value, "tok/s"), show(speed.ttft_ms.value, "ms")
-        own = show(speed.decode_tok_s_per_request.value, "tok/s")
-        yield f"clients were left open: {capacity.clients} at once{each} give {rate} in all, {own} each, a first token after {first}"
-    if spec.target.fewest and (fewer := result.with_fewer_cards()) is not None:
-        missed = [goal.reason().message for goal in fewer.goals if not goal.met]
-        told = [reason.message for reason in fewer.reasons if reason.kind is not ReasonKind.DOMINATED]
-        misses = "; ".join(told or missed) or f"odds of {min(fewer.odds):.0%}"
-        cards = "1 card" if fewer.candidate.cards == 1 else f"{fewer.candidate.cards} cards"
-        yield f"{parallel.gpus} cards are the fewest: with {cards} the nearest is {fewer.candidate.label}: {misses}"
 
 
 def _work(spec: Spec, served: Source, verdict: Verdict, device: Gpu) -> Effort:
@@ -262,7 +227,7 @@ def _made(verdict: Verdict) -> tuple[str, int, str, str]:
 
 
 def _speed(verdict: Verdict) -> SpeedEstimate | None:
-    return None if verdict.speed is None else figures_alone(verdict.speed)
+    return None if verdict.shown is None else figures_alone(verdict.shown)
 
 
 def _illegal(spec: Spec, ir: ModelIR, result: SearchResult) -> Iterator[IllegalKind]:

@@ -17,7 +17,8 @@ from passes.formats.kv_dtypes import OWN, cache_bits, measured_as
 from passes.ir.distortions import CacheRounding, Distortion, Recovered, Removed, WeightRounding, Zeros
 from passes.ir.model import ModelIR
 from planner.quality.features import Traits, scheme
-from planner.quality.law import interval, law, loss
+from planner.quality.law import law, loss
+from planner.quality.recovery import recovered
 from planner.quality.traits import traits_of
 from targets.quantity import Basis, Quantity, weaker
 
@@ -44,9 +45,19 @@ def expected_quality(ir: ModelIR, passes: Sequence[Pass]) -> Quality:
     """What a chain applied to the dense model `ir` is expected to cost."""
     traits = traits_of(ir)
     rise = Quantity.exact(0.0)
-    for distortion in (distortion for pass_ in passes for distortion in pass_.distortions(ir)):
+    for distortion in sorted((distortion for pass_ in passes for distortion in pass_.distortions(ir)), key=_turn):
         rise = _after(rise, distortion, traits)
     return Quality(rise, _kl(rise))
+
+
+def _turn(distortion: Distortion) -> int:
+    """When a distortion has its effect: in the order of the chain, but blocks are tuned as they are stored, so after their rounding."""
+    match distortion:
+        case Recovered(method="blockwise"):
+            return 1
+        case CacheRounding():
+            return 2
+    return 0
 
 
 def _after(rise: Quantity, distortion: Distortion, traits: Traits) -> Quantity:
@@ -59,7 +70,7 @@ def _after(rise: Quantity, distortion: Distortion, traits: Traits) -> Quantity:
         case Zeros() | Removed():
             return rise + loss(traits, distortion)
         case Recovered():
-            return _recovered(rise, distortion.tokens)
+            return recovered(rise, distortion.tokens, distortion.method)
 
 
 def _kl(rise: Quantity) -> Quantity:
@@ -102,12 +113,3 @@ def cache_loss(traits: Traits, cache: CacheRounding) -> Quantity:
         return fine
     coarser = loss(traits, cache)
     return Quantity(coarser.value + fine.value, coarser.low, coarser.high + fine.value, coarser.basis)
-
-
-def _recovered(rise: Quantity, tokens: int) -> Quantity:
-    """What distillation leaves of the loss so far: (1 + tokens / 2.8e6)^-0.34.
-
-    Through LLM-Pruner's LLaMA-7B at 20 %, seven-task average 63.25: 56.8 untuned, 60.1 after about 2e7 tokens, 62.4 after 1e9.
-    """
-    left = (1 + tokens / 2.8e6) ** -0.34
-    return interval(rise.value * left, math.log(max(2.0, rise.high / max(rise.value, 1e-9))), basis=Basis.ASSUMED)

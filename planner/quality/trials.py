@@ -109,7 +109,8 @@ def _tried(
     progress: Callable[[Progress], None],
     device: str,
 ) -> Iterator[tuple[tuple[Pass, ...], Trial]]:
-    from passes.run.execute import no_tokens, read_tokens, source_model, token_file
+    from passes.run.execute import no_tokens, source_model
+    from passes.text.token_file import read_tokens, token_file
 
     devices = compute_devices(device)
     dtype = compute_dtype(source.ir.dtype, device=devices[0])

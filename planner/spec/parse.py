@@ -18,6 +18,7 @@ from passes.ir.fields import shown
 from passes.ir.sources import path_named
 from passes.text.source import refuse_missing_text
 from planner.spec.spec import QuantizeChoice, Spec, Target
+from planner.spec.trace import read_trace
 from planner.spec.yaml_places import locate, read_yaml
 from targets.engines.engine import find_engine
 from targets.gpu import find_gpu
@@ -82,6 +83,8 @@ def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
         (["calibration", "dataset"], lambda: refuse_missing_text(spec.calibration.dataset)),
         (["evaluation", "dataset"], lambda: refuse_missing_text(spec.evaluation.dataset)),
     ]
+    if spec.workload.trace is not None:
+        checks.append((["workload", "trace"], partial(read_trace, spec.workload.trace)))
     card = spec.target.gpu
     if isinstance(card, str) and card != "auto":
         checks.append((["target", "gpu"], partial(find_gpu, card)))
@@ -127,6 +130,9 @@ def _resolve(spec: Spec, folder: Path) -> Spec:
             "model": place(spec.model),
             "target": _here(spec.target),
             "calibration": spec.calibration.model_copy(update={"dataset": place(spec.calibration.dataset)}),
+            "workload": spec.workload.model_copy(
+                update={"trace": None if spec.workload.trace is None else place(spec.workload.trace)}
+            ),
             "evaluation": spec.evaluation.model_copy(update={"dataset": place(spec.evaluation.dataset)}),
         }
     )

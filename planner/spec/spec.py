@@ -17,11 +17,15 @@ from passes.formats import kv_dtypes
 from passes.ir.fields import LARGEST
 from passes.quantize.format_names import methods
 from planner.spec import units
+from planner.spec.trace import read_trace
 from targets.workload import Workload
 
 Bytes = Annotated[int, BeforeValidator(units.parse_bytes), PlainSerializer("{} B".format)]
 Seconds = Annotated[float, BeforeValidator(units.parse_seconds), PlainSerializer("{} s".format)]
 Rate = Annotated[float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format)]
+Arrivals = Annotated[
+    float, Field(allow_inf_nan=True), BeforeValidator(units.parse_arrivals), PlainSerializer(units.format_arrivals)
+]
 Share = Annotated[float, BeforeValidator(units.parse_share), PlainSerializer(units.format_share)]
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
 
@@ -160,6 +164,19 @@ class WorkloadSpec(Strict):
     """Of a prompt: a number, or `{ mean: 800, p95: 3000, max: 8000 }`. `input` is read too."""
     output_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
     """Of an answer, likewise. `output` is read too."""
+    requests: Count | None = None
+    """How many in all, of lengths that are all alike where only their mean is told: a benchmark's run. Left out: as many as steady figures
+    take, of lengths that vary."""
+    rate: Arrivals | None = None
+    """Requests that arrive by chance in place of clients that wait: `4/s`, or `inf` for all at once."""
+    burstiness: Positive = 1.0
+    """Of a rate: 1 is Poisson, less comes in clusters (as `vllm bench serve` has it)."""
+    max_concurrency: Count | None = None
+    """With a rate: how many may be unanswered before the next is sent."""
+    shared_prefix: Annotated[int, Field(ge=0, le=LARGEST, strict=True)] | Share = 0
+    """Tokens that all prompts begin with, or their share of the mean prompt (`40%`): computed and cached once."""
+    trace: str | None = None
+    """A file of requests to replay in their place: JSON lines of `{"time": 0.5, "input": 812, "output": 95}`, seconds and tokens."""
 
     @property
     def input(self) -> Length:
@@ -176,13 +193,45 @@ class WorkloadSpec(Strict):
         """What engines are asked."""
         prompt, answer = self.input, self.output
         clients = self.concurrency if isinstance(self.concurrency, int) else None
-        return Workload(self.context, clients, prompt.mean, answer.mean, prompt.p95, answer.p95)
+        shared = self.shared_prefix
+        workload = Workload(
+            self.context, clients, prompt.mean, answer.mean, prompt.p95, answer.p95, self.requests, self.rate, self.burstiness,
+            self.max_concurrency, round(shared * prompt.mean) if isinstance(shared, float) else shared,
+        )  # fmt: skip
+        return workload if self.trace is None else workload.replaying(read_trace(self.trace))
 
     @model_validator(mode="after")
     def _fits(self) -> WorkloadSpec:
         longest = self.input.longest + self.output.longest
         if longest > self.context:
             raise ValueError(f"input_tokens + output_tokens = {longest} exceed the context of {self.context}")
+        if self.rate is None and (self.max_concurrency or self.burstiness != 1.0):
+            raise ValueError("max_concurrency and burstiness are of a rate: name one (rate: 4/s), or use concurrency")
+        return self
+
+
+class PercentileGoal(Strict):
+    """A time that so many of a hundred requests keep: one of these."""
+
+    p50: Seconds | None = None
+    p90: Seconds | None = None
+    p95: Seconds | None = None
+    p99: Seconds | None = None
+
+    @property
+    def statistic(self) -> str:
+        """Which of them: `p95`."""
+        return next(name for name, value in self if value is not None)
+
+    @property
+    def seconds(self) -> float:
+        """The time."""
+        return float(next(value for _, value in self if value is not None))
+
+    @model_validator(mode="after")
+    def _single(self) -> PercentileGoal:
+        if sum(value is not None for _, value in self) != 1:
+            raise ValueError("name one percentile: p50, p90, p95 or p99")
         return self
 
 
@@ -207,9 +256,11 @@ class Bands(Strict):
 class Goals(Strict):
     """What a plan must meet, and what to maximise among those that do."""
 
-    ttft: Seconds | None = None
+    ttft: Seconds | PercentileGoal | None = None
+    """Of the mean, or `{ p95: 800 ms }`."""
     decode: Rate | None = None
-    tpot: Seconds | None = None
+    tpot: Seconds | PercentileGoal | None = None
+    """Likewise."""
     throughput: Rate | None = None
     quality: QualityGoal = QualityGoal()
     prefer: Literal["quality", "speed", "throughput", "cost", "context", "size"] = "quality"
@@ -280,6 +331,8 @@ class PruneChoice(Strict):
     """Channels that each dense MLP keeps."""
     kv_heads: Count | None = None
     """Key/value groups that each attention keeps, with their query heads."""
+    importance: Literal["activation", "taylor", "hessian"] = "hessian"
+    """How channels and groups are judged: by what they add, to first order, or by what is lost when the others make up for them."""
     experts: Count | None = None
     """Experts that each mixture layer keeps."""
     sparse: SparseChoice | None = None
@@ -293,10 +346,33 @@ class PruneChoice(Strict):
 
 
 class DistillChoice(Strict):
-    """Pinned recovery after pruning."""
+    """Pinned recovery after pruning, or of what rounding loses."""
 
     method: Literal["logits", "sequences", "blockwise"] = "logits"
-    tokens: Count = 100_000_000
+    """`logits`: train on the source's next-token distributions; `sequences`: on text that a teacher wrote; `blockwise`: tune each block
+    as it is stored, none other in memory."""
+    tokens: Count | None = None
+    """Tokens to train on: 100 million, or for `blockwise` one million, unless another number is named."""
+    objective: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_k: Count = 64
+    """Entries of each distribution that are kept on disk, 6 bytes each."""
+    hidden: Annotated[float, Field(ge=0)] = 0.0
+    """The weight of the distance between the last hidden states."""
+    dataset: str = "self"
+    """`self` (the source writes it), a text, a data set; for `sequences` also an OpenAI-compatible endpoint (`http://host:8000/v1`)."""
+    length: Annotated[int, Field(ge=16, strict=True)] = 512
+    epochs: Count = 1
+    """How often each sequence is trained on."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    goal: Annotated[float, Field(gt=0)] | None = None
+    """The held-out loss to reach, in nats a token: training stops as soon as it is out of reach (exit 4)."""
+    seed: int = 0
+    teacher: str = ""
+    """The name of the model at an endpoint."""
+    prompts: str = ""
+    """A file with the prompts for an endpoint: a line each, or JSON lines with `prompt` or `messages`."""
+    requests_per_minute: Count = 60
 
 
 class PassesChoice(Strict):
@@ -342,7 +418,8 @@ class Spec(Strict):
     def _clients_left_open(self) -> Spec:
         """Where the goals are on all clients together, how many there are is chosen unless it is said."""
         on_all = self.goals.batch or self.goals.throughput is not None
-        if not on_all or "concurrency" in self.workload.model_fields_set:
+        arriving = self.workload.rate is not None or self.workload.trace is not None
+        if not on_all or arriving or "concurrency" in self.workload.model_fields_set:
             return self
         return self.model_copy(update={"workload": self.workload.model_copy(update={"concurrency": "auto"})})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _BYTES = {
@@ -9,6 +10,7 @@ _BYTES = {
     "TiB": 1 << 40,
 }  # fmt: skip
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+_ARRIVALS = {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600, "req/s": 1.0}
 _RATES = {"tok/s": 1.0, "tokens/s": 1.0, "t/s": 1.0, "tok/min": 1 / 60}
 #: No amount of anything comes near: 10^18 bytes, seconds or tokens a second.
 _FAR = 1e18
@@ -41,6 +43,21 @@ def parse_seconds(text: object) -> float:
 def parse_rate(text: object) -> float:
     """`20 tok/s` in tokens a second. Raises ValueError saying what was expected."""
     return _positive(_parse(text, dict(_RATES), "a rate", "20 tok/s"), text)
+
+
+def parse_arrivals(text: object) -> float:
+    """`4/s` in requests a second; `inf` where all come at once. Raises ValueError saying what was expected."""
+    if text in ("inf", math.inf):
+        return math.inf
+    rate = _parse(text, dict(_ARRIVALS), "a rate of requests", "4/s, or inf")
+    if rate <= 0:
+        raise ValueError(f"{text!r} is no rate of requests: write a positive one, such as 4/s, or inf")
+    return rate
+
+
+def format_arrivals(rate: float) -> str:
+    """4.0 as `4.0/s`; reads back as the same number."""
+    return "inf" if math.isinf(rate) else f"{rate}/s"
 
 
 def parse_share(text: object) -> float:

@@ -26,6 +26,7 @@ from targets.workload import Workload
 if TYPE_CHECKING:
     from targets.launch.request import Launch, LaunchRequest
     from targets.serve.verifier import Verifier
+    from targets.simulation.simulate import Composer
 
 #: The engine that is meant where none is named.
 DEFAULT_ENGINE = "vllm"
@@ -121,10 +122,12 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class SpeedEstimate:
-    """Steady-state means under a closed loop of `Workload.concurrency` requests (1 when not asked), no prefix hits.
+    """Means under the workload, a closed loop of `Workload.concurrency` requests (1 when not asked) where it names no rate.
 
     Milliseconds and tokens a second. `prefill_tok_s`: prompt tokens a second of one request alone. `notes`: what a person must know
-    of where the figures come from.
+    of where the figures come from. The rest is there where the load was simulated (docs/load.md): percentiles over requests; `itl`: time
+    between two tokens of a request; `e2e`: from sending to the last token; `cache_full`: share of the time in which a request waits for
+    cache; `preemptions`: how often a request lost its blocks, of `requests`.
     """
 
     ttft_ms: Quantity
@@ -133,6 +136,34 @@ class SpeedEstimate:
     decode_tok_s_per_request: Quantity
     throughput_tok_s: Quantity
     notes: tuple[str, ...] = ()
+    ttft_p50_ms: Quantity | None = None
+    ttft_p90_ms: Quantity | None = None
+    ttft_p95_ms: Quantity | None = None
+    ttft_p99_ms: Quantity | None = None
+    tpot_p50_ms: Quantity | None = None
+    tpot_p90_ms: Quantity | None = None
+    tpot_p95_ms: Quantity | None = None
+    tpot_p99_ms: Quantity | None = None
+    itl_ms: Quantity | None = None
+    itl_p50_ms: Quantity | None = None
+    itl_p90_ms: Quantity | None = None
+    itl_p95_ms: Quantity | None = None
+    itl_p99_ms: Quantity | None = None
+    e2e_ms: Quantity | None = None
+    e2e_p50_ms: Quantity | None = None
+    e2e_p90_ms: Quantity | None = None
+    e2e_p95_ms: Quantity | None = None
+    e2e_p99_ms: Quantity | None = None
+    requests_s: Quantity | None = None
+    requests: int | None = None
+    cache_full: float | None = None
+    preemptions: int | None = None
+
+    def latency(self, name: str, statistic: str) -> Quantity:
+        """Return a latency (`ttft`, `tpot`), in milliseconds: its mean, or a percentile (`p95`); the mean where the load was not simulated."""
+        mean: Quantity = getattr(self, f"{name}_ms")
+        told: Quantity | None = None if statistic == "mean" else getattr(self, f"{name}_{statistic}_ms")
+        return told or mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +270,26 @@ class Engine(ABC):
         """
         from targets.speed.estimate import estimate
 
-        return estimate(self, ir, gpu, settings, workload, memory)
+        return estimate(self, self.as_run(ir, gpu, settings), gpu, settings, workload, memory)
+
+    def served(
+        self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
+    ) -> SpeedEstimate:
+        """What users of the workload see, its load simulated step by step: `speed` with percentiles, and means that know of queues.
+
+        An engine whose scheduler is not known (`queue`) gives what `speed` does. Answered for illegal combinations too.
+        """
+        from targets.simulation.serving import served
+
+        return served(self, self.as_run(ir, gpu, settings), gpu, settings, workload, memory)
+
+    def as_run(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> ModelIR:
+        """Return the model in the types that it computes and caches in on a card."""
+        return ir
+
+    def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Composer | None:
+        """Return its scheduler, to be simulated with the cache of one replica; None where its rules are not known."""
+        return None
 
     def estimate(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Estimate:
         """Memory, then speed with the cache that it leaves."""

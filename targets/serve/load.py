@@ -40,17 +40,28 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of one figure over all requests: mean, median, and what 95 % stay below."""
+    """Of one figure over all requests: mean, median, and what 90, 95 and 99 of a hundred stay below."""
 
     mean: float
     median: float
     p95: float
+    p90: float = math.nan
+    p99: float = math.nan
+
+    def statistic(self, name: str) -> float:
+        """Return `mean` or a percentile (`p95`)."""
+        told = {"mean": self.mean, "p50": self.median, "p90": self.p90, "p95": self.p95, "p99": self.p99}
+        return told[name]
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Describe values; at least one."""
         ordered = sorted(values)
-        return cls(statistics.fmean(values), statistics.median(values), ordered[math.ceil(0.95 * len(ordered)) - 1])
+
+        def below(share: float) -> float:
+            return ordered[math.ceil(share * len(ordered)) - 1]
+
+        return cls(statistics.fmean(values), statistics.median(values), below(0.95), below(0.9), below(0.99))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""When requests are sent: so many clients, a rate, a burst, a recorded trace. One description for all: when each is due, how many may be out."""
+"""When requests are sent: so many clients, a rate, a burst, a trace. One description for all: when each is due, how many may be out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """`due`: the second that each request is sent at, in order, or as soon after as fewer than `at_once` are unanswered (None: no limit)."""
+    """`due`: the second that each request is sent at, in order, or as soon after as fewer than `at_once` are unanswered, if any."""
 
     due: Sequence[float]
     at_once: int | None = None

@@ -1,9 +1,9 @@
 """What a run shows its users: latencies with their percentiles, rates, how full the cache was. Defined as `vllm bench serve` defines them.
 
-    TTFT   from sending to the first token
-    TPOT   (last token - first token) / (tokens - 1), a request each; requests of one token have none
-    ITL    time from each token to the next, those of all requests together: long answers count for more
-    E2E    from sending to the last token
+TTFT   from sending to the first token
+TPOT   (last token - first token) / (tokens - 1), a request each; requests of one token have none
+ITL    time from each token to the next, those of all requests together: long answers count for more
+E2E    from sending to the last token
 """
 
 from __future__ import annotations

@@ -17,20 +17,35 @@ from targets.simulation.scheduler import Batch, Request
 
 
 class Composer(Protocol):
-    """An engine's scheduler: composes steps of what was added (`targets.simulation.scheduler.Scheduler` says what each member is)."""
+    """An engine's scheduler: composes steps of what was added."""
 
     @property
-    def lag(self) -> int: ...
+    def lag(self) -> int:
+        """Steps that are composed before the last one is settled: 1 or 0."""
+
     @property
-    def idle(self) -> bool: ...
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+
     @property
-    def open(self) -> bool: ...
+    def open(self) -> bool:
+        """Whether one that arrives now would be looked at."""
+
     @property
-    def full(self) -> bool: ...
-    def add(self, request: Request) -> None: ...
-    def compose(self) -> Batch: ...
-    def quiet(self) -> int: ...
-    def skip(self, steps: int) -> Batch: ...
+    def full(self) -> bool:
+        """Whether a request waits for the cache."""
+
+    def add(self, request: Request) -> None:
+        """Put a request at the end of the queue."""
+
+    def compose(self) -> Batch:
+        """Compose the next step."""
+
+    def quiet(self) -> int:
+        """Return how many steps after the composed one, which held no chunk, hold the same requests again if nobody arrives."""
+
+    def skip(self, steps: int) -> Batch:
+        """Go past so many of them. Returns the last."""
 
 
 @dataclass(frozen=True, slots=True)

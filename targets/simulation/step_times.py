@@ -45,7 +45,9 @@ class StepTimes:
             share = 1 / min(self._stages, max(decode + prompts, 1))
             decode, prompts = -(-decode // self._stages), -(-prompts // self._stages)
             prefill = round(prefill / min(self._stages, max(len(batch.chunks), 1)))
-        seconds = _at(self._tokens, decode + prefill) + _at(self._sampled, decode + prompts) + _at(self._decoding, decode)
+        seconds = (
+            _at(self._tokens, decode + prefill) + _at(self._sampled, decode + prompts) + _at(self._decoding, decode)
+        )
         if decode:
             seconds += batch.context * share * _at(self._context, round(batch.context / batch.decode))
         if prefill:

@@ -24,13 +24,23 @@ _LIKE = {"CDNA4": 10.0, "CDNA3": 9.0, "CDNA2": 8.0, "RDNA3": 8.6, "RDNA4": 8.9}
 
 
 def generation_of(gpu: Gpu) -> str:
-    """The generation that efficiencies are kept by: CUDA compute capability (`8.6`, `9.0`; `10` and `12` for all of Blackwell)."""
+    """The generation that efficiencies are kept by: CUDA compute capability (`8.6`, `9.0`; `10` and `12` for all of Blackwell), with
+
+    ` geforce` behind it where that is the line.
+    """
     if gpu.capability is None:
         return "cpu" if gpu.is_cpu else gpu.generation
     major, minor = divmod(gpu.capability, 10)
-    if major >= 10:
-        return str(major)
-    return "8.6" if (major, minor) == (8, 7) else f"{major}.{minor}"
+    architecture = str(major) if major >= 10 else "8.6" if (major, minor) == (8, 7) else f"{major}.{minor}"
+    return f"{architecture} geforce" if is_geforce(gpu) else architecture
+
+
+def is_geforce(gpu: Gpu) -> bool:
+    """Whether a card's tensor cores sum in 32 bit at half their rate, as only NVIDIA's GeForce line has it from Ampere on.
+
+    Such cards reach more of that halved rate than others of their full one, and their hosts are desktops: faster cores.
+    """
+    return bool(gpu.fp16_accumulate_flops and gpu.bf16_flops and gpu.fp16_accumulate_flops > 1.5 * gpu.bf16_flops)
 
 
 def capability_of(gpu: Gpu) -> float:
@@ -49,7 +59,18 @@ def card_of(engine: Engine, gpu: Gpu) -> Card:
         bandwidth=gpu.bandwidth_bytes_per_s,
         flops={name: rate for name, rate in rates.items() if rate},
         link=_link(gpu),
+        wiring=wiring_of(gpu),
     )
+
+
+def wiring_of(gpu: Gpu) -> str:
+    """How cards of this kind reach each other: `nvlink` (or another maker's links), `pcie` from card to card, `staged` through the
+
+    host's memory where the driver has no access from card to card (GeForce from Ada on).
+    """
+    if gpu.link_bytes_per_s:
+        return "nvlink"
+    return "staged" if is_geforce(gpu) else "pcie"
 
 
 def _link(gpu: Gpu) -> float:

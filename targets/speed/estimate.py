@@ -16,24 +16,53 @@ from targets.machine.profile import Profile, believed_profile, measured_card, me
 from targets.quantity import Basis, Quantity
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
-from targets.speed.rates import Fitted, engine_values, fitted_rates, rates_from
+from targets.speed.rates import Fitted, Regime, Width, engine_values, fitted_rates, rates_from
 from targets.speed.step import Card, Step, step_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
 
 #: Requests a client sends in a row in the serving benchmarks that the loop was fitted on.
 ROUNDS = 10
+#: Requests in all where they arrive at a rate and nobody says how many there are (`vllm bench serve --num-prompts`).
+REQUESTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question about speed made ready: the step model of one replica, its error, and the load as the formula takes it."""
+
+    run: Run
+    fitted: Fitted
+    loop: Loop
+    notes: tuple[str, ...]
+    replicas: int
 
 
 def estimate(
     engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
 ) -> SpeedEstimate:
-    """Predict the speed of `ir` under `engine` on `gpu`, as steady means under the workload's closed loop.
+    """Predict the speed of `ir` under `engine` on `gpu`, as steady means under the workload's closed loop, or where it names a rate, of
+    as many clients as that keeps waiting.
 
     `memory`: the engine's accounting of the same question; its cache bounds how many requests run at once.
     """
-    name, card, work = engine.name, card_of(engine, gpu), work_of(ir)
-    clients = max(1.0, (workload.concurrency or 1) / settings.parallel.dp)
+    return steady(asked(engine, ir, gpu, settings, workload, memory))
+
+
+def steady(question: Asked) -> SpeedEstimate:
+    """The means of a question by the formula."""
+    loop, run = question.loop, question.run
+    means = closed_loop(run.step, loop)
+    alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
+    return replace(_speed(means, alone, loop, question.fitted, question.replicas), notes=question.notes)
+
+
+def asked(
+    engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
+) -> Asked:
+    """Make a question ready: what a step reads and computes, how fast the card is, who asks."""
+    name, card, work, replicas = engine.name, card_of(engine, gpu), work_of(ir), settings.parallel.dp
+    clients = max(1.0, (workload.concurrency or 1) / replicas)
     fitted = fitted_rates(
         name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts)
     )  # fmt: skip
@@ -46,10 +75,25 @@ def estimate(
         resident_requests(requests_held(memory.kv, workload), scheduler, rates.occupancy), scheduler.tokens, engine.cache_bytes(ir),
         ROUNDS, rates.host_s, rates.host_token_s,
     )  # fmt: skip
-    run = _Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
-    means = closed_loop(run.step, loop)
-    alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
-    return replace(_speed(means, alone, loop, fitted, settings.parallel.dp), notes=notes)
+    run = Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
+    if workload.rate is not None:
+        loop = replace(loop, clients=_waiting_clients(run, loop, workload, replicas))
+    return Asked(run, fitted, loop, notes, replicas)
+
+
+def _waiting_clients(run: Run, loop: Loop, workload: Workload, replicas: int) -> float:
+    """The clients of a closed loop that keep one replica as busy as requests that arrive at a rate do, by Little's law; where they
+    arrive faster than they are answered, as many as there are.
+    """
+    assert workload.rate is not None
+    most = max(1.0, min(workload.requests or REQUESTS, workload.at_once or math.inf) / replicas)
+    low, high = 1.0, most
+    while high > 1.02 * low:
+        clients = math.sqrt(low * high)
+        means = closed_loop(run.step, replace(loop, clients=clients))
+        busy = clients / (means.ttft_s + means.tpot_s * max(loop.output_tokens - 1, 0))
+        low, high = (clients, high) if busy * replicas < workload.rate else (low, clients)
+    return high
 
 
 def requests_held(kv: KVEstimate, workload: Workload) -> float:
@@ -73,12 +117,15 @@ def _measured(fitted: Fitted, engine: str, gpu: Gpu, version: str | None, profil
     """The engine's rates with this machine's measurements in their place."""
     values = measured_values(engine_values(engine), engine, gpu, profile)
     error = profile.error(engine)
-    decode, prefill = min(fitted.decode_error, error), min(fitted.prefill_error, error)
-    return Fitted(rates_from(values, generation_of(gpu), version), decode, prefill, prefill, decode, Basis.MEASURED)
+    alone = fitted.widths[Regime.ALONE]
+    width = Width(min(alone.tpot, error), min(alone.ttft, error))
+    return Fitted(rates_from(values, generation_of(gpu), version), dict.fromkeys(Regime, width), Basis.MEASURED)
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
+    """The step model of one replica."""
+
     work: Work
     card: Card
     fitted: Fitted
@@ -86,18 +133,19 @@ class _Run:
     pp: int
 
     def step(self, step: Step) -> float:
-        """Seconds of a step; pipeline stages each run their share of the sequences, one after another."""
+        """Return the seconds of a step; pipeline stages each run their share of the sequences, one after another."""
         if self.pp > 1:
             step = replace(step, decode=max(step.decode / self.pp, min(step.decode, 1.0)))
         seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp)
-        return seconds + (self.pp - 1) * self.fitted.rates.link_s
+        return seconds + (self.pp - 1) * self.fitted.rates.links[self.card.wiring].fixed_s
 
 
 def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int) -> SpeedEstimate:
     outputs = max(loop.output_tokens, 1)
     request_s = means.ttft_s + means.tpot_s * (outputs - 1)
-    tpot_error = fitted.decode_error if loop.clients == 1 else fitted.tpot_error
-    ttft_error = fitted.prefill_error if loop.clients == 1 else fitted.ttft_error
+    waiting = loop.clients > means.resident
+    regime = Regime.ALONE if loop.clients == 1 else Regime.SATURATED if waiting else Regime.BELOW
+    tpot_error, ttft_error = fitted.widths[regime].tpot, fitted.widths[regime].ttft
     prefill_s = max(alone.ttft_s - loop.host_s - loop.host_token_s * loop.input_tokens, 1e-9)
     return SpeedEstimate(
         ttft_ms=_quantity(1e3 * means.ttft_s, ttft_error, fitted),

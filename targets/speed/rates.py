@@ -2,7 +2,8 @@
 
 A generation without data of its own takes the shared values of its engine, which the fit shrinks every generation towards; an
 engine without data takes another's. Both widen the interval and turn the basis to `assumed`, as do more clients than any row of the
-generation had, and experts where none of its rows has some.
+generation had, and experts where none of its rows has some. Widths come from sources that were left out whole, apart for each regime of
+load and for models with experts.
 """
 
 from __future__ import annotations
@@ -10,27 +11,66 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from targets.quantity import Basis
 from targets.speed.kernels import FAMILIES
-from targets.speed.step import Rates
+from targets.speed.step import Link, Rates
 
 FIT = Path(__file__).with_name("speed_fit.json")
 
 
+class Regime(StrEnum):
+    """How an engine is loaded, as far as errors differ by it."""
+
+    ALONE = "alone"
+    """One request at a time."""
+    BELOW = "below"
+    """Several at once, whose cache fits."""
+    SATURATED = "saturated"
+    """More than the cache or the engine's own limit holds: some wait."""
+    BURST = "burst"
+    """All at once, far more than a step takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """Relative 90 % half widths in log space: of the time between tokens and to the first one."""
+
+    tpot: float
+    ttft: float
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Rates with what is known of their error: relative 90 % half widths in log space by figure, and the basis."""
+    """Rates with what is known of their error, by regime, and the basis."""
 
     rates: Rates
-    decode_error: float
-    prefill_error: float
-    ttft_error: float
-    tpot_error: float
+    widths: Mapping[Regime, Width]
     basis: Basis
+
+    @property
+    def decode_error(self) -> float:
+        """Half width of the time between tokens of one request alone."""
+        return self.widths[Regime.ALONE].tpot
+
+    @property
+    def prefill_error(self) -> float:
+        """Half width of the time to its first token."""
+        return self.widths[Regime.ALONE].ttft
+
+    @property
+    def tpot_error(self) -> float:
+        """Half width of the time between tokens below saturation."""
+        return self.widths[Regime.BELOW].tpot
+
+    @property
+    def ttft_error(self) -> float:
+        """Half width of the time to the first token below saturation."""
+        return self.widths[Regime.BELOW].ttft
 
 
 @cache
@@ -59,61 +99,85 @@ def fitted_rates(
     seen = entry.get("generations", {}).get(generation, {"clients": 0, "experts": False})
     known = clients <= seen["clients"] and (seen["experts"] or not experts)
     values = _within_the_card(rates_from(engine_values(engine), generation, version))
-    errors = entry["errors"]
     widen = 1.0 if known else entry["unknown_generation_widens"]
-    basis = Basis.CALIBRATED if known and "as" not in entry else Basis.ASSUMED
-    return Fitted(
-        values,
-        widen * errors["decode"],
-        widen * errors["prefill"],
-        widen * errors["ttft"],
-        widen * errors["tpot"],
-        basis,
-    )
+    widths = {
+        Regime(regime): Width(widen * width["tpot"], widen * width["ttft"])
+        for regime, width in entry["widths"]["experts" if experts else "dense"].items()
+    }
+    return Fitted(values, widths, Basis.CALIBRATED if known and "as" not in entry else Basis.ASSUMED)
 
 
 def _within_the_card(rates: Rates) -> Rates:
     """No kernel is faster than the card's rate that it is a share of. A machine's own probe is no such bound."""
-    memory, compute = (
-        {family: min(1.0, share) for family, share in asked.items()} for asked in (rates.memory, rates.compute)
-    )
-    return replace(rates, memory=memory, compute=compute)
+
+    def bounded(asked: Mapping[str, float]) -> dict[str, float]:
+        return {family: min(1.0, share) for family, share in asked.items()}
+
+    return replace(
+        rates, memory=bounded(rates.memory), compute=bounded(rates.compute),
+        expert_memory=bounded(rates.expert_memory), expert_compute=bounded(rates.expert_compute),
+    )  # fmt: skip
 
 
 def rates_from(values: Mapping[str, float], generation: str, version: str | None = None) -> Rates:
-    """Rates from named constants: shared values times the generation's factors (`memory@9.0`), overheads by version.
+    """Rates from named constants: shared values times the factors of each word of the generation (`memory@12`, `layer_s@geforce`).
 
-    `memory`, `memory.FAMILY`: fraction of bandwidth and the family's factor on it; `compute` likewise. `drift`: growth of all
-    overheads a minor version before `newest`, at most `drift_span` versions back (older ones were not fitted).
+    `memory`, `memory.FAMILY`: fraction of bandwidth and the family's factor on it; `compute`, `expert_memory`, `expert_compute` and `tile`
+    likewise. By version: `drift`, growth of all overheads a minor version before `newest`, at most `drift_span` versions back (older ones
+    were not fitted); `compute_drift`, `expert_drift`, the same of matrix rates and of FP8 experts; `synchronous`, what composing a step
+    takes more where it waits for the one before.
     """
 
-    def at(name: str) -> float:
-        return values[name] * values.get(f"{name}@{generation}", 1.0)
+    def at(name: str, family: str = "") -> float:
+        value = values[name] * values.get(f"{name}.{family}", 1.0)
+        for part in generation.split():
+            value *= values.get(f"{name}@{part}", 1.0)
+        return value
 
-    memory, compute, layer = at("memory"), at("compute"), at("layer_s")
+    def by_family(name: str, slower: float = 1.0) -> dict[str, float]:
+        return {family: at(name, family) / slower for family in FAMILIES}
+
     behind = min(max(values["newest"] - _minor(version), 0.0), values["drift_span"]) if version else 0.0
     slower = values["drift"] ** behind
+    memory, compute = by_family("memory"), by_family("compute", values["compute_drift"] ** behind)
+    expert = {family: values["expert_drift"] ** behind if family == "fp8" else 1.0 for family in FAMILIES}
+    expert_memory, expert_compute = by_family("expert_memory"), by_family("expert_compute")
+    composing = slower * (values["synchronous"] if behind > values["newest"] - ASYNCHRONOUS else 1.0)
     return Rates(
-        memory={family: memory * values.get(f"memory.{family}", 1.0) for family in FAMILIES},
-        compute={family: compute * values.get(f"compute.{family}", 1.0) for family in FAMILIES},
-        expert_memory=at("expert_memory"),
-        expert_compute=at("expert_compute"),
-        cache=at("cache"),
+        memory=memory,
+        compute=compute,
+        expert_memory={family: memory[family] * expert_memory[family] / expert[family] for family in FAMILIES},
+        expert_compute={family: compute[family] * expert_compute[family] / expert[family] for family in FAMILIES},
+        cache=min(at("cache"), 1.0),
         attention=at("attention"),
-        layer_s=layer * slower,
+        layer_s=at("layer_s") * slower,
         expert_layer_s=values["expert_layer_s"] * slower,
         kernel_layer_s={family: values.get(f"kernel_layer_s.{family}", 0.0) * slower for family in FAMILIES},
-        step_s=at("step_s") * slower,
-        sequence_s=values["sequence_s"] * slower,
+        step_s=at("step_s") * composing,
+        sequence_s=values["sequence_s"] * composing,
         token_s=values["token_s"] * slower,
-        link_s=values["link_s"],
-        link=values["link"],
-        tile=values["tile"],
+        links=_links(values),
+        tile=by_family("tile"),
         routing=values["routing"],
-        host_s=values["host_s"] * slower,
+        recurrence=values["recurrence"],
+        host_s=values["host_s"],
         host_token_s=values["host_token_s"],
         occupancy=values["occupancy"],
     )
+
+
+#: The first version that composes a step while the last one runs.
+ASYNCHRONOUS = 14.0
+
+
+def _links(values: Mapping[str, float]) -> dict[str, Link]:
+    """Links by kind (`targets.speed.card.wiring_of`): what goes through the host's memory takes `staged_s` more than over the bus."""
+    fixed, hop, share = values["pcie_s"], values["pcie_hop_s"], values["pcie"]
+    return {
+        "nvlink": Link(values["link_s"], 0.0, values["link"]),
+        "pcie": Link(fixed, hop, share),
+        "staged": Link(fixed + values["staged_s"], hop, share),
+    }
 
 
 def _minor(version: str) -> float:

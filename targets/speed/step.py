@@ -21,8 +21,8 @@ OVERLAP = 3.0
 class Card:
     """What a step needs of a card: bytes a second, operations a second by arithmetic, bytes a second of one direction of its
 
-    link to the others. `kernel`: which kernel the engine runs for a format on it. `capability`: CUDA compute capability or what
-    another maker's card is like; 0 for a processor.
+    link to the others, and the kind of that link (`targets.speed.card.wiring_of`). `kernel`: which kernel the engine runs for a
+    format on it. `capability`: CUDA compute capability or what another maker's card is like; 0 for a processor.
     """
 
     kernel: Callable[[Format], Kernel]
@@ -30,6 +30,7 @@ class Card:
     bandwidth: float
     flops: Mapping[str, float]
     link: float
+    wiring: str
 
     def rate(self, arithmetic: str) -> float:
         """Operations a second; the 16-bit rate where the card has no faster one."""
@@ -37,28 +38,44 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """What cards take to sum their activations over one kind of link: seconds whatever the size, seconds more a hop of the ring,
+
+    and the fraction of the link's bytes a second that it reaches.
+    """
+
+    fixed_s: float
+    hop_s: float
+    share: float
+
+    def all_reduce_s(self, bytes_sent: float, bytes_per_s: float, cards: int) -> float:
+        """Seconds of an all-reduce in which each card sends `bytes_sent` over a link of `bytes_per_s`."""
+        return self.fixed_s + 2 * (cards - 1) * self.hop_s + bytes_sent / (bytes_per_s * self.share)
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
     """Efficiencies and overheads of one engine on one generation of cards.
 
-    `memory`, `compute`: fraction of the card's peak by kernel family; `expert_memory`, `expert_compute`: the same again for
-    routed experts. `cache`, `attention`: fraction of the bandwidth that reading the cache reaches, and of the 16-bit rate that
+    `memory`, `compute`: fraction of the card's peak by kernel family; `expert_memory`, `expert_compute`: the same for the kernels
+    of routed experts. `cache`, `attention`: fraction of the bandwidth that reading the cache reaches, and of the 16-bit rate that
     attention over a prompt reaches.
 
     Seconds: `layer_s` per layer, `expert_layer_s` more where experts are routed, `kernel_layer_s` more per layer by kernel
     family (quantizing activations, unpacking), `step_s` per step, `sequence_s` per running sequence and step, `token_s` per
-    prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `link_s`: seconds of an all-reduce beside
-    its bytes; `link`: fraction of the link. `host_s`, `host_token_s`: host seconds a request, and a prompt token, before the
-    first token.
+    prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `links`: by kind. `host_s`, `host_token_s`:
+    host seconds a request, and a prompt token, before the first token.
 
-    `tile`: rows that each hit expert's tokens are padded by. `routing`: exponent on the number of tokens, below 1 because
-    tokens share experts more than uniform routing would.
+    `tile`: rows that each hit expert's tokens are padded by, by kernel family. `routing`: exponent on the number of tokens, below 1
+    because tokens share experts more than uniform routing would. `recurrence`: how much of a recurrent state a prompt's token moves,
+    of what a generated one does.
     `occupancy`: cache a running request takes, over what its prompt and half its answer would.
     """
 
     memory: Mapping[str, float]
     compute: Mapping[str, float]
-    expert_memory: float
-    expert_compute: float
+    expert_memory: Mapping[str, float]
+    expert_compute: Mapping[str, float]
     cache: float
     attention: float
     layer_s: float
@@ -67,10 +84,10 @@ class Rates:
     step_s: float
     sequence_s: float
     token_s: float
-    link_s: float
-    link: float
-    tile: float
+    links: Mapping[str, Link]
+    tile: Mapping[str, float]
     routing: float
+    recurrence: float
     host_s: float
     host_token_s: float
     occupancy: float
@@ -112,11 +129,12 @@ def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1) 
         seconds += _experts_seconds(experts, card, rates, tokens, tp)
     for attention in work.attention:
         seconds += attention.layers * _attention_seconds(attention, card, rates, step, tp)
-    seconds += step.decode * work.state_bytes / tp / (card.bandwidth * rates.cache)
+    moving = step.decode + rates.recurrence * step.prefill
+    seconds += moving * work.state_bytes / tp / (card.bandwidth * rates.cache)
     if tp > 1:
         # ring all-reduce after attention and after the MLP; each moves 2 (tp - 1) / tp of the 16-bit activations
         moved = 2 * (tp - 1) / tp * 2 * work.hidden * tokens
-        seconds += 2 * work.layers * (rates.link_s + moved / (card.link * rates.link))
+        seconds += 2 * work.layers * rates.links[card.wiring].all_reduce_s(moved, card.link, tp)
     return seconds
 
 
@@ -141,12 +159,12 @@ def _matmul_seconds(kernel: Kernel, card: Card, rates: Rates, bytes_read: float,
 
 def _experts_seconds(experts: Experts, card: Card, rates: Rates, tokens: float, tp: int) -> float:
     kernel = card.kernel(experts.storage)
+    family = kernel.family
     hit = distinct_experts(experts.copies, experts.active, tokens**rates.routing if tokens > 1 else tokens)
-    read = (
-        experts.bytes * hit / experts.copies / tp / (card.bandwidth * rates.memory[kernel.family] * rates.expert_memory)
-    )
-    flops = 2 * experts.weights / experts.copies * (tokens * experts.active + hit * rates.tile) / tp
-    return _join(read, flops / (card.rate(kernel.arithmetic) * rates.compute[kernel.family] * rates.expert_compute))
+    read = experts.bytes * hit / experts.copies / tp / (card.bandwidth * rates.expert_memory[family])
+    rows = tokens * experts.active + hit * rates.tile[family]
+    flops = 2 * experts.weights / experts.copies * rows / tp
+    return _join(read, flops / (card.rate(kernel.arithmetic) * rates.expert_compute[family]))
 
 
 def _attention_seconds(attention: Attention, card: Card, rates: Rates, step: Step, tp: int) -> float:

@@ -19,6 +19,7 @@ from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.ir.architectures import build_ir
 from passes.ir.model import ModelIR
+from passes.ir.quant_config.patterns import compiled
 from passes.ir.quant_config.quant_config import QUANT_CONFIGS, QuantConfig, quant_config
 from passes.ir.quant_config.read import quantized
 from passes.ir.quant_config.write import quantization_config
@@ -112,3 +113,34 @@ def test_the_table_names_what_is_there(method: str) -> None:
 def test_an_unknown_method_is_an_error_with_a_remedy() -> None:
     with pytest.raises(InputError, match="quant_method 'aqlm' is not understood"):
         quant_config("aqlm", model("llama"))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+$", "(a|aa)+$", "(.|.)*x", ".*.*.*.*x", "(.*)(.*)(.*)(.*)x", "(?:.?){40}x", "(a{1,9}){1,9}", "(?=(.*a)*)b", "(x+x+)+y",
+        "(", "a**",
+    ],
+)  # fmt: skip
+def test_a_pattern_that_may_match_for_ever_is_refused(pattern: str) -> None:
+    with pytest.raises(InputError, match=r"quantization_config: .*(take for ever|should be a regular expression)"):
+        compiled(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*self_attn.*", r"model\.layers\.\d+\.mlp\.experts\.\d+\..*", r".*attn.*(q|k|v|o)_proj.*", r"(?!.*(mlp|attn)).*",
+        r"^(?:model\.)?layers\.(?:[0-9]|1[0-9])\..*$", r".*\.(0|1|2|3|10|11)\..*(gate|up)_proj.*", r"(\d{1,3}\.){2}x",
+    ],
+)  # fmt: skip
+def test_patterns_that_people_write_are_taken(pattern: str) -> None:
+    assert compiled(pattern).pattern == pattern
+
+
+def test_a_plain_name_of_compressed_tensors_means_that_module_alone() -> None:
+    leaves = quant_config("compressed-tensors", model("llama")).leaves
+    gate, child = "model.layers.0.mlp.gate", "model.layers.0.mlp.gate.proj"
+    assert leaves(gate)(gate) and leaves(gate)("language_model." + gate)
+    assert not leaves(gate)(child) and not leaves("mlp.gate")(gate) and not leaves("mlp")(gate)
+    assert leaves("re:.*mlp.*")(child) and leaves("lm_head")("lm_head")

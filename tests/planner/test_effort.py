@@ -339,3 +339,12 @@ def test_the_forecast_for_what_computes_is_held_against_the_run(tiny: Path, monk
     again = apply(document, tiny / "again", device="cpu")
     assert not seen, "made here: the plan's own forecast"
     assert {step.expected_seconds for step in again.certificate.steps} & set(document.decision.apply.steps.values())
+
+
+def test_a_card_too_small_for_the_model_is_told_to_need_a_text_and_its_figures_are_those_of_the_walk() -> None:
+    text = "model: {}\ntarget: {{ gpu: RTX 4090 }}\nengine: vllm\npasses: {{ quantize: {{ formats: [w4a16-g128] }} }}\n"
+    for model, told in (("Qwen/Qwen3-32B", True), ("Qwen/Qwen3-4B", False)):
+        chosen = plan(parse_spec(text.format(model) + "goals: { confidence: 50% }\n")).document.decision
+        assert chosen.apply_on_card is not None
+        assert chosen.apply_on_card.memory_bytes.low < find_gpu("RTX 4090").memory_bytes.value
+        assert any("name a text" in note for note in chosen.notes) == told

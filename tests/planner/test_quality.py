@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from passes.base import Pass
 from passes.distill.distill import Distill
+from passes.formats.compressed_tensors import PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Rounding
 from passes.formats.gptq import Gptq
@@ -25,6 +26,7 @@ from planner.quality import expected, features, law, traits
 from planner.quality.expected import Quality, expected_quality
 from planner.quality.features import Traits
 from planner.quality.law import loss
+from planner.quality.recovery import left, tokens_needed
 from planner.quality.traits import named_traits, traits_of
 from targets.quantity import Basis
 
@@ -227,7 +229,17 @@ def test_distillation_takes_back_a_part_and_more_tokens_more() -> None:
     pruned = DepthPrune(4)
     short, long = (rise(LLAMA_3_8B, pruned, Distill(tokens=tokens)) for tokens in (10**7, 10**10))
     assert 0 < long < short < rise(LLAMA_3_8B, pruned)
-    assert quality(LLAMA_3_8B, pruned, Distill(tokens=10**7)).log_ppl_increase.basis is Basis.ASSUMED
+    assert quality(LLAMA_3_8B, pruned, Distill(tokens=10**7)).log_ppl_increase.basis is Basis.CALIBRATED
+    by_text = quality(LLAMA_3_8B, pruned, Distill(method="sequences", tokens=10**7)).log_ppl_increase
+    assert by_text.basis is Basis.ASSUMED
+    needed = tokens_needed(1.0, left(10**8, "logits"), "logits")
+    assert needed == pytest.approx(10**8, rel=1e-6) and tokens_needed(0.1, 0.2, "logits") == 0
+
+
+def test_tuning_takes_back_what_rounding_behind_it_loses() -> None:
+    three_bits = Quantize("gptq", PackQuantized(3, 64))
+    plain = rise(LLAMA_3_8B, three_bits)
+    assert rise(LLAMA_3_8B, Distill(method="blockwise", tokens=10**6), three_bits) < plain
 
 
 def test_a_mixed_format_lies_between_its_parts_in_proportion_to_weights() -> None:

@@ -25,6 +25,7 @@ from planner.choice.published import description, published_quality
 from planner.choice.search import SearchResult, complete, rule_of, search, target_gpu
 from planner.choice.space import settings_options, workload_of
 from planner.choice.verdict import Candidate, GoalResult, Verdict
+from planner.plan.make import plan
 from planner.quality.expected import Quality, expected_quality, growth
 from planner.spec.parse import parse_spec
 from planner.spec.spec import Bands, EngineChoice, Spec
@@ -359,3 +360,14 @@ def test_a_goal_missed_by_less_than_its_band_is_near_whichever_it_is(
     goal: GoalResult, band: Bands, tolerated: bool
 ) -> None:
     assert not goal.met and goal.tolerated(band) == tolerated
+
+
+def test_where_no_newest_engine_has_code_for_a_card_the_version_that_had_it_comes_first() -> None:
+    document = plan(
+        parse_spec(
+            "model: meta-llama/Llama-2-13b-chat-hf\ntarget: { gpu: V100 }\nworkload: { context: 2048, concurrency: 2 }\n"
+        )
+    ).document
+    assert document.chosen is None
+    assert document.rejected[0].candidate == "vllm: as it is"
+    assert document.alternatives[0].change == "vllm 0.19"

@@ -2,9 +2,9 @@
 
 * `energy`: how large what a unit adds to the outputs is, Σ ‖W_u x_u‖² over the text.
 * `eliminated`: what its removal costs after all that stay have made up for it, ‖W_u [(H⁻¹)_uu]^-½‖² (Optimal Brain Surgeon, Hassibi & Stork
-  1993; of whole units as in ZipLM, Kurtic et al. 2023). The cheapest unit goes, W and H⁻¹ are brought up to date, and so on.
-* `weighed`: sums of a figure of every weight over all weights of a unit: squares (magnitude), or |w · ∂L/∂w| (first-order Taylor, LLM-Pruner,
-  Ma et al. 2023, eq. 5, element by element).
+  1993; of whole units as in ZipLM, Kurtic et al. 2023). The cheapest go, W and H⁻¹ are brought up to date, and so on.
+* `weighed`: sums of a figure of every weight over all weights of a unit: squares (magnitude), or |w · ∂L/∂w| (first-order Taylor, as
+  LLM-Pruner takes it, Ma et al. 2023, eq. 5, element by element).
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from passes.algorithms.removal.least_squares import damped_factor
 
 if TYPE_CHECKING:
     import torch
+
+
+#: Removals after each of which W and H⁻¹ are brought up to date: of many units some go at once.
+_ROUNDS = 32
 
 
 @dataclass(frozen=True)
@@ -76,25 +80,25 @@ def best(scores: torch.Tensor, count: int) -> torch.Tensor:
 def eliminated(
     weight: torch.Tensor, hessian: torch.Tensor, columns: torch.Tensor, count: int, *, where: str = ""
 ) -> torch.Tensor:
-    """Return the `count` units that stay, by number, when the one whose removal costs least goes, again and again.
+    """Return the `count` units that stay, by number, when those whose removal costs least go, a few at a time.
 
     W `[N, K]` and the damped H⁻¹ `[K, K]` follow every removal; `columns` `[U, C]` are each unit's. Raises TightfitError for a Hessian that
     no damping mends; `where` names the matrix.
     """
     import torch
 
+    at_once = max(1, (len(columns) - count) // _ROUNDS)
     inverse = torch.cholesky_inverse(damped_factor(hessian.float(), DAMPING, where))
     work = weight.float().clone()
     left = torch.ones(len(columns), dtype=torch.bool, device=weight.device)
-    for _ in range(len(columns) - count):
-        alive = left.nonzero().flatten()
-        unit = alive[_costs(work, inverse, columns[alive]).argmin()]
-        left[unit] = False
-        gone = columns[unit]
+    while len(alive := left.nonzero().flatten()) > count:
+        costs = _costs(work, inverse, columns[alive])
+        units = alive[torch.argsort(costs, stable=True)[: min(at_once, len(alive) - count)]]
+        left[units] = False
+        gone = columns[units].flatten()
         onto = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
-        work -= work[:, gone] @ onto
-        inverse -= inverse[:, gone] @ onto
-        work[:, gone] = 0.0
+        work.addmm_(work[:, gone], onto, alpha=-1.0)
+        inverse.addmm_(inverse[:, gone], onto, alpha=-1.0)
     return left.nonzero().flatten()
 
 
@@ -103,7 +107,7 @@ def _costs(work: torch.Tensor, inverse: torch.Tensor, columns: torch.Tensor) -> 
     import torch
 
     if columns.shape[1] == 1:
-        single = columns.flatten()
-        return work[:, single].square().sum(0) / torch.diagonal(inverse)[single].clamp_min(1e-30)
+        return (work.square().sum(0) / torch.diagonal(inverse).clamp_min(1e-30))[columns.flatten()]
     parts = work.T[columns]  # [U, C, N]
-    return (parts * torch.linalg.solve(_blocks(inverse, columns), parts)).sum((1, 2))
+    costs: torch.Tensor = (parts * torch.linalg.solve(_blocks(inverse, columns), parts)).sum((1, 2))
+    return costs

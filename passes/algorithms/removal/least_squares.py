@@ -34,7 +34,8 @@ def compensated(
     rows = hessian[kept].float()
     factor = damped_factor(rows[:, kept], damping, where)
     missed = weight[:, gone].float() @ rows[:, gone].T
-    return left + torch.cholesky_solve(missed.T, factor).T
+    made_up: torch.Tensor = left + torch.cholesky_solve(missed.T, factor).T
+    return made_up
 
 
 def damped_factor(hessian: torch.Tensor, damping: float, where: str) -> torch.Tensor:
@@ -48,6 +49,7 @@ def damped_factor(hessian: torch.Tensor, damping: float, where: str) -> torch.Te
     turned = hessian.clone()
     for _ in range(DAMPING_ATTEMPTS):
         torch.diagonal(turned).add_(step)
+        lower: torch.Tensor
         lower, failed = torch.linalg.cholesky_ex(turned)
         if int(failed) == 0 and bool(torch.isfinite(lower.sum())):
             return lower

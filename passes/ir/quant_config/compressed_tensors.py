@@ -10,7 +10,7 @@ from passes.formats.compressed_tensors import CompressedTensors, ConfigGroup
 from passes.formats.format import Format, formats
 from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.module_names import matcher
+from passes.ir.quant_config.module_names import Matches, is_pattern, matcher
 from passes.ir.quant_config.quant_config import (
     NamedMatrix,
     QuantConfig,
@@ -19,6 +19,9 @@ from passes.ir.quant_config.quant_config import (
     group_size,
     not_understood,
 )
+
+#: In names that say of which layer a module is.
+_LAYER_NAME = re.compile(r"\.\d+\.")
 
 
 class CompressedTensorsConfig(QuantConfig):
@@ -37,9 +40,18 @@ class CompressedTensorsConfig(QuantConfig):
         formats = [
             (described(read_group(group, said), ir), group.names("targets", default=()) or ["Linear"]) for group in read
         ]
-        named = [(matcher(target), form) for form, targets in formats for target in targets if not _is_class(target)]
+        named = [
+            (self.leaves(target), form) for form, targets in formats for target in targets if not _is_class(target)
+        ]
         rest = next((form for form, targets in formats if any(map(_is_class, targets))), None)
         return lambda name: next((form for test, form in named if test(name)), rest)
+
+    def leaves(self, pattern: str) -> Matches:
+        """A plain name means that module, behind a wrapper's prefix too, and nothing below it (`compressed_tensors.utils.match`)."""
+        if is_pattern(pattern):
+            return matcher(pattern)
+        whole = _LAYER_NAME.search(pattern) is not None
+        return lambda name: name == pattern or (whole and name.endswith("." + pattern))
 
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
         """One group a format; what is dense is ignored."""

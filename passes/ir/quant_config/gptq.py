@@ -17,7 +17,7 @@ from passes.formats.format import Format
 from passes.formats.gptq import Gptq
 from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
-from passes.ir.quant_config.module_names import compiled
+from passes.ir.quant_config.patterns import compiled
 from passes.ir.quant_config.quant_config import (
     NamedMatrix,
     QuantConfig,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TypeVar
 
-from passes.errors import InputError
 from passes.ir.fields import Fields
+from passes.ir.quant_config.patterns import compiled
 
 #: Says whether a module (full name) is meant.
 Matches = Callable[[str], bool]
@@ -24,24 +24,13 @@ _DROPPED = re.compile(r"\.\.\.\d+ more entries dropped")
 _LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
-    """Return a regular expression of a config. Raises InputError where it is none."""
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise InputError(
-            f"quantization_config: {pattern!r:.80} should be a regular expression ({error})",
-            remedy="Mend the pattern, or name the dense model.",
-        ) from None
-
-
 @lru_cache(maxsize=1 << 12)
 def matcher(pattern: str) -> Matches:
     """Return the test for one entry of a list; a plain name means what stands below it too."""
     if pattern.startswith("re:"):
         expression = compiled(pattern[3:])
         return lambda name: expression.match(name) is not None
-    if _is_pattern(pattern):
+    if is_pattern(pattern):
         wild = re.compile(fnmatch.translate(pattern) + "|" + fnmatch.translate(pattern + ".*"))
         return lambda name: wild.match(name) is not None
     return lambda name: name == pattern or name.startswith(pattern + ".") or f".{pattern}." in f".{name}."
@@ -52,7 +41,7 @@ def by_name(entries: Mapping[str, T]) -> Callable[[str, T], T]:
 
     An entry is a module's whole name, that of one above it, the end of it, or a pattern; looked up in this order.
     """
-    patterns = [(matcher(name), value) for name, value in entries.items() if _is_pattern(name)]
+    patterns = [(matcher(name), value) for name, value in entries.items() if is_pattern(name)]
 
     def find(name: str, rest: T) -> T:
         parts = name.split(".")
@@ -64,7 +53,8 @@ def by_name(entries: Mapping[str, T]) -> Callable[[str, T], T]:
     return find
 
 
-def _is_pattern(name: str) -> bool:
+def is_pattern(name: str) -> bool:
+    """Return whether an entry stands for names that it does not spell out."""
     return name.startswith("re:") or "*" in name or "?" in name
 
 

@@ -70,7 +70,7 @@ def _goal(goal: PlannedGoal) -> str:
     wanted, predicted = apart(goal.wanted, goal.predicted.value, goal.unit)
     sign = ("≤" if goal.at_most else "≥") if goal.met else (">" if goal.at_most else "<")
     odds = f" ({goal.odds:.0%})" if goal.odds is not None else ""
-    return f"{goal.name} {predicted} {sign} {wanted}{odds}"
+    return f"{goal.said} {predicted} {sign} {wanted}{odds}"
 
 
 def print_diff(console: Console, difference: PlanDifference) -> None:

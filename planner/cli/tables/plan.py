@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from passes.base import Stage
 from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
 from planner.cli.tables.page import Page
@@ -86,6 +87,8 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     _print_illegal(page, document)
     for note in chosen.notes:
         page.line("  Note     ", note, "dim")
+    for recovery in _recoveries(chosen):
+        page.line("  Recovery ", recovery)
     page.line("  Ask      ", f"optimize explain {'; '.join(_questions(document, chosen))}", "dim")
     page.line("  ", _making(chosen))
     said = Text(f"Plan: {chain}, {size(chosen.tensor_bytes)}, served by {engine}.", "bold")
@@ -164,6 +167,15 @@ def _by_how_much(reason: StatedReason, plan: RejectedPlan) -> str:
             m.budget.value,
         )
     return f", {size(needed - available)} too much" if needed is not None and available is not None else ""
+
+
+def _recoveries(chosen: ChosenPlan) -> Iterator[str]:
+    """What training takes and what is left in the end, where the plan has any."""
+    growth = perplexity_growth(chosen.quality.log_ppl_increase)
+    for pass_ in (pass_ for pass_ in chosen.chain if pass_.stage is Stage.DISTILL):
+        seconds = sum(chosen.apply.steps.get(step, 0.0) for step in pass_.choice_steps)
+        takes = f", about {show(seconds / 3600, 'h')} on {chosen.apply.device or 'this machine'}" if seconds else ""
+        yield f"{pass_.title()}{takes}: {show_interval(growth, '%')} perplexity expected in the end"
 
 
 def _making(chosen: ChosenPlan) -> str:
@@ -281,7 +293,7 @@ def _print_goals(page: Page, chosen: ChosenPlan, confidence: float) -> None:
         wanted, value = apart(goal.wanted, p.value, goal.unit)
         sign = "≤" if goal.at_most else "≥"
         rows.append(
-            (goal.name, f"{sign} {wanted}", show_interval(p, goal.unit, value), p.basis, _mark(goal, confidence))
+            (goal.said, f"{sign} {wanted}", show_interval(p, goal.unit, value), p.basis, _mark(goal, confidence))
         )
     named = {goal.name for goal in chosen.goals}
     if chosen.speed is not None and not named & {Goal.DECODE, Goal.TPOT, Goal.THROUGHPUT}:

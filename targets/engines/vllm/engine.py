@@ -21,13 +21,13 @@ from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import (
     Engine,
+    KVEstimate,
     Memory,
     MemoryEstimate,
     Parallel,
     Scheduler,
     ServerLog,
     Settings,
-    SpeedEstimate,
 )
 from targets.engines.kv_layout import Layout, build_layout
 from targets.engines.kv_spec import CacheSettings
@@ -55,6 +55,7 @@ from targets.workload import Workload
 if TYPE_CHECKING:
     from targets.launch.request import Launch, LaunchRequest
     from targets.serve.verifier import Verifier
+    from targets.simulation.simulate import Composer
 
 _GIB = 1 << 30
 #: Cards with more memory than this get the larger defaults (vLLM's `EngineArgs.get_batch_defaults`).
@@ -169,13 +170,21 @@ class Vllm(Engine):
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
 
-    def speed(
-        self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
-    ) -> SpeedEstimate:
+    def as_run(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> ModelIR:
         """In the dtype that this version computes in, with the matrices and the cache as it keeps them."""
         rules, _ = rules_on_card(settings.version, gpu)
-        served = as_cached(resident_model(computed(ir, gpu, settings, rules)), rules)
-        return super().speed(served, gpu, settings, workload, memory)
+        return as_cached(resident_model(computed(ir, gpu, settings, rules)), rules)
+
+    def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Composer:
+        """V1's scheduler; with pipeline stages one step stands for a batch in each, composed when the last is settled."""
+        from targets.simulation import scheduler
+        from targets.simulation.serving import cache_of
+
+        rules, _ = rules_on_card(settings.version, gpu)
+        asked, stages = self.scheduler(gpu, settings, workload), settings.parallel.pp
+        lag = int(rules.async_scheduling and stages == 1 and not gpu.is_cpu)
+        step = scheduler.Rules(asked.tokens * stages, min(asked.sequences, asked.tokens), lag, rules.reserves_prompt)
+        return scheduler.Scheduler(step, cache_of(kv, workload, settings.block_size or _BLOCK))
 
     def _estimate(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules

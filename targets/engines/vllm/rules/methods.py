@@ -145,11 +145,13 @@ def wheel_reasons(capability: int, rules: Rules) -> Iterator[Reason]:
         return
     message = f"vLLM {rules.said} has code for cards of compute capability {_dotted(least)} and more; this one has {_dotted(capability)}"
     older = next((since for since, need in _WHEELS if need > capability), None)
-    fits = older is not None and older > _ALWAYS
-    remedy = (
-        f'a vLLM before {said(older)} (engine: {{name: vllm, version: "0.{older[1] - 1}"}})' if fits and older else None
-    )
-    yield Reason(f"vllm_needs_sm{least}", message, f"{remedy}, or a newer card" if remedy else "a newer card")
+    code = f"vllm_needs_sm{least}"
+    if older is None or older == _ALWAYS:
+        yield Reason(code, message, "a newer card")
+        return
+    last = f"0.{older[1] - 1}"
+    remedy = f'a vLLM before {said(older)} (engine: {{name: vllm, version: "{last}"}}), or a newer card'
+    yield Reason(code, message, remedy, options={"engine_version": last})
 
 
 def plugin_note(names: Iterator[str], rules: Rules) -> str | None:

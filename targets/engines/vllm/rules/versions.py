@@ -61,6 +61,9 @@ class Rules:
     exported inside a prefill. `mla`: False stores expanded keys and values (to 0.7.0); `mla_alignment`: elements an MLA entry is padded to,
     0 = none.
 
+    Scheduler (`v1/core/sched/scheduler.py`, `config/vllm.py`). `async_scheduling`: a step is composed while the last one runs (default from
+    0.14). `reserves_prompt`: a request is admitted where all of its prompt fits the cache (0.19), before where its first chunk did.
+
     Weights. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to (256 and 128 in the
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `group_order`: groups that follow the activation order are read
     (`quantization/utils/gptq_utils.py` refuses them from 0.30). `bitsandbytes_plugin`: its loader is a package of its own (0.28).
@@ -97,6 +100,8 @@ class Rules:
     states_for_graphs: bool = False
     state_checkpoints: int = 0
     gdn_checkpoints: int = 0
+    async_scheduling: bool = False
+    reserves_prompt: bool = False
     mla: bool = True
     mla_alignment: int = 0
     expert_padding: tuple[int, int] = (1, 1)
@@ -134,9 +139,10 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 10, 2), {"no_float16": ("gemma2", "gemma3", "gemma3_text", "glm4")}),
     ((0, 11, 1), {"sorts_without_package": False, "graph_stride": 16}),
     ((0, 12, 0), {"group_slack": 1.25, "expert_chunk": 16384}),
-    ((0, 14, 0), {"chunked_groups": True}),
+    ((0, 14, 0), {"chunked_groups": True, "async_scheduling": True}),
     ((0, 17, 0), {"sampler_fp32_sort": False}),
     ((0, 18, 0), {"group_slack": 1.5, "expert_chunk": 0}),
+    ((0, 19, 0), {"reserves_prompt": True}),
     ((0, 20, 0), {"utilization": 0.92, "graphs_v1": True, "states_for_graphs": True}),
     ((0, 20, 1), {"tokens_from_concurrency": True}),
     ((0, 22, 0), {"v2_runner": "qwen3"}),

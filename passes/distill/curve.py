@@ -1,0 +1,74 @@
+"""The curve of a distillation as it goes: which loss to expect at its end, how sure that is, and whether its goal can still be reached.
+
+Loss falls as a power of the tokens seen: from the last point of a curve, ln L(N) = ln L(n) − b ln(N / n).
+The slope b is that of the curve so far (least squares in ln-ln over its later half), drawn towards the usual one
+(`USUAL`): few points know little. The interval is 90 %: the slope's uncertainty grows with ln(N / n), and
+losses scatter besides. Pure arithmetic, so that plans can use it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: A 90 % interval in standard deviations.
+_NINETY = 1.645
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The held-out loss, in nats a token, after so many tokens of training."""
+
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Slopes:
+    """What is known of slopes before a curve is seen: mean and standard deviation of b, scatter of ln loss beside the power."""
+
+    mean: float
+    spread: float
+    scatter: float
+
+
+#: Assumed: the slope of published recoveries (`planner/quality/recovery_fit.json`: 0.22) with what a falling learning rate adds.
+USUAL = Slopes(0.30, 0.20, 0.10)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The loss to expect at the end, in nats a token, with its 90 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ({self.low:.3g} … {self.high:.3g})"
+
+
+def expected_loss(curve: Sequence[Point], tokens: int, slopes: Slopes = USUAL) -> Expected | None:
+    """Return the loss to expect after `tokens`; None before there are two points with training behind them."""
+    trained = [point for point in curve if point.tokens > 0 and point.loss > 0]
+    if len(trained) < 2:
+        return None
+    last = trained[-1]
+    slope, spread = _slope(trained[len(trained) // 3 :] if len(trained) > 3 else trained, slopes)
+    ahead = math.log(max(1.0, tokens / last.tokens))
+    value = math.log(last.loss) - slope * ahead
+    half = _NINETY * math.hypot(spread * ahead, slopes.scatter * min(1.0, ahead))
+    return Expected(*(math.exp(value + shift) for shift in (0.0, -half, half)))
+
+
+def _slope(points: Sequence[Point], slopes: Slopes) -> tuple[float, float]:
+    """The slope of a curve and its standard deviation: least squares, weighed against what slopes usually are."""
+    steps = [math.log(point.tokens) for point in points]
+    losses = [math.log(point.loss) for point in points]
+    centre = sum(steps) / len(steps)
+    squares = sum((step - centre) ** 2 for step in steps)
+    fitted = -sum((step - centre) * loss for step, loss in zip(steps, losses, strict=True)) / squares
+    variance = slopes.scatter**2 / squares
+    weight = slopes.spread**2 / (slopes.spread**2 + variance)
+    return slopes.mean + weight * (fitted - slopes.mean), math.sqrt(weight * variance)

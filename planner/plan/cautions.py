@@ -1,0 +1,74 @@
+"""What a person must know of a plan before they sign it, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from passes import chain
+from passes.errors import ReasonKind
+from passes.ir.model import ModelIR
+from planner.apply_cost import Effort, holds, holds_whole
+from planner.choice.rule import making
+from planner.choice.search import SearchResult
+from planner.choice.verdict import Verdict
+from planner.figures import show
+from planner.spec.spec import Spec
+from targets.engines.engine import find_engine
+from targets.gpu import Gpu
+
+_GIB = 1 << 30
+
+
+def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str]:
+    """Say what a person must know before they sign: odds below the confidence, an archived engine, clients that wait, more than one
+    machine, numbers that were left open.
+    """
+    goals, parallel = spec.goals, verdict.candidate.settings.parallel
+    if not verdict.admissible(goals):
+        least = min(verdict.odds)
+        yield (
+            f"no candidate reaches the confidence asked for ({goals.confidence:.0%}, fit {goals.fit_confidence:.0%}); "
+            f"of those that come into question this one has the best odds, {least:.0%} in the least likely"
+        )
+    if (archived := find_engine(verdict.candidate.engine).archived) is not None:
+        yield f"{archived}; it is planned when asked for, or when nothing else serves"
+    if verdict.capacity.waiting:
+        yield f"{verdict.capacity.running} of {verdict.capacity.clients} requests run at once, the others wait: TTFT holds their wait"
+    node = spec.target.node
+    if parallel.gpus > node:
+        machines = -(-parallel.gpus // node)
+        inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"
+        yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}"
+    yield from _chosen_numbers(spec, result, verdict)
+
+
+def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str]:
+    """What was chosen that the spec left open: how many clients, how many cards, and what fewer of those would miss."""
+    capacity, parallel, speed = verdict.capacity, verdict.candidate.settings.parallel, verdict.shown
+    if spec.workload.concurrency == "auto" and speed is not None:
+        each = f", {capacity.at_once} on each replica (max_num_seqs)" if parallel.dp > 1 else " (max_num_seqs)"
+        rate, first = show(speed.throughput_tok_s.value, "tok/s"), show(speed.ttft_ms.value, "ms")
+        own = show(speed.decode_tok_s_per_request.value, "tok/s")
+        yield f"clients were left open: {capacity.clients} at once{each} give {rate} in all, {own} each, a first token after {first}"
+    if spec.target.fewest and (fewer := result.with_fewer_cards()) is not None:
+        missed = [goal.reason().message for goal in fewer.goals if not goal.met]
+        told = [reason.message for reason in fewer.reasons if reason.kind is not ReasonKind.DOMINATED]
+        misses = "; ".join(told or missed) or f"odds of {min(fewer.odds):.0%}"
+        cards = "1 card" if fewer.candidate.cards == 1 else f"{fewer.candidate.cards} cards"
+        yield f"{parallel.gpus} cards are the fewest: with {cards} the nearest is {fewer.candidate.label}: {misses}"
+
+
+def unheld(spec: Spec, verdict: Verdict, served: ModelIR, card: Gpu | None, work: Effort | None) -> Iterator[str]:
+    """Say what the card of a plan has too little memory for, of the work that makes it."""
+    if card is None or work is None or making(verdict) == 0:
+        return
+    size = f"{card.name} has {card.memory_bytes.value / _GIB:.1f} GiB"
+    if not holds(work, card):
+        least = work.memory_bytes.low / _GIB
+        yield f"the work takes at least {least:.1f} GiB and {size}: it is done on a processor, or on a larger card"
+    own = spec.calibration.dataset == "self" and chain.needs_text(verdict.candidate.passes, verdict.ir)
+    if own and not holds_whole(served, card):
+        yield (
+            f"the model ({served.tensor_bytes / _GIB:.1f} GiB) writes its own calibration text whole and {size}: to apply there name a "
+            "text (`calibration: dataset:`); the figures of the card are those of a text that is there"
+        )

@@ -1,0 +1,50 @@
+"""What distillation is expected to take back of a loss, and what it takes to reach a goal: before any of it was run.
+
+`recovery_fit.json` (made by `benchmarks/fit_recovery.py`): the share of a loss that is left after `n` tokens is (1 + n / n0)^−b. Nearly all
+published runs state accuracies; the share of the gap in accuracy that is left stands for the share of the rise of log-perplexity that is
+left. Both are 0 when the teacher is reached and 1 before training; in between accuracies of hard tasks come back later, which the interval
+holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from targets.quantity import Basis, Quantity, weaker
+
+
+@lru_cache(maxsize=1)
+def fit() -> dict[str, Any]:
+    """The fit, parsed."""
+    values: dict[str, Any] = json.loads(
+        files("planner.quality").joinpath("recovery_fit.json").read_text(encoding="utf-8")
+    )
+    return values
+
+
+def left(tokens: int, method: str) -> float:
+    """Return the share of a loss that is expected to be left after so many tokens."""
+    known = fit()["methods"][method]
+    return float((1 + tokens / known["tokens"]) ** -known["slope"])
+
+
+def recovered(rise: Quantity, tokens: int, method: str) -> Quantity:
+    """Return what is left of a rise of log-perplexity. Both ends of the interval widen by what runs differ."""
+    share, width = left(tokens, method), fit()["methods"][method]["width"]
+    basis = weaker(rise.basis, Basis(fit()["methods"][method]["basis"]))
+    far = math.exp(width)
+    return Quantity(rise.value * share, rise.low * share / far, min(rise.high, rise.high * share * far), basis)
+
+
+def tokens_needed(rise: float, goal: float, method: str) -> int | None:
+    """Return the tokens after which a rise of log-perplexity is expected to be down to a goal; 0 where it is, None where none do."""
+    if rise <= goal:
+        return 0
+    if goal <= 0:
+        return None
+    known: dict[str, float] = fit()["methods"][method]
+    return math.ceil(known["tokens"] * ((rise / goal) ** (1 / known["slope"]) - 1))

@@ -1,0 +1,239 @@
+"""The simulation of a load: what is always true of it, its step times against the step model, and the figures of real runs."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+
+from passes.ir.sources import open_model
+from targets.engines.engine import KVEstimate, Settings, SpeedEstimate, find_engine
+from targets.gpu import find_gpu
+from targets.quantity import Quantity
+from targets.simulation.arrivals import Arrivals, burst, closed_loop, poisson
+from targets.simulation.lengths import lognormal, spread
+from targets.simulation.metrics import Distribution, figures, goodput
+from targets.simulation.scheduler import Batch, Cache, Request, Rules, Scheduler
+from targets.simulation.serving import cache_of, load_of
+from targets.simulation.simulate import Host, Run, simulate
+from targets.simulation.step_times import StepTimes
+from targets.speed.estimate import asked
+from targets.speed.step import Step
+from targets.workload import Workload
+
+_LENGTHS = list(zip(spread(500, 0.8, 150), spread(150, 0.9, 150, seed=1), strict=True))
+_LOADS = {
+    "closed": closed_loop(24, 150), "burst": burst(150), "rate": poisson(8, 150), "capped": poisson(50, 150, 0.3, at_once=9),
+}  # fmt: skip
+
+
+def _step_s(batch: Batch) -> float:
+    """A made-up card: linear in all that a step holds, so that runs of steps told as one take what they take one by one."""
+    return 0.01 + 1e-4 * batch.decode + 1e-8 * batch.context + 1e-5 * sum(tokens for _, tokens, _ in batch.chunks)
+
+
+class _StepByStep(Scheduler):
+    """The scheduler without its jumps."""
+
+    def quiet(self) -> int:
+        return 0
+
+
+def _run(load: Arrivals, blocks: int, lag: int, kind: type[Scheduler] = Scheduler) -> tuple[Run, Scheduler]:
+    scheduler = kind(Rules(2048, 64, lag), Cache(blocks))
+    return simulate(_step_s, scheduler, load, _LENGTHS, Host(0.02, 0.001, 1e-6)), scheduler
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("blocks", [700, 100_000])
+@pytest.mark.parametrize("load", _LOADS)
+def test_steps_told_as_one_take_what_they_take_one_by_one(load: str, blocks: int, lag: int) -> None:
+    jumps, _ = _run(_LOADS[load], blocks, lag)
+    single, _ = _run(_LOADS[load], blocks, lag, _StepByStep)
+    assert jumps.steps == single.steps and jumps.preemptions == single.preemptions
+    assert jumps.done == pytest.approx(single.done, rel=1e-6)
+    assert jumps.first == pytest.approx(single.first, rel=1e-6)
+    assert jumps.full_s == pytest.approx(single.full_s, rel=1e-3)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("load", _LOADS)
+def test_tokens_are_conserved_and_all_blocks_come_back(load: str, lag: int) -> None:
+    run, scheduler = _run(_LOADS[load], 900, lag)
+    for _ in range(lag + 1):  # what ended is settled
+        scheduler.compose()
+    assert scheduler.free == 900 and scheduler.idle
+    written = sum(count for _, count in run.gaps)
+    assert written == sum(output - 1 for _, output in _LENGTHS)
+    assert all(sent < first <= done for sent, first, done in zip(run.sent, run.first, run.done, strict=True))
+
+
+def test_a_request_is_sent_when_it_is_due_and_a_client_is_free() -> None:
+    run, _ = _run(_LOADS["capped"], 100_000, 1)
+    times = sorted([(at, 1) for at in run.sent] + [(at, -1) for at in run.done], key=lambda event: (event[0], event[1]))
+    out = most = 0
+    for _, change in times:
+        out += change
+        most = max(most, out)
+    assert most == 9
+    assert all(sent >= due for sent, due in zip(run.sent, _LOADS["capped"].due, strict=True))
+
+
+def test_one_client_waits_for_the_host_and_its_own_steps_only() -> None:
+    run = simulate(
+        lambda _: 0.01,
+        Scheduler(Rules(2048, 64), Cache(1000)),
+        closed_loop(1, 3),
+        [(500, 11)] * 3,
+        Host(0.02, 0.001, 1e-6),
+    )
+    seen = figures(run)
+    assert seen.ttft.mean == pytest.approx(0.0315) and seen.ttft.percentiles[99] == pytest.approx(0.0315)
+    assert seen.tpot is not None and seen.tpot.mean == pytest.approx(0.01)
+    assert seen.itl is not None and seen.itl.percentiles[95] == pytest.approx(0.01)
+    assert seen.throughput == pytest.approx(11 / 0.1315) and seen.full == 0.0 and seen.preemptions == 0
+    assert goodput(run, lambda ttft, tpot, e2e: ttft < 0.04) == pytest.approx(seen.requests_s)
+    assert goodput(run, lambda ttft, tpot, e2e: e2e < 0.1) == 0.0
+
+
+def test_a_shared_prefix_is_computed_and_kept_once() -> None:
+    def tokens(prefix: int) -> tuple[int, int]:
+        computed: list[int] = []
+
+        def step_s(batch: Batch) -> float:
+            computed.append(sum(tokens for _, tokens, _ in batch.chunks))
+            return 1.0
+
+        scheduler = Scheduler(Rules(8192, 64, 0), Cache(1000, prefix=prefix))
+        run = simulate(step_s, scheduler, burst(10), [(320, 5)] * 10)
+        return sum(computed), run.steps
+
+    assert tokens(0) == (3200, 5)
+    assert tokens(160) == (320 + 9 * 160, 5)
+
+
+def test_a_request_that_never_fits_is_refused() -> None:
+    with pytest.raises(ValueError, match="never fits"):
+        Scheduler(Rules(2048, 64), Cache(10)).add(Request(0, 150, 20))
+
+
+def test_a_rate_is_kept_and_its_gaps_are_as_clustered_as_asked() -> None:
+    for burstiness, variation in ((1.0, 1.0), (0.25, 2.0), (100.0, 0.1)):
+        due = poisson(4.0, 4000, burstiness).due
+        gaps = [b - a for a, b in zip(due, due[1:], strict=False)]
+        mean = fmean(gaps)
+        assert due[-1] == pytest.approx(1000)
+        assert math.sqrt(fmean([(gap / mean - 1) ** 2 for gap in gaps])) == pytest.approx(variation, rel=0.1)
+    assert poisson(4.0, 10).due == poisson(4.0, 10).due
+
+
+def test_lengths_have_the_mean_and_the_percentile_that_are_asked() -> None:
+    drawn = sorted(lognormal(215, 800, 20_000))
+    assert fmean(drawn) == pytest.approx(215, rel=0.03)
+    assert drawn[19_000] == pytest.approx(800, rel=0.05)
+    assert max(lognormal(215, 800, 1000, most=900)) == 900
+    assert set(lognormal(100, 100, 10)) == {100}
+
+
+def test_percentiles() -> None:
+    told = Distribution.of([float(n) for n in range(101)])
+    assert told.mean == 50 and told.percentiles == {50: 50, 90: 90, 95: 95, 99: 99}
+    weighted = Distribution.weighted([(1.0, 94), (2.0, 4), (9.0, 2)])
+    assert weighted.mean == pytest.approx(1.2) and weighted.percentiles == {50: 1, 90: 1, 95: 2, 99: 9}
+    assert weighted.statistic("mean") == weighted.mean and weighted.statistic("p95") == 2
+
+
+def test_the_pool_is_that_of_the_memory_estimate() -> None:
+    work = Workload(4096, shared_prefix=64)
+
+    def kv(per_token: float, per_sequence: int, at_once: float) -> KVEstimate:
+        return KVEstimate(per_token, per_sequence, Quantity.exact(0), Quantity.exact(at_once), 4096)
+
+    assert cache_of(kv(1000, 4096 * 1000, 10.0), work, 16) == Cache(2559, 16, 0, 64)
+    assert cache_of(kv(1000, 4096 * 1000 + 320_000, 10.0), work, 16) == Cache(2759, 16, 20, 64)
+    assert cache_of(kv(1000, 4096 * 1000, 0.5), work, 16).blocks == 256  # one longest request
+    assert cache_of(kv(0, 5000, 7.9), work, 16).blocks == 7
+    assert cache_of(kv(0, 0, math.inf), work, 16).blocks > 1e9
+
+
+def test_loads_of_a_workload() -> None:
+    work = Workload(4096, 8, 500, 100)
+    assert load_of(work).arrivals == closed_loop(8, 80) and len(set(load_of(work).lengths)) > 40
+    assert load_of(replace(work, requests=20)).lengths == [(500, 100)] * 20
+    assert load_of(replace(work, requests=20), replicas=2).arrivals == closed_loop(4, 10)
+    assert load_of(replace(work, rate=math.inf, requests=30, at_once=7)).arrivals == burst(30, 7)
+    assert len(load_of(replace(work, rate=2.0)).lengths) == 1000
+    assert load_of(replace(work, trace=((0.0, 10, 5), (1.5, 20, 6)))).lengths == [(10, 5), (20, 6)]
+    chats = load_of(replace(work, requests=500, input_p95=1500)).lengths
+    assert fmean(prompt for prompt, _ in chats) == pytest.approx(500, rel=0.15) and {out for _, out in chats} == {100}
+
+
+def _served(model: str, workload: Workload, version: str = "0.26", **settings: object) -> SpeedEstimate:
+    engine, gpu = find_engine("vllm"), find_gpu("H100 SXM")
+    chosen = Settings(version=version, **settings)  # type: ignore[arg-type]
+    ir = open_model(model).ir
+    return engine.served(ir, gpu, chosen, workload, engine.memory(ir, gpu, chosen, workload))
+
+
+@pytest.mark.parametrize("model", ["meta-llama/Llama-3.1-8B", "openai/gpt-oss-120b", "google/gemma-3-27b-it"])
+def test_step_times_are_those_of_the_step_model(model: str) -> None:
+    engine, gpu, ir = find_engine("vllm"), find_gpu("H100 SXM"), open_model(model).ir
+    work, settings = Workload(8192, 64), Settings()
+    question = asked(engine, ir, gpu, settings, work, engine.memory(ir, gpu, settings, work))
+    times, chance = StepTimes(question.run.step, 2.0), random.Random(3)
+    for _ in range(300):
+        decode, chunk = chance.choice([0, 1, chance.randrange(1000)]), chance.choice([0, chance.randrange(1, 8192)])
+        if not decode + chunk:
+            continue
+        context, before = decode * chance.randrange(4000), chance.randrange(3000)
+        batch = Batch(decode, context, [(Request(0, 9000, 1), chunk, before)] if chunk else [])
+        whole = Step(decode, context / max(decode, 1), chunk, before + (chunk + 1) / 2, bool(chunk), 2.0)
+        assert times(batch) == pytest.approx(question.run.step(whole), rel=2e-3)
+
+
+def test_a_real_card_under_load() -> None:
+    """An H100 with vLLM 0.26, Llama 3.1 8B's shape in bf16, 512 + 128 tokens, all clients at once (measured; docs/load.md)."""
+    for clients, requests, ttft, tpot, rate in ((16, 64, 190, 7.51, 1786), (64, 192, 482, 11.30, 4242)):
+        told = _served("meta-llama/Llama-3.1-8B", Workload(4096, clients, 512, 128, requests=requests))
+        assert told.ttft_ms.value == pytest.approx(ttft, rel=0.2)
+        assert told.tpot_ms.value == pytest.approx(tpot, rel=0.08)
+        assert told.throughput_tok_s.value == pytest.approx(rate, rel=0.08)
+        assert told.requests == requests and told.preemptions == 0 and told.cache_full == 0
+        assert told.ttft_p95_ms is not None and told.ttft_p95_ms.low <= told.ttft_p95_ms.value <= told.ttft_p95_ms.high
+
+
+def test_a_rate_that_is_kept_up_with_and_one_that_is_not() -> None:
+    slow = _served("meta-llama/Llama-3.1-8B", Workload(4096, None, 512, 128, rate=2.0))
+    flood = _served("meta-llama/Llama-3.1-8B", Workload(4096, None, 512, 128, rate=200.0))
+    assert slow.requests_s is not None and slow.requests_s.value == pytest.approx(2.0, rel=0.02)
+    assert flood.requests_s is not None and flood.requests_s.value < 100
+    assert slow.ttft_ms.value < 100 < 2000 < flood.ttft_ms.value
+
+
+def test_a_cache_that_is_short_is_seen() -> None:
+    short = _served(
+        "meta-llama/Llama-3.1-8B", Workload(4096, 64, 512, 512, requests=192), kv_cache_memory_bytes=2 << 30
+    )
+    assert short.preemptions and short.cache_full and short.cache_full > 0.2
+
+
+def test_a_thousand_requests_take_milliseconds() -> None:
+    engine, gpu, ir = find_engine("vllm"), find_gpu("H100 SXM"), open_model("meta-llama/Llama-3.1-8B").ir
+    work = Workload(4096, 64, 512, 200, requests=1000)
+    question = asked(engine, ir, gpu, Settings(), work, engine.memory(ir, gpu, Settings(), work))
+    best = math.inf
+    for _ in range(3):
+        began = time.process_time()
+        lengths = list(zip(spread(512, 0.2, 1000), spread(200, 0.2, 1000, seed=1), strict=True))
+        simulate(
+            StepTimes(question.run.step, 2.0),
+            Scheduler(Rules(8192, 1024), Cache(28_000)),
+            closed_loop(64, 1000),
+            lengths,
+        )
+        best = min(best, time.process_time() - began)
+    assert best < 0.15  # 0.02 on a machine of its own

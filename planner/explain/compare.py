@@ -47,7 +47,7 @@ class Judged:
     @property
     def least(self) -> tuple[str, float]:
         """The bound that is least likely kept, and how likely it is: a goal, or the fit."""
-        odds = [(str(goal.goal), goal.odds) for goal in self.verdict.goals]
+        odds = [(goal.name, goal.odds) for goal in self.verdict.goals]
         return min((("fit", self.verdict.capacity.odds), *odds), key=lambda pair: pair[1])
 
     @property

@@ -15,7 +15,7 @@ from passes.errors import InputError, NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.choice.goals import Goal
 from planner.choice.search import judged, target_gpu
-from planner.choice.verdict import Candidate, GoalResult, Verdict
+from planner.choice.verdict import MEAN, Candidate, GoalResult, Verdict
 from planner.plan.stated import StatedReason, stated
 from planner.spec.patch import Patch, Path, at, patched, written
 from planner.spec.spec import Spec
@@ -66,7 +66,7 @@ def _under(patch: Patch, candidate: Candidate) -> Candidate:
 def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterator[Patch]:
     if reason.kind is ReasonKind.GOAL_MISSED:
         missed = (goal for goal in verdict.goals if goal.goal.reason_code == reason.code and _near(goal))
-        yield from (_loosened(goal.goal, goal.predicted.value) for goal in missed)
+        yield from (_loosened(goal) for goal in missed)
     if reason.kind is ReasonKind.TOO_LARGE:
         if verdict.memory.memory.kv_cache.value > 0:
             yield from _shorter(spec, ir, verdict)
@@ -82,14 +82,15 @@ def _near(result: GoalResult) -> bool:
     return most <= _LOOSE * least
 
 
-def _loosened(goal: Goal, predicted: float) -> Patch:
+def _loosened(result: GoalResult) -> Patch:
     """The goal at the figure that is predicted, rounded to its worse side."""
-    path, unit, written_unit = _GOALS[goal]
-    value = predicted / unit
+    path, unit, written_unit = _GOALS[result.goal]
+    value = result.predicted.value / unit
     step = 10.0 ** (math.floor(math.log10(abs(value))) - 2) if value else 1.0
-    rounded = (math.ceil if goal.at_most else math.floor)(value / step) * step
+    rounded = (math.ceil if result.goal.at_most else math.floor)(value / step) * step
     number = float(f"{rounded:.6g}")
-    return at(path, f"{number:g}{written_unit}" if written_unit else number)
+    place = path if result.statistic == MEAN else (*path, result.statistic)
+    return at(place, f"{number:g}{written_unit}" if written_unit else number)
 
 
 def _shorter(spec: Spec, ir: ModelIR, verdict: Verdict) -> Iterator[Patch]:

@@ -67,7 +67,6 @@ def e4m3(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def product_errors(products: StoredProducts, seen: Path) -> Iterator[float]:
     """‖engine − ours‖ / ‖ours‖ of every product an engine noted: `<module>.input`, `<module>.output`, fused modules included; and
-
     of the scales of its caches (1 where none is stored).
     """
     parts_of = {fused: parts for parts, fused in FUSED.items()}

@@ -94,7 +94,6 @@ def outside(passes: Sequence[Pass]) -> Pass | None:
 
 def needs_text(passes: Sequence[Pass], planned: ModelIR) -> bool:
     """Return whether running a chain that ends in `planned` reads calibration text: to compensate errors, measure a choice, or find
-
     scales.
     """
     return planned.calibrated_scales or any(pass_.needs_text for pass_ in passes)

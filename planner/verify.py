@@ -38,7 +38,6 @@ LOAD_SECONDS, _LEAST_ROUNDS = 120.0, 3
 @dataclass(frozen=True)
 class VerifyReport:
     """What the running engine showed, check by check; `holds` when every binding check does. `loads`: every load that was put on, the
-
     first of which the checks are about; `notes`: what was not done as asked.
     """
 

@@ -19,7 +19,7 @@ from passes.distill.distill import Distill
 from passes.distill.student import distilled
 from passes.distill.trainer import Curve
 from passes.files.checkpoint import write_shard
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.measure.evaluate import Measured, evaluate
 from passes.prune.depth import DepthPrune
 from passes.quantize.quantize import Quantize

@@ -155,7 +155,6 @@ def _range_levels(groups: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, fa
 
 def _power_of_two(peak: torch.Tensor) -> torch.Tensor:
     """The scale of e2m1 values whose largest is `peak`, as microscaling has it (OCP MX 1.0, section 6.3; compressed-tensors'
-
     `generate_mx_scales`): the power of two of the peak, rounded up from 1¾ times a power, over that of the largest value, 4.
     """
     import torch

@@ -89,7 +89,6 @@ class DepthPrune(Pass):
 
     def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
         """Return what measuring takes: a forward for block influence; of fewer tokens one after each removal but the last, and six for
-
         three sets of blocks beside the source.
         """
         if self.resolved:

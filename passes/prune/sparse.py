@@ -58,7 +58,6 @@ class Sparsify(Pass):
 
     def conflict(self, chain: Sequence[Pass]) -> Reason | None:
         """Refuse what would fill the zeros: outside tools, and rounding that neither chooses them in its loop (GPTQ) nor follows
-
         the weights (FP8).
         """
         tool = next((pass_.backend for pass_ in chain if pass_.backend != NATIVE), None)

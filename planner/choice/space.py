@@ -72,7 +72,6 @@ def limits_of(goals: Goals) -> tuple[Limit, ...]:
 @dataclass(frozen=True, slots=True)
 class Design:
     """An engine, a chain of passes and a spread over cards. `settings`: what may be set, fewest changes of defaults first; the
-
     last leaves the cache the most room. `stands_for`: candidates that are settled with it, settings and solved widths. `published`: the
     checkpoint that the chain begins with, in the model's place.
     """

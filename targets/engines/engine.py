@@ -88,7 +88,6 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class KVEstimate:
     """What the KV memory holds. `bytes_per_token` counts what one more token of one sequence takes, on the tightest rank;
-
     `bytes_per_sequence` what a sequence at full context takes, constant state included. `max_context`: the longest context
     one request may have in the memory at hand; `tokens` and `max_concurrency` as the engine prints them.
     """
@@ -283,7 +282,8 @@ class Engine(ABC):
     ) -> SpeedEstimate:
         """What users of the workload see, its load simulated step by step: `speed` with percentiles, and means that know of queues.
 
-        An engine whose scheduler is not known (`queue`) gives what `speed` does. Answered for illegal combinations too.
+        An engine whose scheduler is not known (`queue`), or for which no constants are fitted, gives what `speed` does. Answered for
+        illegal combinations too.
         """
         from targets.simulation.serving import served
 

@@ -22,7 +22,6 @@ from targets.serve.process import EngineError, Served
 @dataclass(frozen=True, slots=True)
 class Load:
     """Tokens of each prompt and answer, and how requests come: `concurrency` clients send the next when the last is answered;
-
     with a `rate`, requests a second arrive by chance (Poisson), however many are being answered. `requests`: in all.
     """
 
@@ -67,7 +66,6 @@ class Spread:
 @dataclass(frozen=True, slots=True)
 class LoadTiming:
     """What a load showed. `tool`: what put it on. Milliseconds to the first token and a further one; tokens a second that all requests
-
     together were answered, from the first request sent to the last token; `failed`: requests without an answer, `error`: what the
     first of them was told.
     """

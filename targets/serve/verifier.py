@@ -24,7 +24,6 @@ class Installed:
 @dataclass(frozen=True, slots=True)
 class VerifyRequest:
     """What is to be driven. `launch`: the folder of the result's launch files; `python`: the one that has the engine; `kv_tokens`: what
-
     the plan says that the cache holds; `cards`: how many the plan uses; `checkout`: of a server that is no part of the engine's
     package, where one is to be driven too.
     """
@@ -41,7 +40,6 @@ class VerifyRequest:
 @dataclass(frozen=True, slots=True)
 class Observed:
     """What the running engine showed. `kv_tokens`, `max_concurrency`: None where it does not say; `loads`: the first is held against the
-
     plan; `start_seconds` until it could answer; `sample`: the beginning of an answer; `version`: where only the running engine tells
     it; `notes`: what could not be driven as asked, for people; `tells_cache`: whether it is one that says what its cache holds.
     """

@@ -19,7 +19,6 @@ MAX_SKIPS = 4
 
 class Generator:
     """Composes iterations, as `targets.simulation.scheduler.Scheduler` composes steps. `chunk`: tokens of a prompt's forward pass at most;
-
     `sequences`: jobs at once (`max_batch_size`); `cache`: pages.
     """
 

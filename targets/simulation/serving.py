@@ -19,12 +19,13 @@ from targets.simulation.scheduler import Batch, Cache
 from targets.simulation.simulate import Composer, Host, Run, simulate
 from targets.simulation.step_times import StepTimes
 from targets.speed.estimate import REQUESTS, ROUNDS, Asked, asked, steady
+from targets.speed.rates import is_fitted
 from targets.workload import Limit, Workload
 
 #: Requests of a closed loop at most, where nobody says how many there are.
 MOST_REQUESTS = 2000
-#: By how much the cache may be another, as a share, and by which factor first tokens are unsure beside the time of steps: the host's part.
-_CACHE_ERROR, _HOST_ERROR = 0.1, 0.2
+#: By how much the cache may be another, as a share.
+_CACHE_ERROR = 0.1
 #: Seconds of the host a request that no other request's overlap: under 0.5 ms with 0.26 on an H100, where all the host took 6 ms.
 _SERIAL_HOST = 0.0003
 #: By which share lengths vary where nothing is said of them.
@@ -89,10 +90,9 @@ def served(
     engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
 ) -> SpeedEstimate:
     """Predict what users of the workload see. `ir`: as the engine computes it. Intervals are the ends of runs with slower steps and a
-
     smaller cache, and with faster ones and a larger one: near saturation they are wide, to one side.
     """
-    if engine.queue(gpu, settings, workload, memory.kv) is None:
+    if engine.queue(gpu, settings, workload, memory.kv) is None or not is_fitted(engine.name):
         return engine.speed(ir, gpu, settings, workload, memory)
     question = asked(engine, ir, gpu, settings, workload, memory)
     formula = steady(question)
@@ -104,9 +104,9 @@ def served(
         return _run(seconds, math.exp(slower), queue, load, question)
 
     load = load_of(workload, question.replicas)
-    error = question.fitted.decode_error if question.loop.clients == 1 else question.fitted.tpot_error
-    runs = (run(load), run(load, error, 1 - _CACHE_ERROR), run(load, -error, 1 + _CACHE_ERROR))
-    told = _estimate(formula, runs, question, load)
+    width = question.fitted.widths[question.regime(workload)]
+    runs = (run(load), run(load, width.tpot, 1 - _CACHE_ERROR), run(load, -width.tpot, 1 + _CACHE_ERROR))
+    told = _estimate(formula, runs, question, load, width.ttft)
     if not workload.limits:
         return told
     good = [question.replicas * goodput(each, partial(_kept, workload.limits)) for each in runs]
@@ -184,20 +184,24 @@ def _run(seconds: StepTimes, factor: float, queue: Composer, load: Load, questio
     return simulate(step_s, queue, load.arrivals, load.lengths, host)
 
 
-def _estimate(formula: SpeedEstimate, simulated: Sequence[Run], question: Asked, load: Load) -> SpeedEstimate:
-    """The formula's estimate with the figures of three runs: as predicted, and at both ends."""
+def _estimate(
+    formula: SpeedEstimate, simulated: Sequence[Run], question: Asked, load: Load, ttft_error: float
+) -> SpeedEstimate:
+    """The formula's estimate with the figures of three runs: as predicted, and at both ends; times to the first token are no nearer than
+    `ttft_error` (a half width in log space).
+    """
     runs = [figures(each) for each in simulated]
     mid, basis, n = runs[0], question.fitted.basis, question.replicas
 
     def of(values: Sequence[float], own: float = 0.0, factor: float = 1.0) -> Quantity:
-        low, high = min(values) * math.exp(-own), max(values) * math.exp(own)
+        low, high = min(*values, values[0] * math.exp(-own)), max(*values, values[0] * math.exp(own))
         return Quantity(factor * values[0], factor * low, factor * high, basis)
 
     figures_of: dict[str, Any] = {}
     for name in ("ttft", "tpot", "itl", "e2e"):
         told: list[Distribution | None] = [run.latency(name) for run in runs]
         known = [each for each in told if each is not None]
-        own = _HOST_ERROR if name in ("ttft", "e2e") else 0.0
+        own = ttft_error if name == "ttft" else 0.0
         for statistic in ("mean", *(f"p{share}" for share in PERCENTILES)) if known else ():
             key = f"{name}_ms" if statistic == "mean" else f"{name}_{statistic}_ms"
             figures_of[key] = of([each.statistic(statistic) for each in known], own, 1e3)

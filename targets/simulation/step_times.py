@@ -21,7 +21,6 @@ _EXACT, _BITS = 64, 6
 
 class StepTimes:
     """Seconds of a batch. `step`: the step model, of a card's whole engine; `cache_bytes`: bytes of one cache element; `stages`: pipeline
-
     stages, over which the requests of a batch are spread.
     """
 

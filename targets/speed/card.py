@@ -25,7 +25,6 @@ _LIKE = {"CDNA4": 10.0, "CDNA3": 9.0, "CDNA2": 8.0, "RDNA3": 8.6, "RDNA4": 8.9}
 
 def generation_of(gpu: Gpu) -> str:
     """The generation that efficiencies are kept by: CUDA compute capability (`8.6`, `9.0`; `10` and `12` for all of Blackwell), with
-
     ` geforce` behind it where that is the line.
     """
     if gpu.capability is None:
@@ -65,7 +64,6 @@ def card_of(engine: Engine, gpu: Gpu) -> Card:
 
 def wiring_of(gpu: Gpu) -> str:
     """How cards of this kind reach each other: `nvlink` (or another maker's links), `pcie` from card to card, `staged` through the
-
     host's memory where the driver has no access from card to card (GeForce from Ada on).
     """
     if gpu.link_bytes_per_s:

@@ -37,6 +37,14 @@ class Asked:
     notes: tuple[str, ...]
     replicas: int
 
+    def regime(self, workload: Workload) -> Regime:
+        """Return how loaded the engine is, as the fit tells errors apart."""
+        if workload.rate is not None:
+            return Regime.BURST if math.isinf(workload.rate) else Regime.BELOW
+        if self.loop.clients == 1:
+            return Regime.ALONE
+        return Regime.SATURATED if self.loop.clients > self.loop.resident else Regime.BELOW
+
 
 def estimate(
     engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate

@@ -53,24 +53,9 @@ class Fitted:
     basis: Basis
 
     @property
-    def decode_error(self) -> float:
-        """Half width of the time between tokens of one request alone."""
-        return self.widths[Regime.ALONE].tpot
-
-    @property
     def prefill_error(self) -> float:
         """Half width of the time to its first token."""
         return self.widths[Regime.ALONE].ttft
-
-    @property
-    def tpot_error(self) -> float:
-        """Half width of the time between tokens below saturation."""
-        return self.widths[Regime.BELOW].tpot
-
-    @property
-    def ttft_error(self) -> float:
-        """Half width of the time to the first token below saturation."""
-        return self.widths[Regime.BELOW].ttft
 
 
 @cache
@@ -78,6 +63,11 @@ def fit() -> Mapping[str, Any]:
     """The fitted constants, as stored."""
     stored: Mapping[str, Any] = json.loads(FIT.read_text())
     return stored
+
+
+def is_fitted(engine: str) -> bool:
+    """Return whether constants of an engine are fitted; those of other packages' engines are not."""
+    return engine in fit()["engines"]
 
 
 def engine_values(engine: str) -> Mapping[str, float]:
@@ -92,7 +82,6 @@ def fitted_rates(
     engine: str, generation: str, version: str | None = None, *, clients: float = 1, experts: bool = False
 ) -> Fitted:
     """What the fit says of an engine (and version of it; None = newest) on a generation of cards, for so many clients of a model with
-
     or without experts.
     """
     entry = fit()["engines"][engine]

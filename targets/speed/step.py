@@ -20,7 +20,6 @@ OVERLAP = 3.0
 @dataclass(frozen=True, slots=True)
 class Card:
     """What a step needs of a card: bytes a second, operations a second by arithmetic, bytes a second of one direction of its
-
     link to the others, and the kind of that link (`targets.speed.card.wiring_of`). `kernel`: which kernel the engine runs for a
     format on it. `capability`: CUDA compute capability or what another maker's card is like; 0 for a processor.
     """
@@ -40,7 +39,6 @@ class Card:
 @dataclass(frozen=True, slots=True)
 class Link:
     """What cards take to sum their activations over one kind of link: seconds whatever the size, seconds more a hop of the ring,
-
     and the fraction of the link's bytes a second that it reaches.
     """
 
@@ -96,7 +94,6 @@ class Rates:
 @dataclass(frozen=True, slots=True)
 class Step:
     """What is in one step: `decode` sequences at a mean context of `context` tokens, and `prefill` tokens of `prompts` prompts,
-
     each of which attends to `prefill_context` tokens in the mean. `cache_bytes`: bytes of one cache element.
     """
 

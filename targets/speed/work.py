@@ -60,7 +60,6 @@ class Attention:
 @dataclass(frozen=True, slots=True)
 class Work:
     """A model's work. `head`: the output head, used by sampled tokens only; `state_bytes`: recurrent state that a sequence reads and
-
     writes in a step.
     """
 

@@ -23,7 +23,7 @@ from passes.distill.teacher import TeacherText
 from passes.distill.trainer import Curve
 from passes.errors import DoesNotFitError, GoalMissedError
 from passes.files.checkpoint import Checkpoint
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.ir.model import ModelIR
 from passes.prune.depth import DepthPrune
 from passes.quantize.quantize import Quantize

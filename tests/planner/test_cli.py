@@ -39,7 +39,7 @@ def test_check_answers_the_contract(optimize: Any) -> None:
         "max_context",
     }
     assert document["kv_cache"]["bytes_per_token"] == 131072
-    assert set(document["speed"]) == {
+    assert set(document["speed"]) >= {
         "ttft_ms",
         "tpot_ms",
         "prefill_tok_s",

@@ -25,7 +25,7 @@ from planner.apply import apply
 from planner.apply_cost import Effort, Rate, effort, forecast, product_flops, rates_of, walk_size
 from planner.certificate import read_certificate
 from planner.cli.main import app
-from planner.cli.tables import print_plan
+from planner.cli.tables.plan import print_plan
 from planner.machine import computing, computing_on
 from planner.plan.codec import from_json, to_json
 from planner.plan.document import PlanDocument, digest

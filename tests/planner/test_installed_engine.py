@@ -26,6 +26,9 @@ class Toy(ExllamaV2):
 
     def speed(self, ir, gpu, settings, workload, memory):
         return find_engine("exllamav2").speed(ir, gpu, settings, workload, memory)
+
+    def served(self, ir, gpu, settings, workload, memory):
+        return find_engine("exllamav2").served(ir, gpu, settings, workload, memory)
 """
 _SPEC = """
 model: Qwen/Qwen2.5-7B-Instruct

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from passes.base import Pass
 from passes.distill.distill import Distill
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Rounding
 from passes.formats.gptq import Gptq

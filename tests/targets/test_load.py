@@ -95,7 +95,7 @@ def test_one_at_a_time_is_measured_as_before(server: Callable[..., Any]) -> None
 
 
 def test_figures_of_a_spread() -> None:
-    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 2.0, 3.0)
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 2.0, 3.0, 3.0, 3.0)
     assert Spread.of([float(value) for value in range(1, 101)]).p95 == 95.0
 
 

@@ -14,7 +14,7 @@ from passes.base import Pass
 from passes.blocks.decoded_weights import decoded_model
 from passes.blocks.dense_model import DenseModel
 from passes.files.checkpoint import Checkpoint, write_shard
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.format import Grid
 from passes.ir.model import ModelIR
 from passes.measure.evaluate import evaluate

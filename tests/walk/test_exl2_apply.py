@@ -49,7 +49,6 @@ def test_more_bits_cost_less(llama: Path, llama_ir: ModelIR, tokens: torch.Tenso
 @pytest.mark.parametrize(("family", "changes"), [("qwen2", {"num_key_value_heads": 1}), ("starcoder2", {})])
 def test_biases_are_stored_as_readers_take_them(family: str, changes: dict[str, int], tmp_path: Path) -> None:
     """In fp16, padded to 32 outputs. ExLlamaV2 folds down's order into the outputs of gate and up but not into their biases, so where
-
     they have some the channels are stored in that order. A channel out of place would show in the divergence.
     """
     model, text = save_family(family, tmp_path / "model", **changes), TextSource("python-reference", 8, 64)

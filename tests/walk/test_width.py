@@ -15,7 +15,7 @@ from passes.algorithms.removal.least_squares import compensated, solved
 from passes.blocks.dense_model import DenseModel
 from passes.chain import from_json, illegal, to_json
 from passes.files.checkpoint import Checkpoint
-from passes.formats.compressed_tensors import PackQuantized
+from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.prune.units import units_of

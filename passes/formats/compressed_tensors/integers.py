@@ -141,7 +141,6 @@ class PackQuantized(CompressedTensors):
 @dataclass(frozen=True, slots=True)
 class IntQuantized(CompressedTensors):
     """W8A8: int8 weights with a scale an output channel. The engine quantizes activations: per token by their own extremes, or,
-
     `static`, all by one stored scale.
     """
 

@@ -85,7 +85,6 @@ def arguments(served: Served, name: str, result: Path, asked: Load, out: Path) -
 
 def timing_of(saved: Mapping[str, Any], asked: Load) -> LoadTiming | str:
     """Read the timing of every request from what the bench saves in detail; why not where no request was answered, or other ones were sent
-
     than asked: tokens that are made text and tokens again may differ a little, and versions differ in how they spread lengths.
     """
     errors = [error for error in saved["errors"] if error]

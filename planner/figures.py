@@ -32,7 +32,7 @@ def show(value: float, unit: str, more: int = 0) -> str:
         return f"{value / _GIB:,.{2 + more}f} GiB" if abs(value) >= _GIB / 2 else f"{value / _MIB:,.{1 + more}f} MiB"
     if unit == "GiB":
         return f"{value:,.{2 + more}f} GiB"
-    shown = f"{value:,.{more}f}" if abs(value) >= 1000 else f"{value:.{3 + more}g}"
+    shown = f"{value:,.{more}f}" if abs(value) >= 999.5 else f"{value:.{3 + more}g}"
     return f"{shown} {unit}".strip()
 
 

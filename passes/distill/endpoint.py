@@ -66,8 +66,15 @@ class Endpoint:
         body: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens}
         chat = isinstance(prompt, Mapping)
         body |= {"messages": prompt["messages"]} if chat else {"prompt": prompt}
-        [choice] = self._post("chat/completions" if chat else "completions", body)["choices"][:1]
-        text = choice["message"]["content"] if chat else choice["text"]
+        reply = self._post("chat/completions" if chat else "completions", body)
+        try:
+            choice = reply["choices"][0]
+            text = choice["message"]["content"] if chat else choice["text"]
+        except (KeyError, IndexError, TypeError):
+            raise InputError(
+                f"{self.url} answers without a choice: {json.dumps(reply)[:300]}",
+                remedy="check that it speaks OpenAI's API",
+            ) from None
         asked = "".join(f"{turn['content']}\n" for turn in prompt["messages"]) if chat else prompt
         return Answer(asked, text or "", choice.get("finish_reason") == "stop")
 

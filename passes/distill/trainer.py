@@ -209,7 +209,7 @@ def _train(job: TrainingJob, report: Report) -> None:
         output_dir=job.folder,
         max_steps=job.steps,
         per_device_train_batch_size=max(1, job.at_once // job.cards),
-        gradient_accumulation_steps=max(1, job.rows // job.at_once),
+        gradient_accumulation_steps=max(1, job.rows // (max(1, job.at_once // job.cards) * job.cards)),
         learning_rate=job.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, round(job.steps * _WARMUP)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -62,12 +63,17 @@ class ExpertPrune(Pass):
                     f"{active:g} to {most - 1}",
                 ),
             )
-        groups = Config(decoder_part(ir.config), ir.name).integer("n_group", default=1)
+        groups, routed = expert_groups(ir)
         if self.keep % groups:
             return (
                 Reason(
                     "expert_groups", f"{self.keep} experts do not split into {groups} groups", f"a multiple of {groups}"
                 ),
+            )
+        if groups > 1 and (self.keep < 2 * groups or self.keep // groups * routed < active):
+            message = f"{self.keep} experts in {groups} groups: a token uses {active:g} of {routed} groups, chosen by their best two"
+            return (
+                Reason("expert_groups", message, f"{max(2 * groups, math.ceil(active / routed) * groups)} or more"),
             )
         if not _config_says_it(json.dumps(ir.config, sort_keys=True, default=str), self):
             message = f"no config.json of {ir.architecture} describes {ir.name} with {self.keep} experts"
@@ -98,7 +104,7 @@ class ExpertPrune(Pass):
         from passes.prune.reap import FewerExperts
         from passes.walk.edit import EditingWalk
 
-        edit = FewerExperts(before.ir.decoder, self.keep)
+        edit = FewerExperts(before.ir.decoder, self.keep, expert_groups(before.ir)[0])
         return EditingWalk(before, self.rewrite(before.ir), edit).result(PRUNE, self.text(), run)
 
     @property
@@ -115,6 +121,12 @@ class ExpertPrune(Pass):
     def title(self) -> str:
         """Return `keep 64 experts`."""
         return f"keep {self.keep} experts"
+
+
+def expert_groups(ir: ModelIR) -> tuple[int, int]:
+    """Return into how many groups the router puts the experts, and how many of these a token may use (DeepSeek V3)."""
+    config = Config(decoder_part(ir.config), ir.name)
+    return config.integer("n_group", default=1), config.integer("topk_group", default=1)
 
 
 @lru_cache(maxsize=1 << 10)

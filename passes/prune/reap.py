@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FewerExperts:
-    """The edit of a block (`passes.walk.edit.BlockEdit`): `keep` experts of each bank of the blocks `before` stay."""
+    """The edit of a block (`passes.walk.edit.BlockEdit`): `keep` experts of each bank of the blocks `before` stay, as many in each of the
+    router's `groups`, whose members stay together.
+    """
 
     before: Stack
     keep: int
+    groups: int = 1
 
     @property
     def looks(self) -> bool:
@@ -37,13 +40,18 @@ class FewerExperts:
 
     def __call__(self, index: int, weights: Mapping[str, torch.Tensor], inputs: BlockInputs | None) -> EditedBlock:
         """Measure the experts, and keep the best; a block without experts stays."""
+        import torch
+
         block = self.before.block(index)
         banks = [linear for linear in block.linears if linear.copies > 1]
         if not banks:
             return EditedBlock(weights)
         assert inputs is not None
         figures = saliency(inputs, next(bank for bank in banks if bank.role is Role.DOWN))
-        kept = best(figures, self.keep)
+        size = len(figures) // self.groups
+        kept = torch.cat([
+            best(group, self.keep // self.groups) + number * size for number, group in enumerate(torch.split(figures, size))
+        ])  # fmt: skip
         gone = float(figures.sum() - figures[kept].sum())
         return EditedBlock(with_experts(block, weights, kept.tolist()), {banks[0].name: gone})
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from planner.choice.rule import Rule
-from planner.choice.search import Judge, by_maintenance, rule_of, target_gpu
+from planner.choice.search import Judge, by_maintenance, rule_of, served, target_gpu
 from planner.choice.space import Design, designs, engines, spreads
 from planner.choice.verdict import Verdict
 from planner.plan.document import Alternative
@@ -68,8 +68,9 @@ def _nodes(spec: Spec, count: int) -> int | None:
 
 
 def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> Alternative | None:
-    chosen = best(spec, ir, cards=cards)
-    if chosen is None:
+    found = best(spec, ir, cards=cards)
+    chosen = found and served(spec, target_gpu(spec), found)
+    if chosen is None or not chosen.feasible:
         return None
     label = chosen.candidate.label
     return Alternative(change, label, f"{change}: {label} meets all goals")

@@ -33,7 +33,7 @@ from planner.choice.goals import Goal
 from planner.choice.published import description, published_quality
 from planner.choice.rule import Decision, Loss, Rule
 from planner.choice.space import Design, designs, engines, limits_of, nothing_to_weigh, numbers_of_cards, workload_of
-from planner.choice.verdict import Candidate, Verdict, judge, judge_quality
+from planner.choice.verdict import MEAN, Candidate, Verdict, judge, judge_quality
 from planner.quality.expected import Quality, expected_quality
 from planner.spec.spec import PruneChoice, QuantizeChoice, Spec
 from targets.engines.engine import ENGINE_NAMES, Settings, SpeedEstimate, find_engine
@@ -350,7 +350,8 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))
 
 
-#: Candidates that are simulated at most, and of those that the formula finds too slow: so many, that miss by this factor at most.
+#: Candidates that are simulated at most where the formula gives what goals ask; and of those that it finds too slow: so many, that miss by
+#: this factor at most. Percentiles are known of no other candidate, so for these there is no limit.
 _MOST, _NEAREST, _NEAR = 16, 4, 3.0
 _SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
 
@@ -386,11 +387,12 @@ def decide(
     if spec.goals.asks_speed and not any(v.feasible for v in known):
         near = sorted((v for v in known if _near(v)), key=lambda v: v.distance)[:_NEAREST]
         known = [served(spec, gpu, v) if any(v is each for each in near) else v for v in known]
-    decision = rule.decide([v for v in known if v.feasible])
-    for _ in range(_MOST):
-        if decision is None or decision.chosen.served is not None:
+    percentile = any(limit.statistic != MEAN for limit in limits_of(spec.goals))
+    decision, tried = rule.decide([v for v in known if v.feasible]), 0
+    for _ in known:
+        if decision is None or decision.chosen.served is not None or (tried >= _MOST and not percentile):
             break
-        chosen = decision.chosen
+        chosen, tried = decision.chosen, tried + 1
         known = [served(spec, gpu, v) if v is chosen else v for v in known]
         decision = rule.decide([v for v in known if v.feasible])
     return decision, tuple(known)

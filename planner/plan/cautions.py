@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from passes import chain
@@ -17,6 +18,8 @@ from targets.engines.engine import find_engine
 from targets.gpu import Gpu
 
 _GIB = 1 << 30
+#: Of the requests that arrive in a second, so many must be served in it for the queue not to grow, ends of a run aside.
+_KEEPS_UP = 0.9
 
 
 def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str]:
@@ -34,6 +37,10 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
         yield f"{archived}; it is planned when asked for, or when nothing else serves"
     if verdict.capacity.waiting:
         yield f"{verdict.capacity.running} of {verdict.capacity.clients} requests run at once, the others wait: TTFT holds their wait"
+    due, shown = spec.workload.rate, verdict.shown
+    served = None if shown is None else shown.requests_s
+    if due is not None and math.isfinite(due) and served is not None and served.value < _KEEPS_UP * due:
+        yield f"{due:g} requests a second arrive, {served.value:.3g} are served: the queue grows"
     node = spec.target.node
     if parallel.gpus > node:
         machines = -(-parallel.gpus // node)

@@ -56,7 +56,10 @@ def _data(engine: PlannedEngine | None) -> dict[tuple[str, str], None]:
     """Cards and fitted constants that predictions rest on, of our engines and the chosen one: (package, file) each, every one once."""
     names = (*ENGINE_NAMES, *((engine.name,) if engine else ()))
     fitted = [file for name in names for file in find_engine(name).fitted]
-    quality = [("planner.quality", "quality_fit.json"), ("planner.quality", "quality_families.json")]
+    quality = [
+        ("planner.quality", f"{name}.json")
+        for name in ("quality_fit", "quality_families", "quality_methods", "recovery_fit")
+    ]
     return dict.fromkeys([("targets", "gpus.yaml"), *fitted, ("targets.speed", "speed_fit.json"), *quality])
 
 

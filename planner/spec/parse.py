@@ -75,6 +75,13 @@ def validated(node: yaml.Node | None, value: Any, name: str) -> Spec:
         raise _explain(error, node, value, name) from None
 
 
+def _refuse_long_trace(path: str, context: int) -> None:
+    longest = max(prompt + answer for _, prompt, answer in read_trace(path))
+    if longest > context:
+        message = f"the trace {path} has a request of {longest:,} tokens, more than the context of {context:,}"
+        raise InputError(message, remedy=f"workload: {{context: {longest}}}")
+
+
 def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
     """Refuse names that stand for nothing: a card, an engine, a tool, a file. Errors say where in the spec they stand."""
     named = spec.engine if isinstance(spec.engine, str) else spec.engine.name
@@ -84,7 +91,7 @@ def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
         (["evaluation", "dataset"], lambda: refuse_missing_text(spec.evaluation.dataset)),
     ]
     if spec.workload.trace is not None:
-        checks.append((["workload", "trace"], partial(read_trace, spec.workload.trace)))
+        checks.append((["workload", "trace"], partial(_refuse_long_trace, spec.workload.trace, spec.workload.context)))
     card = spec.target.gpu
     if isinstance(card, str) and card != "auto":
         checks.append((["target", "gpu"], partial(find_gpu, card)))

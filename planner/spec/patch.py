@@ -20,8 +20,10 @@ Path = tuple[str, ...]
 
 
 def patched(spec: Spec, patch: Patch) -> Spec:
-    """The spec with a patch. Raises InputError where it is none any more."""
-    return validated(None, merged(spec.model_dump(mode="json", exclude_none=True), patch), "the changed spec")
+    """The spec with a patch. Raises InputError where it is none any more. A number of cards takes `max`, which is of `auto`, away."""
+    counted = isinstance(patch.get("target", {}).get("count"), int)
+    base = merged(spec.model_dump(mode="json", exclude_none=True), {"target": {"max": None}} if counted else {})
+    return validated(None, merged(base, patch), "the changed spec")
 
 
 def merged(base: Any, patch: Any) -> Any:

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_serializer,
+    model_validator,
+)
 
 from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE
@@ -212,6 +221,14 @@ class WorkloadSpec(Strict):
             raise ValueError(f"input_tokens + output_tokens = {longest} exceed the context of {self.context}")
         if self.rate is None and (self.max_concurrency or self.burstiness != 1.0):
             raise ValueError("max_concurrency and burstiness are of a rate: name one (rate: 4/s), or use concurrency")
+        if self.rate is not None and self.trace is not None:
+            raise ValueError("a trace says itself when its requests come: name it or a rate, not both")
+        if isinstance(self.shared_prefix, float) and self.shared_prefix > 1:
+            raise ValueError(f"a prefix is a share of the prompts, at most 100 %: {100 * self.shared_prefix:g} %")
+        if self.trace is None and not isinstance(self.shared_prefix, float) and self.shared_prefix > self.input.longest:
+            raise ValueError(
+                f"a prefix of {self.shared_prefix} tokens is longer than the prompts ({self.input.longest})"
+            )
         return self
 
 
@@ -275,6 +292,13 @@ class Goals(Strict):
     fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
     """The same for fitting the card."""
     bands: Bands = Bands()
+
+    @field_serializer("ttft", "tpot")
+    def _written(self, asked: float | PercentileGoal | None) -> str | dict[str, str] | None:
+        """A time as it is typed, or one of a percentile: `{p95: 0.8 s}`."""
+        if isinstance(asked, PercentileGoal):
+            return {asked.statistic: f"{asked.seconds} s"}
+        return None if asked is None else f"{asked} s"
 
     @property
     def batch(self) -> bool:

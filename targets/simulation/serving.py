@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,7 +55,8 @@ def load_of(workload: Workload, replicas: int = 1) -> Load:
     count = max(1, usual if workload.requests is None else -(-workload.requests // replicas))
     prompts = _lengths(workload.input_tokens, workload.input_p95, workload, count, 1)
     answers = _lengths(workload.output_tokens, workload.output_p95, workload, count, 2)
-    lengths = list(zip(prompts, answers, strict=True))
+    kept = [min(answer, workload.context - 1) for answer in answers]
+    lengths = [(min(prompt, workload.context - answer), answer) for prompt, answer in zip(prompts, kept, strict=True)]
     at_once = None if workload.at_once is None else max(1, workload.at_once // replicas)
     if workload.rate is None:
         return Load(arriving.closed_loop(clients, count), lengths)
@@ -96,7 +98,7 @@ def served(
         return engine.speed(ir, gpu, settings, workload, memory)
     question = asked(engine, ir, gpu, settings, workload, memory)
     formula = steady(question)
-    seconds = StepTimes(question.run.step, question.loop.cache_bytes, settings.parallel.pp)
+    seconds = StepTimes(question.run.stage, question.loop.cache_bytes, settings.parallel.pp)
 
     def run(load: Load, slower: float = 0.0, share: float = 1.0) -> Run:
         queue = engine.queue(gpu, settings, workload, _scaled(memory.kv, share))
@@ -124,12 +126,14 @@ def served(
 def highest(workload: Workload, keeps: Callable[[Workload], bool]) -> float:
     """Return the most clients, or where the workload has a rate the highest rate, that keep the promises; 0 where none do.
 
-    From what is asked up and down by doubling, then between by halving, to a twentieth; runs are short, of two rounds or twenty seconds.
+    From what is asked up and down by doubling, then between by halving, to a twentieth; runs are of ten rounds or twenty seconds.
     """
 
     def load(count: float) -> Workload:
         if workload.rate is None:
-            return replace(workload, concurrency=round(count), requests=min(max(2 * round(count), 40), _SHORT_RUN))
+            return replace(
+                workload, concurrency=round(count), requests=min(max(ROUNDS * round(count), 40), MOST_REQUESTS)
+            )
         return replace(workload, rate=count, requests=min(max(round(20 * count), 40), _SHORT_RUN), trace=None)
 
     by_rate = workload.rate is not None
@@ -163,10 +167,23 @@ def _kept(limits: Sequence[Limit], ttft: float, tpot: float, e2e: float) -> bool
 
 
 def _keeps(run: Run, limits: Sequence[Limit]) -> bool:
-    """Whether a run as a whole keeps the limits."""
+    """Whether a run as a whole keeps the limits, and no queue grows as it goes on."""
+    if _grows(run):
+        return False
     seen = figures(run)
     told = ((seen.latency(limit.latency), limit) for limit in limits)
     return all(each is None or 1e3 * each.statistic(limit.statistic) <= limit.at_most_ms for each, limit in told)
+
+
+def _grows(run: Run) -> bool:
+    """Whether more requests are unanswered when the last one is sent than when half of them were, beyond chance."""
+
+    def unanswered(at: float) -> int:
+        return bisect_right(sent, at) - bisect_right(done, at)
+
+    sent, done = sorted(run.sent), sorted(run.done)
+    half, end = unanswered(sent[len(sent) // 2]), unanswered(sent[-1])
+    return end > 1.2 * half + 3 * math.sqrt(half + 1)
 
 
 def _scaled(kv: KVEstimate, share: float) -> KVEstimate:

@@ -144,6 +144,10 @@ class Run:
         """Return the seconds of a step; pipeline stages each run their share of the sequences, one after another."""
         if self.pp > 1:
             step = replace(step, decode=max(step.decode / self.pp, min(step.decode, 1.0)))
+        return self.stage(step)
+
+    def stage(self, step: Step) -> float:
+        """Return the seconds of a step of what one stage has in hand, and of handing it on."""
         seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp)
         return seconds + (self.pp - 1) * self.fitted.rates.links[self.card.wiring].fixed_s
 

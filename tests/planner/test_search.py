@@ -423,3 +423,10 @@ def test_weights_rounded_while_loading_are_as_fast_as_stored_ones() -> None:
     )
     assert stored.ttft_ms.value == pytest.approx(loaded.ttft_ms.value, rel=0.01)
     assert stored.tpot_ms.value == pytest.approx(loaded.tpot_ms.value, rel=0.01)
+
+
+def test_a_goal_on_a_percentile_is_judged_by_the_simulated_load() -> None:
+    text = "model: meta-llama/Llama-3.1-8B-Instruct\ntarget: { gpu: rtx-4090 }\nworkload: { context: 8192, concurrency: 16 }\n"
+    spec = parse_spec(text + "goals: { ttft: { p99: 400 ms } }\n")
+    chosen = search(spec, open_model(spec.model).ir).chosen
+    assert chosen is None or (chosen.served is not None and chosen.goals[0].met)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from passes.errors import InputError
 from planner.spec import units
 from planner.spec.parse import load_spec, parse_spec
+from planner.spec.patch import patched
 from planner.spec.spec import Spec
 
 MINIMAL = "model: x\ntarget: { gpu: rtx-4090 }\n"
@@ -134,3 +135,28 @@ def test_clients_are_chosen_where_goals_on_all_of_them_leave_them_open(text: str
     spec = parse_spec(MINIMAL + text)
     assert spec.workload.concurrency == clients
     assert Spec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_goals_on_percentiles_are_written_as_they_are_read() -> None:
+    spec = parse_spec(MINIMAL + "goals: { ttft: { p95: 800 ms }, tpot: 30 ms }")
+    said = spec.model_dump(mode="json", exclude_none=True)
+    assert said["goals"]["ttft"] == {"p95": "0.8 s"} and said["goals"]["tpot"] == "0.03 s"
+    assert Spec.model_validate(said) == spec
+
+
+def test_loads_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"time": 0, "input": 5000, "output": 100}\n')
+    text = f"{MINIMAL}workload: {{ context: 4096, trace: {trace}"
+    with pytest.raises(InputError, match="a request of 5,100 tokens"):
+        (tmp_path / "spec.yaml").write_text(text.replace("model: x", "model: Qwen/Qwen2.5-7B-Instruct") + " }")
+        load_spec(tmp_path / "spec.yaml")
+    with pytest.raises(InputError, match="not both"):
+        parse_spec(text + ", rate: 2/s }")
+    with pytest.raises(InputError, match="longer than the prompts"):
+        parse_spec(MINIMAL + "workload: { shared_prefix: 3000 }")
+
+
+def test_a_number_of_cards_in_a_patch_takes_the_most_of_auto_away() -> None:
+    spec = parse_spec("model: x\ntarget: { gpu: h100, count: auto, max: 4 }\n")
+    assert patched(spec, {"target": {"count": 2}}).target.cards == 2

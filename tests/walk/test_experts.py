@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,11 @@ def test_what_a_model_lacks_is_refused_with_a_reason(tmp_path: Path) -> None:
     mixture = open_model(save_family("olmoe", tmp_path / "mixture", torch.float32)).ir
     assert [reason.code for reason in ExpertPrune(3).illegal(plain)] == ["no_experts"]
     assert [reason.code for reason in ExpertPrune(1).illegal(mixture)] == ["experts_kept"]
+
+
+def test_groups_of_a_router_stay_whole(tmp_path: Path) -> None:
+    """DeepSeek V3's router takes the best two of each group's scores, and then of the best groups only."""
+    ir = open_model(save_family("deepseek_v3", tmp_path / "source", torch.float32)).ir
+    grouped = replace(ir, config={**ir.config, "n_group": 2, "topk_group": 1})
+    assert ExpertPrune(2).illegal(ir) == ()
+    assert [reason.code for reason in ExpertPrune(2).illegal(grouped)] == ["expert_groups"]

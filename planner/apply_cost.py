@@ -150,6 +150,8 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass],
     seconds = _START_SECONDS + sum(steps.values())
     memory = max(step.peak_bytes for step in graph.steps if step.peak_bytes is not None)
     walk = walk_size(spec, source, target, passes, device)
+    own = (cost for pass_ in passes for cost in pass_.cost(source, walk).values())
+    whole = max((cost.memory for cost in own if cost.whole), default=0.0)
     text = _source(spec.calibration) if chain.needs_text(passes, target) else None
     disk = scratch_bytes(source, target, passes, text, _source(spec.evaluation))
     basis = Basis.CALIBRATED if rates.measured and _measured_flops(device) else Basis.ASSUMED
@@ -157,7 +159,7 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass],
     fetched = 0 if Path(spec.model).is_dir() else source.tensor_bytes
     return Effort(
         Quantity(seconds, seconds * rates.low, seconds * rates.high, basis),
-        Quantity(memory, _least(memory, walk, device), memory * 1.5, Basis.ASSUMED),
+        Quantity(memory, max(whole / 1.5, _least(memory, walk, device)), memory * 1.5, Basis.ASSUMED),
         disk + fetched,
         steps,
         device.name,

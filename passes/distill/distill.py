@@ -203,9 +203,8 @@ class Distill(Pass):
         at_once = rows_at_once(source, self.length, self.rows)
         cached = cache_bytes(source, tokens, self.top_k, hidden=self.hidden > 0) if self.method == LOGITS else 0
         training = Work(forwards=_FORWARDS * self.tokens * token, moved=source.tensor_bytes)
-        costs = {
-            TRAINING: StepCost(training, training_bytes(source, at_once * self.length), source.weights * 32 + cached)
-        }
+        memory, disk = training_bytes(source, at_once * self.length), source.weights * 32 + cached
+        costs = {TRAINING: StepCost(training, memory, disk, whole=True)}
         if self.method == LOGITS:
             costs[TEACHER] = StepCost(Work(forwards=tokens * token, moved=source.tensor_bytes), disk=cached)
         if self.dataset == "self":

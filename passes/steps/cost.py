@@ -48,12 +48,13 @@ NOTHING = Work()
 class StepCost:
     """One step: what is computed, bytes in memory at once beside the process, bytes in the work folder.
 
-    0 where a step adds nothing, or nothing is known.
+    0 where a step adds nothing, or nothing is known. `whole`: nothing of the memory can wait on the host or on disk, on a card too.
     """
 
     work: Work = NOTHING
     memory: float = 0.0
     disk: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

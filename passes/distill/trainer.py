@@ -236,7 +236,8 @@ def _train(job: TrainingJob, report: Report) -> None:
     begun = _last_whole(job.place)
     if begun is None and not curve.points:
         curve.add(Point(0, _held_out(job, model.to(settings.device))))
-    trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+    with torch.enable_grad():  # whoever calls may read weights without gradients
+        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     if trainer.is_world_process_zero():
         partial = job.place / "trained.partial"
         model.save_pretrained(partial)

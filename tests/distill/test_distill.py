@@ -192,3 +192,8 @@ def test_kill_9_at_a_checkpoint_ends_with_the_same_weights(llama: Path, tmp_path
     assert weights[0] == weights[1] and len(weights[0]) == 4
     curves = [Curve(next(work.glob("distil-*"))).points for work in (killed, whole)]
     assert curves[0] == curves[1]
+
+
+def test_a_caller_without_gradients_trains_as_well(llama: Path, llama_ir: ModelIR, tmp_path: Path, text: Path) -> None:
+    with torch.no_grad():
+        distilled(PLAN, pruned(llama, llama_ir), run_in(tmp_path / "work"))

@@ -59,11 +59,7 @@ def workload_of(spec: Spec) -> Workload:
 
 def limits_of(goals: Goals) -> tuple[Limit, ...]:
     """Return what users are promised by the goals on a request's own speed."""
-    out = []
-    for name, asked in (("ttft", goals.ttft), ("tpot", goals.tpot)):
-        if asked is not None:
-            statistic, seconds = ("mean", asked) if isinstance(asked, float) else (asked.statistic, asked.seconds)
-            out.append(Limit(name, statistic, 1e3 * seconds))
+    out = [Limit(name, statistic, 1e3 * seconds) for name, statistic, seconds in goals.times]
     if goals.decode:
         out.append(Limit("tpot", "mean", 1e3 / goals.decode))
     return tuple(out)

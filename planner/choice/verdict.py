@@ -67,6 +67,7 @@ def spread_words(parallel: Parallel) -> tuple[str, ...]:
 
 #: The statistic that goals are on where they name none.
 MEAN = "mean"
+_TIMES = {"ttft": Goal.TTFT, "tpot": Goal.TPOT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +181,8 @@ def judge(goals: Goals, speed: SpeedEstimate, quality: Quality) -> Iterator[Goal
 
 def judge_speed(goals: Goals, speed: SpeedEstimate) -> Iterator[GoalResult]:
     """Yield the goals on speed."""
-    for goal, asked in ((Goal.TTFT, goals.ttft), (Goal.TPOT, goals.tpot)):
-        if asked is not None:
-            statistic, seconds = (MEAN, asked) if isinstance(asked, float) else (asked.statistic, asked.seconds)
-            yield GoalResult(goal, seconds * 1000, speed.latency(goal.lower(), statistic), statistic)
+    for name, statistic, seconds in goals.times:
+        yield GoalResult(_TIMES[name], seconds * 1000, speed.latency(name, statistic), statistic)
     if goals.decode is not None:
         yield GoalResult(Goal.DECODE, goals.decode, speed.decode_tok_s_per_request)
     if goals.throughput is not None:

@@ -293,6 +293,15 @@ class Goals(Strict):
     """The same for fitting the card."""
     bands: Bands = Bands()
 
+    @property
+    def times(self) -> tuple[tuple[str, str, float], ...]:
+        """The goals on a request's own times: which (`ttft`, `tpot`), of what over requests (`mean`, `p95`), seconds."""
+        asked = ((name, goal) for name, goal in (("ttft", self.ttft), ("tpot", self.tpot)) if goal is not None)
+        return tuple(
+            (name, "mean", goal) if isinstance(goal, float) else (name, goal.statistic, goal.seconds)
+            for name, goal in asked
+        )
+
     @field_serializer("ttft", "tpot")
     def _written(self, asked: float | PercentileGoal | None) -> str | dict[str, str] | None:
         """A time as it is typed, or one of a percentile: `{p95: 0.8 s}`."""

@@ -193,6 +193,18 @@ def judged(spec: Spec, ir: ModelIR, candidate: Candidate) -> Verdict:
 _Made: TypeAlias = tuple[ModelIR, tuple[Reason, ...], Quality]
 
 
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What a design's chain tells before it is judged. `standing`: the best that it may come to (`Rule.place`), infinite where nothing can
+    mend it; `figure`: what the spec prefers, before all others where it depends on more than the chain; `doubt`: the least by which its
+    odds fall short.
+    """
+
+    standing: float
+    figure: float
+    doubt: float
+
+
 class Judge:
     """Judges designs of one spec; what they share (a chain's description and quality) is computed once."""
 
@@ -200,6 +212,7 @@ class Judge:
         self, spec: Spec, source: ModelIR, gpu: Gpu, measured: Mapping[tuple[Pass, ...], Quality] | None = None
     ) -> None:
         self._spec, self._source, self._gpu, self._measured = spec, source, gpu, measured or {}
+        self._workload, self._card_bytes = workload_of(spec), gpu.memory_bytes.value
         self._chains: dict[tuple[object, tuple[Pass, ...]], _Made] = {}
         self._last: tuple[Design, _Made] | None = None
 
@@ -261,20 +274,24 @@ class Judge:
             if at_once >= 1 and (settings.max_num_seqs or share) > at_once:
                 yield self.verdict(design, replace(settings, max_num_seqs=at_once))
 
-    def foreseen(self, rule: Rule, design: Design) -> tuple[float, float]:
-        """Where a design stands at best, and the figure of it that the spec prefers, as far as its chain alone tells them; infinite where
-        nothing can mend it, and a figure that is before all others where it depends on more.
-        """
+    def foreseen(self, rule: Rule, design: Design) -> Foreseen:
+        """Return what a design's chain alone tells of it."""
         ir, illegal, quality = self._chain(design)
-        clients = workload_of(self._spec).concurrency or 1
+        clients = self._workload.concurrency or 1
         standing = math.inf if illegal else rule.at_best(quality, design.engine, clients)
-        return standing, rule.figure_of_chain(ir, quality)
+        return Foreseen(standing, rule.figure_of_chain(ir, quality), rule.doubt_of_chain(quality))
+
+    def is_too_large(self, design: Design) -> bool:
+        """Return whether a design's weights alone exceed the card, in a fraction of the time that a verdict takes."""
+        ir, settings = self._chain(design)[0], design.settings[0]
+        fixed = settings.kv_cache_memory_bytes is not None
+        return not fixed and find_engine(design.engine).least_weights(ir, self._gpu, settings) >= self._card_bytes
 
     def _settings_matter(self, first: Verdict) -> bool:
         """Whether other settings could mend a verdict, or better it."""
         if first.admissible(self._spec.goals):
             return self._spec.goals.prefer not in ("quality", "size")
-        if first.memory.memory.weights.value >= self._gpu.memory_bytes.value:
+        if first.memory.memory.weights.value >= self._card_bytes:
             return False
         quality = {
             result.goal.reason_code
@@ -289,8 +306,9 @@ class Judge:
         A verdict that ended early is whole in its reasons so far; `complete` judges the rest of the few that are shown. `clients`: how many
         are taken where the spec leaves that open.
         """
-        spec, engine, workload = self._spec, find_engine(design.engine), workload_of(self._spec)
-        workload = replace(workload, concurrency=clients or workload.concurrency)
+        spec, engine, workload = self._spec, find_engine(design.engine), self._workload
+        if clients is not None:
+            workload = replace(workload, concurrency=clients)
         ir, illegal, quality = self._described(design)
         changed = _changed(design.settings[0], settings)
         candidate = Candidate(design.engine, design.passes, settings, changed, design.published)

@@ -170,6 +170,11 @@ class Vllm(Engine):
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
 
+    def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
+        """Those of the fullest pipeline stage."""
+        rules, _ = rules_on_card(settings.version, gpu)
+        return max(weights_per_stage(self.as_run(ir, gpu, settings), settings.parallel, rules))
+
     def as_run(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> ModelIR:
         """In the dtype that this version computes in, with the matrices and the cache as it keeps them."""
         rules, _ = rules_on_card(settings.version, gpu)

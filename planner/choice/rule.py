@@ -183,8 +183,8 @@ class Rule:
         return self.doubted(v) <= ODDS_BAND and not self.fewest
 
     def doubted(self, v: Verdict) -> float:
-        """The most doubt (`doubt_of_chain`) of what stands as this one does and does not lose to it by its odds; infinite where clients
-        wait, which comes before odds.
+        """Return the most doubt (a probability, `doubt_of_chain`) of what stands as this one does and does not lose to it by its odds;
+        infinite where clients wait, which comes before odds.
         """
         return math.inf if v.capacity.waiting and not self.goals.batch else self._doubt(v) + ODDS_BAND
 
@@ -199,7 +199,7 @@ class Rule:
                 return -math.inf
 
     def doubt_of_chain(self, quality: Quality) -> float:
-        """By how much a candidate's odds fall short at least: those of its goals on quality."""
+        """Return the probability by which a candidate's odds fall short at least: those of its goals on quality."""
         return max((self.goals.confidence - goal.odds for goal in judge_quality(self.goals, quality)), default=0.0)
 
     def width(self, v: Verdict) -> float:

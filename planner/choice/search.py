@@ -26,7 +26,6 @@ from typing import TypeAlias
 from passes.base import Pass, Stage
 from passes.errors import NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
-from planner.apply_cost import effort
 from planner.asked import rewrite
 from planner.choice import capacity as cache
 from planner.choice.goals import Goal
@@ -163,6 +162,8 @@ def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
     """Return the decision rule of a spec for a model on a card; work is forecast for that card."""
 
     def hours(verdict: Verdict) -> float:
+        from planner.apply_cost import effort  # asked of ties only
+
         return effort(spec, ir, verdict.ir, verdict.candidate.passes, gpu).seconds.value / 3600
 
     return Rule(spec.goals, gpu, spec.engine != "auto", hours, spec.target.fewest)

@@ -137,7 +137,7 @@ class Exllama(Engine):
         return answer(*best, ir, workload, notes=notes)
 
     def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
-        """Those of the fullest card; the embedding stays in the machine's memory."""
+        """Return the bytes of the fullest card; the embedding stays in the machine's memory."""
         first, *others = weights_per_stage(ir, Parallel(pp=settings.parallel.gpus))
         return max(first - embedding_bytes(ir), *others, 0)
 

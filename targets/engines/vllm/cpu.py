@@ -114,7 +114,7 @@ class VllmCpu(Vllm):
         return answer(memory, layout, ir, workload, notes=tuple(n for n in (note, *stored_notes(ir, rules)) if n))
 
     def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
-        """Those of a rank."""
+        """Return the bytes of a rank."""
         return weights_per_stage(ir, settings.parallel)[0]
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:

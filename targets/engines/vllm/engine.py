@@ -171,7 +171,7 @@ class Vllm(Engine):
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
 
     def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
-        """Those of the fullest pipeline stage."""
+        """Return the bytes of the fullest pipeline stage."""
         rules, _ = rules_on_card(settings.version, gpu)
         return max(weights_per_stage(self.as_run(ir, gpu, settings), settings.parallel, rules))
 

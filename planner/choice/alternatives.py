@@ -91,9 +91,7 @@ def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None
     for ahead, place, design in _best_first(judge, rule, kept, archived):
         if ahead.standing > standing:
             break
-        if ahead.figure > limit or ahead.doubt > doubted or judge.is_too_large(design):
-            continue
-        if not (verdict := judge(design)).feasible:
+        if ahead.figure > limit or ahead.doubt > doubted or (verdict := judge.feasible(design)) is None:
             continue
         feasible[place] = verdict
         if (stands := rule.place(verdict)) < standing:

@@ -221,13 +221,34 @@ class Judge:
         """The best of a design's candidates by the rule: of those that meet the goals, else the nearest to them."""
         if self._spec.workload.concurrency == "auto":
             return self._best(list(self._loads(design)))
-        first = self.verdict(design, design.settings[0])
+        return self._of_settings(design, self.verdict(design, design.settings[0]))
+
+    def _of_settings(self, design: Design, first: Verdict) -> Verdict:
+        """The best of a design's candidates, given that with the first settings."""
         if not self._settings_matter(first):
             return first
         verdicts = [first, *(self.verdict(design, settings) for settings in design.settings[1:])]
         if not any(v.capacity.room.value >= 0 and v.memory.starts for v in verdicts):
             verdicts += self._waiting(design, verdicts)
         return self._best(verdicts)
+
+    def feasible(self, design: Design) -> Verdict | None:
+        """Return the best of a design's candidates where one meets the goals: the same as a call, but that none does is known sooner."""
+        if self._is_too_large(design):
+            return None
+        if self._spec.workload.concurrency == "auto":
+            verdict = self(design)
+        else:
+            first = self.verdict(design, design.settings[0])
+            if first.memory.margin.value < 0 and self._leanest_margin(design) < 0:
+                return None
+            verdict = self._of_settings(design, first)
+        return verdict if verdict.feasible else None
+
+    def _leanest_margin(self, design: Design) -> float:
+        """Bytes of cache beyond one longest request where all settings leave it the most room."""
+        ir, settings = self._chain(design)[0], design.settings[-1]
+        return find_engine(design.engine).memory(ir, self._gpu, settings, self._workload).margin.value
 
     def _best(self, verdicts: Sequence[Verdict]) -> Verdict:
         """The best of a design's verdicts: of those that meet the goals by the rule, else the nearest to them."""
@@ -282,8 +303,8 @@ class Judge:
         standing = math.inf if illegal else rule.at_best(quality, design.engine, clients)
         return Foreseen(standing, rule.figure_of_chain(ir, quality), rule.doubt_of_chain(quality))
 
-    def is_too_large(self, design: Design) -> bool:
-        """Return whether a design's weights alone exceed the card, in a fraction of the time that a verdict takes."""
+    def _is_too_large(self, design: Design) -> bool:
+        """Whether a design's weights alone exceed the card, found in a fraction of the time that a verdict takes."""
         ir, settings = self._chain(design)[0], design.settings[0]
         fixed = settings.kv_cache_memory_bytes is not None
         return not fixed and find_engine(design.engine).least_weights(ir, self._gpu, settings) >= self._card_bytes

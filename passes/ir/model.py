@@ -130,7 +130,11 @@ class Linear:
     @property
     def bytes(self) -> int:
         """Bytes of all stored tensors of this matrix, all copies, bias included."""
-        return self.copies * sum(t.bytes for t in replace(self, copies=1).tensors())
+        if self.stacking is not None:
+            return self.copies * sum(t.bytes for t in replace(self, copies=1).tensors())
+        rows = self.storage.stored_rows(self.out_features)
+        bias = Tensor("", self.bias, (rows,)).bytes if self.bias else 0
+        return self.copies * (self.storage.bytes(self.out_features, self.in_features) + bias)
 
 
 class Block:

@@ -28,6 +28,8 @@ _DECIMAL = re.compile(r"(?<=\d)_(?=\d)")
 #: A release's date: another release is another model.
 _DATE = re.compile(r"\d{4,6}")
 _SEPARATORS = re.compile(r"[\s\-_:()]+")
+#: What is neither a letter, a digit nor a dot.
+_OTHER = re.compile(r"[^\w.]|_")
 REMEDY = "Give a folder, a .gguf file, a Hub id, or a name that `optimize models` lists."
 
 
@@ -46,8 +48,8 @@ class Match:
 
 
 def fold(name: str) -> str:
-    """A name reduced to lower-case letters, digits and dots."""
-    return "".join(char for char in name.lower().replace("+", "plus") if char.isalnum() or char == ".")
+    """Reduce a name to lower-case letters, digits and dots."""
+    return _OTHER.sub("", name.lower().replace("+", "plus"))
 
 
 def _words(name: str) -> list[str]:
@@ -90,6 +92,7 @@ def _conventions() -> list[dict[str, Any]]:
     return rows
 
 
+@lru_cache(maxsize=1)
 def _stored() -> frozenset[str]:
     """Words that say how a repository's weights are stored."""
     return frozenset(word for row in _conventions() for word in row["words"])
@@ -125,18 +128,23 @@ class Published:
     source: str
 
 
+@lru_cache(maxsize=64)
 def published_of(model: str) -> tuple[Published, ...]:
-    """The quantized checkpoints that are known to be made of a model of the catalog, by its id."""
-    return _published_index().get(_stem(model), ())
+    """Return the quantized checkpoints that are known to be made of a model of the catalog, by its id."""
+    read = ((row, convention(row.id, row.of)) for row in _published_rows().get(_stem(model), ()))
+    return tuple(
+        Published(row.id, row.weights or usual["weights"], usual["settings"]["quant_method"], row.source)
+        for row, usual in read
+        if usual is not None
+    )
 
 
 @lru_cache(maxsize=1)
-def _published_index() -> dict[str, tuple[Published, ...]]:
-    index: dict[str, tuple[Published, ...]] = {}
+def _published_rows() -> dict[str, list[catalog.PublishedRow]]:
+    """The catalog's published checkpoints by the stem of the model that each was made of."""
+    index: dict[str, list[catalog.PublishedRow]] = {}
     for row in catalog.published():
-        if (usual := convention(row.id, row.of)) is not None:
-            made = Published(row.id, row.weights or usual["weights"], usual["settings"]["quant_method"], row.source)
-            index[_stem(row.of)] = (*index.get(_stem(row.of), ()), made)
+        index.setdefault(_stem(row.of), []).append(row)
     return index
 
 

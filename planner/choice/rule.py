@@ -110,12 +110,12 @@ class Rule:
         """Candidates that no other one beats or equals in all of quality, speed, memory, work, cards, waiting, changes of settings and
         odds; of equal ones the chosen, else the first by name.
         """
-        front: list[Verdict] = []
-        for verdict in sorted(candidates, key=lambda v: (self._figures(v), v is not chosen, v.candidate.label)):
-            mine = self._figures(verdict)
-            if not any(all(a <= b for a, b in zip(self._figures(other), mine, strict=True)) for other in front):
-                front.append(verdict)
-        return tuple(front)
+        front: list[tuple[tuple[float, ...], Verdict]] = []
+        weighed = [(self._figures(v), v is not chosen, v.candidate.label, v) for v in candidates]
+        for figures, _, _, verdict in sorted(weighed, key=lambda entry: entry[:3]):
+            if not any(all(a <= b for a, b in zip(others, figures, strict=True)) for others, _ in front):
+                front.append((figures, verdict))
+        return tuple(verdict for _, verdict in front)
 
     def _dominates(self, one: Verdict, other: Verdict) -> bool:
         mine, theirs = self._figures(one), self._figures(other)
@@ -180,7 +180,13 @@ class Rule:
 
     def clear(self, v: Verdict) -> bool:
         """Whether of those that stand as it does none is before it but for the figure that is preferred."""
-        return self._doubt(v) == 0 and not self.fewest and (self.goals.batch or not v.capacity.waiting)
+        return self.doubted(v) <= ODDS_BAND and not self.fewest
+
+    def doubted(self, v: Verdict) -> float:
+        """Return the most doubt (a probability, `doubt_of_chain`) of what stands as this one does and does not lose to it by its odds;
+        infinite where clients wait, which comes before odds.
+        """
+        return math.inf if v.capacity.waiting and not self.goals.batch else self._doubt(v) + ODDS_BAND
 
     def figure_of_chain(self, ir: ModelIR, quality: Quality) -> float:
         """The preferred figure, where a chain alone tells it; before every other where engine and settings do."""
@@ -191,6 +197,10 @@ class Rule:
                 return math.log(ir.tensor_bytes)
             case _:
                 return -math.inf
+
+    def doubt_of_chain(self, quality: Quality) -> float:
+        """Return the probability by which a candidate's odds fall short at least: those of its goals on quality."""
+        return max((self.goals.confidence - goal.odds for goal in judge_quality(self.goals, quality)), default=0.0)
 
     def width(self, v: Verdict) -> float:
         """By how much one that is worse in the preferred figure, as a chain alone tells it, still ties with this one."""

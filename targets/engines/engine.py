@@ -258,6 +258,10 @@ class Engine(ABC):
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """Return how the engine spends the card's memory. Answered for illegal combinations too."""
 
+    def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
+        """Return bytes of weights that one card holds at least, as `memory` counts them but sooner; 0 where only `memory` tells."""
+        return 0
+
     @abstractmethod
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
         """Return what a step takes at most: as set, else the engine's own defaults for its version and the card."""

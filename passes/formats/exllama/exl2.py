@@ -10,6 +10,7 @@ what this writes bit for bit (no written specification exists).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -215,7 +216,8 @@ def _unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=1 << 12)
 def _word_rows(shares: tuple[Share, ...], in_features: int) -> int:
-    return sum(bits * rows // UNIT for bits, rows in _layout(shares, in_features))
+    groups = Counter(_layout(shares, in_features))
+    return sum(count * (bits * rows // UNIT) for (bits, rows), count in groups.items())
 
 
 @lru_cache(maxsize=1 << 12)

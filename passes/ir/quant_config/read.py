@@ -62,8 +62,16 @@ def quantized(ir: ModelIR) -> ModelIR:
         if stack.name not in ("decoder", "mtp"):
             stacks.append(stack)
             continue
-        layers = [(stack.block(i), stack.layer_prefix(i)) for i in range(len(stack.layers))]
-        blocks = [_stored(block, forms(block, prefix)) for block, prefix in layers]
+        layers = range(len(stack.layers))
+        if config.tells_layers_apart(settings):
+            blocks = [_stored(stack.block(i), forms(stack.block(i), stack.layer_prefix(i))) for i in layers]
+        else:
+            first = {stack.layers[i]: i for i in reversed(layers)}
+            classes = {
+                index: _stored(stack.block(i), forms(stack.block(i), stack.layer_prefix(i)))
+                for index, i in first.items()
+            }
+            blocks = [classes[index] for index in stack.layers]
         if notes:
             blocks = [_alike(block, stack.block(i)) for i, block in enumerate(blocks)]
         stacks.append(stack.with_blocks(tuple(blocks)))

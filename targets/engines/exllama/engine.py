@@ -136,6 +136,11 @@ class Exllama(Engine):
         notes = tuple(n for n in (gpu.note, _ASSUMED) if n)
         return answer(*best, ir, workload, notes=notes)
 
+    def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
+        """Return the bytes of the fullest card; the embedding stays in the machine's memory."""
+        first, *others = weights_per_stage(ir, Parallel(pp=settings.parallel.gpus))
+        return max(first - embedding_bytes(ir), *others, 0)
+
     def _scratch(self, ir: ModelIR, context: int, *, last: bool) -> Quantity:
         widest = max((_widest(block) for block, _ in ir.decoder.counts), default=0)
         largest = max((_largest(block.linears) for block, _ in ir.decoder.counts), default=0)

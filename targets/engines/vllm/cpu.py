@@ -113,6 +113,10 @@ class VllmCpu(Vllm):
         memory = Memory(weights, kv_cache, _PROCESS, Quantity.exact(0), Quantity.exact(0), total, budget)
         return answer(memory, layout, ir, workload, notes=tuple(n for n in (note, *stored_notes(ir, rules)) if n))
 
+    def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
+        """Return the bytes of a rank."""
+        return weights_per_stage(ir, settings.parallel)[0]
+
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
         """None: the cache is as large as the plan sets it."""
         return ()

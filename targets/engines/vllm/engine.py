@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.errors import Reason, ReasonKind
 from passes.formats.format import Format
 from passes.formats.kv_dtypes import cache_bits, head_bytes
-from passes.ir.model import Block, ModelIR
+from passes.ir.model import Block, ModelIR, remembered
 from passes.ir.resident import cast_dense, resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer, weights_quantity
@@ -170,6 +170,11 @@ class Vllm(Engine):
         reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
 
+    def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
+        """Return the bytes of the fullest pipeline stage."""
+        rules, _ = rules_on_card(settings.version, gpu)
+        return max(weights_per_stage(self.as_run(ir, gpu, settings), settings.parallel, rules))
+
     def as_run(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> ModelIR:
         """In the dtype that this version computes in, with the matrices and the cache as it keeps them."""
         rules, _ = rules_on_card(settings.version, gpu)
@@ -203,7 +208,7 @@ class Vllm(Engine):
         per_rank = []
         for stage, size in enumerate(weights_per_stage(ir, parallel, rules)):
             last = stage == parallel.pp - 1
-            taken = activations.overhead(ir, replace(profile, samples=last), rules)
+            taken = activations.overhead(ir, profile if last else replace(profile, samples=False), rules)
             weights = weights_quantity(ir, size, _weights_error(ir), Basis.EXACT)
             spent = weights + taken.subtracted
             left = budget - spent
@@ -282,6 +287,7 @@ class Vllm(Engine):
         return served_name(folder)
 
 
+@remembered
 def stored_notes(ir: ModelIR, rules: Rules) -> tuple[str | None, ...]:
     """What a version has to say of a model as it is stored, on whatever it runs."""
     return plugin_note(_names(ir), rules), absent_note(ir), cache_note(ir, rules), architecture_note(ir, rules)

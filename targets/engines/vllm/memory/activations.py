@@ -232,6 +232,7 @@ def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
     return Quantity(known + middle, max(0.0, least + low), most + high, Basis.CALIBRATED)
 
 
+@lru_cache(maxsize=1 << 8)
 def samplers(rules: Rules) -> tuple[Rules, Rules]:
     """Return what a version may do with the sampler's rows, least memory first: which it was, a package decides that it cannot tell."""
     return (replace(rules, sampler_fp32_sort=False) if rules.sorts_without_package else rules), rules

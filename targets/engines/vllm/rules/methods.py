@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from passes.errors import Reason
 from passes.formats.format import Format
@@ -82,6 +83,7 @@ _METHODS: Mapping[str, Method] = {
 }  # fmt: skip
 
 
+@lru_cache(maxsize=1 << 10)
 def method_of(form: Format, source: str | None) -> Method | None:
     """Return how vLLM reads a format, in a checkpoint of this `quant_method`; None where it does not."""
     own, kernel = form.engine_name, form.kernel.value

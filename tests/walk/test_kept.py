@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -25,6 +22,8 @@ from planner.plan.make import plan
 from planner.plan.saved import load_plan
 from planner.plan.saved import save as save_plan
 from planner.spec.parse import parse_spec
+from tests import forked
+from tests.forked import Ended
 from tests.planner.percents import percents, unexplained
 from tests.walk.conftest import save_tiny_llama
 
@@ -58,11 +57,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def optimize(folder: Path, *arguments: str, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": encoding, "COLUMNS": "160"}
-    command = [sys.executable, "-m", "planner.cli", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, encoding="utf-8", env=environment, check=False
+def optimize(folder: Path, *arguments: str, encoding: str = "utf-8") -> Ended:
+    return forked.run(
+        forked.optimize, *arguments, folder=folder, environment={"PYTHONIOENCODING": encoding, "COLUMNS": "160"}
     )
 
 

@@ -186,3 +186,6 @@ def test_kill_9_at_a_checkpoint_ends_with_the_same_weights(llama: Path, tmp_path
 def test_a_caller_without_gradients_trains_as_well(llama: Path, llama_ir: ModelIR, tmp_path: Path, text: Path) -> None:
     with torch.no_grad():
         distilled(PLAN, pruned(llama, llama_ir), run_in(tmp_path / "work"))
+    [folder] = (tmp_path / "work").glob("distil-*")
+    points = Curve(folder).points
+    assert points[-1].loss < points[0].loss / 2

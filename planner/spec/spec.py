@@ -166,9 +166,9 @@ class WorkloadSpec(Strict):
     """What is asked of the served model."""
 
     context: Count = 4096
-    concurrency: Count | Literal["auto"] = 1
-    """Clients that each wait for their answer. `auto`: as many as serve the goals best; so it is where this is left out and the goals are
-    on the throughput of all together."""
+    concurrency: Count | Literal["auto"] | None = None
+    """Clients that each wait for their answer. `auto`: as many as serve the goals best. Left out: one, or `auto` where the goals are on the
+    throughput of all together; of requests that arrive as many as the rate keeps in flight."""
     input_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("input_tokens", "input"))] = 512
     """Of a prompt: a number, or `{ mean: 800, p95: 3000, max: 8000 }`. `input` is read too."""
     output_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
@@ -206,7 +206,8 @@ class WorkloadSpec(Strict):
     def asked(self) -> Workload:
         """What engines are asked."""
         prompt, answer = self.input, self.output
-        clients = self.concurrency if isinstance(self.concurrency, int) else None
+        left_open = None if self.arrives or self.concurrency == "auto" else 1
+        clients = self.concurrency if isinstance(self.concurrency, int) else left_open
         shared = self.shared_prefix
         workload = Workload(
             self.context, clients, prompt.mean, answer.mean, prompt.p95, answer.p95, self.requests, self.rate, self.burstiness,
@@ -455,11 +456,23 @@ class Spec(Strict):
 
     @model_validator(mode="after")
     def _clients_left_open(self) -> Spec:
-        """Where the goals are on all clients together, how many there are is chosen unless it is said."""
-        on_all = self.goals.batch or self.goals.throughput is not None
-        if not on_all or self.workload.arrives or "concurrency" in self.workload.model_fields_set:
+        """How many clients there are, where it is not said: of goals on all together it is chosen, of arrivals it follows from the rate."""
+        load = self.workload
+        if isinstance(load.concurrency, int) or load.arrives is (load.concurrency is None):
             return self
-        return self.model_copy(update={"workload": self.workload.model_copy(update={"concurrency": "auto"})})
+        on_all = self.goals.batch or self.goals.throughput is not None
+        clients = None if load.arrives else load.concurrency or ("auto" if on_all else 1)
+        return self.model_copy(update={"workload": load.model_copy(update={"concurrency": clients})})
+
+    @model_validator(mode="after")
+    def _no_more_than_arrives(self) -> Spec:
+        wanted, rate, each = self.goals.throughput, self.workload.rate, self.workload.output.mean
+        if wanted is not None and rate is not None and wanted > rate * each:
+            raise ValueError(
+                f"no more is served than arrives: {rate:g} requests a second of {each:,} tokens each are {rate * each:,.0f} tok/s, "
+                f"the goal on throughput is {wanted:,.0f}; lower the goal, or raise the rate"
+            )
+        return self
 
     @model_validator(mode="after")
     def _texts_differ(self) -> Spec:

@@ -60,9 +60,9 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
         yield f"clients were left open: {capacity.clients} at once{each} give {rate} in all, {own} each, a first token after {first}"
     due = workload_of(spec).rate
     if workload_of(spec).concurrency is None and due is not None and math.isfinite(due) and speed is not None:
-        each = speed.e2e_ms or speed.ttft_ms + speed.tpot_ms.scaled(workload_of(spec).output_tokens - 1)
-        usual, most = f"{due * each.value / 1e3:.2g} in flight", f"{capacity.clients} at most 95 times of 100"
-        yield f"{due:g} requests a second of {show(each.value, 'ms')} each keep about {usual}, {most}"
+        took = speed.e2e_ms or speed.ttft_ms + speed.tpot_ms.scaled(workload_of(spec).output_tokens - 1)
+        usual, most = f"{due * took.value / 1e3:.2g} in flight", f"{capacity.clients} at most 95 times of 100"
+        yield f"{due:g} requests a second of {show(took.value, 'ms')} each keep about {usual}, {most}"
     if spec.goals.prefer == "cost" and speed is not None:
         hours = parallel.gpus * 1e6 / (3600 * max(speed.throughput_tok_s.value, 1e-9))
         yield f"a million generated tokens take {hours:.2f} hours of a card"

@@ -15,7 +15,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    WithJsonSchema,
     field_serializer,
+    field_validator,
     model_validator,
 )
 
@@ -29,13 +31,37 @@ from planner.spec import units
 from planner.spec.trace import read_trace
 from targets.workload import Workload
 
-Bytes = Annotated[int, BeforeValidator(units.parse_bytes), PlainSerializer("{} B".format)]
-Seconds = Annotated[float, BeforeValidator(units.parse_seconds), PlainSerializer("{} s".format)]
-Rate = Annotated[float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format)]
-Arrivals = Annotated[
-    float, Field(allow_inf_nan=True), BeforeValidator(units.parse_arrivals), PlainSerializer(units.format_arrivals)
+
+def _said(what: str, *examples: str) -> WithJsonSchema:
+    """The schema of what is written as text with a unit."""
+    return WithJsonSchema({"type": "string", "description": what, "examples": list(examples)})
+
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(units.parse_bytes),
+    PlainSerializer("{} B".format),
+    _said("Memory, with its unit.", "0.5 GiB", "24 GB"),
 ]
-Share = Annotated[float, BeforeValidator(units.parse_share), PlainSerializer(units.format_share)]
+Seconds = Annotated[
+    float,
+    BeforeValidator(units.parse_seconds),
+    PlainSerializer("{} s".format),
+    _said("A time, with its unit.", "500 ms", "2 s"),
+]
+Rate = Annotated[
+    float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format), _said("Tokens a second.", "20 tok/s")
+]
+Arrivals = Annotated[
+    float, Field(allow_inf_nan=True), BeforeValidator(units.parse_arrivals), PlainSerializer(units.format_arrivals),
+    _said("Requests a second.", "4/s", "30/min", "inf"),
+]  # fmt: skip
+Share = Annotated[
+    float,
+    BeforeValidator(units.parse_share),
+    PlainSerializer(units.format_share),
+    _said("A share, in percent.", "5%", "0.5%"),
+]
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
 
 
@@ -215,6 +241,14 @@ class WorkloadSpec(Strict):
         )  # fmt: skip
         return workload if self.trace is None else workload.replaying(read_trace(self.trace))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_once(cls, said: object) -> object:
+        for short in ("input", "output"):
+            if isinstance(said, dict) and {short, f"{short}_tokens"} <= said.keys():
+                raise ValueError(f"{short} and {short}_tokens are one length: keep one of them")
+        return said
+
     @model_validator(mode="after")
     def _fits(self) -> WorkloadSpec:
         longest = self.input.longest + self.output.longest
@@ -293,6 +327,15 @@ class Goals(Strict):
     fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
     """The same for fitting the card."""
     bands: Bands = Bands()
+
+    @field_validator("decode", "throughput", mode="before")
+    @classmethod
+    def _of_the_mean(cls, asked: object) -> object:
+        if isinstance(asked, dict):
+            raise ValueError(
+                "a goal on a rate is one figure, such as 20 tok/s; percentiles are of times: tpot: { p95: 50 ms }"
+            )
+        return asked
 
     @property
     def times(self) -> tuple[tuple[str, str, float], ...]:

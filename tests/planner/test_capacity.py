@@ -113,3 +113,11 @@ def test_check_and_plan_need_the_same_cache(load: str, sequences: int | None) ->
 def test_check_refuses_what_contradicts_itself(options: list[str], said: str) -> None:
     result = CliRunner().invoke(app, ["check", "--model", MODEL, "--gpu", "L4", *options])
     assert result.exit_code != 0 and said in str(result.exception or result.output)
+
+
+def test_limits_of_goodput_follow_each_other_as_vllm_takes_them() -> None:
+    asked = ["check", "--model", MODEL, "--gpu", "L4", "--input-tokens", "500", "--output-tokens", "100", "--concurrency", "2", "--json"]
+    apart = CliRunner().invoke(app, [*asked, "--goodput", "ttft:900", "--goodput", "tpot:90"])
+    together = CliRunner().invoke(app, [*asked, "--goodput", "ttft:900", "tpot:90"])
+    assert apart.exit_code == together.exit_code == 0 and apart.output == together.output
+    assert CliRunner().invoke(app, [*asked, "ttft:900"]).exit_code != 0

@@ -85,10 +85,12 @@ def loaded(engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: 
     found = replace(workload, concurrency=1)
     for _ in range(_ROUNDS):
         memory = engine.memory(ir, gpu, settings, found)
-        clients = in_flight(workload, engine.speed(ir, gpu, settings, found, memory))
-        if clients == found.concurrency:
+        told, found = (
+            found,
+            replace(workload, concurrency=in_flight(workload, engine.speed(ir, gpu, settings, found, memory))),
+        )
+        if engine.scheduler(gpu, settings, told) == engine.scheduler(gpu, settings, found):
             break
-        found = replace(workload, concurrency=clients)
     return found
 
 

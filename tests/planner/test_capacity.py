@@ -116,7 +116,20 @@ def test_check_refuses_what_contradicts_itself(options: list[str], said: str) ->
 
 
 def test_limits_of_goodput_follow_each_other_as_vllm_takes_them() -> None:
-    asked = ["check", "--model", MODEL, "--gpu", "L4", "--input-tokens", "500", "--output-tokens", "100", "--concurrency", "2", "--json"]
+    asked = [
+        "check",
+        "--model",
+        MODEL,
+        "--gpu",
+        "L4",
+        "--input-tokens",
+        "500",
+        "--output-tokens",
+        "100",
+        "--concurrency",
+        "2",
+        "--json",
+    ]
     apart = CliRunner().invoke(app, [*asked, "--goodput", "ttft:900", "--goodput", "tpot:90"])
     together = CliRunner().invoke(app, [*asked, "--goodput", "ttft:900", "tpot:90"])
     assert apart.exit_code == together.exit_code == 0 and apart.output == together.output

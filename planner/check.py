@@ -153,8 +153,9 @@ def check(
         source.ir, card, engine, replace(settings or Settings(), dtype=dtype), context, concurrency, input_tokens,
         output_tokens, load or Load(), _to_make(weights, source.ir), kv_cache_dtype, source.as_stored,
     )  # fmt: skip
+    question.refuse_contradictions()
     outcome = question.outcome()
-    speed = question.engine.served(outcome.ir, card, question.settings, question.workload, outcome.memory)
+    speed = question.engine.served(outcome.ir, card, question.settings, outcome.workload, outcome.memory)
     quality = expected_quality(question.dense, question.chain)
     result = CheckResult(source.ir.name, card, engine, outcome, speed, quality, unread=question.unread_file)
     if outcome.fits:

@@ -68,12 +68,18 @@ def _nodes(spec: Spec, count: int) -> int | None:
 
 
 def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> Alternative | None:
-    found = best(spec, ir, cards=cards)
-    chosen = found and served(spec, target_gpu(spec), found)
-    if chosen is None or not chosen.feasible:
+    chosen = likely_choice(spec, ir, cards=cards)
+    if chosen is None:
         return None
     label = chosen.candidate.label
     return Alternative(change, label, f"{change}: {label} meets all goals")
+
+
+def likely_choice(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
+    """Return what a search would choose by the formula, its load simulated; None where that does not meet the goals."""
+    found = best(spec, ir, cards=cards)
+    chosen = found and served(spec, target_gpu(spec), found)
+    return chosen if chosen is not None and chosen.feasible else None
 
 
 def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:

@@ -329,9 +329,10 @@ class Judge:
         are taken where the spec leaves that open.
         """
         spec, engine, workload = self._spec, find_engine(design.engine), self._workload
-        if clients is not None:
-            workload = replace(workload, concurrency=clients)
         ir, illegal, quality = self._described(design)
+        workload = replace(workload, concurrency=clients or workload.concurrency)
+        if not illegal:
+            workload = cache.loaded(engine, ir, self._gpu, settings, workload)
         changed = _changed(design.settings[0], settings)
         candidate = Candidate(design.engine, design.passes, settings, changed, design.published)
         memory = engine.memory(ir, self._gpu, settings, workload)
@@ -413,10 +414,24 @@ def served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     if verdict.speed is None or verdict.served is not None:
         return verdict
     speed = _simulated(spec, gpu, verdict)
+    verdict = _in_flight(spec, gpu, verdict, speed)
     goals = tuple(judge(spec.goals, speed, verdict.quality))
     missed = (goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands))
     kept = (reason for reason in verdict.reasons if reason.kind is not ReasonKind.GOAL_MISSED)
     return replace(verdict, goals=goals, reasons=tuple(dict.fromkeys((*kept, *missed))), served=speed)
+
+
+def _in_flight(spec: Spec, gpu: Gpu, verdict: Verdict, speed: SpeedEstimate) -> Verdict:
+    """The verdict with the cache for as many requests as its simulation keeps in flight, where the spec says only how often they come."""
+    asked, settings = workload_of(spec), verdict.candidate.settings
+    if asked.rate is None or asked.concurrency is not None:
+        return verdict
+    workload = replace(asked, concurrency=cache.in_flight(asked, speed))
+    sequences = find_engine(verdict.candidate.engine).scheduler(gpu, settings, workload).sequences
+    needs = cache.capacity(verdict.memory, sequences, workload, settings.parallel.dp)
+    memory = replace(verdict.memory, memory=cache.as_used(verdict.memory.memory, needs.needed_bytes))
+    short = (reason for reason in cache.reasons(memory, needs, workload) if reason not in verdict.reasons)
+    return replace(verdict, capacity=needs, memory=memory, reasons=(*verdict.reasons, *short))
 
 
 def decide(

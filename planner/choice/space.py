@@ -27,7 +27,7 @@ from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
 from planner.asked import rewrite
 from planner.choice.bits import fewest_bits, most_bits, widths
-from planner.choice.capacity import Capacity, capacity
+from planner.choice.capacity import Capacity, capacity, loaded
 from planner.choice.goals import FLOOR
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
@@ -327,20 +327,21 @@ class _Family:
         """Return the bytes of cache surely left when the workload is served, by the upper end of what is assumed of the rest; negative
         where it is not, or where a goal on speed is less likely than is asked.
         """
-        spec, (ir, estimate, needs) = self.spec, self._held(bits)
+        spec, (ir, workload, estimate, needs) = self.spec, self._held(bits)
         left = needs.room.low
         if left >= 0 and spec.goals.asks_speed:
-            speed = find_engine(self.engine).speed(ir, self.gpu, self.settings, workload_of(spec), estimate)
+            speed = find_engine(self.engine).speed(ir, self.gpu, self.settings, workload, estimate)
             if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, speed)):
                 return -1.0
         return left
 
-    def _held(self, bits: float) -> tuple[ModelIR, MemoryEstimate, Capacity]:
-        engine, workload = find_engine(self.engine), workload_of(self.spec)
+    def _held(self, bits: float) -> tuple[ModelIR, Workload, MemoryEstimate, Capacity]:
+        engine = find_engine(self.engine)
         ir = chain.rewrite(self.ir, self.chain(bits))
+        workload = loaded(engine, ir, self.gpu, self.settings, workload_of(self.spec))
         estimate = engine.memory(ir, self.gpu, self.settings, workload)
         sequences = engine.scheduler(self.gpu, self.settings, workload).sequences
-        return ir, estimate, capacity(estimate, sequences, workload, self.settings.parallel.dp)
+        return ir, workload, estimate, capacity(estimate, sequences, workload, self.settings.parallel.dp)
 
     def good(self, bits: float) -> bool:
         """Return whether the goals on quality are as likely as is asked."""

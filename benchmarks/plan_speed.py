@@ -1,15 +1,16 @@
 """How long `optimize plan` and `optimize check` take: whole processes from a cold start, then the same through Python, warm.
 
-    python -m benchmarks.plan_speed [-n 7] [--cold]
+    python -m benchmarks.plan_speed [-n 7] [--cold | --loads]      --cold: whole processes alone; --loads: simulated loads alone
 
 Median and spread of N runs. Wall time is what a person waits; on a busy machine processor time says what the command itself
 costs, and `imports` how much of it goes to loading the modules that it loads. Modules are compiled beforehand, as an installed
-package's are; `uncompiled` is a run that finds none compiled and may write none. `--cold` leaves the warm runs out. No network, no torch.
+package's are; `uncompiled` is a run that finds none compiled and may write none. No network, no torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import resource
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -104,20 +106,11 @@ def warm(runs: int) -> Iterator[tuple[str, float, list[float]]]:
     from planner.choice.search import search
     from planner.spec.parse import load_spec
 
-    def seconds(work: Callable[[], object]) -> list[float]:
-        work()
-        out = []
-        for _ in range(runs):
-            started = time.perf_counter()
-            work()
-            out.append(time.perf_counter() - started)
-        return out
-
-    yield "check of a catalog model", 0.005, seconds(lambda: check("llama-3.1-8b", "24GB", context=8192))
+    yield "check of a catalog model", 0.005, timings(lambda: check("llama-3.1-8b", "24GB", context=8192), runs)
     spec = load_spec(ROOT / "examples" / "llama-3.3-70b-rtx4090.yaml")
     ir = open_model(spec.model).ir
     count = search(spec, ir).searched
-    yield f"search of the 70B example, {count} candidates", count / 10_000, seconds(lambda: search(spec, ir))
+    yield f"search of the 70B example, {count} candidates", count / 10_000, timings(lambda: search(spec, ir), runs)
     rng = random.Random(0)
     units = []
     for name in (f"{layer}.{kind}" for layer in range(80) for kind in ("attention", "mlp")):
@@ -127,7 +120,7 @@ def warm(runs: int) -> Iterator[tuple[str, float, list[float]]]:
         sizes = tuple(int(base * b / 8) + rng.randint(0, 100_000) for b in bits)
         units.append(Unit(name, sizes, tuple(level * steep ** (-b) * rng.uniform(0.8, 1.2) for b in bits)))
     budget = int(4.65 * 80 * 855_000_000 / 8)
-    yield "allocation of 80 layers x 2 slots x 19 options", 1.0, seconds(lambda: allocate(units, budget))
+    yield "allocation of 80 layers x 2 slots x 19 options", 1.0, timings(lambda: allocate(units, budget), runs)
 
 
 def figures(name: str, seconds: Sequence[float], goal: float) -> str:
@@ -139,18 +132,23 @@ def figures(name: str, seconds: Sequence[float], goal: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=7, help="runs of each command")
-    parser.add_argument("--cold", action="store_true", help="whole processes alone")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--cold", action="store_true", help="whole processes alone")
+    part.add_argument("--loads", action="store_true", help="simulated loads alone")
     asked = parser.parse_args()
     load, cores = os.getloadavg()[0], os.cpu_count()
     print(f"load before: {load:.1f} on {cores} cores; {asked.n} runs of each, one more to warm the disk")
-    with tempfile.TemporaryDirectory() as folder:
-        for line in cold(asked.n, Path(folder)):
-            print(line, flush=True)
-    if asked.cold:
-        return
-    for what, goal, seconds in warm(asked.n):
-        print(what)
-        print(figures("warm", seconds, goal))
+    if not asked.loads:
+        with tempfile.TemporaryDirectory() as folder:
+            for line in cold(asked.n, Path(folder)):
+                print(line, flush=True)
+    inside = [] if asked.cold else [("processor", loads)]
+    if not asked.cold and not asked.loads:
+        inside.append(("warm", warm))
+    for name, timed_parts in inside:
+        for what, goal, seconds in timed_parts(asked.n):
+            print(what)
+            print(figures(name, seconds, goal))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ class Question:
     """Whether a model, stored as named, is served by an engine on a card. None: the default of `check`'s option of that name.
 
     `file`: the file of another kind (GGUF) that was named, as it is stored; `model` is what it becomes where an engine does not read it.
+    `longest`: where the context does not fit, the longest that does is asked in its place (`--max-model-len auto`). `refused`: what the
+    words that it was asked in have against them.
     """
 
     model: ModelIR
@@ -72,6 +74,8 @@ class Question:
     weights: str | None = None
     kv_cache_dtype: str = "auto"
     file: ModelIR | None = None
+    longest: bool = False
+    refused: tuple[Reason, ...] = ()
 
     @property
     def engine(self) -> Engine:
@@ -133,10 +137,14 @@ class Question:
         asked = None if self.concurrency is None else math.ceil(self.concurrency / replicas)
         workload = replace(self.workload, concurrency=asked)
         memory = self.engine.memory(ir, self.gpu, self.settings, workload)
+        if self.longest and not memory.starts and 0 < memory.kv.max_context < workload.context:
+            return replace(self, context=memory.kv.max_context, longest=False).outcome()
         lengths = self.input_tokens and self.output_tokens
         used = capacity(memory, asked, self.workload, replicas) if asked and lengths else None
         against = _of_each(memory.reasons, replicas) if used is None else short_of(memory, used, workload)
-        return Outcome(ir, (*illegal, *refused), replace(memory, reasons=against), asked, used)
+        return Outcome(
+            ir, (*self.refused, *illegal, *refused), replace(memory, reasons=against), asked, used, workload.context
+        )
 
 
 def _of_each(reasons: tuple[Reason, ...], replicas: int) -> tuple[Reason, ...]:
@@ -161,6 +169,7 @@ class Outcome:
     memory: MemoryEstimate
     concurrency: int | None
     used: Capacity | None
+    context: int
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

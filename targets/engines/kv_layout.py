@@ -84,7 +84,7 @@ class Layout:
     def bytes_per_token(self) -> float:
         """Return what one more token of a long sequence takes: layers that keep every token only."""
         growing = [(spec, layers) for spec, layers in self.groups if spec.kind in ("full", "mla")]
-        return sum(self.block_bytes / spec.block_size for spec, _ in growing)
+        return sum(self.block_bytes / spec.block_size for spec, _ in growing) / self.settings.context_parallel
 
 
 def build_layout(states: Sequence[tuple[LayerState, int]], settings: CacheSettings, rules: Rules) -> Layout:

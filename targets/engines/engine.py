@@ -320,7 +320,7 @@ class Engine(ABC):
         return ()
 
     def built_for(self, version: str | None) -> int | None:
-        """Return the major version of CUDA that a version's package is built for; None where that is not known."""
+        """Return the major number of the CUDA that a version's package is built for; None where that is not known."""
         return None
 
     def known_versions(self) -> tuple[str, ...]:

@@ -114,7 +114,7 @@ class Vllm(Engine):
         return kernel_of(form, capability_of(gpu))
 
     def built_for(self, version: str | None) -> int | None:
-        """CUDA 13 from 0.20 on, whose wheel on PyPI needs torch 2.11; 12 before."""
+        """Number 13 from 0.20 on, whose wheel on PyPI needs torch 2.11; 12 before."""
         return 13 if rules_for(version)[0].version >= _CUDA_13 else 12
 
     def known_versions(self) -> tuple[str, ...]:

@@ -98,6 +98,52 @@ def cold(runs: int, folder: Path) -> Iterator[str]:
         yield figures("uncompiled", [timed(command, empty)[1]], goal)
 
 
+def timings(work: Callable[[], object], runs: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """Seconds of each run; one more before, that imports and reads."""
+    work()
+    out = []
+    for _ in range(runs):
+        started = clock()
+        work()
+        out.append(clock() - started)
+    return out
+
+
+def loads(runs: int) -> Iterator[tuple[str, float, list[float]]]:
+    """Simulations of 1,000 requests of 200 tokens in the mean, each on step times that nobody asked before; processor seconds."""
+    from passes.ir.sources import open_model
+    from targets.engines.engine import Settings, find_engine
+    from targets.gpu import find_gpu
+    from targets.simulation.serving import Load, load_of
+    from targets.simulation.simulate import simulate
+    from targets.simulation.step_times import StepTimes
+    from targets.speed.estimate import asked
+    from targets.workload import Workload
+
+    engine, gpu, settings = find_engine("vllm"), find_gpu("H100 SXM"), Settings()
+    ir = open_model("meta-llama/Llama-3.1-8B").ir
+
+    def run(load: Load, workload: Workload) -> None:
+        memory = engine.memory(ir, gpu, settings, workload)
+        question = asked(engine, ir, gpu, settings, workload, memory)
+        queue = engine.queue(gpu, settings, workload, memory.kv)
+        assert queue is not None
+        simulate(StepTimes(question.run.stage, question.loop.cache_bytes), queue, load.arrivals, load.lengths)
+
+    described = {
+        "closed loop of 64 clients": {"concurrency": 64}, "the same, of unlike lengths": {"concurrency": 64, "output_p95": 500},
+        "burst of chats": {"rate": math.inf}, "rate of 16/s": {"rate": 16.0},
+    }  # fmt: skip
+    for name, fields in described.items():
+        workload = Workload(4096, input_tokens=512, output_tokens=200, requests=1000, **fields)  # type: ignore[arg-type]
+        load = load_of(workload)
+        yield (
+            f"1,000 requests x 200 tokens, {name}",
+            0.05,
+            timings(partial(run, load, workload), runs, time.process_time),
+        )
+
+
 def warm(runs: int) -> Iterator[tuple[str, float, list[float]]]:
     """What is done, its goal in seconds, and the seconds of each run; everything imported and read once before."""
     from passes.algorithms.knapsack import Unit, allocate

@@ -90,7 +90,8 @@ class Layout:
 
     def bytes_per_token(self) -> float:
         """Return what one more token of a long sequence takes: layers that keep every token only."""
-        return sum(self.block_bytes / spec.block_size for spec, _ in self.groups if spec.grows)
+        growing = sum(self.block_bytes / spec.block_size for spec, _ in self.groups if spec.grows)
+        return growing / self.settings.context_parallel
 
 
 def build_layout(states: Sequence[tuple[LayerState, int]], settings: CacheSettings, rules: Rules) -> Layout:

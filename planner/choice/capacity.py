@@ -39,7 +39,7 @@ class Capacity:
     @property
     def needed_bytes(self) -> int:
         """Cache of all running requests of a replica, and at least of one longest."""
-        return _needed_bytes(self.at_once, self.request_bytes, self.longest_bytes)
+        return max(self.at_once * self.request_bytes, self.longest_bytes)
 
     @property
     def waiting(self) -> int:
@@ -52,18 +52,14 @@ class Capacity:
         return at_least(self.room, 0.0)
 
 
-def _needed_bytes(at_once: int, request_bytes: int, longest_bytes: int) -> int:
-    return max(at_once * request_bytes, longest_bytes)
-
-
 def capacity(estimate: MemoryEstimate, sequences: int, workload: Workload, replicas: int = 1) -> Capacity:
     """Return how the cache of an estimate serves a workload. `sequences`: requests that one replica runs at once, at most."""
     clients = workload.concurrency or 1
     running = min(clients, sequences * replicas)
-    left, longest = estimate.memory.kv_cache, _longest(estimate)
-    needed = _needed_bytes(-(-running // replicas), estimate.bytes_per_request, longest)
-    room = Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis)
-    return Capacity(estimate.bytes_per_request, longest, clients, running, room, replicas)
+    left = estimate.memory.kv_cache
+    empty = Capacity(estimate.bytes_per_request, _longest(estimate), clients, running, left, replicas)
+    needed = empty.needed_bytes
+    return replace(empty, room=Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis))
 
 
 def running_at_once(estimate: MemoryEstimate) -> int:

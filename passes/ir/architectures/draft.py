@@ -32,12 +32,12 @@ class Description:
 
 
 def make_stack(name: str, prefix: str, blocks: Sequence[Block], first_index: int = 0) -> Stack:
-    """A stack from one block per layer, factored into classes."""
+    """Factor one block per layer into a stack of classes."""
     return Stack(name, prefix, (), (), first_index).with_blocks(tuple(blocks))
 
 
 def decoder(names: Names, blocks: Sequence[Block], outer: Part, mtp: Sequence[Stack] = ()) -> Description:
-    """A decoder whose layers stand under `<base>layers.{i}.`."""
+    """Describe a decoder whose layers stand under `<base>layers.{i}.`."""
     return Description((make_stack("decoder", names.base + "layers.{i}.", blocks), *mtp), outer)
 
 
@@ -76,12 +76,12 @@ def with_head(description: Description, head: Head, config: Config, m: Maker) ->
 
 
 def is_tied(config: Config, default: bool) -> bool:
-    """Whether embedding and head share their weights."""
+    """Tell whether embedding and head share their weights."""
     return config.flag("tie_word_embeddings", default=default)
 
 
 def attention_state(config: Config, layer_type: str, kv: FullKV) -> LayerState:
-    """The cache kind of an attention layer by its `layer_types` entry (transformers' names)."""
+    """Choose the cache kind of an attention layer by its `layer_types` entry (transformers' names)."""
     sizes = (kv.kv_heads, kv.head_dim, kv.v_head_dim)
     if layer_type in ("full_attention", "attention"):
         return kv

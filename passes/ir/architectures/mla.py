@@ -17,7 +17,7 @@ from passes.ir.state import LatentKV
 
 
 def latent_attention(config: Config, m: Maker, *, gated: bool = False) -> Part:
-    """The projections of MLA, without a prefix; `gated`: an output gate of full rank (Kimi K3)."""
+    """Make the projections of MLA, without a prefix; `gated`: an output gate of full rank (Kimi K3)."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     nope, rope, v_dim = (
         config.integer("qk_nope_head_dim"),
@@ -47,7 +47,7 @@ def latent_attention(config: Config, m: Maker, *, gated: bool = False) -> Part:
 
 
 def indexer(config: Config, m: Maker) -> Part:
-    """The lightning indexer of DeepSeek-V3.2 (its technical report, section 2)."""
+    """Make the lightning indexer of DeepSeek-V3.2 (its technical report, section 2)."""
     hidden, heads, dim = (
         config.integer("hidden_size"),
         config.integer("index_n_heads"),
@@ -62,7 +62,7 @@ def indexer(config: Config, m: Maker) -> Part:
 
 
 def latent_state(config: Config, *, indexed: bool) -> LatentKV:
-    """What an MLA layer keeps."""
+    """Say what an MLA layer keeps."""
     index_dim = config.integer("index_head_dim") if indexed else 0
     return LatentKV(config.integer("kv_lora_rank"), config.integer("qk_rope_head_dim"), index_dim)
 
@@ -189,5 +189,5 @@ _FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
 
 
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one of the families here."""
+    """Describe a decoder of one of the families here."""
     return _FAMILIES[architecture](config, m, names)

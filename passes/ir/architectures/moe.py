@@ -20,7 +20,7 @@ _W = ("w1", "w3", "w2")
 
 
 def is_sparse(config: Config, layer: int) -> bool:
-    """Whether a layer has experts, by whichever field the family says it with."""
+    """Tell whether a layer has experts, by whichever field the family says it with."""
     layers = len(config.layer_numbers())
     if config.has("mlp_layer_types"):
         return config.names("mlp_layer_types", layers)[layer] == "sparse"
@@ -43,7 +43,7 @@ def decoder_of(
     outer: Part,
     mtp: tuple[Stack, ...] = (),
 ) -> Description:
-    """A decoder whose layer `i` is `layer(i)`, with the usual attention states."""
+    """Describe a decoder whose layer `i` is `layer(i)`, with the usual attention states."""
     heads, kv_heads, head_dim = head_sizes(config)
     kv = FullKV(kv_heads, head_dim, head_dim)
     kinds = layer_types(config, style.window)
@@ -200,7 +200,7 @@ def routed_with_bias(config: Config, m: Maker, *, bias: bool = True) -> Part:
 
 
 def mtp_stack(m: Maker, config: Config, names: Names, layer: Part, heads: int, state: FullKV) -> tuple[Stack, ...]:
-    """The MTP layers that follow the decoder's (DeepSeek-V3, arXiv 2412.19437, section 2.2), where the config counts any."""
+    """Make the MTP layers that follow the decoder's (DeepSeek-V3, arXiv 2412.19437, section 2.2), where the config counts any."""
     count, first = config.integer("num_nextn_predict_layers", default=0), config.integer("num_hidden_layers")
     if not count:
         return ()
@@ -209,7 +209,7 @@ def mtp_stack(m: Maker, config: Config, names: Names, layer: Part, heads: int, s
 
 
 def mtp_extras(m: Maker, config: Config) -> Part:
-    """What an MTP layer has besides a decoder layer: its own embedding and head, two norms, the joining projection."""
+    """Make what an MTP layer has besides a decoder layer: its own embedding and head, two norms, the joining projection."""
     hidden, vocab = config.integer("hidden_size"), config.integer("vocab_size")
     return total(
         m.embedding("embed_tokens", vocab, hidden),
@@ -391,5 +391,5 @@ _FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
 
 
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one of the families here."""
+    """Describe a decoder of one of the families here."""
     return _FAMILIES[architecture](config, m, names)

@@ -112,5 +112,5 @@ _FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
 
 
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one of the families here."""
+    """Describe a decoder of one of the families here."""
     return _FAMILIES[architecture](config, m, names)

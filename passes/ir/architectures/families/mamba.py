@@ -21,7 +21,7 @@ def _or_auto(config: Config, *fields: str, auto: int) -> int:
 
 
 def mamba1(config: Config, m: Maker, *, norms: bool, prefix: str = "") -> tuple[Part, Recurrent]:
-    """A Mamba 1 mixer and what it keeps; `norms`: on its step and on B and C (Jamba). Fields may begin with `prefix`."""
+    """Make a Mamba 1 mixer and what it keeps; `norms`: on its step and on B and C (Jamba). Fields may begin with `prefix`."""
     hidden, inner = config.integer("hidden_size"), config.integer(f"{prefix}expand") * config.integer("hidden_size")
     inner = config.integer(f"{prefix}intermediate_size", default=inner) if not prefix else inner
     size, kernel = (
@@ -45,7 +45,7 @@ def mamba1(config: Config, m: Maker, *, norms: bool, prefix: str = "") -> tuple[
 
 
 def mamba2(config: Config, m: Maker, prefix: str) -> tuple[Part, Recurrent, int]:
-    """A Mamba 2 mixer, what it keeps, and its heads; its fields begin with `prefix` (`mamba_`), or are Mamba 2's own."""
+    """Make a Mamba 2 mixer, what it keeps, and its heads; its fields begin with `prefix` (`mamba_`), or are Mamba 2's own."""
     hidden = config.integer("hidden_size")
     heads = config.integer(f"{prefix}n_heads", "num_heads")
     inner = config.integer(f"{prefix}expand", default=2) * hidden
@@ -91,7 +91,7 @@ def _alone(config: Config, m: Maker, block: Block) -> Description:
 
 
 def attention_block(config: Config, m: Maker) -> tuple[Part, FullKV, int]:
-    """The attention of these mixtures, what it keeps, and its heads."""
+    """Make the attention of these mixtures, what it keeps, and its heads."""
     heads, kv_heads, dim = head_sizes(config)
     bias = config.flag("attention_bias")
     part = m.attention(config.integer("hidden_size"), heads, kv_heads, dim, qkv_bias=bias, o_bias=bias)
@@ -199,5 +199,5 @@ _FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
 
 
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one of the families here."""
+    """Describe a decoder of one of the families here."""
     return _FAMILIES[architecture](config, m, names)

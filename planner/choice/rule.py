@@ -110,12 +110,12 @@ class Rule:
         """Candidates that no other one beats or equals in all of quality, speed, memory, work, cards, waiting, changes of settings and
         odds; of equal ones the chosen, else the first by name.
         """
-        front: list[tuple[tuple[float, ...], Verdict]] = []
-        weighed = [(self._figures(v), v is not chosen, v.candidate.label, v) for v in candidates]
-        for figures, _, _, verdict in sorted(weighed, key=lambda entry: entry[:3]):
-            if not any(all(a <= b for a, b in zip(others, figures, strict=True)) for others, _ in front):
-                front.append((figures, verdict))
-        return tuple(verdict for _, verdict in front)
+        front: list[Verdict] = []
+        for verdict in sorted(candidates, key=lambda v: (self._figures(v), v is not chosen, v.candidate.label)):
+            mine = self._figures(verdict)
+            if not any(all(a <= b for a, b in zip(self._figures(other), mine, strict=True)) for other in front):
+                front.append(verdict)
+        return tuple(front)
 
     def _dominates(self, one: Verdict, other: Verdict) -> bool:
         mine, theirs = self._figures(one), self._figures(other)

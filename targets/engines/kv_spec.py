@@ -35,11 +35,6 @@ class Spec:
     block_size: int
     reach: int = 0
 
-    @property
-    def grows(self) -> bool:
-        """Whether every token of a sequence is kept."""
-        return self.kind in ("full", "mla")
-
     def blocks(self, length: int, settings: CacheSettings) -> int:
         """Blocks one request of `length` tokens holds at most (the spec's `max_memory_usage_bytes` over its page)."""
         if self.kind == "state":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from passes.ir.architectures.config import Config, not_understood
@@ -29,6 +29,15 @@ class Description:
 
     def __add__(self, other: Description) -> Description:
         return Description(self.stacks + other.stacks, self.outer + other.outer)
+
+
+#: Describes the decoder of one family.
+Family = Callable[[Config, Maker, Names], Description]
+
+
+def by_architecture(families: Mapping[str, Family]) -> Callable[[Config, str, Maker, Names], Description]:
+    """Return what describes a decoder by the family of its architecture. It raises KeyError for one that is not in the table."""
+    return lambda config, architecture, m, names: families[architecture](config, m, names)
 
 
 def make_stack(name: str, prefix: str, blocks: Sequence[Block], first_index: int = 0) -> Stack:

@@ -6,11 +6,9 @@ State shapes: gated delta net (arXiv 2412.06464) and Kimi delta attention (arXiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import head_sizes
-from passes.ir.architectures.draft import Description, Names, decoder, ends, is_tied, make_stack
+from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.mla import latent_attention, latent_state
 from passes.ir.architectures.moe import is_sparse, qwen_moe_mlp
 from passes.ir.architectures.parts import Maker, Part, total
@@ -294,15 +292,12 @@ def kimi_moe(config: Config, m: Maker) -> Part:
     ).at("block_sparse_moe.")  # fmt: skip
 
 
-_FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
-    "Qwen3NextForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=True, sparse=True),
-    "Qwen3_5ForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=False, sparse=False),
-    "Qwen3_5MoeForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=False, sparse=True),
-    "NemotronHForCausalLM": nemotron_h,
-    "KimiLinearForCausalLM": kimi_linear,
-}
-
-
-def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """Describe a decoder of one of the families here."""
-    return _FAMILIES[architecture](config, m, names)
+describe = by_architecture(
+    {
+        "Qwen3NextForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=True, sparse=True),
+        "Qwen3_5ForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=False, sparse=False),
+        "Qwen3_5MoeForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=False, sparse=True),
+        "NemotronHForCausalLM": nemotron_h,
+        "KimiLinearForCausalLM": kimi_linear,
+    }
+)

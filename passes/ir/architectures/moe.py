@@ -11,7 +11,16 @@ from collections.abc import Callable
 
 from passes.ir.architectures.config import Config
 from passes.ir.architectures.decoder import Style, attention, head_sizes, layer_types
-from passes.ir.architectures.draft import Description, Names, attention_state, decoder, ends, is_tied, make_stack
+from passes.ir.architectures.draft import (
+    Description,
+    Names,
+    attention_state,
+    by_architecture,
+    decoder,
+    ends,
+    is_tied,
+    make_stack,
+)
 from passes.ir.architectures.parts import Maker, Part, total
 from passes.ir.model import Block, Role, Stack, Stacking
 from passes.ir.state import FullKV, SlidingKV
@@ -366,30 +375,29 @@ def llama4(config: Config, m: Maker, names: Names) -> Description:
     return decoder(names, blocks, ends(m, config, names, is_tied(config, False)))
 
 
-_FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
-    "MixtralForCausalLM": mixtral,
-    "PhiMoEForCausalLM": phi_moe,
-    "PhimoeForCausalLM": phi_moe,
-    "MiniMaxM2ForCausalLM": minimax_m2,
-    "MiniMaxM3ForCausalLM": minimax_m3,
-    "MiniMaxM3SparseForCausalLM": minimax_m3,
-    "Qwen2MoeForCausalLM": lambda c, m, n: qwen_moe(c, m, n, style=Style(qkv_bias=True, o_bias=False, window="qwen")),
-    "Qwen3MoeForCausalLM": lambda c, m, n: qwen_moe(c, m, n, style=Style(qk_norm="head", window="qwen")),
-    "Qwen3VLMoeTextModel": lambda c, m, n: qwen_moe(
-        c, m, n, style=Style(qk_norm="head", window="qwen"), transposed=True
-    ),
-    "OlmoeForCausalLM": olmoe,
-    "GraniteMoeForCausalLM": granite_moe,
-    "Glm4MoeForCausalLM": glm4_moe,
-    "GptOssForCausalLM": gpt_oss,
-    "MiMoV2FlashForCausalLM": mimo_v2,
-    "MiMoV2ForCausalLM": lambda c, m, n: mimo_v2(c, m, n, fused=True),
-    "Step3p7FlashForCausalLM": step3,
-    "Step3p5ForCausalLM": step3,
-    "Llama4ForCausalLM": llama4,
-}
-
-
-def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """Describe a decoder of one of the families here."""
-    return _FAMILIES[architecture](config, m, names)
+describe = by_architecture(
+    {
+        "MixtralForCausalLM": mixtral,
+        "PhiMoEForCausalLM": phi_moe,
+        "PhimoeForCausalLM": phi_moe,
+        "MiniMaxM2ForCausalLM": minimax_m2,
+        "MiniMaxM3ForCausalLM": minimax_m3,
+        "MiniMaxM3SparseForCausalLM": minimax_m3,
+        "Qwen2MoeForCausalLM": lambda c, m, n: qwen_moe(
+            c, m, n, style=Style(qkv_bias=True, o_bias=False, window="qwen")
+        ),
+        "Qwen3MoeForCausalLM": lambda c, m, n: qwen_moe(c, m, n, style=Style(qk_norm="head", window="qwen")),
+        "Qwen3VLMoeTextModel": lambda c, m, n: qwen_moe(
+            c, m, n, style=Style(qk_norm="head", window="qwen"), transposed=True
+        ),
+        "OlmoeForCausalLM": olmoe,
+        "GraniteMoeForCausalLM": granite_moe,
+        "Glm4MoeForCausalLM": glm4_moe,
+        "GptOssForCausalLM": gpt_oss,
+        "MiMoV2FlashForCausalLM": mimo_v2,
+        "MiMoV2ForCausalLM": lambda c, m, n: mimo_v2(c, m, n, fused=True),
+        "Step3p7FlashForCausalLM": step3,
+        "Step3p5ForCausalLM": step3,
+        "Llama4ForCausalLM": llama4,
+    }
+)

@@ -5,11 +5,9 @@ Names and shapes are those of transformers 5.23; states those of vLLM 0.32 (`lay
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import head_sizes
-from passes.ir.architectures.draft import Description, Names, decoder, ends, is_tied
+from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied
 from passes.ir.architectures.parts import Maker, Part, total
 from passes.ir.model import Block, Role, Stacking
 from passes.ir.state import FullKV, Recurrent, StatePart
@@ -187,17 +185,14 @@ def bamba(config: Config, m: Maker, names: Names) -> Description:
     return decoder(names, blocks, ends(m, config, names, is_tied(config, False), norm="final_layernorm"))
 
 
-_FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
-    "MambaForCausalLM": mamba,
-    "FalconMambaForCausalLM": mamba,
-    "Mamba2ForCausalLM": plain_mamba2,
-    "JambaForCausalLM": jamba,
-    "GraniteMoeHybridForCausalLM": granite_hybrid,
-    "GraniteMoeSharedForCausalLM": granite_shared,
-    "BambaForCausalLM": bamba,
-}
-
-
-def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """Describe a decoder of one of the families here."""
-    return _FAMILIES[architecture](config, m, names)
+describe = by_architecture(
+    {
+        "MambaForCausalLM": mamba,
+        "FalconMambaForCausalLM": mamba,
+        "Mamba2ForCausalLM": plain_mamba2,
+        "JambaForCausalLM": jamba,
+        "GraniteMoeHybridForCausalLM": granite_hybrid,
+        "GraniteMoeSharedForCausalLM": granite_shared,
+        "BambaForCausalLM": bamba,
+    }
+)

@@ -1,10 +1,9 @@
 """How long `optimize plan` and `optimize check` take: whole processes from a cold start, then the same through Python, warm.
 
-    python -m benchmarks.plan_speed [-n 7] [--cold | --loads]      --cold: whole processes alone; --loads: simulated loads alone
+    python -m benchmarks.plan_speed [-n 15] [--loads]      --loads: simulated loads alone
 
 Median and spread of N runs. Wall time is what a person waits; on a busy machine processor time says what the command itself
-costs, and `imports` how much of it goes to loading the modules that it loads. Modules are compiled beforehand, as an installed
-package's are; `uncompiled` is a run that finds none compiled and may write none. No network, no torch.
+costs. No network, no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,31 +32,8 @@ GOALS: dict[tuple[str, ...], float] = {
 }
 
 
-#: Runs a command and names the modules that it loaded; and loads modules, those that cannot be loaded alone left out.
-_NAME = """
-import sys
-from planner.cli.main import main
-try: main()
-except SystemExit: print(*sys.modules, file=sys.stderr)
-"""
-_LOAD = """
-import sys
-from importlib import import_module
-for name in sys.argv[1:]:
-    try: import_module(name)
-    except Exception: pass
-"""
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """Return what a run sees: no network, compiled modules read and written."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
-        "HF_HUB_OFFLINE": "1", **changes
-    }  # fmt: skip
-
-
-def timed(command: Sequence[str], env: Mapping[str, str]) -> tuple[float, float]:
-    """Return wall and processor seconds of one run. Exit 3 (nothing fits) is an answer too."""
+def timed(command: Sequence[str]) -> tuple[float, float]:
+    """Wall and processor seconds of one run. Exit 3 (nothing fits) is an answer too."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     code = subprocess.run(
         command,
@@ -65,37 +41,12 @@ def timed(command: Sequence[str], env: Mapping[str, str]) -> tuple[float, float]
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=env,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
     ).returncode
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     if code not in (0, 3):
         raise SystemExit(f"{' '.join(command)} ended with {code}")
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def loading(arguments: Sequence[str]) -> list[str]:
-    """Return the command that loads the modules which `optimize` loads for these arguments."""
-    named = subprocess.run(
-        [sys.executable, "-c", _NAME, *arguments], check=True, cwd=ROOT, env=environment(), capture_output=True, text=True
-    )  # fmt: skip
-    return [sys.executable, "-c", _LOAD, *(name for name in named.stderr.split() if name != "__main__")]
-
-
-def cold(runs: int, folder: Path) -> Iterator[str]:
-    """Give the lines on whole processes. `folder`: where plans may be saved."""
-    for arguments, goal in GOALS.items():
-        saved = ["-o", str(folder / "a.plan.json")] if arguments[0] == "plan" else []
-        command, loads = [str(OPTIMIZE), *arguments, *saved], loading((*arguments, *saved))
-        yield f"optimize {' '.join(arguments)}"
-        timed(command, environment())
-        walls, cpus = zip(*(timed(command, environment()) for _ in range(runs)), strict=True)
-        yield figures("wall", walls, goal)
-        yield figures("processor", cpus, goal)
-        _, imports = zip(*(timed(loads, environment()) for _ in range(runs)), strict=True)
-        share = statistics.median(imports) / statistics.median(cpus)
-        yield figures("imports", imports, goal) + f"   {share:.0%} of the processor's"
-        empty = environment(PYTHONPYCACHEPREFIX=str(folder / "none"), PYTHONDONTWRITEBYTECODE="1")
-        yield figures("uncompiled", [timed(command, empty)[1]], goal)
 
 
 def timings(work: Callable[[], object], runs: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
@@ -172,27 +123,29 @@ def warm(runs: int) -> Iterator[tuple[str, float, list[float]]]:
 def figures(name: str, seconds: Sequence[float], goal: float) -> str:
     """A line of the table, in milliseconds."""
     low, middle, high = (1000 * f(seconds) for f in (min, statistics.median, max))
-    return f"  {name:10s} median {middle:7.1f} ms   {low:.1f} to {high:.1f}   goal {1000 * goal:.0f} ms"
+    return f"  {name:9s} median {middle:7.1f} ms   {low:.1f} to {high:.1f}   goal {1000 * goal:.0f} ms"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=7, help="runs of each command")
-    part = parser.add_mutually_exclusive_group()
-    part.add_argument("--cold", action="store_true", help="whole processes alone")
-    part.add_argument("--loads", action="store_true", help="simulated loads alone")
-    asked = parser.parse_args()
-    load, cores = os.getloadavg()[0], os.cpu_count()
-    print(f"load before: {load:.1f} on {cores} cores; {asked.n} runs of each, one more to warm the disk")
-    if not asked.loads:
-        with tempfile.TemporaryDirectory() as folder:
-            for line in cold(asked.n, Path(folder)):
-                print(line, flush=True)
-    inside = [] if asked.cold else [("processor", loads)]
-    if not asked.cold and not asked.loads:
-        inside.append(("warm", warm))
-    for name, timed_parts in inside:
-        for what, goal, seconds in timed_parts(asked.n):
+    parser.add_argument("-n", type=int, default=15, help="runs of each command")
+    parser.add_argument("--loads", action="store_true", help="simulated loads alone")
+    options = parser.parse_args()
+    runs = options.n
+    print(
+        f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {runs} runs of each, one more to warm the disk"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for arguments, goal in () if options.loads else GOALS.items():
+            saved = ["-o", str(Path(folder) / "a.plan.json")] if arguments[0] == "plan" else []
+            command = [str(OPTIMIZE), *arguments, *saved]
+            timed(command)
+            walls, cpus = zip(*(timed(command) for _ in range(runs)), strict=True)
+            print(f"optimize {' '.join(arguments)}")
+            for name, seconds in (("wall", walls), ("processor", cpus)):
+                print(figures(name, seconds, goal))
+    for name, timed_parts in (("processor", loads(runs)), ("warm", () if options.loads else warm(runs))):
+        for what, goal, seconds in timed_parts:
             print(what)
             print(figures(name, seconds, goal))
 

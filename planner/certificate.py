@@ -120,8 +120,8 @@ def certificate(
     planned_passes: tuple[Mapping[str, Any], ...],
     expected: Effort,
 ) -> Certificate:
-    """The document on the result in `folder`. `plan`: with every choice made; `planned_passes`: as they were before; `expected`: what the
-    work was to take where it ran.
+    """Make the document on the result in `folder`. `plan`: with every choice made; `planned_passes`: as they were before; `expected`: what
+    the work was to take where it ran.
     """
     chosen = plan.decision
     stored = list(Checkpoint(folder).describe())

@@ -99,7 +99,7 @@ def _stored() -> frozenset[str]:
 
 
 def find(name: str) -> Match | None:
-    """The catalog's model for a name; None where there is none."""
+    """Find the catalog's model for a name; None where there is none."""
     folded, families = _index()
     if name in catalog.ids():
         return Match(name)
@@ -180,7 +180,7 @@ def _plain(name: str) -> list[str]:
 
 
 def convention(name: str, model: str) -> dict[str, Any] | None:
-    """How the publisher of a repository usually stores what its name says of a model: a row of `conventions.json`, or None."""
+    """Find how the publisher of a repository usually stores what its name says of a model: a row of `conventions.json`, or None."""
     told = set(_words(_bare(name))) & _stored()
     publisher = name.rpartition("/")[0]
     for row in _conventions():
@@ -201,7 +201,7 @@ def _quantized(name: str) -> Match | None:
 
 
 def unknown_model(name: str) -> InputError:
-    """The error for a model that nothing knows, with the nearest names, or with what a published checkpoint was made of."""
+    """Make the error for a model that nothing knows, with the nearest names, or with what a published checkpoint was made of."""
     if made_of := _sources().get(fold(name)):
         return InputError(f"{name} was made of {made_of}, whose shapes are not known here", remedy=REMEDY)
     return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=REMEDY)

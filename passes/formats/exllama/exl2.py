@@ -167,7 +167,7 @@ class Exl2(Format):
 
 
 def reordered_outputs(name: str, stored: Mapping[str, torch.Tensor], order: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A stored matrix with its outputs renumbered: output j is what `order[j]` was. Lossless: outputs share nothing but `scale_max`."""
+    """Renumber the outputs of a stored matrix: output j is what `order[j]` was. Lossless: outputs share nothing but `scale_max`."""
     index = _unpack_nibbles(stored[f"{name}.q_scale"])
     out = {key: stored[key] for key in stored if key.startswith(f"{name}.")}
     out[f"{name}.q_weight"] = stored[f"{name}.q_weight"][:, order].contiguous()

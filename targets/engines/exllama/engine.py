@@ -172,7 +172,7 @@ class Exllama(Engine):
         return Scheduler(settings.max_num_batched_tokens or CHUNK, requests)
 
     def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Composer:
-        """The dynamic generator, with pages for whole answers."""
+        """Compose steps as the dynamic generator does, with pages for whole answers."""
         from targets.simulation.exllama import Generator
         from targets.simulation.serving import cache_of
 
@@ -206,7 +206,7 @@ class Exllama(Engine):
         return tabby_launch(request, self.served_by, self.cache_mode(request.ir.kv_cache.dtype))
 
     def served_name(self, folder: Path) -> str:
-        """As its config file says."""
+        """Read it from its config file."""
         from targets.engines.exllama.launch import served_name
 
         return served_name(folder)

@@ -143,11 +143,13 @@ class Vllm(Engine):
         """Wheels without code for the card, formats that a version does not read there, matrices without a kernel."""
         capability = gpu.capability or 0
         yield from wheel_reasons(capability, rules)
-        stored = sorted(storages(resident_model(ir)), key=lambda form: form.label)
-        refused = [
-            reason for form in stored if form.is_quantized
-            for reason in (*order_reasons(form, rules), *method_reasons(form, ir.quant_method, capability, ir.dtype, rules))
-        ]  # fmt: skip
+        resident = resident_model(ir)
+        outside = storages(resident, experts=False)
+        refused: list[Reason] = []
+        stored = (form for form in storages(resident) if form.is_quantized)
+        for form in sorted(stored, key=lambda form: form.label):
+            refused += order_reasons(form, rules)
+            refused += method_reasons(form, ir.quant_method, capability, ir.dtype, rules, experts=form not in outside)
         yield from refused
         if not refused:
             yield from kernel_reasons(ir, capability, ir.dtype, rules, parallel)

@@ -17,9 +17,10 @@ from targets.gpu import Gpu
 _EIGHT_BITS = (KernelFamily.W8A8, KernelFamily.FP8)
 
 
-def storages(ir: ModelIR) -> set[Format]:
-    """The formats that the model's matrices are stored in."""
-    return {linear.storage for stack in ir.stacks for block, _ in stack.counts for linear in block.linears}
+def storages(ir: ModelIR, *, experts: bool = True) -> set[Format]:
+    """The formats that the model's matrices are stored in, with or without its experts'."""
+    linears = (linear for stack in ir.stacks for block, _ in stack.counts for linear in block.linears)
+    return {linear.storage for linear in linears if experts or linear.copies == 1}
 
 
 def load_time_reasons(ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:

@@ -87,6 +87,16 @@ def test_integers_times_integers_end_before_blackwell(gpu: str, legal: bool) -> 
     assert all("fp8" in (reason.remedy or "") for reason in found)
 
 
+@pytest.mark.parametrize("model", ["deepseek-ai/DeepSeek-V3.2", "zai-org/GLM-5-FP8", "deepseek-ai/DeepSeek-V4-Flash"])
+def test_sparse_attention_has_back_ends_on_few_cards(model: str) -> None:
+    def codes(gpu: str, version: str) -> list[str]:
+        return [reason.code for reason in reasons(open_model(model).ir, gpu, version)]
+
+    assert "sparse_attention_without_backend" in codes("A100", "0.33.0")
+    assert "sparse_attention_without_backend" in codes("RTX PRO 6000", "0.23.0")
+    assert codes("RTX PRO 6000", "0.33.0") == codes("H200", "0.33.0") == codes("B200", "0.33.0") == []
+
+
 def test_integers_of_experts_have_a_kernel_of_their_own() -> None:
     assert reasons(held("Qwen/Qwen3-30B-A3B", IntQuantized(), least_copies=2), "B200") == []
 

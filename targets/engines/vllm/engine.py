@@ -41,7 +41,13 @@ from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.rules.fused import absent_note, fused_reasons
 from targets.engines.vllm.rules.kernels import kernel_reasons
 from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
-from targets.engines.vllm.rules.legality import expert_reasons, load_time_reasons, order_reasons, storages
+from targets.engines.vllm.rules.legality import (
+    expert_reasons,
+    load_time_reasons,
+    order_reasons,
+    sparse_reasons,
+    storages,
+)
 from targets.engines.vllm.rules.methods import method_reasons, plugin_note, wheel_reasons
 from targets.engines.vllm.rules.runner import has_states, subtracts_graphs, uses_v2_runner
 from targets.engines.vllm.rules.shards import shard_reasons
@@ -128,6 +134,7 @@ class Vllm(Engine):
         reasons += fused_reasons(ir)
         reasons += shard_reasons(ir, settings.parallel)
         reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
+        reasons += [] if gpu.is_cpu else sparse_reasons(ir, gpu.capability or 0, rules)
         if settings.block_size is not None and settings.block_size % _BLOCK:
             message = (
                 f"vLLM's attention kernels take cache blocks of multiples of {_BLOCK} tokens, not {settings.block_size}"

@@ -48,7 +48,13 @@ from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.rules.fused import absent_note, fused_reasons
 from targets.engines.vllm.rules.kernels import kernel_reasons
 from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
-from targets.engines.vllm.rules.legality import expert_reasons, load_time_reasons, order_reasons, storages
+from targets.engines.vllm.rules.legality import (
+    expert_reasons,
+    load_time_reasons,
+    order_reasons,
+    sparse_reasons,
+    storages,
+)
 from targets.engines.vllm.rules.methods import method_reasons, plugin_note, wheel_reasons
 from targets.engines.vllm.rules.runner import has_states, subtracts_graphs, uses_v2_runner
 from targets.engines.vllm.rules.shards import shard_reasons
@@ -142,6 +148,7 @@ class Vllm(Engine):
         reasons += fused_reasons(ir)
         reasons += shard_reasons(ir, settings.parallel)
         reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
+        reasons += [] if gpu.is_cpu else sparse_reasons(ir, gpu.capability or 0, rules)
         if settings.block_size is not None and settings.block_size % _BLOCK:
             message = (
                 f"vLLM's attention kernels take cache blocks of multiples of {_BLOCK} tokens, not {settings.block_size}"
@@ -157,11 +164,13 @@ class Vllm(Engine):
         """Wheels without code for the card, formats that a version does not read there, matrices without a kernel."""
         capability = gpu.capability or 0
         yield from wheel_reasons(capability, rules)
-        stored = sorted(storages(resident_model(ir)), key=lambda form: form.label)
-        refused = [
-            reason for form in stored if form.is_quantized
-            for reason in (*order_reasons(form, rules), *method_reasons(form, ir.quant_method, capability, ir.dtype, rules))
-        ]  # fmt: skip
+        resident = resident_model(ir)
+        outside = storages(resident, experts=False)
+        refused: list[Reason] = []
+        stored = (form for form in storages(resident) if form.is_quantized)
+        for form in sorted(stored, key=lambda form: form.label):
+            refused += order_reasons(form, rules)
+            refused += method_reasons(form, ir.quant_method, capability, ir.dtype, rules, experts=form not in outside)
         yield from refused
         if not refused:
             yield from kernel_reasons(ir, capability, ir.dtype, rules, parallel)

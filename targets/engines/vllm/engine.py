@@ -360,6 +360,7 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
         context=workload.context,
         linked=(gpu.link_bytes_per_s or 0) >= _SWITCHED_LINK,
         integrated=activations.is_integrated(gpu),
+        pictures=workload.pictures,
     )
 
 

@@ -78,6 +78,9 @@ def vllm_config(request: LaunchRequest, *, cpu: bool) -> dict[str, Any]:
     config |= {name: value for name, value in values.items() if value is not None}
     if cpu:
         config["kv-cache-memory-bytes"] = request.kv_cache_bytes
+    if request.workload.pictures:
+        # The profile run then encodes so many pictures of a request, and no video: what the plan counts.
+        config["limit-mm-per-prompt"] = {"image": request.workload.pictures, "video": 0}
     if request.trust_remote_code:
         config["trust-remote-code"] = True
     if settings.enforce_eager:

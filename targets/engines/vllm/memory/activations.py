@@ -53,7 +53,8 @@ class Profile:
     """What the profile run of one rank sees: tokens, sequences, parallel degree, and the card's compute capability × 10.
 
     `samples`: this rank holds the head (the last pipeline stage). `context`: max_model_len. `linked`: cards speak over a switch
-    of their own (NVLink of server cards). `integrated`: the card's memory is the machine's.
+    of their own (NVLink of server cards). `integrated`: the card's memory is the machine's. `pictures`: of a
+    request at most, where their number is limited; no videos then.
     """
 
     tokens: int
@@ -66,6 +67,7 @@ class Profile:
     context: int = 8192
     linked: bool = True
     integrated: bool = False
+    pictures: int = 0
 
 
 @lru_cache(maxsize=1)
@@ -143,13 +145,13 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     v2 = uses_v2_runner(ir, rules)
     profiled = encodes(ir) and (rules.encoder_v2 or not v2)
     outputs, encoder = hidden if profiled else 0.0, 0.0
-    item = largest_item(ir, profile.context) if profiled else None
+    item = largest_item(ir, profile.context, pictures=profile.pictures > 0) if profiled else None
     if item is not None:
         outputs, encoder = encoder_bytes(
             ir,
             item,
             tokens=profile.tokens,
-            most=profile.sequences * max(1, profile.context // item.tokens),
+            most=profile.sequences * max(1, min(profile.context // item.tokens, profile.pictures or profile.context)),
             tp=profile.tp,
         )
         layer += outputs

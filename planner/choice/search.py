@@ -68,7 +68,8 @@ class SearchResult:
             self.rejected, key=lambda v: (v.distance, v.quality.log_ppl_increase.value, v.candidate.label)
         ):
             key = (verdict.candidate.engine, frozenset(reason.code for reason in verdict.reasons))
-            if key not in seen:
+            unasked = self.spec.target.fewest and any(reason.kind is ReasonKind.ILLEGAL for reason in verdict.reasons)
+            if key not in seen and not (unasked and out):
                 seen.add(key)
                 out.append(complete(self.spec, self.gpu, verdict))
         return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])

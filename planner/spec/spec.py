@@ -185,6 +185,10 @@ class Length(Strict):
     def _ordered(self) -> Length:
         if not self.mean <= self.usual <= self.longest:
             raise ValueError("mean, p95 and max of a length must rise in this order")
+        if self.usual > 20 * self.mean:
+            raise ValueError(
+                f"a p95 of {self.usual:,} cannot be with a mean of {self.mean:,}: the five longest of a hundred alone bring more"
+            )
         return self
 
 

@@ -137,7 +137,11 @@ def test_limits_of_goodput_follow_each_other_as_vllm_takes_them() -> None:
     assert CliRunner().invoke(app, [*asked, "ttft:900"]).exit_code != 0
 
 
-PICTURES = "model: {model}\ntarget: {{ gpu: L40S }}\nworkload: {{ context: 16384, concurrency: 16, input_tokens: 300, output_tokens: 200{more} }}\n"
+PICTURES = """
+model: {model}
+target: {{ gpu: L40S }}
+workload: {{ context: 16384, concurrency: 16, input_tokens: 300, output_tokens: 200{more} }}
+"""
 
 
 def test_pictures_count_in_input_cache_and_time_and_are_what_the_server_lets_in() -> None:
@@ -169,3 +173,12 @@ def test_a_longer_encoding_of_pictures_delays_the_first_token() -> None:
         for load in (few, many)
     ]
     assert first[1] > first[0] + 20
+
+
+def test_lengths_further_apart_than_any_are_refused_and_than_simulated_ones_are_said() -> None:
+    with pytest.raises(InputError, match="the five longest of a hundred"):
+        parse_spec(text("concurrency: 2").replace("800", "{ mean: 50, p95: 2000 }"))
+    made = plan(parse_spec(text("concurrency: 2").replace("800", "{ mean: 400, p95: 2000 }")))
+    assert any(
+        "the load is simulated with 1,547, the cache counted by 2,000" in note for note in made.document.decision.notes
+    )

@@ -98,7 +98,8 @@ class Rule:
         chosen = self._undominated(left[0], candidates)
         decided = {id(v): criterion for criterion, out in fallen for v in out}
         lost = tuple(_loss(v, decided.get(id(v)), chosen) for v in candidates if v is not chosen)
-        why = self._why(chosen, [criterion.name for criterion, _ in fallen])
+        holds = [c.name for c, _ in fallen if c.figure(chosen) <= c.figure(left[0]) + c.width(left[0], chosen)]
+        why = self._why(chosen, holds)
         return Decision(chosen, why if chosen is left[0] else f"{why}; {self._replaces(chosen, left[0])}", lost)
 
     def _undominated(self, chosen: Verdict, candidates: Sequence[Verdict]) -> Verdict:

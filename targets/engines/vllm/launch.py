@@ -113,6 +113,9 @@ def vllm_arguments(request: LaunchRequest, *, cpu: bool) -> Iterator[Setting]:
     yield from (each for each in asked if not (cpu and each.name == _CACHE))
     if cpu:
         yield Setting(_CACHE, request.kv_cache_bytes, "the cache, in bytes, that the plan left room for")
+    if request.workload.pictures:
+        limit = {"image": request.workload.pictures, "video": 0}
+        yield Setting("limit-mm-per-prompt", limit, "pictures of a request, no video: what the plan counts")
     if request.trust_remote_code:
         yield Setting("trust-remote-code", True, "the spec lets code run that the model brings")
     if settings.enforce_eager:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from targets.engines.exllama.engine import CHUNK, PAGE
+from targets.launch.before_start import look_first
 from targets.launch.request import Launch, LaunchFile, LaunchRequest
 
 #: The config file in the launch folder.
@@ -23,7 +24,7 @@ _RUN = """#!/usr/bin/env bash
 # venv). PORT and HOST may be set. Extra arguments go to TabbyAPI.
 set -euo pipefail
 result="$(cd "$(dirname "$0")/.." && pwd)"
-cd "${TABBYAPI:?set TABBYAPI to a checkout of TabbyAPI}"
+@LOOK@cd "${TABBYAPI:?set TABBYAPI to a checkout of TabbyAPI}"
 exec "${TIGHTFIT_ENGINE:-venv/bin/python}" main.py --config "$result/launch/config.yml" \\
   --model-dir "$(dirname "$result")" --model-name "$(basename "$result")" \\
   --host "${HOST:-127.0.0.1}" --port "${PORT:-@PORT@}" "$@"
@@ -39,7 +40,9 @@ def tabby_launch(request: LaunchRequest, served_by: str, cache_mode: str) -> Lau
     head = f"# TabbyAPI: {request.label}\n# Planned for {request.engine} {request.version}.\n# Served by {served_by}.\n"
     files = (
         LaunchFile(CONFIG, head + yaml.safe_dump(config, sort_keys=False), data=config),
-        LaunchFile("run.sh", _RUN.replace("@PORT@", str(_PORT)), executable=True),
+        LaunchFile(
+            "run.sh", _RUN.replace("@PORT@", str(_PORT)).replace("@LOOK@", look_first('"$result"')), executable=True
+        ),
     )
     return Launch(files, ("python", "main.py", "--config", f"launch/{CONFIG}"), {}, _PORT, "/health")
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from targets.engines.vllm.rules.versions import rules_for
+from targets.launch.before_start import look_first
 from targets.launch.request import Launch, LaunchFile, LaunchRequest
 
 _RUN = """#!/usr/bin/env bash
@@ -19,7 +20,7 @@ cd "$(dirname "$0")/.."
 @ENVIRONMENT@if [ -n "${TIGHTFIT_ENGINE:-}" ]; then
   export PATH="$(dirname "$TIGHTFIT_ENGINE"):$PATH"
 fi
-exec @COMMAND@ --host "${HOST:-127.0.0.1}" --port "${PORT:-@PORT@}" "$@"
+@LOOK@exec @COMMAND@ --host "${HOST:-127.0.0.1}" --port "${PORT:-@PORT@}" "$@"
 """
 _CONFIG = "vllm.yaml"
 _SERVER = ("vllm", "serve")
@@ -39,7 +40,11 @@ def vllm_launch(request: LaunchRequest, *, cpu: bool) -> Launch:
     command = (*(_CPU_SERVER if cpu else _SERVER), "--config", f"launch/{_CONFIG}")
     environment = _ENVIRONMENT | (_CPU_ENVIRONMENT if cpu else {})
     exports = "".join(f'export {name}="${{{name}:-{value}}}"\n' for name, value in environment.items())
-    script = _RUN.replace("@ENVIRONMENT@", exports).replace("@COMMAND@", shlex.join(command))
+    script = (
+        _RUN.replace("@ENVIRONMENT@", exports)
+        .replace("@COMMAND@", shlex.join(command))
+        .replace("@LOOK@", look_first("."))
+    )
     config = vllm_config(request, cpu=cpu)
     head = f"# vllm serve --config: {request.label}\n"
     files = (

@@ -222,7 +222,7 @@ def log_errors(values: dict[str, float], case: Case) -> dict[str, float]:
 
 #: Scale of an unremarkable error by figure; larger ones count linearly. `waited`, a first token that waited for a place or a busy host, tells
 #: nothing of steps: it counts for the widths alone.
-SCALE = {"tpot": 0.06, "ttft": 0.25, "request": 0.08, "waited": math.inf}
+SCALE = {"tpot": 0.06, "ttft": 0.18, "request": 0.08, "waited": math.inf}
 
 
 Priors = dict[str, tuple[float, float]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +30,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     skipped = len(reporter.stats.get("skipped", ())) if reporter else 0
     if os.environ.get("CI") and skipped and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def gradient_mode_is_left_as_found() -> Iterator[None]:
+    """Fail what leaves torch without gradients: the tests after it, and a user's own code, would find it so."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        pytest.fail("gradients were left switched off")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import os
 import sys
 
 from passes.errors import InputError, TightfitError
-from planner.cli import commands, listings  # noqa: F401 (each adds its commands to the application)
+from planner.cli import commands, listings, reports  # noqa: F401 (each adds its commands to the application)
 from planner.cli.app import app, emit
 from planner.cli.encoding import print_what_can_be_printed
 from planner.cli.interruption import Interrupted, interruptible

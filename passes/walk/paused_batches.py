@@ -72,7 +72,9 @@ class PausedBatches:
             try:
                 self._all(hidden, store, waiting)
             finally:
-                for wait in waiting.values():  # where storing failed: ended now, for what ends later would switch it off for all
+                for wait in (
+                    waiting.values()
+                ):  # where storing failed: ended now, for what ends later would switch it off for all
                     if wait.run is not None:
                         wait.run.throw()
                 for handle in handles:

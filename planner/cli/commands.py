@@ -17,7 +17,9 @@ from planner.cli.app import Device, Json, app, emit, finite, say_unused_cards, s
 
 @app.command()
 def plan(
-    spec: Annotated[Path, typer.Argument(help="The spec (YAML).")],
+    spec: Annotated[Path, typer.Argument(help="The spec (YAML); default: tightfit.yaml, as `init` writes it.")] = Path(
+        "tightfit.yaml"
+    ),
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to save the plan.")] = None,
     launch: Annotated[bool, typer.Option("--launch", help="Print the launch files that apply will write.")] = False,
     measure: Annotated[

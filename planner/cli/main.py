@@ -10,7 +10,13 @@ import sys
 import typer
 
 from passes.errors import InputError, TightfitError
-from planner.cli import checking, commands, listings  # noqa: F401 (each adds its commands to the application)
+from planner.cli import (  # noqa: F401 (each adds its commands to the application)
+    checking,
+    commands,
+    listings,
+    reports,
+    starting,
+)
 from planner.cli.app import app, emit
 from planner.cli.encoding import print_what_can_be_printed
 from planner.cli.interruption import Interrupted, interruptible
@@ -30,6 +36,11 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         _report(InputError(f"{where}{error.strerror or error}", remedy="check the path, its permissions and the disk"))
         sys.exit(InputError.exit_code)
+    except ModuleNotFoundError as error:
+        if (missing := _missing(error)) is None:
+            raise
+        _report(missing)
+        sys.exit(missing.exit_code)
     except Exception as error:
         if os.environ.get("TIGHTFIT_DEBUG"):
             raise
@@ -41,10 +52,10 @@ def main() -> None:
 def _run() -> None:
     """Run the command; with --json, a mistake in how it is called is an error like every other."""
     if "--json" not in sys.argv:
-        app()
+        app(prog_name="optimize")
         return
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="optimize", standalone_mode=False)
     except _usage_errors() as error:
         message = error.format_message().rstrip(".")
         raise InputError(message, remedy=f"optimize {' '.join(sys.argv[1:2])} --help lists the options") from None
@@ -57,6 +68,18 @@ def _usage_errors() -> type[typer.BadParameter]:
         kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
     )
     return found
+
+
+def _missing(error: ModuleNotFoundError) -> InputError | None:
+    """A package that is not installed, as an error that says which extra brings it; None where none does."""
+    from planner.setup.extras import extra_with, install
+
+    extra = None if error.name is None else extra_with(error.name)
+    if extra is None:
+        return None
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "this")
+    message = f"`optimize {command}` needs {error.name}, which is not installed here"
+    return InputError(message, remedy=f"{install(extra)}; `optimize doctor` says what else this machine has")
 
 
 def _report(error: TightfitError | Interrupted) -> None:

@@ -226,7 +226,17 @@ def test_a_closed_loop_that_nobody_describes_may_stay_in_step() -> None:
 
 
 def test_a_decoding_batch_takes_as_long_as_the_cuda_graph_it_is_padded_to() -> None:
-    assert [padded(rows, 512) for rows in (1, 3, 5, 12, 16, 255, 257, 512, 513)] == [1, 4, 8, 16, 16, 256, 272, 512, 513]
+    assert [padded(rows, 512) for rows in (1, 3, 5, 12, 16, 255, 257, 512, 513)] == [
+        1,
+        4,
+        8,
+        16,
+        16,
+        256,
+        272,
+        512,
+        513,
+    ]
     assert padded(12, 0) == 12
     engine, gpu, ir = find_engine("vllm"), find_gpu("H100 SXM"), open_model("Qwen/Qwen3-30B-A3B").ir
     work = Workload(8192, 64)

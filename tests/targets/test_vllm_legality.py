@@ -97,6 +97,16 @@ def test_sparse_attention_has_back_ends_on_few_cards(model: str) -> None:
     assert codes("RTX PRO 6000", "0.33.0") == codes("H200", "0.33.0") == codes("B200", "0.33.0") == []
 
 
+@pytest.mark.parametrize(
+    ("gpu", "last_without", "first"),
+    [("B200", "0.8.5", "0.9.0"), ("RTX 5090", "0.9.2", "0.10.0"), ("GB10", "0.9.2", "0.10.0")],
+)
+def test_wheels_have_code_for_blackwell_from_a_version_on(gpu: str, last_without: str, first: str) -> None:
+    ir = open_model(SMALL).ir
+    assert [reason.code for reason in reasons(ir, gpu, last_without)] == ["vllm_older_than_card"]
+    assert reasons(ir, gpu, first) == []
+
+
 def test_integers_of_experts_have_a_kernel_of_their_own() -> None:
     assert reasons(held("Qwen/Qwen3-30B-A3B", IntQuantized(), least_copies=2), "B200") == []
 

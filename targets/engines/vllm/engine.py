@@ -41,7 +41,7 @@ from targets.engines.vllm.memory.features import (
     with_state_types,
     without_encoders,
 )
-from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons
+from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons, stage_reasons
 from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
@@ -146,7 +146,7 @@ class Vllm(Engine):
         reasons += self._cache_reasons(ir, gpu, rules)
         reasons += expert_reasons(ir)
         reasons += fused_reasons(ir)
-        reasons += shard_reasons(ir, settings.parallel)
+        reasons += [*shard_reasons(ir, settings.parallel), *stage_reasons(ir, settings.parallel.pp, rules)]
         reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
         reasons += [] if gpu.is_cpu else sparse_reasons(ir, gpu.capability or 0, rules)
         if settings.block_size is not None and settings.block_size % _BLOCK:

@@ -63,7 +63,7 @@ def order_reasons(form: Format, rules: Rules) -> Iterator[Reason]:
 
 
 def sparse_reasons(ir: ModelIR, capability: int, rules: Rules) -> Iterator[Reason]:
-    """Attention that picks tokens by an indexer (DeepSeek V3.2 and V4, GLM-5), which few cards have a back end for."""
+    """Refuse attention that picks tokens by an indexer (DeepSeek V3.2 and V4, GLM-5) on cards without a back end for it."""
     states = [block.state for block, _ in ir.decoder.counts]
     picks = any(isinstance(state, LatentKV) and state.index_dim for state in states)
     if not picks and not any(isinstance(state, CompressedKV) for state in states):

@@ -17,8 +17,10 @@ from targets.engines.vllm.rules.versions import Rules, Version, at_version, said
 _ALWAYS: Version = (0, 0, 0)
 _HALVES = frozenset({"F16", "BF16"})
 _FLOATS = _HALVES | {"F32"}
-#: The least compute capability × 10 that vLLM's wheels have code for.
+#: The least compute capability × 10 that vLLM's wheels have code for, and the greatest: torch 2.6 of 0.8 comes with CUDA 12.4, Blackwell
+#: needs 12.8; the wheels of 0.9 lack its 12.x (vllm-project/vllm#20748, #18995).
 _WHEELS = ((_ALWAYS, 70), ((0, 20, 0), 75))
+_WHEELS_MOST = ((_ALWAYS, 90), ((0, 9, 0), 109), ((0, 10, 0), 999))
 #: The greatest that CUTLASS multiplies INT8 by INT8 on. Its kernel is taken on any card and stops beyond ("Int8 not supported on
 #: SM120"), so Triton's behind it is never asked: `csrc/…/w8a8/cutlass/c3x/scaled_mm_helper.hpp`,
 #: `kernels/linear/scaled_mm/cutlass.py` up to 0.33, vllm-project/vllm#54311. Experts have Triton's (`fused_moe/oracle/int8.py`).
@@ -154,6 +156,11 @@ def _remedy_of_card(method: Method, capability: int, rules: Rules) -> str:
 
 def wheel_reasons(capability: int, rules: Rules) -> Iterator[Reason]:
     """Why a version's wheels do not run on a card at all."""
+    if capability > (at_version(_WHEELS_MOST, rules.version) or 0):
+        first = next(since for since, most in _WHEELS_MOST if capability <= most)
+        message = f"vLLM {rules.said} has no code for cards of compute capability {_dotted(capability)}, which it has from {said(first)} on"
+        options = {"engine_version": said(first)}
+        yield Reason("vllm_older_than_card", message, _pinned(first, "or newer"), options=options)
     least = at_version(_WHEELS, rules.version) or 0
     if capability >= least:
         return

@@ -19,9 +19,11 @@ from unittest.mock import patch
 import pytest
 import yaml
 
-from planner.plan.document import PlanDocument
+from passes.chain import rewrite
+from planner.plan.document import PlanDocument, spec_of
 from planner.plan.launch import of_plan, target_files
 from planner.plan.make import plan
+from planner.plan.opened import Opened, source_of
 from targets.launch.deployment import Deployment
 
 HERE = Path(__file__).parent
@@ -55,7 +57,10 @@ def planned(name: str) -> PlanDocument:
 def server(name: str) -> Deployment:
     """The server of a scenario, without what changes with every figure (the plan's digest) or machine (its folder)."""
     with some_processor():
-        made = of_plan(planned(name), Path(f"{name}.plan.json"))
+        document = planned(name)
+        spec = spec_of(document)
+        saved = Opened(document, spec, rewrite(source_of(document, spec), document.decision.chain))
+        made = of_plan(saved, Path(f"{name}.plan.json"))
     served = made.served
     if served.folder is not None:
         served = replace(served, folder=_PLACE / served.folder.name)

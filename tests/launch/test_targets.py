@@ -24,7 +24,7 @@ from targets.launch.deployment import Deployment
 from targets.launch.request import Hardware
 from targets.launch.target import LAUNCH_TARGETS, find_launch_target
 from tests.conftest import missing
-from tests.golden.test_scenarios import SCENARIOS, server
+from tests.golden.test_scenarios import SCENARIOS, SPECS, server
 from tests.planner.conftest import run
 
 _TARGET = """
@@ -57,7 +57,7 @@ def test_a_unit_runs_the_results_own_script() -> None:
     assert f"PORT={made.launch.port}" in parser["Service"]["Environment"]
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if server(name).hardware.nodes == 1])
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if "nodes" not in SPECS[name]["target"]])
 def test_systemd_accepts_every_unit(name: str, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         missing("no systemd-analyze here", "it comes with systemd")

@@ -6,7 +6,7 @@ Sources: vLLM 0.32.0's code for the newest behaviour; `versions.py` for older on
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -126,6 +126,21 @@ class Vllm(Engine):
     def known_versions(self) -> tuple[str, ...]:
         """Versions whose behaviour differs in ways that are modelled."""
         return KNOWN_VERSIONS
+
+    def by_itself(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Mapping[str, float | str]:
+        """Return batch, share of the card, runner, prefix caching, graphs and scheduling, by version."""
+        rules, _ = rules_on_card(settings.version, gpu)
+        said: dict[str, float | str] = dict(super().by_itself(ir, gpu, settings, workload))
+        if not gpu.is_cpu:
+            said["gpu_memory_utilization"] = settings.gpu_memory_utilization or rules.utilization
+        if ir.load_time.name.startswith("fp8"):
+            said["quantization"] = rules.online_fp8
+        said["engine"] = f"V1, runner {'V2' if uses_v2_runner(ir, rules) else 'V1'}" if rules.v1 else "V0"
+        said["prefix caching"] = _on(rules.hybrid_prefix_caching if has_states(ir) else rules.v1)
+        said["memory of graphs"] = "taken from the cache's" if subtracts_graphs(ir, rules) else "on top of the budget"
+        said["asynchronous scheduling"] = _on(rules.async_scheduling)
+        fits = "prompt fits the cache" if rules.reserves_prompt else "first chunk fits"
+        return said | {"a request is admitted": f"when its {fits}"}
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Formats without a kernel on this card, parallel degrees that do not divide the model, KV types it lacks."""
@@ -322,6 +337,10 @@ class Vllm(Engine):
         from targets.engines.vllm.launch import served_name
 
         return served_name(folder)
+
+
+def _on(kept: bool) -> str:
+    return "on" if kept else "off"
 
 
 @remembered

@@ -96,7 +96,9 @@ def card_holders(uuid: str) -> tuple[Holder, ...] | None:
         found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
     except pynvml.NVMLError:
         return None
-    holders = (Holder(each.pid, _process(each.pid), each.usedGpuMemory) for each in found if each.pid != os.getpid())
+    holders = (
+        Holder(each.pid, process_name(each.pid), each.usedGpuMemory) for each in found if each.pid != os.getpid()
+    )
     return tuple(sorted(holders, key=lambda holder: -(holder.used_bytes or 0)))
 
 
@@ -111,8 +113,8 @@ def _names_by_driver() -> tuple[str, ...]:
     return tuple(names)
 
 
-def _process(pid: int) -> str:
-    """The name of a process; in a container those outside cannot be seen."""
+def process_name(pid: int) -> str:
+    """Return the name of a process; in a container those outside cannot be seen."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:

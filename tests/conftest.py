@@ -24,6 +24,14 @@ def missing(what: str, remedy: str) -> NoReturn:
     pytest.skip(f"{what}; {remedy}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long, those with an engine first: workers that take whole files then end together."""
+    marks: dict[Path, set[str]] = {}
+    for item in items:
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: ("engine" not in marks[item.path], "slow" not in marks[item.path]))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI every test must have run, whatever skipped it."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -91,7 +91,7 @@ class CacheMaxima:
         return max(float(values) for _, values in self._seen.values())
 
     def get_seq_length(self, *_: Any) -> int:
-        """Nothing is cached before."""
+        """Return the tokens that are cached before: none."""
         return 0
 
 

@@ -56,7 +56,7 @@ class PausedBatches:
     """What was seen before a group, by its number, then by replica."""
 
     def run(self, hidden: HiddenStates, store: Store) -> None:
-        """Every batch through the block: what they bring into the next one is in `hidden` afterwards."""
+        """Send every batch through the block: what they bring into the next one is in `hidden` afterwards."""
         import torch
         from greenlet import getcurrent
 

@@ -43,6 +43,6 @@ def models(as_json: Json = False) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the spec, for editors."""
-    from planner.spec.spec import Spec
+    from planner.spec.schema import schema as of_spec
 
-    emit(Spec.model_json_schema())
+    emit(of_spec())

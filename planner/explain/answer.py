@@ -15,6 +15,7 @@ from typing import Any
 
 from passes.errors import InputError, ReasonKind, nearest
 from passes.ir.sources import Source, open_model
+from planner.choice.alternatives import likely_choice
 from planner.choice.search import SearchResult, complete, judged, rule_of, search, target_gpu
 from planner.choice.verdict import Verdict, judge_quality
 from planner.explain.changes import change, known_words, named
@@ -276,13 +277,13 @@ def _cheapest(asked: Asked, words: str) -> Answer:
     """The least card that a plan meets the goals on, with the odds asked for where there is one. No prices are known: less memory, then
     less bandwidth, counts as cheaper. Of a size whose newest and fastest card does not do, none is tried.
     """
-    cards, count = _cards(), asked.spec.target.cards
+    cards, count = _cards(), _count(asked)
     least = _fewest_bytes(asked, cards[-1].name)
     plausible = [card for card in cards if least is not None and count * card.memory_bytes.value >= least]
 
     @cache
     def chosen(card: str) -> Verdict | None:
-        return asked.changed(patched(asked.spec, _on(asked, card))).result.chosen
+        return likely_choice(patched(asked.spec, _on(asked, card)), asked.source.ir)
 
     likely: Gpu | None = None
     for _, group in itertools.groupby(plausible, key=lambda card: round(card.memory_bytes.value / 2**30)):
@@ -295,7 +296,7 @@ def _cheapest(asked: Asked, words: str) -> Answer:
             likely = likely or (card if found is not None else None)
     if likely is not None:
         return _on_card(asked, "none meets the goals with the odds asked for; the least that may", likely)
-    return _on_card(asked, "no known card meets the goals; the largest", cards[-1])
+    return _on_card(asked, "no card is known to meet the goals; the largest", cards[-1])
 
 
 def _on_card(asked: Asked, said: str, card: Gpu) -> Answer:
@@ -306,14 +307,22 @@ def _on_card(asked: Asked, said: str, card: Gpu) -> Answer:
 
 def _cards() -> list[Gpu]:
     """NVIDIA's cards that can be bought, the least first: none that is part of a laptop."""
-    cards = (card for card in all_gpus() if card.vendor == "NVIDIA" and "Laptop" not in card.name)
+    cards = (card for card in all_gpus() if card.vendor == "NVIDIA" and card.offered and "Laptop" not in card.name)
     return sorted(cards, key=lambda card: (card.memory_bytes.value, card.bandwidth_bytes_per_s))
 
 
 def _on(asked: Asked, card: str) -> Patch:
     """The patch that puts a plan on another card; an engine of processors gives way to those of cards."""
     engine = asked.leading.verdict.candidate.engine
-    return {"target": {"gpu": card}} | ({"engine": "auto"} if find_engine(engine).device == "cpu" else {})
+    return {"target": {"gpu": card, "count": _count(asked)}} | (
+        {"engine": "auto"} if find_engine(engine).device == "cpu" else {}
+    )
+
+
+def _count(asked: Asked) -> int:
+    """The cards of a plan: where the fewest are asked for, as many as were chosen."""
+    target = asked.spec.target
+    return asked.leading.verdict.candidate.cards if target.fewest else target.cards
 
 
 def _fewest_bytes(asked: Asked, largest: str) -> float | None:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from passes import chain
 from passes.errors import ReasonKind
 from passes.ir.model import ModelIR
-from planner.apply_cost import Effort, holds, holds_whole
 from planner.choice.rule import making
 from planner.choice.search import SearchResult
+from planner.choice.space import workload_of
 from planner.choice.verdict import Verdict
 from planner.figures import show
+from planner.plan.effort import Effort
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
@@ -57,6 +58,11 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
         rate, first = show(speed.throughput_tok_s.value, "tok/s"), show(speed.ttft_ms.value, "ms")
         own = show(speed.decode_tok_s_per_request.value, "tok/s")
         yield f"clients were left open: {capacity.clients} at once{each} give {rate} in all, {own} each, a first token after {first}"
+    due = workload_of(spec).rate
+    if workload_of(spec).concurrency is None and due is not None and math.isfinite(due) and speed is not None:
+        took = speed.e2e_ms or speed.ttft_ms + speed.tpot_ms.scaled(workload_of(spec).output_tokens - 1)
+        usual, most = f"{due * took.value / 1e3:.2g} in flight", f"{capacity.clients} at most 95 times of 100"
+        yield f"{due:g} requests a second of {show(took.value, 'ms')} each keep about {usual}, {most}"
     if spec.goals.prefer == "cost" and speed is not None:
         hours = parallel.gpus * 1e6 / (3600 * max(speed.throughput_tok_s.value, 1e-9))
         yield f"a million generated tokens take {hours:.2f} hours of a card"
@@ -72,6 +78,8 @@ def unheld(spec: Spec, verdict: Verdict, served: ModelIR, card: Gpu | None, work
     """Say what the card of a plan has too little memory for, of the work that makes it."""
     if card is None or work is None or making(verdict) == 0:
         return
+    from planner.apply_cost import holds, holds_whole
+
     size = f"{card.name} has {card.memory_bytes.value / _GIB:.1f} GiB"
     if not holds(work, card):
         least = work.memory_bytes.low / _GIB

@@ -15,13 +15,16 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    WithJsonSchema,
     field_serializer,
+    field_validator,
     model_validator,
 )
 
 from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE
 from passes.chain import BACKENDS
+from passes.errors import InputError
 from passes.formats import kv_dtypes
 from passes.ir.fields import LARGEST
 from passes.quantize.format_names import methods
@@ -29,13 +32,37 @@ from planner.spec import units
 from planner.spec.trace import read_trace
 from targets.workload import Workload
 
-Bytes = Annotated[int, BeforeValidator(units.parse_bytes), PlainSerializer("{} B".format)]
-Seconds = Annotated[float, BeforeValidator(units.parse_seconds), PlainSerializer("{} s".format)]
-Rate = Annotated[float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format)]
-Arrivals = Annotated[
-    float, Field(allow_inf_nan=True), BeforeValidator(units.parse_arrivals), PlainSerializer(units.format_arrivals)
+
+def _said(what: str, *examples: str) -> WithJsonSchema:
+    """The schema of what is written as text with a unit."""
+    return WithJsonSchema({"type": "string", "description": what, "examples": list(examples)})
+
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(units.parse_bytes),
+    PlainSerializer("{} B".format),
+    _said("Memory, with its unit.", "0.5 GiB", "24 GB"),
 ]
-Share = Annotated[float, BeforeValidator(units.parse_share), PlainSerializer(units.format_share)]
+Seconds = Annotated[
+    float,
+    BeforeValidator(units.parse_seconds),
+    PlainSerializer("{} s".format),
+    _said("A time, with its unit.", "500 ms", "2 s"),
+]
+Rate = Annotated[
+    float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format), _said("Tokens a second.", "20 tok/s")
+]
+Arrivals = Annotated[
+    float, Field(allow_inf_nan=True), BeforeValidator(units.parse_arrivals), PlainSerializer(units.format_arrivals),
+    _said("Requests a second.", "4/s", "30/min", "inf"),
+]  # fmt: skip
+Share = Annotated[
+    float,
+    BeforeValidator(units.parse_share),
+    PlainSerializer(units.format_share),
+    _said("A share, in percent.", "5%", "0.5%"),
+]
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
 
 
@@ -166,9 +193,9 @@ class WorkloadSpec(Strict):
     """What is asked of the served model."""
 
     context: Count = 4096
-    concurrency: Count | Literal["auto"] = 1
-    """Clients that each wait for their answer. `auto`: as many as serve the goals best; so it is where this is left out and the goals are
-    on the throughput of all together."""
+    concurrency: Count | Literal["auto"] | None = None
+    """Clients that each wait for their answer. `auto`: as many as serve the goals best. Left out: one, or `auto` where the goals are on the
+    throughput of all together; of requests that arrive as many as the rate keeps in flight."""
     input_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("input_tokens", "input"))] = 512
     """Of a prompt: a number, or `{ mean: 800, p95: 3000, max: 8000 }`. `input` is read too."""
     output_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
@@ -206,13 +233,22 @@ class WorkloadSpec(Strict):
     def asked(self) -> Workload:
         """What engines are asked."""
         prompt, answer = self.input, self.output
-        clients = self.concurrency if isinstance(self.concurrency, int) else None
+        left_open = None if self.arrives or self.concurrency == "auto" else 1
+        clients = self.concurrency if isinstance(self.concurrency, int) else left_open
         shared = self.shared_prefix
         workload = Workload(
             self.context, clients, prompt.mean, answer.mean, prompt.p95, answer.p95, self.requests, self.rate, self.burstiness,
             self.max_concurrency, round(shared * prompt.mean) if isinstance(shared, float) else shared,
         )  # fmt: skip
         return workload if self.trace is None else workload.replaying(read_trace(self.trace))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_once(cls, said: object) -> object:
+        for short in ("input", "output"):
+            if isinstance(said, dict) and {short, f"{short}_tokens"} <= said.keys():
+                raise ValueError(f"{short} and {short}_tokens are one length: keep one of them")
+        return said
 
     @model_validator(mode="after")
     def _fits(self) -> WorkloadSpec:
@@ -292,6 +328,15 @@ class Goals(Strict):
     fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
     """The same for fitting the card."""
     bands: Bands = Bands()
+
+    @field_validator("decode", "throughput", mode="before")
+    @classmethod
+    def _of_the_mean(cls, asked: object) -> object:
+        if isinstance(asked, dict):
+            raise ValueError(
+                "a goal on a rate is one figure, such as 20 tok/s; percentiles are of times: tpot: { p95: 50 ms }"
+            )
+        return asked
 
     @property
     def times(self) -> tuple[tuple[str, str, float], ...]:
@@ -452,14 +497,42 @@ class Spec(Strict):
     passes: PassesChoice = PassesChoice()
     calibration: TextChoice = TextChoice(dataset="self")
     evaluation: TextChoice = TextChoice(dataset="python-reference", samples=32, length=512)
+    launch: tuple[str, ...] = ()
+    """Launch targets whose files `apply` writes beside the engine's own: `compose`, `kubernetes`, … (`optimize launch --list`)."""
+
+    @field_validator("launch")
+    @classmethod
+    def _known_targets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Each is one that is known; nothing is loaded where none is named."""
+        if names:
+            from targets.launch.target import find_launch_target
+
+            for name in names:
+                try:
+                    find_launch_target(name)
+                except InputError as error:
+                    raise ValueError(error.message) from error
+        return names
 
     @model_validator(mode="after")
     def _clients_left_open(self) -> Spec:
-        """Where the goals are on all clients together, how many there are is chosen unless it is said."""
-        on_all = self.goals.batch or self.goals.throughput is not None
-        if not on_all or self.workload.arrives or "concurrency" in self.workload.model_fields_set:
+        """How many clients there are, where it is not said: of goals on all together it is chosen, of arrivals it follows from the rate."""
+        load = self.workload
+        if isinstance(load.concurrency, int) or load.arrives is (load.concurrency is None):
             return self
-        return self.model_copy(update={"workload": self.workload.model_copy(update={"concurrency": "auto"})})
+        on_all = self.goals.batch or self.goals.throughput is not None
+        clients = None if load.arrives else load.concurrency or ("auto" if on_all else 1)
+        return self.model_copy(update={"workload": load.model_copy(update={"concurrency": clients})})
+
+    @model_validator(mode="after")
+    def _no_more_than_arrives(self) -> Spec:
+        wanted, rate, each = self.goals.throughput, self.workload.rate, self.workload.output.mean
+        if wanted is not None and rate is not None and wanted > rate * each:
+            raise ValueError(
+                f"no more is served than arrives: {rate:g} requests a second of {each:,} tokens each are {rate * each:,.0f} tok/s, "
+                f"the goal on throughput is {wanted:,.0f}; lower the goal, or raise the rate"
+            )
+        return self
 
     @model_validator(mode="after")
     def _texts_differ(self) -> Spec:

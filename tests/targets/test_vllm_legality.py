@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from passes.errors import Reason
-from passes.formats.compressed_tensors.integers import PackQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.fp4 import Nvfp4
@@ -76,6 +76,15 @@ def test_fp8_activations_beside_four_bits_run_on_hopper_only(gpu: str) -> None:
         ["pack-quantized_ends_at_sm90"],
     )
     assert reasons(ir, "H100") == []
+
+
+@pytest.mark.parametrize(
+    ("gpu", "legal"), [("T4", True), ("H100", True), ("B200", False), ("RTX 5090", False), ("GB10", False)]
+)
+def test_integers_times_integers_end_before_blackwell(gpu: str, legal: bool) -> None:
+    found = reasons(held(SMALL, IntQuantized(), "F16"), gpu)
+    assert [reason.code for reason in found] == ([] if legal else ["int-quantized_ends_at_sm90"])
+    assert all("fp8" in (reason.remedy or "") for reason in found)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ _EIGHT_BITS = (KernelFamily.W8A8, KernelFamily.FP8)
 
 
 def storages(ir: ModelIR) -> set[Format]:
-    """The formats that the model's matrices are stored in."""
+    """List the formats that the model's matrices are stored in."""
     return {linear.storage for stack in ir.stacks for block, _ in stack.counts for linear in block.linears}
 
 
 def load_time_reasons(ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
-    """What vLLM does not make while it loads: bitsandbytes' loader rounds to NF4 only, on a card (`bitsandbytes_loader.py`)."""
+    """Say what vLLM does not make while it loads: bitsandbytes' loader rounds to NF4 only, on a card (`bitsandbytes_loader.py`)."""
     scheme = ir.load_time.name
     if scheme == "int8-bnb":
         message = "vLLM rounds to NF4 while it loads, not to INT8; it reads checkpoints that bitsandbytes made in INT8"

@@ -3,7 +3,8 @@
 # venv). PORT and HOST may be set. Extra arguments go to TabbyAPI.
 set -euo pipefail
 result="$(cd "$(dirname "$0")/.." && pwd)"
+model="$result"
 cd "${TABBYAPI:?set TABBYAPI to a checkout of TabbyAPI}"
 exec "${TIGHTFIT_ENGINE:-venv/bin/python}" main.py --config "$result/launch/config.yml" \
-  --model-dir "$(dirname "$result")" --model-name "$(basename "$result")" \
+  --model-dir "$(dirname "$model")" --model-name "$(basename "$model")" \
   --host "${HOST:-127.0.0.1}" --port "${PORT:-5000}" "$@"

@@ -28,6 +28,11 @@ _MORE_EXAMPLES: Mapping[str, tuple[str, ...]] = {
 }
 #: No name is longer, whatever numbers it holds.
 _LONGEST = 64
+#: What people type for the usual format of so many bits, or of a method.
+SPOKEN: Mapping[str, str] = {
+    "4bit": "w4a16-g128", "4-bit": "w4a16-g128", "int4": "w4a16-g128", "8bit": "w8a16-channel", "8-bit": "w8a16-channel",
+    "awq": "awq-4-g128", "gptq": "gptq-4-g128",
+}  # fmt: skip
 #: Bits of the head unless the name says otherwise (`-h8`): the default of the converters.
 _HEAD_BITS = 6
 
@@ -57,7 +62,7 @@ def pass_named(name: str) -> Pass | None:
 
     Raises InputError with the nearest names for one that is not known.
     """
-    folded = name.strip().lower()
+    folded = SPOKEN.get(name.strip().lower(), name.strip().lower())
     if len(folded) > _LONGEST:
         raise unknown_name("weight format", name, examples(), remedy=f"known formats: {', '.join(examples())}")
     for kind in (QuantizeExl2, QuantizeMixed, QuantizeAtLoad):

@@ -10,13 +10,7 @@ import sys
 import typer
 
 from passes.errors import InputError, TightfitError
-from planner.cli import (  # noqa: F401 (each adds its commands to the application)
-    checking,
-    commands,
-    listings,
-    reports,
-    starting,
-)
+from planner.cli import checking, commands, listings, reports, starting  # noqa: F401 (each adds its commands to the application)
 from planner.cli.app import app, emit
 from planner.cli.encoding import print_what_can_be_printed
 from planner.cli.interruption import Interrupted, interruptible

@@ -55,7 +55,8 @@ def memory_bar(facts: Facts) -> MemoryBar | None:
     terms, at = [], 0.0
     for name, quantity in named:
         width = 100 * quantity.value / whole
-        said = f"{show_interval(quantity, 'B')}, {quantity.basis}; {show(quantity.value / card, 'odds', 1)} of the card"
+        size = show_interval(quantity, "B") if quantity.low < quantity.high else show(quantity.value, "B")
+        said = f"{size}, {quantity.basis}; {show(quantity.value / card, 'odds', 1)} of the card"
         terms.append(Term(name, name.lower().replace(" ", "-"), round(at, 2), round(width, 2), said, _NOTES[name]))
         at += width
     budget = chosen.memory.budget.value

@@ -154,9 +154,25 @@ def _here(target: Target) -> Target:
 
 
 def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str, Any], name: str) -> InputError:
-    """The most helpful of a validation's errors as one message with a place."""
+    """All of a validation's errors as one message, each with its place, the most helpful first."""
     problems = sorted(_closest(error.errors()), key=lambda e: _rank(e["type"]))
-    problem = problems[0]
+    first, *others = (_problem(problem, node, value, name) for problem in problems)
+    more = {first.location: ""}  # of the branches of a union that fail at one place, the most helpful is told
+    for other in others:
+        more.setdefault(other.location, f"\n  {other.location}: {other.message}")
+    lines = "".join(more.values())
+    return InputError(f"{first.message}{lines}", remedy=first.remedy, location=first.location)
+
+
+def _meaning_of(path: Sequence[str]) -> str | None:
+    """What a key means, with an example, as the schema says it; it is read only where something is wrong."""
+    from planner.spec.meanings import meaning
+
+    return meaning(path)
+
+
+def _problem(problem: Any, node: yaml.Node | None, value: Mapping[str, Any], name: str) -> InputError:
+    """One of a validation's errors, with what its key means."""
     path = [part for part in problem["loc"] if not _is_branch(part, value, problem["loc"])]
     kind, dotted = problem["type"], ".".join(str(p) for p in path)
     location = locate(node, path, name)
@@ -174,9 +190,9 @@ def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str,
     message = _WORDS.get(kind) or problem["msg"].removeprefix("Value error, ")
     where = f"{dotted}: " if dotted else ""
     found = "" if kind == "value_error" else f" (found {shown(problem['input'])})"
-    return InputError(
-        f"{where}{message}{found}", remedy="`optimize schema` prints every key with its type", location=location
-    )
+    meaning = _meaning_of([str(part) for part in path if isinstance(part, str)])
+    remedy = meaning or "`optimize schema` prints every key with its type"
+    return InputError(f"{where}{message}{found}", remedy=remedy, location=location)
 
 
 def _closest(problems: Sequence[Any]) -> list[Any]:

@@ -119,6 +119,12 @@ class Target(Strict):
     reserve: Bytes = 0
     """Memory to keep free on each card, for a desktop or other processes."""
 
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _number_typed(cls, said: object) -> object:
+        """`4090` is a card's name."""
+        return str(said) if type(said) is int else said
+
     @property
     def fewest(self) -> bool:
         """Whether the number of cards is to be chosen: as few as meet the goals."""
@@ -171,6 +177,11 @@ class Length(Strict):
     """Of a hundred, 95 have no more: the cache is counted for it. Left out: the mean."""
     max: Count | None = None
     """The longest one, which the context must hold. Left out: `p95`, of which nothing longer is known."""
+
+    @field_validator("mean", "p95", "max", mode="before")
+    @classmethod
+    def _thousands(cls, said: object) -> object:
+        return units.as_typed_tokens(said)
 
     @property
     def usual(self) -> int:
@@ -229,6 +240,11 @@ class WorkloadSpec(Strict):
     """Tokens that all prompts begin with, or their share of the mean prompt (`40%`): computed and cached once."""
     trace: str | None = None
     """A file of requests to replay in their place: JSON lines of `{"time": 0.5, "input": 812, "output": 95}`, seconds and tokens."""
+
+    @field_validator("context", "input_tokens", "output_tokens", mode="before")
+    @classmethod
+    def _thousands(cls, said: object) -> object:
+        return units.as_typed_tokens(said)
 
     @property
     def arrives(self) -> bool:
@@ -405,6 +421,12 @@ class QuantizeChoice(Strict):
     """Who makes the weights: tightfit's own walk, or an outside tool (`docs/backends.md`). Some formats and methods have one tool only."""
     damping: Annotated[float, Field(gt=0, lt=1)] = DAMPING
     """GPTQ's, the share of the mean of the Hessian's diagonal that is added to it (AutoGPTQ's `damp_percent`); more for texts too short."""
+
+    @field_validator("methods", "formats", mode="before")
+    @classmethod
+    def _single(cls, said: object) -> object:
+        """A name by itself is a list of one."""
+        return (said,) if isinstance(said, str) else said
 
     @property
     def names_some(self) -> bool:

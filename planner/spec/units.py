@@ -49,6 +49,12 @@ def parse_rate(text: object) -> float:
     return _positive(_parse(text, dict(_RATES), "a rate", "20 tok/s"), text)
 
 
+def as_typed_tokens(said: object) -> object:
+    """Return `32k` as the 32,768 tokens that it means; anything else as it is."""
+    match = re.fullmatch(r"\s*(\d+)\s*[kK]\s*", said) if isinstance(said, str) else None
+    return 1024 * int(match[1]) if match else said
+
+
 def parse_arrivals(text: object) -> float:
     """`4/s` in requests a second; `inf` where all come at once. Raises ValueError saying what was expected."""
     if text in ("inf", math.inf):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passes.errors import InputError
+from passes.quantize.format_names import pass_named
 from planner.spec import units
 from planner.spec.parse import load_spec, parse_spec
 from planner.spec.patch import patched
@@ -203,3 +204,44 @@ def test_the_schema_has_keys_as_users_write_them_described_and_with_examples() -
         if kind.get("type") == "number"
     }
     assert not {key for _, key in numbers} & {"ttft", "tpot", "decode", "throughput", "reserve", "rate", "share", "p95"}
+
+
+def test_what_people_type_is_taken() -> None:
+    spec = parse_spec(
+        "model: Qwen2.5-7B-Instruct\ntarget: { gpu: 4090 }\n"
+        "workload: { context: 32k, input_tokens: { mean: 1k, p95: 2K } }\n"
+        "passes: { quantize: { methods: gptq, formats: int4 } }"
+    )
+    assert spec.target.gpu == "4090"
+    assert (spec.workload.context, spec.workload.input.p95) == (32768, 2048)
+    assert spec.passes.quantize.methods == ("gptq",)  # type: ignore[union-attr]
+    assert spec.passes.quantize.formats == ("int4",)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("typed", "means"), [("4bit", "w4a16-g128"), ("INT4", "w4a16-g128"), ("awq", "awq-4-g128"), ("gptq", "gptq-4-g128")]
+)
+def test_a_format_is_named_as_people_do(typed: str, means: str) -> None:
+    assert pass_named(typed) == pass_named(means)
+
+
+def test_errors_come_all_at_once_each_with_its_place() -> None:
+    with pytest.raises(InputError) as caught:
+        parse_spec("model: m\ntarget: { gpu: L4, count: two }\nworkload: { context: lots }\ngoals: { prefer: best }\n")
+    text = str(caught.value)
+    assert all(place in text for place in ("spec:2:20: ", "spec:3:13: ", "spec:4:10: "))
+    assert text.count("target.count") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("target: { gpu: L4, reserve: 2 }", ("reserve: Memory to keep free", "0.5 GiB")),
+        ("target: L4", ("for example `target: {count: 1, gpu: rtx-4090",)),
+        ("target: { gpu: L4 }\ngoals: { prefer: best }", ("prefer: `speed`", "`prefer: quality`")),
+    ],
+)
+def test_an_error_says_what_its_key_means_and_how_it_is_written(text: str, says: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_spec(f"model: m\n{text}\n")
+    assert all(part in (caught.value.remedy or "") for part in says), caught.value.remedy

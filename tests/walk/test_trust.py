@@ -78,6 +78,12 @@ def test_each_change_is_named(folder: Path, optimize: Any, name: str) -> None:  
     assert [each["file"] for each in report["damage"]] == [target.relative_to(result).as_posix()]
 
 
+def test_a_result_is_checked_where_it_lies(folder: Path, optimize: Any) -> None:  # noqa: F811
+    code, out, _ = optimize("check", folder / "made", "--gpu", "RTX 4090", "--json")
+    document = json.loads(out)
+    assert (code, document["fits"], document["engine"]) == (0, True, "vllm")
+
+
 @pytest.mark.parametrize("name", ["certificate.json", "model-00001.safetensors"])
 def test_show_sees_edits_and_missing_files_at_once(folder: Path, optimize: Any, name: str) -> None:  # noqa: F811
     result = folder / "made"

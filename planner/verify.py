@@ -104,8 +104,10 @@ class Origin:
     unmeasured: tuple[str, ...]
 
 
-def origin(out: Path, certificate: Certificate) -> Origin:
-    """Return what the plan of a result says of it, and what nobody measured yet. Raises InputError for a folder without its plan."""
+def origin(out: Path, certificate: Certificate) -> Origin | None:
+    """Return what the plan of a result says of it, and what nobody measured yet; None where the plan is not there."""
+    if not (out / PLAN).is_file():
+        return None
     plan = read_plan(out / PLAN)
     lock, workload, chosen = plan.lock, plan.spec.workload.asked, plan.decision
     quality = [] if certificate.quality.perplexity is not None else ["quality"]

@@ -134,13 +134,15 @@ def show(
     if result_folder(what) or what.name == NAME:
         folder = what if what.is_dir() else what.parent
         files, certificate = verify_files(folder, quick=True), read_certificate(folder / NAME)
+        made_for = origin(folder, certificate)
         if as_json:
-            emit(to_json(certificate) | {"origin": to_json(origin(folder, certificate)), "files": to_json(files)})
+            emit(to_json(certificate) | {"origin": to_json(made_for), "files": to_json(files)})
         elif graph is not None:
             sys.stdout.write(drawn(result_graph(certificate, folder), graph))
         else:
             print_certificate(screen(), certificate)
-            print_origin(screen(), origin(folder, certificate))
+            if made_for is not None:
+                print_origin(screen(), made_for)
             print_whole(screen(), files)
         raise typer.Exit(0 if files.holds else 4)
     document = load_plan(what)

@@ -203,3 +203,9 @@ def test_the_schema_has_keys_as_users_write_them_described_and_with_examples() -
         if kind.get("type") == "number"
     }
     assert not {key for _, key in numbers} & {"ttft", "tpot", "decode", "throughput", "reserve", "rate", "share", "p95"}
+
+
+def test_lengths_that_nobody_told_fit_a_short_context() -> None:
+    load = parse_spec(MINIMAL + "workload: { context: 512 }").workload
+    assert (load.input.longest, load.output.longest) == (410, 102)
+    assert parse_spec(MINIMAL + "workload: { context: 2048 }").workload.input.mean == 512

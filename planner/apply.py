@@ -22,13 +22,14 @@ from passes.run.job import Job, Outcome
 from passes.run.result_folder import check_places
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
-from planner.apply_cost import Effort, effort
+from planner.apply_cost import effort
 from planner.certificate import NAME, Certificate, certificate
 from planner.kept import require_own_place
 from planner.machine import computing_on
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, portable, require_executable, resolved_plan, spec_of
-from planner.plan.launch import launch
+from planner.plan.effort import Effort
+from planner.plan.launch import of_result, target_files
 from planner.plan.lock import require_fresh
 from planner.plan.make import plan
 from planner.plan.saved import PLAN, load_plan, save
@@ -90,6 +91,10 @@ def apply(
     work = work or place.parent / f".{place.name}.work"
     check_places(out, work, source.path)
     passes, trust = document.decision.chain, spec.trust_remote_code
+    targets = document.spec.launch
+    target_files(
+        of_result(document, place, rewrite(source.ir, passes)), targets
+    )  # refuses what cannot be written before any work
     calibrated = needs_text(passes, rewrite(source.ir, passes))
 
     def keep_others() -> None:
@@ -124,7 +129,8 @@ def apply(
 
     def finish(outcome: Outcome, folder: Path) -> None:
         decision = resolved_plan(document, outcome.passes, outcome.tensor_bytes)
-        write_launch(folder, launch(decision, outcome.target, place.name).files)
+        server = of_result(decision, place, outcome.target)
+        write_launch(folder, [*server.launch.files, *target_files(server, targets)])
         save(portable(decision), folder / PLAN)
         proof.append(certificate(decision, outcome, folder, document.decision.passes, expected))
         write_json(folder / NAME, to_json(proof[-1]))

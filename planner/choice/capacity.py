@@ -44,7 +44,7 @@ class Capacity:
     @property
     def needed_bytes(self) -> int:
         """Cache of all running requests of a replica, and at least of one longest."""
-        return max(self.at_once * self.request_bytes, self.longest_bytes)
+        return _needed_bytes(self.at_once, self.request_bytes, self.longest_bytes)
 
     @property
     def waiting(self) -> int:
@@ -55,6 +55,10 @@ class Capacity:
     def odds(self) -> float:
         """The probability that they fit."""
         return at_least(self.room, 0.0)
+
+
+def _needed_bytes(at_once: int, request_bytes: int, longest_bytes: int) -> int:
+    return max(at_once * request_bytes, longest_bytes)
 
 
 #: Standard deviations from the mean to the 95th percentile.
@@ -98,10 +102,10 @@ def capacity(estimate: MemoryEstimate, sequences: int, workload: Workload, repli
     """Return how the cache of an estimate serves a workload. `sequences`: requests that one replica runs at once, at most."""
     clients = workload.concurrency or 1
     running = min(clients, sequences * replicas)
-    left = estimate.memory.kv_cache
-    empty = Capacity(estimate.bytes_per_request, _longest(estimate), clients, running, left, replicas)
-    needed = empty.needed_bytes
-    return replace(empty, room=Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis))
+    left, longest = estimate.memory.kv_cache, _longest(estimate)
+    needed = _needed_bytes(-(-running // replicas), estimate.bytes_per_request, longest)
+    room = Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis)
+    return Capacity(estimate.bytes_per_request, longest, clients, running, room, replicas)
 
 
 def running_at_once(estimate: MemoryEstimate) -> int:

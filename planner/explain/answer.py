@@ -312,7 +312,7 @@ def _on_card(asked: Asked, said: str, card: Gpu) -> Answer:
 
 def _cards() -> list[Gpu]:
     """NVIDIA's cards that can be bought, the least first: none that is part of a laptop."""
-    cards = (card for card in all_gpus() if card.vendor == "NVIDIA" and "Laptop" not in card.name)
+    cards = (card for card in all_gpus() if card.vendor == "NVIDIA" and card.offered and "Laptop" not in card.name)
     return sorted(cards, key=lambda card: (card.memory_bytes.value, card.bandwidth_bytes_per_s))
 
 

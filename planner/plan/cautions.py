@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from passes import chain
 from passes.errors import ReasonKind
 from passes.ir.model import ModelIR
-from planner.apply_cost import Effort, holds, holds_whole
 from planner.choice.rule import making
 from planner.choice.search import SearchResult
 from planner.choice.space import workload_of
 from planner.choice.verdict import Verdict
 from planner.figures import show
+from planner.plan.effort import Effort
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
@@ -91,6 +91,8 @@ def unheld(spec: Spec, verdict: Verdict, served: ModelIR, card: Gpu | None, work
     """Say what the card of a plan has too little memory for, of the work that makes it."""
     if card is None or work is None or making(verdict) == 0:
         return
+    from planner.apply_cost import holds, holds_whole
+
     size = f"{card.name} has {card.memory_bytes.value / _GIB:.1f} GiB"
     if not holds(work, card):
         least = work.memory_bytes.low / _GIB

@@ -14,11 +14,11 @@ from typing import Any
 from passes import chain
 from passes.base import Pass
 from passes.errors import DoesNotFitError, GoalMissedError, InputError
-from planner.apply_cost import Effort
 from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
 from planner.choice.verdict import GoalResult
 from planner.plan.codec import to_json
+from planner.plan.effort import Effort
 from planner.plan.stated import StatedReason
 from planner.quality.expected import Quality
 from planner.spec.parse import validated
@@ -249,6 +249,7 @@ class PortableSpec:
     passes: Mapping[str, Any]
     calibration: PortableText
     evaluation: PortableText
+    launch: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,29 @@
-"""From a plan document to the launch of its engine, and from a result to the files of a launch target."""
+"""From a plan to the launch of its engine, and from a plan or a result to the files of launch targets."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from passes.chain import rewrite
 from passes.errors import InputError
 from passes.ir.model import ModelIR
+from passes.ir.names import find, published_of
 from passes.ir.sources import open_model
-from planner.plan.document import PlanDocument
-from planner.plan.saved import PLAN, read_plan
+from planner.choice.published import description
+from planner.plan.document import PlanDocument, asked_spec, spec_of
+from planner.plan.saved import PLAN, load_plan, read_plan
+from planner.spec.spec import Target
 from targets.engines.engine import find_engine
-from targets.launch.request import Launch, LaunchFile, LaunchRequest
-from targets.launch.target import find_launch_target
+from targets.gpu import find_gpu, inline_gpu
+from targets.launch.deployment import Deployment
+from targets.launch.request import Hardware, Launch, LaunchFile, LaunchRequest, Served
+from targets.launch.target import LAUNCH_TARGETS, find_launch_target
+
+#: What names all targets at once.
+ALL = "all"
 
 
 def launch(document: PlanDocument, ir: ModelIR, served_name: str) -> Launch:
@@ -42,13 +53,108 @@ def launch_request(document: PlanDocument, ir: ModelIR, served_name: str) -> Lau
     )
 
 
-def target_files(result: Path, target: str) -> tuple[LaunchFile, ...]:
-    """Return the files by which a launch target runs a finished result.
+def deployed(what: Path) -> Deployment:
+    """Return the server that a result's folder or a saved plan describes.
 
-    Raises InputError where the folder is no result, or for an unknown target.
+    A plan that leaves the checkpoint as it is names its source; one that makes another names the folder that `apply` will write. Raises
+    InputError where it is neither.
     """
-    writer = find_launch_target(target)
-    if not (result / PLAN).is_file():
-        raise InputError(f"{result} is no finished result", remedy="name the folder that `optimize apply` made")
-    started = launch(read_plan(result / PLAN), open_model(result).ir, result.resolve().name)
-    return writer.files(started, result.resolve())
+    if what.is_dir():
+        if not (what / PLAN).is_file():
+            raise InputError(
+                f"{what} is no finished result", remedy="name the folder that `optimize apply` made, or a plan"
+            )
+        return of_result(read_plan(what / PLAN), what.resolve(), open_model(what).ir)
+    return of_plan(load_plan(what), what)
+
+
+def of_result(document: PlanDocument, folder: Path, ir: ModelIR) -> Deployment:
+    """Return the server of a finished result in `folder`, which `ir` describes."""
+    request = launch_request(document, ir, folder.name)
+    return _deployment(document, request, Served(folder.name, folder, bytes=ir.tensor_bytes))
+
+
+def of_plan(document: PlanDocument, path: Path) -> Deployment:
+    """Return the server of a plan that is saved at `path`: of its source where there is nothing to make, else of what `apply` will make."""
+    chosen = document.decision
+    source = _source(document)
+    ir = rewrite(source, chosen.chain)
+    if not chosen.nothing_to_make:
+        folder = Path(f"{path.name.removesuffix('.json').removesuffix('.plan')}-tightfit").resolve()
+        request = launch_request(document, ir, folder.name)
+        return _deployment(document, request, Served(folder.name, folder, bytes=chosen.tensor_bytes, planned=True))
+    place = Path(spec_of(document).model)
+    lies_here = place.exists()
+    served = Served(
+        place.name if lies_here else document.model,
+        place.resolve() if lies_here else None,
+        None if lies_here else document.lock.revision,
+        source.tensor_bytes,
+    )
+    request = replace(launch_request(document, ir, document.model.rsplit("/", 1)[-1]), served=served)
+    return _deployment(document, request, served)
+
+
+def _source(document: PlanDocument) -> ModelIR:
+    """The checkpoint that a plan starts from; of a published one that the Hub does not answer for, what its format stores."""
+    spec, asked = spec_of(document), asked_spec(document).model
+    try:
+        return open_model(spec.model, revision=spec.revision, assume=spec.assume).ir
+    except InputError:
+        dense = find(asked)
+        made = next((each for each in published_of(dense.id) if each.id == spec.model), None) if dense else None
+        stored = None if made is None else description(open_model(asked).ir, made)
+        if stored is None:
+            raise
+        return stored
+
+
+def _deployment(document: PlanDocument, request: LaunchRequest, served: Served) -> Deployment:
+    started = find_engine(request.engine).launch(request)
+    return Deployment(request, started, served, _hardware(document), document.digest)
+
+
+def _hardware(document: PlanDocument) -> Hardware:
+    """The cards in use, and the machines that they stand in."""
+    chosen, lock = document.decision, document.lock.gpu
+    if find_engine(chosen.engine.name).device == "cpu":
+        return Hardware(lock.name, lock.memory_bytes, is_cpu=True)
+    target = Target(gpu=lock.name, count=lock.count, nodes=document.spec.target.nodes)
+    cards = chosen.settings.gpus
+    return Hardware(lock.name, lock.memory_bytes, _capability(document), cards, math.ceil(cards / target.node))
+
+
+def _capability(document: PlanDocument) -> int | None:
+    """Compute capability × 10 of the planned card, where it is known."""
+    asked = document.spec.target.gpu
+    try:
+        return (
+            inline_gpu(asked).capability if isinstance(asked, Mapping) else find_gpu(document.lock.gpu.name).capability
+        )
+    except InputError:
+        return None
+
+
+def target_files(deployment: Deployment, targets: Sequence[str]) -> tuple[LaunchFile, ...]:
+    """Return the files by which launch targets run a server.
+
+    Raises InputError for an unknown target, and for one that cannot run it.
+    """
+    return tuple(file for name in targets for file in find_launch_target(name).files(deployment))
+
+
+def every_target(deployment: Deployment) -> tuple[tuple[LaunchFile, ...], tuple[str, ...]]:
+    """Return the files of all targets that can run a server, and of each other one why it cannot."""
+    files: list[LaunchFile] = []
+    refused = []
+    for name in LAUNCH_TARGETS.names(installed=True):
+        try:
+            files += find_launch_target(name).files(deployment)
+        except InputError as error:
+            refused.append(f"{name}: {error.message}")
+    return tuple(files), tuple(refused)
+
+
+def launch_targets() -> tuple[tuple[str, str], ...]:
+    """Return name and title of every launch target, those of other packages last."""
+    return tuple((name, find_launch_target(name).title) for name in LAUNCH_TARGETS.names(installed=True))

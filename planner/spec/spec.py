@@ -24,6 +24,7 @@ from pydantic import (
 from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE
 from passes.chain import BACKENDS
+from passes.errors import InputError
 from passes.formats import kv_dtypes
 from passes.ir.fields import LARGEST
 from passes.quantize.format_names import methods
@@ -530,6 +531,22 @@ class Spec(Strict):
     passes: PassesChoice = PassesChoice()
     calibration: TextChoice = TextChoice(dataset="self")
     evaluation: TextChoice = TextChoice(dataset="python-reference", samples=32, length=512)
+    launch: tuple[str, ...] = ()
+    """Launch targets whose files `apply` writes beside the engine's own: `compose`, `kubernetes`, … (`optimize launch --list`)."""
+
+    @field_validator("launch")
+    @classmethod
+    def _known_targets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Each is one that is known; nothing is loaded where none is named."""
+        if names:
+            from targets.launch.target import find_launch_target
+
+            for name in names:
+                try:
+                    find_launch_target(name)
+                except InputError as error:
+                    raise ValueError(error.message) from error
+        return names
 
     @model_validator(mode="after")
     def _clients_left_open(self) -> Spec:

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import ClassVar
 
 from passes.registry import Registry
-from targets.launch.request import Launch, LaunchFile
+from targets.launch.deployment import Deployment
+from targets.launch.request import LaunchFile
 
 
 class LaunchTarget(ABC):
-    """A way of running servers. Written once for all engines: what it must know of them stands in `Launch`."""
+    """A way of running servers. Written once for all engines: what it must know of them stands in `Deployment`."""
 
     name: ClassVar[str]
+    #: What it is, in a line.
+    title: ClassVar[str] = ""
 
     @abstractmethod
-    def files(self, launch: Launch, result: Path) -> tuple[LaunchFile, ...]:
-        """Return the files that start an engine on a result there.
+    def files(self, deployment: Deployment) -> tuple[LaunchFile, ...]:
+        """Return the files that run a server there.
 
-        `result`: the result's folder, absolute; the engine's own files lie in its folder `launch`.
+        Raises InputError for a deployment that it cannot run, naming targets that can.
         """
 
 
 #: Launch targets by name.
 LAUNCH_TARGETS: Registry[type[LaunchTarget]] = Registry(
-    "launch target", {"systemd": "targets.launch.systemd:Systemd"}, group="tightfit.launch_targets"
+    "launch target",
+    {
+        "engine": "targets.launch.engine:EngineFiles",
+        "compose": "targets.launch.compose:Compose",
+        "systemd": "targets.launch.systemd:Systemd",
+        "quadlet": "targets.launch.quadlet:Quadlet",
+        "script": "targets.launch.script:Script",
+        "skypilot": "targets.launch.skypilot:SkyPilot",
+        "kubernetes": "targets.launch.cluster.kubernetes:Kubernetes",
+        "production-stack": "targets.launch.cluster.production_stack:ProductionStack",
+        "kserve": "targets.launch.cluster.kserve:KServe",
+        "llm-d": "targets.launch.cluster.llm_d:LlmD",
+        "dynamo": "targets.launch.cluster.dynamo:Dynamo",
+        "ray-serve": "targets.launch.cluster.ray_serve:RayServe",
+        "kuberay": "targets.launch.cluster.kuberay:KubeRay",
+    },
+    group="tightfit.launch_targets",
 )
 
 

@@ -21,6 +21,7 @@ def write_files(folder: Path, files: Iterable[LaunchFile]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         path = folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         partial.write_text(file.text, encoding="utf-8")
         partial.chmod(0o755 if file.executable else 0o644)

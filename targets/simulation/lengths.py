@@ -30,6 +30,18 @@ def lognormal(mean: float, p95: float, count: int, *, most: float = math.inf, se
     return [max(1, round(min(length, most))) for length in drawn]
 
 
+#: Chats' 95th percentiles over their means, of prompts and of answers, and the longest: ShareGPT as vLLM's benchmark samples it.
+CHAT_PROMPT, CHAT_ANSWER, CHAT_LONGEST = 3.3, 2.9, 5.0
+
+
+def chats(prompt: float, answer: float, count: int, *, room: float = math.inf) -> list[tuple[int, int]]:
+    """Return (prompt, answer) lengths of `count` chats of these means; none of either is longer than `room` times its mean."""
+    longest = min(CHAT_LONGEST, room)
+    prompts = lognormal(prompt, min(CHAT_PROMPT, room) * prompt, count, most=longest * prompt)
+    answers = lognormal(answer, min(CHAT_ANSWER, room) * answer, count, most=longest * answer, seed=1)
+    return list(zip(prompts, answers, strict=True))
+
+
 def fixed(length: int, count: int) -> Sequence[int]:
     """Return the same length `count` times."""
     return (length,) * count

@@ -85,7 +85,7 @@ def asked(
     loop = Loop(
         workload.input_tokens, workload.output_tokens, clients,
         resident_requests(requests_held(memory.kv, workload), scheduler, rates.occupancy), scheduler.tokens, engine.cache_bytes(ir),
-        ROUNDS, rates.host_s, rates.host_token_s,
+        ROUNDS, rates.request_s(settings.parallel.tp), rates.host_token_s,
     )  # fmt: skip
     run = Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
     if workload.rate is not None:

@@ -1,21 +1,31 @@
-"""Launch targets: written from an engine's launch, found by name, added by other packages."""
+"""Launch targets: written from an engine's launch, found by name, added by other packages, refused where they cannot run a server."""
 
 from __future__ import annotations
 
 import configparser
+import shutil
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
+import yaml
 
 from passes.errors import InputError
-from planner.plan.launch import launch, target_files
+from planner.plan.launch import ALL, deployed, every_target, of_plan, target_files
 from planner.plan.make import plan
+from planner.plan.saved import save
 from planner.spec.parse import parse_spec
-from targets.launch.request import Launch
+from targets.launch.commented import Said, commented, plain
+from targets.launch.deployment import Deployment
+from targets.launch.request import Hardware
 from targets.launch.target import LAUNCH_TARGETS, find_launch_target
+from tests.conftest import missing
+from tests.golden.test_scenarios import SCENARIOS, server
+from tests.planner.conftest import run
 
-_SPEC = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nengine: vllm\n"
 _TARGET = """
 from targets.launch.request import LaunchFile
 from targets.launch.target import LaunchTarget
@@ -24,27 +34,69 @@ from targets.launch.target import LaunchTarget
 class Toy(LaunchTarget):
     name = "toy"
 
-    def files(self, launch, result):
-        return (LaunchFile("toy.txt", " ".join(launch.command)),)
+    def files(self, deployment):
+        return (LaunchFile("toy.txt", " ".join(deployment.command)),)
 """
+_MADE, _AS_IS, _TWO_MACHINES = "06-3090-chat-32b", "05-4090-code-completion", "21-h100x16-405b-bf16"
 
 
-@pytest.fixture
-def started() -> Launch:
-    """What starts vLLM on a result."""
-    made = plan(parse_spec(_SPEC))
-    assert made.result.chosen is not None
-    return launch(made.document, made.result.chosen.ir, "small")
+def units(deployment: Deployment) -> str:
+    [unit] = target_files(deployment, ["systemd"])
+    return unit.text
 
 
-def test_a_unit_runs_the_results_own_script(started: Launch) -> None:
-    [unit] = find_launch_target("systemd").files(started, Path("/srv/my models/50 %/small"))
-    parser = configparser.ConfigParser(interpolation=None)
+def test_a_unit_runs_the_results_own_script() -> None:
+    made = server(_MADE)
+    place = Path("/srv/my models/50 %/small")
+    made = replace(made, served=replace(made.served, folder=place), request=replace(made.request, served_name="Small"))
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read_string(unit.text)
-    assert unit.path == "small.service" and "@" not in unit.text
-    assert parser["Service"]["ExecStart"] == "/srv/my\\x20models/50\\x20%%/small/launch/run.sh"
-    assert f"PORT={started.port}" in parser["Service"]["Environment"]
+    parser.read_string(units(made))
+    assert parser["Service"]["ExecStart"] == '"/srv/my models/50 %%/small/launch/run.sh"'
+    assert f"PORT={made.launch.port}" in parser["Service"]["Environment"]
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if server(name).hardware.nodes == 1])
+def test_systemd_accepts_every_unit(name: str, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        missing("no systemd-analyze here", "it comes with systemd")
+    script = tmp_path / "result" / "launch" / "run.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    deployment = server(name)
+    if deployment.folder is not None:
+        deployment = replace(deployment, served=replace(deployment.served, folder=tmp_path / "result"))
+    unit = tmp_path / f"{deployment.name}.service"
+    unit.write_text(units(deployment))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_quadlet_has_keys_of_podman_only() -> None:
+    """podman-systemd.unit(5) of Podman 5: no consumer of it is to be had here."""
+    known = {
+        "Image", "Exec", "PublishPort", "Volume", "Environment", "AddDevice", "ShmSize", "HealthCmd", "HealthInterval",
+        "HealthStartPeriod", "Secret",
+    }  # fmt: skip
+    [file] = target_files(server("23-rtx-pro-6000-gemma-27b"), ["quadlet"])
+    keys = [
+        line.partition("=")[0] for line in file.text.partition("[Container]")[2].partition("[Service]")[0].splitlines()
+    ]
+    assert {key for key in keys if key and not key.startswith("#")} <= known
+
+
+@pytest.mark.parametrize(("name", "package"), [(_MADE, "exllamav3"), ("07-3090-exl2-13b", "exllamav2")])
+def test_a_program_runs_to_its_end(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against a stand-in of its package."""
+    [program] = target_files(server(name), ["script"])
+    for module in (package, f"{package}.generator"):
+        monkeypatch.setitem(sys.modules, module, MagicMock())
+    monkeypatch.setattr(sys, "argv", [program.path, "Hello", "5"])
+    exec(compile(program.text, program.path, "exec"), {})
+    assert "generate" in capsys.readouterr().out
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
@@ -53,14 +105,123 @@ def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
     assert "systemd" in f"{caught.value.message} {caught.value.remedy}"
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "said", "remedy"),
+    [
+        (_TWO_MACHINES, "compose", "16 cards of 2", "kuberay"),
+        (_TWO_MACHINES, "kubernetes", "16 cards of 2", "kuberay"),
+        (_MADE, "compose", "no image of exllamav3", "systemd"),
+        (_AS_IS, "script", "by its server", "compose"),
+        ("22-processor-135m", "llm-d", "runs on a processor", "kubernetes"),
+        ("20-h200x16-deepseek-r1", "ray-serve", "spreads experts", "skypilot"),
+    ],
+)
+def test_a_target_that_cannot_run_a_server_names_some_that_can(name: str, target: str, said: str, remedy: str) -> None:
+    deployment = server(name)
+    if target == "ray-serve":
+        parallel = replace(deployment.request.settings.parallel, dp=2, ep=16)
+        settings = replace(deployment.request.settings, parallel=parallel)
+        deployment = replace(deployment, request=replace(deployment.request, settings=settings))
+    with pytest.raises(InputError, match=said) as caught:
+        target_files(deployment, [target])
+    named = str(caught.value.remedy).partition(": ")[2].split(", ")
+    assert remedy in named
+    assert all(target_files(deployment, [other]) for other in named if other != "engine")
+
+
 def test_a_folder_that_is_no_result_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no finished result"):
-        target_files(tmp_path, "systemd")
+        deployed(tmp_path)
+
+
+def test_all_writes_what_can_run_and_says_of_the_others_why_not() -> None:
+    files, refused = every_target(server(_TWO_MACHINES))
+    assert {file.path for file in files} >= {"kuberay.yaml", "ray-serve.yaml", "skypilot.yaml", "dynamo.yaml"}
+    assert any(reason.startswith("compose: ") for reason in refused)
+    assert ALL not in LAUNCH_TARGETS.names()
+
+
+def test_every_value_that_a_plan_sets_is_the_same_everywhere() -> None:
+    """The arguments that Compose, Kubernetes, Ray and vLLM's own config file yield."""
+    deployment = server("14-h100x2-70b-users")
+    wanted = {each.name: str(each.value) for each in deployment.container.arguments}
+    [compose, cluster, ray, own] = (
+        target_files(deployment, [target])[0].data for target in ("compose", "kubernetes", "ray-serve", "engine")
+    )
+    pod = cluster["objects"][1]["spec"]["template"]["spec"]["containers"][0]
+    for args in (compose["services"]["server"]["command"], pod["args"]):
+        told = dict(arg.removeprefix("--").split("=", 1) for arg in args)
+        assert wanted.items() <= told.items()
+    [llm] = ray["applications"][0]["args"]["llm_configs"]
+    kwargs = {name.replace("_", "-"): str(value) for name, value in llm["engine_kwargs"].items()}
+    served = {"served-model-name": llm["model_loading_config"]["model_id"]}
+    assert wanted.items() <= (kwargs | served).items()
+    assert wanted.items() <= {name: str(value) for name, value in own.items()}.items()
+
+
+def test_the_image_is_that_of_the_planned_version() -> None:
+    assert server("17-v100-13b").container.image == "vllm/vllm-openai:v0.8.5"
+    assert server("22-processor-135m").container.image.endswith("vllm-cpu-release-repo:v0.32.0")
+
+
+def test_a_larger_checkpoint_gets_a_longer_start() -> None:
+    small, large = server("03-t4-half-billion"), server("19-h200x8-deepseek-v3")
+    assert small.startup_probes < large.startup_probes
+    pod = target_files(large, ["kubernetes"])[0].data["objects"][1]["spec"]["template"]["spec"]["containers"][0]
+    assert pod["startupProbe"]["failureThreshold"] * 10 >= 3 * large.load_seconds
+
+
+def test_a_name_becomes_a_dns_label() -> None:
+    made = server(_AS_IS)
+    names = {"Qwen2.5-7B_x": "qwen2-5-7b-x", "70b": "m-70b", "a" * 80: "a" * 50}
+    for name, label in names.items():
+        assert replace(made, request=replace(made.request, served_name=name)).name == label
+
+
+def test_cards_of_a_node_are_none_on_a_processor() -> None:
+    assert Hardware("x", 1, is_cpu=True).of_a_node == 0
+    assert Hardware("x", 1, 90, 16, 2).of_a_node == 8
+
+
+def test_comments_stand_beside_or_above_what_they_explain() -> None:
+    tree = {
+        "a": Said(1, "first"),
+        "b": [Said("x: y", "quoted"), {"c": Said({"d": "0"}, "nested")}],
+        "e": Said([], "none"),
+    }
+    text = commented(tree, "head")
+    assert text.splitlines()[:2] == ["# head", "a: 1  # first"]
+    assert yaml.safe_load(text) == plain(tree) == {"a": 1, "b": ["x: y", {"c": {"d": "0"}}], "e": []}
+
+
+def test_a_plan_is_launched_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def optimize(*args: object) -> tuple[int, str, str]:
+        return run(monkeypatch, capsys, *args)
+
+    made = plan(parse_spec("model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nengine: vllm\n"))
+    saved, out = tmp_path / "a.plan.json", tmp_path / "out" / "my.yaml"
+    save(made.document, saved)
+    assert optimize("launch", saved, "--target", "compose", "-o", out)[0] == 0
+    assert yaml.safe_load(out.read_text())["services"]
+    code, printed, _ = optimize("launch", "--list")
+    assert code == 0 and "kuberay" in printed
+    code, _, said = optimize("launch", saved, "--target", "compos")
+    assert code == 2 and "compose" in said
+    assert optimize("launch", saved)[0] == 2
+
+
+def test_the_spec_names_known_targets_only() -> None:
+    spec = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nlaunch: [compos]\n"
+    with pytest.raises(InputError, match="compose"):
+        parse_spec(spec)
+    assert of_plan(plan(parse_spec(spec.replace("compos", "compose"))).document, Path("a")).served.folder is None
 
 
 @pytest.mark.parametrize(("name", "group"), [("toy", True), ("systemd", False)])
 def test_another_package_adds_one_and_replaces_none(
-    name: str, group: bool, started: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, group: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "toy_target.py").write_text(_TARGET)
     info = tmp_path / "toy_target-1.0.dist-info"
@@ -70,8 +231,8 @@ def test_another_package_adds_one_and_replaces_none(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "toy_target", raising=False)
     if group:
-        [file] = find_launch_target(name).files(started, tmp_path)
-        assert file.text.startswith("vllm serve")
+        [file] = target_files(server(_AS_IS), [name])
+        assert file.text.startswith("vllm serve Qwen/")
     else:
         with pytest.raises(InputError, match="is there twice: in tightfit and in toy-target"):
             find_launch_target("another")

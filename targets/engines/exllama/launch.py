@@ -6,12 +6,17 @@ of 256: what the plan counted, each concurrent request at its own length, and at
 
 from __future__ import annotations
 
+import shlex
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from targets.engines.exllama.engine import CHUNK, PAGE
+from targets.engines.exllama.program import program
+from targets.launch.before_start import look_first
+from targets.launch.commented import Said, commented, plain
 from targets.launch.request import Launch, LaunchFile, LaunchRequest
 
 #: The config file in the launch folder.
@@ -23,9 +28,10 @@ _RUN = """#!/usr/bin/env bash
 # venv). PORT and HOST may be set. Extra arguments go to TabbyAPI.
 set -euo pipefail
 result="$(cd "$(dirname "$0")/.." && pwd)"
-cd "${TABBYAPI:?set TABBYAPI to a checkout of TabbyAPI}"
+model=@MODEL@
+@LOOK@cd "${TABBYAPI:?set TABBYAPI to a checkout of TabbyAPI}"
 exec "${TIGHTFIT_ENGINE:-venv/bin/python}" main.py --config "$result/launch/config.yml" \\
-  --model-dir "$(dirname "$result")" --model-name "$(basename "$result")" \\
+  --model-dir "$(dirname "$model")" --model-name "$(basename "$model")" \\
   --host "${HOST:-127.0.0.1}" --port "${PORT:-@PORT@}" "$@"
 """
 
@@ -36,12 +42,15 @@ def tabby_launch(request: LaunchRequest, served_by: str, cache_mode: str) -> Lau
     `served_by`: which TabbyAPI serves the engine, for people; `cache_mode`: TabbyAPI's name of the cache's type.
     """
     config = tabby_config(request, cache_mode)
-    head = f"# TabbyAPI: {request.label}\n# Planned for {request.engine} {request.version}.\n# Served by {served_by}.\n"
+    head = f"TabbyAPI: {request.label}\nPlanned for {request.engine} {request.version}.\nServed by {served_by}."
+    said = {"@PORT@": str(_PORT), "@MODEL@": _place(request), "@LOOK@": look_first('"$result"')}
+    script = reduce(lambda text, name: text.replace(name, said[name]), said, _RUN)
     files = (
-        LaunchFile(CONFIG, head + yaml.safe_dump(config, sort_keys=False), data=config),
-        LaunchFile("run.sh", _RUN.replace("@PORT@", str(_PORT)), executable=True),
+        LaunchFile(CONFIG, commented(config, head), data=plain(config)),
+        LaunchFile("run.sh", script, executable=True),
     )
-    return Launch(files, ("python", "main.py", "--config", f"launch/{CONFIG}"), {}, _PORT, "/health")
+    command = ("python", "main.py", "--config", f"launch/{CONFIG}")
+    return Launch(files, command, {}, _PORT, "/health", program=program(request, plain(config["model"])))
 
 
 def served_name(folder: Path) -> str:
@@ -49,27 +58,42 @@ def served_name(folder: Path) -> str:
     return str(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["model"]["model_name"])
 
 
+def _place(request: LaunchRequest) -> str:
+    """Where the checkpoint lies, for the script: the folder that holds the launch folder, or one of its own."""
+    if request.served is None:
+        return '"$result"'
+    if request.served.folder is None:
+        return f'"${{MODEL:?set MODEL to a folder with {request.served.name}}}"'
+    return shlex.quote(str(request.served.folder))
+
+
 def tabby_config(request: LaunchRequest, cache_mode: str) -> dict[str, Any]:
-    """Return the configuration as TabbyAPI reads it."""
+    """Return the configuration as TabbyAPI reads it, each value with why it is so."""
     settings, workload = request.settings, request.workload
     context, each = _pages(workload.context), _pages(workload.request_tokens)
     requests = settings.max_num_seqs or workload.concurrency or 1
+    cards = settings.parallel.tp * settings.parallel.pp
     model: dict[str, Any] = {
-        "model_name": request.served_name,
-        "backend": request.engine,
-        "max_seq_len": context,
-        "cache_size": max(context, each * requests),
-        "cache_mode": cache_mode,
-        "chunk_size": settings.max_num_batched_tokens or CHUNK,
-        "max_batch_size": requests,
+        "model_name": Said(request.served_name, "what clients ask for as `model`, and the folder's name"),
+        "backend": Said(request.engine, "the planned engine"),
+        "max_seq_len": Said(
+            context, f"the workload's context of {workload.context:,} tokens, in whole pages of {PAGE}"
+        ),
+        "cache_size": Said(
+            max(context, each * requests), f"{requests} × {each:,} tokens of a request, and at least one context"
+        ),
+        "cache_mode": Said(cache_mode, "the planned type of the cache"),
+        "chunk_size": Said(
+            settings.max_num_batched_tokens or CHUNK, "tokens of a prompt at once, as the plan counts them"
+        ),
+        "max_batch_size": Said(requests, "requests at once"),
     }
     if "vision_config" in request.ir.config:
-        # Off by default: images would be dropped without an error.
-        model["vision"] = True
+        model["vision"] = Said(True, "off by default: images would be dropped without an error")
     if settings.parallel.tp > 1:
-        model["tensor_parallel"] = True
-    if settings.parallel.tp * settings.parallel.pp > 1:
-        model["gpu_split_auto"] = True
+        model["tensor_parallel"] = Said(True, f"each matrix is cut over {settings.parallel.tp} cards")
+    if cards > 1:
+        model["gpu_split_auto"] = Said(True, f"layers are spread over {cards} cards as they fill")
     return {"model": model}
 
 

@@ -17,7 +17,7 @@ from passes.errors import InputError
 #: The newest version whose accounting was read and checked; newer ones are taken to behave like it, which is said.
 NEWEST = (0, 33)
 #: Where a version is given without its patch level.
-_LAST_PATCH = 99
+LAST_PATCH = 99
 
 
 Version = tuple[int, int, int]
@@ -169,18 +169,18 @@ def parse_version(text: str) -> Version:
     match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text)
     if not match:
         raise InputError(f"{text!r} is not an engine version", remedy="write it like 0.19.1")
-    return int(match[1]), int(match[2]), int(match[3]) if match[3] else _LAST_PATCH
+    return int(match[1]), int(match[2]), int(match[3]) if match[3] else LAST_PATCH
 
 
 def version_text(version: Version) -> str:
     """(0, 19, 1) as `0.19.1`, a version without its patch level as `0.19`."""
-    return ".".join(str(part) for part in version if part != _LAST_PATCH)
+    return ".".join(str(part) for part in version if part != LAST_PATCH)
 
 
 @lru_cache(maxsize=256)
 def rules_for(version: str | None) -> tuple[Rules, str | None]:
     """The behaviour of a version (None: the newest known), and a note where it is newer than what is known."""
-    wanted = (*NEWEST, _LAST_PATCH) if version is None else parse_version(version)
+    wanted = (*NEWEST, LAST_PATCH) if version is None else parse_version(version)
     facts: dict[str, object] = {}
     for since, change in _HISTORY:
         if wanted >= since:

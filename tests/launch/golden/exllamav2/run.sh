@@ -3,7 +3,12 @@
 # venv). PORT and HOST may be set. Extra arguments go to TabbyAPI.
 set -euo pipefail
 result="$(cd "$(dirname "$0")/.." && pwd)"
+model="$result"
+# Looks first whether this machine holds it now, where tightfit is installed; TIGHTFIT_CHECK=0 skips that.
+if [ "${TIGHTFIT_CHECK:-1}" != 0 ] && command -v optimize > /dev/null; then
+  optimize check --live "$result" >&2 || { code=$?; [ "$code" != 3 ] || exit 3; }
+fi
 cd "${TABBYAPI:?set TABBYAPI to a checkout of TabbyAPI}"
 exec "${TIGHTFIT_ENGINE:-venv/bin/python}" main.py --config "$result/launch/config.yml" \
-  --model-dir "$(dirname "$result")" --model-name "$(basename "$result")" \
+  --model-dir "$(dirname "$model")" --model-name "$(basename "$model")" \
   --host "${HOST:-127.0.0.1}" --port "${PORT:-5000}" "$@"

@@ -1,0 +1,1 @@
+"""Writes what runs an engine on a cluster: Kubernetes and what stands on it, and Ray."""

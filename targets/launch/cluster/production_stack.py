@@ -1,0 +1,100 @@
+"""Values of vLLM's production-stack chart, `vllm-stack` 0.1.12 (vllm-project/production-stack a6c01db0, helm/values.yaml).
+
+helm repo add vllm https://vllm-project.github.io/production-stack
+helm install NAME vllm/vllm-stack --version 0.1.12 -f production-stack.values.yaml
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from passes.errors import InputError
+from targets.launch.cluster import pod
+from targets.launch.commented import Said, commented, plain
+from targets.launch.deployment import MODELS, PROBE_SECONDS, Deployment, gibibytes
+from targets.launch.request import LaunchFile
+from targets.launch.target import LaunchTarget
+
+#: Arguments that the chart has keys for under `vllmConfig`; others go into `extraArgs`.
+_KEYS = {
+    "max-model-len": "maxModelLen", "dtype": "dtype", "tensor-parallel-size": "tensorParallelSize", "max-num-seqs": "maxNumSeqs",
+    "gpu-memory-utilization": "gpuMemoryUtilization",
+}  # fmt: skip
+#: What the chart tells the server by itself.
+_OWN = ("model", "revision", "port")
+
+
+class ProductionStack(LaunchTarget):
+    """One model of the stack, behind its router."""
+
+    name: ClassVar[str] = "production-stack"
+    title: ClassVar[str] = "vLLM production-stack: Helm values"
+
+    def files(self, deployment: Deployment) -> tuple[LaunchFile, ...]:
+        """Return `production-stack.values.yaml`."""
+        deployment.require_one_node(self.name, "kuberay, dynamo, skypilot, ray-serve")
+        if not deployment.hardware.of_a_node:
+            raise InputError(
+                f"{self.name} asks a card for every server; {deployment.engine} runs on a processor",
+                remedy="targets that do: kubernetes, compose",
+            )
+        tree = {"servingEngineSpec": _spec(deployment)}
+        text = commented(tree, deployment.head)
+        return (LaunchFile("production-stack.values.yaml", text, data=plain(tree)),)
+
+
+def _spec(deployment: Deployment) -> dict[str, Any]:
+    budget = Said(deployment.startup_probes, deployment.startup_why)
+    probe = {"initialDelaySeconds": 15, "periodSeconds": PROBE_SECONDS, "failureThreshold": budget}
+    health = {"httpGet": {"path": deployment.launch.health, "port": deployment.launch.port}}
+    return {
+        "containerPort": deployment.launch.port,
+        "startupProbe": {**probe, **health},
+        "modelSpec": [_model(deployment)],
+    }
+
+
+def _model(deployment: Deployment) -> dict[str, Any]:
+    container, memory, revision = deployment.container, gibibytes(deployment.host_bytes), deployment.served.revision
+    told = {each.name: each for each in container.arguments}
+    config: dict[str, Any] = {
+        key: Said(told[name].value, told[name].why) for name, key in _KEYS.items() if name in told
+    }
+    extra = pod.arguments(pod.without(deployment.arguments, *_KEYS, *_OWN))
+    spec: dict[str, Any] = {
+        "name": deployment.name,
+        "repository": Said(container.repository, "vLLM's own image; the chart's default is another"),
+        "tag": Said(container.tag, "the planned version"),
+        "modelURL": Said(deployment.model, "mounted below" if deployment.folder else "served as it is, from the Hub"),
+        **({} if revision is None else {"modelRevision": Said(revision, "the commit that was planned for")}),
+        "replicaCount": 1,
+        "requestCPU": Said(deployment.cpus, "its API server, its engine core, and a worker for each card"),
+        "requestMemory": Said(memory, "assumed: 4 GiB for each of these processes, and the shared memory"),
+        "requestGPU": Said(deployment.hardware.of_a_node, f"cards in use; planned for {deployment.hardware.gpu}"),
+        "shmSize": Said(gibibytes(deployment.shm_bytes), "tensors and NCCL's buffers"),
+        "vllmConfig": {**config, "extraArgs": extra},
+        "env": pod.environment(deployment),
+        **_placed(deployment),
+    }
+    if deployment.folder is None:
+        size = f"{math.ceil(deployment.served.bytes * 1.2 / 2**30)}Gi"
+        return {**spec, "pvcStorage": Said(size, f"{deployment.served.bytes / 1e9:.1f} GB are downloaded once")}
+    volume = {
+        "name": "checkpoint",
+        "persistentVolumeClaim": {"claimName": Said(pod.claim_of(deployment), "holds the checkpoint")},
+    }
+    mount = {"name": "checkpoint", "mountPath": MODELS, "readOnly": True}
+    return {**spec, "extraVolumes": [volume], "extraVolumeMounts": [mount]}
+
+
+def _placed(deployment: Deployment) -> dict[str, Any]:
+    """The planned card, as the chart takes it: terms of a required node affinity."""
+    placed = pod.placement(deployment)
+    chosen = [
+        {"key": key, "operator": "In", "values": [value]} for key, value in placed.get("nodeSelector", {}).items()
+    ]
+    affinity = placed["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    [memory] = affinity["nodeSelectorTerms"]
+    terms = [{"matchExpressions": [*chosen, *memory["matchExpressions"]]}]
+    return {"nodeSelectorTerms": terms, "tolerations": placed["tolerations"]}

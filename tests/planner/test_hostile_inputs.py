@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from passes.ir.quant_config.read import quantized
 from passes.ir.readers.hub import read_repository
 from passes.ir.sources import open_model
 from planner.spec.parse import parse_spec
+from targets.engines.vllm.memory.encoder import largest_item
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -93,6 +95,16 @@ def test_a_config_is_read_by_type_and_range(changed: dict[str, Any], says: str) 
     with pytest.raises(InputError, match=says) as caught:
         quantized(build_ir(LLAMA | changed, "model"))
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("model", "side"), [("mistralai/Mistral-Small-3.1-24B-Instruct-2503", [1]), ("google/gemma-3-4b-it", "896")]
+)
+def test_what_an_encoder_sees_is_read_by_type_and_range(model: str, side: Any) -> None:
+    ir = open_model(model).ir
+    vision = dict(ir.config["vision_config"]) | {"image_size": side}
+    with pytest.raises(InputError, match="vision_config: 'image_size' should be a whole number"):
+        largest_item(replace(ir, config=dict(ir.config) | {"vision_config": vision}), 4096)
 
 
 @pytest.mark.parametrize(

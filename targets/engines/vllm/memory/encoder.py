@@ -6,17 +6,20 @@ Sources: vLLM 0.32's `multimodal/encoder_budget.py:MultiModalBudget` (how many i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
+from passes.ir.architectures.config import Config
+from passes.ir.fields import Fields
 from passes.ir.model import Block, ModelIR, Role
 
 #: Tokens of Qwen's largest image (16,384 × 28² or 32² pixels), frames pairs of a video (`_MAX_FRAMES_PER_VIDEO` 14), patches a token.
 _QWEN_TOKENS, _QWEN_PAIRS, _QWEN_MERGED = 16384, 7, 4
 #: Gemma 4's video: frames, its tokens a frame with and without marks, patches pooled to a token (`gemma4_mm.py`).
 _FRAMES, _FRAME_TOKENS, _FRAME_SOFT_TOKENS, _POOLED = 32, 78, 70, 9
+#: Of a picture's side: more is no picture.
+_MOST_PIXELS = 1 << 16
 _MLP = {Role.UP, Role.GATE, Role.GATE_UP}
 
 
@@ -30,48 +33,51 @@ class Item:
 
 def largest_item(ir: ModelIR, context: int, *, pictures: bool = False) -> Item | None:
     """Return the largest item of a family whose rule was read, None for others. `pictures`: only those are let in, no videos."""
-    family = _FAMILIES.get(ir.model_type)
-    vision = ir.config.get("vision_config")
-    if family is None or not isinstance(vision, Mapping) or _vision_block(ir) is None:
+    family, config = _FAMILIES.get(ir.model_type), Config(ir.config, ir.name)
+    if family is None or not config.has("vision_config") or _vision_block(ir) is None:
         return None
-    return _PICTURES.get(ir.model_type, family)(ir.config, context) if pictures else family(ir.config, context)
+    rule = _PICTURES.get(ir.model_type, family) if pictures else family
+    return rule(config, config.inside("vision_config"), context)
 
 
-def _qwen2(config: Mapping[str, Any], context: int) -> Item:
+def _qwen2(config: Config, vision: Fields, context: int) -> Item:
     """A video of as many frames as the context holds, each as large as an image."""
     tokens = _QWEN_TOKENS * min(max(context // _QWEN_TOKENS, 1), _QWEN_PAIRS)
     return Item(tokens, tokens * _QWEN_MERGED)
 
 
-def _qwen3(config: Mapping[str, Any], context: int) -> Item:
+def _qwen3(config: Config, vision: Fields, context: int) -> Item:
     return Item(_QWEN_TOKENS, _QWEN_TOKENS * _QWEN_MERGED)
 
 
-def _gemma3(config: Mapping[str, Any], context: int) -> Item:
-    vision = config["vision_config"]
-    side = max(1, int(vision.get("image_size") or 896) // int(vision.get("patch_size") or 14))
-    return Item(int(config.get("mm_tokens_per_image") or 256), side**2)
+def _gemma3(config: Config, vision: Fields, context: int) -> Item:
+    side = max(1, _pixels(vision, 896) // vision.integer("patch_size", default=14, at_least=1))
+    return Item(config.integer("mm_tokens_per_image", default=256), side**2)
 
 
-def _gemma4(config: Mapping[str, Any], context: int) -> Item:
+def _gemma4(config: Config, vision: Fields, context: int) -> Item:
     return Item(_FRAMES * _FRAME_TOKENS, _FRAMES * _FRAME_SOFT_TOKENS * _POOLED)
 
 
-def _pixtral(config: Mapping[str, Any], context: int) -> Item:
-    vision, merge = config["vision_config"], int(config.get("spatial_merge_size") or 1)
+def _pixtral(config: Config, vision: Fields, context: int) -> Item:
+    merge = config.integer("spatial_merge_size", default=1)
     # Left out where they are the class's own (transformers' PixtralVisionConfig).
-    side = max(1, int(vision.get("image_size") or 1024) // (int(vision.get("patch_size") or 16) * merge))
+    side = max(1, _pixels(vision, 1024) // (vision.integer("patch_size", default=16, at_least=1) * merge))
     return Item(side * (side + 1), (side * merge) ** 2)
 
 
-_FAMILIES: dict[str, Callable[[Mapping[str, Any], int], Item]] = {
+def _pixels(vision: Fields, default: int) -> int:
+    return vision.integer("image_size", default=default, at_least=1, at_most=_MOST_PIXELS)
+
+
+_FAMILIES: dict[str, Callable[[Config, Fields, int], Item]] = {
     "qwen2_vl": _qwen2, "qwen2_5_vl": _qwen2, "qwen3_vl": _qwen3, "qwen3_vl_moe": _qwen3, "qwen3_5": _qwen3, "qwen3_5_moe": _qwen3,
     "gemma3": _gemma3, "gemma4": _gemma4, "mistral3": _pixtral,
 }  # fmt: skip
 
 
 #: Families whose largest item is a video, by their largest picture.
-_PICTURES: dict[str, Callable[[Mapping[str, Any], int], Item]] = {"qwen2_vl": _qwen3, "qwen2_5_vl": _qwen3}
+_PICTURES: dict[str, Callable[[Config, Fields, int], Item]] = {"qwen2_vl": _qwen3, "qwen2_5_vl": _qwen3}
 
 
 def _vision_block(ir: ModelIR) -> Block | None:
@@ -91,7 +97,7 @@ def encoder_bytes(ir: ModelIR, item: Item, *, tokens: int, most: int, tp: int) -
     block = _vision_block(ir)
     assert block is not None
     items = max(1, min(max(tokens, item.tokens) // item.tokens, most))
-    deep = len(ir.config["vision_config"].get("deepstack_visual_indexes") or ())
+    deep = len(Config(ir.config, ir.name).inside("vision_config").items("deepstack_visual_indexes", default=()))
     outputs = items * item.tokens * ir.hidden_size * (1 + deep) * 2
     return outputs, items * item.patches * _patch_elements(block, tp) * 2
 

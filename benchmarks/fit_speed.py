@@ -29,12 +29,13 @@ from passes.errors import InputError
 from passes.ir.model import KVCache, ModelIR
 from passes.ir.sources import open_model
 from passes.quantize.format_names import pass_named
-from targets.engines.engine import Parallel, Scheduler, Settings, find_engine
-from targets.gpu import find_gpu
+from targets.engines.engine import Engine, Parallel, Scheduler, Settings, find_engine
+from targets.gpu import Gpu, find_gpu
 from targets.simulation.arrivals import Arrivals, burst, poisson
 from targets.simulation.arrivals import closed_loop as arrive_closed
-from targets.simulation.lengths import lognormal, spread
-from targets.simulation.scheduler import Rules
+from targets.simulation.lengths import chats, spread
+from targets.simulation.metrics import figures
+from targets.simulation.simulate import Composer, Host, Run
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.estimate import requests_held
@@ -54,19 +55,19 @@ VLLM: dict[str, tuple[float, float]] = {
     "compute@geforce": (1.5, 0.1), "compute@10": (0.75, 0.15),
     "compute.w8": (0.8, 0.2), "compute.w4": (0.8, 0.2), "compute.awq": (0.8, 0.2), "compute.w8a8": (0.8, 0.2),
     "compute.fp8": (0.9, 0.15), "compute.fp4": (0.8, 0.2), "compute.mx": (0.9, 0.2), "compute_drift": (1.03, 0.02),
-    "expert_memory": (0.9, 0.15), "expert_compute": (0.5, 0.25), "expert_compute.w4": (1.0, 0.2), "expert_compute.mx": (1.0, 0.2),
+    "expert_memory": (0.9, 0.15), "expert_compute": (0.5, 0.25), "expert_compute.w4": (1.0, 0.2), "expert_compute.mx": (1.0, 0.2), "expert_compute@geforce": (1.4, 0.15),
     "expert_drift": (1.04, 0.05), "tile": (14.0, 0.2), "tile.w4": (0.43, 0.2), "routing": (0.9, 0.06),
-    "cache": (0.85, 0.05), "cache@10": (1.0, 0.06), "attention": (0.65, 0.2), "recurrence": (0.2, 0.7),
+    "cache": (0.85, 0.05), "cache@10": (1.0, 0.06), "attention": (0.65, 0.2), "recurrence": (0.05, 1.0),
     "layer_s": (4e-5, 0.25), "layer_s@8.0": (2.0, 0.4), "layer_s@8.6": (1.5, 0.4), "layer_s@8.9": (1.0, 0.3), "layer_s@12": (1.0, 0.3),
     "layer_s@geforce": (1.0, 0.3), "layer_s@10": (1.0, 0.15), "layer_s@CDNA3": (1.5, 0.4),
-    "expert_layer_s": (3.5e-5, 0.3),
+    "expert_layer_s": (3.5e-5, 0.3), "recurrent_layer_s": (2e-5, 0.5),
     "kernel_layer_s.fp8": (2e-5, 0.7), "kernel_layer_s.fp4": (1e-5, 0.7), "kernel_layer_s.mx": (5e-6, 0.7),
     "kernel_layer_s.w4": (1.5e-5, 0.4), "kernel_layer_s.w8": (1e-5, 0.7), "kernel_layer_s.awq": (1.5e-5, 0.4),
     "kernel_layer_s.w8a8": (1e-5, 0.7),
-    "step_s": (3e-4, 0.5), "sequence_s": (1.2e-5, 0.4), "token_s": (1.5e-8, 0.5), "drift": (1.07, 0.07), "synchronous": (1.3, 0.3),
+    "step_s": (3e-4, 0.5), "sequence_s": (1.2e-5, 0.4), "token_s": (1.5e-8, 0.5), "drift": (1.07, 0.07), "synchronous": (1.15, 0.04),
     "link_s": (6e-6, 0.3), "link": (0.7, 0.2),
     "pcie_s": (1e-5, 0.4), "pcie_hop_s": (5e-6, 0.4), "pcie": (0.25, 0.3), "staged_s": (4e-5, 0.4),
-    "host_s": (0.008, 0.2), "host_token_s": (2e-6, 0.7),
+    "host_s": (0.005, 0.4), "host_token_s": (2e-6, 0.7), "workers_s": (0.005, 0.7),
 }  # fmt: skip
 
 #: Constants that are another's: Marlin runs these families' experts alike.
@@ -76,7 +77,7 @@ SAME = {
 
 #: Versions of vLLM that the drift was seen over: 0.8 to 0.19. No row has bitsandbytes; its 4-bit kernel is assumed half as fast.
 #: `occupancy`: from the closed form that ranks candidates, fitted when it was the only one.
-FIXED = {"newest": 19.0, "drift_span": 11.0, "memory.bnb": 0.5, "occupancy": 0.855}
+FIXED = {"newest": 19.0, "drift_span": 11.0, "memory.bnb": 0.5, "occupancy": 0.855, "graphs": 512, "serial_s": 3e-4}
 
 #: Constants of vLLM-CPU that its timings tell; peaks are those that `targets/machine/devices.py` assumes of a core. The 4-bit kernel's share of
 #: them is the one that `targets/machine/probe_program.py` measured on the same machine (3.2 of 11 GB/s, 0.09 of 0.21 TFLOP/s).
@@ -141,7 +142,8 @@ class Case:
     """One measurement: the load, and what was measured (seconds): `tpot`, `ttft`, or the whole `request`.
 
     `held`: requests of the load's mean length whose cache fits at once. `steps`: what a run of many requests was made of; empty for one
-    request alone. `source`: who measured; `regime`: how loaded.
+    request alone. `simulated`: by figure, ln of what the simulated run shows over what these steps sum up to, at the constants before: a
+    median where that was measured, the host and the queue as they are. `source`: who measured; `regime`: how loaded.
     """
 
     id: str
@@ -158,8 +160,10 @@ class Case:
     measured: tuple[tuple[str, float], ...]
     trust: float = 1.0
     pp: int = 1
+    weights: str | None = None
     held: float = math.inf
     steps: tuple[RunStep, ...] = ()
+    simulated: tuple[tuple[str, float], ...] = ()
     source: str = ""
     regime: Regime = Regime.ALONE
 
@@ -171,26 +175,34 @@ def pass_seconds(case: Case, rates: Rates, step: Step) -> float:
             step, decode=max(step.decode / case.pp, min(step.decode, 1.0)), prefill=step.prefill / case.pp,
             prompts=step.prompts / case.pp,
         )  # fmt: skip
+    return stage_seconds(case, rates, step)
+
+
+def stage_seconds(case: Case, rates: Rates, step: Step) -> float:
+    """Return the seconds of a step of what one pipeline stage holds, and of handing it on."""
     seconds = step_seconds(case.work, case.card, rates, step, case.tp)
     return seconds + (case.pp - 1) * rates.links[case.card.wiring].fixed_s
 
 
 def predict(values: dict[str, float], case: Case) -> Means:
     """The model's means for one measurement."""
-    rates = rates_from(values, case.generation, case.version)
+    return means_of(case, rates_from(values, case.generation, case.version))
+
+
+def means_of(case: Case, rates: Rates) -> Means:
+    """Return the means for one measurement by an engine's rates."""
     inputs, outputs, clients = case.load
     if not case.steps:
         loop = Loop(
-            inputs, outputs, clients, math.inf, case.scheduler.tokens, case.cache_bytes, 1, rates.host_s, rates.host_token_s
+            inputs, outputs, clients, math.inf, case.scheduler.tokens, case.cache_bytes, 1, rates.request_s(case.tp), rates.host_token_s
         )  # fmt: skip
         return closed_loop(lambda step: pass_seconds(case, rates, step), loop)
     seconds = [pass_seconds(case, rates, each.step) for each in case.steps]
     tpot = sum(each.tpot * taken for each, taken in zip(case.steps, seconds, strict=True))
     wait = sum(each.wait * taken for each, taken in zip(case.steps, seconds, strict=True))
-    seen = (
-        (1 + composes_ahead(case.version)) * tpot if clients > 1 else 0.0
-    )  # from sending to a step that is composed with it
-    return Means(rates.host_s + rates.host_token_s * inputs + wait + seen, tpot, clients)
+    # from sending to a step that is composed with it
+    seen = (0.5 + composes_ahead(case.version)) * tpot if clients > 1 else 0.0
+    return Means(rates.request_s(case.tp) + rates.host_token_s * inputs + wait + seen, tpot, clients)
 
 
 def composes_ahead(version: str | None) -> bool:
@@ -200,15 +212,17 @@ def composes_ahead(version: str | None) -> bool:
 
 def log_errors(values: dict[str, float], case: Case) -> dict[str, float]:
     """ln(predicted / measured) by figure."""
-    means = predict(values, case)
+    means, simulated = predict(values, case), dict(case.simulated)
     request = means.ttft_s + means.tpot_s * (case.load[1] - 1)
     seconds = {"tpot": means.tpot_s, "ttft": means.ttft_s, "waited": means.ttft_s, "request": request}
-    return {figure: math.log(seconds[figure] / measured) for figure, measured in case.measured}
+    return {
+        figure: math.log(seconds[figure] / measured) + simulated.get(figure, 0.0) for figure, measured in case.measured
+    }
 
 
 #: Scale of an unremarkable error by figure; larger ones count linearly. `waited`, a first token that waited for a place or a busy host, tells
 #: nothing of steps: it counts for the widths alone.
-SCALE = {"tpot": 0.06, "ttft": 0.33, "request": 0.08, "waited": math.inf}
+SCALE = {"tpot": 0.06, "ttft": 0.18, "request": 0.08, "waited": math.inf}
 
 
 Priors = dict[str, tuple[float, float]]
@@ -380,23 +394,41 @@ def served(row: dict[str, Any]) -> Case | None:
     inputs, outputs, rate = int(row["input_len"]), int(row["output_len"]), row.get("request_rate")
     clients = max(1, int(row["concurrency"] or 8) // replicas)
     found = case(
-        row | {"model": model}, "vllm", weights, version, (inputs, outputs, clients), measured_under_load(row), trust_of(row)
+        row | {"model": model}, "vllm", weights, version, (inputs, outputs, clients), (), trust_of(row)
     )  # fmt: skip
     if not math.isfinite(found.held):
         return None
     requests, arrivals, lengths = load_of(row, clients, None if rate is None else rate / replicas)
-    kv_tokens = found.held * (inputs + outputs / 2)
-    rules = Rules(found.scheduler.tokens, found.scheduler.sequences, int(composes_ahead(version)))
     rates = fitted_rates("vllm", found.generation, version).rates
-    steps = run_steps(
-        lambda step: pass_seconds(found, rates, step), found.cache_bytes, rules, kv_tokens, arrivals, lengths
-    )
+    steps, run = run_steps(
+        lambda step: stage_seconds(found, rates, step), found.cache_bytes, queue_of(row | {"model": model}, found, lengths), arrivals, lengths,
+        Host(rates.request_s(found.tp), rates.serial_s, rates.host_token_s), found.pp,
+    )  # fmt: skip
+    found = replace(found, steps=steps)
+    found = replace(found, simulated=beyond_steps(found, rates, run, bool(row.get("ttft_median_ms"))))
     regime = (
         Regime.BURST if row["arrival"] == "burst" else Regime.ALONE if clients == 1 and rate is None else Regime.BELOW
     )
     if rate is None and regime is Regime.BELOW and min(found.held, found.scheduler.sequences) < min(clients, requests):
         regime = Regime.SATURATED
-    return replace(found, steps=steps, regime=regime)
+    return replace(found, regime=regime, measured=measured_under_load(row, regime))
+
+
+def queue_of(row: dict[str, Any], found: Case, lengths: list[tuple[int, int]]) -> Composer:
+    """Return the scheduler that a row's engine had, with the cache that its memory left."""
+    target, gpu, settings, workload, ir = setting_of(row, "vllm", found.weights, found.version, found.load)
+    longest = max(prompt + output for prompt, output in lengths)
+    workload = replace(workload, context=max(workload.context, longest))
+    return target.queue(gpu, settings, workload, target.memory(ir, gpu, settings, workload).kv)
+
+
+def beyond_steps(case: Case, rates: Rates, run: Run, median: bool) -> tuple[tuple[str, float], ...]:
+    """Return ln of what a simulated run shows over what the sums of its steps say, by figure."""
+    seen, summed = figures(run), means_of(case, rates)
+    if seen.tpot is None:
+        return ()
+    ttft = seen.ttft.statistic("p50" if median else "mean") / summed.ttft_s
+    return (("tpot", math.log(seen.tpot.mean / summed.tpot_s)), ("ttft", math.log(ttft)), ("waited", math.log(ttft)))
 
 
 def load_of(row: dict[str, Any], clients: int, rate: float | None) -> tuple[int, Arrivals, list[tuple[int, int]]]:
@@ -407,27 +439,27 @@ def load_of(row: dict[str, Any], clients: int, rate: float | None) -> tuple[int,
     if row["arrival"] != "closed":
         requests = clients if rate is None else 200
         arrivals = burst(requests) if rate is None else poisson(rate, requests)
-        prompts = lognormal(inputs, 3.3 * inputs, requests, most=5 * inputs)
-        answers = lognormal(outputs, 2.9 * outputs, requests, most=5 * outputs, seed=1)
-        return requests, arrivals, [(prompt, max(answer, 2)) for prompt, answer in zip(prompts, answers, strict=True)]
+        lengths = chats(inputs, outputs, requests)
+        return requests, arrivals, [(prompt, max(answer, 2)) for prompt, answer in lengths]
     if not row.get("collected"):
         requests = min(10 * clients, max(5 * clients, 640))
-        lengths = zip(spread(inputs, 0.2, requests), spread(outputs, 0.2, requests, seed=1), strict=True)
+        lengths = zip(spread(inputs, 0.11, requests), spread(outputs, 0.11, requests, seed=1), strict=True)
         return requests, arrive_closed(clients, requests), list(lengths)
     printed = re.search(r"num_prompts (\d+)", str(row.get("notes")))
     requests = max(1, int(printed[1]) // int(row.get("replicas") or 1)) if printed else 4 * clients
     return requests, arrive_closed(min(clients, requests), requests), [(int(inputs), int(outputs))] * requests
 
 
-def measured_under_load(row: dict[str, Any]) -> tuple[tuple[str, float], ...]:
-    """What a row tells of steps: first tokens too where they do not wait for a place or a busy host."""
-    few = row["arrival"] == "rate" and row["request_rate"] <= 4 and row["tp"] == 1
-    calm = row["arrival"] == "closed" and (
-        not row.get("collected") or (row["concurrency"] <= 16 and "first-use" not in str(row["notes"]))
+def measured_under_load(row: dict[str, Any], regime: Regime) -> tuple[tuple[str, float], ...]:
+    """What a row tells of steps: first tokens too where they do not wait for a place, a proxy or a busy host."""
+    waited = (
+        regime in (Regime.SATURATED, Regime.BURST)
+        or "nginx" in str(row.get("notes"))
+        or (row.get("request_rate") or 0) > 8
     )
     first = row.get("ttft_median_ms") or row.get("ttft_ms")
     tpot = (("tpot", row["tpot_ms"] / 1e3),)
-    return (*tpot, ("ttft" if few or calm else "waited", first / 1e3)) if first else tpot
+    return (*tpot, ("waited" if waited else "ttft", first / 1e3)) if first else tpot
 
 
 def trust_of(row: dict[str, Any]) -> float:
@@ -466,22 +498,31 @@ def case(
     trust: float = 1.0,
 ) -> Case:
     """A row as a case."""
-    gpu, target = find_gpu(GPUS.get(row["gpu"], row["gpu"])), find_engine(engine)
-    ir, tp, pp = describe(row["model"], weights), int(row.get("tp") or 1), int(row.get("pp") or 1)
-    settings = Settings(
-        version=version, parallel=Parallel(tp=tp, pp=pp), gpu_memory_utilization=row.get("gpu_memory_utilization"),
-        max_num_seqs=int(row["max_num_seqs"]) if row.get("max_num_seqs") else None,
-    )  # fmt: skip
-    inputs, outputs, clients = (int(number) for number in load)
-    workload = Workload(int(row.get("max_model_len") or inputs + outputs + 64), clients, inputs, outputs)
-    ir = replace(ir, kv_cache=KVCache("fp8")) if fp8_cache(row) else ir
+    target, gpu, settings, workload, ir = setting_of(row, engine, weights, version, load)
+    tp, pp = settings.parallel.tp, settings.parallel.pp
     held = requests_held(target.memory(ir, gpu, settings, workload).kv, workload)
     host = row["source_url"].split("/")[3:5] if "github.com" in row["source_url"] else [row["source_url"]]
     source = "/".join(host) if row.get("collected") else f"{row['id'].split('-')[0]} {row['model'].split('/')[-1]}"
     return Case(
         row["id"], engine, row["model"], generation_of(gpu), version, work_of(ir), card_of(target, gpu), tp, tuple(map(float, load)),
-        target.scheduler(gpu, settings, workload), target.cache_bytes(ir), measured, trust, pp, held=held, source=source,
+        target.scheduler(gpu, settings, workload), target.cache_bytes(ir), measured, trust, pp, weights, held, source=source,
     )  # fmt: skip
+
+
+def setting_of(
+    row: dict[str, Any], engine: str, weights: str | None, version: str | None, load: Any
+) -> tuple[Engine, Gpu, Settings, Workload, ModelIR]:
+    """Return what a row's engine was asked: engine, card, settings, workload, model."""
+    gpu, target = find_gpu(GPUS.get(row["gpu"], row["gpu"])), find_engine(engine)
+    settings = Settings(
+        version=version, parallel=Parallel(tp=int(row.get("tp") or 1), pp=int(row.get("pp") or 1)),
+        gpu_memory_utilization=row.get("gpu_memory_utilization"),
+        max_num_seqs=int(row["max_num_seqs"]) if row.get("max_num_seqs") else None,
+    )  # fmt: skip
+    inputs, outputs, clients = (int(number) for number in load)
+    workload = Workload(int(row.get("max_model_len") or inputs + outputs + 64), clients, inputs, outputs)
+    ir = describe(row["model"], weights)
+    return target, gpu, settings, workload, replace(ir, kv_cache=KVCache("fp8")) if fp8_cache(row) else ir
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -582,7 +623,15 @@ def main() -> None:
     engines["vllm"] = entry(base, vllm, widths(vllm, errors))
 
     shared = {k: v for k, v in base.items() if "@" not in k and not k.startswith("memory.")}
-    shared |= {"drift": 1.0, "compute_drift": 1.0, "expert_drift": 1.0, "synchronous": 1.0}
+    shared |= {
+        "drift": 1.0,
+        "compute_drift": 1.0,
+        "expert_drift": 1.0,
+        "synchronous": 1.0,
+        "graphs": 0,
+        "workers_s": 0.0,
+        "recurrent_layer_s": 0.0,
+    }
     found = fit(exllama, EXLLAMA, {k: v for k, v in shared.items() if k not in EXLLAMA})
     report("exllamav2, fitted", exllama, [log_errors(found.values(), c) for c in exllama])
     report("exllamav2, sources left out", exllama, outside := left_out(exllama, found))

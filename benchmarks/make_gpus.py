@@ -17,7 +17,7 @@ OUT = Path(__file__).resolve().parent.parent / "targets" / "gpus.yaml"
 KEEP = (
     "name", "vendor", "arch", "memory_gb_nominal", "memory_type", "driver_total_mib", "cuda_visible_gib", "bandwidth_gb_s",
     "fp16_bf16_dense_tflops", "fp16_fp16acc_dense_tflops", "fp8_dense_tflops", "int8_dense_tops", "fp4_dense_tflops",
-    "compute_capability", "pcie", "interconnect_gb_s_bidirectional", "source_url", "sources", "from_memory_fields", "derived_fields",
+    "compute_capability", "pcie", "interconnect_gb_s_bidirectional", "source_url", "offered", "sources", "from_memory_fields", "derived_fields",
 )  # fmt: skip
 
 #: Totals in GiB as vLLM start-ups printed them (benchmarks/data/vllm_memory_logs.jsonl), which is what it takes its share of.
@@ -31,15 +31,14 @@ PRINTED_BY = {"B200 SXM": "torch's messages when out of memory: 'a total capacit
 
 #: Names that people and NVML use, by card. A name under `bare` is answered with a note on what it was read as.
 ALIASES = {
-    "RTX 3060 12GB": ["RTX 3060"], "RTX 3080 10GB": ["RTX 3080"], "RTX 4060 Ti 16GB": ["RTX 4060 Ti"],
-    "RTX 5060 Ti 16GB": ["RTX 5060 Ti"], "T4": ["T4 16GB"], "A10": ["A10 24GB"], "A10G": ["A10G 24GB"], "L4": ["L4 24GB"],
+    "RTX 3080 10GB": ["RTX 3080"], "T4": ["T4 16GB"], "A10": ["A10 24GB"], "A10G": ["A10G 24GB"], "L4": ["L4 24GB"],
     "A16 (per GPU, 4 per board)": ["A16"], "A30": ["A30 24GB"],
     "A100 PCIe 40GB": ["A100-PCIE-40GB"], "A100 SXM4 40GB": ["A100-SXM4-40GB", "A100-SXM-40GB", "A100 40GB"],
     "A100 PCIe 80GB": ["A100 80GB PCIe", "A100-PCIE-80GB"], "A100 SXM4 80GB": ["A100-SXM4-80GB", "A100-SXM-80GB", "A100 SXM 80GB", "A100 SXM"],
     "RTX 6000 Ada": ["RTX 6000 Ada Generation"], "RTX 5000 Ada": ["RTX 5000 Ada Generation"], "RTX 4000 Ada": ["RTX 4000 Ada Generation"],
     "RTX PRO 6000 Blackwell Workstation": ["RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000"],
     "RTX PRO 6000 Blackwell Server": ["RTX PRO 6000 Blackwell Server Edition"],
-    "H100 PCIe": ["H100 PCIe 80GB", "H100-PCIe"], "H100 SXM": ["H100 80GB HBM3", "H100 SXM5", "H100 SXM 80GB", "H100 SXM5 80GB"],
+    "H100 PCIe": ["H100 PCIe 80GB", "H100-PCIe"], "H100 SXM": ["H100 80GB HBM3", "H100 Mega 80GB", "H100 SXM5", "H100 SXM 80GB", "H100 SXM5 80GB"],
     "H100 NVL (94GB)": ["H100 NVL"], "H200 SXM": ["H200 SXM5", "H200 141GB", "H200 SXM 141GB"],
     "GH200 96GB (HBM3)": ["GH200 96GB", "GH200 480GB"], "GH200 144GB (HBM3e)": ["GH200 144GB", "GH200 144G HBM3e"], "H20 96GB": ["H20", "H20-96GB"],
     "B200 SXM": ["B200 180GB", "B200 SXM 180GB"], "GB200 (per GPU)": ["GB200", "GB200 192GB"], "B300 SXM": ["B300 SXM6 AC", "B300 288GB"],
@@ -48,7 +47,15 @@ ALIASES = {
 }  # fmt: skip
 BARE = {
     "A100 SXM4 80GB": ["A100", "A100 80GB"], "H100 SXM": ["H100", "H100 80GB"], "H200 SXM": ["H200"], "B200 SXM": ["B200"],
-    "B300 SXM": ["B300"], "V100 SXM2 32GB": ["V100"], "Quadro RTX 6000": ["RTX 6000"],
+    "B300 SXM": ["B300"], "V100 SXM2 32GB": ["V100"], "Quadro RTX 6000": ["RTX 6000"], "RTX 3060 12GB": ["RTX 3060"],
+}  # fmt: skip
+
+#: Names that cards of unlike memory share: asked back, unless its memory is seen.
+SHARED = {
+    "RTX 4060 Ti": ["RTX 4060 Ti 8GB", "RTX 4060 Ti 16GB"], "RTX 5060 Ti": ["RTX 5060 Ti 8GB", "RTX 5060 Ti 16GB"],
+    "GH200": ["GH200 96GB (HBM3)", "GH200 144GB (HBM3e)"],
+    "Orin": ["Jetson AGX Orin 64GB", "Jetson AGX Orin 32GB", "Jetson Orin NX 16GB"],
+    "AGX Orin": ["Jetson AGX Orin 64GB", "Jetson AGX Orin 32GB"], "Jetson AGX Orin": ["Jetson AGX Orin 64GB", "Jetson AGX Orin 32GB"],
 }  # fmt: skip
 
 #: Names that mean a card only as they stand, makers' names included: Google Cloud's `nvidia-tesla-…`, which name one size each.
@@ -114,6 +121,30 @@ MORE: list[dict[str, Any]] = [
     {"name": "H800 SXM", "arch": "Hopper", "memory_gb_nominal": 80, "memory_type": "HBM3", "bandwidth_gb_s": 3350, "fp16_bf16_dense_tflops": 989, "driver_total_mib": 81559, "fp8_dense_tflops": 1979, "int8_dense_tops": 1979, "interconnect_gb_s_bidirectional": 400, "compute_capability": "9.0", "pcie": "PCIe 5.0 x16", "aliases": ["H800", "H800 80GB"]},
     {"name": "H800 PCIe", "arch": "Hopper", "memory_gb_nominal": 80, "memory_type": "HBM2e", "bandwidth_gb_s": 2000, "fp16_bf16_dense_tflops": 756, "driver_total_mib": 81559, "fp8_dense_tflops": 1513, "int8_dense_tops": 1513, "compute_capability": "9.0", "pcie": "PCIe 5.0 x16"},
     {"name": "H20-3e", "arch": "Hopper", "memory_gb_nominal": 141, "memory_type": "HBM3e", "bandwidth_gb_s": 4800, "fp16_bf16_dense_tflops": 148, "fp8_dense_tflops": 296, "int8_dense_tops": 296, "interconnect_gb_s_bidirectional": 900, "compute_capability": "9.0", "pcie": "PCIe 5.0 x16", "aliases": ["H20 141GB"]},
+    {"name": "RTX 4090 D", "offered": False, "arch": "Ada", "memory_gb_nominal": 24, "memory_type": "GDDR6X", "driver_total_mib": 24564, "bandwidth_gb_s": 1008, "fp16_bf16_dense_tflops": 147, "fp8_dense_tflops": 294, "int8_dense_tops": 588, "compute_capability": "8.9", "pcie": "PCIe 4.0 x16", "aliases": ["RTX 4090D", "RTX 4090 D 24GB"]},
+    {"name": "RTX 4090 48GB", "offered": False, "arch": "Ada", "memory_gb_nominal": 48, "memory_type": "GDDR6X", "driver_total_mib": 49140, "bandwidth_gb_s": 1008, "fp16_bf16_dense_tflops": 165.2, "fp8_dense_tflops": 330.3, "int8_dense_tops": 660.6, "compute_capability": "8.9", "pcie": "PCIe 4.0 x16", "source_url": "modified boards of resellers; rates of the RTX 4090"},
+    {"name": "RTX 4090 D 48GB", "offered": False, "arch": "Ada", "memory_gb_nominal": 48, "memory_type": "GDDR6X", "driver_total_mib": 49140, "bandwidth_gb_s": 1008, "fp16_bf16_dense_tflops": 147, "fp8_dense_tflops": 294, "int8_dense_tops": 588, "compute_capability": "8.9", "pcie": "PCIe 4.0 x16", "source_url": "modified boards of resellers; rates of the RTX 4090 D", "aliases": ["RTX 4090D 48GB"]},
+    {"name": "RTX 5090 D", "offered": False, "arch": "Blackwell", "memory_gb_nominal": 32, "memory_type": "GDDR7", "driver_total_mib": 32607, "bandwidth_gb_s": 1792, "fp16_bf16_dense_tflops": 209.5, "fp8_dense_tflops": 297, "fp4_dense_tflops": 1188, "compute_capability": "12.0", "pcie": "PCIe 5.0 x16", "aliases": ["RTX 5090D"]},
+    {"name": "RTX 2060 12GB", "offered": False, "arch": "Turing", "memory_gb_nominal": 12, "memory_type": "GDDR6", "bandwidth_gb_s": 336, "fp16_bf16_dense_tflops": 28.7, "compute_capability": "7.5", "pcie": "PCIe 3.0 x16"},
+    {"name": "RTX 3060 8GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 8, "memory_type": "GDDR6", "bandwidth_gb_s": 240, "fp16_bf16_dense_tflops": 25.5, "compute_capability": "8.6", "pcie": "PCIe 4.0 x16"},
+    {"name": "RTX PRO 2000 Blackwell", "arch": "Blackwell", "memory_gb_nominal": 16, "memory_type": "GDDR7", "bandwidth_gb_s": 288, "fp16_bf16_dense_tflops": 68, "fp8_dense_tflops": 136, "fp4_dense_tflops": 272, "compute_capability": "12.0", "pcie": "PCIe 5.0 x8", "aliases": ["RTX PRO 2000"]},
+    {"name": "RTX 4000 SFF Ada", "arch": "Ada", "memory_gb_nominal": 20, "memory_type": "GDDR6", "bandwidth_gb_s": 280, "fp16_bf16_dense_tflops": 76.7, "fp8_dense_tflops": 153.4, "compute_capability": "8.9", "pcie": "PCIe 4.0 x16", "aliases": ["RTX 4000 SFF Ada Generation"]},
+    {"name": "T4G", "offered": False, "arch": "Turing", "memory_gb_nominal": 16, "memory_type": "GDDR6", "driver_total_mib": 15360, "bandwidth_gb_s": 320, "fp16_bf16_dense_tflops": 65, "int8_dense_tops": 130, "compute_capability": "7.5", "pcie": "PCIe 3.0 x16"},
+    {"name": "TITAN V", "offered": False, "arch": "Volta", "memory_gb_nominal": 12, "memory_type": "HBM2", "bandwidth_gb_s": 653, "fp16_bf16_dense_tflops": 110, "compute_capability": "7.0", "pcie": "PCIe 3.0 x16"},
+    {"name": "GTX 1080 Ti", "offered": False, "arch": "Pascal", "memory_gb_nominal": 11, "memory_type": "GDDR5X", "driver_total_mib": 11264, "bandwidth_gb_s": 484, "fp16_bf16_dense_tflops": 11.3, "compute_capability": "6.1", "pcie": "PCIe 3.0 x16"},
+    {"name": "Jetson AGX Thor 128GB", "offered": False, "arch": "Blackwell", "memory_gb_nominal": 128, "memory_type": "LPDDR5X", "driver_total_mib": 125772, "bandwidth_gb_s": 273, "fp16_bf16_dense_tflops": 125, "fp8_dense_tflops": 250, "fp4_dense_tflops": 500, "compute_capability": "11.0", "pcie": None, "source_url": "NVIDIA Jetson Thor data sheet (T5000)", "aliases": ["Jetson AGX Thor", "AGX Thor", "Jetson Thor", "Thor", "Jetson T5000"], "bare": ["Thor", "Jetson Thor"]},
+    {"name": "Jetson Thor T4000 64GB", "offered": False, "arch": "Blackwell", "memory_gb_nominal": 64, "memory_type": "LPDDR5X", "bandwidth_gb_s": 273, "fp16_bf16_dense_tflops": 75, "fp8_dense_tflops": 150, "fp4_dense_tflops": 300, "compute_capability": "11.0", "pcie": None, "source_url": "NVIDIA Jetson Thor data sheet (T4000)", "aliases": ["Jetson T4000"]},
+    {"name": "Jetson AGX Orin 64GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 64, "memory_type": "LPDDR5", "driver_total_mib": 62840, "bandwidth_gb_s": 204.8, "fp16_bf16_dense_tflops": 42.5, "int8_dense_tops": 85, "compute_capability": "8.7", "pcie": None, "source_url": "NVIDIA Jetson AGX Orin data sheet", "aliases": ["AGX Orin 64GB", "Orin 64GB"]},
+    {"name": "Jetson AGX Orin 32GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 32, "memory_type": "LPDDR5", "bandwidth_gb_s": 204.8, "fp16_bf16_dense_tflops": 27, "int8_dense_tops": 54, "compute_capability": "8.7", "pcie": None, "source_url": "NVIDIA Jetson AGX Orin data sheet", "aliases": ["AGX Orin 32GB", "Orin 32GB"]},
+    {"name": "Jetson Orin NX 16GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 16, "memory_type": "LPDDR5", "bandwidth_gb_s": 102.4, "fp16_bf16_dense_tflops": 12.5, "int8_dense_tops": 25, "compute_capability": "8.7", "pcie": None, "source_url": "NVIDIA Jetson Orin NX data sheet", "aliases": ["Orin NX 16GB", "Orin NX"]},
+    {"name": "MI350X", "vendor": "AMD", "arch": "CDNA4", "memory_gb_nominal": 288, "memory_type": "HBM3E", "bandwidth_gb_s": 8000, "fp16_bf16_dense_tflops": 2300, "fp8_dense_tflops": 4600, "fp4_dense_tflops": 9200, "compute_capability": "gfx950", "pcie": "PCIe 5.0 x16", "interconnect_gb_s_bidirectional": 1075, "source_url": "AMD data sheet", "aliases": ["MI350X OAM"]},
+    {"name": "MI100", "vendor": "AMD", "arch": "CDNA1", "memory_gb_nominal": 32, "memory_type": "HBM2", "bandwidth_gb_s": 1229, "fp16_bf16_dense_tflops": 184.6, "compute_capability": "gfx908", "pcie": "PCIe 4.0 x16", "source_url": "AMD data sheet"},
+    {"name": "Radeon PRO W7900", "vendor": "AMD", "arch": "RDNA3", "memory_gb_nominal": 48, "memory_type": "GDDR6", "bandwidth_gb_s": 864, "fp16_bf16_dense_tflops": 122.6, "compute_capability": "gfx1100", "pcie": "PCIe 4.0 x16", "source_url": "AMD data sheet", "aliases": ["W7900"]},
+    {"name": "RX 9070 XT", "vendor": "AMD", "arch": "RDNA4", "memory_gb_nominal": 16, "memory_type": "GDDR6", "bandwidth_gb_s": 645, "fp16_bf16_dense_tflops": 195, "compute_capability": "gfx1201", "pcie": "PCIe 5.0 x16", "source_url": "AMD data sheet"},
+    {"name": "Radeon AI PRO R9700", "vendor": "AMD", "arch": "RDNA4", "memory_gb_nominal": 32, "memory_type": "GDDR6", "bandwidth_gb_s": 645, "fp16_bf16_dense_tflops": 191, "compute_capability": "gfx1201", "pcie": "PCIe 5.0 x16", "source_url": "AMD data sheet", "aliases": ["R9700", "AI PRO R9700"]},
+    {"name": "Arc Pro B60", "vendor": "Intel", "arch": "Xe2", "memory_gb_nominal": 24, "memory_type": "GDDR6", "bandwidth_gb_s": 456, "fp16_bf16_dense_tflops": 98, "int8_dense_tops": 197, "compute_capability": None, "pcie": "PCIe 5.0 x8", "source_url": "Intel data sheet", "aliases": ["Arc Pro B60 24GB", "Arc Pro B60 Graphics"]},
+    {"name": "Arc Pro B50", "vendor": "Intel", "arch": "Xe2", "memory_gb_nominal": 16, "memory_type": "GDDR6", "bandwidth_gb_s": 224, "fp16_bf16_dense_tflops": 85, "int8_dense_tops": 170, "compute_capability": None, "pcie": "PCIe 5.0 x8", "source_url": "Intel data sheet", "aliases": ["Arc Pro B50 Graphics"]},
+    {"name": "Arc A770", "vendor": "Intel", "arch": "Xe-HPG", "memory_gb_nominal": 16, "memory_type": "GDDR6", "bandwidth_gb_s": 560, "fp16_bf16_dense_tflops": 138, "compute_capability": None, "pcie": "PCIe 4.0 x16", "source_url": "Intel data sheet", "aliases": ["Arc A770 16GB", "Arc A770 Graphics"]},
 ]  # fmt: skip
 
 
@@ -127,10 +158,12 @@ def entry(row: dict[str, Any]) -> dict[str, Any]:
             **out.get("sources", {}),
             "cuda_visible_gib": PRINTED_BY.get(name, _LOGS),
         }
-    bare = BARE.get(name, [])
+    bare = [*BARE.get(name, []), *row.get("bare", [])]
     out["aliases"] = sorted({*ALIASES.get(name, []), *row.get("aliases", []), *bare})
     if bare:
         out["bare"] = bare
+    if shared := [short for short, cards in SHARED.items() if name in cards]:
+        out["shared"] = shared
     if name in WHOLE:
         out["whole"] = WHOLE[name]
     out.setdefault("compute_capability", None)

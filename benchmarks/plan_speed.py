@@ -1,6 +1,6 @@
 """How long `optimize plan` and `optimize check` take: whole processes from a cold start, then the same through Python, warm.
 
-    python -m benchmarks.plan_speed [-n 15]
+    python -m benchmarks.plan_speed [-n 15] [--loads]      --loads: simulated loads alone
 
 Median and spread of N runs. Wall time is what a person waits; on a busy machine processor time says what the command itself
 costs. No network, no torch.
@@ -9,6 +9,7 @@ costs. No network, no torch.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import resource
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +49,52 @@ def timed(command: Sequence[str]) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def timings(work: Callable[[], object], runs: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """Seconds of each run; one more before, that imports and reads."""
+    work()
+    out = []
+    for _ in range(runs):
+        started = clock()
+        work()
+        out.append(clock() - started)
+    return out
+
+
+def loads(runs: int) -> Iterator[tuple[str, float, list[float]]]:
+    """Simulations of 1,000 requests of 200 tokens in the mean, each on step times that nobody asked before; processor seconds."""
+    from passes.ir.sources import open_model
+    from targets.engines.engine import Settings, find_engine
+    from targets.gpu import find_gpu
+    from targets.simulation.serving import Load, load_of
+    from targets.simulation.simulate import simulate
+    from targets.simulation.step_times import StepTimes
+    from targets.speed.estimate import asked
+    from targets.workload import Workload
+
+    engine, gpu, settings = find_engine("vllm"), find_gpu("H100 SXM"), Settings()
+    ir = open_model("meta-llama/Llama-3.1-8B").ir
+
+    def run(load: Load, workload: Workload) -> None:
+        memory = engine.memory(ir, gpu, settings, workload)
+        question = asked(engine, ir, gpu, settings, workload, memory)
+        queue = engine.queue(gpu, settings, workload, memory.kv)
+        assert queue is not None
+        simulate(StepTimes(question.run.stage, question.loop.cache_bytes), queue, load.arrivals, load.lengths)
+
+    described = {
+        "closed loop of 64 clients": {"concurrency": 64}, "the same, of unlike lengths": {"concurrency": 64, "output_p95": 500},
+        "burst of chats": {"rate": math.inf}, "rate of 16/s": {"rate": 16.0},
+    }  # fmt: skip
+    for name, fields in described.items():
+        workload = Workload(4096, input_tokens=512, output_tokens=200, requests=1000, **fields)  # type: ignore[arg-type]
+        load = load_of(workload)
+        yield (
+            f"1,000 requests x 200 tokens, {name}",
+            0.05,
+            timings(partial(run, load, workload), runs, time.process_time),
+        )
+
+
 def warm(runs: int) -> Iterator[tuple[str, float, list[float]]]:
     """What is done, its goal in seconds, and the seconds of each run; everything imported and read once before."""
     from passes.algorithms.knapsack import Unit, allocate
@@ -55,20 +103,11 @@ def warm(runs: int) -> Iterator[tuple[str, float, list[float]]]:
     from planner.choice.search import search
     from planner.spec.parse import load_spec
 
-    def seconds(work: Callable[[], object]) -> list[float]:
-        work()
-        out = []
-        for _ in range(runs):
-            started = time.perf_counter()
-            work()
-            out.append(time.perf_counter() - started)
-        return out
-
-    yield "check of a catalog model", 0.005, seconds(lambda: check("llama-3.1-8b", "24GB", context=8192))
+    yield "check of a catalog model", 0.005, timings(lambda: check("llama-3.1-8b", "24GB", context=8192), runs)
     spec = load_spec(ROOT / "examples" / "llama-3.3-70b-rtx4090.yaml")
     ir = open_model(spec.model).ir
     count = search(spec, ir).searched
-    yield f"search of the 70B example, {count} candidates", count / 10_000, seconds(lambda: search(spec, ir))
+    yield f"search of the 70B example, {count} candidates", count / 10_000, timings(lambda: search(spec, ir), runs)
     rng = random.Random(0)
     units = []
     for name in (f"{layer}.{kind}" for layer in range(80) for kind in ("attention", "mlp")):
@@ -78,7 +117,7 @@ def warm(runs: int) -> Iterator[tuple[str, float, list[float]]]:
         sizes = tuple(int(base * b / 8) + rng.randint(0, 100_000) for b in bits)
         units.append(Unit(name, sizes, tuple(level * steep ** (-b) * rng.uniform(0.8, 1.2) for b in bits)))
     budget = int(4.65 * 80 * 855_000_000 / 8)
-    yield "allocation of 80 layers x 2 slots x 19 options", 1.0, seconds(lambda: allocate(units, budget))
+    yield "allocation of 80 layers x 2 slots x 19 options", 1.0, timings(lambda: allocate(units, budget), runs)
 
 
 def figures(name: str, seconds: Sequence[float], goal: float) -> str:
@@ -90,12 +129,14 @@ def figures(name: str, seconds: Sequence[float], goal: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=15, help="runs of each command")
-    runs = parser.parse_args().n
+    parser.add_argument("--loads", action="store_true", help="simulated loads alone")
+    options = parser.parse_args()
+    runs = options.n
     print(
         f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {runs} runs of each, one more to warm the disk"
     )
     with tempfile.TemporaryDirectory() as folder:
-        for arguments, goal in GOALS.items():
+        for arguments, goal in () if options.loads else GOALS.items():
             saved = ["-o", str(Path(folder) / "a.plan.json")] if arguments[0] == "plan" else []
             command = [str(OPTIMIZE), *arguments, *saved]
             timed(command)
@@ -103,9 +144,10 @@ def main() -> None:
             print(f"optimize {' '.join(arguments)}")
             for name, seconds in (("wall", walls), ("processor", cpus)):
                 print(figures(name, seconds, goal))
-    for what, goal, seconds in warm(runs):
-        print(what)
-        print(figures("warm", seconds, goal))
+    for name, timed_parts in (("processor", loads(runs)), ("warm", () if options.loads else warm(runs))):
+        for what, goal, seconds in timed_parts:
+            print(what)
+            print(figures(name, seconds, goal))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from targets.simulation.arrivals import Arrivals
-from targets.simulation.scheduler import Batch, Cache, Request, Rules, Scheduler
-from targets.simulation.simulate import simulate
+from targets.simulation.scheduler import Batch, Request
+from targets.simulation.simulate import Composer, Host, Run, simulate
 from targets.simulation.step_times import StepTimes
 from targets.speed.step import Step
 
@@ -32,13 +32,14 @@ class RunStep:
 class _Recorder:
     """A scheduler that keeps what it composed: (step, how many in a row, weight for tokens, weight for first tokens)."""
 
-    def __init__(self, scheduler: Scheduler, outputs: Sequence[int], cache_bytes: float) -> None:
+    def __init__(self, scheduler: Composer, outputs: Sequence[int], cache_bytes: float) -> None:
         self._scheduler, self._cache_bytes = scheduler, cache_bytes
         self._share = [1 / max(output - 1, 1) for output in outputs]
         self._decoding = 0.0
         self._waiting = 0
         self.steps: list[tuple[Step, int, float, float]] = []
 
+    apart = property(lambda self: self._scheduler.apart)
     lag = property(lambda self: self._scheduler.lag)
     idle = property(lambda self: self._scheduler.idle)
     open = property(lambda self: self._scheduler.open)
@@ -81,17 +82,16 @@ class _Recorder:
 
 
 def run_steps(
-    step: Callable[[Step], float], cache_bytes: float, rules: Rules, kv_tokens: float, arrivals: Arrivals,
-    lengths: Sequence[tuple[int, int]],
-) -> tuple[RunStep, ...]:  # fmt: skip
-    """Return the kinds of steps of a run with their weights. `step`: seconds of a step; `kv_tokens`: what the cache holds."""
-    most = max(prompt + output for prompt, output in lengths)
-    tokens = min(max(kv_tokens, most + 16), sum(prompt + output + 16 for prompt, output in lengths))
-    recorder = _Recorder(Scheduler(rules, Cache(int(tokens // 16))), [output for _, output in lengths], cache_bytes)
-    simulate(StepTimes(step, cache_bytes), recorder, arrivals, lengths)
+    step: Callable[[Step], float], cache_bytes: float, scheduler: Composer, arrivals: Arrivals, lengths: Sequence[tuple[int, int]],
+    host: Host | None = None, stages: int = 1,
+) -> tuple[tuple[RunStep, ...], Run]:  # fmt: skip
+    """Return the kinds of steps of a run with their weights, and the run. `step`: seconds of a step of one of `stages` pipeline stages."""
+    recorder = _Recorder(scheduler, [output for _, output in lengths], cache_bytes)
+    run = simulate(StepTimes(step, cache_bytes, stages), recorder, arrivals, lengths, host)
     with_chunks = [kept for kept in recorder.steps if kept[0].prefill]
     without = [kept for kept in recorder.steps if not kept[0].prefill]
-    return tuple(kind for kept in (with_chunks, without) for kind in _kinds(kept, step, len(lengths)))
+    kinds = tuple(kind for kept in (with_chunks, without) for kind in _kinds(kept, step, len(lengths)))
+    return kinds, run
 
 
 def _kinds(kept: list[tuple[Step, int, float, float]], step: Callable[[Step], float], requests: int) -> list[RunStep]:

@@ -17,10 +17,11 @@ import os
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -90,13 +91,16 @@ def agreements(
     blocks: int | None = None,
     labels: Sequence[str] = tuple(CHAINS),
     dtype: str = "bfloat16",
-    count: int | None = None,
+    counts: Mapping[str, int] = MappingProxyType({}),
 ) -> Iterator[Agreement]:
-    """One result a format, engine started once for all. `text`: calibration text. `dtype`: what both compute in. `count`: prompts."""
+    """One result a format, engine started once for all. `text`: calibration text. `dtype`: what both compute in. `counts`: to how many
+    prompts a format is put that is not put to all.
+    """
     ir = open_model(source).ir
-    asked = prompts(source)[:count]
+    everything = prompts(source)
     cases, expected, stored = [], {}, {}
     for number, label in enumerate(labels):
+        asked = everything[: counts.get(label)]
         chain = (*_kept(ir, blocks), *CHAINS[label])
         job = Job(
             ir, source, chain, folder / str(number), folder / "work", TextSource(str(text), 8, 128),

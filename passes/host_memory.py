@@ -56,6 +56,28 @@ def card_names() -> tuple[str, ...]:
         return _names_by_driver()
 
 
+@dataclass(frozen=True, slots=True)
+class CardMemory:
+    """A card by the name that NVML prints, with its bytes."""
+
+    name: str
+    free_bytes: int
+    total_bytes: int
+
+
+def cards_memory() -> tuple[CardMemory, ...]:
+    """Return what each of this machine's cards has free, by NVML; empty where it cannot be asked."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        held = [(pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)) for handle in handles]
+    except pynvml.NVMLError:
+        return ()
+    return tuple(CardMemory(name, int(memory.free), int(memory.total)) for name, memory in held)
+
+
 def card_nodes() -> int:
     """Return how many cards have a node in /dev: they are there, whatever else can be asked about them."""
     return sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in _NODES.glob("nvidia*"))
@@ -74,7 +96,9 @@ def card_holders(uuid: str) -> tuple[Holder, ...] | None:
         found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
     except pynvml.NVMLError:
         return None
-    holders = (Holder(each.pid, _process(each.pid), each.usedGpuMemory) for each in found if each.pid != os.getpid())
+    holders = (
+        Holder(each.pid, process_name(each.pid), each.usedGpuMemory) for each in found if each.pid != os.getpid()
+    )
     return tuple(sorted(holders, key=lambda holder: -(holder.used_bytes or 0)))
 
 
@@ -89,8 +113,8 @@ def _names_by_driver() -> tuple[str, ...]:
     return tuple(names)
 
 
-def _process(pid: int) -> str:
-    """The name of a process; in a container those outside cannot be seen."""
+def process_name(pid: int) -> str:
+    """Return the name of a process; in a container those outside cannot be seen."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:

@@ -22,12 +22,13 @@ from passes.run.job import Job, Outcome
 from passes.run.result_folder import check_places
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
-from planner.apply_cost import Effort, effort
+from planner.apply_cost import effort
 from planner.certificate import NAME, Certificate, certificate
 from planner.kept import require_own_place
 from planner.machine import computing_on
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, portable, require_executable, resolved_plan, spec_of
+from planner.plan.effort import Effort
 from planner.plan.launch import of_result, target_files
 from planner.plan.lock import require_fresh
 from planner.plan.make import plan

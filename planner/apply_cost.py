@@ -37,6 +37,7 @@ from passes.steps.graph import WorkGraph, WorkNode, WorkStep
 from passes.text.self_written import CARD_BATCH, SELF_BATCH, SELF_MEMORY_SHARE
 from passes.text.source import TextSource
 from planner.machine import computing
+from planner.plan.effort import Effort
 from planner.spec.spec import Spec, TextChoice
 from targets.gpu import Gpu
 from targets.machine.profile import PRODUCT_SHARE, believed_profile
@@ -57,22 +58,6 @@ _LEAST = 1.25
 _AGAIN = 2.5
 #: The rate of a device that nothing is known about.
 _UNKNOWN_FLOPS = 1e11
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """Seconds of work, peak memory and disk in bytes; `steps`: expected seconds of each.
-
-    `device`: what computes, by its name (plans of older versions do not say). `memory_bytes` are its own: of a card, which then has
-    `host_memory_bytes` beside it, or resident ones of the process.
-    """
-
-    seconds: Quantity
-    memory_bytes: Quantity
-    disk_bytes: int
-    steps: Mapping[str, float]
-    device: str = ""
-    host_memory_bytes: Quantity | None = None
 
 
 def no_effort(device: Gpu | None = None) -> Effort:

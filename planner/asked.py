@@ -39,7 +39,7 @@ _METHODS: Mapping[str, str] = {"rtn": "rounding", "smoothquant": "SmoothQuant", 
 
 @lru_cache(maxsize=1024)
 def spoken(pass_: Pass) -> str:
-    """A pass in plain words with the name that `check --weights` takes: `4 bit in groups of 64 by GPTQ (w4a16-g64)`."""
+    """Say a pass in plain words with the name that `check --weights` takes: `4 bit in groups of 64 by GPTQ (w4a16-g64)`."""
     name, method = pass_.weights_name, pass_.rounds_by
     form = format_named(name) if name is not None else None
     if form is None or method is None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from passes.files.atomic import read_json
 from passes.files.checkpoint import Checkpoint
-from planner.apply_cost import Effort
 from planner.choice.goals import Goal
 from planner.figures import show_interval
 from planner.plan.codec import FORMAT_VERSION, from_json
 from planner.plan.document import PlanDocument, PlannedEngine, PlannedGoal
+from planner.plan.effort import Effort
 from planner.quality.expected import Quality, growth, perplexity_growth
 from targets.engines.engine import KVEstimate, Memory, SpeedEstimate
 from targets.quantity import Basis, Quantity
@@ -120,8 +120,8 @@ def certificate(
     planned_passes: tuple[Mapping[str, Any], ...],
     expected: Effort,
 ) -> Certificate:
-    """The document on the result in `folder`. `plan`: with every choice made; `planned_passes`: as they were before; `expected`: what the
-    work was to take where it ran.
+    """Make the document on the result in `folder`. `plan`: with every choice made; `planned_passes`: as they were before; `expected`: what
+    the work was to take where it ran.
     """
     chosen = plan.decision
     stored = list(Checkpoint(folder).describe())

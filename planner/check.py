@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from passes.errors import Reason
+from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
 from passes.ir.sources import Source, open_model
 from planner.asked import AS_IS
@@ -24,10 +24,53 @@ from targets.engines.engine import (
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
 
+if TYPE_CHECKING:
+    from planner.choice.verdict import GoalResult
+    from planner.spec.spec import Goals
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedGoal:
+    """A goal that was asked of a check, and what is predicted, both in its unit."""
+
+    name: str
+    wanted: float
+    unit: str
+    met: bool
+    predicted: Quantity
+    odds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an answer must keep besides fitting: goals on speed and quality, and how likely it must fit."""
+
+    goals: Goals | None = None
+    min_confidence: float | None = None
+
+    def kept(self, outcome: Outcome, goals: tuple[GoalResult, ...]) -> tuple[Reason, ...]:
+        """Return what is not kept."""
+        missed = tuple(goal.reason() for goal in goals if not goal.met)
+        least = self.min_confidence
+        if least is None or not outcome.fits or outcome.odds >= least:
+            return missed
+        message = f"it fits with odds of {outcome.odds:.0%}, and {least:.0%} are asked"
+        unsure = Reason(
+            "not_sure_enough", message, "leave it more room, or measure it: optimize verify", {"odds": outcome.odds},
+            ReasonKind.GOAL_MISSED,
+        )  # fmt: skip
+        return (*missed, unsure)
+
+
+#: Nothing besides fitting.
+_NONE = Terms()
+
 
 @dataclass(frozen=True, slots=True)
 class CheckDocument:
-    """The answer of `check` as the command-line contract has it."""
+    """The answer of `check` as the command-line contract has it. `meets`: whether goals and confidence that were asked are kept too; None
+    where none was.
+    """
 
     format_version: str
     model: str
@@ -46,6 +89,9 @@ class CheckDocument:
     speed: SpeedEstimate
     quality: Quality
     notes: tuple[str, ...]
+    goals: tuple[CheckedGoal, ...] = ()
+    meets: bool | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,23 +110,45 @@ class CheckResult:
     """What would make it fit: one change a knob."""
     unread: str | None = None
     """What was counted in place of a file that the engine does not read."""
+    terms: Terms = _NONE
+    """What must be kept besides."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of how it was asked."""
+    here: tuple[Reason, ...] = ()
+    """What this machine has against it, where it was looked at."""
+
+    @property
+    def goals(self) -> tuple[GoalResult, ...]:
+        """The goals that were asked, against what is predicted."""
+        if self.terms.goals is None:
+            return ()
+        from planner.choice.verdict import judge
+
+        return tuple(judge(self.terms.goals, self.speed, self.quality))
+
+    @property
+    def broken(self) -> tuple[Reason, ...]:
+        """The terms that are not kept."""
+        return self.terms.kept(self.outcome, self.goals)
 
     @property
     def fits(self) -> bool:
         """The engine starts, and serves where a concurrency was asked."""
-        return self.outcome.fits
+        return self.outcome.fits and not self.here
 
     @property
     def exit_code(self) -> int:
-        """0: it fits; 3: it does not; 6: what comes of it is not modelled."""
-        return 0 if self.fits else 3 if self.outcome.modelled else 6
+        """0: it fits, and keeps what was asked besides; 3: it does not; 6: what comes of it is not modelled."""
+        if not self.outcome.modelled:
+            return 6
+        return 0 if self.fits and not self.broken else 3
 
     @property
     def confidence(self) -> float:
         """Probability that the verdict is right; even odds where nothing is known, certain where something is refused."""
         if not self.outcome.modelled:
             return 0.5
-        if self.outcome.illegal:
+        if self.outcome.illegal or (self.here and self.outcome.fits):
             return 1.0
         return round(self.outcome.odds if self.fits else 1 - self.outcome.odds, 4)
 
@@ -94,17 +162,25 @@ class CheckResult:
             engine=self.engine,
             fits=self.fits,
             modelled=self.outcome.modelled,
-            starts=self.outcome.starts,
-            serves=self.outcome.serves,
+            starts=self.outcome.starts and not self.here,
+            serves=self.outcome.serves and not self.here,
             margin=self.outcome.memory.margin,
             confidence=self.confidence,
-            reasons=tuple(map(stated, self.said)),
+            reasons=tuple(map(stated, (*self.here, *self.said, *self.broken))),
             remedies=self.remedies,
             memory=whole_bytes(self.outcome.memory.memory),
             kv_cache=self.outcome.memory.kv,
             speed=figures_alone(self.speed),
             quality=self.quality,
-            notes=(*self._unread, *self.outcome.memory.notes, *self.speed.notes) if self.outcome.modelled else (),
+            notes=(*self._unread, *self.outcome.memory.notes, *self.speed.notes, *self.notes)
+            if self.outcome.modelled
+            else (),
+            goals=tuple(
+                CheckedGoal(goal.name, goal.wanted, goal.goal.unit, goal.met, goal.predicted, round(goal.odds, 4))
+                for goal in self.goals
+            ),
+            meets=None if self.terms == _NONE else self.fits and not self.broken,
+            context=self.outcome.workload.context,
         )
 
     @property
@@ -117,8 +193,8 @@ class CheckResult:
         return document
 
 
-def _to_make(weights: str | None, ir: ModelIR) -> str | None:
-    """The format that the weights are still to be brought into: none where they are to stay as they are, or are stored so already."""
+def to_make(weights: str | None, ir: ModelIR) -> str | None:
+    """Return the format that weights are still to be brought into: none where they stay as they are, or are stored so."""
     stored = {
         linear.storage.label
         for block, _ in ir.decoder.counts
@@ -149,14 +225,24 @@ def check(
     """
     source = open_model(model) if isinstance(model, str) else model
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    question = Question(
-        source.ir, card, engine, replace(settings or Settings(), dtype=dtype), context, concurrency, input_tokens,
-        output_tokens, load or Load(), _to_make(weights, source.ir), kv_cache_dtype, source.as_stored,
+    return answer(
+        Question(
+            source.ir, card, engine, replace(settings or Settings(), dtype=dtype), context, concurrency, input_tokens,
+            output_tokens, load or Load(), to_make(weights, source.ir), kv_cache_dtype, source.as_stored,
+        )
     )  # fmt: skip
+
+
+def answer(question: Question, terms: Terms = _NONE, notes: tuple[str, ...] = ()) -> CheckResult:
+    """Return what comes of a question, held against the terms; `notes` are said with it. Raises InputError for contradictions."""
+    question.refuse_contradictions()
     outcome = question.outcome()
-    speed = question.engine.served(outcome.ir, card, question.settings, question.workload, outcome.memory)
+    speed = question.engine.served(outcome.ir, question.gpu, question.settings, outcome.workload, outcome.memory)
     quality = expected_quality(question.dense, question.chain)
-    result = CheckResult(source.ir.name, card, engine, outcome, speed, quality, unread=question.unread_file)
+    result = CheckResult(
+        question.model.name, question.gpu, question.engine_name, outcome, speed, quality,
+        unread=question.unread_file, terms=terms, notes=notes,
+    )  # fmt: skip
     if outcome.fits:
         return result
     whole = remedies(question, outcome)

@@ -13,7 +13,7 @@ _GIB, _MIB = 1 << 30, 1 << 20
 
 
 def show(value: float, unit: str, more: int = 0) -> str:
-    """A figure as people read it, with so many `more` digits. `%`: the share by which something grows, with its sign; `odds`: a
+    """Write a figure as people read it, with so many `more` digits. `%`: the share by which something grows, with its sign; `odds`: a
     probability in percent; `B`: bytes, in GiB or MiB; `ms` and `h`: in what is readable of milliseconds, seconds, minutes and hours.
     """
     if not math.isfinite(value):
@@ -37,7 +37,7 @@ def show(value: float, unit: str, more: int = 0) -> str:
 
 
 def show_interval(quantity: Quantity, unit: str, shown: str | None = None) -> str:
-    """A figure with its interval; `shown`: the figure as it stands elsewhere in the same line."""
+    """Write a figure with its interval; `shown`: the figure as it stands elsewhere in the same line."""
     ends = f"({show(quantity.low, unit)} … {show(quantity.high, unit)})"
     return f"{shown or show(quantity.value, unit)} {ends}"
 

@@ -23,7 +23,7 @@ from targets.quantity import Basis, Quantity
 _GIB = 1 << 30
 #: What CUDA sees of what nvidia-smi prints: median and range over the cards of the catalog where both are known.
 _VISIBLE_SHARE = (0.988, 0.971, 0.994)
-_PREFIXES = re.compile(r"^(nvidia|amd|geforce|tesla|quadro|radeon|instinct)+")
+_PREFIXES = re.compile(r"^(nvidia|amd|intel|geforce|tesla|quadro|radeon|instinct)+")
 
 
 #: Bandwidth and matrix rate assumed a core until `optimize calibrate` measured them: two-core cloud machines show about 10 GB/s, and
@@ -63,6 +63,8 @@ class Gpu:
     basis: Basis = Basis.EXACT
     note: str | None = None
     instructions: frozenset[str] = frozenset()
+    offered: bool = True
+    """Whether it is proposed where another card would do: not where it is sold no longer, in some countries only, or modified."""
 
     @property
     def is_cpu(self) -> bool:
@@ -76,21 +78,24 @@ def fold(name: str) -> str:
 
 
 def _letters(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower().replace("(r)", ""))
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"\((r|tm)\)", "", name.lower()))
 
 
 @lru_cache(maxsize=1)
-def _index() -> tuple[dict[str, int], tuple[str, ...]]:
-    """Line numbers by folded name or alias, and by whole names, and the catalog's lines, each `- {json}`."""
+def _index() -> tuple[dict[str, int], tuple[str, ...], dict[str, list[int]]]:
+    """Line numbers by folded name or alias, and by whole names; the catalog's lines, each `- {json}`; those that share a name."""
     text = files("targets").joinpath("gpus.yaml").read_text(encoding="utf-8")
     lines = tuple(line[2:] for line in text.splitlines() if line.startswith("- {"))
     index: dict[str, int] = {}
+    shared: dict[str, list[int]] = {}
     for number, line in enumerate(lines):
         entry = json.loads(line)
         for name in (entry["name"], *entry["aliases"]):
             index.setdefault(fold(name), number)
         index.update((_letters(name), number) for name in entry.get("whole", ()))
-    return index, lines
+        for name in entry.get("shared", ()):
+            shared.setdefault(fold(name), []).append(number)
+    return index, lines, shared
 
 
 @lru_cache(maxsize=1)
@@ -109,9 +114,16 @@ def find_gpu(name: str) -> Gpu:
 
 @lru_cache(maxsize=1 << 8)
 def _of_catalog(name: str) -> Gpu:
-    index, lines = _index()
+    index, lines, shared = _index()
     folded = _letters(name) if _letters(name) in index else fold(name)
+    if (several := shared.get(folded, shared.get(f"rtx{folded}"))) is not None:
+        choices = [json.loads(lines[number])["name"] for number in several]
+        raise InputError(
+            f"{name!r} names several cards: {', '.join(choices)}", remedy=f"say which: --gpu {choices[0]!r}"
+        )
     number = index.get(folded, index.get(f"rtx{folded}"))  # `4090`
+    if number is None and (part := _part_of_card(name)) is not None:
+        return part
     if number is None:
         raise unknown_name(
             "GPU", name, [json.loads(line)["name"] for line in lines],
@@ -123,6 +135,80 @@ def _of_catalog(name: str) -> Gpu:
     if (folded in bare and _letters(name) != _letters(entry["name"])) or folded not in index:
         note = f"{name} is read as {entry['name']}"
     return _gpu(entry, note)
+
+
+def card_seen(name: str, total_bytes: int, capability: int | None = None) -> Gpu:
+    """Return the card of a name that NVML prints, with the memory that it says; of several that share the name, the one of that size.
+    One that the catalog lacks has its memory and compute capability × 10, and assumed rates.
+    """
+    _, lines, shared = _index()
+    several = [_gpu(json.loads(lines[number])) for number in shared.get(fold(name), ())]
+    try:
+        card = min(several, key=lambda gpu: abs(gpu.memory_bytes.value - total_bytes)) if several else find_gpu(name)
+    except InputError:
+        card = replace(unlisted_gpu(name, total_bytes), capability=capability)
+    share, low, high = _VISIBLE_SHARE
+    if abs(card.memory_bytes.value - total_bytes * share) <= 0.03 * total_bytes:
+        return card  # the catalog's figure is what CUDA shows of this total
+    return replace(
+        card, memory_bytes=Quantity(total_bytes * share, total_bytes * low, total_bytes * high, Basis.MEASURED)
+    )
+
+
+#: A slice of a card by NVIDIA's name for it (`MIG 1g.10gb`), and a share of one in a virtual machine (`A10-24Q`, `GRID A100D-80C`).
+_SLICE = re.compile(r"(.+?)\s*[- ]?\(?\s*(?:MIG\s*[- ]?\s*)?(\d)g\.(\d+)gb(?:\+\w+)?\)?", re.IGNORECASE)
+_VIRTUAL = re.compile(r"(?:NVIDIA\s+)?(?:GRID\s+)?([A-Z0-9 ]+?)-(\d+)[QCAB]", re.IGNORECASE)
+#: Names that virtual machines have for cards, and what a slice has less than its share of the memory: NVIDIA's MIG guide prints 4.75,
+#: 9.75 and 19.62 GiB of an A100 of 40 GB for an eighth, two and four.
+_VIRTUAL_NAMES = {
+    "a100d": "A100 80GB",
+    "a100": "A100 40GB",
+    "a100x": "A100 80GB",
+    "rtx6000": "Quadro RTX 6000",
+    "rtx8000": "Quadro RTX 8000",
+}
+_SLICE_SHARE = (0.985, 0.955, 1.0)
+_SLICES, _PARTS = 8, 7
+
+
+def _part_of_card(name: str) -> Gpu | None:
+    """A part of a card: of its memory in eighths and of its units in sevenths; None for another name."""
+    if (match := _SLICE.fullmatch(name)) is not None:
+        card, units, size = _of_catalog(match[1]), int(match[2]), float(match[3])
+        share = min(_SLICES, max(1, round(size / (card.memory_bytes.value / _GIB / _SLICES)))) / _SLICES
+        middle, low, high = (each if share < 1 else 1.0 for each in _SLICE_SHARE)
+        least, memory = low, card.memory_bytes.value * share
+        return replace(
+            _share(card, share, units / _PARTS),
+            name=f"{card.name} MIG {match[2]}g.{match[3]}gb",
+            memory_bytes=Quantity(memory * middle, memory * least, memory * high, Basis.CALIBRATED),
+            link_bytes_per_s=None,
+            note=f"{units} of {_PARTS} slices of {card.name}",
+        )
+    if (match := _VIRTUAL.fullmatch(name.strip())) is not None:
+        base, size = match[1].strip(), float(match[2])
+        card = _of_catalog(_VIRTUAL_NAMES.get(fold(base), base))
+        share = min(1.0, size * _GIB / (card.memory_bytes.value / _VISIBLE_SHARE[0]))
+        return replace(
+            card,
+            name=f"{card.name} ({match[0].strip()})",
+            memory_bytes=card.memory_bytes.scaled(share),
+            note=f"{name} is a virtual card of {size:g} GB on {card.name}; others may share its speed",
+        )
+    return None
+
+
+def _share(card: Gpu, memory: float, units: float) -> Gpu:
+    """A card with a share of its bandwidth and of its units."""
+
+    def of(rate: float | None) -> float | None:
+        return None if rate is None else rate * units
+
+    return replace(
+        card, bandwidth_bytes_per_s=card.bandwidth_bytes_per_s * memory, bf16_flops=of(card.bf16_flops),
+        fp16_accumulate_flops=of(card.fp16_accumulate_flops), fp8_flops=of(card.fp8_flops), int8_ops=of(card.int8_ops),
+        fp4_flops=of(card.fp4_flops),
+    )  # fmt: skip
 
 
 def this_cpu() -> Gpu:
@@ -184,6 +270,7 @@ def _gpu(entry: Mapping[str, Any], note: str | None = None, basis: Basis = Basis
         link_bytes_per_s=None if link is None else float(link) * 1e9,
         basis=basis,
         note=note,
+        offered=entry.get("offered", True),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,12 +25,37 @@ def missing(what: str, remedy: str) -> NoReturn:
     pytest.skip(f"{what}; {remedy}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long, those with an engine first: workers that take whole files then end together."""
+    marks: dict[Path, set[str]] = {}
+    for item in items:
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: ("engine" not in marks[item.path], "slow" not in marks[item.path]))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI every test must have run, whatever skipped it."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = len(reporter.stats.get("skipped", ())) if reporter else 0
     if os.environ.get("CI") and skipped and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def gradient_mode_is_left_as_found() -> Iterator[None]:
+    """Fail what leaves torch without gradients: the tests after it, and a user's own code, would find it so."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        pytest.fail("gradients were left switched off")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_libraries_are_no_garbage() -> None:
+    """Take what is loaded out of the garbage collector's sight: each step of apply collects, and would go through all of it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

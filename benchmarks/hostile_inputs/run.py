@@ -1,4 +1,4 @@
-"""Tries hostile inputs and keeps what came of them."""
+"""Tries hostile inputs and says what came of each."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import resource
 import signal
 import time
 import traceback
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -33,19 +32,24 @@ class TookTooLongError(BaseException):
     """An input was cut off."""
 
 
-@dataclass
-class Report:
-    """What came of a run."""
+@dataclass(frozen=True)
+class Trial:
+    """What came of one input: the `number`-th of a run, made by `SURFACES[surface]` of `Random(seed)`."""
 
-    inputs: Counter[str] = field(default_factory=Counter)
-    defects: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-    slowest: list[tuple[float, str, str]] = field(default_factory=list)
+    number: int
+    surface: str
+    seed: int
+    took_s: float
+    problem: str | None
 
-    @property
-    def peak_bytes(self) -> int:
-        """The most memory that this process ever held."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def shown(self, folder: Path) -> str:
+        """The input itself, shortened."""
+        return SURFACES[self.surface](Random(self.seed), folder / self.surface)[1][:400]
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def attempt(surface: str, seed: int, folder: Path) -> str | None:
@@ -67,22 +71,15 @@ def attempt(surface: str, seed: int, folder: Path) -> str | None:
     return None
 
 
-def run(seed: int, count: int, folder: Path) -> Report:
-    """Try `count` inputs."""
-    report, rng = Report(), Random(seed)
-    kinds = rng.choices(list(_SHARES), list(_SHARES.values()), k=count)
-    for kind in kinds:
-        each, began = rng.randrange(2**40), time.process_time()
-        report.inputs[kind] += 1
+def trials(seed: int, numbers: range, folder: Path) -> Iterator[Trial]:
+    """Try the inputs of a run with these numbers. Each follows from the run's seed and its number alone, so a run may go on anywhere."""
+    for number in numbers:
+        rng = Random(f"{seed} {number}")
+        surface, each = rng.choices(list(_SHARES), list(_SHARES.values()))[0], rng.randrange(2**40)
+        began = time.process_time()
         with _cut_off():
-            problem = attempt(kind, each, folder)
-        took = time.process_time() - began
-        if problem is not None:
-            key = f"{kind}: {problem}"
-            report.defects[key] += 1
-            report.examples.setdefault(key, f"seed {each}: {SURFACES[kind](Random(each), folder / kind)[1][:400]}")
-        report.slowest = sorted([*report.slowest, (took, kind, str(each))], reverse=True)[:5]
-    return report
+            problem = attempt(surface, each, folder)
+        yield Trial(number, surface, each, time.process_time() - began, problem)
 
 
 @contextlib.contextmanager

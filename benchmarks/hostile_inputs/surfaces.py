@@ -20,7 +20,7 @@ from passes.ir.sources import open_model
 from planner.certificate import NAME, Certificate, FinishedStep, MeasuredQuality, PredictedFigures, read_certificate
 from planner.check import check
 from planner.cli.main import app
-from planner.explain import diff
+from planner.explain.diff import diff
 from planner.job_graph import result_graph
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, digest, spec_of

@@ -56,7 +56,7 @@ class ExllamaV2(Backend[QuantizeExl2]):
         return {"bits": pass_.bpw, "head_bits": pass_.head_bits}
 
     def prepare(self, task: Task[QuantizeExl2]) -> None:
-        """The calibration text as the parquet file it reads: tokens back to text, one sample a row."""
+        """Write the calibration text as the parquet file that it reads: tokens back to text, one sample a row."""
         from datasets import Dataset
         from safetensors.torch import load_file
         from transformers import AutoTokenizer

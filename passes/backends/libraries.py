@@ -58,7 +58,7 @@ class Library(Backend[Quantize]):
         return (str(python), str(_DRIVERS / f"{self.name}.py"), str(task.job))
 
     def progress(self, line: str) -> tuple[int, int] | None:
-        """As `pattern` finds it."""
+        """Read a step and their number from a line of the log, as `pattern` finds them."""
         match = self.pattern.search(line)
         return (int(match[1]), int(match[2])) if match else None
 

@@ -34,7 +34,7 @@ def described(planned: ModelIR, folder: Path) -> ModelIR:
 
 
 def write_shards(target: ModelIR, made: Path, folder: Path) -> None:
-    """One shard a layer, and one for what the tool changed outside of them. What was there before is replaced, so that a second
+    """Write one shard a layer, and one for what the tool changed outside of them. What was there before is replaced, so that a second
     run gives the same bytes. Plain numbers (norms, biases) that the tool left in another float type take that of the description.
     Raises GoalMissedError that names the first tensor too many or too few.
     """

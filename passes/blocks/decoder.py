@@ -91,7 +91,7 @@ class CacheMaxima:
         return max(float(values) for _, values in self._seen.values())
 
     def get_seq_length(self, *_: Any) -> int:
-        """Nothing is cached before."""
+        """Return the tokens that are cached before: none."""
         return 0
 
 
@@ -156,11 +156,13 @@ class Decoder:
         """Yield what the output head reads: each batch of hidden states through the family's final norm."""
         import torch
 
-        with self._outer_weights(self._body), torch.no_grad():
+        with self._outer_weights(self._body):
             for batch in hidden:
                 self._stub(replacement=batch)
                 ids = torch.zeros(batch.shape[:2], dtype=torch.long, device=self.device)
-                yield self._body(input_ids=ids, use_cache=False).last_hidden_state
+                with torch.no_grad():  # never around a yield: two of these that end in turn would leave it switched off
+                    states = self._body(input_ids=ids, use_cache=False).last_hidden_state
+                yield states
 
     @contextmanager
     def head(self) -> Iterator[None]:

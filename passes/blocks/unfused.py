@@ -107,7 +107,7 @@ def _expert_bank(original: Any, experts: Sequence[Mapping[str, Linear]], interle
         def forward(
             self, hidden: torch.Tensor, indices: torch.Tensor | None = None, shares: torch.Tensor | None = None
         ) -> torch.Tensor:
-            """Each token through its experts, weighed by `shares` `[T, k]`; without `indices`, `hidden` is a run of tokens an expert."""
+            """Send each token through its experts, weighed by `shares` `[T, k]`; without `indices`, `hidden` has a run of each expert's."""
             out = torch.zeros_like(hidden)
             if indices is None or shares is None:
                 for number, (run, into) in enumerate(

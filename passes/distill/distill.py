@@ -182,7 +182,7 @@ class Distill(Pass):
         return ir
 
     def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
-        """The trained student, made as steps; what is tuned in the walk is as before."""
+        """Train the student, as steps; what is tuned in the walk is as before."""
         if not self.trains:
             return before
         from passes.distill.student import distilled

@@ -34,6 +34,7 @@ def teacher_sequences(plan: Distill, model: Path, run: RunContext) -> Path:
     tokenizer = tokenizer_of(model)
 
     def make(report: Report) -> None:
+        """Write answers until they hold the tokens that are wanted. Raises where there are fewer."""
         dropped: Counter[str] = Counter()
         tokens, lines = 0, []
         for answer in fit_answers(_answers(plan, kept, report), dropped):

@@ -114,7 +114,7 @@ def _ordinary_mode() -> int:
 
 
 def write_index(folder: Path) -> None:
-    """The index of a sharded checkpoint; none for a single `model.safetensors`."""
+    """Write the index of a sharded checkpoint; none for a single `model.safetensors`."""
     shards = sorted(folder.glob("*.safetensors"))
     if len(shards) == 1 and shards[0].name == "model.safetensors":
         return

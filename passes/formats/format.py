@@ -277,14 +277,16 @@ def _matrix_bytes(form: Format, out_features: int, in_features: int) -> int:
     return sum(tensor.bytes for tensor in form.tensors("", out_features, in_features))
 
 
-def formats() -> Iterator[type[Format]]:
-    """Give our own formats in the order of the table, then those of other packages, which are looked up when it comes to them."""
+def formats(*, installed: bool = True) -> Iterator[type[Format]]:
+    """Give our own formats in the order of the table, then, with `installed`, those of other packages, which are looked up when it comes
+    to them.
+    """
     own = FORMATS.names()
     yield from map(FORMATS.find, own)
-    yield from (FORMATS.find(kind) for kind in FORMATS.names(installed=True) if kind not in own)
+    yield from (FORMATS.find(kind) for kind in FORMATS.names(installed=installed) if kind not in own)
 
 
-def format_named(name: str) -> Format | None:
-    """Return the format that a name such as `w4a16-g64` stands for, None where no format knows it."""
-    read = (form.named(name) for form in formats())
+def format_named(name: str, *, installed: bool = True) -> Format | None:
+    """Return the format that a name such as `w4a16-g64` stands for, of other packages too with `installed`; None where none knows it."""
+    read = (form.named(name) for form in formats(installed=installed))
     return next((form for form in read if form is not None), None)

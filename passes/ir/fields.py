@@ -28,14 +28,14 @@ _WORDS = {None: "null", True: "true", False: "false"}
 
 
 def shown(value: object) -> str:
-    """A value that was found, as JSON names it, cut to a line."""
+    """Write a value that was found as JSON names it, cut to a line."""
     return _WORDS[value] if value is None or isinstance(value, bool) else _SHORT.repr(value)
 
 
 def json_object(
     raw: str | bytes, where: str, *, remedy: str = _AGAIN, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
 ) -> dict[str, Any]:
-    """The JSON object that a text is. Raises InputError naming `where` for anything else, however it is broken.
+    """Read a text that is a JSON object. Raises InputError naming `where` for anything else, however it is broken.
 
     `pairs`: what makes an object of its keys and values, `json`'s `object_pairs_hook`.
     """
@@ -64,23 +64,23 @@ class Fields:
         self.remedy = remedy
 
     def has(self, field: str) -> bool:
-        """Whether the field is present and not null."""
+        """Tell whether the field is present and not null."""
         return self.values.get(field) is not None
 
     def get(self, *fields: str, default: Any = None) -> Any:
-        """The first of the fields that is present and not null, as it is: only to be compared with what is known."""
+        """Find the first of the fields that is present and not null, as it is: only to be compared with what is known."""
         return next((value for field in fields if (value := self.values.get(field)) is not None), default)
 
     def wrong(self, field: str, wanted: str, found: object) -> InputError:
-        """The error for a value of another type or range than is wanted, in words."""
+        """Make the error for a value of another type or range than is wanted, in words."""
         return self.refused(f"{field!r} should be {wanted}, found {shown(found)}")
 
     def refused(self, what: str) -> InputError:
-        """An error about this object."""
+        """Make an error about this object."""
         return InputError(f"{self.name}: {self.path}: {what}", remedy=self.remedy)
 
     def lacking(self, field: str) -> InputError:
-        """The error for a key that must be there."""
+        """Make the error for a key that must be there."""
         return InputError(f"{self.name}: {self.path} lacks {field!r}", remedy=self.remedy)
 
     def _needed(self, fields: tuple[str, ...], default: Any) -> Any:
@@ -93,7 +93,7 @@ class Fields:
         return next((field for field in fields if self.has(field)), fields[0])
 
     def integer(self, *fields: str, default: int | None = None, at_least: int = 0, at_most: int = LARGEST) -> int:
-        """A whole number within limits."""
+        """Read a whole number within limits."""
         value = self._needed(fields, default)
         if not is_whole(value) or not at_least <= value <= at_most:
             wanted = f"a whole number of at least {at_least} and at most {at_most:,}"
@@ -103,7 +103,7 @@ class Fields:
     def number(
         self, *fields: str, default: float | None = None, at_least: float = 0.0, at_most: float = float(LARGEST)
     ) -> float:
-        """A finite number within limits."""
+        """Read a finite number within limits."""
         value = self._needed(fields, default)
         if not is_number(value) or not at_least <= value <= at_most:
             raise self.wrong(self._named(fields), f"a number of at least {at_least:g} and at most {at_most:g}", value)
@@ -117,14 +117,14 @@ class Fields:
         return value
 
     def text(self, field: str, default: str | None = None) -> str:
-        """A string."""
+        """Read a string."""
         value = self._needed((field,), default)
         if not isinstance(value, str):
             raise self.wrong(field, "a string", value)
         return value
 
     def items(self, field: str, length: int | None = None, default: Sequence[Any] | None = None) -> list[Any]:
-        """A list, of `length` entries where that is given."""
+        """Read a list, of `length` entries where that is given."""
         value = self._needed((field,), default)
         wanted = "a list" if length is None else f"a list of {length}"
         if not isinstance(value, list | tuple):
@@ -134,20 +134,20 @@ class Fields:
         return list(value)
 
     def names(self, field: str, length: int | None = None, default: Sequence[str] | None = None) -> list[str]:
-        """A list of strings."""
+        """Read a list of strings."""
         return self._each(field, self.items(field, length, default), "a string", lambda item: isinstance(item, str))
 
     def counts(
         self, field: str, length: int | None = None, default: Sequence[int] | None = None, *, at_least: int = 0,
         at_most: int = LARGEST,
     ) -> list[int]:  # fmt: skip
-        """A list of whole numbers within limits."""
+        """Read a list of whole numbers within limits."""
         wanted = f"a whole number of at least {at_least} and at most {at_most:,}"
         found = self.items(field, length, default)
         return self._each(field, found, wanted, lambda item: is_whole(item) and at_least <= item <= at_most)
 
     def flags(self, field: str, length: int | None = None, default: Sequence[int] | None = None) -> list[bool]:
-        """A list of true and false, which some files write as 1 and 0."""
+        """Read a list of true and false, which some files write as 1 and 0."""
         found = self.items(field, length, default)
         right = self._each(field, found, "true or false", lambda item: isinstance(item, int) and item in (0, 1))
         return [bool(item) for item in right]
@@ -159,18 +159,18 @@ class Fields:
         return found
 
     def mapping(self, field: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """An object, as it is."""
+        """Read an object, as it is."""
         value = self._needed((field,), default)
         if not isinstance(value, Mapping):
             raise self.wrong(field, "an object", value)
         return value
 
     def inside(self, field: str, default: Mapping[str, Any] | None = None) -> Fields:
-        """An object, to be read key by key."""
+        """Open an object, to be read key by key."""
         return Fields(self.mapping(field, default), self.name, f"{self.path}: {field}", remedy=self.remedy)
 
     def entries(self, field: str, length: int | None = None) -> list[Fields]:
-        """A list of objects, to be read key by key."""
+        """Open a list of objects, to be read key by key."""
         found = self._each(field, self.items(field, length), "an object", lambda item: isinstance(item, Mapping))
         return [
             Fields(item, self.name, f"{self.path}: {field}[{n}]", remedy=self.remedy) for n, item in enumerate(found)
@@ -178,10 +178,10 @@ class Fields:
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value is a whole number; true and false are none."""
+    """Tell whether a value is a whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
+    """Tell whether a value is a finite number."""
     return is_whole(value) or (isinstance(value, float) and math.isfinite(value))

@@ -16,7 +16,7 @@ _KEYS, _VALUES = "k_proj", "v_proj"
 
 @lru_cache(maxsize=1 << 14)
 def fused(block: Block) -> tuple[tuple[Linear, ...], ...]:
-    """The matrices of a block as engines multiply them: those that they make one matrix of (q, k and v; gate and up) together."""
+    """Group the matrices of a block as engines multiply them: those that they make one matrix of (q, k and v; gate and up) together."""
     groups: dict[tuple[str, bool], list[Linear]] = {}
     for linear in block.linears:
         groups.setdefault((linear.agree or linear.name, linear.role is Role.DOWN), []).append(linear)
@@ -39,7 +39,7 @@ def absent_parts(block: Block) -> tuple[tuple[Linear, str], ...]:
 
 @lru_cache(maxsize=1 << 12)
 def split_fused(block: Block) -> Block:
-    """The block with `qkv_proj` as q, k and v and `gate_up_proj` as gate and up, rows in this order; others stay."""
+    """Split `qkv_proj` of a block into q, k and v and `gate_up_proj` into gate and up, rows in this order; others stay."""
     return block.replace(linears=tuple(part for linear in block.linears for part in _parts(linear, block)))
 
 
@@ -59,7 +59,7 @@ def _parts(linear: Linear, block: Block) -> tuple[Linear, ...]:
 
 
 def with_head(ir: ModelIR, storage: Format) -> ModelIR:
-    """The model with its output head in `storage`. A tied head becomes a matrix of its own; the embedding stays as it is."""
+    """Store the output head of a model in `storage`. A tied head becomes a matrix of its own; the embedding stays as it is."""
     if any(linear.role is Role.HEAD for linear in ir.outer):
         outer = tuple(replace(lin, storage=storage) if lin.role is Role.HEAD else lin for lin in ir.outer)
         return replace(ir, outer=outer)

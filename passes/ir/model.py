@@ -106,7 +106,7 @@ class Linear:
         return self.copies * self.out_features * self.in_features
 
     def tensors(self) -> Iterator[Tensor]:
-        """The stored tensors, names still relative."""
+        """Give the stored tensors, names still relative."""
         if self.stacking is not None and (whole := self._whole(self.stacking)) is not None:
             yield from whole
             if self.bias:
@@ -130,7 +130,11 @@ class Linear:
     @property
     def bytes(self) -> int:
         """Bytes of all stored tensors of this matrix, all copies, bias included."""
-        return self.copies * sum(t.bytes for t in replace(self, copies=1).tensors())
+        if self.stacking is not None:
+            return self.copies * sum(t.bytes for t in replace(self, copies=1).tensors())
+        rows = self.storage.stored_rows(self.out_features)
+        bias = Tensor("", self.bias, (rows,)).bytes if self.bias else 0
+        return self.copies * (self.storage.bytes(self.out_features, self.in_features) + bias)
 
 
 class Block:
@@ -176,19 +180,19 @@ class Block:
         return f"Block(linears={self.linears!r}, tensors={self.tensors!r}, state={self.state!r}, heads={self.heads})"
 
     def replace(self, **changes: Any) -> Block:
-        """A block with some fields changed."""
+        """Change some fields of the block."""
         return Block(
             **({"linears": self.linears, "tensors": self.tensors, "state": self.state, "heads": self.heads} | changes)
         )
 
     def map_linears(self, change: Callable[[Linear], Linear]) -> Block:
-        """A block with every matrix rewritten by `change`."""
+        """Rewrite every matrix of the block by `change`."""
         return self.replace(linears=tuple(change(linear) for linear in self.linears))
 
 
 @lru_cache(maxsize=1 << 14)
 def block_bytes(block: Block) -> int:
-    """Bytes a layer of this class takes on disk, headers excluded."""
+    """Count the bytes that a layer of this class takes on disk, headers excluded."""
     return sum(linear.bytes for linear in block.linears) + sum(tensor.bytes for tensor in block.tensors)
 
 
@@ -212,15 +216,15 @@ class Stack:
         return tuple((block, layers[index]) for index, block in enumerate(self.classes) if layers[index])
 
     def block(self, layer: int) -> Block:
-        """The class of one layer (0-based position in this stack)."""
+        """Find the class of one layer (0-based position in this stack)."""
         return self.classes[self.layers[layer]]
 
     def layer_prefix(self, layer: int) -> str:
-        """The prefix of the names of one layer's tensors."""
+        """Name what the tensors of one layer begin with."""
         return self.prefix.replace("{i}", str(layer + self.first_index))
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor of the stack, with its full name."""
+        """Give every tensor of the stack, with its full name."""
         for layer in range(len(self.layers)):
             prefix, block = self.layer_prefix(layer), self.block(layer)
             for linear in block.linears:
@@ -230,11 +234,11 @@ class Stack:
                 yield Tensor(prefix + tensor.name, tensor.dtype, tensor.shape)
 
     def map_blocks(self, change: Callable[[Block], Block]) -> Stack:
-        """The stack with every class rewritten; equal classes stay one."""
+        """Rewrite every class of the stack; equal classes stay one."""
         return replace(self, classes=tuple(change(block) for block in self.classes))
 
     def with_blocks(self, blocks: tuple[Block, ...]) -> Stack:
-        """The stack with one block given per layer, factored again into classes."""
+        """Take one block per layer, factored again into classes."""
         classes = tuple(dict.fromkeys(blocks))
         index = {block: position for position, block in enumerate(classes)}
         return replace(self, classes=classes, layers=tuple(index[block] for block in blocks))
@@ -329,7 +333,7 @@ class ModelIR:
         return self.kv_cache.scales or any(lin.storage.static_inputs for block in blocks for lin in block.linears)
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor of the checkpoint, with its full name. Lazy; for the chosen plan only."""
+        """Give every tensor of the checkpoint, with its full name. Lazy; for the chosen plan only."""
         for linear in self.outer:
             yield from linear.tensors()
         yield from self.outer_tensors
@@ -346,7 +350,7 @@ class ModelIR:
         return names
 
     def with_decoder(self, decoder: Stack) -> ModelIR:
-        """The model with its decoder replaced."""
+        """Replace the decoder."""
         return replace(self, stacks=tuple(decoder if stack.name == "decoder" else stack for stack in self.stacks))
 
 
@@ -378,7 +382,7 @@ def _weights(linear: Linear) -> int:
 
 
 def untied_head(ir: ModelIR, storage: Format) -> Linear:
-    """The output head of a model that ties it to its embedding, as a matrix of its own: the name that readers know it by."""
+    """Make the output head of a model that ties it to its embedding a matrix of its own, by the name that readers know it by."""
     embedding = next(linear for linear in ir.outer if linear.role is Role.EMBEDDING)
     prefix = embedding.name.split("model.")[0] if "model." in embedding.name else ""
     name = f"{prefix}lm_head"

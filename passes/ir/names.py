@@ -28,6 +28,8 @@ _DECIMAL = re.compile(r"(?<=\d)_(?=\d)")
 #: A release's date: another release is another model.
 _DATE = re.compile(r"\d{4,6}")
 _SEPARATORS = re.compile(r"[\s\-_:()]+")
+#: What is neither a letter, a digit nor a dot.
+_OTHER = re.compile(r"[^\w.]|_")
 REMEDY = "Give a folder, a .gguf file, a Hub id, or a name that `optimize models` lists."
 
 
@@ -46,8 +48,8 @@ class Match:
 
 
 def fold(name: str) -> str:
-    """A name reduced to lower-case letters, digits and dots."""
-    return "".join(char for char in name.lower().replace("+", "plus") if char.isalnum() or char == ".")
+    """Reduce a name to lower-case letters, digits and dots."""
+    return _OTHER.sub("", name.lower().replace("+", "plus"))
 
 
 def _words(name: str) -> list[str]:
@@ -90,13 +92,14 @@ def _conventions() -> list[dict[str, Any]]:
     return rows
 
 
+@lru_cache(maxsize=1)
 def _stored() -> frozenset[str]:
     """Words that say how a repository's weights are stored."""
     return frozenset(word for row in _conventions() for word in row["words"])
 
 
 def find(name: str) -> Match | None:
-    """The catalog's model for a name; None where there is none."""
+    """Find the catalog's model for a name; None where there is none."""
     folded, families = _index()
     if name in catalog.ids():
         return Match(name)
@@ -125,18 +128,23 @@ class Published:
     source: str
 
 
+@lru_cache(maxsize=64)
 def published_of(model: str) -> tuple[Published, ...]:
-    """The quantized checkpoints that are known to be made of a model of the catalog, by its id."""
-    return _published_index().get(_stem(model), ())
+    """Return the quantized checkpoints that are known to be made of a model of the catalog, by its id."""
+    read = ((row, convention(row.id, row.of)) for row in _published_rows().get(_stem(model), ()))
+    return tuple(
+        Published(row.id, row.weights or usual["weights"], usual["settings"]["quant_method"], row.source)
+        for row, usual in read
+        if usual is not None
+    )
 
 
 @lru_cache(maxsize=1)
-def _published_index() -> dict[str, tuple[Published, ...]]:
-    index: dict[str, tuple[Published, ...]] = {}
+def _published_rows() -> dict[str, list[catalog.PublishedRow]]:
+    """The catalog's published checkpoints by the stem of the model that each was made of."""
+    index: dict[str, list[catalog.PublishedRow]] = {}
     for row in catalog.published():
-        if (usual := convention(row.id, row.of)) is not None:
-            made = Published(row.id, row.weights or usual["weights"], usual["settings"]["quant_method"], row.source)
-            index[_stem(row.of)] = (*index.get(_stem(row.of), ()), made)
+        index.setdefault(_stem(row.of), []).append(row)
     return index
 
 
@@ -172,7 +180,7 @@ def _plain(name: str) -> list[str]:
 
 
 def convention(name: str, model: str) -> dict[str, Any] | None:
-    """How the publisher of a repository usually stores what its name says of a model: a row of `conventions.json`, or None."""
+    """Find how the publisher of a repository usually stores what its name says of a model: a row of `conventions.json`, or None."""
     told = set(_words(_bare(name))) & _stored()
     publisher = name.rpartition("/")[0]
     for row in _conventions():
@@ -193,7 +201,7 @@ def _quantized(name: str) -> Match | None:
 
 
 def unknown_model(name: str) -> InputError:
-    """The error for a model that nothing knows, with the nearest names, or with what a published checkpoint was made of."""
+    """Make the error for a model that nothing knows, with the nearest names, or with what a published checkpoint was made of."""
     if made_of := _sources().get(fold(name)):
         return InputError(f"{name} was made of {made_of}, whose shapes are not known here", remedy=REMEDY)
     return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=REMEDY)

@@ -14,7 +14,7 @@ _FLOATS = frozenset({"BF16", "F16", "F32"})
 
 
 def resident_model(ir: ModelIR) -> ModelIR:
-    """The description of what the engine holds: `ir` itself without a load-time scheme. For memory and speed, not for files."""
+    """Describe what the engine holds: `ir` itself without a load-time scheme. For memory and speed, not for files."""
     if ir.load_time.name == "none":
         return ir
     return ir.with_decoder(ir.decoder.map_blocks(lambda block: _held(block, ir.load_time.name)))
@@ -29,7 +29,7 @@ def _held(block: Block, scheme: str) -> Block:
 
 
 def cast_dense(ir: ModelIR, dtype: str) -> ModelIR:
-    """The model with its 16- and 32-bit tensors in another dtype (safetensors' name)."""
+    """Cast the 16- and 32-bit tensors of a model to another dtype (safetensors' name)."""
     if dtype == ir.dtype:
         return ir
     return replace(

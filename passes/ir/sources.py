@@ -57,7 +57,7 @@ class Source:
     """Why its weights cannot be made into what `ir` describes, and what to do; None where they can."""
 
     def materialize(self, work: Path) -> Path:
-        """A folder with config, tokenizer and safetensors: the folder itself, or made once inside `work`."""
+        """Make a folder with config, tokenizer and safetensors: the folder itself, or made once inside `work`."""
         self.require_readable()
         if self.materializer is not None:
             return self.materializer(work)
@@ -117,7 +117,7 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
 
 
 def path_named(text: str | Path, folder: Path = Path()) -> Path:
-    """The path that a person wrote, relative to a folder, `~` spelt out. Raises InputError where nothing can be looked for there."""
+    """Resolve the path that a person wrote, relative to a folder, `~` spelt out. Raises InputError where nothing can be looked for."""
     try:
         path = folder / Path(text).expanduser()
         path.exists()
@@ -131,7 +131,7 @@ def path_named(text: str | Path, folder: Path = Path()) -> Path:
 
 
 def described(name: str) -> ModelIR | None:
-    """The description of a name by the catalog alone, whatever the Hub would say; None for a name that it does not know."""
+    """Describe a name by the catalog alone, whatever the Hub would say; None for a name that it does not know."""
     match = find(name)
     return None if match is None else _catalog_ir(match, None, name)
 
@@ -272,7 +272,7 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError naming it otherwise."""
+    """Read a JSON object from a file; InputError naming it otherwise."""
     try:
         return json_object(path.read_bytes(), str(path))
     except FileNotFoundError:

@@ -61,7 +61,7 @@ class Measured:
     sequences: int
 
     def source_guesses(self, vocabulary: int) -> bool:
-        """Whether the source itself predicts hardly better than by drawing from its `vocabulary`, as random or damaged weights do."""
+        """Tell whether the source itself predicts hardly better than by drawing from its `vocabulary`, as random or damaged weights do."""
         return not self.source_perplexity < vocabulary / _BETTER_THAN_GUESSING
 
     def half_width(self, stderr: float) -> float:

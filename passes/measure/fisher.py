@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 
 def format_costs(dense: DenseModel, palette: Sequence[Format], run: RunContext) -> dict[str, list[float]]:
-    """What storing each matrix in each format of `palette` costs in KL, as a step (`option_costs`); seen on a part of the run's text."""
+    """Measure what storing each matrix in each format of `palette` costs in KL (nats a token), as a step (`option_costs`),
+    seen on a part of the run's text.
+    """
     key = content_key(*dense.identity, "fisher", [form.label for form in palette], tokens_digest(run.text))
     seen = run.on_text(fitted_part(run.text)[:FISHER_SEQUENCES])
     return seen.measured("measure formats", "fisher", key, lambda inside: option_costs(dense, palette, inside))

@@ -62,7 +62,7 @@ def with_blocks_changed(ir: ModelIR, change: Callable[[Block], Block]) -> ModelI
 
 
 def change_decoder(config: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """A copy whose decoder part (`text_config` where there is one) was changed by `change`."""
+    """Copy a config with its decoder part (`text_config` where there is one) changed by `change`."""
     out = dict(config)
     part = out.get("text_config")
     if isinstance(part, Mapping) and any(key in part for key in LAYER_COUNTS):
@@ -75,7 +75,7 @@ def change_decoder(config: Mapping[str, Any], change: Callable[[dict[str, Any]],
 
 
 def decoder_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config that describes the decoder."""
+    """Find the part of a config that describes the decoder."""
     part = config.get("text_config")
     return part if isinstance(part, Mapping) and any(key in part for key in LAYER_COUNTS) else config
 
@@ -90,7 +90,7 @@ def set_present(part: dict[str, Any], keys: Sequence[str], value: int) -> None:
 def with_fewer_layers(
     config: Mapping[str, Any], kept: Sequence[int], depth: int, kinds: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """A config.json for the layers `kept` of `depth`: their number, and everything that speaks of single layers.
+    """Make a config.json for the layers `kept` of `depth`: their number, and everything that speaks of single layers.
 
     `kinds`: a `layer_types` entry for every layer, written where layers differ and the config told them by their number.
     What stands beside the decoder (a vision tower) stays.

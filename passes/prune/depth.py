@@ -125,7 +125,7 @@ class DepthPrune(Pass):
         return DepthPrune(self.count, tuple(measured["blocks"]))
 
     def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
-        """A view without the blocks; nothing is copied."""
+        """View the model without the blocks; nothing is copied."""
         kept = self.kept(len(before))
         weights = RenumberedWeights(before.weights, before.ir, kept)
         identity = (*before.identity, self.name, self.options())
@@ -141,7 +141,7 @@ class DepthPrune(Pass):
 
 
 def candidates(decoder: Stack) -> tuple[int, ...]:
-    """The blocks that a measured choice is made among: the commonest kind, so that sizes are exact whichever go.
+    """List the blocks that a measured choice is made among: the commonest kind, so that sizes are exact whichever go.
 
     The first and the last block always stay.
     """

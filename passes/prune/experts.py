@@ -100,7 +100,7 @@ class ExpertPrune(Pass):
         return True
 
     def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
-        """The model with fewer experts, made block by block as a step."""
+        """Make the model with fewer experts, block by block as a step."""
         from passes.prune.reap import FewerExperts
         from passes.walk.edit import EditingWalk
 

@@ -26,7 +26,7 @@ _SETS = 3
 
 
 def choose_blocks(count: int, dense: DenseModel, run: RunContext) -> tuple[int, ...]:
-    """The `count` blocks whose removal costs least on the run's text; the first and the last block always stay.
+    """Choose the `count` blocks whose removal costs least on the run's text; the first and the last block always stay.
 
     Influence sees all tokens; what is measured again, and the sets that it names, are held against each other on the last `JUDGED_TOKENS`
     of them. The run's folder keeps what was found: a run that was killed goes on there.

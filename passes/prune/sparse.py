@@ -53,7 +53,7 @@ class Sparsify(Pass):
         return (Reason("sparsity_pattern", f"{run} does not divide {min(odd)} inputs", "unstructured"),) if odd else ()
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """The description does not change: zeros take as much room."""
+        """Leave the description as it is: zeros take as much room."""
         return ir
 
     def conflict(self, chain: Sequence[Pass]) -> Reason | None:

@@ -137,7 +137,7 @@ class WidthPrune(Pass):
         return (Removed("weights", removed_share(ir, self.rewrite(ir))),)
 
     def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
-        """The narrower model, made block by block as a step; first-order importance is measured in a step before."""
+        """Make the narrower model, block by block as a step; first-order importance is measured in a step before."""
         from passes.prune.narrow import Narrowing
         from passes.walk.edit import EditingWalk
 

@@ -262,12 +262,16 @@ def _layout(linear: Linear, attention: int, mlp: int) -> Exl2 | None:
 @lru_cache(maxsize=1 << 12)
 def slot_bytes(block: Block) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the bytes of every option of a layer's attention and of its MLP, biases included: what the allocator chooses from."""
-    attention = tuple(_slot(stored_block(block, option, 0), _ATTENTION_COLUMN) for option in range(len(ATTENTION)))
-    return attention, tuple(_slot(stored_block(block, 0, option), _MLP_COLUMN) for option in range(len(MLP)))
+    linears = _quantized(split_fused(block))
+    return _slot(linears, ATTENTION, _ATTENTION_COLUMN), _slot(linears, MLP, _MLP_COLUMN)
 
 
-def _slot(block: Block, columns: dict[Role, int]) -> int:
-    return sum(linear.bytes for linear in _quantized(block) if linear.role in columns)
+def _slot(
+    linears: Sequence[Linear], options: Sequence[tuple[Exl2, ...]], columns: Mapping[Role, int]
+) -> tuple[int, ...]:
+    """The bytes of a slot's matrices by each option."""
+    inside = [(linear, columns[linear.role]) for linear in linears if linear.role in columns]
+    return tuple(sum(_store(linear, option[column]).bytes for linear, column in inside) for option in options)
 
 
 def budget_bytes(ir: ModelIR, bpw: float) -> int:

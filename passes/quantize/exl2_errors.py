@@ -107,7 +107,7 @@ def allocate_exl2(ir: ModelIR, bpw: float, errors: Sequence[LayerErrors]) -> tup
 def in_divergence(
     ir: ModelIR, errors: Sequence[LayerErrors], costs: Mapping[str, Sequence[float]]
 ) -> list[LayerErrors]:
-    """The same errors in units of KL: each slot's scaled so that its four-bit option costs what `passes.measure.fisher` says of four bits.
+    """Express errors in units of KL: each slot's scaled so that its four-bit option costs what `passes.measure.fisher` says of four bits.
 
     `costs`: a matrix's full name -> its cost at four bits, first of its options. What an error does to the rest of the model
     differs from layer to layer; relative to the residual stream alone, a late layer's error counts as much as an early one's.
@@ -169,7 +169,7 @@ class _Probe:
         self._stream: dict[str, float] = {}
 
     def run(self, block: StreamedBlock) -> None:
-        """The text through the layer; gathers statistics on the way."""
+        """Send the text through the layer; gather statistics on the way."""
         handles = self._hooks()
         block.run([self._replica])
         for handle in handles:

@@ -63,7 +63,9 @@ def pass_named(name: str) -> Pass | None:
     for kind in (QuantizeExl2, QuantizeMixed, QuantizeAtLoad):
         if (parsed := kind.named(folded)) is not None:
             return parsed
-    if (stored := _by_format(folded) or _by_method(folded)) is not None:
+    # What other packages add is looked up last: reading their entry points takes longer than all our own names.
+    stored = _by_format(folded, installed=False) or _by_method(folded) or _by_format(folded, installed=True)
+    if stored is not None:
         return stored if stored.storage.is_quantized else None
     if wrong := re.fullmatch(r"(gptq|rtn|awq|autoround)-(?![2348](?:-|$))\d+(-.+)?", folded):
         raise InputError(
@@ -88,10 +90,10 @@ def pass_named(name: str) -> Pass | None:
     )  # fmt: skip
 
 
-def _by_format(name: str) -> Quantize | None:
+def _by_format(name: str, *, installed: bool) -> Quantize | None:
     """A format's own name, with the bits of the head after it where its tool stores the head."""
     match = re.fullmatch(r"(.+)-h(\d)", name)
-    form = format_named(match[1] if match else name)
+    form = format_named(match[1] if match else name, installed=installed)
     if form is None:
         return None
     head = form.head(int(match[2]) if match else _HEAD_BITS)

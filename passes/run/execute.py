@@ -84,7 +84,7 @@ def execute(
 
 
 def calm_libraries() -> None:
-    """What torch and transformers read once, when they are loaded: call it before.
+    """Set what torch and transformers read once, when they are loaded: call it before.
 
     Idle OpenMP threads sleep, not spin, while BLAS (Hessians) has threads of its own at work: seen on 2 cores, a third less CPU
     time a block. Bars of others stay away from ours. Garbage is collected again where the command line had it rest.

@@ -22,12 +22,12 @@ MARKER = "tightfit.json"
 
 
 def partial_of(out: Path) -> Path:
-    """Where a result is made before it gets its name."""
+    """Name the folder where a result is made before it gets its name."""
     return out.with_name(out.name + ".partial")
 
 
 def aside_of(out: Path) -> Path:
-    """Where an older result lies while a newer one takes its name."""
+    """Name the folder where an older result lies while a newer one takes its name."""
     return out.with_name(f".{out.name}.old")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def token_file(run: RunContext, model: Path, name: str, source: TextSource) -> Path:
-    """A step that makes the file with a text's token blocks; what the model writes itself, it writes on the run's first device."""
+    """Make the file with a text's token blocks, as a step; what the model writes itself, it writes on the run's first device."""
     identity = file_identity(Path(source.dataset))
     key = content_key("text", asdict(source), identity, folder_identity(model), code_digest())
     path = run.folder / f"text-{key}.safetensors"
@@ -33,6 +33,6 @@ def token_file(run: RunContext, model: Path, name: str, source: TextSource) -> P
 
 
 def read_tokens(path: Path) -> torch.Tensor:
-    """The token blocks of a file that `token_file` made."""
+    """Read the token blocks of a file that `token_file` made."""
     tokens: torch.Tensor = Checkpoint.of_files([path]).read(["input_ids"])["input_ids"]
     return tokens

@@ -104,7 +104,7 @@ class BlockResult:
                 stored[f"{name}.bias"] = replace(fold, kind="norm").folded(stored[f"{name}.bias"], scale.cpu())
 
     def report(self, number: int, began: float) -> BlockReport:
-        """What the walk saw, the clock having started at `began`."""
+        """Report what the walk saw, the clock having started at `began`."""
         seconds = round(time.monotonic() - began, 3)
         return BlockReport(number, self._losses, seconds, tuple(self._unseen))
 
@@ -139,7 +139,7 @@ def _matrix(linear: Linear, weights: Mapping[str, torch.Tensor], prefix: str, de
 
 
 def kept(before: Block, after: Block, prefix: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What is stored as it was: norms, biases, matrices that stay dense."""
+    """Keep what is stored as it was: norms, biases, matrices that stay dense."""
     known = {tensor.name for tensor in before.tensors}
     names = [tensor.name for tensor in after.tensors if tensor.name in known]
     names += [tensor.name for linear in after.linears if not packed(linear) for tensor in linear.tensors()]

@@ -15,14 +15,14 @@ _ATTENTION = (Role.K, Role.QKV)
 
 
 def attention_name(block: Block) -> str | None:
-    """The relative name of a block's caching attention (`self_attn.`), None where it keeps no keys and values of its own."""
+    """Name a block's caching attention (`self_attn.`), None where it keeps no keys and values of its own."""
     if not isinstance(block.state, FullKV | SlidingKV | ChunkedKV):
         return None
     return next((linear.name.rpartition(".")[0] + "." for linear in block.linears if linear.role in _ATTENTION), None)
 
 
 def scale_tensors(block: Block, prefix: str, key_max: float, value_max: float) -> dict[str, torch.Tensor]:
-    """The two stored scales of one layer from the largest magnitudes seen; empty for a layer without a cache."""
+    """Make the two stored scales of one layer from the largest magnitudes seen; empty for a layer without a cache."""
     import torch
 
     name = attention_name(block)

@@ -56,7 +56,7 @@ class PausedBatches:
     """What was seen before a group, by its number, then by replica."""
 
     def run(self, hidden: HiddenStates, store: Store) -> None:
-        """Every batch through the block: what they bring into the next one is in `hidden` afterwards."""
+        """Send every batch through the block: what they bring into the next one is in `hidden` afterwards."""
         import torch
         from greenlet import getcurrent
 
@@ -66,16 +66,21 @@ class PausedBatches:
             for number, group in enumerate(self.groups)
             for card, replica in enumerate(self.replicas) for linear in group
         ]  # fmt: skip
+        waiting: dict[int, _Wait] = {}
         # A batch that is paused leaves the gradient mode of its own forward behind: here it is off, and put back at the end.
         with torch.no_grad():
             try:
-                self._all(hidden, store)
+                self._all(hidden, store, waiting)
             finally:
+                for wait in (
+                    waiting.values()
+                ):  # where storing failed: ended now, for what ends later would switch it off for all
+                    if wait.run is not None:
+                        wait.run.throw()
                 for handle in handles:
                     handle.remove()
 
-    def _all(self, hidden: HiddenStates, store: Store) -> None:
-        waiting: dict[int, _Wait] = {}
+    def _all(self, hidden: HiddenStates, store: Store, waiting: dict[int, _Wait]) -> None:
         for batch in range(len(hidden)):
             self._advance(None, hidden, batch, waiting)
         while waiting:

@@ -36,7 +36,7 @@ class ScaleFold:
     name: str
 
     def folded(self, weight: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """A norm's weight or bias `[K]`, or a matrix `[K, …]` by its rows, with the scale taken over."""
+        """Take the scale over into a norm's weight or bias `[K]`, or a matrix `[K, …]` by its rows."""
         if self.kind == "norm_plus_one":
             return ((weight.float() + 1) / s - 1).to(weight.dtype)
         spread = s if weight.dim() == 1 else s[:, None]
@@ -46,7 +46,7 @@ class ScaleFold:
 def find_folds(
     replica: BlockReplica, block: Block, groups: Sequence[Sequence[Linear]], probe: torch.Tensor
 ) -> dict[str, ScaleFold]:
-    """The fold of each group that has one, by the group's first name. `probe`: any hidden states that the block can run on."""
+    """Find the fold of each group that has one, by the group's first name. `probe`: any hidden states that the block can run on."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -113,5 +113,5 @@ def _changed(replica: BlockReplica, changes: Mapping[str, Callable[[torch.Tensor
 
 
 def rows_divided(quantized: Quantized, s: torch.Tensor) -> Quantized:
-    """A stored matrix whose rows are divided by s `[N]`: the same codes, other scales."""
+    """Divide the rows of a stored matrix by s `[N]`: the same codes, other scales."""
     return replace(quantized, scale=quantized.scale.float() / s[:, None])

@@ -48,7 +48,7 @@ class WalkState:
         return len(self.reports)
 
     def shard(self, index: int) -> Path:
-        """Where the tensors of a block are stored; one beyond the last: the head's."""
+        """Name the file that a block's tensors are stored in; one beyond the last: the head's."""
         return self.shards / f"model-{index + 1:05d}.safetensors"
 
     def back_to(self, block: int) -> None:

@@ -206,12 +206,12 @@ class Walk:
 
 
 def units(planned: ModelIR) -> int:
-    """What a walk counts: blocks, and one more where a head is quantized."""
+    """Count the units of a walk: blocks, and one more where a head is quantized."""
     return len(planned.decoder.layers) + (1 if packed_outer(planned) else 0)
 
 
 def packed_outer(planned: ModelIR) -> list[Linear]:
-    """The matrices outside the stacks that are not stored dense."""
+    """List the matrices outside the stacks that are not stored dense."""
     return [linear for linear in planned.outer if packed(linear)]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from planner.choice.rule import Rule
-from planner.choice.search import Judge, by_maintenance, rule_of, served, target_gpu
+from planner.choice.search import Foreseen, Judge, by_maintenance, rule_of, served, target_gpu
 from planner.choice.space import Design, designs, engines, spreads
 from planner.choice.verdict import Verdict
 from planner.plan.document import Alternative
@@ -68,54 +68,66 @@ def _nodes(spec: Spec, count: int) -> int | None:
 
 
 def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> Alternative | None:
-    found = best(spec, ir, cards=cards)
-    chosen = found and served(spec, target_gpu(spec), found)
-    if chosen is None or not chosen.feasible:
+    chosen = likely_choice(spec, ir, cards=cards)
+    if chosen is None:
         return None
     label = chosen.candidate.label
     return Alternative(change, label, f"{change}: {label} meets all goals")
+
+
+def likely_choice(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
+    """Return what a search would choose by the formula, its load simulated; None where that does not meet the goals."""
+    found = best(spec, ir, cards=cards)
+    chosen = found and served(spec, target_gpu(spec), found)
+    return chosen if chosen is not None and chosen.feasible else None
 
 
 def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
     """Return the verdict that a search chooses: designs that the rule leaves behind whatever their memory and speed are not judged.
 
     Best first by what a chain alone tells: where a design stands at best, then the figure that is preferred. What stands behind one that
-    was judged loses to it; so does what is worse in the figure, by more than its width, than one that stands as well and that nothing
-    else speaks against. Neither dominates the winner.
+    was judged loses to it; so does what stands as well and is surely less likely, by more than the band; so does what is worse in the
+    figure, by more than its width, than one that nothing else speaks against. None of them dominates the winner.
     """
     gpu = target_gpu(spec)
     judge, rule = Judge(spec, ir, gpu), rule_of(spec, ir, gpu)
     kept, archived = (designs(spec, ir, gpu, names, cards) for names in by_maintenance(spec, gpu))
     feasible: dict[int, Verdict] = {}
-    standing = least = limit = math.inf
-    for (at_best, figure), place, design in _best_first(judge, rule, kept, archived):
-        if at_best > standing:
+    standing = least = limit = doubted = math.inf
+    for ahead, place, design in _best_first(judge, rule, kept, archived):
+        if ahead.standing > standing:
             break
-        if figure > limit or not (verdict := judge(design)).feasible:
+        if ahead.figure > limit or ahead.doubt > doubted or (verdict := judge.feasible(design)) is None:
             continue
         feasible[place] = verdict
         if (stands := rule.place(verdict)) < standing:
-            standing, least, limit = stands, math.inf, math.inf
-        if stands == standing and figure <= least and rule.clear(verdict):
-            widest = figure + rule.width(verdict)
-            least, limit = figure, widest if figure < least else max(limit, widest)
+            standing, least, limit, doubted = stands, math.inf, math.inf, math.inf
+        if stands > standing:
+            continue
+        doubted = min(doubted, rule.doubted(verdict))
+        if ahead.figure <= least and rule.clear(verdict):
+            widest = ahead.figure + rule.width(verdict)
+            least, limit = ahead.figure, widest if ahead.figure < least else max(limit, widest)
     decision = rule.decide([feasible[place] for place in sorted(feasible)])
     return None if decision is None else decision.chosen
 
 
 def _best_first(
     judge: Judge, rule: Rule, kept: Iterable[Design], archived: Iterable[Design]
-) -> Iterator[tuple[tuple[float, float], int, Design]]:
+) -> Iterator[tuple[Foreseen, int, Design]]:
     """Give designs by what is foreseen of them, each with its place in the space; none that nothing can mend. Those of archived engines
     stand behind the best of the others and are made after these.
     """
 
-    def foreseen(designs: Iterable[Design], start: int) -> list[tuple[tuple[float, float], int, Design]]:
-        found = [(judge.foreseen(rule, design), place, design) for place, design in enumerate(designs, start)]
-        return sorted((each for each in found if each[0][0] < math.inf), key=lambda each: each[:2])
+    def foreseen(designs: Iterable[Design], start: int) -> list[tuple[Foreseen, int, Design]]:
+        ahead = [(judge.foreseen(rule, design), place, design) for place, design in enumerate(designs, start)]
+        return [entry for entry in ahead if entry[0].standing < math.inf]
+
+    def order(entry: tuple[Foreseen, int, Design]) -> tuple[float, float, int]:
+        return entry[0].standing, entry[0].figure, entry[1]
 
     first = list(kept)
-    ours = foreseen(first, 0)
-    yield from (each for each in ours if each[0][0] == 0)
-    rest = [each for each in ours if each[0][0] > 0]
-    yield from sorted([*rest, *foreseen(archived, len(first))], key=lambda each: each[:2])
+    ours = sorted(foreseen(first, 0), key=order)
+    yield from (entry for entry in ours if entry[0].standing == 0)
+    rest = [entry for entry in ours if entry[0].standing > 0]
+    yield from sorted([*rest, *foreseen(archived, len(first))], key=order)

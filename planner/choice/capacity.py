@@ -1,19 +1,24 @@
 """The cache that a workload needs as it is used, against what a plan leaves for it.
 
 Each running request holds its own input and output, not the longest context; the context must hold for one longest request. Requests
-beyond those that run at once wait, which costs them time to the first token and no memory.
+beyond those that run at once wait, which costs them time to the first token and no memory. Of requests that arrive at a rate, as many
+are in flight as Little's law says.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from passes.errors import Reason, ReasonKind
+from passes.ir.model import ModelIR
 from planner.choice.odds import at_least
 from planner.figures import apart
 from targets.engines.accounting import CONCURRENCY_DOES_NOT_FIT
-from targets.engines.engine import Memory, MemoryEstimate
+from targets.engines.engine import Engine, Memory, MemoryEstimate, Settings, SpeedEstimate
+from targets.gpu import Gpu
 from targets.quantity import Quantity
+from targets.speed.estimate import REQUESTS
 from targets.workload import Workload
 
 
@@ -39,7 +44,7 @@ class Capacity:
     @property
     def needed_bytes(self) -> int:
         """Cache of all running requests of a replica, and at least of one longest."""
-        return max(self.at_once * self.request_bytes, self.longest_bytes)
+        return _needed_bytes(self.at_once, self.request_bytes, self.longest_bytes)
 
     @property
     def waiting(self) -> int:
@@ -52,14 +57,55 @@ class Capacity:
         return at_least(self.room, 0.0)
 
 
+def _needed_bytes(at_once: int, request_bytes: int, longest_bytes: int) -> int:
+    return max(at_once * request_bytes, longest_bytes)
+
+
+#: Standard deviations from the mean to the 95th percentile.
+_Z95 = 1.645
+#: How often requests in flight are counted anew: the engine is told of them, which changes how long each takes.
+_ROUNDS = 4
+
+
+def in_flight(workload: Workload, speed: SpeedEstimate) -> int:
+    """Return how many requests of a load that arrives are unanswered at once, which 95 of 100 times are no more.
+
+    By Little's law (doi:10.1287/opre.9.3.383) rate × time from sending to the last token in the mean; the number of independent arrivals
+    is Poisson's. No more than there are, or than may be unanswered; where they arrive faster than they are answered, all of them.
+    """
+    assert workload.rate is not None
+    most = min(workload.requests or REQUESTS, workload.at_once or math.inf)
+    if math.isinf(workload.rate):
+        return int(most)
+    each = speed.e2e_ms or speed.ttft_ms + speed.tpot_ms.scaled(workload.output_tokens - 1)
+    mean = workload.rate * each.value / 1e3
+    return int(min(most, max(1, math.ceil(mean + _Z95 * math.sqrt(mean)))))
+
+
+def loaded(engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Workload:
+    """Return the workload with how many requests are at the engine at once, where it says only how often they come."""
+    if workload.rate is None or workload.concurrency is not None:
+        return workload
+    found = replace(workload, concurrency=1)
+    for _ in range(_ROUNDS):
+        memory = engine.memory(ir, gpu, settings, found)
+        told, found = (
+            found,
+            replace(workload, concurrency=in_flight(workload, engine.speed(ir, gpu, settings, found, memory))),
+        )
+        if engine.scheduler(gpu, settings, told) == engine.scheduler(gpu, settings, found):
+            break
+    return found
+
+
 def capacity(estimate: MemoryEstimate, sequences: int, workload: Workload, replicas: int = 1) -> Capacity:
     """Return how the cache of an estimate serves a workload. `sequences`: requests that one replica runs at once, at most."""
     clients = workload.concurrency or 1
     running = min(clients, sequences * replicas)
-    left = estimate.memory.kv_cache
-    empty = Capacity(estimate.bytes_per_request, _longest(estimate), clients, running, left, replicas)
-    needed = empty.needed_bytes
-    return replace(empty, room=Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis))
+    left, longest = estimate.memory.kv_cache, _longest(estimate)
+    needed = _needed_bytes(-(-running // replicas), estimate.bytes_per_request, longest)
+    room = Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis)
+    return Capacity(estimate.bytes_per_request, longest, clients, running, room, replicas)
 
 
 def running_at_once(estimate: MemoryEstimate) -> int:

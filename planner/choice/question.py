@@ -12,7 +12,7 @@ from passes.base import Pass
 from passes.errors import InputError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.asked import chain_of, rewrite, with_dtype
-from planner.choice.capacity import Capacity, capacity, running_at_once
+from planner.choice.capacity import Capacity, capacity, loaded, running_at_once
 from planner.choice.capacity import reasons as short_of
 from planner.choice.odds import at_least
 from targets.engines.accounting import CONCURRENCY_DOES_NOT_FIT
@@ -38,13 +38,22 @@ class Load:
     limits: tuple[Limit, ...] = ()
 
 
+#: A limit in vLLM's words.
+_LIMIT = re.compile(r"(ttft|tpot|e2el?)(?:_(p50|p90|p95|p99))?:(\d+(?:\.\d+)?)")
+
+
+def is_limit(text: str) -> bool:
+    """Whether a word is one limit, or several in one word."""
+    return bool(text.split()) and all(_LIMIT.fullmatch(each) for each in text.split())
+
+
 def limits_named(texts: Iterable[str]) -> tuple[Limit, ...]:
     """Return the limits of texts as `vllm bench serve --goodput` has them, milliseconds each: `ttft:800`; here of a percentile too,
     `ttft_p95:2000`. Raises InputError for what is none.
     """
     out = []
     for text in (word for each in texts for word in each.split()):
-        match = re.fullmatch(r"(ttft|tpot|e2el?)(?:_(p50|p90|p95|p99))?:(\d+(?:\.\d+)?)", text)
+        match = _LIMIT.fullmatch(text)
         if not match or not float(match[3]):
             raise InputError(
                 f"{text!r} is no limit", remedy="write ttft:800, tpot:50 or e2el:9000 (milliseconds), or ttft_p95:2000"
@@ -58,6 +67,8 @@ class Question:
     """Whether a model, stored as named, is served by an engine on a card. None: the default of `check`'s option of that name.
 
     `file`: the file of another kind (GGUF) that was named, as it is stored; `model` is what it becomes where an engine does not read it.
+    `longest`: where the context does not fit, the longest that does is asked in its place (`--max-model-len auto`). `refused`: what the
+    words that it was asked in have against them.
     """
 
     model: ModelIR
@@ -72,6 +83,8 @@ class Question:
     weights: str | None = None
     kv_cache_dtype: str = "auto"
     file: ModelIR | None = None
+    longest: bool = False
+    refused: tuple[Reason, ...] = ()
 
     @property
     def engine(self) -> Engine:
@@ -125,18 +138,36 @@ class Question:
                 own[name] = value
         return replace(self, settings=replace(settings, parallel=parallel), **own)
 
+    def refuse_contradictions(self) -> None:
+        """Raise InputError for options that cannot hold together: requests longer than the context, gaps of arrivals that have no rate."""
+        taken, written = self.input_tokens or 0, self.output_tokens or 0
+        if self.context is not None and taken + written > self.context:
+            raise InputError(
+                f"requests of {taken:,} + {written:,} tokens exceed the context of {self.context:,}",
+                remedy=f"--context {taken + written} or more, or shorter requests",
+            )
+        if self.load.burstiness != 1.0 and self.load.rate is None:
+            raise InputError(
+                "--burstiness is of requests that arrive at a rate", remedy="give a --request-rate too, or leave it out"
+            )
+
     def outcome(self) -> Outcome:
         """Return what comes of it: the description, the memory it takes, and everything against it."""
         ir, illegal = rewrite(self.dense, self.chain)
         refused = self.engine.illegal(ir, self.gpu, self.settings)
-        replicas = self.settings.parallel.dp
-        asked = None if self.concurrency is None else math.ceil(self.concurrency / replicas)
-        workload = replace(self.workload, concurrency=asked)
-        memory = self.engine.memory(ir, self.gpu, self.settings, workload)
+        replicas, load = self.settings.parallel.dp, self.workload
         lengths = self.input_tokens and self.output_tokens
-        used = capacity(memory, asked, self.workload, replicas) if asked and lengths else None
-        against = _of_each(memory.reasons, replicas) if used is None else short_of(memory, used, workload)
-        return Outcome(ir, (*illegal, *refused), replace(memory, reasons=against), asked, used)
+        if lengths and not illegal and not refused:
+            load = loaded(self.engine, ir, self.gpu, self.settings, load)
+        asked = None if load.concurrency is None else math.ceil(load.concurrency / replicas)
+        memory = self.engine.memory(ir, self.gpu, self.settings, replace(load, concurrency=asked))
+        if self.longest and not memory.starts and 0 < memory.kv.max_context < load.context:
+            return replace(self, context=memory.kv.max_context, longest=False).outcome()
+        sequences = self.engine.scheduler(self.gpu, self.settings, load).sequences
+        used = capacity(memory, sequences, load, replicas) if asked and lengths else None
+        against = _of_each(memory.reasons, replicas) if used is None else short_of(memory, used, load)
+        reasons = (*self.refused, *illegal, *refused)
+        return Outcome(ir, reasons, replace(memory, reasons=against), load, asked, used)
 
 
 def _of_each(reasons: tuple[Reason, ...], replicas: int) -> tuple[Reason, ...]:
@@ -152,13 +183,15 @@ def _of_each(reasons: tuple[Reason, ...], replicas: int) -> tuple[Reason, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What comes of a question. `illegal`: what passes and engine refuse, whatever the memory. `concurrency`: on each replica. `used`: the
-    cache that requests of the asked lengths need; None where no lengths are asked: each request may take the whole context then.
+    """What comes of a question. `illegal`: what passes and engine refuse, whatever the memory. `workload`: with the requests that a rate
+    keeps in flight. `concurrency`: on each replica. `used`: the cache that requests of the asked lengths need; None where no lengths are
+    asked: each request may take the whole context then.
     """
 
     ir: ModelIR
     illegal: tuple[Reason, ...]
     memory: MemoryEstimate
+    workload: Workload
     concurrency: int | None
     used: Capacity | None
 
@@ -203,7 +236,8 @@ class Outcome:
     @property
     def surely_fits(self) -> bool:
         """Whether it fits at the lower ends of what is uncertain, too."""
-        return self.fits and self.memory.margin.low >= 0 and self.at_once >= (self.concurrency or 1)
+        asked = self.used.at_once if self.used else self.concurrency or 1
+        return self.fits and self.memory.margin.low >= 0 and self.at_once >= asked
 
     @property
     def odds(self) -> float:

@@ -250,7 +250,11 @@ def _cards(question: Question) -> Iterator[Options]:
 def _other_cards(question: Question) -> Iterator[Options]:
     """Other NVIDIA cards, one of each size, the smallest first."""
     cards = sorted(
-        (card for card in all_gpus() if card.vendor == "NVIDIA" and card.pcie and card.name != question.gpu.name),
+        (
+            card
+            for card in all_gpus()
+            if card.vendor == "NVIDIA" and card.pcie and card.offered and card.name != question.gpu.name
+        ),
         key=lambda card: (card.memory_bytes.value, -(card.capability or 0)),
     )
     for _, alike in itertools.groupby(cards, key=lambda card: round(card.memory_bytes.value / (1 << 30))):

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import le
 
 from passes import chain
 from passes.base import Stage
@@ -97,29 +98,26 @@ class Rule:
         chosen = self._undominated(left[0], candidates)
         decided = {id(v): criterion for criterion, out in fallen for v in out}
         lost = tuple(_loss(v, decided.get(id(v)), chosen) for v in candidates if v is not chosen)
-        why = self._why(chosen, [criterion.name for criterion, _ in fallen])
+        holds = [c.name for c, _ in fallen if c.figure(chosen) <= c.figure(left[0]) + c.width(left[0], chosen)]
+        why = self._why(chosen, holds)
         return Decision(chosen, why if chosen is left[0] else f"{why}; {self._replaces(chosen, left[0])}", lost)
 
     def _undominated(self, chosen: Verdict, candidates: Sequence[Verdict]) -> Verdict:
         """The chosen one, or what is better than it in a figure and worse in none."""
-        standing = self.standing(chosen)
-        front = self.pareto([v for v in candidates if self.standing(v) <= standing], chosen)
-        return next((v for v in front if self._dominates(v, chosen)), chosen)
+        standing, figures = self.standing(chosen), self._figures(chosen)
+        better = (v for v in candidates if _as_good(theirs := self._figures(v), figures) and theirs != figures)
+        return next(iter(self.pareto(v for v in better if self.standing(v) <= standing)), chosen)
 
     def pareto(self, candidates: Iterable[Verdict], chosen: Verdict | None = None) -> tuple[Verdict, ...]:
         """Candidates that no other one beats or equals in all of quality, speed, memory, work, cards, waiting, changes of settings and
         odds; of equal ones the chosen, else the first by name.
         """
-        front: list[Verdict] = []
-        for verdict in sorted(candidates, key=lambda v: (self._figures(v), v is not chosen, v.candidate.label)):
-            mine = self._figures(verdict)
-            if not any(all(a <= b for a, b in zip(self._figures(other), mine, strict=True)) for other in front):
-                front.append(verdict)
-        return tuple(front)
-
-    def _dominates(self, one: Verdict, other: Verdict) -> bool:
-        mine, theirs = self._figures(one), self._figures(other)
-        return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
+        front: list[tuple[tuple[float, ...], Verdict]] = []
+        weighed = [(self._figures(v), v is not chosen, v.candidate.label, v) for v in candidates]
+        for figures, _, _, verdict in sorted(weighed, key=lambda entry: entry[:3]):
+            if not any(_as_good(others, figures) for others, _ in front):
+                front.append((figures, verdict))
+        return tuple(verdict for _, verdict in front)
 
     def _figures(self, v: Verdict) -> tuple[float, ...]:
         """What the Pareto set is over, less is better."""
@@ -180,7 +178,13 @@ class Rule:
 
     def clear(self, v: Verdict) -> bool:
         """Whether of those that stand as it does none is before it but for the figure that is preferred."""
-        return self._doubt(v) == 0 and not self.fewest and (self.goals.batch or not v.capacity.waiting)
+        return self.doubted(v) <= ODDS_BAND and not self.fewest
+
+    def doubted(self, v: Verdict) -> float:
+        """Return the most doubt (a probability, `doubt_of_chain`) of what stands as this one does and does not lose to it by its odds;
+        infinite where clients wait, which comes before odds.
+        """
+        return math.inf if v.capacity.waiting and not self.goals.batch else self._doubt(v) + ODDS_BAND
 
     def figure_of_chain(self, ir: ModelIR, quality: Quality) -> float:
         """The preferred figure, where a chain alone tells it; before every other where engine and settings do."""
@@ -191,6 +195,10 @@ class Rule:
                 return math.log(ir.tensor_bytes)
             case _:
                 return -math.inf
+
+    def doubt_of_chain(self, quality: Quality) -> float:
+        """Return the probability by which a candidate's odds fall short at least: those of its goals on quality."""
+        return max((self.goals.confidence - goal.odds for goal in judge_quality(self.goals, quality)), default=0.0)
 
     def width(self, v: Verdict) -> float:
         """By how much one that is worse in the preferred figure, as a chain alone tells it, still ties with this one."""
@@ -321,6 +329,11 @@ _FIGURES = (
     "quality", "one client's speed", "throughput", "memory", "work", "cards", "waiting clients", "changed settings", "odds",
     "who maintains the engine", "what is preferred",
 )  # fmt: skip
+
+
+def _as_good(mine: tuple[float, ...], theirs: tuple[float, ...]) -> bool:
+    """Whether figures are worse in none."""
+    return all(map(le, mine, theirs))
 
 
 def making(verdict: Verdict) -> int:

@@ -24,9 +24,8 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 from passes.base import Pass, Stage
-from passes.errors import NotModelledError, Reason, ReasonKind
+from passes.errors import InputError, NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
-from planner.apply_cost import effort
 from planner.asked import rewrite
 from planner.choice import capacity as cache
 from planner.choice.goals import Goal
@@ -68,7 +67,8 @@ class SearchResult:
             self.rejected, key=lambda v: (v.distance, v.quality.log_ppl_increase.value, v.candidate.label)
         ):
             key = (verdict.candidate.engine, frozenset(reason.code for reason in verdict.reasons))
-            if key not in seen:
+            unasked = self.spec.target.fewest and any(reason.kind is ReasonKind.ILLEGAL for reason in verdict.reasons)
+            if key not in seen and not (unasked and out):
                 seen.add(key)
                 out.append(complete(self.spec, self.gpu, verdict))
         return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])
@@ -133,6 +133,11 @@ def search(
     were seen to lose, in place of what is expected.
     """
     gpu = target_gpu(spec)
+    if spec.workload.images is not None and all(stack.name != "vision" for stack in ir.stacks):
+        raise InputError(
+            f"{ir.name} sees no pictures: it has no vision encoder",
+            remedy="leave workload.images out, or name a model that does",
+        )
     judge_design = Judge(spec, ir, gpu, measured)
     rule = rule_of(spec, ir, gpu)
     kept, archived = by_maintenance(spec, gpu)
@@ -163,6 +168,8 @@ def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
     """Return the decision rule of a spec for a model on a card; work is forecast for that card."""
 
     def hours(verdict: Verdict) -> float:
+        from planner.apply_cost import effort  # asked of ties only
+
         return effort(spec, ir, verdict.ir, verdict.candidate.passes, gpu).seconds.value / 3600
 
     return Rule(spec.goals, gpu, spec.engine != "auto", hours, spec.target.fewest)
@@ -193,6 +200,18 @@ def judged(spec: Spec, ir: ModelIR, candidate: Candidate) -> Verdict:
 _Made: TypeAlias = tuple[ModelIR, tuple[Reason, ...], Quality]
 
 
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What a design's chain tells before it is judged. `standing`: the best that it may come to (`Rule.place`), infinite where nothing can
+    mend it; `figure`: what the spec prefers, before all others where it depends on more than the chain; `doubt`: the least by which its
+    odds fall short.
+    """
+
+    standing: float
+    figure: float
+    doubt: float
+
+
 class Judge:
     """Judges designs of one spec; what they share (a chain's description and quality) is computed once."""
 
@@ -200,6 +219,7 @@ class Judge:
         self, spec: Spec, source: ModelIR, gpu: Gpu, measured: Mapping[tuple[Pass, ...], Quality] | None = None
     ) -> None:
         self._spec, self._source, self._gpu, self._measured = spec, source, gpu, measured or {}
+        self._workload, self._card_bytes = workload_of(spec), gpu.memory_bytes.value
         self._chains: dict[tuple[object, tuple[Pass, ...]], _Made] = {}
         self._last: tuple[Design, _Made] | None = None
 
@@ -207,13 +227,34 @@ class Judge:
         """The best of a design's candidates by the rule: of those that meet the goals, else the nearest to them."""
         if self._spec.workload.concurrency == "auto":
             return self._best(list(self._loads(design)))
-        first = self.verdict(design, design.settings[0])
+        return self._of_settings(design, self.verdict(design, design.settings[0]))
+
+    def _of_settings(self, design: Design, first: Verdict) -> Verdict:
+        """The best of a design's candidates, given that with the first settings."""
         if not self._settings_matter(first):
             return first
         verdicts = [first, *(self.verdict(design, settings) for settings in design.settings[1:])]
         if not any(v.capacity.room.value >= 0 and v.memory.starts for v in verdicts):
             verdicts += self._waiting(design, verdicts)
         return self._best(verdicts)
+
+    def feasible(self, design: Design) -> Verdict | None:
+        """Return the best of a design's candidates where one meets the goals: the same as a call, but that none does is known sooner."""
+        if self._is_too_large(design):
+            return None
+        if self._spec.workload.concurrency == "auto":
+            verdict = self(design)
+        else:
+            first = self.verdict(design, design.settings[0])
+            if first.memory.margin.value < 0 and self._leanest_margin(design) < 0:
+                return None
+            verdict = self._of_settings(design, first)
+        return verdict if verdict.feasible else None
+
+    def _leanest_margin(self, design: Design) -> float:
+        """Bytes of cache beyond one longest request where all settings leave it the most room."""
+        ir, settings = self._chain(design)[0], design.settings[-1]
+        return find_engine(design.engine).memory(ir, self._gpu, settings, self._workload).margin.value
 
     def _best(self, verdicts: Sequence[Verdict]) -> Verdict:
         """The best of a design's verdicts: of those that meet the goals by the rule, else the nearest to them."""
@@ -261,20 +302,24 @@ class Judge:
             if at_once >= 1 and (settings.max_num_seqs or share) > at_once:
                 yield self.verdict(design, replace(settings, max_num_seqs=at_once))
 
-    def foreseen(self, rule: Rule, design: Design) -> tuple[float, float]:
-        """Where a design stands at best, and the figure of it that the spec prefers, as far as its chain alone tells them; infinite where
-        nothing can mend it, and a figure that is before all others where it depends on more.
-        """
+    def foreseen(self, rule: Rule, design: Design) -> Foreseen:
+        """Return what a design's chain alone tells of it."""
         ir, illegal, quality = self._chain(design)
-        clients = workload_of(self._spec).concurrency or 1
+        clients = self._workload.concurrency or 1
         standing = math.inf if illegal else rule.at_best(quality, design.engine, clients)
-        return standing, rule.figure_of_chain(ir, quality)
+        return Foreseen(standing, rule.figure_of_chain(ir, quality), rule.doubt_of_chain(quality))
+
+    def _is_too_large(self, design: Design) -> bool:
+        """Whether a design's weights alone exceed the card, found in a fraction of the time that a verdict takes."""
+        ir, settings = self._chain(design)[0], design.settings[0]
+        fixed = settings.kv_cache_memory_bytes is not None
+        return not fixed and find_engine(design.engine).least_weights(ir, self._gpu, settings) >= self._card_bytes
 
     def _settings_matter(self, first: Verdict) -> bool:
         """Whether other settings could mend a verdict, or better it."""
         if first.admissible(self._spec.goals):
             return self._spec.goals.prefer not in ("quality", "size")
-        if first.memory.memory.weights.value >= self._gpu.memory_bytes.value:
+        if first.memory.memory.weights.value >= self._card_bytes:
             return False
         quality = {
             result.goal.reason_code
@@ -289,9 +334,11 @@ class Judge:
         A verdict that ended early is whole in its reasons so far; `complete` judges the rest of the few that are shown. `clients`: how many
         are taken where the spec leaves that open.
         """
-        spec, engine, workload = self._spec, find_engine(design.engine), workload_of(self._spec)
-        workload = replace(workload, concurrency=clients or workload.concurrency)
+        spec, engine, workload = self._spec, find_engine(design.engine), self._workload
         ir, illegal, quality = self._described(design)
+        workload = replace(workload, concurrency=clients or workload.concurrency)
+        if not illegal:
+            workload = cache.loaded(engine, ir, self._gpu, settings, workload)
         changed = _changed(design.settings[0], settings)
         candidate = Candidate(design.engine, design.passes, settings, changed, design.published)
         memory = engine.memory(ir, self._gpu, settings, workload)
@@ -373,10 +420,24 @@ def served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     if verdict.speed is None or verdict.served is not None:
         return verdict
     speed = _simulated(spec, gpu, verdict)
+    verdict = _in_flight(spec, gpu, verdict, speed)
     goals = tuple(judge(spec.goals, speed, verdict.quality))
     missed = (goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands))
     kept = (reason for reason in verdict.reasons if reason.kind is not ReasonKind.GOAL_MISSED)
     return replace(verdict, goals=goals, reasons=tuple(dict.fromkeys((*kept, *missed))), served=speed)
+
+
+def _in_flight(spec: Spec, gpu: Gpu, verdict: Verdict, speed: SpeedEstimate) -> Verdict:
+    """The verdict with the cache for as many requests as its simulation keeps in flight, where the spec says only how often they come."""
+    asked, settings = workload_of(spec), verdict.candidate.settings
+    if asked.rate is None or asked.concurrency is not None:
+        return verdict
+    workload = replace(asked, concurrency=cache.in_flight(asked, speed))
+    sequences = find_engine(verdict.candidate.engine).scheduler(gpu, settings, workload).sequences
+    needs = cache.capacity(verdict.memory, sequences, workload, settings.parallel.dp)
+    memory = replace(verdict.memory, memory=cache.as_used(verdict.memory.memory, needs.needed_bytes))
+    short = (reason for reason in cache.reasons(memory, needs, workload) if reason not in verdict.reasons)
+    return replace(verdict, capacity=needs, memory=memory, reasons=(*verdict.reasons, *short))
 
 
 def decide(

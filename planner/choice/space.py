@@ -18,21 +18,16 @@ from functools import partial
 
 from passes import chain
 from passes.base import NATIVE, Pass, Stage
-from passes.distill.distill import BLOCKWISE, BLOCKWISE_TOKENS, Distill
 from passes.errors import InputError
 from passes.formats import kv_dtypes
 from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.names import Published
 from passes.kv_cache import KVCachePass
-from passes.prune.depth import DepthPrune
-from passes.prune.experts import ExpertPrune
-from passes.prune.sparse import Sparsify
-from passes.prune.width import WidthPrune
 from passes.quantize.format_names import pass_named
 from planner.asked import rewrite
 from planner.choice.bits import fewest_bits, most_bits, widths
-from planner.choice.capacity import Capacity, capacity
+from planner.choice.capacity import Capacity, capacity, loaded
 from planner.choice.goals import FLOOR
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
@@ -169,19 +164,26 @@ def _prunings(spec: Spec, ir: ModelIR) -> Iterator[tuple[Pass, ...]]:
         if not isinstance(distill, DistillChoice) or (choice == "allow" and not head):
             yield head  # where pruning is weighed, so is the model as it is, which has nothing to recover
         if distill == "allow" and head:
-            yield (*head, Distill())
+            yield (*head, _recovery(DistillChoice()))
         elif isinstance(distill, DistillChoice) and (head or choice != "allow"):
             yield (*head, _recovery(distill))
 
 
-def _recovery(choice: DistillChoice) -> Distill:
+def _recovery(choice: DistillChoice) -> Pass:
     """The distillation that a spec asks for."""
+    from passes.distill.distill import BLOCKWISE, BLOCKWISE_TOKENS, Distill  # most specs ask for none
+
     asked = choice.model_dump(exclude_none=True)
     return Distill(**{"tokens": BLOCKWISE_TOKENS, **asked} if choice.method == BLOCKWISE else asked)
 
 
 def pinned(choice: PruneChoice) -> tuple[Pass, ...]:
     """Return the prunings that a spec asks for."""
+    from passes.prune.depth import DepthPrune  # most specs ask for none
+    from passes.prune.experts import ExpertPrune
+    from passes.prune.sparse import Sparsify
+    from passes.prune.width import WidthPrune
+
     out: list[Pass] = [DepthPrune(choice.depth)] if choice.depth else []
     if choice.intermediate or choice.kv_heads:
         out.append(WidthPrune(choice.intermediate or 0, choice.kv_heads or 0, choice.importance))
@@ -325,20 +327,21 @@ class _Family:
         """Return the bytes of cache surely left when the workload is served, by the upper end of what is assumed of the rest; negative
         where it is not, or where a goal on speed is less likely than is asked.
         """
-        spec, (ir, estimate, needs) = self.spec, self._held(bits)
+        spec, (ir, workload, estimate, needs) = self.spec, self._held(bits)
         left = needs.room.low
         if left >= 0 and spec.goals.asks_speed:
-            speed = find_engine(self.engine).speed(ir, self.gpu, self.settings, workload_of(spec), estimate)
+            speed = find_engine(self.engine).speed(ir, self.gpu, self.settings, workload, estimate)
             if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, speed)):
                 return -1.0
         return left
 
-    def _held(self, bits: float) -> tuple[ModelIR, MemoryEstimate, Capacity]:
-        engine, workload = find_engine(self.engine), workload_of(self.spec)
+    def _held(self, bits: float) -> tuple[ModelIR, Workload, MemoryEstimate, Capacity]:
+        engine = find_engine(self.engine)
         ir = chain.rewrite(self.ir, self.chain(bits))
+        workload = loaded(engine, ir, self.gpu, self.settings, workload_of(self.spec))
         estimate = engine.memory(ir, self.gpu, self.settings, workload)
         sequences = engine.scheduler(self.gpu, self.settings, workload).sequences
-        return ir, estimate, capacity(estimate, sequences, workload, self.settings.parallel.dp)
+        return ir, workload, estimate, capacity(estimate, sequences, workload, self.settings.parallel.dp)
 
     def good(self, bits: float) -> bool:
         """Return whether the goals on quality are as likely as is asked."""

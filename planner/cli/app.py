@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="optimize", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Compiles a language model onto a card: plans, applies and proves chains of passes.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 Device = Annotated[
     str,
@@ -24,6 +24,23 @@ Device = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from planner.version import VERSION
+
+        sys.stdout.write(f"tightfit {VERSION}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Print the version.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """Compiles a language model onto a card: plans, applies and proves chains of passes."""
 
 
 def finite(value: float | None) -> float | None:

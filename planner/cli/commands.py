@@ -12,113 +12,14 @@ import typer
 from passes.errors import InputError
 from passes.ir.fields import LARGEST
 from passes.steps.drawing import Drawing, drawn
-from planner.cli.app import Device, Json, above_zero, app, emit, finite, say_unused_cards, screen
-
-
-@app.command()
-def check(
-    model: Annotated[str, typer.Option(help="Hub id, catalog name, folder or .gguf file.")],
-    gpu: Annotated[str, typer.Option(help="Card: catalog name, NVML name, 24GB, or cpu.")],
-    engine: Annotated[str, typer.Option(help="vllm, vllm-cpu, exllamav2 or exllamav3.")] = "vllm",
-    gpus: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST, help="Number of cards; without --tp they are tensor parallel.")
-    ] = None,
-    engine_version: Annotated[str | None, typer.Option()] = None,
-    tp: Annotated[int | None, typer.Option("--tp", "--tensor-parallel-size", "-tp", min=1, max=LARGEST)] = None,
-    pp: Annotated[int, typer.Option("--pp", "--pipeline-parallel-size", "-pp", min=1, max=LARGEST)] = 1,
-    dp: Annotated[int, typer.Option("--dp", "--data-parallel-size", "-dp", min=1, max=LARGEST)] = 1,
-    ep: Annotated[int, typer.Option(min=1, max=LARGEST)] = 1,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--context", "--max-model-len", min=1, max=LARGEST, help="Longest sequence; default: the model's own limit."
-        ),
-    ] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    input_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    output_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    request_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Requests a second that arrive by chance, inf for all at once; default: a closed loop.",
-            callback=above_zero,
-        ),
-    ] = None,
-    burstiness: Annotated[
-        float, typer.Option(min=0.01, max=1e6, help="Of a rate: 1 is Poisson, less comes in clusters.", callback=finite)
-    ] = 1.0,
-    num_prompts: Annotated[int | None, typer.Option(min=1, max=100_000, help="Requests of the whole run.")] = None,
-    max_concurrency: Annotated[
-        int | None,
-        typer.Option(min=1, max=LARGEST, help="Unanswered requests at most; without a rate the same as --concurrency."),
-    ] = None,
-    goodput: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A limit in ms, such as ttft:800, tpot:50 or ttft_p95:2000: how many users are served so is told."
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option()] = None,
-    kv_cache_dtype: Annotated[str, typer.Option()] = "auto",
-    kv_cache_memory: Annotated[
-        int | None, typer.Option("--kv-cache-memory", "--kv-cache-memory-bytes", min=1, max=1 << 50, help="Bytes.")
-    ] = None,
-    gpu_memory_utilization: Annotated[float | None, typer.Option(min=0.01, max=1.0, callback=finite)] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    max_num_batched_tokens: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    block_size: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
-    enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
-    as_json: Json = False,
-) -> None:
-    """Say whether a model fits a card, before deployment. Exit 3 when it does not, 6 when that is not known.
-
-    Settings may be named as `vllm serve` names them.
-    """
-    from planner.check import check as run
-    from planner.choice.question import Load, limits_named
-    from planner.plan.codec import to_json
-    from targets.engines.engine import Parallel, Settings
-
-    if request_rate is None and max_concurrency is not None:
-        if concurrency not in (None, max_concurrency):
-            message = f"--concurrency {concurrency} and --max-concurrency {max_concurrency} of one closed loop"
-            raise InputError(message, remedy="give one of them, or a --request-rate")
-        concurrency, max_concurrency = max_concurrency, None
-    load = Load(num_prompts, request_rate, burstiness, max_concurrency, limits_named(goodput or ()))
-    tensor = tp or max(1, (gpus or 1) // (pp * dp))
-    if gpus and tensor * pp * dp > gpus:
-        raise InputError(
-            f"tp {tensor} × pp {pp} × dp {dp} need {tensor * pp * dp} cards, not {gpus}", remedy="make them agree"
-        )
-    idle = (gpus or 0) - tensor * pp * dp
-    settings = Settings(
-        version=engine_version, parallel=Parallel(tensor, pp, dp, ep), gpu_memory_utilization=gpu_memory_utilization,
-        max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, enforce_eager=enforce_eager,
-        block_size=block_size, kv_cache_memory_bytes=kv_cache_memory,
-    )  # fmt: skip
-    result = run(
-        model, gpu, engine, settings=settings, context=context, concurrency=concurrency, input_tokens=input_tokens,
-        output_tokens=output_tokens, weights=weights, kv_cache_dtype=kv_cache_dtype, dtype=dtype, load=load,
-    )  # fmt: skip
-    document = result.document
-    if idle > 0:
-        note = f"{idle} of the {gpus} cards stay idle: tp × pp × dp is {tensor * pp * dp}"
-        document = replace(document, notes=(*document.notes, note))
-    if as_json:
-        emit(to_json(document))
-    else:
-        from planner.cli.tables.check import print_check
-
-        print_check(screen(), document)
-    raise typer.Exit(result.exit_code)
+from planner.cli.app import Device, Json, app, emit, finite, say_unused_cards, screen
 
 
 @app.command()
 def plan(
-    spec: Annotated[Path, typer.Argument(help="The spec (YAML).")],
+    spec: Annotated[Path, typer.Argument(help="The spec (YAML); default: tightfit.yaml, as `init` writes it.")] = Path(
+        "tightfit.yaml"
+    ),
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to save the plan.")] = None,
     launch: Annotated[bool, typer.Option("--launch", help="Print the launch files that apply will write.")] = False,
     measure: Annotated[

@@ -1,14 +1,9 @@
-"""Defines the commands that list what is known, and that begin a spec."""
+"""Defines the commands that list what is known."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from passes.errors import InputError
 from planner.cli.app import Json, app, emit, screen
 
 
@@ -48,19 +43,6 @@ def models(as_json: Json = False) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the spec, for editors."""
-    from planner.spec.spec import Spec
+    from planner.spec.schema import schema as of_spec
 
-    emit(Spec.model_json_schema())
-
-
-@app.command()
-def init(path: Annotated[Path, typer.Argument(help="Where to write the spec.")] = Path("tightfit.yaml")) -> None:
-    """Write a commented spec to start from."""
-    from planner.spec.template import TEMPLATE
-
-    if path.exists():
-        raise InputError(f"{path} exists already", remedy="name another file, or remove it")
-    from passes.files.atomic import write_text
-
-    write_text(path, TEMPLATE)
-    screen().print(f"  Wrote {path}. Next: optimize plan {path}")
+    emit(of_spec())

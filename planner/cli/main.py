@@ -7,8 +7,16 @@ import gc
 import os
 import sys
 
+import typer
+
 from passes.errors import InputError, TightfitError
-from planner.cli import commands, listings  # noqa: F401 (each adds its commands to the application)
+from planner.cli import (  # noqa: F401 (each adds its commands to the application)
+    checking,
+    commands,
+    listings,
+    reports,
+    starting,
+)
 from planner.cli.app import app, emit
 from planner.cli.encoding import print_what_can_be_printed
 from planner.cli.interruption import Interrupted, interruptible
@@ -20,7 +28,7 @@ def main() -> None:
     print_what_can_be_printed()
     gc.disable()  # a plan is made in half a second; what works for minutes collects again (`passes.run.execute.calm_libraries`)
     try:
-        app()
+        _run()
     except (TightfitError, Interrupted) as error:
         _report(error)
         sys.exit(error.exit_code)
@@ -28,12 +36,50 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         _report(InputError(f"{where}{error.strerror or error}", remedy="check the path, its permissions and the disk"))
         sys.exit(InputError.exit_code)
+    except ModuleNotFoundError as error:
+        if (missing := _missing(error)) is None:
+            raise
+        _report(missing)
+        sys.exit(missing.exit_code)
     except Exception as error:
         if os.environ.get("TIGHTFIT_DEBUG"):
             raise
         sys.stderr.write(f"internal error: {type(error).__name__}: {error}\n")
         sys.stderr.write("  set TIGHTFIT_DEBUG=1 for the traceback, and report it\n")
         sys.exit(1)
+
+
+def _run() -> None:
+    """Run the command; with --json, a mistake in how it is called is an error like every other."""
+    if "--json" not in sys.argv:
+        app(prog_name="optimize")
+        return
+    try:
+        code = app(prog_name="optimize", standalone_mode=False)
+    except _usage_errors() as error:
+        message = error.format_message().rstrip(".")
+        raise InputError(message, remedy=f"optimize {' '.join(sys.argv[1:2])} --help lists the options") from None
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_errors() -> type[typer.BadParameter]:
+    """What typer raises for mistakes in a command line: the class above BadParameter in whatever click it runs on."""
+    found: type[typer.BadParameter] = next(
+        kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+    )
+    return found
+
+
+def _missing(error: ModuleNotFoundError) -> InputError | None:
+    """A package that is not installed, as an error that says which extra brings it; None where none does."""
+    from planner.setup.extras import extra_with, install
+
+    extra = None if error.name is None else extra_with(error.name)
+    if extra is None:
+        return None
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "this")
+    message = f"`optimize {command}` needs {error.name}, which is not installed here"
+    return InputError(message, remedy=f"{install(extra)}; `optimize doctor` says what else this machine has")
 
 
 def _report(error: TightfitError | Interrupted) -> None:

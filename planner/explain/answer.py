@@ -15,6 +15,7 @@ from typing import Any
 
 from passes.errors import InputError, ReasonKind, nearest
 from passes.ir.sources import Source, open_model
+from planner.choice.alternatives import likely_choice
 from planner.choice.search import SearchResult, complete, judged, rule_of, search, target_gpu
 from planner.choice.verdict import Verdict, judge_quality
 from planner.explain.changes import change, known_words, named
@@ -249,40 +250,45 @@ def _fewest_bits(asked: Asked, share: str) -> Answer:
     """The smallest weights that lose no more than a share of perplexity, planned for size; where the card holds none, on the largest."""
     patch: Patch = at(("goals",), {"quality": {"max_perplexity_increase": share}, "prefer": "size"})
     said, largest = f"the fewest bits at {share}", _cards()[-1].name
-    patch = _smallest(asked, patch) or {**patch, **_on(asked, largest)}
-    if "target" in patch:
-        said = f"{said}: none on {asked.result.gpu.name}; on {largest}"
-        patch = _smallest(asked, patch) or patch
-    spec = patched(asked.spec, patch)
-    answer = _replanned(asked, said, spec, patch)
-    if (least := asked.changed(spec).result.chosen) is None:
-        return answer
-    bits = 8 * least.ir.tensor_bytes / asked.source.ir.weights
-    return replace(answer, answer=f"{answer.answer}, {bits:.2f} bits a weight, {show(least.ir.tensor_bytes, 'B')}")
+    found = _by_size(asked, patch)
+    if not found:
+        said, patch = f"{said}: none on {asked.result.gpu.name}; on {largest}", {**patch, **_on(asked, largest)}
+        found = _by_size(asked, patch)
+    patch = found[0][0] if found else patch
+    answer = _replanned(asked, said, patched(asked.spec, patch), patch)
+    told = [
+        f"{8 * v.ir.tensor_bytes / asked.source.ir.weights:.2f} bits a weight, {show(v.ir.tensor_bytes, 'B')}"
+        for _, v in found
+    ]
+    others = [
+        f"; {v.candidate.label} takes {bits}: where its engine is named"
+        for (_, v), bits in list(zip(found, told, strict=True))[1:]
+        if v.ir.tensor_bytes < found[0][1].ir.tensor_bytes
+    ]
+    return replace(answer, answer="".join((answer.answer, *(f", {bits}" for bits in told[:1]), *others[:1])))
 
 
-def _smallest(asked: Asked, patch: Patch) -> Patch | None:
-    """The patch with the engine whose weights are smallest, where none is named by the spec; None where no plan meets the goals."""
-    base = patched(asked.spec, patch)
-    gpu = target_gpu(base)
-    names = [name for name in ENGINE_NAMES if find_engine(name).weighed_on(gpu)] if base.engine == "auto" else [None]
-    patches = [{**patch, **({} if name is None else {"engine": name})} for name in names]
-    found = [(each, asked.changed(patched(asked.spec, each)).result.chosen) for each in patches]
-    sizes = [(chosen.ir.tensor_bytes, n) for n, (_, chosen) in enumerate(found) if chosen is not None]
-    return found[min(sizes)[1]][0] if sizes else None
+def _by_size(asked: Asked, patch: Patch) -> list[tuple[Patch, Verdict]]:
+    """The plan of each engine that meets the goals: the plan's own engine first, then those with the smallest weights."""
+    base, own = patched(asked.spec, patch), asked.leading.verdict.candidate.engine
+    names = [name for name in ENGINE_NAMES if find_engine(name).weighed_on(target_gpu(base))]
+    patches = [{**patch, "engine": name} for name in names] if base.engine == "auto" else [patch]
+    plans = ((each, asked.changed(patched(asked.spec, each)).result.chosen) for each in patches)
+    found = [(each, chosen) for each, chosen in plans if chosen is not None]
+    return sorted(found, key=lambda pair: (pair[1].candidate.engine != own, pair[1].ir.tensor_bytes))
 
 
 def _cheapest(asked: Asked, words: str) -> Answer:
     """The least card that a plan meets the goals on, with the odds asked for where there is one. No prices are known: less memory, then
     less bandwidth, counts as cheaper. Of a size whose newest and fastest card does not do, none is tried.
     """
-    cards, count = _cards(), asked.spec.target.cards
+    cards, count = _cards(), _count(asked)
     least = _fewest_bytes(asked, cards[-1].name)
     plausible = [card for card in cards if least is not None and count * card.memory_bytes.value >= least]
 
     @cache
     def chosen(card: str) -> Verdict | None:
-        return asked.changed(patched(asked.spec, _on(asked, card))).result.chosen
+        return likely_choice(patched(asked.spec, _on(asked, card)), asked.source.ir)
 
     likely: Gpu | None = None
     for _, group in itertools.groupby(plausible, key=lambda card: round(card.memory_bytes.value / 2**30)):
@@ -295,7 +301,7 @@ def _cheapest(asked: Asked, words: str) -> Answer:
             likely = likely or (card if found is not None else None)
     if likely is not None:
         return _on_card(asked, "none meets the goals with the odds asked for; the least that may", likely)
-    return _on_card(asked, "no known card meets the goals; the largest", cards[-1])
+    return _on_card(asked, "no card is known to meet the goals; the largest", cards[-1])
 
 
 def _on_card(asked: Asked, said: str, card: Gpu) -> Answer:
@@ -306,14 +312,22 @@ def _on_card(asked: Asked, said: str, card: Gpu) -> Answer:
 
 def _cards() -> list[Gpu]:
     """NVIDIA's cards that can be bought, the least first: none that is part of a laptop."""
-    cards = (card for card in all_gpus() if card.vendor == "NVIDIA" and "Laptop" not in card.name)
+    cards = (card for card in all_gpus() if card.vendor == "NVIDIA" and card.offered and "Laptop" not in card.name)
     return sorted(cards, key=lambda card: (card.memory_bytes.value, card.bandwidth_bytes_per_s))
 
 
 def _on(asked: Asked, card: str) -> Patch:
     """The patch that puts a plan on another card; an engine of processors gives way to those of cards."""
     engine = asked.leading.verdict.candidate.engine
-    return {"target": {"gpu": card}} | ({"engine": "auto"} if find_engine(engine).device == "cpu" else {})
+    return {"target": {"gpu": card, "count": _count(asked)}} | (
+        {"engine": "auto"} if find_engine(engine).device == "cpu" else {}
+    )
+
+
+def _count(asked: Asked) -> int:
+    """The cards of a plan: where the fewest are asked for, as many as were chosen."""
+    target = asked.spec.target
+    return asked.leading.verdict.candidate.cards if target.fewest else target.cards
 
 
 def _fewest_bytes(asked: Asked, largest: str) -> float | None:

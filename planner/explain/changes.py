@@ -41,7 +41,7 @@ _UNITS = ("", "%", " tok/s")
 
 
 def change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
-    """The spec with what the words change of it, and the patch. `engine`: the plan's own, whose settings are meant where none is named.
+    """Change a spec as the words say; return it and the patch. `engine`: the plan's own, whose settings are meant where none is named.
 
     Raises InputError, with the nearest words that are known, for words that change nothing.
     """
@@ -55,7 +55,7 @@ def change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
 
 
 def named(name: str) -> Iterator[Patch]:
-    """What a bare name may ask for, most likely first: an engine, formats or a method, a type of the cache, a card, a preference."""
+    """Give what a bare name may ask for, most likely first: an engine, formats or a method, a type of the cache, a card, a preference."""
     word = name.strip().lower()
     if word in ENGINE_NAMES:
         yield at(("engine",), word)
@@ -75,7 +75,7 @@ def named(name: str) -> Iterator[Patch]:
 
 
 def known_words() -> tuple[str, ...]:
-    """Every word that a change may begin with, for the nearest of a misspelt one."""
+    """List every word that a change may begin with, for the nearest of a misspelt one."""
     keys = (path[-1].replace("_", " ") for path in places())
     cards = (alias for card in all_gpus() for alias in (card.name,))
     formats = (name for engine in ENGINE_NAMES for name in find_engine(engine).weighed_formats)

@@ -31,7 +31,7 @@ class Judged:
 
     @classmethod
     def of(cls, spec: Spec, source: ModelIR, result: SearchResult, verdict: Verdict) -> Judged:
-        """A verdict of a search, whole."""
+        """Judge a verdict of a search whole."""
         return cls(spec, source, result, complete(spec, result.gpu, verdict))
 
     @property
@@ -91,7 +91,7 @@ class Difference:
 
 
 def side(judged: Judged, role: str) -> Side:
-    """What is said of one plan by itself."""
+    """Say what is to say of one plan by itself."""
     v, gpu = judged.verdict, judged.result.gpu
     cards = v.candidate.settings.parallel.gpus
     return Side(
@@ -103,7 +103,7 @@ def side(judged: Judged, role: str) -> Side:
 
 
 def differences(chosen: Judged, other: Judged) -> tuple[Difference, ...]:
-    """The figures of two plans that people compare: memory, speed of one client and of all, quality, work."""
+    """Compare the figures of two plans that people look at: memory, speed of one client and of all, quality, work."""
     mine, theirs = dict(_figures(chosen)), dict(_figures(other))
     return tuple(
         Difference(what, unit, mine[what, unit], theirs[what, unit], _change(mine[what, unit], theirs[what, unit], unit))
@@ -139,7 +139,7 @@ def _change(old: Quantity, new: Quantity, unit: str) -> str:
 
 
 def decides(chosen: Judged, other: Judged) -> str:
-    """What speaks for the first of two plans of one spec: what the other misses, else where the decision rule tells them apart."""
+    """Say what speaks for the first of two plans of one spec: what the other misses, else where the decision rule tells them apart."""
     if other.missed:
         return "; ".join(reason.message for reason in other.missed)
     goals = other.spec.goals

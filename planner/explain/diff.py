@@ -31,7 +31,7 @@ class PlanDifference:
 
 
 def diff(old: PlanDocument, new: PlanDocument) -> PlanDifference:
-    """What changed between two plans."""
+    """Find what changed between two plans."""
     return PlanDifference(
         tuple(changes(_inputs(old), _inputs(new))),
         tuple(changes(_decided(old.chosen), _decided(new.chosen))),
@@ -66,7 +66,7 @@ _UNITS = {
 
 
 def told(change: Change) -> tuple[str, str, str]:
-    """A change as people read it: what, before and after, figures with their units and the digits that tell them apart."""
+    """Say a change as people read it: what, before and after, figures with their units and the digits that tell them apart."""
     last = change.what.rpartition(".")[2]
     unit = _UNITS.get(last, "")
     name = "perplexity" if last == "log_ppl_increase" else change.what
@@ -99,7 +99,7 @@ def _plain(value: Any) -> str:
 
 
 def changes(old: Any, new: Any, path: str = "") -> list[Change]:
-    """Every place where two JSON documents differ, with both values."""
+    """List every place where two JSON documents differ, with both values."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
         return [c for key in keys for c in changes(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))]

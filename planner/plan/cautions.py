@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from passes import chain
 from passes.errors import ReasonKind
 from passes.ir.model import ModelIR
-from planner.apply_cost import Effort, holds, holds_whole
 from planner.choice.rule import making
 from planner.choice.search import SearchResult
+from planner.choice.space import workload_of
 from planner.choice.verdict import Verdict
 from planner.figures import show
+from planner.plan.effort import Effort
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
+from targets.simulation.lengths import MOST_APART
 
 _GIB = 1 << 30
 #: Of the requests that arrive in a second, so many must be served in it for the queue not to grow, ends of a run aside.
@@ -46,7 +48,19 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
         machines = -(-parallel.gpus // node)
         inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"
         yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}"
+    yield from _far_apart(spec)
     yield from _chosen_numbers(spec, result, verdict)
+
+
+def _far_apart(spec: Spec) -> Iterator[str]:
+    """Say where lengths vary more than those that are simulated do."""
+    for name, length in (("input", spec.workload.input), ("output", spec.workload.output)):
+        if length.usual > MOST_APART * length.mean and spec.workload.trace is None:
+            most = MOST_APART * length.mean
+            yield (
+                f"{name}: a p95 of {length.usual:,} is more than {MOST_APART:.2f} times the mean of {length.mean:,}, further apart than "
+                f"log-normal lengths are: the load is simulated with {most:,.0f}, the cache counted by {length.usual:,}; a trace says more"
+            )
 
 
 def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str]:
@@ -57,6 +71,11 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
         rate, first = show(speed.throughput_tok_s.value, "tok/s"), show(speed.ttft_ms.value, "ms")
         own = show(speed.decode_tok_s_per_request.value, "tok/s")
         yield f"clients were left open: {capacity.clients} at once{each} give {rate} in all, {own} each, a first token after {first}"
+    due = workload_of(spec).rate
+    if workload_of(spec).concurrency is None and due is not None and math.isfinite(due) and speed is not None:
+        took = speed.e2e_ms or speed.ttft_ms + speed.tpot_ms.scaled(workload_of(spec).output_tokens - 1)
+        usual, most = f"{due * took.value / 1e3:.2g} in flight", f"{capacity.clients} at most 95 times of 100"
+        yield f"{due:g} requests a second of {show(took.value, 'ms')} each keep about {usual}, {most}"
     if spec.goals.prefer == "cost" and speed is not None:
         hours = parallel.gpus * 1e6 / (3600 * max(speed.throughput_tok_s.value, 1e-9))
         yield f"a million generated tokens take {hours:.2f} hours of a card"
@@ -72,6 +91,8 @@ def unheld(spec: Spec, verdict: Verdict, served: ModelIR, card: Gpu | None, work
     """Say what the card of a plan has too little memory for, of the work that makes it."""
     if card is None or work is None or making(verdict) == 0:
         return
+    from planner.apply_cost import holds, holds_whole
+
     size = f"{card.name} has {card.memory_bytes.value / _GIB:.1f} GiB"
     if not holds(work, card):
         least = work.memory_bytes.low / _GIB

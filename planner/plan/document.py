@@ -14,11 +14,11 @@ from typing import Any
 from passes import chain
 from passes.base import Pass
 from passes.errors import DoesNotFitError, GoalMissedError, InputError
-from planner.apply_cost import Effort
 from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
 from planner.choice.verdict import GoalResult
 from planner.plan.codec import to_json
+from planner.plan.effort import Effort
 from planner.plan.stated import StatedReason
 from planner.quality.expected import Quality
 from planner.spec.parse import validated
@@ -203,14 +203,15 @@ class PortableTarget:
     max: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PortableWorkload:
     """What is asked of the served model, in tokens and requests."""
 
     context: int
-    concurrency: int | str
+    concurrency: int | str | None = None
     input_tokens: int | Mapping[str, int]
     output_tokens: int | Mapping[str, int]
+    images: Mapping[str, int] | None = None
     requests: int | None = None
     rate: str | None = None
     burstiness: float = 1.0

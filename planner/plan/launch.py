@@ -33,7 +33,9 @@ def launch(document: PlanDocument, ir: ModelIR, served_name: str) -> Launch:
 
 def launch_request(document: PlanDocument, ir: ModelIR, served_name: str) -> LaunchRequest:
     """Return what the launch files of a plan are asked to say."""
-    chosen = document.decision
+    chosen, workload = document.decision, document.spec.workload.asked
+    if workload.concurrency is None and chosen.capacity is not None:
+        workload = replace(workload, concurrency=chosen.capacity.at_once)
     return LaunchRequest(
         engine=chosen.engine.name,
         version=chosen.engine.version,
@@ -41,7 +43,7 @@ def launch_request(document: PlanDocument, ir: ModelIR, served_name: str) -> Lau
         served_name=served_name,
         ir=ir,
         settings=chosen.settings.settings,
-        workload=document.spec.workload.asked,
+        workload=workload,
         kv_cache_bytes=round(chosen.memory.kv_cache.value),
         trust_remote_code=document.spec.trust_remote_code,
     )

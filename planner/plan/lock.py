@@ -89,7 +89,7 @@ def stale_inputs(document: PlanDocument, spec: Spec, source: Source) -> list[str
 
 
 def staleness(document: PlanDocument) -> list[str]:
-    """As `stale_inputs`, of a plan that is only read. A plan that travelled rests on places that are not here: nothing is said."""
+    """List `stale_inputs` of a plan that is only read. A plan that travelled rests on places that are not here: nothing is said."""
     if document.places is None:
         return []
     try:

@@ -16,7 +16,6 @@ from passes.ir.model import ModelIR
 from passes.ir.names import Published
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
-from planner.apply_cost import Effort, effort, holds, no_effort
 from planner.choice.alternatives import alternatives
 from planner.choice.published import description
 from planner.choice.rule import MAKING, making
@@ -37,6 +36,7 @@ from planner.plan.document import (
     planned_settings,
     sealed,
 )
+from planner.plan.effort import Effort
 from planner.plan.lock import lock, portable_spec
 from planner.plan.remedies import followable, remedy
 from planner.plan.stated import figures_alone, stated, whole_bytes
@@ -154,6 +154,8 @@ def _where(here: Gpu, target: Gpu) -> tuple[Gpu, Gpu | None]:
 def _chosen(
     spec: Spec, verdict: Verdict, served: Source, result: SearchResult, where: tuple[Gpu, Gpu | None]
 ) -> ChosenPlan:
+    from planner.apply_cost import holds  # work is forecast of what was chosen only
+
     candidate, passes = verdict.candidate, verdict.candidate.passes
     lacking = list(missing(served.ir, passes))
     if not served.has_weights:
@@ -195,6 +197,8 @@ def _weights(spec: Spec, verdict: Verdict) -> str:
 
 
 def _work(spec: Spec, served: Source, verdict: Verdict, device: Gpu) -> Effort:
+    from planner.apply_cost import effort, no_effort
+
     if making(verdict) == 0:
         return no_effort(device)
     work = effort(spec, served.ir, verdict.ir, verdict.candidate.passes, device)

@@ -125,6 +125,7 @@ def _larger_cards(spec: Spec, verdict: Verdict) -> Iterator[str]:
         size = round(card.memory_bytes.value / (1 << 30))
         if (
             card.vendor == own.vendor
+            and card.offered
             and card.memory_bytes.value > max(least, own.memory_bytes.value)
             and size not in sizes
         ):

@@ -32,7 +32,7 @@ class Quality:
 
 
 def growth(rise: float) -> float:
-    """By which share perplexity grows where log-perplexity rises by so many nats a token: the one unit that people are shown."""
+    """Return the share by which perplexity grows where log-perplexity rises by so many nats a token: the one unit that people are shown."""
     return math.expm1(rise)
 
 

@@ -19,7 +19,7 @@ from targets.quantity import Basis, Quantity, weaker
 
 @lru_cache(maxsize=1)
 def fit() -> dict[str, Any]:
-    """The fit, parsed."""
+    """Read the fit."""
     values: dict[str, Any] = json.loads(
         files("planner.quality").joinpath("recovery_fit.json").read_text(encoding="utf-8")
     )

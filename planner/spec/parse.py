@@ -184,10 +184,10 @@ def _closest(problems: Sequence[Any]) -> list[Any]:
 
     def beaten(problem: Any) -> bool:
         stem, kind = problem["loc"][:-1], problem["type"]
-        return kind.endswith("_type") and any(
-            other is not problem and other["loc"][: len(stem)] == stem and len(other["loc"]) > len(stem) + 1
-            for other in problems
-        )
+        beside = [other for other in problems if other is not problem and other["loc"][: len(stem)] == stem]
+        if isinstance(problem["input"], Mapping) and "function-before" in str(problem["loc"][-1:]):
+            return bool(beside)  # text with a unit, where a part of a spec is allowed too
+        return kind.endswith("_type") and any(len(other["loc"]) > len(stem) + 1 for other in beside)
 
     return [problem for problem in problems if not beaten(problem)] or list(problems)
 
@@ -213,10 +213,10 @@ def _is_branch(part: object, value: Mapping[str, Any], path: tuple[Any, ...]) ->
     return False
 
 
-def _spellings(name: str, field: FieldInfo) -> tuple[object, ...]:
-    """The keys that a field is read from."""
+def spellings(name: str, field: FieldInfo) -> tuple[str, ...]:
+    """Return the keys that a field is read from."""
     alias = field.validation_alias
-    return (name, *(alias.choices if isinstance(alias, AliasChoices) else ()))
+    return (name, *(map(str, alias.choices) if isinstance(alias, AliasChoices) else ()))
 
 
 def _parts(field: FieldInfo) -> Iterator[type[BaseModel]]:
@@ -229,7 +229,7 @@ def _parts(field: FieldInfo) -> Iterator[type[BaseModel]]:
 def _places(part: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Where each key of a spec stands, as the keys that lead to it."""
     for name, field in part.model_fields.items():
-        yield from ((*above, str(spelling)) for spelling in dict.fromkeys(_spellings(name, field)))
+        yield from ((*above, spelling) for spelling in dict.fromkeys(spellings(name, field)))
         for inner in _parts(field):
             yield from _places(inner, (*above, name))
 
@@ -239,7 +239,7 @@ def _known_keys(path: list[Any]) -> list[str]:
     model: type[BaseModel] = Spec
     for step in path:
         fields = model.model_fields.items()
-        field = next((field for name, field in fields if str(step) in _spellings(name, field)), None)
+        field = next((field for name, field in fields if str(step) in spellings(name, field)), None)
         inner = next(_parts(field), None) if field else None
         if inner is None:
             break

@@ -20,9 +20,17 @@ Path = tuple[str, ...]
 
 
 def patched(spec: Spec, patch: Patch) -> Spec:
-    """The spec with a patch. Raises InputError where it is none any more. A number of cards takes `max`, which is of `auto`, away."""
-    counted = isinstance(patch.get("target", {}).get("count"), int)
-    base = merged(spec.model_dump(mode="json", exclude_none=True), {"target": {"max": None}} if counted else {})
+    """The spec with a patch. Raises InputError where it is none any more. A number of cards takes `max`, which is of `auto`, away; a rate
+    takes the clients away, which wait for answers, and they the rate.
+    """
+    base = spec.model_dump(mode="json", exclude_none=True)
+    if isinstance(patch.get("target", {}).get("count"), int):
+        base = merged(base, {"target": {"max": None}})
+    load = patch.get("workload", {})
+    if any(load.get(key) is not None for key in ("rate", "trace")):
+        base = merged(base, {"workload": {"concurrency": None}})
+    elif load.get("concurrency") is not None:
+        base = merged(base, {"workload": dict.fromkeys(("rate", "trace", "burstiness", "max_concurrency"))})
     return validated(None, merged(base, patch), "the changed spec")
 
 

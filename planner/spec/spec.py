@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    WithJsonSchema,
     field_serializer,
     field_validator,
     model_validator,
@@ -31,13 +32,37 @@ from planner.spec import units
 from planner.spec.trace import read_trace
 from targets.workload import Workload
 
-Bytes = Annotated[int, BeforeValidator(units.parse_bytes), PlainSerializer("{} B".format)]
-Seconds = Annotated[float, BeforeValidator(units.parse_seconds), PlainSerializer("{} s".format)]
-Rate = Annotated[float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format)]
-Arrivals = Annotated[
-    float, Field(allow_inf_nan=True), BeforeValidator(units.parse_arrivals), PlainSerializer(units.format_arrivals)
+
+def _said(what: str, *examples: str) -> WithJsonSchema:
+    """The schema of what is written as text with a unit."""
+    return WithJsonSchema({"type": "string", "description": what, "examples": list(examples)})
+
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(units.parse_bytes),
+    PlainSerializer("{} B".format),
+    _said("Memory, with its unit.", "0.5 GiB", "24 GB"),
 ]
-Share = Annotated[float, BeforeValidator(units.parse_share), PlainSerializer(units.format_share)]
+Seconds = Annotated[
+    float,
+    BeforeValidator(units.parse_seconds),
+    PlainSerializer("{} s".format),
+    _said("A time, with its unit.", "500 ms", "2 s"),
+]
+Rate = Annotated[
+    float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format), _said("Tokens a second.", "20 tok/s")
+]
+Arrivals = Annotated[
+    float, Field(allow_inf_nan=True), BeforeValidator(units.parse_arrivals), PlainSerializer(units.format_arrivals),
+    _said("Requests a second.", "4/s", "30/min", "inf"),
+]  # fmt: skip
+Share = Annotated[
+    float,
+    BeforeValidator(units.parse_share),
+    PlainSerializer(units.format_share),
+    _said("A share, in percent.", "5%", "0.5%"),
+]
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
 
 
@@ -161,20 +186,36 @@ class Length(Strict):
     def _ordered(self) -> Length:
         if not self.mean <= self.usual <= self.longest:
             raise ValueError("mean, p95 and max of a length must rise in this order")
+        if self.usual > 20 * self.mean:
+            raise ValueError(
+                f"a p95 of {self.usual:,} cannot be with a mean of {self.mean:,}: the five longest of a hundred alone bring more"
+            )
         return self
+
+
+class Images(Strict):
+    """Pictures that come with each request, beside its text."""
+
+    count: Count = 1
+    """Of a request, at most; the server refuses more."""
+    tokens: Count
+    """Of one, as the model counts them: Qwen2.5-VL width × height / 784, Gemma 3 256, Pixtral width × height / 256. They are input, and
+    cached as the text is."""
 
 
 class WorkloadSpec(Strict):
     """What is asked of the served model."""
 
     context: Count = 4096
-    concurrency: Count | Literal["auto"] = 1
-    """Clients that each wait for their answer. `auto`: as many as serve the goals best; so it is where this is left out and the goals are
-    on the throughput of all together."""
+    concurrency: Count | Literal["auto"] | None = None
+    """Clients that each wait for their answer. `auto`: as many as serve the goals best. Left out: one, or `auto` where the goals are on the
+    throughput of all together; of requests that arrive as many as the rate keeps in flight."""
     input_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("input_tokens", "input"))] = 512
     """Of a prompt: a number, or `{ mean: 800, p95: 3000, max: 8000 }`. `input` is read too."""
     output_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
     """Of an answer, likewise. `output` is read too."""
+    images: Images | None = None
+    """Pictures of each request, beside its text: `{ count: 2, tokens: 1200 }`."""
     requests: Count | None = None
     """How many in all, of lengths that are all alike where only their mean is told: a benchmark's run. Left out: as many as steady figures
     take, of lengths that vary."""
@@ -196,8 +237,13 @@ class WorkloadSpec(Strict):
 
     @property
     def input(self) -> Length:
-        """Tokens of a prompt."""
-        return self.input_tokens if isinstance(self.input_tokens, Length) else Length(mean=self.input_tokens)
+        """Tokens of a prompt, those of its pictures among them."""
+        text = self.input_tokens if isinstance(self.input_tokens, Length) else Length(mean=self.input_tokens)
+        if self.images is None:
+            return text
+        seen = self.images.count * self.images.tokens
+        more = {key: value + seen for key, value in text if value is not None}
+        return Length(**more)
 
     @property
     def output(self) -> Length:
@@ -208,13 +254,23 @@ class WorkloadSpec(Strict):
     def asked(self) -> Workload:
         """What engines are asked."""
         prompt, answer = self.input, self.output
-        clients = self.concurrency if isinstance(self.concurrency, int) else None
+        left_open = None if self.arrives or self.concurrency == "auto" else 1
+        clients = self.concurrency if isinstance(self.concurrency, int) else left_open
         shared = self.shared_prefix
         workload = Workload(
             self.context, clients, prompt.mean, answer.mean, prompt.p95, answer.p95, self.requests, self.rate, self.burstiness,
             self.max_concurrency, round(shared * prompt.mean) if isinstance(shared, float) else shared,
+            pictures=self.images.count if self.images else 0, picture_tokens=self.images.tokens if self.images else 0,
         )  # fmt: skip
         return workload if self.trace is None else workload.replaying(read_trace(self.trace))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_once(cls, said: object) -> object:
+        for short in ("input", "output"):
+            if isinstance(said, dict) and {short, f"{short}_tokens"} <= said.keys():
+                raise ValueError(f"{short} and {short}_tokens are one length: keep one of them")
+        return said
 
     @model_validator(mode="after")
     def _fits(self) -> WorkloadSpec:
@@ -294,6 +350,15 @@ class Goals(Strict):
     fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
     """The same for fitting the card."""
     bands: Bands = Bands()
+
+    @field_validator("decode", "throughput", mode="before")
+    @classmethod
+    def _of_the_mean(cls, asked: object) -> object:
+        if isinstance(asked, dict):
+            raise ValueError(
+                "a goal on a rate is one figure, such as 20 tok/s; percentiles are of times: tpot: { p95: 50 ms }"
+            )
+        return asked
 
     @property
     def times(self) -> tuple[tuple[str, str, float], ...]:
@@ -473,11 +538,23 @@ class Spec(Strict):
 
     @model_validator(mode="after")
     def _clients_left_open(self) -> Spec:
-        """Where the goals are on all clients together, how many there are is chosen unless it is said."""
-        on_all = self.goals.batch or self.goals.throughput is not None
-        if not on_all or self.workload.arrives or "concurrency" in self.workload.model_fields_set:
+        """How many clients there are, where it is not said: of goals on all together it is chosen, of arrivals it follows from the rate."""
+        load = self.workload
+        if isinstance(load.concurrency, int) or load.arrives is (load.concurrency is None):
             return self
-        return self.model_copy(update={"workload": self.workload.model_copy(update={"concurrency": "auto"})})
+        on_all = self.goals.batch or self.goals.throughput is not None
+        clients = None if load.arrives else load.concurrency or ("auto" if on_all else 1)
+        return self.model_copy(update={"workload": load.model_copy(update={"concurrency": clients})})
+
+    @model_validator(mode="after")
+    def _no_more_than_arrives(self) -> Spec:
+        wanted, rate, each = self.goals.throughput, self.workload.rate, self.workload.output.mean
+        if wanted is not None and rate is not None and wanted > rate * each:
+            raise ValueError(
+                f"no more is served than arrives: {rate:g} requests a second of {each:,} tokens each are {rate * each:,.0f} tok/s, "
+                f"the goal on throughput is {wanted:,.0f}; lower the goal, or raise the rate"
+            )
+        return self
 
     @model_validator(mode="after")
     def _texts_differ(self) -> Spec:

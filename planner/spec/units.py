@@ -17,6 +17,10 @@ _FAR = 1e18
 
 
 def _parse(text: object, units: dict[str, float], kind: str, example: str) -> float:
+    if isinstance(text, dict | list):
+        raise ValueError(
+            f"should be {kind}, such as {example}, and is a {'list' if isinstance(text, list) else 'mapping'}"
+        )
     if isinstance(text, bool) or not isinstance(text, str):
         shown = f"{text!r}" if text is not None else "nothing"
         raise ValueError(f"{shown} has no unit: write {kind} with one, such as {example}")

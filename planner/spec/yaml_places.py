@@ -72,6 +72,7 @@ class _Reader:
         return InputError(what, remedy=remedy, location=_at(node.start_mark, self.name))
 
     def value(self, node: yaml.Node, depth: int = 1) -> Any:
+        """Make the plain value of a node. Raises InputError for aliases, tags and depths that no spec needs."""
         if id(node) in self.seen:
             raise self.refused(node, "an alias (*) is not read in a spec", "write out what it stands for")
         self.seen.add(id(node))
@@ -87,6 +88,7 @@ class _Reader:
         raise self.refused(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not read in a spec")
 
     def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
+        """Make a dictionary of a mapping. Raises InputError for a key that is no plain word, or that stands twice."""
         found: dict[str, Any] = {}
         lines: dict[str, int] = {}
         for key, inner in node.value:

@@ -18,6 +18,7 @@ from passes.errors import InputError, Reason
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
 from passes.registry import Registry
+from targets.engines.features import PLAIN, Features
 from targets.gpu import Gpu
 from targets.quantity import Quantity
 from targets.speed.kernels import Kernel
@@ -53,6 +54,7 @@ class Settings:
 
     `version` None: the newest the accounting knows. `kv_cache_memory_bytes`: explicit KV size, bypasses the utilisation.
     `reserve_bytes`: what else lives on the card (a desktop), kept free. `dtype`: what the model is asked to compute in, as users write it.
+    `features`: what its server is asked for besides.
     """
 
     version: str | None = None
@@ -65,6 +67,7 @@ class Settings:
     kv_cache_memory_bytes: int | None = None
     reserve_bytes: int = 0
     dtype: str | None = None
+    features: Features = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +230,8 @@ class Engine(ABC):
     unmeasured: ClassVar[str | None] = None
     #: Whether one launch runs several replicas of a model (data parallel).
     replicates: ClassVar[bool] = False
+    #: Whether it asks at its start for a share of the card, whatever the model needs.
+    takes_share: ClassVar[bool] = False
     #: Formats of fixed width that are weighed where a spec names none.
     weighed_formats: ClassVar[tuple[str, ...]] = ()
     #: Its own format of any bits a weight; None where it has none.
@@ -257,6 +262,10 @@ class Engine(ABC):
     @abstractmethod
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """Return how the engine spends the card's memory. Answered for illegal combinations too."""
+
+    def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
+        """Return bytes of weights that one card holds at least, as `memory` counts them but sooner; 0 where only `memory` tells."""
+        return 0
 
     @abstractmethod
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
@@ -313,6 +322,10 @@ class Engine(ABC):
         only rises with each of them: the search relies on it.
         """
         return ()
+
+    def built_for(self, version: str | None) -> int | None:
+        """Return the major number of the CUDA that a version's package is built for; None where that is not known."""
+        return None
 
     def known_versions(self) -> tuple[str, ...]:
         """Versions whose accounting is known, oldest first."""

@@ -74,8 +74,15 @@ class Layout:
         return blocks // len(self.groups) * self.settings.block_size
 
     def longest(self, available_bytes: float, limit: int) -> int:
-        """Return the longest context that one request may have (0: none), by bisection as the engine does."""
-        low, high = 0, limit
+        """Return the longest context that one request may have (0: none): the tokens of all blocks where layers keep every one, else by
+        bisection as the engine does.
+        """
+        if self.starts(available_bytes, limit):
+            return limit
+        if len(self.groups) == 1 and self.groups[0][0].grows:
+            reserved = self.block_bytes if self.rules.null_block else 0
+            return self.blocks(available_bytes - reserved) * self.groups[0][0].block_size
+        low, high = 0, limit - 1
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.starts(available_bytes, middle) else (low, middle - 1)
@@ -83,8 +90,8 @@ class Layout:
 
     def bytes_per_token(self) -> float:
         """Return what one more token of a long sequence takes: layers that keep every token only."""
-        growing = [(spec, layers) for spec, layers in self.groups if spec.kind in ("full", "mla")]
-        return sum(self.block_bytes / spec.block_size for spec, _ in growing)
+        growing = sum(self.block_bytes / spec.block_size for spec, _ in self.groups if spec.grows)
+        return growing / self.settings.context_parallel
 
 
 def build_layout(states: Sequence[tuple[LayerState, int]], settings: CacheSettings, rules: Rules) -> Layout:

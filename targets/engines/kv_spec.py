@@ -12,7 +12,8 @@ class CacheSettings:
 
     `state_bytes`: of an element of a recurrent layer's running state where the model leaves it open (None: the model dtype).
     `in_flight_tokens`: most tokens scheduled but not settled. `head_bytes`: of the scale beside each head's key, and each head's
-    value, of a token. `prefix_caching`: recurrent layers keep two states a sequence then (vLLM's "align" mode).
+    value, of a token. `prefix_caching`: recurrent layers keep two states a sequence then (vLLM's "align" mode). `context_parallel`: ranks
+    over which the tokens of full layers are spread. `draft_tokens`: drafted a step, each of which keeps a state of its own.
     """
 
     block_size: int
@@ -24,6 +25,8 @@ class CacheSettings:
     state_bytes: int | None = None
     mamba_alignment: int = 16
     head_bytes: int = 0
+    context_parallel: int = 1
+    draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +38,20 @@ class Spec:
     block_size: int
     reach: int = 0
 
+    @property
+    def grows(self) -> bool:
+        """Whether every token of a sequence is kept."""
+        return self.kind in ("full", "mla")
+
     def blocks(self, length: int, settings: CacheSettings) -> int:
         """Blocks one request of `length` tokens holds at most (the spec's `max_memory_usage_bytes` over its page)."""
         if self.kind == "state":
             # `reach` counts the checkpoints that a prefill exports besides (Mamba 2).
-            return 2 + self.reach if settings.prefix_caching else 1
+            return (2 + self.reach if settings.prefix_caching else 1) + settings.draft_tokens
         if self.kind == "sliding":
             return math.ceil(min(self.reach - 1 + settings.in_flight_tokens, length) / self.block_size) + 1
         if self.kind == "chunked":
             return math.ceil(min(self.reach + settings.in_flight_tokens, length) / self.block_size)
         if self.kind == "cross":
             return math.ceil(self.reach / self.block_size)
-        return math.ceil(length / self.block_size)
+        return math.ceil(math.ceil(length / settings.context_parallel) / self.block_size)

@@ -209,7 +209,8 @@ def predict(point: Observation, model: ServedModel, profile: Profile, values: Ma
     rates = rates_from(values, generation_of(gpu))
     budget = target.scheduler(gpu, Settings(parallel=model.parallel), workload).tokens
     loop = Loop(
-        point.input_tokens, point.output_tokens, 1, 1, budget, target.cache_bytes(ir), 1, rates.host_s, rates.host_token_s
+        point.input_tokens, point.output_tokens, 1, 1, budget, target.cache_bytes(ir), 1, rates.request_s(model.parallel.tp),
+        rates.host_token_s,
     )  # fmt: skip
     return closed_loop(lambda step: step_seconds(work, card, rates, step, model.parallel.tp), loop)
 

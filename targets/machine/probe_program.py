@@ -113,7 +113,7 @@ def seconds_in_rounds(
 
 
 def rows_in_time(call: Callable[[int], object], place: Place, least: int, budget_s: float) -> int:
-    """How many rows, from `least` to `place.rows` in steps of four, a product may have whose call takes no longer than a share of the
+    """Find how many rows, from `least` to `place.rows` in steps of four, a product may have whose call takes no longer than a share of the
     budget.
 
     Where torch has no kernel for a processor, a large product takes minutes. The first call of each size does not count: libraries
@@ -227,7 +227,7 @@ def launch_seconds(place: Place) -> float:
 
 
 def all_reduce(rank: int, world: int, port: int, found: Any) -> None:
-    """One process of the all-reduce measurement: seconds of a small one, bytes a second of a large one."""
+    """Run one process of the all-reduce measurement: seconds of a small one, bytes a second of a large one."""
     import torch.distributed as dist
 
     torch.cuda.set_device(rank)

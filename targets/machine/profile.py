@@ -72,7 +72,7 @@ class Profile:
 
 
 def profile_path(device: str) -> Path:
-    """Where a device's profile is kept."""
+    """Name the file that a device's profile is kept in."""
     return _profiles(os.environ.get("TIGHTFIT_HOME"), os.environ.get("HOME")) / _file_name(device)
 
 
@@ -87,7 +87,7 @@ def _file_name(device: str) -> str:
 
 
 def load_profile(device: str) -> Profile | None:
-    """The stored profile of a device, believed or not; None where it was never calibrated. Raises InputError where it is damaged."""
+    """Read the stored profile of a device, believed or not; None where it was never calibrated. Raises InputError where it is damaged."""
     path = profile_path(device)
     try:
         changed = path.stat().st_mtime_ns

@@ -23,7 +23,7 @@ class ServerVerifier(Verifier):
         self._engine = engine
 
     def python(self, given: Path | None) -> Path:
-        """As given, else TIGHTFIT_ENGINE, else where `make engine` puts it."""
+        """Take it as given, else TIGHTFIT_ENGINE, else where `make engine` puts it."""
         return engine_python(given)
 
     def installed(self, python: Path) -> Installed:
@@ -55,6 +55,6 @@ class ServerVerifier(Verifier):
 
 
 def warm_up(served: Served, name: str, asked: Load, prompt: Callable[[int], Prompt] = unseen_prompt) -> None:
-    """As many short answers at once as the load has clients: kernels are compiled and memory is taken by first requests."""
+    """Ask for as many short answers at once as the load has clients: kernels are compiled and memory is taken by first requests."""
     short = replace(asked, requests=asked.concurrency, output_tokens=min(_WARM, asked.output_tokens), rate=None)
     load(served, name, short, prompt)

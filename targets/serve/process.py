@@ -58,7 +58,7 @@ def engine_python(given: Path | None = None) -> Path:
 
 
 def named_python(given: Path | None, *variables: str) -> Path | None:
-    """The Python as given, else as the first variable that is set names it: itself or its environment's folder. Raises InputError."""
+    """Find the Python as given, else as the first variable that is set names it: itself or its environment's folder. Raises InputError."""
     text = str(given) if given else next((os.environ[name] for name in variables if os.environ.get(name)), "")
     if not text:
         return None

@@ -16,12 +16,12 @@ class Arrivals:
 
 
 def closed_loop(clients: int, requests: int) -> Arrivals:
-    """All `clients` start at once; each sends the next of `requests` when it is answered (`vllm bench serve --max-concurrency`)."""
+    """Let all `clients` start at once; each sends the next of `requests` when it is answered (`vllm bench serve --max-concurrency`)."""
     return Arrivals((0.0,) * requests, clients)
 
 
 def burst(requests: int, at_once: int | None = None) -> Arrivals:
-    """All at once (`--request-rate inf`)."""
+    """Send all requests at once (`--request-rate inf`)."""
     return Arrivals((0.0,) * requests, at_once)
 
 

@@ -25,12 +25,11 @@ from targets.workload import Limit, Workload
 
 #: Requests of a closed loop at most, where nobody says how many there are.
 MOST_REQUESTS = 2000
-#: By how much the cache may be another, as a share.
-_CACHE_ERROR = 0.1
-#: Seconds of the host a request that no other request's overlap: under 0.5 ms with 0.26 on an H100, where all the host took 6 ms.
-_SERIAL_HOST = 0.0003
-#: By which share lengths vary where nothing is said of them.
-_SPREAD = 0.2
+#: By how much the cache may be another at least, and the least that is taken of it, as shares.
+_CACHE_ERROR, _LEAST_CACHE = 0.1, 0.1
+#: By which share lengths vary where nothing is said of them, as in most published closed loops (InferenceX: `--random-range-ratio 0.8`);
+#: rounds of those of equal lengths.
+_SPREAD, _FEW_ROUNDS = 0.11, 3
 #: Requests of a run that only says whether a load is served, and the lowest rate that is tried.
 _SHORT_RUN, _LEAST_RATE = 1024, 1 / 64
 #: A block that holds any sequence: for caches that do not grow with it.
@@ -53,8 +52,7 @@ def load_of(workload: Workload, replicas: int = 1) -> Load:
     clients = max(1, round((workload.concurrency or 1) / replicas))
     usual = min(ROUNDS * clients, MOST_REQUESTS) if workload.rate is None else REQUESTS // replicas
     count = max(1, usual if workload.requests is None else -(-workload.requests // replicas))
-    prompts = _lengths(workload.input_tokens, workload.input_p95, workload, count, 1)
-    answers = _lengths(workload.output_tokens, workload.output_p95, workload, count, 2)
+    prompts, answers = _lengths_of(workload, count)
     kept = [min(answer, workload.context - 1) for answer in answers]
     lengths = [(min(prompt, workload.context - answer), answer) for prompt, answer in zip(prompts, kept, strict=True)]
     at_once = None if workload.at_once is None else max(1, workload.at_once // replicas)
@@ -64,6 +62,19 @@ def load_of(workload: Workload, replicas: int = 1) -> Load:
         return Load(arriving.burst(count, at_once), lengths)
     due = arriving.poisson(workload.rate / replicas, count, workload.burstiness, at_once=at_once)
     return Load(due, lengths)
+
+
+def _lengths_of(workload: Workload, count: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Lengths of prompts and of answers. Where their means alone are told: of what arrives by chance, as chats are, as far as the context
+    leaves room; of a closed loop, equal in a run of so many requests, which is a benchmark's, else spread.
+    """
+    prompt, answer = workload.input_tokens, workload.output_tokens
+    if workload.rate is not None and not (workload.input_p95 or workload.output_p95):
+        told = long.chats(prompt, answer, count, room=workload.context / (prompt + answer))
+        return [length for length, _ in told], [length for _, length in told]
+    return (
+        _lengths(prompt, workload.input_p95, workload, count, 1), _lengths(answer, workload.output_p95, workload, count, 2)
+    )  # fmt: skip
 
 
 def _lengths(mean: int, p95: int | None, workload: Workload, count: int, seed: int) -> Sequence[int]:
@@ -91,8 +102,9 @@ def cache_of(kv: KVEstimate, workload: Workload, block: int) -> Cache:
 def served(
     engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
 ) -> SpeedEstimate:
-    """Predict what users of the workload see. `ir`: as the engine computes it. Intervals are the ends of runs with slower steps and a
-    smaller cache, and with faster ones and a larger one: near saturation they are wide, to one side.
+    """Predict what users of the workload see. `ir`: as the engine computes it. Intervals are the ends of runs with slower steps and the
+    least cache, and with faster ones and the most: near saturation they are wide, to one side. Where nothing is said of a closed
+    loop's requests, the run of a benchmark is among them: few rounds of equal lengths, in which clients stay in step.
     """
     if engine.queue(gpu, settings, workload, memory.kv) is None or not is_fitted(engine.name):
         return engine.speed(ir, gpu, settings, workload, memory)
@@ -107,7 +119,11 @@ def served(
 
     load = load_of(workload, question.replicas)
     width = question.fitted.widths[question.regime(workload)]
-    runs = (run(load), run(load, width.tpot, 1 - _CACHE_ERROR), run(load, -width.tpot, 1 + _CACHE_ERROR))
+    short, roomy = _cache_shares(memory.kv)
+    runs = [run(load), run(load, width.tpot, short), run(load, -width.tpot, roomy)]
+    if _unsaid(workload):
+        in_step = replace(workload, requests=_FEW_ROUNDS * round(question.loop.clients) * question.replicas)
+        runs.append(run(load_of(in_step, question.replicas), width.tpot))
     told = _estimate(formula, runs, question, load, width.ttft)
     if not workload.limits:
         return told
@@ -121,6 +137,12 @@ def served(
         most_clients=None if by_rate else int(best),
         highest_rate=best if by_rate else None,
     )
+
+
+def _unsaid(workload: Workload) -> bool:
+    """Whether nobody said how many requests a closed loop has, nor how their lengths differ: clients may as well stay in step."""
+    told = workload.requests or workload.input_p95 or workload.output_p95 or workload.trace
+    return (workload.concurrency or 1) > 1 and workload.rate is None and not told
 
 
 def highest(workload: Workload, keeps: Callable[[Workload], bool]) -> float:
@@ -186,6 +208,16 @@ def _grows(run: Run) -> bool:
     return end > 1.2 * half + 3 * math.sqrt(half + 1)
 
 
+def _cache_shares(kv: KVEstimate) -> tuple[float, float]:
+    """The least and the most that the cache may be, as shares of what is expected, by the memory estimate's own interval."""
+    held = kv.max_concurrency
+    if not 0 < held.value < math.inf:
+        return 1 - _CACHE_ERROR, 1 + _CACHE_ERROR
+    return min(1 - _CACHE_ERROR, max(held.low / held.value, _LEAST_CACHE)), max(
+        1 + _CACHE_ERROR, held.high / held.value
+    )
+
+
 def _scaled(kv: KVEstimate, share: float) -> KVEstimate:
     at_once = kv.max_concurrency
     return replace(kv, max_concurrency=replace(at_once, value=at_once.value * share))
@@ -193,7 +225,7 @@ def _scaled(kv: KVEstimate, share: float) -> KVEstimate:
 
 def _run(seconds: StepTimes, factor: float, queue: Composer, load: Load, question: Asked) -> Run:
     rates = question.fitted.rates
-    host = Host(rates.host_s, _SERIAL_HOST, rates.host_token_s)
+    host = Host(rates.request_s(question.run.tp), rates.serial_s, rates.host_token_s)
 
     def step_s(batch: Batch) -> float:
         return factor * (seconds.apart(batch) if queue.apart else seconds(batch))

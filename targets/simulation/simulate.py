@@ -167,7 +167,7 @@ class _Door:
         return self._coming[0][0] if self._coming else math.inf
 
     def answered(self, now: float) -> None:
-        """An answer, or the start, frees a client: the next request is sent, when it is due."""
+        """Free a client, by an answer or at the start: the next request is sent, when it is due."""
         number = self._number
         if number == len(self._lengths):
             return
@@ -179,7 +179,7 @@ class _Door:
         heappush(self._coming, (seen, number, Request(number, prompt, output)))
 
     def arrived(self, now: float) -> list[Request]:
-        """The requests that the engine sees by now, for the first time."""
+        """List the requests that the engine sees by now, for the first time."""
         out = []
         while self._coming and self._coming[0][0] <= now:
             out.append(heappop(self._coming)[2])

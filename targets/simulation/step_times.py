@@ -1,8 +1,8 @@
 """Seconds of steps from a step model that is asked little: its terms apart, each a curve through a few points.
 
 A step's time is a sum (`targets.speed.step.step_seconds`): what depends on all tokens of the step, on the rows that are sampled, on the
-decoding sequences, on their contexts, on pairs of a prompt's tokens. So the model is asked along these five lines only, once for each
-length up to 64 and at 32 points an octave above.
+decoding sequences, on their contexts, on pairs of a prompt's tokens. Those that only decode are steps of their own kind. So the model is
+asked along these six lines only: these at every length up to where CUDA graphs end, the others up to 64 and at 32 points an octave above.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from targets.speed.step import Step
 _PROMPT = 512
 #: Up to here every length is asked; above, so many bits of it.
 _EXACT, _BITS = 64, 6
+#: Up to here batches that only decode are padded to sizes (`targets.speed.step.padded`), so that every length is asked.
+_PADDED = 512
 
 
 class StepTimes:
@@ -28,6 +30,7 @@ class StepTimes:
         self._step, self._cache_bytes, self._stages = step, cache_bytes, stages
         self._tokens = lru_cache(maxsize=None)(self._ask_tokens)
         self._sampled = lru_cache(maxsize=None)(self._ask_sampled)
+        self._alone = lru_cache(maxsize=None)(self._ask_alone)
         self._decoding = lru_cache(maxsize=None)(self._ask_decoding)
         self._context = lru_cache(maxsize=None)(self._ask_context)
         self._pairs = lru_cache(maxsize=None)(self._ask_pairs)
@@ -44,9 +47,12 @@ class StepTimes:
             share = 1 / min(self._stages, max(decode + prompts, 1))
             decode, prompts = -(-decode // self._stages), -(-prompts // self._stages)
             prefill = round(prefill / min(self._stages, max(len(batch.chunks), 1)))
-        seconds = (
-            _at(self._tokens, decode + prefill) + _at(self._sampled, decode + prompts) + _at(self._decoding, decode)
-        )
+        if prefill:
+            seconds = (
+                _at(self._tokens, decode + prefill) + _at(self._sampled, decode + prompts) + _at(self._decoding, decode)
+            )
+        else:
+            seconds = _at(self._alone, decode, _PADDED)
         if decode:
             seconds += batch.context * share * _at(self._context, round(batch.context / batch.decode))
         if prefill:
@@ -69,9 +75,13 @@ class StepTimes:
         """What sampling so many rows adds to it."""
         return self._seconds(0, 0.0, _PROMPT, 0.0, rows) - self._tokens(_PROMPT)
 
+    def _ask_alone(self, decode: int) -> float:
+        """A step of sequences that only decode, but for their contexts."""
+        return self._seconds(decode, 0.0) if decode else 0.0
+
     def _ask_decoding(self, decode: int) -> float:
-        """What so many tokens take more, or less, than a prompt's because each is a sequence of its own."""
-        return self._seconds(decode, 0.0) - self._tokens(decode) - self._sampled(decode) if decode else 0.0
+        """What so many tokens beside a prompt take more, or less, than a prompt's because each is a sequence of its own."""
+        return self._seconds(decode, 0.0, _PROMPT) - self._seconds(0, 0.0, _PROMPT + decode, 0.0, decode)
 
     def _ask_context(self, context: int) -> float:
         """What a token of the cache adds to a decoding sequence that has so many."""
@@ -82,9 +92,9 @@ class StepTimes:
         return (self._seconds(0, 0.0, _PROMPT, seen) - self._tokens(_PROMPT)) / _PROMPT
 
 
-def _at(curve: Callable[[int], float], x: int) -> float:
-    """A curve at a whole number: asked there, or between the two nearest points that are."""
-    if x <= _EXACT:
+def _at(curve: Callable[[int], float], x: int, exact: int = _EXACT) -> float:
+    """A curve at a whole number: asked there, or above `exact` between the two nearest points that are."""
+    if x <= exact:
         return curve(x)
     unit = 1 << (x.bit_length() - _BITS)
     rest = x % unit

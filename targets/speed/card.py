@@ -24,7 +24,7 @@ _LIKE = {"CDNA4": 10.0, "CDNA3": 9.0, "CDNA2": 8.0, "RDNA3": 8.6, "RDNA4": 8.9}
 
 
 def generation_of(gpu: Gpu) -> str:
-    """The generation that efficiencies are kept by: CUDA compute capability (`8.6`, `9.0`; `10` and `12` for all of Blackwell), with
+    """Name the generation that efficiencies are kept by: CUDA compute capability (`8.6`, `9.0`; `10` and `12` for all of Blackwell), with
     ` geforce` behind it where that is the line.
     """
     if gpu.capability is None:
@@ -35,7 +35,7 @@ def generation_of(gpu: Gpu) -> str:
 
 
 def is_geforce(gpu: Gpu) -> bool:
-    """Whether a card's tensor cores sum in 32 bit at half their rate, as only NVIDIA's GeForce line has it from Ampere on.
+    """Tell whether a card's tensor cores sum in 32 bit at half their rate, as only NVIDIA's GeForce line has it from Ampere on.
 
     Such cards reach more of that halved rate than others of their full one, and their hosts are desktops: faster cores.
     """
@@ -43,13 +43,13 @@ def is_geforce(gpu: Gpu) -> bool:
 
 
 def capability_of(gpu: Gpu) -> float:
-    """The card's CUDA compute capability, or that of the generation that another maker's card is like; 0 for a processor."""
+    """Read the card's CUDA compute capability, or that of the generation that another maker's card is like; 0 for a processor."""
     return gpu.capability / 10 if gpu.capability else _LIKE.get(gpu.generation, 0.0)
 
 
 @lru_cache(maxsize=256)
 def card_of(engine: Engine, gpu: Gpu) -> Card:
-    """The card's peaks, and the kernels that `engine` runs on it."""
+    """Find the card's peaks, and the kernels that `engine` runs on it."""
     bf16 = gpu.bf16_flops or _FLOPS_PER_BYTE * gpu.bandwidth_bytes_per_s
     rates = {"bf16": bf16, "fp8": gpu.fp8_flops, "int8": gpu.int8_ops, "fp4": gpu.fp4_flops}
     return Card(
@@ -63,7 +63,7 @@ def card_of(engine: Engine, gpu: Gpu) -> Card:
 
 
 def wiring_of(gpu: Gpu) -> str:
-    """How cards of this kind reach each other: `nvlink` (or another maker's links), `pcie` from card to card, `staged` through the
+    """Say how cards of this kind reach each other: `nvlink` (or another maker's links), `pcie` from card to card, `staged` through the
     host's memory where the driver has no access from card to card (GeForce from Ada on).
     """
     if gpu.link_bytes_per_s:

@@ -141,6 +141,7 @@ def rates_from(values: Mapping[str, float], generation: str, version: str | None
         attention=at("attention"),
         layer_s=at("layer_s") * slower,
         expert_layer_s=values["expert_layer_s"] * slower,
+        recurrent_layer_s=values["recurrent_layer_s"] * slower,
         kernel_layer_s={family: values.get(f"kernel_layer_s.{family}", 0.0) * slower for family in FAMILIES},
         step_s=at("step_s") * composing,
         sequence_s=values["sequence_s"] * composing,
@@ -152,6 +153,9 @@ def rates_from(values: Mapping[str, float], generation: str, version: str | None
         host_s=values["host_s"],
         host_token_s=values["host_token_s"],
         occupancy=values["occupancy"],
+        graphs=int(values["graphs"]),
+        serial_s=values["serial_s"],
+        workers_s=values["workers_s"],
     )
 
 

@@ -6,6 +6,7 @@ once whatever the number of tokens; arithmetic and reading overlap imperfectly, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -59,15 +60,17 @@ class Rates:
     of routed experts. `cache`, `attention`: fraction of the bandwidth that reading the cache reaches, and of the 16-bit rate that
     attention over a prompt reaches.
 
-    Seconds: `layer_s` per layer, `expert_layer_s` more where experts are routed, `kernel_layer_s` more per layer by kernel
-    family (quantizing activations, unpacking), `step_s` per step, `sequence_s` per running sequence and step, `token_s` per
-    prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `links`: by kind. `host_s`, `host_token_s`:
-    host seconds a request, and a prompt token, before the first token.
+    Seconds: `layer_s` per layer, `expert_layer_s` more where experts are routed, `recurrent_layer_s` where a state is kept,
+    `kernel_layer_s` more per layer by kernel family (quantizing activations, unpacking), `step_s` per step, `sequence_s` per running
+    sequence and step, `token_s` per prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `links`: by kind.
+    Of the host, before the first token: `host_s` a request, `serial_s` of it one request after the other, `host_token_s` a prompt's token,
+    `workers_s` a request more where cards are several, whose workers are processes of their own.
 
     `tile`: rows that each hit expert's tokens are padded by, by kernel family. `routing`: exponent on the number of tokens, below 1
     because tokens share experts more than uniform routing would. `recurrence`: how much of a recurrent state a prompt's token moves,
     of what a generated one does.
-    `occupancy`: cache a running request takes, over what its prompt and half its answer would.
+    `occupancy`: cache a running request takes, over what its prompt and half its answer would. `graphs`: sequences of the largest CUDA
+    graph that decoding runs as (0: none); a batch is padded to the next captured size (`padded`).
     """
 
     memory: Mapping[str, float]
@@ -78,6 +81,7 @@ class Rates:
     attention: float
     layer_s: float
     expert_layer_s: float
+    recurrent_layer_s: float
     kernel_layer_s: Mapping[str, float]
     step_s: float
     sequence_s: float
@@ -89,6 +93,13 @@ class Rates:
     host_s: float
     host_token_s: float
     occupancy: float
+    graphs: int
+    serial_s: float
+    workers_s: float
+
+    def request_s(self, cards: int) -> float:
+        """Return the seconds of the host between a request's being sent and the engine's seeing it, but for its prompt's tokens."""
+        return self.host_s + (self.workers_s if cards > 1 else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +121,23 @@ def distinct_experts(copies: int, active: float, tokens: float) -> float:
     return float(copies * (1.0 - (1.0 - active / copies) ** tokens))
 
 
+def padded(sequences: float, graphs: int) -> float:
+    """Return the rows that a step of so many decoding sequences computes: those of the next CUDA graph. `graphs`: rows of the largest.
+
+    vLLM captures 1, 2, 4, multiples of 8 up to 256 and of 16 above (`config/vllm.py`, `cudagraph_capture_sizes`).
+    """
+    if sequences > graphs:
+        return sequences
+    for size in (1, 2, 4):
+        if sequences <= size:
+            return size
+    unit = 8 if sequences <= 256 else 16
+    return min(unit * math.ceil(sequences / unit), graphs)
+
+
 def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1) -> float:
     """Seconds of one step of a model spread over `tp` cards."""
-    tokens = step.decode + step.prefill
+    tokens = step.decode + step.prefill if step.prefill else padded(step.decode, rates.graphs)
     seconds = overhead_seconds(work, card, rates) + rates.sequence_s * step.decode
     seconds += rates.token_s * step.prefill * work.layers * work.hidden / 4096
     for matmul in work.matmuls:
@@ -140,7 +165,8 @@ def overhead_seconds(work: Work, card: Card, rates: Rates) -> float:
     storages = {part.storage for part in work.matmuls} | {part.storage for part in work.experts}
     families = {card.kernel(storage).family for storage in storages}
     layer = rates.layer_s + sum(rates.kernel_layer_s.get(family, 0.0) for family in families)
-    return rates.step_s + layer * work.layers + rates.expert_layer_s * work.expert_layers
+    seconds = rates.step_s + layer * work.layers + rates.expert_layer_s * work.expert_layers
+    return seconds + rates.recurrent_layer_s * work.recurrent_layers
 
 
 def _join(read: float, compute: float) -> float:

@@ -77,7 +77,7 @@ class Work:
 
 @remembered
 def work_of(ir: ModelIR) -> Work:
-    """The work of a model's decoder and head; towers beside it (vision, drafts) do not run while it generates."""
+    """Count the work of a model's decoder and head; towers beside it (vision, drafts) do not run while it generates."""
     decoder, counts = ir.decoder, ir.decoder.counts
     matmuls: Counter[tuple[Format, bool]] = Counter()
     matmul_weights: Counter[tuple[Format, bool]] = Counter()

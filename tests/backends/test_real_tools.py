@@ -6,6 +6,8 @@ import argparse
 import ast
 import json
 import subprocess
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from passes.backends.backend import Task
 from passes.base import Pass
 from passes.chain import find_backend
 from passes.formats.at_load import resident
+from passes.formats.format import Format
 from passes.ir.sources import open_model
 from passes.prune.depth import DepthPrune
 from passes.quantize.format_names import pass_named
@@ -86,13 +89,17 @@ def test_a_tool_works_on_what_the_prunings_left(tool: str, tmp_path: Path) -> No
     assert len(execute(job).target.decoder.layers) == 2
 
 
+@cache
+def folder_of(package: str) -> Path:
+    """Where a package is installed in the tools' environment, found without importing it: that would compile its extension."""
+    code = f"import importlib.util as u; print(u.find_spec({package!r}).submodule_search_locations[0])"
+    found = subprocess.run([str(environment("tools")), "-c", code], capture_output=True, text=True, check=True)
+    return Path(found.stdout.strip())
+
+
 def parser_of(module: str, package: str) -> argparse.ArgumentParser:
     """The argument parser that a converter's module builds, without the rest of it, which needs a card."""
-    found = subprocess.run(
-        [str(environment("tools")), "-c", f"import importlib.util as u; print(u.find_spec({package!r}).submodule_search_locations[0])"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    path = Path(found.stdout.strip()).parent / Path(*module.split(".")).with_suffix(".py")
+    path = folder_of(package).parent / Path(*module.split(".")).with_suffix(".py")
     tree = ast.parse(path.read_text())
     kept = [node for node in tree.body if ast.unparse(node).startswith(("parser", "group.add_argument", "group ="))]
     space: dict[str, object] = {"argparse": argparse}
@@ -129,80 +136,99 @@ def test_exllamav2_reads_the_text_that_calibrates(small: Path, tmp_path: Path) -
     assert pyarrow.parquet.read_table(file).num_rows == 2
 
 
-def test_gptqmodel_s_own_config_takes_our_options() -> None:
-    tool = find_backend("gptqmodel")
-    asked = [dict(tool.options(chain("gptqmodel", scheme))) for scheme in ("gptq-3-g64", "gptq-8-channel", "awq-4-g64")]
-    code = """
+#: Options as GPTQModel's own config takes them, and of results of the walk the weights that GPTQModel computes with.
+_ASKED_OF_GPTQMODEL = """
 import json, sys
-from gptqmodel import QuantizeConfig
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from gptqmodel.quantization import FORMAT, METHOD
+from safetensors.torch import save_file
 for options in json.loads(sys.argv[1]):
     method, form = METHOD(options.pop("method")), FORMAT(options.pop("format"))
     found = QuantizeConfig(**options, method=method, format=form)
     print("FOUND", found.bits, found.group_size, found.sym)
-"""
-    python = environment("gptqmodel")
-    done = subprocess.run([str(python), "-c", code, json.dumps(asked)], capture_output=True, text=True, check=False)
-    found = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
-    assert found == [f"FOUND {one['bits']} {one['group_size']} {one['sym']}" for one in asked], done.stderr[-1500:]
-
-
-def test_gptqmodel_reads_what_the_walk_writes(small: Path, tmp_path: Path) -> None:
-    """Every way of GPTQ's format that AutoGPTQ and GPTQModel have: the weights that GPTQModel computes with are ours.
-
-    Asymmetric ones in version 2 only: of version 1 it reads its own.
-    """
-    code = """
-import sys
-from gptqmodel import BACKEND, GPTQModel
-from safetensors.torch import save_file
-for folder in sys.argv[1:]:
+for folder in sys.argv[2:]:
     found = GPTQModel.load(folder, device="cpu", backend=BACKEND.TORCH).model.named_modules()
     weights = {name: module.dequantize_weight() for name, module in found if hasattr(module, "dequantize_weight")}
     save_file({name: weight.T.float().contiguous() for name, weight in weights.items()}, folder + "/read.st")
 """
+
+
+@dataclass(frozen=True)
+class AskedOfGptqmodel:
+    """What one start of GPTQModel was asked: options; results of the walk, in which it left its weights; and what it printed."""
+
+    options: list[dict[str, object]]
+    results: dict[Path, Format]
+    printed: list[str]
+    complaints: str
+
+
+@pytest.fixture(scope="module")
+def gptqmodel(small: Path, tmp_path_factory: pytest.TempPathFactory) -> AskedOfGptqmodel:
+    """Every way of GPTQ's format that AutoGPTQ and GPTQModel have; asymmetric ones in version 2 only: of version 1 it reads its own."""
+    tool, folder = find_backend("gptqmodel"), tmp_path_factory.mktemp("gptqmodel")
+    schemes = ("gptq-3-g64", "gptq-8-channel", "awq-4-g64")
+    options = [dict(tool.options(chain("gptqmodel", scheme))) for scheme in schemes]
     ir, text = open_model(small).ir, TextSource("python-reference", 16, 64)
-    forms = {}
+    results = {}
     for name in ("gptq-4-g32", "gptq-4-g32-act", "gptq-3-g32-asym-act-v2", "gptq-8-channel-v2"):
         one = pass_named(name)
         assert isinstance(one, Quantize)
-        execute(Job(ir, small, (one,), tmp_path / name, tmp_path / "work", text, TextSource("self", 2, 64)))
-        forms[tmp_path / name] = one.storage
-    python = environment("gptqmodel")
-    done = subprocess.run([str(python), "-c", code, *map(str, forms)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-1500:]
-    for folder, form in forms.items():
+        execute(Job(ir, small, (one,), folder / name, folder / "work", text, TextSource("self", 2, 64)))
+        results[folder / name] = one.storage
+    command = [str(environment("gptqmodel")), "-c", _ASKED_OF_GPTQMODEL, json.dumps(options), *map(str, results)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return AskedOfGptqmodel(options, results, done.stdout.splitlines(), done.stderr[-1500:])
+
+
+def test_gptqmodel_s_own_config_takes_our_options(gptqmodel: AskedOfGptqmodel) -> None:
+    found = [line for line in gptqmodel.printed if line.startswith("FOUND")]
+    expected = [f"FOUND {each['bits']} {each['group_size']} {each['sym']}" for each in gptqmodel.options]
+    assert found == expected, gptqmodel.complaints
+
+
+def test_gptqmodel_computes_with_the_weights_that_the_walk_writes(gptqmodel: AskedOfGptqmodel) -> None:
+    for folder, form in gptqmodel.results.items():
+        assert (folder / "read.st").exists(), gptqmodel.complaints
         stored = {key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()}
         read = load_file(folder / "read.st")
         assert len(read) == 7 * 2
         for name, weight in read.items():
             # It computes in bfloat16, whose step is 0.4 %.
-            assert torch.allclose(form.decode(name, stored, torch.float32), weight, rtol=1e-2, atol=1e-4), (
-                folder.name,
-                name,
-            )
+            ours = form.decode(name, stored, torch.float32)
+            assert torch.allclose(ours, weight, rtol=1e-2, atol=1e-4), (folder.name, name)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "settings"),
-    [("nf4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}), ("int8-bnb", {"load_in_8bit": True})],
-)
-def test_what_bitsandbytes_makes_of_a_matrix_takes_what_we_count(
-    scheme: str, settings: dict[str, object], small: Path, tmp_path: Path
-) -> None:
+#: How the engine's loader has bitsandbytes make each format.
+_BITSANDBYTES = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "int8-bnb": {"load_in_8bit": True},
+}
+
+
+@pytest.fixture(scope="module")
+def by_bitsandbytes(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model as bitsandbytes makes it of each format, in a folder of that name."""
     code = """
 import json, sys
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-settings = BitsAndBytesConfig(**json.loads(sys.argv[3]))
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=settings, device_map="cpu", dtype="auto")
-model.save_pretrained(sys.argv[2])
+for name, settings in json.loads(sys.argv[3]).items():
+    settings = BitsAndBytesConfig(**settings)
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=settings, device_map="cpu", dtype="auto")
+    model.save_pretrained(sys.argv[2] + "/" + name)
 """
-    out = tmp_path / "out"
-    done = subprocess.run(
-        [str(environment("tools")), "-c", code, str(small), str(out), json.dumps(settings)], capture_output=True, text=True, check=False
-    )  # fmt: skip
+    out = tmp_path_factory.mktemp("bitsandbytes")
+    command = [str(environment("tools")), "-c", code, str(small), str(out), json.dumps(_BITSANDBYTES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-1500:]
-    made = load_file(out / "model.safetensors")
+    return out
+
+
+@pytest.mark.parametrize("scheme", _BITSANDBYTES)
+def test_what_bitsandbytes_makes_of_a_matrix_takes_what_we_count(
+    scheme: str, small: Path, by_bitsandbytes: Path
+) -> None:
+    made = load_file(by_bitsandbytes / scheme / "model.safetensors")
     name = "model.layers.0.mlp.up_proj"
     rows, columns = load_file(small / "model.safetensors")[f"{name}.weight"].shape
     own = sum(made[f"{name}.{part}"].nbytes for part in ("weight", "SCB", "weight.absmax") if f"{name}.{part}" in made)
@@ -210,11 +236,10 @@ model.save_pretrained(sys.argv[2])
     assert own == counted
 
 
+@cache
 def source_of(package: str, module: str) -> ast.Module:
-    """A module of an installed package, parsed, not imported: that would compile its extension."""
-    code = f"import importlib.util as u; print(u.find_spec({package!r}).submodule_search_locations[0])"
-    found = subprocess.run([str(environment("tools")), "-c", code], capture_output=True, text=True, check=True)
-    return ast.parse((Path(found.stdout.strip()) / module).read_text())
+    """A module of an installed package, parsed."""
+    return ast.parse((folder_of(package) / module).read_text())
 
 
 def parameters_of(tree: ast.Module, qualified: str) -> set[str]:

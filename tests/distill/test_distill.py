@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from passes.errors import DoesNotFitError, GoalMissedError
 from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
 from passes.prune.depth import DepthPrune
 from passes.quantize.quantize import Quantize
 from passes.run.assemble import differences
@@ -32,6 +31,7 @@ from passes.run.execute import execute
 from passes.run.job import Job
 from passes.steps.context import RunContext
 from passes.text.source import TextSource
+from tests.forked import Child, run
 from tests.walk.conftest import context
 
 pytestmark = pytest.mark.slow
@@ -159,32 +159,21 @@ def test_what_makes_no_sense_is_refused_with_a_reason(llama_ir: ModelIR, passes:
     assert [reason.code for reason in reasons] == [code] and reasons[0].remedy
 
 
-_CHILD = """
-import sys
-from pathlib import Path
-from passes.distill.student import distilled
-from passes.ir.sources import open_model
-from tests.distill.test_distill import PLAN, pruned, run_in
-folder = Path(sys.argv[1])
-distilled(PLAN, pruned(folder, open_model(folder).ir), run_in(Path(sys.argv[2])))
-"""
+def trained(folder: Path, work: Path) -> None:
+    """What a run does that may be killed."""
+    distilled(PLAN, pruned(folder, open_model(folder).ir), run_in(work))
 
 
 def test_kill_9_at_a_checkpoint_ends_with_the_same_weights(llama: Path, tmp_path: Path, text: Path) -> None:
-    def start(work: Path) -> subprocess.Popen[bytes]:
-        root = Path(__file__).parents[2]
-        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([sys.executable, "-c", _CHILD, str(llama), str(work)], env=environment, cwd=tmp_path)
-
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    child = start(killed)
+    child = Child(trained, llama, killed)
     while not list(killed.glob("distil-*/checkpoint-*/trainer_state.json")):
-        assert child.poll() is None
+        assert not child.ended
         time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait().returncode == -signal.SIGKILL
     assert not list(killed.glob("distil-*/dense"))
-    assert start(killed).wait() == 0 and start(whole).wait() == 0
+    assert run(trained, llama, killed).returncode == 0 and run(trained, llama, whole).returncode == 0
     weights = [
         {path.name: path.read_bytes() for path in sorted(work.glob("distil-*/dense/*.safetensors"))}
         for work in (killed, whole)
@@ -197,3 +186,6 @@ def test_kill_9_at_a_checkpoint_ends_with_the_same_weights(llama: Path, tmp_path
 def test_a_caller_without_gradients_trains_as_well(llama: Path, llama_ir: ModelIR, tmp_path: Path, text: Path) -> None:
     with torch.no_grad():
         distilled(PLAN, pruned(llama, llama_ir), run_in(tmp_path / "work"))
+    [folder] = (tmp_path / "work").glob("distil-*")
+    points = Curve(folder).points
+    assert points[-1].loss < points[0].loss / 2

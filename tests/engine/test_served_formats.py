@@ -29,9 +29,10 @@ def found(smollm2: Path, engine_python: Path, tmp_path_factory: pytest.TempPathF
     text.write_text(
         "A river begins as a spring in the hills, gathers streams, and ends as a wide mouth at the sea. " * 120
     )
-    # Without AVX-512 an 8-bit product takes the engine minutes, and one prompt is enough to compare products.
-    count = None if "avx512f" in find_gpu("cpu").instructions else 1
-    return {each.label: each for each in agreements(smollm2, engine_python, text, folder, _BLOCKS, count=count)}
+    # One prompt is enough to compare products.
+    asked = {label for label in _WEIGHTS_ONLY if not refused(label, smollm2)}
+    counts = {label: len(QUESTIONS) if label in asked else 1 for label in CHAINS}
+    return {each.label: each for each in agreements(smollm2, engine_python, text, folder, _BLOCKS, counts=counts)}
 
 
 def refused(label: str, model: Path) -> bool:

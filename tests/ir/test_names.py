@@ -103,9 +103,10 @@ def test_a_file_that_is_no_model_says_what_would_be(tmp_path: object) -> None:
 
 
 def test_every_published_checkpoint_is_stored_as_one_table_says() -> None:
-    for row in catalog.published():
-        usual = convention(row.id, row.of)
-        assert usual is not None and pass_named(row.weights or usual["weights"]) is not None, row.id
+    usual = {row: convention(row.id, row.of) for row in catalog.published()}
+    assert usual and [row.id for row, told in usual.items() if told is None] == []
+    named = {row.id: row.weights or told["weights"] for row, told in usual.items() if told is not None}
+    assert {name: weights for name, weights in named.items() if pass_named(weights) is None} == {}
 
 
 def test_a_published_checkpoint_whose_source_is_not_known_names_it() -> None:

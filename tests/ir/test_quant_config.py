@@ -19,7 +19,7 @@ from passes.formats.format import Format
 from passes.formats.fp4 import Mxfp4, Nvfp4
 from passes.formats.gptq import Gptq
 from passes.ir.architectures import build_ir
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, Role
 from passes.ir.quant_config.patterns import compiled
 from passes.ir.quant_config.quant_config import QUANT_CONFIGS, QuantConfig, quant_config
 from passes.ir.quant_config.read import quantized
@@ -145,3 +145,28 @@ def test_a_plain_name_of_compressed_tensors_means_that_module_alone() -> None:
     assert leaves(gate)(gate) and leaves(gate)("language_model." + gate)
     assert not leaves(gate)(child) and not leaves("mlp.gate")(gate) and not leaves("mlp")(gate)
     assert leaves("re:.*mlp.*")(child) and leaves("lm_head")("lm_head")
+
+
+@pytest.mark.parametrize(
+    ("entry", "apart"),
+    [
+        ("lm_head", False), ("self_attn", False), ("model.layers.*.mlp", False), ("model.layers.1.mlp.down_proj", True),
+        ("re:.*down_proj", True), ("model.layers.[12].mlp", True), ("model.layers.(1|2).mlp", True), ("layers.1", True),
+    ],
+)  # fmt: skip
+def test_layers_are_told_apart_where_an_entry_may_mean_some_only(entry: str, apart: bool) -> None:
+    config = quant_config("gptq", model("llama"))
+    assert config.tells_layers_apart({"bits": 4, "group_size": 128, "modules_to_not_convert": [entry]}) == apart
+    assert config.tells_layers_apart({"bits": 4, "dynamic": {f"-:{entry}": {}}})
+
+
+@pytest.mark.parametrize("entry", ["model.layers.1.mlp.down_proj", "model.layers.*.mlp.down_proj"])
+def test_what_an_entry_leaves_dense_is_dense_in_the_layers_that_it_means(entry: str) -> None:
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32, "modules_to_not_convert": [entry]}
+    stored = quantized(model("llama", quantization_config=settings))
+    down = [next(lin for lin in stored.decoder.block(i).linears if lin.role is Role.DOWN) for i in range(3)]
+    assert [not linear.storage.is_quantized for linear in down] == [
+        entry.startswith("model.layers.*"),
+        True,
+        entry.startswith("model.layers.*"),
+    ]

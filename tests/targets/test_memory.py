@@ -8,7 +8,10 @@ from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
+from targets.engines.kv_layout import build_layout
+from targets.engines.kv_spec import CacheSettings
 from targets.engines.vllm.memory.parameters import allocated
+from targets.engines.vllm.rules.versions import rules_for
 from targets.gpu import find_gpu
 from targets.workload import Workload
 
@@ -193,3 +196,24 @@ def test_every_engine_answers_illegal_combinations_too() -> None:
     for name in ENGINE_NAMES:
         gpu = find_gpu("cpu" if name == "vllm-cpu" else "RTX 3090")
         assert find_engine(name).memory(ir, gpu, Settings(), workload).memory.weights.value > 0
+
+
+@pytest.mark.parametrize("model", [LLAMA, "google/gemma-2-9b-it", "deepseek-ai/DeepSeek-V2-Lite-Chat"])
+@pytest.mark.parametrize("version", ["0.19.0", None])
+def test_the_longest_context_starts_and_one_token_more_does_not(model: str, version: str | None) -> None:
+    rules, _ = rules_for(version)
+    states = tuple((block.state, count) for block, count in open_model(model).ir.decoder.counts)
+    layout = build_layout(states, CacheSettings(16, 2, 2, 1, 2048), rules)
+    for available in (0.0, 1e5, 1e8, 1.5e9, 1e12):
+        longest = layout.longest(available, 1 << 20)
+        assert longest == 0 or layout.starts(available, longest)
+        assert longest == 1 << 20 or not layout.starts(available, longest + 1)
+
+
+@pytest.mark.parametrize("name", ENGINE_NAMES)
+@pytest.mark.parametrize("parallel", [Parallel(), Parallel(tp=2), Parallel(pp=2)])
+def test_the_least_weights_are_those_that_memory_counts(name: str, parallel: Parallel) -> None:
+    engine, ir = find_engine(name), open_model(LLAMA).ir
+    gpu, settings = find_gpu("cpu" if engine.device == "cpu" else "RTX 4090"), Settings(parallel=parallel)
+    counted = engine.memory(ir, gpu, settings, Workload(8192)).memory.weights.value
+    assert 0 < counted <= engine.least_weights(ir, gpu, settings) <= 1.2 * counted

@@ -178,8 +178,8 @@ def test_a_run_is_the_sum_of_its_kinds_of_steps(qwen: ModelIR) -> None:
 
     lengths = list(zip(spread(500, 0.2, 64), spread(100, 0.2, 64, seed=1), strict=True))
     rules, arrivals = Rules(8192, 256), closed_loop(16, 64)
-    kinds = run_steps(seconds, 2.0, rules, 1e6, arrivals, lengths)
-    run = simulate(StepTimes(seconds, 2.0), Scheduler(rules, Cache(100_000)), arrivals, lengths)
+    kinds, run = run_steps(seconds, 2.0, Scheduler(rules, Cache(100_000)), arrivals, lengths)
+    assert run == simulate(StepTimes(seconds, 2.0), Scheduler(rules, Cache(100_000)), arrivals, lengths)
     mean = sum((d - f) / (n - 1) for d, f, (_, n) in zip(run.done, run.first, lengths, strict=True)) / 64
     assert sum(kind.tpot * seconds(kind.step) for kind in kinds) == pytest.approx(mean, rel=0.05)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from passes.errors import Reason
-from passes.formats.compressed_tensors.integers import PackQuantized
+from passes.formats.compressed_tensors.integers import IntQuantized, PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.fp4 import Nvfp4
@@ -28,11 +28,11 @@ SMALL = "Qwen/Qwen2.5-1.5B-Instruct"
 W4A8_FP8, W4A8_INT8 = PackQuantized(4, 128, inputs="fp8"), PackQuantized(4, -1, inputs="int8")
 
 
-def held(model: str, form: Format, dtype: str = "BF16", method: str | None = None) -> ModelIR:
-    """A model with every matrix that recipes quantize in one format."""
+def held(model: str, form: Format, dtype: str = "BF16", method: str | None = None, least_copies: int = 1) -> ModelIR:
+    """A model with every matrix that recipes quantize in one format; of experts alone where copies are asked for."""
 
     def store(linear: Linear) -> Linear:
-        return replace(linear, storage=form) if linear.quantizable else linear
+        return replace(linear, storage=form) if linear.quantizable and linear.copies >= least_copies else linear
 
     def block(each: Block) -> Block:
         return each.map_linears(store)
@@ -76,6 +76,29 @@ def test_fp8_activations_beside_four_bits_run_on_hopper_only(gpu: str) -> None:
         ["pack-quantized_ends_at_sm90"],
     )
     assert reasons(ir, "H100") == []
+
+
+@pytest.mark.parametrize(
+    ("gpu", "legal"), [("T4", True), ("H100", True), ("B200", False), ("RTX 5090", False), ("GB10", False)]
+)
+def test_integers_times_integers_end_before_blackwell(gpu: str, legal: bool) -> None:
+    found = reasons(held(SMALL, IntQuantized(), "F16"), gpu)
+    assert [reason.code for reason in found] == ([] if legal else ["int-quantized_ends_at_sm90"])
+    assert all("fp8" in (reason.remedy or "") for reason in found)
+
+
+@pytest.mark.parametrize("model", ["deepseek-ai/DeepSeek-V3.2", "zai-org/GLM-5-FP8", "deepseek-ai/DeepSeek-V4-Flash"])
+def test_sparse_attention_has_back_ends_on_few_cards(model: str) -> None:
+    def codes(gpu: str, version: str) -> list[str]:
+        return [reason.code for reason in reasons(open_model(model).ir, gpu, version)]
+
+    assert "sparse_attention_without_backend" in codes("A100", "0.33.0")
+    assert "sparse_attention_without_backend" in codes("RTX PRO 6000", "0.23.0")
+    assert codes("RTX PRO 6000", "0.33.0") == codes("H200", "0.33.0") == codes("B200", "0.33.0") == []
+
+
+def test_integers_of_experts_have_a_kernel_of_their_own() -> None:
+    assert reasons(held("Qwen/Qwen3-30B-A3B", IntQuantized(), least_copies=2), "B200") == []
 
 
 @pytest.mark.parametrize(

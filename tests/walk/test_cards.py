@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import run
+from tests.walk import cards
 
 
 @pytest.mark.slow
@@ -16,9 +17,8 @@ import pytest
 )
 def test_cards_store_and_measure_what_processors_do(family: str, chains: tuple[str, ...], tmp_path: Path) -> None:
     """No chains: all of them, and what is measured before a walk."""
-    command = [sys.executable, "-m", "tests.walk.cards", family, str(tmp_path), *chains]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    agreement = json.loads(run.stdout.splitlines()[-1])
+    ended = run(cards.main, family, tmp_path, chains)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    agreement = json.loads(ended.stdout.splitlines()[-1])
     assert len(agreement) == (len(chains) or 14)
     assert {name: share for name, share in agreement.items() if share < 0.97} == {}

@@ -6,17 +6,23 @@ import hashlib
 import json
 import os
 import random
+import resource
 import signal
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from passes.run import assemble
 from passes.run.result_folder import check_places, claim, publish
+from passes.steps.progress import Progress
+from planner.cli import progress
+from tests.forked import Child, Ended, optimize, run
 from tests.walk.conftest import save_tiny_llama
 
 pytestmark = pytest.mark.slow
@@ -46,71 +52,72 @@ calibration: { dataset: text.txt, samples: 8, length: 64 }
 evaluation: { dataset: python-reference, samples: 2, length: 64 }
 """
 
-#: `optimize` with something done to it at a moment of its progress: sys.argv[1] says what, at which step, after how many units.
-_CHILD = """
-import contextlib, glob, os, resource, signal, sys, time
-import planner.cli.main, planner.cli.progress
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest itself may run where it is ignored
+def acted(act: str, step: str, done: int, *arguments: str) -> None:
+    """`optimize` with something done to it at a moment of its progress: at which step, after how many units."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest itself may run where it is ignored
 
-act, step, done = sys.argv[1], sys.argv[2], int(sys.argv[3])
-sys.argv = ["optimize", *sys.argv[4:]]
-
-def reached():
-    if act == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif act.startswith("damage "):
-        name = sorted(glob.glob(os.path.join(os.path.dirname(sys.argv[-1]), ".made.work", act.split(" ", 1)[1])))[-1]
-        open(name, "w").close()
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif act.startswith("wait for "):
-        while not os.path.exists(act.removeprefix("wait for ")):
-            time.sleep(0.05)
-    elif act == "interrupt":
-        os.kill(os.getpid(), signal.SIGINT)
-    elif act == "no room for files":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    elif act == "no memory":
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 4096, used + 4096))
-
-@contextlib.contextmanager
-def shown(console):
-    yield lambda event: reached() if event.step == step and event.done >= done and event.total > 1 - (done == 0) else None
-
-planner.cli.progress.shown = shown
-planner.cli.main.main()
-"""
-
-
-#: `optimize` killed before the {{number}}-th write of `passes.run.assemble`.
-_KILL_AT_WRITE = """
-import os, signal, sys
-import passes.run.assemble as module, planner.cli.main
-
-left = {number}
-def dying(name):
-    real = getattr(module, name)
-    def call(*args, **options):
-        global left
-        left -= 1
-        if left < 0:
+    def reached() -> None:
+        if act == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **options)
-    setattr(module, name, call)
-for name in ("claim", "_link", "write_shard", "copy_side_files", "write_json", "write_index"):
-    dying(name)
-if {number} == 7:
-    left = 10**9
-    os_rename = os.rename
-    def rename(path, target, real=module.Path.rename):
-        if str(path).endswith(".partial"):
+        elif act.startswith("kill after "):
+            timer = threading.Timer(float(act.removeprefix("kill after ")), os.kill, (os.getpid(), signal.SIGKILL))
+            timer.start()
+        elif act.startswith("damage "):
+            Path(sorted(Path(arguments[-1]).parent.glob(f".made.work/{act.removeprefix('damage ')}"))[-1]).write_bytes(
+                b""
+            )
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(path, target)
-    module.Path.rename = rename
-sys.argv = ["optimize", *sys.argv[1:]]
-planner.cli.main.main()
-"""
+        elif act.startswith("wait for "):
+            while not Path(act.removeprefix("wait for ")).exists():
+                time.sleep(0.05)
+        elif act == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
+        elif act == "no room for files":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        elif act == "no memory":
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + 4096, used + 4096))
+
+    def report(event: Progress) -> None:
+        if event.step == step and event.done >= done and event.total > 1 - (done == 0):
+            if act.startswith("kill after ") and event.done > done:
+                os.kill(os.getpid(), signal.SIGKILL)
+            reached()
+
+    progress.shown = lambda console: nullcontext(report)
+    optimize(*arguments)
+
+
+def killed_at_write(number: int, *arguments: str) -> None:
+    """`optimize` killed before so many writes of `passes.run.assemble`; at 7, between its two renames."""
+    left = number
+
+    def dying(name: str) -> None:
+        real = getattr(assemble, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **options)
+
+        setattr(assemble, name, call)
+
+    for name in ("claim", "_link", "write_shard", "copy_side_files", "write_json", "write_index"):
+        dying(name)
+    if number == 7:
+        left = 10**9
+        real = Path.rename
+
+        def rename(path: Path, target: Path) -> Path:
+            if str(path).endswith(".partial"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(path, target)
+
+        Path.rename = rename  # type: ignore[method-assign, assignment]
+    optimize(*arguments)
 
 
 @dataclass(frozen=True)
@@ -119,12 +126,9 @@ class Place:
 
     folder: Path
 
-    def apply(self, out: str, act: str = "nothing", step: str = "", done: int = 0) -> subprocess.CompletedProcess[str]:
+    def apply(self, out: str, act: str = "nothing", step: str = "", done: int = 0) -> Ended:
         """`optimize apply` into a folder, something happening to it."""
-        return subprocess.run(
-            [sys.executable, "-c", _CHILD, act, step, str(done), *self.arguments(out)],
-            capture_output=True, text=True, timeout=300, env=environment(),
-        )  # fmt: skip
+        return run(acted, act, step, done, *self.arguments(out))
 
     def arguments(self, out: str) -> list[str]:
         return ["apply", str(self.folder / "tiny.plan.json"), "-o", str(self.folder / out / "made")]
@@ -139,16 +143,12 @@ class Place:
         }
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
 def _place(folder: Path, spec: str, blocks: int) -> Place:
     save_tiny_llama(folder / "model", blocks=blocks)
     (folder / "text.txt").write_text("every block that is finished stays finished, whatever ends the run. " * 400)
     (folder / "tiny.yaml").write_text(spec)
-    plan = ["plan", str(folder / "tiny.yaml"), "-o", str(folder / "tiny.plan.json")]
-    subprocess.run([sys.executable, "-m", "planner.cli", *plan], check=True, capture_output=True, env=environment())
+    planned = run(optimize, "plan", folder / "tiny.yaml", "-o", folder / "tiny.plan.json")
+    assert planned.returncode == 0, planned.stderr
     place = Place(folder)
     whole = place.apply("whole")
     assert whole.returncode in (0, 4), whole.stderr
@@ -174,21 +174,14 @@ def finished_blocks(work: Path) -> int:
 def test_five_kills_end_with_the_files_of_an_uninterrupted_run(place: Place) -> None:
     chance = random.Random(5)
     work = place.folder / "killed" / ".made.work"
-    progress = [0]
+    finished = [0]
     for _ in range(5):
-        run = subprocess.Popen(
-            [sys.executable, "-m", "planner.cli", *place.arguments("killed")],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
-        )  # fmt: skip
-        wanted = progress[-1] + chance.randint(1, 3)
-        while run.poll() is None and finished_blocks(work) < wanted:
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.02))
-        run.send_signal(signal.SIGKILL)
-        assert run.wait() == -signal.SIGKILL
-        progress.append(finished_blocks(work))
+        wanted = finished[-1] + chance.randint(1, 2)
+        ended = place.apply("killed", f"kill after {chance.uniform(0, 0.02)}", "walk", wanted)
+        assert ended.returncode == -signal.SIGKILL
+        finished.append(finished_blocks(work))
         assert not (place.folder / "killed" / "made").exists()
-    assert progress == sorted(set(progress)) and progress[-1] < _BLOCKS, "each kill found the walk further on"
+    assert finished == sorted(set(finished)) and finished[-1] < _BLOCKS, "each kill found the walk further on"
 
     final = place.apply("killed")
     assert final.returncode in (0, 4) and "Done" in final.stdout
@@ -234,14 +227,8 @@ def test_what_a_power_cut_leaves_is_made_again(step: str, done: int, damaged: st
 def test_a_kill_while_the_result_is_put_together_goes_on_there(place: Place) -> None:
     """Before anything of it is there, in the middle of its tensors, before its marker, and between the two renames."""
     for number in range(8):
-        code = _KILL_AT_WRITE.format(number=number)
-        run = subprocess.run(
-            [sys.executable, "-c", code, *place.arguments("put together")],
-            capture_output=True,
-            text=True,
-            env=environment(),
-        )
-        assert run.returncode == -signal.SIGKILL, run.stderr
+        ended = run(killed_at_write, number, *place.arguments("put together"))
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
     final = place.apply("put together")
     assert final.returncode in (0, 4), final.stderr
     assert place.content("put together") == place.content("whole")
@@ -255,19 +242,13 @@ def test_a_kill_while_the_result_is_put_together_goes_on_there(place: Place) -> 
 def test_two_applies_into_one_place_do_not_meet(place: Place, tmp_path: Path) -> None:
     go, works = tmp_path / "go", [tmp_path / "one", tmp_path / "two"]
     first, second = ([*place.arguments("shared"), "--work", str(work)] for work in works)
-    waiting = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, f"wait for {go}", "walk", "1", *first],
-        stdout=subprocess.DEVNULL,
-        env=environment(),
-    )
-    while waiting.poll() is None and not finished_blocks(works[0]):
+    waiting = Child(acted, f"wait for {go}", "walk", 1, *first)
+    while not waiting.ended and not finished_blocks(works[0]):
         time.sleep(0.01)
-    run = subprocess.run(
-        [sys.executable, "-m", "planner.cli", *second], capture_output=True, text=True, env=environment()
-    )
-    assert run.returncode == 2 and "another apply is at work" in run.stderr, run.stderr
+    refused = run(optimize, *second)
+    assert refused.returncode == 2 and "another apply is at work" in refused.stderr, refused.stderr
     go.touch()
-    assert waiting.wait() in (0, 4) and place.content("shared") == place.content("whole")
+    assert waiting.wait().returncode in (0, 4) and place.content("shared") == place.content("whole")
 
 
 @pytest.mark.parametrize(
@@ -321,14 +302,12 @@ def test_a_place_that_cannot_hold_a_result_is_refused_at_once(
     (tmp_path / ".taken.old").mkdir()
     (tmp_path / ".taken.old" / "mine.txt").write_text("not of tightfit")
     at = {"tmp": tmp_path, "model": place.folder / "model"}
-    command = [
-        sys.executable, "-m", "planner.cli", "apply", str(place.folder / "tiny.plan.json"), "-o", out.format(**at)
-    ]  # fmt: skip
+    arguments = ["apply", place.folder / "tiny.plan.json", "-o", out.format(**at)]
     if work is not None:
-        command += ["--work", work.format(**at)]
+        arguments += ["--work", work.format(**at)]
     before = sorted(path.name for path in (place.folder / "model").iterdir())
-    run = subprocess.run(command, capture_output=True, text=True, env=environment())
-    assert run.returncode == 2 and said in run.stderr and "internal" not in run.stderr, run.stderr
+    refused = run(optimize, *arguments)
+    assert refused.returncode == 2 and said in refused.stderr and "internal" not in refused.stderr, refused.stderr
     assert not list(tmp_path.glob("**/walk-*")) and (tmp_path / ".taken.old" / "mine.txt").exists()
     assert sorted(path.name for path in (place.folder / "model").iterdir()) == before
 

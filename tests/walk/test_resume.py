@@ -3,48 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
-import subprocess
-import sys
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
 from passes.walk.state import WalkState
+from tests.forked import run
 from tests.walk.conftest import BLOCKS, save_tiny_llama
 from tests.walk.test_walk import walk
 
-_CHILD = """
-import os, random, signal, sys, threading
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from passes.ir.sources import open_model
-from tests.walk.test_walk import walk
 
-model, folder, seed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-ids = torch.randint(0, 256, (12, 32), generator=torch.Generator().manual_seed(3))
+def killed_walk(model: Path, folder: Path, seed: str) -> None:
+    """A walk that is killed some time after so many files, in the middle of whatever it is doing then; printing its blocks."""
+    chance = random.Random(seed)
+    timer = threading.Timer(chance.uniform(0.0, 0.01), lambda: os.kill(os.getpid(), signal.SIGKILL))
+    files, last, real = 0, random.Random(seed).randrange(4, 10), Path.replace
 
-timer = threading.Timer(random.Random(seed).uniform(0.0, 0.01), lambda: os.kill(os.getpid(), signal.SIGKILL))
-files, last = 0, random.Random(seed).randrange(4, 10)
+    def counted(path: Path, target: Path) -> Path:
+        nonlocal files
+        files += 1
+        if seed != "none" and files == last:
+            timer.start()
+        return real(path, target)
 
-def counted(path, target, replace=Path.replace):
-    global files
-    files += 1
-    if seed != "none" and files == last:
-        timer.start()  # some time after so many files, in the middle of whatever it is doing then
-    return replace(path, target)
-
-Path.replace = counted
-
-def report(done, total, detail=""):
-    print("block", done - 1, flush=True)
-
-walk(model, open_model(model).ir, ids, folder, report=report).run()
-timer.cancel()
-"""
+    Path.replace = counted  # type: ignore[method-assign, assignment]
+    ids = torch.randint(0, 256, (12, 32), generator=torch.Generator().manual_seed(3))
+    report = lambda done, total, detail="": print("block", done - 1, flush=True)  # noqa: E731
+    walk(model, open_model(model).ir, ids, folder, report=report).run()
+    timer.cancel()
 
 
 def shards(folder: Path) -> dict[str, str]:
@@ -55,13 +48,10 @@ def shards(folder: Path) -> dict[str, str]:
 
 
 def child(model: Path, folder: Path, seed: str) -> tuple[int, list[int]]:
-    run = subprocess.run(
-        [sys.executable, "-c", _CHILD, model, folder, seed], capture_output=True, text=True, timeout=120
-    )
-    return run.returncode, [int(line.split()[1]) for line in run.stdout.splitlines() if line.startswith("block")]
+    ended = run(killed_walk, model, folder, seed)
+    return ended.returncode, [int(line.split()[1]) for line in ended.stdout.splitlines() if line.startswith("block")]
 
 
-@pytest.mark.slow
 def test_five_kills_end_with_the_bytes_of_an_uninterrupted_run(tmp_path: Path) -> None:
     model = save_tiny_llama(tmp_path / "model", blocks=16)
     assert child(model, tmp_path / "whole", "none")[0] == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main(job_file: str) -> None:
-    """One `AutoRound.quantize_and_save`; its own subfolder is moved up to the job's `out`."""
+    """Run one `AutoRound.quantize_and_save`; its own subfolder is moved up to the job's `out`."""
     import torch
     from auto_round import AutoRound
     from safetensors.torch import load_file

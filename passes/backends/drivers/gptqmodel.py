@@ -11,7 +11,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Pa
 
 
 def main(job_file: str) -> None:
-    """One `GPTQModel.quantize` with the job's config; the checkpoint goes to the job's `out`."""
+    """Run one `GPTQModel.quantize` with the job's config; the checkpoint goes to the job's `out`."""
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
     from gptqmodel.quantization import FORMAT, METHOD

@@ -11,7 +11,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Pa
 
 
 def main(job_file: str) -> None:
-    """One `oneshot` with the job's recipe; the compressed checkpoint goes to the job's `out`."""
+    """Run one `oneshot` with the job's recipe; the compressed checkpoint goes to the job's `out`."""
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier

@@ -10,6 +10,7 @@ what this writes bit for bit (no written specification exists).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -166,7 +167,7 @@ class Exl2(Format):
 
 
 def reordered_outputs(name: str, stored: Mapping[str, torch.Tensor], order: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A stored matrix with its outputs renumbered: output j is what `order[j]` was. Lossless: outputs share nothing but `scale_max`."""
+    """Renumber the outputs of a stored matrix: output j is what `order[j]` was. Lossless: outputs share nothing but `scale_max`."""
     index = _unpack_nibbles(stored[f"{name}.q_scale"])
     out = {key: stored[key] for key in stored if key.startswith(f"{name}.")}
     out[f"{name}.q_weight"] = stored[f"{name}.q_weight"][:, order].contiguous()
@@ -215,7 +216,8 @@ def _unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=1 << 12)
 def _word_rows(shares: tuple[Share, ...], in_features: int) -> int:
-    return sum(bits * rows // UNIT for bits, rows in _layout(shares, in_features))
+    groups = Counter(_layout(shares, in_features))
+    return sum(count * (bits * rows // UNIT) for (bits, rows), count in groups.items())
 
 
 @lru_cache(maxsize=1 << 12)

@@ -129,7 +129,7 @@ _ASSUMPTIONS = {"full-attention": "LlamaForCausalLM"}
 
 
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one decoder or whole model, by the module that knows its architecture."""
+    """Describe one decoder or whole model, by the module that knows its architecture."""
     module = importlib.import_module(f"passes.ir.architectures.{_MODULE_OF[architecture]}")
     description: Description = module.describe(config, architecture, m, _stored_names(m, names))
     return description
@@ -149,7 +149,7 @@ def _stored_names(m: Maker, names: Names) -> Names:
 def build_ir(
     config: Mapping[str, Any], name: str, *, assume: str | None = None, stored: Iterable[Tensor] | None = None
 ) -> ModelIR:
-    """The IR that a config.json describes, dense in the config's dtype.
+    """Build the IR that a config.json describes, dense in the config's dtype.
 
     `stored`: the tensors of the checkpoint's headers, which decide between layouts that a family is published in.
     `assume="full-attention"` reads an unknown architecture as a Llama-like decoder. Raises InputError naming the first thing
@@ -201,7 +201,7 @@ def _refuse_empty(root: Config, description: Description) -> None:
 
 
 def other_head(config: Mapping[str, Any], name: str) -> str | None:
-    """What a model is that has a known body and no head that makes tokens (`classifier`); None for one that generates."""
+    """Name what a model is that has a known body and no head that makes tokens (`classifier`); None for one that generates."""
     architecture = next(iter(Config(config, name).names("architectures", default=())), None)
     found = None if architecture is None or architecture in _MODULE_OF else headed(architecture, _MODULE_OF)
     return found and found[1].what
@@ -230,7 +230,7 @@ def _registered() -> frozenset[str]:
 
 
 def understood(kind: str) -> tuple[list[str], list[str]]:
-    """The architectures of one kind (`text`, `multimodal`, `pooling`) in vLLM's registry that are described here, and the others."""
+    """List the architectures of one kind (`text`, `multimodal`, `pooling`) in vLLM's registry: those described here, and the others."""
     table = json.loads(Path(__file__).with_name("vllm_registry.json").read_text())[kind]
     return [name for name in table if name in _MODULE_OF], [name for name in table if name not in _MODULE_OF]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import STYLES, decoder_blocks, head_sizes
-from passes.ir.architectures.draft import Description, Names, decoder, ends, is_tied, make_stack
+from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.parts import Maker, Part, total
 from passes.ir.model import Role, Stack
 from passes.ir.state import CrossKV, FullKV
@@ -250,24 +248,21 @@ def phi3_vision(config: Config, m: Maker, names: Names) -> Description:
     return decoder(names, blocks, outer) + phi3_image(config, m, names.base + "vision_embed_tokens.")
 
 
-_FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
-    "OPTForCausalLM": opt,
-    "FalconForCausalLM": falcon,
-    "RWForCausalLM": falcon,
-    "GPTJForCausalLM": gpt_j,
-    "BloomForCausalLM": bloom,
-    "MptForCausalLM": mpt,
-    "MPTForCausalLM": mpt,
-    "QWenLMHeadModel": qwen1,
-    "BaichuanForCausalLM": baichuan,
-    "BaiChuanForCausalLM": baichuan,
-    "InternLM2ForCausalLM": internlm2,
-    "DeciLMForCausalLM": deci,
-    "Phi3VForCausalLM": phi3_vision,
-    "MllamaForCausalLM": mllama,
-}
-
-
-def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one of the families here."""
-    return _FAMILIES[architecture](config, m, names)
+describe = by_architecture(
+    {
+        "OPTForCausalLM": opt,
+        "FalconForCausalLM": falcon,
+        "RWForCausalLM": falcon,
+        "GPTJForCausalLM": gpt_j,
+        "BloomForCausalLM": bloom,
+        "MptForCausalLM": mpt,
+        "MPTForCausalLM": mpt,
+        "QWenLMHeadModel": qwen1,
+        "BaichuanForCausalLM": baichuan,
+        "BaiChuanForCausalLM": baichuan,
+        "InternLM2ForCausalLM": internlm2,
+        "DeciLMForCausalLM": deci,
+        "Phi3VForCausalLM": phi3_vision,
+        "MllamaForCausalLM": mllama,
+    }
+)

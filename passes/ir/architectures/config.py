@@ -34,7 +34,7 @@ _AT_MOST = dict.fromkeys(
 
 
 def not_understood(name: str, what: str) -> InputError:
-    """The error that ends reading at the first thing not understood."""
+    """Make the error that ends reading at the first thing not understood."""
     return InputError(f"{name}: {what}", remedy=ESCAPE)
 
 
@@ -55,7 +55,7 @@ class Config(Fields):
         self.kind = kind
 
     def get(self, *fields: str, default: Any = None) -> Any:
-        """As `Fields.get`, completed by the class's defaults."""
+        """Find a value as `Fields.get` does, completed by the class's defaults."""
         if (value := super().get(*fields)) is not None or not self.kind:
             return default if value is None else value
         defaults = _class_defaults().get(self.kind, {})
@@ -64,7 +64,7 @@ class Config(Fields):
     def integer(
         self, *fields: str, default: int | None = None, at_least: int | None = None, at_most: int | None = None
     ) -> int:
-        """A whole number: at least 1 unless 0 has a meaning (it is the default, or `_FROM_ZERO` says so), at most as `_AT_MOST` says."""
+        """Read a whole number: at least 1 unless 0 has a meaning (the default, or as `_FROM_ZERO` says), at most as `_AT_MOST` says."""
         zero = default == 0 or fields[0] in _FROM_ZERO
         least = (0 if zero else 1) if at_least is None else at_least
         return super().integer(
@@ -72,7 +72,7 @@ class Config(Fields):
         )
 
     def part(self, *fields: str, kind: str | None = None) -> Config:
-        """A nested config (`text_config`), the first of the fields that is there, completed by its class's defaults.
+        """Open a nested config (`text_config`), the first of the fields that is there, completed by its class's defaults.
 
         `kind`: its model_type where the file does not say it (or says the whole model's).
         """
@@ -82,12 +82,12 @@ class Config(Fields):
         return Config(value, self.name, path, kind or Fields(value, self.name, path).text("model_type", ""))
 
     def text_part(self) -> Config:
-        """The config of the text decoder: a nested one where there is one, else this one."""
+        """Find the config of the text decoder: a nested one where there is one, else this one."""
         fields = [field for field in ("text_config", "llm_config", "language_config") if self.has(field)]
         return self.part(fields[0]) if fields and "hidden_size" not in self.values else self
 
     def dtype(self) -> str | None:
-        """The dtype of the weights in safetensors' spelling, None where the config does not say."""
+        """Read the dtype of the weights in safetensors' spelling, None where the config does not say."""
         said = "dtype" if self.has("dtype") else "torch_dtype"
         if (value := self.text(said, "auto")) == "auto":
             return None
@@ -98,5 +98,5 @@ class Config(Fields):
         return _DTYPES[plain]
 
     def layer_numbers(self) -> range:
-        """The layer indices of the decoder."""
+        """List the layer indices of the decoder."""
         return range(self.integer("num_hidden_layers", "n_layer", "num_layers"))

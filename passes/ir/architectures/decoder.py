@@ -139,7 +139,7 @@ def _bias(config: Config, setting: bool | str, default: bool = False) -> bool:
 
 
 def layer_types(config: Config, rule: str) -> list[str]:
-    """What each layer attends to: `layer_types` where the config has them, else the family's rule.
+    """Say what each layer attends to: `layer_types` where the config has them, else the family's rule.
 
     Rules: `layer_types` full everywhere; `all` the window everywhere; `qwen` layers from `max_window_layers` on, if
     `use_sliding_window`; `every N` full at every N-th layer (`sliding_window_pattern` overrides N); `letters` a pattern `LLLG`;
@@ -183,7 +183,7 @@ def head_sizes(config: Config) -> tuple[int, int, int]:
 
 
 def attention(config: Config, m: Maker, style: Style) -> Part:
-    """The attention of a plain decoder layer."""
+    """Make the attention of a plain decoder layer."""
     hidden = config.integer("hidden_size")
     heads, kv_heads, head_dim = head_sizes(config)
     qkv_bias, o_bias = _bias(config, style.qkv_bias), _bias(config, style.o_bias)
@@ -197,7 +197,7 @@ def attention(config: Config, m: Maker, style: Style) -> Part:
 
 
 def qk_norms(config: Config, m: Maker, style: Style, heads: int, kv_heads: int, head_dim: int) -> Part:
-    """The norms on queries and keys, where the family (or its config) has them."""
+    """Make the norms on queries and keys, where the family (or its config) has them."""
     q, k = style.qk_norm_names
     if style.qk_norm == "head" or (style.qk_norm == "head?" and config.flag("use_qk_norm")):
         return m.norms(head_dim, q, k)
@@ -209,7 +209,7 @@ def qk_norms(config: Config, m: Maker, style: Style, heads: int, kv_heads: int, 
 
 
 def mlp(config: Config, m: Maker, style: Style, inner: int | None = None) -> Part:
-    """The dense MLP of a plain decoder layer."""
+    """Make the dense MLP of a plain decoder layer."""
     hidden, inner = config.integer("hidden_size"), inner or config.integer("intermediate_size")
     if style.mlp == "fused":
         return m.fused_mlp(hidden, inner).at("mlp.")
@@ -227,7 +227,7 @@ def mlp(config: Config, m: Maker, style: Style, inner: int | None = None) -> Par
 
 
 def decoder_blocks(config: Config, m: Maker, style: Style) -> list[Block]:
-    """One block per layer."""
+    """Make the decoder's blocks, one a layer."""
     heads, kv_heads, head_dim = head_sizes(config)
     kv = FullKV(kv_heads, head_dim, head_dim)
     norms = style.norms[:1] if style.parallel and config.flag(style.parallel) else style.norms
@@ -241,7 +241,7 @@ def decoder_blocks(config: Config, m: Maker, style: Style) -> list[Block]:
 
 
 def mimo_mtp(config: Config, m: Maker) -> Part:
-    """What a MiMo MTP layer has besides a decoder layer."""
+    """Make what a MiMo MTP layer has besides a decoder layer."""
     hidden = config.integer("hidden_size")
     return m.norms(hidden, "token_layernorm", "hidden_layernorm", "final_layernorm") + m.linear(
         "input_proj", Role.PROJECTOR, hidden, 2 * hidden, quantizable=False
@@ -249,7 +249,7 @@ def mimo_mtp(config: Config, m: Maker) -> Part:
 
 
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of a plain decoder."""
+    """Describe a plain decoder."""
     style = STYLES[architecture]
     if architecture in _ONLY:
         field, value = _ONLY[architecture]

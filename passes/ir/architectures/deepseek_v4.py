@@ -13,7 +13,7 @@ _INDEXED_RATIO = 4
 
 
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of a DeepSeek V4 model; its MTP layers are taken from headers only."""
+    """Describe a DeepSeek V4 model; its MTP layers are taken from headers only."""
     layers = config.layer_numbers()
     ratios = config.counts("compress_ratios")
     if len(ratios) < len(layers):

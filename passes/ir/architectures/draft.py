@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from passes.ir.architectures.config import Config, not_understood
@@ -31,13 +31,22 @@ class Description:
         return Description(self.stacks + other.stacks, self.outer + other.outer)
 
 
+#: Describes the decoder of one family.
+Family = Callable[[Config, Maker, Names], Description]
+
+
+def by_architecture(families: Mapping[str, Family]) -> Callable[[Config, str, Maker, Names], Description]:
+    """Return what describes a decoder by the family of its architecture. It raises KeyError for one that is not in the table."""
+    return lambda config, architecture, m, names: families[architecture](config, m, names)
+
+
 def make_stack(name: str, prefix: str, blocks: Sequence[Block], first_index: int = 0) -> Stack:
-    """A stack from one block per layer, factored into classes."""
+    """Factor one block per layer into a stack of classes."""
     return Stack(name, prefix, (), (), first_index).with_blocks(tuple(blocks))
 
 
 def decoder(names: Names, blocks: Sequence[Block], outer: Part, mtp: Sequence[Stack] = ()) -> Description:
-    """A decoder whose layers stand under `<base>layers.{i}.`."""
+    """Describe a decoder whose layers stand under `<base>layers.{i}.`."""
     return Description((make_stack("decoder", names.base + "layers.{i}.", blocks), *mtp), outer)
 
 
@@ -76,12 +85,12 @@ def with_head(description: Description, head: Head, config: Config, m: Maker) ->
 
 
 def is_tied(config: Config, default: bool) -> bool:
-    """Whether embedding and head share their weights."""
+    """Tell whether embedding and head share their weights."""
     return config.flag("tie_word_embeddings", default=default)
 
 
 def attention_state(config: Config, layer_type: str, kv: FullKV) -> LayerState:
-    """The cache kind of an attention layer by its `layer_types` entry (transformers' names)."""
+    """Choose the cache kind of an attention layer by its `layer_types` entry (transformers' names)."""
     sizes = (kv.kv_heads, kv.head_dim, kv.v_head_dim)
     if layer_type in ("full_attention", "attention"):
         return kv

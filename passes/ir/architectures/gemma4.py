@@ -12,7 +12,7 @@ _NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layern
 
 
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of a Gemma 4 text decoder."""
+    """Describe a Gemma 4 text decoder."""
     layers = config.layer_numbers()
     kinds = config.names("layer_types", len(layers))
     first_shared = len(layers) - config.integer("num_kv_shared_layers", default=0, at_most=len(layers))

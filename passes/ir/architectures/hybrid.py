@@ -6,11 +6,9 @@ State shapes: gated delta net (arXiv 2412.06464) and Kimi delta attention (arXiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import head_sizes
-from passes.ir.architectures.draft import Description, Names, decoder, ends, is_tied, make_stack
+from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.mla import latent_attention, latent_state
 from passes.ir.architectures.moe import is_sparse, qwen_moe_mlp
 from passes.ir.architectures.parts import Maker, Part, total
@@ -28,7 +26,7 @@ def _ssm_dtype(config: Config, field: str, default: str = "auto") -> str | None:
 
 
 def delta_net_state(config: Config) -> Recurrent:
-    """What a gated-delta-net layer keeps."""
+    """Say what a gated-delta-net layer keeps."""
     key_heads, value_heads = config.integer("linear_num_key_heads"), config.integer("linear_num_value_heads")
     key_dim, value_dim = config.integer("linear_key_head_dim"), config.integer("linear_value_head_dim")
     channels = 2 * key_heads * key_dim + value_heads * value_dim
@@ -42,7 +40,7 @@ def delta_net_state(config: Config) -> Recurrent:
 
 
 def delta_net(config: Config, m: Maker, *, fused: bool) -> Part:
-    """A gated delta net; `fused`: Qwen3-Next's two input projections instead of Qwen3.5's four."""
+    """Make a gated delta net; `fused`: Qwen3-Next's two input projections instead of Qwen3.5's four."""
     hidden = config.integer("hidden_size")
     key_heads, value_heads = config.integer("linear_num_key_heads"), config.integer("linear_num_value_heads")
     key_size = key_heads * config.integer("linear_key_head_dim")
@@ -111,7 +109,7 @@ def qwen_next(config: Config, m: Maker, names: Names, *, fused: bool, sparse: bo
 
 
 def mamba2(config: Config, m: Maker) -> tuple[Part, Recurrent]:
-    """A Mamba 2 mixer of Nemotron-H and what it keeps."""
+    """Make a Mamba 2 mixer of Nemotron-H and what it keeps."""
     hidden, heads, dim = (
         config.integer("hidden_size"),
         config.integer("mamba_num_heads"),
@@ -169,7 +167,7 @@ _NEMOTRON_KINDS = {
 
 
 def nemotron_pattern(config: Config) -> str:
-    """One letter a layer, from `hybrid_override_pattern` or, in newer files, `layers_block_type`."""
+    """Read one letter a layer, from `hybrid_override_pattern` or, in newer files, `layers_block_type`."""
     if config.has("layers_block_type"):
         pattern = "".join(_NEMOTRON_KINDS.get(kind, kind) for kind in config.names("layers_block_type"))
     else:
@@ -294,15 +292,12 @@ def kimi_moe(config: Config, m: Maker) -> Part:
     ).at("block_sparse_moe.")  # fmt: skip
 
 
-_FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
-    "Qwen3NextForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=True, sparse=True),
-    "Qwen3_5ForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=False, sparse=False),
-    "Qwen3_5MoeForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=False, sparse=True),
-    "NemotronHForCausalLM": nemotron_h,
-    "KimiLinearForCausalLM": kimi_linear,
-}
-
-
-def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one of the families here."""
-    return _FAMILIES[architecture](config, m, names)
+describe = by_architecture(
+    {
+        "Qwen3NextForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=True, sparse=True),
+        "Qwen3_5ForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=False, sparse=False),
+        "Qwen3_5MoeForCausalLM": lambda c, m, n: qwen_next(c, m, n, fused=False, sparse=True),
+        "NemotronHForCausalLM": nemotron_h,
+        "KimiLinearForCausalLM": kimi_linear,
+    }
+)

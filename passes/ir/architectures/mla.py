@@ -6,10 +6,8 @@ V3.2 and GLM 5 add a lightning indexer with a key cache of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from passes.ir.architectures.config import Config
-from passes.ir.architectures.draft import Description, Names, decoder, ends, is_tied, make_stack
+from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.moe import is_sparse, mtp_extras, routed_with_bias
 from passes.ir.architectures.parts import Maker, Part, total
 from passes.ir.model import Role, Stack
@@ -17,7 +15,7 @@ from passes.ir.state import LatentKV
 
 
 def latent_attention(config: Config, m: Maker, *, gated: bool = False) -> Part:
-    """The projections of MLA, without a prefix; `gated`: an output gate of full rank (Kimi K3)."""
+    """Make the projections of MLA, without a prefix; `gated`: an output gate of full rank (Kimi K3)."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     nope, rope, v_dim = (
         config.integer("qk_nope_head_dim"),
@@ -47,7 +45,7 @@ def latent_attention(config: Config, m: Maker, *, gated: bool = False) -> Part:
 
 
 def indexer(config: Config, m: Maker) -> Part:
-    """The lightning indexer of DeepSeek-V3.2 (its technical report, section 2)."""
+    """Make the lightning indexer of DeepSeek-V3.2 (its technical report, section 2)."""
     hidden, heads, dim = (
         config.integer("hidden_size"),
         config.integer("index_n_heads"),
@@ -62,7 +60,7 @@ def indexer(config: Config, m: Maker) -> Part:
 
 
 def latent_state(config: Config, *, indexed: bool) -> LatentKV:
-    """What an MLA layer keeps."""
+    """Say what an MLA layer keeps."""
     index_dim = config.integer("index_head_dim") if indexed else 0
     return LatentKV(config.integer("kv_lora_rank"), config.integer("qk_rope_head_dim"), index_dim)
 
@@ -172,22 +170,19 @@ def pangu_ultra(config: Config, m: Maker, names: Names) -> Description:
     return _deepseek(config, m, names, route_bias=bias, indexed=False, own_norms=(more, ()))
 
 
-_FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
-    "DeepseekV2ForCausalLM": deepseek_v2,
-    "DeepseekV3ForCausalLM": deepseek_v3,
-    "DeepseekV32ForCausalLM": deepseek_v32,
-    "GlmMoeDsaForCausalLM": deepseek_v32,
-    "Mistral4ForCausalLM": mistral4,
-    "Glm4MoeLiteForCausalLM": deepseek_v3,
-    "MistralLarge3ForCausalLM": deepseek_v3,
-    "SarvamMLAForCausalLM": deepseek_v3,
-    "AXK1ForCausalLM": axk1,
-    "PanguUltraMoEForCausalLM": pangu_ultra,
-    "MiniCPM3ForCausalLM": lambda c, m, n: dense_latent(c, m, n, tied=False),
-    "YoutuForCausalLM": lambda c, m, n: dense_latent(c, m, n, tied=True),
-}
-
-
-def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one of the families here."""
-    return _FAMILIES[architecture](config, m, names)
+describe = by_architecture(
+    {
+        "DeepseekV2ForCausalLM": deepseek_v2,
+        "DeepseekV3ForCausalLM": deepseek_v3,
+        "DeepseekV32ForCausalLM": deepseek_v32,
+        "GlmMoeDsaForCausalLM": deepseek_v32,
+        "Mistral4ForCausalLM": mistral4,
+        "Glm4MoeLiteForCausalLM": deepseek_v3,
+        "MistralLarge3ForCausalLM": deepseek_v3,
+        "SarvamMLAForCausalLM": deepseek_v3,
+        "AXK1ForCausalLM": axk1,
+        "PanguUltraMoEForCausalLM": pangu_ultra,
+        "MiniCPM3ForCausalLM": lambda c, m, n: dense_latent(c, m, n, tied=False),
+        "YoutuForCausalLM": lambda c, m, n: dense_latent(c, m, n, tied=True),
+    }
+)

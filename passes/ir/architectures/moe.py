@@ -11,7 +11,16 @@ from collections.abc import Callable
 
 from passes.ir.architectures.config import Config
 from passes.ir.architectures.decoder import Style, attention, head_sizes, layer_types
-from passes.ir.architectures.draft import Description, Names, attention_state, decoder, ends, is_tied, make_stack
+from passes.ir.architectures.draft import (
+    Description,
+    Names,
+    attention_state,
+    by_architecture,
+    decoder,
+    ends,
+    is_tied,
+    make_stack,
+)
 from passes.ir.architectures.parts import Maker, Part, total
 from passes.ir.model import Block, Role, Stack, Stacking
 from passes.ir.state import FullKV, SlidingKV
@@ -20,7 +29,7 @@ _W = ("w1", "w3", "w2")
 
 
 def is_sparse(config: Config, layer: int) -> bool:
-    """Whether a layer has experts, by whichever field the family says it with."""
+    """Tell whether a layer has experts, by whichever field the family says it with."""
     layers = len(config.layer_numbers())
     if config.has("mlp_layer_types"):
         return config.names("mlp_layer_types", layers)[layer] == "sparse"
@@ -43,7 +52,7 @@ def decoder_of(
     outer: Part,
     mtp: tuple[Stack, ...] = (),
 ) -> Description:
-    """A decoder whose layer `i` is `layer(i)`, with the usual attention states."""
+    """Describe a decoder whose layer `i` is `layer(i)`, with the usual attention states."""
     heads, kv_heads, head_dim = head_sizes(config)
     kv = FullKV(kv_heads, head_dim, head_dim)
     kinds = layer_types(config, style.window)
@@ -200,7 +209,7 @@ def routed_with_bias(config: Config, m: Maker, *, bias: bool = True) -> Part:
 
 
 def mtp_stack(m: Maker, config: Config, names: Names, layer: Part, heads: int, state: FullKV) -> tuple[Stack, ...]:
-    """The MTP layers that follow the decoder's (DeepSeek-V3, arXiv 2412.19437, section 2.2), where the config counts any."""
+    """Make the MTP layers that follow the decoder's (DeepSeek-V3, arXiv 2412.19437, section 2.2), where the config counts any."""
     count, first = config.integer("num_nextn_predict_layers", default=0), config.integer("num_hidden_layers")
     if not count:
         return ()
@@ -209,7 +218,7 @@ def mtp_stack(m: Maker, config: Config, names: Names, layer: Part, heads: int, s
 
 
 def mtp_extras(m: Maker, config: Config) -> Part:
-    """What an MTP layer has besides a decoder layer: its own embedding and head, two norms, the joining projection."""
+    """Make what an MTP layer has besides a decoder layer: its own embedding and head, two norms, the joining projection."""
     hidden, vocab = config.integer("hidden_size"), config.integer("vocab_size")
     return total(
         m.embedding("embed_tokens", vocab, hidden),
@@ -366,30 +375,29 @@ def llama4(config: Config, m: Maker, names: Names) -> Description:
     return decoder(names, blocks, ends(m, config, names, is_tied(config, False)))
 
 
-_FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
-    "MixtralForCausalLM": mixtral,
-    "PhiMoEForCausalLM": phi_moe,
-    "PhimoeForCausalLM": phi_moe,
-    "MiniMaxM2ForCausalLM": minimax_m2,
-    "MiniMaxM3ForCausalLM": minimax_m3,
-    "MiniMaxM3SparseForCausalLM": minimax_m3,
-    "Qwen2MoeForCausalLM": lambda c, m, n: qwen_moe(c, m, n, style=Style(qkv_bias=True, o_bias=False, window="qwen")),
-    "Qwen3MoeForCausalLM": lambda c, m, n: qwen_moe(c, m, n, style=Style(qk_norm="head", window="qwen")),
-    "Qwen3VLMoeTextModel": lambda c, m, n: qwen_moe(
-        c, m, n, style=Style(qk_norm="head", window="qwen"), transposed=True
-    ),
-    "OlmoeForCausalLM": olmoe,
-    "GraniteMoeForCausalLM": granite_moe,
-    "Glm4MoeForCausalLM": glm4_moe,
-    "GptOssForCausalLM": gpt_oss,
-    "MiMoV2FlashForCausalLM": mimo_v2,
-    "MiMoV2ForCausalLM": lambda c, m, n: mimo_v2(c, m, n, fused=True),
-    "Step3p7FlashForCausalLM": step3,
-    "Step3p5ForCausalLM": step3,
-    "Llama4ForCausalLM": llama4,
-}
-
-
-def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one of the families here."""
-    return _FAMILIES[architecture](config, m, names)
+describe = by_architecture(
+    {
+        "MixtralForCausalLM": mixtral,
+        "PhiMoEForCausalLM": phi_moe,
+        "PhimoeForCausalLM": phi_moe,
+        "MiniMaxM2ForCausalLM": minimax_m2,
+        "MiniMaxM3ForCausalLM": minimax_m3,
+        "MiniMaxM3SparseForCausalLM": minimax_m3,
+        "Qwen2MoeForCausalLM": lambda c, m, n: qwen_moe(
+            c, m, n, style=Style(qkv_bias=True, o_bias=False, window="qwen")
+        ),
+        "Qwen3MoeForCausalLM": lambda c, m, n: qwen_moe(c, m, n, style=Style(qk_norm="head", window="qwen")),
+        "Qwen3VLMoeTextModel": lambda c, m, n: qwen_moe(
+            c, m, n, style=Style(qk_norm="head", window="qwen"), transposed=True
+        ),
+        "OlmoeForCausalLM": olmoe,
+        "GraniteMoeForCausalLM": granite_moe,
+        "Glm4MoeForCausalLM": glm4_moe,
+        "GptOssForCausalLM": gpt_oss,
+        "MiMoV2FlashForCausalLM": mimo_v2,
+        "MiMoV2ForCausalLM": lambda c, m, n: mimo_v2(c, m, n, fused=True),
+        "Step3p7FlashForCausalLM": step3,
+        "Step3p5ForCausalLM": step3,
+        "Llama4ForCausalLM": llama4,
+    }
+)

@@ -41,7 +41,7 @@ class Family:
 
 
 def text_config(root: Config, kind: str = "") -> Config:
-    """The decoder's config, nested or (older files) the top level itself; tying is the whole model's where it says so."""
+    """Find the decoder's config, nested or (older files) the top level itself; tying is the whole model's where it says so."""
     if any(root.has(field) for field in ("text_config", "llm_config", "language_config")):
         part = root.part("text_config", "llm_config", "language_config")
         if root.has("tie_word_embeddings"):
@@ -321,7 +321,7 @@ _THINKERS = {
 
 
 def templated(architecture: str) -> Family:
-    """A family whose towers come from a template."""
+    """Make a family whose towers come from a template."""
     # Imported when needed: the other families do not read the templates.
     from passes.ir.architectures.families.templates import template, towers
 
@@ -335,7 +335,7 @@ def templated(architecture: str) -> Family:
 
 
 def describe(root: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of a multimodal model: its decoder and its towers."""
+    """Describe a multimodal model: its decoder and its towers."""
     family = _FAMILIES.get(architecture) or templated(architecture)
     text = text_config(root)
     kind = text.text("model_type", "")

@@ -27,11 +27,11 @@ class Part:
         return Part(self.linears + other.linears, self.tensors + other.tensors)
 
     def block(self, state: LayerState = NO_STATE, heads: int = 0) -> Block:
-        """The block made of these parts."""
+        """Make the block of these parts."""
         return Block(self.linears, self.tensors, state, heads)
 
     def at(self, prefix: str) -> Part:
-        """The same parts, every name under `prefix`."""
+        """Put every name of these parts under `prefix`."""
         return Part(
             tuple(
                 replace(
@@ -50,7 +50,7 @@ class Part:
         )
 
     def dense(self) -> Part:
-        """The same parts, none quantizable (towers, projectors)."""
+        """Keep these parts from being quantized (towers, projectors)."""
         return Part(tuple(replace(lin, quantizable=False, agree="") for lin in self.linears), self.tensors)
 
 
@@ -59,12 +59,12 @@ EMPTY = Part()
 
 
 def total(*parts: Part) -> Part:
-    """The sum of parts."""
+    """Join parts to one."""
     return sum(parts, Part())
 
 
 def stored_names(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
-    """One tensor for each name pattern of a checkpoint, layer and expert numbers replaced by `#`."""
+    """Find one tensor for each name pattern of a checkpoint, layer and expert numbers replaced by `#`."""
     found: dict[str, Tensor] = {}
     for tensor in tensors:
         found.setdefault(_NUMBER.sub("#", tensor.name), tensor)
@@ -86,11 +86,11 @@ class Maker:
     stored: Mapping[str, Tensor] | None = field(default=None, hash=False, compare=False)
 
     def has(self, ending: str, *, default: bool) -> bool:
-        """Whether a stored name pattern ends so; `default` where no headers are known."""
+        """Tell whether a stored name pattern ends so; `default` where no headers are known."""
         return default if self.stored is None else self.find(ending) is not None
 
     def find(self, ending: str) -> Tensor | None:
-        """The first stored tensor whose name pattern ends so."""
+        """Find the first stored tensor whose name pattern ends so."""
         return next((tensor for name, tensor in (self.stored or {}).items() if name.endswith(ending)), None)
 
     def linear(
@@ -98,7 +98,7 @@ class Maker:
         quantizable: bool = True, copies: int = 1, active: float = 1, stacking: Stacking | None = None, shared: bool = False,
         dtype: str | None = None,
     ) -> Part:  # fmt: skip
-        """One matrix."""
+        """Make one matrix."""
         dtype = dtype or self.dtype
         return Part(
             (
@@ -121,7 +121,7 @@ class Maker:
         )
 
     def tensor(self, name: str, *shape: int, dtype: str | None = None) -> Part:
-        """One tensor that is no matrix of a linear layer."""
+        """Make one tensor that is no matrix of a linear layer."""
         return Part(tensors=(Tensor(name, dtype or self.dtype, tuple(shape)),))
 
     def norms(self, size: int, *names: str, bias: bool = False) -> Part:
@@ -211,7 +211,7 @@ class Maker:
         bias: bool = False,
         interleaved: bool = False,
     ) -> Part:
-        """A bank of experts, `active` of `count` serving one token; `names` of gate ("" for none), up and down.
+        """Make a bank of experts, `active` of `count` serving one token; `names` of gate ("" for none), up and down.
 
         `stacked`: by default the bank is two 3-D tensors, `gate_up_proj` and `down_proj`; `transposed`: `[experts, in, out]`.
         """
@@ -264,7 +264,7 @@ class Maker:
         bias: bool = False,
         stacking: Stacking | None = None,
     ) -> Part:
-        """One matrix of every expert."""
+        """Make one matrix of every expert."""
         reads = "experts_mid" if role is Role.DOWN else "experts_in"
         return self.linear(
             name,
@@ -280,7 +280,7 @@ class Maker:
         )
 
     def router(self, name: str, count: int, hidden: int, *, bias: bool = False, dtype: str | None = None) -> Part:
-        """The matrix that picks experts; recipes keep it dense."""
+        """Make the matrix that picks experts; recipes keep it dense."""
         return self.linear(name, Role.ROUTER, count, hidden, bias=bias, quantizable=False, dtype=dtype)
 
     def embedding(self, name: str, vocab: int, hidden: int) -> Part:

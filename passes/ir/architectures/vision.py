@@ -15,18 +15,18 @@ _CLIP_L = {
 
 
 def tower(name: str, prefix: str, layers: int, layer: Part, outer: Part) -> Description:
-    """A tower of `layers` equal layers, none of it quantizable."""
+    """Describe a tower of `layers` equal layers, none of it quantizable."""
     dense = outer.dense()
     return Description((make_stack(name, prefix, [layer.dense().block()] * layers),), dense)
 
 
 def projector(m: Maker, name: str, out: int, into: int, *, bias: bool = True) -> Part:
-    """One matrix between a tower and the decoder."""
+    """Make one matrix between a tower and the decoder."""
     return m.linear(name, Role.PROJECTOR, out, into, bias=bias, quantizable=False)
 
 
 def patches(m: Maker, name: str, hidden: int, config: Config, *times: int, bias: bool = False) -> Part:
-    """A patch embedding: a convolution over `times` frames of squares."""
+    """Make a patch embedding: a convolution over `times` frames of squares."""
     size = _side(config, "patch_size")
     channels = config.integer("num_channels", "in_channels", "in_chans", default=3)
     part = m.tensor(f"{name}.weight", hidden, channels, *times, size, size)
@@ -88,7 +88,7 @@ def pixtral(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def qwen_vision(config: Config, m: Maker, prefix: str, generation: str) -> Description:
-    """The towers of Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923) and Qwen3-VL (arXiv 2511.21631)."""
+    """Describe the towers of Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923) and Qwen3-VL (arXiv 2511.21631)."""
     old = generation == "2"
     hidden = config.integer("embed_dim") if old else config.integer("hidden_size")
     out = config.integer("hidden_size") if old else config.integer("out_hidden_size")
@@ -295,7 +295,7 @@ def gemma4_vision(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def clips(m: Maker, part: Part) -> Part:
-    """The four bounds of every clipped linear of a part (`x.linear.weight` -> `x.input_min` …)."""
+    """Make the four bounds of every clipped linear of a part (`x.linear.weight` -> `x.input_min` …)."""
     stems = [lin.name.removesuffix(".linear") for lin in part.linears if lin.name.endswith(".linear")]
     bounds = ("input_min", "input_max", "output_min", "output_max")
     return total(*(m.tensor(f"{stem}.{bound}") for stem in stems for bound in bounds))

@@ -50,12 +50,12 @@ def _lines() -> tuple[bytes, dict[str, int]]:
 
 
 def ids() -> tuple[str, ...]:
-    """Every model of the catalog, as the Hub spells it."""
+    """List every model of the catalog, as the Hub spells it."""
     return tuple(_lines()[1])
 
 
 def entry(model: str) -> Entry:
-    """The entry of an exact id. Raises KeyError."""
+    """Read the entry of an exact id. Raises KeyError."""
     data, starts = _lines()
     start = starts[model]
     line = json.loads(data[start : data.index(b"\n", start)])
@@ -76,5 +76,5 @@ class PublishedRow:
 
 @lru_cache(maxsize=1)
 def published() -> tuple[PublishedRow, ...]:
-    """Every quantized checkpoint that is known to be published."""
+    """List every quantized checkpoint that is known to be published."""
     return tuple(PublishedRow(**row) for row in json.loads(_PUBLISHED.read_text(encoding="utf-8"))["models"])

@@ -28,7 +28,7 @@ class AwqConfig(QuantConfig):
     """Group size and zero points."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """One format for all, by the kernels that it was packed for."""
+        """Read one format for all, by the kernels that it was packed for."""
         said = fields_of(settings, ir)
         bits, packed = said.integer("bits", "w_bit", default=4), said.text("version", "gemm").lower()
         if bits != _BITS:
@@ -41,11 +41,11 @@ class AwqConfig(QuantConfig):
         return lambda _: form
 
     def leaves(self, pattern: str) -> Matches:
-        """Any name that holds the entry, as AutoAWQ and vLLM read the list (`is_layer_skipped_awq`)."""
+        """Match any name that holds the entry, as AutoAWQ and vLLM read the list (`is_layer_skipped_awq`)."""
         return matcher(pattern) if "*" in pattern or pattern.startswith("re:") else lambda name: pattern in name
 
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
-        """The settings of the one format there may be."""
+        """Write the settings of the one format there may be."""
         forms = {matrix.form for matrix in matrices if isinstance(matrix.form, Awq)}
         if len(forms) > 1:
             raise incompatible(matrices)

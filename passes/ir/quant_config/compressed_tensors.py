@@ -47,14 +47,14 @@ class CompressedTensorsConfig(QuantConfig):
         return lambda name: next((form for test, form in named if test(name)), rest)
 
     def leaves(self, pattern: str) -> Matches:
-        """A plain name means that module, behind a wrapper's prefix too, and nothing below it (`compressed_tensors.utils.match`)."""
+        """Match a plain name with that module, behind a wrapper's prefix too, and nothing below it (`compressed_tensors.utils.match`)."""
         if is_pattern(pattern):
             return matcher(pattern)
         whole = _LAYER_NAME.search(pattern) is not None
         return lambda name: name == pattern or (whole and name.endswith("." + pattern))
 
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
-        """One group a format; what is dense is ignored."""
+        """Write one group a format; what is dense is ignored."""
         by_format: dict[Format, list[str]] = {}
         for matrix in matrices:
             by_format.setdefault(matrix.form, []).append(matrix.prefix + matrix.name)
@@ -85,7 +85,7 @@ def _is_class(target: str) -> bool:
 
 
 def read_group(said: Fields, settings: Fields) -> ConfigGroup:
-    """What a config group says; the format's name may stand beside the groups."""
+    """Read what a config group says; the format's name may stand beside the groups."""
     weights, inputs = said.inside("weights"), said.inside("input_activations", {})
     strategy = weights.text("strategy", "")
     whole = {"channel": -1, "tensor": 0}.get(strategy)

@@ -37,7 +37,7 @@ class GptqConfig(QuantConfig):
     """Bits, group size, zero points, order; `dynamic` where matrices differ."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """The settings, and what `dynamic` makes of them for a name."""
+        """Read the settings, and what `dynamic` makes of them for a name."""
         said = fields_of(settings, ir)
         version = 2 if said.get("checkpoint_format") == "gptq_v2" else 1
         bits = said.integer("bits", at_least=1, at_most=_MOST_BITS)
@@ -50,11 +50,11 @@ class GptqConfig(QuantConfig):
         return format_of(base, said.inside("dynamic", {}))
 
     def stores_head(self, settings: Mapping[str, Any], ir: ModelIR) -> bool:
-        """As `lm_head` says."""
+        """Read it from `lm_head`."""
         return fields_of(settings, ir).flag("lm_head")
 
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
-        """The settings of most matrices; rules for the others."""
+        """Write the settings of most matrices; rules for the others."""
         [(base, _)] = Counter(matrix.form for matrix in matrices if isinstance(matrix.form, Gptq)).most_common(1)
         others = [matrix for matrix in matrices if matrix.quantizable and matrix.form != base]
         dynamic = rules((matrix.prefix, matrix.name, matrix.form) for matrix in others)
@@ -77,7 +77,7 @@ class GptqConfig(QuantConfig):
         )
 
     def treats_alike(self, settings: Mapping[str, Any], ir: ModelIR, present: str, absent: str) -> bool:
-        """By `modules_in_block_to_quantize`, parts of names; without it engines take what the files hold."""
+        """Compare by `modules_in_block_to_quantize`, parts of names; without it engines take what the files hold."""
         listed = [name for group in settings.get("modules_in_block_to_quantize") or () for name in _flat(group)]
         return bool(listed) and any(name in present for name in listed) == any(name in absent for name in listed)
 
@@ -138,7 +138,7 @@ def _rule(pattern: str, form: Format) -> tuple[str, dict[str, Any]]:
 
 
 def format_of(base: Gptq, dynamic: Fields) -> Callable[[str], Gptq]:
-    """The format of a matrix by its full name: the first pattern that matches it sets other values."""
+    """Make what finds the format of a matrix by its full name: the first pattern that matches it sets other values."""
     overrides = [
         (compiled(pattern.removeprefix("+:")), _changed(base, dynamic.inside(pattern)))
         for pattern in dynamic.values

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from passes.ir.model import ModelIR
 from passes.ir.quant_config.module_names import Matches, left_dense, matcher
 from passes.registry import Registry
 
+#: What a text has that may mean some layers only: a number beside a dot, or what a regular expression or a pattern for characters has.
+_OF_A_LAYER = re.compile(r"^re:|^[-+]:|[?\[\\(|]|\.[.+{]|\.[^.]*\d|\d[^.]*\.")
 #: Says in which format a matrix (full name) is stored; None where it is left dense, or only the headers say.
 StorageOf = Callable[[str], Format | None]
 
@@ -33,6 +36,20 @@ class NamedMatrix:
     absent: bool = False
 
 
+def _texts(settings: object) -> Iterator[str]:
+    """Every text in settings, keys too, however deep."""
+    match settings:
+        case str():
+            yield settings
+        case Mapping():
+            for key, value in settings.items():
+                yield from _texts(key)
+                yield from _texts(value)
+        case list() | tuple():
+            for entry in settings:
+                yield from _texts(entry)
+
+
 class QuantConfig(ABC):
     """`quantization_config` of one `quant_method`."""
 
@@ -43,6 +60,12 @@ class QuantConfig(ABC):
     def leaves(self, pattern: str) -> Matches:
         """Return the test for what an entry of the list of dense matrices means."""
         return matcher(pattern)
+
+    def tells_layers_apart(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether the settings may say of one layer what they do not say of another like it: where any text in them has a layer's
+        number, or is a pattern that could. A method that counts layers in another way says so itself.
+        """
+        return any(_OF_A_LAYER.search(text) for text in _texts(settings))
 
     def experts(self, settings: Mapping[str, Any], ir: ModelIR) -> Format | None:
         """Return the format of the experts where it is another than that of the rest: then lists name only these."""

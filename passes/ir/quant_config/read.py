@@ -20,7 +20,7 @@ from passes.ir.quant_config.quant_config import StorageOf, fields_of, quant_conf
 
 
 def quantization(config: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, Any]] | None:
-    """The quantization method of a checkpoint and its settings; None for a dense one."""
+    """Find the quantization method of a checkpoint and its settings; None for a dense one."""
     root = Fields(config, name, "config.json")
     for part in (root, root.inside("text_config", {})):
         for field in ("quantization_config", "compression_config", "hf_quant_config"):
@@ -37,7 +37,7 @@ def quantization(config: Mapping[str, Any], name: str) -> tuple[str, Mapping[str
 
 
 def quantized(ir: ModelIR) -> ModelIR:
-    """The description with every matrix stored as the config's quantization says. Raises InputError on a scheme not known."""
+    """Store every matrix of a description as the config's quantization says. Raises InputError on a scheme not known."""
     found = quantization(ir.config, ir.name)
     if found is None:
         return ir
@@ -48,7 +48,7 @@ def quantized(ir: ModelIR) -> ModelIR:
     storage_of, experts = config.read(settings, ir), config.experts(settings, ir)
 
     def forms(block: Block, prefix: str) -> tuple[Format | None, ...]:
-        """What the matrices of a layer are stored in; None for those that stay as they are."""
+        """Name what the matrices of a layer are stored in; None for those that stay as they are."""
         if experts is None:
             return tuple(_form(linear, storage_of, dense, prefix) for linear in block.linears)
         of_banks: StorageOf = lambda _: experts  # noqa: E731
@@ -62,8 +62,16 @@ def quantized(ir: ModelIR) -> ModelIR:
         if stack.name not in ("decoder", "mtp"):
             stacks.append(stack)
             continue
-        layers = [(stack.block(i), stack.layer_prefix(i)) for i in range(len(stack.layers))]
-        blocks = [_stored(block, forms(block, prefix)) for block, prefix in layers]
+        layers = range(len(stack.layers))
+        if config.tells_layers_apart(settings):
+            blocks = [_stored(stack.block(i), forms(stack.block(i), stack.layer_prefix(i))) for i in layers]
+        else:
+            first = {stack.layers[i]: i for i in reversed(layers)}
+            classes = {
+                index: _stored(stack.block(i), forms(stack.block(i), stack.layer_prefix(i)))
+                for index, i in first.items()
+            }
+            blocks = [classes[index] for index in stack.layers]
         if notes:
             blocks = [_alike(block, stack.block(i)) for i, block in enumerate(blocks)]
         stacks.append(stack.with_blocks(tuple(blocks)))

@@ -14,7 +14,7 @@ _SCALES_OF_DENSE = "compressed-tensors"
 
 
 def quantization_config(ir: ModelIR) -> dict[str, Any] | None:
-    """The `quantization_config` of a model whose matrices are stored as `ir` says; None for a dense one without KV scales.
+    """Write the `quantization_config` of a model whose matrices are stored as `ir` says; None for a dense one without KV scales.
 
     Raises TightfitError where the formats of its matrices cannot stand in one checkpoint.
     """

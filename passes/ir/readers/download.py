@@ -17,7 +17,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def download(name: str, commit: str | None) -> Path:
-    """The folder of a repository at a commit, in huggingface_hub's cache.
+    """Fetch a repository at a commit into a folder, in huggingface_hub's cache.
 
     A connection that breaks off goes on where it stopped; a run after one that was ended loads the files that are not there whole.
 

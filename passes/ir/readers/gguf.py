@@ -120,7 +120,7 @@ class _Reader:
         raise self.fail(f"unknown metadata type {kind}")
 
     def array(self, depth: int) -> Any:
-        """An array of metadata; of a long one, which is skipped, its length."""
+        """Read an array of metadata; of a long one, which is skipped, its length."""
         kind, length = self.scalar("I"), self.scalar("Q")
         if length > _MAX_ITEMS:
             raise self.fail(f"an array claims {length:,} items")
@@ -140,6 +140,7 @@ class _Reader:
         return LongArray(length)
 
     def tensor(self) -> tuple[GgufTensor, int]:
+        """Read a tensor's entry, and the position of its data in bytes from where the data begin."""
         name, dims = self.string(), self.scalar("I")
         if dims > _MAX_DIMS:
             raise self.fail(f"tensor {name!r} claims {dims} dimensions")
@@ -159,7 +160,7 @@ class _Reader:
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """The header of a GGUF file (version 2 or 3), checked against the file's size."""
+    """Read the header of a GGUF file (version 2 or 3), checked against the file's size."""
     try:
         with path.open("rb") as file:
             if path.stat().st_size < 24:

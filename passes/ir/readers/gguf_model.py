@@ -103,7 +103,7 @@ def _dialect(header: GgufHeader, name: str) -> _Dialect:
 
 
 def hf_config(header: GgufHeader, name: str) -> dict[str, Any]:
-    """The config.json that a GGUF header amounts to."""
+    """Make the config.json that a GGUF header amounts to."""
     dialect, architecture = _dialect(header, name), header.metadata["general.architecture"]
     config: dict[str, Any] = {
         "architectures": [dialect.hf_class],
@@ -124,7 +124,7 @@ def hf_config(header: GgufHeader, name: str) -> dict[str, Any]:
 
 
 def check_tensors(header: GgufHeader, ir: ModelIR) -> None:
-    """Every tensor of the file must be one of the description, with its shape, and the other way round."""
+    """Refuse a file whose tensors are not those of the description, each with its shape."""
     block = _dialect(header, ir.name).block
     found: dict[str, tuple[GgufTensor, tuple[int, ...]]] = {}
     for tensor in header.tensors.values():
@@ -149,7 +149,7 @@ def check_tensors(header: GgufHeader, ir: ModelIR) -> None:
 
 
 def as_stored(header: GgufHeader, ir: ModelIR) -> ModelIR:
-    """The description of the file itself, as engines that read GGUF hold it: each matrix in its ggml type."""
+    """Describe the file itself, as engines that read GGUF hold it: each matrix in its ggml type."""
     block = _dialect(header, ir.name).block
     types = {
         name: tensor.type for tensor in header.tensors.values() for name, _ in _hf_tensors(tensor, block)[:1]
@@ -178,7 +178,7 @@ def as_stored(header: GgufHeader, ir: ModelIR) -> ModelIR:
 
 
 def unreadable(header: GgufHeader, files: int) -> str | None:
-    """Why transformers cannot dequantize a file, which is what `apply` does first; None where it can."""
+    """Say why transformers cannot dequantize a file, which is what `apply` does first; None where it can."""
     if files > 1:
         return f"the model is split into {files} files; merge them: llama-gguf-split --merge <first part> <whole>.gguf"
     kinds = {tensor.type for tensor in header.tensors.values()} & _NOT_DEQUANTIZED
@@ -213,7 +213,7 @@ def _hf_tensors(tensor: GgufTensor, block: Mapping[str, str]) -> list[tuple[str,
 
 
 def dequantize(path: Path, ir: ModelIR, header: GgufHeader, work: Path) -> Path:
-    """A folder inside `work` with config, tokenizer and BF16 safetensors of a GGUF file; made once, appears whole.
+    """Make a folder inside `work` with config, tokenizer and BF16 safetensors of a GGUF file, once; it appears whole.
 
     Raises DoesNotFitError when the disk lacks room, InputError when transformers cannot read the file.
     """

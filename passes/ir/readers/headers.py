@@ -52,7 +52,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 
 def header_length(first: bytes, file_bytes: int, where: str) -> int:
-    """The length of the JSON header, from a file's first 8 bytes."""
+    """Read the length of the JSON header in bytes, from a file's first 8 bytes."""
     if len(first) < 8:
         raise InputError(f"{where}: only {file_bytes} bytes, no safetensors file", remedy=_AGAIN)
     length = int.from_bytes(first[:8], "little")
@@ -64,7 +64,7 @@ def header_length(first: bytes, file_bytes: int, where: str) -> int:
 
 
 def parse_header(raw: bytes, file_bytes: int, where: str) -> dict[str, Tensor]:
-    """The tensors of one file, from the JSON bytes of its header. Checks that offsets tile the data exactly."""
+    """Read the tensors of one file from the JSON bytes of its header. Checks that offsets tile the data exactly."""
     entries = json_object(raw, f"{where}: the header", remedy=_AGAIN, pairs=_no_duplicates)
     entries.pop("__metadata__", None)
     spans: list[tuple[int, int, str]] = []
@@ -114,7 +114,7 @@ def _entry(name: str, entry: Any, where: str) -> tuple[Tensor, int, int]:
 
 
 def read_file_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file."""
+    """Read the tensors of one safetensors file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -127,7 +127,7 @@ def read_file_header(path: Path) -> dict[str, Tensor]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a safetensors file is there with all that its header names."""
+    """Tell whether a safetensors file is there with all that its header names."""
     try:
         read_file_header(path)
     except InputError:
@@ -147,7 +147,7 @@ _LONGEST_NAME = 255
 
 
 def shard_names(index: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The shards that a `model.safetensors.index.json` names, in order; paths that leave the folder are refused."""
+    """List the shards that a `model.safetensors.index.json` names, in order; paths that leave the folder are refused."""
     weights = Fields(index, where, "the index", remedy=_INDEX).inside("weight_map")
     names = tuple(sorted({weights.text(tensor) for tensor in weights.values}))
     for shard in names:
@@ -161,7 +161,7 @@ def shard_names(index: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def merge(parts: Mapping[str, Mapping[str, Tensor]], index: Mapping[str, Any] | None, where: str) -> Header:
-    """One header of several files; where there is an index, both must name the same tensors in the same files."""
+    """Join the headers of several files; where there is an index, both must name the same tensors in the same files."""
     tensors: dict[str, Tensor] = {}
     files: dict[str, str] = {}
     for file, found in parts.items():
@@ -182,7 +182,7 @@ def merge(parts: Mapping[str, Mapping[str, Tensor]], index: Mapping[str, Any] | 
 
 
 def read_folder_header(folder: Path) -> Header | None:
-    """The headers of a local checkpoint; None where the folder has no weights at all."""
+    """Read the headers of a local checkpoint; None where the folder has no weights at all."""
     index_path = folder / "model.safetensors.index.json"
     if index_path.is_file():
         try:

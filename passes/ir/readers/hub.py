@@ -42,7 +42,7 @@ class Repository:
 
 
 def offline() -> bool:
-    """Whether the network is switched off for Hugging Face libraries."""
+    """Tell whether the network is switched off for Hugging Face libraries."""
     return any(
         os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -50,22 +50,22 @@ def offline() -> bool:
 
 
 def endpoint() -> str:
-    """The Hub's address; `HF_ENDPOINT` names a mirror."""
+    """Name the Hub's address; `HF_ENDPOINT` names a mirror."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def is_repository_name(name: str) -> bool:
-    """Whether a name has the form `organisation/model`."""
+    """Tell whether a name has the form `organisation/model`."""
     return _REPO.fullmatch(name) is not None
 
 
 def is_cached(name: str) -> bool:
-    """Whether any revision of a repository was read before."""
+    """Tell whether any revision of a repository was read before."""
     return _cache_folder(name).is_dir()
 
 
 def read_repository(name: str, revision: str | None = None) -> Repository:
-    """A repository at a revision (branch, tag or commit; default `main`), pinned to its commit.
+    """Read a repository at a revision (branch, tag or commit; default `main`), pinned to its commit.
 
     Raises InputError for what is missing, gated, pickled, broken or unreachable, each with its remedy.
     """
@@ -271,7 +271,7 @@ def _refusal(status: int, code: str, url: str, name: str) -> InputError:
 
 
 def cache_root() -> Path:
-    """Where tightfit keeps what it read: `$XDG_CACHE_HOME/tightfit`, by default `~/.cache/tightfit`."""
+    """Name the folder where tightfit keeps what it read: `$XDG_CACHE_HOME/tightfit`, by default `~/.cache/tightfit`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tightfit"
 
 

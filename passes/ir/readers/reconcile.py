@@ -54,7 +54,7 @@ class Reader:
                 self.modules[_WEIGHT.split(stem)[0]].append(name)
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor that must be there, with this shape."""
+        """Take a tensor that must be there, with this shape."""
         found = self.left.pop(name, None)
         if found is None:
             raise not_understood(self.ir.name, f"the checkpoint lacks {name!r} {list(shape)}")
@@ -63,7 +63,7 @@ class Reader:
         return found
 
     def linear(self, prefix: str, linear: Linear) -> Linear:
-        """A matrix (or bank) as the headers store it."""
+        """Read a matrix (or bank) as the headers store it."""
         if linear.stacking is not None and (whole := self._whole(prefix, linear)) is not None:
             return whole
         parts = linear.stacking.parts if linear.stacking else ((linear.name, linear.out_features),)
@@ -134,7 +134,7 @@ class Reader:
         return OpaqueFormat(self.ir.quant_method, rows, linear.in_features, parts), bias.dtype if bias else None
 
     def block(self, prefix: str, block: Block) -> Block:
-        """A layer as the headers store it, KV scales among its tensors."""
+        """Read a layer as the headers store it, KV scales among its tensors."""
         block = self._turned(prefix, block)
         linears = tuple(self.linear(prefix, linear) for linear in block.linears)
         tensors = tuple(
@@ -155,18 +155,18 @@ class Reader:
         return turned if fits(turned) else block
 
     def stack(self, stack: Stack) -> Stack:
-        """A stack as the headers store it."""
+        """Read a stack as the headers store it."""
         blocks = [self.block(stack.layer_prefix(i), stack.block(i)) for i in range(len(stack.layers))]
         return stack.with_blocks(tuple(blocks))
 
     def present(self, stack: Stack) -> bool:
-        """Whether the headers hold anything of a stack."""
+        """Tell whether the headers hold anything of a stack."""
         prefixes = tuple(stack.layer_prefix(i) for i in range(len(stack.layers)))
         return any(name.startswith(prefixes) for name in self.left)
 
 
 def with_dtypes(storage: Format, tensors: Iterable[Tensor]) -> Format:
-    """The declared format with its scales in the dtype that the checkpoint stores them in."""
+    """Put the scales of a declared format in the dtype that the checkpoint stores them in."""
     scales = [
         t.dtype for t in tensors if t.name.endswith((".weight_scale", ".weight_scale_inv")) and t.dtype in _FLOATS
     ]
@@ -174,7 +174,7 @@ def with_dtypes(storage: Format, tensors: Iterable[Tensor]) -> Format:
 
 
 def reconcile(ir: ModelIR, tensors: Mapping[str, Tensor]) -> ModelIR:
-    """The description that the headers confirm: `ir.tensors()` of the result equals `tensors`, ignored buffers aside.
+    """Describe what the headers confirm: `ir.tensors()` of the result equals `tensors`, ignored buffers aside.
 
     Raises InputError naming the first tensor that is missing, of another shape, or unexplained.
     """

@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from planner.cli.tables.parts import load_lines, size
+from planner.figures import show
 
 if TYPE_CHECKING:
     from planner.check import CheckDocument
+    from targets.machine.live import LiveMachine
 
 
 def print_check(console: Console, document: CheckDocument) -> None:
@@ -41,6 +43,12 @@ def print_check(console: Console, document: CheckDocument) -> None:
     console.print(f"  TTFT {speed.ttft_ms.value:.0f} ms   decode {decode.value:.1f} tok/s ({decode.basis})")
     for line in load_lines(speed):
         console.print(f"  {line}")
+    for goal in document.goals:
+        mark = "[green]✓[/]" if goal.met else "[red]✗[/]"
+        console.print(
+            f"  {mark} {escape(f'{goal.name}: {show(goal.predicted.value, goal.unit)}, asked {show(goal.wanted, goal.unit)}')}",
+            markup=True,
+        )
     for reason in document.reasons:
         said = reason.message + (f" → {reason.remedy}" if reason.remedy else "")
         console.print(f"  [red]✗[/] {escape(said)}", markup=True)
@@ -48,3 +56,23 @@ def print_check(console: Console, document: CheckDocument) -> None:
         console.print(f"    what would do: {remedy.message}")
     for note in document.notes:
         console.print(f"  note: {note}", style="dim")
+
+
+def print_machine(console: Console, machine: LiveMachine) -> None:
+    """Print what is here: each card with what is free of it and who holds the rest."""
+    driver = f", driver {machine.driver} (CUDA {machine.cuda})" if machine.driver else ""
+    memory = f"{size(machine.memory_free_bytes)} of {size(machine.memory_bytes)} free"
+    console.print(f"  This machine: {machine.cpu}, {machine.cores} cores, {memory}{driver}")
+    if machine.silent:
+        console.print(f"  {machine.silent}", style="yellow")
+    for card in machine.cards:
+        facts = (
+            f"compute capability {card.capability}" if card.capability else None, card.pcie,
+            f"{card.links} NVLinks" if card.links else None, "ECC" if card.ecc else None, "drives a screen" if card.display else None,
+        )  # fmt: skip
+        told = ", ".join(fact for fact in facts if fact)
+        console.print(
+            f"  card {card.index}: {card.name}, {size(card.free_bytes)} of {size(card.total_bytes)} free{f'  ({told})' if told else ''}"
+        )
+        for holder in card.holders:
+            console.print(f"    {holder}", style="dim")

@@ -136,6 +136,11 @@ class Exllama(Engine):
         notes = tuple(n for n in (gpu.note, _ASSUMED) if n)
         return answer(*best, ir, workload, notes=notes)
 
+    def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
+        """Return the bytes of the fullest card; the embedding stays in the machine's memory."""
+        first, *others = weights_per_stage(ir, Parallel(pp=settings.parallel.gpus))
+        return max(first - embedding_bytes(ir), *others, 0)
+
     def _scratch(self, ir: ModelIR, context: int, *, last: bool) -> Quantity:
         widest = max((_widest(block) for block, _ in ir.decoder.counts), default=0)
         largest = max((_largest(block.linears) for block, _ in ir.decoder.counts), default=0)
@@ -167,7 +172,7 @@ class Exllama(Engine):
         return Scheduler(settings.max_num_batched_tokens or CHUNK, requests)
 
     def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Composer:
-        """The dynamic generator, with pages for whole answers."""
+        """Compose steps as the dynamic generator does, with pages for whole answers."""
         from targets.simulation.exllama import Generator
         from targets.simulation.serving import cache_of
 
@@ -201,7 +206,7 @@ class Exllama(Engine):
         return tabby_launch(request, self.served_by, self.cache_mode(request.ir.kv_cache.dtype))
 
     def served_name(self, folder: Path) -> str:
-        """As its config file says."""
+        """Read it from its config file."""
         from targets.engines.exllama.launch import served_name
 
         return served_name(folder)

@@ -79,7 +79,9 @@ class ExllamaV2(Exllama):
         return "FP16" if dtype == "auto" else dtype.upper()
 
     def unpacked_bytes(self, ir: ModelIR, layers: int) -> float:
-        """A quantized cache is read through one layer's in fp16, as long as the whole cache (`temp_tensors` in exllamav2/cache.py)."""
+        """Count the bytes of one layer's cache in fp16, as long as the whole cache: a quantized one is read through it (`temp_tensors` in
+        exllamav2/cache.py).
+        """
         return 0.0 if ir.kv_cache.dtype == OWN else 2.0 / max(1, layers)
 
     def dequantized_head(self, elements: int) -> int:
@@ -102,7 +104,7 @@ class ExllamaV2(Exllama):
         return ("0.2", "0.3.2")
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
-        """As ExLlama, and architectures that it would load as a Llama, or with windows on other layers."""
+        """Refuse what ExLlama does, and architectures that it would load as a Llama, or with windows on other layers."""
         known = ARCHITECTURES | (_WITH_PIXTRAL if _has_pixtral(ir) else frozenset())
         remedy = "engine vllm, or exllamav3 with exl3 weights where that reads it"
         return (
@@ -113,7 +115,7 @@ class ExllamaV2(Exllama):
         )
 
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
-        """As ExLlama; one sequence at a time on cards without paged attention."""
+        """Do as ExLlama; one sequence at a time on cards without paged attention."""
         known = super().scheduler(gpu, settings, workload)
         return known if (gpu.capability or 0) >= _PAGED else replace(known, sequences=1)
 

@@ -86,7 +86,7 @@ class ExllamaV3(Exllama):
         return ("0.0",)
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
-        """As ExLlama, architectures that it has no model for, and layers of a kind that it expects elsewhere."""
+        """Refuse what ExLlama does, architectures that it has no model for, and layers of a kind that it expects elsewhere."""
         unread = architecture_reasons(self.name, ARCHITECTURES, ir, "engine vllm")
         return (*super().illegal(ir, gpu, settings), *unread, *self._placement_reasons(ir))
 

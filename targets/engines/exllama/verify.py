@@ -52,7 +52,7 @@ class TabbyVerifier(Verifier):
         self._engine = engine
 
     def python(self, given: Path | None) -> Path:
-        """As given, else TIGHTFIT_<ENGINE> (which makes its weights too) or TIGHTFIT_ENGINE, else this one where it has the package."""
+        """Take it as given, else TIGHTFIT_<ENGINE> (which makes its weights too) or TIGHTFIT_ENGINE, else this one if it has it."""
         own = f"TIGHTFIT_{self._engine.name.upper()}"
         if (named := named_python(given, own, "TIGHTFIT_ENGINE")) is not None:
             return named
@@ -63,7 +63,7 @@ class TabbyVerifier(Verifier):
         )
 
     def installed(self, python: Path) -> Installed:
-        """By the package's own version file, with this process's PYTHONPATH: packages that are compiled in place are found by it."""
+        """Look into the package's own version file, with this process's PYTHONPATH: packages that are compiled in place are found by it."""
         return Installed(ask_python(python, _ASK.format(package=self._engine.name), isolated=False) or None, "cuda")
 
     def observe(self, request: VerifyRequest, say: Say) -> Observed:

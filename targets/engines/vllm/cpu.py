@@ -58,15 +58,15 @@ class VllmCpu(Vllm):
         yield Parallel(tp=cards)
 
     def kernel(self, form: Format, gpu: Gpu) -> Kernel:
-        """As vLLM below every card, but with a kernel for INT8."""
+        """Choose as vLLM does below every card, but with a kernel for INT8."""
         return kernel_of(form, capability_of(gpu), int8=True)
 
     def known_versions(self) -> tuple[str, ...]:
-        """The version that was read and measured."""
+        """Name the version that was read and measured."""
         return (_NEWEST,)
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
-        """As vLLM, with the CPU's kernels; only this machine's processor is a target."""
+        """Refuse what vLLM does, with the CPU's kernels; only this machine's processor is a target."""
         if not gpu.is_cpu:
             return (
                 Reason(
@@ -113,16 +113,20 @@ class VllmCpu(Vllm):
         memory = Memory(weights, kv_cache, _PROCESS, Quantity.exact(0), Quantity.exact(0), total, budget)
         return answer(memory, layout, ir, workload, notes=tuple(n for n in (note, *stored_notes(ir, rules)) if n))
 
+    def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
+        """Return the bytes of a rank."""
+        return weights_per_stage(ir, settings.parallel)[0]
+
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
         """None: the cache is as large as the plan sets it."""
         return ()
 
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
-        """As set, else the backend's defaults."""
+        """Take what is set, else the backend's defaults."""
         return Scheduler(settings.max_num_batched_tokens or BATCHED_TOKENS, settings.max_num_seqs or SEQUENCES)
 
     def kv_bytes_for(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> int:
-        """The smallest whole number of GiB that serves the workload: what the launch files set."""
+        """Find the smallest whole number of GiB that serves the workload: what the launch files set."""
         rules, _ = rules_for(settings.version or _NEWEST)
         cache = self._cache(ir, gpu, settings, workload)
         layout = build_layout(tuple((b.state, n) for b, n in ir.decoder.counts), cache, rules)

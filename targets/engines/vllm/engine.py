@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.errors import Reason, ReasonKind
 from passes.formats.format import Format
 from passes.formats.kv_dtypes import cache_bits, head_bytes
-from passes.ir.model import Block, ModelIR
+from passes.ir.model import Block, ModelIR, remembered
 from passes.ir.resident import cast_dense, resident_model
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.accounting import answer, weights_quantity
@@ -31,9 +31,16 @@ from targets.engines.engine import (
 )
 from targets.engines.kv_layout import Layout, build_layout
 from targets.engines.kv_spec import CacheSettings
-from targets.engines.resident_weights import stage_blocks, weights_per_stage
+from targets.engines.resident_weights import stage_blocks
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory import activations
+from targets.engines.vllm.memory.features import (
+    draft_states,
+    served,
+    weights_of_stages,
+    with_state_types,
+    without_encoders,
+)
 from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons
 from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
@@ -41,7 +48,13 @@ from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.rules.fused import absent_note, fused_reasons
 from targets.engines.vllm.rules.kernels import kernel_reasons
 from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
-from targets.engines.vllm.rules.legality import expert_reasons, load_time_reasons, order_reasons, storages
+from targets.engines.vllm.rules.legality import (
+    expert_reasons,
+    load_time_reasons,
+    order_reasons,
+    sparse_reasons,
+    storages,
+)
 from targets.engines.vllm.rules.methods import method_reasons, plugin_note, wheel_reasons
 from targets.engines.vllm.rules.runner import has_states, subtracts_graphs, uses_v2_runner
 from targets.engines.vllm.rules.shards import shard_reasons
@@ -69,6 +82,8 @@ _TIGHT_CACHE = 12 * _GIB
 _BLOCK = 16
 #: The first version without a loader of GGUF files (`model_loader/gguf_loader.py`).
 _GGUF_LEFT = (0, 24, 0)
+#: The first version whose wheel brings a torch for CUDA 13.
+_CUDA_13 = (0, 20, 0)
 #: Head size that DeepSeek's expanded keys and values were padded to before MLA (0.5–0.6, `deepseek_v2.py`).
 _EXPANDED_HEAD = 256
 #: Share of a card that may be asked for where the default does not do, and the smallest step of the profile run worth trying.
@@ -80,6 +95,7 @@ class Vllm(Engine):
 
     name: ClassVar[str] = "vllm"
     replicates: ClassVar[bool] = True
+    takes_share: ClassVar[bool] = True
     weighed_formats: ClassVar[tuple[str, ...]] = (
         "fp8", "fp8-block", "w8a8", "w8a8-rtn", "w8a16-channel", "w8a16-channel-rtn", "w8a16-g128", "w8a16-g128-rtn",
         "w4a16-g128", "w4a16-g64", "w4a16-g32", "w4a16-g128-asym",
@@ -102,6 +118,10 @@ class Vllm(Engine):
     def kernel(self, form: Format, gpu: Gpu) -> Kernel:
         """By the card's compute capability, or what another maker's card is like."""
         return kernel_of(form, capability_of(gpu))
+
+    def built_for(self, version: str | None) -> int | None:
+        """Number 13 from 0.20 on, whose wheel on PyPI needs torch 2.11; 12 before."""
+        return 13 if rules_for(version)[0].version >= _CUDA_13 else 12
 
     def known_versions(self) -> tuple[str, ...]:
         """Versions whose behaviour differs in ways that are modelled."""
@@ -143,6 +163,7 @@ class Vllm(Engine):
         reasons += fused_reasons(ir)
         reasons += shard_reasons(ir, settings.parallel)
         reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
+        reasons += [] if gpu.is_cpu else sparse_reasons(ir, gpu.capability or 0, rules)
         if settings.block_size is not None and settings.block_size % _BLOCK:
             message = (
                 f"vLLM's attention kernels take cache blocks of multiples of {_BLOCK} tokens, not {settings.block_size}"
@@ -158,11 +179,13 @@ class Vllm(Engine):
         """Wheels without code for the card, formats that a version does not read there, matrices without a kernel."""
         capability = gpu.capability or 0
         yield from wheel_reasons(capability, rules)
-        stored = sorted(storages(resident_model(ir)), key=lambda form: form.label)
-        refused = [
-            reason for form in stored if form.is_quantized
-            for reason in (*order_reasons(form, rules), *method_reasons(form, ir.quant_method, capability, ir.dtype, rules))
-        ]  # fmt: skip
+        resident = resident_model(ir)
+        outside = storages(resident, experts=False)
+        refused: list[Reason] = []
+        stored = (form for form in storages(resident) if form.is_quantized)
+        for form in sorted(stored, key=lambda form: form.label):
+            refused += order_reasons(form, rules)
+            refused += method_reasons(form, ir.quant_method, capability, ir.dtype, rules, experts=form not in outside)
         yield from refused
         if not refused:
             yield from kernel_reasons(ir, capability, ir.dtype, rules, parallel)
@@ -174,7 +197,7 @@ class Vllm(Engine):
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """The tightest rank's budget, terms and cache."""
         rules, note = rules_on_card(settings.version, gpu)
-        stored, ir = ir, as_cached(resident_model(computed(ir, gpu, settings, rules)), rules)
+        stored, ir = ir, served(as_cached(resident_model(computed(ir, gpu, settings, rules)), rules), settings.features)
         estimate = self._estimate(ir, gpu, settings, workload, rules)
         memory, layout = estimate
         said = (
@@ -182,8 +205,17 @@ class Vllm(Engine):
             _cold_note(memory, settings, rules),
         )  # fmt: skip
         notes = tuple(n for n in said if n)
-        reasons = _state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules)
+        reasons = (
+            *_state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules),
+            *_override_reasons(memory, layout, settings),
+        )
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
+
+    def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
+        """Return the bytes of the fullest pipeline stage."""
+        rules, _ = rules_on_card(settings.version, gpu)
+        stages = weights_of_stages(self.as_run(ir, gpu, settings), settings.parallel, rules, settings.features)
+        return max(size for size, _ in stages)
 
     def as_run(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> ModelIR:
         """In the dtype that this version computes in, with the matrices and the cache as it keeps them."""
@@ -214,23 +246,33 @@ class Vllm(Engine):
             free = Quantity(card.value - kept, card.low - kept, card.high - kept, card.basis)
             budget = min(budget, free, key=lambda q: q.value)
         on_top = not subtracts_graphs(ir, rules)
+        features = settings.features
+        profiled = ir if features.profiles_media else without_encoders(ir)
         best: tuple[Memory, Layout] | None = None
         per_rank = []
-        for stage, size in enumerate(weights_per_stage(ir, parallel, rules)):
+        for stage, (size, draft) in enumerate(weights_of_stages(ir, parallel, rules, features)):
             last = stage == parallel.pp - 1
-            taken = activations.overhead(ir, replace(profile, samples=last), rules)
+            taken = activations.overhead(profiled, replace(profile, samples=last and not features.pools), rules)
             weights = weights_quantity(ir, size, _weights_error(ir), Basis.EXACT)
+            weights = weights + draft if draft.value else weights
             spent = weights + taken.subtracted
             left = budget - spent
             if settings.kv_cache_memory_bytes is not None:
                 left = Quantity.exact(settings.kv_cache_memory_bytes)
-            layout = build_layout(
-                _stage_states(ir, parallel.pp, stage, rules), cache_settings(ir, settings, profile, rules), rules
+            states = tuple(
+                (with_state_types(state, features), n) for state, n in _stage_states(ir, parallel.pp, stage, rules)
             )
+            layout = build_layout(
+                (*states, *(draft_states(ir, features) if last else ())),
+                cache_settings(ir, settings, profile, rules),
+                rules,
+            )
+            if features.cache_blocks is not None and features.cache_blocks * layout.block_bytes <= left.value:
+                left = Quantity.exact(features.cache_blocks * layout.block_bytes)
             needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
             total = spent + (taken.cuda_graphs if on_top else Quantity.exact(0)) + Quantity.exact(needed)
             memory = Memory(weights, left, taken.activations, taken.non_torch, taken.cuda_graphs, total, budget)
-            per_rank.append({"stage": stage, "weights": size, "kv_cache": left.value})
+            per_rank.append({"stage": stage, "weights": size + draft.value, "kv_cache": left.value})
             if best is None or layout.concurrency(layout.blocks(left.value), workload.context) < best[1].concurrency(
                 best[1].blocks(best[0].kv_cache.value), workload.context
             ):
@@ -301,6 +343,7 @@ def _on(kept: bool) -> str:
     return "on" if kept else "off"
 
 
+@remembered
 def stored_notes(ir: ModelIR, rules: Rules) -> tuple[str | None, ...]:
     """What a version has to say of a model as it is stored, on whatever it runs."""
     return plugin_note(_names(ir), rules), absent_note(ir), cache_note(ir, rules), architecture_note(ir, rules)
@@ -316,6 +359,17 @@ def _state_reasons(
     message = f"the cache has {blocks:,} blocks for states, fewer than max_num_seqs {profile.sequences:,}: vLLM stops before it serves"
     fewer = {"max_num_seqs": blocks}
     return (Reason("too_few_state_blocks", message, f"max_num_seqs {blocks}", fewer, ReasonKind.TOO_LARGE, fewer),)
+
+
+def _override_reasons(memory: Memory, layout: Layout, settings: Settings) -> tuple[Reason, ...]:
+    """A cache of so many blocks, whatever is left for it, is allotted all the same (`num_gpu_blocks_override`)."""
+    blocks = settings.features.cache_blocks
+    if blocks is None or blocks * layout.block_bytes <= memory.kv_cache.value:
+        return ()
+    fits = layout.blocks(memory.kv_cache.value)
+    message = f"{blocks:,} blocks of cache take {blocks * layout.block_bytes / _GIB:.2f} GiB, room is for {fits:,}"
+    remedy = f"--num-gpu-blocks-override {fits}, or leave it out"
+    return (Reason("cache_blocks_do_not_fit", message, remedy, {"fits": fits}, ReasonKind.TOO_LARGE),)
 
 
 def computed(ir: ModelIR, gpu: Gpu, settings: Settings, rules: Rules) -> ModelIR:
@@ -374,11 +428,13 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
         sequences=settings.max_num_seqs or default_sequences(gpu, rules),
         tp=settings.parallel.tp,
         pp=settings.parallel.pp,
-        eager=settings.enforce_eager,
+        eager=settings.enforce_eager or not settings.features.graphs,
         capability=gpu.capability or 90,
         context=workload.context,
         linked=(gpu.link_bytes_per_s or 0) >= _SWITCHED_LINK,
         integrated=activations.is_integrated(gpu),
+        largest_graph=settings.features.largest_graph,
+        pictures=workload.pictures,
     )
 
 
@@ -391,9 +447,15 @@ def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile
     """What the cache layout depends on, on a CUDA card."""
     return CacheSettings(
         settings.block_size or _BLOCK, element_bytes(ir), 4 if ir.dtype == "F32" else 2, profile.tp,
-        profile.tokens * _in_flight(ir, profile.pp, rules), rules.hybrid_prefix_caching or not has_states(ir),
-        head_bytes=head_bytes(ir.kv_cache.dtype),
+        profile.tokens * _in_flight(ir, profile.pp, rules), _caches_prefixes(ir, settings, rules),
+        head_bytes=head_bytes(ir.kv_cache.dtype), context_parallel=settings.features.context_parallel,
+        draft_tokens=settings.features.drafting.tokens if settings.features.drafting else 0,
     )  # fmt: skip
+
+
+def _caches_prefixes(ir: ModelIR, settings: Settings, rules: Rules) -> bool:
+    asked = settings.features.prefix_caching
+    return (rules.hybrid_prefix_caching or not has_states(ir)) if asked is None else asked
 
 
 def _in_flight(ir: ModelIR, pp: int, rules: Rules) -> int:

@@ -18,6 +18,9 @@ _NATIVE = {
     KernelFamily.FP8: ("fp8", 8.9, KernelFamily.W8),
     KernelFamily.W8A8: ("int8", 7.5, KernelFamily.W8),
 }
+#: FP8 in blocks: below it Marlin's kernel stands before Triton's (`_POSSIBLE_FP8_BLOCK_KERNELS` of 0.20–0.33). Experts, whose Triton kernel
+#: rounds inputs from 8.9 on, are not told apart.
+_FP8_BLOCKS = 9.0
 
 
 @lru_cache(maxsize=1 << 10)
@@ -32,5 +35,7 @@ def kernel_of(form: Format, capability: float, *, int8: bool = False) -> Kernel:
     if family not in _NATIVE:
         return Kernel(family, "bf16")
     arithmetic, least, below = _NATIVE[family]
+    if family is KernelFamily.FP8 and form.block is not None:
+        least = _FP8_BLOCKS
     native = capability >= least or (int8 and family is KernelFamily.W8A8)
     return Kernel(family, arithmetic) if native else Kernel(below, "bf16")

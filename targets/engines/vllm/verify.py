@@ -37,7 +37,7 @@ class VllmVerifier(ServerVerifier):
     """vLLM on cards and on processors."""
 
     def installed(self, python: Path) -> Installed:
-        """By the distributions of that Python."""
+        """Look into the distributions of that Python."""
         return installed_vllm(python)
 
     def press(self, served: Served, name: str, request: VerifyRequest) -> tuple[LoadTiming, tuple[str, ...]]:

@@ -5,11 +5,9 @@ Names and shapes are those of transformers 5.23; states those of vLLM 0.32 (`lay
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import head_sizes
-from passes.ir.architectures.draft import Description, Names, decoder, ends, is_tied
+from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied
 from passes.ir.architectures.parts import Maker, Part, total
 from passes.ir.model import Role
 from passes.ir.state import FullKV, Recurrent, StatePart
@@ -104,13 +102,10 @@ def olmo_hybrid(config: Config, m: Maker, names: Names) -> Description:
     return decoder(names, blocks, ends(m, config, names, is_tied(config, False)))
 
 
-_FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
-    "Lfm2ForCausalLM": lambda c, m, n: lfm2(c, m, n, sparse=False),
-    "Lfm2MoeForCausalLM": lambda c, m, n: lfm2(c, m, n, sparse=True),
-    "OlmoHybridForCausalLM": olmo_hybrid,
-}
-
-
-def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one of the families here."""
-    return _FAMILIES[architecture](config, m, names)
+describe = by_architecture(
+    {
+        "Lfm2ForCausalLM": lambda c, m, n: lfm2(c, m, n, sparse=False),
+        "Lfm2MoeForCausalLM": lambda c, m, n: lfm2(c, m, n, sparse=True),
+        "OlmoHybridForCausalLM": olmo_hybrid,
+    }
+)

@@ -13,7 +13,7 @@ _NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layern
 
 
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of a Gemma 3n text decoder."""
+    """Describe a Gemma 3n text decoder."""
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
     kinds = config.names("layer_types", len(layers))
     if isinstance(config.get("intermediate_size"), list):

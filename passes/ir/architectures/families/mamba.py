@@ -5,11 +5,9 @@ Names and shapes are those of transformers 5.23; states those of vLLM 0.32 (`lay
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import head_sizes
-from passes.ir.architectures.draft import Description, Names, decoder, ends, is_tied
+from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied
 from passes.ir.architectures.parts import Maker, Part, total
 from passes.ir.model import Block, Role, Stacking
 from passes.ir.state import FullKV, Recurrent, StatePart
@@ -21,7 +19,7 @@ def _or_auto(config: Config, *fields: str, auto: int) -> int:
 
 
 def mamba1(config: Config, m: Maker, *, norms: bool, prefix: str = "") -> tuple[Part, Recurrent]:
-    """A Mamba 1 mixer and what it keeps; `norms`: on its step and on B and C (Jamba). Fields may begin with `prefix`."""
+    """Make a Mamba 1 mixer and what it keeps; `norms`: on its step and on B and C (Jamba). Fields may begin with `prefix`."""
     hidden, inner = config.integer("hidden_size"), config.integer(f"{prefix}expand") * config.integer("hidden_size")
     inner = config.integer(f"{prefix}intermediate_size", default=inner) if not prefix else inner
     size, kernel = (
@@ -45,7 +43,7 @@ def mamba1(config: Config, m: Maker, *, norms: bool, prefix: str = "") -> tuple[
 
 
 def mamba2(config: Config, m: Maker, prefix: str) -> tuple[Part, Recurrent, int]:
-    """A Mamba 2 mixer, what it keeps, and its heads; its fields begin with `prefix` (`mamba_`), or are Mamba 2's own."""
+    """Make a Mamba 2 mixer, what it keeps, and its heads; its fields begin with `prefix` (`mamba_`), or are Mamba 2's own."""
     hidden = config.integer("hidden_size")
     heads = config.integer(f"{prefix}n_heads", "num_heads")
     inner = config.integer(f"{prefix}expand", default=2) * hidden
@@ -91,7 +89,7 @@ def _alone(config: Config, m: Maker, block: Block) -> Description:
 
 
 def attention_block(config: Config, m: Maker) -> tuple[Part, FullKV, int]:
-    """The attention of these mixtures, what it keeps, and its heads."""
+    """Make the attention of these mixtures, what it keeps, and its heads."""
     heads, kv_heads, dim = head_sizes(config)
     bias = config.flag("attention_bias")
     part = m.attention(config.integer("hidden_size"), heads, kv_heads, dim, qkv_bias=bias, o_bias=bias)
@@ -187,17 +185,14 @@ def bamba(config: Config, m: Maker, names: Names) -> Description:
     return decoder(names, blocks, ends(m, config, names, is_tied(config, False), norm="final_layernorm"))
 
 
-_FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
-    "MambaForCausalLM": mamba,
-    "FalconMambaForCausalLM": mamba,
-    "Mamba2ForCausalLM": plain_mamba2,
-    "JambaForCausalLM": jamba,
-    "GraniteMoeHybridForCausalLM": granite_hybrid,
-    "GraniteMoeSharedForCausalLM": granite_shared,
-    "BambaForCausalLM": bamba,
-}
-
-
-def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one of the families here."""
-    return _FAMILIES[architecture](config, m, names)
+describe = by_architecture(
+    {
+        "MambaForCausalLM": mamba,
+        "FalconMambaForCausalLM": mamba,
+        "Mamba2ForCausalLM": plain_mamba2,
+        "JambaForCausalLM": jamba,
+        "GraniteMoeHybridForCausalLM": granite_hybrid,
+        "GraniteMoeSharedForCausalLM": granite_shared,
+        "BambaForCausalLM": bamba,
+    }
+)

@@ -6,11 +6,18 @@ Facts: transformers 5.23 (`gpt2`, `gpt_neox`, `gpt_bigcode`), vLLM 0.32 (`models
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from passes.ir.architectures.config import Config
 from passes.ir.architectures.decoder import head_sizes, layer_types
-from passes.ir.architectures.draft import Description, Names, attention_state, decoder, ends, is_tied, make_stack
+from passes.ir.architectures.draft import (
+    Description,
+    Names,
+    attention_state,
+    by_architecture,
+    decoder,
+    ends,
+    is_tied,
+    make_stack,
+)
 from passes.ir.architectures.moe import is_sparse
 from passes.ir.architectures.parts import Maker, Part, total
 from passes.ir.model import Block, Role, Stacking
@@ -237,23 +244,20 @@ def voxtral_realtime(config: Config, m: Maker, names: Names) -> Description:
     return decoder(names, blocks, ends(m, config, names, is_tied(config, True)))
 
 
-_FAMILIES: dict[str, Callable[[Config, Maker, Names], Description]] = {
-    "GPT2LMHeadModel": gpt_2,
-    "GPTBigCodeForCausalLM": gpt_bigcode,
-    "GPTNeoXForCausalLM": gpt_neox,
-    "ChatGLMModel": chatglm,
-    "ChatGLMForConditionalGeneration": chatglm,
-    "ExaoneForCausalLM": exaone3,
-    "TeleChat2ForCausalLM": telechat2,
-    "Plamo3ForCausalLM": plamo3,
-    "BailingMoeForCausalLM": bailing,
-    "BailingMoeV2ForCausalLM": bailing,
-    "SarvamMoEForCausalLM": bailing,
-    "AriaTextForCausalLM": aria,
-    "VoxtralRealtimeTextModel": voxtral_realtime,
-}
-
-
-def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of one of the families here."""
-    return _FAMILIES[architecture](config, m, names)
+describe = by_architecture(
+    {
+        "GPT2LMHeadModel": gpt_2,
+        "GPTBigCodeForCausalLM": gpt_bigcode,
+        "GPTNeoXForCausalLM": gpt_neox,
+        "ChatGLMModel": chatglm,
+        "ChatGLMForConditionalGeneration": chatglm,
+        "ExaoneForCausalLM": exaone3,
+        "TeleChat2ForCausalLM": telechat2,
+        "Plamo3ForCausalLM": plamo3,
+        "BailingMoeForCausalLM": bailing,
+        "BailingMoeV2ForCausalLM": bailing,
+        "SarvamMoEForCausalLM": bailing,
+        "AriaTextForCausalLM": aria,
+        "VoxtralRealtimeTextModel": voxtral_realtime,
+    }
+)

@@ -102,7 +102,7 @@ ROUTED: dict[str, Routed] = {
 
 
 def sparse_layers(config: Config, rule: str) -> list[bool]:
-    """Whether each layer has experts, by the family's rule (see `Routed.sparse`)."""
+    """Tell of each layer whether it has experts, by the family's rule (see `Routed.sparse`)."""
     layers = config.layer_numbers()
     if rule == "fields":
         return [is_sparse(config, i) for i in layers]
@@ -131,7 +131,7 @@ def experts(config: Config, m: Maker, family: Routed) -> Part:
 
 
 def output_gate(config: Config, m: Maker, family: Routed, heads: int, head_dim: int) -> Part:
-    """What scales the attention's output, a value a head or an element."""
+    """Make what scales the attention's output, a value a head or an element."""
     kind = family.gate_kind
     if kind not in ("heads", "full"):
         said = config.get(kind, default=True)
@@ -148,7 +148,7 @@ def output_gate(config: Config, m: Maker, family: Routed, heads: int, head_dim: 
 
 
 def describe(config: Config, architecture: str, m: Maker, names: Names) -> Description:
-    """The description of a decoder of the table; layers may have heads of their own (`num_attention_heads_per_layer`)."""
+    """Describe a decoder of the table; layers may have heads of their own (`num_attention_heads_per_layer`)."""
     family, hidden = ROUTED[architecture], config.integer("hidden_size")
     style, layers = family.style, config.layer_numbers()
     every = [config.integer("num_attention_heads", default=0)] * len(layers)

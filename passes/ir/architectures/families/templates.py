@@ -39,7 +39,7 @@ def _lines() -> dict[str, str]:
 
 @lru_cache(maxsize=8)
 def template(architecture: str) -> dict[str, Any]:
-    """The template of an architecture. Raises KeyError."""
+    """Find the template of an architecture. Raises KeyError."""
     found: dict[str, Any] = json.loads(_lines()[architecture])
     return found
 
@@ -81,7 +81,7 @@ def rows(made: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterator[tuple[s
 
 
 def expand(made: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of a template with its shape."""
+    """Give every tensor of a template with its shape."""
     for name, shape, columns in rows(made, fields):
         for numbers in itertools.product(*columns):
             full = name
@@ -91,7 +91,7 @@ def expand(made: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterator[tuple
 
 
 def fields_of(made: Mapping[str, Any], root: Config, text: Config) -> dict[str, Any]:
-    """The fields that a template reads, from a config; what it leaves out has its class's default.
+    """Read the fields that a template needs from a config; what it leaves out has its class's default.
 
     Raises InputError where a pinned field, whose effect the template does not know, has another value.
     """
@@ -109,7 +109,7 @@ def fields_of(made: Mapping[str, Any], root: Config, text: Config) -> dict[str, 
 
 
 def towers(architecture: str, root: Config, text: Config, m: Maker, prefix: str = "") -> Description:
-    """What an architecture of the table holds beside its decoder: a stack for every numbered run of layers, the rest beside them."""
+    """Describe what an architecture of the table holds beside its decoder: a stack for every numbered run of layers, and the rest."""
     made = template(architecture)
     fields = fields_of(made, root, text)
     try:

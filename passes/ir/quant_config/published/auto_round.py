@@ -27,7 +27,7 @@ class AutoRoundConfig(QuantConfig):
     """The format of most matrices, and what `extra_config` makes of it for a name."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """By name where `extra_config` has it, else the format of the rest."""
+        """Look a name up in `extra_config`, else take the format of the rest."""
         said = fields_of(settings, ir)
         rest = _format(said, said, ir)
         extra = said.inside("extra_config", {})
@@ -36,7 +36,7 @@ class AutoRoundConfig(QuantConfig):
         return lambda name: differs(name, rest)
 
     def stores_head(self, settings: Mapping[str, Any], ir: ModelIR) -> bool:
-        """Where `extra_config` names it."""
+        """Tell whether `extra_config` names it."""
         return any(name.endswith("lm_head") for name in fields_of(settings, ir).mapping("extra_config", {}))
 
 

@@ -14,6 +14,6 @@ class BitsAndBytesConfig(QuantConfig):
     """4 or 8 bits."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """One format for all."""
+        """Read one format for all."""
         form = Published("int8-bnb-stored" if fields_of(settings, ir).flag("load_in_8bit") else "nf4")
         return lambda _: form

@@ -17,7 +17,7 @@ class Fp8Config(QuantConfig):
     """Blocks, or a scale a matrix; DeepSeek V4's experts in four bits."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """One layout for all but the experts of DeepSeek V4."""
+        """Read one layout for all but the experts of DeepSeek V4."""
         said = fields_of(settings, ir)
         if said.has("weight_block_size"):
             form = Published("fp8-block", said.counts("weight_block_size", 2, at_least=1)[0])
@@ -26,6 +26,6 @@ class Fp8Config(QuantConfig):
         return lambda _: form
 
     def experts(self, settings: Mapping[str, Any], ir: ModelIR) -> Format | None:
-        """As NVIDIA's exports of DeepSeek V4 say, or as DeepSeek's own."""
+        """Read the experts as NVIDIA's exports of DeepSeek V4 say, or as DeepSeek's own."""
         own = Mxfp4() if ir.config.get("expert_dtype") == "fp4" else None
         return moe_format(settings) or own

@@ -14,7 +14,7 @@ class HqqConfig(QuantConfig):
     """Bits and group size of all matrices."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """One format for all."""
+        """Read one format for all."""
         said = fields_of(settings, ir)
         said = said.inside("quant_config", said.values)
         weights = said.inside("weight_quant_params", said.values)

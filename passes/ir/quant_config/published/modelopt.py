@@ -26,7 +26,7 @@ class ModelOptConfig(QuantConfig):
     """The layout that `quant_algo` names, or that of each matrix in `quantized_layers`."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """One format for all; in a mixture, by name. One that names no layers is read as NVFP4 and mended by the headers."""
+        """Read one format for all; in a mixture, by name. One that names no layers is read as NVFP4 and mended by the headers."""
         said = fields_of(settings, ir)
         if _algorithm(said) == _MIXED and isinstance(said.get("quantized_layers"), Mapping):
             layers = said.inside("quantized_layers")
@@ -36,7 +36,7 @@ class ModelOptConfig(QuantConfig):
         return lambda _: form
 
     def experts(self, settings: Mapping[str, Any], ir: ModelIR) -> Format | None:
-        """As `moe_quant_algo` says."""
+        """Read the experts' from `moe_quant_algo`."""
         return moe_format(settings)
 
 

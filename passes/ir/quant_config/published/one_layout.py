@@ -14,6 +14,6 @@ class OneLayout(QuantConfig):
     """The layout that goes by the method's name."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """One format for all."""
+        """Read one format for all."""
         form = published_by(str(settings["quant_method"]))
         return lambda _: form

@@ -28,7 +28,7 @@ class QuarkConfig(QuantConfig):
     """What the whole model's scheme, or a layer's own, says."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """By a layer's pattern, else as the rest."""
+        """Look a layer's pattern up, else take the rest's."""
         said = fields_of(settings, ir)
         rest = _format(said.inside("global_quant_config"), ir)
         layers = said.inside("layer_quant_config", {})

@@ -24,7 +24,7 @@ class TorchAoConfig(QuantConfig):
     """What `quant_type` says."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """By a module's own config, else as the default."""
+        """Look a module's own config up, else take the default."""
         said = fields_of(settings, ir)
         if not isinstance(said.get("quant_type"), Mapping):
             # Before configs were objects: a name and its arguments.

@@ -41,7 +41,7 @@ def main(job_file: str) -> None:
         model.load()
 
     def read_into(pages: int) -> None:
-        """A prompt read into a cache of so many pages."""
+        """Read a prompt into a cache of so many pages."""
         held = kind(model, max_seq_len=pages * PAGE)
         length = min(pages * PAGE, job["chunk_size"])
         model.forward(torch.randint(100, 900, (1, length)), held, preprocess_only=True)

@@ -53,7 +53,8 @@ class Profile:
     """What the profile run of one rank sees: tokens, sequences, parallel degree, and the card's compute capability × 10.
 
     `samples`: this rank holds the head (the last pipeline stage). `context`: max_model_len. `linked`: cards speak over a switch
-    of their own (NVLink of server cards). `integrated`: the card's memory is the machine's.
+    of their own (NVLink of server cards). `integrated`: the card's memory is the machine's. `largest_graph`: tokens of the largest captured
+    graph, None: the version's default. `pictures`: of a request at most, where their number is limited; no videos then.
     """
 
     tokens: int
@@ -66,6 +67,8 @@ class Profile:
     context: int = 8192
     linked: bool = True
     integrated: bool = False
+    largest_graph: int | None = None
+    pictures: int = 0
 
 
 @lru_cache(maxsize=1)
@@ -143,13 +146,13 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     v2 = uses_v2_runner(ir, rules)
     profiled = encodes(ir) and (rules.encoder_v2 or not v2)
     outputs, encoder = hidden if profiled else 0.0, 0.0
-    item = largest_item(ir, profile.context) if profiled else None
+    item = largest_item(ir, profile.context, pictures=profile.pictures > 0) if profiled else None
     if item is not None:
         outputs, encoder = encoder_bytes(
             ir,
             item,
             tokens=profile.tokens,
-            most=profile.sequences * max(1, profile.context // item.tokens),
+            most=profile.sequences * max(1, min(profile.context // item.tokens, profile.pictures or profile.context)),
             tp=profile.tp,
         )
         layer += outputs
@@ -232,6 +235,7 @@ def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
     return Quantity(known + middle, max(0.0, least + low), most + high, Basis.CALIBRATED)
 
 
+@lru_cache(maxsize=1 << 8)
 def samplers(rules: Rules) -> tuple[Rules, Rules]:
     """Return what a version may do with the sampler's rows, least memory first: which it was, a package decides that it cannot tell."""
     return (replace(rules, sampler_fp32_sort=False) if rules.sorts_without_package else rules), rules
@@ -290,17 +294,17 @@ def _graph_bytes(ir: ModelIR, profile: Profile, rules: Rules, fitted: Mapping[st
         return 0.0
     values: Mapping[str, float] = fitted["cuda_graphs"]["estimate" if subtracts_graphs(ir, rules) else "taken"]
     layers = len(ir.decoder.layers) / profile.pp
-    share = captured_graphs(profile.sequences, profile.capability, rules) / _FITTED_GRAPHS
+    share = captured_graphs(profile.sequences, profile.capability, rules, profile.largest_graph) / _FITTED_GRAPHS
     return float(share * (values["base_bytes"] + layers * values["layer_bytes"]))
 
 
-def captured_graphs(sequences: int, capability: int, rules: Rules) -> int:
+def captured_graphs(sequences: int, capability: int, rules: Rules, largest: int | None = None) -> int:
     """Return how many graphs are captured: one a size of a mixed batch, one more a size that is all decoding.
 
     Sizes: 1, 2, 4, multiples of 8 below 256 and of the version's stride from there up to twice the sequences, at most 512, or what the
-    version has as the most on data-centre Blackwell (`config/vllm.py:_set_cudagraph_sizes`).
+    version has as the most on data-centre Blackwell (`config/vllm.py:_set_cudagraph_sizes`). `largest`: the most that is asked for.
     """
-    most = rules.graph_ceiling if capability // 10 == _BLACKWELL else _LARGEST_GRAPH
+    most = largest or (rules.graph_ceiling if capability // 10 == _BLACKWELL else _LARGEST_GRAPH)
     return _graphs_of_sizes(sequences, most, rules.graph_stride)
 
 

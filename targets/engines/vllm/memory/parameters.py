@@ -23,7 +23,7 @@ _SEGMENT, _LARGE, _KEPT = 2 << 20, 10 << 20, 1 << 20
 
 
 def allocated(size: int) -> int:
-    """Bytes that torch's allocator counts for a tensor of `size` bytes."""
+    """Count the bytes that torch's allocator has for a tensor of `size` bytes."""
     rounded = math.ceil(size / 512) * 512
     if rounded < _LARGE:
         return rounded
@@ -33,7 +33,7 @@ def allocated(size: int) -> int:
 
 @remembered
 def rotary_bytes(ir: ModelIR) -> int:
-    """Bytes of all rotary tables of a model; the same on every rank."""
+    """Count the bytes of all rotary tables of a model; the same on every rank."""
     root = Config(ir.config, ir.name)
     config = root.part("text_config") if root.has("text_config") else root
     dims = _rotary_dims(ir, config)
@@ -94,5 +94,5 @@ def _positions(rope: Fields, longest: int) -> int:
 
 @lru_cache(maxsize=1 << 10)
 def absorbed_bytes(heads_rows: int, rank: int) -> int:
-    """Bytes of the absorbed halves of one layer's kv_b_proj on a rank, in 16 bit."""
+    """Count the bytes of the absorbed halves of one layer's kv_b_proj on a rank, in 16 bit."""
     return allocated(heads_rows * rank * 2)

@@ -48,7 +48,7 @@ def support(architecture: str, version: Version) -> str | None:
 
 
 def architecture_reasons(ir: ModelIR, rules: Rules) -> Iterator[Reason]:
-    """Why this version has no model for the architecture: it came later, or was removed. What no registry has is not judged."""
+    """Say why this version has no model for the architecture: it came later, or was removed. What no registry has is not judged."""
     how = support(ir.architecture, rules.version)
     if how not in ("later", "none"):
         return

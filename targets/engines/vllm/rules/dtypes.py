@@ -33,7 +33,7 @@ def computed_dtype(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> st
 
 
 def dtype_reasons(ir: ModelIR, gpu: Gpu, asked: str | None, rules: Rules) -> Iterator[Reason]:
-    """What a version refuses to compute in, for this model or on this card."""
+    """Say what a version refuses to compute in, for this model or on this card."""
     refuses = ir.model_type in rules.no_float16
     if computed_dtype(ir, gpu, asked, rules) == "F16" and refuses:
         yield Reason("float16_refused", f"vLLM runs {ir.model_type} models in no float16", "dtype bfloat16")

@@ -40,8 +40,8 @@ def _disagreeing(ir: ModelIR) -> Iterator[Reason]:
 def _absent(ir: ModelIR, method: str, settings: Mapping[str, Any]) -> Iterator[Reason]:
     config, decoder = quant_config(method, ir), ir.decoder
     for layer in range(len(decoder.layers)):
-        prefix, block = decoder.layer_prefix(layer), decoder.block(layer)
-        for beside, name in absent_parts(block):
+        for beside, name in absent_parts(decoder.block(layer)):
+            prefix = decoder.layer_prefix(layer)
             if beside.storage.is_quantized and not config.treats_alike(
                 settings, ir, prefix + beside.name, prefix + name
             ):

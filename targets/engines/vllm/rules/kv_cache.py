@@ -75,7 +75,7 @@ class _Asked:
 
 
 def cache_type_reasons(ir: ModelIR, capability: int, rules: Rules) -> Iterator[Reason]:
-    """Why no back end of a version keeps the cache's type for this model on a card of this capability × 10."""
+    """Say why no back end of a version keeps the cache's type for this model on a card of this capability × 10."""
     dtype = ir.kv_cache.dtype
     if dtype == OWN:
         return
@@ -131,7 +131,7 @@ def _remedy(rows: list[Backend], asked: _Asked) -> str:
 
 
 def checkpoint_reasons(ir: ModelIR, rules: Rules) -> Iterator[Reason]:
-    """Why a version refuses an e5m2 cache beside a checkpoint: its reader has scales of the cache, which e5m2 has no use for.
+    """Say why a version refuses an e5m2 cache beside a checkpoint: its reader has scales of the cache, which e5m2 has no use for.
 
     `fp8` and `modelopt` always; compressed-tensors to 0.23, and from 0.24 on where it declares a `kv_cache_scheme`.
     """

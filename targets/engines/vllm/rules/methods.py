@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from passes.errors import Reason
 from passes.formats.format import Format
@@ -18,24 +19,30 @@ _HALVES = frozenset({"F16", "BF16"})
 _FLOATS = _HALVES | {"F32"}
 #: The least compute capability × 10 that vLLM's wheels have code for.
 _WHEELS = ((_ALWAYS, 70), ((0, 20, 0), 75))
+#: The greatest that CUTLASS multiplies INT8 by INT8 on. Its kernel is taken on any card and stops beyond ("Int8 not supported on
+#: SM120"), so Triton's behind it is never asked: `csrc/…/w8a8/cutlass/c3x/scaled_mm_helper.hpp`,
+#: `kernels/linear/scaled_mm/cutlass.py` up to 0.33, vllm-project/vllm#54311. Experts have Triton's (`fused_moe/oracle/int8.py`).
+_INT8_MOST = 90
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """A way of storing matrices. `least`: the least compute capability × 10 from a version on; the first version reads it first.
 
-    `most`: the greatest capability. `until`: the first version that does not read it. `plugin`: the first version that reads it only with a
-    package of its own beside it, and that package's name. `dtypes`: what a model that is stored so may compute in.
+    `most`: the greatest capability; experts may have `kernels_beyond`. `until`: the first version that does not read it. `plugin`: the
+    first version that reads it only with a package of its own beside it, and that package's name. `dtypes`: what a model that is
+    stored so may compute in.
     """
 
     least: tuple[tuple[Version, int], ...]
     most: int | None = None
+    kernels_beyond: bool = False
     until: Version | None = None
     plugin: tuple[Version, str] | None = None
     dtypes: frozenset[str] = _HALVES
 
 
-def _always(least: int, **rest: Version | tuple[Version, str] | frozenset[str]) -> Method:
+def _always(least: int, **rest: int | Version | tuple[Version, str] | frozenset[str]) -> Method:
     return Method(((_ALWAYS, least),), **rest)  # type: ignore[arg-type]
 
 
@@ -45,7 +52,7 @@ _METHODS: Mapping[str, Method] = {
     "pack-quantized": Method(((_ALWAYS, 80), ((0, 12, 0), 75)), dtypes=_FLOATS),
     "pack-quantized/fp8": Method((((0, 10, 0), 90),), most=90, dtypes=_FLOATS),
     "pack-quantized/int8": Method((((0, 26, 0), 75),), dtypes=_FLOATS),
-    "int-quantized": _always(75, dtypes=_FLOATS),
+    "int-quantized": _always(75, most=_INT8_MOST, kernels_beyond=True, dtypes=_FLOATS),
     "float-quantized": Method(((_ALWAYS, 80), ((0, 16, 0), 75)), dtypes=_FLOATS),
     "nvfp4-pack-quantized": Method((((0, 9, 0), 80), ((0, 16, 0), 75)), dtypes=_FLOATS),
     "compressed-tensors/mx": Method((((0, 14, 0), 80),), dtypes=_FLOATS),
@@ -74,7 +81,7 @@ _METHODS: Mapping[str, Method] = {
     "quark": _always(70),
     "quark-int4": Method((((0, 31, 0), 70),)),
     "quark-fp8": _always(89),
-    "quark-int8": _always(75),
+    "quark-int8": _always(75, most=_INT8_MOST, kernels_beyond=True),
     "fp_quant": Method((((0, 10, 0), 100),), dtypes=frozenset({"BF16"})),
     "hqq": _always(80, until=(0, 15, 0)),
     "aqlm": _always(60, until=(0, 10, 1)),
@@ -82,6 +89,7 @@ _METHODS: Mapping[str, Method] = {
 }  # fmt: skip
 
 
+@lru_cache(maxsize=1 << 10)
 def method_of(form: Format, source: str | None) -> Method | None:
     """Return how vLLM reads a format, in a checkpoint of this `quant_method`; None where it does not."""
     own, kernel = form.engine_name, form.kernel.value
@@ -102,8 +110,13 @@ def _keys(qualified: bool) -> Iterator[str]:
     return (key for key in _METHODS if ("/" in key) == qualified)
 
 
-def method_reasons(form: Format, source: str | None, capability: int, dtype: str, rules: Rules) -> Iterator[Reason]:
-    """Why a version does not read a format on a card of this capability × 10, or not in the dtype that the model computes in."""
+def method_reasons(
+    form: Format, source: str | None, capability: int, dtype: str, rules: Rules, *, experts: bool = False
+) -> Iterator[Reason]:
+    """Why a version does not read a format on a card of this capability × 10, or not in the dtype that the model computes in.
+
+    `experts`: nothing else is stored so.
+    """
     method = method_of(form, source)
     if method is None:
         remedy = "an ExLlama engine" if "exl" in form.label else "the dense model, or another format of it"
@@ -122,12 +135,12 @@ def method_reasons(form: Format, source: str | None, capability: int, dtype: str
             f"{form.label} needs a card of compute capability {_dotted(newest)} in vLLM {rules.said}; this one has {_dotted(capability)}",
             _remedy_of_card(method, capability, rules),
         )
-    elif method.most is not None and capability > method.most:
-        message = (
-            f"vLLM has no scheme for {form.label} (activations in {form.inputs}) on compute capability {_dotted(capability)}: "
-            f"only on {_dotted(method.most)}"
+    elif method.most is not None and capability > method.most and not (experts and method.kernels_beyond):
+        cards = f"compute capability {'' if newest == method.most else 'up to '}{_dotted(method.most)}"
+        message = f"vLLM runs {form.label} on cards of {cards} only; this one has {_dotted(capability)}"
+        yield Reason(
+            f"{form.engine_name}_ends_at_sm{method.most}", message, f"fp8 or w4a16 weights, or a card of {cards}"
         )
-        yield Reason(f"{form.engine_name}_ends_at_sm{method.most}", message, "a Hopper card, or w4a16 or fp8 weights")
     elif dtype not in method.dtypes:
         known = " or ".join(sorted(name.lower() for name in method.dtypes))
         message = f"vLLM computes with {form.label} in {known}, not in {dtype.lower()}"

@@ -1,0 +1,312 @@
+"""From what `check` is given (options, a pasted command, a spec, a plan or a result) to the question, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passes.errors import InputError, Reason
+from passes.ir.sources import Source, open_model
+from planner.check import CheckResult, Terms, answer, to_make
+from planner.choice.question import Load, Question, is_limit, limits_named
+from targets.cards import Cards, find_cards
+from targets.engines.engine import DEFAULT_ENGINE, ENGINE_NAMES, Parallel, Settings, find_engine
+
+if TYPE_CHECKING:
+    from planner.spec.spec import Goals, Spec
+    from targets.machine.live import LiveMachine
+
+Options = Mapping[str, Any]
+
+#: Options that are fields of the settings, by their names there.
+_SETTINGS = {
+    "engine_version": "version", "gpu_memory_utilization": "gpu_memory_utilization", "max_num_seqs": "max_num_seqs",
+    "max_num_batched_tokens": "max_num_batched_tokens", "block_size": "block_size", "kv_cache_memory": "kv_cache_memory_bytes",
+    "enforce_eager": "enforce_eager", "reserve": "reserve_bytes", "dtype": "dtype",
+}  # fmt: skip
+#: Goals by the options that set them, with the unit of a bare number.
+_GOALS = {"ttft": " ms", "tpot": " ms", "decode": " tok/s", "throughput": " tok/s"}
+#: Files that are plans, and specs.
+_PLAN, _SPECS = ".json", (".yaml", ".yml")
+
+
+#: Settings at their defaults, and a load that takes as many requests as steady figures do.
+_PLAIN, _STEADY = Settings(), Load()
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is checked, before the options of the command line are laid over it. None: not said."""
+
+    model: str | None = None
+    source: Source | None = None
+    gpu: str | Mapping[str, Any] | None = None
+    cards: int | None = None
+    engine: str | None = None
+    settings: Settings = _PLAIN
+    context: int | None = None
+    longest: bool = False
+    concurrency: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    weights: str | None = None
+    kv_cache_dtype: str | None = None
+    load: Load = _STEADY
+    goals: Goals | None = None
+    min_confidence: float | None = None
+    refused: tuple[Reason, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def checked(words: Sequence[str], options: Options, *, live: bool = False) -> tuple[CheckResult, LiveMachine | None]:
+    """Return the answer, and this machine where it was looked at. `words`: what stands without an option's name, and flags of vLLM (limits
+    in front belong to goodput, where that is given); `options`: of `check`, those that were given. Raises InputError.
+    """
+    if "goodput" in options:
+        limits = list(takewhile(is_limit, words))
+        words, options = words[len(limits) :], {**options, "goodput": [*options["goodput"], *limits]}
+    subject = _subject(words, options)
+    machine = _machine(live, options, subject)
+    cards = _cards(options, subject, machine)
+    question, notes = _question(subject, options, cards)
+    terms = Terms(_goals(options, subject.goals), options.get("min_confidence", subject.min_confidence))
+    result = answer(question, terms, (*subject.notes, *notes))
+    if machine is None:
+        return result, None
+    from planner.checking.live import on_machine
+
+    return on_machine(result, question, machine), machine
+
+
+def _subject(words: Sequence[str], options: Options) -> Subject:
+    """What the words stand for: a file, a folder, a command, or flags of vLLM beside the options."""
+    path = Path(words[0]) if words and not words[0].startswith("-") else None
+    if path is not None and (path.suffix in (*_SPECS, _PLAN) or (path / "plan.json").is_file()):
+        flags = _of_command(words[1:], options) if len(words) > 1 else Subject()
+        return _over(_of_file(path), flags)
+    return _of_command(words, options) if words else Subject()
+
+
+def _over(below: Subject, above: Subject) -> Subject:
+    """A subject with what another one says laid over it."""
+    plain = Subject()
+    said = {
+        name: getattr(above, name)
+        for name in Subject.__dataclass_fields__
+        if getattr(above, name) != getattr(plain, name)
+    }
+    return replace(below, **said)
+
+
+def _of_command(words: Sequence[str], options: Options) -> Subject:
+    from planner.checking.served import served
+    from targets.engines.vllm.arguments.asked import asked as read
+    from targets.engines.vllm.arguments.command import is_command, read_command, read_flags
+
+    pasted = is_command(words) or (len(words) == 1 and " " in words[0])
+    command = read_command(words) if pasted else read_flags(words, known=_option_names())
+    if not pasted and command.words:
+        raise InputError(
+            f"{command.words[0]!r} is no spec, plan or result, and starts no server",
+            remedy="name a model with --model, or paste the command: optimize check -- vllm serve MODEL …",
+        )
+    asked = read(command, options.get("engine_version"))
+    model = options.get("model", asked.model)
+    if model is None:
+        return Subject()
+    found = served(asked, model)
+    return Subject(
+        model=model, source=found.source, cards=command.cards, engine=DEFAULT_ENGINE if pasted else None, settings=found.settings,
+        context=asked.context, longest=asked.longest, weights=asked.weights, kv_cache_dtype=asked.kv_cache_dtype,
+        refused=(*asked.reasons, *found.reasons), notes=(*asked.notes, *found.notes),
+    )  # fmt: skip
+
+
+def _option_names() -> tuple[str, ...]:
+    return tuple(
+        f"--{name.replace('_', '-')}"
+        for name in (*_SETTINGS, *_GOALS, "model", "gpu", "engine", "gpus", "context", "weights")
+    )
+
+
+def _of_file(path: Path) -> Subject:
+    """What a spec asks, its model as it is stored; or what a plan or result chose."""
+    if path.suffix in _SPECS:
+        from planner.spec.parse import load_spec
+
+        return _of_spec(load_spec(path))
+    from planner.plan.document import spec_of
+    from planner.plan.saved import PLAN, load_plan, read_plan
+
+    finished = path.is_dir()
+    plan = read_plan(path / PLAN) if finished else load_plan(path)
+    chosen = plan.decision
+    at_load = any(pass_.load_time for pass_ in chosen.chain)
+    subject = _of_spec(spec_of(plan), str(path) if finished else chosen.published)
+    return replace(
+        subject, settings=replace(chosen.settings.settings, version=chosen.engine.version), engine=chosen.engine.name,
+        cards=chosen.settings.gpus, weights=chosen.weights if at_load or not finished else None, kv_cache_dtype=chosen.kv_cache_dtype,
+        goals=None, min_confidence=None,
+    )  # fmt: skip
+
+
+def _of_spec(spec: Spec, model: str | None = None) -> Subject:
+    """What a spec asks; of another model, where one is named in its place."""
+    workload = spec.workload.asked
+    named = None if isinstance(spec.engine, str) else spec.engine
+    name = spec.engine if isinstance(spec.engine, str) else spec.engine.name
+    settings = Settings(reserve_bytes=spec.target.reserve)
+    if named is not None:
+        own = named.settings
+        settings = replace(
+            settings, version=named.version, gpu_memory_utilization=own.gpu_memory_utilization, max_num_seqs=own.max_num_seqs,
+            max_num_batched_tokens=own.max_num_batched_tokens, enforce_eager=own.enforce_eager, block_size=own.block_size,
+            kv_cache_memory_bytes=own.kv_cache_memory,
+        )  # fmt: skip
+    gpu = spec.target.gpu if isinstance(spec.target.gpu, str) else spec.target.gpu.model_dump(exclude_none=True)
+    source = open_model(model or spec.model, revision=None if model else spec.revision, assume=spec.assume)
+    return Subject(
+        model=model or spec.model, source=source, gpu=gpu, cards=spec.target.cards,
+        engine=None if name == "auto" else name, settings=settings, context=workload.context, concurrency=workload.concurrency,
+        input_tokens=workload.input_tokens, output_tokens=workload.output_tokens,
+        load=Load(workload.requests, workload.rate, workload.burstiness, workload.at_once, workload.limits),
+        goals=spec.goals, min_confidence=spec.goals.fit_confidence,
+    )  # fmt: skip
+
+
+def _machine(live: bool, options: Options, subject: Subject) -> LiveMachine | None:
+    """This machine, where it is to be looked at: when asked, or when nobody names a card."""
+    named = options.get("gpu") or subject.gpu
+    if not live and named not in (None, "auto"):
+        return None
+    from targets.machine.live import look
+
+    machine = look()
+    if not live and not machine.cards:
+        raise InputError(
+            "no card is named, and this machine has none"
+            + (f" that answers: {machine.silent}" if machine.silent else ""),
+            remedy="name it: optimize check --gpu 'RTX 4090' …; cpu is this machine's processor, `optimize targets` lists the cards",
+        )
+    return machine if live else None
+
+
+def _cards(options: Options, subject: Subject, machine: LiveMachine | None) -> Cards:
+    """The cards that are meant: as named, else this machine's."""
+    named = options.get("gpu", subject.gpu)
+    if machine is not None and "gpu" not in options:
+        from planner.checking.live import cards_of
+
+        return cards_of(machine, _wanted(options, subject), named)
+    if isinstance(named, Mapping):
+        from targets.gpu import inline_gpu
+
+        return Cards(inline_gpu(named))
+    if named in (None, "auto"):
+        from planner.checking.live import cards_of
+        from targets.machine.live import look
+
+        return cards_of(look(), _wanted(options, subject), None)
+    return find_cards(str(named))
+
+
+def _wanted(options: Options, subject: Subject) -> int:
+    """How many cards the degrees ask for."""
+    parallel = subject.settings.parallel
+    return int(
+        options.get("gpus")
+        or options.get("tp", parallel.tp) * options.get("pp", parallel.pp) * options.get("dp", parallel.dp)
+    )
+
+
+def _question(subject: Subject, options: Options, cards: Cards) -> tuple[Question, tuple[str, ...]]:
+    model = options.get("model", subject.model)
+    source = subject.source if "model" not in options or (subject.source and model == subject.model) else None
+    if source is None:
+        if model is None:
+            raise InputError(
+                "what is to be checked is not said",
+                remedy="optimize check --model MODEL --gpu CARD; or a spec, a plan, a result; or -- vllm serve MODEL …",
+            )
+        source = open_model(model)
+    card = cards.gpu
+    engine = options.get("engine") or subject.engine or DEFAULT_ENGINE
+    if not (options.get("engine") or options.get("gpu")) and card.is_cpu and engine == DEFAULT_ENGINE:
+        engine = next(name for name in ENGINE_NAMES if find_engine(name).weighed_on(card))
+    settings, notes = _settings(subject, options, cards)
+    context = options.get("context", subject.context)
+    longest = context == -1 or (subject.longest and "context" not in options)
+    concurrency, at_once = options.get("concurrency", subject.concurrency), options.get("max_concurrency")
+    if "request_rate" not in options and at_once is not None:
+        if options.get("concurrency") not in (None, at_once):
+            message = f"--concurrency {concurrency} and --max-concurrency {at_once} of one closed loop"
+            raise InputError(message, remedy="give one of them, or a --request-rate")
+        concurrency, at_once = at_once, None
+    load = subject.load
+    if {"num_prompts", "request_rate", "goodput", "max_concurrency"} & options.keys() or options.get(
+        "burstiness", 1.0
+    ) != 1.0:
+        load = Load(
+            options.get("num_prompts"), options.get("request_rate"), options.get("burstiness", 1.0), at_once,
+            limits_named(options.get("goodput", ())),
+        )  # fmt: skip
+    question = Question(
+        source.ir, card, engine, settings, None if context == -1 else context, concurrency,
+        options.get("input_tokens", subject.input_tokens), options.get("output_tokens", subject.output_tokens), load,
+        to_make(options.get("weights", subject.weights), source.ir),
+        options.get("kv_cache_dtype") or subject.kv_cache_dtype or "auto", source.as_stored, longest, subject.refused,
+    )  # fmt: skip
+    return question, notes
+
+
+def _settings(subject: Subject, options: Options, cards: Cards) -> tuple[Settings, tuple[str, ...]]:
+    """The settings with the options laid over them, and what is to be said of the cards."""
+    own = subject.settings
+    parallel = own.parallel
+    given = options.get("gpus") or (cards.count if cards.count and cards.count > 1 else None) or subject.cards
+    pp, dp = options.get("pp", parallel.pp), options.get("dp", parallel.dp)
+    spread = parallel != Parallel() or bool(subject.engine)
+    tp = options.get("tp") or (parallel.tp if spread and "gpus" not in options else max(1, (given or 1) // (pp * dp)))
+    used = tp * pp * dp
+    if given and used > given:
+        raise InputError(f"tp {tp} × pp {pp} × dp {dp} need {used} cards, not {given}", remedy="make them agree")
+    changes = {_SETTINGS[name]: value for name, value in options.items() if name in _SETTINGS}
+    idle = (given or 0) - used
+    notes = (f"{idle} of the {given} cards stay idle: tp × pp × dp is {used}",) if idle > 0 else ()
+    return replace(own, parallel=Parallel(tp, pp, dp, options.get("ep", parallel.ep)), **changes), notes
+
+
+def _goals(options: Options, below: Goals | None) -> Goals | None:
+    """The goals that options set, over those of a spec."""
+    times = {name: _with_unit(options[name], unit) for name, unit in _GOALS.items() if name in options}
+    quality = {name: options[name] for name in ("max_perplexity_increase", "max_kl") if name in options}
+    if not times and not quality:
+        return below
+    from pydantic import ValidationError
+
+    from planner.spec.spec import Goals
+
+    if "max_perplexity_increase" in quality:
+        quality["max_perplexity_increase"] = _with_unit(quality["max_perplexity_increase"], "%")
+    try:
+        asked = Goals.model_validate({**times, **({"quality": quality} if quality else {})})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][-1 if first["loc"][0] == "quality" else 0]).replace("_", "-")
+        raise InputError(
+            f"--{option}: {first['msg'].removeprefix('Value error, ')}",
+            remedy="write times like 800ms, rates like 20 tok/s, shares like 3%",
+        ) from None
+    return (
+        asked
+        if below is None
+        else below.model_copy(update={name: getattr(asked, name) for name in asked.model_fields_set})
+    )
+
+
+def _with_unit(text: str, unit: str) -> str:
+    """A figure with the unit that a bare number lacks."""
+    return f"{text}{unit}" if text.replace(".", "", 1).isdigit() else text

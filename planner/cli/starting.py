@@ -1,0 +1,85 @@
+"""Defines the commands of the first minute: what this machine can do, a spec from a few answers, completion of the shell."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from passes.errors import InputError
+from planner.cli.app import Json, app, emit, screen
+
+if TYPE_CHECKING:
+    from planner.setup.wizard import Question
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can do: Python, torch, cards, memory, disk, engines, which commands work, what to install."""
+    from planner.setup.doctor import examine
+
+    machine = examine(Path())
+    if as_json:
+        emit(machine.as_json())
+        return
+    from planner.cli.tables.doctor import print_machine
+
+    print_machine(screen(), machine)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the spec.")] = Path("tightfit.yaml"),
+    model: Annotated[str | None, typer.Option(help="Hub id, catalog name, folder or .gguf file.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Card: catalog name, 24GB, or cpu; several: 2 x L40S.")] = None,
+    use: Annotated[str | None, typer.Option(help="What it is used for: chat, documents, batch or agents.")] = None,
+    context: Annotated[str | None, typer.Option(help="Longest conversation, in tokens: 8192, 32k.")] = None,
+    concurrency: Annotated[str | None, typer.Option(help="Requests at once, or auto.")] = None,
+) -> None:
+    """Write a commented spec to start from. On a terminal it asks for what is not named."""
+    from passes.files.atomic import write_text
+    from planner.setup.wizard import Answers, ask_all, spec_text
+
+    if path.exists():
+        raise InputError(f"{path} exists already", remedy="name another file, or remove it")
+    answers = Answers(model, gpu, use, context, concurrency)
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        answers = ask_all(answers, _ask, lambda said: screen().print(f"  {said}", style="yellow"))
+    write_text(path, spec_text(answers))
+    screen().print(f"  Wrote {path}. Next: optimize plan {path}")
+
+
+def _ask(question: Question) -> str:
+    """Ask on the terminal; Tab completes."""
+    _complete_with(question.choices)
+    try:
+        return input(f"  {question.words} [{question.usual}]: ")
+    except EOFError:
+        raise InputError(
+            "the questions were ended", remedy="answer with Enter what is usual, or name it all by flags"
+        ) from None
+
+
+def _complete_with(choices: tuple[str, ...]) -> None:
+    try:
+        import readline
+    except ImportError:  # a Python that was built without it
+        return
+
+    def complete(text: str, state: int) -> str | None:
+        found = [each for each in choices if text.lower() in each.lower()]
+        return found[state] if state < len(found) else None
+
+    readline.set_completer(complete)
+    readline.set_completer_delims("")
+    readline.parse_and_bind("tab: complete")
+
+
+@app.command()
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Your shell.")]) -> None:
+    """Print what completes commands, options, models and cards in a shell: eval "$(optimize completion bash)"."""
+    from planner.cli.completion import script
+
+    sys.stdout.write(script(shell))

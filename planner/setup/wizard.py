@@ -1,0 +1,192 @@
+"""A spec from a few answers: the model, the card, and what it is used for. Who asks is the caller's matter."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+import yaml
+
+from passes.errors import InputError, nearest
+from passes.ir import catalog
+from passes.ir.sources import path_named
+from planner.spec.parse import parse_spec
+from planner.spec.template import TEMPLATE
+from targets.gpu import all_gpus, find_gpu
+from targets.machine.devices import installed_gpus
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a served model is used for: a workload, and what people then expect of it, as a spec says it. The figures are assumptions of
+    usual loads, to be changed.
+    """
+
+    said: str
+    context: str
+    concurrency: str
+    input_tokens: str
+    output_tokens: str
+    goals: Mapping[str, str]
+    shared_prefix: str = "0"
+
+
+_GOOD = "{ max_perplexity_increase: 5% }"
+USES: Mapping[str, Use] = {
+    "chat": Use(
+        "people who talk to it", "8192", "4", "2000", "400",
+        {"ttft": "2 s", "decode": "20 tok/s", "quality": _GOOD, "prefer": "quality"},
+    ),
+    "documents": Use(
+        "long texts, read one or two at a time", "32768", "2", "16000", "600",
+        {"ttft": "20 s", "decode": "15 tok/s", "quality": _GOOD, "prefer": "quality"},
+    ),
+    "batch": Use(
+        "many requests that nobody waits for", "8192", "auto", "2000", "400",
+        {"quality": _GOOD, "prefer": "throughput"},
+    ),
+    "agents": Use(
+        "programs that call it in long turns with the same beginning", "32768", "4", "8000", "400",
+        {"ttft": "4 s", "decode": "25 tok/s", "quality": "{ max_perplexity_increase: 3% }", "prefer": "quality"}, "50%",
+    ),
+}  # fmt: skip
+#: What a spec is written for where nothing is named.
+USUAL = "chat"
+_MODEL, _GPU = "Qwen/Qwen2.5-7B-Instruct", "rtx-4090"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What was answered, as it was typed; None: not yet."""
+
+    model: str | None = None
+    gpu: str | None = None
+    """A card, or several: `2 x L40S`."""
+    use: str | None = None
+    context: str | None = None
+    concurrency: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question: which answer it fills, its words, the answer that Enter gives, the answers that Tab completes, and what refuses one."""
+
+    field: str
+    words: str
+    usual: str
+    choices: tuple[str, ...]
+    check: Callable[[str], object]
+
+
+def questions(given: Answers) -> tuple[Question, ...]:
+    """Return what is to be asked beyond what is given. `gpu` is taken from NVML where the machine has a card."""
+    asked = (
+        Question("model", "Model (Tab completes)", _MODEL, models(), known_model),
+        Question("gpu", "Card, or several: 2 x L40S", _installed(), cards(), _cards),
+        Question("use", f"Used for: {', '.join(USES)}", USUAL, tuple(USES), _use),
+        Question("context", "Longest conversation, in tokens", "", (), _tokens),
+        Question(
+            "concurrency", "Requests at once, or auto", "", ("auto",), lambda said: said == "auto" or _count(said)
+        ),
+    )
+    return tuple(question for question in asked if question.field not in _given(given))
+
+
+def _given(answers: Answers) -> set[str]:
+    return {field.name for field in fields(answers) if getattr(answers, field.name) is not None}
+
+
+def ask_all(given: Answers, ask: Callable[[Question], str], say: Callable[[str], None]) -> Answers:
+    """Ask what is not given, each until it is answered with something that can be."""
+    answers = given
+    for question in questions(given):
+        use = USES[answers.use or USUAL]
+        usual = question.usual or {"context": use.context, "concurrency": use.concurrency}[question.field]
+        while True:
+            said = ask(replace(question, usual=usual)).strip() or usual
+            try:
+                question.check(said)
+            except InputError as error:
+                say(str(error))
+                continue
+            answers = replace(answers, **{question.field: said})
+            break
+    return answers
+
+
+def spec_text(answers: Answers) -> str:
+    """Write the spec of some answers; what is not answered is usual. Raises InputError for an answer that no spec takes."""
+    use = USES[_use(answers.use or USUAL)]
+    model = known_model(answers.model or _MODEL)
+    gpu, count = _cards(answers.gpu or _GPU)
+    context = str(_tokens(answers.context or use.context))
+    prefix = "" if use.shared_prefix == "0" else f", shared_prefix: {use.shared_prefix}"
+    text = TEMPLATE.format(
+        model=_scalar(model), gpu=_scalar(gpu), count=count, context=context, prefix=prefix,
+        concurrency=answers.concurrency or use.concurrency, input_tokens=use.input_tokens, output_tokens=use.output_tokens,
+        goals="\n".join(f"  {name}: {value}" for name, value in use.goals.items()),
+    )  # fmt: skip
+    parse_spec(text, "the answers")
+    return text
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML reads it back as text: `4090` in quotes."""
+    return text if yaml.safe_load(text) == text else json.dumps(text)
+
+
+def models() -> tuple[str, ...]:
+    """Return the models that complete an answer."""
+    return tuple(sorted(catalog.ids()))
+
+
+def cards() -> tuple[str, ...]:
+    """Return the cards that complete an answer."""
+    return tuple(card.name for card in all_gpus())
+
+
+def known_model(name: str) -> str:
+    """Return a model's name. Raises InputError where it is neither a catalog name, a file or folder, nor a Hub id."""
+    folded = {known.rsplit("/", 1)[-1].lower() for known in models()}
+    if "/" in name or name.lower() in folded or path_named(name).exists():
+        return name
+    close = nearest(name, [known.rsplit("/", 1)[-1] for known in models()])
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise InputError(
+        f"unknown model {name!r}.{hint}", remedy="a Hub id, a name of `optimize models`, a folder, a .gguf file"
+    )
+
+
+def _use(name: str) -> str:
+    if name not in USES:
+        said = "; ".join(f"{key}: {use.said}" for key, use in USES.items())
+        raise InputError(f"unknown use {name!r}", remedy=said)
+    return name
+
+
+def _installed() -> str:
+    """This machine's cards, else a usual one."""
+    here = installed_gpus()
+    return f"{len(here)} x {here[0]}" if len(here) > 1 else here[0] if here else _GPU
+
+
+def _cards(said: str) -> tuple[str, int]:
+    """A card and how many of it, of `2 x L40S`."""
+    match = re.fullmatch(r"(?:(\d+)\s*[x×]\s*)?(.+)", said.strip())
+    name, count = (match[2], int(match[1] or 1)) if match else (said, 1)
+    find_gpu(name)
+    return name, count
+
+
+def _tokens(said: str) -> int:
+    """A number of tokens: `8192`, `32k`."""
+    thousands = re.fullmatch(r"(\d+)\s*[kK]", said.strip())
+    return 1024 * int(thousands[1]) if thousands else _count(said)
+
+
+def _count(said: str) -> int:
+    if not said.isdigit() or not int(said):
+        raise InputError(f"{said!r} is no number", remedy="a whole number, 1 or more")
+    return int(said)

@@ -1,0 +1,1 @@
+"""vLLM's own words: a command that starts its server, read as what it asks for."""

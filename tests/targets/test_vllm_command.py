@@ -1,0 +1,106 @@
+"""A pasted server's command is read as vLLM's own parser reads it."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from passes.errors import InputError
+from targets.engines.vllm.arguments.asked import COUNTED, UNCOUNTED, asked
+from targets.engines.vllm.arguments.command import ServeCommand, read_command, read_flags
+from targets.engines.vllm.arguments.numbers import whole_number
+from targets.engines.vllm.arguments.table import find_flag, flag_names
+
+
+def read(text: str) -> ServeCommand:
+    return read_command(shlex.split(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("32768", 32768), ("32k", 32000), ("32K", 32768), ("1.5k", 1500), ("1.5K", 1536), ("10G", 10 << 30), ("32_768", 32768)],
+)  # fmt: skip
+def test_numbers_are_vllms(text: str, value: int) -> None:
+    assert whole_number(text, "--max-model-len") == value
+
+
+@pytest.mark.parametrize("text", ["", "k", "-5", "8kk", "1.0001k", "eight"])
+def test_what_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="no whole number"):
+        whole_number(text, "--max-model-len")
+
+
+def test_spellings_of_a_flag_mean_the_same() -> None:
+    for text in (
+        "vllm serve m --tensor-parallel-size 2", "vllm serve m --tensor_parallel_size=2", "vllm serve m -tp 2", "vllm serve m -tp=2",
+        "vllm serve m --tensor-parallel 2", "python -m vllm.entrypoints.openai.api_server --model m -tp 2",
+        "docker run --gpus all -p 8000:8000 vllm/vllm-openai:v0.11.0 --model m -tp 2", "env X=1 /opt/bin/vllm serve m -tp 2",
+        "bash -c 'vllm serve m -tp 2'", "docker run --entrypoint bash vllm/vllm-openai:v0.11.0 -c 'vllm serve m -tp 2'",
+    ):  # fmt: skip
+        command = read(text)
+        assert (command.model, command.flags["tensor-parallel-size"]) == ("m", "2"), text
+
+
+def test_a_container_tells_version_and_cards() -> None:
+    command = read("docker run --gpus '\"device=0,1\"' -e HF_TOKEN=x vllm/vllm-openai:v0.11.0 --model m")
+    assert (command.version, command.cards) == ("0.11.0", 2)
+    assert "names no version" in read("docker run vllm/vllm-openai:latest --model m").notes[0]
+
+
+def test_variables_tell_cards() -> None:
+    assert read("CUDA_VISIBLE_DEVICES=0,3 vllm serve m").cards == 2
+
+
+def test_json_and_dotted_keys_are_one() -> None:
+    whole = read("""vllm serve m --speculative-config '{"method": "mtp", "num_speculative_tokens": 2}'""")
+    dotted = read("vllm serve m --speculative-config.method mtp --speculative-config.num_speculative_tokens 2")
+    assert whole.flags == dotted.flags
+
+
+def test_short_forms_of_levels() -> None:
+    assert asked(read("vllm serve m -O0")).settings.features.graphs is False
+    assert asked(read("vllm serve m -O3 -cc.cudagraph_mode=NONE")).settings.features.graphs is False
+    assert asked(read("vllm serve m -q fp8")).weights == "fp8-online"
+
+
+def test_switches_are_switched_off() -> None:
+    assert asked(read("vllm serve m --no-enable-prefix-caching")).settings.features.prefix_caching is False
+    assert asked(read("vllm serve m")).settings.features.prefix_caching is None
+
+
+def test_an_unknown_flag_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="--max-model-len"):
+        read("vllm serve m --max-model-lenght 32k")
+
+
+@pytest.mark.parametrize(
+    "text", ["vllm bench serve", "python train.py", "vllm serve m n", "vllm serve m --max-model-len", "ls"]
+)
+def test_what_starts_no_server_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        asked(read(text))
+
+
+def test_a_flag_of_another_version_stops_the_server() -> None:
+    refused = asked(read("docker run vllm/vllm-openai:v0.11.0 --model m --language-model-only")).reasons
+    assert [reason.code for reason in refused] == ["flag_not_in_version"]
+    assert not asked(read("docker run vllm/vllm-openai:v0.17.0 --model m --language-model-only")).reasons
+    assert [r.code for r in asked(read("vllm serve m --swap-space 4"), "0.33").reasons] == ["flag_not_in_version"]
+
+
+def test_what_is_not_counted_is_said() -> None:
+    notes = asked(read("vllm serve m --port 8000 --attention-backend FLASHINFER")).notes
+    assert any("--port" in note and "without effect" in note for note in notes)
+    assert any("--attention-backend" in note and "kernels" in note for note in notes)
+
+
+def test_every_flag_that_is_read_is_one_of_vllms() -> None:
+    assert set(flag_names()) >= COUNTED | set(UNCOUNTED)
+    assert len(flag_names()) > 350
+    assert not COUNTED & set(UNCOUNTED)
+
+
+def test_flags_alone_are_read_without_a_command() -> None:
+    assert asked(read_flags(["--enable-lora", "--max_lora_rank", "64"])).settings.features.adapters is not None
+    assert find_flag("--max_lora_rank")[0].name == "max-lora-rank"

@@ -213,7 +213,9 @@ def _cache_shares(kv: KVEstimate) -> tuple[float, float]:
     held = kv.max_concurrency
     if not 0 < held.value < math.inf:
         return 1 - _CACHE_ERROR, 1 + _CACHE_ERROR
-    return min(1 - _CACHE_ERROR, max(held.low / held.value, _LEAST_CACHE)), max(1 + _CACHE_ERROR, held.high / held.value)
+    return min(1 - _CACHE_ERROR, max(held.low / held.value, _LEAST_CACHE)), max(
+        1 + _CACHE_ERROR, held.high / held.value
+    )
 
 
 def _scaled(kv: KVEstimate, share: float) -> KVEstimate:

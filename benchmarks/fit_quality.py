@@ -230,11 +230,11 @@ def covered(residual: Residual, widths: Mapping[str, Mapping[str, float]]) -> bo
 
 
 def coverage(residuals: Sequence[Residual], widths: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Share inside, median absolute ln error and median half width in ln of rows by size, kind of loss, and all together."""
+    """Share inside, median absolute ln error and median half width in ln of rows by size, kind of loss, source, and all together."""
     groups: dict[str, list[Residual]] = defaultdict(list)
     for residual in (residual for residual in residuals if offered(residual.row)):
         low, high = next(ends for ends in SIZES if residual.row.traits.size_b < ends[1] or ends == SIZES[-1])
-        for name in (f"{low:g}–{high:g} B", kind(residual.row.cause), "all"):
+        for name in (f"{low:g}–{high:g} B", kind(residual.row.cause), _publication(residual.row.source), "all"):
             groups[name].append(residual)
     return {
         name: {
@@ -244,6 +244,12 @@ def coverage(residuals: Sequence[Residual], widths: Mapping[str, Mapping[str, fl
         }
         for name, found in sorted(groups.items())
     }  # fmt: skip
+
+
+def _publication(source: str) -> str:
+    """A source as a table names it: the repository, or the paper's number."""
+    place = source.removeprefix("https://").removeprefix("github.com/")
+    return "/".join(place.split("/")[:3] if place.startswith("arxiv") else place.split("/")[:2])
 
 
 def spearman(points: Sequence[tuple[float, float]]) -> float | None:

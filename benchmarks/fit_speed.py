@@ -60,7 +60,7 @@ VLLM: dict[str, tuple[float, float]] = {
     "cache": (0.85, 0.05), "cache@10": (1.0, 0.06), "attention": (0.65, 0.2), "recurrence": (0.05, 1.0),
     "layer_s": (4e-5, 0.25), "layer_s@8.0": (2.0, 0.4), "layer_s@8.6": (1.5, 0.4), "layer_s@8.9": (1.0, 0.3), "layer_s@12": (1.0, 0.3),
     "layer_s@geforce": (1.0, 0.3), "layer_s@10": (1.0, 0.15), "layer_s@CDNA3": (1.5, 0.4),
-    "expert_layer_s": (3.5e-5, 0.3), "recurrent_layer_s": (2e-5, 0.5),
+    "expert_layer_s": (3.5e-5, 0.3), "expert_layer_s@geforce": (0.6, 0.3), "recurrent_layer_s": (2e-5, 0.5),
     "kernel_layer_s.fp8": (2e-5, 0.7), "kernel_layer_s.fp4": (1e-5, 0.7), "kernel_layer_s.mx": (5e-6, 0.7),
     "kernel_layer_s.w4": (1.5e-5, 0.4), "kernel_layer_s.w8": (1e-5, 0.7), "kernel_layer_s.awq": (1.5e-5, 0.4),
     "kernel_layer_s.w8a8": (1e-5, 0.7),
@@ -222,7 +222,7 @@ def log_errors(values: dict[str, float], case: Case) -> dict[str, float]:
 
 #: Scale of an unremarkable error by figure; larger ones count linearly. `waited`, a first token that waited for a place or a busy host, tells
 #: nothing of steps: it counts for the widths alone.
-SCALE = {"tpot": 0.06, "ttft": 0.25, "request": 0.08, "waited": math.inf}
+SCALE = {"tpot": 0.06, "ttft": 0.18, "request": 0.08, "waited": math.inf}
 
 
 Priors = dict[str, tuple[float, float]]

@@ -58,7 +58,14 @@ def predicted(ir: ModelIR, settings: Settings, context: int, asked: Load) -> Spe
     engine, cpu = find_engine(ENGINE), find_gpu("cpu")
     rate = asked.rate or (math.inf if asked.concurrency == asked.requests else None)
     workload = Workload(
-        context, None if rate else asked.concurrency, PROMPT, ANSWER, requests=asked.requests, rate=rate
+        context,
+        None if rate else asked.concurrency,
+        PROMPT,
+        ANSWER,
+        requests=asked.requests,
+        rate=rate,
+        input_p95=PROMPT,
+        output_p95=ANSWER,
     )
     return engine.served(ir, cpu, settings, workload, engine.memory(ir, cpu, settings, workload))
 

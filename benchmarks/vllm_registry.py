@@ -15,6 +15,9 @@ _OTHER = ("EMBEDDING", "REWARD", "CLASSIFICATION", "CROSS_ENCODER", "SPECULATIVE
 #: The module whose classes run a model by the code of the package transformers.
 _BACKEND = "transformers"
 _CLASS = re.compile(r"^class (\w+For(?:CausalLM|ConditionalGeneration))\(", re.MULTILINE)
+_BASES = re.compile(r"^class (\w+)\(([^)]*)\)", re.MULTILINE)
+#: What classes inherit that run in pipeline stages (`model_executor/models/interfaces.py`, from 0.6.3 on).
+_STAGES = "SupportsPP"
 _NOT_BY_BACKEND = re.compile(r"mamba|linear_attn|cross_att", re.IGNORECASE)
 
 
@@ -28,15 +31,33 @@ def _tables(source: Source) -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:
                     yield name, literal[0]
 
 
+def _in_stages(source: Source) -> set[str] | None:
+    """Return the classes that run in pipeline stages, by what they inherit; None where a version does not say it so."""
+    folders = (source.folder / source.package / "model_executor" / "models", source.folder / source.package / "models")
+    texts = [file.read_text(encoding="utf-8") for folder in folders for file in sorted(folder.rglob("*.py"))]
+    bases = [(name, set(re.findall(r"\w+", listed))) for text in texts for name, listed in _BASES.findall(text)]
+    if not any(name == _STAGES for name, _ in bases):
+        return None
+    found, before = {_STAGES}, 0
+    while len(found) > before:
+        before = len(found)
+        found |= {name for name, inherited in bases if inherited & found}
+    return found
+
+
 def architectures(source: Source) -> dict[str, str]:
-    """Return how generators run, by architecture: `native`, or `transformers` where the registry names that backend's class."""
+    """Return how generators run, by architecture: `native`, `whole` where that is in no pipeline stages, or `transformers` where the
+    registry names that backend's class.
+    """
     found: dict[str, str] = {}
+    in_stages = _in_stages(source)
     for name, models in _tables(source):
         if any(word in name for word in _OTHER):
             continue
-        for architecture, (module, _) in models.items():
+        for architecture, (module, class_) in models.items():
             if not architecture.startswith("Transformers"):
-                found[architecture] = "transformers" if module.startswith(_BACKEND) else "native"
+                whole = in_stages is not None and class_ not in in_stages
+                found[architecture] = "transformers" if module.startswith(_BACKEND) else "whole" if whole else "native"
     return found
 
 

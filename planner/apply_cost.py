@@ -130,13 +130,13 @@ def rates_of(kind: str) -> Rates:
 def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass], device: Gpu | None = None) -> Effort:
     """Return what running a chain takes on a device; by default on what computes here."""
     device = device or computing()
-    graph, rates = forecast(spec, source, target, passes, device), _rates(device)
+    rates, walk = _rates(device), walk_size(spec, source, target, passes, device)
+    costs = _job_costs(spec, source, passes, walk, device)
+    graph = _with_costs(job_graph(passes, needs_text=chain.needs_text(passes, target)), costs, device)
     steps = _step_seconds(graph)
     seconds = _START_SECONDS + sum(steps.values())
     memory = max(step.peak_bytes for step in graph.steps if step.peak_bytes is not None)
-    walk = walk_size(spec, source, target, passes, device)
-    own = (cost for pass_ in passes for cost in pass_.cost(source, walk).values())
-    whole = max((cost.memory for cost in own if cost.whole), default=0.0)
+    whole = max((cost.memory for known in costs.values() for cost in known.values() if cost.whole), default=0.0)
     text = _source(spec.calibration) if chain.needs_text(passes, target) else None
     disk = scratch_bytes(source, target, passes, text, _source(spec.evaluation))
     basis = Basis.CALIBRATED if rates.measured and _measured_flops(device) else Basis.ASSUMED
@@ -214,8 +214,12 @@ def forecast(
     What takes next to nothing has no seconds; what adds nothing to the memory, no bytes. By default on what computes here.
     """
     device = device or computing()
-    graph = job_graph(passes, needs_text=chain.needs_text(passes, target))
     costs = _job_costs(spec, source, passes, walk_size(spec, source, target, passes, device), device)
+    return _with_costs(job_graph(passes, needs_text=chain.needs_text(passes, target)), costs, device)
+
+
+def _with_costs(graph: WorkGraph, costs: Mapping[str, Mapping[str, StepCost]], device: Gpu) -> WorkGraph:
+    """The graph of a job with what its steps take on a device, given their costs by node."""
     rates, product = _rates(device), product_flops(device)
     before = _PROCESS_BYTES if device.is_cpu else _CARD_BYTES
     first = next(iter(step for known in costs.values() for step, cost in known.items() if cost.work), None)

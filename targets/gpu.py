@@ -137,16 +137,16 @@ def _of_catalog(name: str) -> Gpu:
     return _gpu(entry, note)
 
 
-def card_seen(name: str, total_bytes: int) -> Gpu:
+def card_seen(name: str, total_bytes: int, capability: int | None = None) -> Gpu:
     """Return the card of a name that NVML prints, with the memory that it says; of several that share the name, the one of that size.
-    One that the catalog lacks has its memory and assumed rates.
+    One that the catalog lacks has its memory and compute capability × 10, and assumed rates.
     """
     _, lines, shared = _index()
     several = [_gpu(json.loads(lines[number])) for number in shared.get(fold(name), ())]
     try:
         card = min(several, key=lambda gpu: abs(gpu.memory_bytes.value - total_bytes)) if several else find_gpu(name)
     except InputError:
-        card = unlisted_gpu(name, total_bytes)
+        card = replace(unlisted_gpu(name, total_bytes), capability=capability)
     share, low, high = _VISIBLE_SHARE
     if abs(card.memory_bytes.value - total_bytes * share) <= 0.03 * total_bytes:
         return card  # the catalog's figure is what CUDA shows of this total

@@ -27,7 +27,8 @@ class Workload:
     their gaps (1: Poisson); `at_once`: unanswered ones beyond which the next waits to be sent. `requests`: how many there are in all. None:
     as many as steady figures take; lengths that are told by their mean alone are then taken to vary by 20 %, as they do in use.
     `shared_prefix`: tokens that all prompts begin with. `trace`: (second, prompt tokens, answer tokens) of each request, in place of these.
-    `limits`: what users are promised; how many are served so is told then.
+    `limits`: what users are promised; how many are served so is told then. `pictures`: of each request, of `picture_tokens` each, which
+    are among its input tokens.
     """
 
     context: int
@@ -43,6 +44,8 @@ class Workload:
     shared_prefix: int = 0
     trace: tuple[tuple[float, int, int], ...] | None = None
     limits: tuple[Limit, ...] = ()
+    pictures: int = 0
+    picture_tokens: int = 0
 
     @property
     def request_tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -48,6 +49,13 @@ def gradient_mode_is_left_as_found() -> Iterator[None]:
     if torch is not None and not torch.is_grad_enabled():
         torch.set_grad_enabled(True)
         pytest.fail("gradients were left switched off")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_libraries_are_no_garbage() -> None:
+    """Take what is loaded out of the garbage collector's sight: each step of apply collects, and would go through all of it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

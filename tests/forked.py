@@ -5,6 +5,7 @@ What a process is tested for stays real: signals, exit codes, limits, streams, a
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -95,6 +96,7 @@ def _run(
         os.dup2(handle, number)
         os.close(handle)
         stream.reconfigure(encoding=encoding)  # type: ignore[union-attr]
+    gc.freeze()  # what is loaded is no garbage
     os.environ.update(environment)
     os.chdir(folder)
     torch.set_num_threads(1)

@@ -37,7 +37,8 @@ def cards_of(machine: LiveMachine, wanted: int, named: str | Mapping[str, Any] |
 
 def seen(card: LiveCard) -> Gpu:
     """Return the card as a target, with the memory that its driver says."""
-    return card_seen(card.name, card.total_bytes)
+    capability = int(card.capability.replace(".", "")) if card.capability else None
+    return card_seen(card.name, card.total_bytes, capability)
 
 
 def on_machine(result: CheckResult, question: Question, machine: LiveMachine) -> CheckResult:

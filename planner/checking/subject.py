@@ -149,6 +149,7 @@ def _of_file(path: Path) -> Subject:
     return replace(
         subject, settings=replace(chosen.settings.settings, version=chosen.engine.version), engine=chosen.engine.name,
         cards=chosen.settings.gpus, weights=chosen.weights if at_load or not finished else None, kv_cache_dtype=chosen.kv_cache_dtype,
+        goals=None, min_confidence=None,
     )  # fmt: skip
 
 

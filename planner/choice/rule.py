@@ -98,7 +98,8 @@ class Rule:
         chosen = self._undominated(left[0], candidates)
         decided = {id(v): criterion for criterion, out in fallen for v in out}
         lost = tuple(_loss(v, decided.get(id(v)), chosen) for v in candidates if v is not chosen)
-        why = self._why(chosen, [criterion.name for criterion, _ in fallen])
+        holds = [c.name for c, _ in fallen if c.figure(chosen) <= c.figure(left[0]) + c.width(left[0], chosen)]
+        why = self._why(chosen, holds)
         return Decision(chosen, why if chosen is left[0] else f"{why}; {self._replaces(chosen, left[0])}", lost)
 
     def _undominated(self, chosen: Verdict, candidates: Sequence[Verdict]) -> Verdict:
@@ -134,26 +135,31 @@ class Rule:
         return 0.0 if v.admissible(self.goals) else max(0.0, *short)
 
     def standing(self, v: Verdict) -> int:
-        """0 admissible, 2 likely only, 4 misses a goal by less than the band. An engine that nobody maintains, unless it was asked
-        for, comes behind all of them (6, 8, 10) for more than few clients, which is what it is good at.
+        """Return the number of a candidate's tier: 0 admissible, 2 likely only, 4 misses a goal by less than the band. An engine that
+        nobody maintains, unless it was asked for, comes behind all of them (6, 8, 10) for more than few clients: those it is good at.
         """
-        standing = 0 if v.admissible(self.goals) else 2 if v.likely else 4
-        if self._loses_unasked(v.quality):
-            standing = 4
-        return standing + self._behind(v.candidate.engine, v.capacity.clients)
+        tier = self._tier_of(v.quality, likely=v.likely, sure=v.admissible(self.goals))
+        return tier + self._behind(v.candidate.engine, v.capacity.clients)
+
+    def _tier_of(self, quality: Quality, *, likely: bool, sure: bool) -> int:
+        """The tier of a maintained engine's candidate. `likely`: it meets the goals by predicted values; `sure`: with the odds asked."""
+        if not likely or self._loses_unasked(quality):
+            return 4
+        return 0 if sure else 2
 
     def at_best(self, quality: Quality, engine: str, clients: int) -> float:
-        """Where a candidate of this quality stands at best, whatever its memory and speed; infinite where it misses a goal on quality."""
+        """Return the number of the best place of a candidate of this quality, whatever its memory and speed; infinite where it misses a
+        goal on quality.
+        """
         results = list(judge_quality(self.goals, quality))
         if not all(result.tolerated(self.goals.bands) for result in results):
             return math.inf
-        standing = 0 if all(result.odds >= self.goals.confidence for result in results) else 2
-        if self._loses_unasked(quality) or not all(result.met for result in results):
-            standing = 4
-        return self._placed(standing + self._behind(engine, clients), engine)
+        likely = all(result.met for result in results)
+        tier = self._tier_of(quality, likely=likely, sure=all(r.odds >= self.goals.confidence for r in results))
+        return self._placed(tier + self._behind(engine, clients), engine)
 
     def place(self, v: Verdict) -> float:
-        """Where a candidate stands, one of an engine that nobody maintains last of those that are admissible."""
+        """Return the number of a candidate's place: its tier, an engine that nobody maintains last of those that are admissible."""
         return self._placed(self.standing(v), v.candidate.engine)
 
     def _placed(self, standing: int, engine: str) -> float:
@@ -186,7 +192,9 @@ class Rule:
         return math.inf if v.capacity.waiting and not self.goals.batch else self._doubt(v) + ODDS_BAND
 
     def figure_of_chain(self, ir: ModelIR, quality: Quality) -> float:
-        """The preferred figure, where a chain alone tells it; before every other where engine and settings do."""
+        """Return the preferred figure (a share of perplexity, or the logarithm of bytes) where a chain alone tells it; before all
+        others where engine and settings do.
+        """
         match self.goals.prefer:
             case "quality":
                 return growth(quality.log_ppl_increase.value)
@@ -200,7 +208,7 @@ class Rule:
         return max((self.goals.confidence - goal.odds for goal in judge_quality(self.goals, quality)), default=0.0)
 
     def width(self, v: Verdict) -> float:
-        """By how much one that is worse in the preferred figure, as a chain alone tells it, still ties with this one."""
+        """Return the share or logarithm of bytes by which another may be worse in the preferred figure and still tie with this one."""
         return self._preferred().width(v, v)
 
     @property

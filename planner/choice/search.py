@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 from passes.base import Pass, Stage
-from passes.errors import NotModelledError, Reason, ReasonKind
+from passes.errors import InputError, NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from planner.asked import rewrite
 from planner.choice import capacity as cache
@@ -67,7 +67,8 @@ class SearchResult:
             self.rejected, key=lambda v: (v.distance, v.quality.log_ppl_increase.value, v.candidate.label)
         ):
             key = (verdict.candidate.engine, frozenset(reason.code for reason in verdict.reasons))
-            if key not in seen:
+            unasked = self.spec.target.fewest and any(reason.kind is ReasonKind.ILLEGAL for reason in verdict.reasons)
+            if key not in seen and not (unasked and out):
                 seen.add(key)
                 out.append(complete(self.spec, self.gpu, verdict))
         return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])
@@ -132,6 +133,11 @@ def search(
     were seen to lose, in place of what is expected.
     """
     gpu = target_gpu(spec)
+    if spec.workload.images is not None and all(stack.name != "vision" for stack in ir.stacks):
+        raise InputError(
+            f"{ir.name} sees no pictures: it has no vision encoder",
+            remedy="leave workload.images out, or name a model that does",
+        )
     judge_design = Judge(spec, ir, gpu, measured)
     rule = rule_of(spec, ir, gpu)
     kept, archived = by_maintenance(spec, gpu)

@@ -51,7 +51,7 @@ def finite(value: float | None) -> float | None:
 
 
 def above_zero(value: float | None) -> float | None:
-    """Return a rate, which may have no end. Raises typer.BadParameter."""
+    """Return a rate, requests a second, which may have no end. Raises typer.BadParameter."""
     if value is not None and not value > 0:
         raise typer.BadParameter(f"{value} is no rate: name requests a second, or inf")
     return value

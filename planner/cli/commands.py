@@ -193,6 +193,34 @@ def diff(
 
 
 @app.command()
+def drift(
+    plan: Annotated[Path, typer.Argument(help="A plan, or a result's folder.")],
+    engine_version: Annotated[
+        list[str] | None, typer.Option(help="The version to come; may be given more than once.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every version that is known to differ.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what becomes of a plan under another version of its engine. Exit 3 when it no longer starts or serves there."""
+    from planner.explain.drift import drift as run
+    from planner.plan.codec import to_json
+    from planner.plan.opened import opened
+
+    if every == bool(engine_version):
+        raise InputError(
+            "drift takes an --engine-version, or --all of them", remedy="for instance: --engine-version 0.33"
+        )
+    document = run(opened(plan), engine_version or ())
+    if as_json:
+        emit(to_json(document))
+    else:
+        from planner.cli.tables.drift import print_drift
+
+        print_drift(screen(), document, every=every)
+    raise typer.Exit(0 if document.fits or every else 3)
+
+
+@app.command()
 def verify(
     out: Annotated[Path, typer.Argument(help="A result's folder.")],
     engine: Annotated[

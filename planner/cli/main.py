@@ -43,18 +43,6 @@ def main() -> None:
         sys.exit(1)
 
 
-def _missing(error: ModuleNotFoundError) -> InputError | None:
-    """A package that is not installed, as an error that says which extra brings it; None where none does."""
-    from planner.setup.extras import extra_with, install
-
-    extra = None if error.name is None else extra_with(error.name)
-    if extra is None:
-        return None
-    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "this")
-    message = f"`optimize {command}` needs {error.name}, which is not installed here"
-    return InputError(message, remedy=f"{install(extra)}; `optimize doctor` says what else this machine has")
-
-
 def _run() -> None:
     """Run the command; with --json, a mistake in how it is called is an error like every other."""
     if "--json" not in sys.argv:
@@ -74,6 +62,18 @@ def _usage_errors() -> type[typer.BadParameter]:
         kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
     )
     return found
+
+
+def _missing(error: ModuleNotFoundError) -> InputError | None:
+    """A package that is not installed, as an error that says which extra brings it; None where none does."""
+    from planner.setup.extras import extra_with, install
+
+    extra = None if error.name is None else extra_with(error.name)
+    if extra is None:
+        return None
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "this")
+    message = f"`optimize {command}` needs {error.name}, which is not installed here"
+    return InputError(message, remedy=f"{install(extra)}; `optimize doctor` says what else this machine has")
 
 
 def _report(error: TightfitError | Interrupted) -> None:

@@ -250,27 +250,32 @@ def _fewest_bits(asked: Asked, share: str) -> Answer:
     """The smallest weights that lose no more than a share of perplexity, planned for size; where the card holds none, on the largest."""
     patch: Patch = at(("goals",), {"quality": {"max_perplexity_increase": share}, "prefer": "size"})
     said, largest = f"the fewest bits at {share}", _cards()[-1].name
-    patch = _smallest(asked, patch) or {**patch, **_on(asked, largest)}
-    if "target" in patch:
-        said = f"{said}: none on {asked.result.gpu.name}; on {largest}"
-        patch = _smallest(asked, patch) or patch
-    spec = patched(asked.spec, patch)
-    answer = _replanned(asked, said, spec, patch)
-    if (least := asked.changed(spec).result.chosen) is None:
-        return answer
-    bits = 8 * least.ir.tensor_bytes / asked.source.ir.weights
-    return replace(answer, answer=f"{answer.answer}, {bits:.2f} bits a weight, {show(least.ir.tensor_bytes, 'B')}")
+    found = _by_size(asked, patch)
+    if not found:
+        said, patch = f"{said}: none on {asked.result.gpu.name}; on {largest}", {**patch, **_on(asked, largest)}
+        found = _by_size(asked, patch)
+    patch = found[0][0] if found else patch
+    answer = _replanned(asked, said, patched(asked.spec, patch), patch)
+    told = [
+        f"{8 * v.ir.tensor_bytes / asked.source.ir.weights:.2f} bits a weight, {show(v.ir.tensor_bytes, 'B')}"
+        for _, v in found
+    ]
+    others = [
+        f"; {v.candidate.label} takes {bits}: where its engine is named"
+        for (_, v), bits in list(zip(found, told, strict=True))[1:]
+        if v.ir.tensor_bytes < found[0][1].ir.tensor_bytes
+    ]
+    return replace(answer, answer="".join((answer.answer, *(f", {bits}" for bits in told[:1]), *others[:1])))
 
 
-def _smallest(asked: Asked, patch: Patch) -> Patch | None:
-    """The patch with the engine whose weights are smallest, where none is named by the spec; None where no plan meets the goals."""
-    base = patched(asked.spec, patch)
-    gpu = target_gpu(base)
-    names = [name for name in ENGINE_NAMES if find_engine(name).weighed_on(gpu)] if base.engine == "auto" else [None]
-    patches = [{**patch, **({} if name is None else {"engine": name})} for name in names]
-    found = [(each, asked.changed(patched(asked.spec, each)).result.chosen) for each in patches]
-    sizes = [(chosen.ir.tensor_bytes, n) for n, (_, chosen) in enumerate(found) if chosen is not None]
-    return found[min(sizes)[1]][0] if sizes else None
+def _by_size(asked: Asked, patch: Patch) -> list[tuple[Patch, Verdict]]:
+    """The plan of each engine that meets the goals: the plan's own engine first, then those with the smallest weights."""
+    base, own = patched(asked.spec, patch), asked.leading.verdict.candidate.engine
+    names = [name for name in ENGINE_NAMES if find_engine(name).weighed_on(target_gpu(base))]
+    patches = [{**patch, "engine": name} for name in names] if base.engine == "auto" else [patch]
+    plans = ((each, asked.changed(patched(asked.spec, each)).result.chosen) for each in patches)
+    found = [(each, chosen) for each, chosen in plans if chosen is not None]
+    return sorted(found, key=lambda pair: (pair[1].candidate.engine != own, pair[1].ir.tensor_bytes))
 
 
 def _cheapest(asked: Asked, words: str) -> Answer:

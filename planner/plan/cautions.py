@@ -17,6 +17,7 @@ from planner.plan.effort import Effort
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
+from targets.simulation.lengths import MOST_APART
 
 _GIB = 1 << 30
 #: Of the requests that arrive in a second, so many must be served in it for the queue not to grow, ends of a run aside.
@@ -47,7 +48,19 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
         machines = -(-parallel.gpus // node)
         inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"
         yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}"
+    yield from _far_apart(spec)
     yield from _chosen_numbers(spec, result, verdict)
+
+
+def _far_apart(spec: Spec) -> Iterator[str]:
+    """Say where lengths vary more than those that are simulated do."""
+    for name, length in (("input", spec.workload.input), ("output", spec.workload.output)):
+        if length.usual > MOST_APART * length.mean and spec.workload.trace is None:
+            most = MOST_APART * length.mean
+            yield (
+                f"{name}: a p95 of {length.usual:,} is more than {MOST_APART:.2f} times the mean of {length.mean:,}, further apart than "
+                f"log-normal lengths are: the load is simulated with {most:,.0f}, the cache counted by {length.usual:,}; a trace says more"
+            )
 
 
 def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str]:

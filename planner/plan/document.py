@@ -211,6 +211,7 @@ class PortableWorkload:
     concurrency: int | str | None = None
     input_tokens: int | Mapping[str, int]
     output_tokens: int | Mapping[str, int]
+    images: Mapping[str, int] | None = None
     requests: int | None = None
     rate: str | None = None
     burstiness: float = 1.0

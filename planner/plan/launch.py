@@ -7,14 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from passes.chain import rewrite
 from passes.errors import InputError
 from passes.ir.model import ModelIR
-from passes.ir.names import find, published_of
-from passes.ir.sources import open_model
-from planner.choice.published import description
-from planner.plan.document import PlanDocument, asked_spec, spec_of
-from planner.plan.saved import PLAN, load_plan, read_plan
+from planner.plan.document import PlanDocument
+from planner.plan.opened import Opened, opened
 from planner.spec.spec import Target
 from targets.engines.engine import find_engine
 from targets.gpu import find_gpu, inline_gpu
@@ -59,13 +55,8 @@ def deployed(what: Path) -> Deployment:
     A plan that leaves the checkpoint as it is names its source; one that makes another names the folder that `apply` will write. Raises
     InputError where it is neither.
     """
-    if what.is_dir():
-        if not (what / PLAN).is_file():
-            raise InputError(
-                f"{what} is no finished result", remedy="name the folder that `optimize apply` made, or a plan"
-            )
-        return of_result(read_plan(what / PLAN), what.resolve(), open_model(what).ir)
-    return of_plan(load_plan(what), what)
+    plan = opened(what)
+    return of_result(plan.document, what.resolve(), plan.ir) if what.is_dir() else of_plan(plan, what)
 
 
 def of_result(document: PlanDocument, folder: Path, ir: ModelIR) -> Deployment:
@@ -74,39 +65,19 @@ def of_result(document: PlanDocument, folder: Path, ir: ModelIR) -> Deployment:
     return _deployment(document, request, Served(folder.name, folder, bytes=ir.tensor_bytes))
 
 
-def of_plan(document: PlanDocument, path: Path) -> Deployment:
+def of_plan(plan: Opened, path: Path) -> Deployment:
     """Return the server of a plan that is saved at `path`: of its source where there is nothing to make, else of what `apply` will make."""
-    chosen = document.decision
-    source = _source(document)
-    ir = rewrite(source, chosen.chain)
+    document, chosen, source = plan.document, plan.document.decision, Path(plan.spec.model)
     if not chosen.nothing_to_make:
         folder = Path(f"{path.name.removesuffix('.json').removesuffix('.plan')}-tightfit").resolve()
-        request = launch_request(document, ir, folder.name)
+        request = launch_request(document, plan.ir, folder.name)
         return _deployment(document, request, Served(folder.name, folder, bytes=chosen.tensor_bytes, planned=True))
-    place = Path(spec_of(document).model)
-    lies_here = place.exists()
-    served = Served(
-        place.name if lies_here else document.model,
-        place.resolve() if lies_here else None,
-        None if lies_here else document.lock.revision,
-        source.tensor_bytes,
-    )
-    request = replace(launch_request(document, ir, document.model.rsplit("/", 1)[-1]), served=served)
+    if source.exists():
+        served = Served(source.name, source.resolve(), bytes=chosen.tensor_bytes)
+    else:
+        served = Served(document.model, None, document.lock.revision, chosen.tensor_bytes)
+    request = replace(launch_request(document, plan.ir, document.model.rsplit("/", 1)[-1]), served=served)
     return _deployment(document, request, served)
-
-
-def _source(document: PlanDocument) -> ModelIR:
-    """The checkpoint that a plan starts from; of a published one that the Hub does not answer for, what its format stores."""
-    spec, asked = spec_of(document), asked_spec(document).model
-    try:
-        return open_model(spec.model, revision=spec.revision, assume=spec.assume).ir
-    except InputError:
-        dense = find(asked)
-        made = next((each for each in published_of(dense.id) if each.id == spec.model), None) if dense else None
-        stored = None if made is None else description(open_model(asked).ir, made)
-        if stored is None:
-            raise
-        return stored
 
 
 def _deployment(document: PlanDocument, request: LaunchRequest, served: Served) -> Deployment:

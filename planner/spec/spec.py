@@ -197,7 +197,21 @@ class Length(Strict):
     def _ordered(self) -> Length:
         if not self.mean <= self.usual <= self.longest:
             raise ValueError("mean, p95 and max of a length must rise in this order")
+        if self.usual > 20 * self.mean:
+            raise ValueError(
+                f"a p95 of {self.usual:,} cannot be with a mean of {self.mean:,}: the five longest of a hundred alone bring more"
+            )
         return self
+
+
+class Images(Strict):
+    """Pictures that come with each request, beside its text."""
+
+    count: Count = 1
+    """Of a request, at most; the server refuses more."""
+    tokens: Count
+    """Of one, as the model counts them: Qwen2.5-VL width × height / 784, Gemma 3 256, Pixtral width × height / 256. They are input, and
+    cached as the text is."""
 
 
 class WorkloadSpec(Strict):
@@ -211,6 +225,8 @@ class WorkloadSpec(Strict):
     """Of a prompt: a number, or `{ mean: 800, p95: 3000, max: 8000 }`. `input` is read too."""
     output_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
     """Of an answer, likewise. `output` is read too."""
+    images: Images | None = None
+    """Pictures of each request, beside its text: `{ count: 2, tokens: 1200 }`."""
     requests: Count | None = None
     """How many in all, of lengths that are all alike where only their mean is told: a benchmark's run. Left out: as many as steady figures
     take, of lengths that vary."""
@@ -237,8 +253,13 @@ class WorkloadSpec(Strict):
 
     @property
     def input(self) -> Length:
-        """Tokens of a prompt."""
-        return self.input_tokens if isinstance(self.input_tokens, Length) else Length(mean=self.input_tokens)
+        """Tokens of a prompt, those of its pictures among them."""
+        text = self.input_tokens if isinstance(self.input_tokens, Length) else Length(mean=self.input_tokens)
+        if self.images is None:
+            return text
+        seen = self.images.count * self.images.tokens
+        more = {key: value + seen for key, value in text if value is not None}
+        return Length(**more)
 
     @property
     def output(self) -> Length:
@@ -255,6 +276,7 @@ class WorkloadSpec(Strict):
         workload = Workload(
             self.context, clients, prompt.mean, answer.mean, prompt.p95, answer.p95, self.requests, self.rate, self.burstiness,
             self.max_concurrency, round(shared * prompt.mean) if isinstance(shared, float) else shared,
+            pictures=self.images.count if self.images else 0, picture_tokens=self.images.tokens if self.images else 0,
         )  # fmt: skip
         return workload if self.trace is None else workload.replaying(read_trace(self.trace))
 

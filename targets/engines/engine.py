@@ -331,6 +331,11 @@ class Engine(ABC):
         """Versions whose accounting is known, oldest first."""
         return ()
 
+    def by_itself(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Mapping[str, float | str]:
+        """Return what its version does where the settings leave it open, by the names that people know; counts, or words."""
+        asked = self.scheduler(gpu, settings, workload)
+        return {"max_num_batched_tokens": asked.tokens, "max_num_seqs": asked.sequences}
+
     def launch(self, request: LaunchRequest) -> Launch:
         """Its config file, and a script that starts it. Raises InputError where no launch files are known for it."""
         raise InputError(f"no launch files are known for the engine {self.name!r}", remedy="start it by hand")

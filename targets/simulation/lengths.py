@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 #: The 95th percentile of a standard normal distribution.
 _Z95 = 1.6449
+#: A log-normal distribution has its 95th percentile at so many times its mean at most.
+MOST_APART = math.exp(_Z95**2 / 2)
 
 
 def spread(mean: float, share: float, count: int, *, seed: int = 0) -> list[int]:
@@ -19,7 +21,7 @@ def spread(mean: float, share: float, count: int, *, seed: int = 0) -> list[int]
 def lognormal(mean: float, p95: float, count: int, *, most: float = math.inf, seed: int = 0) -> list[int]:
     """Return `count` lengths of a log-normal distribution with this mean and 95th percentile, cut at `most`.
 
-    A distribution of this kind has its 95th percentile at 3.87 times its mean at most: more is taken for that.
+    A distribution of this kind has its 95th percentile at `MOST_APART` (3.87) times its mean at most: more is taken for that.
     """
     chance = random.Random(seed)
     # ln(p95 / mean) = z s - s² / 2, the smaller root of which is the distribution's spread

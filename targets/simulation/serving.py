@@ -25,8 +25,8 @@ from targets.workload import Limit, Workload
 
 #: Requests of a closed loop at most, where nobody says how many there are.
 MOST_REQUESTS = 2000
-#: By how much the cache may be another, as a share.
-_CACHE_ERROR = 0.1
+#: By how much the cache may be another at least, and the least that is taken of it, as shares.
+_CACHE_ERROR, _LEAST_CACHE = 0.1, 0.1
 #: By which share lengths vary where nothing is said of them, as in most published closed loops (InferenceX: `--random-range-ratio 0.8`);
 #: rounds of those of equal lengths.
 _SPREAD, _FEW_ROUNDS = 0.11, 3
@@ -102,8 +102,8 @@ def cache_of(kv: KVEstimate, workload: Workload, block: int) -> Cache:
 def served(
     engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
 ) -> SpeedEstimate:
-    """Predict what users of the workload see. `ir`: as the engine computes it. Intervals are the ends of runs with slower steps and a
-    smaller cache, and with faster ones and a larger one: near saturation they are wide, to one side. Where nothing is said of a closed
+    """Predict what users of the workload see. `ir`: as the engine computes it. Intervals are the ends of runs with slower steps and the
+    least cache, and with faster ones and the most: near saturation they are wide, to one side. Where nothing is said of a closed
     loop's requests, the run of a benchmark is among them: few rounds of equal lengths, in which clients stay in step.
     """
     if engine.queue(gpu, settings, workload, memory.kv) is None or not is_fitted(engine.name):
@@ -119,7 +119,8 @@ def served(
 
     load = load_of(workload, question.replicas)
     width = question.fitted.widths[question.regime(workload)]
-    runs = [run(load), run(load, width.tpot, 1 - _CACHE_ERROR), run(load, -width.tpot, 1 + _CACHE_ERROR)]
+    short, roomy = _cache_shares(memory.kv)
+    runs = [run(load), run(load, width.tpot, short), run(load, -width.tpot, roomy)]
     if _unsaid(workload):
         in_step = replace(workload, requests=_FEW_ROUNDS * round(question.loop.clients) * question.replicas)
         runs.append(run(load_of(in_step, question.replicas), width.tpot))
@@ -205,6 +206,16 @@ def _grows(run: Run) -> bool:
     sent, done = sorted(run.sent), sorted(run.done)
     half, end = unanswered(sent[len(sent) // 2]), unanswered(sent[-1])
     return end > 1.2 * half + 3 * math.sqrt(half + 1)
+
+
+def _cache_shares(kv: KVEstimate) -> tuple[float, float]:
+    """The least and the most that the cache may be, as shares of what is expected, by the memory estimate's own interval."""
+    held = kv.max_concurrency
+    if not 0 < held.value < math.inf:
+        return 1 - _CACHE_ERROR, 1 + _CACHE_ERROR
+    return min(1 - _CACHE_ERROR, max(held.low / held.value, _LEAST_CACHE)), max(
+        1 + _CACHE_ERROR, held.high / held.value
+    )
 
 
 def _scaled(kv: KVEstimate, share: float) -> KVEstimate:

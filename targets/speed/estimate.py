@@ -16,6 +16,7 @@ from targets.machine.profile import Profile, believed_profile, measured_card, me
 from targets.quantity import Basis, Quantity
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
+from targets.speed.pictures import encoding_s
 from targets.speed.rates import Fitted, Regime, Width, engine_values, fitted_rates, rates_from
 from targets.speed.step import Card, Step, step_seconds
 from targets.speed.work import Work, work_of
@@ -77,6 +78,9 @@ def asked(
     profile, notes = believed_profile(gpu)
     if profile is not None:
         card, fitted = measured_card(card, profile), _measured(fitted, name, gpu, settings.version, profile)
+    encoding = encoding_s(ir, card, fitted.rates, workload, settings.parallel.tp)
+    if encoding:
+        fitted = replace(fitted, rates=replace(fitted.rates, host_s=fitted.rates.host_s + encoding))
     scheduler, rates = engine.scheduler(gpu, settings, workload), fitted.rates
     loop = Loop(
         workload.input_tokens, workload.output_tokens, clients,

@@ -140,7 +140,7 @@ def rates_from(values: Mapping[str, float], generation: str, version: str | None
         cache=min(at("cache"), 1.0),
         attention=at("attention"),
         layer_s=at("layer_s") * slower,
-        expert_layer_s=values["expert_layer_s"] * slower,
+        expert_layer_s=at("expert_layer_s") * slower,
         recurrent_layer_s=values["recurrent_layer_s"] * slower,
         kernel_layer_s={family: values.get(f"kernel_layer_s.{family}", 0.0) * slower for family in FAMILIES},
         step_s=at("step_s") * composing,

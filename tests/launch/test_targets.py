@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from passes.errors import InputError
-from planner.plan.launch import ALL, deployed, every_target, of_plan, target_files
+from planner.plan.launch import ALL, deployed, every_target, target_files
 from planner.plan.make import plan
 from planner.plan.saved import save
 from planner.spec.parse import parse_spec
@@ -23,7 +24,7 @@ from targets.launch.deployment import Deployment
 from targets.launch.request import Hardware
 from targets.launch.target import LAUNCH_TARGETS, find_launch_target
 from tests.conftest import missing
-from tests.golden.test_scenarios import SCENARIOS, server
+from tests.golden.test_scenarios import SCENARIOS, SPECS, server
 from tests.planner.conftest import run
 
 _TARGET = """
@@ -56,7 +57,7 @@ def test_a_unit_runs_the_results_own_script() -> None:
     assert f"PORT={made.launch.port}" in parser["Service"]["Environment"]
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if server(name).hardware.nodes == 1])
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if "nodes" not in SPECS[name]["target"]])
 def test_systemd_accepts_every_unit(name: str, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         missing("no systemd-analyze here", "it comes with systemd")
@@ -212,11 +213,29 @@ def test_a_plan_is_launched_from_the_command_line(
     assert optimize("launch", saved)[0] == 2
 
 
+def test_the_page_has_a_part_for_each_target_and_its_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "launch.md").read_text(encoding="utf-8")
+    headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+    assert headings == [*LAUNCH_TARGETS.names(), "How they are tested"]
+    made = plan(parse_spec("model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nengine: vllm\n"))
+    assert made.result.chosen is not None
+    monkeypatch.chdir(tmp_path)
+    for place in ("a.plan.json", "out/small/plan.json"):
+        save(made.document, tmp_path / place)
+    (tmp_path / "out/small/config.json").write_text(json.dumps(made.result.chosen.ir.config))
+    commands = [line.partition("#")[0].split()[1:] for line in page.splitlines() if line.startswith("optimize launch")]
+    assert len(commands) == 4 and all(run(monkeypatch, capsys, *words)[0] == 0 for words in commands)
+    assert "/models/small:ro" in (tmp_path / "compose.yaml").read_text()
+    assert (tmp_path / "launch" / "kuberay.yaml").exists()
+
+
 def test_the_spec_names_known_targets_only() -> None:
     spec = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nlaunch: [compos]\n"
     with pytest.raises(InputError, match="compose"):
         parse_spec(spec)
-    assert of_plan(plan(parse_spec(spec.replace("compos", "compose"))).document, Path("a")).served.folder is None
+    assert parse_spec(spec.replace("compos", "compose")).launch == ("compose",)
 
 
 @pytest.mark.parametrize(("name", "group"), [("toy", True), ("systemd", False)])

@@ -15,11 +15,12 @@ from planner.choice.capacity import in_flight
 from planner.choice.question import Load
 from planner.choice.search import SearchResult, search
 from planner.cli.main import app
-from planner.plan.launch import launch_request
+from planner.plan.launch import launch, launch_request
 from planner.plan.make import plan
 from planner.spec.parse import parse_spec
 from planner.spec.patch import patched
-from targets.engines.engine import SpeedEstimate
+from targets.engines.engine import Settings, SpeedEstimate, find_engine
+from targets.gpu import find_gpu
 from targets.quantity import Quantity
 from targets.workload import Workload
 
@@ -134,3 +135,50 @@ def test_limits_of_goodput_follow_each_other_as_vllm_takes_them() -> None:
     together = CliRunner().invoke(app, [*asked, "--goodput", "ttft:900", "tpot:90"])
     assert apart.exit_code == together.exit_code == 0 and apart.output == together.output
     assert CliRunner().invoke(app, [*asked, "ttft:900"]).exit_code != 0
+
+
+PICTURES = """
+model: {model}
+target: {{ gpu: L40S }}
+workload: {{ context: 16384, concurrency: 16, input_tokens: 300, output_tokens: 200{more} }}
+"""
+
+
+def test_pictures_count_in_input_cache_and_time_and_are_what_the_server_lets_in() -> None:
+    more = ", images: { count: 2, tokens: 1300 }"
+    seen, blind = (
+        plan(parse_spec(PICTURES.format(model="Qwen/Qwen2.5-VL-7B-Instruct", more=each))) for each in (more, "")
+    )
+    with_them, without = seen.document.decision, blind.document.decision
+    assert (
+        seen.spec.workload.asked.input_tokens == 2900
+        and without.capacity is not None
+        and with_them.capacity is not None
+    )
+    assert with_them.capacity.needed_bytes > 4 * without.capacity.at_once * without.capacity.request_bytes
+    assert with_them.speed is not None and without.speed is not None
+    assert with_them.speed.ttft_ms.value > 2 * without.speed.ttft_ms.value
+    assert seen.result.chosen is not None
+    arguments = launch(seen.document, seen.result.chosen.ir, "x").files[0].data
+    assert arguments["limit-mm-per-prompt"] == {"image": 2, "video": 0}
+    with pytest.raises(InputError, match="has no vision encoder"):
+        plan(parse_spec(PICTURES.format(model="Qwen/Qwen2.5-7B-Instruct", more=more)))
+
+
+def test_a_longer_encoding_of_pictures_delays_the_first_token() -> None:
+    ir, gpu, engine = open_model("Qwen/Qwen2.5-VL-7B-Instruct").ir, find_gpu("L40S"), find_engine("vllm")
+    few, many = (Workload(16384, 1, 3000, 200, pictures=n, picture_tokens=1300) for n in (0, 2))
+    first = [
+        engine.speed(ir, gpu, Settings(), load, engine.memory(ir, gpu, Settings(), load)).ttft_ms.value
+        for load in (few, many)
+    ]
+    assert first[1] > first[0] + 20
+
+
+def test_lengths_further_apart_than_any_are_refused_and_than_simulated_ones_are_said() -> None:
+    with pytest.raises(InputError, match="the five longest of a hundred"):
+        parse_spec(text("concurrency: 2").replace("800", "{ mean: 50, p95: 2000 }"))
+    made = plan(parse_spec(text("concurrency: 2").replace("800", "{ mean: 400, p95: 2000 }")))
+    assert any(
+        "the load is simulated with 1,547, the cache counted by 2,000" in note for note in made.document.decision.notes
+    )

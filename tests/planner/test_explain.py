@@ -13,6 +13,7 @@ import pytest
 
 from passes.errors import InputError
 from passes.ir.model import ModelIR
+from passes.ir.sources import open_model
 from planner.choice.search import SearchResult, search
 from planner.explain.answer import QUESTIONS, explain
 from planner.explain.changes import change
@@ -197,3 +198,13 @@ def test_answers_are_readable_in_60_columns(optimize: Any, tmp_path: Path, monke
         _, plan, _ = optimize("plan", "s.yaml")
     assert out and max(map(len, out.splitlines())) <= 60
     assert plan and max(map(len, plan.splitlines())) <= 60
+
+
+def test_the_fewest_bits_stay_with_the_plans_engine_and_say_who_has_fewer() -> None:
+    spec = parse_spec(
+        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: L4 }\nworkload: { input_tokens: 500, output_tokens: 100 }\n"
+        "goals: { prefer: throughput }\n"
+    )
+    answer = explain(spec, open_model(spec.model), "fewest bits at 10 %")
+    assert answer.other is not None and answer.other.candidate.startswith("vllm: ")
+    assert "exllamav2: " in answer.answer and "where its engine is named" in answer.answer

@@ -216,3 +216,10 @@ def test_a_chosen_one_that_takes_anothers_place_says_whose_and_in_what() -> None
     quality = replace(result.chosen.quality, log_ppl_increase=Quantity.exact(9.0))
     said = Rule(spec.goals, result.gpu, False)._replaces(result.chosen, replace(result.chosen, quality=quality))
     assert result.chosen.candidate.label in said and "better in quality" in said
+
+
+def test_what_cannot_be_had_is_no_matter_of_cards() -> None:
+    refused = plan(parse_spec(TEXTS["32B"] + "passes: { prune: { depth: 900 } }\n")).document
+    text = printed(refused)
+    assert refused.chosen is None and "of 64 blocks cannot go" in text
+    assert "change it as is said above" in text and "what if 2 cards" not in text and "Choices" not in text

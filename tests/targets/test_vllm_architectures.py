@@ -8,7 +8,7 @@ import pytest
 
 from passes.ir import catalog
 from passes.ir.sources import open_model
-from targets.engines.engine import Settings, find_engine
+from targets.engines.engine import Parallel, Settings, find_engine
 from targets.engines.vllm.rules.architectures import architecture_note, support
 from targets.engines.vllm.rules.versions import parse_version, rules_for, version_text
 from targets.gpu import find_gpu
@@ -71,6 +71,24 @@ def test_what_the_transformers_backend_runs_is_said_not_refused() -> None:
         and noted[1] is None
     )
     assert judged("Qwen/Qwen3-8B", "0.8.3") == []
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "remedy"),
+    [
+        ("openai/gpt-oss-20b", "0.10.1", "tensor parallelism, or vLLM 0.10.2 or newer"),
+        ("meta-llama/Llama-3.2-11B-Vision-Instruct", "0.10.2", "tensor parallelism"),
+        ("openai/gpt-oss-20b", "0.10.2", None), ("Qwen/Qwen3-8B", "0.33.0", None), ("Qwen/Qwen3-8B", "0.8.3", None),
+    ],
+)  # fmt: skip
+def test_what_has_no_pipeline_stages_is_not_cut_into_them(model: str, version: str, remedy: str | None) -> None:
+    def told(stages: int) -> list[str | None]:
+        settings = Settings(version=version, parallel=Parallel(pp=stages))
+        found = find_engine("vllm").illegal(open_model(model).ir, find_gpu("H100"), settings)
+        return [reason.remedy for reason in found if reason.code == "no_pipeline_stages"]
+
+    assert told(1) == []
+    assert told(2) == ([] if remedy is None else [remedy])
 
 
 def test_what_the_oldest_registry_has_is_never_too_new_and_unknown_names_are_not_judged() -> None:

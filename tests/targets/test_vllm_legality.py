@@ -28,11 +28,11 @@ SMALL = "Qwen/Qwen2.5-1.5B-Instruct"
 W4A8_FP8, W4A8_INT8 = PackQuantized(4, 128, inputs="fp8"), PackQuantized(4, -1, inputs="int8")
 
 
-def held(model: str, form: Format, dtype: str = "BF16", method: str | None = None) -> ModelIR:
-    """A model with every matrix that recipes quantize in one format."""
+def held(model: str, form: Format, dtype: str = "BF16", method: str | None = None, least_copies: int = 1) -> ModelIR:
+    """A model with every matrix that recipes quantize in one format; of experts alone where copies are asked for."""
 
     def store(linear: Linear) -> Linear:
-        return replace(linear, storage=form) if linear.quantizable else linear
+        return replace(linear, storage=form) if linear.quantizable and linear.copies >= least_copies else linear
 
     def block(each: Block) -> Block:
         return each.map_linears(store)
@@ -85,6 +85,30 @@ def test_integers_times_integers_end_before_blackwell(gpu: str, legal: bool) -> 
     found = reasons(held(SMALL, IntQuantized(), "F16"), gpu)
     assert [reason.code for reason in found] == ([] if legal else ["int-quantized_ends_at_sm90"])
     assert all("fp8" in (reason.remedy or "") for reason in found)
+
+
+@pytest.mark.parametrize("model", ["deepseek-ai/DeepSeek-V3.2", "zai-org/GLM-5-FP8", "deepseek-ai/DeepSeek-V4-Flash"])
+def test_sparse_attention_has_back_ends_on_few_cards(model: str) -> None:
+    def codes(gpu: str, version: str) -> list[str]:
+        return [reason.code for reason in reasons(open_model(model).ir, gpu, version)]
+
+    assert "sparse_attention_without_backend" in codes("A100", "0.33.0")
+    assert "sparse_attention_without_backend" in codes("RTX PRO 6000", "0.23.0")
+    assert codes("RTX PRO 6000", "0.33.0") == codes("H200", "0.33.0") == codes("B200", "0.33.0") == []
+
+
+@pytest.mark.parametrize(
+    ("gpu", "last_without", "first"),
+    [("B200", "0.8.5", "0.9.0"), ("RTX 5090", "0.9.2", "0.10.0"), ("GB10", "0.9.2", "0.10.0")],
+)
+def test_wheels_have_code_for_blackwell_from_a_version_on(gpu: str, last_without: str, first: str) -> None:
+    ir = open_model(SMALL).ir
+    assert [reason.code for reason in reasons(ir, gpu, last_without)] == ["vllm_older_than_card"]
+    assert reasons(ir, gpu, first) == []
+
+
+def test_integers_of_experts_have_a_kernel_of_their_own() -> None:
+    assert reasons(held("Qwen/Qwen3-30B-A3B", IntQuantized(), least_copies=2), "B200") == []
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,17 @@ def test_registries_give_generators_and_who_runs_them(tmp_path: Path) -> None:
     assert architectures(told) == {"AForCausalLM": "native", "TForCausalLM": "transformers"}
 
 
+def test_what_inherits_no_pipeline_stages_runs_whole(tmp_path: Path) -> None:
+    told = source(
+        tmp_path,
+        model_executor__models__registry=REGISTRY % ', "BForCausalLM": ("b", "BForCausalLM")',
+        model_executor__models__interfaces="class SupportsPP(Protocol): 1\n",
+        model_executor__models__a="class Base(Module, SupportsPP): 1\nclass AForCausalLM(\n    base.Base, SupportsLoRA\n): 1\n",
+        model_executor__models__b="class BForCausalLM(Module): 1\n",
+    )
+    assert architectures(told) == {"AForCausalLM": "native", "BForCausalLM": "whole", "TForCausalLM": "transformers"}
+
+
 def test_changes_say_when_an_architecture_came_and_went(tmp_path: Path) -> None:
     text = "_supports_attention_backend = True\nclass BForCausalLM(P):\n    pass\nclass BForConditionalGeneration(P):\n    pass\n"
     by_backend = source(

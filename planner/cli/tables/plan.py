@@ -130,18 +130,31 @@ def _print_no_plan(page: Page, document: PlanDocument) -> None:
             page.line(_INDENT + "  ", f"{reason.message}{_by_how_much(reason, nearest)}{_remedy(reason)}")
         _print_rejected(page, others[:4])
         page.blank()
-        _print_choices(page, document)
+        if not _refused(document):
+            _print_choices(page, document)
     for number, other in enumerate(document.alternatives):
         head = "  Instead  " if number == 0 else _INDENT
         page.line(head, Text.assemble((other.change, "bold"), f": {other.candidate}"))
     if document.alternatives:
         page.blank()
     _print_illegal(page, document)
+    if _refused(document):
+        page.line(
+            "  ",
+            Text.assemble(("No plan.", "bold"), " What the spec names cannot be had so: change it as is said above."),
+        )
+        return
     spec = document.places.spec if document.places is not None else None
     page.line(
         "  ", Text.assemble(("No plan.", "bold"), " Loosen a goal, choose another card, or a smaller model."
         f" For instance: optimize explain {_near(spec) if spec else 'SPEC'} what if 2 cards"),
     )  # fmt: skip
+
+
+def _refused(document: PlanDocument) -> bool:
+    """Whether even the nearest candidate has something illegal that the spec asks for by name: no card and no goal mends that."""
+    illegal = {kind.code for kind in document.illegal}
+    return any(reason.code in illegal for reason in document.rejected[0].reasons) if document.rejected else False
 
 
 def _near(path: str) -> str:

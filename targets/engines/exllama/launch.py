@@ -7,6 +7,7 @@ of 256: what the plan counted, each concurrent request at its own length, and at
 from __future__ import annotations
 
 import shlex
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from targets.engines.exllama.engine import CHUNK, PAGE
 from targets.engines.exllama.program import program
+from targets.launch.before_start import look_first
 from targets.launch.commented import Said, commented, plain
 from targets.launch.request import Launch, LaunchFile, LaunchRequest
 
@@ -27,7 +29,7 @@ _RUN = """#!/usr/bin/env bash
 set -euo pipefail
 result="$(cd "$(dirname "$0")/.." && pwd)"
 model=@MODEL@
-cd "${TABBYAPI:?set TABBYAPI to a checkout of TabbyAPI}"
+@LOOK@cd "${TABBYAPI:?set TABBYAPI to a checkout of TabbyAPI}"
 exec "${TIGHTFIT_ENGINE:-venv/bin/python}" main.py --config "$result/launch/config.yml" \\
   --model-dir "$(dirname "$model")" --model-name "$(basename "$model")" \\
   --host "${HOST:-127.0.0.1}" --port "${PORT:-@PORT@}" "$@"
@@ -41,9 +43,11 @@ def tabby_launch(request: LaunchRequest, served_by: str, cache_mode: str) -> Lau
     """
     config = tabby_config(request, cache_mode)
     head = f"TabbyAPI: {request.label}\nPlanned for {request.engine} {request.version}.\nServed by {served_by}."
+    said = {"@PORT@": str(_PORT), "@MODEL@": _place(request), "@LOOK@": look_first('"$result"')}
+    script = reduce(lambda text, name: text.replace(name, said[name]), said, _RUN)
     files = (
         LaunchFile(CONFIG, commented(config, head), data=plain(config)),
-        LaunchFile("run.sh", _RUN.replace("@PORT@", str(_PORT)).replace("@MODEL@", _place(request)), executable=True),
+        LaunchFile("run.sh", script, executable=True),
     )
     command = ("python", "main.py", "--config", f"launch/{CONFIG}")
     return Launch(files, command, {}, _PORT, "/health", program=program(request, plain(config["model"])))

@@ -6,7 +6,7 @@ Sources: vLLM 0.32.0's code for the newest behaviour; `versions.py` for older on
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -41,14 +41,20 @@ from targets.engines.vllm.memory.features import (
     with_state_types,
     without_encoders,
 )
-from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons
+from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons, stage_reasons
 from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.rules.fused import absent_note, fused_reasons
 from targets.engines.vllm.rules.kernels import kernel_reasons
 from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
-from targets.engines.vllm.rules.legality import expert_reasons, load_time_reasons, order_reasons, storages
+from targets.engines.vllm.rules.legality import (
+    expert_reasons,
+    load_time_reasons,
+    order_reasons,
+    sparse_reasons,
+    storages,
+)
 from targets.engines.vllm.rules.methods import method_reasons, plugin_note, wheel_reasons
 from targets.engines.vllm.rules.runner import has_states, subtracts_graphs, uses_v2_runner
 from targets.engines.vllm.rules.shards import shard_reasons
@@ -121,6 +127,21 @@ class Vllm(Engine):
         """Versions whose behaviour differs in ways that are modelled."""
         return KNOWN_VERSIONS
 
+    def by_itself(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Mapping[str, float | str]:
+        """Return batch, share of the card, runner, prefix caching, graphs and scheduling, by version."""
+        rules, _ = rules_on_card(settings.version, gpu)
+        said: dict[str, float | str] = dict(super().by_itself(ir, gpu, settings, workload))
+        if not gpu.is_cpu:
+            said["gpu_memory_utilization"] = settings.gpu_memory_utilization or rules.utilization
+        if ir.load_time.name.startswith("fp8"):
+            said["quantization"] = rules.online_fp8
+        said["engine"] = f"V1, runner {'V2' if uses_v2_runner(ir, rules) else 'V1'}" if rules.v1 else "V0"
+        said["prefix caching"] = _on(rules.hybrid_prefix_caching if has_states(ir) else rules.v1)
+        said["memory of graphs"] = "taken from the cache's" if subtracts_graphs(ir, rules) else "on top of the budget"
+        said["asynchronous scheduling"] = _on(rules.async_scheduling)
+        fits = "prompt fits the cache" if rules.reserves_prompt else "first chunk fits"
+        return said | {"a request is admitted": f"when its {fits}"}
+
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Formats without a kernel on this card, parallel degrees that do not divide the model, KV types it lacks."""
         rules, _ = rules_on_card(settings.version, gpu)
@@ -140,8 +161,9 @@ class Vllm(Engine):
         reasons += self._cache_reasons(ir, gpu, rules)
         reasons += expert_reasons(ir)
         reasons += fused_reasons(ir)
-        reasons += shard_reasons(ir, settings.parallel)
+        reasons += [*shard_reasons(ir, settings.parallel), *stage_reasons(ir, settings.parallel.pp, rules)]
         reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
+        reasons += [] if gpu.is_cpu else sparse_reasons(ir, gpu.capability or 0, rules)
         if settings.block_size is not None and settings.block_size % _BLOCK:
             message = (
                 f"vLLM's attention kernels take cache blocks of multiples of {_BLOCK} tokens, not {settings.block_size}"
@@ -157,11 +179,13 @@ class Vllm(Engine):
         """Wheels without code for the card, formats that a version does not read there, matrices without a kernel."""
         capability = gpu.capability or 0
         yield from wheel_reasons(capability, rules)
-        stored = sorted(storages(resident_model(ir)), key=lambda form: form.label)
-        refused = [
-            reason for form in stored if form.is_quantized
-            for reason in (*order_reasons(form, rules), *method_reasons(form, ir.quant_method, capability, ir.dtype, rules))
-        ]  # fmt: skip
+        resident = resident_model(ir)
+        outside = storages(resident, experts=False)
+        refused: list[Reason] = []
+        stored = (form for form in storages(resident) if form.is_quantized)
+        for form in sorted(stored, key=lambda form: form.label):
+            refused += order_reasons(form, rules)
+            refused += method_reasons(form, ir.quant_method, capability, ir.dtype, rules, experts=form not in outside)
         yield from refused
         if not refused:
             yield from kernel_reasons(ir, capability, ir.dtype, rules, parallel)
@@ -315,6 +339,10 @@ class Vllm(Engine):
         return served_name(folder)
 
 
+def _on(kept: bool) -> str:
+    return "on" if kept else "off"
+
+
 @remembered
 def stored_notes(ir: ModelIR, rules: Rules) -> tuple[str | None, ...]:
     """What a version has to say of a model as it is stored, on whatever it runs."""
@@ -406,6 +434,7 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
         linked=(gpu.link_bytes_per_s or 0) >= _SWITCHED_LINK,
         integrated=activations.is_integrated(gpu),
         largest_graph=settings.features.largest_graph,
+        pictures=workload.pictures,
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 
 import yaml
 
 from targets.engines.vllm.rules.versions import LAST_PATCH, parse_version, rules_for
+from targets.launch.before_start import look_first
 from targets.launch.commented import Said, commented, plain
 from targets.launch.request import Container, Launch, LaunchFile, LaunchRequest, Setting
 
@@ -20,7 +22,7 @@ cd "$(dirname "$0")/.."
 @ENVIRONMENT@if [ -n "${TIGHTFIT_ENGINE:-}" ]; then
   export PATH="$(dirname "$TIGHTFIT_ENGINE"):$PATH"
 fi
-exec @COMMAND@ --host "${HOST:-127.0.0.1}" --port "${PORT:-@PORT@}" "$@"
+@LOOK@exec @COMMAND@ --host "${HOST:-127.0.0.1}" --port "${PORT:-@PORT@}" "$@"
 """
 _CONFIG = "vllm.yaml"
 _SERVER = ("vllm", "serve")
@@ -46,7 +48,8 @@ def vllm_launch(request: LaunchRequest, *, cpu: bool) -> Launch:
     variables = tuple(_environment(request, cpu=cpu))
     environment = {each.name: str(each.value) for each in variables}
     exports = "".join(f'export {name}="${{{name}:-{value}}}"\n' for name, value in environment.items())
-    script = _RUN.replace("@ENVIRONMENT@", exports).replace("@COMMAND@", shlex.join(command))
+    said = {"@ENVIRONMENT@": exports, "@COMMAND@": shlex.join(command), "@LOOK@": look_first(".")}
+    script = reduce(lambda text, name: text.replace(name, said[name]), said, _RUN)
     arguments = tuple(vllm_arguments(request, cpu=cpu))
     config = {each.name: Said(each.value, each.why) for each in (*_model(request), *arguments)}
     head = f"vllm serve --config: {request.label}"
@@ -113,6 +116,9 @@ def vllm_arguments(request: LaunchRequest, *, cpu: bool) -> Iterator[Setting]:
     yield from (each for each in asked if not (cpu and each.name == _CACHE))
     if cpu:
         yield Setting(_CACHE, request.kv_cache_bytes, "the cache, in bytes, that the plan left room for")
+    if request.workload.pictures:
+        limit = {"image": request.workload.pictures, "video": 0}
+        yield Setting("limit-mm-per-prompt", limit, "pictures of a request, no video: what the plan counts")
     if request.trust_remote_code:
         yield Setting("trust-remote-code", True, "the spec lets code run that the model brings")
     if settings.enforce_eager:

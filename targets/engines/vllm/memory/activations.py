@@ -54,7 +54,7 @@ class Profile:
 
     `samples`: this rank holds the head (the last pipeline stage). `context`: max_model_len. `linked`: cards speak over a switch
     of their own (NVLink of server cards). `integrated`: the card's memory is the machine's. `largest_graph`: tokens of the largest captured
-    graph, None: the version's default.
+    graph, None: the version's default. `pictures`: of a request at most, where their number is limited; no videos then.
     """
 
     tokens: int
@@ -68,6 +68,7 @@ class Profile:
     linked: bool = True
     integrated: bool = False
     largest_graph: int | None = None
+    pictures: int = 0
 
 
 @lru_cache(maxsize=1)
@@ -145,13 +146,13 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     v2 = uses_v2_runner(ir, rules)
     profiled = encodes(ir) and (rules.encoder_v2 or not v2)
     outputs, encoder = hidden if profiled else 0.0, 0.0
-    item = largest_item(ir, profile.context) if profiled else None
+    item = largest_item(ir, profile.context, pictures=profile.pictures > 0) if profiled else None
     if item is not None:
         outputs, encoder = encoder_bytes(
             ir,
             item,
             tokens=profile.tokens,
-            most=profile.sequences * max(1, profile.context // item.tokens),
+            most=profile.sequences * max(1, min(profile.context // item.tokens, profile.pictures or profile.context)),
             tp=profile.tp,
         )
         layer += outputs

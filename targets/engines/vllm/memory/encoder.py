@@ -28,13 +28,13 @@ class Item:
     patches: int
 
 
-def largest_item(ir: ModelIR, context: int) -> Item | None:
-    """Return the largest item of a family whose rule was read, None for others."""
+def largest_item(ir: ModelIR, context: int, *, pictures: bool = False) -> Item | None:
+    """Return the largest item of a family whose rule was read, None for others. `pictures`: only those are let in, no videos."""
     family = _FAMILIES.get(ir.model_type)
     vision = ir.config.get("vision_config")
     if family is None or not isinstance(vision, Mapping) or _vision_block(ir) is None:
         return None
-    return family(ir.config, context)
+    return _PICTURES.get(ir.model_type, family)(ir.config, context) if pictures else family(ir.config, context)
 
 
 def _qwen2(config: Mapping[str, Any], context: int) -> Item:
@@ -68,6 +68,10 @@ _FAMILIES: dict[str, Callable[[Mapping[str, Any], int], Item]] = {
     "qwen2_vl": _qwen2, "qwen2_5_vl": _qwen2, "qwen3_vl": _qwen3, "qwen3_vl_moe": _qwen3, "qwen3_5": _qwen3, "qwen3_5_moe": _qwen3,
     "gemma3": _gemma3, "gemma4": _gemma4, "mistral3": _pixtral,
 }  # fmt: skip
+
+
+#: Families whose largest item is a video, by their largest picture.
+_PICTURES: dict[str, Callable[[Mapping[str, Any], int], Item]] = {"qwen2_vl": _qwen3, "qwen2_5_vl": _qwen3}
 
 
 def _vision_block(ir: ModelIR) -> Block | None:

@@ -2,7 +2,8 @@
 
 `architectures.json` is made by `python -m benchmarks.read_vllm_wheels --table` from `model_executor/models/registry.py` of the wheels
 that it names: for each architecture the versions at which the answer changed, oldest first. `native` is a model of vLLM's own,
-`transformers` one that its Transformers backend runs, `none` one that it no longer has.
+`whole` one that cannot be cut into pipeline stages (its class is no `SupportsPP`), `transformers` one that its Transformers backend runs,
+`none` one that it no longer has.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def _registries() -> _Registries:
 
 
 def support(architecture: str, version: Version) -> str | None:
-    """Return how a version runs an architecture: `native`, `transformers`, `none` (any more), `later`; None where no registry has it."""
+    """Return how a version runs an architecture: `native`, `whole`, `transformers`, `none` (any more), `later`; None where no registry has
+    it.
+    """
     changes = _registries().changes.get(architecture)
     if changes is None:
         return None
@@ -63,6 +66,19 @@ def architecture_reasons(ir: ModelIR, rules: Rules) -> Iterator[Reason]:
         last = version_text(max(version for version in registries.versions if version < gone))
         message = f"vLLM {asked} has no model for {ir.architecture} any more: it was removed in {version_text(gone)}"
         yield Reason("architecture_removed", message, f"vLLM {last}, the last that has it")
+
+
+def stage_reasons(ir: ModelIR, stages: int, rules: Rules) -> Iterator[Reason]:
+    """Say why this version does not cut the model into pipeline stages."""
+    if stages == 1 or support(ir.architecture, rules.version) != "whole":
+        return
+    message = f"vLLM {rules.said} cuts no {ir.architecture} into pipeline stages"
+    later = next(
+        (since for since, how in _registries().changes[ir.architecture] if since > rules.version and how == "native"),
+        None,
+    )
+    newer = f", or vLLM {version_text(later)} or newer" if later else ""
+    yield Reason("no_pipeline_stages", message, f"tensor parallelism{newer}")
 
 
 def architecture_note(ir: ModelIR, rules: Rules) -> str | None:

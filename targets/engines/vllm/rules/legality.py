@@ -10,16 +10,21 @@ from collections.abc import Iterator
 from passes.errors import Reason
 from passes.formats.format import Format, KernelFamily
 from passes.ir.model import ModelIR
-from targets.engines.vllm.rules.versions import Rules
+from passes.ir.state import CompressedKV, LatentKV
+from targets.engines.vllm.rules.versions import Rules, Version, at_version, said
 from targets.gpu import Gpu
 
 #: Families whose inputs may have static scales.
 _EIGHT_BITS = (KernelFamily.W8A8, KernelFamily.FP8)
+#: Compute capabilities (the whole number) with a back end for attention that picks tokens by an indexer, from a version on:
+#: `v1/attention/backends/mla/*sparse*.py` and `models/deepseek_v4/` of 0.11–0.33.
+_SPARSE: tuple[tuple[Version, tuple[int, ...]], ...] = (((0, 0, 0), (9, 10)), ((0, 24, 0), (9, 10, 12)))
 
 
-def storages(ir: ModelIR) -> set[Format]:
-    """List the formats that the model's matrices are stored in."""
-    return {linear.storage for stack in ir.stacks for block, _ in stack.counts for linear in block.linears}
+def storages(ir: ModelIR, *, experts: bool = True) -> set[Format]:
+    """List the formats that the model's matrices are stored in, with or without its experts'."""
+    linears = (linear for stack in ir.stacks for block, _ in stack.counts for linear in block.linears)
+    return {linear.storage for linear in linears if experts or linear.copies == 1}
 
 
 def load_time_reasons(ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
@@ -55,3 +60,28 @@ def order_reasons(form: Format, rules: Rules) -> Iterator[Reason]:
         message = f"vLLM {rules.said} reads no groups in activation order (desc_act: true)"
         remedy = 'a checkpoint without it (the walk\'s own order needs none), or an older vLLM (engine: {name: vllm, version: "0.29"})'
         yield Reason("group_order_unsupported", message, remedy)
+
+
+def sparse_reasons(ir: ModelIR, capability: int, rules: Rules) -> Iterator[Reason]:
+    """Refuse attention that picks tokens by an indexer (DeepSeek V3.2 and V4, GLM-5) on cards without a back end for it."""
+    states = [block.state for block, _ in ir.decoder.counts]
+    picks = any(isinstance(state, LatentKV) and state.index_dim for state in states)
+    if not picks and not any(isinstance(state, CompressedKV) for state in states):
+        return
+    have, newest = at_version(_SPARSE, rules.version) or (), _SPARSE[-1]
+    if (major := capability // 10) in have:
+        return
+    cards = ", ".join(f"{each}.x" for each in have)
+    message = (
+        f"vLLM {rules.said} has no back end for the sparse attention of {ir.name} on compute capability "
+        f"{major}.{capability % 10}: it has them on {cards}"
+    )
+    if major in newest[1]:
+        since = said(newest[0])
+        remedy, options = (
+            f'vLLM {since} or newer (engine: {{name: vllm, version: "{since}"}})',
+            {"engine_version": since},
+        )
+        yield Reason("sparse_attention_without_backend", message, remedy, options=options)
+    else:
+        yield Reason("sparse_attention_without_backend", message, "a Hopper or Blackwell card")

@@ -17,11 +17,13 @@ from targets.engines.vllm.rules.versions import Rules, Version, at_version, said
 _ALWAYS: Version = (0, 0, 0)
 _HALVES = frozenset({"F16", "BF16"})
 _FLOATS = _HALVES | {"F32"}
-#: The least compute capability × 10 that vLLM's wheels have code for.
+#: The least compute capability × 10 that vLLM's wheels have code for, and the greatest: torch 2.6 of 0.8 comes with CUDA 12.4, Blackwell
+#: needs 12.8; the wheels of 0.9 lack its 12.x (vllm-project/vllm#20748, #18995).
 _WHEELS = ((_ALWAYS, 70), ((0, 20, 0), 75))
+_WHEELS_MOST = ((_ALWAYS, 90), ((0, 9, 0), 109), ((0, 10, 0), 999))
 #: The greatest that CUTLASS multiplies INT8 by INT8 on. Its kernel is taken on any card and stops beyond ("Int8 not supported on
 #: SM120"), so Triton's behind it is never asked: `csrc/…/w8a8/cutlass/c3x/scaled_mm_helper.hpp`,
-#: `kernels/linear/scaled_mm/cutlass.py` up to 0.33, vllm-project/vllm#54311.
+#: `kernels/linear/scaled_mm/cutlass.py` up to 0.33, vllm-project/vllm#54311. Experts have Triton's (`fused_moe/oracle/int8.py`).
 _INT8_MOST = 90
 
 
@@ -29,12 +31,14 @@ _INT8_MOST = 90
 class Method:
     """A way of storing matrices. `least`: the least compute capability × 10 from a version on; the first version reads it first.
 
-    `most`: the greatest capability. `until`: the first version that does not read it. `plugin`: the first version that reads it only with a
-    package of its own beside it, and that package's name. `dtypes`: what a model that is stored so may compute in.
+    `most`: the greatest capability; experts may have `kernels_beyond`. `until`: the first version that does not read it. `plugin`: the
+    first version that reads it only with a package of its own beside it, and that package's name. `dtypes`: what a model that is
+    stored so may compute in.
     """
 
     least: tuple[tuple[Version, int], ...]
     most: int | None = None
+    kernels_beyond: bool = False
     until: Version | None = None
     plugin: tuple[Version, str] | None = None
     dtypes: frozenset[str] = _HALVES
@@ -50,7 +54,7 @@ _METHODS: Mapping[str, Method] = {
     "pack-quantized": Method(((_ALWAYS, 80), ((0, 12, 0), 75)), dtypes=_FLOATS),
     "pack-quantized/fp8": Method((((0, 10, 0), 90),), most=90, dtypes=_FLOATS),
     "pack-quantized/int8": Method((((0, 26, 0), 75),), dtypes=_FLOATS),
-    "int-quantized": _always(75, most=_INT8_MOST, dtypes=_FLOATS),
+    "int-quantized": _always(75, most=_INT8_MOST, kernels_beyond=True, dtypes=_FLOATS),
     "float-quantized": Method(((_ALWAYS, 80), ((0, 16, 0), 75)), dtypes=_FLOATS),
     "nvfp4-pack-quantized": Method((((0, 9, 0), 80), ((0, 16, 0), 75)), dtypes=_FLOATS),
     "compressed-tensors/mx": Method((((0, 14, 0), 80),), dtypes=_FLOATS),
@@ -79,7 +83,7 @@ _METHODS: Mapping[str, Method] = {
     "quark": _always(70),
     "quark-int4": Method((((0, 31, 0), 70),)),
     "quark-fp8": _always(89),
-    "quark-int8": _always(75, most=_INT8_MOST),
+    "quark-int8": _always(75, most=_INT8_MOST, kernels_beyond=True),
     "fp_quant": Method((((0, 10, 0), 100),), dtypes=frozenset({"BF16"})),
     "hqq": _always(80, until=(0, 15, 0)),
     "aqlm": _always(60, until=(0, 10, 1)),
@@ -108,8 +112,13 @@ def _keys(qualified: bool) -> Iterator[str]:
     return (key for key in _METHODS if ("/" in key) == qualified)
 
 
-def method_reasons(form: Format, source: str | None, capability: int, dtype: str, rules: Rules) -> Iterator[Reason]:
-    """Why a version does not read a format on a card of this capability × 10, or not in the dtype that the model computes in."""
+def method_reasons(
+    form: Format, source: str | None, capability: int, dtype: str, rules: Rules, *, experts: bool = False
+) -> Iterator[Reason]:
+    """Why a version does not read a format on a card of this capability × 10, or not in the dtype that the model computes in.
+
+    `experts`: nothing else is stored so.
+    """
     method = method_of(form, source)
     if method is None:
         remedy = "an ExLlama engine" if "exl" in form.label else "the dense model, or another format of it"
@@ -128,7 +137,7 @@ def method_reasons(form: Format, source: str | None, capability: int, dtype: str
             f"{form.label} needs a card of compute capability {_dotted(newest)} in vLLM {rules.said}; this one has {_dotted(capability)}",
             _remedy_of_card(method, capability, rules),
         )
-    elif method.most is not None and capability > method.most:
+    elif method.most is not None and capability > method.most and not (experts and method.kernels_beyond):
         cards = f"compute capability {'' if newest == method.most else 'up to '}{_dotted(method.most)}"
         message = f"vLLM runs {form.label} on cards of {cards} only; this one has {_dotted(capability)}"
         yield Reason(
@@ -147,6 +156,11 @@ def _remedy_of_card(method: Method, capability: int, rules: Rules) -> str:
 
 def wheel_reasons(capability: int, rules: Rules) -> Iterator[Reason]:
     """Why a version's wheels do not run on a card at all."""
+    if capability > (at_version(_WHEELS_MOST, rules.version) or 0):
+        first = next(since for since, most in _WHEELS_MOST if capability <= most)
+        message = f"vLLM {rules.said} has no code for cards of compute capability {_dotted(capability)}, which it has from {said(first)} on"
+        options = {"engine_version": said(first)}
+        yield Reason("vllm_older_than_card", message, _pinned(first, "or newer"), options=options)
     least = at_version(_WHEELS, rules.version) or 0
     if capability >= least:
         return

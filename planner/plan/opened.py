@@ -1,0 +1,69 @@
+"""A saved plan or a finished result, opened again: its spec, its card, and the description of the checkpoint that is served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from passes.chain import rewrite
+from passes.errors import InputError
+from passes.ir.model import ModelIR
+from passes.ir.names import find, published_of
+from passes.ir.sources import open_model
+from planner.choice.published import description
+from planner.choice.search import target_gpu
+from planner.plan.codec import to_json
+from planner.plan.document import PlanDocument, asked_spec, spec_of
+from planner.plan.saved import PLAN, load_plan, read_plan
+from planner.spec.parse import validated
+from planner.spec.spec import Spec
+from targets.gpu import Gpu, find_gpu, unlisted_gpu
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A plan, its spec, and `ir`: the checkpoint that it serves."""
+
+    document: PlanDocument
+    spec: Spec
+    ir: ModelIR
+
+    @property
+    def gpu(self) -> Gpu:
+        """The planned card; one that was found as `auto` by its name."""
+        if self.spec.target.gpu != "auto":
+            return target_gpu(self.spec)
+        lock = self.document.lock.gpu
+        try:
+            return find_gpu(lock.name)
+        except InputError:
+            return unlisted_gpu(lock.name, lock.memory_bytes)
+
+
+def opened(what: Path) -> Opened:
+    """Open a saved plan, or the folder of a result. Raises InputError where it is neither, or its model is not found."""
+    if not what.is_dir():
+        document = load_plan(what)
+        spec = spec_of(document)
+        return Opened(document, spec, rewrite(source_of(document, spec), document.decision.chain))
+    if not (what / PLAN).is_file():
+        raise InputError(
+            f"{what} is no finished result", remedy="name the folder that `optimize apply` made, or a plan"
+        )
+    document = read_plan(what / PLAN)
+    said = to_json(document.spec) | {"model": str(what)}
+    return Opened(document, validated(None, said, "the spec in the plan"), open_model(what).ir)
+
+
+def source_of(document: PlanDocument, spec: Spec) -> ModelIR:
+    """Return the checkpoint that a plan starts from; of a published one that the Hub does not answer for, what its format stores."""
+    try:
+        return open_model(spec.model, revision=spec.revision, assume=spec.assume).ir
+    except InputError:
+        asked = asked_spec(document).model
+        dense = find(asked)
+        made = next((each for each in published_of(dense.id) if each.id == spec.model), None) if dense else None
+        stored = None if made is None else description(open_model(asked).ir, made)
+        if stored is None:
+            raise
+        return stored

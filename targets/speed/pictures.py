@@ -1,0 +1,35 @@
+"""How long an encoder works on the pictures of a request, before its prompt is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from passes.ir.model import ModelIR
+from targets.speed.step import Card, Rates
+from targets.workload import Workload
+
+
+def encoding_s(ir: ModelIR, card: Card, rates: Rates, workload: Workload, tp: int) -> float:
+    """Return the seconds that the pictures of one request take in the vision encoder, cut over `tp` cards.
+
+    Its matrices are computed at the rate of the decoder's of the same form; attention among a picture's patches is not counted.
+    """
+    patches = workload.pictures * workload.picture_tokens * _patches_of_token(ir)
+    seconds = 0.0
+    for stack in ir.stacks if patches else ():
+        for block, count in stack.counts if stack.name == "vision" else ():
+            for linear in block.linears:
+                kernel = card.kernel(linear.storage)
+                rate = card.rate(kernel.arithmetic) * rates.compute[kernel.family]
+                seconds += 2 * count * linear.weights * patches / (rate * tp)
+    return seconds
+
+
+def _patches_of_token(ir: ModelIR) -> float:
+    """Patches of a picture that become one of the decoder's tokens: merged squares (Qwen, Pixtral), or pooled to a fixed number (Gemma)."""
+    vision = ir.config.get("vision_config")
+    if not isinstance(vision, Mapping):
+        return 1.0
+    if (fixed := ir.config.get("mm_tokens_per_image")) and (side := vision.get("image_size")):
+        return max(1.0, (int(side) // int(vision.get("patch_size") or 14)) ** 2 / int(fixed))
+    return float(int(vision.get("spatial_merge_size") or ir.config.get("spatial_merge_size") or 1) ** 2)

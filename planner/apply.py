@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from passes.base import Pass
 from passes.blocks.devices import AUTO, compute_devices, require_memory
 from passes.chain import needs_text, rewrite
-from passes.errors import DoesNotFitError, InputError
+from passes.errors import DoesNotFitError, GoalMissedError, InputError
 from passes.files.atomic import write_json
 from passes.files.lock import only_one
+from passes.files.manifest import damage, write_manifest
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.host_memory import memory_total_bytes
 from passes.ir.model import ModelIR
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     import torch
 
 
+#: How files of weights end, which no step writes again where they are there in their size.
+_WEIGHTS = ".safetensors"
+
+
 @dataclass(frozen=True)
 class ApplyResult:
     """A finished result: its folder, the certificate, and what the run returned."""
@@ -54,6 +59,19 @@ class ApplyResult:
     def holds(self) -> bool:
         """Whether everything promised was kept."""
         return self.certificate.holds
+
+
+def default_folder(what: Path) -> Path:
+    """Return where the result of a plan or spec is made unless another folder is named."""
+    return _folder(_name(what))
+
+
+def _folder(name: str) -> Path:
+    return Path(f"{name}-tightfit")
+
+
+def _name(path: Path) -> str:
+    return path.stem if path.suffix in (".yaml", ".yml") else path.name.removesuffix(".json").removesuffix(".plan")
 
 
 def find_plan(folder: Path) -> Path:
@@ -84,9 +102,10 @@ def apply(
     document, name = _document(what, device)
     require_executable(document)
     spec = spec_of(document)
-    source = open_model(spec.model, revision=spec.revision, assume=spec.assume)
+    moved = document.places is not None and "model" in document.places.moved
+    source = open_model(spec.model, revision=None if moved else spec.revision, assume=spec.assume)
     require_fresh(document, spec, source)
-    out = out or Path(f"{name}-tightfit")
+    out = out or _folder(name)
     place = out.resolve()
     work = work or place.parent / f".{place.name}.work"
     check_places(out, work, source.path)
@@ -96,6 +115,8 @@ def apply(
         of_result(document, place, rewrite(source.ir, passes)), targets
     )  # refuses what cannot be written before any work
     calibrated = needs_text(passes, rewrite(source.ir, passes))
+
+    require_whole(place)
 
     def keep_others() -> None:
         if not replace:
@@ -134,9 +155,20 @@ def apply(
         save(portable(decision), folder / PLAN)
         proof.append(certificate(decision, outcome, folder, document.decision.passes, expected))
         write_json(folder / NAME, to_json(proof[-1]))
+        write_manifest(folder)
 
     outcome = execute(job, progress, resolved=resolved, finish=finish)
     return ApplyResult(out, proof[-1], outcome)
+
+
+def require_whole(place: Path) -> None:
+    """Refuse a finished result whose files were changed in place, naming each: no step would make them anew."""
+    changed = [each for each in damage(place) if each.kind == "changed" and each.file.endswith(_WEIGHTS)]
+    if changed:
+        raise GoalMissedError(
+            f"{place} is damaged: {'; '.join(each.message for each in changed[:5])}",
+            remedy=f"remove it and the work folder beside it (.{place.name}.work), whose files are the same on disk, and apply again",
+        )
 
 
 def next_step(result: ApplyResult) -> str:
@@ -173,8 +205,8 @@ def _document(what: str | Path | PlanDocument, device: str) -> tuple[PlanDocumen
         return what, what.model.rsplit("/", 1)[-1]
     path = Path(what)
     if path.suffix in (".yaml", ".yml"):
-        return plan(path, device=device).document, path.stem
-    return load_plan(path), path.name.removesuffix(".json").removesuffix(".plan")
+        return plan(path, device=device).document, _name(path)
+    return load_plan(path), _name(path)
 
 
 def _text(choice: TextChoice, trust_remote_code: bool) -> TextSource:

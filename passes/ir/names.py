@@ -23,6 +23,11 @@ _VARIANTS = frozenset({"instruct", "chat", "it", "base"})
 
 #: Words of a name that change neither.
 _EMPTY = frozenset({"hf", "meta", "fp16", "bf16"})
+#: Words of names of models that write no text (their cards on the Hub): embeddings, rerankers, encoders, speech, pictures.
+_WRITES_NOTHING = frozenset({
+    "bge", "e5", "gte", "minilm", "bert", "roberta", "deberta", "modernbert", "reranker", "embed", "embedding", "whisper", "clip", "siglip",
+    "flux", "sdxl", "diffusion",
+})  # fmt: skip
 #: `internlm2_5` means 2.5.
 _DECIMAL = re.compile(r"(?<=\d)_(?=\d)")
 #: A release's date: another release is another model.
@@ -204,4 +209,9 @@ def unknown_model(name: str) -> InputError:
     """Make the error for a model that nothing knows, with the nearest names, or with what a published checkpoint was made of."""
     if made_of := _sources().get(fold(name)):
         return InputError(f"{name} was made of {made_of}, whose shapes are not known here", remedy=REMEDY)
+    if _WRITES_NOTHING & set(_words(_bare(name))):
+        return InputError(
+            f"{name}, by its name, is an encoder or a model of pictures or speech: what is planned here writes text",
+            remedy=f"Qwen/Qwen3-Embedding-0.6B is an embedding model that is known. {REMEDY}",
+        )
     return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=REMEDY)

@@ -138,14 +138,16 @@ def _of_file(path: Path) -> Subject:
         from planner.spec.parse import load_spec
 
         return _of_spec(load_spec(path))
-    from planner.plan.document import spec_of
+    from planner.plan.document import moved_plan, spec_of
     from planner.plan.saved import PLAN, load_plan, read_plan
 
     finished = path.is_dir()
     plan = read_plan(path / PLAN) if finished else load_plan(path)
     chosen = plan.decision
     at_load = any(pass_.load_time for pass_ in chosen.chain)
-    subject = _of_spec(spec_of(plan), str(path) if finished else chosen.published)
+    model = str(path) if finished else chosen.published
+    spec = spec_of(moved_plan(plan, {"model": path}) if finished else plan)
+    subject = _of_spec(spec, model)
     return replace(
         subject, settings=replace(chosen.settings.settings, version=chosen.engine.version), engine=chosen.engine.name,
         cards=chosen.settings.gpus, weights=chosen.weights if at_load or not finished else None, kv_cache_dtype=chosen.kv_cache_dtype,

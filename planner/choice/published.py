@@ -23,11 +23,11 @@ def published_checkpoints(spec: Spec, ir: ModelIR) -> Iterator[tuple[Published, 
     pruning, or weights by an outside tool.
     """
     choice, match = spec.passes.quantize, find(spec.model)
-    if choice == "forbid" or ir.quant_method is not None or match is None or match.id != ir.name:
+    if choice == "forbid" or ir.quant_method is not None or match is None or ir.name not in (match.id, spec.model):
         return
     if choice.backend != NATIVE or isinstance(spec.passes.prune, PruneChoice):
         return
-    for made in published_of(match.id):
+    for made in published_of(ir.name):
         if _allowed(choice, made) and (served := description(ir, made)) is not None:
             yield made, served
 

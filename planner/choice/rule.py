@@ -15,6 +15,7 @@ from operator import le
 
 from passes import chain
 from passes.base import Stage
+from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.resident import resident_model
 from planner.choice.goals import FLOOR, ODDS_BAND
@@ -228,7 +229,7 @@ class Rule:
             ),
             self._preferred(),
             Criterion("making", making, lambda theirs, mine: f"{MAKING[int(theirs)]}; the chosen one is {MAKING[int(mine)]}"),
-            Criterion("changes of the model", lambda v: len(v.candidate.passes), _words("changes more than is needed")),
+            Criterion("changes of the model", _changes, _words("changes more than is needed")),
             Criterion("regime", _unmeasured, _words("its engine's speed was not measured on such cards and loads")),
             Criterion("stages", lambda v: v.candidate.settings.parallel.pp, lambda a, b: f"in {a:.0f} stages against {b:.0f}"),
             Criterion("cards", lambda v: -v.candidate.settings.parallel.gpus, lambda a, b: f"uses {-a:.0f} cards against {-b:.0f}"),
@@ -362,6 +363,12 @@ def _speed(verdict: Verdict, batch: bool) -> Quantity:
 
 def _unmeasured(verdict: Verdict) -> int:
     return int(verdict.speed is None or verdict.speed.tpot_ms.basis is Basis.ASSUMED)
+
+
+def _changes(verdict: Verdict) -> int:
+    """Passes, and the type of the cache that a checkpoint's own config asks for."""
+    cache = verdict.ir.kv_cache
+    return len(verdict.candidate.passes) + int(cache.declared is not None and cache.dtype == OWN)
 
 
 def _each_start(verdict: Verdict) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,6 +44,31 @@ def _options(
     ] = False,
 ) -> None:
     """Compiles a language model onto a card: plans, applies and proves chains of passes."""
+
+
+def grouped(into: str, options: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Have a command take several options and get them as one mapping, those that were given. `options`: by name, as typer takes them."""
+
+    def change(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        taken = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in options.items()
+        ]
+        kept = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own.parameters.values() if each.name != into
+        ]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            told = {name: value for name in options if (value := given.pop(name)) is not None}
+            command(**given, **{into: told})
+
+        run.__signature__ = own.replace(parameters=[*kept, *taken])  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in (*kept, *taken)}
+        return run
+
+    return change
 
 
 def finite(value: float | None) -> float | None:

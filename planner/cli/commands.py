@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from passes.errors import InputError
 from passes.ir.fields import LARGEST
 from passes.steps.drawing import Drawing, drawn
-from planner.cli.app import Device, Json, app, emit, finite, say_unused_cards, screen
+from planner.cli.app import Device, Json, app, emit, finite, grouped, say_unused_cards, screen
 
 
 @app.command()
@@ -63,8 +64,20 @@ def plan(
     raise typer.Exit(0 if made.feasible else 3)
 
 
+#: Where a plan's model and texts lie now, in place of where they were.
+_ELSEWHERE = {
+    "model": Annotated[
+        Path | None, typer.Option(help="Where the model lies now; its headers and config must be the plan's.")
+    ],
+    "calibration": Annotated[Path | None, typer.Option(help="Where the calibration text lies now.")],
+    "evaluation": Annotated[Path | None, typer.Option(help="Where the evaluation text lies now.")],
+}
+
+
 @app.command()
+@grouped("moved", _ELSEWHERE)
 def apply(
+    moved: Mapping[str, Path],
     what: Annotated[
         Path | None, typer.Argument(help="A plan or spec; default: the plan last saved in this folder.")
     ] = None,
@@ -80,15 +93,22 @@ def apply(
     from rich.markup import escape
 
     from planner.apply import apply as run
-    from planner.apply import find_plan, next_step
+    from planner.apply import default_folder, find_plan, next_step
     from planner.cli.progress import shown
     from planner.cli.tables.certificate import print_certificate
     from planner.plan.codec import to_json
+    from planner.plan.document import moved_plan
+    from planner.plan.saved import load_plan
 
     console = screen(as_json)
     say_unused_cards(device)
+    plan = what or find_plan(Path())
+    if moved:
+        output = output or default_folder(plan)
     with shown(console) as progress:
-        result = run(what or find_plan(Path()), output, work=work, replace=replace, progress=progress, device=device)
+        result = run(
+            moved_plan(load_plan(plan), moved) if moved else plan, output, work=work, replace=replace, progress=progress, device=device
+        )  # fmt: skip
     if as_json:
         emit(to_json(result.certificate))
     else:
@@ -107,23 +127,28 @@ def show(
 ) -> None:
     """Read a plan or a result."""
     from planner.certificate import NAME, read_certificate, result_folder
-    from planner.cli.tables.certificate import print_certificate
+    from planner.cli.tables.certificate import print_certificate, print_origin, print_whole
     from planner.cli.tables.plan import print_plan
     from planner.job_graph import plan_needs_text, planned_graph, result_graph
     from planner.plan.codec import to_json
     from planner.plan.lock import staleness
     from planner.plan.saved import load_plan
+    from planner.verify import origin, verify_files
 
     if result_folder(what) or what.name == NAME:
         folder = what if what.is_dir() else what.parent
-        certificate = read_certificate(folder / NAME)
+        files, certificate = verify_files(folder, quick=True), read_certificate(folder / NAME)
+        made_for = origin(folder, certificate)
         if as_json:
-            emit(to_json(certificate))
+            emit(to_json(certificate) | {"origin": to_json(made_for), "files": to_json(files)})
         elif graph is not None:
             sys.stdout.write(drawn(result_graph(certificate, folder), graph))
         else:
             print_certificate(screen(), certificate)
-        return
+            if made_for is not None:
+                print_origin(screen(), made_for)
+            print_whole(screen(), files)
+        raise typer.Exit(0 if files.holds else 4)
     document = load_plan(what)
     if as_json:
         emit(to_json(document))
@@ -220,13 +245,9 @@ def drift(
     raise typer.Exit(0 if document.fits or every else 3)
 
 
-@app.command()
-def verify(
-    out: Annotated[Path, typer.Argument(help="A result's folder.")],
-    engine: Annotated[
-        Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
-    ] = None,
-    rate: Annotated[
+#: The load that is put on, and for how long.
+_LOAD = {
+    "rate": Annotated[
         float | None,
         typer.Option(
             min=0.001,
@@ -234,32 +255,54 @@ def verify(
             callback=finite,
             help="Requests a second, arriving by chance; default: the workload's clients.",
         ),
-    ] = None,
-    tabby: Annotated[
-        Path | None, typer.Option(help="A checkout of TabbyAPI to drive too; default: TIGHTFIT_TABBY, TABBYAPI.")
-    ] = None,
-    seconds: Annotated[
-        float,
+    ],
+    "seconds": Annotated[
+        float | None,
         typer.Option(
             min=1,
             max=1e6,
             callback=finite,
-            help="How long the load may take, by the prediction; three answers a client at least.",
+            help="How long the load may take, by the prediction (120); three answers a client at least.",
         ),
-    ] = 120,
+    ],
+}
+
+
+@app.command()
+@grouped("load", _LOAD)
+def verify(
+    load: Mapping[str, float],
+    out: Annotated[Path, typer.Argument(help="A result's folder.")],
+    engine: Annotated[
+        Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
+    ] = None,
+    tabby: Annotated[
+        Path | None, typer.Option(help="A checkout of TabbyAPI to drive too; default: TIGHTFIT_TABBY, TABBYAPI.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Start nothing: hold every file against the list that apply wrote.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start the engine on a result, put the workload's load on it, measure. Exit 4 when a promise is not kept."""
-    from planner.cli.tables.certificate import print_verified
+    from planner.cli.tables.certificate import print_verified, print_whole
+    from planner.plan.codec import to_json
     from planner.verify import verify as run
+    from planner.verify import verify_files
 
     console = screen(as_json)
+    if offline:
+        files = verify_files(out)
+        if as_json:
+            emit(to_json(files))
+        else:
+            print_whole(console, files)
+        raise typer.Exit(0 if files.holds else 4)
     report = run(
         out,
         engine,
-        rate=rate,
         checkout=tabby,
-        seconds=seconds,
+        **load,
         say=lambda text: console.print(f"  {text}", style="dim"),
     )
     if as_json:
@@ -309,16 +352,25 @@ def launch(
         screen().print(f"  Wrote {output / file.path}")
 
 
+#: A served model, as `planner.calibrate.Server` has it.
+_SERVER = {
+    "url": Annotated[str | None, typer.Option(help="A served model to put a short load on: http://host:port.")],
+    "model": Annotated[str | None, typer.Option(help="With --url: what is served, a folder or a name.")],
+    "served_name": Annotated[str | None, typer.Option(help="With --url: the name it is served by.")],
+    "tp": Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="With --url: its tensor parallel degree; default: 1.")
+    ],
+}
+
+
 @app.command()
+@grouped("served", _SERVER)
 def calibrate(
+    served: Mapping[str, Any],
     gpu: Annotated[str | None, typer.Option(help="Card; default: this machine's first, else its processor.")] = None,
     engine: Annotated[
         Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="A served model to put a short load on: http://host:port.")] = None,
-    model: Annotated[str | None, typer.Option(help="With --url: what is served, a folder or a name.")] = None,
-    served_name: Annotated[str | None, typer.Option(help="With --url: the name it is served by.")] = None,
-    tp: Annotated[int, typer.Option(min=1, max=LARGEST, help="With --url: its tensor parallel degree.")] = 1,
     seconds: Annotated[float, typer.Option(min=2, max=60, callback=finite)] = 20.0,
     as_json: Json = False,
 ) -> None:
@@ -327,7 +379,7 @@ def calibrate(
     from planner.calibrate import calibrate as run
 
     console = screen(as_json)
-    server = Server(url, model, served_name, tp) if url else None
+    server = Server(**{"model": None, "served_name": None, **served}) if "url" in served else None
     profile = run(gpu, engine, server, seconds, say=lambda text: console.print(f"  {text}", style="dim"))
     if as_json:
         emit(profile.as_json())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -280,7 +281,8 @@ def _by_size(asked: Asked, patch: Patch) -> list[tuple[Patch, Verdict]]:
 
 def _cheapest(asked: Asked, words: str) -> Answer:
     """The least card that a plan meets the goals on, with the odds asked for where there is one. No prices are known: less memory, then
-    less bandwidth, counts as cheaper. Of a size whose newest and fastest card does not do, none is tried.
+    less bandwidth, counts as cheaper. None is tried where the fastest of all does not do, and none of a size whose newest and fastest does
+    not; of a size, cards are tried by halving, as more bandwidth does no worse.
     """
     cards, count = _cards(), _count(asked)
     least = _fewest_bytes(asked, cards[-1].name)
@@ -290,15 +292,22 @@ def _cheapest(asked: Asked, words: str) -> Answer:
     def chosen(card: str) -> Verdict | None:
         return likely_choice(patched(asked.spec, _on(asked, card)), asked.source.ir)
 
+    def surely(card: Gpu) -> bool:
+        found = chosen(card.name)
+        return found is not None and found.admissible(asked.spec.goals)
+
     likely: Gpu | None = None
-    for _, group in itertools.groupby(plausible, key=lambda card: round(card.memory_bytes.value / 2**30)):
-        alike = list(group)
-        if chosen(max(alike, key=lambda card: (card.capability or 0, card.bandwidth_bytes_per_s)).name) is None:
+    fastest = max(plausible, key=lambda card: card.bandwidth_bytes_per_s, default=None)
+    tried = plausible if fastest is not None and chosen(fastest.name) is not None else ()
+    for _, group in itertools.groupby(tried, key=lambda card: round(card.memory_bytes.value / 2**30)):
+        alike = sorted(group, key=lambda card: card.bandwidth_bytes_per_s)
+        newest = max(alike, key=lambda card: (card.capability or 0, card.bandwidth_bytes_per_s))
+        if chosen(newest.name) is None:
             continue
-        for card in alike:
-            if (found := chosen(card.name)) is not None and found.admissible(asked.spec.goals):
-                return _on_card(asked, "the least card that meets the goals", card)
-            likely = likely or (card if found is not None else None)
+        place = bisect_left(alike, True, key=surely)
+        if place < len(alike) or surely(newest):
+            return _on_card(asked, "the least card that meets the goals", (*alike, newest)[place])
+        likely = likely or newest
     if likely is not None:
         return _on_card(asked, "none meets the goals with the odds asked for; the least that may", likely)
     return _on_card(asked, "no card is known to meet the goals; the largest", cards[-1])

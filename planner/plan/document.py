@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from passes import chain
@@ -298,6 +299,8 @@ class Places:
     spec: str | None = None
     asked: str | None = None
     """The model that was asked for, where a published checkpoint of it is served."""
+    moved: tuple[str, ...] = ()
+    """What lies elsewhere now than it did when the plan was made, by the names above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,11 +405,22 @@ def spec_of(document: PlanDocument) -> Spec:
     if document.places is None:
         raise InputError(
             "this plan has left the place it was made at: it names neither model nor texts",
-            remedy="apply the plan that `optimize plan` saved, or plan again",
+            remedy="say where the model is (apply --model), apply the plan that `optimize plan` saved, or plan again",
         )
     spec = to_json(document.spec)
     texts = {role: spec[role] | {"dataset": getattr(document.places, role)} for role in TEXTS}
     return validated(None, spec | texts | {"model": document.places.model}, "the spec in the plan")
+
+
+def moved_plan(document: PlanDocument, places: Mapping[str, Path]) -> PlanDocument:
+    """Return a plan whose model and texts lie elsewhere now, by what they are called in `Places`. What they are decides whether it is
+    stale, not what they are called.
+    """
+    known = document.places or Places("", document.spec.calibration.dataset, document.spec.evaluation.dataset)
+    if not known.model and "model" not in places:
+        raise InputError("this plan has left the place it was made at", remedy="say where the model is: --model PATH")
+    now = {name: str(path.resolve()) for name, path in places.items()}
+    return replace(document, places=replace(known, spec=None, moved=tuple(now), **now))
 
 
 def require_executable(document: PlanDocument) -> None:

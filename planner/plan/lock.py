@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -77,11 +78,21 @@ def _file_digest(dataset: str) -> str | None:
 
 
 def stale_inputs(document: PlanDocument, spec: Spec, source: Source) -> list[str]:
-    """Return the inputs that have moved since the plan was made: model, texts, card, the tool and its data, the spec's own file."""
+    """Return the inputs that have moved since the plan was made: model, texts, card, the tool and its data, the spec's own file. What was
+    moved may be called otherwise.
+    """
     from planner.explain.diff import changes, told
 
     engine = document.chosen.engine if document.chosen else None
-    moved = changes(to_json(document.lock), to_json(lock(spec, source, engine)))
+    now = lock(spec, source, engine)
+    elsewhere = document.places.moved if document.places else ()
+    if "model" in elsewhere:
+        now = replace(now, model=document.lock.model, revision=document.lock.revision)
+    if "calibration" in elsewhere:
+        now = replace(now, calibration=replace(now.calibration, dataset=document.lock.calibration.dataset))
+    if "evaluation" in elsewhere:
+        now = replace(now, evaluation=replace(now.evaluation, dataset=document.lock.evaluation.dataset))
+    moved = changes(to_json(document.lock), to_json(now))
     file = document.places.spec if document.places else None
     if file is not None and Path(file).is_file():
         moved += changes(to_json(document.spec), to_json(portable_spec(load_spec(file))), "spec")

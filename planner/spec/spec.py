@@ -204,6 +204,10 @@ class Length(Strict):
         return self
 
 
+#: A context that holds no request of the usual lengths.
+_SHORT = 512 + 128
+
+
 class Images(Strict):
     """Pictures that come with each request, beside its text."""
 
@@ -282,11 +286,19 @@ class WorkloadSpec(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _spelled_once(cls, said: object) -> object:
+    def _lengths(cls, said: object) -> object:
+        """Each is spelled once; where none is told they are no longer than a short context holds."""
+        if not isinstance(said, dict):
+            return said
         for short in ("input", "output"):
-            if isinstance(said, dict) and {short, f"{short}_tokens"} <= said.keys():
+            if {short, f"{short}_tokens"} <= said.keys():
                 raise ValueError(f"{short} and {short}_tokens are one length: keep one of them")
-        return said
+        context = said.get("context")
+        told = {"input", "output", "input_tokens", "output_tokens", "images", "trace"} & said.keys()
+        if told or not isinstance(context, int) or not 2 <= context < _SHORT:
+            return said
+        answer = max(1, context // 5)
+        return {**said, "input_tokens": context - answer, "output_tokens": answer}
 
     @model_validator(mode="after")
     def _fits(self) -> WorkloadSpec:

@@ -114,3 +114,9 @@ def test_a_published_checkpoint_whose_source_is_not_known_names_it() -> None:
         InputError, match=r"zai-org/GLM-4.6V-FP8 was made of zai-org/GLM-4.6V, whose shapes are not known here"
     ):
         open_model("zai-org/GLM-4.6V-FP8")
+
+
+@pytest.mark.parametrize("name", ["BAAI/bge-m3", "intfloat/e5-large-v2", "openai/whisper-large-v3"])
+def test_a_model_that_writes_nothing_is_told_so_by_its_name(name: str) -> None:
+    with pytest.raises(InputError, match="writes text"):
+        open_model(name)

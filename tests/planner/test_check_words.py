@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from passes.ir import catalog
+
 GIB = 1 << 30
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -205,3 +207,33 @@ def test_what_else_lives_on_the_card_is_kept_free(optimize: Any) -> None:
 def test_quiet_prints_nothing(optimize: Any) -> None:
     code, out, err = optimize("check", "--model", "llama-3.1-8b", "--gpu", "RTX 4090", "--context", 4096, "--quiet")
     assert (code, out, err) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "architecture", ["BertModel", "XLMRobertaModel", "XLMRobertaForSequenceClassification", "ModernBertModel"]
+)
+def test_encoders_keep_no_cache(optimize: Any, tmp_path: Path, architecture: str) -> None:
+    """bge-m3's shapes: 568 M weights in all, embedding included."""
+    config = {
+        "architectures": [architecture], "hidden_size": 1024, "intermediate_size": 4096, "max_position_embeddings": 8194,
+        "num_attention_heads": 16, "num_hidden_layers": 24, "type_vocab_size": 1, "vocab_size": 250002, "torch_dtype": "float16",
+        "model_type": "xlm-roberta",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, document = check(optimize, "--model", tmp_path, "--gpu", "L4")
+    assert (code, document["kv_cache"]["bytes_per_sequence"], document["kv_cache"]["max_concurrency"]["value"]) == (
+        0,
+        0,
+        None,
+    )
+    assert document["memory"]["weights"]["value"] == pytest.approx(2 * 568e6, rel=0.2)
+
+
+def test_a_reward_model_is_answered(optimize: Any, tmp_path: Path) -> None:
+    config = catalog.entry("meta-llama/Llama-3.1-8B-Instruct").config
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "architectures": ["LlamaForSequenceClassification"], "num_labels": 1})
+    )
+    code, document = check(optimize, "--model", tmp_path, "--gpu", "L4", "--context", "4k")
+    assert code == 0
+    assert document["memory"]["weights"]["value"] < 15 * GIB

@@ -245,3 +245,9 @@ def test_an_error_says_what_its_key_means_and_how_it_is_written(text: str, says:
     with pytest.raises(InputError) as caught:
         parse_spec(f"model: m\n{text}\n")
     assert all(part in (caught.value.remedy or "") for part in says), caught.value.remedy
+
+
+def test_lengths_that_nobody_told_fit_a_short_context() -> None:
+    load = parse_spec(MINIMAL + "workload: { context: 512 }").workload
+    assert (load.input.longest, load.output.longest) == (410, 102)
+    assert parse_spec(MINIMAL + "workload: { context: 2048 }").workload.input.mean == 512

@@ -55,6 +55,10 @@ _MODULES: dict[str, tuple[str, ...]] = {
     ),
     "families.convolutional": ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "OlmoHybridForCausalLM"),
     "families.gemma3n": ("Gemma3nForCausalLM",),
+    "families.encoders": (
+        "BertModel", "BertForSequenceClassification", "RobertaModel", "RobertaForSequenceClassification", "XLMRobertaModel",
+        "XLMRobertaForSequenceClassification", "ModernBertModel", "ModernBertForSequenceClassification",
+    ),
     "families.named": (
         "GPT2LMHeadModel", "GPTBigCodeForCausalLM", "GPTNeoXForCausalLM", "ChatGLMModel", "ChatGLMForConditionalGeneration",
         "ExaoneForCausalLM", "TeleChat2ForCausalLM", "Plamo3ForCausalLM", "BailingMoeForCausalLM", "BailingMoeV2ForCausalLM",

@@ -15,7 +15,7 @@ from planner.figures import apart
 
 if TYPE_CHECKING:
     from planner.certificate import Certificate, Comparison
-    from planner.verify import VerifyReport
+    from planner.verify import FilesReport, Origin, VerifyReport
 
 
 def print_certificate(console: Console, certificate: Certificate) -> None:
@@ -68,3 +68,29 @@ def print_verified(console: Console, report: VerifyReport) -> None:
         console.print(f"  note: {note}", style="dim")
     verdict = "[bold green]Verified[/]" if report.holds else "[bold red]A promise is not kept[/]"
     console.print(f"  {verdict}; started in {report.start_seconds:.0f} s", markup=True)
+
+
+def print_origin(console: Console, origin: Origin) -> None:
+    """Print what a result was made for, of what, and what of it nobody measured."""
+    version = f" {origin.engine_version}" if origin.engine_version else ""
+    clients = f", {origin.concurrency} at once" if origin.concurrency else ""
+    console.print(f"  made for      {origin.cards} × {origin.card}, {origin.engine}{version}")
+    console.print(
+        f"  workload      context {origin.context:,}, {origin.input_tokens:,} tokens in, {origin.output_tokens:,} out{clients}"
+    )
+    revision = f"revision {origin.revision}" if origin.revision else f"headers {origin.header_digest[:12]}"
+    console.print(f"  source        {revision}; by tightfit {origin.tightfit}")
+    console.print(f"  texts         calibration {origin.calibration}; evaluation {origin.evaluation}")
+    if origin.unmeasured:
+        console.print(f"  not measured  {', '.join(origin.unmeasured)} (optimize verify)", style="yellow")
+
+
+def print_whole(console: Console, files: FilesReport) -> None:
+    """Print whether a result's files are what was made, and which are not."""
+    for each in files.damage:
+        console.print(f"  [red]✗[/] {escape(each.message)}", markup=True)
+    if files.digest is None:
+        console.print("  files         no list of them: made by an older version", style="dim")
+    elif files.holds:
+        how = "in their sizes; `optimize verify --offline` reads them" if files.quick else "every byte"
+        console.print(f"  files         as they were made, {how}; digest {files.digest}", style="dim")

@@ -39,6 +39,8 @@ def print_check(console: Console, document: CheckDocument) -> None:
         console.print(
             f"  {kv.tokens.value:,.0f} KV tokens, {requests:.1f} requests at once, longest context {kv.max_context:,} for one"
         )
+    elif left >= 0:
+        console.print("  keeps no cache: as many requests at once as the engine takes (max_num_seqs)")
     decode = speed.decode_tok_s_per_request
     console.print(f"  TTFT {speed.ttft_ms.value:.0f} ms   decode {decode.value:.1f} tok/s ({decode.basis})")
     for line in load_lines(speed):

@@ -16,6 +16,7 @@ from importlib.resources import files
 
 from passes.errors import Reason
 from passes.ir.model import ModelIR
+from passes.ir.state import NoState
 from targets.engines.vllm.rules.versions import Rules, Version, parse_version, version_text
 
 Change = tuple[Version, str]
@@ -83,6 +84,10 @@ def stage_reasons(ir: ModelIR, stages: int, rules: Rules) -> Iterator[Reason]:
 
 def architecture_note(ir: ModelIR, rules: Rules) -> str | None:
     """Say who runs the model where that is not vLLM's own: its Transformers backend, or nobody by the registries that were read."""
+    if all(isinstance(block.state, NoState) for block, _ in ir.decoder.counts):
+        return (
+            None  # encoders stand in tables of their own (`_EMBEDDING_MODELS`, `_CROSS_ENCODER_MODELS` of its registry)
+        )
     match support(ir.architecture, rules.version):
         case "transformers":
             return f"vLLM {rules.said} runs {ir.architecture} by its Transformers backend; computed here like a model of its own"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from passes.ir.model import DENSE
 from planner.certificate import Certificate, Comparison, FinishedStep, MeasuredGoal, MeasuredQuality, PredictedFigures
 from planner.choice.goals import Goal
 from planner.plan.document import PlanDocument
@@ -45,6 +46,17 @@ def planned(plan_file: Path) -> Facts:
 def made(planned: Facts) -> Facts:
     """The same with a certificate, as `apply` would have left it."""
     return replace(planned, certificate=certificate_of(planned.plan))
+
+
+@pytest.fixture(scope="session")
+def mixed(made: Facts) -> Facts:
+    """The same with a first layer that is stored as it was."""
+    assert made.ir is not None
+    stack = made.ir.decoder
+    plain = stack.block(0).map_linears(lambda linear: replace(linear, storage=DENSE))
+    layers = stack.with_blocks((plain, *(stack.block(layer) for layer in range(1, len(stack.layers)))))
+    stacks = tuple(layers if each.name == "decoder" else each for each in made.ir.stacks)
+    return replace(made, ir=replace(made.ir, stacks=stacks))
 
 
 def certificate_of(document: PlanDocument) -> Certificate:

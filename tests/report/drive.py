@@ -62,6 +62,8 @@ def read(page: Page, file: Path) -> dict[str, Any]:
     seen["moved"] = tip(page)
     page.keyboard.press("Escape")
     seen["closed"] = tip(page)
+    page.locator("#bits td").first.hover()
+    seen["bits"] = tip(page)
     page.locator("#choices summary").click()
     seen["reasons"] = page.locator("#candidates tbody tr td:last-child").all_text_contents()
     return seen

@@ -16,8 +16,8 @@ from tests.conftest import missing
 
 
 @pytest.fixture(scope="module")
-def laid(made: Facts) -> View:
-    return view(made)
+def laid(mixed: Facts) -> View:
+    return view(mixed)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,10 @@ def test_every_term_of_memory_is_told_on_hover(seen: Any, laid: View) -> None:
     assert seen["terms"] == [f"{term.name}: {term.said}; {term.note}" for term in laid.memory.terms]
     assert seen["left"] is None
     assert seen["tapped"].startswith("weights: ")
+
+
+def test_bits_of_a_layer_are_told_on_hover(seen: Any) -> None:
+    assert seen["bits"] == "q_proj, layer 0: 16.0 bits a weight (bf16)"
 
 
 def test_points_are_told_and_filtered(seen: Any, laid: View) -> None:

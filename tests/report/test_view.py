@@ -88,24 +88,13 @@ def test_latency_is_drawn_over_the_load_with_the_one_that_was_asked(planned: Fac
         assert chart.asked == half.dots[2][0]
 
 
-def test_bits_are_mapped_where_layers_differ(planned: Facts) -> None:
-    assert planned.ir is not None
+def test_bits_are_mapped_where_layers_differ(planned: Facts, mixed: Facts) -> None:
     assert bits_map(planned) is None  # all layers are alike
-    stack = planned.ir.decoder
-    plain = stack.block(0).map_linears(lambda linear: replace(linear, storage=_dense()))
-    mixed = stack.with_blocks((plain, *(stack.block(layer) for layer in range(1, len(stack.layers)))))
-    ir = replace(planned.ir, stacks=tuple(mixed if each.name == "decoder" else each for each in planned.ir.stacks))
-    drawn = bits_map(replace(planned, ir=ir))
+    drawn = bits_map(mixed)
     assert drawn is not None and len(drawn.layers) == 32
     name, cells = drawn.rows[0]
     assert name == "q_proj" and cells[0] is not None and cells[1] is not None
     assert cells[0].bits == 16 > cells[1].bits and cells[0].shade == 1
-
-
-def _dense():  # type: ignore[no-untyped-def]
-    from passes.ir.model import DENSE
-
-    return DENSE
 
 
 def test_a_plan_that_waits_for_its_bits_shows_none(planned: Facts) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from planner.choice import capacity
 from planner.plan.codec import FORMAT_VERSION
 from planner.plan.opened import Opened
 from planner.plan.stated import StatedReason, stated
@@ -94,8 +95,11 @@ def _under(plan: Opened, version: str | None) -> VersionDrift:
     engine, workload = find_engine(chosen.engine.name), plan.spec.workload.asked
     settings = replace(chosen.settings.settings, version=version, reserve_bytes=plan.spec.target.reserve)
     ir = plan.ir
-    estimate = engine.memory(ir, gpu, settings, workload)
-    refused = (*engine.illegal(ir, gpu, settings), *estimate.reasons)
+    load = capacity.loaded(engine, ir, gpu, settings, workload)
+    estimate = engine.memory(ir, gpu, settings, load)
+    sequences = engine.scheduler(gpu, settings, load).sequences
+    needs = capacity.capacity(estimate, sequences, load, settings.parallel.dp)
+    refused = (*engine.illegal(ir, gpu, settings), *capacity.reasons(estimate, needs, load))
     memory, kv = estimate.memory, estimate.kv
     newer = tuple(note for note in estimate.notes if "newer than" in note)
     figures = (
@@ -109,10 +113,9 @@ def _under(plan: Opened, version: str | None) -> VersionDrift:
         Figure("CUDA graphs", "B", memory.cuda_graphs),
         Figure("budget", "B", memory.budget),
     )
-    fits = not refused and estimate.starts and (estimate.serves or workload.concurrency is None)
     own = engine.by_itself(ir, gpu, settings, workload)
     return VersionDrift(
-        version or "newest", not newer, fits, tuple(map(stated, refused)), figures, own, notes=estimate.notes
+        version or "newest", not newer, not refused, tuple(map(stated, refused)), figures, own, notes=estimate.notes
     )
 
 

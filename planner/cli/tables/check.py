@@ -42,7 +42,7 @@ def print_check(console: Console, document: CheckDocument) -> None:
     elif left >= 0:
         console.print("  keeps no cache: as many requests at once as the engine takes (max_num_seqs)")
     decode = speed.decode_tok_s_per_request
-    console.print(f"  TTFT {speed.ttft_ms.value:.0f} ms   decode {decode.value:.1f} tok/s ({decode.basis})")
+    console.print(f"  TTFT {show(speed.ttft_ms.value, 'ms')}   decode {show(decode.value, 'tok/s')} ({decode.basis})")
     for line in load_lines(speed):
         console.print(f"  {line}")
     for goal in document.goals:

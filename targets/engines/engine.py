@@ -127,6 +127,10 @@ class MemoryEstimate:
     bytes_per_request: int = 0
 
 
+#: Clients at once that are tried at most to find how many are served.
+MOST_CLIENTS = 1024
+
+
 @dataclass(frozen=True, slots=True)
 class SpeedEstimate:
     """Means under the workload, a closed loop of `Workload.concurrency` requests (1 when not asked) where it names no rate.

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 def print_check(console: Console, document: CheckDocument) -> None:
     """The answer of `check`."""
-    asked = f"{document.model} on {document.gpu} with {document.engine}"
+    cards = f"{document.gpus} × {document.gpu}" if document.gpus > 1 else document.gpu
+    asked = f"{document.model} on {cards} with {document.engine}"
     if not document.modelled:
         console.print(f"  {escape(asked)}: [bold yellow]not known[/]", markup=True)
         for reason in document.reasons:
             console.print(f"  {reason.message}")
         return
-    verdict = "[bold green]fits[/]" if document.fits else "[bold red]does not fit[/]"
+    verdict = "[bold green]fits[/]" if document.fits else f"[bold red]{_short(document)}[/]"
     console.print(f"  {escape(asked)}: {verdict} (confidence {document.confidence:.0%})", markup=True)
     memory, kv, speed = document.memory, document.kv_cache, document.speed
     left = memory.kv_cache.value
@@ -58,6 +59,13 @@ def print_check(console: Console, document: CheckDocument) -> None:
         console.print(f"    what would do: {remedy.message}")
     for note in document.notes:
         console.print(f"  note: {note}", style="dim")
+
+
+def _short(document: CheckDocument) -> str:
+    """What comes of what does not fit: the engine starts and requests are too many, refuses though the memory does, or has too little."""
+    if document.starts:
+        return "starts, does not hold the requests that are asked"
+    return "does not start" if document.margin.value >= 0 else "does not fit"
 
 
 def print_machine(console: Console, machine: LiveMachine) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from planner.figures import show
+from targets.engines.engine import MOST_CLIENTS
 
 if TYPE_CHECKING:
     from targets.engines.engine import SpeedEstimate
@@ -35,6 +36,9 @@ def load_lines(speed: SpeedEstimate) -> Iterator[str]:
         yield f"requests wait for cache {waited:.0%} of the time; {lost:,} preemptions in {speed.requests:,} requests"
     if speed.most_clients is not None:
         clients = "1 client" if speed.most_clients == 1 else f"{speed.most_clients:,} clients"
-        yield f"serves {clients} at once within the goals on a request"
+        if speed.most_clients < MOST_CLIENTS:
+            yield f"serves {clients} at once within the goals on a request"
+        else:
+            yield f"even {clients} at once break no goal on a request: those beyond what runs at once wait, and no goal bounds that"
     if speed.highest_rate is not None:
         yield f"serves {speed.highest_rate:.3g} requests a second within the goals on a request"

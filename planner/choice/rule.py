@@ -64,7 +64,12 @@ class Loss:
         if self.candidate.likely:
             unasked = self.criterion == "standing" and self.message == _MISSES
             return f"meets the goals too, but {'loses more quality than anybody would accept' if unasked else self.message}"
-        return self.message if self.criterion == "standing" else f"comes as near to the goals, but {self.message}"
+        missed = "; ".join(goal.reason().message for goal in self.candidate.goals if not goal.met)
+        return (
+            f"{missed}, by less than the band"
+            if self.criterion == "standing"
+            else f"comes as near to the goals, but {self.message}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +241,7 @@ class Rule:
                 lambda theirs, mine: f"takes {theirs:.0f} cards where {mine:.0f} do",
             ),
             self._preferred(),
-            Criterion("making", making, lambda theirs, mine: f"{MAKING[int(theirs)]}; the chosen one is {MAKING[int(mine)]}"),
+            Criterion("making", making, lambda theirs, mine: f"{_MUST[int(theirs)]}; the chosen one {_MUST[int(mine)]}"),
             Criterion("changes of the model", _changes, _words("changes more than is needed")),
             Criterion("regime", _unmeasured, _words("its engine's speed was not measured on such cards and loads")),
             Criterion("stages", lambda v: v.candidate.settings.parallel.pp, lambda a, b: f"in {a:.0f} stages against {b:.0f}"),
@@ -328,6 +333,8 @@ def _loss(verdict: Verdict, criterion: Criterion | None, chosen: Verdict) -> Los
 MAKING = (
     "nothing to make", "rounding, no calibration text", "calibrated on text", "pruned or distilled"
 )  # fmt: skip
+#: The same, as what is to be done with it.
+_MUST = ("takes no work", "must be rounded", "must be calibrated on text", "must be pruned or distilled")
 _ARCHIVED = "its engine is archived: planned when asked for, or when nothing else serves"
 #: What is said of the chosen one where a criterion told it from others.
 _TOLD = {

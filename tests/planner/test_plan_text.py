@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from passes.ir.sources import open_model
 from passes.quantize.format_names import examples, pass_named
 from planner.asked import spoken
 from planner.certificate import Comparison
@@ -257,3 +258,10 @@ goals: { decode: 15 tok/s }
 """
     text = printed(plan(parse_spec(spec)).document)
     assert "Nothing to make" in text and "optimize launch" in text and "not applied here" not in text
+
+
+def test_what_is_near_names_the_goals_that_it_misses() -> None:
+    spec, source = parse_spec(_NEAR.replace("5%", "5.5%").replace("2 s", "3 s")), "Qwen/Qwen2.5-7B-Instruct"
+    lost = [reason for v in search(spec, open_model(source).ir).rejected for reason in v.reasons]
+    near = [reason.message for reason in lost if reason.message.endswith("by less than the band")]
+    assert near and all(" > " in message or " < " in message for message in near)

@@ -36,7 +36,7 @@ class Entry:
         """What of it is recalled and was not checked, for people; None where nothing is."""
         unchecked = self.provenance.get("unchecked")
         return (
-            f"{self.id}: {unchecked} in the catalog recalled and unchecked, so the size of its weights is assumed"
+            f"{self.id}: {unchecked} recalled and unchecked in the catalog, so the size of its weights is assumed"
             if unchecked
             else None
         )

@@ -138,13 +138,24 @@ class Question:
                 own[name] = value
         return replace(self, settings=replace(settings, parallel=parallel), **own)
 
+    @property
+    def _longest_request(self) -> int:
+        """Tokens of a request, as far as its length is asked."""
+        return (self.input_tokens or 0) + (self.output_tokens or 0)
+
     def refuse_contradictions(self) -> None:
         """Raise InputError for options that cannot hold together: requests longer than the context, gaps of arrivals that have no rate."""
-        taken, written = self.input_tokens or 0, self.output_tokens or 0
-        if self.context is not None and taken + written > self.context:
+        asked, own = self._longest_request, self.model.max_context
+        if self.context is None and 0 < own < asked:
+            raise InputError(
+                f"requests of {asked:,} tokens exceed the context of {self.model.name}, which is {own:,}",
+                remedy="shorter requests, or a model with a longer context",
+            )
+        if self.context is not None and asked > self.context:
+            taken, written = self.input_tokens or 0, self.output_tokens or 0
             raise InputError(
                 f"requests of {taken:,} + {written:,} tokens exceed the context of {self.context:,}",
-                remedy=f"--context {taken + written} or more, or shorter requests",
+                remedy=f"--context {asked} or more, or shorter requests",
             )
         if self.load.burstiness != 1.0 and self.load.rate is None:
             raise InputError(
@@ -162,7 +173,8 @@ class Question:
         asked = None if load.concurrency is None else math.ceil(load.concurrency / replicas)
         memory = self.engine.memory(ir, self.gpu, self.settings, replace(load, concurrency=asked))
         if self.longest and not memory.starts and 0 < memory.kv.max_context < load.context:
-            return replace(self, context=memory.kv.max_context, longest=False).outcome()
+            shorter = max(memory.kv.max_context, self._longest_request)
+            return replace(self, context=shorter, longest=False).outcome()
         sequences = self.engine.scheduler(self.gpu, self.settings, load).sequences
         used = capacity(memory, sequences, load, replicas) if asked and lengths else None
         against = _of_each(memory.reasons, replicas) if used is None else short_of(memory, used, load)

@@ -52,7 +52,7 @@ def is_command(words: Sequence[str]) -> bool:
 
 def read_command(words: Sequence[str]) -> ServeCommand:
     """Return what a command asks for. Raises InputError for what is no server of vLLM, and for flags that it has not."""
-    words = tuple(part for word in words for part in (shlex.split(word) if _quoted(word, len(words)) else (word,)))
+    words = tuple(part for word in words for part in (_split(word) if _quoted(word, len(words)) else (word,)))
     start = next((number for number, word in enumerate(words) if _program(word)), None)
     if start is None:
         raise InputError(
@@ -65,7 +65,7 @@ def read_command(words: Sequence[str]) -> ServeCommand:
     if program in _SHELLS:
         if "-c" not in rest[:-1]:
             raise InputError(f"`{program}` without -c says no command", remedy="paste the command itself")
-        return read_command(shlex.split(rest[rest.index("-c") + 1]))
+        return read_command(_split(rest[rest.index("-c") + 1]))
     if _PYTHON.fullmatch(program):
         module = rest[1] if rest[:1] == ("-m",) and len(rest) > 1 else None
         if module is None or not _SERVER.fullmatch(module):
@@ -154,6 +154,14 @@ def _plain(value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def _split(text: str) -> list[str]:
+    """The words of a command as a shell splits them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{text!r:.200} is no command: {error}", remedy="close every quote in it") from None
 
 
 def _quoted(word: str, count: int) -> bool:

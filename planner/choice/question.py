@@ -29,13 +29,30 @@ _PARALLEL = tuple(field.name for field in fields(Parallel))
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How requests come, where they are no closed loop of as many as steady figures take (fields of `Workload`)."""
+    """How requests come and what they are, beside their number and mean lengths (fields of `Workload`); by default a closed loop of as many
+    as steady figures take.
+    """
 
     requests: int | None = None
     rate: float | None = None
     burstiness: float = 1.0
     at_once: int | None = None
     limits: tuple[Limit, ...] = ()
+    input_p95: int | None = None
+    output_p95: int | None = None
+    shared_prefix: int = 0
+    trace: tuple[tuple[float, int, int], ...] | None = None
+    pictures: int = 0
+    picture_tokens: int = 0
+
+    @classmethod
+    def of(cls, workload: Workload) -> Load:
+        """Return what a workload says of it."""
+        return cls(**{each.name: getattr(workload, each.name) for each in fields(cls)})
+
+    def laid_over(self, workload: Workload) -> Workload:
+        """Return a workload with these fields."""
+        return replace(workload, **{each.name: getattr(self, each.name) for each in fields(self)})
 
 
 #: A limit in vLLM's words.
@@ -115,11 +132,7 @@ class Question:
         taken, written = self.input_tokens or 512, self.output_tokens or 128
         if self.context is not None and self.input_tokens is None:
             taken, written = max(1, min(512, self.context - 1)), max(1, min(128, self.context // 2))
-        load = self.load
-        return Workload(
-            self.context or self.model.max_context, self.concurrency, taken, written, requests=load.requests, rate=load.rate,
-            burstiness=load.burstiness, at_once=load.at_once, limits=load.limits,
-        )  # fmt: skip
+        return self.load.laid_over(Workload(self.context or self.model.max_context, self.concurrency, taken, written))
 
     def changed(self, options: Mapping[str, Any]) -> Question:
         """Return the question with options of `check` at other values, by their names there (`gpus` follows from the degrees)."""

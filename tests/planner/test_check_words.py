@@ -227,6 +227,25 @@ def test_a_plan_is_checked_as_it_chose(optimize: Any, tmp_path: Path) -> None:
     assert document["memory"]["weights"] == json.loads(plan.read_text())["chosen"]["memory"]["weights"]
 
 
+def test_a_plan_is_checked_with_the_requests_it_was_made_for(optimize: Any, tmp_path: Path) -> None:
+    """Pictures move the profile run, a shared prefix moves TTFT: both are the plan's, and the launch files' limit says the same."""
+    spec, plan, model = tmp_path / "a.yaml", tmp_path / "a.plan.json", "Qwen/Qwen2.5-VL-7B-Instruct"
+    spec.write_text(
+        f"model: {model}\ntarget: {{ gpu: A100 80GB }}\nengine: vllm\npasses: {{ quantize: forbid, kv_cache: [auto] }}\n"
+        "workload: { context: 32768, concurrency: 1, input_tokens: { mean: 1000, p95: 2000 }, output_tokens: 200, shared_prefix: 50%, "
+        "images: { count: 2, tokens: 1000 } }\n"
+    )
+    assert optimize("plan", spec, "-o", plan)[0] == 0
+    planned = json.loads(plan.read_text())["chosen"]
+    for asked in (spec, plan):
+        _, document = check(optimize, asked)
+        assert document["memory"]["activations"] == planned["memory"]["activations"]
+        assert document["speed"]["ttft_p95_ms"] == planned["speed"]["ttft_p95_ms"]
+    limit = ("--limit-mm-per-prompt", '{"image": 2, "video": 0}', "--max-model-len", "32768")
+    _, out, _ = optimize("check", "--gpu", "A100 80GB", "--json", "--", "vllm", "serve", model, *limit)
+    assert json.loads(out)["memory"]["activations"] == planned["memory"]["activations"]
+
+
 def test_how_sure_it_must_be_is_kept(optimize: Any) -> None:
     tight = ("--model", "llama-3.1-8b", "--gpu", "RTX 4090", "--context", "auto")
     assert check(optimize, *tight)[0] == 0

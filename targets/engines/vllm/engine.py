@@ -435,7 +435,7 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
         linked=(gpu.link_bytes_per_s or 0) >= _SWITCHED_LINK,
         integrated=activations.is_integrated(gpu),
         largest_graph=settings.features.largest_graph,
-        pictures=workload.pictures,
+        pictures=settings.features.pictures or workload.pictures,
     )
 
 

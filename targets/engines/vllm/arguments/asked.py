@@ -186,14 +186,13 @@ def _settings(read: _Reader, version: str | None) -> Settings:
 
 
 def _features(read: _Reader) -> Features:
-    limits = read.mapping("limit-mm-per-prompt")
-    none_allowed = bool(limits) and all(_items(limit) == 0 for limit in limits.values())
     whole = read.text("mm-encoder-tp-mode") == "data" or bool(read.switch("enable-multimodal-encoder-data-parallel"))
     return Features(
         adapters=_adapters(read),
         drafting=_drafting(read),
         offload_bytes=_offloaded(read),
-        text_only=bool(read.switch("language-model-only")) or none_allowed,
+        text_only=bool(read.switch("language-model-only")),
+        media=tuple((kind, _items(limit)) for kind, limit in _limits(read).items()),
         profiles_media=not read.switch("skip-mm-profiling"),
         whole_encoders=whole,
         prefix_caching=_caching(read),
@@ -217,6 +216,15 @@ def _offloaded(read: _Reader) -> int:
 def _pools(read: _Reader) -> bool:
     task = read.text("task") or "generate"
     return read.text("runner") == "pooling" or read.text("convert") in _POOLING or task in _POOLING
+
+
+def _limits(read: _Reader) -> Mapping[str, Any]:
+    """Limits by the kind of an item, as JSON or as versions to 0.9 wrote them: `image=2,video=0`."""
+    written = read.text("limit-mm-per-prompt") or ""
+    if "=" in written and "{" not in written:
+        pairs = (part.partition("=") for part in written.split(","))
+        return {kind.strip(): items for kind, _, items in pairs}
+    return read.mapping("limit-mm-per-prompt")
 
 
 def _items(limit: Any) -> int:

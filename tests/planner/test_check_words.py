@@ -208,6 +208,21 @@ def test_overrides_change_the_model(optimize: Any) -> None:
     assert not any("needs YaRN" in note for note in document["notes"])
 
 
+def test_yarn_alone_makes_a_context_longer(optimize: Any) -> None:
+    yarn = '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}'
+    flags = (
+        "--rope-scaling",
+        yarn,
+        "--max-model-len",
+        "131072",
+        "--chat-template",
+        "{% for each in messages %}{% endfor %}",
+    )
+    code, out, _ = optimize("check", "--gpu", "H100", "--json", "--", "vllm", "serve", "Qwen/Qwen3-8B", *flags)
+    assert code == 0
+    assert not any("needs YaRN" in note for note in json.loads(out)["notes"])
+
+
 def test_a_spec_is_checked_with_its_goals(optimize: Any) -> None:
     code, document = check(optimize, ROOT / "examples" / "qwen2.5-32b-rtx4090.yaml")
     assert code == 3

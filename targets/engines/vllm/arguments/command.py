@@ -129,8 +129,8 @@ def _values(flag: Flag, left: list[str]) -> Any:
 
 
 def _json(text: str) -> Any:
-    """A JSON object or list; else the text as it is."""
-    if text[:1] not in "{[" or not text:
+    """A JSON object or list; else the text as it is: a template begins with a brace too."""
+    if text[:1] not in ("{", "[") or text[:2] in ("{{", "{%", "{#"):
         return text
     try:
         return json.loads(text)

@@ -349,9 +349,7 @@ class Judge:
             workload = cache.loaded(engine, ir, self._gpu, settings, workload)
         changed = _changed(design.settings[0], settings)
         candidate = Candidate(design.engine, design.passes, settings, changed, design.published)
-        memory = engine.memory(ir, self._gpu, settings, workload)
-        sequences = engine.scheduler(self._gpu, settings, workload).sequences
-        capacity = cache.capacity(memory, sequences, workload, settings.parallel.dp)
+        memory, capacity = cache.in_use(engine, ir, self._gpu, settings, workload)
         memory = replace(memory, memory=cache.as_used(memory.memory, capacity.needed_bytes))
         reasons = (*illegal, *cache.reasons(memory, capacity, workload))
         verdict = Verdict(candidate, ir, memory, capacity, None, quality, (), reasons, memory.notes)

@@ -92,6 +92,7 @@ class CheckDocument:
     goals: tuple[CheckedGoal, ...] = ()
     meets: bool | None = None
     context: int | None = None
+    gpus: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class CheckResult:
     """What is to be said of how it was asked."""
     here: tuple[Reason, ...] = ()
     """What this machine has against it, where it was looked at."""
+    gpus: int = 1
+    """Cards in use."""
 
     @property
     def goals(self) -> tuple[GoalResult, ...]:
@@ -181,6 +184,7 @@ class CheckResult:
             ),
             meets=None if self.terms == _NONE else self.fits and not self.broken,
             context=self.outcome.workload.context,
+            gpus=self.gpus,
         )
 
     @property
@@ -241,7 +245,7 @@ def answer(question: Question, terms: Terms = _NONE, notes: tuple[str, ...] = ()
     quality = expected_quality(question.dense, question.chain)
     result = CheckResult(
         question.model.name, question.gpu, question.engine_name, outcome, speed, quality,
-        unread=question.unread_file, terms=terms, notes=notes,
+        unread=question.unread_file, terms=terms, notes=notes, gpus=question.settings.parallel.gpus,
     )  # fmt: skip
     if outcome.fits:
         return result

@@ -211,7 +211,8 @@ def unknown_model(name: str) -> InputError:
         return InputError(f"{name} was made of {made_of}, whose shapes are not known here", remedy=REMEDY)
     if _WRITES_NOTHING & set(_words(_bare(name))):
         return InputError(
-            f"{name} is not in the catalog; by its name it is an encoder, or a model of pictures or speech, which writes no text",
-            remedy=f"Encoders such as BERT's are understood from their folder; Qwen/Qwen3-Embedding-0.6B is in the catalog. {REMEDY}",
+            f"{name} is by its name an encoder, or a model of pictures or speech, which writes no text",
+            remedy="Encoders such as BERT's are understood from their folder: give it. Of models that embed texts the catalog has "
+            "Qwen/Qwen3-Embedding-0.6B.",
         )
     return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=REMEDY)

@@ -112,7 +112,10 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
     try:
         return _open_hub(name, revision, assume)
     except UnreachableError as error:
-        message = f"{unknown_model(name).message} It is not in the catalog, and the Hub did not answer."
+        told = unknown_model(name).message
+        message = (
+            f"{told}{'' if told.endswith(('.', '?')) else '.'} It is not in the catalog, and the Hub did not answer."
+        )
         raise InputError(message, remedy=f"{error.message}. {error.remedy}") from error
 
 

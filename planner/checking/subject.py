@@ -288,7 +288,8 @@ def _settings(subject: Subject, options: Options, cards: Cards) -> tuple[Setting
     changes = {_SETTINGS[name]: value for name, value in options.items() if name in _SETTINGS}
     idle = (given or 0) - used
     notes = (f"{idle} of the {given} cards stay idle: tp × pp × dp is {used}",) if idle > 0 else ()
-    return replace(own, parallel=Parallel(tp, pp, dp, options.get("ep", parallel.ep)), **changes), notes
+    spread_so = parallel.spread(tp, pp, dp)
+    return replace(own, parallel=replace(spread_so, ep=options.get("ep", spread_so.ep)), **changes), notes
 
 
 def _goals(options: Options, below: Goals | None) -> Goals | None:

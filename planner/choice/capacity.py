@@ -146,7 +146,7 @@ def reasons(estimate: MemoryEstimate, capacity: Capacity, workload: Workload) ->
     fits = capacity.replicas * max(0, int(estimate.memory.kv_cache.value // max(capacity.request_bytes, 1)))
     each = f" ({capacity.at_once} on each of {capacity.replicas} replicas)" if capacity.replicas > 1 else ""
     needed, left = apart(capacity.needed_bytes, max(estimate.memory.kv_cache.value, 0), "B")
-    message = f"{capacity.running} requests of {workload.request_tokens:,} tokens{each} need {needed} of cache, {left} are left"
+    message = f"{capacity.running:,} requests of {workload.request_tokens:,} tokens{each} need {needed} of cache, {left} are left"
     data = {"asked": capacity.running, "fits": fits}
     return (Reason(CONCURRENCY_DOES_NOT_FIT, message, f"concurrency {fits} fits", data, ReasonKind.TOO_LARGE),)
 

@@ -138,16 +138,18 @@ class Question:
         """Return the question with options of `check` at other values, by their names there (`gpus` follows from the degrees)."""
         own: dict[str, Any] = {}
         settings, parallel = self.settings, self.settings.parallel
+        spread = parallel.spread(
+            options.get("tp", parallel.tp), options.get("pp", parallel.pp), options.get("dp", parallel.dp)
+        )
+        parallel = replace(spread, ep=options.get("ep", spread.ep))
         for name, value in options.items():
             if name in _SETTINGS:
                 settings = replace(settings, **{_SETTINGS[name]: value})
-            elif name in _PARALLEL:
-                parallel = replace(parallel, **{name: value})
             elif name == "gpu":
                 own["gpu"] = find_gpu(value)
             elif name == "engine":
                 own["engine_name"] = value
-            elif name != "gpus":
+            elif name not in ("gpus", *_PARALLEL):
                 own[name] = value
         return replace(self, settings=replace(settings, parallel=parallel), **own)
 

@@ -222,7 +222,8 @@ def _longest(question: Question, options: Options) -> int | None:
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if _fits(question, {**options, "context": middle * _STEP}) else (low, middle - 1)
-    return low * _STEP if low * _STEP >= max(least, _STEP) else None
+    useful = min(_USEFUL_CONTEXT, question.workload.context // 2)
+    return low * _STEP if low * _STEP >= max(least, useful, _STEP) else None
 
 
 def _fewer(question: Question, outcome: Outcome) -> Iterator[Options]:

@@ -58,6 +58,14 @@ class Loss:
     against: float
     message: str
 
+    @property
+    def told(self) -> str:
+        """What it lost by, and whether it meets the goals for all that."""
+        if self.candidate.likely:
+            unasked = self.criterion == "standing" and self.message == _MISSES
+            return f"meets the goals too, but {'loses more quality than anybody would accept' if unasked else self.message}"
+        return self.message if self.criterion == "standing" else f"comes as near to the goals, but {self.message}"
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -293,8 +301,9 @@ class Rule:
         """One line: what is made of the chosen one, and by what it was told from others: standing, preference, the last two criteria."""
         told = {"standing": _standing_told(self.standing(chosen)), **_TOLD}
         preferred = self._preferred().name
-        told[preferred] = f"no other is better in {preferred} by more than the band"
-        first = [name for name in dict.fromkeys(decided) if name in ("standing", preferred)]
+        told[preferred] = f"none that is left is better in {preferred} by more than can be told"
+        doubted = () if chosen.admissible(self.goals) else ("standing",)
+        first = [name for name in dict.fromkeys((*doubted, *decided)) if name in ("standing", preferred)]
         last = [name for name in dict.fromkeys(decided) if name not in first][-2:]
         return "; ".join((MAKING[making(chosen)], *(told[name] for name in (*first, *last))))
 
@@ -424,7 +433,8 @@ def _standing_told(standing: float) -> str:
 
 
 #: What is said of a candidate that stands behind, by its tier.
-_TIERS = ("stands behind", "less likely than is asked", "misses a goal by less than the band")
+_MISSES = "misses a goal by less than the band"
+_TIERS = ("stands behind", "less likely than is asked", _MISSES)
 
 
 def _tier(standing: float) -> int:

@@ -67,7 +67,8 @@ class SearchResult:
             self.rejected, key=lambda v: (v.distance, v.quality.log_ppl_increase.value, v.candidate.label)
         ):
             key = (verdict.candidate.engine, frozenset(reason.code for reason in verdict.reasons))
-            unasked = self.spec.target.fewest and any(reason.kind is ReasonKind.ILLEGAL for reason in verdict.reasons)
+            impossible = any(reason.kind is ReasonKind.ILLEGAL for reason in verdict.reasons)
+            unasked = impossible and (self.spec.target.fewest or not _asked_for(self.spec, verdict.candidate))
             if key not in seen and not (unasked and out):
                 seen.add(key)
                 out.append(complete(self.spec, self.gpu, verdict))
@@ -484,6 +485,4 @@ def _dominated(chosen: Verdict, loss: Loss) -> Reason:
     data: dict[str, object] = {
         "by": chosen.candidate.label, "criterion": loss.criterion, "value": loss.value, "against": loss.against
     }  # fmt: skip
-    near = loss.criterion == "standing" and not loss.candidate.likely
-    message = loss.message if near else f"meets the goals too, but {loss.message}"
-    return Reason("dominated_by", message, None, data, ReasonKind.DOMINATED)
+    return Reason("dominated_by", loss.told, None, data, ReasonKind.DOMINATED)

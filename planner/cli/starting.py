@@ -40,7 +40,7 @@ def init(
 ) -> None:
     """Write a commented spec to start from. On a terminal it asks for what is not named."""
     from passes.files.atomic import write_text
-    from planner.setup.wizard import Answers, ask_all, spec_text
+    from planner.setup.wizard import Answers, ask_all, doubt, spec_text
 
     if path.exists():
         raise InputError(f"{path} exists already", remedy="name another file, or remove it")
@@ -48,6 +48,8 @@ def init(
     if sys.stdin.isatty() and sys.stdout.isatty():
         answers = ask_all(answers, _ask, lambda said: screen().print(f"  {said}", style="yellow"))
     write_text(path, spec_text(answers))
+    if (doubted := doubt(answers.model)) is not None:
+        screen().print(f"  {doubted}", style="yellow")
     screen().print(f"  Wrote {path}. Next: optimize plan {path}")
 
 

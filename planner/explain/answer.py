@@ -153,10 +153,11 @@ def _all(asked: Asked) -> Answer:
 
 
 def _lost(verdict: Verdict) -> Row:
-    """Why a candidate lost."""
-    return Row(
-        verdict.candidate.label, "; ".join(r.message for r in verdict.reasons), tuple(map(stated, verdict.reasons))
-    )
+    """Why a candidate lost; one with nothing against it is its own engine's best, which is weighed where a spec names it."""
+    candidate = verdict.candidate
+    told = "; ".join(r.message for r in verdict.reasons)
+    best = f"the best of {candidate.engine}, weighed where a spec names it (engine: {candidate.engine})"
+    return Row(candidate.label, told or best, tuple(map(stated, verdict.reasons)))
 
 
 def _why(asked: Asked, name: str) -> Answer:
@@ -234,8 +235,8 @@ def _replanned(asked: Asked, said: str, spec: Spec, patch: Patch) -> Answer:
 def _moved(now: Judged, then: Judged, kept: Judged) -> str:
     """Why the plan of now is, or is not, that of the changed spec; `kept`: it, judged under that."""
     if then.missed:
-        own = f"; the plan of now would miss {_missed(kept)}" if kept.missed and now.label != then.label else ""
-        return f"misses {_missed(then)}{own}"
+        own = f". The plan of now, too: {_missed(kept)}" if kept.missed and now.label != then.label else ""
+        return f"does not meet the goals there: {_missed(then)}{own}"
     if now.label == then.label:
         return "it meets the goals there too, and nothing is better by more than the bands"
     if kept.missed:

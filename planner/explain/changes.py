@@ -59,11 +59,10 @@ def named(name: str) -> Iterator[Patch]:
     word = name.strip().lower()
     if word in ENGINE_NAMES:
         yield at(("engine",), word)
-    formats = tuple(_formats(word))
-    if formats:
-        yield _quantized(formats=list(formats))
-    elif word in methods():
+    if word in methods():
         yield _quantized(methods=[word])
+    elif formats := tuple(_formats(word)):
+        yield _quantized(formats=list(formats))
     if word in ("as it is", "dense", "unquantized", "bf16", "fp16"):
         yield at(("passes", "quantize"), "forbid")
     if kv_dtypes.kv_dtype(word) is not None:

@@ -157,5 +157,4 @@ def _by_rule(chosen: Judged, other: Judged) -> str:
         return f"meets the goals too, but {engine.unmeasured}: weighed where a spec names it"
     decision = rule_of(chosen.spec, chosen.source, chosen.result.gpu).decide([chosen.verdict, other.verdict])
     lost = () if decision is None else decision.lost
-    told = next((f", but {loss.message}" for loss in lost if loss.candidate is other.verdict), "")
-    return f"meets the goals too{told}"
+    return next((loss.told for loss in lost if loss.candidate is other.verdict), "meets the goals too")

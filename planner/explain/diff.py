@@ -61,7 +61,7 @@ def _decided(chosen: ChosenPlan | None) -> dict[str, Any]:
 _UNITS = {
     "tensor_bytes": "B", "memory_bytes": "B", "memory": "B", "ttft_ms": "ms", "decode_tok_s_per_request": "tok/s",
     "throughput_tok_s": "tok/s", "kv_tokens": "tokens", "bpw": "bits", "head_bits": "bits", "length": "tokens", "context": "tokens",
-    "input_tokens": "tokens", "output_tokens": "tokens", "concurrency": "clients", "log_ppl_increase": "%",
+    "input_tokens": "tokens", "output_tokens": "tokens", "log_ppl_increase": "%",
 }  # fmt: skip
 
 

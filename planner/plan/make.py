@@ -159,7 +159,7 @@ def _chosen(
     candidate, passes = verdict.candidate, verdict.candidate.passes
     lacking = list(missing(served.ir, passes))
     if not served.has_weights:
-        lacking.append("the weights: only the description of the model is here")
+        lacking.append("only the description of the model is here, not its weights")
     machine, card = where
     here, there = _work(spec, served, verdict, machine), None if card is None else _work(spec, served, verdict, card)
     on_card = there if card is not None and there is not None and holds(there, card) else None

@@ -11,6 +11,7 @@ import yaml
 
 from passes.errors import InputError, nearest
 from passes.ir import catalog
+from passes.ir.names import find
 from passes.ir.sources import path_named
 from planner.spec.parse import parse_spec
 from planner.spec.template import TEMPLATE
@@ -128,6 +129,10 @@ def spec_text(answers: Answers) -> str:
         concurrency=answers.concurrency or use.concurrency, input_tokens=use.input_tokens, output_tokens=use.output_tokens,
         goals="\n".join(f"  {name}: {value}" for name, value in use.goals.items()),
     )  # fmt: skip
+    if answers.concurrency not in (None, "auto") and not str(answers.concurrency).isdigit():
+        raise InputError(
+            f"concurrency {answers.concurrency!r} is no number", remedy="a whole number of requests, or auto"
+        )
     parse_spec(text, "the answers")
     return text
 
@@ -157,6 +162,14 @@ def known_model(name: str) -> str:
     raise InputError(
         f"unknown model {name!r}.{hint}", remedy="a Hub id, a name of `optimize models`, a folder, a .gguf file"
     )
+
+
+def doubt(name: str | None) -> str | None:
+    """Say, in one line, that a Hub id is not in the catalog and which ones there are nearest to it; None where nothing is close."""
+    if name is None or "/" not in name or path_named(name).exists() or find(name) is not None:
+        return None
+    close = nearest(name, models())
+    return f"{name} is not in the catalog; close to it: {', '.join(close)}" if close else None
 
 
 def _use(name: str) -> str:

@@ -47,6 +47,11 @@ class Parallel:
         """Cards in use."""
         return self.tp * self.pp * self.dp
 
+    def spread(self, tp: int, pp: int, dp: int) -> Parallel:
+        """Return other degrees: where each card of a stage holds whole experts, as it does under them."""
+        whole = self.ep > 1 and self.ep == self.tp * self.dp
+        return Parallel(tp, pp, dp, tp * dp if whole else self.ep)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -120,6 +125,10 @@ class MemoryEstimate:
     reasons: tuple[Reason, ...] = ()
     notes: tuple[str, ...] = ()
     bytes_per_request: int = 0
+
+
+#: Clients at once that are tried at most to find how many are served.
+MOST_CLIENTS = 1024
 
 
 @dataclass(frozen=True, slots=True)

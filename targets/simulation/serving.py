@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from passes.ir.model import ModelIR
-from targets.engines.engine import Engine, KVEstimate, MemoryEstimate, Settings, SpeedEstimate
+from targets.engines.engine import MOST_CLIENTS, Engine, KVEstimate, MemoryEstimate, Settings, SpeedEstimate
 from targets.gpu import Gpu
 from targets.quantity import Quantity
 from targets.simulation import arrivals as arriving
@@ -31,7 +31,7 @@ _CACHE_ERROR, _LEAST_CACHE = 0.1, 0.1
 #: rounds of those of equal lengths.
 _SPREAD, _FEW_ROUNDS = 0.11, 3
 #: Requests of a run that only says whether a load is served, and the lowest rate that is tried.
-_SHORT_RUN, _LEAST_RATE = 1024, 1 / 64
+_SHORT_RUN, _LEAST_RATE = MOST_CLIENTS, 1 / 64
 #: A block that holds any sequence: for caches that do not grow with it.
 _ANY_LENGTH = 1 << 40
 

@@ -320,3 +320,41 @@ def test_a_reward_model_is_answered(optimize: Any, tmp_path: Path) -> None:
     code, document = check(optimize, "--model", tmp_path, "--gpu", "L4", "--context", "4k")
     assert code == 0
     assert document["memory"]["weights"]["value"] < 15 * GIB
+
+
+def test_experts_stay_whole_under_another_spread(optimize: Any) -> None:
+    """DeepSeek-V3's 671 GB of weights are 625 GiB over eight cards however they are cut."""
+    command = ("--", "vllm", "serve", "deepseek-ai/DeepSeek-V3", "-tp", "8", "--enable-expert-parallel")
+    for spread in ((), ("--tp", 4, "--pp", 2)):
+        code, out, _ = optimize("check", "--json", "--gpu", "H100", "--gpus", 8, *spread, *command)
+        document = json.loads(out)
+        assert code == 3 and not document["fits"] and document["memory"]["weights"]["value"] > 70 * 2**30
+    assert not any(each["options"].get("gpus") == 8 for each in document["remedies"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--gpu", "H100", "--", "vllm", "serve", "Qwen/Qwen3-8B", "-tp", "4"), "on 4 × H100 SXM with vllm: fits"),
+        (("--gpu", "T4", "--", "vllm", "serve", "facebook/opt-125m", "--dtype", "bfloat16"), "does not start"),
+        (
+            ("--gpu", "H100", "--model", "Qwen/Qwen3-32B", "--context", "8k", "--concurrency", 64),
+            "starts, does not hold",
+        ),
+        (("--gpu", "T4", "--model", "Qwen/Qwen3-8B"), "does not fit"),
+    ],
+)
+def test_the_headline_says_how_many_cards_and_what_fails(optimize: Any, asked: tuple[object, ...], said: str) -> None:
+    _, printed, _ = optimize("check", *asked)
+    assert said in printed.splitlines()[0]
+
+
+def test_a_shorter_context_is_a_remedy_only_where_it_is_of_use(optimize: Any) -> None:
+    _, document = check(optimize, "--gpu", "H100", "--model", "Qwen/Qwen3-32B", "--context", "8k", "--concurrency", 64)
+    contexts = [each["options"]["context"] for each in document["remedies"] if "context" in each["options"]]
+    assert all(context >= 2048 for context in contexts)
+
+
+def test_a_model_that_writes_nothing_is_said_once(optimize: Any) -> None:
+    code, _, err = optimize("check", "--gpu", "L4", "--model", "BAAI/bge-m3")
+    assert code == 2 and "writes no text" in err and err.count("not in the catalog") <= 1

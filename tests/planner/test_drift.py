@@ -119,3 +119,12 @@ def test_the_command_prints_a_table_or_json_and_exits_3_where_the_plan_breaks(
     code, out, _ = optimize("drift", path, "--engine-version", "0.29", "--json")
     assert code == 0 and json.loads(out)["versions"][0]["version"] == "0.29"
     assert optimize("drift", path)[0] == 2 and optimize("drift", path, "--all", "--engine-version", "0.29")[0] == 2
+
+
+def test_a_load_that_the_plan_holds_is_not_refused_for_its_longest_context(tmp_path: Path) -> None:
+    """50 requests of 1,200 tokens are held, 50 of the whole context would not be: drift asks for what the plan counted."""
+    text = "workload: { context: 4096, concurrency: 50, input_tokens: 1000, output_tokens: 200 }"
+    spec = _SPEC.replace("workload: { context: 8192, concurrency: 4 }", text).replace("rtx-4090", "l4")
+    document = drift(saved(tmp_path, spec), ["0.19", "0.29"])
+    assert document.planned.figure("requests at full context").value.value < 50
+    assert document.planned.fits and document.fits

@@ -223,3 +223,37 @@ def test_what_cannot_be_had_is_no_matter_of_cards() -> None:
     text = printed(refused)
     assert refused.chosen is None and "of 64 blocks cannot go" in text
     assert "change it as is said above" in text and "what if 2 cards" not in text and "Choices" not in text
+
+
+def test_nobody_is_said_to_meet_the_goals_where_none_is_met() -> None:
+    """A 7B chat model on a laptop of 8 GB comes near to its goals: so do the others, and the plan says so of itself."""
+    document = plan(parse_spec(_NEAR)).document
+    text = printed(document)
+    assert document.chosen is not None and not all(goal.met for goal in document.chosen.goals)
+    assert "comes nearest to the goals" in text and "meets the goals too" not in text
+
+
+_NEAR = """
+model: Qwen/Qwen2.5-7B-Instruct
+target: { gpu: rtx 4070 laptop, reserve: 0.5 GiB }
+workload: { context: 8192, concurrency: 4, input_tokens: 2000, output_tokens: 400 }
+goals: { ttft: 2 s, decode: 20 tok/s, quality: { max_perplexity_increase: 5% } }
+"""
+
+
+def test_without_a_goal_on_waiting_no_number_of_clients_is_promised() -> None:
+    text = printed(
+        plan(parse_spec(_NEAR.replace("ttft: 2 s, ", "").replace("concurrency: 4", "concurrency: 1"))).document
+    )
+    assert "serves 1,024 clients" not in text and "no goal bounds that" in text
+
+
+def test_what_is_served_as_published_is_launched_next() -> None:
+    spec = """
+model: Qwen/Qwen2.5-7B-Instruct
+target: { gpu: rtx 4060 laptop }
+workload: { context: 8192, concurrency: 1, input_tokens: 1000, output_tokens: 300 }
+goals: { decode: 15 tok/s }
+"""
+    text = printed(plan(parse_spec(spec)).document)
+    assert "Nothing to make" in text and "optimize launch" in text and "not applied here" not in text

@@ -173,3 +173,10 @@ def test_plan_takes_the_spec_that_init_wrote(optimize: Any, tmp_path: Path, monk
 def test_an_answer_that_cannot_be_is_an_input_error() -> None:
     with pytest.raises(InputError):
         spec_text(Answers(gpu="no card"))
+
+
+def test_init_doubts_a_hub_id_close_to_one_of_the_catalog(optimize: Any, tmp_path: Path) -> None:
+    code, out, _ = optimize("init", tmp_path / "it.yaml", "--model", "Qwen/Qwen2.5-7B-Instrct")
+    assert code == 0 and "close to it: Qwen/Qwen2.5-7B-Instruct" in out
+    code, out, _ = optimize("init", tmp_path / "known.yaml", "--model", "Qwen/Qwen2.5-7B-Instruct")
+    assert code == 0 and "close to it" not in out

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 def print_check(console: Console, document: CheckDocument) -> None:
     """The answer of `check`."""
-    asked = f"{document.model} on {document.gpu} with {document.engine}"
+    cards = f"{document.gpus} × {document.gpu}" if document.gpus > 1 else document.gpu
+    asked = f"{document.model} on {cards} with {document.engine}"
     if not document.modelled:
         console.print(f"  {escape(asked)}: [bold yellow]not known[/]", markup=True)
         for reason in document.reasons:
             console.print(f"  {reason.message}")
         return
-    verdict = "[bold green]fits[/]" if document.fits else "[bold red]does not fit[/]"
+    verdict = "[bold green]fits[/]" if document.fits else f"[bold red]{_short(document)}[/]"
     console.print(f"  {escape(asked)}: {verdict} (confidence {document.confidence:.0%})", markup=True)
     memory, kv, speed = document.memory, document.kv_cache, document.speed
     left = memory.kv_cache.value
@@ -42,7 +43,7 @@ def print_check(console: Console, document: CheckDocument) -> None:
     elif left >= 0:
         console.print("  keeps no cache: as many requests at once as the engine takes (max_num_seqs)")
     decode = speed.decode_tok_s_per_request
-    console.print(f"  TTFT {speed.ttft_ms.value:.0f} ms   decode {decode.value:.1f} tok/s ({decode.basis})")
+    console.print(f"  TTFT {show(speed.ttft_ms.value, 'ms')}   decode {show(decode.value, 'tok/s')} ({decode.basis})")
     for line in load_lines(speed):
         console.print(f"  {line}")
     for goal in document.goals:
@@ -58,6 +59,13 @@ def print_check(console: Console, document: CheckDocument) -> None:
         console.print(f"    what would do: {remedy.message}")
     for note in document.notes:
         console.print(f"  note: {note}", style="dim")
+
+
+def _short(document: CheckDocument) -> str:
+    """What comes of what does not fit: the engine starts and requests are too many, refuses though the memory does, or has too little."""
+    if document.starts:
+        return "starts, does not hold the requests that are asked"
+    return "does not start" if document.margin.value >= 0 else "does not fit"
 
 
 def print_machine(console: Console, machine: LiveMachine) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from planner.figures import show
+from targets.engines.engine import MOST_CLIENTS
 
 if TYPE_CHECKING:
     from targets.engines.engine import SpeedEstimate
@@ -32,9 +33,12 @@ def load_lines(speed: SpeedEstimate) -> Iterator[str]:
     yield f"{'; '.join(told)}; {speed.requests_s.value:.3g} requests/s"
     if speed.cache_full or speed.preemptions:
         waited, lost = speed.cache_full or 0.0, speed.preemptions or 0
-        yield f"requests wait for cache {waited:.0%} of the time; {lost:,} times one of {speed.requests:,} lost its own to others"
+        yield f"requests wait for cache {waited:.0%} of the time; {lost:,} preemptions in {speed.requests:,} requests"
     if speed.most_clients is not None:
         clients = "1 client" if speed.most_clients == 1 else f"{speed.most_clients:,} clients"
-        yield f"serves {clients} at once within the goals on a request"
+        if speed.most_clients < MOST_CLIENTS:
+            yield f"serves {clients} at once within the goals on a request"
+        else:
+            yield f"even {clients} at once break no goal on a request: those beyond what runs at once wait, and no goal bounds that"
     if speed.highest_rate is not None:
-        yield f"serves {speed.highest_rate:g} requests a second within the goals on a request"
+        yield f"serves {speed.highest_rate:.3g} requests a second within the goals on a request"

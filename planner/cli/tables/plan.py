@@ -210,7 +210,9 @@ def _next(chosen: ChosenPlan, saved: str | None, room: Room) -> Iterator[str]:
     if short:
         elsewhere = f": apply it on the {chosen.apply_on_card.device}" if chosen.apply_on_card is not None else ""
         yield f"Not here{elsewhere}. The work takes {'; '.join(short)}."
-    if not chosen.executable:
+    if not chosen.executable and chosen.nothing_to_make:
+        yield f"Next: optimize launch {saved or 'PLAN'} --target compose (--list names the other targets)"
+    elif not chosen.executable:
         yield f"The plan can be read, not applied here: {'; '.join(chosen.missing)}."
     elif not short:
         yield f"Next: optimize apply {saved or ''}".rstrip()

@@ -77,11 +77,16 @@ class FilesReport:
 
 
 def verify_files(out: Path, *, quick: bool = False) -> FilesReport:
-    """Return whether a result is what was made, without starting anything. Raises InputError where `out` is no result."""
+    """Return whether a result is what was made, without starting anything. `quick` says nothing of a result without a list, else that is
+    no proof. Raises InputError where `out` is no result.
+    """
     if not (out / MANIFEST).is_file() and not (out / NAME).is_file():
         raise InputError(f"{out} is no finished result", remedy="name the folder that `optimize apply` made")
-    found = damage(out, quick=quick)
-    return FilesReport(not found, manifest_digest(out), found, quick)
+    found, digest = damage(out, quick=quick), manifest_digest(out)
+    if digest is None and not found and not quick:
+        message = f"{MANIFEST} is missing: nothing says what the files were (results of older versions have none)"
+        found = (Damage(MANIFEST, "missing", message),)
+    return FilesReport(not found, digest, found, quick)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from passes.errors import InputError
 from targets.gpu import Gpu, find_gpu
 
 #: `2x RTX 4090`, `8 × H100`; `L4:1`, `A100-80GB:8` (SkyPilot).
-_BEFORE, _BEHIND = re.compile(r"(\d+)\s*[xX×*]\s*(\S.*)"), re.compile(r"(\S.*?)\s*:\s*(\d+)")
+_BEFORE, _BEHIND = re.compile(r"(\d{1,6})\s*[xX×*]\s*(\S.*)"), re.compile(r"(\S.*?)\s*:\s*(\d{1,6})")
 
 #: What SkyPilot calls so, where it is not what a bare name means elsewhere (`sky show-gpus`: A100 is the 40 GB card).
 _SKYPILOT = {"a100": "A100 SXM4 40GB", "v100": "V100 SXM2 16GB"}

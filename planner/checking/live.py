@@ -88,13 +88,12 @@ def _occupied(question: Question, result: CheckResult, cards: Sequence[LiveCard]
     memory = result.outcome.memory.memory
     share_taken = question.engine.takes_share
     explicit = question.settings.kv_cache_memory_bytes is not None
+    around = memory.weights + memory.activations + memory.non_torch + memory.cuda_graphs
+    whole = (around + memory.kv_cache if explicit else memory.total).value
     for card in cards:
         gpu = seen(card)
-        asked = (
-            memory.total.value
-            if not share_taken or explicit
-            else memory.budget.value / question.gpu.memory_bytes.value * gpu.memory_bytes.value
-        )
+        asked_share = memory.budget.value / question.gpu.memory_bytes.value
+        asked = asked_share * gpu.memory_bytes.value if share_taken and not explicit else whole
         free = max(0.0, min(gpu.memory_bytes.value, card.free_bytes) - _CONTEXT)
         if asked <= free:
             continue

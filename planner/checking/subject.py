@@ -174,7 +174,7 @@ def _of_spec(spec: Spec, model: str | None = None) -> Subject:
         model=model or spec.model, source=source, gpu=gpu, cards=spec.target.cards,
         engine=None if name == "auto" else name, settings=settings, context=workload.context, concurrency=workload.concurrency,
         input_tokens=workload.input_tokens, output_tokens=workload.output_tokens,
-        load=Load(workload.requests, workload.rate, workload.burstiness, workload.at_once, workload.limits),
+        load=Load.of(workload),
         goals=spec.goals, min_confidence=spec.goals.fit_confidence,
     )  # fmt: skip
 
@@ -247,14 +247,7 @@ def _question(subject: Subject, options: Options, cards: Cards) -> tuple[Questio
             message = f"--concurrency {concurrency} and --max-concurrency {at_once} of one closed loop"
             raise InputError(message, remedy="give one of them, or a --request-rate")
         concurrency, at_once = at_once, None
-    load = subject.load
-    if {"num_prompts", "request_rate", "goodput", "max_concurrency"} & options.keys() or options.get(
-        "burstiness", 1.0
-    ) != 1.0:
-        load = Load(
-            options.get("num_prompts"), options.get("request_rate"), options.get("burstiness", 1.0), at_once,
-            limits_named(options.get("goodput", ())),
-        )  # fmt: skip
+    load = _load(subject.load, options, at_once)
     question = Question(
         source.ir, card, engine, settings, None if context == -1 else context, concurrency,
         options.get("input_tokens", subject.input_tokens), options.get("output_tokens", subject.output_tokens), load,
@@ -262,6 +255,23 @@ def _question(subject: Subject, options: Options, cards: Cards) -> tuple[Questio
         options.get("kv_cache_dtype") or subject.kv_cache_dtype or "auto", source.as_stored, longest, subject.refused,
     )  # fmt: skip
     return question, notes
+
+
+def _load(below: Load, options: Options, at_once: int | None) -> Load:
+    """How requests come by the options: a new load where one of them says so, of requests that are as they were."""
+    load = below
+    if {"num_prompts", "request_rate", "goodput", "max_concurrency"} & options.keys() or options.get(
+        "burstiness", 1.0
+    ) != 1.0:
+        load = replace(
+            load, requests=options.get("num_prompts"), rate=options.get("request_rate"), burstiness=options.get("burstiness", 1.0),
+            at_once=at_once, limits=limits_named(options.get("goodput", ())), trace=None,
+        )  # fmt: skip
+    if "input_tokens" in options:
+        load = replace(load, input_p95=None, trace=None)
+    if "output_tokens" in options:
+        load = replace(load, output_p95=None, trace=None)
+    return replace(load, pictures=0, picture_tokens=0) if "model" in options else load
 
 
 def _settings(subject: Subject, options: Options, cards: Cards) -> tuple[Settings, tuple[str, ...]]:

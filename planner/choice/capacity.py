@@ -108,6 +108,15 @@ def capacity(estimate: MemoryEstimate, sequences: int, workload: Workload, repli
     return Capacity(estimate.bytes_per_request, longest, clients, running, room, replicas)
 
 
+def in_use(
+    engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload
+) -> tuple[MemoryEstimate, Capacity]:
+    """Return the memory that settings give a model, and how its cache serves a workload."""
+    memory = engine.memory(ir, gpu, settings, workload)
+    sequences = engine.scheduler(gpu, settings, workload).sequences
+    return memory, capacity(memory, sequences, workload, settings.parallel.dp)
+
+
 def running_at_once(estimate: MemoryEstimate) -> int:
     """Return the requests that surely run at once (by the lower end of the cache), whatever is asked; 0 where one longest does not fit."""
     left = estimate.memory.kv_cache.low

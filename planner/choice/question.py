@@ -29,13 +29,30 @@ _PARALLEL = tuple(field.name for field in fields(Parallel))
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How requests come, where they are no closed loop of as many as steady figures take (fields of `Workload`)."""
+    """How requests come and what they are, beside their number and mean lengths (fields of `Workload`); by default a closed loop of as many
+    as steady figures take.
+    """
 
     requests: int | None = None
     rate: float | None = None
     burstiness: float = 1.0
     at_once: int | None = None
     limits: tuple[Limit, ...] = ()
+    input_p95: int | None = None
+    output_p95: int | None = None
+    shared_prefix: int = 0
+    trace: tuple[tuple[float, int, int], ...] | None = None
+    pictures: int = 0
+    picture_tokens: int = 0
+
+    @classmethod
+    def of(cls, workload: Workload) -> Load:
+        """Return what a workload says of it."""
+        return cls(**{each.name: getattr(workload, each.name) for each in fields(cls)})
+
+    def laid_over(self, workload: Workload) -> Workload:
+        """Return a workload with these fields."""
+        return replace(workload, **{each.name: getattr(self, each.name) for each in fields(self)})
 
 
 #: A limit in vLLM's words.
@@ -115,11 +132,7 @@ class Question:
         taken, written = self.input_tokens or 512, self.output_tokens or 128
         if self.context is not None and self.input_tokens is None:
             taken, written = max(1, min(512, self.context - 1)), max(1, min(128, self.context // 2))
-        load = self.load
-        return Workload(
-            self.context or self.model.max_context, self.concurrency, taken, written, requests=load.requests, rate=load.rate,
-            burstiness=load.burstiness, at_once=load.at_once, limits=load.limits,
-        )  # fmt: skip
+        return self.load.laid_over(Workload(self.context or self.model.max_context, self.concurrency, taken, written))
 
     def changed(self, options: Mapping[str, Any]) -> Question:
         """Return the question with options of `check` at other values, by their names there (`gpus` follows from the degrees)."""
@@ -140,13 +153,24 @@ class Question:
                 own[name] = value
         return replace(self, settings=replace(settings, parallel=parallel), **own)
 
+    @property
+    def _longest_request(self) -> int:
+        """Tokens of a request, as far as its length is asked."""
+        return (self.input_tokens or 0) + (self.output_tokens or 0)
+
     def refuse_contradictions(self) -> None:
         """Raise InputError for options that cannot hold together: requests longer than the context, gaps of arrivals that have no rate."""
-        taken, written = self.input_tokens or 0, self.output_tokens or 0
-        if self.context is not None and taken + written > self.context:
+        asked, own = self._longest_request, self.model.max_context
+        if self.context is None and 0 < own < asked:
+            raise InputError(
+                f"requests of {asked:,} tokens exceed the context of {self.model.name}, which is {own:,}",
+                remedy="shorter requests, or a model with a longer context",
+            )
+        if self.context is not None and asked > self.context:
+            taken, written = self.input_tokens or 0, self.output_tokens or 0
             raise InputError(
                 f"requests of {taken:,} + {written:,} tokens exceed the context of {self.context:,}",
-                remedy=f"--context {taken + written} or more, or shorter requests",
+                remedy=f"--context {asked} or more, or shorter requests",
             )
         if self.load.burstiness != 1.0 and self.load.rate is None:
             raise InputError(
@@ -164,7 +188,8 @@ class Question:
         asked = None if load.concurrency is None else math.ceil(load.concurrency / replicas)
         memory = self.engine.memory(ir, self.gpu, self.settings, replace(load, concurrency=asked))
         if self.longest and not memory.starts and 0 < memory.kv.max_context < load.context:
-            return replace(self, context=memory.kv.max_context, longest=False).outcome()
+            shorter = max(memory.kv.max_context, self._longest_request)
+            return replace(self, context=shorter, longest=False).outcome()
         sequences = self.engine.scheduler(self.gpu, self.settings, load).sequences
         used = capacity(memory, sequences, load, replicas) if asked and lengths else None
         against = _of_each(memory.reasons, replicas) if used is None else short_of(memory, used, load)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
@@ -153,7 +153,7 @@ def search(
         space, archived, verdicts = [*space, *added], (), (*verdicts, *map(judge_design, added))
     if not space:
         raise nothing_to_weigh(spec, gpu)
-    decision, verdicts = decide(spec, gpu, rule, verdicts)
+    decision, verdicts = decide(spec, gpu, rule, verdicts, judge_design.others)
     feasible = [v for v in verdicts if v.feasible]
     rejected = [v for v in verdicts if not v.feasible]
     searched = sum(design.stands_for for design in space)
@@ -223,6 +223,7 @@ class Judge:
         self._workload, self._card_bytes = workload_of(spec), gpu.memory_bytes.value
         self._chains: dict[tuple[object, tuple[Pass, ...]], _Made] = {}
         self._last: tuple[Design, _Made] | None = None
+        self._others: dict[Candidate, list[Verdict]] = {}
 
     def __call__(self, design: Design) -> Verdict:
         """The best of a design's candidates by the rule: of those that meet the goals, else the nearest to them."""
@@ -261,7 +262,14 @@ class Judge:
         """The best of a design's verdicts: of those that meet the goals by the rule, else the nearest to them."""
         feasible = [v for v in verdicts if v.feasible]
         decided = Rule(self._spec.goals, self._gpu, engine_named=True).decide(feasible)
-        return min(verdicts, key=lambda v: v.distance) if decided is None else decided.chosen
+        if decided is None:
+            return min(verdicts, key=lambda v: v.distance)
+        self._others[decided.chosen.candidate] = [v for v in feasible if v is not decided.chosen]
+        return decided.chosen
+
+    def others(self, verdict: Verdict) -> list[Verdict]:
+        """List the other candidates of a design that meet the goals by the formula, where `verdict` is its best."""
+        return self._others.pop(verdict.candidate, [])
 
     def _loads(self, design: Design) -> Iterator[Verdict]:
         """Verdicts with so many clients as run at once: as many as the spec says, else from what surely fits down to where all together are
@@ -342,9 +350,7 @@ class Judge:
             workload = cache.loaded(engine, ir, self._gpu, settings, workload)
         changed = _changed(design.settings[0], settings)
         candidate = Candidate(design.engine, design.passes, settings, changed, design.published)
-        memory = engine.memory(ir, self._gpu, settings, workload)
-        sequences = engine.scheduler(self._gpu, settings, workload).sequences
-        capacity = cache.capacity(memory, sequences, workload, settings.parallel.dp)
+        memory, capacity = cache.in_use(engine, ir, self._gpu, settings, workload)
         memory = replace(memory, memory=cache.as_used(memory.memory, capacity.needed_bytes))
         reasons = (*illegal, *cache.reasons(memory, capacity, workload))
         verdict = Verdict(candidate, ir, memory, capacity, None, quality, (), reasons, memory.notes)
@@ -442,20 +448,28 @@ def _in_flight(spec: Spec, gpu: Gpu, verdict: Verdict, speed: SpeedEstimate) -> 
 
 
 def decide(
-    spec: Spec, gpu: Gpu, rule: Rule, verdicts: Sequence[Verdict]
+    spec: Spec,
+    gpu: Gpu,
+    rule: Rule,
+    verdicts: Sequence[Verdict],
+    others: Callable[[Verdict], list[Verdict]] = lambda verdict: [],
 ) -> tuple[Decision | None, tuple[Verdict, ...]]:
-    """Choose among verdicts by the rule, the chosen one simulated. Returns the decision, and the verdicts as they are known then."""
+    """Choose among verdicts by the rule, the chosen one simulated. Returns the decision, and the verdicts as they are known then.
+
+    `others`: what else of a verdict's design meets the goals by the formula. It is weighed again where the design's best is simulated: that
+    was its best by the formula.
+    """
     known = list(verdicts)
     if spec.goals.asks_speed and not any(v.feasible for v in known):
         near = sorted((v for v in known if _near(v)), key=lambda v: v.distance)[:_NEAREST]
         known = [served(spec, gpu, v) if any(v is each for each in near) else v for v in known]
     percentile = any(limit.statistic != MEAN for limit in limits_of(spec.goals))
     decision, tried = rule.decide([v for v in known if v.feasible]), 0
-    for _ in known:
-        if decision is None or decision.chosen.served is not None or (tried >= _MOST and not percentile):
-            break
+    while decision is not None and decision.chosen.served is None and (tried < _MOST or percentile):
         chosen, tried = decision.chosen, tried + 1
-        known = [served(spec, gpu, v) if v is chosen else v for v in known]
+        simulated = served(spec, gpu, chosen)
+        known = [simulated if v is chosen else v for v in known]
+        known += others(chosen)
         decision = rule.decide([v for v in known if v.feasible])
     return decision, tuple(known)
 

@@ -7,10 +7,12 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from passes.errors import InputError
 from planner.cli.encoding import json_line
 
 if TYPE_CHECKING:
@@ -96,6 +98,13 @@ def screen(as_json: bool = False) -> Console:
 def emit(document: Any) -> None:
     """Print a document as one line of JSON."""
     sys.stdout.write(json_line(document, sys.stdout))
+
+
+def sparing(read: Path, output: Path) -> Path:
+    """Return where a command writes. Raises InputError where that is what it reads, which would be lost."""
+    if output.resolve() == read.resolve():
+        raise InputError(f"{output} is what is read, and would be lost", remedy="name another file with -o")
+    return output
 
 
 def say_unused_cards(device: str) -> None:

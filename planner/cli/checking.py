@@ -12,11 +12,11 @@ from planner.cli.app import Json, above_zero, app, emit, finite, screen
 
 
 def number(text: str | int) -> int:
-    """Return a count as vLLM reads it: `32768`, `32k`, `32K`; `auto` as -1. Raises typer.BadParameter for what is none."""
-    from targets.engines.vllm.arguments.numbers import AUTO, whole_number
+    """Return a count as vLLM reads it: `32768`, `32k`, `32K`. Raises typer.BadParameter for what is none."""
+    from targets.engines.vllm.arguments.numbers import whole_number
 
-    if isinstance(text, int) or text in AUTO:
-        return -1 if text in AUTO else int(text)
+    if isinstance(text, int):
+        return text
     try:
         value = whole_number(text, "it")
     except InputError as error:
@@ -35,9 +35,15 @@ def counted(text: str | int) -> int:
 
 
 def tokens(text: str | int) -> int:
-    """Return a length: `32768`, `32k` for as many; `auto` (the longest context that fits) as -1. Raises typer.BadParameter."""
-    value = number(text.replace("k", "K") if isinstance(text, str) else text)
-    return value if value == -1 else counted(value)
+    """Return a number of tokens: `32768`, `32k` (32,768). Raises typer.BadParameter for what is none."""
+    return counted(text.replace("k", "K") if isinstance(text, str) else text)
+
+
+def longest(text: str | int) -> int:
+    """Return the tokens of the longest sequence; -1 for `auto`, the longest that fits. Raises typer.BadParameter for what is none."""
+    from targets.engines.vllm.arguments.numbers import AUTO
+
+    return -1 if str(text) in AUTO else tokens(text)
 
 
 def amount(text: str) -> int:
@@ -82,7 +88,7 @@ def check(
     context: Annotated[
         int | None,
         typer.Option(
-            parser=tokens,
+            parser=longest,
             metavar="N",
             help="Longest sequence: 32768, 32k, auto for what fits; default: the model's own. (--max-model-len 32k is vLLM's: 32,000.)",
         ),

@@ -13,7 +13,7 @@ import typer
 from passes.errors import InputError
 from passes.ir.fields import LARGEST
 from passes.steps.drawing import Drawing, drawn
-from planner.cli.app import Device, Json, app, emit, finite, grouped, say_unused_cards, screen
+from planner.cli.app import Device, Json, app, emit, finite, grouped, say_unused_cards, screen, sparing
 
 
 @app.command()
@@ -36,12 +36,12 @@ def plan(
     from planner.plan.make import plan as run
     from planner.plan.saved import save
 
+    path = sparing(spec, output or Path(f"{spec.stem}.plan.json"))
     folder = (work or Path(f".{spec.stem}.measured")) if measure else None
     if measure:
         say_unused_cards(device)
     with shown(screen(True)) as progress:
         made = run(spec, measure=folder, progress=progress, device=device)
-    path = output or Path(f"{spec.stem}.plan.json")
     if made.feasible:
         save(made.document, path)
     if as_json:
@@ -347,9 +347,10 @@ def launch(
     single = len(files) == 1 and output.suffix and not output.is_dir()
     if single:
         files, output = (replace(files[0], path=output.name),), output.parent
+    places = [sparing(what, output / file.path) for file in files]
     write_files(output, files)
-    for file in files:
-        screen().print(f"  Wrote {output / file.path}")
+    for place in places:
+        screen().print(f"  Wrote {place}")
 
 
 #: A served model, as `planner.calibrate.Server` has it.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from planner.cli.app import app, screen
+from planner.cli.app import app, screen, sparing
 
 
 @app.command()
@@ -25,7 +25,8 @@ def report(
     from planner.report.view import view
 
     subject = what or find_plan(Path())
-    path = output or subject.with_name(f"{subject.resolve().name.removesuffix('.json')}.html")
+    named = subject if subject.name.strip(".") else subject.resolve()  # `.` and `..` have no name of their own
+    path = sparing(subject, output or named.with_name(f"{named.name.removesuffix('.json')}.html"))
     written = page(view(facts_of(subject)))
     write_text(path, written)
     screen().print(f"  Wrote {path} ({len(written.encode()) / 1024:,.0f} KiB). Open it in a browser.")

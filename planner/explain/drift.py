@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from planner.choice import capacity
+from planner.choice.capacity import in_use, reasons
 from planner.plan.codec import FORMAT_VERSION
 from planner.plan.opened import Opened
 from planner.plan.stated import StatedReason, stated
@@ -90,16 +90,15 @@ def _against(planned: VersionDrift, there: VersionDrift) -> VersionDrift:
 
 
 def _under(plan: Opened, version: str | None) -> VersionDrift:
-    """The plan's own settings, checkpoint and load under a version."""
+    """The plan's own settings, checkpoint and load under a version; its requests take the cache as they did when it was chosen."""
     chosen, gpu = plan.document.decision, plan.gpu
     engine, workload = find_engine(chosen.engine.name), plan.spec.workload.asked
+    if chosen.capacity is not None:
+        workload = replace(workload, concurrency=chosen.capacity.clients)
     settings = replace(chosen.settings.settings, version=version, reserve_bytes=plan.spec.target.reserve)
     ir = plan.ir
-    load = capacity.loaded(engine, ir, gpu, settings, workload)
-    estimate = engine.memory(ir, gpu, settings, load)
-    sequences = engine.scheduler(gpu, settings, load).sequences
-    needs = capacity.capacity(estimate, sequences, load, settings.parallel.dp)
-    refused = (*engine.illegal(ir, gpu, settings), *capacity.reasons(estimate, needs, load))
+    estimate, used = in_use(engine, ir, gpu, settings, workload)
+    refused = (*engine.illegal(ir, gpu, settings), *reasons(estimate, used, workload))
     memory, kv = estimate.memory, estimate.kv
     newer = tuple(note for note in estimate.notes if "newer than" in note)
     figures = (
@@ -115,7 +114,13 @@ def _under(plan: Opened, version: str | None) -> VersionDrift:
     )
     own = engine.by_itself(ir, gpu, settings, workload)
     return VersionDrift(
-        version or "newest", not newer, not refused, tuple(map(stated, refused)), figures, own, notes=estimate.notes
+        version or "newest",
+        not newer,
+        not refused and estimate.starts,
+        tuple(map(stated, refused)),
+        figures,
+        own,
+        notes=estimate.notes,
     )
 
 

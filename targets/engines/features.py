@@ -39,6 +39,7 @@ class Features:
     """Everything off or at the engine's default, unless asked.
 
     `offload_bytes`: of weights kept in the machine's memory, each rank. `text_only`: encoders of pictures and sound are not loaded;
+    `media`: how many items of a kind (`image`, `video`, `audio`) a request may have, of kinds that are limited;
     `profiles_media`: they run in the profile run; `whole_encoders`: each rank holds them whole. `prefix_caching`: None, the engine's
     default. `graphs`: False captures none; `largest_graph`: the most tokens of a captured one. `cache_blocks`: of the cache, whatever
     the memory. `context_parallel`: ranks over which the tokens of the cache are spread. `state_bytes`, `convolution_bytes`: of an
@@ -49,6 +50,7 @@ class Features:
     drafting: Drafting | None = None
     offload_bytes: int = 0
     text_only: bool = False
+    media: tuple[tuple[str, int], ...] = ()
     profiles_media: bool = True
     whole_encoders: bool = False
     prefix_caching: bool | None = None
@@ -59,6 +61,12 @@ class Features:
     state_bytes: int | None = None
     convolution_bytes: int | None = None
     pools: bool = False
+
+    @property
+    def pictures(self) -> int:
+        """Pictures of a request at most, where their number is limited and no videos are let in; else 0."""
+        media = dict(self.media)
+        return media.get("image", 0) if media.get("video") == 0 else 0
 
 
 #: A server that is asked for nothing besides.

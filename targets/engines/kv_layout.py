@@ -74,15 +74,10 @@ class Layout:
         return blocks // len(self.groups) * self.settings.block_size
 
     def longest(self, available_bytes: float, limit: int) -> int:
-        """Return the longest context that one request may have (0: none): the tokens of all blocks where layers keep every one, else by
-        bisection as the engine does.
-        """
+        """Return the longest context that one request may have (0: none), by bisection as the engine does."""
         if self.starts(available_bytes, limit):
             return limit
-        if len(self.groups) == 1 and self.groups[0][0].grows:
-            reserved = self.block_bytes if self.rules.null_block else 0
-            return self.blocks(available_bytes - reserved) * self.groups[0][0].block_size
-        low, high = 0, limit - 1
+        low, high = 0, limit - 1 if self.starts(available_bytes, 1) else 0
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.starts(available_bytes, middle) else (low, middle - 1)

@@ -136,6 +136,55 @@ def test_lengths_are_read_as_people_write_them(optimize: Any, text: str, context
     assert check(optimize, "--model", "llama-3.1-8b", "--gpu", "H100", "--context", text)[1]["context"] == context
 
 
+@pytest.mark.parametrize("option", ["--input-tokens", "--concurrency", "--kv-cache-memory"])
+def test_only_a_context_is_found_by_itself(optimize: Any, option: str) -> None:
+    code, _, err = optimize("check", "--model", "Qwen/Qwen3-8B", "--gpu", "L4", option, "auto")
+    assert code == 2 and option in err and "no whole number" in err
+
+
+def test_requests_longer_than_the_models_context_are_refused(optimize: Any) -> None:
+    code, _, err = optimize("check", "--model", "Qwen/Qwen3-8B", "--gpu", "H100", "--input-tokens", "100000")
+    assert code == 2 and "40,960" in err
+
+
+def test_a_context_that_is_found_holds_the_requests(optimize: Any) -> None:
+    """The longest that fits on this card is 22,976: a server of that would refuse them."""
+    options = ("--model", "Qwen/Qwen3-8B", "--gpu", "L4", "--context", "auto", "--input-tokens", "30000")
+    code, document = check(optimize, *options)
+    assert code == 3 and not document["fits"] and document["context"] == 30000
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--max-model-len", "0"), ("--tensor-parallel-size", "0"), ("--max-num-seqs", "99999999999999999999"), ("--block-size", "0"),
+        ("--cpu-offload-gb", "-3"), ("--num-gpu-blocks-override", "0"), ("--max-lora-rank", "0"), ("--cuda-graph-sizes", "0"),
+        ("--compilation-config", '{"cudagraph_capture_sizes": [0]}'), ("--compilation-config", '{"max_cudagraph_capture_size": "x"}'),
+        ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 0}'),
+    ],
+)  # fmt: skip
+def test_figures_that_the_server_refuses_are_refused(optimize: Any, flag: str, value: str) -> None:
+    lora = ("--enable-lora",) if "lora" in flag else ()
+    code, _, err = optimize("check", "--gpu", "L4", "--", "vllm", "serve", "Qwen/Qwen3-8B", *lora, flag, value)
+    assert code == 2 and flag in err and ("out of range" in err or "no whole number" in err)
+
+
+def test_a_quote_that_is_left_open_is_told(optimize: Any) -> None:
+    code, _, err = optimize("check", "--gpu", "L4", "--", "vllm serve Qwen/Qwen3-8B 'open")
+    assert code == 2 and "close every quote" in err
+
+
+@pytest.mark.parametrize(("degrees", "spread", "legal"), [(1, 3, False), (8, 4, False), (16, 2, True), (16, 8, False)])
+def test_tokens_are_spread_over_ranks_that_hold_the_same_heads(
+    optimize: Any, degrees: int, spread: int, legal: bool
+) -> None:
+    """Qwen3-8B has eight heads of keys and values: sixteen ranks hold each twice."""
+    flags = ("-tp", degrees, "--decode-context-parallel-size", spread)
+    code, out, _ = optimize("check", "--gpu", "16xL4", "--json", "--", "vllm", "serve", "Qwen/Qwen3-8B", *flags)
+    codes = {reason["code"] for reason in json.loads(out)["reasons"]}
+    assert ("context_parallel_does_not_divide" not in codes) is legal and (code == 0) is legal
+
+
 def test_the_longest_context_that_fits_is_taken(optimize: Any) -> None:
     code, document = check(optimize, "--model", "llama-3.1-8b", "--gpu", "RTX 4090", "--context", "auto")
     assert code == 0
@@ -159,6 +208,21 @@ def test_overrides_change_the_model(optimize: Any) -> None:
     assert not any("needs YaRN" in note for note in document["notes"])
 
 
+def test_yarn_alone_makes_a_context_longer(optimize: Any) -> None:
+    yarn = '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}'
+    flags = (
+        "--rope-scaling",
+        yarn,
+        "--max-model-len",
+        "131072",
+        "--chat-template",
+        "{% for each in messages %}{% endfor %}",
+    )
+    code, out, _ = optimize("check", "--gpu", "H100", "--json", "--", "vllm", "serve", "Qwen/Qwen3-8B", *flags)
+    assert code == 0
+    assert not any("needs YaRN" in note for note in json.loads(out)["notes"])
+
+
 def test_a_spec_is_checked_with_its_goals(optimize: Any) -> None:
     code, document = check(optimize, ROOT / "examples" / "qwen2.5-32b-rtx4090.yaml")
     assert code == 3
@@ -176,6 +240,25 @@ def test_a_plan_is_checked_as_it_chose(optimize: Any, tmp_path: Path) -> None:
     code, document = check(optimize, plan)
     assert (code, document["engine"]) == (0, "vllm")
     assert document["memory"]["weights"] == json.loads(plan.read_text())["chosen"]["memory"]["weights"]
+
+
+def test_a_plan_is_checked_with_the_requests_it_was_made_for(optimize: Any, tmp_path: Path) -> None:
+    """Pictures move the profile run, a shared prefix moves TTFT: both are the plan's, and the launch files' limit says the same."""
+    spec, plan, model = tmp_path / "a.yaml", tmp_path / "a.plan.json", "Qwen/Qwen2.5-VL-7B-Instruct"
+    spec.write_text(
+        f"model: {model}\ntarget: {{ gpu: A100 80GB }}\nengine: vllm\npasses: {{ quantize: forbid, kv_cache: [auto] }}\n"
+        "workload: { context: 32768, concurrency: 1, input_tokens: { mean: 1000, p95: 2000 }, output_tokens: 200, shared_prefix: 50%, "
+        "images: { count: 2, tokens: 1000 } }\n"
+    )
+    assert optimize("plan", spec, "-o", plan)[0] == 0
+    planned = json.loads(plan.read_text())["chosen"]
+    for asked in (spec, plan):
+        _, document = check(optimize, asked)
+        assert document["memory"]["activations"] == planned["memory"]["activations"]
+        assert document["speed"]["ttft_p95_ms"] == planned["speed"]["ttft_p95_ms"]
+    limit = ("--limit-mm-per-prompt", '{"image": 2, "video": 0}', "--max-model-len", "32768")
+    _, out, _ = optimize("check", "--gpu", "A100 80GB", "--json", "--", "vllm", "serve", model, *limit)
+    assert json.loads(out)["memory"]["activations"] == planned["memory"]["activations"]
 
 
 def test_how_sure_it_must_be_is_kept(optimize: Any) -> None:

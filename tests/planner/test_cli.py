@@ -165,3 +165,18 @@ def test_an_unknown_architecture_fails_closed(optimize: Any, tmp_path: Path) -> 
     code, _, err = optimize("check", "--model", tmp_path, "--gpu", "RTX 4090")
     assert code == 2
     assert "novel" in err.lower() and "Traceback" not in err
+
+
+def test_no_command_writes_over_what_it_reads(optimize: Any, tmp_path: Path) -> None:
+    spec, plan = tmp_path / "a.yaml", tmp_path / "a.plan.json"
+    spec.write_text("model: llama-3.1-8b\ntarget: { gpu: rtx-4090 }\npasses: { quantize: forbid }\n")
+    assert optimize("plan", spec, "-o", plan)[0] == 0
+    before = spec.read_bytes(), plan.read_bytes()
+    for command in (
+        ("plan", spec, "-o", spec),
+        ("report", plan, "-o", plan),
+        ("launch", plan, "--target", "compose", "-o", plan),
+    ):
+        code, _, err = optimize(*command)
+        assert code == 2 and "would be lost" in err
+    assert before == (spec.read_bytes(), plan.read_bytes())

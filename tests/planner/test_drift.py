@@ -45,6 +45,15 @@ def test_the_plans_own_version_changes_nothing_and_has_the_plans_figures(made: O
     assert document.planned.figure("KV tokens").value == made.document.decision.kv_cache.tokens
 
 
+def test_requests_shorter_than_the_context_are_counted_as_the_plan_counted_them(tmp_path: Path) -> None:
+    """Sixteen requests of 1,200 tokens fit a cache that holds no two of the whole context."""
+    load = "{ context: 32768, concurrency: 16, input_tokens: 1000, output_tokens: 200 }"
+    spec = _SPEC.replace("{ context: 8192, concurrency: 4 }", load)
+    document = drift(saved(tmp_path, spec), ["0.19"])
+    assert document.planned.figure("requests at full context").value.value < 16
+    assert document.planned.fits and document.fits and document.versions[0].refused == ()
+
+
 def test_an_upgrade_changes_the_share_the_graphs_and_the_runner(made: Opened) -> None:
     """0.20 raised the default share to 0.92 and takes graphs from the cache's memory; V2 runs dense models from 0.25."""
     document = drift(made, ["0.29"])
@@ -63,6 +72,13 @@ def test_all_is_every_version_that_is_known(made: Opened) -> None:
 def test_a_version_that_is_not_known_yet_says_so(made: Opened) -> None:
     [there] = drift(made, ["0.99"]).versions
     assert not there.known and any("newer than" in note for note in there.notes)
+
+
+def test_the_newest_behaviour_holds_for_every_later_version(tmp_path: Path) -> None:
+    """No fact of an engine ends at a number that a version may reach."""
+    fp8 = _SPEC.replace("kv_cache: [auto]", "kv_cache: [fp8]")
+    [there] = drift(saved(tmp_path, fp8), ["99.1"]).versions
+    assert there.refused == () and any("99.1" in note for note in there.notes)
 
 
 def test_a_format_that_a_version_refuses_is_told(tmp_path: Path) -> None:

@@ -83,6 +83,13 @@ def test_less_of_the_card_is_taken_at_its_word(check: Any) -> None:
     assert code == 0
 
 
+def test_a_cache_of_so_many_bytes_is_asked_for_whole(check: Any) -> None:
+    """The engine takes what it is told, not what one request of this context would need of it."""
+    bytes_ = ("--kv-cache-memory", 5 * GIB)
+    assert check([rtx4090(free=19 * GIB)], *MODEL, *bytes_)[0] == 3
+    assert check([rtx4090()], *MODEL, *bytes_)[0] == 0
+
+
 def test_cards_that_are_not_there_are_said(check: Any) -> None:
     code, document = check([h100()], *MODEL, "--tp", "2")
     assert (code, codes(document)[0]) == (3, "too_few_cards")

@@ -22,7 +22,7 @@ from planner.choice.alternatives import best
 from planner.choice.bits import fewest_bits, most_bits
 from planner.choice.goals import Goal
 from planner.choice.published import description, published_quality
-from planner.choice.search import SearchResult, complete, rule_of, search, target_gpu
+from planner.choice.search import SearchResult, complete, decide, rule_of, search, target_gpu
 from planner.choice.space import settings_options, workload_of
 from planner.choice.verdict import Candidate, GoalResult, Verdict
 from planner.plan.make import plan
@@ -237,6 +237,19 @@ def test_the_choice_is_that_of_a_brute_force_search_for_every_preference(gpu: st
         assert result.chosen.candidate == optimum.chosen.candidate, prefer
         alone = best(preferring, ir)
         assert alone is not None and alone.candidate == result.chosen.candidate
+
+
+def test_a_choice_whose_simulation_misses_a_goal_is_replaced_as_a_brute_force_would() -> None:
+    """Where formula and simulation part, the other settings of a design are tried as well as other designs."""
+    spec = parse_spec(
+        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-3060 }\nengine: vllm\nworkload: { context: 4096, concurrency: 40 }\n"
+        "goals: { ttft: 1200 ms, quality: { max_kl: 0.3 } }\n"
+    )
+    ir, gpu = open_model(spec.model).ir, target_gpu(spec)
+    optimum, _ = decide(spec, gpu, rule_of(spec, ir, gpu), brute_force(spec, ir))
+    chosen = search(spec, ir).chosen
+    assert chosen is not None and optimum is not None
+    assert chosen.candidate == optimum.chosen.candidate
 
 
 @lru_cache(maxsize=8)

@@ -94,6 +94,8 @@ class ExLlamaV2DynamicGenerator:
                 results[-1] |= {"new_tokens": job.made, "full_completion": "words"}
         return results
 """
+#: What `apply` writes to start TabbyAPI, as the tests of launch files hold it.
+_SCRIPT = Path(__file__).parents[1] / "launch" / "golden" / "exllamav2" / "run.sh"
 _LOAD = Load(32, 12, 4, 16)
 #: Tokens of cache that fit.
 _FITS = 87_000
@@ -205,10 +207,9 @@ def test_its_python_is_named_as_for_its_converter(tmp_path: Path, monkeypatch: p
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, asked: VerifyRequest) -> Path:
+def checkout(tmp_path: Path, asked: VerifyRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout of a server that takes TabbyAPI's arguments, which the real launch script starts."""
-    from targets.engines.exllama.launch import _RUN
-
+    monkeypatch.setenv("TIGHTFIT_CHECK", "0")
     folder = tmp_path / "tabbyAPI"
     folder.mkdir()
     (folder / "main.py").write_text(
@@ -216,7 +217,7 @@ def checkout(tmp_path: Path, asked: VerifyRequest) -> Path:
         "assert sys.argv[-2:] == ['--disable-auth', 'true'] and '--model-name' in sys.argv, sys.argv\n"
         f"os.execv(sys.executable, [sys.executable, {str(FAKE)!r}, sys.argv[sys.argv.index('--port') + 1]])\n"
     )
-    (asked.launch / "run.sh").write_text(_RUN.replace("@PORT@", "5000"))
+    (asked.launch / "run.sh").write_text(_SCRIPT.read_text())
     return folder
 
 

@@ -203,11 +203,12 @@ def test_every_engine_answers_illegal_combinations_too() -> None:
 def test_the_longest_context_starts_and_one_token_more_does_not(model: str, version: str | None) -> None:
     rules, _ = rules_for(version)
     states = tuple((block.state, count) for block, count in open_model(model).ir.decoder.counts)
-    layout = build_layout(states, CacheSettings(16, 2, 2, 1, 2048), rules)
-    for available in (0.0, 1e5, 1e8, 1.5e9, 1e12):
-        longest = layout.longest(available, 1 << 20)
-        assert longest == 0 or layout.starts(available, longest)
-        assert longest == 1 << 20 or not layout.starts(available, longest + 1)
+    for spread in (1, 2):
+        layout = build_layout(states, CacheSettings(16, 2, 2, 1, 2048, context_parallel=spread), rules)
+        for available in (0.0, 1e5, 1e8, 1.5e9, 1e12):
+            longest = layout.longest(available, 1 << 20)
+            assert longest == 0 or layout.starts(available, longest)
+            assert longest == 1 << 20 or not layout.starts(available, longest + 1)
 
 
 @pytest.mark.parametrize("name", ENGINE_NAMES)

@@ -78,6 +78,14 @@ def test_encoders_are_left_out_or_held_whole() -> None:
     assert memory(model, profiles_media=False).memory.activations.value < memory(model).memory.activations.value
 
 
+def test_encoders_go_when_nothing_is_let_in_that_they_read() -> None:
+    """A kind that no limit names is let in: Qwen2.5-VL takes videos too, Gemma 3 pictures alone."""
+    qwen, gemma = "Qwen/Qwen2.5-VL-7B-Instruct", "google/gemma-3-12b-it"
+    none = (("image", 0), ("video", 0))
+    assert weights(qwen, media=none) == weights(qwen, text_only=True) < weights(qwen, media=none[:1]) == weights(qwen)
+    assert weights(gemma, media=none[:1]) == weights(gemma, text_only=True) < weights(gemma)
+
+
 def test_graphs_are_left_out_or_fewer() -> None:
     assert memory(LLAMA, graphs=False).memory.cuda_graphs.value == 0
     assert memory(LLAMA, largest_graph=64).memory.cuda_graphs.value < memory(LLAMA).memory.cuda_graphs.value

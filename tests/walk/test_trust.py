@@ -78,6 +78,13 @@ def test_each_change_is_named(folder: Path, optimize: Any, name: str) -> None:  
     assert [each["file"] for each in report["damage"]] == [target.relative_to(result).as_posix()]
 
 
+def test_a_list_that_is_gone_proves_nothing(folder: Path, optimize: Any) -> None:  # noqa: F811
+    (folder / "made" / "manifest.json").unlink()
+    code, out, _ = optimize("verify", "--offline", folder / "made")
+    assert code == 4 and "manifest.json is missing" in out
+    assert optimize("show", folder / "made")[0] == 0
+
+
 def test_a_result_is_checked_where_it_lies(folder: Path, optimize: Any) -> None:  # noqa: F811
     code, out, _ = optimize("check", folder / "made", "--gpu", "RTX 4090", "--json")
     document = json.loads(out)

@@ -13,6 +13,7 @@ from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import ESCAPE, Config
 from passes.ir.architectures.draft import Description, Names, with_head
 from passes.ir.architectures.parts import Maker, stored_names
+from passes.ir.fields import LARGEST
 from passes.ir.heads import Head, headed
 from passes.ir.model import ModelIR
 
@@ -150,6 +151,16 @@ def _stored_names(m: Maker, names: Names) -> Names:
     return names
 
 
+def _longest_context(text: Config) -> int:
+    """Tokens of the longest sequence; with YaRN so many times those that it stretches (vLLM's `config/model.py`)."""
+    own = text.integer(*_CONTEXT, default=_NO_CONTEXT)
+    for rope in (text.inside(key, {}) for key in ("rope_parameters", "rope_scaling")):
+        if "yarn" in (rope.values.get("rope_type"), rope.values.get("type")):
+            stretched = rope.integer("original_max_position_embeddings", default=0)
+            own = max(own, min(LARGEST, int(stretched * (rope.number("factor", default=1.0) or 1.0))))
+    return own
+
+
 def build_ir(
     config: Mapping[str, Any], name: str, *, assume: str | None = None, stored: Iterable[Tensor] | None = None
 ) -> ModelIR:
@@ -182,7 +193,7 @@ def build_ir(
         dtype=dtype,
         hidden_size=text.integer("hidden_size", "n_embd", "d_model"),
         vocab_size=text.integer("vocab_size", "padded_vocab_size"),
-        max_context=text.integer(*_CONTEXT, default=_NO_CONTEXT),
+        max_context=_longest_context(text),
         stacks=description.stacks,
         outer=description.outer.linears,
         outer_tensors=description.outer.tensors,

@@ -89,7 +89,7 @@ def print_whole(console: Console, files: FilesReport) -> None:
     """Print whether a result's files are what was made, and which are not."""
     for each in files.damage:
         console.print(f"  [red]✗[/] {escape(each.message)}", markup=True)
-    if files.digest is None:
+    if files.digest is None and files.holds:
         console.print("  files         no list of them: made by an older version", style="dim")
     elif files.holds:
         how = "in their sizes; `optimize verify --offline` reads them" if files.quick else "every byte"

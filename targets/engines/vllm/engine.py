@@ -57,7 +57,7 @@ from targets.engines.vllm.rules.legality import (
 )
 from targets.engines.vllm.rules.methods import method_reasons, plugin_note, wheel_reasons
 from targets.engines.vllm.rules.runner import has_states, subtracts_graphs, uses_v2_runner
-from targets.engines.vllm.rules.shards import shard_reasons
+from targets.engines.vllm.rules.shards import shard_reasons, spread_reasons
 from targets.engines.vllm.rules.versions import KNOWN_VERSIONS, MARLIN_PADDING, Rules, rules_for
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -162,6 +162,7 @@ class Vllm(Engine):
         reasons += expert_reasons(ir)
         reasons += fused_reasons(ir)
         reasons += [*shard_reasons(ir, settings.parallel), *stage_reasons(ir, settings.parallel.pp, rules)]
+        reasons += spread_reasons(ir, settings.parallel.tp, settings.features.context_parallel)
         reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
         reasons += [] if gpu.is_cpu else sparse_reasons(ir, gpu.capability or 0, rules)
         if settings.block_size is not None and settings.block_size % _BLOCK:
@@ -434,7 +435,7 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
         linked=(gpu.link_bytes_per_s or 0) >= _SWITCHED_LINK,
         integrated=activations.is_integrated(gpu),
         largest_graph=settings.features.largest_graph,
-        pictures=workload.pictures,
+        pictures=settings.features.pictures or workload.pictures,
     )
 
 

@@ -10,14 +10,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from passes.errors import InputError, Reason
+from passes.ir.fields import LARGEST
 from targets.engines.engine import Parallel, Settings
 from targets.engines.features import Adapters, Drafting, Features
 from targets.engines.vllm.arguments.command import ServeCommand
-from targets.engines.vllm.arguments.numbers import AUTO, real_number, whole_number
+from targets.engines.vllm.arguments.numbers import AUTO, count, real_number, whole_number
 from targets.engines.vllm.arguments.table import Flag, find_flag
 from targets.engines.vllm.rules.versions import parse_version
 
 _GIB = 1 << 30
+#: More bytes than any machine has.
+_MOST_BYTES = 1 << 50
 #: Flags that this module reads.
 COUNTED = frozenset({
     "model", "revision", "dtype", "quantization", "max-model-len", "tensor-parallel-size", "pipeline-parallel-size",
@@ -106,7 +109,7 @@ def asked(command: ServeCommand, version: str | None = None) -> Asked:
     return Asked(
         model=command.model,
         revision=read.text("revision"),
-        context=None if context is None or context in AUTO else whole_number(context, "--max-model-len"),
+        context=None if context is None or context in AUTO else read.count("max-model-len"),
         longest=context in AUTO,
         settings=_settings(read, version),
         weights=_online(read),
@@ -129,9 +132,9 @@ class _Reader:
         value = self._flags.get(name)
         return None if value is None else str(value)
 
-    def whole(self, name: str) -> int | None:
+    def count(self, name: str, most: int = LARGEST) -> int | None:
         text = self.text(name)
-        return None if text is None else whole_number(text, f"--{name}")
+        return None if text is None else count(text, f"--{name}", most)
 
     def real(self, name: str) -> float | None:
         text = self.text(name)
@@ -151,14 +154,17 @@ class _Reader:
             )
         return value
 
-    def numbers(self, name: str) -> tuple[int, ...]:
-        value = self._flags.get(name)
-        listed = value if isinstance(value, list) else [] if value is None else [value]
-        return tuple(whole_number(str(each), f"--{name}") for each in listed)
+    def counts(self, name: str) -> tuple[int, ...]:
+        return _counts(self._flags.get(name), f"--{name}")
+
+
+def _counts(value: Any, flag: str) -> tuple[int, ...]:
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(count(str(each), flag) for each in listed)
 
 
 def _settings(read: _Reader, version: str | None) -> Settings:
-    tp, pp, dp = (read.whole(f"{name}-parallel-size") or 1 for name in ("tensor", "pipeline", "data"))
+    tp, pp, dp = (read.count(f"{name}-parallel-size") or 1 for name in ("tensor", "pipeline", "data"))
     experts = tp * dp if read.switch("enable-expert-parallel") else 1
     share = read.real("gpu-memory-utilization")
     if share is not None and not 0 < share <= 1:
@@ -169,41 +175,56 @@ def _settings(read: _Reader, version: str | None) -> Settings:
         version=version,
         parallel=Parallel(tp, pp, dp, experts),
         gpu_memory_utilization=share,
-        max_num_seqs=read.whole("max-num-seqs"),
-        max_num_batched_tokens=read.whole("max-num-batched-tokens"),
+        max_num_seqs=read.count("max-num-seqs"),
+        max_num_batched_tokens=read.count("max-num-batched-tokens"),
         enforce_eager=bool(read.switch("enforce-eager")),
-        block_size=read.whole("block-size"),
-        kv_cache_memory_bytes=read.whole("kv-cache-memory-bytes"),
+        block_size=read.count("block-size"),
+        kv_cache_memory_bytes=read.count("kv-cache-memory-bytes", _MOST_BYTES),
         dtype=read.text("dtype"),
         features=_features(read),
     )
 
 
 def _features(read: _Reader) -> Features:
-    limits = read.mapping("limit-mm-per-prompt")
-    none_allowed = bool(limits) and all(_items(limit) == 0 for limit in limits.values())
     whole = read.text("mm-encoder-tp-mode") == "data" or bool(read.switch("enable-multimodal-encoder-data-parallel"))
     return Features(
         adapters=_adapters(read),
         drafting=_drafting(read),
-        offload_bytes=int((read.real("cpu-offload-gb") or 0.0) * _GIB),
-        text_only=bool(read.switch("language-model-only")) or none_allowed,
+        offload_bytes=_offloaded(read),
+        text_only=bool(read.switch("language-model-only")),
+        media=tuple((kind, _items(limit)) for kind, limit in _limits(read).items()),
         profiles_media=not read.switch("skip-mm-profiling"),
         whole_encoders=whole,
         prefix_caching=_caching(read),
         graphs=_graphs(read),
         largest_graph=_largest_graph(read),
-        cache_blocks=read.whole("num-gpu-blocks-override"),
-        context_parallel=read.whole("decode-context-parallel-size") or 1,
+        cache_blocks=read.count("num-gpu-blocks-override"),
+        context_parallel=read.count("decode-context-parallel-size") or 1,
         state_bytes=_BYTES.get(read.text("mamba-ssm-cache-dtype") or read.text("mamba-cache-dtype") or ""),
         convolution_bytes=_BYTES.get(read.text("mamba-cache-dtype") or ""),
         pools=_pools(read),
     )
 
 
+def _offloaded(read: _Reader) -> int:
+    size = read.real("cpu-offload-gb") or 0.0
+    if not 0 <= size * _GIB <= _MOST_BYTES:
+        raise InputError(f"--cpu-offload-gb {size:g} is out of range", remedy="write GiB a card, such as 4")
+    return int(size * _GIB)
+
+
 def _pools(read: _Reader) -> bool:
     task = read.text("task") or "generate"
     return read.text("runner") == "pooling" or read.text("convert") in _POOLING or task in _POOLING
+
+
+def _limits(read: _Reader) -> Mapping[str, Any]:
+    """Limits by the kind of an item, as JSON or as versions to 0.9 wrote them: `image=2,video=0`."""
+    written = read.text("limit-mm-per-prompt") or ""
+    if "=" in written and "{" not in written:
+        pairs = (part.partition("=") for part in written.split(","))
+        return {kind.strip(): items for kind, _, items in pairs}
+    return read.mapping("limit-mm-per-prompt")
 
 
 def _items(limit: Any) -> int:
@@ -223,8 +244,8 @@ def _adapters(read: _Reader) -> Adapters | None:
         return None
     element = _BYTES.get(read.text("lora-dtype") or "bfloat16", 2)
     return Adapters(
-        read.whole("max-lora-rank") or 16,
-        read.whole("max-loras") or 1,
+        read.count("max-lora-rank") or 16,
+        read.count("max-loras") or 1,
         bool(read.switch("fully-sharded-loras")),
         element,
     )
@@ -252,9 +273,7 @@ def _drafting(read: _Reader) -> Drafting | None:
         return None
     model = config.get("model")
     method = str(config.get("method") or (model if model in _FROM_TEXT else _method_of(str(model or ""))))
-    tokens = whole_number(
-        str(config.get("num_speculative_tokens", 1)), "num_speculative_tokens of --speculative-config"
-    )
+    tokens = count(str(config.get("num_speculative_tokens", 1)), "num_speculative_tokens of --speculative-config")
     whole = str(config.get("draft_tensor_parallel_size", "")) == "1"
     own = method == "mtp" or method.endswith("_mtp")
     assumed = not own and method not in _FROM_TEXT
@@ -294,11 +313,12 @@ def _graphs(read: _Reader) -> bool:
 def _largest_graph(read: _Reader) -> int | None:
     config = _compilation(read)
     listed = (
-        *read.numbers("cudagraph-capture-sizes"), *read.numbers("cuda-graph-sizes"),
-        *(whole_number(str(size), "cudagraph_capture_sizes") for size in config.get("cudagraph_capture_sizes") or ()),
+        *read.counts("cudagraph-capture-sizes"), *read.counts("cuda-graph-sizes"),
+        *_counts(config.get("cudagraph_capture_sizes"), "cudagraph_capture_sizes of --compilation-config"),
     )  # fmt: skip
-    most = read.whole("max-cudagraph-capture-size") or config.get("max_cudagraph_capture_size")
-    return int(most) if most else max(listed, default=None)
+    most = config.get("max_cudagraph_capture_size")
+    named = None if most is None else count(str(most), "max_cudagraph_capture_size of --compilation-config")
+    return read.count("max-cudagraph-capture-size") or named or max(listed, default=None)
 
 
 def _online(read: _Reader) -> str | None:

@@ -52,7 +52,7 @@ def is_command(words: Sequence[str]) -> bool:
 
 def read_command(words: Sequence[str]) -> ServeCommand:
     """Return what a command asks for. Raises InputError for what is no server of vLLM, and for flags that it has not."""
-    words = tuple(part for word in words for part in (shlex.split(word) if _quoted(word, len(words)) else (word,)))
+    words = tuple(part for word in words for part in (_split(word) if _quoted(word, len(words)) else (word,)))
     start = next((number for number, word in enumerate(words) if _program(word)), None)
     if start is None:
         raise InputError(
@@ -65,7 +65,7 @@ def read_command(words: Sequence[str]) -> ServeCommand:
     if program in _SHELLS:
         if "-c" not in rest[:-1]:
             raise InputError(f"`{program}` without -c says no command", remedy="paste the command itself")
-        return read_command(shlex.split(rest[rest.index("-c") + 1]))
+        return read_command(_split(rest[rest.index("-c") + 1]))
     if _PYTHON.fullmatch(program):
         module = rest[1] if rest[:1] == ("-m",) and len(rest) > 1 else None
         if module is None or not _SERVER.fullmatch(module):
@@ -129,8 +129,8 @@ def _values(flag: Flag, left: list[str]) -> Any:
 
 
 def _json(text: str) -> Any:
-    """A JSON object or list; else the text as it is."""
-    if text[:1] not in "{[" or not text:
+    """A JSON object or list; else the text as it is: a template begins with a brace too."""
+    if text[:1] not in ("{", "[") or text[:2] in ("{{", "{%", "{#"):
         return text
     try:
         return json.loads(text)
@@ -154,6 +154,14 @@ def _plain(value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def _split(text: str) -> list[str]:
+    """The words of a command as a shell splits them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{text!r:.200} is no command: {error}", remedy="close every quote in it") from None
 
 
 def _quoted(word: str, count: int) -> bool:

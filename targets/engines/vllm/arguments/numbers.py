@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from passes.errors import InputError
+from passes.ir.fields import LARGEST
 
 _DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -23,6 +24,14 @@ def whole_number(text: str, flag: str) -> int:
             f"{flag} {text!r} is no whole number", remedy="write it as 32768, 32k (32,000) or 32K (32,768)"
         )
     return int(float(match[1]) * scale)
+
+
+def count(text: str, flag: str, most: int = LARGEST) -> int:
+    """Return a whole number from 1 to `most`. Raises InputError for what is none; the engine stops at it."""
+    value = whole_number(text, flag)
+    if not 1 <= value <= most:
+        raise InputError(f"{flag} {text!r} is out of range", remedy=f"write a whole number from 1 to {most:,}")
+    return value
 
 
 def real_number(text: str, flag: str) -> float:

@@ -76,8 +76,16 @@ _FAMILIES: dict[str, Callable[[Config, Fields, int], Item]] = {
 }  # fmt: skip
 
 
+#: Of these families, those that take videos (`get_supported_mm_limits`).
+_SEES_VIDEOS = frozenset(_FAMILIES) - {"gemma3", "mistral3"}
+
 #: Families whose largest item is a video, by their largest picture.
 _PICTURES: dict[str, Callable[[Config, Fields, int], Item]] = {"qwen2_vl": _qwen3, "qwen2_5_vl": _qwen3}
+
+
+def sees_videos(ir: ModelIR) -> bool:
+    """Return whether a model is of a family that is known to take videos beside pictures."""
+    return ir.model_type in _SEES_VIDEOS
 
 
 def _vision_block(ir: ModelIR) -> Block | None:

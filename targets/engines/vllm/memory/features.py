@@ -16,6 +16,7 @@ from passes.ir.state import FullKV, LatentKV, LayerState, Recurrent, StatePart
 from targets.engines.engine import Parallel
 from targets.engines.features import Adapters, Drafting, Features
 from targets.engines.resident_weights import Ranks, block_bytes, local_shape, stage_blocks, weights_per_stage
+from targets.engines.vllm.memory.encoder import sees_videos
 from targets.engines.vllm.rules.versions import Rules
 from targets.quantity import Basis, Quantity
 
@@ -66,7 +67,13 @@ _DTYPES = {2: "BF16", 4: "F32"}
 
 def served(ir: ModelIR, features: Features) -> ModelIR:
     """Return the model as it is loaded: without its encoders, where none is asked for."""
-    return without_encoders(ir) if features.text_only else ir
+    return without_encoders(ir) if features.text_only or _lets_in_none(ir, features) else ir
+
+
+def _lets_in_none(ir: ModelIR, features: Features) -> bool:
+    """Whether no item of any kind is let in; a kind that no limit names is (`config/multimodal.py:get_limit_per_prompt`)."""
+    media = dict(features.media)
+    return bool(media) and not any(media.values()) and ("video" in media or not sees_videos(ir))
 
 
 def without_encoders(ir: ModelIR) -> ModelIR:

@@ -17,10 +17,8 @@ from passes.ir.fused import fused
 from passes.ir.model import Block, Linear, ModelIR
 from targets.engines.engine import Parallel
 from targets.engines.resident_weights import Ranks, local_shape
-from targets.engines.vllm.rules.versions import Rules, Version, said
+from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules, Version, said
 
-_ALWAYS: Version = (0, 0, 0)
-_NEVER: Version = (99, 0, 0)
 _HALVES = frozenset({"F16", "BF16"})
 #: A group size that stands for every positive one.
 ANY_GROUP = 0
@@ -39,8 +37,8 @@ class Kernel:
     reads: tuple[str, ...]
     types: tuple[tuple[int, bool], ...]
     groups: tuple[int, ...]
-    since: Version = _ALWAYS
-    until: Version = _NEVER
+    since: Version = ALWAYS
+    until: Version = NEVER
     least: int = 75
     most: int = 999
     dtypes: frozenset[str] = _HALVES
@@ -60,7 +58,7 @@ def _marlin(reads: tuple[str, ...], types: tuple[tuple[int, bool], ...]) -> tupl
     """Marlin needed whole tiles until it padded them with zeros (pull request 45295, 0.24)."""
     kernel = Kernel("Marlin", reads, types, _MARLIN_GROUPS, since=(0, 24, 0))
     tiles = replace(kernel, since=(0, 14, 0), until=(0, 24, 0), rows=64, inputs=128)
-    return replace(tiles, since=_ALWAYS, until=(0, 14, 0), least=80), tiles, kernel
+    return replace(tiles, since=ALWAYS, until=(0, 14, 0), least=80), tiles, kernel
 
 
 def _exllama(reads: str, groups: tuple[int, ...]) -> tuple[Kernel, ...]:
@@ -218,7 +216,7 @@ def _remedies(product: Product) -> Iterator[str]:
     """What would have a kernel: a version, a dtype, a group size, a card."""
     versions = sorted(
         {kernel.since for kernel in KERNELS}
-        | {(0, kernel.until[1] - 1, 0) for kernel in KERNELS if kernel.until < _NEVER}
+        | {(0, kernel.until[1] - 1, 0) for kernel in KERNELS if kernel.until < NEVER}
     )
     later = next((v for v in versions if v > product.version and runs(replace(product, version=v))), None)
     older = next((v for v in reversed(versions) if v < product.version and runs(replace(product, version=v))), None)

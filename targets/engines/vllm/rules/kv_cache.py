@@ -15,10 +15,7 @@ from passes.errors import Reason
 from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.state import FullKV, LatentKV
-from targets.engines.vllm.rules.versions import Rules, Version, said
-
-_ALWAYS: Version = (0, 0, 0)
-_NEVER: Version = (99, 0, 0)
+from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules, Version, said
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +28,8 @@ class Backend:
 
     name: str
     dtypes: tuple[str, ...]
-    since: Version = _ALWAYS
-    until: Version = _NEVER
+    since: Version = ALWAYS
+    until: Version = NEVER
     least: int = 0
     most: int = 999
     heads: tuple[int, ...] = ()

@@ -12,15 +12,14 @@ from functools import lru_cache
 
 from passes.errors import Reason
 from passes.formats.format import Format
-from targets.engines.vllm.rules.versions import Rules, Version, at_version, said
+from targets.engines.vllm.rules.versions import ALWAYS, Rules, Version, at_version, said
 
-_ALWAYS: Version = (0, 0, 0)
 _HALVES = frozenset({"F16", "BF16"})
 _FLOATS = _HALVES | {"F32"}
 #: The least compute capability × 10 that vLLM's wheels have code for, and the greatest: torch 2.6 of 0.8 comes with CUDA 12.4, Blackwell
 #: needs 12.8; the wheels of 0.9 lack its 12.x (vllm-project/vllm#20748, #18995).
-_WHEELS = ((_ALWAYS, 70), ((0, 20, 0), 75))
-_WHEELS_MOST = ((_ALWAYS, 90), ((0, 9, 0), 109), ((0, 10, 0), 999))
+_WHEELS = ((ALWAYS, 70), ((0, 20, 0), 75))
+_WHEELS_MOST = ((ALWAYS, 90), ((0, 9, 0), 109), ((0, 10, 0), 999))
 #: The greatest that CUTLASS multiplies INT8 by INT8 on. Its kernel is taken on any card and stops beyond ("Int8 not supported on
 #: SM120"), so Triton's behind it is never asked: `csrc/…/w8a8/cutlass/c3x/scaled_mm_helper.hpp`,
 #: `kernels/linear/scaled_mm/cutlass.py` up to 0.33, vllm-project/vllm#54311. Experts have Triton's (`fused_moe/oracle/int8.py`).
@@ -45,17 +44,17 @@ class Method:
 
 
 def _always(least: int, **rest: int | Version | tuple[Version, str] | frozenset[str]) -> Method:
-    return Method(((_ALWAYS, least),), **rest)  # type: ignore[arg-type]
+    return Method(((ALWAYS, least),), **rest)  # type: ignore[arg-type]
 
 
 #: By the start of a format's name, else of its kernels'. `/` after it: the type of its inputs (W4A8); before it: a `quant_method`.
 _METHODS: Mapping[str, Method] = {
     # compressed-tensors, by scheme
-    "pack-quantized": Method(((_ALWAYS, 80), ((0, 12, 0), 75)), dtypes=_FLOATS),
+    "pack-quantized": Method(((ALWAYS, 80), ((0, 12, 0), 75)), dtypes=_FLOATS),
     "pack-quantized/fp8": Method((((0, 10, 0), 90),), most=90, dtypes=_FLOATS),
     "pack-quantized/int8": Method((((0, 26, 0), 75),), dtypes=_FLOATS),
     "int-quantized": _always(75, most=_INT8_MOST, kernels_beyond=True, dtypes=_FLOATS),
-    "float-quantized": Method(((_ALWAYS, 80), ((0, 16, 0), 75)), dtypes=_FLOATS),
+    "float-quantized": Method(((ALWAYS, 80), ((0, 16, 0), 75)), dtypes=_FLOATS),
     "nvfp4-pack-quantized": Method((((0, 9, 0), 80), ((0, 16, 0), 75)), dtypes=_FLOATS),
     "compressed-tensors/mx": Method((((0, 14, 0), 80),), dtypes=_FLOATS),
     "compressed-tensors": _always(70, dtypes=_FLOATS),
@@ -64,16 +63,16 @@ _METHODS: Mapping[str, Method] = {
     "auto-round": _always(60),
     "awq": _always(75),
     # 8- and 4-bit floats of publishers; below their native cards they run weight-only in Marlin kernels
-    "fp8": Method(((_ALWAYS, 80), ((0, 14, 0), 75))),
+    "fp8": Method(((ALWAYS, 80), ((0, 14, 0), 75))),
     "fp8-row": _always(80),
     "fbgemm_fp8": _always(80),
-    "modelopt/fp8": Method(((_ALWAYS, 89), ((0, 27, 0), 80))),
+    "modelopt/fp8": Method(((ALWAYS, 89), ((0, 27, 0), 80))),
     "modelopt": Method((((0, 8, 0), 100), ((0, 9, 0), 80), ((0, 14, 0), 75))),
     "nvfp4-modelopt": Method((((0, 8, 0), 100), ((0, 9, 0), 80), ((0, 14, 0), 75))),
     "mx": Method((((0, 10, 0), 80),), dtypes=frozenset({"BF16"})),
     "mxfp8": Method((((0, 16, 0), 100), ((0, 20, 0), 80)), dtypes=frozenset({"BF16"})),
     # made while loading, and packages' own
-    "fp8-online": Method(((_ALWAYS, 80), ((0, 14, 0), 75))),
+    "fp8-online": Method(((ALWAYS, 80), ((0, 14, 0), 75))),
     "nf4": _always(70, plugin=((0, 28, 0), "vllm-bnb-plugin"), dtypes=_FLOATS),
     "int8-bnb": _always(70, plugin=((0, 28, 0), "vllm-bnb-plugin"), dtypes=_FLOATS),
     "bitsandbytes": _always(70, plugin=((0, 28, 0), "vllm-bnb-plugin"), dtypes=_FLOATS),
@@ -167,7 +166,7 @@ def wheel_reasons(capability: int, rules: Rules) -> Iterator[Reason]:
     message = f"vLLM {rules.said} has code for cards of compute capability {_dotted(least)} and more; this one has {_dotted(capability)}"
     older = next((since for since, need in _WHEELS if need > capability), None)
     code = f"vllm_needs_sm{least}"
-    if older is None or older == _ALWAYS:
+    if older is None or older == ALWAYS:
         yield Reason(code, message, "a newer card")
         return
     last = f"0.{older[1] - 1}"

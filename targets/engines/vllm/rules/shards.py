@@ -1,7 +1,8 @@
 """What tensor parallelism must divide: heads, keys' and values' heads, the feed-forward, the vocabulary, groups of scales.
 
 Sources: `model_executor/layers/linear.py` (`QKVParallelLinear`: below the number of KV heads the degree divides it, above it is a multiple;
-column- and row-parallel sizes are divided without rest), `vocab_parallel_embedding.py` (padded to 64, then divided).
+column- and row-parallel sizes are divided without rest), `vocab_parallel_embedding.py` (padded to 64, then divided),
+`config/model.py:verify_with_parallel_config` (tokens of the cache over ranks).
 """
 
 from __future__ import annotations
@@ -36,6 +37,29 @@ def shard_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
         _groups(ir, parallel),
     )
     return out + [reason for kind in kinds if (reason := next(kind, None)) is not None]
+
+
+def spread_reasons(ir: ModelIR, tp: int, ranks: int) -> Iterator[Reason]:
+    """Return why the tokens of the cache cannot be spread over `ranks` (`--decode-context-parallel-size`): they are ranks of tensor
+    parallelism, and those of keys and values the ones that repeat a head.
+    """
+    if ranks == 1:
+        return
+    code, flag = "context_parallel_does_not_divide", "--decode-context-parallel-size"
+    legal = [n for n in _DEGREES if _spreads(ir, tp, n)]
+    remedy = f"{flag} {' or '.join(map(str, legal))}" if legal else f"leave {flag} out"
+    if tp % ranks:
+        yield Reason(code, f"the cache's tokens cannot be spread over {ranks} of {tp} ranks", remedy)
+    elif not _spreads(ir, tp, ranks):
+        heads = max(block.state.kv_heads for block in _blocks(ir) if isinstance(block.state, FullKV))
+        message = f"{heads} heads of keys and values are not repeated on {ranks} of {tp} ranks, over which the cache's tokens are spread"
+        yield Reason(code, message, remedy)
+
+
+def _spreads(ir: ModelIR, tp: int, ranks: int) -> bool:
+    """Whether ranks that are there hold the same heads, for as many queries each."""
+    shared = [(block.heads, block.state.kv_heads) for block in _blocks(ir) if isinstance(block.state, FullKV)]
+    return tp % ranks == 0 and all(ranks <= tp // kept and heads // kept % ranks == 0 for heads, kept in shared)
 
 
 def _blocks(ir: ModelIR) -> Iterator[Block]:

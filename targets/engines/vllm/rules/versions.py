@@ -21,6 +21,9 @@ LAST_PATCH = 99
 
 
 Version = tuple[int, int, int]
+#: Before every version, and after every one.
+ALWAYS: Version = (0, 0, 0)
+NEVER: Version = (1 << 31, 0, 0)
 Fact = TypeVar("Fact")
 #: Multiples that Marlin pads the hidden and intermediate sides of experts in blocks to.
 MARLIN_PADDING = (256, 128)
@@ -174,7 +177,7 @@ def parse_version(text: str) -> Version:
 
 def version_text(version: Version) -> str:
     """(0, 19, 1) as `0.19.1`, a version without its patch level as `0.19`."""
-    return ".".join(str(part) for part in version if part != LAST_PATCH)
+    return ".".join(map(str, version[:2] if version[2] == LAST_PATCH else version))
 
 
 @lru_cache(maxsize=256)

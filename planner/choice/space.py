@@ -27,7 +27,7 @@ from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
 from planner.asked import rewrite
 from planner.choice.bits import fewest_bits, most_bits, widths
-from planner.choice.capacity import Capacity, capacity, loaded
+from planner.choice.capacity import Capacity, in_use, loaded
 from planner.choice.goals import FLOOR
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
@@ -339,9 +339,7 @@ class _Family:
         engine = find_engine(self.engine)
         ir = chain.rewrite(self.ir, self.chain(bits))
         workload = loaded(engine, ir, self.gpu, self.settings, workload_of(self.spec))
-        estimate = engine.memory(ir, self.gpu, self.settings, workload)
-        sequences = engine.scheduler(self.gpu, self.settings, workload).sequences
-        return ir, workload, estimate, capacity(estimate, sequences, workload, self.settings.parallel.dp)
+        return ir, workload, *in_use(engine, ir, self.gpu, self.settings, workload)
 
     def good(self, bits: float) -> bool:
         """Return whether the goals on quality are as likely as is asked."""

@@ -52,6 +52,7 @@ def grouped(into: str, options: Mapping[str, Any]) -> Callable[[Callable[..., No
     """Have a command take several options and get them as one mapping, those that were given. `options`: by name, as typer takes them."""
 
     def change(command: Callable[..., None]) -> Callable[..., None]:
+        """Return the command as typer reads it: with each option a parameter."""
         own = inspect.signature(command, eval_str=True)
         taken = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -145,6 +145,13 @@ class Deployment:
                 remedy=f"targets that spread a server over machines: {others}",
             )
 
+    def require_cards(self, asks: str) -> None:
+        """Refuse a server that runs on a processor (InputError). `asks`: what the target does with cards, as a sentence."""
+        if not self.hardware.of_a_node:
+            raise InputError(
+                f"{asks}; {self.engine} runs on a processor", remedy="targets that do: kubernetes, compose"
+            )
+
 
 def flag(setting: Setting) -> str:
     """Return a setting as one word of a command line: `--max-model-len=8000`, `--enforce-eager`."""

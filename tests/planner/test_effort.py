@@ -36,7 +36,7 @@ from targets.gpu import find_gpu, installed_gpu, this_cpu
 from targets.machine.calibrate import store
 from targets.machine.profile import Profile
 from targets.quantity import Basis, Quantity
-from tests.walk.conftest import save_tiny_llama
+from tests.walk.conftest import TINY_SPEC, save_tiny_llama
 
 _H100 = "NVIDIA H100 80GB HBM3"
 _SPEC = """
@@ -45,16 +45,6 @@ target: { gpu: H100 }
 engine: vllm
 workload: { context: 8192 }
 passes: { quantize: { formats: [w4a16-g128], dense: false }, kv_cache: [fp8] }
-"""
-_TINY = """
-model: model
-target: { gpu: rtx-4090 }
-engine: vllm
-workload: { context: 128, concurrency: 1, input_tokens: 32, output_tokens: 16 }
-goals: { quality: { max_perplexity_increase: 900% } }
-passes: { quantize: { formats: [w4a16-g32], dense: false }, kv_cache: [auto] }
-calibration: { dataset: text.txt, samples: 4, length: 32 }
-evaluation: { dataset: python-reference, samples: 2, length: 32 }
 """
 
 
@@ -272,7 +262,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save_tiny_llama(tmp_path / "model", blocks=3)
     (tmp_path / "text.txt").write_text("what a card has no room for is refused before it begins. " * 60)
-    (tmp_path / "tiny.yaml").write_text(_TINY)
+    (tmp_path / "tiny.yaml").write_text(TINY_SPEC)
     return tmp_path
 
 

@@ -15,6 +15,17 @@ from passes.steps.step import Report, Steps
 from tests.walk.families import save_tiny
 
 BLOCKS = 4
+#: A spec in the folder of a tiny model `model` and a text `text.txt`: made in seconds, whatever it loses.
+TINY_SPEC = """
+model: model
+target: { gpu: rtx-4090 }
+engine: vllm
+workload: { context: 128, concurrency: 1, input_tokens: 32, output_tokens: 16 }
+goals: { quality: { max_perplexity_increase: 900% } }
+passes: { quantize: { formats: [w4a16-g32], dense: false }, kv_cache: [auto] }
+calibration: { dataset: text.txt, samples: 4, length: 32 }
+evaluation: { dataset: python-reference, samples: 2, length: 32 }
+"""
 
 
 def save_family(family: str, folder: Path, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Path:

@@ -26,18 +26,8 @@ from planner.spec.parse import parse_spec
 from tests import forked
 from tests.forked import Ended
 from tests.planner.percents import percents, unexplained
-from tests.walk.conftest import save_tiny_llama
+from tests.walk.conftest import TINY_SPEC, save_tiny_llama
 
-_SPEC = """
-model: model
-target: { gpu: rtx-4090 }
-engine: vllm
-workload: { context: 128, concurrency: 1, input_tokens: 32, output_tokens: 16 }
-goals: { quality: { max_perplexity_increase: 900% } }
-passes: { quantize: { formats: [w4a16-g32], dense: false }, kv_cache: [auto] }
-calibration: { dataset: text.txt, samples: 4, length: 32 }
-evaluation: { dataset: python-reference, samples: 2, length: 32 }
-"""
 _MEASURED = """
 model: model
 target: { gpu: rtx-4090 }
@@ -54,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save_tiny_llama(tmp_path / "model", blocks=3)
     (tmp_path / "text.txt").write_text("what is finished is kept until somebody says that it may go. " * 60)
-    (tmp_path / "tiny.yaml").write_text(_SPEC)
+    (tmp_path / "tiny.yaml").write_text(TINY_SPEC)
     return tmp_path
 
 
@@ -80,7 +70,7 @@ def test_another_plan_is_refused_and_replaces_only_when_told(folder: Path) -> No
     assert percents(first.stdout)
     assert unexplained(first.stdout, json.loads((made / "certificate.json").read_text())) == []
 
-    (folder / "tiny.yaml").write_text(_SPEC.replace("w4a16-g32", "w4a16-g64"))
+    (folder / "tiny.yaml").write_text(TINY_SPEC.replace("w4a16-g32", "w4a16-g64"))
     second = optimize(folder, "apply", "tiny.yaml")
     assert second.returncode == 2 and "Traceback" not in second.stderr
     assert "finished result of another plan: model, vllm: 4 bit in groups of 32 by GPTQ (w4a16-g32)" in second.stderr, (
@@ -111,7 +101,7 @@ def test_the_same_plan_does_nothing_again_and_a_new_prediction_is_no_other_plan(
     first = apply("tiny.yaml")
     again = apply("tiny.yaml")
     assert [step.name for step in again.outcome.steps if not step.reused] == []
-    (folder / "tiny.yaml").write_text(_SPEC.replace("context: 128", "context: 256").replace("900%", "800%"))
+    (folder / "tiny.yaml").write_text(TINY_SPEC.replace("context: 128", "context: 256").replace("900%", "800%"))
     renewed = apply("tiny.yaml")
     assert [step.name for step in renewed.outcome.steps if not step.reused] == []
     assert renewed.certificate.plan_digest != first.certificate.plan_digest
@@ -133,7 +123,7 @@ def test_choices_that_are_measured_are_no_other_plan(folder: Path) -> None:
 def test_another_plan_that_finished_in_the_meantime_is_kept_too(folder: Path) -> None:
     """One that was not there when the run began, and is when this one holds the place."""
     save_plan(plan("tiny.yaml").document, folder / "one.json")
-    (folder / "other.yaml").write_text(_SPEC.replace("w4a16-g32", "w4a16-g64"))
+    (folder / "other.yaml").write_text(TINY_SPEC.replace("w4a16-g32", "w4a16-g64"))
     finished: list[Any] = []
 
     def meanwhile(event: Any) -> None:

@@ -12,18 +12,7 @@ import pytest
 from passes.files.manifest import damage
 from planner.apply import apply
 from tests.planner.conftest import optimize  # noqa: F401 (a fixture)
-from tests.walk.conftest import save_tiny_llama
-
-_SPEC = """
-model: model
-target: { gpu: rtx-4090 }
-engine: vllm
-workload: { context: 128, concurrency: 1, input_tokens: 32, output_tokens: 16 }
-goals: { quality: { max_perplexity_increase: 900% } }
-passes: { quantize: { formats: [w4a16-g32], dense: false }, kv_cache: [auto] }
-calibration: { dataset: text.txt, samples: 4, length: 32 }
-evaluation: { dataset: python-reference, samples: 2, length: 32 }
-"""
+from tests.walk.conftest import TINY_SPEC, save_tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +20,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trust")
     save_tiny_llama(folder / "model", blocks=2)
     (folder / "text.txt").write_text("who trusts a result must see what was done to it. " * 60)
-    (folder / "tiny.yaml").write_text(_SPEC)
+    (folder / "tiny.yaml").write_text(TINY_SPEC)
     apply(folder / "tiny.yaml", folder / "made")
     return folder
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from passes.errors import InputError
 from targets.launch.cluster import pod
 from targets.launch.cluster.bundled import Bundle, bundled
 from targets.launch.cluster.kubernetes import claim
@@ -28,11 +27,7 @@ class Dynamo(LaunchTarget):
 
     def files(self, deployment: Deployment) -> tuple[LaunchFile, ...]:
         """Return `dynamo.yaml`."""
-        if not deployment.hardware.of_a_node:
-            raise InputError(
-                f"{self.name} asks a card for every worker; {deployment.engine} runs on a processor",
-                remedy="targets that do: kubernetes, compose",
-            )
+        deployment.require_cards(f"{self.name} asks a card for every worker")
         tag, note = bundled(deployment, _BUNDLES)
         objects = (claim(deployment), _graph(deployment, Said(f"{_IMAGE}:{tag}", note)))
         texts = (commented(each, head) for each, head in zip(objects, (deployment.head, ""), strict=True))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from passes.errors import InputError
 from targets.launch.cluster import pod
 from targets.launch.cluster.kserve import source_uri
 from targets.launch.commented import Said, commented, plain
@@ -27,11 +26,7 @@ class LlmD(LaunchTarget):
     def files(self, deployment: Deployment) -> tuple[LaunchFile, ...]:
         """Return `llm-d.values.yaml`."""
         deployment.require_one_node(self.name, "kuberay, dynamo, skypilot, ray-serve")
-        if not deployment.hardware.of_a_node:
-            raise InputError(
-                f"{self.name} asks a card for every server; {deployment.engine} runs on a processor",
-                remedy="targets that do: kubernetes, compose",
-            )
+        deployment.require_cards(f"{self.name} asks a card for every server")
         tree = _values(deployment)
         return (LaunchFile("llm-d.values.yaml", commented(tree, deployment.head), data=plain(tree)),)
 

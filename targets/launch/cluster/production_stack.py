@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from passes.errors import InputError
 from targets.launch.cluster import pod
 from targets.launch.commented import Said, commented, plain
 from targets.launch.deployment import MODELS, PROBE_SECONDS, Deployment, gibibytes
@@ -34,11 +33,7 @@ class ProductionStack(LaunchTarget):
     def files(self, deployment: Deployment) -> tuple[LaunchFile, ...]:
         """Return `production-stack.values.yaml`."""
         deployment.require_one_node(self.name, "kuberay, dynamo, skypilot, ray-serve")
-        if not deployment.hardware.of_a_node:
-            raise InputError(
-                f"{self.name} asks a card for every server; {deployment.engine} runs on a processor",
-                remedy="targets that do: kubernetes, compose",
-            )
+        deployment.require_cards(f"{self.name} asks a card for every server")
         tree = {"servingEngineSpec": _spec(deployment)}
         text = commented(tree, deployment.head)
         return (LaunchFile("production-stack.values.yaml", text, data=plain(tree)),)

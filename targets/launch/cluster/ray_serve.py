@@ -37,11 +37,7 @@ class RayServe(LaunchTarget):
 def serve_config(deployment: Deployment) -> dict[str, Any]:
     """Return the config of `serve deploy`. Raises InputError for experts spread over replicas, which Ray builds another application for."""
     parallel = deployment.request.settings.parallel
-    if not deployment.hardware.of_a_node:
-        raise InputError(
-            f"Ray places this server on cards; {deployment.engine} runs on a processor",
-            remedy="targets that do: kubernetes, compose",
-        )
+    deployment.require_cards("Ray places this server on cards")
     if parallel.dp > 1 and parallel.ep > 1:
         raise InputError(
             f"Ray Serve runs replicas apart, and this plan spreads experts over {parallel.dp} of them",

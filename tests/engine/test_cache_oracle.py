@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from passes.kv_cache import KVCachePass
 from targets.engines.engine import Settings, find_engine
 from targets.gpu import find_gpu
 from targets.workload import Workload
+from tests.engine.asked import answers_of
 from tests.engine.models import CASES, Case
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -43,15 +42,7 @@ def printed(engine_python: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         }
         asked.append({"name": case.name, "folder": str(folder), "arguments": {**common, **case.arguments}})
     (root / "cases.json").write_text(json.dumps(asked))
-    script = Path(__file__).with_name("real_engine.py")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(engine_python), str(script), str(root / "cases.json")],
-        capture_output=True, text=True, env=environment, check=False, timeout=1500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {answer["name"]: answer for answer in answers}
+    return answers_of(engine_python, "real_engine.py", root / "cases.json", 1500)
 
 
 _SETTINGS = Settings(kv_cache_memory_bytes=_KV_BYTES, max_num_batched_tokens=_BATCHED_TOKENS)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 from passes.errors import InputError
 from planner.plan.launch import target_files
 from targets.launch.request import LaunchFile
+from tests.engine.asked import answers_of
 from tests.golden.test_scenarios import SPECS, server
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -80,15 +79,7 @@ def answers(engine_python: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         place = None if "vision_config" in plain else str(folder)
         asked += [each | {"config": place} for each in told(name, root)]
     (root / "cases.json").write_text(json.dumps(asked))
-    script = Path(__file__).with_name("real_arguments.py")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(engine_python), str(script), str(root / "cases.json")],
-        capture_output=True, text=True, env=environment, check=False, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {line["name"]: line for line in lines}
+    return answers_of(engine_python, "real_arguments.py", root / "cases.json", 600)
 
 
 @pytest.mark.parametrize("name", SERVERS)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from targets.simulation.arrivals import Arrivals, burst, closed_loop, poisson
 from targets.simulation.lengths import fixed, spread
 from targets.simulation.scheduler import Batch, Cache, Request, Rules, Scheduler
 from targets.simulation.simulate import Host, simulate
+from tests.engine.asked import answers_of
 
 pytestmark = pytest.mark.engine
 
@@ -102,14 +101,7 @@ def scheduled(engine_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """What the engine schedules, by case."""
     file = tmp_path_factory.mktemp("scheduler") / "cases.json"
     file.write_text(json.dumps([case.asked(lag) for case in CASES for lag in (0, 1)]))
-    script = Path(__file__).with_name("real_scheduler.py")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(engine_python), str(script), str(file)], capture_output=True, text=True, env=environment, check=False, timeout=600
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {str(answer["name"]): answer for answer in answers}
+    return answers_of(engine_python, "real_scheduler.py", file, 600)
 
 
 @pytest.mark.parametrize("lag", [0, 1], ids=["sync", "async"])

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.walk.test_kept import _SPEC, folder, optimize
+from tests.walk.conftest import TINY_SPEC
+from tests.walk.test_kept import folder, optimize
 
 __all__ = ["folder"]
 
 
 @pytest.mark.slow
 def test_apply_writes_the_targets_that_the_spec_lists(folder: Path) -> None:
-    (folder / "tiny.yaml").write_text(_SPEC + "launch: [compose, kubernetes]\n")
+    (folder / "tiny.yaml").write_text(TINY_SPEC + "launch: [compose, kubernetes]\n")
     done = optimize(folder, "apply", "tiny.yaml")
     assert done.returncode in (0, 4), done.stderr
     launch = folder / "tiny-tightfit" / "launch"
@@ -24,7 +25,7 @@ def test_apply_writes_the_targets_that_the_spec_lists(folder: Path) -> None:
 
 
 def test_what_a_target_cannot_run_is_refused_before_any_work(folder: Path) -> None:
-    (folder / "tiny.yaml").write_text(_SPEC + "launch: [compose, script]\n")
+    (folder / "tiny.yaml").write_text(TINY_SPEC + "launch: [compose, script]\n")
     done = optimize(folder, "apply", "tiny.yaml")
     assert done.returncode == 2 and "by its server" in done.stderr
     assert not list(folder.glob(".tiny-tightfit*")) and not (folder / "tiny-tightfit").exists()

@@ -14,6 +14,7 @@ from planner.choice.space import workload_of
 from planner.choice.verdict import Verdict
 from planner.figures import show
 from planner.plan.effort import Effort
+from planner.plan.full_context import full_context
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
@@ -39,6 +40,8 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
         yield f"{archived}; it is planned when asked for, or when nothing else serves"
     if verdict.capacity.waiting:
         yield f"{verdict.capacity.running} of {verdict.capacity.clients} requests run at once, the others wait: TTFT holds their wait"
+    if (short := full_context(verdict.memory.kv, verdict.capacity).caution(spec.workload.context)) is not None:
+        yield short
     due, shown = spec.workload.rate, verdict.shown
     served = None if shown is None else shown.requests_s
     if due is not None and math.isfinite(due) and served is not None and served.value < _KEEPS_UP * due:

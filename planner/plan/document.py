@@ -202,6 +202,7 @@ class PortableTarget:
     reserve: str
     nodes: int | None = None
     max: int | None = None
+    network_gb_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from passes.ir.sources import open_model
 from passes.run.execute import calm_libraries, execute
 from passes.run.job import Job, Outcome
 from passes.run.result_folder import check_places
+from passes.steps.executor import HERE, Executor
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
 from planner.apply_cost import effort
@@ -61,6 +62,16 @@ class ApplyResult:
         return self.certificate.holds
 
 
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """Where the work is done. `device`: what computes, `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`;
+    `executor`: whose processes carry out the steps.
+    """
+
+    device: str = AUTO
+    executor: Executor = HERE
+
+
 def default_folder(what: Path) -> Path:
     """Return where the result of a plan or spec is made unless another folder is named."""
     return _folder(_name(what))
@@ -91,14 +102,14 @@ def apply(
     work: Path | None = None,
     replace: bool = False,
     progress: Callable[[Progress], None] = lambda event: None,
-    device: str = AUTO,
+    computing: Computing = Computing(),
 ) -> ApplyResult:
-    """Apply a plan (document, file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder. `device`: what computes:
-    `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`.
+    """Apply a plan (document, file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder.
 
     A finished result of another plan that lies at `out` is refused (InputError), or with `replace` replaced when the new one is whole.
     Raises StalePlanError, DoesNotFitError or InputError before anything is done where the plan cannot be applied.
     """
+    device = computing.device
     document, name = _document(what, device)
     require_executable(document)
     spec = spec_of(document)
@@ -157,7 +168,7 @@ def apply(
         write_json(folder / NAME, to_json(proof[-1]))
         write_manifest(folder)
 
-    outcome = execute(job, progress, resolved=resolved, finish=finish)
+    outcome = execute(job, progress, resolved=resolved, finish=finish, executor=computing.executor)
     return ApplyResult(out, proof[-1], outcome)
 
 

@@ -20,7 +20,7 @@ from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from passes.run.execute import calm_libraries, execute
 from passes.run.job import Job, Outcome
-from passes.run.result_folder import check_places
+from passes.run.result_folder import MARKER, check_places, claim, holding, partial_of, publish
 from passes.steps.executor import HERE, Executor
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
@@ -31,9 +31,10 @@ from planner.machine import computing_on
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, portable, require_executable, resolved_plan, spec_of
 from planner.plan.effort import Effort
-from planner.plan.launch import of_result, target_files
+from planner.plan.launch import of_plan, of_result, target_files
 from planner.plan.lock import require_fresh
 from planner.plan.make import plan
+from planner.plan.opened import Opened
 from planner.plan.saved import PLAN, load_plan, save
 from planner.spec.spec import Spec, TextChoice
 from targets.engines.engine import find_engine
@@ -50,16 +51,19 @@ _WEIGHTS = ".safetensors"
 
 @dataclass(frozen=True)
 class ApplyResult:
-    """A finished result: its folder, the certificate, and what the run returned."""
+    """A finished result: its folder, the plan that it follows, the certificate, and what the run returned; neither of these where the
+    checkpoint is served as it is, of which launch files were written.
+    """
 
     out: Path
-    certificate: Certificate
-    outcome: Outcome
+    plan: PlanDocument
+    certificate: Certificate | None = None
+    outcome: Outcome | None = None
 
     @property
     def holds(self) -> bool:
         """Whether everything promised was kept."""
-        return self.certificate.holds
+        return self.certificate is None or self.certificate.holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,9 @@ def apply(
     """
     device = computing.device
     document, name = _document(what, device)
-    require_executable(document)
+    as_it_is = document.decision.nothing_to_make
+    if not as_it_is:
+        require_executable(document)
     spec = spec_of(document)
     moved = document.places is not None and "model" in document.places.moved
     source = open_model(spec.model, revision=None if moved else spec.revision, assume=spec.assume)
@@ -120,6 +126,10 @@ def apply(
     place = out.resolve()
     work = work or place.parent / f".{place.name}.work"
     check_places(out, work, source.path)
+    if as_it_is:
+        return _served_as_it_is(
+            Opened(document, spec, rewrite(source.ir, document.decision.chain)), out, replace=replace
+        )
     passes, trust = document.decision.chain, spec.trust_remote_code
     targets = document.spec.launch
     target_files(
@@ -169,7 +179,27 @@ def apply(
         write_manifest(folder)
 
     outcome = execute(job, progress, resolved=resolved, finish=finish, executor=computing.executor)
-    return ApplyResult(out, proof[-1], outcome)
+    return ApplyResult(out, document, proof[-1], outcome)
+
+
+def _served_as_it_is(plan: Opened, out: Path, *, replace: bool) -> ApplyResult:
+    """Write the launch files of a checkpoint that is served as it is: they name it, and nothing of it is copied. The plan beside them
+    keeps its places.
+    """
+    place, document = out.resolve(), plan.document
+    server = of_plan(plan, place)
+    files = [*server.launch.files, *target_files(server, document.spec.launch)]
+    if not replace:
+        require_own_place(place, document, calibrated=False)
+    with holding(place):
+        folder = partial_of(place)
+        claim(folder)
+        write_launch(folder, files)
+        save(document, folder / PLAN)
+        write_json(folder / MARKER, {"key": document.digest, "passes": to_json(document.decision.passes), "files": {}})
+        write_manifest(folder)
+        publish(folder, place)
+    return ApplyResult(out, document)
 
 
 def require_whole(place: Path) -> None:
@@ -184,7 +214,7 @@ def require_whole(place: Path) -> None:
 
 def next_step(result: ApplyResult) -> str:
     """Return what to do with a result: verify it where its engine can be driven, else start it by hand."""
-    if find_engine(result.certificate.engine.name).verifier() is not None:
+    if find_engine(result.plan.decision.engine.name).verifier() is not None:
         return f"optimize verify {result.out}"
     return f"start it as {result.out / FOLDER} says"
 

@@ -124,7 +124,7 @@ def applied(order: Order, progress: Callable[[Progress], None] = lambda event: N
             order.what, order.out, work=order.work, replace=order.replace, progress=progress, computing=Computing(order.device)
         )  # fmt: skip
         member = Member(
-            str(order.what), str(order.out), 0 if result.holds else 4, result.certificate.label, _missed(result.holds)
+            str(order.what), str(order.out), 0 if result.holds else 4, result.plan.decision.label, _missed(result.holds)
         )  # fmt: skip
     except TightfitError as error:
         member = _failed(str(order.what), order.out, error)

@@ -122,6 +122,7 @@ def apply(
     from planner.plan.codec import to_json
     from planner.plan.document import moved_plan
     from planner.plan.saved import load_plan
+    from targets.launch.write import FOLDER
 
     console = screen(as_json)
     say_unused_cards(device)
@@ -142,9 +143,12 @@ def apply(
             computing=Computing(device, carries),
         )  # fmt: skip
     if as_json:
-        emit(to_json(result.certificate))
+        emit(to_json(result.certificate or result.plan))
     else:
-        print_certificate(console, result.certificate)
+        if result.certificate is not None:
+            print_certificate(console, result.certificate)
+        else:
+            console.print(f"  {result.plan.model} is served as it is: nothing of it is copied, {FOLDER}/ names it")
         console.print(f"  [bold]Done: {escape(str(result.out))}[/]  Next: {escape(next_step(result))}", markup=True)
     raise typer.Exit(0 if result.holds else 4)
 
@@ -184,7 +188,7 @@ def show(
     from planner.job_graph import plan_needs_text, planned_graph, result_graph
     from planner.plan.codec import to_json
     from planner.plan.lock import staleness
-    from planner.plan.saved import load_plan
+    from planner.plan.saved import PLAN, load_plan
     from planner.verifying.report import read_report
     from planner.verifying.result import origin, verify_files
 
@@ -205,7 +209,7 @@ def show(
                 print_soaked(screen(), verified.soak)
             print_whole(screen(), files)
         raise typer.Exit(0 if files.holds else 4)
-    document = load_plan(what)
+    document = load_plan(what / PLAN if what.is_dir() else what)
     if as_json:
         emit(to_json(document))
     elif graph is not None:

@@ -23,9 +23,14 @@ class _Label:
 
 
 @dataclass
+class _Plan:
+    decision: _Label
+
+
+@dataclass
 class _Result:
     holds: bool
-    certificate: _Label
+    plan: _Plan
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def applies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
             raise InputError("no such key", remedy="mend it")
         if what.stem == "defect":
             raise ZeroDivisionError("division by zero")
-        return _Result(what.stem != "missing", _Label(f"as {what.stem}"))
+        return _Result(what.stem != "missing", _Plan(_Label(f"as {what.stem}")))
 
     monkeypatch.setattr(fleet, "apply", apply)
     monkeypatch.delenv("TIGHTFIT_DEBUG", raising=False)

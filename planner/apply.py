@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.base import Pass
-from passes.blocks.devices import AUTO, compute_devices, require_memory
+from passes.blocks.devices import compute_devices, require_memory
 from passes.chain import needs_text, rewrite
 from passes.errors import DoesNotFitError, GoalMissedError, InputError
 from passes.files.atomic import write_json
@@ -21,13 +21,12 @@ from passes.ir.sources import open_model
 from passes.run.execute import calm_libraries, execute
 from passes.run.job import Job, Outcome
 from passes.run.result_folder import MARKER, check_places, claim, holding, partial_of, publish
-from passes.steps.executor import HERE, Executor
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
 from planner.apply_cost import effort
 from planner.certificate import NAME, Certificate, certificate
 from planner.kept import require_own_place
-from planner.machine import computing_on
+from planner.machine import ALL_HERE, Computing, computing_on
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, portable, require_executable, resolved_plan, spec_of
 from planner.plan.effort import Effort
@@ -66,16 +65,6 @@ class ApplyResult:
         return self.certificate is None or self.certificate.holds
 
 
-@dataclass(frozen=True, slots=True)
-class Computing:
-    """Where the work is done. `device`: what computes, `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`;
-    `executor`: whose processes carry out the steps.
-    """
-
-    device: str = AUTO
-    executor: Executor = HERE
-
-
 def default_folder(what: Path) -> Path:
     """Return where the result of a plan or spec is made unless another folder is named."""
     return _folder(_name(what))
@@ -106,14 +95,14 @@ def apply(
     work: Path | None = None,
     replace: bool = False,
     progress: Callable[[Progress], None] = lambda event: None,
-    computing: Computing = Computing(),
+    on: Computing = ALL_HERE,
 ) -> ApplyResult:
     """Apply a plan (document, file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder.
 
     A finished result of another plan that lies at `out` is refused (InputError), or with `replace` replaced when the new one is whole.
     Raises StalePlanError, DoesNotFitError or InputError before anything is done where the plan cannot be applied.
     """
-    device = computing.device
+    device = on.device
     document, name = _document(what, device)
     as_it_is = document.decision.nothing_to_make
     if not as_it_is:
@@ -178,7 +167,7 @@ def apply(
         write_json(folder / NAME, to_json(proof[-1]))
         write_manifest(folder)
 
-    outcome = execute(job, progress, resolved=resolved, finish=finish, executor=computing.executor)
+    outcome = execute(job, progress, resolved=resolved, finish=finish, executor=on.executor)
     return ApplyResult(out, document, proof[-1], outcome)
 
 
@@ -246,7 +235,7 @@ def _document(what: str | Path | PlanDocument, device: str) -> tuple[PlanDocumen
         return what, what.model.rsplit("/", 1)[-1]
     path = Path(what)
     if path.suffix in (".yaml", ".yml"):
-        return plan(path, device=device).document, _name(path)
+        return plan(path, on=Computing(device)).document, _name(path)
     return load_plan(path), _name(path)
 
 

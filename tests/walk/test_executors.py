@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import networkx as nx
 import pytest
 
 from passes.ir.model import ModelIR
@@ -16,23 +14,9 @@ from passes.prune.depth import DepthPrune
 from passes.quantize.format_names import pass_named
 from passes.run.execute import execute
 from passes.run.job import Job
-from passes.steps.executor import Ended, carried_out, order
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
-
-
-class Elsewhere:
-    """Each piece as another process would get it: pickled, on objects of its own."""
-
-    apart = True
-
-    def __init__(self) -> None:
-        self.done: list[str] = []
-
-    def carry_out(self, graph: nx.DiGraph[str]) -> Iterator[Ended]:
-        for name in order(graph):
-            self.done.append(name)
-            yield carried_out(name, pickle.loads(pickle.dumps(graph.nodes[name]["make"])))
+from tests.elsewhere import Elsewhere
 
 
 @pytest.fixture

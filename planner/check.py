@@ -26,7 +26,7 @@ from targets.quantity import Quantity
 
 if TYPE_CHECKING:
     from planner.choice.verdict import GoalResult
-    from planner.spec.spec import Goals
+    from planner.spec.parts.goals import Goals
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from planner.choice.search import Foreseen, Judge, by_maintenance, rule_of, serv
 from planner.choice.space import Design, designs, engines, spreads
 from planner.choice.verdict import Verdict
 from planner.plan.document import Alternative
-from planner.spec.spec import EngineChoice, Spec
+from planner.spec.parts.target import EngineChoice
+from planner.spec.spec import Spec
 from targets.engines.engine import Settings, find_engine
 
 #: Well-known dense instruction models of the catalog, largest first.

@@ -22,7 +22,7 @@ from planner.choice.goals import FLOOR, ODDS_BAND
 from planner.choice.verdict import Verdict, judge_quality
 from planner.figures import apart
 from planner.quality.expected import Quality, growth
-from planner.spec.spec import Goals
+from planner.spec.parts.goals import Goals
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity

@@ -34,7 +34,8 @@ from planner.choice.rule import Decision, Loss, Rule
 from planner.choice.space import Design, designs, engines, limits_of, nothing_to_weigh, numbers_of_cards, workload_of
 from planner.choice.verdict import MEAN, Candidate, Verdict, judge, judge_quality
 from planner.quality.expected import Quality, expected_quality
-from planner.spec.spec import PruneChoice, QuantizeChoice, Spec
+from planner.spec.parts.choices import PruneChoice, QuantizeChoice
+from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
 from targets.workload import Limit

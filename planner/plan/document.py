@@ -23,7 +23,8 @@ from planner.plan.effort import Effort
 from planner.plan.stated import StatedReason
 from planner.quality.expected import Quality
 from planner.spec.parse import validated
-from planner.spec.spec import Spec, WorkloadSpec
+from planner.spec.parts.workload import WorkloadSpec
+from planner.spec.spec import Spec
 from targets.engines.engine import KVEstimate, Memory, Parallel, Settings, SpeedEstimate
 from targets.quantity import Quantity
 from targets.workload import Workload

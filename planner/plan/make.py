@@ -41,8 +41,9 @@ from planner.plan.lock import lock, portable_spec
 from planner.plan.remedies import followable, remedy
 from planner.plan.stated import figures_alone, stated, whole_bytes
 from planner.spec.parse import load_spec
+from planner.spec.parts.choices import QuantizeChoice
 from planner.spec.patch import written
-from planner.spec.spec import QuantizeChoice, Spec
+from planner.spec.spec import Spec
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, get_args
@@ -12,8 +13,18 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel
 
-from planner.spec import spec as parts
+from planner.spec.spec import Spec
 from planner.spec.template import TEMPLATE
+
+
+@cache
+def parts() -> Mapping[str, type[BaseModel]]:
+    """Return every part of a spec by its name, the whole first."""
+    found: list[type[BaseModel]] = [Spec]
+    for part in found:
+        inner = (below for field in part.model_fields.values() for below in _parts(field.annotation))
+        found += [each for each in dict.fromkeys(inner) if each not in found]
+    return {part.__name__: part for part in found}
 
 
 @cache
@@ -24,18 +35,19 @@ def described() -> Mapping[tuple[str, str], str]:
 
 def _described() -> Iterator[tuple[tuple[str, str], str]]:
     """Every key of every part with the docstring below it."""
-    for part in ast.parse(inspect.getsource(parts)).body:
-        body = part.body if isinstance(part, ast.ClassDef) else []
-        for key, below in itertools.pairwise(body):
+    modules = dict.fromkeys(sys.modules[part.__module__] for part in parts().values())
+    written = (node for module in modules for node in ast.parse(inspect.getsource(module)).body)
+    for part in (node for node in written if isinstance(node, ast.ClassDef)):
+        for key, below in itertools.pairwise(part.body):
             told = below.value if isinstance(below, ast.Expr) else None
             if isinstance(key, ast.AnnAssign) and isinstance(told, ast.Constant):
-                assert isinstance(part, ast.ClassDef) and isinstance(key.target, ast.Name)
+                assert isinstance(key.target, ast.Name)
                 yield (part.name, key.target.id), inspect.cleandoc(str(told.value))
 
 
 def meaning(path: Sequence[str]) -> str | None:
     """Say in a line what a key means, with an example; None for a key that says nothing of itself."""
-    part: type[BaseModel] = parts.Spec
+    part: type[BaseModel] = Spec
     *above, key = path or ("",)
     for step in above:
         field = part.model_fields.get(step)

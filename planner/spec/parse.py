@@ -17,7 +17,9 @@ from passes.errors import InputError, Location, nearest
 from passes.ir.fields import shown
 from passes.ir.sources import path_named
 from passes.text.source import refuse_missing_text
-from planner.spec.spec import QuantizeChoice, Spec, Target
+from planner.spec.parts.choices import QuantizeChoice
+from planner.spec.parts.target import Target
+from planner.spec.spec import Spec
 from planner.spec.trace import read_trace
 from planner.spec.yaml_places import locate, read_yaml
 from targets.engines.engine import find_engine

@@ -59,12 +59,12 @@ def load_spec(path: str | Path) -> Spec:
 
 
 def parse_spec(text: str, name: str = "spec") -> Spec:
-    """A spec from its text; `name` is the file shown in errors. Paths stay as written."""
+    """Read a spec from its text; `name` is the file shown in errors. Paths stay as written."""
     return validated(*read_yaml(text, name), name)
 
 
 def validated(node: yaml.Node | None, value: Any, name: str) -> Spec:
-    """A spec from plain values; `node`, where they came from YAML, tells the places in errors. Raises InputError."""
+    """Make a spec from plain values; `node`, where they came from YAML, tells the places in errors. Raises InputError."""
     if not isinstance(value, dict):
         raise InputError(
             "a spec is a mapping with `model:` and `target:`",

@@ -287,7 +287,8 @@ class Engine(ABC):
     def speed(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
     ) -> SpeedEstimate:
-        """How fast it prefills and decodes with the cache of `memory`: by the fitted roofline. Answered for illegal combinations too.
+        """Predict how fast it prefills and decodes with the cache of `memory`: by the fitted roofline. Answered for illegal combinations
+        too.
 
         An engine of another package, for which no constants are fitted, overrides this.
         """
@@ -298,7 +299,7 @@ class Engine(ABC):
     def served(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
     ) -> SpeedEstimate:
-        """What users of the workload see, its load simulated step by step: `speed` with percentiles, and means that know of queues.
+        """Simulate the load of the workload: what its users see, as `speed` with percentiles, and means that know of queues.
 
         An engine whose scheduler is not known (`queue`), or for which no constants are fitted, gives what `speed` does. Answered for
         illegal combinations too.
@@ -316,7 +317,7 @@ class Engine(ABC):
         return None
 
     def estimate(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Estimate:
-        """Memory, then speed with the cache that it leaves."""
+        """Estimate memory, then speed with the cache that it leaves."""
         memory = self.memory(ir, gpu, settings, workload)
         return Estimate(memory, self.speed(ir, gpu, settings, workload, memory))
 
@@ -325,7 +326,7 @@ class Engine(ABC):
         return f"{self.name} reads no {kind.upper()} file"
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
-        """Settings left open that could take another value than the engine's default to leave the cache more room.
+        """List settings left open that could take another value than the engine's default to leave the cache more room.
 
         (field of `Settings`, value) each; none makes the workload's requests wait for each other. Memory left for the cache
         only rises with each of them: the search relies on it.
@@ -337,7 +338,7 @@ class Engine(ABC):
         return None
 
     def known_versions(self) -> tuple[str, ...]:
-        """Versions whose accounting is known, oldest first."""
+        """List the versions whose accounting is known, oldest first."""
         return ()
 
     def by_itself(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Mapping[str, float | str]:
@@ -346,7 +347,7 @@ class Engine(ABC):
         return {"max_num_batched_tokens": asked.tokens, "max_num_seqs": asked.sequences}
 
     def launch(self, request: LaunchRequest) -> Launch:
-        """Its config file, and a script that starts it. Raises InputError where no launch files are known for it."""
+        """Return its config file, and a script that starts it. Raises InputError where no launch files are known for it."""
         raise InputError(f"no launch files are known for the engine {self.name!r}", remedy="start it by hand")
 
     def verifier(self) -> Verifier | None:

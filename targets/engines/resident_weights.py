@@ -69,7 +69,7 @@ def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
 
 
 def local_shape(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, int, int]:
-    """(output rows, inputs, copies) of a matrix on one rank."""
+    """Return (output rows, inputs, copies) of a matrix on one rank."""
     rows, inputs, copies, tp = linear.out_features, linear.in_features, linear.copies, ranks.tp
     if copies > 1 and linear.storage.expert_blocks:
         return _padded_bank(linear, ranks)
@@ -134,7 +134,7 @@ def block_bytes(block: Block, ranks: Ranks) -> int:
 
 
 def stage_layers(layers: int, pp: int) -> tuple[int, ...]:
-    """Layers of each pipeline stage: even, the remainder one each from the last but one stage backwards (vLLM's
+    """Count the layers of each pipeline stage: even, the remainder one each from the last but one stage backwards (vLLM's
     `get_pp_indices`)."""
     base, rest = divmod(layers, pp)
     counts = [base] * pp
@@ -169,7 +169,7 @@ def embedding_bytes(ir: ModelIR) -> int:
 
 @remembered
 def weights_per_stage(ir: ModelIR, parallel: Parallel, rules: Rules | None = None) -> tuple[int, ...]:
-    """Resident weight bytes of one rank of each pipeline stage, first stage first; as a CUDA rank where `rules` are given."""
+    """Return resident weight bytes of one rank of each pipeline stage, first stage first; as a CUDA rank where `rules` are given."""
     ranks = Ranks.of(parallel, rules)
     rotary = rotary_bytes(ir) if rules is not None else 0
     decoder = ir.decoder

@@ -59,7 +59,7 @@ def estimate(
 
 
 def steady(question: Asked) -> SpeedEstimate:
-    """The means of a question by the formula."""
+    """Return the means of a question by the formula."""
     loop, run = question.loop, question.run
     means = closed_loop(run.step, loop)
     alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))

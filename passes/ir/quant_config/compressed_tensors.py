@@ -28,7 +28,7 @@ class CompressedTensorsConfig(QuantConfig):
     """Any of the package's formats, one config group each."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """Groups that name their matrices come before those that name a class of modules (`Linear`).
+        """Read the groups: those that name their matrices come before those that name a class of modules (`Linear`).
 
         A group without weights (of attention) stores nothing, and a checkpoint without groups may still hold scales of the cache.
         """

@@ -56,7 +56,9 @@ _UNKNOWN = Room()
 
 
 def print_plan(console: Console, document: PlanDocument, card: str, saved: str | None, room: Room = _UNKNOWN) -> None:
-    """A plan: what was chosen, memory against the card, goals, choices, why others lost, one line to remember. `room`: this machine's."""
+    """Print a plan: what was chosen, memory against the card, goals, choices, why others lost, one line to remember. `room`: this
+    machine's.
+    """
     page = Page(console)
     page.blank()
     _print_head(page, document, card)

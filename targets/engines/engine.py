@@ -140,6 +140,7 @@ class SpeedEstimate:
     between two tokens of a request; `e2e`: from sending to the last token; `cache_full`: share of the time in which a request waits for
     cache; `preemptions`: how often a request lost its blocks, of `requests`. With limits: `goodput_req_s`, requests a second that keep each
     of them; `most_clients`, or of a workload with a rate `highest_rate` (a second), at which the workload keeps them all; 0: none.
+    `capacity_req_s`: where requests arrive at a rate, the most a second that are answered as fast as they come, by the formula.
     """
 
     ttft_ms: Quantity
@@ -173,6 +174,7 @@ class SpeedEstimate:
     goodput_req_s: Quantity | None = None
     most_clients: int | None = None
     highest_rate: float | None = None
+    capacity_req_s: Quantity | None = None
 
     def latency(self, name: str, statistic: str) -> Quantity:
         """Return a latency (`ttft`, `tpot`, …), in milliseconds: its mean, or a percentile (`p95`), for which the mean stands where

@@ -188,7 +188,7 @@ def judge_rate(workload: Workload, speed: SpeedEstimate) -> Iterator[GoalResult]
 
 
 def judge_speed(goals: Goals, workload: Workload, speed: SpeedEstimate) -> Iterator[GoalResult]:
-    """Yield the goals on speed, a rate that is to be held first; where it is not, none on the time to a first token, which grows without end."""
+    """Yield the goals on speed, a rate that is to be held first: where it is not, the time to a first token grows, and none is said."""
     rate = tuple(judge_rate(workload, speed))
     yield from rate
     grows = not all(result.tolerated(goals.bands) for result in rate)

@@ -213,6 +213,18 @@ class ServerLog:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerMetrics:
+    """How a running server's `/metrics` (Prometheus' text) names what a soak watches: requests at work and waiting, the share of the cache
+    that they take, preemptions since its start. More than one name: those of other versions.
+    """
+
+    running: tuple[str, ...]
+    waiting: tuple[str, ...]
+    cache_share: tuple[str, ...]
+    preemptions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """How an engine spends a card's memory on a model, and how fast it runs it with the cache that is left."""
 
@@ -251,6 +263,8 @@ class Engine(ABC):
     kv_dtypes: ClassVar[tuple[str, ...]] = ("auto",)
     #: How the log of its server tells the cache; None where it has none that answers the OpenAI API.
     server: ClassVar[ServerLog | None] = None
+    #: What its server's metrics are called; None where it has none.
+    metrics: ClassVar[ServerMetrics | None] = None
     #: Fitted constants that its estimates rest on: (package, file) each.
     fitted: ClassVar[tuple[tuple[str, str], ...]] = ()
 

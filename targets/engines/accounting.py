@@ -34,6 +34,7 @@ def kv_estimate(layout: Layout, available: Quantity, context: int, limit: int) -
     """Return what a memory holds: blocks are whole, so the interval's ends are counted like the value."""
     blocks = [layout.blocks(x) for x in (available.value, available.low, available.high)]
     tokens = [float(layout.tokens(b, context)) for b in blocks]
+    window_bytes, window_tokens = layout.windows()
     requests = [layout.concurrency(b, context) if layout.groups else math.inf for b in blocks]
     return KVEstimate(
         bytes_per_token=layout.bytes_per_token(),
@@ -41,6 +42,9 @@ def kv_estimate(layout: Layout, available: Quantity, context: int, limit: int) -
         tokens=Quantity(tokens[0], tokens[1], tokens[2], available.basis),
         max_concurrency=Quantity(requests[0], requests[1], requests[2], available.basis),
         max_context=layout.longest(available.value, limit),
+        window_bytes_per_token=window_bytes,
+        window_tokens=window_tokens,
+        state_bytes=layout.state_bytes(),
     )
 
 

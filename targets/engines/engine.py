@@ -97,7 +97,8 @@ class Memory:
 class KVEstimate:
     """What the KV memory holds. `bytes_per_token` counts what one more token of one sequence takes, on the tightest rank;
     `bytes_per_sequence` what a sequence at full context takes, constant state included. `max_context`: the longest context
-    one request may have in the memory at hand; `tokens` and `max_concurrency` as the engine prints them.
+    one request may have in the memory at hand; `tokens` and `max_concurrency` as the engine prints them. Of a sequence besides: each of its
+    last `window_tokens` takes `window_bytes_per_token` more, and `state_bytes` are there whatever its length.
     """
 
     bytes_per_token: float
@@ -105,6 +106,14 @@ class KVEstimate:
     tokens: Quantity
     max_concurrency: Quantity
     max_context: int
+    window_bytes_per_token: float = 0.0
+    window_tokens: int = 0
+    state_bytes: int = 0
+
+    def bytes_of(self, tokens: float) -> float:
+        """Return the bytes that a sequence of so many tokens holds while it decodes."""
+        windows = self.window_bytes_per_token * min(tokens, self.window_tokens)
+        return self.bytes_per_token * tokens + windows + self.state_bytes
 
 
 @dataclass(frozen=True, slots=True)

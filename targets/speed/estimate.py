@@ -128,9 +128,8 @@ def requests_held(kv: KVEstimate, workload: Workload) -> float:
     """
     if not 0 < kv.max_concurrency.value < math.inf:
         return math.inf
-    spared = workload.context - workload.input_tokens - workload.output_tokens / 2
-    taken = max(kv.bytes_per_sequence - kv.bytes_per_token * max(spared, 0.0), kv.bytes_per_token)
-    return kv.max_concurrency.value * kv.bytes_per_sequence / taken
+    tokens = min(workload.input_tokens + workload.output_tokens / 2, workload.context)
+    return kv.max_concurrency.value * kv.bytes_per_sequence / max(kv.bytes_of(tokens), kv.bytes_per_token)
 
 
 def resident_requests(held: float, scheduler: Scheduler, occupancy: float) -> float:

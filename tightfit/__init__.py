@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from planner.plan.saved import load_plan
     from planner.spec.parse import load_spec
     from planner.spec.spec import Spec
-    from planner.verify import VerifyReport, verify
+    from planner.verifying.report import VerifyReport
+    from planner.verifying.verify import verify
 
 __all__ = [
     "ApplyResult",
@@ -42,7 +43,7 @@ _HOME = {
     "ApplyResult": "apply", "apply": "apply", "Certificate": "certificate",
     "CheckDocument": "check", "CheckResult": "check", "check": "check",
     "Plan": "plan.make", "plan": "plan.make", "PlanDocument": "plan.document", "load_plan": "plan.saved",
-    "Spec": "spec.spec", "load_spec": "spec.parse", "VerifyReport": "verify", "verify": "verify",
+    "Spec": "spec.spec", "load_spec": "spec.parse", "VerifyReport": "verifying.report", "verify": "verifying.verify",
 }  # fmt: skip
 
 

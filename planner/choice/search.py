@@ -403,7 +403,7 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     engine = find_engine(verdict.candidate.engine)
     workload = replace(workload_of(spec), concurrency=verdict.capacity.clients)
     speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
-    goals = tuple(judge(spec.goals, speed, verdict.quality))
+    goals = tuple(judge(spec.goals, workload_of(spec), speed, verdict.quality))
     missed = [goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands)]
     reasons = tuple(dict.fromkeys((*verdict.reasons, *missed)))
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))
@@ -433,7 +433,7 @@ def served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
         return verdict
     speed = _simulated(spec, gpu, verdict)
     verdict = _in_flight(spec, gpu, verdict, speed)
-    goals = tuple(judge(spec.goals, speed, verdict.quality))
+    goals = tuple(judge(spec.goals, workload_of(spec), speed, verdict.quality))
     missed = (goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands))
     kept = (reason for reason in verdict.reasons if reason.kind is not ReasonKind.GOAL_MISSED)
     return replace(verdict, goals=goals, reasons=tuple(dict.fromkeys((*kept, *missed))), served=speed)
@@ -465,7 +465,7 @@ def decide(
     was its best by the formula.
     """
     known = list(verdicts)
-    if spec.goals.asks_speed and not any(v.feasible for v in known):
+    if (spec.goals.asks_speed or workload_of(spec).lasts) and not any(v.feasible for v in known):
         near = sorted((v for v in known if _near(v)), key=lambda v: v.distance)[:_NEAREST]
         known = [served(spec, gpu, v) if any(v is each for each in near) else v for v in known]
     percentile = any(limit.statistic != MEAN for limit in limits_of(spec.goals))

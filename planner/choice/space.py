@@ -323,9 +323,9 @@ class _Family:
         """
         spec, (ir, workload, estimate, needs) = self.spec, self._held(bits)
         left = needs.room.low
-        if left >= 0 and spec.goals.asks_speed:
+        if left >= 0 and (spec.goals.asks_speed or workload.lasts):
             speed = find_engine(self.engine).speed(ir, self.gpu, self.settings, workload, estimate)
-            if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, speed)):
+            if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, workload, speed)):
                 return -1.0
         return left
 

@@ -140,6 +140,7 @@ class SpeedEstimate:
     between two tokens of a request; `e2e`: from sending to the last token; `cache_full`: share of the time in which a request waits for
     cache; `preemptions`: how often a request lost its blocks, of `requests`. With limits: `goodput_req_s`, requests a second that keep each
     of them; `most_clients`, or of a workload with a rate `highest_rate` (a second), at which the workload keeps them all; 0: none.
+    `capacity_req_s`: where requests arrive at a rate, the most a second that are answered as fast as they come, by the formula.
     """
 
     ttft_ms: Quantity
@@ -173,6 +174,7 @@ class SpeedEstimate:
     goodput_req_s: Quantity | None = None
     most_clients: int | None = None
     highest_rate: float | None = None
+    capacity_req_s: Quantity | None = None
 
     def latency(self, name: str, statistic: str) -> Quantity:
         """Return a latency (`ttft`, `tpot`, …), in milliseconds: its mean, or a percentile (`p95`), for which the mean stands where
@@ -208,6 +210,18 @@ class ServerLog:
         """Return the requests at full context that fit at once, as printed; None where the log does not say."""
         match = self.concurrency.search(log)
         return float(match[1]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMetrics:
+    """How a running server's `/metrics` (Prometheus' text) names what a soak watches: requests at work and waiting, the share of the cache
+    that they take, preemptions since its start. More than one name: those of other versions.
+    """
+
+    running: tuple[str, ...]
+    waiting: tuple[str, ...]
+    cache_share: tuple[str, ...]
+    preemptions: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +263,8 @@ class Engine(ABC):
     kv_dtypes: ClassVar[tuple[str, ...]] = ("auto",)
     #: How the log of its server tells the cache; None where it has none that answers the OpenAI API.
     server: ClassVar[ServerLog | None] = None
+    #: What its server's metrics are called; None where it has none.
+    metrics: ClassVar[ServerMetrics | None] = None
     #: Fitted constants that its estimates rest on: (package, file) each.
     fitted: ClassVar[tuple[tuple[str, str], ...]] = ()
 

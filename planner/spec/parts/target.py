@@ -10,6 +10,8 @@ from planner.spec.parts.values import Bytes, Count, Positive, Strict
 
 #: Cards of one machine where a spec names no `nodes`: the baseboards of server cards (HGX, DGX) have eight.
 CARDS_A_NODE = 8
+#: Cards of a plan at most: more are several of it, behind one address.
+MOST_CARDS = 256
 
 
 class GpuFacts(Strict):
@@ -67,6 +69,10 @@ class Target(Strict):
 
     @model_validator(mode="after")
     def _even(self) -> Target:
+        if self.cards > MOST_CARDS:
+            raise ValueError(
+                f"{self.cards:,} cards are more than a plan takes ({MOST_CARDS}): plan fewer, and serve several of that plan side by side"
+            )
         if self.max is not None and not self.fewest:
             raise ValueError(f"max is for `count: auto`; with {self.count} cards leave it out")
         if self.nodes is not None and self.cards % self.nodes:

@@ -24,6 +24,7 @@ from targets.engines.engine import (
     Parallel,
     Scheduler,
     ServerLog,
+    ServerMetrics,
     Settings,
 )
 from targets.engines.vllm.defaults import batched_tokens, default_sequences, rules_on_card
@@ -86,6 +87,11 @@ class Vllm(Engine):
         tokens=re.compile(r"KV cache size: ([\d,]+) tokens"),
         concurrency=re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x"),
     )
+    #: `vllm/v1/metrics/loggers.py` of 0.32.0; before 0.10 the cache's share had another name.
+    metrics: ClassVar[ServerMetrics | None] = ServerMetrics(
+        running=("vllm:num_requests_running",), waiting=("vllm:num_requests_waiting",),
+        cache_share=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"), preemptions=("vllm:num_preemptions_total",),
+    )  # fmt: skip
     fitted: ClassVar[tuple[tuple[str, str], ...]] = (("targets.engines.vllm.memory", "memory_fit.json"),)
 
     def spreads(self, cards: int) -> Iterator[Parallel]:

@@ -168,10 +168,10 @@ def _refused(document: PlanDocument) -> bool:
 def _short_context(document: PlanDocument) -> str | None:
     """What to do where the context that is asked is more than the model's own; None where it is not."""
     told = (reason for plan in document.rejected[:1] for reason in plan.reasons if reason.code == BEYOND_MODEL)
-    reason = next(told, None)
-    if reason is None:
+    data = next((reason.data for reason in told), {})
+    own, asked = data.get("max_context"), data.get("asked")
+    if own is None or asked is None:
         return None
-    own, asked = reason.data["max_context"], reason.data["asked"]
     yarn = f'"rope_scaling": {{"rope_type": "yarn", "factor": {-(-asked // own)}.0, "original_max_position_embeddings": {own}}}'
     return (
         f"Ask for a context of {own:,} or less, or a model that is made for more. Some makers say that YaRN does (how far, their "

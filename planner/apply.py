@@ -33,8 +33,9 @@ from planner.plan.document import PlanDocument, portable, require_executable, re
 from planner.plan.effort import Effort
 from planner.plan.launch import of_result, target_files
 from planner.plan.lock import require_fresh
-from planner.plan.make import plan
+from planner.plan.make import Plan, plan
 from planner.plan.saved import PLAN, load_plan, save
+from planner.spec.arguments import file_named
 from planner.spec.spec import Spec, TextChoice
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
@@ -86,16 +87,16 @@ def find_plan(folder: Path) -> Path:
 
 
 def apply(
-    what: str | Path | PlanDocument,
-    out: Path | None = None,
+    what: str | Path | Plan | PlanDocument,
+    out: str | Path | None = None,
     *,
     work: Path | None = None,
     replace: bool = False,
     progress: Callable[[Progress], None] = lambda event: None,
     device: str = AUTO,
 ) -> ApplyResult:
-    """Apply a plan (document, file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder. `device`: what computes:
-    `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`.
+    """Apply a plan (from `plan`, its document, its file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder.
+    `device`: what computes: `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`.
 
     A finished result of another plan that lies at `out` is refused (InputError), or with `replace` replaced when the new one is whole.
     Raises StalePlanError, DoesNotFitError or InputError before anything is done where the plan cannot be applied.
@@ -104,7 +105,7 @@ def apply(
     require_executable(document)
     spec, source = spec_of(document), _opened(document)
     require_fresh(document, spec, source)
-    out = out or _folder(name)
+    out = _folder(name) if out is None else file_named("out", out, "the folder of the result")
     place = out.resolve()
     work = work or place.parent / f".{place.name}.work"
     check_places(out, work, source.path)
@@ -209,13 +210,15 @@ def _require_memory(expected: Effort, device: torch.device) -> None:
         )
 
 
-def _document(what: str | Path | PlanDocument, device: str) -> tuple[PlanDocument, str]:
+def _document(what: str | Path | Plan | PlanDocument, device: str) -> tuple[PlanDocument, str]:
+    if isinstance(what, Plan):
+        what = what.document
     if isinstance(what, PlanDocument):
         return what, what.model.rsplit("/", 1)[-1]
-    path = Path(what)
-    if path.suffix in (".yaml", ".yml"):
-        return plan(path, device=device).document, _name(path)
-    return load_plan(path), _name(path)
+    file = file_named("what is applied", what, "a plan, its file, or the file of a spec")
+    if file.suffix in (".yaml", ".yml"):
+        return plan(file, device=device).document, _name(file)
+    return load_plan(file), _name(file)
 
 
 def _text(choice: TextChoice, trust_remote_code: bool) -> TextSource:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from typer.models import OptionInfo
 
 from passes.errors import InputError
 from passes.ir.fields import LARGEST
@@ -57,7 +58,9 @@ def amount(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-Count = Annotated[int | None, typer.Option(parser=counted, metavar="N")]
+def _count(said: str) -> OptionInfo:
+    option: OptionInfo = typer.Option(parser=counted, metavar="N", help=said)
+    return option
 
 
 #: What is asked, beside the words: each option by its parameter, as typer takes it.
@@ -74,11 +77,38 @@ _ASKED = {
     "gpus": Annotated[
         int | None, typer.Option(min=1, max=LARGEST, help="Number of cards; without --tp they are tensor parallel.")
     ],
-    "engine_version": Annotated[str | None, typer.Option()],
-    "tp": Annotated[int | None, typer.Option("--tp", "--tensor-parallel-size", "-tp", min=1, max=LARGEST)],
-    "pp": Annotated[int | None, typer.Option("--pp", "--pipeline-parallel-size", "-pp", min=1, max=LARGEST)],
-    "dp": Annotated[int | None, typer.Option("--dp", "--data-parallel-size", "-dp", min=1, max=LARGEST)],
-    "ep": Annotated[int | None, typer.Option(min=1, max=LARGEST)],
+    "engine_version": Annotated[str | None, typer.Option(help="Its version; default: the newest known.")],
+    "tp": Annotated[
+        int | None,
+        typer.Option(
+            "--tp",
+            "--tensor-parallel-size",
+            "-tp",
+            min=1,
+            max=LARGEST,
+            help="Tensor parallel: each matrix over so many cards.",
+        ),
+    ],
+    "pp": Annotated[
+        int | None,
+        typer.Option(
+            "--pp",
+            "--pipeline-parallel-size",
+            "-pp",
+            min=1,
+            max=LARGEST,
+            help="Pipeline parallel: the layers over so many.",
+        ),
+    ],
+    "dp": Annotated[
+        int | None,
+        typer.Option(
+            "--dp", "--data-parallel-size", "-dp", min=1, max=LARGEST, help="Data parallel: so many replicas."
+        ),
+    ],
+    "ep": Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Expert parallel: the experts over so many cards.")
+    ],
     "context": Annotated[
         int | None,
         typer.Option(
@@ -87,9 +117,11 @@ _ASKED = {
             help="Longest sequence: 32768, 32k, auto for what fits; default: the model's own. (--max-model-len 32k is vLLM's: 32,000.)",
         ),
     ],
-    "concurrency": Count,
-    "input_tokens": Annotated[int | None, typer.Option(parser=tokens, metavar="N")],
-    "output_tokens": Annotated[int | None, typer.Option(parser=tokens, metavar="N")],
+    "concurrency": Annotated[
+        int | None, _count("Requests at once that must be held; default: it starts, no more is promised.")
+    ],
+    "input_tokens": Annotated[int | None, typer.Option(parser=tokens, metavar="N", help="Of a prompt.")],
+    "output_tokens": Annotated[int | None, typer.Option(parser=tokens, metavar="N", help="Of an answer.")],
     "request_rate": Annotated[
         float | None,
         typer.Option(
@@ -115,17 +147,30 @@ _ASKED = {
         ),
     ],
     "weights": Annotated[str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")],
-    "dtype": Annotated[str | None, typer.Option()],
-    "kv_cache_dtype": Annotated[str | None, typer.Option()],
+    "dtype": Annotated[str | None, typer.Option(help="What the engine computes in; default: auto.")],
+    "kv_cache_dtype": Annotated[
+        str | None, typer.Option(help="Type of the KV cache: auto, fp8, q8, …; default: what the checkpoint asks for.")
+    ],
     "kv_cache_memory": Annotated[
         int | None,
-        typer.Option("--kv-cache-memory", "--kv-cache-memory-bytes", parser=number, metavar="BYTES", help="Bytes."),
+        typer.Option(
+            "--kv-cache-memory",
+            "--kv-cache-memory-bytes",
+            parser=number,
+            metavar="BYTES",
+            help="Of the cache, in place of what is left of the card.",
+        ),
     ],
-    "gpu_memory_utilization": Annotated[float | None, typer.Option(min=0.01, max=1.0, callback=finite)],
-    "max_num_seqs": Count,
-    "max_num_batched_tokens": Count,
-    "block_size": Count,
-    "enforce_eager": Annotated[bool | None, typer.Option("--enforce-eager")],
+    "gpu_memory_utilization": Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1.0, callback=finite, help="The share of the card that vLLM may take; default: its own."
+        ),
+    ],
+    "max_num_seqs": Annotated[int | None, _count("Requests at work at once, at most.")],
+    "max_num_batched_tokens": Annotated[int | None, _count("Tokens of a step, at most.")],
+    "block_size": Annotated[int | None, _count("Tokens of a block of the cache.")],
+    "enforce_eager": Annotated[bool, typer.Option("--enforce-eager", help="No CUDA graphs.")],
     "reserve": Annotated[
         int | None,
         typer.Option(parser=amount, metavar="BYTES", help="What else lives on each card, such as '0.5 GiB'."),

@@ -384,7 +384,7 @@ def calibrate(
     engine: Annotated[
         Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=2, max=60, callback=finite)] = 20.0,
+    seconds: Annotated[float, typer.Option(min=2, max=60, callback=finite, help="How long it may measure.")] = 20.0,
     as_json: Json = False,
     *,
     served: Mapping[str, Any],

@@ -15,7 +15,7 @@ from planner.cli.app import Json, above_zero, app, emit, finite, grouped, screen
 
 def number(text: str | int) -> int:
     """Return a count as vLLM reads it: `32768`, `32k`, `32K`. Raises typer.BadParameter for what is none."""
-    from targets.engines.vllm.arguments.numbers import whole_number
+    from targets.numbers import whole_number
 
     if isinstance(text, int):
         return text
@@ -43,7 +43,7 @@ def tokens(text: str | int) -> int:
 
 def longest(text: str | int) -> int:
     """Return the tokens of the longest sequence; -1 for `auto`, the longest that fits. Raises typer.BadParameter for what is none."""
-    from targets.engines.vllm.arguments.numbers import AUTO
+    from targets.numbers import AUTO
 
     return -1 if str(text) in AUTO else tokens(text)
 

@@ -76,7 +76,7 @@ _LARGE_CARD_BYTES, _HUGE_CARD_BYTES = 70 * _GIB, 160 * _GIB
 #: Bytes a second between two cards that only a switch of their own gives (NVLink of server cards; a bridge has 112 GB/s).
 _SWITCHED_LINK = 2e11
 #: Compute capabilities × 10 between which experts in blocks of 4 bits have kernels beside Marlin's.
-_HOPPER, _RTX_BLACKWELL = 90, 120
+_HOPPER, _BLACKWELL, _RTX_BLACKWELL = 90, 100, 120
 #: Below so much cache a gibibyte more or less is said.
 _TIGHT_CACHE = 12 * _GIB
 _BLOCK = 16
@@ -480,7 +480,8 @@ def _as_stored(block: Block, rules: Rules) -> LayerState:
 
 def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
     """A version's behaviour on a card: V1 needs compute capability 8.0; before 0.10.2 older cards fell back to V0. Below 9.0 and on RTX
-    Blackwell experts in blocks of 4 bits are Marlin's, which goes on padding them (vLLM 0.33's oracles of fused experts).
+    Blackwell experts in blocks of 4 bits are Marlin's, which goes on padding them, and TensorRT-LLM's on other Blackwell (vLLM 0.33's
+    oracles of fused experts).
     """
     return _rules_by_capability(version, gpu.capability or 0)
 
@@ -490,6 +491,8 @@ def _rules_by_capability(version: str | None, capability: int) -> tuple[Rules, s
     rules, note = rules_for(version)
     if 0 < capability < _HOPPER or capability >= _RTX_BLACKWELL:
         rules = replace(rules, expert_padding=MARLIN_PADDING)
+    elif capability >= _BLACKWELL:
+        rules = replace(rules, expert_padding=rules.blackwell_padding)
     if rules.v1 and rules.version < (0, 10, 2) and 0 < capability < 80:
         rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False, sorts_without_package=False)
     return rules, note

@@ -29,7 +29,7 @@ INTERFACES = {
 }
 
 CEILINGS = {
-    "modules at the top of passes": 6,
+    "modules at the top of passes": 7,
     "isinstance on a concrete pass outside its file": 0,
     "isinstance on a format outside its file": 13,
     "functions with more than 6 parameters": 0,

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from planner.certificate import Certificate, Comparison
 from planner.choice.goals import Goal
 from planner.figures import apart, show, show_interval
-from planner.plan.document import ChosenPlan, PlannedGoal
+from planner.plan.document import PlannedGoal
 from planner.quality.expected import Quality, perplexity_growth
 from planner.report.facts import Facts
 from planner.report.scale import Axis, linear
+from targets.engines.engine import SpeedEstimate
 from targets.quantity import Basis, Quantity
 
 #: Where bars are drawn, and beyond which multiple of a figure an end is not followed.
@@ -56,7 +57,17 @@ class Kept:
 def goal_rows(facts: Facts) -> tuple[GoalRow, ...]:
     """Draw the goals of the chosen plan, then speed and quality where no goal is on them."""
     chosen = facts.plan.chosen
-    return () if chosen is None else tuple(_row(goal, facts.certificate) for goal in _asked_or_not(chosen))
+    return () if chosen is None else rows_of(chosen.goals, chosen.quality, chosen.speed, facts.certificate)
+
+
+def rows_of(
+    goals: tuple[PlannedGoal, ...],
+    quality: Quality,
+    speed: SpeedEstimate | None,
+    certificate: Certificate | None = None,
+) -> tuple[GoalRow, ...]:
+    """Draw judged goals, then speed and quality where no goal is on them."""
+    return tuple(_row(goal, certificate) for goal in _asked_or_not(goals, quality, speed))
 
 
 def kept(facts: Facts) -> Kept | None:
@@ -65,12 +76,14 @@ def kept(facts: Facts) -> Kept | None:
     return None if certificate is None else Kept(certificate.checks, certificate.holds)
 
 
-def _asked_or_not(chosen: ChosenPlan) -> Iterator[PlannedGoal]:
-    yield from chosen.goals
-    named = {goal.name for goal in chosen.goals}
-    figures = [(Goal.PERPLEXITY, perplexity_growth(chosen.quality.log_ppl_increase))]
-    if chosen.speed is not None:
-        figures += [(Goal.DECODE, chosen.speed.decode_tok_s_per_request), (Goal.TTFT, chosen.speed.ttft_ms)]
+def _asked_or_not(
+    goals: tuple[PlannedGoal, ...], quality: Quality, speed: SpeedEstimate | None
+) -> Iterator[PlannedGoal]:
+    yield from goals
+    named = {goal.name for goal in goals}
+    figures = [(Goal.PERPLEXITY, perplexity_growth(quality.log_ppl_increase))]
+    if speed is not None:
+        figures += [(Goal.DECODE, speed.decode_tok_s_per_request), (Goal.TTFT, speed.ttft_ms)]
     for goal, predicted in figures:
         if goal not in named:
             yield PlannedGoal(goal, math.nan, goal.unit, goal.at_most, True, predicted)

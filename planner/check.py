@@ -28,7 +28,7 @@ from targets.quantity import Quantity
 
 if TYPE_CHECKING:
     from planner.choice.verdict import GoalResult
-    from planner.spec.spec import Goals
+    from planner.spec.parts.goals import Goals
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,15 @@ class CheckResult:
 
     @property
     def goals(self) -> tuple[GoalResult, ...]:
-        """The goals that were asked, against what is predicted."""
-        if self.terms.goals is None:
+        """The goals that were asked, against what is predicted; a rate that is asked is one."""
+        if self.terms.goals is None and not self.outcome.workload.lasts:
             return ()
-        from planner.choice.verdict import judge
+        from planner.choice.verdict import judge, judge_rate
 
-        return tuple(judge(self.terms.goals, self.speed, self.quality))
+        load = self.outcome.workload
+        if self.terms.goals is None:
+            return tuple(judge_rate(load, self.speed))
+        return tuple(judge(self.terms.goals, load, self.speed, self.quality))
 
     @property
     def broken(self) -> tuple[Reason, ...]:
@@ -184,7 +187,7 @@ class CheckResult:
                 CheckedGoal(goal.name, goal.wanted, goal.goal.unit, goal.met, goal.predicted, round(goal.odds, 4))
                 for goal in self.goals
             ),
-            meets=None if self.terms == _NONE else self.fits and not self.broken,
+            meets=None if self.terms == _NONE and not self.goals else self.fits and not self.broken,
             context=self.outcome.workload.context,
             gpus=self.gpus,
         )

@@ -18,7 +18,8 @@ from planner.explain.diff import PlanDifference
 from planner.explain.drift import DriftDocument
 from planner.plan.document import PlanDocument
 from planner.setup.doctor import Machine
-from planner.verify import FilesReport, VerifyReport
+from planner.verifying.report import VerifyReport
+from planner.verifying.result import FilesReport
 from reference.tables import table
 from targets.quantity import Quantity
 

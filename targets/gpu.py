@@ -212,7 +212,7 @@ def _share(card: Gpu, memory: float, units: float) -> Gpu:
 
 
 def this_cpu() -> Gpu:
-    """This machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
+    """Return this machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
     count = cores()
     instructions = cpu_instructions()
     flops = _FLOPS_PER_CORE if instructions.isdisjoint(_BF16_INSTRUCTIONS) else _BF16_FLOPS_PER_CORE
@@ -230,7 +230,7 @@ def inline_gpu(facts: Mapping[str, Any]) -> Gpu:
 
 
 def installed_gpu() -> Gpu:
-    """This machine's first card, else its processor. Raises InputError where there is a card and nobody says which."""
+    """Return this machine's first card, else its processor. Raises InputError where there is a card and nobody says which."""
     names = installed_gpus()
     if not names and card_nodes():
         raise InputError(

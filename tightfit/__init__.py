@@ -26,8 +26,13 @@ if TYPE_CHECKING:
     from planner.plan.make import Plan, plan
     from planner.plan.saved import load_plan
     from planner.spec.parse import load_spec
-    from planner.spec.spec import Goals, PassesChoice, Spec, Target, WorkloadSpec
-    from planner.verify import VerifyReport, verify
+    from planner.spec.parts.choices import PassesChoice
+    from planner.spec.parts.goals import Goals
+    from planner.spec.parts.target import Target
+    from planner.spec.parts.workload import WorkloadSpec
+    from planner.spec.spec import Spec
+    from planner.verifying.report import VerifyReport
+    from planner.verifying.verify import UnderLoad, verify
     from planner.version import VERSION as __version__  # noqa: N811 (Python's own name)
     from targets.engines.engine import Parallel, Settings
     from targets.quantity import Basis, Quantity
@@ -54,6 +59,7 @@ __all__ = [
     "StalePlanError",
     "Target",
     "TightfitError",
+    "UnderLoad",
     "VerifyReport",
     "WorkloadSpec",
     "__version__",
@@ -74,8 +80,10 @@ _HOME = {
     **dict.fromkeys(("CheckDocument", "CheckResult", "check"), "planner.check"),
     **dict.fromkeys(("Plan", "plan"), "planner.plan.make"), **dict.fromkeys(("ChosenPlan", "PlanDocument"), "planner.plan.document"),
     "load_plan": "planner.plan.saved", "load_spec": "planner.spec.parse",
-    **dict.fromkeys(("Spec", "Target", "WorkloadSpec", "Goals", "PassesChoice"), "planner.spec.spec"),
-    **dict.fromkeys(("VerifyReport", "verify"), "planner.verify"), "__version__": "planner.version",
+    "Spec": "planner.spec.spec", "Target": "planner.spec.parts.target", "WorkloadSpec": "planner.spec.parts.workload",
+    "Goals": "planner.spec.parts.goals", "PassesChoice": "planner.spec.parts.choices",
+    "VerifyReport": "planner.verifying.report", **dict.fromkeys(("UnderLoad", "verify"), "planner.verifying.verify"),
+    "__version__": "planner.version",
     **dict.fromkeys(("Settings", "Parallel"), "targets.engines.engine"), **dict.fromkeys(("Quantity", "Basis"), "targets.quantity"),
 }  # fmt: skip
 _THERE = {"__version__": "VERSION"}

@@ -122,7 +122,7 @@ class Gptq(_Storing):
         return self.smooth
 
     def touches(self, linear: Linear) -> bool:
-        """With a mask, every matrix that recipes quantize."""
+        """Tell whether it works on a matrix: with a mask, on every matrix that recipes quantize."""
         return packed(linear) or (self.mask is not None and linear.quantizable)
 
     def store(self, group: Sequence[Matrix], hessian: torch.Tensor | None, dtype: torch.dtype) -> list[Stored]:

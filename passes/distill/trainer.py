@@ -87,7 +87,7 @@ class TrainingJob:
         return self.tokens_after(self.steps)
 
     def tokens_after(self, step: int) -> int:
-        """Tokens of so many steps."""
+        """Count the tokens of so many steps."""
         return step * self.rows * int(self.token_ids.shape[1])
 
     @property

@@ -16,7 +16,8 @@ from targets.cards import Cards, find_cards
 from targets.engines.engine import DEFAULT_ENGINE, ENGINE_NAMES, Parallel, Settings, find_engine
 
 if TYPE_CHECKING:
-    from planner.spec.spec import Goals, Spec
+    from planner.spec.parts.goals import Goals
+    from planner.spec.spec import Spec
     from targets.machine.live import LiveMachine
 
 Options = Mapping[str, Any]
@@ -300,7 +301,7 @@ def _goals(options: Options, below: Goals | None) -> Goals | None:
         return below
     from pydantic import ValidationError
 
-    from planner.spec.spec import Goals
+    from planner.spec.parts.goals import Goals
 
     if "max_perplexity_increase" in quality:
         quality["max_perplexity_increase"] = _with_unit(quality["max_perplexity_increase"], "%")

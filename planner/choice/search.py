@@ -34,7 +34,8 @@ from planner.choice.rule import Decision, Loss, Rule
 from planner.choice.space import Design, designs, engines, limits_of, nothing_to_weigh, numbers_of_cards, workload_of
 from planner.choice.verdict import MEAN, Candidate, Verdict, judge, judge_quality
 from planner.quality.expected import Quality, expected_quality
-from planner.spec.spec import PruneChoice, QuantizeChoice, Spec
+from planner.spec.parts.choices import PruneChoice, QuantizeChoice
+from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
 from targets.workload import Limit
@@ -75,7 +76,7 @@ class SearchResult:
         return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])
 
     def with_fewer_cards(self) -> Verdict | None:
-        """The nearest to the goals of those that take fewer cards than the chosen one, judged in full."""
+        """Return the nearest to the goals of those that take fewer cards than the chosen one, judged in full."""
         fewer = [v for v in self.rejected if self.chosen and v.candidate.cards < self.chosen.candidate.cards]
         near = sorted(fewer, key=lambda v: v.distance)[:_LOOKED_AT]
         return min((complete(self.spec, self.gpu, v) for v in near), key=lambda v: v.distance, default=None)
@@ -115,7 +116,9 @@ def _asked_for(spec: Spec, candidate: Candidate) -> bool:
 
 
 def target_gpu(spec: Spec) -> Gpu:
-    """The card of a spec. `auto` is this machine's first card, or its processor. Raises NotModelledError for other makers' cards."""
+    """Return the card of a spec. `auto` is this machine's first card, or its processor. Raises NotModelledError for other makers'
+    cards.
+    """
     asked = spec.target.gpu
     if not isinstance(asked, str):
         return inline_gpu(asked.model_dump(exclude_none=True))
@@ -177,14 +180,16 @@ def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
 
 
 def by_maintenance(spec: Spec, gpu: Gpu) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The engines of a spec that are weighed at once, and archived ones, which are only where nobody named them and nothing else serves."""
+    """Return the engines of a spec that are weighed at once, and archived ones, which are only where nobody named them and nothing else
+    serves.
+    """
     names = tuple(name for name, _ in engines(spec, gpu))
     old = () if spec.engine != "auto" else tuple(name for name in names if find_engine(name).archived is not None)
     return tuple(name for name in names if name not in old), old
 
 
 def judged(spec: Spec, ir: ModelIR, candidate: Candidate) -> Verdict:
-    """What becomes of one candidate, found under another spec, with the card, load and goals of this one; judged in full."""
+    """Return what becomes of one candidate, found under another spec, with the card, load and goals of this one; judged in full."""
     gpu, target = target_gpu(spec), spec.target
     settings = replace(candidate.settings, reserve_bytes=target.reserve)
     design = Design(candidate.engine, candidate.passes, (settings,), 1, candidate.published)
@@ -398,7 +403,7 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     engine = find_engine(verdict.candidate.engine)
     workload = replace(workload_of(spec), concurrency=verdict.capacity.clients)
     speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
-    goals = tuple(judge(spec.goals, speed, verdict.quality))
+    goals = tuple(judge(spec.goals, workload_of(spec), speed, verdict.quality))
     missed = [goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands)]
     reasons = tuple(dict.fromkeys((*verdict.reasons, *missed)))
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))
@@ -411,7 +416,7 @@ _SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
 
 
 def with_highest_load(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
-    """The verdict with how many users it serves within the goals on a request's own speed, where there are some."""
+    """Return the verdict with how many users it serves within the goals on a request's own speed, where there are some."""
     limits = limits_of(spec.goals)
     return replace(verdict, served=_simulated(spec, gpu, verdict, limits)) if limits and verdict.served else verdict
 
@@ -423,12 +428,12 @@ def _simulated(spec: Spec, gpu: Gpu, verdict: Verdict, limits: tuple[Limit, ...]
 
 
 def served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
-    """The verdict with its load simulated, and the goals judged by that."""
+    """Return the verdict with its load simulated, and the goals judged by that."""
     if verdict.speed is None or verdict.served is not None:
         return verdict
     speed = _simulated(spec, gpu, verdict)
     verdict = _in_flight(spec, gpu, verdict, speed)
-    goals = tuple(judge(spec.goals, speed, verdict.quality))
+    goals = tuple(judge(spec.goals, workload_of(spec), speed, verdict.quality))
     missed = (goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands))
     kept = (reason for reason in verdict.reasons if reason.kind is not ReasonKind.GOAL_MISSED)
     return replace(verdict, goals=goals, reasons=tuple(dict.fromkeys((*kept, *missed))), served=speed)
@@ -460,7 +465,7 @@ def decide(
     was its best by the formula.
     """
     known = list(verdicts)
-    if spec.goals.asks_speed and not any(v.feasible for v in known):
+    if (spec.goals.asks_speed or workload_of(spec).lasts) and not any(v.feasible for v in known):
         near = sorted((v for v in known if _near(v)), key=lambda v: v.distance)[:_NEAREST]
         known = [served(spec, gpu, v) if any(v is each for each in near) else v for v in known]
     percentile = any(limit.statistic != MEAN for limit in limits_of(spec.goals))

@@ -127,26 +127,30 @@ def show(
 ) -> None:
     """Read a plan or a result."""
     from planner.certificate import NAME, read_certificate, result_folder
-    from planner.cli.tables.certificate import print_certificate, print_origin, print_whole
+    from planner.cli.tables.certificate import print_certificate, print_origin, print_soaked, print_whole
     from planner.cli.tables.plan import print_plan
     from planner.job_graph import plan_needs_text, planned_graph, result_graph
     from planner.plan.codec import to_json
     from planner.plan.lock import staleness
     from planner.plan.saved import load_plan
-    from planner.verify import origin, verify_files
+    from planner.verifying.report import read_report
+    from planner.verifying.result import origin, verify_files
 
     if result_folder(what) or what.name == NAME:
         folder = what if what.is_dir() else what.parent
         files, certificate = verify_files(folder, quick=True), read_certificate(folder / NAME)
-        made_for = origin(folder, certificate)
+        made_for, verified = origin(folder, certificate), read_report(folder)
         if as_json:
-            emit(to_json(certificate) | {"origin": to_json(made_for), "files": to_json(files)})
+            soak = verified.soak if verified is not None else None
+            emit(to_json(certificate) | {"origin": to_json(made_for), "files": to_json(files), "soak": to_json(soak)})
         elif graph is not None:
             sys.stdout.write(drawn(result_graph(certificate, folder), graph))
         else:
             print_certificate(screen(), certificate)
             if made_for is not None:
                 print_origin(screen(), made_for)
+            if verified is not None and verified.soak is not None:
+                print_soaked(screen(), verified.soak)
             print_whole(screen(), files)
         raise typer.Exit(0 if files.holds else 4)
     document = load_plan(what)
@@ -247,6 +251,12 @@ def drift(
 
 #: The load that is put on, and for how long.
 _LOAD = {
+    "soak": Annotated[
+        bool | None,
+        typer.Option(
+            "--soak", help="Fill the context to its promised length too, with all clients, and watch what holds."
+        ),
+    ],
     "rate": Annotated[
         float | None,
         typer.Option(
@@ -262,7 +272,7 @@ _LOAD = {
             min=1,
             max=1e6,
             callback=finite,
-            help="How long the load may take, by the prediction (120); three answers a client at least.",
+            help="How long the load may take, by the prediction (120), three answers a client at least; and the soak, by the clock (600).",
         ),
     ],
 }
@@ -271,7 +281,7 @@ _LOAD = {
 @app.command()
 @grouped("load", _LOAD)
 def verify(
-    load: Mapping[str, float],
+    load: Mapping[str, Any],
     out: Annotated[Path, typer.Argument(help="A result's folder.")],
     engine: Annotated[
         Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
@@ -287,8 +297,9 @@ def verify(
     """Start the engine on a result, put the workload's load on it, measure. Exit 4 when a promise is not kept."""
     from planner.cli.tables.certificate import print_verified, print_whole
     from planner.plan.codec import to_json
-    from planner.verify import verify as run
-    from planner.verify import verify_files
+    from planner.verifying.result import verify_files
+    from planner.verifying.verify import UnderLoad
+    from planner.verifying.verify import verify as run
 
     console = screen(as_json)
     if offline:
@@ -302,7 +313,7 @@ def verify(
         out,
         engine,
         checkout=tabby,
-        **load,
+        load=UnderLoad(**load),
         say=lambda text: console.print(f"  {text}", style="dim"),
     )
     if as_json:

@@ -17,6 +17,7 @@ from passes.ir.names import Published
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
 from planner.choice.alternatives import alternatives
+from planner.choice.goals import Goal
 from planner.choice.published import description
 from planner.choice.rule import MAKING, making
 from planner.choice.search import SearchResult, search, with_highest_load
@@ -43,8 +44,9 @@ from planner.plan.saved import save
 from planner.plan.stated import figures_alone, stated, whole_bytes
 from planner.spec.arguments import file_named
 from planner.spec.parse import as_spec
+from planner.spec.parts.choices import QuantizeChoice
 from planner.spec.patch import written
-from planner.spec.spec import QuantizeChoice, Spec
+from planner.spec.spec import Spec
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
 
@@ -117,7 +119,7 @@ def plan(
             *(_rejected(spec, source.ir, v) for v in result.nearest()),
             *(RejectedPlan(name, (stated(reason),)) for name, reason in result.unweighed),
         ),
-        alternatives=() if chosen else tuple(alternatives(spec, source.ir)),
+        alternatives=() if chosen else tuple(alternatives(spec, source.ir, next(iter(result.nearest(1)), None))),
         illegal=tuple(_illegal(spec, source.ir, result)),
         lost=len(result.rejected),
         pareto=tuple(map(_pareto, result.pareto)),
@@ -184,7 +186,7 @@ def _chosen(
         kv_cache=verdict.memory.kv,
         speed=_speed(verdict),
         quality=verdict.quality,
-        goals=tuple(map(planned_goal, verdict.goals)),
+        goals=tuple(planned_goal(result) for result in verdict.goals if result.goal is not Goal.RATE),
         tensor_bytes=(rewrite(served.ir, passes) if candidate.published else verdict.ir).tensor_bytes,
         apply=here,
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",

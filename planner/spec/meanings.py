@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, get_args
@@ -12,7 +13,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel
 
-from planner.spec import spec as parts
+from planner.spec.spec import Spec
 from planner.spec.template import TEMPLATE
 
 #: Examples of keys whose type and template show none, by the part that they stand in.
@@ -38,6 +39,16 @@ _EXAMPLES: Mapping[tuple[str, str], Any] = {
 
 
 @cache
+def parts() -> Mapping[str, type[BaseModel]]:
+    """Return every part of a spec by its name, the whole first."""
+    found: list[type[BaseModel]] = [Spec]
+    for part in found:
+        inner = (below for field in part.model_fields.values() for below in _parts(field.annotation))
+        found += [each for each in dict.fromkeys(inner) if each not in found]
+    return {part.__name__: part for part in found}
+
+
+@cache
 def described() -> Mapping[tuple[str, str], str]:
     """Return what every key means, by the part that it stands in and its name."""
     return dict(_described())
@@ -45,16 +56,17 @@ def described() -> Mapping[tuple[str, str], str]:
 
 def _described() -> Iterator[tuple[tuple[str, str], str]]:
     """Every key of every part with the docstring below it."""
-    for part in ast.parse(inspect.getsource(parts)).body:
-        body = part.body if isinstance(part, ast.ClassDef) else []
-        for key, below in itertools.pairwise(body):
+    modules = dict.fromkeys(sys.modules[part.__module__] for part in parts().values())
+    written = (node for module in modules for node in ast.parse(inspect.getsource(module)).body)
+    for part in (node for node in written if isinstance(node, ast.ClassDef)):
+        for key, below in itertools.pairwise(part.body):
             told = below.value if isinstance(below, ast.Expr) else None
             if isinstance(key, ast.AnnAssign) and isinstance(told, ast.Constant):
-                assert isinstance(part, ast.ClassDef) and isinstance(key.target, ast.Name)
+                assert isinstance(key.target, ast.Name)
                 yield (part.name, key.target.id), inspect.cleandoc(str(told.value))
 
 
-def meaning(path: Sequence[str], within: type[BaseModel] = parts.Spec) -> str | None:
+def meaning(path: Sequence[str], within: type[BaseModel] = Spec) -> str | None:
     """Say in a line what a key `within` a part means, with an example; None for a key that is not known."""
     part = within
     *above, key = path or ("",)
@@ -64,7 +76,7 @@ def meaning(path: Sequence[str], within: type[BaseModel] = parts.Spec) -> str | 
         if inner is None:
             return None
         part = inner
-    said, shown = described().get((part.__name__, key)), example(part, key, path if within is parts.Spec else ())
+    said, shown = described().get((part.__name__, key)), example(part, key, path if within is Spec else ())
     lines = (
         f"{key}: {' '.join(said.split())}" if said else None,
         f"for example `{key}: {shown}`" if shown else None,

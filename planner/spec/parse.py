@@ -18,7 +18,9 @@ from passes.ir.fields import shown
 from passes.ir.sources import path_named
 from passes.text.source import refuse_missing_text
 from planner.spec.arguments import file_named
-from planner.spec.spec import QuantizeChoice, Spec, Target
+from planner.spec.parts.choices import QuantizeChoice
+from planner.spec.parts.target import Target
+from planner.spec.spec import Spec
 from planner.spec.trace import read_trace
 from planner.spec.yaml_places import locate, read_yaml
 from targets.engines.engine import find_engine
@@ -72,12 +74,12 @@ def as_spec(what: Spec | str | Path | Mapping[str, Any]) -> Spec:
 
 
 def parse_spec(text: str, name: str = "spec") -> Spec:
-    """A spec from its text; `name` is the file shown in errors. Paths stay as written."""
+    """Read a spec from its text; `name` is the file shown in errors. Paths stay as written."""
     return validated(*read_yaml(text, name), name)
 
 
 def validated(node: yaml.Node | None, value: Any, name: str) -> Spec:
-    """A spec from plain values; `node`, where they came from YAML, tells the places in errors. Raises InputError."""
+    """Make a spec from plain values; `node`, where they came from YAML, tells the places in errors. Raises InputError."""
     if not isinstance(value, dict):
         raise InputError(
             "a spec is a mapping with `model:` and `target:`",

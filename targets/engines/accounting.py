@@ -14,6 +14,8 @@ from targets.workload import Workload
 _GIB = 1 << 30
 #: Code of the reason that an engine starts but the workload's requests do not fit at once.
 CONCURRENCY_DOES_NOT_FIT = "concurrency_does_not_fit"
+#: Code of the reason that a context is longer than the model is made for.
+BEYOND_MODEL = "context_beyond_model"
 
 
 def gib(value: float) -> str:
@@ -63,7 +65,8 @@ def answer(
         memory.kv_cache.high - needed,
         memory.kv_cache.basis,
     )
-    found = list(reasons)
+    beyond = _beyond_model(ir, workload.context)
+    found = [*reasons, *beyond]
     if memory.kv_cache.value <= 0:
         found.append(
             Reason(
@@ -86,7 +89,12 @@ def answer(
                 ReasonKind.TOO_LARGE,
             )
         )
-    starts = not reasons and memory.kv_cache.value > 0 and layout.starts(memory.kv_cache.value, workload.context)
+    starts = (
+        not reasons
+        and not beyond
+        and memory.kv_cache.value > 0
+        and layout.starts(memory.kv_cache.value, workload.context)
+    )
     wanted = workload.concurrency or 1
     serves = starts and kv.max_concurrency.value >= wanted
     if starts and not serves:
@@ -100,12 +108,18 @@ def answer(
             )
         )
     request = layout.request_bytes(workload.request_tokens)
-    beyond = (
-        (
-            f"{ir.name} is made for {ir.max_context:,} tokens: a context of {workload.context:,} needs YaRN in its config",
-        )
-        if 0 < ir.max_context < workload.context
-        else ()
-    )
-    said = (*ir.notes, *notes, *beyond)
-    return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), said, request)
+    return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), (*ir.notes, *notes), request)
+
+
+def _beyond_model(ir: ModelIR, context: int) -> tuple[Reason, ...]:
+    """Refuse a context that the model is not made for. vLLM does (`_get_and_verify_max_len` in config/model.py); where an engine does not,
+    nothing is known of what the model answers there.
+    """
+    own = ir.max_context
+    if not 0 < own < context:
+        return ()
+    rotary = any(key in ir.config for key in ("rope_theta", "rope_scaling", "rope_parameters"))
+    longer = ", unless YaRN in its config.json stretches it" if rotary else ""
+    message = f"{ir.name} is made for {own:,} tokens{longer}: a context of {context:,} is asked"
+    data = {"asked": context, "max_context": own}
+    return (Reason(BEYOND_MODEL, message, f"context {own:,} is served", data, ReasonKind.TOO_LARGE),)

@@ -140,6 +140,7 @@ class SpeedEstimate:
     between two tokens of a request; `e2e`: from sending to the last token; `cache_full`: share of the time in which a request waits for
     cache; `preemptions`: how often a request lost its blocks, of `requests`. With limits: `goodput_req_s`, requests a second that keep each
     of them; `most_clients`, or of a workload with a rate `highest_rate` (a second), at which the workload keeps them all; 0: none.
+    `capacity_req_s`: where requests arrive at a rate, the most a second that are answered as fast as they come, by the formula.
     """
 
     ttft_ms: Quantity
@@ -173,6 +174,7 @@ class SpeedEstimate:
     goodput_req_s: Quantity | None = None
     most_clients: int | None = None
     highest_rate: float | None = None
+    capacity_req_s: Quantity | None = None
 
     def latency(self, name: str, statistic: str) -> Quantity:
         """Return a latency (`ttft`, `tpot`, …), in milliseconds: its mean, or a percentile (`p95`), for which the mean stands where
@@ -208,6 +210,18 @@ class ServerLog:
         """Return the requests at full context that fit at once, as printed; None where the log does not say."""
         match = self.concurrency.search(log)
         return float(match[1]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMetrics:
+    """How a running server's `/metrics` (Prometheus' text) names what a soak watches: requests at work and waiting, the share of the cache
+    that they take, preemptions since its start. More than one name: those of other versions.
+    """
+
+    running: tuple[str, ...]
+    waiting: tuple[str, ...]
+    cache_share: tuple[str, ...]
+    preemptions: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +263,8 @@ class Engine(ABC):
     kv_dtypes: ClassVar[tuple[str, ...]] = ("auto",)
     #: How the log of its server tells the cache; None where it has none that answers the OpenAI API.
     server: ClassVar[ServerLog | None] = None
+    #: What its server's metrics are called; None where it has none.
+    metrics: ClassVar[ServerMetrics | None] = None
     #: Fitted constants that its estimates rest on: (package, file) each.
     fitted: ClassVar[tuple[tuple[str, str], ...]] = ()
 
@@ -287,7 +303,8 @@ class Engine(ABC):
     def speed(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
     ) -> SpeedEstimate:
-        """How fast it prefills and decodes with the cache of `memory`: by the fitted roofline. Answered for illegal combinations too.
+        """Predict how fast it prefills and decodes with the cache of `memory`: by the fitted roofline. Answered for illegal combinations
+        too.
 
         An engine of another package, for which no constants are fitted, overrides this.
         """
@@ -298,7 +315,7 @@ class Engine(ABC):
     def served(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
     ) -> SpeedEstimate:
-        """What users of the workload see, its load simulated step by step: `speed` with percentiles, and means that know of queues.
+        """Simulate the load of the workload: what its users see, as `speed` with percentiles, and means that know of queues.
 
         An engine whose scheduler is not known (`queue`), or for which no constants are fitted, gives what `speed` does. Answered for
         illegal combinations too.
@@ -316,7 +333,7 @@ class Engine(ABC):
         return None
 
     def estimate(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Estimate:
-        """Memory, then speed with the cache that it leaves."""
+        """Estimate memory, then speed with the cache that it leaves."""
         memory = self.memory(ir, gpu, settings, workload)
         return Estimate(memory, self.speed(ir, gpu, settings, workload, memory))
 
@@ -325,7 +342,7 @@ class Engine(ABC):
         return f"{self.name} reads no {kind.upper()} file"
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
-        """Settings left open that could take another value than the engine's default to leave the cache more room.
+        """List settings left open that could take another value than the engine's default to leave the cache more room.
 
         (field of `Settings`, value) each; none makes the workload's requests wait for each other. Memory left for the cache
         only rises with each of them: the search relies on it.
@@ -337,7 +354,7 @@ class Engine(ABC):
         return None
 
     def known_versions(self) -> tuple[str, ...]:
-        """Versions whose accounting is known, oldest first."""
+        """List the versions whose accounting is known, oldest first."""
         return ()
 
     def by_itself(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Mapping[str, float | str]:
@@ -346,7 +363,7 @@ class Engine(ABC):
         return {"max_num_batched_tokens": asked.tokens, "max_num_seqs": asked.sequences}
 
     def launch(self, request: LaunchRequest) -> Launch:
-        """Its config file, and a script that starts it. Raises InputError where no launch files are known for it."""
+        """Return its config file, and a script that starts it. Raises InputError where no launch files are known for it."""
         raise InputError(f"no launch files are known for the engine {self.name!r}", remedy="start it by hand")
 
     def verifier(self) -> Verifier | None:

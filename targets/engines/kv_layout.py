@@ -45,7 +45,7 @@ class Layout:
     rules: Rules
 
     def blocks_per_request(self, length: int) -> int:
-        """Blocks of the pool that one request of `length` tokens holds at most."""
+        """Count the blocks of the pool that one request of `length` tokens holds at most."""
         return sum(spec.blocks(length, self.settings) for spec, _ in self.groups)
 
     def request_bytes(self, length: int) -> int:
@@ -62,7 +62,7 @@ class Layout:
         return self.request_bytes(length) <= available_bytes - reserved
 
     def concurrency(self, blocks: int, length: int) -> float:
-        """Requests of `length` tokens that fit at once, as printed."""
+        """Count the requests of `length` tokens that fit at once, as printed."""
         return blocks / self.blocks_per_request(length) if self.groups else math.inf
 
     def tokens(self, blocks: int, length: int) -> int:

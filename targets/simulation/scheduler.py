@@ -41,7 +41,7 @@ class Cache:
     prefix: int = 0
 
     def needed(self, tokens: int) -> int:
-        """Blocks that hold so many tokens of one request."""
+        """Count the blocks that hold so many tokens of one request."""
         return -(-tokens // self.block) + self.fixed if tokens else 0
 
 

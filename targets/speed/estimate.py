@@ -26,6 +26,8 @@ from targets.workload import Workload
 ROUNDS = 10
 #: Requests in all where they arrive at a rate and nobody says how many there are (`vllm bench serve --num-prompts`).
 REQUESTS = 1000
+#: Rounds of a loop that has forgotten its start.
+_WITHOUT_END = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Asked:
     loop: Loop
     notes: tuple[str, ...]
     replicas: int
+    arrives: bool = False
 
     def regime(self, workload: Workload) -> Regime:
         """Return how loaded the engine is, as the fit tells errors apart."""
@@ -59,11 +62,21 @@ def estimate(
 
 
 def steady(question: Asked) -> SpeedEstimate:
-    """The means of a question by the formula."""
+    """Return the means of a question by the formula."""
     loop, run = question.loop, question.run
     means = closed_loop(run.step, loop)
     alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
-    return replace(_speed(means, alone, loop, question.fitted, question.replicas), notes=question.notes)
+    told = _speed(means, alone, loop, question.fitted, question.replicas)
+    return replace(told, notes=question.notes, capacity_req_s=_capacity(question) if question.arrives else None)
+
+
+def _capacity(question: Asked) -> Quantity:
+    """The requests a second that are answered with as many at work as run at once, one after the other without end."""
+    loop = replace(question.loop, clients=question.loop.resident, rounds=_WITHOUT_END)
+    means = closed_loop(question.run.step, loop)
+    request_s = means.ttft_s + means.tpot_s * max(loop.output_tokens - 1, 0)
+    error = question.fitted.widths[Regime.SATURATED].tpot
+    return _quantity(question.replicas * loop.resident / request_s, error, question.fitted)
 
 
 def asked(
@@ -90,7 +103,7 @@ def asked(
     run = Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
     if workload.rate is not None:
         loop = replace(loop, clients=_waiting_clients(run, loop, workload, replicas))
-    return Asked(run, fitted, loop, notes, replicas)
+    return Asked(run, fitted, loop, notes, replicas, workload.lasts)
 
 
 def _waiting_clients(run: Run, loop: Loop, workload: Workload, replicas: int) -> float:

@@ -15,7 +15,7 @@ def _layers(name: str, count: int, part: Part, heads: int, kv_heads: int, head_d
 
 
 def opt(config: Config, m: Maker, names: Names) -> Description:
-    """OPT (arXiv 2205.01068): learned positions with two extra rows, biases everywhere, embedding width of its own."""
+    """Describe OPT (arXiv 2205.01068): learned positions with two extra rows, biases everywhere, embedding width of its own."""
     hidden, heads, inner = (
         config.integer("hidden_size"),
         config.integer("num_attention_heads"),
@@ -52,7 +52,7 @@ def opt(config: Config, m: Maker, names: Names) -> Description:
 
 
 def falcon(config: Config, m: Maker, names: Names) -> Description:
-    """Falcon (arXiv 2311.16867): fused query_key_value; one KV head, a few (new architecture), or as many as heads."""
+    """Describe Falcon (arXiv 2311.16867): fused query_key_value; one KV head, a few (new architecture), or as many as heads."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads", "n_head")
     new = config.flag("new_decoder_architecture")
     multi_query = config.flag("multi_query", default=True)
@@ -77,7 +77,7 @@ def falcon(config: Config, m: Maker, names: Names) -> Description:
 
 
 def gpt_j(config: Config, m: Maker, names: Names) -> Description:
-    """GPT-J: parallel blocks, biases only in the MLP and the head."""
+    """Describe GPT-J: parallel blocks, biases only in the MLP and the head."""
     hidden, heads = config.integer("n_embd"), config.integer("n_head")
     inner = config.integer("n_inner", default=4 * hidden)
     layer = total(
@@ -97,7 +97,7 @@ def gpt_j(config: Config, m: Maker, names: Names) -> Description:
 
 
 def bloom(config: Config, m: Maker, names: Names) -> Description:
-    """BLOOM (arXiv 2211.05100): ALiBi, biases everywhere, a norm after the embedding; stored without a `transformer.` prefix."""
+    """Describe BLOOM (arXiv 2211.05100): ALiBi, biases everywhere, a norm after the embedding; stored without a `transformer.` prefix."""
     hidden, heads = config.integer("hidden_size", "n_embed"), config.integer("n_head", "num_attention_heads")
     base = "transformer." if m.has("transformer.word_embeddings.weight", default=False) else ""
     attention = m.fused_attention(
@@ -122,7 +122,7 @@ def bloom(config: Config, m: Maker, names: Names) -> Description:
 
 
 def mpt(config: Config, m: Maker, names: Names) -> Description:
-    """MPT: ALiBi, no biases at all, head always tied."""
+    """Describe MPT: ALiBi, no biases at all, head always tied."""
     hidden, heads = config.integer("d_model"), config.integer("n_heads")
     if not config.flag("no_bias", default=True):
         raise not_understood(config.name, f"{config.path}: MPT with biases is not known")
@@ -139,7 +139,7 @@ def mpt(config: Config, m: Maker, names: Names) -> Description:
 
 
 def qwen1(config: Config, m: Maker, names: Names) -> Description:
-    """Qwen 1 (arXiv 2309.16609): fused c_attn with bias; w2 is the gate; `intermediate_size` counts gate and up together."""
+    """Describe Qwen 1 (arXiv 2309.16609): fused c_attn with bias; w2 is the gate; `intermediate_size` counts gate and up together."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     inner = config.integer("intermediate_size") // 2
     layer = total(
@@ -153,7 +153,7 @@ def qwen1(config: Config, m: Maker, names: Names) -> Description:
 
 
 def baichuan(config: Config, m: Maker, names: Names) -> Description:
-    """Baichuan 1 and 2 (arXiv 2309.10305): Llama with q, k and v in one matrix, `W_pack`."""
+    """Describe Baichuan 1 and 2 (arXiv 2309.10305): Llama with q, k and v in one matrix, `W_pack`."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm"),
@@ -166,7 +166,7 @@ def baichuan(config: Config, m: Maker, names: Names) -> Description:
 
 
 def internlm2(config: Config, m: Maker, names: Names) -> Description:
-    """InternLM 2 (arXiv 2403.17297): fused wqkv, interleaved by KV head; w1 gate, w3 up, w2 down."""
+    """Describe InternLM 2 (arXiv 2403.17297): fused wqkv, interleaved by KV head; w1 gate, w3 up, w2 down."""
     hidden, bias = config.integer("hidden_size"), config.flag("bias")
     heads, kv_heads, head_dim = head_sizes(config)
     layer = total(
@@ -183,7 +183,7 @@ def internlm2(config: Config, m: Maker, names: Names) -> Description:
 
 
 def deci(config: Config, m: Maker, names: Names) -> Description:
-    """Llama-Nemotron (Puzzle, arXiv 2411.19146): every layer has its own attention (or none) and MLP width."""
+    """Describe Llama-Nemotron (Puzzle, arXiv 2411.19146): every layer has its own attention (or none) and MLP width."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     head_dim = config.integer("head_dim", default=hidden // heads)
     layers = config.integer("num_hidden_layers")
@@ -211,7 +211,9 @@ def _puzzle_width(multiplier: float, hidden: int) -> int:
 
 
 def mllama(config: Config, m: Maker, names: Names) -> Description:
-    """Llama 3.2 Vision's decoder: Llama 3.1 with gated cross-attention layers; eight more rows in the embedding than in the head."""
+    """Describe Llama 3.2 Vision's decoder: Llama 3.1 with gated cross-attention layers; eight more rows in the embedding than in the
+    head.
+    """
     hidden, inner, vocab = (
         config.integer("hidden_size"),
         config.integer("intermediate_size"),
@@ -240,7 +242,7 @@ _MLLAMA_IMAGE_TOKENS = 4 * 1601
 
 
 def phi3_vision(config: Config, m: Maker, names: Names) -> Description:
-    """Phi-3 Vision: a Phi-3 decoder; CLIP ViT-L/14 and its projector under `vision_embed_tokens`."""
+    """Describe Phi-3 Vision: a Phi-3 decoder; CLIP ViT-L/14 and its projector under `vision_embed_tokens`."""
     from passes.ir.architectures.vision import phi3_image
 
     outer = ends(m, config, names, is_tied(config, False))

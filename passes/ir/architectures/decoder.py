@@ -171,7 +171,7 @@ def layer_types(config: Config, rule: str) -> list[str]:
 
 
 def head_sizes(config: Config) -> tuple[int, int, int]:
-    """Query heads, KV heads and head dimension."""
+    """Return query heads, KV heads and head dimension."""
     if config.has("per_layer_config"):
         raise not_understood(config.name, f"{config.path}: per_layer_config is not known for this architecture")
     heads = config.integer("num_attention_heads")

@@ -61,7 +61,7 @@ def ends(
     norm_bias: bool = False,
     head_bias: bool = False,
 ) -> Part:
-    """Embedding, final norm and head; a tied head is not stored, except where the checkpoint has a copy of it."""
+    """Make embedding, final norm and head; a tied head is not stored, except where the checkpoint has a copy of it."""
     hidden, vocab = config.integer("hidden_size", "n_embd", "d_model"), config.integer("vocab_size")
     part = m.embedding(names.base + embedding, vocab, hidden) + m.norms(hidden, names.base + norm, bias=norm_bias)
     if tied and not m.has(f"{names.head}.weight", default=False):

@@ -69,7 +69,7 @@ def delta_net(config: Config, m: Maker, *, fused: bool) -> Part:
 
 
 def qwen_next(config: Config, m: Maker, names: Names, *, fused: bool, sparse: bool) -> Description:
-    """Qwen3-Next and Qwen3.5: three delta nets to one gated attention, with dense or sparse MLPs; MTP under `mtp.`."""
+    """Describe Qwen3-Next and Qwen3.5: three delta nets to one gated attention, with dense or sparse MLPs; MTP under `mtp.`."""
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
     heads, kv_heads, head_dim = head_sizes(config)
     interval = config.integer("full_attention_interval", default=4)
@@ -131,13 +131,13 @@ def mamba2(config: Config, m: Maker) -> tuple[Part, Recurrent]:
 
 
 def nemotron_mlp(config: Config, m: Maker) -> Part:
-    """Nemotron-H's ungated MLP."""
+    """Make Nemotron-H's ungated MLP."""
     inner, bias = config.integer("intermediate_size"), config.flag("mlp_bias")
     return m.plain_mlp(config.integer("hidden_size"), inner, names=("up_proj", "down_proj"), bias=bias).at("mixer.")
 
 
 def nemotron_moe(config: Config, m: Maker) -> Part:
-    """Nemotron 3's experts, without gates; in a narrower latent space where `moe_latent_size` is set."""
+    """Make Nemotron 3's experts, without gates; in a narrower latent space where `moe_latent_size` is set."""
     hidden, count, bias = config.integer("hidden_size"), config.integer("n_routed_experts"), config.flag("mlp_bias")
     inner, latent = config.integer("moe_intermediate_size"), config.integer("moe_latent_size", default=0)
     part = m.router("gate", count, hidden) + m.tensor("gate.e_score_correction_bias", count, dtype="F32")
@@ -178,7 +178,7 @@ def nemotron_pattern(config: Config) -> str:
 
 
 def nemotron_h(config: Config, m: Maker, names: Names) -> Description:
-    """Nemotron-H and Nemotron 3 (arXiv 2504.03624): one mixer a layer, spelled out by the config."""
+    """Describe Nemotron-H and Nemotron 3 (arXiv 2504.03624): one mixer a layer, spelled out by the config."""
     hidden, pattern = config.integer("hidden_size"), nemotron_pattern(config)
     heads, kv_heads, head_dim = head_sizes(config)
     bias = config.flag("attention_bias")
@@ -202,7 +202,7 @@ def nemotron_h(config: Config, m: Maker, names: Names) -> Description:
 
 
 def kimi_linear(config: Config, m: Maker, names: Names) -> Description:
-    """Kimi Linear (arXiv 2510.26692): Kimi delta attention and MLA without rope, with experts.
+    """Describe Kimi Linear (arXiv 2510.26692): Kimi delta attention and MLA without rope, with experts.
 
     Kimi K3 adds output gates of full rank, experts in a narrower space, and attention over earlier residuals (names and shapes
     as vLLM 0.32 loads them, `models/kimi_k3`).
@@ -265,7 +265,7 @@ def _kimi_residual(m: Maker, hidden: int, name: str) -> Part:
 
 
 def kimi_moe(config: Config, m: Maker) -> Part:
-    """Kimi Linear's experts, named as Mixtral's, with a correction bias and shared experts; Kimi K3's between two projections."""
+    """Make Kimi Linear's experts, named as Mixtral's, with a correction bias and shared experts; Kimi K3's between two projections."""
     hidden, inner, count = (
         config.integer("hidden_size"),
         config.integer("moe_intermediate_size"),

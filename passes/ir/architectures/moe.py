@@ -61,7 +61,7 @@ def decoder_of(
 
 
 def mixtral(config: Config, m: Maker, names: Names, style: Style | None = None, head_bias: bool = False) -> Description:
-    """Mixtral (arXiv 2401.04088): every layer has experts, `block_sparse_moe.experts.{e}.w1|w2|w3`."""
+    """Describe Mixtral (arXiv 2401.04088): every layer has experts, `block_sparse_moe.experts.{e}.w1|w2|w3`."""
     style = style or Style(qkv_bias=False, o_bias=False, window="all")
     hidden, count = config.integer("hidden_size"), config.integer("num_local_experts")
     layer = total(
@@ -78,13 +78,13 @@ def mixtral(config: Config, m: Maker, names: Names, style: Style | None = None, 
 
 
 def phi_moe(config: Config, m: Maker, names: Names) -> Description:
-    """Phi-3.5-MoE (arXiv 2404.14219): Mixtral with biased norms, attention and head."""
+    """Describe Phi-3.5-MoE (arXiv 2404.14219): Mixtral with biased norms, attention and head."""
     style = Style(norm_bias=True, window="all")
     return mixtral(config, m, names, style, head_bias=config.flag("lm_head_bias", default=True))
 
 
 def minimax_m2(config: Config, m: Maker, names: Names) -> Description:
-    """MiniMax-M2: Mixtral with norms over whole q and k, and a routing bias."""
+    """Describe MiniMax-M2: Mixtral with norms over whole q and k, and a routing bias."""
     style = Style(qkv_bias=False, o_bias=False, qk_norm="full" if config.flag("use_qk_norm", default=True) else "")
     hidden, count = config.integer("hidden_size"), config.integer("num_local_experts")
     layer = total(
@@ -101,7 +101,7 @@ def minimax_m2(config: Config, m: Maker, names: Names) -> Description:
 
 
 def minimax_m3(config: Config, m: Maker, names: Names) -> Description:
-    """MiniMax-M3: dense layers first, a shared expert, and an index branch in layers with sparse attention."""
+    """Describe MiniMax-M3: dense layers first, a shared expert, and an index branch in layers with sparse attention."""
     style = Style(qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm="head" if config.flag("use_qk_norm") else "")
     hidden, count = config.integer("hidden_size"), config.integer("num_local_experts")
     common = m.norms(hidden, *style.norms) + attention(config, m, style)
@@ -138,7 +138,7 @@ def minimax_m3(config: Config, m: Maker, names: Names) -> Description:
 
 
 def qwen_moe_mlp(config: Config, m: Maker, *, stacked: bool = False, transposed: bool = False) -> Part:
-    """Router, experts and (where the config has one) a gated shared expert, as Qwen names them."""
+    """Make router, experts and (where the config has one) a gated shared expert, as Qwen names them."""
     hidden, count = config.integer("hidden_size"), config.integer("num_experts", "num_local_experts")
     part = m.router("gate", count, hidden) + m.experts(
         hidden, config.integer("moe_intermediate_size"), count, config.integer("num_experts_per_tok"),
@@ -151,7 +151,7 @@ def qwen_moe_mlp(config: Config, m: Maker, *, stacked: bool = False, transposed:
 
 
 def qwen_moe(config: Config, m: Maker, names: Names, *, style: Style, transposed: bool = False) -> Description:
-    """Qwen 1.5/2 MoE and Qwen3 MoE (arXiv 2505.09388); the VL sibling stacks its experts, transposed."""
+    """Describe Qwen 1.5/2 MoE and Qwen3 MoE (arXiv 2505.09388); the VL sibling stacks its experts, transposed."""
     hidden = config.integer("hidden_size")
     common = m.norms(hidden, *style.norms) + attention(config, m, style)
     sparse = qwen_moe_mlp(config, m, stacked=transposed, transposed=transposed)
@@ -161,7 +161,7 @@ def qwen_moe(config: Config, m: Maker, names: Names, *, style: Style, transposed
 
 
 def olmoe(config: Config, m: Maker, names: Names) -> Description:
-    """OLMoE (arXiv 2409.02060): norms over whole q and k, `intermediate_size` is the experts'."""
+    """Describe OLMoE (arXiv 2409.02060): norms over whole q and k, `intermediate_size` is the experts'."""
     style = Style(qk_norm="full")
     hidden, count = config.integer("hidden_size"), config.integer("num_experts", "num_local_experts")
     layer = total(
@@ -174,7 +174,7 @@ def olmoe(config: Config, m: Maker, names: Names) -> Description:
 
 
 def granite_moe(config: Config, m: Maker, names: Names) -> Description:
-    """Granite 3 MoE: experts in two 3-D tensors, `input_linear` (gate and up) and `output_linear`."""
+    """Describe Granite 3 MoE: experts in two 3-D tensors, `input_linear` (gate and up) and `output_linear`."""
     style = Style()
     hidden, inner = config.integer("hidden_size"), config.integer("intermediate_size")
     count, active = config.integer("num_local_experts"), config.integer("num_experts_per_tok")
@@ -193,7 +193,7 @@ def granite_moe(config: Config, m: Maker, names: Names) -> Description:
 
 
 def routed_with_bias(config: Config, m: Maker, *, bias: bool = True) -> Part:
-    """DeepSeek-style experts: router with a correction bias in F32, experts, shared experts in one wider MLP."""
+    """Make DeepSeek-style experts: router with a correction bias in F32, experts, shared experts in one wider MLP."""
     hidden, inner, count = (
         config.integer("hidden_size"),
         config.integer("moe_intermediate_size"),
@@ -229,7 +229,7 @@ def mtp_extras(m: Maker, config: Config) -> Part:
 
 
 def glm4_moe(config: Config, m: Maker, names: Names) -> Description:
-    """GLM 4.5 and 4.6 (arXiv 2508.06471)."""
+    """Describe GLM 4.5 and 4.6 (arXiv 2508.06471)."""
     style = Style(o_bias=False, mlp_bias=False, qk_norm="head" if config.flag("use_qk_norm") else "")
     hidden = config.integer("hidden_size")
     common = m.norms(hidden, *style.norms) + attention(config, m, style)
@@ -243,7 +243,7 @@ def glm4_moe(config: Config, m: Maker, names: Names) -> Description:
 
 
 def gpt_oss(config: Config, m: Maker, names: Names) -> Description:
-    """gpt-oss (arXiv 2508.10925): attention sinks, biases everywhere, experts stacked with gate and up rows interleaved."""
+    """Describe gpt-oss (arXiv 2508.10925): attention sinks, biases everywhere, experts stacked with gate and up rows interleaved."""
     style = Style(qkv_bias="attention_bias", o_bias="attention_bias", window="layer_types")
     hidden, count = config.integer("hidden_size"), config.integer("num_local_experts")
     layer = total(
@@ -260,7 +260,7 @@ def gpt_oss(config: Config, m: Maker, names: Names) -> Description:
 
 
 def mimo_v2(config: Config, m: Maker, names: Names, *, fused: bool = False) -> Description:
-    """MiMo-V2: sliding layers with heads of their own and sink biases; keys and values of different widths.
+    """Describe MiMo-V2: sliding layers with heads of their own and sink biases; keys and values of different widths.
 
     `fused`: q, k and v are one matrix (MiMo-V2.5).
     """
@@ -270,7 +270,7 @@ def mimo_v2(config: Config, m: Maker, names: Names, *, fused: bool = False) -> D
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
 
     def block(i: int) -> Block:
-        """Layer `i`, by the kind of its attention."""
+        """Describe layer `i`, by the kind of its attention."""
         swa = "swa_" if pattern[i] else ""
         heads, kv_heads = config.integer(swa + "num_attention_heads"), config.integer(swa + "num_key_value_heads")
         dim, v_dim = config.integer(swa + "head_dim"), config.integer(swa + "v_head_dim")
@@ -294,7 +294,7 @@ def mimo_v2(config: Config, m: Maker, names: Names, *, fused: bool = False) -> D
 
 
 def step3(config: Config, m: Maker, names: Names) -> Description:
-    """Step-3.x Flash: a gate a head on the attention output, experts in three 3-D tensors, one shared expert.
+    """Describe Step-3.x Flash: a gate a head on the attention output, experts in three 3-D tensors, one shared expert.
 
     Step-3.5 Flash: sliding layers have heads of their own (`attention_other_setting`), `moe_layers_enum` lists the sparse ones.
     """
@@ -323,7 +323,7 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
     has_experts = set(map(int, listed.split(","))) if listed else None
 
     def block(i: int, kind: str) -> Block:
-        """Layer `i`, by the kind of its attention."""
+        """Describe layer `i`, by the kind of its attention."""
         here = sliding if kind == "sliding_attention" else config
         heads, kv_heads, dim = head_sizes(here)
         part = m.norms(hidden, *style.norms) + attention(here, m, style)
@@ -341,7 +341,7 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
 
 
 def llama4(config: Config, m: Maker, names: Names) -> Description:
-    """Llama 4 text: chunked local layers, experts every `interleave_moe_layer_step` layers, stacked and transposed."""
+    """Describe Llama 4 text: chunked local layers, experts every `interleave_moe_layer_step` layers, stacked and transposed."""
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
     step, count = config.integer("interleave_moe_layer_step", default=1), config.integer("num_local_experts")
     sparse_layers = config.counts("moe_layers", default=[i for i in layers if (i + 1) % step == 0])

@@ -125,7 +125,7 @@ class Maker:
         return Part(tensors=(Tensor(name, dtype or self.dtype, tuple(shape)),))
 
     def norms(self, size: int, *names: str, bias: bool = False) -> Part:
-        """Norm weights (and biases) of one size."""
+        """Make the norm weights (and biases) of one size."""
         weights = total(*(self.tensor(f"{name}.weight", size) for name in names))
         return weights + total(*(self.tensor(f"{name}.bias", size) for name in names)) if bias else weights
 
@@ -134,7 +134,7 @@ class Maker:
         names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"), v_head_dim: int = 0, gated: bool = False,
         value: bool = True,
     ) -> Part:  # fmt: skip
-        """Grouped-query attention with separate projections; `gated`: the query projection also makes an output gate."""
+        """Make grouped-query attention with separate projections; `gated`: the query projection also makes an output gate."""
         q, k, v, o = names
         v_dim = v_head_dim or head_dim
         agree, reads = "qkv", "attn_in"
@@ -153,7 +153,7 @@ class Maker:
         self, hidden: int, heads: int, kv_heads: int, head_dim: int, *, names: tuple[str, str] = ("qkv_proj", "o_proj"),
         qkv_bias: bool = False, o_bias: bool = False,
     ) -> Part:  # fmt: skip
-        """Grouped-query attention whose q, k and v are one matrix."""
+        """Make grouped-query attention whose q, k and v are one matrix."""
         return total(
             self.linear(names[0], Role.QKV, (heads + 2 * kv_heads) * head_dim, hidden, bias=qkv_bias, reads="attn_in"),
             self.linear(names[1], Role.O, hidden, heads * head_dim, bias=o_bias, reads="attn_out"),
@@ -163,7 +163,7 @@ class Maker:
         self, hidden: int, inner: int, *, bias: bool = False, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
         shared: bool = False, key: str = "mlp",
     ) -> Part:  # fmt: skip
-        """Gate, up and down (SwiGLU and kin)."""
+        """Make gate, up and down (SwiGLU and kin)."""
         gate, up, down = names
         agree, reads = f"{key}_gate_up", f"{key}_in"
         return total(
@@ -175,7 +175,7 @@ class Maker:
     def fused_mlp(
         self, hidden: int, inner: int, *, names: tuple[str, str] = ("gate_up_proj", "down_proj"), bias: bool = False
     ) -> Part:
-        """Gate and up in one matrix, and down."""
+        """Make gate and up in one matrix, and down."""
         return total(
             self.linear(names[0], Role.GATE_UP, 2 * inner, hidden, bias=bias, reads="mlp_in"),
             self.linear(names[1], Role.DOWN, hidden, inner, bias=bias, reads="mlp_mid"),
@@ -191,7 +191,7 @@ class Maker:
         shared: bool = False,
         key: str = "mlp",
     ) -> Part:
-        """Up and down without a gate."""
+        """Make up and down without a gate."""
         return total(
             self.linear(names[0], Role.UP, inner, hidden, bias=bias, reads=f"{key}_in", shared=shared),
             self.linear(names[1], Role.DOWN, hidden, inner, bias=bias, reads=f"{key}_mid", shared=shared),
@@ -284,9 +284,9 @@ class Maker:
         return self.linear(name, Role.ROUTER, count, hidden, bias=bias, quantizable=False, dtype=dtype)
 
     def embedding(self, name: str, vocab: int, hidden: int) -> Part:
-        """Token embedding."""
+        """Make the token embedding."""
         return self.linear(name, Role.EMBEDDING, vocab, hidden, quantizable=False)
 
     def head(self, name: str, vocab: int, hidden: int, *, bias: bool = False) -> Part:
-        """Output head. Recipes for uniform formats keep it dense; a pass may still choose to store it in fewer bits."""
+        """Make the output head. Recipes for uniform formats keep it dense; a pass may still choose to store it in fewer bits."""
         return self.linear(name, Role.HEAD, vocab, hidden, bias=bias, quantizable=False)

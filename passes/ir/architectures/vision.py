@@ -41,7 +41,7 @@ def _side(config: Config, field: str) -> int:
 def clip(
     config: Config, m: Maker, prefix: str, *, siglip: bool = False, positions: bool = True, frames: tuple[int, ...] = ()
 ) -> Description:
-    """CLIP (arXiv 2103.00020) or SigLIP (arXiv 2303.15343, without class token and pre-norm) as `vision_model`."""
+    """Describe CLIP (arXiv 2103.00020) or SigLIP (arXiv 2303.15343, without class token and pre-norm) as `vision_model`."""
     hidden, inner = config.integer("hidden_size"), config.integer("intermediate_size")
     heads, layers = config.integer("num_attention_heads"), config.integer("num_hidden_layers")
     layer = total(
@@ -74,7 +74,7 @@ def _pooling_head(m: Maker, hidden: int, inner: int) -> Part:
 
 
 def pixtral(config: Config, m: Maker, prefix: str) -> Description:
-    """Pixtral (arXiv 2410.07073): rope in two dimensions, no biases."""
+    """Describe Pixtral (arXiv 2410.07073): rope in two dimensions, no biases."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layer = total(
         m.norms(hidden, "attention_norm", "ffn_norm"),
@@ -129,7 +129,7 @@ def _merger(m: Maker, norm: int, merged: int, out: int) -> Part:
 
 
 def internvl(config: Config, m: Maker, prefix: str) -> Description:
-    """InternViT as the `-hf` repositories store it."""
+    """Describe InternViT as the `-hf` repositories store it."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     bias = config.flag("attention_bias")
     names = ("q_proj", "k_proj", "v_proj", "projection_layer")
@@ -162,7 +162,7 @@ def _class_token_and_patches(m: Maker, config: Config, hidden: int, names: tuple
 
 
 def intern_vit(config: Config, m: Maker, prefix: str) -> Description:
-    """InternViT as OpenGVLab's own repositories store it (vLLM 0.32, models/intern_vit.py)."""
+    """Describe InternViT as OpenGVLab's own repositories store it (vLLM 0.32, models/intern_vit.py)."""
     hidden = config.integer("hidden_size")
     layer = total(
         m.norms(hidden, "norm1", "norm2", bias=config.get("norm_type", default="rms_norm") == "layer_norm"),
@@ -178,7 +178,7 @@ def intern_vit(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def dots_vit(config: Config, m: Maker, prefix: str) -> Description:
-    """dots.ocr's tower and merger (vLLM 0.32, models/dots_ocr.py)."""
+    """Describe dots.ocr's tower and merger (vLLM 0.32, models/dots_ocr.py)."""
     hidden, inner, bias = config.integer("embed_dim"), config.integer("intermediate_size"), config.flag("use_bias")
     merged, out = hidden * config.integer("spatial_merge_size", default=2) ** 2, config.integer("hidden_size")
     layer = total(
@@ -198,7 +198,7 @@ def dots_vit(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def mllama_vision(config: Config, m: Maker, prefix: str) -> Description:
-    """Llama 3.2 Vision's tower: local layers, then gated global ones, with embeddings of tiles and aspect ratios."""
+    """Describe Llama 3.2 Vision's tower: local layers, then gated global ones, with embeddings of tiles and aspect ratios."""
     hidden, heads, inner = (
         config.integer("hidden_size"),
         config.integer("attention_heads"),
@@ -235,7 +235,7 @@ def mllama_vision(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def llama4_vision(config: Config, m: Maker, prefix: str) -> Description:
-    """Llama 4's tower, with the adapter that shuffles pixels before the projector."""
+    """Describe Llama 4's tower, with the adapter that shuffles pixels before the projector."""
     hidden, heads, inner = (
         config.integer("hidden_size"),
         config.integer("num_attention_heads"),
@@ -264,7 +264,7 @@ def llama4_vision(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def gemma4_vision(config: Config, m: Maker, prefix: str) -> Description:
-    """Gemma 4's tower; where its linears are clipped, each stores four scalar bounds."""
+    """Describe Gemma 4's tower; where its linears are clipped, each stores four scalar bounds."""
     hidden, heads, kv_heads = (
         config.integer("hidden_size"),
         config.integer("num_attention_heads"),
@@ -302,7 +302,7 @@ def clips(m: Maker, part: Part) -> Part:
 
 
 def gemma4_audio(config: Config, m: Maker, prefix: str) -> Description:
-    """Gemma 4's conformer."""
+    """Describe Gemma 4's conformer."""
     hidden, kernel = config.integer("hidden_size"), config.integer("conv_kernel_size")
     heads, channels = config.integer("num_attention_heads"), config.counts("subsampling_conv_channels", 2, (128, 32))
 
@@ -338,7 +338,7 @@ def gemma4_audio(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def moonvit(config: Config, m: Maker, prefix: str) -> Description:
-    """MoonViT (arXiv 2504.07491), of Kimi-VL and Kimi K2.5; Kimi K3's has no biases, and attention of a width of its own."""
+    """Describe MoonViT (arXiv 2504.07491), of Kimi-VL and Kimi K2.5; Kimi K3's has no biases, and attention of a width of its own."""
     hidden = config.integer("vt_hidden_size", "hidden_size")
     inner, layers = (
         config.integer("vt_intermediate_size", "intermediate_size"),
@@ -362,7 +362,7 @@ def moonvit(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def phi3_image(config: Config, m: Maker, prefix: str) -> Description:
-    """Phi-3 Vision's CLIP tower, its separators and its two-layer projector (modeling_phi3_v.py of the repository)."""
+    """Describe Phi-3 Vision's CLIP tower, its separators and its two-layer projector (modeling_phi3_v.py of the repository)."""
     described = Config({**_CLIP_L, **config.mapping("vision_config", {})}, config.name, "CLIP ViT-L/14")
     eyes = clip(described, m, prefix + "img_processor.vision_model.")
     hidden, width = config.integer("hidden_size"), 4 * described.integer("hidden_size")

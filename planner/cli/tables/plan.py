@@ -12,11 +12,14 @@ from rich.text import Text
 from passes.base import Stage
 from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
+from planner.choice.verdict import judge_rate
 from planner.cli.tables.page import Page
 from planner.cli.tables.parts import load_lines, size
 from planner.figures import all_apart, apart, show, show_interval
+from planner.plan.document import planned_goal
 from planner.quality.expected import growth, perplexity_growth
 from planner.spec.units import parse_share
+from targets.engines.accounting import BEYOND_MODEL
 from targets.engines.engine import Memory, SpeedEstimate
 from targets.quantity import Quantity
 
@@ -56,7 +59,9 @@ _UNKNOWN = Room()
 
 
 def print_plan(console: Console, document: PlanDocument, card: str, saved: str | None, room: Room = _UNKNOWN) -> None:
-    """A plan: what was chosen, memory against the card, goals, choices, why others lost, one line to remember. `room`: this machine's."""
+    """Print a plan: what was chosen, memory against the card, goals, choices, why others lost, one line to remember. `room`: this
+    machine's.
+    """
     page = Page(console)
     page.blank()
     _print_head(page, document, card)
@@ -73,7 +78,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     page.line("  Runs     ", _layout(chosen))
     page.blank()
     _print_memory(page, chosen, document)
-    _print_goals(page, chosen, _confidence(document, "confidence"))
+    _print_goals(page, chosen, _rate(document, chosen), _confidence(document, "confidence"))
     _print_choices(page, document)
     page.line("  Graph    ", " ─► ".join(("source", *_titles(chosen), "checkpoint", chosen.engine.name)))
     page.blank()
@@ -144,6 +149,9 @@ def _print_no_plan(page: Page, document: PlanDocument) -> None:
             Text.assemble(("No plan.", "bold"), " What the spec names cannot be had so: change it as is said above."),
         )
         return
+    if (short := _short_context(document)) is not None:
+        page.line("  ", Text.assemble(("No plan.", "bold"), f" {short}"))
+        return
     spec = document.places.spec if document.places is not None else None
     page.line(
         "  ", Text.assemble(("No plan.", "bold"), " Loosen a goal, choose another card, or a smaller model."
@@ -157,6 +165,20 @@ def _refused(document: PlanDocument) -> bool:
     return any(reason.code in illegal for reason in document.rejected[0].reasons) if document.rejected else False
 
 
+def _short_context(document: PlanDocument) -> str | None:
+    """What to do where the context that is asked is more than the model's own; None where it is not."""
+    told = (reason for plan in document.rejected[:1] for reason in plan.reasons if reason.code == BEYOND_MODEL)
+    reason = next(told, None)
+    if reason is None:
+        return None
+    own, asked = reason.data.get("max_context", 1), reason.data.get("asked", 1)
+    yarn = f'"rope_scaling": {{"rope_type": "yarn", "factor": {-(-asked // own)}.0, "original_max_position_embeddings": {own}}}'
+    return (
+        f"Ask for a context of {own:,} or less, or a model that is made for more. Some makers say that YaRN does (how far, their "
+        f"model cards say): plan a folder whose config.json has {yarn}"
+    )
+
+
 def _near(path: str) -> str:
     """A path as it may be typed here."""
     from pathlib import Path
@@ -168,7 +190,7 @@ def _near(path: str) -> str:
 def _by_how_much(reason: StatedReason, plan: RejectedPlan) -> str:
     """By how much a candidate misses what a reason says, where the message's figures do not say it themselves."""
     wanted, predicted = reason.data.get("wanted"), reason.data.get("predicted")
-    if wanted is not None and predicted is not None:
+    if wanted is not None and predicted is not None and reason.code != Goal.RATE.reason_code:
         if reason.code == Goal.PERPLEXITY.reason_code:
             return f", {100 * (predicted - wanted):.2g} points too much"
         return f", off by {abs(predicted - wanted) / abs(wanted):.1%}" if wanted else ""
@@ -301,9 +323,16 @@ def _cache(chosen: ChosenPlan, workload: Workload) -> str:
     )
 
 
-def _print_goals(page: Page, chosen: ChosenPlan, confidence: float) -> None:
+def _rate(document: PlanDocument, chosen: ChosenPlan) -> tuple[PlannedGoal, ...]:
+    """The rate that requests arrive at, as a goal: they are to be answered as fast."""
+    if chosen.speed is None:
+        return ()
+    return tuple(map(planned_goal, judge_rate(document.spec.workload.asked, chosen.speed)))
+
+
+def _print_goals(page: Page, chosen: ChosenPlan, rate: tuple[PlannedGoal, ...], confidence: float) -> None:
     rows: list[tuple[str, str, str, str, Text]] = []
-    for goal in chosen.goals:
+    for goal in (*rate, *chosen.goals):
         p = goal.predicted
         wanted, value = apart(goal.wanted, p.value, goal.unit)
         sign = "≤" if goal.at_most else "≥"

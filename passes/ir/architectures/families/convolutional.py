@@ -14,7 +14,7 @@ from passes.ir.state import FullKV, Recurrent, StatePart
 
 
 def lfm2(config: Config, m: Maker, names: Names, *, sparse: bool) -> Description:
-    """LFM2: gated short convolutions with a few layers of attention; its MoE sibling has experts behind dense layers."""
+    """Describe LFM2: gated short convolutions with a few layers of attention; its MoE sibling has experts behind dense layers."""
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
     heads, kv_heads, dim = head_sizes(config)
     kernel, bias = config.integer("conv_L_cache"), config.flag("conv_bias")
@@ -64,7 +64,7 @@ def _width(config: Config) -> int:
 
 
 def olmo_hybrid(config: Config, m: Maker, names: Names) -> Description:
-    """OLMo Hybrid: three gated delta nets, whose projections and convolutions stand apart, to one attention."""
+    """Describe OLMo Hybrid: three gated delta nets, whose projections and convolutions stand apart, to one attention."""
     hidden = config.integer("hidden_size")
     heads, kv_heads, dim = head_sizes(config)
     keys, values = config.integer("linear_num_key_heads"), config.integer("linear_num_value_heads")

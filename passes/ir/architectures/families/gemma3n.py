@@ -46,7 +46,7 @@ def describe(config: Config, architecture: str, m: Maker, names: Names) -> Descr
     )
 
     def block(i: int) -> Block:
-        """Layer `i`: its own keys and values, or those of the last layer of its kind that has some."""
+        """Describe layer `i`: its own keys and values, or those of the last layer of its kind that has some."""
         rest = common + m.gated_mlp(hidden, int(widths[i])).at("mlp.")
         if i < first_shared:
             return (rest + own.at("self_attn.")).block(

@@ -69,13 +69,13 @@ def mamba2(config: Config, m: Maker, prefix: str) -> tuple[Part, Recurrent, int]
 
 
 def mamba(config: Config, m: Maker, names: Names) -> Description:
-    """Mamba and Falcon Mamba: one mixer a layer, nothing else."""
+    """Describe Mamba and Falcon Mamba: one mixer a layer, nothing else."""
     mixer, state = mamba1(config, m, norms=False)
     return _alone(config, m, (m.norms(config.integer("hidden_size"), "norm") + mixer.at("mixer.")).block(state))
 
 
 def plain_mamba2(config: Config, m: Maker, names: Names) -> Description:
-    """Mamba 2 and Codestral Mamba: one mixer a layer, nothing else."""
+    """Describe Mamba 2 and Codestral Mamba: one mixer a layer, nothing else."""
     mixer, state, heads = mamba2(config, m, "")
     return _alone(config, m, (m.norms(config.integer("hidden_size"), "norm") + mixer.at("mixer.")).block(state, heads))
 
@@ -97,7 +97,7 @@ def attention_block(config: Config, m: Maker) -> tuple[Part, FullKV, int]:
 
 
 def jamba(config: Config, m: Maker, names: Names) -> Description:
-    """Jamba (arXiv 2403.19887): one attention to seven Mamba layers, experts in every other layer."""
+    """Describe Jamba (arXiv 2403.19887): one attention to seven Mamba layers, experts in every other layer."""
     hidden, inner, count = (
         config.integer("hidden_size"),
         config.integer("intermediate_size"),
@@ -125,7 +125,7 @@ def jamba(config: Config, m: Maker, names: Names) -> Description:
 
 
 def granite_experts(config: Config, m: Maker) -> Part:
-    """Granite's experts in two 3-D tensors, and its shared MLP in two matrices, where the config has them."""
+    """Make Granite's experts in two 3-D tensors, and its shared MLP in two matrices, where the config has them."""
     hidden, inner, part = config.integer("hidden_size"), config.integer("intermediate_size"), Part()
     if count := config.integer("num_local_experts", default=0):
         active, prefix = config.integer("num_experts_per_tok"), "block_sparse_moe."
@@ -144,7 +144,7 @@ def granite_experts(config: Config, m: Maker) -> Part:
 
 
 def granite_hybrid(config: Config, m: Maker, names: Names) -> Description:
-    """Granite 4 H: nine Mamba 2 layers to one attention, with experts and a shared MLP, or that MLP alone."""
+    """Describe Granite 4 H: nine Mamba 2 layers to one attention, with experts and a shared MLP, or that MLP alone."""
     hidden = config.integer("hidden_size")
     mixer, state, mixer_heads = mamba2(config, m, "mamba_")
     attention, kv, heads = attention_block(config, m)
@@ -163,7 +163,7 @@ def granite_hybrid(config: Config, m: Maker, names: Names) -> Description:
 
 
 def granite_shared(config: Config, m: Maker, names: Names) -> Description:
-    """Granite 3 MoE with a shared MLP."""
+    """Describe Granite 3 MoE with a shared MLP."""
     attention, kv, heads = attention_block(config, m)
     norms = m.norms(config.integer("hidden_size"), "input_layernorm", "post_attention_layernorm")
     block = (norms + attention + granite_experts(config, m)).block(kv, heads)
@@ -171,7 +171,7 @@ def granite_shared(config: Config, m: Maker, names: Names) -> Description:
 
 
 def bamba(config: Config, m: Maker, names: Names) -> Description:
-    """Bamba: Mamba 2 layers with a few of attention, dense MLPs."""
+    """Describe Bamba: Mamba 2 layers with a few of attention, dense MLPs."""
     hidden = config.integer("hidden_size")
     mixer, state, mixer_heads = mamba2(config, m, "mamba_")
     attention, kv, heads = attention_block(config, m)

@@ -29,7 +29,7 @@ def _layers(prefix: str, blocks: list[Block], outer: Part) -> Description:
 
 
 def gpt_2(config: Config, m: Maker, names: Names, *, kv_heads: int | None = None) -> Description:
-    """GPT-2, and with `multi_query` StarCoder 1 (arXiv 2305.06161): learned positions, fused projections, biases everywhere.
+    """Describe GPT-2, and with `multi_query` StarCoder 1 (arXiv 2305.06161): learned positions, fused projections, biases everywhere.
 
     GPT-2's files hold its matrices transposed.
     """
@@ -52,12 +52,12 @@ def gpt_2(config: Config, m: Maker, names: Names, *, kv_heads: int | None = None
 
 
 def gpt_bigcode(config: Config, m: Maker, names: Names) -> Description:
-    """StarCoder 1 and SantaCoder."""
+    """Describe StarCoder 1 and SantaCoder."""
     return gpt_2(config, m, names, kv_heads=1 if config.flag("multi_query", default=True) else None)
 
 
 def gpt_neox(config: Config, m: Maker, names: Names) -> Description:
-    """GPT-NeoX (arXiv 2204.06745) and Pythia: fused query_key_value, biased norms, a head named `embed_out`."""
+    """Describe GPT-NeoX (arXiv 2204.06745) and Pythia: fused query_key_value, biased norms, a head named `embed_out`."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     bias = config.flag("attention_bias", default=True)
     attention = m.fused_attention(
@@ -79,7 +79,7 @@ def gpt_neox(config: Config, m: Maker, names: Names) -> Description:
 
 
 def chatglm(config: Config, m: Maker, names: Names) -> Description:
-    """ChatGLM 2 and 3, GLM-4 9B in its own code: grouped queries, gate and up in one matrix."""
+    """Describe ChatGLM 2 and 3, GLM-4 9B in its own code: grouped queries, gate and up in one matrix."""
     hidden, heads, dim = (
         config.integer("hidden_size"),
         config.integer("num_attention_heads"),
@@ -108,7 +108,7 @@ def chatglm(config: Config, m: Maker, names: Names) -> Description:
 
 
 def exaone3(config: Config, m: Maker, names: Names) -> Description:
-    """EXAONE 3 and 3.5 (arXiv 2408.03541): Llama under GPT-2's names."""
+    """Describe EXAONE 3 and 3.5 (arXiv 2408.03541): Llama under GPT-2's names."""
     hidden = config.integer("hidden_size")
     heads, kv_heads, dim = head_sizes(config)
     layer = total(
@@ -125,7 +125,7 @@ def exaone3(config: Config, m: Maker, names: Names) -> Description:
 
 
 def telechat2(config: Config, m: Maker, names: Names) -> Description:
-    """TeleChat 2: keys and values in one matrix; biases on what writes to the residual stream."""
+    """Describe TeleChat 2: keys and values in one matrix; biases on what writes to the residual stream."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads", "n_head")
     kv_heads, dim, inner = (
         config.integer("num_key_value_heads", default=heads),
@@ -150,7 +150,7 @@ def telechat2(config: Config, m: Maker, names: Names) -> Description:
 
 
 def plamo3(config: Config, m: Maker, names: Names) -> Description:
-    """PLaMo 3: fused projections, norms before and behind each half of a layer."""
+    """Describe PLaMo 3: fused projections, norms before and behind each half of a layer."""
     hidden = config.integer("hidden_size")
     heads, kv_heads, dim = head_sizes(config)
     layer = total(
@@ -164,7 +164,7 @@ def plamo3(config: Config, m: Maker, names: Names) -> Description:
 
 
 def bailing(config: Config, m: Maker, names: Names) -> Description:
-    """Ling and Ring 1 and 2 (arXiv 2503.05139), Sarvam: fused projections, experts behind dense layers."""
+    """Describe Ling and Ring 1 and 2 (arXiv 2503.05139), Sarvam: fused projections, experts behind dense layers."""
     hidden, inner, count = (
         config.integer("hidden_size"),
         config.integer("moe_intermediate_size"),
@@ -202,7 +202,7 @@ def bailing(config: Config, m: Maker, names: Names) -> Description:
 
 
 def aria(config: Config, m: Maker, names: Names) -> Description:
-    """Aria's decoder (arXiv 2410.05993): Llama with experts in two 3-D tensors, transposed, and shared experts."""
+    """Describe Aria's decoder (arXiv 2410.05993): Llama with experts in two 3-D tensors, transposed, and shared experts."""
     hidden, inner, count = (
         config.integer("hidden_size"),
         config.integer("intermediate_size"),
@@ -229,7 +229,7 @@ def aria(config: Config, m: Maker, names: Names) -> Description:
 
 
 def voxtral_realtime(config: Config, m: Maker, names: Names) -> Description:
-    """Voxtral Realtime's decoder: Mistral with norms that a delay scales through two matrices of rank 32."""
+    """Describe Voxtral Realtime's decoder: Mistral with norms that a delay scales through two matrices of rank 32."""
     hidden, inner = config.integer("hidden_size"), config.integer("intermediate_size")
     heads, kv_heads, dim = head_sizes(config)
     layer = total(

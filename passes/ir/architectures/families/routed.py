@@ -115,7 +115,7 @@ def sparse_layers(config: Config, rule: str) -> list[bool]:
 
 
 def experts(config: Config, m: Maker, family: Routed) -> Part:
-    """Router, experts and shared experts of one layer."""
+    """Make router, experts and shared experts of one layer."""
     hidden, count, inner = config.integer("hidden_size"), config.integer(family.count), config.integer(family.inner)
     bias = family.style.mlp_bias
     part = m.router(family.router, count, hidden)

@@ -168,7 +168,7 @@ KNOWN_VERSIONS = ("0.6", *(f"0.{minor}" + (f".{patch}" if patch else "") for (_,
 
 
 def parse_version(text: str) -> Version:
-    """`0.19.1` as (0, 19, 1), `0.19` as the last of its patches. Raises InputError for what is no version."""
+    """Read `0.19.1` as (0, 19, 1), `0.19` as the last of its patches. Raises InputError for what is no version."""
     match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text)
     if not match:
         raise InputError(f"{text!r} is not an engine version", remedy="write it like 0.19.1")
@@ -176,13 +176,13 @@ def parse_version(text: str) -> Version:
 
 
 def version_text(version: Version) -> str:
-    """(0, 19, 1) as `0.19.1`, a version without its patch level as `0.19`."""
+    """Write (0, 19, 1) as `0.19.1`, a version without its patch level as `0.19`."""
     return ".".join(map(str, version[:2] if version[2] == LAST_PATCH else version))
 
 
 @lru_cache(maxsize=256)
 def rules_for(version: str | None) -> tuple[Rules, str | None]:
-    """The behaviour of a version (None: the newest known), and a note where it is newer than what is known."""
+    """Return the behaviour of a version (None: the newest known), and a note where it is newer than what is known."""
     wanted = (*NEWEST, LAST_PATCH) if version is None else parse_version(version)
     facts: dict[str, object] = {}
     for since, change in _HISTORY:

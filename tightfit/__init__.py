@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from planner.spec.parts.workload import WorkloadSpec
     from planner.spec.spec import Spec
     from planner.verifying.report import VerifyReport
-    from planner.verifying.verify import verify
+    from planner.verifying.verify import UnderLoad, verify
     from planner.version import VERSION as __version__  # noqa: N811 (Python's own name)
     from targets.engines.engine import Parallel, Settings
     from targets.quantity import Basis, Quantity
@@ -59,6 +59,7 @@ __all__ = [
     "StalePlanError",
     "Target",
     "TightfitError",
+    "UnderLoad",
     "VerifyReport",
     "WorkloadSpec",
     "__version__",
@@ -78,9 +79,10 @@ _HOME = {
     **dict.fromkeys(("ApplyResult", "apply"), "planner.apply"), "Certificate": "planner.certificate",
     **dict.fromkeys(("CheckDocument", "CheckResult", "check"), "planner.check"),
     **dict.fromkeys(("Plan", "plan"), "planner.plan.make"), **dict.fromkeys(("ChosenPlan", "PlanDocument"), "planner.plan.document"),
-    "load_plan": "planner.plan.saved", "load_spec": "planner.spec.parse", "Spec": "planner.spec.spec",
-    "Target": "planner.spec.parts.target", "WorkloadSpec": "planner.spec.parts.workload", "Goals": "planner.spec.parts.goals",
-    "PassesChoice": "planner.spec.parts.choices", "VerifyReport": "planner.verifying.report", "verify": "planner.verifying.verify",
+    "load_plan": "planner.plan.saved", "load_spec": "planner.spec.parse",
+    "Spec": "planner.spec.spec", "Target": "planner.spec.parts.target", "WorkloadSpec": "planner.spec.parts.workload",
+    "Goals": "planner.spec.parts.goals", "PassesChoice": "planner.spec.parts.choices",
+    "VerifyReport": "planner.verifying.report", **dict.fromkeys(("UnderLoad", "verify"), "planner.verifying.verify"),
     "__version__": "planner.version",
     **dict.fromkeys(("Settings", "Parallel"), "targets.engines.engine"), **dict.fromkeys(("Quantity", "Basis"), "targets.quantity"),
 }  # fmt: skip

@@ -129,6 +129,7 @@ def _larger_cards(spec: Spec, verdict: Verdict) -> Iterator[str]:
         if (
             card.vendor == own.vendor
             and card.offered
+            and ("Laptop" in own.name or "Laptop" not in card.name)
             and card.memory_bytes.value > max(least, own.memory_bytes.value)
             and size not in sizes
         ):

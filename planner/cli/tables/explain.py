@@ -41,7 +41,8 @@ def print_answer(console: Console, answer: Answer) -> None:
         page.blank()
         for side in (answer.chosen, answer.other):
             page.line(f"{_HEAD}{side.role:11s} ", _kept(side))
-        page.line(f"{_HEAD}{'decides':11s} ", answer.decides)
+        if answer.decides:
+            page.line(f"{_HEAD}{'decides':11s} ", answer.decides)
         if answer.patch:
             page.line(f"{_HEAD}{'in the spec':11s} ", answer.patch, "dim")
         if answer.candidates:

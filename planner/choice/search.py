@@ -35,7 +35,7 @@ from planner.choice.rule import Decision, Loss, Rule
 from planner.choice.space import Design, designs, engines, limits_of, nothing_to_weigh, numbers_of_cards, workload_of
 from planner.choice.verdict import MEAN, Candidate, Verdict, judge, judge_quality, judge_rate
 from planner.quality.expected import Quality, expected_quality
-from planner.spec.spec import PruneChoice, QuantizeChoice, Spec
+from planner.spec.spec import Goals, PruneChoice, QuantizeChoice, Spec
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
 from targets.quantity import Quantity
@@ -429,6 +429,8 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
 #: Candidates that are simulated at most where the formula gives what goals ask; and of those that it finds too slow: so many, that miss by
 #: this factor at most. Percentiles are known of no other candidate, so for these there is no limit.
 _MOST, _NEAREST, _NEAR = 16, 4, 3.0
+#: Odds of the formula that are short of the confidence by no more may be enough where the load is simulated: so many are tried.
+_JUST_SHORT, _DOUBTED = 0.15, 3
 _SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
 
 
@@ -519,7 +521,43 @@ def decide(
         known = [simulated if v is chosen else v for v in known]
         known += others(chosen)
         decision = rule.decide([v for v in known if v.feasible])
+    if decision is not None and decision.chosen.served is not None:
+        decision, known = _with_doubtful(spec, gpu, rule, known, decision)
     return decision, tuple(known)
+
+
+def _with_doubtful(
+    spec: Spec, gpu: Gpu, rule: Rule, known: list[Verdict], decision: Decision
+) -> tuple[Decision, list[Verdict]]:
+    """The decision once candidates are simulated, too, that would be chosen but for odds which the formula puts just below what is asked:
+    the chosen one's are the simulation's, and the formula may be the stricter.
+    """
+    for _ in range(_DOUBTED):
+        eased = [(_eased(spec.goals, v), v) for v in known if v.feasible]
+        if all(easy is v for easy, v in eased):
+            break
+        best = rule.decide([easy for easy, _ in eased])
+        would = next(v for easy, v in eased if best is not None and easy is best.chosen)
+        if would.served is not None:
+            break
+        simulated = served(spec, gpu, would)
+        known = [simulated if v is would else v for v in known]
+        decision = rule.decide([v for v in known if v.feasible]) or decision
+    return decision, known
+
+
+def _eased(goals: Goals, verdict: Verdict) -> Verdict:
+    """The verdict with every goal on speed kept whose odds are just short by the formula, where it would be admissible so."""
+    if verdict.served is not None or verdict.admissible(goals):
+        return verdict
+    kept = tuple(
+        replace(result, predicted=Quantity.exact(result.wanted))
+        if result.goal.of_speed and result.met and result.odds >= goals.confidence - _JUST_SHORT
+        else result
+        for result in verdict.goals
+    )
+    easier = replace(verdict, goals=kept)
+    return easier if easier.admissible(goals) else verdict
 
 
 def _near(verdict: Verdict) -> bool:

@@ -33,9 +33,9 @@ from targets.gpu import Gpu, all_gpus
 
 #: What may be asked, an example of each kind.
 QUESTIONS = (
-    "why", "how many users", "highest rate", "why exllamav2", "why vllm", "why g64", "why not awq", "why not w8a8", "what if 1 card", "what if 2 cards", "what if 2 x 4090",
-    "what if vllm", "what if concurrency 4", "what if context 64k", "what if prefer speed", "what if no prune", "what if goal 2 %",
-    "cheapest card that fits", "fewest bits at 2 %",
+    "why", "how many users", "highest rate", "why exllamav2", "why vllm", "why g64", "why not awq", "why not w8a8", "what if 1 card",
+    "what if 2 cards", "what if 2 x 4090", "what if vllm", "what if concurrency 4", "what if 3 requests a second", "what if context 64k",
+    "what if prefer speed", "what if no prune", "what if goal 2 %", "cheapest card that fits", "fewest bits at 2 %",
 )  # fmt: skip
 #: Candidates beside the two of a comparison that are told of.
 _MORE = 5
@@ -320,7 +320,8 @@ _FORMS: tuple[tuple[str, Callable[[Asked, str], Answer]], ...] = (
 def _compared(
     head: str, chosen: Judged, other: Judged, more: Sequence[Verdict], roles: tuple[str, str] = ("chosen", "other")
 ) -> Answer:
-    """Both plans, and those of `more` that come next."""
+    """Both plans, their loads simulated, and those of `more` that come next."""
+    chosen, other = chosen.as_served, other.as_served
     shown = {chosen.label, other.label}
     rest = sorted((v for v in more if v.candidate.label not in shown), key=lambda v: v.distance)
     rows = tuple(_lost(complete(chosen.spec, chosen.result.gpu, v)) for v in rest[:_MORE])

@@ -39,10 +39,9 @@ def how_many(asked: Asked) -> Answer:
     if beyond is not None and beyond.missed:
         reasons = "; ".join(reason.message for reason in beyond.missed)
         breaks = f"with {beyond.verdict.capacity.clients} clients: {reasons}"
-    return Answer(
-        head, tuple(_with_more(asked, clients)), side(now, "now"), side(then, "1 client" if clients == 1 else f"{clients} clients"), differences(now, then), breaks,
-        written({"workload": {"concurrency": clients}}),
-    )  # fmt: skip
+    role = "1 client" if clients == 1 else f"{clients:,} clients"
+    changed, others = written({"workload": {"concurrency": clients}}), tuple(_with_more(asked, clients))
+    return Answer(head, others, side(now, "now"), side(then, role), differences(now, then), breaks, changed)
 
 
 def _said(spec: Spec, clients: int | None, rate: float, fit: int) -> str:

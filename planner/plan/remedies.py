@@ -19,6 +19,7 @@ from planner.choice.verdict import MEAN, Candidate, GoalResult, Verdict
 from planner.plan.stated import StatedReason, stated
 from planner.spec.patch import Patch, Path, at, patched, written
 from planner.spec.spec import Spec
+from targets.engines.accounting import BEYOND_MODEL
 from targets.engines.engine import ENGINE_NAMES, find_engine
 from targets.gpu import all_gpus
 
@@ -40,6 +41,18 @@ def followable(spec: Spec, ir: ModelIR, verdict: Verdict) -> Iterator[StatedReas
     for reason in verdict.reasons:
         patch = remedy(spec, ir, verdict, reason)
         yield replace(stated(reason), remedy=None if patch is None else written(patch))
+
+
+def longer_context(reason: StatedReason) -> str | None:
+    """Return what to do where a context is longer than the model is made for; None for another reason."""
+    if reason.code != BEYOND_MODEL:
+        return None
+    own, asked = reason.data["max_context"], reason.data["asked"]
+    yarn = f'"rope_scaling": {{"rope_type": "yarn", "factor": {-(-asked // own)}.0, "original_max_position_embeddings": {own}}}'
+    return (
+        f"Ask for a context of {own:,} or less, or a model that is made for more. Some makers say that YaRN does (how far, their "
+        f"model cards say): plan a folder whose config.json has {yarn}"
+    )
 
 
 def remedy(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Patch | None:

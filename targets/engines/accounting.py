@@ -89,7 +89,12 @@ def answer(
                 ReasonKind.TOO_LARGE,
             )
         )
-    starts = not reasons and not beyond and memory.kv_cache.value > 0 and layout.starts(memory.kv_cache.value, workload.context)
+    starts = (
+        not reasons
+        and not beyond
+        and memory.kv_cache.value > 0
+        and layout.starts(memory.kv_cache.value, workload.context)
+    )
     wanted = workload.concurrency or 1
     serves = starts and kv.max_concurrency.value >= wanted
     if starts and not serves:

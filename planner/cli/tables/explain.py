@@ -12,7 +12,7 @@ from planner.explain.diff import told
 from planner.figures import apart, intervals_apart
 
 if TYPE_CHECKING:
-    from planner.explain.answer import Answer
+    from planner.explain.asked import Answer
     from planner.explain.compare import Side
     from planner.explain.diff import PlanDifference
     from planner.plan.document import PlannedGoal

@@ -17,9 +17,10 @@ from planner.cli.tables.page import Page
 from planner.cli.tables.parts import load_lines, size
 from planner.figures import all_apart, apart, show, show_interval
 from planner.plan.document import planned_goal
+from planner.plan.remedies import longer_context
 from planner.quality.expected import growth, perplexity_growth
+from planner.spec.spec import Bands
 from planner.spec.units import parse_share
-from targets.engines.accounting import BEYOND_MODEL
 from targets.engines.engine import Memory, SpeedEstimate
 from targets.quantity import Quantity
 
@@ -126,6 +127,7 @@ def _questions(document: PlanDocument, chosen: ChosenPlan) -> Iterator[str]:
 
 def _print_no_plan(page: Page, document: PlanDocument) -> None:
     page.line("  ", Text.assemble(("No plan meets the goals", "bold red"), f" ({document.searched:,} candidates)."))
+    short = next(filter(None, map(longer_context, document.rejected[0].reasons)), None) if document.rejected else None
     if document.rejected:
         nearest, *others = document.rejected
         page.line("  Nearest  ", nearest.candidate)
@@ -133,7 +135,7 @@ def _print_no_plan(page: Page, document: PlanDocument) -> None:
             page.line(_INDENT + "  ", f"{reason.message}{_by_how_much(reason, nearest)}{_remedy(reason)}")
         _print_rejected(page, others[:4])
         page.blank()
-        if not _refused(document):
+        if short is None and not _refused(document):
             _print_choices(page, document)
     for number, other in enumerate(document.alternatives):
         head = "  Instead  " if number == 0 else _INDENT
@@ -147,7 +149,7 @@ def _print_no_plan(page: Page, document: PlanDocument) -> None:
             Text.assemble(("No plan.", "bold"), " What the spec names cannot be had so: change it as is said above."),
         )
         return
-    if (short := _short_context(document)) is not None:
+    if short is not None:
         page.line("  ", Text.assemble(("No plan.", "bold"), f" {short}"))
         return
     spec = document.places.spec if document.places is not None else None
@@ -161,20 +163,6 @@ def _refused(document: PlanDocument) -> bool:
     """Whether even the nearest candidate has something illegal that the spec asks for by name: no card and no goal mends that."""
     illegal = {kind.code for kind in document.illegal}
     return any(reason.code in illegal for reason in document.rejected[0].reasons) if document.rejected else False
-
-
-def _short_context(document: PlanDocument) -> str | None:
-    """What to do where the context that is asked is more than the model's own; None where it is not."""
-    told = (reason for plan in document.rejected[:1] for reason in plan.reasons if reason.code == BEYOND_MODEL)
-    reason = next(told, None)
-    if reason is None:
-        return None
-    own, asked = reason.data["max_context"], reason.data["asked"]
-    yarn = f'"rope_scaling": {{"rope_type": "yarn", "factor": {-(-asked // own)}.0, "original_max_position_embeddings": {own}}}'
-    return (
-        f"Ask for a context of {own:,} or less, or a model that is made for more. Some makers say that YaRN does (how far, their "
-        f"model cards say): plan a folder whose config.json has {yarn}"
-    )
 
 
 def _near(path: str) -> str:
@@ -325,7 +313,7 @@ def _rate(document: PlanDocument, chosen: ChosenPlan) -> tuple[PlannedGoal, ...]
     """The rate that requests arrive at, as a goal: they are to be answered as fast."""
     if chosen.speed is None:
         return ()
-    return tuple(map(planned_goal, judge_rate(document.spec.workload.asked, chosen.speed)))
+    return tuple(planned_goal(result, Bands()) for result in judge_rate(document.spec.workload.asked, chosen.speed))
 
 
 def _print_goals(page: Page, chosen: ChosenPlan, rate: tuple[PlannedGoal, ...], confidence: float) -> None:
@@ -362,11 +350,23 @@ def _unasked(goal: Goal, predicted: Quantity) -> tuple[str, str, str, str, Text]
 def _mark(goal: PlannedGoal, confidence: float) -> Text:
     """A tick for a goal that is met as surely as is asked; what is met by the predicted value only has its odds and no tick."""
     if not goal.met:
-        return Text("✗", "red")
+        return Text(f"✗{_missed(goal)}", "red" if _missed(goal) == "" else "yellow")
     odds = f" {goal.odds:.0%}" if goal.odds is not None and goal.odds < _CERTAIN else ""
     if goal.odds is not None and goal.odds < confidence:
         return Text(f"~{odds}, {confidence:.0%} asked", "yellow")
     return Text.assemble(("✓", "green"), (odds, "dim"))
+
+
+def _missed(goal: PlannedGoal) -> str:
+    """By how much a goal is missed that a plan was chosen with all the same: inside the band that nobody can tell."""
+    if goal.missed_by is None or goal.band is None:
+        return ""
+    by, band = (
+        (f"{100 * goal.missed_by:.2g} points", f"{100 * goal.band:.2g}")
+        if goal.unit == "%"
+        else apart(goal.missed_by, goal.band, goal.unit)
+    )
+    return f" misses by {by}, inside the band of {band}"
 
 
 def _confidence(document: PlanDocument, name: str) -> float:
@@ -416,7 +416,7 @@ def _print_choices(page: Page, document: PlanDocument) -> None:
         page.line("  Choices  ", " · ".join(name for name, _, _ in _COLUMNS), "dim")
     else:
         heads = "  ".join(f"{name:>{width}s}" for name, _, width in _COLUMNS)
-        page.line("  Choices  ", f"{heads}  candidate", "dim")
+        page.line("  Choices  ", f"{heads}  candidate (all by the formula, which ranks)", "dim")
     for row, cells in zip(rows, zip(*columns, strict=True), strict=True):
         if page.narrow:
             page.line(f"         {row.mark} ", f"{row.candidate} ({row.said})")

@@ -34,14 +34,18 @@ def how_many(asked: Asked) -> Answer:
     if clients < 1:
         return Answer(head, tuple(_with_more(asked, 0)))
     then = _under(asked, clients)
-    beyond = _under(asked, math.ceil(_BEYOND * clients) + 1) if bounded else None
-    breaks = ""
-    if beyond is not None and beyond.missed:
-        reasons = "; ".join(reason.message for reason in beyond.missed)
-        breaks = f"with {beyond.verdict.capacity.clients} clients: {reasons}"
+    breaks = (
+        _first_broken(asked, math.ceil(_BEYOND * clients) + 1) if bounded else "more of them wait, which no goal bounds"
+    )
     role = "1 client" if clients == 1 else f"{clients:,} clients"
     changed, others = written({"workload": {"concurrency": clients}}), tuple(_with_more(asked, clients))
     return Answer(head, others, side(now, "now"), side(then, role), differences(now, then), breaks, changed)
+
+
+def _first_broken(asked: Asked, clients: int) -> str:
+    beyond = _under(asked, clients)
+    reasons = "; ".join(reason.message for reason in beyond.missed)
+    return f"with {clients:,} clients: {reasons or 'the goals are kept by the predicted values, but not surely'}"
 
 
 def _said(spec: Spec, clients: int | None, rate: float, fit: int) -> str:

@@ -27,6 +27,8 @@ from targets.gpu import all_gpus
 _STEP, _LEAST_SHARE = 256, 0.25
 #: A goal that is missed by more than this factor is not loosened: it would be another one.
 _LOOSE = 2.0
+#: Shares of the most that is served which a rate is lowered to.
+_LESS = (1.0, 0.9, 0.8, 0.65, 0.5)
 #: Where a goal stands in the spec, a unit of its there in that of its figures, and how it is written.
 _GOALS: Mapping[Goal, tuple[Path, float, str]] = {
     Goal.TTFT: (("goals", "ttft"), 1.0, " ms"), Goal.TPOT: (("goals", "tpot"), 1.0, " ms"),
@@ -80,7 +82,7 @@ def _under(patch: Patch, candidate: Candidate) -> Candidate:
 def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterator[Patch]:
     if reason.kind is ReasonKind.GOAL_MISSED:
         missed = (goal for goal in verdict.goals if goal.goal.reason_code == reason.code and _near(goal))
-        yield from (_loosened(goal) for goal in missed)
+        yield from (patch for goal in missed for patch in _loosened(goal))
     if reason.kind is ReasonKind.TOO_LARGE:
         if verdict.memory.memory.kv_cache.value > 0:
             yield from _shorter(spec, ir, verdict)
@@ -98,10 +100,16 @@ def _near(result: GoalResult) -> bool:
     return most <= _LOOSE * least
 
 
-def _loosened(result: GoalResult) -> Patch:
-    """The goal at the figure that is predicted, rounded to its worse side."""
+def _loosened(result: GoalResult) -> Iterator[Patch]:
+    """The goal at the figure that is predicted; of a rate also at less, where nobody waits long for a first token."""
+    shares = _LESS if result.goal is Goal.RATE else (1.0,)
+    yield from (_at(result, share * result.predicted.value) for share in shares)
+
+
+def _at(result: GoalResult, value: float) -> Patch:
+    """The goal at a figure, rounded to its worse side."""
     path, unit, written_unit = _GOALS[result.goal]
-    value = result.predicted.value / unit
+    value /= unit
     step = 10.0 ** (math.floor(math.log10(abs(value))) - 2) if value else 1.0
     rounded = (math.ceil if result.goal.at_most else math.floor)(value / step) * step
     number = float(f"{rounded:.6g}")

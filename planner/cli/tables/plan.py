@@ -439,9 +439,10 @@ def _choices(document: PlanDocument) -> Iterator[_Choice]:
     others = _shown([row for row in document.pareto if row not in own])
     for mark, rows in (("►", own), (" ", others)):
         yield from (_Choice(mark, r.candidate, r.memory, r.speed, r.quality, r.making) for r in rows)
-    left = _LEAST_ROWS - len(own) - len(others)
+    shown = {row.candidate for row in (*own, *others)}
+    left = _LEAST_ROWS - len(shown)
     for row in document.rejected:
-        if left > 0 and row.memory is not None and row.quality is not None:
+        if left > 0 and row.candidate not in shown and row.memory is not None and row.quality is not None:
             left -= 1
             yield _Choice(" ", row.candidate, row.memory, row.speed, row.quality, row.reasons[0].message)
 

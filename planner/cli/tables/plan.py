@@ -94,7 +94,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     for recovery in _recoveries(chosen):
         page.line("  Recovery ", recovery)
     page.line("  Ask      ", f"optimize explain {'; '.join(_questions(document, chosen))}", "dim")
-    page.line("  ", _making(chosen))
+    page.line("  ", _making(chosen, document.lock.gpu.memory_bytes))
     said = Text(f"Plan: {chain}, {size(chosen.tensor_bytes)}, served by {engine}.", "bold")
     page.line("  ", said.append(f" Saved to {saved}." if saved else "", "not bold"))
     for line in _next(chosen, saved, room):
@@ -199,11 +199,11 @@ def _recoveries(chosen: ChosenPlan) -> Iterator[str]:
         yield f"{pass_.title()}{takes}: {show_interval(growth, '%')} perplexity expected in the end"
 
 
-def _making(chosen: ChosenPlan) -> str:
+def _making(chosen: ChosenPlan, card_bytes: int) -> str:
     """What the plan takes to make: hours on its card and on this machine."""
     if chosen.nothing_to_make:
         return f"Nothing to make: {chosen.published or 'the checkpoint'} is served as it is."
-    return f"apply needs {_effort(chosen)}, and {size(chosen.apply.disk_bytes)} of disk."
+    return f"apply needs {_effort(chosen, card_bytes)}, and {size(chosen.apply.disk_bytes)} of disk."
 
 
 def _next(chosen: ChosenPlan, saved: str | None, room: Room) -> Iterator[str]:
@@ -243,14 +243,17 @@ def _layout(chosen: ChosenPlan) -> str:
     return "; ".join((f"{cards}: {spread}", *names, *(f"{name} {value}" for name, value in known if value is not None)))
 
 
-def _effort(chosen: ChosenPlan) -> str:
+def _effort(chosen: ChosenPlan, card_bytes: int) -> str:
     """What applying a plan takes on its own card, where that is another, and here."""
     places = [(chosen.apply_on_card, "on the ")] if chosen.apply_on_card is not None else []
     said = []
     for work, where in [*places, (chosen.apply, "here, on ")]:
         own = "the card's memory" if work.host_memory_bytes is not None else "memory"
         hours = show(work.seconds.value / 3600, "h")
-        said.append(f"about {hours} {where}{work.device or 'this machine'} ({size(work.memory_bytes.value)} of {own})")
+        held = size(work.memory_bytes.value)
+        if work is chosen.apply_on_card and work.memory_bytes.value > card_bytes:
+            held = f"at least {size(work.memory_bytes.low)}"
+        said.append(f"about {hours} {where}{work.device or 'this machine'} ({held} of {own})")
     return "; ".join(said)
 
 

@@ -29,6 +29,9 @@ _LOGS = "start-up logs, benchmarks/data/vllm_memory_logs.jsonl"
 #: Where not from those. An RTX 4090 showed 23.64 GiB under drivers before 550, and shows 23.99 under WSL.
 PRINTED_BY = {"B200 SXM": "torch's messages when out of memory: 'a total capacity of 178.35 GiB'"}
 
+#: Cards that nobody is told to buy in another's place: made for one country's export rules, or the one chip of a machine of its own.
+NOT_OFFERED = {"A800 SXM4 80GB", "H800 SXM", "H800 PCIe", "H20 96GB", "H20-3e", "GB10"}
+
 #: Names that people and NVML use, by card. A name under `bare` is answered with a note on what it was read as.
 ALIASES = {
     "RTX 3080 10GB": ["RTX 3080"], "T4": ["T4 16GB"], "A10": ["A10 24GB"], "A10G": ["A10G 24GB"], "L4": ["L4 24GB"],
@@ -150,8 +153,9 @@ MORE: list[dict[str, Any]] = [
 
 def entry(row: dict[str, Any]) -> dict[str, Any]:
     """One line of the catalog: the table's figures without empty fields, and the card's other names."""
-    out = {key: row[key] for key in KEEP if row.get(key) not in (None, [], {})}
     name = row["name"]
+    row = {**row, "offered": False} if name in NOT_OFFERED else row
+    out = {key: row[key] for key in KEEP if row.get(key) not in (None, [], {})}
     if name in PRINTED:
         out["cuda_visible_gib"] = PRINTED[name]
         out["sources"] = {

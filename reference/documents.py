@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from planner.certificate import Certificate
 from planner.check import CheckDocument
-from planner.explain.answer import Answer
+from planner.explain.asked import Answer
 from planner.explain.diff import PlanDifference
 from planner.explain.drift import DriftDocument
 from planner.plan.document import PlanDocument

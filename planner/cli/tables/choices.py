@@ -62,7 +62,7 @@ def print_choices(page: Page, document: PlanDocument) -> None:
         page.line("  Choices  ", " · ".join(name for name, _, _ in _COLUMNS), "dim")
     else:
         heads = "  ".join(f"{name:>{width}s}" for name, _, width in _COLUMNS)
-        page.line("  Choices  ", f"{heads}  candidate", "dim")
+        page.line("  Choices  ", f"{heads}  candidate (all by the formula, which ranks)", "dim")
     for row, cells in zip(rows, zip(*columns, strict=True), strict=True):
         if page.narrow:
             page.line(f"         {row.mark} ", f"{row.candidate} ({row.said})")
@@ -85,9 +85,10 @@ def _choices(document: PlanDocument) -> Iterator[_Choice]:
     others = _shown([row for row in document.pareto if row not in own])
     for mark, rows in (("►", own), (" ", others)):
         yield from (_Choice(mark, r.candidate, r.memory, r.speed, r.quality, r.making) for r in rows)
-    left = _LEAST_ROWS - len(own) - len(others)
+    shown = {row.candidate for row in (*own, *others)}
+    left = _LEAST_ROWS - len(shown)
     for row in document.rejected:
-        if left > 0 and row.memory is not None and row.quality is not None:
+        if left > 0 and row.candidate not in shown and row.memory is not None and row.quality is not None:
             left -= 1
             yield _Choice(" ", row.candidate, row.memory, row.speed, row.quality, row.reasons[0].message)
 

@@ -18,9 +18,10 @@ from planner.cli.tables.page import INDENT, Page
 from planner.cli.tables.parts import load_lines, size
 from planner.figures import apart, show, show_interval
 from planner.plan.document import planned_goal
+from planner.plan.remedies import longer_context
 from planner.quality.expected import perplexity_growth
+from planner.spec.parts.goals import Bands
 from planner.spec.units import parse_share
-from targets.engines.accounting import BEYOND_MODEL
 from targets.quantity import Quantity
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     for recovery in _recoveries(chosen):
         page.line("  Recovery ", recovery)
     page.line("  Ask      ", f"optimize explain {'; '.join(_questions(document, chosen))}", "dim")
-    page.line("  ", _making(chosen))
+    page.line("  ", _making(chosen, document.lock.gpu.memory_bytes))
     said = Text(f"Plan: {chain}, {size(chosen.tensor_bytes)}, served by {engine}.", "bold")
     page.line("  ", said.append(f" Saved to {saved}." if saved else "", "not bold"))
     for line in _next(chosen, saved, room):
@@ -122,6 +123,7 @@ def _questions(document: PlanDocument, chosen: ChosenPlan) -> Iterator[str]:
 
 def _print_no_plan(page: Page, document: PlanDocument) -> None:
     page.line("  ", Text.assemble(("No plan meets the goals", "bold red"), f" ({document.searched:,} candidates)."))
+    short = next(filter(None, map(longer_context, document.rejected[0].reasons)), None) if document.rejected else None
     if document.rejected:
         nearest, *others = document.rejected
         page.line("  Nearest  ", nearest.candidate)
@@ -129,7 +131,7 @@ def _print_no_plan(page: Page, document: PlanDocument) -> None:
             page.line(INDENT + "  ", f"{reason.message}{_by_how_much(reason, nearest)}{_remedy(reason)}")
         _print_rejected(page, others[:4])
         page.blank()
-        if not _refused(document):
+        if short is None and not _refused(document):
             print_choices(page, document)
     for number, other in enumerate(document.alternatives):
         head = "  Instead  " if number == 0 else INDENT
@@ -143,7 +145,7 @@ def _print_no_plan(page: Page, document: PlanDocument) -> None:
             Text.assemble(("No plan.", "bold"), " What the spec names cannot be had so: change it as is said above."),
         )
         return
-    if (short := _short_context(document)) is not None:
+    if short is not None:
         page.line("  ", Text.assemble(("No plan.", "bold"), f" {short}"))
         return
     spec = document.places.spec if document.places is not None else None
@@ -157,20 +159,6 @@ def _refused(document: PlanDocument) -> bool:
     """Whether even the nearest candidate has something illegal that the spec asks for by name: no card and no goal mends that."""
     illegal = {kind.code for kind in document.illegal}
     return any(reason.code in illegal for reason in document.rejected[0].reasons) if document.rejected else False
-
-
-def _short_context(document: PlanDocument) -> str | None:
-    """What to do where the context that is asked is more than the model's own; None where it is not."""
-    told = (reason for plan in document.rejected[:1] for reason in plan.reasons if reason.code == BEYOND_MODEL)
-    data = next((reason.data for reason in told), {})
-    own, asked = data.get("max_context"), data.get("asked")
-    if own is None or asked is None:
-        return None
-    yarn = f'"rope_scaling": {{"rope_type": "yarn", "factor": {-(-asked // own)}.0, "original_max_position_embeddings": {own}}}'
-    return (
-        f"Ask for a context of {own:,} or less, or a model that is made for more. Some makers say that YaRN does (how far, their "
-        f"model cards say): plan a folder whose config.json has {yarn}"
-    )
 
 
 def _near(path: str) -> str:
@@ -207,11 +195,11 @@ def _recoveries(chosen: ChosenPlan) -> Iterator[str]:
         yield f"{pass_.title()}{takes}: {show_interval(growth, '%')} perplexity expected in the end"
 
 
-def _making(chosen: ChosenPlan) -> str:
+def _making(chosen: ChosenPlan, card_bytes: int) -> str:
     """What the plan takes to make: hours on its card and on this machine."""
     if chosen.nothing_to_make:
         return f"Nothing to make: {chosen.published or 'the checkpoint'} is served as it is."
-    return f"apply needs {_effort(chosen)}, and {size(chosen.apply.disk_bytes)} of disk."
+    return f"apply needs {_effort(chosen, card_bytes)}, and {size(chosen.apply.disk_bytes)} of disk."
 
 
 def _next(chosen: ChosenPlan, saved: str | None, room: Room) -> Iterator[str]:
@@ -251,14 +239,17 @@ def _layout(chosen: ChosenPlan) -> str:
     return "; ".join((f"{cards}: {spread}", *names, *(f"{name} {value}" for name, value in known if value is not None)))
 
 
-def _effort(chosen: ChosenPlan) -> str:
+def _effort(chosen: ChosenPlan, card_bytes: int) -> str:
     """What applying a plan takes on its own card, where that is another, and here."""
     places = [(chosen.apply_on_card, "on the ")] if chosen.apply_on_card is not None else []
     said = []
     for work, where in [*places, (chosen.apply, "here, on ")]:
         own = "the card's memory" if work.host_memory_bytes is not None else "memory"
         hours = show(work.seconds.value / 3600, "h")
-        said.append(f"about {hours} {where}{work.device or 'this machine'} ({size(work.memory_bytes.value)} of {own})")
+        held = size(work.memory_bytes.value)
+        if work is chosen.apply_on_card and work.memory_bytes.value > card_bytes:
+            held = f"at least {size(work.memory_bytes.low)}"
+        said.append(f"about {hours} {where}{work.device or 'this machine'} ({held} of {own})")
     return "; ".join(said)
 
 
@@ -321,7 +312,7 @@ def _rate(document: PlanDocument, chosen: ChosenPlan) -> tuple[PlannedGoal, ...]
     """The rate that requests arrive at, as a goal: they are to be answered as fast."""
     if chosen.speed is None:
         return ()
-    return tuple(map(planned_goal, judge_rate(document.spec.workload.asked, chosen.speed)))
+    return tuple(planned_goal(result, Bands()) for result in judge_rate(document.spec.workload.asked, chosen.speed))
 
 
 def _print_goals(page: Page, chosen: ChosenPlan, rate: tuple[PlannedGoal, ...], confidence: float) -> None:
@@ -358,11 +349,23 @@ def _unasked(goal: Goal, predicted: Quantity) -> tuple[str, str, str, str, Text]
 def _mark(goal: PlannedGoal, confidence: float) -> Text:
     """A tick for a goal that is met as surely as is asked; what is met by the predicted value only has its odds and no tick."""
     if not goal.met:
-        return Text("✗", "red")
+        return Text(f"✗{_missed(goal)}", "red" if _missed(goal) == "" else "yellow")
     odds = f" {goal.odds:.0%}" if goal.odds is not None and goal.odds < _CERTAIN else ""
     if goal.odds is not None and goal.odds < confidence:
         return Text(f"~{odds}, {confidence:.0%} asked", "yellow")
     return Text.assemble(("✓", "green"), (odds, "dim"))
+
+
+def _missed(goal: PlannedGoal) -> str:
+    """By how much a goal is missed that a plan was chosen with all the same: inside the band that nobody can tell."""
+    if goal.missed_by is None or goal.band is None:
+        return ""
+    by, band = (
+        (f"{100 * goal.missed_by:.2g} points", f"{100 * goal.band:.2g}")
+        if goal.unit == "%"
+        else apart(goal.missed_by, goal.band, goal.unit)
+    )
+    return f" misses by {by}, inside the band of {band}"
 
 
 def _confidence(document: PlanDocument, name: str) -> float:

@@ -71,8 +71,8 @@ class Rules:
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without), `blackwell_padding`: on compute capability 10, where TensorRT-LLM's kernels
     come first from 0.19 on (`round_up_hidden_size_and_intermediate_size` of the oracle of 4-bit experts in `fused_moe/oracle/`).
     `group_order`: groups that follow the activation order are read (`quantization/utils/gptq_utils.py` refuses them from 0.30).
-    `bitsandbytes_plugin`: its loader is a package of its own (0.28). `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix
-    (`quantization/fp8.py` refuses `fp8` from 0.31).
+    `bitsandbytes_plugin`: its loader is a package of its own (0.28). `online_fp8`: what `--quantization` calls FP8 made while loading, a
+    scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.31).
     `names_dtypes`: `auto` falls back to float16 on cards without bfloat16 (0.9.1); `no_float16`: families that overflow there and
     refuse it (`_FLOAT16_NOT_SUPPORTED_MODELS`; `gemma3_text` from 0.10.2).
     """

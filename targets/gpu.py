@@ -119,7 +119,8 @@ def _of_catalog(name: str) -> Gpu:
     if (several := shared.get(folded, shared.get(f"rtx{folded}"))) is not None:
         choices = [json.loads(lines[number])["name"] for number in several]
         raise InputError(
-            f"{name!r} names several cards: {', '.join(choices)}", remedy=f"say which: --gpu {choices[0]!r}"
+            f"{name!r} names several cards: {', '.join(choices)}",
+            remedy=f"say which, for instance {choices[0]!r} (--gpu, or gpu: in a spec)",
         )
     number = index.get(folded, index.get(f"rtx{folded}"))  # `4090`
     if number is None and (part := _part_of_card(name)) is not None:

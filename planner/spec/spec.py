@@ -22,27 +22,40 @@ class TextChoice(Strict):
     """A text: `self` (the model writes it), `python-reference`, a file or a Hub data set."""
 
     dataset: str
+    """`self`, `python-reference`, a file, or a Hub data set."""
     samples: Count = 128
+    """Sequences that are taken of it."""
     length: Annotated[int, Field(ge=16, strict=True)] = 2048
+    """Tokens of each."""
     seed: int = 0
+    """Of the choice of sequences, and of what the model writes."""
 
 
 class Spec(Strict):
     """A whole spec."""
 
     model: str
+    """A Hub id, a name of the catalog (`optimize models`), a folder with a checkpoint, or a .gguf file."""
     revision: str | None = None
+    """A commit, branch or tag on the Hub; left out: the catalog, else the main branch."""
     assume: Literal["full-attention"] | None = None
     """What to take for granted of an architecture that is not understood."""
     trust_remote_code: bool = False
     """Whether tokenizer code that the model brings may run here, and model code in the engine. Off unless you say so."""
     target: Target
+    """Where it must run."""
     engine: str | EngineChoice = "auto"
+    """What serves it: `auto` weighs every engine that runs on the card; a name, or a name with version and settings."""
     workload: WorkloadSpec = WorkloadSpec()
+    """What the server must hold."""
     goals: Goals = Goals()
+    """What a plan must meet, and what is preferred among plans that do."""
     passes: PassesChoice = PassesChoice()
+    """Which changes of the model may, must not or must be made."""
     calibration: TextChoice = TextChoice(dataset="self")
+    """The text that quantization and pruning are calibrated on."""
     evaluation: TextChoice = TextChoice(dataset="python-reference", samples=32, length=512)
+    """The text that the result is judged on; it must be another one."""
     launch: tuple[str, ...] = ()
     """Launch targets whose files `apply` writes beside the engine's own: `compose`, `kubernetes`, … (`optimize launch --list`)."""
 

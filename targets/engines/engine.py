@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
 if TYPE_CHECKING:
+    from targets.engines.pasted import Pasted
     from targets.launch.request import Launch, LaunchRequest
     from targets.serve.verifier import Verifier
     from targets.simulation.simulate import Composer
@@ -360,6 +361,14 @@ class Engine(ABC):
 
     def built_for(self, version: str | None) -> int | None:
         """Return the major number of the CUDA that a version's package is built for; None where that is not known."""
+        return None
+
+    def pasted(
+        self, words: Sequence[str], known: Sequence[str], version: str | None, model: str | None
+    ) -> Pasted | None:
+        """Return what a command that starts its server asks for, or flags of it among `known` options; `version`, `model`: where another
+        place names them. None where no model is named, or where no command of it is read. Raises InputError for what it does not take.
+        """
         return None
 
     def known_versions(self) -> tuple[str, ...]:

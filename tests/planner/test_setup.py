@@ -55,7 +55,7 @@ def test_a_command_whose_extra_is_missing_names_it(optimize: Any, monkeypatch: p
     def without_torch(**_: Any) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(command_line, "app", without_torch)
+    monkeypatch.setattr(command_line, "_asked", lambda words: without_torch)
     code, _, err = optimize("apply", "x.plan.json")
     assert code == 2
     assert "`optimize apply` needs torch" in err and "pip install 'tightfit[apply]'" in err

@@ -56,6 +56,7 @@ class SparseChoice(Strict):
     """Zeros among the weights."""
 
     method: Literal["sparsegpt", "wanda"] = "sparsegpt"
+    """Which weights become zero: `sparsegpt` makes up for them with the others, `wanda` does not."""
     pattern: str = "2:4"
     """`2:4`, another n:m (n of m weights stay), or `unstructured`."""
     share: Share = 0.5
@@ -94,7 +95,9 @@ class DistillChoice(Strict):
     tokens: Count | None = None
     """Tokens to train on: 100 million, or for `blockwise` one million, unless another number is named."""
     objective: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """The divergence between teacher and student that is trained on."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of both distributions; above 1 the unlikely tokens count for more."""
     top_k: Count = 64
     """Entries of each distribution that are kept on disk, 6 bytes each."""
     hidden: Annotated[float, Field(ge=0)] = 0.0
@@ -102,6 +105,7 @@ class DistillChoice(Strict):
     dataset: str = "self"
     """`self` (the source writes it), a text, a data set; for `sequences` also an OpenAI-compatible endpoint (`http://host:8000/v1`)."""
     length: Annotated[int, Field(ge=16, strict=True)] = 512
+    """Tokens of a sequence."""
     epochs: Count = 1
     """How often each sequence is trained on."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
@@ -109,11 +113,13 @@ class DistillChoice(Strict):
     goal: Annotated[float, Field(gt=0)] | None = None
     """The held-out loss to reach, in nats a token: training stops as soon as it is out of reach (exit 4)."""
     seed: int = 0
+    """Of the order of the sequences."""
     teacher: str = ""
     """The name of the model at an endpoint."""
     prompts: str = ""
     """A file with the prompts for an endpoint: a line each, or JSON lines with `prompt` or `messages`."""
     requests_per_minute: Count = 60
+    """Asked of an endpoint, at most."""
 
 
 class PassesChoice(Strict):
@@ -125,5 +131,6 @@ class PassesChoice(Strict):
     distill: DistillChoice | Literal["forbid", "allow"] = "forbid"
     """Recovery after pruning: `allow` weighs pruned chains with and without it."""
     quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
+    """Which formats and methods are weighed; `forbid`: the weights stay as they are."""
     kv_cache: tuple[KVName, ...] | None = None
     """Left out: every type that an engine has, but for fp8_e5m2, which costs more quality than fp8 (e4m3) and is for cards without it."""

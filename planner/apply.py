@@ -21,7 +21,8 @@ from passes.ir.model import ModelIR
 from passes.ir.sources import Source, open_model
 from passes.run.execute import calm_libraries, execute
 from passes.run.job import Job, Outcome
-from passes.run.result_folder import check_places
+from passes.run.result_folder import MARKER, check_places, claim, holding, partial_of, publish
+from passes.steps.executor import HERE, Executor
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
 from planner.apply_cost import effort
@@ -31,9 +32,10 @@ from planner.machine import computing_on
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, portable, require_executable, resolved_plan, spec_of
 from planner.plan.effort import Effort
-from planner.plan.launch import of_result, target_files
+from planner.plan.launch import of_plan, of_result, target_files
 from planner.plan.lock import require_fresh
 from planner.plan.make import Plan, plan
+from planner.plan.opened import Opened
 from planner.plan.saved import PLAN, load_plan, save
 from planner.spec.arguments import file_named
 from planner.spec.spec import Spec, TextChoice
@@ -51,16 +53,29 @@ _WEIGHTS = ".safetensors"
 
 @dataclass(frozen=True)
 class ApplyResult:
-    """A finished result: its folder, the certificate, and what the run returned."""
+    """A finished result: its folder, the plan that it follows, the certificate, and what the run returned; neither of these where the
+    checkpoint is served as it is, of which launch files were written.
+    """
 
     out: Path
-    certificate: Certificate
-    outcome: Outcome
+    plan: PlanDocument
+    certificate: Certificate | None = None
+    outcome: Outcome | None = None
 
     @property
     def holds(self) -> bool:
         """Whether everything promised was kept."""
-        return self.certificate.holds
+        return self.certificate is None or self.certificate.holds
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """Where the work is done. `device`: what computes, `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`;
+    `executor`: whose processes carry out the steps.
+    """
+
+    device: str = AUTO
+    executor: Executor = HERE
 
 
 def default_folder(what: Path) -> Path:
@@ -93,22 +108,28 @@ def apply(
     work: Path | None = None,
     replace: bool = False,
     progress: Callable[[Progress], None] = lambda event: None,
-    device: str = AUTO,
+    computing: Computing = Computing(),
 ) -> ApplyResult:
     """Apply a plan (from `plan`, its document, its file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder.
-    `device`: what computes: `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`.
 
     A finished result of another plan that lies at `out` is refused (InputError), or with `replace` replaced when the new one is whole.
     Raises StalePlanError, DoesNotFitError or InputError before anything is done where the plan cannot be applied.
     """
+    device = computing.device
     document, name = _document(what, device)
-    require_executable(document)
+    as_it_is = document.decision.nothing_to_make
+    if not as_it_is:
+        require_executable(document)
     spec, source = spec_of(document), _opened(document)
     require_fresh(document, spec, source)
     out = _folder(name) if out is None else file_named("out", out, "the folder of the result")
     place = out.resolve()
     work = work or place.parent / f".{place.name}.work"
     check_places(out, work, source.path)
+    if as_it_is:
+        return _served_as_it_is(
+            Opened(document, spec, rewrite(source.ir, document.decision.chain)), out, replace=replace
+        )
     passes, trust = document.decision.chain, spec.trust_remote_code
     planned = rewrite(source.ir, passes)
     target_files(
@@ -128,8 +149,9 @@ def apply(
         folder = source.materialize(work)
     texts = _text(spec.calibration, trust), _text(spec.evaluation, trust)
     job = Job(source.ir, folder, passes, out, work, *texts, device=device)
-    outcome = execute(job, progress, resolved=result.resolved, finish=partial(result.finish, expected))
-    return ApplyResult(out, result.certificates[-1], outcome)
+    finish = partial(result.finish, expected)
+    outcome = execute(job, progress, resolved=result.resolved, finish=finish, executor=computing.executor)
+    return ApplyResult(out, document, result.certificates[-1], outcome)
 
 
 def _opened(document: PlanDocument) -> Source:
@@ -171,6 +193,26 @@ class _Result:
         write_manifest(folder)
 
 
+def _served_as_it_is(plan: Opened, out: Path, *, replace: bool) -> ApplyResult:
+    """Write the launch files of a checkpoint that is served as it is: they name it, and nothing of it is copied. The plan beside them
+    keeps its places.
+    """
+    place, document = out.resolve(), plan.document
+    server = of_plan(plan, place)
+    files = [*server.launch.files, *target_files(server, document.spec.launch)]
+    if not replace:
+        require_own_place(place, document, calibrated=False)
+    with holding(place):
+        folder = partial_of(place)
+        claim(folder)
+        write_launch(folder, files)
+        save(document, folder / PLAN)
+        write_json(folder / MARKER, {"key": document.digest, "passes": to_json(document.decision.passes), "files": {}})
+        write_manifest(folder)
+        publish(folder, place)
+    return ApplyResult(out, document)
+
+
 def require_whole(place: Path) -> None:
     """Refuse a finished result whose files were changed in place, naming each: no step would make them anew."""
     changed = [each for each in damage(place) if each.kind == "changed" and each.file.endswith(_WEIGHTS)]
@@ -183,7 +225,7 @@ def require_whole(place: Path) -> None:
 
 def next_step(result: ApplyResult) -> str:
     """Return what to do with a result: verify it where its engine can be driven, else start it by hand."""
-    if find_engine(result.certificate.engine.name).verifier() is not None:
+    if find_engine(result.plan.decision.engine.name).verifier() is not None:
         return f"optimize verify {result.out}"
     return f"start it as {result.out / FOLDER} says"
 

@@ -131,8 +131,8 @@ def _of_file(path: Path) -> Subject:
     from planner.plan.document import moved_plan, spec_of
     from planner.plan.saved import PLAN, load_plan, read_plan
 
-    finished = path.is_dir()
-    plan = read_plan(path / PLAN) if finished else load_plan(path)
+    plan = read_plan(path / PLAN) if path.is_dir() else load_plan(path)
+    finished = path.is_dir() and plan.places is None  # else it names what is served as it is
     chosen = plan.decision
     at_load = any(pass_.load_time for pass_ in chosen.chain)
     model = str(path) if finished else chosen.published

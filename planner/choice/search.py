@@ -124,13 +124,13 @@ def target_gpu(spec: Spec) -> Gpu:
     """
     asked = spec.target.gpu
     if not isinstance(asked, str):
-        return inline_gpu(asked.model_dump(exclude_none=True))
+        return replace(inline_gpu(asked.model_dump(exclude_none=True)), network=spec.target.network)
     gpu = installed_gpu() if asked == "auto" else find_gpu(asked)
     if gpu.vendor not in ("NVIDIA", "CPU"):
         raise NotModelledError(
             f"{gpu.name}: engines on {gpu.vendor} cards are not modelled", remedy="choose an NVIDIA card"
         )
-    return gpu
+    return replace(gpu, network=spec.target.network)
 
 
 def search(

@@ -6,6 +6,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,22 @@ Device = Annotated[
     str,
     typer.Option(
         help="What computes: auto (every card, else the processor), cpu, cuda (every card), cuda:1 (that card)."
+    ),
+]
+
+
+class Carrier(StrEnum):
+    """Whose processes carry out work."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+CarriedOut = Annotated[
+    Carrier,
+    typer.Option(
+        "--executor",
+        help="Whose processes work: this one's (local), or tasks of a Ray cluster, the one that runs here or else its own.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]

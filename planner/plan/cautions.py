@@ -54,7 +54,10 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
     if parallel.gpus > node:
         machines = -(-parallel.gpus // node)
         inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"
-        yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}"
+        network = (
+            "" if spec.target.network_gb_s else "; between them 12.5 GB/s each are assumed (`target: network_gb_s`)"
+        )
+        yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}{network}"
     yield from _far_apart(spec)
     yield from _chosen_numbers(spec, result, verdict)
 

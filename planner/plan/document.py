@@ -208,6 +208,7 @@ class PortableTarget:
     reserve: str
     nodes: int | None = None
     max: int | None = None
+    network_gb_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

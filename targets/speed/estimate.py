@@ -18,7 +18,7 @@ from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.pictures import encoding_s
 from targets.speed.rates import Fitted, Regime, Width, engine_values, fitted_rates, rates_from
-from targets.speed.step import Card, Step, step_seconds
+from targets.speed.step import Card, Step, handing_on_seconds, step_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
 
@@ -83,8 +83,9 @@ def asked(
     """Make a question ready: what a step reads and computes, how fast the card is, who asks."""
     name, card, work, replicas = engine.name, card_of(engine, gpu), work_of(ir), settings.parallel.dp
     clients = max(1.0, (workload.concurrency or 1) / replicas)
+    across = gpu.network is not None and settings.parallel.tp * settings.parallel.pp > gpu.network.cards
     fitted = fitted_rates(
-        name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts)
+        name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts), across=across
     )  # fmt: skip
     profile, notes = believed_profile(gpu)
     if profile is not None:
@@ -187,7 +188,8 @@ class Run:
     def stage(self, step: Step) -> float:
         """Return the seconds of a step of what one stage has in hand, and of handing it on."""
         seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp)
-        return seconds + (self.pp - 1) * self.fitted.rates.links[self.card.wiring].fixed_s
+        tokens = step.decode + step.prefill
+        return seconds + handing_on_seconds(self.work, self.card, self.fitted.rates, tokens, self.tp, self.pp)
 
 
 def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int) -> SpeedEstimate:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from planner.spec.spec import Spec
 from planner.spec.template import TEMPLATE
+from targets.engines.engine import DEFAULT_ENGINE
 
 #: Examples of keys whose type and template show none, by the part that they stand in.
 _EXAMPLES: Mapping[tuple[str, str], Any] = {
@@ -24,7 +25,7 @@ _EXAMPLES: Mapping[tuple[str, str], Any] = {
     ("GpuFacts", "fp4_dense_tflops"): 1676, ("GpuFacts", "pcie"): "4.0 x16", ("GpuFacts", "interconnect_gb_s_bidirectional"): 900,
     ("Target", "max"): 4, ("Target", "nodes"): 2, ("EngineSettings", "gpu_memory_utilization"): 0.95,
     ("EngineSettings", "max_num_seqs"): 64, ("EngineSettings", "max_num_batched_tokens"): 8192, ("EngineSettings", "block_size"): 32,
-    ("EngineChoice", "name"): "vllm", ("EngineChoice", "version"): "0.26", ("EngineChoice", "settings"): {"max_num_seqs": 64},
+    ("EngineChoice", "name"): DEFAULT_ENGINE, ("EngineChoice", "version"): "0.26", ("EngineChoice", "settings"): {"max_num_seqs": 64},
     ("Images", "tokens"): 1200, ("WorkloadSpec", "images"): {"count": 2, "tokens": 1200}, ("WorkloadSpec", "requests"): 200,
     ("WorkloadSpec", "max_concurrency"): 64, ("WorkloadSpec", "shared_prefix"): "40%", ("WorkloadSpec", "trace"): "requests.jsonl",
     ("QualityGoal", "max_kl"): 0.05, ("Goals", "quality"): {"max_perplexity_increase": "5%"}, ("Goals", "bands"): {"speed": "10%"},

@@ -136,7 +136,8 @@ def _of_catalog(name: str) -> Gpu:
     if (several := shared.get(folded, shared.get(f"rtx{folded}"))) is not None:
         choices = [json.loads(lines[number])["name"] for number in several]
         raise InputError(
-            f"{name!r} names several cards: {', '.join(choices)}", remedy=f"say which: --gpu {choices[0]!r}"
+            f"{name!r} names several cards: {', '.join(choices)}",
+            remedy=f"say which, for instance {choices[0]!r} (--gpu, or gpu: in a spec)",
         )
     number = index.get(folded, index.get(f"rtx{folded}"))  # `4090`
     if number is None and (part := _part_of_card(name)) is not None:
@@ -229,7 +230,7 @@ def _share(card: Gpu, memory: float, units: float) -> Gpu:
 
 
 def this_cpu() -> Gpu:
-    """This machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
+    """Return this machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
     count = cores()
     instructions = cpu_instructions()
     flops = _FLOPS_PER_CORE if instructions.isdisjoint(_BF16_INSTRUCTIONS) else _BF16_FLOPS_PER_CORE
@@ -247,7 +248,7 @@ def inline_gpu(facts: Mapping[str, Any]) -> Gpu:
 
 
 def installed_gpu() -> Gpu:
-    """This machine's first card, else its processor. Raises InputError where there is a card and nobody says which."""
+    """Return this machine's first card, else its processor. Raises InputError where there is a card and nobody says which."""
     names = installed_gpus()
     if not names and card_nodes():
         raise InputError(

@@ -53,6 +53,12 @@ class Workload:
         return (self.input_p95 or self.input_tokens) + (self.output_p95 or self.output_tokens)
 
     @property
+    def lasts(self) -> bool:
+        """Whether requests arrive at a rate without end, so that one that is not served grows a queue."""
+        bounded = self.requests is not None or self.at_once is not None or self.trace is not None
+        return self.rate is not None and math.isfinite(self.rate) and not bounded
+
+    @property
     def filled(self) -> Workload:
         """The workload with every request as long as the context lets it be: prompts that fill what answers leave, nothing shared."""
         answer = min(self.output_p95 or self.output_tokens, self.context - 1)

@@ -349,7 +349,7 @@ class ModelIR:
             yield from stack.tensors()
 
     def outer_names(self) -> list[str]:
-        """Names of the tensors outside of the decoder's blocks that no pass changes: dense ones, and towers."""
+        """List the names of the tensors outside of the decoder's blocks that no pass changes: dense ones, and towers."""
         names = [t.name for lin in self.outer if not lin.storage.is_quantized for t in lin.tensors()]
         names += [t.name for t in self.outer_tensors]
         for stack in self.stacks:

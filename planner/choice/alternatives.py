@@ -12,14 +12,18 @@ from collections.abc import Iterable, Iterator
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
+from planner.choice.goals import Goal
 from planner.choice.rule import Rule
 from planner.choice.search import Foreseen, Judge, by_maintenance, rule_of, served, target_gpu
 from planner.choice.space import Design, designs, engines, spreads
 from planner.choice.verdict import Verdict
 from planner.plan.document import Alternative
-from planner.spec.spec import EngineChoice, Spec
+from planner.spec.parts.target import CARDS_A_NODE, MOST_CARDS, EngineChoice
+from planner.spec.spec import Spec
 from targets.engines.engine import Settings, find_engine
 
+#: By how much more is served than arrives, where cards are counted: predicted rates are off by about so much.
+_SPARE = 1.2
 #: Well-known dense instruction models of the catalog, largest first.
 SMALLER = (
     "Qwen/Qwen2.5-32B-Instruct", "mistralai/Mistral-Small-24B-Instruct-2501", "Qwen/Qwen2.5-14B-Instruct",
@@ -27,14 +31,19 @@ SMALLER = (
 )  # fmt: skip
 
 
-def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
-    """Yield each change that would meet the goals, with the plan it leads to."""
+def alternatives(spec: Spec, ir: ModelIR, nearest: Verdict | None = None) -> Iterator[Alternative]:
+    """Yield each change that would meet the goals, with the plan it leads to; none where the context is more than the model's own.
+
+    `nearest`: to the goals of what there is, which tells how many more cards a rate takes.
+    """
+    if 0 < ir.max_context < spec.workload.context:
+        return
     for choice in _of_other_versions(spec, ir):
         found = _try(spec.model_copy(update={"engine": choice}), ir, f"{choice.name} {choice.version}", cards=None)
         if found:
             yield found
     target = spec.target.model_copy(update={"count": spec.target.cards, "max": None})
-    for count in (2 * spec.target.cards, 4 * spec.target.cards):
+    for count in _counts(spec, nearest):
         larger = spec.model_copy(
             update={"target": target.model_copy(update={"count": count, "nodes": _nodes(spec, count)})}
         )
@@ -51,6 +60,21 @@ def alternatives(spec: Spec, ir: ModelIR) -> Iterator[Alternative]:
         if found:
             yield found
             break
+
+
+def _counts(spec: Spec, nearest: Verdict | None) -> tuple[int, ...]:
+    """How many cards are tried in place of those that there are: twice and four times as many; where requests arrive faster than they
+    are served, as many as serve them, in whole machines from one machine on.
+    """
+    cards = spec.target.cards
+    missed = next((goal for goal in nearest.goals if goal.goal is Goal.RATE), None) if nearest else None
+    if nearest is None or missed is None or missed.met or not missed.predicted.low:
+        return 2 * cards, 4 * cards
+    each = missed.predicted.value / nearest.candidate.cards
+    surely = math.ceil(_SPARE * missed.wanted / each)
+    node = spec.target.node if spec.target.nodes else CARDS_A_NODE
+    count = surely if surely <= node else -(-surely // node) * node
+    return (max(count, cards + 1),) if count <= MOST_CARDS else ()
 
 
 def _of_other_versions(spec: Spec, ir: ModelIR) -> Iterator[EngineChoice]:

@@ -102,6 +102,9 @@ def capacity(estimate: MemoryEstimate, sequences: int, workload: Workload, repli
     """Return how the cache of an estimate serves a workload. `sequences`: requests that one replica runs at once, at most."""
     clients = workload.concurrency or 1
     running = min(clients, sequences * replicas)
+    if workload.rate is not None and math.isfinite(workload.rate):
+        # What arrives beyond the cache waits its turn, as the load's simulation has it: no memory is short of it.
+        running = min(running, max(1, running_at_once(estimate)) * replicas)
     left, longest = estimate.memory.kv_cache, _longest(estimate)
     needed = _needed_bytes(-(-running // replicas), estimate.bytes_per_request, longest)
     room = Quantity(left.value - needed, left.low - needed, left.high - needed, left.basis)
@@ -139,7 +142,7 @@ def _longest(estimate: MemoryEstimate) -> int:
 
 
 def reasons(estimate: MemoryEstimate, capacity: Capacity, workload: Workload) -> tuple[Reason, ...]:
-    """Why a workload does not fit: what the engine says of starting, and what is short of the cache in use."""
+    """Say why a workload does not fit: what the engine says of starting, and what is short of the cache in use."""
     own = tuple(reason for reason in estimate.reasons if reason.code != CONCURRENCY_DOES_NOT_FIT)
     if own or capacity.room.value >= 0:
         return own

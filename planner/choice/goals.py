@@ -21,6 +21,8 @@ class Goal(StrEnum):
     """Tokens a second of one request."""
     THROUGHPUT = "throughput"
     """Tokens a second of all requests together."""
+    RATE = "rate"
+    """Requests a second that arrive, and are answered as fast."""
     PERPLEXITY = "perplexity"
     """Share by which perplexity grows."""
     KL = "KL"
@@ -34,7 +36,7 @@ class Goal(StrEnum):
     @property
     def at_most(self) -> bool:
         """Whether the wanted figure is a maximum."""
-        return self not in (Goal.DECODE, Goal.THROUGHPUT)
+        return self not in (Goal.DECODE, Goal.THROUGHPUT, Goal.RATE)
 
     @property
     def of_speed(self) -> bool:
@@ -48,5 +50,6 @@ class Goal(StrEnum):
 
 
 _UNITS = {
-    Goal.TTFT: "ms", Goal.TPOT: "ms", Goal.DECODE: "tok/s", Goal.THROUGHPUT: "tok/s", Goal.PERPLEXITY: "%", Goal.KL: "nats",
+    Goal.TTFT: "ms", Goal.TPOT: "ms", Goal.DECODE: "tok/s", Goal.THROUGHPUT: "tok/s", Goal.RATE: "requests/s", Goal.PERPLEXITY: "%",
+    Goal.KL: "nats",
 }  # fmt: skip

@@ -22,7 +22,7 @@ from planner.choice.goals import FLOOR, ODDS_BAND
 from planner.choice.verdict import Verdict, judge_quality
 from planner.figures import apart
 from planner.quality.expected import Quality, growth
-from planner.spec.spec import Goals
+from planner.spec.parts.goals import Goals
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -123,7 +123,8 @@ class Rule:
         return next(iter(self.pareto(v for v in better if self.standing(v) <= standing)), chosen)
 
     def pareto(self, candidates: Iterable[Verdict], chosen: Verdict | None = None) -> tuple[Verdict, ...]:
-        """Candidates that no other one beats or equals in all of quality, speed, memory, work, cards, waiting, changes of settings and
+        """Return candidates that no other one beats or equals in all of quality, speed, memory, work, cards, waiting, changes of settings
+        and
         odds; of equal ones the chosen, else the first by name.
         """
         front: list[tuple[tuple[float, ...], Verdict]] = []
@@ -138,8 +139,8 @@ class Rule:
         return (
             v.quality.log_ppl_increase.value, -_speed(v, False).value, -_speed(v, True).value, v.memory.memory.total.value,
             making(v) + _each_start(v) / 2, float(v.candidate.settings.parallel.gpus),
-            float(v.capacity.waiting), float(len(v.candidate.changed)), self._doubt(v), float(self._archived(v.candidate.engine)),
-            self._preferred().figure(v),
+            float(v.capacity.waiting), float(len(v.candidate.changed)), self._doubt(v), self._unfit(v),
+            float(self._archived(v.candidate.engine)), self._preferred().figure(v),
         )  # fmt: skip
 
     def _doubt(self, v: Verdict) -> float:
@@ -147,6 +148,10 @@ class Rule:
         *met, fits = v.odds
         short = (self.goals.fit_confidence - fits, *(self.goals.confidence - odds for odds in met))
         return 0.0 if v.admissible(self.goals) else max(0.0, *short)
+
+    def _unfit(self, v: Verdict) -> float:
+        """By how much the odds of fitting fall short of the confidence that is asked."""
+        return max(0.0, self.goals.fit_confidence - v.capacity.odds)
 
     def standing(self, v: Verdict) -> int:
         """Return the number of a candidate's tier: 0 admissible, 2 likely only, 4 misses a goal by less than the band. An engine that
@@ -192,18 +197,19 @@ class Rule:
         return not self.engine_named and find_engine(engine).archived is not None
 
     def settles(self, v: Verdict) -> bool:
-        """Whether every candidate of an engine that nobody maintains comes behind this one of a maintained engine."""
+        """Tell whether every candidate of an engine that nobody maintains comes behind this one of a maintained engine."""
         return v.feasible and self.standing(v) <= (0 if v.capacity.clients <= FEW_CLIENTS else _BEHIND - 1)
 
     def clear(self, v: Verdict) -> bool:
-        """Whether of those that stand as it does none is before it but for the figure that is preferred."""
+        """Tell whether of those that stand as it does none is before it but for the figure that is preferred."""
         return self.doubted(v) <= ODDS_BAND and not self.fewest
 
     def doubted(self, v: Verdict) -> float:
         """Return the most doubt (a probability, `doubt_of_chain`) of what stands as this one does and does not lose to it by its odds;
-        infinite where clients wait, which comes before odds.
+        infinite where clients wait, or it may not fit: both come before odds.
         """
-        return math.inf if v.capacity.waiting and not self.goals.batch else self._doubt(v) + ODDS_BAND
+        behind = (v.capacity.waiting and not self.goals.batch) or self._unfit(v) > 0
+        return math.inf if behind else self._doubt(v) + ODDS_BAND
 
     def figure_of_chain(self, ir: ModelIR, quality: Quality) -> float:
         """Return the preferred figure (a share of perplexity, or the logarithm of bytes) where a chain alone tells it; before all
@@ -234,6 +240,7 @@ class Rule:
             Criterion(
                 "waiting", lambda v: not self.goals.batch and v.capacity.waiting > 0, _words("clients wait for each other")
             ),
+            Criterion("fit", self._unfit, self._fit_words, lambda best, other: ODDS_BAND),
             Criterion("odds", self._doubt, _odds_words, lambda best, other: ODDS_BAND),
             Criterion("maintained", lambda v: self._archived(v.candidate.engine), _words(_ARCHIVED)),
             Criterion(
@@ -302,6 +309,10 @@ class Rule:
             lambda best, other: max(bands.speed, _unshared(best, other, self.goals.batch)),
         )
 
+    def _fit_words(self, theirs: float, mine: float) -> str:
+        confidence = self.goals.fit_confidence
+        return f"fits with {confidence - theirs:.0%} only, {confidence:.0%} are asked"
+
     def _why(self, chosen: Verdict, decided: Sequence[str]) -> str:
         """One line: what is made of the chosen one, and by what it was told from others: standing, preference, the last two criteria."""
         told = {"standing": _standing_told(self.standing(chosen)), **_TOLD}
@@ -341,7 +352,7 @@ _TOLD = {
     "fewest cards": "the fewest cards that do",
     "maintained": "its engine is maintained",
     "each start": "stored, not rounded at each start",
-    "waiting": "no client waits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
+    "waiting": "no client waits", "fit": "surely fits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
     "changes of the model": "with the fewest changes of the model", "regime": "its engine was measured in this regime",
     "stages": "in the fewest stages", "cards": "on all cards", "tensor parallel": "with the fewest cards under one matrix",
     "native": "the card multiplies its format itself", "settings": "with the fewest changed settings",
@@ -351,7 +362,7 @@ _TOLD = {
 #: What the Pareto set is over (`Rule._figures`), in words.
 _FIGURES = (
     "quality", "one client's speed", "throughput", "memory", "work", "cards", "waiting clients", "changed settings", "odds",
-    "who maintains the engine", "what is preferred",
+    "odds of fitting", "who maintains the engine", "what is preferred",
 )  # fmt: skip
 
 
@@ -361,7 +372,7 @@ def _as_good(mine: tuple[float, ...], theirs: tuple[float, ...]) -> bool:
 
 
 def making(verdict: Verdict) -> int:
-    """How much is to be made: an index of `MAKING`."""
+    """Say how much is to be made: an index of `MAKING`."""
     passes = verdict.candidate.passes
     if any(pass_.stage in (Stage.PRUNE, Stage.DISTILL) for pass_ in passes):
         return 3

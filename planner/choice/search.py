@@ -4,6 +4,7 @@ Nothing is left out by taste, only by proof:
 
 * settings change neither legality nor quality, so a design that is illegal or not good enough is out with all its settings;
 * weights that alone exceed the card do so whatever is set;
+* settings give the cache room or take some of a step's tokens: none serves more than the engine's defaults would with a cache without end;
 * memory left for the cache only rises with each leaner setting, so one that does not fit with all of them fits with none;
 * where quality or size is preferred, settings change neither, and the first that is admissible ties with every later one but changes less;
 * where the fewest cards are asked for, more of them are not looked at once some do;
@@ -32,11 +33,14 @@ from planner.choice.goals import Goal
 from planner.choice.published import description, published_quality
 from planner.choice.rule import Decision, Loss, Rule
 from planner.choice.space import Design, designs, engines, limits_of, nothing_to_weigh, numbers_of_cards, workload_of
-from planner.choice.verdict import MEAN, Candidate, Verdict, judge, judge_quality
+from planner.choice.verdict import MEAN, Candidate, Verdict, judge, judge_quality, judge_rate
 from planner.quality.expected import Quality, expected_quality
-from planner.spec.spec import PruneChoice, QuantizeChoice, Spec
-from targets.engines.engine import ENGINE_NAMES, Settings, SpeedEstimate, find_engine
+from planner.spec.parts.choices import PruneChoice, QuantizeChoice
+from planner.spec.parts.goals import Goals
+from planner.spec.spec import Spec
+from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
+from targets.quantity import Quantity
 from targets.workload import Limit
 
 #: Of candidates that ended early, how many are judged in full to find the nearest.
@@ -75,7 +79,7 @@ class SearchResult:
         return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])
 
     def with_fewer_cards(self) -> Verdict | None:
-        """The nearest to the goals of those that take fewer cards than the chosen one, judged in full."""
+        """Return the nearest to the goals of those that take fewer cards than the chosen one, judged in full."""
         fewer = [v for v in self.rejected if self.chosen and v.candidate.cards < self.chosen.candidate.cards]
         near = sorted(fewer, key=lambda v: v.distance)[:_LOOKED_AT]
         return min((complete(self.spec, self.gpu, v) for v in near), key=lambda v: v.distance, default=None)
@@ -115,7 +119,9 @@ def _asked_for(spec: Spec, candidate: Candidate) -> bool:
 
 
 def target_gpu(spec: Spec) -> Gpu:
-    """The card of a spec. `auto` is this machine's first card, or its processor. Raises NotModelledError for other makers' cards."""
+    """Return the card of a spec. `auto` is this machine's first card, or its processor. Raises NotModelledError for other makers'
+    cards.
+    """
     asked = spec.target.gpu
     if not isinstance(asked, str):
         return replace(inline_gpu(asked.model_dump(exclude_none=True)), network=spec.target.network)
@@ -177,14 +183,16 @@ def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
 
 
 def by_maintenance(spec: Spec, gpu: Gpu) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The engines of a spec that are weighed at once, and archived ones, which are only where nobody named them and nothing else serves."""
+    """Return the engines of a spec that are weighed at once, and archived ones, which are only where nobody named them and nothing else
+    serves.
+    """
     names = tuple(name for name, _ in engines(spec, gpu))
     old = () if spec.engine != "auto" else tuple(name for name in names if find_engine(name).archived is not None)
     return tuple(name for name in names if name not in old), old
 
 
 def judged(spec: Spec, ir: ModelIR, candidate: Candidate) -> Verdict:
-    """What becomes of one candidate, found under another spec, with the card, load and goals of this one; judged in full."""
+    """Return what becomes of one candidate, found under another spec, with the card, load and goals of this one; judged in full."""
     gpu, target = target_gpu(spec), spec.target
     settings = replace(candidate.settings, reserve_bytes=target.reserve)
     design = Design(candidate.engine, candidate.passes, (settings,), 1, candidate.published)
@@ -224,6 +232,7 @@ class Judge:
         self._chains: dict[tuple[object, tuple[Pass, ...]], _Made] = {}
         self._last: tuple[Design, _Made] | None = None
         self._others: dict[Candidate, list[Verdict]] = {}
+        self._endless: dict[str, MemoryEstimate] = {}
 
     def __call__(self, design: Design) -> Verdict:
         """The best of a design's candidates by the rule: of those that meet the goals, else the nearest to them."""
@@ -242,7 +251,7 @@ class Judge:
 
     def feasible(self, design: Design) -> Verdict | None:
         """Return the best of a design's candidates where one meets the goals: the same as a call, but that none does is known sooner."""
-        if self._is_too_large(design):
+        if self._is_too_large(design) or not self._keeps_up(design.engine, self._chain(design)[0], design.settings[0]):
             return None
         if self._spec.workload.concurrency == "auto":
             verdict = self(design)
@@ -335,7 +344,26 @@ class Judge:
             for result in judge_quality(self._spec.goals, first.quality)
             if not result.tolerated(self._spec.goals.bands)
         }
-        return all(reason.kind is not ReasonKind.ILLEGAL and reason.code not in quality for reason in first.reasons)
+        if any(reason.kind is ReasonKind.ILLEGAL or reason.code in quality for reason in first.reasons):
+            return False
+        return self._may_keep_up(first)
+
+    def _may_keep_up(self, first: Verdict) -> bool:
+        """Whether a rate that is not held could be: with a cache without end it would, which no settings have."""
+        bands = self._spec.goals.bands
+        held = all(goal.tolerated(bands) for goal in first.goals if goal.goal is Goal.RATE)
+        return held or self._keeps_up(first.candidate.engine, first.ir, first.candidate.settings)
+
+    def _keeps_up(self, name: str, ir: ModelIR, settings: Settings) -> bool:
+        """Whether a rate that is asked would be held with a cache without end."""
+        if not self._workload.lasts:
+            return True
+        engine = find_engine(name)
+        if name not in self._endless:
+            memory = engine.memory(ir, self._gpu, settings, self._workload)
+            self._endless[name] = replace(memory, kv=replace(memory.kv, max_concurrency=Quantity.exact(math.inf)))
+        at_best = engine.speed(ir, self._gpu, settings, self._workload, self._endless[name])
+        return all(goal.tolerated(self._spec.goals.bands) for goal in judge_rate(self._workload, at_best))
 
     def verdict(self, design: Design, settings: Settings, clients: int | None = None) -> Verdict:
         """Judge one candidate as far as it takes to know that it is out: legality and memory, then quality and speed.
@@ -398,7 +426,7 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     engine = find_engine(verdict.candidate.engine)
     workload = replace(workload_of(spec), concurrency=verdict.capacity.clients)
     speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
-    goals = tuple(judge(spec.goals, speed, verdict.quality))
+    goals = tuple(judge(spec.goals, workload_of(spec), speed, verdict.quality))
     missed = [goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands)]
     reasons = tuple(dict.fromkeys((*verdict.reasons, *missed)))
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))
@@ -407,13 +435,41 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
 #: Candidates that are simulated at most where the formula gives what goals ask; and of those that it finds too slow: so many, that miss by
 #: this factor at most. Percentiles are known of no other candidate, so for these there is no limit.
 _MOST, _NEAREST, _NEAR = 16, 4, 3.0
+#: Odds of the formula that are short of the confidence by no more may be enough where the load is simulated: so many are tried.
+_JUST_SHORT, _DOUBTED = 0.15, 3
 _SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
 
 
 def with_highest_load(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
-    """The verdict with how many users it serves within the goals on a request's own speed, where there are some."""
+    """Return the verdict with how many users it serves within the goals on a request's own speed, where there are some."""
     limits = limits_of(spec.goals)
     return replace(verdict, served=_simulated(spec, gpu, verdict, limits)) if limits and verdict.served else verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """The most that a candidate serves within the goals on a request's own speed: `clients` that each wait for their answers (None: no
+    goal bounds them), `rate` of requests that arrive (a second); where no goal is on that, as many as are answered as fast as they come.
+    """
+
+    clients: int | None
+    rate: float
+
+
+def most_served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Most:
+    """Return how many users, and which rate, a candidate of a spec serves within its goals, whatever load the spec names."""
+    engine, settings, limits = find_engine(verdict.candidate.engine), verdict.candidate.settings, limits_of(spec.goals)
+    asked = replace(workload_of(spec), rate=None, burstiness=1.0, at_once=None, trace=None, requests=None)
+    loop = replace(asked, concurrency=verdict.capacity.clients, limits=limits)
+    clients = engine.served(verdict.ir, gpu, settings, loop, verdict.memory).most_clients if limits else None
+    due = workload_of(spec).rate or 1.0
+    arriving = replace(loop, rate=due if math.isfinite(due) else 1.0, limits=())
+    most = engine.speed(verdict.ir, gpu, settings, arriving, verdict.memory).capacity_req_s
+    assert most is not None
+    if not limits:
+        return Most(None, most.value)
+    load = replace(arriving, rate=most.value, limits=limits)
+    return Most(clients, engine.served(verdict.ir, gpu, settings, load, verdict.memory).highest_rate or 0.0)
 
 
 def _simulated(spec: Spec, gpu: Gpu, verdict: Verdict, limits: tuple[Limit, ...] = ()) -> SpeedEstimate:
@@ -423,12 +479,12 @@ def _simulated(spec: Spec, gpu: Gpu, verdict: Verdict, limits: tuple[Limit, ...]
 
 
 def served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
-    """The verdict with its load simulated, and the goals judged by that."""
+    """Return the verdict with its load simulated, and the goals judged by that."""
     if verdict.speed is None or verdict.served is not None:
         return verdict
     speed = _simulated(spec, gpu, verdict)
     verdict = _in_flight(spec, gpu, verdict, speed)
-    goals = tuple(judge(spec.goals, speed, verdict.quality))
+    goals = tuple(judge(spec.goals, workload_of(spec), speed, verdict.quality))
     missed = (goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands))
     kept = (reason for reason in verdict.reasons if reason.kind is not ReasonKind.GOAL_MISSED)
     return replace(verdict, goals=goals, reasons=tuple(dict.fromkeys((*kept, *missed))), served=speed)
@@ -460,7 +516,7 @@ def decide(
     was its best by the formula.
     """
     known = list(verdicts)
-    if spec.goals.asks_speed and not any(v.feasible for v in known):
+    if (spec.goals.asks_speed or workload_of(spec).lasts) and not any(v.feasible for v in known):
         near = sorted((v for v in known if _near(v)), key=lambda v: v.distance)[:_NEAREST]
         known = [served(spec, gpu, v) if any(v is each for each in near) else v for v in known]
     percentile = any(limit.statistic != MEAN for limit in limits_of(spec.goals))
@@ -471,7 +527,43 @@ def decide(
         known = [simulated if v is chosen else v for v in known]
         known += others(chosen)
         decision = rule.decide([v for v in known if v.feasible])
+    if decision is not None and decision.chosen.served is not None:
+        decision, known = _with_doubtful(spec, gpu, rule, known, decision)
     return decision, tuple(known)
+
+
+def _with_doubtful(
+    spec: Spec, gpu: Gpu, rule: Rule, known: list[Verdict], decision: Decision
+) -> tuple[Decision, list[Verdict]]:
+    """The decision once candidates are simulated, too, that would be chosen but for odds which the formula puts just below what is asked:
+    the chosen one's are the simulation's, and the formula may be the stricter.
+    """
+    for _ in range(_DOUBTED):
+        eased = [(_eased(spec.goals, v), v) for v in known if v.feasible]
+        if all(easy is v for easy, v in eased):
+            break
+        best = rule.decide([easy for easy, _ in eased])
+        would = next(v for easy, v in eased if best is not None and easy is best.chosen)
+        if would.served is not None:
+            break
+        simulated = served(spec, gpu, would)
+        known = [simulated if v is would else v for v in known]
+        decision = rule.decide([v for v in known if v.feasible]) or decision
+    return decision, known
+
+
+def _eased(goals: Goals, verdict: Verdict) -> Verdict:
+    """The verdict with every goal on speed kept whose odds are just short by the formula, where it would be admissible so."""
+    if verdict.served is not None or verdict.admissible(goals):
+        return verdict
+    kept = tuple(
+        replace(result, predicted=Quantity.exact(result.wanted))
+        if result.goal.of_speed and result.met and result.odds >= goals.confidence - _JUST_SHORT
+        else result
+        for result in verdict.goals
+    )
+    easier = replace(verdict, goals=kept)
+    return easier if easier.admissible(goals) else verdict
 
 
 def _near(verdict: Verdict) -> bool:

@@ -32,16 +32,10 @@ from planner.choice.goals import FLOOR
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
 from planner.quality.expected import expected_quality, growth
-from planner.spec.spec import (
-    DistillChoice,
-    EngineChoice,
-    EngineSettings,
-    Goals,
-    PruneChoice,
-    QuantizeChoice,
-    Spec,
-    Target,
-)
+from planner.spec.parts.choices import DistillChoice, PruneChoice, QuantizeChoice
+from planner.spec.parts.goals import Goals
+from planner.spec.parts.target import EngineChoice, EngineSettings, Target
+from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
 from targets.gpu import Gpu
 from targets.workload import Limit, Workload
@@ -329,9 +323,9 @@ class _Family:
         """
         spec, (ir, workload, estimate, needs) = self.spec, self._held(bits)
         left = needs.room.low
-        if left >= 0 and spec.goals.asks_speed:
+        if left >= 0 and (spec.goals.asks_speed or workload.lasts):
             speed = find_engine(self.engine).speed(ir, self.gpu, self.settings, workload, estimate)
-            if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, speed)):
+            if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, workload, speed)):
                 return -1.0
         return left
 

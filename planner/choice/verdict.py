@@ -17,9 +17,10 @@ from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
 from planner.figures import apart
 from planner.quality.expected import Quality, perplexity_growth
-from planner.spec.spec import Bands, Goals
+from planner.spec.parts.goals import Bands, Goals
 from targets.engines.engine import MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.quantity import Quantity
+from targets.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,15 @@ class GoalResult:
         return self.miss <= bands.speed
 
     @property
+    def short(self) -> float | None:
+        """By how much it is missed, in the goal's unit (a share of perplexity in shares); None when met."""
+        return None if self.met else abs(self.predicted.value - self.wanted)
+
+    def band(self, bands: Bands) -> float:
+        """Return by how much it may be missed before that counts, in the goal's unit."""
+        return bands.quality if self.goal is Goal.PERPLEXITY else bands.speed * abs(self.wanted)
+
+    @property
     def miss(self) -> float:
         """By which share of the goal it is missed; 0 when met."""
         if self.met:
@@ -113,9 +123,10 @@ class GoalResult:
         sign = ">" if self.goal.at_most else "<"
         predicted, wanted = apart(self.predicted.value, self.wanted, self.goal.unit)
         figures = {"wanted": self.wanted, "predicted": self.predicted.value}
-        return Reason(
-            self.goal.reason_code, f"{self.name} {predicted} {sign} {wanted}", None, figures, ReasonKind.GOAL_MISSED
-        )
+        message = f"{self.name} {predicted} {sign} {wanted}"
+        if self.goal is Goal.RATE:
+            message = f"{self.wanted:g} requests a second arrive, at most {self.predicted.value:.3g} are served: the queue grows"
+        return Reason(self.goal.reason_code, message, None, figures, ReasonKind.GOAL_MISSED)
 
 
 @dataclass(frozen=True)
@@ -173,15 +184,26 @@ class Verdict:
         return hard, short + sum(math.log1p(goal.miss) for goal in self.goals)
 
 
-def judge(goals: Goals, speed: SpeedEstimate, quality: Quality) -> Iterator[GoalResult]:
+def judge(goals: Goals, workload: Workload, speed: SpeedEstimate, quality: Quality) -> Iterator[GoalResult]:
     """Yield the goals of a spec against the estimates."""
-    yield from judge_speed(goals, speed)
+    yield from judge_speed(goals, workload, speed)
     yield from judge_quality(goals, quality)
 
 
-def judge_speed(goals: Goals, speed: SpeedEstimate) -> Iterator[GoalResult]:
-    """Yield the goals on speed."""
+def judge_rate(workload: Workload, speed: SpeedEstimate) -> Iterator[GoalResult]:
+    """Yield, of requests that arrive at a rate without end, that they are answered as fast as they come."""
+    if workload.lasts and workload.rate is not None and speed.capacity_req_s is not None:
+        yield GoalResult(Goal.RATE, workload.rate, speed.capacity_req_s)
+
+
+def judge_speed(goals: Goals, workload: Workload, speed: SpeedEstimate) -> Iterator[GoalResult]:
+    """Yield the goals on speed, a rate that is to be held first; where it is not, none on the first token, whose time grows without end."""
+    rate = tuple(judge_rate(workload, speed))
+    yield from rate
+    grows = not all(result.tolerated(goals.bands) for result in rate)
     for name, statistic, seconds in goals.times:
+        if grows and name == "ttft":
+            continue
         yield GoalResult(_TIMES[name], seconds * 1000, speed.latency(name, statistic), statistic)
     if goals.decode is not None:
         yield GoalResult(Goal.DECODE, goals.decode, speed.decode_tok_s_per_request)

@@ -66,7 +66,10 @@ def _options(
 
 
 def grouped(into: str, options: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Have a command take several options and get them as one mapping, those that were given. `options`: by name, as typer takes them."""
+    """Have a command take several options and get them as one mapping, in the place of the parameter `into`: those that were given.
+
+    `options`: by name, as typer takes them.
+    """
 
     def change(command: Callable[..., None]) -> Callable[..., None]:
         """Return the command as typer reads it: with each option a parameter."""
@@ -75,17 +78,17 @@ def grouped(into: str, options: Mapping[str, Any]) -> Callable[[Callable[..., No
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             for name, annotation in options.items()
         ]
-        kept = [
-            each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own.parameters.values() if each.name != into
-        ]
+        every: list[inspect.Parameter] = []
+        for each in own.parameters.values():
+            every += taken if each.name == into else [each.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
 
         @wraps(command)
         def run(**given: Any) -> None:
             told = {name: value for name in options if (value := given.pop(name)) is not None}
             command(**given, **{into: told})
 
-        run.__signature__ = own.replace(parameters=[*kept, *taken])  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in (*kept, *taken)}
+        run.__signature__ = own.replace(parameters=every)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in every}
         return run
 
     return change

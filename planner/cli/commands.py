@@ -100,7 +100,6 @@ _ELSEWHERE = {
 @app.command()
 @grouped("moved", _ELSEWHERE)
 def apply(
-    moved: Mapping[str, Path],
     what: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -118,6 +117,8 @@ def apply(
     device: Device = "auto",
     executor: CarriedOut = Carrier.LOCAL,
     as_json: Json = False,
+    *,
+    moved: Mapping[str, Path],
 ) -> None:
     """Run plans exactly; a second run resumes or does nothing. Exit 4 when a result misses a goal."""
     from rich.markup import escape
@@ -346,7 +347,6 @@ _LOAD = {
 @app.command()
 @grouped("load", _LOAD)
 def verify(
-    load: Mapping[str, Any],
     out: Annotated[Path, typer.Argument(help="A result's folder.")],
     engine: Annotated[
         Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
@@ -358,6 +358,8 @@ def verify(
         bool, typer.Option("--offline", help="Start nothing: hold every file against the list that apply wrote.")
     ] = False,
     as_json: Json = False,
+    *,
+    load: Mapping[str, Any],
 ) -> None:
     """Start the engine on a result, put the workload's load on it, measure. Exit 4 when a promise is not kept."""
     from planner.cli.tables.certificate import print_verified, print_whole
@@ -443,13 +445,14 @@ _SERVER = {
 @app.command()
 @grouped("served", _SERVER)
 def calibrate(
-    served: Mapping[str, Any],
     gpu: Annotated[str | None, typer.Option(help="Card; default: this machine's first, else its processor.")] = None,
     engine: Annotated[
         Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=2, max=60, callback=finite)] = 20.0,
+    seconds: Annotated[float, typer.Option(min=2, max=60, callback=finite, help="How long it may measure.")] = 20.0,
     as_json: Json = False,
+    *,
+    served: Mapping[str, Any],
 ) -> None:
     """Measure this machine; predictions for it then say `measured`. With --url, the served engine as well."""
     from planner.calibrate import Server

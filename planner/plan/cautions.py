@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from passes import chain
 from passes.errors import ReasonKind
 from passes.ir.model import ModelIR
+from planner.choice.goals import FLOOR
 from planner.choice.rule import making
 from planner.choice.search import SearchResult
 from planner.choice.space import workload_of
@@ -21,8 +22,6 @@ from targets.gpu import Gpu
 from targets.simulation.lengths import MOST_APART
 
 _GIB = 1 << 30
-#: Of the requests that arrive in a second, so many must be served in it for the queue not to grow, ends of a run aside.
-_KEEPS_UP = 0.9
 
 
 def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str]:
@@ -36,6 +35,11 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
             f"no candidate reaches the confidence asked for ({goals.confidence:.0%}, fit {goals.fit_confidence:.0%}); "
             f"of those that come into question this one has the best odds, {least:.0%} in the least likely"
         )
+    near = [result for result in verdict.goals if not result.met]
+    if near:
+        yield f"it misses {' and '.join(result.name for result in near)}, by less than the band: nobody can tell such figures apart"
+    elif verdict.feasible and not goals.asks_quality and verdict.quality.log_ppl_increase.value > math.log1p(FLOOR):
+        yield f"no goal is on quality, and everything that serves loses more than {FLOOR:.0%} of perplexity: it is another model"
     if (archived := find_engine(verdict.candidate.engine).archived) is not None:
         yield f"{archived}; it is planned when asked for, or when nothing else serves"
     if verdict.capacity.waiting:
@@ -43,9 +47,9 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
     if (short := full_context(verdict.memory.kv, verdict.capacity).caution(spec.workload.context)) is not None:
         yield short
     due, shown = spec.workload.rate, verdict.shown
-    served = None if shown is None else shown.requests_s
-    if due is not None and math.isfinite(due) and served is not None and served.value < _KEEPS_UP * due:
-        yield f"{due:g} requests a second arrive, {served.value:.3g} are served: the queue grows"
+    most = None if shown is None else shown.capacity_req_s
+    if due is not None and most is not None and spec.workload.asked.lasts and most.value < due:
+        yield f"{due:g} requests a second arrive, about {most.value:.3g} are served: the queue grows, if slowly"
     node = spec.target.node
     if parallel.gpus > node:
         machines = -(-parallel.gpus // node)
@@ -80,7 +84,8 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
     due = workload_of(spec).rate
     if workload_of(spec).concurrency is None and due is not None and math.isfinite(due) and speed is not None:
         took = speed.e2e_ms or speed.ttft_ms + speed.tpot_ms.scaled(workload_of(spec).output_tokens - 1)
-        usual, most = f"{due * took.value / 1e3:.2g} in flight", f"{capacity.clients} at most 95 times of 100"
+        usual = f"{_count(due * took.value / 1e3)} in flight"
+        most = f"{capacity.clients:,} at most 95 times of 100"
         yield f"{due:g} requests a second of {show(took.value, 'ms')} each keep about {usual}, {most}"
     if spec.goals.prefer == "cost" and speed is not None:
         hours = parallel.gpus * 1e6 / (3600 * max(speed.throughput_tok_s.value, 1e-9))
@@ -91,6 +96,10 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
         misses = "; ".join(told or missed) or f"odds of {min(fewer.odds):.0%}"
         cards = "1 card" if fewer.candidate.cards == 1 else f"{fewer.candidate.cards} cards"
         yield f"{parallel.gpus} cards are the fewest: with {cards} the nearest is {fewer.candidate.label}: {misses}"
+
+
+def _count(requests: float) -> str:
+    return f"{requests:.1f}" if requests < 10 else f"{requests:,.0f}"
 
 
 def unheld(spec: Spec, verdict: Verdict, served: ModelIR, card: Gpu | None, work: Effort | None) -> Iterator[str]:

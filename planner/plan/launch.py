@@ -11,7 +11,7 @@ from passes.errors import InputError
 from passes.ir.model import ModelIR
 from planner.plan.document import PlanDocument
 from planner.plan.opened import Opened, opened
-from planner.spec.spec import Target
+from planner.spec.parts.target import Target
 from targets.engines.engine import find_engine
 from targets.gpu import find_gpu, inline_gpu
 from targets.launch.deployment import Deployment

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from passes import chain
 from passes.base import Pass
@@ -16,6 +16,7 @@ from passes.ir.names import Published
 from passes.ir.sources import Source, open_model
 from passes.text.source import refuse_same_text
 from planner.choice.alternatives import alternatives
+from planner.choice.goals import Goal
 from planner.choice.published import description
 from planner.choice.rule import MAKING, making
 from planner.choice.search import SearchResult, search, with_highest_load
@@ -38,10 +39,13 @@ from planner.plan.document import (
 from planner.plan.effort import Effort
 from planner.plan.lock import lock, portable_spec
 from planner.plan.remedies import followable, remedy
+from planner.plan.saved import save
 from planner.plan.stated import figures_alone, stated, whole_bytes
-from planner.spec.parse import load_spec
+from planner.spec.arguments import file_named
+from planner.spec.parse import as_spec
+from planner.spec.parts.choices import QuantizeChoice
 from planner.spec.patch import written
-from planner.spec.spec import QuantizeChoice, Spec
+from planner.spec.spec import Spec
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
 
@@ -62,25 +66,35 @@ class Plan:
     @property
     def feasible(self) -> bool:
         """Whether a candidate meets all goals."""
-        return self.document.chosen is not None
+        return self.chosen is not None
+
+    @property
+    def chosen(self) -> ChosenPlan | None:
+        """What was chosen, with its memory, speed, quality and goals; None where nothing meets the goals."""
+        return self.document.chosen
+
+    def save(self, path: str | Path) -> Path:
+        """Write the document to a file, as `optimize plan -o` does, and return where. Raises InputError where it cannot be written."""
+        file = file_named("the file", path, "a path such as a.plan.json")
+        save(self.document, file)
+        return file
 
 
 def plan(
-    spec: Spec | str | Path,
+    spec: Spec | str | Path | Mapping[str, Any],
     *,
     measure: Path | None = None,
     progress: Callable[[Progress], None] = lambda event: None,
     on: Computing = ALL_HERE,
 ) -> Plan:
-    """Choose for a spec. A plan is returned also when nothing meets the goals; `feasible` says so.
+    """Choose for a spec: one, its file, or a mapping with its keys. A plan is returned also when nothing meets the goals: `feasible`.
 
     `measure`: a work folder; the leading candidates are tried on a little text, and what they lose replaces what is expected.
     `on`: what computes here, where `apply` is forecast for, and whose processes try the candidates.
     """
     here = computing(on.device)
-    file = None if isinstance(spec, Spec) else Path(spec)
-    if not isinstance(spec, Spec):
-        spec = load_spec(spec)
+    file = Path(spec) if isinstance(spec, str | Path) else None
+    spec = as_spec(spec)
     refuse_same_text(spec.calibration.dataset, spec.evaluation.dataset)
     source = open_model(spec.model, revision=spec.revision, assume=spec.assume)
     source.require_readable()
@@ -92,7 +106,7 @@ def plan(
         tried = trials(spec, source, result, measure, progress, on)
         result = search(spec, source.ir, measured={passes: trial.quality for passes, trial in tried.items()})
     chosen = _resolved(result.chosen and with_highest_load(spec, result.gpu, result.chosen), source, tried)
-    published = None if chosen is None else chosen.candidate.published
+    published, nearest = None if chosen is None else chosen.candidate.published, result.nearest()
     served = source if published is None else _open_published(published, source)
     document = PlanDocument(
         format_version=FORMAT_VERSION,
@@ -101,10 +115,10 @@ def plan(
         spec=portable_spec(spec),
         chosen=None if chosen is None else _chosen(spec, chosen, served, result, _where(here, result.gpu)),
         rejected=(
-            *(_rejected(spec, source.ir, v) for v in result.nearest()),
+            *(_rejected(spec, source.ir, v) for v in nearest),
             *(RejectedPlan(name, (stated(reason),)) for name, reason in result.unweighed),
         ),
-        alternatives=() if chosen else tuple(alternatives(spec, source.ir)),
+        alternatives=() if chosen else tuple(alternatives(spec, source.ir, nearest[0] if nearest else None)),
         illegal=tuple(_illegal(spec, source.ir, result)),
         lost=len(result.rejected),
         pareto=tuple(map(_pareto, result.pareto)),
@@ -171,7 +185,7 @@ def _chosen(
         kv_cache=verdict.memory.kv,
         speed=_speed(verdict),
         quality=verdict.quality,
-        goals=tuple(map(planned_goal, verdict.goals)),
+        goals=tuple(planned_goal(result, spec.goals.bands) for result in verdict.goals if result.goal is not Goal.RATE),
         tensor_bytes=(rewrite(served.ir, passes) if candidate.published else verdict.ir).tensor_bytes,
         apply=here,
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",
@@ -213,13 +227,13 @@ def _engine(verdict: Verdict) -> PlannedEngine:
 def _pareto(verdict: Verdict) -> ParetoPlan:
     memory = whole_bytes(verdict.memory.memory)
     return ParetoPlan(
-        verdict.candidate.label, memory, verdict.memory.kv, _speed(verdict), verdict.quality, *_made(verdict)
+        verdict.candidate.label, memory, verdict.memory.kv, _formula(verdict), verdict.quality, *_made(verdict)
     )
 
 
 def _rejected(spec: Spec, ir: ModelIR, verdict: Verdict) -> RejectedPlan:
     memory, reasons = whole_bytes(verdict.memory.memory), tuple(followable(spec, ir, verdict))
-    return RejectedPlan(verdict.candidate.label, reasons, memory, _speed(verdict), verdict.quality, *_made(verdict))
+    return RejectedPlan(verdict.candidate.label, reasons, memory, _formula(verdict), verdict.quality, *_made(verdict))
 
 
 def _made(verdict: Verdict) -> tuple[str, int, str, str]:
@@ -227,6 +241,11 @@ def _made(verdict: Verdict) -> tuple[str, int, str, str]:
     candidate = verdict.candidate
     weights = candidate.published.weights if candidate.published else candidate.weights
     return MAKING[making(verdict)], candidate.settings.parallel.gpus, weights, verdict.ir.kv_cache.dtype
+
+
+def _formula(verdict: Verdict) -> SpeedEstimate | None:
+    """What ranks, of every candidate alike: simulated are a few only."""
+    return None if verdict.speed is None else figures_alone(verdict.speed)
 
 
 def _speed(verdict: Verdict) -> SpeedEstimate | None:

@@ -17,6 +17,7 @@ from planner.figures import apart, show
 from planner.machine import require_build, require_cards
 from planner.plan.document import ChosenPlan, PlanDocument, PlannedEngine, PlannedGoal
 from planner.plan.saved import PLAN, read_plan
+from planner.spec.arguments import file_named
 from planner.verifying.comparing import shown, within
 from planner.verifying.report import REPORT, VerifyReport
 from planner.verifying.soak import SOAK_SECONDS, promise, request_of, soak_report
@@ -45,7 +46,7 @@ class UnderLoad:
 
 
 def verify(
-    out: Path,
+    out: str | Path,
     engine: Path | None = None,
     *,
     load: UnderLoad = UnderLoad(),
@@ -57,6 +58,7 @@ def verify(
 
     `engine`: the Python that has it. `checkout`: of a server that is no part of the engine's package, driven too.
     """
+    out = file_named("out", out, "the folder of a result")
     plan = _read(out)
     chosen = plan.decision
     verifier = find_engine(chosen.engine.name).verifier()

@@ -14,6 +14,8 @@ from targets.workload import Workload
 _GIB = 1 << 30
 #: Code of the reason that an engine starts but the workload's requests do not fit at once.
 CONCURRENCY_DOES_NOT_FIT = "concurrency_does_not_fit"
+#: Code of the reason that a context is longer than the model is made for.
+BEYOND_MODEL = "context_beyond_model"
 
 
 def gib(value: float) -> str:
@@ -32,6 +34,7 @@ def kv_estimate(layout: Layout, available: Quantity, context: int, limit: int) -
     """Return what a memory holds: blocks are whole, so the interval's ends are counted like the value."""
     blocks = [layout.blocks(x) for x in (available.value, available.low, available.high)]
     tokens = [float(layout.tokens(b, context)) for b in blocks]
+    window_bytes, window_tokens = layout.windows()
     requests = [layout.concurrency(b, context) if layout.groups else math.inf for b in blocks]
     return KVEstimate(
         bytes_per_token=layout.bytes_per_token(),
@@ -39,6 +42,9 @@ def kv_estimate(layout: Layout, available: Quantity, context: int, limit: int) -
         tokens=Quantity(tokens[0], tokens[1], tokens[2], available.basis),
         max_concurrency=Quantity(requests[0], requests[1], requests[2], available.basis),
         max_context=layout.longest(available.value, limit),
+        window_bytes_per_token=window_bytes,
+        window_tokens=window_tokens,
+        state_bytes=layout.state_bytes(),
     )
 
 
@@ -57,55 +63,53 @@ def answer(
     """
     kv = kv_estimate(layout, memory.kv_cache, workload.context, max(ir.max_context, workload.context))
     needed = layout.request_bytes(workload.context) + (layout.block_bytes if layout.rules.null_block else 0)
-    margin = Quantity(
-        memory.kv_cache.value - needed,
-        memory.kv_cache.low - needed,
-        memory.kv_cache.high - needed,
-        memory.kv_cache.basis,
+    cache = memory.kv_cache
+    margin = Quantity(cache.value - needed, cache.low - needed, cache.high - needed, cache.basis)
+    stopped = (
+        *reasons,
+        *_beyond_model(ir, workload.context),
+        *_shortage(memory, layout, workload, needed, kv.max_context),
     )
-    found = list(reasons)
-    if memory.kv_cache.value <= 0:
-        found.append(
-            Reason(
-                "weights_do_not_fit",
-                f"weights and overhead take {gib(memory.budget.value - memory.kv_cache.value)} of {gib(memory.budget.value)}",
-                None,
-                {"short_bytes": int(-memory.kv_cache.value)},
-                ReasonKind.TOO_LARGE,
-            )
-        )
-    elif not layout.starts(memory.kv_cache.value, workload.context):
-        longest = kv.max_context
-        remedy = f"context {longest:,} fits" if longest > 0 else None
-        found.append(
-            Reason(
-                "does_not_fit",
-                f"a context of {workload.context:,} needs {gib(needed)} of cache, {gib(max(0.0, memory.kv_cache.value))} is left",
-                remedy,
-                {"needed_bytes": needed, "available_bytes": int(memory.kv_cache.value), "max_context": longest},
-                ReasonKind.TOO_LARGE,
-            )
-        )
-    starts = not reasons and memory.kv_cache.value > 0 and layout.starts(memory.kv_cache.value, workload.context)
-    wanted = workload.concurrency or 1
-    serves = starts and kv.max_concurrency.value >= wanted
-    if starts and not serves:
-        found.append(
-            Reason(
-                CONCURRENCY_DOES_NOT_FIT,
-                f"{wanted} requests of {workload.context:,} tokens asked, {kv.max_concurrency.value:.1f} fit at once",
-                f"concurrency {int(kv.max_concurrency.value)} fits",
-                {"asked": wanted, "fits": kv.max_concurrency.value},
-                ReasonKind.TOO_LARGE,
-            )
-        )
+    crowded = () if stopped else _crowding(kv, workload)
     request = layout.request_bytes(workload.request_tokens)
-    beyond = (
-        (
-            f"{ir.name} is made for {ir.max_context:,} tokens: a context of {workload.context:,} needs YaRN in its config",
-        )
-        if 0 < ir.max_context < workload.context
-        else ()
+    return MemoryEstimate(
+        memory, kv, not stopped, not (stopped or crowded), margin, (*stopped, *crowded), (*ir.notes, *notes), request
     )
-    said = (*ir.notes, *notes, *beyond)
-    return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), said, request)
+
+
+def _shortage(memory: Memory, layout: Layout, workload: Workload, needed: int, longest: int) -> tuple[Reason, ...]:
+    """What there is no memory for: the weights, or the cache of one request, `needed` bytes; `longest`: the context that fits."""
+    left = memory.kv_cache.value
+    if left <= 0:
+        message = f"weights and overhead take {gib(memory.budget.value - left)} of {gib(memory.budget.value)}"
+        return (Reason("weights_do_not_fit", message, None, {"short_bytes": int(-left)}, ReasonKind.TOO_LARGE),)
+    if layout.starts(left, workload.context):
+        return ()
+    message = f"a context of {workload.context:,} needs {gib(needed)} of cache, {gib(left)} is left"
+    remedy = f"context {longest:,} fits" if longest > 0 else None
+    data = {"needed_bytes": needed, "available_bytes": int(left), "max_context": longest}
+    return (Reason("does_not_fit", message, remedy, data, ReasonKind.TOO_LARGE),)
+
+
+def _crowding(kv: KVEstimate, workload: Workload) -> tuple[Reason, ...]:
+    """More requests than the cache holds at once."""
+    wanted, fits = workload.concurrency or 1, kv.max_concurrency.value
+    if fits >= wanted:
+        return ()
+    message = f"{wanted} requests of {workload.context:,} tokens asked, {fits:.1f} fit at once"
+    data = {"asked": wanted, "fits": fits}
+    return (Reason(CONCURRENCY_DOES_NOT_FIT, message, f"concurrency {int(fits)} fits", data, ReasonKind.TOO_LARGE),)
+
+
+def _beyond_model(ir: ModelIR, context: int) -> tuple[Reason, ...]:
+    """Refuse a context that the model is not made for. vLLM does (`_get_and_verify_max_len` in config/model.py); where an engine does not,
+    nothing is known of what the model answers there.
+    """
+    own = ir.max_context
+    if not 0 < own < context:
+        return ()
+    rotary = any(key in ir.config for key in ("rope_theta", "rope_scaling", "rope_parameters"))
+    longer = ", unless YaRN in its config.json stretches it" if rotary else ""
+    message = f"{ir.name} is made for {own:,} tokens{longer}: a context of {context:,} is asked"
+    data = {"asked": context, "max_context": own}
+    return (Reason(BEYOND_MODEL, message, f"context {own:,} is served", data, ReasonKind.TOO_LARGE),)

@@ -28,7 +28,7 @@ class ServerVerifier(Verifier):
         return engine_python(given)
 
     def installed(self, python: Path) -> Installed:
-        """Unknown: each engine asks in its own way."""
+        """Answer that it is unknown: each engine asks in its own way."""
         return Installed()
 
     def observe(self, request: VerifyRequest, say: Say) -> Observed:

@@ -36,7 +36,7 @@ class Card:
     network: Network | None = None
 
     def rate(self, arithmetic: str) -> float:
-        """Operations a second; the 16-bit rate where the card has no faster one."""
+        """Return operations a second; the 16-bit rate where the card has no faster one."""
         return self.flops.get(arithmetic) or self.flops["bf16"]
 
 
@@ -51,7 +51,7 @@ class Link:
     share: float
 
     def all_reduce_s(self, bytes_sent: float, bytes_per_s: float, cards: int) -> float:
-        """Seconds of an all-reduce in which each card sends `bytes_sent` over a link of `bytes_per_s`."""
+        """Return seconds of an all-reduce in which each card sends `bytes_sent` over a link of `bytes_per_s`."""
         return self.fixed_s + 2 * (cards - 1) * self.hop_s + bytes_sent / (bytes_per_s * self.share)
 
 
@@ -120,7 +120,7 @@ class Step:
 
 
 def distinct_experts(copies: int, active: float, tokens: float) -> float:
-    """Experts of a layer that at least one of `tokens` tokens is routed to, were routing uniform: E (1 - (1 - k/E)^n)."""
+    """Count the experts of a layer that at least one of `tokens` tokens is routed to, were routing uniform: E (1 - (1 - k/E)^n)."""
     return float(copies * (1.0 - (1.0 - active / copies) ** tokens))
 
 
@@ -139,7 +139,7 @@ def padded(sequences: float, graphs: int) -> float:
 
 
 def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1) -> float:
-    """Seconds of one step of a model spread over `tp` cards."""
+    """Return seconds of one step of a model spread over `tp` cards."""
     tokens = step.decode + step.prefill if step.prefill else padded(step.decode, rates.graphs)
     seconds = overhead_seconds(work, card, rates) + rates.sequence_s * step.decode
     seconds += rates.token_s * step.prefill * work.layers * work.hidden / 4096
@@ -185,7 +185,7 @@ def handing_on_seconds(work: Work, card: Card, rates: Rates, tokens: float, tp: 
 
 
 def overhead_seconds(work: Work, card: Card, rates: Rates) -> float:
-    """Seconds a step takes however little is in it: launches, scheduling, sampling."""
+    """Return seconds a step takes however little is in it: launches, scheduling, sampling."""
     storages = {part.storage for part in work.matmuls} | {part.storage for part in work.experts}
     families = {card.kernel(storage).family for storage in storages}
     layer = rates.layer_s + sum(rates.kernel_layer_s.get(family, 0.0) for family in families)

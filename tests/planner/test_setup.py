@@ -47,6 +47,18 @@ def test_doctor_says_what_to_install() -> None:
     assert all(command.works for command in whole)
 
 
+def test_init_takes_goals_by_flags_in_place_of_the_usual_ones(tmp_path: Path, optimize: Any) -> None:
+    file, flags = (
+        tmp_path / "spec.yaml",
+        ("--decode", "35 tok/s", "--max-perplexity-increase", "2%", "--prefer", "speed"),
+    )
+    assert optimize("init", file, "--use", "batch", *flags)[0] == 0
+    goals = parse_spec(file.read_text()).goals
+    assert (goals.decode, goals.quality.max_perplexity_increase, goals.prefer) == (35, 0.02, "speed")
+    code, _, said = optimize("init", tmp_path / "other.yaml", "--decode", "fast")
+    assert code == 2 and "goals.decode" in said and "20 tok/s" in said and not (tmp_path / "other.yaml").exists()
+
+
 def test_extras_are_those_of_the_installed_package() -> None:
     assert "torch" in extras()["apply"]
     assert extra_with("torch.cuda") == extra_with("compressed_tensors") == extra_with("psutil") == "apply"
@@ -57,7 +69,7 @@ def test_a_command_whose_extra_is_missing_names_it(optimize: Any, monkeypatch: p
     def without_torch(**_: Any) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(command_line, "app", without_torch)
+    monkeypatch.setattr(command_line, "_asked", lambda words: without_torch)
     code, _, err = optimize("apply", "x.plan.json")
     assert code == 2
     assert "`optimize apply` needs torch" in err and "pip install 'tightfit[apply]'" in err

@@ -254,9 +254,10 @@ def test_an_engine_has_one_token_budget(qwen: ModelIR) -> None:
 
 def test_states_and_windows_take_no_more_cache_for_longer_requests() -> None:
     """A recurrent state is as large after one token as after a thousand: how many fit does not follow from tokens."""
-    kv = KVEstimate(10.0, 1000, Quantity.exact(800), Quantity.exact(8.0), 800)
-    assert requests_held(kv, Workload(100, 8, 40, 20)) == pytest.approx(8 * 1000 / (1000 - 10 * 50))
-    constant = replace(kv, bytes_per_token=0.0)
+    kv = KVEstimate(5.0, 1000, Quantity.exact(800), Quantity.exact(8.0), 800, 10.0, 20, 300)
+    assert requests_held(kv, Workload(100, 8, 40, 20)) == pytest.approx(8 * 1000 / (5 * 50 + 10 * 20 + 300))
+    assert requests_held(kv, Workload(100, 8, 8, 4)) == pytest.approx(8 * 1000 / (5 * 10 + 10 * 10 + 300))
+    constant = KVEstimate(0.0, 1000, Quantity.exact(800), Quantity.exact(8.0), 800, state_bytes=1000)
     assert requests_held(constant, Workload(100, 8, 1, 1)) == 8.0
     assert requests_held(replace(kv, max_concurrency=Quantity.exact(0.0)), Workload(100, 8, 40, 20)) == float("inf")
 

@@ -128,6 +128,8 @@ _CONTEXT = (
     "seq_length",
 )
 _NO_CONTEXT = 2048
+#: Kinds of rotary scaling that make a context longer than the config says.
+_STRETCHING = frozenset({"yarn", "linear", "dynamic"})
 
 #: `assume:` values and the architecture that such a model is read as.
 _ASSUMPTIONS = {"full-attention": "LlamaForCausalLM"}
@@ -152,12 +154,18 @@ def _stored_names(m: Maker, names: Names) -> Names:
 
 
 def _longest_context(text: Config) -> int:
-    """Tokens of the longest sequence; with YaRN so many times those that it stretches (vLLM's `config/model.py`)."""
+    """Tokens of the longest sequence; with YaRN so many times those that it stretches, with linear or dynamic scaling so many times its own
+    (vLLM's `_get_and_verify_max_len` in config/model.py, 0.32; Gemma 3's own are stretched already).
+    """
     own = text.integer(*_CONTEXT, default=_NO_CONTEXT)
     for rope in (text.inside(key, {}) for key in ("rope_parameters", "rope_scaling")):
-        if "yarn" in (rope.values.get("rope_type"), rope.values.get("type")):
+        kinds = {rope.values.get("rope_type"), rope.values.get("type")}
+        factor = (rope.number("factor", default=1.0) or 1.0) if kinds & _STRETCHING else 1.0
+        if "yarn" in kinds:
             stretched = rope.integer("original_max_position_embeddings", default=0)
-            own = max(own, min(LARGEST, int(stretched * (rope.number("factor", default=1.0) or 1.0))))
+            return max(own, min(LARGEST, int(stretched * factor)))
+        if factor > 1 and "gemma3" not in text.text("model_type", ""):
+            return min(LARGEST, int(own * factor))
     return own
 
 

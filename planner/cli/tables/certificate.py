@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def print_certificate(console: Console, certificate: Certificate) -> None:
-    """A finished result: what was promised and what was measured."""
+    """Print a finished result: what was promised and what was measured."""
     console.print(f"  [bold]{escape(certificate.model)}[/] → {escape(certificate.label)}", markup=True)
     table = _comparisons(certificate.checks)
     for goal in certificate.goals:
@@ -56,7 +56,7 @@ def _mark(check: Comparison) -> Text:
 
 
 def print_verified(console: Console, report: VerifyReport) -> None:
-    """What the running engine showed."""
+    """Print what the running engine showed."""
     console.print(_comparisons(report.checks))
     for timing in report.loads:
         console.print(f"  {timing.described}: {timing.seconds:.0f} s, {timing.tok_s:,.1f} tok/s")

@@ -12,7 +12,7 @@ from planner.explain.diff import told
 from planner.figures import apart, intervals_apart
 
 if TYPE_CHECKING:
-    from planner.explain.answer import Answer
+    from planner.explain.asked import Answer
     from planner.explain.compare import Side
     from planner.explain.diff import PlanDifference
     from planner.plan.document import PlannedGoal
@@ -21,7 +21,7 @@ _HEAD = "    "
 
 
 def print_answer(console: Console, answer: Answer) -> None:
-    """The headline, both plans with their figures, what decides, and others."""
+    """Print the headline, both plans with their figures, what decides, and others."""
     page = Page(console)
     page.line("  ", answer.answer, "bold")
     if answer.chosen is not None and answer.other is not None:
@@ -41,7 +41,8 @@ def print_answer(console: Console, answer: Answer) -> None:
         page.blank()
         for side in (answer.chosen, answer.other):
             page.line(f"{_HEAD}{side.role:11s} ", _kept(side))
-        page.line(f"{_HEAD}{'decides':11s} ", answer.decides)
+        if answer.decides:
+            page.line(f"{_HEAD}{'decides':11s} ", answer.decides)
         if answer.patch:
             page.line(f"{_HEAD}{'in the spec':11s} ", answer.patch, "dim")
         if answer.candidates:
@@ -74,7 +75,7 @@ def _goal(goal: PlannedGoal) -> str:
 
 
 def print_diff(console: Console, difference: PlanDifference) -> None:
-    """What differs between two plans."""
+    """Print what differs between two plans."""
     page = Page(console)
     for part, changes in (("inputs", difference.inputs), ("choices", difference.choices)):
         page.line("  ", Text.assemble((part, "bold"), "" if changes else ": the same"))

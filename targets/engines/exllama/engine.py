@@ -44,10 +44,20 @@ _MIB = 1 << 20
 PAGE, CHUNK = 256, 2048
 #: CUDA context, cuBLAS and the extension's kernels on one card; at most with a desktop's windows beside them (a CodeLlama-13B at 2.65 bits
 #: took 2.2 GiB beside weights and cache, turboderp-org/exllamav2#3, where the engine's own scratch explains 0.6 to 1.2).
-_CONTEXT = Quantity(400 * _MIB, 250 * _MIB, 1536 * _MIB, Basis.ASSUMED)
+_CONTEXT, _DESKTOP = Quantity(400 * _MIB, 250 * _MIB, 512 * _MIB, Basis.ASSUMED), 1024 * _MIB
 
 
-_ASSUMED = "memory beside weights and cache is assumed, not measured; a desktop on the same card (up to 1 GiB) is in the upper end"
+def _beside(reserve: int) -> Quantity:
+    """What is on the card beside the model's: a desktop is in the upper end, as far as a reserve does not keep room for it."""
+    return replace(_CONTEXT, high=_CONTEXT.high + max(0, _DESKTOP - reserve))
+
+
+def _assumed(reserve: int) -> str:
+    told = "memory beside weights and cache is assumed, not measured"
+    if reserve >= _DESKTOP:
+        return told
+    most = "up to 1 GiB" + (" with the reserve" if reserve else "")
+    return f"{told}; a desktop on the same card ({most}) is in the upper end"
 
 
 class Exllama(Engine):
@@ -63,19 +73,19 @@ class Exllama(Engine):
     kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "q8", "q6", "q4")
 
     def spreads(self, cards: int) -> Iterator[Parallel]:
-        """Matrices cut over the cards, then layers laid over them one after the other."""
+        """Yield matrices cut over the cards, then layers laid over them one after the other."""
         yield Parallel(tp=cards)
         if cards > 1:
             yield Parallel(pp=cards)
 
     def kernel(self, form: Format, gpu: Gpu) -> Kernel:
-        """Its own kernels, or the one for GPTQ; all multiply in 16 bit, on every card."""
+        """Choose its own kernels, or the one for GPTQ; all multiply in 16 bit, on every card."""
         if form.kernel is KernelFamily.W16:
             return Kernel(form.kernel, "bf16")
         return Kernel("exl-gptq" if form.kernel is KernelFamily.GPTQ else "exl", "bf16")
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
-        """Formats, cache kinds and types, and cards that the engine lacks."""
+        """Refuse formats, cache kinds and types, and cards that the engine lacks."""
         reasons: list[Reason] = []
         if gpu.is_cpu or gpu.vendor != "NVIDIA":
             reasons.append(
@@ -111,6 +121,7 @@ class Exllama(Engine):
         card = gpu.memory_bytes
         utilization = settings.gpu_memory_utilization or 1.0
         kept = settings.reserve_bytes
+        beside = _beside(kept)
         budget = Quantity(
             card.value * utilization - kept, card.low * utilization - kept, card.high * utilization - kept, card.basis
         )
@@ -123,17 +134,17 @@ class Exllama(Engine):
             slots = Quantity.exact(
                 self._slot_bytes(ir, cards, stage, self.scheduler(gpu, settings, workload).sequences)
             )
-            left = budget - (weights + scratch + _CONTEXT + slots)
+            left = budget - (weights + scratch + beside + slots)
             if settings.kv_cache_memory_bytes is not None:
                 left = Quantity.exact(settings.kv_cache_memory_bytes)
             layout = self._layout(ir, cards, stage)
             needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
-            total = weights + scratch + _CONTEXT + slots + Quantity.exact(needed)
-            memory = Memory(weights, left, scratch, _CONTEXT, Quantity.exact(0), total, budget)
+            total = weights + scratch + beside + slots + Quantity.exact(needed)
+            memory = Memory(weights, left, scratch, beside, Quantity.exact(0), total, budget)
             if best is None or layout.blocks(left.value) < best[1].blocks(best[0].kv_cache.value):
                 best = (memory, layout)
         assert best is not None
-        notes = tuple(n for n in (gpu.note, _ASSUMED) if n)
+        notes = tuple(n for n in (gpu.note, _assumed(kept)) if n)
         return answer(*best, ir, workload, notes=notes)
 
     def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
@@ -167,7 +178,7 @@ class Exllama(Engine):
         return requests * sum(count * (self.slot_bytes(ir, block.state) or 0) for block, count in blocks)
 
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
-        """Chunks of a prompt, and as many sequences as are asked: the launch files set so many."""
+        """Return chunks of a prompt, and as many sequences as are asked: the launch files set so many."""
         requests = settings.max_num_seqs or workload.concurrency or 1
         return Scheduler(settings.max_num_batched_tokens or CHUNK, requests)
 
@@ -192,15 +203,15 @@ class Exllama(Engine):
         return None
 
     def dequantized_head(self, elements: int) -> int:
-        """Elements of the head that are dequantized at once."""
+        """Count the elements of the head that are dequantized at once."""
         return 0
 
     def attention_bytes(self, heads: int, context: int) -> tuple[float, float]:
-        """Scratch of attention's scores, with the fast kernels and at most."""
+        """Return the bytes of scratch of attention's scores, with the fast kernels and at most."""
         return 0.0, 0.0
 
     def launch(self, request: LaunchRequest) -> Launch:
-        """TabbyAPI with a config file."""
+        """Start TabbyAPI with a config file."""
         from targets.engines.exllama.launch import tabby_launch
 
         return tabby_launch(request, self.served_by, self.cache_mode(request.ir.kv_cache.dtype))
@@ -212,7 +223,7 @@ class Exllama(Engine):
         return served_name(folder)
 
     def verifier(self) -> Verifier:
-        """Through TabbyAPI, where a checkout is named."""
+        """Drive it through TabbyAPI, where a checkout is named."""
         from targets.engines.exllama.verify import TabbyVerifier
 
         return TabbyVerifier(self)
@@ -245,7 +256,7 @@ def architecture_reasons(engine: str, known: Collection[str], ir: ModelIR, remed
 def placement_reasons(
     engine: str, ir: ModelIR, kind: type[LayerState], expected: Callable[[int], bool]
 ) -> tuple[Reason, ...]:
-    """Layers of a kind that the config places one by one (`layer_types`), where the engine expects them by the layer's number."""
+    """Refuse layers of a kind that the config places one by one (`layer_types`), where the engine expects them by the layer's number."""
     layers = range(len(ir.decoder.layers))
     placed = [isinstance(ir.decoder.block(layer).state, kind) for layer in layers]
     if not any(placed) or placed == [expected(layer) for layer in layers]:

@@ -14,9 +14,9 @@ from passes.ir.fields import LARGEST
 from targets.engines.engine import Parallel, Settings
 from targets.engines.features import Adapters, Drafting, Features
 from targets.engines.vllm.arguments.command import ServeCommand
-from targets.engines.vllm.arguments.numbers import AUTO, count, real_number, whole_number
 from targets.engines.vllm.arguments.table import Flag, find_flag
 from targets.engines.vllm.rules.versions import parse_version
+from targets.numbers import AUTO, count, real_number, whole_number
 
 _GIB = 1 << 30
 #: More bytes than any machine has.

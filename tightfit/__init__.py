@@ -84,7 +84,8 @@ _HOME = {
     "load_plan": "planner.plan.saved", "load_spec": "planner.spec.parse",
     "Spec": "planner.spec.spec", "Target": "planner.spec.parts.target", "WorkloadSpec": "planner.spec.parts.workload",
     "Goals": "planner.spec.parts.goals", "PassesChoice": "planner.spec.parts.choices",
-    "Computing": "planner.machine", "VerifyReport": "planner.verifying.report", **dict.fromkeys(("UnderLoad", "verify"), "planner.verifying.verify"),
+    "Computing": "planner.machine", "VerifyReport": "planner.verifying.report",
+    **dict.fromkeys(("UnderLoad", "verify"), "planner.verifying.verify"),
     "__version__": "planner.version",
     **dict.fromkeys(("Settings", "Parallel"), "targets.engines.engine"), **dict.fromkeys(("Quantity", "Basis"), "targets.quantity"),
 }  # fmt: skip

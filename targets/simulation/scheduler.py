@@ -38,7 +38,7 @@ class Besides:
     window: int = 0
 
     def blocks(self, tokens: int) -> int:
-        """Count those of a request that comes to so many tokens; it has them from its first token on."""
+        """Count the blocks of a request that comes to so many tokens; it has them from its first token on."""
         return self.states + math.ceil(self.each * min(tokens, self.window))
 
 

@@ -26,11 +26,6 @@ class KVDtype:
     head_bytes: int = 0
     loss: str = ""
 
-    @property
-    def is_float8(self) -> bool:
-        """Whether elements are 8-bit floats."""
-        return self.name.startswith("fp8")
-
 
 def integers(bits: int) -> tuple[str, float]:
     """Return the name and the bits of an element of ExLlama's integers: a 16-bit scale for 32 elements beside them.

@@ -68,8 +68,6 @@ _POOLING = ("embed", "embedding", "classify", "score", "reward", "pooling")
 _BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 #: Methods of drafting: by layers of the model itself end in `mtp`; these draft from the text so far.
 _FROM_TEXT = ("ngram", "ngram_gpu", "suffix", "[ngram]")
-#: Heads on the model's hidden states, each a checkpoint of its own.
-_HEADS = ("eagle", "eagle3", "medusa", "mlp_speculator", "dflash", "dspark")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,11 +289,6 @@ def _method_of(model: str) -> str:
     return next(
         (method for method in ("eagle3", "eagle", "medusa", "dflash") if method in name.replace("-", "")), "draft_model"
     )
-
-
-def is_head(method: str) -> bool:
-    """Return whether a method drafts by a head on the model's hidden states."""
-    return method in _HEADS
 
 
 def _compilation(read: _Reader) -> dict[str, Any]:

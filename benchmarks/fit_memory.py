@@ -23,7 +23,7 @@ from scipy.optimize import least_squares
 from benchmarks.memory_rows import Question, ask, load_rows
 from passes.errors import TightfitError
 from targets.engines.resident_weights import weights_per_stage
-from targets.engines.vllm.engine import profile_of, rules_on_card
+from targets.engines.vllm.defaults import rules_on_card
 from targets.engines.vllm.memory.activations import (
     Profile,
     accounting_era,
@@ -33,6 +33,7 @@ from targets.engines.vllm.memory.activations import (
     regime,
     samplers,
 )
+from targets.engines.vllm.memory.ranks import profile_of
 from targets.engines.vllm.rules.versions import Rules
 
 _GIB, _MIB = 1 << 30, 1 << 20

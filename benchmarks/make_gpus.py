@@ -23,10 +23,10 @@ KEEP = (
 #: Totals in GiB as vLLM start-ups printed them (benchmarks/data/vllm_memory_logs.jsonl), which is what it takes its share of.
 PRINTED = {
     "A100 SXM4 80GB": 79.15, "A100 PCIe 80GB": 79.15, "A10G": 22.06, "A40": 44.35, "L4": 22.06, "L40": 44.4, "B300 SXM": 267.7,
-    "GB10": 121.69, "RTX 5090": 31.36, "RTX PRO 6000 Blackwell Server": 95.0, "B200 SXM": 178.35,
+    "GB10": 121.69, "RTX 4090": 23.52, "RTX 5090": 31.36, "RTX PRO 6000 Blackwell Server": 95.0, "B200 SXM": 178.35,
 }  # fmt: skip
 _LOGS = "start-up logs, benchmarks/data/vllm_memory_logs.jsonl"
-#: Where not from those.
+#: Where not from those. An RTX 4090 showed 23.64 GiB under drivers before 550, and shows 23.99 under WSL.
 PRINTED_BY = {"B200 SXM": "torch's messages when out of memory: 'a total capacity of 178.35 GiB'"}
 
 #: Cards that nobody is told to buy in another's place: made for one country's export rules, or the one chip of a machine of its own.

@@ -18,7 +18,8 @@ from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from targets.engines.engine import Settings, find_engine
-from targets.engines.vllm.engine import Vllm, batched_tokens, default_sequences
+from targets.engines.vllm.defaults import batched_tokens, default_sequences
+from targets.engines.vllm.engine import Vllm
 from targets.engines.vllm.rules.architectures import support
 from targets.engines.vllm.rules.kv_cache import BACKENDS
 from targets.engines.vllm.rules.methods import plugin_note

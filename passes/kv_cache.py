@@ -30,7 +30,7 @@ class KVCachePass(Pass):
     scales: bool = False
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """Unknown dtypes, scales for anything but e4m3, scales in a checkpoint whose loader ignores them."""
+        """Refuse unknown dtypes, scales for anything but e4m3, scales in a checkpoint whose loader ignores them."""
         if self.dtype not in NAMES:
             return (Reason("unknown_kv_dtype", f"no KV-cache type {self.dtype!r}", f"one of {', '.join(NAMES)}"),)
         if not self.scales:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.errors import Reason, ReasonKind
@@ -14,6 +15,7 @@ from planner.choice.remedies import Remedy, remedies, said_to_mend
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality, expected_quality
+from planner.spec.arguments import count, of_kind
 from targets.engines.engine import (
     DEFAULT_ENGINE,
     KVEstimate,
@@ -26,7 +28,7 @@ from targets.quantity import Quantity
 
 if TYPE_CHECKING:
     from planner.choice.verdict import GoalResult
-    from planner.spec.spec import Goals
+    from planner.spec.parts.goals import Goals
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,30 +214,34 @@ def to_make(weights: str | None, ir: ModelIR) -> str | None:
 
 
 def check(
-    model: str | Source,
-    gpu: str | Gpu,
+    model: str | Path | Source,
+    gpu: str | int | Gpu,
     engine: str = DEFAULT_ENGINE,
     *,
     settings: Settings | None = None,
-    context: int | None = None,
+    context: int | str | None = None,
     concurrency: int | None = None,
-    input_tokens: int | None = None,
-    output_tokens: int | None = None,
+    input_tokens: int | str | None = None,
+    output_tokens: int | str | None = None,
     weights: str | None = None,
     kv_cache_dtype: str = "auto",
     dtype: str | None = None,
     load: Load | None = None,
 ) -> CheckResult:
-    """Return whether `model` fits `gpu` under `engine`. `weights` names a format; None: the checkpoint's own.
+    """Return whether `model` fits `gpu` under `engine`. `weights` names a format; None: the checkpoint's own. Tokens may be written `32k`.
 
-    Raises InputError for unknown names. Illegal combinations are answered, with the reason.
+    Raises InputError for unknown names and for arguments that are none. Illegal combinations are answered, with the reason.
     """
-    source = open_model(model) if isinstance(model, str) else model
-    card = find_gpu(gpu) if isinstance(gpu, str) else gpu
+    of_kind("model", model, (str, Path, Source), "a Hub id, a catalog name, a folder, a .gguf file, or an opened model")
+    of_kind("gpu", gpu, (str, int, Gpu), "a card's name, or a size such as 24GB")
+    of_kind("settings", settings, (Settings, type(None)), "a tightfit.Settings")
+    source = model if isinstance(model, Source) else open_model(model)
+    card = gpu if isinstance(gpu, Gpu) else find_gpu(str(gpu))
     return answer(
         Question(
-            source.ir, card, engine, replace(settings or Settings(), dtype=dtype), context, concurrency, input_tokens,
-            output_tokens, load or Load(), to_make(weights, source.ir), kv_cache_dtype, source.as_stored,
+            source.ir, card, engine, replace(settings or Settings(), dtype=dtype), count("context", context),
+            count("concurrency", concurrency), count("input_tokens", input_tokens), count("output_tokens", output_tokens),
+            load or Load(), to_make(weights, source.ir), kv_cache_dtype, source.as_stored,
         )
     )  # fmt: skip
 

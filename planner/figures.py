@@ -43,13 +43,14 @@ def show_interval(quantity: Quantity, unit: str, shown: str | None = None) -> st
 
 
 def apart(first: float, second: float, unit: str) -> tuple[str, str]:
-    """Two figures as people read them, with as many digits as tell them apart."""
+    """Write two figures as people read them, with as many digits as tell them apart."""
     shown = all_apart((first, second), unit)
     return shown[0], shown[1]
 
 
 def all_apart(values: Sequence[float], unit: str, alike: float = 0.0) -> tuple[str, ...]:
-    """Figures as people read them; those that would read alike and are not get as many digits as tell them apart. `alike`: the share by
+    """Write figures as people read them; those that would read alike and are not get as many digits as tell them apart. `alike`: the
+    share by
     which figures may differ that are one to people.
     """
     usual = [show(value, unit) for value in values]
@@ -73,7 +74,7 @@ def _confused(values: Sequence[float], shown: Sequence[str], alike: float) -> li
 
 
 def intervals_apart(first: Quantity, second: Quantity, unit: str) -> tuple[str, str]:
-    """Two figures with their intervals, the figures themselves with as many digits as tell them apart."""
+    """Write two figures with their intervals, the figures themselves with as many digits as tell them apart."""
     shown = apart(first.value, second.value, unit)
     return show_interval(first, unit, shown[0]), show_interval(second, unit, shown[1])
 

@@ -39,12 +39,28 @@ _SLOW_CARD = {"bandwidth_gb_s": 300, "fp16_bf16_dense_tflops": 30}
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """How cards of other machines are reached: `cards` of one machine, bytes a second of one direction of all that it has of network, and
+    seconds until a message arrives.
+    """
+
+    cards: int
+    bytes_per_s: float
+    latency_s: float
+
+
+#: Taken where nobody says what is between machines: 100 Gb/s Ethernet. Seconds of a message of NCCL's, through the host: assumed too.
+ASSUMED_NETWORK_BYTES_PER_S, NETWORK_LATENCY_S = 12.5e9, 20e-6
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
     """One card, or a CPU. Rates are dense (no sparsity), per second; None where the card has no such units or nobody says.
 
     `memory_bytes`: what CUDA shows as the card's total (torch's `mem_get_info`), below the nominal size. `capability`: CUDA
     compute capability × 10 (89 for 8.9), None for other vendors. `link_bytes_per_s`: card to card, both directions.
-    `note`: what a person must know (a bare name that was resolved, a generic card). `instructions`: sets that a processor has.
+    `note`: what a person must know (a bare name that was resolved, a generic card). `instructions`: sets that a processor has. `network`:
+    None where all cards are of one machine.
     """
 
     name: str
@@ -63,6 +79,7 @@ class Gpu:
     basis: Basis = Basis.EXACT
     note: str | None = None
     instructions: frozenset[str] = frozenset()
+    network: Network | None = None
     offered: bool = True
     """Whether it is proposed where another card would do: not where it is sold no longer, in some countries only, or modified."""
 
@@ -213,7 +230,7 @@ def _share(card: Gpu, memory: float, units: float) -> Gpu:
 
 
 def this_cpu() -> Gpu:
-    """This machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
+    """Return this machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
     count = cores()
     instructions = cpu_instructions()
     flops = _FLOPS_PER_CORE if instructions.isdisjoint(_BF16_INSTRUCTIONS) else _BF16_FLOPS_PER_CORE
@@ -231,7 +248,7 @@ def inline_gpu(facts: Mapping[str, Any]) -> Gpu:
 
 
 def installed_gpu() -> Gpu:
-    """This machine's first card, else its processor. Raises InputError where there is a card and nobody says which."""
+    """Return this machine's first card, else its processor. Raises InputError where there is a card and nobody says which."""
     names = installed_gpus()
     if not names and card_nodes():
         raise InputError(

@@ -58,6 +58,15 @@ class Workload:
         bounded = self.requests is not None or self.at_once is not None or self.trace is not None
         return self.rate is not None and math.isfinite(self.rate) and not bounded
 
+    @property
+    def filled(self) -> Workload:
+        """The workload with every request as long as the context lets it be: prompts that fill what answers leave, nothing shared."""
+        answer = min(self.output_p95 or self.output_tokens, self.context - 1)
+        return replace(
+            self, input_tokens=self.context - answer, output_tokens=answer, input_p95=None, output_p95=None, requests=None, shared_prefix=0,
+            trace=None, pictures=0, picture_tokens=0,
+        )  # fmt: skip
+
     def replaying(self, trace: tuple[tuple[float, int, int], ...]) -> Workload:
         """Return the workload of a trace, with its lengths and its rate."""
         prompts, answers = sorted(prompt for _, prompt, _ in trace), sorted(answer for _, _, answer in trace)

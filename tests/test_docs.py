@@ -10,16 +10,17 @@ import pytest
 from passes.chain import BACKENDS, PASSES
 from passes.formats.format import FORMATS
 from passes.ir.quant_config.quant_config import QUANT_CONFIGS
+from reference.pages import PAGES as MADE
 from targets.engines.engine import ENGINES
 from targets.launch.target import LAUNCH_TARGETS
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("passes", "targets", "planner", "tightfit")
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py") if not path.name.startswith("__"))
 
 _PATH = re.compile(r"(?<![\w/.])(?:(?:passes|targets|planner|tightfit|tests|benchmarks|examples|docs)/[\w./-]*[\w/])")
-_DOTTED = re.compile(r"(?<![\w/.-])(?:passes|targets|planner|tightfit|benchmarks)(?:\.\w+)+")
+_DOTTED = re.compile(r"(?<![\w/.-])(?:passes|targets|planner|tightfit|benchmarks)(?:\.(?!yaml\b|plan\.json\b)\w+)+")
 _LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -53,7 +54,24 @@ def test_every_dotted_name_on_a_page_is_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
-    assert [link for link in _LINK.findall(page.read_text("utf-8")) if not (page.parent / link).exists()] == []
+    made = {ROOT / "docs" / path for path in MADE}
+    links = {link: (page.parent / link).resolve() for link in _LINK.findall(page.read_text("utf-8"))}
+    assert [link for link, file in links.items() if not file.exists() and file not in made] == []
+
+
+def test_diffs_of_the_page_on_adding_are_the_code_as_it_is() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text("utf-8")
+    wrong, seen, file = [], 0, ROOT
+    for line in "\n".join(re.findall(r"```diff\n(.*?)```", page, re.DOTALL)).splitlines():
+        if line.startswith("+++ b/"):
+            file = ROOT / line.removeprefix("+++ b/")
+            held = set(file.read_text("utf-8").splitlines())
+        elif line.startswith(("--- ", "@@ ")) or line[1:].lstrip().startswith("...") or line in ("", "+"):
+            continue
+        else:
+            seen += 1
+            wrong += [] if line[1:] in held else [(file.name, line)]
+    assert wrong == [] and seen > 100
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))

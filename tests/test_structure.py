@@ -21,19 +21,25 @@ ROOMS = ("passes", "targets", "planner", "tightfit")
 MODULES = 12
 #: The most parameters of a function that a reader takes in at once.
 PARAMETERS = 6
+#: Functions that may take more, because their parameters are what they are for. Beside these: commands, whose options are their interface
+#: (`app.command`), and a card's kernels, which take pointers and sizes one by one (`triton.jit`).
+INTERFACES = {
+    ("planner/check.py", "check"),  # `tightfit.check`: what `optimize check` asks, in Python
+    ("passes/ir/architectures/parts.py", "linear"),  # the constructor of a `Linear`, a plain description
+}
 
 CEILINGS = {
-    "modules at the top of passes": 6,
+    "modules at the top of passes": 7,
     "isinstance on a concrete pass outside its file": 0,
     "isinstance on a format outside its file": 13,
-    "functions with more than 6 parameters": 16,
+    "functions with more than 6 parameters": 0,
     "files that name mxfp4": 6,
     "files that name exl3": 6,
     "files that name q6": 3,
     "getattr with a default": 6,
     "string subscripts in tables": 0,
     "variables called one": 0,
-    "public docstrings that begin without a verb": 66,
+    "public docstrings that begin without a verb": 0,
     "public functions that return a number of no said unit": 0,
 }
 
@@ -113,24 +119,21 @@ def questions(base: str) -> int:
 
 
 def many_parameters() -> int:
-    """Of a card's kernels, which take pointers and sizes one by one, none counts."""
-    functions = [
+    """Not counted are those whose parameters are an interface: see `INTERFACES`."""
+    functions = (
         node
-        for tree in sources().values()
+        for path, tree in sources().items()
         for node in nodes(tree, ast.FunctionDef)
-        if not any("triton.jit" in ast.unparse(each) for each in node.decorator_list)
-    ]
-    counts = (
-        len(
-            [
-                each
-                for each in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)
-                if each.arg not in ("self", "cls")
-            ]
-        )
-        for f in functions
+        if (path, node.name) not in INTERFACES
+        and not any(re.search(r"\btriton\.jit\b|\bapp\.command\(", ast.unparse(each)) for each in node.decorator_list)
     )
-    return sum(count > PARAMETERS for count in counts)
+    return sum(len(parameters(node.args)) > PARAMETERS for node in functions)
+
+
+def parameters(arguments: ast.arguments) -> list[str]:
+    """The names of a function's parameters, but for the object or class that it is of."""
+    written = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+    return [each.arg for each in written if each.arg not in ("self", "cls")]
 
 
 def files_that_name(word: str) -> int:
@@ -155,8 +158,13 @@ def modules_in(folder: str) -> int:
     return sum(str(Path(path).parent) == folder and Path(path).name != "__init__.py" for path in sources())
 
 
-#: What a docstring begins with that names a thing where a verb would say what is done.
-NO_VERBS = re.compile("The|An?|What|Whether|One|Every|How|Why|Where|All|Any|Each|Bytes|Bits|Seconds|Operations|By|As")
+#: A docstring begins with a verb that says what is done: an English word in its plain form, so no name, no figure, no plural, no past.
+VERB = re.compile(r"[A-Z][a-z]+(?<!ed)(?:(?<!s)|(?<=ss))[,:]?")
+#: Words of that form that are no verbs.
+NO_VERBS = re.compile(
+    "The|An?|What|Whether|One|Two|Every|Everything|How|Why|Where|All|Any|Each|Other|By|In|It|No|None|Not|Nothing|Only|More|From|Through"
+    "|Between|With|At|Up|So|True|False|Unknown|Everyone|Fewer|Smaller|Static|Median|Number|Memory|Source|Text|Token|Tensor|Weight"
+)
 #: Words that say what a number counts.
 UNITS = re.compile(
     r"byte|bit|second|\bms\b|millisecond|token|nat|GiB|share|factor|many|number|index|count|capability|seed|position|width|rank|times"
@@ -176,7 +184,8 @@ def public_functions() -> Iterator[tuple[ast.FunctionDef, str]]:
 
 
 def without_a_verb() -> int:
-    return sum(NO_VERBS.fullmatch(text.split()[0]) is not None for _, text in public_functions())
+    begun = (text.split()[0] for _, text in public_functions())
+    return sum(VERB.fullmatch(word) is None or NO_VERBS.fullmatch(word.rstrip(",:")) is not None for word in begun)
 
 
 def without_a_unit() -> int:

@@ -19,13 +19,13 @@ def round_to_nearest(
     search: ScaleSearch = FULL_RANGE,
     importance: torch.Tensor | None = None,
 ) -> Quantized:
-    """Codes of `weight` `[N, K]`; `importance` `[K]` weighs the scale search (the Hessian's diagonal)."""
+    """Return codes of `weight` `[N, K]`; `importance` `[K]` weighs the scale search (the Hessian's diagonal)."""
     levels = find_levels(weight, grid, scale_dtype, search, importance)
     return as_quantized(nearest_codes(weight, levels, grid), levels, grid)
 
 
 def nearest_codes(weight: torch.Tensor, levels: Levels, grid: Grid) -> torch.Tensor:
-    """Codes `[N, K]` (fp32) at given levels."""
+    """Return codes `[N, K]` (fp32) at given levels."""
     if grid.group_size == 0:
         return round_codes(weight.float(), levels, grid)
     return round_codes(grouped(weight.float(), grid.group_size), wide(levels), grid).reshape(weight.shape)

@@ -49,7 +49,7 @@ FULL_RANGE = ScaleSearch()
 
 
 def grouped(weight: torch.Tensor, group_size: int) -> torch.Tensor:
-    """`[N, K]` as `[N, G, g]`; the whole row is one group for -1. K must be a multiple of the group size."""
+    """View `[N, K]` as `[N, G, g]`; the whole row is one group for -1. K must be a multiple of the group size."""
     rows, columns = weight.shape
     return weight.reshape(rows, -1, columns if group_size <= 0 else group_size)
 
@@ -84,7 +84,7 @@ def decode_codes(codes: torch.Tensor, levels: Levels) -> torch.Tensor:
 
 
 def wide(levels: Levels) -> Levels:
-    """Levels `[N, G, 1]`, to be broadcast over the weights of their groups."""
+    """Return levels `[N, G, 1]`, to be broadcast over the weights of their groups."""
     return Levels(levels.scale.unsqueeze(-1), None if levels.zero is None else levels.zero.unsqueeze(-1))
 
 
@@ -95,7 +95,7 @@ def find_levels(
     search: ScaleSearch,
     importance: torch.Tensor | None = None,
 ) -> Levels:
-    """Scales and zero points for `[N, K]` weights in their original order; `importance` `[K]` weighs the squared error."""
+    """Find scales and zero points for `[N, K]` weights in their original order; `importance` `[K]` weighs the squared error."""
     if grid.group_size == 0:
         return _whole_matrix(weight, grid, scale_dtype, search, importance)
     groups = grouped(weight.float(), grid.group_size)

@@ -29,7 +29,7 @@ class Smoothing(Protocol):
     def scales(
         self, weights: Sequence[torch.Tensor], grids: Sequence[Grid], inputs: InputStatistics, hessian: torch.Tensor
     ) -> torch.Tensor:
-        """s `[K]` for weights `[N, K]` to be rounded to `grids`."""
+        """Return s `[K]` for weights `[N, K]` to be rounded to `grids`."""
         ...
 
 

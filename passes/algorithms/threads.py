@@ -17,7 +17,7 @@ _Out = TypeVar("_Out")
 
 
 def side_by_side(work: Callable[[_In], _Out], items: Sequence[_In]) -> list[_Out]:
-    """`work` of every item, in order; each runs on one thread, as many at once as torch has threads."""
+    """Do `work` of every item, in order; each runs on one thread, as many at once as torch has threads."""
     return list(_pool().map(work, items))
 
 

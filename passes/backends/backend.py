@@ -94,7 +94,7 @@ class Backend(ABC, Generic[P]):
 
     @abstractmethod
     def progress(self, line: str) -> tuple[int, int] | None:
-        """(done, total) where a line of output tells it."""
+        """Read (done, total) from a line of output that tells it; None from any other."""
 
     @property
     def environment(self) -> Mapping[str, str]:

@@ -38,17 +38,17 @@ class ExllamaV2(Backend[QuantizeExl2]):
     resumes: ClassVar[bool] = True
 
     def not_taken(self, pass_: Pass) -> Reason:
-        """EXL2 only."""
+        """Say that it makes EXL2 only."""
         return _only(self.name, "EXL2", pass_)
 
     def refuses_options(self, pass_: QuantizeExl2) -> Reason | None:
-        """It chooses the options of each layer itself."""
+        """Refuse options of layers: it chooses those itself."""
         if pass_.choices:
             return Reason("backend_cannot", "exllamav2 chooses the layers' options itself", "leave `choices` empty")
         return None
 
     def needs_cuda(self, pass_: QuantizeExl2) -> bool:
-        """Always."""
+        """Answer that it always does."""
         return True
 
     def options(self, pass_: QuantizeExl2) -> Mapping[str, Any]:
@@ -75,7 +75,7 @@ class ExllamaV2(Backend[QuantizeExl2]):
         )  # fmt: skip
 
     def progress(self, line: str) -> tuple[int, int] | None:
-        """Its status lines: a stage and the share of it that is done, in ten-thousandths here."""
+        """Read its status lines: a stage and the share of it that is done, in ten-thousandths here."""
         match = _STATUS.search(line)
         return (round(10_000 * json.loads(match[1])["completion"]), 10_000) if match else None
 
@@ -92,15 +92,15 @@ class ExllamaV3(Backend[Quantize]):
     resumes: ClassVar[bool] = True
 
     def not_taken(self, pass_: Pass) -> Reason:
-        """EXL3 only."""
+        """Say that it makes EXL3 only."""
         return _only(self.name, "EXL3", pass_)
 
     def refuses_options(self, pass_: Quantize) -> Reason | None:
-        """Other formats than EXL3."""
+        """Refuse other formats than EXL3."""
         return None if pass_.storage.kind == Exl3.kind else self.not_taken(pass_)
 
     def needs_cuda(self, pass_: Quantize) -> bool:
-        """Always."""
+        """Answer that it always does."""
         return True
 
     def options(self, pass_: Quantize) -> Mapping[str, Any]:

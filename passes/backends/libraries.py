@@ -31,11 +31,11 @@ class Library(Backend[Quantize]):
     pattern: ClassVar[re.Pattern[str]]
 
     def not_taken(self, pass_: Pass) -> Reason:
-        """It makes a method in a format."""
+        """Say that it makes a method in a format."""
         return self._reason(pass_.text(), "a method and a format")
 
     def refuses_options(self, pass_: Quantize) -> Reason | None:
-        """It makes its methods in its formats, every matrix alike."""
+        """Refuse other methods and formats than its own, and matrices that are not all made alike."""
         forms = self.makes.get(pass_.method)
         if forms is None:
             return self._reason(f"the method {pass_.method}", ", ".join(self.makes))
@@ -74,11 +74,11 @@ class LlmCompressor(Library):
     pattern = re.compile(r"\((\d+)/(\d+)\): (?:Calibrating|Propagating)")
 
     def needs_cuda(self, pass_: Quantize) -> bool:
-        """AWQ only."""
+        """Answer that only AWQ does."""
         return pass_.method == "awq"
 
     def options(self, pass_: Quantize) -> Mapping[str, Any]:
-        """`method` and one group of a compressed-tensors scheme."""
+        """Return `method` and one group of a compressed-tensors scheme."""
         assert isinstance(pass_.storage, CompressedTensors)
         group = {"targets": ["Linear"], **pass_.storage.scheme()}
         return {"method": pass_.method, "group": group, "ignore": ["lm_head"], "damping": pass_.damping}
@@ -92,11 +92,11 @@ class GptqModel(Library):
     pattern = re.compile(r"Quantiz\w+ layer (\d+) of (\d+)")
 
     def needs_cuda(self, pass_: Quantize) -> bool:
-        """AWQ only."""
+        """Answer that only AWQ does."""
         return pass_.method == "awq"
 
     def options(self, pass_: Quantize) -> Mapping[str, Any]:
-        """Fields of `QuantizeConfig`."""
+        """Return fields of `QuantizeConfig`."""
         form = pass_.storage
         if form.kind == Awq.kind:
             return {"bits": 4, "group_size": form.group_size, "method": "awq", "format": "gemm", "sym": False}
@@ -120,17 +120,17 @@ class AutoRound(Library):
     pattern = re.compile(r"Quantizing\b.*?(\d+)/(\d+)")
 
     def refuses_format(self, pass_: Quantize) -> Reason | None:
-        """It knows no activation order."""
+        """Refuse an activation order, which it does not know."""
         if pass_.storage.act_order:
             return self._reason("an activation order", "Gptq without one")
         return None
 
     def needs_cuda(self, pass_: Quantize) -> bool:
-        """It runs on processors too, slowly."""
+        """Answer that it does not: it runs on processors too, slowly."""
         return False
 
     def options(self, pass_: Quantize) -> Mapping[str, Any]:
-        """Arguments of `AutoRound` and the format of its export."""
+        """Return arguments of `AutoRound` and the format of its export."""
         form = pass_.storage
         if form.kind == Awq.kind:
             return {"bits": 4, "group_size": form.group_size, "sym": False, "format": "auto_awq"}

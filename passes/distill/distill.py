@@ -72,7 +72,7 @@ class Distill(Pass):
     requests_per_minute: int = 60
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """Unknown methods, no tokens, weights that are quantized already, models of more than a decoder."""
+        """Refuse unknown methods, no tokens, weights that are quantized already, models of more than a decoder."""
         if self.method not in METHODS:
             known = ", ".join(nearest(self.method, METHODS) or METHODS)
             return (Reason("unknown_distillation", f"no method {self.method!r}", f"one of {known}"),)
@@ -178,7 +178,7 @@ class Distill(Pass):
         return max(1, self.tokens // (self.rows * self.length))
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """Only values change."""
+        """Return the description as it is: only values change."""
         return ir
 
     def dense(self, before: DenseModel, run: RunContext) -> DenseModel:

@@ -103,11 +103,11 @@ class Resident(Format):
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """Nothing is written: the engine does it while loading."""
+        """Refuse, for nothing is written: the engine does it while loading."""
         raise TightfitError(f"{self.scheme} is made by the engine while loading", remedy="store the model dense")
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Nothing is stored: the engine does it while loading."""
+        """Refuse, for nothing is stored: the engine does it while loading."""
         raise TightfitError(f"{self.scheme} is made by the engine while loading", remedy="read the dense model")
 
 

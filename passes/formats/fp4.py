@@ -39,7 +39,7 @@ class Nvfp4(CompressedTensors):
 
     @classmethod
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
-        """4-bit floats that are not MXFP4."""
+        """Read a group of 4-bit floats that are not MXFP4; None for any other."""
         floats = group.type == "float" and group.bits == 4
         return cls(bool(group.inputs)) if floats and not _is_mxfp4(group) else None
 
@@ -73,7 +73,7 @@ class Nvfp4(CompressedTensors):
         return Rounding(self.label, 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """16 must divide K."""
+        """Require that 16 divides K."""
         return group_size_reason(self.group_size, in_features)
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
@@ -86,7 +86,7 @@ class Nvfp4(CompressedTensors):
         return (*out, Tensor(f"{name}.input_global_scale", "F32", (1,))) if self.activations else out
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """Codes are e2m1 values; scale · global_scale must be e4m3 values."""
+        """Store codes that are e2m1 values; scale · global_scale must be e4m3 values."""
         import torch
         from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
 
@@ -107,7 +107,7 @@ class Nvfp4(CompressedTensors):
         return _scaled(tensors[f"{name}.weight_packed"], scale, self.group_size, dtype)
 
     def scheme(self) -> dict[str, Any]:
-        """Static two-level weights; activations two-level, the group scales made on the fly (`dynamic: local`)."""
+        """Describe static two-level weights; activations two-level, the group scales made on the fly (`dynamic: local`)."""
         weights = _scheme("tensor_group", self.group_size)
         inputs = weights | {"dynamic": "local"} if self.activations else None
         return {"weights": weights, "input_activations": inputs, "output_activations": None}
@@ -128,7 +128,7 @@ class Mxfp4(CompressedTensors):
 
     @classmethod
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
-        """4-bit floats in groups of 32, or so called."""
+        """Read a group of 4-bit floats 32 by 32, or so called; None for any other."""
         return cls() if group.type == "float" and group.bits == 4 and _is_mxfp4(group) else None
 
     @property
@@ -156,7 +156,7 @@ class Mxfp4(CompressedTensors):
         return Rounding(self.label, 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """32 must divide K."""
+        """Require that 32 divides K."""
         return group_size_reason(self.group_size, in_features)
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
@@ -167,7 +167,7 @@ class Mxfp4(CompressedTensors):
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """Codes are e2m1 values, scales powers of two."""
+        """Store codes that are e2m1 values, scales powers of two."""
         import torch
         from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
 
@@ -186,7 +186,7 @@ class Mxfp4(CompressedTensors):
         return _scaled(tensors[f"{name}.weight_packed"], scale, self.group_size, dtype)
 
     def scheme(self) -> dict[str, Any]:
-        """Static weights, plain activations."""
+        """Describe static weights, plain activations."""
         return {"weights": _scheme("group", self.group_size), "input_activations": None, "output_activations": None}
 
 

@@ -73,7 +73,7 @@ class Gptq(Format):
         return KernelFamily.GPTQ
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """K and N must be multiples of 32, K of the group size."""
+        """Require K and N to be multiples of 32, K of the group size."""
         if self.bits not in (2, 3, 4, 8):
             return Reason("gptq_bits", f"GPTQ stores 2, 3, 4 or 8 bits, not {self.bits}", "choose 4 or 8 bits")
         if in_features % 32 or out_features % 32:

@@ -57,7 +57,7 @@ class OpaqueFormat(Format):
         return next(named, integer_kernel(self.bits))
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Only the shape that was read."""
+        """Refuse any shape but the one that was read."""
         if (out_features, in_features) == (self.out_features, self.in_features):
             return None
         return Reason(
@@ -75,9 +75,9 @@ class OpaqueFormat(Format):
         return tuple(Tensor(f"{name}{suffix}", dtype, (copies, *shape)) for suffix, dtype, shape in self.parts)
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """Not possible: the layout is known, its meaning is not."""
+        """Refuse, for the layout is known, its meaning is not."""
         raise TightfitError(f"{self.method} matrices are not written", remedy="choose a format that is")
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Not possible: the layout is known, its meaning is not."""
+        """Refuse, for the layout is known, its meaning is not."""
         raise TightfitError(f"{self.method} matrices are not read back", remedy="start from the dense model")

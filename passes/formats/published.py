@@ -258,7 +258,7 @@ class Published(Format):
         return _LAYOUTS[self.layout].kernel
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Grouped layouts need K to be a multiple of the group."""
+        """Require K to be a multiple of the group, in grouped layouts."""
         if _LAYOUTS[self.layout].grouped and in_features % self.group:
             return Reason("group_size_does_not_divide", f"group size {self.group} does not divide {in_features} inputs")
         return None
@@ -269,7 +269,7 @@ class Published(Format):
         return tuple(Tensor(f"{name}.{suffix}", dtype, shape) for suffix, dtype, shape in parts)
 
     def stacked(self, name: str, copies: int, out_features: int, in_features: int) -> tuple[Tensor, ...] | None:
-        """gpt-oss keeps a bank in one tensor of blocks (16 bytes for 32 values) and one of scales."""
+        """Return a bank in one tensor of blocks (16 bytes for 32 values) and one of scales, as gpt-oss keeps it."""
         if not self.expert_blocks:
             return None
         groups = in_features // self.group
@@ -279,11 +279,11 @@ class Published(Format):
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """Not written."""
+        """Refuse: the layout is read only."""
         raise TightfitError(f"{self.layout} is not written", remedy="choose a format that is")
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Not read back."""
+        """Refuse: values are not read back."""
         raise TightfitError(f"{self.layout} is not read back", remedy="start from the dense model")
 
 

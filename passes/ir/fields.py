@@ -110,7 +110,7 @@ class Fields:
         return float(value)
 
     def flag(self, *fields: str, default: bool = False) -> bool:
-        """True or false."""
+        """Read true or false."""
         value = self.get(*fields, default=default)
         if not isinstance(value, bool):
             raise self.wrong(self._named(fields), "true or false", value)

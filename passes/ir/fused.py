@@ -25,7 +25,7 @@ def fused(block: Block) -> tuple[tuple[Linear, ...], ...]:
 
 @lru_cache(maxsize=1 << 12)
 def absent_parts(block: Block) -> tuple[tuple[Linear, str], ...]:
-    """Parts of fused matrices that a block has no tensors of: (the part beside it whose values it takes, its name) each.
+    """Find the parts of fused matrices that a block has no tensors of: (the part beside it whose values it takes, its name) each.
 
     Keys that serve as values too (Gemma 4's full attention) leave `v_proj` out; engines hold both.
     """
@@ -67,7 +67,7 @@ def with_head(ir: ModelIR, storage: Format) -> ModelIR:
 
 
 def head_shape(ir: ModelIR) -> tuple[int, int]:
-    """Outputs and inputs of the output head, tied or not."""
+    """Return outputs and inputs of the output head, tied or not."""
     roles = {linear.role: linear for linear in ir.outer}
     head = roles.get(Role.HEAD) or roles[Role.EMBEDDING]
     return head.out_features, head.in_features

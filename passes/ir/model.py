@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -166,6 +166,10 @@ class Block:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Block is immutable (tried to set {name})")
 
+    def __reduce__(self) -> tuple[type[Block], tuple[Any, ...]]:
+        """Travel to another process by content: a hash is of the process that computed it."""
+        return Block, (self.linears, self.tensors, self.state, self.heads)
+
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined,no-any-return]
 
@@ -294,6 +298,10 @@ class ModelIR:
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was assumed or ignored while reading the model, for people."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to another process without what this one has computed, hashes among it."""
+        return {each.name: self.__dict__[each.name] for each in fields(self)}
+
     def __hash__(self) -> int:
         return self._hash
 
@@ -341,7 +349,7 @@ class ModelIR:
             yield from stack.tensors()
 
     def outer_names(self) -> list[str]:
-        """Names of the tensors outside of the decoder's blocks that no pass changes: dense ones, and towers."""
+        """List the names of the tensors outside of the decoder's blocks that no pass changes: dense ones, and towers."""
         names = [t.name for lin in self.outer if not lin.storage.is_quantized for t in lin.tensors()]
         names += [t.name for t in self.outer_tensors]
         for stack in self.stacks:

@@ -169,7 +169,7 @@ _OTHER_FOLDERS = {
 
 
 def folder_config(folder: Path) -> dict[str, Any]:
-    """config.json of a folder, completed by `fold_in`. Raises InputError that says what else the folder is."""
+    """Read config.json of a folder, completed by `fold_in`. Raises InputError that says what else the folder is."""
     if not (folder / "config.json").is_file():
         _refuse_other(folder)
     return fold_in(
@@ -195,7 +195,7 @@ def _refuse_other(folder: Path) -> None:
 
 
 def fold_in(config: dict[str, Any], read: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
-    """config.json with ModelOpt's separate hf_quant_config.json or AutoGPTQ's quantize_config.json, where it names none."""
+    """Return config.json with ModelOpt's separate hf_quant_config.json or AutoGPTQ's quantize_config.json, where it names none."""
     if "quantization_config" in config:
         return config
     if (found := read("hf_quant_config.json")) is not None:
@@ -270,7 +270,7 @@ def _open_hub(name: str, revision: str | None, assume: str | None) -> Source:
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """sha256 over a config, keys sorted."""
+    """Return the sha256 over a config, keys sorted."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 

@@ -92,7 +92,7 @@ class _Backward:
         self.sums: dict[str, list[float]] = {}
 
     def errors(self, hidden: HiddenStates, options: Sequence[Format]) -> dict[str, list[torch.Tensor | None]]:
-        """decoded − dense `[N, K]` of every matrix and option, by GPTQ on these inputs; None for a dense option."""
+        """Return decoded − dense `[N, K]` of every matrix and option, by GPTQ on these inputs; None for a dense option."""
         inputs: dict[str, InputStatistics] = {}
         firsts = {linear.reads or linear.name: linear for linear in reversed(self._matrices)}
 
@@ -128,7 +128,7 @@ class _Backward:
     def run(
         self, hidden: HiddenStates, gradients: HiddenStates, errors: Mapping[str, Sequence[torch.Tensor | None]]
     ) -> None:
-        """Sums up every option's cost over all tokens; `gradients` go on from the block's outputs to its inputs."""
+        """Sum up every option's cost over all tokens; `gradients` go on from the block's outputs to its inputs."""
         self.sums = {name: [0.0] * len(each) for name, each in errors.items()}
         with self._watched(errors):
             through_block(self._replica, hidden, gradients)

@@ -41,7 +41,7 @@ def nearest(candidates: Sequence[_P], dense: DenseModel, run: RunContext) -> _P:
 
 
 def compare(candidates: Sequence[Pass], dense: DenseModel, run: RunContext) -> list[float]:
-    """KL in nats a token of each candidate on the judging part of the run's text, fitted to the first ones of the others.
+    """Measure the KL in nats a token of each candidate on the judging part of the run's text, fitted to the first ones of the others.
 
     The run's folder keeps what was found: a run that was killed goes on there. Its report counts blocks of walks and evaluations.
     """

@@ -53,7 +53,7 @@ class DepthPrune(Pass):
         yield from (cls(count) for count in sorted({max(1, round(layers * share)) for share in _SHARES}))
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """At least two blocks stay, unmeasured choices are of one kind, and a config.json can say what stays."""
+        """Require that at least two blocks stay, unmeasured choices are of one kind, and a config.json can say what stays."""
         depth, choice = len(ir.decoder.layers), len(candidates(ir.decoder))
         if not 1 <= self.count <= depth - 2:
             return (
@@ -80,7 +80,7 @@ class DepthPrune(Pass):
         return ()
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """Fewer layers, and a config that says so. Before measuring, the last candidates stand for the choice."""
+        """Describe fewer layers, and a config that says so. Before measuring, the last candidates stand for the choice."""
         return _with_layers(ir, self._named(ir.decoder).kept(len(ir.decoder.layers)))
 
     def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
@@ -132,7 +132,7 @@ class DepthPrune(Pass):
         return DenseModel(self.rewrite(before.ir), weights, identity, origin_blocks=kept)
 
     def kept(self, depth: int) -> tuple[int, ...]:
-        """Source indices of the blocks that stay, in order. The blocks to drop must be known."""
+        """Return source indices of the blocks that stay, in order. The blocks to drop must be known."""
         dropped = set(self.blocks or ())
         return tuple(index for index in range(depth) if index not in dropped)
 

@@ -47,7 +47,7 @@ class ExpertPrune(Pass):
         yield from (cls(count) for count in sorted(kept, reverse=True))
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """No experts; fewer than a token uses; groups of experts that would differ in size."""
+        """Refuse models without experts, fewer than a token uses, groups of experts that would differ in size."""
         banks = [linear for block, _ in ir.decoder.counts for linear in block.linears if linear.copies > 1]
         if not banks:
             return (Reason("no_experts", f"{ir.name} has no experts", "prune by depth or width"),)
@@ -81,7 +81,7 @@ class ExpertPrune(Pass):
         return ()
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """Smaller banks, routers and config."""
+        """Describe smaller banks, routers and config."""
         out = with_blocks_changed(ir, lambda block: _fewer(block, self.keep))
 
         def shrink(part: dict[str, Any]) -> None:

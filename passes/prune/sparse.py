@@ -30,7 +30,7 @@ class Sparsify(Pass):
     pattern: str = "unstructured"
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """Unknown methods and patterns, shares that differ from the pattern's, rows that its runs do not divide."""
+        """Refuse unknown methods and patterns, shares that differ from the pattern's, rows that its runs do not divide."""
         if self.method not in METHODS:
             return (Reason("unknown_sparsity_method", f"no method {self.method!r}", f"one of {', '.join(METHODS)}"),)
         if not 0 < self.sparsity < 1:

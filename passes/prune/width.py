@@ -75,7 +75,7 @@ class WidthPrune(Pass):
             yield cls(kv_heads=kept)
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """Sizes that are not smaller, attentions whose parts are not plain groups, weights that are quantized, odd config files."""
+        """Refuse sizes that are not smaller, attentions whose parts are not plain groups, weights that are quantized, odd config files."""
         if self.importance not in IMPORTANCES:
             known = ", ".join(IMPORTANCES)
             return (Reason("unknown_importance", f"no importance {self.importance!r}", f"one of {known}"),)
@@ -118,7 +118,7 @@ class WidthPrune(Pass):
         return None
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """Narrower matrices, caches and config."""
+        """Describe narrower matrices, caches and config."""
         out = with_blocks_changed(ir, lambda block: _narrow(block, self.intermediate, self.kv_heads))
         classes = out.decoder.classes
         heads = next((block.heads for block in classes if block.heads), 0)

@@ -46,7 +46,7 @@ class QuantizeAtLoad(Pass):
         return resident(self.scheme)
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """Only dense models can be quantized while loading."""
+        """Refuse all but dense models: only those can be quantized while loading."""
         if ir.quant_method is not None or any(
             linear.storage.is_quantized for block, _ in ir.decoder.counts for linear in block.linears
         ):
@@ -54,7 +54,9 @@ class QuantizeAtLoad(Pass):
         return ()
 
     def rewrite(self, ir: ModelIR) -> ModelIR:
-        """Nothing changes in the checkpoint; `passes.ir.resident.resident_model` tells what the engine holds."""
+        """Return the description as it is: nothing changes in the checkpoint; `passes.ir.resident.resident_model` tells what the engine
+        holds.
+        """
         return replace(ir, load_time=LoadTime(self.scheme))
 
     def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
@@ -71,5 +73,5 @@ class QuantizeAtLoad(Pass):
         return f"quantize {self.scheme} while loading"
 
     def text(self) -> str:
-        """`quantize_at_load{nf4}`."""
+        """Write `quantize_at_load{nf4}`."""
         return f"{self.name}{{{self.scheme}}}"

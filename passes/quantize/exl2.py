@@ -85,7 +85,7 @@ class QuantizeExl2(Pass):
         return bool(self.choices)
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """Quantized sources, parts that ExLlamaV2 does not know, shapes, and budgets that no choice of options meets."""
+        """Refuse quantized sources, parts that ExLlamaV2 does not know, shapes, and budgets that no choice of options meets."""
         if ir.quant_method is not None:
             return (
                 Reason(
@@ -212,7 +212,7 @@ class QuantizeExl2(Pass):
         return nearest([replace(self, choices=choices) for choices in dict.fromkeys(allocations)], dense, run)
 
     def text(self) -> str:
-        """`quantize{exl2, exl2-4.65}`."""
+        """Write `quantize{exl2, exl2-4.65}`."""
         by = "" if self.backend == "native" else f", by {self.backend}"
         return f"quantize{{exl2, {self.storage.label}{by}}}"
 

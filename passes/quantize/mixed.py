@@ -132,7 +132,7 @@ class QuantizeMixed(Pass):
         return before if self.backend != NATIVE else method(self.method, before.mask, self.damping)
 
     def allocated(self, ir: ModelIR, costs: Mapping[str, Sequence[float]], *, tied: bool = False) -> QuantizeMixed:
-        """Resolved: the choice with the least total of measured `costs` (a matrix's full name -> one an option). Exact.
+        """Resolve the choice: the one with the least total of measured `costs` (a matrix's full name -> one an option). Exact.
 
         `tied`: groups of the same name take one format in all layers, as rules by hand have it.
         """
@@ -195,7 +195,7 @@ class QuantizeMixed(Pass):
         return nearest(list(dict.fromkeys(allocations)), dense, run)
 
     def text(self) -> str:
-        """`quantize{gptq, mixed-5 of w4a16-g64, w8a16-channel, bf16}`."""
+        """Write `quantize{gptq, mixed-5 of w4a16-g64, w8a16-channel, bf16}`."""
         formats = ", ".join(form.label for form in self.palette)
         return f"quantize{{{self.method}, mixed-{self.bpw:g} of {formats}{damping_text(self.damping)}}}"
 
@@ -228,7 +228,7 @@ def _block_groups(block: Block, options: tuple[Format, ...]) -> tuple[tuple[tupl
 
 
 def quantized_weights(ir: ModelIR) -> int:
-    """Weights that the budget counts."""
+    """Count the weights whose bits the budget counts."""
     return sum(
         count * sum(linear.weights for linear in block.linears if linear.quantizable)
         for block, count in ir.decoder.counts

@@ -49,7 +49,7 @@ class Quantize(Pass):
     damping: float = DAMPING
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
-        """Shapes the format cannot hold (one reason for each kind of trouble), and sources that are quantized already."""
+        """Refuse shapes the format cannot hold (one reason for each kind of trouble), and sources that are quantized already."""
         if ir.quant_method is not None:
             return (
                 Reason(
@@ -138,7 +138,7 @@ class Quantize(Pass):
         return f"quantize {self.method} {self.storage.label}{by_tool(self.backend)}"
 
     def text(self) -> str:
-        """`quantize{gptq, w4a16-g64}`, with how many matrices take another format, and what else is not as usual."""
+        """Write `quantize{gptq, w4a16-g64}`, with how many matrices take another format, and what else is not as usual."""
         mixed = f", {len(self.assigned)} assigned" if self.assigned else ""
         by = "" if self.backend == "native" else f", by {self.backend}"
         return f"quantize{{{self.method}, {self.storage.label}{mixed}{damping_text(self.damping)}{by}}}"

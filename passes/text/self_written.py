@@ -38,7 +38,7 @@ def written_by_model(
     progress: Report,
     device: torch.device | None = None,
 ) -> torch.Tensor:
-    """Text sampled from the model, which must fit in memory whole: ids int64 `[samples, length]`. `device`: where; by default the first.
+    """Sample text from the model, which must fit in memory whole: ids int64 `[samples, length]`. `device`: where; by default the first.
 
     Raises InputError where transformers cannot run the model, TightfitError where it does not fit.
     """

@@ -55,7 +55,8 @@ def token_blocks(
     progress: Report = lambda done, total, detail="": None,
     device: torch.device | None = None,
 ) -> torch.Tensor:
-    """Token ids int64 `[samples, length]`, the same for the same source, seed and model; of `self` on a card, for the same card too.
+    """Return token ids int64 `[samples, length]`, the same for the same source, seed and model; of `self` on a card, for the same card
+    too.
 
     `parts`: where text that the model writes is kept as it grows, so that a run that was killed goes on there.
     `device`: where it writes; by default the first that `passes.blocks.devices.compute_devices` finds.
@@ -112,7 +113,7 @@ def _file_digest(path: Path) -> bytes:
 
 
 def tokens_digest(tokens: torch.Tensor) -> str:
-    """sha256 over shape and ids: what a plan locks."""
+    """Return the sha256 over shape and ids: what a plan locks."""
     header = f"{tuple(tokens.shape)}".encode()
     return hashlib.sha256(header + tokens.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 

@@ -158,7 +158,7 @@ def _stored_bias(bias: torch.Tensor, linear: Linear) -> torch.Tensor:
 
 
 def channels_in_place(block: Block, prefix: str, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`stored` with the inner channels of a dense EXL2 MLP that has biases renumbered in the order in which down reads them.
+    """Return `stored` with the inner channels of a dense EXL2 MLP that has biases renumbered in the order in which down reads them.
 
     ExLlamaV2 folds down's permutation into the outputs of gate and up when it loads them, but not into their biases: here nothing
     is left to fold.
@@ -186,7 +186,7 @@ def _exl2_alone(linear: Linear) -> bool:
 def banks_whole(
     block: Block, prefix: str, weights: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """`stored` with the experts that were worked on but stay dense back in their banks."""
+    """Return `stored` with the experts that were worked on but stay dense back in their banks."""
     out = dict(stored)
     for linear in block.linears:
         if linear.stacking is None or packed(linear):
@@ -200,7 +200,7 @@ def banks_whole(
 
 
 def check(block: Block, prefix: str, stored: Mapping[str, torch.Tensor]) -> None:
-    """Raises TightfitError unless a block's tensors are those that its description names."""
+    """Raise TightfitError unless a block's tensors are those that its description names."""
     expected = {prefix + t.name for linear in block.linears for t in linear.tensors()} | {
         prefix + t.name for t in block.tensors
     }

@@ -18,7 +18,8 @@ from planner.choice.search import Foreseen, Judge, by_maintenance, rule_of, serv
 from planner.choice.space import Design, designs, engines, spreads
 from planner.choice.verdict import Verdict
 from planner.plan.document import Alternative
-from planner.spec.spec import CARDS_A_NODE, MOST_CARDS, EngineChoice, Spec
+from planner.spec.parts.target import CARDS_A_NODE, MOST_CARDS, EngineChoice
+from planner.spec.spec import Spec
 from targets.engines.engine import Settings, find_engine
 
 #: By how much more is served than arrives, where cards are counted: predicted rates are off by about so much.

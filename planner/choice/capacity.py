@@ -142,7 +142,7 @@ def _longest(estimate: MemoryEstimate) -> int:
 
 
 def reasons(estimate: MemoryEstimate, capacity: Capacity, workload: Workload) -> tuple[Reason, ...]:
-    """Why a workload does not fit: what the engine says of starting, and what is short of the cache in use."""
+    """Say why a workload does not fit: what the engine says of starting, and what is short of the cache in use."""
     own = tuple(reason for reason in estimate.reasons if reason.code != CONCURRENCY_DOES_NOT_FIT)
     if own or capacity.room.value >= 0:
         return own

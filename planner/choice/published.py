@@ -13,7 +13,8 @@ from passes.ir.names import Published, find, published_of
 from passes.ir.sources import described
 from passes.quantize.format_names import pass_named
 from planner.quality.expected import Quality, expected_quality
-from planner.spec.spec import PruneChoice, QuantizeChoice, Spec
+from planner.spec.parts.choices import PruneChoice, QuantizeChoice
+from planner.spec.spec import Spec
 
 
 def published_checkpoints(spec: Spec, ir: ModelIR) -> Iterator[tuple[Published, ModelIR]]:

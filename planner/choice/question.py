@@ -60,7 +60,7 @@ _LIMIT = re.compile(r"(ttft|tpot|e2el?)(?:_(p50|p90|p95|p99))?:(\d+(?:\.\d+)?)")
 
 
 def is_limit(text: str) -> bool:
-    """Whether a word is one limit, or several in one word."""
+    """Tell whether a word is one limit, or several in one word."""
     return bool(text.split()) and all(_LIMIT.fullmatch(each) for each in text.split())
 
 

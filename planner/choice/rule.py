@@ -22,7 +22,7 @@ from planner.choice.goals import FLOOR, ODDS_BAND
 from planner.choice.verdict import Verdict, judge_quality
 from planner.figures import apart
 from planner.quality.expected import Quality, growth
-from planner.spec.spec import Goals
+from planner.spec.parts.goals import Goals
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
@@ -123,7 +123,8 @@ class Rule:
         return next(iter(self.pareto(v for v in better if self.standing(v) <= standing)), chosen)
 
     def pareto(self, candidates: Iterable[Verdict], chosen: Verdict | None = None) -> tuple[Verdict, ...]:
-        """Candidates that no other one beats or equals in all of quality, speed, memory, work, cards, waiting, changes of settings and
+        """Return candidates that no other one beats or equals in all of quality, speed, memory, work, cards, waiting, changes of settings
+        and
         odds; of equal ones the chosen, else the first by name.
         """
         front: list[tuple[tuple[float, ...], Verdict]] = []
@@ -196,11 +197,11 @@ class Rule:
         return not self.engine_named and find_engine(engine).archived is not None
 
     def settles(self, v: Verdict) -> bool:
-        """Whether every candidate of an engine that nobody maintains comes behind this one of a maintained engine."""
+        """Tell whether every candidate of an engine that nobody maintains comes behind this one of a maintained engine."""
         return v.feasible and self.standing(v) <= (0 if v.capacity.clients <= FEW_CLIENTS else _BEHIND - 1)
 
     def clear(self, v: Verdict) -> bool:
-        """Whether of those that stand as it does none is before it but for the figure that is preferred."""
+        """Tell whether of those that stand as it does none is before it but for the figure that is preferred."""
         return self.doubted(v) <= ODDS_BAND and not self.fewest
 
     def doubted(self, v: Verdict) -> float:
@@ -371,7 +372,7 @@ def _as_good(mine: tuple[float, ...], theirs: tuple[float, ...]) -> bool:
 
 
 def making(verdict: Verdict) -> int:
-    """How much is to be made: an index of `MAKING`."""
+    """Say how much is to be made: an index of `MAKING`."""
     passes = verdict.candidate.passes
     if any(pass_.stage in (Stage.PRUNE, Stage.DISTILL) for pass_ in passes):
         return 3

@@ -35,7 +35,9 @@ from planner.choice.rule import Decision, Loss, Rule
 from planner.choice.space import Design, designs, engines, limits_of, nothing_to_weigh, numbers_of_cards, workload_of
 from planner.choice.verdict import MEAN, Candidate, Verdict, judge, judge_quality, judge_rate
 from planner.quality.expected import Quality, expected_quality
-from planner.spec.spec import Goals, PruneChoice, QuantizeChoice, Spec
+from planner.spec.parts.choices import PruneChoice, QuantizeChoice
+from planner.spec.parts.goals import Goals
+from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
 from targets.quantity import Quantity
@@ -77,7 +79,7 @@ class SearchResult:
         return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])
 
     def with_fewer_cards(self) -> Verdict | None:
-        """The nearest to the goals of those that take fewer cards than the chosen one, judged in full."""
+        """Return the nearest to the goals of those that take fewer cards than the chosen one, judged in full."""
         fewer = [v for v in self.rejected if self.chosen and v.candidate.cards < self.chosen.candidate.cards]
         near = sorted(fewer, key=lambda v: v.distance)[:_LOOKED_AT]
         return min((complete(self.spec, self.gpu, v) for v in near), key=lambda v: v.distance, default=None)
@@ -117,16 +119,18 @@ def _asked_for(spec: Spec, candidate: Candidate) -> bool:
 
 
 def target_gpu(spec: Spec) -> Gpu:
-    """The card of a spec. `auto` is this machine's first card, or its processor. Raises NotModelledError for other makers' cards."""
+    """Return the card of a spec. `auto` is this machine's first card, or its processor. Raises NotModelledError for other makers'
+    cards.
+    """
     asked = spec.target.gpu
     if not isinstance(asked, str):
-        return inline_gpu(asked.model_dump(exclude_none=True))
+        return replace(inline_gpu(asked.model_dump(exclude_none=True)), network=spec.target.network)
     gpu = installed_gpu() if asked == "auto" else find_gpu(asked)
     if gpu.vendor not in ("NVIDIA", "CPU"):
         raise NotModelledError(
             f"{gpu.name}: engines on {gpu.vendor} cards are not modelled", remedy="choose an NVIDIA card"
         )
-    return gpu
+    return replace(gpu, network=spec.target.network)
 
 
 def search(
@@ -179,14 +183,16 @@ def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
 
 
 def by_maintenance(spec: Spec, gpu: Gpu) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The engines of a spec that are weighed at once, and archived ones, which are only where nobody named them and nothing else serves."""
+    """Return the engines of a spec that are weighed at once, and archived ones, which are only where nobody named them and nothing else
+    serves.
+    """
     names = tuple(name for name, _ in engines(spec, gpu))
     old = () if spec.engine != "auto" else tuple(name for name in names if find_engine(name).archived is not None)
     return tuple(name for name in names if name not in old), old
 
 
 def judged(spec: Spec, ir: ModelIR, candidate: Candidate) -> Verdict:
-    """What becomes of one candidate, found under another spec, with the card, load and goals of this one; judged in full."""
+    """Return what becomes of one candidate, found under another spec, with the card, load and goals of this one; judged in full."""
     gpu, target = target_gpu(spec), spec.target
     settings = replace(candidate.settings, reserve_bytes=target.reserve)
     design = Design(candidate.engine, candidate.passes, (settings,), 1, candidate.published)
@@ -435,7 +441,7 @@ _SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
 
 
 def with_highest_load(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
-    """The verdict with how many users it serves within the goals on a request's own speed, where there are some."""
+    """Return the verdict with how many users it serves within the goals on a request's own speed, where there are some."""
     limits = limits_of(spec.goals)
     return replace(verdict, served=_simulated(spec, gpu, verdict, limits)) if limits and verdict.served else verdict
 
@@ -473,7 +479,7 @@ def _simulated(spec: Spec, gpu: Gpu, verdict: Verdict, limits: tuple[Limit, ...]
 
 
 def served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
-    """The verdict with its load simulated, and the goals judged by that."""
+    """Return the verdict with its load simulated, and the goals judged by that."""
     if verdict.speed is None or verdict.served is not None:
         return verdict
     speed = _simulated(spec, gpu, verdict)

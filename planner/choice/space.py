@@ -32,16 +32,10 @@ from planner.choice.goals import FLOOR
 from planner.choice.published import published_checkpoints
 from planner.choice.verdict import judge_quality, judge_speed
 from planner.quality.expected import expected_quality, growth
-from planner.spec.spec import (
-    DistillChoice,
-    EngineChoice,
-    EngineSettings,
-    Goals,
-    PruneChoice,
-    QuantizeChoice,
-    Spec,
-    Target,
-)
+from planner.spec.parts.choices import DistillChoice, PruneChoice, QuantizeChoice
+from planner.spec.parts.goals import Goals
+from planner.spec.parts.target import EngineChoice, EngineSettings, Target
+from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
 from targets.gpu import Gpu
 from targets.workload import Limit, Workload

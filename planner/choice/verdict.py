@@ -17,7 +17,7 @@ from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
 from planner.figures import apart
 from planner.quality.expected import Quality, perplexity_growth
-from planner.spec.spec import Bands, Goals
+from planner.spec.parts.goals import Bands, Goals
 from targets.engines.engine import MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.quantity import Quantity
 from targets.workload import Workload

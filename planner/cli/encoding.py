@@ -31,7 +31,9 @@ def print_what_can_be_printed() -> None:
 
 
 def json_line(document: Any, stream: TextIO) -> str:
-    """A document as one line for a stream: escaped where the stream does not write UTF-8 or lacks a character, so nothing is lost."""
+    """Write a document as one line for a stream: escaped where the stream does not write UTF-8 or lacks a character, so nothing is
+    lost.
+    """
     text = json.dumps(document, ensure_ascii=False)
     return (text if _written_in_utf8(text, stream) else json.dumps(document)) + "\n"
 

@@ -17,7 +17,7 @@ _LINE_EVERY = 5.0
 
 @contextmanager
 def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """Yields the callback that long work reports to."""
+    """Yield the callback that long work reports to."""
     if not console.is_terminal:
         yield Lines(lambda text: console.print(text, markup=False)).report
         return
@@ -55,7 +55,7 @@ class Lines:
 
 
 def left(first: Progress, now: Progress) -> str:
-    """`, 40 s left`, from how a step came on since the first that was heard of it; nothing where that says nothing."""
+    """Write `, 40 s left`, from how a step came on since the first that was heard of it; nothing where that says nothing."""
     done, seconds = now.done - first.done, now.seconds - first.seconds
     if done <= 0 or seconds <= 0 or now.done >= now.total:
         return ""
@@ -75,7 +75,7 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
         tasks: dict[str, TaskID] = {}
 
         def finish() -> None:
-            """One step ends when the next begins: its bar is full and its clock stands."""
+            """End a step when the next begins: its bar is full and its clock stands."""
             for task in bars.tasks:
                 if not task.finished:
                     total = task.total or 1

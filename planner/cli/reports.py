@@ -1,4 +1,4 @@
-"""Defines the command that writes a plan or a result as a page."""
+"""Defines the commands for a browser: a plan or a result as a page, a page whose sliders move a spec."""
 
 from __future__ import annotations
 
@@ -30,3 +30,26 @@ def report(
     written = page(view(facts_of(subject)))
     write_text(path, written)
     screen().print(f"  Wrote {path} ({len(written.encode()) / 1024:,.0f} KiB). Open it in a browser.")
+
+
+@app.command("serve-ui")
+def serve_ui(
+    what: Annotated[Path, typer.Argument(help="A spec, or a saved plan; default: tightfit.yaml.")] = Path(
+        "tightfit.yaml"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any that is free.")] = 0,
+) -> None:
+    """Serve a page on this machine whose sliders move card, context, clients, KV cache and quality, until Ctrl-C."""
+    from planner.cli.interruption import Interrupted
+    from planner.plan.document import asked_spec
+    from planner.plan.saved import load_plan
+    from planner.spec.parse import load_spec
+    from planner.whatif.server import Server
+
+    spec = asked_spec(load_plan(what)) if what.suffix == ".json" else load_spec(what)
+    server = Server(spec, port)
+    screen().print(f"  {server.url} holds the page, for this machine alone, until Ctrl-C.")
+    try:
+        server.serve()
+    except Interrupted:
+        screen().print("  Ended.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from passes.errors import InputError
-from planner.cli.app import Json, app, emit, screen
+from planner.cli.app import Json, app, emit, grouped, screen
 
 if TYPE_CHECKING:
     from planner.setup.wizard import Question
@@ -29,8 +30,21 @@ def doctor(as_json: Json = False) -> None:
     print_machine(screen(), machine)
 
 
+#: Goals of a spec, by the flags that set them.
+_GOALS = {
+    "ttft": Annotated[str | None, typer.Option(help="Goal: time to the first token at most, such as 800ms.")],
+    "tpot": Annotated[str | None, typer.Option(help="Goal: time per output token at most, such as 50ms.")],
+    "decode": Annotated[str | None, typer.Option(help="Goal: tokens a second of one request at least: '20 tok/s'.")],
+    "throughput": Annotated[str | None, typer.Option(help="Goal: tokens a second of all at least: '900 tok/s'.")],
+    "max_perplexity_increase": Annotated[str | None, typer.Option(help="Goal on quality, such as 3%.")],
+    "prefer": Annotated[str | None, typer.Option(help="What is preferred among plans that meet the goals.")],
+}
+
+
 @app.command()
+@grouped("goals", _GOALS)
 def init(
+    goals: Mapping[str, str],
     path: Annotated[Path, typer.Argument(help="Where to write the spec.")] = Path("tightfit.yaml"),
     model: Annotated[str | None, typer.Option(help="Hub id, catalog name, folder or .gguf file.")] = None,
     gpu: Annotated[str | None, typer.Option(help="Card: catalog name, 24GB, or cpu; several: 2 x L40S.")] = None,
@@ -44,7 +58,7 @@ def init(
 
     if path.exists():
         raise InputError(f"{path} exists already", remedy="name another file, or remove it")
-    answers = Answers(model, gpu, use, context, concurrency)
+    answers = Answers(model, gpu, use, context, concurrency, goals)
     if sys.stdin.isatty() and sys.stdout.isatty():
         answers = ask_all(answers, _ask, lambda said: screen().print(f"  {said}", style="yellow"))
     write_text(path, spec_text(answers))

@@ -41,7 +41,7 @@ class Answer:
     patch: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The answer as a document."""
+        """Return the answer as a document."""
         document: dict[str, Any] = to_json(self)
         return {"answer": self.answer, "candidates": []} | document
 
@@ -60,13 +60,13 @@ class Asked:
         return cls(spec, source, search(spec, source.ir))
 
     def changed(self, spec: Spec) -> Asked:
-        """The same about a changed spec, of another model where the change names one."""
+        """Return the same about a changed spec, of another model where the change names one."""
         model = (spec.model, spec.revision, spec.assume)
         same = model == (self.spec.model, self.spec.revision, self.spec.assume)
         return Asked.of(spec, self.source if same else open_model(model[0], revision=model[1], assume=spec.assume))
 
     def judged(self, verdict: Verdict) -> Judged:
-        """A verdict of the search, whole."""
+        """Return a verdict of the search, whole."""
         return Judged.of(self.spec, self.source.ir, self.result, verdict)
 
     @property
@@ -80,7 +80,7 @@ class Asked:
         return self.judged(self.result.chosen or self.result.nearest()[0])
 
     def best(self, verdicts: Sequence[Verdict]) -> Judged | None:
-        """The best of some verdicts by the rule, where none meets the goals the nearest; None of none."""
+        """Return the best of some verdicts by the rule, where none meets the goals the nearest; None of none."""
         if not verdicts:
             return None
         pairs = [(v, _undominated(v)) for v in verdicts]

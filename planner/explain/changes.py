@@ -14,8 +14,9 @@ from typing import Any, get_args
 from passes.errors import InputError, nearest
 from passes.formats import kv_dtypes
 from passes.quantize.format_names import methods, pass_named
+from planner.spec.parts.goals import Goals
 from planner.spec.patch import Patch, Path, at, patched, places
-from planner.spec.spec import Goals, Spec
+from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, find_engine
 from targets.gpu import all_gpus, find_gpu
 

@@ -15,6 +15,7 @@ from planner.choice.space import workload_of
 from planner.choice.verdict import Verdict
 from planner.figures import show
 from planner.plan.effort import Effort
+from planner.plan.full_context import full_context
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
@@ -43,6 +44,8 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
         yield f"{archived}; it is planned when asked for, or when nothing else serves"
     if verdict.capacity.waiting:
         yield f"{verdict.capacity.running} of {verdict.capacity.clients} requests run at once, the others wait: TTFT holds their wait"
+    if (short := full_context(verdict.memory.kv, verdict.capacity).caution(spec.workload.context)) is not None:
+        yield short
     due, shown = spec.workload.rate, verdict.shown
     most = None if shown is None else shown.capacity_req_s
     if due is not None and most is not None and spec.workload.asked.lasts and most.value < due:
@@ -51,7 +54,10 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
     if parallel.gpus > node:
         machines = -(-parallel.gpus // node)
         inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"
-        yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}"
+        network = (
+            "" if spec.target.network_gb_s else "; between them 12.5 GB/s each are assumed (`target: network_gb_s`)"
+        )
+        yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}{network}"
     yield from _far_apart(spec)
     yield from _chosen_numbers(spec, result, verdict)
 

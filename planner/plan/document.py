@@ -23,7 +23,9 @@ from planner.plan.effort import Effort
 from planner.plan.stated import StatedReason
 from planner.quality.expected import Quality
 from planner.spec.parse import validated
-from planner.spec.spec import Bands, Spec, WorkloadSpec
+from planner.spec.parts.goals import Bands
+from planner.spec.parts.workload import WorkloadSpec
+from planner.spec.spec import Spec
 from targets.engines.engine import KVEstimate, Memory, Parallel, Settings, SpeedEstimate
 from targets.quantity import Quantity
 from targets.workload import Workload
@@ -206,6 +208,7 @@ class PortableTarget:
     reserve: str
     nodes: int | None = None
     max: int | None = None
+    network_gb_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,7 +344,7 @@ class PlanDocument:
 
 
 def planned_settings(settings: Settings) -> PlannedSettings:
-    """Settings as documents state them."""
+    """Return settings as documents state them."""
     parallel = settings.parallel
     spread = parallel.dp > 1 or parallel.ep > 1
     return PlannedSettings(
@@ -352,7 +355,7 @@ def planned_settings(settings: Settings) -> PlannedSettings:
 
 
 def planned_goal(result: GoalResult, bands: Bands) -> PlannedGoal:
-    """A judged goal as documents state it."""
+    """Return a judged goal as documents state it."""
     goal = result.goal
     return PlannedGoal(
         goal,
@@ -369,7 +372,7 @@ def planned_goal(result: GoalResult, bands: Bands) -> PlannedGoal:
 
 
 def digest(document: Mapping[str, Any]) -> str:
-    """sha256 over a plan's JSON but for the places of files."""
+    """Return the sha256 over a plan's JSON but for the places of files."""
     said = {key: value for key, value in document.items() if key not in ("digest", "places")}
     return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -400,7 +403,7 @@ def resolved_plan(document: PlanDocument, passes: Sequence[Pass], tensor_bytes: 
 
 
 def asked_spec(document: PlanDocument) -> Spec:
-    """As `spec_of`, with the model that was asked for where a published checkpoint of it was chosen."""
+    """Return the spec as `spec_of` does, with the model that was asked for where a published checkpoint of it was chosen."""
     spec = spec_of(document)
     asked = document.places.asked if document.places else None
     return spec if asked is None else spec.model_copy(update={"model": asked})

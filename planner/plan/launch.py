@@ -11,7 +11,7 @@ from passes.errors import InputError
 from passes.ir.model import ModelIR
 from planner.plan.document import PlanDocument
 from planner.plan.opened import Opened, opened
-from planner.spec.spec import Target
+from planner.spec.parts.target import Target
 from targets.engines.engine import find_engine
 from targets.gpu import find_gpu, inline_gpu
 from targets.launch.deployment import Deployment
@@ -56,7 +56,8 @@ def deployed(what: Path) -> Deployment:
     InputError where it is neither.
     """
     plan = opened(what)
-    return of_result(plan.document, what.resolve(), plan.ir) if what.is_dir() else of_plan(plan, what)
+    made = what.is_dir() and plan.document.places is None
+    return of_result(plan.document, what.resolve(), plan.ir) if made else of_plan(plan, what)
 
 
 def of_result(document: PlanDocument, folder: Path, ir: ModelIR) -> Deployment:

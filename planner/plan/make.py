@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from passes import chain
 from passes.base import Pass
@@ -40,10 +40,13 @@ from planner.plan.document import (
 from planner.plan.effort import Effort
 from planner.plan.lock import lock, portable_spec
 from planner.plan.remedies import followable, remedy
+from planner.plan.saved import save
 from planner.plan.stated import figures_alone, stated, whole_bytes
-from planner.spec.parse import load_spec
+from planner.spec.arguments import file_named
+from planner.spec.parse import as_spec
+from planner.spec.parts.choices import QuantizeChoice
 from planner.spec.patch import written
-from planner.spec.spec import QuantizeChoice, Spec
+from planner.spec.spec import Spec
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
 
@@ -64,25 +67,35 @@ class Plan:
     @property
     def feasible(self) -> bool:
         """Whether a candidate meets all goals."""
-        return self.document.chosen is not None
+        return self.chosen is not None
+
+    @property
+    def chosen(self) -> ChosenPlan | None:
+        """What was chosen, with its memory, speed, quality and goals; None where nothing meets the goals."""
+        return self.document.chosen
+
+    def save(self, path: str | Path) -> Path:
+        """Write the document to a file, as `optimize plan -o` does, and return where. Raises InputError where it cannot be written."""
+        file = file_named("the file", path, "a path such as a.plan.json")
+        save(self.document, file)
+        return file
 
 
 def plan(
-    spec: Spec | str | Path,
+    spec: Spec | str | Path | Mapping[str, Any],
     *,
     measure: Path | None = None,
     progress: Callable[[Progress], None] = lambda event: None,
     device: str = AUTO,
 ) -> Plan:
-    """Choose for a spec. A plan is returned also when nothing meets the goals; `feasible` says so.
+    """Choose for a spec: one, its file, or a mapping with its keys. A plan is returned also when nothing meets the goals: `feasible`.
 
     `measure`: a work folder; the leading candidates are tried on a little text, and what they lose replaces what is expected.
     `device`: what computes here (`auto`, `cpu`, `cuda`, `cuda:1`): the candidates are tried there, and `apply` is forecast for it.
     """
     here = computing(device)
-    file = None if isinstance(spec, Spec) else Path(spec)
-    if not isinstance(spec, Spec):
-        spec = load_spec(spec)
+    file = Path(spec) if isinstance(spec, str | Path) else None
+    spec = as_spec(spec)
     refuse_same_text(spec.calibration.dataset, spec.evaluation.dataset)
     source = open_model(spec.model, revision=spec.revision, assume=spec.assume)
     source.require_readable()

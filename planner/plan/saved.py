@@ -8,24 +8,25 @@ from passes.errors import InputError
 from passes.ir.fields import json_object
 from planner.plan.codec import FORMAT_VERSION, from_json, to_json
 from planner.plan.document import PlanDocument, digest
+from planner.spec.arguments import file_named
 
 #: The resolved plan in a result's folder.
 PLAN = "plan.json"
 
 
-def save(document: PlanDocument, path: Path) -> None:
+def save(document: PlanDocument, file: Path) -> None:
     """Write a plan atomically; its folder is made where it is missing."""
     from passes.files.atomic import write_json
     from passes.files.os_errors import clear_disk_errors
 
-    with clear_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, to_json(document))
+    with clear_disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, to_json(document))
 
 
-def load_plan(path: str | Path) -> PlanDocument:
+def load_plan(what: str | Path) -> PlanDocument:
     """Read a saved plan. Raises InputError where it is none, or was edited."""
-    file = Path(path)
+    file = file_named("the plan", what, "the file that `optimize plan` saved")
     try:
         document = json_object(file.read_bytes(), f"{file} is no plan", remedy="`optimize plan SPEC` makes one")
     except FileNotFoundError:
@@ -44,8 +45,8 @@ def load_plan(path: str | Path) -> PlanDocument:
     return from_json(PlanDocument, document, str(file))
 
 
-def read_plan(path: Path) -> PlanDocument:
+def read_plan(file: Path) -> PlanDocument:
     """Return the plan in a result's folder, whatever was done to the file since. Raises InputError where it is missing or damaged."""
     from passes.files.atomic import read_json
 
-    return from_json(PlanDocument, read_json(path, "plan"), str(path))
+    return from_json(PlanDocument, read_json(file, "plan"), str(file))

@@ -37,7 +37,7 @@ def growth(rise: float) -> float:
 
 
 def perplexity_growth(rise: Quantity) -> Quantity:
-    """`growth` with its interval."""
+    """Return `growth` with its interval."""
     return Quantity(growth(rise.value), growth(rise.low), growth(rise.high), rise.basis)
 
 

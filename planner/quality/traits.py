@@ -26,7 +26,7 @@ def families() -> dict[str, Any]:
 
 
 def named_traits(name: str, size_b: float, model_type: str = "") -> Traits:
-    """Traits of a model by its name, by its type where the name says nothing; an unknown family has the name `unknown`."""
+    """Find the traits of a model by its name, by its type where the name says nothing; an unknown family has the name `unknown`."""
     folded = fold(name.rstrip("/").rsplit("/", 1)[-1])
     tuned = re.search(_TUNED, folded) is not None
     for entry in families()["families"]:
@@ -49,7 +49,7 @@ _seen: dict[tuple[str, str, int, int, int, float], Traits] = {}
 
 
 def traits_of(ir: ModelIR) -> Traits:
-    """Traits of a description. Memoised by what identifies the source, because the planner asks for every candidate."""
+    """Find the traits of a description. Memoised by what identifies the source, because the planner asks for every candidate."""
     key = (ir.name, ir.model_type, ir.hidden_size, ir.vocab_size, len(ir.decoder.layers), ir.rounded_bits)
     if key not in _seen:
         named = named_traits(ir.name, max(ir.weights / 1e9, 1e-3), ir.model_type)

@@ -15,8 +15,10 @@ from planner.choice.verdict import Verdict
 from planner.plan.document import Places, PlanDocument, asked_spec, spec_of
 from planner.plan.lock import staleness
 from planner.plan.saved import PLAN, load_plan, read_plan
+from planner.verifying.report import VerifyReport, read_report
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
+from targets.serve.load import LoadTiming
 from targets.workload import Workload
 
 #: Requests at once, or shares of the rate asked for, of which the latency is drawn: in multiples of what is asked.
@@ -36,15 +38,25 @@ class Loaded:
 @dataclass(frozen=True)
 class Facts:
     """`verdicts`: every design that was weighed; empty where the plan alone is here. `ir`: of the served checkpoint, None where it is not
-    known. `loads`: what is simulated, by rising load. `notes`: what is missing of these, and why.
+    known. `loads`: what is simulated, by rising load. `notes`: what is missing of these, and why. `verified`: what its engine showed.
     """
 
     plan: PlanDocument
     certificate: Certificate | None = None
+    verified: VerifyReport | None = None
     verdicts: tuple[Verdict, ...] = ()
     ir: ModelIR | None = None
     loads: tuple[Loaded, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def timing(self) -> LoadTiming | None:
+        """Return what the load that the plan is made for showed; None where none, or another one, was put on."""
+        if self.verified is None or self.plan.chosen is None or not self.verified.loads:
+            return None
+        asked, needs, first = self.plan.spec.workload.asked, self.plan.chosen.capacity, self.verified.loads[0]
+        clients = asked.concurrency or (needs.clients if needs else 1)
+        return first if first.load.rate == asked.rate and first.load.concurrency == clients else None
 
 
 def facts_of(path: Path) -> Facts:
@@ -76,7 +88,10 @@ def _of_plan(plan: PlanDocument) -> Facts:
 
 def _of_result(plan: PlanDocument, certificate: Certificate, folder: Path) -> Facts:
     """What the finished checkpoint says of itself: it lies here, whatever became of the model it was made from."""
-    facts = Facts(plan, certificate, notes=("candidates are those that the result's plan keeps",))
+    notes = ["candidates are those that the result's plan keeps"]
+    if (verified := read_report(folder)) is None:
+        notes.append("speed is predicted: `optimize verify` measures it")
+    facts = Facts(plan, certificate, verified, notes=tuple(notes))
     texts = plan.spec
     here = replace(plan, places=Places(str(folder), texts.calibration.dataset, texts.evaluation.dataset))
     try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from planner.choice.capacity import Capacity
 from planner.figures import show, show_interval
-from planner.plan.document import ChosenPlan
 from planner.report.facts import Facts
+from targets.engines.engine import Memory
 from targets.quantity import Quantity
 
 
@@ -46,12 +47,18 @@ _NOTES = {
 
 def memory_bar(facts: Facts) -> MemoryBar | None:
     """Draw the memory of the chosen plan; None where nothing was chosen."""
-    chosen = facts.plan.chosen
+    chosen, gpu = facts.plan.chosen, facts.plan.lock.gpu
     if chosen is None:
         return None
-    named = [(name, quantity) for name, quantity in _terms(chosen) if quantity.value > 0]
-    card, held = facts.plan.lock.gpu.memory_bytes, sum(quantity.value for _, quantity in named)
-    whole = max(card, held, chosen.memory.budget.value)
+    return bar_of(chosen.memory, chosen.capacity, (gpu.name, gpu.memory_bytes, chosen.settings.gpus))
+
+
+def bar_of(memory: Memory, needs: Capacity | None, on: tuple[str, int, int]) -> MemoryBar:
+    """Draw memory, and of its cache what is needed, `on` a card by its name and bytes, of so many."""
+    name_of_card, card, cards = on
+    named = [(name, quantity) for name, quantity in _terms(memory, needs) if quantity.value > 0]
+    held = sum(quantity.value for _, quantity in named)
+    whole = max(card, held, memory.budget.value)
     terms, at = [], 0.0
     for name, quantity in named:
         width = 100 * quantity.value / whole
@@ -59,15 +66,14 @@ def memory_bar(facts: Facts) -> MemoryBar | None:
         said = f"{size}, {quantity.basis}; {show(quantity.value / card, 'odds', 1)} of the card"
         terms.append(Term(name, name.lower().replace(" ", "-"), round(at, 2), round(width, 2), said, _NOTES[name]))
         at += width
-    budget = chosen.memory.budget.value
+    budget = memory.budget.value
     return MemoryBar(
         tuple(terms), round(100 * budget / whole, 2), f"the engine may spend {show(budget, 'B')}",
-        f"{facts.plan.lock.gpu.name}: {show(card, 'B')}{' each' if chosen.settings.gpus > 1 else ''}",
+        f"{name_of_card}: {show(card, 'B')}{' each' if cards > 1 else ''}",
     )  # fmt: skip
 
 
-def _terms(chosen: ChosenPlan) -> Iterator[tuple[str, Quantity]]:
-    memory, needs = chosen.memory, chosen.capacity
+def _terms(memory: Memory, needs: Capacity | None) -> Iterator[tuple[str, Quantity]]:
     yield "weights", memory.weights
     there = memory.kv_cache
     used = there if needs is None else Quantity.exact(min(needs.needed_bytes, there.value))

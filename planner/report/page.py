@@ -8,36 +8,48 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
-from planner.report.view import View
 from planner.version import VERSION
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from planner.report.view import View
 
 
 def page(view: View) -> str:
     """Write a view as HTML."""
+    style, script = text("page.css"), text("page.js")
+    return render(
+        "page.html.j2", view=view, version=VERSION, style=style, script=script,
+        style_digest=digest(style), script_digest=digest(script),
+    )  # fmt: skip
+
+
+def render(template: str, **values: Any) -> str:
+    """Write one of the templates beside this module with its values, every one escaped."""
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("planner.report", "page"),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    style, script = _text("page.css"), _text("page.js")
-    return environment.get_template("page.html.j2").render(
-        view=view,
-        version=VERSION,
-        style=style,
-        script=script,
-        style_digest=_digest(style),
-        script_digest=_digest(script),
-    )
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
+    """Return a style or a script beside this module."""
     return files("planner.report").joinpath("page", name).read_text(encoding="utf-8")
 
 
-def _digest(text: str) -> str:
-    """sha256 as a content security policy names what may run: nothing else does, and nothing is loaded."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+def digest(code: str) -> str:
+    """Return the sha256 by which a content security policy names what may run: nothing else does, and nothing is loaded."""
+    return base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()

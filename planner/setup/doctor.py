@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,8 +103,11 @@ class Machine:
 
 def examine(folder: Path) -> Machine:
     """Look at this machine; `folder` is where results are going to lie. Nothing is changed, nothing downloaded."""
-    torch, packages = _torch(), tuple(Package(name, installed(name)) for name in extras().get(APPLY, ()))
-    engines = tuple(_engine(name) for name in ENGINE_NAMES)
+    cards, packages = cards_memory(), tuple(Package(name, installed(name)) for name in extras().get(APPLY, ()))
+    with ThreadPoolExecutor() as at_once:  # each waits for other Pythons to answer
+        loading = at_once.submit(_torch, loaded=bool(cards))
+        looking = at_once.map(_engine, ENGINE_NAMES), at_once.map(_tool, BACKENDS.names())
+        torch, engines, tools = loading.result(), *map(tuple, looking)
     hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
     return Machine(
         format_version=FORMAT_VERSION,
@@ -117,19 +122,26 @@ def examine(folder: Path) -> Machine:
         disk_free_bytes=_free_bytes(folder),
         hub_folder=str(hub),
         hub_free_bytes=_free_bytes(hub),
-        cards=cards_memory(),
+        cards=cards,
         torch=torch,
         packages=packages,
         engines=engines,
-        tools=tuple(_tool(name) for name in BACKENDS.names()),
+        tools=tools,
         commands=tuple(_commands(torch, packages, engines)),
     )
 
 
-def _torch() -> Torch:
-    """Asked of a process of its own: it takes seconds to load, and where it cannot be loaded nothing else is harmed."""
-    if find_spec("torch") is None:
+def _torch(*, loaded: bool) -> Torch:
+    """What torch says of itself in its folder; which cards it can use it says only `loaded`, in a process of its own: that takes seconds,
+    and where it cannot be nothing else is harmed.
+    """
+    found = find_spec("torch")
+    if found is None or found.origin is None:
         return Torch()
+    told = Path(found.origin).with_name("version.py")
+    if not loaded and told.is_file():
+        version = runpy.run_path(str(told))
+        return Torch(version.get("__version__"), version.get("cuda"))
     said = ask_python(Path(sys.executable), _TORCH, isolated=False)
     return Torch(**json.loads(said)) if said else Torch()
 
@@ -174,7 +186,9 @@ def _found(name: str, look: Callable[[], Tool]) -> Tool:
 
 
 def _commands(torch: Torch, packages: tuple[Package, ...], engines: tuple[Tool, ...]) -> Iterator[Command]:
-    yield Command("plan, check, explain, report, show, diff, launch, init, targets, models, schema", True)
+    yield Command(
+        "plan, check, explain, report, serve-ui, show, diff, drift, launch, init, targets, models, schema", True
+    )
     lacking = [package.name for package in packages if package.version is None]
     if lacking or torch.version is None:
         needs = f"without {', '.join(lacking)}" if lacking else "torch does not load"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import yaml
 
@@ -15,6 +16,7 @@ from passes.ir.names import find
 from passes.ir.sources import path_named
 from planner.spec.parse import parse_spec
 from planner.spec.template import TEMPLATE
+from targets.cards import find_cards
 from targets.gpu import all_gpus, find_gpu
 from targets.machine.devices import installed_gpus
 
@@ -34,6 +36,7 @@ class Use:
     shared_prefix: str = "0"
 
 
+_QUALITY = "max_perplexity_increase"
 _GOOD = "{ max_perplexity_increase: 5% }"
 USES: Mapping[str, Use] = {
     "chat": Use(
@@ -68,6 +71,8 @@ class Answers:
     use: str | None = None
     context: str | None = None
     concurrency: str | None = None
+    goals: Mapping[str, str] = field(default_factory=dict)
+    """In place of the usual ones: `ttft`, `tpot`, `decode`, `throughput`, `max_perplexity_increase`, `prefer`. They are not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ def questions(given: Answers) -> tuple[Question, ...]:
 
 
 def _given(answers: Answers) -> set[str]:
-    return {field.name for field in fields(answers) if getattr(answers, field.name) is not None}
+    return {each.name for each in fields(answers) if getattr(answers, each.name) is not None}
 
 
 def ask_all(given: Answers, ask: Callable[[Question], str], say: Callable[[str], None]) -> Answers:
@@ -112,7 +117,8 @@ def ask_all(given: Answers, ask: Callable[[Question], str], say: Callable[[str],
             except InputError as error:
                 say(str(error))
                 continue
-            answers = replace(answers, **{question.field: said})
+            answered: dict[str, Any] = {question.field: said}
+            answers = replace(answers, **answered)
             break
     return answers
 
@@ -127,7 +133,7 @@ def spec_text(answers: Answers) -> str:
     text = TEMPLATE.format(
         model=_scalar(model), gpu=_scalar(gpu), count=count, context=context, prefix=prefix,
         concurrency=answers.concurrency or use.concurrency, input_tokens=use.input_tokens, output_tokens=use.output_tokens,
-        goals="\n".join(f"  {name}: {value}" for name, value in use.goals.items()),
+        goals="\n".join(f"  {name}: {value}" for name, value in _goals(use, answers.goals).items()),
     )  # fmt: skip
     if answers.concurrency not in (None, "auto") and not str(answers.concurrency).isdigit():
         raise InputError(
@@ -135,6 +141,13 @@ def spec_text(answers: Answers) -> str:
         )
     parse_spec(text, "the answers")
     return text
+
+
+def _goals(use: Use, named: Mapping[str, str]) -> dict[str, str]:
+    """What a use expects, with what is named in its place; what is preferred stands last."""
+    quality = {"quality": f"{{ max_perplexity_increase: {named[_QUALITY]} }}"} if _QUALITY in named else {}
+    goals = {**use.goals, **{name: value for name, value in named.items() if name != _QUALITY}, **quality}
+    return {name: goals[name] for name in sorted(goals, key=lambda name: name == "prefer")}
 
 
 def _scalar(text: str) -> str:
@@ -186,11 +199,19 @@ def _installed() -> str:
 
 
 def _cards(said: str) -> tuple[str, int]:
-    """A card and how many of it, of `2 x L40S`."""
-    match = re.fullmatch(r"(?:(\d+)\s*[x×]\s*)?(.+)", said.strip())
-    name, count = (match[2], int(match[1] or 1)) if match else (said, 1)
-    find_gpu(name)
-    return name, count
+    """A card and how many of it, of whatever `check --gpu` takes: `2 x L40S`, `L4:1`, `p4d.24xlarge`. Raises InputError for unlike cards,
+    which a spec does not name.
+    """
+    found = find_cards(said)
+    if found.count is None:
+        return said.strip(), 1
+    name = found.gpu.name
+    if replace(find_gpu(name), note=None) != replace(found.gpu, note=None):
+        raise InputError(
+            f"{said!r} are unlike cards, and a spec names one",
+            remedy=f"write {found.count} x {name}, the least of them",
+        )
+    return name, found.count
 
 
 def _tokens(said: str) -> int:

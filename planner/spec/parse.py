@@ -17,7 +17,10 @@ from passes.errors import InputError, Location, nearest
 from passes.ir.fields import shown
 from passes.ir.sources import path_named
 from passes.text.source import refuse_missing_text
-from planner.spec.spec import QuantizeChoice, Spec, Target
+from planner.spec.arguments import file_named
+from planner.spec.parts.choices import QuantizeChoice
+from planner.spec.parts.target import Target
+from planner.spec.spec import Spec
 from planner.spec.trace import read_trace
 from planner.spec.yaml_places import locate, read_yaml
 from targets.engines.engine import find_engine
@@ -38,9 +41,9 @@ _WORDS = {
 }  # fmt: skip
 
 
-def load_spec(path: str | Path) -> Spec:
+def load_spec(what: str | Path) -> Spec:
     """Read and check a spec. Raises InputError for anything that is wrong, naming the place."""
-    file = Path(path)
+    file = file_named("the spec", what, "a file of YAML")
     try:
         with file.open(encoding="utf-8") as opened:
             text = opened.read(_LONGEST + 1)
@@ -56,13 +59,27 @@ def load_spec(path: str | Path) -> Spec:
     return spec
 
 
+def as_spec(what: Spec | str | Path | Mapping[str, Any]) -> Spec:
+    """Return the spec that a Python caller names: one, its file, or a mapping with the keys of one; paths in a mapping are relative to
+    the current folder. Raises InputError for anything that is wrong.
+    """
+    if isinstance(what, Spec):
+        return what
+    if not isinstance(what, Mapping):
+        return load_spec(file_named("the spec", what, "a file, a mapping with the keys of a spec, or a tightfit.Spec"))
+    name = "the spec"
+    spec = _resolve(validated(None, dict(what), name), Path())
+    _refuse_unknown(spec, None, name)
+    return spec
+
+
 def parse_spec(text: str, name: str = "spec") -> Spec:
-    """A spec from its text; `name` is the file shown in errors. Paths stay as written."""
+    """Read a spec from its text; `name` is the file shown in errors. Paths stay as written."""
     return validated(*read_yaml(text, name), name)
 
 
 def validated(node: yaml.Node | None, value: Any, name: str) -> Spec:
-    """A spec from plain values; `node`, where they came from YAML, tells the places in errors. Raises InputError."""
+    """Make a spec from plain values; `node`, where they came from YAML, tells the places in errors. Raises InputError."""
     if not isinstance(value, dict):
         raise InputError(
             "a spec is a mapping with `model:` and `target:`",
@@ -72,7 +89,7 @@ def validated(node: yaml.Node | None, value: Any, name: str) -> Spec:
     try:
         return Spec.model_validate(value)
     except ValidationError as error:
-        raise _explain(error, node, value, name) from None
+        raise explained(error, node, value, name) from None
 
 
 def _refuse_long_trace(path: str, context: int) -> None:
@@ -153,10 +170,14 @@ def _here(target: Target) -> Target:
     return target.model_copy(update={"max": max(cards, 1)})
 
 
-def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str, Any], name: str) -> InputError:
-    """All of a validation's errors as one message, each with its place, the most helpful first."""
+def explained(
+    error: ValidationError, node: yaml.Node | None, value: Mapping[str, Any], name: str, part: type[BaseModel] = Spec
+) -> InputError:
+    """Return all of a validation's errors as one message, each with its place, the most helpful first. `part`: of the spec, which `value`
+    was to become.
+    """
     problems = sorted(_closest(error.errors()), key=lambda e: _rank(e["type"]))
-    first, *others = (_problem(problem, node, value, name) for problem in problems)
+    first, *others = (_problem(problem, node, value, name, part) for problem in problems)
     more = {first.location: ""}  # of the branches of a union that fail at one place, the most helpful is told
     for other in others:
         more.setdefault(other.location, f"\n  {other.location}: {other.message}")
@@ -164,22 +185,24 @@ def _explain(error: ValidationError, node: yaml.Node | None, value: Mapping[str,
     return InputError(f"{first.message}{lines}", remedy=first.remedy, location=first.location)
 
 
-def _meaning_of(path: Sequence[str]) -> str | None:
+def _meaning_of(path: Sequence[str], part: type[BaseModel]) -> str | None:
     """What a key means, with an example, as the schema says it; it is read only where something is wrong."""
     from planner.spec.meanings import meaning
 
-    return meaning(path)
+    return meaning(path, part)
 
 
-def _problem(problem: Any, node: yaml.Node | None, value: Mapping[str, Any], name: str) -> InputError:
+def _problem(
+    problem: Any, node: yaml.Node | None, value: Mapping[str, Any], name: str, part: type[BaseModel]
+) -> InputError:
     """One of a validation's errors, with what its key means."""
-    path = [part for part in problem["loc"] if not _is_branch(part, value, problem["loc"])]
+    path = [step for step in problem["loc"] if not _is_branch(step, value, problem["loc"])]
     kind, dotted = problem["type"], ".".join(str(p) for p in path)
     location = locate(node, path, name)
     if kind == "extra_forbidden":
-        known = _known_keys(path[:-1])
+        known = _known_keys(path[:-1], part)
         close = nearest(str(path[-1]), known)
-        elsewhere = [place for place in _places(Spec) if place[-1] == path[-1]]
+        elsewhere = [place for place in _places(part) if place[-1] == path[-1]]
         hint = f" Did you mean {close[0]!r}?" if close else ""
         if elsewhere and str(path[-1]) not in close:
             above = (repr(".".join(place[:-1])) if place[:-1] else "the top" for place in elsewhere)
@@ -190,7 +213,7 @@ def _problem(problem: Any, node: yaml.Node | None, value: Mapping[str, Any], nam
     message = _WORDS.get(kind) or problem["msg"].removeprefix("Value error, ")
     where = f"{dotted}: " if dotted else ""
     found = "" if kind == "value_error" else f" (found {shown(problem['input'])})"
-    meaning = _meaning_of([str(part) for part in path if isinstance(part, str)])
+    meaning = _meaning_of([str(step) for step in path if isinstance(step, str)], part)
     remedy = meaning or "`optimize schema` prints every key with its type"
     return InputError(f"{where}{message}{found}", remedy=remedy, location=location)
 
@@ -250,9 +273,8 @@ def _places(part: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tupl
             yield from _places(inner, (*above, name))
 
 
-def _known_keys(path: list[Any]) -> list[str]:
-    """The keys allowed under a path of the spec."""
-    model: type[BaseModel] = Spec
+def _known_keys(path: list[Any], model: type[BaseModel]) -> list[str]:
+    """The keys allowed under a path of a part of the spec."""
     for step in path:
         fields = model.model_fields.items()
         field = next((field for name, field in fields if str(step) in spellings(name, field)), None)

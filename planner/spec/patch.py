@@ -20,7 +20,8 @@ Path = tuple[str, ...]
 
 
 def patched(spec: Spec, patch: Patch) -> Spec:
-    """The spec with a patch. Raises InputError where it is none any more. A number of cards takes `max`, which is of `auto`, away; a rate
+    """Return the spec with a patch. Raises InputError where it is none any more. A number of cards takes `max`, which is of `auto`, away;
+    a rate
     takes the clients away, which wait for answers, and they the rate.
     """
     base = spec.model_dump(mode="json", exclude_none=True)
@@ -35,7 +36,7 @@ def patched(spec: Spec, patch: Patch) -> Spec:
 
 
 def merged(base: Any, patch: Any) -> Any:
-    """Plain values with a patch of them."""
+    """Return plain values with a patch of them."""
     if not isinstance(patch, Mapping):
         return patch
     out = dict(base) if isinstance(base, Mapping) else {}
@@ -45,7 +46,7 @@ def merged(base: Any, patch: Any) -> Any:
 
 
 def at(path: Path, value: Any) -> Patch:
-    """The patch that puts a value at a place of the spec."""
+    """Return the patch that puts a value at a place of the spec."""
     for key in reversed(path):
         value = {key: value}
     patch: Patch = value
@@ -53,7 +54,7 @@ def at(path: Path, value: Any) -> Patch:
 
 
 def written(patch: Patch) -> str:
-    """A patch in one line, as it may stand in the spec: `workload: {context: 16384}`."""
+    """Write a patch in one line, as it may stand in the spec: `workload: {context: 16384}`."""
     return ", ".join(f"{key}: {_flow(value)}" for key, value in patch.items())
 
 
@@ -68,7 +69,7 @@ def _flow(value: Any) -> str:
 
 @cache
 def places() -> tuple[Path, ...]:
-    """Every key of a spec, as a path from its top, those nearest to the top first."""
+    """List every key of a spec, as a path from its top, those nearest to the top first."""
     return tuple(sorted(dict.fromkeys(_places(Spec)), key=len))
 
 

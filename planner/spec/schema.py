@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
-
-from planner.spec import spec as parts
-from planner.spec.meanings import described
+from planner.spec.meanings import described, parts
 from planner.spec.parse import spellings
+from planner.spec.spec import Spec
 
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of a spec. Keys are described by the docstrings that stand below them in the code."""
-    document: dict[str, Any] = parts.Spec.model_json_schema()
+    document: dict[str, Any] = Spec.model_json_schema()
     told = described()
-    defined = {**document["$defs"], parts.Spec.__name__: document}
+    defined = {**document["$defs"], Spec.__name__: document}
     for name, definition in defined.items():
-        part: type[BaseModel] = vars(parts)[name]
+        part = parts()[name]
         defaults = part.model_construct().model_dump(mode="json", warnings=False)
         for key, field in definition.get("properties", {}).items():
             said = told.get((name, key))

@@ -35,17 +35,17 @@ def _parse(text: object, units: dict[str, float], kind: str, example: str) -> fl
 
 
 def parse_bytes(text: object) -> int:
-    """`0.5 GiB` in bytes. Raises ValueError saying what was expected."""
+    """Read `0.5 GiB` as bytes. Raises ValueError saying what was expected."""
     return int(_positive(_parse(text, dict(_BYTES), "an amount of memory", "24 GiB"), text))
 
 
 def parse_seconds(text: object) -> float:
-    """`500 ms` in seconds. Raises ValueError saying what was expected."""
+    """Read `500 ms` as seconds. Raises ValueError saying what was expected."""
     return _positive(_parse(text, dict(_SECONDS), "a time", "500 ms"), text)
 
 
 def parse_rate(text: object) -> float:
-    """`20 tok/s` in tokens a second. Raises ValueError saying what was expected."""
+    """Read `20 tok/s` as tokens a second. Raises ValueError saying what was expected."""
     return _positive(_parse(text, dict(_RATES), "a rate", "20 tok/s"), text)
 
 
@@ -56,7 +56,7 @@ def as_typed_tokens(said: object) -> object:
 
 
 def parse_arrivals(text: object) -> float:
-    """`4/s` in requests a second; `inf` where all come at once. Raises ValueError saying what was expected."""
+    """Read `4/s` as requests a second; `inf` where all come at once. Raises ValueError saying what was expected."""
     if text in ("inf", math.inf):
         return math.inf
     rate = _parse(text, dict(_ARRIVALS), "a rate of requests", "4/s, or inf")
@@ -66,7 +66,7 @@ def parse_arrivals(text: object) -> float:
 
 
 def format_arrivals(rate: float) -> str:
-    """4.0 as `4.0/s`; reads back as the same number."""
+    """Write 4.0 as `4.0/s`; reads back as the same number."""
     return "inf" if math.isinf(rate) else f"{rate}/s"
 
 
@@ -76,7 +76,7 @@ def parse_share(text: object) -> float:
 
 
 def format_share(share: float) -> str:
-    """0.1 as `10%`; reads back as the same number."""
+    """Write 0.1 as `10%`; reads back as the same number."""
     return f"{round(share * 100, 10):g}%"
 
 

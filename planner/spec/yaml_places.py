@@ -22,7 +22,7 @@ _construct = yaml.constructor.SafeConstructor()
 
 
 def read_yaml(text: str, name: str) -> tuple[yaml.Node | None, Any]:
-    """The nodes of a YAML text and the value they stand for. Raises InputError with the place of what cannot be read."""
+    """Read the nodes of a YAML text and the value they stand for. Raises InputError with the place of what cannot be read."""
     node = _compose(text, name)
     return node, None if node is None else _Reader(name).value(node)
 
@@ -122,7 +122,7 @@ class _Reader:
 
 
 def locate(node: yaml.Node | None, path: list[Any], name: str) -> Location:
-    """Where a key stands; the nearest existing parent where it does not."""
+    """Find where a key stands; the nearest existing parent where it does not."""
     mark = node.start_mark if node else None
     for step in path:
         if isinstance(node, yaml.MappingNode):

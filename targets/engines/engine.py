@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
 if TYPE_CHECKING:
+    from targets.engines.pasted import Pasted
     from targets.launch.request import Launch, LaunchRequest
     from targets.serve.verifier import Verifier
     from targets.simulation.simulate import Composer
@@ -97,7 +98,8 @@ class Memory:
 class KVEstimate:
     """What the KV memory holds. `bytes_per_token` counts what one more token of one sequence takes, on the tightest rank;
     `bytes_per_sequence` what a sequence at full context takes, constant state included. `max_context`: the longest context
-    one request may have in the memory at hand; `tokens` and `max_concurrency` as the engine prints them.
+    one request may have in the memory at hand; `tokens` and `max_concurrency` as the engine prints them. Of a sequence besides: each of its
+    last `window_tokens` takes `window_bytes_per_token` more, and `state_bytes` are there whatever its length.
     """
 
     bytes_per_token: float
@@ -105,6 +107,14 @@ class KVEstimate:
     tokens: Quantity
     max_concurrency: Quantity
     max_context: int
+    window_bytes_per_token: float = 0.0
+    window_tokens: int = 0
+    state_bytes: int = 0
+
+    def bytes_of(self, tokens: float) -> float:
+        """Return the bytes that a sequence of so many tokens holds while it decodes."""
+        windows = self.window_bytes_per_token * min(tokens, self.window_tokens)
+        return self.bytes_per_token * tokens + windows + self.state_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +223,18 @@ class ServerLog:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerMetrics:
+    """How a running server's `/metrics` (Prometheus' text) names what a soak watches: requests at work and waiting, the share of the cache
+    that they take, preemptions since its start. More than one name: those of other versions.
+    """
+
+    running: tuple[str, ...]
+    waiting: tuple[str, ...]
+    cache_share: tuple[str, ...]
+    preemptions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """How an engine spends a card's memory on a model, and how fast it runs it with the cache that is left."""
 
@@ -251,6 +273,8 @@ class Engine(ABC):
     kv_dtypes: ClassVar[tuple[str, ...]] = ("auto",)
     #: How the log of its server tells the cache; None where it has none that answers the OpenAI API.
     server: ClassVar[ServerLog | None] = None
+    #: What its server's metrics are called; None where it has none.
+    metrics: ClassVar[ServerMetrics | None] = None
     #: Fitted constants that its estimates rest on: (package, file) each.
     fitted: ClassVar[tuple[tuple[str, str], ...]] = ()
 
@@ -289,7 +313,8 @@ class Engine(ABC):
     def speed(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
     ) -> SpeedEstimate:
-        """How fast it prefills and decodes with the cache of `memory`: by the fitted roofline. Answered for illegal combinations too.
+        """Predict how fast it prefills and decodes with the cache of `memory`: by the fitted roofline. Answered for illegal combinations
+        too.
 
         An engine of another package, for which no constants are fitted, overrides this.
         """
@@ -300,7 +325,7 @@ class Engine(ABC):
     def served(
         self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
     ) -> SpeedEstimate:
-        """What users of the workload see, its load simulated step by step: `speed` with percentiles, and means that know of queues.
+        """Simulate the load of the workload: what its users see, as `speed` with percentiles, and means that know of queues.
 
         An engine whose scheduler is not known (`queue`), or for which no constants are fitted, gives what `speed` does. Answered for
         illegal combinations too.
@@ -318,7 +343,7 @@ class Engine(ABC):
         return None
 
     def estimate(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Estimate:
-        """Memory, then speed with the cache that it leaves."""
+        """Estimate memory, then speed with the cache that it leaves."""
         memory = self.memory(ir, gpu, settings, workload)
         return Estimate(memory, self.speed(ir, gpu, settings, workload, memory))
 
@@ -327,7 +352,7 @@ class Engine(ABC):
         return f"{self.name} reads no {kind.upper()} file"
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
-        """Settings left open that could take another value than the engine's default to leave the cache more room.
+        """List settings left open that could take another value than the engine's default to leave the cache more room.
 
         (field of `Settings`, value) each; none makes the workload's requests wait for each other. Memory left for the cache
         only rises with each of them: the search relies on it.
@@ -338,8 +363,16 @@ class Engine(ABC):
         """Return the major number of the CUDA that a version's package is built for; None where that is not known."""
         return None
 
+    def pasted(
+        self, words: Sequence[str], known: Sequence[str], version: str | None, model: str | None
+    ) -> Pasted | None:
+        """Return what a command that starts its server asks for, or flags of it among `known` options; `version`, `model`: where another
+        place names them. None where no model is named, or where no command of it is read. Raises InputError for what it does not take.
+        """
+        return None
+
     def known_versions(self) -> tuple[str, ...]:
-        """Versions whose accounting is known, oldest first."""
+        """List the versions whose accounting is known, oldest first."""
         return ()
 
     def by_itself(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Mapping[str, float | str]:
@@ -348,7 +381,7 @@ class Engine(ABC):
         return {"max_num_batched_tokens": asked.tokens, "max_num_seqs": asked.sequences}
 
     def launch(self, request: LaunchRequest) -> Launch:
-        """Its config file, and a script that starts it. Raises InputError where no launch files are known for it."""
+        """Return its config file, and a script that starts it. Raises InputError where no launch files are known for it."""
         raise InputError(f"no launch files are known for the engine {self.name!r}", remedy="start it by hand")
 
     def verifier(self) -> Verifier | None:

@@ -45,7 +45,7 @@ class Layout:
     rules: Rules
 
     def blocks_per_request(self, length: int) -> int:
-        """Blocks of the pool that one request of `length` tokens holds at most."""
+        """Count the blocks of the pool that one request of `length` tokens holds at most."""
         return sum(spec.blocks(length, self.settings) for spec, _ in self.groups)
 
     def request_bytes(self, length: int) -> int:
@@ -62,7 +62,7 @@ class Layout:
         return self.request_bytes(length) <= available_bytes - reserved
 
     def concurrency(self, blocks: int, length: int) -> float:
-        """Requests of `length` tokens that fit at once, as printed."""
+        """Count the requests of `length` tokens that fit at once, as printed."""
         return blocks / self.blocks_per_request(length) if self.groups else math.inf
 
     def tokens(self, blocks: int, length: int) -> int:
@@ -87,6 +87,19 @@ class Layout:
         """Return what one more token of a long sequence takes: layers that keep every token only."""
         growing = sum(self.block_bytes / spec.block_size for spec, _ in self.groups if spec.grows)
         return growing / self.settings.context_parallel
+
+    def windows(self) -> tuple[float, int]:
+        """Return what a token inside a window takes, bytes, and how many tokens of a sequence are kept so once its prompt is computed."""
+        kept = [
+            (self.block_bytes / spec.block_size, spec.reach + spec.block_size) for spec, _ in self.groups if spec.slides
+        ]
+        each = sum(rate for rate, _ in kept)
+        return each, round(sum(rate * tokens for rate, tokens in kept) / each) if each else 0
+
+    def state_bytes(self) -> int:
+        """Return the bytes that a sequence takes whatever its length: states, and what it attends to across."""
+        same = [spec.blocks(0, self.settings) for spec, _ in self.groups if not (spec.grows or spec.slides)]
+        return sum(same) * self.block_bytes
 
 
 def build_layout(states: Sequence[tuple[LayerState, int]], settings: CacheSettings, rules: Rules) -> Layout:

@@ -43,8 +43,13 @@ class Spec:
         """Whether every token of a sequence is kept."""
         return self.kind in ("full", "mla")
 
+    @property
+    def slides(self) -> bool:
+        """Whether the last tokens of a sequence are kept only."""
+        return self.kind in ("sliding", "chunked")
+
     def blocks(self, length: int, settings: CacheSettings) -> int:
-        """Blocks one request of `length` tokens holds at most (the spec's `max_memory_usage_bytes` over its page)."""
+        """Count the blocks that one request of `length` tokens holds at most (the spec's `max_memory_usage_bytes` over its page)."""
         if self.kind == "state":
             # `reach` counts the checkpoints that a prefill exports besides (Mamba 2).
             return (2 + self.reach if settings.prefix_caching else 1) + settings.draft_tokens

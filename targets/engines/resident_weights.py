@@ -23,6 +23,9 @@ _BY_INPUT = {Role.O, Role.DOWN, Role.MIXER_OUT}
 _BY_VOCABULARY = {Role.EMBEDDING, Role.HEAD}
 #: Rows that vLLM pads a vocabulary to (`DEFAULT_VOCAB_PADDING_SIZE` in vocab_parallel_embedding.py).
 VOCABULARY_PADDING = 64
+#: Models whose encoders are transformers' own modules in vLLM, hence whole on every rank (`AutoModel.from_config` in `gemma3n_mm.py`,
+#: `gemma4_mm.py`, `diffusion_gemma.py`; 0.21 to 0.33).
+_WHOLE_TOWERS = ("diffusion_gemma", "gemma3n", "gemma4")
 #: What a checkpoint stores that no rank keeps: shapes, and the group index of matrices without activation order.
 _DROPPED = (".weight_shape", ".g_idx", ".k_scale", ".v_scale")
 
@@ -69,7 +72,7 @@ def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
 
 
 def local_shape(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, int, int]:
-    """(output rows, inputs, copies) of a matrix on one rank."""
+    """Return (output rows, inputs, copies) of a matrix on one rank."""
     rows, inputs, copies, tp = linear.out_features, linear.in_features, linear.copies, ranks.tp
     if copies > 1 and linear.storage.expert_blocks:
         return _padded_bank(linear, ranks)
@@ -134,7 +137,7 @@ def block_bytes(block: Block, ranks: Ranks) -> int:
 
 
 def stage_layers(layers: int, pp: int) -> tuple[int, ...]:
-    """Layers of each pipeline stage: even, the remainder one each from the last but one stage backwards (vLLM's
+    """Count the layers of each pipeline stage: even, the remainder one each from the last but one stage backwards (vLLM's
     `get_pp_indices`)."""
     base, rest = divmod(layers, pp)
     counts = [base] * pp
@@ -169,12 +172,13 @@ def embedding_bytes(ir: ModelIR) -> int:
 
 @remembered
 def weights_per_stage(ir: ModelIR, parallel: Parallel, rules: Rules | None = None) -> tuple[int, ...]:
-    """Resident weight bytes of one rank of each pipeline stage, first stage first; as a CUDA rank where `rules` are given."""
+    """Return resident weight bytes of one rank of each pipeline stage, first stage first; as a CUDA rank where `rules` are given."""
     ranks = Ranks.of(parallel, rules)
     rotary = rotary_bytes(ir) if rules is not None else 0
     decoder = ir.decoder
+    towers = replace(ranks, tp=1) if ranks.cuda and ir.model_type in _WHOLE_TOWERS else ranks
     rest = sum(
-        count * block_bytes(b, ranks) for s in ir.stacks if s.name not in ("decoder", "mtp") for b, count in s.counts
+        count * block_bytes(b, towers) for s in ir.stacks if s.name not in ("decoder", "mtp") for b, count in s.counts
     )
     others = frozenset(Role) - _BY_VOCABULARY
     embedding = outer_bytes(ir.outer, ir.tied_embeddings, ranks, frozenset({Role.EMBEDDING}))

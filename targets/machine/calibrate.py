@@ -62,7 +62,7 @@ class Observation:
 
     @classmethod
     def of(cls, timing: Timing) -> Observation:
-        """From a measured timing."""
+        """Take it from a measured timing."""
         return cls(timing.input_tokens, timing.output_tokens, timing.ttft_ms / 1e3, timing.tpot_ms / 1e3)
 
 

@@ -73,7 +73,7 @@ def card(free_bytes: int, capability: tuple[int, int]) -> Place:
 
 
 def seconds_per_call(call: Callable[[int], object], place: Place, budget_s: float) -> float:
-    """Median seconds of `call(i)`, warm, within about `budget_s` seconds; a call that takes longer is timed once.
+    """Measure the median seconds of `call(i)`, warm, within about `budget_s` seconds; a call that takes longer is timed once.
 
     The first call does not count, and calls are timed together until one timing takes `place.timing_s` seconds.
     """
@@ -98,7 +98,7 @@ def seconds_per_call(call: Callable[[int], object], place: Place, budget_s: floa
 def seconds_in_rounds(
     call: Callable[[], object], synchronize: Callable[[], None], calls: int, rounds: int = 7
 ) -> float:
-    """Median seconds of one of `calls` calls in a row, over rounds of them; two rounds before do not count.
+    """Measure the median seconds of one of `calls` calls in a row, over rounds of them; two rounds before do not count.
 
     How many calls there are does not hang on how long they take, so that processes that wait for each other agree.
     """
@@ -198,7 +198,7 @@ def fp8_rate(place: Place, budget_s: float) -> float | None:
 
 
 def cpu_int4_rates(place: Place, budget_s: float) -> dict[str, float]:
-    """vLLM's CPU kernel for 4-bit weights: bytes a second with one row, operations a second with many; empty without vLLM."""
+    """Measure vLLM's CPU kernel for 4-bit weights: bytes a second with one row, operations a second with many; empty without vLLM."""
     try:
         kernel = importlib.import_module("vllm._custom_ops").cpu_gemm_wna16
     except (ImportError, AttributeError):
@@ -267,7 +267,7 @@ def rates(place: Place, budget_s: float) -> dict[str, float | None]:
 
 
 def probe(seconds: float) -> dict[str, Any]:
-    """Everything that can be measured here, in about `seconds` seconds."""
+    """Measure everything that can be measured here, in about `seconds` seconds."""
     share = seconds / 8
     if not torch.cuda.is_available():
         place = processor()

@@ -67,7 +67,7 @@ class Profile:
         return (self.device, *found, *fitted)
 
     def error(self, engine: str) -> float:
-        """Relative 90 % half width of predictions by this profile."""
+        """Return the relative 90 % half width of predictions by this profile."""
         return LOAD_ERROR if engine in self.engines else PROBE_ERROR
 
 

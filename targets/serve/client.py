@@ -66,7 +66,7 @@ def measure(served: Served, model: str, *, input_tokens: int, output_tokens: int
 
 
 def unseen_prompt(tokens: int) -> list[int]:
-    """Random token ids, so that no two prompts begin alike; small ids exist in every vocabulary."""
+    """Draw random token ids, so that no two prompts begin alike; small ids exist in every vocabulary."""
     return [random.randrange(100, 900) for _ in range(tokens)]
 
 

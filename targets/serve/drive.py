@@ -10,6 +10,7 @@ from targets.engines.engine import Engine
 from targets.serve.client import Prompt, ask, request_body, unseen_prompt
 from targets.serve.load import Load, LoadTiming, load
 from targets.serve.process import Served, engine_python, serving
+from targets.serve.soak import Soaked, SoakRequest, soak
 from targets.serve.verifier import Installed, Observed, Say, Verifier, VerifyRequest
 
 #: Tokens of the answer that is shown, and of those that warm the engine up.
@@ -27,7 +28,7 @@ class ServerVerifier(Verifier):
         return engine_python(given)
 
     def installed(self, python: Path) -> Installed:
-        """Unknown: each engine asks in its own way."""
+        """Answer that it is unknown: each engine asks in its own way."""
         return Installed()
 
     def observe(self, request: VerifyRequest, say: Say) -> Observed:
@@ -39,6 +40,7 @@ class ServerVerifier(Verifier):
             sample = ask(served, request_body(name, unseen_prompt(16), min(_SAMPLE, request.load.output_tokens)))
             warm_up(served, name, request.load)
             timing, notes = self.press(served, name, request)
+            soaked = None if request.soak is None else self.soak(served, name, request.soak, say)
             text = served.log.read_text(errors="replace")
             return Observed(
                 log.kv_tokens(text),
@@ -47,11 +49,17 @@ class ServerVerifier(Verifier):
                 served.start_seconds,
                 sample.text,
                 notes=notes,
+                soaked=soaked,
             )
 
     def press(self, served: Served, name: str, request: VerifyRequest) -> tuple[LoadTiming, tuple[str, ...]]:
         """Put the load on with our own client. Returns its timing, and notes."""
         return load(served, name, request.load), ()
+
+    def soak(self, served: Served, name: str, asked: SoakRequest, say: Say) -> Soaked:
+        """Fill the context under the workload's arrival."""
+        say(f"soaks: requests of {asked.workload.context:,} tokens for {asked.seconds:.0f} s")
+        return soak(served, name, asked, self._engine.metrics)
 
 
 def warm_up(served: Served, name: str, asked: Load, prompt: Callable[[int], Prompt] = unseen_prompt) -> None:

@@ -25,7 +25,7 @@ BUILDS = {"cpu": "vLLM's CPU build", "cuda": "vLLM for GPUs"}
 
 
 def installed_vllm(python: Path) -> Installed:
-    """Its build, `cpu` or `cuda`, and its version; None where the Python does not say, or has no vLLM."""
+    """Return its build, `cpu` or `cuda`, and its version; None where the Python does not say, or has no vLLM."""
     build, version = (*ask_python(python, _ASK).split(), "", "")[:2]
     return Installed(version or None, build if build in BUILDS else None)
 

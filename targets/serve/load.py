@@ -12,11 +12,12 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from targets.serve.client import Answer, Prompt, ask, request_body, unseen_prompt
 from targets.serve.process import EngineError, Served
+from targets.simulation.arrivals import Arrivals, closed_loop, poisson
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,13 @@ class Load:
     def arrival(self) -> str:
         """How requests come, for people."""
         return f"{self.concurrency} at a time" if self.rate is None else f"{self.rate:g} a second"
+
+    @property
+    def arrivals(self) -> Arrivals:
+        """When each request is sent, as the simulation has it; by chance anew each time."""
+        if self.rate is None:
+            return closed_loop(self.concurrency, self.requests)
+        return poisson(self.rate, self.requests, seed=random.randrange(1 << 30))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,52 +128,54 @@ def load(
     `prompt` makes one of so many tokens that the server has not seen. Raises EngineError where no request is answered.
     """
     bodies = [request_body(model, prompt(asked.input_tokens), asked.output_tokens) for _ in range(asked.requests)]
-    run = _Run(served, bodies)
-    began = time.perf_counter()
-    threads = list(run.clients(asked.concurrency) if asked.rate is None else run.arrivals(asked.rate))
+    sent = send(served, bodies, asked.arrivals)
+    return LoadTiming.of(tool, asked, sent.answers, sent.seconds, sent.errors)
+
+
+def send(served: Served, bodies: Iterable[bytes], arrivals: Arrivals, seconds: float = math.inf) -> Sent:
+    """Send each request when it is due and a client is free for it, as the simulation of the same arrivals does, and wait for the answers.
+
+    None is sent after `seconds`, but for the first one of every client.
+    """
+    sent, began = Sent(), time.perf_counter()
+    free = None if arrivals.at_once is None else threading.BoundedSemaphore(arrivals.at_once)
+    threads = []
+
+    def ask_one(body: bytes) -> None:
+        sent.ask(served, body, began)
+        if free is not None:
+            free.release()
+
+    for number, (body, due) in enumerate(zip(bodies, arrivals.due, strict=False)):
+        if free is not None:
+            free.acquire()
+        now = time.perf_counter() - began
+        if max(now, due) > seconds and number >= (arrivals.at_once or 1):
+            break
+        time.sleep(max(0.0, due - now))
+        threads.append(_started(ask_one, body))
     for thread in threads:
         thread.join()
-    return LoadTiming.of(tool, asked, run.answers, max(run.ended - began, 1e-9), run.errors)
+    return sent
 
 
-class _Run:
-    """One load: what is still to be sent, what was answered."""
+class Sent:
+    """What was sent: the answers, what those that failed were told, and `seconds` from the first request to the last answer."""
 
-    def __init__(self, served: Served, bodies: Sequence[bytes]) -> None:
-        self._served, self._left = served, iter(bodies)
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self.answers: list[Answer] = []
         self.errors: list[str] = []
-        self.ended = 0.0
+        self.seconds = 1e-9
 
-    def clients(self, count: int) -> Iterator[threading.Thread]:
-        """Start so many threads, which send until nothing is left."""
-        for _ in range(count):
-            yield _started(self._send_all)
-
-    def arrivals(self, rate: float) -> Iterator[threading.Thread]:
-        """Start a thread a request, exponentially distributed times apart."""
-        due = time.perf_counter()
-        for body in self._left:
-            time.sleep(max(0.0, due - time.perf_counter()))
-            yield _started(self._send, body)
-            due += random.expovariate(rate)
-
-    def _send_all(self) -> None:
-        while (body := self._next()) is not None:
-            self._send(body)
-
-    def _next(self) -> bytes | None:
-        with self._lock:
-            return next(self._left, None)
-
-    def _send(self, body: bytes) -> None:
+    def ask(self, served: Served, body: bytes, began: float) -> None:
+        """Send one request and keep what came of it."""
         try:
-            answer, error = ask(self._served, body), None
+            answer, error = ask(served, body), None
         except (OSError, http.client.HTTPException, EngineError) as failure:
             answer, error = None, str(failure) or type(failure).__name__
         with self._lock:
-            self.ended = time.perf_counter()
+            self.seconds = max(self.seconds, time.perf_counter() - began)
             if answer is not None:
                 self.answers.append(answer)
             else:

@@ -33,12 +33,13 @@ class EngineError(TightfitError):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running engine: where it answers, its log, and how long it took to start."""
+    """A running engine: where it answers, its log, how long it took to start, and the session that its processes are of."""
 
     host: str
     port: int
     log: Path
     start_seconds: float
+    session: int | None = None
 
 
 #: Where `make engine` puts engines unless told otherwise, one folder a version.
@@ -102,7 +103,7 @@ def serving(
     try:
         with _ending_on_signals():
             _wait(child, port, log, began + start_seconds)
-            yield Served("127.0.0.1", port, log, time.monotonic() - began)
+            yield Served("127.0.0.1", port, log, time.monotonic() - began, child.pid)
     finally:
         _stop(child)
         log.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from targets.quantity import Quantity
 from targets.serve.load import Load, LoadTiming
+from targets.serve.soak import Soaked, SoakRequest
 
 Say = Callable[[str], None]
 
@@ -25,7 +26,7 @@ class Installed:
 class VerifyRequest:
     """What is to be driven. `launch`: the folder of the result's launch files; `python`: the one that has the engine; `kv_tokens`: what
     the plan says that the cache holds; `cards`: how many the plan uses; `checkout`: of a server that is no part of the engine's
-    package, where one is to be driven too.
+    package, where one is to be driven too; `soak`: what comes after the load, on the same start.
     """
 
     result: Path
@@ -35,13 +36,15 @@ class VerifyRequest:
     kv_tokens: Quantity
     cards: int
     checkout: Path | None = None
+    soak: SoakRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
     """What the running engine showed. `kv_tokens`, `max_concurrency`: None where it does not say; `loads`: the first is held against the
     plan; `start_seconds` until it could answer; `sample`: the beginning of an answer; `version`: where only the running engine tells
-    it; `notes`: what could not be driven as asked, for people; `tells_cache`: whether it is one that says what its cache holds.
+    it; `notes`: what could not be driven as asked, for people; `tells_cache`: whether it is one that says what its cache holds; `soaked`:
+    what a soak showed, where one was asked and can be put on.
     """
 
     kv_tokens: int | None
@@ -52,6 +55,7 @@ class Observed:
     version: str | None = None
     notes: tuple[str, ...] = ()
     tells_cache: bool = True
+    soaked: Soaked | None = None
 
 
 class Verifier(ABC):

@@ -28,7 +28,8 @@ def burst(requests: int, at_once: int | None = None) -> Arrivals:
 def poisson(
     rate: float, requests: int, burstiness: float = 1.0, *, seed: int = 0, at_once: int | None = None
 ) -> Arrivals:
-    """`rate` a second by chance: gaps of a gamma distribution of shape `burstiness`, 1 for a Poisson process, less for more clustered ones.
+    """Draw `rate` requests a second by chance: gaps of a gamma distribution of shape `burstiness`, 1 for a Poisson process, less for more
+    clustered ones.
 
     As `vllm bench serve` has it (`benchmarks/serve.py:get_request`): gaps are scaled so that the last is sent at requests / rate.
     """

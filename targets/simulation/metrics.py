@@ -91,7 +91,7 @@ def figures(run: Run) -> Figures:
 
 
 def goodput(run: Run, meets: Callable[[float, float, float], bool]) -> float:
-    """Requests a second that meet a goal on their (TTFT, TPOT, E2E), seconds each (`vllm bench serve --goodput`)."""
+    """Count the requests a second that meet a goal on their (TTFT, TPOT, E2E), seconds each (`vllm bench serve --goodput`)."""
     good = sum(
         meets(first - sent, (done - first) / max(output - 1, 1), done - sent)
         for sent, first, done, output in zip(run.sent, run.first, run.done, run.outputs, strict=True)

@@ -49,7 +49,7 @@ class Means:
 
 
 def closed_loop(step: Callable[[Step], float], loop: Loop) -> Means:
-    """Means of the loop, for an engine whose steps take `step` seconds."""
+    """Return means of the loop, for an engine whose steps take `step` seconds."""
     resident = max(1.0, min(loop.clients, loop.resident))
     outputs = max(loop.output_tokens - 1, 1.0)
     context = loop.input_tokens + loop.output_tokens / 2

@@ -18,7 +18,7 @@ from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.pictures import encoding_s
 from targets.speed.rates import Fitted, Regime, Width, engine_values, fitted_rates, rates_from
-from targets.speed.step import Card, Step, step_seconds
+from targets.speed.step import Card, Step, handing_on_seconds, step_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
 
@@ -65,7 +65,7 @@ def estimate(
 
 
 def steady(question: Asked) -> SpeedEstimate:
-    """The means of a question by the formula."""
+    """Return the means of a question by the formula."""
     loop, run = question.loop, question.run
     means = closed_loop(run.step, loop)
     alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
@@ -83,8 +83,9 @@ def asked(
     """Make a question ready: what a step reads and computes, how fast the card is, who asks."""
     name, card, work, replicas = engine.name, card_of(engine, gpu), work_of(ir), settings.parallel.dp
     clients = max(1.0, (workload.concurrency or 1) / replicas)
+    across = gpu.network is not None and settings.parallel.tp * settings.parallel.pp > gpu.network.cards
     fitted = fitted_rates(
-        name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts)
+        name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts), across=across
     )  # fmt: skip
     profile, notes = believed_profile(gpu)
     if profile is not None:
@@ -150,9 +151,8 @@ def requests_held(kv: KVEstimate, workload: Workload) -> float:
     """
     if not 0 < kv.max_concurrency.value < math.inf:
         return math.inf
-    spared = workload.context - workload.input_tokens - workload.output_tokens / 2
-    taken = max(kv.bytes_per_sequence - kv.bytes_per_token * max(spared, 0.0), kv.bytes_per_token)
-    return kv.max_concurrency.value * kv.bytes_per_sequence / taken
+    tokens = min(workload.input_tokens + workload.output_tokens / 2, workload.context)
+    return kv.max_concurrency.value * kv.bytes_per_sequence / max(kv.bytes_of(tokens), kv.bytes_per_token)
 
 
 def resident_requests(held: float, scheduler: Scheduler, occupancy: float) -> float:
@@ -188,7 +188,8 @@ class Run:
     def stage(self, step: Step) -> float:
         """Return the seconds of a step of what one stage has in hand, and of handing it on."""
         seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp)
-        return seconds + (self.pp - 1) * self.fitted.rates.links[self.card.wiring].fixed_s
+        tokens = step.decode + step.prefill
+        return seconds + handing_on_seconds(self.work, self.card, self.fitted.rates, tokens, self.tp, self.pp)
 
 
 def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int) -> SpeedEstimate:

@@ -60,7 +60,7 @@ class Fitted:
 
 @cache
 def fit() -> Mapping[str, Any]:
-    """The fitted constants, as stored."""
+    """Return the fitted constants, as stored."""
     stored: Mapping[str, Any] = json.loads(FIT.read_text())
     return stored
 
@@ -71,7 +71,7 @@ def is_fitted(engine: str) -> bool:
 
 
 def engine_values(engine: str) -> Mapping[str, float]:
-    """The named constants of an engine; those of the engine it is read as, where it has none."""
+    """Return the named constants of an engine; those of the engine it is read as, where it has none."""
     entry = fit()["engines"][engine]
     values: Mapping[str, float] = fit()["engines"][entry.get("as", engine)]["values"]
     return values
@@ -79,14 +79,20 @@ def engine_values(engine: str) -> Mapping[str, float]:
 
 @lru_cache(maxsize=256)
 def fitted_rates(
-    engine: str, generation: str, version: str | None = None, *, clients: float = 1, experts: bool = False
+    engine: str,
+    generation: str,
+    version: str | None = None,
+    *,
+    clients: float = 1,
+    experts: bool = False,
+    across: bool = False,
 ) -> Fitted:
-    """What the fit says of an engine (and version of it; None = newest) on a generation of cards, for so many clients of a model with
-    or without experts.
+    """Return what the fit says of an engine (and version of it; None = newest) on a generation of cards, for so many clients of a model
+    with or without experts; `across`: over several machines, of which it has no row.
     """
     entry = fit()["engines"][engine]
     seen = entry.get("generations", {}).get(generation, {"clients": 0, "experts": False})
-    known = clients <= seen["clients"] and (seen["experts"] or not experts)
+    known = clients <= seen["clients"] and (seen["experts"] or not experts) and not across
     values = _within_the_card(rates_from(engine_values(engine), generation, version))
     widen = 1.0 if known else entry["unknown_generation_widens"]
     widths = {
@@ -109,7 +115,7 @@ def _within_the_card(rates: Rates) -> Rates:
 
 
 def rates_from(values: Mapping[str, float], generation: str, version: str | None = None) -> Rates:
-    """Rates from named constants: shared values times the factors of each word of the generation (`memory@12`, `layer_s@geforce`).
+    """Make rates from named constants: shared values times the factors of each word of the generation (`memory@12`, `layer_s@geforce`).
 
     `memory`, `memory.FAMILY`: fraction of bandwidth and the family's factor on it; `compute`, `expert_memory`, `expert_compute` and `tile`
     likewise. By version: `drift`, growth of all overheads a minor version before `newest`, at most `drift_span` versions back (older ones

@@ -32,7 +32,7 @@ from passes.text.source import TextSource
 from planner.choice.search import search
 from planner.choice.space import as_asked
 from planner.spec.parse import parse_spec
-from planner.spec.spec import QuantizeChoice
+from planner.spec.parts.choices import QuantizeChoice
 from tests.walk.conftest import save_tiny_llama
 
 

@@ -59,7 +59,8 @@ def result(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def verified(result: Path, engine_python: Path) -> dict[str, object]:
     """What `optimize verify` reports: the one start of the engine that these tests share."""
-    done = optimize("verify", "result", "--engine", engine_python, "--json", cwd=result.parent, check=False)
+    asked = ("--soak", "--seconds", "15", "--engine", engine_python, "--json")
+    done = optimize("verify", "result", *asked, cwd=result.parent, check=False)
     assert done.returncode in (0, 4), done.stderr
     return dict(json.loads(done.stdout))
 
@@ -90,6 +91,21 @@ def test_the_load_is_the_workload_s_and_put_on_by_the_engine_s_own_client(verifi
     assert asked["requests"] >= 6 and timing["failed"] == 0
     # Two at a time, so that together they get more than each alone.
     assert timing["tok_s"] > 1.2 * 16_000 / (timing["ttft_ms"]["mean"] + 15 * timing["tpot_ms"]["mean"])
+
+
+def test_the_soak_fills_the_context_and_holds(result: Path, verified: dict[str, object]) -> None:
+    soak = verified["soak"]
+    asked, seen = soak["timing"]["load"], soak["watched"]
+    assert asked["input_tokens"] + asked["output_tokens"] == 2048 and asked["concurrency"] == 2 <= asked["requests"]
+    checks = {check["name"]: check for check in soak["checks"]}
+    assert (checks["requests without an answer"]["measured"], checks["preemptions"]["measured"]) == ("0", "0")
+    assert checks["preemptions"]["binding"], "the cache holds both at full context, whatever else"
+    # Two sequences of 2048 tokens, each in whole blocks of 128.
+    tokens = {"fp8": 93_184, "auto": 46_592}[_CACHE]
+    assert 0 < seen["cache_share"] <= 2 * (2048 + 128) / tokens and seen["running"] >= 1
+    assert seen["memory_bytes"] > 1 << 30, "one GiB of cache alone"
+    shown = optimize("show", "result", cwd=result.parent).stdout
+    assert "Soaked: " in shown and "preemptions" in shown and "(--soak)" not in shown
 
 
 def test_an_engine_that_does_not_start_is_explained_with_its_log(result: Path, tmp_path: Path) -> None:

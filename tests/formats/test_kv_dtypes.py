@@ -7,7 +7,7 @@ import pytest
 from passes.formats.kv_dtypes import KV_DTYPES, NAMES, OWN, cache_bits, kv_dtype
 from passes.kv_cache import KVCachePass
 from planner.asked import chain_of
-from planner.spec.spec import PassesChoice
+from planner.spec.parts.choices import PassesChoice
 
 
 @pytest.mark.parametrize("dtype", KV_DTYPES, ids=lambda dtype: dtype.name)

@@ -1,4 +1,4 @@
-"""Every command of docs/checking.md and of the README's action is run, and ends as the page says."""
+"""What docs/checking.md and the README give to Kubernetes and to GitHub runs; the commands of all pages: tests/test_docs_commands.py."""
 
 from __future__ import annotations
 
@@ -14,24 +14,11 @@ from tests.stand_in_nvml import MIB, Card, Library, install
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "checking.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^\$ optimize (.+?)(?: +# exit (\d))?$", PAGE, re.MULTILINE)
 
 
 def on_a_4090(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     install(monkeypatch, Library([Card("NVIDIA GeForce RTX 4090", 24564 * MIB, 24100 * MIB)]))
-
-
-@pytest.mark.parametrize(("command", "code"), COMMANDS)
-def test_a_command_of_the_page_ends_as_it_says(
-    monkeypatch: pytest.MonkeyPatch, optimize: Any, command: str, code: str
-) -> None:
-    on_a_4090(monkeypatch)
-    assert optimize(*shlex.split(command))[0] == int(code or 0)
-
-
-def test_the_page_has_commands() -> None:
-    assert len(COMMANDS) > 12
 
 
 def test_the_init_container_looks_at_its_machine(monkeypatch: pytest.MonkeyPatch, optimize: Any) -> None:

@@ -27,8 +27,8 @@ from planner.plan.document import PlanDocument
 from planner.plan.make import plan
 from planner.plan.remedies import _under, followable
 from planner.spec.parse import parse_spec
+from planner.spec.parts.goals import Goals
 from planner.spec.patch import patched
-from planner.spec.spec import Goals
 from targets.quantity import Quantity
 from tests.planner.questions import TEXTS, asked
 

@@ -30,7 +30,7 @@ from planner.quality.features import Traits
 from planner.quality.law import loss
 from planner.quality.recovery import left, tokens_needed
 from planner.quality.traits import named_traits, traits_of
-from planner.spec.spec import Bands
+from planner.spec.parts.goals import Bands
 from targets.quantity import Basis
 
 LLAMA_3_8B = "meta-llama/Meta-Llama-3-8B"

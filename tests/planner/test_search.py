@@ -28,7 +28,9 @@ from planner.choice.verdict import Candidate, GoalResult, Verdict
 from planner.plan.make import plan
 from planner.quality.expected import Quality, expected_quality, growth
 from planner.spec.parse import parse_spec
-from planner.spec.spec import Bands, EngineChoice, Spec
+from planner.spec.parts.goals import Bands
+from planner.spec.parts.target import EngineChoice
+from planner.spec.spec import Spec
 from targets.engines.engine import Parallel, Settings, find_engine
 from targets.gpu import find_gpu
 from targets.quantity import Quantity

@@ -12,20 +12,27 @@ from typing import Any
 import pynvml
 import pytest
 
+from passes.chain import rewrite
 from passes.errors import InputError
+from passes.ir.sources import open_model
 from planner.certificate import Comparison
 from planner.choice.goals import Goal
 from planner.machine import require_build, require_cards
 from planner.plan.document import PlanDocument, PlannedGoal, portable
+from planner.plan.full_context import full_context
 from planner.plan.make import plan
+from planner.plan.opened import Opened
 from planner.plan.saved import save
 from planner.spec.spec import Spec
-from planner.verify import VerifyReport, load_of, verify
+from planner.verifying.report import VerifyReport, read_report
+from planner.verifying.verify import UnderLoad, load_of, verify
 from targets.machine.devices import installed_gpus
 from targets.quantity import Quantity
 from targets.serve.engine_build import installed_vllm
 from targets.serve.load import Load, LoadTiming, Spread
+from targets.serve.soak import Soaked
 from targets.serve.verifier import Installed, Observed, Verifier, VerifyRequest
+from targets.serve.watch import Watched
 from tests.planner.conftest import run
 from tests.targets.test_load import script
 
@@ -43,7 +50,9 @@ def planned(gpu: Any = "rtx-4090", engine: str = "vllm", clients: int = 1, **tar
 def timing(asked: Load, **changed: Any) -> LoadTiming:
     """A load that went by at 50 ms to the first token, 10 ms a further one."""
     figures = {"tok_s": 90.0, "seconds": 10.0, "failed": 0, **changed}
-    return LoadTiming("a client", asked, Spread(50.0, 49.0, 60.0), Spread(10.0, 9.9, 12.0), **figures)
+    return LoadTiming(
+        "a client", asked, Spread(50.0, 49.0, 60.0, 55.0, 70.0), Spread(10.0, 9.9, 12.0, 11.0, 13.0), **figures
+    )
 
 
 class Fake(Verifier):
@@ -63,7 +72,8 @@ class Fake(Verifier):
         loads = self.shown.get("loads") or (timing(request.load),)
         cache = self.shown.get("kv_tokens", int(request.kv_tokens.value))
         told = self.shown.get("tells_cache", True)
-        return Observed(cache, None, loads, 3.0, "words", None, self.shown.get("notes", ()), told)
+        soaked = None if request.soak is None else Soaked(timing(Load(1, 1, 1, 4)), self.shown["watched"])
+        return Observed(cache, None, loads, 3.0, "words", None, self.shown.get("notes", ()), told, soaked)
 
 
 @pytest.fixture
@@ -73,7 +83,7 @@ def shows(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fake]:
     def shown(**figures: Any) -> Fake:
         fake = Fake(**figures)
         monkeypatch.setattr("targets.engines.vllm.engine.Vllm.verifier", lambda engine: fake)
-        monkeypatch.setattr("planner.verify.installed_gpus", lambda: (_4090,))
+        monkeypatch.setattr("planner.verifying.verify.installed_gpus", lambda: (_4090,))
         return fake
 
     return shown
@@ -149,7 +159,7 @@ def test_verify_refuses_before_it_looks_for_an_engine(
     result: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = result(planned())
-    monkeypatch.setattr("planner.verify.installed_gpus", lambda: (_H100,))
+    monkeypatch.setattr("planner.verifying.verify.installed_gpus", lambda: (_H100,))
     monkeypatch.setattr("targets.serve.drive.engine_python", lambda given: pytest.fail("an engine was looked for"))
     code, out, err = run(monkeypatch, capsys, "verify", folder)
     assert code == 2 and "planned for RTX 4090, none here" in err and "Traceback" not in err + out
@@ -163,7 +173,7 @@ def test_verify_refuses_another_build_before_it_starts_it(
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho cpu\n")
     python.chmod(0o755)
-    monkeypatch.setattr("planner.verify.installed_gpus", lambda: (_4090,))
+    monkeypatch.setattr("planner.verifying.verify.installed_gpus", lambda: (_4090,))
     monkeypatch.setattr("targets.serve.drive.serving", lambda *_: pytest.fail("an engine was started"))
     with pytest.raises(InputError, match="has vLLM's CPU build"):
         verify(result(planned()), python)
@@ -293,7 +303,7 @@ def test_a_load_that_could_not_be_put_on_as_planned_is_shown_without_judgement(r
 
 def test_requests_that_arrive_by_chance_are_held_against_the_goals_but_for_throughput(result: Any, shows: Any) -> None:
     fake = shows()
-    report = verify(result(asking(planned(), ttft=100, throughput=1e9)), rate=2.0)
+    report = verify(result(asking(planned(), ttft=100, throughput=1e9)), load=UnderLoad(rate=2.0))
     assert fake.asked.load.rate == 2.0
     found = checks(report)
     assert found["goal: TTFT"].binding and found["goal: TTFT"].holds
@@ -331,7 +341,7 @@ def test_without_the_engine_s_own_bench_our_client_puts_the_load_on_and_says_so(
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nif [ "$1" = -I ]; then echo cuda 0.32.0; else echo "no pandas" >&2; exit 1; fi\n')
     python.chmod(0o755)
-    monkeypatch.setattr("planner.verify.installed_gpus", lambda: (_4090,))
+    monkeypatch.setattr("planner.verifying.verify.installed_gpus", lambda: (_4090,))
     report = verify(folder, python)
     [put_on] = report.loads
     assert (put_on.tool, put_on.load.concurrency, put_on.failed) == ("tightfit", 3, 0)
@@ -340,3 +350,61 @@ def test_without_the_engine_s_own_bench_our_client_puts_the_load_on_and_says_so(
     )
     assert checks(report)["KV tokens"].holds and report.sample.startswith(" word")
     assert report.engine_version == "0.32.0"
+
+
+def soaked(folder: Path, document: PlanDocument, monkeypatch: pytest.MonkeyPatch) -> VerifyReport:
+    """The report of a soak, the model's description at hand as a result's files give it."""
+    ir = rewrite(open_model("Llama-3.2-1B-Instruct").ir, document.decision.chain)
+    said = Spec.model_validate({"model": "m", "target": {"gpu": "rtx-4090"}, "workload": {"context": 2048}})
+    monkeypatch.setattr("planner.verifying.soak.opened", lambda out: Opened(document, said, ir))
+    return verify(folder, load=UnderLoad(soak=True))
+
+
+def test_a_soak_is_asked_at_full_context_and_held_against_the_plan(
+    result: Any, shows: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = shows(watched=Watched(9, 5 << 30, 1 << 20, (20 << 30,), 0.05, 8, 0, 0))
+    document = planned(clients=8)
+    folder = result(document)
+    report = soaked(folder, document, monkeypatch)
+    asked = fake.asked.soak
+    assert asked.seconds == 600 and asked.workload.concurrency == 8
+    assert (asked.workload.input_tokens, asked.workload.output_tokens) == (2048 - 128, 128)
+    assert report.soak is not None and report.soak.holds and report.holds
+    found = {check.name: check for check in report.soak.checks}
+    assert (found["preemptions"].predicted, found["preemptions"].measured, found["preemptions"].binding) == (
+        "0",
+        "0",
+        True,
+    )
+    assert found["requests at work at once"].predicted == "8 of 8" and found["requests at work at once"].holds
+    assert {"TTFT, ms mean", "TTFT, ms p95", "TPOT, ms mean", "throughput, tok/s", "memory, GiB"} <= set(found)
+    assert found["memory, GiB"].measured == "20.00", "what is in use of the card"
+    assert read_report(folder) == report
+    code, out, _ = run(monkeypatch, capsys, "verify", folder, "--soak")
+    assert code == 0 and "Soaked: 4 requests" in out and "preemptions" in out
+
+
+def test_a_preemption_that_was_not_to_be_breaks_a_promise(
+    result: Any, shows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shows(watched=Watched(9, preemptions=3))
+    document = planned(clients=8)
+    report = soaked(result(document), document, monkeypatch)
+    assert report.soak is not None and not report.soak.holds and not report.holds
+
+
+def test_a_plan_marks_what_would_only_start(result: Any, shows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests of 640 tokens fit, at 32768 each few of them do: a note of the plan, and preemptions break no promise."""
+    spec = {
+        "model": "Llama-3.1-8B-Instruct", "target": {"gpu": "rtx-4090"}, "engine": "vllm",
+        "workload": {"context": 32768, "concurrency": 16}, "passes": {"quantize": {"formats": ["w8a8"], "dense": False}},
+    }  # fmt: skip
+    document = plan(Spec.model_validate(spec)).document
+    chosen = document.decision
+    assert chosen.capacity is not None
+    fits = full_context(chosen.kv_cache, chosen.capacity)
+    assert 0 < fits.surely <= fits.fit < fits.running == 16 and not fits.promised
+    told = [note for note in chosen.notes if note.startswith("starts, but")]
+    assert told == [fits.caution(32768)] and f"{fits.fit} of 16 requests fit at once" in told[0]
+    assert not any(note.startswith("starts, but") for note in planned(clients=8).decision.notes)

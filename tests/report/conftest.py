@@ -16,7 +16,9 @@ from planner.plan.make import plan
 from planner.plan.saved import save
 from planner.quality.expected import Quality
 from planner.report.facts import Facts, facts_of
+from planner.verifying.report import VerifyReport
 from targets.quantity import Basis, Quantity
+from targets.serve.load import Load, LoadTiming, Spread
 from tests.conftest import missing
 
 SPEC = """\
@@ -49,8 +51,19 @@ def made(planned: Facts) -> Facts:
 
 
 @pytest.fixture(scope="session")
-def mixed(made: Facts) -> Facts:
+def verified(made: Facts) -> Facts:
+    """The same, served under its load."""
+    shown = Spread(mean=700.0, median=650.0, p95=900.0, p90=850.0, p99=950.0)
+    token = Spread(mean=20.0, median=19.0, p95=25.0, p90=24.0, p99=26.0)
+    timing = LoadTiming("vllm bench serve", Load(1000, 200, 4, 40), shown, token, 180.0, 44.0, 0)
+    checks = (Comparison("TTFT, ms", "700 (600 … 800)", "700", holds=True, binding=False),)
+    return replace(made, verified=VerifyReport(checks, 30.0, "Paris", (timing,), "0.33"))
+
+
+@pytest.fixture(scope="session")
+def mixed(verified: Facts) -> Facts:
     """The same with a first layer that is stored as it was."""
+    made = verified
     assert made.ir is not None
     stack = made.ir.decoder
     plain = stack.block(0).map_linears(lambda linear: replace(linear, storage=DENSE))

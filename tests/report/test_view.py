@@ -77,6 +77,27 @@ def test_goals_show_their_interval_and_beside_it_what_was_measured(planned: Fact
     assert kept(planned) is None
 
 
+def test_speed_that_verify_measured_stands_beside_what_was_predicted(made: Facts, verified: Facts) -> None:
+    assert [row.measured for row in goal_rows(made) if row.name != "perplexity"] == [None, None]
+    measured = {row.name: row.measured.said for row in goal_rows(verified) if row.measured is not None}
+    assert measured["TTFT"] == "700 ms" and measured["decode"] == "50 tok/s"
+    promised = kept(verified)
+    assert promised is not None and promised.checks[-1].name == "TTFT, ms" and promised.holds
+    table = load_table(verified)
+    assert table is not None
+    assert [said for chart in table.charts for *_, said in chart.measured] == [
+        "p50 at 4, measured: 650 ms", "p95 at 4, measured: 900 ms", "p50 at 4, measured: 19 ms", "p95 at 4, measured: 25 ms",
+    ]  # fmt: skip
+
+
+def test_another_load_than_the_plans_is_no_measurement_of_its_goals(verified: Facts) -> None:
+    assert verified.verified is not None
+    timing = verified.verified.loads[0]
+    other = replace(verified.verified, loads=(replace(timing, load=replace(timing.load, concurrency=9)),))
+    rows = goal_rows(replace(verified, verified=other))
+    assert all(row.measured is None for row in rows if row.name != "perplexity")
+
+
 def test_latency_is_drawn_over_the_load_with_the_one_that_was_asked(planned: Facts) -> None:
     table = load_table(planned)
     assert table is not None

@@ -39,7 +39,7 @@ class FloatQuantized(CompressedTensors):
 
     @classmethod
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
-        """8-bit floats."""
+        """Read a group of 8-bit floats; None for any other."""
         if group.type != "float" or group.bits != 8:
             return None
         return cls(-1, group.block, dtype) if group.block else cls(group.group_size, None, dtype, group.static)
@@ -80,7 +80,7 @@ class FloatQuantized(CompressedTensors):
         return Rounding("fp8", 0)
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Blocks must divide K, because the inputs are quantized in groups as wide as a block; the last rows may be a short block.
+        """Require that blocks divide K, because the inputs are quantized in groups as wide as a block; the last rows may be a short block.
 
         vLLM asserts it where it quantizes the inputs (`per_token_group_quant_fp8` in fp8_utils.py, 0.32).
         """
@@ -93,7 +93,7 @@ class FloatQuantized(CompressedTensors):
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """Values, scales, and the scale of the inputs when static."""
+        """Return values, scales, and the scale of the inputs when static."""
         if self.block:
             scale = (-(-out_features // self.block[0]), -(-in_features // self.block[1]))
         else:
@@ -128,7 +128,7 @@ class FloatQuantized(CompressedTensors):
         return (values * scale).to(dtype)
 
     def scheme(self) -> dict[str, Any]:
-        """Static weights; activations dynamic (per token; per 128 inputs with block scales), or static by tensor."""
+        """Describe static weights; activations dynamic (per token; per 128 inputs with block scales), or static by tensor."""
         out = arguments(8, "float", True, self.group_size, activations="tensor" if self.static else "token")
         if self.block:
             out["weights"] |= {"strategy": "block", "block_structure": list(self.block), "group_size": None}

@@ -43,7 +43,7 @@ class PackQuantized(CompressedTensors):
 
     @classmethod
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
-        """Integers of 4 bits; of 8, activations in plain numbers."""
+        """Read a group of 4-bit integers, or of 8-bit ones whose activations stay plain numbers; None for any other."""
         integers = group.type == "int" and (group.bits == 4 or (group.bits == 8 and not group.inputs))
         return cls(group.bits, group.group_size, group.symmetric, dtype, group.inputs) if integers else None
 
@@ -84,7 +84,7 @@ class PackQuantized(CompressedTensors):
         return group_size_reason(self.group_size, in_features)
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """Packed codes, scales, the original shape, and zero points when asymmetric."""
+        """Return packed codes, scales, the original shape, and zero points when asymmetric."""
         groups = 1 if self.group_size < 0 else in_features // self.group_size
         out = [
             Tensor(f"{name}.weight_packed", "I32", (out_features, -(-in_features * self.bits // 32))),
@@ -157,7 +157,7 @@ class IntQuantized(CompressedTensors):
 
     @classmethod
     def described_by(cls, group: ConfigGroup, dtype: str) -> Self | None:
-        """8-bit integers, activations too."""
+        """Read a group of 8-bit integers, activations too; None for any other."""
         integers = group.type == "int" and group.bits == 8 and group.inputs
         return cls(dtype, group.static) if integers else None
 
@@ -199,7 +199,7 @@ class IntQuantized(CompressedTensors):
         return None
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """Codes, channel scales, and the scale of the inputs when static."""
+        """Return codes, channel scales, and the scale of the inputs when static."""
         return (
             Tensor(f"{name}.weight", "I8", (out_features, in_features)),
             Tensor(f"{name}.weight_scale", self.dtype, (out_features, 1)),
@@ -223,5 +223,5 @@ class IntQuantized(CompressedTensors):
         return (tensors[f"{name}.weight"].float() * tensors[f"{name}.weight_scale"].float()).to(dtype)
 
     def scheme(self) -> dict[str, Any]:
-        """Static channel weights; activations dynamic by token, or static by tensor."""
+        """Describe static channel weights; activations dynamic by token, or static by tensor."""
         return arguments(8, "int", True, -1, activations="tensor" if self.static else "token")

@@ -91,7 +91,7 @@ class Exl2(Format):
         return -(-out_features // UNIT) * UNIT
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """K a multiple of 32 and at most 65535; known widths in descending order; groups of multiples of 32."""
+        """Require a K that is a multiple of 32 and at most 65535, known widths in descending order, groups of multiples of 32."""
         widths = [bits for _, bits, _ in self.shares]
         if not set(widths) <= set(WIDTHS) or widths != sorted(widths, reverse=True):
             return Reason("exl2_widths", f"EXL2 knows the widths 2, 3, 4, 5, 6, 8, widest first, not {widths}")
@@ -117,7 +117,7 @@ class Exl2(Format):
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """EXL2's scales are pairs of indices and maxima: only its own quantizer's result can be stored (`encode_matrix`)."""
+        """Refuse, for EXL2's scales are pairs of indices and maxima: only its own quantizer's result can be stored (`encode_matrix`)."""
         raise TightfitError("EXL2 stores what its own quantizer makes", remedy="choose the method exl2")
 
     def encode_matrix(self, name: str, matrix: Exl2Matrix) -> dict[str, torch.Tensor]:

@@ -71,9 +71,9 @@ class Exl2Bounded(Format):
         return (Tensor(f"{name}.exl2_at_most", "U8", (math.ceil(weights * self.bpw / 8),)),)
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """Not before the split is known."""
+        """Refuse before the split is known."""
         raise TightfitError(f"{name}: the split of {self.label} over the matrices is open", remedy=_REMEDY)
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Not before the split is known."""
+        """Refuse before the split is known."""
         raise TightfitError(f"{name}: the split of {self.label} over the matrices is open", remedy=_REMEDY)

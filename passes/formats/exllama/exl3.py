@@ -60,7 +60,7 @@ class Exl3(Format):
         return Exl3(float(bits)) if 2 <= bits <= 8 else None
 
     def illegal(self, out_features: int, in_features: int) -> Reason | None:
-        """Between 1 and 8 bits; inputs a multiple of 128 (the rotation); outputs are padded to one."""
+        """Require between 1 and 8 bits and inputs a multiple of 128 (the rotation); outputs are padded to one."""
         if not 1 <= self.bits <= 8:
             return Reason("exl3_bits", f"EXL3 stores 1 to 8 bits, not {self.bits:g}", "choose 2 to 6 bits")
         if in_features % _ROTATION:
@@ -79,9 +79,9 @@ class Exl3(Format):
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
-        """Not possible here: the trellis search is a CUDA kernel of ExLlamaV3."""
+        """Refuse, for the trellis search is a CUDA kernel of ExLlamaV3."""
         raise TightfitError("EXL3 is made by ExLlamaV3 only", remedy=_REMEDY)
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Not possible here."""
+        """Refuse: the trellis is decoded by ExLlamaV3 alone."""
         raise TightfitError("EXL3 is read by ExLlamaV3 only", remedy=_REMEDY)

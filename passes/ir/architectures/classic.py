@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import STYLES, decoder_blocks, head_sizes
 from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied, make_stack
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Heads, Maker, Part, total
 from passes.ir.model import Role, Stack
 from passes.ir.state import CrossKV, FullKV
 
@@ -15,7 +17,7 @@ def _layers(name: str, count: int, part: Part, heads: int, kv_heads: int, head_d
 
 
 def opt(config: Config, m: Maker, names: Names) -> Description:
-    """OPT (arXiv 2205.01068): learned positions with two extra rows, biases everywhere, embedding width of its own."""
+    """Describe OPT (arXiv 2205.01068): learned positions with two extra rows, biases everywhere, embedding width of its own."""
     hidden, heads, inner = (
         config.integer("hidden_size"),
         config.integer("num_attention_heads"),
@@ -30,7 +32,9 @@ def opt(config: Config, m: Maker, names: Names) -> Description:
     qkvo = ("q_proj", "k_proj", "v_proj", "out_proj")
     layer = total(
         m.norms(hidden, "self_attn_layer_norm", "final_layer_norm", bias=True),
-        m.attention(hidden, heads, heads, hidden // heads, qkv_bias=bias, o_bias=bias, names=qkvo).at("self_attn."),
+        m.attention(hidden, Heads(heads, heads, hidden // heads), qkv_bias=bias, o_bias=bias, names=qkvo).at(
+            "self_attn."
+        ),
         m.plain_mlp(hidden, inner, names=("fc1", "fc2"), bias=bias),
     )
     outer = m.embedding(base + "embed_tokens", config.integer("vocab_size"), width) + m.linear(
@@ -52,7 +56,7 @@ def opt(config: Config, m: Maker, names: Names) -> Description:
 
 
 def falcon(config: Config, m: Maker, names: Names) -> Description:
-    """Falcon (arXiv 2311.16867): fused query_key_value; one KV head, a few (new architecture), or as many as heads."""
+    """Describe Falcon (arXiv 2311.16867): fused query_key_value; one KV head, a few (new architecture), or as many as heads."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads", "n_head")
     new = config.flag("new_decoder_architecture")
     multi_query = config.flag("multi_query", default=True)
@@ -63,7 +67,7 @@ def falcon(config: Config, m: Maker, names: Names) -> Description:
         norms = ("input_layernorm", "post_attention_layernorm")
     inner = config.integer("ffn_hidden_size", default=4 * hidden)
     attention = m.fused_attention(
-        hidden, heads, kv_heads, hidden // heads, names=("query_key_value", "dense"), qkv_bias=bias, o_bias=bias
+        hidden, Heads(heads, kv_heads, hidden // heads), names=("query_key_value", "dense"), qkv_bias=bias, o_bias=bias
     )
     layer = total(
         m.norms(hidden, *norms, bias=True),
@@ -71,37 +75,43 @@ def falcon(config: Config, m: Maker, names: Names) -> Description:
         m.plain_mlp(hidden, inner, names=("dense_h_to_4h", "dense_4h_to_h"), bias=bias).at("mlp."),
     )
     base = Names("transformer.", "lm_head")
-    outer = ends(m, config, base, is_tied(config, True), embedding="word_embeddings", norm="ln_f", norm_bias=True)
+    outer = ends(
+        m, config, replace(base, embedding="word_embeddings", norm="ln_f"), is_tied(config, True), norm_bias=True
+    )
     count = config.integer("num_hidden_layers", "n_layer")
     return Description((_layers("transformer.h.{i}.", count, layer, heads, kv_heads, hidden // heads),), outer)
 
 
 def gpt_j(config: Config, m: Maker, names: Names) -> Description:
-    """GPT-J: parallel blocks, biases only in the MLP and the head."""
+    """Describe GPT-J: parallel blocks, biases only in the MLP and the head."""
     hidden, heads = config.integer("n_embd"), config.integer("n_head")
     inner = config.integer("n_inner", default=4 * hidden)
     layer = total(
         m.norms(hidden, "ln_1", bias=True),
-        m.attention(hidden, heads, heads, hidden // heads, names=("q_proj", "k_proj", "v_proj", "out_proj")).at(
+        m.attention(hidden, Heads(heads, heads, hidden // heads), names=("q_proj", "k_proj", "v_proj", "out_proj")).at(
             "attn."
         ),
         m.plain_mlp(hidden, inner, names=("fc_in", "fc_out"), bias=True).at("mlp."),
     )
     outer = ends(
-        m, config, Names("transformer.", "lm_head"), is_tied(config, False),
-        embedding="wte", norm="ln_f", norm_bias=True, head_bias=True,
-    )  # fmt: skip
+        m,
+        config,
+        Names("transformer.", "lm_head", embedding="wte", norm="ln_f"),
+        is_tied(config, False),
+        norm_bias=True,
+        head_bias=True,
+    )
     return Description(
         (_layers("transformer.h.{i}.", config.integer("n_layer"), layer, heads, heads, hidden // heads),), outer
     )
 
 
 def bloom(config: Config, m: Maker, names: Names) -> Description:
-    """BLOOM (arXiv 2211.05100): ALiBi, biases everywhere, a norm after the embedding; stored without a `transformer.` prefix."""
+    """Describe BLOOM (arXiv 2211.05100): ALiBi, biases everywhere, a norm after the embedding; stored without a `transformer.` prefix."""
     hidden, heads = config.integer("hidden_size", "n_embed"), config.integer("n_head", "num_attention_heads")
     base = "transformer." if m.has("transformer.word_embeddings.weight", default=False) else ""
     attention = m.fused_attention(
-        hidden, heads, heads, hidden // heads, names=("query_key_value", "dense"), qkv_bias=True, o_bias=True
+        hidden, Heads(heads, heads, hidden // heads), names=("query_key_value", "dense"), qkv_bias=True, o_bias=True
     )
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm", bias=True),
@@ -111,10 +121,8 @@ def bloom(config: Config, m: Maker, names: Names) -> Description:
     outer = ends(
         m,
         config,
-        Names(base, "lm_head"),
+        Names(base, "lm_head", embedding="word_embeddings", norm="ln_f"),
         is_tied(config, True),
-        embedding="word_embeddings",
-        norm="ln_f",
         norm_bias=True,
     ) + m.norms(hidden, base + "word_embeddings_layernorm", bias=True)
     count = config.integer("n_layer", "num_hidden_layers")
@@ -122,42 +130,44 @@ def bloom(config: Config, m: Maker, names: Names) -> Description:
 
 
 def mpt(config: Config, m: Maker, names: Names) -> Description:
-    """MPT: ALiBi, no biases at all, head always tied."""
+    """Describe MPT: ALiBi, no biases at all, head always tied."""
     hidden, heads = config.integer("d_model"), config.integer("n_heads")
     if not config.flag("no_bias", default=True):
         raise not_understood(config.name, f"{config.path}: MPT with biases is not known")
     layer = total(
         m.norms(hidden, "norm_1", "norm_2"),
-        m.fused_attention(hidden, heads, heads, hidden // heads, names=("Wqkv", "out_proj")).at("attn."),
+        m.fused_attention(hidden, Heads(heads, heads, hidden // heads), names=("Wqkv", "out_proj")).at("attn."),
         m.plain_mlp(hidden, hidden * config.integer("expansion_ratio", default=4), names=("up_proj", "down_proj")).at(
             "ffn."
         ),
     )
-    outer = ends(m, config, Names("transformer.", "lm_head"), True, embedding="wte", norm="norm_f")
+    outer = ends(m, config, Names("transformer.", "lm_head", embedding="wte", norm="norm_f"), True)
     count = config.integer("n_layers")
     return Description((_layers("transformer.blocks.{i}.", count, layer, heads, heads, hidden // heads),), outer)
 
 
 def qwen1(config: Config, m: Maker, names: Names) -> Description:
-    """Qwen 1 (arXiv 2309.16609): fused c_attn with bias; w2 is the gate; `intermediate_size` counts gate and up together."""
+    """Describe Qwen 1 (arXiv 2309.16609): fused c_attn with bias; w2 is the gate; `intermediate_size` counts gate and up together."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     inner = config.integer("intermediate_size") // 2
     layer = total(
         m.norms(hidden, "ln_1", "ln_2"),
-        m.fused_attention(hidden, heads, heads, hidden // heads, names=("c_attn", "c_proj"), qkv_bias=True).at("attn."),
+        m.fused_attention(hidden, Heads(heads, heads, hidden // heads), names=("c_attn", "c_proj"), qkv_bias=True).at(
+            "attn."
+        ),
         m.gated_mlp(hidden, inner, names=("w2", "w1", "c_proj")).at("mlp."),
     )
-    outer = ends(m, config, Names("transformer.", "lm_head"), is_tied(config, False), embedding="wte", norm="ln_f")
+    outer = ends(m, config, Names("transformer.", "lm_head", embedding="wte", norm="ln_f"), is_tied(config, False))
     count = config.integer("num_hidden_layers")
     return Description((_layers("transformer.h.{i}.", count, layer, heads, heads, hidden // heads),), outer)
 
 
 def baichuan(config: Config, m: Maker, names: Names) -> Description:
-    """Baichuan 1 and 2 (arXiv 2309.10305): Llama with q, k and v in one matrix, `W_pack`."""
+    """Describe Baichuan 1 and 2 (arXiv 2309.10305): Llama with q, k and v in one matrix, `W_pack`."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm"),
-        m.fused_attention(hidden, heads, heads, hidden // heads, names=("W_pack", "o_proj")).at("self_attn."),
+        m.fused_attention(hidden, Heads(heads, heads, hidden // heads), names=("W_pack", "o_proj")).at("self_attn."),
         m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp."),
     )
     outer = ends(m, config, names, is_tied(config, False))
@@ -166,24 +176,22 @@ def baichuan(config: Config, m: Maker, names: Names) -> Description:
 
 
 def internlm2(config: Config, m: Maker, names: Names) -> Description:
-    """InternLM 2 (arXiv 2403.17297): fused wqkv, interleaved by KV head; w1 gate, w3 up, w2 down."""
+    """Describe InternLM 2 (arXiv 2403.17297): fused wqkv, interleaved by KV head; w1 gate, w3 up, w2 down."""
     hidden, bias = config.integer("hidden_size"), config.flag("bias")
     heads, kv_heads, head_dim = head_sizes(config)
     layer = total(
         m.norms(hidden, "attention_norm", "ffn_norm"),
-        m.fused_attention(
-            hidden, heads, kv_heads, head_dim, names=("wqkv", "wo"), qkv_bias=bias, o_bias=bias
-        ).at("attention."),
+        m.fused_attention(hidden, Heads(heads, kv_heads, head_dim), names=("wqkv", "wo"), qkv_bias=bias, o_bias=bias).at("attention."),
         m.gated_mlp(hidden, config.integer("intermediate_size"), names=("w1", "w3", "w2")).at("feed_forward."),
     )  # fmt: skip
     head = names.head.replace("lm_head", "output")
-    outer = ends(m, config, Names(names.base, head), is_tied(config, False), embedding="tok_embeddings")
+    outer = ends(m, config, Names(names.base, head, embedding="tok_embeddings"), is_tied(config, False))
     count = config.integer("num_hidden_layers")
     return Description((_layers(names.base + "layers.{i}.", count, layer, heads, kv_heads, head_dim),), outer)
 
 
 def deci(config: Config, m: Maker, names: Names) -> Description:
-    """Llama-Nemotron (Puzzle, arXiv 2411.19146): every layer has its own attention (or none) and MLP width."""
+    """Describe Llama-Nemotron (Puzzle, arXiv 2411.19146): every layer has its own attention (or none) and MLP width."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     head_dim = config.integer("head_dim", default=hidden // heads)
     layers = config.integer("num_hidden_layers")
@@ -197,7 +205,7 @@ def deci(config: Config, m: Maker, names: Names) -> Description:
         if not attention.flag("no_op"):
             kv_heads = heads // attention.integer("n_heads_in_group", at_least=1, at_most=heads)
             part += m.norms(hidden, "input_layernorm")
-            part += m.attention(hidden, heads, kv_heads, head_dim).at("self_attn.")
+            part += m.attention(hidden, Heads(heads, kv_heads, head_dim)).at("self_attn.")
         if not ffn.flag("no_op"):
             part += m.norms(hidden, "post_attention_layernorm")
             part += m.gated_mlp(hidden, _puzzle_width(ffn.number("ffn_mult"), hidden)).at("mlp.")
@@ -211,7 +219,9 @@ def _puzzle_width(multiplier: float, hidden: int) -> int:
 
 
 def mllama(config: Config, m: Maker, names: Names) -> Description:
-    """Llama 3.2 Vision's decoder: Llama 3.1 with gated cross-attention layers; eight more rows in the embedding than in the head."""
+    """Describe Llama 3.2 Vision's decoder: Llama 3.1 with gated cross-attention layers; eight more rows in the embedding than in the
+    head.
+    """
     hidden, inner, vocab = (
         config.integer("hidden_size"),
         config.integer("intermediate_size"),
@@ -219,7 +229,7 @@ def mllama(config: Config, m: Maker, names: Names) -> Description:
     )
     heads, kv_heads, head_dim = head_sizes(config)
     cross = set(config.counts("cross_attention_layers"))
-    attention = m.attention(hidden, heads, kv_heads, head_dim)
+    attention = m.attention(hidden, Heads(heads, kv_heads, head_dim))
     common = m.norms(hidden, "input_layernorm", "post_attention_layernorm") + m.gated_mlp(hidden, inner).at("mlp.")
     seeing = total(
         common,
@@ -240,7 +250,7 @@ _MLLAMA_IMAGE_TOKENS = 4 * 1601
 
 
 def phi3_vision(config: Config, m: Maker, names: Names) -> Description:
-    """Phi-3 Vision: a Phi-3 decoder; CLIP ViT-L/14 and its projector under `vision_embed_tokens`."""
+    """Describe Phi-3 Vision: a Phi-3 decoder; CLIP ViT-L/14 and its projector under `vision_embed_tokens`."""
     from passes.ir.architectures.vision import phi3_image
 
     outer = ends(m, config, names, is_tied(config, False))

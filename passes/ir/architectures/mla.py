@@ -9,7 +9,7 @@ from __future__ import annotations
 from passes.ir.architectures.config import Config
 from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.moe import is_sparse, mtp_extras, routed_with_bias
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Maker, Part, total
 from passes.ir.model import Role, Stack
 from passes.ir.state import LatentKV
 
@@ -106,22 +106,22 @@ def _deepseek(
 
 
 def deepseek_v2(config: Config, m: Maker, names: Names) -> Description:
-    """DeepSeek V2 and its Lite and Coder siblings: no correction bias in the router unless `topk_method` is noaux_tc."""
+    """Describe DeepSeek V2 and its Lite and Coder siblings: no correction bias in the router unless `topk_method` is noaux_tc."""
     return _deepseek(config, m, names, route_bias=config.get("topk_method") == "noaux_tc", indexed=False)
 
 
 def deepseek_v3(config: Config, m: Maker, names: Names) -> Description:
-    """DeepSeek V3 and R1 (arXiv 2412.19437), Kimi K2."""
+    """Describe DeepSeek V3 and R1 (arXiv 2412.19437), Kimi K2."""
     return _deepseek(config, m, names, route_bias=True, indexed=False)
 
 
 def deepseek_v32(config: Config, m: Maker, names: Names) -> Description:
-    """DeepSeek V3.2 and GLM 5: with indexers; layers of type `shared` use the indexer of an earlier layer."""
+    """Describe DeepSeek V3.2 and GLM 5: with indexers; layers of type `shared` use the indexer of an earlier layer."""
     return _deepseek(config, m, names, route_bias=True, indexed=True)
 
 
 def mistral4(config: Config, m: Maker, names: Names) -> Description:
-    """Mistral Small 4: MLA with stacked experts and shared experts in every layer."""
+    """Describe Mistral Small 4: MLA with stacked experts and shared experts in every layer."""
     hidden, heads, inner = (
         config.integer("hidden_size"),
         config.integer("num_attention_heads"),
@@ -130,7 +130,9 @@ def mistral4(config: Config, m: Maker, names: Names) -> Description:
     count = config.integer("n_routed_experts")
     sparse = total(
         m.router("gate", count, hidden),
-        m.experts(hidden, inner, count, config.integer("num_experts_per_tok"), prefix="experts.", stacked=True),
+        m.experts(
+            Experts(hidden, inner, count, config.integer("num_experts_per_tok")), prefix="experts.", stacked=True
+        ),
         m.gated_mlp(hidden, inner * config.integer("n_shared_experts"), shared=True, key="shared").at(
             "shared_experts."
         ),
@@ -147,7 +149,7 @@ def mistral4(config: Config, m: Maker, names: Names) -> Description:
 
 
 def dense_latent(config: Config, m: Maker, names: Names, *, tied: bool) -> Description:
-    """MiniCPM 3 and Youtu: MLA with a dense MLP in every layer."""
+    """Describe MiniCPM 3 and Youtu: MLA with a dense MLP in every layer."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm"),
@@ -159,12 +161,12 @@ def dense_latent(config: Config, m: Maker, names: Names, *, tied: bool) -> Descr
 
 
 def axk1(config: Config, m: Maker, names: Names) -> Description:
-    """A.X K1: DeepSeek V3 with a norm behind the experts."""
+    """Describe A.X K1: DeepSeek V3 with a norm behind the experts."""
     return _deepseek(config, m, names, route_bias=True, indexed=False, own_norms=((), ("post_mlp_layernorm",)))
 
 
 def pangu_ultra(config: Config, m: Maker, names: Names) -> Description:
-    """openPangu Ultra MoE: DeepSeek V3 with two more norms where `sandwich_norm` (vLLM 0.32, models/openpangu.py)."""
+    """Describe openPangu Ultra MoE: DeepSeek V3 with two more norms where `sandwich_norm` (vLLM 0.32, models/openpangu.py)."""
     more = ("pre_mlp_layernorm", "post_mlp_layernorm") if config.flag("sandwich_norm") else ()
     bias = config.flag("router_enable_expert_bias")
     return _deepseek(config, m, names, route_bias=bias, indexed=False, own_norms=(more, ()))

@@ -21,7 +21,7 @@ from passes.ir.architectures.draft import (
     is_tied,
     make_stack,
 )
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Heads, Maker, Part, total
 from passes.ir.model import Block, Role, Stack, Stacking
 from passes.ir.state import FullKV, SlidingKV
 
@@ -45,7 +45,6 @@ def is_sparse(config: Config, layer: int) -> bool:
 
 def decoder_of(
     config: Config,
-    m: Maker,
     names: Names,
     layer: Callable[[int], Part],
     style: Style,
@@ -61,59 +60,53 @@ def decoder_of(
 
 
 def mixtral(config: Config, m: Maker, names: Names, style: Style | None = None, head_bias: bool = False) -> Description:
-    """Mixtral (arXiv 2401.04088): every layer has experts, `block_sparse_moe.experts.{e}.w1|w2|w3`."""
+    """Describe Mixtral (arXiv 2401.04088): every layer has experts, `block_sparse_moe.experts.{e}.w1|w2|w3`."""
     style = style or Style(qkv_bias=False, o_bias=False, window="all")
     hidden, count = config.integer("hidden_size"), config.integer("num_local_experts")
+    bank = Experts(hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"))
     layer = total(
         m.norms(hidden, *style.norms, bias=style.norm_bias),
         attention(config, m, style),
         m.router("block_sparse_moe.gate", count, hidden),
-        m.experts(
-            hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"),
-            prefix="block_sparse_moe.experts.", names=_W,
-        ),
+        m.experts(bank, prefix="block_sparse_moe.experts.", names=_W),
     )  # fmt: skip
     outer = ends(m, config, names, is_tied(config, False), norm_bias=style.norm_bias, head_bias=head_bias)
-    return decoder_of(config, m, names, lambda _: layer, style, outer)
+    return decoder_of(config, names, lambda _: layer, style, outer)
 
 
 def phi_moe(config: Config, m: Maker, names: Names) -> Description:
-    """Phi-3.5-MoE (arXiv 2404.14219): Mixtral with biased norms, attention and head."""
+    """Describe Phi-3.5-MoE (arXiv 2404.14219): Mixtral with biased norms, attention and head."""
     style = Style(norm_bias=True, window="all")
     return mixtral(config, m, names, style, head_bias=config.flag("lm_head_bias", default=True))
 
 
 def minimax_m2(config: Config, m: Maker, names: Names) -> Description:
-    """MiniMax-M2: Mixtral with norms over whole q and k, and a routing bias."""
+    """Describe MiniMax-M2: Mixtral with norms over whole q and k, and a routing bias."""
     style = Style(qkv_bias=False, o_bias=False, qk_norm="full" if config.flag("use_qk_norm", default=True) else "")
     hidden, count = config.integer("hidden_size"), config.integer("num_local_experts")
+    bank = Experts(hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"))
     layer = total(
         m.norms(hidden, *style.norms),
         attention(config, m, style),
         m.router("block_sparse_moe.gate", count, hidden),
         m.tensor("block_sparse_moe.e_score_correction_bias", count),
-        m.experts(
-            hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"),
-            prefix="block_sparse_moe.experts.", names=_W,
-        ),
+        m.experts(bank, prefix="block_sparse_moe.experts.", names=_W),
     )  # fmt: skip
-    return decoder_of(config, m, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
+    return decoder_of(config, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
 
 
 def minimax_m3(config: Config, m: Maker, names: Names) -> Description:
-    """MiniMax-M3: dense layers first, a shared expert, and an index branch in layers with sparse attention."""
+    """Describe MiniMax-M3: dense layers first, a shared expert, and an index branch in layers with sparse attention."""
     style = Style(qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm="head" if config.flag("use_qk_norm") else "")
     hidden, count = config.integer("hidden_size"), config.integer("num_local_experts")
     common = m.norms(hidden, *style.norms) + attention(config, m, style)
     dense = m.gated_mlp(hidden, config.integer("dense_intermediate_size")).at("mlp.")
     shared = config.integer("shared_intermediate_size") * config.integer("n_shared_experts", default=1)
+    bank = Experts(hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"))
     sparse = total(
         m.router("block_sparse_moe.gate", count, hidden),
         m.tensor("block_sparse_moe.e_score_correction_bias", count),
-        m.experts(
-            hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"),
-            prefix="block_sparse_moe.experts.", names=_W,
-        ),
+        m.experts(bank, prefix="block_sparse_moe.experts.", names=_W),
         m.gated_mlp(hidden, shared, shared=True, key="shared").at("block_sparse_moe.shared_experts."),
     )  # fmt: skip
     sparse_attention = config.part("sparse_attention_config")
@@ -134,16 +127,14 @@ def minimax_m3(config: Config, m: Maker, names: Names) -> Description:
     def layer(i: int) -> Part:
         return common + (sparse if is_sparse(config, i) else dense) + (index if indexed[i] else Part())
 
-    return decoder_of(config, m, names, layer, style, ends(m, config, names, is_tied(config, False)))
+    return decoder_of(config, names, layer, style, ends(m, config, names, is_tied(config, False)))
 
 
 def qwen_moe_mlp(config: Config, m: Maker, *, stacked: bool = False, transposed: bool = False) -> Part:
-    """Router, experts and (where the config has one) a gated shared expert, as Qwen names them."""
+    """Make router, experts and (where the config has one) a gated shared expert, as Qwen names them."""
     hidden, count = config.integer("hidden_size"), config.integer("num_experts", "num_local_experts")
-    part = m.router("gate", count, hidden) + m.experts(
-        hidden, config.integer("moe_intermediate_size"), count, config.integer("num_experts_per_tok"),
-        prefix="experts.", stacked=stacked, transposed=transposed,
-    )  # fmt: skip
+    bank = Experts(hidden, config.integer("moe_intermediate_size"), count, config.integer("num_experts_per_tok"))
+    part = m.router("gate", count, hidden) + m.experts(bank, prefix="experts.", stacked=stacked, transposed=transposed)
     if shared := config.integer("shared_expert_intermediate_size", default=0):
         part += m.gated_mlp(hidden, shared, shared=True, key="shared").at("shared_expert.")
         part += m.linear("shared_expert_gate", Role.SHARED_GATE, 1, hidden, quantizable=False)
@@ -151,33 +142,34 @@ def qwen_moe_mlp(config: Config, m: Maker, *, stacked: bool = False, transposed:
 
 
 def qwen_moe(config: Config, m: Maker, names: Names, *, style: Style, transposed: bool = False) -> Description:
-    """Qwen 1.5/2 MoE and Qwen3 MoE (arXiv 2505.09388); the VL sibling stacks its experts, transposed."""
+    """Describe Qwen 1.5/2 MoE and Qwen3 MoE (arXiv 2505.09388); the VL sibling stacks its experts, transposed."""
     hidden = config.integer("hidden_size")
     common = m.norms(hidden, *style.norms) + attention(config, m, style)
     sparse = qwen_moe_mlp(config, m, stacked=transposed, transposed=transposed)
     dense = m.gated_mlp(hidden, config.integer("intermediate_size", default=0)).at("mlp.")
     outer = ends(m, config, names, is_tied(config, False))
-    return decoder_of(config, m, names, lambda i: common + (sparse if is_sparse(config, i) else dense), style, outer)
+    return decoder_of(config, names, lambda i: common + (sparse if is_sparse(config, i) else dense), style, outer)
 
 
 def olmoe(config: Config, m: Maker, names: Names) -> Description:
-    """OLMoE (arXiv 2409.02060): norms over whole q and k, `intermediate_size` is the experts'."""
+    """Describe OLMoE (arXiv 2409.02060): norms over whole q and k, `intermediate_size` is the experts'."""
     style = Style(qk_norm="full")
     hidden, count = config.integer("hidden_size"), config.integer("num_experts", "num_local_experts")
     layer = total(
         m.norms(hidden, *style.norms),
         attention(config, m, style),
         m.router("mlp.gate", count, hidden),
-        m.experts(hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok")),
+        m.experts(Experts(hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"))),
     )
-    return decoder_of(config, m, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
+    return decoder_of(config, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
 
 
 def granite_moe(config: Config, m: Maker, names: Names) -> Description:
-    """Granite 3 MoE: experts in two 3-D tensors, `input_linear` (gate and up) and `output_linear`."""
+    """Describe Granite 3 MoE: experts in two 3-D tensors, `input_linear` (gate and up) and `output_linear`."""
     style = Style()
     hidden, inner = config.integer("hidden_size"), config.integer("intermediate_size")
-    count, active = config.integer("num_local_experts"), config.integer("num_experts_per_tok")
+    count = config.integer("num_local_experts")
+    bank = Experts(hidden, inner, count, config.integer("num_experts_per_tok"))
     prefix = "block_sparse_moe."
     expert = prefix + "experts.{e}."
     gate_up = Stacking(prefix + "input_linear.weight", False, ((expert + "w1", inner), (expert + "w3", inner)))
@@ -186,14 +178,14 @@ def granite_moe(config: Config, m: Maker, names: Names) -> Description:
         m.norms(hidden, *style.norms),
         attention(config, m, style),
         m.router(prefix + "router.layer", count, hidden),
-        m.bank(expert + "w13", Role.GATE_UP, 2 * inner, hidden, count, active, stacking=gate_up),
-        m.bank(expert + "w2", Role.DOWN, hidden, inner, count, active, stacking=down),
+        m.bank(expert + "w13", Role.GATE_UP, 2 * inner, hidden, bank, stacking=gate_up),
+        m.bank(expert + "w2", Role.DOWN, hidden, inner, bank, stacking=down),
     )
-    return decoder_of(config, m, names, lambda _: layer, style, ends(m, config, names, is_tied(config, True)))
+    return decoder_of(config, names, lambda _: layer, style, ends(m, config, names, is_tied(config, True)))
 
 
 def routed_with_bias(config: Config, m: Maker, *, bias: bool = True) -> Part:
-    """DeepSeek-style experts: router with a correction bias in F32, experts, shared experts in one wider MLP."""
+    """Make DeepSeek-style experts: router with a correction bias in F32, experts, shared experts in one wider MLP."""
     hidden, inner, count = (
         config.integer("hidden_size"),
         config.integer("moe_intermediate_size"),
@@ -202,7 +194,7 @@ def routed_with_bias(config: Config, m: Maker, *, bias: bool = True) -> Part:
     part = m.router("gate", count, hidden)
     if bias:
         part += m.tensor("gate.e_score_correction_bias", count, dtype="F32")
-    part += m.experts(hidden, inner, count, config.integer("num_experts_per_tok"), prefix="experts.")
+    part += m.experts(Experts(hidden, inner, count, config.integer("num_experts_per_tok")), prefix="experts.")
     if shared := config.integer("n_shared_experts", "num_shared_experts", default=0):
         part += m.gated_mlp(hidden, inner * shared, shared=True, key="shared").at("shared_experts.")
     return part.at("mlp.")
@@ -229,7 +221,7 @@ def mtp_extras(m: Maker, config: Config) -> Part:
 
 
 def glm4_moe(config: Config, m: Maker, names: Names) -> Description:
-    """GLM 4.5 and 4.6 (arXiv 2508.06471)."""
+    """Describe GLM 4.5 and 4.6 (arXiv 2508.06471)."""
     style = Style(o_bias=False, mlp_bias=False, qk_norm="head" if config.flag("use_qk_norm") else "")
     hidden = config.integer("hidden_size")
     common = m.norms(hidden, *style.norms) + attention(config, m, style)
@@ -237,30 +229,27 @@ def glm4_moe(config: Config, m: Maker, names: Names) -> Description:
     heads, kv_heads, head_dim = head_sizes(config)
     mtp = mtp_stack(m, config, names, common + sparse, heads, FullKV(kv_heads, head_dim, head_dim))
     outer = ends(m, config, names, is_tied(config, False))
-    return decoder_of(
-        config, m, names, lambda i: common + (sparse if is_sparse(config, i) else dense), style, outer, mtp
-    )
+    return decoder_of(config, names, lambda i: common + (sparse if is_sparse(config, i) else dense), style, outer, mtp)
 
 
 def gpt_oss(config: Config, m: Maker, names: Names) -> Description:
-    """gpt-oss (arXiv 2508.10925): attention sinks, biases everywhere, experts stacked with gate and up rows interleaved."""
+    """Describe gpt-oss (arXiv 2508.10925): attention sinks, biases everywhere, experts stacked with gate and up rows interleaved."""
     style = Style(qkv_bias="attention_bias", o_bias="attention_bias", window="layer_types")
     hidden, count = config.integer("hidden_size"), config.integer("num_local_experts")
+    active = config.integer("num_experts_per_tok", "experts_per_token")
+    bank = Experts(hidden, config.integer("intermediate_size"), count, active, bias=True)
     layer = total(
         m.norms(hidden, *style.norms),
         attention(config, m, style),
         m.tensor("self_attn.sinks", config.integer("num_attention_heads")),
         m.router("mlp.router", count, hidden, bias=True),
-        m.experts(
-            hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok", "experts_per_token"),
-            stacked=True, transposed=True, bias=True, interleaved=True,
-        ),
+        m.experts(bank, stacked=True, transposed=True, interleaved=True),
     )  # fmt: skip
-    return decoder_of(config, m, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
+    return decoder_of(config, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
 
 
 def mimo_v2(config: Config, m: Maker, names: Names, *, fused: bool = False) -> Description:
-    """MiMo-V2: sliding layers with heads of their own and sink biases; keys and values of different widths.
+    """Describe MiMo-V2: sliding layers with heads of their own and sink biases; keys and values of different widths.
 
     `fused`: q, k and v are one matrix (MiMo-V2.5).
     """
@@ -270,7 +259,7 @@ def mimo_v2(config: Config, m: Maker, names: Names, *, fused: bool = False) -> D
     dense = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")
 
     def block(i: int) -> Block:
-        """Layer `i`, by the kind of its attention."""
+        """Describe layer `i`, by the kind of its attention."""
         swa = "swa_" if pattern[i] else ""
         heads, kv_heads = config.integer(swa + "num_attention_heads"), config.integer(swa + "num_key_value_heads")
         dim, v_dim = config.integer(swa + "head_dim"), config.integer(swa + "v_head_dim")
@@ -281,7 +270,7 @@ def mimo_v2(config: Config, m: Maker, names: Names, *, fused: bool = False) -> D
             part += m.linear("self_attn.qkv_proj", Role.QKV, rows, hidden, bias=bias, reads="attn_in")
             part += m.linear("self_attn.o_proj", Role.O, hidden, heads * v_dim, reads="attn_out")
         else:
-            part += m.attention(hidden, heads, kv_heads, dim, v_head_dim=v_dim, qkv_bias=bias).at("self_attn.")
+            part += m.attention(hidden, Heads(heads, kv_heads, dim, v_dim), qkv_bias=bias).at("self_attn.")
         if config.flag("add_swa_attention_sink_bias" if swa else "add_full_attention_sink_bias"):
             part += m.tensor("self_attn.attention_sink_bias", heads)
         part += sparse if is_sparse(config, i) else dense
@@ -294,7 +283,7 @@ def mimo_v2(config: Config, m: Maker, names: Names, *, fused: bool = False) -> D
 
 
 def step3(config: Config, m: Maker, names: Names) -> Description:
-    """Step-3.x Flash: a gate a head on the attention output, experts in three 3-D tensors, one shared expert.
+    """Describe Step-3.x Flash: a gate a head on the attention output, experts in three 3-D tensors, one shared expert.
 
     Step-3.5 Flash: sliding layers have heads of their own (`attention_other_setting`), `moe_layers_enum` lists the sparse ones.
     """
@@ -309,6 +298,7 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
     ).at("share_expert.")
     if config.flag("use_moe_router_bias", default=True):
         sparse += m.tensor("moe.router_bias", count)
+    bank = Experts(hidden, inner, count, active)
     for name, role, out, into in (
         ("gate_proj", Role.GATE, inner, hidden),
         ("up_proj", Role.UP, inner, hidden),
@@ -316,14 +306,14 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
     ):
         apart = f"moe.experts.{{e}}.{name}"
         stacking = Stacking(f"moe.{name}.weight", False, ((apart, out),))
-        sparse += m.bank(apart, role, out, into, count, active, stacking=stacking)
+        sparse += m.bank(apart, role, out, into, bank, stacking=stacking)
     listed = config.text("moe_layers_enum", "")
     if not re.fullmatch(r"(\d{1,4}(,\d{1,4})*)?", listed):
         raise config.wrong("moe_layers_enum", "numbers of layers, such as 3,4,5", listed)
     has_experts = set(map(int, listed.split(","))) if listed else None
 
     def block(i: int, kind: str) -> Block:
-        """Layer `i`, by the kind of its attention."""
+        """Describe layer `i`, by the kind of its attention."""
         here = sliding if kind == "sliding_attention" else config
         heads, kv_heads, dim = head_sizes(here)
         part = m.norms(hidden, *style.norms) + attention(here, m, style)
@@ -341,23 +331,23 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
 
 
 def llama4(config: Config, m: Maker, names: Names) -> Description:
-    """Llama 4 text: chunked local layers, experts every `interleave_moe_layer_step` layers, stacked and transposed."""
+    """Describe Llama 4 text: chunked local layers, experts every `interleave_moe_layer_step` layers, stacked and transposed."""
     hidden, layers = config.integer("hidden_size"), config.layer_numbers()
     step, count = config.integer("interleave_moe_layer_step", default=1), config.integer("num_local_experts")
     sparse_layers = config.counts("moe_layers", default=[i for i in layers if (i + 1) % step == 0])
     heads, kv_heads, head_dim = head_sizes(config)
     inner = config.integer("intermediate_size")
     common = m.norms(hidden, "input_layernorm", "post_attention_layernorm") + m.attention(
-        hidden, heads, kv_heads, head_dim, qkv_bias=config.flag("attention_bias"), o_bias=config.flag("attention_bias")
+        hidden,
+        Heads(heads, kv_heads, head_dim),
+        qkv_bias=config.flag("attention_bias"),
+        o_bias=config.flag("attention_bias"),
     ).at("self_attn.")
     dense = m.gated_mlp(hidden, config.integer("intermediate_size_mlp")).at("feed_forward.")
     sparse = total(
         m.router("router", count, hidden),
         m.experts(
-            hidden,
-            inner,
-            count,
-            config.integer("num_experts_per_tok"),
+            Experts(hidden, inner, count, config.integer("num_experts_per_tok")),
             prefix="experts.",
             stacked=True,
             transposed=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from passes.ir.architectures.config import Config
 from passes.ir.architectures.draft import Description, make_stack
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Heads, Maker, Part, total
 from passes.ir.model import Role
 
 #: CLIP ViT-L/14 at 336 pixels, the tower that Phi-3 Vision names but does not spell out (arXiv 2103.00020, table 20).
@@ -41,13 +41,14 @@ def _side(config: Config, field: str) -> int:
 def clip(
     config: Config, m: Maker, prefix: str, *, siglip: bool = False, positions: bool = True, frames: tuple[int, ...] = ()
 ) -> Description:
-    """CLIP (arXiv 2103.00020) or SigLIP (arXiv 2303.15343, without class token and pre-norm) as `vision_model`."""
+    """Describe CLIP (arXiv 2103.00020) or SigLIP (arXiv 2303.15343, without class token and pre-norm) as `vision_model`."""
     hidden, inner = config.integer("hidden_size"), config.integer("intermediate_size")
     heads, layers = config.integer("num_attention_heads"), config.integer("num_hidden_layers")
     layer = total(
         m.norms(hidden, "layer_norm1", "layer_norm2", bias=True),
         m.attention(
-            hidden, heads, heads, hidden // heads, qkv_bias=True, o_bias=True, names=("q_proj", "k_proj", "v_proj", "out_proj")
+            hidden, Heads(heads, heads, hidden // heads), qkv_bias=True, o_bias=True,
+            names=("q_proj", "k_proj", "v_proj", "out_proj"),
         ).at("self_attn."),
         m.plain_mlp(hidden, inner, names=("fc1", "fc2"), bias=True).at("mlp."),
     )  # fmt: skip
@@ -74,11 +75,11 @@ def _pooling_head(m: Maker, hidden: int, inner: int) -> Part:
 
 
 def pixtral(config: Config, m: Maker, prefix: str) -> Description:
-    """Pixtral (arXiv 2410.07073): rope in two dimensions, no biases."""
+    """Describe Pixtral (arXiv 2410.07073): rope in two dimensions, no biases."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layer = total(
         m.norms(hidden, "attention_norm", "ffn_norm"),
-        m.attention(hidden, heads, heads, config.integer("head_dim", default=hidden // heads)).at("attention."),
+        m.attention(hidden, Heads(heads, heads, config.integer("head_dim", default=hidden // heads))).at("attention."),
         m.gated_mlp(hidden, config.integer("intermediate_size")).at("feed_forward."),
     )
     outer = patches(m, "patch_conv", hidden, config) + m.norms(hidden, "ln_pre")
@@ -129,7 +130,7 @@ def _merger(m: Maker, norm: int, merged: int, out: int) -> Part:
 
 
 def internvl(config: Config, m: Maker, prefix: str) -> Description:
-    """InternViT as the `-hf` repositories store it."""
+    """Describe InternViT as the `-hf` repositories store it."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     bias = config.flag("attention_bias")
     names = ("q_proj", "k_proj", "v_proj", "projection_layer")
@@ -140,7 +141,9 @@ def internvl(config: Config, m: Maker, prefix: str) -> Description:
             "layernorm_after",
             bias=config.get("norm_type", default="layer_norm") == "layer_norm",
         ),
-        m.attention(hidden, heads, heads, hidden // heads, qkv_bias=bias, o_bias=True, names=names).at("attention."),
+        m.attention(hidden, Heads(heads, heads, hidden // heads), qkv_bias=bias, o_bias=True, names=names).at(
+            "attention."
+        ),
         m.norms(hidden, "attention.q_norm", "attention.k_norm") if config.flag("use_qk_norm") else Part(),
         m.plain_mlp(hidden, config.integer("intermediate_size"), names=("fc1", "fc2"), bias=True).at("mlp."),
         m.tensor("lambda_1", hidden) + m.tensor("lambda_2", hidden),
@@ -162,7 +165,7 @@ def _class_token_and_patches(m: Maker, config: Config, hidden: int, names: tuple
 
 
 def intern_vit(config: Config, m: Maker, prefix: str) -> Description:
-    """InternViT as OpenGVLab's own repositories store it (vLLM 0.32, models/intern_vit.py)."""
+    """Describe InternViT as OpenGVLab's own repositories store it (vLLM 0.32, models/intern_vit.py)."""
     hidden = config.integer("hidden_size")
     layer = total(
         m.norms(hidden, "norm1", "norm2", bias=config.get("norm_type", default="rms_norm") == "layer_norm"),
@@ -178,7 +181,7 @@ def intern_vit(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def dots_vit(config: Config, m: Maker, prefix: str) -> Description:
-    """dots.ocr's tower and merger (vLLM 0.32, models/dots_ocr.py)."""
+    """Describe dots.ocr's tower and merger (vLLM 0.32, models/dots_ocr.py)."""
     hidden, inner, bias = config.integer("embed_dim"), config.integer("intermediate_size"), config.flag("use_bias")
     merged, out = hidden * config.integer("spatial_merge_size", default=2) ** 2, config.integer("hidden_size")
     layer = total(
@@ -198,7 +201,7 @@ def dots_vit(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def mllama_vision(config: Config, m: Maker, prefix: str) -> Description:
-    """Llama 3.2 Vision's tower: local layers, then gated global ones, with embeddings of tiles and aspect ratios."""
+    """Describe Llama 3.2 Vision's tower: local layers, then gated global ones, with embeddings of tiles and aspect ratios."""
     hidden, heads, inner = (
         config.integer("hidden_size"),
         config.integer("attention_heads"),
@@ -206,7 +209,7 @@ def mllama_vision(config: Config, m: Maker, prefix: str) -> Description:
     )
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm", bias=True),
-        m.attention(hidden, heads, heads, hidden // heads).at("self_attn."),
+        m.attention(hidden, Heads(heads, heads, hidden // heads)).at("self_attn."),
         m.plain_mlp(hidden, inner, names=("fc1", "fc2"), bias=True).at("mlp."),
     )
     tiles = config.integer("max_num_tiles")
@@ -235,7 +238,7 @@ def mllama_vision(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def llama4_vision(config: Config, m: Maker, prefix: str) -> Description:
-    """Llama 4's tower, with the adapter that shuffles pixels before the projector."""
+    """Describe Llama 4's tower, with the adapter that shuffles pixels before the projector."""
     hidden, heads, inner = (
         config.integer("hidden_size"),
         config.integer("num_attention_heads"),
@@ -243,7 +246,7 @@ def llama4_vision(config: Config, m: Maker, prefix: str) -> Description:
     )
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm", bias=True),
-        m.attention(hidden, heads, heads, hidden // heads, qkv_bias=True, o_bias=True).at("self_attn."),
+        m.attention(hidden, Heads(heads, heads, hidden // heads), qkv_bias=True, o_bias=True).at("self_attn."),
         m.plain_mlp(hidden, inner, names=("fc1", "fc2"), bias=True).at("mlp."),
     )
     side, positions = (
@@ -264,7 +267,7 @@ def llama4_vision(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def gemma4_vision(config: Config, m: Maker, prefix: str) -> Description:
-    """Gemma 4's tower; where its linears are clipped, each stores four scalar bounds."""
+    """Describe Gemma 4's tower; where its linears are clipped, each stores four scalar bounds."""
     hidden, heads, kv_heads = (
         config.integer("hidden_size"),
         config.integer("num_attention_heads"),
@@ -276,7 +279,7 @@ def gemma4_vision(config: Config, m: Maker, prefix: str) -> Description:
         m.norms(
             hidden, "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
         ),
-        m.attention(hidden, heads, kv_heads, dim, qkv_bias=bias, o_bias=bias, names=names).at("self_attn."),
+        m.attention(hidden, Heads(heads, kv_heads, dim), qkv_bias=bias, o_bias=bias, names=names).at("self_attn."),
         m.norms(dim, "self_attn.q_norm", "self_attn.k_norm"),
         m.gated_mlp(
             hidden, config.integer("intermediate_size"), names=("gate_proj.linear", "up_proj.linear", "down_proj.linear")
@@ -302,7 +305,7 @@ def clips(m: Maker, part: Part) -> Part:
 
 
 def gemma4_audio(config: Config, m: Maker, prefix: str) -> Description:
-    """Gemma 4's conformer."""
+    """Describe Gemma 4's conformer."""
     hidden, kernel = config.integer("hidden_size"), config.integer("conv_kernel_size")
     heads, channels = config.integer("num_attention_heads"), config.counts("subsampling_conv_channels", 2, (128, 32))
 
@@ -311,7 +314,9 @@ def gemma4_audio(config: Config, m: Maker, prefix: str) -> Description:
         return (mlp + m.norms(hidden, "pre_layer_norm", "post_layer_norm")).at(name)
 
     attention = m.attention(
-        hidden, heads, heads, hidden // heads, names=("q_proj.linear", "k_proj.linear", "v_proj.linear", "post.linear")
+        hidden,
+        Heads(heads, heads, hidden // heads),
+        names=("q_proj.linear", "k_proj.linear", "v_proj.linear", "post.linear"),
     )
     layer = total(
         feed("feed_forward1."),
@@ -338,7 +343,7 @@ def gemma4_audio(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def moonvit(config: Config, m: Maker, prefix: str) -> Description:
-    """MoonViT (arXiv 2504.07491), of Kimi-VL and Kimi K2.5; Kimi K3's has no biases, and attention of a width of its own."""
+    """Describe MoonViT (arXiv 2504.07491), of Kimi-VL and Kimi K2.5; Kimi K3's has no biases, and attention of a width of its own."""
     hidden = config.integer("vt_hidden_size", "hidden_size")
     inner, layers = (
         config.integer("vt_intermediate_size", "intermediate_size"),
@@ -362,7 +367,7 @@ def moonvit(config: Config, m: Maker, prefix: str) -> Description:
 
 
 def phi3_image(config: Config, m: Maker, prefix: str) -> Description:
-    """Phi-3 Vision's CLIP tower, its separators and its two-layer projector (modeling_phi3_v.py of the repository)."""
+    """Describe Phi-3 Vision's CLIP tower, its separators and its two-layer projector (modeling_phi3_v.py of the repository)."""
     described = Config({**_CLIP_L, **config.mapping("vision_config", {})}, config.name, "CLIP ViT-L/14")
     eyes = clip(described, m, prefix + "img_processor.vision_model.")
     hidden, width = config.integer("hidden_size"), 4 * described.integer("hidden_size")

@@ -9,7 +9,7 @@ from typing import Any
 from passes.formats.compressed_tensors.config_group import CompressedTensors, ConfigGroup
 from passes.formats.format import Format, formats
 from passes.ir.fields import Fields
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, Role
 from passes.ir.quant_config.module_names import Matches, is_pattern, matcher
 from passes.ir.quant_config.quant_config import (
     NamedMatrix,
@@ -28,7 +28,7 @@ class CompressedTensorsConfig(QuantConfig):
     """Any of the package's formats, one config group each."""
 
     def read(self, settings: Mapping[str, Any], ir: ModelIR) -> StorageOf:
-        """Groups that name their matrices come before those that name a class of modules (`Linear`).
+        """Read the groups: those that name their matrices come before those that name a class of modules (`Linear`).
 
         A group without weights (of attention) stores nothing, and a checkpoint without groups may still hold scales of the cache.
         """
@@ -52,6 +52,13 @@ class CompressedTensorsConfig(QuantConfig):
             return matcher(pattern)
         whole = _LAYER_NAME.search(pattern) is not None
         return lambda name: name == pattern or (whole and name.endswith("." + pattern))
+
+    def stores_head(self, settings: Mapping[str, Any], ir: ModelIR) -> bool:
+        """Return whether a target names it: a class of modules does not mean it (`ParallelLMHead` is no linear layer in vLLM)."""
+        groups = fields_of(settings, ir).inside("config_groups", {})
+        targets = [target for name in groups.values for target in groups.inside(name).names("targets", default=())]
+        heads = [linear.name for linear in ir.outer if linear.role is Role.HEAD]
+        return any(self.leaves(target)(head) for target in targets if not _is_class(target) for head in heads)
 
     def write(self, ir: ModelIR, matrices: Sequence[NamedMatrix]) -> dict[str, Any]:
         """Write one group a format; what is dense is ignored."""

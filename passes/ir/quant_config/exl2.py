@@ -12,7 +12,7 @@ _VERSION = "0.3.2"
 def exl2_config(
     config: Mapping[str, Any], bpw: float, head_bits: int, rows: int, length: int, dataset: str
 ) -> dict[str, Any]:
-    """`config` with EXL2's block, and the rotary values where ExLlamaV2 looks for them (`with_rotary_values`)."""
+    """Return `config` with EXL2's block, and the rotary values where ExLlamaV2 looks for them (`with_rotary_values`)."""
     out = with_rotary_values(config)
     out["quantization_config"] = {
         "quant_method": "exl2",
@@ -25,7 +25,7 @@ def exl2_config(
 
 
 def with_rotary_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with what transformers 5 keeps in `rope_parameters` also where ExLlamaV2 0.3.2's config.py reads it.
+    """Return `config` with what transformers 5 keeps in `rope_parameters` also where ExLlamaV2 0.3.2's config.py reads it.
 
     It reads `rope_theta` and `rope_scaling` at the top level or in `text_config`, `vision_config.rope_theta`, and, at the top
     level only, `partial_rotary_factor` and the `original_max_position_embeddings` of longrope; without them it silently takes its

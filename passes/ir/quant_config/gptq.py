@@ -82,7 +82,7 @@ class GptqConfig(QuantConfig):
         return bool(listed) and any(name in present for name in listed) == any(name in absent for name in listed)
 
     def naming_absent(self, name: str) -> str:
-        """In `modules_in_block_to_quantize`."""
+        """Say that names stand in `modules_in_block_to_quantize`."""
         return f"modules_in_block_to_quantize with {name} and every other quantized matrix in quantization_config"
 
 
@@ -107,7 +107,7 @@ FUSED = {
 
 
 def rules(others: Iterable[tuple[str, str, Format]]) -> dict[str, dict[str, Any]]:
-    """`dynamic` for matrices in another format than most: (prefix of the layer, name in it with `{e}` for the expert, format)."""
+    """Return `dynamic` for matrices in another format than most: (prefix of the layer, name in it with `{e}` for the expert, format)."""
     stems: dict[tuple[str, str, Format], list[str]] = {}
     for prefix, name, form in others:
         module, _, stem = name.rpartition(".")

@@ -46,7 +46,7 @@ class Header:
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """sha256 over names, dtypes and shapes, sorted by name."""
+    """Return the sha256 over names, dtypes and shapes, sorted by name."""
     lines = sorted(f"{t.name} {t.dtype} {list(t.shape)}\n" for t in tensors)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -15,11 +15,12 @@ from planner.figures import apart
 
 if TYPE_CHECKING:
     from planner.certificate import Certificate, Comparison
-    from planner.verify import FilesReport, Origin, VerifyReport
+    from planner.verifying.report import SoakReport, VerifyReport
+    from planner.verifying.result import FilesReport, Origin
 
 
 def print_certificate(console: Console, certificate: Certificate) -> None:
-    """A finished result: what was promised and what was measured."""
+    """Print a finished result: what was promised and what was measured."""
     console.print(f"  [bold]{escape(certificate.model)}[/] → {escape(certificate.label)}", markup=True)
     table = _comparisons(certificate.checks)
     for goal in certificate.goals:
@@ -55,7 +56,7 @@ def _mark(check: Comparison) -> Text:
 
 
 def print_verified(console: Console, report: VerifyReport) -> None:
-    """What the running engine showed."""
+    """Print what the running engine showed."""
     console.print(_comparisons(report.checks))
     for timing in report.loads:
         console.print(f"  {timing.described}: {timing.seconds:.0f} s, {timing.tok_s:,.1f} tok/s")
@@ -64,10 +65,18 @@ def print_verified(console: Console, report: VerifyReport) -> None:
         console.print(
             f"    {'; '.join(shown)}" + (f"; first error: {timing.error}" if timing.error else ""), style="dim"
         )
+    if report.soak is not None:
+        print_soaked(console, report.soak)
     for note in report.notes:
         console.print(f"  note: {note}", style="dim")
     verdict = "[bold green]Verified[/]" if report.holds else "[bold red]A promise is not kept[/]"
     console.print(f"  {verdict}; started in {report.start_seconds:.0f} s", markup=True)
+
+
+def print_soaked(console: Console, soak: SoakReport) -> None:
+    """Print what held when every request filled its context, beside what the plan promised."""
+    console.print(f"  Soaked: {soak.timing.described}, {soak.timing.seconds:.0f} s", style="bold")
+    console.print(_comparisons(soak.checks))
 
 
 def print_origin(console: Console, origin: Origin) -> None:

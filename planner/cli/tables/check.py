@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def print_check(console: Console, document: CheckDocument) -> None:
-    """The answer of `check`."""
+    """Print the answer of `check`."""
     cards = f"{document.gpus} × {document.gpu}" if document.gpus > 1 else document.gpu
     asked = f"{document.model} on {cards} with {document.engine}"
     if not document.modelled:

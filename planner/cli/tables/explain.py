@@ -21,7 +21,7 @@ _HEAD = "    "
 
 
 def print_answer(console: Console, answer: Answer) -> None:
-    """The headline, both plans with their figures, what decides, and others."""
+    """Print the headline, both plans with their figures, what decides, and others."""
     page = Page(console)
     page.line("  ", answer.answer, "bold")
     if answer.chosen is not None and answer.other is not None:
@@ -75,7 +75,7 @@ def _goal(goal: PlannedGoal) -> str:
 
 
 def print_diff(console: Console, difference: PlanDifference) -> None:
-    """What differs between two plans."""
+    """Print what differs between two plans."""
     page = Page(console)
     for part, changes in (("inputs", difference.inputs), ("choices", difference.choices)):
         page.line("  ", Text.assemble((part, "bold"), "" if changes else ": the same"))

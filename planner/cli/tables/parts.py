@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def size(count: float) -> str:
-    """Bytes as people read them."""
+    """Write bytes as people read them."""
     return show(count, "B")
 
 
 def tick(holds: bool) -> str:
-    """The mark, as markup, of what holds or does not."""
+    """Return the mark, as markup, of what holds or does not."""
     return "[green]✓[/]" if holds else "[red]✗[/]"
 
 
 def load_lines(speed: SpeedEstimate) -> Iterator[str]:
-    """What the simulated load showed: percentiles, waiting, how many users are served."""
+    """Say what the simulated load showed: percentiles, waiting, how many users are served."""
     if speed.ttft_p95_ms is None or speed.requests_s is None:
         return
     told = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,37 +13,31 @@ from passes.base import Stage
 from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
 from planner.choice.verdict import judge_rate
-from planner.cli.tables.page import Page
+from planner.cli.tables.choices import print_choices
+from planner.cli.tables.page import INDENT, Page
 from planner.cli.tables.parts import load_lines, size
-from planner.figures import all_apart, apart, show, show_interval
+from planner.figures import apart, show, show_interval
 from planner.plan.document import planned_goal
 from planner.plan.remedies import longer_context
-from planner.quality.expected import growth, perplexity_growth
-from planner.spec.spec import Bands
+from planner.quality.expected import perplexity_growth
+from planner.spec.parts.goals import Bands
 from planner.spec.units import parse_share
-from targets.engines.engine import Memory, SpeedEstimate
 from targets.quantity import Quantity
 
 if TYPE_CHECKING:
     from planner.plan.document import (
         ChosenPlan,
-        ParetoPlan,
         PlanDocument,
         PlannedGoal,
         RejectedPlan,
     )
     from planner.plan.stated import StatedReason
-    from planner.quality.expected import Quality
     from targets.workload import Workload
 
-#: Columns of the memory bar, and of the heads of lines.
-_BAR, _INDENT = 50, " " * 11
+#: Columns of the memory bar.
+_BAR = 50
 #: Odds that need no saying.
 _CERTAIN = 0.995
-#: Rows of the table of choices: at least so many where there are candidates, and at most.
-_LEAST_ROWS, _MOST_ROWS = 3, 6
-#: Figures of rows that differ by less than this share are one to people.
-_ALIKE = 5e-4
 #: Candidates that lost which are told of.
 _WHY_NOT = 3
 
@@ -60,7 +54,9 @@ _UNKNOWN = Room()
 
 
 def print_plan(console: Console, document: PlanDocument, card: str, saved: str | None, room: Room = _UNKNOWN) -> None:
-    """A plan: what was chosen, memory against the card, goals, choices, why others lost, one line to remember. `room`: this machine's."""
+    """Print a plan: what was chosen, memory against the card, goals, choices, why others lost, one line to remember. `room`: this
+    machine's.
+    """
     page = Page(console)
     page.blank()
     _print_head(page, document, card)
@@ -78,7 +74,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     page.blank()
     _print_memory(page, chosen, document)
     _print_goals(page, chosen, _rate(document, chosen), _confidence(document, "confidence"))
-    _print_choices(page, document)
+    print_choices(page, document)
     page.line("  Graph    ", " ─► ".join(("source", *_titles(chosen), "checkpoint", chosen.engine.name)))
     page.blank()
     if document.rejected:
@@ -86,7 +82,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
         _print_rejected(page, document.rejected[:_WHY_NOT])
         more = document.lost - min(_WHY_NOT, len(document.rejected))
         if more > 0:
-            page.line(_INDENT, f"({more:,} more: optimize explain)", "dim")
+            page.line(INDENT, f"({more:,} more: optimize explain)", "dim")
         page.blank()
     _print_illegal(page, document)
     for note in chosen.notes:
@@ -132,13 +128,13 @@ def _print_no_plan(page: Page, document: PlanDocument) -> None:
         nearest, *others = document.rejected
         page.line("  Nearest  ", nearest.candidate)
         for reason in nearest.reasons:
-            page.line(_INDENT + "  ", f"{reason.message}{_by_how_much(reason, nearest)}{_remedy(reason)}")
+            page.line(INDENT + "  ", f"{reason.message}{_by_how_much(reason, nearest)}{_remedy(reason)}")
         _print_rejected(page, others[:4])
         page.blank()
         if short is None and not _refused(document):
-            _print_choices(page, document)
+            print_choices(page, document)
     for number, other in enumerate(document.alternatives):
-        head = "  Instead  " if number == 0 else _INDENT
+        head = "  Instead  " if number == 0 else INDENT
         page.line(head, Text.assemble((other.change, "bold"), f": {other.candidate}"))
     if document.alternatives:
         page.blank()
@@ -277,7 +273,7 @@ def _served(chosen: ChosenPlan) -> list[str]:
 def _print_memory(page: Page, chosen: ChosenPlan, document: PlanDocument) -> None:
     memory, kv, needs = chosen.memory, chosen.kv_cache, chosen.capacity
     budget, total = memory.budget.value, memory.total.value
-    columns = _BAR if page.width is None else min(_BAR, page.width - len(_INDENT))
+    columns = _BAR if page.width is None else min(_BAR, page.width - len(INDENT))
     full = round(min(1.0, total / budget if budget else 1.0) * columns)
     sure = chosen.fit_odds is None or chosen.fit_odds >= _confidence(document, "fit_confidence")
     style = "red" if total > budget else "green" if sure else "yellow"
@@ -289,9 +285,9 @@ def _print_memory(page: Page, chosen: ChosenPlan, document: PlanDocument) -> Non
         "activations": memory.activations.value, "overhead": memory.non_torch.value + memory.cuda_graphs.value,
     }  # fmt: skip
     odds = f", fits with {chosen.fit_odds:.0%}" if chosen.fit_odds is not None else ""
-    page.line(_INDENT, f"{'   '.join(f'{name} {size(held)}' for name, held in named.items() if held)}{odds}")
+    page.line(INDENT, f"{'   '.join(f'{name} {size(held)}' for name, held in named.items() if held)}{odds}")
     page.line(
-        _INDENT,
+        INDENT,
         _cache(chosen, document.spec.workload.asked) or f"no cache that grows; longest context {kv.max_context:,}",
     )
     page.blank()
@@ -334,14 +330,14 @@ def _print_goals(page: Page, chosen: ChosenPlan, rate: tuple[PlannedGoal, ...], 
     if not named & {Goal.PERPLEXITY, Goal.KL}:
         rows.append(_unasked(Goal.PERPLEXITY, perplexity_growth(chosen.quality.log_ppl_increase)))
     for number, (name, wanted, predicted, basis, mark) in enumerate(rows):
-        head = "  Goals    " if number == 0 else _INDENT
+        head = "  Goals    " if number == 0 else INDENT
         if page.narrow:
             page.line(head, Text(f"{name} {wanted} ".replace("  ", " ")).append_text(mark))
-            page.line(_INDENT + "  ", f"{predicted} {basis}")
+            page.line(INDENT + "  ", f"{predicted} {basis}")
         else:
             page.line(head, Text(f"{name:14s} {wanted:14s} {predicted:38s} {basis:11s} ").append_text(mark))
     for number, line in enumerate(() if chosen.speed is None else load_lines(chosen.speed)):
-        page.line("  Load     " if number == 0 else _INDENT, line)
+        page.line("  Load     " if number == 0 else INDENT, line)
     page.blank()
 
 
@@ -378,93 +374,10 @@ def _confidence(document: PlanDocument, name: str) -> float:
     return parse_share(said) if isinstance(said, str) else 0.5
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A row of the table of choices."""
-
-    mark: str
-    candidate: str
-    memory: Memory
-    speed: SpeedEstimate | None
-    quality: Quality
-    said: str
-
-
-def _figures(row: _Choice) -> tuple[float | None, ...]:
-    """What stands in `_COLUMNS`; None where it is not known."""
-    speed = row.speed
-    rates: tuple[float | None, ...] = (None,) * 3 if speed is None else (
-        speed.decode_tok_s_per_request.value, speed.throughput_tok_s.value, speed.ttft_ms.value
-    )  # fmt: skip
-    return (growth(row.quality.log_ppl_increase.value), *rates, row.memory.total.value)
-
-
-#: Heading, unit and width of the columns.
-_COLUMNS = (
-    ("perplexity", "%", 10),
-    ("a client", "tok/s", 10),
-    ("all", "tok/s", 11),
-    ("TTFT", "ms", 8),
-    ("memory", "B", 10),
-)
-
-
-def _print_choices(page: Page, document: PlanDocument) -> None:
-    """The chosen candidate beside others of the Pareto set, and where these are few those that come next, with what they miss."""
-    rows = list(_choices(document))
-    if len(rows) < 2:
-        return
-    columns = [_column([_figures(row)[n] for row in rows], unit) for n, (_, unit, _) in enumerate(_COLUMNS)]
-    if page.narrow:
-        page.line("  Choices  ", " · ".join(name for name, _, _ in _COLUMNS), "dim")
-    else:
-        heads = "  ".join(f"{name:>{width}s}" for name, _, width in _COLUMNS)
-        page.line("  Choices  ", f"{heads}  candidate (all by the formula, which ranks)", "dim")
-    for row, cells in zip(rows, zip(*columns, strict=True), strict=True):
-        if page.narrow:
-            page.line(f"         {row.mark} ", f"{row.candidate} ({row.said})")
-            page.line(_INDENT + "  ", " · ".join(cells))
-        else:
-            shown = "  ".join(f"{cell:>{width}s}" for cell, (_, _, width) in zip(cells, _COLUMNS, strict=True))
-            page.line(f"         {row.mark} {shown}  ", f"{row.candidate} ({row.said})")
-    page.blank()
-
-
-def _column(values: Sequence[float | None], unit: str) -> list[str]:
-    """A column's figures, told apart."""
-    shown = iter(all_apart([value for value in values if value is not None], unit, _ALIKE))
-    return ["-" if value is None else next(shown) for value in values]
-
-
-def _choices(document: PlanDocument) -> Iterator[_Choice]:
-    chosen = document.chosen
-    own = [row for row in document.pareto if chosen is not None and row.candidate == chosen.label]
-    others = _shown([row for row in document.pareto if row not in own])
-    for mark, rows in (("►", own), (" ", others)):
-        yield from (_Choice(mark, r.candidate, r.memory, r.speed, r.quality, r.making) for r in rows)
-    shown = {row.candidate for row in (*own, *others)}
-    left = _LEAST_ROWS - len(shown)
-    for row in document.rejected:
-        if left > 0 and row.candidate not in shown and row.memory is not None and row.quality is not None:
-            left -= 1
-            yield _Choice(" ", row.candidate, row.memory, row.speed, row.quality, row.reasons[0].message)
-
-
-def _shown(rows: Sequence[ParetoPlan]) -> list[ParetoPlan]:
-    """At most five rows: the extremes in quality, speed and memory, then others in the order of quality."""
-    if not rows:
-        return []
-    ordered = sorted(rows, key=lambda row: row.quality.log_ppl_increase.value)
-    fastest = max(rows, key=lambda row: row.speed.decode_tok_s_per_request.value if row.speed else 0.0)
-    smallest = min(rows, key=lambda row: row.memory.total.value)
-    picked: Mapping[str, ParetoPlan] = {row.candidate: row for row in (ordered[0], fastest, smallest, *ordered)}
-    return sorted(list(picked.values())[: _MOST_ROWS - 1], key=lambda row: row.quality.log_ppl_increase.value)
-
-
 def _print_rejected(page: Page, rejected: Sequence[RejectedPlan]) -> None:
     for plan in rejected:
-        page.line(_INDENT, plan.candidate)
-        page.line(_INDENT + "  ", "; ".join(f"{reason.message}{_remedy(reason)}" for reason in plan.reasons[:2]), "dim")
+        page.line(INDENT, plan.candidate)
+        page.line(INDENT + "  ", "; ".join(f"{reason.message}{_remedy(reason)}" for reason in plan.reasons[:2]), "dim")
 
 
 def _remedy(reason: StatedReason) -> str:
@@ -475,7 +388,7 @@ def _remedy(reason: StatedReason) -> str:
 def _print_illegal(page: Page, document: PlanDocument) -> None:
     """What of the things that the spec asks for by name is illegal."""
     for number, kind in enumerate(document.illegal[:4]):
-        head = "  Illegal  " if number == 0 else _INDENT
+        head = "  Illegal  " if number == 0 else INDENT
         page.line(head, f"{kind.message}{f' ({kind.remedy})' if kind.remedy else ''}: {kind.candidates} candidates")
     if document.illegal:
         page.blank()

@@ -31,18 +31,21 @@ function stopAt(chart, mark) {
   for (const each of chart.querySelectorAll("[role=img]")) each.setAttribute("tabindex", each === mark ? "0" : "-1");
 }
 const firstStop = (chart) => stopAt(chart, chart.querySelector(".chosen:not(.hidden)") || seen(chart)[0]);
-for (const chart of document.querySelectorAll("[data-roving]")) {
-  firstStop(chart);
-  chart.addEventListener("keydown", (event) => {
-    const all = seen(chart), here = all.indexOf(document.activeElement);
-    const to = { ArrowRight: here + 1, ArrowDown: here + 1, ArrowLeft: here - 1, ArrowUp: here - 1, Home: 0, End: all.length - 1 }[event.key];
-    if (to === undefined || here < 0) return;
-    event.preventDefault();
-    const mark = all[Math.min(Math.max(to, 0), all.length - 1)];
-    stopAt(chart, mark);
-    mark.focus();
-  });
+function rove(part) {
+  for (const chart of part.querySelectorAll("[data-roving]")) {
+    firstStop(chart);
+    chart.addEventListener("keydown", (event) => {
+      const all = seen(chart), here = all.indexOf(document.activeElement);
+      const to = { ArrowRight: here + 1, ArrowDown: here + 1, ArrowLeft: here - 1, ArrowUp: here - 1, Home: 0, End: all.length - 1 }[event.key];
+      if (to === undefined || here < 0) return;
+      event.preventDefault();
+      const mark = all[Math.min(Math.max(to, 0), all.length - 1)];
+      stopAt(chart, mark);
+      mark.focus();
+    });
+  }
 }
+rove(document);
 
 const form = document.querySelector(".filter");
 function filter() {

@@ -73,19 +73,19 @@ class Exllama(Engine):
     kv_dtypes: ClassVar[tuple[str, ...]] = ("auto", "q8", "q6", "q4")
 
     def spreads(self, cards: int) -> Iterator[Parallel]:
-        """Matrices cut over the cards, then layers laid over them one after the other."""
+        """Yield matrices cut over the cards, then layers laid over them one after the other."""
         yield Parallel(tp=cards)
         if cards > 1:
             yield Parallel(pp=cards)
 
     def kernel(self, form: Format, gpu: Gpu) -> Kernel:
-        """Its own kernels, or the one for GPTQ; all multiply in 16 bit, on every card."""
+        """Choose its own kernels, or the one for GPTQ; all multiply in 16 bit, on every card."""
         if form.kernel is KernelFamily.W16:
             return Kernel(form.kernel, "bf16")
         return Kernel("exl-gptq" if form.kernel is KernelFamily.GPTQ else "exl", "bf16")
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
-        """Formats, cache kinds and types, and cards that the engine lacks."""
+        """Refuse formats, cache kinds and types, and cards that the engine lacks."""
         reasons: list[Reason] = []
         if gpu.is_cpu or gpu.vendor != "NVIDIA":
             reasons.append(
@@ -178,7 +178,7 @@ class Exllama(Engine):
         return requests * sum(count * (self.slot_bytes(ir, block.state) or 0) for block, count in blocks)
 
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
-        """Chunks of a prompt, and as many sequences as are asked: the launch files set so many."""
+        """Return chunks of a prompt, and as many sequences as are asked: the launch files set so many."""
         requests = settings.max_num_seqs or workload.concurrency or 1
         return Scheduler(settings.max_num_batched_tokens or CHUNK, requests)
 
@@ -203,15 +203,15 @@ class Exllama(Engine):
         return None
 
     def dequantized_head(self, elements: int) -> int:
-        """Elements of the head that are dequantized at once."""
+        """Count the elements of the head that are dequantized at once."""
         return 0
 
     def attention_bytes(self, heads: int, context: int) -> tuple[float, float]:
-        """Scratch of attention's scores, with the fast kernels and at most."""
+        """Return the bytes of scratch of attention's scores, with the fast kernels and at most."""
         return 0.0, 0.0
 
     def launch(self, request: LaunchRequest) -> Launch:
-        """TabbyAPI with a config file."""
+        """Start TabbyAPI with a config file."""
         from targets.engines.exllama.launch import tabby_launch
 
         return tabby_launch(request, self.served_by, self.cache_mode(request.ir.kv_cache.dtype))
@@ -223,7 +223,7 @@ class Exllama(Engine):
         return served_name(folder)
 
     def verifier(self) -> Verifier:
-        """Through TabbyAPI, where a checkout is named."""
+        """Drive it through TabbyAPI, where a checkout is named."""
         from targets.engines.exllama.verify import TabbyVerifier
 
         return TabbyVerifier(self)
@@ -256,7 +256,7 @@ def architecture_reasons(engine: str, known: Collection[str], ir: ModelIR, remed
 def placement_reasons(
     engine: str, ir: ModelIR, kind: type[LayerState], expected: Callable[[int], bool]
 ) -> tuple[Reason, ...]:
-    """Layers of a kind that the config places one by one (`layer_types`), where the engine expects them by the layer's number."""
+    """Refuse layers of a kind that the config places one by one (`layer_types`), where the engine expects them by the layer's number."""
     layers = range(len(ir.decoder.layers))
     placed = [isinstance(ir.decoder.block(layer).state, kind) for layer in layers]
     if not any(placed) or placed == [expected(layer) for layer in layers]:

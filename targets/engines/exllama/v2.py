@@ -75,7 +75,7 @@ class ExllamaV2(Exllama):
     capability: ClassVar[int] = 75
 
     def cache_mode(self, dtype: str) -> str:
-        """FP16, Q8, Q6, Q4."""
+        """Name the cache's type: FP16, Q8, Q6, Q4."""
         return "FP16" if dtype == "auto" else dtype.upper()
 
     def unpacked_bytes(self, ir: ModelIR, layers: int) -> float:
@@ -89,12 +89,12 @@ class ExllamaV2(Exllama):
         return min(elements, _DEQUANTIZED_MOST)
 
     def attention_bytes(self, heads: int, context: int) -> tuple[float, float]:
-        """Scores and their softmax in fp16 (`temp_attn_size` in attn.py), whole without flash attention."""
+        """Return the bytes of scores and their softmax in fp16 (`temp_attn_size` in attn.py), whole without flash attention."""
         size = 4.0 * heads * min(_SCORES, context) ** 2
         return size / _FLASH, size
 
     def verifier(self) -> Verifier:
-        """Through its package's own generator, and TabbyAPI where a checkout is named."""
+        """Drive it through its package's own generator, and TabbyAPI where a checkout is named."""
         from targets.engines.exllama.verify import GeneratorVerifier
 
         return GeneratorVerifier(self)

@@ -67,7 +67,9 @@ class ExllamaV3(Exllama):
     capability: ClassVar[int] = 80
 
     def slot_bytes(self, ir: ModelIR, state: LayerState) -> int | None:
-        """Recurrent states, and windows of the architectures that keep those in rings; both in 16 bit whatever the cache's type."""
+        """Return the bytes of recurrent states, and of windows of the architectures that keep those in rings; both in 16 bit whatever the
+        cache's type.
+        """
         if isinstance(state, Recurrent):
             return 2 * sum(
                 math.prod(part.shape) * (1 if part.name.startswith("conv") else _STATE_ROWS) for part in state.parts
@@ -77,7 +79,7 @@ class ExllamaV3(Exllama):
         return None
 
     def cache_mode(self, dtype: str) -> str:
-        """FP16, or a pair of bits for keys and values."""
+        """Name the cache's type: FP16, or a pair of bits for keys and values."""
         bits = dtype.removeprefix("q")
         return "FP16" if dtype == "auto" else f"{bits},{bits}"
 

@@ -27,6 +27,7 @@ from targets.serve.drive import warm_up
 from targets.serve.engine_build import ask_python
 from targets.serve.load import LoadTiming, load
 from targets.serve.process import EngineError, Served, named_python, run_to_end, serving
+from targets.serve.soak import soak
 from targets.serve.verifier import Installed, Observed, Say, Verifier, VerifyRequest
 
 #: The program that runs in ExLlamaV2's Python.
@@ -41,6 +42,7 @@ scope = {{}}
 exec(pathlib.Path(found.origin).with_name("version.py").read_text(), scope)
 print(scope["__version__"])
 """
+_NO_SERVER = "not soaked: ExLlamaV2 is soaked through TabbyAPI, name a checkout of it with --tabby or TIGHTFIT_TABBY"
 #: Variables that name a checkout of TabbyAPI; the launch files' script knows the last.
 _CHECKOUT = ("TIGHTFIT_TABBY", "TABBYAPI")
 
@@ -93,7 +95,8 @@ class TabbyVerifier(Verifier):
             sample = ask(served, request_body(name, prompt(16), min(48, request.load.output_tokens)))
             warm_up(served, name, request.load, prompt)
             timing = load(served, name, request.load, prompt, tool="tightfit through TabbyAPI")
-        return Observed(None, None, (timing,), served.start_seconds, sample.text, tells_cache=False)
+            soaked = None if request.soak is None else soak(served, name, request.soak, self._engine.metrics, prompt)
+        return Observed(None, None, (timing,), served.start_seconds, sample.text, tells_cache=False, soaked=soaked)
 
 
 class GeneratorVerifier(TabbyVerifier):
@@ -105,8 +108,9 @@ class GeneratorVerifier(TabbyVerifier):
         seen = observed(run_driver(job_of(request), request.python), request)
         checkout = checkout_of(request)
         if checkout is None:
-            return seen
-        return replace(seen, loads=(*seen.loads, *self.through_tabby(request, checkout, say).loads))
+            return seen if request.soak is None else replace(seen, notes=(*seen.notes, _NO_SERVER))
+        through = self.through_tabby(request, checkout, say)
+        return replace(seen, loads=(*seen.loads, *through.loads), soaked=through.soaked)
 
 
 def checkout_of(request: VerifyRequest) -> Path | None:

@@ -16,8 +16,9 @@ from targets.engines.engine import Memory, MemoryEstimate, Parallel, Scheduler, 
 from targets.engines.kv_layout import build_layout
 from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import weights_per_stage
-from targets.engines.vllm.engine import Vllm, element_bytes, stored_notes
+from targets.engines.vllm.engine import Vllm, stored_notes
 from targets.engines.vllm.kernels import kernel_of
+from targets.engines.vllm.memory.cache import element_bytes
 from targets.engines.vllm.rules.checkpoint_cache import as_cached
 from targets.engines.vllm.rules.kv_cache import checkpoint_reasons
 from targets.engines.vllm.rules.legality import order_reasons, storages
@@ -54,7 +55,7 @@ class VllmCpu(Vllm):
     )  # fmt: skip
 
     def spreads(self, cards: int) -> Iterator[Parallel]:
-        """Tensor parallel alone."""
+        """Yield tensor parallel alone."""
         yield Parallel(tp=cards)
 
     def kernel(self, form: Format, gpu: Gpu) -> Kernel:
@@ -98,7 +99,7 @@ class VllmCpu(Vllm):
             yield Reason("fp8_kv_needs_avx512", message, "KV cache auto")
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
-        """Weights in RAM, the cache as large as it is set; without a setting, what the workload needs."""
+        """Estimate weights in RAM, the cache as large as it is set; without a setting, what the workload needs."""
         rules, note = rules_for(settings.version or _NEWEST)
         settings_of_cache = self._cache(ir, gpu, settings, workload)
         layout = build_layout(
@@ -118,7 +119,7 @@ class VllmCpu(Vllm):
         return weights_per_stage(ir, settings.parallel)[0]
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
-        """None: the cache is as large as the plan sets it."""
+        """Offer nothing: the cache is as large as the plan sets it."""
         return ()
 
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:

@@ -41,7 +41,7 @@ class VllmVerifier(ServerVerifier):
         return installed_vllm(python)
 
     def press(self, served: Served, name: str, request: VerifyRequest) -> tuple[LoadTiming, tuple[str, ...]]:
-        """`vllm bench serve`; where it does not run, our own client, with a note that says why."""
+        """Run `vllm bench serve`; where it does not run, our own client, with a note that says why."""
         found = bench_serve(request.python, served, name, request)
         if isinstance(found, LoadTiming):
             return found, ()

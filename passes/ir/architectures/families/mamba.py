@@ -5,10 +5,12 @@ Names and shapes are those of transformers 5.23; states those of vLLM 0.32 (`lay
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import head_sizes
 from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Heads, Maker, Part, total
 from passes.ir.model import Block, Role, Stacking
 from passes.ir.state import FullKV, Recurrent, StatePart
 
@@ -69,13 +71,13 @@ def mamba2(config: Config, m: Maker, prefix: str) -> tuple[Part, Recurrent, int]
 
 
 def mamba(config: Config, m: Maker, names: Names) -> Description:
-    """Mamba and Falcon Mamba: one mixer a layer, nothing else."""
+    """Describe Mamba and Falcon Mamba: one mixer a layer, nothing else."""
     mixer, state = mamba1(config, m, norms=False)
     return _alone(config, m, (m.norms(config.integer("hidden_size"), "norm") + mixer.at("mixer.")).block(state))
 
 
 def plain_mamba2(config: Config, m: Maker, names: Names) -> Description:
-    """Mamba 2 and Codestral Mamba: one mixer a layer, nothing else."""
+    """Describe Mamba 2 and Codestral Mamba: one mixer a layer, nothing else."""
     mixer, state, heads = mamba2(config, m, "")
     return _alone(config, m, (m.norms(config.integer("hidden_size"), "norm") + mixer.at("mixer.")).block(state, heads))
 
@@ -83,7 +85,10 @@ def plain_mamba2(config: Config, m: Maker, names: Names) -> Description:
 def _alone(config: Config, m: Maker, block: Block) -> Description:
     names = Names("backbone.", "lm_head")
     outer = ends(
-        m, config, names, is_tied(config, config.get("model_type") != "mamba2"), embedding="embeddings", norm="norm_f"
+        m,
+        config,
+        replace(names, embedding="embeddings", norm="norm_f"),
+        is_tied(config, config.get("model_type") != "mamba2"),
     )
     return decoder(names, [block] * len(config.layer_numbers()), outer)
 
@@ -92,12 +97,12 @@ def attention_block(config: Config, m: Maker) -> tuple[Part, FullKV, int]:
     """Make the attention of these mixtures, what it keeps, and its heads."""
     heads, kv_heads, dim = head_sizes(config)
     bias = config.flag("attention_bias")
-    part = m.attention(config.integer("hidden_size"), heads, kv_heads, dim, qkv_bias=bias, o_bias=bias)
+    part = m.attention(config.integer("hidden_size"), Heads(heads, kv_heads, dim), qkv_bias=bias, o_bias=bias)
     return part.at("self_attn."), FullKV(kv_heads, dim, dim), heads
 
 
 def jamba(config: Config, m: Maker, names: Names) -> Description:
-    """Jamba (arXiv 2403.19887): one attention to seven Mamba layers, experts in every other layer."""
+    """Describe Jamba (arXiv 2403.19887): one attention to seven Mamba layers, experts in every other layer."""
     hidden, inner, count = (
         config.integer("hidden_size"),
         config.integer("intermediate_size"),
@@ -107,9 +112,8 @@ def jamba(config: Config, m: Maker, names: Names) -> Description:
     attention, kv, heads = attention_block(config, m)
     norms = m.norms(hidden, "input_layernorm", "pre_ff_layernorm")
     dense = m.gated_mlp(hidden, inner).at("feed_forward.")
-    sparse = m.router("router", count, hidden) + m.experts(
-        hidden, inner, count, config.integer("num_experts_per_tok"), prefix="experts."
-    )  # fmt: skip
+    bank = Experts(hidden, inner, count, config.integer("num_experts_per_tok"))
+    sparse = m.router("router", count, hidden) + m.experts(bank, prefix="experts.")  # fmt: skip
 
     def periodic(i: int, what: str) -> bool:
         return i % config.integer(f"{what}_layer_period") == config.integer(f"{what}_layer_offset")
@@ -121,20 +125,21 @@ def jamba(config: Config, m: Maker, names: Names) -> Description:
             blocks.append((norms + attention + mlp).block(kv, heads))
         else:
             blocks.append((norms + mixer.at("mamba.") + mlp).block(state))
-    return decoder(names, blocks, ends(m, config, names, is_tied(config, False), norm="final_layernorm"))
+    return decoder(names, blocks, ends(m, config, replace(names, norm="final_layernorm"), is_tied(config, False)))
 
 
 def granite_experts(config: Config, m: Maker) -> Part:
-    """Granite's experts in two 3-D tensors, and its shared MLP in two matrices, where the config has them."""
+    """Make Granite's experts in two 3-D tensors, and its shared MLP in two matrices, where the config has them."""
     hidden, inner, part = config.integer("hidden_size"), config.integer("intermediate_size"), Part()
     if count := config.integer("num_local_experts", default=0):
-        active, prefix = config.integer("num_experts_per_tok"), "block_sparse_moe."
+        bank = Experts(hidden, inner, count, config.integer("num_experts_per_tok"))
+        prefix = "block_sparse_moe."
         expert = prefix + "experts.{e}."
         gate_up = Stacking(prefix + "input_linear.weight", False, ((expert + "w1", inner), (expert + "w3", inner)))
         down = Stacking(prefix + "output_linear.weight", False, ((expert + "w2", hidden),))
         part += m.router(prefix + "router.layer", count, hidden)
-        part += m.bank(expert + "w13", Role.GATE_UP, 2 * inner, hidden, count, active, stacking=gate_up)
-        part += m.bank(expert + "w2", Role.DOWN, hidden, inner, count, active, stacking=down)
+        part += m.bank(expert + "w13", Role.GATE_UP, 2 * inner, hidden, bank, stacking=gate_up)
+        part += m.bank(expert + "w2", Role.DOWN, hidden, inner, bank, stacking=down)
     if shared := config.integer("shared_intermediate_size", default=0):
         part += m.linear(
             "shared_mlp.input_linear", Role.GATE_UP, 2 * shared, hidden, shared=bool(count), reads="shared_in"
@@ -144,7 +149,7 @@ def granite_experts(config: Config, m: Maker) -> Part:
 
 
 def granite_hybrid(config: Config, m: Maker, names: Names) -> Description:
-    """Granite 4 H: nine Mamba 2 layers to one attention, with experts and a shared MLP, or that MLP alone."""
+    """Describe Granite 4 H: nine Mamba 2 layers to one attention, with experts and a shared MLP, or that MLP alone."""
     hidden = config.integer("hidden_size")
     mixer, state, mixer_heads = mamba2(config, m, "mamba_")
     attention, kv, heads = attention_block(config, m)
@@ -163,7 +168,7 @@ def granite_hybrid(config: Config, m: Maker, names: Names) -> Description:
 
 
 def granite_shared(config: Config, m: Maker, names: Names) -> Description:
-    """Granite 3 MoE with a shared MLP."""
+    """Describe Granite 3 MoE with a shared MLP."""
     attention, kv, heads = attention_block(config, m)
     norms = m.norms(config.integer("hidden_size"), "input_layernorm", "post_attention_layernorm")
     block = (norms + attention + granite_experts(config, m)).block(kv, heads)
@@ -171,7 +176,7 @@ def granite_shared(config: Config, m: Maker, names: Names) -> Description:
 
 
 def bamba(config: Config, m: Maker, names: Names) -> Description:
-    """Bamba: Mamba 2 layers with a few of attention, dense MLPs."""
+    """Describe Bamba: Mamba 2 layers with a few of attention, dense MLPs."""
     hidden = config.integer("hidden_size")
     mixer, state, mixer_heads = mamba2(config, m, "mamba_")
     attention, kv, heads = attention_block(config, m)
@@ -182,7 +187,7 @@ def bamba(config: Config, m: Maker, names: Names) -> Description:
         (rest + attention).block(kv, heads) if i in full else (rest + mixer.at("mamba.")).block(state, mixer_heads)
         for i in config.layer_numbers()
     ]
-    return decoder(names, blocks, ends(m, config, names, is_tied(config, False), norm="final_layernorm"))
+    return decoder(names, blocks, ends(m, config, replace(names, norm="final_layernorm"), is_tied(config, False)))
 
 
 describe = by_architecture(

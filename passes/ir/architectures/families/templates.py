@@ -67,7 +67,7 @@ def _size(expression: Any, fields: Mapping[str, Any], name: str) -> int:
 
 
 def rows(made: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], list[list[int]]]]:
-    """Names with `#`, shapes, and the numbers that stand for each `#`."""
+    """Yield names with `#`, shapes, and the numbers that stand for each `#`."""
     for name, dims, times, conditions in made["tensors"]:
         wanted = all(not fields[c[1:]] if c.startswith("!") else fields[c] for c in conditions)
         if not wanted:

@@ -18,7 +18,7 @@ PAGE = 256
 
 
 def main(job_file: str) -> None:
-    """Everything in order: the model, the largest cache, the asked one, the load."""
+    """Do everything in order: the model, the largest cache, the asked one, the load."""
     import exllamav2
     import torch
     from exllamav2 import ExLlamaV2, ExLlamaV2Config, ExLlamaV2Tokenizer, __version__
@@ -101,7 +101,7 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 def answer_all(
     generator: Any, request: Callable[[], Any], requests: int, clients: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """So many requests, each sent when one before it is answered, `clients` at a time: their times, and what failed."""
+    """Send so many requests, each when one before it is answered, `clients` at a time; return their times, and what failed."""
     sent: dict[Any, float] = {}
     first: dict[Any, float] = {}
     answers: list[dict[str, Any]] = []

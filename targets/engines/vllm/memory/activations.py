@@ -73,7 +73,7 @@ class Profile:
 
 @lru_cache(maxsize=1)
 def fit() -> dict[str, Any]:
-    """The fitted coefficients."""
+    """Return the fitted coefficients."""
     data: dict[str, Any] = json.loads(
         files("targets.engines.vllm.memory").joinpath("memory_fit.json").read_text(encoding="utf-8")
     )
@@ -131,7 +131,7 @@ def _streams(ir: ModelIR) -> int:
 
 
 def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[str, float]) -> float:
-    """Bytes of the activation peak of the profile run on one rank, with the given constants."""
+    """Return bytes of the activation peak of the profile run on one rank, with the given constants."""
     size = 4 if ir.dtype == "F32" else 2
     blocks = [block for block, _ in ir.decoder.counts]
     # Hyper-connections carry several streams of hidden states through the layers (DeepSeek V4).
@@ -219,7 +219,8 @@ def _known_as_sum(ir: ModelIR, profile: Profile, rules: Rules) -> bool:
 
 
 def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
-    """The activation peak of the profile run on one rank, what V2 keeps for sampling where the version counts it, and what start-ups take
+    """Return the activation peak of the profile run on one rank, what V2 keeps for sampling where the version counts it, and what
+    start-ups take
     beside all terms (`beside` in memory_fit.json: compilers, autotuning, attention's workspaces, fragments).
     """
     least, most = (
@@ -253,7 +254,7 @@ def regime(profile: Profile, rules: Rules) -> str:
 
 
 def counted_penalties(ir: ModelIR, profile: Profile, rules: Rules) -> float:
-    """Bytes of V2's tables of penalties and masks where the budget counts them: up to 0.26 they are in no term of it."""
+    """Return bytes of V2's tables of penalties and masks where the budget counts them: up to 0.26 they are in no term of it."""
     counted = rules.counts_reserved and profile.samples and uses_v2_runner(ir, rules)
     return profile.sequences * ir.vocab_size * _PENALTIES if counted else 0.0
 
@@ -271,7 +272,7 @@ def is_integrated(gpu: Gpu) -> bool:
 
 
 def non_torch(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
-    """Bytes that CUDA, NCCL and libraries hold outside torch on one rank."""
+    """Return bytes that CUDA, NCCL and libraries hold outside torch on one rank."""
     return _quantity("non_torch", _non_torch_bytes(ir, profile, rules, fit()), _era(ir, rules))
 
 
@@ -283,7 +284,7 @@ def _non_torch_bytes(ir: ModelIR, profile: Profile, rules: Rules, fitted: Mappin
 
 
 def cuda_graphs(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
-    """Bytes of the captured CUDA graphs (the estimate, where the version subtracts one); zero when eager."""
+    """Return bytes of the captured CUDA graphs (the estimate, where the version subtracts one); zero when eager."""
     if profile.eager:
         return Quantity.exact(0)
     return _quantity("cuda_graphs", _graph_bytes(ir, profile, rules, fit()), _era(ir, rules))

@@ -21,7 +21,7 @@ _CUT_BY_OUTPUT = (Role.Q, Role.K, Role.V, Role.QKV, Role.Q_UP, Role.KV_UP, Role.
 
 
 def fp8_block_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
-    """Blocks of FP8 scales that two parts of a fused matrix, or two cards, would have to share.
+    """Refuse blocks of FP8 scales that two parts of a fused matrix, or two cards, would have to share.
 
     Every part of a fused matrix but the last holds whole blocks of rows, the last one too where the rows are cut by tensor
     parallelism. Every card holds whole blocks of the inputs of a matrix that is cut by them. Experts' gates and ups hold whole

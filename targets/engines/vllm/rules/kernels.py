@@ -159,7 +159,7 @@ def _lacks(kernel: Kernel, product: Product) -> tuple[int, str] | None:
 
 
 def kernel_reasons(ir: ModelIR, capability: int, dtype: str, rules: Rules, parallel: Parallel) -> Iterator[Reason]:
-    """Matrices of integers that no kernel multiplies: of each kind of lack the first, with what would mend it."""
+    """Refuse matrices of integers that no kernel multiplies: of each kind of lack the first, with what would mend it."""
     ranks = Ranks(parallel.tp, parallel.ep)
     found: dict[str, Reason] = {}
     for block, _ in ir.decoder.counts:

@@ -43,7 +43,7 @@ def load_time_reasons(ir: ModelIR, gpu: Gpu) -> Iterator[Reason]:
 
 
 def expert_reasons(ir: ModelIR) -> Iterator[Reason]:
-    """Static scales of experts' inputs: only beside FP8 weights with one scale a matrix (`compressed_tensors_moe` in vLLM)."""
+    """Refuse static scales of experts' inputs but beside FP8 weights with one scale a matrix (`compressed_tensors_moe` in vLLM)."""
     for block, _ in ir.decoder.counts:
         for linear in block.linears:
             form = linear.storage
@@ -55,7 +55,7 @@ def expert_reasons(ir: ModelIR) -> Iterator[Reason]:
 
 
 def order_reasons(form: Format, rules: Rules) -> Iterator[Reason]:
-    """Groups in activation order: a version that no longer reads them. A row that is one group has no order."""
+    """Refuse groups in activation order where a version no longer reads them. A row that is one group has no order."""
     if form.act_order and form.group_size > 0 and not rules.group_order:
         message = f"vLLM {rules.said} reads no groups in activation order (desc_act: true)"
         remedy = 'a checkpoint without it (the walk\'s own order needs none), or an older vLLM (engine: {name: vllm, version: "0.29"})'

@@ -114,7 +114,7 @@ def _keys(qualified: bool) -> Iterator[str]:
 def method_reasons(
     form: Format, source: str | None, capability: int, dtype: str, rules: Rules, *, experts: bool = False
 ) -> Iterator[Reason]:
-    """Why a version does not read a format on a card of this capability × 10, or not in the dtype that the model computes in.
+    """Say why a version does not read a format on a card of this capability × 10, or not in the dtype that the model computes in.
 
     `experts`: nothing else is stored so.
     """
@@ -154,7 +154,7 @@ def _remedy_of_card(method: Method, capability: int, rules: Rules) -> str:
 
 
 def wheel_reasons(capability: int, rules: Rules) -> Iterator[Reason]:
-    """Why a version's wheels do not run on a card at all."""
+    """Say why a version's wheels do not run on a card at all."""
     if capability > (at_version(_WHEELS_MOST, rules.version) or 0):
         first = next(since for since, most in _WHEELS_MOST if capability <= most)
         message = f"vLLM {rules.said} has no code for cards of compute capability {_dotted(capability)}, which it has from {said(first)} on"

@@ -1,0 +1,1 @@
+"""The parts of a spec: cards, engine, load, goals, passes."""

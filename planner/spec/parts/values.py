@@ -1,0 +1,75 @@
+"""What values of a spec are written as: numbers with units, counts; and the base of all parts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema
+from pydantic._internal._model_construction import ModelMetaclass
+
+from passes.ir.fields import LARGEST
+from planner.spec import units
+
+
+def _said(what: str, *examples: str) -> WithJsonSchema:
+    """The schema of what is written as text with a unit."""
+    return WithJsonSchema({"type": "string", "description": what, "examples": list(examples)})
+
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(units.parse_bytes),
+    PlainSerializer("{} B".format),
+    _said("Memory, with its unit.", "0.5 GiB", "24 GB"),
+]
+Seconds = Annotated[
+    float,
+    BeforeValidator(units.parse_seconds),
+    PlainSerializer("{} s".format),
+    _said("A time, with its unit.", "500 ms", "2 s"),
+]
+Rate = Annotated[
+    float, BeforeValidator(units.parse_rate), PlainSerializer("{} tok/s".format), _said("Tokens a second.", "20 tok/s")
+]
+Arrivals = Annotated[
+    float, Field(allow_inf_nan=True), BeforeValidator(units.parse_arrivals), PlainSerializer(units.format_arrivals),
+    _said("Requests a second.", "4/s", "30/min", "inf"),
+]  # fmt: skip
+Share = Annotated[
+    float,
+    BeforeValidator(units.parse_share),
+    PlainSerializer(units.format_share),
+    _said("A share, in percent.", "5%", "0.5%"),
+]
+Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
+Tokens = Annotated[
+    int, Field(ge=1, le=LARGEST, strict=True), BeforeValidator(units.as_typed_tokens),
+    WithJsonSchema({
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": LARGEST}, {"type": "string", "pattern": r"^\s*[0-9]+\s*[kK]\s*$"}],
+        "description": "Tokens; k is 1,024.", "examples": [8192, "32k"],
+    }),
+]  # fmt: skip
+
+
+class _Told(ModelMetaclass):
+    """Has a part that is made by name, as Python callers do, tell what is wrong with it as a spec's file does."""
+
+    def __call__(cls, **given: Any) -> Any:  # noqa: N805 (of a metaclass)
+        part: Any = cls
+        try:
+            return part.model_validate(given)
+        except ValidationError as error:
+            from planner.spec.parse import explained
+
+            raise explained(error, None, given, part.__name__, part) from None
+
+
+class Strict(BaseModel, metaclass=_Told):
+    """Base of every part of the spec: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True
+    )  # built once, as parts of the whole
+
+
+Positive = Annotated[float, Field(gt=0)]

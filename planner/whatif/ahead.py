@@ -1,0 +1,78 @@
+"""Answers ahead: processes that plan what is asked, then what a next move may ask, so that most moves find their answer there."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from concurrent.futures import Future, ProcessPoolExecutor
+from threading import Lock
+
+from passes.ir.sources import Source, open_model
+from planner.report.page import render
+from planner.spec.spec import Spec
+from planner.whatif.answer import answer
+from planner.whatif.controls import Control, State, neighbours
+
+#: Processes at most; each holds a description of the model and what was computed of it.
+_MOST = 4
+#: A setting, as what is known of it is found.
+Key = frozenset[tuple[str, str]]
+
+
+class Ahead:
+    """Plans by settings of the controls, each computed once."""
+
+    def __init__(self, spec: Spec, controls: tuple[Control, ...]) -> None:
+        self._controls = controls
+        self._pool = ProcessPoolExecutor(max(1, min(_MOST, os.cpu_count() or 1)), initializer=_begin, initargs=(spec,))
+        self._answers: dict[Key, Future[str]] = {}
+        self._waited: Counter[Key] = Counter()
+        self._lock = Lock()
+
+    def ask(self, state: State) -> str:
+        """Return the plan at a setting as HTML. Forecasts that nobody waits for and no process has begun make way for it."""
+        key = frozenset(state.items())
+        with self._lock:
+            for other in [
+                each for each, forecast in self._answers.items() if not self._waited[each] and forecast.cancel()
+            ]:
+                del self._answers[other]
+            self._waited[key] += 1
+            asked = self._begun(state)
+        try:
+            html = asked.result()
+        finally:
+            with self._lock:
+                self._waited[key] -= 1
+        with self._lock:
+            for near in neighbours(state, self._controls):
+                self._begun(near)
+        return html
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begun(self, state: State) -> Future[str]:
+        key = frozenset(state.items())
+        if key not in self._answers:
+            self._answers[key] = self._pool.submit(_answered, dict(state))
+        return self._answers[key]
+
+
+#: What a process plans for.
+_SUBJECT: list[tuple[Spec, Source]] = []
+
+
+def _begin(spec: Spec) -> None:
+    import gc
+    import signal
+
+    gc.disable()  # as the command line has it: a plan leaves little behind, and collecting takes as long as planning
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends these
+    _SUBJECT[:] = [(spec, open_model(spec.model, revision=spec.revision, assume=spec.assume))]
+
+
+def _answered(state: State) -> str:
+    spec, source = _SUBJECT[0]
+    return render("plan.html.j2", answer=answer(spec, source, state))

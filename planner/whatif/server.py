@@ -1,0 +1,90 @@
+"""Serves the page to this machine's browser: two addresses, both read only, on 127.0.0.1 alone."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl, urlsplit
+
+from passes.errors import InputError
+from planner.report.page import digest, render, text
+from planner.spec.spec import Spec
+from planner.version import VERSION
+from planner.whatif.ahead import Ahead
+from planner.whatif.controls import controls, state_of
+
+_HOST = "127.0.0.1"
+
+
+class Server:
+    """The page of a spec at `url`, as long as `serve` runs."""
+
+    def __init__(self, spec: Spec, port: int = 0) -> None:
+        """Take a port (0: any that is free). Raises OSError where it is taken."""
+        self._controls = controls(spec)
+        self._ahead = Ahead(spec, self._controls)
+        self._page = _page(spec, self._controls)
+        self._http = ThreadingHTTPServer((_HOST, port), _handler(self))
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://{_HOST}:{self._http.server_port}/"
+
+    def serve(self) -> None:
+        """Serve until it is interrupted."""
+        self._ahead.ask({})
+        try:
+            self._http.serve_forever()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the port and end the processes."""
+        self._http.server_close()
+        self._ahead.close()
+
+    def answer(self, host: str, target: str) -> tuple[HTTPStatus, str]:
+        """Return what an address holds. A name that is not this machine's own is refused, so that no page elsewhere reads along."""
+        if host not in (f"{_HOST}:{self._http.server_port}", f"localhost:{self._http.server_port}"):
+            return HTTPStatus.FORBIDDEN, "this page is for 127.0.0.1 only"
+        address = urlsplit(target)
+        if address.path == "/":
+            return HTTPStatus.OK, self._page
+        if address.path != "/plan":
+            return HTTPStatus.NOT_FOUND, "nothing is here"
+        try:
+            return HTTPStatus.OK, self._ahead.ask(state_of(dict(parse_qsl(address.query)), self._controls))
+        except InputError as error:
+            return HTTPStatus.BAD_REQUEST, str(error)
+
+
+def _page(spec: Spec, known: tuple[object, ...]) -> str:
+    style, script = text("page.css") + text("whatif.css"), text("page.js") + text("whatif.js")
+    return render(
+        "whatif.html.j2", title=f"{spec.model}: what if", controls=known, style=style, script=script, version=VERSION,
+        style_digest=digest(style), script_digest=digest(script),
+    )  # fmt: skip
+
+
+def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        """Answers GET, and nothing else."""
+
+        def do_GET(self) -> None:
+            status, html = server.answer(self.headers.get("Host", ""), self.path)
+            body = html.encode()
+            self.send_response(status)
+            self.send_header(
+                "Content-Type", "text/html; charset=utf-8" if status is HTTPStatus.OK else "text/plain; charset=utf-8"
+            )
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing: the terminal is the user's."""
+
+    return Handler

@@ -1,0 +1,114 @@
+"""The what-if page: controls stand for changes of the spec, the server answers this machine alone, the plan follows in Chromium."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from passes.errors import InputError
+from passes.ir.sources import open_model
+from planner.choice.search import search
+from planner.spec.parse import parse_spec
+from planner.spec.patch import patched
+from planner.whatif.answer import answer
+from planner.whatif.controls import changes, controls, neighbours, state_of
+from planner.whatif.server import Server
+from tests.conftest import missing
+from tests.report.conftest import SPEC
+
+ROOT = Path(__file__).parents[2]
+ASKED = parse_spec(SPEC)
+KNOWN = controls(ASKED)
+
+
+def test_controls_stand_where_the_spec_has_them() -> None:
+    own = {control.name: control.own for control in KNOWN}
+    assert own == {"gpu": "12GB", "context": "8192", "clients": "4", "kv": "any", "loss": "5%"}
+    assert all(control.own in control.values for control in KNOWN)
+    assert int(next(control for control in KNOWN if control.name == "context").values[0]) >= 1000 + 200
+
+
+def test_a_move_is_a_change_of_the_spec() -> None:
+    state = state_of({"gpu": "L4", "context": "16384", "clients": "8", "kv": "fp8", "loss": "any"}, KNOWN)
+    spec = patched(ASKED, changes(state))
+    assert (spec.target.gpu, spec.workload.context, spec.workload.concurrency) == ("L4", 16384, 8)
+    assert spec.passes.kv_cache == ("fp8",) and not spec.goals.asks_quality
+    assert state_of({"clients": "4", "kv": "any"}, KNOWN) == {}
+
+
+@pytest.mark.parametrize("asked", [{"context": "17"}, {"colour": "red"}, {"gpu": "Voodoo 2"}])
+def test_what_no_control_has_is_refused_with_what_there_is(asked: dict[str, str]) -> None:
+    with pytest.raises(InputError) as refused:
+        state_of(asked, KNOWN)
+    assert refused.value.remedy
+
+
+def test_neighbours_are_one_move_away() -> None:
+    near = list(neighbours({"clients": "8"}, KNOWN))
+    assert {"clients": "8", "context": "16384"} in near and {} in near and {"clients": "8", "kv": "fp8"} in near
+    assert all(len(set(state.items()) ^ {("clients", "8")}) <= 2 for state in near)
+
+
+def test_an_answer_is_what_a_plan_of_the_changed_spec_is() -> None:
+    source = open_model(ASKED.model)
+    told = answer(ASKED, source, {"context": "16384", "kv": "fp8"})
+    chosen = search(patched(ASKED, changes({"context": "16384", "kv": "fp8"})), source.ir).chosen
+    assert chosen is not None and told.meets and told.head.startswith(chosen.candidate.label)
+    assert told.patch == "workload: {context: 16384}, passes: {kv_cache: [fp8]}"
+    assert told.memory is not None and {row.name for row in told.goals} >= {"TTFT", "decode", "perplexity"}
+    refused = answer(ASKED, source, {"gpu": "Radeon"})
+    assert not refused.meets and refused.memory is None and refused.said
+
+
+def test_the_server_answers_this_machine_alone() -> None:
+    server = Server(ASKED)
+    try:
+        host = server.url.removeprefix("http://").rstrip("/")
+        assert host.startswith("127.0.0.1:")
+        assert server.answer(host, "/")[0] is HTTPStatus.OK
+        assert server.answer("elsewhere.example", "/")[0] is HTTPStatus.FORBIDDEN
+        assert server.answer(host, "/etc/passwd")[0] is HTTPStatus.NOT_FOUND
+        status, said = server.answer(host, "/plan?context=17")
+        assert status is HTTPStatus.BAD_REQUEST and "one of" in said
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("whatif")
+    (folder / "spec.yaml").write_text(SPEC)
+    command = [sys.executable, "-m", "planner.cli", "serve-ui", str(folder / "spec.yaml")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[0]
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.mark.slow
+def test_the_plan_follows_the_controls_in_a_browser(url: str, browser_python: Path) -> None:
+    drive = Path(__file__).with_name("drive_whatif.py")
+    done = subprocess.run([browser_python, drive, url], capture_output=True, text=True, check=False, timeout=300)
+    if "Executable doesn't exist" in done.stderr:
+        missing("no chromium on PATH", "`make browser` installs it")
+    assert done.returncode == 0, done.stderr
+    seen: Any = json.loads(done.stdout)
+    assert seen["trouble"] == []
+    assert seen["first"]["hash"] == seen["again"]["hash"] == "" and seen["first"]["bars"] >= 4
+    assert seen["context"]["hash"] == "#context=16384" and "workload: {context: 16384}" in seen["context"]["text"]
+    assert "KV cache fp8" in seen["cache"]["head"] and seen["tip"].startswith("weights: ")
+    assert "max_perplexity_increase: null" in seen["loss"]["text"] and "no goal" in seen["loss"]["text"]
+    assert seen["linked"]["head"] == seen["cache"]["head"] and seen["linked"]["hash"] == seen["cache"]["hash"]
+    assert seen["again"]["head"] == seen["first"]["head"]
+    assert seen["again"]["took"] < 200, "an answer that is there is shown at once"
+    assert seen["wide"] == {"desk": False, "phone": False}

@@ -23,7 +23,7 @@ _GIB = 1 << 30
 _MOST_BYTES = 1 << 50
 #: Flags that this module reads.
 COUNTED = frozenset({
-    "model", "revision", "dtype", "quantization", "max-model-len", "tensor-parallel-size", "pipeline-parallel-size",
+    "config", "model", "revision", "dtype", "quantization", "max-model-len", "tensor-parallel-size", "pipeline-parallel-size",
     "data-parallel-size", "enable-expert-parallel", "gpu-memory-utilization", "max-num-seqs", "max-num-batched-tokens",
     "enforce-eager", "block-size", "kv-cache-memory-bytes", "kv-cache-dtype", "calculate-kv-scales", "enable-lora", "max-loras",
     "max-lora-rank", "lora-dtype", "fully-sharded-loras", "speculative-config", "spec-method", "spec-model", "spec-tokens",

@@ -23,11 +23,14 @@ KEEP = (
 #: Totals in GiB as vLLM start-ups printed them (benchmarks/data/vllm_memory_logs.jsonl), which is what it takes its share of.
 PRINTED = {
     "A100 SXM4 80GB": 79.15, "A100 PCIe 80GB": 79.15, "A10G": 22.06, "A40": 44.35, "L4": 22.06, "L40": 44.4, "B300 SXM": 267.7,
-    "GB10": 121.69, "RTX 5090": 31.36, "RTX PRO 6000 Blackwell Server": 95.0, "B200 SXM": 178.35,
+    "GB10": 121.69, "RTX 4090": 23.52, "RTX 5090": 31.36, "RTX PRO 6000 Blackwell Server": 95.0, "B200 SXM": 178.35,
 }  # fmt: skip
 _LOGS = "start-up logs, benchmarks/data/vllm_memory_logs.jsonl"
-#: Where not from those.
+#: Where not from those. An RTX 4090 showed 23.64 GiB under drivers before 550, and shows 23.99 under WSL.
 PRINTED_BY = {"B200 SXM": "torch's messages when out of memory: 'a total capacity of 178.35 GiB'"}
+
+#: Cards that nobody is told to buy in another's place: made for one country's export rules, or the one chip of a machine of its own.
+NOT_OFFERED = {"A800 SXM4 80GB", "H800 SXM", "H800 PCIe", "H20 96GB", "H20-3e", "GB10"}
 
 #: Names that people and NVML use, by card. A name under `bare` is answered with a note on what it was read as.
 ALIASES = {
@@ -150,8 +153,9 @@ MORE: list[dict[str, Any]] = [
 
 def entry(row: dict[str, Any]) -> dict[str, Any]:
     """One line of the catalog: the table's figures without empty fields, and the card's other names."""
-    out = {key: row[key] for key in KEEP if row.get(key) not in (None, [], {})}
     name = row["name"]
+    row = {**row, "offered": False} if name in NOT_OFFERED else row
+    out = {key: row[key] for key in KEEP if row.get(key) not in (None, [], {})}
     if name in PRINTED:
         out["cuda_visible_gib"] = PRINTED[name]
         out["sources"] = {

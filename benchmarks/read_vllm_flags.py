@@ -1,4 +1,4 @@
-"""Make `targets/engines/vllm/arguments/flags.jsonl`: every flag of `vllm serve`, what it takes, and the versions that have it.
+"""Make `targets/engines/vllm/arguments/flags.jsonl`: every flag of `vllm serve`, what it takes (of a few words: which), and the versions that have it.
 
     python -m benchmarks.read_vllm_flags ENGINE_PYTHON WHEELS
 
@@ -24,7 +24,11 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 parser = make_arg_parser(FlexibleArgumentParser(add_help=False))
 groups = {id(a): g.title for g in parser._action_groups for a in g._group_actions}
-print(json.dumps([[a.option_strings, a.nargs, groups.get(id(a))] for a in parser._actions if a.option_strings]))
+from typing import get_args
+from vllm.model_executor.model_loader import LoadFormats
+choices = {"--load-format": get_args(LoadFormats)}  # the parser takes any text: the loader refuses it
+said = lambda a: [str(c) for c in a.choices or choices.get(a.option_strings[0], ()) if c is not None and c != "None"]
+print(json.dumps([[a.option_strings, a.nargs, groups.get(id(a)), said(a)] for a in parser._actions if a.option_strings]))
 """
 _SOURCES = ("engine/arg_utils.py", "entrypoints/openai/cli_args.py", "entrypoints/launchers/cli_args.py")
 _STORES = {"store_true", "store_false", "StoreBoolean"}
@@ -36,11 +40,17 @@ def parser_flags(python: str) -> list[dict[str, Any]]:
     """Ask vLLM's parser for its flags, each with its other spellings and how many values it takes."""
     done = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, check=True)
     rows = []
-    for names, nargs, group in json.loads(done.stdout.splitlines()[-1]):
+    for names, nargs, group, choices in json.loads(done.stdout.splitlines()[-1]):
         takes = {0: "none", None: "value", "?": "optional"}.get(nargs, "values")
         name, *others = names
         rows.append(
-            {"flag": name, "takes": takes, "also": [n for n in others if not n.startswith("--no-")], "group": group}
+            {
+                "flag": name,
+                "takes": takes,
+                "also": [n for n in others if not n.startswith("--no-")],
+                "group": group,
+                "choices": choices,
+            }
         )
     return rows
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,11 @@ from passes.files.manifest import damage, write_manifest
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.host_memory import memory_total_bytes
 from passes.ir.model import ModelIR
-from passes.ir.sources import open_model
+from passes.ir.sources import Source, open_model
 from passes.run.execute import calm_libraries, execute
 from passes.run.job import Job, Outcome
-from passes.run.result_folder import check_places
+from passes.run.result_folder import MARKER, check_places, claim, holding, partial_of, publish
+from passes.steps.executor import HERE, Executor
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
 from planner.apply_cost import effort
@@ -30,9 +32,10 @@ from planner.machine import computing_on
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, portable, require_executable, resolved_plan, spec_of
 from planner.plan.effort import Effort
-from planner.plan.launch import of_result, target_files
+from planner.plan.launch import of_plan, of_result, target_files
 from planner.plan.lock import require_fresh
 from planner.plan.make import Plan, plan
+from planner.plan.opened import Opened
 from planner.plan.saved import PLAN, load_plan, save
 from planner.spec.arguments import file_named
 from planner.spec.spec import Spec, TextChoice
@@ -50,16 +53,29 @@ _WEIGHTS = ".safetensors"
 
 @dataclass(frozen=True)
 class ApplyResult:
-    """A finished result: its folder, the certificate, and what the run returned."""
+    """A finished result: its folder, the plan that it follows, the certificate, and what the run returned; neither of these where the
+    checkpoint is served as it is, of which launch files were written.
+    """
 
     out: Path
-    certificate: Certificate
-    outcome: Outcome
+    plan: PlanDocument
+    certificate: Certificate | None = None
+    outcome: Outcome | None = None
 
     @property
     def holds(self) -> bool:
         """Whether everything promised was kept."""
-        return self.certificate.holds
+        return self.certificate is None or self.certificate.holds
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """Where the work is done. `device`: what computes, `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`;
+    `executor`: whose processes carry out the steps.
+    """
+
+    device: str = AUTO
+    executor: Executor = HERE
 
 
 def default_folder(what: Path) -> Path:
@@ -92,38 +108,36 @@ def apply(
     work: Path | None = None,
     replace: bool = False,
     progress: Callable[[Progress], None] = lambda event: None,
-    device: str = AUTO,
+    computing: Computing = Computing(),
 ) -> ApplyResult:
     """Apply a plan (from `plan`, its document, its file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder.
-    `device`: what computes: `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`.
 
     A finished result of another plan that lies at `out` is refused (InputError), or with `replace` replaced when the new one is whole.
     Raises StalePlanError, DoesNotFitError or InputError before anything is done where the plan cannot be applied.
     """
+    device = computing.device
     document, name = _document(what, device)
-    require_executable(document)
-    spec = spec_of(document)
-    moved = document.places is not None and "model" in document.places.moved
-    source = open_model(spec.model, revision=None if moved else spec.revision, assume=spec.assume)
+    as_it_is = document.decision.nothing_to_make
+    if not as_it_is:
+        require_executable(document)
+    spec, source = spec_of(document), _opened(document)
     require_fresh(document, spec, source)
     out = _folder(name) if out is None else file_named("out", out, "the folder of the result")
     place = out.resolve()
     work = work or place.parent / f".{place.name}.work"
     check_places(out, work, source.path)
+    if as_it_is:
+        return _served_as_it_is(
+            Opened(document, spec, rewrite(source.ir, document.decision.chain)), out, replace=replace
+        )
     passes, trust = document.decision.chain, spec.trust_remote_code
-    targets = document.spec.launch
+    planned = rewrite(source.ir, passes)
     target_files(
-        of_result(document, place, rewrite(source.ir, passes)), targets
+        of_result(document, place, planned), document.spec.launch
     )  # refuses what cannot be written before any work
-    calibrated = needs_text(passes, rewrite(source.ir, passes))
-
     require_whole(place)
-
-    def keep_others() -> None:
-        if not replace:
-            require_own_place(place, document, calibrated=calibrated)
-
-    keep_others()
+    result = _Result(document, place, work, needs_text(passes, planned), replace)
+    result.keep_others()
     calm_libraries()
     devices = compute_devices(device)
     expected = _expected(document, spec, source.ir, computing_on(devices[0]))
@@ -133,33 +147,70 @@ def apply(
     progress(Progress("model", 0, 1, "", 0.0))
     with only_one(work / "lock", work), clear_memory_errors():
         folder = source.materialize(work)
-    job = Job(
-        source.ir,
-        folder,
-        passes,
-        out,
-        work,
-        _text(spec.calibration, trust),
-        _text(spec.evaluation, trust),
-        device=device,
-    )
-    proof: list[Certificate] = []
+    texts = _text(spec.calibration, trust), _text(spec.evaluation, trust)
+    job = Job(source.ir, folder, passes, out, work, *texts, device=device)
+    finish = partial(result.finish, expected)
+    outcome = execute(job, progress, resolved=result.resolved, finish=finish, executor=computing.executor)
+    return ApplyResult(out, document, result.certificates[-1], outcome)
 
-    def resolved(passes: Sequence[Pass], target: ModelIR) -> None:
-        keep_others()  # once more, now that no other run can put one there
-        save(portable(resolved_plan(document, passes, target.tensor_bytes)), work / PLAN)
 
-    def finish(outcome: Outcome, folder: Path) -> None:
-        decision = resolved_plan(document, outcome.passes, outcome.tensor_bytes)
-        server = of_result(decision, place, outcome.target)
-        write_launch(folder, [*server.launch.files, *target_files(server, targets)])
+def _opened(document: PlanDocument) -> Source:
+    """The plan's model, where it lies now."""
+    spec = spec_of(document)
+    moved = document.places is not None and "model" in document.places.moved
+    return open_model(spec.model, revision=None if moved else spec.revision, assume=spec.assume)
+
+
+@dataclass
+class _Result:
+    """A result in the making: what it must not put away, and what is written into its folder beside the weights."""
+
+    document: PlanDocument
+    place: Path
+    work: Path
+    calibrated: bool
+    replace: bool
+    certificates: list[Certificate] = field(default_factory=list)
+
+    def keep_others(self) -> None:
+        """Refuse to put another plan's finished result away, unless that is asked for."""
+        if not self.replace:
+            require_own_place(self.place, self.document, calibrated=self.calibrated)
+
+    def resolved(self, passes: Sequence[Pass], target: ModelIR) -> None:
+        """Save the plan with its measured choices, once more sure of the place: now no other run can put a result there."""
+        self.keep_others()
+        save(portable(resolved_plan(self.document, passes, target.tensor_bytes)), self.work / PLAN)
+
+    def finish(self, expected: Effort, outcome: Outcome, folder: Path) -> None:
+        """Write launch files, the plan, the certificate and the list of files. `expected`: what the work was to take."""
+        decision = resolved_plan(self.document, outcome.passes, outcome.tensor_bytes)
+        server = of_result(decision, self.place, outcome.target)
+        write_launch(folder, [*server.launch.files, *target_files(server, self.document.spec.launch)])
         save(portable(decision), folder / PLAN)
-        proof.append(certificate(decision, outcome, folder, document.decision.passes, expected))
-        write_json(folder / NAME, to_json(proof[-1]))
+        self.certificates.append(certificate(decision, outcome, folder, self.document.decision.passes, expected))
+        write_json(folder / NAME, to_json(self.certificates[-1]))
         write_manifest(folder)
 
-    outcome = execute(job, progress, resolved=resolved, finish=finish)
-    return ApplyResult(out, proof[-1], outcome)
+
+def _served_as_it_is(plan: Opened, out: Path, *, replace: bool) -> ApplyResult:
+    """Write the launch files of a checkpoint that is served as it is: they name it, and nothing of it is copied. The plan beside them
+    keeps its places.
+    """
+    place, document = out.resolve(), plan.document
+    server = of_plan(plan, place)
+    files = [*server.launch.files, *target_files(server, document.spec.launch)]
+    if not replace:
+        require_own_place(place, document, calibrated=False)
+    with holding(place):
+        folder = partial_of(place)
+        claim(folder)
+        write_launch(folder, files)
+        save(document, folder / PLAN)
+        write_json(folder / MARKER, {"key": document.digest, "passes": to_json(document.decision.passes), "files": {}})
+        write_manifest(folder)
+        publish(folder, place)
+    return ApplyResult(out, document)
 
 
 def require_whole(place: Path) -> None:
@@ -174,7 +225,7 @@ def require_whole(place: Path) -> None:
 
 def next_step(result: ApplyResult) -> str:
     """Return what to do with a result: verify it where its engine can be driven, else start it by hand."""
-    if find_engine(result.certificate.engine.name).verifier() is not None:
+    if find_engine(result.plan.decision.engine.name).verifier() is not None:
         return f"optimize verify {result.out}"
     return f"start it as {result.out / FOLDER} says"
 

@@ -11,7 +11,8 @@ from dataclasses import MISSING, fields
 from enum import Enum
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from planner.documents import DOCUMENTS, parts
+from planner.documents.listed import DOCUMENTS
+from planner.documents.schema import parts
 from reference.tables import table
 from targets.quantity import Quantity
 

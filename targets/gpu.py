@@ -39,12 +39,28 @@ _SLOW_CARD = {"bandwidth_gb_s": 300, "fp16_bf16_dense_tflops": 30}
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """How cards of other machines are reached: `cards` of one machine, bytes a second of one direction of all that it has of network, and
+    seconds until a message arrives.
+    """
+
+    cards: int
+    bytes_per_s: float
+    latency_s: float
+
+
+#: Taken where nobody says what is between machines: 100 Gb/s Ethernet. Seconds of a message of NCCL's, through the host: assumed too.
+ASSUMED_NETWORK_BYTES_PER_S, NETWORK_LATENCY_S = 12.5e9, 20e-6
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
     """One card, or a CPU. Rates are dense (no sparsity), per second; None where the card has no such units or nobody says.
 
     `memory_bytes`: what CUDA shows as the card's total (torch's `mem_get_info`), below the nominal size. `capability`: CUDA
     compute capability × 10 (89 for 8.9), None for other vendors. `link_bytes_per_s`: card to card, both directions.
-    `note`: what a person must know (a bare name that was resolved, a generic card). `instructions`: sets that a processor has.
+    `note`: what a person must know (a bare name that was resolved, a generic card). `instructions`: sets that a processor has. `network`:
+    None where all cards are of one machine.
     """
 
     name: str
@@ -63,6 +79,7 @@ class Gpu:
     basis: Basis = Basis.EXACT
     note: str | None = None
     instructions: frozenset[str] = frozenset()
+    network: Network | None = None
     offered: bool = True
     """Whether it is proposed where another card would do: not where it is sold no longer, in some countries only, or modified."""
 
@@ -119,7 +136,8 @@ def _of_catalog(name: str) -> Gpu:
     if (several := shared.get(folded, shared.get(f"rtx{folded}"))) is not None:
         choices = [json.loads(lines[number])["name"] for number in several]
         raise InputError(
-            f"{name!r} names several cards: {', '.join(choices)}", remedy=f"say which: --gpu {choices[0]!r}"
+            f"{name!r} names several cards: {', '.join(choices)}",
+            remedy=f"say which, for instance {choices[0]!r} (--gpu, or gpu: in a spec)",
         )
     number = index.get(folded, index.get(f"rtx{folded}"))  # `4090`
     if number is None and (part := _part_of_card(name)) is not None:

@@ -59,6 +59,21 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     assert [link for link, file in links.items() if not file.exists() and file not in made] == []
 
 
+def test_diffs_of_the_page_on_adding_are_the_code_as_it_is() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text("utf-8")
+    wrong, seen, file = [], 0, ROOT
+    for line in "\n".join(re.findall(r"```diff\n(.*?)```", page, re.DOTALL)).splitlines():
+        if line.startswith("+++ b/"):
+            file = ROOT / line.removeprefix("+++ b/")
+            held = set(file.read_text("utf-8").splitlines())
+        elif line.startswith(("--- ", "@@ ")) or line[1:].lstrip().startswith("...") or line in ("", "+"):
+            continue
+        else:
+            seen += 1
+            wrong += [] if line[1:] in held else [(file.name, line)]
+    assert wrong == [] and seen > 100
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))
 def test_every_dotted_name_in_a_docstring_is_there(module: Path) -> None:
     quoted = re.findall(rf"`({_DOTTED.pattern})`", module.read_text("utf-8"))

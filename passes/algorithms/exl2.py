@@ -138,6 +138,7 @@ def quantize(weight: torch.Tensor, factor: Factor, layouts: Sequence[Groups]) ->
     work = source.repeat(1, count) if count > 1 else source
     codes = torch.empty(rows, columns * count, dtype=torch.uint8, device=weight.device)
     decoded = torch.empty_like(work)
+    matrix = _Rows(work, codes, decoded, factor.inverse)
     half = torch.empty(columns * count, device=weight.device)
     begins = [starts(groups) for groups in layouts]
     scale_index: list[list[torch.Tensor]] = [[] for _ in layouts]
@@ -157,7 +158,7 @@ def quantize(weight: torch.Tensor, factor: Factor, layouts: Sequence[Groups]) ->
             current[_span(slot, columns)] = working_scale(scale.index, scale.top)
             half[_span(slot, columns)] = float(1 << (bits - 1))
         last = min(first + ROWS, rows)
-        _round_rows(work, codes, decoded, factor.inverse, first, last, current, half)
+        matrix.round(first, last, current, half)
     back = torch.argsort(perm)
     results = []
     for slot, groups in enumerate(layouts):
@@ -195,30 +196,36 @@ def starts(groups: Groups) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _round_rows(
-    work: torch.Tensor, codes: torch.Tensor, decoded: torch.Tensor, inverse: torch.Tensor,
-    first: int, last: int, scale: torch.Tensor, half: torch.Tensor,
-) -> None:  # fmt: skip
-    """Round rows first … last − 1 one after another, spreading each row's error over all later rows (GPTQ, alg. 1)."""
-    import torch
+@dataclass(frozen=True)
+class _Rows:
+    """Weights `[K, columns of all layouts]` on their way to codes, under the factor of H⁻¹ `[K, K]`."""
 
-    block = work[first:last]
-    factor = inverse[first:last, first:last]
-    errors = torch.empty_like(block)
-    step = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
-    low, high = -half, half - 1
-    for row in range(last - first):
-        q = torch.clamp(torch.round(block[row] * step), low, high)
-        # fp16(q · scale) is what the reader computes; q and scale are exact in fp32.
-        value = (q * scale).half().float()
-        codes[first + row] = (q + half).to(torch.uint8)
-        decoded[first + row] = value
-        error = (block[row] - value) / factor[row, row]
-        errors[row] = error
-        if row + 1 < last - first:
-            block[row + 1 :].addr_(factor[row, row + 1 :], error, alpha=-1)
-    if last < work.shape[0]:
-        work[last:].addmm_(inverse[first:last, last:].T, errors, alpha=-1)
+    work: torch.Tensor
+    codes: torch.Tensor
+    decoded: torch.Tensor
+    inverse: torch.Tensor
+
+    def round(self, first: int, last: int, scale: torch.Tensor, half: torch.Tensor) -> None:
+        """Round rows first … last − 1 one after another, spreading each row's error over all later rows (GPTQ, alg. 1)."""
+        import torch
+
+        block = self.work[first:last]
+        factor = self.inverse[first:last, first:last]
+        errors = torch.empty_like(block)
+        step = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
+        low, high = -half, half - 1
+        for row in range(last - first):
+            q = torch.clamp(torch.round(block[row] * step), low, high)
+            # fp16(q · scale) is what the reader computes; q and scale are exact in fp32.
+            value = (q * scale).half().float()
+            self.codes[first + row] = (q + half).to(torch.uint8)
+            self.decoded[first + row] = value
+            error = (block[row] - value) / factor[row, row]
+            errors[row] = error
+            if row + 1 < last - first:
+                block[row + 1 :].addr_(factor[row, row + 1 :], error, alpha=-1)
+        if last < len(self.work):
+            self.work[last:].addmm_(self.inverse[first:last, last:].T, errors, alpha=-1)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ beforehand are found on the weights as zeros alone leave them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -38,25 +39,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GptqOptions:
-    """Options of the algorithm; `damping` is the share of mean(diag H) added to the diagonal."""
+    """Options of the algorithm; `damping` is the share of mean(diag H) added to the diagonal, `mask` the zeros chosen in the same pass."""
 
     order: str = "static"
     damping: float = DAMPING
     search: ScaleSearch = FULL_RANGE
+    mask: Mask | None = None
 
 
 def gptq(
-    weight: torch.Tensor,
-    hessian: torch.Tensor,
-    grid: Grid,
-    scale_dtype: torch.dtype,
-    options: GptqOptions,
-    where: str,
-    mask: Mask | None = None,
+    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, options: GptqOptions, where: str
 ) -> tuple[Quantized, float]:
     """Return codes of `weight` `[N, K]` under H `[K, K]`, and the loss Σ (error / U_kk)² that the reference code reports."""
     import torch
 
+    mask = options.mask
     order = column_order(torch.diagonal(hessian), options.order, grid.group_size, mask.run if mask else 0)
     factor = factorize(hessian, options.damping, order, where)
     size = grid.group_size if grid.group_size > 0 else weight.shape[1]
@@ -68,22 +65,23 @@ def gptq(
     if options.order in ("none", "static") or grid.group_size <= 0:
         shape = weight if mask is None else _with_zeros(weight, hessian, factor, mask)[0]
         fixed = find_levels(shape, grid, scale_dtype, options.search, factor.by_input)
-    codes, levels, loss = _round_columns(work, factor, group_of_position, grid, scale_dtype, options, fixed, zeros)
+    groups = _Groups(work, group_of_position, grid, fixed, _finder(grid, scale_dtype, options.search, factor))
+    codes, loss = _round_columns(factor, groups, zeros)
     unpermuted = torch.empty_like(codes)
     unpermuted[order] = codes
     group_of_input = None
     if options.order == "full":
         group_of_input = torch.empty_like(order)
         group_of_input[order] = group_of_position
-    return as_quantized(unpermuted.T.contiguous(), levels, grid, group_of_input), loss
+    return as_quantized(unpermuted.T.contiguous(), groups.levels(), grid, group_of_input), loss
 
 
-def sparse(
-    weight: torch.Tensor, hessian: torch.Tensor, options: GptqOptions, where: str, mask: Mask
-) -> tuple[torch.Tensor, float]:
-    """Return `weight` `[N, K]` with zeros where `mask` has them, the other weights making up for it; no rounding."""
+def sparse(weight: torch.Tensor, hessian: torch.Tensor, options: GptqOptions, where: str) -> tuple[torch.Tensor, float]:
+    """Return `weight` `[N, K]` with the zeros of `options.mask`, the other weights making up for them; no rounding."""
     import torch
 
+    mask = options.mask
+    assert mask is not None, where
     order = column_order(torch.diagonal(hessian), "static", -1, mask.run)
     return _with_zeros(weight, hessian, factorize(hessian, options.damping, order, where), mask)
 
@@ -108,78 +106,90 @@ def _with_zeros(weight: torch.Tensor, hessian: torch.Tensor, factor: Factor, mas
     return values.T.contiguous(), loss
 
 
-def _round_columns(
-    work: torch.Tensor,
-    factor: Factor,
-    group_of_position: torch.Tensor,
-    grid: Grid,
-    scale_dtype: torch.dtype,
-    options: GptqOptions,
-    fixed: Levels | None,
-    zeros: Zeros | None,
-) -> tuple[torch.Tensor, Levels, float]:
-    """Rounds every column of `work` `[K, N]` (consumed). Returns codes `[K, N]`, levels `[N, G]`, the loss."""
+#: Finds the levels of one group on its weights `[g, N]` as compensated so far; the first of its positions.
+_Find = Callable[["torch.Tensor", int], Levels]
+
+
+def _finder(grid: Grid, scale_dtype: torch.dtype, search: ScaleSearch, factor: Factor) -> _Find:
+    importance, alone = factor.importance, replace(grid, group_size=-1)
+
+    def find(weights: torch.Tensor, start: int) -> Levels:
+        return find_levels(weights.T, alone, scale_dtype, search, importance[start : start + len(weights)])
+
+    return find
+
+
+class _Groups:
+    """Levels of the groups of `work` `[K, N]`: fixed beforehand, or found when a group's turn comes. Positions are asked for in order."""
+
+    def __init__(
+        self, work: torch.Tensor, group_of_position: torch.Tensor, grid: Grid, fixed: Levels | None, find: _Find
+    ) -> None:
+        import torch
+
+        columns, rows = work.shape
+        self.work, self.grid, self.fixed = work, grid, fixed
+        self.size = grid.group_size if grid.group_size > 0 else columns
+        self._find, self._group_of_position = find, group_of_position
+        self._group = group_of_position.tolist()
+        if fixed is None:
+            self._scale = torch.empty(columns // self.size, rows, device=work.device)
+        else:
+            self._scale = fixed.scale.T.contiguous()
+        self._zero: torch.Tensor | None = None
+        if not grid.symmetric:
+            known = None if fixed is None else fixed.zero
+            self._zero = torch.empty_like(self._scale) if known is None else known.T.contiguous()
+
+    def at(self, position: int) -> Levels:
+        """Return the levels `[N]` of the column at a position."""
+        self._begin(position)
+        group = self._group[position]
+        return Levels(self._scale[group], None if self._zero is None else self._zero[group])
+
+    def of_block(self, start: int) -> BlockLevels:
+        """Return what a kernel's block of columns is rounded to, which begins at `start`."""
+        self._begin(start)
+        low, high = self.grid.bounds
+        numbers = self._group_of_position[start:].int()
+        return BlockLevels(self.grid.kind, low, high, self._scale, self._zero, numbers)
+
+    def levels(self) -> Levels:
+        """Return the levels of all groups, `[N, G]`."""
+        zero = None if self._zero is None else self._zero.T.contiguous()
+        return Levels(self._scale.T.contiguous(), zero, None if self.fixed is None else self.fixed.total)
+
+    def _begin(self, position: int) -> None:
+        """Find the levels of the group that begins here, where they are not fixed."""
+        if self.fixed is not None or position % self.size:
+            return
+        found = self._find(self.work[position : position + self.size], position)
+        group = self._group[position]
+        self._scale[group] = found.scale[:, 0]
+        if self._zero is not None and found.zero is not None:
+            self._zero[group] = found.zero[:, 0]
+
+
+def _round_columns(factor: Factor, groups: _Groups, zeros: Zeros | None) -> tuple[torch.Tensor, float]:
+    """Rounds every column of the groups' weights `[K, N]` (consumed). Returns codes `[K, N]` and the loss."""
     import torch
 
-    columns, rows = work.shape
-    size = grid.group_size if grid.group_size > 0 else columns
-    groups = group_of_position.tolist()
-    scale = torch.empty(columns // size, rows, device=work.device) if fixed is None else fixed.scale.T.contiguous()
-    zero = None
-    if not grid.symmetric:
-        zero = torch.empty_like(scale) if fixed is None or fixed.zero is None else fixed.zero.T.contiguous()
+    work, fixed, size = groups.work, groups.fixed is not None, groups.size
     codes = torch.empty_like(work)
 
-    def find(position: int) -> None:
-        """Find the levels of the group that begins here, where they are not fixed."""
-        if fixed is None and position % size == 0:
-            ahead = work[position : position + size]
-            _set_levels(scale, zero, ahead, groups[position], grid, scale_dtype, options, factor, position)
-
     def rounded(position: int, column: torch.Tensor) -> torch.Tensor:
-        find(position)
-        group = groups[position]
-        levels = Levels(scale[group], None if zero is None else zero[group])
-        code = round_codes(column, levels, grid)
+        levels = groups.at(position)
+        code = round_codes(column, levels, groups.grid)
         if zeros is not None:
             keep = zeros.keep(position)
             code = code * keep if levels.zero is None else code.where(keep, levels.zero)
         codes[position] = code
         return decode_codes(code, levels)
 
-    low, high = grid.bounds
-    numbers = group_of_position.to(torch.int32)
-
-    def levels(start: int) -> BlockLevels:
-        find(start)
-        return BlockLevels(grid.kind, low, high, scale, zero, numbers[start:])
-
     if in_kernel(work, zeros):
-        steps = card_steps(size if fixed is None else CARD_COLUMNS, zeros)
-        loss = compensated(work, factor, steps, KernelRounding(codes, zeros, levels))
-    else:
-        step = min(size, BLOCK_COLUMNS) if fixed is None else BLOCK_COLUMNS
-        while fixed is None and size % step:
-            step -= 1
-        loss = compensated(work, factor, (step, step), ColumnByColumn(rounded))
-    total = None if fixed is None else fixed.total
-    return codes, Levels(scale.T.contiguous(), None if zero is None else zero.T.contiguous(), total), loss
-
-
-def _set_levels(
-    scale: torch.Tensor,
-    zero: torch.Tensor | None,
-    group_weights: torch.Tensor,
-    group: int,
-    grid: Grid,
-    scale_dtype: torch.dtype,
-    options: GptqOptions,
-    factor: Factor,
-    start: int,
-) -> None:
-    """Find one group's levels on its weights as compensated so far."""
-    importance = factor.importance[start : start + group_weights.shape[0]]
-    found = find_levels(group_weights.T, replace(grid, group_size=-1), scale_dtype, options.search, importance)
-    scale[group] = found.scale[:, 0]
-    if zero is not None and found.zero is not None:
-        zero[group] = found.zero[:, 0]
+        steps = card_steps(CARD_COLUMNS if fixed else size, zeros)
+        return codes, compensated(work, factor, steps, KernelRounding(codes, zeros, groups.of_block))
+    step = BLOCK_COLUMNS if fixed else min(size, BLOCK_COLUMNS)
+    while not fixed and size % step:
+        step -= 1
+    return codes, compensated(work, factor, (step, step), ColumnByColumn(rounded))

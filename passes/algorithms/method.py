@@ -132,8 +132,8 @@ class Gptq(_Storing):
         def codes(weight: torch.Tensor, form: Format, scale: torch.dtype, where: str) -> tuple[Quantized, float]:
             if hessian is not None and form.grid is not None and form.grid.kind != "e4m3":
                 order = "full" if form.act_order else self.options.order
-                options = replace(self.options, order=order)
-                return gptq(weight, hessian, form.grid, scale, options, where, mask)
+                options = replace(self.options, order=order, mask=mask)
+                return gptq(weight, hessian, form.grid, scale, options, where)
             loss = 0.0
             if mask is not None:
                 weight, loss = _sparse(weight, hessian, self.options, where, mask)
@@ -227,7 +227,7 @@ def _sparse(
     """Zeros without rounding; by magnitude where no token was seen."""
     if hessian is None:
         return weight * mask.wanda(weight, None), 0.0
-    return sparse(weight, hessian, options, where, mask)
+    return sparse(weight, hessian, replace(options, mask=mask), where)
 
 
 def _nearest(weight: torch.Tensor, form: Format, scale: torch.dtype, where: str) -> tuple[Quantized, float]:

@@ -166,7 +166,7 @@ def _launched(job: TrainingJob) -> None:
 
 def _train(job: TrainingJob, report: Report) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -205,11 +205,29 @@ def _train(job: TrainingJob, report: Report) -> None:
             said = f"loss {points[-1].loss:.3g}" + (f", in the end {expected}" if expected else "") if points else ""
             report(step, job.steps, said)
 
-    settings = TrainingArguments(
+    settings = _settings(job)
+    trainer = Distiller(model, settings, train_dataset=Rows(), callbacks=[Watch()])
+    trainer.model_accepts_loss_kwargs = False
+    trainer.remove_callback(PrinterCallback)
+    begun = _last_whole(job.place)
+    if begun is None and not curve.points:
+        curve.add(Point(0, _held_out(job, model.to(settings.device))))
+    with torch.enable_grad():  # whoever calls may read weights without gradients
+        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+    if trainer.is_world_process_zero():
+        _keep(model, job)
+
+
+def _settings(job: TrainingJob) -> Any:
+    """What transformers' Trainer is told: AdamW with a cosine after a short warm-up, checkpoints to go on from."""
+    from transformers import TrainingArguments
+
+    at_once = max(1, job.at_once // job.cards)
+    return TrainingArguments(
         output_dir=job.folder,
         max_steps=job.steps,
-        per_device_train_batch_size=max(1, job.at_once // job.cards),
-        gradient_accumulation_steps=max(1, job.rows // (max(1, job.at_once // job.cards) * job.cards)),
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=max(1, job.rows // (at_once * job.cards)),
         learning_rate=job.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, round(job.steps * _WARMUP)),
@@ -230,19 +248,14 @@ def _train(job: TrainingJob, report: Report) -> None:
         label_names=[],
         dataloader_pin_memory=False,
     )
-    trainer = Distiller(model, settings, train_dataset=Rows(), callbacks=[Watch()])
-    trainer.model_accepts_loss_kwargs = False
-    trainer.remove_callback(PrinterCallback)
-    begun = _last_whole(job.place)
-    if begun is None and not curve.points:
-        curve.add(Point(0, _held_out(job, model.to(settings.device))))
-    with torch.enable_grad():  # whoever calls may read weights without gradients
-        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
-    if trainer.is_world_process_zero():
-        partial = job.place / "trained.partial"
-        model.save_pretrained(partial)
-        shutil.rmtree(job.trained, ignore_errors=True)
-        partial.rename(job.trained)
+
+
+def _keep(model: Any, job: TrainingJob) -> None:
+    """Save what was trained, whole or not at all."""
+    partial = job.place / "trained.partial"
+    model.save_pretrained(partial)
+    shutil.rmtree(job.trained, ignore_errors=True)
+    partial.rename(job.trained)
 
 
 def _last_whole(folder: Path) -> Path | None:

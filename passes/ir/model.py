@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -166,6 +166,10 @@ class Block:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Block is immutable (tried to set {name})")
 
+    def __reduce__(self) -> tuple[type[Block], tuple[Any, ...]]:
+        """Travel to another process by content: a hash is of the process that computed it."""
+        return Block, (self.linears, self.tensors, self.state, self.heads)
+
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined,no-any-return]
 
@@ -293,6 +297,10 @@ class ModelIR:
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was assumed or ignored while reading the model, for people."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to another process without what this one has computed, hashes among it."""
+        return {each.name: self.__dict__[each.name] for each in fields(self)}
 
     def __hash__(self) -> int:
         return self._hash

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -50,8 +51,9 @@ from passes.run.job_graph import (
 from passes.run.result_folder import check_places, holding, partial_of, publish
 from passes.steps.context import RunContext
 from passes.steps.execution import Execution
+from passes.steps.executor import HERE, Executor
 from passes.steps.key import code_digest, content_key, source_identity
-from passes.steps.progress import Progress
+from passes.steps.progress import Progress, Step
 from passes.steps.step import Report, Steps
 from passes.text.source import refuse_same_text, tokens_digest
 from passes.text.token_file import read_tokens, token_file
@@ -68,11 +70,13 @@ def execute(
     *,
     resolved: Callable[[Sequence[Pass], ModelIR], None] = lambda passes, target: None,
     finish: Callable[[Outcome, Path], None] = lambda outcome, folder: None,
+    executor: Executor = HERE,
 ) -> Outcome:
     """Run a job, or what is left of it. Raises TightfitError with a remedy; what was finished is kept for the next run.
 
     `resolved` is told the chain with its measured choices and its description before any weight is written; `finish` writes what else
-    belongs into the result's folder before that gets its name.
+    belongs into the result's folder before that gets its name. `executor`: whose processes make the steps, where not this one; it then
+    finds them made.
     """
     calm_libraries()
     _check(job)
@@ -80,7 +84,20 @@ def execute(
     with clear_disk_errors(job.work):
         job.work.mkdir(parents=True, exist_ok=True)
     with only_one(job.work / "lock", job.work), holding(out), clear_memory_errors():
-        return _Run(job, progress, resolved, finish).run()
+        return _Run(job, progress, resolved, finish).run(executor)
+
+
+def advance(job: Job, name: str, threads: int) -> tuple[Step, ...]:
+    """Carry out one piece of a job's graph in this process, on what others have made of it, with so many threads as sums depend on them.
+
+    Returns the steps that were made now. Whoever asks for it holds the job's locks.
+    """
+    import torch
+
+    calm_libraries()
+    torch.set_num_threads(threads)
+    with clear_memory_errors():
+        return _Run(job).advance(name)
 
 
 def calm_libraries() -> None:
@@ -130,27 +147,30 @@ class _Run:
     def __init__(
         self,
         job: Job,
-        progress: Callable[[Progress], None],
-        resolved: Callable[[Sequence[Pass], ModelIR], None],
-        finish: Callable[[Outcome, Path], None],
+        progress: Callable[[Progress], None] = lambda event: None,
+        resolved: Callable[[Sequence[Pass], ModelIR], None] = lambda passes, target: None,
+        finish: Callable[[Outcome, Path], None] = lambda outcome, folder: None,
     ) -> None:
-        self.job, self.resolved, self.finish = job, resolved, finish
+        self.job, self.progress, self.resolved, self.finish = job, progress, resolved, finish
         self.out = job.out.resolve()
         self.target = chain.rewrite(job.source, job.passes)
         devices = compute_devices(job.device)
         dtype = compute_dtype(job.source.dtype, job.compute_dtype, devices[0])
         self.source = self.dense = source_model(job.source, job.folder, dtype, devices)
-        self.steps = Steps(job.work, progress)
+        self.elsewhere: set[str] = set()
+        self.steps = Steps(job.work, progress, self.elsewhere)
         self.context = RunContext(job.work, devices, dtype, no_tokens(), self.steps)
         self.passes: list[Pass] = []
         self.text: Path | None = None
         self.measured: Measured | None = None
 
-    def run(self) -> Outcome:
-        """Return every piece of the work in the graph's order; each makes what is not there yet."""
+    def run(self, executor: Executor) -> Outcome:
+        """Carry out every piece of the work in the graph's order; each makes what is not there yet."""
         calibrated = chain.needs_text(self.job.passes, self.target)
         self._check_disk(calibrated)
-        work = Execution(job_graph(self.job.passes, needs_text=calibrated), self._work(calibrated))
+        if executor.apart:
+            self._make_elsewhere(executor, calibrated)
+        work = self._execution(calibrated)
         work.run(self.steps.finished)
         outcome = Outcome(
             out=self.job.out,
@@ -168,6 +188,25 @@ class _Run:
         if self.folder != self.out:
             publish(self.folder, self.out)
         return outcome
+
+    def _make_elsewhere(self, executor: Executor, calibrated: bool) -> None:
+        """Have an executor's processes make the steps, a task each piece of the graph; what they made is found by its keys."""
+        import torch
+
+        threads, began = torch.get_num_threads(), time.monotonic()
+        graph = job_graph(self.job.passes, needs_text=calibrated)
+        pieces = Execution(graph, {name: partial(advance, self.job, name, threads) for name in graph.names})
+        for number, ended in enumerate(pieces.ended(executor), start=1):
+            self.progress(Progress("tasks", number, len(graph.names), ended.name, time.monotonic() - began))
+            self.elsewhere |= {step.key for step in ended.value}
+
+    def advance(self, name: str) -> tuple[Step, ...]:
+        """Carry out one piece and what it needs, which is there already. Returns the steps that were not."""
+        self._execution(chain.needs_text(self.job.passes, self.target)).upto(name).run(self.steps.finished)
+        return tuple(step for step in self.steps.finished if not step.reused)
+
+    def _execution(self, calibrated: bool) -> Execution:
+        return Execution(job_graph(self.job.passes, needs_text=calibrated), self._work(calibrated))
 
     def _work(self, calibrated: bool) -> dict[str, Callable[[], None]]:
         """What each node of the job's graph runs. `calibrated`: whether the chain looks at text."""

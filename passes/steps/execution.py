@@ -1,11 +1,13 @@
-"""Carries out a graph of work as a `networkx.DiGraph`: piece after piece, each with the steps that it has run."""
+"""A graph of work with what each piece does, as the `networkx.DiGraph` that executors read, and the steps that each has run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import networkx as nx
 
+from passes.steps.executor import HERE, Ended, Executor, order
 from passes.steps.graph import WorkGraph
 from passes.steps.progress import Step
 
@@ -13,7 +15,7 @@ from passes.steps.progress import Step
 class Execution:
     """A graph with its work: nodes carry `make`, and `steps` once they were carried out."""
 
-    def __init__(self, graph: WorkGraph, work: Mapping[str, Callable[[], None]]) -> None:
+    def __init__(self, graph: WorkGraph, work: Mapping[str, Callable[[], Any]]) -> None:
         """`work`: what each node runs, by its name."""
         assert work.keys() == set(graph.names), (sorted(work), graph.names)
         self.graph: nx.DiGraph[str] = nx.DiGraph()
@@ -23,15 +25,27 @@ class Execution:
 
     def order(self) -> tuple[str, ...]:
         """Return every piece after those that it needs; where nothing decides, as they stand in the graph."""
-        places = {name: place for place, name in enumerate(self.graph)}
-        return tuple(nx.lexicographical_topological_sort(self.graph, key=places.__getitem__))
+        return order(self.graph)
+
+    def upto(self, name: str) -> Execution:
+        """Return the same work as far as a piece needs it, and the piece."""
+        part = object.__new__(Execution)
+        part.graph = self.graph.subgraph(nx.ancestors(self.graph, name) | {name}).copy()
+        return part
 
     def run(self, finished: Sequence[Step]) -> None:
-        """Carry out piece after piece. `finished`: where the steps that they run are noted as they end (`Steps.finished`)."""
-        for name in self.order():
+        """Carry out piece after piece, here. `finished`: where the steps that they run are noted as they end (`Steps.finished`)."""
+        before = len(finished)
+        for ended in self.ended(HERE):
+            self.graph.nodes[ended.name]["steps"] = tuple(finished[before:])
             before = len(finished)
-            self.graph.nodes[name]["make"]()
-            self.graph.nodes[name]["steps"] = tuple(finished[before:])
+
+    def ended(self, executor: Executor) -> Iterator[Ended]:
+        """Give each piece as an executor ends it. Raises the first error."""
+        for ended in executor.carry_out(self.graph):
+            if ended.error is not None:
+                raise ended.error
+            yield ended
 
     def steps(self, name: str) -> tuple[Step, ...]:
         """Return the steps that a piece of work has run."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,10 +57,17 @@ def part_of(report: Report, before: int, whole: int) -> Report:
 
 
 class Steps:
-    """Runs steps in a work folder and remembers what each took: `finished`, in their order."""
+    """Runs steps in a work folder and remembers what each took: `finished`, in their order. `elsewhere`: keys of what other processes made
+    for this run, which is no earlier run's.
+    """
 
-    def __init__(self, work: Path, progress: Callable[[Progress], None] = lambda event: None) -> None:
-        self.work = work
+    def __init__(
+        self,
+        work: Path,
+        progress: Callable[[Progress], None] = lambda event: None,
+        elsewhere: Collection[str] = (),
+    ) -> None:
+        self.work, self._elsewhere = work, elsewhere
         self.finished: list[Step] = []
         self._progress = progress
 
@@ -72,7 +79,8 @@ class Steps:
             with _threads(before.get("threads")) as threads:
                 self._attempt(name, record, before, threads, make)
         cost = _saved(record)
-        self.finished.append(Step(name, key, float(cost.get("seconds", 0)), int(cost.get("peak_bytes", 0)), done))
+        reused = done and key not in self._elsewhere
+        self.finished.append(Step(name, key, float(cost.get("seconds", 0)), int(cost.get("peak_bytes", 0)), reused))
 
     def once(
         self, name: str, key: str, path: Path, make: Callable[[Path, Report], Mapping[str, Any]]

@@ -83,7 +83,7 @@ def checked(words: Sequence[str], options: Options, *, live: bool = False) -> tu
 
 
 def _subject(words: Sequence[str], options: Options) -> Subject:
-    """What the words stand for: a file, a folder, a command, or flags of vLLM beside the options."""
+    """What the words stand for: a file, a folder, a command, or flags of a server beside the options."""
     path = Path(words[0]) if words and not words[0].startswith("-") else None
     if path is not None and (path.suffix in (*_SPECS, _PLAN) or (path / "plan.json").is_file()):
         flags = _of_command(words[1:], options) if len(words) > 1 else Subject()
@@ -103,26 +103,15 @@ def _over(below: Subject, above: Subject) -> Subject:
 
 
 def _of_command(words: Sequence[str], options: Options) -> Subject:
-    from planner.checking.served import served
-    from targets.engines.vllm.arguments.asked import asked as read
-    from targets.engines.vllm.arguments.command import is_command, read_command, read_flags
-
-    pasted = is_command(words) or (len(words) == 1 and " " in words[0])
-    command = read_command(words) if pasted else read_flags(words, known=_option_names())
-    if not pasted and command.words:
-        raise InputError(
-            f"{command.words[0]!r} is no spec, plan or result, and starts no server",
-            remedy="name a model with --model, or paste the command: optimize check -- vllm serve MODEL …",
-        )
-    asked = read(command, options.get("engine_version"))
-    model = options.get("model", asked.model)
-    if model is None:
+    """What a pasted command, or flags beside the options, ask for: those of the engine that is meant where none is named."""
+    engine = find_engine(DEFAULT_ENGINE)
+    read = engine.pasted(words, _option_names(), options.get("engine_version"), options.get("model"))
+    if read is None:
         return Subject()
-    found = served(asked, model)
     return Subject(
-        model=model, source=found.source, cards=command.cards, engine=DEFAULT_ENGINE if pasted else None, settings=found.settings,
-        context=asked.context, longest=asked.longest, weights=asked.weights, kv_cache_dtype=asked.kv_cache_dtype,
-        refused=(*asked.reasons, *found.reasons), notes=(*asked.notes, *found.notes),
+        model=read.model, source=read.source, cards=read.cards, engine=engine.name if read.whole else None, settings=read.settings,
+        context=read.context, longest=read.longest, weights=read.weights, kv_cache_dtype=read.kv_cache_dtype,
+        refused=read.reasons, notes=read.notes,
     )  # fmt: skip
 
 
@@ -142,8 +131,8 @@ def _of_file(path: Path) -> Subject:
     from planner.plan.document import moved_plan, spec_of
     from planner.plan.saved import PLAN, load_plan, read_plan
 
-    finished = path.is_dir()
-    plan = read_plan(path / PLAN) if finished else load_plan(path)
+    plan = read_plan(path / PLAN) if path.is_dir() else load_plan(path)
+    finished = path.is_dir() and plan.places is None  # else it names what is served as it is
     chosen = plan.decision
     at_load = any(pass_.load_time for pass_ in chosen.chain)
     model = str(path) if finished else chosen.published

@@ -66,10 +66,8 @@ def _counts(spec: Spec, nearest: Verdict | None) -> tuple[int, ...]:
     """How many cards are tried in place of those that there are: twice and four times as many; where requests arrive faster than they
     are served, as many as serve them, in whole machines from one machine on.
     """
-    cards, missed = (
-        spec.target.cards,
-        next((g for g in nearest.goals if g.goal is Goal.RATE), None) if nearest else None,
-    )
+    cards = spec.target.cards
+    missed = next((goal for goal in nearest.goals if goal.goal is Goal.RATE), None) if nearest else None
     if nearest is None or missed is None or missed.met or not missed.predicted.low:
         return 2 * cards, 4 * cards
     each = missed.predicted.value / nearest.candidate.cards

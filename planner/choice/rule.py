@@ -139,8 +139,8 @@ class Rule:
         return (
             v.quality.log_ppl_increase.value, -_speed(v, False).value, -_speed(v, True).value, v.memory.memory.total.value,
             making(v) + _each_start(v) / 2, float(v.candidate.settings.parallel.gpus),
-            float(v.capacity.waiting), float(len(v.candidate.changed)), self._doubt(v), float(self._archived(v.candidate.engine)),
-            self._preferred().figure(v),
+            float(v.capacity.waiting), float(len(v.candidate.changed)), self._doubt(v), self._unfit(v),
+            float(self._archived(v.candidate.engine)), self._preferred().figure(v),
         )  # fmt: skip
 
     def _doubt(self, v: Verdict) -> float:
@@ -148,6 +148,10 @@ class Rule:
         *met, fits = v.odds
         short = (self.goals.fit_confidence - fits, *(self.goals.confidence - odds for odds in met))
         return 0.0 if v.admissible(self.goals) else max(0.0, *short)
+
+    def _unfit(self, v: Verdict) -> float:
+        """By how much the odds of fitting fall short of the confidence that is asked."""
+        return max(0.0, self.goals.fit_confidence - v.capacity.odds)
 
     def standing(self, v: Verdict) -> int:
         """Return the number of a candidate's tier: 0 admissible, 2 likely only, 4 misses a goal by less than the band. An engine that
@@ -202,9 +206,10 @@ class Rule:
 
     def doubted(self, v: Verdict) -> float:
         """Return the most doubt (a probability, `doubt_of_chain`) of what stands as this one does and does not lose to it by its odds;
-        infinite where clients wait, which comes before odds.
+        infinite where clients wait, or it may not fit: both come before odds.
         """
-        return math.inf if v.capacity.waiting and not self.goals.batch else self._doubt(v) + ODDS_BAND
+        behind = (v.capacity.waiting and not self.goals.batch) or self._unfit(v) > 0
+        return math.inf if behind else self._doubt(v) + ODDS_BAND
 
     def figure_of_chain(self, ir: ModelIR, quality: Quality) -> float:
         """Return the preferred figure (a share of perplexity, or the logarithm of bytes) where a chain alone tells it; before all
@@ -235,6 +240,7 @@ class Rule:
             Criterion(
                 "waiting", lambda v: not self.goals.batch and v.capacity.waiting > 0, _words("clients wait for each other")
             ),
+            Criterion("fit", self._unfit, self._fit_words, lambda best, other: ODDS_BAND),
             Criterion("odds", self._doubt, _odds_words, lambda best, other: ODDS_BAND),
             Criterion("maintained", lambda v: self._archived(v.candidate.engine), _words(_ARCHIVED)),
             Criterion(
@@ -303,6 +309,10 @@ class Rule:
             lambda best, other: max(bands.speed, _unshared(best, other, self.goals.batch)),
         )
 
+    def _fit_words(self, theirs: float, mine: float) -> str:
+        confidence = self.goals.fit_confidence
+        return f"fits with {confidence - theirs:.0%} only, {confidence:.0%} are asked"
+
     def _why(self, chosen: Verdict, decided: Sequence[str]) -> str:
         """One line: what is made of the chosen one, and by what it was told from others: standing, preference, the last two criteria."""
         told = {"standing": _standing_told(self.standing(chosen)), **_TOLD}
@@ -342,7 +352,7 @@ _TOLD = {
     "fewest cards": "the fewest cards that do",
     "maintained": "its engine is maintained",
     "each start": "stored, not rounded at each start",
-    "waiting": "no client waits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
+    "waiting": "no client waits", "fit": "surely fits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
     "changes of the model": "with the fewest changes of the model", "regime": "its engine was measured in this regime",
     "stages": "in the fewest stages", "cards": "on all cards", "tensor parallel": "with the fewest cards under one matrix",
     "native": "the card multiplies its format itself", "settings": "with the fewest changed settings",
@@ -352,7 +362,7 @@ _TOLD = {
 #: What the Pareto set is over (`Rule._figures`), in words.
 _FIGURES = (
     "quality", "one client's speed", "throughput", "memory", "work", "cards", "waiting clients", "changed settings", "odds",
-    "who maintains the engine", "what is preferred",
+    "odds of fitting", "who maintains the engine", "what is preferred",
 )  # fmt: skip
 
 

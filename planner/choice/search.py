@@ -4,6 +4,7 @@ Nothing is left out by taste, only by proof:
 
 * settings change neither legality nor quality, so a design that is illegal or not good enough is out with all its settings;
 * weights that alone exceed the card do so whatever is set;
+* settings give the cache room or take some of a step's tokens: none serves more than the engine's defaults would with a cache without end;
 * memory left for the cache only rises with each leaner setting, so one that does not fit with all of them fits with none;
 * where quality or size is preferred, settings change neither, and the first that is admissible ties with every later one but changes less;
 * where the fewest cards are asked for, more of them are not looked at once some do;
@@ -32,12 +33,14 @@ from planner.choice.goals import Goal
 from planner.choice.published import description, published_quality
 from planner.choice.rule import Decision, Loss, Rule
 from planner.choice.space import Design, designs, engines, limits_of, nothing_to_weigh, numbers_of_cards, workload_of
-from planner.choice.verdict import MEAN, Candidate, Verdict, judge, judge_quality
+from planner.choice.verdict import MEAN, Candidate, Verdict, judge, judge_quality, judge_rate
 from planner.quality.expected import Quality, expected_quality
 from planner.spec.parts.choices import PruneChoice, QuantizeChoice
+from planner.spec.parts.goals import Goals
 from planner.spec.spec import Spec
-from targets.engines.engine import ENGINE_NAMES, Settings, SpeedEstimate, find_engine
+from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
+from targets.quantity import Quantity
 from targets.workload import Limit
 
 #: Of candidates that ended early, how many are judged in full to find the nearest.
@@ -121,13 +124,13 @@ def target_gpu(spec: Spec) -> Gpu:
     """
     asked = spec.target.gpu
     if not isinstance(asked, str):
-        return inline_gpu(asked.model_dump(exclude_none=True))
+        return replace(inline_gpu(asked.model_dump(exclude_none=True)), network=spec.target.network)
     gpu = installed_gpu() if asked == "auto" else find_gpu(asked)
     if gpu.vendor not in ("NVIDIA", "CPU"):
         raise NotModelledError(
             f"{gpu.name}: engines on {gpu.vendor} cards are not modelled", remedy="choose an NVIDIA card"
         )
-    return gpu
+    return replace(gpu, network=spec.target.network)
 
 
 def search(
@@ -229,6 +232,7 @@ class Judge:
         self._chains: dict[tuple[object, tuple[Pass, ...]], _Made] = {}
         self._last: tuple[Design, _Made] | None = None
         self._others: dict[Candidate, list[Verdict]] = {}
+        self._endless: dict[str, MemoryEstimate] = {}
 
     def __call__(self, design: Design) -> Verdict:
         """The best of a design's candidates by the rule: of those that meet the goals, else the nearest to them."""
@@ -247,7 +251,7 @@ class Judge:
 
     def feasible(self, design: Design) -> Verdict | None:
         """Return the best of a design's candidates where one meets the goals: the same as a call, but that none does is known sooner."""
-        if self._is_too_large(design):
+        if self._is_too_large(design) or not self._keeps_up(design.engine, self._chain(design)[0], design.settings[0]):
             return None
         if self._spec.workload.concurrency == "auto":
             verdict = self(design)
@@ -340,7 +344,26 @@ class Judge:
             for result in judge_quality(self._spec.goals, first.quality)
             if not result.tolerated(self._spec.goals.bands)
         }
-        return all(reason.kind is not ReasonKind.ILLEGAL and reason.code not in quality for reason in first.reasons)
+        if any(reason.kind is ReasonKind.ILLEGAL or reason.code in quality for reason in first.reasons):
+            return False
+        return self._may_keep_up(first)
+
+    def _may_keep_up(self, first: Verdict) -> bool:
+        """Whether a rate that is not held could be: with a cache without end it would, which no settings have."""
+        bands = self._spec.goals.bands
+        held = all(goal.tolerated(bands) for goal in first.goals if goal.goal is Goal.RATE)
+        return held or self._keeps_up(first.candidate.engine, first.ir, first.candidate.settings)
+
+    def _keeps_up(self, name: str, ir: ModelIR, settings: Settings) -> bool:
+        """Whether a rate that is asked would be held with a cache without end."""
+        if not self._workload.lasts:
+            return True
+        engine = find_engine(name)
+        if name not in self._endless:
+            memory = engine.memory(ir, self._gpu, settings, self._workload)
+            self._endless[name] = replace(memory, kv=replace(memory.kv, max_concurrency=Quantity.exact(math.inf)))
+        at_best = engine.speed(ir, self._gpu, settings, self._workload, self._endless[name])
+        return all(goal.tolerated(self._spec.goals.bands) for goal in judge_rate(self._workload, at_best))
 
     def verdict(self, design: Design, settings: Settings, clients: int | None = None) -> Verdict:
         """Judge one candidate as far as it takes to know that it is out: legality and memory, then quality and speed.
@@ -412,6 +435,8 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
 #: Candidates that are simulated at most where the formula gives what goals ask; and of those that it finds too slow: so many, that miss by
 #: this factor at most. Percentiles are known of no other candidate, so for these there is no limit.
 _MOST, _NEAREST, _NEAR = 16, 4, 3.0
+#: Odds of the formula that are short of the confidence by no more may be enough where the load is simulated: so many are tried.
+_JUST_SHORT, _DOUBTED = 0.15, 3
 _SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
 
 
@@ -419,6 +444,32 @@ def with_highest_load(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     """Return the verdict with how many users it serves within the goals on a request's own speed, where there are some."""
     limits = limits_of(spec.goals)
     return replace(verdict, served=_simulated(spec, gpu, verdict, limits)) if limits and verdict.served else verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """The most that a candidate serves within the goals on a request's own speed: `clients` that each wait for their answers (None: no
+    goal bounds them), `rate` of requests that arrive (a second); where no goal is on that, as many as are answered as fast as they come.
+    """
+
+    clients: int | None
+    rate: float
+
+
+def most_served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Most:
+    """Return how many users, and which rate, a candidate of a spec serves within its goals, whatever load the spec names."""
+    engine, settings, limits = find_engine(verdict.candidate.engine), verdict.candidate.settings, limits_of(spec.goals)
+    asked = replace(workload_of(spec), rate=None, burstiness=1.0, at_once=None, trace=None, requests=None)
+    loop = replace(asked, concurrency=verdict.capacity.clients, limits=limits)
+    clients = engine.served(verdict.ir, gpu, settings, loop, verdict.memory).most_clients if limits else None
+    due = workload_of(spec).rate or 1.0
+    arriving = replace(loop, rate=due if math.isfinite(due) else 1.0, limits=())
+    most = engine.speed(verdict.ir, gpu, settings, arriving, verdict.memory).capacity_req_s
+    assert most is not None
+    if not limits:
+        return Most(None, most.value)
+    load = replace(arriving, rate=most.value, limits=limits)
+    return Most(clients, engine.served(verdict.ir, gpu, settings, load, verdict.memory).highest_rate or 0.0)
 
 
 def _simulated(spec: Spec, gpu: Gpu, verdict: Verdict, limits: tuple[Limit, ...] = ()) -> SpeedEstimate:
@@ -476,7 +527,43 @@ def decide(
         known = [simulated if v is chosen else v for v in known]
         known += others(chosen)
         decision = rule.decide([v for v in known if v.feasible])
+    if decision is not None and decision.chosen.served is not None:
+        decision, known = _with_doubtful(spec, gpu, rule, known, decision)
     return decision, tuple(known)
+
+
+def _with_doubtful(
+    spec: Spec, gpu: Gpu, rule: Rule, known: list[Verdict], decision: Decision
+) -> tuple[Decision, list[Verdict]]:
+    """The decision once candidates are simulated, too, that would be chosen but for odds which the formula puts just below what is asked:
+    the chosen one's are the simulation's, and the formula may be the stricter.
+    """
+    for _ in range(_DOUBTED):
+        eased = [(_eased(spec.goals, v), v) for v in known if v.feasible]
+        if all(easy is v for easy, v in eased):
+            break
+        best = rule.decide([easy for easy, _ in eased])
+        would = next(v for easy, v in eased if best is not None and easy is best.chosen)
+        if would.served is not None:
+            break
+        simulated = served(spec, gpu, would)
+        known = [simulated if v is would else v for v in known]
+        decision = rule.decide([v for v in known if v.feasible]) or decision
+    return decision, known
+
+
+def _eased(goals: Goals, verdict: Verdict) -> Verdict:
+    """The verdict with every goal on speed kept whose odds are just short by the formula, where it would be admissible so."""
+    if verdict.served is not None or verdict.admissible(goals):
+        return verdict
+    kept = tuple(
+        replace(result, predicted=Quantity.exact(result.wanted))
+        if result.goal.of_speed and result.met and result.odds >= goals.confidence - _JUST_SHORT
+        else result
+        for result in verdict.goals
+    )
+    easier = replace(verdict, goals=kept)
+    return easier if easier.admissible(goals) else verdict
 
 
 def _near(verdict: Verdict) -> bool:

@@ -103,6 +103,15 @@ class GoalResult:
         return self.miss <= bands.speed
 
     @property
+    def short(self) -> float | None:
+        """By how much it is missed, in the goal's unit (a share of perplexity in shares); None when met."""
+        return None if self.met else abs(self.predicted.value - self.wanted)
+
+    def band(self, bands: Bands) -> float:
+        """Return by how much it may be missed before that counts, in the goal's unit."""
+        return bands.quality if self.goal is Goal.PERPLEXITY else bands.speed * abs(self.wanted)
+
+    @property
     def miss(self) -> float:
         """By which share of the goal it is missed; 0 when met."""
         if self.met:
@@ -188,7 +197,7 @@ def judge_rate(workload: Workload, speed: SpeedEstimate) -> Iterator[GoalResult]
 
 
 def judge_speed(goals: Goals, workload: Workload, speed: SpeedEstimate) -> Iterator[GoalResult]:
-    """Yield the goals on speed, a rate that is to be held first: where it is not, the time to a first token grows, and none is said."""
+    """Yield the goals on speed, a rate that is to be held first; where it is not, none on the first token, whose time grows without end."""
     rate = tuple(judge_rate(workload, speed))
     yield from rate
     grows = not all(result.tolerated(goals.bands) for result in rate)

@@ -6,6 +6,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,22 @@ Device = Annotated[
     str,
     typer.Option(
         help="What computes: auto (every card, else the processor), cpu, cuda (every card), cuda:1 (that card)."
+    ),
+]
+
+
+class Carrier(StrEnum):
+    """Whose processes carry out work."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+CarriedOut = Annotated[
+    Carrier,
+    typer.Option(
+        "--executor",
+        help="Whose processes work: this one's (local), or tasks of a Ray cluster, the one that runs here or else its own.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
@@ -49,7 +66,10 @@ def _options(
 
 
 def grouped(into: str, options: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Have a command take several options and get them as one mapping, those that were given. `options`: by name, as typer takes them."""
+    """Have a command take several options and get them as one mapping, in the place of the parameter `into`: those that were given.
+
+    `options`: by name, as typer takes them.
+    """
 
     def change(command: Callable[..., None]) -> Callable[..., None]:
         """Return the command as typer reads it: with each option a parameter."""
@@ -58,17 +78,17 @@ def grouped(into: str, options: Mapping[str, Any]) -> Callable[[Callable[..., No
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             for name, annotation in options.items()
         ]
-        kept = [
-            each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own.parameters.values() if each.name != into
-        ]
+        every: list[inspect.Parameter] = []
+        for each in own.parameters.values():
+            every += taken if each.name == into else [each.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
 
         @wraps(command)
         def run(**given: Any) -> None:
             told = {name: value for name in options if (value := given.pop(name)) is not None}
             command(**given, **{into: told})
 
-        run.__signature__ = own.replace(parameters=[*kept, *taken])  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in (*kept, *taken)}
+        run.__signature__ = own.replace(parameters=every)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in every}
         return run
 
     return change

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 from typer.models import OptionInfo
 
 from passes.errors import InputError
 from passes.ir.fields import LARGEST
-from planner.cli.app import Json, above_zero, app, emit, finite, screen
+from planner.cli.app import Json, above_zero, app, emit, finite, grouped, screen
 
 
 def number(text: str | int) -> int:
     """Return a count as vLLM reads it: `32768`, `32k`, `32K`. Raises typer.BadParameter for what is none."""
-    from targets.engines.vllm.arguments.numbers import whole_number
+    from targets.numbers import whole_number
 
     if isinstance(text, int):
         return text
@@ -42,7 +43,7 @@ def tokens(text: str | int) -> int:
 
 def longest(text: str | int) -> int:
     """Return the tokens of the longest sequence; -1 for `auto`, the longest that fits. Raises typer.BadParameter for what is none."""
-    from targets.engines.vllm.arguments.numbers import AUTO
+    from targets.numbers import AUTO
 
     return -1 if str(text) in AUTO else tokens(text)
 
@@ -62,29 +63,22 @@ def _count(said: str) -> OptionInfo:
     return option
 
 
-@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def check(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[SPEC|PLAN|RESULT] [-- vllm serve MODEL ...]",
-            help="What is checked, in place of --model: a spec, a plan, a result; or the command that starts the server, after --.",
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Hub id, catalog name, folder or .gguf file.")] = None,
-    gpu: Annotated[
+#: What is asked, beside the words: each option by its parameter, as typer takes it.
+_ASKED = {
+    "model": Annotated[str | None, typer.Option(help="Hub id, catalog name, folder or .gguf file.")],
+    "gpu": Annotated[
         str | None,
         typer.Option(
             help="Card: catalog name, NVML name, 24GB, cpu; 8xH100, L4:1, 'RTX 4090 + RTX 3090', p4d.24xlarge. "
             "Default: this machine's, where it has any."
         ),
-    ] = None,
-    engine: Annotated[str | None, typer.Option(help="vllm (default), vllm-cpu, exllamav2 or exllamav3.")] = None,
-    gpus: Annotated[
+    ],
+    "engine": Annotated[str | None, typer.Option(help="vllm (default), vllm-cpu, exllamav2 or exllamav3.")],
+    "gpus": Annotated[
         int | None, typer.Option(min=1, max=LARGEST, help="Number of cards; without --tp they are tensor parallel.")
-    ] = None,
-    engine_version: Annotated[str | None, typer.Option(help="Its version; default: the newest known.")] = None,
-    tp: Annotated[
+    ],
+    "engine_version": Annotated[str | None, typer.Option(help="Its version; default: the newest known.")],
+    "tp": Annotated[
         int | None,
         typer.Option(
             "--tp",
@@ -94,8 +88,8 @@ def check(
             max=LARGEST,
             help="Tensor parallel: each matrix over so many cards.",
         ),
-    ] = None,
-    pp: Annotated[
+    ],
+    "pp": Annotated[
         int | None,
         typer.Option(
             "--pp",
@@ -105,58 +99,59 @@ def check(
             max=LARGEST,
             help="Pipeline parallel: the layers over so many.",
         ),
-    ] = None,
-    dp: Annotated[
+    ],
+    "dp": Annotated[
         int | None,
         typer.Option(
             "--dp", "--data-parallel-size", "-dp", min=1, max=LARGEST, help="Data parallel: so many replicas."
         ),
-    ] = None,
-    ep: Annotated[
+    ],
+    "ep": Annotated[
         int | None, typer.Option(min=1, max=LARGEST, help="Expert parallel: the experts over so many cards.")
-    ] = None,
-    context: Annotated[
+    ],
+    "context": Annotated[
         int | None,
         typer.Option(
             parser=longest,
             metavar="N",
             help="Longest sequence: 32768, 32k, auto for what fits; default: the model's own. (--max-model-len 32k is vLLM's: 32,000.)",
         ),
-    ] = None,
-    concurrency: Annotated[
+    ],
+    "concurrency": Annotated[
         int | None, _count("Requests at once that must be held; default: it starts, no more is promised.")
-    ] = None,
-    input_tokens: Annotated[int | None, typer.Option(parser=tokens, metavar="N", help="Of a prompt.")] = None,
-    output_tokens: Annotated[int | None, typer.Option(parser=tokens, metavar="N", help="Of an answer.")] = None,
-    request_rate: Annotated[
+    ],
+    "input_tokens": Annotated[int | None, typer.Option(parser=tokens, metavar="N", help="Of a prompt.")],
+    "output_tokens": Annotated[int | None, typer.Option(parser=tokens, metavar="N", help="Of an answer.")],
+    "request_rate": Annotated[
         float | None,
         typer.Option(
             help="Requests a second that arrive by chance, inf for all at once; default: a closed loop.",
             callback=above_zero,
         ),
-    ] = None,
-    burstiness: Annotated[
-        float, typer.Option(min=0.01, max=1e6, help="Of a rate: 1 is Poisson, less comes in clusters.", callback=finite)
-    ] = 1.0,
-    num_prompts: Annotated[int | None, typer.Option(min=1, max=100_000, help="Requests of the whole run.")] = None,
-    max_concurrency: Annotated[
+    ],
+    "burstiness": Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1e6, help="Of a rate: 1, the default, is Poisson, less comes in clusters.", callback=finite
+        ),
+    ],
+    "num_prompts": Annotated[int | None, typer.Option(min=1, max=100_000, help="Requests of the whole run.")],
+    "max_concurrency": Annotated[
         int | None,
         typer.Option(min=1, max=LARGEST, help="Unanswered requests at most; without a rate the same as --concurrency."),
-    ] = None,
-    goodput: Annotated[
+    ],
+    "goodput": Annotated[
         list[str] | None,
         typer.Option(
             help="Limits in ms, such as ttft:800 tpot:50 or ttft_p95:2000: how many users are served so is told."
         ),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="What the engine computes in; default: auto.")] = None,
-    kv_cache_dtype: Annotated[
+    ],
+    "weights": Annotated[str | None, typer.Option(help="Format, such as w4a16-g128; default: the checkpoint's own.")],
+    "dtype": Annotated[str | None, typer.Option(help="What the engine computes in; default: auto.")],
+    "kv_cache_dtype": Annotated[
         str | None, typer.Option(help="Type of the KV cache: auto, fp8, q8, …; default: what the checkpoint asks for.")
-    ] = None,
-    kv_cache_memory: Annotated[
+    ],
+    "kv_cache_memory": Annotated[
         int | None,
         typer.Option(
             "--kv-cache-memory",
@@ -165,31 +160,45 @@ def check(
             metavar="BYTES",
             help="Of the cache, in place of what is left of the card.",
         ),
-    ] = None,
-    gpu_memory_utilization: Annotated[
+    ],
+    "gpu_memory_utilization": Annotated[
         float | None,
         typer.Option(
             min=0.01, max=1.0, callback=finite, help="The share of the card that vLLM may take; default: its own."
         ),
-    ] = None,
-    max_num_seqs: Annotated[int | None, _count("Requests at work at once, at most.")] = None,
-    max_num_batched_tokens: Annotated[int | None, _count("Tokens of a step, at most.")] = None,
-    block_size: Annotated[int | None, _count("Tokens of a block of the cache.")] = None,
-    enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="No CUDA graphs.")] = False,
-    reserve: Annotated[
+    ],
+    "max_num_seqs": Annotated[int | None, _count("Requests at work at once, at most.")],
+    "max_num_batched_tokens": Annotated[int | None, _count("Tokens of a step, at most.")],
+    "block_size": Annotated[int | None, _count("Tokens of a block of the cache.")],
+    "enforce_eager": Annotated[bool, typer.Option("--enforce-eager", help="No CUDA graphs.")],
+    "reserve": Annotated[
         int | None,
         typer.Option(parser=amount, metavar="BYTES", help="What else lives on each card, such as '0.5 GiB'."),
-    ] = None,
-    min_confidence: Annotated[
+    ],
+    "min_confidence": Annotated[
         float | None,
         typer.Option(min=0.0, max=1.0, callback=finite, help="Exit 3 where it fits with lower odds than this: 0.95."),
+    ],
+    "ttft": Annotated[str | None, typer.Option(help="Goal: time to the first token at most, such as 800ms.")],
+    "tpot": Annotated[str | None, typer.Option(help="Goal: time per output token at most, such as 50ms.")],
+    "decode": Annotated[str | None, typer.Option(help="Goal: tokens a second of one request at least.")],
+    "throughput": Annotated[str | None, typer.Option(help="Goal: tokens a second of all at least.")],
+    "max_perplexity_increase": Annotated[str | None, typer.Option(help="Goal on quality, such as 3%.")],
+    "max_kl": Annotated[float | None, typer.Option(callback=finite, help="Goal on quality, nats a token.")],
+}
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@grouped("asked", _ASKED)
+def check(
+    asked: Mapping[str, Any],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SPEC|PLAN|RESULT] [-- vllm serve MODEL ...]",
+            help="What is checked, in place of --model: a spec, a plan, a result; or the command that starts the server, after --.",
+        ),
     ] = None,
-    ttft: Annotated[str | None, typer.Option(help="Goal: time to the first token at most, such as 800ms.")] = None,
-    tpot: Annotated[str | None, typer.Option(help="Goal: time per output token at most, such as 50ms.")] = None,
-    decode: Annotated[str | None, typer.Option(help="Goal: tokens a second of one request at least.")] = None,
-    throughput: Annotated[str | None, typer.Option(help="Goal: tokens a second of all at least.")] = None,
-    max_perplexity_increase: Annotated[str | None, typer.Option(help="Goal on quality, such as 3%.")] = None,
-    max_kl: Annotated[float | None, typer.Option(callback=finite, help="Goal on quality, nats a token.")] = None,
     live: Annotated[
         bool, typer.Option("--live", help="Look at this machine: its cards, what is free of them, who holds the rest.")
     ] = False,
@@ -200,11 +209,7 @@ def check(
 
     Settings may be named as `vllm serve` names them, and its whole command pasted: optimize check --gpu L4 -- vllm serve MODEL …
     """
-    options = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("words", "live", "quiet", "as_json") and value not in (None, [], False)
-    }
+    options = {name: value for name, value in asked.items() if value != []}
     from planner.checking.subject import checked
     from planner.plan.codec import to_json
 

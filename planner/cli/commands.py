@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from passes.errors import InputError
 from passes.ir.fields import LARGEST
 from passes.steps.drawing import Drawing, drawn
-from planner.cli.app import Device, Json, app, emit, finite, grouped, say_unused_cards, screen, sparing
+from planner.cli.app import (
+    CarriedOut,
+    Carrier,
+    Device,
+    Json,
+    app,
+    emit,
+    finite,
+    grouped,
+    say_unused_cards,
+    screen,
+    sparing,
+)
+
+if TYPE_CHECKING:
+    from planner.fleet import Order
 
 
 @app.command()
@@ -77,44 +92,86 @@ _ELSEWHERE = {
 @app.command()
 @grouped("moved", _ELSEWHERE)
 def apply(
-    moved: Mapping[str, Path],
     what: Annotated[
-        Path | None, typer.Argument(help="A plan or spec; default: the plan last saved in this folder.")
+        list[Path] | None,
+        typer.Argument(
+            help="Plans or specs, each made in a folder of its own; default: the plan last saved in this folder."
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The result's folder.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The result's folder; of several results, the one that holds theirs."),
+    ] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for unfinished work, kept for resuming.")] = None,
-    replace: Annotated[
+    overwrite: Annotated[
         bool, typer.Option("--replace", help="Let go of another plan's finished result in that folder.")
     ] = False,
     device: Device = "auto",
+    executor: CarriedOut = Carrier.LOCAL,
     as_json: Json = False,
+    *,
+    moved: Mapping[str, Path],
 ) -> None:
-    """Run a plan exactly; a second run resumes or does nothing. Exit 4 when the result misses a goal."""
+    """Run plans exactly; a second run resumes or does nothing. Exit 4 when a result misses a goal."""
     from rich.markup import escape
 
+    from planner.apply import Computing, default_folder, find_plan, next_step
     from planner.apply import apply as run
-    from planner.apply import default_folder, find_plan, next_step
     from planner.cli.progress import shown
     from planner.cli.tables.certificate import print_certificate
+    from planner.fleet import carrying, orders
     from planner.plan.codec import to_json
     from planner.plan.document import moved_plan
     from planner.plan.saved import load_plan
+    from targets.launch.write import FOLDER
 
     console = screen(as_json)
     say_unused_cards(device)
-    plan = what or find_plan(Path())
+    if what is not None and len(what) > 1:
+        if moved:
+            raise InputError(
+                "several specs have no model in common", remedy="leave out --model, --calibration, --evaluation"
+            )
+        _apply_fleet(
+            [replace(each, replace=overwrite, device=device) for each in orders(what, output, work)], executor, as_json
+        )
+    plan = what[0] if what else find_plan(Path())
     if moved:
         output = output or default_folder(plan)
-    with shown(console) as progress:
+    with shown(console) as progress, carrying(executor, device) as carries:
         result = run(
-            moved_plan(load_plan(plan), moved) if moved else plan, output, work=work, replace=replace, progress=progress, device=device
+            moved_plan(load_plan(plan), moved) if moved else plan, output, work=work, replace=overwrite, progress=progress,
+            computing=Computing(device, carries),
         )  # fmt: skip
     if as_json:
-        emit(to_json(result.certificate))
+        emit(to_json(result.certificate or result.plan))
     else:
-        print_certificate(console, result.certificate)
+        if result.certificate is not None:
+            print_certificate(console, result.certificate)
+        else:
+            console.print(f"  {result.plan.model} is served as it is: nothing of it is copied, {FOLDER}/ names it")
         console.print(f"  [bold]Done: {escape(str(result.out))}[/]  Next: {escape(next_step(result))}", markup=True)
     raise typer.Exit(0 if result.holds else 4)
+
+
+def _apply_fleet(asked: Sequence[Order], executor: Carrier, as_json: bool) -> NoReturn:
+    """Apply several, say of each what became of it, and exit."""
+    from planner.cli.progress import shown
+    from planner.cli.tables.fleet import print_fleet, print_member
+    from planner.fleet import Fleet, apply_all, carrying
+    from planner.plan.codec import to_json
+
+    console, ended = screen(as_json), {}
+    with shown(console) as progress, carrying(executor, asked[0].device, side_by_side=True) as carries:
+        for member in apply_all(asked, carries, progress):
+            print_member(console, member)
+            ended[member.what] = member
+    fleet = Fleet(tuple(ended[str(each.what)] for each in asked))
+    if as_json:
+        emit(to_json(fleet) | {"exit_code": fleet.exit_code})
+    else:
+        print_fleet(console, fleet)
+    raise typer.Exit(fleet.exit_code)
 
 
 @app.command()
@@ -132,7 +189,7 @@ def show(
     from planner.job_graph import plan_needs_text, planned_graph, result_graph
     from planner.plan.codec import to_json
     from planner.plan.lock import staleness
-    from planner.plan.saved import load_plan
+    from planner.plan.saved import PLAN, load_plan
     from planner.verifying.report import read_report
     from planner.verifying.result import origin, verify_files
 
@@ -153,7 +210,7 @@ def show(
                 print_soaked(screen(), verified.soak)
             print_whole(screen(), files)
         raise typer.Exit(0 if files.holds else 4)
-    document = load_plan(what)
+    document = load_plan(what / PLAN if what.is_dir() else what)
     if as_json:
         emit(to_json(document))
     elif graph is not None:
@@ -281,7 +338,6 @@ _LOAD = {
 @app.command()
 @grouped("load", _LOAD)
 def verify(
-    load: Mapping[str, Any],
     out: Annotated[Path, typer.Argument(help="A result's folder.")],
     engine: Annotated[
         Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
@@ -293,6 +349,8 @@ def verify(
         bool, typer.Option("--offline", help="Start nothing: hold every file against the list that apply wrote.")
     ] = False,
     as_json: Json = False,
+    *,
+    load: Mapping[str, Any],
 ) -> None:
     """Start the engine on a result, put the workload's load on it, measure. Exit 4 when a promise is not kept."""
     from planner.cli.tables.certificate import print_verified, print_whole
@@ -378,13 +436,14 @@ _SERVER = {
 @app.command()
 @grouped("served", _SERVER)
 def calibrate(
-    served: Mapping[str, Any],
     gpu: Annotated[str | None, typer.Option(help="Card; default: this machine's first, else its processor.")] = None,
     engine: Annotated[
         Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=2, max=60, callback=finite, help="How long it may measure.")] = 20.0,
     as_json: Json = False,
+    *,
+    served: Mapping[str, Any],
 ) -> None:
     """Measure this machine; predictions for it then say `measured`. With --url, the served engine as well."""
     from planner.calibrate import Server

@@ -56,8 +56,8 @@ def schema(
 
         emit(of_spec())
         return
-    from planner.documents import DOCUMENTS
-    from planner.documents import schema as of_document
+    from planner.documents.listed import DOCUMENTS
+    from planner.documents.schema import schema as of_document
 
     if what not in DOCUMENTS:
         raise unknown_name("document", what, DOCUMENTS, remedy=f"spec, or one of {', '.join(DOCUMENTS)}")

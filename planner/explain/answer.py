@@ -7,23 +7,25 @@ the goals, the nearest candidate stands for the chosen one.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Any
 
-from passes.errors import InputError, ReasonKind, nearest
-from passes.ir.sources import Source, open_model
+from passes.errors import InputError, nearest
+from passes.ir.operations import forward_operations
+from passes.ir.sources import Source
 from planner.choice.alternatives import likely_choice
-from planner.choice.search import SearchResult, complete, judged, rule_of, search, target_gpu
+from planner.choice.search import complete, judged, rule_of, target_gpu
 from planner.choice.verdict import Verdict, judge_quality
+from planner.explain.asked import Answer, Asked, Row
 from planner.explain.changes import change, known_words, named
-from planner.explain.compare import Difference, Judged, Side, decides, differences, side
+from planner.explain.compare import Judged, decides, differences, side
+from planner.explain.users import how_many
 from planner.figures import show
-from planner.plan.codec import to_json
-from planner.plan.stated import StatedReason, stated
+from planner.plan.stated import stated
 from planner.spec.patch import Patch, at, patched, written
 from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, find_engine
@@ -31,99 +33,12 @@ from targets.gpu import Gpu, all_gpus
 
 #: What may be asked, an example of each kind.
 QUESTIONS = (
-    "why exllamav2", "why vllm", "why g64", "why not awq", "why not w8a8", "what if 1 card", "what if 2 cards", "what if 2 x 4090",
-    "what if vllm", "what if concurrency 4", "what if context 64k", "what if prefer speed", "what if no prune", "what if goal 2 %",
-    "cheapest card that fits", "fewest bits at 2 %",
+    "why", "how many users", "highest rate", "why exllamav2", "why vllm", "why g64", "why not awq", "why not w8a8", "what if 1 card",
+    "what if 2 cards", "what if 2 x 4090", "what if vllm", "what if concurrency 4", "what if 3 requests a second", "what if context 64k",
+    "what if prefer speed", "what if no prune", "what if goal 2 %", "cheapest card that fits", "fewest bits at 2 %",
 )  # fmt: skip
 #: Candidates beside the two of a comparison that are told of.
 _MORE = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A candidate, what is to be said of it, and the reasons that say it."""
-
-    candidate: str
-    message: str
-    reasons: tuple[StatedReason, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A headline; where two plans are compared both of them, their figures and what decides; and what is to be said of other candidates.
-
-    `patch`: what was changed of the spec, as it may stand there.
-    """
-
-    answer: str
-    candidates: tuple[Row, ...] = ()
-    chosen: Side | None = None
-    other: Side | None = None
-    differences: tuple[Difference, ...] = ()
-    decides: str = ""
-    patch: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the answer as a document."""
-        document: dict[str, Any] = to_json(self)
-        return {"answer": self.answer, "candidates": []} | document
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a question is asked about: a spec, its model, and the search that chose."""
-
-    spec: Spec
-    source: Source
-    result: SearchResult
-
-    @classmethod
-    def of(cls, spec: Spec, source: Source) -> Asked:
-        """Search a spec. Raises InputError where nothing is left to weigh."""
-        return cls(spec, source, search(spec, source.ir))
-
-    def changed(self, spec: Spec) -> Asked:
-        """Ask the same about a changed spec, of another model where the change names one."""
-        model = (spec.model, spec.revision, spec.assume)
-        same = model == (self.spec.model, self.spec.revision, self.spec.assume)
-        return Asked.of(spec, self.source if same else open_model(model[0], revision=model[1], assume=spec.assume))
-
-    def judged(self, verdict: Verdict) -> Judged:
-        """Return a verdict of the search, whole."""
-        return Judged.of(self.spec, self.source.ir, self.result, verdict)
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """The best of every design, the chosen one first."""
-        return (*((self.result.chosen,) if self.result.chosen else ()), *self.result.rejected)
-
-    @property
-    def leading(self) -> Judged:
-        """The chosen candidate, else the nearest to the goals."""
-        return self.judged(self.result.chosen or self.result.nearest()[0])
-
-    def best(self, verdicts: Sequence[Verdict]) -> Judged | None:
-        """Return the best of some verdicts by the rule, where none meets the goals the nearest; None of none."""
-        if not verdicts:
-            return None
-        pairs = [(v, _undominated(v)) for v in verdicts]
-        feasible = [plain for _, plain in pairs if plain.feasible]
-        decision = rule_of(self.spec, self.source.ir, self.result.gpu).decide(feasible)
-        if decision is None:
-            return self._nearest(verdicts)
-        return self.judged(next(v for v, plain in pairs if plain is decision.chosen))
-
-    def _nearest(self, verdicts: Sequence[Verdict]) -> Judged:
-        """The nearest to the goals. A verdict that ended early is at least as far as it says: those that are farther need no more of it."""
-        found: Judged | None = None
-        for verdict in sorted(verdicts, key=lambda v: v.distance):
-            if found is not None and verdict.distance >= found.verdict.distance:
-                break
-            whole = self.judged(verdict)
-            if found is None or whole.verdict.distance < found.verdict.distance:
-                found = whole
-        assert found is not None
-        return found
 
 
 def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
@@ -137,7 +52,11 @@ def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
         return _all(asked)
     for pattern, answer in _FORMS:
         if match := re.fullmatch(pattern, text, re.IGNORECASE):
-            return answer(asked, match[match.lastindex or 0])
+            return answer(asked, (match[match.lastindex or 0] or "").strip())
+    try:
+        return _what_if(asked, text)
+    except InputError:
+        pass
     close = nearest(text, QUESTIONS)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise InputError(f"cannot answer {question!r}.{hint}", remedy=f"ask for instance: {'; '.join(QUESTIONS)}")
@@ -158,6 +77,21 @@ def _lost(verdict: Verdict) -> Row:
     told = "; ".join(r.message for r in verdict.reasons)
     best = f"the best of {candidate.engine}, weighed where a spec names it (engine: {candidate.engine})"
     return Row(candidate.label, told or best, tuple(map(stated, verdict.reasons)))
+
+
+def _chosen_one(asked: Asked, words: str) -> Answer:
+    """The chosen plan against the next best: its figures, and what decided."""
+    leading = asked.leading
+    others = [v for v in asked.verdicts if v.candidate != leading.verdict.candidate]
+    other = asked.best(others)
+    if other is None:
+        return Answer(f"{leading.label} is the only candidate that there is")
+    why = f": {asked.result.why}" if asked.result.why else ""
+    return _compared(f"{_chosen(asked, leading)}{why}; the next best: {other.label}", leading, other, others)
+
+
+def _how_many(asked: Asked, words: str) -> Answer:
+    return how_many(asked)
 
 
 def _why(asked: Asked, name: str) -> Answer:
@@ -295,9 +229,11 @@ def _cheapest(asked: Asked, words: str) -> Answer:
 
     def surely(card: Gpu) -> bool:
         found = chosen(card.name)
-        return found is not None and found.admissible(asked.spec.goals)
+        rule = rule_of(asked.spec, asked.source.ir, card)
+        return found is not None and rule.standing(found) == 0
 
     likely: Gpu | None = None
+    plausible = [card for card in plausible if count * _operations_s(card) >= _asked_operations_s(asked)]
     fastest = max(plausible, key=lambda card: card.bandwidth_bytes_per_s, default=None)
     tried = plausible if fastest is not None and chosen(fastest.name) is not None else ()
     for _, group in itertools.groupby(tried, key=lambda card: round(card.memory_bytes.value / 2**30)):
@@ -340,10 +276,24 @@ def _count(asked: Asked) -> int:
     return asked.leading.verdict.candidate.cards if target.fewest else target.cards
 
 
+def _asked_operations_s(asked: Asked) -> float:
+    """The operations a second that a rate of requests takes: of each token once through the model; 0 where no rate is asked."""
+    load = asked.spec.workload.asked
+    tokens = load.output_tokens + load.input_tokens - min(load.shared_prefix, load.input_tokens)
+    return (load.rate or 0.0) * tokens * forward_operations(asked.source.ir) if load.lasts else 0.0
+
+
+def _operations_s(card: Gpu) -> float:
+    """The most operations a second that a card's data sheet has, in any arithmetic."""
+    rates = (card.bf16_flops, card.fp16_accumulate_flops, card.fp8_flops, card.int8_ops, card.fp4_flops)
+    return max((rate for rate in rates if rate), default=math.inf)
+
+
 def _fewest_bytes(asked: Asked, largest: str) -> float | None:
     """Bytes of the smallest weights that are good enough, whatever the speed; None where none are."""
     free = {"ttft": None, "decode": None, "tpot": None, "throughput": None, "prefer": "size"}
-    found = asked.changed(patched(asked.spec, {**_on(asked, largest), "goals": free})).verdicts
+    alone = {"rate": None, "max_concurrency": None, "burstiness": 1.0, "trace": None, "concurrency": 1}
+    found = asked.changed(patched(asked.spec, {**_on(asked, largest), "goals": free, "workload": alone})).verdicts
     good = [
         v
         for v in found
@@ -354,9 +304,15 @@ def _fewest_bytes(asked: Asked, largest: str) -> float | None:
 
 _FORMS: tuple[tuple[str, Callable[[Asked, str], Answer]], ...] = (
     (r"why not (.+)", _why_not),
+    (r"why(?: (?:this|that|it|this plan|the plan|is it chosen|was it chosen))?", _chosen_one),
     (r"why (.+)", _why),
-    (r"(?:what )?if (.+)", _what_if),
-    (r"(?:the |which )?(?:cheapest|smallest|least) (?:card|gpu)( .*)?", _cheapest),
+    (r"(?:can|could|will|would|does) (?:it|this|that|we|i|they) (?:serve|handle|hold|take|do|run on) (.+)", _what_if),
+    (r"(?:what |and |how )?(?:if|about) (.+)", _what_if),
+    (r"(?:how many|most|max(?:imum)?) (?:users?|clients?|concurren\w+|requests?|people)( .*)?", _how_many),
+    (r"(?:what is |what's )?(?:the )?(?:highest|most|max(?:imum)?|largest) (?:rate|load|concurrency|throughput)( .*)?", _how_many),
+    (r"how (?:fast|much|good|well|big|large|long|slow)( .*)?", _chosen_one),
+    (r"what (?:is|are) (?:its|the) (?:speed|memory|quality|loss|throughput|latency|ttft|figures|cost)( .*)?", _chosen_one),
+    (r"(?:the |which |what )?(?:is the )?(?:(?:cheapest|smallest|least) )?(?:card|gpu)( .*)?", _cheapest),
     (r"(?:the )?fewest bits (?:at|for|with|within) (.+)", _fewest_bits),
 )  # fmt: skip
 
@@ -364,7 +320,8 @@ _FORMS: tuple[tuple[str, Callable[[Asked, str], Answer]], ...] = (
 def _compared(
     head: str, chosen: Judged, other: Judged, more: Sequence[Verdict], roles: tuple[str, str] = ("chosen", "other")
 ) -> Answer:
-    """Both plans, and those of `more` that come next."""
+    """Both plans, their loads simulated, and those of `more` that come next."""
+    chosen, other = chosen.as_served, other.as_served
     shown = {chosen.label, other.label}
     rest = sorted((v for v in more if v.candidate.label not in shown), key=lambda v: v.distance)
     rows = tuple(_lost(complete(chosen.spec, chosen.result.gpu, v)) for v in rest[:_MORE])
@@ -408,9 +365,3 @@ def _of_other_engines(asked: Asked, name: str) -> Iterator[Verdict]:
         if find_engine(engine).device == device and engine != asked.leading.verdict.candidate.engine:
             found = asked.changed(patched(asked.spec, at(("engine",), engine)))
             yield from (v for v in found.verdicts if not _has(v, name))
-
-
-def _undominated(verdict: Verdict) -> Verdict:
-    """A verdict without what only says that another one is better."""
-    reasons = tuple(r for r in verdict.reasons if r.kind is not ReasonKind.DOMINATED)
-    return verdict if reasons == verdict.reasons else replace(verdict, reasons=reasons)

@@ -104,6 +104,10 @@ def _readings(text: str, engine: str) -> Iterator[Patch]:
     if several := re.fullmatch(r"(\d+)\s*[x×*]\s*(.+)", text, re.IGNORECASE):
         yield at(("target",), {"count": int(several[1]), "gpu": _card(several[2]) or find_gpu(several[2]).name})
         return
+    if rate := re.fullmatch(
+        r"(\d+(?:\.\d+)?)\s*(?:requests?|req)?\s*(?:/\s*s(?:ec(?:ond)?)?|(?:a|per) second)", text, re.IGNORECASE
+    ):
+        yield at(("workload",), {"rate": f"{rate[1]}/s", "concurrency": None})
     if without := re.fullmatch(r"(?:no|without)\s+(.+?)(?:\s+goal)?", text, re.IGNORECASE):
         yield from (at(path, _WITHOUT.get(path)) for path in _paths(without[1]))
         return

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from passes.errors import ReasonKind
 from passes.ir.model import ModelIR
 from planner.apply_cost import effort
 from planner.choice.rule import MAKING, making
-from planner.choice.search import SearchResult, complete, rule_of
+from planner.choice.search import SearchResult, complete, rule_of, served
 from planner.choice.verdict import Verdict
 from planner.figures import apart
 from planner.plan.document import PlannedGoal, planned_goal
@@ -33,6 +33,12 @@ class Judged:
     def of(cls, spec: Spec, source: ModelIR, result: SearchResult, verdict: Verdict) -> Judged:
         """Judge a verdict of a search whole."""
         return cls(spec, source, result, complete(spec, result.gpu, verdict))
+
+    @property
+    def as_served(self) -> Judged:
+        """The same with its load simulated, as the chosen one's is."""
+        simulated = served(self.spec, self.result.gpu, self.verdict)
+        return replace(self, verdict=simulated)
 
     @property
     def label(self) -> str:
@@ -98,21 +104,23 @@ def side(judged: Judged, role: str) -> Side:
         role, judged.label, f"{cards} × {gpu.name}" if cards > 1 else gpu.name,
         v.candidate.published.weights if v.candidate.published else v.candidate.weights, v.ir.kv_cache.dtype, MAKING[making(v)],
         not judged.missed and v.likely, round(v.capacity.odds, 4), judged.spec.goals.confidence,
-        judged.spec.goals.fit_confidence, tuple(map(planned_goal, v.goals)), judged.missed,
+        judged.spec.goals.fit_confidence, tuple(planned_goal(result, judged.spec.goals.bands) for result in v.goals), judged.missed,
     )  # fmt: skip
 
 
 def differences(chosen: Judged, other: Judged) -> tuple[Difference, ...]:
     """Compare the figures of two plans that people look at: memory, speed of one client and of all, quality, work."""
-    mine, theirs = dict(_figures(chosen)), dict(_figures(other))
+    simulated = chosen.verdict.served is not None and other.verdict.served is not None
+    mine, theirs = dict(_figures(chosen, simulated)), dict(_figures(other, simulated))
     return tuple(
         Difference(what, unit, mine[what, unit], theirs[what, unit], _change(mine[what, unit], theirs[what, unit], unit))
         for what, unit in mine if (what, unit) in theirs
     )  # fmt: skip
 
 
-def _figures(judged: Judged) -> Iterator[tuple[tuple[str, str], Quantity]]:
-    v, speed = judged.verdict, judged.verdict.shown
+def _figures(judged: Judged, simulated: bool) -> Iterator[tuple[tuple[str, str], Quantity]]:
+    """The figures of one plan; of its speed as simulated where both are, else by the formula."""
+    v, speed = judged.verdict, judged.verdict.shown if simulated else judged.verdict.speed
     yield ("weights", "B"), v.memory.memory.weights
     yield ("memory", "B"), v.memory.memory.total
     if speed is not None:

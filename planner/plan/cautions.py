@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from passes import chain
 from passes.errors import ReasonKind
 from passes.ir.model import ModelIR
+from planner.choice.goals import FLOOR
 from planner.choice.rule import making
 from planner.choice.search import SearchResult
 from planner.choice.space import workload_of
@@ -34,6 +35,11 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
             f"no candidate reaches the confidence asked for ({goals.confidence:.0%}, fit {goals.fit_confidence:.0%}); "
             f"of those that come into question this one has the best odds, {least:.0%} in the least likely"
         )
+    near = [result for result in verdict.goals if not result.met]
+    if near:
+        yield f"it misses {' and '.join(result.name for result in near)}, by less than the band: nobody can tell such figures apart"
+    elif verdict.feasible and not goals.asks_quality and verdict.quality.log_ppl_increase.value > math.log1p(FLOOR):
+        yield f"no goal is on quality, and everything that serves loses more than {FLOOR:.0%} of perplexity: it is another model"
     if (archived := find_engine(verdict.candidate.engine).archived) is not None:
         yield f"{archived}; it is planned when asked for, or when nothing else serves"
     if verdict.capacity.waiting:
@@ -48,7 +54,10 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
     if parallel.gpus > node:
         machines = -(-parallel.gpus // node)
         inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"
-        yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}"
+        network = (
+            "" if spec.target.network_gb_s else "; between them 12.5 GB/s each are assumed (`target: network_gb_s`)"
+        )
+        yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}{network}"
     yield from _far_apart(spec)
     yield from _chosen_numbers(spec, result, verdict)
 

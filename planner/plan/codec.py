@@ -1,7 +1,8 @@
 """Writes documents as JSON and reads them back: the fields of a dataclass are the keys, in their order.
 
-A field that holds its default is left out; one that may be null is read as null where it is not there, as older states wrote it. Of a `Quantity` whole numbers are integers and infinities (a model without a cache) null.
-What is read is written again as it was, to the digit: numbers stay the integers or floats that they are.
+A field that holds its default is left out; one that may be null is read as null where it is not there, as older states wrote it.
+Of a `Quantity` whole numbers are integers and infinities (a model without a cache) null. What is read is written again as it was, to the
+digit: numbers stay the integers or floats that they are.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from planner.plan.effort import Effort
 from planner.plan.stated import StatedReason
 from planner.quality.expected import Quality
 from planner.spec.parse import validated
+from planner.spec.parts.goals import Bands
 from planner.spec.parts.workload import WorkloadSpec
 from planner.spec.spec import Spec
 from targets.engines.engine import KVEstimate, Memory, Parallel, Settings, SpeedEstimate
@@ -93,6 +94,10 @@ class PlannedGoal:
     """The probability that it is met; plans of older versions do not say."""
     statistic: str = "mean"
     """What over requests is asked: their mean, or a percentile (`p95`)."""
+    missed_by: float | None = None
+    """By how much it is missed, in `unit` (a share where that is `%`); None where it is met."""
+    band: float | None = None
+    """A miss of no more than this is none that anybody can tell: the plan is chosen all the same (docs/choosing.md)."""
 
     @property
     def said(self) -> str:
@@ -203,6 +208,7 @@ class PortableTarget:
     reserve: str
     nodes: int | None = None
     max: int | None = None
+    network_gb_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,7 +354,7 @@ def planned_settings(settings: Settings) -> PlannedSettings:
     )  # fmt: skip
 
 
-def planned_goal(result: GoalResult) -> PlannedGoal:
+def planned_goal(result: GoalResult, bands: Bands) -> PlannedGoal:
     """Return a judged goal as documents state it."""
     goal = result.goal
     return PlannedGoal(
@@ -360,6 +366,8 @@ def planned_goal(result: GoalResult) -> PlannedGoal:
         result.predicted,
         round(result.odds, 4),
         result.statistic,
+        result.short,
+        None if result.met else result.band(bands),
     )
 
 

@@ -56,7 +56,8 @@ def deployed(what: Path) -> Deployment:
     InputError where it is neither.
     """
     plan = opened(what)
-    return of_result(plan.document, what.resolve(), plan.ir) if what.is_dir() else of_plan(plan, what)
+    made = what.is_dir() and plan.document.places is None
+    return of_result(plan.document, what.resolve(), plan.ir) if made else of_plan(plan, what)
 
 
 def of_result(document: PlanDocument, folder: Path, ir: ModelIR) -> Deployment:

@@ -107,7 +107,7 @@ def plan(
         tried = trials(spec, source, result, measure, progress, device)
         result = search(spec, source.ir, measured={passes: trial.quality for passes, trial in tried.items()})
     chosen = _resolved(result.chosen and with_highest_load(spec, result.gpu, result.chosen), source, tried)
-    published = None if chosen is None else chosen.candidate.published
+    published, nearest = None if chosen is None else chosen.candidate.published, result.nearest()
     served = source if published is None else _open_published(published, source)
     document = PlanDocument(
         format_version=FORMAT_VERSION,
@@ -116,10 +116,10 @@ def plan(
         spec=portable_spec(spec),
         chosen=None if chosen is None else _chosen(spec, chosen, served, result, _where(here, result.gpu)),
         rejected=(
-            *(_rejected(spec, source.ir, v) for v in result.nearest()),
+            *(_rejected(spec, source.ir, v) for v in nearest),
             *(RejectedPlan(name, (stated(reason),)) for name, reason in result.unweighed),
         ),
-        alternatives=() if chosen else tuple(alternatives(spec, source.ir, next(iter(result.nearest(1)), None))),
+        alternatives=() if chosen else tuple(alternatives(spec, source.ir, nearest[0] if nearest else None)),
         illegal=tuple(_illegal(spec, source.ir, result)),
         lost=len(result.rejected),
         pareto=tuple(map(_pareto, result.pareto)),
@@ -186,7 +186,7 @@ def _chosen(
         kv_cache=verdict.memory.kv,
         speed=_speed(verdict),
         quality=verdict.quality,
-        goals=tuple(planned_goal(result) for result in verdict.goals if result.goal is not Goal.RATE),
+        goals=tuple(planned_goal(result, spec.goals.bands) for result in verdict.goals if result.goal is not Goal.RATE),
         tensor_bytes=(rewrite(served.ir, passes) if candidate.published else verdict.ir).tensor_bytes,
         apply=here,
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",
@@ -228,13 +228,13 @@ def _engine(verdict: Verdict) -> PlannedEngine:
 def _pareto(verdict: Verdict) -> ParetoPlan:
     memory = whole_bytes(verdict.memory.memory)
     return ParetoPlan(
-        verdict.candidate.label, memory, verdict.memory.kv, _speed(verdict), verdict.quality, *_made(verdict)
+        verdict.candidate.label, memory, verdict.memory.kv, _formula(verdict), verdict.quality, *_made(verdict)
     )
 
 
 def _rejected(spec: Spec, ir: ModelIR, verdict: Verdict) -> RejectedPlan:
     memory, reasons = whole_bytes(verdict.memory.memory), tuple(followable(spec, ir, verdict))
-    return RejectedPlan(verdict.candidate.label, reasons, memory, _speed(verdict), verdict.quality, *_made(verdict))
+    return RejectedPlan(verdict.candidate.label, reasons, memory, _formula(verdict), verdict.quality, *_made(verdict))
 
 
 def _made(verdict: Verdict) -> tuple[str, int, str, str]:
@@ -242,6 +242,11 @@ def _made(verdict: Verdict) -> tuple[str, int, str, str]:
     candidate = verdict.candidate
     weights = candidate.published.weights if candidate.published else candidate.weights
     return MAKING[making(verdict)], candidate.settings.parallel.gpus, weights, verdict.ir.kv_cache.dtype
+
+
+def _formula(verdict: Verdict) -> SpeedEstimate | None:
+    """What ranks, of every candidate alike: simulated are a few only."""
+    return None if verdict.speed is None else figures_alone(verdict.speed)
 
 
 def _speed(verdict: Verdict) -> SpeedEstimate | None:

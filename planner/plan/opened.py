@@ -51,6 +51,9 @@ def opened(what: Path) -> Opened:
             f"{what} is no finished result", remedy="name the folder that `optimize apply` made, or a plan"
         )
     document = read_plan(what / PLAN)
+    if document.places is not None:  # served as it is: the plan names where the checkpoint lies
+        spec = spec_of(document)
+        return Opened(document, spec, rewrite(source_of(document, spec), document.decision.chain))
     said = to_json(document.spec) | {"model": str(what)}
     return Opened(document, validated(None, said, "the spec in the plan"), open_model(what).ir)
 

@@ -19,6 +19,7 @@ from planner.choice.verdict import MEAN, Candidate, GoalResult, Verdict
 from planner.plan.stated import StatedReason, stated
 from planner.spec.patch import Patch, Path, at, patched, written
 from planner.spec.spec import Spec
+from targets.engines.accounting import BEYOND_MODEL
 from targets.engines.engine import ENGINE_NAMES, find_engine
 from targets.gpu import all_gpus
 
@@ -26,6 +27,8 @@ from targets.gpu import all_gpus
 _STEP, _LEAST_SHARE = 256, 0.25
 #: A goal that is missed by more than this factor is not loosened: it would be another one.
 _LOOSE = 2.0
+#: Shares of the most that is served which a rate is lowered to.
+_LESS = (1.0, 0.9, 0.8, 0.65, 0.5)
 #: Where a goal stands in the spec, a unit of its there in that of its figures, and how it is written.
 _GOALS: Mapping[Goal, tuple[Path, float, str]] = {
     Goal.TTFT: (("goals", "ttft"), 1.0, " ms"), Goal.TPOT: (("goals", "tpot"), 1.0, " ms"),
@@ -40,6 +43,18 @@ def followable(spec: Spec, ir: ModelIR, verdict: Verdict) -> Iterator[StatedReas
     for reason in verdict.reasons:
         patch = remedy(spec, ir, verdict, reason)
         yield replace(stated(reason), remedy=None if patch is None else written(patch))
+
+
+def longer_context(reason: StatedReason) -> str | None:
+    """Return what to do where a context is longer than the model is made for; None for another reason."""
+    if reason.code != BEYOND_MODEL:
+        return None
+    own, asked = reason.data["max_context"], reason.data["asked"]
+    yarn = f'"rope_scaling": {{"rope_type": "yarn", "factor": {-(-asked // own)}.0, "original_max_position_embeddings": {own}}}'
+    return (
+        f"Ask for a context of {own:,} or less, or a model that is made for more. Some makers say that YaRN does (how far, their "
+        f"model cards say): plan a folder whose config.json has {yarn}"
+    )
 
 
 def remedy(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Patch | None:
@@ -67,7 +82,7 @@ def _under(patch: Patch, candidate: Candidate) -> Candidate:
 def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterator[Patch]:
     if reason.kind is ReasonKind.GOAL_MISSED:
         missed = (goal for goal in verdict.goals if goal.goal.reason_code == reason.code and _near(goal))
-        yield from (_loosened(goal) for goal in missed)
+        yield from (patch for goal in missed for patch in _loosened(goal))
     if reason.kind is ReasonKind.TOO_LARGE:
         if verdict.memory.memory.kv_cache.value > 0:
             yield from _shorter(spec, ir, verdict)
@@ -85,10 +100,16 @@ def _near(result: GoalResult) -> bool:
     return most <= _LOOSE * least
 
 
-def _loosened(result: GoalResult) -> Patch:
-    """The goal at the figure that is predicted, rounded to its worse side."""
+def _loosened(result: GoalResult) -> Iterator[Patch]:
+    """The goal at the figure that is predicted; of a rate also at less, where nobody waits long for a first token."""
+    shares = _LESS if result.goal is Goal.RATE else (1.0,)
+    yield from (_at(result, share * result.predicted.value) for share in shares)
+
+
+def _at(result: GoalResult, value: float) -> Patch:
+    """The goal at a figure, rounded to its worse side."""
     path, unit, written_unit = _GOALS[result.goal]
-    value = result.predicted.value / unit
+    value /= unit
     step = 10.0 ** (math.floor(math.log10(abs(value))) - 2) if value else 1.0
     rounded = (math.ceil if result.goal.at_most else math.floor)(value / step) * step
     number = float(f"{rounded:.6g}")
@@ -129,6 +150,7 @@ def _larger_cards(spec: Spec, verdict: Verdict) -> Iterator[str]:
         if (
             card.vendor == own.vendor
             and card.offered
+            and ("Laptop" in own.name or "Laptop" not in card.name)
             and card.memory_bytes.value > max(least, own.memory_bytes.value)
             and size not in sizes
         ):

@@ -16,6 +16,7 @@ from passes.ir.names import find
 from passes.ir.sources import path_named
 from planner.spec.parse import parse_spec
 from planner.spec.template import TEMPLATE
+from targets.cards import find_cards
 from targets.gpu import all_gpus, find_gpu
 from targets.machine.devices import installed_gpus
 
@@ -198,11 +199,19 @@ def _installed() -> str:
 
 
 def _cards(said: str) -> tuple[str, int]:
-    """A card and how many of it, of `2 x L40S`."""
-    match = re.fullmatch(r"(?:(\d+)\s*[x×]\s*)?(.+)", said.strip())
-    name, count = (match[2], int(match[1] or 1)) if match else (said, 1)
-    find_gpu(name)
-    return name, count
+    """A card and how many of it, of whatever `check --gpu` takes: `2 x L40S`, `L4:1`, `p4d.24xlarge`. Raises InputError for unlike cards,
+    which a spec does not name.
+    """
+    found = find_cards(said)
+    if found.count is None:
+        return said.strip(), 1
+    name = found.gpu.name
+    if replace(find_gpu(name), note=None) != replace(found.gpu, note=None):
+        raise InputError(
+            f"{said!r} are unlike cards, and a spec names one",
+            remedy=f"write {found.count} x {name}, the least of them",
+        )
+    return name, found.count
 
 
 def _tokens(said: str) -> int:

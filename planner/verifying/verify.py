@@ -89,10 +89,12 @@ def verify(
 
 def _read(out: Path) -> PlanDocument:
     """The plan of a finished result."""
-    if not (out / NAME).is_file() or not (out / PLAN).is_file():
+    plan = read_plan(out / PLAN) if (out / PLAN).is_file() else None
+    if plan is None or not (plan.places is not None or (out / NAME).is_file()):
         raise InputError(f"{out} is no finished result", remedy="name the folder that `optimize apply` made")
-    read_json(out / NAME, "certificate")
-    return read_plan(out / PLAN)
+    if plan.places is None:
+        read_json(out / NAME, "certificate")
+    return plan
 
 
 def load_of(plan: PlanDocument, rate: float | None = None, seconds: float = LOAD_SECONDS) -> Load:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from passes.errors import TightfitError
 from passes.ir.sources import Source
 from planner.choice.rule import MAKING, making
-from planner.explain.answer import Asked
+from planner.explain.asked import Asked
 from planner.explain.compare import Judged, side
 from planner.figures import show, show_interval
 from planner.quality.expected import perplexity_growth

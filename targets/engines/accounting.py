@@ -34,6 +34,7 @@ def kv_estimate(layout: Layout, available: Quantity, context: int, limit: int) -
     """Return what a memory holds: blocks are whole, so the interval's ends are counted like the value."""
     blocks = [layout.blocks(x) for x in (available.value, available.low, available.high)]
     tokens = [float(layout.tokens(b, context)) for b in blocks]
+    window_bytes, window_tokens = layout.windows()
     requests = [layout.concurrency(b, context) if layout.groups else math.inf for b in blocks]
     return KVEstimate(
         bytes_per_token=layout.bytes_per_token(),
@@ -41,6 +42,9 @@ def kv_estimate(layout: Layout, available: Quantity, context: int, limit: int) -
         tokens=Quantity(tokens[0], tokens[1], tokens[2], available.basis),
         max_concurrency=Quantity(requests[0], requests[1], requests[2], available.basis),
         max_context=layout.longest(available.value, limit),
+        window_bytes_per_token=window_bytes,
+        window_tokens=window_tokens,
+        state_bytes=layout.state_bytes(),
     )
 
 
@@ -59,56 +63,42 @@ def answer(
     """
     kv = kv_estimate(layout, memory.kv_cache, workload.context, max(ir.max_context, workload.context))
     needed = layout.request_bytes(workload.context) + (layout.block_bytes if layout.rules.null_block else 0)
-    margin = Quantity(
-        memory.kv_cache.value - needed,
-        memory.kv_cache.low - needed,
-        memory.kv_cache.high - needed,
-        memory.kv_cache.basis,
+    cache = memory.kv_cache
+    margin = Quantity(cache.value - needed, cache.low - needed, cache.high - needed, cache.basis)
+    stopped = (
+        *reasons,
+        *_beyond_model(ir, workload.context),
+        *_shortage(memory, layout, workload, needed, kv.max_context),
     )
-    beyond = _beyond_model(ir, workload.context)
-    found = [*reasons, *beyond]
-    if memory.kv_cache.value <= 0:
-        found.append(
-            Reason(
-                "weights_do_not_fit",
-                f"weights and overhead take {gib(memory.budget.value - memory.kv_cache.value)} of {gib(memory.budget.value)}",
-                None,
-                {"short_bytes": int(-memory.kv_cache.value)},
-                ReasonKind.TOO_LARGE,
-            )
-        )
-    elif not layout.starts(memory.kv_cache.value, workload.context):
-        longest = kv.max_context
-        remedy = f"context {longest:,} fits" if longest > 0 else None
-        found.append(
-            Reason(
-                "does_not_fit",
-                f"a context of {workload.context:,} needs {gib(needed)} of cache, {gib(max(0.0, memory.kv_cache.value))} is left",
-                remedy,
-                {"needed_bytes": needed, "available_bytes": int(memory.kv_cache.value), "max_context": longest},
-                ReasonKind.TOO_LARGE,
-            )
-        )
-    starts = (
-        not reasons
-        and not beyond
-        and memory.kv_cache.value > 0
-        and layout.starts(memory.kv_cache.value, workload.context)
-    )
-    wanted = workload.concurrency or 1
-    serves = starts and kv.max_concurrency.value >= wanted
-    if starts and not serves:
-        found.append(
-            Reason(
-                CONCURRENCY_DOES_NOT_FIT,
-                f"{wanted} requests of {workload.context:,} tokens asked, {kv.max_concurrency.value:.1f} fit at once",
-                f"concurrency {int(kv.max_concurrency.value)} fits",
-                {"asked": wanted, "fits": kv.max_concurrency.value},
-                ReasonKind.TOO_LARGE,
-            )
-        )
+    crowded = () if stopped else _crowding(kv, workload)
     request = layout.request_bytes(workload.request_tokens)
-    return MemoryEstimate(memory, kv, starts, serves, margin, tuple(found), (*ir.notes, *notes), request)
+    return MemoryEstimate(
+        memory, kv, not stopped, not (stopped or crowded), margin, (*stopped, *crowded), (*ir.notes, *notes), request
+    )
+
+
+def _shortage(memory: Memory, layout: Layout, workload: Workload, needed: int, longest: int) -> tuple[Reason, ...]:
+    """What there is no memory for: the weights, or the cache of one request, `needed` bytes; `longest`: the context that fits."""
+    left = memory.kv_cache.value
+    if left <= 0:
+        message = f"weights and overhead take {gib(memory.budget.value - left)} of {gib(memory.budget.value)}"
+        return (Reason("weights_do_not_fit", message, None, {"short_bytes": int(-left)}, ReasonKind.TOO_LARGE),)
+    if layout.starts(left, workload.context):
+        return ()
+    message = f"a context of {workload.context:,} needs {gib(needed)} of cache, {gib(left)} is left"
+    remedy = f"context {longest:,} fits" if longest > 0 else None
+    data = {"needed_bytes": needed, "available_bytes": int(left), "max_context": longest}
+    return (Reason("does_not_fit", message, remedy, data, ReasonKind.TOO_LARGE),)
+
+
+def _crowding(kv: KVEstimate, workload: Workload) -> tuple[Reason, ...]:
+    """More requests than the cache holds at once."""
+    wanted, fits = workload.concurrency or 1, kv.max_concurrency.value
+    if fits >= wanted:
+        return ()
+    message = f"{wanted} requests of {workload.context:,} tokens asked, {fits:.1f} fit at once"
+    data = {"asked": wanted, "fits": fits}
+    return (Reason(CONCURRENCY_DOES_NOT_FIT, message, f"concurrency {int(fits)} fits", data, ReasonKind.TOO_LARGE),)
 
 
 def _beyond_model(ir: ModelIR, context: int) -> tuple[Reason, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
 if TYPE_CHECKING:
+    from targets.engines.pasted import Pasted
     from targets.launch.request import Launch, LaunchRequest
     from targets.serve.verifier import Verifier
     from targets.simulation.simulate import Composer
@@ -97,7 +98,8 @@ class Memory:
 class KVEstimate:
     """What the KV memory holds. `bytes_per_token` counts what one more token of one sequence takes, on the tightest rank;
     `bytes_per_sequence` what a sequence at full context takes, constant state included. `max_context`: the longest context
-    one request may have in the memory at hand; `tokens` and `max_concurrency` as the engine prints them.
+    one request may have in the memory at hand; `tokens` and `max_concurrency` as the engine prints them. Of a sequence besides: each of its
+    last `window_tokens` takes `window_bytes_per_token` more, and `state_bytes` are there whatever its length.
     """
 
     bytes_per_token: float
@@ -105,6 +107,14 @@ class KVEstimate:
     tokens: Quantity
     max_concurrency: Quantity
     max_context: int
+    window_bytes_per_token: float = 0.0
+    window_tokens: int = 0
+    state_bytes: int = 0
+
+    def bytes_of(self, tokens: float) -> float:
+        """Return the bytes that a sequence of so many tokens holds while it decodes."""
+        windows = self.window_bytes_per_token * min(tokens, self.window_tokens)
+        return self.bytes_per_token * tokens + windows + self.state_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +361,14 @@ class Engine(ABC):
 
     def built_for(self, version: str | None) -> int | None:
         """Return the major number of the CUDA that a version's package is built for; None where that is not known."""
+        return None
+
+    def pasted(
+        self, words: Sequence[str], known: Sequence[str], version: str | None, model: str | None
+    ) -> Pasted | None:
+        """Return what a command that starts its server asks for, or flags of it among `known` options; `version`, `model`: where another
+        place names them. None where no model is named, or where no command of it is read. Raises InputError for what it does not take.
+        """
         return None
 
     def known_versions(self) -> tuple[str, ...]:

@@ -88,6 +88,19 @@ class Layout:
         growing = sum(self.block_bytes / spec.block_size for spec, _ in self.groups if spec.grows)
         return growing / self.settings.context_parallel
 
+    def windows(self) -> tuple[float, int]:
+        """Return what a token inside a window takes, bytes, and how many tokens of a sequence are kept so once its prompt is computed."""
+        kept = [
+            (self.block_bytes / spec.block_size, spec.reach + spec.block_size) for spec, _ in self.groups if spec.slides
+        ]
+        each = sum(rate for rate, _ in kept)
+        return each, round(sum(rate * tokens for rate, tokens in kept) / each) if each else 0
+
+    def state_bytes(self) -> int:
+        """Return the bytes that a sequence takes whatever its length: states, and what it attends to across."""
+        same = [spec.blocks(0, self.settings) for spec, _ in self.groups if not (spec.grows or spec.slides)]
+        return sum(same) * self.block_bytes
+
 
 def build_layout(states: Sequence[tuple[LayerState, int]], settings: CacheSettings, rules: Rules) -> Layout:
     """Return the layout of a rank that holds these layers, each kind with its count, in the model's order of first appearance."""

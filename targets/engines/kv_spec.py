@@ -43,6 +43,11 @@ class Spec:
         """Whether every token of a sequence is kept."""
         return self.kind in ("full", "mla")
 
+    @property
+    def slides(self) -> bool:
+        """Whether the last tokens of a sequence are kept only."""
+        return self.kind in ("sliding", "chunked")
+
     def blocks(self, length: int, settings: CacheSettings) -> int:
         """Count the blocks that one request of `length` tokens holds at most (the spec's `max_memory_usage_bytes` over its page)."""
         if self.kind == "state":

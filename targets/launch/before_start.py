@@ -1,15 +1,20 @@
-"""What a launch script does before it starts its server: it looks whether this machine holds the result now."""
+"""What is done before a server starts: a look whether this machine holds it now."""
 
 from __future__ import annotations
 
-#: Of a shell script; `@RESULT@` is the result's folder. Only a plain no (exit code 3) stops the start.
-_LOOK = """# Looks first whether this machine holds it now, where tightfit is installed; TIGHTFIT_CHECK=0 skips that.
-if [ "${TIGHTFIT_CHECK:-1}" != 0 ] && command -v optimize > /dev/null; then
-  optimize check --live @RESULT@ >&2 || { code=$?; [ "$code" != 3 ] || exit 3; }
-fi
-"""
+#: Of a shell; `@ASKED@` is what `check` is asked about. False on a plain no (exit code 3) alone.
+_LOOK = '[ "${TIGHTFIT_CHECK:-1}" = 0 ] || ! command -v optimize > /dev/null || optimize check --live @ASKED@ >&2 || [ $? != 3 ]'
+#: Said where it stands.
+WHY = "Looks first whether this machine holds it now, where tightfit is installed; TIGHTFIT_CHECK=0 skips that."
 
 
-def look_first(result: str) -> str:
-    """Return the lines of a shell script that check this machine. `result`: the folder as the script names it."""
-    return _LOOK.replace("@RESULT@", result)
+def look(asked: str) -> str:
+    """Return a shell command that fails where this machine does not hold a server. `asked`: a result's folder as the shell names it, or
+    `-- ` and the server's command line.
+    """
+    return _LOOK.replace("@ASKED@", asked)
+
+
+def look_first(asked: str) -> str:
+    """Return the lines of a shell script that stop it there, with exit code 3."""
+    return f"# {WHY}\n{look(asked)} || exit 3\n"

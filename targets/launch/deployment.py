@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,15 @@ class Deployment:
         )
         named = model if start[:1] == ("vllm",) else flag(Setting("model", model, ""))
         return (*start, named, *map(flag, told))
+
+    @property
+    def asked(self) -> str | None:
+        """What `check` is asked about before a start, as a shell has it: the result where it lies, else the server's command line; None
+        where `check` reads no such command (TabbyAPI's).
+        """
+        if self.folder is not None and self.request.served is None:
+            return shlex.quote(str(self.folder))
+        return None if self.launch.container is None else f"-- {shlex.join(self.command)}"
 
     @property
     def shm_bytes(self) -> int:

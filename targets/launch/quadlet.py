@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from targets.launch.deployment import HUB_CACHE, PROBE_SECONDS, Deployment, flag
 from targets.launch.request import LaunchFile
-from targets.launch.systemd import unit_word
+from targets.launch.systemd import description, looks_first, unit_word
 from targets.launch.target import LaunchTarget
 
 
@@ -26,7 +26,7 @@ class Quadlet(LaunchTarget):
 def _lines(deployment: Deployment) -> Iterator[str]:
     container, port = deployment.container, deployment.launch.port
     yield from (f"# {line}" for line in deployment.head.splitlines())
-    yield from ("[Unit]", f"Description={deployment.request.served_name} by tightfit", "Wants=network-online.target")
+    yield from ("[Unit]", f"Description={description(deployment)}", "Wants=network-online.target")
     yield from ("After=network-online.target", "", "[Container]")
     yield from ("# The planned version; another one counts memory otherwise.", f"Image={container.image}")
     yield from (f"# {each.name}: {each.why}." for each in deployment.arguments)
@@ -53,6 +53,7 @@ def _lines(deployment: Deployment) -> Iterator[str]:
     yield from (
         "",
         "[Service]",
+        *looks_first(deployment.asked),
         "Restart=on-failure",
         "RestartSec=20",
         "# The first start pulls an image of several GB.",

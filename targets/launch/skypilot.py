@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from passes.errors import InputError
+from targets.launch.before_start import look_first
 from targets.launch.commented import Block, Said, commented, plain
 from targets.launch.deployment import PATIENCE, Deployment
 from targets.launch.request import LaunchFile
@@ -101,6 +102,9 @@ def _run(deployment: Deployment) -> Iterator[str]:
     yield from (f"# {each.name}: {each.why}" for each in told)
     mounted = replace(deployment, served=replace(deployment.served, folder=None, name=deployment.model))
     lines = [shlex.join((*mounted.command, "--host=0.0.0.0", f"--port={deployment.launch.port}"))]
+    asked = mounted.asked if deployment.folder is None else shlex.quote(deployment.model)
+    if asked is not None and deployment.hardware.nodes == 1:
+        yield look_first(asked).rstrip()
     if deployment.hardware.nodes > 1:
         yield 'HEAD=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)'
         yield "# All but the first machine serve its requests and none of their own."

@@ -10,6 +10,7 @@ product, the blocks that a step needs are those of one of `block` phases, and en
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -29,20 +30,33 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class Besides:
+    """Blocks that a request takes besides those of its tokens: `states`, and `each` for each of its last `window` tokens."""
+
+    states: int = 0
+    each: float = 0.0
+    window: int = 0
+
+    def blocks(self, tokens: int) -> int:
+        """Count the blocks of a request that comes to so many tokens; it has them from its first token on."""
+        return self.states + math.ceil(self.each * min(tokens, self.window))
+
+
+@dataclass(frozen=True, slots=True)
 class Cache:
-    """The pool that requests draw from: `blocks` of `block` tokens, of which each request takes `fixed` whatever its length.
+    """The pool that requests draw from: `blocks` of `block` tokens. `besides`: what a request takes of them whatever its tokens take.
 
     `prefix`: tokens that all prompts begin with; whole blocks of them are computed and kept once.
     """
 
     blocks: int
     block: int = 16
-    fixed: int = 0
+    besides: Besides = Besides()
     prefix: int = 0
 
-    def needed(self, tokens: int) -> int:
-        """Count the blocks that hold so many tokens of one request."""
-        return -(-tokens // self.block) + self.fixed if tokens else 0
+    def needed(self, tokens: int, besides: int = 0) -> int:
+        """Count the blocks that hold so many tokens of one request, which takes `besides` more."""
+        return -(-tokens // self.block) + besides if tokens else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +76,8 @@ class Request:
     """The step that writes its last token; 0: not known yet."""
     shared: int = 0
     """Blocks that it holds together with others."""
+    besides: int = 0
+    """Blocks that it holds besides those of its tokens."""
 
     @property
     def known(self) -> int:
@@ -135,7 +151,8 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Put a request at the end of the queue. Raises ValueError where the whole cache does not hold it."""
-        if self.cache.needed(request.prompt + request.output - 1) > self.cache.blocks:
+        request.besides = self.cache.besides.blocks(request.prompt + request.output - 1)
+        if self.cache.needed(request.prompt + request.output - 1, request.besides) > self.cache.blocks:
             raise ValueError(f"a request of {request.prompt} + {request.output} tokens never fits the cache")
         self.waiting.append(request)
 
@@ -196,7 +213,7 @@ class Scheduler:
     def _release(self, request: Request, tokens: int) -> None:
         """Take back the place and the blocks of a request with so many tokens in the cache."""
         del self.running[request]
-        self.free += self.cache.needed(tokens) - request.shared
+        self.free += self.cache.needed(tokens, request.besides) - request.shared
         if request.shared:
             self._prefix_holders -= 1
             if not self._prefix_holders:
@@ -227,7 +244,8 @@ class Scheduler:
     def _more(self, request: Request, budget: int) -> int:
         """Blocks for a prompt's next chunk."""
         before = request.computed
-        return self.cache.needed(min(request.known, before + budget)) - self.cache.needed(before)
+        after = self.cache.needed(min(request.known, before + budget), request.besides)
+        return after - self.cache.needed(before, request.besides)
 
     def _preempt(self, batch: Batch, request: Request) -> None:
         """Take a request's blocks; it goes to the front of the queue, with what it has written."""
@@ -267,14 +285,14 @@ class Scheduler:
         hit, tokens = self._hit(request), request.known
         if not self.rules.whole_prompt:
             tokens = min(tokens, hit * self.cache.block + (budget or self.rules.tokens))
-        return self.cache.needed(tokens) - (hit if self._prefix_holders else 0) <= self.free
+        return self.cache.needed(tokens, request.besides) - (hit if self._prefix_holders else 0) <= self.free
 
     def _share(self, request: Request) -> None:
         """Give a request the blocks of the prefix that are there."""
         hit = self._hit(request)
         if hit:
             request.computed, request.shared = hit * self.cache.block, hit
-            self.free -= self.cache.fixed + (0 if self._prefix_holders else hit)
+            self.free -= request.besides + (0 if self._prefix_holders else hit)
             self._prefix_holders += 1
 
     def _chunk(self, batch: Batch, request: Request, budget: int) -> int:

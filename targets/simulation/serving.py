@@ -16,7 +16,7 @@ from targets.quantity import Quantity
 from targets.simulation import arrivals as arriving
 from targets.simulation import lengths as long
 from targets.simulation.metrics import PERCENTILES, Distribution, figures, goodput
-from targets.simulation.scheduler import Batch, Cache
+from targets.simulation.scheduler import Batch, Besides, Cache
 from targets.simulation.simulate import Composer, Host, Run, simulate
 from targets.simulation.step_times import StepTimes
 from targets.speed.estimate import REQUESTS, ROUNDS, Asked, asked, steady
@@ -86,7 +86,7 @@ def _lengths(mean: int, p95: int | None, workload: Workload, count: int, seed: i
 def cache_of(kv: KVEstimate, workload: Workload, block: int) -> Cache:
     """Return the pool that requests draw from, of a replica's cache, with blocks of `block` tokens.
 
-    What a sequence takes whatever its length (windows, states) is counted in whole blocks. A cache that is too small for the longest
+    What a sequence takes besides (windows, states) is counted in such blocks. A cache that is too small for the longest
     request holds one: such a plan is refused for its memory, its speed is asked all the same.
     """
     if not 0 < kv.max_concurrency.value < math.inf:
@@ -94,9 +94,10 @@ def cache_of(kv: KVEstimate, workload: Workload, block: int) -> Cache:
     if not kv.bytes_per_token:
         return Cache(max(1, int(kv.max_concurrency.value)), _ANY_LENGTH)
     block_bytes = kv.bytes_per_token * block
-    fixed = round(max(0.0, kv.bytes_per_sequence - kv.bytes_per_token * workload.context) / block_bytes)
+    besides = Besides(round(kv.state_bytes / block_bytes), kv.window_bytes_per_token / block_bytes, kv.window_tokens)
     blocks = int(kv.max_concurrency.value * kv.bytes_per_sequence / block_bytes) - 1
-    return Cache(max(blocks, -(-workload.context // block) + fixed), block, fixed, workload.shared_prefix)
+    longest = -(-workload.context // block) + besides.blocks(workload.context)
+    return Cache(max(blocks, longest), block, besides, workload.shared_prefix)
 
 
 def served(

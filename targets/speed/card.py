@@ -59,6 +59,7 @@ def card_of(engine: Engine, gpu: Gpu) -> Card:
         flops={name: rate for name, rate in rates.items() if rate},
         link=_link(gpu),
         wiring=wiring_of(gpu),
+        network=gpu.network,
     )
 
 

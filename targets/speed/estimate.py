@@ -18,7 +18,7 @@ from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.pictures import encoding_s
 from targets.speed.rates import Fitted, Regime, Width, engine_values, fitted_rates, rates_from
-from targets.speed.step import Card, Step, step_seconds
+from targets.speed.step import Card, Step, handing_on_seconds, step_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
 
@@ -28,6 +28,8 @@ ROUNDS = 10
 REQUESTS = 1000
 #: Rounds of a loop that has forgotten its start.
 _WITHOUT_END = 1e9
+#: Numbers of clients that are this close, as a share, are one; secants that are tried for it at most.
+_ALIKE, _SECANTS = 0.02, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class Asked:
     loop: Loop
     notes: tuple[str, ...]
     replicas: int
-    arrives: bool = False
+    capacity_s: float | None = None
+    """Requests a second that are answered with as many at work as run at once, where they arrive at a rate."""
 
     def regime(self, workload: Workload) -> Regime:
         """Return how loaded the engine is, as the fit tells errors apart."""
@@ -67,16 +70,11 @@ def steady(question: Asked) -> SpeedEstimate:
     means = closed_loop(run.step, loop)
     alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
     told = _speed(means, alone, loop, question.fitted, question.replicas)
-    return replace(told, notes=question.notes, capacity_req_s=_capacity(question) if question.arrives else None)
-
-
-def _capacity(question: Asked) -> Quantity:
-    """The requests a second that are answered with as many at work as run at once, one after the other without end."""
-    loop = replace(question.loop, clients=question.loop.resident, rounds=_WITHOUT_END)
-    means = closed_loop(question.run.step, loop)
-    request_s = means.ttft_s + means.tpot_s * max(loop.output_tokens - 1, 0)
+    told = replace(told, notes=question.notes)
+    if question.capacity_s is None:
+        return told
     error = question.fitted.widths[Regime.SATURATED].tpot
-    return _quantity(question.replicas * loop.resident / request_s, error, question.fitted)
+    return replace(told, capacity_req_s=_quantity(question.capacity_s, error, question.fitted))
 
 
 def asked(
@@ -85,8 +83,9 @@ def asked(
     """Make a question ready: what a step reads and computes, how fast the card is, who asks."""
     name, card, work, replicas = engine.name, card_of(engine, gpu), work_of(ir), settings.parallel.dp
     clients = max(1.0, (workload.concurrency or 1) / replicas)
+    across = gpu.network is not None and settings.parallel.tp * settings.parallel.pp > gpu.network.cards
     fitted = fitted_rates(
-        name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts)
+        name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts), across=across
     )  # fmt: skip
     profile, notes = believed_profile(gpu)
     if profile is not None:
@@ -101,24 +100,48 @@ def asked(
         ROUNDS, rates.request_s(settings.parallel.tp), rates.host_token_s,
     )  # fmt: skip
     run = Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
-    if workload.rate is not None:
-        loop = replace(loop, clients=_waiting_clients(run, loop, workload, replicas))
-    return Asked(run, fitted, loop, notes, replicas, workload.lasts)
+    if workload.rate is None:
+        return Asked(run, fitted, loop, notes, replicas)
+    capacity_s = _capacity_s(run, loop)
+    loop = replace(loop, clients=_waiting_clients(run, loop, workload, replicas, capacity_s))
+    return Asked(run, fitted, loop, notes, replicas, replicas * capacity_s if math.isfinite(workload.rate) else None)
 
 
-def _waiting_clients(run: Run, loop: Loop, workload: Workload, replicas: int) -> float:
-    """The clients of a closed loop that keep one replica as busy as requests that arrive at a rate do, by Little's law; where they
-    arrive faster than they are answered, as many as there are.
+def _capacity_s(run: Run, loop: Loop) -> float:
+    """Requests a second that one replica answers with as many at work as run at once, one after the other without end."""
+    loop = replace(loop, clients=loop.resident, rounds=_WITHOUT_END)
+    return loop.resident / _request_s(closed_loop(run.step, loop), loop)
+
+
+def _request_s(means: Means, loop: Loop) -> float:
+    return means.ttft_s + means.tpot_s * max(loop.output_tokens - 1, 0)
+
+
+def _waiting_clients(run: Run, loop: Loop, workload: Workload, replicas: int, capacity_s: float) -> float:
+    """The clients of a closed loop that keep one replica as busy as requests that arrive at a rate do, by Little's law: rate × how long
+    each takes among so many; where they arrive faster than they are answered, as many as there are.
+
+    How long each takes is nearly a straight line of how many there are, so a few secants find it.
     """
     assert workload.rate is not None
     most = max(1.0, min(workload.requests or REQUESTS, workload.at_once or math.inf) / replicas)
-    low, high = 1.0, most
-    while high > 1.02 * low:
-        clients = math.sqrt(low * high)
-        means = closed_loop(run.step, replace(loop, clients=clients))
-        busy = clients / (means.ttft_s + means.tpot_s * max(loop.output_tokens - 1, 0))
-        low, high = (clients, high) if busy * replicas < workload.rate else (low, clients)
-    return high
+    rate = workload.rate / replicas
+    if rate >= capacity_s:
+        return most
+
+    def kept(clients: float) -> float:
+        return rate * _request_s(closed_loop(run.step, replace(loop, clients=clients)), loop)
+
+    last, clients = 1.0, min(max(1.0, kept(1.0)), most)
+    beyond = clients - 1.0
+    for _ in range(_SECANTS):
+        if abs(clients - last) <= _ALIKE * clients:
+            break
+        short = kept(clients) - clients
+        slope = (short - beyond) / (clients - last)
+        last, beyond = clients, short
+        clients = min(max(1.0, clients - short / slope if slope < 0 else 2 * clients), most)
+    return clients
 
 
 def requests_held(kv: KVEstimate, workload: Workload) -> float:
@@ -128,9 +151,8 @@ def requests_held(kv: KVEstimate, workload: Workload) -> float:
     """
     if not 0 < kv.max_concurrency.value < math.inf:
         return math.inf
-    spared = workload.context - workload.input_tokens - workload.output_tokens / 2
-    taken = max(kv.bytes_per_sequence - kv.bytes_per_token * max(spared, 0.0), kv.bytes_per_token)
-    return kv.max_concurrency.value * kv.bytes_per_sequence / taken
+    tokens = min(workload.input_tokens + workload.output_tokens / 2, workload.context)
+    return kv.max_concurrency.value * kv.bytes_per_sequence / max(kv.bytes_of(tokens), kv.bytes_per_token)
 
 
 def resident_requests(held: float, scheduler: Scheduler, occupancy: float) -> float:
@@ -166,7 +188,8 @@ class Run:
     def stage(self, step: Step) -> float:
         """Return the seconds of a step of what one stage has in hand, and of handing it on."""
         seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp)
-        return seconds + (self.pp - 1) * self.fitted.rates.links[self.card.wiring].fixed_s
+        tokens = step.decode + step.prefill
+        return seconds + handing_on_seconds(self.work, self.card, self.fitted.rates, tokens, self.tp, self.pp)
 
 
 def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int) -> SpeedEstimate:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from passes.formats.format import Format
+from targets.gpu import Network
 from targets.speed.kernels import Kernel
 from targets.speed.work import Attention, Experts, Work
 
@@ -22,7 +23,8 @@ OVERLAP = 3.0
 class Card:
     """What a step needs of a card: bytes a second, operations a second by arithmetic, bytes a second of one direction of its
     link to the others, and the kind of that link (`targets.speed.card.wiring_of`). `kernel`: which kernel the engine runs for a
-    format on it. `capability`: CUDA compute capability or what another maker's card is like; 0 for a processor.
+    format on it. `capability`: CUDA compute capability or what another maker's card is like; 0 for a processor. `network`: what is
+    between machines, where cards are of several.
     """
 
     kernel: Callable[[Format], Kernel]
@@ -31,6 +33,7 @@ class Card:
     flops: Mapping[str, float]
     link: float
     wiring: str
+    network: Network | None = None
 
     def rate(self, arithmetic: str) -> float:
         """Return operations a second; the 16-bit rate where the card has no faster one."""
@@ -156,8 +159,29 @@ def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1) 
     if tp > 1:
         # ring all-reduce after attention and after the MLP; each moves 2 (tp - 1) / tp of the 16-bit activations
         moved = 2 * (tp - 1) / tp * 2 * work.hidden * tokens
-        seconds += 2 * work.layers * rates.links[card.wiring].all_reduce_s(moved, card.link, tp)
+        seconds += 2 * work.layers * _all_reduce_s(card, rates, moved, tp)
     return seconds
+
+
+def _all_reduce_s(card: Card, rates: Rates, moved: float, tp: int) -> float:
+    """Seconds of an all-reduce; a ring over several machines is as slow as the network between two of them."""
+    inside, network = rates.links[card.wiring].all_reduce_s(moved, card.link, tp), card.network
+    if network is None or tp <= network.cards:
+        return inside
+    return max(inside, moved / network.bytes_per_s) + 2 * (math.ceil(tp / network.cards) - 1) * network.latency_s
+
+
+def handing_on_seconds(work: Work, card: Card, rates: Rates, tokens: float, tp: int, pp: int) -> float:
+    """Return the seconds in which `pp` pipeline stages hand a step of so many tokens on, one to the next.
+
+    Inside of a machine a message's own; between machines each sends vLLM's two tensors, hidden states and residual (`IntermediateTensors`),
+    in 16 bit, over the network.
+    """
+    network, fixed = card.network, rates.links[card.wiring].fixed_s
+    if network is None or tp > network.cards:
+        return (pp - 1) * fixed
+    between = math.ceil(tp * pp / network.cards) - 1
+    return (pp - 1) * fixed + between * (network.latency_s + 2 * 2 * work.hidden * tokens / network.bytes_per_s)
 
 
 def overhead_seconds(work: Work, card: Card, rates: Rates) -> float:

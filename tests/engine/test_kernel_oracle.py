@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernel_oracle import SCALED, kept, real_answers, real_scaled_answers
+from benchmarks.kernel_oracle import EXPERTS, SCALED, kept, real_answers, real_expert_answers, real_scaled_answers
 
 pytestmark = pytest.mark.engine
 
@@ -14,3 +14,4 @@ pytestmark = pytest.mark.engine
 def test_the_kept_answers_are_the_engines(engine_python: Path) -> None:
     assert [row["takers"] for row in kept()] == real_answers(engine_python)
     assert [row["takers"] for row in kept(SCALED)] == real_scaled_answers(engine_python)
+    assert [row["takers"] for row in kept(EXPERTS)] == real_expert_answers(engine_python)

@@ -41,6 +41,11 @@ def refused(label: str, model: Path) -> bool:
     return bool(find_engine("vllm-cpu").illegal(ir, find_gpu("cpu"), Settings()))
 
 
+def test_formats_are_served_on_this_processor(smollm2: Path) -> None:
+    """Else the tests below hold refusals only."""
+    assert not all(refused(label, smollm2) for label in CHAINS)
+
+
 @pytest.mark.parametrize("label", _WEIGHTS_ONLY)
 def test_the_engine_continues_prompts_as_the_decoded_weights_do(
     found: dict[str, Agreement], smollm2: Path, label: str

@@ -166,6 +166,19 @@ def test_a_quantized_head_is_read() -> None:
     assert head.storage.label == "gptq-4-g128"
 
 
+@pytest.mark.parametrize(
+    ("targets", "label"), [(["re:.*lm_head"], "w4a16-g32"), (["lm_head"], "w4a16-g32"), (["Linear"], "fp16")]
+)
+def test_compressed_tensors_means_the_head_where_a_target_names_it(targets: list[str], label: str) -> None:
+    settings = compressed(
+        "pack-quantized", {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+    )
+    settings["config_groups"]["group_0"]["targets"] = targets
+    settings["ignore"] = []
+    outer = read(settings, vocab_size=512, tie_word_embeddings=False).outer
+    assert [linear.storage.label for linear in outer if linear.role is Role.HEAD] == [label]
+
+
 @pytest.mark.parametrize(("ending", "names"), [
     ("ForSequenceClassification", {"score": (3, 64)}), ("Model", {}),
     ("ForRewardModel", {"score.0": (64, 64), "score.2": (1, 64)}),

@@ -255,3 +255,25 @@ def test_another_package_adds_one_and_replaces_none(
     else:
         with pytest.raises(InputError, match="is there twice: in tightfit and in toy-target"):
             find_launch_target("another")
+
+
+def test_what_starts_a_source_looks_first_by_a_command_that_check_reads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The result's own script looks already; servers over several machines are not asked about on one of them."""
+    as_is, made = server(_AS_IS), server(_MADE)
+    asked = as_is.asked
+    assert asked == f"-- {' '.join(as_is.command)}" and made.asked == "/srv/models/06-3090-chat-32b-tightfit"
+    code, out, _ = run(monkeypatch, capsys, "check", "--gpu", as_is.hardware.gpu, "--json", "--", *as_is.command)
+    assert code == 0 and json.loads(out)["fits"]
+    assert f"optimize check --live {asked}" in units(as_is) and "optimize check" not in units(made)
+    for name, looks in (("09-l40s-rag-long-context", True), (_TWO_MACHINES, False)):
+        [task] = target_files(server(name), ["skypilot"])
+        assert ("optimize check --live" in task.data["run"]) is looks
+
+
+def test_a_unit_s_name_for_people_is_one_line_and_expands_nothing() -> None:
+    made = server(_MADE)
+    named = replace(made, request=replace(made.request, served_name="50 %n\nExecStart=/bin/evil\\"))
+    assert "Description=50 %%n ExecStart=/bin/evil\\ by tightfit\n" in units(named)
+    assert len(units(named).splitlines()) == len(units(made).splitlines())

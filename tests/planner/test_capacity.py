@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +20,7 @@ from planner.choice.search import SearchResult, search
 from planner.cli.main import app
 from planner.plan.launch import launch, launch_request
 from planner.plan.make import plan
+from planner.plan.remedies import longer_context
 from planner.spec.parse import parse_spec
 from planner.spec.patch import patched
 from targets.engines.engine import Settings, SpeedEstimate, find_engine
@@ -68,6 +72,99 @@ def test_a_rate_counts_its_requests_in_flight_in_capacity_batch_and_launch(engin
     request = launch_request(made.document, one.ir, "x")
     assert request.workload.concurrency == made.document.decision.capacity.at_once > 1  # type: ignore[union-attr]
     assert any("in flight" in note for note in made.document.decision.notes)
+
+
+def test_a_rate_that_cannot_be_held_is_told_as_that_with_how_many_are_served(optimize: Any) -> None:
+    """No lack of memory: what does not fit waits, and the queue grows; enough cards serve it."""
+    spec = parse_spec(text("rate: 50/s") + "goals: { ttft: 2 s }\n")
+    result = search(spec, open_model(spec.model).ir)
+    assert result.chosen is None
+    nearest = result.nearest()[0]
+    assert [reason.code for reason in nearest.reasons] == ["rate_missed"]
+    assert "50 requests a second arrive" in nearest.reasons[0].message and "queue grows" in nearest.reasons[0].message
+    more = plan(spec).document
+    assert more.rejected[0].reasons[0].remedy is not None and "rate:" in more.rejected[0].reasons[0].remedy
+    cards = int(next(other.change for other in more.alternatives if "cards" in other.change).split()[0])
+    larger = patched(spec, {"target": {"count": cards}})
+    served = search(larger, open_model(spec.model).ir).chosen
+    assert served is not None and served.speed is not None and served.speed.capacity_req_s is not None
+    assert served.speed.capacity_req_s.value > 50
+    lengths = ("--context", 4096, "--input-tokens", 800, "--output-tokens", 201)
+    for rate, code in ((0.5, 0), (50, 3)):
+        found, out, _ = optimize(
+            "check", "--model", MODEL, "--gpu", "RTX 3090", *lengths, "--request-rate", rate, "--json"
+        )
+        document = json.loads(out)
+        assert (found, document["fits"], document["meets"]) == (code, True, code == 0)
+        assert document["goals"][0]["name"] == "rate"
+
+
+@pytest.mark.parametrize(
+    ("card", "prompt", "answer", "within"),
+    [("RTX 3090", 800, 201, 0.1), ("H100 SXM", 500, 100, 0.1), ("L4", 3000, 300, 0.2)],
+)
+def test_the_most_that_is_served_is_what_a_simulated_burst_is_served_at(
+    card: str, prompt: int, answer: int, within: float
+) -> None:
+    engine, ir, gpu, settings = find_engine("vllm"), open_model(MODEL).ir, find_gpu(card), Settings()
+    load = Workload(4096, 64, prompt, answer, rate=1.0)
+    memory = engine.memory(ir, gpu, settings, load)
+    most = engine.speed(ir, gpu, settings, load, memory).capacity_req_s
+    burst = engine.served(ir, gpu, settings, replace(load, rate=math.inf, requests=3000), memory).requests_s
+    assert most is not None and burst is not None
+    assert most.value == pytest.approx(burst.value, rel=within)
+
+
+def test_how_busy_a_rate_keeps_an_engine_is_little_s_law() -> None:
+    from targets.speed.closed_loop import closed_loop
+    from targets.speed.estimate import asked
+
+    engine, ir, gpu, settings = find_engine("vllm"), open_model(MODEL).ir, find_gpu("RTX 3090"), Settings()
+    for rate in (0.1, 0.5, 1.0, 2.0, 2.5):
+        load = Workload(4096, 16, 800, 201, rate=rate)
+        question = asked(engine, ir, gpu, settings, load, engine.memory(ir, gpu, settings, load))
+        means = closed_loop(question.run.step, question.loop)
+        kept = rate * (means.ttft_s + 200 * means.tpot_s)
+        assert question.loop.clients == pytest.approx(max(1.0, kept), rel=0.03)
+
+
+@pytest.mark.parametrize(("engine", "card"), [("vllm", "H100 SXM"), ("exllamav2", "RTX 4090")])
+def test_a_context_beyond_the_model_s_is_refused_by_plan_and_check(engine: str, card: str, optimize: Any) -> None:
+    spec = parse_spec(
+        f"model: {MODEL}\ntarget: {{ gpu: {card} }}\nengine: {engine}\nworkload: {{ context: 131072, concurrency: 1 }}\n"
+    )
+    made = plan(spec).document
+    assert made.chosen is None and not made.alternatives
+    reasons = made.rejected[0].reasons
+    assert reasons[0].code == "context_beyond_model" and reasons[0].data == {"asked": 131072, "max_context": 32768}
+    assert "32768" in (reasons[0].remedy or "") or reasons[1:]
+    told = longer_context(reasons[0])
+    assert told is not None and '"factor": 4.0' in told
+    code, out, _ = optimize("check", "--model", MODEL, "--gpu", card, "--engine", engine, "--context", 131072, "--json")
+    assert code == 3 and "context_beyond_model" in {reason["code"] for reason in json.loads(out)["reasons"]}
+
+
+def test_more_cards_than_a_plan_takes_are_refused() -> None:
+    with pytest.raises(InputError, match="100,000 cards are more than a plan takes"):
+        parse_spec(f"model: {MODEL}\ntarget: {{ gpu: H100, count: 100000 }}\n")
+
+
+def test_a_narrow_miss_is_said_with_the_band_that_it_is_inside_of(optimize: Any, tmp_path: Path) -> None:
+    spec = text("concurrency: 4").replace(
+        "engine: vllm", "engine: vllm\npasses: { quantize: forbid, kv_cache: [auto] }"
+    )
+    own = search(parse_spec(spec), open_model(MODEL).ir).chosen
+    assert own is not None and own.speed is not None
+    wanted = 1.02 * own.speed.decode_tok_s_per_request.value
+    file = tmp_path / "near.yaml"
+    file.write_text(f"{spec}goals: {{ decode: {wanted:.3f} tok/s }}\n")
+    code, out, _ = optimize("plan", file, "--json")
+    (goal,) = json.loads(out)["chosen"]["goals"]
+    assert (
+        code == 0 and not goal["met"] and 0 < goal["missed_by"] < goal["band"] == pytest.approx(0.05 * wanted, rel=1e-3)
+    )
+    _, said, _ = optimize("plan", file)
+    assert "misses by" in said and "inside the band of" in said and "by less than the band" in " ".join(said.split())
 
 
 def test_clients_and_a_rate_take_each_other_away_in_a_changed_spec() -> None:

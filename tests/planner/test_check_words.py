@@ -204,8 +204,7 @@ def test_overrides_change_the_model(optimize: Any) -> None:
     code, document = check(
         optimize, "--model", "Qwen/Qwen2.5-7B-Instruct", "--gpu", "H100", "--context", 131072, "--hf-overrides", yarn
     )
-    assert code == 0
-    assert not any("needs YaRN" in note for note in document["notes"])
+    assert code == 0 and document["reasons"] == []
 
 
 def test_yarn_alone_makes_a_context_longer(optimize: Any) -> None:
@@ -219,8 +218,7 @@ def test_yarn_alone_makes_a_context_longer(optimize: Any) -> None:
         "{% for each in messages %}{% endfor %}",
     )
     code, out, _ = optimize("check", "--gpu", "H100", "--json", "--", "vllm", "serve", "Qwen/Qwen3-8B", *flags)
-    assert code == 0
-    assert not any("needs YaRN" in note for note in json.loads(out)["notes"])
+    assert code == 0 and json.loads(out)["reasons"] == []
 
 
 def test_a_spec_is_checked_with_its_goals(optimize: Any) -> None:
@@ -358,3 +356,31 @@ def test_a_shorter_context_is_a_remedy_only_where_it_is_of_use(optimize: Any) ->
 def test_a_model_that_writes_nothing_is_said_once(optimize: Any) -> None:
     code, _, err = optimize("check", "--gpu", "L4", "--model", "BAAI/bge-m3")
     assert code == 2 and "writes no text" in err and err.count("not in the catalog") <= 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--max-lora-rank", "48", "write 64"), ("--max-lora-rank", "1000", "write 512"), ("--runner", "poolin", "Did you mean 'pooling'"),
+        ("--load-format", "safetensor", "Did you mean 'safetensors'"), ("--convert", "embedding", "Did you mean 'embed'"),
+        ("--mm-encoder-tp-mode", "dat", "Did you mean 'data'"), ("--lora-dtype", "float8", "vLLM 0.32 takes: auto, bfloat16, float16"),
+    ],
+)  # fmt: skip
+def test_a_word_that_a_flag_does_not_take_is_refused_with_the_nearest(
+    optimize: Any, flag: str, value: str, said: str
+) -> None:
+    command = ("check", "--gpu", "L4", "--", "vllm", "serve", "Qwen/Qwen3-8B", "--max-model-len", "4096")
+    lora = ("--enable-lora",) if "lora" in flag else ()
+    code, _, err = optimize(*command, *lora, flag, value)
+    assert code == 2 and flag in err and said in err
+
+
+def test_words_of_an_older_version_are_not_judged_by_a_newer_one_s_list(optimize: Any) -> None:
+    def check(version: str) -> int:
+        options = ("--gpu", "L4", "--engine-version", version, "--context", "4k")
+        code, _, _ = optimize(
+            "check", *options, "--", "vllm", "serve", "Qwen/Qwen3-8B", "--load-format", "tpu_streamer"
+        )
+        return int(code)
+
+    assert (check("0.11"), check("0.32")) == (0, 2)

@@ -12,7 +12,8 @@ import pytest
 from passes.errors import InputError
 from planner.certificate import NAME, read_certificate
 from planner.check import check
-from planner.documents import DOCUMENTS, schema
+from planner.documents.listed import DOCUMENTS
+from planner.documents.schema import schema
 from planner.plan import codec
 from planner.plan.codec import to_json, upgraded
 from planner.plan.make import plan

@@ -41,7 +41,7 @@ def searched_once() -> Iterator[None]:
             known[key] = search(spec, ir)
         return known[key]
 
-    with patch("planner.explain.answer.search", remembered):
+    with patch("planner.explain.asked.search", remembered):
         yield
 
 

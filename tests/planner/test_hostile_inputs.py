@@ -163,3 +163,15 @@ def test_a_proxy_that_no_request_can_name_is_said(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError) as caught:
         read_repository("org/model")
     assert "https_proxy" in f"{caught.value.message} {caught.value.remedy}"
+
+
+def test_what_programs_outside_try_inputs_with_has_its_names() -> None:
+    from passes.reason import TightfitError
+    from planner.plan import plan
+    from planner.spec import load_spec
+
+    assert (TightfitError.__module__, plan.__module__, load_spec.__module__) == (
+        "passes.errors",
+        "planner.plan.make",
+        "planner.spec.parse",
+    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from passes.base import Pass
@@ -15,6 +16,7 @@ from passes.formats.compressed_tensors.integers import PackQuantized
 from passes.formats.dense import Dense
 from passes.formats.format import Rounding
 from passes.formats.gptq import Gptq
+from passes.ir import catalog
 from passes.ir.distortions import CacheRounding, Removed, Zeros
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
@@ -28,6 +30,7 @@ from planner.quality.features import Traits
 from planner.quality.law import loss
 from planner.quality.recovery import left, tokens_needed
 from planner.quality.traits import named_traits, traits_of
+from planner.spec.parts.goals import Bands
 from targets.quantity import Basis
 
 LLAMA_3_8B = "meta-llama/Meta-Llama-3-8B"
@@ -150,6 +153,61 @@ def test_less_is_never_worse(traits: Traits, share: float, more: float) -> None:
     patterns = [of(Zeros("sparsegpt", 0.5, pattern)) for pattern in ("unstructured", "4:8", "2:4")]
     assert patterns == sorted(patterns)
     assert of(Zeros("sparsegpt", 0.5, "2:4")) <= of(Zeros("wanda", 0.5, "2:4")) * SLACK
+
+
+#: Formats by their names, each no worse than the next: more bits, finer groups, calibration, compensation, coarser scales of floats.
+ORDERS = (
+    ("w8a16-g128", "w4a16-g32", "w4a16-g64", "w4a16-g128", "w4a16-channel"), ("w8a16-g128", "w8a16-g128-rtn"),
+    ("w8a16-channel", "w8a16-channel-rtn"), ("gptq-8-g128", "gptq-4-g32", "gptq-4-g64", "gptq-4-g128"),
+    ("awq-4-g32", "awq-4-g64", "awq-4-g128", "rtn-4-g128"), ("gptq-4-g128", "rtn-4-g128"),
+    ("exl2-8", "exl2-6", "exl2-4.5", "exl2-3.2", "exl2-2.4"), ("nvfp4a16", "nvfp4", "mxfp4"),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    model=st.sampled_from(sorted(catalog.ids())),
+    order=st.sampled_from(ORDERS),
+    dtype=st.sampled_from(["auto", "fp8", "q4"]),
+)
+def test_formats_of_every_model_are_in_a_possible_order(model: str, order: tuple[str, ...], dtype: str) -> None:
+    source = open_model(model).ir
+    assume(source.quant_method is None)
+    rises = [expected_quality(source, (pass_named(name), KVCachePass(dtype))).log_ppl_increase for name in order]  # type: ignore[arg-type]
+    values = [found.value for found in rises]
+    assert all(found.low <= found.value <= found.high for found in rises)
+    assert all(better <= worse * SLACK for better, worse in pairwise(values))
+
+
+def test_larger_models_of_a_family_in_the_catalog_lose_no_more() -> None:
+    """Whole families as they are published, base and tuned models each for themselves."""
+    sources = [source for name in catalog.ids() if (source := open_model(name).ir).quant_method is None]
+    models = {(of.family, of.tuned, of.size_b): source for source in sources for of in (traits_of(source),)}
+    for name in ("gptq-4-g128", "w8a8", "fp8", "exl2-3"):
+        stored = pass_named(name)
+        assert stored is not None
+        groups_of: dict[tuple[str, bool], list[float]] = {}
+        for family, tuned, size in sorted(models):
+            source = models[family, tuned, size]
+            groups_of.setdefault((family, tuned), []).append(expected_quality(source, (stored,)).log_ppl_increase.value)
+        for values in groups_of.values():
+            assert all(larger <= smaller * 1.02 for smaller, larger in pairwise(values))
+
+
+@settings(max_examples=40, deadline=None)
+@given(model=st.sampled_from(sorted(catalog.ids())))
+def test_a_constant_of_a_cache_type_decides_between_no_engines(model: str) -> None:
+    """Types of as many bits, whoever makes them, differ by less than the band of quality; calibrated scales are never worse."""
+    source = open_model(model).ir
+    assume(source.quant_method is None)
+
+    def rises(*dtypes: KVCachePass) -> list[float]:
+        return [math.expm1(expected_quality(source, (each,)).log_ppl_increase.value) for each in dtypes]
+
+    eight = rises(KVCachePass("fp8"), KVCachePass("q8"))
+    assert abs(eight[0] - eight[1]) < Bands().quality
+    own, scaled = rises(KVCachePass("fp8"), KVCachePass("fp8", scales=True))
+    assert scaled <= own * SLACK
 
 
 def test_what_is_known_of_one_model_moves_its_interval_alone() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from passes.ir.sources import open_model
@@ -79,10 +79,9 @@ def searched(drawn: dict[str, Any], **passes: Any) -> SearchResult:
 def test_what_is_chosen_is_dominated_by_nothing_in_its_own_pareto_set(drawn: dict[str, Any]) -> None:
     result = searched(drawn)
     chosen = result.chosen
-    if chosen is None:
-        assert not result.pareto
-        return
-    assert chosen in result.pareto
+    assert bool(result.pareto) is (chosen is not None)
+    assume(chosen is not None)
+    assert chosen is not None and chosen in result.pareto
     rule = Rule(result.spec.goals, result.gpu, engine_named=False)
     assert rule.pareto(result.pareto, chosen) == result.pareto
     assert chosen.memory.memory.total.value <= chosen.memory.memory.budget.value
@@ -94,9 +93,10 @@ def test_what_is_chosen_is_dominated_by_nothing_in_its_own_pareto_set(drawn: dic
 @given(SPECS, st.sampled_from(["fp8", "w8a8", "w4a16-g128", "awq-4-g128", "gptq-4-g128"]))
 def test_a_named_format_is_honoured(drawn: dict[str, Any], name: str) -> None:
     chosen = searched(drawn, quantize={"formats": [name]}).chosen
-    if chosen is not None:
-        made = chosen.candidate.published
-        assert name == (chosen.candidate.weights if made is None else made.weights)
+    assume(chosen is not None)
+    assert chosen is not None
+    made = chosen.candidate.published
+    assert name == (chosen.candidate.weights if made is None else made.weights)
 
 
 def family(verdict: Verdict | None) -> tuple[str, str] | None:

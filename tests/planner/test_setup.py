@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from passes.errors import InputError
 from planner.cli import main as command_line
@@ -20,6 +21,7 @@ from planner.setup.doctor import Package, Tool, Torch, _commands
 from planner.setup.extras import extra_with, extras
 from planner.setup.wizard import USES, Answers, Question, ask_all, spec_text
 from planner.spec.parse import parse_spec
+from targets.gpu import find_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,7 +69,7 @@ def test_a_command_whose_extra_is_missing_names_it(optimize: Any, monkeypatch: p
     def without_torch(**_: Any) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(command_line, "app", without_torch)
+    monkeypatch.setattr(command_line, "_asked", lambda words: without_torch)
     code, _, err = optimize("apply", "x.plan.json")
     assert code == 2
     assert "`optimize apply` needs torch" in err and "pip install 'tightfit[apply]'" in err
@@ -87,7 +89,7 @@ def test_flags_stand_in_the_spec(optimize: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     spec = parse_spec(file.read_text())
     assert code == 0
-    assert (spec.model, spec.target.gpu, spec.target.count) == ("Llama-3.1-8B-Instruct", "4090", 2)
+    assert (spec.model, spec.target.gpu, spec.target.count) == ("Llama-3.1-8B-Instruct", "RTX 4090", 2)
     assert spec.workload.context == 65536
     assert optimize("init", file)[0] == 2  # what is there is kept
 
@@ -192,3 +194,20 @@ def test_init_doubts_a_hub_id_close_to_one_of_the_catalog(optimize: Any, tmp_pat
     assert code == 0 and "close to it: Qwen/Qwen2.5-7B-Instruct" in out
     code, out, _ = optimize("init", tmp_path / "known.yaml", "--model", "Qwen/Qwen2.5-7B-Instruct")
     assert code == 0 and "close to it" not in out
+
+
+@pytest.mark.parametrize(
+    ("said", "gpu", "count"),
+    [
+        ("24GB", "24GB", 1), ("2 x 4090", "RTX 4090", 2), ("L4:1", "L4", 1), ("p4d.24xlarge", "A100 SXM4 40GB", 8), ("4090", "4090", 1),
+        ("8×H200", "H200", 8),
+    ],
+)  # fmt: skip
+def test_init_takes_cards_by_the_names_that_check_takes(said: str, gpu: str, count: int) -> None:
+    target = yaml.safe_load(spec_text(Answers(gpu=said)))["target"]
+    assert (target["count"], find_gpu(str(target["gpu"])).name) == (count, find_gpu(gpu).name)
+
+
+def test_unlike_cards_are_no_target_of_a_spec() -> None:
+    with pytest.raises(InputError, match="are unlike cards"):
+        spec_text(Answers(gpu="RTX 4090 + RTX 3090"))

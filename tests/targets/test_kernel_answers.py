@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from benchmarks.kernel_oracle import (
+    EXPERTS,
     SCALED,
+    expert_questions,
     kept,
     our_answers,
     our_arithmetic,
+    our_padding,
     questions,
     real_arithmetic,
     scaled_questions,
@@ -23,3 +26,9 @@ def test_rounded_inputs_are_multiplied_as_the_engines_kernels_do() -> None:
     rows = kept(SCALED)
     assert len(rows) == len(scaled_questions())
     assert [(row, our_arithmetic(row)) for row in rows if our_arithmetic(row) != real_arithmetic(row)] == []
+
+
+def test_experts_in_blocks_are_padded_as_the_engine_pads_them() -> None:
+    rows = kept(EXPERTS)
+    assert len(rows) == len(expert_questions())
+    assert [(row, our_padding(row)) for row in rows if our_padding(row) != row["takers"]["padded"]] == []

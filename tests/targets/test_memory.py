@@ -50,6 +50,19 @@ def test_weights_and_tokens_agree_with_what_vllm_printed(model: str, tp: int, we
     assert estimate.kv.tokens.low <= tokens <= estimate.kv.tokens.high
 
 
+def test_encoders_that_are_transformers_own_modules_are_whole_on_every_rank() -> None:
+    # Source: vllm-project/vllm#39133: 10.46 GiB a card of two.
+    estimate = started("cyankiwi/gemma-4-31B-it-AWQ-4bit", tp=2, gpu="RTX 3090", version="0.19.0")
+    assert estimate.memory.weights.value / GIB == pytest.approx(10.46, rel=3e-3)
+
+
+@pytest.mark.parametrize(("publisher", "gib"), [("Inferact", 12.02), ("unsloth", 10.64)])
+def test_publishers_leave_other_matrices_dense(publisher: str, gib: float) -> None:
+    # Source: vllm-project/recipes#810: weights a card of two RTX 5090, with the layer that drafts.
+    estimate = started(f"{publisher}/Qwen3.8-27B-NVFP4", tp=2, gpu="RTX 5090", version="0.26.0")
+    assert estimate.memory.weights.value / GIB == pytest.approx(gib, rel=2e-2)
+
+
 def test_torchs_allocator_keeps_small_rests_of_large_segments() -> None:
     assert allocated(100) == 512
     assert allocated(5 * MIB) == 5 * MIB

@@ -18,7 +18,7 @@ from targets.simulation.arrivals import Arrivals, burst, closed_loop, poisson
 from targets.simulation.exllama import Generator
 from targets.simulation.lengths import lognormal, spread
 from targets.simulation.metrics import Distribution, figures, goodput
-from targets.simulation.scheduler import Batch, Cache, Request, Rules, Scheduler
+from targets.simulation.scheduler import Batch, Besides, Cache, Request, Rules, Scheduler
 from targets.simulation.serving import cache_of, load_of
 from targets.simulation.simulate import Host, Run, simulate
 from targets.simulation.step_times import StepTimes
@@ -151,11 +151,15 @@ def test_percentiles() -> None:
 def test_the_pool_is_that_of_the_memory_estimate() -> None:
     work = Workload(4096, shared_prefix=64)
 
-    def kv(per_token: float, per_sequence: int, at_once: float) -> KVEstimate:
-        return KVEstimate(per_token, per_sequence, Quantity.exact(0), Quantity.exact(at_once), 4096)
+    def kv(per_token: float, per_sequence: int, at_once: float, states: int = 0) -> KVEstimate:
+        return KVEstimate(
+            per_token, per_sequence, Quantity.exact(0), Quantity.exact(at_once), 4096, 500.0 * (states > 0), 128, states
+        )  # fmt: skip
 
-    assert cache_of(kv(1000, 4096 * 1000, 10.0), work, 16) == Cache(2559, 16, 0, 64)
-    assert cache_of(kv(1000, 4096 * 1000 + 320_000, 10.0), work, 16) == Cache(2759, 16, 20, 64)
+    assert cache_of(kv(1000, 4096 * 1000, 10.0), work, 16) == Cache(2559, 16, Besides(0, 0.0, 128), 64)
+    states = cache_of(kv(1000, 4096 * 1000 + 320_000, 10.0, 320_000), work, 16)
+    assert states == Cache(2759, 16, Besides(20, 1 / 32, 128), 64)
+    assert states.besides.blocks(64) == 22 and states.besides.blocks(4000) == 24
     assert cache_of(kv(1000, 4096 * 1000, 0.5), work, 16).blocks == 256  # one longest request
     assert cache_of(kv(0, 5000, 7.9), work, 16).blocks == 7
     assert cache_of(kv(0, 0, math.inf), work, 16).blocks > 1e9

@@ -12,7 +12,7 @@ from passes.ir.model import KVCache, ModelIR
 from passes.ir.sources import open_model
 from passes.quantize.format_names import pass_named
 from targets.engines.engine import KVEstimate, Parallel, Settings, SpeedEstimate, find_engine
-from targets.gpu import Gpu, all_gpus, find_gpu
+from targets.gpu import Gpu, Network, all_gpus, find_gpu
 from targets.quantity import Basis, Quantity
 from targets.simulation.arrivals import closed_loop
 from targets.simulation.lengths import spread
@@ -22,7 +22,7 @@ from targets.simulation.step_times import StepTimes
 from targets.speed.card import card_of, generation_of, wiring_of
 from targets.speed.estimate import requests_held
 from targets.speed.rates import Regime, fitted_rates
-from targets.speed.step import Step, step_seconds
+from targets.speed.step import Step, handing_on_seconds, step_seconds
 from targets.speed.work import work_of
 from targets.workload import Workload
 
@@ -254,8 +254,35 @@ def test_an_engine_has_one_token_budget(qwen: ModelIR) -> None:
 
 def test_states_and_windows_take_no_more_cache_for_longer_requests() -> None:
     """A recurrent state is as large after one token as after a thousand: how many fit does not follow from tokens."""
-    kv = KVEstimate(10.0, 1000, Quantity.exact(800), Quantity.exact(8.0), 800)
-    assert requests_held(kv, Workload(100, 8, 40, 20)) == pytest.approx(8 * 1000 / (1000 - 10 * 50))
-    constant = replace(kv, bytes_per_token=0.0)
+    kv = KVEstimate(5.0, 1000, Quantity.exact(800), Quantity.exact(8.0), 800, 10.0, 20, 300)
+    assert requests_held(kv, Workload(100, 8, 40, 20)) == pytest.approx(8 * 1000 / (5 * 50 + 10 * 20 + 300))
+    assert requests_held(kv, Workload(100, 8, 8, 4)) == pytest.approx(8 * 1000 / (5 * 10 + 10 * 10 + 300))
+    constant = KVEstimate(0.0, 1000, Quantity.exact(800), Quantity.exact(8.0), 800, state_bytes=1000)
     assert requests_held(constant, Workload(100, 8, 1, 1)) == 8.0
     assert requests_held(replace(kv, max_concurrency=Quantity.exact(0.0)), Workload(100, 8, 40, 20)) == float("inf")
+
+
+def test_stages_on_several_machines_wait_for_the_network_between_them(qwen: ModelIR) -> None:
+    alone = find_gpu("H100 SXM5 80GB")
+    fast, slow = (replace(alone, network=Network(8, rate, 20e-6)) for rate in (400e9, 1.25e9))
+    many = Workload(4096, 64, 2048, 256)
+    settings = Settings(parallel=Parallel(tp=8, pp=2))
+    one, near, far = (on(gpu, qwen, many, settings) for gpu in (alone, fast, slow))
+    assert one.ttft_ms.value < near.ttft_ms.value < far.ttft_ms.value
+    assert one.tpot_ms.value < near.tpot_ms.value < far.tpot_ms.value
+    assert far.tpot_ms.basis is Basis.ASSUMED, "no row of the data is of several machines"
+    inside = Settings(parallel=Parallel(tp=4, pp=2))
+    assert on(slow, qwen, many, inside) == on(alone, qwen, many, inside), "what stays in a machine sees no network"
+
+
+def test_what_goes_over_the_network_is_counted_by_bytes_and_messages(qwen: ModelIR) -> None:
+    gpu = replace(find_gpu("H100 SXM5 80GB"), network=Network(4, 1e9, 1e-3))
+    work, card = work_of(qwen), card_of(find_engine("vllm"), gpu)
+    rates = fitted_rates("vllm", generation_of(gpu)).rates
+    fixed = rates.links[card.wiring].fixed_s
+    taken = handing_on_seconds(work, card, rates, tokens=1000, tp=2, pp=4)
+    assert taken == pytest.approx(3 * fixed + 1e-3 + 4 * work.hidden * 1000 / 1e9), "four stages, two to a machine"
+    step = Step(8, 1000)
+    assert (
+        step_seconds(work, card, rates, step, 8) > step_seconds(work, replace(card, network=None), rates, step, 8) + 0.1
+    )

@@ -9,8 +9,8 @@ import pytest
 from passes.errors import InputError
 from targets.engines.vllm.arguments.asked import COUNTED, UNCOUNTED, asked
 from targets.engines.vllm.arguments.command import ServeCommand, read_command, read_flags
-from targets.engines.vllm.arguments.numbers import whole_number
 from targets.engines.vllm.arguments.table import find_flag, flag_names
+from targets.numbers import whole_number
 
 
 def read(text: str) -> ServeCommand:

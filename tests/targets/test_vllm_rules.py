@@ -153,3 +153,14 @@ def test_the_second_runner_names_models_with_media_too() -> None:
     assert "KimiK3ForConditionalGeneration" in named_classes(rules_for("0.27.1")[0])
     assert named_classes(rules_for("0.23.0")[0]) == {"Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"}
     assert named_classes(rules_for("0.21.0")[0]) == named_classes(rules_for(None)[0]) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("card", "version", "gib"),
+    [("H100", "0.25.1", 61.29), ("B200", "0.25.1", 68.6), ("B200", "0.27.0", 65.97), ("RTX PRO 6000", "0.33.0", 65.97)],
+)
+def test_experts_in_blocks_are_padded_as_the_kernel_of_a_card_has_them(card: str, version: str, gib: float) -> None:
+    # Source: printed on H100 and, by Marlin's kernels, 65.97; B200 as oracle/mxfp4.py rounds up.
+    ir = open_model("openai/gpt-oss-120b").ir
+    estimate = find_engine("vllm").memory(ir, find_gpu(card), Settings(version), Workload(8192))
+    assert estimate.memory.weights.value / 2**30 == pytest.approx(gib, rel=8e-3)

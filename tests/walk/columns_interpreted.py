@@ -49,13 +49,13 @@ def problem() -> tuple[torch.Tensor, torch.Tensor]:
 def quantized(case: str) -> tuple[Quantized, float]:
     grid, order, mask = CASES[case]
     weight, hessian = problem()
-    options = GptqOptions(order, 0.01, ScaleSearch(20, 0.7))
-    return gptq(weight, hessian, grid, torch.float16, options, "w", mask)
+    options = GptqOptions(order, 0.01, ScaleSearch(20, 0.7), mask)
+    return gptq(weight, hessian, grid, torch.float16, options, "w")
 
 
 def zeros_alone(mask: Mask) -> tuple[torch.Tensor, float]:
     weight, hessian = problem()
-    return sparse(weight, hessian, GptqOptions(), "w", mask)
+    return sparse(weight, hessian, GptqOptions(mask=mask), "w")
 
 
 def _always(answer: bool, work: torch.Tensor) -> bool:

@@ -38,7 +38,7 @@ from tests.walk.test_gptq import K, decode, loss, problem
 @pytest.mark.parametrize("run", [0, 4, 8])
 def test_the_share_of_zeros_is_exact(how: str, run: int) -> None:
     weight, hessian = problem(0)
-    found, _ = sparse(weight, hessian, GptqOptions(), "w", Mask(how, 0.5, run))
+    found, _ = sparse(weight, hessian, GptqOptions(mask=Mask(how, 0.5, run)), "w")
     zeros = found == 0
     assert int(zeros.sum()) == found.numel() // 2
     if run:
@@ -50,7 +50,7 @@ def test_the_share_of_zeros_is_exact(how: str, run: int) -> None:
 @pytest.mark.parametrize("run", [0, 4])
 def test_compensation_beats_dropping_and_knowing_inputs_beats_magnitude(run: int) -> None:
     weight, hessian = problem(1)
-    results = [sparse(weight, hessian, GptqOptions(), "w", Mask(how, 0.5, run))[0] for how in ("sparsegpt", "wanda")]
+    results = [sparse(weight, hessian, GptqOptions(mask=Mask(how, 0.5, run)), "w")[0] for how in ("sparsegpt", "wanda")]
     results.append(weight * Mask("wanda", 0.5, run).wanda(weight, None))
     joint, wanda, magnitude = (loss(weight, result, hessian) for result in results)
     assert joint < wanda < magnitude
@@ -59,12 +59,12 @@ def test_compensation_beats_dropping_and_knowing_inputs_beats_magnitude(run: int
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_zeros_and_rounding_in_one_pass_beat_one_after_the_other(symmetric: bool) -> None:
     weight, hessian = problem(0)
-    grid, mask, options = Grid(4, 32, symmetric), Mask("sparsegpt", 0.5, 4), GptqOptions("static")
-    joint = decode(gptq(weight, hessian, grid, torch.float32, options, "w", mask)[0], 32)
+    grid, options = Grid(4, 32, symmetric), GptqOptions("static", mask=Mask("sparsegpt", 0.5, 4))
+    joint = decode(gptq(weight, hessian, grid, torch.float32, options, "w")[0], 32)
     zeros = joint == 0
     assert bool((zeros.reshape(-1, 4).sum(1) >= 2).all())
-    first, _ = sparse(weight, hessian, options, "w", mask)
-    after = decode(gptq(first, torch.eye(K), grid, torch.float32, options, "w")[0], 32)
+    first, _ = sparse(weight, hessian, options, "w")
+    after = decode(gptq(first, torch.eye(K), grid, torch.float32, GptqOptions("static"), "w")[0], 32)
     assert loss(weight, joint, hessian) < loss(weight, after, hessian)
 
 

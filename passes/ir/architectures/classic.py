@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import STYLES, decoder_blocks, head_sizes
 from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied, make_stack
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Heads, Maker, Part, total
 from passes.ir.model import Role, Stack
 from passes.ir.state import CrossKV, FullKV
 
@@ -30,7 +32,9 @@ def opt(config: Config, m: Maker, names: Names) -> Description:
     qkvo = ("q_proj", "k_proj", "v_proj", "out_proj")
     layer = total(
         m.norms(hidden, "self_attn_layer_norm", "final_layer_norm", bias=True),
-        m.attention(hidden, heads, heads, hidden // heads, qkv_bias=bias, o_bias=bias, names=qkvo).at("self_attn."),
+        m.attention(hidden, Heads(heads, heads, hidden // heads), qkv_bias=bias, o_bias=bias, names=qkvo).at(
+            "self_attn."
+        ),
         m.plain_mlp(hidden, inner, names=("fc1", "fc2"), bias=bias),
     )
     outer = m.embedding(base + "embed_tokens", config.integer("vocab_size"), width) + m.linear(
@@ -63,7 +67,7 @@ def falcon(config: Config, m: Maker, names: Names) -> Description:
         norms = ("input_layernorm", "post_attention_layernorm")
     inner = config.integer("ffn_hidden_size", default=4 * hidden)
     attention = m.fused_attention(
-        hidden, heads, kv_heads, hidden // heads, names=("query_key_value", "dense"), qkv_bias=bias, o_bias=bias
+        hidden, Heads(heads, kv_heads, hidden // heads), names=("query_key_value", "dense"), qkv_bias=bias, o_bias=bias
     )
     layer = total(
         m.norms(hidden, *norms, bias=True),
@@ -71,7 +75,9 @@ def falcon(config: Config, m: Maker, names: Names) -> Description:
         m.plain_mlp(hidden, inner, names=("dense_h_to_4h", "dense_4h_to_h"), bias=bias).at("mlp."),
     )
     base = Names("transformer.", "lm_head")
-    outer = ends(m, config, base, is_tied(config, True), embedding="word_embeddings", norm="ln_f", norm_bias=True)
+    outer = ends(
+        m, config, replace(base, embedding="word_embeddings", norm="ln_f"), is_tied(config, True), norm_bias=True
+    )
     count = config.integer("num_hidden_layers", "n_layer")
     return Description((_layers("transformer.h.{i}.", count, layer, heads, kv_heads, hidden // heads),), outer)
 
@@ -82,15 +88,19 @@ def gpt_j(config: Config, m: Maker, names: Names) -> Description:
     inner = config.integer("n_inner", default=4 * hidden)
     layer = total(
         m.norms(hidden, "ln_1", bias=True),
-        m.attention(hidden, heads, heads, hidden // heads, names=("q_proj", "k_proj", "v_proj", "out_proj")).at(
+        m.attention(hidden, Heads(heads, heads, hidden // heads), names=("q_proj", "k_proj", "v_proj", "out_proj")).at(
             "attn."
         ),
         m.plain_mlp(hidden, inner, names=("fc_in", "fc_out"), bias=True).at("mlp."),
     )
     outer = ends(
-        m, config, Names("transformer.", "lm_head"), is_tied(config, False),
-        embedding="wte", norm="ln_f", norm_bias=True, head_bias=True,
-    )  # fmt: skip
+        m,
+        config,
+        Names("transformer.", "lm_head", embedding="wte", norm="ln_f"),
+        is_tied(config, False),
+        norm_bias=True,
+        head_bias=True,
+    )
     return Description(
         (_layers("transformer.h.{i}.", config.integer("n_layer"), layer, heads, heads, hidden // heads),), outer
     )
@@ -101,7 +111,7 @@ def bloom(config: Config, m: Maker, names: Names) -> Description:
     hidden, heads = config.integer("hidden_size", "n_embed"), config.integer("n_head", "num_attention_heads")
     base = "transformer." if m.has("transformer.word_embeddings.weight", default=False) else ""
     attention = m.fused_attention(
-        hidden, heads, heads, hidden // heads, names=("query_key_value", "dense"), qkv_bias=True, o_bias=True
+        hidden, Heads(heads, heads, hidden // heads), names=("query_key_value", "dense"), qkv_bias=True, o_bias=True
     )
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm", bias=True),
@@ -111,10 +121,8 @@ def bloom(config: Config, m: Maker, names: Names) -> Description:
     outer = ends(
         m,
         config,
-        Names(base, "lm_head"),
+        Names(base, "lm_head", embedding="word_embeddings", norm="ln_f"),
         is_tied(config, True),
-        embedding="word_embeddings",
-        norm="ln_f",
         norm_bias=True,
     ) + m.norms(hidden, base + "word_embeddings_layernorm", bias=True)
     count = config.integer("n_layer", "num_hidden_layers")
@@ -128,12 +136,12 @@ def mpt(config: Config, m: Maker, names: Names) -> Description:
         raise not_understood(config.name, f"{config.path}: MPT with biases is not known")
     layer = total(
         m.norms(hidden, "norm_1", "norm_2"),
-        m.fused_attention(hidden, heads, heads, hidden // heads, names=("Wqkv", "out_proj")).at("attn."),
+        m.fused_attention(hidden, Heads(heads, heads, hidden // heads), names=("Wqkv", "out_proj")).at("attn."),
         m.plain_mlp(hidden, hidden * config.integer("expansion_ratio", default=4), names=("up_proj", "down_proj")).at(
             "ffn."
         ),
     )
-    outer = ends(m, config, Names("transformer.", "lm_head"), True, embedding="wte", norm="norm_f")
+    outer = ends(m, config, Names("transformer.", "lm_head", embedding="wte", norm="norm_f"), True)
     count = config.integer("n_layers")
     return Description((_layers("transformer.blocks.{i}.", count, layer, heads, heads, hidden // heads),), outer)
 
@@ -144,10 +152,12 @@ def qwen1(config: Config, m: Maker, names: Names) -> Description:
     inner = config.integer("intermediate_size") // 2
     layer = total(
         m.norms(hidden, "ln_1", "ln_2"),
-        m.fused_attention(hidden, heads, heads, hidden // heads, names=("c_attn", "c_proj"), qkv_bias=True).at("attn."),
+        m.fused_attention(hidden, Heads(heads, heads, hidden // heads), names=("c_attn", "c_proj"), qkv_bias=True).at(
+            "attn."
+        ),
         m.gated_mlp(hidden, inner, names=("w2", "w1", "c_proj")).at("mlp."),
     )
-    outer = ends(m, config, Names("transformer.", "lm_head"), is_tied(config, False), embedding="wte", norm="ln_f")
+    outer = ends(m, config, Names("transformer.", "lm_head", embedding="wte", norm="ln_f"), is_tied(config, False))
     count = config.integer("num_hidden_layers")
     return Description((_layers("transformer.h.{i}.", count, layer, heads, heads, hidden // heads),), outer)
 
@@ -157,7 +167,7 @@ def baichuan(config: Config, m: Maker, names: Names) -> Description:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm"),
-        m.fused_attention(hidden, heads, heads, hidden // heads, names=("W_pack", "o_proj")).at("self_attn."),
+        m.fused_attention(hidden, Heads(heads, heads, hidden // heads), names=("W_pack", "o_proj")).at("self_attn."),
         m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp."),
     )
     outer = ends(m, config, names, is_tied(config, False))
@@ -171,13 +181,11 @@ def internlm2(config: Config, m: Maker, names: Names) -> Description:
     heads, kv_heads, head_dim = head_sizes(config)
     layer = total(
         m.norms(hidden, "attention_norm", "ffn_norm"),
-        m.fused_attention(
-            hidden, heads, kv_heads, head_dim, names=("wqkv", "wo"), qkv_bias=bias, o_bias=bias
-        ).at("attention."),
+        m.fused_attention(hidden, Heads(heads, kv_heads, head_dim), names=("wqkv", "wo"), qkv_bias=bias, o_bias=bias).at("attention."),
         m.gated_mlp(hidden, config.integer("intermediate_size"), names=("w1", "w3", "w2")).at("feed_forward."),
     )  # fmt: skip
     head = names.head.replace("lm_head", "output")
-    outer = ends(m, config, Names(names.base, head), is_tied(config, False), embedding="tok_embeddings")
+    outer = ends(m, config, Names(names.base, head, embedding="tok_embeddings"), is_tied(config, False))
     count = config.integer("num_hidden_layers")
     return Description((_layers(names.base + "layers.{i}.", count, layer, heads, kv_heads, head_dim),), outer)
 
@@ -197,7 +205,7 @@ def deci(config: Config, m: Maker, names: Names) -> Description:
         if not attention.flag("no_op"):
             kv_heads = heads // attention.integer("n_heads_in_group", at_least=1, at_most=heads)
             part += m.norms(hidden, "input_layernorm")
-            part += m.attention(hidden, heads, kv_heads, head_dim).at("self_attn.")
+            part += m.attention(hidden, Heads(heads, kv_heads, head_dim)).at("self_attn.")
         if not ffn.flag("no_op"):
             part += m.norms(hidden, "post_attention_layernorm")
             part += m.gated_mlp(hidden, _puzzle_width(ffn.number("ffn_mult"), hidden)).at("mlp.")
@@ -221,7 +229,7 @@ def mllama(config: Config, m: Maker, names: Names) -> Description:
     )
     heads, kv_heads, head_dim = head_sizes(config)
     cross = set(config.counts("cross_attention_layers"))
-    attention = m.attention(hidden, heads, kv_heads, head_dim)
+    attention = m.attention(hidden, Heads(heads, kv_heads, head_dim))
     common = m.norms(hidden, "input_layernorm", "post_attention_layernorm") + m.gated_mlp(hidden, inner).at("mlp.")
     seeing = total(
         common,

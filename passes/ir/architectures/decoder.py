@@ -6,12 +6,12 @@ there are, which fields turn a sliding window on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.draft import Description, Names, attention_state, decoder, ends, is_tied, make_stack
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Heads, Maker, Part, total
 from passes.ir.fields import is_whole
 from passes.ir.model import Block, Role
 from passes.ir.state import FullKV
@@ -188,10 +188,10 @@ def attention(config: Config, m: Maker, style: Style) -> Part:
     heads, kv_heads, head_dim = head_sizes(config)
     qkv_bias, o_bias = _bias(config, style.qkv_bias), _bias(config, style.o_bias)
     if style.fused_qkv:
-        part = m.fused_attention(hidden, heads, kv_heads, head_dim, qkv_bias=qkv_bias, o_bias=o_bias)
+        part = m.fused_attention(hidden, Heads(heads, kv_heads, head_dim), qkv_bias=qkv_bias, o_bias=o_bias)
     else:
         names = ("q_proj", "k_proj", "v_proj", style.o_name)
-        part = m.attention(hidden, heads, kv_heads, head_dim, qkv_bias=qkv_bias, o_bias=o_bias, names=names)
+        part = m.attention(hidden, Heads(heads, kv_heads, head_dim), qkv_bias=qkv_bias, o_bias=o_bias, names=names)
     sinks = m.tensor("self_attn.sinks", heads) if style.sinks else Part()
     return part.at("self_attn.") + qk_norms(config, m, style, heads, kv_heads, head_dim) + sinks
 
@@ -258,9 +258,8 @@ def describe(config: Config, architecture: str, m: Maker, names: Names) -> Descr
     outer = ends(
         m,
         config,
-        names,
+        replace(names, norm=style.norm),
         is_tied(config, style.tied),
-        norm=style.norm,
         norm_bias=style.norm_bias,
         head_bias=style.head_bias,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.draft import Description, Names, make_stack
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Maker, Part, total
 from passes.ir.model import Block, Role
 from passes.ir.state import CompressedKV
 
@@ -100,7 +100,7 @@ def _experts(config: Config, m: Maker, hashed: bool) -> Part:
     return total(
         m.router("gate", count, hidden),
         m.tensor("gate.tid2eid", config.integer("vocab_size"), active, dtype="I64") if hashed else bias,
-        m.experts(hidden, inner, count, active, prefix="experts.", names=names),
+        m.experts(Experts(hidden, inner, count, active), prefix="experts.", names=names),
         m.gated_mlp(
             hidden, inner * config.integer("n_shared_experts"), names=names, shared=True, key="shared"
         ).at("shared_experts."),

@@ -14,10 +14,12 @@ from passes.ir.state import ChunkedKV, FullKV, LayerState, SlidingKV
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Where a decoder's tensors stand: `base` before `layers.{i}.` and the embedding, `head` the output head."""
+    """Where a decoder's tensors stand: `base` before `layers.{i}.`, embedding and final norm; `head` the output head."""
 
     base: str = "model."
     head: str = "lm_head"
+    embedding: str = "embed_tokens"
+    norm: str = "norm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +53,12 @@ def decoder(names: Names, blocks: Sequence[Block], outer: Part, mtp: Sequence[St
 
 
 def ends(
-    m: Maker,
-    config: Config,
-    names: Names,
-    tied: bool,
-    *,
-    embedding: str = "embed_tokens",
-    norm: str = "norm",
-    norm_bias: bool = False,
-    head_bias: bool = False,
+    m: Maker, config: Config, names: Names, tied: bool, *, norm_bias: bool = False, head_bias: bool = False
 ) -> Part:
     """Make embedding, final norm and head; a tied head is not stored, except where the checkpoint has a copy of it."""
     hidden, vocab = config.integer("hidden_size", "n_embd", "d_model"), config.integer("vocab_size")
-    part = m.embedding(names.base + embedding, vocab, hidden) + m.norms(hidden, names.base + norm, bias=norm_bias)
+    part = m.embedding(names.base + names.embedding, vocab, hidden)
+    part += m.norms(hidden, names.base + names.norm, bias=norm_bias)
     if tied and not m.has(f"{names.head}.weight", default=False):
         return part
     return part + m.head(names.head, vocab, hidden, bias=head_bias)

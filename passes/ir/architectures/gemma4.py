@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.draft import Description, Names, decoder, ends, is_tied
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Heads, Maker, Part, total
 from passes.ir.model import Block, Role
 from passes.ir.state import FullKV, LayerState, SharedKV, SlidingKV
 
@@ -57,7 +57,13 @@ def _block(config: Config, m: Maker, layer: int, full: bool, source: int | None)
     bias = config.flag("attention_bias")
     state: LayerState
     if source is None:
-        attention = m.attention(hidden, heads, kv_heads, dim, qkv_bias=bias, o_bias=bias, value=not same)
+        attention = m.attention(
+            hidden,
+            Heads(heads, kv_heads, dim),
+            qkv_bias=bias,
+            o_bias=bias,
+            names=("q_proj", "k_proj", "" if same else "v_proj", "o_proj"),
+        )
         attention += m.norms(dim, "q_norm", "k_norm")
         state = FullKV(kv_heads, dim, dim) if full else SlidingKV(kv_heads, dim, dim, config.integer("sliding_window"))
     else:
@@ -88,10 +94,7 @@ def _experts(config: Config, m: Maker) -> Part:
         m.tensor("router.per_expert_scale", count),
         m.router("router.proj", count, hidden),
         m.experts(
-            hidden,
-            config.integer("moe_intermediate_size"),
-            count,
-            config.integer("top_k_experts"),
+            Experts(hidden, config.integer("moe_intermediate_size"), count, config.integer("top_k_experts")),
             prefix="experts.",
             stacked=True,
         ),

@@ -6,12 +6,14 @@ State shapes: gated delta net (arXiv 2412.06464) and Kimi delta attention (arXiv
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import head_sizes
 from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.mla import latent_attention, latent_state
 from passes.ir.architectures.moe import is_sparse, qwen_moe_mlp
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Heads, Maker, Part, total
 from passes.ir.model import Block, Role
 from passes.ir.state import FullKV, Recurrent, StatePart
 
@@ -77,7 +79,7 @@ def qwen_next(config: Config, m: Maker, names: Names, *, fused: bool, sparse: bo
     kinds = config.names("layer_types", len(layers), by_number)
     bias = config.flag("attention_bias")
     norms = m.norms(hidden, "input_layernorm", "post_attention_layernorm")
-    attention = m.attention(hidden, heads, kv_heads, head_dim, gated=True, qkv_bias=bias, o_bias=bias).at(
+    attention = m.attention(hidden, Heads(heads, kv_heads, head_dim), gated=True, qkv_bias=bias, o_bias=bias).at(
         "self_attn."
     ) + m.norms(head_dim, "self_attn.q_norm", "self_attn.k_norm")
     mixer, mixer_state, kv = (
@@ -141,10 +143,8 @@ def nemotron_moe(config: Config, m: Maker) -> Part:
     hidden, count, bias = config.integer("hidden_size"), config.integer("n_routed_experts"), config.flag("mlp_bias")
     inner, latent = config.integer("moe_intermediate_size"), config.integer("moe_latent_size", default=0)
     part = m.router("gate", count, hidden) + m.tensor("gate.e_score_correction_bias", count, dtype="F32")
-    part += m.experts(
-        latent or hidden, inner, count, config.integer("num_experts_per_tok"),
-        prefix="experts.", names=("", "up_proj", "down_proj"), bias=bias,
-    )  # fmt: skip
+    bank = Experts(latent or hidden, inner, count, config.integer("num_experts_per_tok"), bias=bias)
+    part += m.experts(bank, prefix="experts.", names=("", "up_proj", "down_proj"))
     if latent:
         part += m.linear("fc1_latent_proj", Role.PROJECTOR, latent, hidden, bias=bias, quantizable=False)
         part += m.linear("fc2_latent_proj", Role.PROJECTOR, hidden, latent, bias=bias, quantizable=False)
@@ -189,7 +189,7 @@ def nemotron_h(config: Config, m: Maker, names: Names) -> Description:
             part, state = mamba2(config, m)
             return (norm + part).block(state, config.integer("mamba_num_heads"))
         if letter == "*":
-            part = m.attention(hidden, heads, kv_heads, head_dim, qkv_bias=bias, o_bias=bias).at("mixer.")
+            part = m.attention(hidden, Heads(heads, kv_heads, head_dim), qkv_bias=bias, o_bias=bias).at("mixer.")
             return (norm + part).block(FullKV(kv_heads, head_dim, head_dim), heads)
         if letter in "-E":
             return (norm + (nemotron_mlp(config, m) if letter == "-" else nemotron_moe(config, m))).block()
@@ -197,7 +197,7 @@ def nemotron_h(config: Config, m: Maker, names: Names) -> Description:
 
     made = {letter: block(letter) for letter in dict.fromkeys(pattern)}
     base = Names("backbone.", "lm_head")
-    outer = ends(m, config, base, is_tied(config, False), embedding="embeddings", norm="norm_f")
+    outer = ends(m, config, replace(base, embedding="embeddings", norm="norm_f"), is_tied(config, False))
     return decoder(base, [made[letter] for letter in pattern], outer)
 
 
@@ -216,7 +216,7 @@ def kimi_linear(config: Config, m: Maker, names: Names) -> Description:
     )
     size = l_heads * dim
     mixer = total(
-        m.attention(hidden, l_heads, l_heads, dim),
+        m.attention(hidden, Heads(l_heads, l_heads, dim)),
         *(m.tensor(f"{x}_conv1d.weight", size, 1, kernel) for x in "qkv"),
         m.tensor("A_log", 1, 1, l_heads, 1, dtype="F32"),
         m.tensor("dt_bias", size, dtype="F32"),
@@ -283,9 +283,7 @@ def kimi_moe(config: Config, m: Maker) -> Part:
         m.router("gate", count, hidden),
         m.tensor("gate.e_score_correction_bias", count, dtype="F32"),
         between,
-        m.experts(
-            narrow, inner, count, config.integer("num_experts_per_token"), prefix="experts.", names=("w1", "w3", "w2")
-        ),
+        m.experts(Experts(narrow, inner, count, config.integer("num_experts_per_token")), prefix="experts.", names=("w1", "w3", "w2")),
         m.gated_mlp(
             hidden, inner * config.integer("num_shared_experts"), shared=True, key="shared"
         ).at("shared_experts."),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from passes.ir.architectures.config import Config
 from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied, make_stack
 from passes.ir.architectures.moe import is_sparse, mtp_extras, routed_with_bias
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Maker, Part, total
 from passes.ir.model import Role, Stack
 from passes.ir.state import LatentKV
 
@@ -130,7 +130,9 @@ def mistral4(config: Config, m: Maker, names: Names) -> Description:
     count = config.integer("n_routed_experts")
     sparse = total(
         m.router("gate", count, hidden),
-        m.experts(hidden, inner, count, config.integer("num_experts_per_tok"), prefix="experts.", stacked=True),
+        m.experts(
+            Experts(hidden, inner, count, config.integer("num_experts_per_tok")), prefix="experts.", stacked=True
+        ),
         m.gated_mlp(hidden, inner * config.integer("n_shared_experts"), shared=True, key="shared").at(
             "shared_experts."
         ),

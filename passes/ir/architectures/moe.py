@@ -21,7 +21,7 @@ from passes.ir.architectures.draft import (
     is_tied,
     make_stack,
 )
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Heads, Maker, Part, total
 from passes.ir.model import Block, Role, Stack, Stacking
 from passes.ir.state import FullKV, SlidingKV
 
@@ -45,7 +45,6 @@ def is_sparse(config: Config, layer: int) -> bool:
 
 def decoder_of(
     config: Config,
-    m: Maker,
     names: Names,
     layer: Callable[[int], Part],
     style: Style,
@@ -64,17 +63,15 @@ def mixtral(config: Config, m: Maker, names: Names, style: Style | None = None, 
     """Describe Mixtral (arXiv 2401.04088): every layer has experts, `block_sparse_moe.experts.{e}.w1|w2|w3`."""
     style = style or Style(qkv_bias=False, o_bias=False, window="all")
     hidden, count = config.integer("hidden_size"), config.integer("num_local_experts")
+    bank = Experts(hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"))
     layer = total(
         m.norms(hidden, *style.norms, bias=style.norm_bias),
         attention(config, m, style),
         m.router("block_sparse_moe.gate", count, hidden),
-        m.experts(
-            hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"),
-            prefix="block_sparse_moe.experts.", names=_W,
-        ),
+        m.experts(bank, prefix="block_sparse_moe.experts.", names=_W),
     )  # fmt: skip
     outer = ends(m, config, names, is_tied(config, False), norm_bias=style.norm_bias, head_bias=head_bias)
-    return decoder_of(config, m, names, lambda _: layer, style, outer)
+    return decoder_of(config, names, lambda _: layer, style, outer)
 
 
 def phi_moe(config: Config, m: Maker, names: Names) -> Description:
@@ -87,17 +84,15 @@ def minimax_m2(config: Config, m: Maker, names: Names) -> Description:
     """Describe MiniMax-M2: Mixtral with norms over whole q and k, and a routing bias."""
     style = Style(qkv_bias=False, o_bias=False, qk_norm="full" if config.flag("use_qk_norm", default=True) else "")
     hidden, count = config.integer("hidden_size"), config.integer("num_local_experts")
+    bank = Experts(hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"))
     layer = total(
         m.norms(hidden, *style.norms),
         attention(config, m, style),
         m.router("block_sparse_moe.gate", count, hidden),
         m.tensor("block_sparse_moe.e_score_correction_bias", count),
-        m.experts(
-            hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"),
-            prefix="block_sparse_moe.experts.", names=_W,
-        ),
+        m.experts(bank, prefix="block_sparse_moe.experts.", names=_W),
     )  # fmt: skip
-    return decoder_of(config, m, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
+    return decoder_of(config, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
 
 
 def minimax_m3(config: Config, m: Maker, names: Names) -> Description:
@@ -107,13 +102,11 @@ def minimax_m3(config: Config, m: Maker, names: Names) -> Description:
     common = m.norms(hidden, *style.norms) + attention(config, m, style)
     dense = m.gated_mlp(hidden, config.integer("dense_intermediate_size")).at("mlp.")
     shared = config.integer("shared_intermediate_size") * config.integer("n_shared_experts", default=1)
+    bank = Experts(hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"))
     sparse = total(
         m.router("block_sparse_moe.gate", count, hidden),
         m.tensor("block_sparse_moe.e_score_correction_bias", count),
-        m.experts(
-            hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"),
-            prefix="block_sparse_moe.experts.", names=_W,
-        ),
+        m.experts(bank, prefix="block_sparse_moe.experts.", names=_W),
         m.gated_mlp(hidden, shared, shared=True, key="shared").at("block_sparse_moe.shared_experts."),
     )  # fmt: skip
     sparse_attention = config.part("sparse_attention_config")
@@ -134,16 +127,14 @@ def minimax_m3(config: Config, m: Maker, names: Names) -> Description:
     def layer(i: int) -> Part:
         return common + (sparse if is_sparse(config, i) else dense) + (index if indexed[i] else Part())
 
-    return decoder_of(config, m, names, layer, style, ends(m, config, names, is_tied(config, False)))
+    return decoder_of(config, names, layer, style, ends(m, config, names, is_tied(config, False)))
 
 
 def qwen_moe_mlp(config: Config, m: Maker, *, stacked: bool = False, transposed: bool = False) -> Part:
     """Make router, experts and (where the config has one) a gated shared expert, as Qwen names them."""
     hidden, count = config.integer("hidden_size"), config.integer("num_experts", "num_local_experts")
-    part = m.router("gate", count, hidden) + m.experts(
-        hidden, config.integer("moe_intermediate_size"), count, config.integer("num_experts_per_tok"),
-        prefix="experts.", stacked=stacked, transposed=transposed,
-    )  # fmt: skip
+    bank = Experts(hidden, config.integer("moe_intermediate_size"), count, config.integer("num_experts_per_tok"))
+    part = m.router("gate", count, hidden) + m.experts(bank, prefix="experts.", stacked=stacked, transposed=transposed)
     if shared := config.integer("shared_expert_intermediate_size", default=0):
         part += m.gated_mlp(hidden, shared, shared=True, key="shared").at("shared_expert.")
         part += m.linear("shared_expert_gate", Role.SHARED_GATE, 1, hidden, quantizable=False)
@@ -157,7 +148,7 @@ def qwen_moe(config: Config, m: Maker, names: Names, *, style: Style, transposed
     sparse = qwen_moe_mlp(config, m, stacked=transposed, transposed=transposed)
     dense = m.gated_mlp(hidden, config.integer("intermediate_size", default=0)).at("mlp.")
     outer = ends(m, config, names, is_tied(config, False))
-    return decoder_of(config, m, names, lambda i: common + (sparse if is_sparse(config, i) else dense), style, outer)
+    return decoder_of(config, names, lambda i: common + (sparse if is_sparse(config, i) else dense), style, outer)
 
 
 def olmoe(config: Config, m: Maker, names: Names) -> Description:
@@ -168,16 +159,17 @@ def olmoe(config: Config, m: Maker, names: Names) -> Description:
         m.norms(hidden, *style.norms),
         attention(config, m, style),
         m.router("mlp.gate", count, hidden),
-        m.experts(hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok")),
+        m.experts(Experts(hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok"))),
     )
-    return decoder_of(config, m, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
+    return decoder_of(config, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
 
 
 def granite_moe(config: Config, m: Maker, names: Names) -> Description:
     """Describe Granite 3 MoE: experts in two 3-D tensors, `input_linear` (gate and up) and `output_linear`."""
     style = Style()
     hidden, inner = config.integer("hidden_size"), config.integer("intermediate_size")
-    count, active = config.integer("num_local_experts"), config.integer("num_experts_per_tok")
+    count = config.integer("num_local_experts")
+    bank = Experts(hidden, inner, count, config.integer("num_experts_per_tok"))
     prefix = "block_sparse_moe."
     expert = prefix + "experts.{e}."
     gate_up = Stacking(prefix + "input_linear.weight", False, ((expert + "w1", inner), (expert + "w3", inner)))
@@ -186,10 +178,10 @@ def granite_moe(config: Config, m: Maker, names: Names) -> Description:
         m.norms(hidden, *style.norms),
         attention(config, m, style),
         m.router(prefix + "router.layer", count, hidden),
-        m.bank(expert + "w13", Role.GATE_UP, 2 * inner, hidden, count, active, stacking=gate_up),
-        m.bank(expert + "w2", Role.DOWN, hidden, inner, count, active, stacking=down),
+        m.bank(expert + "w13", Role.GATE_UP, 2 * inner, hidden, bank, stacking=gate_up),
+        m.bank(expert + "w2", Role.DOWN, hidden, inner, bank, stacking=down),
     )
-    return decoder_of(config, m, names, lambda _: layer, style, ends(m, config, names, is_tied(config, True)))
+    return decoder_of(config, names, lambda _: layer, style, ends(m, config, names, is_tied(config, True)))
 
 
 def routed_with_bias(config: Config, m: Maker, *, bias: bool = True) -> Part:
@@ -202,7 +194,7 @@ def routed_with_bias(config: Config, m: Maker, *, bias: bool = True) -> Part:
     part = m.router("gate", count, hidden)
     if bias:
         part += m.tensor("gate.e_score_correction_bias", count, dtype="F32")
-    part += m.experts(hidden, inner, count, config.integer("num_experts_per_tok"), prefix="experts.")
+    part += m.experts(Experts(hidden, inner, count, config.integer("num_experts_per_tok")), prefix="experts.")
     if shared := config.integer("n_shared_experts", "num_shared_experts", default=0):
         part += m.gated_mlp(hidden, inner * shared, shared=True, key="shared").at("shared_experts.")
     return part.at("mlp.")
@@ -237,26 +229,23 @@ def glm4_moe(config: Config, m: Maker, names: Names) -> Description:
     heads, kv_heads, head_dim = head_sizes(config)
     mtp = mtp_stack(m, config, names, common + sparse, heads, FullKV(kv_heads, head_dim, head_dim))
     outer = ends(m, config, names, is_tied(config, False))
-    return decoder_of(
-        config, m, names, lambda i: common + (sparse if is_sparse(config, i) else dense), style, outer, mtp
-    )
+    return decoder_of(config, names, lambda i: common + (sparse if is_sparse(config, i) else dense), style, outer, mtp)
 
 
 def gpt_oss(config: Config, m: Maker, names: Names) -> Description:
     """Describe gpt-oss (arXiv 2508.10925): attention sinks, biases everywhere, experts stacked with gate and up rows interleaved."""
     style = Style(qkv_bias="attention_bias", o_bias="attention_bias", window="layer_types")
     hidden, count = config.integer("hidden_size"), config.integer("num_local_experts")
+    active = config.integer("num_experts_per_tok", "experts_per_token")
+    bank = Experts(hidden, config.integer("intermediate_size"), count, active, bias=True)
     layer = total(
         m.norms(hidden, *style.norms),
         attention(config, m, style),
         m.tensor("self_attn.sinks", config.integer("num_attention_heads")),
         m.router("mlp.router", count, hidden, bias=True),
-        m.experts(
-            hidden, config.integer("intermediate_size"), count, config.integer("num_experts_per_tok", "experts_per_token"),
-            stacked=True, transposed=True, bias=True, interleaved=True,
-        ),
+        m.experts(bank, stacked=True, transposed=True, interleaved=True),
     )  # fmt: skip
-    return decoder_of(config, m, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
+    return decoder_of(config, names, lambda _: layer, style, ends(m, config, names, is_tied(config, False)))
 
 
 def mimo_v2(config: Config, m: Maker, names: Names, *, fused: bool = False) -> Description:
@@ -281,7 +270,7 @@ def mimo_v2(config: Config, m: Maker, names: Names, *, fused: bool = False) -> D
             part += m.linear("self_attn.qkv_proj", Role.QKV, rows, hidden, bias=bias, reads="attn_in")
             part += m.linear("self_attn.o_proj", Role.O, hidden, heads * v_dim, reads="attn_out")
         else:
-            part += m.attention(hidden, heads, kv_heads, dim, v_head_dim=v_dim, qkv_bias=bias).at("self_attn.")
+            part += m.attention(hidden, Heads(heads, kv_heads, dim, v_dim), qkv_bias=bias).at("self_attn.")
         if config.flag("add_swa_attention_sink_bias" if swa else "add_full_attention_sink_bias"):
             part += m.tensor("self_attn.attention_sink_bias", heads)
         part += sparse if is_sparse(config, i) else dense
@@ -309,6 +298,7 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
     ).at("share_expert.")
     if config.flag("use_moe_router_bias", default=True):
         sparse += m.tensor("moe.router_bias", count)
+    bank = Experts(hidden, inner, count, active)
     for name, role, out, into in (
         ("gate_proj", Role.GATE, inner, hidden),
         ("up_proj", Role.UP, inner, hidden),
@@ -316,7 +306,7 @@ def step3(config: Config, m: Maker, names: Names) -> Description:
     ):
         apart = f"moe.experts.{{e}}.{name}"
         stacking = Stacking(f"moe.{name}.weight", False, ((apart, out),))
-        sparse += m.bank(apart, role, out, into, count, active, stacking=stacking)
+        sparse += m.bank(apart, role, out, into, bank, stacking=stacking)
     listed = config.text("moe_layers_enum", "")
     if not re.fullmatch(r"(\d{1,4}(,\d{1,4})*)?", listed):
         raise config.wrong("moe_layers_enum", "numbers of layers, such as 3,4,5", listed)
@@ -348,16 +338,16 @@ def llama4(config: Config, m: Maker, names: Names) -> Description:
     heads, kv_heads, head_dim = head_sizes(config)
     inner = config.integer("intermediate_size")
     common = m.norms(hidden, "input_layernorm", "post_attention_layernorm") + m.attention(
-        hidden, heads, kv_heads, head_dim, qkv_bias=config.flag("attention_bias"), o_bias=config.flag("attention_bias")
+        hidden,
+        Heads(heads, kv_heads, head_dim),
+        qkv_bias=config.flag("attention_bias"),
+        o_bias=config.flag("attention_bias"),
     ).at("self_attn.")
     dense = m.gated_mlp(hidden, config.integer("intermediate_size_mlp")).at("feed_forward.")
     sparse = total(
         m.router("router", count, hidden),
         m.experts(
-            hidden,
-            inner,
-            count,
-            config.integer("num_experts_per_tok"),
+            Experts(hidden, inner, count, config.integer("num_experts_per_tok")),
             prefix="experts.",
             stacked=True,
             transposed=True,

@@ -75,6 +75,32 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
+class Heads:
+    """Heads of an attention: how many of queries and of keys, elements of a key; of a value where they differ."""
+
+    query: int
+    kv: int
+    size: int
+    of_value: int | None = None
+
+    @property
+    def value_size(self) -> int:
+        """Elements of a value."""
+        return self.size if self.of_value is None else self.of_value
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A bank of `count` experts, `active` of which serve one token; each goes from `hidden` to `inner` and back."""
+
+    hidden: int
+    inner: int
+    count: int
+    active: int
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Maker:
     """Makes parts of one dtype. `stored`: the name patterns of the checkpoint's headers; None where there are none.
 
@@ -130,33 +156,32 @@ class Maker:
         return weights + total(*(self.tensor(f"{name}.bias", size) for name in names)) if bias else weights
 
     def attention(
-        self, hidden: int, heads: int, kv_heads: int, head_dim: int, *, qkv_bias: bool = False, o_bias: bool = False,
-        names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"), v_head_dim: int = 0, gated: bool = False,
-        value: bool = True,
+        self, hidden: int, heads: Heads, *, qkv_bias: bool = False, o_bias: bool = False,
+        names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"), gated: bool = False,
     ) -> Part:  # fmt: skip
-        """Make grouped-query attention with separate projections; `gated`: the query projection also makes an output gate."""
+        """Make grouped-query attention with separate projections, of `names` (value's "" where keys are the values too); `gated`: the
+        query projection also makes an output gate.
+        """
         q, k, v, o = names
-        v_dim = v_head_dim or head_dim
         agree, reads = "qkv", "attn_in"
+        rows = heads.query * heads.size * (2 if gated else 1)
+        value_rows = heads.kv * heads.value_size
         return total(
-            self.linear(
-                q, Role.Q, heads * head_dim * (2 if gated else 1), hidden, bias=qkv_bias, agree=agree, reads=reads
-            ),
-            self.linear(k, Role.K, kv_heads * head_dim, hidden, bias=qkv_bias, agree=agree, reads=reads),
-            self.linear(v, Role.V, kv_heads * v_dim, hidden, bias=qkv_bias, agree=agree, reads=reads)
-            if value
-            else Part(),
-            self.linear(o, Role.O, hidden, heads * v_dim, bias=o_bias, reads="attn_out"),
+            self.linear(q, Role.Q, rows, hidden, bias=qkv_bias, agree=agree, reads=reads),
+            self.linear(k, Role.K, heads.kv * heads.size, hidden, bias=qkv_bias, agree=agree, reads=reads),
+            self.linear(v, Role.V, value_rows, hidden, bias=qkv_bias, agree=agree, reads=reads) if v else Part(),
+            self.linear(o, Role.O, hidden, heads.query * heads.value_size, bias=o_bias, reads="attn_out"),
         )
 
     def fused_attention(
-        self, hidden: int, heads: int, kv_heads: int, head_dim: int, *, names: tuple[str, str] = ("qkv_proj", "o_proj"),
-        qkv_bias: bool = False, o_bias: bool = False,
+        self, hidden: int, heads: Heads, *, names: tuple[str, str] = ("qkv_proj", "o_proj"), qkv_bias: bool = False,
+        o_bias: bool = False,
     ) -> Part:  # fmt: skip
         """Make grouped-query attention whose q, k and v are one matrix."""
+        rows = (heads.query + 2 * heads.kv) * heads.size
         return total(
-            self.linear(names[0], Role.QKV, (heads + 2 * kv_heads) * head_dim, hidden, bias=qkv_bias, reads="attn_in"),
-            self.linear(names[1], Role.O, hidden, heads * head_dim, bias=o_bias, reads="attn_out"),
+            self.linear(names[0], Role.QKV, rows, hidden, bias=qkv_bias, reads="attn_in"),
+            self.linear(names[1], Role.O, hidden, heads.query * heads.size, bias=o_bias, reads="attn_out"),
         )
 
     def gated_mlp(
@@ -198,45 +223,27 @@ class Maker:
         )
 
     def experts(
-        self,
-        hidden: int,
-        inner: int,
-        count: int,
-        active: int,
-        *,
-        prefix: str = "mlp.experts.",
-        names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
-        stacked: bool = False,
-        transposed: bool = False,
-        bias: bool = False,
-        interleaved: bool = False,
-    ) -> Part:
-        """Make a bank of experts, `active` of `count` serving one token; `names` of gate ("" for none), up and down.
+        self, bank: Experts, *, prefix: str = "mlp.experts.", names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+        stacked: bool = False, transposed: bool = False, interleaved: bool = False,
+    ) -> Part:  # fmt: skip
+        """Make a bank of experts; `names` of gate ("" for none), up and down.
 
         `stacked`: by default the bank is two 3-D tensors, `gate_up_proj` and `down_proj`; `transposed`: `[experts, in, out]`.
         """
         whole = prefix + "gate_up_proj"
         if names[0] and (self.has(whole, default=stacked) or self.has(whole + "_blocks", default=False)):
-            return self._stacked(hidden, inner, count, active, prefix, names, transposed, bias, interleaved)
+            return self._stacked(bank, prefix, names, transposed, interleaved)
         gate, up, down = (f"{prefix}{{e}}.{name}" if name else "" for name in names)
         return total(
-            self.bank(gate, Role.GATE, inner, hidden, count, active, bias=bias) if gate else Part(),
-            self.bank(up, Role.UP, inner, hidden, count, active, bias=bias),
-            self.bank(down, Role.DOWN, hidden, inner, count, active, bias=bias),
+            self.bank(gate, Role.GATE, bank.inner, bank.hidden, bank) if gate else Part(),
+            self.bank(up, Role.UP, bank.inner, bank.hidden, bank),
+            self.bank(down, Role.DOWN, bank.hidden, bank.inner, bank),
         )
 
     def _stacked(
-        self,
-        hidden: int,
-        inner: int,
-        count: int,
-        active: int,
-        prefix: str,
-        names: tuple[str, str, str],
-        transposed: bool,
-        bias: bool,
-        interleaved: bool,
+        self, bank: Experts, prefix: str, names: tuple[str, str, str], transposed: bool, interleaved: bool
     ) -> Part:
+        hidden, inner = bank.hidden, bank.inner
         found = self.find(prefix + "gate_up_proj")
         if found is not None and len(found.shape) == 3 and hidden != 2 * inner:
             transposed = found.shape[1] == hidden
@@ -246,38 +253,19 @@ class Maker:
         )
         down = Stacking(prefix + "down_proj", transposed, ((apart + names[2], hidden),))
         return total(
-            self.bank(
-                apart + "gate_up_proj", Role.GATE_UP, 2 * inner, hidden, count, active, bias=bias, stacking=gate_up
-            ),
-            self.bank(apart + names[2], Role.DOWN, hidden, inner, count, active, bias=bias, stacking=down),
+            self.bank(apart + "gate_up_proj", Role.GATE_UP, 2 * inner, hidden, bank, stacking=gate_up),
+            self.bank(apart + names[2], Role.DOWN, hidden, inner, bank, stacking=down),
         )
 
     def bank(
-        self,
-        name: str,
-        role: Role,
-        out: int,
-        into: int,
-        count: int,
-        active: int,
-        *,
-        bias: bool = False,
-        stacking: Stacking | None = None,
+        self, name: str, role: Role, out: int, into: int, bank: Experts, *, stacking: Stacking | None = None
     ) -> Part:
         """Make one matrix of every expert."""
         reads = "experts_mid" if role is Role.DOWN else "experts_in"
         return self.linear(
-            name,
-            role,
-            out,
-            into,
-            bias=bias,
-            agree="experts",
-            reads=reads,
-            copies=count,
-            active=active,
+            name, role, out, into, bias=bank.bias, agree="experts", reads=reads, copies=bank.count, active=bank.active,
             stacking=stacking,
-        )
+        )  # fmt: skip
 
     def router(self, name: str, count: int, hidden: int, *, bias: bool = False, dtype: str | None = None) -> Part:
         """Make the matrix that picks experts; recipes keep it dense."""

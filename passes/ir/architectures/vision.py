@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from passes.ir.architectures.config import Config
 from passes.ir.architectures.draft import Description, make_stack
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Heads, Maker, Part, total
 from passes.ir.model import Role
 
 #: CLIP ViT-L/14 at 336 pixels, the tower that Phi-3 Vision names but does not spell out (arXiv 2103.00020, table 20).
@@ -47,7 +47,8 @@ def clip(
     layer = total(
         m.norms(hidden, "layer_norm1", "layer_norm2", bias=True),
         m.attention(
-            hidden, heads, heads, hidden // heads, qkv_bias=True, o_bias=True, names=("q_proj", "k_proj", "v_proj", "out_proj")
+            hidden, Heads(heads, heads, hidden // heads), qkv_bias=True, o_bias=True,
+            names=("q_proj", "k_proj", "v_proj", "out_proj"),
         ).at("self_attn."),
         m.plain_mlp(hidden, inner, names=("fc1", "fc2"), bias=True).at("mlp."),
     )  # fmt: skip
@@ -78,7 +79,7 @@ def pixtral(config: Config, m: Maker, prefix: str) -> Description:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layer = total(
         m.norms(hidden, "attention_norm", "ffn_norm"),
-        m.attention(hidden, heads, heads, config.integer("head_dim", default=hidden // heads)).at("attention."),
+        m.attention(hidden, Heads(heads, heads, config.integer("head_dim", default=hidden // heads))).at("attention."),
         m.gated_mlp(hidden, config.integer("intermediate_size")).at("feed_forward."),
     )
     outer = patches(m, "patch_conv", hidden, config) + m.norms(hidden, "ln_pre")
@@ -140,7 +141,9 @@ def internvl(config: Config, m: Maker, prefix: str) -> Description:
             "layernorm_after",
             bias=config.get("norm_type", default="layer_norm") == "layer_norm",
         ),
-        m.attention(hidden, heads, heads, hidden // heads, qkv_bias=bias, o_bias=True, names=names).at("attention."),
+        m.attention(hidden, Heads(heads, heads, hidden // heads), qkv_bias=bias, o_bias=True, names=names).at(
+            "attention."
+        ),
         m.norms(hidden, "attention.q_norm", "attention.k_norm") if config.flag("use_qk_norm") else Part(),
         m.plain_mlp(hidden, config.integer("intermediate_size"), names=("fc1", "fc2"), bias=True).at("mlp."),
         m.tensor("lambda_1", hidden) + m.tensor("lambda_2", hidden),
@@ -206,7 +209,7 @@ def mllama_vision(config: Config, m: Maker, prefix: str) -> Description:
     )
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm", bias=True),
-        m.attention(hidden, heads, heads, hidden // heads).at("self_attn."),
+        m.attention(hidden, Heads(heads, heads, hidden // heads)).at("self_attn."),
         m.plain_mlp(hidden, inner, names=("fc1", "fc2"), bias=True).at("mlp."),
     )
     tiles = config.integer("max_num_tiles")
@@ -243,7 +246,7 @@ def llama4_vision(config: Config, m: Maker, prefix: str) -> Description:
     )
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm", bias=True),
-        m.attention(hidden, heads, heads, hidden // heads, qkv_bias=True, o_bias=True).at("self_attn."),
+        m.attention(hidden, Heads(heads, heads, hidden // heads), qkv_bias=True, o_bias=True).at("self_attn."),
         m.plain_mlp(hidden, inner, names=("fc1", "fc2"), bias=True).at("mlp."),
     )
     side, positions = (
@@ -276,7 +279,7 @@ def gemma4_vision(config: Config, m: Maker, prefix: str) -> Description:
         m.norms(
             hidden, "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
         ),
-        m.attention(hidden, heads, kv_heads, dim, qkv_bias=bias, o_bias=bias, names=names).at("self_attn."),
+        m.attention(hidden, Heads(heads, kv_heads, dim), qkv_bias=bias, o_bias=bias, names=names).at("self_attn."),
         m.norms(dim, "self_attn.q_norm", "self_attn.k_norm"),
         m.gated_mlp(
             hidden, config.integer("intermediate_size"), names=("gate_proj.linear", "up_proj.linear", "down_proj.linear")
@@ -311,7 +314,9 @@ def gemma4_audio(config: Config, m: Maker, prefix: str) -> Description:
         return (mlp + m.norms(hidden, "pre_layer_norm", "post_layer_norm")).at(name)
 
     attention = m.attention(
-        hidden, heads, heads, hidden // heads, names=("q_proj.linear", "k_proj.linear", "v_proj.linear", "post.linear")
+        hidden,
+        Heads(heads, heads, hidden // heads),
+        names=("q_proj.linear", "k_proj.linear", "v_proj.linear", "post.linear"),
     )
     layer = total(
         feed("feed_forward1."),

@@ -12,7 +12,7 @@ from planner.explain.diff import told
 from planner.figures import apart, intervals_apart
 
 if TYPE_CHECKING:
-    from planner.explain.answer import Answer
+    from planner.explain.asked import Answer
     from planner.explain.compare import Side
     from planner.explain.diff import PlanDifference
     from planner.plan.document import PlannedGoal
@@ -41,7 +41,8 @@ def print_answer(console: Console, answer: Answer) -> None:
         page.blank()
         for side in (answer.chosen, answer.other):
             page.line(f"{_HEAD}{side.role:11s} ", _kept(side))
-        page.line(f"{_HEAD}{'decides':11s} ", answer.decides)
+        if answer.decides:
+            page.line(f"{_HEAD}{'decides':11s} ", answer.decides)
         if answer.patch:
             page.line(f"{_HEAD}{'in the spec':11s} ", answer.patch, "dim")
         if answer.candidates:

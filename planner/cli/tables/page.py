@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
+#: In front of what goes on below a line's head.
+INDENT = " " * 11
 #: Below so many columns, figures that stand in columns stand below each other.
 _NARROW = 100
 #: The narrowest that is filled; what is narrower is left to the terminal.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,36 +13,31 @@ from passes.base import Stage
 from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
 from planner.choice.verdict import judge_rate
-from planner.cli.tables.page import Page
+from planner.cli.tables.choices import print_choices
+from planner.cli.tables.page import INDENT, Page
 from planner.cli.tables.parts import load_lines, size
-from planner.figures import all_apart, apart, show, show_interval
+from planner.figures import apart, show, show_interval
 from planner.plan.document import planned_goal
-from planner.quality.expected import growth, perplexity_growth
+from planner.plan.remedies import longer_context
+from planner.quality.expected import perplexity_growth
+from planner.spec.parts.goals import Bands
 from planner.spec.units import parse_share
-from targets.engines.accounting import BEYOND_MODEL
-from targets.engines.engine import Memory, SpeedEstimate
 from targets.quantity import Quantity
 
 if TYPE_CHECKING:
     from planner.plan.document import (
         ChosenPlan,
-        ParetoPlan,
         PlanDocument,
         PlannedGoal,
         RejectedPlan,
     )
     from planner.plan.stated import StatedReason
-    from planner.quality.expected import Quality
     from targets.workload import Workload
 
-#: Columns of the memory bar, and of the heads of lines.
-_BAR, _INDENT = 50, " " * 11
+#: Columns of the memory bar.
+_BAR = 50
 #: Odds that need no saying.
 _CERTAIN = 0.995
-#: Rows of the table of choices: at least so many where there are candidates, and at most.
-_LEAST_ROWS, _MOST_ROWS = 3, 6
-#: Figures of rows that differ by less than this share are one to people.
-_ALIKE = 5e-4
 #: Candidates that lost which are told of.
 _WHY_NOT = 3
 
@@ -79,7 +74,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     page.blank()
     _print_memory(page, chosen, document)
     _print_goals(page, chosen, _rate(document, chosen), _confidence(document, "confidence"))
-    _print_choices(page, document)
+    print_choices(page, document)
     page.line("  Graph    ", " ─► ".join(("source", *_titles(chosen), "checkpoint", chosen.engine.name)))
     page.blank()
     if document.rejected:
@@ -87,7 +82,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
         _print_rejected(page, document.rejected[:_WHY_NOT])
         more = document.lost - min(_WHY_NOT, len(document.rejected))
         if more > 0:
-            page.line(_INDENT, f"({more:,} more: optimize explain)", "dim")
+            page.line(INDENT, f"({more:,} more: optimize explain)", "dim")
         page.blank()
     _print_illegal(page, document)
     for note in chosen.notes:
@@ -95,7 +90,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     for recovery in _recoveries(chosen):
         page.line("  Recovery ", recovery)
     page.line("  Ask      ", f"optimize explain {'; '.join(_questions(document, chosen))}", "dim")
-    page.line("  ", _making(chosen))
+    page.line("  ", _making(chosen, document.lock.gpu.memory_bytes))
     said = Text(f"Plan: {chain}, {size(chosen.tensor_bytes)}, served by {engine}.", "bold")
     page.line("  ", said.append(f" Saved to {saved}." if saved else "", "not bold"))
     for line in _next(chosen, saved, room):
@@ -128,17 +123,18 @@ def _questions(document: PlanDocument, chosen: ChosenPlan) -> Iterator[str]:
 
 def _print_no_plan(page: Page, document: PlanDocument) -> None:
     page.line("  ", Text.assemble(("No plan meets the goals", "bold red"), f" ({document.searched:,} candidates)."))
+    short = next(filter(None, map(longer_context, document.rejected[0].reasons)), None) if document.rejected else None
     if document.rejected:
         nearest, *others = document.rejected
         page.line("  Nearest  ", nearest.candidate)
         for reason in nearest.reasons:
-            page.line(_INDENT + "  ", f"{reason.message}{_by_how_much(reason, nearest)}{_remedy(reason)}")
+            page.line(INDENT + "  ", f"{reason.message}{_by_how_much(reason, nearest)}{_remedy(reason)}")
         _print_rejected(page, others[:4])
         page.blank()
-        if not _refused(document):
-            _print_choices(page, document)
+        if short is None and not _refused(document):
+            print_choices(page, document)
     for number, other in enumerate(document.alternatives):
-        head = "  Instead  " if number == 0 else _INDENT
+        head = "  Instead  " if number == 0 else INDENT
         page.line(head, Text.assemble((other.change, "bold"), f": {other.candidate}"))
     if document.alternatives:
         page.blank()
@@ -149,7 +145,7 @@ def _print_no_plan(page: Page, document: PlanDocument) -> None:
             Text.assemble(("No plan.", "bold"), " What the spec names cannot be had so: change it as is said above."),
         )
         return
-    if (short := _short_context(document)) is not None:
+    if short is not None:
         page.line("  ", Text.assemble(("No plan.", "bold"), f" {short}"))
         return
     spec = document.places.spec if document.places is not None else None
@@ -163,20 +159,6 @@ def _refused(document: PlanDocument) -> bool:
     """Whether even the nearest candidate has something illegal that the spec asks for by name: no card and no goal mends that."""
     illegal = {kind.code for kind in document.illegal}
     return any(reason.code in illegal for reason in document.rejected[0].reasons) if document.rejected else False
-
-
-def _short_context(document: PlanDocument) -> str | None:
-    """What to do where the context that is asked is more than the model's own; None where it is not."""
-    told = (reason for plan in document.rejected[:1] for reason in plan.reasons if reason.code == BEYOND_MODEL)
-    reason = next(told, None)
-    if reason is None:
-        return None
-    own, asked = reason.data.get("max_context", 1), reason.data.get("asked", 1)
-    yarn = f'"rope_scaling": {{"rope_type": "yarn", "factor": {-(-asked // own)}.0, "original_max_position_embeddings": {own}}}'
-    return (
-        f"Ask for a context of {own:,} or less, or a model that is made for more. Some makers say that YaRN does (how far, their "
-        f"model cards say): plan a folder whose config.json has {yarn}"
-    )
 
 
 def _near(path: str) -> str:
@@ -213,11 +195,11 @@ def _recoveries(chosen: ChosenPlan) -> Iterator[str]:
         yield f"{pass_.title()}{takes}: {show_interval(growth, '%')} perplexity expected in the end"
 
 
-def _making(chosen: ChosenPlan) -> str:
+def _making(chosen: ChosenPlan, card_bytes: int) -> str:
     """What the plan takes to make: hours on its card and on this machine."""
     if chosen.nothing_to_make:
         return f"Nothing to make: {chosen.published or 'the checkpoint'} is served as it is."
-    return f"apply needs {_effort(chosen)}, and {size(chosen.apply.disk_bytes)} of disk."
+    return f"apply needs {_effort(chosen, card_bytes)}, and {size(chosen.apply.disk_bytes)} of disk."
 
 
 def _next(chosen: ChosenPlan, saved: str | None, room: Room) -> Iterator[str]:
@@ -257,14 +239,17 @@ def _layout(chosen: ChosenPlan) -> str:
     return "; ".join((f"{cards}: {spread}", *names, *(f"{name} {value}" for name, value in known if value is not None)))
 
 
-def _effort(chosen: ChosenPlan) -> str:
+def _effort(chosen: ChosenPlan, card_bytes: int) -> str:
     """What applying a plan takes on its own card, where that is another, and here."""
     places = [(chosen.apply_on_card, "on the ")] if chosen.apply_on_card is not None else []
     said = []
     for work, where in [*places, (chosen.apply, "here, on ")]:
         own = "the card's memory" if work.host_memory_bytes is not None else "memory"
         hours = show(work.seconds.value / 3600, "h")
-        said.append(f"about {hours} {where}{work.device or 'this machine'} ({size(work.memory_bytes.value)} of {own})")
+        held = size(work.memory_bytes.value)
+        if work is chosen.apply_on_card and work.memory_bytes.value > card_bytes:
+            held = f"at least {size(work.memory_bytes.low)}"
+        said.append(f"about {hours} {where}{work.device or 'this machine'} ({held} of {own})")
     return "; ".join(said)
 
 
@@ -288,7 +273,7 @@ def _served(chosen: ChosenPlan) -> list[str]:
 def _print_memory(page: Page, chosen: ChosenPlan, document: PlanDocument) -> None:
     memory, kv, needs = chosen.memory, chosen.kv_cache, chosen.capacity
     budget, total = memory.budget.value, memory.total.value
-    columns = _BAR if page.width is None else min(_BAR, page.width - len(_INDENT))
+    columns = _BAR if page.width is None else min(_BAR, page.width - len(INDENT))
     full = round(min(1.0, total / budget if budget else 1.0) * columns)
     sure = chosen.fit_odds is None or chosen.fit_odds >= _confidence(document, "fit_confidence")
     style = "red" if total > budget else "green" if sure else "yellow"
@@ -300,9 +285,9 @@ def _print_memory(page: Page, chosen: ChosenPlan, document: PlanDocument) -> Non
         "activations": memory.activations.value, "overhead": memory.non_torch.value + memory.cuda_graphs.value,
     }  # fmt: skip
     odds = f", fits with {chosen.fit_odds:.0%}" if chosen.fit_odds is not None else ""
-    page.line(_INDENT, f"{'   '.join(f'{name} {size(held)}' for name, held in named.items() if held)}{odds}")
+    page.line(INDENT, f"{'   '.join(f'{name} {size(held)}' for name, held in named.items() if held)}{odds}")
     page.line(
-        _INDENT,
+        INDENT,
         _cache(chosen, document.spec.workload.asked) or f"no cache that grows; longest context {kv.max_context:,}",
     )
     page.blank()
@@ -327,7 +312,7 @@ def _rate(document: PlanDocument, chosen: ChosenPlan) -> tuple[PlannedGoal, ...]
     """The rate that requests arrive at, as a goal: they are to be answered as fast."""
     if chosen.speed is None:
         return ()
-    return tuple(map(planned_goal, judge_rate(document.spec.workload.asked, chosen.speed)))
+    return tuple(planned_goal(result, Bands()) for result in judge_rate(document.spec.workload.asked, chosen.speed))
 
 
 def _print_goals(page: Page, chosen: ChosenPlan, rate: tuple[PlannedGoal, ...], confidence: float) -> None:
@@ -345,14 +330,14 @@ def _print_goals(page: Page, chosen: ChosenPlan, rate: tuple[PlannedGoal, ...], 
     if not named & {Goal.PERPLEXITY, Goal.KL}:
         rows.append(_unasked(Goal.PERPLEXITY, perplexity_growth(chosen.quality.log_ppl_increase)))
     for number, (name, wanted, predicted, basis, mark) in enumerate(rows):
-        head = "  Goals    " if number == 0 else _INDENT
+        head = "  Goals    " if number == 0 else INDENT
         if page.narrow:
             page.line(head, Text(f"{name} {wanted} ".replace("  ", " ")).append_text(mark))
-            page.line(_INDENT + "  ", f"{predicted} {basis}")
+            page.line(INDENT + "  ", f"{predicted} {basis}")
         else:
             page.line(head, Text(f"{name:14s} {wanted:14s} {predicted:38s} {basis:11s} ").append_text(mark))
     for number, line in enumerate(() if chosen.speed is None else load_lines(chosen.speed)):
-        page.line("  Load     " if number == 0 else _INDENT, line)
+        page.line("  Load     " if number == 0 else INDENT, line)
     page.blank()
 
 
@@ -364,11 +349,23 @@ def _unasked(goal: Goal, predicted: Quantity) -> tuple[str, str, str, str, Text]
 def _mark(goal: PlannedGoal, confidence: float) -> Text:
     """A tick for a goal that is met as surely as is asked; what is met by the predicted value only has its odds and no tick."""
     if not goal.met:
-        return Text("✗", "red")
+        return Text(f"✗{_missed(goal)}", "red" if _missed(goal) == "" else "yellow")
     odds = f" {goal.odds:.0%}" if goal.odds is not None and goal.odds < _CERTAIN else ""
     if goal.odds is not None and goal.odds < confidence:
         return Text(f"~{odds}, {confidence:.0%} asked", "yellow")
     return Text.assemble(("✓", "green"), (odds, "dim"))
+
+
+def _missed(goal: PlannedGoal) -> str:
+    """By how much a goal is missed that a plan was chosen with all the same: inside the band that nobody can tell."""
+    if goal.missed_by is None or goal.band is None:
+        return ""
+    by, band = (
+        (f"{100 * goal.missed_by:.2g} points", f"{100 * goal.band:.2g}")
+        if goal.unit == "%"
+        else apart(goal.missed_by, goal.band, goal.unit)
+    )
+    return f" misses by {by}, inside the band of {band}"
 
 
 def _confidence(document: PlanDocument, name: str) -> float:
@@ -377,92 +374,10 @@ def _confidence(document: PlanDocument, name: str) -> float:
     return parse_share(said) if isinstance(said, str) else 0.5
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A row of the table of choices."""
-
-    mark: str
-    candidate: str
-    memory: Memory
-    speed: SpeedEstimate | None
-    quality: Quality
-    said: str
-
-
-def _figures(row: _Choice) -> tuple[float | None, ...]:
-    """What stands in `_COLUMNS`; None where it is not known."""
-    speed = row.speed
-    rates: tuple[float | None, ...] = (None,) * 3 if speed is None else (
-        speed.decode_tok_s_per_request.value, speed.throughput_tok_s.value, speed.ttft_ms.value
-    )  # fmt: skip
-    return (growth(row.quality.log_ppl_increase.value), *rates, row.memory.total.value)
-
-
-#: Heading, unit and width of the columns.
-_COLUMNS = (
-    ("perplexity", "%", 10),
-    ("a client", "tok/s", 10),
-    ("all", "tok/s", 11),
-    ("TTFT", "ms", 8),
-    ("memory", "B", 10),
-)
-
-
-def _print_choices(page: Page, document: PlanDocument) -> None:
-    """The chosen candidate beside others of the Pareto set, and where these are few those that come next, with what they miss."""
-    rows = list(_choices(document))
-    if len(rows) < 2:
-        return
-    columns = [_column([_figures(row)[n] for row in rows], unit) for n, (_, unit, _) in enumerate(_COLUMNS)]
-    if page.narrow:
-        page.line("  Choices  ", " · ".join(name for name, _, _ in _COLUMNS), "dim")
-    else:
-        heads = "  ".join(f"{name:>{width}s}" for name, _, width in _COLUMNS)
-        page.line("  Choices  ", f"{heads}  candidate", "dim")
-    for row, cells in zip(rows, zip(*columns, strict=True), strict=True):
-        if page.narrow:
-            page.line(f"         {row.mark} ", f"{row.candidate} ({row.said})")
-            page.line(_INDENT + "  ", " · ".join(cells))
-        else:
-            shown = "  ".join(f"{cell:>{width}s}" for cell, (_, _, width) in zip(cells, _COLUMNS, strict=True))
-            page.line(f"         {row.mark} {shown}  ", f"{row.candidate} ({row.said})")
-    page.blank()
-
-
-def _column(values: Sequence[float | None], unit: str) -> list[str]:
-    """A column's figures, told apart."""
-    shown = iter(all_apart([value for value in values if value is not None], unit, _ALIKE))
-    return ["-" if value is None else next(shown) for value in values]
-
-
-def _choices(document: PlanDocument) -> Iterator[_Choice]:
-    chosen = document.chosen
-    own = [row for row in document.pareto if chosen is not None and row.candidate == chosen.label]
-    others = _shown([row for row in document.pareto if row not in own])
-    for mark, rows in (("►", own), (" ", others)):
-        yield from (_Choice(mark, r.candidate, r.memory, r.speed, r.quality, r.making) for r in rows)
-    left = _LEAST_ROWS - len(own) - len(others)
-    for row in document.rejected:
-        if left > 0 and row.memory is not None and row.quality is not None:
-            left -= 1
-            yield _Choice(" ", row.candidate, row.memory, row.speed, row.quality, row.reasons[0].message)
-
-
-def _shown(rows: Sequence[ParetoPlan]) -> list[ParetoPlan]:
-    """At most five rows: the extremes in quality, speed and memory, then others in the order of quality."""
-    if not rows:
-        return []
-    ordered = sorted(rows, key=lambda row: row.quality.log_ppl_increase.value)
-    fastest = max(rows, key=lambda row: row.speed.decode_tok_s_per_request.value if row.speed else 0.0)
-    smallest = min(rows, key=lambda row: row.memory.total.value)
-    picked: Mapping[str, ParetoPlan] = {row.candidate: row for row in (ordered[0], fastest, smallest, *ordered)}
-    return sorted(list(picked.values())[: _MOST_ROWS - 1], key=lambda row: row.quality.log_ppl_increase.value)
-
-
 def _print_rejected(page: Page, rejected: Sequence[RejectedPlan]) -> None:
     for plan in rejected:
-        page.line(_INDENT, plan.candidate)
-        page.line(_INDENT + "  ", "; ".join(f"{reason.message}{_remedy(reason)}" for reason in plan.reasons[:2]), "dim")
+        page.line(INDENT, plan.candidate)
+        page.line(INDENT + "  ", "; ".join(f"{reason.message}{_remedy(reason)}" for reason in plan.reasons[:2]), "dim")
 
 
 def _remedy(reason: StatedReason) -> str:
@@ -473,7 +388,7 @@ def _remedy(reason: StatedReason) -> str:
 def _print_illegal(page: Page, document: PlanDocument) -> None:
     """What of the things that the spec asks for by name is illegal."""
     for number, kind in enumerate(document.illegal[:4]):
-        head = "  Illegal  " if number == 0 else _INDENT
+        head = "  Illegal  " if number == 0 else INDENT
         page.line(head, f"{kind.message}{f' ({kind.remedy})' if kind.remedy else ''}: {kind.candidates} candidates")
     if document.illegal:
         page.blank()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from planner.spec.parts.values import Bytes, Count, Positive, Strict
+from targets.gpu import ASSUMED_NETWORK_BYTES_PER_S, NETWORK_LATENCY_S, Network
 
 #: Cards of one machine where a spec names no `nodes`: the baseboards of server cards (HGX, DGX) have eight.
 CARDS_A_NODE = 8
@@ -54,6 +55,8 @@ class Target(Strict):
     """With `count: auto`, the most cards that may be taken; left out: eight, or those of this machine for `gpu: auto`."""
     nodes: Count | None = None
     """Machines that the cards are in; left out: one for every eight cards. Tensor parallelism stays inside a machine."""
+    network_gb_s: Positive | None = None
+    """Gigabytes a second of one direction of a machine's network (eight times 400 Gb/s are 400); left out: 12.5, of 100 Gb/s Ethernet."""
     reserve: Bytes = 0
     """Memory to keep free on each card, for a desktop or other processes."""
 
@@ -77,6 +80,14 @@ class Target(Strict):
     def node(self) -> int:
         """The cards of one machine."""
         return self.cards // self.nodes if self.nodes else min(self.cards, CARDS_A_NODE)
+
+    @property
+    def network(self) -> Network | None:
+        """What is between the machines; None where there is one."""
+        if self.node >= self.cards:
+            return None
+        told = ASSUMED_NETWORK_BYTES_PER_S if self.network_gb_s is None else 1e9 * self.network_gb_s
+        return Network(self.node, told, NETWORK_LATENCY_S)
 
     @model_validator(mode="after")
     def _even(self) -> Target:

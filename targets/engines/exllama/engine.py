@@ -44,10 +44,20 @@ _MIB = 1 << 20
 PAGE, CHUNK = 256, 2048
 #: CUDA context, cuBLAS and the extension's kernels on one card; at most with a desktop's windows beside them (a CodeLlama-13B at 2.65 bits
 #: took 2.2 GiB beside weights and cache, turboderp-org/exllamav2#3, where the engine's own scratch explains 0.6 to 1.2).
-_CONTEXT = Quantity(400 * _MIB, 250 * _MIB, 1536 * _MIB, Basis.ASSUMED)
+_CONTEXT, _DESKTOP = Quantity(400 * _MIB, 250 * _MIB, 512 * _MIB, Basis.ASSUMED), 1024 * _MIB
 
 
-_ASSUMED = "memory beside weights and cache is assumed, not measured; a desktop on the same card (up to 1 GiB) is in the upper end"
+def _beside(reserve: int) -> Quantity:
+    """What is on the card beside the model's: a desktop is in the upper end, as far as a reserve does not keep room for it."""
+    return replace(_CONTEXT, high=_CONTEXT.high + max(0, _DESKTOP - reserve))
+
+
+def _assumed(reserve: int) -> str:
+    told = "memory beside weights and cache is assumed, not measured"
+    if reserve >= _DESKTOP:
+        return told
+    most = "up to 1 GiB" + (" with the reserve" if reserve else "")
+    return f"{told}; a desktop on the same card ({most}) is in the upper end"
 
 
 class Exllama(Engine):
@@ -111,6 +121,7 @@ class Exllama(Engine):
         card = gpu.memory_bytes
         utilization = settings.gpu_memory_utilization or 1.0
         kept = settings.reserve_bytes
+        beside = _beside(kept)
         budget = Quantity(
             card.value * utilization - kept, card.low * utilization - kept, card.high * utilization - kept, card.basis
         )
@@ -123,17 +134,17 @@ class Exllama(Engine):
             slots = Quantity.exact(
                 self._slot_bytes(ir, cards, stage, self.scheduler(gpu, settings, workload).sequences)
             )
-            left = budget - (weights + scratch + _CONTEXT + slots)
+            left = budget - (weights + scratch + beside + slots)
             if settings.kv_cache_memory_bytes is not None:
                 left = Quantity.exact(settings.kv_cache_memory_bytes)
             layout = self._layout(ir, cards, stage)
             needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
-            total = weights + scratch + _CONTEXT + slots + Quantity.exact(needed)
-            memory = Memory(weights, left, scratch, _CONTEXT, Quantity.exact(0), total, budget)
+            total = weights + scratch + beside + slots + Quantity.exact(needed)
+            memory = Memory(weights, left, scratch, beside, Quantity.exact(0), total, budget)
             if best is None or layout.blocks(left.value) < best[1].blocks(best[0].kv_cache.value):
                 best = (memory, layout)
         assert best is not None
-        notes = tuple(n for n in (gpu.note, _ASSUMED) if n)
+        notes = tuple(n for n in (gpu.note, _assumed(kept)) if n)
         return answer(*best, ir, workload, notes=notes)
 
     def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:

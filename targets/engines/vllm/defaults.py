@@ -14,22 +14,26 @@ _GIB = 1 << 30
 #: Cards with more memory than this get the larger defaults (vLLM's `EngineArgs.get_batch_defaults`).
 _LARGE_CARD_BYTES, _HUGE_CARD_BYTES = 70 * _GIB, 160 * _GIB
 #: Compute capabilities × 10 between which experts in blocks of 4 bits have kernels beside Marlin's.
-_HOPPER, _RTX_BLACKWELL = 90, 120
+_HOPPER, _BLACKWELL, _RTX_BLACKWELL = 90, 100, 120
 
 
 def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
-    """Return a version's behaviour on a card: V1 needs compute capability 8.0; before 0.10.2 older cards fell back to V0. Below 9.0 and
-    on RTX
-    Blackwell experts in blocks of 4 bits are Marlin's, which goes on padding them (vLLM 0.33's oracles of fused experts).
+    """Return a version's behaviour on a card: V1 needs compute capability 8.0; before 0.10.2 older cards fell back to V0.
+
+    Below 9.0 and on RTX Blackwell experts in blocks of 4 bits are Marlin's, which goes on padding them, and TensorRT-LLM's on other
+    Blackwell (vLLM 0.33's oracles of fused experts).
     """
-    return _rules_by_capability(version, gpu.capability or 0)
+    return rules_of(version, gpu.capability or 0)
 
 
 @lru_cache(maxsize=1 << 8)
-def _rules_by_capability(version: str | None, capability: int) -> tuple[Rules, str | None]:
+def rules_of(version: str | None, capability: int) -> tuple[Rules, str | None]:
+    """Return the same by a card's compute capability × 10 alone."""
     rules, note = rules_for(version)
     if 0 < capability < _HOPPER or capability >= _RTX_BLACKWELL:
         rules = replace(rules, expert_padding=MARLIN_PADDING)
+    elif capability >= _BLACKWELL:
+        rules = replace(rules, expert_padding=rules.blackwell_padding)
     if rules.v1 and rules.version < (0, 10, 2) and 0 < capability < 80:
         rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False, sorts_without_package=False)
     return rules, note

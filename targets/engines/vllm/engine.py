@@ -6,7 +6,7 @@ Sources: vLLM 0.32.0's code for the newest behaviour; `versions.py` for older on
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -56,6 +56,7 @@ from targets.speed.kernels import Kernel
 from targets.workload import Workload
 
 if TYPE_CHECKING:
+    from targets.engines.pasted import Pasted
     from targets.launch.request import Launch, LaunchRequest
     from targets.serve.verifier import Verifier
     from targets.simulation.simulate import Composer
@@ -254,6 +255,14 @@ class Vllm(Engine):
         """Return the bytes that its type says; a head's scales are spread over its elements."""
         heads = [block.state.head_dim for block, _ in ir.decoder.counts if isinstance(block.state, FullKV)]
         return element_bytes(ir) + (head_bytes(ir.kv_cache.dtype) / min(heads) if heads else 0)
+
+    def pasted(
+        self, words: Sequence[str], known: Sequence[str], version: str | None, model: str | None
+    ) -> Pasted | None:
+        """Read `vllm serve …`, its container or its Python, with what is set in front."""
+        from targets.engines.vllm.arguments.served import pasted
+
+        return pasted(words, known, version, model)
 
     def launch(self, request: LaunchRequest) -> Launch:
         """Start `vllm serve` with a config file."""

@@ -5,10 +5,12 @@ Names and shapes are those of transformers 5.23; states those of vLLM 0.32 (`lay
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import head_sizes
 from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Heads, Maker, Part, total
 from passes.ir.model import Role
 from passes.ir.state import FullKV, Recurrent, StatePart
 
@@ -26,7 +28,7 @@ def lfm2(config: Config, m: Maker, names: Names, *, sparse: bool) -> Description
     ).at("conv.")
     state = Recurrent("short_conv", (StatePart("conv", (hidden, kernel - 1)),))
     attention = total(
-        m.attention(hidden, heads, kv_heads, dim, names=("q_proj", "k_proj", "v_proj", "out_proj")),
+        m.attention(hidden, Heads(heads, kv_heads, dim), names=("q_proj", "k_proj", "v_proj", "out_proj")),
         m.norms(dim, "q_layernorm", "k_layernorm"),
     ).at("self_attn.")
     norms, names_of = m.norms(hidden, "operator_norm", "ffn_norm"), ("w1", "w3", "w2")
@@ -34,10 +36,8 @@ def lfm2(config: Config, m: Maker, names: Names, *, sparse: bool) -> Description
     routed, first = Part(), len(layers)
     if sparse:
         count, first = config.integer("num_experts"), config.integer("num_dense_layers")
-        routed = m.router("gate", count, hidden) + m.experts(
-            hidden, config.integer("moe_intermediate_size"), count, config.integer("num_experts_per_tok"), prefix="experts.",
-            names=names_of,
-        )  # fmt: skip
+        bank = Experts(hidden, config.integer("moe_intermediate_size"), count, config.integer("num_experts_per_tok"))
+        routed = m.router("gate", count, hidden) + m.experts(bank, prefix="experts.", names=names_of)
         if config.flag("use_expert_bias", default=True):
             routed += m.tensor("expert_bias", count, dtype="F32")
     full = config.counts("full_attn_idxs", default=())
@@ -50,7 +50,7 @@ def lfm2(config: Config, m: Maker, names: Names, *, sparse: bool) -> Description
         rest = norms + (dense if i < first else routed).at("feed_forward.")
         part = rest + (conv if kind == "conv" else attention)
         blocks.append(part.block(state) if kind == "conv" else part.block(FullKV(kv_heads, dim, dim), heads))
-    return decoder(names, blocks, ends(m, config, names, is_tied(config, True), norm="embedding_norm"))
+    return decoder(names, blocks, ends(m, config, replace(names, norm="embedding_norm"), is_tied(config, True)))
 
 
 def _width(config: Config) -> int:
@@ -89,7 +89,7 @@ def olmo_hybrid(config: Config, m: Maker, names: Names) -> Description:
     )
     bias = config.flag("attention_bias")
     attention = total(
-        m.attention(hidden, heads, kv_heads, dim, qkv_bias=bias, o_bias=bias),
+        m.attention(hidden, Heads(heads, kv_heads, dim), qkv_bias=bias, o_bias=bias),
         m.norms(heads * dim, "q_norm") + m.norms(kv_heads * dim, "k_norm"),
     ).at("self_attn.")
     mlp = m.gated_mlp(hidden, config.integer("intermediate_size")).at("mlp.")

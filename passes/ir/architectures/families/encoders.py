@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from passes.ir.architectures.config import Config
 from passes.ir.architectures.draft import Description, Names, make_stack
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Heads, Maker, Part, total
 from passes.ir.model import Role
 
 _MODERN = "ModernBert"
@@ -25,7 +25,7 @@ def describe(config: Config, architecture: str, m: Maker, names: Names) -> Descr
     heads, inner = config.integer("num_attention_heads"), config.integer("intermediate_size")
     own = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
     layer = total(
-        m.attention(hidden, heads, heads, hidden // heads, qkv_bias=True, o_bias=True, names=own),
+        m.attention(hidden, Heads(heads, heads, hidden // heads), qkv_bias=True, o_bias=True, names=own),
         m.plain_mlp(hidden, inner, names=("intermediate.dense", "output.dense"), bias=True),
         m.norms(hidden, "attention.output.LayerNorm", "output.LayerNorm", bias=True),
     )
@@ -50,7 +50,7 @@ def _modern(config: Config, architecture: str, m: Maker) -> Description:
     hidden = config.integer("hidden_size")
     heads, inner = config.integer("num_attention_heads"), config.integer("intermediate_size")
     inside = total(
-        m.fused_attention(hidden, heads, heads, hidden // heads, names=("attn.Wqkv", "attn.Wo")),
+        m.fused_attention(hidden, Heads(heads, heads, hidden // heads), names=("attn.Wqkv", "attn.Wo")),
         m.fused_mlp(hidden, inner, names=("mlp.Wi", "mlp.Wo")),
         m.norms(hidden, "mlp_norm"),
     )

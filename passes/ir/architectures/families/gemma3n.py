@@ -5,7 +5,7 @@ from __future__ import annotations
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import head_sizes
 from passes.ir.architectures.draft import Description, Names, attention_state, decoder, ends, is_tied
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Heads, Maker, Part, total
 from passes.ir.model import Block, Role
 from passes.ir.state import FullKV, SharedKV
 
@@ -38,7 +38,7 @@ def describe(config: Config, architecture: str, m: Maker, names: Names) -> Descr
         _small(m, "per_layer_input_gate", per_layer, hidden) + _small(m, "per_layer_projection", hidden, per_layer),
         m.norms(hidden, "post_per_layer_input_norm"),
     )
-    own = m.attention(hidden, heads, kv_heads, dim) + m.norms(dim, "q_norm", "k_norm")
+    own = m.attention(hidden, Heads(heads, kv_heads, dim)) + m.norms(dim, "q_norm", "k_norm")
     shared = total(
         m.linear("q_proj", Role.Q, heads * dim, hidden, reads="attn_in"),
         m.linear("o_proj", Role.O, hidden, heads * dim, reads="attn_out"),

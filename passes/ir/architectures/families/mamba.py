@@ -5,10 +5,12 @@ Names and shapes are those of transformers 5.23; states those of vLLM 0.32 (`lay
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import head_sizes
 from passes.ir.architectures.draft import Description, Names, by_architecture, decoder, ends, is_tied
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Heads, Maker, Part, total
 from passes.ir.model import Block, Role, Stacking
 from passes.ir.state import FullKV, Recurrent, StatePart
 
@@ -83,7 +85,10 @@ def plain_mamba2(config: Config, m: Maker, names: Names) -> Description:
 def _alone(config: Config, m: Maker, block: Block) -> Description:
     names = Names("backbone.", "lm_head")
     outer = ends(
-        m, config, names, is_tied(config, config.get("model_type") != "mamba2"), embedding="embeddings", norm="norm_f"
+        m,
+        config,
+        replace(names, embedding="embeddings", norm="norm_f"),
+        is_tied(config, config.get("model_type") != "mamba2"),
     )
     return decoder(names, [block] * len(config.layer_numbers()), outer)
 
@@ -92,7 +97,7 @@ def attention_block(config: Config, m: Maker) -> tuple[Part, FullKV, int]:
     """Make the attention of these mixtures, what it keeps, and its heads."""
     heads, kv_heads, dim = head_sizes(config)
     bias = config.flag("attention_bias")
-    part = m.attention(config.integer("hidden_size"), heads, kv_heads, dim, qkv_bias=bias, o_bias=bias)
+    part = m.attention(config.integer("hidden_size"), Heads(heads, kv_heads, dim), qkv_bias=bias, o_bias=bias)
     return part.at("self_attn."), FullKV(kv_heads, dim, dim), heads
 
 
@@ -107,9 +112,8 @@ def jamba(config: Config, m: Maker, names: Names) -> Description:
     attention, kv, heads = attention_block(config, m)
     norms = m.norms(hidden, "input_layernorm", "pre_ff_layernorm")
     dense = m.gated_mlp(hidden, inner).at("feed_forward.")
-    sparse = m.router("router", count, hidden) + m.experts(
-        hidden, inner, count, config.integer("num_experts_per_tok"), prefix="experts."
-    )  # fmt: skip
+    bank = Experts(hidden, inner, count, config.integer("num_experts_per_tok"))
+    sparse = m.router("router", count, hidden) + m.experts(bank, prefix="experts.")  # fmt: skip
 
     def periodic(i: int, what: str) -> bool:
         return i % config.integer(f"{what}_layer_period") == config.integer(f"{what}_layer_offset")
@@ -121,20 +125,21 @@ def jamba(config: Config, m: Maker, names: Names) -> Description:
             blocks.append((norms + attention + mlp).block(kv, heads))
         else:
             blocks.append((norms + mixer.at("mamba.") + mlp).block(state))
-    return decoder(names, blocks, ends(m, config, names, is_tied(config, False), norm="final_layernorm"))
+    return decoder(names, blocks, ends(m, config, replace(names, norm="final_layernorm"), is_tied(config, False)))
 
 
 def granite_experts(config: Config, m: Maker) -> Part:
     """Make Granite's experts in two 3-D tensors, and its shared MLP in two matrices, where the config has them."""
     hidden, inner, part = config.integer("hidden_size"), config.integer("intermediate_size"), Part()
     if count := config.integer("num_local_experts", default=0):
-        active, prefix = config.integer("num_experts_per_tok"), "block_sparse_moe."
+        bank = Experts(hidden, inner, count, config.integer("num_experts_per_tok"))
+        prefix = "block_sparse_moe."
         expert = prefix + "experts.{e}."
         gate_up = Stacking(prefix + "input_linear.weight", False, ((expert + "w1", inner), (expert + "w3", inner)))
         down = Stacking(prefix + "output_linear.weight", False, ((expert + "w2", hidden),))
         part += m.router(prefix + "router.layer", count, hidden)
-        part += m.bank(expert + "w13", Role.GATE_UP, 2 * inner, hidden, count, active, stacking=gate_up)
-        part += m.bank(expert + "w2", Role.DOWN, hidden, inner, count, active, stacking=down)
+        part += m.bank(expert + "w13", Role.GATE_UP, 2 * inner, hidden, bank, stacking=gate_up)
+        part += m.bank(expert + "w2", Role.DOWN, hidden, inner, bank, stacking=down)
     if shared := config.integer("shared_intermediate_size", default=0):
         part += m.linear(
             "shared_mlp.input_linear", Role.GATE_UP, 2 * shared, hidden, shared=bool(count), reads="shared_in"
@@ -182,7 +187,7 @@ def bamba(config: Config, m: Maker, names: Names) -> Description:
         (rest + attention).block(kv, heads) if i in full else (rest + mixer.at("mamba.")).block(state, mixer_heads)
         for i in config.layer_numbers()
     ]
-    return decoder(names, blocks, ends(m, config, names, is_tied(config, False), norm="final_layernorm"))
+    return decoder(names, blocks, ends(m, config, replace(names, norm="final_layernorm"), is_tied(config, False)))
 
 
 describe = by_architecture(

@@ -6,6 +6,8 @@ Facts: transformers 5.23 (`gpt2`, `gpt_neox`, `gpt_bigcode`), vLLM 0.32 (`models
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from passes.ir.architectures.config import Config
 from passes.ir.architectures.decoder import head_sizes, layer_types
 from passes.ir.architectures.draft import (
@@ -19,7 +21,7 @@ from passes.ir.architectures.draft import (
     make_stack,
 )
 from passes.ir.architectures.moe import is_sparse
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Heads, Maker, Part, total
 from passes.ir.model import Block, Role, Stacking
 from passes.ir.state import FullKV
 
@@ -39,14 +41,14 @@ def gpt_2(config: Config, m: Maker, names: Names, *, kv_heads: int | None = None
     names_of = ("c_attn", "c_proj")
     layer = total(
         m.norms(hidden, "ln_1", "ln_2", bias=True),
-        m.fused_attention(hidden, heads, kv_heads, hidden // heads, names=names_of, qkv_bias=True, o_bias=True).at(
-            "attn."
-        ),
+        m.fused_attention(
+            hidden, Heads(heads, kv_heads, hidden // heads), names=names_of, qkv_bias=True, o_bias=True
+        ).at("attn."),
         m.plain_mlp(hidden, inner, names=("c_fc", "c_proj"), bias=True).at("mlp."),
     )
     outer = ends(
-        m, config, Names("transformer.", "lm_head"), is_tied(config, True), embedding="wte", norm="ln_f", norm_bias=True
-    ) + m.linear("transformer.wpe", Role.POSITION, config.integer("n_positions"), hidden, quantizable=False)  # fmt: skip
+        m, config, Names("transformer.", "lm_head", embedding="wte", norm="ln_f"), is_tied(config, True), norm_bias=True
+    ) + m.linear("transformer.wpe", Role.POSITION, config.integer("n_positions"), hidden, quantizable=False)
     block = layer.block(FullKV(kv_heads, hidden // heads, hidden // heads), heads)
     return _layers("transformer.h.{i}.", [block] * config.integer("n_layer"), outer)
 
@@ -61,7 +63,7 @@ def gpt_neox(config: Config, m: Maker, names: Names) -> Description:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     bias = config.flag("attention_bias", default=True)
     attention = m.fused_attention(
-        hidden, heads, heads, hidden // heads, names=("query_key_value", "dense"), qkv_bias=bias, o_bias=bias
+        hidden, Heads(heads, heads, hidden // heads), names=("query_key_value", "dense"), qkv_bias=bias, o_bias=bias
     )
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm", bias=True),
@@ -71,9 +73,12 @@ def gpt_neox(config: Config, m: Maker, names: Names) -> Description:
         ).at("mlp."),
     )
     outer = ends(
-        m, config, Names("gpt_neox.", "embed_out"), is_tied(config, False), embedding="embed_in", norm="final_layer_norm",
+        m,
+        config,
+        Names("gpt_neox.", "embed_out", embedding="embed_in", norm="final_layer_norm"),
+        is_tied(config, False),
         norm_bias=True,
-    )  # fmt: skip
+    )
     block = layer.block(FullKV(heads, hidden // heads, hidden // heads), heads)
     return _layers("gpt_neox.layers.{i}.", [block] * config.integer("num_hidden_layers"), outer)
 
@@ -88,7 +93,7 @@ def chatglm(config: Config, m: Maker, names: Names) -> Description:
     kv_heads = config.integer("multi_query_group_num") if config.flag("multi_query_attention") else heads
     bias, qkv_bias = config.flag("add_bias_linear"), config.flag("add_qkv_bias")
     attention = m.fused_attention(
-        hidden, heads, kv_heads, dim, names=("query_key_value", "dense"), qkv_bias=bias or qkv_bias, o_bias=bias
+        hidden, Heads(heads, kv_heads, dim), names=("query_key_value", "dense"), qkv_bias=bias or qkv_bias, o_bias=bias
     )
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm", bias=not config.flag("rmsnorm", default=True)),
@@ -113,12 +118,12 @@ def exaone3(config: Config, m: Maker, names: Names) -> Description:
     heads, kv_heads, dim = head_sizes(config)
     layer = total(
         m.norms(hidden, "ln_1", "ln_2"),
-        m.attention(hidden, heads, kv_heads, dim, names=("q_proj", "k_proj", "v_proj", "out_proj")).at(
+        m.attention(hidden, Heads(heads, kv_heads, dim), names=("q_proj", "k_proj", "v_proj", "out_proj")).at(
             "attn.attention."
         ),
         m.gated_mlp(hidden, config.integer("intermediate_size"), names=("c_fc_0", "c_fc_1", "c_proj")).at("mlp."),
     )
-    outer = ends(m, config, Names("transformer.", "lm_head"), is_tied(config, False), embedding="wte", norm="ln_f")
+    outer = ends(m, config, Names("transformer.", "lm_head", embedding="wte", norm="ln_f"), is_tied(config, False))
     return _layers(
         "transformer.h.{i}.", [layer.block(FullKV(kv_heads, dim, dim), heads)] * len(config.layer_numbers()), outer
     )
@@ -141,9 +146,7 @@ def telechat2(config: Config, m: Maker, names: Names) -> Description:
         m.linear("mlp.up_proj", Role.UP, inner, hidden, agree="mlp_gate_up", reads="mlp_in"),
         m.linear("mlp.down_proj", Role.DOWN, hidden, inner, bias=True, reads="mlp_mid"),
     )
-    outer = ends(
-        m, config, Names("transformer.", "lm_head"), is_tied(config, False), embedding="word_embeddings", norm="ln_f"
-    )  # fmt: skip
+    outer = ends(m, config, Names("transformer.", "lm_head", embedding="word_embeddings", norm="ln_f"), is_tied(config, False))  # fmt: skip
     return _layers(
         "transformer.h.{i}.", [layer.block(FullKV(kv_heads, dim, dim), heads)] * len(config.layer_numbers()), outer
     )
@@ -155,7 +158,7 @@ def plamo3(config: Config, m: Maker, names: Names) -> Description:
     heads, kv_heads, dim = head_sizes(config)
     layer = total(
         m.norms(hidden, "pre_mixer_norm", "post_mixer_norm", "pre_mlp_norm", "post_mlp_norm"),
-        (m.fused_attention(hidden, heads, kv_heads, dim) + m.norms(dim, "q_norm", "k_norm")).at("mixer."),
+        (m.fused_attention(hidden, Heads(heads, kv_heads, dim)) + m.norms(dim, "q_norm", "k_norm")).at("mixer."),
         m.fused_mlp(hidden, config.integer("intermediate_size")).at("mlp."),
     )
     kinds = layer_types(config, "every 8" if config.has("sliding_window") else "layer_types")
@@ -174,9 +177,7 @@ def bailing(config: Config, m: Maker, names: Names) -> Description:
     bias = config.flag("use_bias")
     attention = m.fused_attention(
         hidden,
-        heads,
-        kv_heads,
-        dim,
+        Heads(heads, kv_heads, dim),
         names=("query_key_value", "dense"),
         qkv_bias=bias or config.flag("use_qkv_bias"),
         o_bias=bias,
@@ -186,7 +187,7 @@ def bailing(config: Config, m: Maker, names: Names) -> Description:
     common = m.norms(hidden, "input_layernorm", "post_attention_layernorm") + attention.at("attention.")
     dense = m.gated_mlp(hidden, config.integer("intermediate_size"), bias=bias).at("mlp.")
     sparse = m.router("gate", count, hidden) + m.experts(
-        hidden, inner, count, config.integer("num_experts_per_tok"), prefix="experts."
+        Experts(hidden, inner, count, config.integer("num_experts_per_tok")), prefix="experts."
     )
     if config.flag("moe_router_enable_expert_bias"):
         sparse += m.tensor("gate.expert_bias", count, dtype="F32")
@@ -198,7 +199,7 @@ def bailing(config: Config, m: Maker, names: Names) -> Description:
         (common + (sparse.at("mlp.") if is_sparse(config, i) else dense)).block(kv, heads)
         for i in config.layer_numbers()
     ]
-    return decoder(names, blocks, ends(m, config, names, is_tied(config, False), embedding="word_embeddings"))
+    return decoder(names, blocks, ends(m, config, replace(names, embedding="word_embeddings"), is_tied(config, False)))
 
 
 def aria(config: Config, m: Maker, names: Names) -> Description:
@@ -209,16 +210,16 @@ def aria(config: Config, m: Maker, names: Names) -> Description:
         config.integer("moe_num_experts"),
     )
     heads, kv_heads, dim = head_sizes(config)
-    active, expert = config.integer("moe_topk"), "experts.{e}."
+    bank, expert = Experts(hidden, inner, count, config.integer("moe_topk")), "experts.{e}."
     gate_up = Stacking("experts.fc1.weight", True, ((expert + "gate_proj", inner), (expert + "up_proj", inner)))
     down = Stacking("experts.fc2.weight", True, ((expert + "down_proj", hidden),))
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm"),
-        m.attention(hidden, heads, kv_heads, dim).at("self_attn."),
+        m.attention(hidden, Heads(heads, kv_heads, dim)).at("self_attn."),
         total(
             m.router("router", count, hidden),
-            m.bank(expert + "gate_up_proj", Role.GATE_UP, 2 * inner, hidden, count, active, stacking=gate_up),
-            m.bank(expert + "down_proj", Role.DOWN, hidden, inner, count, active, stacking=down),
+            m.bank(expert + "gate_up_proj", Role.GATE_UP, 2 * inner, hidden, bank, stacking=gate_up),
+            m.bank(expert + "down_proj", Role.DOWN, hidden, inner, bank, stacking=down),
             m.gated_mlp(hidden, inner * config.integer("moe_num_shared_experts"), shared=True, key="shared").at(
                 "shared_experts."
             ),
@@ -234,7 +235,7 @@ def voxtral_realtime(config: Config, m: Maker, names: Names) -> Description:
     heads, kv_heads, dim = head_sizes(config)
     layer = total(
         m.norms(hidden, "input_layernorm", "post_attention_layernorm"),
-        m.attention(hidden, heads, kv_heads, dim).at("self_attn."),
+        m.attention(hidden, Heads(heads, kv_heads, dim)).at("self_attn."),
         m.gated_mlp(hidden, inner).at("mlp."),
         m.linear("ada_rms_norm.linear1", Role.PROJECTOR, 32, hidden, quantizable=False),
         m.linear("ada_rms_norm.linear2", Role.PROJECTOR, hidden, 32, quantizable=False),

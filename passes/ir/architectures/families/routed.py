@@ -12,7 +12,7 @@ from passes.ir.architectures.decoder import Style, attention, head_sizes, layer_
 from passes.ir.architectures.decoder import mlp as dense_mlp
 from passes.ir.architectures.draft import Description, Names, attention_state, decoder, ends, is_tied
 from passes.ir.architectures.moe import is_sparse
-from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.architectures.parts import Experts, Maker, Part, total
 from passes.ir.model import Role
 from passes.ir.state import FullKV
 
@@ -121,7 +121,7 @@ def experts(config: Config, m: Maker, family: Routed) -> Part:
     part = m.router(family.router, count, hidden)
     if family.correction:
         part += m.tensor(family.correction, *family.correction_shape, count, dtype="F32")
-    part += m.experts(hidden, inner, count, config.integer(family.active), prefix="experts.")
+    part += m.experts(Experts(hidden, inner, count, config.integer(family.active)), prefix="experts.")
     times = config.integer(family.shared_count, default=0) if family.shared_count else 1
     width = config.integer(family.shared_inner or family.inner, default=0) * times
     if family.shared and width:

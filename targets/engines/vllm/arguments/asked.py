@@ -14,9 +14,9 @@ from passes.ir.fields import LARGEST
 from targets.engines.engine import Parallel, Settings
 from targets.engines.features import Adapters, Drafting, Features
 from targets.engines.vllm.arguments.command import ServeCommand
-from targets.engines.vllm.arguments.numbers import AUTO, count, real_number, whole_number
 from targets.engines.vllm.arguments.table import Flag, find_flag
 from targets.engines.vllm.rules.versions import parse_version
+from targets.numbers import AUTO, count, real_number, whole_number
 
 _GIB = 1 << 30
 #: More bytes than any machine has.
@@ -61,6 +61,8 @@ UNCOUNTED: Mapping[str, str] = {
 _ONLINE = {
     "fp8": "fp8-online", "fp8_per_tensor": "fp8-online", "bitsandbytes": "nf4",
 }  # fmt: skip
+#: Flags whose values are judged with the card and the model.
+_JUDGED_ELSEWHERE = frozenset({"dtype", "kv-cache-dtype", "quantization"})
 #: Tasks that answer with vectors or scores.
 _POOLING = ("embed", "embedding", "classify", "score", "reward", "pooling")
 _BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
@@ -101,6 +103,9 @@ def asked(command: ServeCommand, version: str | None = None) -> Asked:
             remedy="one model, then flags; values with spaces go into quotes",
         )
     version = version or command.version
+    for flag in _flags(command.flags):
+        if flag.name not in _JUDGED_ELSEWHERE and isinstance(value := command.flags[flag.name], str):
+            flag.refuse(value, version)
     context = read.text("max-model-len")
     overrides = read.mapping("hf-overrides")
     for old in ("rope-scaling", "rope-theta"):

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 
-from passes.errors import unknown_name
+from passes.errors import InputError, unknown_name
+from targets.engines.vllm.rules.versions import parse_version
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
     """A flag without its dashes. `takes`: `none`, `value`, `optional` or `values`; `since`, `until`: the first and the last of the
-    versions read that have it, None where it is there at that end; `of_engine`: an argument of the engine, not of its server.
+    versions read that have it, None where it is there at that end; `of_engine`: an argument of the engine, not of its server; `choices`:
+    the only values that it takes in `CHOICES_OF`, none where it takes more.
     """
 
     name: str
@@ -25,7 +27,30 @@ class Flag:
     since: str | None
     until: str | None
     of_engine: bool
+    choices: tuple[str, ...] = ()
 
+    def refuse(self, value: str, version: str | None) -> None:
+        """Raise InputError with the nearest value for one that the flag does not take. Words come and go with versions, of which one older
+        than the list is not judged; numbers only came.
+        """
+        if not self.choices or value.lower() in {choice.lower() for choice in self.choices}:
+            return
+        numbers = sorted(int(choice) for choice in self.choices if choice.isdigit())
+        if len(numbers) == len(self.choices):
+            larger = next((number for number in numbers if value.isdigit() and number >= int(value)), numbers[-1])
+            listed = ", ".join(map(str, numbers))
+            raise InputError(f"--{self.name} {value} is out of range: it takes {listed}", remedy=f"write {larger}")
+        if version is None or parse_version(version) >= parse_version(CHOICES_OF):
+            raise unknown_name(
+                f"value of --{self.name}",
+                value,
+                self.choices,
+                remedy=f"vLLM {CHOICES_OF} takes: {', '.join(self.choices)}",
+            )
+
+
+#: The version whose parser was asked for what flags take.
+CHOICES_OF = "0.32"
 
 #: Spellings that no parser lists: of a level in one word (`-O3`), and the engine's other names for a field.
 _ALSO = {"-O": "optimization-level", "--device-memory-utilization": "gpu-memory-utilization"}
@@ -42,7 +67,9 @@ def _index() -> tuple[dict[str, Flag], dict[str, str]]:
     for row in map(json.loads, text.splitlines()):
         name = row["flag"].removeprefix("--")
         of_engine = row.get("group") is not None and row["group"] not in _OF_SERVER
-        flags[name] = Flag(name, row["takes"], row.get("since"), row.get("until"), of_engine)
+        flags[name] = Flag(
+            name, row["takes"], row.get("since"), row.get("until"), of_engine, tuple(row.get("choices", ()))
+        )  # fmt: skip
         spelled |= {row["flag"]: name} | dict.fromkeys(row.get("also", ()), name)
     return flags, spelled
 

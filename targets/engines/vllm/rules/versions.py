@@ -27,6 +27,8 @@ NEVER: Version = (1 << 31, 0, 0)
 Fact = TypeVar("Fact")
 #: Multiples that Marlin pads the hidden and intermediate sides of experts in blocks to.
 MARLIN_PADDING = (256, 128)
+#: And Triton's, on Hopper.
+TRITON_PADDING = (1, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,10 @@ class Rules:
     0.14). `reserves_prompt`: a request is admitted where all of its prompt fits the cache (0.19), before where its first chunk did.
 
     Weights. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to (256 and 128 in the
-    Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 without). `group_order`: groups that follow the activation order are read
-    (`quantization/utils/gptq_utils.py` refuses them from 0.30). `bitsandbytes_plugin`: its loader is a package of its own (0.28).
+    Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 in Triton's of 0.24 and newer), `blackwell_padding`: on compute capability 10, where
+    TensorRT-LLM's kernels come first from 0.19 on (`round_up_hidden_size_and_intermediate_size` of the oracle of 4-bit experts in
+    `fused_moe/oracle/`; 0.32's are asked in `benchmarks/kernel_oracle.py`). `group_order`: groups that follow the activation order are
+    read (`quantization/utils/gptq_utils.py` refuses them from 0.30). `bitsandbytes_plugin`: its loader is a package of its own (0.28).
     `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.31).
     `names_dtypes`: `auto` falls back to float16 on cards without bfloat16 (0.9.1); `no_float16`: families that overflow there and
     refuse it (`_FLOAT16_NOT_SUPPORTED_MODELS`; `gemma3_text` from 0.10.2).
@@ -108,6 +112,7 @@ class Rules:
     mla: bool = True
     mla_alignment: int = 0
     expert_padding: tuple[int, int] = (1, 1)
+    blackwell_padding: tuple[int, int] = MARLIN_PADDING
     group_order: bool = True
     bitsandbytes_plugin: bool = False
     online_fp8: str = "fp8"
@@ -145,15 +150,15 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 14, 0), {"chunked_groups": True, "async_scheduling": True}),
     ((0, 17, 0), {"sampler_fp32_sort": False}),
     ((0, 18, 0), {"group_slack": 1.5, "expert_chunk": 0}),
-    ((0, 19, 0), {"reserves_prompt": True}),
+    ((0, 19, 0), {"reserves_prompt": True, "blackwell_padding": (256, 256)}),
     ((0, 20, 0), {"utilization": 0.92, "graphs_v1": True, "states_for_graphs": True}),
     ((0, 20, 1), {"tokens_from_concurrency": True}),
     ((0, 22, 0), {"v2_runner": "qwen3"}),
     ((0, 23, 0), {"v2_runner": "three"}),
-    ((0, 24, 0), {"v2_runner": "named", "expert_padding": (1, 1)}),
+    ((0, 24, 0), {"v2_runner": "named", "expert_padding": TRITON_PADDING}),
     ((0, 25, 0), {"v2_runner": "dense"}),
     ((0, 26, 0), {"sampler_v2_bytes": 2, "in_flight_batches": 2}),
-    ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True}),
+    ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True, "blackwell_padding": (256, 128)}),
     ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "graph_ceiling": 1024, "hybrid_prefix_caching": True}),
     ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True, "packs_widest_group": True}),
     ((0, 30, 0), {"group_order": False}),

@@ -5,9 +5,7 @@ set -euo pipefail
 result="$(cd "$(dirname "$0")/.." && pwd)"
 model="$result"
 # Looks first whether this machine holds it now, where tightfit is installed; TIGHTFIT_CHECK=0 skips that.
-if [ "${TIGHTFIT_CHECK:-1}" != 0 ] && command -v optimize > /dev/null; then
-  optimize check --live "$result" >&2 || { code=$?; [ "$code" != 3 ] || exit 3; }
-fi
+[ "${TIGHTFIT_CHECK:-1}" = 0 ] || ! command -v optimize > /dev/null || optimize check --live "$result" >&2 || [ $? != 3 ] || exit 3
 cd "${TABBYAPI:?set TABBYAPI to a checkout of TabbyAPI}"
 exec "${TIGHTFIT_ENGINE:-venv/bin/python}" main.py --config "$result/launch/config.yml" \
   --model-dir "$(dirname "$model")" --model-name "$(basename "$model")" \

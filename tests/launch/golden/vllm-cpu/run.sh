@@ -9,7 +9,5 @@ if [ -n "${TIGHTFIT_ENGINE:-}" ]; then
   export PATH="$(dirname "$TIGHTFIT_ENGINE"):$PATH"
 fi
 # Looks first whether this machine holds it now, where tightfit is installed; TIGHTFIT_CHECK=0 skips that.
-if [ "${TIGHTFIT_CHECK:-1}" != 0 ] && command -v optimize > /dev/null; then
-  optimize check --live . >&2 || { code=$?; [ "$code" != 3 ] || exit 3; }
-fi
+[ "${TIGHTFIT_CHECK:-1}" = 0 ] || ! command -v optimize > /dev/null || optimize check --live . >&2 || [ $? != 3 ] || exit 3
 exec python -m vllm.entrypoints.openai.api_server --config launch/vllm.yaml --host "${HOST:-127.0.0.1}" --port "${PORT:-8000}" "$@"

@@ -1,4 +1,4 @@
-"""Numbers as vLLM reads them: `8k` is 8,000, `8K` is 8,192 (`engine/arg_utils.py:human_readable_int`)."""
+"""Numbers as flags of a server are written: `8k` is 8,000, `8K` is 8,192 (vLLM's `engine/arg_utils.py:human_readable_int`)."""
 
 from __future__ import annotations
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from passes.errors import InputError, Reason
 from passes.ir.architectures import build_ir
 from passes.ir.model import ModelIR
 from passes.ir.quant_config.read import quantized
-from passes.ir.sources import Source, open_model
+from passes.ir.sources import open_model
 from targets.engines.engine import Settings
-from targets.engines.vllm.arguments.asked import Asked, with_draft
+from targets.engines.pasted import Pasted
+from targets.engines.vllm.arguments.asked import Asked, asked, with_draft
+from targets.engines.vllm.arguments.command import is_command, read_command, read_flags
 
 #: Quantizations of a command that name what a checkpoint is, by the `quant_method` of its config; `_marlin` is a kernel of it.
 _KERNELS = ("_marlin", "_bitblas")
@@ -38,25 +40,31 @@ _ONLINE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """The model of a command, and what it is asked with."""
-
-    source: Source
-    settings: Settings
-    reasons: tuple[Reason, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def served(asked: Asked, model: str) -> Served:
-    """Return the model that a command serves. Raises InputError for names that are not known."""
-    source = open_model(model, revision=asked.revision)
+def pasted(words: Sequence[str], known: Sequence[str], version: str | None, model: str | None) -> Pasted | None:
+    """Return what words ask for: a command that starts vLLM's server, or flags of it beside options, whose names are `known`. `version`,
+    `model`: where another place names them. None where nothing names a model. Raises InputError for what vLLM does not take.
+    """
+    whole = is_command(words) or (len(words) == 1 and " " in words[0])
+    command = read_command(words) if whole else read_flags(words, known=known)
+    if not whole and command.words:
+        raise InputError(
+            f"{command.words[0]!r} is no spec, plan or result, and starts no server",
+            remedy="name a model with --model, or paste the command: optimize check -- vllm serve MODEL …",
+        )
+    read = asked(command, version)
+    named = model or read.model
+    if named is None:
+        return None
+    source = open_model(named, revision=read.revision)
     notes: list[str] = []
-    if asked.overrides:
-        source = replace(source, ir=overridden(source.ir, asked.overrides))
-        notes.append(f"the model's config with {', '.join(sorted(map(str, asked.overrides)))} overridden")
-    settings, drafted = _drafting(asked, source.ir)
-    return Served(source, settings, _mismatch(asked, source.ir), (*notes, *drafted))
+    if read.overrides:
+        source = replace(source, ir=overridden(source.ir, read.overrides))
+        notes.append(f"the model's config with {', '.join(sorted(map(str, read.overrides)))} overridden")
+    settings, drafted = _drafting(read, source.ir)
+    return Pasted(
+        named, source, settings, whole, command.cards, read.context, read.longest, read.weights, read.kv_cache_dtype,
+        (*read.reasons, *_mismatch(read, source.ir)), (*read.notes, *notes, *drafted),
+    )  # fmt: skip
 
 
 def overridden(ir: ModelIR, overrides: Mapping[str, Any]) -> ModelIR:

@@ -1,0 +1,112 @@
+"""Carries out graphs of work as tasks of a Ray cluster: the one that runs here, else one of this machine alone for as long as it is needed.
+
+Workers share the folders of work and of models with this process (one machine, or a network file system). What makes results the same is
+told to them: the folder they work in, threads, and the environment. A task whose worker was killed is tried again, elsewhere maybe, and
+goes on where the steps' keys say that it ended.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+
+from passes.errors import TightfitError
+from passes.steps.executor import Ended, Executor, carried_out, order
+
+#: How often a task is tried again after its worker died.
+_RETRIES = 3
+#: What of the environment decides what a worker computes with.
+_HANDED_ON = ("TIGHTFIT_", "HF_", "OMP_", "MKL_", "OPENBLAS_", "TQDM_")
+#: Bytes of the store that a cluster of this machine alone has for what tasks return, which are a few words each: the least that Ray takes.
+_STORE_BYTES = 80 << 20
+
+
+class WorkerLostError(TightfitError):
+    """A piece of work whose workers died each time, or whose code failed."""
+
+    exit_code = 4
+
+
+@contextmanager
+def on_ray(cards: int = 0) -> Iterator[Executor]:
+    """Yield an executor on the cluster that runs here (RAY_ADDRESS, `ray start`), else on one of its own. `cards`: of a task."""
+    import ray
+
+    with redirect_stdout(
+        sys.stderr
+    ):  # Ray prints what happens to workers, some of it as it ends, and stdout is for results
+        begun = not ray.is_initialized()
+        if begun:
+            _begin(ray)
+        try:
+            yield _Ray(cards)
+        finally:
+            if begun:
+                ray.shutdown()
+
+
+def _begin(ray: Any) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        ray.init(include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+
+
+class _Ray:
+    """Every piece a task, as soon as what it needs has ended."""
+
+    apart = True
+
+    def __init__(self, cards: int) -> None:
+        self._cards = cards
+
+    def carry_out(self, graph: nx.DiGraph[str]) -> Iterator[Ended]:
+        """Carry out what is ready side by side, as far as the cluster has processors and cards."""
+        import ray
+
+        task = ray.remote(_in_a_worker).options(
+            max_retries=_RETRIES, num_cpus=1, num_gpus=self._cards, runtime_env={"env_vars": _environment()}
+        )  # fmt: skip
+        needs = {name: set(graph.predecessors(name)) for name in order(graph)}
+        running: dict[Any, str] = {}
+        while needs or running:
+            for name in [name for name, waits in needs.items() if not waits]:
+                del needs[name]
+                running[task.remote(name, graph.nodes[name]["make"], Path.cwd())] = name
+            finished, _ = ray.wait(list(running), num_returns=1)
+            name = running.pop(finished[0])
+            try:
+                ended: Ended = ray.get(finished[0])
+            except ray.exceptions.RayTaskError as error:  # a defect of ours, as it would be raised here
+                raise error.cause or error from None
+            except ray.exceptions.RayError as error:
+                ended = Ended(name, error=_lost(name, error))
+            if ended.error is not None:
+                needs = {other: waits for other, waits in needs.items() if other not in nx.descendants(graph, name)}
+            for waits in needs.values():
+                waits.discard(name)
+            yield ended
+
+
+def _lost(name: str, error: Exception) -> WorkerLostError:
+    said = str(error).strip().splitlines()
+    return WorkerLostError(
+        f"{name}: the worker was lost, {_RETRIES + 1} times: {said[-1] if said else type(error).__name__}",
+        remedy="see Ray's logs (/tmp/ray/session_latest/logs): often memory ran out; what was finished is kept, so apply again",
+    )
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(_HANDED_ON)}
+
+
+def _in_a_worker(name: str, make: Any, folder: Path) -> Ended:
+    os.chdir(folder)
+    return carried_out(name, make)

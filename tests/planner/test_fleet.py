@@ -1,0 +1,118 @@
+"""Several specs applied together: a folder each, one that fails stops no other, a summary, and an exit code that says the worst."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pytest
+
+from passes.errors import DoesNotFitError, InputError
+from passes.steps.executor import HERE, carried_out, order
+from planner import fleet
+from planner.fleet import Fleet, Member, apply_all, carrying, orders
+from tests.planner.conftest import run
+
+
+@dataclass
+class _Label:
+    label: str
+
+
+@dataclass
+class _Plan:
+    decision: _Label
+
+
+@dataclass
+class _Result:
+    holds: bool
+    plan: _Plan
+
+
+@pytest.fixture
+def applies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
+    """Have `apply` end as the name of each spec says, and note what it was asked."""
+    asked = []
+
+    def apply(what: Path, out: Path, **how: Any) -> _Result:
+        asked.append((what, out))
+        if what.stem == "unfit":
+            raise DoesNotFitError("nothing fits", remedy="a larger card")
+        if what.stem == "wrong":
+            raise InputError("no such key", remedy="mend it")
+        if what.stem == "defect":
+            raise ZeroDivisionError("division by zero")
+        return _Result(what.stem != "missing", _Plan(_Label(f"as {what.stem}")))
+
+    monkeypatch.setattr(fleet, "apply", apply)
+    monkeypatch.delenv("TIGHTFIT_DEBUG", raising=False)
+    return asked
+
+
+def specs(folder: Path, *names: str) -> list[Path]:
+    return [folder / f"{name}.yaml" for name in names]
+
+
+def test_each_has_a_folder_of_its_own_and_none_stops_the_others(tmp_path: Path, applies: list[Any]) -> None:
+    asked = orders(specs(tmp_path, "a", "unfit", "defect", "b"), tmp_path / "out", tmp_path / "work")
+    ended = list(apply_all(asked))
+    assert [Path(member.out).name for member in ended] == [f"{n}-tightfit" for n in ("a", "unfit", "defect", "b")]
+    assert all(Path(member.out).parent == tmp_path / "out" for member in ended)
+    assert [order.work for order in asked] == [tmp_path / "work" / Path(member.out).name for member in ended]
+    assert [member.exit_code for member in ended] == [0, 3, 1, 0]
+    assert ended[0].said == "as a" and ended[1].remedy == "a larger card"
+    assert ended[2].said == "internal error: ZeroDivisionError: division by zero"
+
+
+def test_two_that_would_have_one_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"one/a.yaml and .*two/a.yaml would both be made in a-tightfit"):
+        orders([tmp_path / "one" / "a.yaml", tmp_path / "two" / "a.yaml"], None, None)
+
+
+@pytest.mark.parametrize(("codes", "code"), [((0, 0), 0), ((0, 4), 4), ((4, 3, 2), 3), ((0, 2, 4), 2), ((), 0)])
+def test_the_exit_code_is_of_what_failed_else_of_what_misses_a_goal(codes: tuple[int, ...], code: int) -> None:
+    assert Fleet(tuple(Member("a", "b", each, "") for each in codes)).exit_code == code
+
+
+def test_the_command_says_what_became_of_each(
+    tmp_path: Path, applies: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = specs(tmp_path, "a", "wrong", "missing")
+    code, out, _ = run(monkeypatch, capsys, "apply", *asked, "-o", tmp_path / "out")
+    assert code == 2 and "1 of 3 made" in out and "no such key (mend it)" in out and "promise or goal is missed" in out
+    code, out, _ = run(monkeypatch, capsys, "apply", *asked, "--json")
+    document = json.loads(out)
+    assert code == document["exit_code"] == 2 and [each["exit_code"] for each in document["members"]] == [0, 2, 4]
+    code, _, err = run(monkeypatch, capsys, "apply", *asked, "--model", tmp_path)
+    assert code == 2 and "have no model in common" in err
+
+
+def test_a_piece_that_fails_takes_those_with_it_that_need_it() -> None:
+    done = []
+
+    def make(name: str) -> str:
+        done.append(name)
+        if name == "b":
+            raise InputError("no")
+        return name.upper()
+
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for name in "cabd":
+        graph.add_node(name, make=lambda name=name: make(name))
+    graph.add_edges_from([("b", "d")])
+    ended = list(HERE.carry_out(graph))
+    assert order(graph) == ("c", "a", "b", "d") and done == ["c", "a", "b"]
+    assert [each.value for each in ended] == ["C", "A", None] and ended[-1].error is not None
+    with pytest.raises(ZeroDivisionError):
+        carried_out("defect", lambda: 1 // 0)
+
+
+def test_a_card_by_its_number_is_not_ours_to_choose_on_ray() -> None:
+    with pytest.raises(InputError, match="on Ray cuda:1 is not this process's to choose"), carrying("ray", "cuda:1"):
+        pass
+    with carrying("local", "cuda:1") as executor:
+        assert executor is HERE

@@ -282,7 +282,7 @@ class LockedGpu:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """Every input that a plan rests on. `data`: sha256 of the tool's own tables by their file names."""
+    """Every input that a plan rests on. `data`: sha256 of the tool's own tables by their file names; plans of older states do not say."""
 
     model: str
     revision: str | None
@@ -293,7 +293,7 @@ class Lock:
     gpu: LockedGpu
     engine: PlannedEngine | None
     tightfit: str
-    data: Mapping[str, Any]
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Which engine keeps which of them, on which card, and what else it has (ExLlamaV3
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from passes.record import dataclass
 
 #: The cache in the model's own numbers.
 OWN = "auto"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
 from passes.base import Pass, Stage
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
 from passes.ir.names import Published
+from passes.record import dataclass
 from planner.asked import AS_IS, spoken
 from planner.choice import odds
 from planner.choice.capacity import Capacity

@@ -6,11 +6,12 @@ What each flag means is vLLM's `engine/arg_utils.py` and `config/`; what it take
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from passes.errors import InputError, Reason
 from passes.ir.fields import LARGEST
+from passes.record import dataclass
 from targets.engines.engine import Parallel, Settings
 from targets.engines.features import Adapters, Drafting, Features
 from targets.engines.vllm.arguments.command import ServeCommand

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import networkx as nx
 
 from passes.blocks.devices import AUTO, compute_devices
 from passes.errors import InputError, TightfitError
+from passes.record import dataclass
 from passes.steps.executor import HERE, Executor
 from passes.steps.progress import Progress
 from planner.apply import apply, default_folder

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from passes.blocks.devices import AUTO, PROCESSOR, built_for_cards, device_name, hidden_cards, listed_cards
 from passes.errors import InputError
+from passes.record import dataclass
 from passes.steps.executor import HERE, Executor
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu, find_gpu, fold, inline_gpu, this_cpu, unlisted_gpu

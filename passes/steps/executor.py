@@ -8,10 +8,10 @@ piece out again finds what an earlier attempt had finished.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from passes.errors import TightfitError
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import networkx as nx  # a quarter of a second, which plans do without

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from passes.errors import InputError
 from passes.ir.model import ModelIR
 from passes.ir.names import Published
 from passes.ir.sources import Source, open_model
+from passes.record import dataclass
 from passes.text.source import refuse_same_text
 from planner.choice.alternatives import alternatives
 from planner.choice.goals import Goal

@@ -8,11 +8,12 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from passes.errors import InputError
+from passes.record import dataclass
 from targets.engines.vllm.arguments.config_file import config_flags
 from targets.engines.vllm.arguments.table import Flag, find_flag
 

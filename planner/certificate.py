@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.files.atomic import read_json
 from passes.files.checkpoint import Checkpoint
+from passes.record import dataclass
 from planner.choice.goals import Goal
 from planner.figures import show_interval
 from planner.plan.codec import FORMAT_VERSION, from_json, upgraded

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from passes import chain
 from passes.base import Pass
 from passes.errors import DoesNotFitError, GoalMissedError, InputError
+from passes.record import dataclass
 from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
 from planner.choice.verdict import GoalResult

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from passes.files.atomic import read_json
+from passes.record import dataclass
 from planner.certificate import Comparison, kept
 from planner.plan.codec import FORMAT_VERSION, from_json, to_json, upgraded
 from targets.serve.load import LoadTiming

@@ -13,13 +13,13 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason
 from passes.ir.distortions import Distortion
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from passes.steps.cost import StepCost, WalkSize
 
 if TYPE_CHECKING:

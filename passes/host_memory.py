@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from passes.record import dataclass
 
 #: Where NVIDIA's driver lists its cards beside NVML, and where it puts a node for each.
 _DRIVER_CARDS, _NODES = Path("/proc/driver/nvidia/gpus"), Path("/dev")

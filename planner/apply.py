@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.base import Pass
-from passes.blocks.devices import AUTO, compute_devices, require_memory
+from passes.blocks.devices import compute_devices, require_memory
 from passes.chain import needs_text, rewrite
 from passes.errors import DoesNotFitError, GoalMissedError, InputError
 from passes.files.atomic import write_json
@@ -22,13 +22,12 @@ from passes.ir.sources import Source, open_model
 from passes.run.execute import calm_libraries, execute
 from passes.run.job import Job, Outcome
 from passes.run.result_folder import MARKER, check_places, claim, holding, partial_of, publish
-from passes.steps.executor import HERE, Executor
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
 from planner.apply_cost import effort
 from planner.certificate import NAME, Certificate, certificate
 from planner.kept import require_own_place
-from planner.machine import computing_on
+from planner.machine import ALL_HERE, Computing, computing_on
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, portable, require_executable, resolved_plan, spec_of
 from planner.plan.effort import Effort
@@ -68,16 +67,6 @@ class ApplyResult:
         return self.certificate is None or self.certificate.holds
 
 
-@dataclass(frozen=True, slots=True)
-class Computing:
-    """Where the work is done. `device`: what computes, `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`;
-    `executor`: whose processes carry out the steps.
-    """
-
-    device: str = AUTO
-    executor: Executor = HERE
-
-
 def default_folder(what: Path) -> Path:
     """Return where the result of a plan or spec is made unless another folder is named."""
     return _folder(_name(what))
@@ -108,14 +97,14 @@ def apply(
     work: Path | None = None,
     replace: bool = False,
     progress: Callable[[Progress], None] = lambda event: None,
-    computing: Computing = Computing(),
+    on: Computing = ALL_HERE,
 ) -> ApplyResult:
     """Apply a plan (from `plan`, its document, its file) or a spec file. `out` defaults to `<name>-tightfit` in the current folder.
 
     A finished result of another plan that lies at `out` is refused (InputError), or with `replace` replaced when the new one is whole.
     Raises StalePlanError, DoesNotFitError or InputError before anything is done where the plan cannot be applied.
     """
-    device = computing.device
+    device = on.device
     document, name = _document(what, device)
     as_it_is = document.decision.nothing_to_make
     if not as_it_is:
@@ -150,7 +139,7 @@ def apply(
     texts = _text(spec.calibration, trust), _text(spec.evaluation, trust)
     job = Job(source.ir, folder, passes, out, work, *texts, device=device)
     finish = partial(result.finish, expected)
-    outcome = execute(job, progress, resolved=result.resolved, finish=finish, executor=computing.executor)
+    outcome = execute(job, progress, resolved=result.resolved, finish=finish, executor=on.executor)
     return ApplyResult(out, document, result.certificates[-1], outcome)
 
 
@@ -259,7 +248,7 @@ def _document(what: str | Path | Plan | PlanDocument, device: str) -> tuple[Plan
         return what, what.model.rsplit("/", 1)[-1]
     file = file_named("what is applied", what, "a plan, its file, or the file of a spec")
     if file.suffix in (".yaml", ".yml"):
-        return plan(file, device=device).document, _name(file)
+        return plan(file, on=Computing(device)).document, _name(file)
     return load_plan(file), _name(file)
 
 

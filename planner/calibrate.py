@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from passes.errors import InputError
 from passes.ir.sources import open_model
+from passes.record import dataclass
 from targets.engines.engine import ENGINE_NAMES, Engine, Parallel, find_engine
 from targets.gpu import Gpu, find_gpu, installed_gpu
 from targets.machine.calibrate import ServedModel, calibrate_machine, calibrate_served

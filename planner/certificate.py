@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.files.atomic import read_json
 from passes.files.checkpoint import Checkpoint
+from passes.record import dataclass
 from planner.choice.goals import Goal
 from planner.figures import show_interval
-from planner.plan.codec import FORMAT_VERSION, from_json
+from planner.plan.codec import FORMAT_VERSION, from_json, upgraded
 from planner.plan.document import PlanDocument, PlannedEngine, PlannedGoal
 from planner.plan.effort import Effort
 from planner.quality.expected import Quality, growth, perplexity_growth
@@ -256,7 +257,7 @@ def _goals(goals: Iterable[PlannedGoal], measured: Measured | None) -> Iterator[
 
 def read_certificate(path: Path) -> Certificate:
     """Return a certificate that `apply` wrote. Raises InputError where it is missing or damaged."""
-    return from_json(Certificate, read_json(path, "certificate"), str(path))
+    return from_json(Certificate, upgraded(read_json(path, "certificate"), str(path)), str(path))
 
 
 def result_folder(path: Path) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
 from passes.ir.sources import Source, open_model
+from passes.record import dataclass
 from planner.asked import AS_IS
 from planner.choice.question import Load, Outcome, Question
 from planner.choice.remedies import Remedy, remedies, said_to_mend

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +14,11 @@ import networkx as nx
 
 from passes.blocks.devices import AUTO, compute_devices
 from passes.errors import InputError, TightfitError
+from passes.record import dataclass
 from passes.steps.executor import HERE, Executor
 from passes.steps.progress import Progress
-from planner.apply import Computing, apply, default_folder
+from planner.apply import apply, default_folder
+from planner.machine import Computing
 from planner.plan.codec import FORMAT_VERSION
 
 #: Exit code of a defect of ours, as the command line's.
@@ -121,7 +123,7 @@ def applied(order: Order, progress: Callable[[Progress], None] = lambda event: N
     began = time.monotonic()
     try:
         result = apply(
-            order.what, order.out, work=order.work, replace=order.replace, progress=progress, computing=Computing(order.device)
+            order.what, order.out, work=order.work, replace=order.replace, progress=progress, on=Computing(order.device)
         )  # fmt: skip
         member = Member(
             str(order.what), str(order.out), 0 if result.holds else 4, result.plan.decision.label, _missed(result.holds)

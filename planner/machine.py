@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from passes.blocks.devices import AUTO, PROCESSOR, built_for_cards, device_name, hidden_cards, listed_cards
 from passes.errors import InputError
+from passes.record import dataclass
+from passes.steps.executor import HERE, Executor
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu, find_gpu, fold, inline_gpu, this_cpu, unlisted_gpu
 from targets.machine.devices import installed_gpus
@@ -19,6 +21,20 @@ if TYPE_CHECKING:
     from planner.plan.document import PlanDocument
 
 _REMEDY = "verify on the machine that it was planned for: copy the result's folder there; or plan for this one"
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """Where the work is done. `device`: what computes, `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`;
+    `executor`: whose processes carry out the steps.
+    """
+
+    device: str = AUTO
+    executor: Executor = HERE
+
+
+#: All that is here, by this process.
+ALL_HERE = Computing()
 
 
 def computing(asked: str = AUTO) -> Gpu:

@@ -7,47 +7,14 @@ import inspect
 import itertools
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields
 from enum import Enum
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from planner.certificate import Certificate
-from planner.check import CheckDocument
-from planner.explain.asked import Answer
-from planner.explain.diff import PlanDifference
-from planner.explain.drift import DriftDocument
-from planner.plan.document import PlanDocument
-from planner.setup.doctor import Machine
-from planner.verifying.report import VerifyReport
-from planner.verifying.result import FilesReport
+from planner.documents.listed import DOCUMENTS
+from planner.documents.schema import parts
 from reference.tables import table
 from targets.quantity import Quantity
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A document by what writes it."""
-
-    title: str
-    written: str
-    kind: Any
-
-
-DOCUMENTS = (
-    Document("A plan", "`optimize plan --json`, `*.plan.json`, `plan.json` of a result", PlanDocument),
-    Document("An answer of check", "`optimize check --json`", CheckDocument),
-    Document(
-        "A certificate",
-        "`optimize apply --json`, `optimize show RESULT --json`, `certificate.json` of a result",
-        Certificate,
-    ),
-    Document("What verify saw", "`optimize verify --json`, `verified.json` of a result", VerifyReport),
-    Document("Files of a result", "`optimize verify --offline --json`", FilesReport),
-    Document("An answer of explain", "`optimize explain --json`", Answer),
-    Document("A difference of plans", "`optimize diff --json`", PlanDifference),
-    Document("A plan under other versions", "`optimize drift --json`", DriftDocument),
-    Document("What a machine can do", "`optimize doctor --json`", Machine),
-)
 
 _HEAD = """# JSON documents
 
@@ -72,33 +39,14 @@ def page() -> str:
 
 def _sections() -> Iterator[str]:
     told: set[Any] = set()
-    for document in DOCUMENTS:
-        yield f"## {document.title}\n\nWritten by {document.written}.\n"
+    for name, document in DOCUMENTS.items():
+        yield f"## {document.title}\n\nWritten by {document.written}; as a JSON Schema: `optimize schema {name}`.\n"
         yield from _part(document.kind)
-        for part in _parts(document.kind):
+        for part in parts(document.kind):
             if part not in told and part is not document.kind:
                 told.add(part)
                 yield f"### {part.__name__}\n"
                 yield from _part(part)
-
-
-def _parts(kind: Any) -> Iterator[Any]:
-    """The dataclasses inside of one, each once."""
-    seen, waiting = {kind}, [kind]
-    while waiting:
-        for hint in get_type_hints(waiting.pop(0)).values():
-            for part in _classes(hint):
-                if part not in seen:
-                    seen.add(part)
-                    waiting.append(part)
-                    yield part
-
-
-def _classes(hint: Any) -> Iterator[Any]:
-    if isinstance(hint, type) and is_dataclass(hint) and hint is not Quantity:
-        yield hint
-    for inner in get_args(hint):
-        yield from _classes(inner)
 
 
 def _part(kind: Any) -> Iterator[str]:

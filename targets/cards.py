@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 
 from passes.errors import InputError
+from passes.record import dataclass
 from targets.gpu import Gpu, find_gpu
 
 #: `2x RTX 4090`, `8 × H100`; `L4:1`, `A100-80GB:8` (SkyPilot).

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
 from passes.errors import InputError, unknown_name
 from passes.host_memory import card_nodes, memory_total_bytes
+from passes.record import dataclass
 from targets.machine.devices import cores, cpu_instructions, cpu_model, installed_gpus
 from targets.quantity import Basis, Quantity
 

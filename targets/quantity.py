@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from passes.record import dataclass
 
 
 class Basis(StrEnum):

@@ -1,4 +1,6 @@
-"""A package that knows nothing of this one's tables but their names adds a format, a pass, an engine and an outside tool to them."""
+"""A package that knows nothing of this one's tables but their names adds a format, a pass, an engine, an outside tool and a launch
+target to them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from passes.steps.key import code_digest
 from passes.text.source import TextSource
 from planner.plan.codec import from_json, to_json
 from planner.plan.document import PlanDocument
-from planner.plan.launch import launch
+from planner.plan.launch import launch, of_result, target_files
 from planner.plan.make import Plan, plan
 from planner.spec.parse import load_spec, parse_spec
 from targets.engines.engine import find_engine
@@ -41,6 +43,8 @@ prune_last = toy_rows.passes:PruneLast
 rows-engine = toy_rows.engine:RowsEngine
 [tightfit.backends]
 rows-tool = toy_rows.tool:RowsTool
+[tightfit.launch_targets]
+rows-host = toy_rows.target:RowsHost
 """
 _FORMATS = """
 from dataclasses import dataclass
@@ -175,6 +179,18 @@ class RowsTool(Backend):
     def progress(self, line):
         return (1, 1) if line == "1 of 1" else None
 '''
+_TARGET = """
+from targets.launch.request import LaunchFile
+from targets.launch.target import LaunchTarget
+
+
+class RowsHost(LaunchTarget):
+    name = "rows-host"
+    title = "a host of rows"
+
+    def files(self, deployment):
+        return (LaunchFile("rows.txt", f"{deployment.name} on port {deployment.launch.port}\\n"),)
+"""
 _SPEC = """
 model: Qwen/Qwen2.5-7B-Instruct
 target: { gpu: rtx-4090 }
@@ -197,7 +213,9 @@ def install(folder: Path, name: str, entry_points: str, **modules: str) -> None:
 @pytest.fixture(autouse=True)
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "site"
-    install(folder, "toy_rows", _ENTRY_POINTS, formats=_FORMATS, passes=_PASSES, engine=_ENGINE, tool=_TOOL)
+    install(
+        folder, "toy_rows", _ENTRY_POINTS, formats=_FORMATS, passes=_PASSES, engine=_ENGINE, tool=_TOOL, target=_TARGET
+    )
     monkeypatch.syspath_prepend(str(folder))
     yield folder
     find_engine.cache_clear()
@@ -273,6 +291,18 @@ def test_the_launch_files_are_those_of_the_engine(tmp_path: Path) -> None:
     script = tmp_path / "launch" / "run.sh"
     assert script.read_text() == "#!/bin/sh\nexec rows-server --name toy --context 8192\n"
     assert script.stat().st_mode & 0o100
+
+
+def test_a_launch_target_is_named_in_a_spec_and_writes_from_the_deployment_of_any_engine(tmp_path: Path) -> None:
+    spec = _SPEC.replace("rows-engine", "vllm") + "launch: [rows-host]\n"
+    document = saved_and_read(plan(parse_spec(spec)).document)
+    assert document.spec.launch == ("rows-host",)
+    server = of_result(document, tmp_path / "result", open_model("Qwen/Qwen2.5-7B-Instruct").ir)
+    [file] = target_files(server, document.spec.launch)
+    assert file.path.endswith("rows.txt") and file.text == f"{server.name} on port {server.launch.port}\n"
+    with pytest.raises(InputError, match="rows-hots") as error:
+        parse_spec(_SPEC + "launch: [rows-hots]\n")
+    assert "rows-host" in str(error.value)
 
 
 def test_a_tool_is_named_in_a_spec_and_makes_the_format(job: Job) -> None:

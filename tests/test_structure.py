@@ -9,6 +9,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -41,6 +42,8 @@ CEILINGS = {
     "variables called one": 0,
     "public docstrings that begin without a verb": 0,
     "public functions that return a number of no said unit": 0,
+    "functions of more than 60 lines": 0,
+    "names that nothing else names": 3,
 }
 
 
@@ -197,6 +200,42 @@ def without_a_unit() -> int:
     )
 
 
+#: What may be longer: a card's kernels, and commands, whose options take the room.
+LONG_ANYWAY = re.compile(r"\btriton\.jit\b|\bapp\.command\(")
+
+
+def long_functions() -> int:
+    functions = [node for tree in sources().values() for node in nodes(tree, ast.FunctionDef)]
+    return sum(
+        node.end_lineno - node.lineno >= 60
+        and not any(LONG_ANYWAY.search(ast.unparse(each)) for each in node.decorator_list)
+        for node in functions
+    )
+
+
+#: What a framework finds by itself, by the decorator.
+FOUND_BY_NAME = re.compile(r"\bapp\.|validator|serializer")
+
+
+def unnamed() -> int:
+    """Functions and classes that stand nowhere but where they are defined, programs and pages of the project read too; what a framework
+    calls by its name (transformers' Trainer and caches) is among them.
+    """
+    folders = (*ROOMS, "benchmarks", "reference", "tests")
+    files = (
+        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".html", ".j2")
+    )
+    words = Counter(word for path in files for word in re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    defined = (
+        node
+        for tree in sources().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not any(FOUND_BY_NAME.search(ast.unparse(each)) for each in node.decorator_list)
+    )
+    return sum(words[node.name] == 1 and not node.name.startswith("__") for node in defined)
+
+
 FIGURES: dict[str, Callable[[], int]] = {
     "modules at the top of passes": partial(modules_in, "passes"),
     "isinstance on a concrete pass outside its file": partial(questions, "passes.base.Pass"),
@@ -210,6 +249,8 @@ FIGURES: dict[str, Callable[[], int]] = {
     "variables called one": partial(variables_called, "one"),
     "public docstrings that begin without a verb": without_a_verb,
     "public functions that return a number of no said unit": without_a_unit,
+    "functions of more than 60 lines": long_functions,
+    "names that nothing else names": unnamed,
 }
 
 

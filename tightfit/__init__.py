@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planner.apply import ApplyResult, apply
     from planner.certificate import Certificate
     from planner.check import CheckDocument, CheckResult, check
+    from planner.machine import Computing
     from planner.plan.document import ChosenPlan, PlanDocument
     from planner.plan.make import Plan, plan
     from planner.plan.saved import load_plan
@@ -44,6 +45,7 @@ __all__ = [
     "CheckDocument",
     "CheckResult",
     "ChosenPlan",
+    "Computing",
     "DoesNotFitError",
     "GoalMissedError",
     "Goals",
@@ -82,7 +84,8 @@ _HOME = {
     "load_plan": "planner.plan.saved", "load_spec": "planner.spec.parse",
     "Spec": "planner.spec.spec", "Target": "planner.spec.parts.target", "WorkloadSpec": "planner.spec.parts.workload",
     "Goals": "planner.spec.parts.goals", "PassesChoice": "planner.spec.parts.choices",
-    "VerifyReport": "planner.verifying.report", **dict.fromkeys(("UnderLoad", "verify"), "planner.verifying.verify"),
+    "Computing": "planner.machine", "VerifyReport": "planner.verifying.report",
+    **dict.fromkeys(("UnderLoad", "verify"), "planner.verifying.verify"),
     "__version__": "planner.version",
     **dict.fromkeys(("Settings", "Parallel"), "targets.engines.engine"), **dict.fromkeys(("Quantity", "Basis"), "targets.quantity"),
 }  # fmt: skip

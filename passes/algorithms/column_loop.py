@@ -7,13 +7,13 @@ tensor operations, or in one launch of a card's kernel; zeros come from a mask, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes.algorithms.inverse_factor import Factor
 from passes.algorithms.kernels import columns as columns_kernel
-from passes.algorithms.kernels.columns import KERNEL_COLUMNS, BlockLevels, BlockZeros
+from passes.algorithms.kernels.columns import KERNEL_COLUMNS, NO_ZEROS, BlockLevels, BlockZeros
 from passes.algorithms.sparsity import MASK_COLUMNS, Mask
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +140,7 @@ class KernelRounding:
     def __call__(self, start: int, block: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
         """Round a block."""
         end = start + len(block)
-        zeros = BlockZeros() if self.zeros is None else self.zeros.of_block(start, end)
+        zeros = NO_ZEROS if self.zeros is None else self.zeros.of_block(start, end)
         self.codes[start:end], errors = columns_kernel.round_block(block, upper, self.levels(start), zeros)
         return errors
 

@@ -17,13 +17,13 @@ Orientation: rows are inputs (`[K, N]`, K permuted by descending diag(H)), as th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from passes.algorithms.kernels.columns import usable
 from passes.algorithms.threads import side_by_side
 from passes.errors import TightfitError
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ beforehand are found on the weights as zeros alone leave them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from passes.algorithms.column_loop import (
@@ -32,6 +32,7 @@ from passes.algorithms.rtn import as_quantized
 from passes.algorithms.scale_search import FULL_RANGE, Levels, ScaleSearch, decode_codes, find_levels, round_codes
 from passes.algorithms.sparsity import Mask
 from passes.formats.format import Grid, Quantized
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -12,10 +12,10 @@ Orders:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes.errors import TightfitError
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

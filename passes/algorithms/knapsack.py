@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes.errors import DoesNotFitError, InputError
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from passes.algorithms.damping import DAMPING
@@ -17,6 +17,7 @@ from passes.errors import InputError
 from passes.formats.exllama.exl2 import Exl2
 from passes.formats.format import Format, Quantized
 from passes.ir.model import Linear
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

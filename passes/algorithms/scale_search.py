@@ -7,10 +7,11 @@ that the engine will use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from passes.formats.format import E4M3_MAX, Grid
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

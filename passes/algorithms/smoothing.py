@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from passes.algorithms.kernels.precision import tensor_cores
@@ -16,6 +15,7 @@ from passes.algorithms.rtn import nearest_codes
 from passes.algorithms.scale_search import FULL_RANGE, decode_codes, find_levels, grouped, wide
 from passes.blocks.input_statistics import InputStatistics
 from passes.formats.format import Grid
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

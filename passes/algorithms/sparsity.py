@@ -7,8 +7,9 @@ uses), chosen while the columns are walked, and lets the columns that follow mak
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from passes.base import Pass
 from passes.errors import Reason
+from passes.record import dataclass
 
 P = TypeVar("P", bound=Pass)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from passes.blocks.dense_model import DenseModel
@@ -21,6 +20,7 @@ from passes.blocks.unfused import unfuse, unstack
 from passes.errors import InputError
 from passes.ir.architectures.config import Config
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ Its weights are a checkpoint's, or a view of one: with blocks dropped (`passes.b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from passes.files.checkpoint import INDEX, Checkpoint, Weights, copy_side_files,
 from passes.formats.tensor import Tensor, float_dtype
 from passes.ir.model import Block, Linear, ModelIR
 from passes.ir.readers.headers import is_whole
+from passes.record import dataclass
 from passes.steps.context import RunContext
 from passes.steps.key import content_key
 from passes.steps.step import Report

@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes.blocks.decoder import CacheMaxima, Decoder
@@ -27,6 +26,7 @@ from passes.blocks.dense_model import DenseModel
 from passes.blocks.hidden_states import HiddenStates, Place, place_of
 from passes.blocks.memory import BATCH_TOKENS
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from passes.steps.context import RunContext
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from passes.record import dataclass
 
 #: Words below which an answer says too little to learn from.
 LEAST_WORDS = 8

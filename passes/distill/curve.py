@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from passes.record import dataclass
 
 #: A 90 % interval in standard deviations.
 _NINETY = 1.645

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.algorithms.learned.rounding import Tuning
@@ -20,6 +19,7 @@ from passes.errors import Reason, nearest
 from passes.ir.distortions import Distortion, Recovered
 from passes.ir.model import ModelIR
 from passes.ir.operations import forward_operations, head_operations
+from passes.record import dataclass
 from passes.steps.cost import StepCost, WalkSize, Work
 from passes.text.self_written import SELF_BATCH
 

@@ -12,12 +12,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from passes.distill.answers import Answer
 from passes.errors import InputError, TightfitError
+from passes.record import dataclass
 
 KEY = "OPENAI_API_KEY"
 #: Times that a request is made before it is given up, seconds before the second one (twice that before the next), seconds it may take.

@@ -9,7 +9,6 @@ A batch that is whole is not made again, so a run that was killed goes on behind
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from passes.distill.objective import largest
 from passes.files.checkpoint import write_shard
 from passes.ir.readers.headers import is_whole
 from passes.measure.evaluate import through
+from passes.record import dataclass
 from passes.steps.context import RunContext
 from passes.steps.step import part_of
 

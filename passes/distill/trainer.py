@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from passes.distill.objective import divergence, hidden_loss, next_token_loss
 from passes.distill.teacher import TeacherText
 from passes.errors import GoalMissedError, TightfitError
 from passes.files.atomic import read_json, readable, write_json
+from passes.record import dataclass
 from passes.steps.step import Report
 from passes.text.token_file import read_tokens
 

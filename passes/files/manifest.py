@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError
 from passes.files.atomic import read_json, write_json
+from passes.record import dataclass
 
 NAME = "manifest.json"
 #: Files that come later and are in no list.

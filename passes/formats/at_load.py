@@ -8,12 +8,12 @@ scale a matrix (vLLM `--quantization fp8` on a 16-bit checkpoint).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason, TightfitError, unknown_name
 from passes.formats.format import Format, KernelFamily, Quantized, Rounding
 from passes.formats.tensor import Tensor
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

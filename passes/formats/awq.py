@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason
 from passes.formats.format import Format, Grid, KernelFamily, Quantized
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason
 from passes.formats.format import Format, KernelFamily, Quantized
 from passes.formats.tensor import DTYPE_BITS, Tensor
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason, TightfitError
 from passes.formats.tensor import Tensor
+from passes.record import dataclass
 from passes.registry import Registry
 
 if TYPE_CHECKING:

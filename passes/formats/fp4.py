@@ -8,7 +8,6 @@ fp32 `weight_global_scale`; a weight is value · weight_scale / weight_global_sc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason, TightfitError
@@ -16,6 +15,7 @@ from passes.formats.compressed_tensors.config_group import CompressedTensors, Co
 from passes.formats.format import E2M1_MAX, E4M3_MAX, Grid, KernelFamily, Quantized, Rounding
 from passes.formats.gptq import group_size_reason
 from passes.formats.tensor import Tensor
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ Which engine keeps which of them, on which card, and what else it has (ExLlamaV3
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from passes.record import dataclass
 
 #: The cache in the model's own numbers.
 OWN = "auto"
@@ -25,11 +25,6 @@ class KVDtype:
     weighed: bool = True
     head_bytes: int = 0
     loss: str = ""
-
-    @property
-    def is_float8(self) -> bool:
-        """Whether elements are 8-bit floats."""
-        return self.name.startswith("fp8")
 
 
 def integers(bits: int) -> tuple[str, float]:

@@ -12,12 +12,12 @@ its scales assumed, headers decide); `gemv-*awq` AutoAWQ's other kernels (`awq/m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason, TightfitError
 from passes.formats.format import Format, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from passes.formats.format import Format
+from passes.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

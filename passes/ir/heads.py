@@ -7,7 +7,8 @@ Classes of transformers (`GenericForSequenceClassification`, `GenericForTokenCla
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from passes.record import dataclass
 
 _LANGUAGE_MODEL = "ForCausalLM"
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError, unknown_name
 from passes.ir import catalog
+from passes.record import dataclass
 
 #: Words of a name that change a model's weights but not its shapes.
 _VARIANTS = frozenset({"instruct", "chat", "it", "base"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from passes.ir.quant_config.read import quantized
 from passes.ir.readers.headers import read_folder_header
 from passes.ir.readers.hub import UnreachableError, is_cached, is_repository_name, offline, read_repository
 from passes.ir.readers.reconcile import reconcile
+from passes.record import dataclass
 
 #: What a result needs besides config and weights; carried along as it is.
 CARRIED = (

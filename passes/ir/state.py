@@ -5,7 +5,7 @@ All sizes are in elements, so that a KV dtype can be chosen later, except `Recur
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from passes.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

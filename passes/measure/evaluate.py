@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes.blocks.dense_model import DenseModel
 from passes.blocks.memory import BATCH_TOKENS, LOGIT_TOKENS
 from passes.blocks.stream import BlockStream
 from passes.errors import TightfitError
+from passes.record import dataclass
 from passes.steps.context import RunContext
 from passes.steps.step import part_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import ClassVar, Self
 
@@ -18,6 +18,7 @@ from passes.ir.model import Block, ModelIR, Stack
 from passes.ir.operations import forward_operations, head_operations
 from passes.ir.state import ChunkedKV, FullKV, LayerState, Recurrent, SharedKV, SlidingKV
 from passes.prune.config import config_describes, with_fewer_layers
+from passes.record import dataclass
 from passes.steps.context import RunContext
 from passes.steps.cost import StepCost, WalkSize, Work, states_bytes
 from passes.steps.key import content_key

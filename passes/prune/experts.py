@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
@@ -18,6 +18,7 @@ from passes.ir.distortions import Distortion, Removed
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.operations import forward_operations
 from passes.prune.config import change_decoder, config_describes, decoder_part, set_present, with_blocks_changed
+from passes.record import dataclass
 from passes.steps.context import RunContext
 from passes.steps.cost import StepCost, WalkSize, Work, states_bytes
 

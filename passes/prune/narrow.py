@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes.algorithms.removal.importance import Units, best, eliminated, energy, weighed
@@ -11,6 +10,7 @@ from passes.algorithms.removal.least_squares import compensated
 from passes.blocks.input_statistics import InputStatistics
 from passes.ir.model import Linear, Stack
 from passes.prune.units import narrowed, units_of
+from passes.record import dataclass
 from passes.walk.edit import BlockInputs, EditedBlock
 from passes.walk.paused_batches import PausedBatches
 

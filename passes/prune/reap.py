@@ -8,7 +8,6 @@ matrix that could make up for one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from passes.algorithms.removal.importance import best
@@ -17,6 +16,7 @@ from passes.blocks.stream import BlockReplica
 from passes.errors import InputError
 from passes.ir.model import Block, Linear, Role, Stack
 from passes.prune.experts import SCORE_BIASES
+from passes.record import dataclass
 from passes.walk.edit import BlockInputs, EditedBlock
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.algorithms.sparsity import Mask
@@ -12,6 +11,7 @@ from passes.base import NATIVE, Pass, Stage
 from passes.errors import Reason
 from passes.ir.distortions import Distortion, Zeros
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     from passes.algorithms.method import Method

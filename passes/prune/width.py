@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
@@ -21,6 +21,7 @@ from passes.ir.operations import forward_operations, head_operations
 from passes.ir.state import FullKV
 from passes.prune.config import change_decoder, config_describes, set_present, with_blocks_changed
 from passes.prune.units import attention, dense_mlp
+from passes.record import dataclass
 from passes.steps.context import RunContext
 from passes.steps.cost import StepCost, WalkSize, Work, states_bytes
 from passes.steps.key import content_key

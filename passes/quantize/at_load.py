@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from passes.base import Pass, Stage
@@ -10,6 +10,7 @@ from passes.errors import Reason
 from passes.formats.at_load import Resident, resident
 from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.model import LoadTime, ModelIR
+from passes.record import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,6 +24,7 @@ from passes.ir.distortions import Distortion
 from passes.ir.model import Block, Linear, ModelIR
 from passes.quantize.allocation_cost import ALLOCATION_STEPS, allocation_cost
 from passes.quantize.quantize import Quantize, by_tool, damping_text, method_cost
+from passes.record import dataclass
 from passes.steps.cost import StepCost, WalkSize
 
 if TYPE_CHECKING:

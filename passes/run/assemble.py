@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from passes.files.os_errors import clear_disk_errors
 from passes.formats.tensor import Tensor
 from passes.ir.model import ModelIR
 from passes.ir.quant_config.write import quantization_config
+from passes.record import dataclass
 from passes.run.result_folder import MARKER, claim
 from passes.text.source import TextSource
 

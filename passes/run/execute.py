@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from passes.files.lock import only_one
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.ir.model import ModelIR
 from passes.ir.readers.headers import is_whole
+from passes.record import dataclass
 from passes.run.assemble import Assembly, assemble, holds
 from passes.run.disk_need import scratch_bytes
 from passes.run.job import Job, Outcome

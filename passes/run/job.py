@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.base import Pass
 from passes.blocks.devices import AUTO
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from passes.steps.progress import Step
 from passes.text.source import PYTHON_REFERENCE, TextSource
 
@@ -28,8 +29,8 @@ class Job:
     passes: tuple[Pass, ...]
     out: Path
     work: Path
-    calibration: TextSource = TextSource()  # noqa: RUF009
-    evaluation: TextSource = TextSource(PYTHON_REFERENCE, 16, 512)  # noqa: RUF009
+    calibration: TextSource = TextSource()
+    evaluation: TextSource = TextSource(PYTHON_REFERENCE, 16, 512)
     compute_dtype: str = "auto"
     device: str = AUTO
 

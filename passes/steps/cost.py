@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 
 from passes.ir.model import ModelIR
 from passes.ir.operations import columns_in_turn, compensation_operations, forward_operations, hessian_operations
+from passes.record import dataclass
 
 #: Bytes of a number of the hidden states on disk: fp32 where the processor lacks bf16.
 _STATE_BYTES = 4

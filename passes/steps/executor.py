@@ -8,12 +8,13 @@ piece out again finds what an earlier attempt had finished.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any, Protocol
 
 from passes.errors import TightfitError
+from passes.record import dataclass
+
+if TYPE_CHECKING:
+    import networkx as nx  # a quarter of a second, which plans do without
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Executor(Protocol):
 
 def order(graph: nx.DiGraph[str]) -> tuple[str, ...]:
     """Return every piece after those that it needs; where nothing decides, as they stand in the graph."""
+    import networkx as nx
+
     places = {name: place for place, name in enumerate(graph)}
     return tuple(nx.lexicographical_topological_sort(graph, key=places.__getitem__))
 
@@ -57,6 +60,8 @@ class Here:
 
     def carry_out(self, graph: nx.DiGraph[str]) -> Iterator[Ended]:
         """Carry out pieces in order."""
+        import networkx as nx
+
         lost: set[str] = set()
         for name in order(graph):
             if name in lost:

@@ -11,8 +11,10 @@ planning, where networkx would cost a quarter of a second; `passes.steps.executi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
+
+from passes.record import dataclass
 
 
 class State(StrEnum):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from passes.blocks.decoder import Decoder
@@ -27,6 +27,7 @@ from passes.blocks.stream import BlockReplica, BlockStream
 from passes.files.atomic import readable, write_json
 from passes.files.checkpoint import INDEX, Checkpoint, copy_side_files, write_index, write_shard
 from passes.ir.model import Block, ModelIR
+from passes.record import dataclass
 from passes.steps.context import RunContext
 from passes.steps.key import content_key
 from passes.steps.step import Report

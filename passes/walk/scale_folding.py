@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from passes.blocks.matrices import members, packed
 from passes.blocks.stream import BlockReplica
 from passes.formats.format import Quantized
 from passes.ir.model import Block, Linear, Role
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

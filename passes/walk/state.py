@@ -11,13 +11,14 @@ from the same inputs and gives the same bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from passes.errors import InputError
 from passes.files.atomic import read_json, write_json
 from passes.files.os_errors import clear_disk_errors
 from passes.ir.readers.headers import is_whole
+from passes.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

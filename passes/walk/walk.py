@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from passes.algorithms.learned.rounding import Tuning
@@ -36,6 +36,7 @@ from passes.blocks.stream import BlockReplica, BlockStream, StreamedBlock
 from passes.errors import TightfitError
 from passes.files.checkpoint import write_shard
 from passes.ir.model import Block, Linear, ModelIR, Role
+from passes.record import dataclass
 from passes.steps.context import RunContext
 from passes.walk.beside import WeightsAhead, WrittenBehind
 from passes.walk.block import BlockResult, banks_whole, channels_in_place, check, kept, on_the_processor

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.errors import InputError, Reason
 from passes.ir.sources import Source, open_model
+from passes.record import dataclass
 from planner.check import CheckResult, Terms, answer, to_make
 from planner.choice.question import Load, Question, is_limit, limits_named
 from targets.cards import Cards, find_cards

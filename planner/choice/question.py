@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from passes.base import Pass
 from passes.errors import InputError, Reason, ReasonKind
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from planner.asked import chain_of, rewrite, with_dtype
 from planner.choice.capacity import Capacity, capacity, loaded, running_at_once
 from planner.choice.capacity import reasons as short_of

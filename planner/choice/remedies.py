@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from passes.errors import Reason
+from passes.record import dataclass
 from planner.asked import chain_of, rewrite
 from planner.choice.question import Outcome, Question
 from planner.quality.expected import expected_quality, growth

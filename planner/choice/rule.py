@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from operator import le
 
@@ -18,6 +17,7 @@ from passes.base import Stage
 from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.resident import resident_model
+from passes.record import dataclass
 from planner.choice.goals import FLOOR, ODDS_BAND
 from planner.choice.verdict import Verdict, judge_quality
 from planner.figures import apart

@@ -21,12 +21,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import TypeAlias
 
 from passes.base import Pass, Stage
 from passes.errors import InputError, NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from planner.asked import rewrite
 from planner.choice import capacity as cache
 from planner.choice.goals import Goal

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from passes import chain
@@ -25,6 +25,7 @@ from passes.ir.model import ModelIR
 from passes.ir.names import Published
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
+from passes.record import dataclass
 from planner.asked import rewrite
 from planner.choice.bits import fewest_bits, most_bits, widths
 from planner.choice.capacity import Capacity, in_use, loaded

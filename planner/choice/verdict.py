@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
 from passes.base import Pass, Stage
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
 from passes.ir.names import Published
+from passes.record import dataclass
 from planner.asked import AS_IS, spoken
 from planner.choice import odds
 from planner.choice.capacity import Capacity
@@ -66,6 +67,8 @@ def spread_words(parallel: Parallel) -> tuple[str, ...]:
     return tuple(f"{name} {degree}" for name, degree in degrees if degree > 1)
 
 
+#: The share of the most that is served which a queue does not grow at.
+_HELD = 0.95
 #: The statistic that goals are on where they name none.
 MEAN = "mean"
 _TIMES = {"ttft": Goal.TTFT, "tpot": Goal.TPOT}
@@ -123,10 +126,11 @@ class GoalResult:
         sign = ">" if self.goal.at_most else "<"
         predicted, wanted = apart(self.predicted.value, self.wanted, self.goal.unit)
         figures = {"wanted": self.wanted, "predicted": self.predicted.value}
-        message = f"{self.name} {predicted} {sign} {wanted}"
+        message, remedy = f"{self.name} {predicted} {sign} {wanted}", None
         if self.goal is Goal.RATE:
             message = f"{self.wanted:g} requests a second arrive, at most {self.predicted.value:.3g} are served: the queue grows"
-        return Reason(self.goal.reason_code, message, None, figures, ReasonKind.GOAL_MISSED)
+            remedy = f"{_HELD * self.predicted.value:.3g} a second are held, or more cards"
+        return Reason(self.goal.reason_code, message, remedy, figures, ReasonKind.GOAL_MISSED)
 
 
 @dataclass(frozen=True)

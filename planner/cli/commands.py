@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -43,10 +44,12 @@ def plan(
     ] = False,
     work: Annotated[Path | None, typer.Option(help="Folder for measurements, kept for the next time.")] = None,
     device: Device = "auto",
+    executor: CarriedOut = Carrier.LOCAL,
     as_json: Json = False,
 ) -> None:
     """Choose the best chain of passes for a spec, and say why every other lost. Exit 3 when none meets the goals."""
     from planner.cli.progress import shown
+    from planner.machine import Computing
     from planner.plan.codec import to_json
     from planner.plan.make import plan as run
     from planner.plan.saved import save
@@ -55,8 +58,13 @@ def plan(
     folder = (work or Path(f".{spec.stem}.measured")) if measure else None
     if measure:
         say_unused_cards(device)
-    with shown(screen(True)) as progress:
-        made = run(spec, measure=folder, progress=progress, device=device)
+    with shown(screen(True)) as progress, ExitStack() as stack:
+        on = Computing(device)
+        if executor is not Carrier.LOCAL:
+            from planner.fleet import carrying
+
+            on = Computing(device, stack.enter_context(carrying(executor, device)))
+        made = run(spec, measure=folder, progress=progress, on=on)
     if made.feasible:
         save(made.document, path)
     if as_json:
@@ -115,11 +123,12 @@ def apply(
     """Run plans exactly; a second run resumes or does nothing. Exit 4 when a result misses a goal."""
     from rich.markup import escape
 
-    from planner.apply import Computing, default_folder, find_plan, next_step
     from planner.apply import apply as run
+    from planner.apply import default_folder, find_plan, next_step
     from planner.cli.progress import shown
     from planner.cli.tables.certificate import print_certificate
     from planner.fleet import carrying, orders
+    from planner.machine import Computing
     from planner.plan.codec import to_json
     from planner.plan.document import moved_plan
     from planner.plan.saved import load_plan
@@ -141,7 +150,7 @@ def apply(
     with shown(console) as progress, carrying(executor, device) as carries:
         result = run(
             moved_plan(load_plan(plan), moved) if moved else plan, output, work=work, replace=overwrite, progress=progress,
-            computing=Computing(device, carries),
+            on=Computing(device, carries),
         )  # fmt: skip
     if as_json:
         emit(to_json(result.certificate or result.plan))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from typer.main import get_command
 
+from passes.record import dataclass
 from planner.cli.app import app
 
 

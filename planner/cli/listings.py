@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
+import typer
+
+from passes.errors import unknown_name
 from planner.cli.app import Json, app, emit, screen
 
 
@@ -41,8 +45,20 @@ def models(as_json: Json = False) -> None:
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of the spec, for editors."""
-    from planner.spec.schema import schema as of_spec
+def schema(
+    what: Annotated[
+        str, typer.Argument(help="The spec, or a document: plan, check, certificate, verified, files, answer, …")
+    ] = "spec",
+) -> None:
+    """Print the JSON Schema of the spec, for editors, or of a document that commands write."""
+    if what == "spec":
+        from planner.spec.schema import schema as of_spec
 
-    emit(of_spec())
+        emit(of_spec())
+        return
+    from planner.documents.listed import DOCUMENTS
+    from planner.documents.schema import schema as of_document
+
+    if what not in DOCUMENTS:
+        raise unknown_name("document", what, DOCUMENTS, remedy=f"spec, or one of {', '.join(DOCUMENTS)}")
+    emit(of_document(what))

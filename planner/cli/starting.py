@@ -41,16 +41,21 @@ _GOALS = {
 }
 
 
+#: What the wizard asks for where no flag says it.
+_ANSWERS = {
+    "model": Annotated[str | None, typer.Option(help="Hub id, catalog name, folder or .gguf file.")],
+    "gpu": Annotated[str | None, typer.Option(help="Card: catalog name, 24GB, or cpu; several: 2 x L40S.")],
+    "use": Annotated[str | None, typer.Option(help="What it is used for: chat, documents, batch or agents.")],
+    "context": Annotated[str | None, typer.Option(help="Longest conversation, in tokens: 8192, 32k.")],
+    "concurrency": Annotated[str | None, typer.Option(help="Requests at once, or auto.")],
+}
+
+
 @app.command()
-@grouped("goals", _GOALS)
+@grouped("named", {**_ANSWERS, **_GOALS})
 def init(
-    goals: Mapping[str, str],
+    named: Mapping[str, str],
     path: Annotated[Path, typer.Argument(help="Where to write the spec.")] = Path("tightfit.yaml"),
-    model: Annotated[str | None, typer.Option(help="Hub id, catalog name, folder or .gguf file.")] = None,
-    gpu: Annotated[str | None, typer.Option(help="Card: catalog name, 24GB, or cpu; several: 2 x L40S.")] = None,
-    use: Annotated[str | None, typer.Option(help="What it is used for: chat, documents, batch or agents.")] = None,
-    context: Annotated[str | None, typer.Option(help="Longest conversation, in tokens: 8192, 32k.")] = None,
-    concurrency: Annotated[str | None, typer.Option(help="Requests at once, or auto.")] = None,
 ) -> None:
     """Write a commented spec to start from. On a terminal it asks for what is not named."""
     from passes.files.atomic import write_text
@@ -58,7 +63,10 @@ def init(
 
     if path.exists():
         raise InputError(f"{path} exists already", remedy="name another file, or remove it")
-    answers = Answers(model, gpu, use, context, concurrency, goals)
+    answers = Answers(
+        **{name: value for name, value in named.items() if name in _ANSWERS},
+        goals={name: value for name, value in named.items() if name in _GOALS},
+    )
     if sys.stdin.isatty() and sys.stdout.isatty():
         answers = ask_all(answers, _ask, lambda said: screen().print(f"  {said}", style="yellow"))
     write_text(path, spec_text(answers))

@@ -37,6 +37,8 @@ QUESTIONS = (
     "what if 2 cards", "what if 2 x 4090", "what if vllm", "what if concurrency 4", "what if 3 requests a second", "what if context 64k",
     "what if prefer speed", "what if no prune", "what if goal 2 %", "cheapest card that fits", "fewest bits at 2 %",
 )  # fmt: skip
+#: What people call formats, and how candidates are named.
+_SPELLED = {"int8": "w8a8", "int4": "4 bit", "fp4": "nvfp4", "bf16": "as it is", "fp16": "as it is"}
 #: Candidates beside the two of a comparison that are told of.
 _MORE = 5
 
@@ -47,6 +49,8 @@ def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
     Raises InputError for a question of no known form, or one that names nothing that is known: it lists what may be asked.
     """
     text = re.sub(r"\s+", " ", (question or "").strip().rstrip("?").strip())
+    for said, name in _SPELLED.items():
+        text = re.sub(rf"\b{said}\b", name, text, flags=re.IGNORECASE)
     asked = Asked.of(spec, source)
     if not text:
         return _all(asked)
@@ -92,6 +96,21 @@ def _chosen_one(asked: Asked, words: str) -> Answer:
 
 def _how_many(asked: Asked, words: str) -> Answer:
     return how_many(asked)
+
+
+def _why_cards(asked: Asked, count: str) -> Answer:
+    """The chosen plan against the nearest one on fewer cards; on another number than the plan's, what it would be there."""
+    cards = asked.leading.verdict.candidate.cards
+    if int(count) != cards or cards == 1:
+        return _what_if(asked, "1 card" if int(count) == 1 else f"{count} cards")
+    fewer = asked.result.with_fewer_cards()
+    if fewer is None:
+        return _what_if(asked, f"{cards // 2} cards")
+    other = asked.judged(fewer)
+    taken = "1 card" if fewer.candidate.cards == 1 else f"{fewer.candidate.cards} cards"
+    return _compared(
+        f"{_chosen(asked, asked.leading)}; the nearest on {taken}: {other.label}", asked.leading, other, ()
+    )
 
 
 def _why(asked: Asked, name: str) -> Answer:
@@ -305,9 +324,13 @@ def _fewest_bytes(asked: Asked, largest: str) -> float | None:
 _FORMS: tuple[tuple[str, Callable[[Asked, str], Answer]], ...] = (
     (r"why not (.+)", _why_not),
     (r"why(?: (?:this|that|it|this plan|the plan|is it chosen|was it chosen))?", _chosen_one),
+    (r"why (\d+) (?:cards?|gpus?)", _why_cards),
     (r"why (.+)", _why),
     (r"(?:can|could|will|would|does) (?:it|this|that|we|i|they) (?:serve|handle|hold|take|do|run on) (.+)", _what_if),
     (r"(?:what |and |how )?(?:if|about) (.+)", _what_if),
+    (r"(?:what happens|is it possible|possible) (?:with|on|if) (.+)", _what_if),
+    (r"(?:what (?:is|would be|could be|can be) )?(faster)", lambda asked, words: _what_if(asked, "prefer speed")),
+    (r"(?:what (?:is|would be|could be|can be) )?(cheaper)", lambda asked, words: _cheapest(asked, "")),
     (r"(?:how many|most|max(?:imum)?) (?:users?|clients?|concurren\w+|requests?|people)( .*)?", _how_many),
     (r"(?:what is |what's )?(?:the )?(?:highest|most|max(?:imum)?|largest) (?:rate|load|concurrency|throughput)( .*)?", _how_many),
     (r"how (?:fast|much|good|well|big|large|long|slow)( .*)?", _chosen_one),

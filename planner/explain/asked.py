@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from passes.errors import ReasonKind
 from passes.ir.sources import Source, open_model
+from passes.record import dataclass
 from planner.choice.search import SearchResult, rule_of, search
 from planner.choice.verdict import Verdict
 from planner.explain.compare import Difference, Judged, Side

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from passes.errors import ReasonKind
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from planner.apply_cost import effort
 from planner.choice.rule import MAKING, making
 from planner.choice.search import SearchResult, complete, rule_of, served

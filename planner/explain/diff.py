@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from passes.record import dataclass
 from planner.figures import apart, show
 from planner.plan.codec import number, to_json
 from planner.plan.document import ChosenPlan, PlanDocument

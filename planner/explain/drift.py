@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from passes.record import dataclass
 from planner.choice.capacity import in_use, reasons
 from planner.plan.codec import FORMAT_VERSION
 from planner.plan.opened import Opened

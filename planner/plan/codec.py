@@ -1,7 +1,8 @@
 """Writes documents as JSON and reads them back: the fields of a dataclass are the keys, in their order.
 
-A field that holds its default is left out. Of a `Quantity` whole numbers are integers and infinities (a model without a cache) null.
-What is read is written again as it was, to the digit: numbers stay the integers or floats that they are.
+A field that holds its default is left out; one that may be null is read as null where it is not there, as older states wrote it.
+Of a `Quantity` whole numbers are integers and infinities (a model without a cache) null. What is read is written again as it was, to the
+digit: numbers stay the integers or floats that they are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,24 @@ from passes.ir.fields import shown
 from targets.quantity import Basis, Quantity
 
 FORMAT_VERSION = "1"
+#: What makes of a document of a version one of the next. Version 1 is the first; keys that came since have defaults, so that every document
+#: of it is read.
+UPGRADES: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {}
 T = TypeVar("T")
+
+
+def upgraded(document: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    """Return a document as the version that is written here has it. Raises InputError for a version that nothing here reads."""
+    said = document.get("format_version")
+    now = document
+    while (version := str(now.get("format_version"))) in UPGRADES:
+        now = UPGRADES[version](now)
+    if now.get("format_version") == FORMAT_VERSION:
+        return now
+    newer = isinstance(said, str) and said.isdigit() and int(said) > int(FORMAT_VERSION)
+    remedy = "a newer tightfit wrote it: bring this one up to date" if newer else "make it again with this version"
+    known = " and ".join((*UPGRADES, FORMAT_VERSION))
+    raise InputError(f"{what} has format {shown(said)}, this tightfit reads {known}", remedy=remedy)
 
 
 def to_json(value: Any) -> Any:
@@ -110,15 +128,16 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
 def _dataclass_reader(kind: Any) -> Callable[[Any], Any]:
     hints = get_type_hints(kind)
     readers = {field.name: _reader(hints[field.name]) for field in fields(kind)}
-    needed = {name for name, default in _defaults(kind) if default is MISSING}
+    without = {name for name, default in _defaults(kind) if default is MISSING}
+    absent = {name: None for name in without if types.NoneType in get_args(hints[name])}
 
     def read(value: Any) -> Any:
         keys = _checked(dict, value).keys()
-        if needed - keys:
-            raise _UnreadableError("is missing", (min(needed - keys),))
+        if needed := without - keys - absent.keys():
+            raise _UnreadableError("is missing", (min(needed),))
         if keys - readers.keys():
             raise _UnreadableError("is not known", (min(keys - readers.keys()),))
-        return kind(**{name: _read(readers[name], inner, name) for name, inner in value.items()})
+        return kind(**absent | {name: _read(readers[name], inner, name) for name, inner in value.items()})
 
     return read
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from passes import chain
 from passes.base import Pass
 from passes.errors import DoesNotFitError, GoalMissedError, InputError
+from passes.record import dataclass
 from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
 from planner.choice.verdict import GoalResult
@@ -282,7 +283,7 @@ class LockedGpu:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """Every input that a plan rests on. `data`: sha256 of the tool's own tables by their file names."""
+    """Every input that a plan rests on. `data`: sha256 of the tool's own tables by their file names; plans of older states do not say."""
 
     model: str
     revision: str | None
@@ -293,7 +294,7 @@ class Lock:
     gpu: LockedGpu
     engine: PlannedEngine | None
     tightfit: str
-    data: Mapping[str, Any]
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import field
 
+from passes.record import dataclass
 from targets.quantity import Quantity
 
 
@@ -19,6 +20,6 @@ class Effort:
     seconds: Quantity
     memory_bytes: Quantity
     disk_bytes: int
-    steps: Mapping[str, float]
+    steps: Mapping[str, float] = field(default_factory=dict)
     device: str = ""
     host_memory_bytes: Quantity | None = None

@@ -7,8 +7,8 @@ that started and serves has its requests wait, or takes blocks from some that it
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from passes.record import dataclass
 from planner.choice.capacity import Capacity
 from targets.engines.engine import KVEstimate
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes import chain
 from passes.base import Pass
-from passes.blocks.devices import AUTO
 from passes.chain import missing, rewrite
 from passes.errors import InputError
 from passes.ir.model import ModelIR
 from passes.ir.names import Published
 from passes.ir.sources import Source, open_model
+from passes.record import dataclass
 from passes.text.source import refuse_same_text
 from planner.choice.alternatives import alternatives
 from planner.choice.goals import Goal
@@ -22,7 +22,7 @@ from planner.choice.published import description
 from planner.choice.rule import MAKING, making
 from planner.choice.search import SearchResult, search, with_highest_load
 from planner.choice.verdict import Verdict
-from planner.machine import computing
+from planner.machine import ALL_HERE, Computing, computing
 from planner.plan.cautions import cautions, unheld
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.document import (
@@ -86,14 +86,14 @@ def plan(
     *,
     measure: Path | None = None,
     progress: Callable[[Progress], None] = lambda event: None,
-    device: str = AUTO,
+    on: Computing = ALL_HERE,
 ) -> Plan:
     """Choose for a spec: one, its file, or a mapping with its keys. A plan is returned also when nothing meets the goals: `feasible`.
 
     `measure`: a work folder; the leading candidates are tried on a little text, and what they lose replaces what is expected.
-    `device`: what computes here (`auto`, `cpu`, `cuda`, `cuda:1`): the candidates are tried there, and `apply` is forecast for it.
+    `on`: what computes here, where `apply` is forecast for, and whose processes try the candidates.
     """
-    here = computing(device)
+    here = computing(on.device)
     file = Path(spec) if isinstance(spec, str | Path) else None
     spec = as_spec(spec)
     refuse_same_text(spec.calibration.dataset, spec.evaluation.dataset)
@@ -104,7 +104,7 @@ def plan(
     if measure is not None:
         from planner.quality.trials import trials
 
-        tried = trials(spec, source, result, measure, progress, device)
+        tried = trials(spec, source, result, measure, progress, on)
         result = search(spec, source.ir, measured={passes: trial.quality for passes, trial in tried.items()})
     chosen = _resolved(result.chosen and with_highest_load(spec, result.gpu, result.chosen), source, tried)
     published, nearest = None if chosen is None else chosen.candidate.published, result.nearest()

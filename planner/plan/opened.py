@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from passes.chain import rewrite
@@ -10,6 +9,7 @@ from passes.errors import InputError
 from passes.ir.model import ModelIR
 from passes.ir.names import find, published_of
 from passes.ir.sources import open_model
+from passes.record import dataclass
 from planner.choice.published import description
 from planner.choice.search import target_gpu
 from planner.plan.codec import to_json

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from passes.errors import InputError
 from passes.ir.fields import json_object
-from planner.plan.codec import FORMAT_VERSION, from_json, to_json
+from planner.plan.codec import from_json, to_json, upgraded
 from planner.plan.document import PlanDocument, digest
 from planner.spec.arguments import file_named
 
@@ -35,18 +35,14 @@ def load_plan(what: str | Path) -> PlanDocument:
         raise InputError(f"{file} is no plan: {error}", remedy="`optimize plan SPEC` makes one") from None
     if "chosen" not in document or "lock" not in document:
         raise InputError(f"{file} is no plan", remedy="`optimize plan SPEC` makes one")
-    if document.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{file} has format {document.get('format_version')!r}, this tightfit reads {FORMAT_VERSION!r}",
-            remedy="plan again",
-        )
+    current = upgraded(document, str(file))
     if digest(document) != document.get("digest"):
         raise InputError(f"{file} was edited since it was made", remedy="change the spec and plan again")
-    return from_json(PlanDocument, document, str(file))
+    return from_json(PlanDocument, current, str(file))
 
 
 def read_plan(file: Path) -> PlanDocument:
     """Return the plan in a result's folder, whatever was done to the file since. Raises InputError where it is missing or damaged."""
     from passes.files.atomic import read_json
 
-    return from_json(PlanDocument, read_json(file, "plan"), str(file))
+    return from_json(PlanDocument, upgraded(read_json(file, "plan"), str(file)), str(file))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from passes.errors import Reason
+from passes.record import dataclass
 from planner.plan.codec import to_json
 from targets.engines.engine import Memory, SpeedEstimate
 from targets.quantity import Quantity

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from passes.base import Pass
 from passes.formats.kv_dtypes import OWN, cache_bits, measured_as
 from passes.ir.distortions import CacheRounding, Distortion, Recovered, Removed, WeightRounding, Zeros
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from planner.quality.features import Traits, scheme
 from planner.quality.law import law, loss
 from planner.quality.recovery import recovered

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from itertools import pairwise
@@ -29,6 +28,7 @@ from typing import Any
 
 from passes.formats.format import Rounding
 from passes.ir.distortions import CacheRounding, Removed, Zeros
+from passes.record import dataclass
 
 Features = tuple[tuple[str, float], ...]
 #: What one coefficient table tells the loss of.

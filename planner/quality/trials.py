@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.base import NATIVE, Pass, Stage
 from passes.blocks.dense_model import DenseModel
-from passes.blocks.devices import AUTO, compute_devices, compute_dtype
+from passes.blocks.devices import compute_devices, compute_dtype
 from passes.blocks.model_class import unwalkable
-from passes.chain import from_json, rewrite, to_json
+from passes.chain import draw, from_json, rewrite, to_json
 from passes.errors import InputError, Reason, ReasonKind
 from passes.files.atomic import read_json, readable, write_json
 from passes.files.lock import only_one
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.ir.model import ModelIR
 from passes.ir.sources import Source
+from passes.record import dataclass
 from passes.steps.context import RunContext
+from passes.steps.executor import Executor
 from passes.steps.key import content_key
 from passes.steps.progress import Progress
 from passes.steps.step import Report, Steps
 from passes.text.source import TextSource, tokens_digest
 from planner.choice.goals import Goal
 from planner.choice.search import SearchResult
+from planner.machine import ALL_HERE, Computing
 from planner.quality.expected import Quality, expected_quality
 from planner.spec.spec import Spec, TextChoice
 from targets.quantity import Basis, Quantity
@@ -82,9 +86,11 @@ def trials(
     result: SearchResult,
     work: Path,
     progress: Callable[[Progress], None] = lambda event: None,
-    device: str = AUTO,
+    on: Computing = ALL_HERE,
 ) -> dict[tuple[Pass, ...], Trial]:
-    """Try the leading chains on a device by its name. Raises InputError where the weights are not at hand, or the device is not."""
+    """Try the leading chains, by the executor's processes where those are others. Raises InputError where the weights are not at hand, or
+    the device is not.
+    """
     if not source.has_weights:
         raise InputError(
             f"{source.ir.name}: only its description is known here, so nothing can be measured",
@@ -98,35 +104,76 @@ def trials(
     with clear_disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     with only_one(work / "lock", work), clear_memory_errors():
-        return dict(_tried(spec, source, work, leading(source.ir, result), progress, device))
+        trust = spec.trust_remote_code
+        texts = _part(spec.calibration, _FITTED, trust), _part(spec.evaluation, _JUDGING, trust)
+        bench = _Bench(source.ir, source.materialize(work), work, texts, on.device)
+        chains = leading(source.ir, result)
+        if on.executor.apart:
+            _tried_elsewhere(bench, chains, on.executor, progress)
+        return dict(_tried(bench, chains, progress))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What trials have in common, as another process gets it: the model, the work folder, texts to fit and to judge by, what computes."""
+
+    ir: ModelIR
+    folder: Path
+    work: Path
+    texts: tuple[TextSource, TextSource]
+    device: str
+
+    def ready(self, progress: Callable[[Progress], None]) -> tuple[DenseModel, RunContext, torch.Tensor]:
+        """Return the model, the run on the text to fit by, the tokens to judge by."""
+        from passes.run.execute import no_tokens, source_model
+        from passes.text.token_file import read_tokens, token_file
+
+        devices = compute_devices(self.device)
+        dtype = compute_dtype(self.ir.dtype, device=devices[0])
+        run = RunContext(self.work, devices, dtype, no_tokens(), Steps(self.work, progress))
+        named = zip(("calibration text", "evaluation text"), self.texts, strict=True)
+        fitted, judging = (read_tokens(token_file(run, self.folder, name, text)) for name, text in named)
+        return source_model(self.ir, self.folder, dtype, devices), run.on_text(fitted), judging
 
 
 def _tried(
-    spec: Spec,
-    source: Source,
-    work: Path,
-    chains: list[tuple[Pass, ...]],
-    progress: Callable[[Progress], None],
-    device: str,
+    bench: _Bench, chains: Sequence[tuple[Pass, ...]], progress: Callable[[Progress], None]
 ) -> Iterator[tuple[tuple[Pass, ...], Trial]]:
-    from passes.run.execute import no_tokens, source_model
-    from passes.text.token_file import read_tokens, token_file
-
-    devices = compute_devices(device)
-    dtype = compute_dtype(source.ir.dtype, device=devices[0])
-    folder, trust = source.materialize(work), spec.trust_remote_code
-    run = RunContext(work, devices, dtype, no_tokens(), Steps(work, progress))
-    fitted, judging = (
-        read_tokens(token_file(run, folder, name, _part(choice, samples, trust)))
-        for name, choice, samples in (
-            ("calibration text", spec.calibration, _FITTED), ("evaluation text", spec.evaluation, _JUDGING),
-        )
-    )  # fmt: skip
-    model = source_model(source.ir, folder, dtype, devices)
-    run = run.on_text(fitted)
+    model, run, judging = bench.ready(progress)
     for number, chain in enumerate(chains, start=1):
-        told = replace(run, steps=Steps(work, _told(progress, f"{number} of {len(chains)}: ")))
+        told = replace(run, steps=Steps(bench.work, _told(progress, f"{number} of {len(chains)}: ")))
         yield chain, _trial(chain, model, told, judging)
+
+
+def _tried_elsewhere(
+    bench: _Bench, chains: Sequence[tuple[Pass, ...]], executor: Executor, progress: Callable[[Progress], None]
+) -> None:
+    """Have an executor's processes try the chains side by side; what they measured is found by its keys. The texts are made first: both
+    would write them.
+    """
+    import networkx as nx
+    import torch
+
+    bench.ready(progress)
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for number, chain in enumerate(chains, start=1):
+        graph.add_node(f"{number}: {draw(chain)}", make=partial(_try_apart, bench, chain, torch.get_num_threads()))
+    for count, ended in enumerate(executor.carry_out(graph), start=1):
+        if ended.error is not None:
+            raise ended.error
+        progress(Progress("trials", count, len(chains), ended.name, 0.0))
+
+
+def _try_apart(bench: _Bench, chain: tuple[Pass, ...], threads: int) -> None:
+    """Try one chain in this process, with so many threads as sums depend on them."""
+    import torch
+
+    from passes.run.execute import calm_libraries
+
+    calm_libraries()
+    torch.set_num_threads(threads)
+    for _ in _tried(bench, [chain], lambda event: None):
+        pass
 
 
 def _trial(chain: tuple[Pass, ...], source: DenseModel, run: RunContext, judging: torch.Tensor) -> Trial:

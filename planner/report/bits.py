@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 
 from passes.ir.model import Block
+from passes.record import dataclass
 from planner.report.facts import Facts
 
 

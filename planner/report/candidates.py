@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from passes.record import dataclass
 from planner.figures import show
 from planner.plan.document import PlanDocument
 from planner.quality.expected import growth

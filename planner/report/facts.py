@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from passes.errors import TightfitError
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
+from passes.record import dataclass
 from planner.asked import rewrite
 from planner.certificate import NAME, Certificate, read_certificate, result_folder
 from planner.choice.search import search, target_gpu

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from passes.record import dataclass
 from planner.certificate import Comparison
 from planner.choice.goals import Goal
 from planner.figures import apart, show, show_interval

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from passes.record import dataclass
 from planner.figures import show
 from planner.report.facts import Facts, Loaded
 from planner.report.scale import Axis, Tick, linear, logarithmic

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from passes.record import dataclass
 from planner.choice.capacity import Capacity
 from planner.figures import show, show_interval
 from planner.report.facts import Facts

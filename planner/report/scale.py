@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from passes.record import dataclass
 from planner.figures import show
 
 #: Marks of an axis, about.

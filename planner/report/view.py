@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from passes.record import dataclass
 from planner.report.bits import BitsMap, bits_map, waits
 from planner.report.candidates import Choices, choices
 from planner.report.facts import Facts

@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from passes.backends.run import version as tool_version
 from passes.chain import BACKENDS, find_backend
 from passes.errors import InputError
 from passes.host_memory import CardMemory, card_names, cards_memory, memory_available_bytes, memory_total_bytes
+from passes.record import dataclass
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.setup.extras import APPLY, extras, install, installed
 from planner.version import VERSION

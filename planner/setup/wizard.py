@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import Any
 
 import yaml
@@ -14,6 +14,7 @@ from passes.errors import InputError, nearest
 from passes.ir import catalog
 from passes.ir.names import find
 from passes.ir.sources import path_named
+from passes.record import dataclass
 from planner.spec.parse import parse_spec
 from planner.spec.template import TEMPLATE
 from targets.cards import find_cards

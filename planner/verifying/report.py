@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from passes.files.atomic import read_json
+from passes.record import dataclass
 from planner.certificate import Comparison, kept
-from planner.plan.codec import FORMAT_VERSION, from_json, to_json
+from planner.plan.codec import FORMAT_VERSION, from_json, to_json, upgraded
 from targets.serve.load import LoadTiming
 from targets.serve.watch import Watched
 
@@ -63,5 +63,5 @@ def read_report(folder: Path) -> VerifyReport | None:
     path = folder / REPORT
     if not path.is_file():
         return None
-    said = read_json(path, "report of verify")
+    said = upgraded(read_json(path, "report of verify"), str(path))
     return from_json(VerifyReport, {k: v for k, v in said.items() if k not in ("format_version", "holds")}, str(path))

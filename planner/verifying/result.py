@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from passes.errors import InputError
 from passes.files.manifest import NAME as MANIFEST
 from passes.files.manifest import Damage, damage, manifest_digest
+from passes.record import dataclass
 from planner.certificate import NAME, Certificate
 from planner.plan.document import LockedText
 from planner.plan.saved import PLAN, read_plan

@@ -6,9 +6,10 @@ One description is read on both sides, `Workload.filled`: the simulation predict
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from passes.record import dataclass
 from planner.certificate import Comparison
 from planner.plan.document import ChosenPlan, PlanDocument
 from planner.plan.full_context import FullContext, full_context

@@ -6,11 +6,12 @@ How an engine is driven is the engine's (`Engine.verifier`); here is what a plan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from passes.errors import InputError
 from passes.files.atomic import read_json, write_json
+from passes.record import dataclass
 from planner.certificate import NAME, Comparison
 from planner.choice.goals import Goal
 from planner.figures import apart, show
@@ -45,11 +46,15 @@ class UnderLoad:
     soak: bool = False
 
 
+#: The workload's own clients, once.
+ONCE = UnderLoad()
+
+
 def verify(
     out: str | Path,
     engine: Path | None = None,
     *,
-    load: UnderLoad = UnderLoad(),
+    load: UnderLoad = ONCE,
     checkout: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from passes.errors import TightfitError
 from passes.ir.sources import Source
+from passes.record import dataclass
 from planner.choice.rule import MAKING, making
 from planner.explain.asked import Asked
 from planner.explain.compare import Judged, side

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from passes.errors import InputError
+from passes.record import dataclass
 from planner.spec.patch import Patch, at
 from planner.spec.spec import Spec
 from planner.spec.units import format_share

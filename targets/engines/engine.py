@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from passes.errors import InputError, Reason
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from passes.registry import Registry
 from targets.engines.features import PLAIN, Features
 from targets.gpu import Gpu

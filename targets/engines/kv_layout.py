@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from passes.formats.tensor import DTYPE_BITS
@@ -30,6 +30,7 @@ from passes.ir.state import (
     SlidingKV,
     StatePart,
 )
+from passes.record import dataclass
 from targets.engines.kv_spec import CacheSettings, Spec
 from targets.engines.packed_layout import packed_groups
 from targets.engines.vllm.rules.versions import Rules

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from passes.errors import Reason
 from passes.ir.sources import Source
+from passes.record import dataclass
 from targets.engines.engine import Settings
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
 
 import yaml
+
+from passes.record import dataclass
 
 #: Columns up to which a comment stands behind its value, and at which one above it is wrapped.
 _WIDTH = 110

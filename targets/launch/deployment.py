@@ -6,10 +6,10 @@ import json
 import math
 import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 from passes.errors import InputError
+from passes.record import dataclass
 from targets.launch.request import Container, Hardware, Launch, LaunchRequest, Served, Setting
 
 _GIB = 1 << 30

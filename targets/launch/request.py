@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from targets.engines.engine import Settings
 from targets.workload import Workload
 

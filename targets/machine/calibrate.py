@@ -15,12 +15,13 @@ import subprocess
 import sys
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError, TightfitError
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from targets.engines.engine import Parallel, Settings, find_engine
 from targets.gpu import Gpu, find_gpu
 from targets.machine.profile import Profile, believed_profile, implausible, measured_card, measured_values, profile_path

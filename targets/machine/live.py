@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from passes.host_memory import Holder, memory_available_bytes, memory_total_bytes, process_name
+from passes.record import dataclass
 from targets.machine.devices import cores, cpu_model
 
 #: The most NVLinks that a card has (`NVML_NVLINK_MAX_LINKS`).

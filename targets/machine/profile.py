@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError
 from passes.ir.fields import Fields, json_object
+from passes.record import dataclass
 from targets.gpu import Gpu
 from targets.quantity import Basis
 from targets.speed.step import Card

@@ -8,9 +8,9 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from passes.record import dataclass
 from targets.serve.process import EngineError, Served
 
 #: What a server that holds a model takes as a prompt: token ids, or text where it takes nothing else.

@@ -13,8 +13,8 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
+from passes.record import dataclass
 from targets.serve.client import Answer, Prompt, ask, request_body, unseen_prompt
 from targets.serve.process import EngineError, Served
 from targets.simulation.arrivals import Arrivals, closed_loop, poisson

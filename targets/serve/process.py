@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from passes.errors import InputError, TightfitError
+from passes.record import dataclass
 
 #: How long an engine may take until it answers; a cold start of a large model compiles for minutes.
 START_SECONDS = 900.0

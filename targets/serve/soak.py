@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from passes.record import dataclass
 from targets.engines.engine import ServerMetrics
 from targets.serve.client import Prompt, request_body, unseen_prompt
 from targets.serve.load import Load, LoadTiming, send

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from passes.record import dataclass
 from targets.quantity import Quantity
 from targets.serve.load import Load, LoadTiming
 from targets.serve.soak import Soaked, SoakRequest

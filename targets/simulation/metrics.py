@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
+from passes.record import dataclass
 from targets.simulation.simulate import Run
 
 #: The percentiles that are told.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from targets.engines.engine import MOST_CLIENTS, Engine, KVEstimate, MemoryEstimate, Settings, SpeedEstimate
 from targets.gpu import Gpu
 from targets.quantity import Quantity

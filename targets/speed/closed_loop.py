@@ -10,8 +10,8 @@ a slot as well (Little's law).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from passes.record import dataclass
 from targets.speed.step import Step
 
 #: Prompts ahead of an arriving one, as a share of the residents and per round: half of them in the first round, later ones

@@ -7,9 +7,10 @@ From the description's work (`work`), the card's peaks and fitted efficiencies (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from targets.engines.engine import Engine, KVEstimate, MemoryEstimate, Scheduler, Settings, SpeedEstimate
 from targets.gpu import Gpu
 from targets.machine.profile import Profile, believed_profile, measured_card, measured_values

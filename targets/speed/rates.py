@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from passes.record import dataclass
 from targets.quantity import Basis
 from targets.speed.kernels import FAMILIES
 from targets.speed.step import Link, Rates

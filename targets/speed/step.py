@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from passes.formats.format import Format
+from passes.record import dataclass
 from targets.gpu import Network
 from targets.speed.kernels import Kernel
 from targets.speed.work import Attention, Experts, Work

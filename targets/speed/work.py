@@ -7,12 +7,12 @@ hit, cache elements a token, state a sequence. Sums are memoised per block class
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from functools import lru_cache
 
 from passes.formats.format import Format
 from passes.ir.model import Block, Linear, ModelIR, Role, remembered
 from passes.ir.state import ChunkedKV, CrossKV, FullKV, LatentKV, LayerState, Recurrent, SharedKV, SlidingKV
+from passes.record import dataclass
 
 #: Roles whose matrices every tensor-parallel rank keeps whole (DeepSeek's down projections, routers, indexers).
 REPLICATED = frozenset({Role.ROUTER, Role.Q_DOWN, Role.KV_DOWN, Role.INDEXER, Role.SHARED_GATE})

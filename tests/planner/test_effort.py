@@ -21,12 +21,12 @@ from passes.ir.sources import open_model
 from passes.steps.cost import Work
 from planner import apply as apply_module
 from planner import machine
-from planner.apply import Computing, apply
+from planner.apply import apply
 from planner.apply_cost import Effort, Rate, effort, forecast, product_flops, rates_of, walk_size
 from planner.certificate import read_certificate
 from planner.cli.main import app
 from planner.cli.tables.plan import print_plan
-from planner.machine import computing, computing_on
+from planner.machine import Computing, computing, computing_on
 from planner.plan.codec import from_json, to_json
 from planner.plan.document import PlanDocument, digest
 from planner.plan.make import Plan, plan
@@ -121,7 +121,7 @@ def test_where_the_plans_own_card_computes_there_is_one_forecast(monkeypatch: py
     chosen = plan(parse_spec(_SPEC)).document.decision
     assert chosen.apply.device == "H100 SXM"
     assert chosen.apply_on_card is None
-    asked = plan(parse_spec(_SPEC), device="cpu").document.decision
+    asked = plan(parse_spec(_SPEC), on=Computing("cpu")).document.decision
     assert asked.apply.device == this_cpu().name
     assert asked.apply_on_card == chosen.apply
 
@@ -320,13 +320,13 @@ def test_the_forecast_for_what_computes_is_held_against_the_run(tiny: Path, monk
     document = plan("tiny.yaml").document
     elsewhere = replace(document.decision.apply, device="another", seconds=Quantity(9e9, 9e9, 9e9, Basis.ASSUMED))
     moved = replace(document, chosen=replace(document.decision, apply=elsewhere, apply_on_card=None))
-    result = apply(moved, tiny / "made", computing=Computing("cpu"))
+    result = apply(moved, tiny / "made", on=Computing("cpu"))
     said = {check.name: check for check in result.certificate.checks}["seconds of work"].predicted
     assert "9000000000" not in said
     seen: list[Any] = []
     monkeypatch.setattr(apply_module, "effort", lambda *arguments: seen.append(arguments))
     save(document, tiny / "again.plan.json")
-    again = apply(document, tiny / "again", computing=Computing("cpu"))
+    again = apply(document, tiny / "again", on=Computing("cpu"))
     assert not seen, "made here: the plan's own forecast"
     assert {step.expected_seconds for step in again.certificate.steps} & set(document.decision.apply.steps.values())
 

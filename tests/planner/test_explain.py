@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from tests.planner.questions import TEXTS, asked
 MORE = (
     "why not exl2", "why not q4", "why not 2 cards", "what if 48GB", "what if 64k context", "what if a goal of 5 %", "what if no goals",
     "what if vllm and concurrency 4", "what if 2 cards, context 8192", "what if decode 10 tok/s", "what if max_num_seqs 8",
-    "what if model Llama-3.2-1B-Instruct",
+    "what if model Llama-3.2-1B-Instruct", "can it serve 4 users", "prefer speed", "faster", "why not int4", "why 1 card", "what if 1/s",
+    "how fast is it", "why this plan", "is it possible with 2 cards",
 )  # fmt: skip
 
 
@@ -76,6 +78,36 @@ def test_every_advertised_question_is_answered_with_figures(question: str, name:
 def test_other_words_are_understood(question: str) -> None:
     answer = explain(*asked("32B"), question)
     assert answer.differences and answer.decides
+
+
+def test_how_many_users_is_the_most_that_keep_the_goals_and_what_breaks_beyond() -> None:
+    text = """
+model: Qwen/Qwen2.5-7B-Instruct
+target: { gpu: L4 }
+workload: { context: 8192, concurrency: 8, input_tokens: 1000, output_tokens: 200 }
+goals: { tpot: 80 ms, ttft: 10 s }
+"""
+    spec = parse_spec(text)
+    source = open_model(spec.model)
+    answer = explain(spec, source, "how many users")
+    told = re.search(r"([\d,]+) clients at once are served .* ([\d.]+) a second", answer.answer)
+    assert told is not None and answer.other is not None
+    most = int(told[1].replace(",", ""))
+    assert answer.other.role == f"{most} clients" and not answer.other.missed
+    beyond = re.match(r"with (\d+) clients: (.+)", answer.decides)
+    assert beyond is not None and int(beyond[1]) > most and ("TPOT" in beyond[2] or "TTFT" in beyond[2])
+    assert answer.patch == f"workload: {{concurrency: {most}}}"
+    unbounded = explain(patched(spec, {"goals": {"tpot": None, "ttft": None}}), source, "highest rate")
+    assert "no goal is on a request's own speed" in unbounded.answer
+
+
+def test_fewer_cards_are_what_a_plan_of_the_fewest_is_held_against() -> None:
+    spec = parse_spec(
+        "model: meta-llama/Llama-3.1-8B-Instruct\ntarget: { gpu: H100, count: auto }\n"
+        "workload: { context: 4096, rate: 100/s, input_tokens: 500, output_tokens: 100 }\n"
+    )
+    answer = explain(spec, open_model(spec.model), "why 2 cards")
+    assert "the nearest on 1 card" in answer.answer and "at most" in answer.decides and "queue grows" in answer.decides
 
 
 def test_what_decides_is_a_goal_by_its_name() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from passes.errors import InputError
 from passes.steps.progress import Progress
+from planner.machine import Computing
 from planner.plan.document import require_executable, spec_of
 from planner.plan.lock import require_fresh
 from planner.plan.make import plan
@@ -15,6 +16,7 @@ from planner.plan.saved import load_plan, save
 from planner.quality.trials import LEADING
 from planner.spec.parse import load_spec
 from targets.quantity import Basis
+from tests.elsewhere import Elsewhere
 from tests.walk.conftest import save_tiny_llama
 
 _SPEC = """
@@ -49,6 +51,16 @@ def test_the_leading_candidates_are_tried_and_kept(spec: Path, tmp_path: Path) -
     assert len(kept) == LEADING
     assert plan(spec, measure=tmp_path / "work").document == made.document
     assert kept == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("trial-*.json")}
+
+
+def test_candidates_that_other_processes_try_are_measured_alike(spec: Path, tmp_path: Path) -> None:
+    said: list[Progress] = []
+    executor = Elsewhere()
+    made = plan(spec, measure=tmp_path / "elsewhere", progress=said.append, on=Computing("cpu", executor))
+    assert made.document == plan(spec, measure=tmp_path / "work").document
+    assert len(executor.done) == LEADING and executor.done[0].startswith("1: ")
+    assert [event.detail for event in said if event.step == "trials"] == executor.done
+    assert not [event for event in said if event.step.endswith(": trial")], "none was tried here"
 
 
 def test_a_measured_plan_is_a_plan_like_any_other(spec: Path, tmp_path: Path) -> None:

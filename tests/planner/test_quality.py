@@ -28,7 +28,6 @@ from planner.quality import expected, features, law, traits
 from planner.quality.expected import Quality, expected_quality
 from planner.quality.features import Traits
 from planner.quality.law import loss
-from planner.quality.recovery import left, tokens_needed
 from planner.quality.traits import named_traits, traits_of
 from planner.spec.parts.goals import Bands
 from targets.quantity import Basis
@@ -290,8 +289,6 @@ def test_distillation_takes_back_a_part_and_more_tokens_more() -> None:
     assert quality(LLAMA_3_8B, pruned, Distill(tokens=10**7)).log_ppl_increase.basis is Basis.CALIBRATED
     by_text = quality(LLAMA_3_8B, pruned, Distill(method="sequences", tokens=10**7)).log_ppl_increase
     assert by_text.basis is Basis.ASSUMED
-    needed = tokens_needed(1.0, left(10**8, "logits"), "logits")
-    assert needed == pytest.approx(10**8, rel=1e-6) and tokens_needed(0.1, 0.2, "logits") == 0
 
 
 def test_tuning_takes_back_what_rounding_behind_it_loses() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +105,44 @@ def test_every_flag_that_is_read_is_one_of_vllms() -> None:
 def test_flags_alone_are_read_without_a_command() -> None:
     assert asked(read_flags(["--enable-lora", "--max_lora_rank", "64"])).settings.features.adapters is not None
     assert find_flag("--max_lora_rank")[0].name == "max-lora-rank"
+
+
+_FILE = """\
+model: Qwen/Qwen3-8B  # the head says why
+max-model-len: 8k
+tensor_parallel_size: 2
+enforce-eager: true
+enable-prefix-caching: false
+served-model-name: [a, b]
+cuda-graph-sizes: []
+speculative-config: {method: ngram, num_speculative_tokens: 3}
+"""
+
+
+def test_a_config_file_is_read_as_the_server_reads_it(tmp_path: Path) -> None:
+    """The command line holds over it; of it, what is not said there."""
+    (tmp_path / "vllm.yaml").write_text(_FILE)
+    command = read(f"vllm serve --config {tmp_path}/vllm.yaml --max-model-len 4k")
+    assert command.model == "Qwen/Qwen3-8B"
+    told = asked(command)
+    assert (told.context, told.settings.parallel.tp, told.settings.enforce_eager) == (4000, 2, True)
+    assert told.settings.features.prefix_caching is False and told.settings.features.drafting is not None
+    assert command.flags["served-model-name"] == ["a", "b"] and "cuda-graph-sizes" not in command.flags
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.yaml", "max-model-len: 1\nmax-num-sequences: 8\n", "a.yaml:2: unknown flag of vLLM '--max-num-sequences'"),
+        ("a.yml", "- max-model-len\n", "holds no keys"), ("a.json", "{}", "takes a .yaml or .yml file"), ("a.yaml", "a: [", "is no YAML"),
+    ],
+)  # fmt: skip
+def test_a_wrong_config_file_is_refused_before_anything_starts(name: str, text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as refused:
+        read(f"vllm serve Qwen/Qwen3-8B --config {tmp_path / name}")
+    assert said in str(refused.value)
+    with pytest.raises(InputError, match="cannot be read"):
+        read("vllm serve Qwen/Qwen3-8B --config nowhere.yaml")
+    inside = read("docker run vllm/vllm-openai:v0.11.0 --model Qwen/Qwen3-8B --config /etc/vllm.yaml")
+    assert any("lies in the container" in note for note in inside.notes)

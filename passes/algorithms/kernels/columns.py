@@ -8,9 +8,10 @@ Layout as there: Wᵀ, so that a column of the matrix is a row of what is worked
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,10 @@ class BlockZeros:
     drop: int = 0
 
 
+#: A block that keeps all of its weights.
+NO_ZEROS = BlockZeros()
+
+
 @cache
 def _triton() -> bool:
     return importlib.util.find_spec("triton") is not None
@@ -56,7 +61,7 @@ def usable(work: torch.Tensor) -> bool:
 
 
 def round_block(
-    work: torch.Tensor, upper: torch.Tensor, levels: BlockLevels, zeros: BlockZeros = BlockZeros()
+    work: torch.Tensor, upper: torch.Tensor, levels: BlockLevels, zeros: BlockZeros = NO_ZEROS
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Round the columns of one block `work` `[B, N]` fp32, which is left as it is, one after the other.
 

@@ -8,10 +8,11 @@ codes whose rounding was a close call change first. Zero points and the group of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from passes.formats.format import Grid, Quantized
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes.algorithms.removal.least_squares import damped_factor
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -10,11 +10,11 @@ differs more from the text than its parts from each other (`_FURTHER`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes.algorithms.inverse_factor import DAMPING_ATTEMPTS
 from passes.errors import TightfitError
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

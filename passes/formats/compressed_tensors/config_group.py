@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from passes.formats.format import Format
 from passes.formats.tensor import Tensor
+from passes.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason
 from passes.formats.compressed_tensors.config_group import CompressedTensors, ConfigGroup, arguments, input_scale
 from passes.formats.format import E4M3_MAX, Grid, KernelFamily, Quantized, Rounding
 from passes.formats.tensor import Tensor, float_dtype
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

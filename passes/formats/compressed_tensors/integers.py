@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from passes.errors import Reason
@@ -12,6 +12,7 @@ from passes.formats.compressed_tensors.config_group import CompressedTensors, Co
 from passes.formats.format import Grid, KernelFamily, Quantized, Rounding, integer_kernel
 from passes.formats.gptq import GROUP, group_size, group_size_reason
 from passes.formats.tensor import Tensor, float_dtype
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

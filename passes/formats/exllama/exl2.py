@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -20,6 +19,7 @@ from passes.errors import Reason, TightfitError
 from passes.formats import bitstream
 from passes.formats.format import Format, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason, TightfitError
 from passes.formats.exllama.exl2 import UNIT, Exl2
 from passes.formats.format import Format, KernelFamily, Quantized
 from passes.formats.tensor import Tensor
+from passes.record import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ there are, which fields turn a sliding window on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from passes.ir.architectures.config import Config, not_understood
@@ -15,6 +15,7 @@ from passes.ir.architectures.parts import Heads, Maker, Part, total
 from passes.ir.fields import is_whole
 from passes.ir.model import Block, Role
 from passes.ir.state import FullKV
+from passes.record import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

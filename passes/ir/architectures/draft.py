@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.parts import EMPTY, Maker, Part, total
 from passes.ir.heads import Head
 from passes.ir.model import Block, Role, Stack
 from passes.ir.state import ChunkedKV, FullKV, LayerState, SlidingKV
+from passes.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from passes.ir.architectures import TEXT_ARCHITECTURES
 from passes.ir.architectures import describe as describe_text
@@ -25,6 +24,7 @@ from passes.ir.architectures.vision import (  # fmt: skip
     qwen_vision,
 )
 from passes.ir.model import Role
+from passes.record import dataclass
 
 _INSIDE = Names("language_model.model.", "language_model.lm_head")
 _BESIDE = Names("model.language_model.", "lm_head")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from passes.formats.dense import Dense
 from passes.formats.tensor import Tensor
 from passes.ir.model import NO_STATE, Block, Linear, Role, Stacking
 from passes.ir.state import LayerState
+from passes.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from passes.record import dataclass
 
 _FILE = Path(__file__).with_name("models.jsonl")
 _PUBLISHED = Path(__file__).with_name("published.json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from passes.errors import InputError, TightfitError
@@ -13,6 +12,7 @@ from passes.formats.format import FORMATS, Format, formats
 from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
 from passes.ir.quant_config.module_names import Matches, left_dense, matcher
+from passes.record import dataclass
 from passes.registry import Registry
 
 #: What a text has that may mean some layers only: a number beside a dot, or what a regular expression or a pattern for characters has.

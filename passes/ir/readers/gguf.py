@@ -10,12 +10,12 @@ import math
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError
 from passes.ir.fields import Fields
+from passes.record import dataclass
 
 _AGAIN = "Download the file again."
 

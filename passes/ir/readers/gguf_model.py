@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from passes.ir.fields import Fields
 from passes.ir.model import Linear, ModelIR
 from passes.ir.readers.gguf import GgufHeader, GgufTensor, LongArray, blocks
 from passes.ir.readers.headers import read_folder_header
+from passes.record import dataclass
 
 #: GGUF metadata key, without the architecture -> config.json field.
 _FIELDS = {

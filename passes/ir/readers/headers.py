@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError
 from passes.formats.tensor import DTYPE_BITS, Tensor
 from passes.ir.fields import Fields, json_object, shown
+from passes.record import dataclass
 
 #: The safetensors library's own limit of a header's length.
 MAX_HEADER_BYTES = 100_000_000

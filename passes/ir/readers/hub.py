@@ -12,7 +12,6 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from passes.errors import InputError
 from passes.formats.tensor import DTYPE_BITS, Tensor
 from passes.ir.fields import Fields, is_whole, json_object
 from passes.ir.readers.headers import PICKLE_REMEDY, Header, header_length, merge, parse_header, shard_names
+from passes.record import dataclass
 
 #: Enough for the header of most shards in one request.
 FIRST_BYTES = 256 * 1024

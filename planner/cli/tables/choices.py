@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from passes.record import dataclass
 from planner.cli.tables.page import INDENT, Page
 from planner.figures import all_apart
 from planner.quality.expected import growth

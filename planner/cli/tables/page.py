@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
+
+from passes.record import dataclass
 
 #: In front of what goes on below a line's head.
 INDENT = " " * 11

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from passes.base import Stage
+from passes.record import dataclass
 from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
 from planner.choice.verdict import judge_rate

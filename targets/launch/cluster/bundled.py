@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from passes.record import dataclass
 from targets.launch.deployment import Deployment
 
 

@@ -5,8 +5,6 @@ Facts are those of the model classes in transformers 5.23 and, where it has none
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.decoder import Style, attention, head_sizes, layer_types
 from passes.ir.architectures.decoder import mlp as dense_mlp
@@ -15,6 +13,7 @@ from passes.ir.architectures.moe import is_sparse
 from passes.ir.architectures.parts import Experts, Maker, Part, total
 from passes.ir.model import Role
 from passes.ir.state import FullKV
+from passes.record import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,29 +40,8 @@ def main(job_file: str) -> None:
     else:
         model.load()
 
-    def read_into(pages: int) -> None:
-        """Read a prompt into a cache of so many pages."""
-        held = kind(model, max_seq_len=pages * PAGE)
-        length = min(pages * PAGE, job["chunk_size"])
-        model.forward(torch.randint(100, 900, (1, length)), held, preprocess_only=True)
-        torch.cuda.synchronize()
-
-    def fits(pages: int) -> bool:
-        """Return whether that can be done; what the try before it took is given back first."""
-        free()
-        try:
-            read_into(pages)
-        except torch.cuda.OutOfMemoryError:
-            return False
-        return True
-
-    def free() -> None:
-        gc.collect()
-        torch.cuda.empty_cache()
-
     if cache is None:
-        kv_tokens = PAGE * largest(fits, job["search_tokens"] // PAGE)
-        free()
+        kv_tokens = tokens_held(model, kind, job["chunk_size"], job["search_tokens"])
         if kv_tokens < job["cache_size"]:
             Path(job["out"]).write_text(json.dumps({"version": __version__, "kv_tokens": kv_tokens}))
             return
@@ -87,6 +66,35 @@ def main(job_file: str) -> None:
         "requests": requests, "seconds": time.perf_counter() - ready, "answers": answers, "failed": failed,
     }  # fmt: skip
     Path(job["out"]).write_text(json.dumps(found))
+
+
+def tokens_held(model: Any, kind: Any, chunk: int, most: int) -> int:
+    """Return the tokens of the largest cache of a kind, up to `most`, that lets the model read a chunk of a prompt."""
+    import torch
+
+    def read_into(pages: int) -> None:
+        """Read a prompt into a cache of so many pages."""
+        held = kind(model, max_seq_len=pages * PAGE)
+        length = min(pages * PAGE, chunk)
+        model.forward(torch.randint(100, 900, (1, length)), held, preprocess_only=True)
+        torch.cuda.synchronize()
+
+    def fits(pages: int) -> bool:
+        """Return whether that can be done; what the try before it took is given back first."""
+        free()
+        try:
+            read_into(pages)
+        except torch.cuda.OutOfMemoryError:
+            return False
+        return True
+
+    def free() -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    held = PAGE * largest(fits, most // PAGE)
+    free()
+    return held
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:

@@ -6,11 +6,12 @@ What each flag means is vLLM's `engine/arg_utils.py` and `config/`; what it take
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from passes.errors import InputError, Reason
 from passes.ir.fields import LARGEST
+from passes.record import dataclass
 from targets.engines.engine import Parallel, Settings
 from targets.engines.features import Adapters, Drafting, Features
 from targets.engines.vllm.arguments.command import ServeCommand
@@ -23,7 +24,7 @@ _GIB = 1 << 30
 _MOST_BYTES = 1 << 50
 #: Flags that this module reads.
 COUNTED = frozenset({
-    "model", "revision", "dtype", "quantization", "max-model-len", "tensor-parallel-size", "pipeline-parallel-size",
+    "config", "model", "revision", "dtype", "quantization", "max-model-len", "tensor-parallel-size", "pipeline-parallel-size",
     "data-parallel-size", "enable-expert-parallel", "gpu-memory-utilization", "max-num-seqs", "max-num-batched-tokens",
     "enforce-eager", "block-size", "kv-cache-memory-bytes", "kv-cache-dtype", "calculate-kv-scales", "enable-lora", "max-loras",
     "max-lora-rank", "lora-dtype", "fully-sharded-loras", "speculative-config", "spec-method", "spec-model", "spec-tokens",
@@ -68,8 +69,6 @@ _POOLING = ("embed", "embedding", "classify", "score", "reward", "pooling")
 _BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 #: Methods of drafting: by layers of the model itself end in `mtp`; these draft from the text so far.
 _FROM_TEXT = ("ngram", "ngram_gpu", "suffix", "[ngram]")
-#: Heads on the model's hidden states, each a checkpoint of its own.
-_HEADS = ("eagle", "eagle3", "medusa", "mlp_speculator", "dflash", "dspark")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,11 +290,6 @@ def _method_of(model: str) -> str:
     return next(
         (method for method in ("eagle3", "eagle", "medusa", "dflash") if method in name.replace("-", "")), "draft_model"
     )
-
-
-def is_head(method: str) -> bool:
-    """Return whether a method drafts by a head on the model's hidden states."""
-    return method in _HEADS
 
 
 def _compilation(read: _Reader) -> dict[str, Any]:

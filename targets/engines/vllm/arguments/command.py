@@ -8,11 +8,13 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from passes.errors import InputError
+from passes.record import dataclass
+from targets.engines.vllm.arguments.config_file import config_flags
 from targets.engines.vllm.arguments.table import Flag, find_flag
 
 _VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
@@ -51,8 +53,22 @@ def is_command(words: Sequence[str]) -> bool:
 
 
 def read_command(words: Sequence[str]) -> ServeCommand:
-    """Return what a command asks for. Raises InputError for what is no server of vLLM, and for flags that it has not."""
+    """Return what a command asks for, with the file of `--config`. Raises InputError for what is no server of vLLM, and for flags that it
+    has not.
+    """
     words = tuple(part for word in words for part in (_split(word) if _quoted(word, len(words)) else (word,)))
+    command = _read(words)
+    if (named := command.flags.get("config")) is None:
+        return command
+    if any(PurePosixPath(word).name in _CONTAINERS for word in words) and not Path(named).is_file():
+        return replace(
+            command, notes=(*command.notes, f"--config {named} lies in the container: what it says is not read")
+        )
+    return replace(command, flags={**config_flags(Path(named)), **command.flags})
+
+
+def _read(words: tuple[str, ...]) -> ServeCommand:
+    """What the words of a command ask for."""
     start = next((number for number, word in enumerate(words) if _program(word)), None)
     if start is None:
         raise InputError(
@@ -65,7 +81,7 @@ def read_command(words: Sequence[str]) -> ServeCommand:
     if program in _SHELLS:
         if "-c" not in rest[:-1]:
             raise InputError(f"`{program}` without -c says no command", remedy="paste the command itself")
-        return read_command(_split(rest[rest.index("-c") + 1]))
+        return _read(tuple(_split(rest[rest.index("-c") + 1])))
     if _PYTHON.fullmatch(program):
         module = rest[1] if rest[:1] == ("-m",) and len(rest) > 1 else None
         if module is None or not _SERVER.fullmatch(module):
@@ -204,8 +220,8 @@ def _container(words: Sequence[str]) -> ServeCommand:
         )
     image, rest = left[0], left[1:]
     tag = _TAG.search(image)
-    whole = [*([entry] if entry else []), *rest]
-    command = read_command(whole) if whole and _program(whole[0]) else read_flags(rest)
+    whole = (*([entry] if entry else ()), *rest)
+    command = _read(whole) if whole and _program(whole[0]) else read_flags(rest)
     unpinned = () if tag else (f"{image} names no version of vLLM: the newest known is taken",)
     visible = _with_visible(command, variables).cards
     return ServeCommand(

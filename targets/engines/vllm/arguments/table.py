@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 
 from passes.errors import InputError, unknown_name
+from passes.record import dataclass
 from targets.engines.vllm.rules.versions import parse_version
 
 

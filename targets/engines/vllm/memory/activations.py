@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from passes.ir.architectures.config import Config
 from passes.ir.model import Block, ModelIR, Role, remembered
 from passes.ir.state import CompressedKV, LatentKV
+from passes.record import dataclass
 from targets.engines.vllm.memory.encoder import encoder_bytes, encodes, largest_item
 from targets.engines.vllm.rules.runner import subtracts_graphs, uses_v2_runner
 from targets.engines.vllm.rules.versions import Rules

@@ -7,12 +7,12 @@ Sources: vLLM 0.32's `multimodal/encoder_budget.py:MultiModalBudget` (how many i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 from passes.ir.architectures.config import Config
 from passes.ir.fields import Fields
 from passes.ir.model import Block, ModelIR, Role
+from passes.record import dataclass
 
 #: Tokens of Qwen's largest image (16,384 × 28² or 32² pixels), frames pairs of a video (`_MAX_FRAMES_PER_VIDEO` 14), patches a token.
 _QWEN_TOKENS, _QWEN_PAIRS, _QWEN_MERGED = 16384, 7, 4

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 from passes.errors import Reason
 from passes.ir.model import ModelIR
 from passes.ir.state import NoState
+from passes.record import dataclass
 from targets.engines.vllm.rules.versions import Rules, Version, parse_version, version_text
 
 Change = tuple[Version, str]

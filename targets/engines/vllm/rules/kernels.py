@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from passes.errors import Reason
 from passes.formats.format import Format
 from passes.ir.fused import fused
 from passes.ir.model import Block, Linear, ModelIR
+from passes.record import dataclass
 from targets.engines.engine import Parallel
 from targets.engines.resident_weights import Ranks, local_shape
 from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules, Version, said

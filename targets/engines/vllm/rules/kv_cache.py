@@ -9,12 +9,12 @@ versions), `layers/attention/attention.py` (e5m2 beside checkpoints). FP8 caches
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from passes.errors import Reason
 from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.state import FullKV, LatentKV
+from passes.record import dataclass
 from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules, Version, said
 
 

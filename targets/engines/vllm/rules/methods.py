@@ -7,11 +7,11 @@ first in which a value was seen. The wheels themselves: vLLM's pull request 3987
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 from passes.errors import Reason
 from passes.formats.format import Format
+from passes.record import dataclass
 from targets.engines.vllm.rules.versions import ALWAYS, Rules, Version, at_version, said
 
 _HALVES = frozenset({"F16", "BF16"})

@@ -8,11 +8,12 @@ can be read mechanically against the source in the wheels: none of 0.6.0 to 0.33
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import lru_cache
 from typing import TypeVar
 
 from passes.errors import InputError
+from passes.record import dataclass
 
 #: The newest version whose accounting was read and checked; newer ones are taken to behave like it, which is said.
 NEWEST = (0, 33)

@@ -1,0 +1,1 @@
+"""The JSON documents that commands write: which there are, and their schemas."""

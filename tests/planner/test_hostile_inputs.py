@@ -83,6 +83,7 @@ def test_what_looks_like_a_date_is_text() -> None:
         ({"architectures": [{"a": 1}]}, r"config.json: 'architectures\[0\]' should be a string, found {'a': 1}"),
         ({"torch_dtype": ["float16"]}, r"config.json: 'torch_dtype' should be a string, found \['float16'\]"),
         ({"layer_types": ["full_attention"]}, "config.json: 'layer_types' should be a list of 2, found 1 entries"),
+        ({"rope_scaling": {"rope_type": {"a": 1}}}, "'rope_type' should be a string, found {'a': 1}"),
         ({"attention_bias": "yes"}, "config.json: 'attention_bias' should be true or false, found 'yes'"),
         ({"num_attention_heads": 128, "num_key_value_heads": 128}, r"of shape \[0, 64\], which has no elements"),
         ({"quantization_config": [1]}, r"config.json: 'quantization_config' should be an object, found \[1\]"),

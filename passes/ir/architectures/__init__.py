@@ -159,7 +159,7 @@ def _longest_context(text: Config) -> int:
     """
     own = text.integer(*_CONTEXT, default=_NO_CONTEXT)
     for rope in (text.inside(key, {}) for key in ("rope_parameters", "rope_scaling")):
-        kinds = {rope.values.get("rope_type"), rope.values.get("type")}
+        kinds = {rope.text(key, "") for key in ("rope_type", "type")}
         factor = (rope.number("factor", default=1.0) or 1.0) if kinds & _STRETCHING else 1.0
         if "yarn" in kinds:
             stretched = rope.integer("original_max_position_embeddings", default=0)

@@ -16,6 +16,9 @@ from typing import Any
 
 from targets.quantity import Basis, Quantity, weaker
 
+#: The methods that train a whole model, so that what follows them in a chain is lost anew.
+TRAINED = ("logits", "sequences")
+
 
 @lru_cache(maxsize=1)
 def fit() -> dict[str, Any]:

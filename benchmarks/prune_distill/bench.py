@@ -22,7 +22,7 @@ from passes.text.token_file import read_tokens, token_file
 #: What is kept of a run, so that one that was killed goes on: steps under their keys.
 WORK = real_models.CACHE / "prune-distill"
 #: Text that the model writes itself, and the text that everything is judged on.
-CALIBRATION = TextSource("self", 32, 128)
+CALIBRATION = TextSource("self", 64, 256)
 EVALUATION = TextSource(PYTHON_REFERENCE, 8, 256)
 
 
@@ -43,7 +43,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the report: what was measured, and the bound that it has to keep (None: told only)."""
+    """A line of the report: what was measured, and the goal, a bound from above (None: told only)."""
 
     name: str
     value: float
@@ -51,15 +51,13 @@ class Line:
     at_most: float | None = None
 
     @property
-    def kept(self) -> bool:
+    def met(self) -> bool:
         """Whether the goal is met."""
         return self.at_most is None or self.value <= self.at_most
 
     def text(self) -> str:
         """Return the line for people."""
-        goal = (
-            "" if self.at_most is None else f"   goal: at most {self.at_most:g}   {'kept' if self.kept else 'MISSED'}"
-        )
+        goal = "" if self.at_most is None else f"   goal: at most {self.at_most:g}   {'met' if self.met else 'missed'}"
         return f"{self.name:58} {self.value:9.4f} {self.unit:12}{goal}"
 
 

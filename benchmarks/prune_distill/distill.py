@@ -32,8 +32,8 @@ from planner.quality.expected import growth
 #: A fifth of 30 blocks, chosen by influence.
 BLOCKS = 6
 #: The stated budget of the recovery, and of each of the runs whose end is forecast after a fifth.
-RECOVERY = Distill(tokens=65_536, length=128, epochs=2, learning_rate=3e-4)
-FORECAST = replace(RECOVERY, tokens=24_576)
+RECOVERY = Distill(tokens=49_152, length=128, epochs=2, learning_rate=3e-4)
+FORECAST = replace(RECOVERY, tokens=12_288)
 SEEDS = range(5)
 #: Three bits with a scale for 64 weights, and the tokens that each block is tuned on.
 QUANTIZE = Quantize("gptq", PackQuantized(3, 64))
@@ -60,10 +60,10 @@ def recovery(bench: Bench) -> Iterator[Line]:
     run = bench.within("distill")
     before = pruned(bench, run)
     after = distilled(RECOVERY, before, run)
-    rises = [judged(bench, dense, run).log_ppl_increase for dense in (before, after)]
-    yield Line("a fifth of the blocks gone: perplexity grows by", 100 * growth(rises[0]), "%")
-    yield Line(f"after {RECOVERY.tokens:,} tokens of distillation", 100 * growth(rises[1]), "%")
-    yield Line("what distillation leaves of the rise of ln perplexity", rises[1] / rises[0], "of the rise", 0.5)
+    rises = [growth(judged(bench, dense, run).log_ppl_increase) for dense in (before, after)]
+    yield Line("a fifth of the blocks gone: perplexity grows by", 100 * rises[0], "%")
+    yield Line(f"after {RECOVERY.tokens:,} tokens of distillation", 100 * rises[1], "%")
+    yield Line("what distillation leaves of it", rises[1] / rises[0], "of the rise", 0.5)
 
 
 def forecasts(bench: Bench) -> Iterator[Line]:
@@ -106,10 +106,3 @@ def three_bits(bench: Bench, name: str, tuning: Tuning | None) -> float:
         return asdict(evaluate(source, result, inside.part(inside.folder / "judged").on_text(bench.judging)))
 
     return float(run.measured(f"3 bits by {name}", "w3", key, make)["kl"])
-
-
-def lines(bench: Bench) -> Iterator[Line]:
-    """Yield the stage's lines."""
-    yield from recovery(bench)
-    yield from blockwise(bench)
-    yield from forecasts(bench)

@@ -9,6 +9,7 @@ from passes.algorithms.removal.importance import Units, best, eliminated, energy
 from passes.algorithms.removal.least_squares import compensated
 from passes.blocks.input_statistics import InputStatistics
 from passes.ir.model import Linear, Stack
+from passes.prune.follow import followed, last_matrix
 from passes.prune.units import narrowed, units_of
 from passes.record import dataclass
 from passes.walk.edit import BlockInputs, EditedBlock
@@ -69,6 +70,7 @@ class Narrowing:
             chosen.append((units, kept, narrow.cpu()))
             return {reader.name: masked}
 
+        tensors: dict[str, torch.Tensor] = {}
         readers = [[next(lin for lin in block.linears if lin.name == name)] for name in kinds]
         if inputs is None:
             for group in readers:
@@ -76,7 +78,10 @@ class Narrowing:
         else:
             paused = PausedBatches([inputs.replica], None, readers, True, False, inputs.in_memory)
             paused.run(inputs.hidden, cut)
-        return EditedBlock(narrowed(weights, chosen), losses)
+            if self.pass_.compensate and (last := last_matrix(block)) is not None:
+                left = next((units.columns_of(kept) for units, kept, _ in chosen if units.reader == last.name), None)
+                tensors = _following(inputs, last, left, weights[f"{last.name}.weight"])
+        return EditedBlock(narrowed(weights, chosen) | tensors, losses)
 
     def _kept(
         self, index: int, units: Units, weights: Mapping[str, torch.Tensor], hessian: torch.Tensor | None
@@ -101,3 +106,13 @@ class Narrowing:
             case _:
                 scores = torch.rand(len(units.columns), generator=torch.Generator().manual_seed(_SEED + index))
         return best(scores, units.kept)
+
+
+def _following(
+    inputs: BlockInputs, last: Linear, left: torch.Tensor | None, stored: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The block's last matrix, `left` of its columns, where it brings the block nearer to the source's, as the `stored` one lies."""
+    weight = followed(inputs, last, left)
+    if weight is None:
+        return {}
+    return {f"{last.name}.weight": (weight if left is None else weight[:, left]).to(stored.dtype).cpu()}

@@ -1,7 +1,7 @@
 """Width pruning: narrower dense MLPs, fewer key/value groups (with the query heads that share them).
 
-Every layer keeps as many, so that config.json and every engine agree. Which ones is measured (`passes.prune.narrow`), and the matrix that
-reads them makes up for what is gone.
+Every layer keeps as many, so that config.json and every engine agree. Which ones is measured (`passes.prune.narrow`), the matrix that reads
+them makes up for what is gone, and the block's last one for what the blocks so far still lack (`passes.prune.follow`).
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ class WidthPrune(Pass):
         """Return what its walk takes: forwards through each block as it was and as it is, the readers' Hessians, a copy of the model."""
         short = min(walk.samples, FISHER_SEQUENCES) * walk.length
         forward, disk = forward_operations(source), 3 * states_bytes(source, walk.tokens) + source.tensor_bytes
-        looked = walk.tokens if self.looks else 0
+        looked, forwards = walk.tokens if self.looks else 0, 2
+        if self.compensate:  # the source beside it, and each block once more to see what it still lacks
+            forwards, disk = 4, disk + 2 * states_bytes(source, walk.tokens)
         readers = [
             (lin.in_features, lin.out_features, count)
             for block, count in source.decoder.counts
@@ -174,7 +176,7 @@ class WidthPrune(Pass):
             if lin.role in (Role.DOWN, Role.O)
         ]
         work = Work(
-            forwards=2 * looked * forward,
+            forwards=forwards * looked * forward,
             hessians=looked * sum(inner**2 * count for inner, _, count in readers),
             compensation=sum(inner**2 * (inner + 2 * outer) * count for inner, outer, count in readers),
             moved=2 * source.tensor_bytes,

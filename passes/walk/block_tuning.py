@@ -4,8 +4,8 @@
     codes and scales of what was stored on integers, norms, biases and dense matrices follow the gradients of the distance
     what is stored is encoded anew, and every batch goes through the block again
 
-The block reads what the blocks stored before it bring, and its target is what the source's brings: so it takes back their errors too. Where
-blocks were dropped, the target of the last block before a gap lies behind the gap.
+The block reads what the blocks stored before it bring, and its target is what the source's brings (`passes.walk.source_outputs`): so it
+takes back their errors too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from passes.algorithms.learned.rounding import TunedMatrix, Tuning, tunable
-from passes.blocks.dense_model import DenseModel
 from passes.blocks.hidden_states import HiddenStates
-from passes.blocks.stream import BlockReplica, BlockStream
-from passes.steps.context import RunContext
+from passes.blocks.stream import BlockReplica
 from passes.walk.block import BlockResult
 
 if TYPE_CHECKING:
@@ -26,38 +24,6 @@ if TYPE_CHECKING:
 
 #: The rates fall to this part of themselves.
 _LAST = 0.1
-
-
-class Targets:
-    """The source's hidden states behind its blocks, made as the walk comes to need them."""
-
-    def __init__(self, dense: DenseModel, run: RunContext, batch_tokens: int) -> None:
-        source = dense.origin or dense
-        kept = dense.origin_blocks or tuple(range(len(dense)))
-        self._behind = (*kept[1:], len(source))
-        self._stream = BlockStream(source, run, batch_tokens)
-        self._blocks: Iterator[Any] | None = None
-        self._made = 0
-
-    def behind(self, index: int) -> tuple[HiddenStates, int]:
-        """Return the hidden states that a block of the walk has to give, and under which number of the source's blocks they are kept."""
-        wanted = self._behind[index]
-        if self._blocks is None:
-            self._made = self._stream.reached()
-            if self._made > wanted:
-                self._made = 0
-                self._stream.hidden.clear()
-            self._blocks = self._stream.blocks(self._made)
-        while self._made < wanted:
-            block = next(self._blocks)
-            with block.loaded() as replicas:
-                block.run(replicas)
-            self._made = block.index + 1
-        return self._stream.hidden, wanted
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._stream.hidden.clear()
 
 
 class BlockTuning:
@@ -158,9 +124,13 @@ def rows_a_step(options: Tuning, rows: int, length: int) -> int:
 
 
 def relative_distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the mean over tokens of the squared distance as a share of the target's square: norms read it next."""
+    """Return the squared distance as a share of the target's square, over all tokens together.
+
+    The few tokens whose states are ten times as large (a text's first one) are what all others attend to: taken as a share of each
+    token's own size, their errors would count as those of any other, and the blocks behind would lose what the block at work gains.
+    """
     output, target = output.float(), target.float()
-    return ((output - target).square().sum(-1) / target.square().sum(-1).clamp(min=1e-6)).mean()
+    return (output - target).square().sum() / target.square().sum().clamp(min=1e-6)
 
 
 def _falling(step: int, steps: int) -> float:

@@ -6,6 +6,7 @@
         the block is recorded                     # kill -9 here: resume at the next block
 
     <folder>/state.json, hidden/, shards/         as a walk keeps them (`passes.walk.state`); the shards become a model's folder
+    <folder>/targets/                             what the source's blocks put out, where the edit asks for it
 
 Memory is one block as it was and as it is, whatever the depth.
 """
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from passes.blocks.decoder import Decoder
@@ -33,6 +35,7 @@ from passes.steps.key import content_key
 from passes.steps.step import Report
 from passes.text.source import tokens_digest
 from passes.walk.block import on_the_processor
+from passes.walk.source_outputs import Targets
 from passes.walk.state import BlockReport, WalkState
 
 if TYPE_CHECKING:
@@ -43,12 +46,14 @@ if TYPE_CHECKING:
 class BlockInputs:
     """A block as it was, with its weights, and what a text brings into it from the edited blocks before.
 
-    `in_memory`: batches that may wait inside it at once.
+    `in_memory`: batches that may wait inside it at once. `wanted`: gives what the source's block puts out, and under which number of its
+    blocks that is kept; the source is run for who asks only.
     """
 
     replica: BlockReplica
     hidden: HiddenStates
     in_memory: int
+    wanted: Callable[[], tuple[HiddenStates, int]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ class EditingWalk:
         folder = run.folder / f"edited-{key}"
         made = folder / "shards"
         run.steps.run(step, key, readable(made / INDEX), lambda report: self._make(run.part(folder, report)))
-        shutil.rmtree(folder / "hidden", ignore_errors=True)
+        for states in ("hidden", "targets"):
+            shutil.rmtree(folder / states, ignore_errors=True)
         return DenseModel(self.planned, Checkpoint(made), (*self.dense.identity, step, key))
 
     def _make(self, run: RunContext) -> None:
@@ -95,10 +101,11 @@ class EditingWalk:
         inside = replace(run.part(run.folder / "hidden"), devices=run.devices[:1] if self.edit.looks else ())
         stream = BlockStream(DenseModel(self.planned, self.dense.weights), inside, self.batch_tokens)
         before = self._as_it_was(stream, inside) if stream.decoders else None
+        targets = Targets(self.dense, replace(inside, folder=run.folder / "targets"), self.batch_tokens)
         state.back_to(stream.resume(state.done))
         for block in stream.blocks(state.done):
             began, index = time.monotonic(), block.index
-            edited = self._edited(index, before, stream.hidden, inside)
+            edited = self._edited(index, before, stream.hidden, targets, inside)
             prefix = self.planned.decoder.layer_prefix(index)
             stored = on_the_processor({prefix + name: edited.tensors[name] for name in _names(self._after(index))})
             write_shard(state.shard(index), stored)
@@ -118,7 +125,9 @@ class EditingWalk:
             pass
         return decoder
 
-    def _edited(self, index: int, before: Decoder | None, hidden: HiddenStates, run: RunContext) -> EditedBlock:
+    def _edited(
+        self, index: int, before: Decoder | None, hidden: HiddenStates, targets: Targets, run: RunContext
+    ) -> EditedBlock:
         weights = self.dense.block(index)
         if before is None:
             return self.edit(index, weights, None)
@@ -127,7 +136,8 @@ class EditingWalk:
         block = self.dense.ir.decoder.block(index)
         waiting = live_batches(block, self.dense.ir.hidden_size, tokens, run.dtype.itemsize, room)
         with before.block(index, weights) as layer:
-            return self.edit(index, weights, BlockInputs(BlockReplica(before, layer, index), hidden, waiting))
+            replica = BlockReplica(before, layer, index)
+            return self.edit(index, weights, BlockInputs(replica, hidden, waiting, partial(targets.behind, index)))
 
     def _after(self, index: int) -> Block:
         return self.planned.decoder.block(index)

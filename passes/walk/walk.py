@@ -40,10 +40,11 @@ from passes.record import dataclass
 from passes.steps.context import RunContext
 from passes.walk.beside import WeightsAhead, WrittenBehind
 from passes.walk.block import BlockResult, banks_whole, channels_in_place, check, kept, on_the_processor
-from passes.walk.block_tuning import BlockTuning, Targets, rows_a_step
+from passes.walk.block_tuning import BlockTuning, rows_a_step
 from passes.walk.kv_scales import attention_name, scale_tensors
 from passes.walk.paused_batches import PausedBatches
 from passes.walk.scale_folding import ScaleFold, find_folds
+from passes.walk.source_outputs import Targets
 from passes.walk.state import BlockReport, WalkState
 
 if TYPE_CHECKING:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator
 
 from passes import chain
+from passes.base import Stage
 from passes.errors import ReasonKind
+from passes.ir.distortions import Recovered
 from passes.ir.model import ModelIR
 from planner.choice.goals import FLOOR
 from planner.choice.rule import making
@@ -16,6 +18,8 @@ from planner.choice.verdict import Verdict
 from planner.figures import show
 from planner.plan.effort import Effort
 from planner.plan.full_context import full_context
+from planner.quality.expected import expected_quality
+from planner.quality.recovery import TRAINED, left, tokens_needed
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
@@ -100,6 +104,26 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
 
 def _count(requests: float) -> str:
     return f"{requests:.1f}" if requests < 10 else f"{requests:,.0f}"
+
+
+def recovery(spec: Spec, source: ModelIR, verdict: Verdict) -> Iterator[str]:
+    """Say how many tokens of training are expected to reach the goal on perplexity, where a chain of the dense `source` trains at all."""
+    goal, passes = spec.goals.quality.max_perplexity_increase, verdict.candidate.passes
+    place = next((number for number, pass_ in enumerate(passes) if pass_.stage is Stage.DISTILL), None)
+    if goal is None or place is None:
+        return
+    trained = next(iter(passes[place].distortions(source)))
+    assert isinstance(trained, Recovered)
+    if trained.method not in TRAINED:
+        return
+    pruned, in_all = (expected_quality(source, chain_).log_ppl_increase.value for chain_ in (passes[:place], passes))
+    behind = in_all - pruned * left(trained.tokens, trained.method)
+    needed = tokens_needed(pruned, math.log1p(goal) - behind, trained.method)
+    if needed is None:
+        yield f"no training is expected to reach {goal:+.1%} of perplexity: what follows it loses {math.expm1(behind):+.1%} by itself"
+    else:
+        there = f"the plan has {trained.tokens / 1e6:.3g} M"
+        yield f"{goal:+.1%} of perplexity is expected to need about {needed / 1e6:.2g} M tokens of training; {there}"
 
 
 def unheld(spec: Spec, verdict: Verdict, served: ModelIR, card: Gpu | None, work: Effort | None) -> Iterator[str]:

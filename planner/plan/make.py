@@ -23,7 +23,7 @@ from planner.choice.rule import MAKING, making
 from planner.choice.search import SearchResult, search, with_highest_load
 from planner.choice.verdict import Verdict
 from planner.machine import ALL_HERE, Computing, computing
-from planner.plan.cautions import cautions, unheld
+from planner.plan.cautions import cautions, recovery, unheld
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.document import (
     ChosenPlan,
@@ -192,7 +192,12 @@ def _chosen(
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",
         executable=not lacking,
         missing=tuple(lacking),
-        notes=(*cautions(spec, result, verdict), *unheld(spec, verdict, served.ir, card, there), *verdict.notes),
+        notes=(
+            *cautions(spec, result, verdict),
+            *recovery(spec, served.ir, verdict),
+            *unheld(spec, verdict, served.ir, card, there),
+            *verdict.notes,
+        ),
         apply_on_card=on_card,
         why=result.why,
         weights=_weights(spec, verdict),

@@ -1,4 +1,4 @@
-"""What distillation is expected to take back of a loss, before any of it was run.
+"""What distillation is expected to take back of a loss, and what it takes to reach a goal: before any of it was run.
 
 `recovery_fit.json` (made by `benchmarks/fit_recovery.py`): the share of a loss that is left after `n` tokens is (1 + n / n0)^−b. Nearly all
 published runs state accuracies; the share of the gap in accuracy that is left stands for the share of the rise of log-perplexity that is
@@ -15,6 +15,9 @@ from importlib.resources import files
 from typing import Any
 
 from targets.quantity import Basis, Quantity, weaker
+
+#: The methods that train a whole model, so that what follows them in a chain is lost anew.
+TRAINED = ("logits", "sequences")
 
 
 @lru_cache(maxsize=1)
@@ -38,3 +41,13 @@ def recovered(rise: Quantity, tokens: int, method: str) -> Quantity:
     basis = weaker(rise.basis, Basis(fit()["methods"][method]["basis"]))
     far = math.exp(width)
     return Quantity(rise.value * share, rise.low * share / far, min(rise.high, rise.high * share * far), basis)
+
+
+def tokens_needed(rise: float, goal: float, method: str) -> int | None:
+    """Return the tokens after which a rise of log-perplexity is expected to be down to a goal; 0 where it is, None where none do."""
+    if rise <= goal:
+        return 0
+    if goal <= 0:
+        return None
+    known: dict[str, float] = fit()["methods"][method]
+    return math.ceil(known["tokens"] * (math.pow(rise / goal, 1 / known["slope"]) - 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -265,3 +266,22 @@ def test_what_is_near_names_the_goals_that_it_misses() -> None:
     lost = [reason for v in search(spec, open_model(source).ir).rejected for reason in v.reasons]
     near = [reason.message for reason in lost if reason.message.endswith("by less than the band")]
     assert near and all(" > " in message or " < " in message for message in near)
+
+
+def test_a_plan_that_trains_says_how_many_tokens_its_goal_is_expected_to_need() -> None:
+    spec = parse_spec("""
+model: Llama-3.1-8B
+target: { gpu: rtx-4090 }
+engine: vllm
+workload: { context: 8192, concurrency: 4 }
+goals: { quality: { max_perplexity_increase: 30% } }
+passes: { prune: { depth: 4 }, distill: { tokens: 40_000_000 }, quantize: { formats: [w4a16-g128], dense: false }, kv_cache: [fp8] }
+""")
+    chosen = plan(spec).document.decision
+    [said] = re.findall(r"need about ([0-9.]+) M tokens of training; the plan has 40 M", " ".join(chosen.notes))
+
+    def growth(tokens: float) -> float:
+        trained = patched(spec, {"passes": {"distill": {"tokens": round(tokens * 1e6)}}})
+        return math.expm1(plan(trained).document.decision.quality.log_ppl_increase.value)
+
+    assert growth(1.1 * float(said)) < 0.3 < growth(0.9 * float(said))

@@ -20,7 +20,8 @@ from passes.ir.model import ModelIR
 from passes.measure.evaluate import evaluate
 from passes.prune.depth import DepthPrune
 from passes.quantize.quantize import Quantize
-from passes.walk.block_tuning import Targets, relative_distance
+from passes.walk.block_tuning import relative_distance
+from passes.walk.source_outputs import Targets
 from passes.walk.walk import Walk
 from tests.walk.conftest import context
 
@@ -36,7 +37,7 @@ def test_a_matrix_begins_as_it_was_stored_and_follows_gradients_on_its_grid(grid
     quantized = round_to_nearest(weight, grid, torch.float32)
     tuned = TunedMatrix(weight, quantized, grid)
     assert torch.equal(tuned.stored().codes, quantized.codes) and torch.equal(tuned.stored().scale, quantized.scale)
-    wanted, optimizer = inputs @ weight.T, torch.optim.Adam([tuned.latent, tuned.factor], lr=5e-3)
+    wanted, optimizer = inputs @ weight.T, torch.optim.Adam([tuned.latent, tuned.factor], lr=2e-3)
     with torch.no_grad():
         before = float(relative_distance(inputs @ tuned.weight().T, wanted))
     for _ in range(300):
@@ -82,3 +83,11 @@ def test_the_block_before_a_gap_gives_what_lies_behind_it(
     dense = DepthPrune(1, (2,)).dense(source, context(tmp_path, tokens)).descends_from(source)
     targets = Targets(dense, context(tmp_path, tokens), 4096)
     assert [targets.behind(block)[1] for block in range(len(dense))] == [1, 3, 4]
+
+
+def test_the_token_that_all_others_attend_to_counts_by_its_size() -> None:
+    target = torch.cat([torch.full((1, 1, 8), 10.0), torch.ones(1, 31, 8)], 1)
+    first, other = target.clone(), target.clone()
+    first[:, 0] *= 1.1
+    other[:, 5] *= 1.1
+    assert float(relative_distance(first, target)) == pytest.approx(100 * float(relative_distance(other, target)))

@@ -83,7 +83,7 @@ def test_the_figure_is_the_mean_of_router_weight_times_output_norm(tmp_path: Pat
     block = next(stream.blocks(0))
     with block.loaded() as (replica, *_):
         down = next(lin for lin in dense.ir.decoder.block(0).linears if lin.role is Role.DOWN)
-        found = saliency(BlockInputs(replica, stream.hidden, 1), down)
+        found = saliency(BlockInputs(replica, stream.hidden, 1, lambda: (stream.hidden, 1)), down)
     assert found.tolist() == pytest.approx(wanted, rel=1e-4)
 
 

@@ -29,9 +29,9 @@ class Tuning:
 
     tokens: int
     batch_tokens: int = 512
-    latent_rate: float = 2e-2
-    scale_rate: float = 3e-3
-    plain_rate: float = 3e-3
+    latent_rate: float = 1e-2
+    scale_rate: float = 2e-3
+    plain_rate: float = 1e-3
     seed: int = 0
 
 

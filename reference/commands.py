@@ -12,7 +12,8 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_BLOCK = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+#: A block of a page: its indentation, what stands behind the marks, its lines.
+BLOCK = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _TITLE = re.compile(r'title="([^"]+)"')
 _COMMAND = re.compile(r"(?P<words>.*?)(?:\s+# (?:exit (?P<exit>\d+)(?:: .+)?|takes (?P<takes>.+)|.*))?")
 #: How a line in a block begins that is a command, with or without its `$`.
@@ -43,7 +44,7 @@ class Command:
 
 def steps(page: str) -> Iterator[File | Command]:
     """Give the files and the commands of a page in their order."""
-    for _, info, body in _BLOCK.findall(page):
+    for _, info, body in BLOCK.findall(page):
         if (title := _TITLE.search(info)) is not None:
             yield File(title[1], body)
         for line in body.replace("\\\n", " ").splitlines():
@@ -53,8 +54,8 @@ def steps(page: str) -> Iterator[File | Command]:
 
 def unmarked(page: str) -> list[str]:
     """Return the lines of a page's blocks that look like commands and have no `$` in front, so that nothing runs them."""
-    blocks = (body for _, info, body in _BLOCK.findall(page) if info in ("", "bash", "sh", "console"))
-    indented = re.findall(r"^    \S.*$", _BLOCK.sub("", page), re.MULTILINE)
+    blocks = (body for _, info, body in BLOCK.findall(page) if info in ("", "bash", "sh", "console"))
+    indented = re.findall(r"^    \S.*$", BLOCK.sub("", page), re.MULTILINE)
     return [line for line in (*"".join(blocks).splitlines(), *indented) if _PROGRAMS.match(line)]
 
 

@@ -228,6 +228,12 @@ def show(
         print_plan(screen(), document, document.lock.gpu.name, str(what))
     for moved in staleness(document):
         screen(True).print(f"  stale: {moved}", style="yellow")
+    if what.is_dir():  # served as it is: launch files, and what verify found
+        files, verified = verify_files(what, quick=True), read_report(what)
+        if verified is not None and verified.soak is not None:
+            print_soaked(screen(True), verified.soak)
+        print_whole(screen(True), files)
+        raise typer.Exit(0 if files.holds else 4)
 
 
 @app.command()

@@ -81,7 +81,9 @@ def verify(
     promised = promise(out) if load.soak else None
     soaking = request_of(plan, load.seconds or SOAK_SECONDS) if load.soak else None
     cache, cards = chosen.kv_cache.tokens, chosen.settings.gpus
-    seen = verifier.observe(VerifyRequest(out, out / FOLDER, python, asked, cache, cards, checkout, soaking), say)
+    seen = verifier.observe(
+        VerifyRequest(_checkpoint(plan, out), out / FOLDER, python, asked, cache, cards, checkout, soaking), say
+    )
     version = seen.version or installed.version
     checks = (*_engine_checks(chosen, seen, version), *_speed_checks(plan, seen.loads[0]))
     soaked = None if promised is None or seen.soaked is None else soak_report(promised, seen.soaked)
@@ -90,6 +92,12 @@ def verify(
     )
     write_json(out / REPORT, report.as_json())
     return report
+
+
+def _checkpoint(plan: PlanDocument, out: Path) -> Path:
+    """The folder that is served: the result, or the source where that is served as it is and lies here."""
+    source = None if plan.places is None else Path(plan.places.model)
+    return source if source is not None and source.exists() else out
 
 
 def _read(out: Path) -> PlanDocument:

@@ -24,9 +24,9 @@ class Installed:
 
 @dataclass(frozen=True, slots=True)
 class VerifyRequest:
-    """What is to be driven. `launch`: the folder of the result's launch files; `python`: the one that has the engine; `kv_tokens`: what
-    the plan says that the cache holds; `cards`: how many the plan uses; `checkout`: of a server that is no part of the engine's
-    package, where one is to be driven too; `soak`: what comes after the load, on the same start.
+    """What is to be driven. `result`: the checkpoint; `launch`: the folder of its launch files; `python`: the one that has the engine;
+    `kv_tokens`: what the plan says that the cache holds; `cards`: how many the plan uses; `checkout`: of a server that is no part of
+    the engine's package, where one is to be driven too; `soak`: what comes after the load, on the same start.
     """
 
     result: Path

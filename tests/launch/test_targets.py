@@ -225,9 +225,10 @@ def test_the_page_has_a_part_for_each_target_and_its_commands_run(
     for place in ("a.plan.json", "out/small/plan.json"):
         save(made.document, tmp_path / place)
     (tmp_path / "out/small/config.json").write_text(json.dumps(made.result.chosen.ir.config))
-    commands = [line.partition("#")[0].split()[1:] for line in page.splitlines() if line.startswith("optimize launch")]
+    typed = (line.removeprefix("$ ") for line in page.splitlines() if line.startswith("$ optimize launch"))
+    commands = [line.partition("#")[0].split()[1:] for line in typed]
     assert len(commands) == 4 and all(run(monkeypatch, capsys, *words)[0] == 0 for words in commands)
-    assert "/models/small:ro" in (tmp_path / "compose.yaml").read_text()
+    assert "Qwen/Qwen2.5-7B-Instruct" in (tmp_path / "compose.yaml").read_text()  # served as it is: from its source
     assert (tmp_path / "launch" / "kuberay.yaml").exists()
 
 

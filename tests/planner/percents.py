@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from planner.choice.goals import FLOOR
+
 _PERCENT = re.compile(r"([-+]?[\d,]+(?:\.\d+)?) ?%")
 
 
@@ -17,7 +19,7 @@ def percents(text: str) -> list[str]:
 
 def unexplained(text: str, document: Any) -> list[str]:
     """The percents of a text that are no rounding of a number in the JSON."""
-    known = list(explained(document))
+    known = [*explained(document), 100 * FLOOR]  # the notes tell what is another model
     return [shown for shown in percents(text) if not any(_rounds_to(value, shown) for value in known)]
 
 

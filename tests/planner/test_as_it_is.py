@@ -53,7 +53,7 @@ def test_what_reads_results_reads_it(optimize: Any, tmp_path: Path) -> None:
     assert code == 0 and "--model=Qwen/Qwen2.5-Coder-7B-Instruct" in out
     assert optimize("drift", result, "--engine-version", "0.30")[0] in (0, 3)
     (tmp_path / result / "launch" / "vllm.yaml").write_text("model: another\n")
-    assert optimize("verify", result, "--offline")[0] == 4
+    assert optimize("verify", result, "--offline")[0] == 4 == optimize("show", result)[0]
 
 
 def test_another_plan_s_result_stays(optimize: Any, tmp_path: Path) -> None:

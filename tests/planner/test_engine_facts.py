@@ -25,7 +25,7 @@ from targets.workload import Workload
 
 #: Where people's words are read or written: the written spec, examples of its keys, help of `check` and its errors, examples of questions.
 _WORDS = {
-    "spec/template.py": 1, "spec/meanings.py": 1, "cli/checking.py": 2, "checking/subject.py": 1, "explain/answer.py": 3,
+    "spec/template.py": 1, "cli/checking.py": 2, "checking/subject.py": 1, "explain/answer.py": 3,
 }  # fmt: skip
 
 

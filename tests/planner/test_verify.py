@@ -25,6 +25,7 @@ from planner.plan.opened import Opened
 from planner.plan.saved import save
 from planner.spec.spec import Spec
 from planner.verifying.report import VerifyReport, read_report
+from planner.verifying.soak import Promise, soak_report
 from planner.verifying.verify import UnderLoad, load_of, verify
 from targets.machine.devices import installed_gpus
 from targets.quantity import Quantity
@@ -402,9 +403,13 @@ def test_a_plan_marks_what_would_only_start(result: Any, shows: Any, monkeypatch
     }  # fmt: skip
     document = plan(Spec.model_validate(spec)).document
     chosen = document.decision
-    assert chosen.capacity is not None
+    assert chosen.capacity is not None and chosen.speed is not None
     fits = full_context(chosen.kv_cache, chosen.capacity)
     assert 0 < fits.surely <= fits.fit < fits.running == 16 and not fits.promised
+    promised = Promise(fits, replace(chosen.speed, preemptions=30, requests=100), *[Quantity.exact(1.0)] * 2)
+    report = soak_report(promised, Soaked(timing(Load(1, 1, 16, 20)), Watched(9, preemptions=4)))
+    [lost] = [check for check in report.checks if check.name == "preemptions"]
+    assert (lost.predicted, lost.measured, lost.binding) == ("6", "4", False) and report.holds
     told = [note for note in chosen.notes if note.startswith("starts, but")]
     assert told == [fits.caution(32768)] and f"{fits.fit} of 16 requests fit at once" in told[0]
     assert not any(note.startswith("starts, but") for note in planned(clients=8).decision.notes)

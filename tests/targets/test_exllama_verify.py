@@ -18,7 +18,9 @@ from targets.engines.exllama.verify import DRIVER
 from targets.quantity import Basis, Quantity
 from targets.serve.load import Load
 from targets.serve.process import EngineError
+from targets.serve.soak import SoakRequest
 from targets.serve.verifier import Observed, VerifyRequest
+from targets.workload import Workload
 from tests.targets.test_load import FAKE
 
 _TORCH = """
@@ -157,6 +159,16 @@ def test_without_paged_attention_one_request_runs_at_a_time_and_that_is_said(
 
 
 @pytest.mark.usefixtures("packages")
+def test_its_generator_is_soaked_at_full_context_by_clients_that_wait(asked: VerifyRequest) -> None:
+    full = Workload(2048, 4, 32, 12).filled
+    seen = drive(replace(asked, soak=SoakRequest(full, 1.0)))
+    assert seen.soaked is not None and seen.soaked.timing.load == Load(2036, 12, 4, 12)
+    assert seen.soaked.watched.preemptions is None and seen.soaked.timing.failed == 0
+    by_chance = drive(replace(asked, soak=SoakRequest(replace(full, rate=1.0), 1.0)))
+    assert by_chance.soaked is None and "not soaked" in by_chance.notes[0]
+
+
+@pytest.mark.usefixtures("packages")
 def test_a_cache_of_the_launch_files_that_does_not_fit_is_told_with_what_does(
     asked: VerifyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +238,8 @@ def test_a_named_checkout_of_tabbyapi_is_driven_too(asked: VerifyRequest, checko
     seen = drive(replace(asked, checkout=checkout))
     assert [timing.tool for timing in seen.loads] == ["ExLlamaV2's generator", "tightfit through TabbyAPI"]
     assert seen.loads[1].load == _LOAD and seen.loads[1].failed == 0 and seen.kv_tokens is not None
+    soaked = drive(replace(asked, checkout=checkout, soak=SoakRequest(Workload(64, 2, 16, 8).filled, 0.1))).soaked
+    assert soaked is not None and soaked.timing.load.requests >= 2 and soaked.watched.memory_bytes is not None
 
 
 def test_exllamav3_is_driven_through_tabbyapi_alone(

@@ -25,10 +25,11 @@ from targets.engines.exllama.launch import CONFIG
 from targets.serve.client import Answer, ask, post, request_body, unseen_prompt
 from targets.serve.drive import warm_up
 from targets.serve.engine_build import ask_python
-from targets.serve.load import LoadTiming, load
+from targets.serve.load import Load, LoadTiming, load
 from targets.serve.process import EngineError, Served, named_python, run_to_end, serving
-from targets.serve.soak import soak
+from targets.serve.soak import Soaked, SoakRequest, soak
 from targets.serve.verifier import Installed, Observed, Say, Verifier, VerifyRequest
+from targets.serve.watch import watching
 
 #: The program that runs in ExLlamaV2's Python.
 DRIVER = Path(__file__).with_name("drivers") / "run_exllamav2.py"
@@ -42,7 +43,8 @@ scope = {{}}
 exec(pathlib.Path(found.origin).with_name("version.py").read_text(), scope)
 print(scope["__version__"])
 """
-_NO_SERVER = "not soaked: ExLlamaV2 is soaked through TabbyAPI, name a checkout of it with --tabby or TIGHTFIT_TABBY"
+#: Answers that each client waits for where the generator is soaked: it is told a number, no time.
+_ROUNDS = 3
 #: Variables that name a checkout of TabbyAPI; the launch files' script knows the last.
 _CHECKOUT = ("TIGHTFIT_TABBY", "TABBYAPI")
 
@@ -108,9 +110,23 @@ class GeneratorVerifier(TabbyVerifier):
         seen = observed(run_driver(job_of(request), request.python), request)
         checkout = checkout_of(request)
         if checkout is None:
-            return seen if request.soak is None else replace(seen, notes=(*seen.notes, _NO_SERVER))
+            return seen if request.soak is None else self.soaked(request, request.soak, seen, say)
         through = self.through_tabby(request, checkout, say)
         return replace(seen, loads=(*seen.loads, *through.loads), soaked=through.soaked)
+
+    def soaked(self, request: VerifyRequest, asked: SoakRequest, seen: Observed, say: Say) -> Observed:
+        """Run the driver once more on requests that fill the context, and watch the cards; those that arrive by chance are not put on."""
+        workload = asked.workload
+        if workload.rate is not None:
+            note = "not soaked: ExLlamaV2's generator is driven by clients that wait; name a checkout of TabbyAPI with --tabby"
+            return replace(seen, notes=(*seen.notes, note))
+        clients = workload.concurrency or 1
+        full = replace(request, load=Load(workload.input_tokens, workload.output_tokens, clients, _ROUNDS * clients))
+        say(f"soaks: {full.load.requests} requests of {workload.context:,} tokens")
+        job = job_of(full)
+        with watching(Served("127.0.0.1", 0, request.launch, 0.0), None) as watch:
+            found = run_driver({**job, "search_tokens": job["cache_size"]}, request.python)
+        return replace(seen, soaked=Soaked(observed(found, full).loads[0], watch.summary()))
 
 
 def checkout_of(request: VerifyRequest) -> Path | None:

@@ -40,6 +40,8 @@ def _frozen(cls: Any, slots: bool, kw_only: bool) -> Any:
     )(cls)  # fmt: skip
     made.__dataclass_params__.frozen = True
     named: Fields = dataclasses.fields(made)
+    if not all(field.init for field in named):
+        raise TypeError("every field is given to __init__ here; dataclasses.dataclass has others")
     own = vars(made)
     methods = {"__repr__": _repr(named), "__eq__": _eq(_values(named))}
     if own.get("__hash__") is None:  # as where `__eq__` is defined and `__hash__` is not
@@ -50,7 +52,23 @@ def _frozen(cls: Any, slots: bool, kw_only: bool) -> Any:
     for name in methods.keys() - own.keys():
         setattr(made, name, _named(made, name, methods[name]))
     made.__init__ = _named(made, "__init__", _first_init(made))
+    made.__signature__ = _SIGNATURE
     return made
+
+
+class _Signature:
+    """What `inspect` and `help` show of a class, made when they ask."""
+
+    def __get__(self, instance: object, cls: type) -> Any:
+        import inspect
+
+        own = inspect.signature(_init(cls))
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        taken = list(own.parameters.values())[1:]
+        return own.replace(parameters=[each.replace(annotation=kinds[each.name]) for each in taken])
+
+
+_SIGNATURE = _Signature()
 
 
 def _named(cls: type, name: str, method: Any) -> Any:

@@ -19,6 +19,7 @@ from passes.steps.executor import HERE, Executor
 from passes.steps.progress import Progress
 from planner.apply import apply, default_folder
 from planner.machine import Computing
+from planner.setup.mistakes import as_told
 from planner.plan.codec import FORMAT_VERSION
 
 #: Exit code of a defect of ours, as the command line's.
@@ -106,9 +107,12 @@ def apply_all(
     asked: Sequence[Order], executor: Executor = HERE, progress: Callable[[Progress], None] = lambda event: None
 ) -> Iterator[Member]:
     """Apply each, and give what became of it as it ends. `progress`: of those that are made in this process."""
+    import torch
+
     graph: nx.DiGraph[str] = nx.DiGraph()
     for order in asked:
-        make = partial(applied, order) if executor.apart else partial(applied, order, progress)
+        apart = partial(_applied_apart, order, torch.get_num_threads())
+        make = apart if executor.apart else partial(applied, order, progress)
         graph.add_node(str(order.what), make=make)
     places = {str(order.what): order.out for order in asked}
     for ended in executor.carry_out(graph):
@@ -128,18 +132,28 @@ def applied(order: Order, progress: Callable[[Progress], None] = lambda event: N
         member = Member(
             str(order.what), str(order.out), 0 if result.holds else 4, result.plan.decision.label, _missed(result.holds)
         )  # fmt: skip
-    except TightfitError as error:
-        member = _failed(str(order.what), order.out, error)
     except Exception as error:
-        if os.environ.get("TIGHTFIT_DEBUG"):
+        if (told := as_told(error, "apply")) is not None:
+            member = _failed(str(order.what), order.out, told)
+        elif os.environ.get("TIGHTFIT_DEBUG"):
             raise
-        said = f"internal error: {type(error).__name__}: {error}"
-        member = Member(str(order.what), str(order.out), _DEFECT, said, "apply it alone with TIGHTFIT_DEBUG=1")
+        else:
+            said = f"internal error: {type(error).__name__}: {error}"
+            member = Member(str(order.what), str(order.out), _DEFECT, said, "apply it alone with TIGHTFIT_DEBUG=1")
     return replace(member, seconds=round(time.monotonic() - began, 1))
 
 
+def _applied_apart(order: Order, threads: int) -> Member:
+    """Apply one in this process, with so many threads as sums depend on them."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return applied(order)
+
+
 def _failed(what: str, out: Path, error: TightfitError) -> Member:
-    return Member(what, str(out), error.exit_code, error.message, error.remedy)
+    where = f"{error.location}: " if error.location else ""
+    return Member(what, str(out), error.exit_code, f"{where}{error.message}", error.remedy)
 
 
 def _missed(holds: bool) -> str | None:

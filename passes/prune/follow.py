@@ -44,11 +44,17 @@ def followed(inputs: BlockInputs, last: Linear, columns: torch.Tensor | None) ->
         seen.append(args[0])
 
     handle = replica.module(last.name).register_forward_pre_hook(note)
+    batches, size = len(inputs.hidden), len(hidden.read(number, 0))
+    samples = (batches - 1) * size + len(hidden.read(number, batches - 1))
     try:
-        for batch in range(len(inputs.hidden)):
+        for batch in range(batches):
             output = replica.run(inputs.hidden.read(replica.index, batch))
             missing = hidden.read(number, batch).to(output.device).float() - output.float()
-            x_BTK, most = seen.pop().view(*output.shape[:2], -1)[..., columns], len(output) - judging(len(output))
+            x_BTK, most = (
+                seen.pop().view(*output.shape[:2], -1)[..., columns],
+                samples - judging(samples) - batch * size,
+            )
+            most = max(0, most)
             fitted.add(x_BTK[:most].flatten(0, 1), missing[:most].flatten(0, 1))
             judged.add(x_BTK[most:].flatten(0, 1), missing[most:].flatten(0, 1))
     finally:

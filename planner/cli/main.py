@@ -27,15 +27,13 @@ def main() -> None:
     except (TightfitError, Interrupted) as error:
         _report(error)
         sys.exit(error.exit_code)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _report(InputError(f"{where}{error.strerror or error}", remedy="check the path, its permissions and the disk"))
-        sys.exit(InputError.exit_code)
-    except ModuleNotFoundError as error:
-        if (missing := _missing(error)) is None:
+    except (OSError, ModuleNotFoundError) as error:
+        from planner.setup.mistakes import as_told
+
+        if (told := as_told(error, next((word for word in sys.argv[1:] if not word.startswith("-")), "this"))) is None:
             raise
-        _report(missing)
-        sys.exit(missing.exit_code)
+        _report(told)
+        sys.exit(told.exit_code)
     except Exception as error:
         if os.environ.get("TIGHTFIT_DEBUG"):
             raise
@@ -72,18 +70,6 @@ def _usage_errors() -> type[typer.BadParameter]:
         kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
     )
     return found
-
-
-def _missing(error: ModuleNotFoundError) -> InputError | None:
-    """A package that is not installed, as an error that says which extra brings it; None where none does."""
-    from planner.setup.extras import extra_with, install
-
-    extra = None if error.name is None else extra_with(error.name)
-    if extra is None:
-        return None
-    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "this")
-    message = f"`optimize {command}` needs {error.name}, which is not installed here"
-    return InputError(message, remedy=f"{install(extra)}; `optimize doctor` says what else this machine has")
 
 
 def _report(error: TightfitError | Interrupted) -> None:

@@ -50,6 +50,8 @@ def longer_context(reason: StatedReason) -> str | None:
     if reason.code != BEYOND_MODEL:
         return None
     own, asked = reason.data["max_context"], reason.data["asked"]
+    if not reason.data["rotary"]:
+        return f"Ask for a context of {own:,} or less, or a model that is made for more"
     yarn = f'"rope_scaling": {{"rope_type": "yarn", "factor": {-(-asked // own)}.0, "original_max_position_embeddings": {own}}}'
     return (
         f"Ask for a context of {own:,} or less, or a model that is made for more. Some makers say that YaRN does (how far, their "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from threading import Lock
 
-from passes.ir.sources import Source, open_model
+from passes.errors import TightfitError
+from passes.ir.sources import Source
 from planner.report.page import render
 from planner.spec.spec import Spec
 from planner.whatif.answer import answer
@@ -15,6 +16,8 @@ from planner.whatif.controls import Control, State, neighbours
 
 #: Processes at most; each holds a description of the model and what was computed of it.
 _MOST = 4
+#: Answers that are kept, the oldest let go first.
+_KEPT = 512
 #: A setting, as what is known of it is found.
 Key = frozenset[tuple[str, str]]
 
@@ -22,9 +25,9 @@ Key = frozenset[tuple[str, str]]
 class Ahead:
     """Plans by settings of the controls, each computed once."""
 
-    def __init__(self, spec: Spec, controls: tuple[Control, ...]) -> None:
-        self._controls = controls
-        self._pool = ProcessPoolExecutor(max(1, min(_MOST, os.cpu_count() or 1)), initializer=_begin, initargs=(spec,))
+    def __init__(self, spec: Spec, source: Source, controls: tuple[Control, ...]) -> None:
+        self._subject, self._controls = (spec, source), controls
+        self._pool = self._processes()
         self._answers: dict[Key, Future[str]] = {}
         self._waited: Counter[Key] = Counter()
         self._lock = Lock()
@@ -41,6 +44,15 @@ class Ahead:
             asked = self._begun(state)
         try:
             html = asked.result()
+        except BrokenExecutor as error:
+            with self._lock:
+                self._answers.clear()
+                self._pool = self._processes()
+            raise TightfitError("a process that plans was ended from outside", remedy="ask once more") from error
+        except Exception:
+            with self._lock:
+                self._answers.pop(key, None)  # a failure is not kept
+            raise
         finally:
             with self._lock:
                 self._waited[key] -= 1
@@ -49,6 +61,10 @@ class Ahead:
                 self._begun(near)
         return html
 
+    def _processes(self) -> ProcessPoolExecutor:
+        count = max(1, min(_MOST, os.cpu_count() or 1))
+        return ProcessPoolExecutor(count, initializer=_begin, initargs=self._subject)
+
     def close(self) -> None:
         """End the processes."""
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -56,6 +72,9 @@ class Ahead:
     def _begun(self, state: State) -> Future[str]:
         key = frozenset(state.items())
         if key not in self._answers:
+            for old in list(self._answers)[: max(0, len(self._answers) - _KEPT)]:
+                if self._answers[old].done() and not self._waited[old]:
+                    del self._answers[old]
             self._answers[key] = self._pool.submit(_answered, dict(state))
         return self._answers[key]
 
@@ -64,13 +83,14 @@ class Ahead:
 _SUBJECT: list[tuple[Spec, Source]] = []
 
 
-def _begin(spec: Spec) -> None:
+def _begin(spec: Spec, source: Source) -> None:
     import gc
     import signal
 
-    gc.disable()  # as the command line has it: a plan leaves little behind, and collecting takes as long as planning
+    gc.freeze()  # what was loaded stays; what plans leave behind is collected, which the command line does without
+    gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends these
-    _SUBJECT[:] = [(spec, open_model(spec.model, revision=spec.revision, assume=spec.assume))]
+    _SUBJECT[:] = [(spec, source)]
 
 
 def _answered(state: State) -> str:

@@ -6,7 +6,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
-from passes.errors import InputError
+from passes.errors import InputError, TightfitError
+from passes.ir.sources import open_model
 from planner.report.page import digest, render, text
 from planner.spec.spec import Spec
 from planner.version import VERSION
@@ -20,11 +21,16 @@ class Server:
     """The page of a spec at `url`, as long as `serve` runs."""
 
     def __init__(self, spec: Spec, port: int = 0) -> None:
-        """Take a port (0: any that is free). Raises OSError where it is taken."""
+        """Take a port (0: any that is free). Raises InputError where it is taken, or the model is not known."""
+        source = open_model(spec.model, revision=spec.revision, assume=spec.assume)
         self._controls = controls(spec)
-        self._ahead = Ahead(spec, self._controls)
         self._page = _page(spec, self._controls)
-        self._http = ThreadingHTTPServer((_HOST, port), _handler(self))
+        try:
+            self._http = ThreadingHTTPServer((_HOST, port), _handler(self))
+        except OSError as error:
+            said = (error.strerror or str(error)).lower()
+            raise InputError(f"port {port}: {said}", remedy="--port 0 takes one that is free") from error
+        self._ahead = Ahead(spec, source, self._controls)
 
     @property
     def url(self) -> str:
@@ -55,8 +61,10 @@ class Server:
             return HTTPStatus.NOT_FOUND, "nothing is here"
         try:
             return HTTPStatus.OK, self._ahead.ask(state_of(dict(parse_qsl(address.query)), self._controls))
-        except InputError as error:
+        except TightfitError as error:
             return HTTPStatus.BAD_REQUEST, str(error)
+        except Exception as error:  # noqa: BLE001 (the page says it; a traceback would end in the terminal)
+            return HTTPStatus.INTERNAL_SERVER_ERROR, f"internal error: {type(error).__name__}: {error}"
 
 
 def _page(spec: Spec, known: tuple[object, ...]) -> str:

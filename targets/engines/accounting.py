@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from passes.errors import Reason, ReasonKind
+from passes.ir.architectures import names_context
 from passes.ir.model import ModelIR
 from targets.engines.engine import KVEstimate, Memory, MemoryEstimate
 from targets.engines.kv_layout import Layout
@@ -106,10 +107,10 @@ def _beyond_model(ir: ModelIR, context: int) -> tuple[Reason, ...]:
     nothing is known of what the model answers there.
     """
     own = ir.max_context
-    if not 0 < own < context:
+    if not 0 < own < context or not names_context(ir.config):
         return ()
     rotary = any(key in ir.config for key in ("rope_theta", "rope_scaling", "rope_parameters"))
     longer = ", unless YaRN in its config.json stretches it" if rotary else ""
     message = f"{ir.name} is made for {own:,} tokens{longer}: a context of {context:,} is asked"
-    data = {"asked": context, "max_context": own}
+    data = {"asked": context, "max_context": own, "rotary": rotary}
     return (Reason(BEYOND_MODEL, message, f"context {own:,} is served", data, ReasonKind.TOO_LARGE),)

@@ -142,9 +142,11 @@ def send(served: Served, bodies: Iterable[bytes], arrivals: Arrivals, seconds: f
     threads = []
 
     def ask_one(body: bytes) -> None:
-        sent.ask(served, body, began)
-        if free is not None:
-            free.release()
+        try:
+            sent.ask(served, body, began)
+        finally:
+            if free is not None:
+                free.release()
 
     for number, (body, due) in enumerate(zip(bodies, arrivals.due, strict=False)):
         if free is not None:
@@ -172,7 +174,12 @@ class Sent:
         """Send one request and keep what came of it."""
         try:
             answer, error = ask(served, body), None
-        except (OSError, http.client.HTTPException, EngineError) as failure:
+        except (
+            OSError,
+            ValueError,
+            http.client.HTTPException,
+            EngineError,
+        ) as failure:  # what is no JSON is a ValueError
             answer, error = None, str(failure) or type(failure).__name__
         with self._lock:
             self.seconds = max(self.seconds, time.perf_counter() - began)

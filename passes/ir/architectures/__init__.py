@@ -212,6 +212,12 @@ def build_ir(
     )
 
 
+def names_context(config: Mapping[str, Any]) -> bool:
+    """Return whether a config says how long a context the model is made for: where none does, what is taken holds nobody to it."""
+    parts = (config, *(part for part in config.values() if isinstance(part, Mapping)))
+    return any(field in part for part in parts for field in _CONTEXT)
+
+
 def _refuse_empty(root: Config, description: Description) -> None:
     """Refuse sizes that leave a matrix no elements, such as more heads than the hidden size has."""
     blocks = [block for stack in description.stacks for block in stack.classes]

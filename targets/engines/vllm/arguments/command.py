@@ -57,14 +57,20 @@ def read_command(words: Sequence[str]) -> ServeCommand:
     has not.
     """
     words = tuple(part for word in words for part in (_split(word) if _quoted(word, len(words)) else (word,)))
-    command = _read(words)
-    if (named := command.flags.get("config")) is None:
-        return command
-    if any(PurePosixPath(word).name in _CONTAINERS for word in words) and not Path(named).is_file():
+    command, named = _read(words), None
+    if any(PurePosixPath(word).name in _CONTAINERS for word in words):
+        named = command.flags.get("config")
+    if named is not None and not Path(named).is_file():
         return replace(
             command, notes=(*command.notes, f"--config {named} lies in the container: what it says is not read")
         )
-    return replace(command, flags={**config_flags(Path(named)), **command.flags})
+    return with_config_file(command)
+
+
+def with_config_file(command: ServeCommand) -> ServeCommand:
+    """Return a command with what the file of its `--config` says, which its own flags overrule. Raises InputError for what is none."""
+    named = command.flags.get("config")
+    return command if named is None else replace(command, flags={**config_flags(Path(named)), **command.flags})
 
 
 def _read(words: tuple[str, ...]) -> ServeCommand:

@@ -14,7 +14,7 @@ from passes.ir.sources import open_model
 from targets.engines.engine import Settings
 from targets.engines.pasted import Pasted
 from targets.engines.vllm.arguments.asked import Asked, asked, with_draft
-from targets.engines.vllm.arguments.command import is_command, read_command, read_flags
+from targets.engines.vllm.arguments.command import is_command, read_command, read_flags, with_config_file
 
 #: Quantizations of a command that name what a checkpoint is, by the `quant_method` of its config; `_marlin` is a kernel of it.
 _KERNELS = ("_marlin", "_bitblas")
@@ -45,7 +45,7 @@ def pasted(words: Sequence[str], known: Sequence[str], version: str | None, mode
     `model`: where another place names them. None where nothing names a model. Raises InputError for what vLLM does not take.
     """
     whole = is_command(words) or (len(words) == 1 and " " in words[0])
-    command = read_command(words) if whole else read_flags(words, known=known)
+    command = read_command(words) if whole else with_config_file(read_flags(words, known=known))
     if not whole and command.words:
         raise InputError(
             f"{command.words[0]!r} is no spec, plan or result, and starts no server",

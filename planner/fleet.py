@@ -19,8 +19,8 @@ from passes.steps.executor import HERE, Executor
 from passes.steps.progress import Progress
 from planner.apply import apply, default_folder
 from planner.machine import Computing
-from planner.setup.mistakes import as_told
 from planner.plan.codec import FORMAT_VERSION
+from planner.setup.mistakes import as_told
 
 #: Exit code of a defect of ours, as the command line's.
 _DEFECT = 1

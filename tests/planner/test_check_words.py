@@ -384,3 +384,17 @@ def test_words_of_an_older_version_are_not_judged_by_a_newer_one_s_list(optimize
         return int(code)
 
     assert (check("0.11"), check("0.32")) == (0, 2)
+
+
+def test_a_model_that_names_no_context_is_held_to_none(optimize: Any) -> None:
+    code, out, _ = optimize("check", "--model", "tiiuae/falcon-mamba-7b", "--gpu", "H100", "--context", "8192")
+    assert code == 0 and "longest context 8,192" in out
+
+
+def test_the_file_of_config_is_read_beside_options_too(optimize: Any, tmp_path: Path) -> None:
+    (tmp_path / "vllm.yaml").write_text("max-model-len: 4096\ntensor-parallel-size: 2\n")
+    options = ("check", "--model", "Qwen/Qwen3-8B", "--gpu", "H100", "--json", "--config")
+    code, out, _ = optimize(*options, tmp_path / "vllm.yaml")
+    assert code == 0 and json.loads(out)["context"] == 4096
+    code, _, err = optimize(*options, tmp_path / "none.yaml")
+    assert code == 2 and "none.yaml" in err

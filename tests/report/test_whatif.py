@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ def test_the_server_answers_this_machine_alone() -> None:
         assert status is HTTPStatus.BAD_REQUEST and "one of" in said
     finally:
         server.close()
+
+
+def test_what_cannot_be_served_is_said_before_an_address() -> None:
+    with pytest.raises(InputError, match="unknown model"):
+        Server(ASKED.model_copy(update={"model": "nosuch/model"}))
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as taken,
+        pytest.raises(InputError, match="port"),
+    ):
+        Server(ASKED, taken.server_port)
 
 
 @pytest.fixture(scope="module")

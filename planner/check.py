@@ -12,7 +12,7 @@ from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.asked import AS_IS
 from planner.choice.question import Load, Outcome, Question
-from planner.choice.remedies import Remedy, remedies, said_to_mend
+from planner.choice.remedies import Keeps, Remedy, remedies, said_to_mend
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality, expected_quality
@@ -26,6 +26,7 @@ from targets.engines.engine import (
 )
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
+from targets.workload import Workload
 
 if TYPE_CHECKING:
     from planner.choice.verdict import GoalResult
@@ -126,14 +127,7 @@ class CheckResult:
     @property
     def goals(self) -> tuple[GoalResult, ...]:
         """The goals that were asked, against what is predicted; a rate that is asked is one."""
-        if self.terms.goals is None and not self.outcome.workload.lasts:
-            return ()
-        from planner.choice.verdict import judge, judge_rate
-
-        load = self.outcome.workload
-        if self.terms.goals is None:
-            return tuple(judge_rate(load, self.speed))
-        return tuple(judge(self.terms.goals, load, self.speed, self.quality))
+        return _judged(self.terms, self.outcome.workload, self.speed, self.quality)
 
     @property
     def broken(self) -> tuple[Reason, ...]:
@@ -259,6 +253,39 @@ def answer(question: Question, terms: Terms = _NONE, notes: tuple[str, ...] = ()
     )  # fmt: skip
     if outcome.fits:
         return result
-    whole = remedies(question, outcome)
+    whole = remedies(question, outcome, _kept(terms))
     said = tuple(replace(reason, remedy=said_to_mend(question, outcome, reason, whole)) for reason in outcome.reasons)
     return replace(result, said=said, remedies=whole)
+
+
+#: A change whose speed by the formula is off its goal by more than this factor is not simulated.
+_FAR = 2.0
+
+
+def _kept(terms: Terms) -> Keeps:
+    """The test that a changed question keeps the terms: quality first, then speed by the formula, then as the load is served."""
+
+    def kept(question: Question, outcome: Outcome, quality: Quality) -> bool:
+        load = outcome.workload
+        if terms.min_confidence is not None and outcome.odds < terms.min_confidence:
+            return False
+        if terms.goals is None and not load.lasts:
+            return True
+        engine, gpu, settings = question.engine, question.gpu, question.settings
+        formula = engine.speed(outcome.ir, gpu, settings, load, outcome.memory)
+        far = (goal for goal in _judged(terms, load, formula, quality) if not goal.met)
+        if any(not goal.goal.of_speed or goal.miss > _FAR - 1 for goal in far):
+            return False
+        served = engine.served(outcome.ir, gpu, settings, load, outcome.memory)
+        return all(goal.met for goal in _judged(terms, load, served, quality))
+
+    return kept
+
+
+def _judged(terms: Terms, load: Workload, speed: SpeedEstimate, quality: Quality) -> tuple[GoalResult, ...]:
+    """The goals that were asked, against what is predicted; a rate that is asked is one."""
+    if terms.goals is None and not load.lasts:
+        return ()
+    from planner.choice.verdict import judge, judge_rate
+
+    return tuple(judge_rate(load, speed) if terms.goals is None else judge(terms.goals, load, speed, quality))

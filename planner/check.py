@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
+from passes.ir.names import writes_nothing
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.asked import AS_IS
 from planner.choice.question import Load, Outcome, Question
-from planner.choice.remedies import Remedy, remedies, said_to_mend
+from planner.choice.remedies import Keeps, Remedy, remedies, said_to_mend
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality, expected_quality
@@ -26,6 +27,7 @@ from targets.engines.engine import (
 )
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
+from targets.workload import Workload
 
 if TYPE_CHECKING:
     from planner.choice.verdict import GoalResult
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CheckedGoal:
-    """A goal that was asked of a check, and what is predicted, both in its unit."""
+    """A goal that was asked of a check, and what is predicted, both in its unit. `kept`: met, or missed by less than the band that plans
+    are judged with.
+    """
 
     name: str
     wanted: float
@@ -42,6 +46,20 @@ class CheckedGoal:
     met: bool
     predicted: Quantity
     odds: float
+    kept: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedLoad:
+    """What the figures of speed are for: tokens of a prompt and of an answer in the mean, requests at once, and how many arrive a second
+    where they come at a rate. `embeds`: the model reads texts and writes none, so that nothing is decoded.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    concurrency: int
+    request_rate: float | None = None
+    embeds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +69,13 @@ class Terms:
     goals: Goals | None = None
     min_confidence: float | None = None
 
+    def keeps(self, goal: GoalResult) -> bool:
+        """Tell whether a goal is met, or missed by less than the rule's band."""
+        return goal.met or (self.goals is not None and goal.tolerated(self.goals.bands))
+
     def kept(self, outcome: Outcome, goals: tuple[GoalResult, ...]) -> tuple[Reason, ...]:
         """Return what is not kept."""
-        missed = tuple(goal.reason() for goal in goals if not goal.met)
+        missed = tuple(goal.reason() for goal in goals if not self.keeps(goal))
         least = self.min_confidence
         if least is None or not outcome.fits or outcome.odds >= least:
             return missed
@@ -92,6 +114,7 @@ class CheckDocument:
     speed: SpeedEstimate
     quality: Quality
     notes: tuple[str, ...]
+    load: CheckedLoad
     goals: tuple[CheckedGoal, ...] = ()
     meets: bool | None = None
     context: int | None = None
@@ -126,14 +149,7 @@ class CheckResult:
     @property
     def goals(self) -> tuple[GoalResult, ...]:
         """The goals that were asked, against what is predicted; a rate that is asked is one."""
-        if self.terms.goals is None and not self.outcome.workload.lasts:
-            return ()
-        from planner.choice.verdict import judge, judge_rate
-
-        load = self.outcome.workload
-        if self.terms.goals is None:
-            return tuple(judge_rate(load, self.speed))
-        return tuple(judge(self.terms.goals, load, self.speed, self.quality))
+        return _judged(self.terms, self.outcome.workload, self.speed, self.quality)
 
     @property
     def broken(self) -> tuple[Reason, ...]:
@@ -157,7 +173,8 @@ class CheckResult:
         """Probability that the verdict is right; even odds where nothing is known, certain where something is refused."""
         if not self.outcome.modelled:
             return 0.5
-        if self.outcome.illegal or (self.here and self.outcome.fits):
+        beyond = not self.outcome.starts and self.outcome.memory.margin.value >= 0
+        if self.outcome.illegal or beyond or (self.here and self.outcome.fits):
             return 1.0
         return round(self.outcome.odds if self.fits else 1 - self.outcome.odds, 4)
 
@@ -184,13 +201,18 @@ class CheckResult:
             notes=(*self._unread, *self.outcome.memory.notes, *self.speed.notes, *self.notes)
             if self.outcome.modelled
             else (),
-            goals=tuple(
-                CheckedGoal(goal.name, goal.wanted, goal.goal.unit, goal.met, goal.predicted, round(goal.odds, 4))
-                for goal in self.goals
-            ),
+            goals=tuple(_checked(goal, self.terms) for goal in self.goals),
             meets=None if self.terms == _NONE and not self.goals else self.fits and not self.broken,
             context=self.outcome.workload.context,
             gpus=self.gpus,
+            load=self._load,
+        )
+
+    @property
+    def _load(self) -> CheckedLoad:
+        load = self.outcome.workload
+        return CheckedLoad(
+            load.input_tokens, load.output_tokens, load.concurrency or 1, load.rate, writes_nothing(self.model)
         )
 
     @property
@@ -201,6 +223,11 @@ class CheckResult:
         """Return the document as JSON."""
         document: dict[str, Any] = to_json(self.document)
         return document
+
+
+def _checked(goal: GoalResult, terms: Terms) -> CheckedGoal:
+    figures = goal.name, goal.wanted, goal.goal.unit, goal.met, goal.predicted
+    return CheckedGoal(*figures, odds=round(goal.odds, 4), kept=terms.keeps(goal))
 
 
 def to_make(weights: str | None, ir: ModelIR) -> str | None:
@@ -247,18 +274,55 @@ def check(
     )  # fmt: skip
 
 
-def answer(question: Question, terms: Terms = _NONE, notes: tuple[str, ...] = ()) -> CheckResult:
-    """Return what comes of a question, held against the terms; `notes` are said with it. Raises InputError for contradictions."""
+def answer(
+    question: Question, terms: Terms = _NONE, notes: tuple[str, ...] = (), quality: Quality | None = None
+) -> CheckResult:
+    """Return what comes of a question, held against the terms; `notes` are said with it. `quality`: where a plan knows it, of what it made
+    or chose of the model that was asked for. Raises InputError for contradictions.
+    """
     question.refuse_contradictions()
     outcome = question.outcome()
     speed = question.engine.served(outcome.ir, question.gpu, question.settings, outcome.workload, outcome.memory)
-    quality = expected_quality(question.dense, question.chain)
+    quality = quality or expected_quality(question.dense, question.chain)
     result = CheckResult(
         question.model.name, question.gpu, question.engine_name, outcome, speed, quality,
         unread=question.unread_file, terms=terms, notes=notes, gpus=question.settings.parallel.gpus,
     )  # fmt: skip
     if outcome.fits:
         return result
-    whole = remedies(question, outcome)
+    whole = remedies(question, outcome, _kept(terms))
     said = tuple(replace(reason, remedy=said_to_mend(question, outcome, reason, whole)) for reason in outcome.reasons)
     return replace(result, said=said, remedies=whole)
+
+
+#: A change whose speed by the formula is off its goal by more than this factor is not simulated.
+_FAR = 2.0
+
+
+def _kept(terms: Terms) -> Keeps:
+    """The test that a changed question keeps the terms: quality first, then speed by the formula, then as the load is served."""
+
+    def kept(question: Question, outcome: Outcome, quality: Quality) -> bool:
+        load = outcome.workload
+        if terms.min_confidence is not None and outcome.odds < terms.min_confidence:
+            return False
+        if terms.goals is None and not load.lasts:
+            return True
+        engine, gpu, settings = question.engine, question.gpu, question.settings
+        formula = engine.speed(outcome.ir, gpu, settings, load, outcome.memory)
+        far = (goal for goal in _judged(terms, load, formula, quality) if not terms.keeps(goal))
+        if any(not goal.goal.of_speed or goal.miss > _FAR - 1 for goal in far):
+            return False
+        served = engine.served(outcome.ir, gpu, settings, load, outcome.memory)
+        return all(map(terms.keeps, _judged(terms, load, served, quality)))
+
+    return kept
+
+
+def _judged(terms: Terms, load: Workload, speed: SpeedEstimate, quality: Quality) -> tuple[GoalResult, ...]:
+    """The goals that were asked, against what is predicted; a rate that is asked is one."""
+    if terms.goals is None and not load.lasts:
+        return ()
+    from planner.choice.verdict import judge, judge_rate
+
+    return tuple(judge_rate(load, speed) if terms.goals is None else judge(terms.goals, load, speed, quality))

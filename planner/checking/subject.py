@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.errors import InputError, Reason
+from passes.ir.names import writes_nothing
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.check import CheckResult, Terms, answer, to_make
@@ -17,6 +18,7 @@ from targets.cards import Cards, find_cards
 from targets.engines.engine import DEFAULT_ENGINE, ENGINE_NAMES, Parallel, Settings, find_engine
 
 if TYPE_CHECKING:
+    from planner.quality.expected import Quality
     from planner.spec.parts.goals import Goals
     from planner.spec.spec import Spec
     from targets.machine.live import LiveMachine
@@ -31,6 +33,8 @@ _SETTINGS = {
 }  # fmt: skip
 #: Goals by the options that set them, with the unit of a bare number.
 _GOALS = {"ttft": " ms", "tpot": " ms", "decode": " tok/s", "throughput": " tok/s"}
+#: Options that change what a plan knows of its quality.
+_OF_QUALITY = frozenset({"model", "weights", "kv_cache_dtype", "engine"})
 #: Files that are plans, and specs.
 _PLAN, _SPECS = ".json", (".yaml", ".yml")
 
@@ -59,6 +63,7 @@ class Subject:
     load: Load = _STEADY
     goals: Goals | None = None
     min_confidence: float | None = None
+    quality: Quality | None = None
     refused: tuple[Reason, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
@@ -75,7 +80,8 @@ def checked(words: Sequence[str], options: Options, *, live: bool = False) -> tu
     cards = _cards(options, subject, machine)
     question, notes = _question(subject, options, cards)
     terms = Terms(_goals(options, subject.goals), options.get("min_confidence", subject.min_confidence))
-    result = answer(question, terms, (*subject.notes, *notes))
+    own = subject.quality if not _OF_QUALITY & options.keys() else None
+    result = answer(question, terms, (*subject.notes, *notes), own)
     if machine is None:
         return result, None
     from planner.checking.live import on_machine
@@ -142,7 +148,7 @@ def _of_file(path: Path) -> Subject:
     return replace(
         subject, settings=replace(chosen.settings.settings, version=chosen.engine.version), engine=chosen.engine.name,
         cards=chosen.settings.gpus, weights=chosen.weights if at_load or not finished else None, kv_cache_dtype=chosen.kv_cache_dtype,
-        goals=None, min_confidence=None,
+        min_confidence=None, quality=chosen.quality,
     )  # fmt: skip
 
 
@@ -241,11 +247,16 @@ def _question(subject: Subject, options: Options, cards: Cards) -> tuple[Questio
     load = _load(subject.load, options, at_once)
     question = Question(
         source.ir, card, engine, settings, None if context == -1 else context, concurrency,
-        options.get("input_tokens", subject.input_tokens), options.get("output_tokens", subject.output_tokens), load,
+        options.get("input_tokens", subject.input_tokens), _answer_tokens(source.ir.name, subject, options), load,
         to_make(options.get("weights", subject.weights), source.ir),
         options.get("kv_cache_dtype") or subject.kv_cache_dtype or "auto", source.as_stored, longest, subject.refused,
     )  # fmt: skip
     return question, notes
+
+
+def _answer_tokens(model: str, subject: Subject, options: Options) -> int | None:
+    """Tokens of an answer as they are asked; the one step that reads the prompt, of a model that embeds it."""
+    return 1 if writes_nothing(model) else options.get("output_tokens", subject.output_tokens)
 
 
 def _load(below: Load, options: Options, at_once: int | None) -> Load:

@@ -262,12 +262,6 @@ class Outcome:
         return least if math.isinf(least) else math.floor(least)
 
     @property
-    def surely_fits(self) -> bool:
-        """Whether it fits at the lower ends of what is uncertain, too."""
-        asked = self.used.at_once if self.used else self.concurrency or 1
-        return self.fits and self.memory.margin.low >= 0 and self.at_once >= asked
-
-    @property
     def odds(self) -> float:
         """The probability that the memory does: for one longest request, and for all that are asked."""
         starts = at_least(self.memory.margin, 0.0)

@@ -1,29 +1,40 @@
-"""What to change so that a model fits, found by trying the question of `check` with other options.
+"""What to change so that a model fits and keeps what is asked, found by trying the question of `check` with other options.
 
-A *change* is one or more options of `check` with their values, of one kind: settings, the cache's type, weights, engine, context,
-clients, cards. Of each kind the least change is said that does by itself, or with the two kinds that cost least (the cache's type,
-settings); where weights do at no price at the asked context, the ones that do at a shorter one. Every remedy was tried.
+A *change* is one or more options of `check` with their values, of one kind: settings, weights, the cache's type, clients, context, cards,
+engine. Kinds stand as an expert tries them. Of each kind the first change is said that does by itself, or with the two kinds that cost
+least (half the cache's bits, settings); where weights do at no price at the asked context, the ones that do at a shorter one. Every
+remedy was tried: it fits with likely odds, keeps all goals, and none that changes the numbers loses more than anybody would accept.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from passes.errors import Reason
+from passes.errors import Reason, ReasonKind
+from passes.formats.kv_dtypes import cache_bits
+from passes.ir.names import published_of
 from passes.record import dataclass
 from planner.asked import chain_of, rewrite
+from planner.choice.goals import FLOOR
 from planner.choice.question import Outcome, Question
-from planner.quality.expected import expected_quality, growth
+from planner.quality.expected import Quality, expected_quality, growth
 from targets.engines.engine import ENGINE_NAMES, find_engine
-from targets.gpu import all_gpus
+from targets.gpu import Gpu, find_gpu
 
 Options = Mapping[str, Any]
 Kind = Callable[[Question], Iterator[Options]]
+#: Tells whether a changed question, what comes of it and its quality keep what is asked besides fitting.
+Keeps = Callable[[Question, Outcome, Quality], bool]
 
-#: A context shorter than this is no answer to somebody who asked for more.
-_USEFUL_CONTEXT = 2048
+#: Odds of fitting that a remedy has at least; those below what needs no saying are said with it.
+_LIKELY, _SURE = 0.8, 0.95
+#: A context shorter than this is no answer to somebody who asked for more; one of this share of the asked is an answer.
+_USEFUL_CONTEXT, _USEFUL_SHARE = 2048, 0.25
+#: A context of this share of the longest that any change gives is as good.
+_AS_LONG = 0.6
 #: Contexts are said in steps of so many tokens.
 _STEP = 256
 #: Cards of one machine.
@@ -33,8 +44,13 @@ _WIDTHS = (8, 6, 5, 4.5, 4, 3.5, 3, 2.5)
 _DTYPES = ("bfloat16", "float16", "float32")
 #: Kinds that are changed by themselves only.
 _ALONE = frozenset({"settings", "kv_cache_dtype", "dtype", "engine_version", "context", "concurrency"})
-#: Formats that lose more than this share of perplexity are no answer.
-_USEFUL_LOSS = 0.1
+#: Cards whose memories differ by no more than this share are of one size.
+_ALIKE = 0.05
+#: Cards that are named in place of another, smallest first: those of desktops, and those that most clouds rent (targets/clouds.jsonl).
+_DESKTOP_CARDS = ("RTX 3060 12GB", "RTX 4060 Ti 16GB", "RTX 3090", "RTX 4090", "RTX 5090")
+_SERVER_CARDS = (
+    "T4", "L4", "A10G", "L40S", "A100 SXM4 80GB", "H100 SXM", "RTX PRO 6000 Blackwell Server", "H200 SXM", "B200 SXM",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +62,76 @@ class Remedy:
     message: str
 
 
-def remedies(question: Question, outcome: Outcome) -> tuple[Remedy, ...]:
-    """Return the least change of each kind that makes the model fit, at the lower end of what is left for the cache too.
+def keeps_anything(question: Question, outcome: Outcome, quality: Quality) -> bool:
+    """Return True: nothing is asked besides fitting."""
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A question whose options are changed, and what must be kept: the one test of every remedy."""
+
+    question: Question
+    keeps: Keeps = keeps_anything
+
+    def fits(self, options: Options) -> bool:
+        """Tell whether the memory does, with likely odds."""
+        return likely(changed(self.question, options).outcome())
+
+    def does(self, options: Options) -> bool:
+        """Tell whether it fits, loses no more than anybody would accept, and keeps all that is asked."""
+        question, quality = changed(self.question, options), quality_of(self.question, options)
+        loss = growth(quality.log_ppl_increase.value)
+        if loss > FLOOR and loss > growth(quality_of(self.question, {}).log_ppl_increase.value):
+            return False
+        outcome = question.outcome()
+        return likely(outcome) and self.keeps(question, outcome, quality)
+
+
+def likely(outcome: Outcome) -> bool:
+    """Tell whether an outcome fits with odds that a remedy must have."""
+    return outcome.fits and outcome.odds >= _LIKELY
+
+
+def changed(question: Question, options: Options) -> Question:
+    """Return the question with options of `check` at other values; another `model` is a published checkpoint of its own."""
+    if (name := options.get("model")) is None:
+        return question.changed(options)
+    from planner.choice.published import description
+
+    made = next(each for each in published_of(question.model.name) if each.id == name)
+    served = description(question.model, made)
+    assert served is not None, f"{name} is no checkpoint that can be described"
+    rest = {key: value for key, value in options.items() if key != "model"}
+    return replace(question, model=served, file=None).changed(rest)
+
+
+def quality_of(question: Question, options: Options) -> Quality:
+    """Return what a changed question is expected to lose against the model that was asked about."""
+    after = changed(question, options)
+    if (name := options.get("model")) is None:
+        return expected_quality(after.dense, after.chain)
+    from planner.choice.published import published_quality
+
+    made = next(each for each in published_of(question.model.name) if each.id == name)
+    return published_quality(question.dense, made, after.chain)
+
+
+def remedies(question: Question, outcome: Outcome, keeps: Keeps = keeps_anything) -> tuple[Remedy, ...]:
+    """Return the first change of each kind that makes the model fit and keeps what is asked.
 
     Where something is refused, each kind is tried as asked, and together with what takes the refusals away.
     """
     if not outcome.modelled:
         return ()
-    found = list(_found(question, outcome, {}))
+    trial = Trial(question, keeps)
+    found = list(_found(trial, outcome, {}))
     if legal := _legal(question, outcome):
-        mended = question.changed(legal)
+        mended = Trial(changed(question, legal), keeps)
         found += (
-            [_remedy("legal", question, legal)] if _fits(question, legal) else _found(mended, mended.outcome(), legal)
+            [_remedy("legal", trial, legal, {})]
+            if trial.does(legal)
+            else _found(mended, mended.question.outcome(), legal)
         )
     least = {frozenset(each.options.items()): each for each in reversed(found)}
     return tuple(each for own, each in reversed(least.items()) if not any(less < own for less in least))
@@ -67,7 +141,8 @@ def mends(question: Question, outcome: Outcome, reason: Reason) -> Options | Non
     """Return the options that take one reason away and bring no other; None where no change of one kind does."""
 
     def goes(options: Options) -> bool:
-        return question.changed(options).outcome().codes <= outcome.codes - {reason.code}
+        after = changed(question, options).outcome()
+        return after.codes <= outcome.codes - {reason.code} and (bool(after.codes) or likely(after))
 
     told = (reason.options,) if reason.options else ()
     changes = itertools.chain(told, *(kind(question) for kind in _kinds(question, outcome).values()))
@@ -75,10 +150,14 @@ def mends(question: Question, outcome: Outcome, reason: Reason) -> Options | Non
 
 
 def said_to_mend(question: Question, outcome: Outcome, reason: Reason, whole: Sequence[Remedy]) -> str | None:
-    """Return, as written on the command line, what takes a reason away: least, else with all others; None where nothing does."""
+    """Return, as written on the command line, what takes a reason away: of too little memory the first remedy, of a refusal its least
+    change, else the first remedy; None where nothing does.
+    """
     if not outcome.modelled:
         return None
-    options = mends(question, outcome, reason) or next((remedy.options for remedy in whole), None)
+    first = next((remedy.options for remedy in whole), None)
+    short = reason.kind is ReasonKind.TOO_LARGE
+    options = (first if short else None) or mends(question, outcome, reason) or first
     return flags(options) if options else None
 
 
@@ -100,65 +179,74 @@ def _legal(question: Question, outcome: Outcome) -> Options:
     for reason in outcome.reasons:
         if reason.options or reason in outcome.illegal:
             options |= mends(question, outcome, reason) or {}
-    return options if not question.changed(options).outcome().illegal else {}
+    return options if not changed(question, options).outcome().illegal else {}
 
 
-def _found(question: Question, outcome: Outcome, before: Options) -> Iterator[Remedy]:
+def _found(trial: Trial, outcome: Outcome, before: Options) -> Iterator[Remedy]:
     """Remedies of each kind for a question, to be said with the options that were changed before."""
+    question = trial.question
     for knob, kind in _kinds(question, outcome).items():
-        for options in _least(question, knob, kind):
-            yield _remedy(knob, question, {**before, **options})
+        for options in _first(trial, knob, kind):
+            yield _remedy(knob, trial, options, before)
     for other in _engines(question):
-        for options in _least(question.changed(other), "weights", _weights):
-            yield _remedy("engine", question, {**before, **other, **options})
+        for options in _first(Trial(question.changed(other), trial.keeps), "weights", _formats):
+            yield _remedy("engine", trial, {**other, **options}, before)
 
 
 def _kinds(question: Question, outcome: Outcome) -> dict[str, Kind]:
-    """The kinds of changes, what costs least first; a format that was named is kept where another engine reads it."""
+    """The kinds of changes, what an expert tries first in front; a format that was named is kept where another engine reads it, and
+    versions change only for what is refused.
+    """
     kinds: dict[str, Kind] = {
-        "settings": _settings, "kv_cache_dtype": _caches, "dtype": _dtypes, "weights": _weights, "engine_version": _versions,
-        "context": lambda q: _shorter(q, outcome), "concurrency": lambda q: _fewer(q, outcome), "gpus": _cards, "engine": _engines,
-        "gpu": _other_cards,
+        "settings": _settings, "dtype": _dtypes, "weights": _weights, "kv_cache_dtype": _caches,
+        "concurrency": lambda q: _fewer(q, outcome), "context": lambda q: _shorter(q, outcome), "gpus": _cards,
+        "gpu": lambda q: _other_cards(q, outcome), "engine": _engines,
     }  # fmt: skip
-    return {"engine": _engines, **kinds} if question.weights else kinds
+    versions: dict[str, Kind] = {"engine_version": _versions} if outcome.illegal else {}
+    named: dict[str, Kind] = {"engine": _engines} if question.weights else {}
+    return {**named, **versions, **kinds}
 
 
-def _least(question: Question, knob: str, kind: Kind) -> Iterator[Options]:
-    """The first change of a kind that fits, by itself or beside settings and another type of the cache; for weights, a context too."""
-    alone = knob in _ALONE
+def _first(trial: Trial, knob: str, kind: Kind) -> Iterator[Options]:
+    """The first change of a kind that does, by itself or beside settings and half the cache's bits; for weights, a context too."""
+    question, alone = trial.question, knob in _ALONE
     settings: tuple[Options, ...] = ({},) if alone else ({}, *_settings(question))
-    caches: tuple[Options, ...] = ({},) if alone else ({}, *_caches(question))
+    caches: tuple[Options, ...] = ({},) if alone else ({}, *_half_caches(question))
     changes = ({**own, **cache} for own in kind(question) for cache in caches)
-    found = next((options for change in changes if (options := _with_settings(question, change, settings))), None)
+    found = next((options for change in changes if (options := _with_settings(trial, change, settings))), None)
     if found is None and knob == "weights":
-        leanest = ({**own, **settings[-1]} for own in kind(question))
-        longest = ((options, _longest(question, options)) for options in leanest)
-        found = next(({**own, "context": n} for own, n in longest if n is not None and n >= _USEFUL_CONTEXT), None)
+        found = _at_shorter_context(trial, [{**own, **settings[-1]} for own in kind(question)])
     if found is not None:
         yield found
 
 
-def _with_settings(question: Question, change: Options, settings: Sequence[Options]) -> Options | None:
-    """A change with the first of the settings that make it fit. The last leave the cache the most room: where they do not do, none does."""
-    leanest = {**change, **settings[-1]}
-    if not _fits(question, leanest):
+def _with_settings(trial: Trial, change: Options, settings: Sequence[Options]) -> Options | None:
+    """A change with the first of the settings that make it do. The last leave the cache the most room: where they do not, none does."""
+    if not trial.fits({**change, **settings[-1]}):
         return None
-    return next((options for setting in settings[:-1] if _fits(question, options := {**change, **setting})), leanest)
+    return next((options for setting in settings if trial.does(options := {**change, **setting})), None)
 
 
-def _fits(question: Question, options: Options) -> bool:
-    return question.changed(options).outcome().surely_fits
+def _at_shorter_context(trial: Trial, changes: Sequence[Options]) -> Options | None:
+    """The first change whose longest context is a useful share of what is asked, or nearly as long as any."""
+    found = [({**own, "context": n}, n) for own in changes if (n := _longest(trial.question, own)) is not None]
+    found = [(own, n) for own, n in found if n >= _USEFUL_CONTEXT]
+    enough = min(_USEFUL_SHARE * trial.question.workload.context, _AS_LONG * max((n for _, n in found), default=0))
+    return next((own for own, n in found if n >= enough and trial.does(own)), None)
 
 
-def _remedy(knob: str, question: Question, options: Options) -> Remedy:
-    changed = question.changed(options)
-    told = []
-    if {"weights", "kv_cache_dtype"} & options.keys():
-        loss = growth(expected_quality(changed.dense, changed.chain).log_ppl_increase.value)
+def _remedy(knob: str, trial: Trial, options: Options, before: Options) -> Remedy:
+    """A remedy by the options that were found, and those that were changed before."""
+    after, told = changed(trial.question, options), []
+    if {"weights", "kv_cache_dtype", "model"} & options.keys():
+        loss = growth(quality_of(trial.question, options).log_ppl_increase.value)
         told.append(f"perplexity about {100 * loss:+.1f} %")
-    if "context" in options and (question.concurrency or 1) > 1:
-        told.append(f"for each of {question.concurrency} requests at once")
-    return Remedy(knob, options, flags(options) + (f" ({'; '.join(told)})" if told else ""))
+    if "context" in options and (after.concurrency or 1) > 1:
+        told.append(f"for each of {after.concurrency} requests at once")
+    if (odds := after.outcome().odds) < _SURE:
+        told.append(f"fits with odds of {odds:.0%}")
+    said = {**before, **options}
+    return Remedy(knob, said, flags(said) + (f" ({'; '.join(told)})" if told else ""))
 
 
 def _settings(question: Question) -> Iterator[Options]:
@@ -175,12 +263,37 @@ def _caches(question: Question) -> Iterator[Options]:
             yield {"kv_cache_dtype": name}
 
 
+def _half_caches(question: Question) -> Iterator[Options]:
+    """The first type of the cache with about half the bits that the card and the engine take, which goes beside other changes."""
+    half = (own for own in _caches(question) if cache_bits(own["kv_cache_dtype"]) < cache_bits(question.kv_cache_dtype))
+    refused = question.outcome().illegal
+    legal = (own for own in half if set(question.changed(own).outcome().illegal) <= set(refused))
+    yield from itertools.islice(legal, 1)
+
+
 def _dtypes(question: Question) -> Iterator[Options]:
     """Other dtypes to compute in."""
     yield from ({"dtype": name} for name in _DTYPES if name != question.settings.dtype)
 
 
 def _weights(question: Question) -> Iterator[Options]:
+    """Published checkpoints of the model, which take no work, then formats to make."""
+    yield from _published(question)
+    yield from _formats(question)
+
+
+def _published(question: Question) -> Iterator[Options]:
+    """Published checkpoints of a model that is asked about as it is, what loses least first."""
+    if question.weights is not None or question.file is not None or question.model.quant_method is not None:
+        return
+    from planner.choice.published import description
+
+    made = (each.id for each in published_of(question.model.name) if description(question.model, each) is not None)
+    changes: list[Options] = [{"model": name} for name in made]
+    yield from sorted(changes, key=lambda own: quality_of(question, own).log_ppl_increase.value)
+
+
+def _formats(question: Question) -> Iterator[Options]:
     """Other formats of the weights that the engine weighs: the asked format's own kind first, then what loses least."""
     if question.model.quant_method is not None:
         return
@@ -191,15 +304,17 @@ def _weights(question: Question) -> Iterator[Options]:
     family = (question.weights or "").split("-")[0]
     losses = {name: expected_quality(dense, chain_of(name, "auto")).log_ppl_increase.value for name in names}
     for name in sorted(names, key=lambda name: (name.split("-")[0] != family, losses[name])):
-        useful = growth(losses[name]) <= _USEFUL_LOSS and name != question.weights
+        useful = growth(losses[name]) <= FLOOR and name != question.weights
         if useful and not rewrite(dense, chain_of(name, "auto"))[1]:
             yield {"weights": name}
 
 
 def _engines(question: Question) -> Iterator[Options]:
-    """Other engines for this card."""
+    """Other engines for this card; one that nobody maintains only for a format that was named."""
     for name in ENGINE_NAMES:
-        if name != question.engine_name and find_engine(name).weighed_on(question.gpu):
+        other = find_engine(name)
+        useful = name != question.engine_name and (other.archived is None or question.weights is not None)
+        if useful and other.weighed_on(question.gpu):
             yield {"engine": name}
 
 
@@ -216,21 +331,23 @@ def _shorter(question: Question, outcome: Outcome) -> Iterator[Options]:
 
 
 def _longest(question: Question, options: Options) -> int | None:
-    """The longest context below the asked one that surely fits, in steps of 256 tokens."""
+    """The longest context below the asked one that fits with likely odds, in steps of 256 tokens."""
+    trial = Trial(question)
     least = (question.input_tokens or 0) + (question.output_tokens or 0)
     low, high = 0, (question.workload.context - 1) // _STEP
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if _fits(question, {**options, "context": middle * _STEP}) else (low, middle - 1)
+        low, high = (middle, high) if trial.fits({**options, "context": middle * _STEP}) else (low, middle - 1)
     useful = min(_USEFUL_CONTEXT, question.workload.context // 2)
     return low * _STEP if low * _STEP >= max(least, useful, _STEP) else None
 
 
 def _fewer(question: Question, outcome: Outcome) -> Iterator[Options]:
-    """As many clients as are surely served at once."""
+    """As many clients as are surely served at once, then halves of them, which are served faster."""
     at_once = outcome.at_once * question.settings.parallel.dp
     if question.concurrency and 1 <= at_once < question.concurrency:
-        yield {"concurrency": int(at_once)}
+        clients = int(at_once)
+        yield from ({"concurrency": clients >> halved} for halved in range(clients.bit_length()))
 
 
 def _cards(question: Question) -> Iterator[Options]:
@@ -248,15 +365,15 @@ def _cards(question: Question) -> Iterator[Options]:
                 )
 
 
-def _other_cards(question: Question) -> Iterator[Options]:
-    """Other NVIDIA cards, one of each size, the smallest first."""
-    cards = sorted(
-        (
-            card
-            for card in all_gpus()
-            if card.vendor == "NVIDIA" and card.pcie and card.offered and card.name != question.gpu.name
-        ),
-        key=lambda card: (card.memory_bytes.value, -(card.capability or 0)),
-    )
-    for _, alike in itertools.groupby(cards, key=lambda card: round(card.memory_bytes.value / (1 << 30))):
-        yield {"gpu": next(alike).name}
+def _other_cards(question: Question, outcome: Outcome) -> Iterator[Options]:
+    """Common larger cards, as large ones where the asked one is refused, the smallest first; those of desktops for one of them."""
+    own = question.gpu
+    names = (*_DESKTOP_CARDS, *_SERVER_CARDS) if _of_desktop(own) else _SERVER_CARDS
+    cards = (find_gpu(name) for name in names)
+    least = 0.0 if own.is_cpu else (1 - _ALIKE if outcome.illegal else 1 + _ALIKE) * own.memory_bytes.value
+    yield from ({"gpu": card.name} for card in cards if card.name != own.name and card.memory_bytes.value >= least)
+
+
+def _of_desktop(card: Gpu) -> bool:
+    """Whether a card is a GeForce by its name."""
+    return card.name.startswith("RTX ") and card.name[4].isdigit() and "Ada" not in card.name

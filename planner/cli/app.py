@@ -101,13 +101,6 @@ def finite(value: float | None) -> float | None:
     return value
 
 
-def above_zero(value: float | None) -> float | None:
-    """Return a rate, requests a second, which may have no end. Raises typer.BadParameter."""
-    if value is not None and not value > 0:
-        raise typer.BadParameter(f"{value} is no rate: name requests a second, or inf")
-    return value
-
-
 def screen(as_json: bool = False) -> Console:
     """Return the console that people read: stderr where stdout is for JSON."""
     from rich.console import Console

@@ -10,7 +10,7 @@ from typer.models import OptionInfo
 
 from passes.errors import InputError
 from passes.ir.fields import LARGEST
-from planner.cli.app import Json, above_zero, app, emit, finite, grouped, screen
+from planner.cli.app import Json, app, emit, finite, grouped, screen
 
 
 def number(text: str | int) -> int:
@@ -37,8 +37,19 @@ def counted(text: str | int) -> int:
 
 
 def tokens(text: str | int) -> int:
-    """Return a number of tokens: `32768`, `32k` (32,768). Raises typer.BadParameter for what is none."""
-    return counted(text.replace("k", "K") if isinstance(text, str) else text)
+    """Return a number of tokens: `32768`, `32k` (32,768), `1m` (1,048,576), as in specs. Raises typer.BadParameter."""
+    return counted(text.upper() if isinstance(text, str) else text)
+
+
+def arrivals(text: str | float) -> float:
+    """Return requests a second: `4`, or as specs write it, `4/s`, `30/min`, `inf`. Raises typer.BadParameter for what is none."""
+    from planner.spec.units import parse_arrivals
+
+    bare = str(text).strip().replace(".", "", 1).isdigit()
+    try:
+        return parse_arrivals(f"{text}/s" if bare else str(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def longest(text: str | int) -> int:
@@ -114,7 +125,8 @@ _ASKED = {
         typer.Option(
             parser=longest,
             metavar="N",
-            help="Longest sequence: 32768, 32k, auto for what fits; default: the model's own. (--max-model-len 32k is vLLM's: 32,000.)",
+            help="Longest sequence: 32768, 32k (32,768), 1m, auto for what fits; default: the model's own. "
+            "(--max-model-len 32k is vLLM's: 32,000.)",
         ),
     ],
     "concurrency": Annotated[
@@ -125,8 +137,9 @@ _ASKED = {
     "request_rate": Annotated[
         float | None,
         typer.Option(
-            help="Requests a second that arrive by chance, inf for all at once; default: a closed loop.",
-            callback=above_zero,
+            parser=arrivals,
+            metavar="RATE",
+            help="Requests that arrive by chance: 4 or 4/s, 30/min, inf for all at once; default: a closed loop.",
         ),
     ],
     "burstiness": Annotated[

@@ -12,6 +12,7 @@ _BYTES = {
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 _ARRIVALS = {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600, "req/s": 1.0}
 _RATES = {"tok/s": 1.0, "tokens/s": 1.0, "t/s": 1.0, "tok/min": 1 / 60}
+_TOKENS = {"k": 1 << 10, "m": 1 << 20}
 #: No amount of anything comes near: 10^18 bytes, seconds or tokens a second.
 _FAR = 1e18
 
@@ -50,9 +51,9 @@ def parse_rate(text: object) -> float:
 
 
 def as_typed_tokens(said: object) -> object:
-    """Return `32k` as the 32,768 tokens that it means; anything else as it is."""
-    match = re.fullmatch(r"\s*(\d+)\s*[kK]\s*", said) if isinstance(said, str) else None
-    return 1024 * int(match[1]) if match else said
+    """Return `32k` as the 32,768 tokens that it means, `1m` as 1,048,576; anything else as it is."""
+    match = re.fullmatch(r"\s*(\d+)\s*([kKmM])\s*", said) if isinstance(said, str) else None
+    return int(match[1]) * _TOKENS[match[2].lower()] if match else said
 
 
 def parse_arrivals(text: object) -> float:

@@ -398,3 +398,53 @@ def test_the_file_of_config_is_read_beside_options_too(optimize: Any, tmp_path: 
     assert code == 0 and json.loads(out)["context"] == 4096
     code, _, err = optimize(*options, tmp_path / "none.yaml")
     assert code == 2 and "none.yaml" in err
+
+
+@pytest.mark.parametrize(
+    ("said", "rate"), [("10", 10.0), ("10/s", 10.0), ("30/min", 0.5), ("2.5", 2.5), ("inf", float("inf"))]
+)
+def test_a_rate_is_read_as_specs_write_it(optimize: Any, said: str, rate: float) -> None:
+    lengths = ("--input-tokens", 500, "--output-tokens", 100, "--num-prompts", 10)
+    _, document = check(optimize, "--gpu", "H100", "--model", "Qwen/Qwen3-0.6B", *lengths, "--request-rate", said)
+    assert float(document["load"]["request_rate"]) == rate
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "fast", "10 km"])
+def test_what_is_no_rate_says_how_to_write_one(optimize: Any, said: str) -> None:
+    code, _, err = optimize("check", "--gpu", "H100", "--model", "Qwen/Qwen3-0.6B", "--request-rate", said)
+    assert code == 2 and "4/s" in err
+
+
+@pytest.mark.parametrize(("said", "tokens"), [("128k", 131072), ("1m", 1 << 20), ("1M", 1 << 20)])
+def test_tokens_are_binary_everywhere(optimize: Any, said: str, tokens: int) -> None:
+    from planner.spec.units import as_typed_tokens
+
+    _, document = check(optimize, "--gpu", "H100", "--model", "Llama-3.1-8B-Instruct", "--context", said)
+    assert document["context"] == as_typed_tokens(said) == tokens
+
+
+def test_figures_of_speed_say_which_requests_they_are_for(optimize: Any) -> None:
+    asked = ("--context", "4k", "--input-tokens", 2000, "--output-tokens", 400, "--concurrency", 4)
+    _, out, _ = optimize("check", "--gpu", "H100", "--model", "Qwen/Qwen3-8B", *asked)
+    line = next(line for line in out.splitlines() if "TTFT" in line)
+    assert line.endswith("for 2,000 tokens in, 400 out, 4 clients")
+
+
+def test_a_model_that_embeds_decodes_nothing(optimize: Any) -> None:
+    _, out, _ = optimize("check", "--gpu", "L4", "--model", "Qwen/Qwen3-Embedding-0.6B")
+    assert "a text of 512 tokens is embedded in" in out and "tok/s" not in out
+
+
+def test_a_plan_is_held_against_its_own_goals_as_it_was_judged(optimize: Any, tmp_path: Path) -> None:
+    spec, plan = tmp_path / "a.yaml", tmp_path / "a.plan.json"
+    goals = "goals: { decode: 10 tok/s, quality: { max_perplexity_increase: 5% } }"
+    spec.write_text(f"model: Llama-3.1-8B-Instruct\ntarget: {{ gpu: L4 }}\nworkload: {{ context: 8k }}\n{goals}\n")
+    code, _, err = optimize("plan", str(spec), "-o", str(plan))
+    assert code == 0, err
+    code, document = check(optimize, str(plan))
+    assert code == 0 and [goal["name"] for goal in document["goals"]] == ["decode", "perplexity"] and document["meets"]
+
+
+def test_a_context_beyond_the_model_is_refused_for_certain(optimize: Any) -> None:
+    code, document = check(optimize, "--gpu", "H100", "--model", "Qwen/Qwen3-0.6B", "--context", "128k")
+    assert code == 3 and document["confidence"] == 1.0

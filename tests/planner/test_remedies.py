@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,3 +70,60 @@ def test_what_is_not_modelled_says_only_that(optimize: Any) -> None:
 def test_formats_that_lose_a_tenth_are_no_remedy(optimize: Any) -> None:
     _, document = ask(optimize, {"model": "Llama-3.3-70B-Instruct", "gpu": "RTX 4090"})
     assert all("exl2-2" not in remedy["message"] for remedy in document["remedies"])
+
+
+GOALS = """
+model: meta-llama/Llama-3.1-8B-Instruct
+target: { gpu: L4, count: 1, reserve: 0.5 GiB }
+workload: { context: 8192, concurrency: 50, input_tokens: 2000, output_tokens: 400 }
+goals: { ttft: 2 s, tpot: 120 ms, decode: 10 tok/s, quality: { max_perplexity_increase: 5% } }
+"""
+
+
+def test_remedies_keep_every_goal_and_a_published_checkpoint_is_among_them(optimize: Any, tmp_path: Path) -> None:
+    spec = tmp_path / "goals.yaml"
+    spec.write_text(GOALS)
+    code, out, _ = optimize("check", str(spec), "--json")
+    said = [remedy["message"].partition(" (")[0] for remedy in json.loads(out)["remedies"]]
+    assert code == 3 and said[0] == "--model nvidia/Llama-3.1-8B-Instruct-FP8 --kv-cache-dtype fp8"
+    for remedy in said:
+        code, out, _ = optimize("check", str(spec), *shlex.split(remedy))
+        assert code == 0, (remedy, out)
+
+
+def test_where_no_change_keeps_all_goals_it_says_so(optimize: Any, tmp_path: Path) -> None:
+    spec = tmp_path / "goals.yaml"
+    spec.write_text(GOALS.replace("ttft: 2 s", "ttft: 1 ms"))
+    code, out, _ = optimize("check", str(spec))
+    assert code == 3 and "what would do" not in out and "no change of one kind" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ({"model": "llama-3.1-8b", "gpu": "RTX 3060"}, "--model hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4"),
+        ({"model": "gpt-oss-20b", "gpu": "T4"}, "--gpu L4"),
+        ({"model": "gpt-oss-120b", "gpu": "L40S", "context": "131072"}, "--gpus 2"),
+        (
+            {"model": "Llama-3.3-70B-Instruct", "gpu": "H100", "gpus": "2", "context": "8192"},
+            "--gpu-memory-utilization 0.95",
+        ),
+    ],
+)
+def test_remedies_are_those_that_an_expert_tries(optimize: Any, options: dict[str, str], first: str) -> None:
+    _, document = ask(optimize, options)
+    said = [remedy["message"] for remedy in document["remedies"]]
+    assert said[0].startswith(first)
+    assert len({remedy["knob"] for remedy in document["remedies"]}) == len(said)
+    assert not any(word in line for line in said for word in ("int4_per_token_head", "Laptop", "exllamav2"))
+    assert said[0].startswith(document["reasons"][-1]["remedy"])
+
+
+def test_odds_that_are_not_sure_are_said_beside_the_remedy(optimize: Any) -> None:
+    options = {"model": "Llama-3.3-70B-Instruct", "gpu": "H100", "gpus": "2", "context": "8192"}
+    _, document = ask(optimize, options)
+    for remedy in document["remedies"]:
+        _, after = ask(optimize, changed(options, remedy["message"].partition(" (")[0]))
+        assert after["confidence"] >= 0.8
+        told = f"fits with odds of {after['confidence']:.0%}" in remedy["message"]
+        assert told == (after["confidence"] < 0.95), remedy

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
-from planner.cli.tables.parts import load_lines, size
+from planner.cli.tables.parts import load_lines, size, tick
 from planner.figures import show
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def print_check(console: Console, document: CheckDocument) -> None:
         return
     verdict = "[bold green]fits[/]" if document.fits else f"[bold red]{_short(document)}[/]"
     console.print(f"  {escape(asked)}: {verdict} (confidence {document.confidence:.0%})", markup=True)
-    memory, kv, speed = document.memory, document.kv_cache, document.speed
+    memory, kv = document.memory, document.kv_cache
     left = memory.kv_cache.value
     cache = f"{size(left)} left for the KV cache" if left >= 0 else f"{size(-left)} too much before any KV cache"
     terms = {
@@ -42,23 +43,39 @@ def print_check(console: Console, document: CheckDocument) -> None:
         )
     elif left >= 0:
         console.print("  keeps no cache: as many requests at once as the engine takes (max_num_seqs)")
-    decode = speed.decode_tok_s_per_request
-    console.print(f"  TTFT {show(speed.ttft_ms.value, 'ms')}   decode {show(decode.value, 'tok/s')} ({decode.basis})")
-    for line in load_lines(speed):
+    for line in _speed_lines(document):
         console.print(f"  {line}")
     for goal in document.goals:
-        mark = "[green]✓[/]" if goal.met else "[red]✗[/]"
-        console.print(
-            f"  {mark} {escape(f'{goal.name}: {show(goal.predicted.value, goal.unit)}, asked {show(goal.wanted, goal.unit)}')}",
-            markup=True,
-        )
+        near = goal.kept and not goal.met
+        mark = "[yellow]~[/]" if near else tick(goal.met)
+        said = f"{goal.name}: {show(goal.predicted.value, goal.unit)}, asked {show(goal.wanted, goal.unit)}"
+        console.print(f"  {mark} {escape(said + (', missed by less than the band' if near else ''))}", markup=True)
     for reason in document.reasons:
         said = reason.message + (f" → {reason.remedy}" if reason.remedy else "")
         console.print(f"  [red]✗[/] {escape(said)}", markup=True)
+    if document.meets is False and not document.fits and not document.remedies:
+        console.print(
+            "    no change of one kind that was tried keeps all that is asked: optimize plan weighs them together"
+        )
     for remedy in document.remedies:
         console.print(f"    what would do: {remedy.message}")
     for note in document.notes:
         console.print(f"  note: {note}", style="dim")
+
+
+def _speed_lines(document: CheckDocument) -> Iterator[str]:
+    """Say how fast it is, and for which requests; of a model that embeds texts how long one takes, since it decodes nothing."""
+    speed, load = document.speed, document.load
+    first, decode = show(speed.ttft_ms.value, "ms"), speed.decode_tok_s_per_request
+    clients = "1 client" if load.concurrency == 1 else f"{load.concurrency:,} clients"
+    if load.request_rate is not None:
+        clients = f"{load.request_rate:g} requests/s"
+    if load.embeds:
+        yield f"a text of {load.input_tokens:,} tokens is embedded in {first} ({speed.ttft_ms.basis}), {clients}; nothing is decoded"
+        return
+    lengths = f"{load.input_tokens:,} tokens in, {load.output_tokens:,} out"
+    yield f"TTFT {first}   decode {show(decode.value, 'tok/s')} ({decode.basis}) for {lengths}, {clients}"
+    yield from load_lines(speed)
 
 
 def _short(document: CheckDocument) -> str:

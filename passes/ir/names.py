@@ -205,11 +205,16 @@ def _quantized(name: str) -> Match | None:
     return Match(base.id, note, row["settings"], row["spread"])
 
 
+def writes_nothing(name: str) -> bool:
+    """Tell whether a name is, by its words, of a model that writes no text: an encoder, or one of pictures or speech."""
+    return bool(_WRITES_NOTHING & set(_words(_bare(name))))
+
+
 def unknown_model(name: str) -> InputError:
     """Make the error for a model that nothing knows, with the nearest names, or with what a published checkpoint was made of."""
     if made_of := _sources().get(fold(name)):
         return InputError(f"{name} was made of {made_of}, whose shapes are not known here", remedy=REMEDY)
-    if _WRITES_NOTHING & set(_words(_bare(name))):
+    if writes_nothing(name):
         return InputError(
             f"{name} is by its name an encoder, or a model of pictures or speech, which writes no text",
             remedy="Encoders such as BERT's are understood from their folder: give it. Of models that embed texts the catalog has "

@@ -330,5 +330,5 @@ def _generic(size_gb: float) -> Gpu:
         slow | {"name": f"generic {size_gb:g} GB card", "interconnect_gb_s_bidirectional": None}, basis=Basis.ASSUMED
     )
     memory = Quantity(middle.value, memories[0].low, memories[-1].high, Basis.ASSUMED)
-    note = f"a generic {size_gb:g} GB card: {middle.value / _GIB:.2f} GiB usable, speed of a {slow['name']} assumed"
+    note = f"a generic {size_gb:g} GB card: {middle.value / _GIB:.2f} GiB usable, speed of {slow['name']} assumed"
     return replace(gpu, memory_bytes=memory, note=note)

@@ -176,13 +176,15 @@ def _as_asked(change: str) -> str:
 
 
 def _loosened(plan: RejectedPlan) -> str:
-    """The remedies of all reasons against a candidate, in the words that `explain` takes: `decode 10 tok/s and concurrency 2`."""
-    remedies = [reason.remedy for reason in plan.reasons]
-    if not all(remedies):
-        return ""
+    """The remedies of all reasons against a candidate, in the words that `explain` takes: `decode 10 tok/s and concurrency 2`; empty where
+    one has none, or only another engine, whose own candidates stand beside it.
+    """
     import yaml
 
-    return " and ".join(words for remedy in remedies for words in _words_of(yaml.safe_load(remedy or "")))
+    patches = [yaml.safe_load(reason.remedy or "{}") for reason in plan.reasons]
+    if any(not patch or "engine" in patch for patch in patches):
+        return ""
+    return " and ".join(words for patch in patches for words in _words_of(patch))
 
 
 def _words_of(patch: Mapping[str, object], above: tuple[str, ...] = ()) -> Iterator[str]:

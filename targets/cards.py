@@ -16,8 +16,9 @@ from passes.errors import InputError
 from passes.record import dataclass
 from targets.gpu import Gpu, find_gpu
 
-#: `2x RTX 4090`, `8 × H100`; `L4:1`, `A100-80GB:8` (SkyPilot).
-_BEFORE, _BEHIND = re.compile(r"(\d{1,6})\s*[xX×*]\s*(\S.*)"), re.compile(r"(\S.*?)\s*:\s*(\d{1,6})")
+#: `2x RTX 4090`, `8 × H100`; `H100 x2`; `L4:1`, `A100-80GB:8` (SkyPilot).
+_BEFORE, _BEHIND = re.compile(r"(\d{1,6})\s*[xX×*]\s*(\S.*)"), re.compile(r"(\S.*?)\s+[xX×*]\s*(\d{1,6})")
+_SKY = re.compile(r"(\S.*?)\s*:\s*(\d{1,6})")
 
 #: What SkyPilot calls so, where it is not what a bare name means elsewhere (`sky show-gpus`: A100 is the 40 GB card).
 _SKYPILOT = {"a100": "A100 SXM4 40GB", "v100": "V100 SXM2 16GB"}
@@ -60,6 +61,8 @@ def _alike(text: str) -> Cards:
     if (match := _BEFORE.fullmatch(text)) and int(match[1]):
         return Cards(find_gpu(match[2]), int(match[1]))
     if (match := _BEHIND.fullmatch(text)) and int(match[2]):
+        return Cards(find_gpu(match[1]), int(match[2]))
+    if (match := _SKY.fullmatch(text)) and int(match[2]):
         return Cards(find_gpu(_SKYPILOT.get(match[1].lower(), match[1])), int(match[2]))
     return Cards(find_gpu(text))
 

@@ -308,12 +308,15 @@ def _visible(entry: Mapping[str, Any]) -> Quantity:
 
 
 def _generic(size_gb: float) -> Gpu:
-    """A card known by its size only: the memory a card of that size really shows, the slowest card's speed assumed."""
+    """A card known by its size only: the memory a card of that size really shows, the slowest card's speed assumed. Boards whose memory is
+    their processor's too (Jetson) count only where nothing else has that size.
+    """
     entries = [json.loads(line) for line in _index()[1]]
     near = [
         e for e in entries if e["vendor"] == "NVIDIA" and abs(float(e["memory_gb_nominal"]) - size_gb) <= 0.02 * size_gb
     ]
     near = [e for e in near if float(str(e["compute_capability"])) >= 8.0] or near
+    near = [e for e in near if not e["memory_type"].startswith("LPDDR")] or near
     if not near:
         sizes = sorted({float(e["memory_gb_nominal"]) for e in entries})
         raise InputError(
@@ -327,5 +330,5 @@ def _generic(size_gb: float) -> Gpu:
         slow | {"name": f"generic {size_gb:g} GB card", "interconnect_gb_s_bidirectional": None}, basis=Basis.ASSUMED
     )
     memory = Quantity(middle.value, memories[0].low, memories[-1].high, Basis.ASSUMED)
-    note = f"a generic {size_gb:g} GB card: {middle.value / _GIB:.2f} GiB usable, speed of a {slow['name']} assumed"
+    note = f"a generic {size_gb:g} GB card: {middle.value / _GIB:.2f} GiB usable, speed of {slow['name']} assumed"
     return replace(gpu, memory_bytes=memory, note=note)

@@ -14,6 +14,7 @@ from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.check import CheckResult, Terms, answer, to_make
 from planner.choice.question import Load, Question, is_limit, limits_named
+from planner.spec.units import with_unit
 from targets.cards import Cards, find_cards
 from targets.engines.engine import DEFAULT_ENGINE, ENGINE_NAMES, Parallel, Settings, find_engine
 
@@ -296,7 +297,7 @@ def _settings(subject: Subject, options: Options, cards: Cards) -> tuple[Setting
 
 def _goals(options: Options, below: Goals | None) -> Goals | None:
     """The goals that options set, over those of a spec."""
-    times = {name: _with_unit(options[name], unit) for name, unit in _GOALS.items() if name in options}
+    times = {name: with_unit(options[name], unit) for name, unit in _GOALS.items() if name in options}
     quality = {name: options[name] for name in ("max_perplexity_increase", "max_kl") if name in options}
     if not times and not quality:
         return below
@@ -305,7 +306,7 @@ def _goals(options: Options, below: Goals | None) -> Goals | None:
     from planner.spec.parts.goals import Goals
 
     if "max_perplexity_increase" in quality:
-        quality["max_perplexity_increase"] = _with_unit(quality["max_perplexity_increase"], "%")
+        quality["max_perplexity_increase"] = with_unit(quality["max_perplexity_increase"], "%")
     try:
         asked = Goals.model_validate({**times, **({"quality": quality} if quality else {})})
     except ValidationError as error:
@@ -320,8 +321,3 @@ def _goals(options: Options, below: Goals | None) -> Goals | None:
         if below is None
         else below.model_copy(update={name: getattr(asked, name) for name in asked.model_fields_set})
     )
-
-
-def _with_unit(text: str, unit: str) -> str:
-    """A figure with the unit that a bare number lacks."""
-    return f"{text}{unit}" if text.replace(".", "", 1).isdigit() else text

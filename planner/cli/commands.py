@@ -302,7 +302,9 @@ def drift(
     every: Annotated[bool, typer.Option("--all", help="Every version that is known to differ.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what becomes of a plan under another version of its engine. Exit 3 when it no longer starts or serves there."""
+    """Say what becomes of a plan under another version of its engine. Exit 3 when it no longer starts or serves there, 6 when
+    what comes of it there is not known.
+    """
     from planner.explain.drift import drift as run
     from planner.plan.codec import to_json
     from planner.plan.opened import opened
@@ -318,7 +320,7 @@ def drift(
         from planner.cli.tables.drift import print_drift
 
         print_drift(screen(), document, every=every)
-    raise typer.Exit(0 if document.fits or every else 3)
+    raise typer.Exit(0 if every else document.exit_code)
 
 
 #: The load that is put on, and for how long.

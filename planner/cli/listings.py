@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -10,13 +11,30 @@ import typer
 from passes.errors import unknown_name
 from planner.cli.app import Json, app, emit, screen
 
+#: What a list is narrowed to.
+Words = Annotated[list[str] | None, typer.Argument(help="Only those whose name has all of these words: gpt-oss, 4090.")]
+
+
+def _having(words: list[str] | None, names: Iterable[str], kind: str, command: str) -> list[str]:
+    """The names that have all words, case, spaces and dashes ignored. Raises InputError, with the nearest names, where none has."""
+    known = list(names)
+    found = [name for name in known if all(_folded(word) in _folded(name) for word in words or ())]
+    if not found:
+        raise unknown_name(kind, " ".join(words or ()), known, remedy=f"`optimize {command}` without a word lists all")
+    return found
+
+
+def _folded(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalnum())
+
 
 @app.command()
-def targets(as_json: Json = False) -> None:
+def targets(words: Words = None, as_json: Json = False) -> None:
     """List the cards that are known."""
     from targets.gpu import all_gpus
 
-    cards = all_gpus()
+    known = {card.name: card for card in all_gpus()}
+    cards = [known[name] for name in _having(words, known, "card", "targets")]
     if as_json:
         emit(
             [
@@ -33,11 +51,11 @@ def targets(as_json: Json = False) -> None:
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
+def models(words: Words = None, as_json: Json = False) -> None:
     """List the models whose description is bundled."""
     from passes.ir import catalog
 
-    names = sorted(catalog.ids())
+    names = _having(words, sorted(catalog.ids()), "model", "models")
     if as_json:
         emit(names)
     else:

@@ -71,6 +71,13 @@ class DriftDocument:
         """Whether the plan holds under every version that was asked for."""
         return all(each.fits for each in self.versions)
 
+    @property
+    def exit_code(self) -> int:
+        """0: it holds under all; 3: not under one whose accounting is known; 6: what comes of it is not known of one."""
+        if any(each.known and not each.fits for each in self.versions):
+            return 3
+        return 0 if all(each.known for each in self.versions) else 6
+
 
 def drift(plan: Opened, versions: Sequence[str] = ()) -> DriftDocument:
     """Return what becomes of a plan under other versions of its engine; without any, under every one that is known to differ."""

@@ -12,11 +12,12 @@ import yaml
 
 from passes.errors import InputError, nearest
 from passes.ir import catalog
-from passes.ir.names import find
+from passes.ir.names import find, unknown_model, writes_nothing
 from passes.ir.sources import path_named
 from passes.record import dataclass
 from planner.spec.parse import parse_spec
 from planner.spec.template import TEMPLATE
+from planner.spec.units import with_unit
 from targets.cards import find_cards
 from targets.gpu import all_gpus, find_gpu
 from targets.machine.devices import installed_gpus
@@ -35,6 +36,10 @@ class Use:
     output_tokens: str
     goals: Mapping[str, str]
     shared_prefix: str = "0"
+    why: str = "What people usually expect of this use: change it to what yours do."
+    """Of the goals, for who reads the spec."""
+    alone: str | None = None
+    """Requests at once on a card that is one person's own."""
 
 
 _QUALITY = "max_perplexity_increase"
@@ -42,7 +47,10 @@ _GOOD = "{ max_perplexity_increase: 5% }"
 USES: Mapping[str, Use] = {
     "chat": Use(
         "people who talk to it", "8192", "4", "2000", "400",
-        {"ttft": "2 s", "decode": "20 tok/s", "quality": _GOOD, "prefer": "quality"},
+        {"ttft": "10 s", "decode": "8 tok/s", "quality": "{ max_perplexity_increase: 10% }", "prefer": "quality"},
+        why="The least that a first try should keep: text as fast as it is read (5 to 8 tok/s), at most what 4 bits lose; as quality is\n"
+        "# preferred, a plan keeps more where there is room. A service asks for more, such as ttft: 2 s and decode: 20 tok/s.",
+        alone="2",
     ),
     "documents": Use(
         "long texts, read one or two at a time", "32768", "2", "16000", "600",
@@ -57,6 +65,10 @@ USES: Mapping[str, Use] = {
         {"ttft": "4 s", "decode": "25 tok/s", "quality": "{ max_perplexity_increase: 3% }", "prefer": "quality"}, "50%",
     ),
 }  # fmt: skip
+#: Memory of all cards together up to which they are taken for one person's own, in bytes: a desktop card of 16 GB.
+_OWN_CARD = 16 << 30
+#: Units of goals that are typed as bare numbers; `check` takes them so, too.
+_UNITS = {"ttft": " ms", "tpot": " ms", "decode": " tok/s", "throughput": " tok/s", _QUALITY: "%"}
 #: What a spec is written for where nothing is named.
 USUAL = "chat"
 _MODEL, _GPU = "Qwen/Qwen2.5-7B-Instruct", "rtx-4090"
@@ -110,7 +122,7 @@ def ask_all(given: Answers, ask: Callable[[Question], str], say: Callable[[str],
     answers = given
     for question in questions(given):
         use = USES[answers.use or USUAL]
-        usual = question.usual or {"context": use.context, "concurrency": use.concurrency}[question.field]
+        usual = question.usual or {"context": use.context, "concurrency": _clients(use, answers.gpu)}[question.field]
         while True:
             said = ask(replace(question, usual=usual)).strip() or usual
             try:
@@ -133,7 +145,8 @@ def spec_text(answers: Answers) -> str:
     prefix = "" if use.shared_prefix == "0" else f", shared_prefix: {use.shared_prefix}"
     text = TEMPLATE.format(
         model=_scalar(model), gpu=_scalar(gpu), count=count, context=context, prefix=prefix,
-        concurrency=answers.concurrency or use.concurrency, input_tokens=use.input_tokens, output_tokens=use.output_tokens,
+        concurrency=answers.concurrency or _clients(use, answers.gpu), why=use.why,
+        input_tokens=use.input_tokens, output_tokens=use.output_tokens,
         goals="\n".join(f"  {name}: {value}" for name, value in _goals(use, answers.goals).items()),
     )  # fmt: skip
     if answers.concurrency not in (None, "auto") and not str(answers.concurrency).isdigit():
@@ -144,8 +157,16 @@ def spec_text(answers: Answers) -> str:
     return text
 
 
-def _goals(use: Use, named: Mapping[str, str]) -> dict[str, str]:
-    """What a use expects, with what is named in its place; what is preferred stands last."""
+def _clients(use: Use, said: str | None) -> str:
+    """How many requests come at once, where nobody says: fewer on a small card."""
+    cards = find_cards(said or _GPU)
+    memory = cards.gpu.memory_bytes.value * (cards.count or 1)
+    return use.alone if use.alone is not None and memory <= _OWN_CARD and not cards.gpu.is_cpu else use.concurrency
+
+
+def _goals(use: Use, given: Mapping[str, str]) -> dict[str, str]:
+    """What a use expects, with what is given in its place; what is preferred stands last."""
+    named = {name: with_unit(value, _UNITS[name]) if name in _UNITS else value for name, value in given.items()}
     quality = {"quality": f"{{ max_perplexity_increase: {named[_QUALITY]} }}"} if _QUALITY in named else {}
     goals = {**use.goals, **{name: value for name, value in named.items() if name != _QUALITY}, **quality}
     return {name: goals[name] for name in sorted(goals, key=lambda name: name == "prefer")}
@@ -168,8 +189,7 @@ def cards() -> tuple[str, ...]:
 
 def known_model(name: str) -> str:
     """Return a model's name. Raises InputError where it is neither a catalog name, a file or folder, nor a Hub id."""
-    folded = {known.rsplit("/", 1)[-1].lower() for known in models()}
-    if "/" in name or name.lower() in folded or path_named(name).exists():
+    if "/" in name or path_named(name).exists() or find(name) is not None:
         return name
     close = nearest(name, [known.rsplit("/", 1)[-1] for known in models()])
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -182,7 +202,10 @@ def doubt(name: str | None) -> str | None:
     """Say, in one line, that a Hub id is not in the catalog and which ones there are nearest to it; None where nothing is close."""
     if name is None or "/" not in name or path_named(name).exists() or find(name) is not None:
         return None
-    close = nearest(name, models())
+    if writes_nothing(name):
+        return unknown_model(name).message
+    bare = {known.rsplit("/", 1)[-1]: known for known in models()}
+    close = [bare[match] for match in nearest(name.rsplit("/", 1)[-1], bare)]
     return f"{name} is not in the catalog; close to it: {', '.join(close)}" if close else None
 
 

@@ -116,6 +116,7 @@ def _of_template(path: Sequence[str]) -> str | None:
         "context": 8192,
         "concurrency": 4,
         "prefix": "",
+        "why": "",
     }
     lengths = {
         "input_tokens": 2000,

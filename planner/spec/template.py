@@ -15,6 +15,7 @@ workload: {{ context: {context}, concurrency: {concurrency}, input_tokens: {inpu
 
 # What a plan must meet, and what to maximise among those that do: quality, speed, throughput, cost,
 # context or size.
+# {why}
 goals:
 {goals}
 

@@ -35,6 +35,11 @@ def _parse(text: object, units: dict[str, float], kind: str, example: str) -> fl
     return value
 
 
+def with_unit(text: str, unit: str) -> str:
+    """Return a figure of the command line with the unit that a bare number lacks."""
+    return f"{text}{unit}" if text.replace(".", "", 1).isdigit() else text
+
+
 def parse_bytes(text: object) -> int:
     """Read `0.5 GiB` as bytes. Raises ValueError saying what was expected."""
     return int(_positive(_parse(text, dict(_BYTES), "an amount of memory", "24 GiB"), text))

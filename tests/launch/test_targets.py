@@ -268,6 +268,8 @@ def test_what_starts_a_source_looks_first_by_a_command_that_check_reads(
     code, out, _ = run(monkeypatch, capsys, "check", "--gpu", as_is.hardware.gpu, "--json", "--", *as_is.command)
     assert code == 0 and json.loads(out)["fits"]
     assert f"optimize check --live {asked}" in units(as_is) and "optimize check" not in units(made)
+    script = next(file.text for file in target_files(as_is, ["engine"]) if file.path.endswith("run.sh"))
+    assert "optimize check --live -- vllm serve --config launch/vllm.yaml" in script
     for name, looks in (("09-l40s-rag-long-context", True), (_TWO_MACHINES, False)):
         [task] = target_files(server(name), ["skypilot"])
         assert ("optimize check --live" in task.data["run"]) is looks

@@ -72,6 +72,7 @@ def test_all_is_every_version_that_is_known(made: Opened) -> None:
 def test_a_version_that_is_not_known_yet_says_so(made: Opened) -> None:
     [there] = drift(made, ["0.99"]).versions
     assert not there.known and any("newer than" in note for note in there.notes)
+    assert (drift(made, ["0.99"]).exit_code, drift(made, ["0.29"]).exit_code) == (6, 0)
 
 
 def test_the_newest_behaviour_holds_for_every_later_version(tmp_path: Path) -> None:
@@ -112,6 +113,8 @@ def test_the_command_prints_a_table_or_json_and_exits_3_where_the_plan_breaks(
     path = tmp_path / "a.plan.json"
     code, out, _ = optimize("drift", path, "--engine-version", "0.29")
     assert code == 0 and "KV tokens" in out and "0.9 → 0.92" in out
+    code, out, _ = optimize("drift", path, "--engine-version", "0.99")
+    assert code == 6 and "vllm 0.99: not known" in out and "holds" not in out
     code, out, _ = optimize("drift", path, "--all")
     assert code == 0 and len([line for line in out.splitlines() if line.startswith("  0.")]) == len(
         find_engine("vllm").known_versions()

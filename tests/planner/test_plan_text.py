@@ -21,7 +21,8 @@ from planner.choice.goals import Goal
 from planner.choice.rule import _FIGURES, MAKING, Rule
 from planner.choice.search import judged, search
 from planner.cli.tables.certificate import _mark as compared_mark
-from planner.cli.tables.plan import _UNKNOWN, Room, print_plan
+from planner.cli.tables.plan import _UNKNOWN, Room, _helpful, print_plan
+from planner.explain.changes import change
 from planner.explain.diff import Change, told
 from planner.figures import all_apart
 from planner.plan.document import PlanDocument
@@ -38,6 +39,13 @@ model: meta-llama/Llama-3.3-70B-Instruct
 target: { gpu: H100, count: 2 }
 workload: { context: 8192, concurrency: 8 }
 goals: { quality: { max_perplexity_increase: 3% } }
+"""
+
+_LLAMA = """
+model: meta-llama/Llama-3.3-70B-Instruct
+target: {target}
+workload: {{ context: 8192, concurrency: 4, input_tokens: 2000, output_tokens: 400 }}
+goals: {{ ttft: 2 s, decode: 20 tok/s, quality: {{ max_perplexity_increase: 5% }} }}
 """
 
 
@@ -285,3 +293,22 @@ passes: { prune: { depth: 4 }, distill: { tokens: 40_000_000 }, quantize: { form
         return math.expm1(plan(trained).document.decision.quality.log_ppl_increase.value)
 
     assert growth(1.1 * float(said)) < 0.3 < growth(0.9 * float(said))
+
+
+@pytest.mark.parametrize(
+    ("target", "asked"),
+    [
+        ("{ gpu: RTX 3090, count: 2 }", "what if 4 cards"),
+        ("{ gpu: 24GB }", "what if model Qwen/Qwen2.5-14B-Instruct"),
+    ],
+)
+def test_no_plan_ends_with_a_question_that_a_plan_answers(target: str, asked: str) -> None:
+    text = printed(plan(parse_spec(_LLAMA.format(target=target))).document)
+    assert text.rstrip().endswith(asked) and ("speed of L4 assumed" in text) is ("24GB" in target)
+
+
+def test_where_no_other_cards_do_a_question_loosens_what_the_nearest_misses() -> None:
+    spec = parse_spec(_LLAMA.format(target="{ gpu: RTX 3090, count: 2 }"))
+    question = _helpful(replace(plan(spec).document, alternatives=()))
+    loosened, patch = change(question.removeprefix("what if "), spec, "vllm")
+    assert list(patch) == ["goals"] and plan(loosened).document.chosen is not None

@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from passes.errors import InputError
+from passes.ir.sources import open_model
+from planner.choice.alternatives import likely_choice
 from planner.cli import main as command_line
 from planner.cli.completion import commands, script
 from planner.setup.doctor import Package, Tool, Torch, _commands
@@ -55,6 +57,8 @@ def test_init_takes_goals_by_flags_in_place_of_the_usual_ones(tmp_path: Path, op
     assert optimize("init", file, "--use", "batch", *flags)[0] == 0
     goals = parse_spec(file.read_text()).goals
     assert (goals.decode, goals.quality.max_perplexity_increase, goals.prefer) == (35, 0.02, "speed")
+    bare = parse_spec(spec_text(Answers(goals={"decode": "10", "ttft": "500", "max_perplexity_increase": "3"}))).goals
+    assert (bare.decode, bare.quality.max_perplexity_increase) == (10, 0.03)
     code, _, said = optimize("init", tmp_path / "other.yaml", "--decode", "fast")
     assert code == 2 and "goals.decode" in said and "20 tok/s" in said and not (tmp_path / "other.yaml").exists()
 
@@ -211,3 +215,31 @@ def test_init_takes_cards_by_the_names_that_check_takes(said: str, gpu: str, cou
 def test_unlike_cards_are_no_target_of_a_spec() -> None:
     with pytest.raises(InputError, match="are unlike cards"):
         spec_text(Answers(gpu="RTX 4090 + RTX 3090"))
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "clients"),
+    [
+        ("Qwen/Qwen2.5-32B-Instruct", "24GB", None), ("meta-llama/Llama-3.3-70B-Instruct", "2 x RTX 3090", None),
+        ("openai/gpt-oss-20b", "16GB", None), ("google/gemma-3-27b-it", "RTX 3090", None), ("Qwen/Qwen3-8B", "L4", "50"),
+    ],
+)  # fmt: skip
+def test_what_people_try_first_has_a_plan(model: str, gpu: str, clients: str | None) -> None:
+    spec = parse_spec(spec_text(Answers(model=model, gpu=gpu, concurrency=clients)))
+    assert likely_choice(spec, open_model(model).ir) is not None
+
+
+def test_names_that_check_takes_are_taken_and_encoders_are_told_apart(optimize: Any, tmp_path: Path) -> None:
+    code, _, err = optimize("init", tmp_path / "short.yaml", "--model", "llama-3.1-8b")
+    assert code == 0, err
+    code, out, _ = optimize("init", tmp_path / "encoder.yaml", "--model", "BAAI/bge-m3")
+    assert code == 0 and "an encoder" in out and "close to it" not in out
+
+
+def test_lists_are_narrowed_by_words(optimize: Any) -> None:
+    assert optimize("models", "gpt-oss")[1].split() == ["openai/gpt-oss-120b", "openai/gpt-oss-20b"]
+    assert [row["name"] for row in json.loads(optimize("targets", "4090", "laptop", "--json")[1])] == [
+        "RTX 4090 Laptop"
+    ]
+    code, _, err = optimize("targets", "4190")
+    assert code == 2 and "unknown card '4190'" in err

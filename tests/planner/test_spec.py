@@ -35,6 +35,11 @@ def test_a_minimal_spec_has_defaults_that_can_be_planned() -> None:
         (MINIMAL + "goals: { quality: { max_perplexity_increase: 10 } }", "s.yaml:3:21", "10%"),
         (MINIMAL + "workload:\n  context: -5", "s.yaml:4:3", "greater than or equal to 1"),
         (MINIMAL + "workload: { context: 100, input_tokens: 200 }", "s.yaml:3:1", "exceed the context"),
+        (
+            MINIMAL + "workload: { images: { count: 1, tokens: 20000 } }",
+            "s.yaml:3:1",
+            "(20000 of them images) exceed the context",
+        ),
         (MINIMAL + "workload: { input: { mean: 9, p95: 20, max: 8000 } }", "s.yaml:3:1", "exceed the context"),
         (MINIMAL + "workload: { input: { mean: 9, p95: 8 } }", "s.yaml:3:13", "must rise"),
         (MINIMAL + "prefer: speed", "s.yaml:3:1", "It belongs under 'goals'"),

@@ -28,17 +28,15 @@ def print_drift(console: Console, document: DriftDocument, *, every: bool) -> No
 
 
 def _whole(page: Page, engine: str, version: VersionDrift) -> None:
-    page.line("  ", f"{engine} {version.version}: {_verdict(version)}", "bold" if version.fits else "bold red")
+    page.line("  ", f"{engine} {version.version}: {_verdict(version)}", _style(version))
     for reason in version.refused:
         page.line("    ", reason.message, "red")
         if reason.remedy:
             page.line("      ", reason.remedy, "dim")
     for change in version.changes:
         page.line(f"    {change.what:24s} ", _change(change))
-    if not version.changes:
+    if not version.changes and version.known:
         page.line("    ", "nothing changes")
-    if not version.known:
-        page.line("    ", "what this version changes is not known", "yellow")
     for note in version.notes:
         page.line("    ", note, "dim")
 
@@ -57,7 +55,15 @@ def _row(version: VersionDrift, before: VersionDrift | None) -> str:
     return f"{_tokens(version):20s} {tokens:11s} {f'refused: {said}' if said else '; '.join(brought)}".rstrip()
 
 
+def _style(version: VersionDrift) -> str:
+    if not version.known:
+        return "bold yellow"
+    return "bold" if version.fits else "bold red"
+
+
 def _verdict(version: VersionDrift) -> str:
+    if not version.known:
+        return "not known"
     if version.refused:
         return "refused"
     return "the plan holds" if version.fits else "the plan does not hold"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,6 +22,7 @@ from planner.plan.remedies import longer_context
 from planner.quality.expected import perplexity_growth
 from planner.spec.parts.goals import Bands
 from planner.spec.units import parse_share
+from targets.gpu import find_gpu
 from targets.quantity import Quantity
 
 if TYPE_CHECKING:
@@ -139,6 +140,9 @@ def _print_no_plan(page: Page, document: PlanDocument) -> None:
     if document.alternatives:
         page.blank()
     _print_illegal(page, document)
+    asked = document.spec.target.gpu
+    if isinstance(asked, str) and asked != "auto" and (note := find_gpu(asked).note) is not None:
+        page.line("  Note     ", note, "dim")
     if _refused(document):
         page.line(
             "  ",
@@ -151,8 +155,46 @@ def _print_no_plan(page: Page, document: PlanDocument) -> None:
     spec = document.places.spec if document.places is not None else None
     page.line(
         "  ", Text.assemble(("No plan.", "bold"), " Loosen a goal, choose another card, or a smaller model."
-        f" For instance: optimize explain {_near(spec) if spec else 'SPEC'} what if 2 cards"),
+        f" For instance: optimize explain {_near(spec) if spec else 'SPEC'} {_helpful(document)}"),
     )  # fmt: skip
+
+
+def _helpful(document: PlanDocument) -> str:
+    """A question whose answer is a plan: the change that was found to lead to one, else what takes each reason of a candidate away."""
+    if document.alternatives:
+        return f"what if {_as_asked(document.alternatives[0].change)}"
+    loosened = (_loosened(plan) for plan in document.rejected)
+    changes = next((words for words in loosened if words), None)
+    return f"what if {changes}" if changes else "cheapest card that fits"
+
+
+def _as_asked(change: str) -> str:
+    """A change of the question in the words that `explain` takes: `4 cards`, `model Qwen/Qwen2.5-3B-Instruct`, `version 0.11`."""
+    if change.endswith(" cards"):
+        return change
+    return f"model {change}" if "/" in change else f"version {change.split()[-1]}"
+
+
+def _loosened(plan: RejectedPlan) -> str:
+    """The remedies of all reasons against a candidate, in the words that `explain` takes: `decode 10 tok/s and concurrency 2`; empty where
+    one has none, or only another engine, whose own candidates stand beside it.
+    """
+    import yaml
+
+    patches = [yaml.safe_load(reason.remedy or "{}") for reason in plan.reasons]
+    if any(not patch or "engine" in patch for patch in patches):
+        return ""
+    return " and ".join(words for patch in patches for words in _words_of(patch))
+
+
+def _words_of(patch: Mapping[str, object], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Each value of a patch behind its key, without the part of the spec that it stands in."""
+    for key, value in patch.items():
+        path = (*above, key)
+        if isinstance(value, Mapping):
+            yield from _words_of(value, path)
+        else:
+            yield f"{'.'.join(path[1:] or path)} {value}"
 
 
 def _refused(document: PlanDocument) -> bool:

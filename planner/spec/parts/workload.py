@@ -139,7 +139,10 @@ class WorkloadSpec(Strict):
     def _fits(self) -> WorkloadSpec:
         longest = self.input.longest + self.output.longest
         if longest > self.context:
-            raise ValueError(f"input_tokens + output_tokens = {longest} exceed the context of {self.context}")
+            seen = self.images.count * self.images.tokens if self.images else 0
+            parts = f"input_tokens + output_tokens{' + images' if seen else ''}"
+            said = f" ({seen} of them images)" if seen else ""
+            raise ValueError(f"{parts} = {longest}{said} exceed the context of {self.context}")
         if self.rate is None and (self.max_concurrency or self.burstiness != 1.0):
             raise ValueError("max_concurrency and burstiness are of a rate: name one (rate: 4/s), or use concurrency")
         if self.rate is not None and self.trace is not None:

@@ -43,7 +43,8 @@ def tabby_launch(request: LaunchRequest, served_by: str, cache_mode: str) -> Lau
     """
     config = tabby_config(request, cache_mode)
     head = f"TabbyAPI: {request.label}\nPlanned for {request.engine} {request.version}.\nServed by {served_by}."
-    said = {"@PORT@": str(_PORT), "@MODEL@": _place(request), "@LOOK@": look_first('"$result"')}
+    look = look_first('"$result"') if request.served is None else ""  # `check` reads no command of TabbyAPI's
+    said = {"@PORT@": str(_PORT), "@MODEL@": _place(request), "@LOOK@": look}
     script = reduce(lambda text, name: text.replace(name, said[name]), said, _RUN)
     files = (
         LaunchFile(CONFIG, commented(config, head), data=plain(config)),

@@ -48,7 +48,7 @@ def vllm_launch(request: LaunchRequest, *, cpu: bool) -> Launch:
     variables = tuple(_environment(request, cpu=cpu))
     environment = {each.name: str(each.value) for each in variables}
     exports = "".join(f'export {name}="${{{name}:-{value}}}"\n' for name, value in environment.items())
-    said = {"@ENVIRONMENT@": exports, "@COMMAND@": shlex.join(command), "@LOOK@": look_first(".")}
+    said = {"@ENVIRONMENT@": exports, "@COMMAND@": shlex.join(command), "@LOOK@": look_first(_looked_at(request))}
     script = reduce(lambda text, name: text.replace(name, said[name]), said, _RUN)
     arguments = tuple(vllm_arguments(request, cpu=cpu))
     config = {each.name: Said(each.value, each.why) for each in (*_model(request), *arguments)}
@@ -60,6 +60,11 @@ def vllm_launch(request: LaunchRequest, *, cpu: bool) -> Launch:
     tag = f"v{release(request.version)}"
     container = Container(_CPU_IMAGE if cpu else _IMAGE, tag, arguments, variables)
     return Launch(files, command, environment, _PORT, "/health", container)
+
+
+def _looked_at(request: LaunchRequest) -> str:
+    """What `check` is asked about where the script has changed to: the result, else what its config says."""
+    return "." if request.served is None else f"-- vllm serve --config launch/{_CONFIG}"
 
 
 def release(version: str | None) -> str:

@@ -210,11 +210,6 @@ def _quantized(name: str) -> Match | None:
     return Match(base.id, note, row["settings"], row["spread"])
 
 
-def writes_nothing(name: str) -> bool:
-    """Tell whether a name is, by its words, of a model that writes no text: an encoder, or one of pictures or speech."""
-    return bool(_WRITES_NOTHING & set(_words(_bare(name))))
-
-
 def unknown_model(name: str) -> InputError:
     """Make the error for a model that nothing knows, with the nearest names, or with what a published checkpoint was made of."""
     if made_of := _sources().get(fold(name)):

@@ -152,7 +152,9 @@ class ChosenPlan:
 
 @dataclass(frozen=True, slots=True)
 class RejectedPlan:
-    """A candidate that lost, and why; where it was judged, its figures. `weights`, `kv_cache_dtype`: as `check` takes them."""
+    """A candidate that lost, and why; where it was judged, its figures. `weights`, `kv_cache_dtype`: as `check` takes them. `ranked`: the
+    means of speed by the formula, of every candidate alike; in `speed` some were simulated.
+    """
 
     candidate: str
     reasons: tuple[StatedReason, ...]
@@ -163,6 +165,7 @@ class RejectedPlan:
     cards: int = 1
     weights: str | None = None
     kv_cache_dtype: str | None = None
+    ranked: SpeedEstimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +190,9 @@ class IllegalKind:
 
 @dataclass(frozen=True, slots=True)
 class ParetoPlan:
-    """A candidate that no other one beats in quality, speed, memory, work, cards and waiting at once. `making`: what is to be made."""
+    """A candidate that no other one beats in quality, speed, memory, work, cards and waiting at once. `making`: what is to be made;
+    `ranked`: as of a RejectedPlan.
+    """
 
     candidate: str
     memory: Memory
@@ -198,6 +203,7 @@ class ParetoPlan:
     cards: int = 1
     weights: str | None = None
     kv_cache_dtype: str | None = None
+    ranked: SpeedEstimate | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,13 +233,22 @@ def _engine(verdict: Verdict) -> PlannedEngine:
 def _pareto(verdict: Verdict) -> ParetoPlan:
     memory = whole_bytes(verdict.memory.memory)
     return ParetoPlan(
-        verdict.candidate.label, memory, verdict.memory.kv, _formula(verdict), verdict.quality, *_made(verdict)
+        verdict.candidate.label,
+        memory,
+        verdict.memory.kv,
+        _speed(verdict),
+        verdict.quality,
+        *_made(verdict),
+        _formula(verdict),
     )
 
 
 def _rejected(spec: Spec, ir: ModelIR, verdict: Verdict) -> RejectedPlan:
     memory, reasons = whole_bytes(verdict.memory.memory), tuple(followable(spec, ir, verdict))
-    return RejectedPlan(verdict.candidate.label, reasons, memory, _formula(verdict), verdict.quality, *_made(verdict))
+    speeds = _speed(verdict), _formula(verdict)
+    return RejectedPlan(
+        verdict.candidate.label, reasons, memory, speeds[0], verdict.quality, *_made(verdict), speeds[1]
+    )
 
 
 def _made(verdict: Verdict) -> tuple[str, int, str, str]:

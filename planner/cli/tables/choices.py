@@ -84,13 +84,18 @@ def _choices(document: PlanDocument) -> Iterator[_Choice]:
     own = [row for row in document.pareto if chosen is not None and row.candidate == chosen.label]
     others = _shown([row for row in document.pareto if row not in own])
     for mark, rows in (("►", own), (" ", others)):
-        yield from (_Choice(mark, r.candidate, r.memory, r.speed, r.quality, r.making) for r in rows)
+        yield from (_Choice(mark, r.candidate, r.memory, r.ranked or r.speed, r.quality, r.making) for r in rows)
     shown = {row.candidate for row in (*own, *others)}
     left = _LEAST_ROWS - len(shown)
     for row in document.rejected:
         if left > 0 and row.candidate not in shown and row.memory is not None and row.quality is not None:
             left -= 1
-            yield _Choice(" ", row.candidate, row.memory, row.speed, row.quality, row.reasons[0].message)
+            yield _Choice(" ", row.candidate, row.memory, row.ranked or row.speed, row.quality, row.reasons[0].message)
+
+
+def _decoding(row: ParetoPlan) -> float:
+    speed = row.ranked or row.speed
+    return 0.0 if speed is None else speed.decode_tok_s_per_request.value
 
 
 def _shown(rows: Sequence[ParetoPlan]) -> list[ParetoPlan]:
@@ -98,7 +103,7 @@ def _shown(rows: Sequence[ParetoPlan]) -> list[ParetoPlan]:
     if not rows:
         return []
     ordered = sorted(rows, key=lambda row: row.quality.log_ppl_increase.value)
-    fastest = max(rows, key=lambda row: row.speed.decode_tok_s_per_request.value if row.speed else 0.0)
+    fastest = max(rows, key=_decoding)
     smallest = min(rows, key=lambda row: row.memory.total.value)
     picked: Mapping[str, ParetoPlan] = {row.candidate: row for row in (ordered[0], fastest, smallest, *ordered)}
     return sorted(list(picked.values())[: _MOST_ROWS - 1], key=lambda row: row.quality.log_ppl_increase.value)

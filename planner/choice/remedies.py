@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from passes.errors import Reason, ReasonKind
+from passes.formats.format import format_named
 from passes.formats.kv_dtypes import cache_bits
 from passes.ir.names import published_of
 from passes.record import dataclass
@@ -37,6 +38,8 @@ _USEFUL_CONTEXT, _USEFUL_SHARE = 2048, 0.25
 _AS_LONG = 0.6
 #: Contexts are said in steps of so many tokens.
 _STEP = 256
+#: Weights of a group in most published checkpoints (AutoAWQ's, GPTQModel's and llm-compressor's default).
+_USUAL_GROUP = 128
 #: Cards of one machine.
 _CARDS = (1, 2, 4, 8)
 #: Widths that are tried of a format of any bits a weight.
@@ -211,8 +214,11 @@ def _first(trial: Trial, knob: str, kind: Kind) -> Iterator[Options]:
     """The first change of a kind that does, by itself or beside settings and half the cache's bits; for weights, a context too."""
     question, alone = trial.question, knob in _ALONE
     settings: tuple[Options, ...] = ({},) if alone else ({}, *_settings(question))
-    caches: tuple[Options, ...] = ({},) if alone else ({}, *_half_caches(question))
-    changes = ({**own, **cache} for own in kind(question) for cache in caches)
+    changes = (
+        {**own, **cache}
+        for own in kind(question)
+        for cache in ({}, *(() if alone else _half_caches(changed(question, own))))
+    )
     found = next((options for change in changes if (options := _with_settings(trial, change, settings))), None)
     if found is None and knob == "weights":
         found = _at_shorter_context(trial, [{**own, **settings[-1]} for own in kind(question)])
@@ -294,7 +300,9 @@ def _published(question: Question) -> Iterator[Options]:
 
 
 def _formats(question: Question) -> Iterator[Options]:
-    """Other formats of the weights that the engine weighs: the asked format's own kind first, then what loses least."""
+    """Other formats of the weights that the engine weighs: the asked format's own kind first, groups of the common size, then what loses
+    least.
+    """
     if question.model.quant_method is not None:
         return
     engine, dense = question.engine, question.dense
@@ -303,10 +311,16 @@ def _formats(question: Question) -> Iterator[Options]:
         names += [f"{wide.kind}-{bits:g}" for bits in _WIDTHS if wide.low <= bits <= wide.high]
     family = (question.weights or "").split("-")[0]
     losses = {name: expected_quality(dense, chain_of(name, "auto")).log_ppl_increase.value for name in names}
-    for name in sorted(names, key=lambda name: (name.split("-")[0] != family, losses[name])):
+    for name in sorted(names, key=lambda name: (name.split("-")[0] != family, not _usual(name), losses[name])):
         useful = growth(losses[name]) <= FLOOR and name != question.weights
         if useful and not rewrite(dense, chain_of(name, "auto"))[1]:
             yield {"weights": name}
+
+
+def _usual(name: str) -> bool:
+    """Whether a format's groups, where it has any, are of the size that most published checkpoints have."""
+    form = format_named(name)
+    return form is None or form.group_size <= 0 or form.group_size == _USUAL_GROUP
 
 
 def _engines(question: Question) -> Iterator[Options]:

@@ -26,6 +26,7 @@ from targets.engines.engine import (
 )
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
+from targets.simulation.serving import with_highest
 
 if TYPE_CHECKING:
     from planner.choice.verdict import GoalResult
@@ -251,7 +252,9 @@ def answer(question: Question, terms: Terms = _NONE, notes: tuple[str, ...] = ()
     """Return what comes of a question, held against the terms; `notes` are said with it. Raises InputError for contradictions."""
     question.refuse_contradictions()
     outcome = question.outcome()
-    speed = question.engine.served(outcome.ir, question.gpu, question.settings, outcome.workload, outcome.memory)
+    engine, gpu, settings = question.engine, question.gpu, question.settings
+    run = engine.as_run(outcome.ir, gpu, settings)
+    speed = with_highest(engine, run, gpu, settings, outcome.workload, outcome.memory)
     quality = expected_quality(question.dense, question.chain)
     result = CheckResult(
         question.model.name, question.gpu, question.engine_name, outcome, speed, quality,

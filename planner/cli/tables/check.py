@@ -44,7 +44,7 @@ def print_check(console: Console, document: CheckDocument) -> None:
         console.print("  keeps no cache: as many requests at once as the engine takes (max_num_seqs)")
     decode = speed.decode_tok_s_per_request
     console.print(f"  TTFT {show(speed.ttft_ms.value, 'ms')}   decode {show(decode.value, 'tok/s')} ({decode.basis})")
-    for line in load_lines(speed):
+    for line in load_lines(speed, "as predicted, whatever the odds"):
         console.print(f"  {line}")
     for goal in document.goals:
         mark = "[green]✓[/]" if goal.met else "[red]✗[/]"

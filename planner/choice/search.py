@@ -44,7 +44,7 @@ from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Settings, Speed
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
 from targets.quantity import Quantity
 from targets.simulation.highest import highest_rate, most_clients
-from targets.workload import Limit
+from targets.workload import Workload
 
 #: Of candidates that ended early, how many are judged in full to find the nearest.
 _LOOKED_AT = 20

@@ -27,12 +27,11 @@ def how_many(asked: Asked) -> Answer:
     waits = most >= MOST_CLIENTS
     clients = min(fit, MOST_CLIENTS) if waits else most
     head = f"{now.label}: {_said(asked.spec, None if waits else clients, rate, fit)}"
-    if clients < 1:
-        return Answer(head, tuple(_with_more(asked, 0)))
-    then = _under(asked, clients)
+    then = _under(asked, max(clients, 1))
     breaks = "more of them wait, which no goal bounds" if waits else _first_broken(asked, clients + 1)
-    role = "1 client" if clients == 1 else f"{clients:,} clients"
-    changed, others = written({"workload": {"concurrency": clients}}), tuple(_with_more(asked, clients))
+    role = "1 client" if clients <= 1 else f"{clients:,} clients"
+    changed = written({"workload": {"concurrency": clients}}) if clients else ""
+    others = tuple(_with_more(asked, clients))
     return Answer(head, others, side(now, "now"), side(then, role), differences(now, then), breaks, changed)
 
 
@@ -43,7 +42,8 @@ def _first_broken(asked: Asked, clients: int) -> str:
     goals = asked.spec.goals
     least = goals.fit_confidence if name == "fit" else goals.confidence
     short = "{} is kept with {} only, {} are asked".format(name, *apart(odds, least, "odds"))
-    return f"with {clients:,} clients: {reasons or short}"
+    load = "1 client" if clients == 1 else f"{clients:,} clients"
+    return f"with {load}: {reasons or short}"
 
 
 def _said(spec: Spec, clients: int | None, rate: float, fit: int) -> str:

@@ -56,6 +56,8 @@ def _around(
 
 
 def _guess(low: float, high: float, below: float, above: float) -> float:
-    """Where the margin is likely to be nothing, in the logarithm of the load (regula falsi; an end that stays counts half, as Illinois has it)."""
+    """Where the margin is likely to be nothing, in the logarithm of the load (regula falsi; an end that stays counts half:
+    Illinois' way).
+    """
     share = below / (below - above) if math.isfinite(below) and math.isfinite(above) else 0.5
     return float(low * (high / low) ** share)

@@ -130,7 +130,9 @@ def served(
 def with_highest(
     engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
 ) -> SpeedEstimate:
-    """Return what `served` does, and how many users are served so that the run as predicted keeps the workload's limits, whatever the odds."""
+    """Return what `served` does, and how many users are served so that the run as predicted keeps the workload's limits, whatever
+    the odds.
+    """
     told = served(engine, ir, gpu, settings, workload, memory)
     if not workload.limits or not _is_simulated(engine, gpu, settings, workload, memory):
         return told

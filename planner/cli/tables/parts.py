@@ -23,8 +23,8 @@ def tick(holds: bool) -> str:
 
 
 def load_lines(speed: SpeedEstimate, how: str) -> Iterator[str]:
-    """Say what the simulated load showed: percentiles, waiting, how many users are served, and `how` surely. Of requests that arrive no rate
-    is told: that of a run holds its slow end, and is none that could be served.
+    """Say what the simulated load showed: percentiles, waiting, how many users are served, and `how` surely. Of requests that arrive no
+    rate of the run is told: that holds its slow end, and is none that could be served.
     """
     if speed.ttft_p95_ms is None or speed.requests_s is None:
         return
@@ -44,4 +44,9 @@ def load_lines(speed: SpeedEstimate, how: str) -> Iterator[str]:
         else:
             yield f"even {clients} at once break no goal on a request: those beyond what runs at once wait, and no goal bounds that"
     if speed.highest_rate is not None:
-        yield f"serves {speed.highest_rate:.3g} requests a second within the goals on a request {how}"
+        yield f"serves {speed.highest_rate:.3g} requests a second within the goals on a request {how}{_grows(speed)}"
+
+
+def _grows(speed: SpeedEstimate) -> str:
+    """From which rate on the queue grows, whatever is asked of a request."""
+    return "" if speed.capacity_req_s is None else f"; beyond {speed.capacity_req_s.value:.3g} the queue grows"

@@ -117,7 +117,8 @@ def _questions(document: PlanDocument, chosen: ChosenPlan) -> Iterator[str]:
     yield f"why {chosen.engine.name}"
     if document.rejected:
         yield f"why not {next((r.weights for r in document.rejected if r.weights not in (None, AS_IS, chosen.weights)), 'awq')}"
-    yield f"what if {2 * document.lock.gpu.count} cards"
+    fewest = document.spec.target.count == "auto"
+    yield "how many users" if fewest else f"what if {2 * document.lock.gpu.count} cards"
     yield "cheapest card that fits"
 
 

@@ -27,6 +27,7 @@ from targets.engines.engine import (
 )
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
+from targets.simulation.serving import with_highest
 from targets.workload import Workload
 
 if TYPE_CHECKING:
@@ -282,7 +283,9 @@ def answer(
     """
     question.refuse_contradictions()
     outcome = question.outcome()
-    speed = question.engine.served(outcome.ir, question.gpu, question.settings, outcome.workload, outcome.memory)
+    engine, gpu, settings = question.engine, question.gpu, question.settings
+    run = engine.as_run(outcome.ir, gpu, settings)
+    speed = with_highest(engine, run, gpu, settings, outcome.workload, outcome.memory)
     quality = quality or expected_quality(question.dense, question.chain)
     result = CheckResult(
         question.model.name, question.gpu, question.engine_name, outcome, speed, quality,

@@ -480,7 +480,13 @@ def _cost_words(theirs: float, mine: float) -> str:
     return "{} a card against {}".format(*apart(math.exp(-theirs), math.exp(-mine), "tok/s"))
 
 
+#: Sizes that differ by no larger share are told without figures.
+_ALIKE = 1e-4
+
+
 def _size_words(theirs: float, mine: float) -> str:
+    if abs(theirs - mine) <= _ALIKE * mine:
+        return "its weights take a little more"
     return "its weights take {} against {}".format(*apart(theirs, mine, "B"))
 
 

@@ -38,11 +38,13 @@ from planner.choice.verdict import MEAN, Candidate, Verdict, judge, judge_qualit
 from planner.quality.expected import Quality, expected_quality
 from planner.spec.parts.choices import PruneChoice, QuantizeChoice
 from planner.spec.parts.goals import Goals
+from planner.spec.patch import patched
 from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Settings, SpeedEstimate, find_engine
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
 from targets.quantity import Quantity
-from targets.workload import Limit
+from targets.simulation.highest import highest_rate, most_clients
+from targets.workload import Workload
 
 #: Of candidates that ended early, how many are judged in full to find the nearest.
 _LOOKED_AT = 20
@@ -372,17 +374,12 @@ class Judge:
         A verdict that ended early is whole in its reasons so far; `complete` judges the rest of the few that are shown. `clients`: how many
         are taken where the spec leaves that open.
         """
-        spec, engine, workload = self._spec, find_engine(design.engine), self._workload
+        spec, workload = self._spec, self._workload
         ir, illegal, quality = self._described(design)
         workload = replace(workload, concurrency=clients or workload.concurrency)
-        if not illegal:
-            workload = cache.loaded(engine, ir, self._gpu, settings, workload)
         changed = _changed(design.settings[0], settings)
         candidate = Candidate(design.engine, design.passes, settings, changed, design.published)
-        memory, capacity = cache.in_use(engine, ir, self._gpu, settings, workload)
-        memory = replace(memory, memory=cache.as_used(memory.memory, capacity.needed_bytes))
-        reasons = (*illegal, *cache.reasons(memory, capacity, workload))
-        verdict = Verdict(candidate, ir, memory, capacity, None, quality, (), reasons, memory.notes)
+        verdict = fitted(candidate, ir, self._gpu, workload, quality, illegal)
         if verdict.reasons:
             return verdict
         missed = tuple(
@@ -414,6 +411,19 @@ class Judge:
         return found
 
 
+def fitted(
+    candidate: Candidate, ir: ModelIR, gpu: Gpu, workload: Workload, quality: Quality, illegal: tuple[Reason, ...] = ()
+) -> Verdict:
+    """Return what is known of a candidate under a load before its speed is asked: its memory, and why it is out."""
+    engine, settings = find_engine(candidate.engine), candidate.settings
+    if not illegal:
+        workload = cache.loaded(engine, ir, gpu, settings, workload)
+    memory, capacity = cache.in_use(engine, ir, gpu, settings, workload)
+    memory = replace(memory, memory=cache.as_used(memory.memory, capacity.needed_bytes))
+    reasons = (*illegal, *cache.reasons(memory, capacity, workload))
+    return Verdict(candidate, ir, memory, capacity, None, quality, (), reasons, memory.notes)
+
+
 def _changed(base: Settings, settings: Settings) -> tuple[str, ...]:
     if settings is base:
         return ()
@@ -443,39 +453,84 @@ _SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
 
 def with_highest_load(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     """Return the verdict with how many users it serves within the goals on a request's own speed, where there are some."""
-    limits = limits_of(spec.goals)
-    return replace(verdict, served=_simulated(spec, gpu, verdict, limits)) if limits and verdict.served else verdict
+    if not limits_of(spec.goals) or verdict.served is None or verdict.served.ttft_p95_ms is None:
+        return verdict
+    if workload_of(spec).rate is None:
+        return replace(verdict, served=replace(verdict.served, most_clients=most_clients_of(spec, gpu, verdict)))
+    return replace(verdict, served=replace(verdict.served, highest_rate=highest_rate_of(spec, gpu, verdict)))
 
 
-@dataclass(frozen=True, slots=True)
-class Most:
-    """The most that a candidate serves within the goals on a request's own speed: `clients` that each wait for their answers (None: no
-    goal bounds them), `rate` of requests that arrive (a second); where no goal is on that, as many as are answered as fast as they come.
+def most_clients_of(spec: Spec, gpu: Gpu, verdict: Verdict) -> int:
+    """Return how many clients that wait for answers a candidate serves as `margin` has it, whatever load the spec names; 0: not one."""
+    own = None if workload_of(spec).rate is not None else verdict.capacity.clients
+
+    def fits(count: int) -> float:
+        load = workload_of(with_clients(spec, count))
+        fitting = fitted(verdict.candidate, verdict.ir, gpu, load, verdict.quality)
+        return -1.0 if fitting.reasons else _short(fitting.capacity.odds, spec.goals.fit_confidence)
+
+    def served_well(count: int) -> float:
+        if count == own:
+            return margin(spec, verdict)
+        return margin(spec, under(with_clients(spec, count), gpu, verdict))
+
+    most = most_clients(own or 1, fits)
+    return most and most_clients(min(own or 1, most), served_well, most)
+
+
+def highest_rate_of(spec: Spec, gpu: Gpu, verdict: Verdict) -> float:
+    """Return the requests a second that arrive and are served so, whatever load the spec names."""
+    due = workload_of(spec).rate
+    own = due if due is not None and math.isfinite(due) else None
+
+    def served_well(rate: float) -> float:
+        if rate == own:
+            return margin(spec, verdict)
+        load = {"rate": f"{rate}/s", "concurrency": None, "trace": None}
+        return margin(spec, under(patched(spec, {"workload": load}), gpu, verdict))
+
+    return highest_rate(own or 1.0, served_well)
+
+
+def with_clients(spec: Spec, clients: int | str) -> Spec:
+    """Return the spec with so many clients that wait for answers in place of its load."""
+    return patched(spec, {"workload": {"rate": None, "max_concurrency": None, "trace": None, "concurrency": clients}})
+
+
+def under(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
+    """Return a verdict's candidate, with its own settings, under the load of a spec: simulated where it fits."""
+    fresh = fitted(verdict.candidate, verdict.ir, gpu, workload_of(spec), verdict.quality)
+    if fresh.reasons:
+        return fresh
+    return served(spec, gpu, complete(spec, gpu, fresh))
+
+
+def margin(spec: Spec, verdict: Verdict) -> float:
+    """Return by how much a load is served as the decision rule asks, negative where it is not: it fits, and a request's own speed and the
+    rate meet their goals, with the odds that are asked of either (the least difference of their logits).
     """
-
-    clients: int | None
-    rate: float
-
-
-def most_served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Most:
-    """Return how many users, and which rate, a candidate of a spec serves within its goals, whatever load the spec names."""
-    engine, settings, limits = find_engine(verdict.candidate.engine), verdict.candidate.settings, limits_of(spec.goals)
-    asked = replace(workload_of(spec), rate=None, burstiness=1.0, at_once=None, trace=None, requests=None)
-    loop = replace(asked, concurrency=verdict.capacity.clients, limits=limits)
-    clients = engine.served(verdict.ir, gpu, settings, loop, verdict.memory).most_clients if limits else None
-    due = workload_of(spec).rate or 1.0
-    arriving = replace(loop, rate=due if math.isfinite(due) else 1.0, limits=())
-    most = engine.speed(verdict.ir, gpu, settings, arriving, verdict.memory).capacity_req_s
-    assert most is not None
-    if not limits:
-        return Most(None, most.value)
-    load = replace(arriving, rate=most.value, limits=limits)
-    return Most(clients, engine.served(verdict.ir, gpu, settings, load, verdict.memory).highest_rate or 0.0)
+    if verdict.capacity.room.value < 0 or verdict.speed is None:
+        return -math.inf
+    goals = [result for result in verdict.goals if result.goal.of_speed and result.goal is not Goal.THROUGHPUT]
+    if not all(result.met for result in goals):
+        return min(-_LEAST, *(_short(result.odds, spec.goals.confidence) for result in goals))
+    fit = _short(verdict.capacity.odds, spec.goals.fit_confidence)
+    return min((fit, *(_short(result.odds, spec.goals.confidence) for result in goals)))
 
 
-def _simulated(spec: Spec, gpu: Gpu, verdict: Verdict, limits: tuple[Limit, ...] = ()) -> SpeedEstimate:
+#: The least that odds are apart from none and from certainty.
+_LEAST = 1e-6
+
+
+def _short(odds: float, asked: float) -> float:
+    """By how much odds exceed those that are asked, in logits."""
+    first, second = (min(max(each, _LEAST), 1 - _LEAST) for each in (odds, asked))
+    return 0.0 if odds == asked else math.log(first / (1 - first)) - math.log(second / (1 - second))
+
+
+def _simulated(spec: Spec, gpu: Gpu, verdict: Verdict) -> SpeedEstimate:
     engine = find_engine(verdict.candidate.engine)
-    workload = replace(workload_of(spec), concurrency=verdict.capacity.clients, limits=limits)
+    workload = replace(workload_of(spec), concurrency=verdict.capacity.clients, limits=limits_of(spec.goals))
     return engine.served(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
 
 

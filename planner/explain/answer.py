@@ -24,8 +24,9 @@ from planner.explain.asked import Answer, Asked, Row
 from planner.explain.changes import change, known_words, named
 from planner.explain.compare import Judged, decides, differences, side
 from planner.explain.users import how_many
-from planner.figures import show
+from planner.figures import show, show_interval
 from planner.plan.stated import stated
+from planner.quality.expected import perplexity_growth
 from planner.spec.patch import Patch, at, patched, written
 from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, find_engine
@@ -39,6 +40,9 @@ QUESTIONS = (
 )  # fmt: skip
 #: What people call formats, and how candidates are named.
 _SPELLED = {"int8": "w8a8", "int4": "4 bit", "fp4": "nvfp4", "bf16": "as it is", "fp16": "as it is"}
+#: Numbers as words, and what people count so.
+_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_COUNTED = "cards?|gpus?|users?|clients?|machines?|nodes?|requests?"
 #: Candidates beside the two of a comparison that are told of.
 _MORE = 5
 
@@ -51,6 +55,8 @@ def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
     text = re.sub(r"\s+", " ", (question or "").strip().rstrip("?").strip())
     for said, name in _SPELLED.items():
         text = re.sub(rf"\b{said}\b", name, text, flags=re.IGNORECASE)
+    for number, word in enumerate(_NUMBERS, 1):
+        text = re.sub(rf"\b{word}(?= (?:{_COUNTED}))", str(number), text, flags=re.IGNORECASE)
     asked = Asked.of(spec, source)
     if not text:
         return _all(asked)
@@ -92,6 +98,21 @@ def _chosen_one(asked: Asked, words: str) -> Answer:
         return Answer(f"{leading.label} is the only candidate that there is")
     why = f": {asked.result.why}" if asked.result.why else ""
     return _compared(f"{_chosen(asked, leading)}{why}; the next best: {other.label}", leading, other, others)
+
+
+def _how_fast(asked: Asked, words: str) -> Answer:
+    """The figures of the chosen plan with their intervals; it beside the next best."""
+    leading = asked.leading.as_served
+    speed, verdict = leading.verdict.shown, leading.verdict
+    told = [f"memory {show_interval(verdict.memory.memory.total, 'B')}"]
+    if speed is not None:
+        figures = (
+            ("decode", speed.decode_tok_s_per_request, "tok/s"), ("all clients", speed.throughput_tok_s, "tok/s"),
+            ("time to the first token", speed.ttft_ms, "ms"),
+        )  # fmt: skip
+        told = [*(f"{name} {show_interval(figure, unit)}" for name, figure, unit in figures), *told]
+    grown = show_interval(perplexity_growth(verdict.quality.log_ppl_increase), "%")
+    return replace(_chosen_one(asked, words), answer=f"{leading.label}: {'; '.join((*told, f'perplexity {grown}'))}")
 
 
 def _how_many(asked: Asked, words: str) -> Answer:
@@ -194,6 +215,10 @@ def _moved(now: Judged, then: Judged, kept: Judged) -> str:
         return "it meets the goals there too, and nothing is better by more than the bands"
     if kept.missed:
         return f"the plan of now would miss there: {_missed(kept)}"
+    cards, named = kept.verdict.candidate.cards, then.verdict.candidate.cards
+    if cards != named and not then.spec.target.fewest:
+        own, all_of_them = ("1 card" if each == 1 else f"{each:,} cards" for each in (cards, named))
+        return f"the plan of now meets the goals with {own}; where {all_of_them} are named, all of them are used"
     return f"the plan of now {decides(then, kept)}"
 
 
@@ -204,10 +229,13 @@ def _missed(judged: Judged) -> str:
 def _fewest_bits(asked: Asked, share: str) -> Answer:
     """The smallest weights that lose no more than a share of perplexity, planned for size; where the card holds none, on the largest."""
     patch: Patch = at(("goals",), {"quality": {"max_perplexity_increase": share}, "prefer": "size"})
-    said, largest = f"the fewest bits at {share}", _cards()[-1].name
+    said = f"the fewest bits at {share}"
     found = _by_size(asked, patch)
     if not found:
-        said, patch = f"{said}: none on {asked.result.gpu.name}; on {largest}", {**patch, **_on(asked, largest)}
+        card = _least_for(asked, patch)
+        held = f"the least card that does is {card.name}" if card else "nor on any other card"
+        said = f"{said}: none on {asked.result.gpu.name}; {held}"
+        patch = {**patch, **_on(asked, (card or _cards()[-1]).name)}
         found = _by_size(asked, patch)
     patch = found[0][0] if found else patch
     answer = _replanned(asked, said, patched(asked.spec, patch), patch)
@@ -221,6 +249,27 @@ def _fewest_bits(asked: Asked, share: str) -> Answer:
         if v.ir.tensor_bytes < found[0][1].ir.tensor_bytes
     ]
     return replace(answer, answer="".join((answer.answer, *(f", {bits}" for bits in told[:1]), *others[:1])))
+
+
+def _least_for(asked: Asked, patch: Patch) -> Gpu | None:
+    """The least card on which the changed spec has a plan (`_cheapest` says what is least, and which are tried)."""
+
+    @cache
+    def chosen(card: str) -> bool:
+        return likely_choice(patched(asked.spec, {**patch, **_on(asked, card)}), asked.source.ir) is not None
+
+    for alike, newest in _by_memory(_cards()):
+        if chosen(newest.name):
+            place = bisect_left(alike, True, key=lambda card: chosen(card.name))
+            return (*alike, newest)[place]
+    return None
+
+
+def _by_memory(cards: Sequence[Gpu]) -> Iterator[tuple[list[Gpu], Gpu]]:
+    """Cards of each size, by bandwidth, with the newest and fastest of them."""
+    for _, group in itertools.groupby(cards, key=lambda card: round(card.memory_bytes.value / 2**30)):
+        alike = sorted(group, key=lambda card: card.bandwidth_bytes_per_s)
+        yield alike, max(alike, key=lambda card: (card.capability or 0, card.bandwidth_bytes_per_s))
 
 
 def _by_size(asked: Asked, patch: Patch) -> list[tuple[Patch, Verdict]]:
@@ -255,9 +304,7 @@ def _cheapest(asked: Asked, words: str) -> Answer:
     plausible = [card for card in plausible if count * _operations_s(card) >= _asked_operations_s(asked)]
     fastest = max(plausible, key=lambda card: card.bandwidth_bytes_per_s, default=None)
     tried = plausible if fastest is not None and chosen(fastest.name) is not None else ()
-    for _, group in itertools.groupby(tried, key=lambda card: round(card.memory_bytes.value / 2**30)):
-        alike = sorted(group, key=lambda card: card.bandwidth_bytes_per_s)
-        newest = max(alike, key=lambda card: (card.capability or 0, card.bandwidth_bytes_per_s))
+    for alike, newest in _by_memory(tried):
         if chosen(newest.name) is None:
             continue
         place = bisect_left(alike, True, key=surely)
@@ -321,7 +368,9 @@ def _fewest_bytes(asked: Asked, largest: str) -> float | None:
     return min((v.ir.tensor_bytes for v in good), default=None)
 
 
+_A_CHEAPER = "(?:we had |i had |on |with )?(?:an? |the )?(?:cheaper|cheapest|smaller|smallest|lesser|least)"
 _FORMS: tuple[tuple[str, Callable[[Asked, str], Answer]], ...] = (
+    (rf"(?:what )?(?:if|about) {_A_CHEAPER} (?:card|gpu)", _cheapest),
     (r"why not (.+)", _why_not),
     (r"why(?: (?:this|that|it|this plan|the plan|is it chosen|was it chosen))?", _chosen_one),
     (r"why (\d+) (?:cards?|gpus?)", _why_cards),
@@ -333,8 +382,8 @@ _FORMS: tuple[tuple[str, Callable[[Asked, str], Answer]], ...] = (
     (r"(?:what (?:is|would be|could be|can be) )?(cheaper)", lambda asked, words: _cheapest(asked, "")),
     (r"(?:how many|most|max(?:imum)?) (?:users?|clients?|concurren\w+|requests?|people)( .*)?", _how_many),
     (r"(?:what is |what's )?(?:the )?(?:highest|most|max(?:imum)?|largest) (?:rate|load|concurrency|throughput)( .*)?", _how_many),
-    (r"how (?:fast|much|good|well|big|large|long|slow)( .*)?", _chosen_one),
-    (r"what (?:is|are) (?:its|the) (?:speed|memory|quality|loss|throughput|latency|ttft|figures|cost)( .*)?", _chosen_one),
+    (r"how (?:fast|much|good|well|big|large|long|slow)( .*)?", _how_fast),
+    (r"what (?:is|are) (?:its|the) (?:speed|memory|quality|loss|throughput|latency|ttft|figures|cost)( .*)?", _how_fast),
     (r"(?:the |which |what )?(?:is the )?(?:(?:cheapest|smallest|least) )?(?:card|gpu)( .*)?", _cheapest),
     (r"(?:the )?fewest bits (?:at|for|with|within) (.+)", _fewest_bits),
 )  # fmt: skip

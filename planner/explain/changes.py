@@ -24,7 +24,9 @@ from targets.gpu import all_gpus, find_gpu
 _CALLED: Mapping[str, str] = {
     "card": "target.count", "cards": "target.count", "gpus": "target.count", "gpu": "target.gpu", "machines": "target.nodes",
     "client": "workload.concurrency", "clients": "workload.concurrency", "user": "workload.concurrency", "users": "workload.concurrency",
-    "input": "workload.input_tokens", "output": "workload.output_tokens", "speed": "goals.decode", "latency": "goals.tpot",
+    "input": "workload.input_tokens", "prompt": "workload.input_tokens", "prompts": "workload.input_tokens",
+    "answer": "workload.output_tokens", "answers": "workload.output_tokens",
+    "output": "workload.output_tokens", "speed": "goals.decode", "latency": "goals.tpot",
     "goal": "goals.quality.max_perplexity_increase", "quality": "goals.quality.max_perplexity_increase",
     "perplexity": "goals.quality.max_perplexity_increase", "loss": "goals.quality.max_perplexity_increase", "kl": "goals.quality.max_kl",
     "goals": "goals", "pruning": "passes.prune", "distillation": "passes.distill", "quantization": "passes.quantize",
@@ -92,6 +94,10 @@ def _change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
             refused = refused or error
     if refused is not None:
         raise InputError(f"{text!r}: {refused.message}", remedy=refused.remedy)
+    if any(_paths(text)):
+        raise InputError(
+            f"{text!r} is a key of the spec: it wants a value", remedy="`optimize schema` prints what it may be"
+        )
     close = nearest(re.sub(r"[\d.]+ ?", "", text) or text, known_words())
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise InputError(
@@ -152,7 +158,7 @@ def _settled(path: Path, value: str, engine: str) -> Iterator[Patch]:
 
 def _values(text: str) -> Iterator[Any]:
     """What a value may be: a whole number (`64k` is 65,536), a number, text with the unit that it lacks, one of a list."""
-    if match := re.fullmatch(r"(\d+(?:[_,]\d{3})*)\s*([kK]?)", text):
+    if match := re.fullmatch(r"(\d+(?:[_,]\d{3})*)\s*([kK]?)(?: tokens?)?", text):
         yield int(re.sub("[_,]", "", match[1])) * (1024 if match[2] else 1)
     if re.fullmatch(r"\d*\.\d+", text):
         yield float(text)

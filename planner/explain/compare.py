@@ -53,9 +53,12 @@ class Judged:
 
     @property
     def least(self) -> tuple[str, float]:
-        """The bound that is least likely kept, and how likely it is: a goal, or the fit."""
-        odds = [(goal.name, goal.odds) for goal in self.verdict.goals]
-        return min((("fit", self.verdict.capacity.odds), *odds), key=lambda pair: pair[1])
+        """The bound whose odds fall most short of those asked, and how likely it is kept: a goal, or the fit."""
+        goals = self.spec.goals
+        odds = [(goal.name, goal.odds, goal.odds - goals.confidence) for goal in self.verdict.goals]
+        fit = self.verdict.capacity.odds
+        name, least, _ = min((("fit", fit, fit - goals.fit_confidence), *odds), key=lambda bound: bound[2])
+        return name, least
 
     @property
     def hours(self) -> Quantity:
@@ -132,6 +135,10 @@ def _figures(judged: Judged, simulated: bool) -> Iterator[tuple[tuple[str, str],
     yield ("work", "h"), judged.hours
 
 
+#: Figures that differ by no larger share are one to people.
+_ALIKE = 5e-4
+
+
 def _change(old: Quantity, new: Quantity, unit: str) -> str:
     """How the second stands to the first: in points for shares, else as a ratio, and whether the intervals overlap."""
     if old.value == new.value:
@@ -143,6 +150,8 @@ def _change(old: Quantity, new: Quantity, unit: str) -> str:
         first, second = apart(old.value, new.value, unit)
         return f"from {first} to {second}"
     ratio = new.value / old.value
+    if abs(ratio - 1) < _ALIKE:
+        return f"nearly the same{unsure}"
     digits = next((n for n in range(2, 9) if round(ratio, n) not in (0, 1)), 9)
     return f"× {ratio:.{digits}f}{unsure}"
 

@@ -83,6 +83,8 @@ def _figure(value: Any, name: str) -> float | str:
         return growth(value) if name == "log_ppl_increase" else float(value)
     if isinstance(value, str) and (size := re.fullmatch(r"(\d+) B", value)):
         return show(int(size[1]), "B")
+    if isinstance(value, str) and (time := re.fullmatch(r"(\d+\.\d+) s", value)):
+        return f"{float(time[1]):.6g} s"
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40,64}", value):
         return value[:8]
     return _plain(value)

@@ -16,6 +16,7 @@ from targets.gpu import Gpu
 from targets.quantity import Quantity
 from targets.simulation import arrivals as arriving
 from targets.simulation import lengths as long
+from targets.simulation.highest import highest_rate, most_clients
 from targets.simulation.metrics import PERCENTILES, Distribution, figures, goodput
 from targets.simulation.scheduler import Batch, Besides, Cache
 from targets.simulation.simulate import Composer, Host, Run, simulate
@@ -31,8 +32,8 @@ _CACHE_ERROR, _LEAST_CACHE = 0.1, 0.1
 #: By which share lengths vary where nothing is said of them, as in most published closed loops (InferenceX: `--random-range-ratio 0.8`);
 #: rounds of those of equal lengths.
 _SPREAD, _FEW_ROUNDS = 0.11, 3
-#: Requests of a run that only says whether a load is served, and the lowest rate that is tried.
-_SHORT_RUN, _LEAST_RATE = MOST_CLIENTS, 1 / 64
+#: Requests of a run at a rate that only says whether a load is served, at most.
+_SHORT_RUN = MOST_CLIENTS
 #: A block that holds any sequence: for caches that do not grow with it.
 _ANY_LENGTH = 1 << 40
 
@@ -108,80 +109,71 @@ def served(
     least cache, and with faster ones and the most: near saturation they are wide, to one side. Where nothing is said of a closed
     loop's requests, the run of a benchmark is among them: few rounds of equal lengths, in which clients stay in step.
     """
-    if engine.queue(gpu, settings, workload, memory.kv) is None or not is_fitted(engine.name):
+    if not _is_simulated(engine, gpu, settings, workload, memory):
         return engine.speed(ir, gpu, settings, workload, memory)
     question = asked(engine, ir, gpu, settings, workload, memory)
-    formula = steady(question)
+    run = _runs(engine, gpu, settings, memory, question)
+    load = load_of(workload, question.replicas)
+    width = question.fitted.widths[question.regime(workload)]
+    short, roomy = _cache_shares(memory.kv)
+    runs = [run(workload, load), run(workload, load, width.tpot, short), run(workload, load, -width.tpot, roomy)]
+    if _unsaid(workload):
+        in_step = replace(workload, requests=_FEW_ROUNDS * round(question.loop.clients) * question.replicas)
+        runs.append(run(workload, load_of(in_step, question.replicas), width.tpot))
+    told = _estimate(steady(question), runs, question, load, width.ttft)
+    if not workload.limits:
+        return told
+    good = [question.replicas * goodput(each, partial(_kept, workload.limits)) for each in runs]
+    return replace(told, goodput_req_s=Quantity(good[0], min(good), max(good), question.fitted.basis))
+
+
+def with_highest(
+    engine: Engine, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate
+) -> SpeedEstimate:
+    """Return what `served` does, and how many users are served so that the run as predicted keeps the workload's limits, whatever
+    the odds.
+    """
+    told = served(engine, ir, gpu, settings, workload, memory)
+    if not workload.limits or not _is_simulated(engine, gpu, settings, workload, memory):
+        return told
+    question = asked(engine, ir, gpu, settings, workload, memory)
+    run = _runs(engine, gpu, settings, memory, question)
+
+    def keeps(load: Workload) -> float:
+        return 1.0 if _keeps(run(load, load_of(load, question.replicas)), workload.limits) else -1.0
+
+    def clients(count: int) -> float:
+        return keeps(replace(workload, concurrency=count, requests=min(max(ROUNDS * count, 40), MOST_REQUESTS)))
+
+    def rate(count: float) -> float:
+        return keeps(replace(workload, rate=count, requests=min(max(round(20 * count), 40), _SHORT_RUN), trace=None))
+
+    if workload.rate is None:
+        return replace(told, most_clients=most_clients(workload.concurrency or 1, clients))
+    return replace(told, highest_rate=highest_rate(workload.rate if math.isfinite(workload.rate) else 1.0, rate))
+
+
+def _is_simulated(engine: Engine, gpu: Gpu, settings: Settings, workload: Workload, memory: MemoryEstimate) -> bool:
+    """Whether a load is simulated: the engine's scheduler is known, and its speed was fitted."""
+    return engine.queue(gpu, settings, workload, memory.kv) is not None and is_fitted(engine.name)
+
+
+def _runs(engine: Engine, gpu: Gpu, settings: Settings, memory: MemoryEstimate, question: Asked) -> Callable[..., Run]:
+    """Return what simulates a load of a workload, with slower steps (in log space) and a share of the cache."""
     seconds = StepTimes(question.run.stage, question.loop.cache_bytes, settings.parallel.pp)
 
-    def run(load: Load, slower: float = 0.0, share: float = 1.0) -> Run:
+    def run(workload: Workload, load: Load, slower: float = 0.0, share: float = 1.0) -> Run:
         queue = engine.queue(gpu, settings, workload, _scaled(memory.kv, share))
         assert queue is not None
         return _run(seconds, math.exp(slower), queue, load, question)
 
-    load = load_of(workload, question.replicas)
-    width = question.fitted.widths[question.regime(workload)]
-    short, roomy = _cache_shares(memory.kv)
-    runs = [run(load), run(load, width.tpot, short), run(load, -width.tpot, roomy)]
-    if _unsaid(workload):
-        in_step = replace(workload, requests=_FEW_ROUNDS * round(question.loop.clients) * question.replicas)
-        runs.append(run(load_of(in_step, question.replicas), width.tpot))
-    told = _estimate(formula, runs, question, load, width.ttft)
-    if not workload.limits:
-        return told
-    good = [question.replicas * goodput(each, partial(_kept, workload.limits)) for each in runs]
-    best = highest(workload, lambda asked: _keeps(run(load_of(asked, question.replicas)), workload.limits))
-    quantity = Quantity(good[0], min(good), max(good), question.fitted.basis)
-    by_rate = workload.rate is not None
-    return replace(
-        told,
-        goodput_req_s=quantity,
-        most_clients=None if by_rate else int(best),
-        highest_rate=best if by_rate else None,
-    )
+    return run
 
 
 def _unsaid(workload: Workload) -> bool:
     """Whether nobody said how many requests a closed loop has, nor how their lengths differ: clients may as well stay in step."""
     told = workload.requests or workload.input_p95 or workload.output_p95 or workload.trace
     return (workload.concurrency or 1) > 1 and workload.rate is None and not told
-
-
-def highest(workload: Workload, keeps: Callable[[Workload], bool]) -> float:
-    """Return the most clients, or where the workload has a rate the highest rate, that keep the promises; 0 where none do.
-
-    From what is asked up and down by doubling, then between by halving, to a twentieth; runs are of ten rounds or twenty seconds.
-    """
-
-    def load(count: float) -> Workload:
-        if workload.rate is None:
-            return replace(
-                workload, concurrency=round(count), requests=min(max(ROUNDS * round(count), 40), MOST_REQUESTS)
-            )
-        return replace(workload, rate=count, requests=min(max(round(20 * count), 40), _SHORT_RUN), trace=None)
-
-    by_rate = workload.rate is not None
-    least, most = (_LEAST_RATE, float(_SHORT_RUN)) if by_rate else (1.0, float(_SHORT_RUN))
-    asked = (
-        workload.rate
-        if workload.rate is not None and math.isfinite(workload.rate)
-        else float(workload.concurrency or 8)
-    )
-    low = high = min(max(asked, least), most)
-    if keeps(load(low)):
-        while high < most and keeps(load(min(2 * high, most))):
-            low = high = min(2 * high, most)
-        high = min(2 * high, most)
-    else:
-        while low > least and not keeps(load(max(low / 2, least))):
-            low = high = max(low / 2, least)
-        if low <= least:
-            return 0.0
-        low = max(low / 2, least)
-    while high > 1.05 * low and (by_rate or high - low > 1):
-        middle = math.sqrt(low * high) if by_rate else float(round((low + high) / 2))
-        low, high = (middle, high) if keeps(load(middle)) else (low, middle)
-    return round(low, 3) if by_rate else float(math.floor(low))
 
 
 def _kept(limits: Sequence[Limit], ttft: float, tpot: float, e2e: float) -> bool:

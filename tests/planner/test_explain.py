@@ -15,9 +15,10 @@ import pytest
 from passes.errors import InputError
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from planner.choice.search import SearchResult, search
+from planner.choice.search import SearchResult, margin, search, under, with_clients
 from planner.explain.answer import QUESTIONS, explain
 from planner.explain.changes import change
+from planner.plan.make import plan
 from planner.spec.parse import parse_spec
 from planner.spec.patch import at, patched, written
 from planner.spec.spec import Spec
@@ -240,3 +241,36 @@ def test_the_fewest_bits_stay_with_the_plans_engine_and_say_who_has_fewer() -> N
     answer = explain(spec, open_model(spec.model), "fewest bits at 10 %")
     assert answer.other is not None and answer.other.candidate.startswith("vllm: ")
     assert "exllamav2: " in answer.answer and "where its engine is named" in answer.answer
+
+
+def test_plan_and_explain_tell_one_number_of_users_that_the_decision_rule_confirms() -> None:
+    text = """
+model: Qwen/Qwen2.5-7B-Instruct
+target: { gpu: L4 }
+workload: { context: 8k, concurrency: 4, input_tokens: 1000, output_tokens: 200 }
+goals: { ttft: 2 s, decode: 15 tok/s }
+"""
+    spec = parse_spec(text)
+    made = plan(spec)
+    assert made.chosen is not None and made.chosen.speed is not None
+    most = made.chosen.speed.most_clients
+    assert most is not None and most >= 4
+    assert f"{most} clients at once are served" in explain(spec, made.source, "how many users").answer
+    chosen = made.result.chosen
+    assert chosen is not None
+    odds = [margin(spec, under(with_clients(spec, count), made.result.gpu, chosen)) for count in (most, most + 1)]
+    assert odds[0] >= 0 > odds[1]
+
+
+def test_a_question_of_figures_is_answered_with_figures() -> None:
+    assert "tok/s" in explain(*asked("32B"), "how fast is it").answer
+
+
+def test_cards_in_words_and_lengths_in_tokens_are_understood() -> None:
+    assert explain(*asked("32B"), "what if two cards").patch == "target: {count: 2}"
+    assert explain(*asked("32B"), "what if prompt 1000 tokens").patch == "workload: {input_tokens: 1000}"
+
+
+def test_a_key_without_a_value_is_told_so() -> None:
+    with pytest.raises(InputError, match="wants a value"):
+        explain(*asked("32B"), "what if images")

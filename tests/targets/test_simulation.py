@@ -16,6 +16,7 @@ from targets.gpu import find_gpu
 from targets.quantity import Quantity
 from targets.simulation.arrivals import Arrivals, burst, closed_loop, poisson
 from targets.simulation.exllama import Generator
+from targets.simulation.highest import highest_rate, most_clients
 from targets.simulation.lengths import lognormal, spread
 from targets.simulation.metrics import Distribution, figures, goodput
 from targets.simulation.scheduler import Batch, Besides, Cache, Request, Rules, Scheduler
@@ -332,3 +333,21 @@ def test_exllama_is_simulated_too() -> None:
         four.ttft_p95_ms.value > 2 * alone.ttft_p95_ms.value
         and four.throughput_tok_s.value > alone.throughput_tok_s.value
     )
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 7, 41, 92, 1023, 1024])
+@pytest.mark.parametrize("asked", [1, 16, 41, 64])
+def test_the_most_clients_are_found_exactly(asked: int, most: int) -> None:
+    tried = list[int]()
+
+    def margin(count: int) -> float:
+        tried.append(count)
+        return math.log((most + 0.5) / count)
+
+    assert most_clients(asked, margin) == most
+    assert len(tried) <= 22
+
+
+@pytest.mark.parametrize("most", [0.02, 0.7, 20.5, 300])
+def test_the_highest_rate_is_found_to_half_a_percent_and_never_above(most: float) -> None:
+    assert 0.994 * most <= highest_rate(4.0, lambda rate: most - rate) <= most + 5e-4

@@ -22,23 +22,31 @@ def tick(holds: bool) -> str:
     return "[green]✓[/]" if holds else "[red]✗[/]"
 
 
-def load_lines(speed: SpeedEstimate) -> Iterator[str]:
-    """Say what the simulated load showed: percentiles, waiting, how many users are served."""
+def load_lines(speed: SpeedEstimate, how: str) -> Iterator[str]:
+    """Say what the simulated load showed: percentiles, waiting, how many users are served, and `how` surely. Of requests that arrive no
+    rate of the run is told: that holds its slow end, and is none that could be served.
+    """
     if speed.ttft_p95_ms is None or speed.requests_s is None:
         return
     told = []
     for name, digits in (("ttft", 0), ("tpot", 1), ("e2e", 0)):
         usual, most = (speed.latency(name, share).value for share in ("p50", "p95"))
         told.append(f"{name.upper()} p50 {usual:,.{digits}f}, p95 {most:,.{digits}f} ms")
-    yield f"{'; '.join(told)}; {speed.requests_s.value:.3g} requests/s"
+    rate = "" if speed.highest_rate is not None else f"; {speed.requests_s.value:.3g} requests/s"
+    yield f"{'; '.join(told)}{rate}"
     if speed.cache_full or speed.preemptions:
         waited, lost = speed.cache_full or 0.0, speed.preemptions or 0
         yield f"requests wait for cache {waited:.0%} of the time; {lost:,} preemptions in {speed.requests:,} requests"
     if speed.most_clients is not None:
         clients = "1 client" if speed.most_clients == 1 else f"{speed.most_clients:,} clients"
         if speed.most_clients < MOST_CLIENTS:
-            yield f"serves {clients} at once within the goals on a request"
+            yield f"serves {clients} at once within the goals on a request {how}"
         else:
             yield f"even {clients} at once break no goal on a request: those beyond what runs at once wait, and no goal bounds that"
     if speed.highest_rate is not None:
-        yield f"serves {speed.highest_rate:.3g} requests a second within the goals on a request"
+        yield f"serves {speed.highest_rate:.3g} requests a second within the goals on a request {how}{_grows(speed)}"
+
+
+def _grows(speed: SpeedEstimate) -> str:
+    """From which rate on the queue grows, whatever is asked of a request."""
+    return "" if speed.capacity_req_s is None else f"; beyond {speed.capacity_req_s.value:.3g} the queue grows"

@@ -118,7 +118,8 @@ def _questions(document: PlanDocument, chosen: ChosenPlan) -> Iterator[str]:
     yield f"why {chosen.engine.name}"
     if document.rejected:
         yield f"why not {next((r.weights for r in document.rejected if r.weights not in (None, AS_IS, chosen.weights)), 'awq')}"
-    yield f"what if {2 * document.lock.gpu.count} cards"
+    fewest = document.spec.target.count == "auto"
+    yield "how many users" if fewest else f"what if {2 * document.lock.gpu.count} cards"
     yield "cheapest card that fits"
 
 
@@ -378,7 +379,8 @@ def _print_goals(page: Page, chosen: ChosenPlan, rate: tuple[PlannedGoal, ...], 
             page.line(INDENT + "  ", f"{predicted} {basis}")
         else:
             page.line(head, Text(f"{name:14s} {wanted:14s} {predicted:38s} {basis:11s} ").append_text(mark))
-    for number, line in enumerate(() if chosen.speed is None else load_lines(chosen.speed)):
+    surely = f"with the odds asked for ({show(confidence, 'odds')})"
+    for number, line in enumerate(() if chosen.speed is None else load_lines(chosen.speed, surely)):
         page.line("  Load     " if number == 0 else INDENT, line)
     page.blank()
 

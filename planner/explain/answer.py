@@ -54,7 +54,7 @@ def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
     """
     text = re.sub(r"\s+", " ", (question or "").strip().rstrip("?").strip())
     for said, name in _SPELLED.items():
-        text = re.sub(rf"\b{said}\b", name, text, flags=re.IGNORECASE)
+        text = re.sub(rf"(?<!\S){said}(?!\S)", name, text, flags=re.IGNORECASE)  # not inside a model's name
     for number, word in enumerate(_NUMBERS, 1):
         text = re.sub(rf"\b{word}(?= (?:{_COUNTED}))", str(number), text, flags=re.IGNORECASE)
     asked = Asked.of(spec, source)

@@ -132,7 +132,8 @@ class Question:
         """Lengths and clients, with their defaults."""
         taken, written = self.input_tokens or 512, self.output_tokens or 128
         if self.context is not None and self.input_tokens is None:
-            taken, written = max(1, min(512, self.context - 1)), max(1, min(128, self.context // 2))
+            taken = max(1, min(512, self.context - (self.output_tokens or 1)))
+            written = self.output_tokens or max(1, min(128, self.context // 2))
         return self.load.laid_over(Workload(self.context or self.model.max_context, self.concurrency, taken, written))
 
     def changed(self, options: Mapping[str, Any]) -> Question:

@@ -28,8 +28,9 @@ from tests.planner.questions import TEXTS, asked
 MORE = (
     "why not exl2", "why not q4", "why not 2 cards", "what if 48GB", "what if 64k context", "what if a goal of 5 %", "what if no goals",
     "what if vllm and concurrency 4", "what if 2 cards, context 8192", "what if decode 10 tok/s", "what if max_num_seqs 8",
-    "what if model Llama-3.2-1B-Instruct", "what if model Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "can it serve 4 users", "prefer speed", "faster", "why not int4", "why 1 card", "what if 1/s",
+    "what if model Llama-3.2-1B-Instruct", "can it serve 4 users", "prefer speed", "faster", "why not int4", "why 1 card", "what if 1/s",
     "how fast is it", "why this plan", "is it possible with 2 cards",
+    "what if model Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4",
 )  # fmt: skip
 
 

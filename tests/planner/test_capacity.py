@@ -136,7 +136,11 @@ def test_a_context_beyond_the_model_s_is_refused_by_plan_and_check(engine: str, 
     made = plan(spec).document
     assert made.chosen is None and not made.alternatives
     reasons = made.rejected[0].reasons
-    assert reasons[0].code == "context_beyond_model" and reasons[0].data == {"asked": 131072, "max_context": 32768}
+    assert reasons[0].code == "context_beyond_model" and reasons[0].data == {
+        "asked": 131072,
+        "max_context": 32768,
+        "rotary": True,
+    }
     assert "32768" in (reasons[0].remedy or "") or reasons[1:]
     told = longer_context(reasons[0])
     assert told is not None and '"factor": 4.0' in told

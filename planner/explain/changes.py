@@ -15,7 +15,7 @@ from passes.errors import InputError, nearest
 from passes.formats import kv_dtypes
 from passes.quantize.format_names import methods, pass_named
 from planner.spec.parts.goals import Goals
-from planner.spec.patch import Patch, Path, at, patched, places
+from planner.spec.patch import Patch, Path, at, patched, places, together
 from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, find_engine
 from targets.gpu import all_gpus, find_gpu
@@ -53,7 +53,7 @@ def change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
         spec, patch = _change(
             re.sub(r"^(with|an?|the|on|in|by)\s+", "", part.strip(), flags=re.IGNORECASE), spec, engine
         )
-        whole = _together(whole, patch)
+        whole = together(whole, patch)
     return spec, whole
 
 
@@ -153,7 +153,7 @@ def _settled(path: Path, value: str, engine: str) -> Iterator[Patch]:
         pass_named(value)
         yield _quantized(formats=[value])
     own = at(("engine", "name"), engine) if engine and path[0] == "engine" and len(path) > 1 else {}
-    yield from (_together(own, at(path, given)) for given in _values(value))
+    yield from (together(own, at(path, given)) for given in _values(value))
 
 
 def _values(text: str) -> Iterator[Any]:
@@ -194,11 +194,3 @@ def _card(name: str) -> str | None:
         return re.sub(r"\s", "", name) if re.match(r"\d+\s*[gG]", name) and find_gpu(name) else find_gpu(name).name
     except InputError:
         return None
-
-
-def _together(first: Patch, second: Patch) -> Patch:
-    out = dict(first)
-    for key, value in second.items():
-        known = out.get(key)
-        out[key] = _together(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
-    return out

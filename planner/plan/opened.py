@@ -43,19 +43,21 @@ class Opened:
 def opened(what: Path) -> Opened:
     """Open a saved plan, or the folder of a result. Raises InputError where it is neither, or its model is not found."""
     if not what.is_dir():
-        document = load_plan(what)
-        spec = spec_of(document)
-        return Opened(document, spec, rewrite(source_of(document, spec), document.decision.chain))
+        return _planned(load_plan(what))
     if not (what / PLAN).is_file():
         raise InputError(
             f"{what} is no finished result", remedy="name the folder that `optimize apply` made, or a plan"
         )
     document = read_plan(what / PLAN)
     if document.places is not None:  # served as it is: the plan names where the checkpoint lies
-        spec = spec_of(document)
-        return Opened(document, spec, rewrite(source_of(document, spec), document.decision.chain))
+        return _planned(document)
     said = to_json(document.spec) | {"model": str(what)}
     return Opened(document, validated(None, said, "the spec in the plan"), open_model(what).ir)
+
+
+def _planned(document: PlanDocument) -> Opened:
+    spec = spec_of(document)
+    return Opened(document, spec, rewrite(source_of(document, spec), document.decision.chain))
 
 
 def source_of(document: PlanDocument, spec: Spec) -> ModelIR:

@@ -20,9 +20,9 @@ Path = tuple[str, ...]
 
 
 def patched(spec: Spec, patch: Patch) -> Spec:
-    """Return the spec with a patch. Raises InputError where it is none any more. A number of cards takes `max`, which is of `auto`, away;
-    a rate
-    takes the clients away, which wait for answers, and they the rate.
+    """Return the spec with a patch. Raises InputError where it is none any more.
+
+    A number of cards takes `max`, which is of `auto`, away; a rate takes the clients away, which wait for answers, and they the rate.
     """
     base = spec.model_dump(mode="json", exclude_none=True)
     if isinstance(patch.get("target", {}).get("count"), int):
@@ -43,6 +43,15 @@ def merged(base: Any, patch: Any) -> Any:
     for key, value in patch.items():
         out[key] = merged(out.get(key), value)
     return {key: value for key, value in out.items() if value is not None}
+
+
+def together(first: Patch, second: Patch) -> Patch:
+    """Return two patches as one, the second over the first; a key that is taken away stays so, until it is named again."""
+    out = dict(first)
+    for key, value in second.items():
+        known = out.get(key)
+        out[key] = together(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return out
 
 
 def at(path: Path, value: Any) -> Patch:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from passes.errors import InputError
 from passes.record import dataclass
-from planner.spec.patch import Patch, at
+from planner.spec.patch import Patch, at, together
 from planner.spec.spec import Spec
 from planner.spec.units import format_share
 from targets.engines.engine import ENGINE_NAMES, find_engine
@@ -94,17 +94,8 @@ def changes(state: State) -> Patch:
     """Return the patch of the spec that the moved controls stand for."""
     patch: Patch = {}
     for name, value in state.items():
-        patch = _merged(patch, _PATCHES[name](value))
+        patch = together(patch, _PATCHES[name](value))
     return patch
-
-
-def _merged(patch: Patch, more: Patch) -> Patch:
-    """Two patches as one; a key that is taken away stays so."""
-    out = dict(patch)
-    for key, value in more.items():
-        inner = out.get(key)
-        out[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return out
 
 
 _PATCHES = {

@@ -57,10 +57,9 @@ def read_command(words: Sequence[str]) -> ServeCommand:
     has not.
     """
     words = tuple(part for word in words for part in (_split(word) if _quoted(word, len(words)) else (word,)))
-    command, named = _read(words), None
-    if any(PurePosixPath(word).name in _CONTAINERS for word in words):
-        named = command.flags.get("config")
-    if named is not None and not Path(named).is_file():
+    command = _read(words)
+    named, contained = command.flags.get("config"), any(PurePosixPath(word).name in _CONTAINERS for word in words)
+    if contained and named is not None and not Path(named).is_file():
         return replace(
             command, notes=(*command.notes, f"--config {named} lies in the container: what it says is not read")
         )

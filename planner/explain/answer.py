@@ -17,8 +17,11 @@ from functools import cache
 from passes.errors import InputError, nearest
 from passes.ir.operations import forward_operations
 from passes.ir.sources import Source
-from planner.choice.alternatives import likely_choice
-from planner.choice.search import complete, judged, rule_of, target_gpu
+from planner.choice.best_first import likely_choice
+from planner.choice.demand import target_gpu
+from planner.choice.judging.candidate import complete
+from planner.choice.judging.judge import judged
+from planner.choice.search import rule_of
 from planner.choice.verdict import Verdict, judge_quality
 from planner.explain.asked import Answer, Asked, Row
 from planner.explain.changes import change, known_words, named
@@ -298,7 +301,7 @@ def _cheapest(asked: Asked, words: str) -> Answer:
     def surely(card: Gpu) -> bool:
         found = chosen(card.name)
         rule = rule_of(asked.spec, asked.source.ir, card)
-        return found is not None and rule.standing(found) == 0
+        return found is not None and rule.standing.of(found) == 0
 
     likely: Gpu | None = None
     plausible = [card for card in plausible if count * _operations_s(card) >= _asked_operations_s(asked)]

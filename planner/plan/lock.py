@@ -10,7 +10,7 @@ from pathlib import Path
 
 from passes.errors import InputError, StalePlanError
 from passes.ir.sources import Source, open_model
-from planner.choice.search import target_gpu
+from planner.choice.demand import target_gpu
 from planner.plan.codec import from_json, to_json
 from planner.plan.document import (
     TEXTS,

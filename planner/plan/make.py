@@ -18,9 +18,11 @@ from passes.record import dataclass
 from passes.text.source import refuse_same_text
 from planner.choice.alternatives import alternatives
 from planner.choice.goals import Goal
-from planner.choice.published import description
-from planner.choice.rule import MAKING, making
-from planner.choice.search import SearchResult, search, with_highest_load
+from planner.choice.judging.highest_load import with_highest_load
+from planner.choice.rule.criteria import making
+from planner.choice.rule.words import MAKING
+from planner.choice.search import SearchResult, search
+from planner.choice.space.published import description
 from planner.choice.verdict import Verdict
 from planner.machine import ALL_HERE, Computing, computing
 from planner.plan.cautions import cautions, recovery, unheld

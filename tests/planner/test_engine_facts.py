@@ -11,7 +11,7 @@ import pytest
 import planner
 from passes.ir.sources import open_model
 from passes.quantize.format_names import pass_named
-from planner.choice.space import workload_of
+from planner.choice.demand import workload_of
 from planner.plan.codec import from_json, to_json
 from planner.plan.document import PlannedSettings, planned_settings
 from planner.plan.launch import launch_request

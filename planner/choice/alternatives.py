@@ -16,7 +16,7 @@ from planner.choice.demand import target_gpu
 from planner.choice.goals import Goal
 from planner.choice.space.designs import engines, spreads
 from planner.choice.verdict import Verdict
-from planner.plan.document import Alternative
+from planner.plan.parts.others import Alternative
 from planner.spec.parts.target import CARDS_A_NODE, MOST_CARDS, EngineChoice
 from planner.spec.spec import Spec
 from targets.engines.engine import Settings, find_engine

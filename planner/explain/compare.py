@@ -16,7 +16,7 @@ from planner.choice.rule.words import MAKING
 from planner.choice.search import SearchResult, rule_of
 from planner.choice.verdict import Verdict
 from planner.figures import apart
-from planner.plan.document import PlannedGoal, planned_goal
+from planner.plan.parts.chosen import PlannedGoal, planned_goal
 from planner.plan.stated import StatedReason, stated
 from planner.quality.expected import perplexity_growth
 from planner.spec.spec import Spec

@@ -27,20 +27,12 @@ from planner.choice.verdict import Verdict
 from planner.machine import ALL_HERE, Computing, computing
 from planner.plan.cautions import cautions, recovery, unheld
 from planner.plan.codec import FORMAT_VERSION, to_json
-from planner.plan.document import (
-    ChosenPlan,
-    IllegalKind,
-    ParetoPlan,
-    Places,
-    PlanDocument,
-    PlannedEngine,
-    RejectedPlan,
-    planned_goal,
-    planned_settings,
-    sealed,
-)
+from planner.plan.document import PlanDocument, sealed
 from planner.plan.effort import Effort
 from planner.plan.lock import lock, portable_spec
+from planner.plan.parts.chosen import ChosenPlan, PlannedEngine, planned_goal, planned_settings
+from planner.plan.parts.locked import Places
+from planner.plan.parts.others import IllegalKind, ParetoPlan, RejectedPlan
 from planner.plan.remedies import followable, remedy
 from planner.plan.saved import save
 from planner.plan.stated import figures_alone, stated, whole_bytes

@@ -81,9 +81,10 @@ def _by_size(asked: Asked, patch: Patch) -> list[tuple[Patch, Verdict]]:
 
 
 def cheapest_card(asked: Asked, words: str) -> Answer:
-    """Return the least card that a plan meets the goals on, with the odds asked for where there is one. No prices are known: less memory,
-    then less bandwidth, counts as cheaper. None is tried where the fastest of all does not do, and none of a size whose newest and fastest does
-    not; of a size, cards are tried by halving, as more bandwidth does no worse.
+    """Return the least card that a plan meets the goals on, with the odds asked for where there is one.
+
+    No prices are known: less memory, then less bandwidth, counts as cheaper. None is tried where the fastest of all does not do, none of
+    a size whose newest and fastest does not; of a size, cards are tried by halving, as more bandwidth does no worse.
     """
     cards, count = _cards(), _count(asked)
     least = _fewest_bytes(asked, cards[-1].name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ from passes.errors import InputError
 from passes.ir.sources import open_model
 from planner.choice.best_first import likely_choice
 from planner.cli import main as command_line
-from planner.cli.completion import commands, script
 from planner.setup.doctor import Package, Tool, Torch, _commands
 from planner.setup.extras import extra_with, extras
 from planner.setup.wizard import USES, Answers, Question, ask_all, spec_text
@@ -143,34 +141,6 @@ def test_on_a_terminal_init_asks(tmp_path: Path) -> None:
     spec = parse_spec((tmp_path / "it.yaml").read_text())
     assert (spec.model, spec.target.gpu, spec.workload.context) == ("SmolLM2-135M-Instruct", "cpu", 4096)
     assert spec.workload.concurrency == "auto"
-
-
-def test_completion_holds_every_command_and_option() -> None:
-    known = tuple(commands())
-    assert {command.name for command in known} >= {"plan", "check", "report", "doctor", "init", "completion"}
-    for shell in ("bash", "zsh", "fish"):
-        text = script(shell)
-        assert all(command.name in text for command in known)
-        assert "HuggingFaceTB/SmolLM2-135M-Instruct" in text and "RTX-4090" in text
-
-
-@pytest.mark.parametrize(
-    ("line", "first"),
-    [
-        (["ch"], "check"),
-        (["check", "--mo"], "--model"),
-        (["check", "--gpu", "RTX-409"], "RTX-4090"),
-        (["init", "--use", "do"], "documents"),
-        (["plan", "exa"], ""),
-    ],
-)
-def test_bash_completes(line: list[str], first: str) -> None:
-    bash = shutil.which("bash")
-    assert bash is not None
-    words = " ".join(f"'{word}'" for word in ["optimize", *line])
-    program = f'{script("bash")}\nCOMP_WORDS=({words}); COMP_CWORD={len(line)}; _optimize; echo "${{COMPREPLY[0]}}"'
-    done = subprocess.run([bash, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == first
 
 
 def test_the_version_and_short_help(optimize: Any) -> None:

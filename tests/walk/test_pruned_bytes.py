@@ -27,7 +27,7 @@ IDS = torch.randint(3, 250, (8, 24), generator=torch.Generator().manual_seed(1))
     ("family", "passes"),
     [
         ("llama", (WidthPrune(96, 1),)), ("gemma3_text", (DepthPrune(1, (1,)), WidthPrune(64))),
-        ("qwen2", (DepthPrune(1, (0,)), WidthPrune(96, 1, "taylor"))), ("qwen3_moe", (ExpertPrune(2),)),
+        ("qwen2", (DepthPrune(1, (0,)), WidthPrune(96, 1, "fisher"))), ("qwen3_moe", (ExpertPrune(2),)),
     ],
 )  # fmt: skip
 def test_transformers_holds_exactly_the_predicted_bytes(family: str, passes: tuple[Pass, ...], tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class PruneChoice(Strict):
     """Channels that each dense MLP keeps."""
     kv_heads: Count | None = None
     """Key/value groups that each attention keeps, with their query heads."""
-    importance: Literal["activation", "taylor", "hessian"] = "hessian"
+    importance: Literal["activation", "taylor", "fisher", "hessian"] = "hessian"
     """How channels and groups are judged: by what they add, to first order, or by what is lost when the others make up for them."""
     experts: Count | None = None
     """Experts that each mixture layer keeps."""

@@ -111,6 +111,26 @@ def test_a_flag_that_no_spec_takes_is_refused(flags: list[str], says: str, optim
     assert not (tmp_path / "it.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("here", "said", "count"),
+    [
+        (("NVIDIA L4",), "NVIDIA L4", 1), (("NVIDIA L4", "NVIDIA L4"), "L4", 2), ((), None, 0),
+        (("NVIDIA L4", "NVIDIA GeForce RTX 4090"), "L4", 2),
+    ],
+)  # fmt: skip
+def test_auto_is_the_card_that_is_found(
+    here: tuple[str, ...], said: str | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.setup.wizard.installed_gpus", lambda: here)
+    if said is None:
+        with pytest.raises(InputError, match="no card is found here"):
+            spec_text(Answers(gpu="auto"))
+        return
+    for answers in (Answers(gpu="auto"), Answers()):
+        target = parse_spec(spec_text(answers)).target
+        assert (target.gpu, target.count) == (said, count)
+
+
 def test_the_wizard_asks_what_is_not_given_and_again_where_it_cannot_be() -> None:
     said: list[str] = []
     typed = iter(["no-such-model", "Qwen2.5-7B-Instruct", "documents", "a lot", "", "8"])

@@ -22,8 +22,8 @@ class GpuFacts(Strict):
     """What it is called in plans."""
     memory_gib: Positive
     """The total that CUDA shows."""
-    bandwidth_gb_s: Positive
-    """Of its memory, in GB/s (10^9 bytes)."""
+    bandwidth_gb_s: Positive | None = None
+    """Of its memory, in GB/s (10^9 bytes); left out beside a listed card's `name`: that card, with `memory_gib` of its own (under WSL)."""
     compute_capability: str | float | None = None
     """CUDA's, which decides what formats it multiplies."""
     arch: str = "unknown"
@@ -42,6 +42,15 @@ class GpuFacts(Strict):
     """Its PCIe generation and lanes."""
     interconnect_gb_s_bidirectional: Positive | None = None
     """NVLink in both directions together, in GB/s; left out: cards talk over PCIe."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> GpuFacts:
+        """A card without a bandwidth is a listed one, of which nothing but the memory is said."""
+        if self.bandwidth_gb_s is None and self.model_fields_set != {"name", "memory_gib"}:
+            raise ValueError(
+                "bandwidth_gb_s is missing; it may be left out beside a listed card's name and memory_gib alone"
+            )
+        return self
 
 
 class Target(Strict):

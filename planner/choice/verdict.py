@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import field
 from functools import cached_property
 
@@ -184,8 +184,12 @@ class Verdict:
         memory = self.memory.memory
         needed = memory.budget.value - min(0.0, self.capacity.room.value)
         short = math.log(needed / memory.budget.value) if memory.budget.value > 0 else math.inf
-        hard = sum(reason.kind is ReasonKind.ILLEGAL and not reason.options for reason in self.reasons)
-        return hard, short + sum(math.log1p(goal.miss) for goal in self.goals)
+        return refusals(self.reasons), short + sum(math.log1p(goal.miss) for goal in self.goals)
+
+
+def refusals(reasons: Iterable[Reason]) -> int:
+    """Return the number of reasons that neither a figure measures nor a setting mends."""
+    return sum(reason.kind is ReasonKind.ILLEGAL and not reason.options for reason in reasons)
 
 
 def judge(goals: Goals, workload: Workload, speed: SpeedEstimate, quality: Quality) -> Iterator[GoalResult]:

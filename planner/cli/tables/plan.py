@@ -214,7 +214,7 @@ def _by_how_much(reason: StatedReason, plan: RejectedPlan) -> str:
     wanted, predicted = reason.data.get("wanted"), reason.data.get("predicted")
     if wanted is not None and predicted is not None and reason.code != Goal.RATE.reason_code:
         if reason.code == Goal.PERPLEXITY.reason_code:
-            return f", {100 * (predicted - wanted):.2g} points too much"
+            return f", {show(100 * (predicted - wanted), 'points')} too much"
         return f", off by {abs(predicted - wanted) / abs(wanted):.1%}" if wanted else ""
     needed, available = reason.data.get("needed_bytes"), reason.data.get("available_bytes")
     if plan.memory is not None and reason.code == "weights_do_not_fit":

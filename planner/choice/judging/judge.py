@@ -18,7 +18,7 @@ from planner.choice.judging.candidate import complete, fitted
 from planner.choice.rule.rule import Rule
 from planner.choice.space.designs import Design
 from planner.choice.space.published import description, published_quality
-from planner.choice.verdict import Candidate, Verdict, judge_quality, judge_rate
+from planner.choice.verdict import Candidate, Verdict, judge_quality, judge_rate, missed
 from planner.quality.expected import Quality, expected_quality
 from planner.spec.spec import Spec
 from targets.engines.engine import MemoryEstimate, Settings, find_engine
@@ -195,10 +195,8 @@ class Judge:
         verdict = fitted(candidate, ir, self._gpu, workload, quality, illegal)
         if verdict.reasons:
             return verdict
-        missed = tuple(
-            goal.reason() for goal in judge_quality(spec.goals, quality) if not goal.tolerated(spec.goals.bands)
-        )
-        return replace(verdict, reasons=missed) if missed else complete(spec, self._gpu, verdict)
+        bad = missed(judge_quality(spec.goals, quality), spec.goals.bands)
+        return replace(verdict, reasons=bad) if bad else complete(spec, self._gpu, verdict)
 
     def described(self, design: Design) -> Made:
         """Return what all settings of a design have in common, what the engine has against it among the reasons."""

@@ -12,15 +12,12 @@ from passes.base import Stage
 from passes.record import dataclass
 from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
-from planner.choice.verdict import judge_rate
 from planner.cli.tables.choices import print_choices
 from planner.cli.tables.page import INDENT, Page
 from planner.cli.tables.parts import load_lines, size
 from planner.figures import apart, show, show_interval
-from planner.plan.parts.chosen import planned_goal
 from planner.plan.remedies import longer_context
 from planner.quality.expected import perplexity_growth
-from planner.spec.parts.goals import Bands
 from planner.spec.units import parse_share
 from targets.gpu import find_gpu
 from targets.quantity import Quantity
@@ -71,7 +68,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     page.line("  Runs     ", _layout(chosen))
     page.blank()
     _print_memory(page, chosen, document)
-    _print_goals(page, chosen, _rate(document, chosen), _confidence(document, "confidence"))
+    _print_goals(page, chosen, _confidence(document, "confidence"))
     print_choices(page, document)
     page.line("  Graph    ", " ─► ".join(("source", *_titles(chosen), "checkpoint", chosen.engine.name)))
     page.blank()
@@ -348,16 +345,9 @@ def _cache(chosen: ChosenPlan, workload: Workload) -> str:
     )
 
 
-def _rate(document: PlanDocument, chosen: ChosenPlan) -> tuple[PlannedGoal, ...]:
-    """The rate that requests arrive at, as a goal: they are to be answered as fast."""
-    if chosen.speed is None:
-        return ()
-    return tuple(planned_goal(result, Bands()) for result in judge_rate(document.spec.workload.asked, chosen.speed))
-
-
-def _print_goals(page: Page, chosen: ChosenPlan, rate: tuple[PlannedGoal, ...], confidence: float) -> None:
+def _print_goals(page: Page, chosen: ChosenPlan, confidence: float) -> None:
     rows: list[tuple[str, str, str, str, Text]] = []
-    for goal in (*rate, *chosen.goals):
+    for goal in chosen.goals:
         p = goal.predicted
         wanted, value = apart(goal.wanted, p.value, goal.unit)
         sign = "≤" if goal.at_most else "≥"

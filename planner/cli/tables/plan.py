@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from passes.base import Stage
+from passes.ir.names import writes_nothing
 from passes.record import dataclass
 from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
@@ -68,7 +69,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     page.line("  Runs     ", _layout(chosen))
     page.blank()
     _print_memory(page, chosen, document)
-    _print_goals(page, chosen, _confidence(document, "confidence"))
+    _print_goals(page, chosen, _confidence(document, "confidence"), writes_nothing(document.model))
     print_choices(page, document)
     page.line("  Graph    ", " ─► ".join(("source", *_titles(chosen), "checkpoint", chosen.engine.name)))
     page.blank()
@@ -345,7 +346,8 @@ def _cache(chosen: ChosenPlan, workload: Workload) -> str:
     )
 
 
-def _print_goals(page: Page, chosen: ChosenPlan, confidence: float) -> None:
+def _print_goals(page: Page, chosen: ChosenPlan, confidence: float, embeds: bool) -> None:
+    """Print goals, then what everybody wants to know: of a model that `embeds` texts how long one takes, since it decodes nothing."""
     rows: list[tuple[str, str, str, str, Text]] = []
     for goal in chosen.goals:
         p = goal.predicted
@@ -355,7 +357,9 @@ def _print_goals(page: Page, chosen: ChosenPlan, confidence: float) -> None:
             (goal.said, f"{sign} {wanted}", show_interval(p, goal.unit, value), p.basis, _mark(goal, confidence))
         )
     named = {goal.name for goal in chosen.goals}
-    if chosen.speed is not None and not named & {Goal.DECODE, Goal.TPOT, Goal.THROUGHPUT}:
+    if chosen.speed is not None and embeds and Goal.TTFT not in named:
+        rows.append(_unasked(Goal.TTFT, chosen.speed.ttft_ms))
+    if chosen.speed is not None and not embeds and not named & {Goal.DECODE, Goal.TPOT, Goal.THROUGHPUT}:
         rows.append(_unasked(Goal.DECODE, chosen.speed.decode_tok_s_per_request))
     if not named & {Goal.PERPLEXITY, Goal.KL}:
         rows.append(_unasked(Goal.PERPLEXITY, perplexity_growth(chosen.quality.log_ppl_increase)))
@@ -367,7 +371,7 @@ def _print_goals(page: Page, chosen: ChosenPlan, confidence: float) -> None:
         else:
             page.line(head, Text(f"{name:14s} {wanted:14s} {predicted:38s} {basis:11s} ").append_text(mark))
     surely = f"with the odds asked for ({show(confidence, 'odds')})"
-    for number, line in enumerate(() if chosen.speed is None else load_lines(chosen.speed, surely)):
+    for number, line in enumerate(() if chosen.speed is None else load_lines(chosen.speed, surely, embeds)):
         page.line("  Load     " if number == 0 else INDENT, line)
     page.blank()
 

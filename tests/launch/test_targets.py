@@ -280,3 +280,25 @@ def test_a_unit_s_name_for_people_is_one_line_and_expands_nothing() -> None:
     named = replace(made, request=replace(made.request, served_name="50 %n\nExecStart=/bin/evil\\"))
     assert "Description=50 %%n ExecStart=/bin/evil\\ by tightfit\n" in units(named)
     assert len(units(named).splitlines()) == len(units(made).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("pip", "fits", "skip", "code"),
+    [(0, 0, "1", 0), (0, 3, "1", 1), (0, 2, "1", 0), (0, 6, "1", 0), (1, 3, "1", 0), (1, 3, "0", 0)],
+)
+def test_an_init_container_keeps_a_pod_from_starting_on_a_plain_no_alone(
+    pip: int, fits: int, skip: str, code: int, tmp_path: Path
+) -> None:
+    [file] = target_files(server("04-l4-50-users-8b"), ["kubernetes"])
+    _, workload, _ = yaml.safe_load_all(file.text)
+    [checks] = workload["spec"]["template"]["spec"]["initContainers"]
+    assert checks["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    for name, answer in (("pip", pip), ("optimize", fits)):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\nexit {answer}\n')
+        program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TIGHTFIT_CHECK": skip}
+    done = subprocess.run([*checks["command"], *checks["args"]], env=environment, check=False)
+    assert min(done.returncode, 1) == code
+    said = (tmp_path / "said").read_text() if (tmp_path / "said").exists() else ""
+    assert ("check --live -- vllm serve" in said) == (pip == 0)

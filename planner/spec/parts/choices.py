@@ -110,6 +110,9 @@ class DistillChoice(Strict):
     """How often each sequence is trained on."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Of steps of 4,096 tokens; smaller steps take the root of their share."""
+    lora_rank: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Of low-rank adapters (LoRA) that are trained in place of the weights and added to them in the end, in a third of the memory; 0: all
+    weights are trained."""
     goal: Annotated[float, Field(gt=0)] | None = None
     """The held-out loss to reach, in nats a token: training stops as soon as it is out of reach (exit 4)."""
     seed: int = 0

@@ -13,8 +13,9 @@ from passes.record import dataclass
 from planner.choice.goals import Goal
 from planner.figures import show_interval
 from planner.plan.codec import FORMAT_VERSION, from_json, upgraded
-from planner.plan.document import PlanDocument, PlannedEngine, PlannedGoal
+from planner.plan.document import PlanDocument
 from planner.plan.effort import Effort
+from planner.plan.parts.chosen import PlannedEngine, PlannedGoal
 from planner.quality.expected import Quality, growth, perplexity_growth
 from targets.engines.engine import KVEstimate, Memory, SpeedEstimate
 from targets.quantity import Basis, Quantity

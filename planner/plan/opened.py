@@ -10,8 +10,8 @@ from passes.ir.model import ModelIR
 from passes.ir.names import find, published_of
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
-from planner.choice.published import description
-from planner.choice.search import target_gpu
+from planner.choice.demand import target_gpu
+from planner.choice.space.published import description
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, asked_spec, spec_of
 from planner.plan.saved import PLAN, load_plan, read_plan

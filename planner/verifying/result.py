@@ -9,7 +9,7 @@ from passes.files.manifest import NAME as MANIFEST
 from passes.files.manifest import Damage, damage, manifest_digest
 from passes.record import dataclass
 from planner.certificate import NAME, Certificate
-from planner.plan.document import LockedText
+from planner.plan.parts.locked import LockedText
 from planner.plan.saved import PLAN, read_plan
 from planner.verifying.report import read_report
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from passes.record import dataclass
 from planner.certificate import Comparison, SoakReport
-from planner.plan.document import ChosenPlan, PlanDocument
+from planner.plan.document import PlanDocument
 from planner.plan.full_context import FullContext, full_context
 from planner.plan.opened import opened
+from planner.plan.parts.chosen import ChosenPlan
 from planner.verifying.comparing import shown, within
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.quantity import Quantity

@@ -19,7 +19,8 @@ from planner.choice.goals import Goal
 from planner.figures import apart, show
 from planner.machine import require_build, require_cards
 from planner.plan.codec import to_json
-from planner.plan.document import ChosenPlan, PlanDocument, PlannedEngine, PlannedGoal
+from planner.plan.document import PlanDocument
+from planner.plan.parts.chosen import ChosenPlan, PlannedEngine, PlannedGoal
 from planner.plan.saved import PLAN, read_plan
 from planner.spec.arguments import file_named
 from planner.verifying.comparing import shown, within

@@ -15,7 +15,9 @@ import pytest
 from passes.errors import InputError
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from planner.choice.search import SearchResult, margin, search, under, with_clients
+from planner.choice.judging.highest_load import margin, with_clients
+from planner.choice.judging.simulated import under
+from planner.choice.search import SearchResult, search
 from planner.explain.answer import QUESTIONS, explain
 from planner.explain.changes import change
 from planner.plan.make import plan

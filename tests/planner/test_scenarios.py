@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from passes.ir.sources import open_model
-from planner.choice.rule import Rule
+from planner.choice.rule.rule import Rule
 from planner.choice.search import SearchResult, search
 from planner.choice.verdict import AS_IS, Verdict
 from planner.plan.make import plan

@@ -18,12 +18,15 @@ from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
 from planner.choice import capacity as cache
-from planner.choice.alternatives import best
-from planner.choice.bits import fewest_bits, most_bits
+from planner.choice.best_first import best
+from planner.choice.demand import target_gpu, workload_of
 from planner.choice.goals import Goal
-from planner.choice.published import description, published_quality
-from planner.choice.search import SearchResult, complete, decide, rule_of, search, target_gpu
-from planner.choice.space import settings_options, workload_of
+from planner.choice.judging.candidate import complete
+from planner.choice.judging.decision import decide
+from planner.choice.search import SearchResult, rule_of, search
+from planner.choice.space.bits import fewest_bits, most_bits
+from planner.choice.space.designs import settings_options
+from planner.choice.space.published import description, published_quality
 from planner.choice.verdict import Candidate, GoalResult, Verdict
 from planner.plan.make import plan
 from planner.quality.expected import Quality, expected_quality, growth

@@ -20,10 +20,11 @@ from passes.ir.sources import open_model
 from planner.certificate import NAME, Comparison, read_certificate
 from planner.choice.goals import Goal
 from planner.machine import require_build, require_cards
-from planner.plan.document import PlanDocument, PlannedGoal, portable
+from planner.plan.document import PlanDocument, portable
 from planner.plan.full_context import full_context
 from planner.plan.make import plan
 from planner.plan.opened import Opened
+from planner.plan.parts.chosen import PlannedGoal
 from planner.plan.saved import save
 from planner.spec.spec import Spec
 from planner.verifying.report import VerifyReport, read_report

@@ -11,7 +11,8 @@ from planner.figures import all_apart
 from planner.quality.expected import growth
 
 if TYPE_CHECKING:
-    from planner.plan.document import ParetoPlan, PlanDocument
+    from planner.plan.document import PlanDocument
+    from planner.plan.parts.others import ParetoPlan
     from planner.quality.expected import Quality
     from targets.engines.engine import Memory, SpeedEstimate
 

@@ -17,7 +17,7 @@ from planner.cli.tables.choices import print_choices
 from planner.cli.tables.page import INDENT, Page
 from planner.cli.tables.parts import load_lines, size
 from planner.figures import apart, show, show_interval
-from planner.plan.document import planned_goal
+from planner.plan.parts.chosen import planned_goal
 from planner.plan.remedies import longer_context
 from planner.quality.expected import perplexity_growth
 from planner.spec.parts.goals import Bands
@@ -26,12 +26,9 @@ from targets.gpu import find_gpu
 from targets.quantity import Quantity
 
 if TYPE_CHECKING:
-    from planner.plan.document import (
-        ChosenPlan,
-        PlanDocument,
-        PlannedGoal,
-        RejectedPlan,
-    )
+    from planner.plan.document import PlanDocument
+    from planner.plan.parts.chosen import ChosenPlan, PlannedGoal
+    from planner.plan.parts.others import RejectedPlan
     from planner.plan.stated import StatedReason
     from targets.workload import Workload
 

@@ -134,7 +134,7 @@ def _workspace(block: Block, tp: int, marlin: bool) -> float:
 
 def _multiplies_blocks(block: Block, profile: Profile) -> bool:
     """Whether Marlin multiplies experts in blocks: DeepSeek V4's where Blackwell's own kernels are not (`_get_priority_backends` of
-    `fused_moe/oracle/mxfp4.py`, 0.22). Start-ups of gpt-oss, whose kernels are others, show no such buffers.
+    `fused_moe/oracle`, 0.22). Start-ups of gpt-oss, whose kernels are others, show no such buffers.
     """
     return isinstance(block.state, CompressedKV) and profile.capability < _BLACKWELL * 10
 

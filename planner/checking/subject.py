@@ -146,8 +146,10 @@ def _of_file(path: Path) -> Subject:
     model = str(path) if finished else chosen.published
     spec = spec_of(moved_plan(plan, {"model": path}) if finished else plan)
     subject = _of_spec(spec, model)
+    settings = replace(chosen.settings.settings, version=chosen.engine.version, reserve_bytes=spec.target.reserve)
+    chosen_clients = chosen.capacity.clients if chosen.capacity and spec.workload.concurrency == "auto" else None
     return replace(
-        subject, settings=replace(chosen.settings.settings, version=chosen.engine.version), engine=chosen.engine.name,
+        subject, settings=settings, engine=chosen.engine.name, concurrency=chosen_clients or subject.concurrency,
         cards=chosen.settings.gpus, weights=chosen.weights if at_load or not finished else None, kv_cache_dtype=chosen.kv_cache_dtype,
         min_confidence=None, quality=chosen.quality,
     )  # fmt: skip

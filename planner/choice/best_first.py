@@ -66,7 +66,10 @@ def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None
             widest = ahead.figure + preferred(rule.goals).width(verdict, verdict)
             least, limit = ahead.figure, widest if ahead.figure < least else max(limit, widest)
     decision = rule.decide([feasible[place] for place in sorted(feasible)])
-    return None if decision is None else decision.chosen
+    if decision is None or rule.standing.trusted(decision.chosen):
+        return None if decision is None else decision.chosen
+    maintained = designs(spec, ir, gpu, by_maintenance(spec, gpu)[0], cards)
+    return None if any(map(rule.standing.serves, map(judge, maintained))) else decision.chosen
 
 
 def _best_first(

@@ -13,7 +13,7 @@ from passes.errors import InputError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from passes.record import dataclass
 from planner.asked import chain_of, rewrite, with_dtype
-from planner.choice.capacity import Capacity, capacity, loaded, running_at_once
+from planner.choice.capacity import Capacity, as_used, capacity, loaded, running_at_once
 from planner.choice.capacity import reasons as short_of
 from planner.choice.odds import at_least
 from targets.engines.accounting import CONCURRENCY_DOES_NOT_FIT
@@ -196,7 +196,8 @@ class Question:
         used = capacity(memory, sequences, load, replicas) if asked and lengths else None
         against = _of_each(memory.reasons, replicas) if used is None else short_of(memory, used, load)
         reasons = (*self.refused, *illegal, *refused)
-        return Outcome(ir, reasons, replace(memory, reasons=against), load, asked, used)
+        held = memory.memory if used is None else as_used(memory.memory, used.needed_bytes)
+        return Outcome(ir, reasons, replace(memory, reasons=against, memory=held), load, asked, used)
 
 
 def _of_each(reasons: tuple[Reason, ...], replicas: int) -> tuple[Reason, ...]:

@@ -40,6 +40,12 @@ from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, find_engine
 from targets.gpu import Gpu
 
+#: Why an archived engine is not planned for many clients on less than the odds that are asked for.
+UNTRUSTED = Reason(
+    "archived",
+    "is less likely than is asked, and its engine is archived while a maintained one serves",
+    kind=ReasonKind.DOMINATED,
+)
 #: Of candidates that ended early, how many are judged in full to find the nearest.
 _LOOKED_AT = 20
 
@@ -141,7 +147,9 @@ def search(
             break
     if archived and not any(map(rule.standing.settles, verdicts)):
         added = list(designs(spec, ir, gpu, archived, cards))
-        space, archived, verdicts = [*space, *added], (), (*verdicts, *map(judge_design, added))
+        served = any(map(rule.standing.serves, verdicts))
+        late = (v if not served or rule.standing.trusted(v) else _untrusted(v) for v in map(judge_design, added))
+        space, archived, verdicts = [*space, *added], (), (*verdicts, *late)
     if not space:
         raise nothing_to_weigh(spec, gpu)
     place = None
@@ -179,6 +187,11 @@ def by_maintenance(spec: Spec, gpu: Gpu) -> tuple[tuple[str, ...], tuple[str, ..
     names = tuple(name for name, _ in engines(spec, gpu))
     old = () if spec.engine != "auto" else tuple(name for name in names if find_engine(name).archived is not None)
     return tuple(name for name in names if name not in old), old
+
+
+def _untrusted(verdict: Verdict) -> Verdict:
+    """A candidate of an engine that nobody maintains, for many clients and less likely than is asked, where a maintained one serves."""
+    return replace(verdict, reasons=(*verdict.reasons, UNTRUSTED)) if verdict.feasible else verdict
 
 
 def _dominated(chosen: Verdict, loss: Loss) -> Reason:

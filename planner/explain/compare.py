@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from passes.errors import ReasonKind
+from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
 from passes.record import dataclass
 from planner.apply_cost import effort
@@ -17,7 +17,8 @@ from planner.choice.search import SearchResult, rule_of
 from planner.choice.verdict import Verdict
 from planner.figures import apart
 from planner.plan.parts.chosen import PlannedGoal, planned_goal
-from planner.plan.stated import StatedReason, stated
+from planner.plan.remedies import followable
+from planner.plan.stated import StatedReason, unmended
 from planner.quality.expected import perplexity_growth
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
@@ -51,8 +52,13 @@ class Judged:
 
     @property
     def missed(self) -> tuple[StatedReason, ...]:
-        """Everything that keeps it from meeting the goals; what only says that another one is better is nothing of it."""
-        return tuple(stated(r) for r in self.verdict.reasons if r.kind is not ReasonKind.DOMINATED)
+        """Everything that keeps it from meeting the goals."""
+        return tuple(map(unmended, self.against))
+
+    @property
+    def against(self) -> tuple[Reason, ...]:
+        """Its reasons; what only says that another one is better is none of them."""
+        return tuple(r for r in self.verdict.reasons if r.kind is not ReasonKind.DOMINATED)
 
     @property
     def least(self) -> tuple[str, float]:
@@ -111,7 +117,8 @@ def side(judged: Judged, role: str) -> Side:
         role, judged.label, f"{cards} × {gpu.name}" if cards > 1 else gpu.name,
         v.candidate.published.weights if v.candidate.published else v.candidate.weights, v.ir.kv_cache.dtype, MAKING[making(v)],
         not judged.missed and v.likely, round(v.capacity.odds, 4), judged.spec.goals.confidence,
-        judged.spec.goals.fit_confidence, tuple(planned_goal(result, judged.spec.goals.bands) for result in v.goals), judged.missed,
+        judged.spec.goals.fit_confidence, tuple(planned_goal(result, judged.spec.goals.bands) for result in v.goals),
+        tuple(followable(judged.spec, judged.source, replace(v, reasons=judged.against))),
     )  # fmt: skip
 
 

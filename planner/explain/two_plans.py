@@ -11,7 +11,7 @@ from planner.choice.verdict import Verdict
 from planner.explain.asked import Answer, Asked, Row
 from planner.explain.changes import change
 from planner.explain.compare import Judged, decides, differences, side
-from planner.plan.stated import stated
+from planner.plan.stated import unmended
 from planner.spec.patch import Patch, written
 from planner.spec.spec import Spec
 
@@ -24,7 +24,7 @@ def lost_row(verdict: Verdict) -> Row:
     candidate = verdict.candidate
     told = "; ".join(r.message for r in verdict.reasons)
     best = f"the best of {candidate.engine}, weighed where a spec names it (engine: {candidate.engine})"
-    return Row(candidate.label, told or best, tuple(map(stated, verdict.reasons)))
+    return Row(candidate.label, told or best, tuple(map(unmended, verdict.reasons)))
 
 
 def what_if(asked: Asked, words: str) -> Answer:

@@ -28,6 +28,11 @@ def stated(reason: Reason) -> StatedReason:
     return StatedReason(reason.code, reason.message, reason.remedy, to_json(reason.data))
 
 
+def unmended(reason: Reason) -> StatedReason:
+    """Return a reason without what would mend it: engines say that in words of `check`, and of a plan only what was tried is said."""
+    return replace(stated(reason), remedy=None)
+
+
 def whole_bytes(memory: Memory) -> Memory:
     """Return a memory estimate as documents state it: no parts of bytes."""
     return Memory(

@@ -306,3 +306,29 @@ def test_lengths_further_apart_than_any_are_refused_and_than_simulated_ones_are_
     assert any(
         "the load is simulated with 1,547, the cache counted by 2,000" in note for note in made.document.decision.notes
     )
+
+
+@pytest.mark.parametrize(
+    ("gpu", "load"),
+    [("{ gpu: RTX 3090, reserve: 1.5 GiB }", "concurrency: 4"), ("{ gpu: A100 SXM4 80GB }", "concurrency: auto")],
+    ids=["a reserve", "clients left open"],
+)
+@pytest.mark.parametrize("engine", ["vllm", "exllamav2"])
+def test_a_check_of_a_plan_has_the_plans_figures(
+    gpu: str, load: str, engine: str, optimize: Any, tmp_path: Path
+) -> None:
+    spec, made = tmp_path / "spec.yaml", tmp_path / "made.plan.json"
+    spec.write_text(
+        f"model: {MODEL}\ntarget: {gpu}\nengine: {engine}\nworkload: {{ {LENGTHS}, {load} }}\ngoals: {{ prefer: throughput }}\n"
+    )
+    assert optimize("plan", spec, "-o", made)[0] == 0
+    chosen = json.loads(made.read_text())["chosen"]
+    code, out, _ = optimize("check", made, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (
+        found["memory"]["budget"] == chosen["memory"]["budget"]
+        and found["memory"]["total"] == chosen["memory"]["total"]
+    )
+    for figure in ("ttft_ms", "tpot_ms", "throughput_tok_s"):
+        assert found["speed"][figure]["value"] == pytest.approx(chosen["speed"][figure]["value"]), figure

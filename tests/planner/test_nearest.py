@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
@@ -16,7 +17,9 @@ from planner.choice.search import SearchResult, by_maintenance, rule_of, search
 from planner.choice.space.designs import Design, designs
 from planner.choice.verdict import Verdict, refusals
 from planner.explain.answer import explain
+from planner.plan.make import plan
 from planner.spec.parse import parse_spec
+from planner.spec.patch import patched
 
 #: Specs that nothing meets, by what is missed: one goal, two, the memory, the rate.
 MISSED = {
@@ -79,6 +82,23 @@ def test_no_candidate_and_no_neighbour_in_settings_comes_nearer(missed: str) -> 
             assert fits_no_better, other.candidate.label
             if standing.unfit(other) <= standing.unfit(formula):
                 assert standing.doubt(formula) <= standing.doubt(other) + ODDS_BAND, other.candidate.label
+
+
+@pytest.mark.parametrize("missed", MISSED)
+def test_what_would_mend_a_candidate_is_a_change_of_the_spec_that_does(missed: str) -> None:
+    """In a plan and in explain's answers alike: no words of `check`, no flag; where nothing was found, nothing is said."""
+    result, _ = searched(missed)
+    made, source = plan(result.spec), open_model(result.spec.model)
+    said = [reason.remedy for row in made.document.rejected for reason in row.reasons]
+    for question in ("why", "why not awq", "what if 1 card", None):
+        answer = explain(result.spec, source, question)
+        said += [reason.remedy for row in answer.candidates for reason in row.reasons]
+        said += [reason.remedy for side in (answer.chosen, answer.other) if side for reason in side.missed]
+    told = {remedy for remedy in said if remedy is not None}
+    assert told
+    for remedy in told:
+        changed = yaml.safe_load(f"{{ {remedy} }}")
+        assert isinstance(changed, dict) and patched(result.spec, changed) != result.spec, remedy
 
 
 def test_explain_names_the_nearest_that_the_plan_names() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from passes.errors import ReasonKind
 from passes.record import dataclass
 from planner.choice.goals import FLOOR
 from planner.choice.verdict import Verdict, judge_quality
@@ -49,6 +50,20 @@ class Standing:
     def settles(self, v: Verdict) -> bool:
         """Tell whether every candidate of an engine that nobody maintains comes behind this one of a maintained engine."""
         return v.feasible and self.of(v) <= (0 if v.capacity.clients <= FEW_CLIENTS else BEHIND - 1)
+
+    def serves(self, v: Verdict) -> bool:
+        """Tell whether a candidate of a maintained engine surely holds the load and keeps the quality, however fast: all that is against it
+        is a goal on speed.
+        """
+        speed = all(goal.goal.of_speed or goal.tolerated(self.goals.bands) for goal in v.goals)
+        missed = all(reason.kind is ReasonKind.GOAL_MISSED for reason in v.reasons)
+        return bool(v.goals) and speed and missed and self.unfit(v) == 0 and not self.archived(v.candidate.engine)
+
+    def trusted(self, v: Verdict) -> bool:
+        """Tell whether a candidate may be chosen where a maintained engine serves: of an engine that nobody maintains, for more than few
+        clients, only one with the odds asked for.
+        """
+        return not self.behind(v.candidate.engine, v.capacity.clients) or v.admissible(self.goals)
 
     def doubt(self, v: Verdict) -> float:
         """Return the probability by which odds fall short of the confidence that is asked, of the goals or of the fit; none of what is

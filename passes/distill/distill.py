@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.algorithms.learned.rounding import Tuning
@@ -143,6 +144,18 @@ class Distill(Pass):
     def other_teacher(self) -> bool:
         """Whether its text may have been written by another model than the source."""
         return self.method == SEQUENCES and self.dataset != "self"
+
+    def asks(self) -> str | None:
+        """Say how many requests its endpoint gets at most, and what that takes; answers that suffice end it earlier."""
+        if not self.is_endpoint:
+            return None
+        from passes.distill.endpoint import Endpoint, read_prompts  # a client of servers, which most plans are not
+
+        prompts = len(read_prompts(Path(self.prompts)))
+        said = Endpoint(self.dataset, self.teacher, self.requests_per_minute, self.length).estimate(prompts)
+        wanted = (self.sequences + self.held_out) * self.length
+        few = ": more prompts are needed" if prompts * self.length < wanted else ""
+        return f"{self.teacher} at {self.dataset} is asked: {said}; {wanted:,} tokens are wanted{few}"
 
     @property
     def needs_text(self) -> bool:

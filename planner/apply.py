@@ -19,7 +19,6 @@ from passes.files.manifest import damage, write_manifest
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.host_memory import memory_total_bytes
 from passes.ir.model import ModelIR
-from passes.ir.sources import Source, open_model
 from passes.run.execute import calm_libraries, execute
 from passes.run.job import Job, Outcome
 from passes.run.result_folder import MARKER, check_places, claim, holding, partial_of, publish
@@ -37,7 +36,7 @@ from planner.plan.effort import Effort
 from planner.plan.launch import of_plan, of_result, target_files
 from planner.plan.lock import require_fresh
 from planner.plan.make import Plan, plan
-from planner.plan.opened import Opened
+from planner.plan.opened import Opened, planned_source
 from planner.plan.saved import PLAN, load_plan, save
 from planner.spec.arguments import file_named
 from planner.spec.spec import Spec, TextChoice
@@ -112,7 +111,8 @@ def apply(
     as_it_is = document.decision.nothing_to_make
     if not as_it_is:
         require_executable(document)
-    spec, source = spec_of(document), _opened(document)
+    spec = spec_of(document)
+    source = planned_source(document, spec)
     require_fresh(document, spec, source)
     out = _folder(name) if out is None else file_named("out", out, "the folder of the result")
     place = out.resolve()
@@ -144,13 +144,6 @@ def apply(
     finish = partial(result.finish, expected)
     outcome = execute(job, progress, resolved=result.resolved, finish=finish, executor=on.executor)
     return ApplyResult(out, document, result.certificates[-1], outcome)
-
-
-def _opened(document: PlanDocument) -> Source:
-    """The plan's model, where it lies now."""
-    spec = spec_of(document)
-    moved = document.places is not None and "model" in document.places.moved
-    return open_model(spec.model, revision=None if moved else spec.revision, assume=spec.assume)
 
 
 @dataclass

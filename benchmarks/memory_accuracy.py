@@ -1,23 +1,26 @@
 """Holds the memory estimator against real vLLM start-ups and prints errors by term, family, quantization and version.
 
-    python -m benchmarks.memory_accuracy [--rows]
+    python -m benchmarks.memory_accuracy [--rows] [--keep]
 
 Every term is predicted from the start-up's arguments alone, with what is fitted made without the start-up's own source (publication): these
-are the figures of record. `--fitted`: with the fit as it is shipped. `--rows`: one line a start-up first. The tables stand in
-`docs/accuracy.md`. Rows and their sources: `data/vllm_memory_logs.jsonl`.
+are the figures of record. `--fitted`: with the fit as it is shipped. `--rows`: one line a start-up first. `--keep`: the tables are those
+that `docs/accuracy.md` shows from now on (`python -m benchmarks.results` writes them there). Rows and their sources: `data/vllm_memory_logs.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from unittest.mock import patch
 
-from benchmarks.fit_memory import Fits, questions
-from benchmarks.memory_rows import Question, ask, load_rows
+from benchmarks.fit_memory import FIT, Fits, questions
+from benchmarks.memory_rows import ROWS, Question, ask, load_rows
+from benchmarks.results import keep
 from passes.errors import TightfitError
 from targets.engines.engine import MemoryEstimate, find_engine
 from targets.engines.vllm.memory import activations
@@ -174,12 +177,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", action="store_true")
     parser.add_argument("--fitted", action="store_true")
+    parser.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
     rows, unanswered = asked()
     found = [answer(row) for row in rows] if arguments.fitted else left_out(rows)
     if arguments.rows:
         show_rows(found)
-    report(found, unanswered)
+    told = io.StringIO()
+    with redirect_stdout(told):
+        report(found, unanswered)
+    print(told.getvalue())
+    if arguments.keep and not arguments.fitted:
+        keep("memory", "python -m benchmarks.memory_accuracy --keep", (FIT, ROWS), told.getvalue())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from benchmarks.results import told
 from reference import printed
 from reference.pages import pages
 
@@ -28,5 +29,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put below the commands of a page what they print."""
-    return _ANSWERED.get(page.file.src_uri, markdown)
+    """Put below the commands of a page what they print, and in its places what benchmarks found."""
+    return told(_ANSWERED.get(page.file.src_uri, markdown))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from typer.main import get_command
 
@@ -21,11 +22,12 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command, what it does, and its options."""
+    """A command, what it does, its options, and the values of its argument; none: a file, a text."""
 
     name: str
     said: str
     options: tuple[Option, ...]
+    values: tuple[str, ...]
 
 
 def script(shell: str) -> str:
@@ -42,11 +44,12 @@ def commands() -> Iterator[Command]:
     whole = get_command(app)
     for name, command in whole.commands.items():  # type: ignore[attr-defined]
         options = (
-            Option(tuple(each.opts), (each.help or "").split(". ")[0], _values(name, each.name))
+            Option(tuple(each.opts), (each.help or "").split(". ")[0], _values(name, each))
             for each in command.params
             if each.param_type_name == "option"
         )
-        yield Command(name, (command.help or "").split(". ")[0].strip(), tuple(options))
+        given = (_values(name, each) for each in command.params if each.param_type_name == "argument")
+        yield Command(name, (command.help or "").split(". ")[0].strip(), tuple(options), next(given, ()))
 
 
 def _models() -> Sequence[str]:
@@ -73,14 +76,52 @@ def _uses() -> Sequence[str]:
     return tuple(USES)
 
 
-#: What an option may be set to, by the name of its parameter, behind that of its command where others mean something else by it.
+def _formats() -> Sequence[str]:
+    from passes.quantize.format_names import examples
+
+    return examples()
+
+
+def _caches() -> Sequence[str]:
+    from targets.engines.engine import ENGINE_NAMES, find_engine
+
+    return tuple(dict.fromkeys(dtype for name in ENGINE_NAMES for dtype in find_engine(name).kv_dtypes))
+
+
+def _launch_targets() -> Sequence[str]:
+    from targets.launch.target import LAUNCH_TARGETS
+
+    return tuple(LAUNCH_TARGETS.names())
+
+
+def _preferences() -> Sequence[str]:
+    from typing import get_args, get_type_hints
+
+    from planner.spec.parts.goals import Goals
+
+    return get_args(get_type_hints(Goals)["prefer"])
+
+
+def _documents() -> Sequence[str]:
+    from planner.documents.listed import DOCUMENTS
+
+    return ("spec", *DOCUMENTS)
+
+
+#: What an option or an argument may be set to, by the name of its parameter, behind that of its command where others mean something else
+#: by it.
 _VALUES: Mapping[str, Callable[[], Sequence[str]]] = {
-    "model": _models, "gpu": _cards, "check engine": _engines, "use": _uses, "device": lambda: ("auto", "cpu", "cuda"),
+    "model": _models, "gpu": _cards, "check engine": _engines, "calibrate engine": _engines, "use": _uses, "weights": _formats,
+    "kv_cache_dtype": _caches, "target": _launch_targets, "prefer": _preferences, "schema what": _documents,
+    "device": lambda: ("auto", "cpu", "cuda"),
 }  # fmt: skip
 
 
-def _values(command: str, name: str) -> tuple[str, ...]:
-    values = _VALUES.get(f"{command} {name}") or _VALUES.get(name)
+def _values(command: str, parameter: Any) -> tuple[str, ...]:
+    """What a parameter may be set to: what its type has, else what is said of its name."""
+    if "choices" in vars(parameter.type):
+        return tuple(parameter.type.choices)
+    values = _VALUES.get(f"{command} {parameter.name}") or _VALUES.get(parameter.name)
     return () if values is None else tuple(values())
 
 
@@ -100,6 +141,8 @@ def _bash(found: Sequence[Command]) -> Iterator[str]:
     for command in found:
         spellings = [spelling for option in command.options for spelling in option.spellings]
         yield f"    *' {command.name} -'*) words='{' '.join(spellings)} --help';;"
+        if command.values:
+            yield f"    '2 {command.name} '*) words='{' '.join(command.values)}';;"
     yield "  esac; fi"
     yield '  COMPREPLY=($(compgen -W "$words" -- "$typed"))'
     yield "}"
@@ -107,15 +150,19 @@ def _bash(found: Sequence[Command]) -> Iterator[str]:
 
 
 def _fish(found: Sequence[Command]) -> Iterator[str]:
+    yield "complete -c optimize -s h -l help -d 'Show what a command takes'"
+    yield "complete -c optimize -n __fish_use_subcommand -l version -d 'Print the version'"
     for command in found:
+        seen = _quoted(f"__fish_seen_subcommand_from {command.name}")
         yield f"complete -c optimize -n __fish_use_subcommand -a {command.name} -d {_quoted(command.said)}"
+        if command.values:
+            yield f"complete -c optimize -n {seen} -f -a {_quoted(' '.join(command.values))}"
         for option in command.options:
             long = " ".join(
                 f"-l {s[2:]}" if s.startswith("--") else f"-s {s[1:]}" if len(s) == 2 else f"-o {s[1:]}"
                 for s in option.spellings
             )
             values = f" -x -a {_quoted(' '.join(option.values))}" if option.values else ""
-            seen = _quoted(f"__fish_seen_subcommand_from {command.name}")
             yield f"complete -c optimize -n {seen} {long} -d {_quoted(option.said)}{values}"
 
 

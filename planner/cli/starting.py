@@ -44,7 +44,9 @@ _GOALS = {
 #: What the wizard asks for where no flag says it.
 _ANSWERS = {
     "model": Annotated[str | None, typer.Option(help="Hub id, catalog name, folder or .gguf file.")],
-    "gpu": Annotated[str | None, typer.Option(help="Card: catalog name, 24GB, or cpu; several: 2 x L40S.")],
+    "gpu": Annotated[
+        str | None, typer.Option(help="Card: catalog name, 24GB, cpu, or auto for what is here; several: 2 x L40S.")
+    ],
     "use": Annotated[str | None, typer.Option(help="What it is used for: chat, documents, batch or agents.")],
     "context": Annotated[str | None, typer.Option(help="Longest conversation, in tokens: 8192, 32k.")],
     "concurrency": Annotated[str | None, typer.Option(help="Requests at once, or auto.")],
@@ -59,7 +61,7 @@ def init(
 ) -> None:
     """Write a commented spec to start from. On a terminal it asks for what is not named."""
     from passes.files.atomic import write_text
-    from planner.setup.wizard import Answers, ask_all, doubt, spec_text
+    from planner.setup.wizard import Answers, ask_all, doubt, spec_text, usual_card
 
     if path.exists():
         raise InputError(f"{path} exists already", remedy="name another file, or remove it")
@@ -72,6 +74,8 @@ def init(
     write_text(path, spec_text(answers))
     if (doubted := doubt(answers.model)) is not None:
         screen().print(f"  {doubted}", style="yellow")
+    if answers.gpu is None:
+        screen().print(f"  No card was named: it is written for {usual_card()} (target: gpu:)")
     screen().print(f"  Wrote {path}. Next: optimize plan {path}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields, replace
 from typing import Any
@@ -17,7 +16,7 @@ from passes.ir.sources import path_named
 from passes.record import dataclass
 from planner.spec.parse import parse_spec
 from planner.spec.template import TEMPLATE
-from planner.spec.units import with_unit
+from planner.spec.units import as_typed_tokens, with_unit
 from targets.cards import find_cards
 from targets.gpu import all_gpus, find_gpu
 from targets.machine.devices import installed_gpus
@@ -103,7 +102,7 @@ def questions(given: Answers) -> tuple[Question, ...]:
     """Return what is to be asked beyond what is given. `gpu` is taken from NVML where the machine has a card."""
     asked = (
         Question("model", "Model (Tab completes)", _MODEL, models(), known_model),
-        Question("gpu", "Card, or several: 2 x L40S", _installed(), cards(), _cards),
+        Question("gpu", "Card, or several: 2 x L40S", usual_card(), cards(), _cards),
         Question("use", f"Used for: {', '.join(USES)}", USUAL, tuple(USES), _use),
         Question("context", "Longest conversation, in tokens", "", (), _tokens),
         Question(
@@ -140,7 +139,7 @@ def spec_text(answers: Answers) -> str:
     """Write the spec of some answers; what is not answered is usual. Raises InputError for an answer that no spec takes."""
     use = USES[_use(answers.use or USUAL)]
     model = known_model(answers.model or _MODEL)
-    gpu, count = _cards(answers.gpu or _GPU)
+    gpu, count = _cards(answers.gpu or usual_card())
     context = str(_tokens(answers.context or use.context))
     prefix = "" if use.shared_prefix == "0" else f", shared_prefix: {use.shared_prefix}"
     text = TEMPLATE.format(
@@ -159,7 +158,7 @@ def spec_text(answers: Answers) -> str:
 
 def _clients(use: Use, said: str | None) -> str:
     """How many requests come at once, where nobody says: fewer on a small card."""
-    cards = find_cards(said or _GPU)
+    cards = find_cards(_named(said or usual_card()))
     memory = cards.gpu.memory_bytes.value * (cards.count or 1)
     return use.alone if use.alone is not None and memory <= _OWN_CARD and not cards.gpu.is_cpu else use.concurrency
 
@@ -216,19 +215,39 @@ def _use(name: str) -> str:
     return name
 
 
-def _installed() -> str:
-    """This machine's cards, else a usual one."""
+def usual_card() -> str:
+    """Return the card that a spec is for where nobody names one: this machine's, else one that many have."""
+    return _installed() or _GPU
+
+
+def _installed() -> str | None:
+    """This machine's cards; None where NVML and the driver list none."""
     here = installed_gpus()
-    return f"{len(here)} x {here[0]}" if len(here) > 1 else here[0] if here else _GPU
+    return " + ".join(here) or None
+
+
+def _named(said: str) -> str:
+    """What was said, `auto` as this machine's cards. Raises InputError where none is found."""
+    if said != "auto":
+        return said
+    found = _installed()
+    if found is None:
+        raise InputError(
+            "auto: no card is found here, NVML and the driver list none",
+            remedy="name the card that it is for (--gpu rtx-4090, --gpu 24GB; `optimize targets` lists them), or --gpu cpu for this "
+            "machine's processor",
+        )
+    return found
 
 
 def _cards(said: str) -> tuple[str, int]:
     """A card and how many of it, of whatever `check --gpu` takes: `2 x L40S`, `L4:1`, `p4d.24xlarge`. Raises InputError for unlike cards,
     which a spec does not name.
     """
-    found = find_cards(said)
+    named = _named(said.strip())
+    found = find_cards(named)
     if found.count is None:
-        return said.strip(), 1
+        return named, 1
     name = found.gpu.name
     if replace(find_gpu(name), note=None) != replace(found.gpu, note=None):
         raise InputError(
@@ -239,9 +258,8 @@ def _cards(said: str) -> tuple[str, int]:
 
 
 def _tokens(said: str) -> int:
-    """A number of tokens: `8192`, `32k`."""
-    thousands = re.fullmatch(r"(\d+)\s*[kK]", said.strip())
-    return 1024 * int(thousands[1]) if thousands else _count(said)
+    """A number of tokens: `8192`, `32k`, `1m`."""
+    return _count(str(as_typed_tokens(said)).strip())
 
 
 def _count(said: str) -> int:

@@ -16,6 +16,8 @@ from planner.whatif.controls import Control, State, neighbours
 
 #: Processes at most; each holds a description of the model and what was computed of it.
 _MOST = 4
+#: By how much those that plan ahead are nicer than what is asked.
+_YIELDS = 10
 #: Answers that are kept, the oldest let go first.
 _KEPT = 512
 #: A setting, as what is known of it is found.
@@ -27,7 +29,7 @@ class Ahead:
 
     def __init__(self, spec: Spec, source: Source, controls: tuple[Control, ...]) -> None:
         self._subject, self._controls = (spec, source), controls
-        self._pool = self._processes()
+        self._begin_processes()
         self._answers: dict[Key, Future[str]] = {}
         self._waited: Counter[Key] = Counter()
         self._lock = Lock()
@@ -41,13 +43,13 @@ class Ahead:
             ]:
                 del self._answers[other]
             self._waited[key] += 1
-            asked = self._begun(state)
+            asked = self._begun(state, self._asked)
         try:
             html = asked.result()
         except BrokenExecutor as error:
             with self._lock:
                 self._answers.clear()
-                self._pool = self._processes()
+                self._begin_processes()
             raise TightfitError("a process that plans was ended from outside", remedy="ask once more") from error
         except Exception:
             with self._lock:
@@ -58,24 +60,29 @@ class Ahead:
                 self._waited[key] -= 1
         with self._lock:
             for near in neighbours(state, self._controls):
-                self._begun(near)
+                self._begun(near, self._ahead)
         return html
 
-    def _processes(self) -> ProcessPoolExecutor:
-        count = max(1, min(_MOST, os.cpu_count() or 1))
-        return ProcessPoolExecutor(count, initializer=_begin, initargs=self._subject)
+    def _begin_processes(self) -> None:
+        """One process plans what is asked, so that it never waits behind a forecast; the others plan ahead, and yield to it."""
+        others = max(1, min(_MOST, os.cpu_count() or 1) - 1)
+        self._asked, self._ahead = (
+            ProcessPoolExecutor(count, initializer=_begin, initargs=(*self._subject, yields))
+            for count, yields in ((1, 0), (others, _YIELDS))
+        )
 
     def close(self) -> None:
         """End the processes."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._asked, self._ahead):
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begun(self, state: State) -> Future[str]:
+    def _begun(self, state: State, pool: ProcessPoolExecutor) -> Future[str]:
         key = frozenset(state.items())
         if key not in self._answers:
             for old in list(self._answers)[: max(0, len(self._answers) - _KEPT)]:
                 if self._answers[old].done() and not self._waited[old]:
                     del self._answers[old]
-            self._answers[key] = self._pool.submit(_answered, dict(state))
+            self._answers[key] = pool.submit(_answered, dict(state))
         return self._answers[key]
 
 
@@ -83,10 +90,11 @@ class Ahead:
 _SUBJECT: list[tuple[Spec, Source]] = []
 
 
-def _begin(spec: Spec, source: Source) -> None:
+def _begin(spec: Spec, source: Source, yields: int) -> None:
     import gc
     import signal
 
+    os.nice(yields)
     gc.freeze()  # what was loaded stays; what plans leave behind is collected, which the command line does without
     gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends these

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from passes.ir.model import ModelIR
@@ -112,10 +112,34 @@ def served(
     if not _is_simulated(engine, gpu, settings, workload, memory):
         return engine.speed(ir, gpu, settings, workload, memory)
     question = asked(engine, ir, gpu, settings, workload, memory)
-    run = _runs(engine, gpu, settings, memory, question)
+    return _served(_Simulated(engine, gpu, settings, workload, memory.kv, question))
+
+
+@dataclass(frozen=True, slots=True)
+class _Simulated:
+    """All that a simulation depends on. Of a model no more than its step model: methods that store the same format run alike, and most
+    of what is tried one after the other, by a search or at a page's sliders, is such a one again.
+    """
+
+    engine: Engine
+    gpu: Gpu
+    settings: Settings
+    workload: Workload
+    kv: KVEstimate
+    question: Asked
+
+    def __hash__(self) -> int:
+        """Hash what can be: rates are mappings."""
+        return hash((self.settings, self.workload, self.kv, self.question.run.work))
+
+
+@lru_cache(maxsize=256)
+def _served(of: _Simulated) -> SpeedEstimate:
+    question, workload = of.question, of.workload
+    run = _runs(of.engine, of.gpu, of.settings, of.kv, question)
     load = load_of(workload, question.replicas)
     width = question.fitted.widths[question.regime(workload)]
-    short, roomy = _cache_shares(memory.kv)
+    short, roomy = _cache_shares(of.kv)
     runs = [run(workload, load), run(workload, load, width.tpot, short), run(workload, load, -width.tpot, roomy)]
     if _unsaid(workload):
         in_step = replace(workload, requests=_FEW_ROUNDS * round(question.loop.clients) * question.replicas)
@@ -137,7 +161,7 @@ def with_highest(
     if not workload.limits or not _is_simulated(engine, gpu, settings, workload, memory):
         return told
     question = asked(engine, ir, gpu, settings, workload, memory)
-    run = _runs(engine, gpu, settings, memory, question)
+    run = _runs(engine, gpu, settings, memory.kv, question)
 
     def keeps(load: Workload) -> float:
         return 1.0 if _keeps(run(load, load_of(load, question.replicas)), workload.limits) else -1.0
@@ -158,12 +182,12 @@ def _is_simulated(engine: Engine, gpu: Gpu, settings: Settings, workload: Worklo
     return engine.queue(gpu, settings, workload, memory.kv) is not None and is_fitted(engine.name)
 
 
-def _runs(engine: Engine, gpu: Gpu, settings: Settings, memory: MemoryEstimate, question: Asked) -> Callable[..., Run]:
+def _runs(engine: Engine, gpu: Gpu, settings: Settings, kv: KVEstimate, question: Asked) -> Callable[..., Run]:
     """Return what simulates a load of a workload, with slower steps (in log space) and a share of the cache."""
     seconds = StepTimes(question.run.stage, question.loop.cache_bytes, settings.parallel.pp)
 
     def run(workload: Workload, load: Load, slower: float = 0.0, share: float = 1.0) -> Run:
-        queue = engine.queue(gpu, settings, workload, _scaled(memory.kv, share))
+        queue = engine.queue(gpu, settings, workload, _scaled(kv, share))
         assert queue is not None
         return _run(seconds, math.exp(slower), queue, load, question)
 

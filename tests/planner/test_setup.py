@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +15,8 @@ import yaml
 
 from passes.errors import InputError
 from passes.ir.sources import open_model
-from planner.choice.alternatives import likely_choice
+from planner.choice.best_first import likely_choice
 from planner.cli import main as command_line
-from planner.cli.completion import commands, script
 from planner.setup.doctor import Package, Tool, Torch, _commands
 from planner.setup.extras import extra_with, extras
 from planner.setup.wizard import USES, Answers, Question, ask_all, spec_text
@@ -113,6 +111,26 @@ def test_a_flag_that_no_spec_takes_is_refused(flags: list[str], says: str, optim
     assert not (tmp_path / "it.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("here", "said", "count"),
+    [
+        (("NVIDIA L4",), "NVIDIA L4", 1), (("NVIDIA L4", "NVIDIA L4"), "L4", 2), ((), None, 0),
+        (("NVIDIA L4", "NVIDIA GeForce RTX 4090"), "L4", 2),
+    ],
+)  # fmt: skip
+def test_auto_is_the_card_that_is_found(
+    here: tuple[str, ...], said: str | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.setup.wizard.installed_gpus", lambda: here)
+    if said is None:
+        with pytest.raises(InputError, match="no card is found here"):
+            spec_text(Answers(gpu="auto"))
+        return
+    for answers in (Answers(gpu="auto"), Answers()):
+        target = parse_spec(spec_text(answers)).target
+        assert (target.gpu, target.count) == (said, count)
+
+
 def test_the_wizard_asks_what_is_not_given_and_again_where_it_cannot_be() -> None:
     said: list[str] = []
     typed = iter(["no-such-model", "Qwen2.5-7B-Instruct", "documents", "a lot", "", "8"])
@@ -143,34 +161,6 @@ def test_on_a_terminal_init_asks(tmp_path: Path) -> None:
     spec = parse_spec((tmp_path / "it.yaml").read_text())
     assert (spec.model, spec.target.gpu, spec.workload.context) == ("SmolLM2-135M-Instruct", "cpu", 4096)
     assert spec.workload.concurrency == "auto"
-
-
-def test_completion_holds_every_command_and_option() -> None:
-    known = tuple(commands())
-    assert {command.name for command in known} >= {"plan", "check", "report", "doctor", "init", "completion"}
-    for shell in ("bash", "zsh", "fish"):
-        text = script(shell)
-        assert all(command.name in text for command in known)
-        assert "HuggingFaceTB/SmolLM2-135M-Instruct" in text and "RTX-4090" in text
-
-
-@pytest.mark.parametrize(
-    ("line", "first"),
-    [
-        (["ch"], "check"),
-        (["check", "--mo"], "--model"),
-        (["check", "--gpu", "RTX-409"], "RTX-4090"),
-        (["init", "--use", "do"], "documents"),
-        (["plan", "exa"], ""),
-    ],
-)
-def test_bash_completes(line: list[str], first: str) -> None:
-    bash = shutil.which("bash")
-    assert bash is not None
-    words = " ".join(f"'{word}'" for word in ["optimize", *line])
-    program = f'{script("bash")}\nCOMP_WORDS=({words}); COMP_CWORD={len(line)}; _optimize; echo "${{COMPREPLY[0]}}"'
-    done = subprocess.run([bash, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == first
 
 
 def test_the_version_and_short_help(optimize: Any) -> None:

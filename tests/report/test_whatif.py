@@ -21,6 +21,7 @@ from planner.spec.patch import patched
 from planner.whatif.answer import answer
 from planner.whatif.controls import changes, controls, neighbours, state_of
 from planner.whatif.server import Server
+from targets.simulation import serving
 from tests.conftest import missing
 from tests.report.conftest import SPEC
 
@@ -66,6 +67,19 @@ def test_an_answer_is_what_a_plan_of_the_changed_spec_is() -> None:
     assert told.memory is not None and {row.name for row in told.goals} >= {"TTFT", "decode", "perplexity"}
     refused = answer(ASKED, source, {"gpu": "Radeon"})
     assert not refused.meets and refused.memory is None and refused.said
+
+
+def test_a_load_is_simulated_once_for_all_that_run_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[object] = []
+    counted: list[int] = []
+    real = serving.simulate
+    monkeypatch.setattr(serving, "simulate", lambda *given: (runs.append(given), real(*given))[1])
+    source, heads = open_model(ASKED.model), []
+    for method in ("rtn", "gptq"):
+        passes = f"passes: {{ quantize: {{ formats: [w8a16-channel], methods: [{method}] }} }}"
+        heads.append(answer(parse_spec(SPEC[: SPEC.index("passes:")] + passes), source, {"clients": "2"}).head)
+        counted.append(len(runs))
+    assert heads[0] != heads[1] and counted[0] == counted[1] > 0
 
 
 def test_the_server_answers_this_machine_alone() -> None:

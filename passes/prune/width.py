@@ -73,7 +73,9 @@ class WidthPrune(Pass):
         widths = {int(inner * (1 - share)) // multiple * multiple for share in _SHARES}
         yield from (cls(width) for width in sorted(widths - {0, inner}, reverse=True))
         groups = min((block.state.kv_heads for block in blocks if isinstance(block.state, FullKV)), default=0)
-        if (kept := int(groups * _KEPT_GROUPS)) and kept == groups * _KEPT_GROUPS:
+        kept = int(groups * _KEPT_GROUPS)
+        queries = [block.heads * block.state.head_dim for block in blocks if isinstance(block.state, FullKV)]
+        if kept and kept == groups * _KEPT_GROUPS and all(kept * q // groups % _NARROW_MULTIPLE == 0 for q in queries):
             yield cls(kv_heads=kept)
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:

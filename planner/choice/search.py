@@ -28,8 +28,9 @@ from passes.ir.model import ModelIR
 from passes.record import dataclass
 from planner.choice.demand import target_gpu
 from planner.choice.judging.candidate import complete
-from planner.choice.judging.decision import decide
+from planner.choice.judging.decision import decide, likelier
 from planner.choice.judging.judge import Judge
+from planner.choice.nearest import nearest
 from planner.choice.rule.rule import Loss, Rule
 from planner.choice.space.designs import Design, designs, engines, nothing_to_weigh, numbers_of_cards
 from planner.choice.verdict import Candidate, Verdict
@@ -47,7 +48,7 @@ _LOOKED_AT = 20
 class SearchResult:
     """The chosen verdict (None: nothing meets the goals), the best of every other design, and the Pareto set of the designs that
     meet the goals (`planner.choice.rule`). `searched`: candidates settled, by a verdict or by proof. `why`: what decided, in one line.
-    `archived`: engines that are not weighed because others serve.
+    `archived`: engines that are not weighed because others serve. `closest`: where nothing meets the goals, what comes nearest.
     """
 
     chosen: Verdict | None
@@ -58,21 +59,24 @@ class SearchResult:
     spec: Spec
     why: str = ""
     archived: tuple[str, ...] = ()
+    closest: Verdict | None = None
 
     def nearest(self, count: int = 5) -> tuple[Verdict, ...]:
         """Return the alternatives a person wants to see, nearest first: one for each engine and kind of trouble, judged in full."""
         seen: set[tuple[str, frozenset[str]]] = set()
         out: list[Verdict] = []
-        for verdict in sorted(
-            self.rejected, key=lambda v: (v.distance, v.quality.log_ppl_increase.value, v.candidate.label)
-        ):
+        by_distance = sorted(
+            self.rejected,
+            key=lambda v: (v is not self.closest, v.distance, v.quality.log_ppl_increase.value, v.candidate.label),
+        )
+        for verdict in by_distance:
             key = (verdict.candidate.engine, frozenset(reason.code for reason in verdict.reasons))
             impossible = any(reason.kind is ReasonKind.ILLEGAL for reason in verdict.reasons)
             unasked = impossible and (self.spec.target.fewest or not _asked_for(self.spec, verdict.candidate))
             if key not in seen and not (unasked and out):
                 seen.add(key)
                 out.append(complete(self.spec, self.gpu, verdict))
-        return tuple(sorted(out[: 2 * count], key=lambda v: v.distance)[:count])
+        return tuple(sorted(out[: 2 * count], key=lambda v: (v is not self.closest, v.distance))[:count])
 
     def with_fewer_cards(self) -> Verdict | None:
         """Return the nearest to the goals of those that take fewer cards than the chosen one, judged in full."""
@@ -140,12 +144,17 @@ def search(
         space, archived, verdicts = [*space, *added], (), (*verdicts, *map(judge_design, added))
     if not space:
         raise nothing_to_weigh(spec, gpu)
+    place = None
+    if not any(v.feasible for v in verdicts):
+        place, near = nearest(rule, judge_design, space)
+        verdicts = (*verdicts[:place], likelier(spec, gpu, near), *verdicts[place + 1 :])
     decision, verdicts = decide(spec, gpu, rule, verdicts, judge_design.others)
     feasible = [v for v in verdicts if v.feasible]
     rejected = [v for v in verdicts if not v.feasible]
     searched = sum(design.stands_for for design in space)
     if decision is None:
-        return SearchResult(None, tuple(rejected), (), searched, gpu, spec, archived=archived)
+        closest = None if place is None else verdicts[place]
+        return SearchResult(None, tuple(rejected), (), searched, gpu, spec, archived=archived, closest=closest)
     chosen = decision.chosen
     rejected += [replace(loss.candidate, reasons=(_dominated(chosen, loss),)) for loss in decision.lost]
     front = rule.pareto([v for v in feasible if rule.standing.of(v) <= rule.standing.of(chosen)], chosen)

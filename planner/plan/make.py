@@ -17,7 +17,6 @@ from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from passes.text.source import refuse_same_text
 from planner.choice.alternatives import alternatives
-from planner.choice.goals import Goal
 from planner.choice.judging.highest_load import with_highest_load
 from planner.choice.rule.criteria import making
 from planner.choice.rule.words import MAKING
@@ -180,7 +179,7 @@ def _chosen(
         kv_cache=verdict.memory.kv,
         speed=_speed(verdict),
         quality=verdict.quality,
-        goals=tuple(planned_goal(result, spec.goals.bands) for result in verdict.goals if result.goal is not Goal.RATE),
+        goals=tuple(planned_goal(result, spec.goals.bands) for result in verdict.goals),
         tensor_bytes=(rewrite(served.ir, passes) if candidate.published else verdict.ir).tensor_bytes,
         apply=here,
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",

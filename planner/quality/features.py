@@ -110,16 +110,20 @@ def group_range(group_size: int) -> float:
 
 
 def kind(cause: Cause) -> str:
-    """Return the kind of a loss, whose spread and constant it shares: few bits, inputs rounded, zeros, …"""
+    """Return the kind of a loss, whose spread it shares: few bits, inputs rounded, zeros, … Tables of zeros without a pattern, and of
+    rounding to nearest, lie further apart than others of theirs.
+    """
     match cause:
         case Rounding(method=method, bits=bits):
             if (of_outliers := _outlier_kind(method)) is not None:
                 return of_outliers
             if method in methods()["four_bit_floats"]:
                 return "fp4"
-            return "few bits" if bits < _BEND_BITS else "integers"
-        case Zeros():
-            return "zeros"
+            if bits < _BEND_BITS:
+                return "few bits"
+            return "integers to nearest" if method == "rtn" else "integers"
+        case Zeros(pattern=pattern):
+            return "zeros" if pattern == "unstructured" else "zeros in patterns"
         case Removed(what=what):
             return _REMOVED[what]
         case CacheRounding():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,7 +39,8 @@ _WORDS = {
     "model_attributes_type": "should be a mapping of keys to values", "int_type": "should be a whole number",
     "int_parsing": "should be a whole number", "int_from_float": "should be a whole number", "float_type": "should be a number",
     "float_parsing": "should be a number", "finite_number": "should be a finite number", "bool_type": "should be true or false",
-    "bool_parsing": "should be true or false",
+    "bool_parsing": "should be true or false", "greater_than_equal": "should be {ge} or more", "greater_than": "should be more than {gt}",
+    "less_than_equal": "should be {le} or less", "less_than": "should be less than {lt}", "literal_error": "should be one of {expected}",
 }  # fmt: skip
 
 
@@ -203,14 +206,23 @@ def _problem(
         known = _known_keys(path[:-1], part)
         close = nearest(str(path[-1]), known)
         elsewhere = [place for place in _places(part) if place[-1] == path[-1]]
+        misspelt = difflib.get_close_matches(str(path[-1]), {place[-1] for place in _places(part)}, 1, cutoff=0.8)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         if elsewhere and str(path[-1]) not in close:
             above = (repr(".".join(place[:-1])) if place[:-1] else "the top" for place in elsewhere)
             hint = f" It belongs under {' or '.join(above)}."
+        elif misspelt and not close:
+            meant = (repr(".".join(place)) for place in _places(part) if place[-1] == misspelt[0])
+            hint = f" Did you mean {' or '.join(meant)}?"
         return InputError(f"unknown key {dotted!r}.{hint}", remedy=f"keys here: {', '.join(known)}", location=location)
     if kind == "missing":
         return InputError(f"{dotted!r} is missing", remedy="add it here", location=locate(node, path[:-1], name))
-    message = _WORDS.get(kind) or problem["msg"].removeprefix("Value error, ")
+    bounds = problem.get("ctx", {})
+    message = _WORDS[kind].format(**bounds) if kind in _WORDS else problem["msg"].removeprefix("Value error, ")
+    if kind == "literal_error" and (
+        close := nearest(str(problem["input"]), re.findall(r"'([^']*)'", bounds["expected"]))
+    ):
+        message += f"; did you mean {close[0]!r}?"
     where = f"{dotted}: " if dotted else ""
     found = "" if kind == "value_error" else f" (found {shown(problem['input'])})"
     meaning = _meaning_of([str(step) for step in path if isinstance(step, str)], part)
@@ -226,7 +238,8 @@ def _closest(problems: Sequence[Any]) -> list[Any]:
         beside = [other for other in problems if other is not problem and other["loc"][: len(stem)] == stem]
         if isinstance(problem["input"], Mapping) and "function-before" in str(problem["loc"][-1:]):
             return bool(beside)  # text with a unit, where a part of a spec is allowed too
-        return kind.endswith("_type") and any(len(other["loc"]) > len(stem) + 1 for other in beside)
+        wrong_kind = kind.endswith("_type") or (kind == "literal_error" and isinstance(problem["input"], Mapping))
+        return wrong_kind and any(len(other["loc"]) > len(stem) + 1 for other in beside)
 
     return [problem for problem in problems if not beaten(problem)] or list(problems)
 

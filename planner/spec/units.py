@@ -27,8 +27,8 @@ def _parse(text: object, units: dict[str, float], kind: str, example: str) -> fl
         raise ValueError(f"{shown} has no unit: write {kind} with one, such as {example}")
     match = re.fullmatch(r"\s*([-+]?\d+(?:[_,]\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?)\s*([a-zA-Zµ%/]*)\s*", text)
     if not match or match[2] not in units:
-        known = ", ".join(units)
-        raise ValueError(f"{text!r} is not {kind}: write a number and one of {known}, such as {example}")
+        known = f"one of {', '.join(units)}" if len(units) > 1 else next(iter(units))
+        raise ValueError(f"{text!r} is not {kind}: write a number and {known}, such as {example}")
     value = float(re.sub(r"[_,]", "", match[1])) * units[match[2]]
     if not abs(value) <= _FAR:
         raise ValueError(f"{text!r:.60} is more than anything here is: write {kind}, such as {example}")

@@ -192,7 +192,9 @@ def _speed_checks(plan: PlanDocument, timing: LoadTiming) -> Iterator[Comparison
         yield shown(f"decode, tok/s, {asked.arrival}", timing.decode_tok_s, "{:.1f}")
         yield shown(f"throughput, tok/s, {asked.arrival}", timing.tok_s, "{:.1f}")
     for goal in plan.decision.goals:
-        if goal.name.of_speed:
+        if (
+            goal.name.of_speed and goal.name != Goal.RATE
+        ):  # a load of so many requests ends: what grows without end it does not show
             judged = planned_load or (asked.rate is not None and goal.name != Goal.THROUGHPUT)
             yield _goal(goal, timing, judged=judged)
 

@@ -66,7 +66,7 @@ class Rates:
     Seconds: `layer_s` per layer, `expert_layer_s` more where experts are routed, `recurrent_layer_s` where a state is kept,
     `kernel_layer_s` more per layer by kernel family (quantizing activations, unpacking), `step_s` per step, `sequence_s` per running
     sequence and step, `token_s` per prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `links`: by kind.
-    Of the host, before the first token: `host_s` a request, `serial_s` of it one request after the other, `host_token_s` a prompt's token,
+    Of the host, before the first token: `host_s` a request, `serial_s` of a thread in turns, `host_token_s` a prompt's token,
     `workers_s` a request more where cards are several, whose workers are processes of their own.
 
     `tile`: rows that each hit expert's tokens are padded by, by kernel family. `routing`: exponent on the number of tokens, below 1

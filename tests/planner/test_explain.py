@@ -170,6 +170,7 @@ def test_what_is_not_known_says_what_may_be_asked(question: str, says: str) -> N
         ("vllm", "engine: vllm"),
         ("concurrency 4", "workload: {concurrency: 4}"),
         ("context 64k", "workload: {context: 65536}"),
+        ("context 1m", "workload: {context: 1048576}"),
         ("prefer speed", "goals: {prefer: speed}"),
         ("no prune", "passes: {prune: forbid}"),
         ("goal 2 %", "goals: {quality: {max_perplexity_increase: 2 %}}"),

@@ -314,3 +314,14 @@ def test_where_no_other_cards_do_a_question_loosens_what_the_nearest_misses() ->
     question = _helpful(replace(plan(spec).document, alternatives=()))
     loosened, patch = change(question.removeprefix("what if "), spec, "vllm")
     assert list(patch) == ["goals"] and plan(loosened).document.chosen is not None
+
+
+def test_the_plan_of_a_model_that_embeds_texts_tells_of_nothing_that_is_decoded(optimize: Any, tmp_path: Path) -> None:
+    spec = tmp_path / "embed.yaml"
+    spec.write_text(
+        "model: Qwen/Qwen3-Embedding-0.6B\ntarget: { gpu: L4 }\n"
+        "workload: { context: 2048, concurrency: 8, input_tokens: 512, output_tokens: 1 }\n"
+    )
+    code, out, _ = optimize("plan", spec, "-o", tmp_path / "embed.plan.json")
+    assert code == 0 and "TTFT" in out
+    assert not any(word in out for word in ("decode", "tok/s", "TPOT"))

@@ -33,7 +33,7 @@ def test_a_minimal_spec_has_defaults_that_can_be_planned() -> None:
         (MINIMAL + "goals:\n  ttft: 5", "s.yaml:4:3", "500 ms"),
         (MINIMAL + "goals:\n  decode: 5 tok", "s.yaml:4:3", "20 tok/s"),
         (MINIMAL + "goals: { quality: { max_perplexity_increase: 10 } }", "s.yaml:3:21", "10%"),
-        (MINIMAL + "workload:\n  context: -5", "s.yaml:4:3", "greater than or equal to 1"),
+        (MINIMAL + "workload:\n  context: -5", "s.yaml:4:3", "should be 1 or more"),
         (MINIMAL + "workload: { context: 100, input_tokens: 200 }", "s.yaml:3:1", "exceed the context"),
         (
             MINIMAL + "workload: { images: { count: 1, tokens: 20000 } }",
@@ -49,6 +49,18 @@ def test_a_minimal_spec_has_defaults_that_can_be_planned() -> None:
         ("model: x\ntarget: { gpu: a, reserve: 2 GX }", "s.yaml:2:19", "24 GiB"),
         (MINIMAL + "engine: { nam: vllm }", "s.yaml:3:11", "Did you mean 'name'"),
         (MINIMAL + "passes: { kv_cache: [fp9] }", "s.yaml:3:22", "'auto', 'fp8'"),
+        (MINIMAL + "passes: { kv_cache: fp9 }", "s.yaml:3:11", "did you mean 'fp8'?"),
+        (MINIMAL + "passes: { quantize: { methods: [gptqq] } }", "s.yaml:3:33", "did you mean 'gptq'?"),
+        (
+            MINIMAL + "engine: { name: vllm, max_num_seq: 3 }",
+            "s.yaml:3:23",
+            "Did you mean 'engine.settings.max_num_seqs'?",
+        ),
+        (
+            MINIMAL + "goals: { quality: { min_accuracy: 3% } }",
+            "s.yaml:3:21",
+            "keys here: max_perplexity_increase, max_kl",
+        ),
         (MINIMAL + "passes:\n  quantize: { metods: [gptq] }", "s.yaml:4:15", "Did you mean 'methods'"),
         ("model: [x\n", "s.yaml:2:1", "not YAML"),
         ("- a\n", "s.yaml:1:1", "is a mapping"),
@@ -221,6 +233,20 @@ def test_what_people_type_is_taken() -> None:
     assert (spec.workload.context, spec.workload.input.p95) == (32768, 2048)
     assert spec.passes.quantize.methods == ("gptq",)  # type: ignore[union-attr]
     assert spec.passes.quantize.formats == ("int4",)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("typed", "means"),
+    [
+        ("quantize: awq", {"quantize": {"methods": ["awq"]}}), ("quantize: 4bit", {"quantize": {"formats": ["4bit"]}}),
+        ("quantize: [gptq, w4a16-g64]", {"quantize": {"methods": ["gptq"], "formats": ["w4a16-g64"]}}),
+        ("quantize: no", {"quantize": "forbid"}), ("quantize: allow", {}), ("prune: yes", {"prune": "allow"}),
+        ("prune: no", {}), ("kv_cache: fp8", {"kv_cache": ["fp8"]}),
+    ],
+)  # fmt: skip
+def test_a_choice_of_passes_is_named_as_people_do(typed: str, means: dict[str, object]) -> None:
+    minimal = {"model": "x", "target": {"gpu": "rtx-4090"}}
+    assert parse_spec(MINIMAL + f"passes: {{ {typed} }}") == Spec.model_validate(minimal | {"passes": means})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from passes.errors import Reason
 from passes.ir.model import ModelIR
 from planner.choice import capacity as cache
 from planner.choice.demand import workload_of
-from planner.choice.verdict import Candidate, Verdict, judge
+from planner.choice.verdict import Candidate, Verdict, judge, missed
 from planner.quality.expected import Quality
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
@@ -37,6 +37,5 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     workload = replace(workload_of(spec), concurrency=verdict.capacity.clients)
     speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
     goals = tuple(judge(spec.goals, workload_of(spec), speed, verdict.quality))
-    missed = [goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands)]
-    reasons = tuple(dict.fromkeys((*verdict.reasons, *missed)))
+    reasons = tuple(dict.fromkeys((*verdict.reasons, *missed(goals, spec.goals.bands))))
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))

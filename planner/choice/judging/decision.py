@@ -41,9 +41,9 @@ def decide(
     was its best by the formula.
     """
     known = list(verdicts)
-    if (spec.goals.asks_speed or workload_of(spec).lasts) and not any(v.feasible for v in known):
+    if not any(v.feasible for v in known):
         near = sorted((v for v in known if _near(v)), key=lambda v: v.distance)[:_NEAREST]
-        known = [served(spec, gpu, v) if any(v is each for each in near) else v for v in known]
+        known = [likelier(spec, gpu, v) if any(v is each for each in near) else v for v in known]
     percentile = any(limit.statistic != MEAN for limit in limits_of(spec.goals))
     decision, tried = rule.decide([v for v in known if v.feasible]), 0
     while decision is not None and decision.chosen.served is None and (tried < _MOST or percentile):
@@ -55,6 +55,12 @@ def decide(
     if decision is not None and decision.chosen.served is not None:
         decision, known = _with_doubtful(spec, gpu, rule, known, decision)
     return decision, tuple(known)
+
+
+def likelier(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
+    """Return a verdict that misses goals by the formula with its load simulated, where it may meet them so."""
+    asked = spec.goals.asks_speed or workload_of(spec).lasts
+    return served(spec, gpu, verdict) if asked and _near(verdict) else verdict
 
 
 def _with_doubtful(

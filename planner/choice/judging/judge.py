@@ -18,7 +18,7 @@ from planner.choice.judging.candidate import complete, fitted
 from planner.choice.rule.rule import Rule
 from planner.choice.space.designs import Design
 from planner.choice.space.published import description, published_quality
-from planner.choice.verdict import Candidate, Verdict, judge_quality, judge_rate
+from planner.choice.verdict import Candidate, Verdict, judge_quality, judge_rate, missed
 from planner.quality.expected import Quality, expected_quality
 from planner.spec.spec import Spec
 from targets.engines.engine import MemoryEstimate, Settings, find_engine
@@ -53,9 +53,7 @@ class Judge:
         if not self._settings_matter(first):
             return first
         verdicts = [first, *(self.verdict(design, settings) for settings in design.settings[1:])]
-        if not any(v.capacity.room.value >= 0 and v.memory.starts for v in verdicts):
-            verdicts += self._waiting(design, verdicts)
-        return self._best(verdicts)
+        return self._best([*verdicts, *self._waiting_at_need(design, verdicts)])
 
     def feasible(self, design: Design) -> Verdict | None:
         """Return the best of a design's candidates where one meets the goals: the same as a call, but that none does is known sooner."""
@@ -67,15 +65,29 @@ class Judge:
             verdict = self(design)
         else:
             first = self.verdict(design, design.settings[0])
-            if first.memory.margin.value < 0 and self._leanest_margin(design) < 0:
+            if first.memory.margin.value < 0 and self.leanest(design).margin.value < 0:
                 return None
             verdict = self._of_settings(design, first)
         return verdict if verdict.feasible else None
 
-    def _leanest_margin(self, design: Design) -> float:
-        """Bytes of cache beyond one longest request where all settings leave it the most room."""
+    def whole(self, design: Design) -> list[Verdict]:
+        """Return the verdicts of a design with all of its settings, each judged in full."""
+        if self._spec.workload.concurrency == "auto":
+            verdicts = list(self._loads(design))
+        else:
+            verdicts = [self.verdict(design, settings) for settings in design.settings]
+            verdicts += self._waiting_at_need(design, verdicts)
+        return [complete(self._spec, self._gpu, verdict) for verdict in verdicts]
+
+    @property
+    def clients(self) -> int:
+        """Requests at once that a spec asks for, 1 where it leaves that open."""
+        return self._workload.concurrency or 1
+
+    def leanest(self, design: Design) -> MemoryEstimate:
+        """Return the memory where settings leave the cache the most room."""
         ir, settings = self.chain_of(design)[0], design.settings[-1]
-        return find_engine(design.engine).memory(ir, self._gpu, settings, self._workload).margin.value
+        return find_engine(design.engine).memory(ir, self._gpu, settings, self._workload)
 
     def _best(self, verdicts: Sequence[Verdict]) -> Verdict:
         """The best of a design's verdicts: of those that meet the goals by the rule, else the nearest to them."""
@@ -117,11 +129,12 @@ class Judge:
             if met:
                 return
 
-    def _waiting(self, design: Design, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
-        """The same with fewer requests at once, as many as surely fit: with the engine's defaults, and with the leanest settings; none
-        where the spec says how many.
+    def _waiting_at_need(self, design: Design, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
+        """Where all requests fit with no settings, the same with fewer at once, as many as surely do: with the engine's defaults, and with
+        the leanest settings; none where the spec says how many.
         """
-        if design.settings[0].max_num_seqs is not None:
+        fits = any(v.capacity.room.value >= 0 and v.memory.starts for v in verdicts)
+        if fits or design.settings[0].max_num_seqs is not None:
             return
         for verdict in {v.candidate.settings: v for v in (verdicts[0], verdicts[-1])}.values():
             settings = verdict.candidate.settings
@@ -175,20 +188,18 @@ class Judge:
         are taken where the spec leaves that open.
         """
         spec, workload = self._spec, self._workload
-        ir, illegal, quality = self._described(design)
+        ir, illegal, quality = self.described(design)
         workload = replace(workload, concurrency=clients or workload.concurrency)
         changed = _changed(design.settings[0], settings)
         candidate = Candidate(design.engine, design.passes, settings, changed, design.published)
         verdict = fitted(candidate, ir, self._gpu, workload, quality, illegal)
         if verdict.reasons:
             return verdict
-        missed = tuple(
-            goal.reason() for goal in judge_quality(spec.goals, quality) if not goal.tolerated(spec.goals.bands)
-        )
-        return replace(verdict, reasons=missed) if missed else complete(spec, self._gpu, verdict)
+        bad = missed(judge_quality(spec.goals, quality), spec.goals.bands)
+        return replace(verdict, reasons=bad) if bad else complete(spec, self._gpu, verdict)
 
-    def _described(self, design: Design) -> Made:
-        """What all settings of a design have in common, what the engine has against it among the reasons."""
+    def described(self, design: Design) -> Made:
+        """Return what all settings of a design have in common, what the engine has against it among the reasons."""
         if self._last is None or self._last[0] is not design:
             ir, illegal, quality = self.chain_of(design)
             refused = find_engine(design.engine).illegal(ir, self._gpu, design.settings[0])

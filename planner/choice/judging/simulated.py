@@ -8,7 +8,7 @@ from passes.errors import ReasonKind
 from planner.choice import capacity as cache
 from planner.choice.demand import limits_of, workload_of
 from planner.choice.judging.candidate import complete, fitted
-from planner.choice.verdict import Verdict, judge
+from planner.choice.verdict import Verdict, judge, missed
 from planner.spec.spec import Spec
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
@@ -35,9 +35,10 @@ def served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     speed = _simulated(spec, gpu, verdict)
     verdict = _in_flight(spec, gpu, verdict, speed)
     goals = tuple(judge(spec.goals, workload_of(spec), speed, verdict.quality))
-    missed = (goal.reason() for goal in goals if not goal.tolerated(spec.goals.bands))
     kept = (reason for reason in verdict.reasons if reason.kind is not ReasonKind.GOAL_MISSED)
-    return replace(verdict, goals=goals, reasons=tuple(dict.fromkeys((*kept, *missed))), served=speed)
+    return replace(
+        verdict, goals=goals, reasons=tuple(dict.fromkeys((*kept, *missed(goals, spec.goals.bands)))), served=speed
+    )
 
 
 def _in_flight(spec: Spec, gpu: Gpu, verdict: Verdict, speed: SpeedEstimate) -> Verdict:

@@ -22,12 +22,13 @@ from planner.choice.rule.words import (
     grown_words,
     log_rate_words,
     log_size_words,
+    missed_words,
     odds_words,
     rate_words,
     size_words,
     standing_words,
 )
-from planner.choice.verdict import Verdict
+from planner.choice.verdict import Verdict, refusals
 from planner.figures import apart
 from planner.quality.expected import growth
 from planner.spec.parts.goals import Goals
@@ -59,12 +60,14 @@ def criteria(standing: Standing, gpu: Gpu, hours: Callable[[Verdict], float], fe
     goals = standing.goals
     bands, memory = goals.bands, gpu.memory_bytes.value
     return (
+        Criterion("refused", lambda v: refusals(v.reasons), always("is refused by its engine")),
         Criterion("standing", standing.of, standing_words),
         Criterion(
-            "waiting", lambda v: not goals.batch and v.capacity.waiting > 0, always("clients wait for each other")
+            "waiting", standing.unserved, always("clients wait for each other")
         ),
         Criterion("fit", standing.unfit, partial(fit_words, goals.fit_confidence), lambda best, other: ODDS_BAND),
         Criterion("odds", standing.doubt, odds_words, lambda best, other: ODDS_BAND),
+        Criterion("missed", standing.missed, missed_words, lambda best, other: math.log1p(bands.speed)),
         Criterion("maintained", lambda v: standing.archived(v.candidate.engine), always(ARCHIVED)),
         Criterion(
             "fewest cards", lambda v: v.candidate.cards if fewest else 0,
@@ -114,7 +117,10 @@ def preferred(goals: Goals) -> Criterion:
         )  # fmt: skip
     if prefer == "size":
         return Criterion(
-            "size", lambda v: math.log(v.ir.tensor_bytes), log_size_words, lambda best, other: bands.memory
+            "size",
+            lambda v: math.log(v.ir.tensor_bytes),
+            log_size_words,
+            lambda best, other: bands.memory,
         )
     if prefer == "context":
         return Criterion(

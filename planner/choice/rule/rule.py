@@ -14,7 +14,7 @@ from passes.record import dataclass
 from planner.choice.rule.criteria import Criterion, criteria, making, preferred, restarts, speed
 from planner.choice.rule.standing import Standing
 from planner.choice.rule.words import FIGURES, MAKING, MISSES, TOLD, standing_told
-from planner.choice.verdict import Verdict
+from planner.choice.verdict import Verdict, refusals
 from planner.spec.parts.goals import Goals
 from targets.gpu import Gpu
 
@@ -110,7 +110,8 @@ class Rule:
             v.quality.log_ppl_increase.value, -speed(v, False).value, -speed(v, True).value, v.memory.memory.total.value,
             making(v) + restarts(v) / 2, float(v.candidate.settings.parallel.gpus),
             float(v.capacity.waiting), float(len(v.candidate.changed)), self.standing.doubt(v), self.standing.unfit(v),
-            float(self.standing.archived(v.candidate.engine)), preferred(self.goals).figure(v),
+            float(refusals(v.reasons)), self.standing.missed(v), float(self.standing.archived(v.candidate.engine)),
+            preferred(self.goals).figure(v),
         )  # fmt: skip
 
     @property

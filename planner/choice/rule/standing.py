@@ -28,8 +28,8 @@ class Standing:
         """Return the number of a candidate's tier: 0 admissible, 2 likely only, 4 misses a goal by less than the band. An engine that
         nobody maintains, unless it was asked for, comes behind all of them (6, 8, 10) for more than few clients: those it is good at.
         """
-        tier = self._tier_of(v.quality, likely=v.likely, sure=v.admissible(self.goals))
-        return tier + self._behind(v.candidate.engine, v.capacity.clients)
+        tier = self._tier_of(v.quality, likely=v.feasible and v.likely, sure=v.admissible(self.goals))
+        return tier + self.behind(v.candidate.engine, v.capacity.clients)
 
     def at_best(self, quality: Quality, engine: str, clients: int) -> float:
         """Return the number of the best place of a candidate of this quality, whatever its memory and speed; infinite where it misses a
@@ -40,7 +40,7 @@ class Standing:
             return math.inf
         likely = all(result.met for result in results)
         tier = self._tier_of(quality, likely=likely, sure=all(r.odds >= self.goals.confidence for r in results))
-        return self._placed(tier + self._behind(engine, clients), engine)
+        return self._placed(tier + self.behind(engine, clients), engine)
 
     def place(self, v: Verdict) -> float:
         """Return the number of a candidate's place: its tier, an engine that nobody maintains last of those that are admissible."""
@@ -52,15 +52,33 @@ class Standing:
 
     def doubt(self, v: Verdict) -> float:
         """Return the probability by which odds fall short of the confidence that is asked, of the goals or of the fit; none of what is
-        admissible.
+        admissible. Of what misses a goal, the probability that not all of them are kept.
         """
+        if v.admissible(self.goals):
+            return 0.0
+        if not v.feasible:
+            return 1.0 - math.prod(v.odds)
         *met, fits = v.odds
-        short = (self.goals.fit_confidence - fits, *(self.goals.confidence - odds for odds in met))
-        return 0.0 if v.admissible(self.goals) else max(0.0, *short)
+        return max(0.0, self.goals.fit_confidence - fits, *(self.goals.confidence - odds for odds in met))
 
     def unfit(self, v: Verdict) -> float:
-        """Return the probability by which the odds of fitting fall short of the confidence that is asked."""
+        """Return the probability by which the odds of fitting fall short of the confidence that is asked; all of it where what fits has
+        become another model.
+        """
+        if not v.feasible and self._is_another(v.quality):
+            return self.goals.fit_confidence
         return max(0.0, self.goals.fit_confidence - v.capacity.odds)
+
+    def unserved(self, v: Verdict) -> bool:
+        """Tell whether not all clients are served at once: some wait, where that is not free, or what they need does not fit, or what fits
+        has become another model.
+        """
+        waits = v.capacity.waiting > 0 and not self.goals.batch
+        return waits or v.capacity.room.value < 0 or (not v.feasible and self._is_another(v.quality))
+
+    def missed(self, v: Verdict) -> float:
+        """Return the number of e-folds by which memory and goals are missed, none of what is feasible."""
+        return 0.0 if v.feasible else v.distance[1]
 
     def archived(self, engine: str) -> bool:
         """Tell whether nobody maintains an engine, and nobody asked for it."""
@@ -77,10 +95,14 @@ class Standing:
 
     def _loses_unasked(self, quality: Quality) -> bool:
         """Whether it loses more than anybody would accept who asks for no quality."""
-        return not self.goals.asks_quality and growth(quality.log_ppl_increase.value) > FLOOR
+        return not self.goals.asks_quality and self._is_another(quality)
 
-    def _behind(self, engine: str, clients: int) -> int:
-        """By how much an engine stands behind: one that nobody maintains, for more than few clients."""
+    def _is_another(self, quality: Quality) -> bool:
+        """Whether it loses more than anybody would accept beyond what is asked: it is another model."""
+        return growth(quality.log_ppl_increase.value) > FLOOR + (self.goals.quality.max_perplexity_increase or 0.0)
+
+    def behind(self, engine: str, clients: int) -> int:
+        """Return the number of places by which an engine stands behind: one that nobody maintains, for more than few clients."""
         return BEHIND if self.archived(engine) and clients > FEW_CLIENTS else 0
 
 

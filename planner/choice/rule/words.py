@@ -23,6 +23,7 @@ TOLD = {
     "each start": "stored, not rounded at each start",
     "waiting": "no client waits", "fit": "surely fits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
     "changes of the model": "with the fewest changes of the model", "regime": "its engine was measured in this regime",
+    "refused": "its engine does not refuse it", "missed": "with the least that is missed",
     "stages": "in the fewest stages", "cards": "on all cards", "tensor parallel": "with the fewest cards under one matrix",
     "native": "the card multiplies its format itself", "settings": "with the fewest changed settings",
     "margin": "with the most room left", "work": "with the least work", "quality": "then the best in quality",
@@ -31,7 +32,7 @@ TOLD = {
 #: What the Pareto set is over (`Rule._figures`), in words.
 FIGURES = (
     "quality", "one client's speed", "throughput", "memory", "work", "cards", "waiting clients", "changed settings", "odds",
-    "odds of fitting", "who maintains the engine", "what is preferred",
+    "odds of fitting", "refusals", "what is missed", "who maintains the engine", "what is preferred",
 )  # fmt: skip
 #: Sizes that differ by no larger share are told without figures.
 _ALIKE = 1e-4
@@ -68,6 +69,11 @@ _TIERS = ("stands behind", "less likely than is asked", MISSES)
 def fit_words(confidence: float, theirs: float, mine: float) -> str:
     """Say how likely a candidate fits, of which less than what is asked is short (probabilities)."""
     return f"fits with {confidence - theirs:.0%} only, {confidence:.0%} are asked"
+
+
+def missed_words(theirs: float, mine: float) -> str:
+    """Say by how much both miss what is asked (e-folds)."""
+    return f"misses what is asked by {math.expm1(theirs):.0%} in all, against {math.expm1(mine):.0%}"
 
 
 def odds_words(theirs: float, mine: float) -> str:

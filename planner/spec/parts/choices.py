@@ -11,7 +11,7 @@ from passes.base import NATIVE
 from passes.chain import BACKENDS
 from passes.formats import kv_dtypes
 from passes.quantize.format_names import methods
-from planner.spec.parts.values import Count, Share, Strict
+from planner.spec.parts.values import Count, OrOne, Share, Strict
 
 if TYPE_CHECKING:
     KVName = str
@@ -24,9 +24,9 @@ else:
 class QuantizeChoice(Strict):
     """Which ways to quantize are weighed."""
 
-    methods: tuple[MethodName, ...] | None = None
+    methods: Annotated[tuple[MethodName, ...], OrOne()] | None = None
     """Left out: every method."""
-    formats: tuple[str, ...] | None = None
+    formats: Annotated[tuple[str, ...], OrOne()] | None = None
     """Names of formats (`w4a16-g64`); left out: all that the engines read."""
     dense: bool | None = None
     """Whether leaving the weights as they are is weighed too. Left out: where neither methods nor formats are named."""
@@ -34,12 +34,6 @@ class QuantizeChoice(Strict):
     """Who makes the weights: tightfit's own walk, or an outside tool (`docs/backends.md`). Some formats and methods have one tool only."""
     damping: Annotated[float, Field(gt=0, lt=1)] = DAMPING
     """GPTQ's, the share of the mean of the Hessian's diagonal that is added to it (AutoGPTQ's `damp_percent`); more for texts too short."""
-
-    @field_validator("methods", "formats", mode="before")
-    @classmethod
-    def _single(cls, said: object) -> object:
-        """A name by itself is a list of one."""
-        return (said,) if isinstance(said, str) else said
 
     @property
     def names_some(self) -> bool:
@@ -135,5 +129,27 @@ class PassesChoice(Strict):
     """Recovery after pruning: `allow` weighs pruned chains with and without it."""
     quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
     """Which formats and methods are weighed; `forbid`: the weights stay as they are."""
-    kv_cache: tuple[KVName, ...] | None = None
+    kv_cache: Annotated[tuple[KVName, ...], OrOne()] | None = None
     """Left out: every type that an engine has, but for fp8_e5m2, which costs more quality than fp8 (e4m3) and is for cards without it."""
+
+    @field_validator("prune", "distill", "quantize", mode="before")
+    @classmethod
+    def _switched(cls, said: object) -> object:
+        """YAML reads `yes` and `no` as truth values."""
+        return {True: "allow", False: "forbid"}[said] if isinstance(said, bool) else said
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _named(cls, said: object) -> object:
+        """Methods and formats by their bare names: `awq`, `[gptq, w4a16-g64]`; `allow` is what is weighed anyway."""
+        if said == "allow":
+            return QuantizeChoice()
+        names = [said] if isinstance(said, str) else said
+        if said == "forbid" or not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            return said
+        chosen = {"methods": [name for name in names if name in methods()]}
+        return {
+            key: found
+            for key, found in (*chosen.items(), ("formats", [n for n in names if n not in methods()]))
+            if found
+        }

@@ -55,6 +55,21 @@ Tokens = Annotated[
 ]  # fmt: skip
 
 
+class OrOne:
+    """Marks a list that a name by itself may stand for: it is a list of one."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Make a list of a single name before the list is checked."""
+        from pydantic_core.core_schema import no_info_before_validator_function as before
+
+        return before(lambda said: (said,) if isinstance(said, str) else said, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        """Describe both."""
+        several = handler(core)
+        return {"anyOf": [several, several["items"]]}
+
+
 class _Told(ModelMetaclass):
     """Has a part that is made by name, as Python callers do, tell what is wrong with it as a spec's file does."""
 

@@ -408,7 +408,7 @@ def test_a_goal_missed_by_less_than_its_band_is_near_whichever_it_is(
 def test_where_no_newest_engine_has_code_for_a_card_the_version_that_had_it_comes_first() -> None:
     document = plan(
         parse_spec(
-            "model: meta-llama/Llama-2-13b-chat-hf\ntarget: { gpu: V100 }\nworkload: { context: 2048, concurrency: 2 }\n"
+            "model: meta-llama/Llama-2-13b-chat-hf\ntarget: { gpu: V100 SXM2 32GB }\nworkload: { context: 2048, concurrency: 2 }\n"
         )
     ).document
     assert document.chosen is None

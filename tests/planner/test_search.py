@@ -247,7 +247,7 @@ def test_the_choice_is_that_of_a_brute_force_search_for_every_preference(gpu: st
 def test_a_choice_whose_simulation_misses_a_goal_is_replaced_as_a_brute_force_would() -> None:
     """Where formula and simulation part, the other settings of a design are tried as well as other designs."""
     spec = parse_spec(
-        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-3060 }\nengine: vllm\nworkload: { context: 4096, concurrency: 40 }\n"
+        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-3060-12gb }\nengine: vllm\nworkload: { context: 4096, concurrency: 40 }\n"
         "goals: { ttft: 1200 ms, quality: { max_kl: 0.3 } }\n"
     )
     ir, gpu = open_model(spec.model).ir, target_gpu(spec)
@@ -287,7 +287,7 @@ def test_the_best_alone_is_what_the_search_chooses(
 
 def test_where_brute_force_finds_nothing_the_search_finds_nothing() -> None:
     spec = parse_spec(
-        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-3060 }\nengine: vllm\nworkload: { context: 32768, concurrency: 4 }\n"
+        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-3060-12gb }\nengine: vllm\nworkload: { context: 32768, concurrency: 4 }\n"
         "goals: { quality: { max_kl: 0.00001 } }\n"
     )
     ir = open_model(spec.model).ir
@@ -324,7 +324,7 @@ def test_bits_are_solved_to_the_hundredth(limit: int, least: int, bend: float) -
 
 
 def test_a_setting_is_changed_only_where_the_defaults_do_not_do() -> None:
-    text = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: {{ gpu: rtx-3060 }}\nengine: vllm\nworkload: {{ context: {} }}\n"
+    text = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: {{ gpu: rtx-3060-12gb }}\nengine: vllm\nworkload: {{ context: {} }}\n"
     ir = open_model("Qwen/Qwen2.5-7B-Instruct").ir
     changes = {}
     for context in (4096, 30000):

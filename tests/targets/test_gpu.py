@@ -51,7 +51,7 @@ def test_memory_is_what_cuda_shows_not_the_nominal_size(name: str, low: float, h
 
 def test_every_card_of_the_catalog_finds_itself() -> None:
     for card in all_gpus():
-        assert find_gpu(card.name).name == card.name
+        assert find_gpu(card.name).name == find_cards(card.name).gpu.name == card.name
 
 
 def test_the_processor_is_a_target() -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality_rows import DATA, Row, loss_rows
+from benchmarks.quality_rows import DATA, SUITE, Row, loss_rows
 from benchmarks.quality_side import kl_ratio, mxfp4_over_nvfp4
 from passes.formats.format import Rounding
 from passes.ir.distortions import Removed
@@ -44,7 +44,7 @@ GENERAL: dict[str, tuple[float, float]] = {
     "log_tokens": (0.4, 0.05), "tuned": (0.0, 0.2), "fewer_bits": (math.log(4), 0.05), "bend": (0.2, 0.25), "group": (1.0, 0.25), "row": (0.3, 0.15),
     "few_bits:row": (0.1, 0.3), "few_bits:rtn": (0.1, 0.5), "row:rtn": (0.1, 0.3), "few_bits:row:rtn": (0.3, 0.5),
     "smaller:0.1-0.5": (0.35, 0.15), "smaller:0.5-1.5": (0.35, 0.15), "smaller:1.5-4": (0.1, 0.1), "smaller:4-10": (0.1, 0.1),
-    "smaller:10-30": (0.03, 0.05), "smaller:30-100": (0.03, 0.05), "smaller:100-500": (0.03, 0.05),
+    "smaller:10-30": (0.1, 0.15), "smaller:30-100": (0.1, 0.15), "smaller:100-500": (0.1, 0.15),
     "smaller:zeros": (0.3, 0.2), "smaller:cache": (0.05, 0.05), "smaller:depth": (0.1, 0.1), "smaller:width": (0.1, 0.1), "smaller:experts": (0.1, 0.1),
     "share:zeros": (4.0, 0.5), "share:depth": (1.5, 0.3), "share:width": (1.5, 0.3), "share:experts": (1.5, 0.3),
     "beyond:gptq": (0.05, 0.1), "beyond:awq": (0.05, 0.1), "beyond:rtn": (0.4, 0.3), "beyond:exl2": (1.2, 0.3), "beyond:fp8": (0.3, 0.2),
@@ -56,11 +56,11 @@ OWN = {"smaller:": 0.15, "beyond:": 0.15, "fewer_bits": 0.15, "bend": 0.7}
 #: Mean and standard deviation of the other coefficients, which have no general one.
 SINGLE = {
     "family:": (0.0, 0.35), "family_outliers:": (0.0, 0.5), "family_zeros:": (0.0, 0.35), "family_cache:": (0.0, 0.35), "method:": (0.0, 1.0), "cache:": (0.0, 1.5),
-    "smaller:": (0.1, 0.1), "source:": (0.0, 0.05), "table:": (0.0, 0.1), "metric:": (0.0, 0.08), "model:": (0.0, 0.2),
+    "smaller:": (0.1, 0.1), "source:": (0.0, 0.05), "table:": (0.0, 0.1), "suite:": (0.0, 0.7), "metric:": (0.0, 0.08), "model:": (0.0, 0.2),
     "model_method:": (0.0, 0.15), "bend:": (0.1, 1.0),
 }  # fmt: skip
 #: What is fitted and left out of predictions.
-HIDDEN = ("source:", "table:", "metric:", "model:", "model_method:")
+HIDDEN = ("source:", "table:", "suite:", "metric:", "model:", "model_method:")
 NOISE = 0.15
 #: Perplexities are printed to about this, and run to run they differ by as much.
 FLOOR = 0.001
@@ -68,8 +68,6 @@ FLOOR = 0.001
 TIERS = ("pair", "model", "family", "unseen")
 OFFERED = ("gptq", "awq", "rtn", "exl2", "exl3", "w8a8", "fp8", "mxfp8", "nvfp4a16", "nvfp4", "mxfp4")
 _USELESS = math.log(3)
-#: Sizes in 10^9 weights that coverage is printed by.
-SIZES = ((0.1, 1.0), (1.0, 4.0), (4.0, 20.0), (20.0, 405.0))
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,12 @@ class Residual:
 
 
 def offered(row: Row) -> bool:
-    """Whether plans weigh what was done, and it is of use: other methods, and perplexities three times as high, only teach."""
-    return row.rise < _USELESS and (not isinstance(row.cause, Rounding) or row.cause.method in OFFERED)
+    """Whether plans weigh what was done, and it is of use: other methods, suites of tasks, and perplexities three times as high only teach."""
+    return (
+        not row.metric.startswith(SUITE)
+        and row.rise < _USELESS
+        and (not isinstance(row.cause, Rounding) or row.cause.method in OFFERED)
+    )
 
 
 def fit(rows: Sequence[Row]) -> Law:
@@ -105,7 +107,15 @@ def fit(rows: Sequence[Row]) -> Law:
     pull, towards = _priors(names, column)
     free = np.array([feature_kind(name) in FREE or feature_kind(name) in HIDDEN for name in names])
     rise = np.array([row.rise for row in rows])
-    rounding = np.array([0.0 if row.metric == "kl" else 0.003 / row.baseline + 0.0008 for row in rows]) / rise
+    rounding = (
+        np.array(
+            [
+                0.0 if row.metric == "kl" or row.metric.startswith(SUITE) else 0.003 / row.baseline + 0.0008
+                for row in rows
+            ]
+        )
+        / rise
+    )
     # Beyond a rise of one half, tables disagree by multiples.
     blur = np.array([row.blur for row in rows])
     variance = NOISE**2 + blur**2 + rounding**2 + (0.5 * np.clip(rise - 0.5, 0, 2)) ** 2
@@ -121,6 +131,9 @@ def fit(rows: Sequence[Row]) -> Law:
 
 def _effects(row: Row) -> Iterator[tuple[str, float]]:
     """What single tables and models add to their rows."""
+    if row.metric.startswith(SUITE):
+        yield row.metric, 1.0
+        return
     yield f"source:{row.source}", 1.0
     yield f"table:{row.group}", 1.0
     if isinstance(row.cause, Rounding) and row.cause.bits:
@@ -196,32 +209,44 @@ def _taught(cause: Cause, train: Sequence[Row]) -> bool:
 
 
 def spreads(residuals: Sequence[Residual]) -> dict[str, dict[str, float]]:
-    """Half widths of the 90 % interval in ln by kind of loss, and factors on them by tier and by family.
+    """Half widths of the 90 % interval in ln by kind of loss, and factors on them by tier, by family and by size.
 
     Each is what nine in ten held-out rows need, shrunk towards what all kinds need by five rows' worth (a factor towards 1).
     """
-    needed = [(kind(r.row.cause), r.tier, r.row.traits.family, r.needed) for r in residuals if offered(r.row)]
+    needed = [r for r in residuals if offered(r.row)]
+    every = _ninth([r.needed for r in needed], 1.0)
+    told = {
+        "kind": lambda r: kind(r.row.cause),
+        "tier": lambda r: r.tier,
+        "family": lambda r: r.row.traits.family,
+        "size": lambda r: quality_law.size_band(r.row.traits),
+    }
+    found = {name: dict.fromkeys(sorted({key(r) for r in needed}), 1.0) for name, key in told.items()}
+    found["tier"] = dict.fromkeys(TIERS, 1.0)
 
-    def ninth(values: Sequence[float], typical: float) -> float:
-        if not (count := len(values)):
-            return typical
-        # Of few rows a higher rank, as in conformal prediction: the next row is to lie inside nine times in ten.
-        return (count * float(np.quantile(values, min(1.0, 0.9 * (count + 1) / count))) + 5 * typical) / (count + 5)
+    def left(name: str, value: str) -> list[float]:
+        """What rows need beyond all factors but this one."""
+        others = [(key, found[other]) for other, key in told.items() if other != name]
+        return [r.needed / math.prod(of[key(r)] for key, of in others) for r in needed if told[name](r) == value]
 
-    every = ninth([need for *_, need in needed], 1.0)
-    kinds = dict.fromkeys(sorted({name for name, *_ in needed}), every)
-    tiers = dict.fromkeys(TIERS, 1.0)
-    families = dict.fromkeys(sorted({family for *_, family, _ in needed}), 1.0)
     for _ in range(4):
-        for name in kinds:
-            kinds[name] = ninth([need / tiers[t] / families[f] for k, t, f, need in needed if k == name], every)
-        for tier in TIERS:
-            tiers[tier] = ninth([need / kinds[k] / families[f] for k, t, f, need in needed if t == tier], 1.0)
-        for more, less in pairwise(TIERS):
-            tiers[less] = max(tiers[less], tiers[more])
-        for family in families:
-            families[family] = ninth([need / kinds[k] / tiers[t] for k, t, f, need in needed if f == family], 1.0)
-    return {"kind": kinds, "tier": tiers, "family": families}
+        for name in told:
+            for value in found[name]:
+                found[name][value] = _ninth(left(name, value), every if name == "kind" else 1.0)
+            if name == "tier":
+                for more, less in pairwise(TIERS):
+                    found[name][less] = max(found[name][less], found[name][more])
+    for value in found["kind"]:
+        # A kind that needs more than most is not narrowed for their sake.
+        found["kind"][value] = max(found["kind"][value], float(np.quantile(left("kind", value), 0.9)))
+    return found
+
+
+def _ninth(values: Sequence[float], typical: float) -> float:
+    if not (count := len(values)):
+        return typical
+    # Of few rows a higher rank, as in conformal prediction: the next row is to lie inside nine times in ten.
+    return (count * float(np.quantile(values, min(1.0, 0.9 * (count + 1) / count))) + 5 * typical) / (count + 5)
 
 
 def covered(residual: Residual, widths: Mapping[str, Mapping[str, float]]) -> bool:
@@ -233,9 +258,8 @@ def coverage(residuals: Sequence[Residual], widths: Mapping[str, Mapping[str, fl
     """Share inside, median absolute ln error and median half width in ln of rows by size, kind of loss, method, source, and all together."""
     groups: dict[str, list[Residual]] = defaultdict(list)
     for residual in (residual for residual in residuals if offered(residual.row)):
-        low, high = next(ends for ends in SIZES if residual.row.traits.size_b < ends[1] or ends == SIZES[-1])
         cause, source = residual.row.cause, _publication(residual.row.source)
-        for name in (f"{low:g}–{high:g} B", kind(cause), f"by {_method(cause)}", source, "all"):
+        for name in (quality_law.size_band(residual.row.traits), kind(cause), f"by {_method(cause)}", source, "all"):
             groups[name].append(residual)
     return {
         name: {

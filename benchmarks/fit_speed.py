@@ -77,7 +77,7 @@ SAME = {
 
 #: Versions of vLLM that the drift was seen over: 0.8 to 0.19. No row has bitsandbytes; its 4-bit kernel is assumed half as fast.
 #: `occupancy`: from the closed form that ranks candidates, fitted when it was the only one.
-FIXED = {"newest": 19.0, "drift_span": 11.0, "memory.bnb": 0.5, "occupancy": 0.855, "graphs": 512, "serial_s": 3e-4}
+FIXED = {"newest": 19.0, "drift_span": 11.0, "memory.bnb": 0.5, "occupancy": 0.855, "graphs": 512, "serial_s": 1e-3}
 
 #: Constants of vLLM-CPU that its timings tell; peaks are those that `targets/machine/devices.py` assumes of a core. The 4-bit kernel's share of
 #: them is the one that `targets/machine/probe_program.py` measured on the same machine (3.2 of 11 GB/s, 0.09 of 0.21 TFLOP/s).

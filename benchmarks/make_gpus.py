@@ -34,7 +34,7 @@ NOT_OFFERED = {"A800 SXM4 80GB", "H800 SXM", "H800 PCIe", "H20 96GB", "H20-3e", 
 
 #: Names that people and NVML use, by card. A name under `bare` is answered with a note on what it was read as.
 ALIASES = {
-    "RTX 3080 10GB": ["RTX 3080"], "T4": ["T4 16GB"], "A10": ["A10 24GB"], "A10G": ["A10G 24GB"], "L4": ["L4 24GB"],
+    "T4": ["T4 16GB"], "A10": ["A10 24GB"], "A10G": ["A10G 24GB"], "L4": ["L4 24GB"],
     "A16 (per GPU, 4 per board)": ["A16"], "A30": ["A30 24GB"],
     "A100 PCIe 40GB": ["A100-PCIE-40GB"], "A100 SXM4 40GB": ["A100-SXM4-40GB", "A100-SXM-40GB", "A100 40GB"],
     "A100 PCIe 80GB": ["A100 80GB PCIe", "A100-PCIE-80GB"], "A100 SXM4 80GB": ["A100-SXM4-80GB", "A100-SXM-80GB", "A100 SXM 80GB", "A100 SXM"],
@@ -49,12 +49,16 @@ ALIASES = {
     "RX 7900 XTX": ["RX 7900XTX"],
 }  # fmt: skip
 BARE = {
-    "A100 SXM4 80GB": ["A100", "A100 80GB"], "H100 SXM": ["H100", "H100 80GB"], "H200 SXM": ["H200"], "B200 SXM": ["B200"],
-    "B300 SXM": ["B300"], "V100 SXM2 32GB": ["V100"], "Quadro RTX 6000": ["RTX 6000"], "RTX 3060 12GB": ["RTX 3060"],
+    "A100 SXM4 80GB": ["A100 80GB"], "H100 SXM": ["H100", "H100 80GB"], "H200 SXM": ["H200"], "B200 SXM": ["B200"],
+    "B300 SXM": ["B300"], "V100 SXM2 16GB": ["V100"],  # the smallest of its name: no newer vLLM runs on any
 }  # fmt: skip
 
 #: Names that cards of unlike memory share: asked back, unless its memory is seen.
 SHARED = {
+    "A100": ["A100 SXM4 40GB", "A100 PCIe 40GB", "A100 SXM4 80GB", "A100 PCIe 80GB"],
+    "RTX 3060": ["RTX 3060 12GB", "RTX 3060 8GB"], "RTX 3080": ["RTX 3080 10GB", "RTX 3080 12GB"],
+    "RTX 6000": ["RTX 6000 Ada", "RTX PRO 6000 Blackwell Workstation", "Quadro RTX 6000"], "RTX 5000": ["RTX 5000 Ada", "Quadro RTX 5000"],
+    "RTX 3080 Laptop": ["RTX 3080 Laptop 16GB", "RTX 3080 Laptop 8GB"], "RTX 3080 Laptop GPU": ["RTX 3080 Laptop 16GB", "RTX 3080 Laptop 8GB"],
     "RTX 4060 Ti": ["RTX 4060 Ti 8GB", "RTX 4060 Ti 16GB"], "RTX 5060 Ti": ["RTX 5060 Ti 8GB", "RTX 5060 Ti 16GB"],
     "GH200": ["GH200 96GB (HBM3)", "GH200 144GB (HBM3e)"],
     "Orin": ["Jetson AGX Orin 64GB", "Jetson AGX Orin 32GB", "Jetson Orin NX 16GB"],
@@ -64,6 +68,7 @@ SHARED = {
 #: Names that mean a card only as they stand, makers' names included: Google Cloud's `nvidia-tesla-…`, which name one size each.
 WHOLE = {
     "A100 SXM4 40GB": ["nvidia-tesla-a100"], "V100 SXM2 16GB": ["nvidia-tesla-v100"],
+    "Quadro RTX 6000": ["Quadro RTX 6000", "NVIDIA Quadro RTX 6000"], "Quadro RTX 5000": ["Quadro RTX 5000", "NVIDIA Quadro RTX 5000"],
 }  # fmt: skip
 
 #: Cards the table lacks. Figures from the makers' data sheets and the TechPowerUp database; laptop parts at full power limit.
@@ -77,7 +82,9 @@ MORE: list[dict[str, Any]] = [
      "fp16_bf16_dense_tflops": 125, "fp8_dense_tflops": 250, "int8_dense_tops": 250, "fp4_dense_tflops": 500, "compute_capability": "12.1",
      "pcie": None, "aliases": ["DGX Spark", "GB10 (DGX Spark)", "GB10 (DGX Spark class)"]},
     {"name": "RTX 3080 Laptop 16GB", "arch": "Ampere", "memory_gb_nominal": 16, "memory_type": "GDDR6", "bandwidth_gb_s": 448,
-     "fp16_bf16_dense_tflops": 37.9, "int8_dense_tops": 151.7, "compute_capability": "8.6", "pcie": "PCIe 4.0 x16", "aliases": ["RTX 3080 Laptop GPU"]},
+     "fp16_bf16_dense_tflops": 37.9, "int8_dense_tops": 151.7, "compute_capability": "8.6", "pcie": "PCIe 4.0 x16"},
+    {"name": "RTX 3080 Laptop 8GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 8, "memory_type": "GDDR6", "bandwidth_gb_s": 448,
+     "fp16_bf16_dense_tflops": 37.9, "int8_dense_tops": 151.7, "compute_capability": "8.6", "pcie": "PCIe 4.0 x16"},
     {"name": "RTX 4060 Laptop", "arch": "Ada", "memory_gb_nominal": 8, "memory_type": "GDDR6", "bandwidth_gb_s": 256,
      "fp16_bf16_dense_tflops": 29, "fp8_dense_tflops": 58, "int8_dense_tops": 116, "compute_capability": "8.9", "pcie": "PCIe 4.0 x8",
      "aliases": ["RTX 4060 Laptop GPU"]},

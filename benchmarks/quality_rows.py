@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy_rows import lost_accuracies
 from benchmarks.pruned_rows import BLUR, pruned_models
 from passes.formats.format import Rounding
 from passes.ir.distortions import CacheRounding, Removed, Zeros
@@ -34,6 +35,8 @@ _EXACT = {
 #: Tables whose KL divergences stand for a perplexity: they print no perplexity of the same rows.
 _KL_SOURCES = ("https://github.com/turboderp-org/exllamav3", "benchmarks/")
 
+#: How the metric of a row begins that is an average over a suite of tasks: what one is worth in nats is the suite's own.
+SUITE = "suite:"
 #: Less is within the noise of perplexities as they are printed: such a row says that the loss is small, no more. A row below `_MISPRINT` says
 #: that a perplexity fell by more than noise, and is left out.
 LEAST_RISE, _MISPRINT = 0.001, -0.01
@@ -144,8 +147,13 @@ def cause_of(row: dict[str, Any]) -> Cause | None:
 
 
 def loss_rows() -> Iterator[Row]:
-    """Every row: losses by perplexity and KL divergence, and pruned models by their accuracies."""
+    """Every row: losses by perplexity and KL divergence; pruned models, and models in about 4 bits, by their accuracies."""
     yield from _measured_rows()
+    for lost in lost_accuracies(raw_rows()):
+        traits = traits_by_name(lost.model)
+        yield Row(
+            lost.source, lost.model, f"{SUITE}{lost.suite}", lost.rounding, traits, lost.rise, 8.0, False, lost.blur
+        )
     for pruned in pruned_models():
         traits = named_traits(pruned.model, pruned.size_b)
         rise = max(pruned.rise, LEAST_RISE)

@@ -2,6 +2,7 @@
 
     python -m benchmarks.second_model [--peer PYTHON] [--engine PYTHON] [--samples 64] [--length 256]
     python -m benchmarks.second_model --formats w8a8 fp8 --model smollm2      the second table alone, of other formats, of the first model
+    python -m benchmarks.second_model --smaller --samples 16 --length 128     the second table alone, of smaller models: narrower, and distilled
 
 The first table quantizes to W4A16 g128 with GPTQ, on text that the model wrote itself, with and without the token that its tokenizer puts
 before every prompt, and judges each with and without; `--peer` (the Python of an environment with llmcompressor 0.14) adds
@@ -56,6 +57,14 @@ _CPU = torch.device("cpu")
 #: What is planned, applied and served: a 4-bit format with compensation, one with scaling, one of 8 bits with 8-bit products.
 FORMATS = ("w4a16-g128", "awq-4-g128", "w8a8")
 CACHES = ("auto", "fp8")
+_NARROW, _STORED = {"intermediate": 1664}, {"quantize": {"formats": ["w4a16-g64"], "dense": False}, "kv_cache": ["fp8"]}
+#: Smaller models of the second one, whose MLPs have 2048 channels: a fifth of them gone, and then distilled on few tokens, in 4 bits.
+SMALLER: dict[str, dict[str, Any]] = {
+    "narrower": {"prune": _NARROW, **_STORED},
+    "narrower, distilled": {
+        "prune": _NARROW, "distill": {"tokens": 8192, "length": 64, "epochs": 2, "lora_rank": 16, "learning_rate": 1e-3}, **_STORED,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,25 +88,32 @@ def compiled(
     folder: Path,
     calibration: Mapping[str, Any],
     evaluation: Mapping[str, Any],
-    formats: Sequence[str] = FORMATS,
+    chains: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[Compiled]:
-    """Plan and apply each format with each cache type on this machine's processor. `calibration`, `evaluation`: as in a spec."""
-    for form in formats:
-        for cache in CACHES:
-            spec = Spec.model_validate({
-                "model": str(model), "target": {"gpu": "cpu"},
-                "engine": {"name": "vllm-cpu", "settings": {"enforce_eager": True}},
-                "workload": {"context": 2048, "concurrency": 1, "input_tokens": 64, "output_tokens": 16},
-                "passes": {"quantize": {"formats": [form], "dense": False}, "kv_cache": [cache]},
-                "calibration": calibration, "evaluation": evaluation,
-            })  # fmt: skip
-            name = form if cache == "auto" else f"{form} + {cache} KV"
-            made = plan(spec)
-            out = folder / name.replace(" ", "")
-            if made.feasible:
-                yield Compiled(name, made.document, apply(made.document, out, work=folder / "work").certificate, out)
-            else:
-                yield Compiled(name, None, None, out)
+    """Plan and apply chains of passes on this machine's processor. `calibration`, `evaluation`, a chain: as in a spec."""
+    for name, passes in (chains or format_chains(FORMATS)).items():
+        spec = Spec.model_validate({
+            "model": str(model), "target": {"gpu": "cpu"},
+            "engine": {"name": "vllm-cpu", "settings": {"enforce_eager": True}},
+            "workload": {"context": 2048, "concurrency": 1, "input_tokens": 64, "output_tokens": 16},
+            "passes": passes, "calibration": calibration, "evaluation": evaluation,
+        })  # fmt: skip
+        made = plan(spec)
+        out = folder / name.replace(" ", "")
+        if made.feasible:
+            yield Compiled(name, made.document, apply(made.document, out, work=folder / "work").certificate, out)
+        else:
+            yield Compiled(name, None, None, out)
+
+
+def format_chains(formats: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the chain of each format with each cache type, by the name of its line."""
+    return {
+        form if cache == "auto" else f"{form} + {cache} KV": {
+            "quantize": {"formats": [form], "dense": False}, "kv_cache": [cache],
+        }
+        for form in formats for cache in CACHES
+    }  # fmt: skip
 
 
 def served(results: Sequence[Compiled], engine: Path, prompts: Sequence[Sequence[int]], folder: Path) -> dict[str, Any]:
@@ -202,12 +218,12 @@ def first_token_table(model: Path, folder: Path, samples: int, length: int, peer
 
 
 def served_table(
-    gguf: Path, folder: Path, samples: int, length: int, engine: Path, formats: Sequence[str] = FORMATS
+    gguf: Path, folder: Path, samples: int, length: int, engine: Path, chains: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Print, for each way from the GGUF file to the engine, KL and KV tokens beside what was predicted."""
     text = {"dataset": "self", "samples": samples, "length": length}
     held_out = {"dataset": PYTHON_REFERENCE, "samples": samples // 2, "length": length}
-    results = [result for result in compiled(gguf, folder, text, held_out, formats) if result.plan is not None]
+    results = [result for result in compiled(gguf, folder, text, held_out, chains) if result.plan is not None]
     prompts = token_blocks(TextSource(PYTHON_REFERENCE, 4, 16, seed=7), results[0].out).tolist()
     answers = served(results, engine, prompts, folder)
     print(f"\n{'format':22}{'KL predicted':46}{'measured':42}{'holds':7}{'KV tokens':>10}{'vLLM-CPU':>10}")
@@ -227,16 +243,18 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--formats", nargs="+")
+    parser.add_argument("--smaller", action="store_true")
     parser.add_argument("--model", choices=["gemma3", "smollm2"], default="gemma3")
     options = parser.parse_args()
     gguf = {"gemma3": real_models.gemma3, "smollm2": real_models.smollm2}[options.model]()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        if options.formats is None:
+        if options.formats is None and not options.smaller:
             model = open_model(gguf).materialize(folder)
             first_token_table(model, folder, options.samples, options.length, options.peer)
         if options.engine.exists():
-            served_table(gguf, folder, options.samples, options.length, options.engine, options.formats or FORMATS)
+            chains = SMALLER if options.smaller else format_chains(options.formats or FORMATS)
+            served_table(gguf, folder, options.samples, options.length, options.engine, chains)
         else:
             print(f"\nno engine at {options.engine}: nothing is served (`make engine`)")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passes.base import Pass
+from passes.base import Pass, Stage
 from passes.blocks.devices import compute_devices, require_memory
 from passes.chain import needs_text, rewrite
 from passes.errors import DoesNotFitError, GoalMissedError, InputError
@@ -18,14 +19,15 @@ from passes.files.manifest import damage, write_manifest
 from passes.files.os_errors import clear_disk_errors, clear_memory_errors
 from passes.host_memory import memory_total_bytes
 from passes.ir.model import ModelIR
-from passes.ir.sources import Source, open_model
 from passes.run.execute import calm_libraries, execute
 from passes.run.job import Job, Outcome
 from passes.run.result_folder import MARKER, check_places, claim, holding, partial_of, publish
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
 from planner.apply_cost import effort
-from planner.certificate import NAME, Certificate, certificate
+from planner.certificate import NAME, Certificate, MeasuredGoal, certificate
+from planner.choice.goals import Goal
+from planner.figures import apart, show
 from planner.kept import require_own_place
 from planner.machine import ALL_HERE, Computing, computing_on
 from planner.plan.codec import to_json
@@ -34,7 +36,7 @@ from planner.plan.effort import Effort
 from planner.plan.launch import of_plan, of_result, target_files
 from planner.plan.lock import require_fresh
 from planner.plan.make import Plan, plan
-from planner.plan.opened import Opened
+from planner.plan.opened import Opened, planned_source
 from planner.plan.saved import PLAN, load_plan, save
 from planner.spec.arguments import file_named
 from planner.spec.spec import Spec, TextChoice
@@ -109,7 +111,8 @@ def apply(
     as_it_is = document.decision.nothing_to_make
     if not as_it_is:
         require_executable(document)
-    spec, source = spec_of(document), _opened(document)
+    spec = spec_of(document)
+    source = planned_source(document, spec)
     require_fresh(document, spec, source)
     out = _folder(name) if out is None else file_named("out", out, "the folder of the result")
     place = out.resolve()
@@ -143,13 +146,6 @@ def apply(
     return ApplyResult(out, document, result.certificates[-1], outcome)
 
 
-def _opened(document: PlanDocument) -> Source:
-    """The plan's model, where it lies now."""
-    spec = spec_of(document)
-    moved = document.places is not None and "model" in document.places.moved
-    return open_model(spec.model, revision=None if moved else spec.revision, assume=spec.assume)
-
-
 @dataclass
 class _Result:
     """A result in the making: what it must not put away, and what is written into its folder beside the weights."""
@@ -177,9 +173,39 @@ class _Result:
         server = of_result(decision, self.place, outcome.target)
         write_launch(folder, [*server.launch.files, *target_files(server, self.document.spec.launch)])
         save(portable(decision), folder / PLAN)
-        self.certificates.append(certificate(decision, outcome, folder, self.document.decision.passes, expected))
-        write_json(folder / NAME, to_json(self.certificates[-1]))
+        made = certificate(decision, outcome, folder, self.document.decision.passes, expected)
+        if any(pass_.stage is Stage.PRUNE for pass_ in outcome.passes):
+            write_json(self.work / NAME, to_json(made))
+            try:
+                require_met(made, self.place, self.work)
+            except GoalMissedError:
+                shutil.rmtree(folder)
+                raise
+        self.certificates.append(made)
+        write_json(folder / NAME, to_json(made))
         write_manifest(folder)
+
+
+def require_met(made: Certificate, place: Path, work: Path) -> None:
+    """Refuse to ship a pruned model that misses a goal on quality: it is another model than the one that was asked for. Raises
+    GoalMissedError, which says by how much.
+    """
+    missed = [goal for goal in made.goals if not goal.met]
+    if missed:
+        said = "; ".join(map(_shortfall, missed))
+        raise GoalMissedError(
+            f"what is left of {made.model} misses its goal, and {place.name} is not made: {said}",
+            remedy=f"prune less, distil on more tokens, or plan with a goal that it meets, which uses the same work; {work / NAME} holds "
+            "what was measured",
+        )
+
+
+def _shortfall(goal: MeasuredGoal) -> str:
+    """A missed goal and by how much; growths of perplexity differ by points."""
+    wanted, measured = apart(goal.wanted, goal.measured, goal.name.unit)
+    over = goal.measured - goal.wanted
+    more = f"{100 * over:.2g} points" if goal.name is Goal.PERPLEXITY else show(over, goal.name.unit)
+    return f"{goal.name} {measured} > {wanted}, {more} too much"
 
 
 def _served_as_it_is(plan: Opened, out: Path, *, replace: bool) -> ApplyResult:

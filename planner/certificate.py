@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,14 @@ from passes.record import dataclass
 from planner.choice.goals import Goal
 from planner.figures import show_interval
 from planner.plan.codec import FORMAT_VERSION, from_json, upgraded
-from planner.plan.document import PlanDocument, PlannedEngine, PlannedGoal
+from planner.plan.document import PlanDocument
 from planner.plan.effort import Effort
+from planner.plan.parts.chosen import PlannedEngine, PlannedGoal
 from planner.quality.expected import Quality, growth, perplexity_growth
 from targets.engines.engine import KVEstimate, Memory, SpeedEstimate
 from targets.quantity import Basis, Quantity
+from targets.serve.load import LoadTiming
+from targets.serve.watch import Watched
 
 if TYPE_CHECKING:
     from passes.measure.evaluate import Measured
@@ -70,6 +73,23 @@ class MeasuredQuality:
     predicted: Quality
 
 
+@dataclass(frozen=True)
+class SoakReport:
+    """What a soak of the served result showed (`verify --soak`): its requests, what was watched, and each figure beside what the plan
+    promised of it. `engine_version`: of what ran.
+    """
+
+    checks: tuple[Comparison, ...]
+    timing: LoadTiming
+    watched: Watched
+    engine_version: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether every promise is kept."""
+        return kept(self.checks)
+
+
 @dataclass(frozen=True, slots=True)
 class PredictedFigures:
     """What the plan expects of the served result; `verify` holds it against the engine."""
@@ -92,8 +112,8 @@ class FinishedStep:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The document on a result. `holds`: every binding check does, and every goal on quality is met. `planned_passes`: the passes as they
-    were planned, choices that had to be measured still open.
+    """The document on a result. `holds`: every binding check does, of the soak too, and every goal on quality is met. `planned_passes`: the
+    passes as they were planned, choices that had to be measured still open. `soak`: what held at full context; None until `verify --soak`.
     """
 
     format_version: str
@@ -112,6 +132,12 @@ class Certificate:
     holds: bool
     planned_passes: tuple[Mapping[str, Any], ...] | None = None
     notes: tuple[str, ...] = ()
+    soak: SoakReport | None = None
+
+    def soaked(self, soak: SoakReport) -> Certificate:
+        """Return the certificate with what a soak showed, in place of an earlier one."""
+        made = kept(self.checks) and all(goal.met for goal in self.goals)
+        return replace(self, soak=soak, holds=made and soak.holds)
 
 
 def certificate(

@@ -76,7 +76,7 @@ class Terms:
 
     def kept(self, outcome: Outcome, goals: tuple[GoalResult, ...]) -> tuple[Reason, ...]:
         """Return what is not kept."""
-        missed = tuple(goal.reason() for goal in goals if not self.keeps(goal))
+        missed = tuple(goal.reason() for goal in goals if not self.keeps(goal) and not goal.endless)
         least = self.min_confidence
         if least is None or not outcome.fits or outcome.odds >= least:
             return missed

@@ -12,7 +12,7 @@ from passes.errors import InputError
 from passes.record import dataclass
 from passes.steps.executor import HERE, Executor
 from targets.engines.engine import find_engine
-from targets.gpu import Gpu, find_gpu, fold, inline_gpu, this_cpu, unlisted_gpu
+from targets.gpu import Gpu, cards_named, find_gpu, fold, inline_gpu, this_cpu, unlisted_gpu
 from targets.machine.devices import installed_gpus
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _planned(plan: PlanDocument) -> tuple[Gpu, bool]:
 def _stands_for(card: Gpu, named: bool, installed: str) -> bool:
     """Whether an installed card will do; one that the catalog does not know is taken at its name, or as large enough."""
     try:
-        here = find_gpu(installed)
+        here = cards_named(installed)
     except InputError:
         return not named or fold(installed) == fold(card.name)
-    return here.name == card.name if named else here.memory_bytes.high >= card.memory_bytes.low
+    return any(each.name == card.name if named else each.memory_bytes.high >= card.memory_bytes.low for each in here)

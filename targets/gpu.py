@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from passes.errors import InputError, unknown_name
-from passes.host_memory import card_nodes, memory_total_bytes
+from passes.host_memory import card_nodes, cards_memory, memory_total_bytes
 from passes.record import dataclass
 from targets.machine.devices import cores, cpu_instructions, cpu_model, installed_gpus
 from targets.quantity import Basis, Quantity
@@ -156,14 +156,19 @@ def _of_catalog(name: str) -> Gpu:
     return _gpu(entry, note)
 
 
+def cards_named(name: str) -> tuple[Gpu, ...]:
+    """Return the cards that a driver's name may mean: several where it is theirs in common. Raises InputError for one that is not known."""
+    _, lines, shared = _index()
+    several = () if _letters(name) in _index()[0] else shared.get(fold(name), ())
+    return tuple(_gpu(json.loads(lines[number])) for number in several) or (find_gpu(name),)
+
+
 def card_seen(name: str, total_bytes: int, capability: int | None = None) -> Gpu:
     """Return the card of a name that NVML prints, with the memory that it says; of several that share the name, the one of that size.
     One that the catalog lacks has its memory and compute capability × 10, and assumed rates.
     """
-    _, lines, shared = _index()
-    several = [_gpu(json.loads(lines[number])) for number in shared.get(fold(name), ())]
     try:
-        card = min(several, key=lambda gpu: abs(gpu.memory_bytes.value - total_bytes)) if several else find_gpu(name)
+        card = min(cards_named(name), key=lambda gpu: abs(gpu.memory_bytes.value - total_bytes))
     except InputError:
         card = replace(unlisted_gpu(name, total_bytes), capability=capability)
     share, low, high = _VISIBLE_SHARE
@@ -183,6 +188,9 @@ _VIRTUAL_NAMES = {
     "a100d": "A100 80GB",
     "a100": "A100 40GB",
     "a100x": "A100 80GB",
+    "h100l": "H100 NVL (94GB)",
+    "h100xm": "H100 SXM",
+    "h200x": "H200 SXM",
     "rtx6000": "Quadro RTX 6000",
     "rtx8000": "Quadro RTX 8000",
 }
@@ -257,7 +265,10 @@ def installed_gpu() -> Gpu:
             remedy="name it (`target: gpu:` in the spec, --gpu), or install the driver's libnvidia-ml.so.1; `optimize targets` lists the "
             "cards, and cpu is the processor",
         )
-    return find_gpu(names[0]) if names else this_cpu()
+    if not names:
+        return this_cpu()
+    told = cards_memory() if len(cards_named(names[0])) > 1 else ()  # its memory says which of them it is
+    return card_seen(told[0].name, told[0].total_bytes) if told else find_gpu(names[0])
 
 
 def unlisted_gpu(name: str, memory_bytes: int | None = None) -> Gpu:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from planner.certificate import Certificate
     from planner.check import CheckDocument, CheckResult, check
     from planner.machine import Computing
-    from planner.plan.document import ChosenPlan, PlanDocument
+    from planner.plan.document import PlanDocument
     from planner.plan.make import Plan, plan
+    from planner.plan.parts.chosen import ChosenPlan
     from planner.plan.saved import load_plan
     from planner.spec.parse import load_spec
     from planner.spec.parts.choices import PassesChoice

@@ -93,7 +93,7 @@ def specs(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
 
 def _checked(rng: Random, folder: Path) -> Callable[[], object]:
     engine = rng.choice(["vllm", "vllm", "exllamav2", "exllamav3"])
-    card = rng.choice(["RTX 4090", "A100", "H100", "T4", "MI300X", "24GB"])
+    card = rng.choice(["RTX 4090", "A100 80GB", "H100", "T4", "MI300X", "24GB"])
     weights = rng.choice([None, None, "w4a16-g128", "fp8", "exl2-4.0", "awq-4-g64", "gptq-4-g128", "exl3-4"])
     settings = Settings(parallel=Parallel(rng.choice([1, 2, 3])))
     context = rng.choice([None, 4096])

@@ -1,8 +1,9 @@
-"""What the stages share: the model, its texts, and lines of the report with their goals."""
+"""What the stages share: the model, its texts, how much of a perplexity a model loses on them, and lines with their goals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,25 +11,32 @@ from pathlib import Path
 import torch
 
 from benchmarks import real_models
+from benchmarks.text import news_file
 from passes.blocks.dense_model import DenseModel
+from passes.blocks.memory import BATCH_TOKENS
 from passes.ir.sources import open_model
+from passes.measure.evaluate import through
+from passes.prune.depth import DepthPrune
 from passes.run.execute import calm_libraries, source_model
 from passes.steps.context import RunContext
+from passes.steps.key import content_key
 from passes.steps.progress import Progress
 from passes.steps.step import Steps
-from passes.text.source import PYTHON_REFERENCE, TextSource
+from passes.text.source import PYTHON_REFERENCE, TextSource, tokens_digest
 from passes.text.token_file import read_tokens, token_file
 
 #: What is kept of a run, so that one that was killed goes on: steps under their keys.
 WORK = real_models.CACHE / "prune-distill"
-#: Text that the model writes itself, and the text that everything is judged on.
-CALIBRATION = TextSource("self", 64, 256)
-EVALUATION = TextSource(PYTHON_REFERENCE, 8, 256)
+#: Text that the model writes itself: what pruning and tuning look at.
+CALIBRATION = TextSource("self", 32, 256)
+#: What everything is judged on, and nothing is fitted to or chosen by: two kinds of text, so many sequences of each.
+SEQUENCES, LENGTH = 16, 128
+JUDGING = ("Python's reference", "news")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """SmolLM2 in single precision on the processor, as `source`; `run` with its calibration text; `judging` `[S, T]`."""
+    """SmolLM2 in single precision on the processor, as `source`; `run` with its calibration text; `judging` `[S, T]`: both texts'."""
 
     source: DenseModel
     run: RunContext
@@ -40,41 +48,109 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         return self.run.part(folder)
 
+    def losses(self, dense: DenseModel) -> torch.Tensor:
+        """Return the mean negative log-likelihood of each judging sequence `[S]`, measured once for a model."""
+        key = content_key(*dense.identity, "losses", tokens_digest(self.judging))
+        run = self.within("judged").on_text(self.judging)
+        found = run.measured("judge", "losses", key, lambda inside: {"losses": _losses(dense, inside)})
+        return torch.tensor(found["losses"], dtype=torch.float64)
+
+    def rises(self, dense: DenseModel) -> dict[str, torch.Tensor]:
+        """Return by how much a model's loss lies above the source's, of each sequence of each judging text."""
+        parts = torch.split(self.losses(dense) - self.losses(self.source), SEQUENCES)
+        return dict(zip(JUDGING, parts, strict=True))
+
+
+def growth(rises: torch.Tensor) -> float:
+    """Return by which share the perplexity over some sequences grows."""
+    return math.expm1(float(rises.mean()))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure and its standard error over sequences (jackknife)."""
+
+    value: float
+    error: float = 0.0
+
+
+def jackknife(of: Callable[[Sequence[torch.Tensor]], float], rises: Sequence[torch.Tensor]) -> Figure:
+    """Return a figure of what some models lose on the same sequences, and its standard error: each sequence left out in turn."""
+    count = len(rises[0])
+    without = [of([torch.cat([each[:left], each[left + 1 :]]) for each in rises]) for left in range(count)]
+    mean = sum(without) / count
+    return Figure(of(rises), math.sqrt((count - 1) / count * sum((each - mean) ** 2 for each in without)))
+
+
+def grown(rises: torch.Tensor) -> Figure:
+    """Return by how many per cent perplexity grows."""
+    return jackknife(lambda found: 100 * growth(found[0]), [rises])
+
+
+def ratio(rises: torch.Tensor, of: torch.Tensor) -> Figure:
+    """Return which part of one rise of perplexity another is."""
+    return jackknife(lambda found: growth(found[0]) / growth(found[1]), [rises, of])
+
 
 @dataclass(frozen=True)
 class Line:
     """A line of the report: what was measured, and the goal, a bound from above (None: told only)."""
 
     name: str
-    value: float
+    figure: Figure
     unit: str
     at_most: float | None = None
 
     @property
     def met(self) -> bool:
         """Whether the goal is met."""
-        return self.at_most is None or self.value <= self.at_most
+        return self.at_most is None or self.figure.value <= self.at_most
 
     def text(self) -> str:
         """Return the line for people."""
         goal = "" if self.at_most is None else f"   goal: at most {self.at_most:g}   {'met' if self.met else 'missed'}"
-        return f"{self.name:58} {self.value:9.4f} {self.unit:12}{goal}"
+        spread = f"± {self.figure.error:.4f}" if self.figure.error else ""
+        return f"{self.name:66} {self.figure.value:9.4f} {spread:10} {self.unit:12}{goal}"
+
+
+def lines(name: str, unit: str, figures: Mapping[str, Figure], at_most: float | None = None) -> Iterator[Line]:
+    """Yield a line for each judging text."""
+    for text, figure in figures.items():
+        yield Line(f"{name}, on {text}", figure, unit, at_most)
 
 
 @contextmanager
-def opened(work: Path = WORK) -> Iterator[Bench]:
-    """Hold the bench: model and texts, made where they are not there yet."""
+def opened(work: Path = WORK, blocks: int | None = None) -> Iterator[Bench]:
+    """Hold the bench: model and texts, made where they are not there yet. `blocks`: of the model only the first so many."""
     calm_libraries()
     torch.set_num_threads(min(2, torch.get_num_threads()))
     work.mkdir(parents=True, exist_ok=True)
-    source = open_model(real_models.smollm2())
-    files = source.materialize(work)
+    opened_model = open_model(real_models.smollm2())
+    files = opened_model.materialize(work)
     device, dtype = torch.device("cpu"), torch.float32
     nothing = torch.zeros(0, 1, dtype=torch.int64)
     run = RunContext(work, (device,), dtype, nothing, Steps(work, _told()))
     calibration = read_tokens(token_file(run, files, "calibration text", CALIBRATION))
-    judging = read_tokens(token_file(run, files, "evaluation text", EVALUATION))
-    yield Bench(source_model(source.ir, files, dtype, (device,)), replace(run, text=calibration), judging)
+    judging = [
+        read_tokens(token_file(run, files, "evaluation text", TextSource(dataset, SEQUENCES, LENGTH)))
+        for dataset in (PYTHON_REFERENCE, str(news_file()))
+    ]
+    source = source_model(opened_model.ir, files, dtype, (device,))
+    if blocks is not None:
+        run = run.part(work / f"{blocks}-blocks")
+        gone = tuple(range(blocks, len(source)))
+        source = DepthPrune(len(gone), gone).dense(source, run)
+    yield Bench(source, replace(run, text=calibration), torch.cat(judging))
+
+
+def _losses(dense: DenseModel, run: RunContext) -> list[float]:
+    stream, found = through(dense, run, BATCH_TOKENS), []
+    with stream.decoders[0].head():
+        for number, ids in enumerate(stream.batches):
+            logits = stream.decoders[0].logits(stream.hidden.read(len(dense), number)[:, :-1]).float()
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            found += loss.view(len(ids), -1).mean(1).tolist()
+    return found
 
 
 def _told() -> Callable[[Progress], None]:

@@ -1,45 +1,40 @@
-"""Width pruning of SmolLM2's MLPs by a fifth: what compensation takes back, and what importance is worth."""
+"""Width pruning of SmolLM2's MLPs by a fifth: what importance is worth, and what compensation takes back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 
-from benchmarks.prune_distill.bench import Bench, Line
-from passes.measure.evaluate import evaluate
-from passes.prune.width import WidthPrune
-from passes.steps.key import content_key
-from passes.text.source import tokens_digest
-from planner.quality.expected import growth
+import torch
+
+from benchmarks.prune_distill.bench import Bench, Line, grown, lines, ratio
+from passes.prune.width import IMPORTANCES, WidthPrune
 
 #: A fifth of 1536 channels goes, to a multiple of the group of 64 that 4 bits are stored in.
 CHANNELS = 1216
+#: What looks at no text, which the others are held against; the one that a naive cut goes by.
+_BLIND, _NAIVE = ("magnitude", "random"), "activation"
 
 
-def pruned(importance: str, *, compensate: bool = True) -> WidthPrune:
-    """Return the pass that is measured."""
-    return WidthPrune(CHANNELS, importance=importance, compensate=compensate)
+def rises(bench: Bench, importance: str, *, compensate: bool) -> dict[str, torch.Tensor]:
+    """Return what a pass makes of the losses on each judging text."""
+    pass_ = WidthPrune(CHANNELS, importance=importance, compensate=compensate)
+    return bench.rises(pass_.dense(bench.source, bench.within("prune")))
 
 
-def rise(bench: Bench, pass_: WidthPrune) -> float:
-    """Return by which share a pass makes perplexity grow on the judging text."""
-    run = bench.within("prune")
-    dense = pass_.dense(bench.source, run)
-    key = content_key(*dense.identity, "rise", tokens_digest(bench.judging))
-    judged = run.on_text(bench.judging)
-    found = judged.measured("judge", "judged", key, lambda inside: asdict(evaluate(bench.source, dense, inside)))
-    return growth(found["log_ppl_increase"])
-
-
-def lines(bench: Bench) -> Iterator[Line]:
+def measured(bench: Bench) -> Iterator[Line]:
     """Yield the stage's lines, each when it is measured."""
-    raw = rise(bench, pruned("activation", compensate=False))
-    yield Line("raw, by activation: perplexity grows by", 100 * raw, "%")
-    made_up = {}
-    for name in ("activation", "hessian", "magnitude", "random", "taylor"):
-        made_up[name] = rise(bench, pruned(name))
-        yield Line(f"compensated, by {name}: perplexity grows by", 100 * made_up[name], "%")
-    best = min(made_up["activation"], made_up["taylor"], made_up["hessian"])
-    yield Line("compensated over raw, by activation", made_up["activation"] / raw, "of the rise", 0.5)
-    yield Line("importance over magnitude, both compensated", best / made_up["magnitude"], "of the rise", 0.8)
-    yield Line("importance over random, both compensated", best / made_up["random"], "of the rise", 0.8)
+    raw = {}
+    for name in IMPORTANCES:
+        raw[name] = rises(bench, name, compensate=False)
+        yield from lines(f"cut by {name}: perplexity grows by", "%", {text: grown(r) for text, r in raw[name].items()})
+    default = WidthPrune.importance
+    for blind in _BLIND:
+        figures = {text: ratio(found, raw[blind][text]) for text, found in raw[default].items()}
+        yield from lines(f"cut by {default} over cut by {blind}", "of the rise", figures, 0.8)
+    for name in dict.fromkeys((_NAIVE, default)):
+        made_up = rises(bench, name, compensate=True)
+        figures = {text: grown(found) for text, found in made_up.items()}
+        yield from lines(f"by {name}, compensated: perplexity grows by", "%", figures)
+        for other in dict.fromkeys((name, _NAIVE)):
+            figures = {text: ratio(found, raw[other][text]) for text, found in made_up.items()}
+            yield from lines(f"by {name}, compensated, over cut by {other}", "of the rise", figures, 0.5)

@@ -80,9 +80,17 @@ def visible_cards(asked: str) -> str | None:
     name = device_name(asked)
     if name == PROCESSOR:
         return ""
-    if ":" not in name:
-        return None
-    number = int(name.partition(":")[2])
+    return None if ":" not in name else _as_listed(int(name.partition(":")[2]))
+
+
+def only_cards(devices: Sequence[torch.device]) -> str | None:
+    """Return CUDA_VISIBLE_DEVICES of a process that is to see these cards alone; None where they are no cards."""
+    numbers = [device.index for device in devices if device.type == "cuda"]
+    return ",".join(_as_listed(number or 0) for number in numbers) if numbers else None
+
+
+def _as_listed(number: int) -> str:
+    """A card's name in CUDA_VISIBLE_DEVICES, by its number among those that this process sees."""
     here = listed_cards()
     return here[number] if number < len(here) else str(number)
 

@@ -1,7 +1,7 @@
 """The curve of a distillation as it goes: which loss to expect at its end, how sure that is, and whether its goal can still be reached.
 
 Loss falls as a power of the tokens seen: from the last point of a curve, ln L(N) = ln L(n) − b ln(N / n).
-The slope b is that of the curve so far (least squares in ln-ln over its later half), drawn towards the usual one
+The slope b is that of the curve so far (least squares in ln-ln over its later two thirds), drawn towards the usual one
 (`USUAL`): few points know little. The interval is 90 %: the slope's uncertainty grows with ln(N / n), and
 losses scatter besides. Pure arithmetic, so that plans can use it.
 """
@@ -15,6 +15,8 @@ from passes.record import dataclass
 
 #: A 90 % interval in standard deviations.
 _NINETY = 1.645
+#: How many times its tokens a curve is carried on, where it is asked what reaches a loss.
+_FARTHEST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,38 @@ class Expected:
 
 def expected_loss(curve: Sequence[Point], tokens: int, slopes: Slopes = USUAL) -> Expected | None:
     """Return the loss to expect after `tokens`; None before there are two points with training behind them."""
-    trained = [point for point in curve if point.tokens > 0 and point.loss > 0]
+    trained = _trained(curve)
     if len(trained) < 2:
         return None
     last = trained[-1]
-    slope, spread = _slope(trained[len(trained) // 3 :] if len(trained) > 3 else trained, slopes)
+    slope, spread = _slope(_later(trained), slopes)
     ahead = math.log(max(1.0, tokens / last.tokens))
     value = math.log(last.loss) - slope * ahead
     half = _NINETY * math.hypot(spread * ahead, slopes.scatter * min(1.0, ahead))
     return Expected(*(math.exp(value + shift) for shift in (0.0, -half, half)))
+
+
+def tokens_for(curve: Sequence[Point], goal: float, slopes: Slopes = USUAL) -> int | None:
+    """Return the tokens after which a loss of `goal` is expected; None where no curve of `_FARTHEST` times its tokens gets there."""
+    trained = _trained(curve)
+    if len(trained) < 2:
+        return None
+    last, slope = trained[-1], _slope(_later(trained), slopes)[0]
+    decades = math.log(last.loss / goal)
+    if decades <= 0:
+        return last.tokens
+    if slope <= 0 or decades / slope > math.log(_FARTHEST):
+        return None
+    return math.ceil(last.tokens * math.exp(decades / slope))
+
+
+def _trained(curve: Sequence[Point]) -> list[Point]:
+    return [point for point in curve if point.tokens > 0 and point.loss > 0]
+
+
+def _later(points: list[Point]) -> list[Point]:
+    """The part of a curve that tells its slope: the later two thirds."""
+    return points[len(points) // 3 :] if len(points) > 3 else points
 
 
 def _slope(points: Sequence[Point], slopes: Slopes) -> tuple[float, float]:

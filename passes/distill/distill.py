@@ -49,8 +49,9 @@ class Distill(Pass):
     `dataset`: `self` (the teacher writes it), a text file or data set; for `sequences` also an OpenAI-compatible endpoint
     (`http://host:8000/v1`) whose `teacher` answers `prompts`, a file, at most `requests_per_minute`.
     `objective`, `temperature`, `top_k`: how a student is held against the teacher's distribution, of which so many entries are kept;
-    `hidden`: the weight of the distance of the last hidden states. `learning_rate`: of a step of `STEP_TOKENS`. `goal`: the loss to
-    reach on held-out text, in nats a token; training stops where that is out of reach.
+    `hidden`: the weight of the distance of the last hidden states. `learning_rate`: of a step of `STEP_TOKENS`. `lora_rank`: of
+    adapters that are trained in place of the weights, and added to them in the end; 0 trains the weights. `goal`: the loss to reach on
+    held-out text, in nats a token; training stops where that is out of reach.
     """
 
     name: ClassVar[str] = "distill"
@@ -65,6 +66,7 @@ class Distill(Pass):
     length: int = 512
     epochs: int = 1
     learning_rate: float = 2e-4
+    lora_rank: int = 0
     goal: float | None = None
     seed: int = 0
     teacher: str = ""
@@ -92,8 +94,8 @@ class Distill(Pass):
         if self.tokens < self.epochs * self.length * 2:
             message = f"{self.tokens} tokens are not two sequences of {self.length}, {self.epochs} times over"
             return Reason("distill_tokens", message, f"tokens: {max(1_000_000, self.epochs * self.length * 2)}")
-        if not (self.temperature > 0 and self.top_k > 0 and self.hidden >= 0 and self.learning_rate > 0):
-            message = "temperature, top_k and learning_rate are above 0, hidden is not below"
+        if min(self.temperature, self.top_k, self.learning_rate) <= 0 or min(self.hidden, self.lora_rank) < 0:
+            message = "temperature, top_k and learning_rate are above 0, hidden and lora_rank are not below"
             return Reason("distill_figures", message, "temperature: 1.0")
         if self.is_endpoint and not (self.prompts and self.teacher):
             message = f"{self.dataset} wants prompts, and the name under which it serves the teacher"
@@ -203,7 +205,7 @@ class Distill(Pass):
         at_once = rows_at_once(source, self.length, self.rows)
         cached = cache_bytes(source, tokens, self.top_k, hidden=self.hidden > 0) if self.method == LOGITS else 0
         training = Work(forwards=_FORWARDS * self.tokens * token, moved=source.tensor_bytes)
-        memory, disk = training_bytes(source, at_once * self.length), source.weights * 32 + cached
+        memory, disk = training_bytes(source, at_once * self.length, self.lora_rank), source.weights * 32 + cached
         costs = {TRAINING: StepCost(training, memory, disk, whole=True)}
         if self.method == LOGITS:
             costs[TEACHER] = StepCost(Work(forwards=tokens * token, moved=source.tensor_bytes), disk=cached)

@@ -8,8 +8,8 @@ from passes.ir.model import ModelIR
 
 #: Bytes of a kept entry of the teacher's distribution: its token as int32, its log-probability as fp16. Of a hidden number: bf16.
 _ENTRY_BYTES, _HIDDEN_BYTES = 6, 2
-#: Bytes that a weight takes while it is trained: fp32 itself, its gradient, AdamW's two moments.
-_WEIGHT_BYTES = 16
+#: Bytes that a weight takes: fp32 itself; besides, while it is trained: its gradient, AdamW's two moments.
+_WEIGHT_BYTES, _TRAINED_BYTES = 4, 12
 #: fp32 numbers that a block keeps of a token for the way back, for each that its matrices read or write: norms and activations.
 _KEPT = 1.5
 #: Logits of one forward may take so many bytes: more positions wait for their turn (gradients are summed up).
@@ -28,13 +28,22 @@ def rows_at_once(ir: ModelIR, length: int, rows: int) -> int:
     return max(part for part in range(1, rows + 1) if rows % part == 0 and (part <= fitting or part == 1))
 
 
-def training_bytes(ir: ModelIR, tokens: int) -> int:
-    """Return the bytes that training a whole model takes beside the process, `tokens` of them going through it together."""
-    kept = sum(
-        count * sum((lin.in_features + lin.out_features) * min(lin.active, lin.copies) for lin in block.linears)
+def training_bytes(ir: ModelIR, tokens: int, lora_rank: int = 0) -> int:
+    """Return the bytes that training takes beside the process, `tokens` of them going through the model together.
+
+    `lora_rank`: of the adapters that are trained in place of the weights; 0 where the weights are.
+    """
+    read_written = [
+        (count, lin.in_features + lin.out_features, lin.copies, lin.active)
         for block, count in ir.decoder.counts
+        for lin in block.linears
+    ]
+    kept = sum(count * sizes * min(active, copies) for count, sizes, copies, active in read_written)
+    adapters = lora_rank * sum(count * sizes for count, sizes, copies, _ in read_written if copies == 1)
+    weights = ir.weights * _WEIGHT_BYTES + (
+        adapters * (_WEIGHT_BYTES + _TRAINED_BYTES) if lora_rank else ir.weights * _TRAINED_BYTES
     )
-    return ir.weights * _WEIGHT_BYTES + int(tokens * (kept * _KEPT * 4 + ir.vocab_size * LOGIT_BYTES / 2))
+    return weights + int(tokens * (kept * _KEPT * 4 + ir.vocab_size * LOGIT_BYTES / 2))
 
 
 def require_room(needed: int, there: int, where: str) -> None:
@@ -42,5 +51,5 @@ def require_room(needed: int, there: int, where: str) -> None:
     if needed > there:
         raise DoesNotFitError(
             f"distillation takes {needed / 2**30:.1f} GiB of memory, {where} has {there / 2**30:.1f} GiB free",
-            remedy="shorter sequences (`distill: length:`), or `method: blockwise`, which holds one block at a time",
+            remedy="`distill: lora_rank: 16`, shorter sequences (`length:`), or `method: blockwise`, which holds one block at a time",
         )

@@ -1,30 +1,32 @@
 """Trains a student by transformers' Trainer: in this process on one device, by `accelerate launch` of this file on several.
 
     <folder>/job.json           what is trained, on what and how (`TrainingJob`)
-    <folder>/checkpoint-<n>/    the Trainer's own: weights, AdamW's moments, schedule, random numbers; the last two stay
+    <folder>/log.txt            what processes of their own said
+    <folder>/checkpoint-<n>/    the Trainer's own: weights (or adapters), AdamW's moments, schedule, random numbers; the last two stay
     <folder>/curve.json         the held-out loss after so many tokens
     <folder>/trained/           the student at the end, in fp32
 
 A run that was killed goes on from its last whole checkpoint with the same batches, so it ends with the same weights on the same number
-of threads. Weights, gradients and AdamW's moments are fp32; on cards the products are bf16.
+of threads. What is trained, its gradients and AdamW's moments are fp32; on cards the products are bf16. Several cards share the
+sequences of each step, so the steps are those of one card up to the order of sums.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passes.distill.curve import Expected, Point, expected_loss
+from passes.distill.curve import Expected, Point, expected_loss, tokens_for
 from passes.distill.objective import divergence, hidden_loss, next_token_loss
+from passes.distill.processes import end_with_parent, launch
 from passes.distill.teacher import TeacherText
-from passes.errors import GoalMissedError, TightfitError
+from passes.errors import GoalMissedError
 from passes.files.atomic import read_json, readable, write_json
 from passes.record import dataclass
 from passes.steps.step import Report
@@ -45,8 +47,10 @@ _JUDGED_FROM = 0.2
 class TrainingJob:
     """A training: the student's folder, the file with its text, of which the last `held_out` rows judge, and how it is trained.
 
-    `teacher`: the folder with what the teacher says of the text; "" trains on the text's own tokens. `rows`: sequences a step, `at_once` of
-    them in one forward. `goal`: the held-out loss to reach, None for none.
+    `teacher`: the folder with what the teacher says of the text; "" trains on the text's own tokens. `rows`: sequences a step, shared by
+    `processes`, each of which has `at_once` of its share in one forward. `apart`: whether it runs in processes of its own, which see
+    the cards `visible` (as CUDA_VISIBLE_DEVICES lists them; None: as this one). `lora_rank`: of adapters that are trained in place of the
+    weights and added to them in the end; 0 trains the weights. `goal`: the held-out loss to reach, None for none.
     """
 
     student: str
@@ -54,7 +58,9 @@ class TrainingJob:
     teacher: str
     folder: str
     device: str
-    cards: int
+    processes: int
+    apart: bool
+    visible: str | None
     objective: str
     temperature: float
     top_k: int
@@ -65,6 +71,7 @@ class TrainingJob:
     at_once: int
     held_out: int
     seed: int
+    lora_rank: int = 0
     goal: float | None = None
 
     @property
@@ -98,85 +105,94 @@ class TrainingJob:
 
 
 class Curve:
-    """The held-out losses of a training, on disk."""
+    """The held-out losses of a training, as kept on disk. `keeps`: whether this process is the one that writes them."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "curve.json"
+    def __init__(self, folder: Path, *, keeps: bool = True) -> None:
+        self._path, self._keeps = folder / "curve.json", keeps
+        points = read_json(self._path, "curve")["points"] if readable(self._path) else ()
+        self.points = tuple(Point(**point) for point in points)
 
-    @property
-    def points(self) -> tuple[Point, ...]:
-        """The points so far, in their order."""
-        if not readable(self._path):
-            return ()
-        return tuple(Point(**point) for point in read_json(self._path, "curve")["points"])
-
-    def add(self, point: Point) -> tuple[Point, ...]:
+    def add(self, point: Point) -> None:
         """Add a point; those at or behind it were of an attempt that was cut off."""
-        points = (*(known for known in self.points if known.tokens < point.tokens), point)
-        write_json(self._path, {"points": [asdict(known) for known in points]})
-        return points
+        self.points = (*(known for known in self.points if known.tokens < point.tokens), point)
+        if self._keeps:
+            write_json(self._path, {"points": [asdict(known) for known in self.points]})
+
+    def said(self, tokens: int) -> str:
+        """Return the last loss and what to expect of so many tokens, in words; nothing before there is one."""
+        expected = expected_loss(self.points, tokens)
+        return (
+            f"loss {self.points[-1].loss:.3g}" + (f", in the end {expected}" if expected else "") if self.points else ""
+        )
 
 
 def train(job: TrainingJob, report: Report) -> None:
     """Train, or go on with it; the student lies in `job.trained` afterwards.
 
-    Raises GoalMissedError as soon as the goal is out of reach, TightfitError where a card's process fails.
+    Raises GoalMissedError as soon as the goal is out of reach (at once, where the curve so far says so), TightfitError where a process of
+    its own fails.
     """
     job.place.mkdir(parents=True, exist_ok=True)
-    if job.cards > 1:
-        _launched(job)
+    refuse_missed(Curve(job.place).points, job.tokens, job.goal)
+    if readable(job.trained / "config.json"):
+        return
+    _drop_cut(job.place)
+    if job.apart:
+        path = job.place / "job.json"
+        write_json(path, asdict(job))
+
+        def tell() -> None:
+            curve = Curve(job.place)
+            if curve.points:
+                report(round(job.steps * curve.points[-1].tokens / job.tokens), job.steps, curve.said(job.tokens))
+
+        launch(__name__, path, job.processes, job.visible, tell)
     else:
         _train(job, report)
-    refuse_missed(job, Curve(job.place).points)
+    refuse_missed(Curve(job.place).points, job.tokens, job.goal)
 
 
-def refuse_missed(job: TrainingJob, curve: tuple[Point, ...]) -> None:
-    """Raise GoalMissedError where the curve says that the goal is missed, or will be."""
-    said = _out_of_reach(job, curve)
-    if said is not None and job.goal is not None:
-        short = "" if curve[-1].tokens >= job.tokens else f" after {job.tokens:,} tokens"
-        at = f"stopped after {curve[-1].tokens:,} of {job.tokens:,} tokens at {curve[-1].loss:.3g}: " if short else ""
+def refuse_missed(curve: Sequence[Point], tokens: int, goal: float | None) -> None:
+    """Raise GoalMissedError where the curve of a training on `tokens` says that its goal is missed, or will be."""
+    said = _out_of_reach(curve, tokens, goal)
+    if said is not None and goal is not None:
+        last = curve[-1]
+        short = "" if last.tokens >= tokens else f" after {tokens:,} tokens"
+        at = f"stopped after {last.tokens:,} of {tokens:,} tokens at {last.loss:.3g}: " if short else ""
+        enough = tokens_for(curve, goal)
+        more = (
+            f"about {enough:,} tokens as this curve goes on"
+            if enough
+            else "no number of tokens that this curve can be carried on to"
+        )
         raise GoalMissedError(
-            f"distillation misses its goal: {at}a loss of {said}{short} is expected, the goal is {job.goal:.3g}, "
-            f"missed by at least {said.low - job.goal:.2g} nats a token",
-            remedy="more tokens (`distill: tokens:`), less pruning, or a goal that the forecast reaches",
+            f"distillation misses its goal: {at}a loss of {said}{short} is expected, the goal is {goal:.3g}, "
+            f"missed by at least {said.low - goal:.2g} nats a token",
+            remedy=f"more tokens (`distill: tokens:`; {more}), less pruning, or `goal: {said.high:.2g}`, which is expected to be reached "
+            "(training goes on from its last checkpoint)",
         )
 
 
-def _out_of_reach(job: TrainingJob, curve: tuple[Point, ...]) -> Expected | None:
+def _out_of_reach(curve: Sequence[Point], tokens: int, goal: float | None) -> Expected | None:
     """What to expect at the end where all of it misses the goal; None where the goal can be reached, or none is asked for."""
-    if job.goal is None or not curve or curve[-1].tokens < _JUDGED_FROM * job.tokens:
+    if goal is None or not curve or curve[-1].tokens < _JUDGED_FROM * tokens:
         return None
-    expected = expected_loss(curve, job.tokens)
-    return expected if expected is not None and expected.low > job.goal else None
-
-
-def _launched(job: TrainingJob) -> None:
-    """Train in one process a card."""
-    path = job.place / "job.json"
-    write_json(path, asdict(job))
-    program = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(job.cards)]
-    program += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", __name__, str(path)]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise TightfitError(
-            f"accelerate launch ended with {done.returncode}: {done.stderr.strip()[-800:]}",
-            remedy=f"what was trained is kept; `{' '.join(program)}` shows all it says",
-        )
+    expected = expected_loss(curve, tokens)
+    return expected if expected is not None and expected.low > goal else None
 
 
 def _train(job: TrainingJob, report: Report) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback
+    from transformers import PrinterCallback, Trainer, TrainerCallback
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(job.student, dtype=torch.float32)
-    model.config.use_cache = False
+    settings = _settings(job)
+    model = _student(job)
     text = job.token_ids
     every = max(1, job.steps // MEASURED)
-    curve = Curve(job.place)
+    curve = Curve(job.place, keeps=settings.process_index == 0)
 
     class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
         """The rows to train on, with what the teacher says of each."""
@@ -193,42 +209,62 @@ def _train(job: TrainingJob, report: Report) -> None:
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             return _loss(job, model, inputs)
 
+        def held_out(self) -> float:
+            """Return the held-out loss in nats a token, the same for every process, so that all of them stop where one does."""
+            loss = torch.tensor(_held_out(job, model), device=settings.device)
+            return float(self.accelerator.reduce(loss, "mean"))
+
+    def out_of_reach() -> bool:
+        return _out_of_reach(curve.points, job.tokens, job.goal) is not None
+
     class Watch(TrainerCallback):  # type: ignore[misc]
         """Measures the held-out loss, tells of the training, stops it when its goal is out of reach."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             step = state.global_step
             if step % every == 0 or step == job.steps:
-                points = curve.add(Point(job.tokens_after(step), _held_out(job, model)))
-                control.should_training_stop = control.should_training_stop or _out_of_reach(job, points) is not None
-            points = curve.points
-            expected = expected_loss(points, job.tokens)
-            said = f"loss {points[-1].loss:.3g}" + (f", in the end {expected}" if expected else "") if points else ""
-            report(step, job.steps, said)
+                curve.add(Point(job.tokens_after(step), trainer.held_out()))
+                control.should_training_stop = control.should_training_stop or out_of_reach()
+            report(step, job.steps, curve.said(job.tokens))
 
-    settings = _settings(job)
     trainer = Distiller(model, settings, train_dataset=Rows(), callbacks=[Watch()])
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     begun = _last_whole(job.place)
-    if begun is None and not curve.points:
-        curve.add(Point(0, _held_out(job, model.to(settings.device))))
+    if begun is None:
+        model.to(settings.device)
+        curve.add(Point(0, trainer.held_out()))
     with torch.enable_grad():  # whoever calls may read weights without gradients
         trainer.train(resume_from_checkpoint=str(begun) if begun else None)
-    if trainer.is_world_process_zero():
-        _keep(model, job)
+    if trainer.is_world_process_zero() and not out_of_reach():
+        _keep(model.merge_and_unload() if job.lora_rank else model, job)
+
+
+def _student(job: TrainingJob) -> Any:
+    """The model that is trained, with adapters at each linear layer of its blocks where they are what is trained."""
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    model = AutoModelForCausalLM.from_pretrained(job.student, dtype=torch.float32)
+    model.config.use_cache = False
+    if not job.lora_rank:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    set_seed(job.seed)
+    lora = LoraConfig(r=job.lora_rank, lora_alpha=2 * job.lora_rank, lora_dropout=0.0, target_modules="all-linear")
+    return get_peft_model(model, lora)
 
 
 def _settings(job: TrainingJob) -> Any:
     """What transformers' Trainer is told: AdamW with a cosine after a short warm-up, checkpoints to go on from."""
     from transformers import TrainingArguments
 
-    at_once = max(1, job.at_once // job.cards)
     return TrainingArguments(
         output_dir=job.folder,
         max_steps=job.steps,
-        per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=max(1, job.rows // (at_once * job.cards)),
+        per_device_train_batch_size=job.at_once,
+        gradient_accumulation_steps=job.rows // (job.at_once * job.processes),
         learning_rate=job.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, round(job.steps * _WARMUP)),
@@ -248,6 +284,7 @@ def _settings(job: TrainingJob) -> Any:
         remove_unused_columns=False,
         label_names=[],
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
     )
 
 
@@ -259,17 +296,18 @@ def _keep(model: Any, job: TrainingJob) -> None:
     partial.rename(job.trained)
 
 
-def _last_whole(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end, its state being what comes last; those behind it go."""
-    numbered = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in numbered:
+def _drop_cut(folder: Path) -> None:
+    """Let go of checkpoints that were not written to their end: their state, which comes last, cannot be read."""
+    for path in folder.glob("checkpoint-*"):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             shutil.rmtree(path, ignore_errors=True)
-        else:
-            return path
-    return None
+
+
+def _last_whole(folder: Path) -> Path | None:
+    """The last checkpoint; those that were cut off are gone."""
+    return max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _held_out(job: TrainingJob, model: Any) -> float:
@@ -302,7 +340,11 @@ def _loss(job: TrainingJob, model: Any, inputs: dict[str, torch.Tensor], *, alon
     return loss + job.hidden * hidden_loss(out.hidden_states[-1], inputs["hidden"]) if looks else loss
 
 
+def _apart(path: Path) -> None:
+    """What each process of its own does."""
+    end_with_parent()
+    _train(TrainingJob(**read_json(path, "training")), lambda done, total, detail="": None)
+
+
 if __name__ == "__main__":
-    _train(
-        TrainingJob(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))), lambda done, total, detail="": None
-    )
+    _apart(Path(sys.argv[1]))

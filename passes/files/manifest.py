@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from passes.files.atomic import read_json, write_json
 from passes.record import dataclass
 
 NAME = "manifest.json"
-#: Files that come later and are in no list.
-_LATER = frozenset({NAME, "verified.json"})
+#: How files end that an engine, or whoever reads a result, takes for part of it: one that is in no list was added.
+_READ = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".py", ".so", ".jinja", ".model")
 _CHUNK = 1 << 24
 #: Files up to so many bytes are read where only sizes are compared of others.
 _SMALL = 1 << 20
@@ -25,7 +25,7 @@ _SMALL = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A file that is not what was made: `missing`, of another `size`, or `changed` with its size kept."""
+    """A file that is not what was made: `missing`, of another `size`, `changed` with its size kept, or `added`."""
 
     file: str
     kind: str
@@ -34,10 +34,17 @@ class Damage:
 
 def write_manifest(folder: Path) -> str:
     """Write the list of every file of a folder, and return its digest."""
-    files = {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in _files(folder)}
-    digest = _digest(files)
-    write_json(folder / NAME, {"format_version": "1", "files": files, "digest": digest})
-    return digest
+    return _write(folder, {name: _entry(path) for name, path in _files(folder)})
+
+
+def renew(folder: Path, names: Iterable[str]) -> str | None:
+    """Write a folder's list with some files as they are now, which came or changed by ours; the others stay as they were made. Returns its
+    digest, None for a folder without a list.
+    """
+    if manifest_digest(folder) is None:
+        return None
+    files = read_json(folder / NAME, "manifest")["files"]
+    return _write(folder, {**files, **{name: _entry(folder / name) for name in names}})
 
 
 def manifest_digest(folder: Path) -> str | None:
@@ -71,13 +78,27 @@ def _differences(folder: Path, files: Mapping[str, Any], quick: bool) -> Iterato
             yield Damage(name, "size", f"{name} has {size:,} bytes, {made['bytes']:,} were written")
         elif (not quick or size <= _SMALL) and _sha256(path) != made["sha256"]:
             yield Damage(name, "changed", f"{name} was changed since it was made: its sha256 is another")
+    for name, _ in _files(folder):
+        if name not in files and name.endswith(_READ):
+            yield Damage(name, "added", f"{name} was added since: it is not in the list")
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in _LATER and not name.endswith(".partial"):
+        hidden = name.startswith(".") or "/." in name
+        if path.is_file() and name != NAME and not hidden and not name.endswith(".partial"):
             yield name, path
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _write(folder: Path, files: Mapping[str, Any]) -> str:
+    digest = _digest(files)
+    write_json(folder / NAME, {"format_version": "1", "files": files, "digest": digest})
+    return digest
 
 
 def _sha256(path: Path) -> str:

@@ -98,7 +98,7 @@ class Narrowing:
                     kept = eliminated(weight, hessian, columns, units.kept, damping=_DAMPING, where=units.reader)
                     return kept.cpu()
                 scores = energy(weight, hessian, columns).cpu()
-            case "taylor":
+            case "taylor" | "fisher":
                 scores = torch.tensor(self.scores[index][units.reader])
             case "magnitude":
                 matrices = (units.reader, *units.rows)

@@ -28,9 +28,10 @@ from passes.steps.key import content_key
 from passes.text.source import tokens_digest
 from passes.text.split import FISHER_SEQUENCES
 
-#: How important a unit is (`passes.algorithms.removal.importance`); the last two look at no text and are there to be compared with.
-IMPORTANCES = ("activation", "taylor", "hessian", "magnitude", "random")
-_OF_INPUTS = ("activation", "hessian")
+#: How important a unit is (`passes.algorithms.removal.importance`, `passes.prune.sensitivity`); the last two look at no text and are there
+#: to be compared with.
+IMPORTANCES = ("activation", "taylor", "fisher", "hessian", "magnitude", "random")
+_OF_INPUTS, _OF_GRADIENTS = ("activation", "hessian"), ("taylor", "fisher")
 #: Shares of the MLPs' channels that are weighed where pruning is allowed, and how many key/value groups of those of an attention.
 _SHARES, _KEPT_GROUPS = (0.05, 0.10, 0.15, 0.20, 0.25), 0.75
 #: Narrower MLPs are cut to multiples of the first: the widest group of any format and the tiles of kernels, on two cards as well. Narrow
@@ -61,7 +62,7 @@ class WidthPrune(Pass):
     @property
     def needs_text(self) -> bool:
         """Whether it looks at inputs, or at gradients."""
-        return self.looks or self.importance == "taylor"
+        return self.looks or self.importance in _OF_GRADIENTS
 
     @classmethod
     def degrees(cls, ir: ModelIR) -> Iterator[Self]:
@@ -72,7 +73,9 @@ class WidthPrune(Pass):
         widths = {int(inner * (1 - share)) // multiple * multiple for share in _SHARES}
         yield from (cls(width) for width in sorted(widths - {0, inner}, reverse=True))
         groups = min((block.state.kv_heads for block in blocks if isinstance(block.state, FullKV)), default=0)
-        if (kept := int(groups * _KEPT_GROUPS)) and kept == groups * _KEPT_GROUPS:
+        kept = int(groups * _KEPT_GROUPS)
+        queries = [block.heads * block.state.head_dim for block in blocks if isinstance(block.state, FullKV)]
+        if kept and kept == groups * _KEPT_GROUPS and all(kept * q // groups % _NARROW_MULTIPLE == 0 for q in queries):
             yield cls(kv_heads=kept)
 
     def illegal(self, ir: ModelIR) -> tuple[Reason, ...]:
@@ -138,7 +141,7 @@ class WidthPrune(Pass):
         return (Removed("weights", removed_share(ir, self.rewrite(ir))),)
 
     def dense(self, before: DenseModel, run: RunContext) -> DenseModel:
-        """Make the narrower model, block by block as a step; first-order importance is measured in a step before."""
+        """Make the narrower model, block by block as a step; what gradients tell is measured in a step before."""
         from passes.prune.narrow import Narrowing
         from passes.walk.edit import EditingWalk
 
@@ -146,21 +149,21 @@ class WidthPrune(Pass):
         return EditingWalk(before, self.rewrite(before.ir), edit).result(PRUNE, self.text(), run)
 
     def _scores(self, before: DenseModel, run: RunContext) -> list[dict[str, list[float]]]:
-        if self.importance != "taylor":
+        if self.importance not in _OF_GRADIENTS:
             return []
-        from passes.prune.taylor import unit_scores
+        from passes.prune.sensitivity import unit_scores
 
         short = run.on_text(run.text[:FISHER_SEQUENCES])
         # Which units there are depends on what is cut, not on how many stay.
         kinds = (bool(self.intermediate), bool(self.kv_heads))
-        key = content_key(*before.identity, "taylor", kinds, tokens_digest(short.text))
-        measured = short.measured(MEASURE, "taylor", key, lambda inside: {"blocks": unit_scores(self, before, inside)})
-        return list(measured["blocks"])
+        key = content_key(*before.identity, "sensitivity", kinds, tokens_digest(short.text))
+        measured = short.measured(MEASURE, "units", key, lambda inside: {"blocks": unit_scores(self, before, inside)})
+        return [block[self.importance] for block in measured["blocks"]]
 
     @property
     def choice_steps(self) -> tuple[str, ...]:
-        """The walk that cuts, and the measurement of first-order importance before it."""
-        return (MEASURE, PRUNE) if self.importance == "taylor" else (PRUNE,)
+        """The walk that cuts, and the measurement of what gradients tell before it."""
+        return (MEASURE, PRUNE) if self.importance in _OF_GRADIENTS else (PRUNE,)
 
     def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
         """Return what its walk takes: forwards through each block as it was and as it is, the readers' Hessians, a copy of the model."""
@@ -182,7 +185,7 @@ class WidthPrune(Pass):
             moved=2 * source.tensor_bytes,
         )
         costs = {PRUNE: StepCost(work, walk.memory, disk)}
-        if self.importance == "taylor":
+        if self.importance in _OF_GRADIENTS:
             back = 3 * short * (forward + head_operations(source))
             states = (len(source.decoder.layers) + 3) * states_bytes(source, short)
             measuring = Work(forwards=back, moved=2 * source.tensor_bytes)

@@ -197,9 +197,19 @@ class _Run:
         threads, began = torch.get_num_threads(), time.monotonic()
         graph = job_graph(self.job.passes, needs_text=calibrated)
         pieces = Execution(graph, {name: partial(advance, self.job, name, threads) for name in graph.names})
+        choices = {pass_node(i, pass_) for i, pass_ in enumerate(self.job.passes, start=1)}
         for number, ended in enumerate(pieces.ended(executor), start=1):
             self.progress(Progress("tasks", number, len(graph.names), ended.name, time.monotonic() - began))
             self.elsewhere |= {step.key for step in ended.value}
+            if choices and not (choices := choices - {ended.name}):  # what needs them begins when the next is asked for
+                passes = _Run(self.job).chosen()
+                self.resolved(passes, chain.rewrite(self.job.source, passes))
+
+    def chosen(self) -> tuple[Pass, ...]:
+        """Return the chain with the choices that others have measured."""
+        last = pass_node(len(self.job.passes), self.job.passes[-1])
+        self._execution(chain.needs_text(self.job.passes, self.target)).upto(last).run(self.steps.finished)
+        return tuple(self.passes)
 
     def advance(self, name: str) -> tuple[Step, ...]:
         """Carry out one piece and what it needs, which is there already. Returns the steps that were not."""

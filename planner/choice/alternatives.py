@@ -1,23 +1,22 @@
 """Where nothing meets the goals: the nearest changes of the question that would, and what each still misses.
 
 Three changes are tried: the version of an engine that still has code for the card, more cards of the same kind, and a smaller well-known
-model on the same cards. Of each only what would be chosen
-is told, so only what may be chosen is judged (`best`).
+model on the same cards. Of each only what would be chosen is told, so only what may be chosen is judged (`planner.choice.best_first`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
+from planner.choice.best_first import likely_choice
+from planner.choice.demand import target_gpu
 from planner.choice.goals import Goal
-from planner.choice.rule import Rule
-from planner.choice.search import Foreseen, Judge, by_maintenance, rule_of, served, target_gpu
-from planner.choice.space import Design, designs, engines, spreads
+from planner.choice.space.designs import engines, spreads
 from planner.choice.verdict import Verdict
-from planner.plan.document import Alternative
+from planner.plan.parts.others import Alternative
 from planner.spec.parts.target import CARDS_A_NODE, MOST_CARDS, EngineChoice
 from planner.spec.spec import Spec
 from targets.engines.engine import Settings, find_engine
@@ -97,61 +96,3 @@ def _try(spec: Spec, ir: ModelIR, change: str, *, cards: int | None) -> Alternat
         return None
     label = chosen.candidate.label
     return Alternative(change, label, f"{change}: {label} meets all goals")
-
-
-def likely_choice(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
-    """Return what a search would choose by the formula, its load simulated; None where that does not meet the goals."""
-    found = best(spec, ir, cards=cards)
-    chosen = found and served(spec, target_gpu(spec), found)
-    return chosen if chosen is not None and chosen.feasible else None
-
-
-def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
-    """Return the verdict that a search chooses: designs that the rule leaves behind whatever their memory and speed are not judged.
-
-    Best first by what a chain alone tells: where a design stands at best, then the figure that is preferred. What stands behind one that
-    was judged loses to it; so does what stands as well and is surely less likely, by more than the band; so does what is worse in the
-    figure, by more than its width, than one that nothing else speaks against. None of them dominates the winner.
-    """
-    gpu = target_gpu(spec)
-    judge, rule = Judge(spec, ir, gpu), rule_of(spec, ir, gpu)
-    kept, archived = (designs(spec, ir, gpu, names, cards) for names in by_maintenance(spec, gpu))
-    feasible: dict[int, Verdict] = {}
-    standing = least = limit = doubted = math.inf
-    for ahead, place, design in _best_first(judge, rule, kept, archived):
-        if ahead.standing > standing:
-            break
-        if ahead.figure > limit or ahead.doubt > doubted or (verdict := judge.feasible(design)) is None:
-            continue
-        feasible[place] = verdict
-        if (stands := rule.place(verdict)) < standing:
-            standing, least, limit, doubted = stands, math.inf, math.inf, math.inf
-        if stands > standing:
-            continue
-        doubted = min(doubted, rule.doubted(verdict))
-        if ahead.figure <= least and rule.clear(verdict):
-            widest = ahead.figure + rule.width(verdict)
-            least, limit = ahead.figure, widest if ahead.figure < least else max(limit, widest)
-    decision = rule.decide([feasible[place] for place in sorted(feasible)])
-    return None if decision is None else decision.chosen
-
-
-def _best_first(
-    judge: Judge, rule: Rule, kept: Iterable[Design], archived: Iterable[Design]
-) -> Iterator[tuple[Foreseen, int, Design]]:
-    """Give designs by what is foreseen of them, each with its place in the space; none that nothing can mend. Those of archived engines
-    stand behind the best of the others and are made after these.
-    """
-
-    def foreseen(designs: Iterable[Design], start: int) -> list[tuple[Foreseen, int, Design]]:
-        ahead = [(judge.foreseen(rule, design), place, design) for place, design in enumerate(designs, start)]
-        return [entry for entry in ahead if entry[0].standing < math.inf]
-
-    def order(entry: tuple[Foreseen, int, Design]) -> tuple[float, float, int]:
-        return entry[0].standing, entry[0].figure, entry[1]
-
-    first = list(kept)
-    ours = sorted(foreseen(first, 0), key=order)
-    yield from (entry for entry in ours if entry[0].standing == 0)
-    rest = [entry for entry in ours if entry[0].standing > 0]
-    yield from sorted([*rest, *foreseen(archived, len(first))], key=order)

@@ -100,7 +100,7 @@ def changed(question: Question, options: Options) -> Question:
     """Return the question with options of `check` at other values; another `model` is a published checkpoint of its own."""
     if (name := options.get("model")) is None:
         return question.changed(options)
-    from planner.choice.published import description
+    from planner.choice.space.published import description
 
     made = next(each for each in published_of(question.model.name) if each.id == name)
     served = description(question.model, made)
@@ -114,7 +114,7 @@ def quality_of(question: Question, options: Options) -> Quality:
     after = changed(question, options)
     if (name := options.get("model")) is None:
         return expected_quality(after.dense, after.chain)
-    from planner.choice.published import published_quality
+    from planner.choice.space.published import published_quality
 
     made = next(each for each in published_of(question.model.name) if each.id == name)
     return published_quality(question.dense, made, after.chain)
@@ -292,7 +292,7 @@ def _published(question: Question) -> Iterator[Options]:
     """Published checkpoints of a model that is asked about as it is, what loses least first."""
     if question.weights is not None or question.file is not None or question.model.quant_method is not None:
         return
-    from planner.choice.published import description
+    from planner.choice.space.published import description
 
     made = (each.id for each in published_of(question.model.name) if description(question.model, each) is not None)
     changes: list[Options] = [{"model": name} for name in made]

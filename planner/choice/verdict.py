@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import field
+from collections.abc import Iterable, Iterator
+from dataclasses import field, replace
 from functools import cached_property
 
 from passes.base import Pass, Stage
@@ -95,6 +95,13 @@ class GoalResult:
         return self.predicted.value <= self.wanted if self.goal.at_most else self.predicted.value >= self.wanted
 
     @property
+    def endless(self) -> bool:
+        """Whether it grows without end, as the wait for a first token does where requests arrive faster than they are answered: the goal on
+        the rate says by how much.
+        """
+        return math.isinf(self.predicted.value)
+
+    @property
     def odds(self) -> float:
         """The probability that the goal is met, from the interval of what is predicted."""
         return (odds.at_most if self.goal.at_most else odds.at_least)(self.predicted, self.wanted)
@@ -103,7 +110,7 @@ class GoalResult:
         """Return whether it is met, or missed by less than the band: nobody can tell such figures apart."""
         if self.goal is Goal.PERPLEXITY:
             return self.predicted.value <= self.wanted + bands.quality
-        return self.miss <= bands.speed
+        return not self.endless and self.miss <= bands.speed
 
     @property
     def short(self) -> float | None:
@@ -116,8 +123,8 @@ class GoalResult:
 
     @property
     def miss(self) -> float:
-        """By which share of the goal it is missed; 0 when met."""
-        if self.met:
+        """By which share of the goal it is missed; 0 when met, and where no share tells it."""
+        if self.met or self.endless:
             return 0.0
         return abs(self.predicted.value - self.wanted) / max(abs(self.wanted), 1e-12)
 
@@ -184,8 +191,12 @@ class Verdict:
         memory = self.memory.memory
         needed = memory.budget.value - min(0.0, self.capacity.room.value)
         short = math.log(needed / memory.budget.value) if memory.budget.value > 0 else math.inf
-        hard = sum(reason.kind is ReasonKind.ILLEGAL and not reason.options for reason in self.reasons)
-        return hard, short + sum(math.log1p(goal.miss) for goal in self.goals)
+        return refusals(self.reasons), short + sum(math.log1p(goal.miss) for goal in self.goals)
+
+
+def refusals(reasons: Iterable[Reason]) -> int:
+    """Return the number of reasons that neither a figure measures nor a setting mends."""
+    return sum(reason.kind is ReasonKind.ILLEGAL and not reason.options for reason in reasons)
 
 
 def judge(goals: Goals, workload: Workload, speed: SpeedEstimate, quality: Quality) -> Iterator[GoalResult]:
@@ -201,18 +212,24 @@ def judge_rate(workload: Workload, speed: SpeedEstimate) -> Iterator[GoalResult]
 
 
 def judge_speed(goals: Goals, workload: Workload, speed: SpeedEstimate) -> Iterator[GoalResult]:
-    """Yield the goals on speed, a rate that is to be held first; where it is not, none on the first token, whose time grows without end."""
+    """Yield the goals on speed, a rate that is to be held first; where it is not, the time to the first token grows without end."""
     rate = tuple(judge_rate(workload, speed))
     yield from rate
     grows = not all(result.tolerated(goals.bands) for result in rate)
     for name, statistic, seconds in goals.times:
+        predicted = speed.latency(name, statistic)
         if grows and name == "ttft":
-            continue
-        yield GoalResult(_TIMES[name], seconds * 1000, speed.latency(name, statistic), statistic)
+            predicted = replace(predicted, value=math.inf, high=math.inf)
+        yield GoalResult(_TIMES[name], seconds * 1000, predicted, statistic)
     if goals.decode is not None:
         yield GoalResult(Goal.DECODE, goals.decode, speed.decode_tok_s_per_request)
     if goals.throughput is not None:
         yield GoalResult(Goal.THROUGHPUT, goals.throughput, speed.throughput_tok_s)
+
+
+def missed(goals: Iterable[GoalResult], bands: Bands) -> tuple[Reason, ...]:
+    """Return the reasons of goals that are missed by more than the band; of what grows without end the rate's is one."""
+    return tuple(goal.reason() for goal in goals if not goal.tolerated(bands) and not goal.endless)
 
 
 def judge_quality(goals: Goals, quality: Quality) -> Iterator[GoalResult]:

@@ -205,18 +205,17 @@ def show(
     if result_folder(what) or what.name == NAME:
         folder = what if what.is_dir() else what.parent
         files, certificate = verify_files(folder, quick=True), read_certificate(folder / NAME)
-        made_for, verified = origin(folder, certificate), read_report(folder)
+        made_for = origin(folder, certificate)
         if as_json:
-            soak = verified.soak if verified is not None else None
-            emit(to_json(certificate) | {"origin": to_json(made_for), "files": to_json(files), "soak": to_json(soak)})
+            emit(to_json(certificate) | {"origin": to_json(made_for), "files": to_json(files)})
         elif graph is not None:
             sys.stdout.write(drawn(result_graph(certificate, folder), graph))
         else:
             print_certificate(screen(), certificate)
             if made_for is not None:
                 print_origin(screen(), made_for)
-            if verified is not None and verified.soak is not None:
-                print_soaked(screen(), verified.soak)
+            if certificate.soak is not None:
+                print_soaked(screen(), certificate.soak)
             print_whole(screen(), files)
         raise typer.Exit(0 if files.holds else 4)
     document = load_plan(what / PLAN if what.is_dir() else what)

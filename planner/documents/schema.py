@@ -16,12 +16,16 @@ from targets.quantity import Basis, Quantity
 
 def schema(name: str) -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of a document by its name; its `$id` says the format's version."""
-    kind, whole = DOCUMENTS[name].kind, _object(DOCUMENTS[name].kind)
-    whole["properties"] |= DOCUMENTS[name].beside
+    kind, others = DOCUMENTS[name].kind, DOCUMENTS[name].others
+    whole = _object(kind)
+    whole["properties"] |= {key: _value(hint) for key, hint in others.items()}
+    inside = dict.fromkeys(
+        part for hint in (kind, *others.values()) for each in _classes(hint) for part in (each, *parts(each))
+    )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"tightfit:{name}:{FORMAT_VERSION}",
         "title": DOCUMENTS[name].title, **whole,
-        "$defs": {"Quantity": _QUANTITY, **{part.__name__: _object(part) for part in parts(kind)}},
+        "$defs": {"Quantity": _QUANTITY, **{part.__name__: _object(part) for part in inside if part is not kind}},
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from passes.quantize.format_names import methods, pass_named
 from planner.spec.parts.goals import Goals
 from planner.spec.patch import Patch, Path, at, patched, places, together
 from planner.spec.spec import Spec
+from planner.spec.units import as_typed_tokens
 from targets.engines.engine import ENGINE_NAMES, find_engine
 from targets.gpu import all_gpus, find_gpu
 
@@ -157,9 +158,9 @@ def _settled(path: Path, value: str, engine: str) -> Iterator[Patch]:
 
 
 def _values(text: str) -> Iterator[Any]:
-    """What a value may be: a whole number (`64k` is 65,536), a number, text with the unit that it lacks, one of a list."""
-    if match := re.fullmatch(r"(\d+(?:[_,]\d{3})*)\s*([kK]?)(?: tokens?)?", text):
-        yield int(re.sub("[_,]", "", match[1])) * (1024 if match[2] else 1)
+    """What a value may be: a whole number (`64k` is 65,536, `1m` 1,048,576), a number, text with the unit that it lacks, one of a list."""
+    if match := re.fullmatch(r"(\d+(?:[_,]\d{3})*\s*[kKmM]?)(?: tokens?)?", text):
+        yield int(str(as_typed_tokens(re.sub("[_,]", "", match[1]))))
     if re.fullmatch(r"\d*\.\d+", text):
         yield float(text)
     if text.lower() in ("true", "false"):

@@ -9,11 +9,14 @@ from passes.errors import ReasonKind
 from passes.ir.model import ModelIR
 from passes.record import dataclass
 from planner.apply_cost import effort
-from planner.choice.rule import MAKING, making
-from planner.choice.search import SearchResult, complete, rule_of, served
+from planner.choice.judging.candidate import complete
+from planner.choice.judging.simulated import served
+from planner.choice.rule.criteria import making
+from planner.choice.rule.words import MAKING
+from planner.choice.search import SearchResult, rule_of
 from planner.choice.verdict import Verdict
 from planner.figures import apart
-from planner.plan.document import PlannedGoal, planned_goal
+from planner.plan.parts.chosen import PlannedGoal, planned_goal
 from planner.plan.stated import StatedReason, stated
 from planner.quality.expected import perplexity_growth
 from planner.spec.spec import Spec

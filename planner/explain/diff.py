@@ -9,7 +9,8 @@ from typing import Any
 from passes.record import dataclass
 from planner.figures import apart, show
 from planner.plan.codec import number, to_json
-from planner.plan.document import ChosenPlan, PlanDocument
+from planner.plan.document import PlanDocument
+from planner.plan.parts.chosen import ChosenPlan
 from planner.quality.expected import growth
 
 

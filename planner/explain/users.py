@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from passes.errors import InputError
 from planner.choice.capacity import running_at_once
-from planner.choice.search import highest_rate_of, most_clients_of, under, with_clients
-from planner.choice.space import limits_of
+from planner.choice.demand import limits_of
+from planner.choice.judging.highest_load import highest_rate_of, most_clients_of, with_clients
+from planner.choice.judging.simulated import under
 from planner.choice.verdict import Verdict
 from planner.explain.asked import Answer, Asked, Row
 from planner.explain.compare import Judged, differences, side

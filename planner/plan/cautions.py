@@ -10,10 +10,10 @@ from passes.base import Stage
 from passes.errors import ReasonKind
 from passes.ir.distortions import Recovered
 from passes.ir.model import ModelIR
+from planner.choice.demand import workload_of
 from planner.choice.goals import FLOOR
-from planner.choice.rule import making
+from planner.choice.rule.criteria import making
 from planner.choice.search import SearchResult
-from planner.choice.space import workload_of
 from planner.choice.verdict import Verdict
 from planner.figures import show
 from planner.plan.effort import Effort

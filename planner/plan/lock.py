@@ -10,18 +10,12 @@ from pathlib import Path
 
 from passes.errors import InputError, StalePlanError
 from passes.ir.sources import Source, open_model
-from planner.choice.search import target_gpu
+from planner.choice.demand import target_gpu
 from planner.plan.codec import from_json, to_json
-from planner.plan.document import (
-    TEXTS,
-    Lock,
-    LockedGpu,
-    LockedText,
-    PlanDocument,
-    PlannedEngine,
-    PortableSpec,
-    spec_of,
-)
+from planner.plan.document import PlanDocument, spec_of
+from planner.plan.parts.chosen import PlannedEngine
+from planner.plan.parts.locked import Lock, LockedGpu, LockedText
+from planner.plan.parts.portable import TEXTS, PortableSpec
 from planner.spec.parse import load_spec
 from planner.spec.spec import Spec, TextChoice
 from planner.version import VERSION

@@ -17,28 +17,21 @@ from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from passes.text.source import refuse_same_text
 from planner.choice.alternatives import alternatives
-from planner.choice.goals import Goal
-from planner.choice.published import description
-from planner.choice.rule import MAKING, making
-from planner.choice.search import SearchResult, search, with_highest_load
+from planner.choice.judging.highest_load import with_highest_load
+from planner.choice.rule.criteria import making
+from planner.choice.rule.words import MAKING
+from planner.choice.search import SearchResult, search
+from planner.choice.space.published import description
 from planner.choice.verdict import Verdict
 from planner.machine import ALL_HERE, Computing, computing
 from planner.plan.cautions import cautions, recovery, unheld
 from planner.plan.codec import FORMAT_VERSION, to_json
-from planner.plan.document import (
-    ChosenPlan,
-    IllegalKind,
-    ParetoPlan,
-    Places,
-    PlanDocument,
-    PlannedEngine,
-    RejectedPlan,
-    planned_goal,
-    planned_settings,
-    sealed,
-)
+from planner.plan.document import PlanDocument, sealed
 from planner.plan.effort import Effort
 from planner.plan.lock import lock, portable_spec
+from planner.plan.parts.chosen import ChosenPlan, PlannedEngine, planned_goal, planned_settings
+from planner.plan.parts.locked import Places
+from planner.plan.parts.others import IllegalKind, ParetoPlan, RejectedPlan
 from planner.plan.remedies import followable, remedy
 from planner.plan.saved import save
 from planner.plan.stated import figures_alone, stated, whole_bytes
@@ -186,7 +179,7 @@ def _chosen(
         kv_cache=verdict.memory.kv,
         speed=_speed(verdict),
         quality=verdict.quality,
-        goals=tuple(planned_goal(result, spec.goals.bands) for result in verdict.goals if result.goal is not Goal.RATE),
+        goals=tuple(planned_goal(result, spec.goals.bands) for result in verdict.goals),
         tensor_bytes=(rewrite(served.ir, passes) if candidate.published else verdict.ir).tensor_bytes,
         apply=here,
         state="resolved" if all(pass_.resolved for pass_ in passes) else "bounded",

@@ -8,10 +8,10 @@ from passes.chain import rewrite
 from passes.errors import InputError
 from passes.ir.model import ModelIR
 from passes.ir.names import find, published_of
-from passes.ir.sources import open_model
+from passes.ir.sources import Source, open_model
 from passes.record import dataclass
-from planner.choice.published import description
-from planner.choice.search import target_gpu
+from planner.choice.demand import target_gpu
+from planner.choice.space.published import description
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, asked_spec, spec_of
 from planner.plan.saved import PLAN, load_plan, read_plan
@@ -60,10 +60,16 @@ def _planned(document: PlanDocument) -> Opened:
     return Opened(document, spec, rewrite(source_of(document, spec), document.decision.chain))
 
 
+def planned_source(document: PlanDocument, spec: Spec) -> Source:
+    """Open a plan's model where it lies now: one that moved has no commit any more. Raises InputError where it is not found."""
+    moved = document.places is not None and "model" in document.places.moved
+    return open_model(spec.model, revision=None if moved else spec.revision, assume=spec.assume)
+
+
 def source_of(document: PlanDocument, spec: Spec) -> ModelIR:
     """Return the checkpoint that a plan starts from; of a published one that the Hub does not answer for, what its format stores."""
     try:
-        return open_model(spec.model, revision=spec.revision, assume=spec.assume).ir
+        return planned_source(document, spec).ir
     except InputError:
         asked = asked_spec(document).model
         dense = find(asked)

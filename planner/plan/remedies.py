@@ -13,8 +13,9 @@ from dataclasses import replace
 from passes.base import Stage
 from passes.errors import InputError, NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
+from planner.choice.demand import target_gpu
 from planner.choice.goals import Goal
-from planner.choice.search import judged, target_gpu
+from planner.choice.judging.judge import judged
 from planner.choice.verdict import MEAN, Candidate, GoalResult, Verdict
 from planner.plan.stated import StatedReason, stated
 from planner.spec.patch import Patch, Path, at, patched, written

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from passes.errors import InputError
 from passes.ir.fields import json_object
 from planner.plan.codec import from_json, to_json, upgraded
 from planner.plan.document import PlanDocument, digest
 from planner.spec.arguments import file_named
+from planner.spec.parse import validated
 
 #: The resolved plan in a result's folder.
 PLAN = "plan.json"
@@ -38,11 +41,18 @@ def load_plan(what: str | Path) -> PlanDocument:
     current = upgraded(document, str(file))
     if digest(document) != document.get("digest"):
         raise InputError(f"{file} was edited since it was made", remedy="change the spec and plan again")
-    return from_json(PlanDocument, current, str(file))
+    return _document(current, file)
 
 
 def read_plan(file: Path) -> PlanDocument:
     """Return the plan in a result's folder, whatever was done to the file since. Raises InputError where it is missing or damaged."""
     from passes.files.atomic import read_json
 
-    return from_json(PlanDocument, upgraded(read_json(file, "plan"), str(file)), str(file))
+    return _document(upgraded(read_json(file, "plan"), str(file)), file)
+
+
+def _document(said: Mapping[str, Any], file: Path) -> PlanDocument:
+    """Read a plan whose spec is one that could be planned: all that shows or runs it reads the spec's values."""
+    document = from_json(PlanDocument, said, str(file))
+    validated(None, to_json(document.spec) | {"model": document.lock.model}, f"the spec in {file}")
+    return document

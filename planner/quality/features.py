@@ -39,6 +39,8 @@ _BEND_BITS = 3.0
 _REFERENCE_GROUP = 128
 #: Inputs of a row of usual matrices: a scale a row is a group of so many.
 _ROW = 4096
+#: No matrix has a longer row: a larger group is what this one is.
+_LONGEST_ROW = 1 << 24
 #: 10^9 weights between which the slope in size may change, and the size from which kinds of loss with a single slope count down.
 SIZES = (0.1, 0.5, 1.5, 4.0, 10.0, 30.0, 100.0, 500.0)
 _LARGEST = 1000.0
@@ -102,22 +104,26 @@ def group_range(group_size: int) -> float:
     """Return ln of the expected squared range of `group_size` Gaussian weights against that of 128; one weight counts as two."""
 
     def spread(n: int) -> float:
-        return NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
+        return -NormalDist().inv_cdf(0.625 / (n + 0.25))
 
-    return 2 * math.log(spread(max(group_size, 2)) / spread(_REFERENCE_GROUP))
+    return 2 * math.log(spread(min(max(group_size, 2), _LONGEST_ROW)) / spread(_REFERENCE_GROUP))
 
 
 def kind(cause: Cause) -> str:
-    """Return the kind of a loss, whose spread and constant it shares: few bits, inputs rounded, zeros, …"""
+    """Return the kind of a loss, whose spread it shares: few bits, inputs rounded, zeros, … Tables of zeros without a pattern, and of
+    rounding to nearest, lie further apart than others of theirs.
+    """
     match cause:
         case Rounding(method=method, bits=bits):
             if (of_outliers := _outlier_kind(method)) is not None:
                 return of_outliers
             if method in methods()["four_bit_floats"]:
                 return "fp4"
-            return "few bits" if bits < _BEND_BITS else "integers"
-        case Zeros():
-            return "zeros"
+            if bits < _BEND_BITS:
+                return "few bits"
+            return "integers to nearest" if method == "rtn" else "integers"
+        case Zeros(pattern=pattern):
+            return "zeros" if pattern == "unstructured" else "zeros in patterns"
         case Removed(what=what):
             return _REMOVED[what]
         case CacheRounding():

@@ -78,9 +78,17 @@ def tier_of(seen: Mapping[str, Mapping[str, Sequence[str]]], cause: Cause, trait
 
 
 def half_width(widths: Mapping[str, Mapping[str, float]], cause: Cause, traits: Traits, tier: str) -> float:
-    """Return half of the 90 % interval in ln, by kind of loss, what the fit knew of a model, how far its family's tables lie apart."""
+    """Return half of the 90 % interval in ln, by kind of loss, what the fit knew of a model, how far tables of its family and of its size
+    lie apart.
+    """
     of_kind = widths["kind"].get(kind(cause), max(widths["kind"].values()))
-    return of_kind * widths["tier"][tier] * widths["family"].get(traits.family, 1.0)
+    of_model = widths["family"].get(traits.family, 1.0) * widths["size"][size_band(traits)]
+    return of_kind * widths["tier"][tier] * of_model
+
+
+def size_band(traits: Traits) -> str:
+    """Return the range of sizes, in 10^9 weights, that a model's interval and the coverage of intervals are told by."""
+    return next(name for below, name in _BANDS if traits.size_b < below)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -100,6 +108,8 @@ def loss(traits: Traits, cause: Cause) -> Quantity:
     return replace(found, low=0.0) if 0 < traits.rounded_bits <= cause.bits + _GRIDS_MEET else found
 
 
+#: Sizes in 10^9 weights below which a range ends, and its name.
+_BANDS = ((1.0, "0.1–1 B"), (4.0, "1–4 B"), (20.0, "4–20 B"), (math.inf, "20–405 B"))
 #: Half width in ln that is added for a scheme that no table holds; by how many bits two grids may differ that hold the same values.
 _NO_TABLE, _GRIDS_MEET = 0.9, 0.75
 

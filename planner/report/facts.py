@@ -11,10 +11,12 @@ from passes.ir.sources import open_model
 from passes.record import dataclass
 from planner.asked import rewrite
 from planner.certificate import NAME, Certificate, read_certificate, result_folder
-from planner.choice.search import search, target_gpu
+from planner.choice.demand import target_gpu
+from planner.choice.search import search
 from planner.choice.verdict import Verdict
-from planner.plan.document import Places, PlanDocument, asked_spec, spec_of
+from planner.plan.document import PlanDocument, asked_spec, spec_of
 from planner.plan.lock import staleness
+from planner.plan.parts.locked import Places
 from planner.plan.saved import PLAN, load_plan, read_plan
 from planner.verifying.report import VerifyReport, read_report
 from targets.engines.engine import SpeedEstimate, find_engine

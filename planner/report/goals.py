@@ -10,7 +10,7 @@ from passes.record import dataclass
 from planner.certificate import Comparison
 from planner.choice.goals import Goal
 from planner.figures import apart, show, show_interval
-from planner.plan.document import PlannedGoal
+from planner.plan.parts.chosen import PlannedGoal
 from planner.quality.expected import Quality, perplexity_growth
 from planner.report.facts import Facts
 from planner.report.scale import Axis, linear

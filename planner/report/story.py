@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from planner.choice.goals import Goal
 from planner.figures import show, show_interval
-from planner.plan.document import ChosenPlan, PlanDocument, PlannedGoal
+from planner.plan.document import PlanDocument
+from planner.plan.parts.chosen import ChosenPlan, PlannedGoal
 from planner.quality.expected import perplexity_growth
 from planner.report.facts import Facts
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields, replace
 from typing import Any
@@ -17,7 +16,7 @@ from passes.ir.sources import path_named
 from passes.record import dataclass
 from planner.spec.parse import parse_spec
 from planner.spec.template import TEMPLATE
-from planner.spec.units import with_unit
+from planner.spec.units import as_typed_tokens, with_unit
 from targets.cards import find_cards
 from targets.gpu import all_gpus, find_gpu
 from targets.machine.devices import installed_gpus
@@ -259,9 +258,8 @@ def _cards(said: str) -> tuple[str, int]:
 
 
 def _tokens(said: str) -> int:
-    """A number of tokens: `8192`, `32k`."""
-    thousands = re.fullmatch(r"(\d+)\s*[kK]", said.strip())
-    return 1024 * int(thousands[1]) if thousands else _count(said)
+    """A number of tokens: `8192`, `32k`, `1m`."""
+    return _count(str(as_typed_tokens(said)).strip())
 
 
 def _count(said: str) -> int:

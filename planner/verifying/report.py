@@ -7,27 +7,12 @@ from typing import Any
 
 from passes.files.atomic import read_json
 from passes.record import dataclass
-from planner.certificate import Comparison, kept
+from planner.certificate import Comparison, SoakReport, kept
 from planner.plan.codec import FORMAT_VERSION, from_json, to_json, upgraded
 from targets.serve.load import LoadTiming
-from targets.serve.watch import Watched
 
 #: What `verify` writes into the result.
 REPORT = "verified.json"
-
-
-@dataclass(frozen=True)
-class SoakReport:
-    """What a soak showed: its requests, what was watched, and each figure beside what the plan promised of it."""
-
-    checks: tuple[Comparison, ...]
-    timing: LoadTiming
-    watched: Watched
-
-    @property
-    def holds(self) -> bool:
-        """Whether every promise is kept."""
-        return kept(self.checks)
 
 
 @dataclass(frozen=True)

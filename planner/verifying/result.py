@@ -9,7 +9,7 @@ from passes.files.manifest import NAME as MANIFEST
 from passes.files.manifest import Damage, damage, manifest_digest
 from passes.record import dataclass
 from planner.certificate import NAME, Certificate
-from planner.plan.document import LockedText
+from planner.plan.parts.locked import LockedText
 from planner.plan.saved import PLAN, read_plan
 from planner.verifying.report import read_report
 
@@ -68,7 +68,7 @@ def origin(out: Path, certificate: Certificate) -> Origin | None:
     quality = [] if certificate.quality.perplexity is not None else ["quality"]
     report = read_report(out)
     served = [] if report is not None else ["the engine's start", "KV tokens", "TTFT and decode speed"]
-    soaked = [] if report is not None and report.soak is not None else ["the full context under load (--soak)"]
+    soaked = [] if certificate.soak is not None else ["the full context under load (--soak)"]
     return Origin(
         card=lock.gpu.name, cards=chosen.settings.gpus, engine=chosen.engine.name, engine_version=chosen.engine.version,
         context=workload.context, concurrency=workload.concurrency, input_tokens=workload.input_tokens,

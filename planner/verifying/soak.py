@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from passes.record import dataclass
-from planner.certificate import Comparison
-from planner.plan.document import ChosenPlan, PlanDocument
+from planner.certificate import Comparison, SoakReport
+from planner.plan.document import PlanDocument
 from planner.plan.full_context import FullContext, full_context
 from planner.plan.opened import opened
+from planner.plan.parts.chosen import ChosenPlan
 from planner.verifying.comparing import shown, within
-from planner.verifying.report import SoakReport
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.quantity import Quantity
 from targets.serve.soak import Soaked, SoakRequest
@@ -78,10 +78,10 @@ def _requests(chosen: ChosenPlan) -> FullContext:
     return full_context(chosen.kv_cache, chosen.capacity)
 
 
-def soak_report(promised: Promise, soaked: Soaked) -> SoakReport:
-    """Hold what a soak showed against the plan."""
+def soak_report(promised: Promise, soaked: Soaked, version: str | None = None) -> SoakReport:
+    """Hold what a soak showed against the plan. `version`: of the engine that ran."""
     checks = (*_kept(promised, soaked), *_latencies(promised.speed, soaked), *_memory(promised, soaked.watched))
-    return SoakReport(checks, soaked.timing, soaked.watched)
+    return SoakReport(checks, soaked.timing, soaked.watched, version)
 
 
 def _kept(promised: Promise, soaked: Soaked) -> Iterator[Comparison]:

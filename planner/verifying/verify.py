@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from passes.errors import InputError
+from passes.errors import GoalMissedError, InputError
 from passes.files.atomic import read_json, write_json
+from passes.files.manifest import NAME as MANIFEST
+from passes.files.manifest import damage, renew
 from passes.record import dataclass
-from planner.certificate import NAME, Comparison
+from planner.certificate import NAME, Comparison, read_certificate
 from planner.choice.goals import Goal
 from planner.figures import apart, show
 from planner.machine import require_build, require_cards
-from planner.plan.document import ChosenPlan, PlanDocument, PlannedEngine, PlannedGoal
+from planner.plan.codec import to_json
+from planner.plan.document import PlanDocument
+from planner.plan.parts.chosen import ChosenPlan, PlannedEngine, PlannedGoal
 from planner.plan.saved import PLAN, read_plan
 from planner.spec.arguments import file_named
 from planner.verifying.comparing import shown, within
@@ -72,6 +76,8 @@ def verify(
             f"nothing here drives {chosen.engine.name}, which {out} is made for",
             remedy=f"start it as {out / FOLDER} says, and ask it something",
         )
+    if load.soak:
+        _require_own_certificate(out)
     require_cards(plan, installed_gpus())
     python = verifier.python(engine)
     installed = verifier.installed(python)
@@ -86,12 +92,34 @@ def verify(
     )
     version = seen.version or installed.version
     checks = (*_engine_checks(chosen, seen, version), *_speed_checks(plan, seen.loads[0]))
-    soaked = None if promised is None or seen.soaked is None else soak_report(promised, seen.soaked)
+    soaked = None if promised is None or seen.soaked is None else soak_report(promised, seen.soaked, version)
     report = VerifyReport(
         checks, round(seen.start_seconds, 1), seen.sample[:200], seen.loads, version, seen.notes, soaked
     )
-    write_json(out / REPORT, report.as_json())
+    _record(out, report)
     return report
+
+
+def _record(out: Path, report: VerifyReport) -> None:
+    """Leave what was seen in the result: the report, in its certificate what a soak showed, and both in its list of files."""
+    write_json(out / REPORT, report.as_json())
+    written = [REPORT]
+    if report.soak is not None and (out / NAME).is_file():
+        write_json(out / NAME, to_json(read_certificate(out / NAME).soaked(report.soak)))
+        written.append(NAME)
+    renew(out, written)
+
+
+def _require_own_certificate(out: Path) -> None:
+    """Refuse to put a soak's figures into a certificate that is not what was made, or cannot be read: the list would vouch for both."""
+    changed = next((each for each in damage(out, quick=True) if each.file in (NAME, MANIFEST)), None)
+    if changed is not None:
+        raise GoalMissedError(
+            f"{out} is damaged: {changed.message}",
+            remedy="`optimize verify --offline` names every file that is another; make the result again",
+        )
+    if (out / NAME).is_file():
+        read_certificate(out / NAME)
 
 
 def _checkpoint(plan: PlanDocument, out: Path) -> Path:
@@ -164,7 +192,9 @@ def _speed_checks(plan: PlanDocument, timing: LoadTiming) -> Iterator[Comparison
         yield shown(f"decode, tok/s, {asked.arrival}", timing.decode_tok_s, "{:.1f}")
         yield shown(f"throughput, tok/s, {asked.arrival}", timing.tok_s, "{:.1f}")
     for goal in plan.decision.goals:
-        if goal.name.of_speed:
+        if (
+            goal.name.of_speed and goal.name != Goal.RATE
+        ):  # a load of so many requests ends: what grows without end it does not show
             judged = planned_load or (asked.rate is not None and goal.name != Goal.THROUGHPUT)
             yield _goal(goal, timing, judged=judged)
 

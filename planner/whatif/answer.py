@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from passes.errors import TightfitError
 from passes.ir.sources import Source
 from passes.record import dataclass
-from planner.choice.rule import MAKING, making
+from planner.choice.rule.criteria import making
+from planner.choice.rule.words import MAKING
 from planner.explain.asked import Asked
 from planner.explain.compare import Judged, side
 from planner.figures import show, show_interval

@@ -9,6 +9,7 @@ from passes.ir.architectures import names_context
 from passes.ir.model import ModelIR
 from targets.engines.engine import KVEstimate, Memory, MemoryEstimate
 from targets.engines.kv_layout import Layout
+from targets.figures import apart
 from targets.quantity import Basis, Quantity
 from targets.workload import Workload
 
@@ -17,11 +18,6 @@ _GIB = 1 << 30
 CONCURRENCY_DOES_NOT_FIT = "concurrency_does_not_fit"
 #: Code of the reason that a context is longer than the model is made for.
 BEYOND_MODEL = "context_beyond_model"
-
-
-def gib(value: float) -> str:
-    """Return the bytes as people read them."""
-    return f"{value / _GIB:.2f} GiB"
 
 
 def weights_quantity(ir: ModelIR, size: float, error: float, basis: Basis) -> Quantity:
@@ -82,14 +78,21 @@ def _shortage(memory: Memory, layout: Layout, workload: Workload, needed: int, l
     """What there is no memory for: the weights, or the cache of one request, `needed` bytes; `longest`: the context that fits."""
     left = memory.kv_cache.value
     if left <= 0:
-        message = f"weights and overhead take {gib(memory.budget.value - left)} of {gib(memory.budget.value)}"
+        taken, budget = _gib_apart(memory.budget.value - left, memory.budget.value)
+        message = f"weights and overhead take {taken} of {budget}"
         return (Reason("weights_do_not_fit", message, None, {"short_bytes": int(-left)}, ReasonKind.TOO_LARGE),)
     if layout.starts(left, workload.context):
         return ()
-    message = f"a context of {workload.context:,} needs {gib(needed)} of cache, {gib(left)} is left"
+    needs, there = _gib_apart(needed, left)
+    message = f"a context of {workload.context:,} needs {needs} of cache, {there} is left"
     remedy = f"context {longest:,} fits" if longest > 0 else None
     data = {"needed_bytes": needed, "available_bytes": int(left), "max_context": longest}
     return (Reason("does_not_fit", message, remedy, data, ReasonKind.TOO_LARGE),)
+
+
+def _gib_apart(needed: float, left: float) -> tuple[str, str]:
+    """Both sizes in GiB, with as many digits as tell them apart."""
+    return apart(needed / _GIB, left / _GIB, "GiB")
 
 
 def _crowding(kv: KVEstimate, workload: Workload) -> tuple[Reason, ...]:
@@ -97,7 +100,8 @@ def _crowding(kv: KVEstimate, workload: Workload) -> tuple[Reason, ...]:
     wanted, fits = workload.concurrency or 1, kv.max_concurrency.value
     if fits >= wanted:
         return ()
-    message = f"{wanted} requests of {workload.context:,} tokens asked, {fits:.1f} fit at once"
+    shown = f"{fits:.1f}" if round(fits, 1) < wanted else apart(wanted, fits, "")[1]
+    message = f"{wanted} requests of {workload.context:,} tokens asked, {shown} fit at once"
     data = {"asked": wanted, "fits": fits}
     return (Reason(CONCURRENCY_DOES_NOT_FIT, message, f"concurrency {int(fits)} fits", data, ReasonKind.TOO_LARGE),)
 

@@ -15,6 +15,13 @@ def look(asked: str) -> str:
     return _LOOK.replace("@ASKED@", asked)
 
 
+def install_and_look(asked: str) -> str:
+    """Return a shell command for a container that brings tightfit along: it fails on a plain no alone, not where nothing can be
+    installed.
+    """
+    return f'[ "${{TIGHTFIT_CHECK:-1}}" = 0 ] || pip install -q tightfit || exit 0; {look(asked)}'
+
+
 def look_first(asked: str) -> str:
     """Return the lines of a shell script that stop it there, with exit code 3."""
     return f"# {WHY}\n{look(asked)} || exit 3\n"

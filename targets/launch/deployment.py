@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from passes.errors import InputError
@@ -102,6 +103,11 @@ class Deployment:
         )
         named = model if start[:1] == ("vllm",) else flag(Setting("model", model, ""))
         return (*start, named, *map(flag, told))
+
+    @property
+    def mounted(self) -> Deployment:
+        """The same server as the inside of a container sees it: the checkpoint where it is mounted."""
+        return self if self.folder is None else replace(self, served=replace(self.served, folder=Path(self.model)))
 
     @property
     def asked(self) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from passes.errors import InputError
@@ -100,9 +99,8 @@ def _card(name: str) -> str:
 def _run(deployment: Deployment) -> Iterator[str]:
     told = deployment.arguments
     yield from (f"# {each.name}: {each.why}" for each in told)
-    mounted = replace(deployment, served=replace(deployment.served, folder=None, name=deployment.model))
-    lines = [shlex.join((*mounted.command, "--host=0.0.0.0", f"--port={deployment.launch.port}"))]
-    asked = mounted.asked if deployment.folder is None else shlex.quote(deployment.model)
+    lines = [shlex.join((*deployment.mounted.command, "--host=0.0.0.0", f"--port={deployment.launch.port}"))]
+    asked = deployment.mounted.asked
     if asked is not None and deployment.hardware.nodes == 1:
         yield look_first(asked).rstrip()
     if deployment.hardware.nodes > 1:

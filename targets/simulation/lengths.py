@@ -32,14 +32,40 @@ def lognormal(mean: float, p95: float, count: int, *, most: float = math.inf, se
 
 #: Chats' 95th percentiles over their means, of prompts and of answers, and the longest: ShareGPT as vLLM's benchmark samples it.
 CHAT_PROMPT, CHAT_ANSWER, CHAT_LONGEST = 3.3, 2.9, 5.0
+#: Each time that lengths are stretched to a mean, more of them reach their room: times at most.
+_STRETCHES = 10
 
 
-def chats(prompt: float, answer: float, count: int, *, room: float = math.inf) -> list[tuple[int, int]]:
-    """Return (prompt, answer) lengths of `count` chats of these means; none of either is longer than `room` times its mean."""
-    longest = min(CHAT_LONGEST, room)
-    prompts = lognormal(prompt, min(CHAT_PROMPT, room) * prompt, count, most=longest * prompt)
-    answers = lognormal(answer, min(CHAT_ANSWER, room) * answer, count, most=longest * answer, seed=1)
+def chats(prompt: float, answer: float, count: int, *, context: float = math.inf) -> list[tuple[int, int]]:
+    """Return (prompt, answer) lengths of `count` chats of these means, none longer than `context` in all.
+
+    Where the context leaves less room than both need, long answers have short prompts.
+    """
+    most_asked, most_told = (min(CHAT_LONGEST * mean, context - 1) for mean in (prompt, answer))
+    prompts = lognormal(prompt, min(CHAT_PROMPT * prompt, most_asked), count, most=most_asked)
+    answers = lognormal(answer, min(CHAT_ANSWER * answer, most_told), count, most=most_told, seed=1)
+    answers = _with_mean(answers, answer, [most_told] * count)
+    if any(asked + told > context for asked, told in zip(prompts, answers, strict=True)):
+        shortest = iter(sorted(prompts))
+        for number in sorted(range(count), key=lambda number: -answers[number]):
+            prompts[number] = next(shortest)
+    prompts = _with_mean(prompts, prompt, [min(most_asked, context - told) for told in answers])
     return list(zip(prompts, answers, strict=True))
+
+
+def _with_mean(lengths: Sequence[int], mean: float, rooms: Sequence[float]) -> list[int]:
+    """Stretch lengths to this mean, or as near to it as leaves none longer than its room."""
+    kept = [float(min(length, room)) for length, room in zip(lengths, rooms, strict=True)]
+    for _ in range(_STRETCHES):
+        free = sum(length for length, room in zip(kept, rooms, strict=True) if length < room)
+        missing = mean * len(kept) - math.fsum(kept)
+        if not free or abs(missing) < 1:
+            break
+        stretch = 1 + missing / free
+        kept = [
+            min(stretch * length, room) if length < room else length for length, room in zip(kept, rooms, strict=True)
+        ]
+    return [max(1, round(length)) for length in kept]
 
 
 def fixed(length: int, count: int) -> Sequence[int]:

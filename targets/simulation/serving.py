@@ -72,7 +72,7 @@ def _lengths_of(workload: Workload, count: int) -> tuple[Sequence[int], Sequence
     """
     prompt, answer = workload.input_tokens, workload.output_tokens
     if workload.rate is not None and not (workload.input_p95 or workload.output_p95):
-        told = long.chats(prompt, answer, count, room=workload.context / (prompt + answer))
+        told = long.chats(prompt, answer, count, context=workload.context)
         return [length for length, _ in told], [length for _, length in told]
     return (
         _lengths(prompt, workload.input_p95, workload, count, 1), _lengths(answer, workload.output_p95, workload, count, 2)

@@ -7,9 +7,9 @@ Runs of equal decode steps are told as one, at the time of the middle one: the t
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from typing import Protocol
 
 from targets.simulation.arrivals import Arrivals
@@ -54,8 +54,8 @@ class Composer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Seconds between a request's being sent and the engine's seeing it: `fixed` and `token` (of its prompt) beside others, `request` one
-    request after the other.
+    """Seconds between a request's being sent and the engine's seeing it: `fixed` and `token` (of its prompt) beside others, `request` of a
+    thread that works on all of them in turns.
     """
 
     fixed: float = 0.0
@@ -150,37 +150,77 @@ def _before(arrival: float, began: float, now: float, seconds: float, lag: int) 
 
 
 class _Door:
-    """Clients and the host: from when a request is due to when the engine sees it."""
+    """Clients and the host: from when a request is due to when the engine sees it.
+
+    The host's one thread takes turns between the requests in hand, so that those that come together are through together, in their order.
+    """
 
     def __init__(self, arrivals: Arrivals, lengths: Sequence[tuple[int, int]], host: Host, sent: list[float]) -> None:
         self._due, self._lengths, self._host, self._sent = arrivals.due, lengths, host, sent
         self._number = 0
-        self._busy_to = 0.0
-        self._coming: list[tuple[float, int, Request]] = []
+        self._sending: deque[tuple[float, int]] = deque()
+        self._at_work: deque[tuple[float, int]] = deque()
+        self._now = self._turned = 0.0
+        self._coming: deque[tuple[float, Request]] = deque()
         at_once = len(lengths) if arrivals.at_once is None else arrivals.at_once
         for _ in range(min(at_once, len(lengths))):
             self.answered(0.0)
 
     @property
     def next(self) -> float:
-        """When the engine sees the next request; without end where none is on its way."""
-        return self._coming[0][0] if self._coming else math.inf
+        """When the engine sees the next request, if no other is sent before; without end where none is on its way."""
+        seen = [self._coming[0][0]] if self._coming else []
+        if self._at_work:
+            seen.append(self._through() + self._after(self._at_work[0][1]))
+        if self._sending:
+            sent, number = self._sending[0]
+            seen.append(sent + self._host.request + self._after(number))
+        return min(seen, default=math.inf)
 
     def answered(self, now: float) -> None:
         """Free a client, by an answer or at the start: the next request is sent, when it is due."""
         number = self._number
         if number == len(self._lengths):
             return
-        prompt, output = self._lengths[number]
         self._number += 1
         self._sent[number] = at = max(now, self._due[number])
-        self._busy_to = max(at, self._busy_to) + self._host.request
-        seen = self._busy_to + self._host.fixed + self._host.token * prompt
-        heappush(self._coming, (seen, number, Request(number, prompt, output)))
+        self._sending.append((at, number))
 
     def arrived(self, now: float) -> list[Request]:
         """List the requests that the engine sees by now, for the first time."""
+        self._work(now)
         out = []
         while self._coming and self._coming[0][0] <= now:
-            out.append(heappop(self._coming)[2])
+            out.append(self._coming.popleft()[1])
         return out
+
+    def _work(self, to: float) -> None:
+        """Let the host go on up to `to`. `_turned`: the seconds that it has spent on each of those at work since the run began."""
+        while True:
+            sent = self._sending[0][0] if self._sending else math.inf
+            if self._at_work and (through := self._through()) <= min(sent, to):
+                self._now, self._turned = through, self._at_work[0][0]
+                self._hand_over(self._at_work.popleft()[1])
+            elif sent <= to:
+                self._turn(sent)
+                self._at_work.append((self._turned + self._host.request, self._sending.popleft()[1]))
+            else:
+                self._turn(to)
+                return
+
+    def _hand_over(self, number: int) -> None:
+        before = self._coming[-1][0] if self._coming else 0.0
+        seen = max(before, self._now + self._after(number))
+        self._coming.append((seen, Request(number, *self._lengths[number])))
+
+    def _turn(self, to: float) -> None:
+        if to > self._now:
+            self._turned += (to - self._now) / max(len(self._at_work), 1)
+            self._now = to
+
+    def _through(self) -> float:
+        """When the host is through with the first one at work."""
+        return self._now + (self._at_work[0][0] - self._turned) * len(self._at_work)
+
+    def _after(self, number: int) -> float:
+        return self._host.fixed + self._host.token * self._lengths[number][0]

@@ -84,7 +84,9 @@ def asked(
     """Make a question ready: what a step reads and computes, how fast the card is, who asks."""
     name, card, work, replicas = engine.name, card_of(engine, gpu), work_of(ir), settings.parallel.dp
     clients = max(1.0, (workload.concurrency or 1) / replicas)
-    across = gpu.network is not None and settings.parallel.tp * settings.parallel.pp > gpu.network.cards
+    sharing = replicas if work.experts and settings.parallel.ep > settings.parallel.tp else 1
+    span = settings.parallel.tp * settings.parallel.pp * sharing
+    across = gpu.network is not None and span > gpu.network.cards
     fitted = fitted_rates(
         name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts), across=across
     )  # fmt: skip
@@ -100,7 +102,7 @@ def asked(
         resident_requests(requests_held(memory.kv, workload), scheduler, rates.occupancy), scheduler.tokens, engine.cache_bytes(ir),
         ROUNDS, rates.request_s(settings.parallel.tp), rates.host_token_s,
     )  # fmt: skip
-    run = Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp)
+    run = Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp, sharing)
     if workload.rate is None:
         return Asked(run, fitted, loop, notes, replicas)
     capacity_s = _capacity_s(run, loop)
@@ -172,13 +174,14 @@ def _measured(fitted: Fitted, engine: str, gpu: Gpu, version: str | None, profil
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The step model of one replica."""
+    """The step model of one replica, which shares its experts with `sharing` of them, itself included."""
 
     work: Work
     card: Card
     fitted: Fitted
     tp: int
     pp: int
+    sharing: int = 1
 
     def step(self, step: Step) -> float:
         """Return the seconds of a step; pipeline stages each run their share of the sequences, one after another."""
@@ -188,7 +191,7 @@ class Run:
 
     def stage(self, step: Step) -> float:
         """Return the seconds of a step of what one stage has in hand, and of handing it on."""
-        seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp)
+        seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp, self.sharing)
         tokens = step.decode + step.prefill
         return seconds + handing_on_seconds(self.work, self.card, self.fitted.rates, tokens, self.tp, self.pp)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from passes.ir.architectures.config import Config
 from passes.ir.model import ModelIR
 from targets.speed.step import Card, Rates
 from targets.workload import Workload
@@ -27,9 +26,12 @@ def encoding_s(ir: ModelIR, card: Card, rates: Rates, workload: Workload, tp: in
 
 def _patches_of_token(ir: ModelIR) -> float:
     """Patches of a picture that become one of the decoder's tokens: merged squares (Qwen, Pixtral), or pooled to a fixed number (Gemma)."""
-    vision = ir.config.get("vision_config")
-    if not isinstance(vision, Mapping):
+    config = Config(ir.config, ir.name)
+    if not config.has("vision_config"):
         return 1.0
-    if (fixed := ir.config.get("mm_tokens_per_image")) and (side := vision.get("image_size")):
-        return max(1.0, (int(side) // int(vision.get("patch_size") or 14)) ** 2 / int(fixed))
-    return float(int(vision.get("spatial_merge_size") or ir.config.get("spatial_merge_size") or 1) ** 2)
+    vision = config.inside("vision_config")
+    if config.has("mm_tokens_per_image") and vision.has("image_size"):
+        side, patch = vision.integer("image_size"), vision.integer("patch_size", default=14, at_least=1)
+        return max(1.0, (side // patch) ** 2 / config.integer("mm_tokens_per_image", at_least=1))
+    merged = config.integer("spatial_merge_size", default=1, at_least=1)
+    return float(vision.integer("spatial_merge_size", default=merged, at_least=1) ** 2)

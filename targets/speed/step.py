@@ -66,7 +66,7 @@ class Rates:
     Seconds: `layer_s` per layer, `expert_layer_s` more where experts are routed, `recurrent_layer_s` where a state is kept,
     `kernel_layer_s` more per layer by kernel family (quantizing activations, unpacking), `step_s` per step, `sequence_s` per running
     sequence and step, `token_s` per prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `links`: by kind.
-    Of the host, before the first token: `host_s` a request, `serial_s` of it one request after the other, `host_token_s` a prompt's token,
+    Of the host, before the first token: `host_s` a request, `serial_s` of a thread in turns, `host_token_s` a prompt's token,
     `workers_s` a request more where cards are several, whose workers are processes of their own.
 
     `tile`: rows that each hit expert's tokens are padded by, by kernel family. `routing`: exponent on the number of tokens, below 1
@@ -138,8 +138,10 @@ def padded(sequences: float, graphs: int) -> float:
     return min(unit * math.ceil(sequences / unit), graphs)
 
 
-def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1) -> float:
-    """Return seconds of one step of a model spread over `tp` cards."""
+def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1, sharing: int = 1) -> float:
+    """Return seconds of one step of a model spread over `tp` cards. `sharing`: replicas over whose cards its experts are spread, all of
+    which step together and are as busy (vLLM's data parallel with expert parallel).
+    """
     tokens = step.decode + step.prefill if step.prefill else padded(step.decode, rates.graphs)
     seconds = overhead_seconds(work, card, rates) + rates.sequence_s * step.decode
     seconds += rates.token_s * step.prefill * work.layers * work.hidden / 4096
@@ -151,7 +153,9 @@ def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1) 
     sampled = step.decode + step.prompts
     seconds += _matmul_seconds(kernel, card, rates, work.head.bytes / tp, work.head.weights / tp * sampled)
     for experts in work.experts:
-        seconds += _experts_seconds(experts, card, rates, tokens, tp)
+        seconds += _experts_seconds(experts, card, rates, tokens * sharing, tp * sharing)
+    if sharing > 1:
+        seconds += exchange_seconds(work, card, rates, tokens, tp, sharing)
     for attention in work.attention:
         seconds += attention.layers * _attention_seconds(attention, card, rates, step, tp)
     moving = step.decode + rates.recurrence * step.prefill
@@ -163,12 +167,24 @@ def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1) 
     return seconds
 
 
-def _all_reduce_s(card: Card, rates: Rates, moved: float, tp: int) -> float:
+def _all_reduce_s(card: Card, rates: Rates, moved: float, cards: int) -> float:
     """Seconds of an all-reduce; a ring over several machines is as slow as the network between two of them."""
-    inside, network = rates.links[card.wiring].all_reduce_s(moved, card.link, tp), card.network
-    if network is None or tp <= network.cards:
+    inside, network = rates.links[card.wiring].all_reduce_s(moved, card.link, cards), card.network
+    if network is None or cards <= network.cards:
         return inside
-    return max(inside, moved / network.bytes_per_s) + 2 * (math.ceil(tp / network.cards) - 1) * network.latency_s
+    return max(inside, moved / network.bytes_per_s) + 2 * (math.ceil(cards / network.cards) - 1) * network.latency_s
+
+
+def exchange_seconds(work: Work, card: Card, rates: Rates, tokens: float, tp: int, sharing: int) -> float:
+    """Return the seconds in which replicas that share their experts send each other a step's tokens, of so many each.
+
+    In each layer with experts the hidden states of all replicas are gathered before, and their sums scattered after (vLLM's default
+    `allgather_reducescatter`, `device_communicators/all2all.py`), a share of them by each rank of a replica (`use_sequence_parallel_moe`):
+    together an all-reduce of all of them over all their cards.
+    """
+    cards = tp * sharing
+    moved = 2 * (cards - 1) / cards * 2 * work.hidden * tokens * sharing
+    return work.expert_layers * _all_reduce_s(card, rates, moved, cards)
 
 
 def handing_on_seconds(work: Work, card: Card, rates: Rates, tokens: float, tp: int, pp: int) -> float:

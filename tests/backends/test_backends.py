@@ -30,7 +30,7 @@ from passes.run.execute import execute
 from passes.run.job import Job
 from passes.text.source import TextSource
 from planner.choice.search import search
-from planner.choice.space import as_asked
+from planner.choice.space.chains import as_asked
 from planner.spec.parse import parse_spec
 from planner.spec.parts.choices import QuantizeChoice
 from tests.walk.conftest import save_tiny_llama

@@ -111,6 +111,7 @@ def test_a_killed_worker_loses_nothing_and_the_result_is_one_process_s(place: Pa
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     before = finished_blocks(work)
+    assert (work / "plan.json").is_file(), "the choices are saved before any weight is written, as one process does"
     out, err = child.communicate()
     assert child.returncode in (0, 4), err
     assert 2 <= before < _BLOCKS, "it was killed in the middle"

@@ -26,7 +26,7 @@ from passes.quantize.quantize import Quantize
 from passes.run.execute import execute
 from passes.run.job import Job
 from passes.text.source import TextSource
-from planner.choice.space import as_asked
+from planner.choice.space.chains import as_asked
 from planner.spec.parts.choices import QuantizeChoice
 from targets.engines.exllama.v2 import ExllamaV2
 from targets.engines.exllama.verify import DRIVER

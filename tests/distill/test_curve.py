@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from passes.distill.curve import USUAL, Point, Slopes, expected_loss
+from passes.distill.curve import USUAL, Point, Slopes, expected_loss, tokens_for
 
 
 def power(slope: float, count: int, every: int = 1000) -> list[Point]:
@@ -35,3 +35,12 @@ def test_few_points_take_the_usual_slope() -> None:
 def test_at_the_end_what_was_measured_is_what_is_expected() -> None:
     expected = expected_loss(power(0.5, 10), 10_000)
     assert expected is not None and expected.low == expected.high == pytest.approx(2.0 * 10_000**-0.5)
+
+
+def test_what_reaches_a_loss_is_read_off_the_curve_as_far_as_it_can_be_carried() -> None:
+    surely = Slopes(0.3, 10.0, 0.01)
+    goal = 2.0 * 40_000**-0.5
+    assert tokens_for(power(0.5, 10), goal, surely) == pytest.approx(40_000, rel=0.03)
+    assert tokens_for(power(0.5, 10), 1.0, surely) == 10_000
+    assert tokens_for(power(0.5, 10), 1e-6, surely) is None
+    assert tokens_for([Point(0, 1.0)], 0.5) is None

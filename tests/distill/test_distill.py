@@ -18,7 +18,7 @@ from passes.distill.distill import Distill
 from passes.distill.needs import cache_bytes, require_room, rows_at_once, training_bytes
 from passes.distill.student import distilled
 from passes.distill.teacher import TeacherText
-from passes.distill.trainer import Curve
+from passes.distill.trainer import Curve, TrainingJob, train
 from passes.errors import DoesNotFitError, GoalMissedError
 from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors.integers import PackQuantized
@@ -31,6 +31,7 @@ from passes.run.execute import execute
 from passes.run.job import Job
 from passes.steps.context import RunContext
 from passes.text.source import TextSource
+from tests.distill.conftest import training_job
 from tests.forked import Child, run
 from tests.walk.conftest import context
 
@@ -110,13 +111,28 @@ def test_a_chain_with_distillation_is_carried_out(llama: Path, llama_ir: ModelIR
     assert all(step.reused for step in again.steps) and again.measured == outcome.measured
 
 
-def test_a_goal_out_of_reach_ends_the_training_and_says_by_how_much(
+def test_a_goal_out_of_reach_ends_the_training_and_says_what_would_do(
     llama: Path, llama_ir: ModelIR, tmp_path: Path, text: Path
 ) -> None:
-    plan = replace(PLAN, goal=1e-4)
-    with pytest.raises(GoalMissedError, match=r"stopped after .* of 4,096 tokens .* missed by at least") as missed:
-        distilled(plan, pruned(llama, llama_ir), run_in(tmp_path / "work"))
-    assert missed.value.exit_code == 4
+    plan, before = replace(PLAN, goal=1e-4), pruned(llama, llama_ir)
+    said = []
+    for _ in range(2):  # the second time from what the curve said, without training
+        with pytest.raises(
+            GoalMissedError, match=r"stopped after [\d,]+ of 4,096 tokens .* missed by at least"
+        ) as missed:
+            distilled(plan, before, run_in(tmp_path / "work"))
+        said.append(str(missed.value))
+    assert said[0] == said[1] and missed.value.exit_code == 4
+    [folder] = (tmp_path / "work").glob("distil-*")
+    stopped = Curve(folder).points
+    assert stopped[-1].tokens < 0.3 * 4096 and not (folder / "trained").exists()
+    reachable = float(str(missed.value.remedy).partition("`goal: ")[2].partition("`")[0])
+    distilled(replace(plan, goal=reachable), before, run_in(tmp_path / "work"))
+    points = Curve(folder).points
+    assert points[: len(stopped)] == stopped, "it goes on where it stopped"
+    assert points[-1].tokens == 4096 and points[-1].loss <= reachable
+    with pytest.raises(GoalMissedError, match=r"goal: a loss of [\d.]+ .* is expected, the goal is 0.0001"):
+        distilled(plan, before, run_in(tmp_path / "work"))  # what is there already misses it, too
 
 
 def test_what_the_teacher_says_takes_the_bytes_that_were_foretold(
@@ -189,3 +205,62 @@ def test_a_caller_without_gradients_trains_as_well(llama: Path, llama_ir: ModelI
     [folder] = (tmp_path / "work").glob("distil-*")
     points = Curve(folder).points
     assert points[-1].loss < points[0].loss / 2
+
+
+def test_adapters_are_trained_in_place_of_the_weights_and_end_in_them(
+    llama: Path, llama_ir: ModelIR, tmp_path: Path, text: Path
+) -> None:
+    before = pruned(llama, llama_ir)
+    after = distilled(replace(PLAN, lora_rank=4), before, run_in(tmp_path / "work"))
+    assert differences(after.weights.folder, before.ir) == []
+    [folder] = (tmp_path / "work").glob("distil-*")
+    points = Curve(folder).points
+    assert points[-1].loss < 0.7 * points[0].loss
+    for linear in before.ir.decoder.block(0).linears:
+        name = f"{linear.name}.weight"
+        change = after.block(0)[name].float() - before.block(0)[name].float()
+        values = torch.linalg.svdvals(change)
+        assert values[0] > 0 and values[4] < 1e-3 * values[0]
+    norms = [name for name in before.block(0) if "norm" in name]
+    assert norms and all(torch.equal(after.block(0)[name], before.block(0)[name]) for name in norms)
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_training_takes_the_memory_that_was_foretold(llama: Path, tmp_path: Path, rank: int) -> None:
+    ended = run(measured_training, llama, save_wide_llama(tmp_path / "model"), tmp_path, rank)
+    assert ended.returncode == 0, ended.stderr
+    predicted, peak = map(int, ended.stdout.split()[-2:])
+    # What the allocator keeps of what was freed, and matrices' own buffers, come on top.
+    assert 0.75 * peak < predicted < 1.35 * peak, (predicted, peak)
+
+
+def save_wide_llama(folder: Path) -> Path:
+    """A Llama of 29 million weights, so that its training outweighs what a process takes anyway."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def measured_training(warm: Path, folder: Path, place: Path, rank: int) -> None:
+    """Print the bytes that a training is said to take, and those by which it grows this process at most."""
+    asked = {"length": 256, "steps": 3, "rows": 2, "lora_rank": rank}
+    quietly(training_job(warm, place / "warm", **asked))  # loads all that a training loads
+    began = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    quietly(training_job(folder, place / "run", **asked))
+    print(training_bytes(open_model(folder).ir, 2 * 256, rank), memory("VmHWM") - began)
+
+
+def quietly(asked: TrainingJob) -> None:
+    train(asked, lambda done, total, detail="": None)
+
+
+def memory(line: str) -> int:
+    """A figure of this process's memory, as Linux says it, in bytes."""
+    said = Path("/proc/self/status").read_text()
+    return 1024 * int(said.partition(f"{line}:")[2].split()[0])

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from passes import chain
+from passes.base import Pass
 from passes.ir import catalog
+from passes.ir.architectures import build_ir
+from passes.ir.model import ModelIR
+from passes.prune.depth import DepthPrune
+from passes.prune.experts import ExpertPrune
+from passes.prune.width import WidthPrune
 
 #: What makes a model small without touching its caches: vocabulary, feed-forward and experts.
 _SMALL: dict[str, int] = {
@@ -21,7 +28,8 @@ _SMALL: dict[str, int] = {
 class Case:
     """One model: the catalog's entry it is cut from, and what is set besides. `text_only` takes a multimodal model's decoder.
 
-    `arguments` go to the engine; `depth` cuts lists that name one kind a layer along with the number of layers.
+    `arguments` go to the engine; `depth` cuts lists that name one kind a layer along with the number of layers; `pruned`: passes that take
+    something out of it.
     """
 
     name: str
@@ -30,10 +38,15 @@ class Case:
     changes: Mapping[str, Any] = field(default_factory=dict)
     text_only: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    pruned: tuple[Pass, ...] = ()
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The tiny config.json."""
+    def ir(self) -> ModelIR:
+        """What is left of the tiny model; its config is the config.json that the engine reads."""
+        return chain.rewrite(build_ir(self._config, self.name), self.pruned)
+
+    @property
+    def _config(self) -> dict[str, Any]:
         full = catalog.entry(self.source).config
         if self.text_only:
             full = full["text_config"] | {"architectures": [self.text_only]}
@@ -110,4 +123,18 @@ CASES = (
     ),
     Case("post-norm (OLMo 2)", "allenai/OLMo-2-1124-7B-Instruct", 2, {**_HEADS, "num_key_value_heads": 8}),
     Case("other widths in windows (MiMo V2)", "XiaomiMiMo/MiMo-V2-Flash", 8, {"hidden_size": 256}),
+    Case(
+        "two of three KV heads, 192 of 256 channels (SmolLM2)",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        5,
+        pruned=(WidthPrune(192, 2, "magnitude"),),
+    ),
+    Case(
+        "without a window and the full layer (Gemma 3)",
+        "google/gemma-3-1b-it",
+        12,
+        {"hidden_size": 256},
+        pruned=(DepthPrune(2, (4, 5)),),
+    ),
+    Case("half of the experts (Qwen3 MoE)", "Qwen/Qwen3-30B-A3B", 3, {"hidden_size": 256}, pruned=(ExpertPrune(4),)),
 )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from passes.ir.architectures import build_ir
 from passes.ir.model import ModelIR
 from passes.kv_cache import KVCachePass
 from targets.engines.engine import Settings, find_engine
@@ -34,7 +33,7 @@ def printed(engine_python: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     for number, case in enumerate(CASES):
         folder = root / str(number)
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(case.config))
+        (folder / "config.json").write_text(json.dumps(case.ir.config))
         common = {
             "max_model_len": _context(case),
             "kv_cache_memory_bytes": _KV_BYTES,
@@ -49,8 +48,7 @@ _SETTINGS = Settings(kv_cache_memory_bytes=_KV_BYTES, max_num_batched_tokens=_BA
 
 
 def _model(case: Case) -> ModelIR:
-    ir = build_ir(case.config, case.name)
-    return KVCachePass("fp8").rewrite(ir) if case.arguments.get("kv_cache_dtype") == "fp8" else ir
+    return KVCachePass("fp8").rewrite(case.ir) if case.arguments.get("kv_cache_dtype") == "fp8" else case.ir
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

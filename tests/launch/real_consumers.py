@@ -68,7 +68,7 @@ def kserve(path: Path) -> None:
 
 
 def production_stack(path: Path) -> None:
-    """The chart's schema by its keys and types (helm/values.schema.json, 0.1.12)."""
+    """The chart's schema by its keys and types (helm/values.schema.json, vllm-project/production-stack 01eaf92c)."""
     [values] = documents(path)
     spec = values["servingEngineSpec"]
     assert set(spec) <= {"containerPort", "startupProbe", "modelSpec", "runtimeClassName"}
@@ -76,24 +76,26 @@ def production_stack(path: Path) -> None:
     text = {"name", "repository", "tag", "modelURL", "modelRevision", "requestMemory", "shmSize", "pvcStorage"}
     number = {"replicaCount", "requestCPU", "requestGPU"}
     lists = {"env", "nodeSelectorTerms", "tolerations", "extraVolumes", "extraVolumeMounts"}
-    assert set(model) <= text | number | lists | {"vllmConfig"}, set(model) - text - number - lists
+    objects = {"vllmConfig", "initContainer"}
+    assert set(model) <= text | number | lists | objects, set(model) - text - number - lists
     for names, kind in ((text, str), (number, int), (lists, list)):
         assert all(isinstance(model[name], kind) for name in names & set(model)), kind
     config = model["vllmConfig"]
-    assert set(config) <= {
-        "maxModelLen",
-        "dtype",
-        "tensorParallelSize",
-        "maxNumSeqs",
-        "gpuMemoryUtilization",
-        "extraArgs",
-    }
+    kinds = {
+        "maxModelLen": int, "dtype": str, "tensorParallelSize": int, "maxNumSeqs": int, "gpuMemoryUtilization": (int, float, str),
+        "extraArgs": list,
+    }  # fmt: skip
+    assert all(isinstance(value, kinds[key]) for key, value in config.items()), config
     assert all(isinstance(each, str) for each in config["extraArgs"])
+    first = dict(model.get("initContainer", some_container()))
+    known = {"name", "image", "command", "args", "env", "resources", "mountPvcStorage", "extraVolumeMounts"}
+    assert set(first) <= known and isinstance(first.pop("mountPvcStorage", True), bool), set(first) - known
+    first["volumeMounts"] = first.pop("extraVolumeMounts", [])
     mounts = [*model.get("extraVolumeMounts", ()), {"name": "shm", "mountPath": "/dev/shm"}]
     container = some_container(env=model["env"], volumeMounts=mounts, startupProbe=spec["startupProbe"])
     affinity = {"nodeSelectorTerms": model["nodeSelectorTerms"]}
     pod({
-        "containers": [container], "volumes": model.get("extraVolumes", []), "tolerations": model["tolerations"],
+        "containers": [container], "initContainers": [first], "volumes": model.get("extraVolumes", []), "tolerations": model["tolerations"],
         "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": affinity}},
     })  # fmt: skip
 

@@ -87,6 +87,26 @@ def test_a_quadlet_has_keys_of_podman_only() -> None:
     assert {key for key in keys if key and not key.startswith("#")} <= known
 
 
+@pytest.mark.parametrize("name", ["04-l4-50-users-8b", "13-h100-70b-fp8", "23-rtx-pro-6000-gemma-27b"])
+def test_systemd_reads_what_a_quadlet_hands_on(name: str, tmp_path: Path) -> None:
+    """Podman's generator makes a unit of it: sections of systemd's own stay as they are, words of `Exec=` go behind the command."""
+    if shutil.which("systemd-analyze") is None:
+        missing("no systemd-analyze here", "it comes with systemd")
+    [file] = target_files(server(name), ["quadlet"])
+    head, _, rest = file.text.partition("[Container]")
+    container, _, tail = rest.partition("[Service]")
+    told = dict(line.split("=", 1) for line in container.splitlines() if "=" in line and not line.startswith("#"))
+    made = f"{head}[Service]\nExecStart=/usr/bin/env true {told['Exec']}\n"
+    made += f"Environment={told['Environment']}\n" if "Environment" in told else ""
+    unit = tmp_path / f"{server(name).name}.service"
+    unit.write_text(made + tail)
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    unit.write_text((made + tail).replace("Restart=on-failure", "Restart=sometimes"))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert "sometimes" in done.stderr, "it does read"
+
+
 @pytest.mark.parametrize(("name", "package"), [(_MADE, "exllamav3"), ("07-3090-exl2-13b", "exllamav2")])
 def test_a_program_runs_to_its_end(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -280,3 +300,25 @@ def test_a_unit_s_name_for_people_is_one_line_and_expands_nothing() -> None:
     named = replace(made, request=replace(made.request, served_name="50 %n\nExecStart=/bin/evil\\"))
     assert "Description=50 %%n ExecStart=/bin/evil\\ by tightfit\n" in units(named)
     assert len(units(named).splitlines()) == len(units(made).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("pip", "fits", "skip", "code"),
+    [(0, 0, "1", 0), (0, 3, "1", 1), (0, 2, "1", 0), (0, 6, "1", 0), (1, 3, "1", 0), (1, 3, "0", 0)],
+)
+def test_an_init_container_keeps_a_pod_from_starting_on_a_plain_no_alone(
+    pip: int, fits: int, skip: str, code: int, tmp_path: Path
+) -> None:
+    [file] = target_files(server("04-l4-50-users-8b"), ["kubernetes"])
+    _, workload, _ = yaml.safe_load_all(file.text)
+    [checks] = workload["spec"]["template"]["spec"]["initContainers"]
+    assert checks["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    for name, answer in (("pip", pip), ("optimize", fits)):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\nexit {answer}\n')
+        program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TIGHTFIT_CHECK": skip}
+    done = subprocess.run([*checks["command"], *checks["args"]], env=environment, check=False)
+    assert min(done.returncode, 1) == code
+    said = (tmp_path / "said").read_text() if (tmp_path / "said").exists() else ""
+    assert ("check --live -- vllm serve" in said) == (pip == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from planner.plan.remedies import longer_context
 from planner.spec.parse import parse_spec
 from planner.spec.patch import patched
 from targets.engines.engine import Settings, SpeedEstimate, find_engine
+from targets.figures import apart
 from targets.gpu import find_gpu
 from targets.quantity import Quantity
 from targets.workload import Workload
@@ -92,11 +94,32 @@ def test_a_rate_that_cannot_be_held_is_told_as_that_with_how_many_are_served(opt
     lengths = ("--context", 4096, "--input-tokens", 800, "--output-tokens", 201)
     for rate, code in ((0.5, 0), (50, 3)):
         found, out, _ = optimize(
-            "check", "--model", MODEL, "--gpu", "RTX 3090", *lengths, "--request-rate", rate, "--json"
+            "check", "--model", MODEL, "--gpu", "RTX 3090", *lengths, "--request-rate", rate, "--ttft", "60s", "--json"
         )
         document = json.loads(out)
         assert (found, document["fits"], document["meets"]) == (code, True, code == 0)
-        assert document["goals"][0]["name"] == "rate"
+        assert [goal["name"] for goal in document["goals"]] == ["rate", "TTFT"]
+        waits = document["goals"][1]
+        assert (waits["met"], waits["predicted"]["value"] is None) == (code == 0, code == 3)
+        assert len(document["reasons"]) == (1 if code else 0)
+
+
+def test_a_rate_that_is_held_is_among_the_goals_of_the_plan() -> None:
+    made = plan(parse_spec(text("rate: 0.5/s") + "goals: { ttft: 20 s }\n")).document
+    assert [(goal.name, goal.wanted) for goal in made.decision.goals] == [("rate", 0.5), ("TTFT", 20_000.0)]
+
+
+def test_two_figures_that_differ_never_read_alike() -> None:
+    """`needs 1.00 GiB, 1.00 GiB is left` tells nobody what is short."""
+    first, second = apart(1.0 * (1 << 30), 1.0 * (1 << 30) - 4096, "B")
+    assert first != second
+    engine, gpu, ir = find_engine("vllm"), find_gpu("L4"), open_model(MODEL).ir
+    room = engine.memory(ir, gpu, Settings(), Workload(4096, 1, 800, 200)).memory.kv_cache.value
+    longest = int(room / engine.memory(ir, gpu, Settings(), Workload(4096, 1, 800, 200)).kv.bytes_per_token)
+    for context in range(longest - 64, longest + 64, 16):
+        for reason in engine.memory(ir, gpu, Settings(), Workload(context, 1, 800, 200)).reasons:
+            sizes = re.findall(r"[\d.]+ GiB", reason.message)
+            assert len(set(sizes)) == len(sizes), reason.message
 
 
 @pytest.mark.parametrize(

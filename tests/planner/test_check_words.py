@@ -166,7 +166,9 @@ def test_a_context_that_is_found_holds_the_requests(optimize: Any) -> None:
 def test_figures_that_the_server_refuses_are_refused(optimize: Any, flag: str, value: str) -> None:
     lora = ("--enable-lora",) if "lora" in flag else ()
     code, _, err = optimize("check", "--gpu", "L4", "--", "vllm", "serve", "Qwen/Qwen3-8B", *lora, flag, value)
-    assert code == 2 and flag in err and ("out of range" in err or "no whole number" in err)
+    assert (
+        code == 2 and flag in err and any(each in err for each in ("out of range", "no whole number", "an integer is"))
+    )
 
 
 def test_a_quote_that_is_left_open_is_told(optimize: Any) -> None:
@@ -448,3 +450,63 @@ def test_a_plan_is_held_against_its_own_goals_as_it_was_judged(optimize: Any, tm
 def test_a_context_beyond_the_model_is_refused_for_certain(optimize: Any) -> None:
     code, document = check(optimize, "--gpu", "H100", "--model", "Qwen/Qwen3-0.6B", "--context", "128k")
     assert code == 3 and document["confidence"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--speculative-config", '{"method": "mtp", "num_speculative_token": 1}'), "'num_speculative_tokens'"),
+        (("--speculative-config", '{"method": "mtpp", "num_speculative_tokens": 1}'), "'mtp'"),
+        (("--speculative-config", '{"method": "mtp", "num_speculative_tokens": "three"}'), "an integer is expected"),
+        (("--speculative-config", "mtp"), "no JSON object"),
+        (("--compilation-config", '{"cudagraph_mode": "FULLY"}'), "'FULL'"),
+        (("--compilation-config", '{"pass_config": {"fuse_norm_quan": true}}'), "'fuse_norm_quant'"),
+        (("--compilation-config.pass_config.fuse_norm_quan", "true"), "'fuse_norm_quant'"),
+        (("--limit-mm-per-prompt", '{"image": {"cout": 2}}'), "'count'"),
+        (("--kv-transfer-config", '{"kv_role": "both"}'), "'kv_both'"),
+        (("--hf-overrides", '{"num_hidden_layers": "two"}'), "a number"),
+    ],
+)
+def test_what_no_configuration_of_the_engine_has_is_refused(optimize: Any, flags: tuple[str, ...], said: str) -> None:
+    code, out, _ = optimize("check", "--gpu", "H100", "--json", "--", "vllm", "serve", "Qwen/Qwen3-8B", *flags)
+    error = json.loads(out)["error"]
+    assert code == 2 and said in json.dumps(error)
+
+
+def test_keys_come_and_go_with_versions(optimize: Any) -> None:
+    asked = (
+        "--gpu",
+        "H100",
+        "--model",
+        "Qwen/Qwen3-8B",
+        "--context",
+        8192,
+        "--compilation-config",
+        '{"use_inductor": true}',
+    )
+    assert check(optimize, *asked, "--engine-version", "0.10.2")[0] == 0
+    code, document = check(optimize, *asked, "--engine-version", "0.20.0")
+    assert code == 3 and document["reasons"][0]["code"] == "flag_not_in_version"
+    _, document = check(optimize, *asked)
+    assert any("use_inductor" in note and "0.11.2" in note for note in document["notes"])
+
+
+def test_a_key_that_a_config_lacks_is_told(optimize: Any) -> None:
+    pasted = ("vllm", "serve", "Qwen/Qwen3-8B", "--hf-overrides", '{"max_postion_embeddings": 4096}')
+    _, out, _ = optimize("check", "--gpu", "H100", "--json", "--", *pasted)
+    assert any("max_position_embeddings" in note for note in json.loads(out)["notes"])
+
+
+def test_an_assistant_is_a_head_of_its_model(optimize: Any) -> None:
+    drafting = ("--speculative-config", '{"model": "google/gemma-4-31B-it-assistant", "num_speculative_tokens": 4}')
+    code, out, _ = optimize(
+        "check", "--gpu", "H200", "--json", "--", "vllm", "serve", "google/gemma-4-31B-it", *drafting
+    )
+    assert code == 0 and any("assumed" in note for note in json.loads(out)["notes"])
+
+
+def test_what_a_command_says_of_a_checkpoint_known_by_its_name_alone_holds(optimize: Any) -> None:
+    serve = ("vllm", "serve", "stepfun-ai/Step-3.7-Flash-NVFP4", "-tp", "2", "--max-model-len", "8k", "--quantization")
+    code, out, _ = optimize("check", "--gpu", "H200", "--json", "--", *serve, "modelopt")
+    assert code == 0 and any("usually means" in note for note in json.loads(out)["notes"])
+    assert optimize("check", "--gpu", "H200", "--", *serve, "ascend")[0] == 3

@@ -14,10 +14,13 @@ from planner.certificate import NAME, read_certificate
 from planner.check import check
 from planner.documents.listed import DOCUMENTS
 from planner.documents.schema import schema
+from planner.fleet import Fleet, Member
 from planner.plan import codec
 from planner.plan.codec import to_json, upgraded
 from planner.plan.make import plan
 from planner.plan.saved import PLAN, load_plan
+from planner.verifying.result import FilesReport
+from targets.machine.live import look
 
 #: A plan and a certificate of a tiny model as the code of that day wrote them.
 EARLIER = Path(__file__).with_name("data") / "2026-11-23"
@@ -72,6 +75,18 @@ def test_what_is_written_is_what_its_schema_says() -> None:
     answer = check("Llama-3.3-70B-Instruct", "RTX 4090", context="8k").as_json()
     assert refused(answer, schema("check"), schema("check")) == []
     assert refused({**answer, "fits": "no"}, schema("check"), schema("check")) == [".fits: 'no' is no boolean"]
+
+
+def test_what_stands_beside_a_documents_fields_is_in_its_schema(tmp_path: Path) -> None:
+    machine = {"machine": to_json(look())}
+    answer = check("Llama-3.3-70B-Instruct", "RTX 4090", context="8k").as_json()
+    assert refused(answer | machine, schema("check"), schema("check")) == []
+    fleet = Fleet((Member("a.yaml", "a-tightfit", 0, "w4a16"), Member("b.yaml", "b-tightfit", 3, "too large", "less")))
+    assert refused(to_json(fleet) | {"exit_code": fleet.exit_code}, schema("fleet"), schema("fleet")) == []
+    files = {"files": to_json(FilesReport(True, "0" * 64, (), True)), "origin": None}
+    shown = to_json(read_certificate(EARLIER / NAME)) | files
+    assert refused(shown, schema("shown"), schema("shown")) == []
+    assert refused(shown | {"soaked": 1}, schema("shown"), schema("shown")) == [".soaked is not known"]
 
 
 def test_the_command_prints_them(optimize: Any) -> None:

@@ -11,11 +11,11 @@ import pytest
 import planner
 from passes.ir.sources import open_model
 from passes.quantize.format_names import pass_named
-from planner.choice.space import workload_of
+from planner.choice.demand import workload_of
 from planner.plan.codec import from_json, to_json
-from planner.plan.document import PlannedSettings, planned_settings
 from planner.plan.launch import launch_request
 from planner.plan.make import plan
+from planner.plan.parts.chosen import PlannedSettings, planned_settings
 from planner.spec.parse import parse_spec
 from targets.engines.engine import ENGINE_NAMES, Engine, Parallel, Settings, find_engine
 from targets.engines.vllm.engine import Vllm

@@ -15,7 +15,9 @@ import pytest
 from passes.errors import InputError
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from planner.choice.search import SearchResult, margin, search, under, with_clients
+from planner.choice.judging.highest_load import margin, with_clients
+from planner.choice.judging.simulated import under
+from planner.choice.search import SearchResult, search
 from planner.explain.answer import QUESTIONS, explain
 from planner.explain.changes import change
 from planner.plan.make import plan
@@ -168,6 +170,7 @@ def test_what_is_not_known_says_what_may_be_asked(question: str, says: str) -> N
         ("vllm", "engine: vllm"),
         ("concurrency 4", "workload: {concurrency: 4}"),
         ("context 64k", "workload: {context: 65536}"),
+        ("context 1m", "workload: {context: 1048576}"),
         ("prefer speed", "goals: {prefer: speed}"),
         ("no prune", "passes: {prune: forbid}"),
         ("goal 2 %", "goals: {quality: {max_perplexity_increase: 2 %}}"),

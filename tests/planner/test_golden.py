@@ -22,7 +22,8 @@ _GOLDEN = Path(__file__).with_name("golden")
 _DEMO = _ROOT / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 #: name of an example → whether it needs the demo's weights
 EXAMPLES = {
-    "llama-3.3-70b-rtx4090": False, "qwen2.5-32b-rtx4090": False, "smollm2-cpu": True, "smollm2-exl2": True,
+    "llama-3.3-70b-rtx4090": False, "qwen2.5-32b-rtx4090": False, "smollm2-cpu": True, "smollm2-exl2": True, "smollm2-narrow": True,
+    "smollm2-pruned": True, "olmoe-half-experts": False,
 }  # fmt: skip
 
 

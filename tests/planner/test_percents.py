@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from planner.choice.rule import _grown_words
+from planner.choice.rule.words import grown_words
 from planner.figures import apart, show
 from tests.planner.conftest import run
 from tests.planner.percents import percents, unexplained
@@ -86,8 +86,8 @@ def test_every_printed_percent_of_a_check_and_of_a_difference_is_in_its_json(opt
 def test_a_wrong_unit_would_be_seen() -> None:
     reason = {"code": "dominated_by", "data": {"criterion": "quality", "value": 1.1839, "against": 0.083}}
     assert unexplained("perplexity +78.11 % against +7.97 %", reason) == ["+78.11", "+7.97"]
-    assert unexplained(_grown_words(1.1839, 0.083), reason) == []
-    assert _grown_words(1.1839, 0.083) == "perplexity +118 % against +8.30 %"
+    assert unexplained(grown_words(1.1839, 0.083), reason) == []
+    assert grown_words(1.1839, 0.083) == "perplexity +118 % against +8.30 %"
 
 
 @pytest.mark.parametrize(

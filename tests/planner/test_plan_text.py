@@ -18,8 +18,10 @@ from passes.quantize.format_names import examples, pass_named
 from planner.asked import spoken
 from planner.certificate import Comparison
 from planner.choice.goals import Goal
-from planner.choice.rule import _FIGURES, MAKING, Rule
-from planner.choice.search import judged, search
+from planner.choice.judging.judge import judged
+from planner.choice.rule.rule import Rule
+from planner.choice.rule.words import FIGURES, MAKING
+from planner.choice.search import search
 from planner.cli.tables.certificate import _mark as compared_mark
 from planner.cli.tables.plan import _UNKNOWN, Room, _helpful, print_plan
 from planner.explain.changes import change
@@ -216,7 +218,7 @@ def test_every_rung_of_the_rule_has_words_for_the_chosen_one(prefer: str) -> Non
         making, told = rule._why(result.chosen, [criterion.name]).split("; ", 1)
         assert making in MAKING and len(told) > 5
         assert criterion.says(2.0, 1.0)
-    assert len(rule._figures(result.chosen)) == len(_FIGURES)
+    assert len(rule._figures(result.chosen)) == len(FIGURES)
 
 
 def test_a_chosen_one_that_takes_anothers_place_says_whose_and_in_what() -> None:
@@ -312,3 +314,14 @@ def test_where_no_other_cards_do_a_question_loosens_what_the_nearest_misses() ->
     question = _helpful(replace(plan(spec).document, alternatives=()))
     loosened, patch = change(question.removeprefix("what if "), spec, "vllm")
     assert list(patch) == ["goals"] and plan(loosened).document.chosen is not None
+
+
+def test_the_plan_of_a_model_that_embeds_texts_tells_of_nothing_that_is_decoded(optimize: Any, tmp_path: Path) -> None:
+    spec = tmp_path / "embed.yaml"
+    spec.write_text(
+        "model: Qwen/Qwen3-Embedding-0.6B\ntarget: { gpu: L4 }\n"
+        "workload: { context: 2048, concurrency: 8, input_tokens: 512, output_tokens: 1 }\n"
+    )
+    code, out, _ = optimize("plan", spec, "-o", tmp_path / "embed.plan.json")
+    assert code == 0 and "TTFT" in out
+    assert not any(word in out for word in ("decode", "tok/s", "TPOT"))

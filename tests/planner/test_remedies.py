@@ -19,7 +19,7 @@ QUESTIONS = (
     {"model": "Llama-3.1-8B-Instruct", "gpu": "RTX 4090", "weights": "gptq-3-g128"},
     {"model": "SmolLM2-135M-Instruct", "gpu": "T4", "weights": "w4a16-g128"},
     {"model": "Qwen/Qwen2.5-14B-Instruct", "gpu": "RTX 3090", "concurrency": "8", "context": "16384"},
-    {"model": "Mixtral-8x7B-Instruct-v0.1", "gpu": "A100", "gpus": "3"},
+    {"model": "Mixtral-8x7B-Instruct-v0.1", "gpu": "A100 SXM4 80GB", "gpus": "3"},
     {"model": "DeepSeek-R1", "gpu": "H100", "gpus": "8"},
     {"model": "Qwen/Qwen3.8-27B", "gpu": "RTX PRO 6000", "engine-version": "0.27.0", "gpu-memory-utilization": "0.95"},
     {"model": "gemma-3-4b-it", "gpu": "T4", "context": "4096"},
@@ -101,7 +101,10 @@ def test_where_no_change_keeps_all_goals_it_says_so(optimize: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "first"),
     [
-        ({"model": "llama-3.1-8b", "gpu": "RTX 3060"}, "--model hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4"),
+        (
+            {"model": "llama-3.1-8b", "gpu": "RTX 3060 12GB"},
+            "--model hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4",
+        ),
         ({"model": "gpt-oss-20b", "gpu": "T4"}, "--gpu L4"),
         ({"model": "gpt-oss-120b", "gpu": "L40S", "context": "131072"}, "--gpus 2"),
         (

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from passes.ir.sources import open_model
-from planner.choice.rule import Rule
+from planner.choice.rule.rule import Rule
 from planner.choice.search import SearchResult, search
 from planner.choice.verdict import AS_IS, Verdict
 from planner.plan.make import plan
@@ -50,7 +50,7 @@ def test_the_plan_is_one_that_an_expert_would_sign(name: str) -> None:
 SPECS = st.fixed_dictionaries(
     {
         "model": st.sampled_from(["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen3-32B", "meta-llama/Llama-3.1-8B-Instruct"]),
-        "gpu": st.sampled_from(["RTX 4090", "RTX 3060", "L4", "T4", "A100 80GB", "H100"]),
+        "gpu": st.sampled_from(["RTX 4090", "RTX 3060 12GB", "L4", "T4", "A100 80GB", "H100"]),
         "count": st.sampled_from([1, 2]),
         "clients": st.sampled_from([1, 4, 40, 200]),
         "context": st.sampled_from([2048, 8192]),
@@ -145,7 +145,7 @@ def test_no_client_more_turns_a_batch_job_over() -> None:
 def test_published_checkpoints_take_no_work_and_give_the_plan_its_model() -> None:
     drawn = {
         "model": "Qwen/Qwen2.5-7B-Instruct",
-        "gpu": "RTX 3060",
+        "gpu": "RTX 3060 12GB",
         "count": 1,
         "context": 4096,
         "prefer": "quality",

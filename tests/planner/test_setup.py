@@ -15,7 +15,7 @@ import yaml
 
 from passes.errors import InputError
 from passes.ir.sources import open_model
-from planner.choice.alternatives import likely_choice
+from planner.choice.best_first import likely_choice
 from planner.cli import main as command_line
 from planner.setup.doctor import Package, Tool, Torch, _commands
 from planner.setup.extras import extra_with, extras

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,18 +14,21 @@ import pynvml
 import pytest
 
 from passes.chain import rewrite
-from passes.errors import InputError
+from passes.errors import GoalMissedError, InputError
+from passes.files.manifest import manifest_digest, write_manifest
 from passes.ir.sources import open_model
-from planner.certificate import Comparison
+from planner.certificate import NAME, Comparison, read_certificate
 from planner.choice.goals import Goal
 from planner.machine import require_build, require_cards
-from planner.plan.document import PlanDocument, PlannedGoal, portable
+from planner.plan.document import PlanDocument, portable
 from planner.plan.full_context import full_context
 from planner.plan.make import plan
 from planner.plan.opened import Opened
+from planner.plan.parts.chosen import PlannedGoal
 from planner.plan.saved import save
 from planner.spec.spec import Spec
 from planner.verifying.report import VerifyReport, read_report
+from planner.verifying.result import verify_files
 from planner.verifying.soak import Promise, soak_report
 from planner.verifying.verify import UnderLoad, load_of, verify
 from targets.machine.devices import installed_gpus
@@ -35,6 +39,7 @@ from targets.serve.soak import Soaked
 from targets.serve.verifier import Installed, Observed, Verifier, VerifyRequest
 from targets.serve.watch import Watched
 from tests.planner.conftest import run
+from tests.planner.test_documents import EARLIER
 from tests.targets.test_load import script
 
 _H100, _4090 = "NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090"
@@ -101,7 +106,7 @@ def result(tmp_path: Path) -> Callable[[PlanDocument], Path]:
         folder = tmp_path / "made"
         folder.mkdir()
         save(portable(document), folder / "plan.json")
-        (folder / "certificate.json").write_text("{}")
+        shutil.copy(EARLIER / NAME, folder / NAME)
         (folder / "launch").mkdir()
         (folder / "launch" / "vllm.yaml").write_text("served-model-name: made\n")
         (folder / "launch" / "run.sh").write_text("exit 7\n")
@@ -367,6 +372,7 @@ def test_a_soak_is_asked_at_full_context_and_held_against_the_plan(
     fake = shows(watched=Watched(9, 5 << 30, 1 << 20, (20 << 30,), 0.05, 8, 0, 0))
     document = planned(clients=8)
     folder = result(document)
+    digest = write_manifest(folder)
     report = soaked(folder, document, monkeypatch)
     asked = fake.asked.soak
     assert asked.seconds == 600 and asked.workload.concurrency == 8
@@ -382,6 +388,10 @@ def test_a_soak_is_asked_at_full_context_and_held_against_the_plan(
     assert {"TTFT, ms mean", "TTFT, ms p95", "TPOT, ms mean", "throughput, tok/s", "memory, GiB"} <= set(found)
     assert found["memory, GiB"].measured == "20.00", "what is in use of the card"
     assert read_report(folder) == report
+    assert read_certificate(folder / NAME).soak == report.soak, "the certificate says what held"
+    assert verify_files(folder).holds and manifest_digest(folder) != digest, (
+        "covered by the list, whose digest is another"
+    )
     code, out, _ = run(monkeypatch, capsys, "verify", folder, "--soak")
     assert code == 0 and "Soaked: 4 requests" in out and "preemptions" in out
 
@@ -393,6 +403,32 @@ def test_a_preemption_that_was_not_to_be_breaks_a_promise(
     document = planned(clients=8)
     report = soaked(result(document), document, monkeypatch)
     assert report.soak is not None and not report.soak.holds and not report.holds
+
+
+def test_a_soak_is_no_way_to_have_an_edited_certificate_vouched_for(
+    result: Any, shows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shows()
+    document = planned(clients=8)
+    folder = result(document)
+    write_manifest(folder)
+    said = (folder / NAME).read_text()
+    (folder / NAME).write_text(said.replace('"holds": true', '"holds": false', 1))
+    with pytest.raises(GoalMissedError, match=r"certificate\.json has"):
+        soaked(folder, document, monkeypatch)
+
+
+def test_a_soak_that_fails_is_in_the_certificate_s_verdict(
+    result: Any, shows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shows(watched=Watched(9, preemptions=3))
+    document = planned(clients=8)
+    folder = result(document)
+    soaked(folder, document, monkeypatch)
+    assert not read_certificate(folder / NAME).holds
+    shows(watched=Watched(9, preemptions=0))
+    soaked(folder, document, monkeypatch)
+    assert read_certificate(folder / NAME).holds
 
 
 def test_a_plan_marks_what_would_only_start(result: Any, shows: Any, monkeypatch: pytest.MonkeyPatch) -> None:

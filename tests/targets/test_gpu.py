@@ -3,7 +3,9 @@
 import pytest
 
 from passes.errors import InputError
-from targets.gpu import all_gpus, find_gpu
+from passes.host_memory import CardMemory
+from targets.cards import find_cards
+from targets.gpu import all_gpus, cards_named, find_gpu, installed_gpu
 
 GIB = 1 << 30
 
@@ -25,7 +27,7 @@ def test_a_card_is_found_by_catalog_name_nvml_name_or_alias(written: str, card: 
 
 
 def test_a_bare_name_says_what_it_was_read_as() -> None:
-    assert "SXM" in (find_gpu("A100").note or "")
+    assert "SXM" in (find_gpu("H100").note or "")
 
 
 def test_a_size_is_a_generic_card_with_the_memory_that_such_cards_show() -> None:
@@ -63,10 +65,29 @@ def test_the_processor_is_a_target() -> None:
         ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX PRO 6000 Blackwell Max-Q"),
         ("NVIDIA GH200 144G HBM3e", "GH200 144GB (HBM3e)"),
         ("NVIDIA GeForce RTX 3070 Ti", "RTX 3070 Ti"),
-        ("nvidia-tesla-a100", "A100 SXM4 40GB"),  # Google Cloud's name of one size; the bare name is the larger card's
+        ("nvidia-tesla-a100", "A100 SXM4 40GB"),  # Google Cloud's name of one size
         ("nvidia-tesla-v100", "V100 SXM2 16GB"),
-        ("A100", "A100 SXM4 80GB"),
+        ("V100", "V100 SXM2 16GB"),  # never the larger one
+        ("Quadro RTX 6000", "Quadro RTX 6000"),
+        ("NVIDIA H100L-94C", "H100 NVL (94GB) (NVIDIA H100L-94C)"),
     ],
 )
 def test_names_as_drivers_and_clouds_print_them(printed: str, card: str) -> None:
     assert find_gpu(printed).name == card
+
+
+@pytest.mark.parametrize(
+    "name", ["A100", "RTX 6000", "RTX 3060", "NVIDIA GeForce RTX 3080", "RTX 4060 Ti", "Orin", "8xA100"]
+)
+def test_a_name_that_cards_of_unlike_memory_share_is_asked_back(name: str) -> None:
+    with pytest.raises(InputError, match="names several cards"):
+        find_cards(name)
+
+
+@pytest.mark.parametrize(("total", "card"), [(8 << 30, "RTX 3060 8GB"), (12 << 30, "RTX 3060 12GB")])
+def test_this_machines_card_is_told_by_its_memory(total: int, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "NVIDIA GeForce RTX 3060"
+    monkeypatch.setattr("targets.gpu.installed_gpus", lambda: (name,))
+    monkeypatch.setattr("targets.gpu.cards_memory", lambda: (CardMemory(name, total, total),))
+    assert installed_gpu().name == card
+    assert card in {each.name for each in cards_named(name)}

@@ -10,6 +10,7 @@ from passes.quantize.format_names import pass_named
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
 from targets.engines.kv_layout import build_layout
 from targets.engines.kv_spec import CacheSettings
+from targets.engines.vllm.memory.encoder import encoder_bytes, largest_item
 from targets.engines.vllm.memory.parameters import allocated
 from targets.engines.vllm.rules.versions import rules_for
 from targets.gpu import find_gpu
@@ -54,6 +55,27 @@ def test_encoders_that_are_transformers_own_modules_are_whole_on_every_rank() ->
     # Source: vllm-project/vllm#39133: 10.46 GiB a card of two.
     estimate = started("cyankiwi/gemma-4-31B-it-AWQ-4bit", tp=2, gpu="RTX 3090", version="0.19.0")
     assert estimate.memory.weights.value / GIB == pytest.approx(10.46, rel=3e-3)
+
+
+def test_deepseek_v4s_attention_and_experts_leave_what_vllm_printed() -> None:
+    # Source: vllm-project/vllm#44376: 5.44 GiB are left for the cache, 6.66 are needed.
+    model = open_model("deepseek-ai/DeepSeek-V4-Flash").ir
+    settings = Settings("0.22.0", Parallel(tp=2, ep=2), 0.95, max_num_batched_tokens=16384)
+    found = find_engine("vllm").memory(model, find_gpu("GH200 96GB"), settings, Workload(30_000))
+    assert found.memory.kv_cache.value / GIB == pytest.approx(5.44, abs=0.8)
+    assert not found.starts
+
+
+def test_encoders_that_gather_all_ranks_heads_take_more_until_they_stop() -> None:
+    # Source: vLLM's `models/qwen2_5_vl.py:split_qkv`, in the wheels up to 0.11.0.
+    ir = open_model("Qwen/Qwen2.5-VL-72B-Instruct").ir
+    item = largest_item(ir, 8192)
+    assert item is not None
+    gathered, cut = (
+        encoder_bytes(ir, item, rules_for(version)[0], tokens=2048, most=1, tp=4)[1] for version in ("0.11.0", "0.11.1")
+    )
+    assert gathered == pytest.approx(2 * 1280 * 65536 * (2 + 3 * 2.25))
+    assert cut < gathered / 2
 
 
 @pytest.mark.parametrize(("publisher", "gib"), [("Inferact", 12.02), ("unsloth", 10.64)])

@@ -213,13 +213,28 @@ def test_a_real_card_under_load() -> None:
 
 
 def test_what_arrives_by_chance_is_as_long_as_chats_as_far_as_the_context_leaves_room() -> None:
+    """Means are kept. In a tight context long answers have short prompts, as far as there are some."""
     roomy = load_of(Workload(8192, None, 200, 200, requests=500, rate=4.0)).lengths
     tight = load_of(Workload(460, None, 200, 200, requests=500, rate=4.0)).lengths
-    for lengths, longest in ((roomy, 5 * 200), (tight, 231)):
+    none = load_of(Workload(401, None, 200, 200, requests=500, rate=4.0)).lengths
+    for lengths, context in ((roomy, 8192), (tight, 460), (none, 401)):
+        assert max(prompt + answer for prompt, answer in lengths) <= context
         for told in zip(*lengths, strict=True):
-            assert fmean(told) == pytest.approx(200, rel=0.1) and max(told) <= longest
-    assert max(answer for _, answer in roomy) > 3 * 200
+            assert fmean(told) == pytest.approx(200, rel=0.01) and max(told) <= 5 * 200
+    assert max(answer for _, answer in roomy) > 3 * 200 and max(answer for _, answer in tight) > 2 * 200
     assert load_of(Workload(8192, 4, 200, 200, requests=8)).lengths == [(200, 200)] * 8
+
+
+def test_the_host_takes_turns_between_requests_that_come_together() -> None:
+    """Of one second a request: two at once are both through after two; one that comes in between waits for its share only."""
+
+    def first(load: Arrivals) -> list[float]:
+        scheduler = Scheduler(Rules(2048, 64), Cache(1000))
+        return simulate(lambda _: 1e-5, scheduler, load, [(1, 1)] * len(load.due), Host(request=1.0)).first
+
+    assert first(burst(2)) == pytest.approx([2.0, 2.0], abs=1e-3)
+    # the first is half done when the second comes: each has half of the time then
+    assert first(Arrivals([0.0, 0.5, 9.0])) == pytest.approx([1.5, 2.0, 10.0], abs=1e-3)
 
 
 def test_a_closed_loop_that_nobody_describes_may_stay_in_step() -> None:

@@ -22,7 +22,7 @@ from targets.simulation.step_times import StepTimes
 from targets.speed.card import card_of, generation_of, wiring_of
 from targets.speed.estimate import requests_held
 from targets.speed.rates import Regime, fitted_rates
-from targets.speed.step import Step, handing_on_seconds, step_seconds
+from targets.speed.step import Step, exchange_seconds, handing_on_seconds, step_seconds
 from targets.speed.work import work_of
 from targets.workload import Workload
 
@@ -231,7 +231,7 @@ def test_a_warm_call_does_not_grow_with_the_depth(qwen: ModelIR) -> None:
     assert calls(deep) < 400
 
 
-@pytest.mark.parametrize("gpu", ["RTX 3080 10GB", "RTX 3060", "RTX 4090", "A100 SXM4 80GB"])
+@pytest.mark.parametrize("gpu", ["RTX 3080 10GB", "RTX 3060 12GB", "RTX 4090", "A100 SXM4 80GB"])
 @pytest.mark.parametrize("engine", ["vllm", "exllamav2"])
 def test_nobody_queues_at_the_concurrency_that_the_memory_allows(qwen: ModelIR, gpu: str, engine: str) -> None:
     """Requests shorter than the context all run at once: a first token waits for the prompts ahead, not for answers to end."""
@@ -286,3 +286,27 @@ def test_what_goes_over_the_network_is_counted_by_bytes_and_messages(qwen: Model
     assert (
         step_seconds(work, card, rates, step, 8) > step_seconds(work, replace(card, network=None), rates, step, 8) + 0.1
     )
+
+
+def test_replicas_that_share_experts_read_fewer_and_send_tokens_to_each_other() -> None:
+    moe, gpu = open_model("Qwen/Qwen3-235B-A22B").ir, find_gpu("H100 SXM5 80GB")
+    work, card = work_of(moe), card_of(find_engine("vllm"), gpu)
+    rates = fitted_rates("vllm", generation_of(gpu), experts=True).rates
+    step = Step(64, 1000)
+    exchanged = exchange_seconds(work, card, rates, 64, 1, 8)
+    assert step_seconds(work, card, rates, step, 1, 8) - exchanged < step_seconds(work, card, rates, step, 1)
+    far = replace(card, network=Network(8, 1e9, 1e-3))
+    assert exchange_seconds(work, far, rates, 64, 1, 8) == exchanged, "what stays in a machine sees no network"
+    sent = 2 * 15 / 16 * 2 * work.hidden * 64 * 2
+    assert exchange_seconds(work, far, rates, 64, 8, 2) == pytest.approx(work.expert_layers * (sent / 1e9 + 2e-3))
+
+
+def test_a_spread_of_experts_over_machines_is_as_slow_as_their_network() -> None:
+    moe, many = open_model("Qwen/Qwen3-235B-A22B").ir, Workload(4096, 256, 2048, 256)
+    alone = find_gpu("H100 SXM5 80GB")
+    fast, slow = (replace(alone, network=Network(8, rate, 20e-6)) for rate in (400e9, 12.5e9))
+    spread = Settings(parallel=Parallel(tp=1, dp=16, ep=16))
+    near, far = on(fast, moe, many, spread), on(slow, moe, many, spread)
+    assert near.tpot_ms.value < far.tpot_ms.value and far.tpot_ms.basis is Basis.ASSUMED
+    apart = Settings(parallel=Parallel(tp=8, dp=2))
+    assert on(slow, moe, many, apart).tpot_ms.value == on(alone, moe, many, apart).tpot_ms.value

@@ -52,7 +52,7 @@ def reasons(ir: ModelIR, gpu: str, version: str | None = None, tp: int = 1, dtyp
         (PackQuantized(4, 128), None, "T4", "0.11.2", "0.12.0"),
         (Nvfp4(activations=False), None, "T4", "0.15.1", "0.16.0"),
         (Published("fp8-static"), "fp8", "T4", "0.13.0", "0.14.1"),
-        (Published("fp8-static"), "modelopt", "A100", "0.26.0", "0.27.1"),
+        (Published("fp8-static"), "modelopt", "A100 SXM4 80GB", "0.26.0", "0.27.1"),
         (W4A8_INT8, None, "H100", "0.25.1", "0.26.0"),
         (W4A8_FP8, None, "H100", "0.9.2", "0.10.2"),
         (Gptq(4, 128), "gptq", "T4", None, "0.10.2"),
@@ -68,7 +68,7 @@ def test_a_method_is_read_on_a_card_from_a_version_on(
         assert before in refused.message and refused.remedy
 
 
-@pytest.mark.parametrize("gpu", ["A100", "RTX 4090", "B200", "RTX PRO 6000"])
+@pytest.mark.parametrize("gpu", ["A100 SXM4 80GB", "RTX 4090", "B200", "RTX PRO 6000"])
 def test_fp8_activations_beside_four_bits_run_on_hopper_only(gpu: str) -> None:
     ir = held(SMALL, W4A8_FP8)
     assert [reason.code for reason in reasons(ir, gpu)] in (
@@ -92,7 +92,7 @@ def test_sparse_attention_has_back_ends_on_few_cards(model: str) -> None:
     def codes(gpu: str, version: str) -> list[str]:
         return [reason.code for reason in reasons(open_model(model).ir, gpu, version)]
 
-    assert "sparse_attention_without_backend" in codes("A100", "0.33.0")
+    assert "sparse_attention_without_backend" in codes("A100 SXM4 80GB", "0.33.0")
     assert "sparse_attention_without_backend" in codes("RTX PRO 6000", "0.23.0")
     assert codes("RTX PRO 6000", "0.33.0") == codes("H200", "0.33.0") == codes("B200", "0.33.0") == []
 
@@ -143,7 +143,7 @@ def test_kernels_for_integers_by_version(
     ],
 )
 def test_marlin_took_inputs_of_a_rank_in_multiples_of_128(dtype: str, tp: int, version: str, legal: bool) -> None:
-    found = reasons(held("Qwen/Qwen2-72B-Instruct", PackQuantized(4, 64), dtype), "A100", version, tp)
+    found = reasons(held("Qwen/Qwen2-72B-Instruct", PackQuantized(4, 64), dtype), "A100 SXM4 80GB", version, tp)
     assert [reason.code for reason in found] == ([] if legal else ["shape_without_kernel"])
     if not legal:
         assert "14,784" in found[0].message
@@ -189,7 +189,7 @@ def test_types_of_the_cache_by_version_and_card(dtype: str, gpu: str, version: s
 def test_fp8_caches_of_ampere_are_flashinfers() -> None:
     latent = KVCachePass("fp8").rewrite(open_model("deepseek-ai/DeepSeek-V2-Lite").ir)
     odd = KVCachePass("fp8").rewrite(open_model("microsoft/Phi-3-mini-4k-instruct").ir)  # heads of 96
-    assert [[r.code for r in reasons(ir, "A100", "0.30.0")] for ir in (latent, odd)] == [
+    assert [[r.code for r in reasons(ir, "A100 SXM4 80GB", "0.30.0")] for ir in (latent, odd)] == [
         ["kv_dtype_without_backend"]
     ] * 2
 

@@ -18,8 +18,10 @@ from passes.errors import InputError
 from passes.run.result_folder import MARKER
 from planner.apply import apply
 from planner.kept import require_own_place
-from planner.plan.document import LockedText, PlanDocument, PlannedEngine
+from planner.plan.document import PlanDocument
 from planner.plan.make import plan
+from planner.plan.parts.chosen import PlannedEngine
+from planner.plan.parts.locked import LockedText
 from planner.plan.saved import load_plan
 from planner.plan.saved import save as save_plan
 from planner.spec.parse import parse_spec

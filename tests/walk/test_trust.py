@@ -67,6 +67,18 @@ def test_each_change_is_named(folder: Path, optimize: Any, name: str) -> None:  
     assert [each["file"] for each in report["damage"]] == [target.relative_to(result).as_posix()]
 
 
+@pytest.mark.parametrize("name", ["model-99999.safetensors", "verified.json", "modeling_tiny.py", "launch/extra.json"])
+def test_what_was_added_for_an_engine_to_read_is_named(folder: Path, optimize: Any, name: str) -> None:  # noqa: F811
+    result = folder / "made"
+    (result / "README.md").write_text("as a hub writes one")
+    (result / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    assert optimize("verify", "--offline", result)[0] == 0
+    (result / name).write_bytes(b"{}")
+    code, out, _ = optimize("verify", "--offline", result, "--json")
+    assert code == 4
+    assert [(each["file"], each["kind"]) for each in json.loads(out)["damage"]] == [(name, "added")]
+
+
 def test_a_list_that_is_gone_proves_nothing(folder: Path, optimize: Any) -> None:  # noqa: F811
     (folder / "made" / "manifest.json").unlink()
     code, out, _ = optimize("verify", "--offline", folder / "made")

@@ -16,8 +16,11 @@ from passes.blocks.dense_model import DenseModel
 from passes.chain import from_json, illegal, to_json
 from passes.files.checkpoint import Checkpoint
 from passes.formats.compressed_tensors.integers import PackQuantized
+from passes.ir import catalog
 from passes.ir.sources import open_model
+from passes.ir.state import FullKV
 from passes.kv_cache import KVCachePass
+from passes.prune.sensitivity import unit_scores
 from passes.prune.units import units_of
 from passes.prune.width import IMPORTANCES, WidthPrune
 from passes.quantize.quantize import Quantize
@@ -123,7 +126,7 @@ def test_channels_and_groups_that_add_nothing_go_and_nothing_changes(tmp_path: P
             layer.self_attn.o_proj.weight[:, 32:] = 0.0  # the second of two groups, of two heads each
     model.save_pretrained(folder)
     dense = dense_of(folder)
-    for importance in ("activation", "taylor", "hessian"):
+    for importance in ("activation", "taylor", "fisher", "hessian"):
         made = pruned(WidthPrune(96, 1, importance), dense, tmp_path / importance)
         assert torch.allclose(logits_of(made), logits_of(dense), atol=1e-4)
 
@@ -212,9 +215,25 @@ def test_options_read_back_and_are_named_where_they_differ() -> None:
 
 
 def test_strengths_are_multiples_that_groups_and_tiles_divide() -> None:
-    large = list(WidthPrune.degrees(open_model("Llama-3-8B").ir))
-    assert all(pass_.intermediate % 256 == 0 for pass_ in large)
-    assert [pass_.kv_heads for pass_ in large if pass_.kv_heads] == [6]
+    """Of every model that is known: query heads stay whole groups, and no group size that its matrices take is lost by pruning.
+
+    Groups of 128 are lost to the narrowest alone, whose widths go in steps of 64.
+    """
+    narrow, tried = 4096, 0
+    for name in catalog.ids():
+        ir = open_model(name).ir
+        for pass_ in WidthPrune.degrees(ir):
+            if pass_.illegal(ir):
+                continue
+            left, tried = pass_.rewrite(ir), tried + 1
+            blocks = [block for block, _ in left.decoder.counts if isinstance(block.state, FullKV)]
+            assert not any(block.heads % block.state.kv_heads for block in blocks if block.heads), (name, pass_)
+            for size in (32, 64, 128):
+                quantized = Quantize("gptq", PackQuantized(4, size))
+                if not quantized.illegal(ir) and quantized.illegal(left):
+                    assert size == 128 and pass_.intermediate < narrow, (name, pass_, size)
+    assert tried > 1000
+    assert [pass_.kv_heads for pass_ in WidthPrune.degrees(open_model("Llama-3-8B").ir) if pass_.kv_heads] == [6]
 
 
 def test_units_hold_every_row_and_column_of_what_goes_together(llama_ir: Any) -> None:
@@ -222,3 +241,26 @@ def test_units_hold_every_row_and_column_of_what_goes_together(llama_ir: Any) ->
     assert heads.columns.shape == (2, 32) and channels.columns.shape == (128, 1)
     assert heads.rows_of("self_attn.k_proj", torch.tensor([1])).tolist() == list(range(16, 32))
     assert set(channels.rows) == {"mlp.gate_proj", "mlp.up_proj"}
+
+
+def test_the_loss_feels_a_unit_as_a_mask_over_it_says(tmp_path: Path) -> None:
+    """The figure for a channel is Σ over tokens of what a mask's gradient would be there, squared."""
+    folder = save_family("llama", tmp_path / "source", torch.float32)
+    dense = dense_of(folder)
+    blocks = unit_scores(WidthPrune(96, 1), dense, context(tmp_path, IDS))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    layer, seen = model.model.layers[0], {}
+    for name in ("mlp.down_proj", "self_attn.o_proj"):
+
+        def masked(module: Any, args: Any, name: str = name) -> Any:
+            seen[name] = torch.ones_like(args[0], requires_grad=True)  # a mask of its own at every token
+            return (args[0] * seen[name],)
+
+        layer.get_submodule(name).register_forward_pre_hook(masked)
+    logits = model(IDS).logits[:, :-1].flatten(0, 1)
+    torch.nn.functional.cross_entropy(logits, IDS[:, 1:].flatten(), reduction="sum").backward()
+    channels = seen["mlp.down_proj"].grad.square().sum((0, 1))
+    groups = seen["self_attn.o_proj"].grad.unflatten(-1, (2, -1)).sum(-1).square().sum((0, 1))
+    found = {name: torch.tensor(scores) for name, scores in blocks[0]["fisher"].items()}
+    assert torch.allclose(found["mlp.down_proj"], channels, rtol=1e-3)
+    assert torch.allclose(found["self_attn.o_proj"], groups, rtol=1e-3)

@@ -14,8 +14,8 @@ from planner.cli.tables.parts import size, tick
 from planner.figures import apart
 
 if TYPE_CHECKING:
-    from planner.certificate import Certificate, Comparison
-    from planner.verifying.report import SoakReport, VerifyReport
+    from planner.certificate import Certificate, Comparison, SoakReport
+    from planner.verifying.report import VerifyReport
     from planner.verifying.result import FilesReport, Origin
 
 

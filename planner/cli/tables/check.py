@@ -48,7 +48,8 @@ def print_check(console: Console, document: CheckDocument) -> None:
     for goal in document.goals:
         near = goal.kept and not goal.met
         mark = "[yellow]~[/]" if near else tick(goal.met)
-        said = f"{goal.name}: {show(goal.predicted.value, goal.unit)}, asked {show(goal.wanted, goal.unit)}"
+        figure = show(goal.predicted.value, goal.unit) if math.isfinite(goal.predicted.value) else "grows without end"
+        said = f"{goal.name}: {figure}, asked {show(goal.wanted, goal.unit)}"
         console.print(f"  {mark} {escape(said + (', missed by less than the band' if near else ''))}", markup=True)
     for reason in document.reasons:
         said = reason.message + (f" → {reason.remedy}" if reason.remedy else "")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from passes.ir.names import writes_nothing
 from passes.record import dataclass
 from planner.cli.tables.page import INDENT, Page
 from planner.figures import all_apart
 from planner.quality.expected import growth
 
 if TYPE_CHECKING:
-    from planner.plan.document import ParetoPlan, PlanDocument
+    from planner.plan.document import PlanDocument
+    from planner.plan.parts.others import ParetoPlan
     from planner.quality.expected import Quality
     from targets.engines.engine import Memory, SpeedEstimate
 
@@ -42,7 +44,7 @@ def _figures(row: _Choice) -> tuple[float | None, ...]:
     return (growth(row.quality.log_ppl_increase.value), *rates, row.memory.total.value)
 
 
-#: Heading, unit and width of the columns.
+#: Heading, unit and width of the columns; those of tokens are left out of a model that writes none.
 _COLUMNS = (
     ("perplexity", "%", 10),
     ("a client", "tok/s", 10),
@@ -57,18 +59,20 @@ def print_choices(page: Page, document: PlanDocument) -> None:
     rows = list(_choices(document))
     if len(rows) < 2:
         return
-    columns = [_column([_figures(row)[n] for row in rows], unit) for n, (_, unit, _) in enumerate(_COLUMNS)]
+    asked = [n for n, (_, unit, _) in enumerate(_COLUMNS) if unit != "tok/s" or not writes_nothing(document.model)]
+    columns = [_column([_figures(row)[n] for row in rows], _COLUMNS[n][1]) for n in asked]
+    heads_of = [(name, width) for name, _, width in (_COLUMNS[n] for n in asked)]
     if page.narrow:
-        page.line("  Choices  ", " · ".join(name for name, _, _ in _COLUMNS), "dim")
+        page.line("  Choices  ", " · ".join(name for name, _ in heads_of), "dim")
     else:
-        heads = "  ".join(f"{name:>{width}s}" for name, _, width in _COLUMNS)
+        heads = "  ".join(f"{name:>{width}s}" for name, width in heads_of)
         page.line("  Choices  ", f"{heads}  candidate (all by the formula, which ranks)", "dim")
     for row, cells in zip(rows, zip(*columns, strict=True), strict=True):
         if page.narrow:
             page.line(f"         {row.mark} ", f"{row.candidate} ({row.said})")
             page.line(INDENT + "  ", " · ".join(cells))
         else:
-            shown = "  ".join(f"{cell:>{width}s}" for cell, (_, _, width) in zip(cells, _COLUMNS, strict=True))
+            shown = "  ".join(f"{cell:>{width}s}" for cell, (_, width) in zip(cells, heads_of, strict=True))
             page.line(f"         {row.mark} {shown}  ", f"{row.candidate} ({row.said})")
     page.blank()
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from planner.explain.asked import Answer
     from planner.explain.compare import Side
     from planner.explain.diff import PlanDifference
-    from planner.plan.document import PlannedGoal
+    from planner.plan.parts.chosen import PlannedGoal
 
 _HEAD = "    "
 

@@ -22,14 +22,14 @@ def tick(holds: bool) -> str:
     return "[green]✓[/]" if holds else "[red]✗[/]"
 
 
-def load_lines(speed: SpeedEstimate, how: str) -> Iterator[str]:
+def load_lines(speed: SpeedEstimate, how: str, embeds: bool = False) -> Iterator[str]:
     """Say what the simulated load showed: percentiles, waiting, how many users are served, and `how` surely. Of requests that arrive no
-    rate of the run is told: that holds its slow end, and is none that could be served.
+    rate of the run is told: that holds its slow end, and is none that could be served. `embeds`: nothing is decoded.
     """
     if speed.ttft_p95_ms is None or speed.requests_s is None:
         return
     told = []
-    for name, digits in (("ttft", 0), ("tpot", 1), ("e2e", 0)):
+    for name, digits in (("ttft", 0), *(() if embeds else (("tpot", 1), ("e2e", 0)))):
         usual, most = (speed.latency(name, share).value for share in ("p50", "p95"))
         told.append(f"{name.upper()} p50 {usual:,.{digits}f}, p95 {most:,.{digits}f} ms")
     rate = "" if speed.highest_rate is not None else f"; {speed.requests_s.value:.3g} requests/s"

@@ -9,29 +9,24 @@ from rich.console import Console
 from rich.text import Text
 
 from passes.base import Stage
+from passes.ir.names import writes_nothing
 from passes.record import dataclass
 from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
-from planner.choice.verdict import judge_rate
 from planner.cli.tables.choices import print_choices
 from planner.cli.tables.page import INDENT, Page
 from planner.cli.tables.parts import load_lines, size
 from planner.figures import apart, show, show_interval
-from planner.plan.document import planned_goal
 from planner.plan.remedies import longer_context
 from planner.quality.expected import perplexity_growth
-from planner.spec.parts.goals import Bands
 from planner.spec.units import parse_share
 from targets.gpu import find_gpu
 from targets.quantity import Quantity
 
 if TYPE_CHECKING:
-    from planner.plan.document import (
-        ChosenPlan,
-        PlanDocument,
-        PlannedGoal,
-        RejectedPlan,
-    )
+    from planner.plan.document import PlanDocument
+    from planner.plan.parts.chosen import ChosenPlan, PlannedGoal
+    from planner.plan.parts.others import RejectedPlan
     from planner.plan.stated import StatedReason
     from targets.workload import Workload
 
@@ -74,7 +69,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     page.line("  Runs     ", _layout(chosen))
     page.blank()
     _print_memory(page, chosen, document)
-    _print_goals(page, chosen, _rate(document, chosen), _confidence(document, "confidence"))
+    _print_goals(page, chosen, _confidence(document, "confidence"), writes_nothing(document.model))
     print_choices(page, document)
     page.line("  Graph    ", " ─► ".join(("source", *_titles(chosen), "checkpoint", chosen.engine.name)))
     page.blank()
@@ -217,7 +212,7 @@ def _by_how_much(reason: StatedReason, plan: RejectedPlan) -> str:
     wanted, predicted = reason.data.get("wanted"), reason.data.get("predicted")
     if wanted is not None and predicted is not None and reason.code != Goal.RATE.reason_code:
         if reason.code == Goal.PERPLEXITY.reason_code:
-            return f", {100 * (predicted - wanted):.2g} points too much"
+            return f", {show(100 * (predicted - wanted), 'points')} too much"
         return f", off by {abs(predicted - wanted) / abs(wanted):.1%}" if wanted else ""
     needed, available = reason.data.get("needed_bytes"), reason.data.get("available_bytes")
     if plan.memory is not None and reason.code == "weights_do_not_fit":
@@ -351,16 +346,10 @@ def _cache(chosen: ChosenPlan, workload: Workload) -> str:
     )
 
 
-def _rate(document: PlanDocument, chosen: ChosenPlan) -> tuple[PlannedGoal, ...]:
-    """The rate that requests arrive at, as a goal: they are to be answered as fast."""
-    if chosen.speed is None:
-        return ()
-    return tuple(planned_goal(result, Bands()) for result in judge_rate(document.spec.workload.asked, chosen.speed))
-
-
-def _print_goals(page: Page, chosen: ChosenPlan, rate: tuple[PlannedGoal, ...], confidence: float) -> None:
+def _print_goals(page: Page, chosen: ChosenPlan, confidence: float, embeds: bool) -> None:
+    """Print goals, then what everybody wants to know: of a model that `embeds` texts how long one takes, since it decodes nothing."""
     rows: list[tuple[str, str, str, str, Text]] = []
-    for goal in (*rate, *chosen.goals):
+    for goal in chosen.goals:
         p = goal.predicted
         wanted, value = apart(goal.wanted, p.value, goal.unit)
         sign = "≤" if goal.at_most else "≥"
@@ -368,7 +357,9 @@ def _print_goals(page: Page, chosen: ChosenPlan, rate: tuple[PlannedGoal, ...], 
             (goal.said, f"{sign} {wanted}", show_interval(p, goal.unit, value), p.basis, _mark(goal, confidence))
         )
     named = {goal.name for goal in chosen.goals}
-    if chosen.speed is not None and not named & {Goal.DECODE, Goal.TPOT, Goal.THROUGHPUT}:
+    if chosen.speed is not None and embeds and Goal.TTFT not in named:
+        rows.append(_unasked(Goal.TTFT, chosen.speed.ttft_ms))
+    if chosen.speed is not None and not embeds and not named & {Goal.DECODE, Goal.TPOT, Goal.THROUGHPUT}:
         rows.append(_unasked(Goal.DECODE, chosen.speed.decode_tok_s_per_request))
     if not named & {Goal.PERPLEXITY, Goal.KL}:
         rows.append(_unasked(Goal.PERPLEXITY, perplexity_growth(chosen.quality.log_ppl_increase)))
@@ -380,7 +371,7 @@ def _print_goals(page: Page, chosen: ChosenPlan, rate: tuple[PlannedGoal, ...], 
         else:
             page.line(head, Text(f"{name:14s} {wanted:14s} {predicted:38s} {basis:11s} ").append_text(mark))
     surely = f"with the odds asked for ({show(confidence, 'odds')})"
-    for number, line in enumerate(() if chosen.speed is None else load_lines(chosen.speed, surely)):
+    for number, line in enumerate(() if chosen.speed is None else load_lines(chosen.speed, surely, embeds)):
         page.line("  Load     " if number == 0 else INDENT, line)
     page.blank()
 

@@ -66,7 +66,7 @@ class PruneChoice(Strict):
     """Channels that each dense MLP keeps."""
     kv_heads: Count | None = None
     """Key/value groups that each attention keeps, with their query heads."""
-    importance: Literal["activation", "taylor", "hessian"] = "hessian"
+    importance: Literal["activation", "taylor", "fisher", "hessian"] = "hessian"
     """How channels and groups are judged: by what they add, to first order, or by what is lost when the others make up for them."""
     experts: Count | None = None
     """Experts that each mixture layer keeps."""
@@ -104,6 +104,9 @@ class DistillChoice(Strict):
     """How often each sequence is trained on."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Of steps of 4,096 tokens; smaller steps take the root of their share."""
+    lora_rank: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Of low-rank adapters (LoRA) that are trained in place of the weights and added to them in the end, in a third of the memory; 0: all
+    weights are trained."""
     goal: Annotated[float, Field(gt=0)] | None = None
     """The held-out loss to reach, in nats a token: training stops as soon as it is out of reach (exit 4)."""
     seed: int = 0

@@ -58,6 +58,7 @@ def _deployment(deployment: Deployment) -> dict[str, Any]:
     labels = {"app": deployment.name}
     spec = {
         **pod.placement(deployment),
+        **pod.looks_first(deployment),
         "containers": [pod.server(deployment, "server", deployment.arguments)],
         "volumes": pod.volumes(deployment),
     }

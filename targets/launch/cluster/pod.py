@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from targets.launch.before_start import install_and_look
 from targets.launch.commented import Said
 from targets.launch.deployment import HUB_CACHE, MODELS, PROBE_SECONDS, Deployment, flag, gibibytes
 from targets.launch.request import Hardware, Setting
@@ -137,6 +138,25 @@ def server(deployment: Deployment, name: str, told: Iterable[Setting]) -> dict[s
         "volumeMounts": mounts(deployment),
         **probes(deployment),
     }
+
+
+def looks_first(deployment: Deployment) -> dict[str, Any]:
+    """Return the init container that looks whether the node's cards hold the server now; nothing where `check` reads no such server."""
+    asked = deployment.mounted.asked
+    if asked is None:
+        return {}
+    cards = deployment.hardware.of_a_node
+    checks: dict[str, Any] = {
+        "name": "fits",
+        "image": Said("python:3.11-slim", "tightfit asks the driver, which a node with cards mounts into it"),
+        "command": ["/bin/sh", "-c"],
+        "args": [Said(install_and_look(asked), "a plain no keeps the pod from starting, and its log says why")],
+        "env": [{"name": "TIGHTFIT_CHECK", "value": Said("1", "0 skips the look")}],
+        "volumeMounts": mounts(deployment)[:1],
+    }
+    if cards:
+        checks["resources"] = {"limits": {GPU: Said(str(cards), "the same cards: the server gets them afterwards")}}
+    return {"initContainers": [checks]}
 
 
 def without(told: Iterable[Setting], *names: str) -> Iterator[Setting]:

@@ -69,6 +69,7 @@ def _model(deployment: Deployment) -> dict[str, Any]:
         "requestGPU": Said(deployment.hardware.of_a_node, f"cards in use; planned for {deployment.hardware.gpu}"),
         "shmSize": Said(gibibytes(deployment.shm_bytes), "tensors and NCCL's buffers"),
         "vllmConfig": {**config, "extraArgs": extra},
+        **_looks_first(deployment),
         "env": pod.environment(deployment),
         **_placed(deployment),
     }
@@ -81,6 +82,19 @@ def _model(deployment: Deployment) -> dict[str, Any]:
     }
     mount = {"name": "checkpoint", "mountPath": MODELS, "readOnly": True}
     return {**spec, "extraVolumes": [volume], "extraVolumeMounts": [mount]}
+
+
+def _looks_first(deployment: Deployment) -> dict[str, Any]:
+    """The look whether the node's cards hold the server, as the chart takes an init container: it mounts the model's volume itself."""
+    checks = pod.looks_first(deployment)
+    if not checks:
+        return {}
+    [container] = checks["initContainers"]
+    kept = {key: value for key, value in container.items() if key != "volumeMounts"}
+    if deployment.folder is None:
+        return {"initContainer": {**kept, "mountPvcStorage": False}}
+    mount = {"name": "checkpoint", "mountPath": MODELS, "readOnly": True}
+    return {"initContainer": {**kept, "mountPvcStorage": False, "extraVolumeMounts": [mount]}}
 
 
 def _placed(deployment: Deployment) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from passes.record import dataclass
 from targets.engines.engine import Parallel, Settings
 from targets.engines.features import Adapters, Drafting, Features
 from targets.engines.vllm.arguments.command import ServeCommand
+from targets.engines.vllm.arguments.configs import gone, judged
 from targets.engines.vllm.arguments.table import Flag, find_flag
 from targets.engines.vllm.rules.versions import parse_version
 from targets.numbers import AUTO, count, real_number, whole_number
@@ -105,6 +106,7 @@ def asked(command: ServeCommand, version: str | None = None) -> Asked:
     for flag in _flags(command.flags):
         if flag.name not in _JUDGED_ELSEWHERE and isinstance(value := command.flags[flag.name], str):
             flag.refuse(value, version)
+    of_keys = tuple(reason for name, value in command.flags.items() for reason in judged(name, value, version))
     context = read.text("max-model-len")
     overrides = read.mapping("hf-overrides")
     for old in ("rope-scaling", "rope-theta"):
@@ -121,7 +123,7 @@ def asked(command: ServeCommand, version: str | None = None) -> Asked:
         kv_cache_dtype=_cache_dtype(read),
         draft=_draft(read),
         overrides=overrides,
-        reasons=tuple(_unknown_to(version, command.flags)) if version else (),
+        reasons=(*(_unknown_to(version, command.flags) if version else ()), *of_keys),
         notes=(*command.notes, *_notes(command.flags, version)),
     )
 
@@ -285,11 +287,12 @@ def _drafting(read: _Reader) -> Drafting | None:
 
 
 def _method_of(model: str) -> str:
-    """The method that vLLM reads from a draft's name (`config/speculative.py`): a head by its name, else a model."""
-    name = model.lower()
-    return next(
-        (method for method in ("eagle3", "eagle", "medusa", "dflash") if method in name.replace("-", "")), "draft_model"
-    )
+    """The method that vLLM reads from a draft's name or config (`config/speculative.py`): a head by its name, else a model. Assistants are
+    Gemma 4's, which share its cache and run as MTP layers do.
+    """
+    name = model.lower().replace("-", "")
+    heads = ("eagle3", "eagle", "medusa", "dflash", "dspark")
+    return next((head for head in heads if head in name), "mtp" if name.endswith("assistant") else "draft_model")
 
 
 def _compilation(read: _Reader) -> dict[str, Any]:
@@ -361,9 +364,10 @@ def _notes(flags: Mapping[str, Any], version: str | None) -> Iterator[str]:
     free = sorted(name for name in flags if name not in COUNTED and name not in UNCOUNTED)
     if free:
         yield f"without effect on the card's memory: {', '.join(f'--{name}' for name in free)}"
-    gone = [flag for flag in _flags(flags) if flag.until] if version is None else []
-    for flag in gone:
-        yield f"--{flag.name} went after vLLM {flag.until}: newer ones stop at it; name the version with --engine-version"
+    for flag in _flags(flags) if version is None else ():
+        if flag.until:
+            yield f"--{flag.name} went after vLLM {flag.until}: newer ones stop at it; name the version with --engine-version"
+        yield from gone(flag.name, flags[flag.name])
 
 
 def with_draft(settings: Settings, **changes: Any) -> Settings:

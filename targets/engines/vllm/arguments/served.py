@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from passes.errors import InputError, Reason
+from passes.errors import InputError, Reason, nearest
 from passes.ir.architectures import build_ir
 from passes.ir.model import ModelIR
+from passes.ir.names import find
+from passes.ir.quant_config.quant_config import QUANT_CONFIGS
 from passes.ir.quant_config.read import quantized
-from passes.ir.sources import open_model
+from passes.ir.sources import Source, open_model
 from targets.engines.engine import Settings
 from targets.engines.pasted import Pasted
 from targets.engines.vllm.arguments.asked import Asked, asked, with_draft
@@ -58,13 +60,61 @@ def pasted(words: Sequence[str], known: Sequence[str], version: str | None, mode
     source = open_model(named, revision=read.revision)
     notes: list[str] = []
     if read.overrides:
+        notes.extend(_judged(source.ir, read.overrides))
         source = replace(source, ir=overridden(source.ir, read.overrides))
         notes.append(f"the model's config with {', '.join(sorted(map(str, read.overrides)))} overridden")
     settings, drafted = _drafting(read, source.ir)
+    mismatch, guessed = _mismatch(read, source.ir), _guessed(source, named) and _read_here(read.quantization)
     return Pasted(
         named, source, settings, whole, command.cards, read.context, read.longest, read.weights, read.kv_cache_dtype,
-        (*read.reasons, *_mismatch(read, source.ir)), (*read.notes, *notes, *drafted),
+        (*read.reasons, *(() if guessed else mismatch)),
+        (*read.notes, *notes, *drafted, *(f"{each.message} by what its name usually means" for each in mismatch if guessed)),
     )  # fmt: skip
+
+
+def _guessed(source: Source, named: str) -> bool:
+    """Whether how a checkpoint is stored is told by its name alone."""
+    match = find(named) if source.kind == "catalog" else None
+    return match is not None and match.quantization is not None
+
+
+def _read_here(quantization: str | None) -> bool:
+    """Whether a quantization is one that checkpoints are known to have."""
+    return quantization is not None and _kind_of(quantization) in QUANT_CONFIGS.names()
+
+
+def _kind_of(quantization: str) -> str:
+    """The `quant_method` of a checkpoint that a quantization of a command names."""
+    kind = _SAME.get(quantization, quantization)
+    for suffix in _KERNELS:
+        kind = kind.removesuffix(suffix)
+    return kind
+
+
+def _judged(ir: ModelIR, overrides: Mapping[str, Any]) -> Iterator[str]:
+    """Refuse a value that a model's code cannot read where its config has one of another type; give a note for keys that it lacks, which
+    vLLM sets all the same.
+    """
+    text = ir.config.get("text_config")
+    config = {**ir.config, **(text if isinstance(text, Mapping) else {})}
+    for key, value in overrides.items():
+        stored = config.get(key)
+        if key not in config:
+            near = nearest(key, config)
+            yield f"{key} of --hf-overrides is no key of {ir.name}'s config: it is set all the same" + (
+                f" (did you mean {' or '.join(near)}?)" if near else ""
+            )
+        elif stored is not None and value is not None and _called(stored) != _called(value):
+            raise InputError(
+                f"--hf-overrides: {key} is {value!r:.60}, and {ir.name}'s config has {_called(stored)} there ({stored!r:.60})",
+                remedy=f"write {key} as {_called(stored)}",
+            )
+
+
+def _called(value: Any) -> str:
+    """What a value of a config is, as people say it."""
+    names = ((bool, "true or false"), (int | float, "a number"), (str, "a text"), (Mapping, "an object"))
+    return next((name for kind, name in names if isinstance(value, kind)), "a list")
 
 
 def overridden(ir: ModelIR, overrides: Mapping[str, Any]) -> ModelIR:
@@ -90,6 +140,8 @@ def _drafting(asked: Asked, ir: ModelIR) -> tuple[Settings, tuple[str, ...]]:
     if drafting is None:
         return asked.settings, ()
     speed = "speeds are those without drafting"
+    if drafting.own and asked.draft not in (None, asked.model):  # layers of another checkpoint
+        return _drafting(replace(asked, settings=with_draft(asked.settings, own=False, assumed=True)), ir)
     if drafting.own:
         if any(stack.name == "mtp" for stack in ir.stacks):
             return asked.settings, (speed,)
@@ -114,10 +166,7 @@ def _mismatch(asked: Asked, ir: ModelIR) -> tuple[Reason, ...]:
     named = asked.quantization
     if named is None or (asked.weights is not None and ir.quant_method is None):
         return ()
-    kind = _SAME.get(named, named)
-    for suffix in _KERNELS:
-        kind = kind.removesuffix(suffix)
-    stored = ir.quant_method
+    kind, stored = _kind_of(named), ir.quant_method
     if stored is None:
         if named in _ONLINE:
             return ()

@@ -54,6 +54,10 @@ CHOICES_OF = "0.32"
 
 #: Spellings that no parser lists: of a level in one word (`-O3`), and the engine's other names for a field.
 _ALSO = {"-O": "optimization-level", "--device-memory-utilization": "gpu-memory-utilization"}
+#: Flags of programs that people start in the same words, and what those do.
+_OF_OTHERS = {
+    "--omni": "vLLM-Omni, an engine of its own that makes speech, pictures and video: it is not described here"
+}
 #: Groups of the parser that hold arguments of the server.
 _OF_SERVER = {"options", "Frontend"}
 
@@ -92,6 +96,10 @@ def find_flag(written: str, known: Iterable[str] = ()) -> tuple[Flag, bool, tupl
         return flags[spelled[folded]], False, tuple(keys)
     if folded.startswith("--no-") and (name := spelled.get("--" + folded[5:])) and flags[name].takes == "none":
         return flags[name], True, tuple(keys)
+    if (program := _OF_OTHERS.get(folded)) is not None:
+        raise InputError(
+            f"{written} is a flag of {program}", remedy="leave it out to size what vLLM alone would serve of it"
+        )
     begun = [name for name in flags if folded.startswith("--") and f"--{name}".startswith(folded)]
     if len(begun) == 1:  # argparse takes what begins one flag alone
         return flags[begun[0]], False, tuple(keys)

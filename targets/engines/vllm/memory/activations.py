@@ -38,11 +38,14 @@ _PENALTIES = 4.25
 _INTEGRATED = Quantity(5.5 * 2**30, 2.0 * 2**30, 9.0 * 2**30, Basis.ASSUMED)
 #: And for the network between two of them: NCCL's and the launcher's buffers (eugr/spark-vllm-docker#396: 0.29.1, 12 GiB in all).
 _NETWORKED = Quantity(6.5 * 2**30, 4.5 * 2**30, 8.5 * 2**30, Basis.ASSUMED)
-#: DeepSeek V4's start-ups are in no fit. Two reports: 3.5 GiB more than is counted on GH200 with 0.22 (vllm-project/vllm#44376), 3.4 less
-#: on B200 with 0.25 (vllm-project/recipes#762).
-_COMPRESSED = Quantity(0.0, -3.6 * 2**30, 3.6 * 2**30, Basis.ASSUMED)
+#: DeepSeek V4's start-ups are in no fit. Two reports: 0.7 GiB more than is counted on GH200 with 0.22 (vllm-project/vllm#44376), 5.1
+#: less on B200 with 0.25 (vllm-project/recipes#762).
+_COMPRESSED = Quantity(0.0, -5.2 * 2**30, 1.5 * 2**30, Basis.ASSUMED)
 #: The most tokens that latent attention expands at once in its trial run (`mla_attention.py:determine_chunked_prefill_workspace_size`).
 _EXPANDED_MOST, _EXPANDED_CONTEXTS, _EXPANDED_BLOCKS = 65536, 8, 4
+#: Heads that the kernels of DeepSeek V4's attention are made for; bytes of its indexer's logits in the trial run, by default
+#: (`VLLM_SPARSE_INDEXER_MAX_LOGITS_MB`).
+_KERNEL_HEADS, _INDEXER_LOGITS = (64, 128), 512 << 20
 #: The largest batch of a captured graph on most cards; graphs of the start-ups that are fitted; data-centre Blackwell's major capability.
 _LARGEST_GRAPH, _FITTED_GRAPHS, _BLACKWELL = 512, 102, 10
 _WIDE = {Role.UP, Role.GATE, Role.GATE_UP, Role.QKV, Role.Q, Role.MIXER_IN}
@@ -116,15 +119,41 @@ def _width(block: Block, tp: int) -> float:
 
 
 @lru_cache(maxsize=1 << 12)
-def _workspace(block: Block, tp: int) -> float:
-    """Elements a token of the two buffers of the fused experts' kernel; 0 without experts or with ones in blocks (another kernel)."""
-    banks = [lin for lin in block.linears if lin.copies > 1 and not lin.storage.expert_blocks]
+def _workspace(block: Block, tp: int, marlin: bool) -> float:
+    """Elements a token of the two buffers of the fused experts' kernel, equal in Triton's and Marlin's; 0 without experts, or with ones in
+    blocks that neither multiplies.
+    """
+    banks = [lin for lin in block.linears if lin.copies > 1 and (marlin or not lin.storage.expert_blocks)]
     inner = sum(lin.out_features for lin in banks if lin.role in _BANK_IN) / tp
     if not inner:
         return 0.0
     outer = max(lin.out_features for lin in banks if lin.role is Role.DOWN)
     active = max(lin.active for lin in banks)
     return active * (max(inner / 2, outer) + max(inner, outer))
+
+
+def _multiplies_blocks(block: Block, profile: Profile) -> bool:
+    """Whether Marlin multiplies experts in blocks: DeepSeek V4's where Blackwell's own kernels are not (`_get_priority_backends` of
+    `fused_moe/oracle`, 0.22). Start-ups of gpt-oss, whose kernels are others, show no such buffers.
+    """
+    return isinstance(block.state, CompressedKV) and profile.capability < _BLACKWELL * 10
+
+
+def _attended_bytes(ir: ModelIR, profile: Profile, experts: float) -> float:
+    """Bytes that DeepSeek V4's attention holds beside a layer's inputs: queries and outputs of as many heads as its kernels are made for,
+    queries before they are padded to that, what stands in for the indexer's logits, the experts' buffers, which stay between layers, and
+    what it keeps for drafts (`models/deepseek_v4/attention.py`, `nvidia/flashmla.py`, `nvidia/model.py:_mtp_hidden_buffer`,
+    `layers/sparse_attn_indexer.py`, `v1/worker/workspace.py`; 0.22 and 0.33).
+    """
+    states = [block.state for block, _ in ir.decoder.counts if isinstance(block.state, CompressedKV)]
+    if not states:
+        return 0.0
+    heads = max(1, Config(ir.config, ir.name).integer("num_attention_heads", at_least=1) // profile.tp)
+    padded = next((least for least in _KERNEL_HEADS if heads <= least), heads)
+    held = 2 * padded + (heads if heads < padded else 0)
+    logits = _INDEXER_LOGITS if any(state.index_dim for state in states) else 0
+    drafts = profile.tokens * _streams(ir) * ir.hidden_size * 2
+    return profile.tokens * held * states[0].head_dim * 2 + logits + experts + drafts
 
 
 def _streams(ir: ModelIR) -> int:
@@ -139,11 +168,11 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     hidden = profile.tokens * size * ir.hidden_size * _streams(ir)
     wide = profile.tokens * size * max((_width(block, profile.tp) for block in blocks), default=0.0)
     chunk = min(profile.tokens, rules.expert_chunk or profile.tokens)
-    experts = chunk * size * max((_workspace(b, profile.tp) for b in blocks), default=0.0)
+    buffers = max((_workspace(b, profile.tp, _multiplies_blocks(b, profile)) for b in blocks), default=0.0)
+    experts = chunk * size * buffers
     expanded = _expanded_bytes(ir, profile) if rules.v1 and rules.mla else 0.0
-    layer = (
-        constants["hidden"] * hidden + max(constants["widest"] * wide, experts) + expanded + constants["layer_bytes"]
-    )
+    widest = max(constants["widest"] * wide, experts, _attended_bytes(ir, profile, experts))
+    layer = constants["hidden"] * hidden + widest + expanded + constants["layer_bytes"]
     v2 = uses_v2_runner(ir, rules)
     profiled = encodes(ir) and (rules.encoder_v2 or not v2)
     outputs, encoder = hidden if profiled else 0.0, 0.0
@@ -152,6 +181,7 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
         outputs, encoder = encoder_bytes(
             ir,
             item,
+            rules,
             tokens=profile.tokens,
             most=profile.sequences * max(1, min(profile.context // item.tokens, profile.pictures or profile.context)),
             tp=profile.tp,

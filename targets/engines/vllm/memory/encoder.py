@@ -13,6 +13,7 @@ from passes.ir.architectures.config import Config
 from passes.ir.fields import Fields
 from passes.ir.model import Block, ModelIR, Role
 from passes.record import dataclass
+from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules
 
 #: Tokens of Qwen's largest image (16,384 × 28² or 32² pixels), frames pairs of a video (`_MAX_FRAMES_PER_VIDEO` 14), patches a token.
 _QWEN_TOKENS, _QWEN_PAIRS, _QWEN_MERGED = 16384, 7, 4
@@ -92,22 +93,31 @@ def _vision_block(ir: ModelIR) -> Block | None:
     return next((stack.counts[0][0] for stack in ir.stacks if stack.name == "vision"), None)
 
 
+#: Families whose encoders collect queries, keys and values of all ranks on each (`split_qkv` of `models/qwen2_vl.py`, of `qwen2_5_vl.py` up
+#: to 0.11.0), and the version that ended it.
+_GATHERED_BEFORE = {"qwen2_vl": NEVER, "qwen2_5_vl": (0, 11, 1)}
+
+
 @lru_cache(maxsize=1 << 10)
-def _patch_elements(block: Block, tp: int) -> float:
-    """Elements a patch that a layer of the encoder holds at once: two of its width, the feed-forward's outputs and their product."""
+def _patch_elements(block: Block, tp: int, gathers: bool) -> float:
+    """Elements a patch that a layer of the encoder holds at once: two of its width, and the feed-forward's outputs with their product, or a
+    rank's queries, keys and values, those of all ranks and these in the order of heads.
+    """
     inner = [lin.out_features for lin in block.linears if lin.role in _MLP]
     width = max(lin.in_features for lin in block.linears if lin.role in _MLP)
-    return 2 * width + (sum(inner) + max(inner)) / tp
+    attention = 3 * width * (1 / tp + 2) if gathers and tp > 1 else 0.0
+    return 2 * width + max((sum(inner) + max(inner)) / tp, attention)
 
 
-def encoder_bytes(ir: ModelIR, item: Item, *, tokens: int, most: int, tp: int) -> tuple[float, float]:
+def encoder_bytes(ir: ModelIR, item: Item, rules: Rules, *, tokens: int, most: int, tp: int) -> tuple[float, float]:
     """Return the bytes of the outputs that are kept, and of a layer at work, for a batch of so many tokens and items at most."""
     block = _vision_block(ir)
     assert block is not None
     items = max(1, min(max(tokens, item.tokens) // item.tokens, most))
     deep = len(Config(ir.config, ir.name).inside("vision_config").items("deepstack_visual_indexes", default=()))
+    gathers = rules.version < _GATHERED_BEFORE.get(ir.model_type, ALWAYS)
     outputs = items * item.tokens * ir.hidden_size * (1 + deep) * 2
-    return outputs, items * item.patches * _patch_elements(block, tp) * 2
+    return outputs, items * item.patches * _patch_elements(block, tp, gathers) * 2
 
 
 def encodes(ir: ModelIR) -> bool:

@@ -135,7 +135,7 @@ def _adapters(ir: ModelIR, parallel: Parallel, stage: int, ranks: Ranks, rules: 
         for linear in block.linears
         if linear.copies == 1 or with_experts
     )
-    if not _EMBEDDING_ADAPTERS.isdisjoint(ir.config.get("architectures") or ()):
+    if not _EMBEDDING_ADAPTERS.isdisjoint(Config(ir.config, ir.name).names("architectures", default=())):
         ends = {Role.EMBEDDING: stage == 0, Role.HEAD: stage == parallel.pp - 1}
         elements += sum(
             adapters.rank * (linear.out_features + linear.in_features) for linear in ir.outer if ends.get(linear.role)

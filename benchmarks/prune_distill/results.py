@@ -1,0 +1,79 @@
+"""Results of a stage on disk, and the page of the documentation that follows from them.
+
+benchmarks/data/prune_distill/<stage>.json     lines with spread and goal, versions, commit, cores, seconds of every step
+python -m benchmarks.prune_distill.results > docs/pruning-results.md
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.prune_distill.bench import Figure, Line
+from passes.steps.step import Step
+
+FOLDER = Path(__file__).parent.parent / "data" / "prune_distill"
+_PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
+_HEAD = """# Pruning and distillation of SmolLM2, measured
+
+Made by `python -m benchmarks.prune_distill.results` from what `python -m benchmarks.prune_distill` found, a file each stage
+under `benchmarks/data`. Whole model, two cores, fixed seeds. Nothing is fitted to the judging texts or chosen by them; ± is a
+standard error over their sequences (jackknife). Stages that are missing below were not measured."""
+
+
+def keep(stage: str, found: Sequence[Line], steps: Sequence[Step], processor_seconds: float) -> Path:
+    """Write what a stage found. Seconds of its steps are those of all attempts; processor time is this attempt's alone."""
+    document = {
+        "format_version": "1", "stage": stage, "lines": [asdict(line) for line in found],
+        "seconds": round(sum(each.seconds for each in {step.key: step for step in steps}.values()), 1),
+        "processor_seconds": round(processor_seconds, 1), "reused": any(step.reused for step in steps),
+        "cores": len(os.sched_getaffinity(0)), "code": _commit(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }  # fmt: skip
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{stage}.json"
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _commit() -> str:
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip()
+
+
+def page(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page."""
+    return "\n\n".join([_HEAD, *map(_section, documents)]) + "\n"
+
+
+def _section(document: Mapping[str, Any]) -> str:
+    reused = ", parts of it made by earlier attempts" if document["reused"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    told = (
+        f"{document['seconds'] / 60:.1f} minutes on {document['cores']} cores ({document['processor_seconds']:.0f} s of processor "
+        f"time{reused}); commit {document['code']}, {versions}."
+    )
+    rows = ["| what | found | goal |", "|---|---|---|", *map(_row, document["lines"])]
+    return "\n".join([f"## {document['stage'].capitalize()}", "", told, "", *rows])
+
+
+def _row(stored: Mapping[str, Any]) -> str:
+    line = Line(**stored | {"figure": Figure(**stored["figure"])})
+    spread = f" ± {line.figure.error:.2g}" if line.figure.error else ""
+    goal = "" if line.at_most is None else f"at most {line.at_most:g}: {'met' if line.met else '**missed**'}"
+    return f"| {line.name} | {line.figure.value:.3g}{spread} {line.unit} | {goal} |"
+
+
+def stored() -> list[dict[str, Any]]:
+    """Return what was found, stage by stage."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+
+
+if __name__ == "__main__":
+    print(page(stored()), end="")

@@ -1,0 +1,123 @@
+"""What would be chosen, without a verdict of every design: what surely comes behind one that was judged is left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from passes.ir.model import ModelIR
+from passes.record import dataclass
+from planner.choice.demand import target_gpu, workload_of
+from planner.choice.goals import ODDS_BAND
+from planner.choice.judging.judge import Judge, Made
+from planner.choice.judging.simulated import served
+from planner.choice.rule.criteria import preferred
+from planner.choice.rule.rule import Rule
+from planner.choice.search import by_maintenance, rule_of
+from planner.choice.space.designs import Design, designs
+from planner.choice.verdict import Verdict, judge_quality
+from planner.quality.expected import growth
+from planner.spec.spec import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What a design's chain tells before it is judged. `standing`: the best that it may come to (`Standing.place`), infinite where nothing
+    can mend it; `figure`: what the spec prefers, before all others where it depends on more than the chain; `doubt`: the least by which its
+    odds fall short.
+    """
+
+    standing: float
+    figure: float
+    doubt: float
+
+
+def likely_choice(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
+    """Return what a search would choose by the formula, its load simulated; None where that does not meet the goals."""
+    found = best(spec, ir, cards=cards)
+    chosen = found and served(spec, target_gpu(spec), found)
+    return chosen if chosen is not None and chosen.feasible else None
+
+
+def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
+    """Return the verdict that a search chooses: designs that the rule leaves behind whatever their memory and speed are not judged.
+
+    Best first by what a chain alone tells: where a design stands at best, then the figure that is preferred. What stands behind one that
+    was judged loses to it; so does what stands as well and is surely less likely, by more than the band; so does what is worse in the
+    figure, by more than its width, than one that nothing else speaks against. None of them dominates the winner.
+    """
+    gpu = target_gpu(spec)
+    judge, rule = Judge(spec, ir, gpu), rule_of(spec, ir, gpu)
+    kept, archived = (designs(spec, ir, gpu, names, cards) for names in by_maintenance(spec, gpu))
+    feasible: dict[int, Verdict] = {}
+    standing = least = limit = doubted = math.inf
+    for ahead, place, design in _best_first(spec, judge, rule, kept, archived):
+        if ahead.standing > standing:
+            break
+        if ahead.figure > limit or ahead.doubt > doubted or (verdict := judge.feasible(design)) is None:
+            continue
+        feasible[place] = verdict
+        if (stands := rule.standing.place(verdict)) < standing:
+            standing, least, limit, doubted = stands, math.inf, math.inf, math.inf
+        if stands > standing:
+            continue
+        doubted = min(doubted, _doubted(rule, verdict))
+        if ahead.figure <= least and _clear(rule, verdict):
+            widest = ahead.figure + preferred(rule.goals).width(verdict, verdict)
+            least, limit = ahead.figure, widest if ahead.figure < least else max(limit, widest)
+    decision = rule.decide([feasible[place] for place in sorted(feasible)])
+    return None if decision is None else decision.chosen
+
+
+def _best_first(
+    spec: Spec, judge: Judge, rule: Rule, kept: Iterable[Design], archived: Iterable[Design]
+) -> Iterator[tuple[Foreseen, int, Design]]:
+    """Give designs by what is foreseen of them, each with its place in the space; none that nothing can mend. Those of archived engines
+    stand behind the best of the others and are made after these.
+    """
+
+    clients = workload_of(spec).concurrency or 1
+
+    def foreseen(designs: Iterable[Design], start: int) -> list[tuple[Foreseen, int, Design]]:
+        ahead = [
+            (_foreseen(rule, judge.chain_of(design), design.engine, clients), place, design)
+            for place, design in enumerate(designs, start)
+        ]
+        return [entry for entry in ahead if entry[0].standing < math.inf]
+
+    def order(entry: tuple[Foreseen, int, Design]) -> tuple[float, float, int]:
+        return entry[0].standing, entry[0].figure, entry[1]
+
+    first = list(kept)
+    ours = sorted(foreseen(first, 0), key=order)
+    yield from (entry for entry in ours if entry[0].standing == 0)
+    rest = [entry for entry in ours if entry[0].standing > 0]
+    yield from sorted([*rest, *foreseen(archived, len(first))], key=order)
+
+
+def _foreseen(rule: Rule, made: Made, engine: str, clients: int) -> Foreseen:
+    """What a design's chain alone tells of it."""
+    ir, illegal, quality = made
+    standing = math.inf if illegal else rule.standing.at_best(quality, engine, clients)
+    doubt = max((rule.goals.confidence - goal.odds for goal in judge_quality(rule.goals, quality)), default=0.0)
+    match rule.goals.prefer:
+        case "quality":
+            figure = growth(quality.log_ppl_increase.value)
+        case "size":
+            figure = math.log(ir.tensor_bytes)
+        case _:
+            figure = -math.inf
+    return Foreseen(standing, figure, doubt)
+
+
+def _clear(rule: Rule, verdict: Verdict) -> bool:
+    """Whether of those that stand as it does none is before it but for the figure that is preferred."""
+    return _doubted(rule, verdict) <= ODDS_BAND and not rule.fewest
+
+
+def _doubted(rule: Rule, verdict: Verdict) -> float:
+    """The most doubt of what stands as this one does and does not lose to it by its odds; infinite where clients wait, or it may not fit:
+    both come before odds.
+    """
+    behind = (verdict.capacity.waiting and not rule.goals.batch) or rule.standing.unfit(verdict) > 0
+    return math.inf if behind else rule.standing.doubt(verdict) + ODDS_BAND

@@ -1,0 +1,1 @@
+"""What becomes of candidates: judged by the formula, simulated, decided among."""

@@ -1,0 +1,103 @@
+"""The decision among verdicts, the chosen one simulated: the formula ranks, and where the rule's choice misses a goal once its load is
+simulated, the next one is, best first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from planner.choice.demand import limits_of, workload_of
+from planner.choice.goals import Goal
+from planner.choice.judging.simulated import served
+from planner.choice.rule.rule import Decision, Rule
+from planner.choice.verdict import MEAN, Verdict
+from planner.spec.parts.goals import Goals
+from planner.spec.spec import Spec
+from targets.gpu import Gpu
+from targets.quantity import Quantity
+
+#: Candidates that are simulated at most where the formula gives what goals ask; and of those that it finds too slow: so many, that miss by
+#: this factor at most. Percentiles are known of no other candidate, so for these there is no limit.
+_MOST, _NEAREST, _NEAR = 16, 4, 3.0
+
+#: Odds of the formula that are short of the confidence by no more may be enough where the load is simulated: so many are tried.
+_JUST_SHORT, _DOUBTED = 0.15, 3
+
+_SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
+
+
+def decide(
+    spec: Spec,
+    gpu: Gpu,
+    rule: Rule,
+    verdicts: Sequence[Verdict],
+    others: Callable[[Verdict], list[Verdict]] = lambda verdict: [],
+) -> tuple[Decision | None, tuple[Verdict, ...]]:
+    """Choose among verdicts by the rule, the chosen one simulated. Returns the decision, and the verdicts as they are known then.
+
+    `others`: what else of a verdict's design meets the goals by the formula. It is weighed again where the design's best is simulated: that
+    was its best by the formula.
+    """
+    known = list(verdicts)
+    if not any(v.feasible for v in known):
+        near = sorted((v for v in known if _near(v)), key=lambda v: v.distance)[:_NEAREST]
+        known = [likelier(spec, gpu, v) if any(v is each for each in near) else v for v in known]
+    percentile = any(limit.statistic != MEAN for limit in limits_of(spec.goals))
+    decision, tried = rule.decide([v for v in known if v.feasible]), 0
+    while decision is not None and decision.chosen.served is None and (tried < _MOST or percentile):
+        chosen, tried = decision.chosen, tried + 1
+        simulated = served(spec, gpu, chosen)
+        known = [simulated if v is chosen else v for v in known]
+        known += others(chosen)
+        decision = rule.decide([v for v in known if v.feasible])
+    if decision is not None and decision.chosen.served is not None:
+        decision, known = _with_doubtful(spec, gpu, rule, known, decision)
+    return decision, tuple(known)
+
+
+def likelier(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
+    """Return a verdict that misses goals by the formula with its load simulated, where it may meet them so."""
+    asked = spec.goals.asks_speed or workload_of(spec).lasts
+    return served(spec, gpu, verdict) if asked and _near(verdict) else verdict
+
+
+def _with_doubtful(
+    spec: Spec, gpu: Gpu, rule: Rule, known: list[Verdict], decision: Decision
+) -> tuple[Decision, list[Verdict]]:
+    """The decision once candidates are simulated, too, that would be chosen but for odds which the formula puts just below what is asked:
+    the chosen one's are the simulation's, and the formula may be the stricter.
+    """
+    for _ in range(_DOUBTED):
+        eased = [(_eased(spec.goals, v), v) for v in known if v.feasible]
+        if all(easy is v for easy, v in eased):
+            break
+        best = rule.decide([easy for easy, _ in eased])
+        would = next(v for easy, v in eased if best is not None and easy is best.chosen)
+        if would.served is not None:
+            break
+        simulated = served(spec, gpu, would)
+        known = [simulated if v is would else v for v in known]
+        decision = rule.decide([v for v in known if v.feasible]) or decision
+    return decision, known
+
+
+def _eased(goals: Goals, verdict: Verdict) -> Verdict:
+    """The verdict with every goal on speed kept whose odds are just short by the formula, where it would be admissible so."""
+    if verdict.served is not None or verdict.admissible(goals):
+        return verdict
+    kept = tuple(
+        replace(result, predicted=Quantity.exact(result.wanted))
+        if result.goal.of_speed and result.met and result.odds >= goals.confidence - _JUST_SHORT
+        else result
+        for result in verdict.goals
+    )
+    easier = replace(verdict, goals=kept)
+    return easier if easier.admissible(goals) else verdict
+
+
+def _near(verdict: Verdict) -> bool:
+    """Whether nothing is against a candidate but goals on speed, by the formula, and not by far."""
+    codes = {reason.code for reason in verdict.reasons}
+    return verdict.speed is not None and codes <= _SPEED and verdict.distance[1] < math.log(_NEAR)

@@ -1,0 +1,49 @@
+"""Which candidate comes nearest to goals that none meets, of all that the search may set: the rule's choice among all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from planner.choice.goals import ODDS_BAND
+from planner.choice.judging.judge import Judge
+from planner.choice.odds import at_least
+from planner.choice.rule.rule import Rule
+from planner.choice.space.designs import Design
+from planner.choice.verdict import Verdict, judge_quality, refusals
+
+
+def nearest(rule: Rule, judge: Judge, space: Sequence[Design]) -> tuple[int, Verdict]:
+    """Return the place of a design in a space that is not empty, and its candidate that the rule chooses of all designs with all settings,
+    each judged by the formula.
+
+    A design is judged only where what its chain and the memory of one longest request tell does not put it behind one that was.
+    """
+    stands, found = rule.standing, list[tuple[int, Verdict]]()
+    reach, doubt = (math.inf, math.inf, math.inf), math.inf
+    for (behind, doubted), place in sorted(
+        (_at_best(rule, judge, design), place) for place, design in enumerate(space)
+    ):
+        if behind > reach:
+            break
+        if doubted > doubt:
+            continue
+        for verdict in judge.whole(space[place]):
+            found.append((place, verdict))
+            unfit, hard = stands.unfit(verdict), refusals(verdict.reasons)
+            reach = min(reach, (hard, stands.of(verdict), unfit + ODDS_BAND))
+            if not (hard or unfit or stands.unserved(verdict)) and stands.of(verdict) == reach[1]:
+                doubt = min(doubt, stands.doubt(verdict) + ODDS_BAND)
+    decision = rule.decide([verdict for _, verdict in found])
+    assert decision is not None
+    return next((place, verdict) for place, verdict in found if verdict is decision.chosen)
+
+
+def _at_best(rule: Rule, judge: Judge, design: Design) -> tuple[tuple[float, float, float], float]:
+    """What a design comes to at best: what refuses it, where it stands, its doubt of fitting; and its doubt of quality."""
+    goals, clients = rule.goals, judge.clients
+    _, illegal, quality = judge.described(design)
+    fits = at_least(judge.leanest(design).margin, 0.0)
+    doubt = 1.0 - math.prod(goal.odds for goal in judge_quality(goals, quality))
+    behind = rule.standing.behind(design.engine, clients)
+    return (refusals(illegal), behind, max(0.0, goals.fit_confidence - fits)), doubt

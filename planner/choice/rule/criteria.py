@@ -1,0 +1,202 @@
+"""The criteria of the rule: a figure of a candidate each, by which those that stand alike are told apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from passes import chain
+from passes.base import Stage
+from passes.formats.kv_dtypes import OWN
+from passes.ir.resident import resident_model
+from passes.record import dataclass
+from planner.choice.goals import ODDS_BAND
+from planner.choice.rule.standing import Standing
+from planner.choice.rule.words import (
+    ARCHIVED,
+    MUST,
+    always,
+    cost_words,
+    fit_words,
+    grown_words,
+    log_rate_words,
+    log_size_words,
+    missed_words,
+    odds_words,
+    rate_words,
+    size_words,
+    standing_words,
+)
+from planner.choice.verdict import Verdict, refusals
+from planner.figures import apart
+from planner.quality.expected import growth
+from planner.spec.parts.goals import Goals
+from targets.engines.engine import find_engine
+from targets.gpu import Gpu
+from targets.quantity import Basis, Quantity
+from targets.speed.card import card_of
+
+#: Hours of work that are this close, as a share, are ties: forecasts are off by more. Minutes are nothing.
+_HOURS_BAND, _LEAST_HOURS = 0.25, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """A figure of a candidate, less is better; `width`: by how much the best may be better than another and still tie. `says`: what a
+    candidate that lost by it is told, given the figures of the loser and of the chosen one.
+    """
+
+    name: str
+    figure: Callable[[Verdict], float]
+    says: Callable[[float, float], str]
+    width: Callable[[Verdict, Verdict], float] = lambda best, other: 0.0
+
+
+def criteria(standing: Standing, gpu: Gpu, hours: Callable[[Verdict], float], fewest: bool) -> tuple[Criterion, ...]:
+    """Return the criteria, most important first. `hours`: of work that making a candidate takes; `fewest`: the fewest cards are asked
+    for.
+    """
+    goals = standing.goals
+    bands, memory = goals.bands, gpu.memory_bytes.value
+    return (
+        Criterion("refused", lambda v: refusals(v.reasons), always("is refused by its engine")),
+        Criterion("standing", standing.of, standing_words),
+        Criterion(
+            "waiting", standing.unserved, always("clients wait for each other")
+        ),
+        Criterion("fit", standing.unfit, partial(fit_words, goals.fit_confidence), lambda best, other: ODDS_BAND),
+        Criterion("odds", standing.doubt, odds_words, lambda best, other: ODDS_BAND),
+        Criterion("missed", standing.missed, missed_words, lambda best, other: math.log1p(bands.speed)),
+        Criterion("maintained", lambda v: standing.archived(v.candidate.engine), always(ARCHIVED)),
+        Criterion(
+            "fewest cards", lambda v: v.candidate.cards if fewest else 0,
+            lambda theirs, mine: f"takes {theirs:.0f} cards where {mine:.0f} do",
+        ),
+        preferred(goals),
+        Criterion("making", making, lambda theirs, mine: f"{MUST[int(theirs)]}; the chosen one {MUST[int(mine)]}"),
+        Criterion("changes of the model", _changes, always("changes more than is needed")),
+        Criterion("regime", _unmeasured, always("its engine's speed was not measured on such cards and loads")),
+        Criterion("stages", lambda v: v.candidate.settings.parallel.pp, lambda a, b: f"in {a:.0f} stages against {b:.0f}"),
+        Criterion("cards", lambda v: -v.candidate.settings.parallel.gpus, lambda a, b: f"uses {-a:.0f} cards against {-b:.0f}"),
+        Criterion(
+            "tensor parallel",
+            lambda v: v.candidate.settings.parallel.tp,
+            lambda a, b: f"cuts each matrix over {a:.0f} cards against {b:.0f}",
+        ),
+        Criterion("native", partial(_emulated, gpu=gpu), always("the card does not multiply its format itself")),
+        Criterion("each start", restarts, always("the engine reads twice the bytes and rounds again at each start")),
+        Criterion("settings", lambda v: len(v.candidate.changed), always("changes more of the engine's settings")),
+        Criterion(
+            "margin", lambda v: -v.capacity.room.low,
+            lambda theirs, mine: "leaves {} of room against {}".format(*apart(-theirs, -mine, "B")),
+            lambda best, other: bands.memory * memory,
+        ),
+        Criterion(
+            "work", lambda v: math.log(_LEAST_HOURS + hours(v)),
+            lambda theirs, mine: "takes {} to make against {}".format(
+                *apart(math.exp(theirs) - _LEAST_HOURS, math.exp(mine) - _LEAST_HOURS, "h")
+            ),
+            lambda best, other: _HOURS_BAND,
+        ),
+        Criterion("quality", lambda v: growth(round(v.quality.log_ppl_increase.value, 9)), grown_words),
+        Criterion("speed", lambda v: -speed(v, goals.batch).value, rate_words),
+        Criterion("size", lambda v: v.ir.tensor_bytes, size_words),
+    )  # fmt: skip
+
+
+def preferred(goals: Goals) -> Criterion:
+    """Return the figure that the spec prefers. Differences count beyond a band, and beyond what the better figure itself is unsure of where
+    it is assumed; assumed rates of one engine share their errors.
+    """
+    bands, prefer = goals.bands, goals.prefer
+    if prefer == "quality":
+        return Criterion(
+            "quality", lambda v: growth(v.quality.log_ppl_increase.value), grown_words,
+            lambda best, other: max(bands.quality, _own(best.quality.log_ppl_increase)),
+        )  # fmt: skip
+    if prefer == "size":
+        return Criterion(
+            "size",
+            lambda v: math.log(v.ir.tensor_bytes),
+            log_size_words,
+            lambda best, other: bands.memory,
+        )
+    if prefer == "context":
+        return Criterion(
+            "context", lambda v: -math.log(max(v.memory.kv.max_context, 1)),
+            lambda theirs, mine: f"context {math.exp(-theirs):,.0f} against {math.exp(-mine):,.0f}",
+            lambda best, other: bands.speed,
+        )  # fmt: skip
+    cards = prefer == "cost"
+    return Criterion(
+        prefer,
+        lambda v: (
+            -math.log(max(speed(v, goals.batch).value, 1e-9))
+            + (math.log(v.candidate.settings.parallel.gpus) if cards else 0.0)
+        ),
+        cost_words if cards else log_rate_words,
+        lambda best, other: max(bands.speed, _unshared(best, other, goals.batch)),
+    )
+
+
+def making(verdict: Verdict) -> int:
+    """Say how much is to be made: an index of `MAKING`."""
+    passes = verdict.candidate.passes
+    if any(pass_.stage in (Stage.PRUNE, Stage.DISTILL) for pass_ in passes):
+        return 3
+    made = any(not pass_.load_time for pass_ in passes)
+    if made and chain.needs_text(passes, verdict.ir):
+        return 2
+    return int(not chain.nothing_to_make(passes))
+
+
+def speed(verdict: Verdict, batch: bool) -> Quantity:
+    """Return the tokens a second of one client, or of all where it is a batch; none where it was not asked."""
+    if verdict.speed is None:
+        return Quantity.exact(0.0)
+    return verdict.speed.throughput_tok_s if batch else verdict.speed.decode_tok_s_per_request
+
+
+def _unmeasured(verdict: Verdict) -> int:
+    return int(verdict.speed is None or verdict.speed.tpot_ms.basis is Basis.ASSUMED)
+
+
+def _changes(verdict: Verdict) -> int:
+    """Passes, and the type of the cache that a checkpoint's own config asks for."""
+    cache = verdict.ir.kv_cache
+    return len(verdict.candidate.passes) + int(cache.declared is not None and cache.dtype == OWN)
+
+
+def restarts(verdict: Verdict) -> int:
+    """Return the number 1 where weights are rounded by the engine while it loads (vLLM's docs on FP8 give that for trying, a stored
+    checkpoint to serve), else 0.
+    """
+    return int(any(pass_.load_time and pass_.rounds_by is not None for pass_ in verdict.candidate.passes))
+
+
+def _emulated(verdict: Verdict, gpu: Gpu) -> int:
+    """Whether weights are unpacked before the card multiplies them."""
+    engine = find_engine(verdict.candidate.engine)
+    card = card_of(engine, gpu)
+    forms = {
+        linear.storage
+        for block, _ in resident_model(verdict.ir).decoder.counts
+        for linear in block.linears
+        if linear.storage.is_quantized
+    }
+    return int(
+        any(card.kernel(form).arithmetic not in card.flops or card.kernel(form).arithmetic == "bf16" for form in forms)
+    )
+
+
+def _own(quantity: Quantity) -> float:
+    """What a figure is unsure of by itself where it is assumed; fitted figures of one model share their errors."""
+    return quantity.high - quantity.value if quantity.basis is Basis.ASSUMED else 0.0
+
+
+def _unshared(best: Verdict, other: Verdict, batch: bool) -> float:
+    """What an assumed rate is unsure of (its logarithm) against one that is known better, or of another engine."""
+    rate, theirs = speed(best, batch), speed(other, batch)
+    same = theirs.basis is Basis.ASSUMED and best.candidate.engine == other.candidate.engine
+    return math.log(rate.value / rate.low) if rate.basis is Basis.ASSUMED and not same and rate.low > 0 else 0.0

@@ -1,0 +1,1 @@
+"""Every candidate of a spec: its chains of passes, published checkpoints, widths that are solved for, spreads and settings."""

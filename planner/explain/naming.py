@@ -1,0 +1,32 @@
+"""Which candidates have something of a name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from planner.choice.verdict import Verdict
+from planner.explain.asked import Asked
+
+
+def has(verdict: Verdict, name: str) -> bool:
+    """Tell whether a candidate has something of a name: every word of it is one of the candidate's, or a part of one."""
+    candidate = verdict.candidate
+    said = " ".join((candidate.label, *(pass_.title() for pass_ in candidate.passes)))
+    words = re.findall(r"[a-z0-9.]+", said.lower())
+    asked = re.findall(r"[a-z0-9.]+", name.lower())
+    return all(any(word == part or (len(part) > 1 and _part(part, word)) for word in words) for part in asked)
+
+
+def _part(part: str, word: str) -> bool:
+    """Whether a word holds another, numbers as a whole: `g12` is no part of `g128`."""
+    return (
+        re.search(rf"(?<!\d){re.escape(part)}(?!\d)" if part[0].isdigit() else rf"{re.escape(part)}(?!\d)", word)
+        is not None
+    )
+
+
+def words_of(asked: Asked) -> Iterator[str]:
+    """Yield the words that candidates are named by."""
+    for verdict in asked.verdicts:
+        yield from re.findall(r"[a-z0-9.-]+", verdict.candidate.label.lower())

@@ -1,0 +1,44 @@
+"""The benchmark's page follows from the files of its stages; spreads are those of the sequences."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.prune_distill import results
+from benchmarks.prune_distill.bench import Figure, Line, grown, jackknife, ratio
+
+PAGE = Path(__file__).parents[2] / "docs" / "pruning-results.md"
+
+
+def test_the_page_is_what_the_stored_stages_say() -> None:
+    """`python -m benchmarks.prune_distill.results > docs/pruning-results.md` writes it anew."""
+    assert PAGE.read_text(encoding="utf-8") == results.page(results.stored())
+
+
+def test_a_figure_stands_beside_its_spread_its_goal_and_what_it_took() -> None:
+    lines = [
+        Line("left", Figure(0.4, 0.03), "of the rise", 0.5),
+        Line("missed", Figure(2.0), "of 5", 1),
+        Line("told", Figure(57.0), "%"),
+    ]
+    document = {
+        "stage": "prune", "lines": [asdict(line) for line in lines], "seconds": 600.0, "processor_seconds": 1100.0, "reused": False,
+        "cores": 2, "code": "abc1234", "versions": {"torch": "2.11.0"},
+    }  # fmt: skip
+    page = results.page([document])
+    assert "| left | 0.4 ± 0.03 of the rise | at most 0.5: met |" in page
+    assert "| missed | 2 of 5 | at most 1: **missed** |" in page and "| told | 57 % |  |" in page
+    assert "10.0 minutes on 2 cores (1100 s of processor time); commit abc1234, torch 2.11.0." in page
+
+
+def test_a_spread_is_the_standard_error_over_sequences() -> None:
+    rises = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.1 + 0.3
+    mean = jackknife(lambda found: float(found[0].mean()), [rises])
+    assert mean.value == pytest.approx(float(rises.mean()))
+    assert mean.error == pytest.approx(float(rises.std()) / 4)
+    assert grown(rises).value == pytest.approx(100 * (float(rises.mean().exp()) - 1))
+    assert ratio(rises, rises) == Figure(1.0, 0.0)  # what is the same on every sequence spreads nothing

@@ -1,4 +1,4 @@
-"""What editors say of a spec by its JSON Schema: nothing against `init`'s file, the examples and what people type; something against typos."""
+"""What editors say of a spec by its JSON Schema: nothing against what `init`, the examples and people write; something against typos."""
 
 from __future__ import annotations
 

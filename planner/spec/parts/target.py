@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from planner.spec.parts.values import Bytes, Count, Positive, Strict
+from planner.spec.parts.values import Bytes, Count, Positive, Strict, also
 from targets.gpu import ASSUMED_NETWORK_BYTES_PER_S, NETWORK_LATENCY_S, Network
 
 #: Cards of one machine where a spec names no `nodes`: the baseboards of server cards (HGX, DGX) have eight.
@@ -56,7 +56,7 @@ class GpuFacts(Strict):
 class Target(Strict):
     """The card(s)."""
 
-    gpu: str | GpuFacts
+    gpu: Annotated[str | GpuFacts, also({"type": "integer"})]
     """A catalog name, `auto` or `cpu` (this machine), a size such as 24GB, or a card's facts."""
     count: Count | Literal["auto"] = 1
     """Cards at hand; `auto`: the fewest that meet the goals, up to `max`."""

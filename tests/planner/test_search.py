@@ -324,7 +324,9 @@ def test_bits_are_solved_to_the_hundredth(limit: int, least: int, bend: float) -
 
 
 def test_a_setting_is_changed_only_where_the_defaults_do_not_do() -> None:
-    text = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: {{ gpu: RTX 3060 12GB }}\nengine: vllm\nworkload: {{ context: {} }}\n"
+    text = (
+        "model: Qwen/Qwen2.5-7B-Instruct\ntarget: {{ gpu: RTX 3060 12GB }}\nengine: vllm\nworkload: {{ context: {} }}\n"
+    )
     ir = open_model("Qwen/Qwen2.5-7B-Instruct").ir
     changes = {}
     for context in (4096, 30000):

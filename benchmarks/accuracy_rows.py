@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.pruned_rows import BLUR
 from passes.formats.format import Rounding
 
 #: Nats a lost share of accuracy, where to start from: 8 B models lose 0.38 of the rise (MMLU of Llama-3-8B in llama.cpp's formats).
 _NATS = 1 / 0.38
-#: Standard deviation of a relative loss from run to run, and the least loss that is told from none.
-_RUNS, _LEAST = 0.005, 0.004
+#: Standard deviation of a relative loss from run to run, the least loss that is told from none, and the spread in ln of what one is worth: four
+#: times as much in nats at 70 B as at 8 B in the tables that print both.
+_RUNS, _LEAST, _WORTH = 0.005, 0.004, 0.9
 _METHODS = (
     (r"W4A16 g128|GPTQ-Int4", Rounding("gptq", 4, 128)),
     (r"AWQ", Rounding("awq", 4, 128)),
@@ -51,7 +51,7 @@ def lost_accuracies(rows: Iterable[dict[str, Any]]) -> Iterator[LostAccuracy]:
         if rounding.bits and row.get("group_size") not in (None, rounding.group_size):
             continue
         lost = max(_LEAST, 1 - row["value"] / row["baseline_value"])
-        blur = math.hypot(BLUR, _RUNS / lost)
+        blur = math.hypot(_WORTH, _RUNS / lost)
         yield LostAccuracy(row["source_url"], row["dataset"], row["model"], rounding, _NATS * lost, blur)
 
 

@@ -379,11 +379,11 @@ def serving_cases() -> list[Case]:
     return cases
 
 
-def served(row: dict[str, Any]) -> Case | None:
-    """A run of many requests as a case; None where its cache would hold none of them."""
-    collected, replicas = bool(row.get("collected")), int(row.get("replicas") or 1)
+def asked_of(row: dict[str, Any]) -> tuple[dict[str, Any], str | None, str | None, int, int]:
+    """Return a row under the model that has its shapes, the `--weights` that it was served in, version, replicas, clients of each of them."""
+    replicas = int(row.get("replicas") or 1)
     model, weights = SHAPES.get(row["model"], (row["model"], None))
-    if collected:
+    if row.get("collected"):
         said = any(word in row["model"].lower() for word in STORED_SO)
         weights = weights or (
             None if said else {"fp8": "fp8", "awq": "awq-4-g128", "nvfp4": "nvfp4"}.get(row["gemm_quant"])
@@ -391,17 +391,20 @@ def served(row: dict[str, Any]) -> Case | None:
     elif "gpt-oss" not in model and row["gemm_quant"] != "int4_wo":  # these two ship in 4 bit
         weights = row["gemm_quant"] or "bf16"
     version = row["engine_version"] if re.fullmatch(r"\d+\.\d+(\.\d+)?", str(row["engine_version"])) else None
+    return row | {"model": model}, weights, version, replicas, max(1, int(row["concurrency"] or 8) // replicas)
+
+
+def served(row: dict[str, Any]) -> Case | None:
+    """A run of many requests as a case; None where its cache would hold none of them."""
+    shaped, weights, version, replicas, clients = asked_of(row)
     inputs, outputs, rate = int(row["input_len"]), int(row["output_len"]), row.get("request_rate")
-    clients = max(1, int(row["concurrency"] or 8) // replicas)
-    found = case(
-        row | {"model": model}, "vllm", weights, version, (inputs, outputs, clients), (), trust_of(row)
-    )  # fmt: skip
+    found = case(shaped, "vllm", weights, version, (inputs, outputs, clients), (), trust_of(row))
     if not math.isfinite(found.held):
         return None
     requests, arrivals, lengths = load_of(row, clients, None if rate is None else rate / replicas)
     rates = fitted_rates("vllm", found.generation, version).rates
     steps, run = run_steps(
-        lambda step: stage_seconds(found, rates, step), found.cache_bytes, queue_of(row | {"model": model}, found, lengths), arrivals, lengths,
+        lambda step: stage_seconds(found, rates, step), found.cache_bytes, queue_of(shaped, found, lengths), arrivals, lengths,
         Host(rates.request_s(found.tp), rates.serial_s, rates.host_token_s), found.pp,
     )  # fmt: skip
     found = replace(found, steps=steps)

@@ -45,7 +45,7 @@ ALIASES = {
     "H100 NVL (94GB)": ["H100 NVL"], "H200 SXM": ["H200 SXM5", "H200 141GB", "H200 SXM 141GB"],
     "GH200 96GB (HBM3)": ["GH200 96GB", "GH200 480GB"], "GH200 144GB (HBM3e)": ["GH200 144GB", "GH200 144G HBM3e"], "H20 96GB": ["H20", "H20-96GB"],
     "B200 SXM": ["B200 180GB", "B200 SXM 180GB"], "GB200 (per GPU)": ["GB200", "GB200 192GB"], "B300 SXM": ["B300 SXM6 AC", "B300 288GB"],
-    "GB300 (per GPU)": ["GB300"], "V100 SXM2 32GB": ["V100-SXM2-32GB", "V100-SXM3-32GB", "V100 32GB"], "MI250X (board, 2 GCDs)": ["MI250X"],
+    "GB300 (per GPU)": ["GB300"], "V100 SXM2 32GB": ["V100-SXM2-32GB", "V100-SXM3-32GB", "V100 32GB"],
     "RX 7900 XTX": ["RX 7900XTX"],
 }  # fmt: skip
 BARE = {
@@ -147,6 +147,7 @@ MORE: list[dict[str, Any]] = [
     {"name": "Jetson AGX Orin 64GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 64, "memory_type": "LPDDR5", "driver_total_mib": 62840, "bandwidth_gb_s": 204.8, "fp16_bf16_dense_tflops": 42.5, "int8_dense_tops": 85, "compute_capability": "8.7", "pcie": None, "source_url": "NVIDIA Jetson AGX Orin data sheet", "aliases": ["AGX Orin 64GB", "Orin 64GB"]},
     {"name": "Jetson AGX Orin 32GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 32, "memory_type": "LPDDR5", "bandwidth_gb_s": 204.8, "fp16_bf16_dense_tflops": 27, "int8_dense_tops": 54, "compute_capability": "8.7", "pcie": None, "source_url": "NVIDIA Jetson AGX Orin data sheet", "aliases": ["AGX Orin 32GB", "Orin 32GB"]},
     {"name": "Jetson Orin NX 16GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 16, "memory_type": "LPDDR5", "bandwidth_gb_s": 102.4, "fp16_bf16_dense_tflops": 12.5, "int8_dense_tops": 25, "compute_capability": "8.7", "pcie": None, "source_url": "NVIDIA Jetson Orin NX data sheet", "aliases": ["Orin NX 16GB", "Orin NX"]},
+    {"name": "MI250X (per GCD, 2 per board)", "vendor": "AMD", "arch": "CDNA2", "memory_gb_nominal": 64, "memory_type": "HBM2e", "bandwidth_gb_s": 1638, "fp16_bf16_dense_tflops": 191.5, "int8_dense_tops": 191.5, "compute_capability": "gfx90a", "pcie": "PCIe 4.0 x16", "interconnect_gb_s_bidirectional": 400, "aliases": ["MI250X"]},  # what an engine sees as a card
     {"name": "MI350X", "vendor": "AMD", "arch": "CDNA4", "memory_gb_nominal": 288, "memory_type": "HBM3E", "bandwidth_gb_s": 8000, "fp16_bf16_dense_tflops": 2300, "fp8_dense_tflops": 4600, "fp4_dense_tflops": 9200, "compute_capability": "gfx950", "pcie": "PCIe 5.0 x16", "interconnect_gb_s_bidirectional": 1075, "source_url": "AMD data sheet", "aliases": ["MI350X OAM"]},
     {"name": "MI100", "vendor": "AMD", "arch": "CDNA1", "memory_gb_nominal": 32, "memory_type": "HBM2", "bandwidth_gb_s": 1229, "fp16_bf16_dense_tflops": 184.6, "compute_capability": "gfx908", "pcie": "PCIe 4.0 x16", "source_url": "AMD data sheet"},
     {"name": "Radeon PRO W7900", "vendor": "AMD", "arch": "RDNA3", "memory_gb_nominal": 48, "memory_type": "GDDR6", "bandwidth_gb_s": 864, "fp16_bf16_dense_tflops": 122.6, "compute_capability": "gfx1100", "pcie": "PCIe 4.0 x16", "source_url": "AMD data sheet", "aliases": ["W7900"]},

@@ -62,7 +62,7 @@ _NARROW, _STORED = {"intermediate": 1664}, {"quantize": {"formats": ["w4a16-g64"
 SMALLER: dict[str, dict[str, Any]] = {
     "narrower": {"prune": _NARROW, **_STORED},
     "narrower, distilled": {
-        "prune": _NARROW, "distill": {"tokens": 8192, "length": 64, "epochs": 2, "lora_rank": 16, "learning_rate": 1e-3}, **_STORED,
+        "prune": _NARROW, "distill": {"tokens": 4096, "length": 64, "epochs": 2, "lora_rank": 16, "learning_rate": 1e-3}, **_STORED,
     },
 }  # fmt: skip
 

@@ -20,6 +20,7 @@ from passes.ir.sources import open_model
 from targets.engines.engine import Settings, find_engine
 from targets.engines.vllm.defaults import batched_tokens, default_sequences
 from targets.engines.vllm.engine import Vllm
+from targets.engines.vllm.memory.encoder import gathers_heads
 from targets.engines.vllm.rules.architectures import support
 from targets.engines.vllm.rules.kv_cache import BACKENDS
 from targets.engines.vllm.rules.methods import plugin_note
@@ -274,6 +275,10 @@ FACTS = (
          lambda rules: rules.group_order),
     Fact("online_fp8", _has("--quantization fp8_per_tensor`", f"{_QUANTIZATION}/fp8.py", present="fp8_per_tensor", absent="fp8"),
          lambda rules: rules.online_fp8),
+    Fact("Qwen2-VL's encoder gathers heads", _has("all_gather(qkv)", "model_executor/models/qwen2_vl.py"),
+         lambda rules: gathers_heads("qwen2_vl", rules), since=(0, 8, 0)),
+    Fact("Qwen2.5-VL's encoder gathers heads", _has("all_gather", "model_executor/models/qwen2_5_vl.py"),
+         lambda rules: gathers_heads("qwen2_5_vl", rules), since=(0, 8, 0)),
     Fact("states_for_graphs", _has("exceeds available Mamba cache", "config/compilation.py"), lambda rules: rules.states_for_graphs),
     Fact("families refused in float16", _float16, _refused_float16),
     Fact("types of the KV cache", _cache_dtypes, _our_cache_dtypes),

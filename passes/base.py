@@ -75,6 +75,10 @@ class Pass(ABC):
         """Say what `apply` lacks to run it on this model, in words; None where `apply` can."""
         return None
 
+    def asks(self) -> str | None:
+        """Say what it asks of others' servers while it runs, in words; None where of none. Raises InputError where that cannot be told."""
+        return None
+
     def resolve(self, dense: DenseModel, run: RunContext) -> Self:
         """Measure the choice that this pass leaves open on the model that the passes before it left; return the pass with it filled in."""
         return self

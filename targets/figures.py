@@ -42,13 +42,14 @@ def apart(first: float, second: float, unit: str) -> tuple[str, str]:
 
 def all_apart(values: Sequence[float], unit: str, alike: float = 0.0) -> tuple[str, ...]:
     """Write figures as people read them; those that would read alike and are not get as many digits as tell them apart. `alike`: the
-    share by
-    which figures may differ that are one to people.
+    share by which figures may differ that are one to people.
     """
     usual = [show(value, unit) for value in values]
     shown = list(usual)
     for more in range(1, _MORE_DIGITS + 1):
-        for n in _confused(values, shown, alike):
+        if not (confused := _confused(values, shown, alike)):
+            return tuple(shown)
+        for n in confused:
             shown[n] = show(values[n], unit, more)
     for n in _confused(values, shown, alike):
         shown[n] = usual[n]

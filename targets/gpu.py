@@ -252,7 +252,11 @@ def this_cpu() -> Gpu:
 
 
 def inline_gpu(facts: Mapping[str, Any]) -> Gpu:
-    """Return a card given by its facts: `name`, `memory_gib` (as CUDA shows it), `bandwidth_gb_s`, and keys of gpus.yaml."""
+    """Return a card given by its facts: `name`, `memory_gib` (as CUDA shows it), `bandwidth_gb_s`, and keys of gpus.yaml; without a
+    bandwidth the listed card of that name with this memory. Raises InputError where none is listed.
+    """
+    if facts.get("bandwidth_gb_s") is None:
+        return replace(find_gpu(facts["name"]), memory_bytes=_visible({"cuda_visible_gib": facts["memory_gib"]}))
     return _gpu({"vendor": "NVIDIA", "cuda_visible_gib": facts["memory_gib"], **facts})
 
 

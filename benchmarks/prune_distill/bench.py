@@ -27,10 +27,11 @@ from passes.text.token_file import read_tokens, token_file
 
 #: What is kept of a run, so that one that was killed goes on: steps under their keys.
 WORK = real_models.CACHE / "prune-distill"
-#: Text that the model writes itself: what pruning and tuning look at.
-CALIBRATION = TextSource("self", 32, 256)
-#: What everything is judged on, and nothing is fitted to or chosen by: two kinds of text, so many sequences of each.
-SEQUENCES, LENGTH = 16, 128
+#: What pruning and tuning look at: so many sequences that the model writes itself, and as many of news, in turn. One kind of text alone
+#: has units stay that only it needs (docs/quantization.md).
+LOOKED_AT, LENGTH = 16, 256
+#: What everything is judged on, and nothing is fitted to or chosen by: a text of another kind, and other news; shorter sequences, so many of each.
+SEQUENCES, SHORTER = 16, 128
 JUDGING = ("Python's reference", "news")
 
 
@@ -130,17 +131,26 @@ def opened(work: Path = WORK, blocks: int | None = None) -> Iterator[Bench]:
     device, dtype = torch.device("cpu"), torch.float32
     nothing = torch.zeros(0, 1, dtype=torch.int64)
     run = RunContext(work, (device,), dtype, nothing, Steps(work, _told()))
-    calibration = read_tokens(token_file(run, files, "calibration text", CALIBRATION))
-    judging = [
-        read_tokens(token_file(run, files, "evaluation text", TextSource(dataset, SEQUENCES, LENGTH)))
-        for dataset in (PYTHON_REFERENCE, str(news_file()))
-    ]
+    calibration, judging = _texts(run, files)
     source = source_model(opened_model.ir, files, dtype, (device,))
     if blocks is not None:
         run = run.part(work / f"{blocks}-blocks")
         gone = tuple(range(blocks, len(source)))
         source = DepthPrune(len(gone), gone).dense(source, run)
-    yield Bench(source, replace(run, text=calibration), torch.cat(judging))
+    yield Bench(source, replace(run, text=calibration), judging)
+
+
+def _texts(run: RunContext, files: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The calibration text and both judging texts `[S, T]`; of the news no part is in both."""
+
+    def read(name: str, source: TextSource) -> torch.Tensor:
+        return read_tokens(token_file(run, files, name, source))
+
+    written = read("calibration text", TextSource("self", LOOKED_AT, LENGTH))
+    news = read("news", TextSource(str(news_file()), LOOKED_AT + SEQUENCES * SHORTER // LENGTH, LENGTH))
+    reference = read("evaluation text", TextSource(PYTHON_REFERENCE, SEQUENCES, SHORTER))
+    calibration = torch.stack([written, news[:LOOKED_AT]], 1).flatten(0, 1)
+    return calibration, torch.cat([reference, news[LOOKED_AT:].reshape(-1, SHORTER)])
 
 
 def _losses(dense: DenseModel, run: RunContext) -> list[float]:

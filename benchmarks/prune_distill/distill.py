@@ -31,12 +31,12 @@ from passes.walk.walk import Walk
 #: The part of the blocks that goes, chosen by influence.
 SHARE = 5
 #: The stated budget of the recovery, and of each of the runs whose end is forecast after a fifth.
-RECOVERY = Distill(tokens=32_768, length=128, epochs=2, learning_rate=3e-4)
+RECOVERY = Distill(tokens=24_576, length=128, epochs=2, learning_rate=3e-4)
 FORECAST = replace(RECOVERY, tokens=6_144)
 SEEDS = range(5)
 #: Three bits with a scale for 64 weights, and the tokens that each block is tuned on.
 QUANTIZE = Quantize("gptq", PackQuantized(3, 64))
-TUNING = Tuning(24_576)
+TUNING = Tuning(65_536)
 
 
 def pruned(bench: Bench, run: RunContext) -> DenseModel:

@@ -11,8 +11,8 @@ from passes.prune.width import IMPORTANCES, WidthPrune
 
 #: A fifth of 1536 channels goes, to a multiple of the group of 64 that 4 bits are stored in.
 CHANNELS = 1216
-#: What looks at no text, which the others are held against; the one that a naive cut goes by.
-_BLIND, _NAIVE = ("magnitude", "random"), "activation"
+#: What looks at no text, which the others are held against; what a naive cut goes by; what lost least in trials (docs/quantization.md).
+_BLIND, _NAIVE, _CHOSEN = ("magnitude", "random"), "activation", "fisher"
 
 
 def rises(bench: Bench, importance: str, *, compensate: bool) -> dict[str, torch.Tensor]:
@@ -27,11 +27,10 @@ def measured(bench: Bench) -> Iterator[Line]:
     for name in IMPORTANCES:
         raw[name] = rises(bench, name, compensate=False)
         yield from lines(f"cut by {name}: perplexity grows by", "%", {text: grown(r) for text, r in raw[name].items()})
-    default = WidthPrune.importance
     for blind in _BLIND:
-        figures = {text: ratio(found, raw[blind][text]) for text, found in raw[default].items()}
-        yield from lines(f"cut by {default} over cut by {blind}", "of the rise", figures, 0.8)
-    for name in dict.fromkeys((_NAIVE, default)):
+        figures = {text: ratio(found, raw[blind][text]) for text, found in raw[_CHOSEN].items()}
+        yield from lines(f"cut by {_CHOSEN} over cut by {blind}", "of the rise", figures, 0.8)
+    for name in dict.fromkeys((_NAIVE, _CHOSEN)):
         made_up = rises(bench, name, compensate=True)
         figures = {text: grown(found) for text, found in made_up.items()}
         yield from lines(f"by {name}, compensated: perplexity grows by", "%", figures)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.algorithms.learned.rounding import Tuning
 from passes.base import NATIVE, Pass, Stage
-from passes.distill.needs import cache_bytes, rows_at_once, training_bytes
+from passes.distill.needs import cache_bytes, rows_at_once, training_bytes, training_disk_bytes
 from passes.distill.objective import OBJECTIVES
 from passes.errors import Reason, nearest
 from passes.ir.distortions import Distortion, Recovered
@@ -144,6 +145,18 @@ class Distill(Pass):
         """Whether its text may have been written by another model than the source."""
         return self.method == SEQUENCES and self.dataset != "self"
 
+    def asks(self) -> str | None:
+        """Say how many requests its endpoint gets at most, and what that takes; answers that suffice end it earlier."""
+        if not self.is_endpoint:
+            return None
+        from passes.distill.endpoint import Endpoint, read_prompts  # a client of servers, which most plans are not
+
+        prompts = len(read_prompts(Path(self.prompts)))
+        said = Endpoint(self.dataset, self.teacher, self.requests_per_minute, self.length).estimate(prompts)
+        wanted = (self.sequences + self.held_out) * self.length
+        few = ": more prompts are needed" if prompts * self.length < wanted else ""
+        return f"{self.teacher} at {self.dataset} is asked: {said}; {wanted:,} tokens are wanted{few}"
+
     @property
     def needs_text(self) -> bool:
         """Whether calibration text is read: blocks are tuned on it; training has text of its own."""
@@ -205,7 +218,8 @@ class Distill(Pass):
         at_once = rows_at_once(source, self.length, self.rows)
         cached = cache_bytes(source, tokens, self.top_k, hidden=self.hidden > 0) if self.method == LOGITS else 0
         training = Work(forwards=_FORWARDS * self.tokens * token, moved=source.tensor_bytes)
-        memory, disk = training_bytes(source, at_once * self.length, self.lora_rank), source.weights * 32 + cached
+        memory = training_bytes(source, at_once * self.length, self.lora_rank)
+        disk = training_disk_bytes(source, self.lora_rank) + cached
         costs = {TRAINING: StepCost(training, memory, disk, whole=True)}
         if self.method == LOGITS:
             costs[TEACHER] = StepCost(Work(forwards=tokens * token, moved=source.tensor_bytes), disk=cached)
@@ -223,9 +237,10 @@ class Distill(Pass):
         return (TEXT, TEACHER, TRAINING) if self.method == LOGITS else (TEXT, TRAINING)
 
     def title(self) -> str:
-        """Return `distil on 40 M tokens (logits)`."""
+        """Return `distil on 40 M tokens (logits)`, with adapters `(logits, LoRA of rank 16)`."""
         what = "tune blocks" if not self.trains else "distil"
-        return f"{what} on {_count(self.tokens)} tokens ({self.method})"
+        adapters = f", LoRA of rank {self.lora_rank}" if self.lora_rank else ""
+        return f"{what} on {_count(self.tokens)} tokens ({self.method}{adapters})"
 
 
 def _count(tokens: int) -> str:

@@ -10,6 +10,8 @@ from passes.ir.model import ModelIR
 _ENTRY_BYTES, _HIDDEN_BYTES = 6, 2
 #: Bytes that a weight takes: fp32 itself; besides, while it is trained: its gradient, AdamW's two moments.
 _WEIGHT_BYTES, _TRAINED_BYTES = 4, 12
+#: Of these, what a checkpoint keeps of a weight.
+_MOMENTS_BYTES = 8
 #: fp32 numbers that a block keeps of a token for the way back, for each that its matrices read or write: norms and activations.
 _KEPT = 1.5
 #: Logits of one forward may take so many bytes: more positions wait for their turn (gradients are summed up).
@@ -28,22 +30,34 @@ def rows_at_once(ir: ModelIR, length: int, rows: int) -> int:
     return max(part for part in range(1, rows + 1) if rows % part == 0 and (part <= fitting or part == 1))
 
 
+def trained_weights(ir: ModelIR, lora_rank: int = 0) -> int:
+    """Return the weights that are trained: all of them, or those of adapters of that rank at each matrix that is no expert."""
+    sizes = (
+        count * (lin.in_features + lin.out_features)
+        for block, count in ir.decoder.counts
+        for lin in block.linears
+        if lin.copies == 1
+    )
+    return lora_rank * sum(sizes) if lora_rank else ir.weights
+
+
 def training_bytes(ir: ModelIR, tokens: int, lora_rank: int = 0) -> int:
     """Return the bytes that training takes beside the process, `tokens` of them going through the model together.
 
     `lora_rank`: of the adapters that are trained in place of the weights; 0 where the weights are.
     """
-    read_written = [
-        (count, lin.in_features + lin.out_features, lin.copies, lin.active)
+    kept = sum(
+        count * sum((lin.in_features + lin.out_features) * min(lin.active, lin.copies) for lin in block.linears)
         for block, count in ir.decoder.counts
-        for lin in block.linears
-    ]
-    kept = sum(count * sizes * min(active, copies) for count, sizes, copies, active in read_written)
-    adapters = lora_rank * sum(count * sizes for count, sizes, copies, _ in read_written if copies == 1)
-    weights = ir.weights * _WEIGHT_BYTES + (
-        adapters * (_WEIGHT_BYTES + _TRAINED_BYTES) if lora_rank else ir.weights * _TRAINED_BYTES
     )
+    trained = trained_weights(ir, lora_rank)
+    weights = (ir.weights + (trained if lora_rank else 0)) * _WEIGHT_BYTES + trained * _TRAINED_BYTES
     return weights + int(tokens * (kept * _KEPT * 4 + ir.vocab_size * LOGIT_BYTES / 2))
+
+
+def training_disk_bytes(ir: ModelIR, lora_rank: int = 0) -> int:
+    """Return the bytes that training keeps on disk: the student at its end, twice in fp32, and two checkpoints with AdamW's moments."""
+    return 2 * ir.weights * _WEIGHT_BYTES + 2 * trained_weights(ir, lora_rank) * (_WEIGHT_BYTES + _MOMENTS_BYTES)
 
 
 def require_room(needed: int, there: int, where: str) -> None:

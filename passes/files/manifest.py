@@ -64,7 +64,11 @@ def damage(folder: Path, *, quick: bool = False) -> tuple[Damage, ...]:
         return ()
     said = read_json(folder / NAME, "manifest")
     files = said.get("files")
-    if not isinstance(files, Mapping) or said.get("digest") != _digest(files):
+    if (
+        not isinstance(files, Mapping)
+        or said.get("digest") != _digest(files)
+        or not all(map(_is_entry, files.values()))
+    ):
         return (Damage(NAME, "changed", f"{NAME} was edited: its digest is not that of its list"),)
     return tuple(_differences(folder, files, quick))
 
@@ -89,6 +93,10 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         hidden = name.startswith(".") or "/." in name
         if path.is_file() and name != NAME and not hidden and not name.endswith(".partial"):
             yield name, path
+
+
+def _is_entry(said: Any) -> bool:
+    return isinstance(said, Mapping) and said.keys() >= {"bytes", "sha256"}
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -37,6 +37,8 @@ _SHARES, _KEPT_GROUPS = (0.05, 0.10, 0.15, 0.20, 0.25), 0.75
 #: Narrower MLPs are cut to multiples of the first: the widest group of any format and the tiles of kernels, on two cards as well. Narrow
 #: ones to multiples of the second, the least that kernels of 4-bit weights take (Marlin's 64 outputs).
 _MULTIPLE, _NARROW_MULTIPLE, _NARROW = 256, 64, 4096
+#: The nearest width that eight cards share in groups of 128 is weighed as well: of 29,568 channels (Qwen2.5 72B) no two cards do.
+_EIGHT_CARDS = 8 * 128
 MEASURE, PRUNE = "measure width", "prune width"
 
 
@@ -66,11 +68,13 @@ class WidthPrune(Pass):
 
     @classmethod
     def degrees(cls, ir: ModelIR) -> Iterator[Self]:
-        """Yield MLPs without `_SHARES` of their channels, widest first, then attentions with fewer groups."""
+        """Yield MLPs without `_SHARES` of their channels or as wide as cards share, widest first, then attentions with fewer groups."""
         blocks = [block for block, _ in ir.decoder.counts]
         inner = min((lin.in_features for b in blocks for lin in dense_mlp(b) if lin.role is Role.DOWN), default=0)
         multiple = _MULTIPLE if inner >= _NARROW else _NARROW_MULTIPLE
         widths = {int(inner * (1 - share)) // multiple * multiple for share in _SHARES}
+        if inner >= _NARROW:
+            widths.add(inner // _EIGHT_CARDS * _EIGHT_CARDS)
         yield from (cls(width) for width in sorted(widths - {0, inner}, reverse=True))
         groups = min((block.state.kv_heads for block in blocks if isinstance(block.state, FullKV)), default=0)
         kept = int(groups * _KEPT_GROUPS)

@@ -16,7 +16,7 @@ from typing import Any
 
 import networkx as nx
 
-from passes.errors import TightfitError
+from passes.errors import InputError, TightfitError
 from passes.steps.executor import Ended, Executor, carried_out, order
 
 #: How often a task is tried again after its worker died.
@@ -52,11 +52,26 @@ def on_ray(cards: int = 0) -> Iterator[Executor]:
 
 
 def _begin(ray: Any) -> None:
+    """Connect to the cluster that is named or runs here, else begin one. Raises InputError for one that is named and does not let us in."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    named = os.environ.get("RAY_ADDRESS")
     try:
         ray.init(address="auto", **quiet)
-    except ConnectionError:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        if named:
+            raise InputError(
+                f"no Ray cluster can be used at {named} (RAY_ADDRESS): {_last_line(error)}",
+                remedy="start it there (`ray start --head`), with the same RAY_AUTH_MODE as here and the Ray of this environment; or "
+                "unset RAY_ADDRESS for a cluster of this machine alone",
+            ) from None
+        if not isinstance(error, ConnectionError):
+            raise
         ray.init(include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+
+
+def _last_line(error: Exception) -> str:
+    """The end of an error's text, which of several says most."""
+    return next(iter(str(error).strip().splitlines()[::-1]), type(error).__name__)[:300]
 
 
 class _Ray:
@@ -96,9 +111,8 @@ class _Ray:
 
 
 def _lost(name: str, error: Exception) -> WorkerLostError:
-    said = str(error).strip().splitlines()
     return WorkerLostError(
-        f"{name}: the worker was lost, {_RETRIES + 1} times: {said[-1] if said else type(error).__name__}",
+        f"{name}: the worker was lost, {_RETRIES + 1} times: {_last_line(error)}",
         remedy="see Ray's logs (/tmp/ray/session_latest/logs): often memory ran out; what was finished is kept, so apply again",
     )
 

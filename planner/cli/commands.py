@@ -414,8 +414,10 @@ def launch(
     from targets.launch.write import write_files
 
     if listed:
+        from planner.cli.tables.page import Page
+
         for name, title in launch_targets():
-            screen().print(f"  {name:18s} {title}")
+            Page(screen()).line(f"  {name:18s} ", title)
         return
     if what is None or not target:
         raise InputError(

@@ -74,12 +74,9 @@ def _usage_errors() -> type[typer.BadParameter]:
 
 def _report(error: TightfitError | Interrupted) -> None:
     if "--json" in sys.argv:
+        from planner.documents.failure import Failure, FailureDocument
+        from planner.plan.codec import to_json
+
         place = error.location if isinstance(error, TightfitError) else None
-        emit({
-            "format_version": "1",
-            "error": {
-                "message": error.message, "remedy": error.remedy,
-                "location": None if place is None else {"file": place.file, "line": place.line, "column": place.column},
-            },
-        })  # fmt: skip
+        emit(to_json(FailureDocument(Failure(error.message, error.remedy, place))))
     sys.stderr.write(f"error: {error}\n")

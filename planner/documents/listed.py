@@ -64,5 +64,8 @@ DOCUMENTS: Mapping[str, Document] = {
     "answer": Document("An answer of explain", "`optimize explain --json`", "planner.explain.asked:Answer"),
     "difference": Document("A difference of plans", "`optimize diff --json`", "planner.explain.diff:PlanDifference"),
     "drift": Document("A plan under other versions", "`optimize drift --json`", "planner.explain.drift:DriftDocument"),
+    "error": Document(
+        "An error that can be mended", "every command with `--json`, where it fails", "planner.documents.failure:FailureDocument"
+    ),
     "machine": Document("What a machine can do", "`optimize doctor --json`", "planner.setup.doctor:Machine"),
 }  # fmt: skip

@@ -9,20 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeAlias
 
 from passes.errors import InputError, nearest
 from passes.ir.sources import Source
 from planner.choice.verdict import Verdict
 from planner.explain.asked import Answer, Asked
-from planner.explain.changes import known_words, named
+from planner.explain.changes import change, known_words, named
 from planner.explain.compare import decides
 from planner.explain.least import cheapest_card, fewest_bits
-from planner.explain.naming import has, words_of
+from planner.explain.naming import has, weights_have, words_of
 from planner.explain.two_plans import chosen_words, compared, lost_row, replanned, what_if
 from planner.explain.users import how_many
 from planner.figures import show_interval
 from planner.quality.expected import perplexity_growth
-from planner.spec.patch import Patch, at, patched
+from planner.spec.patch import Patch, at, patched, written
 from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, find_engine
 
@@ -33,6 +34,8 @@ QUESTIONS = (
     "what if prefer speed", "what if no prune", "what if goal 2 %", "cheapest card that fits", "fewest bits at 2 %",
 )  # fmt: skip
 
+#: Answers a question of one form about a plan, given the words that stand in its place.
+_Answering: TypeAlias = Callable[[Asked, str], Answer]
 #: What people call formats, and how candidates are named.
 _SPELLED = {"int8": "w8a8", "int4": "4 bit", "fp4": "nvfp4", "bf16": "as it is", "fp16": "as it is"}
 
@@ -102,8 +105,51 @@ def _how_fast(asked: Asked, words: str) -> Answer:
     return replace(_chosen_one(asked, words), answer=f"{leading.label}: {'; '.join((*told, f'perplexity {grown}'))}")
 
 
-def _how_many(asked: Asked, words: str) -> Answer:
-    return how_many(asked)
+def _longest(asked: Asked, words: str) -> Answer:
+    """The longest request that the plan's cache holds, and how many tokens of all together."""
+    leading = asked.leading
+    kv = leading.verdict.memory.kv
+    told = f"a request of {kv.max_context:,} tokens fits, {kv.tokens.value:,.0f} ({kv.tokens.low:,.0f} … {kv.tokens.high:,.0f}) of all"
+    return replace(_chosen_one(asked, words), answer=f"{leading.label}: {told}")
+
+
+#: What stands before a condition in a question, and what stands there without being one.
+_CONDITION = re.compile(r"(?:^|.*? )(?:with|for|at|on|if|when|using|under) (?P<said>.+)", re.IGNORECASE)
+_NO_CONDITION = re.compile(
+    r"(?:(?:this|that|the|it|its|me|us|now|all|my|our|these|model|plan|spec|goals?|load|use) ?)+", re.IGNORECASE
+)
+
+
+def _condition(words: str) -> str | None:
+    """What a question is asked under besides the plan's spec (`cheapest card for 8 users`), in the words of a change."""
+    found = _CONDITION.fullmatch(words)
+    return None if found is None or _NO_CONDITION.fullmatch(found["said"]) else found["said"]
+
+
+def _conditional(answer: _Answering) -> _Answering:
+    """Answer about the plan of the changed spec where the words behind a question say what else is so."""
+
+    def answered(asked: Asked, words: str) -> Answer:
+        condition = _condition(words)
+        if condition is None:
+            return answer(asked, words)
+        spec, patch = change(condition, asked.spec, asked.leading.verdict.candidate.engine)
+        told = answer(asked.changed(spec), words)
+        return replace(
+            told, answer=f"with {condition}: {told.answer}", patch=", ".join(filter(None, (written(patch), told.patch)))
+        )
+
+    return answered
+
+
+def _changed_or(answer: _Answering) -> _Answering:
+    """Hold the plan against that of the changed spec where the words behind a question say what else is so."""
+
+    def answered(asked: Asked, words: str) -> Answer:
+        condition = _condition(words)
+        return answer(asked, words) if condition is None else what_if(asked, condition)
+
+    return answered
 
 
 def _why_cards(asked: Asked, count: str) -> Answer:
@@ -137,9 +183,11 @@ def _why(asked: Asked, name: str) -> Answer:
 def _why_not(asked: Asked, name: str) -> Answer:
     """The chosen plan against the best with what is named; planned for it alone where it was not weighed."""
     leading = asked.leading
-    found = [v for v in asked.verdicts if has(v, name)]
-    if asked.result.chosen is not None and has(asked.result.chosen, name):
-        return _why(asked, name)
+    found = [v for v in asked.verdicts if weights_have(v, name)]
+    if not found or leading.verdict in found:
+        found = [v for v in asked.verdicts if has(v, name)]
+        if asked.result.chosen is not None and has(asked.result.chosen, name):
+            return _why(asked, name)
     if not found:
         return _planned_for(asked, name)
     other = asked.best([v for v in found if v.candidate != leading.verdict.candidate] or found)
@@ -177,23 +225,43 @@ def _unasked(asked: Asked, name: str, patch: Patch) -> Answer:
 
 
 _A_CHEAPER = "(?:we had |i had |on |with )?(?:an? |the )?(?:cheaper|cheapest|smaller|smallest|lesser|least)"
+_IT = "(?:it|this|that|we|i|they|the plan|the model)"
+_BETTER = "(?:better|worse|faster|slower|smaller|larger|bigger|cheaper|enough|possible|good|ok)"
 
-_FORMS: tuple[tuple[str, Callable[[Asked, str], Answer]], ...] = (
+_FORMS: tuple[tuple[str, _Answering], ...] = (
     (rf"(?:what )?(?:if|about) {_A_CHEAPER} (?:card|gpu)", cheapest_card),
-    (r"why not (.+)", _why_not),
+    (r"why not (?:an? |the )?(?:use |using )?(?:published )?(.+)", _why_not),
     (r"why(?: (?:this|that|it|this plan|the plan|is it chosen|was it chosen))?", _chosen_one),
     (r"why (\d+) (?:cards?|gpus?)", _why_cards),
-    (r"why (.+)", _why),
-    (r"(?:can|could|will|would|does) (?:it|this|that|we|i|they) (?:serve|handle|hold|take|do|run on) (.+)", what_if),
+    (rf"why (?:(?:is|was) (?:the |{_IT} )?|did (?:you|it) (?:choose|pick|take|use) |does {_IT} (?:use|take) |use )?(.+)", _why),
+    (rf"(?:can|could|will|would|does|is) {_IT} (?:fit|run|work|go)(?: (?:on|in|at|with))? (.+)", what_if),
+    (rf"(?:can|could|will|would|does) {_IT} (?:serve|handle|hold|take|do|use) (.+)", what_if),
     (r"(?:what |and |how )?(?:if|about) (.+)", what_if),
     (r"(?:what happens|is it possible|possible) (?:with|on|if) (.+)", what_if),
+    (r"what (?:would|will|could|does|do) (.+?) (?:give|do|cost|change|bring|take|mean)(?: us| me)?", what_if),
+    (rf"(?:is|would|will) {_IT} (?:be |run )?{_BETTER} (?:with|on|in|by|at|for) (.+)", what_if),
+    (rf"(?:is|are|would|will) {_IT} (?:be |run )?{_BETTER}(?: enough)?", _how_fast),
+    (rf"(?:is|are|would|will) (.+?) (?:be )?(?:any )?{_BETTER}", _why_not),
     (r"(?:what (?:is|would be|could be|can be) )?(faster)", lambda asked, words: what_if(asked, "prefer speed")),
     (r"(?:what (?:is|would be|could be|can be) )?(cheaper)", lambda asked, words: cheapest_card(asked, "")),
-    (r"(?:how many|most|max(?:imum)?) (?:users?|clients?|concurren\w+|requests?|people)( .*)?", _how_many),
-    (r"(?:what is |what's )?(?:the )?(?:highest|most|max(?:imum)?|largest) (?:rate|load|concurrency|throughput)( .*)?", _how_many),
-    (r"how (?:fast|much|good|well|big|large|long|slow)( .*)?", _how_fast),
-    (r"what (?:is|are) (?:its|the) (?:speed|memory|quality|loss|throughput|latency|ttft|figures|cost)( .*)?", _how_fast),
-    (r"(?:the |which |what )?(?:is the )?(?:(?:cheapest|smallest|least) )?(?:card|gpu)( .*)?", cheapest_card),
+    (
+        r"(?:how many|most|max(?:imum)?) (?:users?|clients?|concurren\w+|requests?|people)( .*)?",
+        _conditional(lambda asked, words: how_many(asked)),
+    ),
+    (
+        r"(?:what is |what's )?(?:the )?(?:highest|most|max(?:imum)?|largest) (?:rate|load|concurrency|throughput)( .*)?",
+        _conditional(lambda asked, words: how_many(asked)),
+    ),
+    (
+        r"(?:what is |what's |how long is )?(?:the )?(?:longest|largest|max(?:imum)?|most) (?:context|prompts?|requests?)( .*)?",
+        _conditional(_longest),
+    ),
+    (r"how (?:fast|much|good|well|big|large|long|slow)( .*)?", _changed_or(_how_fast)),
+    (
+        r"what (?:is|are) (?:its|the) (?:speed|memory|quality|loss|throughput|latency|ttft|figures|cost)( .*)?",
+        _changed_or(_how_fast),
+    ),
+    (r"(?:the |which |what )?(?:is the )?(?:(?:cheapest|smallest|least) )?(?:card|gpu)( .*)?", _conditional(cheapest_card)),
     (r"(?:the )?fewest bits (?:at|for|with|within) (.+)", fewest_bits),
 )  # fmt: skip
 

@@ -31,9 +31,16 @@ _CALLED: Mapping[str, str] = {
     "goal": "goals.quality.max_perplexity_increase", "quality": "goals.quality.max_perplexity_increase",
     "perplexity": "goals.quality.max_perplexity_increase", "loss": "goals.quality.max_perplexity_increase", "kl": "goals.quality.max_kl",
     "goals": "goals", "pruning": "passes.prune", "distillation": "passes.distill", "quantization": "passes.quantize",
-    "cache": "passes.kv_cache", "kv": "passes.kv_cache", "kv cache": "passes.kv_cache", "format": "passes.quantize.formats",
+    "cache": "passes.kv_cache", "kv": "passes.kv_cache", "kv cache": "passes.kv_cache",
+    "kv quantization": "passes.kv_cache", "cache quantization": "passes.kv_cache", "kv cache quantization": "passes.kv_cache",
+    "format": "passes.quantize.formats",
     "weights": "passes.quantize.formats", "method": "passes.quantize.methods", "backend": "passes.quantize.backend",
 }  # fmt: skip
+#: What people say before a change.
+_LEADING = re.compile(
+    r"^(?:(?:(?:i|we|you|they) (?:use|used|have|had|take|took|run|ran|serve|served|want|get|got)|with|an?|the|on|in|by|only|just) )+",
+    re.IGNORECASE,
+)
 #: What `no` makes of a key; of every other one it takes the value away.
 _WITHOUT: Mapping[Path, Any] = {
     ("passes", "prune"): "forbid", ("passes", "distill"): "forbid", ("passes", "quantize"): "forbid", ("passes", "kv_cache"): ["auto"],
@@ -51,9 +58,7 @@ def change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
     """
     whole: Patch = {}
     for part in re.split(r",\s+|\s+and\s+|\s*;\s*", text.strip()):
-        spec, patch = _change(
-            re.sub(r"^(with|an?|the|on|in|by)\s+", "", part.strip(), flags=re.IGNORECASE), spec, engine
-        )
+        spec, patch = _change(_LEADING.sub("", part.strip()), spec, engine)
         whole = together(whole, patch)
     return spec, whole
 

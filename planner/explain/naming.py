@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from passes.base import Stage
+from planner.asked import spoken
 from planner.choice.verdict import Verdict
 from planner.explain.asked import Asked
 
@@ -12,7 +14,18 @@ from planner.explain.asked import Asked
 def has(verdict: Verdict, name: str) -> bool:
     """Tell whether a candidate has something of a name: every word of it is one of the candidate's, or a part of one."""
     candidate = verdict.candidate
-    said = " ".join((candidate.label, *(pass_.title() for pass_ in candidate.passes)))
+    return _named(" ".join((candidate.label, *(pass_.title() for pass_ in candidate.passes))), name)
+
+
+def weights_have(verdict: Verdict, name: str) -> bool:
+    """Tell the same of its engine and its weights alone, not of the cache's type."""
+    candidate = verdict.candidate
+    made = (f"{spoken(each)} {each.title()}" for each in candidate.passes if each.stage is not Stage.KV_CACHE)
+    served = candidate.published and f"{candidate.published.id} {candidate.published.weights}"
+    return _named(" ".join((candidate.engine, served or "", *made)), name)
+
+
+def _named(said: str, name: str) -> bool:
     words = re.findall(r"[a-z0-9.]+", said.lower())
     asked = re.findall(r"[a-z0-9.]+", name.lower())
     return all(any(word == part or (len(part) > 1 and _part(part, word)) for word in words) for part in asked)

@@ -94,6 +94,7 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
     if spec.goals.prefer == "cost" and speed is not None:
         hours = parallel.gpus * 1e6 / (3600 * max(speed.throughput_tok_s.value, 1e-9))
         yield f"a million generated tokens take {hours:.2f} hours of a card"
+    yield from filter(None, (pass_.asks() for pass_ in verdict.candidate.passes))
     if spec.target.fewest and (fewer := result.with_fewer_cards()) is not None:
         missed = [goal.reason().message for goal in fewer.goals if not goal.met]
         told = [reason.message for reason in fewer.reasons if reason.kind is not ReasonKind.DOMINATED]

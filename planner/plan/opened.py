@@ -63,6 +63,11 @@ def _planned(document: PlanDocument) -> Opened:
 def planned_source(document: PlanDocument, spec: Spec) -> Source:
     """Open a plan's model where it lies now: one that moved has no commit any more. Raises InputError where it is not found."""
     moved = document.places is not None and "model" in document.places.moved
+    if Path(spec.model).is_absolute() and not Path(spec.model).exists():
+        raise InputError(
+            f"the plan's model is not at {spec.model} any more",
+            remedy="say where it lies now: `optimize apply PLAN --model PATH`; its headers and config must be the plan's",
+        )
     return open_model(spec.model, revision=None if moved else spec.revision, assume=spec.assume)
 
 

@@ -20,7 +20,7 @@ from passes.ir.fields import shown
 from passes.ir.sources import path_named
 from passes.text.source import refuse_missing_text
 from planner.spec.arguments import file_named
-from planner.spec.parts.choices import QuantizeChoice
+from planner.spec.parts.choices import DistillChoice, PassesChoice, QuantizeChoice
 from planner.spec.parts.target import Target
 from planner.spec.spec import Spec
 from planner.spec.trace import read_trace
@@ -121,6 +121,9 @@ def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
     quantize = spec.passes.quantize
     if isinstance(quantize, QuantizeChoice) and quantize.backend != NATIVE:
         checks.append((["passes", "quantize", "backend"], partial(find_backend, quantize.backend)))
+    distill = spec.passes.distill
+    if isinstance(distill, DistillChoice):
+        checks.append((["passes", "distill"], partial(_refuse_missing_prompts, distill)))
     for path, check in checks:
         try:
             check()
@@ -161,8 +164,30 @@ def _resolve(spec: Spec, folder: Path) -> Spec:
                 update={"trace": None if spec.workload.trace is None else place(spec.workload.trace)}
             ),
             "evaluation": spec.evaluation.model_copy(update={"dataset": place(spec.evaluation.dataset)}),
+            "passes": _found_texts(spec.passes, place),
         }
     )
+
+
+def _found_texts(passes: PassesChoice, place: Callable[[str], str]) -> PassesChoice:
+    """The passes with the files that distillation reads, where it is asked for."""
+    if not isinstance(passes.distill, DistillChoice):
+        return passes
+    found = {
+        "dataset": place(passes.distill.dataset),
+        "prompts": passes.distill.prompts and place(passes.distill.prompts),
+    }
+    return passes.model_copy(update={"distill": passes.distill.model_copy(update=found)})
+
+
+def _refuse_missing_prompts(choice: DistillChoice) -> None:
+    """Refuse prompts that cannot be read, and a text of a student that is not there."""
+    from passes.distill.endpoint import read_prompts  # a client of servers, which most specs have none of
+
+    if choice.prompts:
+        read_prompts(Path(choice.prompts))
+    if not choice.dataset.startswith(("http://", "https://")):
+        refuse_missing_text(choice.dataset)
 
 
 def _here(target: Target) -> Target:

@@ -98,8 +98,8 @@ class Layout:
         return each, round(sum(rate * tokens for rate, tokens in kept) / each) if each else 0
 
     def state_bytes(self) -> int:
-        """Return the bytes that a sequence takes whatever its length: states, and what it attends to across."""
-        same = [spec.blocks(0, self.settings) for spec, _ in self.groups if not (spec.grows or spec.slides)]
+        """Return the bytes that a sequence holds whatever its length while it decodes: states, and what it attends to across."""
+        same = [spec.held(self.settings) for spec, _ in self.groups if not (spec.grows or spec.slides)]
         return sum(same) * self.block_bytes
 
 

@@ -61,3 +61,11 @@ class Spec:
         if self.kind == "cross":
             return math.ceil(self.reach / self.block_size)
         return math.ceil(math.ceil(length / settings.context_parallel) / self.block_size)
+
+    def held(self, settings: CacheSettings) -> int:
+        """Count the blocks that a request holds while it decodes, of those that do not grow with it.
+
+        Of states that is the one that is written, and those of drafted tokens: older ones stay for their prefix only while nobody
+        needs their blocks (`MambaManager.remove_skipped_blocks` in `v1/core/single_type_kv_cache_manager.py`, 0.32).
+        """
+        return 1 + settings.draft_tokens if self.kind == "state" else self.blocks(0, settings)

@@ -16,11 +16,10 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from passes.record import dataclass
 
 #: Bytes cycled through: on a processor beyond any last-level cache in common use, on a card many times its own.
 PROCESSOR_SET, CARD_SET = 512 << 20, 4 << 30

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -60,16 +62,66 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def started(folder: Path, ray: Path | None, *arguments: str) -> subprocess.Popen[str]:
-    """`optimize apply` on the processor, with two workers where `ray` says where it is."""
+def around(ray: Path | None, address: str = "") -> dict[str, str]:
+    """The environment of a process of ours, with Ray where `ray` says that it is."""
     paths = [str(Path(__file__).parents[2]), *([str(ray)] if ray else [])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": ""}
-    environment.pop("OMP_NUM_THREADS", None)
+    told = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ADDRESS": address,
+    }
+    return {name: value for name, value in (os.environ | told).items() if name != "OMP_NUM_THREADS"}
+
+
+def started(folder: Path, ray: Path | None, *arguments: str, address: str = "") -> subprocess.Popen[str]:
+    """`optimize apply` on the processor, with two workers where `ray` says where it is, else on the cluster at an address."""
     on = ("--executor", "ray") if ray else ()
     command = [sys.executable, "-m", "planner.cli", "apply", *arguments, "--device", "cpu", *on, "--json"]
     return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=folder, env=around(ray, address), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+
+
+@contextmanager
+def cluster(folder: Path, ray: Path) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
+    """A cluster of two nodes with a processor each, which know of each other by their address alone: it, and what runs each node."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address, nodes = f"127.0.0.1:{port}", list[subprocess.Popen[str]]()
+    try:
+        for which in (("--head", f"--port={port}", "--include-dashboard=false"), (f"--address={address}",)):
+            log = folder / f"node{len(nodes)}.log"
+            command = [
+                sys.executable,
+                "-m",
+                "ray.scripts.scripts",
+                "start",
+                *which,
+                "--num-cpus=1",
+                "--num-gpus=0",
+                "--block",
+            ]
+            with log.open("w") as said:
+                nodes.append(
+                    subprocess.Popen(command, cwd=folder, env=around(ray), text=True, stdout=said, stderr=said)
+                )
+            while "--block" not in log.read_text():  # "This command will now block", once the node is up
+                assert nodes[-1].poll() is None, log.read_text()
+                time.sleep(0.2)
+        yield address, nodes
+    finally:
+        for node in nodes:
+            end(node)
+
+
+def end(node: subprocess.Popen[str]) -> None:
+    """End a node at once, with everything that runs on it, as a machine that loses its power does."""
+    for pid in below(node.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    node.wait()
 
 
 def content(result: Path) -> Mapping[str, str]:
@@ -78,23 +130,24 @@ def content(result: Path) -> Mapping[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+def below(parent: int) -> list[int]:
+    """A process and those below it."""
+    found, waiting = [], [parent]
+    while waiting:
+        found.append(pid := waiting.pop())
+        with suppress(OSError):  # it has ended
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+    return found
+
+
 def workers(parent: int) -> list[int]:
     """Processes below one that carry out a task of ours."""
-    found, below = [], [parent]
-    while below:
-        pid = below.pop()
-        try:
-            below += [
-                int(each)
-                for task in Path(f"/proc/{pid}/task").iterdir()
-                for each in (task / "children").read_text().split()
-            ]
-            name = Path(f"/proc/{pid}/cmdline").read_text()
-        except OSError:  # it has ended
-            continue
-        if name.startswith("ray::_in_a_worker"):
-            found.append(pid)
-    return found
+    names = {}
+    for pid in below(parent):
+        with suppress(OSError):
+            names[pid] = Path(f"/proc/{pid}/cmdline").read_text()
+    return [pid for pid, name in names.items() if name.startswith("ray::_in_a_worker")]
 
 
 def finished_blocks(work: Path) -> int:
@@ -134,3 +187,23 @@ def test_a_fleet_is_made_side_by_side_and_one_that_fails_stops_no_other(place: P
     assert "w5a16" in fleet["members"][1]["said"] and most >= 2
     for name in ("first", "second"):
         assert content(place / "out" / f"{name}-tightfit") == content(place / "local" / f"{name}-tightfit")
+
+
+def test_a_node_that_is_lost_in_the_middle_loses_nothing(place: Path, ray_packages: Path) -> None:
+    with cluster(place, ray_packages) as (address, nodes):
+        child, work = (
+            started(place, ray_packages, "first.yaml", "-o", "spread", address=address),
+            place / ".spread.work",
+        )
+        busy = list[subprocess.Popen[str]]()
+        while finished_blocks(work) < 2 or len(busy) != 1:  # the walk, once the texts are ready
+            assert child.poll() is None, child.communicate()
+            busy = [node for node in nodes if workers(node.pid)]
+        if busy[0] is nodes[0]:  # the head keeps the cluster together: of it the worker alone
+            for pid in workers(nodes[0].pid):
+                os.kill(pid, signal.SIGKILL)
+        else:
+            end(nodes[1])
+        _, err = child.communicate()
+    assert child.returncode in (0, 4), err
+    assert content(place / "spread") == content(place / "local" / "first-tightfit")

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from passes.distill.answers import Answer, fault, fit_answers
+from passes.distill.distill import Distill
 from passes.distill.endpoint import ATTEMPTS, Endpoint, read_prompts
 from passes.errors import InputError, TightfitError
+from planner.plan.make import plan
+from planner.spec.parse import load_spec
 
 GOOD = "The quick brown fox jumps over the lazy dog and sleeps."
 
@@ -125,3 +128,31 @@ def test_prompts_are_read_with_their_lines(tmp_path: Path) -> None:
     path.write_text('{"answer": 1}\n')
     with pytest.raises(InputError, match=r"prompts.jsonl:1: no prompt found"):
         read_prompts(path)
+
+
+SPEC = """
+model: Qwen/Qwen2.5-0.5B-Instruct
+target: { gpu: rtx-4090 }
+engine: vllm
+workload: { context: 1024, concurrency: 1 }
+passes:
+  prune: { depth: 2 }
+  distill: { method: sequences, dataset: "http://teacher:8000/v1", teacher: big, prompts: prompts.txt, tokens: 4096, length: 64, epochs: 4 }
+  quantize: forbid
+  kv_cache: [auto]
+"""
+
+
+def test_a_plan_says_what_its_teacher_is_asked_and_finds_the_prompts_beside_the_spec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    monkeypatch.chdir(Path(__file__).parent)
+    with pytest.raises(InputError, match=r"spec.yaml:8:3: no prompts at .*prompts.txt"):
+        load_spec(tmp_path / "spec.yaml")
+    (tmp_path / "prompts.txt").write_text("Tell of rivers.\n" * 30)
+    said = "big at http://teacher:8000/v1 is asked: 30 requests, at most 1,920 tokens, at least 0.5 min; 1,152 tokens are wanted"
+    assert said in plan(tmp_path / "spec.yaml").document.decision.notes
+    few = Distill(method="sequences", dataset="http://t/v1", teacher="big", prompts=str(tmp_path / "prompts.txt"))
+    assert str(few.asks()).endswith("100,003,840 tokens are wanted: more prompts are needed")
+    assert Distill().asks() is None

@@ -15,7 +15,7 @@ import torch
 from passes import chain
 from passes.blocks.dense_model import DenseModel
 from passes.distill.distill import Distill
-from passes.distill.needs import cache_bytes, require_room, rows_at_once, training_bytes
+from passes.distill.needs import cache_bytes, require_room, rows_at_once, training_bytes, training_disk_bytes
 from passes.distill.student import distilled
 from passes.distill.teacher import TeacherText
 from passes.distill.trainer import Curve, TrainingJob, train
@@ -155,6 +155,7 @@ def test_training_that_has_no_room_is_refused(llama_ir: ModelIR) -> None:
         require_room(needed, needed // 2, "this machine")
     assert refused.value.remedy is not None and "blockwise" in refused.value.remedy
     assert 8 % rows_at_once(llama_ir, 512, 8) == 0
+    assert training_disk_bytes(llama_ir) == 32 * llama_ir.weights > 2 * training_disk_bytes(llama_ir, 4)
 
 
 @pytest.mark.parametrize(

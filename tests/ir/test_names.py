@@ -6,8 +6,8 @@ import pytest
 
 from passes.errors import InputError
 from passes.ir import catalog
-from passes.ir.names import convention, find
-from passes.ir.sources import open_model
+from passes.ir.names import Published, convention, find, published_of
+from passes.ir.sources import described, open_model
 from passes.quantize.format_names import pass_named
 from planner.check import check
 from targets.engines.engine import Parallel, Settings
@@ -120,3 +120,23 @@ def test_a_published_checkpoint_whose_source_is_not_known_names_it() -> None:
 def test_a_model_that_writes_nothing_is_told_so_by_its_name(name: str) -> None:
     with pytest.raises(InputError, match="writes no text"):
         open_model(name)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        made
+        for row in catalog.published()
+        if row.id in catalog.ids() and "quantization_config" in catalog.entry(row.id).config
+        for made in published_of(row.of)
+        if made.id == row.id and made.weights.startswith(("awq", "gptq", "w4a16"))
+    ],
+    ids=lambda made: made.id,
+)
+def test_a_published_checkpoint_has_the_bits_and_groups_of_its_own_config(made: Published) -> None:
+    stored = described(made.id)
+    assert stored is not None
+    forms = {lin.storage for block, _ in stored.decoder.counts for lin in block.linears if lin.storage.quant_method}
+    usual = pass_named(made.weights)
+    assert usual is not None
+    assert {(form.bits, form.group_size) for form in forms} == {(usual.storage.bits, usual.storage.group_size)}

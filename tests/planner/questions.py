@@ -12,7 +12,7 @@ from planner.spec.spec import Spec
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 _MOE = """
 model: mistralai/Mixtral-8x7B-Instruct-v0.1
-target: { gpu: A100, count: 2 }
+target: { gpu: A100 80GB, count: 2 }
 workload: { context: 8192, concurrency: 4, input_tokens: 1000, output_tokens: 300 }
 goals: { decode: 20 tok/s, quality: { max_perplexity_increase: 3% } }
 """

@@ -124,7 +124,11 @@ def test_two_figures_that_differ_never_read_alike() -> None:
 
 @pytest.mark.parametrize(
     ("card", "prompt", "answer", "within"),
-    [("RTX 3090", 800, 201, 0.1), ("H100 SXM", 500, 100, 0.1), ("L4", 3000, 300, 0.2)],
+    [
+        ("RTX 3090", 800, 201, 0.1),
+        ("H100 SXM", 500, 100, 0.15),  # 3 s of 50 are the host's, which takes in 3,000 requests
+        ("L4", 3000, 300, 0.2),
+    ],
 )
 def test_the_most_that_is_served_is_what_a_simulated_burst_is_served_at(
     card: str, prompt: int, answer: int, within: float

@@ -119,6 +119,15 @@ def test_options_are_laid_over_a_pasted_command(optimize: Any) -> None:
     assert json.loads(out)["context"] == 8000
 
 
+def test_an_answer_is_readable_in_60_columns(optimize: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    for asked in (("--context", "128k", "--decode", "40"), ("--live",)):
+        _, out, _ = optimize("check", "--model", "Llama-3.1-8B-Instruct", "--gpu", "L4", *asked)
+        assert out and max(map(len, out.splitlines())) <= 60
+    _, out, _ = optimize("launch", "--list")
+    assert out and max(map(len, out.splitlines())) <= 60
+
+
 def test_a_misspelt_option_names_the_nearest(optimize: Any) -> None:
     code, document = check(optimize, "--model", "llama-3.1-8b", "--gpuu", "L4")
     assert code == 2

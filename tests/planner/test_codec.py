@@ -29,7 +29,7 @@ from targets.quantity import Basis, Quantity
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 _MODEL = "model: Qwen/Qwen2.5-7B-Instruct\n"
 SPECS = {
-    "every goal": _MODEL + "target: { gpu: rtx-3060, count: 2 }\nworkload: { context: 8192, concurrency: 3 }\n"
+    "every goal": _MODEL + "target: { gpu: rtx-3060-12gb, count: 2 }\nworkload: { context: 8192, concurrency: 3 }\n"
     "goals: { ttft: 900 ms, tpot: 60 ms, decode: 10 tok/s, throughput: 20 tok/s,"
     " quality: { max_kl: 0.1, max_perplexity_increase: 10% } }\n",
     "nothing": _MODEL + "target: { gpu: rtx-4090 }\ngoals: { decode: 100000 tok/s }\n",

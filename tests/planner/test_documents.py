@@ -89,6 +89,12 @@ def test_what_stands_beside_a_documents_fields_is_in_its_schema(tmp_path: Path) 
     assert refused(shown | {"soaked": 1}, schema("shown"), schema("shown")) == [".soaked is not known"]
 
 
+@pytest.mark.parametrize("words", [("check", "--gpu", "A100"), ("plan", "nofile.yaml"), ("show", "--bad")])
+def test_an_error_is_a_document_with_a_schema(optimize: Any, words: tuple[str, ...]) -> None:
+    code, out, _ = optimize(*words, "--json")
+    assert code == 2 and refused(json.loads(out), schema("error"), schema("error")) == []
+
+
 def test_the_command_prints_them(optimize: Any) -> None:
     assert json.loads(optimize("schema", "plan")[1]) == schema("plan")
     code, _, said = optimize("schema", "plann")

@@ -32,7 +32,9 @@ MORE = (
     "what if vllm and concurrency 4", "what if 2 cards, context 8192", "what if decode 10 tok/s", "what if max_num_seqs 8",
     "what if model Llama-3.2-1B-Instruct", "can it serve 4 users", "prefer speed", "faster", "why not int4", "why 1 card", "what if 1/s",
     "how fast is it", "why this plan", "is it possible with 2 cards",
-    "what if model Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4",
+    "what if model Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "is it faster with gptq", "is awq better", "will it fit on 16GB", "is it good",
+    "does it run on a 3090", "why is the kv cache q6", "why did you choose exl2", "what if I use a 5090", "what would an H100 give",
+    "why not the published awq", "what if no kv quantization", "what is the longest context", "how much memory does it need",
 )  # fmt: skip
 
 
@@ -76,6 +78,35 @@ def test_every_advertised_question_is_answered_with_figures(question: str, name:
         assert each.chosen.low <= each.chosen.value <= each.chosen.high and each.change
     assert answer.other.meets == (not answer.other.missed and all(goal.met for goal in answer.other.goals))
     assert json.dumps(answer.as_json())
+
+
+@pytest.mark.parametrize(
+    ("question", "same_as"),
+    [
+        ("how much slower with 2 users", "what if 2 users"), ("how fast is it on an L40S", "what if an L40S"),
+        ("how good is it with a goal of 5 %", "what if a goal of 5 %"),
+        ("how much memory does it take for 16k context", "what if 16k context"),
+    ],
+)  # fmt: skip
+def test_figures_under_a_condition_are_those_of_the_changed_spec(question: str, same_as: str) -> None:
+    assert explain(*asked("32B"), question) == explain(*asked("32B"), same_as)
+
+
+def test_what_is_asked_under_a_condition_is_asked_of_the_changed_spec() -> None:
+    spec, source = asked("32B")
+    eight = patched(spec, {"workload": {"concurrency": 8}})
+    for question in ("cheapest card", "longest context"):
+        told = explain(spec, source, f"{question} for 8 users")
+        assert told.answer == f"with 8 users: {explain(eight, source, question).answer}"
+        assert told.patch.startswith("workload: {concurrency: 8}")
+    with pytest.raises(InputError):
+        explain(spec, source, "cheapest card for eight elephants")
+
+
+def test_a_format_is_looked_for_among_weights_before_caches() -> None:
+    for question in ("why not fp8", "why not 8 bit"):
+        other = explain(*asked("32B"), question).other
+        assert other is not None and other.weights.startswith(("fp8", "w8", "gptq-8"))
 
 
 @pytest.mark.parametrize("question", MORE)
@@ -145,7 +176,7 @@ def test_without_a_question_all_are_listed(name: str) -> None:
 @pytest.mark.parametrize(
     ("question", "says"),
     [
-        ("is it good", "why not awq"),
+        ("is it raining", "why not awq"),
         ("why not zzz", "what if 2 x 4090"),
         ("why not awqq", "'awq'"),
         ("what if exlamav2", "exllamav2"),
@@ -177,7 +208,7 @@ def test_what_is_not_known_says_what_may_be_asked(question: str, says: str) -> N
         ("decode 30", "goals: {decode: 30 tok/s}"),
         ("w8a8", "passes: {quantize: {formats: [w8a8], methods: null, dense: null}}"),
         ("awq", "passes: {quantize: {formats: null, methods: [awq], dense: null}}"),
-        ("fp8 cache", "passes: {kv_cache: [fp8]}"),
+        ("fp8 cache", "passes: {kv_cache: fp8}"),
         ("max_num_seqs 8", "engine: {name: exllamav2, settings: {max_num_seqs: 8}}"),
         ("goals.bands.speed 10 %", "goals: {bands: {speed: 10 %}}"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import networkx as nx
@@ -12,6 +13,7 @@ import pytest
 
 from passes.errors import DoesNotFitError, InputError
 from passes.steps.executor import HERE, carried_out, order
+from passes.steps.on_ray import _begin
 from planner import fleet
 from planner.fleet import Fleet, Member, apply_all, carrying, orders
 from tests.planner.conftest import run
@@ -116,3 +118,30 @@ def test_a_card_by_its_number_is_not_ours_to_choose_on_ray() -> None:
         pass
     with carrying("local", "cuda:1") as executor:
         assert executor is HERE
+
+
+class _NoCluster:
+    """Ray where no cluster lets anybody in."""
+
+    exceptions = SimpleNamespace(RayError=type("RayError", (Exception,), {}))
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.begun = error, list[dict[str, Any]]()
+
+    def init(self, **how: Any) -> None:
+        if "address" in how:
+            raise self.error
+        self.begun.append(how)
+
+
+def test_a_cluster_that_is_named_and_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (ConnectionError("nobody\nlistens"), _NoCluster.exceptions.RayError("InvalidAuthToken")):
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+        ray = _NoCluster(error)
+        with pytest.raises(InputError, match=r"no Ray cluster can be used at 10\.0\.0\.1:6379"):
+            _begin(ray)
+        assert not ray.begun
+    monkeypatch.delenv("RAY_ADDRESS")
+    ray = _NoCluster(ConnectionError("nobody"))
+    _begin(ray)
+    assert len(ray.begun) == 1, "one of this machine alone"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,3 +176,15 @@ def test_the_path_of_a_card_gives_rates() -> None:
     found = dense_rates(small, 0.02) | {"copy": copy_rate(small, 0.02), "int8": int8_rate(small, 0.02) or math.nan}
     assert len(found) == 4
     assert all(rate > 0 and math.isfinite(rate) for rate in found.values())
+
+
+def test_programs_of_other_pythons_import_nothing_of_ours() -> None:
+    """The engine's Python has torch, and tools theirs; tightfit is in neither."""
+    root = Path(probe_program.__file__).parents[2]
+    programs = [Path(probe_program.__file__), *root.glob("*/**/drivers/*.py")]
+    assert len(programs) > 3
+    for program in programs:
+        tree = ast.parse(program.read_text(encoding="utf-8"))
+        named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        named |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert not {name.split(".")[0] for name in named} & {"passes", "targets", "planner", "tightfit"}, program

@@ -1,11 +1,13 @@
 """Cards are found by the names people and NVML write, and offer what CUDA shows."""
 
+from dataclasses import replace
+
 import pytest
 
 from passes.errors import InputError
 from passes.host_memory import CardMemory
 from targets.cards import find_cards
-from targets.gpu import all_gpus, cards_named, find_gpu, installed_gpu
+from targets.gpu import all_gpus, cards_named, find_gpu, inline_gpu, installed_gpu
 
 GIB = 1 << 30
 
@@ -49,7 +51,7 @@ def test_memory_is_what_cuda_shows_not_the_nominal_size(name: str, low: float, h
 
 def test_every_card_of_the_catalog_finds_itself() -> None:
     for card in all_gpus():
-        assert find_gpu(card.name).name == card.name
+        assert find_gpu(card.name).name == find_cards(card.name).gpu.name == card.name
 
 
 def test_the_processor_is_a_target() -> None:
@@ -74,6 +76,15 @@ def test_the_processor_is_a_target() -> None:
 )
 def test_names_as_drivers_and_clouds_print_them(printed: str, card: str) -> None:
     assert find_gpu(printed).name == card
+
+
+def test_a_listed_card_may_have_a_memory_of_its_own() -> None:
+    # Source: a 4090 shows 23.99 GiB under WSL.
+    listed, here = find_gpu("RTX 4090"), inline_gpu({"name": "rtx 4090", "memory_gib": 23.99})
+    assert here.memory_bytes.value == pytest.approx(23.99 * 2**30)
+    assert replace(here, memory_bytes=listed.memory_bytes) == listed
+    with pytest.raises(InputError, match="RTX 4999"):
+        inline_gpu({"name": "RTX 4999", "memory_gib": 23.99})
 
 
 @pytest.mark.parametrize(

@@ -366,3 +366,14 @@ def test_the_most_clients_are_found_exactly(asked: int, most: int) -> None:
 @pytest.mark.parametrize("most", [0.02, 0.7, 20.5, 300])
 def test_the_highest_rate_is_found_to_half_a_percent_and_never_above(most: float) -> None:
     assert 0.994 * most <= highest_rate(4.0, lambda rate: most - rate) <= most + 5e-4
+
+
+def test_a_sequence_holds_one_state_of_a_recurrent_layer_while_it_decodes() -> None:
+    """The engine's own maximum, two with prefix caching, is what it prints; requests are admitted by what they hold."""
+    model, card = "Qwen/Qwen3-Next-80B-A3B-Instruct", find_gpu("RTX PRO 6000 Blackwell Workstation")
+    engine, ir = find_engine("vllm"), open_model(model).ir
+    old, new = (
+        engine.memory(ir, card, Settings(version=version), Workload(8192)).kv for version in ("0.26.0", "0.32.0")
+    )
+    assert new.bytes_per_sequence > old.bytes_per_sequence
+    assert new.state_bytes == old.state_bytes > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -111,6 +112,10 @@ def test_a_list_that_was_made_to_agree_is_seen_by_its_digest(folder: Path) -> No
     document["files"]["certificate.json"]["sha256"] = "0" * 64
     manifest.write_text(json.dumps(document))
     assert [each.file for each in damage(folder / "made")] == ["manifest.json"]
+    files = {"certificate.json": 5}
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    manifest.write_text(json.dumps({"files": files, "digest": digest}))
+    assert [each.file for each in damage(folder / "made")] == ["manifest.json"], "no list of ours"
 
 
 def test_apply_does_not_call_a_damaged_result_done(folder: Path, optimize: Any) -> None:  # noqa: F811

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
+from planner.cli.tables.page import Page
 from planner.cli.tables.parts import load_lines, size, tick
 from planner.figures import show
 
@@ -17,17 +19,22 @@ if TYPE_CHECKING:
     from targets.machine.live import LiveMachine
 
 
+#: In front of every line.
+_MARGIN = "  "
+
+
 def print_check(console: Console, document: CheckDocument) -> None:
     """Print the answer of `check`."""
+    page = Page(console)
     cards = f"{document.gpus} × {document.gpu}" if document.gpus > 1 else document.gpu
     asked = f"{document.model} on {cards} with {document.engine}"
     if not document.modelled:
-        console.print(f"  {escape(asked)}: [bold yellow]not known[/]", markup=True)
+        page.line(_MARGIN, Text.from_markup(f"{escape(asked)}: [bold yellow]not known[/]"))
         for reason in document.reasons:
-            console.print(f"  {reason.message}")
+            page.line(_MARGIN, reason.message)
         return
     verdict = "[bold green]fits[/]" if document.fits else f"[bold red]{_short(document)}[/]"
-    console.print(f"  {escape(asked)}: {verdict} (confidence {document.confidence:.0%})", markup=True)
+    page.line(_MARGIN, Text.from_markup(f"{escape(asked)}: {verdict} (confidence {document.confidence:.0%})"))
     memory, kv = document.memory, document.kv_cache
     left = memory.kv_cache.value
     cache = f"{size(left)} left for the KV cache" if left >= 0 else f"{size(-left)} too much before any KV cache"
@@ -35,33 +42,35 @@ def print_check(console: Console, document: CheckDocument) -> None:
         "weights": memory.weights, "activations": memory.activations, "non torch": memory.non_torch, "cuda graphs": memory.cuda_graphs,
     }  # fmt: skip
     parts = [f"{name} {size(term.value)}" for name, term in terms.items() if term.value]
-    console.print(f"  {'   '.join(parts)}   of {size(memory.budget.value)}: {cache}")
+    page.line(_MARGIN, f"{'   '.join(parts)}   of {size(memory.budget.value)}: {cache}")
     requests = kv.max_concurrency.value
     if math.isfinite(requests) and left >= 0:
-        console.print(
-            f"  {kv.tokens.value:,.0f} KV tokens, {requests:.1f} requests at once, longest context {kv.max_context:,} for one"
-        )
+        longest = f"longest context {kv.max_context:,} for one"
+        page.line(_MARGIN, f"{kv.tokens.value:,.0f} KV tokens, {requests:.1f} requests at once, {longest}")
     elif left >= 0:
-        console.print("  keeps no cache: as many requests at once as the engine takes (max_num_seqs)")
+        page.line(_MARGIN, "keeps no cache: as many requests at once as the engine takes (max_num_seqs)")
     for line in _speed_lines(document):
-        console.print(f"  {line}")
+        page.line(_MARGIN, line)
     for goal in document.goals:
         near = goal.kept and not goal.met
         mark = "[yellow]~[/]" if near else tick(goal.met)
         figure = show(goal.predicted.value, goal.unit) if math.isfinite(goal.predicted.value) else "grows without end"
         said = f"{goal.name}: {figure}, asked {show(goal.wanted, goal.unit)}"
-        console.print(f"  {mark} {escape(said + (', missed by less than the band' if near else ''))}", markup=True)
+        page.line(
+            _MARGIN, Text.from_markup(f"{mark} {escape(said + (', missed by less than the band' if near else ''))}")
+        )
     for reason in document.reasons:
         said = reason.message + (f" → {reason.remedy}" if reason.remedy else "")
-        console.print(f"  [red]✗[/] {escape(said)}", markup=True)
+        page.line(_MARGIN, Text.from_markup(f"[red]✗[/] {escape(said)}"))
     if document.meets is False and not document.fits and not document.remedies:
-        console.print(
-            "    no change of one kind that was tried keeps all that is asked: optimize plan weighs them together"
+        page.line(
+            2 * _MARGIN,
+            "no change of one kind that was tried keeps all that is asked: optimize plan weighs them together",
         )
     for remedy in document.remedies:
-        console.print(f"    what would do: {remedy.message}")
+        page.line(2 * _MARGIN, f"what would do: {remedy.message}")
     for note in document.notes:
-        console.print(f"  note: {note}", style="dim")
+        page.line(_MARGIN, f"note: {note}", style="dim")
 
 
 def _speed_lines(document: CheckDocument) -> Iterator[str]:
@@ -90,17 +99,19 @@ def print_machine(console: Console, machine: LiveMachine) -> None:
     """Print what is here: each card with what is free of it and who holds the rest."""
     driver = f", driver {machine.driver} (CUDA {machine.cuda})" if machine.driver else ""
     memory = f"{size(machine.memory_free_bytes)} of {size(machine.memory_bytes)} free"
-    console.print(f"  This machine: {machine.cpu}, {machine.cores} cores, {memory}{driver}")
+    page = Page(console)
+    page.line(_MARGIN, f"This machine: {machine.cpu}, {machine.cores} cores, {memory}{driver}")
     if machine.silent:
-        console.print(f"  {machine.silent}", style="yellow")
+        page.line(_MARGIN, machine.silent, style="yellow")
     for card in machine.cards:
         facts = (
             f"compute capability {card.capability}" if card.capability else None, card.pcie,
             f"{card.links} NVLinks" if card.links else None, "ECC" if card.ecc else None, "drives a screen" if card.display else None,
         )  # fmt: skip
         told = ", ".join(fact for fact in facts if fact)
-        console.print(
-            f"  card {card.index}: {card.name}, {size(card.free_bytes)} of {size(card.total_bytes)} free{f'  ({told})' if told else ''}"
+        page.line(
+            _MARGIN,
+            f"card {card.index}: {card.name}, {size(card.free_bytes)} of {size(card.total_bytes)} free{f'  ({told})' if told else ''}",
         )
         for holder in card.holders:
-            console.print(f"    {holder}", style="dim")
+            page.line(2 * _MARGIN, str(holder), style="dim")

@@ -11,7 +11,7 @@ from passes.base import NATIVE
 from passes.chain import BACKENDS
 from passes.formats import kv_dtypes
 from passes.quantize.format_names import methods
-from planner.spec.parts.values import Count, OrOne, Share, Strict
+from planner.spec.parts.values import Count, OrOne, Share, Strict, also
 
 if TYPE_CHECKING:
     KVName = str
@@ -119,16 +119,21 @@ class DistillChoice(Strict):
     """Asked of an endpoint, at most."""
 
 
+#: What YAML makes of `yes` and `no`; and names by themselves.
+_SWITCH = {"type": "boolean"}
+_NAMES = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
+
+
 class PassesChoice(Strict):
     """Which passes may, must not or must be used."""
 
-    prune: PruneChoice | Literal["forbid", "allow"] = "forbid"
+    prune: Annotated[PruneChoice | Literal["forbid", "allow"], also(_SWITCH)] = "forbid"
     """`allow` weighs dropping 5 to 25 % of the blocks or of the MLPs' channels, and up to half of the experts; without recovery
     that costs much, so it is not weighed unasked."""
-    distill: DistillChoice | Literal["forbid", "allow"] = "forbid"
+    distill: Annotated[DistillChoice | Literal["forbid", "allow"], also(_SWITCH)] = "forbid"
     """Recovery after pruning: `allow` weighs pruned chains with and without it."""
-    quantize: QuantizeChoice | Literal["forbid"] = QuantizeChoice()
-    """Which formats and methods are weighed; `forbid`: the weights stay as they are."""
+    quantize: Annotated[QuantizeChoice | Literal["forbid"], also(_SWITCH, *_NAMES)] = QuantizeChoice()
+    """Which formats and methods are weighed, also by their bare names (`[gptq, w4a16-g64]`); `forbid`: the weights stay as they are."""
     kv_cache: Annotated[tuple[KVName, ...], OrOne()] | None = None
     """Left out: every type that an engine has, but for fp8_e5m2, which costs more quality than fp8 (e4m3) and is for cards without it."""
 

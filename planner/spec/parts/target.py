@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from planner.spec.parts.values import Bytes, Count, Positive, Strict
+from planner.spec.parts.values import Bytes, Count, Positive, Strict, also
 from targets.gpu import ASSUMED_NETWORK_BYTES_PER_S, NETWORK_LATENCY_S, Network
 
 #: Cards of one machine where a spec names no `nodes`: the baseboards of server cards (HGX, DGX) have eight.
@@ -22,8 +22,8 @@ class GpuFacts(Strict):
     """What it is called in plans."""
     memory_gib: Positive
     """The total that CUDA shows."""
-    bandwidth_gb_s: Positive
-    """Of its memory, in GB/s (10^9 bytes)."""
+    bandwidth_gb_s: Positive | None = None
+    """Of its memory, in GB/s (10^9 bytes); left out beside a listed card's `name`: that card, with `memory_gib` of its own (under WSL)."""
     compute_capability: str | float | None = None
     """CUDA's, which decides what formats it multiplies."""
     arch: str = "unknown"
@@ -43,11 +43,20 @@ class GpuFacts(Strict):
     interconnect_gb_s_bidirectional: Positive | None = None
     """NVLink in both directions together, in GB/s; left out: cards talk over PCIe."""
 
+    @model_validator(mode="after")
+    def _whole(self) -> GpuFacts:
+        """A card without a bandwidth is a listed one, of which nothing but the memory is said."""
+        if self.bandwidth_gb_s is None and self.model_fields_set != {"name", "memory_gib"}:
+            raise ValueError(
+                "bandwidth_gb_s is missing; it may be left out beside a listed card's name and memory_gib alone"
+            )
+        return self
+
 
 class Target(Strict):
     """The card(s)."""
 
-    gpu: str | GpuFacts
+    gpu: Annotated[str | GpuFacts, also({"type": "integer"})]
     """A catalog name, `auto` or `cpu` (this machine), a size such as 24GB, or a card's facts."""
     count: Count | Literal["auto"] = 1
     """Cards at hand; `auto`: the fewest that meet the goals, up to `max`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema
@@ -68,6 +69,15 @@ class OrOne:
         """Describe both."""
         several = handler(core)
         return {"anyOf": [several, several["items"]]}
+
+
+def also(*kinds: Mapping[str, Any]) -> Any:
+    """Return a field whose schema has further kinds of values: what a validator reads as one of its own."""
+
+    def widened(schema: dict[str, Any]) -> None:
+        schema["anyOf"] = [*schema.get("anyOf", ()), *kinds]
+
+    return Field(json_schema_extra=widened)
 
 
 class _Told(ModelMetaclass):

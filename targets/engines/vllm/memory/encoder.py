@@ -13,7 +13,7 @@ from passes.ir.architectures.config import Config
 from passes.ir.fields import Fields
 from passes.ir.model import Block, ModelIR, Role
 from passes.record import dataclass
-from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules
+from targets.engines.vllm.rules.versions import ALWAYS, Rules, Version, at_version
 
 #: Tokens of Qwen's largest image (16,384 × 28² or 32² pixels), frames pairs of a video (`_MAX_FRAMES_PER_VIDEO` 14), patches a token.
 _QWEN_TOKENS, _QWEN_PAIRS, _QWEN_MERGED = 16384, 7, 4
@@ -93,9 +93,17 @@ def _vision_block(ir: ModelIR) -> Block | None:
     return next((stack.counts[0][0] for stack in ir.stacks if stack.name == "vision"), None)
 
 
-#: Families whose encoders collect queries, keys and values of all ranks on each (`split_qkv` of `models/qwen2_vl.py`, of `qwen2_5_vl.py` up
-#: to 0.11.0), and the version that ended it.
-_GATHERED_BEFORE = {"qwen2_vl": NEVER, "qwen2_5_vl": (0, 11, 1)}
+#: Families whose encoders collect queries, keys and values of all ranks on each (`split_qkv` of `models/qwen2_vl.py`, `qwen2_5_vl.py`), by
+#: version.
+_GATHERED: dict[str, tuple[tuple[Version, bool], ...]] = {
+    "qwen2_vl": ((ALWAYS, True), ((0, 11, 1), False), ((0, 13, 0), True)),
+    "qwen2_5_vl": ((ALWAYS, True), ((0, 11, 1), False)),
+}
+
+
+def gathers_heads(model_type: str, rules: Rules) -> bool:
+    """Return whether each rank's encoder of a family collects the heads of all ranks."""
+    return bool(at_version(_GATHERED.get(model_type, ()), rules.version))
 
 
 @lru_cache(maxsize=1 << 10)
@@ -115,9 +123,8 @@ def encoder_bytes(ir: ModelIR, item: Item, rules: Rules, *, tokens: int, most: i
     assert block is not None
     items = max(1, min(max(tokens, item.tokens) // item.tokens, most))
     deep = len(Config(ir.config, ir.name).inside("vision_config").items("deepstack_visual_indexes", default=()))
-    gathers = rules.version < _GATHERED_BEFORE.get(ir.model_type, ALWAYS)
     outputs = items * item.tokens * ir.hidden_size * (1 + deep) * 2
-    return outputs, items * item.patches * _patch_elements(block, tp, gathers) * 2
+    return outputs, items * item.patches * _patch_elements(block, tp, gathers_heads(ir.model_type, rules)) * 2
 
 
 def encodes(ir: ModelIR) -> bool:

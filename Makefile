@@ -25,6 +25,7 @@ BROWSER ?= $(HOME)/.cache/tightfit/browser
 
 # zsh and fish, for the tests of completion.
 SHELLS ?= $(HOME)/.cache/tightfit/shells
+SHELL_PACKAGES := zsh zsh-common fish fish-common libpcre2-32-0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -129,7 +130,8 @@ $(SHELLS)/.complete:
 	@echo "== shells: zsh and fish in $(SHELLS) (a few seconds, 45 MB)"
 	@mkdir -p $(SHELLS)/packages
 	@{ command -v zsh && command -v fish; } >/dev/null || { cd $(SHELLS)/packages && \
-	  apt-get download -qq zsh zsh-common fish fish-common libpcre2-32-0 2>/dev/null && \
+	  { apt-get download -qq $(SHELL_PACKAGES) 2>/dev/null || \
+	    { apt-get update -qq && apt-get download -qq $(SHELL_PACKAGES); }; } 2>/dev/null && \
 	  for package in *.deb; do dpkg -x $$package ../root; done; }
 	@rm -r $(SHELLS)/packages
 	@touch $@

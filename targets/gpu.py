@@ -196,12 +196,15 @@ _VIRTUAL_NAMES = {
 }
 _SLICE_SHARE = (0.985, 0.955, 1.0)
 _SLICES, _PARTS = 8, 7
+#: Eighths of the memory that a slice of so many units has (NVIDIA's MIG guide, profiles of the A100).
+_EIGHTHS = {1: 1, 2: 2, 3: 4, 4: 4, 7: 8}
 
 
 def _part_of_card(name: str) -> Gpu | None:
     """A part of a card: of its memory in eighths and of its units in sevenths; None for another name."""
     if (match := _SLICE.fullmatch(name)) is not None:
-        card, units, size = _of_catalog(match[1]), int(match[2]), float(match[3])
+        units, size = int(match[2]), float(match[3])
+        card = _sliced(match[1], units, size)
         share = min(_SLICES, max(1, round(size / (card.memory_bytes.value / _GIB / _SLICES)))) / _SLICES
         middle, low, high = (each if share < 1 else 1.0 for each in _SLICE_SHARE)
         least, memory = low, card.memory_bytes.value * share
@@ -223,6 +226,13 @@ def _part_of_card(name: str) -> Gpu | None:
             note=f"{name} is a virtual card of {size:g} GB on {card.name}; others may share its speed",
         )
     return None
+
+
+def _sliced(name: str, units: int, size_gb: float) -> Gpu:
+    """Return the card that a slice is of: where its name is that of several, the one whose slices of so many units have this size."""
+    if fold(name) in _index()[2] and units in _EIGHTHS:
+        return _of_catalog(f"{name} {size_gb / _EIGHTHS[units] * _SLICES:g}GB")
+    return _of_catalog(name)
 
 
 def _share(card: Gpu, memory: float, units: float) -> Gpu:

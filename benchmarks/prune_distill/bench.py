@@ -30,7 +30,8 @@ WORK = real_models.CACHE / "prune-distill"
 #: What pruning and tuning look at: so many sequences that the model writes itself, and as many of news, in turn. One kind of text alone
 #: has units stay that only it needs (docs/quantization.md).
 LOOKED_AT, LENGTH = 16, 256
-#: What everything is judged on, and nothing is fitted to or chosen by: a text of another kind, and other news; shorter sequences, so many of each.
+#: What everything is judged on, and nothing is fitted to: a text of another kind, and other news; shorter sequences, so many of each. The measure of
+#: importance and the tokens of tuning were settled on earlier trials that read parts of the same two sources.
 SEQUENCES, SHORTER = 16, 128
 JUDGING = ("Python's reference", "news")
 

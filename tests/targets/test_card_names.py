@@ -54,6 +54,14 @@ def test_a_slice_has_its_share(name: str, gib: float) -> None:
     assert memory.low <= gib * GIB <= memory.high
 
 
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [("A100 MIG 2g.20gb", "A100 SXM4 80GB"), ("A100 MIG 3g.20gb", "A100 SXM4 40GB"), ("A100 1g.5gb", "A100 SXM4 40GB")],
+)
+def test_a_slice_tells_which_of_the_cards_of_a_name_it_is_of(name: str, card: str) -> None:
+    assert find_cards(name).gpu.name.startswith(f"{card} MIG")
+
+
 def test_virtual_cards_have_the_size_in_their_name() -> None:
     assert 11 * GIB < find_cards("A10-12Q").gpu.memory_bytes.value < 12 * GIB
     assert find_cards("GRID A100D-80C").gpu.name.startswith("A100 SXM4 80GB")

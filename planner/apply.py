@@ -204,7 +204,7 @@ def _shortfall(goal: MeasuredGoal) -> str:
     """A missed goal and by how much; growths of perplexity differ by points."""
     wanted, measured = apart(goal.wanted, goal.measured, goal.name.unit)
     over = goal.measured - goal.wanted
-    more = f"{100 * over:.2g} points" if goal.name is Goal.PERPLEXITY else show(over, goal.name.unit)
+    more = show(100 * over, "points") if goal.name is Goal.PERPLEXITY else show(over, goal.name.unit)
     return f"{goal.name} {measured} > {wanted}, {more} too much"
 
 

@@ -84,6 +84,9 @@ class Distill(Pass):
             return (Reason("unknown_objective", f"no objective {self.objective!r}", f"one of {known}"),)
         if self.tokens <= 0:
             return (Reason("distill_tokens", f"{self.tokens} tokens", "tokens: 100000000"),)
+        if self.lora_rank and not self.trains:
+            message = f"{self.method} tunes each block's own weights, without adapters"
+            return (Reason("distill_adapters", message, "method: logits, or no lora_rank"),)
         if self.trains and (reason := self._wrong_figures()):
             return (reason,)
         if any(linear.storage.is_quantized for block, _ in ir.decoder.counts for linear in block.linears):

@@ -14,6 +14,7 @@ sequences of each step, so the steps are those of one card up to the order of su
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -168,9 +169,15 @@ def refuse_missed(curve: Sequence[Point], tokens: int, goal: float | None) -> No
         raise GoalMissedError(
             f"distillation misses its goal: {at}a loss of {said}{short} is expected, the goal is {goal:.3g}, "
             f"missed by at least {said.low - goal:.2g} nats a token",
-            remedy=f"more tokens (`distill: tokens:`; {more}), less pruning, or `goal: {said.high:.2g}`, which is expected to be reached "
-            "(training goes on from its last checkpoint)",
+            remedy=f"more tokens (`distill: tokens:`; {more}), less pruning, or `goal: {_rounded_up(said.high)}`, which is expected to be "
+            f"reached{' (training goes on from its last checkpoint)' if short else ''}",
         )
+
+
+def _rounded_up(value: float) -> str:
+    """A positive figure in three digits, none below it."""
+    digits = 2 - math.floor(math.log10(value))
+    return f"{math.ceil(value * 10**digits) / 10**digits:.3g}"
 
 
 def _out_of_reach(curve: Sequence[Point], tokens: int, goal: float | None) -> Expected | None:

@@ -39,11 +39,13 @@ def write_manifest(folder: Path) -> str:
 
 def renew(folder: Path, names: Iterable[str]) -> str | None:
     """Write a folder's list with some files as they are now, which came or changed by ours; the others stay as they were made. Returns its
-    digest, None for a folder without a list.
+    digest, None for a folder without a list. A list that was edited stays as it is, so that it goes on saying so.
     """
-    if manifest_digest(folder) is None:
+    if (digest := manifest_digest(folder)) is None:
         return None
     files = read_json(folder / NAME, "manifest")["files"]
+    if digest != _digest(files):
+        return digest
     return _write(folder, {**files, **{name: _entry(folder / name) for name in names}})
 
 

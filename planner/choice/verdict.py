@@ -114,8 +114,8 @@ class GoalResult:
 
     @property
     def short(self) -> float | None:
-        """By how much it is missed, in the goal's unit (a share of perplexity in shares); None when met."""
-        return None if self.met else abs(self.predicted.value - self.wanted)
+        """By how much it is missed, in the goal's unit (a share of perplexity in shares); None when met, and where it grows without end."""
+        return None if self.met or self.endless else abs(self.predicted.value - self.wanted)
 
     def band(self, bands: Bands) -> float:
         """Return by how much it may be missed before that counts, in the goal's unit."""

@@ -216,8 +216,14 @@ def _use(name: str) -> str:
 
 
 def usual_card() -> str:
-    """Return the card that a spec is for where nobody names one: this machine's, else one that many have."""
-    return _installed() or _GPU
+    """Return the card that a spec is for where nobody names one: this machine's, else (none, or ones that a spec cannot name) one that many
+    have.
+    """
+    found = _installed()
+    try:
+        return _GPU if found is None or not _cards(found) else found
+    except InputError:
+        return _GPU
 
 
 def _installed() -> str | None:

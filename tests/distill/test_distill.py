@@ -131,6 +131,10 @@ def test_a_goal_out_of_reach_ends_the_training_and_says_what_would_do(
     points = Curve(folder).points
     assert points[: len(stopped)] == stopped, "it goes on where it stopped"
     assert points[-1].tokens == 4096 and points[-1].loss <= reachable
+    with pytest.raises(GoalMissedError) as missed:
+        distilled(replace(plan, goal=points[-1].loss / 2), before, run_in(tmp_path / "work"))
+    reachable = float(str(missed.value.remedy).partition("`goal: ")[2].partition("`")[0])
+    distilled(replace(plan, goal=reachable), before, run_in(tmp_path / "work"))  # what is offered is met
     with pytest.raises(GoalMissedError, match=r"goal: a loss of [\d.]+ .* is expected, the goal is 0.0001"):
         distilled(plan, before, run_in(tmp_path / "work"))  # what is there already misses it, too
 

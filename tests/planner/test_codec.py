@@ -20,7 +20,7 @@ from passes.errors import InputError
 from planner.certificate import Certificate
 from planner.check import CheckDocument, check
 from planner.plan.codec import from_json, to_json
-from planner.plan.document import PlanDocument, digest
+from planner.plan.document import PlanDocument, digest, spec_of
 from planner.plan.make import plan
 from planner.spec.parse import parse_spec
 from targets.engines.engine import Parallel, Settings
@@ -35,6 +35,7 @@ SPECS = {
     "nothing": _MODEL + "target: { gpu: rtx-4090 }\ngoals: { decode: 100000 tok/s }\n",
     "pruned, a card by its facts": _MODEL + "target: { gpu: { memory_gib: 30.5, bandwidth_gb_s: 500, compute_capability: 9.0 } }\n"
     "passes: { prune: { depth: 2, sparse: { method: wanda } }, distill: { tokens: 1000000 } }\n",
+    "a listed card with another memory": _MODEL + "target: { gpu: { name: RTX 4090, memory_gib: 23.99 } }\n",
     "settings": "model: deepseek-ai/DeepSeek-V3\ntarget: { gpu: H100, count: 16, reserve: 0.5 GiB }\n"
     "engine: { name: vllm, version: '0.31', settings: { max_num_seqs: 16, enforce_eager: true } }\n",
 }  # fmt: skip
@@ -48,7 +49,7 @@ def _text(document: object) -> str:
 def test_a_plan_is_read_back_as_it_was_written(spec: str) -> None:
     document = plan(parse_spec(SPECS[spec]) if spec in SPECS else _EXAMPLES / f"{spec}.yaml").document
     read = from_json(PlanDocument, json.loads(_text(document)), "the plan")
-    assert read == document
+    assert read == document and spec_of(read).target == spec_of(document).target
     assert _text(read) == _text(document)
     assert digest(to_json(read)) == document.digest == read.digest
 

@@ -240,7 +240,7 @@ def test_what_people_type_is_taken() -> None:
     [
         ("quantize: awq", {"quantize": {"methods": ["awq"]}}), ("quantize: 4bit", {"quantize": {"formats": ["4bit"]}}),
         ("quantize: [gptq, w4a16-g64]", {"quantize": {"methods": ["gptq"], "formats": ["w4a16-g64"]}}),
-        ("quantize: no", {"quantize": "forbid"}), ("quantize: allow", {}), ("prune: yes", {"prune": "allow"}),
+        ("quantize: no", {"quantize": "forbid"}), ("quantize: allow", {}), ("quantize: yes", {}), ("prune: yes", {"prune": "allow"}),
         ("prune: no", {}), ("kv_cache: fp8", {"kv_cache": ["fp8"]}),
     ],
 )  # fmt: skip

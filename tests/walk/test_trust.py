@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from passes.files.manifest import damage
+from passes.files.manifest import damage, renew
 from planner.apply import apply
 from tests.planner.conftest import optimize  # noqa: F401 (a fixture)
 from tests.walk.conftest import TINY_SPEC, save_tiny_llama
@@ -112,6 +112,8 @@ def test_a_list_that_was_made_to_agree_is_seen_by_its_digest(folder: Path) -> No
     document["files"]["certificate.json"]["sha256"] = "0" * 64
     manifest.write_text(json.dumps(document))
     assert [each.file for each in damage(folder / "made")] == ["manifest.json"]
+    renew(folder / "made", ["certificate.json"])
+    assert [each.file for each in damage(folder / "made")] == ["manifest.json"], "what was edited goes on saying so"
     files = {"certificate.json": 5}
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     manifest.write_text(json.dumps({"files": files, "digest": digest}))

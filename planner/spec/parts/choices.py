@@ -128,7 +128,7 @@ class PassesChoice(Strict):
     """Which passes may, must not or must be used."""
 
     prune: Annotated[PruneChoice | Literal["forbid", "allow"], also(_SWITCH)] = "forbid"
-    """`allow` weighs dropping 5 to 25 % of the blocks or of the MLPs' channels, and up to half of the experts; without recovery
+    """`allow` weighs dropping 3 to 25 % of the blocks or of the MLPs' channels, and up to half of the experts; without recovery
     that costs much, so it is not weighed unasked."""
     distill: Annotated[DistillChoice | Literal["forbid", "allow"], also(_SWITCH)] = "forbid"
     """Recovery after pruning: `allow` weighs pruned chains with and without it."""
@@ -137,7 +137,7 @@ class PassesChoice(Strict):
     kv_cache: Annotated[tuple[KVName, ...], OrOne()] | None = None
     """Left out: every type that an engine has, but for fp8_e5m2, which costs more quality than fp8 (e4m3) and is for cards without it."""
 
-    @field_validator("prune", "distill", "quantize", mode="before")
+    @field_validator("prune", "distill", mode="before")
     @classmethod
     def _switched(cls, said: object) -> object:
         """YAML reads `yes` and `no` as truth values."""
@@ -145,10 +145,13 @@ class PassesChoice(Strict):
 
     @field_validator("quantize", mode="before")
     @classmethod
-    def _named(cls, said: object) -> object:
+    def _named(cls, typed: object) -> object:
         """Methods and formats by their bare names: `awq`, `[gptq, w4a16-g64]`; `allow` is what is weighed anyway."""
+        said = cls._switched(typed)
         if said == "allow":
             return QuantizeChoice()
+        if said == []:
+            raise ValueError("names nothing: write formats or methods, or `forbid`")
         names = [said] if isinstance(said, str) else said
         if said == "forbid" or not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             return said

@@ -46,7 +46,8 @@ class GpuFacts(Strict):
     @model_validator(mode="after")
     def _whole(self) -> GpuFacts:
         """A card without a bandwidth is a listed one, of which nothing but the memory is said."""
-        if self.bandwidth_gb_s is None and self.model_fields_set != {"name", "memory_gib"}:
+        said = self.model_dump(exclude_defaults=True).keys()
+        if self.bandwidth_gb_s is None and said != {"name", "memory_gib"}:
             raise ValueError(
                 "bandwidth_gb_s is missing; it may be left out beside a listed card's name and memory_gib alone"
             )

@@ -112,7 +112,9 @@ def _judged(ir: ModelIR, overrides: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _called(value: Any) -> str:
-    """What a value of a config is, as people say it."""
+    """What a value of a config is, as people say it. A list is what it holds: many keys take either (`eos_token_id`)."""
+    if isinstance(value, list) and value:
+        return _called(value[0])
     names = ((bool, "true or false"), (int | float, "a number"), (str, "a text"), (Mapping, "an object"))
     return next((name for kind, name in names if isinstance(value, kind)), "a list")
 

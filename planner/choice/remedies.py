@@ -192,6 +192,8 @@ def _found(trial: Trial, outcome: Outcome, before: Options) -> Iterator[Remedy]:
         for options in _first(trial, knob, kind):
             yield _remedy(knob, trial, options, before)
     for other in _engines(question):
+        if find_engine(other["engine"]).archived is not None:
+            continue  # is weighed for the format that was named, not for another
         for options in _first(Trial(question.changed(other), trial.keeps), "weights", _formats):
             yield _remedy("engine", trial, {**other, **options}, before)
 

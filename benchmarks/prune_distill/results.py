@@ -26,6 +26,7 @@ Made by `python -m benchmarks.prune_distill.results` from what `python -m benchm
 under `benchmarks/data`. Whole model, two cores, fixed seeds. Nothing is fitted to the judging texts; the measure of importance and the tokens of tuning were settled on
 earlier trials that read parts of the same two sources. ± is a
 standard error over their sequences (jackknife). Stages that are missing below were not measured."""
+_NOTHING = "**No stage was run on the whole model yet.**"
 
 
 def keep(stage: str, found: Sequence[Line], steps: Sequence[Step], processor_seconds: float) -> Path:
@@ -50,7 +51,7 @@ def _commit() -> str:
 
 def page(documents: Sequence[Mapping[str, Any]]) -> str:
     """Return the page."""
-    return "\n\n".join([_HEAD, *map(_section, documents)]) + "\n"
+    return "\n\n".join([_HEAD, *(map(_section, documents) if documents else [_NOTHING])]) + "\n"
 
 
 def _section(document: Mapping[str, Any]) -> str:

@@ -89,10 +89,11 @@ class SearchResult:
         return tuple(self._told(verdict) for verdict in first)
 
     def _told(self, verdict: Verdict) -> Verdict:
-        """A candidate that lost, judged as the chosen one is; of what then meets the goals, that the formula ranked it out."""
+        """A candidate that lost, as told: goals first; of what meets all of them then, that the formula ranked it out."""
         told = as_told(self.spec, self.gpu, verdict)
         if told.reasons or not verdict.reasons:
-            return told
+            ordered = tuple(sorted(told.reasons, key=lambda reason: reason.kind is ReasonKind.DOMINATED))
+            return told if ordered == told.reasons else replace(told, reasons=ordered)
         short = "; ".join(reason.message for reason in verdict.reasons)
         why = f"meets the goals where its load is simulated; the formula, which ranks, gives {short}"
         return replace(told, reasons=(Reason("ranked_out", why, kind=ReasonKind.DOMINATED),))

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from planner.choice.goals import ODDS_BAND
 from planner.choice.judging.judge import Judge
 from planner.choice.odds import at_least
-from planner.choice.rule.rule import Rule
+from planner.choice.rule.rule import Loss, Rule
 from planner.choice.space.designs import Design
 from planner.choice.verdict import Verdict, judge_quality, refusals
 
+#: The criteria that are weighed before what is missed.
+_BEFORE = frozenset({"refused", "standing", "waiting", "fit", "odds"})
 
-def nearest(rule: Rule, judge: Judge, space: Sequence[Design]) -> tuple[int, Verdict]:
+
+def nearest(rule: Rule, judge: Judge, space: Sequence[Design]) -> tuple[tuple[int, Verdict], tuple[int, Loss] | None]:
     """Return the place of a design in a space that is not empty, and its candidate that the rule chooses of all designs with all settings,
-    each judged by the formula.
+    each judged by the formula; and the same of another design's that misses goals least, by less than can be told, with what it lost by.
 
     A design is judged only where what its chain and the memory of one longest request tell does not put it behind one that was.
     """
@@ -36,7 +39,20 @@ def nearest(rule: Rule, judge: Judge, space: Sequence[Design]) -> tuple[int, Ver
                 doubt = min(doubt, stands.doubt(verdict) + ODDS_BAND)
     decision = rule.decide([verdict for _, verdict in found])
     assert decision is not None
-    return next((place, verdict) for place, verdict in found if verdict is decision.chosen)
+    places = {id(verdict): place for place, verdict in found}
+    first = places[id(decision.chosen)]
+    level = [
+        loss for loss in decision.lost
+        if loss.criterion not in _BEFORE and _missed(loss.candidate) < _missed(decision.chosen)
+        and places[id(loss.candidate)] != first
+    ]  # fmt: skip
+    least = min(level, key=lambda loss: _missed(loss.candidate), default=None)
+    return (first, decision.chosen), None if least is None else (places[id(least.candidate)], least)
+
+
+def _missed(verdict: Verdict) -> float:
+    """By how many e-folds goals are missed."""
+    return sum(math.log1p(goal.miss) for goal in verdict.goals)
 
 
 def _at_best(rule: Rule, judge: Judge, design: Design) -> tuple[tuple[float, float, float], float]:

@@ -28,8 +28,9 @@ from passes.ir.model import ModelIR
 from passes.record import dataclass
 from planner.choice.demand import target_gpu
 from planner.choice.judging.candidate import complete
-from planner.choice.judging.decision import decide, likelier
+from planner.choice.judging.decision import decide
 from planner.choice.judging.judge import Judge
+from planner.choice.judging.simulated import as_told
 from planner.choice.nearest import nearest
 from planner.choice.rule.rule import Loss, Rule
 from planner.choice.space.designs import Design, designs, engines, nothing_to_weigh, numbers_of_cards
@@ -68,21 +69,34 @@ class SearchResult:
     closest: Verdict | None = None
 
     def nearest(self, count: int = 5) -> tuple[Verdict, ...]:
-        """Return the alternatives a person wants to see, nearest first: one for each engine and kind of trouble, judged in full."""
+        """Return the alternatives a person wants to see, nearest first: one for each engine and kind of trouble, judged as the chosen
+        one is. What is illegal is there only where nothing else is.
+        """
         seen: set[tuple[str, frozenset[str]]] = set()
         out: list[Verdict] = []
         by_distance = sorted(
             self.rejected,
-            key=lambda v: (v is not self.closest, v.distance, v.quality.log_ppl_increase.value, v.candidate.label),
-        )
+            key=lambda v: (
+                v is not self.closest, _illegal(v), v.distance, v.quality.log_ppl_increase.value, v.candidate.label
+            ),
+        )  # fmt: skip
         for verdict in by_distance:
             key = (verdict.candidate.engine, frozenset(reason.code for reason in verdict.reasons))
-            impossible = any(reason.kind is ReasonKind.ILLEGAL for reason in verdict.reasons)
-            unasked = impossible and (self.spec.target.fewest or not _asked_for(self.spec, verdict.candidate))
-            if key not in seen and not (unasked and out):
+            if key not in seen and not (_illegal(verdict) and out):
                 seen.add(key)
                 out.append(complete(self.spec, self.gpu, verdict))
-        return tuple(sorted(out[: 2 * count], key=lambda v: (v is not self.closest, v.distance))[:count])
+        first = sorted(out[: 2 * count], key=lambda v: (v is not self.closest, v.distance))[:count]
+        return tuple(self._told(verdict) for verdict in first)
+
+    def _told(self, verdict: Verdict) -> Verdict:
+        """A candidate that lost, as told: goals first; of what meets all of them then, that the formula ranked it out."""
+        told = as_told(self.spec, self.gpu, verdict)
+        if told.reasons or not verdict.reasons:
+            ordered = tuple(sorted(told.reasons, key=lambda reason: reason.kind is ReasonKind.DOMINATED))
+            return told if ordered == told.reasons else replace(told, reasons=ordered)
+        short = "; ".join(reason.message for reason in verdict.reasons)
+        why = f"meets the goals where its load is simulated; the formula, which ranks, gives {short}"
+        return replace(told, reasons=(Reason("ranked_out", why, kind=ReasonKind.DOMINATED),))
 
     def with_fewer_cards(self) -> Verdict | None:
         """Return the nearest to the goals of those that take fewer cards than the chosen one, judged in full."""
@@ -110,6 +124,11 @@ class SearchResult:
             if reason.kind is ReasonKind.ILLEGAL
         )
         return counts.most_common()
+
+
+def _illegal(verdict: Verdict) -> bool:
+    """Whether an engine or a pass refuses a candidate: that is near to nothing."""
+    return any(reason.kind is ReasonKind.ILLEGAL for reason in verdict.reasons)
 
 
 def _asked_for(spec: Spec, candidate: Candidate) -> bool:
@@ -154,8 +173,11 @@ def search(
         raise nothing_to_weigh(spec, gpu)
     place = None
     if not any(v.feasible for v in verdicts):
-        place, near = nearest(rule, judge_design, space)
-        verdicts = (*verdicts[:place], likelier(spec, gpu, near), *verdicts[place + 1 :])
+        (place, near), level = nearest(rule, judge_design, space)
+        known = {place: as_told(spec, gpu, near)}
+        if level is not None:
+            known[level[0]] = _with_loss(near, level[1])
+        verdicts = tuple(known.get(number, verdict) for number, verdict in enumerate(verdicts))
     decision, verdicts = decide(spec, gpu, rule, verdicts, judge_design.others)
     feasible = [v for v in verdicts if v.feasible]
     rejected = [v for v in verdicts if not v.feasible]
@@ -164,7 +186,7 @@ def search(
         closest = None if place is None else verdicts[place]
         return SearchResult(None, tuple(rejected), (), searched, gpu, spec, archived=archived, closest=closest)
     chosen = decision.chosen
-    rejected += [replace(loss.candidate, reasons=(_dominated(chosen, loss),)) for loss in decision.lost]
+    rejected += [_with_loss(chosen, loss) for loss in decision.lost]
     front = rule.pareto([v for v in feasible if rule.standing.of(v) <= rule.standing.of(chosen)], chosen)
     return SearchResult(chosen, tuple(rejected), front, searched, gpu, spec, decision.why, archived)
 
@@ -194,9 +216,10 @@ def _untrusted(verdict: Verdict) -> Verdict:
     return replace(verdict, reasons=(*verdict.reasons, UNTRUSTED)) if verdict.feasible else verdict
 
 
-def _dominated(chosen: Verdict, loss: Loss) -> Reason:
-    """Why a candidate that meets the goals was not chosen."""
+def _with_loss(chosen: Verdict, loss: Loss) -> Verdict:
+    """A candidate that comes as near to the goals with why it was not chosen, beside the goals that it misses."""
     data: dict[str, object] = {
         "by": chosen.candidate.label, "criterion": loss.criterion, "value": loss.value, "against": loss.against
     }  # fmt: skip
-    return Reason("dominated_by", loss.told, None, data, ReasonKind.DOMINATED)
+    why = Reason("dominated_by", loss.told, None, data, ReasonKind.DOMINATED)
+    return replace(loss.candidate, reasons=(*loss.candidate.reasons, why))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from planner.choice.judging.candidate import complete
 from planner.choice.judging.judge import judged
+from planner.choice.judging.simulated import as_told
 from planner.choice.verdict import Verdict
 from planner.explain.asked import Answer, Asked, Row
 from planner.explain.changes import change
@@ -41,7 +42,8 @@ def replanned(asked: Asked, said: str, spec: Spec, patch: Patch) -> Answer:
     if after.result.chosen is None:
         verdict = f"nothing meets the goals; the nearest is {then.label}"
     answer = compared(f"{chosen_words(asked, now)}; {said}: {verdict}", now, then, (), ("now", "then"))
-    kept = Judged.of(spec, after.source.ir, after.result, judged(spec, after.source.ir, now.verdict.candidate))
+    there = as_told(spec, after.result.gpu, judged(spec, after.source.ir, now.verdict.candidate))
+    kept = Judged.of(spec, after.source.ir, after.result, there)
     return replace(answer, decides=_moved(now, then, kept), patch=written(patch))
 
 

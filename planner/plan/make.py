@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from passes import chain
 from passes.base import Pass
 from passes.chain import missing, rewrite
-from passes.errors import InputError
+from passes.errors import InputError, ReasonKind
 from passes.ir.model import ModelIR
 from passes.ir.names import Published
 from passes.ir.sources import Source, open_model
@@ -238,7 +238,8 @@ def _pareto(verdict: Verdict) -> ParetoPlan:
 
 def _rejected(spec: Spec, ir: ModelIR, verdict: Verdict) -> RejectedPlan:
     memory, reasons = whole_bytes(verdict.memory.memory), tuple(followable(spec, ir, verdict))
-    speeds = _speed(verdict), _formula(verdict)
+    legal = all(reason.kind is not ReasonKind.ILLEGAL for reason in verdict.reasons)
+    speeds = (_speed(verdict), _formula(verdict)) if legal else (None, None)
     return RejectedPlan(
         verdict.candidate.label, reasons, memory, speeds[0], verdict.quality, *_made(verdict), speeds[1]
     )

@@ -16,6 +16,7 @@ from passes.ir.model import ModelIR
 from planner.choice.demand import target_gpu
 from planner.choice.goals import Goal
 from planner.choice.judging.judge import judged
+from planner.choice.judging.simulated import served
 from planner.choice.verdict import MEAN, Candidate, GoalResult, Verdict
 from planner.plan.stated import StatedReason, stated
 from planner.spec.patch import Patch, Path, at, patched, written
@@ -69,6 +70,8 @@ def remedy(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Patch |
             after = judged(patched(spec, patch), ir, _under(patch, verdict.candidate))
         except (InputError, NotModelledError):
             return False
+        if verdict.served is not None and reason.kind is ReasonKind.GOAL_MISSED:
+            after = served(patched(spec, patch), target_gpu(spec), after)
         return {each.code for each in after.reasons if each.kind is reason.kind or each.code == reason.code} <= others
 
     return next(filter(mends, _tries(spec, ir, verdict, reason)), None)

@@ -16,7 +16,7 @@ from passes.errors import InputError
 from passes.ir.sources import open_model
 from planner.check import check
 from planner.choice.capacity import in_flight
-from planner.choice.question import Load
+from planner.choice.question import Load, Question
 from planner.choice.search import SearchResult, search
 from planner.cli.main import app
 from planner.plan.launch import launch, launch_request
@@ -336,3 +336,32 @@ def test_a_check_of_a_plan_has_the_plans_figures(
     )
     for figure in ("ttft_ms", "tpot_ms", "throughput_tok_s"):
         assert found["speed"][figure]["value"] == pytest.approx(chosen["speed"][figure]["value"]), figure
+
+
+@pytest.mark.parametrize("gpu", ["H100", "H200"])
+def test_a_plan_and_a_check_agree_on_the_memory_of_pipeline_stages(gpu: str) -> None:
+    spec = parse_spec(
+        f"model: deepseek-ai/DeepSeek-R1\ntarget: {{ gpu: {gpu}, count: 8 }}\nengine: vllm\n"
+        "workload: { context: 32768, concurrency: 4, input_tokens: 8000, output_tokens: 400 }\ngoals: { decode: 900 tok/s }\n"
+    )
+    ir = open_model(spec.model).ir
+    staged = [
+        v for v in search(spec, ir).rejected if v.candidate.settings.parallel.pp > 1 and v.candidate.published is None
+    ]
+    assert staged
+    for verdict in staged:
+        candidate = verdict.candidate
+        cache = "fp8" if candidate.passes else "auto"
+        question = Question(
+            ir,
+            find_gpu(gpu),
+            candidate.engine,
+            candidate.settings,
+            32768,
+            verdict.capacity.clients,
+            8000,
+            400,
+            kv_cache_dtype=cache,
+        )
+        assert question.outcome().memory.memory.weights == verdict.memory.memory.weights, candidate.label
+        assert question.outcome().used == verdict.capacity, candidate.label

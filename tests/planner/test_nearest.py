@@ -9,15 +9,16 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from passes.errors import ReasonKind
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
-from planner.choice.goals import ODDS_BAND
+from planner.choice.goals import ODDS_BAND, Goal
 from planner.choice.judging.judge import Judge
 from planner.choice.search import SearchResult, by_maintenance, rule_of, search
 from planner.choice.space.designs import Design, designs
 from planner.choice.verdict import Verdict, refusals
 from planner.explain.answer import explain
-from planner.plan.make import plan
+from planner.plan.make import Plan, plan
 from planner.spec.parse import parse_spec
 from planner.spec.patch import patched
 
@@ -106,3 +107,49 @@ def test_explain_names_the_nearest_that_the_plan_names() -> None:
     assert result.closest is not None
     answer = explain(result.spec, open_model(result.spec.model), "why")
     assert result.closest.candidate.label in answer.answer
+
+
+#: Specs that nothing meets, whose candidates are told of: large models on one card, a format that one engine does not read.
+TOLD = {
+    "speed": ("Qwen/Qwen2.5-72B-Instruct", "{ gpu: A100 80GB }", "concurrency: 4", "{ ttft: 4 s, decode: 25 tok/s }", "{}"),
+    "a format": ("Qwen/Qwen3-32B", "{ gpu: B200 }", "concurrency: 16",
+                 "{ decode: 40 tok/s, quality: { max_perplexity_increase: 5% }, prefer: speed }", "{ quantize: { formats: [nvfp4] } }"),
+}  # fmt: skip
+
+
+def told(missed: str) -> Plan:
+    model, target, load, goals, passes = TOLD[missed]
+    return plan(
+        parse_spec(
+            f"model: {model}\ntarget: {target}\ngoals: {goals}\npasses: {passes}\n"
+            f"workload: {{ context: 32768, {load}, input_tokens: 8000, output_tokens: 400 }}\n"
+        )
+    )
+
+
+def test_what_is_told_of_candidates_is_simulated_and_so_are_their_remedies() -> None:
+    made = told("speed")
+    assert not made.feasible
+    near = [v for v in made.result.nearest() if all(r.kind is ReasonKind.GOAL_MISSED for r in v.reasons)]
+    assert near and all(v.served is not None for v in near)
+    (ttft,) = (goal for goal in near[0].goals if goal.goal is Goal.TTFT)
+    assert near[0].served is not None and ttft.predicted == near[0].served.ttft_ms
+    (reason,) = (reason for reason in made.document.rejected[0].reasons if reason.code == "TTFT_missed")
+    assert reason.data["predicted"] == ttft.predicted.value and reason.remedy is not None
+    asked = float(yaml.safe_load(f"{{ {reason.remedy} }}")["goals"]["ttft"].removesuffix(" ms"))
+    assert ttft.predicted.value <= asked <= 1.01 * ttft.predicted.value
+
+
+def test_what_is_illegal_is_near_only_where_everything_is() -> None:
+    made = told("a format")
+    near = made.result.nearest()
+    assert near and all(r.kind is not ReasonKind.ILLEGAL for v in near for r in v.reasons)
+    assert made.document.illegal
+    alone = plan(patched(made.spec, {"engine": "exllamav2"}))
+    assert alone.document.rejected and all(row.speed is None for row in alone.document.rejected)
+
+
+def test_what_misses_less_than_the_nearest_by_less_than_can_be_told_is_told_with_what_it_lost_by() -> None:
+    first, second, *_ = told("a format").result.nearest()
+    assert second.distance < first.distance
+    assert any(r.code == "dominated_by" and r.message.startswith("comes as near") for r in second.reasons)

@@ -47,7 +47,8 @@ def test_every_design_is_a_row_once_with_its_reasons(planned: Facts) -> None:
     names = [row.name for row in laid.rows]
     assert len(names) == len(set(names)) and len(names) >= len(planned.verdicts)
     assert [row.standing for row in laid.rows].count("chosen") == 1 and laid.rows[0].standing == "chosen"
-    assert [row.standing for row in laid.rows].count("near") == 3
+    near = [row.name for row in laid.rows if row.standing == "near"]
+    assert set(near) <= {rejected.candidate for rejected in planned.plan.rejected} and 1 < len(near) <= 3
     assert all(row.reasons for row in laid.rows if row.standing == "lost")
 
 

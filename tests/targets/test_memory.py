@@ -253,3 +253,15 @@ def test_the_least_weights_are_those_that_memory_counts(name: str, parallel: Par
     gpu, settings = find_gpu("cpu" if engine.device == "cpu" else "RTX 4090"), Settings(parallel=parallel)
     counted = engine.memory(ir, gpu, settings, Workload(8192)).memory.weights.value
     assert 0 < counted <= engine.least_weights(ir, gpu, settings) <= 1.2 * counted
+
+
+@pytest.mark.parametrize(
+    ("engine", "model"), [("vllm", "deepseek-ai/DeepSeek-R1"), ("exllamav2", "Qwen/Qwen2.5-72B-Instruct")]
+)
+def test_where_no_stage_holds_a_request_the_one_that_lacks_most_counts(engine: str, model: str) -> None:
+    """DeepSeek-R1's first stage has the dense layers: it lacks least by far."""
+    ir, gpu, settings = open_model(model).ir, find_gpu("24GB"), Settings(parallel=Parallel(tp=1, pp=4))
+    memory = find_engine(engine).memory(ir, gpu, settings, Workload(32768)).memory
+    assert memory.kv_cache.value < 0
+    assert memory.weights.value == find_engine(engine).least_weights(ir, gpu, settings)
+    assert all(memory.kv_cache.value <= rank["kv_cache"] for rank in memory.per_rank)

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from planner.choice.demand import limits_of, workload_of
-from planner.choice.goals import Goal
-from planner.choice.judging.simulated import served
+from planner.choice.judging.simulated import OF_SPEED, served
 from planner.choice.rule.rule import Decision, Rule
 from planner.choice.verdict import MEAN, Verdict
 from planner.spec.parts.goals import Goals
@@ -24,8 +23,6 @@ _MOST, _NEAREST, _NEAR = 16, 4, 3.0
 
 #: Odds of the formula that are short of the confidence by no more may be enough where the load is simulated: so many are tried.
 _JUST_SHORT, _DOUBTED = 0.15, 3
-
-_SPEED = {goal.reason_code for goal in Goal if goal.of_speed}
 
 
 def decide(
@@ -41,7 +38,7 @@ def decide(
     was its best by the formula.
     """
     known = list(verdicts)
-    if not any(v.feasible for v in known):
+    if not any(v.feasible and v.served is None for v in known):
         near = sorted((v for v in known if _near(v)), key=lambda v: v.distance)[:_NEAREST]
         known = [likelier(spec, gpu, v) if any(v is each for each in near) else v for v in known]
     percentile = any(limit.statistic != MEAN for limit in limits_of(spec.goals))
@@ -100,4 +97,4 @@ def _eased(goals: Goals, verdict: Verdict) -> Verdict:
 def _near(verdict: Verdict) -> bool:
     """Whether nothing is against a candidate but goals on speed, by the formula, and not by far."""
     codes = {reason.code for reason in verdict.reasons}
-    return verdict.speed is not None and codes <= _SPEED and verdict.distance[1] < math.log(_NEAR)
+    return verdict.speed is not None and codes <= OF_SPEED and verdict.distance[1] < math.log(_NEAR)

@@ -7,11 +7,15 @@ from dataclasses import replace
 from passes.errors import ReasonKind
 from planner.choice import capacity as cache
 from planner.choice.demand import limits_of, workload_of
+from planner.choice.goals import Goal
 from planner.choice.judging.candidate import complete, fitted
 from planner.choice.verdict import Verdict, judge, missed
 from planner.spec.spec import Spec
 from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
+
+#: The codes of goals on speed that are missed.
+OF_SPEED = frozenset(goal.reason_code for goal in Goal if goal.of_speed)
 
 
 def under(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
@@ -39,6 +43,20 @@ def served(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     return replace(
         verdict, goals=goals, reasons=tuple(dict.fromkeys((*kept, *missed(goals, spec.goals.bands)))), served=speed
     )
+
+
+def as_told(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
+    """Return a verdict judged as the chosen one is, so that their figures compare: with its load simulated where only goals are missed. Of
+    what is refused or does not fit nothing is said of its speed.
+    """
+    kinds = {reason.kind for reason in verdict.reasons}
+    if kinds & {ReasonKind.ILLEGAL, ReasonKind.NOT_MODELLED, ReasonKind.TOO_LARGE}:
+        whole = verdict if ReasonKind.ILLEGAL in kinds else complete(spec, gpu, verdict)
+        told = tuple(reason for reason in whole.reasons if reason.code not in OF_SPEED)
+        return whole if told == whole.reasons else replace(whole, reasons=told)
+    whole = complete(spec, gpu, verdict)
+    asked = spec.goals.asks_speed or workload_of(spec).lasts
+    return served(spec, gpu, whole) if asked and kinds != {ReasonKind.DOMINATED} else whole
 
 
 def _in_flight(spec: Spec, gpu: Gpu, verdict: Verdict, speed: SpeedEstimate) -> Verdict:

@@ -32,7 +32,7 @@ class Loss:
     @property
     def told(self) -> str:
         """What it lost by, and whether it meets the goals for all that."""
-        if self.candidate.likely:
+        if self.candidate.feasible and self.candidate.likely:
             unasked = self.criterion == "standing" and self.message == MISSES
             return f"meets the goals too, but {'loses more quality than anybody would accept' if unasked else self.message}"
         missed = "; ".join(goal.reason().message for goal in self.candidate.goals if not goal.met)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from passes.ir.names import writes_nothing
@@ -33,6 +34,8 @@ class _Choice:
     speed: SpeedEstimate | None
     quality: Quality
     said: str
+    ranked: SpeedEstimate | None
+    """Its speed by the formula, which ranks."""
 
 
 def _figures(row: _Choice) -> tuple[float | None, ...]:
@@ -59,6 +62,9 @@ def print_choices(page: Page, document: PlanDocument) -> None:
     rows = list(_choices(document))
     if len(rows) < 2:
         return
+    simulated = all(row.speed is not None and row.speed.e2e_p95_ms is not None for row in rows)
+    rows = rows if simulated else [replace(row, speed=row.ranked or row.speed) for row in rows]
+    scale = "all as simulated" if simulated else "all by the formula, which ranks"
     asked = [n for n, (_, unit, _) in enumerate(_COLUMNS) if unit != "tok/s" or not writes_nothing(document.model)]
     columns = [_column([_figures(row)[n] for row in rows], _COLUMNS[n][1]) for n in asked]
     heads_of = [(name, width) for name, _, width in (_COLUMNS[n] for n in asked)]
@@ -66,7 +72,7 @@ def print_choices(page: Page, document: PlanDocument) -> None:
         page.line("  Choices  ", " · ".join(name for name, _ in heads_of), "dim")
     else:
         heads = "  ".join(f"{name:>{width}s}" for name, width in heads_of)
-        page.line("  Choices  ", f"{heads}  candidate (all by the formula, which ranks)", "dim")
+        page.line("  Choices  ", f"{heads}  candidate ({scale})", "dim")
     for row, cells in zip(rows, zip(*columns, strict=True), strict=True):
         if page.narrow:
             page.line(f"         {row.mark} ", f"{row.candidate} ({row.said})")
@@ -88,13 +94,15 @@ def _choices(document: PlanDocument) -> Iterator[_Choice]:
     own = [row for row in document.pareto if chosen is not None and row.candidate == chosen.label]
     others = _shown([row for row in document.pareto if row not in own])
     for mark, rows in (("►", own), (" ", others)):
-        yield from (_Choice(mark, r.candidate, r.memory, r.ranked or r.speed, r.quality, r.making) for r in rows)
+        yield from (_Choice(mark, r.candidate, r.memory, r.speed, r.quality, r.making, r.ranked) for r in rows)
     shown = {row.candidate for row in (*own, *others)}
     left = _LEAST_ROWS - len(shown)
     for row in document.rejected:
-        if left > 0 and row.candidate not in shown and row.memory is not None and row.quality is not None:
+        if left <= 0 or row.candidate in shown or row.speed is None:
+            continue
+        if row.memory is not None and row.quality is not None:
             left -= 1
-            yield _Choice(" ", row.candidate, row.memory, row.ranked or row.speed, row.quality, row.reasons[0].message)
+            yield _Choice(" ", row.candidate, row.memory, row.speed, row.quality, row.reasons[0].message, row.ranked)
 
 
 def _decoding(row: ParetoPlan) -> float:

@@ -125,7 +125,7 @@ class Exllama(Engine):
         budget = Quantity(
             card.value * utilization - kept, card.low * utilization - kept, card.high * utilization - kept, card.basis
         )
-        best: tuple[Memory, Layout] | None = None
+        ranks = list[tuple[Memory, Layout]]()
         for stage, size in enumerate(weights_per_stage(ir, Parallel(pp=cards))):
             if stage == 0:
                 size -= embedding_bytes(ir)
@@ -140,10 +140,8 @@ class Exllama(Engine):
             layout = self._layout(ir, cards, stage)
             needed = layout.request_bytes(workload.context) * (workload.concurrency or 1)
             total = weights + scratch + beside + slots + Quantity.exact(needed)
-            memory = Memory(weights, left, scratch, beside, Quantity.exact(0), total, budget)
-            if best is None or layout.blocks(left.value) < best[1].blocks(best[0].kv_cache.value):
-                best = (memory, layout)
-        assert best is not None
+            ranks.append((Memory(weights, left, scratch, beside, Quantity.exact(0), total, budget), layout))
+        best = min(ranks, key=lambda rank: (rank[1].blocks(rank[0].kv_cache.value), rank[0].kv_cache.value))
         notes = tuple(n for n in (gpu.note, _assumed(kept)) if n)
         return answer(*best, ir, workload, notes=notes)
 

@@ -45,9 +45,11 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
 
 
 def tightest_rank(ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -> tuple[Memory, Layout]:
-    """Return the terms and the cache's layout of the rank whose cache holds fewest requests at once; terms of all ranks with them."""
+    """Return the terms and the cache's layout of the rank whose cache holds fewest requests at once; of those that hold as many, as where
+    no rank holds one, the rank that is left with least. Terms of all ranks with them.
+    """
     ranks = list(_ranks(ir, gpu, settings, workload, rules))
-    memory, layout = min(ranks, key=lambda rank: _held_at_once(rank, workload))
+    memory, layout = min(ranks, key=lambda rank: (_held_at_once(rank, workload), _left(rank[0])))
     if len(ranks) == 1:
         return memory, layout
     each = (
@@ -60,6 +62,11 @@ def tightest_rank(ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload,
 def _held_at_once(rank: tuple[Memory, Layout], workload: Workload) -> float:
     memory, layout = rank
     return layout.concurrency(layout.blocks(memory.kv_cache.value), workload.context)
+
+
+def _left(memory: Memory) -> tuple[float, float]:
+    """Bytes that are left for the cache, and, where those are set, what of the budget is left beside them."""
+    return memory.kv_cache.value, memory.budget.value - memory.total.value
 
 
 def _ranks(

@@ -149,6 +149,36 @@ def published_of(model: str) -> tuple[Published, ...]:
     )
 
 
+@lru_cache(maxsize=64)
+def made_of(name: str) -> tuple[str, Published] | None:
+    """Return the catalog's model that a quantized checkpoint was made of, and how it is stored: as `published.json` has it, else by the
+    words of its name; None where neither tells.
+    """
+    row = _rows_by_id().get(fold(name))
+    words = _words(_bare(name))
+    dense = row.of if row else "-".join(word for word in words if word not in _stored())
+    base = find(dense) if row or set(words) & _stored() else None
+    if base is None or not (row or base.note is None or _family(base.id) == _family(dense)):
+        return None
+    if (usual := convention(name, base.id)) is None:
+        return None
+    weights = (row and row.weights) or usual["weights"]
+    source = row.source if row else f"the name of {name}"
+    return base.id, Published(name, weights, usual["settings"]["quant_method"], source)
+
+
+def released_so(name: str) -> bool:
+    """Tell whether a name is a model's own in the catalog, which says no way of storing it: what its maker released is the source."""
+    known = name in catalog.ids() or fold(name) in _index()[0]
+    return known and fold(name) not in _rows_by_id() and not set(_words(_bare(name))) & _stored()
+
+
+@lru_cache(maxsize=1)
+def _rows_by_id() -> dict[str, catalog.PublishedRow]:
+    """The catalog's published checkpoints by their folded ids."""
+    return {fold(row.id): row for row in catalog.published()}
+
+
 @lru_cache(maxsize=1)
 def _published_rows() -> dict[str, list[catalog.PublishedRow]]:
     """The catalog's published checkpoints by the stem of the model that each was made of."""
@@ -156,12 +186,6 @@ def _published_rows() -> dict[str, list[catalog.PublishedRow]]:
     for row in catalog.published():
         index.setdefault(_stem(row.of), []).append(row)
     return index
-
-
-@lru_cache(maxsize=1)
-def _sources() -> dict[str, str]:
-    """What published checkpoints were made of, by their folded ids."""
-    return {fold(row.id): row.of for row in catalog.published()}
 
 
 def _stem(model: str) -> str:
@@ -203,7 +227,8 @@ def convention(name: str, model: str) -> dict[str, Any] | None:
 def _quantized(name: str) -> Match | None:
     """A quantized repository of a model whose dense version is known: the one it was made of, else the one its other words name."""
     words = _words(_bare(name))
-    dense = _sources().get(fold(name)) or "-".join(word for word in words if word not in _stored())
+    row_of = _rows_by_id().get(fold(name))
+    dense = row_of.of if row_of else "-".join(word for word in words if word not in _stored())
     if not set(words) & _stored() or (base := find(dense)) is None or (row := convention(name, base.id)) is None:
         return None
     note = f"{name} is not in the catalog; shapes of {base.id}, assumed stored as {row['said']} ({row['source']})"
@@ -212,8 +237,8 @@ def _quantized(name: str) -> Match | None:
 
 def unknown_model(name: str) -> InputError:
     """Make the error for a model that nothing knows, with the nearest names, or with what a published checkpoint was made of."""
-    if made_of := _sources().get(fold(name)):
-        return InputError(f"{name} was made of {made_of}, whose shapes are not known here", remedy=REMEDY)
+    if made := _rows_by_id().get(fold(name)):
+        return InputError(f"{name} was made of {made.of}, whose shapes are not known here", remedy=REMEDY)
     if writes_nothing(name):
         return InputError(
             f"{name} is by its name an encoder, or a model of pictures or speech, which writes no text",

@@ -7,8 +7,10 @@ beginning of one model's name only, which is said, too (`smollm3`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +37,8 @@ _DATE = re.compile(r"\d{4,6}")
 _SEPARATORS = re.compile(r"[\s\-_:()]+")
 #: What is neither a letter, a digit nor a dot.
 _OTHER = re.compile(r"[^\w.]|_")
+#: So many of the models that a short name may stand for are said.
+_SHOWN = 5
 REMEDY = "Give a folder, a .gguf file, a Hub id, or a name that `optimize models` lists."
 
 
@@ -195,17 +199,33 @@ def _stem(model: str) -> str:
 
 def _begun(name: str) -> Match | None:
     """The one model whose name begins with these words and goes on with more than a date."""
-    asked, stored = _plain(name), _stored()
-    longer = {
-        known: words[len(asked) :]
-        for known in catalog.ids()
-        if (words := _plain(known))[: len(asked)] == asked and not set(words) & stored
-    }
-    found = {tuple(rest): known for known, rest in reversed(longer.items())}
-    if not asked or len(found) != 1:
+    found = {tuple(rest): known for known, rest in reversed(_longer(name).items())}
+    if len(found) != 1:
         return None
     [(rest, known)] = found.items()
     return None if all(_DATE.fullmatch(word) for word in rest) else Match(known, f"{name} is read as {known}")
+
+
+def _longer(name: str) -> dict[str, list[str]]:
+    """The models whose names begin with these words, quantizations aside, with the words that follow."""
+    asked, stored = "".join(_plain(name)), _stored()
+    return {
+        known: words[count:]
+        for known in catalog.ids()
+        if asked and not set(words := _plain(known)) & stored and (count := _begins(words, asked)) is not None
+    }
+
+
+def begun_by(name: str) -> tuple[str, ...]:
+    """List the models that a short name may stand for: of the maker of most of them first, then of fewest words."""
+    longer = _longer(name)
+    makers = Counter(known.partition("/")[0] for known in longer)
+    return tuple(sorted(longer, key=lambda known: (-makers[known.partition("/")[0]], len(longer[known]))))
+
+
+def _begins(words: list[str], asked: str) -> int | None:
+    """How many of the words are what is asked, however that is cut (`llama3` is `llama 3`); None where they do not begin so."""
+    return next((count for count, said in enumerate(itertools.accumulate(words), 1) if said == asked), None)
 
 
 def _plain(name: str) -> list[str]:
@@ -245,4 +265,7 @@ def unknown_model(name: str) -> InputError:
             remedy="Encoders such as BERT's are understood from their folder: give it. Of models that embed texts the catalog has "
             "Qwen/Qwen3-Embedding-0.6B.",
         )
+    if len(several := begun_by(name)) > 1:
+        more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""
+        return InputError(f"{name!r} may be {', '.join(several[:_SHOWN])}{more}", remedy=f"Say which. {REMEDY}")
     return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=REMEDY)

@@ -59,9 +59,9 @@ def _alike(text: str) -> Cards:
         gpu = find_gpu(card)
         return Cards(replace(gpu, note=f"{text} ({cloud}) has {count} × {gpu.name}"), count)
     if (match := _BEFORE.fullmatch(text)) and int(match[1]):
-        count, name = match.groups()
-        behind = name.isdigit() and 0 < int(name) < int(count)  # `3090 x 2`
-        return Cards(find_gpu(count), int(name)) if behind else Cards(find_gpu(name), int(count))
+        number, name = match.groups()
+        behind = name.isdigit() and 0 < int(name) < int(number)  # `3090 x 2`
+        return Cards(find_gpu(number), int(name)) if behind else Cards(find_gpu(name), int(number))
     if (match := _BEHIND.fullmatch(text)) and int(match[2]):
         return Cards(find_gpu(match[1]), int(match[2]))
     if (match := _SKY.fullmatch(text)) and int(match[2]):

@@ -16,7 +16,8 @@ from planner.choice.question import Load, Outcome, Question
 from planner.choice.remedies import Keeps, Remedy, remedies, said_to_mend
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
-from planner.quality.expected import Quality, expected_quality
+from planner.quality.expected import Quality
+from planner.quality.origin import NOT_JUDGED, loss_since_origin, origin_unknown
 from planner.spec.arguments import count, of_kind
 from targets.engines.engine import (
     DEFAULT_ENGINE,
@@ -95,7 +96,7 @@ _NONE = Terms()
 @dataclass(frozen=True, slots=True)
 class CheckDocument:
     """The answer of `check` as the command-line contract has it. `meets`: whether goals and confidence that were asked are kept too; None
-    where none was.
+    where none was, or one cannot be judged (a reason `quality_not_judged`).
     """
 
     format_version: str
@@ -146,11 +147,21 @@ class CheckResult:
     """What this machine has against it, where it was looked at."""
     gpus: int = 1
     """Cards in use."""
+    origin_unknown: bool = False
+    """The model is quantized already, and what it was made of is not known: `quality` is of what is done to it besides."""
 
     @property
     def goals(self) -> tuple[GoalResult, ...]:
-        """The goals that were asked, against what is predicted; a rate that is asked is one."""
-        return _judged(self.terms, self.outcome.workload, self.speed, self.quality)
+        """The goals that were asked and can be judged, against what is predicted; a rate that is asked is one."""
+        goals = _judged(self.terms, self.outcome.workload, self.speed, self.quality)
+        return tuple(goal for goal in goals if goal.goal.of_speed or not self.origin_unknown)
+
+    @property
+    def unjudged(self) -> tuple[Reason, ...]:
+        """The goals that were asked and cannot be judged."""
+        asked = self.terms.goals is not None and self.terms.goals.asks_quality
+        not_known = Reason("quality_not_judged", f"quality {NOT_JUDGED}", kind=ReasonKind.NOT_MODELLED)
+        return (not_known,) if asked and self.origin_unknown else ()
 
     @property
     def broken(self) -> tuple[Reason, ...]:
@@ -164,10 +175,12 @@ class CheckResult:
 
     @property
     def exit_code(self) -> int:
-        """0: it fits, and keeps what was asked besides; 3: it does not; 6: what comes of it is not modelled."""
+        """0: it fits, and keeps what was asked besides; 3: it does not; 6: what comes of it is not modelled, or a goal cannot be judged."""
         if not self.outcome.modelled:
             return 6
-        return 0 if self.fits and not self.broken else 3
+        if not self.fits or self.broken:
+            return 3
+        return 6 if self.unjudged else 0
 
     @property
     def confidence(self) -> float:
@@ -193,7 +206,7 @@ class CheckResult:
             serves=self.outcome.serves and not self.here,
             margin=self.outcome.memory.margin,
             confidence=self.confidence,
-            reasons=tuple(map(stated, (*self.here, *self.said, *self.broken))),
+            reasons=tuple(map(stated, (*self.here, *self.said, *self.broken, *self.unjudged))),
             remedies=self.remedies,
             memory=whole_bytes(self.outcome.memory.memory),
             kv_cache=self.outcome.memory.kv,
@@ -203,11 +216,17 @@ class CheckResult:
             if self.outcome.modelled
             else (),
             goals=tuple(_checked(goal, self.terms) for goal in self.goals),
-            meets=None if self.terms == _NONE and not self.goals else self.fits and not self.broken,
+            meets=self._meets,
             context=self.outcome.workload.context,
             gpus=self.gpus,
             load=self._load,
         )
+
+    @property
+    def _meets(self) -> bool | None:
+        kept = self.fits and not self.broken
+        unknown = self.terms == _NONE and not self.goals
+        return None if unknown or (kept and self.unjudged) else kept
 
     @property
     def _load(self) -> CheckedLoad:
@@ -286,10 +305,11 @@ def answer(
     engine, gpu, settings = question.engine, question.gpu, question.settings
     run = engine.as_run(outcome.ir, gpu, settings)
     speed = with_highest(engine, run, gpu, settings, outcome.workload, outcome.memory)
-    quality = quality or expected_quality(question.dense, question.chain)
+    unknown = quality is None and origin_unknown(question.file or question.model)
+    quality = quality or loss_since_origin(question.dense, question.chain)
     result = CheckResult(
         question.model.name, question.gpu, question.engine_name, outcome, speed, quality,
-        unread=question.unread_file, terms=terms, notes=notes, gpus=question.settings.parallel.gpus,
+        unread=question.unread_file, terms=terms, notes=notes, gpus=question.settings.parallel.gpus, origin_unknown=unknown,
     )  # fmt: skip
     if outcome.fits:
         return result

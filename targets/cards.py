@@ -59,12 +59,23 @@ def _alike(text: str) -> Cards:
         gpu = find_gpu(card)
         return Cards(replace(gpu, note=f"{text} ({cloud}) has {count} × {gpu.name}"), count)
     if (match := _BEFORE.fullmatch(text)) and int(match[1]):
-        return Cards(find_gpu(match[2]), int(match[1]))
+        number, name = match.groups()
+        behind = name.isdigit() and 0 < int(name) < int(number)  # `3090 x 2`
+        return Cards(find_gpu(number), int(name)) if behind else Cards(find_gpu(name), int(number))
     if (match := _BEHIND.fullmatch(text)) and int(match[2]):
         return Cards(find_gpu(match[1]), int(match[2]))
     if (match := _SKY.fullmatch(text)) and int(match[2]):
-        return Cards(find_gpu(_SKYPILOT.get(match[1].lower(), match[1])), int(match[2]))
+        return Cards(_of_skypilot(match[1], text), int(match[2]))
     return Cards(find_gpu(text))
+
+
+def _of_skypilot(name: str, text: str) -> Gpu:
+    """The card of a name before `:`; where SkyPilot means one by it that others do not, that is said."""
+    own = _SKYPILOT.get(name.lower())
+    if own is None:
+        return find_gpu(name)
+    gpu = find_gpu(own)
+    return replace(gpu, note=f"{text} is read as {gpu.name}, as SkyPilot has it")
 
 
 def _machine(text: str) -> tuple[str, int, str] | None:

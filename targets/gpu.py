@@ -90,6 +90,10 @@ class Gpu:
         return self.vendor == "CPU"
 
 
+class SharedNameError(InputError):
+    """A name that several cards have, which is asked back."""
+
+
 def fold(name: str) -> str:
     """Return a name without case, spaces, dashes and vendor prefixes."""
     return _PREFIXES.sub("", _letters(name))
@@ -134,9 +138,11 @@ def find_gpu(name: str) -> Gpu:
 def _of_catalog(name: str) -> Gpu:
     index, lines, shared = _index()
     folded = _letters(name) if _letters(name) in index else fold(name)
+    if folded not in index and re.search(r"\d{2}g$", folded):
+        folded += "b"  # `A100 80G`
     if (several := shared.get(folded, shared.get(f"rtx{folded}"))) is not None:
         choices = [json.loads(lines[number])["name"] for number in several]
-        raise InputError(
+        raise SharedNameError(
             f"{name!r} names several cards: {', '.join(choices)}",
             remedy=f"say which, for instance {choices[0]!r} (--gpu, or gpu: in a spec)",
         )

@@ -7,8 +7,10 @@ beginning of one model's name only, which is said, too (`smollm3`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +37,8 @@ _DATE = re.compile(r"\d{4,6}")
 _SEPARATORS = re.compile(r"[\s\-_:()]+")
 #: What is neither a letter, a digit nor a dot.
 _OTHER = re.compile(r"[^\w.]|_")
+#: So many of the models that a short name may stand for are said.
+_SHOWN = 5
 REMEDY = "Give a folder, a .gguf file, a Hub id, or a name that `optimize models` lists."
 
 
@@ -149,6 +153,36 @@ def published_of(model: str) -> tuple[Published, ...]:
     )
 
 
+@lru_cache(maxsize=64)
+def made_of(name: str) -> tuple[str, Published] | None:
+    """Return the catalog's model that a quantized checkpoint was made of, and how it is stored: as `published.json` has it, else by the
+    words of its name; None where neither tells.
+    """
+    row = _rows_by_id().get(fold(name))
+    words = _words(_bare(name))
+    dense = row.of if row else "-".join(word for word in words if word not in _stored())
+    base = find(dense) if row or set(words) & _stored() else None
+    if base is None or not (row or base.note is None or _family(base.id) == _family(dense)):
+        return None
+    if (usual := convention(name, base.id)) is None:
+        return None
+    weights = (row and row.weights) or usual["weights"]
+    source = row.source if row else f"the name of {name}"
+    return base.id, Published(name, weights, usual["settings"]["quant_method"], source)
+
+
+def released_so(name: str) -> bool:
+    """Tell whether a name is a model's own in the catalog, which says no way of storing it: what its maker released is the source."""
+    known = name in catalog.ids() or fold(name) in _index()[0]
+    return known and fold(name) not in _rows_by_id() and not set(_words(_bare(name))) & _stored()
+
+
+@lru_cache(maxsize=1)
+def _rows_by_id() -> dict[str, catalog.PublishedRow]:
+    """The catalog's published checkpoints by their folded ids."""
+    return {fold(row.id): row for row in catalog.published()}
+
+
 @lru_cache(maxsize=1)
 def _published_rows() -> dict[str, list[catalog.PublishedRow]]:
     """The catalog's published checkpoints by the stem of the model that each was made of."""
@@ -158,12 +192,6 @@ def _published_rows() -> dict[str, list[catalog.PublishedRow]]:
     return index
 
 
-@lru_cache(maxsize=1)
-def _sources() -> dict[str, str]:
-    """What published checkpoints were made of, by their folded ids."""
-    return {fold(row.id): row.of for row in catalog.published()}
-
-
 def _stem(model: str) -> str:
     """A model's bare name, folded, without words that say nothing (`Meta-Llama-3.1-8B` is `Llama-3.1-8B`)."""
     return fold("".join(word for word in _words(_bare(model)) if word not in _EMPTY))
@@ -171,17 +199,33 @@ def _stem(model: str) -> str:
 
 def _begun(name: str) -> Match | None:
     """The one model whose name begins with these words and goes on with more than a date."""
-    asked, stored = _plain(name), _stored()
-    longer = {
-        known: words[len(asked) :]
-        for known in catalog.ids()
-        if (words := _plain(known))[: len(asked)] == asked and not set(words) & stored
-    }
-    found = {tuple(rest): known for known, rest in reversed(longer.items())}
-    if not asked or len(found) != 1:
+    found = {tuple(rest): known for known, rest in reversed(_longer(name).items())}
+    if len(found) != 1:
         return None
     [(rest, known)] = found.items()
     return None if all(_DATE.fullmatch(word) for word in rest) else Match(known, f"{name} is read as {known}")
+
+
+def _longer(name: str) -> dict[str, list[str]]:
+    """The models whose names begin with these words, quantizations aside, with the words that follow."""
+    asked, stored = "".join(_plain(name)), _stored()
+    return {
+        known: words[count:]
+        for known in catalog.ids()
+        if asked and not set(words := _plain(known)) & stored and (count := _begins(words, asked)) is not None
+    }
+
+
+def begun_by(name: str) -> tuple[str, ...]:
+    """List the models that a short name may stand for: of the maker of most of them first, then of fewest words."""
+    longer = _longer(name)
+    makers = Counter(known.partition("/")[0] for known in longer)
+    return tuple(sorted(longer, key=lambda known: (-makers[known.partition("/")[0]], len(longer[known]))))
+
+
+def _begins(words: list[str], asked: str) -> int | None:
+    """How many of the words are what is asked, however that is cut (`llama3` is `llama 3`); None where they do not begin so."""
+    return next((count for count, said in enumerate(itertools.accumulate(words), 1) if said == asked), None)
 
 
 def _plain(name: str) -> list[str]:
@@ -203,7 +247,8 @@ def convention(name: str, model: str) -> dict[str, Any] | None:
 def _quantized(name: str) -> Match | None:
     """A quantized repository of a model whose dense version is known: the one it was made of, else the one its other words name."""
     words = _words(_bare(name))
-    dense = _sources().get(fold(name)) or "-".join(word for word in words if word not in _stored())
+    row_of = _rows_by_id().get(fold(name))
+    dense = row_of.of if row_of else "-".join(word for word in words if word not in _stored())
     if not set(words) & _stored() or (base := find(dense)) is None or (row := convention(name, base.id)) is None:
         return None
     note = f"{name} is not in the catalog; shapes of {base.id}, assumed stored as {row['said']} ({row['source']})"
@@ -212,12 +257,15 @@ def _quantized(name: str) -> Match | None:
 
 def unknown_model(name: str) -> InputError:
     """Make the error for a model that nothing knows, with the nearest names, or with what a published checkpoint was made of."""
-    if made_of := _sources().get(fold(name)):
-        return InputError(f"{name} was made of {made_of}, whose shapes are not known here", remedy=REMEDY)
+    if made := _rows_by_id().get(fold(name)):
+        return InputError(f"{name} was made of {made.of}, whose shapes are not known here", remedy=REMEDY)
     if writes_nothing(name):
         return InputError(
             f"{name} is by its name an encoder, or a model of pictures or speech, which writes no text",
             remedy="Encoders such as BERT's are understood from their folder: give it. Of models that embed texts the catalog has "
             "Qwen/Qwen3-Embedding-0.6B.",
         )
+    if len(several := begun_by(name)) > 1:
+        more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""
+        return InputError(f"{name!r} may be {', '.join(several[:_SHOWN])}{more}", remedy=f"Say which. {REMEDY}")
     return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=REMEDY)

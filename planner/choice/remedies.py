@@ -22,6 +22,7 @@ from planner.asked import chain_of, rewrite
 from planner.choice.goals import FLOOR
 from planner.choice.question import Outcome, Question
 from planner.quality.expected import Quality, expected_quality, growth
+from planner.quality.origin import loss_since_origin
 from targets.engines.engine import ENGINE_NAMES, find_engine
 from targets.gpu import Gpu, find_gpu
 
@@ -113,7 +114,7 @@ def quality_of(question: Question, options: Options) -> Quality:
     """Return what a changed question is expected to lose against the model that was asked about."""
     after = changed(question, options)
     if (name := options.get("model")) is None:
-        return expected_quality(after.dense, after.chain)
+        return loss_since_origin(after.dense, after.chain)
     from planner.choice.space.published import published_quality
 
     made = next(each for each in published_of(question.model.name) if each.id == name)

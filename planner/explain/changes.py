@@ -19,7 +19,7 @@ from planner.spec.patch import Patch, Path, at, patched, places, together
 from planner.spec.spec import Spec
 from planner.spec.units import as_typed_tokens
 from targets.engines.engine import ENGINE_NAMES, find_engine
-from targets.gpu import all_gpus, find_gpu
+from targets.gpu import SharedNameError, all_gpus, find_gpu
 
 #: What people call keys of the spec.
 _CALLED: Mapping[str, str] = {
@@ -149,7 +149,7 @@ def _paths(key: str) -> Iterator[Path]:
 
 def _settled(path: Path, value: str, engine: str) -> Iterator[Patch]:
     """The patches that a place with a value may mean: as text, as a number, with a unit, as a list."""
-    if path == ("target", "count") and (card := _card(value)) is not None and not value.isdigit():
+    if path == ("target", "count") and not value.isdigit() and (card := _card(value)) is not None:
         path, value = ("target", "gpu"), card
     if path == ("target", "gpu"):
         value = _card(value) or find_gpu(value).name
@@ -195,8 +195,10 @@ def _formats(word: str) -> Iterator[str]:
 
 
 def _card(name: str) -> str | None:
-    """A card as a spec names it; None where it is none. A size stays one."""
+    """A card as a spec names it; None where it is none. A size stays one. Raises SharedNameError for a name that several cards have."""
     try:
         return re.sub(r"\s", "", name) if re.match(r"\d+\s*[gG]", name) and find_gpu(name) else find_gpu(name).name
+    except SharedNameError:
+        raise
     except InputError:
         return None

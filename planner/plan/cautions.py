@@ -19,6 +19,7 @@ from planner.figures import show
 from planner.plan.effort import Effort
 from planner.plan.full_context import full_context
 from planner.quality.expected import expected_quality
+from planner.quality.origin import NOT_JUDGED, origin_unknown
 from planner.quality.recovery import TRAINED, left, tokens_needed
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
@@ -105,6 +106,12 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
 
 def _count(requests: float) -> str:
     return f"{requests:.1f}" if requests < 10 else f"{requests:,.0f}"
+
+
+def unjudged(spec: Spec, source: ModelIR) -> Iterator[str]:
+    """Say that a goal on quality holds for what the plan does only, where the model is quantized already and of nobody knows what."""
+    if spec.goals.asks_quality and origin_unknown(source):
+        yield f"quality {NOT_JUDGED}: the goal is on what this plan does besides"
 
 
 def recovery(spec: Spec, source: ModelIR, verdict: Verdict) -> Iterator[str]:

@@ -24,7 +24,7 @@ from planner.choice.search import SearchResult, search
 from planner.choice.space.published import description
 from planner.choice.verdict import Verdict
 from planner.machine import ALL_HERE, Computing, computing
-from planner.plan.cautions import cautions, recovery, unheld
+from planner.plan.cautions import cautions, recovery, unheld, unjudged
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.document import PlanDocument, sealed
 from planner.plan.effort import Effort
@@ -188,6 +188,7 @@ def _chosen(
         notes=(
             *cautions(spec, result, verdict),
             *recovery(spec, served.ir, verdict),
+            *(() if candidate.published else unjudged(spec, served.as_stored or served.ir)),
             *unheld(spec, verdict, served.ir, card, there),
             *verdict.notes,
         ),

@@ -190,11 +190,7 @@ def known_model(name: str) -> str:
     """Return a model's name. Raises InputError where it is neither a catalog name, a file or folder, nor a Hub id."""
     if "/" in name or path_named(name).exists() or find(name) is not None:
         return name
-    close = nearest(name, [known.rsplit("/", 1)[-1] for known in models()])
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    raise InputError(
-        f"unknown model {name!r}.{hint}", remedy="a Hub id, a name of `optimize models`, a folder, a .gguf file"
-    )
+    raise unknown_model(name)
 
 
 def doubt(name: str | None) -> str | None:

@@ -6,7 +6,7 @@ import pytest
 
 from passes.errors import InputError
 from passes.ir import catalog
-from passes.ir.names import Published, convention, find, published_of
+from passes.ir.names import Published, begun_by, convention, find, published_of
 from passes.ir.sources import described, open_model
 from passes.quantize.format_names import pass_named
 from planner.check import check
@@ -114,6 +114,13 @@ def test_a_published_checkpoint_whose_source_is_not_known_names_it() -> None:
         InputError, match=r"zai-org/GLM-4.6V-FP8 was made of zai-org/GLM-4.6V, whose shapes are not known here"
     ):
         open_model("zai-org/GLM-4.6V-FP8")
+
+
+def test_a_short_name_of_several_models_is_asked_back_their_maker_s_first() -> None:
+    assert find("llama3") is None and begun_by("llama3")[-1] == "shenzhi-wang/Llama3-8B-Chinese-Chat"
+    with pytest.raises(InputError, match="'llama3' may be meta-llama/Meta-Llama-3-70B"):
+        open_model("llama3")
+    assert begun_by("smollm3") == ("HuggingFaceTB/SmolLM3-3B",) and not begun_by("")
 
 
 @pytest.mark.parametrize("name", ["BAAI/bge-m3", "intfloat/e5-large-v2", "openai/whisper-large-v3"])

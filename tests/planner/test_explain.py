@@ -181,6 +181,8 @@ def test_without_a_question_all_are_listed(name: str) -> None:
         ("why not awqq", "'awq'"),
         ("what if exlamav2", "exllamav2"),
         ("what if bogus 3", "optimize schema"),
+        ("what if A100", "names several cards"),
+        ("what if 3080", "names several cards"),
         ("what if context 100", "exceed the context"),
         ("what if ttft 1", "write a time"),
         ("cheapest crad that fits", "cheapest card that fits"),

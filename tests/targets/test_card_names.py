@@ -19,7 +19,8 @@ GIB = 1 << 30
         ("A4500", "RTX A4500", None), ("RTX 8000", "Quadro RTX 8000", None), ("NVIDIA Thor", "Jetson AGX Thor 128GB", None),
         ("AMD Instinct MI350X", "MI350X", None), ("Intel(R) Arc(TM) Pro B60 Graphics", "Arc Pro B60", None),
         ("nvidia-tesla-a100", "A100 SXM4 40GB", None), ("nvidia-l4", "L4", None), ("nvidia-h100-mega-80gb", "H100 SXM", None),
-        ("L4:1", "L4", 1), ("H100 x2", "H100 SXM", 2),
+        ("L4:1", "L4", 1), ("H100 x2", "H100 SXM", 2), ("3090 x 2", "RTX 3090", 2), ("2 x 4090", "RTX 4090", 2), ("4090x4", "RTX 4090", 4),
+        ("A100 80G", "A100 SXM4 80GB", None), ("A100-80G:8", "A100 SXM4 80GB", 8), ("A10G", "A10G", None),
         ("A100:8", "A100 SXM4 40GB", 8), ("A100-80GB:8", "A100 SXM4 80GB", 8), ("8x H100", "H100 SXM", 8),
         ("g5.xlarge", "A10G", 1), ("p4d.24xlarge", "A100 SXM4 40GB", 8), ("Standard_NC24ads_A100_v4", "A100 PCIe 80GB", 1),
         ("NC24ads_A100_v4", "A100 PCIe 80GB", 1), ("a2-ultragpu-1g", "A100 SXM4 80GB", 1), ("a3-highgpu-8g", "H100 SXM", 8),
@@ -29,6 +30,19 @@ GIB = 1 << 30
 def test_a_name_finds_its_card(name: str, card: str, count: int | None) -> None:
     found = find_cards(name)
     assert (found.gpu.name, found.count) == (card, count)
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("A100:8", "A100:8 is read as A100 SXM4 40GB, as SkyPilot has it"),
+        ("V100:4", "V100:4 is read as V100 SXM2 16GB, as SkyPilot has it"), ("V100 16GB", "V100 16GB is read as V100 SXM2 16GB"),
+        ("A100 40GB", "A100 40GB is read as A100 SXM4 40GB"), ("A100-80GB:8", "A100-80GB is read as A100 SXM4 80GB"),
+        ("A100 SXM4 40GB", None),
+    ],
+)  # fmt: skip
+def test_a_shorthand_says_what_it_is_read_as(name: str, note: str | None) -> None:
+    assert find_cards(name).gpu.note == note
 
 
 @pytest.mark.parametrize("name", ["Orin", "GH200", "RTX 4060 Ti", "4060ti", "RTX 5060 Ti"])

@@ -61,7 +61,8 @@ def print_check(console: Console, document: CheckDocument) -> None:
         )
     for reason in document.reasons:
         said = reason.message + (f" → {reason.remedy}" if reason.remedy else "")
-        page.line(_MARGIN, Text.from_markup(f"[red]✗[/] {escape(said)}"))
+        mark = "[yellow]?[/]" if reason.code == "quality_not_judged" else "[red]✗[/]"
+        page.line(_MARGIN, Text.from_markup(f"{mark} {escape(said)}"))
     if document.meets is False and not document.fits and not document.remedies:
         page.line(
             2 * _MARGIN,

@@ -8,6 +8,7 @@ from typing import Any
 from passes.record import dataclass
 from planner.plan.codec import to_json
 from planner.spec.parts.workload import WorkloadSpec
+from planner.spec.units import parse_share
 from targets.workload import Workload
 
 #: The parts of a spec that name texts.
@@ -73,3 +74,8 @@ class PortableSpec:
     calibration: PortableText
     evaluation: PortableText
     launch: tuple[str, ...] = ()
+
+    def confidence(self, name: str) -> float:
+        """Return how likely each goal (`confidence`), or the fit (`fit_confidence`), is to be; plans of older versions do not say."""
+        said = self.goals.get(name)
+        return parse_share(said) if isinstance(said, str) else 0.5

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
-from passes.ir.names import writes_nothing
+from passes.ir.purpose import Purpose, purpose
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.asked import AS_IS
@@ -213,7 +213,11 @@ class CheckResult:
     def _load(self) -> CheckedLoad:
         load = self.outcome.workload
         return CheckedLoad(
-            load.input_tokens, load.output_tokens, load.concurrency or 1, load.rate, writes_nothing(self.model)
+            load.input_tokens,
+            load.output_tokens,
+            load.concurrency or 1,
+            load.rate,
+            purpose(self.outcome.ir) is not Purpose.TEXT,
         )
 
     @property

@@ -55,6 +55,11 @@ class Workload:
         return (self.input_p95 or self.input_tokens) + (self.output_p95 or self.output_tokens)
 
     @property
+    def decodes(self) -> bool:
+        """Whether a request ends with more than the one token, vector or score that its prompt gives."""
+        return self.output_tokens > 1
+
+    @property
     def lasts(self) -> bool:
         """Whether requests arrive at a rate without end, so that one that is not served grows a queue."""
         bounded = self.requests is not None or self.at_once is not None or self.trace is not None

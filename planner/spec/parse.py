@@ -17,10 +17,12 @@ from passes.base import NATIVE
 from passes.chain import find_backend
 from passes.errors import InputError, Location, nearest
 from passes.ir.fields import shown
+from passes.ir.purpose import Purpose, purpose_told
 from passes.ir.sources import path_named
 from passes.text.source import refuse_missing_text
 from planner.spec.arguments import file_named
 from planner.spec.parts.choices import DistillChoice, PassesChoice, QuantizeChoice
+from planner.spec.parts.goals import DECODED
 from planner.spec.parts.target import Target
 from planner.spec.spec import Spec
 from planner.spec.trace import read_trace
@@ -59,7 +61,7 @@ def load_spec(what: str | Path) -> Spec:
     node, value = read_yaml(text, str(file))
     spec = _resolve(validated(node, value, str(file)), file.parent)
     _refuse_unknown(spec, node, str(file))
-    return spec
+    return _as_answered(spec, node, str(file))
 
 
 def as_spec(what: Spec | str | Path | Mapping[str, Any]) -> Spec:
@@ -73,7 +75,23 @@ def as_spec(what: Spec | str | Path | Mapping[str, Any]) -> Spec:
     name = "the spec"
     spec = _resolve(validated(None, dict(what), name), Path())
     _refuse_unknown(spec, None, name)
-    return spec
+    return _as_answered(spec, None, name)
+
+
+def _as_answered(spec: Spec, node: yaml.Node | None, name: str) -> Spec:
+    """The spec of a model that only reads (it embeds, ranks or rewards) with requests that end with their prompt. Raises InputError for
+    goals on what is decoded.
+    """
+    if (ends := purpose_told(spec.model)) is Purpose.TEXT:
+        return spec
+    for goal in DECODED:
+        if spec.goals.asked(goal):
+            message = f"goals.{goal}: {spec.model} writes no text, it answers with a {ends}, so that it decodes nothing"
+            remedy = "leave it out; ttft bounds how long an answer takes, workload.rate how many come a second"
+            raise InputError(message, remedy=remedy, location=locate(node, ["goals", goal], name))
+    if spec.workload.trace is not None:
+        return spec
+    return spec.model_copy(update={"workload": spec.workload.model_copy(update={"output_tokens": 1})})
 
 
 def parse_spec(text: str, name: str = "spec") -> Spec:

@@ -21,7 +21,11 @@ def test_three_sentences_say_what_why_and_what_it_gives(planned: Facts) -> None:
     what, why, gives = story(planned)
     assert "Llama-3.1-8B-Instruct is served by vllm" in what and "one" in what
     assert f"out of {planned.plan.searched:,} candidates" in why
-    assert "of memory are used" in gives and "met less surely than the 80% asked: TTFT" in gives and "2 of 3 goals" in gives
+    assert (
+        "of memory are used" in gives
+        and "met less surely than the 80% asked: TTFT" in gives
+        and "2 of 3 goals" in gives
+    )
     assert all(sentence.endswith(".") and sentence.count(". ") == 0 for sentence in (what, why, gives))
 
 

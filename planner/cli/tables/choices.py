@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from passes.ir.names import writes_nothing
 from passes.record import dataclass
 from planner.cli.tables.page import INDENT, Page
 from planner.figures import all_apart
@@ -59,7 +58,7 @@ def print_choices(page: Page, document: PlanDocument) -> None:
     rows = list(_choices(document))
     if len(rows) < 2:
         return
-    asked = [n for n, (_, unit, _) in enumerate(_COLUMNS) if unit != "tok/s" or not writes_nothing(document.model)]
+    asked = [n for n, (_, unit, _) in enumerate(_COLUMNS) if unit != "tok/s" or document.spec.workload.asked.decodes]
     columns = [_column([_figures(row)[n] for row in rows], _COLUMNS[n][1]) for n in asked]
     heads_of = [(name, width) for name, _, width in (_COLUMNS[n] for n in asked)]
     if page.narrow:

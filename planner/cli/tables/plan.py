@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.text import Text
 
 from passes.base import Stage
-from passes.ir.names import writes_nothing
 from passes.record import dataclass
 from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
@@ -68,7 +67,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     page.line("  Runs     ", _layout(chosen))
     page.blank()
     _print_memory(page, chosen, document)
-    _print_goals(page, chosen, document.spec.confidence("confidence"), writes_nothing(document.model))
+    _print_goals(page, chosen, document.spec.confidence("confidence"), not document.spec.workload.asked.decodes)
     print_choices(page, document)
     page.line("  Graph    ", " ─► ".join(("source", *_titles(chosen), "checkpoint", chosen.engine.name)))
     page.blank()

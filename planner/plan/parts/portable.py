@@ -76,6 +76,6 @@ class PortableSpec:
     launch: tuple[str, ...] = ()
 
     def confidence(self, name: str) -> float:
-        """Return how likely each goal (`confidence`), or the fit (`fit_confidence`), is to be; plans of older versions do not say."""
+        """Return the probability asked of each goal (`confidence`) or of the fit (`fit_confidence`), 0 to 1; 0.5 in older plans."""
         said = self.goals.get(name)
         return parse_share(said) if isinstance(said, str) else 0.5

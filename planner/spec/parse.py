@@ -231,6 +231,13 @@ def explained(
     return InputError(f"{first.message}{lines}", remedy=first.remedy, location=first.location)
 
 
+#: Keys that people write for others by their meaning, which no spelling tells.
+_MEANT = {
+    "width": "intermediate", "channels": "intermediate", "mlp": "intermediate", "layers": "depth", "blocks": "depth", "heads": "kv_heads",
+    "groups": "kv_heads", "sparsity": "sparse",
+}  # fmt: skip
+
+
 def _meaning_of(path: Sequence[str], part: type[BaseModel]) -> str | None:
     """What a key means, with an example, as the schema says it; it is read only where something is wrong."""
     from planner.spec.meanings import meaning
@@ -247,7 +254,8 @@ def _problem(
     location = locate(node, path, name)
     if kind == "extra_forbidden":
         known = _known_keys(path[:-1], part)
-        close = nearest(str(path[-1]), known)
+        meant = _MEANT.get(str(path[-1]))
+        close = [meant] if meant in known else nearest(str(path[-1]), known)
         elsewhere = [place for place in _places(part) if place[-1] == path[-1]]
         misspelt = difflib.get_close_matches(str(path[-1]), {place[-1] for place in _places(part)}, 1, cutoff=0.8)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -255,8 +263,8 @@ def _problem(
             above = (repr(".".join(place[:-1])) if place[:-1] else "the top" for place in elsewhere)
             hint = f" It belongs under {' or '.join(above)}."
         elif misspelt and not close:
-            meant = (repr(".".join(place)) for place in _places(part) if place[-1] == misspelt[0])
-            hint = f" Did you mean {' or '.join(meant)}?"
+            places = (repr(".".join(place)) for place in _places(part) if place[-1] == misspelt[0])
+            hint = f" Did you mean {' or '.join(places)}?"
         return InputError(f"unknown key {dotted!r}.{hint}", remedy=f"keys here: {', '.join(known)}", location=location)
     if kind == "missing":
         return InputError(f"{dotted!r} is missing", remedy="add it here", location=locate(node, path[:-1], name))

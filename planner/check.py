@@ -27,7 +27,7 @@ from targets.engines.engine import (
 )
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
-from targets.simulation.serving import with_highest
+from targets.simulation.serving import lengths_told, with_highest
 from targets.workload import Workload
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class CheckResult:
             kv_cache=self.outcome.memory.kv,
             speed=figures_alone(self.speed),
             quality=self.quality,
-            notes=(*self._unread, *self.outcome.memory.notes, *self.speed.notes, *self.notes)
+            notes=(*self._unread, *self.outcome.memory.notes, *self.speed.notes, *self._drawn, *self.notes)
             if self.outcome.modelled
             else (),
             goals=tuple(_checked(goal, self.terms) for goal in self.goals),
@@ -219,6 +219,11 @@ class CheckResult:
             load.rate,
             purpose(self.outcome.ir) is not Purpose.TEXT,
         )
+
+    @property
+    def _drawn(self) -> tuple[str, ...]:
+        told = lengths_told(self.outcome.workload)
+        return (told,) if told and self.speed.requests else ()
 
     @property
     def _unread(self) -> tuple[str, ...]:

@@ -81,7 +81,10 @@ def remedy(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Patch |
 def _under(patch: Patch, candidate: Candidate) -> Candidate:
     """The candidate as a patch has it: on another engine with that one's own cache, pruned to another width."""
     if (width := patch.get("passes", {}).get("prune", {}).get("intermediate")) is not None:
-        steps = (step | {"intermediate": width} if "intermediate" in step else step for step in chain.to_json(candidate.passes))
+        steps = (
+            step | {"intermediate": width} if "intermediate" in step else step
+            for step in chain.to_json(candidate.passes)
+        )
         return replace(candidate, passes=chain.from_json(tuple(steps)))
     if (engine := patch.get("engine")) is None:
         return candidate

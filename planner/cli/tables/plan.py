@@ -416,6 +416,9 @@ def _print_illegal(page: Page, document: PlanDocument) -> None:
     """What of the things that the spec asks for by name is illegal."""
     for number, kind in enumerate(document.illegal[:4]):
         head = "  Illegal  " if number == 0 else INDENT
-        page.line(head, f"{kind.message}{f' ({kind.remedy})' if kind.remedy else ''}: {kind.candidates} candidate{'s' if kind.candidates > 1 else ''}")
+        page.line(
+            head,
+            f"{kind.message}{f' ({kind.remedy})' if kind.remedy else ''}: {kind.candidates} candidate{'s' if kind.candidates > 1 else ''}",
+        )
     if document.illegal:
         page.blank()

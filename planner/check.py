@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
-from passes.ir.names import writes_nothing
+from passes.ir.purpose import Purpose, purpose
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.asked import AS_IS
@@ -28,7 +28,7 @@ from targets.engines.engine import (
 )
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
-from targets.simulation.serving import with_highest
+from targets.simulation.serving import lengths_told, with_highest
 from targets.workload import Workload
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class CheckResult:
             kv_cache=self.outcome.memory.kv,
             speed=figures_alone(self.speed),
             quality=self.quality,
-            notes=(*self._unread, *self.outcome.memory.notes, *self.speed.notes, *self.notes)
+            notes=(*self._unread, *self.outcome.memory.notes, *self.speed.notes, *self._drawn, *self.notes)
             if self.outcome.modelled
             else (),
             goals=tuple(_checked(goal, self.terms) for goal in self.goals),
@@ -232,8 +232,17 @@ class CheckResult:
     def _load(self) -> CheckedLoad:
         load = self.outcome.workload
         return CheckedLoad(
-            load.input_tokens, load.output_tokens, load.concurrency or 1, load.rate, writes_nothing(self.model)
+            load.input_tokens,
+            load.output_tokens,
+            load.concurrency or 1,
+            load.rate,
+            purpose(self.outcome.ir) is not Purpose.TEXT,
         )
+
+    @property
+    def _drawn(self) -> tuple[str, ...]:
+        told = lengths_told(self.outcome.workload)
+        return (told,) if told and self.speed.requests else ()
 
     @property
     def _unread(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ class Workload:
 
     `rate`: requests a second that arrive by chance in place of the closed loop, infinite where all come at once; `burstiness`: shape of
     their gaps (1: Poisson); `at_once`: unanswered ones beyond which the next waits to be sent. `requests`: how many there are in all. None:
-    as many as steady figures take; lengths that are told by their mean alone are then taken to vary by 20 %, as they do in use.
+    as many as steady figures take; lengths that are told by their mean alone vary then, as they do in use.
     `shared_prefix`: tokens that all prompts begin with. `trace`: (second, prompt tokens, answer tokens) of each request, in place of these.
     `limits`: what users are promised; how many are served so is told then. `pictures`: of each request, of `picture_tokens` each, which
     are among its input tokens.
@@ -53,6 +53,16 @@ class Workload:
     def request_tokens(self) -> int:
         """Tokens of a request that the cache is counted for: its prompt and its answer, at their 95th percentile where that is known."""
         return (self.input_p95 or self.input_tokens) + (self.output_p95 or self.output_tokens)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether a request ends with more than the one token, vector or score that its prompt gives."""
+        return self.output_tokens > 1
+
+    @property
+    def as_chats(self) -> bool:
+        """Whether lengths are drawn as chats' are: requests arrive, and only the means of their lengths are told."""
+        return self.rate is not None and self.trace is None and not (self.input_p95 or self.output_p95)
 
     @property
     def lasts(self) -> bool:

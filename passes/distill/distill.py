@@ -89,6 +89,9 @@ class Distill(Pass):
             return (Reason("distill_adapters", message, "method: logits, or no lora_rank"),)
         if self.trains and (reason := self._wrong_figures()):
             return (reason,)
+        if self.lora_rank > ir.hidden_size:
+            message = f"lora_rank {self.lora_rank:,} is above the hidden size of {ir.name}, {ir.hidden_size:,}: no adapter has more"
+            return (Reason("lora_rank_too_high", message, f"lora_rank: 16, at most {ir.hidden_size}"),)
         if any(linear.storage.is_quantized for block, _ in ir.decoder.counts for linear in block.linears):
             return (Reason("distill_needs_dense", "quantized weights cannot be trained", "distil before quantizing"),)
         return ()

@@ -30,6 +30,8 @@ _WRITES_NOTHING = frozenset({
     "bge", "e5", "gte", "minilm", "bert", "roberta", "deberta", "modernbert", "reranker", "embed", "embedding", "whisper", "clip", "siglip",
     "flux", "sdxl", "diffusion",
 })  # fmt: skip
+#: Those of models that score a text or a pair of them.
+_SCORES = frozenset({"reranker", "rerank", "reward", "prm"})
 #: `internlm2_5` means 2.5.
 _DECIMAL = re.compile(r"(?<=\d)_(?=\d)")
 #: A release's date: another release is another model.
@@ -67,7 +69,12 @@ def _words(name: str) -> list[str]:
 
 def writes_nothing(name: str) -> bool:
     """Tell whether a model is by its name one that reads and writes no text: an encoder, or one of pictures or speech."""
-    return bool(_WRITES_NOTHING & set(_words(_bare(name))))
+    return bool((_WRITES_NOTHING | _SCORES) & set(_words(_bare(name))))
+
+
+def scores(name: str) -> bool:
+    """Tell whether a model is by its name one that scores what it reads: a reranker, a reward model."""
+    return bool(_SCORES & set(_words(_bare(name))))
 
 
 def _bare(name: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.errors import InputError, Reason
-from passes.ir.names import writes_nothing
+from passes.ir.model import ModelIR
+from passes.ir.purpose import Purpose, purpose
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.check import CheckResult, Terms, answer, to_make
@@ -250,16 +251,16 @@ def _question(subject: Subject, options: Options, cards: Cards) -> tuple[Questio
     load = _load(subject.load, options, at_once)
     question = Question(
         source.ir, card, engine, settings, None if context == -1 else context, concurrency,
-        options.get("input_tokens", subject.input_tokens), _answer_tokens(source.ir.name, subject, options), load,
+        options.get("input_tokens", subject.input_tokens), _answer_tokens(source.ir, subject, options), load,
         to_make(options.get("weights", subject.weights), source.ir),
         options.get("kv_cache_dtype") or subject.kv_cache_dtype or "auto", source.as_stored, longest, subject.refused,
     )  # fmt: skip
     return question, notes
 
 
-def _answer_tokens(model: str, subject: Subject, options: Options) -> int | None:
+def _answer_tokens(model: ModelIR, subject: Subject, options: Options) -> int | None:
     """Tokens of an answer as they are asked; the one step that reads the prompt, of a model that embeds it."""
-    return 1 if writes_nothing(model) else options.get("output_tokens", subject.output_tokens)
+    return 1 if purpose(model) is not Purpose.TEXT else options.get("output_tokens", subject.output_tokens)
 
 
 def _load(below: Load, options: Options, at_once: int | None) -> Load:

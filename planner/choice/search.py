@@ -199,7 +199,7 @@ def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
 
         return effort(spec, ir, verdict.ir, verdict.candidate.passes, gpu).seconds.value / 3600
 
-    return Rule(spec.goals, gpu, spec.engine != "auto", hours, spec.target.fewest)
+    return Rule(spec.goals, gpu, spec.engine != "auto", hours, spec.target.fewest, spec.workload.output.mean > 1)
 
 
 def by_maintenance(spec: Spec, gpu: Gpu) -> tuple[tuple[str, ...], tuple[str, ...]]:

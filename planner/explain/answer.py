@@ -97,8 +97,8 @@ def _how_fast(asked: Asked, words: str) -> Answer:
     told = [f"memory {show_interval(verdict.memory.memory.total, 'B')}"]
     if speed is not None:
         figures = (
-            ("decode", speed.decode_tok_s_per_request, "tok/s"), ("all clients", speed.throughput_tok_s, "tok/s"),
-            ("time to the first token", speed.ttft_ms, "ms"),
+            *((("decode", speed.decode_tok_s_per_request, "tok/s"),) if leading.decodes else ()),
+            ("all clients", speed.throughput_tok_s, leading.rate_unit), ("time to the first token", speed.ttft_ms, "ms"),
         )  # fmt: skip
         told = [*(f"{name} {show_interval(figure, unit)}" for name, figure, unit in figures), *told]
     grown = show_interval(perplexity_growth(verdict.quality.log_ppl_increase), "%")

@@ -9,6 +9,7 @@ from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
 from passes.record import dataclass
 from planner.apply_cost import effort
+from planner.choice.demand import workload_of
 from planner.choice.judging.candidate import complete
 from planner.choice.judging.simulated import served
 from planner.choice.rule.criteria import making
@@ -59,6 +60,16 @@ class Judged:
     def against(self) -> tuple[Reason, ...]:
         """Its reasons; what only says that another one is better is none of them."""
         return tuple(r for r in self.verdict.reasons if r.kind is not ReasonKind.DOMINATED)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether requests end with more than one token."""
+        return workload_of(self.spec).decodes
+
+    @property
+    def rate_unit(self) -> str:
+        """In what all clients together are counted: tokens a second, requests where each ends with its prompt."""
+        return "tok/s" if self.decodes else "requests/s"
 
     @property
     def least(self) -> tuple[str, float]:
@@ -138,8 +149,9 @@ def _figures(judged: Judged, simulated: bool) -> Iterator[tuple[tuple[str, str],
     yield ("weights", "B"), v.memory.memory.weights
     yield ("memory", "B"), v.memory.memory.total
     if speed is not None:
-        yield ("one client", "tok/s"), speed.decode_tok_s_per_request
-        yield ("all clients", "tok/s"), speed.throughput_tok_s
+        if judged.decodes:
+            yield ("one client", "tok/s"), speed.decode_tok_s_per_request
+        yield ("all clients", judged.rate_unit), speed.throughput_tok_s
         yield ("TTFT", "ms"), speed.ttft_ms
     yield ("perplexity", "%"), perplexity_growth(v.quality.log_ppl_increase)
     yield ("work", "h"), judged.hours

@@ -10,6 +10,7 @@ from passes.base import Stage
 from passes.errors import ReasonKind
 from passes.ir.distortions import Recovered
 from passes.ir.model import ModelIR
+from passes.ir.purpose import Purpose, purpose
 from planner.choice.demand import workload_of
 from planner.choice.goals import FLOOR
 from planner.choice.rule.criteria import making
@@ -25,6 +26,7 @@ from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
 from targets.simulation.lengths import MOST_APART
+from targets.simulation.serving import lengths_told
 
 _GIB = 1 << 30
 
@@ -63,6 +65,10 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
             "" if spec.target.network_gb_s else "; between them 12.5 GB/s each are assumed (`target: network_gb_s`)"
         )
         yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}{network}"
+    if (ends := purpose(verdict.ir)) is not Purpose.TEXT:
+        yield f"{verdict.ir.name} writes no text: a request ends with its {ends} after the prompt, so output_tokens has no meaning"
+    if verdict.served is not None and (told := lengths_told(workload_of(spec))) is not None:
+        yield told
     yield from _far_apart(spec)
     yield from _chosen_numbers(spec, result, verdict)
 
@@ -85,7 +91,12 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
         each = f", {capacity.at_once} on each replica (max_num_seqs)" if parallel.dp > 1 else " (max_num_seqs)"
         rate, first = show(speed.throughput_tok_s.value, "tok/s"), show(speed.ttft_ms.value, "ms")
         own = show(speed.decode_tok_s_per_request.value, "tok/s")
-        yield f"clients were left open: {capacity.clients} at once{each} give {rate} in all, {own} each, a first token after {first}"
+        given = (
+            f"{rate} in all, {own} each, a first token after {first}"
+            if workload_of(spec).decodes
+            else f"{show(speed.throughput_tok_s.value, 'requests/s')} in all, each answered after {first}"
+        )
+        yield f"clients were left open: {capacity.clients} at once{each} give {given}"
     due = workload_of(spec).rate
     if workload_of(spec).concurrency is None and due is not None and math.isfinite(due) and speed is not None:
         took = speed.e2e_ms or speed.ttft_ms + speed.tpot_ms.scaled(workload_of(spec).output_tokens - 1)
@@ -94,7 +105,8 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
         yield f"{due:g} requests a second of {show(took.value, 'ms')} each keep about {usual}, {most}"
     if spec.goals.prefer == "cost" and speed is not None:
         hours = parallel.gpus * 1e6 / (3600 * max(speed.throughput_tok_s.value, 1e-9))
-        yield f"a million generated tokens take {hours:.2f} hours of a card"
+        made = "generated tokens" if workload_of(spec).decodes else "answers"
+        yield f"a million {made} take {hours:.2f} hours of a card"
     yield from filter(None, (pass_.asks() for pass_ in verdict.candidate.passes))
     if spec.target.fewest and (fewer := result.with_fewer_cards()) is not None:
         missed = [goal.reason().message for goal in fewer.goals if not goal.met]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from passes import chain
 from passes.base import Stage
 from passes.errors import InputError, NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
@@ -19,6 +20,7 @@ from planner.choice.judging.judge import judged
 from planner.choice.judging.simulated import served
 from planner.choice.verdict import MEAN, Candidate, GoalResult, Verdict
 from planner.plan.stated import StatedReason, stated
+from planner.spec.parts.choices import PruneChoice
 from planner.spec.patch import Patch, Path, at, patched, written
 from planner.spec.spec import Spec
 from targets.engines.accounting import BEYOND_MODEL
@@ -31,6 +33,8 @@ _STEP, _LEAST_SHARE = 256, 0.25
 _LOOSE = 2.0
 #: Shares of the most that is served which a rate is lowered to.
 _LESS = (1.0, 0.9, 0.8, 0.65, 0.5)
+#: Where the width that MLPs are cut to stands in the spec.
+_WIDTH: Path = ("passes", "prune", "intermediate")
 #: Where a goal stands in the spec, a unit of its there in that of its figures, and how it is written.
 _GOALS: Mapping[Goal, tuple[Path, float, str]] = {
     Goal.TTFT: (("goals", "ttft"), 1.0, " ms"), Goal.TPOT: (("goals", "tpot"), 1.0, " ms"),
@@ -78,7 +82,13 @@ def remedy(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Patch |
 
 
 def _under(patch: Patch, candidate: Candidate) -> Candidate:
-    """The candidate as a patch has it: on another engine with that one's own cache."""
+    """The candidate as a patch has it: on another engine with that one's own cache, pruned to another width."""
+    if (width := patch.get("passes", {}).get("prune", {}).get("intermediate")) is not None:
+        steps = (
+            step | {"intermediate": width} if "intermediate" in step else step
+            for step in chain.to_json(candidate.passes)
+        )
+        return replace(candidate, passes=chain.from_json(tuple(steps)))
     if (engine := patch.get("engine")) is None:
         return candidate
     passes = tuple(pass_ for pass_ in candidate.passes if pass_.stage is not Stage.KV_CACHE)
@@ -95,8 +105,18 @@ def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterato
         yield from (at(("workload", "concurrency"), n) for n in _halves(spec.workload.asked.concurrency or 1))
         yield from (at(("target", "gpu"), name) for name in _larger_cards(spec, verdict))
     if reason.kind is ReasonKind.ILLEGAL:
+        yield from (at(_WIDTH, width) for width in _widths(spec, reason))
         others = (name for name in ENGINE_NAMES if find_engine(name).weighed_on(target_gpu(spec)))
         yield from (at(("engine",), name) for name in others if name != verdict.candidate.engine)
+
+
+def _widths(spec: Spec, reason: Reason) -> tuple[int, ...]:
+    """Widths next to the one that is asked which groups divide, the nearest first; none where no width or group is what is wrong."""
+    prune, group = spec.passes.prune, reason.data.get("group_size", 0)
+    if not isinstance(prune, PruneChoice) or prune.intermediate is None or not group or prune.intermediate % group == 0:
+        return ()
+    below = prune.intermediate // group * group
+    return tuple(sorted(filter(None, (below, below + group)), key=lambda width: abs(width - prune.intermediate)))
 
 
 def _near(result: GoalResult) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from planner.choice.goals import Goal
 from planner.figures import show, show_interval
 from planner.plan.document import PlanDocument
@@ -46,14 +48,22 @@ def _gives(facts: Facts, chosen: ChosenPlan) -> str:
     quality = measured or chosen.quality
     loss = show_interval(perplexity_growth(quality.log_ppl_increase), "%")
     said.append(f"perplexity {'grew' if measured else 'is expected to grow'} by {loss.replace('+', '')}")
-    return f"{'; '.join((*said, *_goals(chosen.goals)))}."
+    return f"{'; '.join((*said, *_goals(chosen.goals, facts.plan.spec.confidence('confidence'))))}."
 
 
-def _goals(goals: tuple[PlannedGoal, ...]) -> tuple[str, ...]:
+def _goals(goals: tuple[PlannedGoal, ...], confidence: float) -> Iterator[str]:
+    """The goals that are missed, those met by the predicted value alone with their odds, and how many are met as surely as is asked."""
     missed = [goal.said for goal in goals if not goal.met]
+    unsure = [f"{goal.said} with odds of {goal.odds:.0%}" for goal in goals if goal.met and not goal.sure(confidence)]
     if missed:
-        return (f"missed: {', '.join(missed)}",)
-    return (f"all {len(goals)} goals are met" if len(goals) > 1 else "the goal is met",) if goals else ()
+        yield f"missed: {', '.join(missed)}"
+    if unsure:
+        yield f"met less surely than the {confidence:.0%} asked: {', '.join(unsure)}"
+    sure = len(goals) - len(missed) - len(unsure)
+    if sure == len(goals) and goals:
+        yield f"all {sure} goals are met" if sure > 1 else "the goal is met"
+    elif sure:
+        yield f"{sure} of {len(goals)} goals {'are' if sure > 1 else 'is'} met as surely as asked"
 
 
 def _nothing(plan: PlanDocument) -> tuple[str, ...]:

@@ -12,9 +12,11 @@ import yaml
 from passes.errors import InputError, nearest
 from passes.ir import catalog
 from passes.ir.names import find, unknown_model, writes_nothing
+from passes.ir.purpose import Purpose, purpose_told
 from passes.ir.sources import path_named
 from passes.record import dataclass
 from planner.spec.parse import parse_spec
+from planner.spec.parts.goals import DECODED
 from planner.spec.template import TEMPLATE
 from planner.spec.units import as_typed_tokens, with_unit
 from targets.cards import find_cards
@@ -64,6 +66,10 @@ USES: Mapping[str, Use] = {
         {"ttft": "4 s", "decode": "25 tok/s", "quality": "{ max_perplexity_increase: 3% }", "prefer": "quality"}, "50%",
     ),
 }  # fmt: skip
+#: The same of a model that embeds or ranks, of which no speed of decoding is asked.
+_EMBEDS = (
+    "It writes no text: the time to the first token is that of the whole answer. Change the goals to what yours do."
+)
 #: Memory of all cards together up to which they are taken for one person's own, in bytes: a desktop card of 16 GB.
 _OWN_CARD = 16 << 30
 #: Units of goals that are typed as bare numbers; `check` takes them so, too.
@@ -142,11 +148,16 @@ def spec_text(answers: Answers) -> str:
     gpu, count = _cards(answers.gpu or usual_card())
     context = str(_tokens(answers.context or use.context))
     prefix = "" if use.shared_prefix == "0" else f", shared_prefix: {use.shared_prefix}"
+    writes, goals = purpose_told(model) is Purpose.TEXT, _goals(use, answers.goals)
+    if not writes and (named := next((name for name in DECODED if name in answers.goals), None)):
+        raise InputError(
+            f"a goal on {named}: {model} writes no text", remedy="leave it out; ttft bounds how long an answer takes"
+        )
     text = TEMPLATE.format(
         model=_scalar(model), gpu=_scalar(gpu), count=count, context=context, prefix=prefix,
-        concurrency=answers.concurrency or _clients(use, answers.gpu), why=use.why,
-        input_tokens=use.input_tokens, output_tokens=use.output_tokens,
-        goals="\n".join(f"  {name}: {value}" for name, value in _goals(use, answers.goals).items()),
+        concurrency=answers.concurrency or _clients(use, answers.gpu), why=use.why if writes else _EMBEDS,
+        lengths=f"input_tokens: {use.input_tokens}" + (f", output_tokens: {use.output_tokens}" if writes else ""),
+        goals="\n".join(f"  {name}: {value}" for name, value in goals.items() if writes or name not in DECODED),
     )  # fmt: skip
     if answers.concurrency not in (None, "auto") and not str(answers.concurrency).isdigit():
         raise InputError(

@@ -119,8 +119,7 @@ def _of_template(path: Sequence[str]) -> str | None:
         "why": "",
     }
     lengths = {
-        "input_tokens": 2000,
-        "output_tokens": 400,
+        "lengths": "input_tokens: 2000, output_tokens: 400",
         "goals": "  ttft: 2 s\n  decode: 20 tok/s\n  prefer: quality",
     }
     value: Any = yaml.safe_load(TEMPLATE.format(**answers, **lengths))

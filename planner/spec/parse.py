@@ -17,10 +17,12 @@ from passes.base import NATIVE
 from passes.chain import find_backend
 from passes.errors import InputError, Location, nearest
 from passes.ir.fields import shown
+from passes.ir.purpose import Purpose, purpose_told
 from passes.ir.sources import path_named
 from passes.text.source import refuse_missing_text
 from planner.spec.arguments import file_named
 from planner.spec.parts.choices import DistillChoice, PassesChoice, QuantizeChoice
+from planner.spec.parts.goals import DECODED
 from planner.spec.parts.target import Target
 from planner.spec.spec import Spec
 from planner.spec.trace import read_trace
@@ -59,7 +61,7 @@ def load_spec(what: str | Path) -> Spec:
     node, value = read_yaml(text, str(file))
     spec = _resolve(validated(node, value, str(file)), file.parent)
     _refuse_unknown(spec, node, str(file))
-    return spec
+    return _as_answered(spec, node, str(file))
 
 
 def as_spec(what: Spec | str | Path | Mapping[str, Any]) -> Spec:
@@ -73,7 +75,23 @@ def as_spec(what: Spec | str | Path | Mapping[str, Any]) -> Spec:
     name = "the spec"
     spec = _resolve(validated(None, dict(what), name), Path())
     _refuse_unknown(spec, None, name)
-    return spec
+    return _as_answered(spec, None, name)
+
+
+def _as_answered(spec: Spec, node: yaml.Node | None, name: str) -> Spec:
+    """The spec of a model that only reads (it embeds, ranks or rewards) with requests that end with their prompt. Raises InputError for
+    goals on what is decoded.
+    """
+    if (ends := purpose_told(spec.model)) is Purpose.TEXT:
+        return spec
+    for goal in DECODED:
+        if spec.goals.asked(goal):
+            message = f"goals.{goal}: {spec.model} writes no text, it answers with a {ends}, so that it decodes nothing"
+            remedy = "leave it out; ttft bounds how long an answer takes, workload.rate how many come a second"
+            raise InputError(message, remedy=remedy, location=locate(node, ["goals", goal], name))
+    if spec.workload.trace is not None:
+        return spec
+    return spec.model_copy(update={"workload": spec.workload.model_copy(update={"output_tokens": 1})})
 
 
 def parse_spec(text: str, name: str = "spec") -> Spec:
@@ -213,6 +231,13 @@ def explained(
     return InputError(f"{first.message}{lines}", remedy=first.remedy, location=first.location)
 
 
+#: Keys that people write for others by their meaning, which no spelling tells.
+_MEANT = {
+    "width": "intermediate", "channels": "intermediate", "mlp": "intermediate", "layers": "depth", "blocks": "depth", "heads": "kv_heads",
+    "groups": "kv_heads", "sparsity": "sparse",
+}  # fmt: skip
+
+
 def _meaning_of(path: Sequence[str], part: type[BaseModel]) -> str | None:
     """What a key means, with an example, as the schema says it; it is read only where something is wrong."""
     from planner.spec.meanings import meaning
@@ -229,7 +254,8 @@ def _problem(
     location = locate(node, path, name)
     if kind == "extra_forbidden":
         known = _known_keys(path[:-1], part)
-        close = nearest(str(path[-1]), known)
+        meant = _MEANT.get(str(path[-1]))
+        close = [meant] if meant in known else nearest(str(path[-1]), known)
         elsewhere = [place for place in _places(part) if place[-1] == path[-1]]
         misspelt = difflib.get_close_matches(str(path[-1]), {place[-1] for place in _places(part)}, 1, cutoff=0.8)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -237,8 +263,8 @@ def _problem(
             above = (repr(".".join(place[:-1])) if place[:-1] else "the top" for place in elsewhere)
             hint = f" It belongs under {' or '.join(above)}."
         elif misspelt and not close:
-            meant = (repr(".".join(place)) for place in _places(part) if place[-1] == misspelt[0])
-            hint = f" Did you mean {' or '.join(meant)}?"
+            places = (repr(".".join(place)) for place in _places(part) if place[-1] == misspelt[0])
+            hint = f" Did you mean {' or '.join(places)}?"
         return InputError(f"unknown key {dotted!r}.{hint}", remedy=f"keys here: {', '.join(known)}", location=location)
     if kind == "missing":
         return InputError(f"{dotted!r} is missing", remedy="add it here", location=locate(node, path[:-1], name))

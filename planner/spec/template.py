@@ -11,7 +11,7 @@ target: {{ gpu: {gpu}, count: {count}, reserve: 0.5 GiB }}
 engine: auto
 
 # What the served model must hold: the longest sequence, requests at once, and a typical request.
-workload: {{ context: {context}, concurrency: {concurrency}, input_tokens: {input_tokens}, output_tokens: {output_tokens}{prefix} }}
+workload: {{ context: {context}, concurrency: {concurrency}, {lengths}{prefix} }}
 
 # What a plan must meet, and what to maximise among those that do: quality, speed, throughput, cost,
 # context or size.

@@ -74,7 +74,8 @@ def _figures(judged: Judged) -> Iterator[tuple[str, str]]:
     yield "fits with", show(verdict.capacity.odds, "odds")
     yield "perplexity", show_interval(perplexity_growth(verdict.quality.log_ppl_increase), "%")
     if speed is not None:
-        yield "one client", show_interval(speed.decode_tok_s_per_request, "tok/s")
-        yield "all clients", show_interval(speed.throughput_tok_s, "tok/s")
+        if judged.decodes:
+            yield "one client", show_interval(speed.decode_tok_s_per_request, "tok/s")
+        yield "all clients", show_interval(speed.throughput_tok_s, judged.rate_unit)
         yield "TTFT", show_interval(speed.ttft_ms, "ms")
     yield "to make", MAKING[making(verdict)]

@@ -45,6 +45,11 @@ class Hardware:
         """Cards of each machine; 0: it computes on its processor."""
         return 0 if self.is_cpu else self.cards // self.nodes
 
+    @property
+    def told_of_a_node(self) -> str:
+        """The same in words."""
+        return f"{self.of_a_node} {'card' if self.of_a_node == 1 else 'cards'} in each"
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchRequest:

@@ -40,7 +40,7 @@ def _task(deployment: Deployment) -> dict[str, Any]:
     hardware, container = deployment.hardware, deployment.container
     task: dict[str, Any] = {"name": deployment.name, "resources": _resources(deployment)}
     if hardware.nodes > 1:
-        task["num_nodes"] = Said(hardware.nodes, f"{hardware.of_a_node} cards in each")
+        task["num_nodes"] = Said(hardware.nodes, hardware.told_of_a_node)
     if deployment.folder is not None:
         task["file_mounts"] = {
             deployment.model: Said(

@@ -71,12 +71,26 @@ def _lengths_of(workload: Workload, count: int) -> tuple[Sequence[int], Sequence
     leaves room; of a closed loop, equal in a run of so many requests, which is a benchmark's, else spread.
     """
     prompt, answer = workload.input_tokens, workload.output_tokens
-    if workload.rate is not None and not (workload.input_p95 or workload.output_p95):
+    if workload.as_chats:
         told = long.chats(prompt, answer, count, context=workload.context)
-        return [length for length, _ in told], [length for _, length in told]
+        answers = [length for _, length in told] if workload.decodes else long.fixed(answer, count)
+        return [length for length, _ in told], answers
     return (
         _lengths(prompt, workload.input_p95, workload, count, 1), _lengths(answer, workload.output_p95, workload, count, 2)
     )  # fmt: skip
+
+
+def lengths_told(workload: Workload) -> str | None:
+    """Say that lengths are drawn of which nobody said how they differ, and how to say it; None where none are."""
+    if not workload.as_chats:
+        return None
+    prompt, answer = workload.input_tokens, workload.output_tokens
+    drawn = f"prompts {long.CHAT_PROMPT:g}" + (f" and answers {long.CHAT_ANSWER:g}" if workload.decodes else "")
+    name, mean = ("output_tokens", answer) if workload.decodes else ("input_tokens", prompt)
+    return (
+        f"lengths vary as chats' do where requests arrive and only means are told (p95 of {drawn} times the mean, as far as the context "
+        f"leaves room): say otherwise in a spec by `{name}: {{mean: {mean}, p95: {mean}}}`, which makes them nearly alike"
+    )
 
 
 def _lengths(mean: int, p95: int | None, workload: Workload, count: int, seed: int) -> Sequence[int]:

@@ -54,6 +54,8 @@ def closed_loop(step: Callable[[Step], float], loop: Loop) -> Means:
     outputs = max(loop.output_tokens - 1, 1.0)
     context = loop.input_tokens + loop.output_tokens / 2
     decode = step(Step(resident, context, cache_bytes=loop.cache_bytes))
+    if loop.output_tokens <= 1:
+        return _read_alone(step, loop, resident)
     own = _prefill(step, loop, resident - 1, context, loop.input_tokens)
     ttft = loop.host_s + loop.host_token_s * loop.input_tokens + own
     tpot = decode
@@ -67,6 +69,14 @@ def closed_loop(step: Callable[[Step], float], loop: Loop) -> Means:
     if loop.clients > resident:
         ttft += (loop.clients / resident - 1) * (ttft + outputs * tpot)
     return Means(ttft, tpot, resident)
+
+
+def _read_alone(step: Callable[[Step], float], loop: Loop, resident: float) -> Means:
+    """Means of a loop that decodes nothing: prompts are read one after the other without a gap, and each client waits for those of all."""
+    crowd = min(resident * loop.input_tokens, max(loop.budget, loop.input_tokens))
+    each = _prefill(step, loop, 0.0, loop.input_tokens, crowd) * loop.input_tokens / crowd
+    seconds = max(loop.host_s + loop.host_token_s * loop.input_tokens + each, loop.clients * each)
+    return Means(seconds, seconds, resident)
 
 
 def _prefill(step: Callable[[Step], float], loop: Loop, decode: float, context: float, tokens: float) -> float:

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from passes.errors import InputError
+from planner.plan.make import plan
+
 QUESTIONS = (
     {"model": "Qwen/Qwen2.5-32B-Instruct", "gpu": "RTX 4090"},
     {"model": "Qwen/Qwen2.5-32B-Instruct", "gpu": "RTX 4090", "weights": "gptq-4-g128", "context": "32768", "concurrency": "8"},
@@ -130,3 +133,22 @@ def test_odds_that_are_not_sure_are_said_beside_the_remedy(optimize: Any) -> Non
         assert after["confidence"] >= 0.8
         told = f"fits with odds of {after['confidence']:.0%}" in remedy["message"]
         assert told == (after["confidence"] < 0.95), remedy
+
+
+def test_a_width_that_groups_do_not_divide_comes_with_the_nearest_that_they_do() -> None:
+    passes = {"prune": {"intermediate": 9830}, "quantize": {"formats": "w4a16-g128"}}
+    made = plan(
+        {"model": "meta-llama/Llama-3.1-8B-Instruct", "target": {"gpu": "rtx-4090"}, "engine": "vllm", "passes": passes}
+    )
+    assert not made.feasible and made.document.illegal[0].remedy == "passes: {prune: {intermediate: 9856}}"
+
+
+def test_a_rank_above_the_hidden_size_is_refused_with_it() -> None:
+    passes = {"prune": {"depth": 2}, "distill": {"lora_rank": 5000, "tokens": 1_000_000}}
+    made = plan({"model": "Qwen/Qwen3-0.6B", "target": {"gpu": "rtx-4090"}, "engine": "vllm", "passes": passes})
+    assert not made.feasible and "hidden size of Qwen/Qwen3-0.6B, 1,024" in made.document.illegal[0].message
+
+
+def test_a_key_that_is_another_by_its_meaning_is_told() -> None:
+    with pytest.raises(InputError, match="Did you mean 'intermediate'"):
+        plan({"model": "Qwen/Qwen3-0.6B", "target": {"gpu": "L4"}, "passes": {"prune": {"width": 9830}}})

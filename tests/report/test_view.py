@@ -21,8 +21,22 @@ def test_three_sentences_say_what_why_and_what_it_gives(planned: Facts) -> None:
     what, why, gives = story(planned)
     assert "Llama-3.1-8B-Instruct is served by vllm" in what and "one" in what
     assert f"out of {planned.plan.searched:,} candidates" in why
-    assert "of memory are used" in gives and "all 3 goals are met" in gives
+    assert (
+        "of memory are used" in gives
+        and "met less surely than the 80% asked: TTFT" in gives
+        and "2 of 3 goals" in gives
+    )
     assert all(sentence.endswith(".") and sentence.count(". ") == 0 for sentence in (what, why, gives))
+
+
+def test_a_goal_that_is_met_less_surely_than_is_asked_is_told_with_its_odds(planned: Facts) -> None:
+    chosen = planned.plan.decision
+    first, *others = chosen.goals
+    goals = (replace(first, met=True, odds=0.11), *(replace(goal, met=True, odds=0.99) for goal in others))
+    *_, gives = story(Facts(replace(planned.plan, chosen=replace(chosen, goals=goals))))
+    asked = planned.plan.spec.confidence("confidence")
+    assert f"met less surely than the {asked:.0%} asked: {first.said} with odds of 11%" in gives
+    assert f"{len(others)} of {len(goals)} goals" in gives and "all" not in gives
 
 
 def test_where_nothing_was_chosen_the_nearest_is_told(planned: Facts) -> None:

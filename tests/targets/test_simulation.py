@@ -20,7 +20,7 @@ from targets.simulation.highest import highest_rate, most_clients
 from targets.simulation.lengths import lognormal, spread
 from targets.simulation.metrics import Distribution, figures, goodput
 from targets.simulation.scheduler import Batch, Besides, Cache, Request, Rules, Scheduler
-from targets.simulation.serving import cache_of, load_of
+from targets.simulation.serving import cache_of, lengths_told, load_of
 from targets.simulation.simulate import Host, Run, simulate
 from targets.simulation.step_times import StepTimes
 from targets.speed.estimate import asked
@@ -377,3 +377,12 @@ def test_a_sequence_holds_one_state_of_a_recurrent_layer_while_it_decodes() -> N
     )
     assert new.bytes_per_sequence > old.bytes_per_sequence
     assert new.state_bytes == old.state_bytes > 0
+
+
+def test_it_is_told_where_lengths_are_drawn_that_nobody_said() -> None:
+    arrives = Workload(8192, None, 1000, 200, rate=20.0)
+    told = lengths_told(arrives)
+    assert told is not None and "{mean: 200, p95: 200}" in told and "vary as chats' do" in told
+    assert lengths_told(replace(arrives, output_p95=200)) is None and lengths_told(replace(arrives, rate=None)) is None
+    reads = replace(arrives, output_tokens=1)
+    assert {answer for _, answer in load_of(reads).lengths} == {1} and "answers" not in (lengths_told(reads) or "")

@@ -17,6 +17,7 @@ from planner.choice.rule.words import (
     ARCHIVED,
     MUST,
     always,
+    cards_of,
     cost_words,
     fit_words,
     grown_words,
@@ -53,9 +54,11 @@ class Criterion:
     width: Callable[[Verdict, Verdict], float] = lambda best, other: 0.0
 
 
-def criteria(standing: Standing, gpu: Gpu, hours: Callable[[Verdict], float], fewest: bool) -> tuple[Criterion, ...]:
+def criteria(
+    standing: Standing, gpu: Gpu, hours: Callable[[Verdict], float], fewest: bool, decodes: bool
+) -> tuple[Criterion, ...]:
     """Return the criteria, most important first. `hours`: of work that making a candidate takes; `fewest`: the fewest cards are asked
-    for.
+    for; `decodes`: as a `Rule` has it.
     """
     goals = standing.goals
     bands, memory = goals.bands, gpu.memory_bytes.value
@@ -71,18 +74,18 @@ def criteria(standing: Standing, gpu: Gpu, hours: Callable[[Verdict], float], fe
         Criterion("maintained", lambda v: standing.archived(v.candidate.engine), always(ARCHIVED)),
         Criterion(
             "fewest cards", lambda v: v.candidate.cards if fewest else 0,
-            lambda theirs, mine: f"takes {theirs:.0f} cards where {mine:.0f} do",
+            lambda theirs, mine: f"takes {cards_of(theirs)} where {mine:.0f} {'does' if mine == 1 else 'do'}",
         ),
-        preferred(goals),
+        preferred(goals, decodes),
         Criterion("making", making, lambda theirs, mine: f"{MUST[int(theirs)]}; the chosen one {MUST[int(mine)]}"),
         Criterion("changes of the model", _changes, always("changes more than is needed")),
         Criterion("regime", _unmeasured, always("its engine's speed was not measured on such cards and loads")),
         Criterion("stages", lambda v: v.candidate.settings.parallel.pp, lambda a, b: f"in {a:.0f} stages against {b:.0f}"),
-        Criterion("cards", lambda v: -v.candidate.settings.parallel.gpus, lambda a, b: f"uses {-a:.0f} cards against {-b:.0f}"),
+        Criterion("cards", lambda v: -v.candidate.settings.parallel.gpus, lambda a, b: f"uses {cards_of(-a)} against {-b:.0f}"),
         Criterion(
             "tensor parallel",
             lambda v: v.candidate.settings.parallel.tp,
-            lambda a, b: f"cuts each matrix over {a:.0f} cards against {b:.0f}",
+            lambda a, b: f"cuts each matrix over {cards_of(a)} against {b:.0f}",
         ),
         Criterion("native", partial(_emulated, gpu=gpu), always("the card does not multiply its format itself")),
         Criterion("each start", restarts, always("the engine reads twice the bytes and rounds again at each start")),
@@ -105,7 +108,7 @@ def criteria(standing: Standing, gpu: Gpu, hours: Callable[[Verdict], float], fe
     )  # fmt: skip
 
 
-def preferred(goals: Goals) -> Criterion:
+def preferred(goals: Goals, decodes: bool = True) -> Criterion:
     """Return the figure that the spec prefers. Differences count beyond a band, and beyond what the better figure itself is unsure of where
     it is assumed; assumed rates of one engine share their errors.
     """
@@ -135,7 +138,7 @@ def preferred(goals: Goals) -> Criterion:
             -math.log(max(speed(v, goals.batch).value, 1e-9))
             + (math.log(v.candidate.settings.parallel.gpus) if cards else 0.0)
         ),
-        cost_words if cards else log_rate_words,
+        partial(cost_words if cards else log_rate_words, decodes=decodes),
         lambda best, other: max(bands.speed, _unshared(best, other, goals.batch)),
     )
 

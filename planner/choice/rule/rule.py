@@ -63,6 +63,8 @@ class Rule:
     engine_named: bool
     hours: Callable[[Verdict], float] = lambda verdict: 0.0
     fewest: bool = False
+    decodes: bool = True
+    """Whether requests end with more than one token: else it is requests a second that are told apart."""
 
     def decide(self, candidates: Sequence[Verdict]) -> Decision | None:
         """Choose among candidates that meet the goals by their predicted values; None where there are none."""
@@ -122,7 +124,7 @@ class Rule:
     @property
     def criteria(self) -> tuple[Criterion, ...]:
         """The criteria, most important first."""
-        return criteria(self.standing, self.gpu, self.hours, self.fewest)
+        return criteria(self.standing, self.gpu, self.hours, self.fewest, self.decodes)
 
     def _why(self, chosen: Verdict, decided: Sequence[str]) -> str:
         """One line: what is made of the chosen one, and by what it was told from others: standing, preference, the last two criteria."""

@@ -86,19 +86,27 @@ def grown_words(theirs: float, mine: float) -> str:
     return "perplexity {} against {}".format(*apart(theirs, mine, "%"))
 
 
-def rate_words(theirs: float, mine: float) -> str:
-    """Say how fast both decode (tokens a second, negated)."""
+def cards_of(count: float) -> str:
+    """Write a number of cards."""
+    return "1 card" if count == 1 else f"{count:.0f} cards"
+
+
+def rate_words(theirs: float, mine: float, decodes: bool = True) -> str:
+    """Say how fast both decode (tokens a second, negated), or answer where a request ends with its prompt."""
+    if not decodes:
+        return "answers {} against {}".format(*apart(-theirs, -mine, "requests/s"))
     return "decodes {} against {}".format(*apart(-theirs, -mine, "tok/s"))
 
 
-def log_rate_words(theirs: float, mine: float) -> str:
+def log_rate_words(theirs: float, mine: float, decodes: bool = True) -> str:
     """Say the same of logarithms."""
-    return rate_words(-math.exp(-theirs), -math.exp(-mine))
+    return rate_words(-math.exp(-theirs), -math.exp(-mine), decodes)
 
 
-def cost_words(theirs: float, mine: float) -> str:
+def cost_words(theirs: float, mine: float, decodes: bool = True) -> str:
     """Say how fast both decode a card (logarithms, negated)."""
-    return "{} a card against {}".format(*apart(math.exp(-theirs), math.exp(-mine), "tok/s"))
+    unit = "tok/s" if decodes else "requests/s"
+    return "{} a card against {}".format(*apart(math.exp(-theirs), math.exp(-mine), unit))
 
 
 def size_words(theirs: float, mine: float) -> str:

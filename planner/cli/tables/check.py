@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from passes.ir.purpose import Purpose, purpose_named
 from planner.cli.tables.page import Page
 from planner.cli.tables.parts import load_lines, size, tick
 from planner.figures import show
@@ -82,7 +83,8 @@ def _speed_lines(document: CheckDocument) -> Iterator[str]:
     if load.request_rate is not None:
         clients = f"{load.request_rate:g} requests/s"
     if load.embeds:
-        yield f"a text of {load.input_tokens:,} tokens is embedded in {first} ({speed.ttft_ms.basis}), {clients}; nothing is decoded"
+        what = ("pair", "ranked") if purpose_named(document.model) is Purpose.SCORE else ("text", "embedded")
+        yield f"a {what[0]} of {load.input_tokens:,} tokens is {what[1]} in {first} ({speed.ttft_ms.basis}), {clients}; nothing is decoded"
         return
     lengths = f"{load.input_tokens:,} tokens in, {load.output_tokens:,} out"
     yield f"TTFT {first}   decode {show(decode.value, 'tok/s')} ({decode.basis}) for {lengths}, {clients}"

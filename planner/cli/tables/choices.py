@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from passes.ir.names import writes_nothing
 from passes.record import dataclass
 from planner.cli.tables.page import INDENT, Page
 from planner.figures import all_apart
@@ -65,7 +64,7 @@ def print_choices(page: Page, document: PlanDocument) -> None:
     simulated = all(row.speed is not None and row.speed.e2e_p95_ms is not None for row in rows)
     rows = rows if simulated else [replace(row, speed=row.ranked or row.speed) for row in rows]
     scale = "all as simulated" if simulated else "all by the formula, which ranks"
-    asked = [n for n, (_, unit, _) in enumerate(_COLUMNS) if unit != "tok/s" or not writes_nothing(document.model)]
+    asked = [n for n, (_, unit, _) in enumerate(_COLUMNS) if unit != "tok/s" or document.spec.workload.asked.decodes]
     columns = [_column([_figures(row)[n] for row in rows], _COLUMNS[n][1]) for n in asked]
     heads_of = [(name, width) for name, _, width in (_COLUMNS[n] for n in asked)]
     if page.narrow:

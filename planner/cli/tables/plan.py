@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.text import Text
 
 from passes.base import Stage
-from passes.ir.names import writes_nothing
 from passes.record import dataclass
 from planner.asked import AS_IS, spoken
 from planner.choice.goals import Goal
@@ -19,7 +18,6 @@ from planner.cli.tables.parts import load_lines, size
 from planner.figures import apart, show, show_interval
 from planner.plan.remedies import longer_context
 from planner.quality.expected import perplexity_growth
-from planner.spec.units import parse_share
 from targets.gpu import find_gpu
 from targets.quantity import Quantity
 
@@ -69,7 +67,7 @@ def print_plan(console: Console, document: PlanDocument, card: str, saved: str |
     page.line("  Runs     ", _layout(chosen))
     page.blank()
     _print_memory(page, chosen, document)
-    _print_goals(page, chosen, _confidence(document, "confidence"), writes_nothing(document.model))
+    _print_goals(page, chosen, document.spec.confidence("confidence"), not document.spec.workload.asked.decodes)
     print_choices(page, document)
     page.line("  Graph    ", " ─► ".join(("source", *_titles(chosen), "checkpoint", chosen.engine.name)))
     page.blank()
@@ -313,7 +311,7 @@ def _print_memory(page: Page, chosen: ChosenPlan, document: PlanDocument) -> Non
     budget, total = memory.budget.value, memory.total.value
     columns = _BAR if page.width is None else min(_BAR, page.width - len(INDENT))
     full = round(min(1.0, total / budget if budget else 1.0) * columns)
-    sure = chosen.fit_odds is None or chosen.fit_odds >= _confidence(document, "fit_confidence")
+    sure = chosen.fit_odds is None or chosen.fit_odds >= document.spec.confidence("fit_confidence")
     style = "red" if total > budget else "green" if sure else "yellow"
     page.line("  Memory   ", Text("█" * full + "░" * (columns - full), style=style).append(
         f"  {' of '.join(apart(total, budget, 'B'))}", "default"
@@ -386,7 +384,7 @@ def _mark(goal: PlannedGoal, confidence: float) -> Text:
     if not goal.met:
         return Text(f"✗{_missed(goal)}", "red" if _missed(goal) == "" else "yellow")
     odds = f" {goal.odds:.0%}" if goal.odds is not None and goal.odds < _CERTAIN else ""
-    if goal.odds is not None and goal.odds < confidence:
+    if not goal.sure(confidence):
         return Text(f"~{odds}, {confidence:.0%} asked", "yellow")
     return Text.assemble(("✓", "green"), (odds, "dim"))
 
@@ -401,12 +399,6 @@ def _missed(goal: PlannedGoal) -> str:
         else apart(goal.missed_by, goal.band, goal.unit)
     )
     return f" misses by {by}, inside the band of {band}"
-
-
-def _confidence(document: PlanDocument, name: str) -> float:
-    """How likely each goal, or the fit, is to be, as the spec says; plans of older versions do not."""
-    said = document.spec.goals.get(name)
-    return parse_share(said) if isinstance(said, str) else 0.5
 
 
 def _print_rejected(page: Page, rejected: Sequence[RejectedPlan]) -> None:
@@ -424,6 +416,9 @@ def _print_illegal(page: Page, document: PlanDocument) -> None:
     """What of the things that the spec asks for by name is illegal."""
     for number, kind in enumerate(document.illegal[:4]):
         head = "  Illegal  " if number == 0 else INDENT
-        page.line(head, f"{kind.message}{f' ({kind.remedy})' if kind.remedy else ''}: {kind.candidates} candidates")
+        page.line(
+            head,
+            f"{kind.message}{f' ({kind.remedy})' if kind.remedy else ''}: {kind.candidates} candidate{'s' if kind.candidates > 1 else ''}",
+        )
     if document.illegal:
         page.blank()

@@ -88,6 +88,10 @@ class PlannedGoal:
         """`TTFT`, `TTFT p95`."""
         return self.name if self.statistic == "mean" else f"{self.name} {self.statistic}"
 
+    def sure(self, confidence: float) -> bool:
+        """Tell whether it is met, and as surely as is asked; plans that name no odds are taken by their predicted value."""
+        return self.met and (self.odds is None or self.odds >= confidence)
+
 
 @dataclass(frozen=True, slots=True)
 class ChosenPlan:

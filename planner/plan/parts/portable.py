@@ -8,6 +8,7 @@ from typing import Any
 from passes.record import dataclass
 from planner.plan.codec import to_json
 from planner.spec.parts.workload import WorkloadSpec
+from planner.spec.units import parse_share
 from targets.workload import Workload
 
 #: The parts of a spec that name texts.
@@ -73,3 +74,8 @@ class PortableSpec:
     calibration: PortableText
     evaluation: PortableText
     launch: tuple[str, ...] = ()
+
+    def confidence(self, name: str) -> float:
+        """Return the probability asked of each goal (`confidence`) or of the fit (`fit_confidence`), 0 to 1; 0.5 in older plans."""
+        said = self.goals.get(name)
+        return parse_share(said) if isinstance(said, str) else 0.5

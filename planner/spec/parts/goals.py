@@ -58,6 +58,10 @@ class Bands(Strict):
     """Of the size of the weights, and of the card."""
 
 
+#: Goals on tokens after the first, which only a model that writes has.
+DECODED = ("decode", "tpot", "throughput")
+
+
 class Goals(Strict):
     """What a plan must meet, and what to maximise among those that do."""
 
@@ -104,6 +108,10 @@ class Goals(Strict):
         if isinstance(asked, PercentileGoal):
             return {asked.statistic: f"{asked.seconds} s"}
         return None if asked is None else f"{asked} s"
+
+    def asked(self, name: str) -> bool:
+        """Tell whether there is a goal on one of `DECODED`."""
+        return {"decode": self.decode, "tpot": self.tpot, "throughput": self.throughput}[name] is not None
 
     @property
     def batch(self) -> bool:

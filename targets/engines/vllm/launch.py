@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from passes.ir.model import ModelIR
+from passes.ir.purpose import Purpose, purpose
 from targets.engines.vllm.rules.versions import LAST_PATCH, parse_version, rules_for
 from targets.launch.before_start import look_first
 from targets.launch.commented import Said, commented, plain
@@ -38,6 +40,10 @@ _CACHE = "kv-cache-memory-bytes"
 _IMAGE, _CPU_IMAGE = "vllm/vllm-openai", "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo"
 #: What a checkpoint computes in is the card's and the version's matter, which `auto` knows (`rules.dtypes`).
 _DTYPE = "auto"
+#: How vLLM is told of an original Qwen3-Reranker (`model_executor/models/config.py`; docs.vllm.ai, models/supported_models).
+_QWEN3_RERANKER = {
+    "architectures": ["Qwen3ForSequenceClassification"], "classifier_from_token": ["no", "yes"], "is_original_qwen3_reranker": True,
+}  # fmt: skip
 #: A processor computes in what the model is stored in, as the plan counts there.
 _CPU_DTYPES = {"BF16": "auto", "F16": "float16", "F32": "float32"}
 
@@ -102,6 +108,7 @@ def vllm_arguments(request: LaunchRequest, *, cpu: bool) -> Iterator[Setting]:
     ir, settings, parallel = request.ir, request.settings, request.settings.parallel
     yield Setting("served-model-name", request.served_name, "what clients ask for as `model`")
     yield Setting("max-model-len", request.workload.context, "the workload's context: prompt and answer together")
+    yield from _runner(ir)
     whole = "one card holds each matrix" if parallel.tp == 1 else f"each matrix is cut over {parallel.tp} cards"
     yield Setting("tensor-parallel-size", parallel.tp, whole)
     if cpu:
@@ -128,6 +135,18 @@ def vllm_arguments(request: LaunchRequest, *, cpu: bool) -> Iterator[Setting]:
         yield Setting("trust-remote-code", True, "the spec lets code run that the model brings")
     if settings.enforce_eager:
         yield Setting("enforce-eager", True, "no CUDA graphs: the plan counts no memory for them")
+
+
+def _runner(ir: ModelIR) -> Iterator[Setting]:
+    """What has a model of a language model's class pool: vLLM itself generates with those where no file of Sentence Transformers says
+    otherwise (`config/model.py`, `_get_default_runner_type`, 0.32.0).
+    """
+    ends = purpose(ir)
+    if ends is Purpose.TEXT or not ir.architecture.endswith("ForCausalLM"):
+        return
+    yield Setting("runner", "pooling", f"it answers with a {ends}; by its class alone vLLM would write text with it")
+    if ends is Purpose.SCORE and ir.architecture == "Qwen3ForCausalLM":
+        yield Setting("hf-overrides", _QWEN3_RERANKER, "its score is that of yes against no, which vLLM is told so")
 
 
 def _asked(request: LaunchRequest) -> tuple[tuple[str, float | None, str], ...]:

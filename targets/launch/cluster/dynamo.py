@@ -50,7 +50,7 @@ def _graph(deployment: Deployment, image: Said) -> dict[str, Any]:
     spec = {**pod.placement(deployment), "containers": [worker], "volumes": volumes}
     component: dict[str, Any] = {"name": "worker", "type": "worker", "replicas": 1, "podTemplate": {"spec": spec}}
     if nodes > 1:
-        component["multinode"] = {"nodeCount": Said(nodes, f"{deployment.hardware.of_a_node} cards in each")}
+        component["multinode"] = {"nodeCount": Said(nodes, deployment.hardware.told_of_a_node)}
     components = [
         {"name": "Frontend", "type": "frontend", "replicas": 1, "podTemplate": {"spec": {"containers": [frontend]}}},
         component,

@@ -67,7 +67,7 @@ def _head(deployment: Deployment, image: Said) -> dict[str, Any]:
 
 def _workers(deployment: Deployment, image: Said) -> dict[str, Any]:
     hardware = deployment.hardware
-    nodes = Said(hardware.nodes, f"{hardware.of_a_node} cards in each")
+    nodes = Said(hardware.nodes, hardware.told_of_a_node)
     container = {
         "name": "ray-worker",
         "image": image,

@@ -19,8 +19,8 @@ from planner.choice.verdict import Verdict
 from planner.figures import show
 from planner.plan.effort import Effort
 from planner.plan.full_context import full_context
-from planner.quality.expected import expected_quality
-from planner.quality.origin import NOT_JUDGED, origin_unknown
+from planner.quality.expected import expected_quality, growth
+from planner.quality.origin import NOT_JUDGED, loss_since_origin, origin_unknown
 from planner.quality.recovery import TRAINED, left, tokens_needed
 from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
@@ -121,9 +121,18 @@ def _count(requests: float) -> str:
 
 
 def unjudged(spec: Spec, source: ModelIR) -> Iterator[str]:
-    """Say that a goal on quality holds for what the plan does only, where the model is quantized already and of nobody knows what."""
-    if spec.goals.asks_quality and origin_unknown(source):
+    """Say that a goal on quality is on what the plan does alone, which `apply` measures, where the model is quantized already; what that
+    cost, where it is known what it was made of.
+    """
+    if not spec.goals.asks_quality:
+        return
+    if origin_unknown(source):
         yield f"quality {NOT_JUDGED}: the goal is on what this plan does besides"
+    elif (lost := loss_since_origin(source, ()).log_ppl_increase.value) > expected_quality(
+        source, ()
+    ).log_ppl_increase.value:
+        before = f"{source.name} itself has lost about {100 * growth(lost):.1f} % of perplexity before"
+        yield f"the goal on quality is on what this plan does; {before}"
 
 
 def recovery(spec: Spec, source: ModelIR, verdict: Verdict) -> Iterator[str]:

@@ -19,8 +19,7 @@ from planner.choice.rule.rule import Rule
 from planner.choice.space.designs import Design
 from planner.choice.space.published import description, published_quality
 from planner.choice.verdict import Candidate, Verdict, judge_quality, judge_rate, missed
-from planner.quality.expected import Quality
-from planner.quality.origin import loss_since_origin
+from planner.quality.expected import Quality, expected_quality
 from planner.spec.spec import Spec
 from targets.engines.engine import MemoryEstimate, Settings, find_engine
 from targets.gpu import Gpu
@@ -214,7 +213,7 @@ class Judge:
         found = self._chains.get(key)
         if found is None:
             if made is None:
-                quality = self._measured.get(passes) or loss_since_origin(self._source, passes)
+                quality = self._measured.get(passes) or expected_quality(self._source, passes)
                 found = (*rewrite(self._source, passes), quality)
             else:
                 served = description(self._source, made)

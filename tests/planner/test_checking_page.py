@@ -1,4 +1,4 @@
-"""What docs/checking.md and the README give to Kubernetes and to GitHub runs; the commands of all pages: tests/test_docs_commands.py."""
+"""What launch files and the README give to Kubernetes and to GitHub runs; the commands of all pages: tests/test_docs_commands.py."""
 
 from __future__ import annotations
 
@@ -13,19 +13,13 @@ import yaml
 from tests.stand_in_nvml import MIB, Card, Library, install
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "checking.md").read_text(encoding="utf-8")
 
 
-def on_a_4090(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    install(monkeypatch, Library([Card("NVIDIA GeForce RTX 4090", 24564 * MIB, 24100 * MIB)]))
-
-
-def test_the_init_container_looks_at_its_machine(monkeypatch: pytest.MonkeyPatch, optimize: Any) -> None:
-    on_a_4090(monkeypatch)
-    container = yaml.safe_load(re.search(r"```yaml\n(initContainers:.+?)```", PAGE, re.DOTALL)[1])["initContainers"][0]  # type: ignore[index]
-    command = container["args"][0].partition("&& optimize ")[2]
-    assert optimize(*shlex.split(command))[0] == 0
+def test_what_an_init_container_asks_is_answered_on_its_card(monkeypatch: pytest.MonkeyPatch, optimize: Any) -> None:
+    install(monkeypatch, Library([Card("NVIDIA L4", 23034 * MIB, 22600 * MIB)]))
+    text = (ROOT / "tests/golden/04-l4-50-users-8b/launch/kubernetes.yaml").read_text(encoding="utf-8")
+    [asked] = re.findall(r"\|\| optimize (check --live .+?) >&2", text)
+    assert optimize(*shlex.split(asked))[0] == 0
 
 
 def test_the_readmes_action_passes(optimize: Any) -> None:

@@ -47,7 +47,9 @@ _PLAIN, _STEADY = Settings(), Load()
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is checked, before the options of the command line are laid over it. None: not said."""
+    """What is checked, before the options of the command line are laid over it. None: not said. `as_given`: goals on quality are on what is
+    done to the model as it is given, as a plan's are, and not on what it lost before.
+    """
 
     model: str | None = None
     source: Source | None = None
@@ -66,6 +68,7 @@ class Subject:
     goals: Goals | None = None
     min_confidence: float | None = None
     quality: Quality | None = None
+    as_given: bool = False
     refused: tuple[Reason, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
@@ -83,6 +86,10 @@ def checked(words: Sequence[str], options: Options, *, live: bool = False) -> tu
     question, notes = _question(subject, options, cards)
     terms = Terms(_goals(options, subject.goals), options.get("min_confidence", subject.min_confidence))
     own = subject.quality if not _OF_QUALITY & options.keys() else None
+    if own is None and subject.as_given:
+        from planner.quality.expected import expected_quality
+
+        own = expected_quality(question.dense, question.chain)
     result = answer(question, terms, (*subject.notes, *notes), own)
     if machine is None:
         return result, None
@@ -176,7 +183,7 @@ def _of_spec(spec: Spec, model: str | None = None) -> Subject:
         engine=None if name == "auto" else name, settings=settings, context=workload.context, concurrency=workload.concurrency,
         input_tokens=workload.input_tokens, output_tokens=workload.output_tokens,
         load=Load.of(workload),
-        goals=spec.goals, min_confidence=spec.goals.fit_confidence,
+        goals=spec.goals, min_confidence=spec.goals.fit_confidence, as_given=True,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,3 +55,15 @@ def test_the_goal_of_a_quantized_checkpoint_of_nobody_knows_what_is_not_judged(o
     assert code == 6 and told["fits"] and not {"meets", "goals"} & told.keys()
     assert reason["code"] == "quality_not_judged" and NOT_JUDGED in reason["message"]
     assert check(optimize, *model)[0] == 0, "nothing is asked of its quality"
+
+
+def test_a_spec_asks_what_is_done_to_the_model_that_it_names(optimize: Any, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "model: Qwen/Qwen2.5-7B-Instruct-AWQ\ntarget: { gpu: RTX 4090 }\nworkload: { context: 4096, concurrency: 1 }\n"
+        "goals: { quality: { max_perplexity_increase: 2% } }\n"
+    )
+    assert optimize("check", spec)[0] == optimize("plan", spec, "-o", tmp_path / "plan.json")[0] == 0
+    assert optimize("check", tmp_path / "plan.json")[0] == 0
+    named = ("--model", "Qwen/Qwen2.5-7B-Instruct-AWQ", "--gpu", "RTX 4090", "--max-perplexity-increase", "2%")
+    assert optimize("check", *named)[0] == 3, "the model itself has lost more"

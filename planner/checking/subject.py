@@ -293,7 +293,7 @@ def _settings(subject: Subject, options: Options, cards: Cards) -> tuple[Setting
     parallel = own.parallel
     given = options.get("gpus") or (cards.count if cards.count and cards.count > 1 else None) or subject.cards
     pp, dp = options.get("pp", parallel.pp), options.get("dp", parallel.dp)
-    spread = parallel != Parallel() or bool(subject.engine)
+    spread = parallel != Parallel() or (bool(subject.engine) and not subject.as_given)  # a command's degrees are all that it has
     tp = options.get("tp") or (parallel.tp if spread and "gpus" not in options else max(1, (given or 1) // (pp * dp)))
     used = tp * pp * dp
     if given and used > given:

@@ -239,6 +239,16 @@ def test_a_spec_is_checked_with_its_goals(optimize: Any) -> None:
     assert {goal["name"] for goal in document["goals"]} >= {"decode", "TTFT"}
 
 
+@pytest.mark.parametrize("engine", ["", "engine: vllm\n"])
+def test_a_spec_is_checked_on_all_its_cards(optimize: Any, tmp_path: Path, engine: str) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        f"model: Qwen/Qwen2.5-32B-Instruct\ntarget: {{ gpu: A100 80GB, count: 2 }}\n{engine}workload: {{ context: 8192 }}\n"
+    )
+    code, document = check(optimize, spec)
+    assert (code, document["gpus"]) == (0, 2)
+
+
 def test_a_plan_is_checked_as_it_chose(optimize: Any, tmp_path: Path) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text(

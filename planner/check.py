@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
-from passes.ir.purpose import Purpose, purpose
+from passes.ir.purpose import purpose
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.asked import AS_IS
@@ -236,7 +236,7 @@ class CheckResult:
             load.output_tokens,
             load.concurrency or 1,
             load.rate,
-            purpose(self.outcome.ir) is not Purpose.TEXT,
+            not purpose(self.outcome.ir).writes,
         )
 
     @property

@@ -20,6 +20,11 @@ class Purpose(StrEnum):
     VECTOR = "vector"
     SCORE = "score"
 
+    @property
+    def writes(self) -> bool:
+        """Whether an answer is text, so that tokens are decoded."""
+        return self is Purpose.TEXT
+
 
 #: Bodies that read a text whole (`architectures/families/encoders.py`) begin so, and score it where they end so.
 _ENCODERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert")

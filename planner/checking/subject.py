@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from passes.errors import InputError, Reason
 from passes.ir.model import ModelIR
-from passes.ir.purpose import Purpose, purpose
+from passes.ir.purpose import purpose
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.check import CheckResult, Terms, answer, to_make
 from planner.choice.question import Load, Question, is_limit, limits_named
+from planner.quality.expected import Quality, expected_quality
 from planner.spec.units import with_unit
 from targets.cards import Cards, find_cards
 from targets.engines.engine import DEFAULT_ENGINE, ENGINE_NAMES, Parallel, Settings, find_engine
 
 if TYPE_CHECKING:
-    from planner.quality.expected import Quality
     from planner.spec.parts.goals import Goals
     from planner.spec.spec import Spec
     from targets.machine.live import LiveMachine
@@ -87,8 +87,6 @@ def checked(words: Sequence[str], options: Options, *, live: bool = False) -> tu
     terms = Terms(_goals(options, subject.goals), options.get("min_confidence", subject.min_confidence))
     own = subject.quality if not _OF_QUALITY & options.keys() else None
     if own is None and subject.as_given:
-        from planner.quality.expected import expected_quality
-
         own = expected_quality(question.dense, question.chain)
     result = answer(question, terms, (*subject.notes, *notes), own)
     if machine is None:
@@ -267,7 +265,7 @@ def _question(subject: Subject, options: Options, cards: Cards) -> tuple[Questio
 
 def _answer_tokens(model: ModelIR, subject: Subject, options: Options) -> int | None:
     """Tokens of an answer as they are asked; the one step that reads the prompt, of a model that embeds it."""
-    return 1 if purpose(model) is not Purpose.TEXT else options.get("output_tokens", subject.output_tokens)
+    return options.get("output_tokens", subject.output_tokens) if purpose(model).writes else 1
 
 
 def _load(below: Load, options: Options, at_once: int | None) -> Load:
@@ -293,7 +291,9 @@ def _settings(subject: Subject, options: Options, cards: Cards) -> tuple[Setting
     parallel = own.parallel
     given = options.get("gpus") or (cards.count if cards.count and cards.count > 1 else None) or subject.cards
     pp, dp = options.get("pp", parallel.pp), options.get("dp", parallel.dp)
-    spread = parallel != Parallel() or (bool(subject.engine) and not subject.as_given)  # a command's degrees are all that it has
+    spread = parallel != Parallel() or (
+        bool(subject.engine) and not subject.as_given
+    )  # a command's degrees are all that it has
     tp = options.get("tp") or (parallel.tp if spread and "gpus" not in options else max(1, (given or 1) // (pp * dp)))
     used = tp * pp * dp
     if given and used > given:

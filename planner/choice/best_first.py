@@ -40,7 +40,8 @@ def likely_choice(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdi
 
 
 def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
-    """Return the verdict that a search chooses: designs that the rule leaves behind whatever their memory and speed are not judged.
+    """Return the verdict that a search chooses by the formula; the search simulates near misses besides. Designs that the rule leaves
+    behind whatever their memory and speed are not judged.
 
     Best first by what a chain alone tells: where a design stands at best, then the figure that is preferred. What stands behind one that
     was judged loses to it; so does what stands as well and is surely less likely, by more than the band; so does what is worse in the

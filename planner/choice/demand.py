@@ -31,6 +31,11 @@ def workload_of(spec: Spec) -> Workload:
     return spec.workload.asked
 
 
+def asks_speed(spec: Spec) -> bool:
+    """Tell whether something is asked of a candidate's speed: by a goal, or by requests that go on arriving."""
+    return spec.goals.asks_speed or workload_of(spec).lasts
+
+
 def limits_of(goals: Goals) -> tuple[Limit, ...]:
     """Return what users are promised by the goals on a request's own speed."""
     out = [Limit(name, statistic, 1e3 * seconds) for name, statistic, seconds in goals.times]

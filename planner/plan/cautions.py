@@ -10,7 +10,7 @@ from passes.base import Stage
 from passes.errors import ReasonKind
 from passes.ir.distortions import Recovered
 from passes.ir.model import ModelIR
-from passes.ir.purpose import Purpose, purpose
+from passes.ir.purpose import purpose
 from planner.choice.demand import workload_of
 from planner.choice.goals import FLOOR
 from planner.choice.rule.criteria import making
@@ -65,7 +65,7 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
             "" if spec.target.network_gb_s else "; between them 12.5 GB/s each are assumed (`target: network_gb_s`)"
         )
         yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}{network}"
-    if (ends := purpose(verdict.ir)) is not Purpose.TEXT:
+    if not (ends := purpose(verdict.ir)).writes:
         yield f"{verdict.ir.name} writes no text: a request ends with its {ends} after the prompt, so output_tokens has no meaning"
     if verdict.served is not None and (told := lengths_told(workload_of(spec))) is not None:
         yield told
@@ -128,10 +128,8 @@ def unjudged(spec: Spec, source: ModelIR) -> Iterator[str]:
         return
     if origin_unknown(source):
         yield f"quality {NOT_JUDGED}: the goal is on what this plan does besides"
-    elif (lost := loss_since_origin(source, ()).log_ppl_increase.value) > expected_quality(
-        source, ()
-    ).log_ppl_increase.value:
-        before = f"{source.name} itself has lost about {100 * growth(lost):.1f} % of perplexity before"
+    elif lost := growth(loss_since_origin(source, ()).log_ppl_increase.value):
+        before = f"{source.name} itself has lost about {100 * lost:.1f} % of perplexity before"
         yield f"the goal on quality is on what this plan does; {before}"
 
 

@@ -12,7 +12,7 @@ import yaml
 from passes.errors import InputError, nearest
 from passes.ir import catalog
 from passes.ir.names import find, unknown_model, writes_nothing
-from passes.ir.purpose import Purpose, purpose_told
+from passes.ir.purpose import purpose_told
 from passes.ir.sources import path_named
 from passes.record import dataclass
 from planner.spec.parse import parse_spec
@@ -148,7 +148,7 @@ def spec_text(answers: Answers) -> str:
     gpu, count = _cards(answers.gpu or usual_card())
     context = str(_tokens(answers.context or use.context))
     prefix = "" if use.shared_prefix == "0" else f", shared_prefix: {use.shared_prefix}"
-    writes, goals = purpose_told(model) is Purpose.TEXT, _goals(use, answers.goals)
+    writes, goals = purpose_told(model).writes, _goals(use, answers.goals)
     if not writes and (named := next((name for name in DECODED if name in answers.goals), None)):
         raise InputError(
             f"a goal on {named}: {model} writes no text", remedy="leave it out; ttft bounds how long an answer takes"

@@ -17,7 +17,7 @@ from passes.base import NATIVE
 from passes.chain import find_backend
 from passes.errors import InputError, Location, nearest
 from passes.ir.fields import shown
-from passes.ir.purpose import Purpose, purpose_told
+from passes.ir.purpose import purpose_told
 from passes.ir.sources import path_named
 from passes.text.source import refuse_missing_text
 from planner.spec.arguments import file_named
@@ -82,7 +82,7 @@ def _as_answered(spec: Spec, node: yaml.Node | None, name: str) -> Spec:
     """The spec of a model that only reads (it embeds, ranks or rewards) with requests that end with their prompt. Raises InputError for
     goals on what is decoded.
     """
-    if (ends := purpose_told(spec.model)) is Purpose.TEXT:
+    if (ends := purpose_told(spec.model)).writes:
         return spec
     for goal in DECODED:
         if spec.goals.asked(goal):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from planner.choice.demand import limits_of, workload_of
+from planner.choice.demand import asks_speed, limits_of
 from planner.choice.judging.simulated import OF_SPEED, served
 from planner.choice.rule.rule import Decision, Rule
 from planner.choice.verdict import MEAN, Verdict
@@ -56,8 +56,7 @@ def decide(
 
 def likelier(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     """Return a verdict that misses goals by the formula with its load simulated, where it may meet them so."""
-    asked = spec.goals.asks_speed or workload_of(spec).lasts
-    return served(spec, gpu, verdict) if asked and _near(verdict) else verdict
+    return served(spec, gpu, verdict) if asks_speed(spec) and _near(verdict) else verdict
 
 
 def _with_doubtful(

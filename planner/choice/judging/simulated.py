@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from passes.errors import ReasonKind
 from planner.choice import capacity as cache
-from planner.choice.demand import limits_of, workload_of
+from planner.choice.demand import asks_speed, limits_of, workload_of
 from planner.choice.goals import Goal
 from planner.choice.judging.candidate import complete, fitted
 from planner.choice.verdict import Verdict, judge, missed
@@ -55,8 +55,7 @@ def as_told(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
         told = tuple(reason for reason in whole.reasons if reason.code not in OF_SPEED)
         return whole if told == whole.reasons else replace(whole, reasons=told)
     whole = complete(spec, gpu, verdict)
-    asked = spec.goals.asks_speed or workload_of(spec).lasts
-    return served(spec, gpu, whole) if asked and kinds != {ReasonKind.DOMINATED} else whole
+    return served(spec, gpu, whole) if asks_speed(spec) and kinds != {ReasonKind.DOMINATED} else whole
 
 
 def _in_flight(spec: Spec, gpu: Gpu, verdict: Verdict, speed: SpeedEstimate) -> Verdict:

@@ -17,7 +17,7 @@ from passes.quantize.format_names import pass_named
 from passes.record import dataclass
 from planner.asked import rewrite
 from planner.choice.capacity import Capacity, in_use, loaded
-from planner.choice.demand import workload_of
+from planner.choice.demand import asks_speed, workload_of
 from planner.choice.goals import FLOOR
 from planner.choice.space.bits import fewest_bits, most_bits, widths
 from planner.choice.space.chains import as_asked, cache_dtypes, caches, prunings
@@ -93,7 +93,7 @@ class _Family:
         """
         spec, (ir, workload, estimate, needs) = self.spec, self._held(bits)
         left = needs.room.low
-        if left >= 0 and (spec.goals.asks_speed or workload.lasts):
+        if left >= 0 and asks_speed(spec):
             speed = find_engine(self.engine).speed(ir, self.gpu, self.settings, workload, estimate)
             if not all(goal.odds >= spec.goals.confidence for goal in judge_speed(spec.goals, workload, speed)):
                 return -1.0

@@ -22,7 +22,7 @@ from passes.formats.format import Format, KernelFamily
 from passes.formats.kv_dtypes import OWN, cache_bits, integers
 from passes.ir.architectures.config import Config
 from passes.ir.model import Block, Linear, ModelIR, Role
-from passes.ir.purpose import Purpose, purpose
+from passes.ir.purpose import purpose
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import Engine, KVEstimate, Memory, MemoryEstimate, Parallel, Scheduler, Settings
@@ -95,7 +95,7 @@ class Exllama(Engine):
         elif (gpu.capability or 0) < self.capability:
             needs = f"{self.capability // 10}.{self.capability % 10}"
             reasons.append(Reason("card_too_old", f"{self.name} needs compute capability {needs}", "a newer card"))
-        if (ends := purpose(ir)) is not Purpose.TEXT:
+        if not (ends := purpose(ir)).writes:
             message = f"{self.name} writes text, and {ir.name} answers with a {ends}"
             reasons.append(Reason("engine_only_writes", message, "engine vllm"))
         if ir.load_time.name != "none":

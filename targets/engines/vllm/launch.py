@@ -142,7 +142,7 @@ def _runner(ir: ModelIR) -> Iterator[Setting]:
     otherwise (`config/model.py`, `_get_default_runner_type`, 0.32.0).
     """
     ends = purpose(ir)
-    if ends is Purpose.TEXT or not ir.architecture.endswith("ForCausalLM"):
+    if ends.writes or not ir.architecture.endswith("ForCausalLM"):
         return
     yield Setting("runner", "pooling", f"it answers with a {ends}; by its class alone vLLM would write text with it")
     if ends is Purpose.SCORE and ir.architecture == "Qwen3ForCausalLM":

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
-from passes.ir.purpose import Purpose, purpose
+from passes.ir.purpose import purpose
 from targets.engines.accounting import weights_quantity
 from targets.engines.engine import Memory, Settings
 from targets.engines.kv_layout import Layout, build_layout
@@ -78,9 +78,8 @@ def _ranks(
     profile, budget = profile_of(gpu, settings, workload, rules), _budget(gpu, settings, rules)
     on_top = not subtracts_graphs(ir, rules)
     profiled = ir if features.profiles_media else without_encoders(ir)
-    writes = (
-        purpose(ir) is Purpose.TEXT and not features.pools
-    )  # a launch has what only reads pool (`launch.py`): no sampler runs
+    # A launch has what only reads pool (`launch.py`): no sampler runs.
+    writes = purpose(ir).writes and not features.pools
     for stage, (size, draft) in enumerate(weights_of_stages(ir, parallel, rules, features)):
         last = stage == parallel.pp - 1
         taken = activations.overhead(profiled, replace(profile, samples=last and writes), rules)

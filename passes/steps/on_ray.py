@@ -8,6 +8,7 @@ goes on where the steps' keys say that it ended.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -23,6 +24,8 @@ from passes.steps.executor import Ended, Executor, carried_out, order
 _RETRIES = 3
 #: What of the environment decides what a worker computes with.
 _HANDED_ON = ("TIGHTFIT_", "HF_", "OMP_", "MKL_", "OPENBLAS_", "TQDM_")
+#: Seconds that a cluster has to let a connection in.
+_ANSWER_SECONDS = 10.0
 #: Bytes of the store that a cluster of this machine alone has for what tasks return, which are a few words each: the least that Ray takes.
 _STORE_BYTES = 80 << 20
 
@@ -56,6 +59,7 @@ def _begin(ray: Any) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     named = os.environ.get("RAY_ADDRESS")
     try:
+        _look(named)
         ray.init(address="auto", **quiet)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         if named:
@@ -66,7 +70,25 @@ def _begin(ray: Any) -> None:
             ) from None
         if not isinstance(error, ConnectionError):
             raise
-        ray.init(include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+        ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+
+
+def _look(named: str | None) -> None:
+    """Raise ConnectionError where nothing answers at the address of the cluster that would be used: one that was ended hard leaves its own
+    behind (`ray_current_cluster`), and Ray tries that for a quarter of an hour.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if named and "://" in named:
+        return  # its client has limits of its own
+    address = canonicalize_bootstrap_address("auto")
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers at {address}: {error}") from None
 
 
 def _last_line(error: Exception) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,14 +40,17 @@ evaluation: { dataset: python-reference, samples: 2, length: 64 }
 
 
 @pytest.fixture(scope="module")
-def ray_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ray and what it needs of the environment that reads launch files, without what this one has: nothing of ours is another version."""
+def ray_packages() -> Iterator[Path]:
+    """Ray and what it needs of the environment that reads launch files, without what this one has: nothing of ours is another version. In
+    a folder whose name is short enough for Ray's sockets, which are there too (`around`).
+    """
     [there] = environment("launch").parents[1].glob("lib/python3*/site-packages")
-    own, folder = Path(sysconfig.get_paths()["purelib"]), tmp_path_factory.mktemp("ray")
+    own, folder = Path(sysconfig.get_paths()["purelib"]), Path(tempfile.mkdtemp(prefix="ray"))
     for package in there.iterdir():
         if not (own / package.name).exists() and package.suffix != ".pth":
             (folder / package.name).symlink_to(package)
-    return folder
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,7 @@ def around(ray: Path | None, address: str = "") -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
         "RAY_ADDRESS": address,
-    }
+    } | ({"RAY_TMPDIR": str(ray / "t")} if ray else {})
     return {name: value for name, value in (os.environ | told).items() if name != "OMP_NUM_THREADS"}
 
 
@@ -207,3 +212,16 @@ def test_a_node_that_is_lost_in_the_middle_loses_nothing(place: Path, ray_packag
         _, err = child.communicate()
     assert child.returncode in (0, 4), err
     assert content(place / "spread") == content(place / "local" / "first-tightfit")
+
+
+def test_the_address_of_a_cluster_that_is_gone_is_let_be(place: Path, ray_packages: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        gone = f"127.0.0.1:{free.getsockname()[1]}"
+    kept = ray_packages / "t" / "ray" / "ray_current_cluster"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(gone)
+    _, err = started(place, ray_packages, "broken.yaml", "first.yaml", "-o", "alone").communicate()
+    assert content(place / "alone" / "first-tightfit") == content(place / "local" / "first-tightfit"), err
+    out, err = started(place, ray_packages, "first.yaml", "-o", "named", address=gone).communicate()
+    assert f"no Ray cluster can be used at {gone}" in out + err

@@ -59,7 +59,7 @@ def _begin(ray: Any) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     named = os.environ.get("RAY_ADDRESS")
     try:
-        _look(named)
+        _look(ray, named)
         ray.init(address="auto", **quiet)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         if named:
@@ -73,15 +73,13 @@ def _begin(ray: Any) -> None:
         ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
 
 
-def _look(named: str | None) -> None:
+def _look(ray: Any, named: str | None) -> None:
     """Raise ConnectionError where nothing answers at the address of the cluster that would be used: one that was ended hard leaves its own
     behind (`ray_current_cluster`), and Ray tries that for a quarter of an hour.
     """
-    from ray._private.services import canonicalize_bootstrap_address
-
     if named and "://" in named:
         return  # its client has limits of its own
-    address = canonicalize_bootstrap_address("auto")
+    address = ray._private.services.canonicalize_bootstrap_address("auto")
     if address is None:
         return
     host, _, port = address.rpartition(":")

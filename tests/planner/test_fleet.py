@@ -124,6 +124,7 @@ class _NoCluster:
     """Ray where no cluster lets anybody in."""
 
     exceptions = SimpleNamespace(RayError=type("RayError", (Exception,), {}))
+    _private = SimpleNamespace(services=SimpleNamespace(canonicalize_bootstrap_address=lambda _address: None))
 
     def __init__(self, error: Exception) -> None:
         self.error, self.begun = error, list[dict[str, Any]]()

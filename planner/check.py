@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,18 @@ from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.asked import AS_IS
 from planner.choice.question import Load, Outcome, Question
-from planner.choice.remedies import Keeps, Remedy, remedies, said_to_mend
+from planner.choice.remedies import (
+    LIKELY,
+    SURE,
+    Keeps,
+    Kept,
+    Remedy,
+    first_that_keeps,
+    flags,
+    remedies,
+    said_to_mend,
+    surer,
+)
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality
@@ -66,10 +78,13 @@ class CheckedLoad:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What an answer must keep besides fitting: goals on speed and quality, and how likely it must fit."""
+    """What an answer must keep besides fitting: goals on speed and quality, and how likely it must fit. `as_given`: the goals on quality
+    are on what is done to the model as it is given, as a plan's are.
+    """
 
     goals: Goals | None = None
     min_confidence: float | None = None
+    as_given: bool = False
 
     def keeps(self, goal: GoalResult) -> bool:
         """Tell whether a goal is met, or missed by less than the rule's band."""
@@ -82,13 +97,12 @@ class Terms:
         if least is None or not outcome.fits or outcome.odds >= least:
             return missed
         message = f"it fits with odds of {outcome.odds:.0%}, and {least:.0%} are asked"
-        unsure = Reason(
-            "not_sure_enough", message, "leave it more room, or measure it: optimize verify", {"odds": outcome.odds},
-            ReasonKind.GOAL_MISSED,
-        )  # fmt: skip
+        unsure = Reason(NOT_SURE, message, None, {"odds": outcome.odds}, ReasonKind.GOAL_MISSED)
         return (*missed, unsure)
 
 
+#: The code of a reason that it fits, but is less likely to than is asked.
+NOT_SURE = "not_sure_enough"
 #: Nothing besides fitting.
 _NONE = Terms()
 
@@ -136,7 +150,11 @@ class CheckResult:
     said: tuple[Reason, ...] = ()
     """Everything against it, each reason with the options of `check` that take it away."""
     remedies: tuple[Remedy, ...] = ()
-    """What would make it fit: one change a knob."""
+    """What would make it fit and keep what was asked, one change a knob; of what does so, but not surely, the settings with which it
+    would.
+    """
+    mended: Mapping[str, str] = field(default_factory=dict)
+    """The options of `check` that take a term away which is not kept, by the reason's code."""
     unread: str | None = None
     """What was counted in place of a file that the engine does not read."""
     terms: Terms = _NONE
@@ -165,8 +183,9 @@ class CheckResult:
 
     @property
     def broken(self) -> tuple[Reason, ...]:
-        """The terms that are not kept."""
-        return self.terms.kept(self.outcome, self.goals)
+        """The terms that are not kept, each with the options of `check` that mend it."""
+        broken = self.terms.kept(self.outcome, self.goals)
+        return tuple(replace(reason, remedy=self.mended.get(reason.code)) for reason in broken)
 
     @property
     def fits(self) -> bool:
@@ -320,35 +339,55 @@ def answer(
         question.model.name, question.gpu, question.engine_name, outcome, speed, quality,
         unread=question.unread_file, terms=terms, notes=notes, gpus=question.settings.parallel.gpus, origin_unknown=unknown,
     )  # fmt: skip
-    if outcome.fits:
-        return result
-    whole = remedies(question, outcome, _kept(terms))
+    kept = _kept(terms, quality)
+    if not outcome.modelled:
+        return replace(result, said=tuple(replace(reason, remedy=None) for reason in outcome.reasons))
+    if outcome.fits and not result.broken:
+        return result if outcome.odds >= SURE else replace(result, remedies=surer(question, kept))
+    whole = remedies(question, outcome, kept)
     said = tuple(replace(reason, remedy=said_to_mend(question, outcome, reason, whole)) for reason in outcome.reasons)
-    return replace(result, said=said, remedies=whole)
+    return replace(result, said=said, remedies=whole, mended=_mended(result, question, quality, whole))
+
+
+def _mended(result: CheckResult, question: Question, quality: Quality, whole: Sequence[Remedy]) -> Mapping[str, str]:
+    """What takes each term away that is not kept: the first remedy of all; where there is none, the first change that keeps this one
+    term.
+    """
+    out, terms = {}, result.terms
+    for reason in result.broken:
+        alone = whole[0] if whole else None
+        if alone is None and result.outcome.fits:
+            alone = first_that_keeps(question, result.outcome, _kept(terms, quality, only=reason.code))
+        if alone is not None:
+            out[reason.code] = flags(alone.options)
+    return out
 
 
 #: A change whose speed by the formula is off its goal by more than this factor is not simulated.
 _FAR = 2.0
 
 
-def _kept(terms: Terms) -> Keeps:
-    """The test that a changed question keeps the terms: quality first, then speed by the formula, then as the load is served."""
+def _kept(terms: Terms, quality: Quality, only: str | None = None) -> Kept:
+    """What a changed question must keep: quality first, then speed by the formula, then as the load is served. `only`: of one code."""
+    least = terms.min_confidence if only in (None, NOT_SURE) else None
 
     def kept(question: Question, outcome: Outcome, quality: Quality) -> bool:
         load = outcome.workload
-        if terms.min_confidence is not None and outcome.odds < terms.min_confidence:
-            return False
         if terms.goals is None and not load.lasts:
             return True
+
+        def missed(speed: SpeedEstimate) -> list[GoalResult]:
+            judged = _judged(terms, load, speed, quality)
+            return [goal for goal in judged if only in (None, goal.goal.reason_code) and not terms.keeps(goal)]
+
         engine, gpu, settings = question.engine, question.gpu, question.settings
         formula = engine.speed(outcome.ir, gpu, settings, load, outcome.memory)
-        far = (goal for goal in _judged(terms, load, formula, quality) if not terms.keeps(goal))
-        if any(not goal.goal.of_speed or goal.miss > _FAR - 1 for goal in far):
+        if any(not goal.goal.of_speed or goal.miss > _FAR - 1 for goal in missed(formula)):
             return False
-        served = engine.served(outcome.ir, gpu, settings, load, outcome.memory)
-        return all(map(terms.keeps, _judged(terms, load, served, quality)))
+        return not missed(engine.served(outcome.ir, gpu, settings, load, outcome.memory))
 
-    return kept
+    test: Keeps = kept
+    return Kept(test, max(LIKELY, least or 0.0), terms.goals, quality, terms.as_given)
 
 
 def _judged(terms: Terms, load: Workload, speed: SpeedEstimate, quality: Quality) -> tuple[GoalResult, ...]:

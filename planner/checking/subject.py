@@ -84,7 +84,9 @@ def checked(words: Sequence[str], options: Options, *, live: bool = False) -> tu
     machine = _machine(live, options, subject)
     cards = _cards(options, subject, machine)
     question, notes = _question(subject, options, cards)
-    terms = Terms(_goals(options, subject.goals), options.get("min_confidence", subject.min_confidence))
+    terms = Terms(
+        _goals(options, subject.goals), options.get("min_confidence", subject.min_confidence), subject.as_given
+    )
     own = subject.quality if not _OF_QUALITY & options.keys() else None
     if own is None and subject.as_given:
         own = expected_quality(question.dense, question.chain)

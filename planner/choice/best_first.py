@@ -13,7 +13,7 @@ from planner.choice.judging.judge import Judge, Made
 from planner.choice.judging.simulated import served
 from planner.choice.rule.criteria import preferred
 from planner.choice.rule.rule import Rule
-from planner.choice.search import by_maintenance, rule_of
+from planner.choice.search import by_maintenance, rule_of, search
 from planner.choice.space.designs import Design, designs
 from planner.choice.verdict import Verdict, judge_quality
 from planner.quality.expected import growth
@@ -33,10 +33,16 @@ class Foreseen:
 
 
 def likely_choice(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
-    """Return what a search would choose by the formula, its load simulated; None where that does not meet the goals."""
+    """Return what a search would choose, its load simulated; None where nothing meets the goals by the formula, or its choice by
+    simulation.
+
+    Where what the formula chooses is less likely than is asked once it is simulated, the search itself is asked: it goes on to the next.
+    """
     found = best(spec, ir, cards=cards)
     chosen = found and served(spec, target_gpu(spec), found)
-    return chosen if chosen is not None and chosen.feasible else None
+    if chosen is None or chosen.admissible(spec.goals):
+        return chosen
+    return search(spec, ir, cards=cards).chosen
 
 
 def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:

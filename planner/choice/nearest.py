@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from planner.choice.goals import ODDS_BAND
 from planner.choice.judging.judge import Judge
@@ -12,15 +13,20 @@ from planner.choice.rule.rule import Loss, Rule
 from planner.choice.space.designs import Design
 from planner.choice.verdict import Verdict, judge_quality, refusals
 
+#: Candidates that are told, at most, until the nearest is one of them; and of those that miss less.
+MOST_TOLD, _MOST_LEVEL = 8, 2
 #: The criteria that are weighed before what is missed.
 _BEFORE = frozenset({"refused", "standing", "waiting", "fit", "odds"})
 
 
-def nearest(rule: Rule, judge: Judge, space: Sequence[Design]) -> tuple[tuple[int, Verdict], tuple[int, Loss] | None]:
-    """Return the place of a design in a space that is not empty, and its candidate that the rule chooses of all designs with all settings,
-    each judged by the formula; and the same of another design's that misses goals least, by less than can be told, with what it lost by.
+def nearest(
+    rule: Rule, judge: Judge, space: Sequence[Design], told: Callable[[Verdict], Verdict]
+) -> tuple[tuple[int, Verdict], tuple[int, Loss] | None]:
+    """Return the place of a design in a space that is not empty, and its candidate that the rule chooses of all designs with all settings;
+    and the same of another design's that misses goals least, by less than can be told, with what it lost by.
 
-    A design is judged only where what its chain and the memory of one longest request tell does not put it behind one that was.
+    Each is judged by the formula, and what would be the nearest by that as it is `told` (simulated), until that is the nearest still. A
+    design is judged only where what its chain and the memory of one longest request tell does not put it behind one that was.
     """
     stands, found = rule.standing, list[tuple[int, Verdict]]()
     reach, doubt = (math.inf, math.inf, math.inf), math.inf
@@ -37,17 +43,34 @@ def nearest(rule: Rule, judge: Judge, space: Sequence[Design]) -> tuple[tuple[in
             reach = min(reach, (hard, stands.of(verdict), unfit + ODDS_BAND))
             if not (hard or unfit or stands.unserved(verdict)) and stands.of(verdict) == reach[1]:
                 doubt = min(doubt, stands.doubt(verdict) + ODDS_BAND)
-    decision = rule.decide([verdict for _, verdict in found])
+    known = told_of(rule, [verdict for _, verdict in found], told)
+    decision = rule.decide(known)
     assert decision is not None
-    places = {id(verdict): place for place, verdict in found}
+    places = {id(verdict): place for (place, _), verdict in zip(found, known, strict=True)}
     first = places[id(decision.chosen)]
     level = [
         loss for loss in decision.lost
         if loss.criterion not in _BEFORE and _missed(loss.candidate) < _missed(decision.chosen)
         and places[id(loss.candidate)] != first
     ]  # fmt: skip
-    least = min(level, key=lambda loss: _missed(loss.candidate), default=None)
-    return (first, decision.chosen), None if least is None else (places[id(least.candidate)], least)
+    for loss in sorted(level, key=lambda loss: _missed(loss.candidate))[:_MOST_LEVEL]:
+        if _missed(as_told := told(loss.candidate)) < _missed(decision.chosen):
+            return (first, decision.chosen), (places[id(loss.candidate)], replace(loss, candidate=as_told))
+    return (first, decision.chosen), None
+
+
+def told_of(rule: Rule, verdicts: Sequence[Verdict], told: Callable[[Verdict], Verdict]) -> list[Verdict]:
+    """Return the verdicts, those as they are told which the rule chooses until it chooses one that is."""
+    known, tried = list(verdicts), set[int]()
+    while len(tried) < MOST_TOLD:
+        decision = rule.decide(known)
+        assert decision is not None
+        place = next(number for number, verdict in enumerate(known) if verdict is decision.chosen)
+        if place in tried:
+            break
+        tried.add(place)
+        known[place] = told(known[place])
+    return known
 
 
 def _missed(verdict: Verdict) -> float:

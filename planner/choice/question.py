@@ -12,7 +12,7 @@ from passes.base import Pass
 from passes.errors import InputError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from passes.record import dataclass
-from planner.asked import chain_of, rewrite, with_dtype
+from planner.asked import AS_IS, chain_of, rewrite, with_dtype
 from planner.choice.capacity import Capacity, as_used, capacity, loaded, running_at_once
 from planner.choice.capacity import reasons as short_of
 from planner.choice.odds import at_least
@@ -151,6 +151,10 @@ class Question:
                 own["gpu"] = find_gpu(value)
             elif name == "engine":
                 own["engine_name"] = value
+            elif name == "request_rate":
+                own["load"] = replace(self.load, rate=value)
+            elif name == "weights":
+                own["weights"] = None if value == AS_IS else value
             elif name not in ("gpus", *_PARALLEL):
                 own[name] = value
         return replace(self, settings=replace(settings, parallel=parallel), **own)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 from passes.base import Pass, Stage
 from passes.errors import InputError, Reason, ReasonKind
@@ -31,10 +32,10 @@ from planner.choice.judging.candidate import complete
 from planner.choice.judging.decision import decide
 from planner.choice.judging.judge import Judge
 from planner.choice.judging.simulated import as_told
-from planner.choice.nearest import nearest
+from planner.choice.nearest import nearest, told_of
 from planner.choice.rule.rule import Loss, Rule
 from planner.choice.space.designs import Design, designs, engines, nothing_to_weigh, numbers_of_cards
-from planner.choice.verdict import Candidate, Verdict
+from planner.choice.verdict import Candidate, Verdict, undominated
 from planner.quality.expected import Quality
 from planner.spec.parts.choices import PruneChoice, QuantizeChoice
 from planner.spec.spec import Spec
@@ -55,7 +56,8 @@ _LOOKED_AT = 20
 class SearchResult:
     """The chosen verdict (None: nothing meets the goals), the best of every other design, and the Pareto set of the designs that
     meet the goals (`planner.choice.rule`). `searched`: candidates settled, by a verdict or by proof. `why`: what decided, in one line.
-    `archived`: engines that are not weighed because others serve. `closest`: where nothing meets the goals, what comes nearest.
+    `archived`: engines that are not weighed because others serve. `closest`: where nothing meets the goals, what comes nearest. `rule`: by
+    which candidates are told apart.
     """
 
     chosen: Verdict | None
@@ -64,13 +66,14 @@ class SearchResult:
     searched: int
     gpu: Gpu
     spec: Spec
+    rule: Rule
     why: str = ""
     archived: tuple[str, ...] = ()
     closest: Verdict | None = None
 
     def nearest(self, count: int = 5) -> tuple[Verdict, ...]:
         """Return the alternatives a person wants to see, nearest first: one for each engine and kind of trouble, judged as the chosen
-        one is. What is illegal is there only where nothing else is.
+        one is. What is illegal is there only where nothing else is. Where nothing is chosen, the first is what the rule chooses of them.
         """
         seen: set[tuple[str, frozenset[str]]] = set()
         out: list[Verdict] = []
@@ -86,7 +89,9 @@ class SearchResult:
                 seen.add(key)
                 out.append(complete(self.spec, self.gpu, verdict))
         first = sorted(out[: 2 * count], key=lambda v: (v is not self.closest, v.distance))[:count]
-        return tuple(self._told(verdict) for verdict in first)
+        told = [self._told(verdict) for verdict in first]
+        decision = self.rule.decide([v for v in told if not _only_lost(v)]) if self.chosen is None else None
+        return tuple(sorted(told, key=lambda v: decision is not None and v is not decision.chosen))
 
     def _told(self, verdict: Verdict) -> Verdict:
         """A candidate that lost, as told: goals first; of what meets all of them then, that the formula ranked it out."""
@@ -99,10 +104,18 @@ class SearchResult:
         return replace(told, reasons=(Reason("ranked_out", why, kind=ReasonKind.DOMINATED),))
 
     def with_fewer_cards(self) -> Verdict | None:
-        """Return the nearest to the goals of those that take fewer cards than the chosen one, judged in full."""
+        """Return the nearest to the goals of those that take fewer cards than the chosen one, by the rule and judged as the chosen one
+        is.
+        """
         fewer = [v for v in self.rejected if self.chosen and v.candidate.cards < self.chosen.candidate.cards]
         near = sorted(fewer, key=lambda v: v.distance)[:_LOOKED_AT]
-        return min((complete(self.spec, self.gpu, v) for v in near), key=lambda v: v.distance, default=None)
+        if not near:
+            return None
+        rule = replace(self.rule, fewest=False)
+        judged = [undominated(complete(self.spec, self.gpu, v)) for v in near]
+        decision = rule.decide(told_of(rule, judged, partial(as_told, self.spec, self.gpu)))
+        assert decision is not None
+        return decision.chosen
 
     @property
     def unweighed(self) -> Iterator[tuple[str, Reason]]:
@@ -173,8 +186,8 @@ def search(
         raise nothing_to_weigh(spec, gpu)
     place = None
     if not any(v.feasible for v in verdicts):
-        (place, near), level = nearest(rule, judge_design, space)
-        known = {place: as_told(spec, gpu, near)}
+        (place, near), level = nearest(rule, judge_design, space, partial(as_told, spec, gpu))
+        known = {place: near}
         if level is not None:
             known[level[0]] = _with_loss(near, level[1])
         verdicts = tuple(known.get(number, verdict) for number, verdict in enumerate(verdicts))
@@ -184,11 +197,11 @@ def search(
     searched = sum(design.stands_for for design in space)
     if decision is None:
         closest = None if place is None else verdicts[place]
-        return SearchResult(None, tuple(rejected), (), searched, gpu, spec, archived=archived, closest=closest)
+        return SearchResult(None, tuple(rejected), (), searched, gpu, spec, rule, archived=archived, closest=closest)
     chosen = decision.chosen
     rejected += [_with_loss(chosen, loss) for loss in decision.lost]
     front = rule.pareto([v for v in feasible if rule.standing.of(v) <= rule.standing.of(chosen)], chosen)
-    return SearchResult(chosen, tuple(rejected), front, searched, gpu, spec, decision.why, archived)
+    return SearchResult(chosen, tuple(rejected), front, searched, gpu, spec, rule, decision.why, archived)
 
 
 def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
@@ -209,6 +222,11 @@ def by_maintenance(spec: Spec, gpu: Gpu) -> tuple[tuple[str, ...], tuple[str, ..
     names = tuple(name for name, _ in engines(spec, gpu))
     old = () if spec.engine != "auto" else tuple(name for name in names if find_engine(name).archived is not None)
     return tuple(name for name in names if name not in old), old
+
+
+def _only_lost(verdict: Verdict) -> bool:
+    """Whether all that is against a candidate is that another one is better."""
+    return bool(verdict.reasons) and all(reason.kind is ReasonKind.DOMINATED for reason in verdict.reasons)
 
 
 def _untrusted(verdict: Verdict) -> Verdict:

@@ -194,6 +194,12 @@ class Verdict:
         return refusals(self.reasons), short + sum(math.log1p(goal.miss) for goal in self.goals)
 
 
+def undominated(verdict: Verdict) -> Verdict:
+    """Return a verdict without what only says that another one is better."""
+    reasons = tuple(reason for reason in verdict.reasons if reason.kind is not ReasonKind.DOMINATED)
+    return verdict if reasons == verdict.reasons else replace(verdict, reasons=reasons)
+
+
 def refusals(reasons: Iterable[Reason]) -> int:
     """Return the number of reasons that neither a figure measures nor a setting mends."""
     return sum(reason.kind is ReasonKind.ILLEGAL and not reason.options for reason in reasons)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from passes.errors import ReasonKind
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.choice.search import SearchResult, rule_of, search
-from planner.choice.verdict import Verdict
+from planner.choice.verdict import Verdict, undominated
 from planner.explain.compare import Difference, Judged, Side
 from planner.plan.codec import to_json
 from planner.plan.stated import StatedReason
@@ -84,7 +82,7 @@ class Asked:
         """Return the best of some verdicts by the rule, where none meets the goals the nearest; None of none."""
         if not verdicts:
             return None
-        pairs = [(v, _undominated(v)) for v in verdicts]
+        pairs = [(v, undominated(v)) for v in verdicts]
         feasible = [plain for _, plain in pairs if plain.feasible]
         decision = rule_of(self.spec, self.source.ir, self.result.gpu).decide(feasible)
         if decision is None:
@@ -102,9 +100,3 @@ class Asked:
                 found = whole
         assert found is not None
         return found
-
-
-def _undominated(verdict: Verdict) -> Verdict:
-    """A verdict without what only says that another one is better."""
-    reasons = tuple(r for r in verdict.reasons if r.kind is not ReasonKind.DOMINATED)
-    return verdict if reasons == verdict.reasons else replace(verdict, reasons=reasons)

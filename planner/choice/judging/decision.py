@@ -11,7 +11,7 @@ from dataclasses import replace
 from planner.choice.demand import asks_speed, limits_of
 from planner.choice.judging.simulated import OF_SPEED, served
 from planner.choice.rule.rule import Decision, Rule
-from planner.choice.verdict import MEAN, Verdict
+from planner.choice.verdict import MEAN, GoalResult, Verdict, missed
 from planner.spec.parts.goals import Goals
 from planner.spec.spec import Spec
 from targets.gpu import Gpu
@@ -21,8 +21,9 @@ from targets.quantity import Quantity
 #: this factor at most. Percentiles are known of no other candidate, so for these there is no limit.
 _MOST, _NEAREST, _NEAR = 16, 4, 3.0
 
-#: Odds of the formula that are short of the confidence by no more may be enough where the load is simulated: so many are tried.
-_JUST_SHORT, _DOUBTED = 0.15, 3
+#: Odds of the formula that are short of the confidence by no more may be enough where the load is simulated, and a mean that misses its
+#: goal by no larger share may meet it: so many are tried.
+_JUST_SHORT, _JUST_MISSED, _DOUBTED = 0.15, 0.3, 4
 
 
 def decide(
@@ -62,11 +63,11 @@ def likelier(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
 def _with_doubtful(
     spec: Spec, gpu: Gpu, rule: Rule, known: list[Verdict], decision: Decision
 ) -> tuple[Decision, list[Verdict]]:
-    """The decision once candidates are simulated, too, that would be chosen but for odds which the formula puts just below what is asked:
-    the chosen one's are the simulation's, and the formula may be the stricter.
+    """The decision once candidates are simulated, too, that would be chosen but for odds which the formula puts just below what is asked,
+    or a goal on speed that they just miss by it: the chosen one's are the simulation's, and the formula may be the stricter.
     """
     for _ in range(_DOUBTED):
-        eased = [(_eased(spec.goals, v), v) for v in known if v.feasible]
+        eased = [(easy, v) for v in known if (easy := _eased(spec.goals, v)).feasible]
         if all(easy is v for easy, v in eased):
             break
         best = rule.decide([easy for easy, _ in eased])
@@ -80,20 +81,32 @@ def _with_doubtful(
 
 
 def _eased(goals: Goals, verdict: Verdict) -> Verdict:
-    """The verdict with every goal on speed kept whose odds are just short by the formula, where it would be admissible so."""
-    if verdict.served is not None or verdict.admissible(goals):
+    """The verdict with every goal on speed kept that is just missed or whose odds are just short by the formula, where it would be
+    admissible so.
+    """
+    if verdict.served is not None or verdict.admissible(goals) or not _misses_only_speed(verdict):
         return verdict
     kept = tuple(
-        replace(result, predicted=Quantity.exact(result.wanted))
-        if result.goal.of_speed and result.met and result.odds >= goals.confidence - _JUST_SHORT
-        else result
+        replace(result, predicted=Quantity.exact(result.wanted)) if _may_be_kept(goals, result) else result
         for result in verdict.goals
     )
-    easier = replace(verdict, goals=kept)
+    easier = replace(verdict, goals=kept, reasons=missed(kept, goals.bands))
     return easier if easier.admissible(goals) else verdict
+
+
+def _may_be_kept(goals: Goals, result: GoalResult) -> bool:
+    """Whether a goal on speed is just missed in the mean, or met with odds just short of those asked, by the formula."""
+    if not result.goal.of_speed or result.endless:
+        return False
+    if not result.met:
+        return result.statistic == MEAN and result.miss <= _JUST_MISSED
+    return result.odds >= goals.confidence - _JUST_SHORT
+
+
+def _misses_only_speed(verdict: Verdict) -> bool:
+    return verdict.speed is not None and {reason.code for reason in verdict.reasons} <= OF_SPEED
 
 
 def _near(verdict: Verdict) -> bool:
     """Whether nothing is against a candidate but goals on speed, by the formula, and not by far."""
-    codes = {reason.code for reason in verdict.reasons}
-    return verdict.speed is not None and codes <= OF_SPEED and verdict.distance[1] < math.log(_NEAR)
+    return _misses_only_speed(verdict) and verdict.distance[1] < math.log(_NEAR)

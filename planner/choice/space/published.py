@@ -9,7 +9,7 @@ from functools import lru_cache
 from passes.base import NATIVE, Pass
 from passes.errors import InputError
 from passes.ir.model import ModelIR
-from passes.ir.names import Published, find, published_of
+from passes.ir.names import Published, find, published_of, released_so
 from passes.ir.sources import described
 from passes.quantize.format_names import pass_named
 from planner.quality.expected import Quality, expected_quality
@@ -20,17 +20,24 @@ from planner.spec.spec import Spec
 def published_checkpoints(spec: Spec, ir: ModelIR) -> Iterator[tuple[Published, ModelIR]]:
     """Give the published checkpoints of a spec's model that its passes allow, each with its description.
 
-    None of a model that is quantized already, of one that is not named but lies in a folder, and where the spec has something made of it:
-    pruning, or weights by an outside tool.
+    None of a model that somebody quantized already, of one that is not named but lies in a folder, and where the spec has something made of
+    it: pruning, or weights by an outside tool.
     """
     choice, match = spec.passes.quantize, find(spec.model)
-    if choice == "forbid" or ir.quant_method is not None or match is None or ir.name not in (match.id, spec.model):
+    if choice == "forbid" or not as_released(ir) or match is None or ir.name not in (match.id, spec.model):
         return
     if choice.backend != NATIVE or isinstance(spec.passes.prune, PruneChoice):
         return
     for made in published_of(ir.name):
         if _allowed(choice, made) and (served := description(ir, made)) is not None:
             yield made, served
+
+
+def as_released(ir: ModelIR) -> bool:
+    """Tell whether a model is what its maker released, in 16 bits or in fewer (DeepSeek-R1 in FP8): what others made of it is its
+    sibling.
+    """
+    return ir.quant_method is None or released_so(ir.name)
 
 
 @lru_cache(maxsize=64)

@@ -64,13 +64,14 @@ def print_check(console: Console, document: CheckDocument) -> None:
         said = reason.message + (f" → {reason.remedy}" if reason.remedy else "")
         mark = "[yellow]?[/]" if reason.code == "quality_not_judged" else "[red]✗[/]"
         page.line(_MARGIN, Text.from_markup(f"{mark} {escape(said)}"))
-    if document.meets is False and not document.fits and not document.remedies:
+    if document.meets is False and not document.remedies:
         page.line(
             2 * _MARGIN,
             "no change of one kind that was tried keeps all that is asked: optimize plan weighs them together",
         )
     for remedy in document.remedies:
-        page.line(2 * _MARGIN, f"what would do: {remedy.message}")
+        would = "fits more surely" if document.fits and document.meets is not False else "what would do"
+        page.line(2 * _MARGIN, f"{would}: {remedy.message}")
     for note in document.notes:
         page.line(_MARGIN, f"note: {note}", style="dim")
 

@@ -15,12 +15,13 @@ from passes.errors import InputError, nearest
 from passes.ir.sources import Source
 from planner.choice.verdict import Verdict
 from planner.explain.asked import Answer, Asked
-from planner.explain.changes import change, known_words, named
+from planner.explain.changes import NotKnownError, change, known_words, named
 from planner.explain.compare import decides
 from planner.explain.least import cheapest_card, fewest_bits
 from planner.explain.naming import has, weights_have, words_of
 from planner.explain.two_plans import chosen_words, compared, lost_row, replanned, what_if
 from planner.explain.users import how_many
+from planner.explain.wording import plain, two_of
 from planner.figures import show_interval
 from planner.quality.expected import perplexity_growth
 from planner.spec.patch import Patch, at, patched, written
@@ -36,13 +37,6 @@ QUESTIONS = (
 
 #: Answers a question of one form about a plan, given the words that stand in its place.
 _Answering: TypeAlias = Callable[[Asked, str], Answer]
-#: What people call formats, and how candidates are named.
-_SPELLED = {"int8": "w8a8", "int4": "4 bit", "fp4": "nvfp4", "bf16": "as it is", "fp16": "as it is"}
-
-#: Numbers as words, and what people count so.
-_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-
-_COUNTED = "cards?|gpus?|users?|clients?|machines?|nodes?|requests?"
 
 
 def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
@@ -50,24 +44,45 @@ def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
 
     Raises InputError for a question of no known form, or one that names nothing that is known: it lists what may be asked.
     """
-    text = re.sub(r"\s+", " ", (question or "").strip().rstrip("?").strip())
-    for said, name in _SPELLED.items():
-        text = re.sub(rf"(?<!\S){said}(?!\S)", name, text, flags=re.IGNORECASE)  # not inside a model's name
-    for number, word in enumerate(_NUMBERS, 1):
-        text = re.sub(rf"\b{word}(?= (?:{_COUNTED}))", str(number), text, flags=re.IGNORECASE)
+    text = plain(question or "")
     asked = Asked.of(spec, source)
     if not text:
         return _all(asked)
-    for pattern, answer in _FORMS:
-        if match := re.fullmatch(pattern, text, re.IGNORECASE):
-            return answer(asked, (match[match.lastindex or 0] or "").strip())
     try:
-        return what_if(asked, text)
-    except InputError:
-        pass
-    close = nearest(text, QUESTIONS)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise InputError(f"cannot answer {question!r}.{hint}", remedy=f"ask for instance: {'; '.join(QUESTIONS)}")
+        return _answered(asked, text)
+    except NotKnownError as error:
+        close = nearest(text, QUESTIONS)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise InputError(
+            f"cannot answer {question!r}: {error.message}{hint}", remedy=f"ask for instance: {'; '.join(QUESTIONS)}"
+        ) from None
+
+
+def _answered(asked: Asked, text: str) -> Answer:
+    """The answer of the first form that the words have; else they are a change."""
+    if (two := two_of(text)) and (answer := _versus(asked, *two)) is not None:
+        return answer
+    for pattern, answering in _FORMS:
+        if match := re.fullmatch(pattern, text, re.IGNORECASE):
+            return answering(asked, (match[match.lastindex or 0] or "").strip())
+    return what_if(asked, text)
+
+
+def _versus(asked: Asked, one: str, two: str) -> Answer | None:
+    """The best with one thing against the best with another; None where neither is of any candidate."""
+    if re.fullmatch(f"{_IT}|this", one, re.IGNORECASE):
+        return _why_not(asked, two)
+    first, second = ([v for v in asked.verdicts if has(v, name)] for name in (one, two))
+    if not first or not second:
+        return _why_not(asked, two) if first else _why_not(asked, one) if second else None
+    leading = asked.result.chosen
+    for mine, theirs in ((first, two), (second, one)):
+        if leading is not None and leading in mine:
+            return _why_not(asked, theirs)
+    best, other = asked.best(first), asked.best([v for v in second if v not in first] or second)
+    assert best is not None and other is not None
+    head = f"the best with {one}: {best.label}; the best with {two}: {other.label}"
+    return compared(head, best, other, (), ("first", "second"))
 
 
 def _all(asked: Asked) -> Answer:
@@ -133,7 +148,7 @@ def _conditional(answer: _Answering) -> _Answering:
         condition = _condition(words)
         if condition is None:
             return answer(asked, words)
-        spec, patch = change(condition, asked.spec, asked.leading.verdict.candidate.engine)
+        spec, patch = _changed(asked, condition)
         told = answer(asked.changed(spec), words)
         return replace(
             told, answer=f"with {condition}: {told.answer}", patch=", ".join(filter(None, (written(patch), told.patch)))
@@ -142,12 +157,24 @@ def _conditional(answer: _Answering) -> _Answering:
     return answered
 
 
+def _changed(asked: Asked, condition: str) -> tuple[Spec, Patch]:
+    """The spec as a condition has it. Raises NotKnownError, with what a plan tells, for what no spec says."""
+    try:
+        return change(condition, asked.spec, asked.leading.verdict.candidate.engine)
+    except NotKnownError as error:
+        told = "a plan tells memory, speed, cost, and the perplexity that is lost"
+        raise NotKnownError(f"{condition!r} is nothing that a spec says; {told}", remedy=error.remedy) from None
+
+
 def _changed_or(answer: _Answering) -> _Answering:
     """Hold the plan against that of the changed spec where the words behind a question say what else is so."""
 
     def answered(asked: Asked, words: str) -> Answer:
         condition = _condition(words)
-        return answer(asked, words) if condition is None else what_if(asked, condition)
+        if condition is None:
+            return answer(asked, words)
+        _changed(asked, condition)
+        return what_if(asked, condition)
 
     return answered
 
@@ -172,12 +199,39 @@ def _why(asked: Asked, name: str) -> Answer:
     leading = asked.leading
     if not has(leading.verdict, name):
         return _why_not(asked, name)
-    without = [v for v in asked.verdicts if not has(v, name)] or list(_of_other_engines(asked, name))
+    without = [v for v in asked.verdicts if not has(v, name)]
+    if not without and (opened := _opened(asked, name)) is not None:
+        return opened
+    without = without or list(_of_other_engines(asked, name))
     other = asked.best(without) or asked.best([v for v in asked.verdicts if v is not asked.result.chosen])
     if other is None:
         return Answer(f"{leading.label} is the only candidate that there is")
     head = f"{chosen_words(asked, leading)}; the best without {name}: {other.label}"
     return compared(head, leading, other, without)
+
+
+#: What a spec may name, which leaves the rest out, as it stands where nothing is named.
+_OPEN: tuple[Patch, ...] = (
+    at(("passes", "quantize"), {"formats": None, "methods": None, "dense": None}), at(("passes", "quantize"), "allow"),
+    at(("passes", "kv_cache"), None), at(("engine",), "auto"),
+)  # fmt: skip
+
+
+def _opened(asked: Asked, name: str) -> Answer | None:
+    """The chosen plan against the best without what is named, where every candidate of the spec has it because it asks for no other."""
+    leading = asked.leading
+    for patch in _OPEN:
+        try:
+            found = asked.changed(patched(asked.spec, patch))
+        except InputError:
+            continue
+        if without := [v for v in found.verdicts if not has(v, name)]:
+            other = found.best(without)
+            assert other is not None
+            head = f"{chosen_words(asked, leading)}; the spec allows nothing without {name}; the best, were that open: {other.label}"
+            told = compared(head, leading, other, ())
+            return replace(told, decides=f"the spec asks for {name}; the other {told.decides}", patch=written(patch))
+    return None
 
 
 def _why_not(asked: Asked, name: str) -> Answer:
@@ -209,7 +263,7 @@ def _planned_for(asked: Asked, name: str) -> Answer:
     except InputError:
         close = nearest(name, (*known_words(), *words_of(asked)))
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise InputError(
+        raise NotKnownError(
             f"no candidate is called {name!r}.{hint}",
             remedy=f"`optimize explain` without a question lists all of them; ask for instance: {'; '.join(QUESTIONS)}",
         ) from None

@@ -38,7 +38,9 @@ _CALLED: Mapping[str, str] = {
 }  # fmt: skip
 #: What people say before a change.
 _LEADING = re.compile(
-    r"^(?:(?:(?:i|we|you|they) (?:use|used|have|had|take|took|run|ran|serve|served|want|get|got)|with|an?|the|on|in|by|only|just) )+",
+    r"^(?:(?:(?:i|we|you|they|it) "
+    r"(?:use[ds]?|ha[vds]e?|takes?|took|runs?|ran|serve[ds]?|want(?:ed)?|get|got|need(?:ed)?|bought|buy|add(?:ed)?)|"
+    r"there (?:are|were|is|was)|this|that|it|with|an?|the|on|in|by|for|at|only|just|up to|using|another) )+",
     re.IGNORECASE,
 )
 #: What `no` makes of a key; of every other one it takes the value away.
@@ -51,6 +53,10 @@ _ALLOWED: Mapping[Path, Any] = {("passes", "prune"): "allow", ("passes", "distil
 _UNITS = ("", "%", " tok/s")
 
 
+class NotKnownError(InputError):
+    """Words that mean nothing which is known."""
+
+
 def change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
     """Change a spec as the words say; return it and the patch. `engine`: the plan's own, whose settings are meant where none is named.
 
@@ -58,9 +64,15 @@ def change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
     """
     whole: Patch = {}
     for part in re.split(r",\s+|\s+and\s+|\s*;\s*", text.strip()):
-        spec, patch = _change(_LEADING.sub("", part.strip()), spec, engine)
+        spec, patch = _change(bare(part.strip()), spec, engine)
         whole = together(whole, patch)
     return spec, whole
+
+
+def bare(text: str) -> str:
+    """Return a change without what people say before it and behind it."""
+    text = re.sub(r" (?:instead|per card|at once|at a time|in parallel|simultaneously)$", "", text, flags=re.IGNORECASE)
+    return _LEADING.sub("", text)
 
 
 def named(name: str) -> Iterator[Patch]:
@@ -106,13 +118,15 @@ def _change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
         )
     close = nearest(re.sub(r"[\d.]+ ?", "", text) or text, known_words())
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise InputError(
+    raise NotKnownError(
         f"{text!r} changes nothing that is known.{hint}",
         remedy="name a card, an engine, a format, or a key of the spec with its value (`optimize schema` prints them)",
     )
 
 
 def _readings(text: str, engine: str) -> Iterator[Patch]:
+    if (many := re.fullmatch(r"(\d+) (\S.*?)s?", text)) and not text.endswith("bits") and _card(many[2]) is not None:
+        yield at(("target",), {"count": int(many[1]), "gpu": _card(many[2])})
     if several := re.fullmatch(r"(\d+)\s*[x×*]\s*(.+)", text, re.IGNORECASE):
         yield at(("target",), {"count": int(several[1]), "gpu": _card(several[2]) or find_gpu(several[2]).name})
         return

@@ -10,7 +10,7 @@ from planner.choice.judging.judge import judged
 from planner.choice.judging.simulated import as_told
 from planner.choice.verdict import Verdict
 from planner.explain.asked import Answer, Asked, Row
-from planner.explain.changes import change
+from planner.explain.changes import bare, change
 from planner.explain.compare import Judged, decides, differences, side
 from planner.plan.stated import unmended
 from planner.spec.patch import Patch, written
@@ -31,7 +31,7 @@ def lost_row(verdict: Verdict) -> Row:
 def what_if(asked: Asked, words: str) -> Answer:
     """Return the plan of now against that of the spec as words change it."""
     spec, patch = change(words, asked.spec, asked.leading.verdict.candidate.engine)
-    return replanned(asked, f"with {words}", spec, patch)
+    return replanned(asked, f"with {bare(words)}", spec, patch)
 
 
 def replanned(asked: Asked, said: str, spec: Spec, patch: Patch) -> Answer:

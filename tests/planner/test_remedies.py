@@ -27,6 +27,13 @@ QUESTIONS = (
     {"model": "Qwen/Qwen3.8-27B", "gpu": "RTX PRO 6000", "engine-version": "0.27.0", "gpu-memory-utilization": "0.95"},
     {"model": "gemma-3-4b-it", "gpu": "T4", "context": "4096"},
     {"model": "Llama-3.3-70B-Instruct", "gpu": "H100", "context": "8192", "block-size": "20"},
+    {"model": "Llama-3.3-70B-Instruct", "gpu": "A100 SXM4 80GB", "gpus": "2", "context": "8192", "concurrency": "13", "input-tokens": "2000",
+     "output-tokens": "400", "min-confidence": "0.95"},
+    {"model": "Llama-3.1-8B-Instruct", "gpu": "L4", "weights": "w4a16-g128", "context": "4096", "max-perplexity-increase": "1%"},
+    {"model": "Qwen/Qwen2.5-7B-Instruct", "gpu": "L4", "context": "4096", "concurrency": "4", "decode": "30 tok/s"},
+    {"model": "Llama-3.1-8B-Instruct", "gpu": "L4", "context": "4096", "concurrency": "8", "input-tokens": "1000", "output-tokens": "100",
+     "ttft": "400ms"},
+    {"model": "Llama-3.1-8B-Instruct", "gpu": "L4", "context": "4096", "request-rate": "8", "input-tokens": "800", "output-tokens": "200"},
 )  # fmt: skip
 
 
@@ -43,6 +50,69 @@ def changed(options: dict[str, str], said: str) -> dict[str, str]:
     new = {word[2:]: "" if value.startswith("--") else value for word, value in pairs if word.startswith("--")}
     assert new, said
     return options | new
+
+
+#: What a plan may set of an engine, of the model as it is on all the cards.
+PLANNED = (
+    ("meta-llama/Llama-3.3-70B-Instruct", "A100 SXM4 80GB", 2, 14, ""),
+    ("meta-llama/Llama-3.3-70B-Instruct", "A100 SXM4 80GB", 2, 16, ""),
+    ("meta-llama/Llama-3.3-70B-Instruct", "H100", 2, 24, ""),
+    ("meta-llama/Llama-3.3-70B-Instruct", "H100", 2, 8, "decode: 10 tok/s"),
+    ("Qwen/Qwen2.5-14B-Instruct", "RTX 3090", 2, 24, ""),
+    ("meta-llama/Llama-3.1-8B-Instruct", "RTX 4090", 1, 32, "prefer: throughput"),
+)  # fmt: skip
+AS_ONE = """
+model: {}
+target: {{ gpu: {}, count: {} }}
+engine: vllm
+workload: {{ context: 8192, concurrency: {}, input_tokens: 2000, output_tokens: 400 }}
+goals: {{ {} }}
+passes: {{ quantize: forbid, kv_cache: [auto] }}
+"""
+
+
+@pytest.mark.parametrize("asked", PLANNED, ids=lambda asked: f"{asked[0]}-{asked[1]}-{asked[3]}")
+def test_check_proposes_the_settings_that_a_plan_takes(optimize: Any, tmp_path: Path, asked: tuple[Any, ...]) -> None:
+    spec = tmp_path / "as-one.yaml"
+    spec.write_text(AS_ONE.format(*asked))
+    made = plan(spec)
+    assert made.result.chosen is not None
+    candidate = made.result.chosen.candidate
+    code, out, _ = optimize("check", str(spec), "--json")
+    document = json.loads(out)
+    settings = {name: getattr(candidate.settings, name) for name in candidate.changed}
+    assert settings or code == 0
+    proposed = [each["options"] for each in document["remedies"] if each["knob"] == "settings"]
+    assert proposed == ([settings] if settings else [])
+
+
+def test_what_fits_by_even_odds_comes_with_settings_that_make_it_sure(optimize: Any) -> None:
+    options = {
+        "model": "Llama-3.3-70B-Instruct",
+        "gpu": "A100 SXM4 80GB",
+        "gpus": "2",
+        "context": "8192",
+        "concurrency": "13",
+    }
+    options |= {"input-tokens": "2000", "output-tokens": "400"}
+    code, document = ask(optimize, options)
+    assert (code, document["fits"]) == (0, True) and document["confidence"] < 0.95
+    (remedy,) = document["remedies"]
+    assert remedy["knob"] == "settings"
+    _, after = ask(optimize, changed(options, remedy["message"].partition(" (")[0]))
+    assert after["confidence"] >= 0.95 and not after["remedies"]
+    _, out, _ = optimize("check", *(part for name, value in options.items() for part in (f"--{name}", value)))
+    assert f"fits more surely: {remedy['message']}" in out
+
+
+def test_a_goal_that_no_change_keeps_beside_the_others_says_what_keeps_it_alone(optimize: Any) -> None:
+    """No card here answers in a millisecond; nothing is to be lost, which the model as it is does not."""
+    options = {"model": "Llama-3.1-8B-Instruct", "gpu": "L4", "weights": "w4a16-g128", "context": "4096"}
+    _, document = ask(optimize, options | {"max-perplexity-increase": "1%", "ttft": "1ms"})
+    remedies = {reason["code"]: reason["remedy"] for reason in document["reasons"]}
+    assert not document["remedies"] and remedies["TTFT_missed"] is None
+    _, after = ask(optimize, changed(options, remedies["perplexity_missed"]) | {"max-perplexity-increase": "1%"})
+    assert after["meets"] is True
 
 
 @pytest.mark.parametrize("options", QUESTIONS, ids=lambda options: "-".join(options.values()))
@@ -112,7 +182,7 @@ def test_where_no_change_keeps_all_goals_it_says_so(optimize: Any, tmp_path: Pat
         ({"model": "gpt-oss-120b", "gpu": "L40S", "context": "131072"}, "--gpus 2"),
         (
             {"model": "Llama-3.3-70B-Instruct", "gpu": "H100", "gpus": "2", "context": "8192"},
-            "--gpu-memory-utilization 0.95",
+            "--max-num-seqs 8",
         ),
     ],
 )

@@ -89,7 +89,7 @@ def _speed_lines(document: CheckDocument) -> Iterator[str]:
         return
     lengths = f"{load.input_tokens:,} tokens in, {load.output_tokens:,} out"
     yield f"TTFT {first}   decode {show(decode.value, 'tok/s')} ({decode.basis}) for {lengths}, {clients}"
-    yield from load_lines(speed, "as predicted, whatever the odds")
+    yield from load_lines(speed, None)
 
 
 def _short(document: CheckDocument) -> str:

@@ -368,8 +368,7 @@ def _print_goals(page: Page, chosen: ChosenPlan, confidence: float, embeds: bool
             page.line(INDENT + "  ", f"{predicted} {basis}")
         else:
             page.line(head, Text(f"{name:14s} {wanted:14s} {predicted:38s} {basis:11s} ").append_text(mark))
-    surely = f"with the odds asked for ({show(confidence, 'odds')})"
-    for number, line in enumerate(() if chosen.speed is None else load_lines(chosen.speed, surely, embeds)):
+    for number, line in enumerate(() if chosen.speed is None else load_lines(chosen.speed, confidence, embeds)):
         page.line("  Load     " if number == 0 else INDENT, line)
     page.blank()
 

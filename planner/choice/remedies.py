@@ -469,18 +469,18 @@ def _slower(question: Question, outcome: Outcome) -> Iterator[Options]:
 def _cards(question: Question) -> Iterator[Options]:
     """More cards, or fewer, of one machine, in the engine's preferred spread first, and more replicas of what is asked."""
     parallel = question.settings.parallel
-    if question.gpu.is_cpu or parallel.dp > 1:
+    if question.gpu.is_cpu:
         return
     more = [count for count in _CARDS if count > parallel.gpus]
     fewer = [count for count in reversed(_CARDS) if count <= parallel.gpus]
     for count in (*more, *fewer):
-        for spread in question.engine.spreads(count):
+        for spread in question.engine.spreads(count) if parallel.dp == 1 else ():
             if (spread.tp, spread.pp) != (parallel.tp, parallel.pp):
                 yield {"gpus": count, "tp": spread.tp} | (
                     {"pp": spread.pp} if (spread.pp, parallel.pp) != (1, 1) else {}
                 )
         if question.engine.replicates and count > parallel.gpus and count % parallel.gpus == 0:
-            yield {"gpus": count, "tp": parallel.tp, "dp": count // parallel.gpus}
+            yield {"gpus": count, "tp": parallel.tp, "dp": parallel.dp * (count // parallel.gpus)}
 
 
 def _other_cards(question: Question, outcome: Outcome) -> Iterator[Options]:

@@ -49,6 +49,11 @@ _WITHOUT: Mapping[Path, Any] = {
 }  # fmt: skip
 #: Keys that a bare name allows.
 _ALLOWED: Mapping[Path, Any] = {("passes", "prune"): "allow", ("passes", "distill"): "allow"}
+#: How many times what the spec has.
+_TIMES: Mapping[str, float] = {
+    "twice": 2, "double": 2, "doubled": 2, "2x": 2, "triple": 3, "thrice": 3, "3x": 3, "four times": 4, "ten times": 10, "10x": 10,
+    "half": 0.5, "halve": 0.5, "halved": 0.5,
+}  # fmt: skip
 #: Units that may be left out, after those that a value has itself.
 _UNITS = ("", "%", " tok/s")
 
@@ -105,6 +110,7 @@ def known_words() -> tuple[str, ...]:
 def _change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
     """One change. The first reading of the words that gives a spec is taken."""
     refused: InputError | None = None
+    text = _in_figures(text, spec)
     for patch in _readings(text, engine if spec.engine == "auto" else ""):
         try:
             return patched(spec, patch), patch
@@ -122,6 +128,21 @@ def _change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
         f"{text!r} changes nothing that is known.{hint}",
         remedy="name a card, an engine, a format, or a key of the spec with its value (`optimize schema` prints them)",
     )
+
+
+def _in_figures(text: str, spec: Spec) -> str:
+    """A change that says how many times what the spec has (`twice the users`, `half the context`), with the figure that this makes."""
+    said = re.fullmatch(rf"(?:(?:i|we|you) )?({'|'.join(_TIMES)})( .+)", text, re.IGNORECASE)
+    if said is None:
+        return text
+    key = re.sub(r"^(?: (?:the|as|many|much|of|my|our|number))+", "", said[2], flags=re.IGNORECASE).strip()
+    for path in _paths(key):
+        value: Any = spec
+        for name in path:
+            value = getattr(value, name, None)
+        if isinstance(value, int):
+            return f"{key} {max(1, round(value * _TIMES[said[1].lower()]))}"
+    return text
 
 
 def _readings(text: str, engine: str) -> Iterator[Patch]:

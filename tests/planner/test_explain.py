@@ -92,6 +92,59 @@ def test_figures_under_a_condition_are_those_of_the_changed_spec(question: str, 
     assert explain(*asked("32B"), question) == explain(*asked("32B"), same_as)
 
 
+#: The same question in the words of people, by the form that answers it.
+WORDINGS = {
+    "what if 2 cards": (
+        "with 2 cards, would it fit?", "would it fit with 2 cards", "if I had 2 cards, would it work?", "suppose I had 2 cards",
+        "2 cards", "how would it do with two cards?", "what happens with 2 cards", "with 2 cards?", "could we run it on 2 cards",
+        "Are 2 cards enough?", "what if twice the cards",
+    ),
+    "what if 32 clients": (
+        "if I had 32 clients", "assuming 32 users", "with 32 clients, what happens?", "what if I had 32 users",
+        "can it serve 32 users at once",
+    ),
+    "what if 2 x 4090": ("can I run it on two 4090s", "could I use 2 4090s instead?", "would it work on 2 x 4090"),
+    "what if 2 cards and context 16k": (
+        "with 2 cards and context 16k, does it fit?", "if there were 2 cards, 16k context, would this run?",
+    ),
+    "what if model Llama-3.2-1B-Instruct and 2 cards": ("with 2 cards, would meta-llama/Llama-3.2-1B-Instruct fit?",),
+    "how many users with 2 cards": ("with 2 cards, how many users?",),
+    "why not awq": ("why do you not use awq", "why don't we use awq", "why this and not awq", "why it instead of awq"),
+    "why": ("why doesn't it fit", "why does it not fit?", "why is nothing possible"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "question"), [(form, each) for form, said in WORDINGS.items() for each in said])
+def test_a_question_is_answered_in_the_words_that_people_use(form: str, question: str) -> None:
+    told, plainly = explain(*asked("32B"), question), explain(*asked("32B"), form)
+    assert told.differences and told.decides == plainly.decides
+    assert told.other == plainly.other
+
+
+def test_two_things_are_held_against_each_other() -> None:
+    for question in ("awq vs fp8", "compare awq and fp8", "awq or fp8", "is awq better than fp8?"):
+        answer = explain(*asked("32B"), question)
+        assert answer.chosen is not None and answer.other is not None and answer.decides
+        sides = " ".join((answer.chosen.candidate, answer.other.candidate)).lower()
+        assert "awq" in sides or "fp8" in sides
+
+
+def test_what_a_plan_does_not_tell_is_said_with_what_may_be_asked() -> None:
+    for question in ("how good is it for coding", "can it do function calling", "what is the meaning of life"):
+        with pytest.raises(InputError) as refused:
+            explain(*asked("32B"), question)
+        assert question in refused.value.message and all(each in (refused.value.remedy or "") for each in QUESTIONS)
+    with pytest.raises(InputError, match="perplexity that is lost"):
+        explain(*asked("32B"), "how good is it for coding")
+
+
+def test_why_something_that_the_spec_names_is_held_against_what_it_leaves_out() -> None:
+    spec = patched(asked("32B")[0], {"engine": "vllm", "passes": {"quantize": {"formats": ["gptq-4-g128"]}}})
+    answer = explain(spec, asked("32B")[1], "why g128")
+    assert answer.other is not None and "g128" not in answer.other.candidate
+    assert answer.decides.startswith("the spec asks for g128") and answer.patch
+
+
 def test_what_is_asked_under_a_condition_is_asked_of_the_changed_spec() -> None:
     spec, source = asked("32B")
     eight = patched(spec, {"workload": {"concurrency": 8}})

@@ -12,11 +12,12 @@ import yaml
 from passes.errors import ReasonKind
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
+from planner.choice.best_first import likely_choice
 from planner.choice.goals import ODDS_BAND, Goal
 from planner.choice.judging.judge import Judge
 from planner.choice.search import SearchResult, by_maintenance, rule_of, search
 from planner.choice.space.designs import Design, designs
-from planner.choice.verdict import Verdict, refusals
+from planner.choice.verdict import Verdict, refusals, undominated
 from planner.explain.answer import explain
 from planner.plan.make import Plan, plan
 from planner.spec.parse import parse_spec
@@ -153,3 +154,39 @@ def test_what_misses_less_than_the_nearest_by_less_than_can_be_told_is_told_with
     first, second, *_ = told("a format").result.nearest()
     assert second.distance < first.distance
     assert any(r.code == "dominated_by" and r.message.startswith("comes as near") for r in second.reasons)
+
+
+#: Specs drawn at random: cards of laptops to data centres, closed loops and rates, one goal to three.
+DRAWN = (
+    ("Qwen/Qwen2.5-14B-Instruct", "RTX 4090", 1, "concurrency: 4, input_tokens: 2000, output_tokens: 50", "decode: 40 tok/s, prefer: cost"),
+    ("Qwen/Qwen2.5-3B-Instruct", "8GB", 1, "concurrency: 4, input_tokens: 1000, output_tokens: 300", "ttft: 500 ms, prefer: speed"),
+    ("meta-llama/Llama-3.1-8B-Instruct", "L4", 1, "concurrency: 16, input_tokens: 2000, output_tokens: 300",
+     "ttft: 2 s, decode: 10 tok/s, prefer: quality"),
+    ("meta-llama/Llama-3.1-8B-Instruct", "L4", "auto, max: 2", "rate: 2/s, input_tokens: 1000, output_tokens: 300",
+     "ttft: 1 s, decode: 15 tok/s, prefer: speed"),
+    ("Qwen/Qwen2.5-7B-Instruct", "A100 SXM4 80GB", 2, "concurrency: 64, input_tokens: 1000, output_tokens: 300",
+     "ttft: { p95: 2 s }, quality: { max_perplexity_increase: 1% }, prefer: throughput"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("drawn", DRAWN, ids=lambda drawn: f"{drawn[0]}-{drawn[1]}")
+def test_what_is_chosen_or_nearest_is_beaten_by_no_other_that_is_shown(drawn: tuple[str, str, int, str, str]) -> None:
+    """By the figures that they are shown with: simulated. What the formula alone chooses is not another plan than that."""
+    model, gpu, count, load, goals = drawn
+    spec = parse_spec(
+        f"model: {model}\ntarget: {{ gpu: {gpu}, count: {count} }}\nworkload: {{ context: 8192, {load} }}\ngoals: {{ {goals} }}\n"
+    )
+    ir = open_model(spec.model).ir
+    result = search(spec, ir)
+    shown = [undominated(verdict) for verdict in result.nearest()]
+    if result.chosen is None:
+        decision = result.rule.decide(shown)
+        assert decision is not None and decision.chosen is shown[0]
+        return
+    meets = [verdict for verdict in shown if verdict.feasible and verdict.served is not None]
+    decision = result.rule.decide([result.chosen, *meets])
+    assert decision is not None and decision.chosen is result.chosen
+    likely = likely_choice(spec, ir)
+    assert likely is not None and likely.candidate == result.chosen.candidate
+    fewer = result.with_fewer_cards()
+    assert fewer is None or fewer.served is not None or refusals(fewer.reasons) or fewer.capacity.room.value < 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import yaml
@@ -15,6 +16,8 @@ from passes.ir.sources import open_model
 from planner.choice.best_first import likely_choice
 from planner.choice.goals import ODDS_BAND, Goal
 from planner.choice.judging.judge import Judge
+from planner.choice.judging.simulated import as_told
+from planner.choice.nearest import told_of
 from planner.choice.search import SearchResult, by_maintenance, rule_of, search
 from planner.choice.space.designs import Design, designs
 from planner.choice.verdict import Verdict, refusals, undominated
@@ -57,7 +60,8 @@ def everything(result: SearchResult, ir: ModelIR) -> Iterator[Verdict]:
 def test_the_nearest_is_what_the_rule_chooses_of_all_with_all_settings(missed: str) -> None:
     result, ir = searched(missed)
     assert result.chosen is None and result.closest is not None
-    decision = rule_of(result.spec, ir, result.gpu).decide(list(everything(result, ir)))
+    rule, told = rule_of(result.spec, ir, result.gpu), partial(as_told, result.spec, result.gpu)
+    decision = rule.decide(told_of(rule, list(everything(result, ir)), told))
     assert decision is not None and decision.chosen.candidate == result.closest.candidate
     assert result.nearest()[0] is result.closest
 

@@ -119,11 +119,11 @@ def fit(rows: Sequence[Row]) -> Law:
     # Beyond a rise of one half, tables disagree by multiples.
     blur = np.array([row.blur for row in rows])
     variance = NOISE**2 + blur**2 + rounding**2 + (0.5 * np.clip(rise - 0.5, 0, 2)) ** 2
-    weight = np.ones(len(rows))
+    weight, found = np.ones(len(rows)), np.ones(len(names))
     for _ in range(4):
         scale = np.sqrt(weight / variance)
         A = np.vstack([X * scale[:, None], pull])
-        found = least_squares(A, np.concatenate([np.log(rise) * scale, towards]), free)
+        found = least_squares(A, np.concatenate([np.log(rise) * scale, towards]), free, found)
         odd = np.abs(np.log(rise) - X @ found) / np.sqrt(variance)
         weight = np.where(odd > 2, 2 / np.maximum(odd, 2), 1.0)
     return dict(zip(names, found.tolist(), strict=True))
@@ -156,10 +156,14 @@ def _priors(names: Sequence[str], column: Mapping[str, int]) -> tuple[NDArray[np
     return pull, towards
 
 
-def least_squares(A: NDArray[np.float64], b: NDArray[np.float64], free: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The x that minimises |A x - b|, non-negative but where `free`: an active set, grown by one and shrunk by all that are negative."""
+def least_squares(
+    A: NDArray[np.float64], b: NDArray[np.float64], free: NDArray[np.bool_], near: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The x that minimises |A x - b|, non-negative but where `free`: an active set, grown by one and shrunk by all that are negative, that
+    begins with what is not 0 in an x that is `near`.
+    """
     gram, right = A.T @ A, A.T @ b
-    active = np.ones(len(right), dtype=bool)
+    active = free | (near > 0)
     for _ in range(10 * len(right)):
         x = np.zeros(len(right))
         x[active] = np.linalg.solve(gram[np.ix_(active, active)], right[active])

@@ -15,7 +15,8 @@ from planner.quality.features import Traits
 
 #: Sizes this close count as the same model: makers round, and counts with and without embeddings differ.
 _SAME_SIZE = 0.15
-_TUNED = r"instruct|chat|it$|vicuna|distill|qwq"
+#: What names of instruct and chat models have in common; of Qwen3, those that do not say that they are base models.
+_TUNED = r"instruct|chat|it$|vicuna|distill|qwq|^qwen3(?!.*base)"
 
 
 @lru_cache(maxsize=1)

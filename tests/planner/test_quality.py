@@ -53,6 +53,9 @@ def rise(model: str, *schemes: str | Pass) -> float:
         ("huggyllama/llama-65b", "rtn-3-g128", math.log(4.24 / 3.53)),
         ("mistralai/Mistral-7B-Instruct-v0.3", "exl2-4", math.log(5.96 / 5.785)),  # exllamav3's plot
         (LLAMA_3_8B, "awq-4-g128", math.log(6.54 / 6.14)),  # QServe's table
+        ("Qwen/Qwen3-8B", "gptq-4-g128", math.log(9.96 / 9.71)),  # arXiv 2505.02214, table 4
+        ("Qwen/Qwen3-14B", "gptq-4-g128", math.log(8.88 / 8.64)),
+        ("Qwen/Qwen3-32B", "gptq-4-g128", math.log(7.86 / 7.61)),
     ],
 )
 def test_published_rises_lie_in_the_interval_and_near_the_value(model: str, weights: str, printed: float) -> None:
@@ -89,7 +92,19 @@ def test_orders_that_hold_for_every_model(model: str, better_first: tuple[str, .
     assert rises == sorted(rises) and len(set(rises)) == len(rises)
 
 
-FAMILIES = ["unknown", "llama-1", "llama-2", "llama-3", "qwen2.5", "opt", "mistral", "gemma-3", "smollm2", "falcon"]
+FAMILIES = [
+    "unknown",
+    "llama-1",
+    "llama-2",
+    "llama-3",
+    "qwen2.5",
+    "qwen3",
+    "opt",
+    "mistral",
+    "gemma-3",
+    "smollm2",
+    "falcon",
+]
 METHODS = ["gptq", "awq", "rtn", "autoround", "exl2", "exl3", "never-heard-of"]
 FORMATS = ["w8a8", "fp8", "nvfp4a16", "nvfp4", "mxfp4"]
 traits_drawn = st.builds(

@@ -1,4 +1,4 @@
-"""exllamav3: 4.53 bit by EXL3 with exllamav3 (exl3-4.53)
+"""exllamav3: 4.5 bit by EXL3 with exllamav3 (exl3-4.5)
 
 Loads the checkpoint with the planned cache and answers one prompt: python answer.py "A prompt" [tokens]
 """

@@ -1,7 +1,7 @@
 """Bytes of weights that a rank of vLLM holds after loading: how matrices are cut by tensor parallelism, and repacked.
 
 Cutting follows Megatron (arXiv 1909.08053) as vLLM does it: q/k/v, gate/up by output, o and down by input, experts by their
-intermediate size (or whole experts under expert parallelism), embedding and head by vocabulary padded to a multiple of 64;
+intermediate size, over the cards of all replicas (or whole experts under expert parallelism), embedding and head by vocabulary padded to a multiple of 64;
 norms, routers and latent down-projections are whole on every rank; a KV head that several ranks need is on each of them.
 """
 
@@ -35,11 +35,13 @@ _DROPPED = (".weight_shape", ".g_idx", ".k_scale", ".v_scale")
 class Ranks:
     """What decides a rank's share: cutting degrees, and whether it is a CUDA device (torch's allocator, MLA's absorbed halves).
 
-    `padded_hidden`, `padded_inner`: multiples that the 4-bit expert kernels pad a bank's sides to.
+    `dp`: replicas, over whose ranks experts are cut too: since there is `--data-parallel-size` (`fused_moe/layer.py` of 0.8.0,
+    `FusedMoEParallelConfig.flatten_tp_across_dp` later). `padded_hidden`, `padded_inner`: multiples that the 4-bit expert kernels pad a bank's sides to.
     """
 
     tp: int
     ep: int
+    dp: int = 1
     cuda: bool = False
     absorbed: bool = False
     padded_hidden: int = 1
@@ -49,8 +51,15 @@ class Ranks:
     def of(cls, parallel: Parallel, rules: Rules | None = None) -> Ranks:
         """Return the degrees of a parallel layout; with a version's rules, as a CUDA rank of it."""
         if rules is None:
-            return cls(parallel.tp, parallel.ep)
-        return cls(parallel.tp, parallel.ep, True, rules.mla and rules.v1, *rules.expert_padding)
+            return cls(parallel.tp, parallel.ep, parallel.dp)
+        absorbed = rules.mla and rules.v1
+        return cls(parallel.tp, parallel.ep, parallel.dp, True, absorbed, *rules.expert_padding)
+
+    def cut(self, linear: Linear) -> int:
+        """Return over how many ranks each matrix is cut; whole experts over none."""
+        if linear.copies == 1:
+            return self.tp
+        return 1 if self.ep > 1 else self.tp * self.dp
 
 
 def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
@@ -59,7 +68,7 @@ def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
     def up(size: float, multiple: int) -> int:
         return math.ceil(size / multiple) * multiple
 
-    cut = 1 if ranks.ep > 1 else ranks.tp
+    cut = ranks.cut(linear)
     copies = math.ceil(linear.copies / ranks.ep)
     if linear.role is Role.DOWN:
         return (
@@ -74,7 +83,7 @@ def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
 
 def local_shape(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, int, int]:
     """Return (output rows, inputs, copies) of a matrix on one rank."""
-    rows, inputs, copies, tp = linear.out_features, linear.in_features, linear.copies, ranks.tp
+    rows, inputs, copies, tp = linear.out_features, linear.in_features, linear.copies, ranks.cut(linear)
     if copies > 1 and linear.storage.expert_blocks:
         return _padded_bank(linear, ranks)
     if linear.role in _BY_VOCABULARY:

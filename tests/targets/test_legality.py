@@ -60,6 +60,16 @@ def test_publishers_fp8_blocks_are_refused_on_too_many_cards_only() -> None:
     assert codes == [[], ["fp8_block_does_not_divide_part"], []]
 
 
+def test_replicas_cut_experts_between_them_too() -> None:
+    # `FusedMoEParallelConfig.flatten_tp_across_dp` of 0.9.0 and newer, the same in `fused_moe/layer.py` of 0.8.0: tensor parallel 4 twice
+    # cuts them as tensor parallel 8 does.
+    ir = open_model("MiniMaxAI/MiniMax-M2.5").ir
+    codes = [refused("vllm", ir, "H200", parallel) for parallel in (Parallel(4, dp=2), Parallel(4, dp=2, ep=8))]
+    assert codes == [["fp8_block_does_not_divide_part"], []]
+    odd = [refused("vllm", open_model("Qwen/Qwen3-30B-A3B").ir, "H100", Parallel(1, dp=dp)) for dp in (3, 4, 5)]
+    assert odd == [[], [], ["tp_does_not_divide_rows"]]
+
+
 @pytest.mark.parametrize("model", ["opt-2.7b", "phi-2", "gpt-j-6b", "Qwen1.5-MoE-A2.7B", "llava-1.5-7b-hf"])
 def test_exllamav2_is_not_planned_for_what_it_would_read_as_a_llama(model: str) -> None:
     ir = open_model(model).ir

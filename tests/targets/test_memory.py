@@ -10,6 +10,7 @@ from passes.quantize.format_names import pass_named
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
 from targets.engines.kv_layout import build_layout
 from targets.engines.kv_spec import CacheSettings
+from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.memory.encoder import encoder_bytes, largest_item
 from targets.engines.vllm.memory.parameters import allocated
 from targets.engines.vllm.rules.versions import rules_for
@@ -64,6 +65,30 @@ def test_deepseek_v4s_attention_and_experts_leave_what_vllm_printed() -> None:
     found = find_engine("vllm").memory(model, find_gpu("GH200 96GB"), settings, Workload(30_000))
     assert found.memory.kv_cache.value / GIB == pytest.approx(5.44, abs=0.8)
     assert not found.starts
+
+
+def test_experts_are_cut_over_the_cards_of_all_replicas_the_rest_over_each_ones() -> None:
+    # `FusedMoEParallelConfig.make` of vLLM 0.33: at TP 2 and DP 4 without expert parallelism, experts are cut over eight.
+    ir = open_model("Qwen/Qwen3-30B-A3B").ir
+    banks = sum(n * lin.bytes for block, n in ir.decoder.counts for lin in block.linears if lin.copies > 1)
+    one, two, spread, whole = (
+        weights_per_stage(ir, layout)[0]
+        for layout in (Parallel(), Parallel(2), Parallel(2, dp=4), Parallel(2, dp=4, ep=8))
+    )
+    assert two - spread == pytest.approx(banks * (1 / 2 - 1 / 8), rel=1e-6)
+    assert spread == pytest.approx(whole, rel=1e-6)
+    dense = open_model("Qwen/Qwen3-8B").ir
+    assert weights_per_stage(dense, Parallel(2, dp=4)) == weights_per_stage(dense, Parallel(2)) and one > two
+
+
+def test_the_experts_of_each_rank_take_the_tokens_of_all_replicas() -> None:
+    ir = open_model("Qwen/Qwen3-30B-A3B").ir
+    alone, four = (
+        find_engine("vllm").memory(ir, find_gpu("H100"), Settings("0.33.0", Parallel(dp=dp)), Workload(8192)).memory
+        for dp in (1, 4)
+    )
+    buffers = 8192 * 3 * 8 * (2048 + 2048) * 2
+    assert four.activations.value - alone.activations.value == pytest.approx(buffers, rel=0.01)
 
 
 def test_encoders_that_gather_all_ranks_heads_take_more_until_they_stop() -> None:

@@ -15,6 +15,7 @@ from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV, LayerState
 from targets.engines.engine import Parallel
 from targets.engines.resident_weights import Ranks, local_shape
+from targets.engines.vllm.rules.shards import WHOLE_EXPERTS
 
 #: Matrices whose rows tensor parallelism cuts; mixers' are cut in parts of their own, which are not looked at.
 _CUT_BY_OUTPUT = (Role.Q, Role.K, Role.V, Role.QKV, Role.Q_UP, Role.KV_UP, Role.GATE, Role.UP, Role.GATE_UP)
@@ -27,7 +28,7 @@ def fp8_block_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
     parallelism. Every card holds whole blocks of the inputs of a matrix that is cut by them. Experts' gates and ups hold whole
     blocks always.
     """
-    ranks = Ranks(parallel.tp, parallel.ep)
+    ranks = Ranks.of(parallel)
     found = (_straddling(block, ranks) for block, _ in ir.decoder.counts)
     return [reason for reason in found if reason is not None][:1]
 
@@ -36,10 +37,12 @@ def fp8_block_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
 def _straddling(block: Block, ranks: Ranks) -> Reason | None:
     for linear, what, size, whole in _in_whole_blocks(block, ranks):
         if size % whole:
-            where = f" on each of {ranks.tp} cards" if ranks.tp > 1 else ""
+            cards = ranks.cut(linear)
+            where = f" on each of {cards} cards" if cards > 1 else ""
             message = f"{size} {what} of {linear.name}{where} are not whole blocks of {whole}, which vLLM needs"
             remedies = [] if isinstance(linear.storage, Published) else ["fp8 (a scale an output channel)"]
-            remedies += ["fewer cards"] if ranks.tp > 1 else []
+            remedies += ["fewer cards"] if cards > 1 else []
+            remedies += [WHOLE_EXPERTS] if cards > 1 and linear.copies > 1 else []
             remedy = ", or ".join(remedies) or "the dense model that it was made from"
             return Reason("fp8_block_does_not_divide_part", message, remedy, {"size": size, "block": whole})
     return None
@@ -51,10 +54,10 @@ def _in_whole_blocks(block: Block, ranks: Ranks) -> Iterator[tuple[Linear, str, 
         shape, first = members[0].storage.block, members[0]
         if shape is None:
             continue
-        if ranks.tp > 1 and first.role in (Role.O, Role.DOWN):
+        if ranks.cut(first) > 1 and first.role in (Role.O, Role.DOWN):
             yield from ((lin, "inputs", local_shape(lin, ranks, block.state)[1], shape[1]) for lin in members)
         parts = [(lin, rows) for lin in members for rows in _parts(lin, ranks, block.state)]
-        cut = ranks.tp > 1 and first.role in _CUT_BY_OUTPUT
+        cut = ranks.cut(first) > 1 and first.role in _CUT_BY_OUTPUT
         if first.copies > 1:
             parts = [] if first.role is Role.DOWN else parts
         elif isinstance(first.storage, Published) and len(parts) > 1:

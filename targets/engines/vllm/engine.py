@@ -147,7 +147,7 @@ class Vllm(Engine):
         reasons += fused_reasons(ir)
         reasons += [*shard_reasons(ir, settings.parallel), *stage_reasons(ir, settings.parallel.pp, rules)]
         reasons += spread_reasons(ir, settings.parallel.tp, settings.features.context_parallel)
-        reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
+        reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel, rules, gpu.capability or 0)
         reasons += [] if gpu.is_cpu else sparse_reasons(ir, gpu.capability or 0, rules)
         if settings.block_size is not None and settings.block_size % BLOCK:
             message = (

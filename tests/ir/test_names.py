@@ -65,7 +65,9 @@ def test_a_quantized_name_of_a_known_model_says_what_it_assumes(name: str, metho
     assert any("assumed stored as" in note for note in ir.notes)
 
 
-@pytest.mark.parametrize("name", ["unsloth/gpt-oss-20b-BF16", "unsloth/DeepSeek-V3-bf16", "unsloth/Kimi-K2-Instruct-BF16"])
+@pytest.mark.parametrize(
+    "name", ["unsloth/gpt-oss-20b-BF16", "unsloth/DeepSeek-V3-bf16", "unsloth/Kimi-K2-Instruct-BF16"]
+)
 def test_a_copy_in_16_bits_of_a_model_that_was_released_in_fewer_is_as_large_as_that(name: str) -> None:
     ir = open_model(name).ir
     assert (ir.name, ir.quant_method) == (name, None)

@@ -8,6 +8,7 @@ from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
+from targets.engines.features import Features
 from targets.engines.kv_layout import build_layout
 from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import weights_per_stage
@@ -290,3 +291,38 @@ def test_where_no_stage_holds_a_request_the_one_that_lacks_most_counts(engine: s
     assert memory.kv_cache.value < 0
     assert memory.weights.value == find_engine(engine).least_weights(ir, gpu, settings)
     assert all(memory.kv_cache.value <= rank["kv_cache"] for rank in memory.per_rank)
+
+
+def weights_gib(
+    model: str, gpu: str, tp: int = 1, *, version: str = "0.33.0", kernels: str | None = None, ep: int = 1
+) -> float:
+    settings = Settings(version, Parallel(tp, ep=ep), features=Features(expert_kernels=kernels))
+    memory = find_engine("vllm").memory(open_model(model).ir, find_gpu(gpu), settings, Workload(8192)).memory
+    return memory.weights.value / GIB
+
+
+def test_experts_are_padded_as_the_kernels_want_that_are_asked_for() -> None:
+    # `mxfp4_round_up_hidden_size_and_intermediate_size`, 0.20 to 0.33; printed of gpt-oss-120b: 65.97 by Marlin, 61.29 by Triton.
+    model = "openai/gpt-oss-120b"
+    triton, marlin, cutlass = (
+        weights_gib(model, "H100", kernels=name) for name in ("triton", "marlin", "flashinfer_cutlass")
+    )
+    assert triton == weights_gib(model, "H100") and triton < cutlass < marlin
+    assert marlin == pytest.approx(65.97, rel=0.001)
+    assert weights_gib(model, "RTX 5090", kernels="triton") == pytest.approx(triton, rel=1e-6)
+    tensorrt, older = (
+        weights_gib(model, "B200", 8, kernels="flashinfer_trtllm", version=v) for v in ("0.27.0", "0.26.0")
+    )
+    assert older > tensorrt
+
+
+def test_data_centre_blackwell_pads_experts_in_16_bits_that_a_cut_leaves_uneven() -> None:
+    # `fused_moe/oracle/unquantized.py` of 0.29: TensorRT-LLM's kernels take 128 of the intermediate side; 768 / 4 = 192 become 256.
+    model, ir = "Qwen/Qwen3-30B-A3B", open_model("Qwen/Qwen3-30B-A3B").ir
+    banks = sum(n * lin.bytes for block, n in ir.decoder.counts for lin in block.linears if lin.copies > 1) / GIB
+    even, old, other = (weights_gib(model, *on) for on in (("H100", 4), ("H200", 4), ("RTX PRO 6000", 4)))
+    assert even == old == other == weights_gib(model, "B200", 4, version="0.28.0")
+    assert weights_gib(model, "B200", 4) - even == pytest.approx(banks / 4 / 3, rel=0.01)
+    assert weights_gib(model, "B200", 4, kernels="triton") == even
+    assert weights_gib(model, "B200", 4, ep=4) == weights_gib(model, "H100", 4, ep=4), "whole experts are even"
+    assert weights_gib("google/gemma-4-26B-A4B-it", "B200") == weights_gib("google/gemma-4-26B-A4B-it", "H100"), "GELU"

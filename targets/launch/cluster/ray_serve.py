@@ -36,7 +36,7 @@ class RayServe(LaunchTarget):
 
 
 def serve_config(deployment: Deployment) -> dict[str, Any]:
-    """Return the config of `serve deploy`. Raises InputError for experts spread over replicas (vLLM's are, whole or cut), which Ray builds another application for."""
+    """Return the config of `serve deploy`. Raises InputError for experts of several replicas, which Ray builds another application for."""
     parallel = deployment.request.settings.parallel
     deployment.require_cards("Ray places this server on cards")
     if parallel.dp > 1 and has_experts(deployment.request.ir):

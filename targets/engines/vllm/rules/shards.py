@@ -93,7 +93,7 @@ def _shared(heads: int, tp: int) -> bool:
 
 
 def _rows(ir: ModelIR, ranks: Ranks) -> Iterator[Reason]:
-    """Feed-forwards, and experts that are cut; those in blocks of their own are padded, FP8 blocks have rules of their own (`fp8_blocks`)."""
+    """Feed-forwards, and experts that are cut; those in blocks of 4 bits are padded, FP8 blocks have rules of their own."""
     for block in _blocks(ir):
         for linear in block.linears:
             storage, cut = linear.storage, ranks.cut(linear)

@@ -23,8 +23,10 @@ from passes.record import dataclass
 #: Words of a name that change a model's weights but not its shapes.
 _VARIANTS = frozenset({"instruct", "chat", "it", "base"})
 
+#: Words that say that all is stored in 16 bits, as most models are anyway.
+_DENSE = frozenset({"fp16", "bf16"})
 #: Words of a name that change neither.
-_EMPTY = frozenset({"hf", "meta", "fp16", "bf16"})
+_EMPTY = frozenset({"hf", "meta"}) | _DENSE
 #: Words of names of models that write no text (their cards on the Hub): embeddings, rerankers, encoders, speech, pictures.
 _WRITES_NOTHING = frozenset({
     "bge", "e5", "gte", "minilm", "bert", "roberta", "deberta", "modernbert", "reranker", "embed", "embedding", "whisper", "clip", "siglip",
@@ -49,13 +51,14 @@ class Match:
     """A catalog id, and a note where the name asked for is another variant of that model.
 
     `quantization`: the `quantization_config` that such a name usually means, where only the dense model is in the catalog; `spread`:
-    relative 90 % half width of the bytes that this gives.
+    relative 90 % half width of the bytes that this gives. `dense`: the name says 16 bits of a model whose own files have fewer.
     """
 
     id: str
     note: str | None = None
     quantization: Mapping[str, Any] | None = None
     spread: float = 0.0
+    dense: bool = False
 
 
 def fold(name: str) -> str:
@@ -134,6 +137,9 @@ def find(name: str) -> Match | None:
     if candidates := families.get(_family(name)):
         words = set(_words(_bare(name)))
         best = min(candidates, key=lambda known: (len(words ^ set(_words(_bare(known)))), candidates.index(known)))
+        if (said := words & _DENSE) and not said & set(_words(_bare(best))) and catalog.entry(best).stored_quantized:
+            note = f"{name} is not in the catalog; shapes of {best}, all of them in 16 bits as its name says"
+            return Match(best, note, dense=True)
         other = (words ^ set(_words(_bare(best)))) & _VARIANTS
         return Match(best, f"{name} is not in the catalog; shapes of {best}" if other else None)
     return _quantized(name) or _begun(name)
@@ -271,6 +277,13 @@ def unknown_model(name: str) -> InputError:
             f"{name} is by its name an encoder, or a model of pictures or speech, which writes no text",
             remedy="Encoders such as BERT's are understood from their folder: give it. Of models that embed texts the catalog has "
             "Qwen/Qwen3-Embedding-0.6B.",
+        )
+    if "gguf" in (words := _words(_bare(name))):
+        base = find("-".join(word for word in words if word != "gguf"))
+        ours = f", or {base.id} with `--weights`" if base is not None else ""
+        return InputError(
+            f"{name} is by its name a repository of GGUF files, one a format",
+            remedy=f"Download the one you want, and give its path{ours}.",
         )
     if len(several := begun_by(name)) > 1:
         more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""

@@ -240,12 +240,14 @@ def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
 
 
 def _catalog_config(match: Match) -> dict[str, Any]:
-    return catalog.entry(match.id).config | ({"quantization_config": match.quantization} if match.quantization else {})
+    entry = catalog.entry(match.id)
+    own = entry.dense_config if match.dense else entry.config
+    return own | ({"quantization_config": match.quantization} if match.quantization else {})
 
 
 def _catalog_ir(match: Match, assume: str | None, name: str) -> ModelIR:
     entry = catalog.entry(match.id)
-    asked = match.note is not None and (match.quantization is not None or is_repository_name(name))
+    asked = match.note is not None and (match.quantization is not None or match.dense or is_repository_name(name))
     ir = quantized(build_ir(_catalog_config(match), name if asked else entry.id, assume=assume))
     notes = tuple(note for note in (match.note, entry.note) if note)
     return replace(ir, notes=(*ir.notes, *notes), spread=max(match.spread, entry.spread))

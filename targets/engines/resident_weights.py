@@ -1,7 +1,8 @@
 """Bytes of weights that a rank of vLLM holds after loading: how matrices are cut by tensor parallelism, and repacked.
 
 Cutting follows Megatron (arXiv 1909.08053) as vLLM does it: q/k/v, gate/up by output, o and down by input, experts by their
-intermediate size (or whole experts under expert parallelism), embedding and head by vocabulary padded to a multiple of 64;
+intermediate size, over the cards of all replicas (or whole experts under expert parallelism), embedding and head by vocabulary
+padded to a multiple of 64;
 norms, routers and latent down-projections are whole on every rank; a KV head that several ranks need is on each of them.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from passes.formats.tensor import Tensor
+from passes.ir.architectures.config import Config
 from passes.ir.model import Block, Linear, ModelIR, Role, remembered
 from passes.ir.state import FullKV, LayerState
 from passes.record import dataclass
@@ -35,22 +37,34 @@ _DROPPED = (".weight_shape", ".g_idx", ".k_scale", ".v_scale")
 class Ranks:
     """What decides a rank's share: cutting degrees, and whether it is a CUDA device (torch's allocator, MLA's absorbed halves).
 
-    `padded_hidden`, `padded_inner`: multiples that the 4-bit expert kernels pad a bank's sides to.
+    `dp`: replicas, over whose ranks experts are cut too: since there is `--data-parallel-size` (`fused_moe/layer.py` of 0.8.0,
+    `FusedMoEParallelConfig.flatten_tp_across_dp` later). `padded_hidden`, `padded_inner`: multiples that the 4-bit expert kernels pad a
+    bank's sides to; `padded_dense`: that those of 16 bits pad its intermediate side to.
     """
 
     tp: int
     ep: int
+    dp: int = 1
     cuda: bool = False
     absorbed: bool = False
     padded_hidden: int = 1
     padded_inner: int = 1
+    padded_dense: int = 1
 
     @classmethod
     def of(cls, parallel: Parallel, rules: Rules | None = None) -> Ranks:
         """Return the degrees of a parallel layout; with a version's rules, as a CUDA rank of it."""
         if rules is None:
-            return cls(parallel.tp, parallel.ep)
-        return cls(parallel.tp, parallel.ep, True, rules.mla and rules.v1, *rules.expert_padding)
+            return cls(parallel.tp, parallel.ep, parallel.dp)
+        absorbed = rules.mla and rules.v1
+        padding = (*rules.expert_padding, rules.dense_padding)
+        return cls(parallel.tp, parallel.ep, parallel.dp, True, absorbed, *padding)
+
+    def cut(self, linear: Linear) -> int:
+        """Return over how many ranks each matrix is cut; whole experts over none."""
+        if linear.copies == 1:
+            return self.tp
+        return 1 if self.ep > 1 else self.tp * self.dp
 
 
 def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
@@ -59,7 +73,7 @@ def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
     def up(size: float, multiple: int) -> int:
         return math.ceil(size / multiple) * multiple
 
-    cut = 1 if ranks.ep > 1 else ranks.tp
+    cut = ranks.cut(linear)
     copies = math.ceil(linear.copies / ranks.ep)
     if linear.role is Role.DOWN:
         return (
@@ -72,11 +86,34 @@ def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
     return rows, up(linear.in_features, ranks.padded_hidden), copies
 
 
+def _padded_dense_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
+    """A bank of experts in 16 bits: its intermediate side cut and padded."""
+    halves = 2 if linear.role is Role.GATE_UP else 1
+    inner = linear.in_features if linear.role is Role.DOWN else linear.out_features // halves
+    padded = halves * math.ceil(inner / ranks.cut(linear) / ranks.padded_dense) * ranks.padded_dense
+    copies = math.ceil(linear.copies / ranks.ep)
+    return (linear.out_features, padded, copies) if linear.role is Role.DOWN else (padded, linear.in_features, copies)
+
+
+def ranks_of(ir: ModelIR, parallel: Parallel, rules: Rules | None) -> Ranks:
+    """Return what decides a model's share: the kernels that pad experts in 16 bits are none of those without SiLU or ReLU²
+    (`experts/trtllm_bf16_moe.py:_supports_activation`).
+    """
+    ranks, config = Ranks.of(parallel, rules), Config(ir.config, ir.name)
+    text = config.part("text_config") if config.has("text_config") else config
+    named = (text.values.get(key) for key in ("hidden_act", "hidden_activation", "mlp_hidden_act"))
+    usual = "gelu" if "gemma" in ir.model_type else "swigluoai" if ir.model_type == "gpt_oss" else "silu"
+    padded = next((str(name) for name in named if name), usual) in ("silu", "relu2") and usual != "swigluoai"
+    return ranks if padded else replace(ranks, padded_dense=1)
+
+
 def local_shape(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, int, int]:
     """Return (output rows, inputs, copies) of a matrix on one rank."""
-    rows, inputs, copies, tp = linear.out_features, linear.in_features, linear.copies, ranks.tp
+    rows, inputs, copies, tp = linear.out_features, linear.in_features, linear.copies, ranks.cut(linear)
     if copies > 1 and linear.storage.expert_blocks:
         return _padded_bank(linear, ranks)
+    if copies > 1 and ranks.padded_dense > 1 and not linear.storage.is_quantized:
+        return _padded_dense_bank(linear, ranks)
     if linear.role in _BY_VOCABULARY:
         padded = math.ceil(rows / VOCABULARY_PADDING) * VOCABULARY_PADDING
         return math.ceil(padded / tp), inputs, copies
@@ -174,7 +211,7 @@ def embedding_bytes(ir: ModelIR) -> int:
 @remembered
 def weights_per_stage(ir: ModelIR, parallel: Parallel, rules: Rules | None = None) -> tuple[int, ...]:
     """Return resident weight bytes of one rank of each pipeline stage, first stage first; as a CUDA rank where `rules` are given."""
-    ranks = Ranks.of(parallel, rules)
+    ranks = ranks_of(ir, parallel, rules)
     rotary = rotary_bytes(ir) if rules is not None else 0
     decoder = ir.decoder
     towers = replace(ranks, tp=1) if ranks.cuda and ir.model_type in _WHOLE_TOWERS else ranks

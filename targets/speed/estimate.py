@@ -84,7 +84,7 @@ def asked(
     """Make a question ready: what a step reads and computes, how fast the card is, who asks."""
     name, card, work, replicas = engine.name, card_of(engine, gpu), work_of(ir), settings.parallel.dp
     clients = max(1.0, (workload.concurrency or 1) / replicas)
-    sharing = replicas if work.experts and settings.parallel.ep > settings.parallel.tp else 1
+    sharing = replicas if work.experts else 1
     span = settings.parallel.tp * settings.parallel.pp * sharing
     across = gpu.network is not None and span > gpu.network.cards
     fitted = fitted_rates(

@@ -140,7 +140,7 @@ def padded(sequences: float, graphs: int) -> float:
 
 def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1, sharing: int = 1) -> float:
     """Return seconds of one step of a model spread over `tp` cards. `sharing`: replicas over whose cards its experts are spread, all of
-    which step together and are as busy (vLLM's data parallel with expert parallel).
+    which step together and are as busy (vLLM's data parallel, whether experts are whole or cut).
     """
     tokens = step.decode + step.prefill if step.prefill else padded(step.decode, rates.graphs)
     seconds = overhead_seconds(work, card, rates) + rates.sequence_s * step.decode

@@ -54,13 +54,39 @@ def test_quantized_repositories_are_not_taken_for_the_dense_model() -> None:
     ("name", "method", "label"),
     [("Qwen3-4B-AWQ", "awq", "awq-4-g128"), ("Qwen/Qwen2.5-3B-Instruct-GPTQ-Int8", "gptq", "gptq-8-g128"),
      ("Qwen/Qwen3-4B-FP8", "fp8", "fp8-block"), ("someone/Llama-3.1-8B-Instruct-FP8", "compressed-tensors", "fp8"),
-     ("nvidia/Llama-3.1-8B-Instruct-FP8", "modelopt", "fp8-static")],
+     ("nvidia/Llama-3.1-8B-Instruct-FP8", "modelopt", "fp8-static"), ("someone/Qwen3-4B-GPTQ-8bit", "gptq", "gptq-8-g128"),
+     ("RedHatAI/Qwen3-4B-quantized.w8a16", "compressed-tensors", "w8a16-channel"),
+     ("cpatonn/Qwen3-4B-AWQ-4bit", "compressed-tensors", "w4a16-g32")],
 )  # fmt: skip
 def test_a_quantized_name_of_a_known_model_says_what_it_assumes(name: str, method: str, label: str) -> None:
     ir = open_model(name).ir
     assert ir.quant_method == method
     assert {linear.storage.label for linear in ir.decoder.block(0).linears} == {label}
     assert any("assumed stored as" in note for note in ir.notes)
+
+
+@pytest.mark.parametrize(
+    "name", ["unsloth/gpt-oss-20b-BF16", "unsloth/DeepSeek-V3-bf16", "unsloth/Kimi-K2-Instruct-BF16"]
+)
+def test_a_copy_in_16_bits_of_a_model_that_was_released_in_fewer_is_as_large_as_that(name: str) -> None:
+    ir = open_model(name).ir
+    assert (ir.name, ir.quant_method) == (name, None)
+    assert {tensor.dtype for tensor in ir.tensors()} <= {"BF16", "F32"}
+    assert any("all of them in 16 bits as its name says" in note for note in ir.notes)
+
+
+def test_the_words_that_change_nothing_of_a_model_in_16_bits_still_change_nothing() -> None:
+    assert open_model("unsloth/Llama-3.1-8B-Instruct-bf16").ir == open_model("Llama-3.1-8B-Instruct").ir
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("unsloth/Qwen3.5-9B-GGUF", "give its path, or Qwen/Qwen3.5-9B with `--weights`"), ("someone/Foo-7B-GGUF", "give its path.")],
+)  # fmt: skip
+def test_a_repository_of_gguf_files_is_named_as_one(name: str, says: str) -> None:
+    with pytest.raises(InputError, match="a repository of GGUF files") as caught:
+        open_model(name)
+    assert says in str(caught.value.remedy)
 
 
 def test_a_quantized_name_is_answered_as_it_was_asked_and_its_weights_are_assumed() -> None:

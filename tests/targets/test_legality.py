@@ -23,8 +23,10 @@ def stored(model: str, weights: str) -> ModelIR:
     return scheme.rewrite(open_model(model).ir)
 
 
-def refused(engine: str, ir: ModelIR, gpu: str, parallel: Parallel | None = None) -> list[str]:
-    settings = Settings(parallel=parallel or Parallel())
+def refused(
+    engine: str, ir: ModelIR, gpu: str, parallel: Parallel | None = None, version: str | None = None
+) -> list[str]:
+    settings = Settings(version, parallel or Parallel())
     return [reason.code for reason in find_engine(engine).illegal(ir, find_gpu(gpu), settings)]
 
 
@@ -56,8 +58,23 @@ def test_vllm_takes_fp8_blocks_where_parts_and_shards_are_whole_blocks(
 def test_publishers_fp8_blocks_are_refused_on_too_many_cards_only() -> None:
     # MiniMax's own recipe for vLLM: tensor parallel 4, or 8 with expert parallelism.
     ir = open_model("MiniMaxAI/MiniMax-M2.5").ir
-    codes = [refused("vllm", ir, "H200", parallel) for parallel in (Parallel(4), Parallel(8), Parallel(8, ep=8))]
+    layouts = (Parallel(4), Parallel(8), Parallel(8, ep=8))
+    codes = [refused("vllm", ir, "H200", parallel, "0.28.0") for parallel in layouts]
     assert codes == [[], ["fp8_block_does_not_divide_part"], []]
+    # `refine_fp8_moe_block_shape` of 0.29: blocks of 64 divide 192 of 1,536. Triton's kernels take them, Ampere has none in FP8.
+    assert [refused("vllm", ir, "H200", parallel, "0.29.0") for parallel in layouts] == [[], [], []]
+    assert "fp8_block_does_not_divide_part" in refused("vllm", ir, "A100 SXM4 80GB", Parallel(8), "0.29.0")
+
+
+def test_replicas_cut_experts_between_them_too() -> None:
+    # `FusedMoEParallelConfig.flatten_tp_across_dp` of 0.9.0 and newer, the same in `fused_moe/layer.py` of 0.8.0: tensor parallel 4 twice
+    # cuts them as tensor parallel 8 does.
+    ir = open_model("MiniMaxAI/MiniMax-M2.5").ir
+    layouts = (Parallel(4, dp=2), Parallel(4, dp=2, ep=8))
+    codes = [refused("vllm", ir, "H200", parallel, "0.28.0") for parallel in layouts]
+    assert codes == [["fp8_block_does_not_divide_part"], []]
+    odd = [refused("vllm", open_model("Qwen/Qwen3-30B-A3B").ir, "H100", Parallel(1, dp=dp)) for dp in (3, 4, 5)]
+    assert odd == [[], [], ["tp_does_not_divide_rows"]]
 
 
 @pytest.mark.parametrize("model", ["opt-2.7b", "phi-2", "gpt-j-6b", "Qwen1.5-MoE-A2.7B", "llava-1.5-7b-hf"])

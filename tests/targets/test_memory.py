@@ -8,8 +8,10 @@ from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
 from passes.quantize.format_names import pass_named
 from targets.engines.engine import ENGINE_NAMES, MemoryEstimate, Parallel, Settings, find_engine
+from targets.engines.features import Features
 from targets.engines.kv_layout import build_layout
 from targets.engines.kv_spec import CacheSettings
+from targets.engines.resident_weights import weights_per_stage
 from targets.engines.vllm.memory.encoder import encoder_bytes, largest_item
 from targets.engines.vllm.memory.parameters import allocated
 from targets.engines.vllm.rules.versions import rules_for
@@ -64,6 +66,30 @@ def test_deepseek_v4s_attention_and_experts_leave_what_vllm_printed() -> None:
     found = find_engine("vllm").memory(model, find_gpu("GH200 96GB"), settings, Workload(30_000))
     assert found.memory.kv_cache.value / GIB == pytest.approx(5.44, abs=0.8)
     assert not found.starts
+
+
+def test_experts_are_cut_over_the_cards_of_all_replicas_the_rest_over_each_ones() -> None:
+    # `FusedMoEParallelConfig.make` of vLLM 0.33: at TP 2 and DP 4 without expert parallelism, experts are cut over eight.
+    ir = open_model("Qwen/Qwen3-30B-A3B").ir
+    banks = sum(n * lin.bytes for block, n in ir.decoder.counts for lin in block.linears if lin.copies > 1)
+    one, two, spread, whole = (
+        weights_per_stage(ir, layout)[0]
+        for layout in (Parallel(), Parallel(2), Parallel(2, dp=4), Parallel(2, dp=4, ep=8))
+    )
+    assert two - spread == pytest.approx(banks * (1 / 2 - 1 / 8), rel=1e-6)
+    assert spread == pytest.approx(whole, rel=1e-6)
+    dense = open_model("Qwen/Qwen3-8B").ir
+    assert weights_per_stage(dense, Parallel(2, dp=4)) == weights_per_stage(dense, Parallel(2)) and one > two
+
+
+def test_the_experts_of_each_rank_take_the_tokens_of_all_replicas() -> None:
+    ir = open_model("Qwen/Qwen3-30B-A3B").ir
+    alone, four = (
+        find_engine("vllm").memory(ir, find_gpu("H100"), Settings("0.33.0", Parallel(dp=dp)), Workload(8192)).memory
+        for dp in (1, 4)
+    )
+    buffers = 8192 * 3 * 8 * (2048 + 2048) * 2
+    assert four.activations.value - alone.activations.value == pytest.approx(buffers, rel=0.01)
 
 
 def test_encoders_that_gather_all_ranks_heads_take_more_until_they_stop() -> None:
@@ -265,3 +291,38 @@ def test_where_no_stage_holds_a_request_the_one_that_lacks_most_counts(engine: s
     assert memory.kv_cache.value < 0
     assert memory.weights.value == find_engine(engine).least_weights(ir, gpu, settings)
     assert all(memory.kv_cache.value <= rank["kv_cache"] for rank in memory.per_rank)
+
+
+def weights_gib(
+    model: str, gpu: str, tp: int = 1, *, version: str = "0.33.0", kernels: str | None = None, ep: int = 1
+) -> float:
+    settings = Settings(version, Parallel(tp, ep=ep), features=Features(expert_kernels=kernels))
+    memory = find_engine("vllm").memory(open_model(model).ir, find_gpu(gpu), settings, Workload(8192)).memory
+    return memory.weights.value / GIB
+
+
+def test_experts_are_padded_as_the_kernels_want_that_are_asked_for() -> None:
+    # `mxfp4_round_up_hidden_size_and_intermediate_size`, 0.20 to 0.33; printed of gpt-oss-120b: 65.97 by Marlin, 61.29 by Triton.
+    model = "openai/gpt-oss-120b"
+    triton, marlin, cutlass = (
+        weights_gib(model, "H100", kernels=name) for name in ("triton", "marlin", "flashinfer_cutlass")
+    )
+    assert triton == weights_gib(model, "H100") and triton < cutlass < marlin
+    assert marlin == pytest.approx(65.97, rel=0.001)
+    assert weights_gib(model, "RTX 5090", kernels="triton") == pytest.approx(triton, rel=1e-6)
+    tensorrt, older = (
+        weights_gib(model, "B200", 8, kernels="flashinfer_trtllm", version=v) for v in ("0.27.0", "0.26.0")
+    )
+    assert older > tensorrt
+
+
+def test_data_centre_blackwell_pads_experts_in_16_bits_that_a_cut_leaves_uneven() -> None:
+    # `fused_moe/oracle/unquantized.py` of 0.29: TensorRT-LLM's kernels take 128 of the intermediate side; 768 / 4 = 192 become 256.
+    model, ir = "Qwen/Qwen3-30B-A3B", open_model("Qwen/Qwen3-30B-A3B").ir
+    banks = sum(n * lin.bytes for block, n in ir.decoder.counts for lin in block.linears if lin.copies > 1) / GIB
+    even, old, other = (weights_gib(model, *on) for on in (("H100", 4), ("H200", 4), ("RTX PRO 6000", 4)))
+    assert even == old == other == weights_gib(model, "B200", 4, version="0.28.0")
+    assert weights_gib(model, "B200", 4) - even == pytest.approx(banks / 4 / 3, rel=0.01)
+    assert weights_gib(model, "B200", 4, kernels="triton") == even
+    assert weights_gib(model, "B200", 4, ep=4) == weights_gib(model, "H100", 4, ep=4), "whole experts are even"
+    assert weights_gib("google/gemma-4-26B-A4B-it", "B200") == weights_gib("google/gemma-4-26B-A4B-it", "H100"), "GELU"

@@ -308,5 +308,12 @@ def test_a_spread_of_experts_over_machines_is_as_slow_as_their_network() -> None
     spread = Settings(parallel=Parallel(tp=1, dp=16, ep=16))
     near, far = on(fast, moe, many, spread), on(slow, moe, many, spread)
     assert near.tpot_ms.value < far.tpot_ms.value and far.tpot_ms.basis is Basis.ASSUMED
-    apart = Settings(parallel=Parallel(tp=8, dp=2))
-    assert on(slow, moe, many, apart).tpot_ms.value == on(alone, moe, many, apart).tpot_ms.value
+    dense, apart = open_model("Qwen/Qwen3-32B").ir, Settings(parallel=Parallel(tp=8, dp=2))
+    assert on(slow, dense, many, apart).tpot_ms.value == on(alone, dense, many, apart).tpot_ms.value
+
+
+def test_replicas_that_cut_experts_between_them_exchange_tokens_as_those_with_whole_ones() -> None:
+    moe, many = open_model("Qwen/Qwen3-235B-A22B").ir, Workload(4096, 256, 2048, 256)
+    card = find_gpu("H100 SXM5 80GB")
+    cut, whole = (on(card, moe, many, Settings(parallel=Parallel(tp=4, dp=2, ep=ep))) for ep in (1, 8))
+    assert cut.tpot_ms.value == pytest.approx(whole.tpot_ms.value, rel=0.02)

@@ -33,11 +33,27 @@ class Entry:
         return float(self.provenance.get("spread", 0.0))
 
     @property
+    def stored_quantized(self) -> bool:
+        """Whether its own config says that some of its weights have fewer bits than 16."""
+        return any("quantization_config" in part for part in (self.config, self.config.get("text_config") or {}))
+
+    @property
+    def dense_config(self) -> dict[str, Any]:
+        """Its config without what it says of quantization: that of a copy in 16 bits."""
+        config = {key: value for key, value in self.config.items() if key != "quantization_config"}
+        if "text_config" in config:
+            text = config["text_config"]
+            config["text_config"] = {key: value for key, value in text.items() if key != "quantization_config"}
+        return config
+
+    @property
     def note(self) -> str | None:
         """What of it is recalled and was not checked, for people; None where nothing is."""
         unchecked = self.provenance.get("unchecked")
+        stored = "stored" in (unchecked or "")
+        reads = ", and which cards and engines read them" if stored else ""
         return (
-            f"{self.id}: {unchecked} recalled and unchecked in the catalog, so the size of its weights is assumed"
+            f"{self.id}: {unchecked} recalled and unchecked in the catalog, so the size of its weights is assumed{reads}"
             if unchecked
             else None
         )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from targets.engines.engine import Settings
-from targets.engines.vllm.rules.versions import MARLIN_PADDING, Rules, rules_for
+from targets.engines.vllm.rules.versions import BACKEND_PADDING, MARLIN_PADDING, TENSORRT_LLM, Rules, rules_for
 from targets.gpu import Gpu
 from targets.workload import Workload
 
@@ -26,6 +26,17 @@ def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
     return rules_of(version, gpu.capability or 0)
 
 
+def rules_as_set(settings: Settings, gpu: Gpu) -> tuple[Rules, str | None]:
+    """Return the same with the kernels of experts that are asked for: each pads them its own way."""
+    rules, note = rules_on_card(settings.version, gpu)
+    backend = settings.features.expert_kernels
+    if backend == TENSORRT_LLM:
+        rules = replace(rules, expert_padding=rules.blackwell_padding)
+    elif backend in BACKEND_PADDING:
+        rules = replace(rules, expert_padding=BACKEND_PADDING[backend], dense_padding=1)
+    return rules, note
+
+
 @lru_cache(maxsize=1 << 8)
 def rules_of(version: str | None, capability: int) -> tuple[Rules, str | None]:
     """Return the same by a card's compute capability × 10 alone."""
@@ -34,6 +45,8 @@ def rules_of(version: str | None, capability: int) -> tuple[Rules, str | None]:
         rules = replace(rules, expert_padding=MARLIN_PADDING)
     elif capability >= _BLACKWELL:
         rules = replace(rules, expert_padding=rules.blackwell_padding)
+    if not _BLACKWELL <= capability < _RTX_BLACKWELL:
+        rules = replace(rules, dense_padding=1)
     if rules.v1 and rules.version < (0, 10, 2) and 0 < capability < 80:
         rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False, sorts_without_package=False)
     return rules, note

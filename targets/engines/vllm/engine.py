@@ -27,7 +27,7 @@ from targets.engines.engine import (
     ServerMetrics,
     Settings,
 )
-from targets.engines.vllm.defaults import batched_tokens, default_sequences, rules_on_card
+from targets.engines.vllm.defaults import batched_tokens, default_sequences, rules_as_set
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory.cache import BLOCK, element_bytes
 from targets.engines.vllm.memory.features import served, weights_of_stages
@@ -113,7 +113,7 @@ class Vllm(Engine):
 
     def by_itself(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> Mapping[str, float | str]:
         """Return batch, share of the card, runner, prefix caching, graphs and scheduling, by version."""
-        rules, _ = rules_on_card(settings.version, gpu)
+        rules, _ = rules_as_set(settings, gpu)
         said: dict[str, float | str] = dict(super().by_itself(ir, gpu, settings, workload))
         if not gpu.is_cpu:
             said["gpu_memory_utilization"] = settings.gpu_memory_utilization or rules.utilization
@@ -128,7 +128,7 @@ class Vllm(Engine):
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Refuse formats without a kernel on this card, parallel degrees that do not divide the model, KV types it lacks."""
-        rules, _ = rules_on_card(settings.version, gpu)
+        rules, _ = rules_as_set(settings, gpu)
         ir = as_cached(ir, rules)
         if gpu.vendor not in ("NVIDIA", "CPU"):
             # Of such a card nothing else is known.
@@ -147,7 +147,7 @@ class Vllm(Engine):
         reasons += fused_reasons(ir)
         reasons += [*shard_reasons(ir, settings.parallel), *stage_reasons(ir, settings.parallel.pp, rules)]
         reasons += spread_reasons(ir, settings.parallel.tp, settings.features.context_parallel)
-        reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel)
+        reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel, rules, gpu.capability or 0)
         reasons += [] if gpu.is_cpu else sparse_reasons(ir, gpu.capability or 0, rules)
         if settings.block_size is not None and settings.block_size % BLOCK:
             message = (
@@ -179,7 +179,7 @@ class Vllm(Engine):
 
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """Estimate the tightest rank's budget, terms and cache."""
-        rules, note = rules_on_card(settings.version, gpu)
+        rules, note = rules_as_set(settings, gpu)
         stored, ir = ir, served(as_cached(resident_model(computed(ir, gpu, settings, rules)), rules), settings.features)
         estimate = tightest_rank(ir, gpu, settings, workload, rules)
         memory, layout = estimate
@@ -196,13 +196,13 @@ class Vllm(Engine):
 
     def least_weights(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> int:
         """Return the bytes of the fullest pipeline stage."""
-        rules, _ = rules_on_card(settings.version, gpu)
+        rules, _ = rules_as_set(settings, gpu)
         stages = weights_of_stages(self.as_run(ir, gpu, settings), settings.parallel, rules, settings.features)
         return max(size for size, _ in stages)
 
     def as_run(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> ModelIR:
         """Return the model in the dtype that this version computes in, with the matrices and the cache as it keeps them."""
-        rules, _ = rules_on_card(settings.version, gpu)
+        rules, _ = rules_as_set(settings, gpu)
         return as_cached(resident_model(computed(ir, gpu, settings, rules)), rules)
 
     def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Composer:
@@ -210,7 +210,7 @@ class Vllm(Engine):
         from targets.simulation import scheduler
         from targets.simulation.serving import cache_of
 
-        rules, _ = rules_on_card(settings.version, gpu)
+        rules, _ = rules_as_set(settings, gpu)
         asked, stages = self.scheduler(gpu, settings, workload), settings.parallel.pp
         lag = int(rules.async_scheduling and stages == 1 and not gpu.is_cpu)
         step = scheduler.Rules(asked.tokens * stages, min(asked.sequences, asked.tokens), lag, rules.reserves_prompt)
@@ -229,7 +229,7 @@ class Vllm(Engine):
 
     def leaner(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
         """Offer more of the card, a smaller step of the profile run, rows of the sampler for the asked requests only."""
-        rules, _ = rules_on_card(settings.version, gpu)
+        rules, _ = rules_as_set(settings, gpu)
         out: list[tuple[str, float]] = []
         free = settings.kv_cache_memory_bytes is None and settings.gpu_memory_utilization is None
         if free and _FULLER * gpu.memory_bytes.value + settings.reserve_bytes <= gpu.memory_bytes.value:
@@ -247,7 +247,7 @@ class Vllm(Engine):
 
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
         """Return tokens and sequences of a step, by version and card."""
-        rules, _ = rules_on_card(settings.version, gpu)
+        rules, _ = rules_as_set(settings, gpu)
         sequences = settings.max_num_seqs or default_sequences(gpu, rules)
         return Scheduler(batched_tokens(settings, gpu, workload, rules), sequences)
 

@@ -37,7 +37,8 @@ COUNTED = frozenset({
 })  # fmt: skip
 #: Flags that move the card's memory by what is not counted, and how.
 UNCOUNTED: Mapping[str, str] = {
-    **dict.fromkeys(("attention-backend", "attention-config", "moe-backend", "linear-backend", "mamba-backend", "kernel-config"),
+    "moe-backend": "experts are counted as these kernels pad them, workspaces are taken to be the default's",
+    **dict.fromkeys(("attention-backend", "attention-config", "linear-backend", "mamba-backend", "kernel-config"),
                     "chooses kernels, whose workspaces are taken to be the default's"),
     **dict.fromkeys(("enable-dbo", "ubatch-size"), "two half batches at once take more activations"),
     **dict.fromkeys(("enable-eplb", "eplb-config", "num-redundant-experts", "enable-elastic-ep"),
@@ -209,6 +210,7 @@ def _features(read: _Reader) -> Features:
         state_bytes=_BYTES.get(read.text("mamba-ssm-cache-dtype") or read.text("mamba-cache-dtype") or ""),
         convolution_bytes=_BYTES.get(read.text("mamba-cache-dtype") or ""),
         pools=_pools(read),
+        expert_kernels=_expert_kernels(read),
     )
 
 
@@ -222,6 +224,10 @@ def _offloaded(read: _Reader) -> int:
 def _pools(read: _Reader) -> bool:
     task = read.text("task") or "generate"
     return read.text("runner") == "pooling" or read.text("convert") in _POOLING or task in _POOLING
+
+
+def _expert_kernels(read: _Reader) -> str | None:
+    return read.text("moe-backend") or read.mapping("kernel-config").get("moe_backend")
 
 
 def _limits(read: _Reader) -> Mapping[str, Any]:

@@ -59,6 +59,7 @@ class Profile:
     `samples`: this rank holds the head (the last pipeline stage). `context`: max_model_len. `linked`: cards speak over a switch
     of their own (NVLink of server cards). `integrated`: the card's memory is the machine's. `largest_graph`: tokens of the largest captured
     graph, None: the version's default. `pictures`: of a request at most, where their number is limited; no videos then.
+    `dp`: replicas, whose tokens each rank's experts all take (`fused_moe`'s gather before its experts, since 0.8.0).
     """
 
     tokens: int
@@ -73,6 +74,13 @@ class Profile:
     integrated: bool = False
     largest_graph: int | None = None
     pictures: int = 0
+    dp: int = 1
+    ep: int = 1
+
+    @property
+    def expert_cut(self) -> int:
+        """Ranks over which each expert is cut."""
+        return 1 if self.ep > 1 else self.tp * self.dp
 
 
 @lru_cache(maxsize=1)
@@ -104,18 +112,12 @@ def _quantity(name: str, value: float, era: str) -> Quantity:
 
 
 @lru_cache(maxsize=1 << 12)
-def _width(block: Block, tp: int) -> float:
+def _width(block: Block, tp: int, cut: int) -> float:
     """Elements a token that the widest step of a layer holds at once on a rank: fused outputs of its matrices."""
     shared = sum(lin.out_features for lin in block.linears if lin.role in _WIDE and lin.copies == 1)
     routed = sum(lin.out_features * lin.active for lin in block.linears if lin.role in _WIDE and lin.copies > 1)
-    return (
-        max(
-            sum(lin.out_features for lin in block.linears if lin.role in _BANK_IN and lin.copies == 1),
-            shared if not routed else 0.0,
-            routed,
-        )
-        / tp
-    )
+    dense = sum(lin.out_features for lin in block.linears if lin.role in _BANK_IN and lin.copies == 1)
+    return max(dense / tp, shared / tp if not routed else 0.0, routed / cut)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -166,9 +168,10 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     blocks = [block for block, _ in ir.decoder.counts]
     # Hyper-connections carry several streams of hidden states through the layers (DeepSeek V4).
     hidden = profile.tokens * size * ir.hidden_size * _streams(ir)
-    wide = profile.tokens * size * max((_width(block, profile.tp) for block in blocks), default=0.0)
-    chunk = min(profile.tokens, rules.expert_chunk or profile.tokens)
-    buffers = max((_workspace(b, profile.tp, _multiplies_blocks(b, profile)) for b in blocks), default=0.0)
+    wide = profile.tokens * size * max((_width(block, profile.tp, profile.expert_cut) for block in blocks), default=0.0)
+    gathered = profile.tokens * profile.dp
+    chunk = min(gathered, rules.expert_chunk or gathered)
+    buffers = max((_workspace(b, profile.expert_cut, _multiplies_blocks(b, profile)) for b in blocks), default=0.0)
     experts = chunk * size * buffers
     expanded = _expanded_bytes(ir, profile) if rules.v1 and rules.mla else 0.0
     widest = max(constants["widest"] * wide, experts, _attended_bytes(ir, profile, experts))

@@ -15,7 +15,7 @@ from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.state import FullKV, LatentKV, LayerState, Recurrent, StatePart
 from targets.engines.engine import Parallel
 from targets.engines.features import Adapters, Drafting, Features
-from targets.engines.resident_weights import Ranks, block_bytes, local_shape, stage_blocks, weights_per_stage
+from targets.engines.resident_weights import Ranks, block_bytes, local_shape, ranks_of, stage_blocks, weights_per_stage
 from targets.engines.vllm.memory.encoder import sees_videos
 from targets.engines.vllm.rules.versions import Rules
 from targets.quantity import Basis, Quantity
@@ -102,7 +102,7 @@ def weights_of_stages(
 ) -> tuple[tuple[int, Quantity], ...]:
     """Return the bytes of weights of one rank of each pipeline stage with its features, and those that are assumed, first stage first."""
     sizes = list(weights_per_stage(ir, parallel, rules))
-    ranks = Ranks.of(parallel, rules)
+    ranks = ranks_of(ir, parallel, rules)
     if features.whole_encoders and parallel.tp > 1:
         sizes[0] += _encoders(ir, replace(ranks, tp=1)) - _encoders(ir, ranks)
     if features.offload_bytes:

@@ -34,6 +34,8 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
         tokens=batched_tokens(settings, gpu, workload, rules),
         sequences=settings.max_num_seqs or default_sequences(gpu, rules),
         tp=settings.parallel.tp,
+        dp=settings.parallel.dp,
+        ep=settings.parallel.ep,
         pp=settings.parallel.pp,
         eager=settings.enforce_eager or not settings.features.graphs,
         capability=gpu.capability or 90,

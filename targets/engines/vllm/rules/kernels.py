@@ -161,7 +161,7 @@ def _lacks(kernel: Kernel, product: Product) -> tuple[int, str] | None:
 
 def kernel_reasons(ir: ModelIR, capability: int, dtype: str, rules: Rules, parallel: Parallel) -> Iterator[Reason]:
     """Refuse matrices of integers that no kernel multiplies: of each kind of lack the first, with what would mend it."""
-    ranks = Ranks(parallel.tp, parallel.ep)
+    ranks = Ranks.of(parallel)
     found: dict[str, Reason] = {}
     for block, _ in ir.decoder.counts:
         reason = _without_kernel(block, ranks, (capability, rules.version, dtype))

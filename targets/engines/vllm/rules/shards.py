@@ -14,8 +14,11 @@ from passes.errors import Reason
 from passes.ir.model import Block, ModelIR, Role
 from passes.ir.state import FullKV
 from targets.engines.engine import Parallel
+from targets.engines.resident_weights import Ranks
 
 _PADDED = 64
+#: What mends a cut that experts do not take.
+WHOLE_EXPERTS = "whole experts on each card (--enable-expert-parallel)"
 _FEED_FORWARD = (Role.GATE, Role.UP, Role.GATE_UP, Role.DOWN)
 #: Degrees that are offered in place of one that does not divide.
 _DEGREES = (2, 4, 8, 16)
@@ -27,14 +30,13 @@ def shard_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
     if parallel.pp > len(ir.decoder.layers):
         message = f"{parallel.pp} stages for {len(ir.decoder.layers)} layers"
         out.append(Reason("too_many_stages", message, "fewer stages"))
-    if parallel.tp == 1:
-        return out
+    ranks = Ranks.of(parallel)
     kinds = (
         _heads(ir, parallel.tp),
         _kv_heads(ir, parallel.tp),
-        _rows(ir, parallel.tp),
+        _rows(ir, ranks),
         _vocabulary(ir, parallel.tp),
-        _groups(ir, parallel),
+        _groups(ir, ranks),
     )
     return out + [reason for kind in kinds if (reason := next(kind, None)) is not None]
 
@@ -90,18 +92,17 @@ def _shared(heads: int, tp: int) -> bool:
     return heads % tp == 0 if heads >= tp else tp % heads == 0
 
 
-def _rows(ir: ModelIR, tp: int) -> Iterator[Reason]:
+def _rows(ir: ModelIR, ranks: Ranks) -> Iterator[Reason]:
+    """Feed-forwards, and experts that are cut; those in blocks of 4 bits are padded, FP8 blocks have rules of their own."""
     for block in _blocks(ir):
         for linear in block.linears:
-            if linear.role not in _FEED_FORWARD or linear.copies > 1 or linear.storage.block is not None:
-                continue  # experts may stay whole; FP8 blocks have rules of their own (`fp8_blocks`)
+            storage, cut = linear.storage, ranks.cut(linear)
+            if linear.role not in _FEED_FORWARD or storage.block is not None or storage.expert_blocks:
+                continue
             size = linear.in_features if linear.role is Role.DOWN else linear.out_features
-            if size % tp:
-                yield Reason(
-                    "tp_does_not_divide_rows",
-                    f"{linear.name}: {size} cannot be cut into {tp}",
-                    "fewer cards, or pipeline parallelism",
-                )
+            if size % cut:
+                remedy = f"fewer cards, or {WHOLE_EXPERTS if linear.copies > 1 else 'pipeline parallelism'}"
+                yield Reason("tp_does_not_divide_rows", f"{linear.name}: {size} cannot be cut into {cut}", remedy)
 
 
 def _vocabulary(ir: ModelIR, tp: int) -> Iterator[Reason]:
@@ -111,14 +112,16 @@ def _vocabulary(ir: ModelIR, tp: int) -> Iterator[Reason]:
         yield Reason("tp_does_not_divide_vocabulary", message, "fewer cards, or pipeline parallelism")
 
 
-def _groups(ir: ModelIR, parallel: Parallel) -> Iterator[Reason]:
+def _groups(ir: ModelIR, ranks: Ranks) -> Iterator[Reason]:
     for block in _blocks(ir):
         for linear in block.linears:
-            group = linear.storage.group_size
-            # Experts stay whole under expert parallelism.
-            whole = (linear.copies > 1 and parallel.ep > 1) or linear.storage.block is not None
-            if whole or linear.role not in (Role.O, Role.DOWN) or group <= 0:
+            group, cut = linear.storage.group_size, ranks.cut(linear)
+            if cut == 1 or linear.storage.block is not None or linear.role not in (Role.O, Role.DOWN) or group <= 0:
                 continue
-            if math.ceil(linear.in_features / parallel.tp) % group:
-                message = f"group size {group} does not divide {linear.name}'s {linear.in_features} inputs cut into {parallel.tp}"
-                yield Reason("group_size_does_not_divide_shard", message, "a smaller group size or fewer cards")
+            if math.ceil(linear.in_features / cut) % group:
+                message = (
+                    f"group size {group} does not divide {linear.name}'s {linear.in_features} inputs cut into {cut}"
+                )
+                remedy = "a smaller group size or fewer cards"
+                remedy += f", or {WHOLE_EXPERTS}" if linear.copies > 1 else ""
+                yield Reason("group_size_does_not_divide_shard", message, remedy)

@@ -30,6 +30,14 @@ Fact = TypeVar("Fact")
 MARLIN_PADDING = (256, 128)
 #: And Triton's, on Hopper.
 TRITON_PADDING = (1, 64)
+#: Those of the kernels that `--moe-backend` names (the oracle of 4-bit experts; the same in 0.20 to 0.33). Of
+#: TensorRT-LLM's by version: `blackwell_padding`.
+BACKEND_PADDING = {
+    "marlin": MARLIN_PADDING, "flashinfer_cutlass": (128, 128), "cutlass": (128, 128), "deep_gemm": (128, 128),
+    "triton": TRITON_PADDING, "triton_unfused": TRITON_PADDING, "humming": TRITON_PADDING, "b12x": (1, 1),
+    "flashinfer_b12x": (1, 1),
+}  # fmt: skip
+TENSORRT_LLM = "flashinfer_trtllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +81,11 @@ class Rules:
     Weights. `expert_padding`: multiples that the hidden and intermediate sides of experts in blocks are padded to (256 and 128 in the
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 in Triton's of 0.24 and newer), `blackwell_padding`: on compute capability 10, where
     TensorRT-LLM's kernels come first from 0.19 on (`round_up_hidden_size_and_intermediate_size` of the oracle of 4-bit experts in
-    `fused_moe/oracle/`; 0.32's are asked in `benchmarks/kernel_oracle.py`). `group_order`: groups that follow the activation order are
-    read (`quantization/utils/gptq_utils.py` refuses them from 0.30). `bitsandbytes_plugin`: its loader is a package of its own (0.28).
+    `fused_moe/oracle/`; 0.32's are asked in `benchmarks/kernel_oracle.py`). There these pad the intermediate side of experts in 16 bits
+    too, to `dense_padding` (`oracle/unquantized.py`, 0.29; before only of experts without gates). `group_order`: groups that follow the
+    activation order are read (`quantization/utils/gptq_utils.py` refuses them from 0.30). `refines_experts`: blocks of FP8 scales of
+    experts that a cut splits are made smaller while loading (`oracle/fp8.py:refine_fp8_moe_block_shape`, 0.29). `bitsandbytes_plugin`:
+    its loader is a package of its own (0.28).
     `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.31).
     `names_dtypes`: `auto` falls back to float16 on cards without bfloat16 (0.9.1); `no_float16`: families that overflow there and
     refuse it (`_FLOAT16_NOT_SUPPORTED_MODELS`; `gemma3_text` from 0.10.2).
@@ -114,7 +125,9 @@ class Rules:
     mla_alignment: int = 0
     expert_padding: tuple[int, int] = (1, 1)
     blackwell_padding: tuple[int, int] = MARLIN_PADDING
+    dense_padding: int = 1
     group_order: bool = True
+    refines_experts: bool = False
     bitsandbytes_plugin: bool = False
     online_fp8: str = "fp8"
     names_dtypes: bool = False
@@ -161,7 +174,8 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 26, 0), {"sampler_v2_bytes": 2, "in_flight_batches": 2}),
     ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True, "blackwell_padding": (256, 128)}),
     ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "graph_ceiling": 1024, "hybrid_prefix_caching": True}),
-    ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True, "packs_widest_group": True}),
+    ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True, "packs_widest_group": True,
+                  "refines_experts": True, "dense_padding": 128}),
     ((0, 30, 0), {"group_order": False}),
     ((0, 31, 0), {"online_fp8": "fp8_per_tensor"}),
     ((0, 32, 0), {"state_checkpoints": 1}),

@@ -68,10 +68,10 @@ _SCHEMES: tuple[tuple[str, Callable[[re.Match[str], dict[str, Any]], Rounding]],
 )  # fmt: skip
 
 
-#: KV types of the tables by the names of engines' types that they stand for, or by their own. ExLlamaV2's FP8 cache drops e4m3's third
-#: mantissa bit (e5m2).
+#: KV types of the tables by the names of engines' types that they stand for, or by their own. ExLlamaV2's FP8 cache is the upper byte of
+#: FP16 (`exllamav2_ext/cuda/cache.cu`, 0.3.2): e5m2 cut off, not rounded, which makes all keys and values smaller; no engine's e5m2.
 _KV = {
-    "fp8": "fp8_e5m2", "q4 (Hadamard)": "q4", "q4 (old, before Hadamard)": "q4_plain", "int4 (4.0 avg bits printed)": "int4_token",
+    "fp8": "fp8_cut", "q4 (Hadamard)": "q4", "q4 (old, before Hadamard)": "q4_plain", "int4 (4.0 avg bits printed)": "int4_token",
     "KIVI* int4": "int4_grouped", "FlexGen-4bit (4.31 avg bits printed)": "int4_grouped", "KIVI* int2": "int2_grouped",
 }  # fmt: skip
 _PATTERNS = {"50% unstructured": "unstructured", "4:8": "4:8", "2:4": "2:4"}
@@ -128,7 +128,7 @@ def cause_of(row: dict[str, Any]) -> Cause | None:
         return Zeros(method.lower(), 0.5, pattern) if pattern and method in ("SparseGPT", "Wanda") else None
     if row.get("kv_dtype") not in (None, "fp16"):
         dtype = _KV.get(row["kv_dtype"])
-        other = dtype == "fp8_e5m2" and "exllamav2" not in row["source_url"]
+        other = dtype == "fp8_cut" and "exllamav2" not in row["source_url"]
         return CacheRounding(dtype) if dtype and not other else None
     # Retraining on web text pulls an instruct model's perplexity on such text down: not a loss of quantization alone.
     if method == "EfficientQAT" and "Instruct" in model:

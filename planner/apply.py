@@ -38,7 +38,7 @@ from planner.plan.lock import require_fresh
 from planner.plan.make import Plan, plan
 from planner.plan.opened import Opened, planned_source
 from planner.plan.saved import PLAN, load_plan, save
-from planner.spec.arguments import file_named
+from planner.spec.arguments import called, file_named, of_kind, optional_path, record
 from planner.spec.spec import Spec, TextChoice
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
@@ -106,6 +106,10 @@ def apply(
     A finished result of another plan that lies at `out` is refused (InputError), or with `replace` replaced when the new one is whole.
     Raises StalePlanError, DoesNotFitError or InputError before anything is done where the plan cannot be applied.
     """
+    work = optional_path("work", work, "a folder for what is made on the way")
+    of_kind("replace", replace, bool, "True or False")
+    called("progress", progress)
+    record("on", on, Computing)
     device = on.device
     document, name = _document(what, device)
     as_it_is = document.decision.nothing_to_make

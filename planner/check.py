@@ -30,7 +30,7 @@ from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality
 from planner.quality.origin import NOT_JUDGED, loss_since_origin, origin_unknown
-from planner.spec.arguments import count, of_kind
+from planner.spec.arguments import count, of_kind, optional_text, record
 from targets.engines.engine import (
     DEFAULT_ENGINE,
     KVEstimate,
@@ -310,14 +310,21 @@ def check(
     """
     of_kind("model", model, (str, Path, Source), "a Hub id, a catalog name, a folder, a .gguf file, or an opened model")
     of_kind("gpu", gpu, (str, int, Gpu), "a card's name, or a size such as 24GB")
-    of_kind("settings", settings, (Settings, type(None)), "a tightfit.Settings")
+    of_kind("engine", engine, str, "the name of an engine")
+    of_kind("kv_cache_dtype", kv_cache_dtype, str, "the name of a type, such as fp8")
+    optional_text("weights", weights, "the name of a format, such as w4a16-g128")
+    optional_text("dtype", dtype, "the name of a type, such as bfloat16")
+    settings = Settings() if settings is None else settings
+    load = Load() if load is None else load
+    record("settings", settings, Settings)
+    record("load", load, Load)
     source = model if isinstance(model, Source) else open_model(model)
     card = gpu if isinstance(gpu, Gpu) else find_gpu(str(gpu))
     return answer(
         Question(
-            source.ir, card, engine, replace(settings or Settings(), dtype=dtype), count("context", context),
+            source.ir, card, engine, replace(settings, dtype=dtype or settings.dtype), count("context", context),
             count("concurrency", concurrency), count("input_tokens", input_tokens), count("output_tokens", output_tokens),
-            load or Load(), to_make(weights, source.ir), kv_cache_dtype, source.as_stored,
+            load, to_make(weights, source.ir), kv_cache_dtype, source.as_stored,
         )
     )  # fmt: skip
 

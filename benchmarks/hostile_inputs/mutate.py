@@ -13,7 +13,7 @@ _JUNK_YAML = (
     "&a [*a]", "*a", "<<: *x", "\t", "2026-11-27", "2026-13-45", "0x10", "0x", "1_000", "on", "{a: b}", "[1, 2]", "? [a]", "[" * 400, "∞",
     "50 ms ms", "1e-400 s", "1e400 B", "10 GiB GiB", "1e300 tok/s", "12:30:45", "=", "2147483648", "-.5", "0.0000001",
 )  # fmt: skip
-_JUNK: tuple[Any, ...] = (
+JUNK: tuple[Any, ...] = (
     None, 0, -1, 1, 3, 7, 1.5, "x", "", [], {}, True, False, 10**9, 2**31, 2**63, 10**400, [1, 2], {"a": 1}, [None], ["x"], [[]], [{}], {"": {}},
     "float99", float("nan"), float("inf"), 1e308, -0.5, "\x00", "\ud800", "1e9", "x" * 5000, [0] * 2000, {"x": [1, {"y": None}]},
 )  # fmt: skip
@@ -46,7 +46,7 @@ def mutated(rng: Random, good: Any, times: int = 2) -> Any:
         elif how < 0.5:
             here[key] = copy.deepcopy(here[rng.choice(keys)])
         else:
-            here[key] = copy.deepcopy(rng.choice(_JUNK))
+            here[key] = copy.deepcopy(rng.choice(JUNK))
     return value
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from benchmarks.hostile_inputs.surfaces import ROOT, SURFACES
+from benchmarks.hostile_inputs.surfaces import ROOT
+from benchmarks.hostile_inputs.table import SURFACES
 from passes.errors import TightfitError
 
 #: Seconds of the processor, so that what else runs on the machine does not count.

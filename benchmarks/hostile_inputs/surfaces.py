@@ -52,7 +52,7 @@ target:
   reserve: 512 MiB
 engine: vllm
 """
-_TINY: dict[str, Any] = {
+TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 256, "torch_dtype": "float16",
     "tie_word_embeddings": True,
@@ -100,7 +100,7 @@ def _checked(rng: Random, folder: Path) -> Callable[[], object]:
     return lambda: check(str(folder), card, engine, settings=settings, context=context, weights=weights).as_json()
 
 
-def _only(folder: Path, **files: bytes) -> None:
+def only(folder: Path, **files: bytes) -> None:
     """The files of a model's folder, by name with `_` for the dot before the ending."""
     for old in folder.iterdir():
         old.unlink()
@@ -111,7 +111,7 @@ def _only(folder: Path, **files: bytes) -> None:
 def configs(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     config = mutated(rng, catalog.entry(rng.choice(catalog.ids())).config)
     raw = written(rng, config)
-    _only(folder, **{"config.json": raw})
+    only(folder, **{"config.json": raw})
     if rng.random() < 0.05:
         spec = f"model: {folder}\ntarget: {{ gpu: rtx-4090 }}\npasses: {{ prune: {{ depth: 2 }} }}\n"
         return lambda: plan(parse_spec(spec)), raw.decode("utf-8", "replace")
@@ -129,18 +129,18 @@ def quantizations(rng: Random, folder: Path) -> tuple[Callable[[], object], str]
     beside = rng.choice(["config.json", "config.json", "config.json", "hf_quant_config.json", "quantize_config.json"])
     if beside == "config.json":
         config[rng.choice(["quantization_config", "quantization_config", "compression_config"])] = said
-        _only(folder, **{"config.json": json.dumps(config).encode()})
+        only(folder, **{"config.json": json.dumps(config).encode()})
     else:
-        _only(folder, **{"config.json": json.dumps(config).encode(), beside: written(rng, said)})
+        only(folder, **{"config.json": json.dumps(config).encode(), beside: written(rng, said)})
     return _checked(rng, folder), json.dumps([beside, config["architectures"], said])
 
 
 @cache
 def _checkpoint() -> tuple[dict[str, Any], int]:
-    """The header of a checkpoint of `_TINY`, and the bytes of its data."""
+    """The header of a checkpoint of `TINY`, and the bytes of its data."""
     header: dict[str, Any] = {}
     end = 0
-    for tensor in build_ir(_TINY, "tiny").tensors():
+    for tensor in build_ir(TINY, "tiny").tensors():
         header[tensor.name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
@@ -150,6 +150,13 @@ def _checkpoint() -> tuple[dict[str, Any], int]:
     return header, end
 
 
+def tiny_checkpoint() -> tuple[bytes, bytes]:
+    """The whole header of a checkpoint of `TINY`, and its data."""
+    header, size = _checkpoint()
+    raw = json.dumps(header).encode()
+    return struct.pack("<Q", len(raw)) + raw, bytes(size)
+
+
 def headers(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     header, size = _checkpoint()
     raw = written(rng, mutated(rng, header)) if rng.random() < 0.8 else json.dumps(header).encode()
@@ -157,9 +164,9 @@ def headers(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
         raw = bytes(rng.choice(raw) if rng.random() < 0.02 else byte for byte in raw)
     length = len(raw) if rng.random() < 0.8 else rng.choice([0, 7, len(raw) + 100, 2**40, 2**63 - 1])
     data = bytes(rng.choice([size, size, size, 0, 100]))
-    _only(
+    only(
         folder,
-        **{"config.json": json.dumps(_TINY).encode(), "model.safetensors": struct.pack("<Q", length) + raw + data},
+        **{"config.json": json.dumps(TINY).encode(), "model.safetensors": struct.pack("<Q", length) + raw + data},
     )
     return _checked(rng, folder), raw.decode("utf-8", "replace")
 
@@ -169,10 +176,10 @@ def indexes(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     raw, file = json.dumps(header).encode(), "model-00001-of-00001.safetensors"
     index = mutated(rng, {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(header, file)})
     said = written(rng, index)
-    _only(
+    only(
         folder,
         **{
-            "config.json": json.dumps(_TINY).encode(), file: struct.pack("<Q", len(raw)) + raw + bytes(size),
+            "config.json": json.dumps(TINY).encode(), file: struct.pack("<Q", len(raw)) + raw + bytes(size),
             "model.safetensors.index.json": said,
         },
     )  # fmt: skip
@@ -250,18 +257,18 @@ def ggufs(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
         deep = b"".join(struct.pack("<IQ", 9, 1) for _ in range(5000))
         raw = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"x" + struct.pack("<I", 9) + deep
     file = folder / "model.gguf"
-    _only(folder, **{"model.gguf": raw})
+    only(folder, **{"model.gguf": raw})
     return lambda: check(str(file), "RTX 4090", "vllm", context=64).as_json(), repr(raw[:start])
 
 
 @cache
-def _plan() -> PlanDocument:
+def planned() -> PlanDocument:
     return plan(parse_spec(_SPEC.replace("{ prune: { depth: 2 }, ", "{ prune: allow, "))).document
 
 
 @cache
 def _certificate() -> dict[str, Any]:
-    document = _plan()
+    document = planned()
     chosen = document.decision
     made = Certificate(
         format_version=document.format_version, model=document.model, label=chosen.label, plan_digest=document.digest, engine=chosen.engine,
@@ -275,7 +282,7 @@ def _certificate() -> dict[str, Any]:
 
 
 def plans(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
-    good, path = to_json(_plan()), folder / "a.plan.json"
+    good, path = to_json(planned()), folder / "a.plan.json"
     document = mutated(rng, good, 3)
     with contextlib.suppress(ValueError, TypeError):
         document["digest"] = digest(document)
@@ -284,13 +291,13 @@ def plans(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     def read() -> None:
         command(["show", str(path)])
         found = load_plan(path)
-        diff(_plan(), found)
+        diff(planned(), found)
         if found.chosen is not None:
             assert isinstance(found.chosen.chain, tuple)
         staleness(found)
         spec_of(found)
 
-    return read, _difference(good, document)
+    return read, difference(good, document)
 
 
 def certificates(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
@@ -301,16 +308,16 @@ def certificates(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
         command(["show", str(path)])
         result_graph(read_certificate(path), folder)
 
-    return read, _difference(_certificate(), document)
+    return read, difference(_certificate(), document)
 
 
-def _difference(good: Any, bad: Any) -> str:
+def difference(good: Any, bad: Any) -> str:
     """What of a document was changed, one path a line."""
     if isinstance(good, dict) and isinstance(bad, dict):
         keys = [key for key in {**good, **bad} if good.get(key) != bad.get(key) or (key in good) != (key in bad)]
-        return "\n".join(f"{key}.{_difference(good.get(key), bad.get(key))}" for key in keys)
+        return "\n".join(f"{key}.{difference(good.get(key), bad.get(key))}" for key in keys)
     if isinstance(good, list) and isinstance(bad, list) and len(good) == len(bad):
-        return "\n".join(f"{n}.{_difference(a, b)}" for n, (a, b) in enumerate(zip(good, bad, strict=True)) if a != b)
+        return "\n".join(f"{n}.{difference(a, b)}" for n, (a, b) in enumerate(zip(good, bad, strict=True)) if a != b)
     return f" {good!r:.60} -> {bad!r:.60}"
 
 
@@ -350,7 +357,7 @@ def profiles(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     return read, raw.decode("utf-8", "replace")
 
 
-_NUMBERS = (
+NUMBERS = (
     "0",
     "-1",
     "1",
@@ -370,7 +377,7 @@ _NUMBERS = (
     "2147483648",
     "1_0",
 )
-_NAMES = (
+NAMES = (
     "", "x", "24GB", "0GB", "9" * 400 + "GB", "1.1.1GB", "cpu ", "\x00", "\ud800", "../..", "/", "~", "~nobody/x", "a/b", "é/é", "w4a16-g0",
     "exl2-0", "exl2-99", "exl2-" + "9" * 400, "exl2-1e9", "gptq-4-g" + "9" * 30, "w4a16-g" + "9" * 5000, "awq-4-g1", "exl3-0.1", "fp8_e4m3", "q4",
     "0.26.0", "999.0", "0.0.0.0", "v1", "-" * 3, "x" * 5000, "auto", "bf16", "vllm-cpu", "exllamav3", "[x]", "[/x]", "{}", "%s", "rtx-4090", "*",
@@ -386,7 +393,7 @@ def options(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     asked = {"--model": rng.choice(["Qwen/Qwen2.5-7B-Instruct", "deepseek-v3", "gemma-3-27b"]), "--gpu": "H100"}
     for _ in range(rng.choice([1, 1, 2, 3])):
         number = rng.random() < 0.6
-        asked[rng.choice(_COUNTS if number else _WORDS)] = rng.choice(_NUMBERS if number else _NAMES)
+        asked[rng.choice(_COUNTS if number else _WORDS)] = rng.choice(NUMBERS if number else NAMES)
     arguments = ["check", *(part for pair in asked.items() for part in pair), *rng.choice([[], ["--json"]])]
     return lambda: command(arguments), repr(arguments)
 
@@ -399,10 +406,10 @@ def command(arguments: list[str]) -> None:
 
 def questions(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
     path = folder / "b.plan.json"
-    path.write_text(json.dumps(to_json(_plan())))
+    path.write_text(json.dumps(to_json(planned())))
     start = rng.choice(["why not ", "what if ", "why ", "", "why not awq, what if "])
     question = start + rng.choice(
-        (*_NAMES, *_NUMBERS, "48GB", "2 cards", "99999999999 cards", "-1 cards", "0 cards", "1e9 tokens", "context 0")
+        (*NAMES, *NUMBERS, "48GB", "2 cards", "99999999999 cards", "-1 cards", "0 cards", "1e9 tokens", "context 0")
     )
     return lambda: command(["explain", str(path), question]), question
 
@@ -422,13 +429,7 @@ def names(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
         at = rng.randrange(len(name) + 1)
         name = (
             name[:at]
-            + rng.choice([rng.choice(_NAMES)[:300], "/", "-", ".", "", chr(rng.randrange(1, 0xFFFF))])
+            + rng.choice([rng.choice(NAMES)[:300], "/", "-", ".", "", chr(rng.randrange(1, 0xFFFF))])
             + name[at + rng.randrange(3) :]
         )
     return lambda: (open_model(name), find_gpu(name)), repr(name)
-
-
-SURFACES: dict[str, Surface] = {
-    "spec": specs, "config": configs, "quantization": quantizations, "header": headers, "index": indexes, "gguf": ggufs, "plan": plans,
-    "certificate": certificates, "profile": profiles, "option": options, "question": questions, "name": names,
-}  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 from passes.errors import InputError
 from passes.files.os_errors import clear_disk_errors
-from passes.ir.fields import json_object
+from passes.ir.fields import file_bytes, json_object
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -27,7 +27,7 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Return a JSON object that tightfit wrote. Raises InputError where it is missing or damaged; `what` names it for people."""
     try:
-        return json_object(path.read_bytes(), f"{path} is no {what}", remedy="make it again")
+        return json_object(file_bytes(path), f"{path} is no {what}", remedy="make it again")
     except OSError as error:
         raise InputError(f"{path} is no {what}: {error}", remedy="make it again") from None
 

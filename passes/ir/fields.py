@@ -5,10 +5,13 @@ What is not as expected ends the reading with an InputError that names the file,
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import reprlib
+import stat
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError
@@ -48,6 +51,22 @@ def json_object(
     if not isinstance(value, dict):
         raise InputError(f"{where}: not a JSON object but {shown(value)}", remedy=remedy)
     return value
+
+
+#: No file of JSON that describes a model, a plan or a result has more bytes: the index of 100,000 tensors takes some 10^7.
+_MOST_BYTES = 1 << 28
+
+
+def file_bytes(path: Path, *, pipes: bool = False) -> bytes:
+    """Return what a file of JSON or of lines holds. Raises OSError for one that cannot be read, for what is none (a pipe is waited for, a
+    device never ends) and for one that is far too large. `pipes`: a pipe is read, where a person named it.
+    """
+    found = path.stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) or (pipes and stat.S_ISFIFO(found.st_mode))):
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    if found.st_size > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes are more than any such file has", str(path))
+    return path.read_bytes()
 
 
 class Fields:

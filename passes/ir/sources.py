@@ -16,7 +16,7 @@ from typing import Any
 from passes.errors import InputError
 from passes.ir import catalog
 from passes.ir.architectures import build_ir, other_head
-from passes.ir.fields import json_object
+from passes.ir.fields import file_bytes, json_object
 from passes.ir.model import ModelIR
 from passes.ir.names import Match, find, unknown_model
 from passes.ir.quant_config.read import quantized
@@ -280,7 +280,7 @@ def config_digest(config: Mapping[str, Any]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; InputError naming it otherwise."""
     try:
-        return json_object(path.read_bytes(), str(path))
+        return json_object(file_bytes(path), str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: missing", remedy="A model folder needs a config.json.") from None
     except OSError as error:

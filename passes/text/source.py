@@ -138,21 +138,23 @@ def _file_texts(path: Path, tokenizer: Any) -> Iterator[str]:
     elif path.suffix in (".jsonl", ".json"):
         yield from _jsonl_texts(path, tokenizer)
     else:
-        try:
-            yield path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path} is not UTF-8 text: {error}", remedy="name a text, jsonl or parquet file"
-            ) from error
+        yield _decoded(path)
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}", remedy="name a text, jsonl or parquet file") from error
 
 
 def _jsonl_texts(path: Path, tokenizer: Any) -> Iterator[str]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_decoded(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: not JSON: {error}", remedy="one JSON object a line") from error
         yield _record_text(record, f"{path}:{number}", tokenizer)
 
@@ -165,11 +167,20 @@ def _record_text(record: Any, where: str, tokenizer: Any | None) -> str:
             if isinstance(record.get(key), str):
                 return str(record[key])
         if isinstance(record.get("messages"), list) and tokenizer is not None:
-            chat = str(tokenizer.apply_chat_template(record["messages"], tokenize=False))
-            return chat.removeprefix(tokenizer.bos_token or "")  # each block brings its own
+            return _chat(record["messages"], where, tokenizer)
     raise InputError(
         f"{where}: no text found", remedy=f"expected one of the fields {', '.join(_TEXT_KEYS)} or messages"
     )
+
+
+def _chat(messages: list[Any], where: str, tokenizer: Any) -> str:
+    """A conversation as the model's own template writes it."""
+    try:
+        written = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:
+        what = f"{where}: the chat template does not write these messages ({type(error).__name__}: {str(error)[:200]})"
+        raise InputError(what, remedy='expected is [{"role": "user", "content": "…"}, …]') from error
+    return written.removeprefix(tokenizer.bos_token or "")  # each block brings its own
 
 
 def _parquet_texts(path: Path) -> Iterator[str]:
@@ -195,7 +206,7 @@ def _hub_texts(dataset: str) -> Iterator[str]:
             yield _record_text(record, dataset, None)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"could not read the data set {dataset!r}: {str(error).splitlines()[0]}",
+            f"could not read the data set {dataset!r}: {str(error).partition(chr(10))[0]}",
             remedy="check its name and the network, or name a text file, or `self`",
         ) from error
 
@@ -234,7 +245,8 @@ def tokenizer_of(model_folder: Path, trust_remote_code: bool = False) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        why = f" ({type(error).__name__}: {str(error)[:200]})"
         raise InputError(
-            f"{model_folder} has no usable tokenizer", remedy="add tokenizer.json to the model's folder"
+            f"{model_folder} has no usable tokenizer{why}", remedy="add tokenizer.json to the model's folder"
         ) from error

@@ -16,6 +16,7 @@ from passes.record import dataclass
 from planner.check import CheckResult, Terms, answer, to_make
 from planner.choice.question import Load, Question, is_limit, limits_named
 from planner.quality.expected import Quality, expected_quality
+from planner.spec.arguments import is_file
 from planner.spec.units import with_unit
 from targets.cards import Cards, find_cards
 from targets.engines.engine import DEFAULT_ENGINE, ENGINE_NAMES, Parallel, Settings, find_engine
@@ -101,7 +102,7 @@ def checked(words: Sequence[str], options: Options, *, live: bool = False) -> tu
 def _subject(words: Sequence[str], options: Options) -> Subject:
     """What the words stand for: a file, a folder, a command, or flags of a server beside the options."""
     path = Path(words[0]) if words and not words[0].startswith("-") else None
-    if path is not None and (path.suffix in (*_SPECS, _PLAN) or (path / "plan.json").is_file()):
+    if path is not None and (path.suffix in (*_SPECS, _PLAN) or is_file(path / "plan.json")):
         flags = _of_command(words[1:], options) if len(words) > 1 else Subject()
         return _over(_of_file(path), flags)
     return _of_command(words, options) if words else Subject()

@@ -269,7 +269,9 @@ def explain(
 
 def _names_a_file(word: str) -> bool:
     """Whether the first word is a plan or a spec, not the beginning of a question."""
-    return Path(word).suffix in (".json", ".yaml", ".yml") or Path(word).is_file()
+    from planner.spec.arguments import is_file
+
+    return Path(word).suffix in (".json", ".yaml", ".yml") or is_file(Path(word))
 
 
 @app.command()

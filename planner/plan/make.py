@@ -35,7 +35,7 @@ from planner.plan.parts.others import IllegalKind, ParetoPlan, RejectedPlan
 from planner.plan.remedies import followable, remedy
 from planner.plan.saved import save
 from planner.plan.stated import figures_alone, stated, whole_bytes
-from planner.spec.arguments import file_named
+from planner.spec.arguments import called, file_named, optional_path, record
 from planner.spec.parse import as_spec
 from planner.spec.parts.choices import QuantizeChoice
 from planner.spec.patch import written
@@ -86,6 +86,9 @@ def plan(
     `measure`: a work folder; the leading candidates are tried on a little text, and what they lose replaces what is expected.
     `on`: what computes here, where `apply` is forecast for, and whose processes try the candidates.
     """
+    measure = optional_path("measure", measure, "a folder for measurements")
+    called("progress", progress)
+    record("on", on, Computing)
     here = computing(on.device)
     file = Path(spec) if isinstance(spec, str | Path) else None
     spec = as_spec(spec)

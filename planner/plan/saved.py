@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError
-from passes.ir.fields import json_object
+from passes.ir.fields import file_bytes, json_object
 from planner.plan.codec import from_json, to_json, upgraded
 from planner.plan.document import PlanDocument, digest
 from planner.spec.arguments import file_named
@@ -31,7 +31,9 @@ def load_plan(what: str | Path) -> PlanDocument:
     """Read a saved plan. Raises InputError where it is none, or was edited."""
     file = file_named("the plan", what, "the file that `optimize plan` saved")
     try:
-        document = json_object(file.read_bytes(), f"{file} is no plan", remedy="`optimize plan SPEC` makes one")
+        document = json_object(
+            file_bytes(file, pipes=True), f"{file} is no plan", remedy="`optimize plan SPEC` makes one"
+        )
     except FileNotFoundError:
         raise InputError(f"no plan at {file}", remedy="`optimize plan SPEC` makes one") from None
     except OSError as error:

@@ -106,11 +106,11 @@ def _fine(dtype: str) -> Quantity:
 @lru_cache(maxsize=1024)
 def cache_loss(traits: Traits, cache: CacheRounding) -> Quantity:
     """Rise by the KV cache's type; what a table holds loses its fitted part besides."""
-    cache = replace(cache, dtype=measured_as(cache.dtype))
-    if cache.dtype == OWN:
+    stands, share = measured_as(cache.dtype)
+    if stands == OWN:
         return Quantity.exact(0.0)
-    fine = _fine(cache.dtype)
+    fine, cache = _fine(cache.dtype), replace(cache, dtype=stands)
     if scheme(cache) not in law()["schemes"]:
         return fine
-    coarser = loss(traits, cache)
+    coarser = loss(traits, cache).scaled(share)
     return Quantity(coarser.value + fine.value, coarser.low, coarser.high + fine.value, coarser.basis)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError, Location
+from passes.ir.fields import file_bytes
 
 #: Requests of a trace at most.
 MOST = 100_000
@@ -21,7 +22,7 @@ def read_trace(path: str) -> tuple[tuple[float, int, int], ...]:
     Raises InputError that names the file and line of what is no request.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = file_bytes(Path(path), pipes=True).decode().splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read the trace {path}: {error}", remedy=f"name a file with lines such as {_SHAPE}"

@@ -22,7 +22,7 @@ from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument
 from planner.plan.parts.chosen import ChosenPlan, PlannedEngine, PlannedGoal
 from planner.plan.saved import PLAN, read_plan
-from planner.spec.arguments import file_named
+from planner.spec.arguments import called, file_named, optional_path, record
 from planner.verifying.comparing import shown, within
 from planner.verifying.report import REPORT, VerifyReport
 from planner.verifying.soak import SOAK_SECONDS, promise, request_of, soak_report
@@ -68,6 +68,10 @@ def verify(
     `engine`: the Python that has it. `checkout`: of a server that is no part of the engine's package, driven too.
     """
     out = file_named("out", out, "the folder of a result")
+    engine = optional_path("engine", engine, "the Python that has the engine")
+    checkout = optional_path("checkout", checkout, "a folder")
+    record("load", load, UnderLoad)
+    called("say", say)
     plan = _read(out)
     chosen = plan.decision
     verifier = find_engine(chosen.engine.name).verifier()

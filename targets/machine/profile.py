@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError
-from passes.ir.fields import Fields, json_object
+from passes.ir.fields import Fields, file_bytes, json_object
 from passes.record import dataclass
 from targets.gpu import Gpu
 from targets.quantity import Basis
@@ -100,7 +100,7 @@ def load_profile(device: str) -> Profile | None:
 @lru_cache(maxsize=64)
 def _read(path: Path, changed: int) -> Profile:
     try:
-        stored = Fields(json_object(path.read_bytes(), str(path)), str(path), "profile")
+        stored = Fields(json_object(file_bytes(path), str(path)), str(path), "profile")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     probe, engines = stored.inside("probe"), stored.inside("engines")

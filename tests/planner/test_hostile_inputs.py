@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.hostile_inputs.run import attempt
-from benchmarks.hostile_inputs.surfaces import SURFACES, gguf_bytes
+from benchmarks.hostile_inputs.surfaces import gguf_bytes
+from benchmarks.hostile_inputs.table import SURFACES
 from passes.errors import InputError
 from passes.ir.architectures import build_ir
 from passes.ir.quant_config.read import quantized

@@ -25,7 +25,7 @@ from passes.prune.sparse import Sparsify
 from passes.quantize.format_names import pass_named
 from passes.quantize.quantize import Quantize
 from planner.quality import expected, features, law, traits
-from planner.quality.expected import Quality, expected_quality
+from planner.quality.expected import Quality, cache_loss, expected_quality
 from planner.quality.features import Traits
 from planner.quality.law import loss
 from planner.quality.traits import named_traits, traits_of
@@ -146,7 +146,7 @@ def test_compensation_and_calibration_are_never_worse(traits: Traits, bits: floa
         st.builds(Rounding, st.sampled_from(METHODS), bits_drawn, groups), st.builds(Rounding, st.sampled_from(FORMATS), st.just(0)),
         st.builds(Zeros, st.sampled_from(["sparsegpt", "wanda"]), st.floats(0.1, 0.9), st.sampled_from(["unstructured", "2:4", "4:8"])),
         st.builds(Removed, st.sampled_from(["blocks", "weights"]), st.floats(0.02, 0.9)),
-        st.builds(CacheRounding, st.sampled_from(["q4", "fp8_e5m2"])),
+        st.builds(CacheRounding, st.sampled_from(["q4", "fp8_cut"])),
     ),
 )  # fmt: skip
 def test_a_larger_model_of_a_family_loses_no_more(
@@ -279,6 +279,13 @@ def test_kv_types_in_order_and_worse_for_models_that_round_badly() -> None:
     assert rise(LLAMA_3_8B, KVCachePass("fp8")) < rise(LLAMA_3_8B, KVCachePass("q4"))
     assert rise(LLAMA_3_8B, KVCachePass("fp8")) < rise(LLAMA_3_8B, KVCachePass("fp8_e5m2"))
     assert rise(LLAMA_3_8B, KVCachePass("q4")) > rise("meta-llama/Llama-2-7b-hf", KVCachePass("q4"))
+
+
+@given(traits=traits_drawn)
+def test_caches_lose_more_the_fewer_bits_of_mantissa_they_keep(traits: Traits) -> None:
+    order = ("fp8", "fp8_e5m2", "nvfp4", "q4", "int4_per_token_head")
+    losses = [cache_loss(traits, CacheRounding(dtype)).value for dtype in order]
+    assert losses == sorted(losses), dict(zip(order, losses, strict=True))
 
 
 def test_no_type_of_8_bits_is_a_reason_for_the_engine_that_has_it() -> None:

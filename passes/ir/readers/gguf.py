@@ -162,6 +162,8 @@ class _Reader:
 def read_gguf_header(path: Path) -> GgufHeader:
     """Read the header of a GGUF file (version 2 or 3), checked against the file's size."""
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file", remedy="Name the .gguf file itself.")
         with path.open("rb") as file:
             if path.stat().st_size < 24:
                 raise InputError(f"{path}: only {path.stat().st_size} bytes, no GGUF file", remedy=_AGAIN)

@@ -14,7 +14,7 @@ from typing import Any
 
 from passes.errors import InputError
 from passes.formats.tensor import DTYPE_BITS, Tensor
-from passes.ir.fields import Fields, json_object, shown
+from passes.ir.fields import Fields, file_bytes, json_object, shown
 from passes.record import dataclass
 
 #: The safetensors library's own limit of a header's length.
@@ -186,7 +186,7 @@ def read_folder_header(folder: Path) -> Header | None:
     index_path = folder / "model.safetensors.index.json"
     if index_path.is_file():
         try:
-            index = json_object(index_path.read_bytes(), str(index_path), remedy=_INDEX)
+            index = json_object(file_bytes(index_path), str(index_path), remedy=_INDEX)
         except OSError as error:
             raise InputError(f"{index_path}: cannot be read ({error})", remedy=_INDEX) from error
         shards = shard_names(index, str(index_path))

@@ -17,7 +17,7 @@ from typing import Any
 
 from passes.errors import InputError
 from passes.formats.tensor import DTYPE_BITS, Tensor
-from passes.ir.fields import Fields, is_whole, json_object
+from passes.ir.fields import Fields, file_bytes, is_whole, json_object
 from passes.ir.readers.headers import PICKLE_REMEDY, Header, header_length, merge, parse_header, shard_names
 from passes.record import dataclass
 
@@ -286,7 +286,7 @@ def _cached(folder: Path, name: str, wanted: str) -> Repository:
     commit = reference.read_text() if reference.is_file() else wanted
     file = folder / f"{commit}.json"
     try:
-        kept = json_object(file.read_bytes(), str(file), remedy=f"Remove {file}; it is read again.")
+        kept = json_object(file_bytes(file), str(file), remedy=f"Remove {file}; it is read again.")
     except OSError:
         raise InputError(
             f"{name}: the network is off (HF_HUB_OFFLINE) and {wanted} was not read before",

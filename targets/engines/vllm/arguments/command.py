@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from passes.errors import InputError
+from passes.ir.fields import shown
 from passes.record import dataclass
 from targets.engines.vllm.arguments.config_file import config_flags
 from targets.engines.vllm.arguments.table import Flag, find_flag
@@ -58,7 +59,7 @@ def read_command(words: Sequence[str]) -> ServeCommand:
     """
     words = tuple(part for word in words for part in (_split(word) if _quoted(word, len(words)) else (word,)))
     command = _read(words)
-    named, contained = command.flags.get("config"), any(PurePosixPath(word).name in _CONTAINERS for word in words)
+    named, contained = _config_of(command), any(PurePosixPath(word).name in _CONTAINERS for word in words)
     if contained and named is not None and not Path(named).is_file():
         return replace(
             command, notes=(*command.notes, f"--config {named} lies in the container: what it says is not read")
@@ -68,8 +69,16 @@ def read_command(words: Sequence[str]) -> ServeCommand:
 
 def with_config_file(command: ServeCommand) -> ServeCommand:
     """Return a command with what the file of its `--config` says, which its own flags overrule. Raises InputError for what is none."""
-    named = command.flags.get("config")
+    named = _config_of(command)
     return command if named is None else replace(command, flags={**config_flags(Path(named)), **command.flags})
+
+
+def _config_of(command: ServeCommand) -> str | None:
+    """The file of `--config`."""
+    named = command.flags.get("config")
+    if named is not None and not isinstance(named, str):
+        raise InputError(f"--config is {shown(named)}", remedy="name one .yaml file")
+    return named
 
 
 def _read(words: tuple[str, ...]) -> ServeCommand:

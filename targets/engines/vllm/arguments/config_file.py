@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from passes.errors import InputError, Location
+from passes.ir.fields import file_bytes
 from targets.engines.vllm.arguments.table import Flag, find_flag
 
 _SUFFIXES = (".yaml", ".yml")
@@ -25,7 +26,7 @@ def config_flags(path: Path) -> dict[str, Any]:
     if path.suffix not in _SUFFIXES:
         raise InputError(f"--config {path}: vLLM takes a .yaml or .yml file", remedy="rename it")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = file_bytes(path).decode()
         said = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path} cannot be read: {error}", remedy="name a file that is here") from None

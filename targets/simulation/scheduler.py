@@ -15,6 +15,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
+from targets.simulation.free_blocks import FreeBlocks, Left
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -46,13 +48,15 @@ class Besides:
 class Cache:
     """The pool that requests draw from: `blocks` of `block` tokens. `besides`: what a request takes of them whatever its tokens take.
 
-    `prefix`: tokens that all prompts begin with; whole blocks of them are computed and kept once.
+    `prefix`: tokens that all prompts begin with; whole blocks of them are computed and kept once. `remembers`: a request that lost its
+    blocks finds those again that nobody has taken (prefix caching).
     """
 
     blocks: int
     block: int = 16
     besides: Besides = Besides()
     prefix: int = 0
+    remembers: bool = False
 
     def needed(self, tokens: int, besides: int = 0) -> int:
         """Count the blocks that hold so many tokens of one request, which takes `besides` more."""
@@ -78,6 +82,8 @@ class Request:
     """Blocks that it holds together with others."""
     besides: int = 0
     """Blocks that it holds besides those of its tokens."""
+    left: Left | None = None
+    """Blocks that it wrote and lost, as far as nobody has taken them."""
 
     @property
     def known(self) -> int:
@@ -112,7 +118,7 @@ class Scheduler:
     def __init__(self, rules: Rules, cache: Cache) -> None:
         self.rules, self.cache = rules, cache
         self.step = 0
-        self.free = cache.blocks
+        self._free = FreeBlocks(cache.blocks, cache.remembers)
         self.waiting: deque[Request] = deque()
         self.running: dict[Request, None] = {}
         """In the order of admission; the last loses its blocks first."""
@@ -128,6 +134,11 @@ class Scheduler:
         self._prefix_known = False
 
     apart = False
+
+    @property
+    def free(self) -> int:
+        """Blocks that nobody holds."""
+        return self._free.count
 
     @property
     def lag(self) -> int:
@@ -188,8 +199,8 @@ class Scheduler:
     def skip(self, steps: int) -> Batch:
         """Go past so many quiet steps, at least one. Returns the last of them."""
         cycles, rest = divmod(steps, self.cache.block)
-        self.free -= cycles * self._decoding
-        self.free -= sum(self._phases[(self.step + ahead) % self.cache.block] for ahead in range(1, rest + 1))
+        phases = sum(self._phases[(self.step + ahead) % self.cache.block] for ahead in range(1, rest + 1))
+        self._free.take(cycles * self._decoding + phases)
         self.step += steps
         batch = Batch(self._decoding, self._offsets + self._decoding * self.step)
         self._finish(batch)
@@ -210,15 +221,20 @@ class Scheduler:
             if request in self.running:
                 self._release(request, request.prompt + request.output - 1)
 
-    def _release(self, request: Request, tokens: int) -> None:
-        """Take back the place and the blocks of a request with so many tokens in the cache."""
+    def _release(self, request: Request, tokens: int, known: int | None = None) -> Left:
+        """Take back the place and the blocks of a request with so many tokens in the cache, of which the first `known` (by default all) may
+        be found again.
+        """
         del self.running[request]
-        self.free += self.cache.needed(tokens, request.besides) - request.shared
-        if request.shared:
+        own, shared = self.cache.needed(tokens, request.besides) - request.shared, request.shared
+        whole = (tokens if known is None else known) // self.cache.block - shared if self.cache.remembers else 0
+        left = self._free.give(own, whole, shared)
+        if shared:
             self._prefix_holders -= 1
             if not self._prefix_holders:
-                self.free += request.shared
+                self._free.give(shared)
             request.shared = 0
+        return left
 
     def _run(self, batch: Batch) -> int:
         """Give those that run their tokens. Returns the budget that is left.
@@ -227,7 +243,7 @@ class Scheduler:
         """
         while self._needed() > self.free:
             self._preempt(batch, next(reversed(self.running)))
-        self.free -= self._phases[self.step % self.cache.block]
+        self._free.take(self._phases[self.step % self.cache.block])
         batch.decode, batch.context = self._decoding, self._offsets + self._decoding * self.step
         budget = self.rules.tokens - self._decoding
         if self._partial is not None and budget > 0:
@@ -255,11 +271,12 @@ class Scheduler:
             return
         if request is self._partial:
             self._partial = None
-            self._release(request, request.computed)
+            request.left = self._release(request, request.computed)
         else:
             cached = request.offset + self.step
             self._decodes(request, -1)
-            self._release(request, cached)
+            # a token whose step is not settled is not known, nor the block that it completes
+            request.left = self._release(request, cached, max(request.known, cached - self.rules.lag))
             request.written = cached - request.prompt + 1
         request.computed = request.end = 0
         self.waiting.appendleft(request)
@@ -284,22 +301,26 @@ class Scheduler:
         """Whether the cache has room for what must fit when a request is admitted."""
         hit, tokens = self._hit(request), request.known
         if not self.rules.whole_prompt:
-            tokens = min(tokens, hit * self.cache.block + (budget or self.rules.tokens))
+            there = hit + (request.left.blocks if request.left else 0)
+            tokens = min(tokens, there * self.cache.block + (budget or self.rules.tokens))
         return self.cache.needed(tokens, request.besides) - (hit if self._prefix_holders else 0) <= self.free
 
     def _share(self, request: Request) -> None:
-        """Give a request the blocks of the prefix that are there."""
+        """Give a request the blocks of the prefix that are there, and what is left of its own."""
         hit = self._hit(request)
         if hit:
             request.computed, request.shared = hit * self.cache.block, hit
-            self.free -= request.besides + (0 if self._prefix_holders else hit)
+            self._free.take(request.besides + (0 if self._prefix_holders else hit))
             self._prefix_holders += 1
+        if request.left is not None and request.left.others == hit:
+            request.computed += self._free.find(request.left) * self.cache.block
+        request.left = None
 
     def _chunk(self, batch: Batch, request: Request, budget: int) -> int:
         """Give a prompt as much of the budget as it takes. Returns its tokens."""
         before = request.computed
         tokens = min(request.known - before, budget)
-        self.free -= self._more(request, tokens)
+        self._free.take(self._more(request, tokens))
         request.computed = before + tokens
         batch.chunks.append((request, tokens, before))
         self._partial = request if request.computed < request.known else None

@@ -99,8 +99,9 @@ def _lengths(mean: int, p95: int | None, workload: Workload, count: int, seed: i
     return long.fixed(mean, count) if workload.requests else long.spread(mean, _SPREAD, count, seed=seed)
 
 
-def cache_of(kv: KVEstimate, workload: Workload, block: int) -> Cache:
-    """Return the pool that requests draw from, of a replica's cache, with blocks of `block` tokens.
+def cache_of(kv: KVEstimate, workload: Workload, block: int, remembers: bool = True) -> Cache:
+    """Return the pool that requests draw from, of a replica's cache, with blocks of `block` tokens. `remembers`: what they begin with is
+    found again (prefix caching), and what a request lost, where blocks hold nothing but tokens.
 
     What a sequence takes besides (windows, states) is counted in such blocks. A cache that is too small for the longest
     request holds one: such a plan is refused for its memory, its speed is asked all the same.
@@ -113,7 +114,8 @@ def cache_of(kv: KVEstimate, workload: Workload, block: int) -> Cache:
     besides = Besides(round(kv.state_bytes / block_bytes), kv.window_bytes_per_token / block_bytes, kv.window_tokens)
     blocks = int(kv.max_concurrency.value * kv.bytes_per_sequence / block_bytes) - 1
     longest = -(-workload.context // block) + besides.blocks(workload.context)
-    return Cache(max(blocks, longest), block, besides, workload.shared_prefix)
+    prefix = workload.shared_prefix if remembers else 0
+    return Cache(max(blocks, longest), block, besides, prefix, remembers and not besides.states and not besides.each)
 
 
 def served(
@@ -121,7 +123,8 @@ def served(
 ) -> SpeedEstimate:
     """Predict what users of the workload see. `ir`: as the engine computes it. Intervals are the ends of runs with slower steps and the
     least cache, and with faster ones and the most: near saturation they are wide, to one side. Where nothing is said of a closed
-    loop's requests, the run of a benchmark is among them: few rounds of equal lengths, in which clients stay in step.
+    loop's requests, the run of a benchmark is among them: few rounds of equal lengths, in which clients stay in step. Where their number
+    is said, which makes it a benchmark's run, the slower one may begin with the compilation of kernels.
     """
     if not _is_simulated(engine, gpu, settings, workload, memory):
         return engine.speed(ir, gpu, settings, workload, memory)
@@ -154,7 +157,9 @@ def _served(of: _Simulated) -> SpeedEstimate:
     load = load_of(workload, question.replicas)
     width = question.fitted.widths[question.regime(workload)]
     short, roomy = _cache_shares(of.kv)
-    runs = [run(workload, load), run(workload, load, width.tpot, short), run(workload, load, -width.tpot, roomy)]
+    first_s = question.fitted.rates.first_use_s if workload.requests and question.run.work.recurrent_layers else 0.0
+    slower, faster = run(workload, load, width.tpot, short, first_s), run(workload, load, -width.tpot, roomy)
+    runs = [run(workload, load), slower, faster]
     if _unsaid(workload):
         in_step = replace(workload, requests=_FEW_ROUNDS * round(question.loop.clients) * question.replicas)
         runs.append(run(workload, load_of(in_step, question.replicas), width.tpot))
@@ -197,13 +202,13 @@ def _is_simulated(engine: Engine, gpu: Gpu, settings: Settings, workload: Worklo
 
 
 def _runs(engine: Engine, gpu: Gpu, settings: Settings, kv: KVEstimate, question: Asked) -> Callable[..., Run]:
-    """Return what simulates a load of a workload, with slower steps (in log space) and a share of the cache."""
+    """Return what simulates a load of a workload, slower (in log space), with a share of the cache, seconds before the first prompts."""
     seconds = StepTimes(question.run.stage, question.loop.cache_bytes, settings.parallel.pp)
 
-    def run(workload: Workload, load: Load, slower: float = 0.0, share: float = 1.0) -> Run:
+    def run(workload: Workload, load: Load, slower: float = 0.0, share: float = 1.0, first_s: float = 0.0) -> Run:
         queue = engine.queue(gpu, settings, workload, _scaled(kv, share))
         assert queue is not None
-        return _run(seconds, math.exp(slower), queue, load, question)
+        return _run(_Paced(seconds, math.exp(slower), queue.apart, first_s), queue, load, question)
 
     return run
 
@@ -255,13 +260,22 @@ def _scaled(kv: KVEstimate, share: float) -> KVEstimate:
     return replace(kv, max_concurrency=replace(at_once, value=at_once.value * share))
 
 
-def _run(seconds: StepTimes, factor: float, queue: Composer, load: Load, question: Asked) -> Run:
+class _Paced:
+    """Seconds of a step by a step model, times a factor; the first one that reads a prompt takes `first_s` more."""
+
+    def __init__(self, seconds: StepTimes, factor: float, apart: bool, first_s: float) -> None:
+        self._seconds, self._factor, self._first_s = seconds.apart if apart else seconds, factor, first_s
+
+    def __call__(self, batch: Batch) -> float:
+        once = 0.0
+        if batch.chunks:
+            once, self._first_s = self._first_s, 0.0
+        return once + self._factor * self._seconds(batch)
+
+
+def _run(step_s: _Paced, queue: Composer, load: Load, question: Asked) -> Run:
     rates = question.fitted.rates
     host = Host(rates.request_s(question.run.tp), rates.serial_s, rates.host_token_s)
-
-    def step_s(batch: Batch) -> float:
-        return factor * (seconds.apart(batch) if queue.apart else seconds(batch))
-
     return simulate(step_s, queue, load.arrivals, load.lengths, host)
 
 

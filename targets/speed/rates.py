@@ -163,11 +163,16 @@ def rates_from(values: Mapping[str, float], generation: str, version: str | None
         graphs=int(values["graphs"]),
         serial_s=values["serial_s"],
         workers_s=values["workers_s"],
+        first_use_s=values["first_use_s"] if version is None or _minor(version) < WARMED else 0.0,
     )
 
 
 #: The first version that composes a step while the last one runs.
 ASYNCHRONOUS = 14.0
+
+#: The first version in which a published run of a model with recurrent layers shows no compilation at its first prompts (0.20.0; which one
+#: began to compile them at the start is not known).
+WARMED = 20.0
 
 
 def _links(values: Mapping[str, float]) -> dict[str, Link]:

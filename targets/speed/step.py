@@ -67,7 +67,8 @@ class Rates:
     `kernel_layer_s` more per layer by kernel family (quantizing activations, unpacking), `step_s` per step, `sequence_s` per running
     sequence and step, `token_s` per prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `links`: by kind.
     Of the host, before the first token: `host_s` a request, `serial_s` of a thread in turns, `host_token_s` a prompt's token,
-    `workers_s` a request more where cards are several, whose workers are processes of their own.
+    `workers_s` a request more where cards are several, whose workers are processes of their own. `first_use_s`: what the first prompts
+    after a start may wait for kernels of recurrent layers to be compiled.
 
     `tile`: rows that each hit expert's tokens are padded by, by kernel family. `routing`: exponent on the number of tokens, below 1
     because tokens share experts more than uniform routing would. `recurrence`: how much of a recurrent state a prompt's token moves,
@@ -99,6 +100,7 @@ class Rates:
     graphs: int
     serial_s: float
     workers_s: float
+    first_use_s: float
 
     def request_s(self, cards: int) -> float:
         """Return the seconds of the host between a request's being sent and the engine's seeing it, but for its prompt's tokens."""

@@ -25,6 +25,11 @@ def _same(prompt: int, answer: int, count: int) -> list[tuple[int, int]]:
     return list(zip(fixed(prompt, count), fixed(answer, count), strict=True))
 
 
+def _long(count: int) -> list[tuple[int, int]]:
+    """Prompts of several steps' budgets."""
+    return list(zip(spread(5000, 0.7, count), spread(170, 0.88, count, seed=1), strict=True))
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -36,11 +41,16 @@ class Case:
     delay: float = 0.0
     prefix: int = 0
     whole_prompt: bool = True
+    caching: bool = False
+
+    @property
+    def caches(self) -> bool:
+        return self.caching or self.prefix > 0
 
     def asked(self, lag: int) -> dict[str, object]:
         return {
             "name": f"{self.name}/{lag}", "lag": lag, "tokens": self.tokens, "sequences": self.sequences, "blocks": self.blocks,
-            "prefix": self.prefix, "caching": self.prefix > 0, "whole_prompt": self.whole_prompt, "due": list(self.arrivals.due),
+            "prefix": self.prefix, "caching": self.caches, "whole_prompt": self.whole_prompt, "due": list(self.arrivals.due),
             "at_once": self.arrivals.at_once, "delay": self.delay, "lengths": self.lengths,
         }  # fmt: skip
 
@@ -61,6 +71,13 @@ CASES = [
     Case("shared prefix", closed_loop(12, 60), _mixed(60), tokens=2048, delay=0.5, prefix=100),
     Case("shared prefix, places short", burst(60), _mixed(60), tokens=2048, sequences=16, prefix=64),
     Case("first chunk must fit", burst(30), _same(3000, 60, 30), tokens=2048, blocks=900, whole_prompt=False),
+    Case("blocks lost and found", burst(60), _same(300, 150, 60), tokens=2048, blocks=700, caching=True),
+    Case("blocks lost and found, mixed", closed_loop(24, 120), _mixed(120), tokens=2048, blocks=700, delay=0.5, caching=True),
+    Case("shared prefix, blocks short", closed_loop(24, 120), _mixed(120), tokens=2048, blocks=700, delay=0.5, prefix=64),
+    Case("long prompts, blocks lost and found", burst(24), _long(24), tokens=2048, blocks=1100, caching=True),
+    Case("long prompts, first chunk must fit", burst(24), _long(24), tokens=2048, blocks=1100, caching=True, whole_prompt=False),
+    Case("long prompts at a rate, blocks short", poisson(0.05, 40), _long(40), tokens=1024, blocks=900, delay=0.25, caching=True),
+    Case("budget of one token a sequence", burst(120), _same(40, 60, 120), tokens=64, sequences=64, caching=True),
 ]  # fmt: skip
 
 
@@ -91,7 +108,10 @@ class _Recorded(Scheduler):
 
 def _ours(case: Case, lag: int) -> tuple[list[list[list[int]]], int]:
     blocks = case.blocks - 1  # one is the null block
-    scheduler = _Recorded(Rules(case.tokens, case.sequences, lag, case.whole_prompt), Cache(blocks, prefix=case.prefix))
+    scheduler = _Recorded(
+        Rules(case.tokens, case.sequences, lag, case.whole_prompt),
+        Cache(blocks, prefix=case.prefix, remembers=case.caches),
+    )
     run = simulate(lambda _: 1.0, scheduler, case.arrivals, case.lengths, Host(case.delay))
     return scheduler.steps, run.preemptions
 

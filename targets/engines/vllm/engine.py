@@ -29,7 +29,7 @@ from targets.engines.engine import (
 )
 from targets.engines.vllm.defaults import batched_tokens, default_sequences, rules_as_set
 from targets.engines.vllm.kernels import kernel_of
-from targets.engines.vllm.memory.cache import BLOCK, element_bytes
+from targets.engines.vllm.memory.cache import BLOCK, caches_prefixes, element_bytes
 from targets.engines.vllm.memory.features import served, weights_of_stages
 from targets.engines.vllm.memory.ranks import cold_note, override_reasons, profile_of, state_reasons, tightest_rank
 from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons, stage_reasons
@@ -120,7 +120,7 @@ class Vllm(Engine):
         if ir.load_time.name.startswith("fp8"):
             said["quantization"] = rules.online_fp8
         said["engine"] = f"V1, runner {'V2' if uses_v2_runner(ir, rules) else 'V1'}" if rules.v1 else "V0"
-        said["prefix caching"] = _on(rules.hybrid_prefix_caching if has_states(ir) else rules.v1)
+        said["prefix caching"] = _on(caches_prefixes(has_states(ir), settings, rules))
         said["memory of graphs"] = "taken from the cache's" if subtracts_graphs(ir, rules) else "on top of the budget"
         said["asynchronous scheduling"] = _on(rules.async_scheduling)
         fits = "prompt fits the cache" if rules.reserves_prompt else "first chunk fits"
@@ -214,7 +214,10 @@ class Vllm(Engine):
         asked, stages = self.scheduler(gpu, settings, workload), settings.parallel.pp
         lag = int(rules.async_scheduling and stages == 1 and not gpu.is_cpu)
         step = scheduler.Rules(asked.tokens * stages, min(asked.sequences, asked.tokens), lag, rules.reserves_prompt)
-        return scheduler.Scheduler(step, cache_of(kv, workload, settings.block_size or BLOCK))
+        cache = cache_of(
+            kv, workload, settings.block_size or BLOCK, caches_prefixes(bool(kv.state_bytes), settings, rules)
+        )
+        return scheduler.Scheduler(step, cache)
 
     def unread_file(self, kind: str, settings: Settings) -> str | None:
         """Say why a file is not read; GGUF is, to 0.23: its loader (`model_loader/gguf_loader.py`) keeps matrices and embeddings as they

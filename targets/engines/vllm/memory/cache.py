@@ -27,15 +27,18 @@ def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile
     """Return what the cache layout depends on, on a CUDA card."""
     return CacheSettings(
         settings.block_size or BLOCK, element_bytes(ir), 4 if ir.dtype == "F32" else 2, profile.tp,
-        profile.tokens * _in_flight(ir, profile.pp, rules), _caches_prefixes(ir, settings, rules),
+        profile.tokens * _in_flight(ir, profile.pp, rules), caches_prefixes(has_states(ir), settings, rules),
         head_bytes=head_bytes(ir.kv_cache.dtype), context_parallel=settings.features.context_parallel,
         draft_tokens=settings.features.drafting.tokens if settings.features.drafting else 0,
     )  # fmt: skip
 
 
-def _caches_prefixes(ir: ModelIR, settings: Settings, rules: Rules) -> bool:
+def caches_prefixes(states: bool, settings: Settings, rules: Rules) -> bool:
+    """Return whether a prompt's beginning is found again: as asked, or by version and whether recurrent states are kept."""
     asked = settings.features.prefix_caching
-    return (rules.hybrid_prefix_caching or not has_states(ir)) if asked is None else asked
+    if asked is not None:
+        return asked
+    return rules.hybrid_prefix_caching if states else rules.v1
 
 
 def _in_flight(ir: ModelIR, pp: int, rules: Rules) -> int:

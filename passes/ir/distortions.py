@@ -45,11 +45,12 @@ class Recovered:
     """The model was trained on so many tokens, which takes back part of what was lost before.
 
     `method`: `logits` and `sequences` train it whole; `blockwise` tunes each block as it is stored, which takes back part of what rounding
-    it loses too.
+    it loses too. `adapters`: whether low-rank adapters are trained in place of the weights.
     """
 
     tokens: int
     method: str = "logits"
+    adapters: bool = False
 
 
 Distortion = WeightRounding | CacheRounding | Zeros | Removed | Recovered

@@ -23,8 +23,8 @@ _PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
 _HEAD = """# Pruning and distillation of SmolLM2, measured
 
 Made by `python -m benchmarks.prune_distill.results` from what `python -m benchmarks.prune_distill` found, a file each stage
-under `benchmarks/data`. Whole model, two cores, fixed seeds. Nothing is fitted to the judging texts; the measure of importance and the tokens of tuning were settled on
-earlier trials that read parts of the same two sources. ± is a
+under `benchmarks/data`. Whole model, two cores, fixed seeds. Nothing is fitted to the judging texts; the measure of importance, the kinds of
+text that are looked at and the tokens of tuning were settled on earlier trials that read parts of the same two sources. ± is a
 standard error over their sequences (jackknife). Stages that are missing below were not measured."""
 _NOTHING = "**No stage was run on the whole model yet.**"
 

@@ -148,6 +148,8 @@ def recovery(spec: Spec, source: ModelIR, verdict: Verdict) -> Iterator[str]:
             "what training all weights would leave is expected of adapters, and at worst that they take back nothing: their share is not "
             "published for pruned models"
         )
+    if trained.of_another:
+        yield "what it learns from another teacher may take it away from the source: by how much only `apply` measures"
     if goal is None or trained.method not in TRAINED:
         return
     pruned, in_all = (expected_quality(source, chain_).log_ppl_increase.value for chain_ in (passes[:place], passes))

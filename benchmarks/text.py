@@ -1,4 +1,4 @@
-"""Text for the quantization benchmark: calibration from technical prose, evaluation from a news corpus.
+"""Text for the quantization benchmark: calibration from technical prose, evaluation from a news corpus, and a library's documentation.
 
 The news corpus is `lee_background.cor` of gensim's test data (300 articles of the Australian Broadcasting Corporation,
 collected by Lee, Pincombe and Welsh 2005), read out of the gensim wheel that pip downloads; nothing of it is kept here.
@@ -6,6 +6,7 @@ collected by Lee, Pincombe and Welsh 2005), read out of the gensim wheel that pi
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,8 @@ from passes.text.source import PYTHON_REFERENCE, TextSource, token_blocks
 
 CACHE = Path.home() / ".cache" / "tightfit" / "bench"
 _MEMBER = "gensim/test/test_data/lee_background.cor"
+#: Characters below which a docstring is left out.
+_TELLING = 400
 
 
 def news_file() -> Path:
@@ -30,6 +33,19 @@ def news_file() -> Path:
         )
         wheel = next(wheels.glob("gensim-*.whl"))
         path.write_bytes(zipfile.ZipFile(wheel).read(_MEMBER))
+    return path
+
+
+def documentation_file() -> Path:
+    """What NumPy says of its functions as a text file: technical prose with code in it, none of it from Python's reference."""
+    import numpy
+
+    path = CACHE / f"numpy-{numpy.__version__}.txt"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        modules = (numpy, numpy.linalg, numpy.fft, numpy.random, numpy.ma, numpy.polynomial)
+        said = (inspect.getdoc(getattr(module, name)) or "" for module in modules for name in sorted(module.__all__))
+        path.write_text("\n\n".join(dict.fromkeys(text for text in said if len(text) >= _TELLING)), encoding="utf-8")
     return path
 
 

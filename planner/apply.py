@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 #: How files of weights end, which no step writes again where they are there in their size.
 _WEIGHTS = ".safetensors"
+#: Stages whose result is another model than its source, and ships only where it meets its goals.
+_OTHER_MODEL = (Stage.PRUNE, Stage.DISTILL)
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class _Result:
         write_launch(folder, [*server.launch.files, *target_files(server, self.document.spec.launch)])
         save(portable(decision), folder / PLAN)
         made = certificate(decision, outcome, folder, self.document.decision.passes, expected)
-        if any(pass_.stage is Stage.PRUNE for pass_ in outcome.passes):
+        if any(pass_.stage in _OTHER_MODEL for pass_ in outcome.passes):
             write_json(self.work / NAME, to_json(made))
             try:
                 require_met(made, self.place, self.work)
@@ -191,14 +193,14 @@ class _Result:
 
 
 def require_met(made: Certificate, place: Path, work: Path) -> None:
-    """Refuse to ship a pruned model that misses a goal on quality: it is another model than the one that was asked for. Raises
-    GoalMissedError, which says by how much.
+    """Refuse to ship a pruned or distilled model that misses a goal on quality: it is another model than the one that was asked for.
+    Raises GoalMissedError, which says by how much.
     """
     missed = [goal for goal in made.goals if not goal.met]
     if missed:
         said = "; ".join(map(_shortfall, missed))
         raise GoalMissedError(
-            f"what is left of {made.model} misses its goal, and {place.name} is not made: {said}",
+            f"what became of {made.model} misses its goal, and {place.name} is not made: {said}",
             remedy=f"prune less, distil on more tokens, or plan with a goal that it meets, which uses the same work; {work / NAME} holds "
             "what was measured",
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import real_models
-from benchmarks.text import news_file
+from benchmarks.text import documentation_file, news_file
 from passes.blocks.dense_model import DenseModel
 from passes.blocks.memory import BATCH_TOKENS
 from passes.ir.sources import open_model
@@ -27,11 +27,13 @@ from passes.text.token_file import read_tokens, token_file
 
 #: What is kept of a run, so that one that was killed goes on: steps under their keys.
 WORK = real_models.CACHE / "prune-distill"
-#: What pruning and tuning look at: so many sequences that the model writes itself, and as many of news, in turn. One kind of text alone
-#: has units stay that only it needs (docs/quantization.md).
-LOOKED_AT, LENGTH = 16, 256
-#: What everything is judged on, and nothing is fitted to: a text of another kind, and other news; shorter sequences, so many of each. The measure of
-#: importance and the tokens of tuning were settled on earlier trials that read parts of the same two sources.
+#: What pruning and tuning look at: so many sequences that the model writes itself, as many of news, and of a library's documentation, in
+#: turn. One kind of text alone has units stay that only it needs, and what is fitted to it is lost on others (docs/quantization.md).
+LOOKED_AT, LENGTH = 40, 256
+#: Of all these, what suffices where nothing is fitted to it: which units and blocks matter.
+CHOSEN_ON = 48
+#: What everything is judged on, and nothing is fitted to: a text of another source, and other news; shorter sequences, so many of each. The measure of
+#: importance, the kinds of text that are looked at and the tokens of tuning were settled on earlier trials that read parts of the same two sources.
 SEQUENCES, SHORTER = 16, 128
 JUDGING = ("Python's reference", "news")
 
@@ -44,11 +46,11 @@ class Bench:
     run: RunContext
     judging: torch.Tensor
 
-    def within(self, name: str) -> RunContext:
-        """Return the run with a folder of its own for what a stage keeps."""
+    def within(self, name: str, sequences: int | None = None) -> RunContext:
+        """Return the run with a folder of its own for what a stage keeps, on the first `sequences` of its text."""
         folder = self.run.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        return self.run.part(folder)
+        return self.run.part(folder).on_text(self.run.text[:sequences])
 
     def losses(self, dense: DenseModel) -> torch.Tensor:
         """Return the mean negative log-likelihood of each judging sequence `[S]`, measured once for a model."""
@@ -150,7 +152,8 @@ def _texts(run: RunContext, files: Path) -> tuple[torch.Tensor, torch.Tensor]:
     written = read("calibration text", TextSource("self", LOOKED_AT, LENGTH))
     news = read("news", TextSource(str(news_file()), LOOKED_AT + SEQUENCES * SHORTER // LENGTH, LENGTH))
     reference = read("evaluation text", TextSource(PYTHON_REFERENCE, SEQUENCES, SHORTER))
-    calibration = torch.stack([written, news[:LOOKED_AT]], 1).flatten(0, 1)
+    documentation = read("documentation", TextSource(str(documentation_file()), LOOKED_AT, LENGTH))
+    calibration = torch.stack([written, news[:LOOKED_AT], documentation], 1).flatten(0, 1)
     return calibration, torch.cat([reference, news[LOOKED_AT:].reshape(-1, SHORTER)])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from benchmarks.prune_distill.bench import SEQUENCES, Bench, Figure, Line, grown, lines, ratio
+from benchmarks.prune_distill.bench import CHOSEN_ON, SEQUENCES, Bench, Figure, Line, grown, lines, ratio
 from passes import chain
 from passes.algorithms.learned.rounding import Tuning
 from passes.blocks.decoded_weights import decoded_model
@@ -34,8 +34,9 @@ SHARE = 5
 RECOVERY = Distill(tokens=24_576, length=128, epochs=2, learning_rate=3e-4)
 FORECAST = replace(RECOVERY, tokens=6_144)
 SEEDS = range(5)
-#: Three bits with a scale for 64 weights, and the tokens that each block is tuned on.
+#: Three bits with a scale for 64 weights, the sequences that they are fitted to, and the tokens that each block is tuned on.
 QUANTIZE = Quantize("gptq", PackQuantized(3, 64))
+FITTED_TO = 72
 TUNING = Tuning(65_536)
 
 
@@ -47,7 +48,7 @@ def pruned(bench: Bench, run: RunContext) -> DenseModel:
 
 def recovery(bench: Bench) -> Iterator[Line]:
     """Yield what a budget of distillation takes back."""
-    run = bench.within("distill")
+    run = bench.within("distill", CHOSEN_ON)
     before = pruned(bench, run)
     lost = bench.rises(before)
     yield from lines("a fifth of the blocks gone: perplexity grows by", "%", {t: grown(r) for t, r in lost.items()})
@@ -60,7 +61,7 @@ def recovery(bench: Bench) -> Iterator[Line]:
 
 def forecasts(bench: Bench) -> Iterator[Line]:
     """Yield how many of the runs end where their first fifth says."""
-    run = bench.within("distill")
+    run = bench.within("distill", CHOSEN_ON)
     before = pruned(bench, run)
     missed = 0
     for seed in SEEDS:
@@ -85,7 +86,7 @@ def blockwise(bench: Bench) -> Iterator[Line]:
 
 def three_bits(bench: Bench, name: str, tuning: Tuning | None) -> Figure:
     """Return the KL of the model stored in 3 bits, its blocks tuned or not."""
-    run, source, judging = bench.within("distill"), bench.source, bench.judging[:SEQUENCES]
+    run, source, judging = bench.within("distill", FITTED_TO), bench.source, bench.judging[:SEQUENCES]
     planned = QUANTIZE.rewrite(source.ir)
     options = asdict(tuning) if tuning else None
     key = content_key(*source.identity, "w3", options, tokens_digest(run.text), tokens_digest(judging))

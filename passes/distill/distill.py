@@ -212,7 +212,7 @@ class Distill(Pass):
 
     def distortions(self, ir: ModelIR) -> tuple[Distortion, ...]:
         """Return the recovery that its tokens bring."""
-        return (Recovered(self.tokens, self.method),)
+        return (Recovered(self.tokens, self.method, self.lora_rank > 0, self.other_teacher),)
 
     def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
         """Return what its steps take: the text, the teacher's forwards, training; or the ways back through each block."""

@@ -44,12 +44,15 @@ class Removed:
 class Recovered:
     """The model was trained on so many tokens, which takes back part of what was lost before.
 
-    `method`: `logits` and `sequences` train it whole; `blockwise` tunes each block as it is stored, which takes back part of what rounding
-    it loses too.
+    `method`: `logits` and `sequences` train it whole; `blockwise` tunes each block as it is stored, which takes back part of what
+    rounding it loses too. `adapters`: whether low-rank adapters are trained in place of the weights. `of_another`: whether it may learn
+    from another model than the source, which takes it away from this by as much as nobody foretells.
     """
 
     tokens: int
     method: str = "logits"
+    adapters: bool = False
+    of_another: bool = False
 
 
 Distortion = WeightRounding | CacheRounding | Zeros | Removed | Recovered

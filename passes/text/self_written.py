@@ -1,18 +1,20 @@
 """Lets a model write its own calibration text, at temperature 1, in batches that are kept as they are finished.
 
-On the processor the text is a function of model and seed. On a card it is one of model, seed, kind of card and the libraries' versions:
-the numbers that decide are the same, but a card's matrix products round in another way, and otherwise for another number of rows,
-which the card's whole memory decides, not what is free of it.
+On the processor the text is a function of model and seed, and of whether it has products of 16 bits (`_dtype`). On a card it is one of
+model, seed, kind of card and the libraries' versions: the numbers that decide are the same, but a card's matrix products round in another
+way, and otherwise for another number of rows, which the card's whole memory decides, not what is free of it.
 """
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.blocks.devices import compute_devices, memory_bytes
 from passes.errors import InputError, TightfitError
 from passes.files.checkpoint import Checkpoint, write_shard
+from passes.host_memory import memory_total_bytes
 from passes.ir.readers.headers import is_whole
 from passes.steps.step import Report
 from passes.text.sampling import CardWriter, row_bytes, write_plainly
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 #: A model may write its own calibration text when its weights take at most this share of the free memory; on a card, its rows at most
 #: this share of what the weights leave.
 SELF_MEMORY_SHARE = 0.6
+#: Of all memory (not of what is free, so that a machine writes the same text each time): what weights in single precision may take.
+_ROOMY = 0.3
 #: Sequences that the model writes side by side on a processor, and whose random numbers come from one seed anywhere.
 SELF_BATCH = 64
 #: The same on a card, at most: a step of few rows takes as long as one of many.
@@ -48,7 +52,7 @@ def written_by_model(
     device = device or compute_devices()[0]
     _refuse_large(model_folder, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=_dtype(model_folder, device)).to(device).eval()
     except (ValueError, KeyError) as error:
         raise InputError(
             f"transformers has no class that runs {model_folder.name} whole, so it cannot write its own calibration text",
@@ -76,6 +80,21 @@ def written_by_model(
             write_shard(kept, {"input_ids": written})
         blocks.append(Checkpoint.of_files([kept]).read(["input_ids"])["input_ids"])
     return torch.cat(blocks)
+
+
+def _dtype(model_folder: Path, device: torch.device) -> Any:
+    """What a model writes in: as it is stored, but in single precision on a processor without AVX-512, where products of 16 bits take
+    three to five times as long (SmolLM2's matrices on an EPYC with AVX2), and twice the weights have room.
+    """
+    import torch
+
+    slow = (
+        device.type == "cpu"
+        and platform.machine() == "x86_64"
+        and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    )
+    room = 2 * _stored_bytes(model_folder) <= _ROOMY * memory_total_bytes()
+    return torch.float32 if slow and room else "auto"
 
 
 def _drawn(model: Any, tokenizer: Any, source: TextSource) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +146,7 @@ def _refuse_large(model_folder: Path, device: torch.device) -> None:
     """Raise TightfitError where the weights do not fit: in the machine's memory, through which they are loaded, and on the card."""
     import psutil
 
-    weights = sum(path.stat().st_size for path in model_folder.glob("*.safetensors"))
+    weights = _stored_bytes(model_folder)
     places = {"memory": psutil.virtual_memory().available}
     if device.type == "cuda":
         places[str(device)] = _free_on(device)
@@ -138,6 +157,11 @@ def _refuse_large(model_folder: Path, device: torch.device) -> None:
                 "to write its own calibration text",
                 remedy="name a text file or a Hub data set under `calibration: dataset:`",
             )
+
+
+def _stored_bytes(model_folder: Path) -> int:
+    """Bytes of a model's weights as they are stored."""
+    return sum(path.stat().st_size for path in model_folder.glob("*.safetensors"))
 
 
 def _free_on(card: torch.device) -> int:

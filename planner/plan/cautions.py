@@ -134,14 +134,23 @@ def unjudged(spec: Spec, source: ModelIR) -> Iterator[str]:
 
 
 def recovery(spec: Spec, source: ModelIR, verdict: Verdict) -> Iterator[str]:
-    """Say how many tokens of training are expected to reach the goal on perplexity, where a chain of the dense `source` trains at all."""
+    """Say how many tokens of training are expected to reach the goal on perplexity, where a chain of the dense `source` trains at all, and
+    that adapters are not known to take back as much.
+    """
     goal, passes = spec.goals.quality.max_perplexity_increase, verdict.candidate.passes
     place = next((number for number, pass_ in enumerate(passes) if pass_.stage is Stage.DISTILL), None)
-    if goal is None or place is None:
+    if place is None:
         return
     trained = next(iter(passes[place].distortions(source)))
     assert isinstance(trained, Recovered)
-    if trained.method not in TRAINED:
+    if trained.adapters:
+        yield (
+            "what training all weights would leave is expected of adapters, and at worst that they take back nothing: their share is not "
+            "published for pruned models"
+        )
+    if trained.of_another:
+        yield "what it learns from another teacher may take it away from the source: by how much only `apply` measures"
+    if goal is None or trained.method not in TRAINED:
         return
     pruned, in_all = (expected_quality(source, chain_).log_ppl_increase.value for chain_ in (passes[:place], passes))
     behind = in_all - pruned * left(trained.tokens, trained.method)

@@ -48,7 +48,15 @@ def expected_quality(ir: ModelIR, passes: Sequence[Pass]) -> Quality:
     rise = Quantity.exact(0.0)
     for distortion in sorted((distortion for pass_ in passes for distortion in pass_.distortions(ir)), key=_turn):
         rise = _after(rise, distortion, traits)
+    rise = _at_most(rise, math.log(ir.vocab_size)) if ir.vocab_size > 1 else rise
     return Quality(rise, _kl(rise))
+
+
+def _at_most(rise: Quantity, guessing: float) -> Quantity:
+    """A rise no higher than that of who knows nothing and takes every token for equally likely: perplexity is the vocabulary's size."""
+    if rise.high <= guessing:
+        return rise
+    return Quantity(min(rise.value, guessing), min(rise.low, guessing), guessing, rise.basis)
 
 
 def _turn(distortion: Distortion) -> int:
@@ -71,7 +79,7 @@ def _after(rise: Quantity, distortion: Distortion, traits: Traits) -> Quantity:
         case Zeros() | Removed():
             return rise + loss(traits, distortion)
         case Recovered():
-            return recovered(rise, distortion.tokens, distortion.method)
+            return recovered(rise, distortion.tokens, distortion.method, adapters=distortion.adapters)
 
 
 def _kl(rise: Quantity) -> Quantity:

@@ -35,11 +35,17 @@ def left(tokens: int, method: str) -> float:
     return float((1 + tokens / known["tokens"]) ** -known["slope"])
 
 
-def recovered(rise: Quantity, tokens: int, method: str) -> Quantity:
-    """Return what is left of a rise of log-perplexity. Both ends of the interval widen by what runs differ."""
+def recovered(rise: Quantity, tokens: int, method: str, *, adapters: bool = False) -> Quantity:
+    """Return what is left of a rise of log-perplexity. Both ends of the interval widen by what runs differ.
+
+    With `adapters` it is what training all weights leaves, at the least: what share adapters take back is not published for pruned models,
+    so the upper end is that of no training.
+    """
     share, width = left(tokens, method), fit()["methods"][method]["width"]
     basis = weaker(rise.basis, Basis(fit()["methods"][method]["basis"]))
     far = math.exp(width)
+    if adapters:
+        return Quantity(rise.value * share, rise.low * share / far, rise.high, Basis.ASSUMED)
     return Quantity(rise.value * share, rise.low * share / far, min(rise.high, rise.high * share * far), basis)
 
 

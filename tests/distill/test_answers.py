@@ -152,7 +152,9 @@ def test_a_plan_says_what_its_teacher_is_asked_and_finds_the_prompts_beside_the_
         load_spec(tmp_path / "spec.yaml")
     (tmp_path / "prompts.txt").write_text("Tell of rivers.\n" * 30)
     said = "big at http://teacher:8000/v1 is asked: 30 requests, at most 1,920 tokens, at least 0.5 min; 1,152 tokens are wanted"
-    assert said in plan(tmp_path / "spec.yaml").document.decision.notes
+    notes = plan(tmp_path / "spec.yaml").document.decision.notes
+    assert said in notes
+    assert any("from another teacher" in note and "only `apply` measures" in note for note in notes)
     few = Distill(method="sequences", dataset="http://t/v1", teacher="big", prompts=str(tmp_path / "prompts.txt"))
     assert str(few.asks()).endswith("100,003,840 tokens are wanted: more prompts are needed")
     assert Distill().asks() is None

@@ -314,6 +314,23 @@ def test_distillation_takes_back_a_part_and_more_tokens_more() -> None:
     assert by_text.basis is Basis.ASSUMED
 
 
+def test_what_adapters_take_back_is_expected_of_all_weights_and_not_known() -> None:
+    pruned = DepthPrune(6)
+    none, whole, adapters = (
+        quality(LLAMA_3_8B, pruned, *trained).log_ppl_increase
+        for trained in ((), (Distill(tokens=10**7),), (Distill(tokens=10**7, lora_rank=16),))
+    )
+    assert (adapters.value, adapters.low) == (whole.value, whole.low)
+    assert adapters.high == none.high > whole.high and adapters.basis is Basis.ASSUMED
+
+
+def test_no_rise_is_above_that_of_guessing() -> None:
+    """Perplexity of who takes every token for equally likely is the vocabulary's size."""
+    ir = open_model(LLAMA_3_8B).ir
+    worst = expected_quality(ir, (DepthPrune(28), Sparsify(sparsity=0.9))).log_ppl_increase
+    assert worst.high == math.log(ir.vocab_size) and worst.low <= worst.value <= worst.high
+
+
 def test_tuning_takes_back_what_rounding_behind_it_loses() -> None:
     three_bits = Quantize("gptq", PackQuantized(3, 64))
     plain = rise(LLAMA_3_8B, three_bits)

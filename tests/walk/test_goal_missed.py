@@ -1,4 +1,4 @@
-"""Pruned models: one that misses a goal on quality gets no folder; orders and widths that cannot be are refused."""
+"""Pruned and trained models: one that misses a goal on quality gets no folder; orders and widths that cannot be are refused."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ target: {{ gpu: rtx-4090 }}
 engine: vllm
 workload: {{ context: 128, concurrency: 1, input_tokens: 32, output_tokens: 16 }}
 goals: {{ quality: {{ max_kl: {goal} }} }}
-passes: {{ prune: {{ kv_heads: 1 }}, quantize: forbid, kv_cache: [auto] }}
+passes: {{ {change}, quantize: forbid, kv_cache: [auto] }}
 calibration: {{ dataset: {text}, samples: 4, length: 32 }}
 evaluation: {{ dataset: python-reference, samples: 2, length: 32 }}
 """
 
 
-def spec(model: Path, place: Path, goal: float) -> str:
+def spec(model: Path, place: Path, goal: float, change: str = "prune: { kv_heads: 1 }") -> str:
     text = place / "text.txt"
     if not text.exists():
         text.write_text("A quick brown fox jumps over the lazy dog; it is seldom seen to rest. " * 20)
-    return SPEC.format(model=model, text=text, goal=goal)
+    return SPEC.format(model=model, text=text, goal=goal, change=change)
 
 
 def test_a_pruned_model_that_misses_its_goal_is_not_made_and_the_next_try_uses_its_work(
@@ -56,6 +56,19 @@ def test_a_pruned_model_that_misses_its_goal_is_not_made_and_the_next_try_uses_i
     made = apply(plan(parse_spec(spec(llama, tmp_path, 10.0))), out, work=work)
     assert made.holds and made.outcome is not None
     assert [step.name for step in made.outcome.steps if not step.reused] == ["assemble"]
+
+
+def test_a_model_that_learned_from_another_and_misses_its_goal_is_not_made_either(llama: Path, tmp_path: Path) -> None:
+    """Nothing was pruned: what it learned takes it away from the source, which its goal is about."""
+    texts = tmp_path / "answers.jsonl"
+    texts.write_text(
+        "".join(json.dumps({"text": " ".join(map(str, range(number, number + 20)))}) + "\n" for number in range(60))
+    )
+    learn = f"distill: {{ method: sequences, dataset: {texts}, tokens: 1024, length: 32, learning_rate: 0.01 }}"
+    out = tmp_path / "out"
+    with pytest.raises(GoalMissedError, match=r"out is not made: KL .* too much") as missed:
+        apply(plan(parse_spec(spec(llama, tmp_path, 0.001, learn))), out, work=tmp_path / "work")
+    assert missed.value.exit_code == 4 and not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize(

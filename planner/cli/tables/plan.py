@@ -228,7 +228,12 @@ def _recoveries(chosen: ChosenPlan) -> Iterator[str]:
     for pass_ in (pass_ for pass_ in chosen.chain if pass_.stage is Stage.DISTILL):
         seconds = sum(chosen.apply.steps.get(step, 0.0) for step in pass_.choice_steps)
         takes = f", about {show(seconds / 3600, 'h')} on {chosen.apply.device or 'this machine'}" if seconds else ""
-        yield f"{pass_.title()}{takes}: {show_interval(growth, '%')} perplexity expected in the end"
+        left = (
+            f"{show_interval(growth, '%')} perplexity expected in the end"
+            if growth.high
+            else "nothing was lost before it"
+        )
+        yield f"{pass_.title()}{takes}: {left}"
 
 
 def _making(chosen: ChosenPlan, card_bytes: int) -> str:

@@ -74,39 +74,6 @@ def test_systemd_accepts_every_unit(name: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_quadlet_has_keys_of_podman_only() -> None:
-    """podman-systemd.unit(5) of Podman 5: no consumer of it is to be had here."""
-    known = {
-        "Image", "Exec", "PublishPort", "Volume", "Environment", "AddDevice", "ShmSize", "HealthCmd", "HealthInterval",
-        "HealthStartPeriod", "Secret",
-    }  # fmt: skip
-    [file] = target_files(server("23-rtx-pro-6000-gemma-27b"), ["quadlet"])
-    keys = [
-        line.partition("=")[0] for line in file.text.partition("[Container]")[2].partition("[Service]")[0].splitlines()
-    ]
-    assert {key for key in keys if key and not key.startswith("#")} <= known
-
-
-@pytest.mark.parametrize("name", ["04-l4-50-users-8b", "13-h100-70b-fp8", "23-rtx-pro-6000-gemma-27b"])
-def test_systemd_reads_what_a_quadlet_hands_on(name: str, tmp_path: Path) -> None:
-    """Podman's generator makes a unit of it: sections of systemd's own stay as they are, words of `Exec=` go behind the command."""
-    if shutil.which("systemd-analyze") is None:
-        missing("no systemd-analyze here", "it comes with systemd")
-    [file] = target_files(server(name), ["quadlet"])
-    head, _, rest = file.text.partition("[Container]")
-    container, _, tail = rest.partition("[Service]")
-    told = dict(line.split("=", 1) for line in container.splitlines() if "=" in line and not line.startswith("#"))
-    made = f"{head}[Service]\nExecStart=/usr/bin/env true {told['Exec']}\n"
-    made += f"Environment={told['Environment']}\n" if "Environment" in told else ""
-    unit = tmp_path / f"{server(name).name}.service"
-    unit.write_text(made + tail)
-    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    unit.write_text((made + tail).replace("Restart=on-failure", "Restart=sometimes"))
-    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
-    assert "sometimes" in done.stderr, "it does read"
-
-
 @pytest.mark.parametrize(("name", "package"), [(_MADE, "exllamav3"), ("07-3090-exl2-13b", "exllamav2")])
 def test_a_program_runs_to_its_end(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

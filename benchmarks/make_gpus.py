@@ -50,7 +50,7 @@ ALIASES = {
 }  # fmt: skip
 BARE = {
     "A100 SXM4 80GB": ["A100 80GB"], "H100 SXM": ["H100", "H100 80GB"], "H200 SXM": ["H200"], "B200 SXM": ["B200"],
-    "B300 SXM": ["B300"], "V100 SXM2 16GB": ["V100", "V100 16GB"], "A100 SXM4 40GB": ["A100 40GB"],  # the smallest of its name: no newer vLLM runs on any
+    "B300 SXM": ["B300"], "V100 SXM2 16GB": ["V100", "V100 16GB"], "A100 SXM4 40GB": ["A100 40GB"], "V100 SXM2 32GB": ["V100 32GB"],  # the smallest of its name: no newer vLLM runs on any
 }  # fmt: skip
 
 #: Names that cards of unlike memory share: asked back, unless its memory is seen.

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from passes.errors import InputError
+from planner.documents.schema import schema
 from planner.plan.launch import ALL, deployed, every_target, target_files
 from planner.plan.make import plan
 from planner.plan.saved import save
@@ -26,6 +27,7 @@ from targets.launch.target import LAUNCH_TARGETS, find_launch_target
 from tests.conftest import missing
 from tests.golden.test_scenarios import SCENARIOS, SPECS, server
 from tests.planner.conftest import run
+from tests.planner.test_documents import refused
 
 _TARGET = """
 from targets.launch.request import LaunchFile
@@ -123,9 +125,9 @@ def test_a_folder_that_is_no_result_is_refused(tmp_path: Path) -> None:
 
 
 def test_all_writes_what_can_run_and_says_of_the_others_why_not() -> None:
-    files, refused = every_target(server(_TWO_MACHINES))
+    files, without = every_target(server(_TWO_MACHINES))
     assert {file.path for file in files} >= {"kuberay.yaml", "ray-serve.yaml", "skypilot.yaml", "dynamo.yaml"}
-    assert any(reason.startswith("compose: ") for reason in refused)
+    assert any(each.target == "compose" and each.message for each in without)
     assert ALL not in LAUNCH_TARGETS.names()
 
 
@@ -195,6 +197,17 @@ def test_a_plan_is_launched_from_the_command_line(
     assert yaml.safe_load(out.read_text())["services"]
     code, printed, _ = optimize("launch", "--list")
     assert code == 0 and "kuberay" in printed
+    code, printed, _ = optimize("launch", "--list", "--json")
+    assert code == 0 and {each["name"] for each in json.loads(printed)} == set(LAUNCH_TARGETS.names())
+    code, printed, said = optimize("launch", saved, "--target", "all", "-o", tmp_path / "every", "--json")
+    told = json.loads(printed)
+    assert code == 0 and refused(told, schema("launch"), schema("launch")) == []
+    assert all(Path(file["written"]).read_text() == file["text"] for file in told["files"])
+    assert "Wrote" in said and all(each["message"] for each in told["refused"])
+    code, printed, _ = optimize("launch", saved, "--target", "compose", "--json")
+    assert code == 0 and not any("written" in file for file in json.loads(printed)["files"])
+    code, printed, _ = optimize("launch", saved, "--target", "compos", "--json")
+    assert code == 2 and "compose" in json.loads(printed)["error"]["message"]
     code, _, said = optimize("launch", saved, "--target", "compos")
     assert code == 2 and "compose" in said
     assert optimize("launch", saved)[0] == 2

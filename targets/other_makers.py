@@ -1,4 +1,4 @@
-"""Accelerators that no engine is modelled for, by the names that their makers and clouds give them: known for what they are, not misspelled."""
+"""Accelerators that no engine is modelled for, by the names that their makers and clouds give them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _MAKERS = {
     "Huawei": r"ascend|\b(910[abc]|310p)\d?\b",
     "Qualcomm": r"cloud ai ?100|\baic100\b|\bdl2q\b",
     "Moore Threads": r"\bmtt\b", "Cambricon": r"\bmlu ?\d{3}", "Hygon": r"\bdcu\b|\bk100", "Tenstorrent": r"tenstorrent|wormhole|blackhole",
-    "Cerebras": r"cerebras|\bcs-?3\b", "Groq": r"\bgroq", "MetaX": r"metax|\bc500\b", "Kunlunxin": r"kunlun|\bp800\b", "Rebellions": r"rebellions|\batom\b",
+    "Cerebras": r"cerebras|\bcs-?3\b", "Groq": r"\bgroq", "MetaX": r"metax|\bc500\b",
+    "Kunlunxin": r"kunlun|\bp800\b", "Rebellions": r"rebellions|\batom\b",
 }  # fmt: skip
 
 

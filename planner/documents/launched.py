@@ -26,4 +26,3 @@ class LaunchDocument:
     files: tuple[File, ...]
     refused: tuple[Refusal, ...] = ()
     format_version: str = field(default=FORMAT_VERSION, kw_only=True)
-

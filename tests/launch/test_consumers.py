@@ -91,7 +91,11 @@ def unit_of(quadlet: Path) -> tuple[str, str]:
     if not generator.exists():
         missing(f"no generator of Podman's at {generator}", "`make backends` unpacks it")
     made = subprocess.run(
-        [generator, "-dryrun"], env={"QUADLET_UNIT_DIRS": str(quadlet.parent)}, capture_output=True, text=True, check=False
+        [generator, "-dryrun"],
+        env={"QUADLET_UNIT_DIRS": str(quadlet.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     _, _, unit = made.stdout.partition("---\n")  # `---NAME.service---` stands before it
     said = "\n".join(line for line in made.stderr.splitlines() if "Loading source unit file" not in line)

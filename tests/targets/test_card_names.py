@@ -60,8 +60,8 @@ def test_a_name_that_several_cards_share_is_asked_back(name: str) -> None:
     [
         ("MI308X", "AMD"), ("AMD Ryzen AI Max+ 395", "AMD"), ("Strix Halo", "AMD"), ("Radeon 8060S Graphics", "AMD"), ("MI300", "AMD"),
         ("Intel(R) Arc(TM) B580 Graphics", "Intel"), ("Gaudi 3", "Intel"), ("HL-325L", "Intel"), ("TPU v5e", "Google"), ("v6e-8", "Google"),
-        ("v5litepod-8", "Google"), ("ct6e-standard-8t", "Google"), ("inf2.xlarge", "AWS"), ("trn2.48xlarge", "AWS"), ("Apple M3 Ultra", "Apple"),
-        ("M4 Max", "Apple"), ("Ascend 910B", "Huawei"),
+        ("v5litepod-8", "Google"), ("ct6e-standard-8t", "Google"), ("inf2.xlarge", "AWS"), ("trn2.48xlarge", "AWS"),
+        ("Apple M3 Ultra", "Apple"), ("M4 Max", "Apple"), ("Ascend 910B", "Huawei"),
     ],
 )  # fmt: skip
 def test_an_accelerator_of_a_maker_that_is_not_modelled_is_called_so(name: str, maker: str) -> None:

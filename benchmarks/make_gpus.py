@@ -37,11 +37,11 @@ ALIASES = {
     "T4": ["T4 16GB"], "A10": ["A10 24GB"], "A10G": ["A10G 24GB"], "L4": ["L4 24GB"],
     "A16 (per GPU, 4 per board)": ["A16"], "A30": ["A30 24GB"],
     "A100 PCIe 40GB": ["A100-PCIE-40GB"], "A100 SXM4 40GB": ["A100-SXM4-40GB", "A100-SXM-40GB", "A100 40GB"],
-    "A100 PCIe 80GB": ["A100 80GB PCIe", "A100-PCIE-80GB"], "A100 SXM4 80GB": ["A100-SXM4-80GB", "A100-SXM-80GB", "A100 SXM 80GB", "A100 SXM"],
+    "A100 PCIe 80GB": ["A100 80GB PCIe", "A100-PCIE-80GB"], "A100 SXM4 80GB": ["A100-SXM4-80GB", "A100-SXM-80GB", "A100 SXM 80GB", "A100 SXM", "A100 NVLINK 80GB"],
     "RTX 6000 Ada": ["RTX 6000 Ada Generation"], "RTX 5000 Ada": ["RTX 5000 Ada Generation"], "RTX 4000 Ada": ["RTX 4000 Ada Generation"],
     "RTX PRO 6000 Blackwell Workstation": ["RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000"],
     "RTX PRO 6000 Blackwell Server": ["RTX PRO 6000 Blackwell Server Edition"],
-    "H100 PCIe": ["H100 PCIe 80GB", "H100-PCIe"], "H100 SXM": ["H100 80GB HBM3", "H100 Mega 80GB", "H100 SXM5", "H100 SXM 80GB", "H100 SXM5 80GB"],
+    "H100 PCIe": ["H100 PCIe 80GB", "H100-PCIe"], "H100 SXM": ["H100 80GB HBM3", "H100 Mega 80GB", "H100 SXM5", "H100 SXM 80GB", "H100 SXM5 80GB", "H100 NVLINK 80GB"],
     "H100 NVL (94GB)": ["H100 NVL"], "H200 SXM": ["H200 SXM5", "H200 141GB", "H200 SXM 141GB"],
     "GH200 96GB (HBM3)": ["GH200 96GB", "GH200 480GB"], "GH200 144GB (HBM3e)": ["GH200 144GB", "GH200 144G HBM3e"], "H20 96GB": ["H20", "H20-96GB"],
     "B200 SXM": ["B200 180GB", "B200 SXM 180GB"], "GB200 (per GPU)": ["GB200", "GB200 192GB"], "B300 SXM": ["B300 SXM6 AC", "B300 288GB"],
@@ -50,7 +50,7 @@ ALIASES = {
 }  # fmt: skip
 BARE = {
     "A100 SXM4 80GB": ["A100 80GB"], "H100 SXM": ["H100", "H100 80GB"], "H200 SXM": ["H200"], "B200 SXM": ["B200"],
-    "B300 SXM": ["B300"], "V100 SXM2 16GB": ["V100"],  # the smallest of its name: no newer vLLM runs on any
+    "B300 SXM": ["B300"], "V100 SXM2 16GB": ["V100", "V100 16GB"], "A100 SXM4 40GB": ["A100 40GB"], "V100 SXM2 32GB": ["V100 32GB"],  # the smallest of its name: no newer vLLM runs on any
 }  # fmt: skip
 
 #: Names that cards of unlike memory share: asked back, unless its memory is seen.
@@ -61,7 +61,12 @@ SHARED = {
     "RTX 3080 Laptop": ["RTX 3080 Laptop 16GB", "RTX 3080 Laptop 8GB"], "RTX 3080 Laptop GPU": ["RTX 3080 Laptop 16GB", "RTX 3080 Laptop 8GB"],
     "RTX 4060 Ti": ["RTX 4060 Ti 8GB", "RTX 4060 Ti 16GB"], "RTX 5060 Ti": ["RTX 5060 Ti 8GB", "RTX 5060 Ti 16GB"],
     "GH200": ["GH200 96GB (HBM3)", "GH200 144GB (HBM3e)"],
-    "Orin": ["Jetson AGX Orin 64GB", "Jetson AGX Orin 32GB", "Jetson Orin NX 16GB"],
+    "Orin": [
+        "Jetson AGX Orin 64GB", "Jetson AGX Orin 32GB", "Jetson Orin NX 16GB", "Jetson Orin Nano Super 8GB", "Jetson Orin Nano 8GB",
+        "Jetson Orin Nano 4GB",
+    ],
+    "Orin Nano": ["Jetson Orin Nano Super 8GB", "Jetson Orin Nano 8GB", "Jetson Orin Nano 4GB"],
+    "Jetson Orin Nano": ["Jetson Orin Nano Super 8GB", "Jetson Orin Nano 8GB", "Jetson Orin Nano 4GB"],
     "AGX Orin": ["Jetson AGX Orin 64GB", "Jetson AGX Orin 32GB"], "Jetson AGX Orin": ["Jetson AGX Orin 64GB", "Jetson AGX Orin 32GB"],
 }  # fmt: skip
 
@@ -147,6 +152,10 @@ MORE: list[dict[str, Any]] = [
     {"name": "Jetson AGX Orin 64GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 64, "memory_type": "LPDDR5", "driver_total_mib": 62840, "bandwidth_gb_s": 204.8, "fp16_bf16_dense_tflops": 42.5, "int8_dense_tops": 85, "compute_capability": "8.7", "pcie": None, "source_url": "NVIDIA Jetson AGX Orin data sheet", "aliases": ["AGX Orin 64GB", "Orin 64GB"]},
     {"name": "Jetson AGX Orin 32GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 32, "memory_type": "LPDDR5", "bandwidth_gb_s": 204.8, "fp16_bf16_dense_tflops": 27, "int8_dense_tops": 54, "compute_capability": "8.7", "pcie": None, "source_url": "NVIDIA Jetson AGX Orin data sheet", "aliases": ["AGX Orin 32GB", "Orin 32GB"]},
     {"name": "Jetson Orin NX 16GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 16, "memory_type": "LPDDR5", "bandwidth_gb_s": 102.4, "fp16_bf16_dense_tflops": 12.5, "int8_dense_tops": 25, "compute_capability": "8.7", "pcie": None, "source_url": "NVIDIA Jetson Orin NX data sheet", "aliases": ["Orin NX 16GB", "Orin NX"]},
+    {"name": "Jetson Orin Nano Super 8GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 8, "memory_type": "LPDDR5", "bandwidth_gb_s": 102, "fp16_bf16_dense_tflops": 17, "int8_dense_tops": 33, "compute_capability": "8.7", "source_url": "NVIDIA Jetson Orin Nano data sheet (67 sparse TOPS)", "aliases": ["Orin Nano Super", "Jetson Orin Nano Super"]},
+    {"name": "Jetson Orin Nano 8GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 8, "memory_type": "LPDDR5", "bandwidth_gb_s": 68, "fp16_bf16_dense_tflops": 10, "int8_dense_tops": 20, "compute_capability": "8.7", "source_url": "NVIDIA Jetson Orin Nano data sheet (40 sparse TOPS)", "aliases": ["Orin Nano 8GB"]},
+    {"name": "Jetson Orin Nano 4GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 4, "memory_type": "LPDDR5", "bandwidth_gb_s": 34, "fp16_bf16_dense_tflops": 5, "int8_dense_tops": 10, "compute_capability": "8.7", "source_url": "NVIDIA Jetson Orin Nano data sheet (20 sparse TOPS)", "aliases": ["Orin Nano 4GB"]},
+    {"name": "L2", "offered": False, "arch": "Ada", "memory_gb_nominal": 24, "memory_type": "GDDR6", "bandwidth_gb_s": 300, "fp16_bf16_dense_tflops": 96.5, "fp8_dense_tflops": 193, "int8_dense_tops": 193, "compute_capability": "8.9", "pcie": "PCIe 4.0 x16", "aliases": ["L2 24GB"]},
     {"name": "MI250X (per GCD, 2 per board)", "vendor": "AMD", "arch": "CDNA2", "memory_gb_nominal": 64, "memory_type": "HBM2e", "bandwidth_gb_s": 1638, "fp16_bf16_dense_tflops": 191.5, "int8_dense_tops": 191.5, "compute_capability": "gfx90a", "pcie": "PCIe 4.0 x16", "interconnect_gb_s_bidirectional": 400, "aliases": ["MI250X"]},  # what an engine sees as a card
     {"name": "MI350X", "vendor": "AMD", "arch": "CDNA4", "memory_gb_nominal": 288, "memory_type": "HBM3E", "bandwidth_gb_s": 8000, "fp16_bf16_dense_tflops": 2300, "fp8_dense_tflops": 4600, "fp4_dense_tflops": 9200, "compute_capability": "gfx950", "pcie": "PCIe 5.0 x16", "interconnect_gb_s_bidirectional": 1075, "source_url": "AMD data sheet", "aliases": ["MI350X OAM"]},
     {"name": "MI100", "vendor": "AMD", "arch": "CDNA1", "memory_gb_nominal": 32, "memory_type": "HBM2", "bandwidth_gb_s": 1229, "fp16_bf16_dense_tflops": 184.6, "compute_capability": "gfx908", "pcie": "PCIe 4.0 x16", "source_url": "AMD data sheet"},

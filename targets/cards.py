@@ -44,7 +44,8 @@ def _machines() -> dict[str, tuple[str, int, str]]:
 
 def find_cards(text: str) -> Cards:
     """Return the cards of a text. Raises InputError for names that are not known, or that several cards share."""
-    parts = [part for part in re.split(r"\s*[+,](?![^(]*\))\s*", text.strip()) if part]
+    # `Ryzen AI Max+ 395` has a plus of its own.
+    parts = [part for part in re.split(r"\s*(?:(?<!max)\+|,)(?![^(]*\))\s*", text.strip(), flags=re.IGNORECASE) if part]
     if len(parts) < 2:
         return _alike(text.strip())
     named = [_alike(part) for part in parts]

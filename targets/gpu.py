@@ -15,10 +15,11 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from passes.errors import InputError, unknown_name
+from passes.errors import InputError, NotModelledError, unknown_name
 from passes.host_memory import card_nodes, cards_memory, memory_total_bytes
 from passes.record import dataclass
 from targets.machine.devices import cores, cpu_instructions, cpu_model, installed_gpus
+from targets.other_makers import other_maker
 from targets.quantity import Basis, Quantity
 
 _GIB = 1 << 30
@@ -94,6 +95,12 @@ class SharedNameError(InputError):
     """A name that several cards have, which is asked back."""
 
 
+class OtherMakerError(InputError):
+    """An accelerator that no engine is modelled for."""
+
+    exit_code = NotModelledError.exit_code
+
+
 def fold(name: str) -> str:
     """Return a name without case, spaces, dashes and vendor prefixes."""
     return _PREFIXES.sub("", _letters(name))
@@ -149,6 +156,11 @@ def _of_catalog(name: str) -> Gpu:
     number = index.get(folded, index.get(f"rtx{folded}"))  # `4090`
     if number is None and (part := _part_of_card(name)) is not None:
         return part
+    if number is None and (maker := other_maker(name)) is not None:
+        raise OtherMakerError(
+            f"{name}: engines on {maker}'s accelerators are not modelled",
+            remedy="choose an NVIDIA card (`optimize targets` lists them), or cpu for this machine's processor",
+        )
     if number is None:
         raise unknown_name(
             "GPU", name, [json.loads(line)["name"] for line in lines],
@@ -176,7 +188,8 @@ def card_seen(name: str, total_bytes: int, capability: int | None = None) -> Gpu
     try:
         card = min(cards_named(name), key=lambda gpu: abs(gpu.memory_bytes.value - total_bytes))
     except InputError:
-        card = replace(unlisted_gpu(name, total_bytes), capability=capability)
+        maker = other_maker(name) or "NVIDIA"
+        card = replace(unlisted_gpu(name, total_bytes), capability=capability, vendor=maker)
     share, low, high = _VISIBLE_SHARE
     if abs(card.memory_bytes.value - total_bytes * share) <= 0.03 * total_bytes:
         return card  # the catalog's figure is what CUDA shows of this total

@@ -30,6 +30,7 @@ from planner.cli.app import (
 
 if TYPE_CHECKING:
     from planner.fleet import Order
+    from targets.launch.request import LaunchFile
 
 
 @app.command()
@@ -410,16 +411,13 @@ def launch(
         Path | None, typer.Option("-o", "--output", help="The file, or the folder for more than one; default: print.")
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the targets.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write what starts a result's engine on a launch target. The result's own `launch/run.sh` is there already."""
-    from planner.plan.launch import ALL, deployed, every_target, launch_targets, target_files
-    from targets.launch.write import write_files
+    from planner.plan.launch import ALL, deployed, every_target, target_files
 
     if listed:
-        from planner.cli.tables.page import Page
-
-        for name, title in launch_targets():
-            Page(screen()).line(f"  {name:18s} ", title)
+        _list_targets(as_json)
         return
     if what is None or not target:
         raise InputError(
@@ -427,19 +425,47 @@ def launch(
         )
     server = deployed(what)
     files, refused = every_target(server) if ALL in target else (target_files(server, target), ())
-    for reason in refused:
-        screen(True).print(f"  without {reason}", style="dim")
-    if output is None:
+    for each in refused:
+        screen(True).print(f"  without {each.target}: {each.message}", style="dim")
+    places = _written(files, what, output) if output is not None else (None,) * len(files)
+    if as_json:
+        from planner.documents.launched import File, LaunchDocument
+        from planner.plan.codec import to_json
+
+        told = tuple(
+            File(file.path, file.text, file.executable, str(place) if place else None)
+            for file, place in zip(files, places, strict=True)
+        )
+        emit(to_json(LaunchDocument(told, refused)))
+    elif output is None:
         heads = (f"# {file.path}\n" if len(files) > 1 else "" for file in files)
         sys.stdout.writelines(f"{head}{file.text}" for head, file in zip(heads, files, strict=True))
-        return
-    single = len(files) == 1 and output.suffix and not output.is_dir()
-    if single:
-        files, output = (replace(files[0], path=output.name),), output.parent
-    places = [sparing(what, output / file.path) for file in files]
-    write_files(output, files)
     for place in places:
-        screen().print(f"  Wrote {place}")
+        if place is not None:
+            screen(as_json).print(f"  Wrote {place}")
+
+
+def _list_targets(as_json: bool) -> None:
+    from planner.plan.launch import launch_targets
+
+    if as_json:
+        emit([{"name": name, "title": title} for name, title in launch_targets()])
+        return
+    from planner.cli.tables.page import Page
+
+    for name, title in launch_targets():
+        Page(screen()).line(f"  {name:18s} ", title)
+
+
+def _written(files: Sequence[LaunchFile], read: Path, output: Path) -> tuple[Path, ...]:
+    """Write launch files: one into the file that `output` names, or all into that folder. Returns where each is."""
+    from targets.launch.write import write_files
+
+    if len(files) == 1 and output.suffix and not output.is_dir():
+        files, output = (replace(files[0], path=output.name),), output.parent
+    places = tuple(sparing(read, output / file.path) for file in files)
+    write_files(output, files)
+    return places
 
 
 #: A served model, as `planner.calibrate.Server` has it.

@@ -64,6 +64,7 @@ DOCUMENTS: Mapping[str, Document] = {
     "answer": Document("An answer of explain", "`optimize explain --json`", "planner.explain.asked:Answer"),
     "difference": Document("A difference of plans", "`optimize diff --json`", "planner.explain.diff:PlanDifference"),
     "drift": Document("A plan under other versions", "`optimize drift --json`", "planner.explain.drift:DriftDocument"),
+    "launch": Document("Launch files", "`optimize launch --json`", "planner.documents.launched:LaunchDocument"),
     "error": Document(
         "An error that can be mended", "every command with `--json`, where it fails", "planner.documents.failure:FailureDocument"
     ),

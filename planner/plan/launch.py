@@ -9,6 +9,7 @@ from pathlib import Path
 
 from passes.errors import InputError
 from passes.ir.model import ModelIR
+from passes.record import dataclass
 from planner.plan.document import PlanDocument
 from planner.plan.opened import Opened, opened
 from planner.spec.parts.target import Target
@@ -20,6 +21,14 @@ from targets.launch.target import LAUNCH_TARGETS, find_launch_target
 
 #: What names all targets at once.
 ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A launch target that cannot run a server, and why."""
+
+    target: str
+    message: str
 
 
 def launch(document: PlanDocument, ir: ModelIR, served_name: str) -> Launch:
@@ -115,7 +124,7 @@ def target_files(deployment: Deployment, targets: Sequence[str]) -> tuple[Launch
     return tuple(file for name in targets for file in find_launch_target(name).files(deployment))
 
 
-def every_target(deployment: Deployment) -> tuple[tuple[LaunchFile, ...], tuple[str, ...]]:
+def every_target(deployment: Deployment) -> tuple[tuple[LaunchFile, ...], tuple[Refusal, ...]]:
     """Return the files of all targets that can run a server, and of each other one why it cannot."""
     files: list[LaunchFile] = []
     refused = []
@@ -123,7 +132,7 @@ def every_target(deployment: Deployment) -> tuple[tuple[LaunchFile, ...], tuple[
         try:
             files += find_launch_target(name).files(deployment)
         except InputError as error:
-            refused.append(f"{name}: {error.message}")
+            refused.append(Refusal(name, error.message))
     return tuple(files), tuple(refused)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from passes.errors import InputError
@@ -11,7 +12,7 @@ from passes.record import dataclass
 from planner.certificate import NAME, Certificate
 from planner.plan.parts.locked import LockedText
 from planner.plan.saved import PLAN, read_plan
-from planner.verifying.report import read_report
+from planner.verifying.report import REPORT, read_report
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,18 @@ def verify_files(out: Path, *, quick: bool = False) -> FilesReport:
     if digest is None and not found and not quick:
         message = f"{MANIFEST} is missing: nothing says what the files were (results of older versions have none)"
         found = (Damage(MANIFEST, "missing", message),)
-    return FilesReport(not found, digest, found, quick)
+    return FilesReport(not found, digest, tuple(map(_explained, found)), quick)
+
+
+def _explained(each: Damage) -> Damage:
+    """Say of what `verify` writes that it may have come from there: its earlier versions put it into no list."""
+    if (each.file, each.kind) != (REPORT, "added"):
+        return each
+    message = (
+        f"{REPORT} is not in the list: `optimize verify` of an earlier version wrote it so, or somebody else did; "
+        "verify the result again, which lists it"
+    )
+    return replace(each, message=message)
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,18 @@ class Quadlet(LaunchTarget):
         return (LaunchFile(f"{deployment.name}.container", "\n".join(_lines(deployment)) + "\n"),)
 
 
+def _in_full(image: str) -> str:
+    """Return an image with its registry: nobody is there to be asked, where a unit starts, which one a short name means."""
+    registry, _, name = image.partition("/")
+    return image if name and ("." in registry or ":" in registry) else f"docker.io/{image}"
+
+
 def _lines(deployment: Deployment) -> Iterator[str]:
     container, port = deployment.container, deployment.launch.port
     yield from (f"# {line}" for line in deployment.head.splitlines())
     yield from ("[Unit]", f"Description={description(deployment)}", "Wants=network-online.target")
     yield from ("After=network-online.target", "", "[Container]")
-    yield from ("# The planned version; another one counts memory otherwise.", f"Image={container.image}")
+    yield from ("# The planned version; another one counts memory otherwise.", f"Image={_in_full(container.image)}")
     yield from (f"# {each.name}: {each.why}." for each in deployment.arguments)
     yield "Exec=" + " ".join(unit_word(flag(each)) for each in deployment.arguments)
     yield f"PublishPort={port}:{port}"

@@ -1,10 +1,13 @@
-"""Every launch file of every scenario is read by its own consumer: Docker Compose, Kubernetes' schemas, Ray, SkyPilot, Dynamo, ExLlama."""
+"""Every launch file of every scenario is read by its own consumer: Docker Compose, Kubernetes' schemas, Ray, SkyPilot, Dynamo, Podman's
+generator, ExLlama.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -80,6 +83,62 @@ def test_a_consumer_refuses_a_file_that_is_wrong(tmp_path: Path) -> None:
     )
     said = json.loads(done.stdout.splitlines()[-1])
     assert len(said) == len(wrong) and all(said.values()), said
+
+
+def unit_of(quadlet: Path) -> tuple[str, str]:
+    """The unit that Podman's generator makes of a Quadlet, and what it says."""
+    generator = _BACKENDS / "quadlet" / "quadlet"
+    if not generator.exists():
+        missing(f"no generator of Podman's at {generator}", "`make backends` unpacks it")
+    made = subprocess.run(
+        [generator, "-dryrun"],
+        env={"QUADLET_UNIT_DIRS": str(quadlet.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    _, _, unit = made.stdout.partition("---\n")  # `---NAME.service---` stands before it
+    said = "\n".join(line for line in made.stderr.splitlines() if "Loading source unit file" not in line)
+    return unit, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_podman_s_generator_makes_a_unit_of_every_quadlet(name: str, tmp_path: Path) -> None:
+    """Without a word: no key that Podman lacks, no image that two registries may have. systemd accepts what it makes."""
+    quadlets = [file for file in every_target(server(name))[0] if file.path.endswith(".container")]
+    for file in quadlets:
+        (tmp_path / file.path).write_text(file.text)
+        unit, said = unit_of(tmp_path / file.path)
+        assert said == "" and "ExecStart=/usr/bin/podman run " in unit
+        command = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+        for told in ("--health-start-period", "--shm-size", "--publish", "--max-model-len"):
+            assert told in command, command
+        if shutil.which("systemd-analyze") is None:
+            missing("no systemd-analyze here", "it comes with systemd")
+        service = tmp_path / f"{Path(file.path).stem}.service"
+        service.write_text(unit.replace("/usr/bin/podman", "/usr/bin/env"))  # that Podman is there is not asked
+        read = subprocess.run(["systemd-analyze", "verify", service], capture_output=True, text=True, check=False)
+        assert (read.returncode, read.stderr) == (0, "")
+    assert bool(quadlets) != ("exllama" in server(name).request.engine or server(name).hardware.nodes > 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("right", "wrong", "complaint"),
+    [
+        ("ShmSize=", "ShmSizes=", "unsupported key 'ShmSizes'"),
+        ("Image=", "Picture=", "unsupported key 'Picture'"),
+        ("Image=docker.io/", "Image=", "not a fully qualified image name"),
+    ],
+)
+def test_podman_s_generator_finds_what_is_wrong_in_a_quadlet(
+    right: str, wrong: str, complaint: str, tmp_path: Path
+) -> None:
+    [file] = target_files(server("13-h100-70b-fp8"), ["quadlet"])
+    assert right in file.text
+    (tmp_path / file.path).write_text(file.text.replace(right, wrong))
+    assert complaint in unit_of(tmp_path / file.path)[1]
 
 
 def parameters(path: Path, name: str) -> set[str]:

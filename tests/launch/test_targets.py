@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from passes.errors import InputError
+from planner.documents.schema import schema
 from planner.plan.launch import ALL, deployed, every_target, target_files
 from planner.plan.make import plan
 from planner.plan.saved import save
@@ -26,6 +27,7 @@ from targets.launch.target import LAUNCH_TARGETS, find_launch_target
 from tests.conftest import missing
 from tests.golden.test_scenarios import SCENARIOS, SPECS, server
 from tests.planner.conftest import run
+from tests.planner.test_documents import refused
 
 _TARGET = """
 from targets.launch.request import LaunchFile
@@ -72,39 +74,6 @@ def test_systemd_accepts_every_unit(name: str, tmp_path: Path) -> None:
     unit.write_text(units(deployment))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_a_quadlet_has_keys_of_podman_only() -> None:
-    """podman-systemd.unit(5) of Podman 5: no consumer of it is to be had here."""
-    known = {
-        "Image", "Exec", "PublishPort", "Volume", "Environment", "AddDevice", "ShmSize", "HealthCmd", "HealthInterval",
-        "HealthStartPeriod", "Secret",
-    }  # fmt: skip
-    [file] = target_files(server("23-rtx-pro-6000-gemma-27b"), ["quadlet"])
-    keys = [
-        line.partition("=")[0] for line in file.text.partition("[Container]")[2].partition("[Service]")[0].splitlines()
-    ]
-    assert {key for key in keys if key and not key.startswith("#")} <= known
-
-
-@pytest.mark.parametrize("name", ["04-l4-50-users-8b", "13-h100-70b-fp8", "23-rtx-pro-6000-gemma-27b"])
-def test_systemd_reads_what_a_quadlet_hands_on(name: str, tmp_path: Path) -> None:
-    """Podman's generator makes a unit of it: sections of systemd's own stay as they are, words of `Exec=` go behind the command."""
-    if shutil.which("systemd-analyze") is None:
-        missing("no systemd-analyze here", "it comes with systemd")
-    [file] = target_files(server(name), ["quadlet"])
-    head, _, rest = file.text.partition("[Container]")
-    container, _, tail = rest.partition("[Service]")
-    told = dict(line.split("=", 1) for line in container.splitlines() if "=" in line and not line.startswith("#"))
-    made = f"{head}[Service]\nExecStart=/usr/bin/env true {told['Exec']}\n"
-    made += f"Environment={told['Environment']}\n" if "Environment" in told else ""
-    unit = tmp_path / f"{server(name).name}.service"
-    unit.write_text(made + tail)
-    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    unit.write_text((made + tail).replace("Restart=on-failure", "Restart=sometimes"))
-    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
-    assert "sometimes" in done.stderr, "it does read"
 
 
 @pytest.mark.parametrize(("name", "package"), [(_MADE, "exllamav3"), ("07-3090-exl2-13b", "exllamav2")])
@@ -156,9 +125,9 @@ def test_a_folder_that_is_no_result_is_refused(tmp_path: Path) -> None:
 
 
 def test_all_writes_what_can_run_and_says_of_the_others_why_not() -> None:
-    files, refused = every_target(server(_TWO_MACHINES))
+    files, without = every_target(server(_TWO_MACHINES))
     assert {file.path for file in files} >= {"kuberay.yaml", "ray-serve.yaml", "skypilot.yaml", "dynamo.yaml"}
-    assert any(reason.startswith("compose: ") for reason in refused)
+    assert any(each.target == "compose" and each.message for each in without)
     assert ALL not in LAUNCH_TARGETS.names()
 
 
@@ -228,6 +197,17 @@ def test_a_plan_is_launched_from_the_command_line(
     assert yaml.safe_load(out.read_text())["services"]
     code, printed, _ = optimize("launch", "--list")
     assert code == 0 and "kuberay" in printed
+    code, printed, _ = optimize("launch", "--list", "--json")
+    assert code == 0 and {each["name"] for each in json.loads(printed)} == set(LAUNCH_TARGETS.names())
+    code, printed, said = optimize("launch", saved, "--target", "all", "-o", tmp_path / "every", "--json")
+    told = json.loads(printed)
+    assert code == 0 and refused(told, schema("launch"), schema("launch")) == []
+    assert all(Path(file["written"]).read_text() == file["text"] for file in told["files"])
+    assert "Wrote" in said and all(each["message"] for each in told["refused"])
+    code, printed, _ = optimize("launch", saved, "--target", "compose", "--json")
+    assert code == 0 and not any("written" in file for file in json.loads(printed)["files"])
+    code, printed, _ = optimize("launch", saved, "--target", "compos", "--json")
+    assert code == 2 and "compose" in json.loads(printed)["error"]["message"]
     code, _, said = optimize("launch", saved, "--target", "compos")
     assert code == 2 and "compose" in said
     assert optimize("launch", saved)[0] == 2

@@ -6,7 +6,8 @@ import pytest
 
 from passes.errors import InputError
 from targets.cards import find_cards
-from targets.gpu import card_seen
+from targets.gpu import OtherMakerError, all_gpus, card_seen
+from targets.other_makers import other_maker
 
 GIB = 1 << 30
 
@@ -24,7 +25,10 @@ GIB = 1 << 30
         ("A100:8", "A100 SXM4 40GB", 8), ("A100-80GB:8", "A100 SXM4 80GB", 8), ("8x H100", "H100 SXM", 8),
         ("g5.xlarge", "A10G", 1), ("p4d.24xlarge", "A100 SXM4 40GB", 8), ("Standard_NC24ads_A100_v4", "A100 PCIe 80GB", 1),
         ("NC24ads_A100_v4", "A100 PCIe 80GB", 1), ("a2-ultragpu-1g", "A100 SXM4 80GB", 1), ("a3-highgpu-8g", "H100 SXM", 8),
-        ("BM.GPU.H100.8", "H100 SXM", 8),
+        ("BM.GPU.H100.8", "H100 SXM", 8), ("gpu_8x_h100_sxm5", "H100 SXM", 8), ("gpu_1x_a100", "A100 PCIe 40GB", 1),
+        ("gd-8xh200ib-i128", "H200 SXM", 8), ("L4-2-24G", "L4", 2), ("H100-SXM-8-80G", "H100 SXM", 8), ("H100-1-80G", "H100 PCIe", 1),
+        ("H100_NVLINK_80GB", "H100 SXM", None), ("NVIDIA L2", "L2", None), ("Orin Nano 8GB", "Jetson Orin Nano 8GB", None),
+        ("RTX 3090 Ti+RTX 3090", "RTX 3090", 2),
     ],
 )  # fmt: skip
 def test_a_name_finds_its_card(name: str, card: str, count: int | None) -> None:
@@ -45,10 +49,41 @@ def test_a_shorthand_says_what_it_is_read_as(name: str, note: str | None) -> Non
     assert find_cards(name).gpu.note == note
 
 
-@pytest.mark.parametrize("name", ["Orin", "GH200", "RTX 4060 Ti", "4060ti", "RTX 5060 Ti"])
+@pytest.mark.parametrize("name", ["Orin", "Orin Nano", "GH200", "RTX 4060 Ti", "4060ti", "RTX 5060 Ti"])
 def test_a_name_that_several_cards_share_is_asked_back(name: str) -> None:
     with pytest.raises(InputError, match="names several cards"):
         find_cards(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "maker"),
+    [
+        ("MI308X", "AMD"), ("AMD Ryzen AI Max+ 395", "AMD"), ("Strix Halo", "AMD"), ("Radeon 8060S Graphics", "AMD"), ("MI300", "AMD"),
+        ("Intel(R) Arc(TM) B580 Graphics", "Intel"), ("Gaudi 3", "Intel"), ("HL-325L", "Intel"), ("TPU v5e", "Google"), ("v6e-8", "Google"),
+        ("v5litepod-8", "Google"), ("ct6e-standard-8t", "Google"), ("inf2.xlarge", "AWS"), ("trn2.48xlarge", "AWS"),
+        ("Apple M3 Ultra", "Apple"), ("M4 Max", "Apple"), ("Ascend 910B", "Huawei"),
+    ],
+)  # fmt: skip
+def test_an_accelerator_of_a_maker_that_is_not_modelled_is_called_so(name: str, maker: str) -> None:
+    with pytest.raises(OtherMakerError, match=f"{maker}'s accelerators are not modelled") as caught:
+        find_cards(name)
+    assert caught.value.exit_code == 6
+
+
+def test_no_card_of_the_catalog_is_of_another_maker_than_it_says() -> None:
+    named = {card.name: (card.vendor, other_maker(card.name)) for card in all_gpus()}
+    assert all(maker in (None, vendor) for vendor, maker in named.values()), named
+
+
+@pytest.mark.parametrize("name", ["M60", "MX550", "T1000", "Tesla K80", "RTX 9090", "H1OO", "nonsense"])
+def test_a_name_that_nobody_has_is_unknown(name: str) -> None:
+    with pytest.raises(InputError, match="unknown GPU") as caught:
+        find_cards(name)
+    assert caught.value.exit_code == 2
+
+
+def test_a_card_that_its_driver_names_and_the_catalog_lacks_keeps_its_maker() -> None:
+    assert card_seen("AMD Instinct MI308X", 192 * GIB).vendor == "AMD"
 
 
 def test_a_shared_name_is_told_apart_by_its_memory() -> None:

@@ -77,7 +77,9 @@ def test_what_was_added_for_an_engine_to_read_is_named(folder: Path, optimize: A
     (result / name).write_bytes(b"{}")
     code, out, _ = optimize("verify", "--offline", result, "--json")
     assert code == 4
-    assert [(each["file"], each["kind"]) for each in json.loads(out)["damage"]] == [(name, "added")]
+    [found] = json.loads(out)["damage"]
+    assert (found["file"], found["kind"]) == (name, "added")
+    assert ("`optimize verify` of an earlier version" in found["message"]) is (name == "verified.json")
 
 
 def test_a_list_that_is_gone_proves_nothing(folder: Path, optimize: Any) -> None:  # noqa: F811

@@ -182,8 +182,7 @@ def _address(url: str) -> tuple[str, int]:
 
 def fit_load(seen: Sequence[Observation], model: ServedModel, profile: Profile) -> dict[str, float]:
     """Find the constants of `_TOLD` that explain a load, shrunk towards the shipped fit on the measured device."""
-    import numpy as np
-    from scipy.optimize import least_squares
+    from targets.machine.robust_fit import least_robust  # loads numpy
 
     start = measured_values(engine_values(model.engine), model.engine, model.gpu, replace(profile, engines={}))
     names = [name for name in _TOLD if start.get(name, 0.0) > 0]
@@ -198,8 +197,7 @@ def fit_load(seen: Sequence[Observation], model: ServedModel, profile: Profile) 
             out += [math.log(means.ttft_s / point.ttft_s) / _NOISE, math.log(means.tpot_s / point.tpot_s) / _NOISE]
         return out
 
-    found = least_squares(residuals, np.zeros(len(names)), loss="soft_l1", diff_step=1e-3, max_nfev=40)
-    return values_of([float(delta) for delta in found.x])
+    return values_of(least_robust(residuals, len(names)))
 
 
 def predict(point: Observation, model: ServedModel, profile: Profile, values: Mapping[str, float]) -> Means:

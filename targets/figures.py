@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 #: Digits beyond the usual ones, at most, that tell two figures apart; those that are closer are equal to people.
 _MORE_DIGITS = 9
+#: Units of what people wait: where there is no bound, it grows as long as the load goes on.
+_TIMES = frozenset({"ms", "s", "h"})
 _GIB, _MIB = 1 << 30, 1 << 20
 
 
@@ -15,7 +17,7 @@ def show(value: float, unit: str, more: int = 0) -> str:
     probability in percent; `B`: bytes, in GiB or MiB; `ms` and `h`: in what is readable of milliseconds, seconds, minutes and hours.
     """
     if not math.isfinite(value):
-        return "no limit" if value > 0 else "none"
+        return ("without end" if unit in _TIMES else "no limit") if value > 0 else "none"
     if unit == "%":
         percent = 100 * value
         places = 2 if abs(percent) < 9.995 else 1 if abs(percent) < 99.95 else 0

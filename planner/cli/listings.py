@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from passes.errors import unknown_name
 from planner.cli.app import Json, app, emit, screen
+
+if TYPE_CHECKING:
+    from targets.gpu import Gpu
 
 #: What a list is narrowed to.
 Words = Annotated[list[str] | None, typer.Argument(help="Only those whose name has all of these words: gpt-oss, 4090.")]
@@ -43,11 +46,26 @@ def targets(words: Words = None, as_json: Json = False) -> None:
             ]
         )
         return
-    console = screen()
-    for card in cards:
-        console.print(
-            f"  {card.name:38s} {card.memory_bytes.value / 2**30:8.2f} GiB  {card.bandwidth_bytes_per_s / 1e9:7.0f} GB/s  {card.generation}"
-        )
+    _list_cards(cards)
+
+
+def _list_cards(cards: list[Gpu]) -> None:
+    """A line a card, its figures in columns where the widest line has room."""
+    from planner.cli.tables.page import Page
+
+    page = Page(screen())
+    rows = [
+        (g.name, f"{g.memory_bytes.value / 2**30:.2f} GiB", f"{g.bandwidth_bytes_per_s / 1e9:.0f} GB/s", g.generation)
+        for g in cards
+    ]
+    names, sizes, speeds, kinds = (max(map(len, column)) for column in zip(*rows, strict=True))
+    fits = page.width is None or 8 + names + sizes + speeds + kinds <= page.width
+    for name, memory, bandwidth, generation in rows:
+        if fits:
+            page.line(f"  {name:{names}s}  {memory:>{sizes}s}  {bandwidth:>{speeds}s}  {generation}")
+        else:
+            page.line(f"  {name}")
+            page.line("    ", f"{memory}, {bandwidth}, {generation}")
 
 
 @app.command()

@@ -19,6 +19,7 @@ from planner.explain.changes import NotKnownError, change, known_words, named
 from planner.explain.compare import decides
 from planner.explain.least import cheapest_card, fewest_bits
 from planner.explain.naming import has, weights_have, words_of
+from planner.explain.tasks import TASKS, at_tasks, good_at
 from planner.explain.two_plans import chosen_words, compared, lost_row, replanned, what_if
 from planner.explain.users import how_many
 from planner.explain.wording import plain, two_of
@@ -280,7 +281,9 @@ def _unasked(asked: Asked, name: str, patch: Patch) -> Answer:
 
 _A_CHEAPER = "(?:we had |i had |on |with )?(?:an? |the )?(?:cheaper|cheapest|smaller|smallest|lesser|least)"
 _IT = "(?:it|this|that|we|i|they|the plan|the model)"
-_BETTER = "(?:better|worse|faster|slower|smaller|larger|bigger|cheaper|enough|possible|good|ok)"
+_BETTER = "(?:better|worse|faster|slower|smaller|larger|bigger|cheaper|fast|slow|small|large|big|cheap|enough|possible|good|ok)"
+
+_WELL = "(?:good|well|accurate|smart|capable|reliable|suitable|usable)"
 
 _FORMS: tuple[tuple[str, _Answering], ...] = (
     (rf"(?:what )?(?:if|about) {_A_CHEAPER} (?:card|gpu)", cheapest_card),
@@ -288,6 +291,10 @@ _FORMS: tuple[tuple[str, _Answering], ...] = (
     (r"why(?: (?:this|that|it|this plan|the plan|is it chosen|was it chosen))?", _chosen_one),
     (r"why (\d+) (?:cards?|gpus?)", _why_cards),
     (rf"why (?:(?:is|was) (?:the |{_IT} )?|did (?:you|it) (?:choose|pick|take|use) |does {_IT} (?:use|take) |use )?(.+)", _why),
+    (rf"how {_WELL} (?:is|are|will|does|would) (?:{_IT} )?(?:be |do |work )?(?:for|at|in|on|with) (.+)", good_at),
+    (rf"(?:is|are|will|would) {_IT} (?:be )?(?:any )?{_WELL} (?:for|at|in|on) (.+)", good_at),
+    (rf"(?:what (?:is|are) (?:its|the) |how (?:is|are) (?:its|the) |how (?:does|will|would) {_IT} (?:do|perform|work) (?:on|at|in|with) "
+     rf"|(?:can|will|does|would) {_IT} )({TASKS}(?: .+)?)", at_tasks),
     (rf"(?:can|could|will|would|does|is) {_IT} (?:fit|run|work|go)(?: (?:on|in|at|with))? (.+)", what_if),
     (rf"(?:can|could|will|would|does) {_IT} (?:serve|handle|hold|take|do|use) (.+)", what_if),
     (r"(?:what |and |how )?(?:if|about) (.+)", what_if),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from threading import Lock
 
 from passes.errors import TightfitError
@@ -43,9 +43,13 @@ class Ahead:
             ]:
                 del self._answers[other]
             self._waited[key] += 1
-            asked = self._begun(state, self._asked)
+            under_way = self._answers.get(key)
+            if under_way is None or not (under_way.done() or self._waited[key] > 1):
+                # a forecast that has not ended may not have begun: what a pool has taken on cannot be cancelled
+                self._answers[key] = self._asked.submit(_answered, dict(state))
+            either = tuple(each for each in (under_way, self._answers[key]) if each is not None)
         try:
-            html = asked.result()
+            html = next(iter(wait(either, return_when=FIRST_COMPLETED).done)).result()
         except BrokenExecutor as error:
             with self._lock:
                 self._answers.clear()
@@ -60,7 +64,7 @@ class Ahead:
                 self._waited[key] -= 1
         with self._lock:
             for near in neighbours(state, self._controls):
-                self._begun(near, self._ahead)
+                self._forecast(near)
         return html
 
     def _begin_processes(self) -> None:
@@ -76,14 +80,14 @@ class Ahead:
         for pool in (self._asked, self._ahead):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begun(self, state: State, pool: ProcessPoolExecutor) -> Future[str]:
+    def _forecast(self, state: State) -> None:
+        """Plan a setting ahead, unless that is done, and let the oldest answers go."""
         key = frozenset(state.items())
         if key not in self._answers:
             for old in list(self._answers)[: max(0, len(self._answers) - _KEPT)]:
                 if self._answers[old].done() and not self._waited[old]:
                     del self._answers[old]
-            self._answers[key] = pool.submit(_answered, dict(state))
-        return self._answers[key]
+            self._answers[key] = self._ahead.submit(_answered, dict(state))
 
 
 #: What a process plans for.

@@ -63,9 +63,10 @@ class Generator:
     def compose(self) -> Batch:
         """Compose the next iteration."""
         self.step += 1
-        self._start()
+        if self.waiting:
+            self._start()
         batch = Batch()
-        for request in list(self._prefilling):
+        for request in list(self._prefilling) if self._prefilling else ():
             before, whole = request.computed, request.prompt - 1  # the last token is read with those that decode
             tokens = min(whole - before, self._chunk)
             request.computed += tokens

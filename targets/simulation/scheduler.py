@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from targets.simulation.free_blocks import FreeBlocks, Left
@@ -91,7 +91,6 @@ class Request:
         return self.prompt + self.written
 
 
-@dataclass(slots=True)
 class Batch:
     """What one step holds: `decode` sequences with `context` cached tokens in all, and chunks of prompts.
 
@@ -99,12 +98,15 @@ class Batch:
     the end of the step. `ended`: those whose last token does. `preempted`: those that lost their blocks to others.
     """
 
-    decode: int = 0
-    context: int = 0
-    chunks: list[tuple[Request, int, int]] = field(default_factory=list)
-    caught_up: list[Request] = field(default_factory=list)
-    ended: list[Request] = field(default_factory=list)
-    preempted: list[Request] = field(default_factory=list)
+    __slots__ = ("caught_up", "chunks", "context", "decode", "ended", "preempted")
+
+    def __init__(self, decode: int = 0, context: int = 0) -> None:
+        """Hold sequences that decode; by hand, for a run makes one a step."""
+        self.decode, self.context = decode, context
+        self.chunks: list[tuple[Request, int, int]] = []
+        self.caught_up: list[Request] = []
+        self.ended: list[Request] = []
+        self.preempted: list[Request] = []
 
     @property
     def empty(self) -> bool:

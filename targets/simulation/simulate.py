@@ -104,8 +104,9 @@ def simulate(
             began = now = max(now, door.next)
             continue
         batch = scheduler.compose()
-        stalled.update((request, now) for request in batch.preempted)
-        run.preemptions += len(batch.preempted)
+        for request in batch.preempted:
+            stalled[request] = now
+            run.preemptions += 1
         if batch.empty:
             began = now
             continue
@@ -119,7 +120,8 @@ def simulate(
                 run.first[request.number] = now
         if batch.decode:
             run.gaps.append((seconds, batch.decode))
-        run.full_s += seconds if scheduler.full else 0.0
+        if scheduler.full:
+            run.full_s += seconds
         if not batch.chunks and not batch.ended:
             steps = scheduler.quiet()
             if steps and scheduler.open:
@@ -186,9 +188,14 @@ class _Door:
         self._sent[number] = at = max(now, self._due[number])
         self._sending.append((at, number))
 
-    def arrived(self, now: float) -> list[Request]:
+    def arrived(self, now: float) -> Sequence[Request]:
         """List the requests that the engine sees by now, for the first time."""
-        self._work(now)
+        if self._at_work or (self._sending and self._sending[0][0] <= now):
+            self._work(now)
+        else:
+            self._turn(now)
+        if not self._coming:
+            return ()
         out = []
         while self._coming and self._coming[0][0] <= now:
             out.append(self._coming.popleft()[1])

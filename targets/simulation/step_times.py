@@ -7,7 +7,7 @@ asked along these six lines only: these at every length up to where CUDA graphs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from targets.simulation.scheduler import Batch
@@ -28,41 +28,44 @@ class StepTimes:
 
     def __init__(self, step: Callable[[Step], float], cache_bytes: float, stages: int = 1) -> None:
         self._step, self._cache_bytes, self._stages = step, cache_bytes, stages
-        self._tokens = lru_cache(maxsize=None)(self._ask_tokens)
-        self._sampled = lru_cache(maxsize=None)(self._ask_sampled)
-        self._alone = lru_cache(maxsize=None)(self._ask_alone)
-        self._decoding = lru_cache(maxsize=None)(self._ask_decoding)
-        self._context = lru_cache(maxsize=None)(self._ask_context)
-        self._pairs = lru_cache(maxsize=None)(self._ask_pairs)
+        self._tokens = _curve(self._ask_tokens)
+        self._sampled = _curve(self._ask_sampled)
+        self._alone = _curve(self._ask_alone, _PADDED)
+        self._decoding = _curve(self._ask_decoding)
+        self._context = _curve(self._ask_context)
+        self._pairs = _curve(self._ask_pairs)
 
     def __call__(self, batch: Batch) -> float:
         """Return the seconds of a step."""
-        decode, prefill, prompts, pairs = batch.decode, 0, len(batch.chunks), 0
-        for _, tokens, before in batch.chunks:
-            prefill += tokens
-            pairs += tokens * before + tokens * (tokens + 1) // 2
-        share = 1.0
-        if self._stages > 1:
-            # every stage holds its share of the requests, but a prompt's chunk is in one of them whole
-            share = 1 / min(self._stages, max(decode + prompts, 1))
-            decode, prompts = -(-decode // self._stages), -(-prompts // self._stages)
-            prefill = round(prefill / min(self._stages, max(len(batch.chunks), 1)))
-        if prefill:
-            seconds = (
-                _at(self._tokens, decode + prefill) + _at(self._sampled, decode + prompts) + _at(self._decoding, decode)
-            )
-        else:
-            seconds = _at(self._alone, decode, _PADDED)
-        if decode:
-            seconds += batch.context * share * _at(self._context, round(batch.context / batch.decode))
-        if prefill:
-            seconds += prefill * _at(self._pairs, round(pairs / sum(tokens for _, tokens, _ in batch.chunks)))
-        return seconds
+        return self._of(batch.decode, batch.context, batch.chunks)
 
     def apart(self, batch: Batch) -> float:
         """Return the seconds of a step whose chunks are forward passes of their own."""
-        passes = [Batch(chunks=[chunk]) for chunk in batch.chunks]
-        return sum(map(self, passes)) + (self(Batch(batch.decode, batch.context)) if batch.decode else 0.0)
+        seconds = 0.0
+        for chunk in batch.chunks:
+            seconds += self._of(0, 0, (chunk,))
+        return seconds + self._of(batch.decode, batch.context, ()) if batch.decode else seconds
+
+    def _of(self, decode: int, context: int, chunks: Sequence[tuple[object, int, int]]) -> float:
+        prompts, prefill, whole, pairs, share, sequences = len(chunks), 0, 0, 0, 1.0, decode
+        for _, tokens, before in chunks:
+            whole += tokens
+            pairs += tokens * before + tokens * (tokens + 1) // 2
+        prefill = whole
+        if self._stages > 1:
+            # every stage holds its share of the requests, but a prompt's chunk is in one of them whole
+            share = 1 / min(self._stages, max(decode + prompts, 1))
+            prefill = round(prefill / min(self._stages, max(prompts, 1)))
+            decode, prompts = -(-decode // self._stages), -(-prompts // self._stages)
+        if prefill:
+            seconds = self._tokens(decode + prefill) + self._sampled(decode + prompts) + self._decoding(decode)
+        else:
+            seconds = self._alone(decode)
+        if decode:
+            seconds += context * share * self._context(round(context / sequences))
+        if prefill:
+            seconds += prefill * self._pairs(round(pairs / whole))
+        return seconds
 
     def _seconds(self, decode: int, context: float, prefill: int = 0, pairs: float = 0.0, prompts: int = 0) -> float:
         return self._step(Step(decode, context, prefill, pairs, prompts, self._cache_bytes))
@@ -92,13 +95,15 @@ class StepTimes:
         return (self._seconds(0, 0.0, _PROMPT, seen) - self._tokens(_PROMPT)) / _PROMPT
 
 
-def _at(curve: Callable[[int], float], x: int, exact: int = _EXACT) -> float:
-    """A curve at a whole number: asked there, or above `exact` between the two nearest points that are."""
-    if x <= exact:
-        return curve(x)
-    unit = 1 << (x.bit_length() - _BITS)
-    rest = x % unit
-    if not rest:
-        return curve(x)
-    low = curve(x - rest)
-    return low + (curve(x - rest + unit) - low) * rest / unit
+def _curve(ask: Callable[[int], float], exact: int = _EXACT) -> Callable[[int], float]:
+    """A curve at whole numbers: asked there, or above `exact` between the two nearest points that are; each known from then on."""
+    asked = lru_cache(maxsize=None)(ask)
+
+    def at(x: int) -> float:
+        rest = x % (unit := 1 << (x.bit_length() - _BITS)) if x > exact else 0
+        if not rest:
+            return asked(x)
+        low = asked(x - rest)
+        return low + (asked(x - rest + unit) - low) * rest / unit
+
+    return lru_cache(maxsize=None)(at)

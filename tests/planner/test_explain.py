@@ -323,6 +323,26 @@ def test_answers_are_readable_in_60_columns(optimize: Any, tmp_path: Path, monke
     assert plan and max(map(len, plan.splitlines())) <= 60
 
 
+@pytest.mark.parametrize(
+    ("question", "task"),
+    [
+        ("how good is it for coding?", "coding"), ("is it good at math", "math"), ("what is its MMLU", "MMLU"),
+        ("how does it do on humaneval", "humaneval"), ("how accurate is it for German", "German"), ("can it code", "code"),
+    ],
+)  # fmt: skip
+def test_what_a_model_is_good_at_is_not_made_up(question: str, task: str) -> None:
+    """What the plan takes away is said, what is not known is said to be unknown, and how to find it out."""
+    said = explain(*asked("8B"), question).answer
+    assert said.startswith(f"{task}: ") and "is not known here" in said
+    assert "perplexity +" in said and "nats" in said and "run your own test" in said
+
+
+def test_a_figure_in_such_a_question_is_a_condition_or_a_mistake() -> None:
+    assert "with 4 users" in explain(*asked("8B"), "how good is it with 4 users").answer
+    with pytest.raises(InputError, match="99 zebras"):
+        explain(*asked("8B"), "how good is it at 99 zebras")
+
+
 def test_the_fewest_bits_stay_with_the_plans_engine_and_say_who_has_fewer() -> None:
     spec = parse_spec(
         "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: L4 }\nworkload: { input_tokens: 500, output_tokens: 100 }\n"

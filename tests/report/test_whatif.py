@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, current_thread
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from passes.ir.sources import open_model
 from planner.choice.search import search
 from planner.spec.parse import parse_spec
 from planner.spec.patch import patched
+from planner.whatif import ahead
 from planner.whatif.answer import answer
 from planner.whatif.controls import changes, controls, neighbours, state_of
 from planner.whatif.server import Server
@@ -80,6 +83,30 @@ def test_a_load_is_simulated_once_for_all_that_run_alike(monkeypatch: pytest.Mon
         heads.append(answer(parse_spec(SPEC[: SPEC.index("passes:")] + passes), source, {"clients": "2"}).head)
         counted.append(len(runs))
     assert heads[0] != heads[1] and counted[0] == counted[1] > 0
+
+
+def test_what_is_asked_does_not_wait_for_a_forecast_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forecast that a pool has taken on cannot be cancelled, begun or not: what is asked is planned beside it."""
+    asked, forecasts = ThreadPoolExecutor(1, "asked"), ThreadPoolExecutor(1, "forecasts")
+    pools, held = iter((asked, forecasts)), Event()
+
+    def plan(state: dict[str, str]) -> str:
+        if current_thread().name.startswith("forecasts"):
+            held.wait(30)
+        return f"{current_thread().name}: {state}"
+
+    monkeypatch.setattr(ahead, "ProcessPoolExecutor", lambda *given, **more: next(pools))
+    monkeypatch.setattr(ahead, "_answered", plan)
+    plans = ahead.Ahead(ASKED, open_model(ASKED.model), KNOWN)
+    try:
+        assert plans.ask({}).startswith("asked")
+        begun = next(iter(neighbours({}, KNOWN)))
+        assert plans.ask(begun) == f"asked_0: {begun}"  # while its forecast is held
+        held.set()
+        assert plans.ask(begun) == f"asked_0: {begun}"
+    finally:
+        held.set()
+        plans.close()
 
 
 def test_the_server_answers_this_machine_alone() -> None:

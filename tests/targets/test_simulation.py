@@ -196,7 +196,8 @@ def test_step_times_are_those_of_the_step_model(model: str) -> None:
         if not decode + chunk:
             continue
         context, before = decode * chance.randrange(4000), chance.randrange(3000)
-        batch = Batch(decode, context, [(Request(0, 9000, 1), chunk, before)] if chunk else [])
+        batch = Batch(decode, context)
+        batch.chunks += [(Request(0, 9000, 1), chunk, before)] if chunk else []
         whole = Step(decode, context / max(decode, 1), chunk, before + (chunk + 1) / 2, bool(chunk), 2.0)
         assert times(batch) == pytest.approx(question.run.step(whole), rel=2e-3)
 

@@ -55,8 +55,7 @@ def print_check(console: Console, document: CheckDocument) -> None:
     for goal in document.goals:
         near = goal.kept and not goal.met
         mark = "[yellow]~[/]" if near else tick(goal.met)
-        figure = show(goal.predicted.value, goal.unit) if math.isfinite(goal.predicted.value) else "grows without end"
-        said = f"{goal.name}: {figure}, asked {show(goal.wanted, goal.unit)}"
+        said = f"{goal.name}: {show(goal.predicted.value, goal.unit)}, asked {show(goal.wanted, goal.unit)}"
         page.line(
             _MARGIN, Text.from_markup(f"{mark} {escape(said + (', missed by less than the band' if near else ''))}")
         )

@@ -58,6 +58,9 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
     if due is not None and most is not None and spec.workload.asked.lasts and most.value < due:
         yield f"{due:g} requests a second arrive, about {most.value:.3g} are served: the queue grows, if slowly"
     node = spec.target.node
+    if parallel.gpus <= node < spec.target.cards and not spec.target.fewest:
+        machines = -(-spec.target.cards // node)
+        yield f"{parallel.gpus} of {spec.target.cards} cards are used, in one of {machines} machines: the others stay idle"
     if parallel.gpus > node:
         machines = -(-parallel.gpus // node)
         inside = "tensor parallelism stays inside one; start it on each (Ray or a launcher)"

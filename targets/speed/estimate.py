@@ -86,9 +86,9 @@ def asked(
     clients = max(1.0, (workload.concurrency or 1) / replicas)
     sharing = replicas if work.experts else 1
     span = settings.parallel.tp * settings.parallel.pp * sharing
-    across = gpu.network is not None and span > gpu.network.cards
+    unseen = sharing > 1 or (gpu.network is not None and span > gpu.network.cards)
     fitted = fitted_rates(
-        name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts), across=across
+        name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts), unseen=unseen
     )  # fmt: skip
     profile, notes = believed_profile(gpu)
     if profile is not None:

@@ -86,14 +86,15 @@ def fitted_rates(
     *,
     clients: float = 1,
     experts: bool = False,
-    across: bool = False,
+    unseen: bool = False,
 ) -> Fitted:
     """Return what the fit says of an engine (and version of it; None = newest) on a generation of cards, for so many clients of a model
-    with or without experts; `across`: over several machines, of which it has no row.
+    with or without experts; `unseen`: over several machines, or as replicas that share experts, of which it has
+    no row.
     """
     entry = fit()["engines"][engine]
     seen = entry.get("generations", {}).get(generation, {"clients": 0, "experts": False})
-    known = clients <= seen["clients"] and (seen["experts"] or not experts) and not across
+    known = clients <= seen["clients"] and (seen["experts"] or not experts) and not unseen
     values = _within_the_card(rates_from(engine_values(engine), generation, version))
     widen = 1.0 if known else entry["unknown_generation_widens"]
     widths = {

@@ -24,6 +24,7 @@ from planner.choice.space.solved import solved
 from planner.spec.parts.target import EngineChoice, EngineSettings, Target
 from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
+from targets.engines.vllm.rules.runner import has_experts
 from targets.gpu import Gpu
 
 
@@ -51,7 +52,7 @@ def designs(spec: Spec, ir: ModelIR, gpu: Gpu, names: Container[str], cards: int
             (sibling, passes) for sibling, served in published_checkpoints(spec, ir)
             for dtype in cache_dtypes(spec, name) for passes in caches(served, (), dtype)
         ]  # fmt: skip
-        for parallel in spreads(name, spec, cards):
+        for parallel in (with_whole_experts(each, ir) for each in spreads(name, spec, cards)):
             settings = settings_options(name, choice, spec, gpu, parallel)
             for passes in made:
                 yield Design(name, passes, settings, len(settings))
@@ -59,6 +60,14 @@ def designs(spec: Spec, ir: ModelIR, gpu: Gpu, names: Container[str], cards: int
                 yield Design(name, passes, settings, len(settings), sibling)
             for passes, stands_for in solved(spec, ir, gpu, name, settings[0]):
                 yield Design(name, passes, settings, len(settings) * stands_for)
+
+
+def with_whole_experts(parallel: Parallel, ir: ModelIR) -> Parallel:
+    """Return a spread in which replicas of a model of experts hold whole ones, as vLLM's recipes have them: cut over the cards of all
+    replicas, which is its default, they exchange as much and must divide.
+    """
+    whole = parallel.dp > 1 and has_experts(ir)
+    return replace(parallel, ep=parallel.tp * parallel.dp) if whole else parallel
 
 
 def spreads(engine: str, spec: Spec, cards: int | None = None) -> Iterator[Parallel]:

@@ -113,8 +113,8 @@ def _published(question: Question) -> Iterator[Options]:
 
 
 def formats(question: Question) -> Iterator[Options]:
-    """Give other formats of the weights that the engine weighs: the asked format's own kind first, groups of the common size, then what loses
-    least.
+    """Give other formats of the weights that the engine weighs: the asked format's own kind first, groups of the common size, then what
+    loses least.
     """
     if question.model.quant_method is not None:
         return

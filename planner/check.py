@@ -13,19 +13,9 @@ from passes.ir.purpose import purpose
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.asked import AS_IS
+from planner.choice.mending.remedies import Remedy, first_that_keeps, flags, remedies, said_to_mend, surer
+from planner.choice.mending.trial import LIKELY, SURE, Keeps, Kept
 from planner.choice.question import Load, Outcome, Question
-from planner.choice.remedies import (
-    LIKELY,
-    SURE,
-    Keeps,
-    Kept,
-    Remedy,
-    first_that_keeps,
-    flags,
-    remedies,
-    said_to_mend,
-    surer,
-)
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality

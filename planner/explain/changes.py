@@ -136,10 +136,11 @@ def _in_figures(text: str, spec: Spec) -> str:
     if said is None:
         return text
     key = re.sub(r"^(?: (?:the|as|many|much|of|my|our|number))+", "", said[2], flags=re.IGNORECASE).strip()
+    asked = spec.model_dump()
     for path in _paths(key):
-        value: Any = spec
+        value: Any = asked
         for name in path:
-            value = getattr(value, name, None)
+            value = value.get(name) if isinstance(value, Mapping) else None
         if isinstance(value, int):
             return f"{key} {max(1, round(value * _TIMES[said[1].lower()]))}"
     return text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from planner.explain.tasks import TASKS
+
 #: Numbers as words, and what people count so.
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _COUNTED = r"(?:cards?|gpus?|users?|clients?|machines?|nodes?|requests?)\b|\S*\d"
@@ -39,7 +41,7 @@ _WORDINGS: tuple[tuple[str, str], ...] = (
     ),
     (
         rf"how (?:well |fast |much )?(?:would|will|does|do|did|could|can) {_IT} "
-        rf"(?:do|fare|perform|work|run|look|behave|change|compare|go) {_GIVEN} (.+)",
+        rf"(?:do|fare|perform|work|run|look|behave|change|compare|go) {_GIVEN} (?!{TASKS}\b)(.+)",
         r"what if \1",
     ),
     (r"(?:does|do|would|will|could|can|is) (\S+/\S+|\S+-\d+b\S*) (?:fit|work|run|go)(?: there| here| too)?", r"what if model \1"),

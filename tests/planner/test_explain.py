@@ -130,12 +130,12 @@ def test_two_things_are_held_against_each_other() -> None:
 
 
 def test_what_a_plan_does_not_tell_is_said_with_what_may_be_asked() -> None:
-    for question in ("how good is it for coding", "can it do function calling", "what is the meaning of life"):
+    for question in ("how much memory does it take for coding", "can it do the dishes", "what is the meaning of life"):
         with pytest.raises(InputError) as refused:
             explain(*asked("32B"), question)
         assert question in refused.value.message and all(each in (refused.value.remedy or "") for each in QUESTIONS)
     with pytest.raises(InputError, match="perplexity that is lost"):
-        explain(*asked("32B"), "how good is it for coding")
+        explain(*asked("32B"), "how much memory does it take for coding")
 
 
 def test_why_something_that_the_spec_names_is_held_against_what_it_leaves_out() -> None:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from passes.errors import InputError
 from passes.ir.sources import open_model
 from planner.check import check
-from planner.choice.capacity import in_flight
+from planner.choice.capacity import in_flight, running_at_once
+from planner.choice.demand import workload_of
 from planner.choice.question import Load, Question
 from planner.choice.search import SearchResult, search
 from planner.cli.main import app
@@ -365,3 +366,19 @@ def test_a_plan_and_a_check_agree_on_the_memory_of_pipeline_stages(gpu: str) -> 
         )
         assert question.outcome().memory.memory.weights == verdict.memory.memory.weights, candidate.label
         assert question.outcome().used == verdict.capacity, candidate.label
+
+
+def test_those_that_do_not_wait_are_as_many_as_surely_fit_where_the_engine_is_told_their_number() -> None:
+    """A T4 of 14 GiB and 14 B weights: graphs and sampler of 256 requests leave a cache for four, those of nine one for nine."""
+    spec = parse_spec(
+        "model: Qwen/Qwen2.5-14B-Instruct\ntarget: { gpu: T4 }\nengine: vllm\n"
+        "workload: { context: 4096, concurrency: 32, input_tokens: 800, output_tokens: 200 }\n"
+        "passes: { quantize: { formats: [w4a16-g32] } }\n"
+    )
+    chosen = search(spec, open_model(spec.model).ir).chosen
+    assert chosen is not None and chosen.candidate.settings.gpu_memory_utilization is None
+    gpu, engine, told = find_gpu("T4"), find_engine("vllm"), chosen.candidate.settings
+    workload = workload_of(spec)
+    one_more = replace(told, max_num_seqs=(told.max_num_seqs or 0) + 1)
+    assert running_at_once(engine.memory(chosen.ir, gpu, told, workload)) >= (told.max_num_seqs or 0) > 4
+    assert running_at_once(engine.memory(chosen.ir, gpu, one_more, workload)) <= (told.max_num_seqs or 0)

@@ -130,8 +130,8 @@ class Judge:
                 return
 
     def _waiting_at_need(self, design: Design, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
-        """Where all requests fit with no settings, the same with fewer at once, as many as surely do: with the engine's defaults, and with
-        the leanest settings; none where the spec says how many.
+        """Where all requests fit with no settings, the same with fewer at once, as many as surely do, or fewer where those miss a goal:
+        with the engine's defaults, and with the leanest settings; none where the spec says how many.
         """
         fits = any(v.capacity.room.value >= 0 and v.memory.starts for v in verdicts)
         if fits or design.settings[0].max_num_seqs is not None:
@@ -141,7 +141,27 @@ class Judge:
             share = -(-verdict.capacity.clients // settings.parallel.dp)
             at_once = min(share - 1, cache.running_at_once(verdict.memory))
             if at_once >= 1 and (settings.max_num_seqs or share) > at_once:
-                yield self.verdict(design, replace(settings, max_num_seqs=at_once))
+                most = self._most_at_once(design, settings, at_once, share - 1)
+                yield (verdict := self.verdict(design, replace(settings, max_num_seqs=most)))
+                if not verdict.feasible and at_once < most:
+                    yield self.verdict(design, replace(settings, max_num_seqs=at_once))
+
+    def _most_at_once(self, design: Design, settings: Settings, least: int, most: int) -> int:
+        """Return the most requests that surely run at once where the engine is told their number: sampler and graphs of fewer leave more of
+        the card to the cache than those of the settings by which `least` do.
+        """
+        engine, ir = find_engine(design.engine), self.described(design)[0]
+
+        def there(at_once: int) -> int:
+            told = replace(settings, max_num_seqs=at_once)
+            workload = cache.loaded(engine, ir, self._gpu, told, self._workload)
+            return min(most, cache.running_at_once(engine.memory(ir, self._gpu, told, workload)))
+
+        beyond = there(least) + 1
+        while beyond - least > 1:
+            tried = (least + beyond) // 2
+            least, beyond = (tried, beyond) if there(tried) >= tried else (least, tried)
+        return least
 
     def _is_too_large(self, design: Design) -> bool:
         """Whether a design's weights alone exceed the card, found in a fraction of the time that a verdict takes."""

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tightfit
 from benchmarks.hostile_inputs.run import attempt
 from benchmarks.hostile_inputs.surfaces import gguf_bytes
 from benchmarks.hostile_inputs.table import SURFACES
@@ -22,7 +25,10 @@ from passes.ir.architectures import build_ir
 from passes.ir.quant_config.read import quantized
 from passes.ir.readers.hub import read_repository
 from passes.ir.sources import open_model
+from passes.text.source import texts, tokenizer_of
 from planner.spec.parse import parse_spec
+from planner.verifying.verify import UnderLoad
+from targets.engines.engine import Parallel, Settings
 from targets.engines.vllm.memory.encoder import largest_item
 
 LLAMA: dict[str, Any] = {
@@ -165,6 +171,69 @@ def test_a_proxy_that_no_request_can_name_is_said(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError) as caught:
         read_repository("org/model")
     assert "https_proxy" in f"{caught.value.message} {caught.value.remedy}"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"settings": Settings(max_num_seqs="x")}, "settings.max_num_seqs is 'x', a str"),  # type: ignore[arg-type]
+        ({"settings": Settings(gpu_memory_utilization=2)}, "settings.gpu_memory_utilization is 2"),
+        ({"settings": Settings(parallel=Parallel(tp=0))}, "settings.parallel.tp is 0"),
+        ({"settings": Settings(enforce_eager="no")}, "settings.enforce_eager is 'no'"),  # type: ignore[arg-type]
+        ({"settings": Settings(kv_cache_memory_bytes=True)}, "settings.kv_cache_memory_bytes is true"),
+        ({"settings": []}, r"settings is \[\]"),
+        ({"weights": 3}, "weights is 3"),
+        ({"engine": None}, "engine is null"),
+        ({"load": b"x"}, "load is b'x'"),
+    ],
+)
+def test_an_argument_of_the_facade_is_held_against_its_type_and_range(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        tightfit.check("Qwen/Qwen2.5-1.5B-Instruct", "L4", **given)
+    assert caught.value.remedy and "expected" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: tightfit.plan({}, progress=3),  # type: ignore[arg-type]
+        lambda: tightfit.plan({}, measure=3),  # type: ignore[arg-type]
+        lambda: tightfit.plan({}, on="cpu"),  # type: ignore[arg-type]
+        lambda: tightfit.apply("x", replace="y"),  # type: ignore[arg-type]
+        lambda: tightfit.verify("x", load=UnderLoad(rate="a")),  # type: ignore[arg-type]
+        lambda: tightfit.verify("x", say=None),  # type: ignore[arg-type]
+    ],
+)
+def test_so_are_those_of_its_other_functions(call: Callable[[], object]) -> None:
+    with pytest.raises(InputError) as caught:
+        call()
+    assert "expected" in (caught.value.remedy or "")
+
+
+def test_the_dtype_of_settings_is_kept() -> None:
+    asked = tightfit.check("Qwen/Qwen2.5-1.5B-Instruct", "L4", settings=Settings(dtype="float32"))
+    assert asked.document.memory == tightfit.check("Qwen/Qwen2.5-1.5B-Instruct", "L4", dtype="float32").document.memory
+
+
+@pytest.mark.parametrize(
+    "made", [os.mkfifo, lambda file: file.symlink_to("/dev/zero"), lambda file: file.symlink_to(file), Path.mkdir]
+)
+def test_what_is_no_file_is_not_read_as_one(tmp_path: Path, made: Callable[[Path], object]) -> None:
+    for name in ("config.json", "other.gguf"):
+        made(tmp_path / name)
+    for model in (tmp_path, tmp_path / "other.gguf"):
+        with pytest.raises(InputError, match=r"config\.json|other\.gguf"):
+            open_model(model)
+
+
+def test_a_tokenizer_that_is_none_and_a_text_of_other_bytes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(InputError, match="has no usable tokenizer"):
+        tokenizer_of(tmp_path)
+    (tmp_path / "text.jsonl").write_bytes(b'{\xff"text": 3}')
+    with pytest.raises(InputError, match="is not UTF-8"):
+        [*texts(str(tmp_path / "text.jsonl"), None)]
 
 
 def test_what_programs_outside_try_inputs_with_has_its_names() -> None:

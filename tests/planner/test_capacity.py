@@ -365,3 +365,28 @@ def test_a_plan_and_a_check_agree_on_the_memory_of_pipeline_stages(gpu: str) -> 
         )
         assert question.outcome().memory.memory.weights == verdict.memory.memory.weights, candidate.label
         assert question.outcome().used == verdict.capacity, candidate.label
+
+
+def test_a_check_with_goals_says_how_many_users_keep_them_and_agrees_with_what_it_was_asked() -> None:
+    """Of several users; for one alone nothing is searched."""
+    asked = [
+        "check",
+        "--model",
+        "llama-3.1-8b",
+        "--gpu",
+        "H100 SXM",
+        "--input-tokens",
+        "512",
+        "--json",
+        "--ttft",
+        "300ms",
+    ]
+
+    def speed_of(*options: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(CliRunner().invoke(app, [*asked, *options]).output)["speed"]
+        return found
+
+    several = speed_of("--max-concurrency", "16")
+    assert several["ttft_ms"]["value"] < 300 and several["most_clients"] >= 16
+    assert several["goodput_req_s"]["value"] > 0
+    assert "most_clients" not in speed_of()

@@ -88,6 +88,7 @@ def checked(words: Sequence[str], options: Options, *, live: bool = False) -> tu
     terms = Terms(
         _goals(options, subject.goals), options.get("min_confidence", subject.min_confidence), subject.as_given
     )
+    question = _promised(question, terms)
     own = subject.quality if not _OF_QUALITY & options.keys() else None
     if own is None and subject.as_given:
         own = expected_quality(question.dense, question.chain)
@@ -97,6 +98,19 @@ def checked(words: Sequence[str], options: Options, *, live: bool = False) -> tu
     from planner.checking.live import on_machine
 
     return on_machine(result, question, machine), machine
+
+
+def _promised(question: Question, terms: Terms) -> Question:
+    """The question with the goals on a request's own speed as promises to its users, where it is of several and makes no others: how many
+    are served so is told then.
+    """
+    load = question.load
+    several = (question.concurrency or 1) > 1 or load.rate is not None or load.trace is not None
+    if load.limits or terms.goals is None or not several:
+        return question
+    from planner.choice.demand import limits_of
+
+    return replace(question, load=replace(load, limits=limits_of(terms.goals)))
 
 
 def _subject(words: Sequence[str], options: Options) -> Subject:

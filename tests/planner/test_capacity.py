@@ -382,3 +382,28 @@ def test_those_that_do_not_wait_are_as_many_as_surely_fit_where_the_engine_is_to
     one_more = replace(told, max_num_seqs=(told.max_num_seqs or 0) + 1)
     assert running_at_once(engine.memory(chosen.ir, gpu, told, workload)) >= (told.max_num_seqs or 0) > 4
     assert running_at_once(engine.memory(chosen.ir, gpu, one_more, workload)) <= (told.max_num_seqs or 0)
+
+
+def test_a_check_with_goals_says_how_many_users_keep_them_and_agrees_with_what_it_was_asked() -> None:
+    """Of several users; for one alone nothing is searched."""
+    asked = [
+        "check",
+        "--model",
+        "llama-3.1-8b",
+        "--gpu",
+        "H100 SXM",
+        "--input-tokens",
+        "512",
+        "--json",
+        "--ttft",
+        "300ms",
+    ]
+
+    def speed_of(*options: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(CliRunner().invoke(app, [*asked, *options]).output)["speed"]
+        return found
+
+    several = speed_of("--max-concurrency", "16")
+    assert several["ttft_ms"]["value"] < 300 and several["most_clients"] >= 16
+    assert several["goodput_req_s"]["value"] > 0
+    assert "most_clients" not in speed_of()

@@ -109,15 +109,22 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
     if not is_repository_name(name):
         raise unknown_model(name)
     if offline() and not is_cached(name):
-        raise unknown_model(name)
+        raise _not_here(name, "the Hub was not asked (HF_HUB_OFFLINE)", "Switch the network on")
     try:
         return _open_hub(name, revision, assume)
     except UnreachableError as error:
-        told = unknown_model(name).message
-        message = (
-            f"{told}{'' if told.endswith(('.', '?')) else '.'} It is not in the catalog, and the Hub did not answer."
-        )
-        raise InputError(message, remedy=f"{error.message}. {error.remedy}") from error
+        raise _not_here(name, "the Hub did not answer", f"{error.message}. {error.remedy}") from error
+
+
+def _not_here(name: str, why: str, remedy: str) -> InputError:
+    """Make the error for a Hub id that neither the catalog nor the Hub told of: its config.json alone, from wherever, is a model too."""
+    told = unknown_model(name).message
+    stop = "" if told.endswith((".", "?")) else "."
+    return InputError(
+        f"{told}{stop} It is not in the catalog, and {why}.",
+        remedy=f"{remedy.rstrip('.')}. Or bring its config.json, without weights: `hf download {name} config.json --local-dir FOLDER` "
+        "where there is a network, then name the folder (--model FOLDER, also before a pasted command).",
+    )
 
 
 def path_named(text: str | Path, folder: Path = Path()) -> Path:

@@ -161,3 +161,14 @@ def test_a_full_disk_is_said_before_anything_is_downloaded(
     source = open_model("acme/tiny")
     with pytest.raises(DoesNotFitError, match="free, the rest of acme/tiny needs"):
         source.materialize(tmp_path)
+
+
+@pytest.mark.parametrize(("off", "why"), [("1", "was not asked"), ("", "did not answer")])
+def test_a_model_that_cannot_be_read_here_is_asked_for_by_its_config(
+    off: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", off)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=f"not in the catalog, and the Hub {why}") as caught:
+        open_model("nobody/Nothing-7B")
+    assert "hf download nobody/Nothing-7B config.json" in str(caught.value.remedy)

@@ -36,7 +36,8 @@ def at_tasks(asked: Asked, words: str) -> Answer:
     quality = leading.verdict.quality
     loss = show_interval(perplexity_growth(quality.log_ppl_increase), "%")
     return Answer(
-        f"{words}: how good {asked.spec.model} is at that is not known here; what the plan ({leading.label}) takes from it is: perplexity {loss}, "
+        f"{words}: how good {asked.spec.model} is at that is not known here; what the plan ({leading.label}) takes from it is: "
+        f"perplexity {loss}, "
         f"KL divergence {show(quality.kl.value, 'nats')} ({show(quality.kl.low, '')} … {show(quality.kl.high, '')}) on general text. "
         f"`optimize apply` measures both on the result; to know about {words}, run your own test on the model as it is and on the result. "
         "A goal on quality is asked so: what if goal 2 %; fewest bits at 2 %"

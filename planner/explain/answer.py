@@ -69,20 +69,20 @@ def _answered(asked: Asked, text: str) -> Answer:
     return what_if(asked, text)
 
 
-def _versus(asked: Asked, one: str, two: str) -> Answer | None:
+def _versus(asked: Asked, this: str, that: str) -> Answer | None:
     """The best with one thing against the best with another; None where neither is of any candidate."""
-    if re.fullmatch(f"{_IT}|this", one, re.IGNORECASE):
-        return _why_not(asked, two)
-    first, second = ([v for v in asked.verdicts if has(v, name)] for name in (one, two))
+    if re.fullmatch(f"{_IT}|this", this, re.IGNORECASE):
+        return _why_not(asked, that)
+    first, second = ([v for v in asked.verdicts if has(v, name)] for name in (this, that))
     if not first or not second:
-        return _why_not(asked, two) if first else _why_not(asked, one) if second else None
+        return _why_not(asked, that) if first else _why_not(asked, this) if second else None
     leading = asked.result.chosen
-    for mine, theirs in ((first, two), (second, one)):
+    for mine, theirs in ((first, that), (second, this)):
         if leading is not None and leading in mine:
             return _why_not(asked, theirs)
     best, other = asked.best(first), asked.best([v for v in second if v not in first] or second)
     assert best is not None and other is not None
-    head = f"the best with {one}: {best.label}; the best with {two}: {other.label}"
+    head = f"the best with {this}: {best.label}; the best with {that}: {other.label}"
     return compared(head, best, other, (), ("first", "second"))
 
 

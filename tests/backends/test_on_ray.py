@@ -38,8 +38,8 @@ calibration: { dataset: text.txt, samples: 48, length: 128 }
 evaluation: { dataset: python-reference, samples: 2, length: 64 }
 """
 
-#: How often nodes are asked whether they are there, and how soon after a broken connection: a process that is gone refuses at once, so that a
-#: node that was ended is known to be within seconds. How long one that is there may take to answer is left as Ray has it.
+#: How often nodes are asked whether they are there, and how soon after a broken connection: a process that is gone refuses at once, so that
+#: a node that was ended is known to be within seconds. How long one that is there may take to answer is left as Ray has it.
 _SOON = {
     "RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500",
     "RAY_raylet_rpc_server_reconnect_timeout_base_s": "1", "RAY_core_worker_rpc_server_reconnect_timeout_base_s": "1",

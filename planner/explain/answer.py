@@ -52,10 +52,11 @@ def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
     try:
         return _answered(asked, text)
     except NotKnownError as error:
-        close = nearest(text, QUESTIONS)
+        close = nearest(text, QUESTIONS) if "Did you mean" not in error.message else ()
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise InputError(
-            f"cannot answer {question!r}: {error.message}{hint}", remedy=f"ask for instance: {'; '.join(QUESTIONS)}"
+            f"cannot answer {question!r}: {error.message}{hint}",
+            remedy=f"ask for instance: {'; '.join(QUESTIONS)}; `optimize schema` prints what of a spec can be asked about",
         ) from None
 
 

@@ -332,15 +332,15 @@ def test_answers_are_readable_in_60_columns(optimize: Any, tmp_path: Path, monke
 )  # fmt: skip
 def test_what_a_model_is_good_at_is_not_made_up(question: str, task: str) -> None:
     """What the plan takes away is said, what is not known is said to be unknown, and how to find it out."""
-    said = explain(*asked("8B"), question).answer
+    said = explain(*asked("32B"), question).answer
     assert said.startswith(f"{task}: ") and "is not known here" in said
     assert "perplexity +" in said and "nats" in said and "run your own test" in said
 
 
 def test_a_figure_in_such_a_question_is_a_condition_or_a_mistake() -> None:
-    assert "with 4 users" in explain(*asked("8B"), "how good is it with 4 users").answer
+    assert "with 4 users" in explain(*asked("32B"), "how good is it with 4 users").answer
     with pytest.raises(InputError, match="99 zebras"):
-        explain(*asked("8B"), "how good is it at 99 zebras")
+        explain(*asked("32B"), "how good is it at 99 zebras")
 
 
 def test_the_fewest_bits_stay_with_the_plans_engine_and_say_who_has_fewer() -> None:

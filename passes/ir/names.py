@@ -75,6 +75,11 @@ def writes_nothing(name: str) -> bool:
     return bool((_WRITES_NOTHING | _SCORES) & set(_words(_bare(name))))
 
 
+def holds_gguf(name: str) -> bool:
+    """Tell whether a repository is by its name one of GGUF files."""
+    return "gguf" in _words(_bare(name))
+
+
 def scores(name: str) -> bool:
     """Tell whether a model is by its name one that scores what it reads: a reranker, a reward model."""
     return bool(_SCORES & set(_words(_bare(name))))
@@ -278,8 +283,8 @@ def unknown_model(name: str) -> InputError:
             remedy="Encoders such as BERT's are understood from their folder: give it. Of models that embed texts the catalog has "
             "Qwen/Qwen3-Embedding-0.6B.",
         )
-    if "gguf" in (words := _words(_bare(name))):
-        base = find("-".join(word for word in words if word != "gguf"))
+    if holds_gguf(name):
+        base = find("-".join(word for word in _words(_bare(name)) if word != "gguf"))
         ours = f", or {base.id} with `--weights`" if base is not None else ""
         return InputError(
             f"{name} is by its name a repository of GGUF files, one a format",

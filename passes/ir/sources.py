@@ -18,7 +18,7 @@ from passes.ir import catalog
 from passes.ir.architectures import build_ir, other_head
 from passes.ir.fields import file_bytes, json_object
 from passes.ir.model import ModelIR
-from passes.ir.names import Match, find, unknown_model
+from passes.ir.names import Match, find, holds_gguf, unknown_model
 from passes.ir.quant_config.read import quantized
 from passes.ir.readers.headers import read_folder_header
 from passes.ir.readers.hub import UnreachableError, is_cached, is_repository_name, offline, read_repository
@@ -118,7 +118,10 @@ def open_model(model: str | Path, *, revision: str | None = None, assume: str | 
 
 def _not_here(name: str, why: str, remedy: str) -> InputError:
     """Make the error for a Hub id that neither the catalog nor the Hub told of: its config.json alone, from wherever, is a model too."""
-    told = unknown_model(name).message
+    unknown = unknown_model(name)
+    if holds_gguf(name):
+        return unknown  # such a repository has no config.json
+    told = unknown.message
     stop = "" if told.endswith((".", "?")) else "."
     return InputError(
         f"{told}{stop} It is not in the catalog, and {why}.",

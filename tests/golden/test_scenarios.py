@@ -41,6 +41,10 @@ _PROCESSOR = {
 }  # fmt: skip
 
 
+#: Scenarios that name two machines: one is enough, and not.
+_OF_SIXTEEN = ("20-h200x16-deepseek-r1", "21-h100x16-405b-bf16")
+
+
 @contextmanager
 def some_processor() -> Iterator[None]:
     """The same processor on every machine."""
@@ -117,6 +121,14 @@ def test_a_plan_that_makes_nothing_names_its_source_and_no_place_of_ours(name: s
         assert not any(
             str(_PLACE) in text or "/models" in text.replace("/v1/models", "") for text in files(name).values()
         )
+
+
+def test_cards_that_a_plan_leaves_idle_are_said() -> None:
+    said = "8 of 16 cards are used, in one of 2 machines"
+    assert [any(note.startswith(said) for note in planned(name).decision.notes) for name in _OF_SIXTEEN] == [
+        True,
+        False,
+    ]
 
 
 def test_there_are_twenty_and_every_target_is_among_them() -> None:

@@ -75,6 +75,20 @@ def test_a_copy_in_16_bits_of_a_model_that_was_released_in_fewer_is_as_large_as_
     assert any("all of them in 16 bits as its name says" in note for note in ir.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("openai/gpt-oss-safeguard-20b", "openai/gpt-oss-20b"), ("NousResearch/Hermes-4-70B-FP8", "meta-llama/Llama-3.1-70B-Instruct")],
+)  # fmt: skip
+def test_a_model_trained_on_from_another_has_its_shapes_and_says_so(name: str, base: str) -> None:
+    ir, known = open_model(name).ir, open_model(base).ir
+    assert ir.name == name and any(base in note for note in ir.notes)
+    assert (len(ir.decoder.layers), ir.hidden_size, ir.vocab_size) == (
+        len(known.decoder.layers),
+        known.hidden_size,
+        known.vocab_size,
+    )
+
+
 def test_the_words_that_change_nothing_of_a_model_in_16_bits_still_change_nothing() -> None:
     assert open_model("unsloth/Llama-3.1-8B-Instruct-bf16").ir == open_model("Llama-3.1-8B-Instruct").ir
 

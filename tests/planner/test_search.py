@@ -25,7 +25,7 @@ from planner.choice.judging.candidate import complete
 from planner.choice.judging.decision import decide
 from planner.choice.search import SearchResult, rule_of, search
 from planner.choice.space.bits import fewest_bits, most_bits
-from planner.choice.space.designs import settings_options
+from planner.choice.space.designs import settings_options, with_whole_experts
 from planner.choice.space.published import description, published_quality
 from planner.choice.verdict import Candidate, GoalResult, Verdict
 from planner.plan.make import plan
@@ -376,6 +376,13 @@ def test_requests_that_come_at_a_rate_are_served_by_the_fewest_replicas_that_do(
     ).chosen
     assert chosen is not None
     assert (chosen.candidate.cards, chosen.candidate.settings.parallel.dp) == (2, 2)
+
+
+def test_replicas_of_a_model_of_experts_are_weighed_with_whole_ones() -> None:
+    ir, dense = open_model("Qwen/Qwen3-30B-A3B").ir, open_model("Qwen/Qwen3-8B").ir
+    spreads = (Parallel(2), Parallel(1, dp=4), Parallel(2, dp=2), Parallel(2, pp=2))
+    assert [with_whole_experts(spread, ir).ep for spread in spreads] == [1, 4, 4, 1]
+    assert {with_whole_experts(spread, dense) for spread in spreads} == set(spreads)
 
 
 def test_a_batch_job_takes_as_many_clients_as_bring_most_and_launches_with_them() -> None:

@@ -47,7 +47,7 @@ _EXPANDED_MOST, _EXPANDED_CONTEXTS, _EXPANDED_BLOCKS = 65536, 8, 4
 #: (`VLLM_SPARSE_INDEXER_MAX_LOGITS_MB`).
 _KERNEL_HEADS, _INDEXER_LOGITS = (64, 128), 512 << 20
 #: The largest batch of a captured graph on most cards; graphs of the start-ups that are fitted; data-centre Blackwell's major capability.
-_LARGEST_GRAPH, _FITTED_GRAPHS, _BLACKWELL = 512, 102, 10
+_LARGEST_GRAPH, _FITTED_GRAPHS, _BLACKWELL, _RTX_BLACKWELL = 512, 102, 10, 12
 _WIDE = {Role.UP, Role.GATE, Role.GATE_UP, Role.QKV, Role.Q, Role.MIXER_IN}
 _BANK_IN = {Role.UP, Role.GATE, Role.GATE_UP}
 
@@ -169,7 +169,9 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     # Hyper-connections carry several streams of hidden states through the layers (DeepSeek V4).
     hidden = profile.tokens * size * ir.hidden_size * _streams(ir)
     wide = profile.tokens * size * max((_width(block, profile.tp, profile.expert_cut) for block in blocks), default=0.0)
-    gathered = profile.tokens * profile.dp
+    # Data-centre Blackwell's own kernels hold none of the gathered tokens' buffers (vllm-project/recipes#762: DP 8 on B200).
+    own = _BLACKWELL * 10 <= profile.capability < _RTX_BLACKWELL * 10
+    gathered = profile.tokens * (1 if own else profile.dp)
     chunk = min(gathered, rules.expert_chunk or gathered)
     buffers = max((_workspace(b, profile.expert_cut, _multiplies_blocks(b, profile)) for b in blocks), default=0.0)
     experts = chunk * size * buffers

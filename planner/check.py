@@ -13,6 +13,7 @@ from passes.ir.purpose import purpose
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.asked import AS_IS
+from planner.choice.goals import Goal
 from planner.choice.mending.remedies import Remedy, first_that_keeps, flags, remedies, said_to_mend, surer
 from planner.choice.mending.trial import LIKELY, SURE, Keeps, Kept
 from planner.choice.question import Load, Outcome, Question
@@ -360,8 +361,8 @@ def _mended(result: CheckResult, question: Question, quality: Quality, whole: Se
     return out
 
 
-#: A change whose speed by the formula is off its goal by more than this factor is not simulated.
-_FAR = 2.0
+#: A change is simulated whose speed misses its goals by no larger share by the formula; its time to a first token, which waiting makes.
+_FAR, _FAR_FIRST = 0.3, 1.0
 
 
 def _kept(terms: Terms, quality: Quality, only: str | None = None) -> Kept:
@@ -373,18 +374,29 @@ def _kept(terms: Terms, quality: Quality, only: str | None = None) -> Kept:
         if terms.goals is None and not load.lasts:
             return True
 
-        def missed(speed: SpeedEstimate) -> list[GoalResult]:
-            judged = _judged(terms, load, speed, quality)
-            return [goal for goal in judged if only in (None, goal.goal.reason_code) and not terms.keeps(goal)]
+        def judged(speed: SpeedEstimate) -> list[GoalResult]:
+            return [g for g in _judged(terms, load, speed, quality) if only in (None, g.goal.reason_code)]
 
         engine, gpu, settings = question.engine, question.gpu, question.settings
-        formula = engine.speed(outcome.ir, gpu, settings, load, outcome.memory)
-        if any(not goal.goal.of_speed or goal.miss > _FAR - 1 for goal in missed(formula)):
+        formula = judged(engine.speed(outcome.ir, gpu, settings, load, outcome.memory))
+        if any(_surely_missed(goal) for goal in formula if not terms.keeps(goal)):
             return False
-        return not missed(engine.served(outcome.ir, gpu, settings, load, outcome.memory))
+        if all(_by_formula(goal) for goal in formula):
+            return True
+        return all(map(terms.keeps, judged(engine.served(outcome.ir, gpu, settings, load, outcome.memory))))
 
     test: Keeps = kept
     return Kept(test, max(LIKELY, least or 0.0), terms.goals, quality, terms.as_given)
+
+
+def _by_formula(goal: GoalResult) -> bool:
+    """Whether a simulation tells no more of a goal: quality, and how many requests a second are answered at most."""
+    return not goal.goal.of_speed or goal.goal is Goal.RATE
+
+
+def _surely_missed(goal: GoalResult) -> bool:
+    """Whether a goal that is missed by the formula is so by far."""
+    return _by_formula(goal) or goal.miss > (_FAR_FIRST if goal.goal is Goal.TTFT else _FAR)
 
 
 def _judged(terms: Terms, load: Workload, speed: SpeedEstimate, quality: Quality) -> tuple[GoalResult, ...]:

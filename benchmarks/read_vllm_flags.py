@@ -26,7 +26,8 @@ parser = make_arg_parser(FlexibleArgumentParser(add_help=False))
 groups = {id(a): g.title for g in parser._action_groups for a in g._group_actions}
 from typing import get_args
 from vllm.model_executor.model_loader import LoadFormats
-choices = {"--load-format": get_args(LoadFormats)}  # the parser takes any text: the loader refuses it
+# The parser takes any text: the loader refuses it, but for what packages beside vLLM register (vllm-bnb-plugin, vllm-gguf-plugin).
+choices = {"--load-format": [*get_args(LoadFormats), "bitsandbytes", "gguf"]}
 said = lambda a: [str(c) for c in a.choices or choices.get(a.option_strings[0], ()) if c is not None and c != "None"]
 print(json.dumps([[a.option_strings, a.nargs, groups.get(id(a)), said(a)] for a in parser._actions if a.option_strings]))
 """

@@ -379,6 +379,20 @@ def test_a_model_that_writes_nothing_is_said_once(optimize: Any) -> None:
     assert code == 2 and "writes no text" in err and err.count("not in the catalog") <= 1
 
 
+def test_what_packages_beside_vllm_load_is_taken_as_launch_files_write_it(optimize: Any) -> None:
+    words = (
+        "vllm",
+        "serve",
+        "google/gemma-3-12b-it",
+        "--quantization",
+        "bitsandbytes",
+        "--load-format",
+        "bitsandbytes",
+    )
+    code, out, _ = optimize("check", "--gpu", "RTX 4090", "--json", "--", *words, "--max-model-len", "8k")
+    assert code == 0 and any("vllm-bnb-plugin" in note for note in json.loads(out)["notes"])
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
     [

@@ -259,7 +259,7 @@ def _told(counted: Callable[[int, int], None]) -> Iterator[None]:
             counted(number, total)
             yield tensor
 
-    before = getattr(reader, "tqdm", None)
+    before = vars(reader).get("tqdm")
     if before is None:  # another version of it
         yield
         return

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from passes.base import Pass, Stage
@@ -143,8 +144,11 @@ def apply(
     with clear_disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     progress(Progress("model", 0, 1, "", 0.0))
+    began = monotonic()
     with only_one(work / "lock", work), clear_memory_errors():
-        folder = source.materialize(work)
+        folder = source.materialize(
+            work, lambda done, total: progress(Progress("model", done, total, "", monotonic() - began))
+        )
     texts = _text(spec.calibration, trust), _text(spec.evaluation, trust)
     job = Job(source.ir, folder, passes, out, work, *texts, device=device)
     finish = partial(result.finish, expected)
@@ -245,10 +249,12 @@ def require_whole(place: Path) -> None:
 
 
 def next_step(result: ApplyResult) -> str:
-    """Return what to do with a result: verify it where its engine can be driven, else start it by hand."""
-    if find_engine(result.plan.decision.engine.name).verifier() is not None:
-        return f"optimize verify {result.out}"
-    return f"start it as {result.out / FOLDER} says"
+    """Return what to do with a result: verify it where its engine can be driven; and what serves it."""
+    script = next(iter(sorted((result.out / FOLDER).glob("*.sh"))), None)
+    serves = f"start it as {result.out / FOLDER} says" if script is None else f"{script} serves it"
+    if find_engine(result.plan.decision.engine.name).verifier() is None:
+        return serves
+    return f"optimize verify {result.out}; {serves}"
 
 
 def _expected(document: PlanDocument, spec: Spec, source: ModelIR, here: Gpu) -> Effort:

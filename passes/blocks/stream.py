@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 _SAVED_EVERY = 60.0
 
 
+def batches_of(text: torch.Tensor, batch_tokens: int) -> tuple[torch.Tensor, ...]:
+    """Return a text `[N, T]` in batches of whole sequences, of about so many tokens."""
+    return text.split(max(1, batch_tokens // max(1, text.shape[1])))
+
+
 @dataclass(frozen=True)
 class BlockReplica:
     """One device's copy of a block with its weights, and the family's code around it. Names are those of the description."""
@@ -109,11 +114,10 @@ class BlockStream:
         stored: ModelIR | None = None,
         moves: bool = False,
     ) -> None:
-        import torch
 
         self.dense = dense
         self.decoders = [Decoder(dense, run.dtype, device, stored) for device in run.devices]
-        self.batches = torch.split(run.text, max(1, batch_tokens // max(1, run.text.shape[1])))
+        self.batches = batches_of(run.text, batch_tokens)
         generations = run.text.numel() * dense.ir.hidden_size * run.dtype.itemsize * (keep + 1)
         self.hidden = HiddenStates(run.folder, len(self.batches), place_of(generations, run.devices), moves=moves)
         self._keep = keep

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from passes.errors import InputError
 from passes.ir import catalog
@@ -31,6 +31,8 @@ CARRIED = (
     "vocab.txt", "merges.txt", "spiece.model", "tekken.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "tiktoken.model",
 )  # fmt: skip
+#: Hears how many of how many are done.
+Counted: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,19 @@ class Source:
     files: tuple[Path, ...] = ()
     stored_bytes: int | None = None
     """Bytes of the tensors as they lie on disk, by their headers; None where there are none."""
-    materializer: Callable[[Path], Path] | None = field(default=None, compare=False, repr=False)
+    materializer: Callable[[Path, Counted], Path] | None = field(default=None, compare=False, repr=False)
     as_stored: ModelIR | None = None
     """The description of a file that is made something else before work begins on it; `ir` is of what it becomes."""
     unreadable: str | None = None
     """Why its weights cannot be made into what `ir` describes, and what to do; None where they can."""
 
-    def materialize(self, work: Path) -> Path:
-        """Make a folder with config, tokenizer and safetensors: the folder itself, or made once inside `work`."""
+    def materialize(self, work: Path, counted: Counted = lambda done, total: None) -> Path:
+        """Make a folder with config, tokenizer and safetensors: the folder itself, or made once inside `work`. `counted` hears how many
+        tensors of how many are made.
+        """
         self.require_readable()
         if self.materializer is not None:
-            return self.materializer(work)
+            return self.materializer(work, counted)
         if self.path is None or not self.has_weights:
             raise InputError(
                 f"{self.ir.name}: only its description is known here, not its weights",
@@ -227,7 +231,7 @@ def _open_gguf(path: Path, assume: str | None) -> Source:
     ir = replace(ir, rounded_bits=rounded_bits(header))
     return Source(
         ir, "gguf", files[0], None, header.digest, True, stored_bytes=header.tensor_bytes,
-        materializer=lambda work: dequantize(path, ir, header, work), as_stored=as_stored(header, ir),
+        materializer=lambda work, counted: dequantize(path, ir, header, work, counted), as_stored=as_stored(header, ir),
         unreadable=unreadable(header, len(files)),
     )  # fmt: skip
 
@@ -245,7 +249,7 @@ def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
     if repository is None or offline():
         return Source(ir, "catalog", None, None, config_digest(config), False)
     return Source(
-        ir, "catalog", None, None, config_digest(config), True, materializer=lambda _: _downloaded(repository, None)
+        ir, "catalog", None, None, config_digest(config), True, materializer=lambda *_: _downloaded(repository, None)
     )
 
 
@@ -278,7 +282,7 @@ def _open_hub(name: str, revision: str | None, assume: str | None) -> Source:
         header.digest if header else config_digest(config),
         header is not None,
         stored_bytes=header.tensor_bytes if header else None,
-        materializer=(lambda _: _downloaded(name, found.commit)) if header else None,
+        materializer=(lambda *_: _downloaded(name, found.commit)) if header else None,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from passes.blocks.dense_model import DenseModel
 from passes.blocks.memory import BATCH_TOKENS, LOGIT_TOKENS
-from passes.blocks.stream import BlockStream
+from passes.blocks.stream import BlockStream, batches_of
 from passes.errors import TightfitError
 from passes.record import dataclass
 from passes.steps.context import RunContext
@@ -71,13 +71,14 @@ class Measured:
 
 
 def evaluate(source: DenseModel, result: DenseModel, run: RunContext, batch_tokens: int = BATCH_TOKENS) -> Measured:
-    """Compare `result` with `source` on the run's text. Its report counts blocks of both models.
+    """Compare `result` with `source` on the run's text. Its report counts blocks of both models, and what their heads are asked after them.
 
     Its folder keeps the hidden states: a run that was killed goes on there. Who has kept the result removes it.
     """
     import torch
 
-    total = len(source) + len(result)
+    blocks, asked = len(source) + len(result), 0
+    total = blocks + sum(-(-ids[:, 1:].numel() // LOGIT_TOKENS) for ids in batches_of(run.text, batch_tokens))
     first = through(source, run.part(run.folder / "source", part_of(run.report, 0, total)), batch_tokens)
     second = through(result, run.part(run.folder / "result", part_of(run.report, len(source), total)), batch_tokens)
     device = run.devices[0]
@@ -86,15 +87,19 @@ def evaluate(source: DenseModel, result: DenseModel, run: RunContext, batch_toke
         held.enter_context(first.decoders[0].head())
         held.enter_context(second.decoders[0].head())
         for number, ids in enumerate(first.batches):
-            pairs = [
-                _compare(first.decoders[0].logits(before[None]), second.decoders[0].logits(after[None]), following)
-                for before, after, following in zip(
-                    _predicting(first.hidden.read(len(source), number), device),
-                    _predicting(second.hidden.read(len(result), number), device),
-                    torch.split(ids[:, 1:].flatten().to(device), LOGIT_TOKENS),
-                    strict=True,
+            pairs = []
+            for before, after, following in zip(
+                _predicting(first.hidden.read(len(source), number), device),
+                _predicting(second.hidden.read(len(result), number), device),
+                torch.split(ids[:, 1:].flatten().to(device), LOGIT_TOKENS),
+                strict=True,
+            ):
+                logits = (
+                    stream.decoders[0].logits(states[None]) for stream, states in ((first, before), (second, after))
                 )
-            ]
+                pairs.append(_compare(*logits, following))
+                asked += 1
+                run.report(blocks + asked, total)
             rows.append(torch.cat(pairs).view(len(ids), -1, 3).mean(1))
     return _summary(torch.cat(rows), run.text.shape[1] - 1)
 

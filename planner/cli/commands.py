@@ -277,16 +277,15 @@ def _names_a_file(word: str) -> bool:
 
 @app.command()
 def diff(
-    old: Annotated[Path, typer.Argument(help="A plan.")],
-    new: Annotated[Path, typer.Argument(help="Another plan.")],
+    old: Annotated[Path, typer.Argument(help="A plan, or a result's folder.")],
+    new: Annotated[Path, typer.Argument(help="Another one.")],
     as_json: Json = False,
 ) -> None:
-    """Compare two plans: which inputs moved, and which choices follow."""
-    from planner.explain.diff import diff as run
+    """Compare two plans or results: which inputs moved, which choices follow, and what was measured."""
+    from planner.explain.diff import diff_files
     from planner.plan.codec import to_json
-    from planner.plan.saved import load_plan
 
-    difference = run(load_plan(old), load_plan(new))
+    difference = diff_files(old, new)
     if as_json:
         emit(to_json(difference))
         return

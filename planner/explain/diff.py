@@ -1,16 +1,20 @@
-"""What differs between two plans: inputs that moved, choices that follow; and of any two JSON documents."""
+"""What differs between two plans, or results: inputs that moved, choices that follow, what was measured; and of any two JSON documents."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from passes.record import dataclass
+from planner.certificate import NAME, Certificate, read_certificate, result_folder
 from planner.figures import apart, show
 from planner.plan.codec import number, to_json
 from planner.plan.document import PlanDocument
 from planner.plan.parts.chosen import ChosenPlan
+from planner.plan.saved import PLAN, load_plan, read_plan
 from planner.quality.expected import growth
 
 
@@ -25,10 +29,35 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class PlanDifference:
-    """What changed between two plans: inputs (lock and spec) that moved, and choices that follow."""
+    """What changed between two plans: inputs (lock and spec) that moved, and choices that follow. `measured`: what certificates say
+    otherwise, where both are results.
+    """
 
     inputs: tuple[Change, ...]
     choices: tuple[Change, ...]
+    measured: tuple[Change, ...] = ()
+
+
+def diff_files(old: Path, new: Path) -> PlanDifference:
+    """Find what changed between two saved plans or results' folders. Raises InputError for what is neither."""
+    (before, first), (after, second) = _read(old), _read(new)
+    found = diff(before, after)
+    if first is None or second is None:
+        return found
+    return replace(found, measured=tuple(changes(_measured(first), _measured(second))))
+
+
+def _read(what: Path) -> tuple[PlanDocument, Certificate | None]:
+    if result_folder(what):
+        return read_plan(what / PLAN), read_certificate(what / NAME)
+    return load_plan(what), None
+
+
+def _measured(result: Certificate) -> dict[str, Any]:
+    """The figures of a certificate that people compare."""
+    quality = result.quality
+    figures = {name: number(getattr(quality, name)) for name in ("kl", "log_ppl_increase")}
+    return {"holds": result.holds, "tensor_bytes": result.tensor_bytes} | figures
 
 
 def diff(old: PlanDocument, new: PlanDocument) -> PlanDifference:
@@ -62,7 +91,7 @@ def _decided(chosen: ChosenPlan | None) -> dict[str, Any]:
 _UNITS = {
     "tensor_bytes": "B", "memory_bytes": "B", "memory": "B", "ttft_ms": "ms", "decode_tok_s_per_request": "tok/s",
     "throughput_tok_s": "tok/s", "kv_tokens": "tokens", "bpw": "bits", "head_bits": "bits", "length": "tokens", "context": "tokens",
-    "input_tokens": "tokens", "output_tokens": "tokens", "log_ppl_increase": "%",
+    "input_tokens": "tokens", "output_tokens": "tokens", "log_ppl_increase": "%", "kl": "nats",
 }  # fmt: skip
 
 

@@ -36,6 +36,11 @@ def load_plan(what: str | Path) -> PlanDocument:
         )
     except FileNotFoundError:
         raise InputError(f"no plan at {file}", remedy="`optimize plan SPEC` makes one") from None
+    except IsADirectoryError:
+        raise InputError(
+            f"{file} is a folder, and no finished result",
+            remedy="name the file that `optimize plan` saved, or a result of `apply`",
+        ) from None
     except OSError as error:
         raise InputError(f"{file} is no plan: {error}", remedy="`optimize plan SPEC` makes one") from None
     if "chosen" not in document or "lock" not in document:

@@ -82,7 +82,10 @@ def test_the_header_describes_the_model_that_dequantizing_writes(tmp_path: Path)
     assert source.ir.tied_embeddings
     assert source.stored_bytes is not None
     assert source.stored_bytes < source.ir.tensor_bytes
-    folder = source.materialize(tmp_path / "work")
+    counts: list[tuple[int, int]] = []
+    folder = source.materialize(tmp_path / "work", lambda *count: counts.append(count))
+    total = counts[-1][1]
+    assert total > 10 and counts == [(done, total) for done in range(total + 1)]
     header = read_folder_header(folder)
     assert header is not None
     assert {tensor.name: tensor for tensor in source.ir.tensors()} == dict(header.tensors)

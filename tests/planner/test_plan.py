@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -151,6 +153,18 @@ def test_diff_names_the_input_that_moved_and_the_choice_that_follows(made: Plan)
     change = difference.diff(made.document, other.document)
     assert "lock.gpu.name" in {c.what for c in change.inputs}
     assert difference.diff(made.document, made.document) == difference.PlanDifference((), ())
+
+
+def test_two_results_differ_in_what_was_measured(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def result(kl: float) -> Any:
+        quality = SimpleNamespace(kl=kl, log_ppl_increase=0.02)
+        return made.document, SimpleNamespace(quality=quality, holds=True, tensor_bytes=1 << 30)
+
+    read = {"a": result(0.02), "b": result(0.03), "plan": (made.document, None)}
+    monkeypatch.setattr(difference, "_read", lambda what: read[str(what)])
+    [change] = difference.diff_files(Path("a"), Path("b")).measured
+    assert difference.told(change) == ("kl", "0.02 nats", "0.03 nats")
+    assert difference.diff_files(Path("a"), Path("plan")).measured == ()
 
 
 def test_a_cache_type_that_no_engine_has_is_said() -> None:

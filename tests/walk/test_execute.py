@@ -176,6 +176,8 @@ def test_progress_counts_blocks(job: Job) -> None:
     walked = [event.done for event in events if event.step == "walk" and event.total > 1]
     assert walked == [1, 2, 3, 4]
     assert events[-1].step == "evaluate" and events[-1].done == events[-1].total
+    judged = [event.done for event in events if event.step == "evaluate" and event.total > 1]
+    assert judged == sorted(judged) and judged[-1] > 4, "blocks of both models, then what their heads are asked"
 
 
 def test_config_tokenizer_and_marker_come_along(job: Job) -> None:

@@ -6,7 +6,8 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
@@ -213,8 +214,9 @@ def _hf_tensors(tensor: GgufTensor, block: Mapping[str, str]) -> list[tuple[str,
     return [(name.replace("*", str(expert)), tensor.shape[1:]) for expert in range(tensor.shape[0])]
 
 
-def dequantize(path: Path, ir: ModelIR, header: GgufHeader, work: Path) -> Path:
-    """Make a folder inside `work` with config, tokenizer and BF16 safetensors of a GGUF file, once; it appears whole.
+def dequantize(path: Path, ir: ModelIR, header: GgufHeader, work: Path, counted: Callable[[int, int], None]) -> Path:
+    """Make a folder inside `work` with config, tokenizer and BF16 safetensors of a GGUF file, once; it appears whole. `counted` hears how
+    many tensors are read, of how many.
 
     Raises DoesNotFitError when the disk lacks room, InputError when transformers cannot read the file.
     """
@@ -230,7 +232,8 @@ def dequantize(path: Path, ir: ModelIR, header: GgufHeader, work: Path) -> Path:
         )
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=work))
     try:
-        _convert(path, header, temporary)
+        with _told(counted):
+            _convert(path, header, temporary)
         _confirm(path, ir, temporary)
         temporary.chmod(0o755)
         for file in temporary.iterdir():
@@ -240,6 +243,32 @@ def dequantize(path: Path, ir: ModelIR, header: GgufHeader, work: Path) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return target
+
+
+@contextmanager
+def _told(counted: Callable[[int, int], None]) -> Iterator[None]:
+    """Have `counted` hear what transformers' reader of GGUF files shows a bar of; the last tensor counts when all are written."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    total = 1
+
+    def bar(tensors: Sequence[object], **shown: object) -> Iterator[object]:
+        nonlocal total
+        total = max(1, len(tensors))
+        for number, tensor in enumerate(tensors):
+            counted(number, total)
+            yield tensor
+
+    before = vars(reader).get("tqdm")
+    if before is None:  # another version of it
+        yield
+        return
+    reader.tqdm = bar
+    try:
+        yield
+    finally:
+        reader.tqdm = before
+    counted(total, total)
 
 
 def _convert(path: Path, header: GgufHeader, folder: Path) -> None:

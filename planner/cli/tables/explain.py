@@ -77,7 +77,8 @@ def _goal(goal: PlannedGoal) -> str:
 def print_diff(console: Console, difference: PlanDifference) -> None:
     """Print what differs between two plans."""
     page = Page(console)
-    for part, changes in (("inputs", difference.inputs), ("choices", difference.choices)):
+    parts = (("inputs", difference.inputs), ("choices", difference.choices), ("measured", difference.measured))
+    for part, changes in parts if difference.measured else parts[:2]:
         page.line("  ", Text.assemble((part, "bold"), "" if changes else ": the same"))
         for change in changes:
             what, before, after = told(change)

@@ -39,7 +39,9 @@ _SAVED_EVERY = 60.0
 
 def batches_of(text: torch.Tensor, batch_tokens: int) -> tuple[torch.Tensor, ...]:
     """Return a text `[N, T]` in batches of whole sequences, of about so many tokens."""
-    return text.split(max(1, batch_tokens // max(1, text.shape[1])))
+    import torch
+
+    return torch.split(text, max(1, batch_tokens // max(1, text.shape[1])))
 
 
 @dataclass(frozen=True)

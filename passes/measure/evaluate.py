@@ -94,10 +94,8 @@ def evaluate(source: DenseModel, result: DenseModel, run: RunContext, batch_toke
                 torch.split(ids[:, 1:].flatten().to(device), LOGIT_TOKENS),
                 strict=True,
             ):
-                logits = (
-                    stream.decoders[0].logits(states[None]) for stream, states in ((first, before), (second, after))
-                )
-                pairs.append(_compare(*logits, following))
+                expected, got = first.decoders[0].logits(before[None]), second.decoders[0].logits(after[None])
+                pairs.append(_compare(expected, got, following))
                 asked += 1
                 run.report(blocks + asked, total)
             rows.append(torch.cat(pairs).view(len(ids), -1, 3).mean(1))

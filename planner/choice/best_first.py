@@ -9,10 +9,10 @@ from passes.ir.model import ModelIR
 from passes.record import dataclass
 from planner.choice.demand import target_gpu, workload_of
 from planner.choice.goals import ODDS_BAND
+from planner.choice.judging.decision import decide
 from planner.choice.judging.judge import Judge, Made
-from planner.choice.judging.simulated import served
 from planner.choice.rule.criteria import preferred
-from planner.choice.rule.rule import Rule
+from planner.choice.rule.rule import Decision, Rule
 from planner.choice.search import by_maintenance, rule_of, search
 from planner.choice.space.designs import Design, designs
 from planner.choice.verdict import Verdict, judge_quality
@@ -32,22 +32,51 @@ class Foreseen:
     doubt: float
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """The designs of a space that may be chosen, judged by the formula in the space's order, and what they were judged by."""
+
+    rule: Rule
+    judge: Judge
+    verdicts: tuple[Verdict, ...]
+
+
 def likely_choice(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
     """Return what a search would choose, its load simulated; None where nothing meets the goals by the formula, or its choice by
     simulation.
 
-    Where what the formula chooses is less likely than is asked once it is simulated, the search itself is asked: it goes on to the next.
+    Where what the formula chooses is less likely than is asked once it is simulated, the next of those that were judged is; where the
+    formula alone made it likely, and so others were left out, the search itself is asked.
     """
-    found = best(spec, ir, cards=cards)
-    chosen = found and served(spec, target_gpu(spec), found)
-    if chosen is None or chosen.admissible(spec.goals):
-        return chosen
-    return search(spec, ir, cards=cards).chosen
+    gpu = target_gpu(spec)
+    weighed = _weighed(spec, ir, cards)
+    first = _chosen(spec, ir, cards, weighed, weighed.rule.decide(weighed.verdicts))
+    if first is None:
+        return None
+    decision, _ = decide(spec, gpu, weighed.rule, weighed.verdicts, weighed.judge.others)
+    chosen = _chosen(spec, ir, cards, weighed, decision)
+    if first.admissible(spec.goals) and (chosen is None or not chosen.admissible(spec.goals)):
+        return search(spec, ir, cards=cards).chosen
+    return chosen
 
 
 def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
-    """Return the verdict that a search chooses by the formula; the search simulates near misses besides. Designs that the rule leaves
-    behind whatever their memory and speed are not judged.
+    """Return the verdict that a search chooses by the formula; the search simulates near misses besides."""
+    weighed = _weighed(spec, ir, cards)
+    return _chosen(spec, ir, cards, weighed, weighed.rule.decide(weighed.verdicts))
+
+
+def _chosen(spec: Spec, ir: ModelIR, cards: int | None, weighed: Weighed, decision: Decision | None) -> Verdict | None:
+    """What a decision chooses, unless it is not trusted where something maintained serves."""
+    standing, gpu = weighed.rule.standing, target_gpu(spec)
+    if decision is None or standing.trusted(decision.chosen):
+        return None if decision is None else decision.chosen
+    maintained = designs(spec, ir, gpu, by_maintenance(spec, gpu)[0], cards)
+    return None if any(map(standing.serves, map(weighed.judge, maintained))) else decision.chosen
+
+
+def _weighed(spec: Spec, ir: ModelIR, cards: int | None) -> Weighed:
+    """Judge the designs that may be chosen: those that the rule leaves behind whatever their memory and speed are left out.
 
     Best first by what a chain alone tells: where a design stands at best, then the figure that is preferred. What stands behind one that
     was judged loses to it; so does what stands as well and is surely less likely, by more than the band; so does what is worse in the
@@ -72,11 +101,7 @@ def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None
         if ahead.figure <= least and _clear(rule, verdict):
             widest = ahead.figure + preferred(rule.goals).width(verdict, verdict)
             least, limit = ahead.figure, widest if ahead.figure < least else max(limit, widest)
-    decision = rule.decide([feasible[place] for place in sorted(feasible)])
-    if decision is None or rule.standing.trusted(decision.chosen):
-        return None if decision is None else decision.chosen
-    maintained = designs(spec, ir, gpu, by_maintenance(spec, gpu)[0], cards)
-    return None if any(map(rule.standing.serves, map(judge, maintained))) else decision.chosen
+    return Weighed(rule, judge, tuple(feasible[place] for place in sorted(feasible)))
 
 
 def _best_first(

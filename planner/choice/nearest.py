@@ -9,7 +9,7 @@ from dataclasses import replace
 from planner.choice.goals import ODDS_BAND
 from planner.choice.judging.judge import Judge
 from planner.choice.odds import at_least
-from planner.choice.rule.rule import Loss, Rule
+from planner.choice.rule.rule import Decision, Loss, Rule
 from planner.choice.space.designs import Design
 from planner.choice.verdict import Verdict, judge_quality, refusals
 
@@ -43,9 +43,7 @@ def nearest(
             reach = min(reach, (hard, stands.of(verdict), unfit + ODDS_BAND))
             if not (hard or unfit or stands.unserved(verdict)) and stands.of(verdict) == reach[1]:
                 doubt = min(doubt, stands.doubt(verdict) + ODDS_BAND)
-    known = told_of(rule, [verdict for _, verdict in found], told)
-    decision = rule.decide(known)
-    assert decision is not None
+    decision, known = told_of(rule, [verdict for _, verdict in found], told)
     places = {id(verdict): place for (place, _), verdict in zip(found, known, strict=True)}
     first = places[id(decision.chosen)]
     level = [
@@ -59,18 +57,26 @@ def nearest(
     return (first, decision.chosen), None
 
 
-def told_of(rule: Rule, verdicts: Sequence[Verdict], told: Callable[[Verdict], Verdict]) -> list[Verdict]:
-    """Return the verdicts, those as they are told which the rule chooses until it chooses one that is."""
+def told_of(
+    rule: Rule, verdicts: Sequence[Verdict], told: Callable[[Verdict], Verdict]
+) -> tuple[Decision, list[Verdict]]:
+    """Decide among verdicts, at least one, until what the rule chooses is as it is told; where it never is, among those that were told.
+    Returns the decision, and the verdicts as they are known then.
+    """
     known, tried = list(verdicts), set[int]()
-    while len(tried) < MOST_TOLD:
+    while True:
         decision = rule.decide(known)
         assert decision is not None
         place = next(number for number, verdict in enumerate(known) if verdict is decision.chosen)
         if place in tried:
+            return decision, known
+        if len(tried) == MOST_TOLD:
             break
         tried.add(place)
         known[place] = told(known[place])
-    return known
+    decision = rule.decide([known[place] for place in sorted(tried)])
+    assert decision is not None
+    return decision, known
 
 
 def _missed(verdict: Verdict) -> float:

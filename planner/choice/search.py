@@ -113,8 +113,7 @@ class SearchResult:
             return None
         rule = replace(self.rule, fewest=False)
         judged = [undominated(complete(self.spec, self.gpu, v)) for v in near]
-        decision = rule.decide(told_of(rule, judged, partial(as_told, self.spec, self.gpu)))
-        assert decision is not None
+        decision, _ = told_of(rule, judged, partial(as_told, self.spec, self.gpu))
         return decision.chosen
 
     @property

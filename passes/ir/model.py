@@ -341,6 +341,11 @@ class ModelIR:
         blocks = (block for block, _ in self.decoder.counts)
         return self.kv_cache.scales or any(lin.storage.static_inputs for block in blocks for lin in block.linears)
 
+    @cached_property
+    def has_experts(self) -> bool:
+        """Whether a block of the decoder has banks of experts."""
+        return any(linear.copies > 1 for block, _ in self.decoder.counts for linear in block.linears)
+
     def tensors(self) -> Iterator[Tensor]:
         """Give every tensor of the checkpoint, with its full name. Lazy; for the chosen plan only."""
         for linear in self.outer:

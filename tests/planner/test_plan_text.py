@@ -292,7 +292,10 @@ passes: { prune: { depth: 4 }, distill: { tokens: 40_000_000 }, quantize: { form
 
     def growth(tokens: float) -> float:
         trained = patched(spec, {"passes": {"distill": {"tokens": round(tokens * 1e6)}}})
-        return math.expm1(plan(trained).document.decision.quality.log_ppl_increase.value)
+        result = plan(trained).result
+        told = result.chosen or result.closest
+        assert told is not None
+        return math.expm1(told.quality.log_ppl_increase.value)
 
     assert growth(1.1 * float(said)) < 0.3 < growth(0.9 * float(said))
 

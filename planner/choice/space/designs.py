@@ -24,7 +24,6 @@ from planner.choice.space.solved import solved
 from planner.spec.parts.target import EngineChoice, EngineSettings, Target
 from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
-from targets.engines.vllm.rules.runner import has_experts
 from targets.gpu import Gpu
 
 
@@ -66,7 +65,7 @@ def with_whole_experts(parallel: Parallel, ir: ModelIR) -> Parallel:
     """Return a spread in which replicas of a model of experts hold whole ones, as vLLM's recipes have them: cut over the cards of all
     replicas, which is its default, they exchange as much and must divide.
     """
-    whole = parallel.dp > 1 and has_experts(ir)
+    whole = parallel.dp > 1 and ir.has_experts
     return replace(parallel, ep=parallel.tp * parallel.dp) if whole else parallel
 
 

@@ -6,7 +6,6 @@ import re
 from typing import Any, ClassVar
 
 from passes.errors import InputError
-from targets.engines.vllm.rules.runner import has_experts
 from targets.launch.cluster.pod import without
 from targets.launch.commented import Said, commented, plain
 from targets.launch.deployment import Deployment
@@ -39,7 +38,7 @@ def serve_config(deployment: Deployment) -> dict[str, Any]:
     """Return the config of `serve deploy`. Raises InputError for experts of several replicas, which Ray builds another application for."""
     parallel = deployment.request.settings.parallel
     deployment.require_cards("Ray places this server on cards")
-    if parallel.dp > 1 and has_experts(deployment.request.ir):
+    if parallel.dp > 1 and deployment.request.ir.has_experts:
         raise InputError(
             f"Ray Serve runs replicas apart, and this plan spreads experts over {parallel.dp} of them",
             remedy="targets that keep them together: skypilot, dynamo"

@@ -26,7 +26,7 @@ def uses_v2_runner(ir: ModelIR, rules: Rules) -> bool:
         case "all":
             return True
         case "dense":
-            return ir.architecture in named_classes(rules) or not (has_experts(ir) or has_states(ir))
+            return ir.architecture in named_classes(rules) or not (ir.has_experts or has_states(ir))
         case "named":
             return ir.architecture in named_classes(rules)
         case "three" | "qwen3":
@@ -51,11 +51,6 @@ def named_classes(rules: Rules) -> frozenset[str]:
 def subtracts_graphs(ir: ModelIR, rules: Rules) -> bool:
     """Return whether an estimate of CUDA graphs is taken from the budget before the cache gets its memory."""
     return rules.graphs_v2 if uses_v2_runner(ir, rules) else rules.graphs_v1
-
-
-def has_experts(ir: ModelIR) -> bool:
-    """Return whether a block has banks of experts."""
-    return any(linear.copies > 1 for block, _ in ir.decoder.counts for linear in block.linears)
 
 
 def has_states(ir: ModelIR) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -61,11 +62,15 @@ def test_clients_keep_as_many_requests_running_as_asked_and_no_more(server: Call
 
 
 def test_the_client_adds_little_to_what_128_streams_take(server: Callable[..., Any]) -> None:
-    """The server gives each a token every 20 ms; a machine that is busy with other tests may add to that itself."""
+    """The server gives each a token every 20 ms, of which the client's own work is a part: processor time, which a busy machine does not
+    stretch.
+    """
     with server("--gap", "0.02") as served:
+        begun = time.process_time()
         timing = load(served, "fake", Load(16, 24, 128, 128))
-    assert timing.failed == 0
-    assert 19 < timing.tpot_ms.median < 35, "the client's own time shows in a token's"
+        each_step = (time.process_time() - begun) / 24
+    assert timing.failed == 0 and timing.tpot_ms.median > 19
+    assert each_step < 0.015, "the client's own time shows in a token's"
 
 
 def test_requests_that_arrive_by_chance_do_not_wait_for_answers(server: Callable[..., Any]) -> None:

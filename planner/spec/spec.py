@@ -6,6 +6,7 @@ a dumped spec reads back as the same spec. Its parts stand in `planner/spec/part
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -45,7 +46,8 @@ class Spec(Strict):
     target: Target
     """Where it must run."""
     engine: str | EngineChoice = "auto"
-    """What serves it: `auto` weighs every engine that runs on the card; a name, or a name with version and settings."""
+    """What serves it: `auto` weighs every engine that runs on the card; a name, a name with its version (`vllm 0.32`), or these
+    with settings."""
     workload: WorkloadSpec = WorkloadSpec()
     """What the server must hold."""
     goals: Goals = Goals()
@@ -58,6 +60,17 @@ class Spec(Strict):
     """The text that the result is judged on; it must be another one."""
     launch: tuple[str, ...] = ()
     """Launch targets whose files `apply` writes beside the engine's own: `compose`, `kubernetes`, … (`optimize launch --list`)."""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _with_version(cls, engine: object) -> object:
+        """A name with its version in one, as people, pip and images write it (`vllm 0.32`, `vllm==0.32.0`, `vllm:v0.32`), taken apart."""
+        said = (
+            re.fullmatch(r"([\w-]+?)(?:\s*(?:==?|:|@)\s*|\s+)v?(\d+(?:\.\d+)*)", engine)
+            if isinstance(engine, str)
+            else None
+        )
+        return {"name": said[1], "version": said[2]} if said else engine
 
     @field_validator("launch")
     @classmethod

@@ -282,3 +282,9 @@ def test_lengths_that_nobody_told_fit_a_short_context() -> None:
     load = parse_spec(MINIMAL + "workload: { context: 512 }").workload
     assert (load.input.longest, load.output.longest) == (410, 102)
     assert parse_spec(MINIMAL + "workload: { context: 2048 }").workload.input.mean == 512
+
+
+@pytest.mark.parametrize("typed", ["vllm 0.32", "vllm==0.32", "vllm:v0.32", "vllm@0.32", "vllm=0.32"])
+def test_an_engine_with_its_version_in_one_is_taken_apart(typed: str) -> None:
+    engine = parse_spec(f"model: Llama-3.1-8B-Instruct\ntarget: {{ gpu: L4 }}\nengine: '{typed}'\n").engine
+    assert not isinstance(engine, str) and (engine.name, engine.version) == ("vllm", "0.32")

@@ -7,6 +7,7 @@ where that is enough, or by the words of `_CALLED`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
@@ -27,7 +28,7 @@ _CALLED: Mapping[str, str] = {
     "client": "workload.concurrency", "clients": "workload.concurrency", "user": "workload.concurrency", "users": "workload.concurrency",
     "input": "workload.input_tokens", "prompt": "workload.input_tokens", "prompts": "workload.input_tokens",
     "answer": "workload.output_tokens", "answers": "workload.output_tokens",
-    "output": "workload.output_tokens", "speed": "goals.decode", "latency": "goals.tpot",
+    "request rate": "workload.rate", "output": "workload.output_tokens", "speed": "goals.decode", "latency": "goals.tpot",
     "goal": "goals.quality.max_perplexity_increase", "quality": "goals.quality.max_perplexity_increase",
     "perplexity": "goals.quality.max_perplexity_increase", "loss": "goals.quality.max_perplexity_increase", "kl": "goals.quality.max_kl",
     "goals": "goals", "pruning": "passes.prune", "distillation": "passes.distill", "quantization": "passes.quantize",
@@ -141,14 +142,19 @@ def _in_figures(text: str, spec: Spec) -> str:
         value: Any = asked
         for name in path:
             value = value.get(name) if isinstance(value, Mapping) else None
+        times = _TIMES[said[1].lower()]
+        if path == ("workload", "rate") and math.isfinite(rate := spec.workload.rate or math.inf):
+            return f"{rate * times:g} requests/s"
         if isinstance(value, int):
-            return f"{key} {max(1, round(value * _TIMES[said[1].lower()]))}"
+            return f"{key} {max(1, round(value * times))}"
     return text
 
 
 def _readings(text: str, engine: str) -> Iterator[Patch]:
-    if (many := re.fullmatch(r"(\d+) (\S.*?)s?", text)) and not text.endswith("bits") and _card(many[2]) is not None:
-        yield at(("target",), {"count": int(many[1]), "gpu": _card(many[2])})
+    if (many := re.fullmatch(r"(\d+) (\S.*)", text)) and not text.endswith("bits"):
+        card = _card(many[2]) or _card(many[2].removesuffix("s"))  # L40S is a card of its own, not several L40
+        if card is not None:
+            yield at(("target",), {"count": int(many[1]), "gpu": card})
     if several := re.fullmatch(r"(\d+)\s*[x×*]\s*(.+)", text, re.IGNORECASE):
         yield at(("target",), {"count": int(several[1]), "gpu": _card(several[2]) or find_gpu(several[2]).name})
         return

@@ -58,16 +58,26 @@ _WORDINGS: tuple[tuple[str, str], ...] = (
     (rf"why (?:can't|won't|cannot) {_IT} (?:fit|work|run|meet the goals)", "why"),
     (r"why (?:does |do )?nothing (?:fits?|works?|runs?|meets? the goals)|why is (?:there )?no(?:thing| plan)(?: possible)?", "why"),
     (rf"why (?:do|does|did|are|is|should|would|shall) (?:{_WHO}|{_IT}) not (?:use |using |take |choose |pick )?(.+)", r"why not \1"),
+    (
+        rf"why (?:is|was|are|were) (?!{_IT} )(.+?) not (?:chosen|used|taken|picked|selected|considered|recommended|possible)",
+        r"why not \1",
+    ),
+    (
+        rf"why (?:can't|cannot|can not|couldn't|shouldn't|won't) {_WHO} (?:use|run|take|have|serve|choose|pick) (.+)",
+        r"why not \1",
+    ),
+    (rf"(?:is|will|would) {_IT} (?:be )?(?:good |fast |large |big )?enough {_GIVEN} (.+)", r"what if \1"),
     (rf"why (?:do|does|did|are|is)n't (?:{_WHO}|{_IT}) (?:use |using |take |choose |pick )?(.+)", r"why not \1"),
 )  # fmt: skip
+_BETTER = "(?:better|worse|faster|slower|smaller|larger|cheaper)"
 #: Two things of which one is asked to be held against the other.
 _VERSUS = (
     r"compare (?P<one>.+?) (?:and|with|to|against|vs\.?) (?P<two>.+)",
     r"(?P<one>.+?) (?:vs\.?|versus|against|compared (?:to|with)) (?P<two>.+)",
-    r"(?:is|are|would) (?P<one>.+?) (?:be )?(?:better|worse|faster|slower|smaller|larger|cheaper) than (?P<two>.+)",
-    r"why (?P<one>.+?)(?:,? and not|,? not| instead of| rather than| over| in place of) (?P<two>.+)",
+    rf"(?:is|are|would) (?P<one>.+?) (?:be )?{_BETTER} than (?P<two>.+)",
+    r"why (?:not )?(?P<one>.+?)(?:,? and not|,? not| instead of| rather than| over| in place of) (?P<two>.+)",
     r"what is the difference between (?P<one>.+?) and (?P<two>.+)",
-    r"(?P<one>\S+) or (?P<two>\S+)",
+    rf"(?:(?:which|what)(?: is|'s|) {_BETTER},? |(?:is|are) )?(?P<one>\S+) or (?P<two>\S+)(?: {_BETTER})?",
 )  # fmt: skip
 
 

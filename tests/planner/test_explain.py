@@ -101,7 +101,7 @@ WORDINGS = {
     ),
     "what if 32 clients": (
         "if I had 32 clients", "assuming 32 users", "with 32 clients, what happens?", "what if I had 32 users",
-        "can it serve 32 users at once",
+        "can it serve 32 users at once", "is it fast enough for 32 users",
     ),
     "what if 2 x 4090": ("can I run it on two 4090s", "could I use 2 4090s instead?", "would it work on 2 x 4090"),
     "what if 2 cards and context 16k": (
@@ -109,7 +109,12 @@ WORDINGS = {
     ),
     "what if model Llama-3.2-1B-Instruct and 2 cards": ("with 2 cards, would meta-llama/Llama-3.2-1B-Instruct fit?",),
     "how many users with 2 cards": ("with 2 cards, how many users?",),
-    "why not awq": ("why do you not use awq", "why don't we use awq", "why this and not awq", "why it instead of awq"),
+    "what if 2 L40S": ("what if 2 L40s", "two l40s"),
+    "awq vs fp8": ("why not awq instead of fp8", "why can't we use awq over fp8", "what is better, awq or fp8?"),
+    "why not awq": (
+        "why is awq not chosen", "why can't we use awq", "why do you not use awq", "why don't we use awq", "why this and not awq",
+        "why it instead of awq",
+    ),
     "why": ("why doesn't it fit", "why does it not fit?", "why is nothing possible"),
 }  # fmt: skip
 
@@ -119,6 +124,12 @@ def test_a_question_is_answered_in_the_words_that_people_use(form: str, question
     told, plainly = explain(*asked("32B"), question), explain(*asked("32B"), form)
     assert told.differences and told.decides == plainly.decides
     assert told.other == plainly.other
+
+
+def test_twice_a_rate_is_a_rate() -> None:
+    spec = parse_spec("model: Llama-3.1-8B-Instruct\ntarget: {gpu: L4}\nworkload: {rate: 0.5/s}\n")
+    assert change("twice the request rate", spec, "vllm")[0].workload.rate == 1.0
+    assert change("twice the rate", spec, "vllm")[0].workload.rate == 1.0
 
 
 def test_two_things_are_held_against_each_other() -> None:

@@ -184,6 +184,20 @@ def test_where_no_change_keeps_all_goals_it_says_so(optimize: Any, tmp_path: Pat
             {"model": "Llama-3.3-70B-Instruct", "gpu": "H100", "gpus": "2", "context": "8192"},
             "--max-num-seqs 8",
         ),
+        (
+            {"model": "Qwen/Qwen3-30B-A3B", "gpu": "H100", "gpus": "7", "tp": "1", "dp": "7", "context": "8192"},
+            "--ep 7",
+        ),
+        (
+            {
+                "model": "Qwen/Qwen3-235B-A22B-FP8",
+                "gpu": "H100",
+                "gpus": "8",
+                "context": "8192",
+                "engine-version": "0.11.0",
+            },
+            "--ep 8",
+        ),
     ],
 )
 def test_remedies_are_those_that_an_expert_tries(optimize: Any, options: dict[str, str], first: str) -> None:

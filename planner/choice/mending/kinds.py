@@ -43,7 +43,7 @@ _SERVER_CARDS = (
 
 def kinds(trial: Trial, outcome: Outcome) -> dict[str, Kind]:
     """Return the kinds of changes, what an expert tries first in front; a format that was named is kept where another engine reads it, and
-    versions change only for what is refused.
+    versions and the cut of experts change only for what is refused.
     """
     question = trial.question
     usual: dict[str, Kind] = {
@@ -51,9 +51,9 @@ def kinds(trial: Trial, outcome: Outcome) -> dict[str, Kind]:
         "concurrency": lambda q: _fewer(q, outcome), "context": lambda q: _shorter(Trial(q, trial.kept), outcome), "gpus": _cards,
         "gpu": lambda q: _other_cards(q, outcome), "request_rate": lambda q: _slower(q, outcome), "engine": engines,
     }  # fmt: skip
-    versions: dict[str, Kind] = {"engine_version": _versions} if outcome.illegal else {}
+    refused: dict[str, Kind] = {"ep": _whole_experts, "engine_version": _versions} if outcome.illegal else {}
     named: dict[str, Kind] = {"engine": engines} if question.weights else {}
-    return {**named, **versions, **usual}
+    return {**named, **refused, **usual}
 
 
 def settings_of(question: Question) -> Iterator[Options]:
@@ -145,6 +145,13 @@ def engines(question: Question) -> Iterator[Options]:
         useful = name != question.engine_name and (other.archived is None or question.weights is not None)
         if useful and other.weighed_on(question.gpu):
             yield {"engine": name}
+
+
+def _whole_experts(question: Question) -> Iterator[Options]:
+    """Whole experts on each card, where they are cut over several."""
+    parallel = question.settings.parallel
+    if parallel.ep == 1 and parallel.tp * parallel.dp > 1 and question.model.has_experts:
+        yield {"ep": parallel.tp * parallel.dp}
 
 
 def _versions(question: Question) -> Iterator[Options]:

@@ -37,7 +37,7 @@ _USEFUL_SHARE = 0.25
 #: A context of this share of the longest that any change gives is as good.
 _AS_LONG = 0.6
 #: Kinds that are changed by themselves only.
-_ALONE = frozenset({"kv_cache_dtype", "dtype", "engine_version", "context", "concurrency", "request_rate"})
+_ALONE = frozenset({"kv_cache_dtype", "dtype", "ep", "engine_version", "context", "concurrency", "request_rate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,12 @@ def remedies(question: Question, outcome: Outcome, kept: Kept = BARE) -> tuple[R
             if trial.does(legal)
             else _found(mended, mended.question.outcome(), legal)
         )
-    least = {frozenset(each.options.items()): each for each in reversed(found)}
-    return tuple(each for own, each in reversed(least.items()) if not any(less < own for less in least))
+    own = [frozenset(each.options.items()) for each in found]
+    return tuple(
+        each
+        for number, each in enumerate(found)
+        if own[number] not in own[:number] and not any(less < own[number] for less in own)
+    )
 
 
 def surer(question: Question, kept: Kept) -> tuple[Remedy, ...]:

@@ -19,7 +19,9 @@ from planner.plan.saved import PLAN, read_plan
 
 
 def planned_graph(document: PlanDocument, *, needs_text: bool) -> WorkGraph:
-    """Return the graph of a plan's job: all to do, with the seconds that the plan expects of its steps."""
+    """Return the graph of a plan's job: all to do, with the seconds that the plan expects of its steps; empty where nothing is made."""
+    if document.decision.nothing_to_make:
+        return WorkGraph(())
     graph, expected = job_graph(document.decision.chain, needs_text=needs_text), document.decision.apply.steps
     return graph.with_steps(
         {node.name: [replace(step, seconds=expected.get(step.name)) for step in node.steps] for node in graph.nodes}

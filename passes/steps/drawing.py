@@ -26,6 +26,8 @@ def drawn(graph: WorkGraph, kind: Drawing) -> str:
 
 def text(graph: WorkGraph) -> str:
     """Return a list of the nodes, each with what it needs behind an arrow and its steps below; the longest path at the end."""
+    if not graph.nodes:
+        return "no steps: nothing is made\n"
     lines = []
     for node in graph.nodes:
         lines.append(f"{_head(node)} ← {', '.join(node.needs)}" if node.needs else _head(node))

@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passes.errors import InputError, Reason
+from passes.errors import InputError, Reason, TightfitError
 from passes.ir.model import ModelIR
 from passes.ir.purpose import purpose
 from passes.ir.sources import Source, open_model
@@ -20,6 +20,7 @@ from planner.spec.arguments import is_file
 from planner.spec.units import with_unit
 from targets.cards import Cards, find_cards
 from targets.engines.engine import DEFAULT_ENGINE, ENGINE_NAMES, Parallel, Settings, find_engine
+from targets.gpu import SharedNameError, find_gpu
 
 if TYPE_CHECKING:
     from planner.spec.parts.goals import Goals
@@ -34,6 +35,8 @@ _SETTINGS = {
     "max_num_batched_tokens": "max_num_batched_tokens", "block_size": "block_size", "kv_cache_memory": "kv_cache_memory_bytes",
     "enforce_eager": "enforce_eager", "reserve": "reserve_bytes", "dtype": "dtype",
 }  # fmt: skip
+#: Words of the longest names of cards, beside the first.
+_WORDS_OF_CARD = 4
 #: Goals by the options that set them, with the unit of a bare number.
 _GOALS = {"ttft": " ms", "tpot": " ms", "decode": " tok/s", "throughput": " tok/s"}
 #: Options that change what a plan knows of its quality.
@@ -81,6 +84,7 @@ def checked(words: Sequence[str], options: Options, *, live: bool = False) -> tu
     if "goodput" in options:
         limits = list(takewhile(is_limit, words))
         words, options = words[len(limits) :], {**options, "goodput": [*options["goodput"], *limits]}
+    _require_whole_name(options.get("gpu"), words)
     subject = _subject(words, options)
     machine = _machine(live, options, subject)
     cards = _cards(options, subject, machine)
@@ -98,6 +102,29 @@ def checked(words: Sequence[str], options: Options, *, live: bool = False) -> tu
     from planner.checking.live import on_machine
 
     return on_machine(result, question, machine), machine
+
+
+def _require_whole_name(gpu: object, words: Sequence[str]) -> None:
+    """Refuse a card's name whose other words stand behind it: `--gpu H100 PCIe` without quotes would be another card."""
+    if not isinstance(gpu, str):
+        return
+    for count in range(min(len(words), _WORDS_OF_CARD), 0, -1):
+        name = " ".join((gpu, *words[:count]))
+        if not any(word.startswith("-") for word in words[:count]) and _names_card(name):
+            raise InputError(
+                f"--gpu takes one word, and {' '.join(words[:count])!r} stands behind {gpu!r}",
+                remedy=f"quote the card's name: --gpu {name!r}",
+            )
+
+
+def _names_card(name: str) -> bool:
+    try:
+        find_gpu(name)
+    except SharedNameError:
+        return True
+    except TightfitError:
+        return False
+    return True
 
 
 def _promised(question: Question, terms: Terms) -> Question:

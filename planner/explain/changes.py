@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from passes.errors import InputError, nearest
 from passes.formats import kv_dtypes
+from passes.ir.names import find
 from passes.quantize.format_names import methods, pass_named
 from planner.spec.parts.goals import Goals
 from planner.spec.patch import Patch, Path, at, patched, places, together
@@ -39,8 +40,8 @@ _CALLED: Mapping[str, str] = {
 }  # fmt: skip
 #: What people say before a change.
 _LEADING = re.compile(
-    r"^(?:(?:(?:i|we|you|they|it) "
-    r"(?:use[ds]?|ha[vds]e?|takes?|took|runs?|ran|serve[ds]?|want(?:ed)?|get|got|need(?:ed)?|bought|buy|add(?:ed)?)|"
+    r"^(?:(?:(?:i|we|you|they|it|(?:my|our|the) (?:users|clients|people)) "
+    r"(?:send|sent|use[ds]?|ha[vds]e?|takes?|took|runs?|ran|serve[ds]?|want(?:ed)?|get|got|need(?:ed)?|bought|buy|add(?:ed)?)|"
     r"there (?:are|were|is|was)|this|that|it|with|an?|the|on|in|by|for|at|only|just|up to|using|another) )+",
     re.IGNORECASE,
 )
@@ -55,6 +56,8 @@ _TIMES: Mapping[str, float] = {
     "twice": 2, "double": 2, "doubled": 2, "2x": 2, "triple": 3, "thrice": 3, "3x": 3, "four times": 4, "ten times": 10, "10x": 10,
     "half": 0.5, "halve": 0.5, "halved": 0.5,
 }  # fmt: skip
+#: Words of the longest value that a key may have; more of them are a sentence that has the key in it.
+_WORDS_OF_VALUE = 3
 #: Units that may be left out, after those that a value has itself.
 _UNITS = ("", "%", " tok/s")
 
@@ -98,6 +101,8 @@ def named(name: str) -> Iterator[Patch]:
         yield at(("goals", "prefer"), word)
     if (card := _card(name)) is not None:
         yield at(("target", "gpu"), card)
+    if re.search(r"[\d/]", word) and find(name) is not None:  # a model's name has a figure or its publisher
+        yield at(("model",), name.strip())
 
 
 def known_words() -> tuple[str, ...]:
@@ -176,8 +181,10 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
     """A key and its value, in either order."""
     words = text.split()
     for n in range(len(words) - 1, 0, -1):
-        yield " ".join(words[:n]), re.sub(r"^(=|of|to|is|at|most|≤|<=)\s*", "", " ".join(words[n:]))
-    yield from ((" ".join(words[n:]), " ".join(words[:n])) for n in range(1, len(words)))
+        value = re.sub(r"^(=|of|to|is|at|most|≤|<=)\s*", "", " ".join(words[n:]))
+        if value.count(" ") < _WORDS_OF_VALUE:
+            yield " ".join(words[:n]), value
+    yield from ((" ".join(words[n:]), " ".join(words[:n])) for n in range(1, min(len(words), _WORDS_OF_VALUE + 1)))
     if match := re.fullmatch(r"([\w. -]+?)\s*[=:]\s*(.+)", text):
         yield match[1], match[2]
 

@@ -14,10 +14,12 @@ _SPELLED = {"int8": "w8a8", "int4": "4 bit", "fp4": "nvfp4", "bf16": "as it is",
 
 _WHO = "(?:i|we|you|they|one|my team|the team)"
 _IT = "(?:it|this|that|they|things|everything|the plan|the model|this model|this plan|the answer)"
-_GIVEN = "(?:with|on|in|at|for|if|when|under|using|given|by|of)"
+_GIVEN = "(?:with|onto|into|on|in|at|for|if|when|under|using|given|by|of)"
 _FITS = (
     "(?:fit|work|run|go|do|be (?:ok|enough|possible|fast enough)|happen|change|keep the goals|meet the goals|suffice)"
 )
+#: What a plan tells, as people call it.
+_FIGURE = "(?:ttft|tpot|latency|first token|decode|decoding|speed|throughput|quality|perplexity|memory|response|responses|answers)"
 #: A condition in front of a question, with a comma or a question word between them.
 _FRONT = re.compile(
     r"(?:and |but |so )?(?:if|with|on|at|for|using|given|when|suppos(?:e|ing)(?: that)?|assum(?:e|ing)(?: that)?|imagine|say|let's say) "
@@ -36,7 +38,7 @@ _WORDINGS: tuple[tuple[str, str], ...] = (
     (r"(?:suppos(?:e|ing)|assum(?:e|ing)|imagine|let's say|say|consider|try|given)(?: that)? (.+)", r"what if \1"),
     (
         rf"(?:can|could|may|might|should|would|shall) {_WHO} (?:also |even |just )?"
-        rf"(?:run|use|serve|put|host|deploy|take|have|get|do|handle|fit)(?: {_IT})?(?: {_GIVEN})? (.+)",
+        rf"(?:run|use|serve|put|host|deploy|load|cram|squeeze|take|have|get|do|handle|fit)(?: {_IT})?(?: {_GIVEN})? (.+)",
         r"what if \1",
     ),
     (
@@ -45,6 +47,7 @@ _WORDINGS: tuple[tuple[str, str], ...] = (
         r"what if \1",
     ),
     (r"(?:does|do|would|will|could|can|is) (\S+/\S+|\S+-\d+b\S*) (?:fit|work|run|go)(?: there| here| too)?", r"what if model \1"),
+    (rf"(?:is|are) (?:the |its |my )?{_FIGURE} (?:good|low|high|fast|short|ok|fine)(?: enough)?", "how fast"),
     (rf"(?:is|are|would|will) (?!{_IT} )(.+?) (?:be )?enough {_GIVEN} (.+)", r"what if \1 and \2"),
     (rf"(?:is|are|would|will) (?!{_IT} )(.+?) (?:be )?(?:enough|ok|sufficient|possible)", r"what if \1"),
     (rf"(?:do|would|will) {_WHO} (?:really |even )?need (.+)", r"why \1"),
@@ -53,7 +56,16 @@ _WORDINGS: tuple[tuple[str, str], ...] = (
         r"what if cards auto and \1",
     ),
     (rf"what (?:do|would) {_WHO} need {_GIVEN} (.+)", r"what if cards auto and \1"),
-    (rf"why (?:is {_IT} )?(?:so |that |this )?(?:slow|fast|large|big|small)", "how fast"),
+    (
+        rf"why (?:(?:is|are) (?:the |my )?(?:{_IT}|{_FIGURE}) )?(?:so |that |this |too )?"
+        r"(?:slow|fast|large|big|small|long|short|high|low|bad|good)",
+        "how fast",
+    ),
+    (
+        r"(how many .+?) (?:can |could )?(?:chat|talk|work|use it|be served)?"
+        r"(?: at (?:the same time|once)| simultaneously| in parallel| concurrently)",
+        r"\1",
+    ),
     (rf"why (?:does|do|can|would|is|will)(?: {_IT} not|n't {_IT}| not {_IT}) (?:fit|work|run|meet the goals|possible)", "why"),
     (rf"why (?:can't|won't|cannot) {_IT} (?:fit|work|run|meet the goals)", "why"),
     (r"why (?:does |do )?nothing (?:fits?|works?|runs?|meets? the goals)|why is (?:there )?no(?:thing| plan)(?: possible)?", "why"),

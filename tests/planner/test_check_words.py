@@ -134,6 +134,36 @@ def test_a_misspelt_option_names_the_nearest(optimize: Any) -> None:
     assert "--gpu" in document["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("gpu", "words", "whole"),
+    [
+        ("RTX", ["4090"], "RTX 4090"),
+        ("RTX", ["PRO", "6000"], "RTX PRO 6000"),
+        ("H100", ["PCIe"], "H100 PCIe"),
+        ("DGX", ["Spark"], "DGX Spark"),
+    ],
+)
+def test_a_card_s_name_without_quotes_is_no_other_card(optimize: Any, gpu: str, words: list[str], whole: str) -> None:
+    code, document = check(optimize, "--gpu", gpu, *words, "--", "vllm", "serve", "Qwen/Qwen3-8B")
+    assert code == 2
+    assert repr(whole) in document["error"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["llama-server", "-hf", "ggml-org/gpt-oss-20b-GGUF", "-c", "0"], "vllm serve MODEL"),
+        (["trtllm-serve", "Qwen/Qwen3-8B", "--tp_size", "2"], "vllm serve MODEL"),
+        (["Qwen/Qwen3-8B", "--max-model-len", "8192"], "--model Qwen/Qwen3-8B"),
+    ],
+)
+def test_what_starts_no_vllm_is_told_before_its_flags_are_read(optimize: Any, words: list[str], says: str) -> None:
+    code, document = check(optimize, "--gpu", "L4", "--", *words)
+    assert code == 2
+    assert "starts no server of vLLM" in document["error"]["message"]
+    assert says in document["error"]["remedy"]
+
+
 def test_a_usage_error_is_a_document_too(optimize: Any) -> None:
     code, document = check(optimize, "--model", "llama-3.1-8b", "--gpu", "L4", "--tp", "two")
     assert code == 2

@@ -97,8 +97,12 @@ WORDINGS = {
     "what if 2 cards": (
         "with 2 cards, would it fit?", "would it fit with 2 cards", "if I had 2 cards, would it work?", "suppose I had 2 cards",
         "2 cards", "how would it do with two cards?", "what happens with 2 cards", "with 2 cards?", "could we run it on 2 cards",
-        "Are 2 cards enough?", "what if twice the cards",
+        "Are 2 cards enough?", "what if twice the cards", "can I squeeze it onto 2 cards",
     ),
+    "what if 48GB card": ("can we cram it into a 48GB card?",),
+    "what if input_tokens 6000": ("what happens if my users send 6000 token prompts",),
+    "how many users": ("how many people can chat at the same time", "how many users can be served simultaneously?"),
+    "how fast": ("why is TTFT so slow", "is the quality good enough", "why are the answers so slow"),
     "what if 32 clients": (
         "if I had 32 clients", "assuming 32 users", "with 32 clients, what happens?", "what if I had 32 users",
         "can it serve 32 users at once", "is it fast enough for 32 users",
@@ -107,6 +111,7 @@ WORDINGS = {
     "what if 2 cards and context 16k": (
         "with 2 cards and context 16k, does it fit?", "if there were 2 cards, 16k context, would this run?",
     ),
+    "what if model Qwen/Qwen3-8B": ("what about Qwen3-8B instead", "what if Qwen/Qwen3-8B"),
     "what if model Llama-3.2-1B-Instruct and 2 cards": ("with 2 cards, would meta-llama/Llama-3.2-1B-Instruct fit?",),
     "how many users with 2 cards": ("with 2 cards, how many users?",),
     "what if 2 L40S": ("what if 2 L40s", "two l40s"),
@@ -249,6 +254,8 @@ def test_without_a_question_all_are_listed(name: str) -> None:
         ("what if 3080", "names several cards"),
         ("what if context 100", "exceed the context"),
         ("what if ttft 1", "write a time"),
+        ("what does it cost per million tokens", "cannot answer"),
+        ("would everybody of my team like this nice card", "cannot answer"),
         ("cheapest crad that fits", "cheapest card that fits"),
     ],
 )

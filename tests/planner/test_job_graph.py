@@ -241,3 +241,12 @@ def test_choices_name_the_steps_that_they_cost(made: Plan) -> None:
         assert (
             tuple(name for name in pass_.cost(made.source.ir, WalkSize(8, 64)) if name != "walk") == pass_.choice_steps
         )
+
+
+def test_a_plan_that_makes_nothing_has_no_steps() -> None:
+    spec = parse_spec("model: Qwen/Qwen2.5-7B-Instruct\ntarget: {gpu: rtx-4090}\n")
+    made = plan(spec).document
+    assert made.decision.nothing_to_make
+    graph = planned_graph(made, needs_text=False)
+    assert not graph.nodes
+    assert text(graph) == "no steps: nothing is made\n"

@@ -47,12 +47,11 @@ def pasted(words: Sequence[str], known: Sequence[str], version: str | None, mode
     `model`: where another place names them. None where nothing names a model. Raises InputError for what vLLM does not take.
     """
     whole = is_command(words) or (len(words) == 1 and " " in words[0])
+    if not whole and words and not words[0].startswith("-"):  # flags behind it are another program's
+        raise _no_command(words[0])
     command = read_command(words) if whole else with_config_file(read_flags(words, known=known))
     if not whole and command.words:
-        raise InputError(
-            f"{command.words[0]!r} is no spec, plan or result, and starts no server",
-            remedy="name a model with --model, or paste the command: optimize check -- vllm serve MODEL …",
-        )
+        raise _no_command(command.words[0])
     read = asked(command, version)
     named = model or read.model
     if named is None:
@@ -70,6 +69,15 @@ def pasted(words: Sequence[str], known: Sequence[str], version: str | None, mode
         (*read.reasons, *(() if guessed else mismatch)),
         (*read.notes, *notes, *drafted, *(f"{each.message} by what its name usually means" for each in mismatch if guessed)),
     )  # fmt: skip
+
+
+def _no_command(word: str) -> InputError:
+    """The error for a word that names nothing which can be checked: a model without its option, or a program that is not vLLM."""
+    model = word if find(word) is not None else "MODEL"
+    return InputError(
+        f"{word!r} is no spec, plan or result, and starts no server of vLLM",
+        remedy=f"name the model: optimize check --model {model} …; or paste the command: optimize check -- vllm serve {model} …",
+    )
 
 
 def _guessed(source: Source, named: str) -> bool:

@@ -223,7 +223,7 @@ def explained(
     was to become.
     """
     problems = sorted(_closest(error.errors()), key=lambda e: _rank(e["type"]))
-    told: dict[tuple[object, ...], InputError] = {}
+    told: dict[tuple[Any, ...], InputError] = {}
     for problem in problems:  # of the branches of a union that fail at one place, the most helpful is told
         told.setdefault(_place(problem, value), _problem(problem, node, value, name, part))
     first, *others = told.values()
@@ -236,7 +236,7 @@ def _means(error: InputError) -> str:
     return f"\n    {error.remedy}" if error.remedy and not error.message.startswith("unknown key") else ""
 
 
-def _place(problem: Any, value: Mapping[str, Any]) -> tuple[object, ...]:
+def _place(problem: Any, value: Mapping[str, Any]) -> tuple[Any, ...]:
     """The keys and numbers that lead to what is wrong, without the branches of unions."""
     return tuple(step for step in problem["loc"] if not _is_branch(step, value, problem["loc"]))
 

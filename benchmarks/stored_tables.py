@@ -11,9 +11,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import fit_quality, fit_speed
+from benchmarks import fit_quality
+from benchmarks.quality_rows import DATA
 from benchmarks.results import keep
-from targets.speed.rates import Regime
+from targets.speed.rates import FIT, Regime
 
 _BY = "python -m benchmarks.stored_tables"
 _QUALITY_SAYS = {
@@ -91,13 +92,13 @@ def speed_widths(stored: Mapping[str, Any]) -> str:
 
 def tables() -> dict[str, tuple[str, tuple[Any, ...]]]:
     """Return each table by the name that it is kept under, with the files that it is made of."""
-    quality, speed = json.loads(fit_quality.OUT.read_text()), json.loads(fit_speed.FIT.read_text())
-    unseen = fit_quality.DATA / "quality_check.jsonl"
+    quality, speed = json.loads(fit_quality.OUT.read_text()), json.loads(FIT.read_text())
+    unseen = DATA / "quality_check.jsonl"
     return {
         "quality-errors": (quality_errors(quality), (fit_quality.OUT,)),
         "quality-widths": (quality_widths(quality), (fit_quality.OUT,)),
         "quality-unseen": (quality_unseen(fit_quality.check_figures()), (fit_quality.OUT, unseen)),
-        "speed-widths": (speed_widths(speed), (fit_speed.FIT,)),
+        "speed-widths": (speed_widths(speed), (FIT,)),
     }
 
 

@@ -7,9 +7,10 @@ because what the user gave cannot be used. Both say what is wrong and what would
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 from passes.record import dataclass
@@ -108,6 +109,8 @@ class StalePlanError(TightfitError):
 
 #: What is shown and compared of a name; no name that anything has is longer.
 _NAME = 200
+#: No words that stand for others.
+NOT_MEANT: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -123,9 +126,18 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown_name(
-    kind: str, name: str, known: Iterable[str], *, remedy: str, location: Location | None = None
+    kind: str,
+    name: str,
+    known: Iterable[str],
+    *,
+    remedy: str,
+    location: Location | None = None,
+    meant: Mapping[str, Sequence[str]] = NOT_MEANT,
 ) -> InputError:
-    """Return the error for a name that is not known: it says the nearest known names, then what to do."""
-    close = nearest(name, known)
+    """Return the error for a name that is not known: it says the nearest known names, then what to do.
+
+    `meant`: what people write for known names by their meaning, which no spelling tells.
+    """
+    close = meant.get(name.lower()) or nearest(name, known)
     hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
     return InputError(f"unknown {kind} {name!r:.{_NAME}}.{hint}", remedy=remedy, location=location)

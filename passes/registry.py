@@ -10,12 +10,12 @@ import it. Another package adds a name with an entry point of the table's group:
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from passes.errors import InputError, unknown_name
+from passes.errors import NOT_MEANT, InputError, unknown_name
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -31,11 +31,13 @@ class Registry(Generic[T]):
 
     `kind`: what messages call an entry (`pass`, `format`, `engine`). `entries`: our own names, each with `module:attribute`.
     `group`: the group of entry points under which other packages add theirs; it is read for names that `entries` lacks only, so
-    an entry point cannot take the place of one of our own.
+    an entry point cannot take the place of one of our own. `meant`: words that people write for entries.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str], group: str) -> None:
-        self.kind, self.group = kind, group
+    def __init__(
+        self, kind: str, entries: Mapping[str, str], group: str, meant: Mapping[str, Sequence[str]] = NOT_MEANT
+    ) -> None:
+        self.kind, self.group, self.meant = kind, group, meant
         self._entries = dict(entries)
 
     def find(self, name: str, *, remedy: str | None = None) -> T:
@@ -51,7 +53,7 @@ class Registry(Generic[T]):
         if name in installed:
             return self._load(installed[name])
         known = (*self._entries, *installed)
-        raise unknown_name(self.kind, name, known, remedy=remedy or f"one of {', '.join(known)}")
+        raise unknown_name(self.kind, name, known, remedy=remedy or f"one of {', '.join(known)}", meant=self.meant)
 
     def names(self, *, installed: bool = False) -> tuple[str, ...]:
         """Return our own names in the order of the table; with `installed`, those that other packages add after them."""

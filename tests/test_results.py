@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import results
+from benchmarks import results, stored_tables
 
 KEPT = sorted(path.stem for path in results.KEPT.glob("*.json"))
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(results.DOCS.rglob("*.md"))}
@@ -16,6 +16,15 @@ def test_pages_hold_the_tables_that_benchmarks_kept() -> None:
     """`python -m benchmarks.results` writes them."""
     for name, page in PAGES.items():
         assert results.filled(page) == page, f"{name} holds other tables than were kept: python -m benchmarks.results"
+
+
+@pytest.mark.parametrize("name", stored_tables.tables())
+def test_pages_say_of_the_stored_fits_what_these_say_themselves(name: str) -> None:
+    """`python -m benchmarks.stored_tables && python -m benchmarks.results` after a new fit."""
+    text, files = stored_tables.tables()[name]
+    result = results.kept(name)
+    assert result.text == text
+    assert set(result.found_with) == {str(file.relative_to(results.ROOT)) for file in files} and not result.changed
 
 
 @pytest.mark.parametrize("name", KEPT)

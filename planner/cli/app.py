@@ -126,4 +126,6 @@ def say_unused_cards(device: str) -> None:
     from passes.blocks.devices import unused_cards
 
     if (note := unused_cards(device)) is not None:
-        screen(True).print(f"  Note     {note}", style="yellow")
+        from planner.cli.tables.page import Page
+
+        Page(screen(True)).line("  Note     ", note, style="yellow")

@@ -195,6 +195,7 @@ def show(
     """Read a plan or a result."""
     from planner.certificate import NAME, read_certificate, result_folder
     from planner.cli.tables.certificate import print_certificate, print_origin, print_soaked, print_whole
+    from planner.cli.tables.page import Page
     from planner.cli.tables.plan import print_plan
     from planner.job_graph import plan_needs_text, planned_graph, result_graph
     from planner.plan.codec import to_json
@@ -227,7 +228,7 @@ def show(
     else:
         print_plan(screen(), document, document.lock.gpu.name, str(what))
     for moved in staleness(document):
-        screen(True).print(f"  stale: {moved}", style="yellow")
+        Page(screen(True)).line("  stale: ", str(moved), style="yellow")
     if what.is_dir():  # served as it is: launch files, and what verify found
         files, verified = verify_files(what, quick=True), read_report(what)
         if verified is not None and verified.soak is not None:

@@ -79,4 +79,8 @@ def _report(error: TightfitError | Interrupted) -> None:
 
         place = error.location if isinstance(error, TightfitError) else None
         emit(to_json(FailureDocument(Failure(error.message, error.remedy, place))))
-    sys.stderr.write(f"error: {error}\n")
+    from rich.console import Console
+
+    from planner.cli.tables.page import Page, filled
+
+    sys.stderr.write(filled(f"error: {error}", Page(Console(stderr=True)).width) + "\n")

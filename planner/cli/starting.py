@@ -61,8 +61,10 @@ def init(
 ) -> None:
     """Write a commented spec to start from. On a terminal it asks for what is not named."""
     from passes.files.atomic import write_text
+    from planner.cli.tables.page import Page, filled
     from planner.setup.wizard import Answers, ask_all, doubt, spec_text, usual_card
 
+    page = Page(screen())
     if path.exists():
         raise InputError(f"{path} exists already", remedy="name another file, or remove it")
     answers = Answers(
@@ -70,13 +72,13 @@ def init(
         goals={name: value for name, value in named.items() if name in _GOALS},
     )
     if sys.stdin.isatty() and sys.stdout.isatty():
-        answers = ask_all(answers, _ask, lambda said: screen().print(f"  {said}", style="yellow"))
+        answers = ask_all(answers, _ask, lambda said: screen().print(filled(f"  {said}", page.width), style="yellow"))
     write_text(path, spec_text(answers))
     if (doubted := doubt(answers.model)) is not None:
-        screen().print(f"  {doubted}", style="yellow")
+        page.line("  ", doubted, style="yellow")
     if answers.gpu is None:
-        screen().print(f"  No card was named: it is written for {usual_card()} (target: gpu:)")
-    screen().print(f"  Wrote {path}. Next: optimize plan {path}")
+        page.line("  ", f"No card was named: it is written for {usual_card()} (target: gpu:)")
+    page.line("  ", f"Wrote {path}. Next: optimize plan {path}")
 
 
 def _ask(question: Question) -> str:

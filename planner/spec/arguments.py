@@ -28,7 +28,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
 def of_kind(name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:
     """Raise InputError where an argument is none of some kinds; `expected` says in words what it may be."""
     if not isinstance(value, kinds):
-        raise InputError(f"{name} is {shown(value)}, a {type(value).__name__}", remedy=f"expected is {expected}")
+        raise InputError(f"{name} is {shown(value)}, {_kind(value)}", remedy=f"expected is {expected}")
 
 
 def file_named(name: str, value: Any, expected: str) -> Path:
@@ -70,7 +70,7 @@ def optional_text(name: str, value: Any, expected: str) -> None:
 def called(name: str, value: Any) -> None:
     """Raise InputError where an argument cannot be called."""
     if not callable(value):
-        raise InputError(f"{name} is {shown(value)}, a {type(value).__name__}", remedy="expected is a function")
+        raise InputError(f"{name} is {shown(value)}, {_kind(value)}", remedy="expected is a function")
 
 
 def record(name: str, value: Any, kind: type) -> None:
@@ -102,9 +102,7 @@ def _field(path: str, field: str, value: Any, hint: Any) -> None:
     if known and not any(holds(value, _BOUNDS.get(field)) for holds, _ in wanted):
         words = [says(_BOUNDS.get(field)) for _, says in wanted]
         words += [f"a {kind.__name__}" for kind in kinds if is_dataclass(kind) and isinstance(kind, type)]
-        raise InputError(
-            f"{path} is {shown(value)}, a {type(value).__name__}", remedy=f"expected is {' or '.join(words)}"
-        )
+        raise InputError(f"{path} is {shown(value)}, {_kind(value)}", remedy=f"expected is {' or '.join(words)}")
     if not known and get_origin(hint) is tuple:
         of_kind(path, value, tuple, "a tuple")
 
@@ -128,3 +126,9 @@ _WANTED: Mapping[Any, tuple[Callable[[Any, _Bounds], bool], Callable[[_Bounds], 
 def within(value: float, bounds: tuple[float, float]) -> bool:
     """Tell whether a number lies between two, or is one of them."""
     return bounds[0] <= value <= bounds[1]
+
+
+def _kind(value: object) -> str:
+    """Its type, with the article."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -223,12 +223,22 @@ def explained(
     was to become.
     """
     problems = sorted(_closest(error.errors()), key=lambda e: _rank(e["type"]))
-    first, *others = (_problem(problem, node, value, name, part) for problem in problems)
-    more = {first.location: ""}  # of the branches of a union that fail at one place, the most helpful is told
-    for other in others:
-        more.setdefault(other.location, f"\n  {other.location}: {other.message}")
-    lines = "".join(more.values())
+    told: dict[tuple[Any, ...], InputError] = {}
+    for problem in problems:  # of the branches of a union that fail at one place, the most helpful is told
+        told.setdefault(_place(problem, value), _problem(problem, node, value, name, part))
+    first, *others = told.values()
+    lines = "".join(f"\n  {other.location}: {other.message}{_means(other)}" for other in others)
     return InputError(f"{first.message}{lines}", remedy=first.remedy, location=first.location)
+
+
+def _means(error: InputError) -> str:
+    """What the key means that is wrong; the keys that could stand in the place of an unknown one are left to the first error."""
+    return f"\n    {error.remedy}" if error.remedy and not error.message.startswith("unknown key") else ""
+
+
+def _place(problem: Any, value: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The keys and numbers that lead to what is wrong, without the branches of unions."""
+    return tuple(step for step in problem["loc"] if not _is_branch(step, value, problem["loc"]))
 
 
 #: Keys that people write for others by their meaning, which no spelling tells.
@@ -249,7 +259,7 @@ def _problem(
     problem: Any, node: yaml.Node | None, value: Mapping[str, Any], name: str, part: type[BaseModel]
 ) -> InputError:
     """One of a validation's errors, with what its key means."""
-    path = [step for step in problem["loc"] if not _is_branch(step, value, problem["loc"])]
+    path = list(_place(problem, value))
     kind, dotted = problem["type"], ".".join(str(p) for p in path)
     location = locate(node, path, name)
     if kind == "extra_forbidden":
@@ -263,7 +273,11 @@ def _problem(
             above = (repr(".".join(place[:-1])) if place[:-1] else "the top" for place in elsewhere)
             hint = f" It belongs under {' or '.join(above)}."
         elif misspelt and not close:
-            places = (repr(".".join(place)) for place in _places(part) if place[-1] == misspelt[0])
+            places = (
+                repr(".".join(place)) + (" at the top" if len(place) == 1 else "")
+                for place in _places(part)
+                if place[-1] == misspelt[0]
+            )
             hint = f" Did you mean {' or '.join(places)}?"
         return InputError(f"unknown key {dotted!r}.{hint}", remedy=f"keys here: {', '.join(known)}", location=location)
     if kind == "missing":

@@ -44,6 +44,26 @@ LAUNCH_TARGETS: Registry[type[LaunchTarget]] = Registry(
         "kuberay": "targets.launch.cluster.kuberay:KubeRay",
     },
     group="tightfit.launch_targets",
+    meant={
+        "docker": ("compose",),
+        "docker-compose": ("compose",),
+        "dockerfile": ("compose",),
+        "container": ("compose", "quadlet"),
+        "podman": ("quadlet",),
+        "systemctl": ("systemd",),
+        "service": ("systemd",),
+        "bash": ("engine",),
+        "shell": ("engine",),
+        "python": ("script",),
+        "k8s": ("kubernetes",),
+        "kubectl": ("kubernetes",),
+        "k3s": ("kubernetes",),
+        "openshift": ("kubernetes",),
+        "helm": ("production-stack", "llm-d"),
+        "ray": ("ray-serve", "kuberay"),
+        "sky": ("skypilot",),
+        "cloud": ("skypilot",),
+    },
 )
 
 

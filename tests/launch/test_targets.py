@@ -89,6 +89,23 @@ def test_a_program_runs_to_its_end(
     assert "generate" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("typed", "means"),
+    [("docker", "'compose'"), ("docker-compose", "'compose'"), ("k8s", "'kubernetes'"), ("podman", "'quadlet'"),
+     ("systemctl", "'systemd'"), ("helm", "'production-stack' or 'llm-d'"), ("Ray", "'ray-serve' or 'kuberay'")],
+)  # fmt: skip
+def test_words_that_people_use_for_a_target_name_it(typed: str, means: str) -> None:
+    with pytest.raises(InputError) as caught:
+        find_launch_target(typed)
+    assert f"Did you mean {means}?" in caught.value.message
+
+
+def test_every_word_for_a_target_means_one_that_is_there() -> None:
+    words = LAUNCH_TARGETS.meant
+    assert words and {target for each in words.values() for target in each} <= set(LAUNCH_TARGETS.names())
+    assert not set(words) & set(LAUNCH_TARGETS.names())
+
+
 def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="launch target 'sytemd'") as caught:
         find_launch_target("sytemd")

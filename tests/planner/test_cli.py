@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from planner.cli.tables.page import filled
+
 ROOT = Path(__file__).resolve().parents[2]
 Q = {"value", "low", "high", "basis"}
 
@@ -47,6 +49,22 @@ def test_check_answers_the_contract(optimize: Any) -> None:
         "throughput_tok_s",
     }
     assert set(document["quality"]) == {"log_ppl_increase", "kl"}
+
+
+def test_errors_are_filled_to_the_width_of_the_terminal(optimize: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    code, _, err = optimize("check", "--model", "llama-3.1-8bb", "--gpu", "24GB")
+    assert code == 2 and "Did you mean" in err
+    assert max(map(len, err.splitlines())) <= 60
+    monkeypatch.delenv("COLUMNS")
+    assert optimize("check", "--model", "llama-3.1-8bb", "--gpu", "24GB")[2].split() == err.split()
+
+
+def test_paths_and_lines_of_an_error_stay_whole() -> None:
+    path = "/a/folder/that-is-longer/than-the-terminal-is-wide.yaml"
+    told = filled(f"error: no spec at {path}\n  `optimize init` writes one to start from", 40)
+    assert told.splitlines() == ["error: no spec at", f"  {path}", "  `optimize init` writes one to start", "    from"]
+    assert filled(path, None) == path
 
 
 def test_check_prints_its_document_also_when_it_does_not_fit(optimize: Any) -> None:
@@ -180,3 +198,16 @@ def test_no_command_writes_over_what_it_reads(optimize: Any, tmp_path: Path) -> 
         code, _, err = optimize(*command)
         assert code == 2 and "would be lost" in err
     assert before == (spec.read_bytes(), plan.read_bytes())
+
+
+def test_a_result_is_read_on_sixty_columns_with_no_name_or_figure_cut(
+    optimize: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = ROOT / "tests" / "planner" / "data" / "2026-11-23"
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = optimize("show", result)[1]
+    assert max(map(len, shown.splitlines())) <= 60
+    for check in json.loads((result / "certificate.json").read_text())["checks"]:
+        for said in (check["name"], check["predicted"], check["measured"]):
+            assert " ".join(said.split()) in " ".join(shown.split())
+    assert "; measured" in shown and "asked ≤" in shown

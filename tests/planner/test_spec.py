@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from passes.errors import InputError
 from passes.quantize.format_names import pass_named
 from planner.spec import units
-from planner.spec.parse import load_spec, parse_spec
+from planner.spec.parse import as_spec, load_spec, parse_spec
 from planner.spec.patch import patched
 from planner.spec.schema import schema
 from planner.spec.spec import Spec
@@ -262,6 +262,20 @@ def test_errors_come_all_at_once_each_with_its_place() -> None:
     text = str(caught.value)
     assert all(place in text for place in ("spec:2:20: ", "spec:3:13: ", "spec:4:10: "))
     assert text.count("target.count") == 1
+    assert all(
+        meaning in text for meaning in ("count: Cards at hand", "context: The longest sequence", "prefer: `speed`")
+    )
+
+
+def test_errors_of_a_mapping_come_all_at_once_too() -> None:
+    with pytest.raises(InputError) as caught:
+        as_spec({"target": {"gpu": "L4", "count": "two"}, "workload": {"context": "lots"}})
+    assert all(key in str(caught.value) for key in ("target.count: ", "workload.context: ", "'model' is missing"))
+
+
+def test_a_misspelt_key_of_the_top_is_told_to_belong_there() -> None:
+    with pytest.raises(InputError, match=r"'target.engnie'. Did you mean 'engine' at the top"):
+        parse_spec("model: m\ntarget: { gpu: L4, engnie: vllm }\n")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 
 from rich.console import Console
 from rich.text import Text
@@ -49,3 +50,17 @@ class Page:
     def blank(self) -> None:
         """Print an empty line."""
         self.console.print()
+
+
+def filled(text: str, width: int | None) -> str:
+    """Fill the lines of plain text to a width; what goes on is set in by two columns. Words, and so paths, stay whole."""
+    if width is None:
+        return text
+    return "\n".join(_filled(line, width) for line in text.splitlines())
+
+
+def _filled(line: str, width: int) -> str:
+    set_in = " " * (len(line) - len(line.lstrip()))
+    return textwrap.fill(
+        line.strip(), width, initial_indent=set_in, subsequent_indent=f"{set_in}  ", break_long_words=False, break_on_hyphens=False
+    )  # fmt: skip

@@ -93,16 +93,17 @@ def test_a_flag_of_another_version_stops_the_server() -> None:
 
 def test_a_value_that_went_is_told_as_a_flag_that_went_is() -> None:
     """A note where no version is named, refused where the version has it no more, nothing where it had; what never was is a mistake."""
-    for text, went in (("--swap-space 4", "after vLLM 0.17.1"), ("--mamba-cache-mode all", "before vLLM 0.32")):
+    for text, went in (("--swap-space 4", "after vLLM 0.17.1"), ("--mamba-cache-mode all", "before vLLM 0.32.0")):
         free = asked(read(f"vllm serve m {text}"))
         assert not free.reasons and any(f"went {went}: newer ones stop at it" in note for note in free.notes)
-        assert [reason.code for reason in asked(read(f"vllm serve m {text}"), "0.32").reasons] == [
-            "flag_not_in_version"
-        ]
-        named = asked(read(f"vllm serve m {text}"), "0.17")
+        for version in ("0.32", "0.32.0"):  # the list is the first patch's
+            refused = asked(read(f"vllm serve m {text}"), version).reasons
+            assert [reason.code for reason in refused] == ["flag_not_in_version"]
+        named = asked(read(f"vllm serve m {text}"), "0.16")
         assert not named.reasons and not any("went" in note for note in named.notes)
-    with pytest.raises(InputError, match="'align'"):
-        asked(read("vllm serve m --mamba-cache-mode aling"))
+    for version in (None, "0.32", "0.32.0"):
+        with pytest.raises(InputError, match="'align'"):
+            asked(read("vllm serve m --mamba-cache-mode aling"), version)
 
 
 def test_what_is_not_counted_is_said() -> None:

@@ -56,7 +56,7 @@ class Flag:
 
 
 #: The version whose parser was asked for what flags take.
-CHOICES_OF = "0.32"
+CHOICES_OF = "0.32.0"
 
 #: Spellings that no parser lists: of a level in one word (`-O3`), and the engine's other names for a field.
 _ALSO = {"-O": "optimization-level", "--device-memory-utilization": "gpu-memory-utilization"}

@@ -31,6 +31,14 @@ choices = {"--load-format": [*get_args(LoadFormats), "bitsandbytes", "gguf"]}
 said = lambda a: [str(c) for c in a.choices or choices.get(a.option_strings[0], ()) if c is not None and c != "None"]
 print(json.dumps([[a.option_strings, a.nargs, groups.get(id(a)), said(a)] for a in parser._actions if a.option_strings]))
 """
+#: Values that the parser asked does not take any more, as older sources list them in the `Literal` of a configuration class:
+#: `MambaCacheMode`, `ConvertOption`, `PrefixCachingHashAlgo`, `All2AllBackend`.
+FORMER = {
+    "--mamba-cache-mode": ["all"],
+    "--convert": ["mm_encoder_only", "reward"],
+    "--prefix-caching-hash-algo": ["builtin"],
+    "--all2all-backend": ["mori"],
+}
 _SOURCES = ("engine/arg_utils.py", "entrypoints/openai/cli_args.py", "entrypoints/launchers/cli_args.py")
 _STORES = {"store_true", "store_false", "StoreBoolean"}
 #: Names of flags that take no value, where the source says so elsewhere.
@@ -51,6 +59,7 @@ def parser_flags(python: str) -> list[dict[str, Any]]:
                 "also": [n for n in others if not n.startswith("--no-")],
                 "group": group,
                 "choices": choices,
+                "former": [value for value in FORMER.get(name, []) if value not in choices],
             }
         )
     return rows

@@ -69,11 +69,11 @@ class Fleet:
 
 
 @contextmanager
-def carrying(name: str, device: str, *, side_by_side: bool = False) -> Iterator[Executor]:
-    """Yield the executor of that name, `local` or `ray`. `side_by_side`: its pieces are whole results, each on one card; else those of one
-    result, on all that `device` means. Raises InputError for a card by its number on Ray, which deals them out itself.
+def carrying(whats: Sequence[Path], name: str, device: str) -> Iterator[Executor]:
+    """Yield the executor of that name, `local` or `ray`, for one result, on all that `device` means, or several, each on one card. Where
+    none of them is there, nothing is started to say so. Raises InputError for a card by its number on Ray, which deals them out itself.
     """
-    if name != "ray":
+    if name != "ray" or not any(map(os.path.exists, whats)):
         yield HERE
         return
     if ":" in device:
@@ -81,7 +81,7 @@ def carrying(name: str, device: str, *, side_by_side: bool = False) -> Iterator[
     from passes.steps.on_ray import on_ray
 
     computing = compute_devices(device)
-    cards = 0 if computing[0].type == "cpu" else 1 if side_by_side else len(computing)
+    cards = 0 if computing[0].type == "cpu" else 1 if len(whats) > 1 else len(computing)
     with on_ray(cards) as executor:
         yield executor
 
@@ -107,12 +107,9 @@ def apply_all(
     asked: Sequence[Order], executor: Executor = HERE, progress: Callable[[Progress], None] = lambda event: None
 ) -> Iterator[Member]:
     """Apply each, and give what became of it as it ends. `progress`: of those that are made in this process."""
-    import torch
-
     graph: nx.DiGraph[str] = nx.DiGraph()
     for order in asked:
-        apart = partial(_applied_apart, order, torch.get_num_threads())
-        make = apart if executor.apart else partial(applied, order, progress)
+        make = partial(_applied_apart, order, _threads()) if executor.apart else partial(applied, order, progress)
         graph.add_node(str(order.what), make=make)
     places = {str(order.what): order.out for order in asked}
     for ended in executor.carry_out(graph):
@@ -141,6 +138,13 @@ def applied(order: Order, progress: Callable[[Progress], None] = lambda event: N
             said = f"internal error: {type(error).__name__}: {error}"
             member = Member(str(order.what), str(order.out), _DEFECT, said, "apply it alone with TIGHTFIT_DEBUG=1")
     return replace(member, seconds=round(time.monotonic() - began, 1))
+
+
+def _threads() -> int:
+    """Those of this process. Asked only where others compute: a name that is no file is refused before torch is loaded."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _applied_apart(order: Order, threads: int) -> Member:

@@ -64,7 +64,7 @@ def plan(
         if executor is not Carrier.LOCAL:
             from planner.fleet import carrying
 
-            on = Computing(device, stack.enter_context(carrying(executor, device)))
+            on = Computing(device, stack.enter_context(carrying([spec], executor, device)))
         made = run(spec, measure=folder, progress=progress, on=on)
     if made.feasible:
         save(made.document, path)
@@ -148,7 +148,7 @@ def apply(
     plan = what[0] if what else find_plan(Path())
     if moved:
         output = output or default_folder(plan)
-    with shown(console) as progress, carrying(executor, device) as carries:
+    with shown(console) as progress, carrying([plan], executor, device) as carries:
         result = run(
             moved_plan(load_plan(plan), moved) if moved else plan, output, work=work, replace=overwrite, progress=progress,
             on=Computing(device, carries),
@@ -172,7 +172,7 @@ def _apply_fleet(asked: Sequence[Order], executor: Carrier, as_json: bool) -> No
     from planner.plan.codec import to_json
 
     console, ended = screen(as_json), {}
-    with shown(console) as progress, carrying(executor, asked[0].device, side_by_side=True) as carries:
+    with shown(console) as progress, carrying([each.what for each in asked], executor, asked[0].device) as carries:
         for member in apply_all(asked, carries, progress):
             print_member(console, member)
             ended[member.what] = member

@@ -45,7 +45,7 @@ class Features:
     default. `graphs`: False captures none; `largest_graph`: the most tokens of a captured one. `cache_blocks`: of the cache, whatever
     the memory. `context_parallel`: ranks over which the tokens of the cache are spread. `state_bytes`, `convolution_bytes`: of an
     element of recurrent states. `pools`: it answers with vectors or scores, not with tokens.
-    `expert_kernels`: what multiplies experts, by the engine's name; None, its choice.
+    `expert_kernels`: what multiplies experts, by the engine's name; None, its choice. `whole_prompts`: prompts are not cut over steps.
     """
 
     adapters: Adapters | None = None
@@ -64,6 +64,7 @@ class Features:
     convolution_bytes: int | None = None
     pools: bool = False
     expert_kernels: str | None = None
+    whole_prompts: bool = False
 
     @property
     def pictures(self) -> int:

@@ -428,7 +428,7 @@ def test_what_packages_beside_vllm_load_is_taken_as_launch_files_write_it(optimi
     [
         ("--max-lora-rank", "48", "write 64"), ("--max-lora-rank", "1000", "write 512"), ("--runner", "poolin", "Did you mean 'pooling'"),
         ("--load-format", "safetensor", "Did you mean 'safetensors'"), ("--convert", "embedding", "Did you mean 'embed'"),
-        ("--mm-encoder-tp-mode", "dat", "Did you mean 'data'"), ("--lora-dtype", "float8", "vLLM 0.32 takes: auto, bfloat16, float16"),
+        ("--mm-encoder-tp-mode", "dat", "Did you mean 'data'"), ("--lora-dtype", "float8", "vLLM 0.32.0 takes: auto, bfloat16, float16"),
     ],
 )  # fmt: skip
 def test_a_word_that_a_flag_does_not_take_is_refused_with_the_nearest(

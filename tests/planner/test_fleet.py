@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,10 +116,29 @@ def test_a_piece_that_fails_takes_those_with_it_that_need_it() -> None:
 
 
 def test_a_card_by_its_number_is_not_ours_to_choose_on_ray() -> None:
-    with pytest.raises(InputError, match="on Ray cuda:1 is not this process's to choose"), carrying("ray", "cuda:1"):
+    here = [Path(__file__)]
+    with (
+        pytest.raises(InputError, match="on Ray cuda:1 is not this process's to choose"),
+        carrying(here, "ray", "cuda:1"),
+    ):
         pass
-    with carrying("local", "cuda:1") as executor:
+    with carrying(here, "local", "cuda:1") as executor:
         assert executor is HERE
+
+
+@pytest.mark.parametrize("names", [["nosuch/*.yaml"], ["nosuch.yaml", "other.plan.json"]])
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_names_of_nothing_are_refused_before_anything_is_loaded(names: list[str], executor: str) -> None:
+    program = (
+        "import sys; sys.argv = ['optimize', 'apply', *sys.argv[1:]]\n"
+        "from planner.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, sorted({'torch', 'transformers', 'ray'} & set(sys.modules)), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", program, *names, "--executor", executor]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert done.stderr.endswith("2 []\n"), done.stderr
+    assert "no spec at nosuch" in done.stdout + done.stderr
 
 
 class _NoCluster:
@@ -130,7 +151,7 @@ class _NoCluster:
         self.error, self.begun = error, list[dict[str, Any]]()
 
     def init(self, **how: Any) -> None:
-        if "address" in how:
+        if how["address"] != "local":
             raise self.error
         self.begun.append(how)
 

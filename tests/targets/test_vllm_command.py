@@ -67,6 +67,7 @@ def test_short_forms_of_levels() -> None:
 
 def test_switches_are_switched_off() -> None:
     assert asked(read("vllm serve m --no-enable-prefix-caching")).settings.features.prefix_caching is False
+    assert asked(read("vllm serve m --no-enable-chunked-prefill")).settings.features.whole_prompts
     assert asked(read("vllm serve m")).settings.features.prefix_caching is None
 
 
@@ -90,10 +91,35 @@ def test_a_flag_of_another_version_stops_the_server() -> None:
     assert [r.code for r in asked(read("vllm serve m --swap-space 4"), "0.33").reasons] == ["flag_not_in_version"]
 
 
+def test_a_value_that_went_is_told_as_a_flag_that_went_is() -> None:
+    """A note where no version is named, refused where the version has it no more, nothing where it had; what never was is a mistake."""
+    for text, went in (("--swap-space 4", "after vLLM 0.17.1"), ("--mamba-cache-mode all", "before vLLM 0.32.0")):
+        free = asked(read(f"vllm serve m {text}"))
+        assert not free.reasons and any(f"went {went}: newer ones stop at it" in note for note in free.notes)
+        for version in ("0.32", "0.32.0"):  # the list is the first patch's
+            refused = asked(read(f"vllm serve m {text}"), version).reasons
+            assert [reason.code for reason in refused] == ["flag_not_in_version"]
+        named = asked(read(f"vllm serve m {text}"), "0.16")
+        assert not named.reasons and not any("went" in note for note in named.notes)
+    for version in (None, "0.32", "0.32.0"):
+        with pytest.raises(InputError, match="'align'"):
+            asked(read("vllm serve m --mamba-cache-mode aling"), version)
+
+
 def test_what_is_not_counted_is_said() -> None:
     notes = asked(read("vllm serve m --port 8000 --attention-backend FLASHINFER")).notes
     assert any("--port" in note and "without effect" in note for note in notes)
     assert any("--attention-backend" in note and "kernels" in note for note in notes)
+    notes = asked(
+        read(
+            "vllm serve m --mm-processor-kwargs '{\"max_pixels\": 1003520}' --watermark 0.01 --no-enable-chunked-prefill"
+        )
+    ).notes
+    assert [any(f"--{name}: " in note for note in notes) for name in ("mm-processor-kwargs", "watermark")] == [
+        True,
+        True,
+    ]
+    assert not any("without effect" in note for note in notes)
 
 
 def test_every_flag_that_is_read_is_one_of_vllms() -> None:

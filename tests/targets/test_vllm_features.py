@@ -71,6 +71,18 @@ def test_offloaded_weights_leave_the_card() -> None:
     assert weights(LLAMA, offload_bytes=100 * GIB) > 0
 
 
+def test_whole_prompts_take_the_activations_of_a_step_of_the_whole_context() -> None:
+    """Without chunked prefill a step holds a prompt of any length that is promised (vLLM's `EngineArgs`, by its defaults)."""
+
+    def activations(context: int, **features: Any) -> float:
+        return memory(LLAMA, context=context, **features).memory.activations.value
+
+    settings = Settings(version="0.33", max_num_batched_tokens=65_536)
+    set_so = find_engine("vllm").memory(open_model(LLAMA).ir, find_gpu("H200"), settings, Workload(65_536))
+    assert activations(65_536, whole_prompts=True) == set_so.memory.activations.value > activations(65_536)
+    assert activations(1024, whole_prompts=True) == activations(1024)
+
+
 def test_encoders_are_left_out_or_held_whole() -> None:
     model = "Qwen/Qwen2.5-VL-7B-Instruct"
     assert weights(model) - weights(model, text_only=True) > 1.2 * GIB

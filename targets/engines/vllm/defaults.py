@@ -61,6 +61,8 @@ def batched_tokens(settings: Settings, gpu: Gpu, workload: Workload, rules: Rule
         return max(2048, workload.context) if workload.context <= 32768 else 2048
     huge = rules.huge_cards and gpu.memory_bytes.value >= _HUGE_CARD_BYTES
     default = 16384 if huge else 8192 if _is_large(gpu, rules) else 2048
+    if settings.features.whole_prompts:  # vLLM's `EngineArgs._set_default_max_num_seqs_and_batched_tokens_args`
+        default = max(default, workload.context)
     return min(default, (settings.max_num_seqs or default_sequences(gpu, rules)) * workload.context)
 
 

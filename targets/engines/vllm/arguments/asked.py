@@ -16,7 +16,7 @@ from targets.engines.engine import Parallel, Settings
 from targets.engines.features import Adapters, Drafting, Features
 from targets.engines.vllm.arguments.command import ServeCommand
 from targets.engines.vllm.arguments.configs import gone, judged
-from targets.engines.vllm.arguments.table import Flag, find_flag
+from targets.engines.vllm.arguments.table import CHOICES_OF, Flag, find_flag
 from targets.engines.vllm.rules.versions import parse_version
 from targets.numbers import AUTO, count, real_number, whole_number
 
@@ -33,7 +33,7 @@ COUNTED = frozenset({
     "skip-mm-profiling", "mm-encoder-tp-mode", "enable-multimodal-encoder-data-parallel", "enable-prefix-caching",
     "compilation-config", "optimization-level", "cudagraph-capture-sizes", "cuda-graph-sizes", "max-cudagraph-capture-size",
     "num-gpu-blocks-override", "decode-context-parallel-size", "mamba-cache-dtype", "mamba-ssm-cache-dtype", "mamba-cache-mode",
-    "hf-overrides", "rope-scaling", "rope-theta", "load-format", "runner", "convert", "task",
+    "hf-overrides", "rope-scaling", "rope-theta", "load-format", "runner", "convert", "task", "enable-chunked-prefill",
 })  # fmt: skip
 #: Flags that move the card's memory by what is not counted, and how.
 UNCOUNTED: Mapping[str, str] = {
@@ -57,8 +57,23 @@ UNCOUNTED: Mapping[str, str] = {
     "mm-processor-device": "memory of the processor of pictures is not counted",
     "prefill-context-parallel-size": "the cache is counted on one rank",
     "max-logprobs": "rows of log-probabilities are not counted", "enable-prompt-embeds": "their buffers are not counted",
-    "enable-sleep-mode": "its allocator's pools are not counted", "performance-mode": "graphs are counted for the balanced mode",
+    "enable-sleep-mode": "its allocator's pools are not counted",
+    "performance-mode": "graphs, tokens and sequences of a step are counted for the balanced mode",
     "mamba-block-size": "its default is counted", "quantization-config": "the checkpoint's own is counted",
+    "mm-encoder-only": "the language model, which it leaves out, is counted",
+    **dict.fromkeys(("mm-processor-kwargs", "media-io-kwargs"),
+                    "pictures and videos are counted as large and as long as the model's own processor takes them"),
+    **dict.fromkeys(("mm-encoder-attn-backend", "mm-encoder-attn-dtype"), "the default kernels of encoders are counted"),
+    "specialize-active-lora": "graphs for each number of active adapters are not counted",
+    "dcp-q-replicate": "query projections are counted once for the ranks that share the cache",
+    **dict.fromkeys(("use-replayssm", "replayssm-buffer-len"), "the recent inputs that it keeps beside each state are not counted"),
+    "enable-mamba-shared-prefix-checkpoint": "the further states that it keeps are not counted",
+    "offload-prefetch-step": "layers fetched ahead are not counted",
+    **dict.fromkeys(("enable-return-routed-experts", "aux-output-config"), "what it keeps of each token is not counted"),
+    "engram-config": "tables of n-grams are counted as the model's config says",
+    "model-impl": "vLLM's own code for the model is counted",
+    "weight-transfer-config": "buffers for new weights are not counted",
+    "watermark": "the share of the cache that it keeps free is counted as usable",
 }  # fmt: skip
 #: `--quantization` of a dense checkpoint by the format that it makes while loading; all others name what a checkpoint must be.
 _ONLINE = {
@@ -211,6 +226,7 @@ def _features(read: _Reader) -> Features:
         convolution_bytes=_BYTES.get(read.text("mamba-cache-dtype") or ""),
         pools=_pools(read),
         expert_kernels=_expert_kernels(read),
+        whole_prompts=read.switch("enable-chunked-prefill") is False,
     )
 
 
@@ -341,12 +357,15 @@ def _cache_dtype(read: _Reader) -> str | None:
 
 
 def _unknown_to(version: str, flags: Mapping[str, Any]) -> Iterator[Reason]:
-    """Flags of the engine that a version has not yet, or no longer: its parser stops."""
+    """Flags of the engine, and values of them, that a version has not yet, or no longer: its parser stops."""
     for flag in _flags(flags):
         if flag.since and flag.of_engine and parse_version(version) < parse_version(flag.since):
             yield _not_there(flag, version, f"it came with {flag.since}")
         if flag.until and parse_version(version) > parse_version(flag.until):
             yield _not_there(flag, version, f"it went after {flag.until}")
+        if flag.took(value := flags[flag.name]) and parse_version(version) >= parse_version(CHOICES_OF):
+            message = f"vLLM {version} does not take --{flag.name} {value} any more: it stops at its command line"
+            yield Reason("flag_not_in_version", message, f"write one of: {', '.join(flag.choices)}")
 
 
 def _not_there(flag: Flag, version: str, why: str) -> Reason:
@@ -373,6 +392,8 @@ def _notes(flags: Mapping[str, Any], version: str | None) -> Iterator[str]:
     for flag in _flags(flags) if version is None else ():
         if flag.until:
             yield f"--{flag.name} went after vLLM {flag.until}: newer ones stop at it; name the version with --engine-version"
+        if flag.took(value := flags[flag.name]):
+            yield f"--{flag.name} {value} went before vLLM {CHOICES_OF}: newer ones stop at it; name the version with --engine-version"
         yield from gone(flag.name, flags[flag.name])
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
 from passes.errors import InputError, unknown_name
 from passes.record import dataclass
@@ -19,7 +20,7 @@ from targets.engines.vllm.rules.versions import parse_version
 class Flag:
     """A flag without its dashes. `takes`: `none`, `value`, `optional` or `values`; `since`, `until`: the first and the last of the
     versions read that have it, None where it is there at that end; `of_engine`: an argument of the engine, not of its server; `choices`:
-    the only values that it takes in `CHOICES_OF`, none where it takes more.
+    the only values that it takes in `CHOICES_OF`, none where it takes more; `former`: values that only older versions took.
     """
 
     name: str
@@ -28,12 +29,17 @@ class Flag:
     until: str | None
     of_engine: bool
     choices: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
+
+    def took(self, value: Any) -> bool:
+        """Return whether a value is one that only older versions than `CHOICES_OF` took: it went as flags go, and is no mistake there."""
+        return isinstance(value, str) and value.lower() in self.former
 
     def refuse(self, value: str, version: str | None) -> None:
         """Raise InputError with the nearest value for one that the flag does not take. Words come and go with versions, of which one older
         than the list is not judged; numbers only came.
         """
-        if not self.choices or value.lower() in {choice.lower() for choice in self.choices}:
+        if not self.choices or self.took(value) or value.lower() in {choice.lower() for choice in self.choices}:
             return
         numbers = sorted(int(choice) for choice in self.choices if choice.isdigit())
         if len(numbers) == len(self.choices):
@@ -50,7 +56,7 @@ class Flag:
 
 
 #: The version whose parser was asked for what flags take.
-CHOICES_OF = "0.32"
+CHOICES_OF = "0.32.0"
 
 #: Spellings that no parser lists: of a level in one word (`-O3`), and the engine's other names for a field.
 _ALSO = {"-O": "optimization-level", "--device-memory-utilization": "gpu-memory-utilization"}
@@ -72,7 +78,8 @@ def _index() -> tuple[dict[str, Flag], dict[str, str]]:
         name = row["flag"].removeprefix("--")
         of_engine = row.get("group") is not None and row["group"] not in _OF_SERVER
         flags[name] = Flag(
-            name, row["takes"], row.get("since"), row.get("until"), of_engine, tuple(row.get("choices", ()))
+            name, row["takes"], row.get("since"), row.get("until"), of_engine, tuple(row.get("choices", ())),
+            tuple(row.get("former", ())),
         )  # fmt: skip
         spelled |= {row["flag"]: name} | dict.fromkeys(row.get("also", ()), name)
     return flags, spelled

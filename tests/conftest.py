@@ -16,6 +16,8 @@ from benchmarks import real_models
 _CACHE = Path.home() / ".cache" / "tightfit"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A worker of pytest-xdist is told a width, and a pipe has none: what is printed is the same with and without workers.
+os.environ.pop("COLUMNS", None)
 
 
 def missing(what: str, remedy: str) -> NoReturn:

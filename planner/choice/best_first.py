@@ -12,7 +12,7 @@ from planner.choice.goals import ODDS_BAND
 from planner.choice.judging.decision import decide
 from planner.choice.judging.judge import Judge, Made
 from planner.choice.rule.criteria import preferred
-from planner.choice.rule.rule import Decision, Rule
+from planner.choice.rule.rule import Rule
 from planner.choice.search import by_maintenance, rule_of, search
 from planner.choice.space.designs import Design, designs
 from planner.choice.verdict import Verdict, judge_quality
@@ -50,11 +50,11 @@ def likely_choice(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdi
     """
     gpu = target_gpu(spec)
     weighed = _weighed(spec, ir, cards)
-    first = _chosen(spec, ir, cards, weighed, weighed.rule.decide(weighed.verdicts))
+    first = _chosen(spec, ir, cards, weighed, weighed.rule.choice(weighed.verdicts))
     if first is None:
         return None
     decision, _ = decide(spec, gpu, weighed.rule, weighed.verdicts, weighed.judge.others)
-    chosen = _chosen(spec, ir, cards, weighed, decision)
+    chosen = _chosen(spec, ir, cards, weighed, None if decision is None else decision.chosen)
     if first.admissible(spec.goals) and (chosen is None or not chosen.admissible(spec.goals)):
         return search(spec, ir, cards=cards).chosen
     return chosen
@@ -63,16 +63,16 @@ def likely_choice(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdi
 def best(spec: Spec, ir: ModelIR, *, cards: int | None = None) -> Verdict | None:
     """Return the verdict that a search chooses by the formula; the search simulates near misses besides."""
     weighed = _weighed(spec, ir, cards)
-    return _chosen(spec, ir, cards, weighed, weighed.rule.decide(weighed.verdicts))
+    return _chosen(spec, ir, cards, weighed, weighed.rule.choice(weighed.verdicts))
 
 
-def _chosen(spec: Spec, ir: ModelIR, cards: int | None, weighed: Weighed, decision: Decision | None) -> Verdict | None:
-    """What a decision chooses, unless it is not trusted where something maintained serves."""
+def _chosen(spec: Spec, ir: ModelIR, cards: int | None, weighed: Weighed, chosen: Verdict | None) -> Verdict | None:
+    """What is chosen, unless it is not trusted where something maintained serves."""
     standing, gpu = weighed.rule.standing, target_gpu(spec)
-    if decision is None or standing.trusted(decision.chosen):
-        return None if decision is None else decision.chosen
+    if chosen is None or standing.trusted(chosen):
+        return chosen
     maintained = designs(spec, ir, gpu, by_maintenance(spec, gpu)[0], cards)
-    return None if any(map(standing.serves, map(weighed.judge, maintained))) else decision.chosen
+    return None if any(map(standing.serves, map(weighed.judge, maintained))) else chosen
 
 
 def _weighed(spec: Spec, ir: ModelIR, cards: int | None) -> Weighed:

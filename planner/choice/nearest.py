@@ -65,16 +65,13 @@ def told_of(
     """
     known, tried = list(verdicts), set[int]()
     while True:
-        decision = rule.decide(known)
-        assert decision is not None
-        place = next(number for number, verdict in enumerate(known) if verdict is decision.chosen)
-        if place in tried:
-            return decision, known
-        if len(tried) == MOST_TOLD:
+        chosen = rule.choice(known)
+        place = next(number for number, verdict in enumerate(known) if verdict is chosen)
+        if place in tried or len(tried) == MOST_TOLD:
             break
         tried.add(place)
         known[place] = told(known[place])
-    decision = rule.decide([known[place] for place in sorted(tried)])
+    decision = rule.decide(known if place in tried else [known[place] for place in sorted(tried)])
     assert decision is not None
     return decision, known
 

@@ -90,8 +90,8 @@ class SearchResult:
                 out.append(complete(self.spec, self.gpu, verdict))
         first = sorted(out[: 2 * count], key=lambda v: (v is not self.closest, v.distance))[:count]
         told = [self._told(verdict) for verdict in first]
-        decision = self.rule.decide([v for v in told if not _only_lost(v)]) if self.chosen is None else None
-        return tuple(sorted(told, key=lambda v: decision is not None and v is not decision.chosen))
+        best = self.rule.choice([v for v in told if not _only_lost(v)]) if self.chosen is None else None
+        return tuple(sorted(told, key=lambda v: best is not None and v is not best))
 
     def _told(self, verdict: Verdict) -> Verdict:
         """A candidate that lost, as told: goals first; of what meets all of them then, that the formula ranked it out."""

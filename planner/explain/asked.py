@@ -84,10 +84,10 @@ class Asked:
             return None
         pairs = [(v, undominated(v)) for v in verdicts]
         feasible = [plain for _, plain in pairs if plain.feasible]
-        decision = rule_of(self.spec, self.source.ir, self.result.gpu).decide(feasible)
-        if decision is None:
+        chosen = rule_of(self.spec, self.source.ir, self.result.gpu).choice(feasible)
+        if chosen is None:
             return self._nearest(verdicts)
-        return self.judged(next(v for v, plain in pairs if plain is decision.chosen))
+        return self.judged(next(v for v, plain in pairs if plain is chosen))
 
     def _nearest(self, verdicts: Sequence[Verdict]) -> Judged:
         """The nearest to the goals. A verdict that ended early is at least as far as it says: those that are farther need no more of it."""

@@ -23,7 +23,7 @@ _MOST, _NEAREST, _NEAR = 16, 4, 3.0
 
 #: Odds of the formula that are short of the confidence by no more may be enough where the load is simulated, and a mean that misses its
 #: goal by no larger share may meet it: so many are tried.
-_JUST_SHORT, _JUST_MISSED, _DOUBTED = 0.15, 0.3, 4
+_JUST_SHORT, _JUST_MISSED, _DOUBTED = 0.15, 0.3, 2
 
 
 def decide(
@@ -43,16 +43,14 @@ def decide(
         near = sorted((v for v in known if _near(v)), key=lambda v: v.distance)[:_NEAREST]
         known = [likelier(spec, gpu, v) if any(v is each for each in near) else v for v in known]
     percentile = any(limit.statistic != MEAN for limit in limits_of(spec.goals))
-    decision, tried = rule.decide([v for v in known if v.feasible]), 0
-    while decision is not None and decision.chosen.served is None and (tried < _MOST or percentile):
-        chosen, tried = decision.chosen, tried + 1
-        simulated = served(spec, gpu, chosen)
-        known = [simulated if v is chosen else v for v in known]
-        known += others(chosen)
-        decision = rule.decide([v for v in known if v.feasible])
-    if decision is not None and decision.chosen.served is not None:
-        decision, known = _with_doubtful(spec, gpu, rule, known, decision)
-    return decision, tuple(known)
+    chosen, tried = rule.choice([v for v in known if v.feasible]), 0
+    while chosen is not None and chosen.served is None and (tried < _MOST or percentile):
+        simulated, tried = served(spec, gpu, chosen), tried + 1
+        known = [simulated if v is chosen else v for v in known] + others(chosen)
+        chosen = rule.choice([v for v in known if v.feasible])
+    if chosen is not None and chosen.served is not None:
+        known = _with_doubtful(spec, gpu, rule, known)
+    return rule.decide([v for v in known if v.feasible]), tuple(known)
 
 
 def likelier(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
@@ -60,24 +58,21 @@ def likelier(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     return served(spec, gpu, verdict) if asks_speed(spec) and _near(verdict) else verdict
 
 
-def _with_doubtful(
-    spec: Spec, gpu: Gpu, rule: Rule, known: list[Verdict], decision: Decision
-) -> tuple[Decision, list[Verdict]]:
-    """The decision once candidates are simulated, too, that would be chosen but for odds which the formula puts just below what is asked,
+def _with_doubtful(spec: Spec, gpu: Gpu, rule: Rule, known: list[Verdict]) -> list[Verdict]:
+    """The verdicts once candidates are simulated, too, that would be chosen but for odds which the formula puts just below what is asked,
     or a goal on speed that they just miss by it: the chosen one's are the simulation's, and the formula may be the stricter.
     """
     for _ in range(_DOUBTED):
         eased = [(easy, v) for v in known if (easy := _eased(spec.goals, v)).feasible]
         if all(easy is v for easy, v in eased):
             break
-        best = rule.decide([easy for easy, _ in eased])
-        would = next(v for easy, v in eased if best is not None and easy is best.chosen)
+        best = rule.choice([easy for easy, _ in eased])
+        would = next(v for easy, v in eased if easy is best)
         if would.served is not None:
             break
         simulated = served(spec, gpu, would)
         known = [simulated if v is would else v for v in known]
-        decision = rule.decide([v for v in known if v.feasible]) or decision
-    return decision, known
+    return known
 
 
 def _eased(goals: Goals, verdict: Verdict) -> Verdict:

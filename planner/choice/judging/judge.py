@@ -92,11 +92,11 @@ class Judge:
     def _best(self, verdicts: Sequence[Verdict]) -> Verdict:
         """The best of a design's verdicts: of those that meet the goals by the rule, else the nearest to them."""
         feasible = [v for v in verdicts if v.feasible]
-        decided = Rule(self._spec.goals, self._gpu, engine_named=True).decide(feasible)
-        if decided is None:
+        chosen = Rule(self._spec.goals, self._gpu, engine_named=True).choice(feasible)
+        if chosen is None:
             return min(verdicts, key=lambda v: v.distance)
-        self._others[decided.chosen.candidate] = [v for v in feasible if v is not decided.chosen]
-        return decided.chosen
+        self._others[chosen.candidate] = [v for v in feasible if v is not chosen]
+        return chosen
 
     def others(self, verdict: Verdict) -> list[Verdict]:
         """List the other candidates of a design that meet the goals by the formula, where `verdict` is its best."""

@@ -34,9 +34,8 @@ def chosen_of(asked: Sequence[Asked], goals: Goals | None) -> Asked:
     load = first.outcome.workload
     rule = Rule(goals, first.question.gpu, engine_named=True, decodes=load.decodes)
     verdicts = [_verdict(each, goals) for each in asked]
-    decision = rule.decide(verdicts)
-    assert decision is not None
-    return next(each for each, verdict in zip(asked, verdicts, strict=True) if verdict is decision.chosen)
+    chosen = rule.choice(verdicts)
+    return next(each for each, verdict in zip(asked, verdicts, strict=True) if verdict is chosen)
 
 
 def _verdict(asked: Asked, goals: Goals) -> Verdict:

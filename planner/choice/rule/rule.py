@@ -66,14 +66,30 @@ class Rule:
     decodes: bool = True
     """Whether requests end with more than one token: else it is requests a second that are told apart."""
 
+    def choice(self, candidates: Sequence[Verdict]) -> Verdict | None:
+        """Choose among candidates that meet the goals by their predicted values, without a word of what decided; None where there are
+        none.
+        """
+        left, _ = self._sifted(candidates)
+        return self._undominated(left[0], candidates) if left else None
+
     def decide(self, candidates: Sequence[Verdict]) -> Decision | None:
-        """Choose among candidates that meet the goals by their predicted values; None where there are none."""
-        left = list(candidates)
+        """Choose among candidates as `choice` does, and say what decided; None where there are none."""
+        left, fallen = self._sifted(candidates)
         if not left:
             return None
-        fallen: list[tuple[Criterion, list[Verdict]]] = []
+        chosen = self._undominated(left[0], candidates)
+        decided = {id(v): criterion for criterion, out in fallen for v in out}
+        lost = tuple(_loss(v, decided.get(id(v)), chosen) for v in candidates if v is not chosen)
+        holds = [c.name for c, _ in fallen if c.figure(chosen) <= c.figure(left[0]) + c.width(left[0], chosen)]
+        why = self._why(chosen, holds)
+        return Decision(chosen, why if chosen is left[0] else f"{why}; {self._replaces(chosen, left[0])}", lost)
+
+    def _sifted(self, candidates: Sequence[Verdict]) -> tuple[list[Verdict], list[tuple[Criterion, list[Verdict]]]]:
+        """What the criteria leave of candidates, and each criterion with those that it told from the best."""
+        left, fallen = list(candidates), list[tuple[Criterion, list[Verdict]]]()
         for criterion in self.criteria:
-            if len(left) == 1:
+            if len(left) <= 1:
                 break
             figures = {id(v): criterion.figure(v) for v in left}
             best = min(left, key=lambda v: figures[id(v)])
@@ -82,12 +98,7 @@ class Rule:
             if out:
                 fallen.append((criterion, out))
                 left = [v for v in left if beyond[id(v)] <= 0]
-        chosen = self._undominated(left[0], candidates)
-        decided = {id(v): criterion for criterion, out in fallen for v in out}
-        lost = tuple(_loss(v, decided.get(id(v)), chosen) for v in candidates if v is not chosen)
-        holds = [c.name for c, _ in fallen if c.figure(chosen) <= c.figure(left[0]) + c.width(left[0], chosen)]
-        why = self._why(chosen, holds)
-        return Decision(chosen, why if chosen is left[0] else f"{why}; {self._replaces(chosen, left[0])}", lost)
+        return left, fallen
 
     def _undominated(self, chosen: Verdict, candidates: Sequence[Verdict]) -> Verdict:
         """The chosen one, or what is better than it in a figure and worse in none."""

@@ -13,9 +13,9 @@ from passes.ir.purpose import purpose
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.asked import AS_IS
-from planner.choice.goals import Goal
+from planner.checking.terms import Terms
 from planner.choice.mending.remedies import Remedy, first_that_keeps, flags, remedies, said_to_mend, surer
-from planner.choice.mending.trial import LIKELY, SURE, Keeps, Kept
+from planner.choice.mending.trial import SURE
 from planner.choice.question import Load, Outcome, Question
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
@@ -32,11 +32,9 @@ from targets.engines.engine import (
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
 from targets.simulation.serving import lengths_told, with_highest
-from targets.workload import Workload
 
 if TYPE_CHECKING:
     from planner.choice.verdict import GoalResult
-    from planner.spec.parts.goals import Goals
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,33 +65,6 @@ class CheckedLoad:
     embeds: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What an answer must keep besides fitting: goals on speed and quality, and how likely it must fit. `as_given`: the goals on quality
-    are on what is done to the model as it is given, as a plan's are.
-    """
-
-    goals: Goals | None = None
-    min_confidence: float | None = None
-    as_given: bool = False
-
-    def keeps(self, goal: GoalResult) -> bool:
-        """Tell whether a goal is met, or missed by less than the rule's band."""
-        return goal.met or (self.goals is not None and goal.tolerated(self.goals.bands))
-
-    def kept(self, outcome: Outcome, goals: tuple[GoalResult, ...]) -> tuple[Reason, ...]:
-        """Return what is not kept."""
-        missed = tuple(goal.reason() for goal in goals if not self.keeps(goal) and not goal.endless)
-        least = self.min_confidence
-        if least is None or not outcome.fits or outcome.odds >= least:
-            return missed
-        message = f"it fits with odds of {outcome.odds:.0%}, and {least:.0%} are asked"
-        unsure = Reason(NOT_SURE, message, None, {"odds": outcome.odds}, ReasonKind.GOAL_MISSED)
-        return (*missed, unsure)
-
-
-#: The code of a reason that it fits, but is less likely to than is asked.
-NOT_SURE = "not_sure_enough"
 #: Nothing besides fitting.
 _NONE = Terms()
 
@@ -162,7 +133,7 @@ class CheckResult:
     @property
     def goals(self) -> tuple[GoalResult, ...]:
         """The goals that were asked and can be judged, against what is predicted; a rate that is asked is one."""
-        goals = _judged(self.terms, self.outcome.workload, self.speed, self.quality)
+        goals = self.terms.judged(self.outcome.workload, self.speed, self.quality)
         return tuple(goal for goal in goals if goal.goal.of_speed or not self.origin_unknown)
 
     @property
@@ -337,7 +308,7 @@ def answer(
         question.model.name, question.gpu, question.engine_name, outcome, speed, quality,
         unread=question.unread_file, terms=terms, notes=notes, gpus=question.settings.parallel.gpus, origin_unknown=unknown,
     )  # fmt: skip
-    kept = _kept(terms, quality)
+    kept = terms.to_keep(quality)
     if not outcome.modelled:
         return replace(result, said=tuple(replace(reason, remedy=None) for reason in outcome.reasons))
     if outcome.fits and not result.broken:
@@ -355,54 +326,7 @@ def _mended(result: CheckResult, question: Question, quality: Quality, whole: Se
     for reason in result.broken:
         alone = whole[0] if whole else None
         if alone is None and result.outcome.fits:
-            alone = first_that_keeps(question, result.outcome, _kept(terms, quality, only=reason.code))
+            alone = first_that_keeps(question, result.outcome, terms.to_keep(quality, only=reason.code))
         if alone is not None:
             out[reason.code] = flags(alone.options)
     return out
-
-
-#: A change is simulated whose speed misses its goals by no larger share by the formula; its time to a first token, which waiting makes.
-_FAR, _FAR_FIRST = 0.3, 1.0
-
-
-def _kept(terms: Terms, quality: Quality, only: str | None = None) -> Kept:
-    """What a changed question must keep: quality first, then speed by the formula, then as the load is served. `only`: of one code."""
-    least = terms.min_confidence if only in (None, NOT_SURE) else None
-
-    def kept(question: Question, outcome: Outcome, quality: Quality) -> bool:
-        load = outcome.workload
-        if terms.goals is None and not load.lasts:
-            return True
-
-        def judged(speed: SpeedEstimate) -> list[GoalResult]:
-            return [g for g in _judged(terms, load, speed, quality) if only in (None, g.goal.reason_code)]
-
-        engine, gpu, settings = question.engine, question.gpu, question.settings
-        formula = judged(engine.speed(outcome.ir, gpu, settings, load, outcome.memory))
-        if any(_surely_missed(goal) for goal in formula if not terms.keeps(goal)):
-            return False
-        if all(_by_formula(goal) for goal in formula):
-            return True
-        return all(map(terms.keeps, judged(engine.served(outcome.ir, gpu, settings, load, outcome.memory))))
-
-    test: Keeps = kept
-    return Kept(test, max(LIKELY, least or 0.0), terms.goals, quality, terms.as_given)
-
-
-def _by_formula(goal: GoalResult) -> bool:
-    """Whether a simulation tells no more of a goal: quality, and how many requests a second are answered at most."""
-    return not goal.goal.of_speed or goal.goal is Goal.RATE
-
-
-def _surely_missed(goal: GoalResult) -> bool:
-    """Whether a goal that is missed by the formula is so by far."""
-    return _by_formula(goal) or goal.miss > (_FAR_FIRST if goal.goal is Goal.TTFT else _FAR)
-
-
-def _judged(terms: Terms, load: Workload, speed: SpeedEstimate, quality: Quality) -> tuple[GoalResult, ...]:
-    """The goals that were asked, against what is predicted; a rate that is asked is one."""
-    if terms.goals is None and not load.lasts:
-        return ()
-    from planner.choice.verdict import judge, judge_rate
-
-    return tuple(judge_rate(load, speed) if terms.goals is None else judge(terms.goals, load, speed, quality))

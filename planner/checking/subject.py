@@ -13,7 +13,8 @@ from passes.ir.model import ModelIR
 from passes.ir.purpose import purpose
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
-from planner.check import CheckResult, Terms, answer, to_make
+from planner.check import CheckResult, answer, to_make
+from planner.checking.terms import Terms
 from planner.choice.question import Load, Question, is_limit, limits_named
 from planner.quality.expected import Quality, expected_quality
 from planner.spec.arguments import is_file

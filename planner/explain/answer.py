@@ -15,7 +15,7 @@ from passes.errors import InputError, nearest
 from passes.ir.sources import Source
 from planner.choice.verdict import Verdict
 from planner.explain.asked import Answer, Asked
-from planner.explain.changes import NotKnownError, change, known_words, named
+from planner.explain.changes import NotKnownError, bare, change, known_words, named
 from planner.explain.compare import decides
 from planner.explain.least import cheapest_card, fewest_bits
 from planner.explain.naming import has, weights_have, words_of
@@ -175,8 +175,7 @@ def _changed_or(answer: _Answering) -> _Answering:
         condition = _condition(words)
         if condition is None:
             return answer(asked, words)
-        _changed(asked, condition)
-        return what_if(asked, condition)
+        return replanned(asked, f"with {bare(condition)}", *_changed(asked, condition))
 
     return answered
 

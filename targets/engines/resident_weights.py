@@ -67,8 +67,8 @@ class Ranks:
         return 1 if self.ep > 1 else self.tp * self.dp
 
 
-def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
-    """A bank of experts in blocks: its intermediate side cut and padded, its hidden side padded."""
+def _padded_bank(linear: Linear, ranks: Ranks, inner: int, hidden: int) -> tuple[int, int, int]:
+    """A bank of experts: its intermediate side cut and padded to a multiple of `inner`, its other side to one of `hidden`."""
 
     def up(size: float, multiple: int) -> int:
         return math.ceil(size / multiple) * multiple
@@ -76,23 +76,9 @@ def _padded_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
     cut = ranks.cut(linear)
     copies = math.ceil(linear.copies / ranks.ep)
     if linear.role is Role.DOWN:
-        return (
-            up(linear.out_features, ranks.padded_hidden),
-            up(linear.in_features / cut, max(32, ranks.padded_inner)),
-            copies,
-        )
+        return up(linear.out_features, hidden), up(linear.in_features / cut, inner), copies
     halves = 2 if linear.role is Role.GATE_UP else 1
-    rows = halves * up(linear.out_features / halves / cut, max(32, ranks.padded_inner))
-    return rows, up(linear.in_features, ranks.padded_hidden), copies
-
-
-def _padded_dense_bank(linear: Linear, ranks: Ranks) -> tuple[int, int, int]:
-    """A bank of experts in 16 bits: its intermediate side cut and padded."""
-    halves = 2 if linear.role is Role.GATE_UP else 1
-    inner = linear.in_features if linear.role is Role.DOWN else linear.out_features // halves
-    padded = halves * math.ceil(inner / ranks.cut(linear) / ranks.padded_dense) * ranks.padded_dense
-    copies = math.ceil(linear.copies / ranks.ep)
-    return (linear.out_features, padded, copies) if linear.role is Role.DOWN else (padded, linear.in_features, copies)
+    return halves * up(linear.out_features / halves / cut, inner), up(linear.in_features, hidden), copies
 
 
 def ranks_of(ir: ModelIR, parallel: Parallel, rules: Rules | None) -> Ranks:
@@ -111,9 +97,9 @@ def local_shape(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, i
     """Return (output rows, inputs, copies) of a matrix on one rank."""
     rows, inputs, copies, tp = linear.out_features, linear.in_features, linear.copies, ranks.cut(linear)
     if copies > 1 and linear.storage.expert_blocks:
-        return _padded_bank(linear, ranks)
+        return _padded_bank(linear, ranks, max(32, ranks.padded_inner), ranks.padded_hidden)
     if copies > 1 and ranks.padded_dense > 1 and not linear.storage.is_quantized:
-        return _padded_dense_bank(linear, ranks)
+        return _padded_bank(linear, ranks, ranks.padded_dense, 1)
     if linear.role in _BY_VOCABULARY:
         padded = math.ceil(rows / VOCABULARY_PADDING) * VOCABULARY_PADDING
         return math.ceil(padded / tp), inputs, copies

@@ -186,10 +186,10 @@ def with_highest(
         return 1.0 if _keeps(run(load, load_of(load, question.replicas)), workload.limits) else -1.0
 
     def clients(count: int) -> float:
-        most = min(max(ROUNDS * count, 40), MOST_REQUESTS)
-        return keeps(
-            replace(workload, concurrency=count, requests=workload.requests and most)
+        requests = workload.requests and min(
+            max(ROUNDS * count, 40), MOST_REQUESTS
         )  # equal lengths only where they were
+        return keeps(replace(workload, concurrency=count, requests=requests))
 
     def rate(count: float) -> float:
         return keeps(replace(workload, rate=count, requests=min(max(round(20 * count), 40), _SHORT_RUN), trace=None))

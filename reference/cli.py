@@ -8,8 +8,7 @@ from typing import Any
 
 from typer.main import get_command
 
-import planner.cli.main  # noqa: F401 (adds the commands to the application)
-from planner.cli.app import app
+from planner.cli.application import app
 from reference.tables import table
 
 _HEAD = """# The command line

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from planner.cli.main import app
+from planner.cli.application import app
 from reference.commands import Command, File, steps, unmarked
 from tests.planner.conftest import run
 from tests.stand_in_nvml import MIB, Card, Library, install

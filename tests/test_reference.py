@@ -11,7 +11,7 @@ from typer.main import get_command
 
 import tightfit
 from planner.choice.capacity import Capacity
-from planner.cli.main import app
+from planner.cli.application import app
 from planner.plan.effort import Effort
 from planner.quality.expected import Quality
 from planner.spec.parse import parse_spec

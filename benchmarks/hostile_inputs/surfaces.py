@@ -19,7 +19,7 @@ from passes.ir.architectures import build_ir
 from passes.ir.sources import open_model
 from planner.certificate import NAME, Certificate, FinishedStep, MeasuredQuality, PredictedFigures, read_certificate
 from planner.check import check
-from planner.cli.main import app
+from planner.cli.application import app
 from planner.explain.diff import diff
 from planner.job_graph import result_graph
 from planner.plan.codec import to_json

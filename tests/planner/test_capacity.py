@@ -19,7 +19,7 @@ from planner.choice.capacity import in_flight, running_at_once
 from planner.choice.demand import workload_of
 from planner.choice.question import Load, Question
 from planner.choice.search import SearchResult, search
-from planner.cli.main import app
+from planner.cli.application import app
 from planner.plan.launch import launch, launch_request
 from planner.plan.make import plan
 from planner.plan.remedies import longer_context

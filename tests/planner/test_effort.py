@@ -24,7 +24,7 @@ from planner import machine
 from planner.apply import apply
 from planner.apply_cost import Effort, Rate, effort, forecast, product_flops, rates_of, walk_size
 from planner.certificate import read_certificate
-from planner.cli.main import app
+from planner.cli.application import app
 from planner.cli.tables.plan import print_plan
 from planner.machine import Computing, computing, computing_on
 from planner.plan.codec import from_json, to_json

@@ -23,7 +23,7 @@ from passes.steps.drawing import dot, mermaid, text
 from passes.steps.graph import State, WorkGraph, WorkNode, WorkStep
 from planner.apply_cost import effort, forecast
 from planner.certificate import NAME, Certificate, FinishedStep, MeasuredQuality, PredictedFigures
-from planner.cli.main import app
+from planner.cli.application import app
 from planner.job_graph import finished_graph, plan_needs_text, planned_graph
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, portable, sealed

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from passes.errors import DoesNotFitError, InputError, StalePlanError
 from planner.check import check
-from planner.cli.main import app
+from planner.cli.application import app
 from planner.explain import diff as difference
 from planner.plan.codec import to_json
 from planner.plan.document import digest, portable, require_executable, spec_of

@@ -41,6 +41,7 @@ class Judge:
         self._last: tuple[Design, Made] | None = None
         self._others: dict[Candidate, list[Verdict]] = {}
         self._endless: dict[str, MemoryEstimate] = {}
+        self._verdicts: dict[tuple[int, Settings, int | None], tuple[Design, Verdict]] = {}
 
     def __call__(self, design: Design) -> Verdict:
         """The best of a design's candidates by the rule: of those that meet the goals, else the nearest to them."""
@@ -207,6 +208,12 @@ class Judge:
         A verdict that ended early is whole in its reasons so far; `complete` judges the rest of the few that are shown. `clients`: how many
         are taken where the spec leaves that open.
         """
+        key = (id(design), settings, clients)
+        if key not in self._verdicts:  # with the design, so that no other one gets its number
+            self._verdicts[key] = design, self._judged(design, settings, clients)
+        return self._verdicts[key][1]
+
+    def _judged(self, design: Design, settings: Settings, clients: int | None) -> Verdict:
         spec, workload = self._spec, self._workload
         ir, illegal, quality = self.described(design)
         workload = replace(workload, concurrency=clients or workload.concurrency)

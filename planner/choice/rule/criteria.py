@@ -70,7 +70,7 @@ def criteria(
         ),
         Criterion("fit", standing.unfit, partial(fit_words, goals.fit_confidence), lambda best, other: ODDS_BAND),
         Criterion("odds", standing.doubt, odds_words, lambda best, other: ODDS_BAND),
-        Criterion("missed", standing.missed, missed_words, lambda best, other: math.log1p(bands.speed)),
+        Criterion("missed", standing.missed, missed_words, lambda best, other: missed_width(goals)),
         Criterion("maintained", lambda v: standing.archived(v.candidate.engine), always(ARCHIVED)),
         Criterion(
             "fewest cards", lambda v: v.candidate.cards if fewest else 0,
@@ -106,6 +106,11 @@ def criteria(
         Criterion("speed", lambda v: -speed(v, goals.batch).value, rate_words),
         Criterion("size", lambda v: v.ir.tensor_bytes, size_words),
     )  # fmt: skip
+
+
+def missed_width(goals: Goals) -> float:
+    """Return by how many e-folds more may be missed than by the best without that it counts."""
+    return math.log1p(goals.bands.speed)
 
 
 def preferred(goals: Goals, decodes: bool = True) -> Criterion:

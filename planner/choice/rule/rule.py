@@ -8,6 +8,7 @@ band, buys neither work nor risk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from operator import le
 
 from passes.record import dataclass
@@ -124,23 +125,27 @@ class Rule:
             making(v) + restarts(v) / 2, float(v.candidate.settings.parallel.gpus),
             float(v.capacity.waiting), float(len(v.candidate.changed)), self.standing.doubt(v), self.standing.unfit(v),
             float(refusals(v.reasons)), self.standing.missed(v), float(self.standing.archived(v.candidate.engine)),
-            preferred(self.goals).figure(v),
+            self._preferred.figure(v),
         )  # fmt: skip
 
-    @property
+    @cached_property
     def standing(self) -> Standing:
         """Where candidates stand."""
         return Standing(self.goals, self.engine_named)
 
-    @property
+    @cached_property
     def criteria(self) -> tuple[Criterion, ...]:
         """The criteria, most important first."""
         return criteria(self.standing, self.gpu, self.hours, self.fewest, self.decodes)
 
+    @cached_property
+    def _preferred(self) -> Criterion:
+        return preferred(self.goals)
+
     def _why(self, chosen: Verdict, decided: Sequence[str]) -> str:
         """One line: what is made of the chosen one, and by what it was told from others: standing, preference, the last two criteria."""
         told = {"standing": standing_told(self.standing.of(chosen)), **TOLD}
-        wanted = preferred(self.goals).name
+        wanted = self._preferred.name
         told[wanted] = f"none that is left is better in {wanted} by more than can be told"
         doubted = () if chosen.admissible(self.goals) else ("standing",)
         first = [name for name in dict.fromkeys((*doubted, *decided)) if name in ("standing", wanted)]

@@ -31,6 +31,32 @@ else:
 T = TypeVar("T")
 
 
+def replace(record: T, /, **changes: Any) -> T:
+    """Return a copy with other values of some fields, as `dataclasses.replace` does, at half of what that takes: for what a plan does
+    thousands of times.
+    """
+    cls = type(record)
+    values, places = _PLACES.get(cls) or _PLACES.setdefault(cls, _places(cls))
+    if not places or not changes.keys() <= places.keys():
+        return dataclasses.replace(record, **changes)  # type: ignore[type-var]
+    taken = list(values(record))
+    for name, value in changes.items():
+        taken[places[name]] = value
+    return cls(*taken)
+
+
+#: Of each class: what gives the values of its fields, and the place of each field among them.
+_PLACES: dict[type, tuple[Callable[[Any], tuple[Any, ...]], dict[str, int]]] = {}
+
+
+def _places(cls: Any) -> tuple[Callable[[Any], tuple[Any, ...]], dict[str, int]]:
+    """Of a class whose fields are given by their place; else of one without any."""
+    named: Fields = dataclasses.fields(cls)
+    if len(named) < 2 or any(field.kw_only or not field.init for field in named):
+        return tuple, {}
+    return attrgetter(*(field.name for field in named)), {field.name: place for place, field in enumerate(named)}
+
+
 def _frozen(cls: Any, slots: bool, kw_only: bool) -> Any:
     """A class with its fields and methods; methods that it defines itself stay, all but `__init__`."""
     derived = hasattr(

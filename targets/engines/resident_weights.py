@@ -9,14 +9,13 @@ norms, routers and latent down-projections are whole on every rank; a KV head th
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import lru_cache
 
 from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import Config
 from passes.ir.model import Block, Linear, ModelIR, Role, remembered
 from passes.ir.state import FullKV, LayerState
-from passes.record import dataclass
+from passes.record import dataclass, replace
 from targets.engines.engine import Parallel
 from targets.engines.vllm.memory.parameters import absorbed_bytes, allocated, rotary_bytes
 from targets.engines.vllm.rules.versions import Rules

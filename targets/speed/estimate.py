@@ -7,10 +7,9 @@ From the description's work (`work`), the card's peaks and fitted efficiencies (
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from passes.ir.model import ModelIR
-from passes.record import dataclass
+from passes.record import dataclass, replace
 from targets.engines.engine import Engine, KVEstimate, MemoryEstimate, Scheduler, Settings, SpeedEstimate
 from targets.gpu import Gpu
 from targets.machine.profile import Profile, believed_profile, measured_card, measured_values
@@ -70,8 +69,7 @@ def steady(question: Asked) -> SpeedEstimate:
     loop, run = question.loop, question.run
     means = closed_loop(run.step, loop)
     alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
-    told = _speed(means, alone, loop, question.fitted, question.replicas)
-    told = replace(told, notes=question.notes)
+    told = _speed(means, alone, question)
     if question.capacity_s is None:
         return told
     error = question.fitted.widths[Regime.SATURATED].tpot
@@ -196,7 +194,8 @@ class Run:
         return seconds + handing_on_seconds(self.work, self.card, self.fitted.rates, tokens, self.tp, self.pp)
 
 
-def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int) -> SpeedEstimate:
+def _speed(means: Means, alone: Means, question: Asked) -> SpeedEstimate:
+    loop, fitted = question.loop, question.fitted
     outputs = max(loop.output_tokens, 1)
     request_s = means.ttft_s + means.tpot_s * (outputs - 1)
     waiting = loop.clients > means.resident
@@ -208,7 +207,8 @@ def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int
         tpot_ms=_quantity(1e3 * means.tpot_s, tpot_error, fitted),
         prefill_tok_s=_quantity(loop.input_tokens / prefill_s, fitted.prefill_error, fitted),
         decode_tok_s_per_request=_quantity(1 / means.tpot_s, tpot_error, fitted),
-        throughput_tok_s=_quantity(replicas * loop.clients * outputs / request_s, tpot_error, fitted),
+        throughput_tok_s=_quantity(question.replicas * loop.clients * outputs / request_s, tpot_error, fitted),
+        notes=question.notes,
     )
 
 

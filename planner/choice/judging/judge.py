@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TypeAlias
 
 from passes.base import Pass
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
+from passes.record import replace
 from planner.asked import rewrite
 from planner.choice import capacity as cache
 from planner.choice.demand import target_gpu, workload_of
@@ -216,7 +217,8 @@ class Judge:
     def _judged(self, design: Design, settings: Settings, clients: int | None) -> Verdict:
         spec, workload = self._spec, self._workload
         ir, illegal, quality = self.described(design)
-        workload = replace(workload, concurrency=clients or workload.concurrency)
+        if clients:
+            workload = replace(workload, concurrency=clients)
         changed = _changed(design.settings[0], settings)
         candidate = Candidate(design.engine, design.passes, settings, changed, design.published)
         verdict = fitted(candidate, ir, self._gpu, workload, quality, illegal)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
 from passes.ir.purpose import purpose
+from passes.record import replace
 from targets.engines.accounting import weights_quantity
 from targets.engines.engine import Memory, Settings
 from targets.engines.kv_layout import Layout, build_layout
@@ -84,7 +84,8 @@ def _ranks(
     writes = purpose(ir).writes and not features.pools
     for stage, (size, draft) in enumerate(weights_of_stages(ir, parallel, rules, features)):
         last = stage == parallel.pp - 1
-        taken = activations.overhead(profiled, replace(profile, samples=last and writes), rules)
+        seen = profile if last and writes else replace(profile, samples=False)
+        taken = activations.overhead(profiled, seen, rules)
         weights = weights_quantity(ir, size, _weights_error(ir), Basis.EXACT)
         weights = weights + draft if draft.value else weights
         spent = weights + taken.subtracted

@@ -80,6 +80,7 @@ def _padded_bank(linear: Linear, ranks: Ranks, inner: int, hidden: int) -> tuple
     return halves * up(linear.out_features / halves / cut, inner), up(linear.in_features, hidden), copies
 
 
+@remembered
 def ranks_of(ir: ModelIR, parallel: Parallel, rules: Rules | None) -> Ranks:
     """Return what decides a model's share: the kernels that pad experts in 16 bits are none of those without SiLU or ReLU²
     (`experts/trtllm_bf16_moe.py:_supports_activation`).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from passes.errors import Reason, ReasonKind
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.ir.purpose import purpose
 from passes.record import replace
 from targets.engines.accounting import weights_quantity
@@ -142,6 +142,7 @@ def override_reasons(memory: Memory, layout: Layout, settings: Settings) -> tupl
     return (Reason("cache_blocks_do_not_fit", message, remedy, {"fits": fits}, ReasonKind.TOO_LARGE),)
 
 
+@remembered
 def _weights_error(ir: ModelIR) -> float:
     """Experts in blocks of 4 bits are padded as the kernel likes (gpt-oss: printed 2.4 % below to 0.8 % above what is counted)."""
     return 0.025 if any(lin.storage.expert_blocks for block, _ in ir.decoder.counts for lin in block.linears) else 0.005

@@ -44,6 +44,14 @@ def main() -> None:
         sys.exit(1)
 
 
+def application() -> typer.Typer:
+    """Return the command line with all of its commands."""
+    from planner.cli import checking, commands, listings, reports, starting  # noqa: F401 (each adds its commands)
+    from planner.cli.app import app
+
+    return app
+
+
 def _run() -> None:
     """Run the command; with --json, a mistake in how it is called is an error like every other."""
     asked = _asked(sys.argv[1:])
@@ -60,8 +68,7 @@ def _run() -> None:
 
 def _asked(words: list[str]) -> typer.Typer:
     """The application with the one command that is asked for: reading the options of all takes a tenth of a `check`."""
-    from planner.cli.application import app
-
+    app = application()
     named = [each for each in app.registered_commands if each.callback and [each.callback.__name__] == words[:1]]
     only = copy(app)
     only.registered_commands = named or app.registered_commands

@@ -37,6 +37,7 @@ class Judge:
         self, spec: Spec, source: ModelIR, gpu: Gpu, measured: Mapping[tuple[Pass, ...], Quality] | None = None
     ) -> None:
         self._spec, self._source, self._gpu, self._measured = spec, source, gpu, measured or {}
+        self._rule = Rule(spec.goals, gpu, engine_named=True)
         self._workload, self._card_bytes = workload_of(spec), gpu.memory_bytes.value
         self._chains: dict[tuple[object, tuple[Pass, ...]], Made] = {}
         self._last: tuple[Design, Made] | None = None
@@ -94,7 +95,7 @@ class Judge:
     def _best(self, verdicts: Sequence[Verdict]) -> Verdict:
         """The best of a design's verdicts: of those that meet the goals by the rule, else the nearest to them."""
         feasible = [v for v in verdicts if v.feasible]
-        chosen = Rule(self._spec.goals, self._gpu, engine_named=True).choice(feasible)
+        chosen = self._rule.choice(feasible)
         if chosen is None:
             return min(verdicts, key=lambda v: v.distance)
         self._others[chosen.candidate] = [v for v in feasible if v is not chosen]

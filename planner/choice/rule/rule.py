@@ -104,7 +104,9 @@ class Rule:
     def _undominated(self, chosen: Verdict, candidates: Sequence[Verdict]) -> Verdict:
         """The chosen one, or what is better than it in a figure and worse in none."""
         standing, figures = self.standing.of(chosen), self._figures(chosen)
-        better = (v for v in candidates if _as_good(theirs := self._figures(v), figures) and theirs != figures)
+        loses = chosen.quality.log_ppl_increase.value  # the first of the figures: told without the others
+        kept = (v for v in candidates if v.quality.log_ppl_increase.value <= loses)
+        better = (v for v in kept if _as_good(theirs := self._figures(v), figures) and theirs != figures)
         return next(iter(self.pareto(v for v in better if self.standing.of(v) <= standing)), chosen)
 
     def pareto(self, candidates: Iterable[Verdict], chosen: Verdict | None = None) -> tuple[Verdict, ...]:

@@ -163,6 +163,19 @@ def test_a_short_name_of_several_models_is_asked_back_their_maker_s_first() -> N
     assert begun_by("smollm3") == ("HuggingFaceTB/SmolLM3-3B",) and not begun_by("")
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("deepseek-ai/DeepSeek-V2", "DeepSeek-V2-Lite"), ("DeepSeek-Coder-V2-Instruct", "DeepSeek-Coder-V2-Lite"),
+        ("devstral", "Devstral-Small"), ("step-3.5", "Step-3.5-Flash"),
+    ],
+)  # fmt: skip
+def test_a_model_whose_smaller_sibling_alone_is_known_is_not_read_as_that_one(name: str, nearest: str) -> None:
+    assert find(name) is None
+    with pytest.raises(InputError, match=nearest):
+        open_model(name)
+
+
 @pytest.mark.parametrize("name", ["BAAI/bge-m3", "intfloat/e5-large-v2", "openai/whisper-large-v3"])
 def test_a_model_that_writes_nothing_is_told_so_by_its_name(name: str) -> None:
     with pytest.raises(InputError, match="writes no text"):

@@ -40,7 +40,9 @@ _DECIMAL = re.compile(r"(?<=\d)_(?=\d)")
 _DATE = re.compile(r"\d{4,6}")
 _SEPARATORS = re.compile(r"[\s\-_:()]+")
 #: Words for a smaller or another sibling: a name without them is that of the whole model (`DeepSeek-V2` is not `DeepSeek-V2-Lite`).
-_SIBLINGS = frozenset({"lite", "mini", "small", "nano", "tiny", "air", "flash", "super", "lightning", "large", "medium", "pro", "code"})
+_SIBLINGS = frozenset(
+    {"lite", "mini", "small", "nano", "tiny", "air", "flash", "super", "lightning", "large", "medium", "pro", "code"}
+)
 #: What is neither a letter, a digit nor a dot.
 _OTHER = re.compile(r"[^\w.]|_")
 #: So many of the models that a short name may stand for are said.

@@ -27,7 +27,7 @@ _GIB = 1 << 30
 _SWITCHED_LINK = 2e11
 #: Below so much cache a gibibyte more or less is said.
 _TIGHT_CACHE = 12 * _GIB
-#: Recurrent layers whose models keep states at every block (`SupportsMambaPrefixCaching` in `models/`, 0.17 to 0.27).
+#: Recurrent layers whose models keep states at every block (`SupportsMambaPrefixCaching` in `models/`, 0.17 to 0.26).
 _KEPT_AT_BLOCKS = frozenset({"mamba1", "mamba2"})
 
 

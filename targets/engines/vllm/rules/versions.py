@@ -71,7 +71,7 @@ class Rules:
     block is reserved before the start-up check (0.29). `packs_widest_group`: where pages of unlike size stand side by side, a block is as
     large as the widest group's pages (0.29), not as so many pages of each size. `hybrid_prefix_caching`: models with recurrent states
     cache prefixes by default, and keep two states a sequence for that (0.28). `steps_hold_blocks`: their prompts are cut at blocks then,
-    so that a step must hold one (`validate_block_size`, 0.17 to 0.27). `states_for_graphs`: max_num_seqs may not exceed their blocks
+    so that a step must hold one (`validate_block_size`, 0.17 to 0.26). `states_for_graphs`: max_num_seqs may not exceed their blocks
     (`config/compilation.py`, 0.20). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33),
     exported inside a prefill. `mla`: False stores expanded keys and values (to 0.7.0); `mla_alignment`: elements an MLA entry is padded to,
     0 = none.
@@ -174,9 +174,8 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 24, 0), {"v2_runner": "named", "expert_padding": TRITON_PADDING}),
     ((0, 25, 0), {"v2_runner": "dense"}),
     ((0, 26, 0), {"sampler_v2_bytes": 2, "in_flight_batches": 2}),
-    ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True, "blackwell_padding": (256, 128)}),
-    ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "graph_ceiling": 1024, "hybrid_prefix_caching": True,
-                  "steps_hold_blocks": False}),
+    ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True, "blackwell_padding": (256, 128), "steps_hold_blocks": False}),
+    ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "graph_ceiling": 1024, "hybrid_prefix_caching": True}),
     ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True, "packs_widest_group": True,
                   "refines_experts": True, "dense_padding": 128}),
     ((0, 30, 0), {"group_order": False}),

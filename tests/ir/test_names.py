@@ -151,9 +151,9 @@ def test_every_published_checkpoint_is_stored_as_one_table_says() -> None:
 
 def test_a_published_checkpoint_whose_source_is_not_known_names_it() -> None:
     with pytest.raises(
-        InputError, match=r"zai-org/GLM-4.6V-FP8 was made of zai-org/GLM-4.6V, whose shapes are not known here"
+        InputError, match=r"internlm/Intern-S1-FP8 was made of internlm/Intern-S1, whose shapes are not known here"
     ):
-        open_model("zai-org/GLM-4.6V-FP8")
+        open_model("internlm/Intern-S1-FP8")
 
 
 def test_a_short_name_of_several_models_is_asked_back_their_maker_s_first() -> None:

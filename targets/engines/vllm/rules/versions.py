@@ -83,10 +83,10 @@ class Rules:
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 in Triton's of 0.24 and newer), `blackwell_padding`: on compute capability 10, where
     TensorRT-LLM's kernels come first from 0.19 on (`round_up_hidden_size_and_intermediate_size` of the oracle of 4-bit experts in
     `fused_moe/oracle/`; 0.32's are asked in `benchmarks/kernel_oracle.py`). There these pad the intermediate side of experts in 16 bits
-    too, to `dense_padding` (`oracle/unquantized.py`, 0.29; before only of experts without gates). `group_order`: groups that follow the
-    activation order are read (`quantization/utils/gptq_utils.py` refuses them from 0.30). `refines_experts`: blocks of FP8 scales of
-    experts that a cut splits are made smaller while loading (`oracle/fp8.py:refine_fp8_moe_block_shape`, 0.29). `bitsandbytes_plugin`:
-    its loader is a package of its own (0.28).
+    too, to `dense_padding` (`oracle/unquantized.py`, 0.24), `pads_gated`: of those with gates as well (0.29). `group_order`: groups that
+    follow the activation order are read (`quantization/utils/gptq_utils.py` refuses them from 0.30). `refines_experts`: blocks of FP8
+    scales of experts that a cut splits are made smaller while loading (`oracle/fp8.py:refine_fp8_moe_block_shape`, 0.29).
+    `bitsandbytes_plugin`: its loader is a package of its own (0.28).
     `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.31).
     `names_dtypes`: `auto` falls back to float16 on cards without bfloat16 (0.9.1); `no_float16`: families that overflow there and
     refuse it (`_FLOAT16_NOT_SUPPORTED_MODELS`; `gemma3_text` from 0.10.2).
@@ -128,6 +128,7 @@ class Rules:
     expert_padding: tuple[int, int] = (1, 1)
     blackwell_padding: tuple[int, int] = MARLIN_PADDING
     dense_padding: int = 1
+    pads_gated: bool = False
     group_order: bool = True
     refines_experts: bool = False
     bitsandbytes_plugin: bool = False
@@ -171,13 +172,13 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 20, 1), {"tokens_from_concurrency": True}),
     ((0, 22, 0), {"v2_runner": "qwen3"}),
     ((0, 23, 0), {"v2_runner": "three"}),
-    ((0, 24, 0), {"v2_runner": "named", "expert_padding": TRITON_PADDING}),
+    ((0, 24, 0), {"v2_runner": "named", "expert_padding": TRITON_PADDING, "dense_padding": 128}),
     ((0, 25, 0), {"v2_runner": "dense"}),
     ((0, 26, 0), {"sampler_v2_bytes": 2, "in_flight_batches": 2}),
     ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True, "blackwell_padding": (256, 128), "steps_hold_blocks": False}),
     ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "graph_ceiling": 1024, "hybrid_prefix_caching": True}),
     ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True, "packs_widest_group": True,
-                  "refines_experts": True, "dense_padding": 128}),
+                  "refines_experts": True, "pads_gated": True}),
     ((0, 30, 0), {"group_order": False}),
     ((0, 31, 0), {"online_fp8": "fp8_per_tensor"}),
     ((0, 32, 0), {"state_checkpoints": 1}),

@@ -39,11 +39,15 @@ ALIASES = {
     "A100 PCIe 40GB": ["A100-PCIE-40GB"], "A100 SXM4 40GB": ["A100-SXM4-40GB", "A100-SXM-40GB", "A100 40GB"],
     "A100 PCIe 80GB": ["A100 80GB PCIe", "A100-PCIE-80GB"], "A100 SXM4 80GB": ["A100-SXM4-80GB", "A100-SXM-80GB", "A100 SXM 80GB", "A100 SXM", "A100 NVLINK 80GB"],
     "RTX 6000 Ada": ["RTX 6000 Ada Generation"], "RTX 5000 Ada": ["RTX 5000 Ada Generation"], "RTX 4000 Ada": ["RTX 4000 Ada Generation"],
-    "RTX PRO 6000 Blackwell Workstation": ["RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000"],
-    "RTX PRO 6000 Blackwell Server": ["RTX PRO 6000 Blackwell Server Edition"],
+    "RTX PRO 6000 Blackwell Workstation": [
+        "RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000", "RTX PRO 6000 Workstation", "RTX PRO 6000 Workstation Edition",
+    ],
+    "RTX PRO 6000 Blackwell Server": [
+        "RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000 Server", "RTX PRO 6000 Server Edition",
+    ],
     "H100 PCIe": ["H100 PCIe 80GB", "H100-PCIe"], "H100 SXM": ["H100 80GB HBM3", "H100 Mega 80GB", "H100 SXM5", "H100 SXM 80GB", "H100 SXM5 80GB", "H100 NVLINK 80GB"],
     "H100 NVL (94GB)": ["H100 NVL"], "H200 SXM": ["H200 SXM5", "H200 141GB", "H200 SXM 141GB"],
-    "GH200 96GB (HBM3)": ["GH200 96GB", "GH200 480GB"], "GH200 144GB (HBM3e)": ["GH200 144GB", "GH200 144G HBM3e"], "H20 96GB": ["H20", "H20-96GB"],
+    "GH200 96GB (HBM3)": ["GH200 96GB", "GH200 480GB"], "GH200 144GB (HBM3e)": ["GH200 144GB", "GH200 144G HBM3e"], "H20 96GB": ["H20-96GB"],
     "B200 SXM": ["B200 180GB", "B200 SXM 180GB"], "GB200 (per GPU)": ["GB200", "GB200 192GB"], "B300 SXM": ["B300 SXM6 AC", "B300 288GB"],
     "GB300 (per GPU)": ["GB300"], "V100 SXM2 32GB": ["V100-SXM2-32GB", "V100-SXM3-32GB", "V100 32GB"],
     "RX 7900 XTX": ["RX 7900XTX"],
@@ -60,7 +64,7 @@ SHARED = {
     "RTX 6000": ["RTX 6000 Ada", "RTX PRO 6000 Blackwell Workstation", "Quadro RTX 6000"], "RTX 5000": ["RTX 5000 Ada", "Quadro RTX 5000"],
     "RTX 3080 Laptop": ["RTX 3080 Laptop 16GB", "RTX 3080 Laptop 8GB"], "RTX 3080 Laptop GPU": ["RTX 3080 Laptop 16GB", "RTX 3080 Laptop 8GB"],
     "RTX 4060 Ti": ["RTX 4060 Ti 8GB", "RTX 4060 Ti 16GB"], "RTX 5060 Ti": ["RTX 5060 Ti 8GB", "RTX 5060 Ti 16GB"],
-    "GH200": ["GH200 96GB (HBM3)", "GH200 144GB (HBM3e)"],
+    "GH200": ["GH200 96GB (HBM3)", "GH200 144GB (HBM3e)"], "H20": ["H20 96GB", "H20-3e"],
     "Orin": [
         "Jetson AGX Orin 64GB", "Jetson AGX Orin 32GB", "Jetson Orin NX 16GB", "Jetson Orin Nano Super 8GB", "Jetson Orin Nano 8GB",
         "Jetson Orin Nano 4GB",
@@ -73,6 +77,7 @@ SHARED = {
 #: Names that mean a card only as they stand, makers' names included: Google Cloud's `nvidia-tesla-…`, which name one size each.
 WHOLE = {
     "A100 SXM4 40GB": ["nvidia-tesla-a100"], "V100 SXM2 16GB": ["nvidia-tesla-v100"],
+    "H20 96GB": ["NVIDIA H20"],  # as its driver prints it; the larger one is "NVIDIA H20-3e"
     "Quadro RTX 6000": ["Quadro RTX 6000", "NVIDIA Quadro RTX 6000"], "Quadro RTX 5000": ["Quadro RTX 5000", "NVIDIA Quadro RTX 5000"],
 }  # fmt: skip
 

@@ -39,6 +39,10 @@ _DECIMAL = re.compile(r"(?<=\d)_(?=\d)")
 #: A release's date: another release is another model.
 _DATE = re.compile(r"\d{4,6}")
 _SEPARATORS = re.compile(r"[\s\-_:()]+")
+#: Words for a smaller or another sibling: a name without them is that of the whole model (`DeepSeek-V2` is not `DeepSeek-V2-Lite`).
+_SIBLINGS = frozenset(
+    {"lite", "mini", "small", "nano", "tiny", "air", "flash", "super", "lightning", "large", "medium", "pro", "code"}
+)
 #: What is neither a letter, a digit nor a dot.
 _OTHER = re.compile(r"[^\w.]|_")
 #: So many of the models that a short name may stand for are said.
@@ -216,12 +220,13 @@ def _stem(model: str) -> str:
 
 
 def _begun(name: str) -> Match | None:
-    """The one model whose name begins with these words and goes on with more than a date."""
+    """The one model whose name begins with these words and goes on with more than a date, and with no word for a sibling."""
     found = {tuple(rest): known for known, rest in reversed(_longer(name).items())}
     if len(found) != 1:
         return None
     [(rest, known)] = found.items()
-    return None if all(_DATE.fullmatch(word) for word in rest) else Match(known, f"{name} is read as {known}")
+    other = all(_DATE.fullmatch(word) for word in rest) or _SIBLINGS & set(rest)
+    return None if other else Match(known, f"{name} is read as {known}")
 
 
 def _longer(name: str) -> dict[str, list[str]]:
@@ -290,7 +295,7 @@ def unknown_model(name: str) -> InputError:
             f"{name} is by its name a repository of GGUF files, one a format",
             remedy=f"Download the one you want, and give its path{ours}.",
         )
-    if len(several := begun_by(name)) > 1:
+    if several := begun_by(name):
         more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""
         return InputError(f"{name!r} may be {', '.join(several[:_SHOWN])}{more}", remedy=f"Say which. {REMEDY}")
     return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=REMEDY)

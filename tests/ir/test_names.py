@@ -151,9 +151,9 @@ def test_every_published_checkpoint_is_stored_as_one_table_says() -> None:
 
 def test_a_published_checkpoint_whose_source_is_not_known_names_it() -> None:
     with pytest.raises(
-        InputError, match=r"zai-org/GLM-4.6V-FP8 was made of zai-org/GLM-4.6V, whose shapes are not known here"
+        InputError, match=r"internlm/Intern-S1-FP8 was made of internlm/Intern-S1, whose shapes are not known here"
     ):
-        open_model("zai-org/GLM-4.6V-FP8")
+        open_model("internlm/Intern-S1-FP8")
 
 
 def test_a_short_name_of_several_models_is_asked_back_their_maker_s_first() -> None:
@@ -161,6 +161,19 @@ def test_a_short_name_of_several_models_is_asked_back_their_maker_s_first() -> N
     with pytest.raises(InputError, match="'llama3' may be meta-llama/Meta-Llama-3-70B"):
         open_model("llama3")
     assert begun_by("smollm3") == ("HuggingFaceTB/SmolLM3-3B",) and not begun_by("")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("deepseek-ai/DeepSeek-V2", "DeepSeek-V2-Lite"), ("DeepSeek-Coder-V2-Instruct", "DeepSeek-Coder-V2-Lite"),
+        ("devstral", "Devstral-Small"), ("step-3.5", "Step-3.5-Flash"),
+    ],
+)  # fmt: skip
+def test_a_model_whose_smaller_sibling_alone_is_known_is_not_read_as_that_one(name: str, nearest: str) -> None:
+    assert find(name) is None
+    with pytest.raises(InputError, match=nearest):
+        open_model(name)
 
 
 @pytest.mark.parametrize("name", ["BAAI/bge-m3", "intfloat/e5-large-v2", "openai/whisper-large-v3"])

@@ -15,7 +15,8 @@ GIB = 1 << 30
 @pytest.mark.parametrize(
     ("name", "card", "count"),
     [
-        ("V100-SXM2-16GB", "V100 SXM2 16GB", None), ("H20-3e", "H20-3e", None), ("H800", "H800 SXM", None),
+        ("V100-SXM2-16GB", "V100 SXM2 16GB", None), ("H20-3e", "H20-3e", None), ("NVIDIA H20", "H20 96GB", None),
+        ("RTX PRO 6000 Server Edition", "RTX PRO 6000 Blackwell Server", None), ("H800", "H800 SXM", None),
         ("RTX PRO 5000", "RTX PRO 5000 Blackwell", None), ("RTX 4090 D", "RTX 4090 D", None), ("RTX 4090 48GB", "RTX 4090 48GB", None),
         ("A4500", "RTX A4500", None), ("RTX 8000", "Quadro RTX 8000", None), ("NVIDIA Thor", "Jetson AGX Thor 128GB", None),
         ("AMD Instinct MI350X", "MI350X", None), ("Intel(R) Arc(TM) Pro B60 Graphics", "Arc Pro B60", None),
@@ -49,7 +50,7 @@ def test_a_shorthand_says_what_it_is_read_as(name: str, note: str | None) -> Non
     assert find_cards(name).gpu.note == note
 
 
-@pytest.mark.parametrize("name", ["Orin", "Orin Nano", "GH200", "RTX 4060 Ti", "4060ti", "RTX 5060 Ti"])
+@pytest.mark.parametrize("name", ["Orin", "Orin Nano", "GH200", "H20", "RTX 4060 Ti", "4060ti", "RTX 5060 Ti"])
 def test_a_name_that_several_cards_share_is_asked_back(name: str) -> None:
     with pytest.raises(InputError, match="names several cards"):
         find_cards(name)

@@ -36,6 +36,8 @@ from targets.engines.engine import find_engine
 _USEFUL_SHARE = 0.25
 #: A context of this share of the longest that any change gives is as good.
 _AS_LONG = 0.6
+#: Options that need no other card, engine or checkpoint, and lose nothing.
+_FREE = frozenset({"max_num_seqs", "max_num_batched_tokens", "block_size", "dtype"})
 #: Kinds that are changed by themselves only.
 _ALONE = frozenset({"kv_cache_dtype", "dtype", "ep", "engine_version", "context", "concurrency", "request_rate"})
 
@@ -60,11 +62,11 @@ def remedies(question: Question, outcome: Outcome, kept: Kept = BARE) -> tuple[R
     found = list(_found(trial, outcome, {}))
     if legal := _legal(question, outcome):
         mended = Trial(changed(question, legal), kept)
-        found += (
-            [_remedy("legal", trial, legal, {})]
-            if trial.does(legal)
-            else _found(mended, mended.question.outcome(), legal)
-        )
+        if trial.does(legal):
+            # What costs nothing stands before other cards.
+            found.insert(0 if legal.keys() <= _FREE else len(found), _remedy("legal", trial, legal, {}))
+        else:
+            found += _found(mended, mended.question.outcome(), legal)
     own = [frozenset(each.options.items()) for each in found]
     return tuple(
         each
@@ -97,14 +99,14 @@ def mends(question: Question, outcome: Outcome, reason: Reason) -> Options | Non
 
 
 def said_to_mend(question: Question, outcome: Outcome, reason: Reason, whole: Sequence[Remedy]) -> str | None:
-    """Return, as written on the command line, what takes a reason away: of too little memory the first remedy, of a refusal its least
-    change, else the first remedy; None where nothing does.
+    """Return, as written on the command line, what takes a reason away: what it says itself, of too little memory the first remedy, of a
+    refusal its least change, else the first remedy; None where nothing does.
     """
     if not outcome.modelled:
         return None
     first = next((remedy.options for remedy in whole), None)
     short = reason.kind is ReasonKind.TOO_LARGE
-    options = (first if short else None) or mends(question, outcome, reason) or first
+    options = (first if short and not reason.options else None) or mends(question, outcome, reason) or first
     return flags(options) if options else None
 
 

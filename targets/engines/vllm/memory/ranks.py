@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR, remembered
 from passes.ir.purpose import purpose
+from passes.ir.state import Recurrent
 from passes.record import replace
 from targets.engines.accounting import weights_quantity
 from targets.engines.engine import Memory, Settings
@@ -26,6 +27,8 @@ _GIB = 1 << 30
 _SWITCHED_LINK = 2e11
 #: Below so much cache a gibibyte more or less is said.
 _TIGHT_CACHE = 12 * _GIB
+#: Recurrent layers whose models keep states at every block (`SupportsMambaPrefixCaching` in `models/`, 0.17 to 0.26).
+_KEPT_AT_BLOCKS = frozenset({"mamba1", "mamba2"})
 
 
 def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -> activations.Profile:
@@ -129,6 +132,23 @@ def state_reasons(
     message = f"the cache has {blocks:,} blocks for states, fewer than max_num_seqs {profile.sequences:,}: vLLM stops before it serves"
     fewer = {"max_num_seqs": blocks}
     return (Reason("too_few_state_blocks", message, f"max_num_seqs {blocks}", fewer, ReasonKind.TOO_LARGE, fewer),)
+
+
+def step_reasons(ir: ModelIR, layout: Layout, profile: activations.Profile, rules: Rules) -> tuple[Reason, ...]:
+    """Say that a step must hold one block where prompts are cut at blocks to keep their states (`config/vllm.py:validate_block_size`): of
+    models whose states are kept at prompts' ends only ("align"; Mamba's are kept at every block then, "all").
+    """
+    kinds = {block.state.kind for block, _ in ir.decoder.counts if isinstance(block.state, Recurrent)}
+    aligned = rules.steps_hold_blocks and layout.settings.prefix_caching and kinds and not kinds & _KEPT_AT_BLOCKS
+    block = layout.settings.block_size
+    if not aligned or block <= profile.tokens:
+        return ()
+    message = (
+        f"with prefix caching vLLM {rules.said} cuts prompts at blocks, here of {block:,} tokens, and a step holds {profile.tokens:,} "
+        "(max_num_batched_tokens): it stops before it loads"
+    )
+    step = {"max_num_batched_tokens": block}
+    return (Reason("block_larger_than_step", message, f"max_num_batched_tokens {block}", step, options=step),)
 
 
 def override_reasons(memory: Memory, layout: Layout, settings: Settings) -> tuple[Reason, ...]:

@@ -272,7 +272,7 @@ def _quantized(name: str) -> Match | None:
     if not set(words) & _stored() or (base := find(dense)) is None or (row := convention(name, base.id)) is None:
         return None
     note = f"{name} is not in the catalog; shapes of {base.id}, assumed stored as {row['said']} ({row['source']})"
-    return Match(base.id, note, row["settings"], row["spread"], config=row_of and row_of.config)
+    return Match(base.id, note, row["settings"], row["spread"], config=row_of.config if row_of else None)
 
 
 def unknown_model(name: str) -> InputError:

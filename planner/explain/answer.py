@@ -298,7 +298,8 @@ _WELL = "(?:good|well|accurate|smart|capable|reliable|suitable|usable)"
 _FORMS: tuple[tuple[str, _Answering], ...] = (
     (rf"(?:what )?(?:if|about) {_A_CHEAPER} (?:card|gpu)", cheapest_card),
     (
-        r"(?:is there |are there |can (?:i|we) use |give me |find (?:me )?|show me )?(?:an?y? |the )?(?:cheaper|smaller|lesser) (?:card|gpu)s?( .*)?",
+        r"(?:is there |are there |can (?:i|we) use |give me |find (?:me )?|show me )?"
+        r"(?:an?y? |the )?(?:cheaper|smaller|lesser) (?:card|gpu)s?( .*)?",
         _conditional(cheapest_card),
     ),
     (r"why not (?:an? |the )?(?:use |using )?(?:published )?(.+)", _why_not),

@@ -14,6 +14,7 @@ _SPELLED = {"int8": "w8a8", "int4": "4 bit", "fp4": "nvfp4", "bf16": "as it is",
 
 _WHO = "(?:i|we|you|they|one|my team|the team)"
 _IT = "(?:it|this|that|they|things|everything|the plan|the model|this model|this plan|the answer)"
+_MAY = "(?:can|could|should|do|does|would)"
 _GIVEN = "(?:with|onto|into|on|in|at|for|if|when|under|using|given|by|of)"
 _FITS = (
     "(?:fit|work|run|go|do|be (?:ok|enough|possible|fast enough)|happen|change|keep the goals|meet the goals|suffice)"
@@ -75,13 +76,13 @@ _WORDINGS: tuple[tuple[str, str], ...] = (
         "why",
     ),
     (
-        rf"(?:how|what) (?:can|could|should|do|would) {_WHO} (?:make|get|have|speed|run) (?:{_IT} )?(?:up|faster|quicker)|(?:make {_IT} )?quicker|"
+        rf"(?:how|what) {_MAY} {_WHO} (?:make|get|have|speed|run) (?:{_IT} )?(?:up|faster|quicker)|(?:make {_IT} )?quicker|"
         rf"(?:make|speed) {_IT} (?:up|faster)",
         "faster",
     ),
     (
-        rf"(?:how|what) (?:can|could|should|do|would) {_WHO} (?:make|get|have|run) (?:{_IT} )?cheaper|make {_IT} cheaper|(?:reduce|lower|cut) (?:the )?costs?|"
-        rf"how (?:can|could|should|do) {_WHO} (?:reduce|lower|cut|save) (?:the )?(?:costs?|money)",
+        rf"(?:how|what) {_MAY} {_WHO} (?:make|get|have|run) (?:{_IT} )?cheaper|make {_IT} cheaper|"
+        rf"(?:how {_MAY} {_WHO} )?(?:reduce|lower|cut|save) (?:the )?(?:costs?|money)",
         "cheaper",
     ),
     (rf"why (?:do|does|did|are|is|should|would|shall) (?:{_WHO}|{_IT}) not (?:use |using |take |choose |pick )?(.+)", r"why not \1"),
@@ -99,9 +100,8 @@ _WORDINGS: tuple[tuple[str, str], ...] = (
 _BETTER = "(?:better|worse|faster|slower|smaller|larger|cheaper)"
 #: What people weigh against each other, as a spec says that it prefers it.
 _PREFERRED = {
-    r"(?:the |best |highest )?(?:speed|latency|fast(?:er|est)?)": "speed", r"(?:the |lowest )?(?:costs?|price|money|cheap(?:er|est)?)": "cost",
-    r"(?:the |best |highest )?(?:quality|accuracy|perplexity)": "quality", r"(?:the |best |highest )?throughput": "throughput",
-    r"(?:the |smallest )?(?:size|memory|small(?:er|est)?)": "size", r"(?:the |longest )?context": "context",
+    "speed|latency|fast(?:er|est)?": "speed", "costs?|price|money|cheap(?:er|est)?": "cost", "quality|accuracy|perplexity": "quality",
+    "throughput": "throughput", "size|memory|small(?:er|est)?": "size", "context": "context",
 }  # fmt: skip
 #: Two things of which one is asked to be held against the other.
 _VERSUS = (
@@ -131,9 +131,10 @@ def plain(question: str) -> str:
     return text
 
 
-def preferences_of(one: str, two: str) -> tuple[str, str] | None:
+def preferences_of(this: str, that: str) -> tuple[str, str] | None:
     """Return what a spec prefers by the names of two things that people weigh against each other (`speed and cost`); None for others."""
-    named = [next((name for words, name in _PREFERRED.items() if re.fullmatch(words, said, re.IGNORECASE)), None) for said in (one, two)]
+    bare = [re.sub(r"^(?:the |best |highest |lowest |longest )+", "", said.lower()) for said in (this, that)]
+    named = [next((name for words, name in _PREFERRED.items() if re.fullmatch(words, said)), None) for said in bare]
     return (named[0], named[1]) if named[0] and named[1] and named[0] != named[1] else None
 
 

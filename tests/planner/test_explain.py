@@ -162,7 +162,8 @@ def test_words_where_figures_stand_are_not_told_off_as_figures() -> None:
 
 def test_candidates_that_lost_are_told_nearest_first() -> None:
     spec = parse_spec(
-        "model: Llama-3.1-8B-Instruct\ntarget: {gpu: T4}\nworkload: {context: 8192, concurrency: 1, input_tokens: 7500, output_tokens: 100}\n"
+        "model: Llama-3.1-8B-Instruct\ntarget: {gpu: T4}\n"
+        "workload: {context: 8192, concurrency: 1, input_tokens: 7500, output_tokens: 100}\n"
         "goals: {ttft: 300 ms, quality: {max_perplexity_increase: 5%}}\n"
     )
     source = open_model(spec.model)

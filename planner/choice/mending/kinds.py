@@ -51,8 +51,8 @@ def kinds(trial: Trial, outcome: Outcome) -> dict[str, Kind]:
     question = trial.question
     usual: dict[str, Kind] = {
         "settings": settings_of, "dtype": _dtypes, "weights": _weights, "kv_cache_dtype": _caches,
-        "concurrency": lambda q: _fewer(q, outcome), "context": lambda q: _shorter(Trial(q, trial.kept), outcome), "model on gpus": _published_on_more,
-        "gpus": _cards,
+        "concurrency": lambda q: _fewer(q, outcome), "context": lambda q: _shorter(Trial(q, trial.kept), outcome),
+        "model on gpus": _published_on_more, "gpus": _cards,
         "gpu": lambda q: _other_cards(q, outcome), "request_rate": lambda q: _slower(q, outcome), "engine": engines,
     }  # fmt: skip
     refused: dict[str, Kind] = {"ep": _whole_experts, "engine_version": _versions} if outcome.illegal else {}
@@ -229,7 +229,11 @@ def _cards(question: Question) -> Iterator[Options]:
 
 def _published_on_more(question: Question) -> Iterator[Options]:
     """Published checkpoints that lose next to nothing, on more cards: fewer than the model takes as it is."""
-    near = [own for own in _published(question) if growth(quality_of(question, own).log_ppl_increase.value) <= _NEXT_TO_NOTHING]
+    near = [
+        own
+        for own in _published(question)
+        if growth(quality_of(question, own).log_ppl_increase.value) <= _NEXT_TO_NOTHING
+    ]
     more = (own for own in _cards(question) if own["gpus"] > question.settings.parallel.gpus) if near else ()
     yield from ({**own, **cards} for cards in more for own in near)
 

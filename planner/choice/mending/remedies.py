@@ -144,8 +144,8 @@ def _found(trial: Trial, outcome: Outcome, before: Options) -> Iterator[Remedy]:
 
 
 def _first(trial: Trial, knob: str, kind: Kind) -> Iterator[Options]:
-    """The first change of a kind that does, by itself or beside settings and half the cache's bits; for weights, a context too. Of settings,
-    and of weights where none were named, those that a plan would take; where no settings hold all requests fewer at once.
+    """The first change of a kind that does, by itself or beside settings and half the cache's bits; for weights, a context too. Of
+    settings, and of weights where none were named, those that a plan would take; where no settings hold all requests fewer at once.
     """
     question, alone = trial.question, knob in _ALONE
     if knob == "settings":

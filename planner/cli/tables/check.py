@@ -60,8 +60,8 @@ def print_check(console: Console, document: CheckDocument) -> None:
         mark = "[yellow]~[/]" if near else tick(goal.met)
         said = f"{goal.name}: {show(goal.predicted.value, goal.unit)}, asked {show(goal.wanted, goal.unit)}"
         said += ", missed by less than the band" if near else ""
-        remedy = told.get(goal.name) if not goal.met else None
-        page.line(_MARGIN, Text.from_markup(f"{mark} {escape(said + (f' → {remedy}' if remedy else ''))}"))
+        mended = told.get(goal.name) if not goal.met else None
+        page.line(_MARGIN, Text.from_markup(f"{mark} {escape(said + (f' → {mended}' if mended else ''))}"))
     for reason in document.reasons:
         if reason.code.removesuffix(MISSED) in told:
             continue
@@ -82,7 +82,8 @@ def print_check(console: Console, document: CheckDocument) -> None:
 
 def _sure(confidence: float) -> str:
     """A confidence in percent; what is not certain never reads as if it were."""
-    return f"{confidence:.0%}" if confidence in (0.0, 1.0) or f"{confidence:.0%}" != "100%" else f"{int(1000 * confidence) / 10}%"
+    shown = f"{confidence:.0%}"
+    return f"{int(1000 * confidence) / 10}%" if shown == "100%" and confidence < 1 else shown
 
 
 def _speed_lines(document: CheckDocument) -> Iterator[str]:

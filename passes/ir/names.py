@@ -55,7 +55,8 @@ class Match:
     """A catalog id, and a note where the name asked for is another variant of that model.
 
     `quantization`: the `quantization_config` that such a name usually means, where only the dense model is in the catalog; `spread`:
-    relative 90 % half width of the bytes that this gives. `dense`: the name says 16 bits of a model whose own files have fewer.
+    relative 90 % half width of the bytes that this gives. `dense`: the name says 16 bits of a model whose own files have fewer. `config`:
+    what a published checkpoint's config has otherwise.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Match:
     quantization: Mapping[str, Any] | None = None
     spread: float = 0.0
     dense: bool = False
+    config: Mapping[str, Any] | None = None
 
 
 def fold(name: str) -> str:
@@ -275,7 +277,7 @@ def _quantized(name: str) -> Match | None:
     if not set(words) & _stored() or (base := find(dense)) is None or (row := convention(name, base.id)) is None:
         return None
     note = f"{name} is not in the catalog; shapes of {base.id}, assumed stored as {row['said']} ({row['source']})"
-    return Match(base.id, note, row["settings"], row["spread"])
+    return Match(base.id, note, row["settings"], row["spread"], config=row_of.config if row_of else None)
 
 
 def unknown_model(name: str) -> InputError:

@@ -256,7 +256,7 @@ def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
 def _catalog_config(match: Match) -> dict[str, Any]:
     entry = catalog.entry(match.id)
     own = entry.dense_config if match.dense else entry.config
-    return own | ({"quantization_config": match.quantization} if match.quantization else {})
+    return own | dict(match.config or {}) | ({"quantization_config": match.quantization} if match.quantization else {})
 
 
 def _catalog_ir(match: Match, assume: str | None, name: str) -> ModelIR:

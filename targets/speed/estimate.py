@@ -18,7 +18,7 @@ from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.pictures import encoding_s
 from targets.speed.rates import Fitted, Regime, Width, engine_values, fitted_rates, rates_from
-from targets.speed.step import Card, Step, handing_on_seconds, step_seconds
+from targets.speed.step import Card, Step, handing_on_seconds, step_seconds, unseen_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
 
@@ -84,7 +84,7 @@ def asked(
     clients = max(1.0, (workload.concurrency or 1) / replicas)
     sharing = replicas if work.experts else 1
     span = settings.parallel.tp * settings.parallel.pp * sharing
-    unseen = sharing > 1 or (gpu.network is not None and span > gpu.network.cards)
+    unseen = gpu.network is not None and span > gpu.network.cards
     fitted = fitted_rates(
         name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts), unseen=unseen
     )  # fmt: skip
@@ -101,11 +101,30 @@ def asked(
         ROUNDS, rates.request_s(settings.parallel.tp), rates.host_token_s,
     )  # fmt: skip
     run = Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp, sharing)
+    if sharing > 1 and fitted.basis is not Basis.MEASURED:
+        run = replace(run, fitted=(fitted := _of_sharing(run, loop)))
     if workload.rate is None:
         return Asked(run, fitted, loop, notes, replicas)
     capacity_s = _capacity_s(run, loop)
     loop = replace(loop, clients=_waiting_clients(run, loop, workload, replicas, capacity_s))
     return Asked(run, fitted, loop, notes, replicas, replicas * capacity_s if math.isfinite(workload.rate) else None)
+
+
+def _of_sharing(run: Run, loop: Loop) -> Fitted:
+    """The rates of replicas that share experts, of which no row of the data is: what they are unsure of besides all that they have in
+    common with those that do not, which was seen.
+    """
+    fitted = run.fitted
+    step = Step(
+        min(loop.clients, loop.resident), loop.input_tokens + loop.output_tokens / 2, cache_bytes=loop.cache_bytes
+    )
+    more = unseen_seconds(run.work, run.card, fitted.rates, step, run.tp, run.sharing)
+    own = math.log1p(more / run.stage(step))
+    widths = {
+        regime: Width(math.hypot(width.tpot, own), math.hypot(width.ttft, own))
+        for regime, width in fitted.widths.items()
+    }
+    return replace(fitted, widths=widths, basis=Basis.ASSUMED)
 
 
 def _capacity_s(run: Run, loop: Loop) -> float:

@@ -89,8 +89,7 @@ def fitted_rates(
     unseen: bool = False,
 ) -> Fitted:
     """Return what the fit says of an engine (and version of it; None = newest) on a generation of cards, for so many clients of a model
-    with or without experts; `unseen`: over several machines, or as replicas that share experts, of which it has
-    no row.
+    with or without experts; `unseen`: over several machines, of which it has no row.
     """
     entry = fit()["engines"][engine]
     seen = entry.get("generations", {}).get(generation, {"clients": 0, "experts": False})

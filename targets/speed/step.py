@@ -17,6 +17,8 @@ from targets.speed.work import Attention, Experts, Work
 
 #: Exponent of the power mean that joins reading and computing: infinity would be the plain roofline, 1 no overlap at all.
 OVERLAP = 3.0
+#: By which share one card's experts may have more to do than the mean of all cards'; assumed, as no row of the data has it.
+_UNEVEN = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,15 @@ def exchange_seconds(work: Work, card: Card, rates: Rates, tokens: float, tp: in
     cards = tp * sharing
     moved = 2 * (cards - 1) / cards * 2 * work.hidden * tokens * sharing
     return work.expert_layers * _all_reduce_s(card, rates, moved, cards)
+
+
+def unseen_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int, sharing: int) -> float:
+    """Return the seconds of a step that replicas which share their experts may take more than is expected of them: the exchange again, and
+    a card whose experts are asked for more often than the others' (`_UNEVEN`), for which all wait.
+    """
+    tokens = step.decode + step.prefill
+    experts = sum(_experts_seconds(each, card, rates, tokens * sharing, tp * sharing) for each in work.experts)
+    return exchange_seconds(work, card, rates, tokens, tp, sharing) + _UNEVEN * experts
 
 
 def handing_on_seconds(work: Work, card: Card, rates: Rates, tokens: float, tp: int, pp: int) -> float:

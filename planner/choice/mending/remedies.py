@@ -26,6 +26,7 @@ from planner.choice.mending.kinds import (
     longest,
     settings_of,
     waiting,
+    without_text,
 )
 from planner.choice.mending.trial import BARE, OF_QUALITY, SURE, Kept, Options, Trial, changed, likely
 from planner.choice.question import Outcome, Question
@@ -145,12 +146,14 @@ def _found(trial: Trial, outcome: Outcome, before: Options) -> Iterator[Remedy]:
 
 
 def _first(trial: Trial, knob: str, kind: Kind) -> Iterator[Options]:
-    """The first change of a kind that does, by itself or beside settings and half the cache's bits; for weights, a context too. Of settings
-    those that a plan would take, and where none holds all requests fewer at once.
+    """The first change of a kind that does, by itself or beside settings and half the cache's bits; for weights, a context too. Of
+    settings, and of weights where none were named, those that a plan would take; where no settings hold all requests fewer at once.
     """
     question, alone = trial.question, knob in _ALONE
     if knob == "settings":
         found = trial.settled(tuple(kind(question))) or trial.settled(tuple(waiting(question)))
+    elif knob == "weights" and question.weights is None and (chosen := _as_planned(trial)) is not None:
+        found = chosen
     else:
         settings: tuple[Options, ...] = ({},) if alone else ({}, *settings_of(question))
         changes = (
@@ -163,6 +166,21 @@ def _first(trial: Trial, knob: str, kind: Kind) -> Iterator[Options]:
             found = _at_shorter_context(trial, [{**own, **settings[-1]} for own in kind(question)])
     if found is not None:
         yield found
+
+
+def _as_planned(trial: Trial) -> Options | None:
+    """Of weights that nobody has to calibrate, and that surely fit, the ones that a plan would take: by themselves, beside half the cache's
+    bits, and beside the settings that leave it the most room; None where none do.
+    """
+    question = trial.question
+    leanest = tuple(settings_of(question))[-1:]
+    tries = [
+        {**own, **cache, **settings}
+        for own in without_text(question)
+        for cache in ({}, *half_caches(changed(question, own)))
+        for settings in ({}, *leanest)
+    ]
+    return trial.settled([own for own in tries if changed(question, own).outcome().odds >= SURE])
 
 
 def _with_settings(trial: Trial, change: Options, settings: Sequence[Options]) -> Options | None:

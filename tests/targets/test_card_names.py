@@ -30,9 +30,11 @@ GIB = 1 << 30
         ("H100_NVLINK_80GB", "H100 SXM", None), ("NVIDIA L2", "L2", None), ("Orin Nano 8GB", "Jetson Orin Nano 8GB", None),
         ("RTX 3090 Ti+RTX 3090", "RTX 3090", 2), ("H100x8", "H100 SXM", 8), ("l40sx4", "L40S", 4), ("ml.g5.12xlarge", "A10G", 4),
         ("DGX H100", "H100 SXM", 8), ("DGX A100 640GB", "A100 SXM4 80GB", 8), ("HGX B300", "B300 SXM", None), ("a10g-largex2", "A10G", 2),
-        ("DGX Station", "GB300 (DGX Station)", None), ("NVIDIA-GB300-WS", "GB300 (DGX Station)", None), ("GB200 NVL72", "GB200 (per GPU)", None),
+        ("DGX Station", "GB300 (DGX Station)", None), ("NVIDIA-GB300-WS", "GB300 (DGX Station)", None),
+        ("GB200 NVL72", "GB200 (per GPU)", None),
         ("Standard_ND128isr_NDR_GB200_v6", "GB200 (per GPU)", 4), ("nvidia-rtx-pro-6000", "RTX PRO 6000 Blackwell Server", None),
-        ("RTX 6000 Pro", "RTX PRO 6000 Blackwell Workstation", None), ("NVIDIA RTX PRO 5000 72GB Blackwell", "RTX PRO 5000 Blackwell 72GB", None),
+        ("RTX 6000 Pro", "RTX PRO 6000 Blackwell Workstation", None),
+        ("NVIDIA RTX PRO 5000 72GB Blackwell", "RTX PRO 5000 Blackwell 72GB", None),
         ("Tesla V100-FHHL-16GB", "V100 FHHL 16GB", None), ("NVIDIA-A10G-SHARED", "A10G", None),
         ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb-SHARED", "A100 SXM4 40GB MIG 1g.5gb", None),
     ],
@@ -57,7 +59,9 @@ def test_a_shorthand_says_what_it_is_read_as(name: str, note: str | None) -> Non
     assert find_cards(name).gpu.note == note
 
 
-@pytest.mark.parametrize("name", ["Orin", "Orin Nano", "Orin AGX", "DGX A100", "GH200", "RTX 4060 Ti", "4060ti", "RTX 5060 Ti"])
+@pytest.mark.parametrize(
+    "name", ["Orin", "Orin Nano", "Orin AGX", "DGX A100", "GH200", "RTX 4060 Ti", "4060ti", "RTX 5060 Ti"]
+)
 def test_a_name_that_several_cards_share_is_asked_back(name: str) -> None:
     with pytest.raises(InputError, match="names several cards"):
         find_cards(name)
@@ -83,7 +87,10 @@ def test_no_card_of_the_catalog_is_of_another_maker_than_it_says() -> None:
     assert all(maker in (None, vendor) for vendor, maker in named.values()), named
 
 
-@pytest.mark.parametrize("name", ["M60", "MX550", "T1000", "Tesla K80", "RTX 9090", "H1OO", "nonsense", "H100 160GB", "RTX 4090 96GB", "H100x0"])
+@pytest.mark.parametrize(
+    "name",
+    ["M60", "MX550", "T1000", "Tesla K80", "RTX 9090", "H1OO", "nonsense", "H100 160GB", "RTX 4090 96GB", "H100x0"],
+)
 def test_a_name_that_nobody_has_is_unknown(name: str) -> None:
     with pytest.raises(InputError, match="unknown GPU") as caught:
         find_cards(name)
@@ -131,7 +138,8 @@ def test_a_slice_is_a_part_of_as_many_as_its_card_has(name: str, parts: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "of", "gib"), [("RTX 2080 Ti 22GB", "RTX 2080 Ti", 22), ("RTX 3080 20GB", "RTX 3080 10GB", 20), ("4080 super 32G", "RTX 4080 SUPER", 32)]
+    ("name", "of", "gib"),
+    [("RTX 2080 Ti 22GB", "RTX 2080 Ti", 22), ("RTX 3080 20GB", "RTX 3080 10GB", 20), ("4080 super 32G", "RTX 4080 SUPER", 32)],
 )  # fmt: skip
 def test_a_board_of_resellers_has_twice_the_memory_and_the_rates_of_its_card(name: str, of: str, gib: int) -> None:
     board, card = find_cards(name).gpu, find_cards(of).gpu

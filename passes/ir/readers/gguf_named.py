@@ -6,9 +6,12 @@ matrix; publishers who choose types by themselves (`UD-…`) differ by some perc
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 
 from passes.errors import InputError, nearest
 from passes.formats.opaque import OpaqueFormat
@@ -31,32 +34,22 @@ class Mixture:
     """
 
     most: str
+    head: str
     better: str | None = None
     some: bool = False
     leaves_attention: str | None = None
-    head: str = "Q6_K"
 
 
-_MIXTURES = {
-    "Q2_K": Mixture("Q2_K", "Q3_K", leaves_attention="Q3_K"), "Q2_K_S": Mixture("Q2_K"),
-    "Q3_K_S": Mixture("Q3_K"), "Q3_K_M": Mixture("Q3_K", "Q4_K", leaves_attention="Q4_K"),
-    "Q3_K_L": Mixture("Q3_K", "Q5_K", leaves_attention="Q5_K"),
-    "Q4_0": Mixture("Q4_0"), "Q4_1": Mixture("Q4_1"), "Q4_K_S": Mixture("Q4_K"), "Q4_K_M": Mixture("Q4_K", "Q6_K", some=True),
-    "Q5_0": Mixture("Q5_0"), "Q5_1": Mixture("Q5_1"), "Q5_K_S": Mixture("Q5_K"), "Q5_K_M": Mixture("Q5_K", "Q6_K", some=True),
-    "Q6_K": Mixture("Q6_K"), "Q8_0": Mixture("Q8_0", head="Q8_0"),
-    "IQ1_S": Mixture("IQ1_S", "IQ2_XXS", head="Q5_K"), "IQ1_M": Mixture("IQ1_M", "IQ2_XXS", head="Q5_K"),
-    "IQ2_XXS": Mixture("IQ2_XXS", "Q2_K", head="Q5_K"), "IQ2_XS": Mixture("IQ2_XS", "Q2_K", head="Q5_K"),
-    "IQ2_S": Mixture("IQ2_XS", "IQ3_S", head="Q5_K"), "IQ2_M": Mixture("IQ2_S", "IQ3_S", head="Q5_K"),
-    "IQ3_XXS": Mixture("IQ3_XXS", "IQ3_S", some=True), "IQ3_XS": Mixture("IQ3_XXS", "IQ3_S"), "IQ3_S": Mixture("IQ3_S"),
-    "IQ3_M": Mixture("IQ3_S", "Q4_K", some=True, leaves_attention="Q4_K"),
-    "IQ4_XS": Mixture("IQ4_XS", "Q5_K", some=True), "IQ4_NL": Mixture("IQ4_NL", "Q5_K", some=True),
-    "F16": Mixture("F16", head="F16"), "BF16": Mixture("BF16", head="BF16"), "F32": Mixture("F32", head="F32"),
-}  # fmt: skip
+@lru_cache(maxsize=1)
+def _table() -> tuple[dict[str, Mixture], dict[str, str]]:
+    """Mixtures by the names of file types, and the narrower types by those that they stand in for (`gguf_mixtures.json`)."""
+    table = json.loads(Path(__file__).with_name("gguf_mixtures.json").read_text(encoding="utf-8"))
+    return {name: Mixture(**row) for name, row in table["types"].items()}, table["narrower"]
+
+
 #: Other names of the same, and of the same with embedding and head in 8 bits (bartowski's `_L`, Unsloth's `_XL`).
 _SAME = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "FP16": "F16", "Q2_K_M": "Q2_K"}
 _FULL_HEAD = re.compile(r"(Q\d_K)_X?L")
-#: What takes a type's place where rows are no whole number of its blocks of 256.
-_NARROWER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +73,7 @@ def named_file(name: str) -> NamedFile | None:
     if found is None or mixture is None:
         if not tag:
             return None
-        near = nearest(tag.upper(), _MIXTURES)
+        near = nearest(tag.upper(), _table()[0])
         raise InputError(
             f"{name}: {tag!r} is no type of GGUF files" + (f". Did you mean {' or '.join(near)}?" if near else ""),
             remedy=f"name one that the repository has, as vLLM takes it: {words}:Q4_K_M",
@@ -92,11 +85,11 @@ def named_file(name: str) -> NamedFile | None:
 
 def _mixture(stored: str) -> tuple[Mixture | None, bool]:
     """The mixture of a type's name, and whether publishers mix it by themselves."""
-    own = _MIXTURES.get(_SAME.get(stored, stored))
+    own = _table()[0].get(_SAME.get(stored, stored))
     if own is not None:
         return own, False
     full = _FULL_HEAD.fullmatch(stored)
-    base = None if full is None else _MIXTURES.get(_SAME.get(full[1], full[1]))
+    base = None if full is None else _table()[0].get(_SAME.get(full[1], full[1]))
     return (None if base is None else replace(base, head="Q8_0")), True
 
 
@@ -137,7 +130,7 @@ def _stored(linear: Linear, kind: str) -> Linear:
     if kind in ("F32", "F16", "BF16"):
         return linear
     if linear.in_features % blocks(kind)[0]:
-        kind = _NARROWER.get(kind, "IQ4_NL")
+        kind = _table()[1].get(kind, "IQ4_NL")
     if linear.in_features % blocks(kind)[0]:
         return linear
     return replace(linear, storage=in_blocks(linear, kind), stacking=None)

@@ -3,8 +3,8 @@
 helm repo add llm-d-modelservice https://llm-d-incubation.github.io/llm-d-modelservice/
 helm install NAME llm-d-modelservice/llm-d-modelservice -f llm-d.values.yaml
 
-What its templates (decode-deployment.yaml ab68329d, _helpers.tpl 6ab49a0e) make of them: of a pod's spec they know tolerations, volumes, and
-what stands under `extraConfig`; model, port, degrees and served name are arguments that they write, a commit is none.
+What its templates (decode-deployment.yaml ab68329d, _helpers.tpl 6ab49a0e) make of them: of a pod's spec they know tolerations, volumes,
+and what stands under `extraConfig`; model, port, degrees and served name are arguments that they write, a commit is none.
 """
 
 from __future__ import annotations

@@ -601,3 +601,24 @@ def test_a_gguf_file_is_served_by_its_name(optimize: Any) -> None:
         document = json.loads(out)
         assert document["memory"]["weights"]["basis"] == "assumed"
         assert document["memory"]["weights"]["value"] < 0.75 * (1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "code", "said"),
+    [
+        # zai-org/GLM-4.5#54: "invalid choice: 'glm45'"
+        ("0.10.0", ("--tool-call-parser", "glm45", "--enable-auto-tool-choice"), 3, "vLLM 0.10.0 has no --tool-call-parser glm45"),
+        ("0.33.0", ("--tool-call-parser", "glm45", "--reasoning-parser=glm45"), 0, ""),
+        (None, ("--tool-call-parser", "qwen3coder"), 2, "Did you mean 'qwen3_coder'"),
+        (None, ("--reasoning-parser", "qwen4"), 2, "Did you mean 'qwen3'"),
+        (None, ("--tool-call-parser", "mine", "--tool-parser-plugin", "mine.py"), 0, ""),
+    ],
+)  # fmt: skip
+def test_a_parser_that_the_version_has_not_is_told(
+    optimize: Any, version: str | None, flags: tuple[str, ...], code: int, said: str
+) -> None:
+    named = () if version is None else ("--engine-version", version)
+    answered, out, err = optimize(
+        "check", "--gpu", "H100", *named, "--", "vllm", "serve", "Qwen/Qwen3-8B", "--max-model-len=8k", *flags
+    )
+    assert answered == code and said in " ".join(f"{out} {err}".split())

@@ -26,7 +26,7 @@ _VARIANTS = frozenset({"instruct", "chat", "it", "base"})
 #: Words that say that all is stored in 16 bits, as most models are anyway.
 _DENSE = frozenset({"fp16", "bf16"})
 #: Words of a name that change neither.
-_EMPTY = frozenset({"hf", "meta"}) | _DENSE
+_EMPTY = frozenset({"hf", "meta", "mtp"}) | _DENSE
 #: Words of names of models that write no text (their cards on the Hub): embeddings, rerankers, encoders, speech, pictures.
 _WRITES_NOTHING = frozenset({
     "bge", "e5", "gte", "minilm", "bert", "roberta", "deberta", "modernbert", "reranker", "embed", "embedding", "whisper", "clip", "siglip",
@@ -131,6 +131,16 @@ def _conventions() -> list[dict[str, Any]]:
 def _stored() -> frozenset[str]:
     """Words that say how a repository's weights are stored."""
     return frozenset(word for row in _conventions() for word in row["words"])
+
+
+#: A repository's folder in the Hub's cache: `models--meta-llama--Llama-3.1-8B-Instruct/snapshots/0e9e39f2…`.
+_CACHED = re.compile(r"(?:.*/)?models--([^/]+?)--([^/]+)(?:/.*)?")
+
+
+def repository_of(path: str) -> str:
+    """Return the name that a folder goes by: the repository's, of one in the Hub's cache; else as it stands, without a slash behind."""
+    cached = _CACHED.fullmatch(path)
+    return f"{cached[1]}/{cached[2]}" if cached else path.rstrip("/") or path
 
 
 def find(name: str) -> Match | None:
@@ -292,7 +302,11 @@ def unknown_model(name: str) -> InputError:
         )
     if holds_gguf(name):
         base = find("-".join(word for word in _words(_bare(name)) if word != "gguf"))
-        ours = f", or {base.id} with `--weights`" if base is not None else ""
+        ours = (
+            f", or {base.id} with `--weights`; or say which, as vLLM takes it: {name}:Q4_K_M"
+            if base is not None
+            else ""
+        )
         return InputError(
             f"{name} is by its name a repository of GGUF files, one a format",
             remedy=f"Download the one you want, and give its path{ours}.",
@@ -300,4 +314,7 @@ def unknown_model(name: str) -> InputError:
     if several := begun_by(name):
         more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""
         return InputError(f"{name!r} may be {', '.join(several[:_SHOWN])}{more}", remedy=f"Say which. {REMEDY}")
-    return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=REMEDY)
+    remedy = REMEDY
+    if name.startswith(("/", "~", ".")) and len(parts := [part for part in name.split("/") if part]) > 2:
+        remedy = f"{REMEDY} A folder of another machine can be named by what it holds: --model {parts[-2]}/{parts[-1]} before the command."
+    return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=remedy)

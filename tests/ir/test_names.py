@@ -103,6 +103,27 @@ def test_a_repository_of_gguf_files_is_named_as_one(name: str, says: str) -> Non
     assert says in str(caught.value.remedy)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/root/.cache/huggingface/hub/models--meta-llama--Llama-3.1-8B-Instruct/snapshots/0e9e39f249a16976918f6564b8830bc894c89659",
+        "/data/meta-llama/Llama-3.1-8B-Instruct/", "/data/Llama-3.1-8B-Instruct",
+    ],
+)  # fmt: skip
+def test_a_folder_of_another_machine_goes_by_its_name(path: str) -> None:
+    assert open_model(path).ir.hidden_size == 4096
+
+
+def test_layers_that_draft_are_no_other_model() -> None:
+    assert open_model("/cache/shawnw3i/Qwen3.6-27B-AWQ-MTP").ir.quant_method == "awq"
+
+
+def test_an_unknown_folder_is_told_how_to_name_what_it_holds() -> None:
+    with pytest.raises(InputError) as caught:
+        open_model("/data/pretrained/OpenGVLab/InternVL3-999B/")
+    assert "--model OpenGVLab/InternVL3-999B before the command" in str(caught.value.remedy)
+
+
 def test_a_quantized_name_is_answered_as_it_was_asked_and_its_weights_are_assumed() -> None:
     answer = check("zai-org/GLM-4.5-FP8", "H200 SXM", settings=Settings(parallel=Parallel(tp=8)))
     assert answer.fits

@@ -43,7 +43,7 @@ from targets.engines.vllm.rules.architectures import architecture_note, architec
 from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
-from targets.engines.vllm.rules.fused import absent_note, fused_reasons
+from targets.engines.vllm.rules.fused import absent_note, fused_reasons, padded
 from targets.engines.vllm.rules.kernels import kernel_reasons
 from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
 from targets.engines.vllm.rules.legality import (
@@ -230,11 +230,12 @@ class Vllm(Engine):
         return scheduler.Scheduler(step, cache)
 
     def unread_file(self, kind: str, settings: Settings) -> str | None:
-        """Say why a file is not read; GGUF is, to 0.23: its loader (`model_loader/gguf_loader.py`) keeps matrices and embeddings as they
-        are stored.
+        """Say why a file is not read; GGUF is, to 0.23 and by its package since: the loader (`model_loader/gguf_loader.py`, now
+        vllm-gguf-plugin's) keeps matrices and embeddings as they are stored.
         """
         rules, _ = rules_for(settings.version)
-        if kind == "gguf" and self.device == "cuda" and rules.version < _GGUF_LEFT:
+        reads = rules.version < _GGUF_LEFT or settings.features.reads_gguf
+        if kind == "gguf" and self.device == "cuda" and reads:
             return None
         if self.device == "cpu":
             return f"{self.name} reads no GGUF file"
@@ -307,8 +308,8 @@ def stored_notes(ir: ModelIR, rules: Rules) -> tuple[str | None, ...]:
 
 
 def computed(ir: ModelIR, gpu: Gpu, settings: Settings, rules: Rules) -> ModelIR:
-    """Return the model in what vLLM computes in on the card."""
-    return cast_dense(ir, computed_dtype(ir, gpu, settings.dtype, rules))
+    """Return the model in what vLLM computes in on the card, its fused matrices as they are padded."""
+    return padded(cast_dense(ir, computed_dtype(ir, gpu, settings.dtype, rules)))
 
 
 def _names(ir: ModelIR) -> Iterator[str]:

@@ -17,8 +17,8 @@ from targets.quantity import Basis, Quantity
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.pictures import encoding_s
-from targets.speed.rates import Fitted, Regime, Width, engine_values, fitted_rates, rates_from
-from targets.speed.step import Card, Step, handing_on_seconds, step_seconds, unseen_seconds
+from targets.speed.rates import Fitted, Regime, Width, eager, engine_values, fitted_rates, rates_from
+from targets.speed.step import Card, Step, handing_on_seconds, launch_seconds, step_seconds, unseen_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
 
@@ -91,6 +91,8 @@ def asked(
     profile, notes = believed_profile(gpu)
     if profile is not None:
         card, fitted = measured_card(card, profile), _measured(fitted, name, gpu, settings.version, profile)
+    if settings.enforce_eager:
+        fitted = eager(fitted, name)
     encoding = encoding_s(ir, card, fitted.rates, workload, settings.parallel.tp)
     if encoding:
         fitted = replace(fitted, rates=replace(fitted.rates, host_s=fitted.rates.host_s + encoding))
@@ -204,13 +206,18 @@ class Run:
         """Return the seconds of a step; pipeline stages each run their share of the sequences, one after another."""
         if self.pp > 1:
             step = replace(step, decode=max(step.decode / self.pp, min(step.decode, 1.0)))
-        return self.stage(step)
+        return max(self.stage(step), self.launches_s)
 
     def stage(self, step: Step) -> float:
         """Return the seconds of a step of what one stage has in hand, and of handing it on."""
         seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp, self.sharing)
         tokens = step.decode + step.prefill
         return seconds + handing_on_seconds(self.work, self.card, self.fitted.rates, tokens, self.tp, self.pp)
+
+    @property
+    def launches_s(self) -> float:
+        """Seconds that no step is shorter than: launching its kernels one by one; 0 where CUDA graphs are."""
+        return launch_seconds(self.work, self.fitted.rates)
 
 
 def _speed(means: Means, alone: Means, question: Asked) -> SpeedEstimate:

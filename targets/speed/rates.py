@@ -103,6 +103,15 @@ def fitted_rates(
     return Fitted(values, widths, Basis.CALIBRATED if known and "as" not in entry else Basis.ASSUMED)
 
 
+def eager(fitted: Fitted, engine: str) -> Fitted:
+    """Return rates without CUDA graphs: batches are not padded, each kernel is launched by itself. Assumed, as no fit holds such rows."""
+    values, entry = engine_values(engine), fit()["engines"][engine]
+    rates = replace(fitted.rates, graphs=0, launch_layer_s=values.get("launch_layer_s", 0.0))
+    widen = entry["unknown_generation_widens"] if rates.eager and fitted.basis is Basis.CALIBRATED else 1.0
+    widths = {regime: Width(widen * width.tpot, widen * width.ttft) for regime, width in fitted.widths.items()}
+    return Fitted(rates, widths, Basis.ASSUMED if rates.eager else fitted.basis)
+
+
 def _within_the_card(rates: Rates) -> Rates:
     """No kernel is faster than the card's rate that it is a share of. A machine's own probe is no such bound."""
 

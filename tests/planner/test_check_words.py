@@ -474,6 +474,19 @@ def test_a_rate_is_read_as_specs_write_it(optimize: Any, said: str, rate: float)
     assert float(document["load"]["request_rate"]) == rate
 
 
+def test_lengths_of_requests_that_arrive_are_alike_where_that_is_said(optimize: Any) -> None:
+    asked = ("--gpu", "H100", "--model", "Qwen/Qwen3-0.6B", "--request-rate", "8", "--num-prompts", 200)
+    lengths = ("--input-tokens", 500, "--output-tokens", 100)
+    _, chats = check(optimize, *asked, *lengths)
+    _, alike = check(optimize, *asked, *lengths, "--random-range-ratio", 0)
+    assert any("--random-range-ratio 0" in note for note in chats["notes"])
+    assert not any("vary as chats'" in note for note in alike["notes"])
+    spread = [each["speed"]["e2e_p99_ms"]["value"] / each["speed"]["e2e_p50_ms"]["value"] for each in (chats, alike)]
+    assert spread[0] > 3 > 1.3 > spread[1]
+    code, _, err = optimize("check", *asked, "--random-range-ratio", 0)
+    assert code == 2 and "--input-tokens" in err
+
+
 @pytest.mark.parametrize("said", ["0", "-1", "fast", "10 km"])
 def test_what_is_no_rate_says_how_to_write_one(optimize: Any, said: str) -> None:
     code, _, err = optimize("check", "--gpu", "H100", "--model", "Qwen/Qwen3-0.6B", "--request-rate", said)

@@ -154,7 +154,9 @@ def find(name: str) -> Match | None:
         if target := _aliases().get(key):
             return Match(target, f"{name} is read as {target}")
         if "/" in name and (known := folded.get(key)):
-            return Match(known, f"{name} is not in the catalog; shapes of {known}, of the same name")
+            # Another publisher's file of that name is stored as that publisher stores: this one's own way, where it is known, goes first.
+            namesake = Match(known, f"{name} is not in the catalog; shapes of {known}, of the same name")
+            return (_quantized(name) if set(_words(_bare(known))) & _stored() else None) or namesake
     if candidates := families.get(_family(name)):
         words = set(_words(_bare(name)))
         best = min(candidates, key=lambda known: (len(words ^ set(_words(_bare(known)))), candidates.index(known)))

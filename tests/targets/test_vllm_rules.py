@@ -120,7 +120,7 @@ def test_a_card_without_bfloat16_computes_in_float16() -> None:
 
 
 def test_batch_defaults_followed_the_cards_name_then_its_memory() -> None:
-    """`engine/arg_utils.py` of the wheels: H100 and H200 by name to 0.8.4, then 70 GiB but no A100, from 0.33 no GB10."""
+    """`engine/arg_utils.py` of the wheels: H100 and H200 by name to 0.8.4, then 70 GiB but no A100, and no GB10."""
     vllm, workload = find_engine("vllm"), Workload(context=8192)
     steps = {
         (card, version): vllm.scheduler(find_gpu(card), Settings(version=version), workload)
@@ -134,7 +134,7 @@ def test_batch_defaults_followed_the_cards_name_then_its_memory() -> None:
     assert told["A100 SXM4 80GB"] == [v0, small, small, small, small, small, small]
     assert told["H100 SXM"] == [v0, large, large, large, large, large, large]
     assert told["B200 SXM"] == [v0, small, small, large, large, Scheduler(16384, 1024), Scheduler(16384, 1024)]
-    assert told["GB10"] == [v0, small, small, large, large, large, small]
+    assert told["GB10"] == [v0, small, small, small, small, small, small]
 
 
 def test_patch_levels_as_their_wheels_have_them() -> None:

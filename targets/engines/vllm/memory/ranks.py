@@ -47,6 +47,7 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
         integrated=activations.is_integrated(gpu),
         largest_graph=settings.features.largest_graph,
         pictures=settings.features.pictures or workload.pictures,
+        drafts=settings.features.drafting is not None,
     )
 
 

@@ -61,8 +61,9 @@ class Rules:
     (`config/vllm.py:_set_cudagraph_sizes`).
     `huge_cards`: cards of 160 GiB and more batch 16,384 tokens (`engine/arg_utils.py:get_batch_defaults`, 0.28); `large_names`: what
     the names of cards with the larger defaults contain (to 0.8.4; then 70 GiB of memory), `small_names`: of those excepted from them
-    (A100, from 0.33 GB10). The source has A100 among the large ones in 0.8.5, and 1,024 sequences on every card to 0.8.3: recipes of
-    that time start on cards where these would not, so they are not followed.
+    (A100; GB10, by name from 0.33, before because NVML does not tell its memory, which counts as none). The source has A100 among the
+    large ones in 0.8.5, and 1,024 sequences on every card to 0.8.3: recipes of that time start on cards where these would not, so they
+    are not followed.
 
     Cache. `hybrid_groups`, `chunked_groups`: sliding (0.9.1) and chunked layers (0.14) get KV groups of their own; before, they took as
     much as full ones. `group_slack`: the largest layer bucket is padded instead of split below this ratio (1.25 in 0.12, 1.5 in 0.18).
@@ -163,7 +164,7 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
                  "expert_chunk": 32768, "graph_stride": 8}),
     ((0, 7, 1), {"mla": True, "mla_alignment": 640}),
     ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200"), "sorts_without_package": True}),
-    ((0, 8, 5), {"large_names": (), "small_names": ("a100",)}),
+    ((0, 8, 5), {"large_names": (), "small_names": ("a100", "gb10")}),
     ((0, 9, 1), {"hybrid_groups": True, "names_dtypes": True, "no_float16": ("gemma2", "gemma3", "glm4")}),
     ((0, 10, 2), {"no_float16": ("gemma2", "gemma3", "gemma3_text", "glm4")}),
     ((0, 11, 1), {"sorts_without_package": False, "graph_stride": 16}),
@@ -186,7 +187,7 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 30, 0), {"group_order": False}),
     ((0, 31, 0), {"online_fp8": "fp8_per_tensor"}),
     ((0, 32, 0), {"state_checkpoints": 1}),
-    ((0, 33, 0), {"sampler_v2_bytes": 14, "gdn_checkpoints": 1, "small_names": ("a100", "gb10")}),
+    ((0, 33, 0), {"sampler_v2_bytes": 14, "gdn_checkpoints": 1}),
 )  # fmt: skip
 
 

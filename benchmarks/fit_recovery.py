@@ -53,9 +53,16 @@ def published() -> list[Figure]:
 
 
 def own() -> list[Figure]:
-    """Return the figures of own runs."""
-    rows = [json.loads(line) for line in (DATA / "recovery_own.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(row["model"], row["tokens"], row["kl"] / row["kl_before"]) for row in rows if row["method"] == "logits"]
+    """Return the figures of own runs; seeds of one run are one figure."""
+    shares: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for row in _own_rows("logits"):
+        shares[row["model"], row["tokens"]].append(row["kl"] / row["kl_before"])
+    return [(model, tokens, statistics.median(found)) for (model, tokens), found in sorted(shares.items())]
+
+
+def _own_rows(method: str) -> list[dict[str, Any]]:
+    rows = map(json.loads, (DATA / "recovery_own.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if row["method"] == method]
 
 
 def fitted(figures: Sequence[Figure]) -> tuple[float, float]:
@@ -113,16 +120,12 @@ def main() -> None:
 
 
 def _blockwise() -> dict[str, Any]:
-    """What tuning blocks leaves of the loss that they are stored with: through own runs, of few tokens; without any, 98 %, which one
-    run of SmolLM2 at 3 bits left with learning rates that are no longer the default.
-    """
-    rows = [json.loads(line) for line in (DATA / "recovery_own.jsonl").read_text(encoding="utf-8").splitlines()]
-    shares = [(row["tokens"], row["kl"] / row["kl_before"]) for row in rows if row["method"] == "blockwise"]
-    tokens, share = shares[-1] if shares else (32_768, 0.98)
-    slope = 0.1
+    """What tuning blocks leaves of the loss that they are stored with: a law through the own run, whose slope is assumed."""
+    *_, row = _own_rows("blockwise")
+    slope, share = 0.1, row["kl"] / row["kl_before"]
     return {
-        "tokens": float(f"{tokens / (share ** (-1 / slope) - 1):.4g}"), "slope": slope, "width": 0.4, "basis": "assumed",
-        "source": "SmolLM2 at 3 bits (data/recovery_own.jsonl, else 98 % are left); the slope is assumed",
+        "tokens": float(f"{row['tokens'] / (share ** (-1 / slope) - 1):.4g}"), "slope": slope, "width": 0.4, "basis": "assumed",
+        "source": "SmolLM2 at 3 bits (data/recovery_own.jsonl); the slope is assumed",
     }  # fmt: skip
 
 

@@ -19,7 +19,9 @@ from passes.ir.quant_config.read import quantized
 from passes.ir.quant_config.write import quantization_config
 from passes.ir.sources import open_model
 from passes.kv_cache import KVCachePass
+from passes.prune.width import WidthPrune
 from passes.quantize.format_names import pass_named
+from passes.quantize.quantize import Quantize
 from targets.engines.engine import Parallel, Settings, find_engine
 from targets.gpu import find_gpu
 from targets.workload import Workload
@@ -273,3 +275,16 @@ def test_what_vllm_does_not_read_is_refused_by_name(settings: dict[str, Any], la
     assert [(reason.code, reason.message) for reason in reasons] == [
         ("published_not_in_vllm", f"vLLM does not read {label} checkpoints")
     ]
+
+
+def test_what_marlin_fills_up_to_whole_tiles_is_said() -> None:
+    def filled(width: int, version: str) -> list[str]:
+        narrow = replace(WidthPrune(width).rewrite(open_model(SMALL).ir), dtype="BF16")
+        stored = Quantize("rtn", PackQuantized(4, -1)).rewrite(narrow)
+        notes = find_engine("vllm").memory(stored, find_gpu("L4"), Settings(version), Workload(4096)).notes
+        return [note for note in notes if "Marlin" in note]
+
+    # 1,040 outputs of the pair become 1,088, 520 inputs of the last 576: (48 + 56) x 1,536 half bytes in each of 28 blocks.
+    [said] = filled(520, "0.33.0")
+    assert "1,040 × 1,536, 1,536 × 520" in said and "2.1 MiB" in said
+    assert filled(1024, "0.33.0") == []

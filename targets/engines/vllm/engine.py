@@ -44,7 +44,7 @@ from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
 from targets.engines.vllm.rules.fused import absent_note, fused_reasons, padded
-from targets.engines.vllm.rules.kernels import kernel_reasons
+from targets.engines.vllm.rules.kernels import kernel_reasons, padding_note
 from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
 from targets.engines.vllm.rules.legality import (
     expert_reasons,
@@ -191,9 +191,10 @@ class Vllm(Engine):
         stored, ir = ir, served(as_cached(resident_model(computed(ir, gpu, settings, rules)), rules), settings.features)
         estimate = tightest_rank(ir, gpu, settings, workload, rules)
         memory, layout = estimate
+        dtype = computed_dtype(stored, gpu, settings.dtype, rules)
         said = (
             note, gpu.note, dtype_note(stored, gpu, settings.dtype, rules), *stored_notes(stored, rules),
-            cold_note(memory, settings, rules),
+            padding_note(stored, gpu.capability or 0, dtype, rules, settings.parallel), cold_note(memory, settings, rules),
         )  # fmt: skip
         notes = tuple(n for n in said if n)
         profile = profile_of(gpu, settings, workload, rules)

@@ -7,6 +7,7 @@ older ones), `utils/marlin_utils.py`, `gptq.py`, `awq.py`; `benchmarks/kernel_or
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -175,6 +176,40 @@ def kernel_reasons(ir: ModelIR, capability: int, dtype: str, rules: Rules, paral
         if reason is not None:
             found.setdefault(reason.code, reason)
     yield from found.values()
+
+
+def padding_note(ir: ModelIR, capability: int, dtype: str, rules: Rules, parallel: Parallel) -> str | None:
+    """Say which matrices Marlin fills up to whole tiles, and what that takes on a rank; None where it runs them as they are."""
+    runs_on, ranks = (capability, rules.version, dtype), Ranks.of(parallel)
+    counted = [(_padded(block, ranks, runs_on), count) for block, count in ir.decoder.counts]
+    sizes = dict.fromkeys(f"{rows:,} × {inputs:,}" for found, _ in counted for rows, inputs, _ in found)
+    if not sizes:
+        return None
+    told = ", ".join(sizes)
+    more = sum(added * count for found, count in counted for _, _, added in found)
+    return (
+        f"Marlin fills matrices of {told} (outputs × inputs) up to whole tiles of 64 × 128 or 128 × 64: "
+        f"{more / 2**20:,.1f} MiB, not counted here, and what goes through them is copied in every step"
+    )
+
+
+@lru_cache(maxsize=1 << 14)
+def _padded(block: Block, ranks: Ranks, runs_on: tuple[int, Version, str]) -> tuple[tuple[int, int, int], ...]:
+    """The products that Marlin pads (`marlin_padded_nk`): their rows and inputs, and the bytes of what is added to their integers."""
+    found = []
+    for members in fused(block):
+        product = _product(block, members, ranks, runs_on)
+        if product.experts or next(iter(takers(product)), "") != "Marlin":
+            continue
+        rows, inputs, group = product.rows, product.inputs, max(1, product.form.group_size)
+        whole = min(_up(rows, n) * _up(inputs, math.lcm(k, group)) for n, k in ((64, 128), (128, 64)))
+        if whole > rows * inputs:
+            found.append((rows, inputs, math.ceil((whole - rows * inputs) * product.form.bits / 8)))
+    return tuple(found)
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 @lru_cache(maxsize=1 << 14)

@@ -206,14 +206,14 @@ def by_regime(left: Sequence[Leftover], least: int) -> dict[str, list[tuple[str,
 
 @lru_cache(maxsize=1)
 def strangers() -> tuple[Leftover, ...]:
-    """What start-ups that nothing is fitted to took beyond what is said of them: flags that nobody told, other builds, a desktop. Those of
-    which something is unexplained are left out, and models and machines that have an error of their own.
+    """What start-ups that nothing is fitted to took beyond what is said of them. Those whose flags are not all published are left out (what
+    an answer counts with, it knows), those of which something is unexplained, and models and machines that have an error of their own.
     """
     out: list[Leftover] = []
     for row in first_contact.load_rows():
         gpu = find_gpu(row["gpu"])
         rules, _ = rules_on_card(row["vllm_version"], gpu)
-        if row["unexplained"] or not rules.v1 or is_integrated(gpu) or "DeepSeek-V4" in row["command"]:
+        if row["loose"] or row["unexplained"] or not rules.v1 or is_integrated(gpu) or "DeepSeek-V4" in row["command"]:
             continue
         profile = Profile(1, 1, tp=row["gpus"], pp=1, eager=False, capability=gpu.capability or 0)
         if isinstance(answer := first_contact.ask(row), first_contact.Contact):

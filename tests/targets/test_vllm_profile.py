@@ -62,8 +62,22 @@ def test_an_eager_start_is_no_better_known_than_others() -> None:
 
 
 def test_ends_of_intervals_know_strangers_of_which_nothing_is_unexplained(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"gpu": "L40S", "gpus": 1, "vllm_version": "0.20.0", "command": "a", "source_url": "s", "unexplained": None}
-    rows = [row, {**row, "unexplained": "why"}, {**row, "vllm_version": "0.7.0"}, {**row, "gpu": "GB10"}]
+    row = {
+        "gpu": "L40S",
+        "gpus": 1,
+        "vllm_version": "0.20.0",
+        "command": "a",
+        "source_url": "s",
+        "loose": None,
+        "unexplained": None,
+    }
+    rows = [
+        row,
+        {**row, "unexplained": "why"},
+        {**row, "loose": "flags"},
+        {**row, "vllm_version": "0.7.0"},
+        {**row, "gpu": "GB10"},
+    ]
     monkeypatch.setattr(first_contact, "load_rows", lambda: rows)
     monkeypatch.setattr(first_contact, "ask", lambda row: first_contact.Contact(row, 110.0, 90.0, 120.0, 100.0, 7.0))
     fit_memory.strangers.cache_clear()

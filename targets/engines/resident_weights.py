@@ -121,6 +121,10 @@ def local_shape(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, i
     return rows, inputs, copies
 
 
+def _is_exponent(tensor: Tensor) -> bool:
+    return tensor.dtype == "U8" and "scale" in tensor.name
+
+
 def _resident(tensor: Tensor) -> int:
     return 0 if tensor.name.endswith(_DROPPED) else tensor.bytes
 
@@ -135,9 +139,9 @@ def linear_parts(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[tuple
         # A cut that the format cannot hold is refused elsewhere; its size is still answered, in proportion.
         share = rows * inputs / (linear.out_features * linear.in_features)
         local = replace(local, out_features=linear.out_features, in_features=linear.in_features)
-    wide = ranks.wide_scales and linear.copies > 1 and linear.storage.label.startswith("mxfp4")
+    wide = ranks.wide_scales and linear.copies > 1
     parts = tuple(
-        (tensor.name, int(copies * share * _resident(tensor)) * (4 if wide and "scale" in tensor.name else 1))
+        (tensor.name, int(copies * share * _resident(tensor)) * (4 if wide and _is_exponent(tensor) else 1))
         for tensor in local.tensors()
     )
     return (*parts, (".bias", rows * copies * 2)) if linear.bias else parts

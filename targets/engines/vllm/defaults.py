@@ -36,7 +36,7 @@ def rules_as_set(settings: Settings, gpu: Gpu) -> tuple[Rules, str | None]:
         rules = replace(rules, expert_padding=rules.blackwell_padding)
     elif backend in BACKEND_PADDING:
         rules = replace(rules, expert_padding=BACKEND_PADDING[backend], dense_padding=1)
-        # `_upcast_e8m0_to_fp32` in `fused_moe/oracle/mxfp4.py` of 0.23; 0.24 packs them.
+        # `_upcast_e8m0_to_fp32` of the oracle of 4-bit experts, 0.23; 0.24 packs them.
         rules = replace(rules, wide_scales=backend == "deep_gemm" and rules.version < _PACKED_SCALES)
     return rules, note
 

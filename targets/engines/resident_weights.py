@@ -38,7 +38,8 @@ class Ranks:
 
     `dp`: replicas, over whose ranks experts are cut too: since there is `--data-parallel-size` (`fused_moe/layer.py` of 0.8.0,
     `FusedMoEParallelConfig.flatten_tp_across_dp` later). `padded_hidden`, `padded_inner`: multiples that the 4-bit expert kernels pad a
-    bank's sides to; `padded_dense`: that those of 16 bits pad its intermediate side to.
+    bank's sides to; `padded_dense`: that those of 16 bits pad its intermediate side to. `wide_scales`: the scales of 4-bit experts, stored
+    as exponents of a byte, are kept in 4.
     """
 
     tp: int
@@ -49,6 +50,7 @@ class Ranks:
     padded_hidden: int = 1
     padded_inner: int = 1
     padded_dense: int = 1
+    wide_scales: bool = False
 
     @classmethod
     def of(cls, parallel: Parallel, rules: Rules | None = None) -> Ranks:
@@ -56,7 +58,7 @@ class Ranks:
         if rules is None:
             return cls(parallel.tp, parallel.ep, parallel.dp)
         absorbed = rules.mla and rules.v1
-        padding = (*rules.expert_padding, rules.dense_padding)
+        padding = (*rules.expert_padding, rules.dense_padding, rules.wide_scales)
         return cls(parallel.tp, parallel.ep, parallel.dp, True, absorbed, *padding)
 
     def cut(self, linear: Linear) -> int:
@@ -119,6 +121,10 @@ def local_shape(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[int, i
     return rows, inputs, copies
 
 
+def _is_exponent(tensor: Tensor) -> bool:
+    return tensor.dtype == "U8" and "scale" in tensor.name
+
+
 def _resident(tensor: Tensor) -> int:
     return 0 if tensor.name.endswith(_DROPPED) else tensor.bytes
 
@@ -133,7 +139,11 @@ def linear_parts(linear: Linear, ranks: Ranks, state: LayerState) -> tuple[tuple
         # A cut that the format cannot hold is refused elsewhere; its size is still answered, in proportion.
         share = rows * inputs / (linear.out_features * linear.in_features)
         local = replace(local, out_features=linear.out_features, in_features=linear.in_features)
-    parts = tuple((tensor.name, int(copies * share * _resident(tensor))) for tensor in local.tensors())
+    wide = ranks.wide_scales and linear.copies > 1
+    parts = tuple(
+        (tensor.name, int(copies * share * _resident(tensor)) * (4 if wide and _is_exponent(tensor) else 1))
+        for tensor in local.tensors()
+    )
     return (*parts, (".bias", rows * copies * 2)) if linear.bias else parts
 
 

@@ -334,3 +334,12 @@ def test_experts_without_gates_were_padded_there_before_those_with(version: str,
     model = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
     more = weights_gib(model, "B200", version=version) / weights_gib(model, "H100", version=version)
     assert more == pytest.approx(1.032 if pads else 1.0, abs=0.001)
+
+
+def test_deepgemm_kept_scales_of_4_bit_experts_in_4_bytes() -> None:
+    """`fused_moe/oracle/mxfp4.py` of 0.23 upcasts them, 0.24 packs them: 3 more bytes for 32 elements of 16."""
+    model = "deepseek-ai/DeepSeek-V4-Flash"
+    ir = open_model(model).ir
+    banks = sum(n * lin.bytes for block, n in ir.decoder.counts for lin in block.linears if lin.copies > 1) / GIB
+    wide, packed = (weights_gib(model, "B200", 4, kernels="deep_gemm", version=v) for v in ("0.23.0", "0.24.0"))
+    assert wide - packed == pytest.approx(banks / 4 * 3 / 17, rel=0.02)

@@ -15,6 +15,8 @@ _GIB = 1 << 30
 _LARGE_CARD_BYTES, _HUGE_CARD_BYTES = 70 * _GIB, 160 * _GIB
 #: Compute capabilities × 10 between which experts in blocks of 4 bits have kernels beside Marlin's.
 _HOPPER, _BLACKWELL, _RTX_BLACKWELL = 90, 100, 120
+#: From here on DeepGEMM keeps the scales of 4-bit experts as they are stored.
+_PACKED_SCALES = (0, 24, 0)
 
 
 def rules_on_card(version: str | None, gpu: Gpu) -> tuple[Rules, str | None]:
@@ -34,6 +36,8 @@ def rules_as_set(settings: Settings, gpu: Gpu) -> tuple[Rules, str | None]:
         rules = replace(rules, expert_padding=rules.blackwell_padding)
     elif backend in BACKEND_PADDING:
         rules = replace(rules, expert_padding=BACKEND_PADDING[backend], dense_padding=1)
+        # `_upcast_e8m0_to_fp32` of the oracle of 4-bit experts, 0.23; 0.24 packs them.
+        rules = replace(rules, wide_scales=backend == "deep_gemm" and rules.version < _PACKED_SCALES)
     return rules, note
 
 

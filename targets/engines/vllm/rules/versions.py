@@ -84,10 +84,10 @@ class Rules:
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 in Triton's of 0.24 and newer), `blackwell_padding`: on compute capability 10, where
     TensorRT-LLM's kernels come first from 0.19 on (`round_up_hidden_size_and_intermediate_size` of the oracle of 4-bit experts in
     `fused_moe/oracle/`; 0.32's are asked in `benchmarks/kernel_oracle.py`). There these pad the intermediate side of experts in 16 bits
-    too, to `dense_padding` (`oracle/unquantized.py`, 0.24), `pads_gated`: of those with gates as well (0.29). `group_order`: groups that
-    follow the activation order are read (`quantization/utils/gptq_utils.py` refuses them from 0.30). `refines_experts`: blocks of FP8
-    scales of experts that a cut splits are made smaller while loading (`oracle/fp8.py:refine_fp8_moe_block_shape`, 0.29).
-    `bitsandbytes_plugin`: its loader is a package of its own (0.28).
+    too, to `dense_padding` (`oracle/unquantized.py`, 0.24), `pads_gated`: of those with gates as well (0.29). `wide_scales`: as
+    `--moe-backend` sets it. `group_order`: groups that follow the activation order are read (`quantization/utils/gptq_utils.py` refuses
+    them from 0.30). `refines_experts`: blocks of FP8 scales of experts that a cut splits are made smaller while loading
+    (`oracle/fp8.py:refine_fp8_moe_block_shape`, 0.29). `bitsandbytes_plugin`: its loader is a package of its own (0.28).
     `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.31).
     `names_dtypes`: `auto` falls back to float16 on cards without bfloat16 (0.9.1); `no_float16`: families that overflow there and
     refuse it (`_FLOAT16_NOT_SUPPORTED_MODELS`; `gemma3_text` from 0.10.2).
@@ -130,6 +130,7 @@ class Rules:
     blackwell_padding: tuple[int, int] = MARLIN_PADDING
     dense_padding: int = 1
     pads_gated: bool = False
+    wide_scales: bool = False
     group_order: bool = True
     refines_experts: bool = False
     bitsandbytes_plugin: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 
@@ -328,3 +329,16 @@ def test_replicas_that_cut_experts_between_them_exchange_tokens_as_those_with_wh
     card = find_gpu("H100 SXM5 80GB")
     cut, whole = (on(card, moe, many, Settings(parallel=Parallel(tp=4, dp=2, ep=ep))) for ep in (1, 8))
     assert cut.tpot_ms.value == pytest.approx(whole.tpot_ms.value, rel=0.02)
+
+
+def test_replicas_that_share_experts_are_as_sure_as_one_card_but_for_what_they_share() -> None:
+    moe, many = open_model("Qwen/Qwen3-30B-A3B").ir, Workload(8192, 64, 1500, 400)
+    card = find_gpu("L40S")
+    cut, shared, apart = (
+        on(card, moe, replace(many, concurrency=clients), Settings(parallel=parallel)).tpot_ms
+        for clients, parallel in ((64, Parallel(tp=4)), (64, Parallel(dp=4, ep=4)), (16, Parallel()))
+    )
+    known, own = (math.log(each.high / each.value) for each in (cut, shared))
+    assert cut.basis is Basis.CALIBRATED and shared.basis is Basis.ASSUMED
+    assert known < own < known + math.log(2), "an exchange and uneven experts, not all that a card does"
+    assert math.log(apart.high / apart.value) == pytest.approx(known)

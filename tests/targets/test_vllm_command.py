@@ -172,3 +172,18 @@ def test_a_wrong_config_file_is_refused_before_anything_starts(name: str, text: 
         read("vllm serve Qwen/Qwen3-8B --config nowhere.yaml")
     inside = read("docker run vllm/vllm-openai:v0.11.0 --model Qwen/Qwen3-8B --config /etc/vllm.yaml")
     assert any("lies in the container" in note for note in inside.notes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "uv run --with vllm vllm serve Qwen/Qwen3-8B --max-model-len 8k", "docker exec -it box vllm serve Qwen/Qwen3-8B --max-model-len 8k",
+        "docker compose exec -e CUDA_VISIBLE_DEVICES=0 llm vllm serve Qwen/Qwen3-8B --max-model-len=8k",
+        "bash -lc 'source venv/bin/activate && export X=1; vllm serve Qwen/Qwen3-8B --max-model-len 8k 2>&1 | tee log'",
+        "srun apptainer exec --nv vllm.sif vllm serve Qwen/Qwen3-8B --max-model-len 8k",
+        "docker run --rm nvcr.io/nvidia/vllm:25.10-py3 vllm serve Qwen/Qwen3-8B --max-model-len 8k",
+    ],
+)  # fmt: skip
+def test_a_server_is_found_behind_what_runs_it(text: str) -> None:
+    read = read_command(shlex.split(text))
+    assert (read.model, read.flags, read.version) == ("Qwen/Qwen3-8B", {"max-model-len": "8k"}, None)

@@ -183,3 +183,18 @@ def test_json_nested_too_deeply_is_no_flag(flag: str) -> None:
     words = ["vllm", "serve", "Qwen/Qwen3-8B", *((f"{flag}{deep}",) if flag.endswith("=") else (flag, deep))]
     with pytest.raises(InputError, match="nested too deeply"):
         read_command(words)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "uv run --with vllm vllm serve Qwen/Qwen3-8B --max-model-len 8k", "docker exec -it box vllm serve Qwen/Qwen3-8B --max-model-len 8k",
+        "docker compose exec -e CUDA_VISIBLE_DEVICES=0 llm vllm serve Qwen/Qwen3-8B --max-model-len=8k",
+        "bash -lc 'source venv/bin/activate && export X=1; vllm serve Qwen/Qwen3-8B --max-model-len 8k 2>&1 | tee log'",
+        "srun apptainer exec --nv vllm.sif vllm serve Qwen/Qwen3-8B --max-model-len 8k",
+        "docker run --rm nvcr.io/nvidia/vllm:25.10-py3 vllm serve Qwen/Qwen3-8B --max-model-len 8k",
+    ],
+)  # fmt: skip
+def test_a_server_is_found_behind_what_runs_it(text: str) -> None:
+    read = read_command(shlex.split(text))
+    assert (read.model, read.flags, read.version) == ("Qwen/Qwen3-8B", {"max-model-len": "8k"}, None)

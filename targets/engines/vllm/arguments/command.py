@@ -27,6 +27,10 @@ _DOCKER_SWITCHES = {
 }  # fmt: skip
 _TAG = re.compile(r":v?(\d+\.\d+(?:\.\d+)?(?:\.post\d+)?)")
 _NUMBER = re.compile(r"-\d+(\.\d+)?")
+#: What runs a text as a command (`-c`, `-lc`), what ends one of several commands of a line, where output goes.
+_RUNS, _ENDS, _GOES = re.compile(r"-[a-z]*c"), re.compile(r"[;|&]+"), re.compile(r"&?[<>]+[&|]?")
+#: More than the first number of a release of vLLM: other images are tagged by the month (`nvcr.io/nvidia/vllm:25.10-py3`).
+_MONTHLY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ def read_command(words: Sequence[str]) -> ServeCommand:
     """Return what a command asks for, with the file of `--config`. Raises InputError for what is no server of vLLM, and for flags that it
     has not.
     """
-    words = tuple(part for word in words for part in (_split(word) if _quoted(word, len(words)) else (word,)))
+    words = tuple(part for word in words for part in (_served_of(word) if _quoted(word, len(words)) else (word,)))
     command = _read(words)
     named, contained = _config_of(command), any(PurePosixPath(word).name in _CONTAINERS for word in words)
     if contained and named is not None and not Path(named).is_file():
@@ -82,7 +86,7 @@ def _config_of(command: ServeCommand) -> str | None:
 
 def _read(words: tuple[str, ...]) -> ServeCommand:
     """What the words of a command ask for."""
-    start = next((number for number, word in enumerate(words) if _program(word)), None)
+    start = _start(words)
     if start is None:
         raise InputError(
             f"{shlex.join(words)!r:.200} starts no server of vLLM", remedy="paste `vllm serve MODEL …` after the --"
@@ -92,9 +96,10 @@ def _read(words: tuple[str, ...]) -> ServeCommand:
     if program in _CONTAINERS:
         return _container(rest)
     if program in _SHELLS:
-        if "-c" not in rest[:-1]:
+        runs = next((number for number, word in enumerate(rest[:-1]) if _RUNS.fullmatch(word)), None)
+        if runs is None:
             raise InputError(f"`{program}` without -c says no command", remedy="paste the command itself")
-        return _read(tuple(_split(rest[rest.index("-c") + 1])))
+        return _read(_served_of(rest[runs + 1]))
     if _PYTHON.fullmatch(program):
         module = rest[1] if rest[:1] == ("-m",) and len(rest) > 1 else None
         if module is None or not _SERVER.fullmatch(module):
@@ -188,6 +193,34 @@ def _split(text: str) -> list[str]:
         raise InputError(f"{text!r:.200} is no command: {error}", remedy="close every quote in it") from None
 
 
+def _served_of(text: str) -> tuple[str, ...]:
+    """The words of the one command of a shell's line that starts a program which may serve, without where its output goes; else all."""
+    _split(text)  # which says what is left open
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    commands: list[list[str]] = [[]]
+    left = list(lexer)
+    while left:
+        word = left.pop(0)
+        if _ENDS.fullmatch(word):
+            commands.append([])
+        elif _GOES.fullmatch(word):
+            if commands[-1][-1:] and commands[-1][-1].isdigit():  # `2>`
+                commands[-1].pop()
+            del left[:1]
+        else:
+            commands[-1].append(word)
+    return tuple(next((words for words in commands if any(map(_program, words))), _split(text)))
+
+
+def _start(words: Sequence[str]) -> int | None:
+    """Where the program stands that serves: `vllm serve`, before a word that only names vLLM (`uv run --with vllm vllm serve`)."""
+    starts = [number for number, word in enumerate(words) if _program(word)]
+    named = [number for number in starts if PurePosixPath(words[number]).name == "vllm"]
+    serving = [number for number in named if words[number + 1 : number + 2] == ("serve",)]
+    return serving[0] if starts and serving and starts[0] in named else next(iter(starts), None)
+
+
 def _quoted(word: str, count: int) -> bool:
     """Whether a word is a whole command in quotes."""
     return count == 1 and " " in word.strip()
@@ -210,7 +243,8 @@ def _container(words: Sequence[str]) -> ServeCommand:
     left, variables = list(words), dict[str, str]()
     cards: int | None = None
     entry: str | None = None
-    while left and left[0] in ("run", "container", "compose"):
+    runs_in = "exec" in left[:2]
+    while left and left[0] in ("run", "container", "compose", "exec"):
         left.pop(0)
     while left and left[0].startswith("-"):
         name, has_value, value = left.pop(0).partition("=")
@@ -227,7 +261,10 @@ def _container(words: Sequence[str]) -> ServeCommand:
             "`docker run` without an image", remedy="paste the whole command: … vllm/vllm-openai:v0.11.0 …"
         )
     image, rest = left[0], left[1:]
+    if runs_in:  # `image` is the container's name
+        return _with_visible(_read(tuple(rest)), variables)
     tag = _TAG.search(image)
+    tag = None if tag is None or int(tag[1].partition(".")[0]) >= _MONTHLY else tag
     whole = (*([entry] if entry else ()), *rest)
     command = _read(whole) if whole and _program(whole[0]) else read_flags(rest)
     unpinned = () if tag else (f"{image} names no version of vLLM: the newest known is taken",)

@@ -56,14 +56,18 @@ def parse_rate(text: object) -> float:
 
 
 def as_typed_tokens(said: object) -> object:
-    """Return `32k` as the 32,768 tokens that it means, `1m` as 1,048,576; what is no text as it is. Raises ValueError for other texts."""
-    if not isinstance(said, str):
-        return said
-    match = re.fullmatch(r"\s*(\d+)\s*([kKmM])\s*", said)
-    if match is None:
-        plain = f"{said.strip()} without quotes" if said.strip().isdigit() else "32768"
-        raise ValueError(f"{said!r:.60} is no number of tokens: write {plain:.60}, 32k (32,768) or 1m (1,048,576)")
-    return int(match[1]) * _TOKENS[match[2].lower()]
+    """Return `32k` as the 32,768 tokens that it means, `1m` as 1,048,576; anything else as it is."""
+    match = re.fullmatch(r"\s*(\d+)\s*([kKmM])\s*", said) if isinstance(said, str) else None
+    return int(match[1]) * _TOKENS[match[2].lower()] if match else said
+
+
+def parse_tokens(said: object) -> object:
+    """Read a text such as `32k` as tokens; what is no text is judged elsewhere. Raises ValueError saying what was expected."""
+    tokens = as_typed_tokens(said)
+    if isinstance(tokens, str):
+        plain = f"{tokens.strip()} without quotes" if tokens.strip().isdigit() else "32768"
+        raise ValueError(f"{tokens!r:.60} is no number of tokens: write {plain:.60}, 32k (32,768) or 1m (1,048,576)")
+    return tokens
 
 
 def parse_arrivals(text: object) -> float:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from passes.errors import InputError, NotModelledError, unknown_name
+from passes.errors import InputError, NotModelledError, nearest, unknown_name
 from passes.host_memory import card_nodes, cards_memory, memory_total_bytes
 from passes.record import dataclass
 from targets.machine.devices import cores, cpu_instructions, cpu_model, installed_gpus
@@ -169,6 +169,7 @@ def _of_catalog(name: str) -> Gpu:
         raise unknown_name(
             "GPU", name, [json.loads(line)["name"] for line in lines],
             remedy="`optimize targets` lists the cards; a size such as 24GB stands for a generic card.",
+            meant={name.lower(): _misread(name)},
         )  # fmt: skip
     entry = json.loads(lines[number])
     note = None
@@ -223,6 +224,22 @@ _SLICES, _PARTS = 8, 7
 _FEWER_PARTS = {"A30": 4, "RTX PRO 6000": 4, "RTX PRO 5000": 2}
 #: Eighths of the memory that a slice of so many units has (NVIDIA's MIG guide, profiles of the A100).
 _EIGHTHS = {1: 1, 2: 2, 3: 4, 4: 4, 7: 8}
+
+
+def _misread(name: str) -> list[str]:
+    """The cards that a name is like whose digits are written as letters (`4O90`, `A1OO`), or whose number alone is misspelt (`4099`)."""
+    index, lines, shared = _index()
+    folded = fold(name)
+    if any(letter.isdigit() for letter in folded):
+        folded = re.sub(r"(?<=\d)o+|o+(?=\d)", lambda letters: "0" * len(letters[0]), folded)
+    known = {text.removeprefix("rtx"): numbers for text, numbers in shared.items()}
+    known = {text.removeprefix("rtx"): [number] for text, number in index.items()} | known
+    if folded.removeprefix("rtx") in known:
+        return [json.loads(lines[number])["name"] for number in known[folded.removeprefix("rtx")]]
+    if not folded.isdigit():
+        return []
+    close = nearest(folded, [text for text in known if text.isdigit() and len(text) == len(folded)])
+    return [json.loads(lines[known[text][0]])["name"] for text in close]
 
 
 def _doubled(name: str) -> Gpu | None:

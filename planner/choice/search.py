@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 from passes.base import Pass, Stage
 from passes.errors import InputError, Reason, ReasonKind
@@ -75,6 +75,15 @@ class SearchResult:
         """Return the alternatives a person wants to see, nearest first: one for each engine and kind of trouble, judged as the chosen
         one is. What is illegal is there only where nothing else is. Where nothing is chosen, the first is what the rule chooses of them.
         """
+        out = self._kinds_of_trouble
+        first = sorted(out[: 2 * count], key=lambda v: (v is not self.closest, v.distance))[:count]
+        told = [self._told(verdict) for verdict in first]
+        best = self.rule.choice([v for v in told if not _only_lost(v)]) if self.chosen is None else None
+        return tuple(sorted(told, key=lambda v: best is not None and v is not best))
+
+    @cached_property
+    def _kinds_of_trouble(self) -> list[Verdict]:
+        """The nearest of each engine and kind of trouble, judged in full, nearest first."""
         seen: set[tuple[str, frozenset[str]]] = set()
         out: list[Verdict] = []
         by_distance = sorted(
@@ -88,13 +97,20 @@ class SearchResult:
             if key not in seen and not (_illegal(verdict) and out):
                 seen.add(key)
                 out.append(complete(self.spec, self.gpu, verdict))
-        first = sorted(out[: 2 * count], key=lambda v: (v is not self.closest, v.distance))[:count]
-        told = [self._told(verdict) for verdict in first]
-        best = self.rule.choice([v for v in told if not _only_lost(v)]) if self.chosen is None else None
-        return tuple(sorted(told, key=lambda v: best is not None and v is not best))
+        return out
+
+    @cached_property
+    def _already_told(self) -> dict[int, Verdict]:
+        return {}
 
     def _told(self, verdict: Verdict) -> Verdict:
-        """A candidate that lost, as told: goals first; of what meets all of them then, that the formula ranked it out."""
+        """A candidate that lost, as told: goals first; of what meets all of them then, that the formula ranked it out. Told once."""
+        known = self._already_told
+        if id(verdict) not in known:
+            known[id(verdict)] = self._telling(verdict)
+        return known[id(verdict)]
+
+    def _telling(self, verdict: Verdict) -> Verdict:
         told = as_told(self.spec, self.gpu, verdict)
         if told.reasons or not verdict.reasons:
             ordered = tuple(sorted(told.reasons, key=lambda reason: reason.kind is ReasonKind.DOMINATED))

@@ -142,11 +142,15 @@ def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
     distill = spec.passes.distill
     if isinstance(distill, DistillChoice):
         checks.append((["passes", "distill"], partial(_refuse_missing_prompts, distill)))
+    wrong: dict[str, InputError] = {}
     for path, check in checks:
         try:
             check()
         except InputError as error:
-            raise InputError(error.message, remedy=error.remedy, location=locate(node, path, name)) from None
+            known = type(error)(error.message, remedy=error.remedy, location=locate(node, path, name))
+            wrong.setdefault(error.message, known)  # the reserve of a card that is unknown
+    if wrong:
+        raise _together(list(wrong.values()))
 
 
 def _refuse_missing_model(model: str) -> None:
@@ -226,9 +230,14 @@ def explained(
     told: dict[tuple[Any, ...], InputError] = {}
     for problem in problems:  # of the branches of a union that fail at one place, the most helpful is told
         told.setdefault(_place(problem, value), _problem(problem, node, value, name, part))
-    first, *others = told.values()
+    return _together(list(told.values()))
+
+
+def _together(errors: Sequence[InputError]) -> InputError:
+    """All errors as one message, the first with its exit code, each with its place."""
+    first, *others = errors
     lines = "".join(f"\n  {other.location}: {other.message}{_means(other)}" for other in others)
-    return InputError(f"{first.message}{lines}", remedy=first.remedy, location=first.location)
+    return type(first)(f"{first.message}{lines}", remedy=first.remedy, location=first.location)
 
 
 def _means(error: InputError) -> str:

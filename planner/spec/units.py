@@ -61,6 +61,15 @@ def as_typed_tokens(said: object) -> object:
     return int(match[1]) * _TOKENS[match[2].lower()] if match else said
 
 
+def parse_tokens(said: object) -> object:
+    """Read a text such as `32k` as tokens; what is no text is judged elsewhere. Raises ValueError saying what was expected."""
+    tokens = as_typed_tokens(said)
+    if isinstance(tokens, str):
+        plain = f"{tokens.strip()} without quotes" if tokens.strip().isdigit() else "32768"
+        raise ValueError(f"{tokens!r:.60} is no number of tokens: write {plain:.60}, 32k (32,768) or 1m (1,048,576)")
+    return tokens
+
+
 def parse_arrivals(text: object) -> float:
     """Read `4/s` as requests a second; `inf` where all come at once. Raises ValueError saying what was expected."""
     if text in ("inf", math.inf):

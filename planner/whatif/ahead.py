@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from functools import lru_cache
 from threading import Lock
 
 from passes.errors import TightfitError
 from passes.ir.sources import Source
+from planner.explain.asked import Asked
 from planner.report.page import render
 from planner.spec.spec import Spec
-from planner.whatif.answer import answer
+from planner.whatif.answer import answer, others, searched
 from planner.whatif.controls import Control, State, neighbours
 
 #: Processes at most; each holds a description of the model and what was computed of it.
@@ -20,12 +22,16 @@ _MOST = 4
 _YIELDS = 10
 #: Answers that are kept, the oldest let go first.
 _KEPT = 512
-#: A setting, as what is known of it is found.
-Key = frozenset[tuple[str, str]]
+#: Searches that a process keeps for what is asked of them next.
+_REMEMBERED = 4
+#: A part of the page at a setting, as what is known of it is found.
+Key = tuple[str, frozenset[tuple[str, str]]]
+#: The parts: what is chosen with its figures, which is waited for; what came nearest to it, which takes simulations of its own.
+PLAN, OTHERS = "plan", "others"
 
 
 class Ahead:
-    """Plans by settings of the controls, each computed once."""
+    """Parts of the page by settings of the controls, each computed once."""
 
     def __init__(self, spec: Spec, source: Source, controls: tuple[Control, ...]) -> None:
         self._subject, self._controls = (spec, source), controls
@@ -34,9 +40,9 @@ class Ahead:
         self._waited: Counter[Key] = Counter()
         self._lock = Lock()
 
-    def ask(self, state: State) -> str:
-        """Return the plan at a setting as HTML. Forecasts that nobody waits for and no process has begun make way for it."""
-        key = frozenset(state.items())
+    def ask(self, state: State, part: str = PLAN) -> str:
+        """Return a part of the page at a setting as HTML. Forecasts that nobody waits for and no process has begun make way for it."""
+        key = part, frozenset(state.items())
         with self._lock:
             for other in [
                 each for each, forecast in self._answers.items() if not self._waited[each] and forecast.cancel()
@@ -46,7 +52,7 @@ class Ahead:
             under_way = self._answers.get(key)
             if under_way is None or not (under_way.done() or self._waited[key] > 1):
                 # a forecast that has not ended may not have begun: what a pool has taken on cannot be cancelled
-                self._answers[key] = self._asked.submit(_answered, dict(state))
+                self._answers[key] = self._asked.submit(_answered, dict(state), part)
             either = tuple(each for each in (under_way, self._answers[key]) if each is not None)
         try:
             html = next(iter(wait(either, return_when=FIRST_COMPLETED).done)).result()
@@ -82,12 +88,12 @@ class Ahead:
 
     def _forecast(self, state: State) -> None:
         """Plan a setting ahead, unless that is done, and let the oldest answers go."""
-        key = frozenset(state.items())
+        key = PLAN, frozenset(state.items())
         if key not in self._answers:
             for old in list(self._answers)[: max(0, len(self._answers) - _KEPT)]:
                 if self._answers[old].done() and not self._waited[old]:
                     del self._answers[old]
-            self._answers[key] = self._ahead.submit(_answered, dict(state))
+            self._answers[key] = self._ahead.submit(_answered, dict(state), PLAN)
 
 
 #: What a process plans for.
@@ -105,6 +111,16 @@ def _begin(spec: Spec, source: Source, yields: int) -> None:
     _SUBJECT[:] = [(spec, source)]
 
 
-def _answered(state: State) -> str:
+def _answered(state: State, part: str) -> str:
+    found = _search(frozenset(state.items()))
+    return (
+        render("plan.html.j2", answer=answer(found, state))
+        if part == PLAN
+        else render("others.html.j2", others=others(found))
+    )
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _search(state: frozenset[tuple[str, str]]) -> Asked | TightfitError:
     spec, source = _SUBJECT[0]
-    return render("plan.html.j2", answer=answer(spec, source, state))
+    return searched(spec, source, dict(state))

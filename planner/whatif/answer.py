@@ -1,4 +1,4 @@
-"""The plan at one setting of the controls, laid out for the page: what is chosen, its memory and goals, what is nearest to it."""
+"""The plan at one setting of the controls, laid out for the page: what is chosen, its memory and goals; apart, what came nearest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHERS = 3
 @dataclass(frozen=True, slots=True)
 class Answer:
     """`head`: what is chosen, or nearest where nothing meets the goals; `said`: why, and what is against it. `figures`: by name.
-    `others`: candidates with their reasons. `patch`: as the spec says it.
+    `patch`: as the spec says it.
     """
 
     head: str
@@ -35,17 +35,22 @@ class Answer:
     memory: MemoryBar | None = None
     goals: tuple[GoalRow, ...] = ()
     figures: tuple[tuple[str, str], ...] = ()
-    others: tuple[tuple[str, str], ...] = ()
     patch: str = ""
 
 
-def answer(spec: Spec, source: Source, state: State) -> Answer:
-    """Plan at one setting. What cannot be asked so is the answer too."""
-    patch = changes(state)
+def searched(spec: Spec, source: Source, state: State) -> Asked | TightfitError:
+    """Search at one setting; or return why that cannot be asked."""
     try:
-        asked = Asked.of(patched(spec, patch), source)
+        return Asked.of(patched(spec, changes(state)), source)
     except TightfitError as error:
-        return Answer("This cannot be asked", meets=False, said=tuple(str(error).splitlines()))
+        return error
+
+
+def answer(asked: Asked | TightfitError, state: State) -> Answer:
+    """Lay out what was found at a setting. What cannot be asked so is the answer too."""
+    if isinstance(asked, TightfitError):
+        return Answer("This cannot be asked", meets=False, said=tuple(str(asked).splitlines()))
+    patch = changes(state)
     judged = asked.leading
     verdict, gpu, cards = judged.verdict, asked.result.gpu, judged.verdict.candidate.cards
     meets = asked.result.chosen is not None
@@ -58,12 +63,19 @@ def answer(spec: Spec, source: Source, state: State) -> Answer:
         memory=bar_of(verdict.memory.memory, verdict.capacity, (gpu.name, int(gpu.memory_bytes.value), cards)),
         goals=rows_of(plan.goals, verdict.quality, verdict.shown),
         figures=tuple(_figures(judged)),
-        others=tuple(
-            (each.candidate.label, "; ".join(reason.message for reason in each.reasons))
-            for each in asked.result.nearest(_OTHERS)
-            if each.candidate != verdict.candidate
-        ),
         patch=written(patch) if patch else "",
+    )
+
+
+def others(asked: Asked | TightfitError) -> tuple[tuple[str, str], ...]:
+    """Return what came nearest of the candidates that lost, with their reasons: their loads are simulated for it."""
+    if isinstance(asked, TightfitError):
+        return ()
+    own = asked.leading.verdict.candidate
+    return tuple(
+        (each.candidate.label, "; ".join(reason.message for reason in each.reasons))
+        for each in asked.result.nearest(_OTHERS)
+        if each.candidate != own
     )
 
 

@@ -1,4 +1,4 @@
-"""Serves the page to this machine's browser: two addresses, both read only, on 127.0.0.1 alone."""
+"""Serves the page to this machine's browser: a page and the parts that it asks for, all read only, on 127.0.0.1 alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from passes.ir.sources import open_model
 from planner.report.page import digest, render, text
 from planner.spec.spec import Spec
 from planner.version import VERSION
-from planner.whatif.ahead import Ahead
+from planner.whatif.ahead import OTHERS, PLAN, Ahead
 from planner.whatif.controls import controls, state_of
 
 _HOST = "127.0.0.1"
@@ -57,10 +57,11 @@ class Server:
         address = urlsplit(target)
         if address.path == "/":
             return HTTPStatus.OK, self._page
-        if address.path != "/plan":
+        part = address.path.removeprefix("/")
+        if part not in (PLAN, OTHERS):
             return HTTPStatus.NOT_FOUND, "nothing is here"
         try:
-            return HTTPStatus.OK, self._ahead.ask(state_of(dict(parse_qsl(address.query)), self._controls))
+            return HTTPStatus.OK, self._ahead.ask(state_of(dict(parse_qsl(address.query)), self._controls), part)
         except TightfitError as error:
             return HTTPStatus.BAD_REQUEST, str(error)
         except Exception as error:  # noqa: BLE001 (the page says it; a traceback would end in the terminal)

@@ -42,6 +42,9 @@ def main() -> None:
 
         desk = opened(url, viewport={"width": 1200, "height": 800})
         seen: dict[str, Any] = {"first": stands(desk, "")}
+        near = desk.locator("#others li").first
+        near.wait_for(timeout=60_000)
+        seen["near"] = desk.locator("#others").inner_text()
         desk.locator("#context").focus()
         desk.keyboard.press("ArrowRight")
         seen["context"] = stands(desk, "context=16384")

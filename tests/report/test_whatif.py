@@ -21,7 +21,7 @@ from planner.choice.search import search
 from planner.spec.parse import parse_spec
 from planner.spec.patch import patched
 from planner.whatif import ahead
-from planner.whatif.answer import answer
+from planner.whatif.answer import answer, others, searched
 from planner.whatif.controls import changes, controls, neighbours, state_of
 from planner.whatif.server import Server
 from targets.simulation import serving
@@ -63,13 +63,17 @@ def test_neighbours_are_one_move_away() -> None:
 
 def test_an_answer_is_what_a_plan_of_the_changed_spec_is() -> None:
     source = open_model(ASKED.model)
-    told = answer(ASKED, source, {"context": "16384", "kv": "fp8"})
+    state = {"context": "16384", "kv": "fp8"}
+    found = searched(ASKED, source, state)
+    told, near = answer(found, state), others(found)
     chosen = search(patched(ASKED, changes({"context": "16384", "kv": "fp8"})), source.ir).chosen
     assert chosen is not None and told.meets and told.head.startswith(chosen.candidate.label)
     assert told.patch == "workload: {context: 16384}, passes: {kv_cache: [fp8]}"
     assert told.memory is not None and {row.name for row in told.goals} >= {"TTFT", "decode", "perplexity"}
-    refused = answer(ASKED, source, {"gpu": "Radeon"})
-    assert not refused.meets and refused.memory is None and refused.said
+    assert near and all(why and label != chosen.candidate.label for label, why in near)
+    nothing = searched(ASKED, source, {"gpu": "Radeon"})
+    refused = answer(nothing, {"gpu": "Radeon"})
+    assert not refused.meets and refused.memory is None and refused.said and not others(nothing)
 
 
 def test_a_load_is_simulated_once_for_all_that_run_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +84,9 @@ def test_a_load_is_simulated_once_for_all_that_run_alike(monkeypatch: pytest.Mon
     source, heads = open_model(ASKED.model), []
     for method in ("rtn", "gptq"):
         passes = f"passes: {{ quantize: {{ formats: [w8a16-channel], methods: [{method}] }} }}"
-        heads.append(answer(parse_spec(SPEC[: SPEC.index("passes:")] + passes), source, {"clients": "2"}).head)
+        found = searched(parse_spec(SPEC[: SPEC.index("passes:")] + passes), source, {"clients": "2"})
+        others(found)
+        heads.append(answer(found, {"clients": "2"}).head)
         counted.append(len(runs))
     assert heads[0] != heads[1] and counted[0] == counted[1] > 0
 
@@ -90,7 +96,7 @@ def test_what_is_asked_does_not_wait_for_a_forecast_of_it(monkeypatch: pytest.Mo
     asked, forecasts = ThreadPoolExecutor(1, "asked"), ThreadPoolExecutor(1, "forecasts")
     pools, held = iter((asked, forecasts)), Event()
 
-    def plan(state: dict[str, str]) -> str:
+    def plan(state: dict[str, str], part: str) -> str:
         if current_thread().name.startswith("forecasts"):
             held.wait(30)
         return f"{current_thread().name}: {state}"
@@ -117,8 +123,9 @@ def test_the_server_answers_this_machine_alone() -> None:
         assert server.answer(host, "/")[0] is HTTPStatus.OK
         assert server.answer("elsewhere.example", "/")[0] is HTTPStatus.FORBIDDEN
         assert server.answer(host, "/etc/passwd")[0] is HTTPStatus.NOT_FOUND
-        status, said = server.answer(host, "/plan?context=17")
-        assert status is HTTPStatus.BAD_REQUEST and "one of" in said
+        for part in ("plan", "others"):
+            status, said = server.answer(host, f"/{part}?context=17")
+            assert status is HTTPStatus.BAD_REQUEST and "one of" in said
     finally:
         server.close()
 
@@ -162,5 +169,6 @@ def test_the_plan_follows_the_controls_in_a_browser(url: str, browser_python: Pa
     assert "max_perplexity_increase: null" in seen["loss"]["text"] and "no goal" in seen["loss"]["text"]
     assert seen["linked"]["head"] == seen["cache"]["head"] and seen["linked"]["hash"] == seen["cache"]["hash"]
     assert seen["again"]["head"] == seen["first"]["head"]
+    assert seen["near"].startswith("Nearest of those that lost")
     assert seen["again"]["took"] < 200, "an answer that is there is shown at once"
     assert seen["wide"] == {"desk": False, "phone": False}

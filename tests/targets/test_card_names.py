@@ -90,12 +90,21 @@ def test_no_card_of_the_catalog_is_of_another_maker_than_it_says() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["M60", "MX550", "T1000", "Tesla K80", "RTX 9090", "H1OO", "nonsense", "H100 160GB", "RTX 4090 96GB", "H100x0"],
+    ["M60", "MX550", "T1000", "Tesla K80", "RTX 9090", "nonsense", "H100 160GB", "RTX 4090 96GB", "H100x0"],
 )
 def test_a_name_that_nobody_has_is_unknown(name: str) -> None:
     with pytest.raises(InputError, match="unknown GPU") as caught:
         find_cards(name)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("4O90", "RTX 4090"), ("RTX 4O8O", "RTX 4080"), ("A1OO", "A100 PCIe 40GB"), ("H1OO", "H100 SXM"), ("4099", "RTX 4090")],
+)
+def test_a_name_with_letters_for_digits_is_asked_back(name: str, meant: str) -> None:
+    with pytest.raises(InputError, match=f"unknown GPU '{name}'. Did you mean '{meant}'"):
+        find_cards(name)
 
 
 def test_a_card_that_its_driver_names_and_the_catalog_lacks_keeps_its_maker() -> None:

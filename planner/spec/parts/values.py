@@ -48,7 +48,7 @@ Share = Annotated[
 ]
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
 Tokens = Annotated[
-    int, Field(ge=1, le=LARGEST, strict=True), BeforeValidator(units.as_typed_tokens),
+    int, Field(ge=1, le=LARGEST, strict=True), BeforeValidator(units.parse_tokens),
     WithJsonSchema({
         "anyOf": [{"type": "integer", "minimum": 1, "maximum": LARGEST}, {"type": "string", "pattern": r"^\s*[0-9]+\s*[kKmM]\s*$"}],
         "description": "Tokens; k is 1,024, m is 1,048,576.", "examples": [8192, "32k", "1m"],

@@ -14,12 +14,14 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
 
+from benchmarks import first_contact
 from benchmarks.memory_rows import Question, ask, load_rows
 from passes.errors import TightfitError
 from targets.engines.resident_weights import weights_per_stage
@@ -35,6 +37,7 @@ from targets.engines.vllm.memory.activations import (
 )
 from targets.engines.vllm.memory.ranks import profile_of
 from targets.engines.vllm.rules.versions import Rules
+from targets.gpu import find_gpu
 
 _GIB, _MIB = 1 << 30, 1 << 20
 #: Sources without which all tell what the error of a regime is.
@@ -201,11 +204,28 @@ def by_regime(left: Sequence[Leftover], least: int) -> dict[str, list[tuple[str,
     return {name: values if len({source for source, _ in values}) >= least else every for name, values in own.items()}
 
 
+@lru_cache(maxsize=1)
+def strangers() -> tuple[Leftover, ...]:
+    """What start-ups that nothing is fitted to took beyond what is said of them: flags that nobody told, other builds, a desktop. Those of
+    which something is unexplained are left out, and models and machines that have an error of their own.
+    """
+    out: list[Leftover] = []
+    for row in first_contact.load_rows():
+        gpu = find_gpu(row["gpu"])
+        rules, _ = rules_on_card(row["vllm_version"], gpu)
+        if row["unexplained"] or not rules.v1 or is_integrated(gpu) or "DeepSeek-V4" in row["command"]:
+            continue
+        profile = Profile(1, 1, tp=row["gpus"], pp=1, eager=False, capability=gpu.capability or 0)
+        if isinstance(answer := first_contact.ask(row), first_contact.Contact):
+            out.append((regime(profile, rules), row["source_url"], answer.missing_bytes))
+    return tuple(out)
+
+
 def beside(
     found: Sequence[Question], document: Mapping[str, Any], without: Callable[[str], Mapping[str, Any]]
 ) -> dict[str, list[int]]:
     """For each regime the bytes beside the terms: low, middle, high. The ends are 5th and 95th percentile of what a source took beside what
-    a fit without that source says; `without` gives the terms of that fit.
+    a fit without that source says, `strangers` among them; `without` gives the terms of that fit.
     """
     middle = middles(leftovers(found, document))
     residuals: list[Leftover] = []
@@ -214,6 +234,7 @@ def beside(
         expected = middles(leftovers([question for question in found if question.source != source], terms))
         own = leftovers([question for question in found if question.source == source], terms)
         residuals += [(name, source, value - expected[name]) for name, _, value in own]
+    residuals += strangers()
     out = {}
     for name, values in by_regime(residuals, least=_FEW).items():
         low, high = weighted_quantiles(values, SHARES)

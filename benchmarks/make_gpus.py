@@ -39,16 +39,21 @@ ALIASES = {
     "A100 PCIe 40GB": ["A100-PCIE-40GB"], "A100 SXM4 40GB": ["A100-SXM4-40GB", "A100-SXM-40GB", "A100 40GB"],
     "A100 PCIe 80GB": ["A100 80GB PCIe", "A100-PCIE-80GB"], "A100 SXM4 80GB": ["A100-SXM4-80GB", "A100-SXM-80GB", "A100 SXM 80GB", "A100 SXM", "A100 NVLINK 80GB"],
     "RTX 6000 Ada": ["RTX 6000 Ada Generation"], "RTX 5000 Ada": ["RTX 5000 Ada Generation"], "RTX 4000 Ada": ["RTX 4000 Ada Generation"],
-    "RTX PRO 6000 Blackwell Workstation": ["RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000"],
-    "RTX PRO 6000 Blackwell Server": ["RTX PRO 6000 Blackwell Server Edition"],
+    "RTX PRO 6000 Blackwell Workstation": [
+        "RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000 Workstation", "RTX PRO 6000 Workstation Edition",
+    ],
+    "RTX PRO 6000 Blackwell Server": [
+        "RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000 Server", "RTX PRO 6000 Server Edition",
+    ],
     "H100 PCIe": ["H100 PCIe 80GB", "H100-PCIe"], "H100 SXM": ["H100 80GB HBM3", "H100 Mega 80GB", "H100 SXM5", "H100 SXM 80GB", "H100 SXM5 80GB", "H100 NVLINK 80GB"],
     "H100 NVL (94GB)": ["H100 NVL"], "H200 SXM": ["H200 SXM5", "H200 141GB", "H200 SXM 141GB"],
-    "GH200 96GB (HBM3)": ["GH200 96GB", "GH200 480GB"], "GH200 144GB (HBM3e)": ["GH200 144GB", "GH200 144G HBM3e"], "H20 96GB": ["H20", "H20-96GB"],
-    "B200 SXM": ["B200 180GB", "B200 SXM 180GB"], "GB200 (per GPU)": ["GB200", "GB200 192GB"], "B300 SXM": ["B300 SXM6 AC", "B300 288GB"],
-    "GB300 (per GPU)": ["GB300"], "V100 SXM2 32GB": ["V100-SXM2-32GB", "V100-SXM3-32GB", "V100 32GB"],
+    "GH200 96GB (HBM3)": ["GH200 96GB", "GH200 480GB"], "GH200 144GB (HBM3e)": ["GH200 144GB", "GH200 144G HBM3e"], "H20 96GB": ["H20-96GB"],
+    "B200 SXM": ["B200 180GB", "B200 SXM 180GB"], "GB200 (per GPU)": ["GB200", "GB200 192GB", "GB200 NVL72", "GB200 NVL4"], "B300 SXM": ["B300 SXM6 AC", "B300 288GB"],
+    "GB300 (per GPU)": ["GB300", "GB300 NVL72"], "V100 SXM2 32GB": ["V100-SXM2-32GB", "V100-SXM3-32GB", "V100 32GB"],
     "RX 7900 XTX": ["RX 7900XTX"],
 }  # fmt: skip
 BARE = {
+    "RTX PRO 6000 Blackwell Workstation": ["RTX PRO 6000"],
     "A100 SXM4 80GB": ["A100 80GB"], "H100 SXM": ["H100", "H100 80GB"], "H200 SXM": ["H200"], "B200 SXM": ["B200"],
     "B300 SXM": ["B300"], "V100 SXM2 16GB": ["V100", "V100 16GB"], "A100 SXM4 40GB": ["A100 40GB"], "V100 SXM2 32GB": ["V100 32GB"],  # the smallest of its name: no newer vLLM runs on any
 }  # fmt: skip
@@ -60,7 +65,7 @@ SHARED = {
     "RTX 6000": ["RTX 6000 Ada", "RTX PRO 6000 Blackwell Workstation", "Quadro RTX 6000"], "RTX 5000": ["RTX 5000 Ada", "Quadro RTX 5000"],
     "RTX 3080 Laptop": ["RTX 3080 Laptop 16GB", "RTX 3080 Laptop 8GB"], "RTX 3080 Laptop GPU": ["RTX 3080 Laptop 16GB", "RTX 3080 Laptop 8GB"],
     "RTX 4060 Ti": ["RTX 4060 Ti 8GB", "RTX 4060 Ti 16GB"], "RTX 5060 Ti": ["RTX 5060 Ti 8GB", "RTX 5060 Ti 16GB"],
-    "GH200": ["GH200 96GB (HBM3)", "GH200 144GB (HBM3e)"],
+    "GH200": ["GH200 96GB (HBM3)", "GH200 144GB (HBM3e)"], "H20": ["H20 96GB", "H20-3e"],
     "Orin": [
         "Jetson AGX Orin 64GB", "Jetson AGX Orin 32GB", "Jetson Orin NX 16GB", "Jetson Orin Nano Super 8GB", "Jetson Orin Nano 8GB",
         "Jetson Orin Nano 4GB",
@@ -72,7 +77,9 @@ SHARED = {
 
 #: Names that mean a card only as they stand, makers' names included: Google Cloud's `nvidia-tesla-…`, which name one size each.
 WHOLE = {
+    "RTX PRO 6000 Blackwell Server": ["nvidia-rtx-pro-6000"],
     "A100 SXM4 40GB": ["nvidia-tesla-a100"], "V100 SXM2 16GB": ["nvidia-tesla-v100"],
+    "H20 96GB": ["NVIDIA H20"],  # as its driver prints it; the larger one is "NVIDIA H20-3e"
     "Quadro RTX 6000": ["Quadro RTX 6000", "NVIDIA Quadro RTX 6000"], "Quadro RTX 5000": ["Quadro RTX 5000", "NVIDIA Quadro RTX 5000"],
 }  # fmt: skip
 
@@ -155,6 +162,12 @@ MORE: list[dict[str, Any]] = [
     {"name": "Jetson Orin Nano Super 8GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 8, "memory_type": "LPDDR5", "bandwidth_gb_s": 102, "fp16_bf16_dense_tflops": 17, "int8_dense_tops": 33, "compute_capability": "8.7", "source_url": "NVIDIA Jetson Orin Nano data sheet (67 sparse TOPS)", "aliases": ["Orin Nano Super", "Jetson Orin Nano Super"]},
     {"name": "Jetson Orin Nano 8GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 8, "memory_type": "LPDDR5", "bandwidth_gb_s": 68, "fp16_bf16_dense_tflops": 10, "int8_dense_tops": 20, "compute_capability": "8.7", "source_url": "NVIDIA Jetson Orin Nano data sheet (40 sparse TOPS)", "aliases": ["Orin Nano 8GB"]},
     {"name": "Jetson Orin Nano 4GB", "offered": False, "arch": "Ampere", "memory_gb_nominal": 4, "memory_type": "LPDDR5", "bandwidth_gb_s": 34, "fp16_bf16_dense_tflops": 5, "int8_dense_tops": 10, "compute_capability": "8.7", "source_url": "NVIDIA Jetson Orin Nano data sheet (20 sparse TOPS)", "aliases": ["Orin Nano 4GB"]},
+    {"name": "GB300 (DGX Station)", "offered": False, "arch": "Blackwell Ultra", "memory_gb_nominal": 252, "memory_type": "HBM3e", "driver_total_mib": 256703, "bandwidth_gb_s": 7100, "fp16_bf16_dense_tflops": 2500, "fp8_dense_tflops": 5000, "fp4_dense_tflops": 15000, "compute_capability": "10.3", "source_url": "memory: NVIDIA/NemoClaw#9901; bandwidth: midudev/canirun.ai#20 (NVIDIA DGX Station datasheet); rates of GB300", "from_memory_fields": [], "aliases": ["GB300-WS", "GB300 WS", "DGX Station", "DGX Station GB300", "GB300 252GB"], "bare": ["DGX Station"]},
+    {"name": "RTX PRO 5000 Blackwell 72GB", "arch": "Blackwell", "memory_gb_nominal": 72, "memory_type": "GDDR7", "bandwidth_gb_s": 1344, "fp16_bf16_dense_tflops": 295, "fp8_dense_tflops": 590, "fp4_dense_tflops": 1180, "compute_capability": "12.0", "pcie": "PCIe 5.0 x16", "aliases": ["RTX PRO 5000 72GB", "RTX PRO 5000 72GB Blackwell"]},
+    {"name": "RTX PRO 4000 Blackwell SFF", "offered": False, "arch": "Blackwell", "memory_gb_nominal": 24, "memory_type": "GDDR7", "bandwidth_gb_s": 432, "fp16_bf16_dense_tflops": 96, "fp8_dense_tflops": 192, "fp4_dense_tflops": 385, "compute_capability": "12.0", "pcie": "PCIe 5.0 x8", "aliases": ["RTX PRO 4000 SFF", "RTX PRO 4000 Blackwell SFF Edition"]},
+    {"name": "A800 40GB Active", "offered": False, "arch": "Ampere", "memory_gb_nominal": 40, "memory_type": "HBM2", "driver_total_mib": 40960, "bandwidth_gb_s": 1555, "fp16_bf16_dense_tflops": 312, "int8_dense_tops": 624, "compute_capability": "8.0", "pcie": "PCIe 4.0 x16", "aliases": ["A800 40GB"]},
+    {"name": "Quadro GV100", "offered": False, "arch": "Volta", "memory_gb_nominal": 32, "memory_type": "HBM2", "bandwidth_gb_s": 868, "fp16_bf16_dense_tflops": 118, "compute_capability": "7.0", "pcie": "PCIe 3.0 x16", "aliases": ["GV100"]},
+    {"name": "V100 FHHL 16GB", "offered": False, "arch": "Volta", "memory_gb_nominal": 16, "memory_type": "HBM2", "cuda_visible_gib": 15.78, "bandwidth_gb_s": 829, "fp16_bf16_dense_tflops": 105, "compute_capability": "7.0", "pcie": "PCIe 3.0 x16", "aliases": ["V100-FHHL-16GB"]},
     {"name": "L2", "offered": False, "arch": "Ada", "memory_gb_nominal": 24, "memory_type": "GDDR6", "bandwidth_gb_s": 300, "fp16_bf16_dense_tflops": 96.5, "fp8_dense_tflops": 193, "int8_dense_tops": 193, "compute_capability": "8.9", "pcie": "PCIe 4.0 x16", "aliases": ["L2 24GB"]},
     {"name": "MI250X (per GCD, 2 per board)", "vendor": "AMD", "arch": "CDNA2", "memory_gb_nominal": 64, "memory_type": "HBM2e", "bandwidth_gb_s": 1638, "fp16_bf16_dense_tflops": 191.5, "int8_dense_tops": 191.5, "compute_capability": "gfx90a", "pcie": "PCIe 4.0 x16", "interconnect_gb_s_bidirectional": 400, "aliases": ["MI250X"]},  # what an engine sees as a card
     {"name": "MI350X", "vendor": "AMD", "arch": "CDNA4", "memory_gb_nominal": 288, "memory_type": "HBM3E", "bandwidth_gb_s": 8000, "fp16_bf16_dense_tflops": 2300, "fp8_dense_tflops": 4600, "fp4_dense_tflops": 9200, "compute_capability": "gfx950", "pcie": "PCIe 5.0 x16", "interconnect_gb_s_bidirectional": 1075, "source_url": "AMD data sheet", "aliases": ["MI350X OAM"]},

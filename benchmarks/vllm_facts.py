@@ -20,6 +20,7 @@ from passes.ir.sources import open_model
 from targets.engines.engine import Settings, find_engine
 from targets.engines.vllm.defaults import batched_tokens, default_sequences
 from targets.engines.vllm.engine import Vllm
+from targets.engines.vllm.memory.activations import is_integrated
 from targets.engines.vllm.memory.encoder import gathers_heads
 from targets.engines.vllm.rules.architectures import support
 from targets.engines.vllm.rules.kv_cache import BACKENDS
@@ -126,6 +127,11 @@ def _group_slack(source: Source) -> Found:
     return Found(1.0, f"{_KV[1]}: groups are not padded")
 
 
+def _told_bytes(gpu: Gpu) -> float:
+    """What NVML tells of a card's memory: nothing where that is the machine's, which vLLM takes for none."""
+    return 0.0 if is_integrated(gpu) else gpu.memory_bytes.value
+
+
 def _card_of(test: ast.expr) -> Callable[[Gpu], bool] | None:
     """A branch's test on the card's memory and name, as a predicate."""
     match test:
@@ -138,7 +144,7 @@ def _card_of(test: ast.expr) -> Callable[[Gpu], bool] | None:
         case ast.Compare(
             left=ast.Name(id="device_memory"), ops=[ast.GtE()], comparators=[ast.BinOp(left=ast.Constant(value=gib))]
         ):
-            return lambda gpu: gpu.memory_bytes.value >= gib * (1 << 30)
+            return lambda gpu: _told_bytes(gpu) >= gib * (1 << 30)
         case ast.Compare(
             left=ast.Constant(value=name), ops=[ast.In() | ast.NotIn() as op], comparators=[ast.Name(id="device_name")]
         ):
@@ -280,6 +286,7 @@ FACTS = (
     Fact("Qwen2.5-VL's encoder gathers heads", _has("all_gather", "model_executor/models/qwen2_5_vl.py"),
          lambda rules: gathers_heads("qwen2_5_vl", rules), since=(0, 8, 0)),
     Fact("states_for_graphs", _has("exceeds available Mamba cache", "config/compilation.py"), lambda rules: rules.states_for_graphs),
+    Fact("steps_hold_blocks", _has("In Mamba cache align mode, block_size", _VLLM), lambda rules: rules.steps_hold_blocks),
     Fact("families refused in float16", _float16, _refused_float16),
     Fact("types of the KV cache", _cache_dtypes, _our_cache_dtypes),
     Fact("bitsandbytes_plugin", _plugin("bitsandbytes"), lambda rules: rules.bitsandbytes_plugin),

@@ -8,7 +8,6 @@ value of the calibration text just fit. Names and shape as compressed-tensors' `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 from passes.base import NATIVE, Pass, Stage
@@ -17,7 +16,7 @@ from passes.formats.kv_dtypes import NAMES
 from passes.formats.tensor import Tensor
 from passes.ir.distortions import CacheRounding, Distortion
 from passes.ir.model import Block, ModelIR
-from passes.record import dataclass
+from passes.record import dataclass, replace
 from passes.walk.kv_scales import attention_name
 
 

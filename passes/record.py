@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import MISSING, Field, FrozenInstanceError
 from operator import attrgetter
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -28,6 +29,32 @@ else:
 
 
 T = TypeVar("T")
+
+
+def replace(record: T, /, **changes: Any) -> T:
+    """Return a copy with other values of some fields, as `dataclasses.replace` does, at half of what that takes: for what a plan does
+    thousands of times.
+    """
+    cls = type(record)
+    values, places = _PLACES.get(cls) or _PLACES.setdefault(cls, _places(cls))
+    if not places or not changes.keys() <= places.keys():
+        return dataclasses.replace(record, **changes)  # type: ignore[type-var]
+    taken = list(values(record))
+    for name, value in changes.items():
+        taken[places[name]] = value
+    return cls(*taken)
+
+
+#: Of each class: what gives the values of its fields, and the place of each field among them.
+_PLACES: dict[type, tuple[Callable[[Any], tuple[Any, ...]], dict[str, int]]] = {}
+
+
+def _places(cls: Any) -> tuple[Callable[[Any], tuple[Any, ...]], dict[str, int]]:
+    """Of a class whose fields are given by their place; else of one without any."""
+    named: Fields = dataclasses.fields(cls)
+    if len(named) < 2 or any(field.kw_only or not field.init for field in named):
+        return tuple, {}
+    return attrgetter(*(field.name for field in named)), {field.name: place for place, field in enumerate(named)}
 
 
 def _frozen(cls: Any, slots: bool, kw_only: bool) -> Any:
@@ -87,8 +114,13 @@ def _first_init(cls: Any) -> Callable[..., None]:
 
 
 def _init(cls: Any) -> Callable[..., None]:
-    """The `__init__` that takes every field and calls `__post_init__`."""
-    taken, lines, names = [], [], {"_set": object.__setattr__, "_MISSING": MISSING}
+    """The `__init__` that takes every field and calls `__post_init__`.
+
+    It puts values where they belong, past `__setattr__`: `object.__setattr__` looks up again at each call where that is, and a plan makes
+    eighty thousand instances with half a million values.
+    """
+    taken, lines = [], [" _own = self.__dict__"] if _has_dict(cls) else []
+    names: dict[str, Any] = {"_MISSING": MISSING}
     named = sorted(dataclasses.fields(cls), key=lambda field: bool(field.kw_only))
     for field in named:
         name, value = field.name, field.name
@@ -100,11 +132,20 @@ def _init(cls: Any) -> Callable[..., None]:
         if field.kw_only and "*" not in taken:
             taken.append("*")
         taken.append(f"{name}=_default_{name}" if optional else name)
-        lines.append(f" _set(self, {name!r}, {value})")
+        slot = next((vars(kind)[name] for kind in cls.__mro__ if name in vars(kind)), None)
+        if isinstance(slot, MemberDescriptorType):
+            names[f"_set_{name}"] = slot.__set__
+            lines.append(f" _set_{name}(self, {value})")
+        else:
+            lines.append(f" _own[{name!r}] = {value}")
     if hasattr(cls, "__post_init__"):
         lines.append(" self.__post_init__()")
     exec(f"def __init__({', '.join(['self', *taken])}):\n" + "\n".join(lines or [" pass"]), names)
-    return names["__init__"]  # type: ignore[return-value]
+    return names["__init__"]  # type: ignore[no-any-return]
+
+
+def _has_dict(cls: type) -> bool:
+    return any("__dict__" in vars(kind) for kind in cls.__mro__)
 
 
 def _values(named: Fields) -> Callable[[Any], Any]:

@@ -7,9 +7,9 @@ from functools import lru_cache
 
 from passes.base import NATIVE, Pass
 from passes.chain import conflict
-from passes.errors import InputError, Reason, unknown_name
+from passes.errors import InputError, NotModelledError, Reason, unknown_name
 from passes.formats.format import format_named
-from passes.formats.kv_dtypes import NAMES, OWN, kv_dtype
+from passes.formats.kv_dtypes import NAMES, NOT_MODELLED, OWN, kv_dtype
 from passes.ir.model import ModelIR, remembered
 from passes.ir.resident import cast_dense
 from passes.kv_cache import KVCachePass
@@ -23,6 +23,9 @@ def chain_of(weights: str | None, kv_cache_dtype: str) -> tuple[Pass, ...]:
     """Return the passes that a format's name and a KV type stand for. Raises InputError for unknown names."""
     chain: list[Pass] = []
     dtype = kv_dtype(kv_cache_dtype)
+    if dtype is None and kv_cache_dtype in NOT_MODELLED:
+        message = f"vLLM's KV-cache type {kv_cache_dtype!r}, {NOT_MODELLED[kv_cache_dtype]}, is not modelled"
+        raise NotModelledError(message, remedy="ask about fp8, or nvfp4")
     if dtype is None:
         raise unknown_name("KV-cache type", kv_cache_dtype, NAMES, remedy=f"one of {', '.join(NAMES)}")
     scheme = pass_named(weights) if weights else None

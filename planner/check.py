@@ -223,7 +223,7 @@ class CheckResult:
     @property
     def _drawn(self) -> tuple[str, ...]:
         told = lengths_told(self.outcome.workload)
-        return (told,) if told and self.speed.requests else ()
+        return (f"{told}; here by `--random-range-ratio 0`",) if told and self.speed.requests else ()
 
     @property
     def _unread(self) -> tuple[str, ...]:

@@ -8,8 +8,7 @@ from typing import Any
 
 from typer.main import get_command
 
-import planner.cli.main  # noqa: F401 (adds the commands to the application)
-from planner.cli.app import app
+from planner.cli.main import application
 from reference.tables import table
 
 _HEAD = """# The command line
@@ -24,7 +23,7 @@ everything else on stderr; an error is a document too. `TIGHTFIT_DEBUG=1` shows 
 
 def page() -> str:
     """Write the page."""
-    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    commands: dict[str, Any] = get_command(application()).commands  # type: ignore[attr-defined]
     return "\n".join((_HEAD, *(part for name in commands for part in _command(name, commands[name]))))
 
 

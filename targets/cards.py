@@ -14,11 +14,13 @@ from importlib.resources import files
 
 from passes.errors import InputError
 from passes.record import dataclass
-from targets.gpu import Gpu, find_gpu
+from targets.gpu import Gpu, SharedNameError, find_gpu
 
 #: `2x RTX 4090`, `8 × H100`; `H100 x2`; `L4:1`, `A100-80GB:8` (SkyPilot).
 _BEFORE, _BEHIND = re.compile(r"(\d{1,6})\s*[xX×*]\s*(\S.*)"), re.compile(r"(\S.*?)\s+[xX×*]\s*(\d{1,6})")
 _SKY = re.compile(r"(\S.*?)\s*:\s*(\d{1,6})")
+#: `H100x8`, `l40sx4`: tried where the whole is no card's name.
+_CLOSE = re.compile(r"(\S.*\w)[xX×*](\d{1,2})")
 
 #: What SkyPilot calls so, where it is not what a bare name means elsewhere (`sky show-gpus`: A100 is the 40 GB card).
 _SKYPILOT = {"a100": "A100 SXM4 40GB", "v100": "V100 SXM2 16GB"}
@@ -67,7 +69,23 @@ def _alike(text: str) -> Cards:
         return Cards(find_gpu(match[1]), int(match[2]))
     if (match := _SKY.fullmatch(text)) and int(match[2]):
         return Cards(_of_skypilot(match[1], text), int(match[2]))
-    return Cards(find_gpu(text))
+    try:
+        return Cards(find_gpu(text))
+    except InputError as unknown:
+        match = None if isinstance(unknown, SharedNameError) else _CLOSE.fullmatch(text)
+        if match is None or not int(match[2]):
+            raise
+        return _so_many(match[1], int(match[2]), unknown)
+
+
+def _so_many(name: str, count: int, unknown: InputError) -> Cards:
+    """So many of a card; where its name is not known either, the error for the whole."""
+    try:
+        return Cards(find_gpu(name), count)
+    except SharedNameError:
+        raise
+    except InputError:
+        raise unknown from None
 
 
 def _of_skypilot(name: str, text: str) -> Gpu:
@@ -80,9 +98,9 @@ def _of_skypilot(name: str, text: str) -> Gpu:
 
 
 def _machine(text: str) -> tuple[str, int, str] | None:
-    if not re.search(r"[._-]", text):
+    if not re.search(r"[._ -]", text):
         return None
-    name = text.lower()
+    name = "-".join(text.lower().split()).removeprefix("ml.")  # SageMaker's
     return _machines().get(name) or _machines().get(f"standard_{name.replace('-', '_')}")
 
 

@@ -25,7 +25,11 @@ from targets.quantity import Basis, Quantity
 _GIB = 1 << 30
 #: What CUDA sees of what nvidia-smi prints: median and range over the cards of the catalog where both are known.
 _VISIBLE_SHARE = (0.988, 0.971, 0.994)
-_PREFIXES = re.compile(r"^(nvidia|amd|intel|geforce|tesla|quadro|radeon|instinct)+")
+_PREFIXES = re.compile(r"^(nvidia|amd|intel|geforce|tesla|quadro|radeon|instinct|dgx|hgx)+")
+#: What Kubernetes' GPU feature discovery puts behind the name of a card that pods share (time slicing, MPS).
+_SHARED_BY_PODS = re.compile(r"(.+?)-SHARED", re.IGNORECASE)
+#: A card's name with a size that its maker never gave it.
+_WITH_SIZE = re.compile(r"(.*\D.*?)[\s_-]*(\d{1,3})\s*GB?", re.IGNORECASE)
 
 
 #: Bandwidth and matrix rate assumed a core until `optimize calibrate` measured them: two-core cloud machines show about 10 GB/s, and
@@ -154,8 +158,8 @@ def _of_catalog(name: str) -> Gpu:
             remedy=f"say which, for instance {choices[0]!r} (--gpu, or gpu: in a spec)",
         )
     number = index.get(folded, index.get(f"rtx{folded}"))  # `4090`
-    if number is None and (part := _part_of_card(name)) is not None:
-        return part
+    if number is None and (other := _part_of_card(name) or _doubled(name) or _reordered(name)) is not None:
+        return other
     if number is None and (maker := other_maker(name)) is not None:
         raise OtherMakerError(
             f"{name}: engines on {maker}'s accelerators are not modelled",
@@ -215,24 +219,75 @@ _VIRTUAL_NAMES = {
 }
 _SLICE_SHARE = (0.985, 0.955, 1.0)
 _SLICES, _PARTS = 8, 7
+#: Where a card has not seven parts (NVIDIA's MIG guide, supported GPUs).
+_FEWER_PARTS = {"A30": 4, "RTX PRO 6000": 4, "RTX PRO 5000": 2}
 #: Eighths of the memory that a slice of so many units has (NVIDIA's MIG guide, profiles of the A100).
 _EIGHTHS = {1: 1, 2: 2, 3: 4, 4: 4, 7: 8}
 
 
+def _doubled(name: str) -> Gpu | None:
+    """A GeForce that resellers give twice its memory, with its rates (`RTX 2080 Ti 22GB`, `RTX 3080 20GB`); None for another name."""
+    if (match := _WITH_SIZE.fullmatch(name.strip())) is None:
+        return None
+    index, lines, shared = _index()
+    folded = fold(match[1])
+    meant = next((known for known in (folded, f"rtx{folded}") if known in shared or known in index), None)
+    numbers = () if meant is None else shared.get(meant) or (index[meant],)
+    for entry in (json.loads(lines[number]) for number in numbers):
+        if entry["name"].startswith("RTX ") and float(entry["memory_gb_nominal"]) * 2 == float(match[2]):
+            card = _gpu(entry)
+            made = re.sub(r" \d+GB$", "", card.name)
+            return replace(
+                card, name=f"{made} {match[2]}GB", memory_bytes=card.memory_bytes.scaled(2.0), offered=False,
+                note=f"{name} is read as a board of resellers: the rates of {card.name}, twice its memory",
+            )  # fmt: skip
+    return None
+
+
+def _reordered(name: str) -> Gpu | None:
+    """The one card whose name has these words in another order (`RTX 6000 Pro`, `Orin AGX`); None where none or several have."""
+    known = _by_words().get(_word_set(name), ())
+    if len(known) != 1:
+        return None
+    card = _of_catalog(known[0])
+    return replace(card, note=f"{name} is read as {card.name}")
+
+
+def _word_set(name: str) -> frozenset[str]:
+    """The words of a name, its maker's aside."""
+    return frozenset(re.findall(r"[a-z0-9]+", name.lower())) - {"nvidia", "amd", "intel", "geforce"}
+
+
+@lru_cache(maxsize=1)
+def _by_words() -> dict[frozenset[str], tuple[str, ...]]:
+    """Names of the catalog, those that several cards share included, by their words: of each set the names of unlike cards."""
+    found: dict[frozenset[str], dict[str, str]] = {}
+    for entry in (json.loads(line) for line in _index()[1]):
+        for name in (entry["name"], *entry["aliases"]):
+            found.setdefault(_word_set(name), {}).setdefault(entry["name"], name)
+        for name in entry.get("shared", ()):
+            found.setdefault(_word_set(name), {})[fold(name)] = name
+    return {words: tuple(names.values()) for words, names in found.items()}
+
+
 def _part_of_card(name: str) -> Gpu | None:
-    """A part of a card: of its memory in eighths and of its units in sevenths; None for another name."""
+    """A part of a card: a slice of it, a share in a virtual machine, all of it between pods; None for another name."""
+    if (match := _SHARED_BY_PODS.fullmatch(name.strip())) is not None:
+        card = _of_catalog(match[1])
+        return replace(card, note=f"{name}: pods share {card.name}, and what the others take is not counted")
     if (match := _SLICE.fullmatch(name)) is not None:
         units, size = int(match[2]), float(match[3])
         card = _sliced(match[1], units, size)
         share = min(_SLICES, max(1, round(size / (card.memory_bytes.value / _GIB / _SLICES)))) / _SLICES
         middle, low, high = (each if share < 1 else 1.0 for each in _SLICE_SHARE)
         least, memory = low, card.memory_bytes.value * share
+        parts = _FEWER_PARTS.get(card.name.partition(" Blackwell")[0], _PARTS)
         return replace(
-            _share(card, share, units / _PARTS),
+            _share(card, share, units / parts),
             name=f"{card.name} MIG {match[2]}g.{match[3]}gb",
             memory_bytes=Quantity(memory * middle, memory * least, memory * high, Basis.CALIBRATED),
             link_bytes_per_s=None,
-            note=f"{units} of {_PARTS} slices of {card.name}",
+            note=f"{units} of {parts} slices of {card.name}",
         )
     if (match := _VIRTUAL.fullmatch(name.strip())) is not None:
         base, size = match[1].strip(), float(match[2])

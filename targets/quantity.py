@@ -47,7 +47,7 @@ class Quantity:
         value = self.value + other.value
         low = value - ((self.value - self.low) ** 2 + (other.value - other.low) ** 2) ** 0.5
         high = value + ((self.high - self.value) ** 2 + (other.high - other.value) ** 2) ** 0.5
-        return Quantity(value, low, high, weaker(self.basis, other.basis))
+        return Quantity(value, low, high, self.basis if self.basis is other.basis else weaker(self.basis, other.basis))
 
     def __sub__(self, other: Quantity) -> Quantity:
         """Difference of independent terms, by the same rule."""

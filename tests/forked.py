@@ -17,7 +17,7 @@ from typing import Any
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload([
-    "pytest", "torch", "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto", "planner.cli.main",
+    "pytest", "torch", "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto", "planner.cli.commands",
     "planner.apply", "passes.run.execute",
 ])  # fmt: skip
 _PATIENCE_SECONDS = 300

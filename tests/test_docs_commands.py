@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from planner.cli.main import app
+from planner.cli.main import application
 from reference.commands import Command, File, steps, unmarked
 from tests.planner.conftest import run
 from tests.stand_in_nvml import MIB, Card, Library, install
@@ -83,7 +83,7 @@ def understood(command: Command) -> None:
 
 def parsed(name: str, words: list[str]) -> None:
     """Have a command's parser read its words; raises where it does not take them."""
-    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    command = get_command(application()).commands[name]  # type: ignore[attr-defined]
     command.make_context(name, list(words), resilient_parsing=False)
 
 
@@ -99,7 +99,7 @@ def test_no_command_of_a_page_goes_without_its_mark() -> None:
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_every_command_and_option_that_the_text_names_is_there(page: str) -> None:
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = get_command(application()).commands  # type: ignore[attr-defined]
     for name, rest in _NAMED.findall(TEXTS[page]):
         assert name in commands, name
         options = {spelling for each in commands[name].params for spelling in each.opts} | {"--help"}

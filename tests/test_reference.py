@@ -11,7 +11,7 @@ from typer.main import get_command
 
 import tightfit
 from planner.choice.capacity import Capacity
-from planner.cli.main import app
+from planner.cli.main import application
 from planner.plan.effort import Effort
 from planner.quality.expected import Quality
 from planner.spec.parse import parse_spec
@@ -39,7 +39,7 @@ def test_examples_of_the_top_make_a_spec() -> None:
 
 
 def test_every_command_and_option_is_told() -> None:
-    page, commands = cli.page(), get_command(app).commands  # type: ignore[attr-defined]
+    page, commands = cli.page(), get_command(application()).commands  # type: ignore[attr-defined]
     assert [name for name in commands if f"## optimize {name}\n" not in page] == []
     said = [(name, each.opts, vars(each).get("help")) for name in commands for each in commands[name].params]
     assert [option for option in said if not option[2]] == []

@@ -19,7 +19,7 @@ from passes.ir.architectures import build_ir
 from passes.ir.sources import open_model
 from planner.certificate import NAME, Certificate, FinishedStep, MeasuredQuality, PredictedFigures, read_certificate
 from planner.check import check
-from planner.cli.main import app
+from planner.cli.main import application
 from planner.explain.diff import diff
 from planner.job_graph import result_graph
 from planner.plan.codec import to_json
@@ -401,7 +401,7 @@ def options(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:
 def command(arguments: list[str]) -> None:
     """Run the command line here. A refusal by its own parser is an answer, which it gives by leaving."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        app(arguments)
+        application()(arguments)
 
 
 def questions(rng: Random, folder: Path) -> tuple[Callable[[], object], str]:

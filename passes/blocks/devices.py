@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, NoReturn
 
 from passes.errors import DoesNotFitError, InputError, unknown_name
@@ -97,6 +96,8 @@ def _as_listed(number: int) -> str:
 
 def built_for_cards() -> bool:
     """Return whether the installed torch may compute on cards, by its version; it is not loaded for that."""
+    from importlib.metadata import PackageNotFoundError, version  # twenty milliseconds, for where a card is
+
     try:
         return not version("torch").endswith("+cpu")
     except PackageNotFoundError:

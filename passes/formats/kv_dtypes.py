@@ -5,6 +5,8 @@ Which engine keeps which of them, on which card, and what else it has (ExLlamaV3
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from passes.record import dataclass
 
 #: The cache in the model's own numbers.
@@ -52,6 +54,15 @@ KV_DTYPES = (
     *(KVDtype(name, 4 + 8 / 16, weighed=False, loss="int4_grouped") for name in ("nvfp4", "nvfp4_4over6")),
 )
 NAMES = tuple(dtype.name for dtype in KV_DTYPES)
+#: Types that vLLM has besides (`config/cache.py:CacheDType` of 0.33), whose sizes or places are not modelled, and what they are for.
+NOT_MODELLED: Mapping[str, str] = {
+    "fp8_ds_mla": "of sparse latent attention, DeepSeek V3.2's and V4's, whose fp8 it is",
+    "nvfp4_ds_mla": "of sparse latent attention on Blackwell cards",
+    "fp8_inc": "of Intel's Gaudi",
+    **dict.fromkeys(("ultraquant_4bit", "octave_k3v4", "octave_k3v3", "octave_k3v3_compact"), "of AMD's cards"),
+    **dict.fromkeys(("turboquant_k8v4", "turboquant_4bit_nc", "turboquant_k3v4_nc", "turboquant_3bit_nc"),
+                    "of rotated keys and values in unlike bits"),
+}  # fmt: skip
 
 
 def kv_dtype(name: str) -> KVDtype | None:

@@ -35,19 +35,26 @@ def shown(value: object) -> str:
     return _WORDS[value] if value is None or isinstance(value, bool) else _SHORT.repr(value)
 
 
-def json_object(
+def json_value(
     raw: str | bytes, where: str, *, remedy: str = _AGAIN, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
-) -> dict[str, Any]:
-    """Read a text that is a JSON object. Raises InputError naming `where` for anything else, however it is broken.
+) -> Any:
+    """Read a text that is JSON. Raises InputError naming `where` for anything else, however it is broken.
 
     `pairs`: what makes an object of its keys and values, `json`'s `object_pairs_hook`.
     """
     try:
-        value = json.loads(raw, object_pairs_hook=pairs)
+        return json.loads(raw, object_pairs_hook=pairs)
     except RecursionError:
         raise InputError(f"{where}: nested too deeply to be read", remedy=remedy) from None
     except ValueError as error:
         raise InputError(f"{where}: not valid JSON ({error})", remedy=remedy) from None
+
+
+def json_object(
+    raw: str | bytes, where: str, *, remedy: str = _AGAIN, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> dict[str, Any]:
+    """Read a text that is a JSON object, as `json_value` does. Raises InputError for another value too."""
+    value = json_value(raw, where, remedy=remedy, pairs=pairs)
     if not isinstance(value, dict):
         raise InputError(f"{where}: not a JSON object but {shown(value)}", remedy=remedy)
     return value

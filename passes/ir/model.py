@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field, fields, replace
+from dataclasses import field, fields
 from enum import StrEnum
 from functools import cached_property, lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -22,7 +22,7 @@ from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.tensor import Tensor
 from passes.ir.state import LayerState, NoState
-from passes.record import dataclass
+from passes.record import dataclass, replace
 
 #: A matrix stored as it is, in BF16.
 DENSE = Dense()

@@ -26,7 +26,7 @@ _VARIANTS = frozenset({"instruct", "chat", "it", "base"})
 #: Words that say that all is stored in 16 bits, as most models are anyway.
 _DENSE = frozenset({"fp16", "bf16"})
 #: Words of a name that change neither.
-_EMPTY = frozenset({"hf", "meta"}) | _DENSE
+_EMPTY = frozenset({"hf", "meta", "mtp"}) | _DENSE
 #: Words of names of models that write no text (their cards on the Hub): embeddings, rerankers, encoders, speech, pictures.
 _WRITES_NOTHING = frozenset({
     "bge", "e5", "gte", "minilm", "bert", "roberta", "deberta", "modernbert", "reranker", "embed", "embedding", "whisper", "clip", "siglip",
@@ -39,6 +39,10 @@ _DECIMAL = re.compile(r"(?<=\d)_(?=\d)")
 #: A release's date: another release is another model.
 _DATE = re.compile(r"\d{4,6}")
 _SEPARATORS = re.compile(r"[\s\-_:()]+")
+#: Words for a smaller or another sibling: a name without them is that of the whole model (`DeepSeek-V2` is not `DeepSeek-V2-Lite`).
+_SIBLINGS = frozenset(
+    {"lite", "mini", "small", "nano", "tiny", "air", "flash", "super", "lightning", "large", "medium", "pro", "code"}
+)
 #: What is neither a letter, a digit nor a dot.
 _OTHER = re.compile(r"[^\w.]|_")
 #: So many of the models that a short name may stand for are said.
@@ -51,7 +55,8 @@ class Match:
     """A catalog id, and a note where the name asked for is another variant of that model.
 
     `quantization`: the `quantization_config` that such a name usually means, where only the dense model is in the catalog; `spread`:
-    relative 90 % half width of the bytes that this gives. `dense`: the name says 16 bits of a model whose own files have fewer.
+    relative 90 % half width of the bytes that this gives. `dense`: the name says 16 bits of a model whose own files have fewer. `config`:
+    what a published checkpoint's config has otherwise.
     """
 
     id: str
@@ -59,6 +64,7 @@ class Match:
     quantization: Mapping[str, Any] | None = None
     spread: float = 0.0
     dense: bool = False
+    config: Mapping[str, Any] | None = None
 
 
 def fold(name: str) -> str:
@@ -127,6 +133,16 @@ def _stored() -> frozenset[str]:
     return frozenset(word for row in _conventions() for word in row["words"])
 
 
+#: A repository's folder in the Hub's cache: `models--meta-llama--Llama-3.1-8B-Instruct/snapshots/0e9e39f2…`.
+_CACHED = re.compile(r"(?:.*/)?models--([^/]+?)--([^/]+)(?:/.*)?")
+
+
+def repository_of(path: str) -> str:
+    """Return the name that a folder goes by: the repository's, of one in the Hub's cache; else as it stands, without a slash behind."""
+    cached = _CACHED.fullmatch(path)
+    return f"{cached[1]}/{cached[2]}" if cached else path.rstrip("/") or path
+
+
 def find(name: str) -> Match | None:
     """Find the catalog's model for a name; None where there is none."""
     folded, families = _index()
@@ -138,7 +154,9 @@ def find(name: str) -> Match | None:
         if target := _aliases().get(key):
             return Match(target, f"{name} is read as {target}")
         if "/" in name and (known := folded.get(key)):
-            return Match(known, f"{name} is not in the catalog; shapes of {known}, of the same name")
+            # Another publisher's file of that name is stored as that publisher stores: this one's own way, where it is known, goes first.
+            namesake = Match(known, f"{name} is not in the catalog; shapes of {known}, of the same name")
+            return (_quantized(name) if set(_words(_bare(known))) & _stored() else None) or namesake
     if candidates := families.get(_family(name)):
         words = set(_words(_bare(name)))
         best = min(candidates, key=lambda known: (len(words ^ set(_words(_bare(known)))), candidates.index(known)))
@@ -216,12 +234,13 @@ def _stem(model: str) -> str:
 
 
 def _begun(name: str) -> Match | None:
-    """The one model whose name begins with these words and goes on with more than a date."""
+    """The one model whose name begins with these words and goes on with more than a date, and with no word for a sibling."""
     found = {tuple(rest): known for known, rest in reversed(_longer(name).items())}
     if len(found) != 1:
         return None
     [(rest, known)] = found.items()
-    return None if all(_DATE.fullmatch(word) for word in rest) else Match(known, f"{name} is read as {known}")
+    other = all(_DATE.fullmatch(word) for word in rest) or _SIBLINGS & set(rest)
+    return None if other else Match(known, f"{name} is read as {known}")
 
 
 def _longer(name: str) -> dict[str, list[str]]:
@@ -270,7 +289,7 @@ def _quantized(name: str) -> Match | None:
     if not set(words) & _stored() or (base := find(dense)) is None or (row := convention(name, base.id)) is None:
         return None
     note = f"{name} is not in the catalog; shapes of {base.id}, assumed stored as {row['said']} ({row['source']})"
-    return Match(base.id, note, row["settings"], row["spread"])
+    return Match(base.id, note, row["settings"], row["spread"], config=row_of.config if row_of else None)
 
 
 def unknown_model(name: str) -> InputError:
@@ -285,12 +304,19 @@ def unknown_model(name: str) -> InputError:
         )
     if holds_gguf(name):
         base = find("-".join(word for word in _words(_bare(name)) if word != "gguf"))
-        ours = f", or {base.id} with `--weights`" if base is not None else ""
+        ours = (
+            f", or {base.id} with `--weights`; or say which, as vLLM takes it: {name}:Q4_K_M"
+            if base is not None
+            else ""
+        )
         return InputError(
             f"{name} is by its name a repository of GGUF files, one a format",
             remedy=f"Download the one you want, and give its path{ours}.",
         )
-    if len(several := begun_by(name)) > 1:
+    if several := begun_by(name):
         more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""
         return InputError(f"{name!r} may be {', '.join(several[:_SHOWN])}{more}", remedy=f"Say which. {REMEDY}")
-    return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=REMEDY)
+    remedy = REMEDY
+    if name.startswith(("/", "~", ".")) and len(parts := [part for part in name.split("/") if part]) > 2:
+        remedy = f"{REMEDY} A folder of another machine can be named by what it holds: --model {parts[-2]}/{parts[-1]} before the command."
+    return unknown_name("model", name, [*catalog.ids(), *(_bare(known) for known in catalog.ids())], remedy=remedy)

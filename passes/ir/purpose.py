@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from passes.ir.architectures import other_head
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.ir.names import scores, writes_nothing
 from passes.ir.sources import path_named
 
@@ -31,6 +31,7 @@ _ENCODERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert")
 _SCORES = ("ForSequenceClassification", "ForTokenClassification")
 
 
+@remembered
 def purpose(ir: ModelIR) -> Purpose:
     """Return what a model is for: by its class, and where that is a language model's (Qwen3-Embedding's is) by its name."""
     return _purpose(ir.config, ir.architecture, ir.name)

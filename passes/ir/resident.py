@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 from passes.formats.at_load import resident
 from passes.formats.dense import Dense
 from passes.formats.tensor import Tensor
-from passes.ir.model import Block, Linear, ModelIR
+from passes.ir.model import Block, Linear, ModelIR, remembered
+from passes.record import replace
 
 _FLOATS = frozenset({"BF16", "F16", "F32"})
 
 
 def resident_model(ir: ModelIR) -> ModelIR:
     """Describe what the engine holds: `ir` itself without a load-time scheme. For memory and speed, not for files."""
-    if ir.load_time.name == "none":
-        return ir
+    return ir if ir.load_time.name == "none" else _resident(ir)
+
+
+@remembered
+def _resident(ir: ModelIR) -> ModelIR:
     return ir.with_decoder(ir.decoder.map_blocks(lambda block: _held(block, ir.load_time.name)))
 
 
@@ -30,8 +33,11 @@ def _held(block: Block, scheme: str) -> Block:
 
 def cast_dense(ir: ModelIR, dtype: str) -> ModelIR:
     """Cast the 16- and 32-bit tensors of a model to another dtype (safetensors' name)."""
-    if dtype == ir.dtype:
-        return ir
+    return ir if dtype == ir.dtype else _cast(ir, dtype)
+
+
+@remembered
+def _cast(ir: ModelIR, dtype: str) -> ModelIR:
     return replace(
         ir,
         dtype=dtype,

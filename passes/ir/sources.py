@@ -18,7 +18,7 @@ from passes.ir import catalog
 from passes.ir.architectures import build_ir, other_head
 from passes.ir.fields import file_bytes, json_object
 from passes.ir.model import ModelIR
-from passes.ir.names import Match, find, holds_gguf, unknown_model
+from passes.ir.names import Match, find, holds_gguf, repository_of, unknown_model
 from passes.ir.quant_config.read import quantized
 from passes.ir.readers.headers import read_folder_header
 from passes.ir.readers.hub import UnreachableError, is_cached, is_repository_name, offline, read_repository
@@ -85,23 +85,30 @@ class Source:
             raise InputError(f"{self.path}: {what}", remedy=f"{remedy[:1].upper()}{remedy[1:]}.")
 
 
-def open_model(model: str | Path, *, revision: str | None = None, assume: str | None = None) -> Source:
+def open_model(
+    model: str | Path, *, revision: str | None = None, assume: str | None = None, elsewhere: str | None = None
+) -> Source:
     """Find a model: an existing folder or .gguf file, else a name of the catalog, else a Hub repository.
 
-    `revision` pins a Hub commit, branch or tag. `assume`: how to read an architecture that is not known. Raises InputError
-    with the nearest known names.
+    `revision` pins a Hub commit, branch or tag. `assume`: how to read an architecture that is not known. `elsewhere`: the model is
+    another machine's, so that a .gguf file that is not here is read by its name; and what is of the same shapes (its tokenizer's
+    model), else empty. Raises InputError with the nearest known names.
     """
     path = path_named(model)
     if path.is_dir():
         return _open_folder(path, assume)
-    if path.suffix.lower() == ".gguf":
+    if path.suffix.lower() == ".gguf" and (elsewhere is None or path.exists()):
         return _open_gguf(path, assume)
     if path.is_file():
         raise InputError(
             f"{path}: a model is a folder with config.json, or a .gguf file",
             remedy="Name the folder that holds this file.",
         )
-    name = str(model)
+    name = repository_of(str(model))
+    if "gguf" in name.lower() and (named := _open_named_gguf(name, elsewhere or "", assume)) is not None:
+        return named
+    if path.suffix.lower() == ".gguf":
+        return _open_gguf(path, assume)
     match = find(name) if revision is None or offline() else None
     if match is not None and match.quantization and is_repository_name(name) and not offline():
         try:
@@ -236,6 +243,24 @@ def _open_gguf(path: Path, assume: str | None) -> Source:
     )  # fmt: skip
 
 
+def _open_named_gguf(name: str, like: str, assume: str | None) -> Source | None:
+    """A GGUF file that is known by its name alone; None where that tells too little."""
+    from passes.ir.readers.gguf_named import named_file, stored_so
+
+    if (file := named_file(name)) is None:
+        return None
+    told = (find(each) for each in (file.model, file.model.partition("_")[2], like) if each)
+    match = next((found for found in told if found is not None and not found.quantization), None)
+    if match is None:
+        return None
+    dense = _catalog_ir(match, assume, name)
+    note = f"{name} is known by its name alone: shapes of {match.id}, assumed stored as llama.cpp stores {file.stored}"
+    ir = replace(dense, name=name, notes=(*dense.notes, note))
+    return Source(
+        ir, "catalog", None, None, config_digest(_catalog_config(match)), False, as_stored=stored_so(ir, file)
+    )
+
+
 def _downloaded(name: str, revision: str | None) -> Path:
     # Imported when needed: most commands read headers only.
     from passes.ir.readers.download import download
@@ -256,7 +281,7 @@ def _open_catalog(name: str, match: Match, assume: str | None) -> Source:
 def _catalog_config(match: Match) -> dict[str, Any]:
     entry = catalog.entry(match.id)
     own = entry.dense_config if match.dense else entry.config
-    return own | ({"quantization_config": match.quantization} if match.quantization else {})
+    return own | dict(match.config or {}) | ({"quantization_config": match.quantization} if match.quantization else {})
 
 
 def _catalog_ir(match: Match, assume: str | None, name: str) -> ModelIR:

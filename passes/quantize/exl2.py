@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,7 +27,7 @@ from passes.ir.operations import forward_operations, hessian_operations, quantiz
 from passes.ir.quant_config.exl2 import exl2_config
 from passes.quantize.allocation_cost import ALLOCATION_STEPS, allocation_cost
 from passes.quantize.quantize import by_tool
-from passes.record import dataclass
+from passes.record import dataclass, replace
 from passes.steps.cost import NOTHING, StepCost, WalkSize, Work
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ The methods' algorithms run in the walk (`passes.walk.walk`); a method without o
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,7 +18,7 @@ from passes.ir.distortions import Distortion, WeightRounding
 from passes.ir.fused import head_shape, split_fused, with_head
 from passes.ir.model import Block, Linear, ModelIR, Stack
 from passes.ir.operations import error_operations
-from passes.record import dataclass
+from passes.record import dataclass, replace
 from passes.steps.cost import StepCost, WalkSize, Work
 
 if TYPE_CHECKING:

@@ -48,6 +48,8 @@ _PLAN, _SPECS = ".json", (".yaml", ".yml")
 
 #: Settings at their defaults, and a load that takes as many requests as steady figures do.
 _PLAIN, _STEADY = Settings(), Load()
+#: Of even lengths between 1 - R and 1 + R, 95 of 100 are no more than 1 + this times R.
+_TO_P95 = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +300,7 @@ def _question(subject: Subject, options: Options, cards: Cards) -> tuple[Questio
             message = f"--concurrency {concurrency} and --max-concurrency {at_once} of one closed loop"
             raise InputError(message, remedy="give one of them, or a --request-rate")
         concurrency, at_once = at_once, None
-    load = _load(subject.load, options, at_once)
+    load = _alike(_load(subject.load, options, at_once), subject, options)
     question = Question(
         source.ir, card, engine, settings, None if context == -1 else context, concurrency,
         options.get("input_tokens", subject.input_tokens), _answer_tokens(source.ir, subject, options), load,
@@ -328,6 +330,19 @@ def _load(below: Load, options: Options, at_once: int | None) -> Load:
     if "output_tokens" in options:
         load = replace(load, output_p95=None, trace=None)
     return replace(load, pictures=0, picture_tokens=0) if "model" in options else load
+
+
+def _alike(load: Load, subject: Subject, options: Options) -> Load:
+    """A load with lengths that differ by `random_range_ratio` of their means to either side, as `vllm bench serve` draws random ones."""
+    share = options.get("random_range_ratio")
+    if share is None:
+        return load
+    asked, told = (options.get(name, getattr(subject, name)) for name in ("input_tokens", "output_tokens"))
+    if asked is None or told is None or load.trace is not None:
+        message = "--random-range-ratio is of lengths that are told by their means"
+        raise InputError(message, remedy="add --input-tokens 1024 --output-tokens 128")
+    p95 = 1 + _TO_P95 * share
+    return replace(load, input_p95=round(asked * p95), output_p95=round(told * p95))
 
 
 def _settings(subject: Subject, options: Options, cards: Cards) -> tuple[Settings, tuple[str, ...]]:

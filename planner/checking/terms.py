@@ -10,6 +10,7 @@ from passes.record import dataclass
 from planner.choice.goals import Goal
 from planner.choice.mending.trial import LIKELY, Kept
 from planner.choice.question import Outcome, Question
+from planner.figures import apart
 from planner.quality.expected import Quality
 from targets.engines.engine import SpeedEstimate
 from targets.workload import Workload
@@ -52,7 +53,7 @@ class Terms:
         least = self.min_confidence
         if least is None or not outcome.fits or outcome.odds >= least:
             return missed
-        message = f"it fits with odds of {outcome.odds:.0%}, and {least:.0%} are asked"
+        message = f"it fits with odds of {apart(outcome.odds, least, 'odds')[0]}, and {100 * least:.6g} % are asked"
         unsure = Reason(NOT_SURE, message, None, {"odds": outcome.odds}, ReasonKind.GOAL_MISSED)
         return (*missed, unsure)
 

@@ -8,11 +8,10 @@ are in flight as Little's law says.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
-from passes.record import dataclass
+from passes.record import dataclass, replace
 from planner.choice.odds import at_least
 from planner.figures import apart
 from targets.engines.accounting import CONCURRENCY_DOES_NOT_FIT

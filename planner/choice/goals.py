@@ -10,6 +10,10 @@ FLOOR = 0.1
 ODDS_BAND = 0.05
 
 
+#: What ends the code of the reason that a goal is missed.
+MISSED = "_missed"
+
+
 class Goal(StrEnum):
     """A goal by the name that plans, certificates and reason codes give it."""
 
@@ -46,7 +50,7 @@ class Goal(StrEnum):
     @property
     def reason_code(self) -> str:
         """Code of the reason that it is missed."""
-        return f"{self}_missed"
+        return f"{self}{MISSED}"
 
 
 _UNITS = {

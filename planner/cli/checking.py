@@ -149,6 +149,15 @@ _ASKED = {
         ),
     ],
     "num_prompts": Annotated[int | None, typer.Option(min=1, max=100_000, help="Requests of the whole run.")],
+    "random_range_ratio": Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=0.99,
+            callback=finite,
+            help="Lengths differ by this share of their means, 0: all alike; default: as chats' do where requests arrive.",
+        ),
+    ],
     "max_concurrency": Annotated[
         int | None,
         typer.Option(min=1, max=LARGEST, help="Unanswered requests at most; without a rate the same as --concurrency."),

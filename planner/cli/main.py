@@ -7,21 +7,23 @@ import gc
 import os
 import sys
 from copy import copy
-
-import typer
+from typing import TYPE_CHECKING
 
 from passes.errors import InputError, TightfitError
-from planner.cli import checking, commands, listings, reports, starting  # noqa: F401 (each adds its commands to the application)
-from planner.cli.app import app, emit
 from planner.cli.encoding import print_what_can_be_printed
 from planner.cli.interruption import Interrupted, interruptible
+
+if TYPE_CHECKING:
+    import typer
 
 
 def main() -> None:
     """Run the command line. Errors that a user can mend are one message; a defect of ours is said shortly."""
     interruptible()
     print_what_can_be_printed()
-    gc.disable()  # a plan is made in half a second; what works for minutes collects again (`passes.run.execute.calm_libraries`)
+    # A plan is made in half a second, and loading what makes it leaves nothing to collect: so before that is loaded. What works for minutes
+    # collects again (`passes.run.execute.calm_libraries`).
+    gc.disable()
     try:
         _run()
     except (TightfitError, Interrupted) as error:
@@ -42,6 +44,14 @@ def main() -> None:
         sys.exit(1)
 
 
+def application() -> typer.Typer:
+    """Return the command line with all of its commands."""
+    from planner.cli import checking, commands, listings, reports, starting  # noqa: F401 (each adds its commands)
+    from planner.cli.app import app
+
+    return app
+
+
 def _run() -> None:
     """Run the command; with --json, a mistake in how it is called is an error like every other."""
     asked = _asked(sys.argv[1:])
@@ -58,6 +68,7 @@ def _run() -> None:
 
 def _asked(words: list[str]) -> typer.Typer:
     """The application with the one command that is asked for: reading the options of all takes a tenth of a `check`."""
+    app = application()
     named = [each for each in app.registered_commands if each.callback and [each.callback.__name__] == words[:1]]
     only = copy(app)
     only.registered_commands = named or app.registered_commands
@@ -66,6 +77,8 @@ def _asked(words: list[str]) -> typer.Typer:
 
 def _usage_errors() -> type[typer.BadParameter]:
     """What typer raises for mistakes in a command line: the class above BadParameter in whatever click it runs on."""
+    import typer
+
     found: type[typer.BadParameter] = next(
         kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
     )
@@ -74,6 +87,7 @@ def _usage_errors() -> type[typer.BadParameter]:
 
 def _report(error: TightfitError | Interrupted) -> None:
     if "--json" in sys.argv:
+        from planner.cli.app import emit
         from planner.documents.failure import Failure, FailureDocument
         from planner.plan.codec import to_json
 

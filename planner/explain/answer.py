@@ -22,7 +22,7 @@ from planner.explain.naming import has, weights_have, words_of
 from planner.explain.tasks import TASKS, at_tasks, good_at
 from planner.explain.two_plans import chosen_words, compared, lost_row, replanned, what_if
 from planner.explain.users import how_many
-from planner.explain.wording import plain, two_of
+from planner.explain.wording import plain, preferences_of, two_of
 from planner.figures import show_interval
 from planner.quality.expected import perplexity_growth
 from planner.spec.patch import Patch, at, patched, written
@@ -74,6 +74,8 @@ def _versus(asked: Asked, this: str, that: str) -> Answer | None:
     """The best with one thing against the best with another; None where neither is of any candidate."""
     if re.fullmatch(f"{_IT}|this", this, re.IGNORECASE):
         return _why_not(asked, that)
+    if (preferred := preferences_of(this, that)) is not None:
+        return _preferring(asked, *preferred)
     first, second = ([v for v in asked.verdicts if has(v, name)] for name in (this, that))
     if not first or not second:
         return _why_not(asked, that) if first else _why_not(asked, this) if second else None
@@ -87,9 +89,17 @@ def _versus(asked: Asked, this: str, that: str) -> Answer | None:
     return compared(head, best, other, (), ("first", "second"))
 
 
+def _preferring(asked: Asked, this: str, that: str) -> Answer:
+    """The plan that prefers one thing against the plan that prefers another."""
+    first, second = (asked.changed(patched(asked.spec, at(("goals", "prefer"), name))).leading for name in (this, that))
+    same = "the same plan" if first.label == second.label else second.label
+    head = f"preferring {this}: {first.label}; preferring {that}: {same}"
+    return compared(head, first, second, (), (this, that))
+
+
 def _all(asked: Asked) -> Answer:
     """Every design that lost, nearest first."""
-    lost = sorted(asked.result.rejected, key=lambda v: v.distance)
+    lost = sorted((asked.judged(v).verdict for v in asked.result.rejected), key=lambda v: v.distance)
     chosen = asked.result.chosen.candidate.label if asked.result.chosen else "nothing"
     others = f"the {len(lost):,} designs that lost, nearest first, each with its best settings"
     head = f"{chosen} was chosen out of {asked.result.searched:,} candidates; {others}"
@@ -287,6 +297,11 @@ _WELL = "(?:good|well|accurate|smart|capable|reliable|suitable|usable)"
 
 _FORMS: tuple[tuple[str, _Answering], ...] = (
     (rf"(?:what )?(?:if|about) {_A_CHEAPER} (?:card|gpu)", cheapest_card),
+    (
+        r"(?:is there |are there |can (?:i|we) use |give me |find (?:me )?|show me )?"
+        r"(?:an?y? |the )?(?:cheaper|smaller|lesser) (?:card|gpu)s?( .*)?",
+        _conditional(cheapest_card),
+    ),
     (r"why not (?:an? |the )?(?:use |using )?(?:published )?(.+)", _why_not),
     (r"why(?: (?:this|that|it|this plan|the plan|is it chosen|was it chosen))?", _chosen_one),
     (r"why (\d+) (?:cards?|gpus?)", _why_cards),

@@ -16,6 +16,7 @@ from passes.errors import InputError, nearest
 from passes.formats import kv_dtypes
 from passes.ir.names import find
 from passes.quantize.format_names import methods, pass_named
+from planner.spec.meanings import meaning
 from planner.spec.parts.goals import Goals
 from planner.spec.patch import Patch, Path, at, patched, places, together
 from planner.spec.spec import Spec
@@ -121,7 +122,7 @@ def _change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
         try:
             return patched(spec, patch), patch
         except InputError as error:
-            refused = refused or error
+            refused = refused or (None if _no_figure(patch) else error)
     if refused is not None:
         raise InputError(f"{text!r}: {refused.message}", remedy=refused.remedy)
     if any(_paths(text)):
@@ -134,6 +135,17 @@ def _change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
         f"{text!r} changes nothing that is known.{hint}",
         remedy="name a card, an engine, a format, or a key of the spec with its value (`optimize schema` prints them)",
     )
+
+
+def _no_figure(patch: Patch) -> bool:
+    """Whether a patch puts words where figures stand (`cheaper` cards): such words name the key, and say something else of it."""
+    path, value = list[str](), patch
+    while isinstance(value, Mapping) and len(value) == 1:
+        [(key, value)] = value.items()
+        path.append(key)
+    said = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    shown = re.search(r"for example `[^`]*: ([^`]*)`", meaning(path) or "")
+    return shown is not None and bool(re.match(r"\d", shown[1])) and not re.search(r"\d", said)
 
 
 def _in_figures(text: str, spec: Spec) -> str:

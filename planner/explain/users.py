@@ -23,12 +23,13 @@ def how_many(asked: Asked) -> Answer:
     now, gpu = asked.leading, asked.result.gpu
     bounded = bool(limits_of(asked.spec.goals))
     most = most_clients_of(asked.spec, gpu, now.verdict) if bounded else MOST_CLIENTS
-    rate = highest_rate_of(asked.spec, gpu, now.verdict)
     fit = max(1, running_at_once(now.verdict.memory)) * now.verdict.candidate.settings.parallel.dp
     waits = most >= MOST_CLIENTS
     clients = min(fit, MOST_CLIENTS) if waits else most
-    head = f"{now.label}: {_said(asked.spec, None if waits else clients, rate, fit)}"
     then = _under(asked, max(clients, 1))
+    in_turn = then.verdict.shown and then.verdict.shown.requests_s
+    rate = highest_rate_of(asked.spec, gpu, now.verdict, in_turn.value if in_turn else 1.0)
+    head = f"{now.label}: {_said(asked.spec, None if waits else clients, rate, fit)}"
     breaks = "more of them wait, which no goal bounds" if waits else _first_broken(asked, clients + 1)
     role = "1 client" if clients <= 1 else f"{clients:,} clients"
     changed = written({"workload": {"concurrency": clients}}) if clients else ""

@@ -14,6 +14,7 @@ _SPELLED = {"int8": "w8a8", "int4": "4 bit", "fp4": "nvfp4", "bf16": "as it is",
 
 _WHO = "(?:i|we|you|they|one|my team|the team)"
 _IT = "(?:it|this|that|they|things|everything|the plan|the model|this model|this plan|the answer)"
+_MAY = "(?:can|could|should|do|does|would)"
 _GIVEN = "(?:with|onto|into|on|in|at|for|if|when|under|using|given|by|of)"
 _FITS = (
     "(?:fit|work|run|go|do|be (?:ok|enough|possible|fast enough)|happen|change|keep the goals|meet the goals|suffice)"
@@ -68,7 +69,22 @@ _WORDINGS: tuple[tuple[str, str], ...] = (
     ),
     (rf"why (?:does|do|can|would|is|will)(?: {_IT} not|n't {_IT}| not {_IT}) (?:fit|work|run|meet the goals|possible)", "why"),
     (rf"why (?:can't|won't|cannot) {_IT} (?:fit|work|run|meet the goals)", "why"),
-    (r"why (?:does |do )?nothing (?:fits?|works?|runs?|meets? the goals)|why is (?:there )?no(?:thing| plan)(?: possible)?", "why"),
+    (
+        r"why (?:does |do |did )?nothing (?:fits?|works?|runs?|meets? the goals)|"
+        r"why (?:(?:is|was|are) )?(?:there )?(?:no(?:thing| plans?| candidates?| solution))(?: possible| found| at all)?|"
+        rf"why did {_WHO} (?:find|get) no(?:thing| plan)",
+        "why",
+    ),
+    (
+        rf"(?:how|what) {_MAY} {_WHO} (?:make|get|have|speed|run) (?:{_IT} )?(?:up|faster|quicker)|(?:make {_IT} )?quicker|"
+        rf"(?:make|speed) {_IT} (?:up|faster)",
+        "faster",
+    ),
+    (
+        rf"(?:how|what) {_MAY} {_WHO} (?:make|get|have|run) (?:{_IT} )?cheaper|make {_IT} cheaper|"
+        rf"(?:how {_MAY} {_WHO} )?(?:reduce|lower|cut|save) (?:the )?(?:costs?|money)",
+        "cheaper",
+    ),
     (rf"why (?:do|does|did|are|is|should|would|shall) (?:{_WHO}|{_IT}) not (?:use |using |take |choose |pick )?(.+)", r"why not \1"),
     (
         rf"why (?:is|was|are|were) (?!{_IT} )(.+?) not (?:chosen|used|taken|picked|selected|considered|recommended|possible)",
@@ -82,6 +98,11 @@ _WORDINGS: tuple[tuple[str, str], ...] = (
     (rf"why (?:do|does|did|are|is)n't (?:{_WHO}|{_IT}) (?:use |using |take |choose |pick )?(.+)", r"why not \1"),
 )  # fmt: skip
 _BETTER = "(?:better|worse|faster|slower|smaller|larger|cheaper)"
+#: What people weigh against each other, as a spec says that it prefers it.
+_PREFERRED = {
+    "speed|latency|fast(?:er|est)?": "speed", "costs?|price|money|cheap(?:er|est)?": "cost", "quality|accuracy|perplexity": "quality",
+    "throughput": "throughput", "size|memory|small(?:er|est)?": "size", "context": "context",
+}  # fmt: skip
 #: Two things of which one is asked to be held against the other.
 _VERSUS = (
     r"compare (?P<one>.+?) (?:and|with|to|against|vs\.?) (?P<two>.+)",
@@ -108,6 +129,13 @@ def plain(question: str) -> str:
         if match := re.fullmatch(pattern, text, re.IGNORECASE):
             return match.expand(form).removesuffix(" and ").strip()
     return text
+
+
+def preferences_of(this: str, that: str) -> tuple[str, str] | None:
+    """Return what a spec prefers by the names of two things that people weigh against each other (`speed and cost`); None for others."""
+    bare = [re.sub(r"^(?:the |best |highest |lowest |longest )+", "", said.lower()) for said in (this, that)]
+    named = [next((name for words, name in _PREFERRED.items() if re.fullmatch(words, said)), None) for said in bare]
+    return (named[0], named[1]) if named[0] and named[1] and named[0] != named[1] else None
 
 
 def two_of(text: str) -> tuple[str, str] | None:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from passes.base import Pass
 from passes.formats.kv_dtypes import OWN, cache_bits, measured_as
 from passes.ir.distortions import CacheRounding, Distortion, Recovered, Removed, WeightRounding, Zeros
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.record import dataclass
 from planner.quality.features import Traits, scheme
 from planner.quality.law import law, loss
@@ -44,6 +44,11 @@ def perplexity_growth(rise: Quantity) -> Quantity:
 
 def expected_quality(ir: ModelIR, passes: Sequence[Pass]) -> Quality:
     """Return what a chain applied to the dense model `ir` is expected to cost."""
+    return _expected(ir, tuple(passes))
+
+
+@remembered
+def _expected(ir: ModelIR, passes: tuple[Pass, ...]) -> Quality:
     traits = traits_of(ir)
     rise = Quantity.exact(0.0)
     for distortion in sorted((distortion for pass_ in passes for distortion in pass_.distortions(ir)), key=_turn):

@@ -19,6 +19,7 @@ from passes.errors import InputError, Location, nearest
 from passes.ir.fields import shown
 from passes.ir.purpose import purpose_told
 from passes.ir.sources import path_named
+from passes.ir.yaml_places import locate, read_yaml
 from passes.text.source import refuse_missing_text
 from planner.spec.arguments import file_named
 from planner.spec.parts.choices import DistillChoice, PassesChoice, QuantizeChoice
@@ -26,7 +27,6 @@ from planner.spec.parts.goals import DECODED
 from planner.spec.parts.target import Target
 from planner.spec.spec import Spec
 from planner.spec.trace import read_trace
-from planner.spec.yaml_places import locate, read_yaml
 from targets.engines.engine import find_engine
 from targets.gpu import find_gpu
 from targets.machine.devices import installed_gpus

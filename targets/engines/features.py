@@ -46,6 +46,7 @@ class Features:
     the memory. `context_parallel`: ranks over which the tokens of the cache are spread. `state_bytes`, `convolution_bytes`: of an
     element of recurrent states. `pools`: it answers with vectors or scores, not with tokens.
     `expert_kernels`: what multiplies experts, by the engine's name; None, its choice. `whole_prompts`: prompts are not cut over steps.
+    `reads_gguf`: the package that reads GGUF files stands beside an engine that reads none by itself.
     """
 
     adapters: Adapters | None = None
@@ -65,6 +66,7 @@ class Features:
     pools: bool = False
     expert_kernels: str | None = None
     whole_prompts: bool = False
+    reads_gguf: bool = False
 
     @property
     def pictures(self) -> int:

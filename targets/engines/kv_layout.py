@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from passes.formats.tensor import DTYPE_BITS
 from passes.ir.state import (
@@ -36,7 +36,7 @@ from targets.engines.packed_layout import packed_groups
 from targets.engines.vllm.rules.versions import Rules
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """How the cache of one rank is cut. `groups`: (spec, layers) each; `block_bytes`: what one block of the pool takes."""
 
@@ -47,7 +47,15 @@ class Layout:
 
     def blocks_per_request(self, length: int) -> int:
         """Count the blocks of the pool that one request of `length` tokens holds at most."""
-        return sum(spec.blocks(length, self.settings) for spec, _ in self.groups)
+        counted = self._counted
+        if length not in counted:
+            counted[length] = sum(spec.blocks(length, self.settings) for spec, _ in self.groups)
+        return counted[length]
+
+    @cached_property
+    def _counted(self) -> dict[int, int]:
+        """Blocks by length: the same few are asked for whatever is left for the cache."""
+        return {}
 
     def request_bytes(self, length: int) -> int:
         """Return the bytes of the pool that one request of `length` tokens holds at most."""

@@ -9,14 +9,13 @@ norms, routers and latent down-projections are whole on every rank; a KV head th
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import lru_cache
 
 from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import Config
 from passes.ir.model import Block, Linear, ModelIR, Role, remembered
 from passes.ir.state import FullKV, LayerState
-from passes.record import dataclass
+from passes.record import dataclass, replace
 from targets.engines.engine import Parallel
 from targets.engines.vllm.memory.parameters import absorbed_bytes, allocated, rotary_bytes
 from targets.engines.vllm.rules.versions import Rules
@@ -81,15 +80,18 @@ def _padded_bank(linear: Linear, ranks: Ranks, inner: int, hidden: int) -> tuple
     return halves * up(linear.out_features / halves / cut, inner), up(linear.in_features, hidden), copies
 
 
+@remembered
 def ranks_of(ir: ModelIR, parallel: Parallel, rules: Rules | None) -> Ranks:
-    """Return what decides a model's share: the kernels that pad experts in 16 bits are none of those without SiLU or ReLU²
-    (`experts/trtllm_bf16_moe.py:_supports_activation`).
+    """Return what decides a model's share: the kernels that pad experts in 16 bits are of those with SiLU, by version, or ReLU², which have
+    no gates (`experts/trtllm_bf16_moe.py:_supports_activation`).
     """
     ranks, config = Ranks.of(parallel, rules), Config(ir.config, ir.name)
     text = config.part("text_config") if config.has("text_config") else config
     named = (text.values.get(key) for key in ("hidden_act", "hidden_activation", "mlp_hidden_act"))
     usual = "gelu" if "gemma" in ir.model_type else "swigluoai" if ir.model_type == "gpt_oss" else "silu"
-    padded = next((str(name) for name in named if name), usual) in ("silu", "relu2") and usual != "swigluoai"
+    activation = next((str(name) for name in named if name), usual)
+    gated = rules is not None and rules.pads_gated and usual != "swigluoai"
+    padded = activation == "relu2" or (activation == "silu" and gated)
     return ranks if padded else replace(ranks, padded_dense=1)
 
 

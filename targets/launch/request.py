@@ -113,6 +113,7 @@ class Launch:
     `command`: arguments, run in the result's folder, host and port left out; `environment`: variables with their defaults;
     `port`: what it listens on by default; `health`: the path that answers 200 when it is ready. `container`: the same in its image; None
     where nobody publishes one under a version. `program`: a Python program that answers a prompt without a server, where it has one.
+    `caches_prefixes`: a prompt's beginning is found again unless it is told otherwise, for targets that tell it themselves.
     """
 
     files: tuple[LaunchFile, ...]
@@ -122,3 +123,4 @@ class Launch:
     health: str
     container: Container | None = None
     program: LaunchFile | None = None
+    caches_prefixes: bool = False

@@ -198,9 +198,13 @@ def fp8_rate(place: Place, budget_s: float) -> float | None:
 
 
 def cpu_int4_rates(place: Place, budget_s: float) -> dict[str, float]:
-    """Measure vLLM's CPU kernel for 4-bit weights: bytes a second with one row, operations a second with many; empty without vLLM."""
+    """Measure vLLM's CPU kernel for 4-bit weights: bytes a second with one row, operations a second with many; empty where there is none.
+
+    vLLM's build for AVX2 has the function and not the kernel that it calls.
+    """
     try:
         kernel = importlib.import_module("vllm._custom_ops").cpu_gemm_wna16
+        torch.ops._C.cpu_gemm_wna16  # noqa: B018
     except (ImportError, AttributeError):
         return {}
     side, group = place.side, 128

@@ -8,11 +8,16 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from passes.errors import InputError
+from passes.ir.fields import file_bytes, json_object
 from passes.record import dataclass
 from targets.serve.process import EngineError, Served
 
+#: Token ids that prompts are made of.
+_IDS = range(100, 900)
 #: What a server that holds a model takes as a prompt: token ids, or text where it takes nothing else.
 Prompt = list[int] | str
 
@@ -65,9 +70,23 @@ def measure(served: Served, model: str, *, input_tokens: int, output_tokens: int
     )
 
 
-def unseen_prompt(tokens: int) -> list[int]:
-    """Draw random token ids, so that no two prompts begin alike; small ids exist in every vocabulary."""
-    return [random.randrange(100, 900) for _ in range(tokens)]
+def unseen_prompt(tokens: int, vocabulary: int = _IDS.stop) -> list[int]:
+    """Draw random token ids, so that no two prompts begin alike: small ones, which nearly every vocabulary has; of a smaller one its upper
+    half, beyond what is special.
+    """
+    ids = _IDS if vocabulary >= _IDS.stop else range(vocabulary // 2, vocabulary)
+    return [random.choice(ids) for _ in range(tokens)]
+
+
+def vocabulary_of(result: Path) -> int:
+    """Return how many token ids a model's folder has; as many as are drawn from, where it does not say."""
+    try:
+        config = json_object(file_bytes(result / "config.json"), "config.json")
+    except (OSError, InputError):
+        return _IDS.stop
+    inner = config.get("text_config")
+    size = (inner if isinstance(inner, dict) else config).get("vocab_size")
+    return size if isinstance(size, int) and size > 1 else _IDS.stop
 
 
 def request_body(model: str, prompt: Prompt, tokens: int) -> bytes:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from targets.engines.engine import Engine
-from targets.serve.client import Prompt, ask, request_body, unseen_prompt
+from targets.serve.client import Prompt, ask, request_body, unseen_prompt, vocabulary_of
 from targets.serve.load import Load, LoadTiming, load
 from targets.serve.process import Served, engine_python, serving
 from targets.serve.soak import Soaked, SoakRequest, soak
 from targets.serve.verifier import Installed, Observed, Say, Verifier, VerifyRequest
 
-#: Tokens of the answer that is shown, and of those that warm the engine up.
-_SAMPLE, _WARM = 48, 8
+#: Tokens of the prompt whose answer is shown, of that answer, and of those that warm the engine up.
+_QUESTION, _SAMPLE, _WARM = 16, 48, 8
 
 
 class ServerVerifier(Verifier):
@@ -37,10 +38,12 @@ class ServerVerifier(Verifier):
         assert log is not None
         with serving(request.launch / "run.sh", request.python) as served:
             say(f"answers after {served.start_seconds:.0f} s; {request.load.requests} requests, {request.load.arrival}")
-            sample = ask(served, request_body(name, unseen_prompt(16), min(_SAMPLE, request.load.output_tokens)))
-            warm_up(served, name, request.load)
+            prompt = prompts_of(request)
+            short = prompt(min(_QUESTION, request.load.input_tokens))
+            sample = ask(served, request_body(name, short, min(_SAMPLE, request.load.output_tokens)))
+            warm_up(served, name, request.load, prompt)
             timing, notes = self.press(served, name, request)
-            soaked = None if request.soak is None else self.soak(served, name, request.soak, say)
+            soaked = None if request.soak is None else self.soak(served, name, request, request.soak, say)
             text = served.log.read_text(errors="replace")
             return Observed(
                 log.kv_tokens(text),
@@ -54,12 +57,17 @@ class ServerVerifier(Verifier):
 
     def press(self, served: Served, name: str, request: VerifyRequest) -> tuple[LoadTiming, tuple[str, ...]]:
         """Put the load on with our own client. Returns its timing, and notes."""
-        return load(served, name, request.load), ()
+        return load(served, name, request.load, prompts_of(request)), ()
 
-    def soak(self, served: Served, name: str, asked: SoakRequest, say: Say) -> Soaked:
+    def soak(self, served: Served, name: str, request: VerifyRequest, asked: SoakRequest, say: Say) -> Soaked:
         """Fill the context under the workload's arrival."""
         say(f"soaks: requests of {asked.workload.context:,} tokens for {asked.seconds:.0f} s")
-        return soak(served, name, asked, self._engine.metrics)
+        return soak(served, name, asked, self._engine.metrics, prompts_of(request))
+
+
+def prompts_of(request: VerifyRequest) -> Callable[[int], list[int]]:
+    """Return what draws prompts of so many tokens that the result's model knows."""
+    return partial(unseen_prompt, vocabulary=vocabulary_of(request.result))
 
 
 def warm_up(served: Served, name: str, asked: Load, prompt: Callable[[int], Prompt] = unseen_prompt) -> None:

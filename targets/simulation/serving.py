@@ -206,7 +206,8 @@ def _is_simulated(engine: Engine, gpu: Gpu, settings: Settings, workload: Worklo
 
 def _runs(engine: Engine, gpu: Gpu, settings: Settings, kv: KVEstimate, question: Asked) -> Callable[..., Run]:
     """Return what simulates a load of a workload, slower (in log space), with a share of the cache, seconds before the first prompts."""
-    seconds = StepTimes(question.run.stage, question.loop.cache_bytes, settings.parallel.pp)
+    own = question.run
+    seconds = StepTimes(own.stage, question.loop.cache_bytes, settings.parallel.pp, own.launches_s)
 
     def run(workload: Workload, load: Load, slower: float = 0.0, share: float = 1.0, first_s: float = 0.0) -> Run:
         queue = engine.queue(gpu, settings, workload, _scaled(kv, share))

@@ -23,11 +23,13 @@ _PADDED = 512
 
 class StepTimes:
     """Seconds of a batch. `step`: the step model, of a card's whole engine; `cache_bytes`: bytes of one cache element; `stages`: pipeline
-    stages, over which the requests of a batch are spread.
+    stages, over which the requests of a batch are spread; `least_s`: what no forward pass is shorter than.
     """
 
-    def __init__(self, step: Callable[[Step], float], cache_bytes: float, stages: int = 1) -> None:
-        self._step, self._cache_bytes, self._stages = step, cache_bytes, stages
+    def __init__(
+        self, step: Callable[[Step], float], cache_bytes: float, stages: int = 1, least_s: float = 0.0
+    ) -> None:
+        self._step, self._cache_bytes, self._stages, self._least_s = step, cache_bytes, stages, least_s
         self._tokens = _curve(self._ask_tokens)
         self._sampled = _curve(self._ask_sampled)
         self._alone = _curve(self._ask_alone, _PADDED)
@@ -65,7 +67,7 @@ class StepTimes:
             seconds += context * share * self._context(round(context / sequences))
         if prefill:
             seconds += prefill * self._pairs(round(pairs / whole))
-        return seconds
+        return max(seconds, self._least_s)
 
     def _seconds(self, decode: int, context: float, prefill: int = 0, pairs: float = 0.0, prompts: int = 0) -> float:
         return self._step(Step(decode, context, prefill, pairs, prompts, self._cache_bytes))

@@ -7,10 +7,9 @@ From the description's work (`work`), the card's peaks and fitted efficiencies (
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from passes.ir.model import ModelIR
-from passes.record import dataclass
+from passes.record import dataclass, replace
 from targets.engines.engine import Engine, KVEstimate, MemoryEstimate, Scheduler, Settings, SpeedEstimate
 from targets.gpu import Gpu
 from targets.machine.profile import Profile, believed_profile, measured_card, measured_values
@@ -18,8 +17,8 @@ from targets.quantity import Basis, Quantity
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.pictures import encoding_s
-from targets.speed.rates import Fitted, Regime, Width, engine_values, fitted_rates, rates_from
-from targets.speed.step import Card, Step, handing_on_seconds, step_seconds
+from targets.speed.rates import Fitted, Regime, Width, eager, engine_values, fitted_rates, rates_from
+from targets.speed.step import Card, Step, handing_on_seconds, launch_seconds, step_seconds, unseen_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
 
@@ -70,8 +69,7 @@ def steady(question: Asked) -> SpeedEstimate:
     loop, run = question.loop, question.run
     means = closed_loop(run.step, loop)
     alone = means if loop.clients == 1 else closed_loop(run.step, replace(loop, clients=1.0))
-    told = _speed(means, alone, loop, question.fitted, question.replicas)
-    told = replace(told, notes=question.notes)
+    told = _speed(means, alone, question)
     if question.capacity_s is None:
         return told
     error = question.fitted.widths[Regime.SATURATED].tpot
@@ -86,13 +84,15 @@ def asked(
     clients = max(1.0, (workload.concurrency or 1) / replicas)
     sharing = replicas if work.experts else 1
     span = settings.parallel.tp * settings.parallel.pp * sharing
-    unseen = sharing > 1 or (gpu.network is not None and span > gpu.network.cards)
+    unseen = gpu.network is not None and span > gpu.network.cards
     fitted = fitted_rates(
         name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts), unseen=unseen
     )  # fmt: skip
     profile, notes = believed_profile(gpu)
     if profile is not None:
         card, fitted = measured_card(card, profile), _measured(fitted, name, gpu, settings.version, profile)
+    if settings.enforce_eager:
+        fitted = eager(fitted, name)
     encoding = encoding_s(ir, card, fitted.rates, workload, settings.parallel.tp)
     if encoding:
         fitted = replace(fitted, rates=replace(fitted.rates, host_s=fitted.rates.host_s + encoding))
@@ -103,11 +103,30 @@ def asked(
         ROUNDS, rates.request_s(settings.parallel.tp), rates.host_token_s,
     )  # fmt: skip
     run = Run(work, card, fitted, settings.parallel.tp, settings.parallel.pp, sharing)
+    if sharing > 1 and fitted.basis is not Basis.MEASURED:
+        run = replace(run, fitted=(fitted := _of_sharing(run, loop)))
     if workload.rate is None:
         return Asked(run, fitted, loop, notes, replicas)
     capacity_s = _capacity_s(run, loop)
     loop = replace(loop, clients=_waiting_clients(run, loop, workload, replicas, capacity_s))
     return Asked(run, fitted, loop, notes, replicas, replicas * capacity_s if math.isfinite(workload.rate) else None)
+
+
+def _of_sharing(run: Run, loop: Loop) -> Fitted:
+    """The rates of replicas that share experts, of which no row of the data is: what they are unsure of besides all that they have in
+    common with those that do not, which was seen.
+    """
+    fitted = run.fitted
+    step = Step(
+        min(loop.clients, loop.resident), loop.input_tokens + loop.output_tokens / 2, cache_bytes=loop.cache_bytes
+    )
+    more = unseen_seconds(run.work, run.card, fitted.rates, step, run.tp, run.sharing)
+    own = math.log1p(more / run.stage(step))
+    widths = {
+        regime: Width(math.hypot(width.tpot, own), math.hypot(width.ttft, own))
+        for regime, width in fitted.widths.items()
+    }
+    return replace(fitted, widths=widths, basis=Basis.ASSUMED)
 
 
 def _capacity_s(run: Run, loop: Loop) -> float:
@@ -187,7 +206,7 @@ class Run:
         """Return the seconds of a step; pipeline stages each run their share of the sequences, one after another."""
         if self.pp > 1:
             step = replace(step, decode=max(step.decode / self.pp, min(step.decode, 1.0)))
-        return self.stage(step)
+        return max(self.stage(step), self.launches_s)
 
     def stage(self, step: Step) -> float:
         """Return the seconds of a step of what one stage has in hand, and of handing it on."""
@@ -195,8 +214,14 @@ class Run:
         tokens = step.decode + step.prefill
         return seconds + handing_on_seconds(self.work, self.card, self.fitted.rates, tokens, self.tp, self.pp)
 
+    @property
+    def launches_s(self) -> float:
+        """Seconds that no step is shorter than: launching its kernels one by one; 0 where CUDA graphs are."""
+        return launch_seconds(self.work, self.fitted.rates)
 
-def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int) -> SpeedEstimate:
+
+def _speed(means: Means, alone: Means, question: Asked) -> SpeedEstimate:
+    loop, fitted = question.loop, question.fitted
     outputs = max(loop.output_tokens, 1)
     request_s = means.ttft_s + means.tpot_s * (outputs - 1)
     waiting = loop.clients > means.resident
@@ -208,7 +233,8 @@ def _speed(means: Means, alone: Means, loop: Loop, fitted: Fitted, replicas: int
         tpot_ms=_quantity(1e3 * means.tpot_s, tpot_error, fitted),
         prefill_tok_s=_quantity(loop.input_tokens / prefill_s, fitted.prefill_error, fitted),
         decode_tok_s_per_request=_quantity(1 / means.tpot_s, tpot_error, fitted),
-        throughput_tok_s=_quantity(replicas * loop.clients * outputs / request_s, tpot_error, fitted),
+        throughput_tok_s=_quantity(question.replicas * loop.clients * outputs / request_s, tpot_error, fitted),
+        notes=question.notes,
     )
 
 

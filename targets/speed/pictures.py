@@ -13,9 +13,11 @@ def encoding_s(ir: ModelIR, card: Card, rates: Rates, workload: Workload, tp: in
 
     Its matrices are computed at the rate of the decoder's of the same form; attention among a picture's patches is not counted.
     """
+    if not workload.pictures:
+        return 0.0
     patches = workload.pictures * workload.picture_tokens * _patches_of_token(ir)
     seconds = 0.0
-    for stack in ir.stacks if patches else ():
+    for stack in ir.stacks:
         for block, count in stack.counts if stack.name == "vision" else ():
             for linear in block.linears:
                 kernel = card.kernel(linear.storage)

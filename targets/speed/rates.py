@@ -89,8 +89,7 @@ def fitted_rates(
     unseen: bool = False,
 ) -> Fitted:
     """Return what the fit says of an engine (and version of it; None = newest) on a generation of cards, for so many clients of a model
-    with or without experts; `unseen`: over several machines, or as replicas that share experts, of which it has
-    no row.
+    with or without experts; `unseen`: over several machines, of which it has no row.
     """
     entry = fit()["engines"][engine]
     seen = entry.get("generations", {}).get(generation, {"clients": 0, "experts": False})
@@ -102,6 +101,15 @@ def fitted_rates(
         for regime, width in entry["widths"]["experts" if experts else "dense"].items()
     }
     return Fitted(values, widths, Basis.CALIBRATED if known and "as" not in entry else Basis.ASSUMED)
+
+
+def eager(fitted: Fitted, engine: str) -> Fitted:
+    """Return rates without CUDA graphs: batches are not padded, each kernel is launched by itself. Assumed, as no fit holds such rows."""
+    values, entry = engine_values(engine), fit()["engines"][engine]
+    rates = replace(fitted.rates, graphs=0, launch_layer_s=values.get("launch_layer_s", 0.0))
+    widen = entry["unknown_generation_widens"] if rates.eager and fitted.basis is Basis.CALIBRATED else 1.0
+    widths = {regime: Width(widen * width.tpot, widen * width.ttft) for regime, width in fitted.widths.items()}
+    return Fitted(rates, widths, Basis.ASSUMED if rates.eager else fitted.basis)
 
 
 def _within_the_card(rates: Rates) -> Rates:

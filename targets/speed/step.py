@@ -17,6 +17,8 @@ from targets.speed.work import Attention, Experts, Work
 
 #: Exponent of the power mean that joins reading and computing: infinity would be the plain roofline, 1 no overlap at all.
 OVERLAP = 3.0
+#: By which share one card's experts may have more to do than the mean of all cards'; assumed, as no row of the data has it.
+_UNEVEN = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ class Rates:
     sequence and step, `token_s` per prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `links`: by kind.
     Of the host, before the first token: `host_s` a request, `serial_s` of a thread in turns, `host_token_s` a prompt's token,
     `workers_s` a request more where cards are several, whose workers are processes of their own. `first_use_s`: what the first prompts
-    after a start may wait for kernels of recurrent layers to be compiled.
+    after a start may wait for kernels of recurrent layers to be compiled. `launch_layer_s`: of the host, to launch a layer's kernels one by
+    one, where no CUDA graph does it (eager): no step is shorter, however fast the card is; 0 with graphs.
 
     `tile`: rows that each hit expert's tokens are padded by, by kernel family. `routing`: exponent on the number of tokens, below 1
     because tokens share experts more than uniform routing would. `recurrence`: how much of a recurrent state a prompt's token moves,
@@ -101,6 +104,12 @@ class Rates:
     serial_s: float
     workers_s: float
     first_use_s: float
+    launch_layer_s: float = 0.0
+
+    @property
+    def eager(self) -> bool:
+        """Whether kernels are launched one by one."""
+        return self.launch_layer_s > 0
 
     def request_s(self, cards: int) -> float:
         """Return the seconds of the host between a request's being sent and the engine's seeing it, but for its prompt's tokens."""
@@ -189,6 +198,15 @@ def exchange_seconds(work: Work, card: Card, rates: Rates, tokens: float, tp: in
     return work.expert_layers * _all_reduce_s(card, rates, moved, cards)
 
 
+def unseen_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int, sharing: int) -> float:
+    """Return the seconds of a step that replicas which share their experts may take more than is expected of them: the exchange again, and
+    a card whose experts are asked for more often than the others' (`_UNEVEN`), for which all wait.
+    """
+    tokens = step.decode + step.prefill
+    experts = sum(_experts_seconds(each, card, rates, tokens * sharing, tp * sharing) for each in work.experts)
+    return exchange_seconds(work, card, rates, tokens, tp, sharing) + _UNEVEN * experts
+
+
 def handing_on_seconds(work: Work, card: Card, rates: Rates, tokens: float, tp: int, pp: int) -> float:
     """Return the seconds in which `pp` pipeline stages hand a step of so many tokens on, one to the next.
 
@@ -209,6 +227,11 @@ def overhead_seconds(work: Work, card: Card, rates: Rates) -> float:
     layer = rates.layer_s + sum(rates.kernel_layer_s.get(family, 0.0) for family in families)
     seconds = rates.step_s + layer * work.layers + rates.expert_layer_s * work.expert_layers
     return seconds + rates.recurrent_layer_s * work.recurrent_layers
+
+
+def launch_seconds(work: Work, rates: Rates) -> float:
+    """Return the seconds that launching a step's kernels takes of the host; layers with experts have twice as many."""
+    return rates.launch_layer_s * (work.layers + work.expert_layers)
 
 
 def _join(read: float, compute: float) -> float:

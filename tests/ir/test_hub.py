@@ -56,6 +56,16 @@ def test_what_was_read_serves_again_without_the_network(hub: Hub, monkeypatch: p
     assert len(hub.requests) == before
 
 
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HF_ENDPOINT"])
+def test_a_place_that_no_folder_can_have_is_no_traceback(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv(variable, "https://" + "9" * 300)
+    with pytest.raises(InputError):
+        open_model("nobody/nothing")
+    with pytest.raises(InputError):
+        open_model("nobody/nothing", revision="9" * 300)
+
+
 def test_a_server_without_ranges_is_read_only_as_far_as_needed(hub: Hub) -> None:
     hub.ranges = False
     assert open_model("acme/tiny").header_digest == open_model(hub.folder).header_digest

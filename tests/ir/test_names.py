@@ -103,6 +103,27 @@ def test_a_repository_of_gguf_files_is_named_as_one(name: str, says: str) -> Non
     assert says in str(caught.value.remedy)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/root/.cache/huggingface/hub/models--meta-llama--Llama-3.1-8B-Instruct/snapshots/0e9e39f249a16976918f6564b8830bc894c89659",
+        "/data/meta-llama/Llama-3.1-8B-Instruct/", "/data/Llama-3.1-8B-Instruct",
+    ],
+)  # fmt: skip
+def test_a_folder_of_another_machine_goes_by_its_name(path: str) -> None:
+    assert open_model(path).ir.hidden_size == 4096
+
+
+def test_layers_that_draft_are_no_other_model() -> None:
+    assert open_model("/cache/shawnw3i/Qwen3.6-27B-AWQ-MTP").ir.quant_method == "awq"
+
+
+def test_an_unknown_folder_is_told_how_to_name_what_it_holds() -> None:
+    with pytest.raises(InputError) as caught:
+        open_model("/data/pretrained/OpenGVLab/InternVL3-999B/")
+    assert "--model OpenGVLab/InternVL3-999B before the command" in str(caught.value.remedy)
+
+
 def test_a_quantized_name_is_answered_as_it_was_asked_and_its_weights_are_assumed() -> None:
     answer = check("zai-org/GLM-4.5-FP8", "H200 SXM", settings=Settings(parallel=Parallel(tp=8)))
     assert answer.fits
@@ -151,9 +172,9 @@ def test_every_published_checkpoint_is_stored_as_one_table_says() -> None:
 
 def test_a_published_checkpoint_whose_source_is_not_known_names_it() -> None:
     with pytest.raises(
-        InputError, match=r"zai-org/GLM-4.6V-FP8 was made of zai-org/GLM-4.6V, whose shapes are not known here"
+        InputError, match=r"internlm/Intern-S1-FP8 was made of internlm/Intern-S1, whose shapes are not known here"
     ):
-        open_model("zai-org/GLM-4.6V-FP8")
+        open_model("internlm/Intern-S1-FP8")
 
 
 def test_a_short_name_of_several_models_is_asked_back_their_maker_s_first() -> None:
@@ -161,6 +182,19 @@ def test_a_short_name_of_several_models_is_asked_back_their_maker_s_first() -> N
     with pytest.raises(InputError, match="'llama3' may be meta-llama/Meta-Llama-3-70B"):
         open_model("llama3")
     assert begun_by("smollm3") == ("HuggingFaceTB/SmolLM3-3B",) and not begun_by("")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("deepseek-ai/DeepSeek-V2", "DeepSeek-V2-Lite"), ("DeepSeek-Coder-V2-Instruct", "DeepSeek-Coder-V2-Lite"),
+        ("devstral", "Devstral-Small"), ("step-3.5", "Step-3.5-Flash"),
+    ],
+)  # fmt: skip
+def test_a_model_whose_smaller_sibling_alone_is_known_is_not_read_as_that_one(name: str, nearest: str) -> None:
+    assert find(name) is None
+    with pytest.raises(InputError, match=nearest):
+        open_model(name)
 
 
 @pytest.mark.parametrize("name", ["BAAI/bge-m3", "intfloat/e5-large-v2", "openai/whisper-large-v3"])

@@ -71,11 +71,11 @@ def production_stack(path: Path) -> None:
     """The chart's schema by its keys and types (helm/values.schema.json, vllm-project/production-stack 01eaf92c)."""
     [values] = documents(path)
     spec = values["servingEngineSpec"]
-    assert set(spec) <= {"containerPort", "startupProbe", "modelSpec", "runtimeClassName"}
+    assert set(spec) <= {"containerPort", "startupProbe", "modelSpec", "runtimeClassName", "tolerations"}
     [model] = spec["modelSpec"]
-    text = {"name", "repository", "tag", "modelURL", "modelRevision", "requestMemory", "shmSize", "pvcStorage"}
+    text = {"name", "repository", "tag", "modelURL", "requestMemory", "shmSize", "pvcStorage"}
     number = {"replicaCount", "requestCPU", "requestGPU"}
-    lists = {"env", "nodeSelectorTerms", "tolerations", "extraVolumes", "extraVolumeMounts"}
+    lists = {"env", "nodeSelectorTerms", "extraVolumes", "extraVolumeMounts"}
     objects = {"vllmConfig", "initContainer"}
     assert set(model) <= text | number | lists | objects, set(model) - text - number - lists
     for names, kind in ((text, str), (number, int), (lists, list)):
@@ -83,8 +83,11 @@ def production_stack(path: Path) -> None:
     config = model["vllmConfig"]
     kinds = {
         "maxModelLen": int, "dtype": str, "tensorParallelSize": int, "maxNumSeqs": int, "gpuMemoryUtilization": (int, float, str),
-        "extraArgs": list,
+        "extraArgs": list, "enablePrefixCaching": bool,
     }  # fmt: skip
+    assert "enablePrefixCaching" in config, "the chart's template turns it off"
+    for made in (f"stack-{model['name']}-engine-service", f"stack-{model['name']}-vllm-stack"):
+        assert len(made) <= 63 and not made.endswith("-"), f"{made} is no DNS label"
     assert all(isinstance(value, kinds[key]) for key, value in config.items()), config
     assert all(isinstance(each, str) for each in config["extraArgs"])
     first = dict(model.get("initContainer", some_container()))
@@ -95,23 +98,29 @@ def production_stack(path: Path) -> None:
     container = some_container(env=model["env"], volumeMounts=mounts, startupProbe=spec["startupProbe"])
     affinity = {"nodeSelectorTerms": model["nodeSelectorTerms"]}
     pod({
-        "containers": [container], "initContainers": [first], "volumes": model.get("extraVolumes", []), "tolerations": model["tolerations"],
+        "containers": [container], "initContainers": [first], "volumes": model.get("extraVolumes", []), "tolerations": spec["tolerations"],
         "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": affinity}},
     })  # fmt: skip
 
 
 def llm_d(path: Path) -> None:
-    """The chart's values by their keys (llm-d-modelservice, values.yaml)."""
+    """The chart's values by their keys (llm-d-modelservice, values.yaml), as its templates place them in a pod."""
     [values] = documents(path)
     assert set(values) == {"modelArtifacts", "accelerator", "routing", "decode", "prefill"}
     assert set(values["modelArtifacts"]) <= {"name", "uri", "size", "authSecretName", "mountPath"}
     decode = values["decode"]
-    own = {"create", "replicas", "parallelism"}
+    own = {"create", "replicas", "parallelism", "extraConfig"}
+    assert set(decode) <= own | {"tolerations", "volumes", "containers"}, "nothing else reaches the pod"
+    assert set(decode["extraConfig"]) <= {"nodeSelector", "affinity"}
     assert set(decode["parallelism"]) <= {"tensor", "data", "dataLocal", "workers"}
     container = {
         key: value for key, value in decode["containers"][0].items() if key not in ("modelCommand", "mountModelVolume")
     }
-    pod({key: value for key, value in decode.items() if key not in own} | {"containers": [container]})
+    pod(
+        {key: value for key, value in decode.items() if key not in own}
+        | decode["extraConfig"]
+        | {"containers": [container]}
+    )
 
 
 def serve(config: dict) -> None:

@@ -136,6 +136,50 @@ def test_a_target_that_cannot_run_a_server_names_some_that_can(name: str, target
     assert all(target_files(deployment, [other]) for other in named if other != "engine")
 
 
+def told_by(arguments: list[str]) -> set[str]:
+    """What a server is told, each `--name=value`, but for where it listens."""
+    words = [word for each in arguments for word in each.partition("=")[::2] if word]
+    flags: dict[str, str] = {}
+    for word in words:
+        if word.startswith("--"):
+            name = word
+            flags[name] = ""
+        elif flags:
+            flags[name] = word
+    return {f"{name.replace('_', '-')}={value}" for name, value in flags.items() if name not in ("--host", "--port")}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_charts_tell_the_server_what_kubernetes_does(name: str) -> None:
+    """By what their templates write: production-stack's deployment-vllm-multi.yaml (f1f98227), llm-d's vllmServeModelCommand (6ab49a0e)."""
+    deployment = server(name)
+    if deployment.hardware.nodes > 1 or not deployment.hardware.of_a_node or deployment.launch.container is None:
+        return
+    documents = list(yaml.safe_load_all(target_files(deployment, ["kubernetes"])[0].text))
+    [workload] = [each for each in documents if each["kind"] == "Deployment"]
+    wanted = told_by([f"--model={deployment.model}", *workload["spec"]["template"]["spec"]["containers"][0]["args"]])
+
+    [stack] = target_files(deployment, ["production-stack"])
+    [model] = yaml.safe_load(stack.text)["servingEngineSpec"]["modelSpec"]
+    config = model["vllmConfig"]
+    keys = {"maxModelLen": "max-model-len", "dtype": "dtype", "tensorParallelSize": "tensor-parallel-size", "maxNumSeqs": "max-num-seqs",
+            "gpuMemoryUtilization": "gpu_memory_utilization"}  # fmt: skip
+    caches = "--enable-prefix-caching" if config.get("enablePrefixCaching") else "--no-enable-prefix-caching"
+    written = [f"--{keys[key]}={value}" for key, value in config.items() if key in keys]
+    stacked = told_by([f"--model={model['modelURL']}", caches, *written, *config["extraArgs"]])
+    assert stacked - wanted == {f"{caches}="} and not wanted - stacked
+    assert (caches == "--enable-prefix-caching") is deployment.launch.caches_prefixes
+
+    [modelservice] = target_files(deployment, ["llm-d"])
+    values = yaml.safe_load(modelservice.text)
+    decode, artifacts = values["decode"], values["modelArtifacts"]
+    degrees = {"tensor": "tensor-parallel-size", "data": "data-parallel-size"}
+    parallel = [f"--{degrees[key]}={value}" for key, value in decode["parallelism"].items() if value > 1]
+    named = [f"--model={deployment.model}", f"--served-model-name={artifacts['name']}"]
+    served = told_by([*named, *parallel, *decode["containers"][0]["args"]])
+    assert served == wanted
+
+
 def test_a_folder_that_is_no_result_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no finished result"):
         deployed(tmp_path)

@@ -19,7 +19,7 @@ from planner.choice.capacity import in_flight, running_at_once
 from planner.choice.demand import workload_of
 from planner.choice.question import Load, Question
 from planner.choice.search import SearchResult, search
-from planner.cli.main import app
+from planner.cli.main import application
 from planner.plan.launch import launch, launch_request
 from planner.plan.make import plan
 from planner.plan.remedies import longer_context
@@ -241,7 +241,7 @@ def test_check_and_plan_need_the_same_cache(load: str, sequences: int | None) ->
     ],
 )  # fmt: skip
 def test_check_refuses_what_contradicts_itself(options: list[str], said: str) -> None:
-    result = CliRunner().invoke(app, ["check", "--model", MODEL, "--gpu", "L4", *options])
+    result = CliRunner().invoke(application(), ["check", "--model", MODEL, "--gpu", "L4", *options])
     assert result.exit_code != 0 and said in str(result.exception or result.output)
 
 
@@ -260,10 +260,10 @@ def test_limits_of_goodput_follow_each_other_as_vllm_takes_them() -> None:
         "2",
         "--json",
     ]
-    apart = CliRunner().invoke(app, [*asked, "--goodput", "ttft:900", "--goodput", "tpot:90"])
-    together = CliRunner().invoke(app, [*asked, "--goodput", "ttft:900", "tpot:90"])
+    apart = CliRunner().invoke(application(), [*asked, "--goodput", "ttft:900", "--goodput", "tpot:90"])
+    together = CliRunner().invoke(application(), [*asked, "--goodput", "ttft:900", "tpot:90"])
     assert apart.exit_code == together.exit_code == 0 and apart.output == together.output
-    assert CliRunner().invoke(app, [*asked, "ttft:900"]).exit_code != 0
+    assert CliRunner().invoke(application(), [*asked, "ttft:900"]).exit_code != 0
 
 
 PICTURES = """
@@ -400,7 +400,7 @@ def test_a_check_with_goals_says_how_many_users_keep_them_and_agrees_with_what_i
     ]
 
     def speed_of(*options: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(CliRunner().invoke(app, [*asked, *options]).output)["speed"]
+        found: dict[str, Any] = json.loads(CliRunner().invoke(application(), [*asked, *options]).output)["speed"]
         return found
 
     several = speed_of("--max-concurrency", "16")

@@ -474,6 +474,19 @@ def test_a_rate_is_read_as_specs_write_it(optimize: Any, said: str, rate: float)
     assert float(document["load"]["request_rate"]) == rate
 
 
+def test_lengths_of_requests_that_arrive_are_alike_where_that_is_said(optimize: Any) -> None:
+    asked = ("--gpu", "H100", "--model", "Qwen/Qwen3-0.6B", "--request-rate", "8", "--num-prompts", 200)
+    lengths = ("--input-tokens", 500, "--output-tokens", 100)
+    _, chats = check(optimize, *asked, *lengths)
+    _, alike = check(optimize, *asked, *lengths, "--random-range-ratio", 0)
+    assert any("--random-range-ratio 0" in note for note in chats["notes"])
+    assert not any("vary as chats'" in note for note in alike["notes"])
+    spread = [each["speed"]["e2e_p99_ms"]["value"] / each["speed"]["e2e_p50_ms"]["value"] for each in (chats, alike)]
+    assert spread[0] > 3 > 1.3 > spread[1]
+    code, _, err = optimize("check", *asked, "--random-range-ratio", 0)
+    assert code == 2 and "--input-tokens" in err
+
+
 @pytest.mark.parametrize("said", ["0", "-1", "fast", "10 km"])
 def test_what_is_no_rate_says_how_to_write_one(optimize: Any, said: str) -> None:
     code, _, err = optimize("check", "--gpu", "H100", "--model", "Qwen/Qwen3-0.6B", "--request-rate", said)
@@ -574,3 +587,51 @@ def test_what_a_command_says_of_a_checkpoint_known_by_its_name_alone_holds(optim
     code, out, _ = optimize("check", "--gpu", "H200", "--json", "--", *serve, "modelopt")
     assert code == 0 and any("usually means" in note for note in json.loads(out)["notes"])
     assert optimize("check", "--gpu", "H200", "--", *serve, "ascend")[0] == 3
+
+
+def test_a_folder_that_tells_nothing_is_asked_back_with_what_the_server_calls_it(optimize: Any) -> None:
+    command = ("vllm", "serve", "/model-cache/", "--served-model-name", "Qwen/Qwen3-8B", "--max-model-len", "8k")
+    code, _, err = optimize("check", "--gpu", "L40S", "--", *command)
+    assert code == 2 and "--model Qwen/Qwen3-8B before the command" in " ".join(err.split())
+    assert optimize("check", "--gpu", "L40S", "--model", "Qwen/Qwen3-8B", "--", *command)[0] == 0
+
+
+def test_a_gguf_file_is_served_by_its_name(optimize: Any) -> None:
+    """As `vllm serve` takes it (vllm-project/vllm#29137), and as people had to before (#8618, #17661)."""
+    for words, version, code in (
+        (("unsloth/Qwen3-0.6B-GGUF:Q4_K_M",), "0.12.0", 0),
+        (("unsloth/Qwen3-0.6B-GGUF:Q4_K_M",), "0.10.2", 3),
+        (
+            ("/models/tinyllama-1.1b-chat-v1.0.Q4_K_M.gguf", "--tokenizer", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
+            "0.8.4",
+            0,
+        ),
+        (("/models/model-Q4_K_M.gguf", "--tokenizer", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"), "0.33.0", 0),
+    ):
+        asked = ("check", "--json", "--gpu", "RTX 4090", "--engine-version", version)
+        answered, out, _ = optimize(*asked, "--", "vllm", "serve", *words, "--quantization", "gguf")
+        assert answered == code, (words, version, out)
+        document = json.loads(out)
+        assert document["memory"]["weights"]["basis"] == "assumed"
+        assert document["memory"]["weights"]["value"] < 0.75 * (1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "code", "said"),
+    [
+        # zai-org/GLM-4.5#54: "invalid choice: 'glm45'"
+        ("0.10.0", ("--tool-call-parser", "glm45", "--enable-auto-tool-choice"), 3, "vLLM 0.10.0 has no --tool-call-parser glm45"),
+        ("0.33.0", ("--tool-call-parser", "glm45", "--reasoning-parser=glm45"), 0, ""),
+        (None, ("--tool-call-parser", "qwen3coder"), 2, "Did you mean 'qwen3_coder'"),
+        (None, ("--reasoning-parser", "qwen4"), 2, "Did you mean 'qwen3'"),
+        (None, ("--tool-call-parser", "mine", "--tool-parser-plugin", "mine.py"), 0, ""),
+    ],
+)  # fmt: skip
+def test_a_parser_that_the_version_has_not_is_told(
+    optimize: Any, version: str | None, flags: tuple[str, ...], code: int, said: str
+) -> None:
+    named = () if version is None else ("--engine-version", version)
+    answered, out, err = optimize(
+        "check", "--gpu", "H100", *named, "--", "vllm", "serve", "Qwen/Qwen3-8B", "--max-model-len=8k", *flags
+    )
+    assert answered == code and said in " ".join(f"{out} {err}".split())

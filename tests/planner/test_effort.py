@@ -24,7 +24,7 @@ from planner import machine
 from planner.apply import apply
 from planner.apply_cost import Effort, Rate, effort, forecast, product_flops, rates_of, walk_size
 from planner.certificate import read_certificate
-from planner.cli.main import app
+from planner.cli.main import application
 from planner.cli.tables.plan import print_plan
 from planner.machine import Computing, computing, computing_on
 from planner.plan.codec import from_json, to_json
@@ -267,12 +267,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_device_is_chosen_on_the_command_line(tiny: Path) -> None:
-    done = CliRunner().invoke(app, ["apply", "tiny.yaml", "--device", "cpu", "-o", "made"])
+    done = CliRunner().invoke(application(), ["apply", "tiny.yaml", "--device", "cpu", "-o", "made"])
     assert done.exit_code in (0, 4), done.output
     assert read_certificate(tiny / "made" / "certificate.json").steps
     for command in (["apply", "tiny.yaml", "-o", "other"], ["plan", "tiny.yaml", "--measure"]):
         for device, said in (("cudda", "unknown device 'cudda'"), ("cuda:0", "no card")):
-            failed = CliRunner().invoke(app, [*command, "--device", device])
+            failed = CliRunner().invoke(application(), [*command, "--device", device])
             assert isinstance(failed.exception, InputError), failed.output
             assert said in failed.exception.message
     assert not (tiny / "other").exists() and not (tiny / ".other.work").exists()
@@ -283,13 +283,13 @@ def test_a_card_that_torch_cannot_use_is_said_before_the_work(tiny: Path, monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.version, "cuda", None)
     for command in (["apply", "none.plan.json"], ["plan", "none.yaml", "--measure"]):
-        done = CliRunner().invoke(app, command)
+        done = CliRunner().invoke(application(), command)
         assert f"Note     the processor computes: this machine has {_H100}, but torch" in done.stderr
-        assert "Note" not in CliRunner().invoke(app, [*command, "--device", "cpu"]).stderr
+        assert "Note" not in CliRunner().invoke(application(), [*command, "--device", "cpu"]).stderr
 
 
 def test_the_candidates_are_tried_on_the_device_that_was_asked_for(tiny: Path) -> None:
-    done = CliRunner().invoke(app, ["plan", "tiny.yaml", "--measure", "--device", "cpu"])
+    done = CliRunner().invoke(application(), ["plan", "tiny.yaml", "--measure", "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert load_plan(tiny / "tiny.plan.json").decision.state == "resolved"
 

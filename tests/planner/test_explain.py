@@ -145,6 +145,32 @@ def test_two_things_are_held_against_each_other() -> None:
         assert "awq" in sides or "fp8" in sides
 
 
+def test_what_may_be_preferred_is_held_against_what_else_may_be() -> None:
+    for question in ("compare speed and cost", "speed or cost", "speed vs price"):
+        answer = explain(*asked("32B"), question)
+        assert answer.chosen is not None and answer.other is not None
+        assert (answer.chosen.role, answer.other.role) == ("speed", "cost")
+
+
+def test_words_where_figures_stand_are_not_told_off_as_figures() -> None:
+    for question in ("context lots", "plenty of users"):
+        with pytest.raises(InputError) as refused:
+            explain(*asked("32B"), question)
+        assert refused.value.message.startswith(f"cannot answer {question!r}")
+    assert explain(*asked("32B"), "cheaper card").decides == explain(*asked("32B"), "cheapest card").decides
+
+
+def test_candidates_that_lost_are_told_nearest_first() -> None:
+    spec = parse_spec(
+        "model: Llama-3.1-8B-Instruct\ntarget: {gpu: T4}\n"
+        "workload: {context: 8192, concurrency: 1, input_tokens: 7500, output_tokens: 100}\n"
+        "goals: {ttft: 300 ms, quality: {max_perplexity_increase: 5%}}\n"
+    )
+    source = open_model(spec.model)
+    answer, nearest = explain(spec, source), explain(spec, source, "why no plan").chosen
+    assert nearest is not None and answer.candidates[0].candidate == nearest.candidate
+
+
 def test_what_a_plan_does_not_tell_is_said_with_what_may_be_asked() -> None:
     for question in ("how much memory does it take for coding", "can it do the dishes", "what is the meaning of life"):
         with pytest.raises(InputError) as refused:

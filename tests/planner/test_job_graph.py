@@ -23,7 +23,7 @@ from passes.steps.drawing import dot, mermaid, text
 from passes.steps.graph import State, WorkGraph, WorkNode, WorkStep
 from planner.apply_cost import effort, forecast
 from planner.certificate import NAME, Certificate, FinishedStep, MeasuredQuality, PredictedFigures
-from planner.cli.main import app
+from planner.cli.main import application
 from planner.job_graph import finished_graph, plan_needs_text, planned_graph
 from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument, portable, sealed
@@ -156,7 +156,7 @@ def result(document: PlanDocument, tmp_path: Path) -> Path:
 
 
 def _shown(*arguments: str) -> str:
-    done = CliRunner().invoke(app, ["show", *arguments])
+    done = CliRunner().invoke(application(), ["show", *arguments])
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -180,7 +180,7 @@ def test_json_stays_as_it_is(saved: Path, result: Path) -> None:
 
 
 def test_an_unknown_drawing_is_refused_with_the_known_ones(saved: Path) -> None:
-    done = CliRunner().invoke(app, ["show", str(saved), "--graph", "png"])
+    done = CliRunner().invoke(application(), ["show", str(saved), "--graph", "png"])
     assert done.exit_code == 2
     assert all(kind in done.output for kind in ("'text'", "'mermaid'", "'dot'"))
 

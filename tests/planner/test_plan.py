@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from passes.errors import DoesNotFitError, InputError, StalePlanError
 from planner.check import check
-from planner.cli.main import app
+from planner.cli.main import application
 from planner.explain import diff as difference
 from planner.plan.codec import to_json
 from planner.plan.document import digest, portable, require_executable, spec_of
@@ -107,7 +107,7 @@ def test_a_plan_that_travelled_is_shown(made: Plan, tmp_path: Path) -> None:
     save(portable(made.document), path)
     document = load_plan(path)
     assert staleness(document) == []
-    done = CliRunner().invoke(app, ["show", str(path)])
+    done = CliRunner().invoke(application(), ["show", str(path)])
     assert done.exit_code == 0 and "Plan:" in done.output
 
 

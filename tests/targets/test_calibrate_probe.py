@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import math
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from targets.machine.probe_program import (
     Place,
     card,
     copy_rate,
+    cpu_int4_rates,
     dense_rates,
     int8_rate,
     probe,
@@ -188,3 +191,12 @@ def test_programs_of_other_pythons_import_nothing_of_ours() -> None:
         named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         named |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         assert not {name.split(".")[0] for name in named} & {"passes", "targets", "planner", "tightfit"}, program
+
+
+def test_a_build_without_the_4_bit_kernel_is_measured_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's CPU build for AVX2 has the Python function, which fails at its first call: the operator is not in the library."""
+    operators = type("Built", (), {"cpu_gemm_wna16": staticmethod(lambda *args: torch.ops._C.cpu_gemm_wna16(*args))})
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm._custom_ops", operators)  # type: ignore[arg-type]
+    small = Place(torch.device("cpu"), lambda: None, 128, 64, 1 << 20, 1e-4, torch.bfloat16)
+    assert cpu_int4_rates(small, 0.01) == {}

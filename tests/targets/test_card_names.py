@@ -15,7 +15,8 @@ GIB = 1 << 30
 @pytest.mark.parametrize(
     ("name", "card", "count"),
     [
-        ("V100-SXM2-16GB", "V100 SXM2 16GB", None), ("H20-3e", "H20-3e", None), ("H800", "H800 SXM", None),
+        ("V100-SXM2-16GB", "V100 SXM2 16GB", None), ("H20-3e", "H20-3e", None), ("NVIDIA H20", "H20 96GB", None),
+        ("RTX PRO 6000 Server Edition", "RTX PRO 6000 Blackwell Server", None), ("H800", "H800 SXM", None),
         ("RTX PRO 5000", "RTX PRO 5000 Blackwell", None), ("RTX 4090 D", "RTX 4090 D", None), ("RTX 4090 48GB", "RTX 4090 48GB", None),
         ("A4500", "RTX A4500", None), ("RTX 8000", "Quadro RTX 8000", None), ("NVIDIA Thor", "Jetson AGX Thor 128GB", None),
         ("AMD Instinct MI350X", "MI350X", None), ("Intel(R) Arc(TM) Pro B60 Graphics", "Arc Pro B60", None),
@@ -28,7 +29,15 @@ GIB = 1 << 30
         ("BM.GPU.H100.8", "H100 SXM", 8), ("gpu_8x_h100_sxm5", "H100 SXM", 8), ("gpu_1x_a100", "A100 PCIe 40GB", 1),
         ("gd-8xh200ib-i128", "H200 SXM", 8), ("L4-2-24G", "L4", 2), ("H100-SXM-8-80G", "H100 SXM", 8), ("H100-1-80G", "H100 PCIe", 1),
         ("H100_NVLINK_80GB", "H100 SXM", None), ("NVIDIA L2", "L2", None), ("Orin Nano 8GB", "Jetson Orin Nano 8GB", None),
-        ("RTX 3090 Ti+RTX 3090", "RTX 3090", 2),
+        ("RTX 3090 Ti+RTX 3090", "RTX 3090", 2), ("H100x8", "H100 SXM", 8), ("l40sx4", "L40S", 4), ("ml.g5.12xlarge", "A10G", 4),
+        ("DGX H100", "H100 SXM", 8), ("DGX A100 640GB", "A100 SXM4 80GB", 8), ("HGX B300", "B300 SXM", None), ("a10g-largex2", "A10G", 2),
+        ("DGX Station", "GB300 (DGX Station)", None), ("NVIDIA-GB300-WS", "GB300 (DGX Station)", None),
+        ("GB200 NVL72", "GB200 (per GPU)", None),
+        ("Standard_ND128isr_NDR_GB200_v6", "GB200 (per GPU)", 4), ("nvidia-rtx-pro-6000", "RTX PRO 6000 Blackwell Server", None),
+        ("RTX 6000 Pro", "RTX PRO 6000 Blackwell Workstation", None),
+        ("NVIDIA RTX PRO 5000 72GB Blackwell", "RTX PRO 5000 Blackwell 72GB", None),
+        ("Tesla V100-FHHL-16GB", "V100 FHHL 16GB", None), ("NVIDIA-A10G-SHARED", "A10G", None),
+        ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb-SHARED", "A100 SXM4 40GB MIG 1g.5gb", None),
     ],
 )  # fmt: skip
 def test_a_name_finds_its_card(name: str, card: str, count: int | None) -> None:
@@ -42,14 +51,18 @@ def test_a_name_finds_its_card(name: str, card: str, count: int | None) -> None:
         ("A100:8", "A100:8 is read as A100 SXM4 40GB, as SkyPilot has it"),
         ("V100:4", "V100:4 is read as V100 SXM2 16GB, as SkyPilot has it"), ("V100 16GB", "V100 16GB is read as V100 SXM2 16GB"),
         ("A100 40GB", "A100 40GB is read as A100 SXM4 40GB"), ("A100-80GB:8", "A100-80GB is read as A100 SXM4 80GB"),
-        ("A100 SXM4 40GB", None),
+        ("A100 SXM4 40GB", None), ("RTX 6000 Pro", "RTX 6000 Pro is read as RTX PRO 6000 Blackwell Workstation"),
+        ("RTX PRO 6000", "RTX PRO 6000 is read as RTX PRO 6000 Blackwell Workstation"), ("HGX H100", "HGX H100 is read as H100 SXM"),
+        ("Tesla-T4-SHARED", "Tesla-T4-SHARED: pods share T4, and what the others take is not counted"),
     ],
 )  # fmt: skip
 def test_a_shorthand_says_what_it_is_read_as(name: str, note: str | None) -> None:
     assert find_cards(name).gpu.note == note
 
 
-@pytest.mark.parametrize("name", ["Orin", "Orin Nano", "GH200", "RTX 4060 Ti", "4060ti", "RTX 5060 Ti"])
+@pytest.mark.parametrize(
+    "name", ["Orin", "Orin Nano", "Orin AGX", "DGX A100", "GH200", "H20", "RTX 4060 Ti", "4060ti", "RTX 5060 Ti"]
+)
 def test_a_name_that_several_cards_share_is_asked_back(name: str) -> None:
     with pytest.raises(InputError, match="names several cards"):
         find_cards(name)
@@ -75,7 +88,10 @@ def test_no_card_of_the_catalog_is_of_another_maker_than_it_says() -> None:
     assert all(maker in (None, vendor) for vendor, maker in named.values()), named
 
 
-@pytest.mark.parametrize("name", ["M60", "MX550", "T1000", "Tesla K80", "RTX 9090", "H1OO", "nonsense"])
+@pytest.mark.parametrize(
+    "name",
+    ["M60", "MX550", "T1000", "Tesla K80", "RTX 9090", "H1OO", "nonsense", "H100 160GB", "RTX 4090 96GB", "H100x0"],
+)
 def test_a_name_that_nobody_has_is_unknown(name: str) -> None:
     with pytest.raises(InputError, match="unknown GPU") as caught:
         find_cards(name)
@@ -109,6 +125,28 @@ def test_a_slice_has_its_share(name: str, gib: float) -> None:
 )
 def test_a_slice_tells_which_of_the_cards_of_a_name_it_is_of(name: str, card: str) -> None:
     assert find_cards(name).gpu.name.startswith(f"{card} MIG")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"), [("A30 MIG 1g.6gb", 4), ("RTX PRO 6000 MIG 1g.24gb", 4), ("RTX PRO 5000 MIG 1g.24gb", 2), ("H200 MIG 1g.18gb", 7)]
+)  # fmt: skip
+def test_a_slice_is_a_part_of_as_many_as_its_card_has(name: str, parts: int) -> None:
+    part = find_cards(name).gpu
+    whole = find_cards(name.partition(" MIG")[0]).gpu
+    assert part.note is not None and part.note.startswith(f"1 of {parts} slices")
+    assert part.bf16_flops is not None and whole.bf16_flops is not None
+    assert part.bf16_flops * parts == pytest.approx(whole.bf16_flops)
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "gib"),
+    [("RTX 2080 Ti 22GB", "RTX 2080 Ti", 22), ("RTX 3080 20GB", "RTX 3080 10GB", 20), ("4080 super 32G", "RTX 4080 SUPER", 32)],
+)  # fmt: skip
+def test_a_board_of_resellers_has_twice_the_memory_and_the_rates_of_its_card(name: str, of: str, gib: int) -> None:
+    board, card = find_cards(name).gpu, find_cards(of).gpu
+    assert (gib - 1) * GIB < board.memory_bytes.value < gib * GIB
+    assert (board.bandwidth_bytes_per_s, board.bf16_flops) == (card.bandwidth_bytes_per_s, card.bf16_flops)
+    assert board.note is not None and "resellers" in board.note and not board.offered
 
 
 def test_virtual_cards_have_the_size_in_their_name() -> None:

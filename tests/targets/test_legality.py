@@ -139,6 +139,14 @@ def test_what_engines_quantize_while_they_load(engine: str, weights: str, gpu: s
     assert refused(engine, stored("Qwen2.5-0.5B-Instruct", weights), gpu) == ([code] if code else [])
 
 
+@pytest.mark.parametrize("version", ["0.7.3", "0.17.1", "0.33.0"])
+def test_a_checkpoint_of_bitsandbytes_is_not_cut(version: str) -> None:
+    """vllm#13122, and `bitsandbytes_loader.py` of 0.7.3 to the package of today: "Please try with pipeline parallelism"."""
+    ir = open_model("unsloth/DeepSeek-R1-Distill-Llama-70B-bnb-4bit").ir
+    codes = [refused("vllm", ir, "RTX 4090", parallel, version) for parallel in (Parallel(8), Parallel(1, 8))]
+    assert codes[0][0] == "tp_of_bitsandbytes" and "tp_of_bitsandbytes" not in codes[1]
+
+
 def test_bitsandbytes_is_a_package_of_its_own_since_0_28() -> None:
     ir, workload = stored("Qwen2.5-0.5B-Instruct", "nf4"), Workload(1024)
     notes = {

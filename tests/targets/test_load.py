@@ -16,7 +16,7 @@ import pytest
 
 from targets.engines.vllm.verify import arguments, bench_serve, timing_of
 from targets.quantity import Quantity
-from targets.serve.client import measure
+from targets.serve.client import measure, unseen_prompt, vocabulary_of
 from targets.serve.load import Load, LoadTiming, Spread, load
 from targets.serve.process import EngineError, Served, serving
 from targets.serve.verifier import VerifyRequest
@@ -97,6 +97,19 @@ def test_one_at_a_time_is_measured_as_before(server: Callable[..., Any]) -> None
     with server("--gap", "0.01") as served:
         timing = measure(served, "fake", input_tokens=8, output_tokens=6, requests=3)
     assert 9 < timing.tpot_ms < 30 and 9 < timing.ttft_ms < 100 and timing.text == " word" * 6
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [('{"vocab_size": 262}', 262), ('{"text_config": {"vocab_size": 256000}}', 256000), ("{}", 900), ("no JSON", 900), (None, 900)],
+)  # fmt: skip
+def test_prompts_are_of_tokens_that_the_model_has(config: str | None, size: int, tmp_path: Path) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert vocabulary_of(tmp_path) == size
+    drawn = unseen_prompt(2000, vocabulary_of(tmp_path))
+    assert max(drawn) < min(size, 900) and min(drawn) >= min(100, size // 2)
+    assert drawn != unseen_prompt(2000, vocabulary_of(tmp_path))
 
 
 def test_figures_of_a_spread() -> None:

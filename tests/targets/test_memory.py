@@ -326,3 +326,11 @@ def test_data_centre_blackwell_pads_experts_in_16_bits_that_a_cut_leaves_uneven(
     assert weights_gib(model, "B200", 4, kernels="triton") == even
     assert weights_gib(model, "B200", 4, ep=4) == weights_gib(model, "H100", 4, ep=4), "whole experts are even"
     assert weights_gib("google/gemma-4-26B-A4B-it", "B200") == weights_gib("google/gemma-4-26B-A4B-it", "H100"), "GELU"
+
+
+@pytest.mark.parametrize(("version", "pads"), [("0.23.0", False), ("0.24.0", True), ("0.28.0", True), ("0.33.0", True)])
+def test_experts_without_gates_were_padded_there_before_those_with(version: str, pads: bool) -> None:
+    """`fused_moe/oracle/unquantized.py` of 0.24: 1,856 become 1,920 of each of 128 experts of Nemotron 3 Nano."""
+    model = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
+    more = weights_gib(model, "B200", version=version) / weights_gib(model, "H100", version=version)
+    assert more == pytest.approx(1.032 if pads else 1.0, abs=0.001)

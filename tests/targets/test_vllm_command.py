@@ -159,8 +159,10 @@ def test_a_config_file_is_read_as_the_server_reads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.yaml", "max-model-len: 1\nmax-num-sequences: 8\n", "a.yaml:2: unknown flag of vLLM '--max-num-sequences'"),
-        ("a.yml", "- max-model-len\n", "holds no keys"), ("a.json", "{}", "takes a .yaml or .yml file"), ("a.yaml", "a: [", "is no YAML"),
+        ("a.yaml", "max-model-len: 1\nmax-num-sequences: 8\n", "a.yaml:2:1: unknown flag of vLLM '--max-num-sequences'"),
+        ("a.yml", "- max-model-len\n", "holds no keys"), ("a.json", "{}", "takes a .yaml or .yml file"),
+        ("a.yaml", "a: [", "a.yaml:1:5: not YAML"),
+        ("a.yaml", "[" * 5000, "nested too deeply"), ("a.yaml", "a: &x [1]\nb: *x\n", "a.yaml:1:4: an alias (*) is not read"),
     ],
 )  # fmt: skip
 def test_a_wrong_config_file_is_refused_before_anything_starts(name: str, text: str, said: str, tmp_path: Path) -> None:
@@ -172,3 +174,12 @@ def test_a_wrong_config_file_is_refused_before_anything_starts(name: str, text: 
         read("vllm serve Qwen/Qwen3-8B --config nowhere.yaml")
     inside = read("docker run vllm/vllm-openai:v0.11.0 --model Qwen/Qwen3-8B --config /etc/vllm.yaml")
     assert any("lies in the container" in note for note in inside.notes)
+
+
+@pytest.mark.parametrize("flag", ["--hf-overrides", "--disable-log-requests=", "--hf-overrides.rope_scaling"])
+def test_json_nested_too_deeply_is_no_flag(flag: str) -> None:
+    """Behind dots a value that is no JSON is text."""
+    deep = "".join(('{"a":' * 100_000, "1", "}" * 100_000))
+    words = ["vllm", "serve", "Qwen/Qwen3-8B", *((f"{flag}{deep}",) if flag.endswith("=") else (flag, deep))]
+    with pytest.raises(InputError, match="nested too deeply"):
+        read_command(words)

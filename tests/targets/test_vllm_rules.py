@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from passes.ir.sources import open_model
 from planner.check import check
 from targets.engines.engine import Parallel, Scheduler, Settings, find_engine
+from targets.engines.features import Features
 from targets.engines.vllm.memory.activations import captured_graphs
 from targets.engines.vllm.rules.runner import named_classes, subtracts_graphs, uses_v2_runner
 from targets.engines.vllm.rules.shards import shard_reasons
@@ -119,7 +120,7 @@ def test_a_card_without_bfloat16_computes_in_float16() -> None:
 
 
 def test_batch_defaults_followed_the_cards_name_then_its_memory() -> None:
-    """`engine/arg_utils.py` of the wheels: H100 and H200 by name to 0.8.4, then 70 GiB but no A100, from 0.33 no GB10."""
+    """`engine/arg_utils.py` of the wheels: H100 and H200 by name to 0.8.4, then 70 GiB but no A100, and no GB10."""
     vllm, workload = find_engine("vllm"), Workload(context=8192)
     steps = {
         (card, version): vllm.scheduler(find_gpu(card), Settings(version=version), workload)
@@ -133,7 +134,7 @@ def test_batch_defaults_followed_the_cards_name_then_its_memory() -> None:
     assert told["A100 SXM4 80GB"] == [v0, small, small, small, small, small, small]
     assert told["H100 SXM"] == [v0, large, large, large, large, large, large]
     assert told["B200 SXM"] == [v0, small, small, large, large, Scheduler(16384, 1024), Scheduler(16384, 1024)]
-    assert told["GB10"] == [v0, small, small, large, large, large, small]
+    assert told["GB10"] == [v0, small, small, small, small, small, small]
 
 
 def test_patch_levels_as_their_wheels_have_them() -> None:
@@ -164,3 +165,18 @@ def test_experts_in_blocks_are_padded_as_the_kernel_of_a_card_has_them(card: str
     ir = open_model("openai/gpt-oss-120b").ir
     estimate = find_engine("vllm").memory(ir, find_gpu(card), Settings(version), Workload(8192))
     assert estimate.memory.weights.value / 2**30 == pytest.approx(gib, rel=8e-3)
+
+
+def test_a_step_holds_a_block_where_prompts_are_cut_at_blocks() -> None:
+    """vllm#36734: Qwen3.5-122B-A10B-GPTQ-Int4 on two cards, 0.17.1: "block_size (2096) must be <= max_num_batched_tokens (2048)"."""
+
+    def codes(
+        version: str, caches: bool | None, tokens: int | None = None, model: str = "Qwen/Qwen3.5-122B-A10B-GPTQ-Int4"
+    ) -> list[str]:
+        settings = Settings(version=version, parallel=Parallel(2), max_num_seqs=16, max_num_batched_tokens=tokens)
+        settings = replace(settings, features=Features(prefix_caching=caches))
+        return [reason.code for reason in check(model, "A100 80GB", "vllm", settings=settings, context=131_072).said]
+
+    assert codes("0.17.1", True) == ["block_larger_than_step"]
+    assert codes("0.17.1", True, 2096) == codes("0.17.1", None) == codes("0.28.0", True) == []
+    assert codes("0.17.1", True, 512, "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16") == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -81,14 +82,15 @@ def entry(model: str) -> Entry:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A quantized checkpoint on the Hub: its id, the model it was made of, who says so, and its format as `check --weights` names
-    it where the name does not say.
+    """A quantized checkpoint on the Hub: its id, the model it was made of, who says so, its format as `check --weights` names it where
+    the name does not say, and what its config has otherwise than that model's (a padded width).
     """
 
     id: str
     of: str
     source: str
     weights: str | None = None
+    config: Mapping[str, Any] | None = None
 
 
 @lru_cache(maxsize=1)

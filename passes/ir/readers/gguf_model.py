@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from passes.errors import DoesNotFitError, InputError
-from passes.formats.opaque import OpaqueFormat
 from passes.ir.fields import Fields
 from passes.ir.model import Linear, ModelIR
-from passes.ir.readers.gguf import GgufHeader, GgufTensor, LongArray, blocks
+from passes.ir.readers.gguf import GgufHeader, GgufTensor, LongArray
+from passes.ir.readers.gguf_named import METHOD, in_blocks
 from passes.ir.readers.headers import read_folder_header
 from passes.record import dataclass
 
@@ -88,8 +88,6 @@ _PLAIN = frozenset({"F32", "F16", "BF16"})
 #: Types that gguf 0.19's `quants.dequantize` does not read; NVFP4's second scales stand in tensors of their own, which transformers
 #: leaves out.
 _NOT_DEQUANTIZED = frozenset({"Q1_0", "Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64", "NVFP4"})
-#: What engines call the method.
-_METHOD = "gguf"
 
 
 def _dialect(header: GgufHeader, name: str) -> _Dialect:
@@ -162,10 +160,7 @@ def as_stored(header: GgufHeader, ir: ModelIR) -> ModelIR:
             kind = types.get(f"{prefix}{linear.name.replace('{e}', '0')}.weight", "")
             if not kind or kind in _PLAIN:
                 return linear
-            elements, size = blocks(kind)
-            packed = ("weight", "U8", (linear.out_features, linear.in_features // elements * size))
-            storage = OpaqueFormat(_METHOD, linear.out_features, linear.in_features, (packed,))
-            return replace(linear, storage=storage)
+            return replace(linear, storage=in_blocks(linear, kind))
 
         return change
 
@@ -176,7 +171,7 @@ def as_stored(header: GgufHeader, ir: ModelIR) -> ModelIR:
         for stack in ir.stacks
     ]
     outer = tuple(map(stored(""), ir.outer))
-    return replace(ir, stacks=tuple(stacks), outer=outer, quant_method=_METHOD)
+    return replace(ir, stacks=tuple(stacks), outer=outer, quant_method=METHOD)
 
 
 def unreadable(header: GgufHeader, files: int) -> str | None:

@@ -61,7 +61,10 @@ def is_repository_name(name: str) -> bool:
 
 def is_cached(name: str) -> bool:
     """Tell whether any revision of a repository was read before."""
-    return _cache_folder(name).is_dir()
+    try:
+        return _cache_folder(name).is_dir()
+    except OSError:  # a mirror's name that no folder can have
+        return False
 
 
 def read_repository(name: str, revision: str | None = None) -> Repository:
@@ -271,8 +274,19 @@ def _refusal(status: int, code: str, url: str, name: str) -> InputError:
 
 
 def cache_root() -> Path:
-    """Name the folder where tightfit keeps what it read: `$XDG_CACHE_HOME/tightfit`, by default `~/.cache/tightfit`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tightfit"
+    """Name the folder where tightfit keeps what it read: `$XDG_CACHE_HOME/tightfit`, by default `~/.cache/tightfit`.
+
+    Raises InputError where the system cannot even look there: a name that is too long, a folder that may not be read.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tightfit"
+    try:
+        root.is_dir()
+    except OSError as error:
+        raise InputError(
+            f"{str(root)[:80]!r}, where files are kept, cannot be looked at: {error.strerror}",
+            remedy="set XDG_CACHE_HOME to a folder that can be, or leave it out",
+        ) from None
+    return root
 
 
 def _cache_folder(name: str) -> Path:
@@ -283,9 +297,9 @@ def _cache_folder(name: str) -> Path:
 def _cached(folder: Path, name: str, wanted: str) -> Repository:
     """What was read before."""
     reference = folder / "refs" / wanted.replace("/", "%2F")
-    commit = reference.read_text() if reference.is_file() else wanted
-    file = folder / f"{commit}.json"
     try:
+        commit = reference.read_text() if reference.is_file() else wanted
+        file = folder / f"{commit}.json"
         kept = json_object(file_bytes(file), str(file), remedy=f"Remove {file}; it is read again.")
     except OSError:
         raise InputError(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from passes.errors import Reason
 from passes.ir.model import ModelIR
+from passes.record import replace
 from planner.choice import capacity as cache
 from planner.choice.demand import workload_of
 from planner.choice.verdict import Candidate, Verdict, judge, missed
@@ -33,9 +32,9 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     """Return the verdict with its speed and every goal judged."""
     if verdict.speed is not None:
         return verdict
-    engine = find_engine(verdict.candidate.engine)
-    workload = replace(workload_of(spec), concurrency=verdict.capacity.clients)
+    engine, asked, clients = find_engine(verdict.candidate.engine), workload_of(spec), verdict.capacity.clients
+    workload = asked if asked.concurrency == clients else replace(asked, concurrency=clients)
     speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
-    goals = tuple(judge(spec.goals, workload_of(spec), speed, verdict.quality))
+    goals = tuple(judge(spec.goals, asked, speed, verdict.quality))
     reasons = tuple(dict.fromkeys((*verdict.reasons, *missed(goals, spec.goals.bands))))
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))

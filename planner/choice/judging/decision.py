@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
+from passes.record import replace
 from planner.choice.demand import asks_speed, limits_of
 from planner.choice.judging.simulated import OF_SPEED, served
 from planner.choice.rule.rule import Decision, Rule

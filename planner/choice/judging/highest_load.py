@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from planner.choice.demand import limits_of, workload_of
 from planner.choice.goals import Goal
-from planner.choice.judging.candidate import fitted
+from planner.choice.judging.candidate import complete, fitted
 from planner.choice.judging.simulated import under
 from planner.choice.verdict import Verdict
 from planner.spec.patch import patched
@@ -39,12 +39,21 @@ def most_clients_of(spec: Spec, gpu: Gpu, verdict: Verdict) -> int:
             return margin(spec, verdict)
         return margin(spec, under(with_clients(spec, count), gpu, verdict))
 
+    def by_formula(count: int) -> float:
+        load = with_clients(spec, count)
+        fitting = fitted(verdict.candidate, verdict.ir, gpu, workload_of(load), verdict.quality)
+        return margin(spec, complete(load, gpu, fitting))
+
     most = most_clients(own or 1, fits)
-    return most and most_clients(min(own or 1, most), served_well, most)
+    near = most and most_clients(min(own or 1, most), by_formula, most)
+    begin = near if 0 < near < most else min(own or 1, most)
+    return most and most_clients(begin, served_well, most)
 
 
-def highest_rate_of(spec: Spec, gpu: Gpu, verdict: Verdict) -> float:
-    """Return the requests a second that arrive and are served so, whatever load the spec names."""
+def highest_rate_of(spec: Spec, gpu: Gpu, verdict: Verdict, near: float = 1.0) -> float:
+    """Return the requests a second that arrive and are served so, whatever load the spec names. `near`: where it is looked for first
+    where the spec names no rate.
+    """
     due = workload_of(spec).rate
     own = due if due is not None and math.isfinite(due) else None
 
@@ -54,7 +63,7 @@ def highest_rate_of(spec: Spec, gpu: Gpu, verdict: Verdict) -> float:
         load = {"rate": f"{rate}/s", "concurrency": None, "trace": None}
         return margin(spec, under(patched(spec, {"workload": load}), gpu, verdict))
 
-    return highest_rate(own or 1.0, served_well)
+    return highest_rate(own or near, served_well)
 
 
 def with_clients(spec: Spec, clients: int | str) -> Spec:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TypeAlias
 
 from passes.base import Pass
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
+from passes.record import replace
 from planner.asked import rewrite
 from planner.choice import capacity as cache
 from planner.choice.demand import target_gpu, workload_of
@@ -36,11 +37,13 @@ class Judge:
         self, spec: Spec, source: ModelIR, gpu: Gpu, measured: Mapping[tuple[Pass, ...], Quality] | None = None
     ) -> None:
         self._spec, self._source, self._gpu, self._measured = spec, source, gpu, measured or {}
+        self._rule = Rule(spec.goals, gpu, engine_named=True)
         self._workload, self._card_bytes = workload_of(spec), gpu.memory_bytes.value
         self._chains: dict[tuple[object, tuple[Pass, ...]], Made] = {}
         self._last: tuple[Design, Made] | None = None
         self._others: dict[Candidate, list[Verdict]] = {}
         self._endless: dict[str, MemoryEstimate] = {}
+        self._verdicts: dict[tuple[int, Settings, int | None], tuple[Design, Verdict]] = {}
 
     def __call__(self, design: Design) -> Verdict:
         """The best of a design's candidates by the rule: of those that meet the goals, else the nearest to them."""
@@ -92,7 +95,7 @@ class Judge:
     def _best(self, verdicts: Sequence[Verdict]) -> Verdict:
         """The best of a design's verdicts: of those that meet the goals by the rule, else the nearest to them."""
         feasible = [v for v in verdicts if v.feasible]
-        chosen = Rule(self._spec.goals, self._gpu, engine_named=True).choice(feasible)
+        chosen = self._rule.choice(feasible)
         if chosen is None:
             return min(verdicts, key=lambda v: v.distance)
         self._others[chosen.candidate] = [v for v in feasible if v is not chosen]
@@ -207,9 +210,16 @@ class Judge:
         A verdict that ended early is whole in its reasons so far; `complete` judges the rest of the few that are shown. `clients`: how many
         are taken where the spec leaves that open.
         """
+        key = (id(design), settings, clients)
+        if key not in self._verdicts:  # with the design, so that no other one gets its number
+            self._verdicts[key] = design, self._judged(design, settings, clients)
+        return self._verdicts[key][1]
+
+    def _judged(self, design: Design, settings: Settings, clients: int | None) -> Verdict:
         spec, workload = self._spec, self._workload
         ir, illegal, quality = self.described(design)
-        workload = replace(workload, concurrency=clients or workload.concurrency)
+        if clients:
+            workload = replace(workload, concurrency=clients)
         changed = _changed(design.settings[0], settings)
         candidate = Candidate(design.engine, design.passes, settings, changed, design.published)
         verdict = fitted(candidate, ir, self._gpu, workload, quality, illegal)

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 
+from passes.chain import needs_text
 from passes.formats.format import format_named
 from passes.formats.kv_dtypes import cache_bits
 from passes.ir.names import published_of
@@ -25,6 +26,8 @@ USEFUL_CONTEXT = 2048
 _STEP = 256
 #: Weights of a group in most published checkpoints (AutoAWQ's, GPTQModel's and llm-compressor's default).
 _USUAL_GROUP = 128
+#: Perplexity that a checkpoint may lose for it to be taken before more cards.
+_NEXT_TO_NOTHING = 0.01
 #: Cards of one machine.
 _CARDS = (1, 2, 4, 8)
 #: Widths that are tried of a format of any bits a weight.
@@ -48,7 +51,8 @@ def kinds(trial: Trial, outcome: Outcome) -> dict[str, Kind]:
     question = trial.question
     usual: dict[str, Kind] = {
         "settings": settings_of, "dtype": _dtypes, "weights": _weights, "kv_cache_dtype": _caches,
-        "concurrency": lambda q: _fewer(q, outcome), "context": lambda q: _shorter(Trial(q, trial.kept), outcome), "gpus": _cards,
+        "concurrency": lambda q: _fewer(q, outcome), "context": lambda q: _shorter(Trial(q, trial.kept), outcome),
+        "model on gpus": _published_on_more, "gpus": _cards,
         "gpu": lambda q: _other_cards(q, outcome), "request_rate": lambda q: _slower(q, outcome), "engine": engines,
     }  # fmt: skip
     refused: dict[str, Kind] = {"ep": _whole_experts, "engine_version": _versions} if outcome.illegal else {}
@@ -98,6 +102,16 @@ def _weights(question: Question) -> Iterator[Options]:
     """Published checkpoints of the model, which take no work, then formats to make."""
     yield from _published(question)
     yield from formats(question)
+
+
+def without_text(question: Question) -> Iterator[Options]:
+    """Give weights that nobody has to calibrate: published checkpoints, and rounding that loses next to nothing."""
+    yield from _published(question)
+    for own in formats(question):
+        chosen = chain_of(own["weights"], "auto")
+        lost = growth(quality_of(question, own).log_ppl_increase.value)
+        if lost <= _NEXT_TO_NOTHING and not needs_text(chosen, rewrite(question.dense, chosen)[0]):
+            yield own
 
 
 def _published(question: Question) -> Iterator[Options]:
@@ -211,6 +225,17 @@ def _cards(question: Question) -> Iterator[Options]:
                 )
         if question.engine.replicates and count > parallel.gpus and count % parallel.gpus == 0:
             yield {"gpus": count, "tp": parallel.tp, "dp": parallel.dp * (count // parallel.gpus)}
+
+
+def _published_on_more(question: Question) -> Iterator[Options]:
+    """Published checkpoints that lose next to nothing, on more cards: fewer than the model takes as it is."""
+    near = [
+        own
+        for own in _published(question)
+        if growth(quality_of(question, own).log_ppl_increase.value) <= _NEXT_TO_NOTHING
+    ]
+    more = (own for own in _cards(question) if own["gpus"] > question.settings.parallel.gpus) if near else ()
+    yield from ({**own, **cards} for cards in more for own in near)
 
 
 def _other_cards(question: Question, outcome: Outcome) -> Iterator[Options]:

@@ -26,6 +26,7 @@ from planner.choice.mending.kinds import (
     longest,
     settings_of,
     waiting,
+    without_text,
 )
 from planner.choice.mending.trial import BARE, OF_QUALITY, SURE, Kept, Options, Trial, changed, likely
 from planner.choice.question import Outcome, Question
@@ -36,6 +37,8 @@ from targets.engines.engine import find_engine
 _USEFUL_SHARE = 0.25
 #: A context of this share of the longest that any change gives is as good.
 _AS_LONG = 0.6
+#: Options that need no other card, engine or checkpoint, and lose nothing.
+_FREE = frozenset({"max_num_seqs", "max_num_batched_tokens", "block_size", "dtype"})
 #: Kinds that are changed by themselves only.
 _ALONE = frozenset({"kv_cache_dtype", "dtype", "ep", "engine_version", "context", "concurrency", "request_rate"})
 
@@ -60,11 +63,11 @@ def remedies(question: Question, outcome: Outcome, kept: Kept = BARE) -> tuple[R
     found = list(_found(trial, outcome, {}))
     if legal := _legal(question, outcome):
         mended = Trial(changed(question, legal), kept)
-        found += (
-            [_remedy("legal", trial, legal, {})]
-            if trial.does(legal)
-            else _found(mended, mended.question.outcome(), legal)
-        )
+        if trial.does(legal):
+            # What costs nothing stands before other cards.
+            found.insert(0 if legal.keys() <= _FREE else len(found), _remedy("legal", trial, legal, {}))
+        else:
+            found += _found(mended, mended.question.outcome(), legal)
     own = [frozenset(each.options.items()) for each in found]
     return tuple(
         each
@@ -97,14 +100,14 @@ def mends(question: Question, outcome: Outcome, reason: Reason) -> Options | Non
 
 
 def said_to_mend(question: Question, outcome: Outcome, reason: Reason, whole: Sequence[Remedy]) -> str | None:
-    """Return, as written on the command line, what takes a reason away: of too little memory the first remedy, of a refusal its least
-    change, else the first remedy; None where nothing does.
+    """Return, as written on the command line, what takes a reason away: what it says itself, of too little memory the first remedy, of a
+    refusal its least change, else the first remedy; None where nothing does.
     """
     if not outcome.modelled:
         return None
     first = next((remedy.options for remedy in whole), None)
     short = reason.kind is ReasonKind.TOO_LARGE
-    options = (first if short else None) or mends(question, outcome, reason) or first
+    options = (first if short and not reason.options else None) or mends(question, outcome, reason) or first
     return flags(options) if options else None
 
 
@@ -143,12 +146,14 @@ def _found(trial: Trial, outcome: Outcome, before: Options) -> Iterator[Remedy]:
 
 
 def _first(trial: Trial, knob: str, kind: Kind) -> Iterator[Options]:
-    """The first change of a kind that does, by itself or beside settings and half the cache's bits; for weights, a context too. Of settings
-    those that a plan would take, and where none holds all requests fewer at once.
+    """The first change of a kind that does, by itself or beside settings and half the cache's bits; for weights, a context too. Of
+    settings, and of weights where none were named, those that a plan would take; where no settings hold all requests fewer at once.
     """
     question, alone = trial.question, knob in _ALONE
     if knob == "settings":
         found = trial.settled(tuple(kind(question))) or trial.settled(tuple(waiting(question)))
+    elif knob == "weights" and question.weights is None and (chosen := _as_planned(trial)) is not None:
+        found = chosen
     else:
         settings: tuple[Options, ...] = ({},) if alone else ({}, *settings_of(question))
         changes = (
@@ -161,6 +166,21 @@ def _first(trial: Trial, knob: str, kind: Kind) -> Iterator[Options]:
             found = _at_shorter_context(trial, [{**own, **settings[-1]} for own in kind(question)])
     if found is not None:
         yield found
+
+
+def _as_planned(trial: Trial) -> Options | None:
+    """Of weights that nobody has to calibrate, and that surely fit, the ones that a plan would take: by themselves, beside half the cache's
+    bits, and beside the settings that leave it the most room; None where none do.
+    """
+    question = trial.question
+    leanest = tuple(settings_of(question))[-1:]
+    tries = [
+        {**own, **cache, **settings}
+        for own in without_text(question)
+        for cache in ({}, *half_caches(changed(question, own)))
+        for settings in ({}, *leanest)
+    ]
+    return trial.settled([own for own in tries if changed(question, own).outcome().odds >= SURE])
 
 
 def _with_settings(trial: Trial, change: Options, settings: Sequence[Options]) -> Options | None:

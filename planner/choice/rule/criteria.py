@@ -70,7 +70,7 @@ def criteria(
         ),
         Criterion("fit", standing.unfit, partial(fit_words, goals.fit_confidence), lambda best, other: ODDS_BAND),
         Criterion("odds", standing.doubt, odds_words, lambda best, other: ODDS_BAND),
-        Criterion("missed", standing.missed, missed_words, lambda best, other: math.log1p(bands.speed)),
+        Criterion("missed", standing.missed, missed_words, lambda best, other: missed_width(goals)),
         Criterion("maintained", lambda v: standing.archived(v.candidate.engine), always(ARCHIVED)),
         Criterion(
             "fewest cards", lambda v: v.candidate.cards if fewest else 0,
@@ -106,6 +106,11 @@ def criteria(
         Criterion("speed", lambda v: -speed(v, goals.batch).value, rate_words),
         Criterion("size", lambda v: v.ir.tensor_bytes, size_words),
     )  # fmt: skip
+
+
+def missed_width(goals: Goals) -> float:
+    """Return by how many e-folds more may be missed than by the best without that it counts."""
+    return math.log1p(goals.bands.speed)
 
 
 def preferred(goals: Goals, decodes: bool = True) -> Criterion:
@@ -199,7 +204,15 @@ def _own(quantity: Quantity) -> float:
 
 
 def _unshared(best: Verdict, other: Verdict, batch: bool) -> float:
-    """What an assumed rate is unsure of (its logarithm) against one that is known better, or of another engine."""
+    """What an assumed rate is unsure of (its logarithm) against one that is known better, or of another engine: of one of the same engine
+    what it is unsure of beyond that one, since they share the rest.
+    """
     rate, theirs = speed(best, batch), speed(other, batch)
-    same = theirs.basis is Basis.ASSUMED and best.candidate.engine == other.candidate.engine
-    return math.log(rate.value / rate.low) if rate.basis is Basis.ASSUMED and not same and rate.low > 0 else 0.0
+    if rate.basis is not Basis.ASSUMED or rate.low <= 0:
+        return 0.0
+    own = math.log(rate.value / rate.low)
+    if best.candidate.engine != other.candidate.engine:
+        return own
+    if theirs.basis is Basis.ASSUMED or theirs.low <= 0:
+        return 0.0
+    return math.sqrt(max(own**2 - math.log(theirs.value / theirs.low) ** 2, 0.0))

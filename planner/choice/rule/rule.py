@@ -8,6 +8,7 @@ band, buys neither work nor risk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from operator import le
 
 from passes.record import dataclass
@@ -103,7 +104,9 @@ class Rule:
     def _undominated(self, chosen: Verdict, candidates: Sequence[Verdict]) -> Verdict:
         """The chosen one, or what is better than it in a figure and worse in none."""
         standing, figures = self.standing.of(chosen), self._figures(chosen)
-        better = (v for v in candidates if _as_good(theirs := self._figures(v), figures) and theirs != figures)
+        loses = chosen.quality.log_ppl_increase.value  # the first of the figures: told without the others
+        kept = (v for v in candidates if v.quality.log_ppl_increase.value <= loses)
+        better = (v for v in kept if _as_good(theirs := self._figures(v), figures) and theirs != figures)
         return next(iter(self.pareto(v for v in better if self.standing.of(v) <= standing)), chosen)
 
     def pareto(self, candidates: Iterable[Verdict], chosen: Verdict | None = None) -> tuple[Verdict, ...]:
@@ -124,23 +127,27 @@ class Rule:
             making(v) + restarts(v) / 2, float(v.candidate.settings.parallel.gpus),
             float(v.capacity.waiting), float(len(v.candidate.changed)), self.standing.doubt(v), self.standing.unfit(v),
             float(refusals(v.reasons)), self.standing.missed(v), float(self.standing.archived(v.candidate.engine)),
-            preferred(self.goals).figure(v),
+            self._preferred.figure(v),
         )  # fmt: skip
 
-    @property
+    @cached_property
     def standing(self) -> Standing:
         """Where candidates stand."""
         return Standing(self.goals, self.engine_named)
 
-    @property
+    @cached_property
     def criteria(self) -> tuple[Criterion, ...]:
         """The criteria, most important first."""
         return criteria(self.standing, self.gpu, self.hours, self.fewest, self.decodes)
 
+    @cached_property
+    def _preferred(self) -> Criterion:
+        return preferred(self.goals)
+
     def _why(self, chosen: Verdict, decided: Sequence[str]) -> str:
         """One line: what is made of the chosen one, and by what it was told from others: standing, preference, the last two criteria."""
         told = {"standing": standing_told(self.standing.of(chosen)), **TOLD}
-        wanted = preferred(self.goals).name
+        wanted = self._preferred.name
         told[wanted] = f"none that is left is better in {wanted} by more than can be told"
         doubted = () if chosen.admissible(self.goals) else ("standing",)
         first = [name for name in dict.fromkeys((*doubted, *decided)) if name in ("standing", wanted)]

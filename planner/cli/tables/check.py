@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from passes.ir.purpose import Purpose, purpose_named
+from planner.choice.goals import MISSED
 from planner.cli.tables.page import Page
 from planner.cli.tables.parts import load_lines, size, tick
 from planner.figures import show
@@ -35,7 +36,7 @@ def print_check(console: Console, document: CheckDocument) -> None:
             page.line(_MARGIN, reason.message)
         return
     verdict = "[bold green]fits[/]" if document.fits else f"[bold red]{_short(document)}[/]"
-    page.line(_MARGIN, Text.from_markup(f"{escape(asked)}: {verdict} (confidence {document.confidence:.0%})"))
+    page.line(_MARGIN, Text.from_markup(f"{escape(asked)}: {verdict} (confidence {_sure(document.confidence)})"))
     memory, kv = document.memory, document.kv_cache
     left = memory.kv_cache.value
     cache = f"{size(left)} left for the KV cache" if left >= 0 else f"{size(-left)} too much before any KV cache"
@@ -52,14 +53,18 @@ def print_check(console: Console, document: CheckDocument) -> None:
         page.line(_MARGIN, "keeps no cache: as many requests at once as the engine takes (max_num_seqs)")
     for line in _speed_lines(document):
         page.line(_MARGIN, line)
+    goals = {goal.name for goal in document.goals}
+    told = {name: each.remedy for each in document.reasons if (name := each.code.removesuffix(MISSED)) in goals}
     for goal in document.goals:
         near = goal.kept and not goal.met
         mark = "[yellow]~[/]" if near else tick(goal.met)
         said = f"{goal.name}: {show(goal.predicted.value, goal.unit)}, asked {show(goal.wanted, goal.unit)}"
-        page.line(
-            _MARGIN, Text.from_markup(f"{mark} {escape(said + (', missed by less than the band' if near else ''))}")
-        )
+        said += ", missed by less than the band" if near else ""
+        mended = told.get(goal.name) if not goal.met else None
+        page.line(_MARGIN, Text.from_markup(f"{mark} {escape(said + (f' → {mended}' if mended else ''))}"))
     for reason in document.reasons:
+        if reason.code.removesuffix(MISSED) in told:
+            continue
         said = reason.message + (f" → {reason.remedy}" if reason.remedy else "")
         mark = "[yellow]?[/]" if reason.code == "quality_not_judged" else "[red]✗[/]"
         page.line(_MARGIN, Text.from_markup(f"{mark} {escape(said)}"))
@@ -73,6 +78,12 @@ def print_check(console: Console, document: CheckDocument) -> None:
         page.line(2 * _MARGIN, f"{would}: {remedy.message}")
     for note in document.notes:
         page.line(_MARGIN, f"note: {note}", style="dim")
+
+
+def _sure(confidence: float) -> str:
+    """A confidence in percent; what is not certain never reads as if it were."""
+    shown = f"{confidence:.0%}"
+    return f"{int(1000 * confidence) / 10}%" if shown == "100%" and confidence < 1 else shown
 
 
 def _speed_lines(document: CheckDocument) -> Iterator[str]:

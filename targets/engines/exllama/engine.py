@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -24,6 +23,7 @@ from passes.ir.architectures.config import Config
 from passes.ir.model import Block, Linear, ModelIR, Role
 from passes.ir.purpose import purpose
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
+from passes.record import replace
 from targets.engines.accounting import answer, weights_quantity
 from targets.engines.engine import Engine, KVEstimate, Memory, MemoryEstimate, Parallel, Scheduler, Settings
 from targets.engines.kv_layout import Layout, build_layout

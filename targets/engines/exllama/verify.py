@@ -22,8 +22,8 @@ import yaml
 from passes.errors import InputError
 from targets.engines.engine import Engine
 from targets.engines.exllama.launch import CONFIG
-from targets.serve.client import Answer, ask, post, request_body, unseen_prompt
-from targets.serve.drive import warm_up
+from targets.serve.client import Answer, ask, post, request_body
+from targets.serve.drive import prompts_of, warm_up
 from targets.serve.engine_build import ask_python
 from targets.serve.load import Load, LoadTiming, load
 from targets.serve.process import EngineError, Served, named_python, run_to_end, serving
@@ -91,8 +91,10 @@ class TabbyVerifier(Verifier):
                 f"TabbyAPI answers after {served.start_seconds:.0f} s; {request.load.requests} requests, {request.load.arrival}"
             )
 
+            ids = prompts_of(request)
+
             def prompt(tokens: int) -> str:
-                return as_text(served, unseen_prompt(tokens))
+                return as_text(served, ids(tokens))
 
             sample = ask(served, request_body(name, prompt(16), min(48, request.load.output_tokens)))
             warm_up(served, name, request.load, prompt)

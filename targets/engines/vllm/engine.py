@@ -31,12 +31,19 @@ from targets.engines.vllm.defaults import batched_tokens, default_sequences, rul
 from targets.engines.vllm.kernels import kernel_of
 from targets.engines.vllm.memory.cache import BLOCK, caches_prefixes, element_bytes
 from targets.engines.vllm.memory.features import served, weights_of_stages
-from targets.engines.vllm.memory.ranks import cold_note, override_reasons, profile_of, state_reasons, tightest_rank
+from targets.engines.vllm.memory.ranks import (
+    cold_note,
+    override_reasons,
+    profile_of,
+    state_reasons,
+    step_reasons,
+    tightest_rank,
+)
 from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons, stage_reasons
 from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
-from targets.engines.vllm.rules.fused import absent_note, fused_reasons
+from targets.engines.vllm.rules.fused import absent_note, fused_reasons, padded
 from targets.engines.vllm.rules.kernels import kernel_reasons, padding_note
 from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
 from targets.engines.vllm.rules.legality import (
@@ -48,7 +55,7 @@ from targets.engines.vllm.rules.legality import (
 )
 from targets.engines.vllm.rules.methods import method_reasons, plugin_note, wheel_reasons
 from targets.engines.vllm.rules.runner import has_states, subtracts_graphs, uses_v2_runner
-from targets.engines.vllm.rules.shards import shard_reasons, spread_reasons
+from targets.engines.vllm.rules.shards import shard_reasons, spread_reasons, stored_cut_reasons
 from targets.engines.vllm.rules.versions import KNOWN_VERSIONS, Rules, rules_for
 from targets.gpu import Gpu
 from targets.speed.card import capability_of
@@ -146,6 +153,7 @@ class Vllm(Engine):
         reasons += expert_reasons(ir)
         reasons += fused_reasons(ir)
         reasons += [*shard_reasons(ir, settings.parallel), *stage_reasons(ir, settings.parallel.pp, rules)]
+        reasons += stored_cut_reasons(ir, settings.parallel.tp)
         reasons += spread_reasons(ir, settings.parallel.tp, settings.features.context_parallel)
         reasons += [] if gpu.is_cpu else fp8_block_reasons(ir, settings.parallel, rules, gpu.capability or 0)
         reasons += [] if gpu.is_cpu else sparse_reasons(ir, gpu.capability or 0, rules)
@@ -189,8 +197,10 @@ class Vllm(Engine):
             padding_note(stored, gpu.capability or 0, dtype, rules, settings.parallel), cold_note(memory, settings, rules),
         )  # fmt: skip
         notes = tuple(n for n in said if n)
+        profile = profile_of(gpu, settings, workload, rules)
         reasons = (
-            *state_reasons(ir, memory, layout, profile_of(gpu, settings, workload, rules), rules),
+            *state_reasons(ir, memory, layout, profile, rules),
+            *step_reasons(ir, layout, profile, rules),
             *override_reasons(memory, layout, settings),
         )
         return answer(memory, layout, ir, workload, reasons=reasons, notes=notes)
@@ -221,11 +231,12 @@ class Vllm(Engine):
         return scheduler.Scheduler(step, cache)
 
     def unread_file(self, kind: str, settings: Settings) -> str | None:
-        """Say why a file is not read; GGUF is, to 0.23: its loader (`model_loader/gguf_loader.py`) keeps matrices and embeddings as they
-        are stored.
+        """Say why a file is not read; GGUF is, to 0.23 and by its package since: the loader (`model_loader/gguf_loader.py`, now
+        vllm-gguf-plugin's) keeps matrices and embeddings as they are stored.
         """
         rules, _ = rules_for(settings.version)
-        if kind == "gguf" and self.device == "cuda" and rules.version < _GGUF_LEFT:
+        reads = rules.version < _GGUF_LEFT or settings.features.reads_gguf
+        if kind == "gguf" and self.device == "cuda" and reads:
             return None
         if self.device == "cpu":
             return f"{self.name} reads no GGUF file"
@@ -298,8 +309,8 @@ def stored_notes(ir: ModelIR, rules: Rules) -> tuple[str | None, ...]:
 
 
 def computed(ir: ModelIR, gpu: Gpu, settings: Settings, rules: Rules) -> ModelIR:
-    """Return the model in what vLLM computes in on the card."""
-    return cast_dense(ir, computed_dtype(ir, gpu, settings.dtype, rules))
+    """Return the model in what vLLM computes in on the card, its fused matrices as they are padded."""
+    return padded(cast_dense(ir, computed_dtype(ir, gpu, settings.dtype, rules)))
 
 
 def _names(ir: ModelIR) -> Iterator[str]:

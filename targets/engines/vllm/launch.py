@@ -11,6 +11,8 @@ import yaml
 
 from passes.ir.model import ModelIR
 from passes.ir.purpose import Purpose, purpose
+from targets.engines.vllm.memory.cache import caches_prefixes
+from targets.engines.vllm.rules.runner import has_states
 from targets.engines.vllm.rules.versions import LAST_PATCH, parse_version, rules_for
 from targets.launch.before_start import look_first
 from targets.launch.commented import Said, commented, plain
@@ -65,7 +67,9 @@ def vllm_launch(request: LaunchRequest, *, cpu: bool) -> Launch:
     )
     tag = f"v{release(request.version)}"
     container = Container(_CPU_IMAGE if cpu else _IMAGE, tag, arguments, variables)
-    return Launch(files, command, environment, _PORT, "/health", container)
+    caches = caches_prefixes(has_states(request.ir), request.settings, rules_for(request.version)[0])
+    found_again = caches and purpose(request.ir).writes
+    return Launch(files, command, environment, _PORT, "/health", container, caches_prefixes=found_again)
 
 
 def _looked_at(request: LaunchRequest) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.serve.client import Answer
-from targets.serve.drive import ServerVerifier
+from targets.serve.drive import ServerVerifier, prompts_of
 from targets.serve.engine_build import installed_vllm
 from targets.serve.load import Load, LoadTiming, load
 from targets.serve.process import EngineError, Served, engine_environment
@@ -45,7 +45,7 @@ class VllmVerifier(ServerVerifier):
         found = bench_serve(request.python, served, name, request)
         if isinstance(found, LoadTiming):
             return found, ()
-        return load(served, name, request.load), (
+        return load(served, name, request.load, prompts_of(request)), (
             f"{TOOL} did not run, so tightfit's own client put the load on: {found}",
         )
 

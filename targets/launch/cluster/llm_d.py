@@ -2,6 +2,9 @@
 
 helm repo add llm-d-modelservice https://llm-d-incubation.github.io/llm-d-modelservice/
 helm install NAME llm-d-modelservice/llm-d-modelservice -f llm-d.values.yaml
+
+What its templates (decode-deployment.yaml ab68329d, _helpers.tpl 6ab49a0e) make of them: of a pod's spec they know tolerations, volumes,
+and what stands under `extraConfig`; model, port, degrees and served name are arguments that they write, a commit is none.
 """
 
 from __future__ import annotations
@@ -58,9 +61,8 @@ def _values(deployment: Deployment) -> dict[str, Any]:
 def _decode(deployment: Deployment) -> dict[str, Any]:
     parallel = deployment.request.settings.parallel
     shm = {"medium": "Memory", "sizeLimit": Said(gibibytes(deployment.shm_bytes), "tensors and NCCL's buffers")}
-    server = pod.server(
-        deployment, "vllm", pod.without(deployment.arguments, "model", "revision", "port", "served-model-name")
-    )
+    server = pod.server(deployment, "vllm", pod.without(deployment.arguments, "model", "port", "served-model-name"))
+    placed = pod.placement(deployment)
     container = {
         **server,
         "modelCommand": Said("vllmServe", "the chart writes `vllm serve`, model, name and port"),
@@ -74,7 +76,8 @@ def _decode(deployment: Deployment) -> dict[str, Any]:
             "tensor": Said(parallel.tp, "cards that each matrix is cut over"),
             "data": Said(parallel.dp, "replicas that share the requests"),
         },
-        **pod.placement(deployment),
+        "extraConfig": {key: value for key, value in placed.items() if key != "tolerations"},
+        "tolerations": placed["tolerations"],
         "containers": [container],
         "volumes": [{"name": "shm", "emptyDir": shm}],
     }

@@ -1,7 +1,10 @@
 """Values of vLLM's production-stack chart, `vllm-stack` 0.1.12 (vllm-project/production-stack a6c01db0, helm/values.yaml).
 
 helm repo add vllm https://vllm-project.github.io/production-stack
-helm install NAME vllm/vllm-stack --version 0.1.12 -f production-stack.values.yaml
+helm install stack vllm/vllm-stack --version 0.1.12 -f production-stack.values.yaml
+
+What its template (helm/templates/deployment-vllm-multi.yaml, f1f98227) makes of them: `--no-enable-prefix-caching` where
+`enablePrefixCaching` is not set, nothing of `modelRevision`, tolerations of the chart alone, a host name of release, model and chart.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ _KEYS = {
     "gpu-memory-utilization": "gpuMemoryUtilization",
 }  # fmt: skip
 #: What the chart tells the server by itself.
-_OWN = ("model", "revision", "port")
+_OWN = ("model", "port")
+#: `stack-NAME-engine-service` and `stack-NAME-vllm-stack` are DNS labels, of 63 letters at most.
+_NAME = 63 - len("stack--engine-service")
 
 
 class ProductionStack(LaunchTarget):
@@ -46,29 +51,34 @@ def _spec(deployment: Deployment) -> dict[str, Any]:
     return {
         "containerPort": deployment.launch.port,
         "startupProbe": {**probe, **health},
+        "tolerations": pod.placement(deployment)["tolerations"],
         "modelSpec": [_model(deployment)],
     }
 
 
 def _model(deployment: Deployment) -> dict[str, Any]:
-    container, memory, revision = deployment.container, gibibytes(deployment.host_bytes), deployment.served.revision
+    container, memory = deployment.container, gibibytes(deployment.host_bytes)
     told = {each.name: each for each in container.arguments}
     config: dict[str, Any] = {
         key: Said(told[name].value, told[name].why) for name, key in _KEYS.items() if name in told
     }
     extra = pod.arguments(pod.without(deployment.arguments, *_KEYS, *_OWN))
+    caches = "as the plan counts: without this key the chart turns it off"
     spec: dict[str, Any] = {
-        "name": deployment.name,
+        "name": deployment.name[:_NAME].rstrip("-"),
         "repository": Said(container.repository, "vLLM's own image; the chart's default is another"),
         "tag": Said(container.tag, "the planned version"),
         "modelURL": Said(deployment.model, "mounted below" if deployment.folder else "served as it is, from the Hub"),
-        **({} if revision is None else {"modelRevision": Said(revision, "the commit that was planned for")}),
         "replicaCount": 1,
         "requestCPU": Said(deployment.cpus, "its API server, its engine core, and a worker for each card"),
         "requestMemory": Said(memory, "assumed: 4 GiB for each of these processes, and the shared memory"),
         "requestGPU": Said(deployment.hardware.of_a_node, f"cards in use; planned for {deployment.hardware.gpu}"),
         "shmSize": Said(gibibytes(deployment.shm_bytes), "tensors and NCCL's buffers"),
-        "vllmConfig": {**config, "extraArgs": extra},
+        "vllmConfig": {
+            "enablePrefixCaching": Said(deployment.launch.caches_prefixes, caches),
+            **config,
+            "extraArgs": extra,
+        },
         **_looks_first(deployment),
         "env": pod.environment(deployment),
         **_placed(deployment),
@@ -98,7 +108,7 @@ def _looks_first(deployment: Deployment) -> dict[str, Any]:
 
 
 def _placed(deployment: Deployment) -> dict[str, Any]:
-    """The planned card, as the chart takes it: terms of a required node affinity."""
+    """The planned card, as the chart takes it of a model: terms of a required node affinity."""
     placed = pod.placement(deployment)
     chosen = [
         {"key": key, "operator": "In", "values": [value]} for key, value in placed.get("nodeSelector", {}).items()
@@ -106,4 +116,4 @@ def _placed(deployment: Deployment) -> dict[str, Any]:
     affinity = placed["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     [memory] = affinity["nodeSelectorTerms"]
     terms = [{"matchExpressions": [*chosen, *memory["matchExpressions"]]}]
-    return {"nodeSelectorTerms": terms, "tolerations": placed["tolerations"]}
+    return {"nodeSelectorTerms": terms}

@@ -16,6 +16,7 @@ from targets.engines.engine import Parallel, Settings
 from targets.engines.features import Adapters, Drafting, Features
 from targets.engines.vllm.arguments.command import ServeCommand
 from targets.engines.vllm.arguments.configs import gone, judged
+from targets.engines.vllm.arguments.parsers import absent_parsers, parser_notes
 from targets.engines.vllm.arguments.table import CHOICES_OF, Flag, find_flag
 from targets.engines.vllm.rules.versions import parse_version
 from targets.numbers import AUTO, count, real_number, whole_number
@@ -139,8 +140,8 @@ def asked(command: ServeCommand, version: str | None = None) -> Asked:
         kv_cache_dtype=_cache_dtype(read),
         draft=_draft(read),
         overrides=overrides,
-        reasons=(*(_unknown_to(version, command.flags) if version else ()), *of_keys),
-        notes=(*command.notes, *_notes(command.flags, version)),
+        reasons=(*_refused(command.flags, version), *of_keys),
+        notes=(*command.notes, *_notes(command.flags, version), *parser_notes(command.flags, version)),
     )
 
 
@@ -354,6 +355,13 @@ def _online(read: _Reader) -> str | None:
 def _cache_dtype(read: _Reader) -> str | None:
     dtype = read.text("kv-cache-dtype")
     return {"fp8_e4m3": "fp8"}.get(dtype or "", dtype)
+
+
+def _refused(flags: Mapping[str, Any], version: str | None) -> Iterator[Reason]:
+    """What the version's command line stops at."""
+    if version is not None:
+        yield from _unknown_to(version, flags)
+    yield from absent_parsers(flags, version)
 
 
 def _unknown_to(version: str, flags: Mapping[str, Any]) -> Iterator[Reason]:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from passes.errors import InputError
-from passes.ir.fields import shown
+from passes.ir.fields import json_value, shown
 from passes.record import dataclass
 from targets.engines.vllm.arguments.config_file import config_flags
 from targets.engines.vllm.arguments.table import Flag, find_flag
@@ -162,12 +161,7 @@ def _json(text: str) -> Any:
     """A JSON object or list; else the text as it is: a template begins with a brace too."""
     if text[:1] not in ("{", "[") or text[:2] in ("{{", "{%", "{#"):
         return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(
-            f"{text!r:.200} is no JSON ({error})", remedy='write it in single quotes: \'{"method": "mtp"}\''
-        ) from None
+    return json_value(text, f"{text!r:.200}", remedy='write it in single quotes: \'{"method": "mtp"}\'')
 
 
 def _merged(before: dict[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
@@ -181,8 +175,8 @@ def _merged(before: dict[str, Any], keys: Sequence[str], value: Any) -> dict[str
 def _plain(value: Any) -> Any:
     """A value behind dots, which JSON would read: numbers and truth."""
     try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+        return json_value(value, "a flag") if isinstance(value, str) else value
+    except InputError:
         return value
 
 

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from passes.errors import InputError, Location
+from passes.errors import InputError
 from passes.ir.fields import file_bytes
+from passes.ir.yaml_places import locate, read_yaml
 from targets.engines.vllm.arguments.table import Flag, find_flag
 
 _SUFFIXES = (".yaml", ".yml")
@@ -26,12 +25,9 @@ def config_flags(path: Path) -> dict[str, Any]:
     if path.suffix not in _SUFFIXES:
         raise InputError(f"--config {path}: vLLM takes a .yaml or .yml file", remedy="rename it")
     try:
-        text = file_bytes(path).decode()
-        said = yaml.safe_load(text)
+        node, said = read_yaml(file_bytes(path).decode(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path} cannot be read: {error}", remedy="name a file that is here") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path} is no YAML: {error}", remedy="mend it there") from None
     if not isinstance(said, Mapping):
         raise InputError(f"--config {path} holds no keys", remedy="write `max-model-len: 8192` and the like")
     flags = {}
@@ -39,7 +35,7 @@ def config_flags(path: Path) -> dict[str, Any]:
         try:
             flag, off, _ = find_flag(f"--{key}")
         except InputError as error:
-            raise InputError(error.message, remedy=error.remedy, location=_place(path, text, str(key))) from None
+            raise InputError(error.message, remedy=error.remedy, location=locate(node, [key], str(path))) from None
         if value is not None and value != []:  # an empty list is dropped
             flags[flag.name] = _value(flag, value, off=off)
     return flags
@@ -53,9 +49,3 @@ def _value(flag: Flag, value: Any, *, off: bool) -> Any:
     if isinstance(value, list):
         return [str(each) for each in value] if flag.takes == "values" else value
     return [str(value)] if flag.takes == "values" else str(value)
-
-
-def _place(path: Path, text: str, key: str) -> Location:
-    """The line that a key stands in, counted from 1."""
-    lines = (number for number, line in enumerate(text.splitlines(), start=1) if line.startswith(f"{key}:"))
-    return Location(str(path), next(lines, None))

@@ -17,9 +17,12 @@ from targets.engines.engine import Settings
 from targets.engines.pasted import Pasted
 from targets.engines.vllm.arguments.asked import Asked, asked, with_draft
 from targets.engines.vllm.arguments.command import is_command, read_command, read_flags, with_config_file
+from targets.engines.vllm.rules.versions import parse_version
 
 #: Quantizations of a command that name what a checkpoint is, by the `quant_method` of its config; `_marlin` is a kernel of it.
 _KERNELS = ("_marlin", "_bitblas")
+#: The first version that takes `repository:type` of GGUF files (vllm-project/vllm#29137).
+_REPOSITORY_AND_TYPE = (0, 12, 0)
 #: Names of the same format.
 _SAME = {
     "modelopt_fp4": "modelopt",
@@ -56,19 +59,55 @@ def pasted(words: Sequence[str], known: Sequence[str], version: str | None, mode
     named = model or read.model
     if named is None:
         return None
-    source = open_model(named, revision=read.revision)
+    source = _opened(named, read.revision, command.flags) if whole else open_model(named, revision=read.revision)
+    if whole and source.as_stored is not None:
+        read = _with_gguf(read, named, version or command.version)
     notes: list[str] = []
     if read.overrides:
         notes.extend(_judged(source.ir, read.overrides))
         source = replace(source, ir=overridden(source.ir, read.overrides))
         notes.append(f"the model's config with {', '.join(sorted(map(str, read.overrides)))} overridden")
     settings, drafted = _drafting(read, source.ir)
-    mismatch, guessed = _mismatch(read, source.ir), _guessed(source, named) and _read_here(read.quantization)
+    stored = source.as_stored or source.ir
+    mismatch, guessed = _mismatch(read, stored), _guessed(source, named) and _read_here(read.quantization)
     return Pasted(
         named, source, settings, whole, command.cards, read.context, read.longest, read.weights, read.kv_cache_dtype,
         (*read.reasons, *(() if guessed else mismatch)),
         (*read.notes, *notes, *drafted, *(f"{each.message} by what its name usually means" for each in mismatch if guessed)),
     )  # fmt: skip
+
+
+def _opened(named: str, revision: str | None, flags: Mapping[str, Any]) -> Source:
+    """The model of a server, which may be another machine's. Raises InputError, with what the server calls it."""
+    try:
+        return open_model(named, revision=revision, elsewhere=_shaped_like(flags))
+    except InputError as error:
+        called = flags.get("served-model-name")
+        known = [
+            each for each in (called if isinstance(called, list) else [called]) if isinstance(each, str) and find(each)
+        ]
+        if not known or named == known[0]:
+            raise
+        raise InputError(
+            error.message,
+            remedy=f"The server calls it {known[0]}: if it is that, --model {known[0]} before the command. {error.remedy}",
+        ) from None
+
+
+def _shaped_like(flags: Mapping[str, Any]) -> str:
+    """The model whose config or tokenizer a command names beside a file; empty where it names none."""
+    named = flags.get("hf-config-path") or flags.get("tokenizer")
+    return named if isinstance(named, str) else ""
+
+
+def _with_gguf(read: Asked, named: str, version: str | None) -> Asked:
+    """A command that serves a GGUF file: by the package that reads them, where its vLLM does not; by its type's name from 0.12 on."""
+    settings = replace(read.settings, features=replace(read.settings.features, reads_gguf=True))
+    reasons = read.reasons
+    if ":" in named and version is not None and parse_version(version) < _REPOSITORY_AND_TYPE:
+        why = f"vLLM {version} takes the path of a GGUF file, and no {named} (`repository:type`, from 0.12 on)"
+        reasons = (*reasons, Reason("flag_not_in_version", why, "download the file, and name its path"))
+    return replace(read, settings=settings, reasons=reasons)
 
 
 def _no_command(word: str) -> InputError:

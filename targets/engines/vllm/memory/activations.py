@@ -28,16 +28,22 @@ from targets.quantity import Basis, Quantity
 
 #: Bytes of a row and entry of the vocabulary in V1's sampler: logits, a copy in fp32, softmax, noise.
 _SAMPLER_V1 = 14
+#: The same where tokens are drafted, of which the trial run checks one a sequence: logits of that and of the token behind it, raw and in
+#: fp32, copies of both, what is left of them by top-k and top-p, noise (`_dummy_sampler_run`, `v1/sample/rejection_sampler.py`).
+_SAMPLER_DRAFTED = 26
 #: Rows in fp32 of the kernel that masks for it, one a multiprocessor: of an H100, others have fewer.
 _MASK_ROWS = 132
 #: Of V2's tables of penalties beside it, for as long as the engine runs: counts in 4 bytes, two masks of a bit
 #: (`gpu/sample/penalties.py`, `gpu/structured_outputs.py`).
 _PENALTIES = 4.25
-#: What a machine whose memory is its card's takes beside: the engine's own processes. GB10: 3.4 GiB with 8 sequences on 0.20, 5.8 on
-#: 0.18, 6.8 on 0.27.
-_INTEGRATED = Quantity(5.5 * 2**30, 2.0 * 2**30, 9.0 * 2**30, Basis.ASSUMED)
+#: What a machine whose memory is its card's takes beside: the engine's own processes. GB10: 2.0 GiB of a third of it on 0.13, 3.2 with 8
+#: sequences on 0.20, 5.8 on 0.18, 6.8 on 0.27.
+_INTEGRATED = Quantity(4.5 * 2**30, 1.0 * 2**30, 8.5 * 2**30, Basis.ASSUMED)
 #: And for the network between two of them: NCCL's and the launcher's buffers (eugr/spark-vllm-docker#396: 0.29.1, 12 GiB in all).
 _NETWORKED = Quantity(6.5 * 2**30, 4.5 * 2**30, 8.5 * 2**30, Basis.ASSUMED)
+#: Up to 0.8 memory that others hold on the card counts as the engine's: printed outside of torch were 0.03 to 0.44 GiB on ten machines
+#: with one card, 1.79 on an eleventh (vllm-project/vllm#10511).
+_OTHERS_BEFORE, _OTHERS = (0, 9, 0), 1.1 * 2**30
 #: DeepSeek V4's start-ups are in no fit. Two reports: 0.7 GiB more than is counted on GH200 with 0.22 (vllm-project/vllm#44376), 5.1
 #: less on B200 with 0.25 (vllm-project/recipes#762).
 _COMPRESSED = Quantity(0.0, -5.2 * 2**30, 1.5 * 2**30, Basis.ASSUMED)
@@ -48,6 +54,9 @@ _EXPANDED_MOST, _EXPANDED_CONTEXTS, _EXPANDED_BLOCKS = 65536, 8, 4
 _KERNEL_HEADS, _INDEXER_LOGITS = (64, 128), 512 << 20
 #: The largest batch of a captured graph on most cards; graphs of the start-ups that are fitted; data-centre Blackwell's major capability.
 _LARGEST_GRAPH, _FITTED_GRAPHS, _BLACKWELL, _RTX_BLACKWELL = 512, 102, 10, 12
+#: Of what all graphs take, what the first take, however few there are: estimates of 0.13 to 0.61 GiB for 2 to 9 graphs (0.20 to 0.24),
+#: of 0.52 to 0.79 for 86.
+_FIRST_GRAPHS = 0.3
 _WIDE = {Role.UP, Role.GATE, Role.GATE_UP, Role.QKV, Role.Q, Role.MIXER_IN}
 _BANK_IN = {Role.UP, Role.GATE, Role.GATE_UP}
 
@@ -59,7 +68,8 @@ class Profile:
     `samples`: this rank holds the head (the last pipeline stage). `context`: max_model_len. `linked`: cards speak over a switch
     of their own (NVLink of server cards). `integrated`: the card's memory is the machine's. `largest_graph`: tokens of the largest captured
     graph, None: the version's default. `pictures`: of a request at most, where their number is limited; no videos then.
-    `dp`: replicas, whose tokens each rank's experts all take (`fused_moe`'s gather before its experts, since 0.8.0).
+    `dp`: replicas, whose tokens each rank's experts all take (`fused_moe`'s gather before its experts, since 0.8.0). `drafts`: tokens are
+    drafted, and checked by the sampler.
     """
 
     tokens: int
@@ -76,6 +86,7 @@ class Profile:
     pictures: int = 0
     dp: int = 1
     ep: int = 1
+    drafts: bool = False
 
     @property
     def expert_cut(self) -> int:
@@ -195,7 +206,7 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     if not profile.samples:
         return max(layer, encoder)
     rows = min(profile.sequences, profile.tokens)
-    sampler = rows * ir.vocab_size * _sampler_bytes(v2, rules, constants)
+    sampler = rows * ir.vocab_size * _sampler_bytes(v2, profile, rules, constants)
     sampler += hidden + constants["base_bytes"] + (experts if rules.v1 else 0)
     if not (v2 or rules.sampler_fp32_sort):
         sampler += _MASK_ROWS * ir.vocab_size * 4
@@ -204,10 +215,12 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     return max(layer, sampler, encoder)
 
 
-def _sampler_bytes(v2: bool, rules: Rules, constants: Mapping[str, float]) -> float:
+def _sampler_bytes(v2: bool, profile: Profile, rules: Rules, constants: Mapping[str, float]) -> float:
     if v2:
         return rules.sampler_v2_bytes
-    return constants["sampler_sort_bytes"] if rules.sampler_fp32_sort else _SAMPLER_V1
+    if rules.sampler_fp32_sort:
+        return constants["sampler_sort_bytes"]
+    return _SAMPLER_DRAFTED if profile.drafts else _SAMPLER_V1
 
 
 def _expanded_bytes(ir: ModelIR, profile: Profile) -> float:
@@ -242,16 +255,18 @@ def overhead(ir: ModelIR, profile: Profile, rules: Rules) -> Overhead:
     peak, outside, graphs = (term(ir, profile, rules) for term in (activations, non_torch, cuda_graphs))
     counted = graphs if subtracts_graphs(ir, rules) else Quantity.exact(0)
     taken = peak + outside + counted
-    if _known_as_sum(ir, profile, rules):
+    if _known_as_sum(rules):
         beside = outside.value + counted.value
         taken = Quantity(peak.value + beside, peak.low + beside, peak.high + beside, peak.basis)
     if any(isinstance(block.state, CompressedKV) for block, _ in ir.decoder.counts):
         taken += _COMPRESSED
+    if rules.version < _OTHERS_BEFORE:
+        taken = replace(taken, high=taken.high + _OTHERS)
     return Overhead(peak, outside, graphs, taken)
 
 
-def _known_as_sum(ir: ModelIR, profile: Profile, rules: Rules) -> bool:
-    return rules.v1 and not profile.eager
+def _known_as_sum(rules: Rules) -> bool:
+    return rules.v1
 
 
 def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
@@ -264,12 +279,16 @@ def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
         for variant in samplers(rules)
     )
     known = (least + most) / 2
-    if not _known_as_sum(ir, profile, rules):
+    if not _known_as_sum(rules):
         return _quantity("activation", known, _era(ir, rules))
     if profile.integrated:
         return Quantity.exact(known) + _INTEGRATED + (_NETWORKED if profile.tp > 1 else Quantity.exact(0))
     low, middle, high = fit()["beside"][regime(profile, rules)]
-    return Quantity(known + middle, max(0.0, least + low), most + high, Basis.CALIBRATED)
+    # What compilers and graphs take is not taken where neither is at work; how far the rest may be off is known for all together.
+    taken = 0.0 if profile.eager else middle
+    return Quantity(
+        known + taken, max(0.0, least + taken + low - middle), most + taken + high - middle, Basis.CALIBRATED
+    )
 
 
 @lru_cache(maxsize=1 << 8)
@@ -331,7 +350,8 @@ def _graph_bytes(ir: ModelIR, profile: Profile, rules: Rules, fitted: Mapping[st
         return 0.0
     values: Mapping[str, float] = fitted["cuda_graphs"]["estimate" if subtracts_graphs(ir, rules) else "taken"]
     layers = len(ir.decoder.layers) / profile.pp
-    share = captured_graphs(profile.sequences, profile.capability, rules, profile.largest_graph) / _FITTED_GRAPHS
+    further = captured_graphs(profile.sequences, profile.capability, rules, profile.largest_graph) / _FITTED_GRAPHS
+    share = _FIRST_GRAPHS + (1 - _FIRST_GRAPHS) * further
     return float(share * (values["base_bytes"] + layers * values["layer_bytes"]))
 
 

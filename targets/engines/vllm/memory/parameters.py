@@ -20,6 +20,9 @@ from passes.ir.model import ModelIR, remembered
 from passes.ir.state import FullKV, LatentKV
 
 _SEGMENT, _LARGE, _KEPT = 2 << 20, 10 << 20, 1 << 20
+#: Families whose positions have three axes, whatever of that stands in a config: their tables are four times as long
+#: (`rotary_embedding/mrope.py`).
+_THREE_AXES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
 def allocated(size: int) -> int:
@@ -42,6 +45,8 @@ def rotary_bytes(ir: ModelIR) -> int:
     size = 4 if ir.dtype == "F32" else 2
     latent = any(isinstance(block.state, LatentKV) for block, _ in ir.decoder.counts)
     longest = config.integer("max_position_embeddings", default=ir.max_context)
+    if ir.model_type in _THREE_AXES:
+        return 4 * longest * dims * size
     return sum(
         _positions(rope, longest) * dims * (4 if latent and _kind(rope) == "yarn" else size) for rope in _ropes(config)
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from passes.errors import Reason, ReasonKind
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.ir.purpose import purpose
+from passes.ir.state import Recurrent
+from passes.record import replace
 from targets.engines.accounting import weights_quantity
 from targets.engines.engine import Memory, Settings
 from targets.engines.kv_layout import Layout, build_layout
@@ -26,6 +27,8 @@ _GIB = 1 << 30
 _SWITCHED_LINK = 2e11
 #: Below so much cache a gibibyte more or less is said.
 _TIGHT_CACHE = 12 * _GIB
+#: Recurrent layers whose models keep states at every block (`SupportsMambaPrefixCaching` in `models/`, 0.17 to 0.26).
+_KEPT_AT_BLOCKS = frozenset({"mamba1", "mamba2"})
 
 
 def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -> activations.Profile:
@@ -44,6 +47,7 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
         integrated=activations.is_integrated(gpu),
         largest_graph=settings.features.largest_graph,
         pictures=settings.features.pictures or workload.pictures,
+        drafts=settings.features.drafting is not None,
     )
 
 
@@ -84,7 +88,8 @@ def _ranks(
     writes = purpose(ir).writes and not features.pools
     for stage, (size, draft) in enumerate(weights_of_stages(ir, parallel, rules, features)):
         last = stage == parallel.pp - 1
-        taken = activations.overhead(profiled, replace(profile, samples=last and writes), rules)
+        seen = profile if last and writes else replace(profile, samples=False)
+        taken = activations.overhead(profiled, seen, rules)
         weights = weights_quantity(ir, size, _weights_error(ir), Basis.EXACT)
         weights = weights + draft if draft.value else weights
         spent = weights + taken.subtracted
@@ -130,6 +135,23 @@ def state_reasons(
     return (Reason("too_few_state_blocks", message, f"max_num_seqs {blocks}", fewer, ReasonKind.TOO_LARGE, fewer),)
 
 
+def step_reasons(ir: ModelIR, layout: Layout, profile: activations.Profile, rules: Rules) -> tuple[Reason, ...]:
+    """Say that a step must hold one block where prompts are cut at blocks to keep their states (`config/vllm.py:validate_block_size`): of
+    models whose states are kept at prompts' ends only ("align"; Mamba's are kept at every block then, "all").
+    """
+    kinds = {block.state.kind for block, _ in ir.decoder.counts if isinstance(block.state, Recurrent)}
+    aligned = rules.steps_hold_blocks and layout.settings.prefix_caching and kinds and not kinds & _KEPT_AT_BLOCKS
+    block = layout.settings.block_size
+    if not aligned or block <= profile.tokens:
+        return ()
+    message = (
+        f"with prefix caching vLLM {rules.said} cuts prompts at blocks, here of {block:,} tokens, and a step holds {profile.tokens:,} "
+        "(max_num_batched_tokens): it stops before it loads"
+    )
+    step = {"max_num_batched_tokens": block}
+    return (Reason("block_larger_than_step", message, f"max_num_batched_tokens {block}", step, options=step),)
+
+
 def override_reasons(memory: Memory, layout: Layout, settings: Settings) -> tuple[Reason, ...]:
     """Say where a cache of so many blocks is more than is left: it is allotted all the same (`num_gpu_blocks_override`)."""
     blocks = settings.features.cache_blocks
@@ -141,6 +163,7 @@ def override_reasons(memory: Memory, layout: Layout, settings: Settings) -> tupl
     return (Reason("cache_blocks_do_not_fit", message, remedy, {"fits": fits}, ReasonKind.TOO_LARGE),)
 
 
+@remembered
 def _weights_error(ir: ModelIR) -> float:
     """Experts in blocks of 4 bits are padded as the kernel likes (gpt-oss: printed 2.4 % below to 0.8 % above what is counted)."""
     return 0.025 if any(lin.storage.expert_blocks for block, _ in ir.decoder.counts for lin in block.linears) else 0.005

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from passes.formats.kv_dtypes import OWN, kv_dtype
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.ir.state import LatentKV
 from targets.engines.vllm.rules.versions import Rules, Version
 
@@ -20,8 +20,11 @@ _KNOWN_SINCE: dict[str, Version] = {"nvfp4": (0, 20, 0)}
 
 def as_cached(ir: ModelIR, rules: Rules) -> ModelIR:
     """Return the model with the cache that this version keeps for it: the checkpoint's type where it is taken and none was asked for."""
-    if not _taken(ir, rules):
-        return ir
+    return _as_declared(ir) if _taken(ir, rules) else ir
+
+
+@remembered
+def _as_declared(ir: ModelIR) -> ModelIR:
     return replace(ir, kv_cache=replace(ir.kv_cache, dtype=ir.kv_cache.declared or OWN))
 
 

@@ -1,21 +1,28 @@
 """Parts of a matrix that vLLM fuses and that do not agree: stored in two ways, or one of them absent and not named.
 
 Sources: `quantization/utils/gptq_utils.py:is_layer_gptq_quantized`, `compressed_tensors/utils.py:should_ignore_layer` and
-`find_matched_target`, `utils/quant_utils.py:is_layer_skipped` (0.32): some but not all parts of a fused module raises ValueError.
+`find_matched_target`, `utils/quant_utils.py:is_layer_skipped` (0.32): some but not all parts of a fused module raises ValueError. GGUF's
+parts keep a type each (`quantization/gguf.py:_create_padded_weight_param`, to 0.23; vllm-gguf-plugin 0.0.5): rows are padded to the widest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 from passes.errors import Reason
+from passes.formats.opaque import OpaqueFormat
 from passes.ir.fused import absent_parts, fused
-from passes.ir.model import ModelIR, remembered
+from passes.ir.model import Block, Linear, ModelIR, remembered
 from passes.ir.quant_config.module_names import is_whole
 from passes.ir.quant_config.quant_config import fields_of, quant_config
 from passes.ir.quant_config.read import quantization
+
+#: `quant_method` of a model in a GGUF file.
+GGUF = "gguf"
 
 
 @remembered
@@ -27,7 +34,37 @@ def fused_reasons(ir: ModelIR) -> tuple[Reason, ...]:
     return (*islice(parts, 1), *islice(absent, 1))
 
 
+def padded(ir: ModelIR) -> ModelIR:
+    """Return a model of a GGUF file with the parts of each fused matrix in rows as long as the widest part's; any other as it is."""
+    if ir.quant_method != GGUF:
+        return ir
+    return ir.with_decoder(ir.decoder.map_blocks(_padded))
+
+
+@lru_cache(maxsize=1 << 10)
+def _padded(block: Block) -> Block:
+    rows = {
+        member.name: max(_row_bytes(each) for each in members)
+        for members in fused(block)
+        for member in members
+        if member.copies == 1 and len(members) > 1 and all(each.storage.is_quantized for each in members)
+    }
+    return block.map_linears(lambda linear: _in_rows_of(linear, rows[linear.name]) if linear.name in rows else linear)
+
+
+def _row_bytes(linear: Linear) -> int:
+    """Bytes of one row as the file stores it."""
+    return linear.storage.bytes(linear.out_features, linear.in_features) // linear.out_features
+
+
+def _in_rows_of(linear: Linear, size: int) -> Linear:
+    packed = ("weight", "U8", (linear.out_features, size))
+    return replace(linear, storage=OpaqueFormat(GGUF, linear.out_features, linear.in_features, (packed,)))
+
+
 def _disagreeing(ir: ModelIR) -> Iterator[Reason]:
+    if ir.quant_method == GGUF:
+        return
     for block, _ in ir.decoder.counts:
         for members in fused(block):
             labels = sorted({linear.storage.label for linear in members})

@@ -54,6 +54,8 @@ _MARLIN_GROUPS = (-1, 32, 64, 128)
 _ALL_TYPES = (*_SYMMETRIC, (4, True), (8, True))
 _CT, _GPTQ, _AWQ = "pack-quantized", "gptq", "awq"
 _FLOAT16 = frozenset({"F16"})
+#: Formats of 8-bit floats, their groups (a scale a row, a matrix, a block), and what is computed in beside them, other rules' matter.
+_FP8, _FP8_GROUPS, _ANY = ("float-quantized", "fp8-block", "fp8-static", "fp8-row"), (-1, 0, 128), _HALVES | {"F32"}
 
 
 def _marlin(reads: tuple[str, ...], types: tuple[tuple[int, bool], ...]) -> tuple[Kernel, ...]:
@@ -85,6 +87,11 @@ KERNELS = (
     Kernel("Humming", (_CT,), _ALL_TYPES, (-1, ANY_GROUP), since=(0, 23, 0)),
     Kernel("Humming", (f"{_CT}/fp8",), ((4, False),), (128,), since=(0, 32, 0), least=90, most=90),
     Kernel("Humming", (f"{_CT}/int8",), _ALL_TYPES, (-1, ANY_GROUP), since=(0, 26, 0)),
+    # FP8: where cards multiply it, any shape; elsewhere Marlin's, weights only, which padded its tiles from 0.24 on too
+    # (`utils/marlin_utils_fp8.py`; `gptq_marlin_repack` cuts rows in 64, its product inputs).
+    Kernel("ScaledMM", _FP8, ((8, False),), _FP8_GROUPS, least=89, dtypes=_ANY),
+    Kernel("Marlin", _FP8, ((8, False),), _FP8_GROUPS, until=(0, 24, 0), most=88, dtypes=_ANY, rows=64, inputs=64),
+    Kernel("Marlin", _FP8, ((8, False),), _FP8_GROUPS, since=(0, 24, 0), most=88, dtypes=_ANY),
     # Readers of one method: plain GPTQ (`gptq.py`), to 0.21; plain AWQ (`awq.py`), layer by layer where Marlin does not do from 0.7.3 on.
     Kernel("GPTQ", (_GPTQ,), tuple(itertools.product((2, 3, 4, 8), (False, True))), (-1, ANY_GROUP), until=(0, 22, 0), least=60,
            dtypes=_FLOAT16, rows=8),

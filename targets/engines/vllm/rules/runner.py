@@ -5,7 +5,7 @@ Sources: `config/vllm.py` of the versions that `Rules.v2_runner` names (`use_v2_
 
 from __future__ import annotations
 
-from passes.ir.model import ModelIR
+from passes.ir.model import ModelIR, remembered
 from passes.ir.state import Recurrent
 from targets.engines.vllm.rules.versions import Rules
 
@@ -20,6 +20,7 @@ _NAMED_SINCE = (
 )
 
 
+@remembered
 def uses_v2_runner(ir: ModelIR, rules: Rules) -> bool:
     """Return whether Model Runner V2 runs the model by default."""
     match rules.v2_runner:

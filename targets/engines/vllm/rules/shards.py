@@ -41,6 +41,17 @@ def shard_reasons(ir: ModelIR, parallel: Parallel) -> list[Reason]:
     return out + [reason for kind in kinds if (reason := next(kind, None)) is not None]
 
 
+def stored_cut_reasons(ir: ModelIR, tp: int) -> Iterator[Reason]:
+    """Refuse a cut of what bitsandbytes stored, whose scales are of whole matrices: so all of `bitsandbytes_loader.py` (0.7.3 `loader.py`
+    to 0.27, then the package vllm-bnb-plugin). What is rounded while loading is cut first.
+    """
+    if tp > 1 and ir.quant_method == "bitsandbytes":
+        message = f"vLLM cuts no checkpoint that bitsandbytes made, whose scales are of whole matrices, into {tp}"
+        yield Reason(
+            "tp_of_bitsandbytes", message, "pipeline parallelism, or nf4 of the dense model, rounded while loading"
+        )
+
+
 def spread_reasons(ir: ModelIR, tp: int, ranks: int) -> Iterator[Reason]:
     """Return why the tokens of the cache cannot be spread over `ranks` (`--decode-context-parallel-size`): they are ranks of tensor
     parallelism, and those of keys and values the ones that repeat a head.

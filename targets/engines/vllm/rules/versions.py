@@ -61,8 +61,9 @@ class Rules:
     (`config/vllm.py:_set_cudagraph_sizes`).
     `huge_cards`: cards of 160 GiB and more batch 16,384 tokens (`engine/arg_utils.py:get_batch_defaults`, 0.28); `large_names`: what
     the names of cards with the larger defaults contain (to 0.8.4; then 70 GiB of memory), `small_names`: of those excepted from them
-    (A100, from 0.33 GB10). The source has A100 among the large ones in 0.8.5, and 1,024 sequences on every card to 0.8.3: recipes of
-    that time start on cards where these would not, so they are not followed.
+    (A100; GB10, by name from 0.33, before because NVML does not tell its memory, which counts as none). The source has A100 among the
+    large ones in 0.8.5, and 1,024 sequences on every card to 0.8.3: recipes of that time start on cards where these would not, so they
+    are not followed.
 
     Cache. `hybrid_groups`, `chunked_groups`: sliding (0.9.1) and chunked layers (0.14) get KV groups of their own; before, they took as
     much as full ones. `group_slack`: the largest layer bucket is padded instead of split below this ratio (1.25 in 0.12, 1.5 in 0.18).
@@ -70,7 +71,8 @@ class Rules:
     `in_flight_batches`: batches that may hold a recycled block (`config/vllm.py:max_in_flight_tokens`, 2 from 0.26). `null_block`: one
     block is reserved before the start-up check (0.29). `packs_widest_group`: where pages of unlike size stand side by side, a block is as
     large as the widest group's pages (0.29), not as so many pages of each size. `hybrid_prefix_caching`: models with recurrent states
-    cache prefixes by default, and keep two states a sequence for that (0.28). `states_for_graphs`: max_num_seqs may not exceed their blocks
+    cache prefixes by default, and keep two states a sequence for that (0.28). `steps_hold_blocks`: their prompts are cut at blocks then,
+    so that a step must hold one (`validate_block_size`, 0.17 to 0.26). `states_for_graphs`: max_num_seqs may not exceed their blocks
     (`config/compilation.py`, 0.20). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33),
     exported inside a prefill. `mla`: False stores expanded keys and values (to 0.7.0); `mla_alignment`: elements an MLA entry is padded to,
     0 = none.
@@ -82,10 +84,10 @@ class Rules:
     Marlin kernels: gpt-oss-120b 65.97 GiB, 61.29 in Triton's of 0.24 and newer), `blackwell_padding`: on compute capability 10, where
     TensorRT-LLM's kernels come first from 0.19 on (`round_up_hidden_size_and_intermediate_size` of the oracle of 4-bit experts in
     `fused_moe/oracle/`; 0.32's are asked in `benchmarks/kernel_oracle.py`). There these pad the intermediate side of experts in 16 bits
-    too, to `dense_padding` (`oracle/unquantized.py`, 0.29; before only of experts without gates). `group_order`: groups that follow the
-    activation order are read (`quantization/utils/gptq_utils.py` refuses them from 0.30). `refines_experts`: blocks of FP8 scales of
-    experts that a cut splits are made smaller while loading (`oracle/fp8.py:refine_fp8_moe_block_shape`, 0.29). `bitsandbytes_plugin`:
-    its loader is a package of its own (0.28).
+    too, to `dense_padding` (`oracle/unquantized.py`, 0.24), `pads_gated`: of those with gates as well (0.29). `group_order`: groups that
+    follow the activation order are read (`quantization/utils/gptq_utils.py` refuses them from 0.30). `refines_experts`: blocks of FP8
+    scales of experts that a cut splits are made smaller while loading (`oracle/fp8.py:refine_fp8_moe_block_shape`, 0.29).
+    `bitsandbytes_plugin`: its loader is a package of its own (0.28).
     `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.31).
     `names_dtypes`: `auto` falls back to float16 on cards without bfloat16 (0.9.1); `no_float16`: families that overflow there and
     refuse it (`_FLOAT16_NOT_SUPPORTED_MODELS`; `gemma3_text` from 0.10.2).
@@ -116,6 +118,7 @@ class Rules:
     null_block: bool = False
     packs_widest_group: bool = False
     hybrid_prefix_caching: bool = False
+    steps_hold_blocks: bool = False
     states_for_graphs: bool = False
     state_checkpoints: int = 0
     gdn_checkpoints: int = 0
@@ -126,12 +129,17 @@ class Rules:
     expert_padding: tuple[int, int] = (1, 1)
     blackwell_padding: tuple[int, int] = MARLIN_PADDING
     dense_padding: int = 1
+    pads_gated: bool = False
     group_order: bool = True
     refines_experts: bool = False
     bitsandbytes_plugin: bool = False
     online_fp8: str = "fp8"
     names_dtypes: bool = False
     no_float16: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        """By what tells most apart: sums are looked up by it, thousands of times a plan."""
+        return hash((self.version, self.v1, self.expert_padding, self.dense_padding))
 
     @property
     def said(self) -> str:
@@ -156,30 +164,30 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
                  "expert_chunk": 32768, "graph_stride": 8}),
     ((0, 7, 1), {"mla": True, "mla_alignment": 640}),
     ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200"), "sorts_without_package": True}),
-    ((0, 8, 5), {"large_names": (), "small_names": ("a100",)}),
+    ((0, 8, 5), {"large_names": (), "small_names": ("a100", "gb10")}),
     ((0, 9, 1), {"hybrid_groups": True, "names_dtypes": True, "no_float16": ("gemma2", "gemma3", "glm4")}),
     ((0, 10, 2), {"no_float16": ("gemma2", "gemma3", "gemma3_text", "glm4")}),
     ((0, 11, 1), {"sorts_without_package": False, "graph_stride": 16}),
     ((0, 12, 0), {"group_slack": 1.25, "expert_chunk": 16384}),
     ((0, 14, 0), {"chunked_groups": True, "async_scheduling": True}),
-    ((0, 17, 0), {"sampler_fp32_sort": False}),
+    ((0, 17, 0), {"sampler_fp32_sort": False, "steps_hold_blocks": True}),
     ((0, 18, 0), {"group_slack": 1.5, "expert_chunk": 0}),
     ((0, 19, 0), {"reserves_prompt": True, "blackwell_padding": (256, 256)}),
     ((0, 20, 0), {"utilization": 0.92, "graphs_v1": True, "states_for_graphs": True}),
     ((0, 20, 1), {"tokens_from_concurrency": True}),
     ((0, 22, 0), {"v2_runner": "qwen3"}),
     ((0, 23, 0), {"v2_runner": "three"}),
-    ((0, 24, 0), {"v2_runner": "named", "expert_padding": TRITON_PADDING}),
+    ((0, 24, 0), {"v2_runner": "named", "expert_padding": TRITON_PADDING, "dense_padding": 128}),
     ((0, 25, 0), {"v2_runner": "dense"}),
     ((0, 26, 0), {"sampler_v2_bytes": 2, "in_flight_batches": 2}),
-    ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True, "blackwell_padding": (256, 128)}),
+    ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True, "blackwell_padding": (256, 128), "steps_hold_blocks": False}),
     ((0, 28, 0), {"bitsandbytes_plugin": True, "huge_cards": True, "graph_ceiling": 1024, "hybrid_prefix_caching": True}),
     ((0, 29, 0), {"v2_runner": "all", "graphs_v2": True, "null_block": True, "packs_widest_group": True,
-                  "refines_experts": True, "dense_padding": 128}),
+                  "refines_experts": True, "pads_gated": True}),
     ((0, 30, 0), {"group_order": False}),
     ((0, 31, 0), {"online_fp8": "fp8_per_tensor"}),
     ((0, 32, 0), {"state_checkpoints": 1}),
-    ((0, 33, 0), {"sampler_v2_bytes": 14, "gdn_checkpoints": 1, "small_names": ("a100", "gb10")}),
+    ((0, 33, 0), {"sampler_v2_bytes": 14, "gdn_checkpoints": 1}),
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""A spec's YAML: its values, read as plain data only, its nodes, and the place of a key.
+"""YAML that people write (a spec, a server's own file): its values, read as plain data only, its nodes, and the place of a key.
 
-Only what a spec needs is read: text, numbers, true and false, lists and mappings, once each. Tags, aliases and merge keys are refused, as
-are keys that stand twice, of which YAML would silently keep the last; what YAML takes for a date stays text.
+Only what such a file needs is read: text, numbers, true and false, lists and mappings, once each. Tags, aliases and merge keys are
+refused, as are keys that stand twice, of which YAML would silently keep the last; what YAML takes for a date stays text.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from passes.errors import InputError, Location
 
 _DEEPEST, _MOST_BRACKETS = 20, 200
 _TAG = "tag:yaml.org,2002:"
+_FLATTER = "write it with fewer levels inside one another"
 _PLAIN = "text, numbers, true and false, lists and mappings"
 _SCALARS = {"null": "a null", "bool": "true or false", "int": "a whole number", "float": "a number"}
 _TEXTS = frozenset({"str", "timestamp", "value"})
@@ -29,14 +30,14 @@ def read_yaml(text: str, name: str) -> tuple[yaml.Node | None, Any]:
 
 def _compose(text: str, name: str) -> yaml.Node | None:
     if _open_brackets(text) > _MOST_BRACKETS:  # which PyYAML looks through again at each further one
-        raise InputError("not YAML: nested too deeply", remedy="see `optimize init`", location=Location(name))
+        raise InputError("not YAML: nested too deeply", remedy=_FLATTER, location=Location(name))
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         place = Location(name, before.count("\n") + 1, len(before) - before.rfind("\n"))
         what = f"not YAML: the character U+{ord(text[error.position]):04X} is not allowed"
-        raise InputError(what, remedy="remove it; a spec is plain text in UTF-8", location=place) from None
+        raise InputError(what, remedy="remove it; this is plain text in UTF-8", location=place) from None
     except yaml.MarkedYAMLError as error:
         raise InputError(
             f"not YAML: {error.problem}",
@@ -45,7 +46,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         ) from None
     except (RecursionError, ValueError, OverflowError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"not YAML: {what}", remedy="see `optimize init`", location=Location(name)) from None
+        raise InputError(f"not YAML: {what}", remedy=_FLATTER, location=Location(name)) from None
 
 
 def _open_brackets(text: str) -> int:
@@ -72,12 +73,12 @@ class _Reader:
         return InputError(what, remedy=remedy, location=_at(node.start_mark, self.name))
 
     def value(self, node: yaml.Node, depth: int = 1) -> Any:
-        """Make the plain value of a node. Raises InputError for aliases, tags and depths that no spec needs."""
+        """Make the plain value of a node. Raises InputError for aliases, tags and depths that no such file needs."""
         if id(node) in self.seen:
-            raise self.refused(node, "an alias (*) is not read in a spec", "write out what it stands for")
+            raise self.refused(node, "an alias (*) is not read here", "write out what it stands for")
         self.seen.add(id(node))
         if depth > _DEEPEST:
-            raise self.refused(node, f"nested more than {_DEEPEST} deep", "see `optimize init`")
+            raise self.refused(node, f"nested more than {_DEEPEST} deep", _FLATTER)
         kind = node.tag.removeprefix(_TAG)
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, kind)
@@ -85,7 +86,7 @@ class _Reader:
             return [self.value(inner, depth + 1) for inner in node.value]
         if isinstance(node, yaml.MappingNode) and kind == "map":
             return self.mapping(node, depth)
-        raise self.refused(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not read in a spec")
+        raise self.refused(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not read here")
 
     def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         """Make a dictionary of a mapping. Raises InputError for a key that is no plain word, or that stands twice."""
@@ -95,7 +96,7 @@ class _Reader:
             if not isinstance(key, yaml.ScalarNode):
                 raise self.refused(key, "a list or mapping cannot be a key", "write a word before the colon")
             if key.tag == f"{_TAG}merge":
-                raise self.refused(key, "a merge key (<<) is not read in a spec", "write out what it stands for")
+                raise self.refused(key, "a merge key (<<) is not read here", "write out what it stands for")
             if key.value in found:
                 raise self.refused(
                     key, f"{key.value!r} stands twice, first in line {lines[key.value]}", "keep one of them"
@@ -108,7 +109,7 @@ class _Reader:
         if kind in _TEXTS:
             return self.text(node)
         if kind not in _SCALARS:
-            raise self.refused(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not read in a spec")
+            raise self.refused(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not read here")
         try:
             return _construct.yaml_constructors[node.tag](_construct, node)
         except (ValueError, KeyError, IndexError, OverflowError):

@@ -1,0 +1,146 @@
+"""Holds `optimize check` against published runs of `vllm bench serve` that nothing was fitted to, as a stranger would ask about them.
+
+    python -m benchmarks.load_first_contact [PART OF AN ID]
+
+Each row of `data/load_first_contact.jsonl` is what somebody published: card, version, command, load and what was measured. Rows were written down
+before their answers were asked, and stay out of `fit_speed`. A latency is held by its median where that is printed, else by its mean, else by its 99th
+percentile. `ratio`: how far lengths differ to either side of their mean. `loose`: what of that decides the figure is not in the publication.
+`met_before`: the report was known here already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROWS = Path(__file__).parent / "data" / "load_first_contact.jsonl"
+#: A row's figures by those of an answer: the first that was published is held against it.
+_FIGURES = {
+    "TPOT": {"tpot_p50_ms": "tpot_p50_ms", "tpot_ms": "tpot_ms", "tpot_p99_ms": "tpot_p99_ms"},
+    "TTFT": {"ttft_p50_ms": "ttft_p50_ms", "ttft_ms": "ttft_ms", "ttft_p99_ms": "ttft_p99_ms"},
+    "tok/s": {"tok_s": "throughput_tok_s"},
+}
+
+
+@dataclass(frozen=True)
+class Contact:
+    """What was said of one figure of a row beside what was measured."""
+
+    row: dict[str, Any]
+    name: str
+    said: float
+    low: float
+    high: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Signed, of what was measured."""
+        return self.said / self.measured - 1
+
+    @property
+    def held(self) -> bool:
+        """Whether the interval holds what was measured."""
+        return self.low <= self.measured <= self.high
+
+
+def load_rows() -> list[dict[str, Any]]:
+    """Every published run."""
+    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+
+
+def arguments(row: dict[str, Any]) -> list[str]:
+    """Return what `optimize` is asked for a row."""
+    asked = ["check", "--json", "--gpu", row["gpu"], "--gpus", str(row["gpus"])]
+    asked += ["--input-tokens", str(row["input_tokens"]), "--output-tokens", str(row["output_tokens"])]
+    for flag, value in (
+        ("--engine-version", row["vllm_version"]),
+        ("--num-prompts", row["requests"]),
+        ("--max-concurrency", row["clients"]),
+        ("--request-rate", "inf" if row["arrival"] == "burst" else row["rate"]),
+    ):
+        asked += [] if value is None else [flag, str(value)]
+    if row["lengths"] == "alike" and (row["arrival"] != "closed" or "ratio" in row):
+        asked += ["--random-range-ratio", str(row.get("ratio", 0))]
+    return [*asked, "--", "vllm", "serve", *shlex.split(row["command"])]
+
+
+def contacts(row: dict[str, Any], answer: dict[str, Any]) -> list[Contact]:
+    """Hold an answer of `check --json` against its row, figure by figure."""
+    found = []
+    for name, figures in _FIGURES.items():
+        for published, key in figures.items():
+            if row.get(published):
+                said = answer["speed"][key]
+                found.append(Contact(row, name, said["value"], said["low"], said["high"], float(row[published])))
+                break
+    return found
+
+
+def kind(row: dict[str, Any]) -> str:
+    """Name how its requests came."""
+    if row["arrival"] == "closed":
+        return "alone" if row["clients"] == 1 else "closed loop"
+    return "burst" if row["arrival"] == "burst" else "rate"
+
+
+def summary(name: str, found: Sequence[Contact]) -> str:
+    """One line: rows, and of each figure the median error, and how many intervals hold."""
+    told = []
+    for figure in _FIGURES:
+        sizes = [each for each in found if each.name == figure]
+        if sizes:
+            middle = statistics.median(abs(each.error) for each in sizes)
+            told.append(f"{figure} {middle:.1%} of {len(sizes)}, held {sum(e.held for e in sizes) / len(sizes):.2f}")
+    return f"{name}: {len({each.row['id'] for each in found})} rows: " + "; ".join(told)
+
+
+def _asked(row: dict[str, Any]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "planner.cli", *arguments(row)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    return dict(json.loads(done.stdout)) if done.stdout.strip() else {"error": {"message": done.stderr.strip()}}
+
+
+def main(part: str = "") -> None:
+    """Ask every row and print the table."""
+    found: list[Contact] = []
+    rows = [row for row in load_rows() if part in row["id"]]
+    with ThreadPoolExecutor(2) as pool:
+        for row, answer in zip(rows, pool.map(_asked, rows), strict=True):
+            if not answer.get("speed"):
+                print(f"{row['id']}: no answer: {answer.get('error', {}).get('message', answer.get('exit_code'))}")
+                continue
+            held = contacts(row, answer)
+            found += held
+            figures = (
+                f"{e.name} {e.said:,.4g} [{e.low:,.4g}..{e.high:,.4g}] for {e.measured:,.4g} ({e.error:+.1%}{'' if e.held else ', not held'})"
+                for e in held
+            )
+            print(f"{row['id']} ({kind(row)}): " + "; ".join(figures))
+    chosen: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "all": lambda row: True,
+        "new": lambda row: not row["met_before"],
+        "new, fully published": lambda row: not row["met_before"] and not row["loose"],
+        **{name: lambda row, name=name: kind(row) == name for name in ("alone", "closed loop", "burst", "rate")},  # type: ignore[misc]
+    }
+    for name, wanted in chosen.items():
+        if some := [each for each in found if wanted(each.row)]:
+            print(summary(name, some))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

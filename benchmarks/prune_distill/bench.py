@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,9 +13,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import real_models
-from benchmarks.text import documentation_file, news_file
+from benchmarks.text import apart, documentation_file, libraries_file, news_file
 from passes.blocks.dense_model import DenseModel
 from passes.blocks.memory import BATCH_TOKENS
+from passes.files.atomic import write_text
 from passes.ir.sources import open_model
 from passes.measure.evaluate import through
 from passes.prune.depth import DepthPrune
@@ -22,14 +25,14 @@ from passes.steps.context import RunContext
 from passes.steps.key import content_key
 from passes.steps.progress import Progress
 from passes.steps.step import Steps
-from passes.text.source import PYTHON_REFERENCE, TextSource, tokens_digest
+from passes.text.source import PYTHON_REFERENCE, TextSource, tokenizer_of, tokens_digest
 from passes.text.token_file import read_tokens, token_file
 
 #: What is kept of a run, so that one that was killed goes on: steps under their keys.
 WORK = real_models.CACHE / "prune-distill"
 #: What pruning and tuning look at: so many sequences that the model writes itself, as many of news, and of a library's documentation, in
 #: turn. One kind of text alone has units stay that only it needs, and what is fitted to it is lost on others (docs/quantization.md).
-LOOKED_AT, LENGTH = 40, 256
+KINDS, LOOKED_AT, LENGTH = 3, 40, 256
 #: Of all these, what suffices where nothing is fitted to it: which units and blocks matter.
 CHOSEN_ON = 48
 #: What everything is judged on, and nothing is fitted to: a text of another source, and other news; shorter sequences, so many of each. The measure of
@@ -40,11 +43,14 @@ JUDGING = ("Python's reference", "news")
 
 @dataclass(frozen=True)
 class Bench:
-    """SmolLM2 in single precision on the processor, as `source`; `run` with its calibration text; `judging` `[S, T]`: both texts'."""
+    """SmolLM2 in single precision on the processor, as `source`; `run` with its calibration text; `judging` `[S, T]`: both texts';
+    `lessons`: the file with what students are trained on.
+    """
 
     source: DenseModel
     run: RunContext
     judging: torch.Tensor
+    lessons: Path
 
     def within(self, name: str, sequences: int | None = None) -> RunContext:
         """Return the run with a folder of its own for what a stage keeps, on the first `sequences` of its text."""
@@ -140,7 +146,7 @@ def opened(work: Path = WORK, blocks: int | None = None) -> Iterator[Bench]:
         run = run.part(work / f"{blocks}-blocks")
         gone = tuple(range(blocks, len(source)))
         source = DepthPrune(len(gone), gone).dense(source, run)
-    yield Bench(source, replace(run, text=calibration), judging)
+    yield Bench(source, replace(run, text=calibration), judging, _lessons(work, files, calibration, judging))
 
 
 def _texts(run: RunContext, files: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,6 +161,21 @@ def _texts(run: RunContext, files: Path) -> tuple[torch.Tensor, torch.Tensor]:
     documentation = read("documentation", TextSource(str(documentation_file()), LOOKED_AT, LENGTH))
     calibration = torch.stack([written, news[:LOOKED_AT], documentation], 1).flatten(0, 1)
     return calibration, torch.cat([reference, news[LOOKED_AT:].reshape(-1, SHORTER)])
+
+
+def _lessons(work: Path, files: Path, calibration: torch.Tensor, judging: torch.Tensor) -> Path:
+    """The file with what students are trained on: as much of news as of documentation, none of it judged, and what the model wrote."""
+    path, decode = work / "lessons.jsonl", tokenizer_of(files).batch_decode
+    news = apart(news_file().read_text(encoding="utf-8").splitlines(), decode(judging[SEQUENCES:]))
+    size = sum(map(len, news)) // len(news)
+    documentation = libraries_file().read_text(encoding="utf-8")
+    told = [documentation[start : start + size] for start in range(0, size * len(news), size)]
+    found = [*news, *told, *decode(calibration[::KINDS])]
+    random.Random(0).shuffle(found)  # what is held out is of all kinds as well
+    text = "".join(json.dumps(each) + "\n" for each in found)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    return path
 
 
 def _losses(dense: DenseModel, run: RunContext) -> list[float]:

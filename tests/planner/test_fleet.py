@@ -13,7 +13,7 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from passes.errors import DoesNotFitError, InputError
+from passes.errors import DoesNotFitError, InputError, TightfitError
 from passes.steps.executor import HERE, carried_out, order
 from passes.steps.on_ray import _begin
 from planner import fleet

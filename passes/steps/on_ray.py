@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,22 @@ def _begin(ray: Any) -> None:
             ) from None
         if not isinstance(error, ConnectionError):
             raise
+        _begin_here(ray, quiet)
+
+
+def _begin_here(ray: Any, quiet: Mapping[str, Any]) -> None:
+    """Begin a cluster of this machine. Raises TightfitError where it does not come up, as on a machine that is too busy: Ray raises a bare
+    Exception then.
+    """
+    try:
         ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, RuntimeError | OSError | ray.exceptions.RayError):
+            raise
+        raise TightfitError(
+            f"Ray does not start here: {_last_line(error)}",
+            remedy="run the same command again when the machine is less busy: finished work is kept; or leave --executor ray out",
+        ) from error
 
 
 def _look(ray: Any, named: str | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from enum import Enum
+from typing import Any, Literal, get_args, get_origin
 
 from typer.main import get_command
 
@@ -117,10 +118,21 @@ _VALUES: Mapping[str, Callable[[], Sequence[str]]] = {
 }  # fmt: skip
 
 
+def _choices(parameter: Any) -> tuple[str, ...]:
+    """The names that a parameter's type has: typer keeps it as `type` to 0.28, as a `type_descriptor` from 0.29 on."""
+    kind = vars(parameter).get("type")
+    if kind is not None:
+        return tuple(vars(kind).get("choices", ()))
+    asked = parameter.type_descriptor.annotation
+    if get_origin(asked) is Literal:
+        return tuple(map(str, get_args(asked)))
+    return tuple(str(each.value) for each in asked) if isinstance(asked, type) and issubclass(asked, Enum) else ()
+
+
 def _values(command: str, parameter: Any) -> tuple[str, ...]:
     """What a parameter may be set to: what its type has, else what is said of its name."""
-    if "choices" in vars(parameter.type):
-        return tuple(parameter.type.choices)
+    if choices := _choices(parameter):
+        return choices
     values = _VALUES.get(f"{command} {parameter.name}") or _VALUES.get(parameter.name)
     return () if values is None else tuple(values())
 

@@ -9,9 +9,13 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 
+from planner.cli import completion
+from planner.cli.app import Carrier
 from planner.cli.completion import commands, script
 from tests.conftest import missing
 
@@ -120,3 +124,12 @@ def _read(terminal: int, awaited: str) -> None:
         assert time.monotonic() < until, (awaited, seen)
         if select.select([terminal], [], [], 0.1)[0]:
             seen += os.read(terminal, 1 << 16).decode(errors="replace")
+
+
+def test_choices_are_found_where_newer_versions_of_typer_keep_them() -> None:
+    def asked(annotation: object) -> SimpleNamespace:
+        return SimpleNamespace(type_descriptor=SimpleNamespace(annotation=annotation))
+
+    assert completion._choices(asked(Literal["bash", "fish"])) == ("bash", "fish")
+    assert completion._choices(asked(Carrier)) == ("local", "ray")
+    assert completion._choices(asked(str)) == completion._choices(asked(list[str])) == ()

@@ -13,7 +13,7 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from passes.errors import DoesNotFitError, InputError
+from passes.errors import DoesNotFitError, InputError, TightfitError
 from passes.steps.executor import HERE, carried_out, order
 from passes.steps.on_ray import _begin
 from planner import fleet
@@ -167,3 +167,14 @@ def test_a_cluster_that_is_named_and_does_not_answer_is_told(monkeypatch: pytest
     ray = _NoCluster(ConnectionError("nobody"))
     _begin(ray)
     assert len(ray.begun) == 1, "one of this machine alone"
+
+
+def test_a_cluster_that_does_not_come_up_here_is_no_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy(_NoCluster):
+        def init(self, **how: Any) -> None:
+            raise ConnectionError("nobody") if how["address"] != "local" else Exception("The current node timed out.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(TightfitError, match="Ray does not start here: The current node timed out") as caught:
+        _begin(Busy(ConnectionError("nobody")))
+    assert "less busy" in str(caught.value.remedy)

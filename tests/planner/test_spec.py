@@ -46,7 +46,11 @@ def test_a_minimal_spec_has_defaults_that_can_be_planned() -> None:
         (MINIMAL + "goals: { engine: vllm }", "s.yaml:3:10", "It belongs under the top"),
         (MINIMAL + "workload: { input: { maen: 9 } }", "s.yaml:3:22", "Did you mean 'mean'"),
         (MINIMAL + "workload: { output: many }", "s.yaml:3:13", "'many' is no number of tokens: write 32768, 32k"),
-        (MINIMAL + "workload: { context: 32kk }", "s.yaml:3:13", "'32kk' is no number of tokens: write 32768, 32k (32,768)"),
+        (
+            MINIMAL + "workload: { context: 32kk }",
+            "s.yaml:3:13",
+            "'32kk' is no number of tokens: write 32768, 32k (32,768)",
+        ),
         (MINIMAL + "workload: { context: '9000' }", "s.yaml:3:13", "write 9000 without quotes"),
         ("model: x\ntarget: { gpu: a, reserve: 2 GX }", "s.yaml:2:19", "24 GiB"),
         (MINIMAL + "engine: { nam: vllm }", "s.yaml:3:11", "Did you mean 'name'"),
@@ -79,7 +83,9 @@ def test_a_bad_spec_is_refused_with_place_and_remedy(text: str, place: str, says
 
 def test_all_names_that_stand_for_nothing_are_told_at_once(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
-    file.write_text("model: x/y\ntarget: { gpu: 4O90, reserve: 1 GiB }\nengine: vlm\ncalibration: { dataset: nothere.jsonl }\n")
+    file.write_text(
+        "model: x/y\ntarget: { gpu: 4O90, reserve: 1 GiB }\nengine: vlm\ncalibration: { dataset: nothere.jsonl }\n"
+    )
     with pytest.raises(InputError) as caught:
         load_spec(file)
     said = str(caught.value)

@@ -100,7 +100,13 @@ def test_a_name_that_nobody_has_is_unknown(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("4O90", "RTX 4090"), ("RTX 4O8O", "RTX 4080"), ("A1OO", "A100 PCIe 40GB"), ("H1OO", "H100 SXM"), ("4099", "RTX 4090")],
+    [
+        ("4O90", "RTX 4090"),
+        ("RTX 4O8O", "RTX 4080"),
+        ("A1OO", "A100 PCIe 40GB"),
+        ("H1OO", "H100 SXM"),
+        ("4099", "RTX 4090"),
+    ],
 )
 def test_a_name_with_letters_for_digits_is_asked_back(name: str, meant: str) -> None:
     with pytest.raises(InputError, match=f"unknown GPU '{name}'. Did you mean '{meant}'"):

@@ -8,6 +8,7 @@ are in flight as Little's law says.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from passes.errors import Reason, ReasonKind
 from passes.ir.model import ModelIR
@@ -124,6 +125,17 @@ def running_at_once(estimate: MemoryEstimate) -> int:
     """Return the requests that surely run at once (by the lower end of the cache), whatever is asked; 0 where one longest does not fit."""
     left = estimate.memory.kv_cache.low
     return 0 if left < _longest(estimate) else int(left // max(estimate.bytes_per_request, 1))
+
+
+def most_at_once(least: int, most: int, there: Callable[[int], int]) -> int:
+    """Return the most requests that surely run at once where the engine is told their number: sampler and graphs of fewer leave more of the
+    card to the cache than those of the settings by which `least` do. `there`: how many run where so many are told.
+    """
+    beyond = min(most, there(least)) + 1
+    while beyond - least > 1:
+        tried = (least + beyond) // 2
+        least, beyond = (tried, beyond) if there(tried) >= tried else (least, tried)
+    return least
 
 
 #: No engine here runs more requests at once by itself (vLLM's default on its largest cards).

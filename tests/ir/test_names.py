@@ -164,9 +164,9 @@ def test_a_file_that_is_no_model_says_what_would_be(tmp_path: object) -> None:
 
 
 def test_every_published_checkpoint_is_stored_as_one_table_says() -> None:
-    usual = {row: convention(row.id, row.of) for row in catalog.published()}
-    assert usual and [row.id for row, told in usual.items() if told is None] == []
-    named = {row.id: row.weights or told["weights"] for row, told in usual.items() if told is not None}
+    usual = [(row, convention(row.id, row.of)) for row in catalog.published()]
+    assert usual and [row.id for row, told in usual if told is None] == []
+    named = {row.id: row.weights or told["weights"] for row, told in usual if told is not None}
     assert {name: weights for name, weights in named.items() if pass_named(weights) is None} == {}
 
 

@@ -175,7 +175,9 @@ DRAWN = (
 
 @pytest.mark.parametrize("drawn", DRAWN, ids=lambda drawn: f"{drawn[0]}-{drawn[1]}")
 def test_what_is_chosen_or_nearest_is_beaten_by_no_other_that_is_shown(drawn: tuple[str, str, int, str, str]) -> None:
-    """By the figures that they are shown with: simulated. What the formula alone chooses is not another plan than that."""
+    """By the figures that they are shown with: simulated. What the formula alone chooses is not another plan than that; it chooses none
+    where by its figures that one misses a goal.
+    """
     model, gpu, count, load, goals = drawn
     spec = parse_spec(
         f"model: {model}\ntarget: {{ gpu: {gpu}, count: {count} }}\nworkload: {{ context: 8192, {load} }}\ngoals: {{ {goals} }}\n"
@@ -191,6 +193,9 @@ def test_what_is_chosen_or_nearest_is_beaten_by_no_other_that_is_shown(drawn: tu
     decision = result.rule.decide([result.chosen, *meets])
     assert decision is not None and decision.chosen is result.chosen
     likely = likely_choice(spec, ir)
-    assert likely is not None and likely.candidate == result.chosen.candidate
+    chosen = result.chosen.candidate
+    design = Design(chosen.engine, chosen.passes, (chosen.settings,), 1, chosen.published)
+    assert (likely is None) == (not Judge(spec, ir, result.gpu).whole(design)[0].feasible)
+    assert likely is None or likely.candidate == chosen
     fewer = result.with_fewer_cards()
     assert fewer is None or fewer.served is not None or refusals(fewer.reasons) or fewer.capacity.room.value < 0

@@ -211,7 +211,7 @@ def test_unlike_cards_are_no_target_of_a_spec() -> None:
     ("model", "gpu", "clients"),
     [
         ("Qwen/Qwen2.5-32B-Instruct", "24GB", None), ("meta-llama/Llama-3.3-70B-Instruct", "2 x RTX 3090", None),
-        ("openai/gpt-oss-20b", "16GB", None), ("google/gemma-3-27b-it", "RTX 3090", None), ("Qwen/Qwen3-8B", "L4", "50"),
+        ("openai/gpt-oss-20b", "RTX 4080 SUPER", None), ("google/gemma-3-27b-it", "RTX 3090", None), ("Qwen/Qwen3-8B", "L4", "50"),
     ],
 )  # fmt: skip
 def test_what_people_try_first_has_a_plan(model: str, gpu: str, clients: str | None) -> None:

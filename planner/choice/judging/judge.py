@@ -150,21 +150,15 @@ class Judge:
                     yield self.verdict(design, replace(settings, max_num_seqs=at_once))
 
     def _most_at_once(self, design: Design, settings: Settings, least: int, most: int) -> int:
-        """Return the most requests that surely run at once where the engine is told their number: sampler and graphs of fewer leave more of
-        the card to the cache than those of the settings by which `least` do.
-        """
+        """Return the most requests that surely run at once where the engine is told their number."""
         engine, ir = find_engine(design.engine), self.described(design)[0]
 
         def there(at_once: int) -> int:
             told = replace(settings, max_num_seqs=at_once)
             workload = cache.loaded(engine, ir, self._gpu, told, self._workload)
-            return min(most, cache.running_at_once(engine.memory(ir, self._gpu, told, workload)))
+            return cache.running_at_once(engine.memory(ir, self._gpu, told, workload))
 
-        beyond = there(least) + 1
-        while beyond - least > 1:
-            tried = (least + beyond) // 2
-            least, beyond = (tried, beyond) if there(tried) >= tried else (least, tried)
-        return least
+        return cache.most_at_once(least, most, there)
 
     def _is_too_large(self, design: Design) -> bool:
         """Whether a design's weights alone exceed the card, found in a fraction of the time that a verdict takes."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from passes.chain import needs_text
 from passes.formats.format import format_named
 from passes.formats.kv_dtypes import cache_bits
 from passes.ir.names import published_of
 from planner.asked import AS_IS, chain_of, rewrite
-from planner.choice.capacity import running_at_once
+from planner.choice.capacity import most_at_once, running_at_once
 from planner.choice.goals import FLOOR
 from planner.choice.mending.trial import Kept, Options, Trial, changed, quality_of
 from planner.choice.question import Outcome, Question
@@ -73,9 +74,15 @@ def waiting(question: Question) -> Iterator[Options]:
         return
     for options in ({}, *itertools.islice(reversed(tuple(settings_of(question))), 1)):
         outcome = changed(question, options).outcome()
-        at_once = 0 if outcome.used is None else min((outcome.concurrency or 1) - 1, running_at_once(outcome.memory))
+        most = (outcome.concurrency or 1) - 1
+        at_once = 0 if outcome.used is None else min(most, running_at_once(outcome.memory))
         if at_once >= 1 and options.get("max_num_seqs", math.inf) > at_once:
-            yield {**options, "max_num_seqs": at_once}
+            told = partial(_running_if_told, question, options)
+            yield {**options, "max_num_seqs": most_at_once(at_once, most, told)}
+
+
+def _running_if_told(question: Question, options: Options, at_once: int) -> int:
+    return running_at_once(changed(question, {**options, "max_num_seqs": at_once}).outcome().memory)
 
 
 def _caches(question: Question) -> Iterator[Options]:

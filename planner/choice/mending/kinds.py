@@ -67,15 +67,32 @@ def settings_of(question: Question) -> Iterator[Options]:
         yield from (dict(chosen) for chosen in itertools.combinations(knobs, size))
 
 
-def waiting(question: Question) -> Iterator[Options]:
-    """Give as many requests at once as surely fit, so that the others wait: with the engine's defaults, and with the leanest settings."""
+def waiting(question: Question, *, fewer: bool = False) -> Iterator[Options]:
+    """Give as many requests at once as surely fit where the engine is told their number, so that the others wait, or the `fewer` that do by
+    the other settings: with the engine's defaults, and with the leanest settings.
+    """
     if not question.concurrency or question.settings.max_num_seqs is not None:
         return
     for options in ({}, *itertools.islice(reversed(tuple(settings_of(question))), 1)):
         outcome = changed(question, options).outcome()
         at_once = 0 if outcome.used is None else min((outcome.concurrency or 1) - 1, running_at_once(outcome.memory))
         if at_once >= 1 and options.get("max_num_seqs", math.inf) > at_once:
-            yield {**options, "max_num_seqs": at_once}
+            asked = (outcome.concurrency or 1) - 1
+            most = at_once if fewer else _most_at_once(question, options, at_once, asked)
+            yield {**options, "max_num_seqs": most}
+
+
+def _most_at_once(question: Question, options: Options, least: int, most: int) -> int:
+    """The most requests that surely run at once where the engine is told their number, from what `least` do by other settings."""
+
+    def there(at_once: int) -> int:
+        return min(most, running_at_once(changed(question, {**options, "max_num_seqs": at_once}).outcome().memory))
+
+    beyond = there(least) + 1
+    while beyond - least > 1:
+        tried = (least + beyond) // 2
+        least, beyond = (tried, beyond) if there(tried) >= tried else (least, tried)
+    return least
 
 
 def _caches(question: Question) -> Iterator[Options]:

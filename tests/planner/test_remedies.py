@@ -181,7 +181,7 @@ def test_where_no_change_keeps_all_goals_it_says_so(optimize: Any, tmp_path: Pat
         ({"model": "gpt-oss-20b", "gpu": "T4"}, "--gpu L4"),
         ({"model": "gpt-oss-120b", "gpu": "L40S", "context": "131072"}, "--gpus 2"),
         (
-            {"model": "Llama-3.3-70B-Instruct", "gpu": "H100", "gpus": "2", "context": "8192"},
+            {"model": "Llama-3.3-70B-Instruct", "gpu": "H100", "gpus": "2", "context": "9216"},
             "--max-num-seqs 8",
         ),
         (

@@ -68,8 +68,10 @@ def settings_of(question: Question) -> Iterator[Options]:
         yield from (dict(chosen) for chosen in itertools.combinations(knobs, size))
 
 
-def waiting(question: Question) -> Iterator[Options]:
-    """Give as many requests at once as surely fit, so that the others wait: with the engine's defaults, and with the leanest settings."""
+def waiting(question: Question, *, fewer: bool = False) -> Iterator[Options]:
+    """Give as many requests at once as surely fit where the engine is told their number, so that the others wait, or the `fewer` that do by
+    the other settings: with the engine's defaults, and with the leanest settings.
+    """
     if not question.concurrency or question.settings.max_num_seqs is not None:
         return
     for options in ({}, *itertools.islice(reversed(tuple(settings_of(question))), 1)):
@@ -78,7 +80,7 @@ def waiting(question: Question) -> Iterator[Options]:
         at_once = 0 if outcome.used is None else min(most, running_at_once(outcome.memory))
         if at_once >= 1 and options.get("max_num_seqs", math.inf) > at_once:
             told = partial(_running_if_told, question, options)
-            yield {**options, "max_num_seqs": most_at_once(at_once, most, told)}
+            yield {**options, "max_num_seqs": at_once if fewer else most_at_once(at_once, most, told)}
 
 
 def _running_if_told(question: Question, options: Options, at_once: int) -> int:

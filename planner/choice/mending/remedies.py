@@ -152,6 +152,7 @@ def _first(trial: Trial, knob: str, kind: Kind) -> Iterator[Options]:
     question, alone = trial.question, knob in _ALONE
     if knob == "settings":
         found = trial.settled(tuple(kind(question))) or trial.settled(tuple(waiting(question)))
+        found = found or trial.settled(tuple(waiting(question, fewer=True)))
     elif knob == "weights" and question.weights is None and (chosen := _as_planned(trial)) is not None:
         found = chosen
     else:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from typer.main import get_command
 
 from passes.record import dataclass
-from planner.cli.app import app
+from planner.cli.main import application
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def script(shell: str) -> str:
 
 def commands() -> Iterator[Command]:
     """Give every command as the command line has it."""
-    whole = get_command(app)
+    whole = get_command(application())
     for name, command in whole.commands.items():  # type: ignore[attr-defined]
         options = (
             Option(tuple(each.opts), (each.help or "").split(". ")[0], _values(name, each))

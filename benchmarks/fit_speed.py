@@ -624,6 +624,7 @@ def main() -> None:
     """Fit, leave sources out, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="print errors of the stored fit, change nothing")
+    parser.add_argument("--only", nargs="+", metavar="GENERATION", help="fit these cards' own constants, the others stay")
     arguments = parser.parse_args()
     streams = stream_cases()
     vllm = [c for c in streams if c.engine == "vllm"] + serving_cases()
@@ -635,6 +636,15 @@ def main() -> None:
         report("exllamav2", exllama, [log_errors(engines["exllamav2"]["values"], c) for c in exllama])
         return
     before = engines["vllm"]["values"]
+    if arguments.only:
+        own = {name: prior for name, prior in VLLM.items() if name.partition("@")[2] in arguments.only}
+        of_these = [c for c in vllm if set(c.generation.split()) & set(arguments.only)]
+        others = {name: value for name, value in before.items() if name not in own}
+        found = fit(of_these, own, others)
+        report("vllm, fitted", of_these, [log_errors(found.values(), c) for c in of_these])
+        engines["vllm"]["values"] |= {name: float(f"{found.values()[name]:.4g}") for name in own}
+        FIT.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
+        return
     best = fit(vllm, VLLM, FIXED, np.log([before.get(name, VLLM[name][0]) for name in VLLM]))
     base = best.values()
     report("vllm, fitted", vllm, [log_errors(base, c) for c in vllm])

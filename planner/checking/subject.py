@@ -36,6 +36,8 @@ _SETTINGS = {
     "max_num_batched_tokens": "max_num_batched_tokens", "block_size": "block_size", "kv_cache_memory": "kv_cache_memory_bytes",
     "enforce_eager": "enforce_eager", "reserve": "reserve_bytes", "dtype": "dtype",
 }  # fmt: skip
+#: Cards of the largest machines that one server is spread over: more stages than any model has layers.
+_MOST_CARDS = 4096
 #: Words of the longest names of cards, beside the first.
 _WORDS_OF_CARD = 4
 #: Goals by the options that set them, with the unit of a bare number.
@@ -358,6 +360,9 @@ def _settings(subject: Subject, options: Options, cards: Cards) -> tuple[Setting
     used = tp * pp * dp
     if given and used > given:
         raise InputError(f"tp {tp} × pp {pp} × dp {dp} need {used} cards, not {given}", remedy="make them agree")
+    if used > _MOST_CARDS:
+        message = f"{used:,} cards are more than are counted with ({_MOST_CARDS:,}): tp {tp:,} × pp {pp:,} × dp {dp:,}"
+        raise InputError(message, remedy="ask about one of the servers that share the load: --gpus 8, for instance")
     changes = {_SETTINGS[name]: value for name, value in options.items() if name in _SETTINGS}
     idle = (given or 0) - used
     notes = (f"{idle} of the {given} cards stay idle: tp × pp × dp is {used}",) if idle > 0 else ()

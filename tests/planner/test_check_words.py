@@ -86,6 +86,14 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(
+    "degrees", [("--pp", "1000000000"), ("--gpus", "1000000000", "--engine", "exllamav2"), ("--dp", "5000")]
+)
+def test_more_cards_than_are_counted_with_are_refused(optimize: Any, degrees: tuple[str, ...]) -> None:
+    code, _, err = optimize("check", "--model", "Qwen/Qwen2.5-1.5B-Instruct", "--gpu", "L4", *degrees)
+    assert code == 2 and "are more than are counted with (4,096)" in err
+
+
+@pytest.mark.parametrize(
     ("source", "card", "command", "fits", "gib"), COMMANDS, ids=[source for source, *_ in COMMANDS]
 )
 def test_a_real_command_is_answered(

@@ -2,8 +2,10 @@
 
     python -m benchmarks.first_contact [PART OF AN ID]
 
-Each row of `data/vllm_first_contact.jsonl` is what somebody published: card, version, command, and what the engine printed. No term is
-fitted to them; how far they are off is part of how wide intervals are (`fit_memory.beside`). What was learned from one is said in its `note`.
+Each row of `data/vllm_first_contact.jsonl` is what somebody published: card, version, command, and what the engine printed. No term of
+`memory_fit.json` is fitted to them, but how far they are off is part of how wide intervals are (`fit_memory.beside`), and assumed terms of
+`activations.py` name some (GB10's processes, others' memory up to 0.8): what is held now is held in sample, the error of a row's first asking
+alone was not. What was learned from one is said in its `note`.
 `loose`: what of that decides the figure is not in the publication. `met_before`: the report was known here already. `unexplained`: what is
 still off, and what was excluded.
 """

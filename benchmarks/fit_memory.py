@@ -207,7 +207,8 @@ def by_regime(left: Sequence[Leftover], least: int) -> dict[str, list[tuple[str,
 @lru_cache(maxsize=1)
 def strangers() -> tuple[Leftover, ...]:
     """What start-ups that nothing is fitted to took beyond what is said of them. Those whose flags are not all published are left out (what
-    an answer counts with, it knows), those of which something is unexplained, and models and machines that have an error of their own.
+    an answer counts with, it knows), those of which something is unexplained, and models and machines that have an error of their own. They
+    are asked of the fit that is stored: one whose terms move is made twice.
     """
     out: list[Leftover] = []
     for row in first_contact.load_rows():

@@ -155,7 +155,7 @@ _ASKED = {
             min=0.0,
             max=0.99,
             callback=finite,
-            help="Lengths differ by this share of their means, 0: all alike; default: as chats' do where requests arrive.",
+            help="Lengths differ by this share of their means, 0: alike (nearly, without --num-prompts); else chats' where they arrive.",
         ),
     ],
     "max_concurrency": Annotated[

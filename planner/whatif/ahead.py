@@ -109,6 +109,7 @@ def _begin(spec: Spec, source: Source, yields: int) -> None:
     gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends these
     _SUBJECT[:] = [(spec, source)]
+    _search.cache_clear()
 
 
 def _answered(state: State, part: str) -> str:

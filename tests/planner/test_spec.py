@@ -79,6 +79,7 @@ def test_a_bad_spec_is_refused_with_place_and_remedy(text: str, place: str, says
         parse_spec(text, "s.yaml")
     assert str(caught.value.location) == place
     assert says in str(caught.value)
+    assert caught.value.remedy
 
 
 def test_all_names_that_stand_for_nothing_are_told_at_once(tmp_path: Path) -> None:

@@ -193,8 +193,17 @@ def test_json_nested_too_deeply_is_no_flag(flag: str) -> None:
         "bash -lc 'source venv/bin/activate && export X=1; vllm serve Qwen/Qwen3-8B --max-model-len 8k 2>&1 | tee log'",
         "srun apptainer exec --nv vllm.sif vllm serve Qwen/Qwen3-8B --max-model-len 8k",
         "docker run --rm nvcr.io/nvidia/vllm:25.10-py3 vllm serve Qwen/Qwen3-8B --max-model-len 8k",
+        "bash -c 'pip install vllm && vllm serve Qwen/Qwen3-8B --max-model-len 8k'",
     ],
 )  # fmt: skip
 def test_a_server_is_found_behind_what_runs_it(text: str) -> None:
     read = read_command(shlex.split(text))
     assert (read.model, read.flags, read.version) == ("Qwen/Qwen3-8B", {"max-model-len": "8k"}, None)
+
+
+def test_a_sign_within_a_word_ends_neither_it_nor_the_command() -> None:
+    for words in (
+        ["vllm serve Qwen/Qwen3-8B --api-key a#b --max-model-len 8k"],
+        ["bash", "-c", "vllm serve Qwen/Qwen3-8B --api-key a#b --max-model-len 8k"],
+    ):
+        assert read_command(words).flags == {"api-key": ["a#b"], "max-model-len": "8k"}

@@ -194,10 +194,13 @@ def _split(text: str) -> list[str]:
 
 
 def _served_of(text: str) -> tuple[str, ...]:
-    """The words of the one command of a shell's line that starts a program which may serve, without where its output goes; else all."""
+    """The words of the one command of a shell's line that serves, or else starts a program which may, without where its output goes; where
+    none does, all.
+    """
     _split(text)  # which says what is left open
     lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
+    lexer.commenters = ""  # which would end a word that holds one (`--api-key a#b`), and the command with it
     commands: list[list[str]] = [[]]
     left = list(lexer)
     while left:
@@ -210,15 +213,21 @@ def _served_of(text: str) -> tuple[str, ...]:
             del left[:1]
         else:
             commands[-1].append(word)
-    return tuple(next((words for words in commands if any(map(_program, words))), _split(text)))
+    may = [words for words in commands if any(map(_program, words))]
+    return tuple(next((words for words in may if _serving(words)), next(iter(may), _split(text))))
+
+
+def _serving(words: Sequence[str]) -> list[int]:
+    """Where `vllm serve` stands among the words."""
+    named = (number for number, word in enumerate(words) if PurePosixPath(word).name == "vllm")
+    return [number for number in named if tuple(words[number + 1 : number + 2]) == ("serve",)]
 
 
 def _start(words: Sequence[str]) -> int | None:
     """Where the program stands that serves: `vllm serve`, before a word that only names vLLM (`uv run --with vllm vllm serve`)."""
     starts = [number for number, word in enumerate(words) if _program(word)]
-    named = [number for number in starts if PurePosixPath(words[number]).name == "vllm"]
-    serving = [number for number in named if words[number + 1 : number + 2] == ("serve",)]
-    return serving[0] if starts and serving and starts[0] in named else next(iter(starts), None)
+    serving = _serving(words) if starts and PurePosixPath(words[starts[0]]).name == "vllm" else []
+    return next(iter(serving or starts), None)
 
 
 def _quoted(word: str, count: int) -> bool:

@@ -31,7 +31,7 @@ class Parser:
     gone: str | None = None
 
     def absent(self, version: str) -> str | None:
-        """Return why a version has it not; None where it does, or where the version between two that were read."""
+        """Return why a version has it not; None where it does, or where it lies between two that were read."""
         read = parse_version(version)
         if self.lacking is not None and read <= parse_version(self.lacking):
             return f"it came after {self.lacking}, and {self.since} has it"

@@ -263,6 +263,16 @@ goals: { tpot: 80 ms, ttft: 10 s }
     assert "no goal is on a request's own speed" in unbounded.answer
 
 
+def test_what_breaks_beyond_is_nothing_that_more_users_leave_as_it_is() -> None:
+    spec = parse_spec(
+        "model: Qwen/Qwen3-8B\ntarget: { gpu: 16GB }\n"
+        "workload: { context: 16384, concurrency: 4, input_tokens: 1000, output_tokens: 300 }\n"
+        "goals: { decode: 25 tok/s, quality: { max_perplexity_increase: 5% } }\n"
+    )
+    answer = explain(spec, open_model(spec.model), "how many users")
+    assert answer.decides.startswith("with 2 clients: decode") and "perplexity" not in answer.decides
+
+
 def test_fewer_cards_are_what_a_plan_of_the_fewest_is_held_against() -> None:
     spec = parse_spec(
         "model: meta-llama/Llama-3.1-8B-Instruct\ntarget: { gpu: H100, count: auto }\n"

@@ -18,7 +18,7 @@ from planner.explain.asked import Answer, Asked
 from planner.explain.changes import NotKnownError, bare, change, known_words, named
 from planner.explain.compare import decides
 from planner.explain.least import cheapest_card, fewest_bits
-from planner.explain.naming import has, weights_have, words_of
+from planner.explain.naming import has, may_have, weights_have, words_of
 from planner.explain.tasks import TASKS, at_tasks, good_at
 from planner.explain.two_plans import chosen_words, compared, lost_row, replanned, what_if
 from planner.explain.users import how_many
@@ -46,7 +46,7 @@ def explain(spec: Spec, source: Source, question: str | None = None) -> Answer:
     Raises InputError for a question of no known form, or one that names nothing that is known: it lists what may be asked.
     """
     text = plain(question or "")
-    asked = Asked.of(spec, source)
+    asked = Asked(spec, source)
     if not text:
         return _all(asked)
     try:
@@ -76,7 +76,9 @@ def _versus(asked: Asked, this: str, that: str) -> Answer | None:
         return _why_not(asked, that)
     if (preferred := preferences_of(this, that)) is not None:
         return _preferring(asked, *preferred)
-    first, second = ([v for v in asked.verdicts if has(v, name)] for name in (this, that))
+    first, second = (
+        [v for v in asked.verdicts if has(v, name)] if may_have(asked, name) else [] for name in (this, that)
+    )
     if not first or not second:
         return _why_not(asked, that) if first else _why_not(asked, this) if second else None
     leading = asked.result.chosen
@@ -172,7 +174,7 @@ def _conditional(answer: _Answering) -> _Answering:
 def _changed(asked: Asked, condition: str) -> tuple[Spec, Patch]:
     """The spec as a condition has it. Raises NotKnownError, with what a plan tells, for what no spec says."""
     try:
-        return change(condition, asked.spec, asked.leading.verdict.candidate.engine)
+        return change(condition, asked.spec, asked.engine)
     except NotKnownError as error:
         told = "a plan tells memory, speed, cost, and the perplexity that is lost"
         raise NotKnownError(f"{condition!r} is nothing that a spec says; {told}", remedy=error.remedy) from None
@@ -185,7 +187,8 @@ def _changed_or(answer: _Answering) -> _Answering:
         condition = _condition(words)
         if condition is None:
             return answer(asked, words)
-        return replanned(asked, f"with {bare(condition)}", *_changed(asked, condition))
+        spec, patch = _changed(asked, condition)
+        return replanned(asked, f"with {bare(condition)}", asked.changed(spec), patch)
 
     return answered
 
@@ -207,6 +210,8 @@ def _why_cards(asked: Asked, count: str) -> Answer:
 
 def _why(asked: Asked, name: str) -> Answer:
     """The chosen plan against the best without what is named; where it has nothing of the name, against the best that has."""
+    if not may_have(asked, name):
+        return _planned_for(asked, name)
     leading = asked.leading
     if not has(leading.verdict, name):
         return _why_not(asked, name)
@@ -234,9 +239,10 @@ def _opened(asked: Asked, name: str) -> Answer | None:
     for patch in _OPEN:
         try:
             found = asked.changed(patched(asked.spec, patch))
+            without = [v for v in found.verdicts if not has(v, name)]
         except InputError:
             continue
-        if without := [v for v in found.verdicts if not has(v, name)]:
+        if without:
             other = found.best(without)
             assert other is not None
             head = f"{chosen_words(asked, leading)}; the spec allows nothing without {name}; the best, were that open: {other.label}"
@@ -247,6 +253,8 @@ def _opened(asked: Asked, name: str) -> Answer | None:
 
 def _why_not(asked: Asked, name: str) -> Answer:
     """The chosen plan against the best with what is named; planned for it alone where it was not weighed."""
+    if not may_have(asked, name):
+        return _planned_for(asked, name)
     leading = asked.leading
     found = [v for v in asked.verdicts if weights_have(v, name)]
     if not found or leading.verdict in found:
@@ -282,11 +290,11 @@ def _planned_for(asked: Asked, name: str) -> Answer:
 
 def _unasked(asked: Asked, name: str, patch: Patch) -> Answer:
     """What is not weighed, planned for by itself, then held against the chosen one under the goals that both have."""
-    spec = patched(asked.spec, patch)
-    answer = replanned(asked, f"{name} was not weighed; with it alone", spec, patch)
-    if spec.target != asked.spec.target or spec.goals != asked.spec.goals:
+    after = asked.changed(patched(asked.spec, patch))
+    answer = replanned(asked, f"{name} was not weighed; with it alone", after, patch)
+    if after.spec.target != asked.spec.target or after.spec.goals != asked.spec.goals:
         return answer
-    return replace(answer, decides=decides(asked.leading, asked.changed(spec).leading))
+    return replace(answer, decides=decides(asked.leading, after.leading))
 
 
 _A_CHEAPER = "(?:we had |i had |on |with )?(?:an? |the )?(?:cheaper|cheapest|smaller|smallest|lesser|least)"

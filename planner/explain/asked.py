@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import cached_property
 from typing import Any
 
 from passes.ir.sources import Source, open_model
 from passes.record import dataclass
+from planner.choice.demand import target_gpu
 from planner.choice.search import SearchResult, rule_of, search
-from planner.choice.verdict import Verdict, undominated
+from planner.choice.space.designs import designs
+from planner.choice.verdict import Candidate, Verdict, undominated
 from planner.explain.compare import Difference, Judged, Side
 from planner.plan.codec import to_json
 from planner.plan.stated import StatedReason
 from planner.spec.spec import Spec
+from targets.engines.engine import ENGINE_NAMES, Settings
+
+#: Settings by name: any of them stands in a label where a search changed it.
+_SETTINGS = tuple(field.name for field in fields(Settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +55,42 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a question is asked about: a spec, its model, and the search that chose."""
+    """What a question is asked about: a spec, its model, and the search that chose, made when it is first needed: words that mean nothing
+    are refused without.
+    """
 
     spec: Spec
     source: Source
-    result: SearchResult
 
     @classmethod
     def of(cls, spec: Spec, source: Source) -> Asked:
-        """Search a spec. Raises InputError where nothing is left to weigh."""
-        return cls(spec, source, search(spec, source.ir))
+        """Search a spec at once. Raises InputError where nothing is left to weigh."""
+        asked = cls(spec, source)
+        assert asked.result
+        return asked
+
+    @cached_property
+    def result(self) -> SearchResult:
+        """What the search of the spec chose. Raises InputError where nothing is left to weigh."""
+        return search(self.spec, self.source.ir)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """The words that any candidate of the space is called by, judged or not: those of its label, of settings that may change, of its
+        passes' titles.
+        """
+        gpu, words = target_gpu(self.spec), dict.fromkeys(_SETTINGS)
+        for design in designs(self.spec, self.source.ir, gpu, ENGINE_NAMES):
+            label = Candidate(design.engine, design.passes, design.settings[0], (), design.published).label
+            for said in (label, *(pass_.title() for pass_ in design.passes)):
+                words.update(dict.fromkeys(said.lower().split()))
+        return " ".join(words)
 
     def changed(self, spec: Spec) -> Asked:
         """Return the same about a changed spec, of another model where the change names one."""
         model = (spec.model, spec.revision, spec.assume)
         same = model == (self.spec.model, self.spec.revision, self.spec.assume)
-        return Asked.of(spec, self.source if same else open_model(model[0], revision=model[1], assume=spec.assume))
+        return Asked(spec, self.source if same else open_model(model[0], revision=model[1], assume=spec.assume))
 
     def judged(self, verdict: Verdict) -> Judged:
         """Return a verdict of the search, whole."""
@@ -77,6 +105,10 @@ class Asked:
     def leading(self) -> Judged:
         """The chosen candidate, else the nearest to the goals."""
         return self.judged(self.result.chosen or self.result.nearest()[0])
+
+    def engine(self) -> str:
+        """Return the engine of the leading candidate."""
+        return self.leading.verdict.candidate.engine
 
     def best(self, verdicts: Sequence[Verdict]) -> Judged | None:
         """Return the best of some verdicts by the rule, where none meets the goals the nearest; None of none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
 from passes.errors import InputError, nearest
@@ -67,8 +67,9 @@ class NotKnownError(InputError):
     """Words that mean nothing which is known."""
 
 
-def change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
-    """Change a spec as the words say; return it and the patch. `engine`: the plan's own, whose settings are meant where none is named.
+def change(text: str, spec: Spec, engine: Callable[[], str]) -> tuple[Spec, Patch]:
+    """Change a spec as the words say; return it and the patch. `engine` tells the plan's own, whose settings are meant where none is named:
+    it is asked only then, as it takes a search.
 
     Raises InputError, with the nearest words that are known, for words that change nothing.
     """
@@ -114,11 +115,11 @@ def known_words() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*_CALLED, *keys, *ENGINE_NAMES, *methods(), *formats, *kv_dtypes.NAMES, *cards)))
 
 
-def _change(text: str, spec: Spec, engine: str) -> tuple[Spec, Patch]:
+def _change(text: str, spec: Spec, engine: Callable[[], str]) -> tuple[Spec, Patch]:
     """One change. The first reading of the words that gives a spec is taken."""
     refused: InputError | None = None
     text = _in_figures(text, spec)
-    for patch in _readings(text, engine if spec.engine == "auto" else ""):
+    for patch in _readings(text, engine if spec.engine == "auto" else None):
         try:
             return patched(spec, patch), patch
         except InputError as error:
@@ -167,7 +168,7 @@ def _in_figures(text: str, spec: Spec) -> str:
     return text
 
 
-def _readings(text: str, engine: str) -> Iterator[Patch]:
+def _readings(text: str, engine: Callable[[], str] | None) -> Iterator[Patch]:
     if (many := re.fullmatch(r"(\d+) (\S.*)", text)) and not text.endswith("bits"):
         card = _card(many[2]) or _card(many[2].removesuffix("s"))  # L40S is a card of its own, not several L40
         if card is not None:
@@ -208,7 +209,7 @@ def _paths(key: str) -> Iterator[Path]:
     yield from (path for path in places() if path[-len(wanted) :] == wanted)
 
 
-def _settled(path: Path, value: str, engine: str) -> Iterator[Patch]:
+def _settled(path: Path, value: str, engine: Callable[[], str] | None) -> Iterator[Patch]:
     """The patches that a place with a value may mean: as text, as a number, with a unit, as a list."""
     if path == ("target", "count") and not value.isdigit() and (card := _card(value)) is not None:
         path, value = ("target", "gpu"), card
@@ -219,7 +220,7 @@ def _settled(path: Path, value: str, engine: str) -> Iterator[Patch]:
     if path == ("passes", "quantize", "formats"):
         pass_named(value)
         yield _quantized(formats=[value])
-    own = at(("engine", "name"), engine) if engine and path[0] == "engine" and len(path) > 1 else {}
+    own = at(("engine", "name"), engine()) if engine and path[0] == "engine" and len(path) > 1 else {}
     yield from (together(own, at(path, given)) for given in _values(value))
 
 

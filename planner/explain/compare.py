@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from passes.errors import Reason, ReasonKind
@@ -15,7 +15,7 @@ from planner.choice.judging.simulated import served
 from planner.choice.rule.criteria import making
 from planner.choice.rule.words import MAKING
 from planner.choice.search import SearchResult, rule_of
-from planner.choice.verdict import Verdict
+from planner.choice.verdict import GoalResult, Verdict
 from planner.figures import apart
 from planner.plan.parts.chosen import PlannedGoal, planned_goal
 from planner.plan.remedies import followable
@@ -74,8 +74,16 @@ class Judged:
     @property
     def least(self) -> tuple[str, float]:
         """The bound whose odds fall most short of those asked, and how likely it is kept: a goal, or the fit."""
+        return self._least(self.verdict.goals)
+
+    @property
+    def least_of_load(self) -> tuple[str, float]:
+        """The same of what a load moves: quality is none of it."""
+        return self._least([goal for goal in self.verdict.goals if goal.goal.of_speed])
+
+    def _least(self, results: Iterable[GoalResult]) -> tuple[str, float]:
         goals = self.spec.goals
-        odds = [(goal.name, goal.odds, goal.odds - goals.confidence) for goal in self.verdict.goals]
+        odds = [(goal.name, goal.odds, goal.odds - goals.confidence) for goal in results]
         fit = self.verdict.capacity.odds
         name, least, _ = min((("fit", fit, fit - goals.fit_confidence), *odds), key=lambda bound: bound[2])
         return name, least

@@ -36,7 +36,7 @@ def fewest_bits(asked: Asked, share: str) -> Answer:
         patch = {**patch, **_on(asked, (card or _cards()[-1]).name)}
         found = _by_size(asked, patch)
     patch = found[0][0] if found else patch
-    answer = replanned(asked, said, patched(asked.spec, patch), patch)
+    answer = replanned(asked, said, asked.changed(patched(asked.spec, patch)), patch)
     told = [
         f"{8 * v.ir.tensor_bytes / asked.source.ir.weights:.2f} bits a weight, {show(v.ir.tensor_bytes, 'B')}"
         for _, v in found
@@ -118,7 +118,7 @@ def cheapest_card(asked: Asked, words: str) -> Answer:
 def _on_card(asked: Asked, said: str, card: Gpu) -> Answer:
     patch = _on(asked, card.name)
     ordered = "by memory, then bandwidth: no prices are known"
-    return replanned(asked, f"{said} ({ordered}) is {card.name}", patched(asked.spec, patch), patch)
+    return replanned(asked, f"{said} ({ordered}) is {card.name}", asked.changed(patched(asked.spec, patch)), patch)
 
 
 def _cards() -> list[Gpu]:

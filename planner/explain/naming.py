@@ -39,7 +39,14 @@ def _part(part: str, word: str) -> bool:
     )
 
 
+def may_have(asked: Asked, name: str) -> bool:
+    """Tell, without a search, whether a candidate can have something of a name: each word of it, but numbers that a search solves for, is
+    somewhere in what the space is named by.
+    """
+    words = (word for word in re.findall(r"[a-z0-9.]+", name.lower()) if not re.fullmatch(r"[\d.]+", word))
+    return _named(asked.vocabulary, " ".join(words))
+
+
 def words_of(asked: Asked) -> Iterator[str]:
     """Yield the words that candidates are named by."""
-    for verdict in asked.verdicts:
-        yield from re.findall(r"[a-z0-9.-]+", verdict.candidate.label.lower())
+    yield from re.findall(r"[a-z0-9.-]+", asked.vocabulary)

@@ -14,7 +14,6 @@ from planner.explain.changes import bare, change
 from planner.explain.compare import Judged, decides, differences, side
 from planner.plan.stated import unmended
 from planner.spec.patch import Patch, written
-from planner.spec.spec import Spec
 
 #: Candidates beside the two of a comparison that are told of.
 _MORE = 5
@@ -30,14 +29,14 @@ def lost_row(verdict: Verdict) -> Row:
 
 def what_if(asked: Asked, words: str) -> Answer:
     """Return the plan of now against that of the spec as words change it."""
-    spec, patch = change(words, asked.spec, asked.leading.verdict.candidate.engine)
-    return replanned(asked, f"with {bare(words)}", spec, patch)
+    spec, patch = change(words, asked.spec, asked.engine)
+    return replanned(asked, f"with {bare(words)}", asked.changed(spec), patch)
 
 
-def replanned(asked: Asked, said: str, spec: Spec, patch: Patch) -> Answer:
-    """Return the plan of now against that of a changed spec."""
-    now, after = asked.leading, asked.changed(spec)
-    then = after.leading
+def replanned(asked: Asked, said: str, after: Asked, patch: Patch) -> Answer:
+    """Return the plan of now against that of a changed spec, which is searched first: what cannot be asked is refused at once."""
+    spec, then = after.spec, after.leading
+    now = asked.leading
     verdict = "the same plan" if now.label == then.label else f"another plan, {then.label}"
     if after.result.chosen is None:
         verdict = f"nothing meets the goals; the nearest is {then.label}"

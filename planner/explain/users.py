@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from passes.errors import InputError
 from planner.choice.capacity import running_at_once
 from planner.choice.demand import limits_of
+from planner.choice.goals import Goal
 from planner.choice.judging.highest_load import highest_rate_of, most_clients_of, with_clients
 from planner.choice.judging.simulated import under
 from planner.choice.verdict import Verdict
@@ -39,8 +40,9 @@ def how_many(asked: Asked) -> Answer:
 
 def _first_broken(asked: Asked, clients: int) -> str:
     beyond = _under(asked, clients)
-    reasons = "; ".join(reason.message for reason in beyond.missed)
-    name, odds = beyond.least
+    quality = {Goal.PERPLEXITY.reason_code, Goal.KL.reason_code}
+    reasons = "; ".join(reason.message for reason in beyond.missed if reason.code not in quality)
+    name, odds = beyond.least_of_load
     goals = asked.spec.goals
     least = goals.fit_confidence if name == "fit" else goals.confidence
     short = "{} is kept with {} only, {} are asked".format(name, *apart(odds, least, "odds"))

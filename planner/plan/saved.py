@@ -30,6 +30,10 @@ def save(document: PlanDocument, file: Path) -> None:
 def load_plan(what: str | Path) -> PlanDocument:
     """Read a saved plan. Raises InputError where it is none, or was edited."""
     file = file_named("the plan", what, "the file that `optimize plan` saved")
+    if file.suffix in (".yaml", ".yml") and file.is_file():
+        raise InputError(
+            f"{file} is a spec, no plan", remedy=f"`optimize plan {file}` makes one and says where it is saved"
+        )
     try:
         document = json_object(
             file_bytes(file, pipes=True), f"{file} is no plan", remedy="`optimize plan SPEC` makes one"

@@ -200,6 +200,15 @@ def test_no_command_writes_over_what_it_reads(optimize: Any, tmp_path: Path) -> 
     assert before == (spec.read_bytes(), plan.read_bytes())
 
 
+def test_a_spec_where_a_plan_is_asked_for_is_called_that(optimize: Any, tmp_path: Path) -> None:
+    spec = tmp_path / "a.yaml"
+    spec.write_text("model: llama-3.1-8b\ntarget: { gpu: rtx-4090 }\n")
+    for command in (("launch", spec, "--target", "compose"), ("drift", spec, "--all")):
+        code, _, err = optimize(*command)
+        said = " ".join(err.split())
+        assert code == 2 and "is a spec, no plan" in said and "optimize plan" in said and "JSON" not in said
+
+
 def test_a_result_is_read_on_sixty_columns_with_no_name_or_figure_cut(
     optimize: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,14 +12,16 @@ from unittest.mock import patch
 
 import pytest
 
-from passes.errors import InputError
+from passes.errors import InputError, TightfitError
 from passes.ir.model import ModelIR
 from passes.ir.sources import open_model
 from planner.choice.judging.highest_load import margin, with_clients
 from planner.choice.judging.simulated import under
 from planner.choice.search import SearchResult, search
 from planner.explain.answer import QUESTIONS, explain
+from planner.explain.asked import Asked
 from planner.explain.changes import change
+from planner.explain.naming import has, may_have
 from planner.plan.make import plan
 from planner.spec.parse import parse_spec
 from planner.spec.patch import at, patched, written
@@ -133,8 +135,8 @@ def test_a_question_is_answered_in_the_words_that_people_use(form: str, question
 
 def test_twice_a_rate_is_a_rate() -> None:
     spec = parse_spec("model: Llama-3.1-8B-Instruct\ntarget: {gpu: L4}\nworkload: {rate: 0.5/s}\n")
-    assert change("twice the request rate", spec, "vllm")[0].workload.rate == 1.0
-    assert change("twice the rate", spec, "vllm")[0].workload.rate == 1.0
+    assert change("twice the request rate", spec, lambda: "vllm")[0].workload.rate == 1.0
+    assert change("twice the rate", spec, lambda: "vllm")[0].workload.rate == 1.0
 
 
 def test_two_things_are_held_against_each_other() -> None:
@@ -150,6 +152,36 @@ def test_what_may_be_preferred_is_held_against_what_else_may_be() -> None:
         answer = explain(*asked("32B"), question)
         assert answer.chosen is not None and answer.other is not None
         assert (answer.chosen.role, answer.other.role) == ("speed", "cost")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "why frobnicate", "why not frobnicate", "why frobnicate over blurb", "purple monkey", "what if purple",
+        "cheapest card for eight elephants", "how fast is it with elephants",
+    ],
+)  # fmt: skip
+def test_words_that_mean_nothing_are_refused_without_a_search(question: str) -> None:
+    with patch("planner.explain.asked.search", side_effect=AssertionError("searched")), pytest.raises(TightfitError):
+        explain(*asked("32B"), question)
+
+
+@pytest.mark.parametrize("name", ["32B", "MoE"])
+def test_what_a_candidate_may_be_called_is_known_before_the_search(name: str) -> None:
+    about = Asked(*asked(name))
+    for verdict in about.verdicts:
+        candidate = verdict.candidate
+        for said in (candidate.label, candidate.weights, *(pass_.title() for pass_ in candidate.passes)):
+            assert may_have(about, said) or not has(verdict, said), said
+
+
+def test_what_was_not_weighed_is_searched_for_once_and_what_cannot_be_first() -> None:
+    with patch("planner.explain.asked.search", side_effect=search) as searched, pytest.raises(TightfitError):
+        explain(*asked("32B"), "what if MI300X")
+    assert searched.call_count == 1
+    with patch("planner.explain.asked.search", side_effect=search) as searched:
+        explain(*asked("32B"), "why L40S")
+        assert searched.call_count == 2
 
 
 def test_words_where_figures_stand_are_not_told_off_as_figures() -> None:
@@ -231,6 +263,16 @@ goals: { tpot: 80 ms, ttft: 10 s }
     assert "no goal is on a request's own speed" in unbounded.answer
 
 
+def test_what_breaks_beyond_is_nothing_that_more_users_leave_as_it_is() -> None:
+    spec = parse_spec(
+        "model: Qwen/Qwen3-8B\ntarget: { gpu: 16GB }\n"
+        "workload: { context: 16384, concurrency: 4, input_tokens: 1000, output_tokens: 300 }\n"
+        "goals: { decode: 25 tok/s, quality: { max_perplexity_increase: 5% } }\n"
+    )
+    answer = explain(spec, open_model(spec.model), "how many users")
+    assert answer.decides.startswith("with 2 clients: decode") and "perplexity" not in answer.decides
+
+
 def test_fewer_cards_are_what_a_plan_of_the_fewest_is_held_against() -> None:
     spec = parse_spec(
         "model: meta-llama/Llama-3.1-8B-Instruct\ntarget: { gpu: H100, count: auto }\n"
@@ -251,7 +293,7 @@ def test_what_if_is_the_plan_of_the_changed_spec() -> None:
     spec, source = asked("32B")
     for words in ("2 x 4090", "vllm", "context 64k", "prefer speed", "concurrency 4"):
         answer = explain(spec, source, f"what if {words}")
-        changed, _ = change(words, spec, "exllamav2")
+        changed, _ = change(words, spec, lambda: "exllamav2")
         after = search(changed, source.ir)
         assert answer.other is not None
         if after.chosen is not None:
@@ -313,7 +355,7 @@ def test_what_is_not_known_says_what_may_be_asked(question: str, says: str) -> N
     ],
 )
 def test_words_become_a_patch_of_the_spec(words: str, said: str) -> None:
-    spec, patch_ = change(words, asked("32B")[0], "exllamav2")
+    spec, patch_ = change(words, asked("32B")[0], lambda: "exllamav2")
     assert written(patch_) == said
     assert spec == patched(asked("32B")[0], patch_)
 

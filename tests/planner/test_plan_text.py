@@ -315,7 +315,7 @@ def test_no_plan_ends_with_a_question_that_a_plan_answers(target: str, asked: st
 def test_where_no_other_cards_do_a_question_loosens_what_the_nearest_misses() -> None:
     spec = parse_spec(_LLAMA.format(target="{ gpu: RTX 3090, count: 2 }"))
     question = _helpful(replace(plan(spec).document, alternatives=()))
-    loosened, patch = change(question.removeprefix("what if "), spec, "vllm")
+    loosened, patch = change(question.removeprefix("what if "), spec, lambda: "vllm")
     assert list(patch) == ["goals"] and plan(loosened).document.chosen is not None
 
 

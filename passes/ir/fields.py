@@ -66,9 +66,12 @@ _MOST_BYTES = 1 << 28
 
 def file_bytes(path: Path, *, pipes: bool = False) -> bytes:
     """Return what a file of JSON or of lines holds. Raises OSError for one that cannot be read, for what is none (a pipe is waited for, a
-    device never ends) and for one that is far too large. `pipes`: a pipe is read, where a person named it.
+    device never ends; no file's name holds a NUL) and for one that is far too large. `pipes`: a pipe is read, where a person named it.
     """
-    found = path.stat()
+    try:
+        found = path.stat()
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"not a file's name: {error}", str(path)) from None
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) or (pipes and stat.S_ISFIFO(found.st_mode))):
         raise OSError(errno.EINVAL, "not a file", str(path))
     if found.st_size > _MOST_BYTES:

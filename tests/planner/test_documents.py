@@ -123,3 +123,8 @@ def test_another_version_is_told_with_what_to_do(said: Any, remedy: str) -> None
     with pytest.raises(InputError) as refusal:
         upgraded({"format_version": said}, "a.plan.json")
     assert remedy in (refusal.value.remedy or "")
+
+
+def test_a_name_that_no_file_can_have_is_no_plan() -> None:
+    with pytest.raises(InputError, match="not a file's name"):
+        load_plan("\0")

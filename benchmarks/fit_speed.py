@@ -624,7 +624,9 @@ def main() -> None:
     """Fit, leave sources out, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="print errors of the stored fit, change nothing")
-    parser.add_argument("--only", nargs="+", metavar="GENERATION", help="fit these cards' own constants, the others stay")
+    parser.add_argument(
+        "--only", nargs="+", metavar="GENERATION", help="fit these cards' own constants, the others stay"
+    )
     arguments = parser.parse_args()
     streams = stream_cases()
     vllm = [c for c in streams if c.engine == "vllm"] + serving_cases()

@@ -28,6 +28,8 @@ _VISIBLE_SHARE = (0.988, 0.971, 0.994)
 _PREFIXES = re.compile(r"^(nvidia|amd|intel|geforce|tesla|quadro|radeon|instinct|dgx|hgx)+")
 #: What Kubernetes' GPU feature discovery puts behind the name of a card that pods share (time slicing, MPS).
 _SHARED_BY_PODS = re.compile(r"(.+?)-SHARED", re.IGNORECASE)
+#: No card's name is longer: what is has no parts to look for, which takes the square of its length.
+_LONGEST_NAME = 128
 #: A card's name with a size that its maker never gave it.
 _WITH_SIZE = re.compile(r"(.*\D.*?)[\s_-]*(\d{1,3})\s*GB?", re.IGNORECASE)
 
@@ -158,7 +160,7 @@ def _of_catalog(name: str) -> Gpu:
             remedy=f"say which, for instance {choices[0]!r} (--gpu, or gpu: in a spec)",
         )
     number = index.get(folded, index.get(f"rtx{folded}"))  # `4090`
-    if number is None and (other := _part_of_card(name) or _doubled(name) or _reordered(name)) is not None:
+    if number is None and len(name) <= _LONGEST_NAME and (other := _read_otherwise(name)) is not None:
         return other
     if number is None and (maker := other_maker(name)) is not None:
         raise OtherMakerError(
@@ -177,6 +179,11 @@ def _of_catalog(name: str) -> Gpu:
     if (folded in bare and _letters(name) != _letters(entry["name"])) or folded not in index:
         note = f"{name} is read as {entry['name']}"
     return _gpu(entry, note)
+
+
+def _read_otherwise(name: str) -> Gpu | None:
+    """A slice of a card, a board with twice its memory, or a card with its words in another order; None for another name."""
+    return _part_of_card(name) or _doubled(name) or _reordered(name)
 
 
 def cards_named(name: str) -> tuple[Gpu, ...]:

@@ -20,7 +20,7 @@ from planner.quality.expected import Quality, expected_quality
 from planner.spec.arguments import is_file
 from planner.spec.units import with_unit
 from targets.cards import Cards, find_cards
-from targets.engines.engine import DEFAULT_ENGINE, ENGINE_NAMES, Parallel, Settings, find_engine
+from targets.engines.engine import DEFAULT_ENGINE, ENGINE_NAMES, MOST_CARDS, Parallel, Settings, find_engine
 from targets.gpu import SharedNameError, find_gpu
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ _SETTINGS = {
     "max_num_batched_tokens": "max_num_batched_tokens", "block_size": "block_size", "kv_cache_memory": "kv_cache_memory_bytes",
     "enforce_eager": "enforce_eager", "reserve": "reserve_bytes", "dtype": "dtype",
 }  # fmt: skip
-#: Cards of the largest machines that one server is spread over: more stages than any model has layers.
-_MOST_CARDS = 4096
 #: Words of the longest names of cards, beside the first.
 _WORDS_OF_CARD = 4
 #: Goals by the options that set them, with the unit of a bare number.
@@ -360,8 +358,8 @@ def _settings(subject: Subject, options: Options, cards: Cards) -> tuple[Setting
     used = tp * pp * dp
     if given and used > given:
         raise InputError(f"tp {tp} × pp {pp} × dp {dp} need {used} cards, not {given}", remedy="make them agree")
-    if used > _MOST_CARDS:
-        message = f"{used:,} cards are more than are counted with ({_MOST_CARDS:,}): tp {tp:,} × pp {pp:,} × dp {dp:,}"
+    if used > MOST_CARDS:
+        message = f"{used:,} cards are more than are counted with ({MOST_CARDS:,}): tp {tp:,} × pp {pp:,} × dp {dp:,}"
         raise InputError(message, remedy="ask about one of the servers that share the load: --gpus 8, for instance")
     changes = {_SETTINGS[name]: value for name, value in options.items() if name in _SETTINGS}
     idle = (given or 0) - used

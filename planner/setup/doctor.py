@@ -147,8 +147,14 @@ def _torch(*, loaded: bool) -> Torch:
 
 
 def _free_bytes(folder: Path) -> int:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(next(filter(_is_there, (folder, *folder.absolute().parents)))).free
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # its name is longer than any
+        return False
 
 
 def _engine(name: str) -> Tool:

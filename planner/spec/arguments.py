@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from passes.errors import InputError
 from passes.ir.fields import LARGEST, is_number, is_whole, shown
 from planner.spec.units import as_typed_tokens
+from targets.engines.engine import MOST_CARDS
 
 #: More bytes than any machine has; more seconds than anyone waits.
 _MOST_BYTES, _MOST_SECONDS = 1 << 50, 1e6
@@ -21,6 +22,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "gpu_memory_utilization": (0.01, 1.0), "kv_cache_memory_bytes": (1, _MOST_BYTES),
     **dict.fromkeys(("reserve_bytes", "offload_bytes"), (0, _MOST_BYTES)),
     **dict.fromkeys(("shared_prefix", "pictures", "picture_tokens", "largest_graph", "media"), (0, LARGEST)),
+    **dict.fromkeys(("tp", "pp", "dp", "ep"), (1, MOST_CARDS)),
     "rate": (0.001, 1e6), "seconds": (1.0, _MOST_SECONDS), "burstiness": (0.01, 1e6),
 }  # fmt: skip
 

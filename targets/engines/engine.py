@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 DEFAULT_ENGINE = "vllm"
 
 
+#: Cards of the largest machines that one server is spread over; more stages than any model has layers.
+MOST_CARDS = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class Parallel:
     """How a model is spread over cards: tensor, pipeline, data and expert parallel degrees."""

@@ -162,7 +162,7 @@ def measured_values(values: Mapping[str, float], engine: str, gpu: Gpu, profile:
     probe, changed = profile.probe, dict(values)
     if gpu.is_cpu:
         changed |= {"memory": CPU_STREAM, "compute": 1.0}
-        if "int4_flops" in probe:
+        if {"int4_vector_bytes_per_s", "int4_flops"} <= probe.keys():
             changed["memory.w4"] = changed["memory.awq"] = (
                 probe["int4_vector_bytes_per_s"] / probe["vector_bytes_per_s"]
             )

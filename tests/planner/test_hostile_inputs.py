@@ -179,6 +179,7 @@ def test_a_proxy_that_no_request_can_name_is_said(monkeypatch: pytest.MonkeyPatc
         ({"settings": Settings(max_num_seqs="x")}, "settings.max_num_seqs is 'x', a str"),  # type: ignore[arg-type]
         ({"settings": Settings(gpu_memory_utilization=2)}, "settings.gpu_memory_utilization is 2"),
         ({"settings": Settings(parallel=Parallel(tp=0))}, "settings.parallel.tp is 0"),
+        ({"settings": Settings(parallel=Parallel(pp=10**9))}, "settings.parallel.pp is 1000000000"),
         ({"settings": Settings(enforce_eager="no")}, "settings.enforce_eager is 'no'"),  # type: ignore[arg-type]
         ({"settings": Settings(kv_cache_memory_bytes=True)}, "settings.kv_cache_memory_bytes is true"),
         ({"settings": []}, r"settings is \[\]"),

@@ -17,7 +17,7 @@ from passes.errors import InputError
 from passes.ir.sources import open_model
 from planner.choice.best_first import likely_choice
 from planner.cli import main as command_line
-from planner.setup.doctor import Package, Tool, Torch, _commands
+from planner.setup.doctor import Package, Tool, Torch, _commands, _free_bytes
 from planner.setup.extras import extra_with, extras
 from planner.setup.wizard import USES, Answers, Question, ask_all, spec_text
 from planner.spec.parse import parse_spec
@@ -233,3 +233,7 @@ def test_lists_are_narrowed_by_words(optimize: Any) -> None:
     ]
     code, _, err = optimize("targets", "4190")
     assert code == 2 and "unknown card '4190'" in err
+
+
+def test_a_home_whose_name_no_folder_can_have_is_not_there(tmp_path: Path) -> None:
+    assert _free_bytes(tmp_path / ("x" * 5000) / "a") > 0

@@ -81,6 +81,15 @@ def test_a_card_s_efficiency_follows_what_a_copy_reached() -> None:
     assert measured["compute"] == pytest.approx(shipped["compute"])
 
 
+def test_half_of_what_a_4_bit_kernel_was_measured_with_tells_nothing_of_it() -> None:
+    shipped = engine_values("vllm-cpu")
+    for left_out in ("int4_vector_bytes_per_s", "int4_flops"):
+        probe = {name: value for name, value in PROBE.items() if name != left_out}
+        assert (
+            measured_values(shipped, "vllm-cpu", CPU, Profile(CPU.name, probe, {}))["memory.w4"] == shipped["memory.w4"]
+        )
+
+
 def test_a_load_finds_the_engine_s_own_constants() -> None:
     """Timings made with other constants are met again by constants fitted on three of them."""
     ir, profile = open_model("HuggingFaceTB/SmolLM2-135M-Instruct").ir, Profile(CPU.name, PROBE, {})

@@ -177,3 +177,9 @@ def test_unlike_cards_count_as_the_least_of_them() -> None:
     assert "unlike cards" in (found.gpu.note or "")
     with pytest.raises(InputError, match="several makers"):
         find_cards("RTX 4090, MI300X")
+
+
+def test_a_name_longer_than_any_is_not_looked_into() -> None:
+    """Its parts are looked for in a time that grows with the square of its length: of 100,000 letters, minutes."""
+    with pytest.raises(InputError, match="unknown GPU"):
+        find_cards("[" * 100_000)

@@ -43,8 +43,9 @@ def may_have(asked: Asked, name: str) -> bool:
     """Tell, without a search, whether a candidate can have something of a name: each word of it, but numbers that a search solves for, is
     somewhere in what the space is named by.
     """
-    words = (word for word in re.findall(r"[a-z0-9.]+", name.lower()) if not re.fullmatch(r"[\d.]+", word))
-    return _named(asked.vocabulary, " ".join(words))
+    said = re.findall(r"[a-z0-9.]+", name.lower())
+    words = (word for word in said if not re.fullmatch(r"[\d.]+", word))
+    return any(map(str.isalnum, "".join(said))) and _named(asked.vocabulary, " ".join(words))
 
 
 def words_of(asked: Asked) -> Iterator[str]:

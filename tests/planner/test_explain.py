@@ -157,7 +157,7 @@ def test_what_may_be_preferred_is_held_against_what_else_may_be() -> None:
 @pytest.mark.parametrize(
     "question",
     [
-        "why frobnicate", "why not frobnicate", "why frobnicate over blurb", "purple monkey", "what if purple",
+        "why frobnicate", "why not frobnicate", "why frobnicate over blurb", "why not /", "purple monkey", "what if purple",
         "cheapest card for eight elephants", "how fast is it with elephants",
     ],
 )  # fmt: skip

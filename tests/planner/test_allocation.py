@@ -60,9 +60,9 @@ def test_where_the_fewest_bits_do_not_fit_pruning_wins() -> None:
 
 def test_where_prefill_is_bound_by_computing_pruning_wins() -> None:
     """4,096 tokens through 8 billion weights on a card of 125 TFLOP/s: 8-bit products help, and then only fewer of them."""
-    document = planned(PREFILL.format(prune="allow", ttft="0.8 s"))
+    document = planned(PREFILL.format(prune="allow", ttft="0.7 s"))
     assert pruned(document) and any(pass_.stage is Stage.QUANTIZE for pass_ in document.decision.chain)
-    alone = plan(parse_spec(PREFILL.format(prune="forbid", ttft="0.8 s")))
+    alone = plan(parse_spec(PREFILL.format(prune="forbid", ttft="0.7 s")))
     assert not alone.feasible, "quantization alone does not"
     eased = planned(PREFILL.format(prune="allow", ttft="1.6 s"))
     assert not pruned(eased)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 
+#: The method of what a GGUF file holds, as engines call it.
+GGUF = "gguf"
 #: Families that are part of a method's name (`fbgemm_fp8`).
 _NAMED = (KernelFamily.FP8, KernelFamily.MX, KernelFamily.W8A8, KernelFamily.AWQ)
 

@@ -66,7 +66,7 @@ class Asked:
     def of(cls, spec: Spec, source: Source) -> Asked:
         """Search a spec at once. Raises InputError where nothing is left to weigh."""
         asked = cls(spec, source)
-        assert asked.result
+        _ = asked.result
         return asked
 
     @cached_property

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from passes.errors import DoesNotFitError, InputError
+from passes.formats.opaque import GGUF
 from passes.ir.fields import Fields
 from passes.ir.model import Linear, ModelIR
 from passes.ir.readers.gguf import GgufHeader, GgufTensor, LongArray
-from passes.ir.readers.gguf_named import METHOD, in_blocks
+from passes.ir.readers.gguf_named import in_blocks
 from passes.ir.readers.headers import read_folder_header
 from passes.record import dataclass
 
@@ -171,7 +172,7 @@ def as_stored(header: GgufHeader, ir: ModelIR) -> ModelIR:
         for stack in ir.stacks
     ]
     outer = tuple(map(stored(""), ir.outer))
-    return replace(ir, stacks=tuple(stacks), outer=outer, quant_method=METHOD)
+    return replace(ir, stacks=tuple(stacks), outer=outer, quant_method=GGUF)
 
 
 def unreadable(header: GgufHeader, files: int) -> str | None:

@@ -14,13 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from passes.errors import InputError, nearest
-from passes.formats.opaque import OpaqueFormat
+from passes.formats.opaque import GGUF, OpaqueFormat
 from passes.ir.model import Linear, ModelIR, Role
 from passes.ir.readers.gguf import blocks
 from passes.record import dataclass
 
-#: What engines call the method.
-METHOD = "gguf"
 #: Relative 90 % half width of the bytes: of llama.cpp's own mixtures, of types that publishers mix by themselves.
 _SPREAD, _MIXED_SPREAD = 0.05, 0.15
 _TYPE = re.compile(r"(?<![A-Za-z0-9])(?:(UD)[-_])?(I?Q\d(?:_[A-Z0-9]+){1,2}|BF16|FP?16|F32)(?![A-Za-z0-9])", re.I)
@@ -109,7 +107,7 @@ def stored_so(ir: ModelIR, file: NamedFile) -> ModelIR:
         layers = len(stack.layers)
         stacks.append(stack.with_blocks(tuple(stack.block(i).map_linears(of_block(i, layers)) for i in range(layers))))
     return replace(
-        ir, stacks=tuple(stacks), outer=tuple(map(outer, ir.outer)), quant_method=METHOD, spread=max(ir.spread, file.spread)
+        ir, stacks=tuple(stacks), outer=tuple(map(outer, ir.outer)), quant_method=GGUF, spread=max(ir.spread, file.spread)
     )  # fmt: skip
 
 
@@ -140,4 +138,4 @@ def in_blocks(linear: Linear, kind: str) -> OpaqueFormat:
     """Return how a file stores a matrix in blocks of a ggml type."""
     elements, size = blocks(kind)
     packed = ("weight", "U8", (linear.out_features, linear.in_features // elements * size))
-    return OpaqueFormat(METHOD, linear.out_features, linear.in_features, (packed,))
+    return OpaqueFormat(GGUF, linear.out_features, linear.in_features, (packed,))

@@ -256,7 +256,7 @@ def overhead(ir: ModelIR, profile: Profile, rules: Rules) -> Overhead:
     peak, outside, graphs = (term(ir, profile, rules) for term in (activations, non_torch, cuda_graphs))
     counted = graphs if subtracts_graphs(ir, rules) else Quantity.exact(0)
     taken = peak + outside + counted
-    if _known_as_sum(rules):
+    if rules.v1:  # the sum is known, not its terms
         beside = outside.value + counted.value
         taken = Quantity(peak.value + beside, peak.low + beside, peak.high + beside, peak.basis)
     if any(isinstance(block.state, CompressedKV) for block, _ in ir.decoder.counts):
@@ -264,10 +264,6 @@ def overhead(ir: ModelIR, profile: Profile, rules: Rules) -> Overhead:
     if rules.version < _OTHERS_BEFORE:
         taken = replace(taken, high=taken.high + _OTHERS)
     return Overhead(peak, outside, graphs, taken)
-
-
-def _known_as_sum(rules: Rules) -> bool:
-    return rules.v1
 
 
 def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
@@ -280,7 +276,7 @@ def activations(ir: ModelIR, profile: Profile, rules: Rules) -> Quantity:
         for variant in samplers(rules)
     )
     known = (least + most) / 2
-    if not _known_as_sum(rules):
+    if not rules.v1:
         return _quantity("activation", known, _era(ir, rules))
     if profile.integrated:
         return Quantity.exact(known) + _INTEGRATED + (_NETWORKED if profile.tp > 1 else Quantity.exact(0))

@@ -14,15 +14,12 @@ from itertools import islice
 from typing import Any
 
 from passes.errors import Reason
-from passes.formats.opaque import OpaqueFormat
+from passes.formats.opaque import GGUF, OpaqueFormat
 from passes.ir.fused import absent_parts, fused
 from passes.ir.model import Block, Linear, ModelIR, remembered
 from passes.ir.quant_config.module_names import is_whole
 from passes.ir.quant_config.quant_config import fields_of, quant_config
 from passes.ir.quant_config.read import quantization
-
-#: `quant_method` of a model in a GGUF file.
-GGUF = "gguf"
 
 
 @remembered

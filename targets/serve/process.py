@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from passes.errors import InputError, TightfitError
+from passes.ir.sources import path_named
 from passes.record import dataclass
 
 #: How long an engine may take until it answers; a cold start of a large model compiles for minutes.
@@ -63,7 +64,7 @@ def named_python(given: Path | None, *variables: str) -> Path | None:
     text = str(given) if given else next((os.environ[name] for name in variables if os.environ.get(name)), "")
     if not text:
         return None
-    path = Path(text).expanduser()
+    path = path_named(text)
     path = path / "bin" / "python" if path.is_dir() else path
     if not path.exists():
         raise InputError(f"no Python at {path}", remedy=f"name the engine's Python with --engine or {variables[0]}")

@@ -16,6 +16,7 @@ from passes.ir.fields import json_value, shown
 from passes.record import dataclass
 from targets.engines.vllm.arguments.config_file import config_flags
 from targets.engines.vllm.arguments.table import Flag, find_flag
+from targets.numbers import whole_number
 
 _VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _CONTAINERS, _SHELLS, _PYTHON = ("docker", "podman", "nerdctl"), ("bash", "sh", "zsh"), re.compile(r"python[\d.]*")
@@ -287,5 +288,5 @@ def _container_cards(value: str) -> int | None:
     """The number of cards of `--gpus 2`, `--gpus '"device=0,1"'`; None for all."""
     text = value.strip("\"'")
     if text.isdigit():
-        return int(text)
+        return whole_number(text, "--gpus")
     return len(text.removeprefix("device=").split(",")) if text.startswith("device=") else None

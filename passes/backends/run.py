@@ -17,6 +17,7 @@ from typing import IO
 from passes.backends.backend import Backend, P, Task
 from passes.errors import DoesNotFitError, InputError, TightfitError
 from passes.files.atomic import write_json
+from passes.ir.readers.paths import path_named
 
 _LINE_END = re.compile(r"[\r\n]+")
 _SHOWN = 12
@@ -26,7 +27,7 @@ def backend_python(backend: Backend[P]) -> Path:
     """Return the Python that has the tool: as its variable names it, else this one. Raises InputError with what to install."""
     given = os.environ.get(backend.variable)
     if given:
-        path = Path(given).expanduser()
+        path = path_named(given)
         path = path / "bin" / "python" if path.is_dir() else path
         if not path.exists():
             raise InputError(

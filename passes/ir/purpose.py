@@ -10,7 +10,7 @@ from typing import Any
 from passes.ir.architectures import other_head
 from passes.ir.model import ModelIR, remembered
 from passes.ir.names import scores, writes_nothing
-from passes.ir.sources import path_named
+from passes.ir.readers.paths import path_named
 
 
 class Purpose(StrEnum):

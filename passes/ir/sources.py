@@ -22,6 +22,7 @@ from passes.ir.names import Match, find, holds_gguf, repository_of, unknown_mode
 from passes.ir.quant_config.read import quantized
 from passes.ir.readers.headers import read_folder_header
 from passes.ir.readers.hub import UnreachableError, is_cached, is_repository_name, offline, read_repository
+from passes.ir.readers.paths import path_named
 from passes.ir.readers.reconcile import reconcile
 from passes.record import dataclass
 
@@ -139,20 +140,6 @@ def _not_here(name: str, why: str, remedy: str) -> InputError:
         remedy=f"{remedy.rstrip('.')}. Or bring its config.json, without weights: `hf download {name} config.json --local-dir FOLDER` "
         "where there is a network, then name the folder (--model FOLDER, also before a pasted command).",
     )
-
-
-def path_named(text: str | Path, folder: Path = Path()) -> Path:
-    """Resolve the path that a person wrote, relative to a folder, `~` spelt out. Raises InputError where nothing can be looked for."""
-    try:
-        path = folder / Path(text).expanduser()
-        path.exists()
-    except (OSError, ValueError, RuntimeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise InputError(
-            f"{str(text)!r:.200} cannot be looked for ({why})",
-            remedy="name a folder, a file, or something that a list here has",
-        ) from None
-    return path
 
 
 def described(name: str) -> ModelIR | None:

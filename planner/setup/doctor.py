@@ -19,6 +19,7 @@ from passes.backends.run import version as tool_version
 from passes.chain import BACKENDS, find_backend
 from passes.errors import InputError
 from passes.host_memory import CardMemory, card_names, cards_memory, memory_available_bytes, memory_total_bytes
+from passes.ir.readers.paths import home_folder, path_named
 from passes.record import dataclass
 from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.setup.extras import APPLY, extras, install, installed
@@ -108,7 +109,8 @@ def examine(folder: Path) -> Machine:
         loading = at_once.submit(_torch, loaded=bool(cards))
         looking = at_once.map(_engine, ENGINE_NAMES), at_once.map(_tool, BACKENDS.names())
         torch, engines, tools = loading.result(), *map(tuple, looking)
-    hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+    named = os.environ.get("HF_HOME")
+    hub = path_named(named) if named else home_folder() / ".cache" / "huggingface"
     return Machine(
         format_version=FORMAT_VERSION,
         tightfit=VERSION,

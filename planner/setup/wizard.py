@@ -13,7 +13,7 @@ from passes.errors import InputError, nearest
 from passes.ir import catalog
 from passes.ir.names import find, unknown_model, writes_nothing
 from passes.ir.purpose import purpose_told
-from passes.ir.sources import path_named
+from passes.ir.readers.paths import path_named
 from passes.record import dataclass
 from planner.spec.parse import parse_spec
 from planner.spec.parts.goals import DECODED

@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from passes.errors import InputError
 from passes.ir.fields import LARGEST, is_number, is_whole, shown
+from passes.ir.readers.paths import path_named
 from planner.spec.units import as_typed_tokens
 from targets.engines.engine import MOST_CARDS
 
@@ -34,9 +35,9 @@ def of_kind(name: str, value: Any, kinds: type | tuple[type, ...], expected: str
 
 
 def file_named(name: str, value: Any, expected: str) -> Path:
-    """Return an argument as a path. Raises InputError where it is no text or path."""
+    """Return an argument as a path. Raises InputError where it is no text or path, or none that can be looked for."""
     of_kind(name, value, (str, PathLike), expected)
-    return Path(value)
+    return path_named(Path(value))
 
 
 def is_file(path: Path) -> bool:
@@ -60,7 +61,7 @@ def count(name: str, value: Any) -> int | None:
 
 
 def optional_path(name: str, value: Any, expected: str) -> Path | None:
-    """Return an argument as a path, where it is given. Raises InputError where it is no text or path."""
+    """Return an argument as a path, where it is given, as `file_named` does."""
     return None if value is None else file_named(name, value, expected)
 
 

@@ -18,7 +18,7 @@ from passes.chain import find_backend
 from passes.errors import InputError, Location, nearest
 from passes.ir.fields import shown
 from passes.ir.purpose import purpose_told
-from passes.ir.sources import path_named
+from passes.ir.readers.paths import path_named
 from passes.ir.yaml_places import locate, read_yaml
 from passes.text.source import refuse_missing_text
 from planner.spec.arguments import file_named

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from passes.errors import InputError, TightfitError
-from passes.ir.sources import path_named
+from passes.ir.readers.paths import home_folder, path_named
 from passes.record import dataclass
 
 #: How long an engine may take until it answers; a cold start of a large model compiles for minutes.
@@ -43,15 +43,12 @@ class Served:
     session: int | None = None
 
 
-#: Where `make engine` puts engines unless told otherwise, one folder a version.
-_ENGINES = Path.home() / ".cache" / "tightfit"
-
-
 def engine_python(given: Path | None = None) -> Path:
     """Return the Python that has the engine: as given, else TIGHTFIT_ENGINE, else where `make engine` puts it. Raises InputError."""
     if (named := named_python(given, "TIGHTFIT_ENGINE")) is not None:
         return named
-    if made := sorted(_ENGINES.glob("engine-*/bin/python")):
+    # Where `make engine` puts engines unless told otherwise, one folder a version.
+    if made := sorted((home_folder() / ".cache" / "tightfit").glob("engine-*/bin/python")):
         return made[-1]
     raise InputError(
         "which Python has the engine?",

@@ -24,12 +24,14 @@ from passes.errors import InputError
 from passes.ir.architectures import build_ir
 from passes.ir.quant_config.read import quantized
 from passes.ir.readers.hub import read_repository
+from passes.ir.readers.paths import cache_root
 from passes.ir.sources import open_model
 from passes.text.source import texts, tokenizer_of
 from planner.spec.parse import parse_spec
 from planner.verifying.verify import UnderLoad
 from targets.engines.engine import Parallel, Settings
 from targets.engines.vllm.memory.encoder import largest_item
+from targets.machine.profile import profile_path
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -113,6 +115,23 @@ def test_what_an_encoder_sees_is_read_by_type_and_range(model: str, side: Any) -
     vision = dict(ir.config["vision_config"]) | {"image_size": side}
     with pytest.raises(InputError, match="vision_config: 'image_size' should be a whole number"):
         largest_item(replace(ir, config=dict(ir.config) | {"vision_config": vision}), 4096)
+
+
+@pytest.mark.parametrize("part", [0.5, False, [1]])
+def test_a_nested_part_of_a_table_is_an_object(part: Any) -> None:
+    config = dict(open_model("zai-org/GLM-4.5V").ir.config)
+    with pytest.raises(InputError, match="'vision_config' should be an object, found"):
+        build_ir(config | {"vision_config": part}, "model")
+
+
+@pytest.mark.parametrize("home", ["~", "~nobody/x"])
+def test_a_home_that_no_one_has_is_said(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", home)
+    for variable in ("XDG_CACHE_HOME", "TIGHTFIT_HOME", "HF_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    for ask in (cache_root, lambda: profile_path("a card")):
+        with pytest.raises(InputError, match="HOME is '~"):
+            ask()
 
 
 @pytest.mark.parametrize(

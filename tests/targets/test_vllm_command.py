@@ -32,6 +32,12 @@ def test_what_is_no_number_is_refused(text: str) -> None:
         whole_number(text, "--max-model-len")
 
 
+@pytest.mark.parametrize("value", ['{"text_config": {}}', '["a"]'])
+def test_keys_and_lists_name_no_model(value: str) -> None:
+    with pytest.raises(InputError, match="--model names a model, found"):
+        _ = read_command(["vllm", "serve", "--model", value]).model
+
+
 def test_spellings_of_a_flag_mean_the_same() -> None:
     for text in (
         "vllm serve m --tensor-parallel-size 2", "vllm serve m --tensor_parallel_size=2", "vllm serve m -tp 2", "vllm serve m -tp=2",

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 from passes.errors import DoesNotFitError, InputError, TightfitError
-from passes.ir.readers.hub import cache_root, endpoint, offline
+from passes.ir.readers.hub import endpoint, offline
+from passes.ir.readers.paths import cache_root
 
 #: What a model needs; pickles, GGUF files and other frameworks' weights stay away.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*", "*.tiktoken")

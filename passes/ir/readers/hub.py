@@ -19,6 +19,7 @@ from passes.errors import InputError
 from passes.formats.tensor import DTYPE_BITS, Tensor
 from passes.ir.fields import Fields, file_bytes, is_whole, json_object
 from passes.ir.readers.headers import PICKLE_REMEDY, Header, header_length, merge, parse_header, shard_names
+from passes.ir.readers.paths import cache_root
 from passes.record import dataclass
 
 #: Enough for the header of most shards in one request.
@@ -271,22 +272,6 @@ def _refusal(status: int, code: str, url: str, name: str) -> InputError:
             remedy="Check the name; for a private repository set HF_TOKEN.",
         )
     return InputError(f"{name}: {url} answered HTTP {status}", remedy="Try again later.")
-
-
-def cache_root() -> Path:
-    """Name the folder where tightfit keeps what it read: `$XDG_CACHE_HOME/tightfit`, by default `~/.cache/tightfit`.
-
-    Raises InputError where the system cannot even look there: a name that is too long, a folder that may not be read.
-    """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tightfit"
-    try:
-        root.is_dir()
-    except OSError as error:
-        raise InputError(
-            f"{str(root)[:80]!r}, where files are kept, cannot be looked at: {error.strerror}",
-            remedy="set XDG_CACHE_HOME to a folder that can be, or leave it out",
-        ) from None
-    return root
 
 
 def _cache_folder(name: str) -> Path:

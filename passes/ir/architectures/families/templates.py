@@ -19,6 +19,7 @@ from typing import Any
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.draft import Description, make_stack
 from passes.ir.architectures.parts import Maker, Part, total
+from passes.ir.fields import Fields
 from passes.ir.model import Role
 
 _FILE = Path(__file__).with_name("towers.jsonl")
@@ -98,10 +99,10 @@ def fields_of(made: Mapping[str, Any], root: Config, text: Config) -> dict[str, 
     found = {}
     for path, default in (made["defaults"] | made["pinned"]).items():
         *parts, name = path.split(".")
-        here: Any = root.values
+        here: Fields = root
         for part in parts:
-            here = here.get(part) or {} if isinstance(here, Mapping) else {}
-        value = text.values.get(name) if parts == ["text_config"] else here.get(name)
+            here = here.inside(part, {})
+        value = (text if parts == ["text_config"] else here).values.get(name)
         found[path] = default if value is None else value
         if path in made["pinned"] and found[path] != default:
             raise not_understood(root.name, f"{root.path}: {path} {found[path]!r} is not known here, only {default!r}")

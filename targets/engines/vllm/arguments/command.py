@@ -48,8 +48,11 @@ class ServeCommand:
 
     @property
     def model(self) -> str | None:
-        """The model, by its place or by `--model`."""
-        return self.words[0] if self.words else self.flags.get("model")
+        """The model, by its place or by `--model`. Raises InputError for keys or a list where its name belongs."""
+        named = self.words[0] if self.words else self.flags.get("model")
+        if named is not None and not isinstance(named, str):
+            raise InputError(f"--model names a model, found {shown(named)}", remedy="write --model NAME or FOLDER")
+        return named
 
 
 def is_command(words: Sequence[str]) -> bool:

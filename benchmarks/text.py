@@ -46,17 +46,6 @@ def news_file() -> Path:
     return path
 
 
-def documentation_file() -> Path:
-    """What NumPy says of its functions as a text file: technical prose with code in it, none of it from Python's reference."""
-    import numpy
-
-    path = CACHE / f"numpy-{numpy.__version__}.txt"
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n\n".join(_numpy_docstrings()), encoding="utf-8")
-    return path
-
-
 def libraries_file() -> Path:
     """What Python's standard library and NumPy say of themselves as a text file, what Python's reference says as well left out."""
     import numpy

@@ -29,14 +29,14 @@ STAGES = {
 def main() -> int:
     """Run the stages that are asked for, print their lines, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("stages", nargs="*", choices=[*STAGES], default=[*STAGES])
+    parser.add_argument("stages", nargs="*", choices=[*STAGES])
     parser.add_argument(
         "--blocks", type=int, help="of the model only the first so many; nothing is kept of what is found"
     )
     asked = parser.parse_args()
     began, missed = time.monotonic(), 0
     with opened(blocks=asked.blocks) as bench:
-        for stage in asked.stages:
+        for stage in asked.stages or STAGES:
             module, _, name = STAGES[stage].partition(":")
             worked, steps, found = time.process_time(), len(bench.run.steps.finished), []
             for line in getattr(importlib.import_module(module), name)(bench):

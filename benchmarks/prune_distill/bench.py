@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import real_models
-from benchmarks.text import apart, documentation_file, libraries_file, news_file
+from benchmarks.text import apart, libraries_file, news_file
 from passes.blocks.dense_model import DenseModel
 from passes.blocks.memory import BATCH_TOKENS
 from passes.files.atomic import write_text
@@ -30,9 +30,10 @@ from passes.text.token_file import read_tokens, token_file
 
 #: What is kept of a run, so that one that was killed goes on: steps under their keys.
 WORK = real_models.CACHE / "prune-distill"
-#: What pruning and tuning look at: so many sequences that the model writes itself, as many of news, and of a library's documentation, in
-#: turn. One kind of text alone has units stay that only it needs, and what is fitted to it is lost on others (docs/quantization.md).
-KINDS, LOOKED_AT, LENGTH = 3, 40, 256
+#: What pruning and tuning look at: so many rounds of so many sequences that the model writes itself, of news, and of what libraries say of
+#: themselves. One kind of text alone has units stay that only it needs, and what is fitted to it is lost on others (docs/quantization.md).
+ROUNDS, WRITTEN, NEWS, DOCUMENTATION = 20, 1, 3, 4
+LENGTH = 256
 #: Of all these, what suffices where nothing is fitted to it: which units and blocks matter.
 CHOSEN_ON = 48
 #: What everything is judged on, and nothing is fitted to: a text of another source, and other news; shorter sequences, so many of each. The measure of
@@ -155,12 +156,13 @@ def _texts(run: RunContext, files: Path) -> tuple[torch.Tensor, torch.Tensor]:
     def read(name: str, source: TextSource) -> torch.Tensor:
         return read_tokens(token_file(run, files, name, source))
 
-    written = read("calibration text", TextSource("self", LOOKED_AT, LENGTH))
-    news = read("news", TextSource(str(news_file()), LOOKED_AT + SEQUENCES * SHORTER // LENGTH, LENGTH))
+    looked_at = ROUNDS * NEWS
+    written = read("calibration text", TextSource("self", ROUNDS * WRITTEN, LENGTH))
+    news = read("news", TextSource(str(news_file()), looked_at + SEQUENCES * SHORTER // LENGTH, LENGTH))
     reference = read("evaluation text", TextSource(PYTHON_REFERENCE, SEQUENCES, SHORTER))
-    documentation = read("documentation", TextSource(str(documentation_file()), LOOKED_AT, LENGTH))
-    calibration = torch.stack([written, news[:LOOKED_AT], documentation], 1).flatten(0, 1)
-    return calibration, torch.cat([reference, news[LOOKED_AT:].reshape(-1, SHORTER)])
+    documentation = read("documentation", TextSource(str(libraries_file()), ROUNDS * DOCUMENTATION, LENGTH))
+    kinds = [kind.unflatten(0, (ROUNDS, -1)) for kind in (written, news[:looked_at], documentation)]
+    return torch.cat(kinds, 1).flatten(0, 1), torch.cat([reference, news[looked_at:].reshape(-1, SHORTER)])
 
 
 def _lessons(work: Path, files: Path, calibration: torch.Tensor, judging: torch.Tensor) -> Path:
@@ -170,7 +172,7 @@ def _lessons(work: Path, files: Path, calibration: torch.Tensor, judging: torch.
     size = sum(map(len, news)) // len(news)
     documentation = libraries_file().read_text(encoding="utf-8")
     told = [documentation[start : start + size] for start in range(0, size * len(news), size)]
-    found = [*news, *told, *decode(calibration[::KINDS])]
+    found = [*news, *told, *decode(calibration.unflatten(0, (ROUNDS, -1))[:, :WRITTEN].flatten(0, 1))]
     random.Random(0).shuffle(found)  # what is held out is of all kinds as well
     text = "".join(json.dumps(each) + "\n" for each in found)
     if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -36,8 +36,8 @@ class Slopes:
     scatter: float
 
 
-#: Published recoveries fall by 0.22 (`planner/quality/recovery_fit.json`); five runs on a small random Llama, each from its first fifth to
-#: its end, by 0.19 to 0.21 (docs/distillation.md). How far others lie from that is assumed.
+#: Recoveries fall by 0.165 in the fit of published and own ones (`planner/quality/recovery_fit.json`); five runs on a small random Llama,
+#: each from its first fifth to its end, by 0.19 to 0.21 (docs/distillation.md). How far others lie from that is assumed.
 USUAL = Slopes(0.21, 0.10, 0.05)
 
 

@@ -29,11 +29,13 @@ STAGES = {
 def main() -> int:
     """Run the stages that are asked for, print their lines, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("stages", nargs="*", choices=[*STAGES])
+    parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; all by default")
     parser.add_argument(
         "--blocks", type=int, help="of the model only the first so many; nothing is kept of what is found"
     )
     asked = parser.parse_args()
+    if unknown := [stage for stage in asked.stages if stage not in STAGES]:  # argparse's `choices` refuse none at all
+        parser.error(f"no stage {unknown[0]!r}: {', '.join(STAGES)}")
     began, missed = time.monotonic(), 0
     with opened(blocks=asked.blocks) as bench:
         for stage in asked.stages or STAGES:

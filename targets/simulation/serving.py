@@ -161,7 +161,8 @@ def _served(of: _Simulated) -> SpeedEstimate:
     slower, faster = run(workload, load, width.tpot, short, first_s), run(workload, load, -width.tpot, roomy)
     runs = [run(workload, load), slower, faster]
     if _unsaid(workload):
-        in_step = replace(workload, requests=_FEW_ROUNDS * round(question.loop.clients) * question.replicas)
+        few = min(_FEW_ROUNDS * round(question.loop.clients), MOST_REQUESTS) * question.replicas
+        in_step = replace(workload, requests=few)
         runs.append(run(workload, load_of(in_step, question.replicas), width.tpot))
     told = _estimate(steady(question), runs, question, load, width.ttft)
     if not workload.limits:

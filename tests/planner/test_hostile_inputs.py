@@ -266,3 +266,10 @@ def test_what_programs_outside_try_inputs_with_has_its_names() -> None:
         "planner.plan.make",
         "planner.spec.parse",
     )
+
+
+def test_clients_beyond_number_take_no_memory() -> None:
+    """The run in which clients stay in step has no more requests than any other."""
+    asked = {"input_tokens": 100, "weights": "w4a16-g128", "context": 2048}
+    told = tightfit.check("Qwen/Qwen2.5-1.5B-Instruct", "L4", "vllm", concurrency=10**9, **asked)
+    assert told.speed is not None

@@ -23,7 +23,7 @@ from passes.ir.sources import open_model
 from targets.engines.engine import Parallel, Settings, find_engine
 from targets.gpu import find_gpu
 from targets.machine.calibrate import ServedModel, calibrate_machine, calibrate_served
-from targets.serve.client import measure
+from targets.serve.load import Load, load
 from targets.serve.process import Served, engine_python, serving
 from targets.workload import Workload
 
@@ -64,8 +64,8 @@ def stages(result: Path, python: Path) -> Iterator[tuple[list[Stage], list[tuple
 
 
 def _timed(served: Served, name: str, inputs: int, outputs: int) -> tuple[float, float]:
-    timing = measure(served, name, input_tokens=inputs, output_tokens=outputs, requests=5)
-    return timing.ttft_ms, timing.tpot_ms
+    timing = load(served, name, Load(inputs, outputs, 1, 5))
+    return timing.ttft_ms.median, timing.tpot_ms.median
 
 
 def table(name: str, found: Sequence[Stage], measured: Sequence[tuple[float, float]]) -> None:

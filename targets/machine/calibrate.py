@@ -1,8 +1,8 @@
 """`optimize calibrate`: measures this machine and keeps what it found, so that predictions say `measured`.
 
 Without a served model: memory bandwidth, matrix rates by format, launch and all-reduce, in well under a minute. What cannot be this
-card's work is refused, and nothing is kept. With one: a short load over its OpenAI API, one request at a time, from which the
-engine's own constants are fitted; its priors are the shipped fit, so that a few requests are enough.
+card's work is refused, and nothing is kept. With one: a short load over its OpenAI API, requests alone and several at once, from which
+the engine's own constants are fitted; its priors are the shipped fit, so that a few requests are enough.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from passes.record import dataclass
 from targets.engines.engine import Parallel, Settings, find_engine
 from targets.gpu import Gpu, find_gpu
 from targets.machine.profile import Profile, believed_profile, implausible, measured_card, measured_values, profile_path
-from targets.serve.client import Timing, measure
-from targets.serve.process import Served
+from targets.serve.drive import warm_up
+from targets.serve.load import Load, LoadTiming, load
+from targets.serve.process import EngineError, Served
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.rates import engine_values, rates_from
@@ -36,8 +37,8 @@ from targets.workload import Workload
 
 PROBE = Path(__file__).with_name("probe_program.py")
 
-#: (prompt tokens, generated tokens, requests) of the load: short and long prompts tell host time from prefill rate.
-LOAD = ((16, 32, 3), (256, 32, 3), (1024, 16, 2))
+#: The load: short and long prompts tell host time from prefill rate, several clients what a further request costs a step.
+LOAD = (Load(16, 32, 1, 3), Load(256, 32, 1, 3), Load(1024, 16, 1, 2), Load(256, 32, 8, 8))
 
 #: What a load can tell of an engine on one machine, with the spread (log space) of its prior.
 _TOLD = {
@@ -54,17 +55,21 @@ _NOISE = 0.04
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One point of the load: prompt and generated tokens, seconds to the first token and a further one."""
+    """One point of the load: its median seconds to the first token and for a further one."""
 
-    input_tokens: int
-    output_tokens: int
+    load: Load
     ttft_s: float
     tpot_s: float
 
     @classmethod
-    def of(cls, timing: Timing) -> Observation:
+    def of(cls, timing: LoadTiming) -> Observation:
         """Take it from a measured timing."""
-        return cls(timing.input_tokens, timing.output_tokens, timing.ttft_ms / 1e3, timing.tpot_ms / 1e3)
+        return cls(timing.load, timing.ttft_ms.median / 1e3, timing.tpot_ms.median / 1e3)
+
+    def errors(self, told: Means) -> list[float]:
+        """Return in log space how far means lie from it. Of several clients the steps are told: which prompts wait for which is chance."""
+        tpot = math.log(told.tpot_s / self.tpot_s)
+        return [tpot] if self.load.concurrency > 1 else [math.log(told.ttft_s / self.ttft_s), tpot]
 
 
 def calibrate_machine(gpu: Gpu, python: Path | None = None, *, seconds: float = 20.0) -> Profile:
@@ -147,7 +152,7 @@ class ServedModel:
     parallel: Parallel
 
 
-def calibrate_served(url: str, name: str, model: ServedModel, load: Sequence[tuple[int, int, int]] = LOAD) -> Profile:
+def calibrate_served(url: str, name: str, model: ServedModel, loads: Sequence[Load] = LOAD) -> Profile:
     """Put a short load on a served model and store the engine's constants that explain it.
 
     `url`: the server's base, `http://host:port`; `name`: by which it serves the model. Needs a profile of the machine.
@@ -159,13 +164,27 @@ def calibrate_served(url: str, name: str, model: ServedModel, load: Sequence[tup
             f"{model.gpu.name} was never measured", remedy="run `optimize calibrate` without a server first"
         )
     served = Served(host, port, Path(os.devnull), 0.0)
-    fits = [(i, o, n) for i, o, n in load if i + o <= model.ir.max_context]
+    fits = [asked for asked in loads if asked.input_tokens + asked.output_tokens <= model.ir.max_context]
     try:
-        seen = [Observation.of(measure(served, name, input_tokens=i, output_tokens=o, requests=n)) for i, o, n in fits]
-    except OSError as error:
+        timings = [_timed(served, name, asked) for asked in fits]
+    except EngineError as error:
         raise TightfitError(f"{url} did not answer: {error}", remedy="start the server, then calibrate") from error
+    seen = [Observation.of(timing) for timing in timings if not _queued(timing)]
     values = fit_load(seen, model, profile)
     return store(replace(profile, engines={**profile.engines, model.engine: values}))
+
+
+def _timed(served: Served, name: str, asked: Load) -> LoadTiming:
+    warm_up(served, name, asked)
+    return load(served, name, asked)
+
+
+def _queued(timing: LoadTiming) -> bool:
+    """Whether the server answers fewer at once than there were clients: the last first token lies as far behind the median one as an
+    answer takes, or half of that where two groups took turns.
+    """
+    answer_ms = (timing.load.output_tokens - 1) * timing.tpot_ms.median
+    return timing.load.concurrency > 1 and timing.ttft_ms.p99 > timing.ttft_ms.median + 0.45 * answer_ms
 
 
 def _address(url: str) -> tuple[str, int]:
@@ -194,24 +213,24 @@ def fit_load(seen: Sequence[Observation], model: ServedModel, profile: Profile) 
     def residuals(x: Sequence[float]) -> list[float]:
         out = [delta / _TOLD[name] for name, delta in zip(names, x, strict=True)]
         for point in seen:
-            means = predict(point, model, profile, start | values_of(x))
-            out += [math.log(means.ttft_s / point.ttft_s) / _NOISE, math.log(means.tpot_s / point.tpot_s) / _NOISE]
+            out += [error / _NOISE for error in point.errors(predict(point.load, model, profile, start | values_of(x)))]
         return out
 
     found = least_squares(residuals, np.zeros(len(names)), loss="soft_l1", diff_step=1e-3, max_nfev=40)
     return values_of([float(delta) for delta in found.x])
 
 
-def predict(point: Observation, model: ServedModel, profile: Profile, values: Mapping[str, float]) -> Means:
-    """Predict the means of one request alone, by given constants."""
+def predict(asked: Load, model: ServedModel, profile: Profile, values: Mapping[str, float]) -> Means:
+    """Predict the means of a closed loop by given constants."""
     ir, gpu, target = model.ir, model.gpu, find_engine(model.engine)
-    workload = Workload(ir.max_context, 1, point.input_tokens, point.output_tokens)
+    clients = asked.concurrency
+    workload = Workload(ir.max_context, clients, asked.input_tokens, asked.output_tokens)
     work, card = work_of(ir), measured_card(card_of(target, gpu), profile)
     rates = rates_from(values, generation_of(gpu))
     budget = target.scheduler(gpu, Settings(parallel=model.parallel), workload).tokens
     loop = Loop(
-        point.input_tokens, point.output_tokens, 1, 1, budget, target.cache_bytes(ir), 1, rates.request_s(model.parallel.tp),
-        rates.host_token_s,
+        asked.input_tokens, asked.output_tokens, clients, clients, budget, target.cache_bytes(ir), asked.requests / clients,
+        rates.request_s(model.parallel.tp), rates.host_token_s,
     )  # fmt: skip
     return closed_loop(lambda step: step_seconds(work, card, rates, step, model.parallel.tp), loop)
 

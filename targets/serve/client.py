@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import random
-import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,23 +22,6 @@ Prompt = list[int] | str
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """Medians over requests that ran one at a time: milliseconds to the first token, milliseconds a further token."""
-
-    ttft_ms: float
-    tpot_ms: float
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    text: str
-
-    @property
-    def decode_tok_s(self) -> float:
-        """Tokens a second after the first."""
-        return 1000 / self.tpot_ms if self.tpot_ms > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
     """One answer: seconds from sending it to its first token, seconds from that to its last, the tokens it has, its text."""
 
@@ -52,22 +34,6 @@ class Answer:
     def tpot_s(self) -> float:
         """Seconds a token after the first."""
         return self.rest_s / (self.tokens - 1) if self.tokens > 1 else 0.0
-
-
-def measure(served: Served, model: str, *, input_tokens: int, output_tokens: int, requests: int = 5) -> Timing:
-    """Time requests one after another over the OpenAI API, each with a prompt that no server has seen (no prefix hits)."""
-    ask(served, request_body(model, unseen_prompt(16), 4))
-    answers = []
-    for _ in range(requests):
-        answers.append(ask(served, request_body(model, unseen_prompt(input_tokens), output_tokens)))
-        if answers[-1].tokens < 2:
-            raise EngineError(
-                "the engine answered fewer than two tokens", remedy="ask for more output_tokens in the workload"
-            )
-    firsts, rests = ([1000 * answer.ttft_s for answer in answers], [1000 * answer.tpot_s for answer in answers])
-    return Timing(
-        statistics.median(firsts), statistics.median(rests), requests, input_tokens, output_tokens, answers[-1].text
-    )
 
 
 def unseen_prompt(tokens: int, vocabulary: int = _IDS.stop) -> list[int]:

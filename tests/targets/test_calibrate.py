@@ -16,6 +16,7 @@ from targets.machine import calibrate
 from targets.machine.calibrate import (
     Observation,
     ServedModel,
+    _queued,
     calibrate_machine,
     calibrate_served,
     error_line,
@@ -26,6 +27,8 @@ from targets.machine.calibrate import (
 )
 from targets.machine.profile import Profile, believed_profile, implausible, load_profile, measured_values, profile_path
 from targets.quantity import Basis
+from targets.serve.client import Answer
+from targets.serve.load import Load, LoadTiming
 from targets.speed.rates import engine_values
 from targets.workload import Workload
 
@@ -96,15 +99,28 @@ def test_a_load_finds_the_engine_s_own_constants() -> None:
     start = measured_values(engine_values("vllm-cpu"), "vllm-cpu", CPU, profile)
     truth = start | {"memory": 1.2, "compute": 0.7, "step_s": 0.004, "host_s": 0.03}
 
-    def seen(inputs: int) -> Observation:
-        means = predict(Observation(inputs, 32, 1, 1), ServedModel(ir, "vllm-cpu", CPU, Parallel()), profile, truth)
-        return Observation(inputs, 32, means.ttft_s, means.tpot_s)
+    model = ServedModel(ir, "vllm-cpu", CPU, Parallel())
 
-    values = start | fit_load([seen(16), seen(256), seen(1024)], ServedModel(ir, "vllm-cpu", CPU, Parallel()), profile)
-    for inputs in (16, 512, 1024):
-        found = predict(seen(inputs), ServedModel(ir, "vllm-cpu", CPU, Parallel()), profile, values)
-        assert found.tpot_s == pytest.approx(seen(inputs).tpot_s, rel=0.05)
-        assert found.ttft_s == pytest.approx(seen(inputs).ttft_s, rel=0.08)
+    def seen(inputs: int, clients: int = 1) -> Observation:
+        asked = Load(inputs, 32, clients, clients)
+        means = predict(asked, model, profile, truth)
+        return Observation(asked, means.ttft_s, means.tpot_s)
+
+    values = start | fit_load([seen(16), seen(256), seen(1024), seen(256, 8)], model, profile)
+    for inputs, clients in ((16, 1), (512, 1), (1024, 1), (256, 4)):
+        found = predict(seen(inputs, clients).load, model, profile, values)
+        assert found.tpot_s == pytest.approx(seen(inputs, clients).tpot_s, rel=0.05)
+        assert found.ttft_s == pytest.approx(seen(inputs, clients).ttft_s, rel=0.08)
+
+
+def test_a_server_that_answers_fewer_at_once_tells_nothing_of_several() -> None:
+    def timing(*firsts_s: float) -> LoadTiming:
+        answers = [Answer(first_s, 0.31, 32, "") for first_s in firsts_s]
+        return LoadTiming.of("test", Load(256, 32, 4, 4), answers, 1.0, [])
+
+    assert not _queued(timing(0.1, 0.12, 0.15, 0.2))
+    assert _queued(timing(0.1, 0.1, 0.42, 0.42))
+    assert _queued(timing(0.1, 0.42, 0.74, 1.06))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 
 from targets.engines.vllm.verify import arguments, bench_serve, timing_of
 from targets.quantity import Quantity
-from targets.serve.client import measure, unseen_prompt, vocabulary_of
+from targets.serve.client import unseen_prompt, vocabulary_of
 from targets.serve.load import Load, LoadTiming, Spread, load
 from targets.serve.process import EngineError, Served, serving
 from targets.serve.verifier import VerifyRequest
@@ -91,12 +91,6 @@ def test_what_is_refused_is_counted_and_told(server: Callable[..., Any]) -> None
 def test_a_server_that_is_gone_is_an_engine_error() -> None:
     with pytest.raises(EngineError, match="none of 2 requests"):
         load(Served("127.0.0.1", 9, Path("log"), 0.0), "fake", replace(_LOAD, requests=2))
-
-
-def test_one_at_a_time_is_measured_as_before(server: Callable[..., Any]) -> None:
-    with server("--gap", "0.01") as served:
-        timing = measure(served, "fake", input_tokens=8, output_tokens=6, requests=3)
-    assert 9 < timing.tpot_ms < 30 and 9 < timing.ttft_ms < 100 and timing.text == " word" * 6
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from planner.spec.parse import parse_spec
 from planner.verifying.verify import UnderLoad
 from targets.engines.engine import Parallel, Settings
 from targets.engines.vllm.memory.encoder import largest_item
+from targets.engines.vllm.rules.versions import rules_for
 from targets.machine.profile import profile_path
 
 LLAMA: dict[str, Any] = {
@@ -114,7 +115,7 @@ def test_what_an_encoder_sees_is_read_by_type_and_range(model: str, side: Any) -
     ir = open_model(model).ir
     vision = dict(ir.config["vision_config"]) | {"image_size": side}
     with pytest.raises(InputError, match="vision_config: 'image_size' should be a whole number"):
-        largest_item(replace(ir, config=dict(ir.config) | {"vision_config": vision}), 4096)
+        largest_item(replace(ir, config=dict(ir.config) | {"vision_config": vision}), 4096, rules_for("0.32.0")[0])
 
 
 @pytest.mark.parametrize("part", [0.5, False, [1]])

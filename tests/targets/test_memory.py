@@ -95,13 +95,24 @@ def test_the_experts_of_each_rank_take_the_tokens_of_all_replicas() -> None:
 def test_encoders_that_gather_all_ranks_heads_take_more_until_they_stop() -> None:
     # Source: vLLM's `models/qwen2_5_vl.py:split_qkv`, in the wheels up to 0.11.0.
     ir = open_model("Qwen/Qwen2.5-VL-72B-Instruct").ir
-    item = largest_item(ir, 8192)
+    item = largest_item(ir, 8192, rules_for("0.11.0")[0])
     assert item is not None
     gathered, cut = (
         encoder_bytes(ir, item, rules_for(version)[0], tokens=2048, most=1, tp=4)[1] for version in ("0.11.0", "0.11.1")
     )
     assert gathered == pytest.approx(2 * 1280 * 65536 * (2 + 3 * 2.25))
     assert cut < gathered / 2
+
+
+def test_a_video_of_qwen3_counts_its_frames_times_until_they_stop() -> None:
+    # Source: vLLM's `models/qwen3_vl.py:get_max_video_tokens` in the wheels 0.11.0, 0.12.0 and 0.13.0; a start-up of 0.11.0 printed 153600.
+    ir = open_model("Qwen/Qwen3-VL-30B-A3B-Instruct").ir
+    sizes = []
+    for version, pictures in (("0.11.0", False), ("0.12.0", False), ("0.12.0", True), ("0.13.0", False)):
+        item = largest_item(ir, 65536, rules_for(version)[0], pictures=pictures)
+        assert item is not None
+        sizes.append((item.tokens, item.patches))
+    assert sizes == [(153600, 49152)] * 2 + [(16384, 65536)] * 2
 
 
 @pytest.mark.parametrize(("publisher", "gib"), [("Inferact", 12.02), ("unsloth", 10.64)])

@@ -193,7 +193,7 @@ def peak_bytes(ir: ModelIR, profile: Profile, rules: Rules, constants: Mapping[s
     v2 = uses_v2_runner(ir, rules)
     profiled = encodes(ir) and (rules.encoder_v2 or not v2)
     outputs, encoder = hidden if profiled else 0.0, 0.0
-    item = largest_item(ir, profile.context, pictures=profile.pictures > 0) if profiled else None
+    item = largest_item(ir, profile.context, rules, pictures=profile.pictures > 0) if profiled else None
     if item is not None:
         outputs, encoder = encoder_bytes(
             ir,

@@ -17,6 +17,11 @@ from targets.engines.vllm.rules.versions import ALWAYS, Rules, Version, at_versi
 
 #: Tokens of Qwen's largest image (16,384 × 28² or 32² pixels), frames pairs of a video (`_MAX_FRAMES_PER_VIDEO` 14), patches a token.
 _QWEN_TOKENS, _QWEN_PAIRS, _QWEN_MERGED = 16384, 7, 4
+#: Qwen3-VL's video, which all its frames share (24,576 × 32² pixels, two frames a token), and what a token of it counts with its frame's time
+#: written out (`qwen3_vl.py:get_max_video_tokens` of 0.11.0, 0.11.2 and 0.12.0, no more in 0.13.0): outputs are
+#: kept at that size.
+_QWEN3_VIDEO, _WITH_TIMES = 12288, 12.5
+_TIMES_UNTIL: Version = (0, 13, 0)
 #: Gemma 4's video: frames, its tokens a frame with and without marks, patches pooled to a token (`gemma4_mm.py`).
 _FRAMES, _FRAME_TOKENS, _FRAME_SOFT_TOKENS, _POOLED = 32, 78, 70, 9
 #: Of a picture's side: more is no picture.
@@ -32,11 +37,13 @@ class Item:
     patches: int
 
 
-def largest_item(ir: ModelIR, context: int, *, pictures: bool = False) -> Item | None:
+def largest_item(ir: ModelIR, context: int, rules: Rules, *, pictures: bool = False) -> Item | None:
     """Return the largest item of a family whose rule was read, None for others. `pictures`: only those are let in, no videos."""
     family, config = _FAMILIES.get(ir.model_type), Config(ir.config, ir.name)
     if family is None or not config.has("vision_config") or _vision_block(ir) is None:
         return None
+    if ir.model_type in _WRITES_TIMES and rules.version < _TIMES_UNTIL and not pictures:
+        return Item(int(_QWEN3_VIDEO * _WITH_TIMES), _QWEN3_VIDEO * _QWEN_MERGED)
     rule = _PICTURES.get(ir.model_type, family) if pictures else family
     return rule(config, config.inside("vision_config"), context)
 
@@ -79,6 +86,9 @@ _FAMILIES: dict[str, Callable[[Config, Fields, int], Item]] = {
 
 #: Of these families, those that take videos (`get_supported_mm_limits`).
 _SEES_VIDEOS = frozenset(_FAMILIES) - {"gemma3", "mistral3"}
+
+#: Families whose videos' frames carry their times as text.
+_WRITES_TIMES = frozenset({"qwen3_vl", "qwen3_vl_moe"})
 
 #: Families whose largest item is a video, by their largest picture.
 _PICTURES: dict[str, Callable[[Config, Fields, int], Item]] = {"qwen2_vl": _qwen3, "qwen2_5_vl": _qwen3}

@@ -17,9 +17,8 @@ from targets.engines.vllm.rules.versions import ALWAYS, Rules, Version, at_versi
 
 #: Tokens of Qwen's largest image (16,384 × 28² or 32² pixels), frames pairs of a video (`_MAX_FRAMES_PER_VIDEO` 14), patches a token.
 _QWEN_TOKENS, _QWEN_PAIRS, _QWEN_MERGED = 16384, 7, 4
-#: Qwen3-VL's video, which all its frames share (24,576 × 32² pixels, two frames a token), and what a token of it counts with its frame's time
-#: written out (`qwen3_vl.py:get_max_video_tokens` of 0.11.0, 0.11.2 and 0.12.0, no more in 0.13.0): outputs are
-#: kept at that size.
+#: Qwen3-VL's video, which its frames share (24,576 × 32² pixels, two frames a token), and what a token of it counts with its frame's time
+#: written out (`qwen3_vl.py:get_max_video_tokens` up to 0.12.0, no more in 0.13.0): outputs are kept at that size.
 _QWEN3_VIDEO, _WITH_TIMES = 12288, 12.5
 _TIMES_UNTIL: Version = (0, 13, 0)
 #: Gemma 4's video: frames, its tokens a frame with and without marks, patches pooled to a token (`gemma4_mm.py`).

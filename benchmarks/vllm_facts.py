@@ -287,6 +287,8 @@ FACTS = (
          lambda rules: gathers_heads("qwen2_5_vl", rules), since=(0, 8, 0)),
     Fact("states_for_graphs", _has("exceeds available Mamba cache", "config/compilation.py"), lambda rules: rules.states_for_graphs),
     Fact("steps_hold_blocks", _has("In Mamba cache align mode, block_size", _VLLM), lambda rules: rules.steps_hold_blocks),
+    Fact("one_mixer_input", _has('prefix=f"{prefix}.in_proj",', "model_executor/models/qwen3_next.py"), lambda rules: rules.one_mixer_input,
+         since=(0, 10, 2)),
     Fact("families refused in float16", _float16, _refused_float16),
     Fact("types of the KV cache", _cache_dtypes, _our_cache_dtypes),
     Fact("bitsandbytes_plugin", _plugin("bitsandbytes"), lambda rules: rules.bitsandbytes_plugin),

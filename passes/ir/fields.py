@@ -188,8 +188,10 @@ class Fields:
         return found
 
     def mapping(self, field: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """Read an object, as it is."""
+        """Read an object, as it is. Where one may be absent, some files write false for that."""
         value = self._needed((field,), default)
+        if value is False and default is not None:
+            return default
         if not isinstance(value, Mapping):
             raise self.wrong(field, "an object", value)
         return value

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from passes.errors import InputError
 from passes.ir import catalog
 from passes.ir.architectures import build_ir
+from passes.ir.fields import Fields
 from passes.ir.model import ModelIR
 from tests.ir.reference import reduced, written_by_transformers
 
@@ -146,3 +148,13 @@ def test_names_and_shapes_are_those_of_transformers(model: str) -> None:
     layers = ir.decoder.first_index + len(ir.decoder.layers)
     described = {name: shape for name, shape in described.items() if not re.match(rf"model\.layers\.{layers}\.", name)}
     assert described == expected
+
+
+@pytest.mark.parametrize("absent", [None, False])
+def test_a_part_that_a_config_writes_as_false_is_absent(absent: object) -> None:
+    fields = Fields({"audio_config": absent}, "x", "config.json")
+    assert not fields.inside("audio_config", {}).values
+    with pytest.raises(InputError, match="'audio_config'"):
+        fields.inside("audio_config")
+    with pytest.raises(InputError, match=r"'audio_config' should be an object, found 1\.5"):
+        Fields({"audio_config": 1.5}, "x", "config.json").inside("audio_config", {})

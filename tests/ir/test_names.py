@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from passes.errors import InputError
-from passes.ir import catalog
+from passes.ir import catalog, names
+from passes.ir.architectures import build_ir
 from passes.ir.names import Published, begun_by, convention, find, published_of
+from passes.ir.quant_config.read import quantized
 from passes.ir.sources import described, open_model
 from passes.quantize.format_names import pass_named
 from planner.check import check
@@ -221,3 +223,27 @@ def test_a_published_checkpoint_has_the_bits_and_groups_of_its_own_config(made: 
     usual = pass_named(made.weights)
     assert usual is not None
     assert {(form.bits, form.group_size) for form in forms} == {(usual.storage.bits, usual.storage.group_size)}
+
+
+def _file_entries() -> list[str]:
+    """Quantized models of the catalog whose config is a copy of the file, which says what is stored how."""
+    return [
+        name
+        for name in catalog.ids()
+        if (entry := catalog.entry(name)).stored_quantized
+        and entry.provenance["confidence"] == "file"
+        and entry.config.get("quantization_config", {}).get("quant_algo")
+        != "MIXED_PRECISION"  # their lists of layers were cut
+        and set(names._words(names._bare(name))) & names._stored()
+    ]
+
+
+@pytest.mark.parametrize("name", _file_entries())
+def test_a_publisher_stores_as_its_convention_says(name: str) -> None:
+    """What a name's convention leaves dense, and how wide, comes within its spread to what the file itself says."""
+    row, entry = names.convention(name, name), catalog.entry(name)
+    assert row is not None
+    said = quantized(build_ir(entry.config, name))
+    usual = quantized(build_ir(entry.dense_config | {"quantization_config": row["settings"]}, name))
+    sizes = [sum(tensor.bytes for tensor in ir.tensors()) for ir in (usual, said)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=row["spread"])

@@ -23,6 +23,7 @@ from passes.prune.width import WidthPrune
 from passes.quantize.format_names import pass_named
 from passes.quantize.quantize import Quantize
 from targets.engines.engine import Parallel, Settings, find_engine
+from targets.engines.vllm.engine import Vllm
 from targets.gpu import find_gpu
 from targets.workload import Workload
 
@@ -246,6 +247,20 @@ def test_parts_of_a_fused_matrix_agree() -> None:
     )
     [reason] = reasons(mixed, "RTX 4090")
     assert reason.code == "fused_parts_disagree" and "v_proj" in reason.message
+
+
+def test_gated_delta_nets_multiplied_all_inputs_at_once() -> None:
+    """vllm#25039: FP8 of Qwen3-Next on four A100 with 0.10.2, size_n = 3088 is no multiple of Marlin's 64; other cards read the matrix as
+    one whose parts are stored in two ways. 0.11 multiplies them one by one."""
+    fp8, dense = (open_model(f"Qwen/Qwen3-Next-80B-A3B-Instruct{end}").ir for end in ("-FP8", ""))
+
+    def codes(ir: ModelIR, card: str, version: str) -> dict[str, str]:
+        found = Vllm().illegal(ir, find_gpu(card), Settings(parallel=Parallel(tp=4), version=version))
+        return {reason.code: reason.message for reason in found}
+
+    assert "not 3,088" in codes(fp8, "A100 SXM4 80GB", "0.10.2")["shape_without_kernel"]
+    assert "in_proj_ba" in codes(fp8, "H100", "0.10.2")["fused_parts_disagree"]
+    assert not codes(fp8, "A100 SXM4 80GB", "0.11.0") and not codes(dense, "A100 SXM4 80GB", "0.10.2")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ from targets.engines.vllm.rules.architectures import architecture_note, architec
 from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
 from targets.engines.vllm.rules.dtypes import computed_dtype, dtype_note, dtype_reasons
 from targets.engines.vllm.rules.fp8_blocks import fp8_block_reasons
-from targets.engines.vllm.rules.fused import absent_note, fused_reasons, padded
+from targets.engines.vllm.rules.fused import absent_note, fused_reasons, padded, with_joined_inputs
 from targets.engines.vllm.rules.kernels import kernel_reasons, padding_note
 from targets.engines.vllm.rules.kv_cache import cache_type_reasons, checkpoint_reasons
 from targets.engines.vllm.rules.legality import (
@@ -147,7 +147,7 @@ class Vllm(Engine):
             )  # fmt: skip
         reasons = [*dtype_reasons(ir, gpu, settings.dtype, rules), *load_time_reasons(ir, gpu)]
         reasons += architecture_reasons(ir, rules)
-        ir = computed(ir, gpu, settings, rules)
+        ir = with_joined_inputs(computed(ir, gpu, settings, rules), rules)
         reasons += self._format_reasons(ir, gpu, settings.parallel, rules)
         reasons += self._cache_reasons(ir, gpu, rules)
         reasons += expert_reasons(ir)

@@ -16,10 +16,14 @@ from typing import Any
 from passes.errors import Reason
 from passes.formats.opaque import GGUF, OpaqueFormat
 from passes.ir.fused import absent_parts, fused
-from passes.ir.model import Block, Linear, ModelIR, remembered
+from passes.ir.model import Block, Linear, ModelIR, Role, remembered
 from passes.ir.quant_config.module_names import is_whole
 from passes.ir.quant_config.quant_config import fields_of, quant_config
 from passes.ir.quant_config.read import quantization
+from passes.ir.state import Recurrent
+from targets.engines.vllm.rules.versions import Rules
+
+_MIXER_INPUTS = (Role.MIXER_IN, Role.MIXER_GATE)
 
 
 @remembered
@@ -29,6 +33,20 @@ def fused_reasons(ir: ModelIR) -> tuple[Reason, ...]:
     parts = _disagreeing(ir) if found is None or is_whole(fields_of(found[1], ir)) else ()
     absent = () if found is None else _absent(ir, *found)
     return (*islice(parts, 1), *islice(absent, 1))
+
+
+def with_joined_inputs(ir: ModelIR, rules: Rules) -> ModelIR:
+    """Return a gated delta net with the inputs of its mixers as parts of one matrix, where a version multiplies them so."""
+    return ir.with_decoder(ir.decoder.map_blocks(_joined)) if rules.one_mixer_input else ir
+
+
+@lru_cache(maxsize=1 << 10)
+def _joined(block: Block) -> Block:
+    if not isinstance(block.state, Recurrent) or block.state.kind != "gdn":
+        return block
+    return block.map_linears(
+        lambda linear: replace(linear, agree="in_proj") if linear.role in _MIXER_INPUTS else linear
+    )
 
 
 def padded(ir: ModelIR) -> ModelIR:

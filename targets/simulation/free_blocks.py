@@ -29,7 +29,7 @@ class FreeBlocks:
     def take(self, blocks: int) -> None:
         """Take blocks, of which there must be so many."""
         self.count -= blocks
-        if not self.remembers:
+        if not self.remembers or not blocks:
             return
         taken = min(blocks, self._empty)
         self._empty -= taken

@@ -11,7 +11,7 @@ product, the blocks that a step needs are those of one of `block` phases, and en
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -41,7 +41,7 @@ class Besides:
 
     def blocks(self, tokens: int) -> int:
         """Count the blocks of a request that comes to so many tokens; it has them from its first token on."""
-        return self.states + math.ceil(self.each * min(tokens, self.window))
+        return self.states + math.ceil(self.each * min(tokens, self.window)) if self.each else self.states
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,8 @@ class Scheduler:
         """In the order of admission; the last loses its blocks first."""
         self._decoding = 0
         self._offsets = 0
-        self._phases: Counter[int] = Counter()
-        """Decoding requests by the step, modulo the block, in which they need a new block."""
+        self._phases: dict[int, int] = {}
+        """Decoding requests by the step, modulo the block, in which they need a new block; a step that no one needs one in may lack."""
         self._ends: list[tuple[int, int, Request]] = []
         self._leaving: deque[Request] = deque()
         """Those that have written their last token but are not settled: they hold blocks and a place."""
@@ -172,10 +172,11 @@ class Scheduler:
     def compose(self) -> Batch:
         """Compose the next step."""
         self.step += 1
-        self._settle()
+        if self._leaving:
+            self._settle()
         batch = Batch()
         budget = self._run(batch)
-        if not batch.preempted:
+        if self.waiting and not batch.preempted:
             self._admit(batch, budget)
         self._finish(batch)
         return batch
@@ -192,7 +193,7 @@ class Scheduler:
         cycles = free // self._decoding
         steps, free = cycles * block, free - cycles * self._decoding
         while steps < most:
-            free -= self._phases[(self.step + steps + 1) % block]
+            free -= self._phases.get((self.step + steps + 1) % block, 0)
             if free < 0:
                 break
             steps += 1
@@ -200,8 +201,9 @@ class Scheduler:
 
     def skip(self, steps: int) -> Batch:
         """Go past so many quiet steps, at least one. Returns the last of them."""
-        cycles, rest = divmod(steps, self.cache.block)
-        phases = sum(self._phases[(self.step + ahead) % self.cache.block] for ahead in range(1, rest + 1))
+        block, phases, cycles = self.cache.block, 0, steps // self.cache.block
+        for step in range(self.step + cycles * block + 1, self.step + steps + 1):
+            phases += self._phases.get(step % block, 0)
         self._free.take(cycles * self._decoding + phases)
         self.step += steps
         batch = Batch(self._decoding, self._offsets + self._decoding * self.step)
@@ -243,9 +245,12 @@ class Scheduler:
 
         Where blocks are short, the last of those that run loses its own, until what the others need is there.
         """
-        while self._needed() > self.free:
-            self._preempt(batch, next(reversed(self.running)))
-        self._free.take(self._phases[self.step % self.cache.block])
+        needed = self._phases.get(self.step % self.cache.block, 0)
+        if self._partial is not None or needed > self._free.count:
+            while self._needed() > self._free.count:
+                self._preempt(batch, next(reversed(self.running)))
+            needed = self._phases.get(self.step % self.cache.block, 0)
+        self._free.take(needed)
         batch.decode, batch.context = self._decoding, self._offsets + self._decoding * self.step
         budget = self.rules.tokens - self._decoding
         if self._partial is not None and budget > 0:
@@ -254,7 +259,7 @@ class Scheduler:
 
     def _needed(self) -> int:
         """Blocks that this step takes for those that run."""
-        needed, partial = self._phases[self.step % self.cache.block], self._partial
+        needed, partial = self._phases.get(self.step % self.cache.block, 0), self._partial
         if partial is None:
             return needed
         return needed + self._more(partial, max(0, self.rules.tokens - self._decoding))
@@ -320,12 +325,12 @@ class Scheduler:
 
     def _chunk(self, batch: Batch, request: Request, budget: int) -> int:
         """Give a prompt as much of the budget as it takes. Returns its tokens."""
-        before = request.computed
-        tokens = min(request.known - before, budget)
+        before, known = request.computed, request.known
+        tokens = min(known - before, budget)
         self._free.take(self._more(request, tokens))
         request.computed = before + tokens
         batch.chunks.append((request, tokens, before))
-        self._partial = request if request.computed < request.known else None
+        self._partial = request if request.computed < known else None
         if self._partial is None:
             self._catch_up(batch, request)
         return tokens
@@ -347,15 +352,17 @@ class Scheduler:
         """Count a request among those that decode (1), or no longer (-1)."""
         self._decoding += sign
         self._offsets += sign * request.offset
-        self._phases[-request.offset % self.cache.block] += sign
+        phase = -request.offset % self.cache.block
+        self._phases[phase] = self._phases.get(phase, 0) + sign
 
     def _finish(self, batch: Batch) -> None:
         """Those that write their last token in this step decode no further."""
-        while self._ends and self._ends[0][0] <= self.step:
-            end, _, request = heappop(self._ends)
+        ends, step = self._ends, self.step
+        while ends and ends[0][0] <= step:
+            end, _, request = heappop(ends)
             if request.end != end:
                 continue  # it lost its blocks since
-            if request.offset + self.step + 1 > request.known:
+            if request.offset + step + 1 > request.known:
                 self._decodes(request, -1)
             batch.ended.append(request)
             self._leaving.append(request)

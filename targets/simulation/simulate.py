@@ -120,7 +120,8 @@ def simulate(
                 run.first[request.number] = now
         if batch.decode:
             run.gaps.append((seconds, batch.decode))
-        if scheduler.full:
+        full = scheduler.full
+        if full:
             run.full_s += seconds
         if not batch.chunks and not batch.ended:
             steps = scheduler.quiet()
@@ -129,7 +130,7 @@ def simulate(
             if steps:
                 middle = Batch(batch.decode, batch.context + batch.decode * (steps + 1) // 2)
                 seconds = step_s(middle)
-                run.full_s += steps * seconds if scheduler.full else 0.0
+                run.full_s += steps * seconds if full else 0.0
                 batch = scheduler.skip(steps)
                 began, now = now + (steps - 1) * seconds, now + steps * seconds
                 run.steps += steps
@@ -171,13 +172,13 @@ class _Door:
     @property
     def next(self) -> float:
         """When the engine sees the next request, if no other is sent before; without end where none is on its way."""
-        seen = [self._coming[0][0]] if self._coming else []
+        seen = self._coming[0][0] if self._coming else math.inf
         if self._at_work:
-            seen.append(self._through() + self._after(self._at_work[0][1]))
+            seen = min(seen, self._through() + self._after(self._at_work[0][1]))
         if self._sending:
             sent, number = self._sending[0]
-            seen.append(sent + self._host.request + self._after(number))
-        return min(seen, default=math.inf)
+            seen = min(seen, sent + self._host.request + self._after(number))
+        return seen
 
     def answered(self, now: float) -> None:
         """Free a client, by an answer or at the start: the next request is sent, when it is due."""
@@ -196,9 +197,9 @@ class _Door:
             self._turn(now)
         if not self._coming:
             return ()
-        out = []
-        while self._coming and self._coming[0][0] <= now:
-            out.append(self._coming.popleft()[1])
+        out, coming = [], self._coming
+        while coming and coming[0][0] <= now:
+            out.append(coming.popleft()[1])
         return out
 
     def _work(self, to: float) -> None:
@@ -222,7 +223,7 @@ class _Door:
 
     def _turn(self, to: float) -> None:
         if to > self._now:
-            self._turned += (to - self._now) / max(len(self._at_work), 1)
+            self._turned += (to - self._now) / (len(self._at_work) or 1)
             self._now = to
 
     def _through(self) -> float:

@@ -49,6 +49,11 @@ class StepTimes:
         return seconds + self._of(batch.decode, batch.context, ()) if batch.decode else seconds
 
     def _of(self, decode: int, context: int, chunks: Sequence[tuple[object, int, int]]) -> float:
+        if not chunks and self._stages == 1:  # most steps
+            seconds = self._alone(decode)
+            if decode:
+                seconds += context * self._context(round(context / decode))
+            return seconds if seconds > self._least_s else self._least_s
         prompts, prefill, whole, pairs, share, sequences = len(chunks), 0, 0, 0, 1.0, decode
         for _, tokens, before in chunks:
             whole += tokens
